@@ -1,0 +1,34 @@
+# Everything runs in .venv, which is made on first use from a bare Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   install, fetch a real corpus, compare four methods, write demo/report.html (about 6 minutes)"
+	@echo "make test   install, lint, type-check and run the tests"
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev,npm]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/polymodal corpora fetch emoji
+	$(BIN)/polymodal compare clip siglip sparc improved_clip --corpus emoji --budget 25s --seeds 2 --out demo
+	@echo "Open demo/report.html in a browser."
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(VENV) demo runs

@@ -1,0 +1,74 @@
+"""The user's cache: what is prepared there is whole or not there at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
+
+from polymodal.errors import UserError
+
+
+def cache_directory() -> Path:
+    """`POLYMODAL_CACHE`, or `polymodal` in the user's cache folder (XDG on Linux)."""
+    named = os.environ.get("POLYMODAL_CACHE")
+    return Path(named).expanduser() if named else user_cache_path("polymodal")
+
+
+def prepared(name: str, prepare: Callable[[Path], None]) -> Path:
+    """The folder `corpora/name` of the cache, made by `prepare(folder)` when it is not there yet.
+
+    `prepare` writes to a temporary folder, which takes its final name only when it has returned, so a kill at
+    any instant leaves nothing half-made. A second process waits for the first. Raises UserError for a full disk
+    or a cache that cannot be written.
+    """
+    final = cache_directory() / "corpora" / name
+    if final.is_dir():
+        return final
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(final.parent / f".{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"Another process is preparing '{name}'; waiting for it.", file=sys.stderr)
+            lock.acquire()
+        with lock:
+            lock.release()  # `acquire` above and `with` both count
+            if final.is_dir():
+                return final
+            for left_by_a_kill in final.parent.glob(f".{name}.partial-*"):
+                shutil.rmtree(left_by_a_kill)
+            with tempfile.TemporaryDirectory(prefix=f".{name}.partial-", dir=final.parent) as partial:
+                prepare(Path(partial))
+                os.rename(partial, final)
+                os.mkdir(partial)  # so that TemporaryDirectory finds what it wants to remove
+    except OSError as error:
+        raise disk_error(error, final.parent) from error
+    return final
+
+
+def remove(name: str) -> None:
+    """Delete what was prepared under this name, if anything."""
+    folder = cache_directory() / "corpora" / name
+    if folder.is_dir():
+        shutil.rmtree(folder)
+
+
+def disk_error(error: OSError, folder: Path) -> UserError:
+    """A sentence for an error of the file system."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"The disk of {folder} is full; free some space, or set POLYMODAL_CACHE to another disk.")
+    return UserError(f"{folder} cannot be used ({error.strerror or error}); set POLYMODAL_CACHE to a folder of yours.")
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

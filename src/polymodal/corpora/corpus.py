@@ -1,0 +1,90 @@
+"""What a corpus is: an Arrow table on disk, the modality of each column, and splits that do not leak."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from polymodal.errors import UserError
+from polymodal.modalities import Category, Image, Modality, Text
+from polymodal.types import Example
+
+
+@dataclass(frozen=True)
+class About:
+    """What `polymodal corpora` says of a corpus. size: bytes that a fetch brings; modalities: for listings."""
+
+    name: str
+    description: str
+    licence: str
+    source: str
+    modalities: tuple[str, ...]
+    download_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Random access to examples by row number.
+
+    table: memory-mapped Arrow.
+    columns: the modality of each column that methods and evaluations may ask for.
+    splits: row numbers by split: `train`, `validation`, `test`, and `test_*` for shifted tests.
+    keys: a column whose values name the examples in reports.
+    label: the Category column that zero-shot classification and probing use.
+    prompts: for each label, texts that describe it.
+    choices: how to open this corpus again (`--data`, `--image`, `--text`), kept with a run.
+    """
+
+    about: About
+    table: pa.Table
+    columns: Mapping[str, Modality]
+    splits: Mapping[str, np.ndarray]
+    keys: str | None = None
+    label: str | None = None
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    choices: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.about.name
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, row: int) -> Example:
+        """All columns of one example, decoded. Raises UnreadableExample when one cannot be."""
+        return {name: self.value(row, name) for name in self.columns}
+
+    def value(self, row: int, column: str) -> Any:
+        """One decoded value. Raises UnreadableExample when it cannot be decoded."""
+        return self.columns[column].decode(self.raw(row, column))
+
+    def raw(self, row: int, column: str) -> Any:
+        """One value as it is stored."""
+        return self.table.column(column)[int(row)].as_py()
+
+    def key(self, row: int) -> str:
+        """The name of an example in messages: its key, or its row number."""
+        return str(self.raw(row, self.keys)) if self.keys else f"row {row}"
+
+    def rows(self, split: str) -> np.ndarray:
+        """The row numbers of a split. Raises UserError for a split that the corpus does not have."""
+        if split not in self.splits:
+            raise UserError(f"The corpus '{self.name}' has no split '{split}'; it has {', '.join(self.splits)}.")
+        return self.splits[split]
+
+    def column_of(self, kind: type[Image] | type[Text] | type[Category]) -> str:
+        """The first column of a modality. Raises UserError when there is none."""
+        for name, modality in self.columns.items():
+            if isinstance(modality, kind):
+                return name
+        found = ", ".join(f"{name} ({type(modality).__name__.lower()})" for name, modality in self.columns.items())
+        raise UserError(f"The corpus '{self.name}' has no {kind.__name__.lower()} column; it has {found}.")
+
+    def with_splits(self, splits: Mapping[str, np.ndarray]) -> Corpus:
+        """The same examples, split otherwise."""
+        return replace(self, splits=splits)

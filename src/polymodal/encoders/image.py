@@ -1,0 +1,66 @@
+"""Pictures to tokens: the vision transformer (Dosovitskiy et al. 2021) as CLIP uses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polymodal.layers.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class ImageEncoderConfig:
+    """The image tower."""
+
+    size: int = 64
+    """Side of the square input picture in pixels."""
+    patch: int = 16
+    """Side of a patch in pixels; must divide the size."""
+    width: int = 128
+    """Channels of every token."""
+    depth: int = 4
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads of a block."""
+    pooling: Literal["mean", "class"] = "mean"
+    """Picture vector: the mean over patches, or a learned class token."""
+
+
+class ImageEncoder(nn.Module):
+    """A vision transformer; its output has one token a patch, in reading order, and the pooled vector."""
+
+    def __init__(self, config: ImageEncoderConfig):
+        super().__init__()
+        if config.size % config.patch:
+            raise ValueError(f"patches of {config.patch} px do not tile a picture of {config.size} px")
+        self.config = config
+        self.grid = config.size // config.patch
+        self.with_class = config.pooling == "class"
+        std = config.width**-0.5
+        self.patch_embedding = nn.Linear(3 * config.patch**2, config.width, bias=False)
+        self.class_token = nn.Parameter(std * torch.randn(config.width)) if self.with_class else None
+        self.positions = nn.Parameter(std * torch.randn(self.grid**2 + self.with_class, config.width))
+        self.norm_before = nn.LayerNorm(config.width)
+        self.transformer = Transformer(config.width, config.depth, config.heads)
+        self.norm_after = nn.LayerNorm(config.width)
+
+    def forward(
+        self, image: Float[Tensor, "batch 3 size size"]
+    ) -> tuple[Float[Tensor, "batch patches width"], Float[Tensor, "batch width"]]:
+        """image: normalised pixels. Returns the tokens of all patches, and the pooled vector."""
+        x = self.patch_embedding(patchify(image, self.config.patch))
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
+        x = self.norm_after(self.transformer(self.norm_before(x + self.positions)))
+        return (x[:, 1:], x[:, 0]) if self.with_class else (x, x.mean(1))
+
+
+def patchify(image: Float[Tensor, "batch 3 height width"], patch: int) -> Float[Tensor, "batch patches values"]:
+    """Cut into square patches in reading order; a patch's values are ordered channel, row, column."""
+    batch, channels, height, width = image.shape
+    x = image.reshape(batch, channels, height // patch, patch, width // patch, patch)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch**2)

@@ -1,0 +1,60 @@
+"""Texts to tokens: the transformer of CLIP over packed sequences, so that padding is never computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polymodal.layers.transformer import Packing, Transformer, last_token, mean_of_tokens
+from polymodal.modalities.text import Tokens
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """The text tower."""
+
+    vocabulary: int = 8000
+    """Entries of the byte-level BPE that is learned on the corpus."""
+    context: int = 64
+    """Longest sequence in tokens, with start and end mark; longer captions are cut."""
+    width: int = 128
+    """Channels of every token."""
+    depth: int = 2
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads of a block."""
+    causal: bool = False
+    """Whether a token sees only the tokens before it, as in the original CLIP."""
+    pooling: Literal["mean", "end"] = "mean"
+    """Caption vector: the mean over tokens, or the end mark."""
+    dropout: float = 0.0
+    """Probability of dropping a channel after attention and perceptron."""
+
+
+class TextEncoder(nn.Module):
+    """A text transformer; its output has the tokens packed, with their packing, and the pooled vector."""
+
+    def __init__(self, config: TextEncoderConfig, vocabulary: int):
+        """vocabulary: entries of the tokenizer, which may be fewer than the configuration allows."""
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(vocabulary, config.width)
+        self.positions = nn.Parameter(torch.empty(config.context, config.width))
+        self.transformer = Transformer(config.width, config.depth, config.heads, config.causal, config.dropout)
+        self.norm_after = nn.LayerNorm(config.width)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.01)
+
+    def forward(self, text: Tokens) -> tuple[Float[Tensor, "total width"], Packing, Float[Tensor, "batch width"]]:
+        """Returns the packed tokens of all captions, where they stand, and the pooled vectors."""
+        mask = text.mask
+        packing = Packing.of(mask)
+        place = packing.places % mask.shape[1]
+        x = self.embedding(packing.pack(text.ids)) + self.positions[place]
+        x = self.norm_after(self.transformer(x, packing))
+        pooled = mean_of_tokens(x, packing) if self.config.pooling == "mean" else last_token(x, packing)
+        return x, packing, pooled

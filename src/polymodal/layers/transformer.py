@@ -1,0 +1,112 @@
+"""The transformer of CLIP: pre-norm blocks of self-attention and a GELU perceptron.
+
+A batch is either dense (every sequence has the same number of tokens) or packed: the real tokens of all sequences in
+one row, so that no layer computes padding. Only attention lays packed sequences out in a rectangle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the tokens of packed sequences stand. mask: True where the rectangle batch x length has a real token."""
+
+    mask: Bool[Tensor, "batch length"]
+    places: Int[Tensor, " total"]
+
+    @classmethod
+    def of(cls, mask: Bool[Tensor, "batch length"]) -> Packing:
+        return cls(mask, mask.flatten().nonzero().squeeze(1))
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(batch, length, ...) -> (total, ...)."""
+        return padded.flatten(0, 1)[self.places]
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """(total, ...) -> (batch, length, ...), zeros where there is no token."""
+        rectangle = packed.new_zeros((self.mask.numel(), *packed.shape[1:]))
+        return rectangle.index_copy(0, self.places, packed).unflatten(0, self.mask.shape)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017) through scaled_dot_product_attention."""
+
+    def __init__(self, width: int, heads: int, causal: bool = False):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"a width of {width} does not divide into {heads} heads")
+        self.heads = heads
+        self.causal = causal
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "... width"], packing: Packing | None = None) -> Float[Tensor, "... width"]:
+        """x: (batch, tokens, width), or (total, width) with its packing."""
+        qkv = self.qkv(x)
+        if packing is not None:
+            qkv = packing.pad(qkv)
+        query, key, value = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mask = None
+        if packing is not None and not self.causal:  # causal: padding stands behind all that real tokens look at
+            mask = packing.mask[:, None, None, :]
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=self.causal)
+        y = y.transpose(1, 2).flatten(2)
+        return self.out(y if packing is None else packing.pack(y))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + perceptron(norm(x))."""
+
+    def __init__(self, width: int, heads: int, causal: bool = False, dropout: float = 0.0, ratio: float = 4.0):
+        super().__init__()
+        hidden = int(ratio * width)
+        self.norm_1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, causal)
+        self.norm_2 = nn.LayerNorm(width)
+        self.perceptron = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "... width"], packing: Packing | None = None) -> Float[Tensor, "... width"]:
+        x = x + self.dropout(self.attention(self.norm_1(x), packing))
+        return x + self.dropout(self.perceptron(self.norm_2(x)))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks with the initialisation of CLIP (Radford et al. 2021, section 2.4 and released code)."""
+
+    def __init__(self, width: int, depth: int, heads: int, causal: bool = False, dropout: float = 0.0):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, heads, causal, dropout) for _ in range(depth))
+        residual_std = width**-0.5 * (2 * depth) ** -0.5
+        for block in self.blocks:
+            nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)
+            nn.init.normal_(block.attention.out.weight, std=residual_std)
+            nn.init.normal_(block.perceptron[0].weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.perceptron[2].weight, std=residual_std)
+            for linear in (block.attention.qkv, block.attention.out, block.perceptron[0], block.perceptron[2]):
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Float[Tensor, "... width"], packing: Packing | None = None) -> Float[Tensor, "... width"]:
+        for block in self.blocks:
+            x = block(x, packing)
+        return x
+
+
+def mean_of_tokens(packed: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "batch width"]:
+    """The mean over each sequence's real tokens."""
+    lengths = packing.mask.sum(1)
+    sequence = torch.arange(len(lengths), device=packed.device).repeat_interleave(lengths)
+    sums = packed.new_zeros((len(lengths), packed.shape[1])).index_add(0, sequence, packed)
+    return sums / lengths[:, None]
+
+
+def last_token(packed: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "batch width"]:
+    """The last real token of each sequence: the end mark, wherever it stands."""
+    return packed[packing.mask.sum(1).cumsum(0) - 1]

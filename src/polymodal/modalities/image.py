@@ -1,0 +1,91 @@
+"""Pictures: an RGB array of uint8, height x width x 3, values 0-255; on the device a float tensor in [-1, 1].
+
+Transparent pictures are laid on white. A picture of more than `PIXEL_LIMIT` pixels is refused before it is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PILImage
+
+PIXEL_LIMIT = 100_000_000
+
+
+class UnreadableExample(ValueError):
+    """An example that cannot be used; the message says why. Loaders skip, count and name it."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A column of pictures: encoded bytes, `{"bytes", "path"}` records as `datasets` stores them, or paths.
+
+    root: the folder that relative paths start from.
+    """
+
+    root: Path | None = None
+
+    def decode(self, value: Any) -> PILImage.Image:
+        """The picture, not yet converted or resized. Raises UnreadableExample with the reason."""
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, PILImage.Image):
+            return value
+        if value is None:
+            raise UnreadableExample("there is no picture")
+        if isinstance(value, str):
+            path = (self.root or Path()) / value
+            try:
+                value = path.read_bytes()
+            except OSError as error:
+                raise UnreadableExample(f"the picture {path} cannot be read: {error.strerror}") from error
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
+                picture = PILImage.open(io.BytesIO(value))
+        except PILImage.DecompressionBombError as error:
+            raise UnreadableExample(f"the picture is over the limit of {PIXEL_LIMIT:,} pixels") from error
+        except Exception as error:  # Pillow raises many kinds for damaged files
+            raise UnreadableExample("the picture is in no format that Pillow reads") from error
+        width, height = picture.size
+        if width * height > PIXEL_LIMIT:
+            raise UnreadableExample(
+                f"the picture has {width} x {height} pixels, over the limit of {PIXEL_LIMIT:,} pixels"
+            )
+        return picture
+
+
+def to_rgb(picture: PILImage.Image) -> PILImage.Image:
+    """Any mode to RGB; transparency is laid on white. Raises UnreadableExample for a truncated file."""
+    try:
+        picture.load()
+        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            white = PILImage.new("RGBA", picture.size, "white")
+            picture = PILImage.alpha_composite(white, picture)
+        return picture.convert("RGB")
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error for damaged files
+        raise UnreadableExample(f"the picture is damaged: {error}") from error
+
+
+def to_square(picture: PILImage.Image, size: int) -> np.ndarray:
+    """uint8 array `size` x `size` x 3: shorter side to `size` (bicubic), then the centre, as CLIP prepares pictures.
+
+    Large JPEG files are decoded at a reduced scale, at least twice `size`, which is several times faster.
+    """
+    picture.draft("RGB", (2 * size, 2 * size))
+    picture = to_rgb(picture)
+    width, height = picture.size
+    scale = size / min(width, height)
+    if (width, height) != (size, size):
+        box_width, box_height = size / scale, size / scale
+        left, top = (width - box_width) / 2, (height - box_height) / 2
+        picture = picture.resize(
+            (size, size), PILImage.Resampling.BICUBIC, box=(left, top, left + box_width, top + box_height)
+        )
+    return np.asarray(picture, dtype=np.uint8)

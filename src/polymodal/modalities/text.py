@@ -1,0 +1,135 @@
+"""Texts with their language, and the tokens made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+
+from polymodal.modalities.image import UnreadableExample
+
+PAD, START, END = "<pad>", "<start>", "<end>"
+UNKNOWN_LANGUAGE = "und"  # BCP 47's code for "undetermined"
+
+
+class Caption(NamedTuple):
+    """One text about an example; `language` is a BCP 47 code."""
+
+    text: str
+    language: str = UNKNOWN_LANGUAGE
+
+
+@dataclass(frozen=True)
+class Text:
+    """A column of captions: a string, a list of strings, or a list of `{"text", "language"}` records.
+
+    language_shares: how often training draws each language, relative to the others; languages not named share 1.
+    """
+
+    language_shares: Mapping[str, float] = field(default_factory=dict)
+
+    def decode(self, value: Any) -> list[Caption]:
+        """All captions with a letter or digit in them. Raises UnreadableExample when there are none."""
+        records = value if isinstance(value, list | tuple | np.ndarray) else [value]
+        captions = []
+        for record in records:
+            caption = Caption(record["text"], record["language"]) if isinstance(record, dict) else Caption(record)
+            if isinstance(caption.text, str) and caption.text.strip():
+                captions.append(caption)
+        if not captions:
+            raise UnreadableExample("the caption is empty")
+        return captions
+
+    def draw(self, captions: list[Caption], rng: np.random.Generator) -> str:
+        """One caption: first a language by its share, then a caption of that language uniformly."""
+        languages = sorted({caption.language for caption in captions})
+        if len(languages) > 1:
+            shares = np.array([self.language_shares.get(language, 1.0) for language in languages])
+            language = languages[int(np.searchsorted(np.cumsum(shares / shares.sum()), rng.random()))]
+            captions = [caption for caption in captions if caption.language == language]
+        return captions[int(rng.integers(len(captions)))].text
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A batch of token sequences of different length, padded on the right.
+
+    ids: token numbers; what stands after a sequence's length is padding and has no meaning.
+    lengths: the number of real tokens of each sequence, at least 1.
+    """
+
+    ids: Int[Tensor, "batch length"]
+    lengths: Int[Tensor, " batch"]
+
+    @property
+    def mask(self) -> Bool[Tensor, "batch length"]:
+        """True where a token is real."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
+
+    def to(self, device: torch.device | str) -> Tokens:
+        return Tokens(self.ids.to(device), self.lengths.to(device))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+class TextTokenizer:
+    """Byte-level BPE: every string of every language has tokens, and decoding gives the string back."""
+
+    def __init__(self, tokenizer: Tokenizer, context_length: int):
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+        self.start, self.end = (tokenizer.token_to_id(token) for token in (START, END))
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocabulary: int, context_length: int) -> TextTokenizer:
+        """Learn a vocabulary of at most `vocabulary` entries (256 bytes and 3 marks at the least) from `texts`."""
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=[PAD, START, END],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer, context_length)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def __call__(self, texts: list[str]) -> Tokens:
+        """Start mark, the text's tokens, end mark; cut to `context_length`, padded to this batch's longest only.
+
+        Texts are folded to lower case, as CLIP's tokenizer does.
+        """
+        room = self.context_length - 2
+        encoded = self.tokenizer.encode_batch([text.lower() for text in texts], add_special_tokens=False)
+        rows = [[self.start, *encoding.ids[:room], self.end] for encoding in encoded]
+        lengths = [len(row) for row in rows]
+        ids = np.zeros((len(rows), max(lengths)), dtype=np.int64)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+        return Tokens(torch.from_numpy(ids), torch.tensor(lengths))
+
+    def decode(self, tokens: Tokens) -> list[str]:
+        """The texts again, without marks and padding."""
+        rows = [ids[:length] for ids, length in zip(tokens.ids.tolist(), tokens.lengths.tolist(), strict=True)]
+        return self.tokenizer.decode_batch(rows, skip_special_tokens=True)
+
+    def save(self, path: Path) -> None:
+        self.tokenizer.save(str(path))
+
+    @classmethod
+    def load(cls, path: Path, context_length: int) -> TextTokenizer:
+        return cls(Tokenizer.from_file(str(path)), context_length)

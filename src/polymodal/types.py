@@ -1,0 +1,154 @@
+"""The types that every folder shares. Importing this module is cheap: torch is imported only for type checkers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from polymodal.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from polymodal.corpora import Corpus
+
+Example = dict[str, Any]  # column name -> decoded value of a modality
+Batch = dict[str, Any]  # what a method sees: column name -> Tensor or polymodal.modalities.text.Tokens
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The publication that a recipe implements. Written as a literal, so that listings need not import torch."""
+
+    slug: str
+    title: str
+    year: int
+    arxiv: str
+    modalities: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a run may train; exactly one of the three is set.
+
+    seconds: wall-clock seconds of training; validation and checkpoints do not count.
+    """
+
+    steps: int | None = None
+    examples: int | None = None
+    seconds: float | None = None
+
+    UNITS: ClassVar[Mapping[str, tuple[str, float]]] = {
+        "steps": ("steps", 1),
+        "step": ("steps", 1),
+        "examples": ("examples", 1),
+        "s": ("seconds", 1),
+        "seconds": ("seconds", 1),
+        "m": ("seconds", 60),
+        "min": ("seconds", 60),
+        "h": ("seconds", 3600),
+    }
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.steps, self.examples, self.seconds) if value is not None]
+        if len(given) != 1 or not given[0] > 0:
+            raise UserError("A budget is one positive number of steps, examples or seconds, such as 200steps or 60s.")
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read '200steps', '5000examples', '60s', '20m' or '1.5h'. Raises UserError for anything else."""
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]+)\s*", text.lower())
+        if match is None or match[2] not in cls.UNITS:
+            raise UserError(f"'{text}' is not a budget; write for example 200steps, 5000examples, 60s, 20m or 2h.")
+        unit, factor = cls.UNITS[match[2]]
+        amount = float(match[1]) * factor
+        if unit != "seconds" and amount != int(amount):
+            raise UserError(f"'{text}' is not a budget; {unit} are whole numbers.")
+        if unit == "seconds":
+            return cls(seconds=amount)
+        return cls(steps=int(amount)) if unit == "steps" else cls(examples=int(amount))
+
+    def fraction(self, *, steps: int, examples: int, seconds: float) -> float:
+        """The share of the budget that is used, from 0 to 1."""
+        if self.steps is not None:
+            used = steps / self.steps
+        elif self.examples is not None:
+            used = examples / self.examples
+        else:
+            assert self.seconds is not None
+            used = seconds / self.seconds
+        return min(used, 1.0)
+
+    def __str__(self) -> str:
+        if self.steps is not None:
+            return f"{self.steps}steps"
+        if self.examples is not None:
+            return f"{self.examples}examples"
+        return f"{self.seconds:g}s"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence of the paper that `polymodal reproduce` tests: treatment against baseline, paired seeds.
+
+    baseline, treatment and further arms are recipes that differ only in the idea; the first metric decides.
+    """
+
+    sentence: str
+    baseline: Recipe
+    treatment: Recipe
+    corpus: str
+    budget: Budget
+    seeds: int
+    metrics: tuple[str, ...]
+    further: Mapping[str, Recipe] = field(default_factory=dict)
+    paper_figures: str = ""
+
+
+class Recipe(Protocol):
+    """A frozen dataclass of hyper-parameters that builds a method (see CONTRIBUTING for how to write one)."""
+
+    def processor(self, corpus: Corpus) -> Processor:
+        """What turns this corpus's examples into batches, fitted on its training split only."""
+        ...
+
+    def build(self, processor: Processor) -> nn.Module:
+        """The method: an nn.Module with `losses` and the capabilities it has."""
+        ...
+
+    def training_batch(self, examples: list[Example], processor: Processor, rng: np.random.Generator) -> Batch:
+        """Examples to a batch, with this recipe's augmentation; every random choice comes from `rng`."""
+        ...
+
+
+class Processor(Protocol):
+    """Examples to tensors without augmentation; saved with the run."""
+
+    def __call__(self, **columns: list[Any]) -> Batch: ...
+
+    def save(self, directory: Any) -> None: ...
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What the trainer needs: named losses, already weighted; the trainer adds them up."""
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class CanEmbed(Protocol):
+    """Capability: one L2-normalised vector a modality, comparable by inner product."""
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class CanEmbedPatches(Protocol):
+    """Capability: vectors of image patches in the space of the text embedding."""
+
+    def embed_patches(self, image: torch.Tensor) -> Tensor: ...
