@@ -55,29 +55,9 @@ DERIVED_NAMES = NpmPackage(
     "4be946ff5815f806ec78b50363d577a769f2fbfb90c6380a44e161a92436996e",
     4_233_628,
 )
-LANGUAGES = tuple(
-    [
-        "en",
-        "de",
-        "fr",
-        "es",
-        "pt",
-        "ru",
-        "uk",
-        "ar",
-        "he",
-        "hi",
-        "bn",
-        "ta",
-        "th",
-        "zh",
-        "ja",
-        "ko",
-        "tr",
-        "vi",
-        "sw",
-        "el",
-    ]
+LANGUAGES = (
+    *("en", "de", "fr", "es", "pt", "ru", "uk", "ar", "he", "hi"),
+    *("bn", "ta", "th", "zh", "ja", "ko", "tr", "vi", "sw", "el"),
 )
 FORMAT = 1  # raised when preparation changes, so that an old cache is not read
 

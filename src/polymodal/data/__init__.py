@@ -1,0 +1,1 @@
+"""Examples to batches: reading, order, augmentation, collation, exact state."""

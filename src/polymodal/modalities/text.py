@@ -86,7 +86,8 @@ class TextTokenizer:
     def __init__(self, tokenizer: Tokenizer, context_length: int):
         self.tokenizer = tokenizer
         self.context_length = context_length
-        self.start, self.end = (tokenizer.token_to_id(token) for token in (START, END))
+        self.start: int = tokenizer.token_to_id(START)
+        self.end: int = tokenizer.token_to_id(END)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int, context_length: int) -> TextTokenizer:

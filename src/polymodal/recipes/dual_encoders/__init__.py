@@ -1,0 +1,5 @@
+"""Two towers and a loss between them: pictures and texts meet only in the embedding space."""
+
+from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
+
+__all__ = ["DualEncoder", "DualEncoderRecipe"]

@@ -1,0 +1,129 @@
+"""Random changes of whole batches of pictures: crop, flip, colour, blur. Values stay on the scale 0-1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class ImageAugmentation:
+    """What may happen to a picture; probabilities are drawn for each picture on its own."""
+
+    crop: tuple[float, float] = (0.5, 1.0)
+    """Smallest and largest share of the area that is kept."""
+    flip: float = 0.0
+    """Probability of a mirror image; left and right change places."""
+    jitter: float = 0.0
+    """Probability of changing brightness, contrast and saturation by up to 40 % and hue by up to 10 %."""
+    grey: float = 0.0
+    """Probability of losing all colour."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur of up to 2 % of the side."""
+
+
+WEAK = ImageAugmentation()
+STRONG = ImageAugmentation(crop=(0.08, 1.0), flip=0.5, jitter=0.8, grey=0.2, blur=0.5)
+
+
+def augment(
+    image: Float[Tensor, "batch 3 size size"],
+    augmentation: ImageAugmentation,
+    generator: torch.Generator,
+    may_flip: Bool[Tensor, " batch"] | None = None,
+) -> Float[Tensor, "batch 3 size size"]:
+    """A new batch, changed at random. may_flip: False where a mirror image would be wrong (texts that say "left")."""
+
+    def chance(probability: float) -> Tensor:
+        return torch.rand(len(image), generator=generator) < probability
+
+    flip = chance(augmentation.flip)
+    if may_flip is not None:
+        flip &= may_flip
+    image = random_resized_crop(image, augmentation.crop, flip, generator)
+    if augmentation.jitter:
+        image = torch.where(_each(chance(augmentation.jitter)), colour_jitter(image, 0.4, 0.1, generator), image)
+    if augmentation.grey:
+        image = torch.where(_each(chance(augmentation.grey)), grey(image).expand_as(image), image)
+    if augmentation.blur:
+        image = torch.where(_each(chance(augmentation.blur)), gaussian_blur(image, 0.02, generator), image)
+    return image
+
+
+def _each(value: Tensor) -> Tensor:
+    return value[:, None, None, None]
+
+
+def _uniform(low: float, high: float, size: int, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(size, generator=generator)
+
+
+def random_resized_crop(
+    image: Float[Tensor, "batch 3 size size"],
+    area: tuple[float, float],
+    flip: Bool[Tensor, " batch"],
+    generator: torch.Generator,
+) -> Float[Tensor, "batch 3 size size"]:
+    """A box of random place, area and shape (side ratio 3/4 to 4/3), stretched to the full size, bilinear."""
+    batch = len(image)
+    share = _uniform(*area, batch, generator)
+    ratio = _uniform(math.log(3 / 4), math.log(4 / 3), batch, generator).exp()
+    width = (share * ratio).sqrt().clamp(max=1.0)
+    height = (share / ratio).sqrt().clamp(max=1.0)
+    centre_x = (1 - width) * _uniform(-1, 1, batch, generator)
+    centre_y = (1 - height) * _uniform(-1, 1, batch, generator)
+    transform = torch.zeros(batch, 2, 3)
+    transform[:, 0, 0] = torch.where(flip, -width, width)
+    transform[:, 0, 2] = centre_x
+    transform[:, 1, 1] = height
+    transform[:, 1, 2] = centre_y
+    grid = F.affine_grid(transform, list(image.shape), align_corners=False)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def grey(image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 1 size size"]:
+    """Luma of ITU-R BT.601."""
+    return torch.einsum("bchw,c->bhw", image, torch.tensor([0.299, 0.587, 0.114]))[:, None]
+
+
+def colour_jitter(
+    image: Float[Tensor, "batch 3 size size"], strength: float, hue: float, generator: torch.Generator
+) -> Float[Tensor, "batch 3 size size"]:
+    """Brightness, contrast and saturation by factors in 1 +- strength; hue by +- `hue` of a full turn."""
+    batch = len(image)
+    brightness, contrast, saturation = (_each(_uniform(1 - strength, 1 + strength, batch, generator)) for _ in range(3))
+    image = image * brightness
+    mean = grey(image).mean(dim=(2, 3), keepdim=True)
+    image = mean + (image - mean) * contrast
+    luma = grey(image)
+    image = luma + (image - luma) * saturation
+    return torch.einsum("bdc,bchw->bdhw", _hue_rotation(hue, batch, generator), image).clamp(0, 1)
+
+
+def _hue_rotation(hue: float, batch: int, generator: torch.Generator) -> Float[Tensor, "batch 3 3"]:
+    """Turns colours about the grey axis (Rodrigues' formula): white, grey and black stay as they are."""
+    angle = 2 * math.pi * _uniform(-hue, hue, batch, generator)[:, None, None]
+    axis = torch.full((3, 3), 1 / 3)
+    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
+    return angle.cos() * torch.eye(3) + (1 - angle.cos()) * axis + angle.sin() * cross
+
+
+def gaussian_blur(
+    image: Float[Tensor, "batch 3 size size"], largest: float, generator: torch.Generator
+) -> Float[Tensor, "batch 3 size size"]:
+    """A separable Gaussian for each picture; standard deviation 0.1 px up to `largest` of the side."""
+    batch, channels, size, _ = image.shape
+    sigma = _uniform(0.1, max(0.2, largest * size), batch, generator)
+    reach = max(1, round(2 * largest * size))
+    offsets = torch.arange(-reach, reach + 1)
+    kernel = torch.softmax(-0.5 * (offsets / sigma[:, None]) ** 2, dim=1)
+    kernel = kernel.repeat_interleave(channels, 0)[:, None]
+    x = image.reshape(1, batch * channels, size, size)
+    x = F.conv2d(F.pad(x, (reach, reach, 0, 0), mode="replicate"), kernel[:, :, None], groups=batch * channels)
+    x = F.conv2d(F.pad(x, (0, 0, reach, reach), mode="replicate"), kernel[..., None], groups=batch * channels)
+    return x.reshape(image.shape)

@@ -1,0 +1,52 @@
+"""CLIP: a picture and its caption are each other's only match among all of the batch.
+
+Both towers are trained from scratch with a symmetric cross-entropy over the cosine similarities of all pairs of the
+batch, with a learned temperature (figure 3 of the paper; temperature and clipping in section 2.5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from polymodal.data.image_text import ImageTextProcessor
+from polymodal.encoders.image import ImageEncoderConfig
+from polymodal.encoders.text import TextEncoderConfig
+from polymodal.objectives.contrastive import info_nce
+from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
+from polymodal.types import Batch, Paper
+
+paper = Paper(
+    slug="clip",
+    title="Learning Transferable Visual Models From Natural Language Supervision",
+    year=2021,
+    arxiv="2103.00020",
+    modalities=("image", "text"),
+)
+
+
+class CLIP(DualEncoder):
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """contrastive: symmetric InfoNCE of the pairs."""
+        vectors = self.embed(batch)
+        return {"contrastive": info_nce(vectors["image"], vectors["text"], self.scale)}
+
+
+@dataclass(frozen=True)
+class Recipe(DualEncoderRecipe):
+    def build(self, processor: ImageTextProcessor) -> CLIP:
+        return CLIP(self, processor.tokenizer.vocabulary)
+
+    @classmethod
+    def paper(cls) -> Recipe:
+        """ViT-B/32 (tables 18 to 20 of the paper)."""
+        return cls(
+            image=ImageEncoderConfig(size=224, patch=32, width=768, depth=12, heads=12, pooling="class"),
+            text=TextEncoderConfig(49408, context=77, width=512, depth=12, heads=8, causal=True, pooling="end"),
+            dim=512,
+            batch_size=32768,
+            learning_rate=5e-4,
+            weight_decay=0.2,
+            warmup=2000 / 390_000,
+        )
