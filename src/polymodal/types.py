@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from polymodal.errors import UserError
@@ -116,6 +117,10 @@ class Recipe(Protocol):
         """What turns this corpus's examples into batches, fitted on its training split only."""
         ...
 
+    def load_processor(self, directory: Path) -> Processor:
+        """The processor that `save` wrote into a run."""
+        ...
+
     def build(self, processor: Processor) -> nn.Module:
         """The method: an nn.Module with `losses` and the capabilities it has."""
         ...
@@ -128,9 +133,15 @@ class Recipe(Protocol):
 class Processor(Protocol):
     """Examples to tensors without augmentation; saved with the run."""
 
-    def __call__(self, **columns: list[Any]) -> Batch: ...
+    def read(self, corpus: Corpus, row: int) -> Example:
+        """One example, decoded. Raises UnreadableExample."""
+        ...
 
-    def save(self, directory: Any) -> None: ...
+    def __call__(self, **columns: list[Any]) -> Batch:
+        """Values of some columns, as `read` or a user gives them, to tensors."""
+        ...
+
+    def save(self, directory: Path) -> None: ...
 
 
 @runtime_checkable

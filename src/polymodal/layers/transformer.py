@@ -70,12 +70,13 @@ class Block(nn.Module):
         self.norm_1 = nn.LayerNorm(width)
         self.attention = Attention(width, heads, causal)
         self.norm_2 = nn.LayerNorm(width)
-        self.perceptron = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.widen = nn.Linear(width, hidden)
+        self.narrow = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "... width"], packing: Packing | None = None) -> Float[Tensor, "... width"]:
         x = x + self.dropout(self.attention(self.norm_1(x), packing))
-        return x + self.dropout(self.perceptron(self.norm_2(x)))
+        return x + self.dropout(self.narrow(F.gelu(self.widen(self.norm_2(x)))))
 
 
 class Transformer(nn.Module):
@@ -83,15 +84,19 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, depth: int, heads: int, causal: bool = False, dropout: float = 0.0):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads, causal, dropout) for _ in range(depth))
+        blocks = [Block(width, heads, causal, dropout) for _ in range(depth)]
         residual_std = width**-0.5 * (2 * depth) ** -0.5
-        for block in self.blocks:
-            nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)
-            nn.init.normal_(block.attention.out.weight, std=residual_std)
-            nn.init.normal_(block.perceptron[0].weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.perceptron[2].weight, std=residual_std)
-            for linear in (block.attention.qkv, block.attention.out, block.perceptron[0], block.perceptron[2]):
+        for block in blocks:
+            linears = {
+                block.attention.qkv: width**-0.5,
+                block.attention.out: residual_std,
+                block.widen: (2 * width) ** -0.5,
+                block.narrow: residual_std,
+            }
+            for linear, std in linears.items():
+                nn.init.normal_(linear.weight, std=std)
                 nn.init.zeros_(linear.bias)
+        self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Float[Tensor, "... width"], packing: Packing | None = None) -> Float[Tensor, "... width"]:
         for block in self.blocks:

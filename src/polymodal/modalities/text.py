@@ -73,6 +73,12 @@ class Tokens:
         """True where a token is real."""
         return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
 
+    @property
+    def words(self) -> Bool[Tensor, "batch length"]:
+        """True where a token is a piece of the text: neither padding nor the mark at its start or end."""
+        place = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return (place > 0) & (place < self.lengths[:, None] - 1)
+
     def to(self, device: torch.device | str) -> Tokens:
         return Tokens(self.ids.to(device), self.lengths.to(device))
 
@@ -86,8 +92,8 @@ class TextTokenizer:
     def __init__(self, tokenizer: Tokenizer, context_length: int):
         self.tokenizer = tokenizer
         self.context_length = context_length
-        self.start: int = tokenizer.token_to_id(START)
-        self.end: int = tokenizer.token_to_id(END)
+        vocabulary = tokenizer.get_vocab()
+        self.start, self.end = vocabulary[START], vocabulary[END]
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int, context_length: int) -> TextTokenizer:

@@ -63,7 +63,7 @@ class _InfoNCE(Function):
         return ((rows + columns) / 2 - target).mean()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         a, b, scale, rows, columns = ctx.saved_tensors
         size = len(a)
         grad_a, grad_b, grad_scale = torch.empty_like(a), torch.zeros_like(b), torch.zeros_like(scale)
@@ -93,7 +93,7 @@ class _Sigmoid(Function):
         return total / len(a)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         a, b, scale, bias = ctx.saved_tensors
         grad_a, grad_b, grad_bias = torch.empty_like(a), torch.zeros_like(b), torch.zeros_like(bias)
         for block in _row_blocks(a, b):

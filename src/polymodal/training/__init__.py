@@ -1,0 +1,6 @@
+"""The loop, its optimiser, its checkpoints, and what a run leaves behind."""
+
+from polymodal.training.run import Run, load_run
+from polymodal.training.trainer import Interrupted, train
+
+__all__ = ["Interrupted", "Run", "load_run", "train"]

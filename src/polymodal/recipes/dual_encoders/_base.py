@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -55,8 +56,12 @@ class DualEncoder(nn.Module):
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """L2-normalised vectors of the modalities that the batch has."""
-        embed_one = {"image": self.embed_image, "text": self.embed_text}
-        return {name: function(batch[name]) for name, function in embed_one.items() if name in batch}
+        vectors = {}
+        if "image" in batch:
+            vectors["image"] = self.embed_image(batch["image"])
+        if "text" in batch:
+            vectors["text"] = self.embed_text(batch["text"])
+        return vectors
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class DualEncoderRecipe(Optimisation):
         """A byte-level BPE learned on the training captions, and the picture size."""
         return ImageTextProcessor.fit(corpus, self.image.size, self.text.vocabulary, self.text.context)
 
-    def load_processor(self, directory) -> ImageTextProcessor:
+    def load_processor(self, directory: Path) -> ImageTextProcessor:
         return ImageTextProcessor.load(directory)
 
     def training_batch(self, examples: list[Example], processor: ImageTextProcessor, rng: np.random.Generator) -> Batch:

@@ -1,0 +1,38 @@
+"""Random changes of captions: "easy data augmentation" (Wei and Zou 2019), on words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_SMALL = "a an and are as at be by for from in is it its of on or that the this to was were will with"
+STOP_WORDS = frozenset(_SMALL.split(" "))
+
+
+@dataclass(frozen=True)
+class TextAugmentation:
+    """What may happen to a caption; each step on its own. Synonyms come from drawing another caption instead."""
+
+    stop_words: float = 0.8
+    """Probability of removing articles, prepositions and the like."""
+    swap: float = 0.2
+    """Probability of exchanging two words."""
+    delete: float = 0.2
+    """Probability of dropping one word."""
+
+
+def augment_text(text: str, augmentation: TextAugmentation, rng: np.random.Generator) -> str:
+    """A changed caption, which keeps at least one content word. Texts without spaces between words stay as they are."""
+    words = text.split()
+    if rng.random() < augmentation.stop_words:
+        words = [word for word in words if word.lower() not in STOP_WORDS] or words
+    if rng.random() < augmentation.swap and len(words) > 1:
+        one, other = rng.choice(len(words), size=2, replace=False)
+        words[one], words[other] = words[other], words[one]
+    if rng.random() < augmentation.delete and len(words) > 1:
+        content = [index for index, word in enumerate(words) if word.lower() not in STOP_WORDS]
+        dropped = int(rng.integers(len(words)))
+        if content != [dropped]:
+            del words[dropped]
+    return " ".join(words)

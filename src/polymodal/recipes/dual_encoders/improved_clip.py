@@ -1,0 +1,208 @@
+"""Improved CLIP: strong augmentation in both modalities, label smoothing and a projector of their own.
+
+The paper ("CLIP-rocket") asks whether gains of CLIP with an added non-contrastive loss come from the loss or from the
+recipe. Beside the plain pair there are K strongly augmented views of picture and caption, compared only with each other
+through a separate projector: L = (L_plain + K L_strong) / (1 + K). The four added losses that it studies are the option
+`addition`; with `strong_views=0` the recipe is CLIP.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polymodal.data.image_text import ImageTextProcessor, normalise
+from polymodal.encoders.image import ImageEncoderConfig
+from polymodal.encoders.text import TextEncoderConfig
+from polymodal.errors import UserError
+from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment
+from polymodal.modalities.text_augmentation import TextAugmentation, augment_text
+from polymodal.objectives.contrastive import info_nce
+from polymodal.objectives.non_contrastive import assignment_loss, barlow_twins, prediction_loss, sinkhorn
+from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, DualEncoder, DualEncoderRecipe
+from polymodal.types import Batch, Example, Paper
+
+paper = Paper(
+    slug="improved-clip-baselines",
+    title="Improved baselines for vision-language pre-training",
+    year=2023,
+    arxiv="2305.08675",
+    modalities=("image", "text"),
+)
+
+Addition = Literal["none", "siamlip", "byolip", "barlip", "swalip"]
+"""SimSiam, BYOL, Barlow Twins and SwAV with picture and caption as the two views."""
+
+
+def projector(sizes: list[int], last_norm: bool = False) -> nn.Sequential:
+    """Linear layers with batch norm and ReLU between them."""
+    layers: list[nn.Module] = []
+    for into, out in itertools.pairwise(sizes):
+        layers += [nn.Linear(into, out, bias=False), nn.BatchNorm1d(out), nn.ReLU()]
+    return nn.Sequential(*layers[: -1 if last_norm else -2])
+
+
+class ImprovedCLIP(DualEncoder):
+    def __init__(self, recipe: Recipe, vocabulary: int):
+        super().__init__(recipe, vocabulary)
+        self.recipe = recipe
+        widths = {"image": recipe.image.width, "text": recipe.text.width}
+        if recipe.strong_views and recipe.separate_projectors:
+            hidden = recipe.projector_hidden
+            self.strong = nn.ModuleDict({m: projector([w, hidden, hidden, recipe.dim]) for m, w in widths.items()})
+            self.log_strong_scale = nn.Parameter(torch.tensor(1 / 0.1).log())
+        if recipe.addition in ("siamlip", "byolip", "barlip"):
+            hidden, out, barlow = recipe.addition_hidden, recipe.addition_dim, recipe.addition == "barlip"
+            self.added = nn.ModuleDict(
+                {m: projector([w, hidden, hidden, out], last_norm=barlow) for m, w in widths.items()}
+            )
+            if not barlow:
+                self.predictor = nn.ModuleDict({m: projector([out, out // 2, out]) for m in widths})
+        if recipe.addition == "byolip":
+            self.teacher = copy.deepcopy(self._students()).requires_grad_(False)
+            self.teacher_is_set: Tensor
+            self.register_buffer("teacher_is_set", torch.tensor(False))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """contrastive: plain and strong pairs; and the added loss, if any, with its weight."""
+        images, texts, views = batch["image"], batch["text"], 1 + self.recipe.strong_views
+        features = {"image": self.image_encoder(images)[1], "text": self.text_encoder(texts)[2]}
+        plain = {name: feature.chunk(views)[0] for name, feature in features.items()}
+        strong = {name: feature.chunk(views)[1:] for name, feature in features.items()}
+        image = F.normalize(self.image_projection(plain["image"]), dim=-1)
+        text = F.normalize(self.text_projection(plain["text"]), dim=-1)
+        contrastive = info_nce(image, text, self.scale)
+        if views > 1:
+            pictures = [self._strong("image", feature) for feature in strong["image"]]
+            captions = [self._strong("text", feature) for feature in strong["text"]]
+            pairs = list(itertools.product(pictures, captions))
+            smoothing = self.recipe.label_smoothing
+            local = torch.stack([info_nce(a, b, self._strong_scale, smoothing) for a, b in pairs]).mean()
+            contrastive = (contrastive + (views - 1) * local) / views
+        losses = {"contrastive": contrastive}
+        if self.recipe.addition == "swalip":
+            losses["swalip"] = self.recipe.addition_weight * self._swapped_assignments(pictures, captions)
+        elif self.recipe.addition != "none":
+            losses[self.recipe.addition] = self.recipe.addition_weight * self._added_loss(features, batch, views)
+        return losses
+
+    def _strong(self, modality: str, feature: Tensor) -> Float[Tensor, "batch dim"]:
+        own = self.recipe.separate_projectors
+        shared = {"image": self.image_projection, "text": self.text_projection}
+        return F.normalize((self.strong if own else shared)[modality](feature), dim=-1)
+
+    @property
+    def _strong_scale(self) -> Tensor:
+        own = self.recipe.separate_projectors
+        return self.log_strong_scale.exp().clamp(max=LARGEST_SCALE) if own else self.scale
+
+    def _added_loss(self, features: dict[str, Tensor], batch: Batch, views: int) -> Tensor:
+        """The mean over the plain pair and all pairs of strong views."""
+        images, texts = (self.added[name](features[name]).chunk(views) for name in ("image", "text"))
+        pairs = [(0, 0), *itertools.product(range(1, views), repeat=2)]
+        if self.recipe.addition == "barlip":
+            return 0.025 * torch.stack([barlow_twins(images[i], texts[j]) for i, j in pairs]).mean()
+        image_targets, text_targets = images, texts
+        if self.recipe.addition == "byolip":
+            image_targets, text_targets = self._teacher_targets(batch, views)
+        predict_text, predict_image = self.predictor["image"], self.predictor["text"]
+        terms = [
+            (
+                prediction_loss(predict_text(images[i]), text_targets[j])
+                + prediction_loss(predict_image(texts[j]), image_targets[i])
+            )
+            / 2
+            for i, j in pairs
+        ]
+        return torch.stack(terms).mean()
+
+    def _students(self) -> nn.ModuleList:
+        return nn.ModuleList([self.image_encoder, self.text_encoder, self.added["image"], self.added["text"]])
+
+    @torch.no_grad()
+    def _teacher_targets(self, batch: Batch, views: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The moving average of the weights looks at the same views; it moves here, once a step."""
+        if self.training:
+            share = 1 - self.recipe.momentum if self.teacher_is_set else 1.0
+            for teacher, student in zip(self.teacher.parameters(), self._students().parameters(), strict=True):
+                teacher.lerp_(student, share)
+            self.teacher_is_set.fill_(True)
+        image_encoder, text_encoder, image_projector, text_projector = self.teacher
+        image = image_projector(image_encoder(batch["image"])[1])
+        text = text_projector(text_encoder(batch["text"])[2])
+        return image.chunk(views), text.chunk(views)
+
+    def _swapped_assignments(self, pictures: list[Tensor], captions: list[Tensor]) -> Tensor:
+        """Each pair of views predicts the balanced assignment of the other views of the same examples."""
+        count, terms = len(pictures), []
+        for i, j in itertools.product(range(count), repeat=2):
+            target = (pictures[count - 1 - i] @ captions[count - 1 - j].T).detach()
+            logits = self._strong_scale * pictures[i] @ captions[j].T
+            terms.append(assignment_loss(logits, sinkhorn(target)) + assignment_loss(logits.T, sinkhorn(target.T)))
+        return torch.stack(terms).mean()
+
+
+@dataclass(frozen=True)
+class Recipe(DualEncoderRecipe):
+    strong_views: int = 2
+    """K: strongly augmented views of each picture and caption; 0 is plain CLIP."""
+    strong_augmentation: ImageAugmentation = STRONG
+    text_augmentation: TextAugmentation = TextAugmentation()
+    label_smoothing: float = 0.1
+    """Share of the target spread over the batch, in the loss of the strong views only."""
+    separate_projectors: bool = True
+    """Whether strong views have a projector and a temperature of their own."""
+    projector_hidden: int = 512
+    """Hidden width of that projector (4096 in the paper)."""
+    addition: Addition = "none"
+    """A non-contrastive loss beside the contrastive one."""
+    addition_weight: float = 1.0
+    """Its weight (0.2 for swalip in the paper, 1 for the others)."""
+    addition_hidden: int = 512
+    """Hidden width of its projector (2048; 3000 for barlip)."""
+    addition_dim: int = 128
+    """Its output dimensions (128; 8192 for barlip)."""
+    momentum: float = 0.99
+    """Decay of byolip's teacher."""
+
+    def __post_init__(self) -> None:
+        if self.addition == "swalip" and (self.label_smoothing or self.strong_views < 2):
+            raise UserError("swalip needs --label-smoothing 0 and at least two --strong-views.")
+
+    def build(self, processor: ImageTextProcessor) -> ImprovedCLIP:
+        return ImprovedCLIP(self, processor.tokenizer.vocabulary)
+
+    def training_batch(self, examples: list[Example], processor: ImageTextProcessor, rng: np.random.Generator) -> Batch:
+        """The plain view and caption of each example first, then K strong ones, one after the other along the batch."""
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        pixels = processor.pixels([example["image"] for example in examples])
+        captions = [processor.draw(example["text"], rng) for example in examples]
+        views, texts = [augment(pixels, self.augmentation, generator)], [*captions]
+        may_flip = torch.tensor([not {"left", "right"} & set(caption.lower().split()) for caption in captions])
+        for _ in range(self.strong_views):
+            views.append(augment(pixels, self.strong_augmentation, generator, may_flip))
+            texts += [augment_text(processor.draw(e["text"], rng), self.text_augmentation, rng) for e in examples]
+        return {"image": normalise(torch.cat(views)), "text": processor.tokenizer(texts)}
+
+    @classmethod
+    def paper(cls) -> Recipe:
+        """ViT-B/16 on CC12M (released code)."""
+        return cls(
+            image=ImageEncoderConfig(size=224, patch=16, width=768, depth=12, heads=12, pooling="class"),
+            text=TextEncoderConfig(
+                49408, context=77, width=512, depth=12, heads=8, causal=True, pooling="end", dropout=0.05
+            ),
+            dim=256,
+            batch_size=4096,
+            learning_rate=3e-3,
+            projector_hidden=4096,
+            addition_hidden=2048,
+        )

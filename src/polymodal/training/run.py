@@ -1,0 +1,111 @@
+"""A run: the trained method with everything that is needed to use it, and the folder it lives in."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polymodal.errors import UserError
+from polymodal.training.checkpoint import load_weights, save_weights
+from polymodal.training.recipe_record import recipe_from_record
+from polymodal.types import Processor
+
+RECORD, WEIGHTS, HISTORY, SKIPPED = "run.json", "model.safetensors", "history.jsonl", "skipped.jsonl"
+
+
+@dataclass
+class Run:
+    """What training returns and `load_run` reads.
+
+    record: configuration, state (`running`, `interrupted`, `finished`) and cost.
+    history: one entry a logged step, with step, examples, seconds, learning rate, losses and validation figures.
+    """
+
+    recipe: Any
+    model: nn.Module
+    processor: Processor
+    record: dict[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    directory: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return self.directory.name if self.directory else self.record["recipe"]["name"]
+
+    def embed(self, batch_size: int = 256, **columns: list[Any]) -> dict[str, Tensor]:
+        """L2-normalised vectors of pictures and texts: `run.embed(text=["a red fruit"], image=["apple.png"])`.
+
+        Raises UserError when the method has no embedding.
+        """
+        embed = getattr(self.model, "embed", None)
+        if embed is None:
+            raise UserError(f"The run '{self.name}' cannot embed: its method has no `embed`.")
+        self.model.eval()
+        device = next(self.model.parameters()).device
+        vectors: dict[str, Tensor] = {}
+        with torch.inference_mode():
+            for column, values in columns.items():
+                parts = []
+                for start in range(0, len(values), batch_size):
+                    batch = self.processor(**{column: values[start : start + batch_size]})
+                    parts.append(embed(to_device(batch, device))[column].cpu())
+                vectors[column] = torch.cat(parts)
+        return vectors
+
+    def save_record(self) -> None:
+        assert self.directory is not None
+        write_json(self.directory / RECORD, self.record)
+
+    def save_result(self) -> None:
+        """The final weights and curves."""
+        assert self.directory is not None
+        save_weights(self.model, self.directory / WEIGHTS)
+        write_text(self.directory / HISTORY, "".join(json.dumps(entry) + "\n" for entry in self.history))
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Tensors and Tokens of a batch on the device."""
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write aside and rename, so that a reader never sees half a file."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """The record of a run. Raises UserError when the folder is none."""
+    path = directory / RECORD
+    if not path.is_file():
+        raise UserError(f"{directory} is not a run (it has no {RECORD}); `polymodal runs` lists the runs there are.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged; train the run again.") from error
+
+
+def load_run(directory: Path | str) -> Run:
+    """A finished run, ready to use. Raises UserError when there is none, or it has not finished."""
+    directory = Path(directory)
+    record = read_record(directory)
+    if not (directory / WEIGHTS).is_file():
+        raise UserError(f"The run {directory} has not finished; go on with: polymodal resume {directory}")
+    recipe = recipe_from_record(record["recipe"], directory)
+    processor = recipe.load_processor(directory)
+    model = recipe.build(processor)
+    load_weights(model, directory / WEIGHTS)
+    model.eval()
+    history = [json.loads(line) for line in (directory / HISTORY).read_text().splitlines()]
+    return Run(recipe, model, processor, record, history, directory)
