@@ -1,1 +1,52 @@
-"""Pre-train any modality with any published method, and know which one works on your data."""
+"""Pre-train any modality with any published method, and know which one works on your data.
+
+import polymodal as pm
+run = pm.train(pm.recipes.sparc.Recipe(), pm.corpora.emoji(), pm.Budget(seconds=60))
+run.embed(text=["a red fruit"])
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from polymodal.errors import UserError
+from polymodal.types import Budget, Claim, Paper
+
+if TYPE_CHECKING:
+    from polymodal import corpora, recipes
+    from polymodal.evaluation import evaluate
+    from polymodal.reproduce import compare
+    from polymodal.training import Run, load_run, train
+
+__version__ = "0.1.0"
+
+_LAZY = {  # imported on first use, so that `import polymodal` does not wait for torch
+    "Run": "polymodal.training",
+    "compare": "polymodal.reproduce",
+    "evaluate": "polymodal.evaluation",
+    "load_run": "polymodal.training",
+    "train": "polymodal.training",
+}
+
+__all__ = [
+    "Budget",
+    "Claim",
+    "Paper",
+    "Run",
+    "UserError",
+    "compare",
+    "corpora",
+    "evaluate",
+    "load_run",
+    "recipes",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("corpora", "recipes"):
+        return importlib.import_module(f"polymodal.{name}")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'polymodal' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

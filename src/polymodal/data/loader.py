@@ -5,11 +5,14 @@ A picture is decoded once and kept while memory allows. An example that cannot b
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
-import grain
 import numpy as np
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # grain warns at import that jax, which it can do without, is missing
+import grain
 
 from polymodal.corpora import Corpus
 from polymodal.errors import UserError
@@ -65,8 +68,12 @@ class Reader:
 MakeBatch = Callable[[list[Example], Processor, np.random.Generator], Batch]
 
 
-def training_batches(reader: Reader, rows: np.ndarray, batch_size: int, seed: int, make_batch: MakeBatch) -> Any:
+def training_batches(
+    reader: Reader, rows: np.ndarray, batch_size: int, seed: int, make_batch: MakeBatch, ahead: int = 0
+) -> Any:
     """An endless Grain iterator of batches, with `get_state` and `set_state`.
+
+    ahead: how many batches a thread prepares while the step runs; 0 prepares each when it is asked for.
 
     Every epoch has an order of its own and leaves out the remainder that does not fill a batch, so that no example is
     twice in a batch. Raises UserError when the rows do not fill one batch.
@@ -85,4 +92,4 @@ def training_batches(reader: Reader, rows: np.ndarray, batch_size: int, seed: in
 
     order = grain.MapDataset.source(rows).seed(seed).shuffle().batch(batch_size, drop_remainder=True)
     batches = order.repeat().random_map(load)
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=min(ahead, 1), prefetch_buffer_size=ahead)))

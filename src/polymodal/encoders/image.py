@@ -16,13 +16,13 @@ from polymodal.layers.transformer import Transformer
 class ImageEncoderConfig:
     """The image tower."""
 
-    size: int = 64
+    size: int = 32
     """Side of the square input picture in pixels."""
-    patch: int = 16
+    patch: int = 8
     """Side of a patch in pixels; must divide the size."""
     width: int = 128
     """Channels of every token."""
-    depth: int = 4
+    depth: int = 2
     """Transformer blocks."""
     heads: int = 4
     """Attention heads of a block."""

@@ -23,7 +23,7 @@ class TextEncoderConfig:
     """Longest sequence in tokens, with start and end mark; longer captions are cut."""
     width: int = 128
     """Channels of every token."""
-    depth: int = 2
+    depth: int = 1
     """Transformer blocks."""
     heads: int = 4
     """Attention heads of a block."""

@@ -27,7 +27,7 @@ class ImageAugmentation:
     """Probability of a Gaussian blur of up to 2 % of the side."""
 
 
-WEAK = ImageAugmentation()
+WEAK = ImageAugmentation(flip=0.5)
 STRONG = ImageAugmentation(crop=(0.08, 1.0), flip=0.5, jitter=0.8, grey=0.2, blur=0.5)
 
 

@@ -1,0 +1,166 @@
+"""The methods, one file each, in one folder a family. The list of recipes is the folder itself.
+
+`polymodal.recipes.sparc` is the module of that recipe, wherever its family; a file or module outside the package is
+named like a file (`./my_method.py`, `./my_method.py:Mine`) or a module (`package.module:Recipe`).
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import itertools
+import sys
+import textwrap
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polymodal.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a listing says of a recipe, read from its file without importing it."""
+
+    name: str
+    family: str
+    idea: str
+    title: str
+    year: int
+    arxiv: str
+    modalities: tuple[str, ...]
+    has_claim: bool
+    method: str  # the class that its Recipe builds
+
+    @property
+    def module(self) -> str:
+        return f"{__name__}.{self.family}.{self.name}"
+
+
+def entries() -> dict[str, Entry]:
+    """All recipes of the package by name."""
+    files = sorted(Path(__file__).parent.glob("*/[!_]*.py"))
+    return {file.stem: _read(file) for file in files}
+
+
+def find(spec: str) -> type[Any]:
+    """The recipe class that a user's words name. Raises UserError, with the nearest name, when there is none."""
+    place, _, name = spec.partition(":")
+    if place.endswith(".py"):
+        from polymodal.training.recipe_record import import_file  # imports torch, which listings do without
+
+        module = import_file(Path(place).expanduser())
+    elif place in (known := entries()):
+        module = importlib.import_module(known[place].module)
+    elif name:
+        module = _import_module(place)
+    else:
+        raise unknown("recipe", place, known)
+    found = getattr(module, name or "Recipe", None)
+    if not isinstance(found, type):
+        raise UserError(f"{place} has no class '{name or 'Recipe'}'; name the recipe's class, as in {place}:Mine.")
+    return found
+
+
+def _import_module(place: str) -> Any:
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a command, unlike `python -m`, does not look in the working folder
+    try:
+        return importlib.import_module(place)
+    except ImportError as error:
+        raise UserError(f"The module '{place}' cannot be imported: {error}") from error
+
+
+def _read(file: Path) -> Entry:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    assigned = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    paper = assigned["paper"]
+    assert isinstance(paper, ast.Call)
+    said = {word.arg: ast.literal_eval(word.value) for word in paper.keywords}
+    idea = (ast.get_docstring(tree) or "").partition("\n\n")[0].replace("\n", " ")
+    return Entry(
+        name=file.stem,
+        family=file.parent.name,
+        idea=idea.partition(": ")[2] or idea,
+        title=said["title"],
+        year=said["year"],
+        arxiv=said["arxiv"],
+        modalities=said["modalities"],
+        has_claim="claim" in assigned,
+        method=_built_class(tree),
+    )
+
+
+def _built_class(tree: ast.Module) -> str:
+    """The return annotation of the recipe's `build`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == "build" and isinstance(node.returns, ast.Name):
+            return node.returns.id
+    return ""
+
+
+def describe(spec: str) -> dict[str, Any]:
+    """What `polymodal show` says: the paper, the whole docstring, every hyper-parameter, the claim."""
+    kind = find(spec)
+    module = sys.modules[kind.__module__]
+    paper, claim = getattr(module, "paper", None), getattr(module, "claim", None)
+    return {
+        "name": spec,
+        "title": paper.title if paper else kind.__name__,
+        "year": paper.year if paper else None,
+        "arxiv": paper.arxiv if paper else None,
+        "modalities": list(paper.modalities) if paper else [],
+        "about": inspect.cleandoc(module.__doc__ or "").strip(),
+        "hyper_parameters": list(_hyper_parameters(kind())),
+        "claim": claim.sentence if claim else None,
+    }
+
+
+def _hyper_parameters(recipe: Any, prefix: str = "") -> Iterator[dict[str, Any]]:
+    """flag, type, default, and the text below the field, which says its meaning and source."""
+    hints, texts = typing.get_type_hints(type(recipe)), _field_texts(type(recipe))
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _hyper_parameters(value, f"{prefix}{field.name}.")
+            continue
+        hint = hints[field.name]
+        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+        yield {
+            "flag": "--" + f"{prefix}{field.name}".replace("_", "-"),
+            "type": " | ".join(choices) if choices else getattr(hint, "__name__", str(hint)),
+            "default": f"{value:.4g}" if isinstance(value, float) else str(value),
+            "meaning": texts.get(field.name, ""),
+        }
+
+
+def _field_texts(kind: type) -> dict[str, str]:
+    """The string that stands below each field of a dataclass and of those it derives from."""
+    texts: dict[str, str] = {}
+    for one in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, text in itertools.pairwise(body.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                assert isinstance(field.target, ast.Name)
+                texts[field.target.id] = " ".join(str(text.value.value).split())
+    return texts
+
+
+def __getattr__(name: str) -> Any:
+    known = {} if name.startswith("_") else entries()
+    if name not in known:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(known[name].module)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *entries()]

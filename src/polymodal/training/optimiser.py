@@ -13,11 +13,11 @@ from torch import nn
 class Optimisation:
     """How a recipe is optimised; part of every recipe's hyper-parameters."""
 
-    batch_size: int = 192
+    batch_size: int = 96
     """Examples in a step."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """Peak learning rate."""
-    weight_decay: float = 0.1
+    weight_decay: float = 0.5
     """Decoupled decay of matrices; vectors (biases, norms, temperatures) do not decay."""
     betas: tuple[float, float] = (0.9, 0.98)
     """Decay rates of AdamW's two moments."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from polymodal.errors import UserError
 from polymodal.training.checkpoint import load_weights, save_weights
 from polymodal.training.recipe_record import recipe_from_record
-from polymodal.types import Processor
+from polymodal.types import CanEmbed, Processor
 
 RECORD, WEIGHTS, HISTORY, SKIPPED = "run.json", "model.safetensors", "history.jsonl", "skipped.jsonl"
 
@@ -43,20 +45,9 @@ class Run:
 
         Raises UserError when the method has no embedding.
         """
-        embed = getattr(self.model, "embed", None)
-        if embed is None:
+        if not isinstance(self.model, CanEmbed):
             raise UserError(f"The run '{self.name}' cannot embed: its method has no `embed`.")
-        self.model.eval()
-        device = next(self.model.parameters()).device
-        vectors: dict[str, Tensor] = {}
-        with torch.inference_mode():
-            for column, values in columns.items():
-                parts = []
-                for start in range(0, len(values), batch_size):
-                    batch = self.processor(**{column: values[start : start + batch_size]})
-                    parts.append(embed(to_device(batch, device))[column].cpu())
-                vectors[column] = torch.cat(parts)
-        return vectors
+        return embed(self.model, self.processor, batch_size, **columns)
 
     def save_record(self) -> None:
         assert self.directory is not None
@@ -67,6 +58,30 @@ class Run:
         assert self.directory is not None
         save_weights(self.model, self.directory / WEIGHTS)
         write_text(self.directory / HISTORY, "".join(json.dumps(entry) + "\n" for entry in self.history))
+
+
+def embed(method: Any, processor: Processor, batch_size: int = 256, **columns: list[Any]) -> dict[str, Tensor]:
+    """Vectors of the values of each column, in batches, on the CPU."""
+    device = next(method.parameters()).device
+    vectors: dict[str, Tensor] = {}
+    with evaluating(method), torch.inference_mode():
+        for column, values in columns.items():
+            parts = []
+            for start in range(0, len(values), batch_size):
+                batch = to_device(processor(**{column: values[start : start + batch_size]}), device)
+                parts.append(method.embed(batch)[column].cpu())
+            vectors[column] = torch.cat(parts)
+    return vectors
+
+
+@contextmanager
+def evaluating(method: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode, and back to what it was."""
+    was_training = method.training
+    try:
+        yield method.eval()
+    finally:
+        method.train(was_training)
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

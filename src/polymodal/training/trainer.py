@@ -27,7 +27,7 @@ from polymodal.errors import UserError
 from polymodal.training.checkpoint import checkpoints, load_checkpoint, remove_checkpoints, save_checkpoint
 from polymodal.training.optimiser import adamw, learning_rate
 from polymodal.training.recipe_record import keep_own_recipe, recipe_record
-from polymodal.training.run import SKIPPED, WEIGHTS, Run, load_run, read_record, to_device, write_text
+from polymodal.training.run import SKIPPED, WEIGHTS, Run, evaluating, load_run, read_record, to_device, write_text
 from polymodal.types import Batch, Budget
 
 LOG_EVERY = 10  # steps between two entries of the history
@@ -147,7 +147,8 @@ class _Loop:
         self.optimiser = adamw(self.model, recipe)
         self.rows = corpus.rows("train")
         self.reader = Reader(corpus, run.processor)
-        self.batches = training_batches(self.reader, self.rows, recipe.batch_size, seed, recipe.training_batch)
+        ahead = 0 if self.device.type == "cpu" else 4  # a thread that decodes would take the cores from the step
+        self.batches = training_batches(self.reader, self.rows, recipe.batch_size, seed, recipe.training_batch, ahead)
         self.progress = Progress()
         self.unlogged: list[dict[str, Tensor]] = []
 
@@ -275,16 +276,6 @@ def flops(model: Any, batch: Batch) -> int:
 def command_line() -> str:
     """The command that the user gave, for records and reports."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode, and back to what it was."""
-    was_training = model.training
-    try:
-        yield model.eval()
-    finally:
-        model.train(was_training)
 
 
 @contextmanager

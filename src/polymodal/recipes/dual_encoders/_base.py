@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.corpora import Corpus
-from polymodal.data.image_text import ImageTextProcessor, normalise
+from polymodal.data.image_text import ImageTextProcessor
 from polymodal.encoders.image import ImageEncoder, ImageEncoderConfig
 from polymodal.encoders.text import TextEncoder, TextEncoderConfig
-from polymodal.modalities.image_augmentation import ImageAugmentation, augment
+from polymodal.modalities.image_augmentation import WEAK, ImageAugmentation, augment
 from polymodal.modalities.text import Tokens
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Example
@@ -74,7 +74,7 @@ class DualEncoderRecipe(Optimisation):
     """Dimensions of the embedding space."""
     scale: float = 1 / 0.07
     """Inverse temperature at the start; it is learned (CLIP, section 2.5)."""
-    augmentation: ImageAugmentation = ImageAugmentation()
+    augmentation: ImageAugmentation = WEAK
 
     def processor(self, corpus: Corpus) -> ImageTextProcessor:
         """A byte-level BPE learned on the training captions, and the picture size."""
@@ -87,8 +87,12 @@ class DualEncoderRecipe(Optimisation):
         """One augmented view of each picture and one of its captions."""
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         pixels = processor.pixels([example["image"] for example in examples])
+        pixels = augment(pixels, self.augmentation, generator, may_flip(examples))
         captions = [processor.draw(example["text"], rng) for example in examples]
-        return {
-            "image": normalise(augment(pixels, self.augmentation, generator)),
-            "text": processor.tokenizer(captions),
-        }
+        return {"image": processor.normalise(pixels), "text": processor.tokenizer(captions)}
+
+
+def may_flip(examples: list[Example]) -> Bool[Tensor, " batch"]:
+    """False where a caption says "left" or "right", which a mirror image would turn into a lie."""
+    words = (set(" ".join(caption.text for caption in example["text"]).lower().split()) for example in examples)
+    return torch.tensor([not found & {"left", "right"} for found in words])

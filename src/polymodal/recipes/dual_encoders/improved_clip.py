@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.data.image_text import ImageTextProcessor, normalise
+from polymodal.data.image_text import ImageTextProcessor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
@@ -27,7 +27,7 @@ from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, a
 from polymodal.modalities.text_augmentation import TextAugmentation, augment_text
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.non_contrastive import assignment_loss, barlow_twins, prediction_loss, sinkhorn
-from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, DualEncoder, DualEncoderRecipe
+from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, DualEncoder, DualEncoderRecipe, may_flip
 from polymodal.types import Batch, Example, Paper
 
 paper = Paper(
@@ -185,12 +185,12 @@ class Recipe(DualEncoderRecipe):
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         pixels = processor.pixels([example["image"] for example in examples])
         captions = [processor.draw(example["text"], rng) for example in examples]
-        views, texts = [augment(pixels, self.augmentation, generator)], [*captions]
-        may_flip = torch.tensor([not {"left", "right"} & set(caption.lower().split()) for caption in captions])
+        flip = may_flip(examples)
+        views, texts = [augment(pixels, self.augmentation, generator, flip)], [*captions]
         for _ in range(self.strong_views):
-            views.append(augment(pixels, self.strong_augmentation, generator, may_flip))
+            views.append(augment(pixels, self.strong_augmentation, generator, flip))
             texts += [augment_text(processor.draw(e["text"], rng), self.text_augmentation, rng) for e in examples]
-        return {"image": normalise(torch.cat(views)), "text": processor.tokenizer(texts)}
+        return {"image": processor.normalise(torch.cat(views)), "text": processor.tokenizer(texts)}
 
     @classmethod
     def paper(cls) -> Recipe:

@@ -1,0 +1,562 @@
+"""The command line: a function a command. What it needs is imported when it runs, so that help answers at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from polymodal.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from polymodal.corpora import Corpus
+    from polymodal.evaluation import Score
+    from polymodal.types import Budget
+
+Arguments = list[str]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which data: a built-in corpus, or your own files."""
+
+    corpus: str | None = None
+    """A built-in corpus; `polymodal corpora` lists them."""
+    data: str | None = None
+    """Your pairs: a .parquet, .csv, .jsonl or webdataset .tar file, or a folder with such files."""
+    image: str | None = None
+    """The picture column of --data, when it cannot be told by its type."""
+    text: str | None = None
+    """The caption column of --data, when it cannot be told by its type."""
+
+    def open(self, otherwise: str | None = None) -> Corpus:
+        """otherwise: the corpus to take when neither is given."""
+        from polymodal import corpora
+
+        if self.corpus and self.data:
+            raise UserError("Give --corpus or --data, not both.")
+        if self.data:
+            return corpora.from_path(self.data, self.image, self.text)
+        if self.image or self.text:
+            raise UserError("--image and --text name columns of your own data; give its path with --data.")
+        name = self.corpus or otherwise
+        if name is None:
+            raise UserError("Say which data to use: --corpus NAME (`polymodal corpora` lists them) or --data PATH.")
+        return corpora.named(name)
+
+    @property
+    def given(self) -> bool:
+        return bool(self.corpus or self.data)
+
+
+def list_(arguments: Arguments) -> None:
+    """the recipes, with family, modalities, idea and the state of their claim"""
+    from polymodal.recipes import entries
+
+    @dataclass(frozen=True)
+    class Options:
+        json: bool = False
+        """Print JSON for scripts."""
+
+    options = _parse(Options, arguments, "list", list_)
+    results = _recorded_claims()
+    found = [
+        dataclasses.asdict(entry)
+        | {"claim": results[name]["verdict"] if name in results else "not yet run" if entry.has_claim else "-"}
+        for name, entry in entries().items()
+    ]
+    if options.json:
+        _print_json(found)
+        return
+    _print_table(
+        ["recipe", "family", "modalities", "year", "idea", "claim"],
+        [[e["name"], e["family"], " + ".join(e["modalities"]), str(e["year"]), e["idea"], e["claim"]] for e in found],
+    )
+
+
+def show(arguments: Arguments) -> None:
+    """a recipe: its paper, its hyper-parameters with types, defaults and sources, its claim"""
+    spec, rest = _positional(arguments, "show RECIPE [--json]")
+
+    @dataclass(frozen=True)
+    class Options:
+        json: bool = False
+        """Print JSON for scripts."""
+
+    options = _parse(Options, rest, "show RECIPE", show)
+    from polymodal.recipes import describe
+
+    found = describe(spec)
+    result = _recorded_claims().get(spec)
+    if options.json:
+        _print_json(found | {"result": result})
+        return
+    console = _console()
+    console.print(f"[bold]{found['title']}[/bold] ({found['year']}, arXiv {found['arxiv']})\n\n{found['about']}\n")
+    _print_table(
+        ["hyper-parameter", "type", "default", "meaning and source"],
+        [[row["flag"], row["type"], row["default"], row["meaning"]] for row in found["hyper_parameters"]],
+    )
+    if found["claim"]:
+        console.print(f"\n[bold]Claim[/bold]: {found['claim']}")
+    if result:
+        low, high = (100 * result["difference"][end] for end in ("low", "high"))
+        console.print(
+            f"[bold]Here[/bold]: {result['verdict']}; {result['metric']} {100 * result['difference']['value']:+.1f} "
+            f"[{low:+.1f}, {high:+.1f}] points over {len(result['seeds'])} seeds of {result['budget']}."
+        )
+
+
+@dataclass(frozen=True)
+class TrainOptions(DataOptions):
+    budget: str = "60s"
+    """How long: 200steps, 5000examples, 60s, 20m, 2h."""
+    seed: int = 0
+    """Of the weights, the order of the examples and every random choice."""
+    out: str | None = None
+    """The run's folder; by default runs/RECIPE-CORPUS-seed-N."""
+
+
+def train(arguments: Arguments) -> None:
+    """pre-train a recipe on a corpus or on your own data"""
+    spec, rest = _positional(
+        arguments, "train RECIPE --corpus NAME | --data PATH [--budget 60s] [--seed 0] [--out DIR]"
+    )
+    from polymodal import recipes
+
+    options, recipe = _parse_with_recipe(TrainOptions, recipes.find(spec), rest, "train", train)
+    from polymodal.types import Budget
+
+    budget, corpus, name = Budget.parse(options.budget), options.open(), _short(spec)
+    out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
+    _train(recipe, corpus, budget, options.seed, out, name)
+
+
+def resume(arguments: Arguments) -> None:
+    """go on with a run that was stopped"""
+    place, rest = _positional(arguments, "resume RUN")
+    _parse(_NoOptions, rest, "resume RUN", resume)
+    from polymodal import corpora
+    from polymodal.training.recipe_record import recipe_from_record
+    from polymodal.training.run import read_record
+    from polymodal.types import Budget
+
+    directory = Path(place)
+    record = read_record(directory)
+    recipe = recipe_from_record(record["recipe"], directory)
+    corpus = corpora.open_again(record["corpus"])
+    _train(recipe, corpus, Budget.parse(record["budget"]), record["seed"], str(directory), record["recipe"]["name"])
+
+
+def _train(recipe: Any, corpus: Corpus, budget: Budget, seed: int, out: str, name: str) -> None:
+    from polymodal.evaluation import validation
+    from polymodal.training import train as run_training
+    from polymodal.training.progress import progress_bar
+
+    with progress_bar(f"{name} on {corpus.name}") as on_step:
+        run = run_training(
+            recipe,
+            corpus,
+            budget,
+            seed=seed,
+            out=out,
+            name=name,
+            validate=validation(corpus) if len(corpus.splits.get("validation", ())) else None,
+            on_step=on_step,
+        )
+    record = run.record
+    skipped = f" {record['skipped']} examples were skipped; see {out}/skipped.jsonl." if record["skipped"] else ""
+    _console().print(
+        f"Trained {record['steps']:,} steps, {record['examples']:,} examples in {record['seconds']:.0f} s: "
+        f"{out}.{skipped}"
+        f'\nNext: polymodal evaluate {out}   or   polymodal search {out} "a red fruit"',
+        highlight=False,
+    )
+
+
+def evaluate(arguments: Arguments) -> None:
+    """score a run on the test splits of its corpus, or of another"""
+    place, rest = _positional(arguments, "evaluate RUN [--corpus NAME | --data PATH] [--json]")
+
+    @dataclass(frozen=True)
+    class Options(DataOptions):
+        json: bool = False
+        """Print JSON for scripts."""
+
+    options = _parse(Options, rest, "evaluate RUN", evaluate)
+    from polymodal import evaluation
+
+    run, corpus = _run_and_corpus(place, options)
+    scores = evaluation.evaluate(run, corpus)
+    if not scores:
+        raise UserError(f"The run {place} has no capability that can be tested on '{corpus.name}'.")
+    if options.json:
+        _print_json([_score_record(score) for score in scores])
+        return
+    _print_table(
+        ["score", "value", "95 % interval", "chance"],
+        [_score_cells(score) for score in scores],
+        right=(1, 2, 3),
+    )
+
+
+def _score_record(score: Score) -> dict[str, Any]:
+    return {"name": score.name, "chance": score.chance, "test_units": len(score.units)} | score.estimate()._asdict()
+
+
+def _score_cells(score: Score) -> list[str]:
+    value, low, high = score.estimate()
+    factor, unit = (1, "") if score.name.endswith("rank") else (100, " %")
+    chance = "-" if score.chance is None else f"{factor * score.chance:.1f}{unit}"
+    return [score.name, f"{factor * value:.1f}{unit}", f"{factor * low:.1f} to {factor * high:.1f}", chance]
+
+
+def embed(arguments: Arguments) -> None:
+    """write the vectors of pictures and captions to a Parquet file"""
+    place, rest = _positional(arguments, "embed RUN --data PATH --out vectors.parquet")
+
+    @dataclass(frozen=True)
+    class Options(DataOptions):
+        out: str = "vectors.parquet"
+        """The Parquet file to write."""
+
+    options = _parse(Options, rest, "embed RUN", embed)
+    from polymodal.serving.embedding import write_embeddings
+
+    run, corpus = _run_and_corpus(place, options)
+    count, skipped = write_embeddings(run, corpus, Path(options.out))
+    left_out = f"; {len(skipped)} could not be read: {', '.join(list(skipped)[:3])}" if skipped else ""
+    _console().print(f"Wrote the vectors of {count:,} examples to {options.out}{left_out}.", highlight=False)
+
+
+def search(arguments: Arguments) -> None:
+    """find pictures by words in a corpus or in your own data"""
+    usage = 'search RUN "a red fruit" [--top 8] [--out contact-sheet.png]'
+    place, rest = _positional(arguments, usage)
+    query, rest = _positional(rest, usage)
+
+    @dataclass(frozen=True)
+    class Options(DataOptions):
+        top: int = 8
+        """How many pictures."""
+        split: str = "test"
+        """Which split to search; `all` searches every example."""
+        out: str = "contact-sheet.png"
+        """Where to save the pictures that were found."""
+
+    options = _parse(Options, rest, 'search RUN "WORDS"', search)
+    from polymodal.serving.search import contact_sheet, search_pictures
+
+    run, corpus = _run_and_corpus(place, options)
+    found = search_pictures(run, corpus, query, options.top, options.split)
+    contact_sheet(corpus, found).save(options.out)
+    _print_table(
+        ["", "similarity", "example", "caption"],
+        [[str(n), f"{hit.similarity:.3f}", hit.key, hit.caption] for n, hit in enumerate(found, start=1)],
+        right=(0, 1),
+    )
+    _console().print(f"The pictures are in {options.out}.", highlight=False)
+
+
+@dataclass(frozen=True)
+class CompareOptions(DataOptions):
+    budget: str = "60s"
+    """Of each run: 200steps, 5000examples, 60s, 20m, 2h."""
+    seeds: int = 2
+    """How many paired seeds."""
+    out: str = "comparison"
+    """Folder for results.json, report.html and the runs; running again goes on where it stopped."""
+
+
+def compare(arguments: Arguments) -> None:
+    """train several recipes at equal budget on paired seeds and rank them"""
+    specs = [*_leading(arguments)]
+    options = _parse(CompareOptions, arguments[len(specs) :], 'compare RECIPE "RECIPE --flag 1" ./mine.py', compare)
+    if not specs:
+        raise UserError("Name the recipes to compare: polymodal compare clip siglip --corpus emoji.")
+    from polymodal.types import Budget
+
+    budget = Budget.parse(options.budget)
+    from polymodal import reproduce
+    from polymodal.reproduce.leaderboard import terminal_table
+
+    arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
+    if options.seeds < 1:
+        raise UserError("--seeds is at least 1.")
+    comparison = reproduce.compare(arms, options.open(), budget, options.seeds, options.out)
+    console = _console()
+    console.print(terminal_table(comparison))
+    console.print(f"\nReport: {options.out}/report.html   every figure: {options.out}/results.json", highlight=False)
+
+
+def reproduce(arguments: Arguments) -> None:
+    """test a paper's claim against its baseline: same data, same budget, paired seeds, a verdict"""
+    spec, rest = _positional(arguments, "reproduce RECIPE [--budget 200steps] [--seeds 5] [--out DIR]")
+
+    @dataclass(frozen=True)
+    class Options:
+        budget: str | None = None
+        """Of each run, instead of the claim's own."""
+        seeds: int | None = None
+        """How many paired seeds, instead of the claim's own."""
+        out: str | None = None
+        """Folder for claim.json, report.html and the runs; by default reproduce/RECIPE."""
+
+    options = _parse(Options, rest, "reproduce RECIPE", reproduce)
+    from polymodal.reproduce.claim import claim_of
+    from polymodal.reproduce.claim import reproduce as test_claim
+    from polymodal.reproduce.leaderboard import signed
+    from polymodal.types import Budget
+
+    claim = claim_of(spec)
+    out = options.out or f"reproduce/{_short(spec)}"
+    budget = Budget.parse(options.budget) if options.budget else None
+    result, comparison = test_claim(spec, out, budget, options.seeds)
+    console = _console()
+    console.print(f"[bold]{claim.sentence}[/bold]")
+    _print_table(
+        ["metric", *(arm.label for arm in comparison.arms), "treatment against baseline"],
+        [
+            [
+                name,
+                *(f"{100 * comparison.estimate(arm, name).value:.1f} %" for arm in comparison.arms),
+                signed(name, comparison.difference(comparison.arms[1], name)),
+            ]
+            for name in claim.metrics
+        ],
+        right=range(1, 2 + len(comparison.arms)),
+    )
+    console.print(
+        f"\nVerdict: [bold]{result['verdict']}[/bold] (by {result['metric']}).   {out}/claim.json", highlight=False
+    )
+
+
+def corpora(arguments: Arguments) -> None:
+    """the built-in corpora: list, show NAME, fetch NAME, remove NAME"""
+    usage = "corpora [list | show NAME | fetch NAME | remove NAME]"
+    words = _leading(arguments)
+    _parse(_NoOptions, arguments[len(words) :], usage, corpora)
+    action, name = [*words, "list", ""][:2] if not words else [*words, ""][:2]
+    actions = ("list", "show", "fetch", "remove")
+    if action not in actions:
+        raise unknown("action of corpora", action, actions)
+    if action != "list" and not name:
+        raise UserError(f"Say which corpus: polymodal corpora {action} emoji.")
+    from polymodal import corpora as data
+    from polymodal.corpora._cache import prepared_size, remove
+
+    known, console = data.built_in(), _console()
+    if action == "list":
+        rows = []
+        for a in known.values():
+            sizes = _megabytes(a.download_bytes), _megabytes(prepared_size(a.name))
+            rows.append([a.name, " + ".join(a.modalities), a.description, *sizes, a.licence])
+        _print_table(["corpus", "modalities", "what", "download", "in the cache", "licence"], rows)
+        return
+    if name not in known:
+        raise unknown("corpus", name, known)
+    if action == "remove":
+        freed = remove(name)
+        console.print(f"Removed {name} ({_megabytes(freed)})." if freed else f"{name} is not in the cache.")
+        return
+    corpus = data.named(name)
+    splits = ", ".join(f"{split} {len(rows):,}" for split, rows in corpus.splits.items())
+    console.print(f"{name}: {len(corpus):,} examples ({splits}).", highlight=False)
+    if action == "show":
+        columns = [[column, type(modality).__name__.lower()] for column, modality in corpus.columns.items()]
+        _print_table(["column", "modality"], columns)
+        console.print(f"Licence: {corpus.about.licence}\nSource: {corpus.about.source}", highlight=False)
+
+
+def runs(arguments: Arguments) -> None:
+    """the runs below a folder, with their state and cost"""
+
+    @dataclass(frozen=True)
+    class Options:
+        root: str = "."
+        """The folder to look in."""
+        json: bool = False
+        """Print JSON for scripts."""
+
+    options = _parse(Options, arguments, "runs", runs)
+    from polymodal.training.run_list import find_runs
+
+    found = find_runs(Path(options.root))
+    if options.json:
+        _print_json(found)
+    elif not found:
+        _console().print("No runs here yet; start one with: polymodal train clip --corpus emoji")
+    else:
+        headings = ["run", "recipe", "corpus", "budget", "seed", "state", "steps", "seconds"]
+        _print_table(headings, [[str(run[heading]) for heading in headings] for run in found])
+
+
+def new(arguments: Arguments) -> None:
+    """write the file of your own method, ready to run, from a recipe"""
+    name, rest = _positional(arguments, "new NAME --from RECIPE")
+    if "--from" in rest:  # a keyword of Python cannot be a field
+        rest = ["--source" if word == "--from" else word for word in rest]
+
+    @dataclass(frozen=True)
+    class Options:
+        source: str = "clip"
+        """The recipe to start from (--from)."""
+
+    options = _parse(Options, rest, "new NAME", new)
+    from polymodal.recipes.new import write_starting_point
+
+    path = write_starting_point(name, options.source)
+    command = f"polymodal compare {options.source} ./{path} --corpus emoji --budget 25s"
+    _console().print(f"Wrote {path}. Run it as it is: {command}", highlight=False)
+
+
+COMMANDS: dict[str, Callable[[Arguments], None]] = {
+    "list": list_,
+    "show": show,
+    "corpora": corpora,
+    "train": train,
+    "resume": resume,
+    "runs": runs,
+    "evaluate": evaluate,
+    "compare": compare,
+    "reproduce": reproduce,
+    "embed": embed,
+    "search": search,
+    "new": new,
+}
+
+
+def main() -> None:
+    """Entry point; exit status 0, 2 for an error the user can mend, 130 after Ctrl-C."""
+    arguments = sys.argv[1:]
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            _help()
+        elif arguments[0] == "--version":
+            from polymodal import __version__
+
+            print(f"polymodal {__version__}")
+        elif arguments[0] in COMMANDS:
+            COMMANDS[arguments[0]](arguments[1:])
+        else:
+            raise unknown("command", arguments[0], COMMANDS)
+    except UserError as error:
+        print(f"polymodal: {error}", file=sys.stderr)
+        sys.exit(130 if type(error).__name__ == "Interrupted" else 2)
+    except KeyboardInterrupt:
+        print("polymodal: stopped.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _help() -> None:
+    print("polymodal: pre-train any modality with any published method, and know which one works on your data.\n")
+    for name, command in COMMANDS.items():
+        print(f"  {name:<10} {command.__doc__}")
+    print("\npolymodal COMMAND --help explains a command. For example:")
+    print("  polymodal compare clip siglip sparc improved_clip --corpus emoji --budget 25s --out demo")
+
+
+@dataclass(frozen=True)
+class _NoOptions:
+    pass
+
+
+def _parse(options: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None]) -> Any:
+    import tyro
+
+    return tyro.cli(options, args=arguments, prog=f"polymodal {usage}", description=command.__doc__)
+
+
+def _parse_with_recipe(
+    options: type, recipe: type, arguments: Arguments, usage: str, command: Callable[[Arguments], None]
+) -> tuple[Any, Any]:
+    """Both dataclasses from one list of flags, without a prefix for either."""
+    import tyro
+
+    flat = tyro.conf.arg(name="")
+    fields = [("options", Annotated[options, flat]), ("recipe", Annotated[recipe, flat])]
+    both = _parse(dataclasses.make_dataclass("Both", fields), arguments, usage, command)
+    return both.options, both.recipe
+
+
+def _leading(arguments: Arguments) -> Arguments:
+    """The words before the first flag."""
+    first = next((index for index, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    return arguments[:first]
+
+
+def _positional(arguments: Arguments, usage: str) -> tuple[str, Arguments]:
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    raise UserError(f"Usage: polymodal {usage}")
+
+
+def _recipe_with_flags(spec: str) -> Any:
+    """'sparc --local-weight 1' -> that recipe with that hyper-parameter."""
+    from polymodal import recipes
+
+    name, *flags = shlex.split(spec)
+    return _parse(recipes.find(name), flags, name, compare)
+
+
+def _arm_label(spec: str) -> str:
+    name, *flags = shlex.split(spec)
+    return " ".join([_short(name), *flags])
+
+
+def _short(spec: str) -> str:
+    """'./my_method.py:Mine' -> 'my_method:Mine'; 'package.module:Recipe' -> 'module:Recipe'."""
+    place, colon, name = spec.partition(":")
+    return (Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]) + colon + name
+
+
+def _run_and_corpus(place: str, options: DataOptions) -> tuple[Any, Corpus]:
+    from polymodal import corpora
+    from polymodal.training import load_run
+
+    run = load_run(place)
+    return run, options.open() if options.given else corpora.open_again(run.record["corpus"])
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
+def _print_table(headings: list[str], rows: list[list[str]], right: Any = ()) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index in right else "left", overflow="fold", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table, highlight=False, markup=False)
+
+
+def _recorded_claims() -> dict[str, dict[str, Any]]:
+    """The results of claims that ship with the package, by recipe; read without importing what made them."""
+    files = Path(__file__).parent.glob("reproduce/results/*.json")
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.0f} MB" if count else "-"

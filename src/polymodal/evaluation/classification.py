@@ -1,0 +1,64 @@
+"""Classification with frozen vectors: by texts that describe the classes, and by a linear probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from torch.nn import functional as F
+
+from polymodal.evaluation.statistics import Score
+
+
+def prompt_ensemble(prompts: Sequence[Float[Tensor, "prompts dim"]]) -> Float[Tensor, "classes dim"]:
+    """One vector a class: the normalised mean of its prompts' vectors (CLIP, section 3.1.4)."""
+    return F.normalize(torch.stack([vectors.mean(0) for vectors in prompts]), dim=-1)
+
+
+def balanced_accuracy(name: str, predicted: np.ndarray, labels: np.ndarray) -> Score:
+    """The mean over classes of the share that is right, so that a frequent class does not count for more.
+
+    The unit is an example, weighted so that the mean over examples is the mean over classes.
+    """
+    classes, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    weights = len(labels) / (len(classes) * counts[inverse])
+    return Score(name, (predicted == labels) * weights, 1 / len(classes))
+
+
+def zero_shot(
+    name: str,
+    images: Float[Tensor, "images dim"],
+    labels: Int[np.ndarray, " images"],
+    classes: Float[Tensor, "classes dim"],
+) -> Score:
+    """Balanced accuracy of the class whose text vector is most similar, among the classes that occur in `labels`."""
+    present = np.unique(labels)
+    nearest = (images @ classes[torch.from_numpy(present)].T).argmax(1).numpy()
+    return balanced_accuracy(name, present[nearest], labels)
+
+
+def linear_probe(
+    name: str,
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    strengths: Sequence[float] = (0.01, 0.1, 1.0),
+) -> Score:
+    """Balanced accuracy of a logistic regression on frozen vectors; each part is vectors and labels.
+
+    strengths: inverse regularisations, of which the best on the validation part is taken.
+    """
+
+    def fitted(strength: float) -> tuple[float, object]:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300, class_weight="balanced"))
+        model.fit(*train)
+        return balanced_accuracy(name, model.predict(validation[0]), validation[1]).value, model
+
+    _, best = max((fitted(strength) for strength in strengths), key=lambda pair: pair[0])
+    return balanced_accuracy(name, best.predict(test[0]), test[1])  # type: ignore[attr-defined]

@@ -1,0 +1,91 @@
+"""Retrieval between modalities: ranks, the metrics made of them, and what guessing would get.
+
+A query may have several right answers (all captions of a picture); its rank is that of the first one found. A candidate
+that is exactly as similar as the right one counts as ranked before it, so that a collapsed embedding scores nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from polymodal.evaluation.statistics import Score
+
+RECALLS = (1, 5, 10)
+_BLOCK = 4_194_304  # similarities in memory at once
+
+
+def ranks(
+    queries: Float[Tensor, "queries dim"], candidates: Float[Tensor, "candidates dim"], relevant: Sequence[np.ndarray]
+) -> Int[np.ndarray, " queries"]:
+    """The rank, from 1, of each query's best relevant candidate. relevant: for each query, candidate numbers."""
+    found = np.empty(len(queries), dtype=np.int64)
+    rows = max(1, _BLOCK // len(candidates))
+    for start in range(0, len(queries), rows):
+        similarity = queries[start : start + rows] @ candidates.T
+        for offset, row in enumerate(similarity):
+            right = torch.from_numpy(relevant[start + offset])
+            best = row[right].max()
+            found[start + offset] = 1 + int((row >= best).sum()) - int((row[right] >= best).sum())
+    return found
+
+
+def top(
+    queries: Float[Tensor, "queries dim"], candidates: Float[Tensor, "candidates dim"], count: int
+) -> Int[np.ndarray, "queries count"]:
+    """The numbers of the most similar candidates, best first."""
+    return (queries @ candidates.T).topk(min(count, len(candidates))).indices.numpy()
+
+
+def retrieval_scores(
+    name: str, found: Int[np.ndarray, " queries"], relevant: Sequence[np.ndarray], candidates: int, unit: np.ndarray
+) -> list[Score]:
+    """R@1, R@5, R@10, MRR and the median rank. unit: for each query, the number of the unit that it belongs to."""
+    counts = np.array([len(right) for right in relevant])
+    scores = [
+        Score(f"{name}/R@{k}", _by_unit(found <= k, unit, np.mean), chance_recall(counts, candidates, k))
+        for k in RECALLS
+    ]
+    scores.append(Score(f"{name}/MRR", _by_unit(1 / found, unit, np.mean), chance_reciprocal_rank(counts, candidates)))
+    median = _by_unit(found, unit, np.median)
+    chance = chance_median_rank(counts, candidates)
+    scores.append(Score(f"{name}/median_rank", median, chance, higher_is_better=False, statistic="median"))
+    return scores
+
+
+def _by_unit(values: np.ndarray, unit: np.ndarray, summary: object) -> np.ndarray:
+    order = np.argsort(unit, kind="stable")
+    starts = np.flatnonzero(np.diff(unit[order], prepend=-1))
+    return np.array([summary(part) for part in np.split(values[order], starts[1:])], dtype=np.float64)  # type: ignore[operator]
+
+
+def _survival(relevant: int, candidates: int) -> np.ndarray:
+    """P(the first of `relevant` right ones among `candidates` in random order stands after place r), r = 0 ... ."""
+    places = np.arange(candidates)
+    factors = np.clip(candidates - relevant - places, 0, None) / (candidates - places)
+    return np.concatenate([[1.0], np.cumprod(factors)])
+
+
+def _mean_survival(counts: np.ndarray, candidates: int) -> np.ndarray:
+    values, times = np.unique(counts, return_counts=True)
+    return sum(_survival(int(m), candidates) * t for m, t in zip(values, times, strict=True)) / times.sum()
+
+
+def chance_recall(counts: np.ndarray, candidates: int, k: int) -> float:
+    """The expected R@k of a random order. counts: relevant candidates of each query."""
+    return float(1 - _mean_survival(counts, candidates)[min(k, candidates)])
+
+
+def chance_reciprocal_rank(counts: np.ndarray, candidates: int) -> float:
+    """The expected MRR of a random order."""
+    at_rank = -np.diff(_mean_survival(counts, candidates))
+    return float((at_rank / np.arange(1, candidates + 1)).sum())
+
+
+def chance_median_rank(counts: np.ndarray, candidates: int) -> float:
+    """The median rank of a random order."""
+    return float(np.argmax(_mean_survival(counts, candidates) <= 0.5))

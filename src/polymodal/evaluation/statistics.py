@@ -1,0 +1,105 @@
+"""Figures with their uncertainty: from one run by the bootstrap, from several seeds with the spread between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 1000
+
+
+class Estimate(NamedTuple):
+    """A figure and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def differs_from_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure of one run.
+
+    name: split/task/metric, such as `test/text_to_image/R@10`.
+    units: the metric on each independent unit of the test (a concept with all of its captions, say); the figure is
+    their mean or median.
+    chance: what guessing gets; None where that has no meaning.
+    """
+
+    name: str
+    units: np.ndarray
+    chance: float | None = None
+    higher_is_better: bool = True
+    statistic: Literal["mean", "median"] = "mean"
+
+    @property
+    def value(self) -> float:
+        return float(_summary(self.units, self.statistic))
+
+    def estimate(self) -> Estimate:
+        """The figure with its percentile bootstrap interval over the units."""
+        low, high = np.percentile(_resampled([self.units], self.statistic)[0], [2.5, 97.5])
+        return Estimate(self.value, float(low), float(high))
+
+    def to_json(self) -> dict[str, Any]:
+        """With the units, so that runs can be compared unit by unit later."""
+        return {
+            "name": self.name,
+            "chance": self.chance,
+            "higher_is_better": self.higher_is_better,
+            "statistic": self.statistic,
+            "units": [round(float(unit), 6) for unit in self.units],
+        }
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Score:
+        return cls(**record | {"units": np.array(record["units"])})
+
+
+def over_seeds(scores: Sequence[Score]) -> Estimate:
+    """The mean over seeds, with an interval that counts two sources of chance: the seed, and the choice of test units.
+
+    Their variances add up; the degrees of freedom are Welch and Satterthwaite's. One seed gives the interval over the
+    test units alone.
+    """
+    spread = _resampled([score.units for score in scores], scores[0].statistic).mean(axis=0).var()
+    return _combined([score.value for score in scores], spread, len(scores[0].units))
+
+
+def paired_difference(scores: Sequence[Score], baselines: Sequence[Score]) -> Estimate:
+    """The mean over seeds of score minus baseline, each pair from the same seed and on the same test units."""
+    differences = [score.value - baseline.value for score, baseline in zip(scores, baselines, strict=True)]
+    statistic = scores[0].statistic
+    ours = _resampled([score.units for score in scores], statistic)
+    theirs = _resampled([baseline.units for baseline in baselines], statistic)
+    return _combined(differences, (ours - theirs).mean(axis=0).var(), len(scores[0].units))
+
+
+def _summary(values: np.ndarray, statistic: str, axis: int | None = None) -> Any:
+    return np.median(values, axis=axis) if statistic == "median" else np.mean(values, axis=axis)
+
+
+def _resampled(units: Sequence[np.ndarray], statistic: str) -> np.ndarray:
+    """seeds x resamples: the figure of each seed on the same resampled units."""
+    count = len(units[0])
+    chosen = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+    return np.stack([_summary(values[chosen], statistic, axis=1) for values in units])
+
+
+def _combined(values: list[float], unit_variance: float, units: int) -> Estimate:
+    mean, seeds = float(np.mean(values)), len(values)
+    seed_variance = float(np.var(values, ddof=1)) / seeds if seeds > 1 else 0.0
+    variance = seed_variance + unit_variance
+    if variance == 0:
+        return Estimate(mean, mean, mean)
+    weights = seed_variance**2 / max(seeds - 1, 1) + unit_variance**2 / max(units - 1, 1)
+    half = float(stats.t.ppf(0.975, variance**2 / weights)) * variance**0.5
+    return Estimate(mean, mean - half, mean + half)

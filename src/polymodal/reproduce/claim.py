@@ -1,0 +1,86 @@
+"""Is a paper's claim true here? Treatment against baseline over paired seeds, and one of three verdicts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from polymodal import corpora, recipes
+from polymodal.errors import UserError
+from polymodal.evaluation.statistics import Estimate
+from polymodal.reproduce.compare import Arm, Comparison, compare
+from polymodal.reproduce.display import Display
+from polymodal.training.run import write_json
+from polymodal.types import Budget, Claim
+
+CLAIM = "claim.json"
+Verdict = Literal["supported", "not supported at this scale", "contradicted"]
+
+
+def claim_of(spec: str) -> Claim:
+    """The claim that stands beside a recipe. Raises UserError when its file makes none."""
+    module = sys.modules[recipes.find(spec).__module__]
+    claim = getattr(module, "claim", None)
+    if not isinstance(claim, Claim):
+        with_claims = ", ".join(name for name, entry in recipes.entries().items() if entry.has_claim)
+        raise UserError(f"The recipe '{spec}' makes no claim to test; these do: {with_claims}.")
+    return claim
+
+
+def verdict(difference: Estimate, higher_is_better: bool = True) -> Verdict:
+    """Supported when the whole interval lies on the claimed side of zero, contradicted when on the other."""
+    low, high = (difference.low, difference.high) if higher_is_better else (-difference.high, -difference.low)
+    if low > 0:
+        return "supported"
+    return "contradicted" if high < 0 else "not supported at this scale"
+
+
+def reproduce(
+    spec: str,
+    out: Path | str,
+    budget: Budget | None = None,
+    seeds: int | None = None,
+    display: Display | None = None,
+) -> tuple[dict[str, Any], Comparison]:
+    """Run a recipe's claim; writes `claim.json`, `results.json` and `report.html` into `out`.
+
+    budget, seeds: those of the claim unless given. Returns what `claim.json` holds, and the comparison.
+    """
+    claim = claim_of(spec)
+    arms = [Arm("baseline", claim.baseline), Arm("treatment", claim.treatment)]
+    arms += [Arm(label, recipe) for label, recipe in claim.further.items()]
+    comparison = compare(arms, corpora.named(claim.corpus), budget or claim.budget, seeds or claim.seeds, out, display)
+    result = claim_record(spec, claim, comparison)
+    write_json(Path(out) / CLAIM, result)
+    return result, comparison
+
+
+def claim_record(spec: str, claim: Claim, comparison: Comparison) -> dict[str, Any]:
+    """The verdict by the claim's first metric, and every metric's difference for every arm."""
+    baseline, treatment, *_ = comparison.arms
+    deciding = comparison.trials[0].scores[claim.metrics[0]]
+    difference = comparison.difference(treatment, deciding.name)
+    return {
+        "recipe": spec,
+        "claim": claim.sentence,
+        "paper": claim.paper_figures,
+        "verdict": verdict(difference, deciding.higher_is_better),
+        "metric": deciding.name,
+        "chance": deciding.chance,
+        "difference": difference._asdict(),
+        "baseline": comparison.estimate(baseline, deciding.name)._asdict(),
+        "treatment": comparison.estimate(treatment, deciding.name)._asdict(),
+        "corpus": claim.corpus,
+        "budget": str(comparison.budget),
+        "seeds": comparison.seeds,
+        "metrics": {
+            name: {
+                arm.label: comparison.estimate(arm, name)._asdict()
+                | {"difference": comparison.difference(arm, name)._asdict()}
+                for arm in comparison.arms
+            }
+            for name in claim.metrics
+        },
+        "cost": {arm.label: comparison.cost(arm) for arm in comparison.arms},
+    }

@@ -1,0 +1,187 @@
+"""Compare methods fairly: the same data in the same order, the same budget, paired seeds, one table.
+
+Each arm runs once a seed. At a seed all arms start from the same weights wherever names and shapes agree, see the
+examples in the same order, and are scored on the same test units, so that differences are paired.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from polymodal.corpora import Corpus
+from polymodal.errors import UserError
+from polymodal.evaluation import Score, evaluate, validation
+from polymodal.evaluation.statistics import Estimate, over_seeds, paired_difference
+from polymodal.reproduce.display import Display
+from polymodal.training import Run, train
+from polymodal.training.run import write_json, write_text
+from polymodal.training.trainer import command_line
+from polymodal.types import Budget
+
+SCORES, RESULTS, REPORT = "scores.json", "results.json", "report.html"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A recipe under the name that it has in this comparison."""
+
+    label: str
+    recipe: Any
+
+    @property
+    def folder(self) -> str:
+        return re.sub(r"[^A-Za-z0-9._-]+", "_", self.label).strip("._") or "arm"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One arm at one seed: its run, and its scores by name."""
+
+    arm: Arm
+    seed: int
+    run: Run
+    scores: dict[str, Score]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All trials, seed by seed in the order of the arms."""
+
+    arms: list[Arm]
+    corpus: Corpus
+    budget: Budget
+    seeds: list[int]
+    trials: list[Trial]
+    directory: Path | None = None
+
+    def of(self, arm: Arm) -> list[Trial]:
+        return [trial for trial in self.trials if trial.arm == arm]
+
+    @property
+    def score_names(self) -> list[str]:
+        """The scores that every arm has, in the order of evaluation."""
+        return [name for name in self.trials[0].scores if all(name in trial.scores for trial in self.trials)]
+
+    def estimate(self, arm: Arm, name: str) -> Estimate:
+        """The mean over seeds, with its 95 % interval over seeds and test units."""
+        return over_seeds([trial.scores[name] for trial in self.of(arm)])
+
+    def difference(self, arm: Arm, name: str, baseline: Arm | None = None) -> Estimate:
+        """Arm minus baseline (the first arm, unless another is given), paired by seed and test unit."""
+        pairs = zip(self.of(arm), self.of(baseline or self.arms[0]), strict=True)
+        ours, theirs = zip(*((a.scores[name], b.scores[name]) for a, b in pairs), strict=True)
+        return paired_difference(ours, theirs)
+
+    def cost(self, arm: Arm) -> dict[str, float]:
+        """Mean seconds, steps and examples of a run; parameters; floating-point operations an example."""
+        records = [trial.run.record for trial in self.of(arm)]
+        keys = ("seconds", "steps", "examples", "parameters", "flops_an_example", "skipped")
+        return {key: mean(record[key] for record in records) for key in keys}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that was measured, for `results.json`."""
+        one = self.trials[0].scores
+        return {
+            "command": command_line(),
+            "corpus": dict(self.corpus.choices),
+            "budget": str(self.budget),
+            "seeds": self.seeds,
+            "interval": "95 %, over seeds and test units",
+            "arms": {arm.label: self.of(arm)[0].run.record["recipe"] | {"cost": self.cost(arm)} for arm in self.arms},
+            "scores": {
+                name: {
+                    "chance": one[name].chance,
+                    "higher_is_better": one[name].higher_is_better,
+                    "test_units": len(one[name].units),
+                    "arms": {
+                        arm.label: self.estimate(arm, name)._asdict()
+                        | {"by_seed": {trial.seed: trial.scores[name].value for trial in self.of(arm)}}
+                        | {"difference_to_first": self.difference(arm, name)._asdict()}
+                        for arm in self.arms
+                    },
+                }
+                for name in self.score_names
+            },
+            "runs": [
+                {"arm": trial.arm.label, "seed": trial.seed, "directory": str(trial.run.directory or "")}
+                | {key: trial.run.record[key] for key in ("steps", "examples", "seconds", "command")}
+                for trial in self.trials
+            ],
+        }
+
+
+def compare(
+    arms: Sequence[Arm | Any],
+    corpus: Corpus,
+    budget: Budget,
+    seeds: int | Sequence[int] = 2,
+    out: Path | str | None = None,
+    display: Display | None = None,
+) -> Comparison:
+    """Train and score every arm at every seed; finished runs in `out` are not run again.
+
+    arms: `Arm`s, or recipes, which are then named after their file.
+    out: a folder for the runs, `results.json` and `report.html`; without it nothing is written.
+    Raises UserError for fewer than one arm, two arms of the same name, or a folder that holds other runs.
+    """
+    named = [arm if isinstance(arm, Arm) else Arm(_label(arm), arm) for arm in arms]
+    if not named or len({arm.folder for arm in named}) < len(named):
+        raise UserError("A comparison needs recipes of different names; give each Arm a label of its own.")
+    every = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    directory = Path(out) if out is not None else None
+    display = display or Display([arm.label for arm in named], every, budget)
+    trials = []
+    with display:
+        for seed in every:
+            torch.manual_seed(seed)
+            first = named[0].recipe
+            weights = first.build(first.processor(corpus))
+            for arm in named:
+                folder = directory / "runs" / arm.folder / f"seed-{seed}" if directory else None
+                trials.append(_trial(arm, corpus, budget, seed, folder, weights, display))
+    comparison = Comparison(named, corpus, budget, every, trials, directory)
+    if directory is not None:
+        from polymodal.reproduce.report import report  # matplotlib and jinja2 are slow to import
+
+        write_json(directory / RESULTS, comparison.to_json())
+        write_text(directory / REPORT, report(comparison))
+    return comparison
+
+
+def _label(recipe: Any) -> str:
+    return type(recipe).__module__.rpartition(".")[2]
+
+
+def _trial(
+    arm: Arm, corpus: Corpus, budget: Budget, seed: int, folder: Path | None, weights: torch.nn.Module, display: Display
+) -> Trial:
+    run = train(
+        arm.recipe,
+        corpus,
+        budget,
+        seed=seed,
+        out=folder,
+        name=arm.label,
+        weights_like=weights,
+        validate=validation(corpus) if "validation" in corpus.splits else None,
+        on_step=display.on_step(arm.label, seed),
+    )
+    kept = folder / SCORES if folder else None
+    if kept is not None and kept.is_file():
+        scores = [Score.from_json(record) for record in json.loads(kept.read_text(encoding="utf-8"))]
+    else:
+        display.scoring(arm.label, seed)
+        scores = evaluate(run, corpus)
+        if kept is not None:
+            write_text(kept, json.dumps([score.to_json() for score in scores]))
+    trial = Trial(arm, seed, run, {score.name: score for score in scores})
+    display.finished(arm.label, seed, trial.scores)
+    return trial

@@ -1,0 +1,71 @@
+"""The live table of a comparison; on a terminal it is redrawn in place, elsewhere a line is printed a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from polymodal.evaluation import Score
+from polymodal.training.progress import cells
+from polymodal.training.trainer import OnStep, Progress
+from polymodal.types import Budget
+
+HEADLINE = ("R@1", "R@10", "MRR")
+
+
+class Display:
+    """Shows what each arm is at, and its headline figures as they come."""
+
+    def __init__(self, labels: Sequence[str], seeds: Sequence[int], budget: Budget, console: Console | None = None):
+        self.console = console or Console(stderr=True)
+        self.budget = budget
+        self.state: dict[tuple[str, int], list[str]] = {
+            (label, seed): ["waiting", "", "", "", *[""] * len(HEADLINE)] for seed in seeds for label in labels
+        }
+        self.live = Live(console=self.console, auto_refresh=False, get_renderable=self.table)
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def table(self) -> Table:
+        headings = ["recipe", "seed", "state", "examples/s", "time left", "losses", *HEADLINE]
+        table = Table(*headings, caption=f"budget {self.budget} a run; text to image on the test split", box=None)
+        for (label, seed), shown in self.state.items():
+            table.add_row(label, str(seed), *shown)
+        return table
+
+    def _show(self, label: str, seed: int, **changes: str) -> None:
+        places = {"state": 0, "rate": 1, "left": 2, "losses": 3} | {name: 4 + i for i, name in enumerate(HEADLINE)}
+        for name, text in changes.items():
+            self.state[label, seed][places[name]] = text
+        if self.console.is_terminal:
+            self.live.refresh()
+
+    def on_step(self, label: str, seed: int) -> OnStep:
+        def show(progress: Progress, reached: float, losses: Mapping[str, Any]) -> None:
+            if progress.step % 5 == 0 or reached >= 1:
+                self._show(label, seed, **cells(progress, reached, losses))
+
+        return show
+
+    def scoring(self, label: str, seed: int) -> None:
+        self._show(label, seed, state="scoring", left="")
+
+    def finished(self, label: str, seed: int, scores: Mapping[str, Score]) -> None:
+        figures = {name: scores.get(f"test/text_to_image/{name}") for name in HEADLINE}
+        found = {name: f"{score.value:.1%}" for name, score in figures.items() if score is not None}
+        self._show(label, seed, state="[green]finished", left="", **found)
+        if not self.console.is_terminal:
+            said = ", ".join(f"{name} {value}" for name, value in found.items())
+            self.console.print(f"{label}, seed {seed}: finished{': ' + said if said else ''}", highlight=False)

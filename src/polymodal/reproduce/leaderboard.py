@@ -1,0 +1,129 @@
+"""The table at the end of a comparison, for the terminal and for the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from polymodal.evaluation.statistics import Estimate
+from polymodal.reproduce.compare import Arm, Comparison
+
+HEADLINE = (
+    "test/text_to_image/R@10",
+    "test/text_to_image/R@1",
+    "test/text_to_image/MRR",
+    "test/image_to_text/R@10",
+    "test/segmentation/mIoU",
+    "test/pointing/accuracy",
+    "test/word_to_region/R@1",
+    "test/zero_shot_category/accuracy",
+    "test/linear_probe_category/accuracy",
+    "test_twitter/text_to_image/R@10",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm. leads: its first figure is the best; difference: of that figure to the first arm, None for the first."""
+
+    arm: Arm
+    figures: list[Estimate]
+    difference: Estimate | None
+    cost: dict[str, float]
+    leads: bool
+
+
+def headline(comparison: Comparison) -> list[str]:
+    """The scores that the table shows; the first decides the order."""
+    names = [name for name in HEADLINE if name in comparison.score_names]
+    return names or comparison.score_names[:6]
+
+
+def rows(comparison: Comparison) -> list[Row]:
+    """Best first, by the first headline figure."""
+    names = headline(comparison)
+    first = comparison.trials[0].scores[names[0]]
+    arms = sorted(
+        comparison.arms,
+        key=lambda arm: comparison.estimate(arm, names[0]).value,
+        reverse=first.higher_is_better,
+    )
+    return [
+        Row(
+            arm=arm,
+            figures=[comparison.estimate(arm, name) for name in names],
+            difference=None if arm == comparison.arms[0] else comparison.difference(arm, names[0]),
+            cost=comparison.cost(arm),
+            leads=arm == arms[0],
+        )
+        for arm in arms
+    ]
+
+
+def verdict(comparison: Comparison) -> str:
+    """One sentence that says which arm won, and whether the data can tell."""
+    names = headline(comparison)
+    if len(comparison.arms) == 1:
+        return f"One method; its figures are those of {len(comparison.seeds)} seeds."
+    best, second = rows(comparison)[:2]
+    gap = comparison.difference(best.arm, names[0], second.arm)
+    clear = "clearly ahead" if gap.differs_from_zero else "not distinguishable at this budget and number of seeds"
+    return (
+        f"{best.arm.label} leads on {spoken(names[0])} with {figure(names[0], best.figures[0])}; against "
+        f"{second.arm.label} the difference is {signed(names[0], gap)}: {clear}."
+    )
+
+
+def spoken(name: str) -> str:
+    """'test/text_to_image/R@10' -> 'text to image R@10'; a shifted split is named."""
+    split, *rest = name.split("/")
+    words = " ".join(rest).replace("_", " ")
+    return words if split == "test" else f"{words} ({split.removeprefix('test_')})"
+
+
+def is_rank(name: str) -> bool:
+    return name.endswith("median_rank")
+
+
+def number(name: str, value: float) -> str:
+    return f"{value:.1f}" if is_rank(name) else f"{100 * value:.1f} %"
+
+
+def figure(name: str, estimate: Estimate) -> str:
+    """'25.3 % [23.1, 27.5]'."""
+    factor = 1 if is_rank(name) else 100
+    return f"{number(name, estimate.value)} [{factor * estimate.low:.1f}, {factor * estimate.high:.1f}]"
+
+
+def signed(name: str, estimate: Estimate) -> str:
+    """'+2.1 [-0.4, +4.6]', in percentage points or ranks."""
+    factor = 1 if is_rank(name) else 100
+    return f"{factor * estimate.value:+.1f} [{factor * estimate.low:+.1f}, {factor * estimate.high:+.1f}]"
+
+
+def chance(comparison: Comparison, name: str) -> str:
+    level = comparison.trials[0].scores[name].chance
+    return "-" if level is None else number(name, level)
+
+
+def terminal_table(comparison: Comparison) -> Table:
+    """Mean with 95 % interval, paired difference to the first recipe, and cost."""
+    names = headline(comparison)[:5]
+    table = Table(title=verdict(comparison), title_justify="left", title_style="bold", box=None)
+    table.add_column("recipe")
+    for name in names:
+        table.add_column(spoken(name), justify="right")
+    for heading in (f"{spoken(names[0])} against {comparison.arms[0].label}", "s", "M params", "MFLOPs/example"):
+        table.add_column(heading, justify="right")
+    for row in rows(comparison):
+        table.add_row(
+            f"[bold]{row.arm.label}[/bold]" if row.leads else row.arm.label,
+            *(figure(name, estimate) for name, estimate in zip(names, row.figures, strict=False)),
+            "" if row.difference is None else signed(names[0], row.difference),
+            f"{row.cost['seconds']:.0f}",
+            f"{row.cost['parameters'] / 1e6:.2f}",
+            f"{row.cost['flops_an_example'] / 1e6:.0f}",
+        )
+    table.add_row("[dim]chance", *(f"[dim]{chance(comparison, name)}" for name in names))
+    return table

@@ -1,0 +1,191 @@
+"""The report of a comparison: one HTML file that needs nothing else, with table, curves, pictures and bars."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import jinja2
+import matplotlib
+
+matplotlib.use("svg")
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image as PILImage
+
+from polymodal.corpora import Corpus
+from polymodal.data.loader import Reader
+from polymodal.evaluation.retrieval import top
+from polymodal.evaluation.suite import PairedTest, main_language
+from polymodal.modalities import Image, Text
+from polymodal.modalities.image import to_rgb
+from polymodal.reproduce import leaderboard
+from polymodal.reproduce.compare import Comparison
+from polymodal.training.trainer import command_line
+from polymodal.types import CanEmbed
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
+STYLE: dict[Any, Any] = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "grid.alpha": 0.25,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "polymodal",
+}
+QUERIES, SHOWN, THUMBNAIL = 5, 5, 56
+
+
+def report(comparison: Comparison) -> str:
+    """The page as text."""
+    names = leaderboard.headline(comparison)
+    template = resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
+    splits = [split for split in comparison.corpus.splits if split.startswith("test")]
+    return page.render(
+        c=comparison,
+        board=leaderboard,
+        names=names,
+        rows=leaderboard.rows(comparison),
+        verdict=leaderboard.verdict(comparison),
+        command=command_line(),
+        splits=[(split, len(comparison.corpus.rows(split))) for split in comparison.corpus.splits],
+        colours=dict(zip((arm.label for arm in comparison.arms), COLOURS * 9, strict=False)),
+        curves=_curves(comparison),
+        languages=_bars_by_language(comparison),
+        vendors=_bars_by_split(comparison, splits) if len(splits) > 1 else "",
+        grids=_grids(comparison),
+    )
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+
+
+def _axes(columns: int, width: float, height: float) -> tuple[Figure, list]:
+    plt.rcParams.update(STYLE)
+    figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False)
+    return figure, list(axes[0])
+
+
+def _curves(comparison: Comparison) -> str:
+    """The loss, and text-to-image R@10 on the validation split, over seconds of training; a thin line a seed."""
+    figure, (losses, validation) = _axes(2, 10, 3.1)
+    for arm, colour in zip(comparison.arms, COLOURS * 9, strict=False):
+        for number, trial in enumerate(comparison.of(arm)):
+            style = {"color": colour, "linewidth": 1.4, "alpha": 0.85, "label": arm.label if number == 0 else None}
+            logged = [entry for entry in trial.run.history if "losses" in entry]
+            losses.plot([e["seconds"] for e in logged], [sum(e["losses"].values()) for e in logged], **style)
+            checked = [entry for entry in trial.run.history if "validation" in entry]
+            name = "validation/text_to_image/R@10"
+            points = [(e["seconds"], 100 * e["validation"][name]) for e in checked if name in e["validation"]]
+            validation.plot(*zip(*points, strict=True) if points else ((), ()), marker="o", markersize=3, **style)
+    losses.set(xlabel="seconds of training", ylabel="sum of the losses", title="Training loss (each method's own)")
+    validation.set(xlabel="seconds of training", ylabel="%", title="Text to image R@10, validation split")
+    validation.set_ylim(bottom=0)
+    losses.legend(frameon=False)
+    return _svg(figure)
+
+
+def _bars(comparison: Comparison, names: Sequence[str], labels: Sequence[str], title: str) -> str:
+    """One group of bars a score, one bar an arm, with its interval; chance as a line across the group."""
+    figure, (axes,) = _axes(1, max(4.5, 0.28 * len(names) * (1 + len(comparison.arms) / 2)), 3.0)
+    width = 0.8 / len(comparison.arms)
+    places = np.arange(len(names))
+    for index, (arm, colour) in enumerate(zip(comparison.arms, COLOURS * 9, strict=False)):
+        estimates = [comparison.estimate(arm, name) for name in names]
+        values = np.array([100 * e.value for e in estimates])
+        errors = np.array([[100 * (e.value - e.low), 100 * (e.high - e.value)] for e in estimates]).T
+        axes.bar(
+            places + (index - (len(comparison.arms) - 1) / 2) * width,
+            values,
+            width * 0.92,
+            color=colour,
+            label=arm.label,
+            yerr=errors,
+            error_kw={"linewidth": 0.8, "alpha": 0.6},
+        )
+    for place, name in zip(places, names, strict=True):
+        level = 100 * (comparison.trials[0].scores[name].chance or 0)
+        axes.hlines(level, place - 0.45, place + 0.45, color="#333333", linestyle=":", linewidth=1.2)
+    axes.set(title=title, ylabel="%", xticks=places, xticklabels=labels)
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.02)
+    axes.grid(axis="x", visible=False)
+    axes.legend(frameon=False, ncols=4, fontsize=8)
+    return _svg(figure)
+
+
+def _bars_by_language(comparison: Comparison) -> str:
+    prefix = "test/text_to_image_"
+    names = [name for name in comparison.score_names if name.startswith(prefix)]
+    labels = [name.removeprefix(prefix).split("/")[0] for name in names]
+    title = "Text to image R@10 by language of the query (dotted: chance)"
+    return _bars(comparison, names, labels, title) if names else ""
+
+
+def _bars_by_split(comparison: Comparison, splits: Sequence[str]) -> str:
+    wanted = [f"{split}/text_to_image/R@10" for split in splits]
+    names = [name for name in wanted if name in comparison.score_names]
+    labels = [name.split("/")[0] for name in names]
+    return _bars(comparison, names, labels, "Text to image R@10 by test split (dotted: chance)") if names else ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What every arm finds for one caption. pictures: label -> (data URL, right) in order of similarity."""
+
+    query: str
+    answer: str
+    pictures: dict[str, list[tuple[str, bool]]]
+
+
+def _grids(comparison: Comparison) -> list[Grid]:
+    """Captions drawn at random from the test split, with the pictures that each arm's first run finds."""
+    corpus = comparison.corpus
+    kinds = {type(modality) for modality in corpus.columns.values()}
+    runs = {arm.label: comparison.of(arm)[0].run for arm in comparison.arms}
+    if not {Image, Text} <= kinds or not all(isinstance(run.model, CanEmbed) for run in runs.values()):
+        return []
+    language = main_language(corpus)
+    tests = {
+        label: PairedTest.of(run.model, run.processor, Reader(corpus, run.processor), "test", language)
+        for label, run in runs.items()
+    }
+    one = next(iter(tests.values()))
+    owners: dict[str, set[int]] = defaultdict(set)
+    for text, owner in zip(one.texts, one.owner, strict=True):
+        owners[text].add(int(owner))
+    chosen = np.random.default_rng(0).choice(len(one.texts), size=min(QUERIES, len(one.texts)), replace=False)
+    grids = []
+    for place in chosen:
+        text = one.texts[place]
+        found = {
+            label: top(test.text_vectors[place : place + 1], test.images, SHOWN)[0] for label, test in tests.items()
+        }
+        pictures = {
+            label: [(thumbnail(corpus, int(one.rows[n])), int(n) in owners[text]) for n in numbers]
+            for label, numbers in found.items()
+        }
+        grids.append(Grid(text, thumbnail(corpus, int(one.rows[min(owners[text])])), pictures))
+    return grids
+
+
+def thumbnail(corpus: Corpus, row: int) -> str:
+    """A picture as a data URL."""
+    picture = to_rgb(corpus.value(row, corpus.column_of(Image)))
+    picture.thumbnail((THUMBNAIL * 2, THUMBNAIL * 2), PILImage.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="WEBP", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

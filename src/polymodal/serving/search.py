@@ -1,0 +1,65 @@
+"""Find pictures by words, exactly, over a whole corpus."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image as PILImage
+from PIL import ImageDraw, ImageFont
+
+from polymodal.corpora import Corpus
+from polymodal.data.loader import Reader
+from polymodal.errors import UserError
+from polymodal.evaluation.retrieval import top
+from polymodal.modalities import Image
+from polymodal.modalities.image import to_rgb
+from polymodal.training.run import Run
+
+TILE, MARGIN = 128, 12  # pixels of the contact sheet
+
+
+class Hit(NamedTuple):
+    """One picture that was found. caption: the first that it has in the corpus."""
+
+    row: int
+    key: str
+    similarity: float
+    caption: str
+
+
+def search_pictures(run: Run, corpus: Corpus, query: str, count: int = 8, split: str = "test") -> list[Hit]:
+    """The pictures most similar to some words, best first; `split` may be `all`. Raises UserError without a query."""
+    if not query.strip():
+        raise UserError("The query is empty; say what to look for.")
+    if count < 1:
+        raise UserError("--top is at least 1.")
+    reader = Reader(corpus, run.processor)
+    rows, examples = reader.read_all(np.arange(len(corpus)) if split == "all" else corpus.rows(split))
+    if not examples:
+        raise UserError(f"The split '{split}' of '{corpus.name}' has no readable example to search.")
+    vectors = run.embed(text=[query], image=[example["image"] for example in examples])
+    places = top(vectors["text"], vectors["image"], count)[0]
+    similarity = vectors["image"] @ vectors["text"][0]
+    return [
+        Hit(int(rows[n]), corpus.key(int(rows[n])), float(similarity[n]), examples[n]["text"][0].text) for n in places
+    ]
+
+
+def contact_sheet(corpus: Corpus, hits: list[Hit], columns: int = 4) -> PILImage.Image:
+    """The pictures in reading order, each with its place and similarity."""
+    columns = min(columns, len(hits))
+    lines = -(-len(hits) // columns)
+    font = ImageFont.load_default(size=13)
+    width, height = TILE + MARGIN, TILE + MARGIN + 18
+    sheet = PILImage.new("RGB", (columns * width + MARGIN, lines * height + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, hit in enumerate(hits):
+        left, top_edge = MARGIN + place % columns * width, MARGIN + place // columns * height
+        picture = to_rgb(corpus.value(hit.row, corpus.column_of(Image)))
+        scale = TILE / max(picture.size)
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture = picture.resize(size, PILImage.Resampling.LANCZOS)
+        sheet.paste(picture, (left + (TILE - size[0]) // 2, top_edge + (TILE - size[1]) // 2))
+        draw.text((left, top_edge + TILE + 2), f"{place + 1}   {hit.similarity:.3f}", fill="#444444", font=font)
+    return sheet
