@@ -130,6 +130,7 @@ class Recipe(Protocol):
         ...
 
 
+@runtime_checkable
 class Processor(Protocol):
     """Examples to tensors without augmentation; saved with the run."""
 

@@ -35,7 +35,6 @@ class Reader:
 
     def read(self, row: int) -> Example | None:
         """The example, or None when it is unreadable."""
-        row = int(row)
         if row in self._kept:
             return self._kept[row]
         try:
@@ -51,7 +50,7 @@ class Reader:
 
     def read_all(self, rows: np.ndarray) -> tuple[np.ndarray, list[Example]]:
         """The readable ones among the rows, with their row numbers."""
-        examples = {int(row): self.read(row) for row in rows}
+        examples = {row: self.read(row) for row in rows.tolist()}
         readable = {row: example for row, example in examples.items() if example is not None}
         return np.array(list(readable), dtype=np.int64), list(readable.values())
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from polymodal.layers.transformer import Packing, Transformer, last_token, mean_of_tokens
 from polymodal.modalities.text import Tokens
@@ -54,7 +55,8 @@ class TextEncoder(nn.Module):
         mask = text.mask
         packing = Packing.of(mask)
         place = packing.places % mask.shape[1]
-        x = self.embedding(packing.pack(text.ids)) + self.positions[place]
+        # Both are look-ups: indexing with repeated places would add up its gradient in an order that varies.
+        x = self.embedding(packing.pack(text.ids)) + F.embedding(place, self.positions)
         x = self.norm_after(self.transformer(x, packing))
         pooled = mean_of_tokens(x, packing) if self.config.pooling == "mean" else last_token(x, packing)
         return x, packing, pooled

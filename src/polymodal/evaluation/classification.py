@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from polymodal.evaluation.statistics import Score
 
 
-def prompt_ensemble(prompts: Sequence[Float[Tensor, "prompts dim"]]) -> Float[Tensor, "classes dim"]:
+def prompt_ensemble(prompts: Sequence[Float[Tensor, "_ dim"]]) -> Float[Tensor, "classes dim"]:
     """One vector a class: the normalised mean of its prompts' vectors (CLIP, section 3.1.4)."""
     return F.normalize(torch.stack([vectors.mean(0) for vectors in prompts]), dim=-1)
 
@@ -44,21 +44,18 @@ def zero_shot(
 
 
 def linear_probe(
-    name: str,
     train: tuple[np.ndarray, np.ndarray],
     validation: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
     strengths: Sequence[float] = (0.01, 0.1, 1.0),
-) -> Score:
-    """Balanced accuracy of a logistic regression on frozen vectors; each part is vectors and labels.
+) -> Pipeline:
+    """A logistic regression on frozen, standardised vectors; each part is vectors and labels.
 
     strengths: inverse regularisations, of which the best on the validation part is taken.
     """
 
-    def fitted(strength: float) -> tuple[float, object]:
+    def fitted(strength: float) -> tuple[float, Pipeline]:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300, class_weight="balanced"))
         model.fit(*train)
-        return balanced_accuracy(name, model.predict(validation[0]), validation[1]).value, model
+        return balanced_accuracy("", model.predict(validation[0]), validation[1]).value, model
 
-    _, best = max((fitted(strength) for strength in strengths), key=lambda pair: pair[0])
-    return balanced_accuracy(name, best.predict(test[0]), test[1])  # type: ignore[attr-defined]
+    return max((fitted(strength) for strength in strengths), key=lambda pair: pair[0])[1]

@@ -14,13 +14,31 @@ from torch import Tensor, nn
 
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
-from polymodal.evaluation.classification import linear_probe, prompt_ensemble, zero_shot
+from polymodal.errors import UserError
+from polymodal.evaluation.classification import balanced_accuracy, linear_probe, prompt_ensemble, zero_shot
 from polymodal.evaluation.grounding import grounding_scores
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
 from polymodal.modalities import Category, Image, Mask, Text
 from polymodal.training.run import Run, embed
-from polymodal.types import CanEmbed, CanEmbedPatches, Processor
+from polymodal.types import CanEmbed, CanEmbedPatches, Example, Processor
+
+
+@dataclass(frozen=True)
+class ImageVectors:
+    """A split's readable examples with the vectors of their pictures."""
+
+    rows: np.ndarray
+    examples: list[Example]
+    vectors: Float[Tensor, "images dim"]
+
+    @classmethod
+    def of(cls, method: nn.Module, processor: Processor, reader: Reader, split: str) -> ImageVectors:
+        rows, examples = reader.read_all(reader.corpus.rows(split))
+        if not examples:
+            raise UserError(f"The split '{split}' of '{reader.corpus.name}' has no readable example.")
+        vectors = embed(method, processor, image=[example["image"] for example in examples])["image"]
+        return cls(rows, examples, vectors)
 
 
 @dataclass(frozen=True)
@@ -34,20 +52,19 @@ class PairedTest:
     owner: np.ndarray
 
     @classmethod
-    def of(
-        cls, method: nn.Module, processor: Processor, reader: Reader, split: str, language: str | None
-    ) -> PairedTest:
-        """language: only captions in it; None takes all."""
-        rows, examples = reader.read_all(reader.corpus.rows(split))
+    def of(cls, method: nn.Module, processor: Processor, images: ImageVectors, language: str | None) -> PairedTest:
+        """language: only captions in it; None takes all. Raises UserError when there are none."""
         captions = [
             (number, caption.text)
-            for number, example in enumerate(examples)
+            for number, example in enumerate(images.examples)
             for caption in example["text"]
             if language in (None, caption.language)
         ]
+        if not captions:
+            raise UserError(f"There is no caption in the language '{language}'.")
         owner, texts = np.array([number for number, _ in captions], dtype=np.int64), [text for _, text in captions]
-        vectors = embed(method, processor, image=[example["image"] for example in examples])
-        return cls(rows, vectors["image"], texts, embed(method, processor, text=texts)["text"], owner)
+        vectors = embed(method, processor, text=texts)["text"]
+        return cls(images.rows, images.vectors, texts, vectors, owner)
 
     def text_to_image(self, name: str) -> list[Score]:
         """Queries are captions; right are all pictures that have this very caption."""
@@ -103,58 +120,56 @@ def evaluate(run: Run, corpus: Corpus, reader: Reader | None = None) -> list[Sco
 
 
 def _paired_scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
-    language, scores = main_language(corpus), []
-    for split in (split for split in corpus.splits if split.startswith("test")):
-        test = PairedTest.of(run.model, run.processor, reader, split, language)
+    splits = [split for split in corpus.splits if split.startswith("test")]
+    images = {split: ImageVectors.of(run.model, run.processor, reader, split) for split in splits}
+    main, scores = main_language(corpus), []
+    for split in splits:
+        test = PairedTest.of(run.model, run.processor, images[split], main)
         scores += test.text_to_image(f"{split}/text_to_image") + test.image_to_text(f"{split}/image_to_text")
         scores += test.zero_shot_by_name(f"{split}/zero_shot_by_name")
-        if corpus.label is not None:
-            scores += _label_scores(run, corpus, reader, split, test)
-        if split == "test":
-            scores += _language_scores(run, corpus, reader, language)
+    if corpus.label is not None:
+        scores += _label_scores(run, corpus, reader, corpus.label, images)
+    for language in _other_languages(corpus, main):
+        test = PairedTest.of(run.model, run.processor, images["test"], language)
+        found = test.text_to_image(f"test/text_to_image_{language}")
+        scores += [score for score in found if score.name.endswith("R@10")]
     return scores
 
 
-def _label_scores(run: Run, corpus: Corpus, reader: Reader, split: str, test: PairedTest) -> list[Score]:
-    assert corpus.label is not None
-    modality = corpus.columns[corpus.label]
+def _other_languages(corpus: Corpus, main: str | None) -> list[str]:
+    text = corpus.columns[corpus.column_of(Text)]
+    assert isinstance(text, Text)
+    return [language for language in text.language_shares if language != main] if "test" in corpus.splits else []
+
+
+def _label_scores(
+    run: Run, corpus: Corpus, reader: Reader, label: str, images: Mapping[str, ImageVectors]
+) -> list[Score]:
+    """Zero-shot by the corpus's prompts, and a linear probe, on every split in `images`."""
+    modality = corpus.columns[label]
     assert isinstance(modality, Category)
     scores = []
-    labels = _labels(corpus, test.rows)
+    labels = {split: _labels(corpus, label, found) for split, found in images.items()}
     if corpus.prompts:
         prompts = [list(corpus.prompts[name]) for name in modality.names]
         vectors = embed(run.model, run.processor, text=[text for texts in prompts for text in texts])["text"]
         classes = prompt_ensemble(vectors.split([len(texts) for texts in prompts]))
-        scores.append(zero_shot(f"{split}/zero_shot_{corpus.label}/accuracy", test.images, labels, classes))
+        for split, found in images.items():
+            scores.append(zero_shot(f"{split}/zero_shot_{label}/accuracy", found.vectors, labels[split], classes))
     if {"train", "validation"} <= set(corpus.splits):
-        train, tuning = (_vectors_and_labels(run, corpus, reader, part) for part in ("train", "validation"))
-        known = np.isin(labels, train[1])
-        name = f"{split}/linear_probe_{corpus.label}/accuracy"
-        scores.append(linear_probe(name, train, tuning, (test.images.numpy()[known], labels[known])))
+        train, tuning = (ImageVectors.of(run.model, run.processor, reader, part) for part in ("train", "validation"))
+        probe = linear_probe(
+            (train.vectors.numpy(), _labels(corpus, label, train)),
+            (tuning.vectors.numpy(), _labels(corpus, label, tuning)),
+        )
+        for split, found in images.items():
+            predicted = probe.predict(found.vectors.numpy())
+            scores.append(balanced_accuracy(f"{split}/linear_probe_{label}/accuracy", predicted, labels[split]))
     return scores
 
 
-def _vectors_and_labels(run: Run, corpus: Corpus, reader: Reader, split: str) -> tuple[np.ndarray, np.ndarray]:
-    rows, examples = reader.read_all(corpus.rows(split))
-    vectors = embed(run.model, run.processor, image=[example["image"] for example in examples])["image"]
-    return vectors.numpy(), _labels(corpus, rows)
-
-
-def _labels(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    assert corpus.label is not None
-    return np.array([corpus.value(row, corpus.label) for row in rows])
-
-
-def _language_scores(run: Run, corpus: Corpus, reader: Reader, main: str | None) -> list[Score]:
-    """Text-to-image R@10 in every language."""
-    text = corpus.columns[corpus.column_of(Text)]
-    assert isinstance(text, Text)
-    scores = []
-    for language in text.language_shares if len(text.language_shares) > 1 else ():
-        test = PairedTest.of(run.model, run.processor, reader, "test", language)
-        found = test.text_to_image(f"test/text_to_image_{language}")
-        scores += [score for score in found if score.name.endswith("R@10")]
-    return scores
+def _labels(corpus: Corpus, label: str, images: ImageVectors) -> np.ndarray:
+    return np.array([corpus.value(row, label) for row in images.rows])
 
 
 def validation(corpus: Corpus) -> Any:
@@ -165,7 +180,8 @@ def validation(corpus: Corpus) -> Any:
         if not isinstance(method, CanEmbed):
             return {}
         reader = readers.setdefault(id(processor), Reader(corpus, processor))
-        test = PairedTest.of(method, processor, reader, "validation", main_language(corpus))
+        images = ImageVectors.of(method, processor, reader, "validation")
+        test = PairedTest.of(method, processor, images, main_language(corpus))
         return {score.name: score.value for score in test.text_to_image("validation/text_to_image")}
 
     return figures

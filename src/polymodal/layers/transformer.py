@@ -27,7 +27,7 @@ class Packing:
 
     def pack(self, padded: Tensor) -> Tensor:
         """(batch, length, ...) -> (total, ...)."""
-        return padded.flatten(0, 1)[self.places]
+        return padded.flatten(0, 1).index_select(0, self.places)
 
     def pad(self, packed: Tensor) -> Tensor:
         """(total, ...) -> (batch, length, ...), zeros where there is no token."""
@@ -114,4 +114,4 @@ def mean_of_tokens(packed: Float[Tensor, "total width"], packing: Packing) -> Fl
 
 def last_token(packed: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "batch width"]:
     """The last real token of each sequence: the end mark, wherever it stands."""
-    return packed[packing.mask.sum(1).cumsum(0) - 1]
+    return packed.index_select(0, packing.mask.sum(1).cumsum(0) - 1)

@@ -99,8 +99,9 @@ class TextTokenizer:
     def train(cls, texts: Iterable[str], vocabulary: int, context_length: int) -> TextTokenizer:
         """Learn a vocabulary of at most `vocabulary` entries (256 bytes and 3 marks at the least) from `texts`."""
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.normalizer = normalizers.NFC()
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        # A space before the first word makes it the same token there as in the middle of a text.
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Prepend(" ")])
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary,
@@ -132,7 +133,7 @@ class TextTokenizer:
     def decode(self, tokens: Tokens) -> list[str]:
         """The texts again, without marks and padding."""
         rows = [ids[:length] for ids, length in zip(tokens.ids.tolist(), tokens.lengths.tolist(), strict=True)]
-        return self.tokenizer.decode_batch(rows, skip_special_tokens=True)
+        return [text.removeprefix(" ") for text in self.tokenizer.decode_batch(rows, skip_special_tokens=True)]
 
     def save(self, path: Path) -> None:
         self.tokenizer.save(str(path))

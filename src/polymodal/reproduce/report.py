@@ -22,7 +22,7 @@ from PIL import Image as PILImage
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.evaluation.retrieval import top
-from polymodal.evaluation.suite import PairedTest, main_language
+from polymodal.evaluation.suite import ImageVectors, PairedTest, main_language
 from polymodal.modalities import Image, Text
 from polymodal.modalities.image import to_rgb
 from polymodal.reproduce import leaderboard
@@ -159,10 +159,10 @@ def _grids(comparison: Comparison) -> list[Grid]:
     if not {Image, Text} <= kinds or not all(isinstance(run.model, CanEmbed) for run in runs.values()):
         return []
     language = main_language(corpus)
-    tests = {
-        label: PairedTest.of(run.model, run.processor, Reader(corpus, run.processor), "test", language)
-        for label, run in runs.items()
-    }
+    tests = {}
+    for label, run in runs.items():
+        images = ImageVectors.of(run.model, run.processor, Reader(corpus, run.processor), "test")
+        tests[label] = PairedTest.of(run.model, run.processor, images, language)
     one = next(iter(tests.values()))
     owners: dict[str, set[int]] = defaultdict(set)
     for text, owner in zip(one.texts, one.owner, strict=True):

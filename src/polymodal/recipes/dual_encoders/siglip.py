@@ -42,8 +42,8 @@ class SigLIP(DualEncoder):
 class Recipe(DualEncoderRecipe):
     scale: float = 10.0
     """Inverse temperature at the start (section 3.2: exp(t') = 10)."""
-    bias: float = -10.0
-    """Bias at the start (section 3.2): near the log-odds of a match in a large batch."""
+    bias: float = -5.0
+    """Bias at the start: about the log-odds of a match, -log(batch); -10 in the paper (section 3.2), for 32,768."""
 
     def build(self, processor: ImageTextProcessor) -> SigLIP:
         return SigLIP(self, processor.tokenizer.vocabulary)
@@ -59,4 +59,5 @@ class Recipe(DualEncoderRecipe):
             learning_rate=1e-3,
             weight_decay=1e-4,
             betas=(0.9, 0.95),
+            bias=-10.0,
         )

@@ -1,0 +1,58 @@
+"""Shared pieces of the tests: jaxtyping's shapes are checked at run time, and corpora are opened once a session."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+FOLDERS = ("data", "encoders", "evaluation", "layers", "modalities", "objectives", "recipes")
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int may stand for a float
+install_import_hook([f"polymodal.{folder}" for folder in FOLDERS], CHECKER)
+
+import polymodal as pm
+from polymodal.corpora import Corpus
+
+
+@pytest.fixture(scope="session")
+def emoji() -> Corpus:
+    """The real corpus; fetched on first use."""
+    return pm.corpora.emoji()
+
+
+@pytest.fixture(scope="session")
+def scenes() -> Corpus:
+    return pm.corpora.scenes()
+
+
+@pytest.fixture(scope="session")
+def small_emoji(emoji: Corpus) -> Corpus:
+    """A tenth of it, for tests that train."""
+    rng = np.random.default_rng(0)
+    return emoji.with_splits(
+        {name: np.sort(rng.permutation(rows)[: len(rows) // 5]) for name, rows in emoji.splits.items()}
+    )
+
+
+@pytest.fixture
+def polymodal(tmp_path: Path):
+    """Run the command line in a folder of its own; returns the finished process."""
+
+    def run(*arguments: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "polymodal", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env=os.environ | environment,
+            timeout=300,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,158 @@
+"""The commands as a user types them, each in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image as PILImage
+
+from test_corpora import pairs
+
+SMALL = ("--batch-size", "16", "--budget", "4steps")
+
+
+@pytest.fixture(scope="module")
+def own_data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    pq.write_table(pa.Table.from_pylist(pairs(60)), folder / "pairs.parquet")
+    return folder / "pairs.parquet"
+
+
+@pytest.fixture
+def a_run(polymodal, own_data, tmp_path):
+    done = polymodal(
+        "train", "clip", "--data", str(own_data), *SMALL, "--out", "run", POLYMODAL_CACHE=str(tmp_path / "c")
+    )
+    assert done.returncode == 0, done.stderr
+    return "run"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train", "clpi", "--corpus", "emoji"], "did you mean 'clip'"),
+        (["train", "clip", "--corpus", "emojo"], "did you mean 'emoji'"),
+        (["train", "clip"], "Say which data to use"),
+        (["train"], "Usage: polymodal train RECIPE"),
+        (["train", "clip", "--corpus", "emoji", "--data", "x"], "not both"),
+        (["train", "clip", "--corpus", "emoji", "--budget", "soon"], "is not a budget"),
+        (["train", "clip", "--data", "none.parquet"], "There is no file or folder none.parquet"),
+        (["evaluate", "nowhere"], "is not a run"),
+        (["compare", "--corpus", "emoji"], "Name the recipes"),
+        (["compare", "clip", "--corpus", "emoji", "--seeds", "0"], "at least 1"),
+        (["reproduce", "clip"], "makes no claim"),
+        (["corpora", "fetsh"], "did you mean 'fetch'"),
+        (["corpora", "fetch", "emojy"], "did you mean 'emoji'"),
+        (["corpora", "fetch"], "Say which corpus"),
+        (["new", "my-method"], "letters, digits and _"),
+        (["show", "sparq"], "did you mean 'sparc'"),
+        (["runs", "--root", "nowhere"], "There is no folder"),
+        (["train", "./none.py", "--corpus", "emoji"], "There is no file none.py"),
+    ],
+)
+def test_errors_end_in_one_sentence(polymodal, words, expected):
+    done = polymodal(*words)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_a_mistyped_flag_suggests(polymodal):
+    done = polymodal("train", "clip", "--corpus", "emoji", "--learning-rat", "1")
+    assert done.returncode == 2
+    assert "--learning-rate" in done.stderr + done.stdout
+
+
+def test_help_and_list_import_nothing_heavy():
+    program = "import sys; sys.argv = ['polymodal', sys.argv[1]]; from polymodal.cli import main; main(); "
+    program += "sys.exit(bool({'torch', 'datasets', 'matplotlib', 'grain'} & set(sys.modules)))"
+    for word in ("--help", "list", "--version"):
+        done = subprocess.run([sys.executable, "-c", program, word], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "polymodal" in done.stdout or "clip" in done.stdout
+
+
+def test_list_and_show_as_json(polymodal):
+    listed = json.loads(polymodal("list", "--json").stdout)
+    assert {"clip", "siglip", "sparc", "improved_clip"} <= {entry["name"] for entry in listed}
+    assert all(entry["claim"] for entry in listed)
+    shown = json.loads(polymodal("show", "sparc", "--json").stdout)
+    flags = {row["flag"]: row for row in shown["hyper_parameters"]}
+    assert flags["--grouping"]["type"] == "sparse | no_threshold | softmax"
+    assert "section" in flags["--local-weight"]["meaning"] or "paper" in flags["--local-weight"]["meaning"]
+
+
+def test_every_command_explains_itself(polymodal):
+    for command in ("list", "corpora", "runs", "compare"):
+        done = polymodal(command, "--help")
+        assert done.returncode == 0
+        assert "usage" in done.stdout.lower()
+    done = polymodal("train", "sparc", "--help")
+    assert "--local-weight" in done.stdout
+    assert "--image.width" in done.stdout
+
+
+def test_train_evaluate_embed_search_runs(polymodal, a_run, own_data, tmp_path):
+    cache = {"POLYMODAL_CACHE": str(tmp_path / "c")}
+    found = json.loads(polymodal("runs", "--json").stdout)
+    assert [(run["run"], run["state"], run["recipe"]) for run in found] == [("run", "finished", "clip")]
+    scores = json.loads(polymodal("evaluate", a_run, "--json", **cache).stdout)
+    assert {"test/text_to_image/R@10", "test/image_to_text/median_rank"} <= {score["name"] for score in scores}
+    assert all(score["low"] <= score["value"] <= score["high"] for score in scores)
+    done = polymodal("embed", a_run, "--data", str(own_data), "--out", "x.parquet", **cache)
+    assert done.returncode == 0, done.stderr
+    table = pq.read_table(tmp_path / "x.parquet")
+    assert table.num_rows == 60
+    assert table.schema.field("image").type.list_size == 128
+    done = polymodal("search", a_run, "a thing", "--top", "5", "--out", "sheet.png", **cache)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.strip().splitlines()) == 1 + 5 + 1
+    assert PILImage.open(tmp_path / "sheet.png").width > 400
+    done = polymodal("search", a_run, " ", **cache)
+    assert (done.returncode, "query is empty" in done.stderr) == (2, True)
+
+
+def test_own_method_is_written_and_compared(polymodal, own_data, tmp_path):
+    assert polymodal("new", "my_method", "--from", "clip").returncode == 0
+    text = (tmp_path / "my_method.py").read_text()
+    assert len(text.splitlines()) < 60
+    done = polymodal("new", "my_method")
+    assert (done.returncode, "is there already" in done.stderr) == (2, True)
+    arms = ("clip --batch-size 16", "./my_method.py --batch-size 16 --uniformity 0.5")
+    options = ("--data", str(own_data), "--budget", "3steps", "--seeds", "1", "--out", "c")
+    done = polymodal("compare", *arms, *options, POLYMODAL_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "c" / "results.json").read_text())
+    assert list(results["arms"]) == ["clip --batch-size 16", "my_method --batch-size 16 --uniformity 0.5"]
+    run = next((tmp_path / "c" / "runs").glob("my_method*/seed-0"))
+    (tmp_path / "my_method.py").unlink()  # a run keeps its recipe's file
+    done = polymodal("evaluate", str(run), "--json", POLYMODAL_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_saves_and_says_how_to_go_on(polymodal, own_data, tmp_path, number):
+    environment = os.environ | {"POLYMODAL_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "polymodal", "train", "clip", "--data", str(own_data)]
+    command += ["--batch-size", "16", "--budget", "60steps", "--out", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if (tmp_path / "run" / "run.json").exists():
+            break
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with: polymodal resume run" in said.strip().splitlines()[-1]
+    done = polymodal("resume", "run", POLYMODAL_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 60

@@ -1,0 +1,155 @@
+"""Metrics against brute force, chance levels against simulation, intervals against their promise."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from polymodal.evaluation.classification import balanced_accuracy, linear_probe, prompt_ensemble, zero_shot
+from polymodal.evaluation.grounding import intersection_over_union, region_cells, segment
+from polymodal.evaluation.retrieval import (
+    chance_median_rank,
+    chance_recall,
+    chance_reciprocal_rank,
+    ranks,
+    retrieval_scores,
+    top,
+)
+from polymodal.evaluation.statistics import Score, over_seeds, paired_difference
+from polymodal.evaluation.suite import PairedTest
+
+
+def unit_vectors(count, dim, seed):
+    return F.normalize(torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_ranks_equal_sorting():
+    queries, candidates = unit_vectors(20, 5, 0), unit_vectors(30, 5, 1)
+    rng = np.random.default_rng(0)
+    relevant = [rng.choice(30, size=rng.integers(1, 5), replace=False) for _ in range(20)]
+    found = ranks(queries, candidates, relevant)
+    for query, right, rank in zip(queries, relevant, found, strict=True):
+        order = (candidates @ query).argsort(descending=True).tolist()
+        assert rank == 1 + min(order.index(place) for place in right)
+
+
+def test_a_collapsed_embedding_ranks_last():
+    same = torch.ones(1, 4).expand(10, 4)
+    assert ranks(same, same, [np.array([place]) for place in range(10)]).tolist() == [10] * 10
+
+
+def test_scores_by_hand():
+    found, unit = np.array([1, 2, 11, 1]), np.array([0, 0, 1, 2])
+    scores = {s.name: s for s in retrieval_scores("x", found, [np.array([0])] * 4, 20, unit)}
+    assert scores["x/R@1"].units.tolist() == [0.5, 0, 1]
+    assert scores["x/R@1"].value == pytest.approx(0.5)
+    assert scores["x/R@10"].value == pytest.approx(2 / 3)
+    assert scores["x/MRR"].units.tolist() == pytest.approx([0.75, 1 / 11, 1])
+    assert scores["x/median_rank"].value == 1.5
+    assert scores["x/R@5"].chance == pytest.approx(5 / 20)
+
+
+def test_chance_levels_equal_random_orders():
+    rng = np.random.default_rng(0)
+    counts, candidates = np.array([1, 1, 2, 5]), 40
+    simulated = np.array([[1 + rng.permutation(candidates)[:m].min() for m in counts] for _ in range(6000)])
+    for k in (1, 5, 10, 40):
+        assert chance_recall(counts, candidates, k) == pytest.approx((simulated <= k).mean(), abs=0.01)
+    assert chance_reciprocal_rank(counts, candidates) == pytest.approx((1 / simulated).mean(), abs=0.01)
+    assert chance_median_rank(counts, candidates) == pytest.approx(np.median(simulated), abs=1)
+    assert chance_median_rank(np.array([1]), 101) == 51
+
+
+def test_top_is_best_first_and_no_longer_than_the_candidates():
+    queries, candidates = unit_vectors(2, 4, 0), unit_vectors(3, 4, 1)
+    found = top(queries, candidates, 5)
+    assert found.shape == (2, 3)
+    assert found[0].tolist() == (candidates @ queries[0]).argsort(descending=True).tolist()
+
+
+def test_several_captions_and_shared_captions_count_as_right():
+    images = torch.eye(3)
+    texts = ["a cat", "pet", "a dog", "pet"]  # the first and the second picture are both a pet
+    vectors = torch.stack([images[0], images[1], images[1], images[1]])
+    test = PairedTest(np.arange(3), images, texts, vectors, np.array([0, 0, 1, 1]))
+    found = {s.name: s.value for s in test.text_to_image("t2i")}
+    assert found["t2i/R@1"] == 1  # "pet" of the first picture finds the second, which is a pet as well
+    found = {s.name: s for s in test.image_to_text("i2t")}
+    assert len(found["i2t/R@1"].units) == 2  # the third picture has no caption to find
+    assert found["i2t/R@1"].value == 1
+
+
+def test_balanced_accuracy_weighs_classes_alike():
+    labels, predicted = np.array([0] * 90 + [1] * 10), np.zeros(100, dtype=int)
+    score = balanced_accuracy("x", predicted, labels)
+    assert score.value == pytest.approx(0.5)
+    assert score.chance == 0.5
+
+
+def test_zero_shot_and_prompt_ensemble():
+    classes = prompt_ensemble(
+        [torch.tensor([[1.0, 0.0], [0.9, 0.1]]), torch.tensor([[0.0, 1.0]]), torch.tensor([[-1.0, 0]])]
+    )
+    torch.testing.assert_close(classes.norm(dim=1), torch.ones(3))
+    images = F.normalize(torch.tensor([[1.0, 0.2], [0.1, 1.0], [1.0, 0.0]]), dim=1)
+    score = zero_shot("x", images, np.array([0, 1, 1]), classes)
+    assert score.chance == 0.5  # only classes that occur are offered
+    assert score.value == pytest.approx((1 + 0.5) / 2)
+
+
+def test_linear_probe_finds_what_is_linear():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(300, 6))
+    labels = (values[:, 0] + values[:, 1] > 0).astype(int)
+    probe = linear_probe((values[:200], labels[:200]), (values[200:250], labels[200:250]))
+    assert balanced_accuracy("x", probe.predict(values[250:]), labels[250:]).value > 0.85
+
+
+def test_segmentation_puts_names_where_their_patches_are():
+    patches = torch.zeros(16, 2)
+    patches.reshape(4, 4, 2)[:, :2, 0] = 1
+    patches.reshape(4, 4, 2)[:, 2:, 1] = 1
+    labels = segment(patches, torch.eye(2), 8, 8)
+    assert (labels[:, :3] == 0).all()
+    assert (labels[:, 5:] == 1).all()
+    left = np.zeros((8, 8), dtype=bool)
+    left[:, :4] = True
+    assert intersection_over_union((labels == 0).numpy(), left) > 0.8
+    assert region_cells((0, 0, 4, 8), (8, 8), 4) == (0, 0, 2, 4)
+    assert region_cells((7, 7, 8, 8), (8, 8), 4) == (3, 3, 4, 4)
+
+
+def test_bootstrap_interval_covers_the_truth_about_95_times_in_100():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        _, low, high = Score("x", rng.normal(0.4, 1, size=100)).estimate()
+        covered += low <= 0.4 <= high
+    assert 0.9 <= covered / 200 <= 0.99
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+def test_paired_interval_covers_the_true_difference(seeds):
+    """Seeds shift every unit of an arm together; units are hard or easy for both arms."""
+    rng = np.random.default_rng(1)
+    covered, wide = 0, []
+    for _ in range(200):
+        difficulty = rng.normal(0, 1, 80)
+        spread = 0.0 if seeds == 1 else 0.05
+        pair = [
+            [Score("x", difficulty + shift + rng.normal(0, spread) + rng.normal(0, 0.3, 80)) for _ in range(seeds)]
+            for shift in (0.1, 0.0)
+        ]
+        value, low, high = paired_difference(*pair)
+        covered += low <= 0.1 <= high
+        wide.append(over_seeds(pair[0]).high - over_seeds(pair[0]).low)
+        assert low <= value <= high
+    assert covered / 200 >= 0.9
+    assert np.mean(wide) > high - low  # the difficulty of the units cancels in the paired difference
+
+
+def test_scores_survive_json():
+    score = Score("a/b", np.array([0.1, 1.0]), 0.5, False, "median")
+    again = Score.from_json(score.to_json())
+    assert again.units.tolist() == score.units.tolist()
+    assert (again.name, again.chance, again.higher_is_better, again.statistic) == ("a/b", 0.5, False, "median")

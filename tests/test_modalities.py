@@ -1,0 +1,141 @@
+"""Pictures and texts as users really have them: damaged, huge, transparent, empty, in every script."""
+
+import io
+import unicodedata
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+
+from polymodal.modalities import Category, Image, Text, UnreadableExample
+from polymodal.modalities.image import to_rgb, to_square
+from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, grey
+from polymodal.modalities.text import Caption, TextTokenizer
+from polymodal.modalities.text_augmentation import STOP_WORDS, TextAugmentation, augment_text
+
+
+def encoded(picture: PILImage.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+def test_picture_forms_decode_to_the_same(tmp_path):
+    data = encoded(PILImage.new("RGB", (5, 4), (10, 20, 30)))
+    (tmp_path / "a.png").write_bytes(data)
+    for value in (data, {"bytes": data, "path": None}, {"bytes": None, "path": "a.png"}, "a.png"):
+        assert np.asarray(to_rgb(Image(tmp_path).decode(value)))[0, 0].tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"not a picture", "no format"),
+        (b"", "no format"),
+        (None, "no picture"),
+        ("missing.png", "cannot be read"),
+        (encoded(PILImage.new("L", (30_000, 30_000))), "pixels"),
+    ],
+)
+def test_unreadable_pictures_say_why(value, reason, tmp_path):
+    with pytest.raises(UnreadableExample, match=reason):
+        Image(tmp_path).decode(value)
+
+
+def test_a_truncated_picture_is_found_when_it_is_decoded():
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    data = encoded(PILImage.fromarray(noise))
+    with pytest.raises(UnreadableExample, match="damaged"):
+        to_square(Image().decode(data[: len(data) // 2]), 16)
+
+
+def test_transparency_is_laid_on_white_and_every_mode_becomes_rgb():
+    clear = PILImage.new("RGBA", (8, 8), (255, 0, 0, 0))
+    assert np.asarray(to_rgb(clear)).min() == 255
+    for mode in ("1", "L", "P", "LA", "CMYK", "I;16", "F"):
+        assert to_square(PILImage.new(mode, (9, 6)), 4).shape == (4, 4, 3)
+
+
+def test_to_square_keeps_the_centre():
+    picture = np.zeros((10, 30, 3), dtype=np.uint8)
+    picture[:, 10:20] = 200
+    assert (to_square(PILImage.fromarray(picture), 10) == 200).mean() > 0.75
+
+
+def test_augmentation_is_seeded_stays_in_range_and_flips_only_where_allowed():
+    image = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    one, again = (augment(image, STRONG, torch.Generator().manual_seed(1)) for _ in range(2))
+    torch.testing.assert_close(one, again)
+    assert one.min() >= 0
+    assert one.max() <= 1
+    only_flip = ImageAugmentation(crop=(1.0, 1.0), flip=1.0)
+    allowed = torch.tensor([True, False] * 3)
+    flipped = augment(image, only_flip, torch.Generator().manual_seed(2), allowed)
+    closer_to_mirror = (flipped - image.flip(3)).abs().mean((1, 2, 3)) < (flipped - image).abs().mean((1, 2, 3))
+    assert closer_to_mirror.tolist() == allowed.tolist()
+
+
+def test_grey_pictures_keep_their_colour_under_hue_rotation():
+    image = torch.full((4, 3, 8, 8), 0.5)
+    jittered = augment(image, ImageAugmentation(crop=(1.0, 1.0), jitter=1.0), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(jittered, grey(jittered).expand_as(jittered), rtol=0, atol=1e-5)
+
+
+def test_captions_in_every_stored_form():
+    assert Text().decode("a cat") == [Caption("a cat")]
+    assert Text().decode(["a cat", "", None, "pet"]) == [Caption("a cat"), Caption("pet")]
+    assert Text().decode([{"text": "Katze", "language": "de"}]) == [Caption("Katze", "de")]
+    for empty in ("", "  ", [], None, [None], [""]):
+        with pytest.raises(UnreadableExample, match="empty"):
+            Text().decode(empty)
+
+
+def test_languages_are_drawn_by_their_shares():
+    captions = [Caption("cat", "en"), Caption("pet", "en"), Caption("Katze", "de")]
+    rng = np.random.default_rng(0)
+    drawn = [Text({"en": 0.75, "de": 0.25}).draw(captions, rng) for _ in range(4000)]
+    assert drawn.count("Katze") / 4000 == pytest.approx(0.25, abs=0.03)
+    assert drawn.count("cat") / 4000 == pytest.approx(0.375, abs=0.03)
+
+
+def test_category_refuses_an_unknown_name():
+    assert Category(("a", "b")).decode("b") == 1
+    with pytest.raises(UnreadableExample, match="'c'"):
+        Category(("a", "b")).decode("c")
+
+
+def test_tokenizer_round_trip_in_every_language_of_the_corpus(emoji):
+    rows = emoji.rows("train")[:300]
+    captions = [caption for row in rows for caption in emoji.value(row, "captions")]
+    tokenizer = TextTokenizer.train((caption.text.lower() for caption in captions), 3000, context_length=512)
+    unseen = [caption for row in emoji.rows("test")[:60] for caption in emoji.value(row, "captions")]
+    assert len({caption.language for caption in unseen}) == 20
+    texts = [caption.text for caption in unseen] + ["  two  spaces ", "naïve café", "\u0e01\u0e33", "👩‍🚒 \t x"]
+    expected = [unicodedata.normalize("NFC", text.lower()) for text in texts]
+    assert tokenizer.decode(tokenizer(texts)) == expected
+
+
+def test_tokens_are_cut_to_the_context_and_padded_to_the_longest_of_the_batch(tmp_path):
+    tokenizer = TextTokenizer.train(["a cat and a dog"] * 3, 300, context_length=8)
+    tokens = tokenizer(["cat", "a cat and a dog and a horse and a cow"])
+    assert tokens.ids.shape[1] == 8
+    assert tokens.lengths[1] == 8
+    assert (tokens.ids[:, 0] == tokenizer.start).all()
+    assert tokens.ids[range(2), (tokens.lengths - 1).tolist()].tolist() == [tokenizer.end] * 2
+    assert tokenizer(["cat"]).ids.shape[1] == tokens.lengths[0]
+    assert tokens.words.sum(1).tolist() == (tokens.lengths - 2).tolist()
+    tokenizer.save(tmp_path / "t.json")
+    assert torch.equal(TextTokenizer.load(tmp_path / "t.json", 8)(["cat"]).ids, tokenizer(["cat"]).ids)
+
+
+def test_text_augmentation_keeps_a_content_word_and_adds_none():
+    rng = np.random.default_rng(0)
+    always = TextAugmentation(stop_words=1.0, swap=1.0, delete=1.0)
+    for text in ("cat", "the cat", "a cat of the sea", "of the", "Katze", "猫"):
+        for _ in range(30):
+            words = augment_text(text, always, rng).split()
+            assert words
+            assert set(words) <= set(text.split())
+            if set(text.split()) - STOP_WORDS:
+                assert set(words) - STOP_WORDS

@@ -1,0 +1,294 @@
+"""Every recipe on real data; and what the cards say must hold."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import polymodal as pm
+from polymodal import recipes
+from polymodal.data.loader import Reader
+from polymodal.errors import UserError
+from polymodal.evaluation import evaluate
+from polymodal.modalities.image_augmentation import STRONG
+from polymodal.objectives.contrastive import info_nce
+from polymodal.recipes.dual_encoders import clip, improved_clip, siglip, sparc
+from polymodal.recipes.dual_encoders._base import may_flip
+from polymodal.training import train
+from polymodal.types import Budget, CanEmbed, CanEmbedPatches
+
+SMALL = {"batch_size": 48}
+VARIANTS = {
+    "clip": clip.Recipe(**SMALL),
+    "clip with moving average": clip.Recipe(**SMALL, ema=0.9),
+    "siglip": siglip.Recipe(**SMALL),
+    "sparc": sparc.Recipe(**SMALL),
+    "sparc softmax": sparc.Recipe(**SMALL, grouping="softmax"),
+    "sparc no threshold": sparc.Recipe(**SMALL, grouping="no_threshold"),
+    "improved_clip": improved_clip.Recipe(**SMALL),
+    "improved_clip siamlip": improved_clip.Recipe(**SMALL, addition="siamlip"),
+    "improved_clip byolip": improved_clip.Recipe(**SMALL, addition="byolip"),
+    "improved_clip barlip": improved_clip.Recipe(**SMALL, addition="barlip"),
+    "improved_clip swalip": improved_clip.Recipe(**SMALL, addition="swalip", label_smoothing=0, addition_weight=0.2),
+}
+
+
+def a_batch(recipe, corpus, count=12, seed=0):
+    processor = recipe.processor(corpus)
+    _, examples = Reader(corpus, processor).read_all(corpus.rows("train")[:count])
+    return processor, recipe.training_batch(examples, processor, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_recipe_trains_on_real_data_and_its_capabilities_answer(name, small_emoji):
+    recipe = VARIANTS[name]
+    run = train(recipe, small_emoji, Budget(steps=40))
+    entries = [entry["losses"] for entry in run.history if "losses" in entry]
+    for loss in entries[0]:
+        assert entries[-1][loss] < entries[0][loss], loss
+    assert isinstance(run.model, CanEmbed)
+    assert isinstance(run.model, CanEmbedPatches)
+    vectors = run.embed(text=["a red fruit", "cat"], image=[small_emoji.value(0, "image")])
+    torch.testing.assert_close(vectors["text"].norm(dim=1), torch.ones(2))
+    assert vectors["image"].shape == (1, recipe.dim)
+
+
+def test_trained_clip_is_better_than_chance_on_its_training_pictures(small_emoji):
+    """The whole chain learns: 150 steps on 280 pictures, asked for the very pictures that it saw."""
+    run = train(clip.Recipe(batch_size=64), small_emoji, Budget(steps=150))
+    seen = small_emoji.with_splits(small_emoji.splits | {"test": small_emoji.rows("train")[:100]})
+    scores = {score.name: score for score in evaluate(run, seen)}
+    recall = scores["test/text_to_image/R@10"]
+    assert recall.chance is not None
+    assert recall.value > 3 * recall.chance
+
+
+# SPARC
+
+
+def random_pairs(batch=3, length=5, patches=16, dim=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(batch, length, dim, generator=generator),
+        torch.randn(batch, patches, dim, generator=generator),
+        torch.arange(length) < torch.tensor([5, 3, 1])[:batch, None],
+    )
+
+
+@pytest.mark.parametrize("grouping", ["sparse", "no_threshold", "softmax"])
+def test_grouping_weights_sum_to_one(grouping):
+    tokens, patches, _ = random_pairs()
+    weights = sparc.grouping_weights(tokens, patches, grouping)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 5))
+    assert (weights >= 0).all()
+
+
+def test_sparse_weights_follow_the_three_steps():
+    tokens, patches, _ = random_pairs()
+    weights = sparc.grouping_weights(tokens, patches, "sparse")
+    similarity = torch.einsum("bld,bpd->blp", tokens, patches)
+    for b in range(3):
+        for token in range(5):
+            row = similarity[b, token]
+            row = (row - row.min()) / (row.max() - row.min())
+            row = torch.where(row >= 1 / 16, row, torch.zeros(()))
+            torch.testing.assert_close(weights[b, token], row / row.sum())
+    assert (weights == 0).any()
+    assert ((weights > 0).sum(-1) >= 1).all()
+
+
+def test_a_token_alike_to_all_patches_takes_the_same_of_each():
+    patches = torch.ones(1, 4, 3)
+    weights = sparc.grouping_weights(torch.randn(1, 2, 3), patches, "sparse")
+    torch.testing.assert_close(weights, torch.full((1, 2, 4), 0.25))
+
+
+def test_local_loss_equals_the_formula_pair_by_pair():
+    tokens, patches, mask = random_pairs()
+    scale = torch.tensor(5.0)
+    losses = sparc.local_loss(tokens, patches, mask, scale)
+    for b in range(3):
+        count = int(mask[b].sum())
+        own = tokens[b, :count]
+        groups = sparc.grouping_weights(own[None], patches[b : b + 1], "sparse")[0] @ patches[b]
+        expected = info_nce(F.normalize(groups, dim=-1), F.normalize(own, dim=-1), scale)
+        torch.testing.assert_close(losses[b], expected)
+
+
+def test_a_pair_s_local_loss_does_not_change_with_the_other_pairs():
+    tokens, patches, mask = random_pairs()
+    scale = torch.tensor(5.0)
+    before = sparc.local_loss(tokens, patches, mask, scale)
+    tokens[1], patches[1] = torch.randn(5, 8), torch.randn(16, 8)
+    after = sparc.local_loss(tokens, patches, mask, scale)
+    torch.testing.assert_close(before[[0, 2]], after[[0, 2]])
+    assert not torch.isclose(before[1], after[1])
+
+
+def test_a_caption_of_one_token_has_no_local_loss_and_no_gradient():
+    tokens, patches, mask = random_pairs()
+    tokens.requires_grad_()
+    losses = sparc.local_loss(tokens, patches, mask, torch.tensor(5.0))
+    assert losses[2] == 0
+    losses[2].backward()
+    assert tokens.grad.abs().sum() == 0
+
+
+def test_sparc_without_local_loss_has_clip_s_gradient(small_emoji):
+    recipe = sparc.Recipe(local_weight=0, global_weight=1.0)
+    processor, batch = a_batch(recipe, small_emoji)
+    torch.manual_seed(0)
+    one = recipe.build(processor)
+    torch.manual_seed(0)
+    other = clip.Recipe().build(processor)
+    (a,), (b,) = one.losses(batch).values(), other.losses(batch).values()
+    torch.testing.assert_close(a, b)
+
+
+# improved CLIP
+
+
+def test_improved_clip_without_strong_views_is_clip(small_emoji):
+    recipe = improved_clip.Recipe(strong_views=0)
+    processor, batch = a_batch(recipe, small_emoji)
+    torch.manual_seed(0)
+    ours = recipe.build(processor)
+    torch.manual_seed(0)
+    plain = clip.Recipe().build(processor)
+    torch.testing.assert_close(ours.losses(batch)["contrastive"], plain.losses(batch)["contrastive"])
+
+
+def test_improved_clip_loss_equals_the_formula(small_emoji):
+    recipe = improved_clip.Recipe(strong_views=2)
+    processor, batch = a_batch(recipe, small_emoji)
+    model = recipe.build(processor).eval()
+    image, text = model.image_encoder(batch["image"])[1], model.text_encoder(batch["text"])[2]
+    images, texts = image.chunk(3), text.chunk(3)
+
+    def cross_entropy(a, b, scale, smoothing):
+        logits, labels = scale * F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T, torch.arange(len(a))
+        ce = [F.cross_entropy(x, labels, label_smoothing=smoothing) for x in (logits, logits.T)]
+        return sum(ce) / 2
+
+    plain = cross_entropy(model.image_projection(images[0]), model.text_projection(texts[0]), model.scale, 0)
+    strong = [
+        cross_entropy(model.strong["image"](a), model.strong["text"](b), model.log_strong_scale.exp(), 0.1)
+        for a in images[1:]
+        for b in texts[1:]
+    ]
+    expected = (plain + 2 * sum(strong) / 4) / 3
+    torch.testing.assert_close(model.losses(batch)["contrastive"], expected)
+
+
+def test_swalip_refuses_label_smoothing():
+    with pytest.raises(UserError, match="label-smoothing 0"):
+        improved_clip.Recipe(addition="swalip", label_smoothing=0.1)
+
+
+def test_byolip_s_teacher_moves_by_average_only(small_emoji):
+    recipe = improved_clip.Recipe(addition="byolip", momentum=0.9, strong_views=1)
+    processor, batch = a_batch(recipe, small_emoji)
+    model = recipe.build(processor).train()
+    sum(model.losses(batch).values()).backward()
+    teachers, students = list(model.teacher.parameters()), list(model._students().parameters())
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teachers)
+    for teacher, student in zip(teachers, students, strict=True):
+        torch.testing.assert_close(teacher, student)  # the first step copies
+    with torch.no_grad():
+        students[0].add_(1.0)
+    before = teachers[0].clone()
+    model.losses(batch)
+    torch.testing.assert_close(teachers[0], before + 0.1, rtol=1e-4, atol=1e-4)
+
+
+def test_mirror_images_are_not_made_of_pictures_that_say_left(emoji):
+    concepts = [emoji.raw(row, "concept") for row in range(len(emoji))]
+    allowed = may_flip([{"text": emoji.value(row, "captions")} for row in range(len(emoji))]).tolist()
+    flips = dict(zip(concepts, allowed, strict=True))
+    assert not flips["left arrow"]
+    assert flips["grapes"]
+
+
+def test_views_stand_one_after_the_other(small_emoji):
+    recipe = improved_clip.Recipe(strong_views=2, strong_augmentation=dataclasses.replace(STRONG, crop=(1.0, 1.0)))
+    _, batch = a_batch(recipe, small_emoji, count=5)
+    assert len(batch["image"]) == len(batch["text"]) == 15
+
+
+def test_siglip_starts_at_the_paper_s_temperature():
+    assert siglip.Recipe().scale == siglip.Recipe.paper().scale == 10
+    assert siglip.Recipe.paper().bias == -10
+
+
+# the folder is the list
+
+
+def test_every_recipe_file_is_listed_with_paper_and_idea():
+    for name, entry in recipes.entries().items():
+        assert entry.title
+        assert len(entry.idea) > 20
+        module = getattr(recipes, name)
+        assert module.paper.arxiv == entry.arxiv
+        assert hasattr(module, "claim") == entry.has_claim
+        assert getattr(module, entry.method)
+        assert dataclasses.is_dataclass(module.Recipe)
+        assert type(module.Recipe.paper()) is module.Recipe
+
+
+def test_every_hyper_parameter_is_explained():
+    for name in recipes.entries():
+        for row in recipes.describe(name)["hyper_parameters"]:
+            assert row["meaning"], (name, row["flag"])
+
+
+def test_names_and_files_and_modules_are_found(tmp_path, monkeypatch):
+    assert recipes.find("sparc") is sparc.Recipe
+    assert recipes.find("polymodal.recipes.dual_encoders.clip:Recipe") is clip.Recipe
+    own = tmp_path / "mine.py"
+    own.write_text("from polymodal.recipes.dual_encoders.clip import Recipe\nclass Other(Recipe): pass\n")
+    assert issubclass(recipes.find(f"{own}:Other"), clip.Recipe)
+    for spec, expected in {
+        "spark": "did you mean 'sparc'",
+        f"{own}:Absent": "has no class 'Absent'",
+        f"{tmp_path}/none.py": "There is no file",
+        "no.such.module:Recipe": "cannot be imported",
+    }.items():
+        with pytest.raises(UserError, match=expected):
+            recipes.find(spec)
+    own.write_text("x = 1\ny = undefined\n")
+    with pytest.raises(UserError, match=r"line 2, does not import: NameError"):
+        recipes.find(str(own))
+    assert pm.recipes.sparc.Recipe is sparc.Recipe
+
+
+def test_folders_import_only_from_folders_above_them():
+    order = [
+        *("errors", "types", "modalities", "corpora", "curation", "data", "layers", "encoders", "objectives"),
+        *("training", "evaluation", "security", "recipes", "reproduce", "serving", "cli", "__main__"),
+    ]
+    package = Path(pm.__file__).parent
+    checked = 0
+    for file in package.rglob("*.py"):
+        own = file.relative_to(package).parts[0].removesuffix(".py")
+        if own == "__init__":
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for_types_only = {
+            inner
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            for inner in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module and node not in for_types_only:
+                parts = node.module.split(".")
+                names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+                for name in names if parts[0] == "polymodal" else []:
+                    if name in order:
+                        checked += 1
+                        assert order.index(name) <= order.index(own), f"{file} imports polymodal.{name}"
+    assert checked > 100

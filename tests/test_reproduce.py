@@ -1,0 +1,110 @@
+"""Comparisons: paired, resumable, written out; and verdicts."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from polymodal.errors import UserError
+from polymodal.evaluation.statistics import Estimate
+from polymodal.recipes.dual_encoders import clip, siglip
+from polymodal.reproduce import Arm, compare
+from polymodal.reproduce.claim import claim_record, verdict
+from polymodal.reproduce.leaderboard import rows, terminal_table
+from polymodal.training import load_run
+from polymodal.types import Budget, Claim
+
+ARMS = [Arm("clip", clip.Recipe(batch_size=32)), Arm("siglip", siglip.Recipe(batch_size=32))]
+
+
+@pytest.fixture(scope="module")
+def comparison(small_emoji, tmp_path_factory):
+    return compare(ARMS, small_emoji, Budget(steps=8), seeds=2, out=tmp_path_factory.mktemp("comparison"))
+
+
+def test_results_hold_every_figure_with_interval_budget_seed_cost_and_command(comparison):
+    results = json.loads((comparison.directory / "results.json").read_text())
+    assert results["budget"] == "8steps"
+    assert results["seeds"] == [0, 1]
+    assert results["command"]
+    score = results["scores"]["test/text_to_image/R@10"]
+    assert 0 < score["chance"] < 1
+    for arm in score["arms"].values():
+        assert arm["low"] <= arm["value"] <= arm["high"]
+        assert arm["value"] == pytest.approx(sum(arm["by_seed"].values()) / 2)
+    assert score["arms"]["clip"]["difference_to_first"]["value"] == 0
+    assert results["arms"]["siglip"]["cost"]["parameters"] == results["arms"]["clip"]["cost"]["parameters"] + 1
+    assert results["arms"]["clip"]["cost"]["flops_an_example"] > 1e6
+    assert len(results["runs"]) == 4
+    assert {"test/image_to_text/MRR", "test/zero_shot_category/accuracy", "test_twitter/text_to_image/R@1"} <= set(
+        results["scores"]
+    )
+    assert "test/text_to_image_ja/R@10" in results["scores"]
+
+
+def test_report_is_one_file_with_everything(comparison):
+    page = (comparison.directory / "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert page.count("<svg") == 3
+    assert page.count('<img src="data:image/webp') >= 5 * 2 * 5
+    for text in ("Leaderboard", "chance", "Learning curves", "By language", "By test split", "To run this again"):
+        assert text in page
+
+
+def test_arms_of_a_seed_start_from_the_same_weights_and_data(small_emoji):
+    quick = compare(ARMS, small_emoji, Budget(steps=1), seeds=1)
+    a, b = (trial.run.model.state_dict() for trial in quick.trials)
+    near = (a["text_encoder.positions"] - b["text_encoder.positions"]).abs().max()
+    assert near < 0.01  # one step apart at most, from the same start
+    torch.manual_seed(0)
+    other = clip.Recipe(batch_size=32).build(ARMS[0].recipe.processor(small_emoji))
+    torch.testing.assert_close(other.text_encoder.positions, a["text_encoder.positions"], atol=0.01, rtol=0)
+
+
+def test_a_comparison_goes_on_where_it_stopped(comparison, small_emoji, monkeypatch):
+    monkeypatch.setattr("polymodal.reproduce.compare.evaluate", lambda *_: pytest.fail("scored again"))
+    again = compare(ARMS, small_emoji, Budget(steps=8), seeds=2, out=comparison.directory)
+    name = "test/text_to_image/MRR"
+    assert again.estimate(ARMS[1], name) == pytest.approx(comparison.estimate(ARMS[1], name), abs=1e-6)
+    with pytest.raises(UserError, match="another budget"):
+        compare(ARMS, small_emoji, Budget(steps=9), seeds=2, out=comparison.directory)
+
+
+def test_runs_of_a_comparison_can_be_opened(comparison):
+    run = load_run(comparison.directory / "runs" / "siglip" / "seed-1")
+    assert run.record["seed"] == 1
+    assert [entry for entry in run.history if "validation" in entry]
+
+
+def test_leaderboard_is_best_first(comparison):
+    board = rows(comparison)
+    assert board[0].leads
+    assert board[0].figures[0].value >= board[1].figures[0].value
+    assert {row.arm.label for row in board if row.difference is None} == {"clip"}
+    assert len(terminal_table(comparison).rows) == 3
+
+
+def test_two_arms_of_one_name_are_refused(small_emoji):
+    with pytest.raises(UserError, match="different names"):
+        compare([clip.Recipe(), clip.Recipe()], small_emoji, Budget(steps=1))
+
+
+@pytest.mark.parametrize(
+    ("interval", "higher", "expected"),
+    [
+        ((0.1, 0.01, 0.2), True, "supported"),
+        ((0.1, -0.01, 0.2), True, "not supported at this scale"),
+        ((-0.1, -0.2, -0.01), True, "contradicted"),
+        ((-5.0, -9.0, -1.0), False, "supported"),
+    ],
+)
+def test_verdicts(interval, higher, expected):
+    assert verdict(Estimate(*interval), higher) == expected
+
+
+def test_claim_record_names_verdict_and_metrics(comparison):
+    claim = Claim("s", ARMS[0].recipe, ARMS[1].recipe, "emoji", Budget(steps=8), 2, ("test/text_to_image/MRR",))
+    record = claim_record("siglip", claim, comparison)
+    assert record["verdict"] in ("supported", "not supported at this scale", "contradicted")
+    assert record["difference"]["value"] == pytest.approx(record["treatment"]["value"] - record["baseline"]["value"])
