@@ -26,9 +26,8 @@ def own_data(tmp_path_factory):
 
 @pytest.fixture
 def a_run(polymodal, own_data, tmp_path):
-    done = polymodal(
-        "train", "clip", "--data", str(own_data), *SMALL, "--out", "run", POLYMODAL_CACHE=str(tmp_path / "c")
-    )
+    cache = {"POLYMODAL_CACHE": str(tmp_path / "c")}
+    done = polymodal("train", "clip", "--data", str(own_data), *SMALL, "--out", "run", **cache)
     assert done.returncode == 0, done.stderr
     return "run"
 

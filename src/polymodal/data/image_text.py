@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from polymodal.modalities import Image, Text, UnreadableExample
 from polymodal.modalities.image import to_square
 from polymodal.modalities.text import Caption, TextTokenizer
 from polymodal.types import Batch, Example
+
+MOST_ROWS = 200_000  # that a vocabulary is learned on
 
 
 class ImageTextProcessor:
@@ -44,9 +46,8 @@ class ImageTextProcessor:
         column = corpus.column_of(Text)
         modality = corpus.columns[column]
         assert isinstance(modality, Text)
-        rows = corpus.table.column(column).take(corpus.rows("train")).to_pylist()
-        texts = [text.lower() for row in rows for text in _texts(row)]
-        tokenizer = TextTokenizer.train(texts, vocabulary, context)
+        rows = corpus.table.column(column).take(corpus.rows("train")[:MOST_ROWS]).to_pylist()
+        tokenizer = TextTokenizer.train(_drawn(rows, modality), vocabulary, context)
         return cls(image_size, tokenizer, dict(modality.language_shares), *colour_statistics(corpus))
 
     def read(self, corpus: Corpus, row: int) -> Example:
@@ -117,8 +118,10 @@ def colour_statistics(corpus: Corpus, sample: int = 500) -> tuple[list[float], l
     return values.mean(0).round(4).tolist(), values.std(0).clip(min=0.05).round(4).tolist()
 
 
-def _texts(value: Any) -> list[str]:
-    """The strings of a stored caption value, whichever of the three forms it has."""
-    records = value if isinstance(value, list) else [value]
-    texts = [record["text"] if isinstance(record, dict) else record for record in records]
-    return [text for text in texts if text]
+def _drawn(rows: list[Any], modality: Text) -> Iterator[str]:
+    """Captions as often as training will draw them, or rare languages would take the vocabulary of frequent ones."""
+    rng = np.random.default_rng(0)
+    for row in rows:
+        with contextlib.suppress(UnreadableExample):
+            captions = modality.decode(row)
+            yield from (modality.draw(captions, rng).lower() for _ in captions)

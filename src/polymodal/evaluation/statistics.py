@@ -68,8 +68,7 @@ def over_seeds(scores: Sequence[Score]) -> Estimate:
     """The mean over seeds, with an interval that counts two sources of chance: the seed, and the choice of test units.
 
     Their variances add up; the degrees of freedom are Welch and Satterthwaite's. In simulation the interval covers the
-    truth in about 95 % of cases with five seeds, in about 90 % with two; one seed gives the interval over the test units
-    alone.
+    truth in about 95 % of cases with five seeds and 90 % with two. One seed: over the test units alone.
     """
     spread = _resampled([score.units for score in scores], scores[0].statistic).mean(axis=0).var()
     return _combined([score.value for score in scores], spread, len(scores[0].units))

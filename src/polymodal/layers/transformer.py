@@ -85,7 +85,7 @@ class Transformer(nn.Module):
     def __init__(self, width: int, depth: int, heads: int, causal: bool = False, dropout: float = 0.0):
         super().__init__()
         blocks = [Block(width, heads, causal, dropout) for _ in range(depth)]
-        residual_std = width**-0.5 * (2 * depth) ** -0.5
+        residual_std = width**-0.5 * (2 * max(depth, 1)) ** -0.5
         for block in blocks:
             linears = {
                 block.attention.qkv: width**-0.5,
