@@ -20,7 +20,7 @@ from polymodal.modalities.image import to_square
 from polymodal.modalities.text import Caption, TextTokenizer
 from polymodal.types import Batch, Example
 
-MOST_ROWS = 200_000  # that a vocabulary is learned on
+MOST_ROWS, DRAWS = 200_000, 8  # that a vocabulary is learned on; captions drawn of each
 
 
 class ImageTextProcessor:
@@ -124,4 +124,4 @@ def _drawn(rows: list[Any], modality: Text) -> Iterator[str]:
     for row in rows:
         with contextlib.suppress(UnreadableExample):
             captions = modality.decode(row)
-            yield from (modality.draw(captions, rng).lower() for _ in captions)
+            yield from (modality.draw(captions, rng).lower() for _ in captions[:DRAWS])

@@ -20,7 +20,7 @@ class ImageEncoderConfig:
     """Side of the square input picture in pixels."""
     patch: int = 8
     """Side of a patch in pixels; must divide the size."""
-    width: int = 128
+    width: int = 64
     """Channels of every token."""
     depth: int = 2
     """Transformer blocks."""

@@ -22,10 +22,10 @@ class TextEncoderConfig:
     """Entries of the byte-level BPE that is learned on the corpus."""
     context: int = 64
     """Longest sequence in tokens, with start and end mark; longer captions are cut."""
-    width: int = 128
+    width: int = 64
     """Channels of every token."""
-    depth: int = 1
-    """Transformer blocks."""
+    depth: int = 0
+    """Transformer blocks; 0 is the mean of token vectors, which a few thousand captions cannot overfit."""
     heads: int = 4
     """Attention heads of a block."""
     causal: bool = False

@@ -54,8 +54,8 @@ def linear_probe(
     """
 
     def fitted(strength: float) -> tuple[float, Pipeline]:
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300, class_weight="balanced"))
-        model.fit(*train)
+        regression = LogisticRegression(C=strength, solver="newton-cholesky", class_weight="balanced")
+        model = make_pipeline(StandardScaler(), regression).fit(*train)
         return balanced_accuracy("", model.predict(validation[0]), validation[1]).value, model
 
     return max((fitted(strength) for strength in strengths), key=lambda pair: pair[0])[1]

@@ -27,10 +27,11 @@ def ranks(
     rows = max(1, _BLOCK // len(candidates))
     for start in range(0, len(queries), rows):
         similarity = queries[start : start + rows] @ candidates.T
-        for offset, row in enumerate(similarity):
-            right = torch.from_numpy(relevant[start + offset])
-            best = row[right].max()
-            found[start + offset] = 1 + int((row >= best).sum()) - int((row[right] >= best).sum())
+        right = torch.zeros_like(similarity, dtype=torch.bool)
+        for row, numbers in zip(right, relevant[start : start + rows], strict=True):
+            row[torch.from_numpy(numbers)] = True
+        best = similarity.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+        found[start : start + rows] = 1 + ((similarity >= best) & ~right).sum(1).numpy()
     return found
 
 

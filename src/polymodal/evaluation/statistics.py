@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -89,9 +90,19 @@ def _summary(values: np.ndarray, statistic: str, axis: int | None = None) -> Any
 
 def _resampled(units: Sequence[np.ndarray], statistic: str) -> np.ndarray:
     """seeds x resamples: the figure of each seed on the same resampled units."""
-    count = len(units[0])
-    chosen = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+    chosen, times = _resamples(len(units[0]))
+    if statistic == "mean":
+        return np.stack(list(units)) @ times.T / len(units[0])
     return np.stack([_summary(values[chosen], statistic, axis=1) for values in units])
+
+
+@functools.lru_cache(maxsize=8)
+def _resamples(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """resamples x units, twice: which units each resample has, and how many times it has each unit."""
+    chosen = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+    times = np.zeros((RESAMPLES, count))
+    np.add.at(times, (np.arange(RESAMPLES)[:, None], chosen), 1)
+    return chosen, times
 
 
 def _combined(values: list[float], unit_variance: float | np.floating, units: int) -> Estimate:

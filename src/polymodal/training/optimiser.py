@@ -17,7 +17,7 @@ class Optimisation:
     """Examples in a step."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
-    weight_decay: float = 0.5
+    weight_decay: float = 0.1
     """Decoupled decay of matrices; vectors (biases, norms, temperatures) do not decay."""
     betas: tuple[float, float] = (0.9, 0.98)
     """Decay rates of AdamW's two moments."""
