@@ -1,6 +1,6 @@
 """Memory of the contrastive losses at a large batch, against the plain formulas that hold the full matrix.
 
-python benchmarks/contrastive_memory.py [--batch 32768] [--dim 512]
+python benchmarks/contrastive_memory.py [--batch 32768] [--dim 512]    (Linux)
 
 Each loss runs forward and backward in a process of its own; its peak resident memory above that of its inputs and
 gradients is compared with the size of the batch x batch matrix. Gradients are compared with the plain formula's.
@@ -9,10 +9,10 @@ gradients is compared with the size of the batch x batch matrix. Gradients are c
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -40,21 +40,23 @@ def plain_sigmoid(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 LOSSES = {"info_nce": (info_nce, plain_info_nce, 3), "sigmoid": (sigmoid_loss, plain_sigmoid, 4)}
 
 
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def resident(line: str) -> int:
+    """Bytes of memory: now (VmRSS), or the most since the last reset (VmHWM)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(row.split()[1] for row in status.splitlines() if row.startswith(line)))
 
 
 def measure(name: str, batch: int, dim: int) -> None:
-    """Prints bytes above the inputs and their gradients, and seconds."""
+    """Prints bytes above the inputs and their gradients, which any way of computing the loss needs, and seconds."""
     loss, _, count = LOSSES[name]
     leaves = inputs(batch, dim)[:count]
-    for leaf in leaves:
-        leaf.grad = torch.zeros_like(leaf)
+    gradients = sum(leaf.nbytes for leaf in leaves)
     # The first call of each kind of kernel allocates its own buffers; a tiny one keeps them out of the measure.
     loss(*inputs(64, dim)[:count]).backward()
-    before, started = peak_bytes(), time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before, started = resident("VmRSS"), time.perf_counter()
     loss(*leaves).backward()
-    print(peak_bytes() - before, time.perf_counter() - started)
+    print(resident("VmHWM") - before - gradients, time.perf_counter() - started)
 
 
 def largest_gradient_error(name: str, batch: int, dim: int) -> float:

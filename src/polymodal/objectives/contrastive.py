@@ -57,7 +57,7 @@ class _InfoNCE(Function):
             columns = torch.logaddexp(columns, logits.logsumexp(0))
         ctx.save_for_backward(a, b, scale, rows, columns)
         ctx.label_smoothing = label_smoothing
-        matching = scale * (a * b).sum(1)
+        matching = scale * torch.linalg.vecdot(a, b)
         everywhere = scale * (a @ b.mean(0))
         target = (1 - label_smoothing) * matching + label_smoothing * everywhere
         return ((rows + columns) / 2 - target).mean()
@@ -66,7 +66,7 @@ class _InfoNCE(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         a, b, scale, rows, columns = ctx.saved_tensors
         size = len(a)
-        grad_a, grad_b, grad_scale = torch.empty_like(a), torch.zeros_like(b), torch.zeros_like(scale)
+        grad_a, grad_b = torch.empty_like(a), torch.zeros_like(b)
         for block in _row_blocks(a, b):
             logits = (a[block] * scale) @ b.T
             by_row = (logits - rows[block, None]).exp_()
@@ -76,7 +76,7 @@ class _InfoNCE(Function):
             residual.diagonal(block.start).sub_(1 - ctx.label_smoothing)
             grad_a[block] = residual @ b
             grad_b.addmm_(residual.T, a[block])
-        grad_scale = (grad_a * a).sum()
+        grad_scale = torch.dot(grad_a.flatten(), a.flatten())
         step = gradient / size
         return grad_a.mul_(step * scale), grad_b.mul_(step * scale), grad_scale * step, None
 
@@ -103,5 +103,5 @@ class _Sigmoid(Function):
             grad_a[block] = derivative @ b
             grad_b.addmm_(derivative.T, a[block])
         step = gradient / len(a)
-        grad_scale = (grad_a * a).sum()
+        grad_scale = torch.dot(grad_a.flatten(), a.flatten())
         return grad_a.mul_(step * scale), grad_b.mul_(step * scale), grad_scale * step, grad_bias * step
