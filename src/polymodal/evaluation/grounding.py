@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.corpora import Corpus
+from polymodal.data.loader import Reader
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
-from polymodal.modalities import Image, Mask, Regions
-from polymodal.modalities.image import to_square
-from polymodal.training.run import Run, embed
+from polymodal.modalities import Mask, Regions
+from polymodal.modalities.region import Region
+from polymodal.training.run import Run, embed, evaluating, to_device
+
+BATCH = 128
 
 
 def segment(
@@ -32,85 +37,93 @@ def intersection_over_union(predicted: np.ndarray, truth: np.ndarray) -> float:
     return float((predicted & truth).sum() / (predicted | truth).sum())
 
 
-def grounding_scores(run: Run, corpus: Corpus, split: str) -> list[Score]:
-    """Segmentation (mIoU of a picture's objects, told apart by their names), pointing (is the best patch for a name on
-    its object?), and word to region (does a name find its box among all boxes of the split?).
+def grounding_scores(run: Run, corpus: Corpus, reader: Reader, split: str) -> list[Score]:
+    """Three questions about where; the pictures are square, and the unit of the first two is a picture.
 
-    Background pixels do not count: the question is which of the objects a pixel belongs to. Chance is that of naming
-    each pixel at random, and of pointing at a random patch. The unit is a picture.
+    segmentation: mean IoU of a picture's objects, told apart by their names. The ground does not count: each pixel of
+    an object is given to one of the names. Chance is naming each of them at random.
+    pointing: is the patch that is most similar to a name covered by its object, by half at least? Chance is a random
+    patch.
+    word_to_region: does a name find a box that bears it, among all boxes of the split? A box's vector is the mean over
+    its patches.
     """
-    rows = corpus.rows(split)
-    image, mask, regions = (corpus.column_of(kind) for kind in (Image, Mask, Regions))
-    size = run.processor.image_size  # type: ignore[attr-defined]
-    miou, pointing, overlap_by_chance, share_of_picture = [], [], [], []
-    boxes: list[Tensor] = []
-    box_names: list[str] = []
-    box_picture: list[int] = []
-    device = next(run.model.parameters()).device
-    for number, row in enumerate(rows):
-        pixels = to_square(corpus.value(row, image), size)
-        with torch.inference_mode():
-            batch = run.processor(image=[pixels])["image"].to(device)
-            patches = run.model.embed_patches(batch)[0].cpu()  # type: ignore[operator]
-        found = corpus.value(row, regions)
-        truth = corpus.value(row, mask)
-        names = embed(run.model, run.processor, text=[region.name for region in found])["text"]
-        labels = segment(patches, names, *truth.shape).numpy()
-        on_objects = truth > 0
-        overlaps, hits, by_chance, shares = [], [], [], []
-        grid = int(len(patches) ** 0.5)
-        best = (names @ patches.T).argmax(1)
-        for index in range(len(found)):
-            own = truth == index + 1
-            overlaps.append(intersection_over_union((labels == index) & on_objects, own))
-            cell = np.zeros((grid, grid), dtype=bool)
-            cell.flat[int(best[index])] = True
-            coverage = _coverage(own, grid)
-            hits.append(float(coverage[cell][0] >= 0.5))
-            shares.append(float((coverage >= 0.5).mean()))
-            picked = on_objects.sum() / len(found)
-            both = own.sum() / len(found)
-            by_chance.append(both / (picked + own.sum() - both))
-            left, top, right, bottom = region_cells(found[index].box, truth.shape, grid)
-            vector = patches.reshape(grid, grid, -1)[top:bottom, left:right].flatten(0, 1).mean(0)
-            boxes.append(F.normalize(vector, dim=0))
-            box_names.append(found[index].name)
-            box_picture.append(number)
-        miou.append(np.mean(overlaps))
-        pointing.append(np.mean(hits))
-        overlap_by_chance.append(np.mean(by_chance))
-        share_of_picture.append(np.mean(shares))
-    scores = [
-        Score(f"{split}/segmentation/mIoU", np.array(miou), float(np.mean(overlap_by_chance))),
-        Score(f"{split}/pointing/accuracy", np.array(pointing), float(np.mean(share_of_picture))),
-    ]
-    return scores + word_to_region(split, run, torch.stack(boxes), box_names, np.array(box_picture))
-
-
-def word_to_region(
-    split: str, run: Run, boxes: Float[Tensor, "boxes dim"], names: list[str], picture: np.ndarray
-) -> list[Score]:
-    """R@1 and R@10 of the regions that bear a name, among all regions. The unit is a name."""
-    places = defaultdict(list)
-    for place, name in enumerate(names):
-        places[name].append(place)
-    queries = embed(run.model, run.processor, text=list(places))["text"]
-    relevant = [np.array(found) for found in places.values()]
-    scores = retrieval_scores(
-        f"{split}/word_to_region", ranks(queries, boxes, relevant), relevant, len(boxes), np.arange(len(places))
+    rows, examples = reader.read_all(corpus.rows(split))
+    patches = _patch_vectors(run, [example["image"] for example in examples])
+    regions = [corpus.value(row, corpus.column_of(Regions)) for row in rows]
+    truths = [corpus.value(row, corpus.column_of(Mask)) for row in rows]
+    names = sorted({region.name for found in regions for region in found})
+    vectors = dict(zip(names, embed(run.model, run.processor, text=names)["text"], strict=True))
+    figures = np.array(
+        [
+            _one_picture(of_picture, torch.stack([vectors[region.name] for region in found]), truth)
+            for of_picture, found, truth in zip(patches, regions, truths, strict=True)
+        ]
     )
-    return [score for score in scores if score.name.endswith(("R@1", "R@10", "MRR"))]
+    (overlap, overlap_chance), (pointing, pointing_chance) = figures[:, :2].T, figures[:, 2:].T
+    return [
+        Score(f"{split}/segmentation/mIoU", overlap, float(overlap_chance.mean())),
+        Score(f"{split}/pointing/accuracy", pointing, float(pointing_chance.mean())),
+        *_word_to_region(split, patches, regions, truths, vectors),
+    ]
+
+
+@torch.inference_mode()
+def _patch_vectors(run: Run, images: list[Any]) -> Float[Tensor, "pictures patches dim"]:
+    model: Any = run.model
+    device = next(model.parameters()).device
+    with evaluating(model):
+        batches = [run.processor(image=images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+        return torch.cat([model.embed_patches(to_device(batch, device)["image"]).cpu() for batch in batches])
+
+
+def _one_picture(
+    patches: Float[Tensor, "patches dim"], names: Float[Tensor, "objects dim"], truth: np.ndarray
+) -> tuple[float, float, float, float]:
+    """Means over the objects: IoU and its chance, pointing and its chance. truth: 0 ground, k the k-th object."""
+    grid = int(len(patches) ** 0.5)
+    given = segment(patches, names, *truth.shape).numpy()
+    objects = truth > 0
+    pointed = (names @ patches.T).argmax(1)
+    figures = []
+    for number in range(len(names)):
+        own = truth == number + 1
+        overlap = intersection_over_union((given == number) & objects, own)
+        picked, both = objects.sum() / len(names), own.sum() / len(names)
+        covered = _coverage(own, grid).ravel() >= 0.5
+        figures.append((overlap, both / (picked + own.sum() - both), float(covered[pointed[number]]), covered.mean()))
+    return tuple(np.mean(figures, axis=0).tolist())
 
 
 def _coverage(own: np.ndarray, grid: int) -> np.ndarray:
     """The share of each patch that an object covers."""
-    height, width = own.shape
-    return own.reshape(grid, height // grid, grid, width // grid).mean(axis=(1, 3))
+    mask = torch.from_numpy(own)[None, None].float()
+    return F.adaptive_avg_pool2d(mask, grid)[0, 0].numpy()
 
 
-def region_cells(box: tuple[int, int, int, int], shape: tuple[int, ...], grid: int) -> tuple[int, int, int, int]:
+def _word_to_region(
+    split: str,
+    patches: Float[Tensor, "pictures patches dim"],
+    regions: Sequence[list[Region]],
+    truths: Sequence[np.ndarray],
+    vectors: dict[str, Tensor],
+) -> list[Score]:
+    grid = int(patches.shape[1] ** 0.5)
+    boxes: list[Tensor] = []
+    places: dict[str, list[int]] = defaultdict(list)
+    for of_picture, found, truth in zip(patches.unflatten(1, (grid, grid)), regions, truths, strict=True):
+        for region in found:
+            left, top, right, bottom = region_cells(region.box, truth.shape, grid)
+            places[region.name].append(len(boxes))
+            boxes.append(F.normalize(of_picture[top:bottom, left:right].flatten(0, 1).mean(0), dim=0))
+    relevant = [np.array(places[name]) for name in vectors]
+    found_at = ranks(torch.stack(list(vectors.values())), torch.stack(boxes), relevant)
+    scores = retrieval_scores(f"{split}/word_to_region", found_at, relevant, len(boxes), np.arange(len(relevant)))
+    return [score for score in scores if score.name.endswith(("R@1", "R@10", "MRR"))]
+
+
+def region_cells(box: tuple[int, ...], shape: tuple[int, ...], grid: int) -> tuple[int, int, int, int]:
     """The patches that a box covers: left, top, right, bottom in patches, at least one."""
-    height, width = shape[:2]
+    height, width = shape
     left, right = (round(edge * grid / width) for edge in box[::2])
     top, bottom = (round(edge * grid / height) for edge in box[1::2])
     left, top = min(left, grid - 1), min(top, grid - 1)

@@ -115,7 +115,8 @@ def evaluate(run: Run, corpus: Corpus, reader: Reader | None = None) -> list[Sco
     if isinstance(run.model, CanEmbed) and {Image, Text} <= kinds:
         scores += _paired_scores(run, corpus, reader)
     if isinstance(run.model, CanEmbedPatches) and {Image, Mask} <= kinds:
-        scores += grounding_scores(run, corpus, "test")
+        for split in (split for split in corpus.splits if split.startswith("test")):
+            scores += grounding_scores(run, corpus, reader, split)
     return scores
 
 

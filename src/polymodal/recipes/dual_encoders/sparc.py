@@ -7,6 +7,7 @@ other tokens of the same caption. No token is compared with another pair's patch
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,9 +19,10 @@ from torch.nn import functional as F
 from polymodal.data.image_text import ImageTextProcessor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
+from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.objectives.contrastive import info_nce
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
-from polymodal.types import Batch, Paper
+from polymodal.types import Batch, Budget, Claim, Paper
 
 paper = Paper(
     slug="sparc",
@@ -118,3 +120,34 @@ class Recipe(DualEncoderRecipe):
             weight_decay=0.1,
             warmup=2500 / 200_000,
         )
+
+
+_towers = Recipe(
+    image=ImageEncoderConfig(size=96, patch=12, depth=1),
+    text=TextEncoderConfig(depth=1, context=48),  # the local loss needs tokens that know their context
+    augmentation=ImageAugmentation(crop=(0.9, 1.0), flip=0.5),
+    batch_size=64,
+    learning_rate=2e-3,
+    local_weight=1.0,
+)
+claim = Claim(
+    sentence="The sparse local loss makes patch vectors tell where the objects of a caption are, better than CLIP's.",
+    baseline=dataclasses.replace(_towers, local_weight=0.0),
+    treatment=_towers,
+    further={
+        "softmax grouping": dataclasses.replace(_towers, grouping="softmax"),
+        "no threshold": dataclasses.replace(_towers, grouping="no_threshold"),
+    },
+    corpus="scenes",
+    budget=Budget(steps=1000),
+    seeds=5,
+    metrics=(
+        "test/segmentation/mIoU",
+        "test/pointing/accuracy",
+        "test/word_to_region/R@1",
+        "test/text_to_image/R@1",
+        "test_twitter/segmentation/mIoU",
+        "test_twitter/text_to_image/R@1",
+    ),
+    paper_figures="zero-shot segmentation mIoU on Pascal VOC 27.4 against 23.0 of CLIP (ViT-B/16)",
+)
