@@ -86,8 +86,8 @@ def main() -> None:
         extra, seconds = map(float, done.stdout.split())
         error = largest_gradient_error(name, min(options.batch, 4096), options.dim)
         print(
-            f"{name:<9} peak extra memory {extra / 2**20:6,.0f} MiB, 1/{matrix / extra:,.0f} of the matrix; {seconds:.1f} s; "
-            f"gradients equal to {error:.1e}"
+            f"{name:<9} peak extra memory {extra / 2**20:6,.0f} MiB, 1/{matrix / extra:,.0f} of the matrix; "
+            f"{seconds:.1f} s; gradients equal to {error:.1e}"
         )
 
 

@@ -100,13 +100,13 @@ class Claim:
     """
 
     sentence: str
-    baseline: Recipe
-    treatment: Recipe
+    baseline: Any
+    treatment: Any
     corpus: str
     budget: Budget
     seeds: int
     metrics: tuple[str, ...]
-    further: Mapping[str, Recipe] = field(default_factory=dict)
+    further: Mapping[str, Any] = field(default_factory=dict)
     paper_figures: str = ""
 
 

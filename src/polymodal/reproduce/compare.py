@@ -72,13 +72,18 @@ class Comparison:
 
     def estimate(self, arm: Arm, name: str) -> Estimate:
         """The mean over seeds, with its 95 % interval over seeds and test units."""
-        return over_seeds([trial.scores[name] for trial in self.of(arm)])
+        scores, *others = self._scores(name, [arm, *(other for other in self.arms if other != arm)])
+        return over_seeds(scores, others)
 
     def difference(self, arm: Arm, name: str, baseline: Arm | None = None) -> Estimate:
         """Arm minus baseline (the first arm, unless another is given), paired by seed and test unit."""
-        pairs = zip(self.of(arm), self.of(baseline or self.arms[0]), strict=True)
-        ours, theirs = zip(*((a.scores[name], b.scores[name]) for a, b in pairs), strict=True)
-        return paired_difference(ours, theirs)
+        base = baseline or self.arms[0]
+        further = [other for other in self.arms if other not in (arm, base)]
+        theirs, ours, *others = self._scores(name, [base, arm, *further])
+        return paired_difference(ours, theirs, others)
+
+    def _scores(self, name: str, arms: Sequence[Arm]) -> list[list[Score]]:
+        return [[trial.scores[name] for trial in self.of(arm)] for arm in arms]
 
     def cost(self, arm: Arm) -> dict[str, float]:
         """Mean seconds, steps and examples of a run; parameters; floating-point operations an example."""

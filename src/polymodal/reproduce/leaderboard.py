@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -102,28 +103,30 @@ def signed(name: str, estimate: Estimate) -> str:
     return f"{factor * estimate.value:+.1f} [{factor * estimate.low:+.1f}, {factor * estimate.high:+.1f}]"
 
 
+def short(name: str, estimate: Estimate, sign: str = "") -> str:
+    """'25.3 ± 2.2': the figure and half its interval."""
+    factor = 1 if is_rank(name) else 100
+    return f"{factor * estimate.value:{sign}.1f} ± {factor * (estimate.high - estimate.low) / 2:.1f}"
+
+
 def chance(comparison: Comparison, name: str) -> str:
     level = comparison.trials[0].scores[name].chance
     return "-" if level is None else number(name, level)
 
 
 def terminal_table(comparison: Comparison) -> Table:
-    """Mean with 95 % interval, paired difference to the first recipe, and cost."""
-    names = headline(comparison)[:5]
-    table = Table(title=verdict(comparison), title_justify="left", title_style="bold", box=None)
-    table.add_column("recipe")
-    for name in names:
-        table.add_column(spoken(name), justify="right")
-    for heading in (f"{spoken(names[0])} against {comparison.arms[0].label}", "s", "M params", "MFLOPs/example"):
-        table.add_column(heading, justify="right")
+    """Mean with half its 95 % interval, paired difference to the first recipe, and seconds a run."""
+    names = headline(comparison)[:4]
+    table = Table(title=verdict(comparison), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("recipe", no_wrap=True, overflow="ellipsis")
+    for heading in (*map(spoken, names), f"against {comparison.arms[0].label}", "time"):
+        table.add_column(textwrap.fill(heading, 12), justify="right", no_wrap=True)
     for row in rows(comparison):
         table.add_row(
             f"[bold]{row.arm.label}[/bold]" if row.leads else row.arm.label,
-            *(figure(name, estimate) for name, estimate in zip(names, row.figures, strict=False)),
-            "" if row.difference is None else signed(names[0], row.difference),
-            f"{row.cost['seconds']:.0f}",
-            f"{row.cost['parameters'] / 1e6:.2f}",
-            f"{row.cost['flops_an_example'] / 1e6:.0f}",
+            *(short(name, estimate) for name, estimate in zip(names, row.figures, strict=False)),
+            "" if row.difference is None else short(names[0], row.difference, sign="+"),
+            f"{row.cost['seconds']:.0f} s",
         )
     table.add_row("[dim]chance", *(f"[dim]{chance(comparison, name)}" for name in names))
     return table

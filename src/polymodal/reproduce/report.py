@@ -41,7 +41,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "polymodal",
 }
-QUERIES, SHOWN, THUMBNAIL = 5, 5, 56
+QUERIES, SHOWN, THUMBNAIL = 6, 5, 56
 
 
 def report(comparison: Comparison) -> str:
@@ -106,7 +106,7 @@ def _bars(comparison: Comparison, names: Sequence[str], labels: Sequence[str], t
     for index, (arm, colour) in enumerate(zip(comparison.arms, COLOURS * 9, strict=False)):
         estimates = [comparison.estimate(arm, name) for name in names]
         values = np.array([100 * e.value for e in estimates])
-        errors = np.array([[100 * (e.value - e.low), 100 * (e.high - e.value)] for e in estimates]).T
+        errors = np.array([[100 * (e.value - max(e.low, 0)), 100 * (e.high - e.value)] for e in estimates]).T
         axes.bar(
             places + (index - (len(comparison.arms) - 1) / 2) * width,
             values,
@@ -123,7 +123,7 @@ def _bars(comparison: Comparison, names: Sequence[str], labels: Sequence[str], t
     axes.set_ylim(bottom=0)
     axes.margins(x=0.02)
     axes.grid(axis="x", visible=False)
-    axes.legend(frameon=False, ncols=4, fontsize=8)
+    axes.legend(frameon=False, ncols=4, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.1))
     return _svg(figure)
 
 
