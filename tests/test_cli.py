@@ -155,3 +155,23 @@ def test_stopping_saves_and_says_how_to_go_on(polymodal, own_data, tmp_path, num
     done = polymodal("resume", "run", POLYMODAL_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 60
+
+
+def test_a_stopped_comparison_goes_on_with_the_same_command(polymodal, own_data, tmp_path):
+    environment = os.environ | {"POLYMODAL_CACHE": str(tmp_path / "cache")}
+    words = ["compare", "clip --batch-size 16", "siglip --batch-size 16", "--data", str(own_data)]
+    words += ["--budget", "40steps", "--seeds", "1", "--out", "c"]
+    command = [sys.executable, "-m", "polymodal", *words]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if list(tmp_path.glob("c/runs/clip*/seed-0/run.json")):
+            break
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on where it was" in said or "stopped" in said
+    done = polymodal(*words, POLYMODAL_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "c" / "results.json").read_text())["seeds"] == [0]

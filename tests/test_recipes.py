@@ -194,7 +194,7 @@ def test_byolip_s_teacher_moves_by_average_only(small_emoji):
     processor, batch = a_batch(recipe, small_emoji)
     model = recipe.build(processor).train()
     sum(model.losses(batch).values()).backward()
-    teachers, students = list(model.teacher.parameters()), list(model._students().parameters())
+    teachers, students = list(model.teacher.parameters()), list(torch.nn.ModuleList(model._students()).parameters())
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in teachers)
     for teacher, student in zip(teachers, students, strict=True):
         torch.testing.assert_close(teacher, student)  # the first step copies

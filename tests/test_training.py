@@ -18,7 +18,7 @@ from polymodal.training import Interrupted, load_run, train
 from polymodal.training.optimiser import adamw, learning_rate
 from polymodal.training.trainer import share_weights
 from polymodal.types import Budget
-from test_corpora import png
+from test_corpora import own_csv, png
 
 RECIPE = clip.Recipe(batch_size=32)
 
@@ -109,6 +109,16 @@ def test_unreadable_examples_are_skipped_counted_and_named(tmp_path, monkeypatch
     assert {line["key"] for line in lines} == {"k7", "k9", "k11", "k13"}
     assert run.record["skipped"] == 4
     assert "pixels" in next(line["reason"] for line in lines if line["key"] == "k11")
+
+
+def test_a_missing_file_of_a_csv_is_skipped_and_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYMODAL_CACHE", str(tmp_path / "cache"))
+    corpus = corpora.from_path(own_csv(tmp_path, absent=3))
+    corpus = corpus.with_splits({"train": np.arange(len(corpus))})
+    train(clip.Recipe(batch_size=10), corpus, Budget(steps=4), out=tmp_path / "run")
+    (line,) = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["key"] == "pictures/3.png"
+    assert "cannot be read: No such file" in json.loads(line)["reason"]
 
 
 def test_too_many_unreadable_examples_stop_the_run(tmp_path, monkeypatch):

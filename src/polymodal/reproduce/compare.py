@@ -21,7 +21,7 @@ from polymodal.errors import UserError
 from polymodal.evaluation import Score, evaluate, validation
 from polymodal.evaluation.statistics import Estimate, over_seeds, paired_difference
 from polymodal.reproduce.display import Display
-from polymodal.training import Run, train
+from polymodal.training import Interrupted, Run, train
 from polymodal.training.run import write_json, write_text
 from polymodal.training.trainer import command_line
 from polymodal.types import Budget
@@ -151,7 +151,12 @@ def compare(
             weights = first.build(first.processor(corpus))
             for arm in named:
                 folder = directory / "runs" / arm.folder / f"seed-{seed}" if directory else None
-                trials.append(_trial(arm, corpus, budget, seed, folder, weights, display))
+                try:
+                    trials.append(_trial(arm, corpus, budget, seed, folder, weights, display))
+                except Interrupted as stopped:
+                    if directory is None:
+                        raise
+                    raise Interrupted("Stopped and saved; the same command goes on where it was.") from stopped
     comparison = Comparison(named, corpus, budget, every, trials, directory)
     if directory is not None:
         from polymodal.reproduce.report import report  # matplotlib and jinja2 are slow to import

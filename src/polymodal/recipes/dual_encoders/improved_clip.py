@@ -8,7 +8,6 @@ through a separate projector: L = (L_plain + K L_strong) / (1 + K). The four add
 
 from __future__ import annotations
 
-import copy
 import itertools
 from dataclasses import dataclass
 from typing import Literal
@@ -23,12 +22,14 @@ from polymodal.data.image_text import ImageTextProcessor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
+from polymodal.layers.projector import projector
+from polymodal.layers.teacher import Teacher
 from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment
 from polymodal.modalities.text_augmentation import TextAugmentation, augment_text
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.non_contrastive import assignment_loss, barlow_twins, prediction_loss, sinkhorn
 from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, DualEncoder, DualEncoderRecipe, may_flip
-from polymodal.types import Batch, Example, Paper
+from polymodal.types import Batch, Budget, Claim, Example, Paper
 
 paper = Paper(
     slug="improved-clip-baselines",
@@ -40,14 +41,6 @@ paper = Paper(
 
 Addition = Literal["none", "siamlip", "byolip", "barlip", "swalip"]
 """SimSiam, BYOL, Barlow Twins and SwAV with picture and caption as the two views."""
-
-
-def projector(sizes: list[int], last_norm: bool = False) -> nn.Sequential:
-    """Linear layers with batch norm and ReLU between them."""
-    layers: list[nn.Module] = []
-    for into, out in itertools.pairwise(sizes):
-        layers += [nn.Linear(into, out, bias=False), nn.BatchNorm1d(out), nn.ReLU()]
-    return nn.Sequential(*layers[: -1 if last_norm else -2])
 
 
 class ImprovedCLIP(DualEncoder):
@@ -67,9 +60,7 @@ class ImprovedCLIP(DualEncoder):
             if not barlow:
                 self.predictor = nn.ModuleDict({m: projector([out, out // 2, out]) for m in widths})
         if recipe.addition == "byolip":
-            self.teacher = copy.deepcopy(self._students()).requires_grad_(False)
-            self.teacher_is_set: Tensor
-            self.register_buffer("teacher_is_set", torch.tensor(False))
+            self.teacher = Teacher(self._students(), recipe.momentum)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """contrastive: plain and strong pairs; and the added loss, if any, with its weight."""
@@ -124,17 +115,14 @@ class ImprovedCLIP(DualEncoder):
         ]
         return torch.stack(terms).mean()
 
-    def _students(self) -> nn.ModuleList:
-        return nn.ModuleList([self.image_encoder, self.text_encoder, self.added["image"], self.added["text"]])
+    def _students(self) -> list[nn.Module]:
+        return [self.image_encoder, self.text_encoder, self.added["image"], self.added["text"]]
 
     @torch.no_grad()
     def _teacher_targets(self, batch: Batch, views: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The moving average of the weights looks at the same views; it moves here, once a step."""
+        """The teacher looks at the same views; it moves here, once a training step."""
         if self.training:
-            share = 1 - self.recipe.momentum if self.teacher_is_set else 1.0
-            for teacher, student in zip(self.teacher.parameters(), self._students().parameters(), strict=True):
-                teacher.lerp_(student, share)
-            self.teacher_is_set.fill_(True)
+            self.teacher.follow(self._students())
         image_encoder, text_encoder, image_projector, text_projector = self.teacher
         image = image_projector(image_encoder(batch["image"])[1])
         text = text_projector(text_encoder(batch["text"])[2])
@@ -206,3 +194,25 @@ class Recipe(DualEncoderRecipe):
             projector_hidden=4096,
             addition_hidden=2048,
         )
+
+
+claim = Claim(
+    sentence="Strong augmentation, label smoothing and a projector of its own make CLIP better; added losses hardly.",
+    baseline=Recipe(strong_views=0),
+    treatment=Recipe(),
+    further={
+        "baseline + siamlip": Recipe(strong_views=0, addition="siamlip"),
+        "treatment + siamlip": Recipe(addition="siamlip"),
+    },
+    corpus="emoji",
+    budget=Budget(steps=2000),
+    seeds=5,
+    metrics=(
+        "test/text_to_image/R@10",
+        "test/text_to_image/MRR",
+        "test/zero_shot_by_name/top-1",
+        "test_twitter/text_to_image/R@10",
+        "test_twitter/zero_shot_by_name/top-1",
+    ),
+    paper_figures="up to 25 % relative in zero-shot accuracy; the advantage of added losses vanishes with the recipe",
+)
