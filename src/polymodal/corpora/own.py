@@ -39,7 +39,7 @@ def from_path(path: Path | str, image: str | None = None, text: str | None = Non
     image = _chosen("image", image, table, _looks_like_pictures)
     text = _chosen("text", text, table, lambda table, name: name != image and _is_text(table, name))
     keys = next((name for name in ("__key__", "key", "id") if name in table.column_names), None)
-    if keys is None and pa.types.is_string(table.schema.field(image).type):
+    if keys is None and _is_string(table.schema.field(image).type):
         keys = image
     return Corpus(
         about=About(
