@@ -3,15 +3,17 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import polymodal as pm
 from polymodal.errors import UserError
 from polymodal.evaluation.statistics import Estimate
 from polymodal.recipes.dual_encoders import clip, siglip
 from polymodal.reproduce import Arm, compare
-from polymodal.reproduce.claim import claim_record, verdict
+from polymodal.reproduce.claim import claim_of, claim_record, verdict
 from polymodal.reproduce.leaderboard import rows, terminal_table
 from polymodal.training import load_run
 from polymodal.types import Budget, Claim
@@ -110,3 +112,16 @@ def test_claim_record_names_verdict_and_metrics(comparison):
     record = claim_record("siglip", claim, comparison)
     assert record["verdict"] in ("supported", "not supported at this scale", "contradicted")
     assert record["difference"]["value"] == pytest.approx(record["treatment"]["value"] - record["baseline"]["value"])
+
+
+def test_recorded_claims_are_those_of_the_recipes():
+    files = list((Path(pm.__file__).parent / "reproduce" / "results").glob("*.json"))
+    assert files
+    for file in files:
+        record = json.loads(file.read_text())
+        claim = claim_of(file.stem)
+        assert record["claim"] == claim.sentence
+        assert record["budget"] == str(claim.budget)
+        assert len(record["seeds"]) >= 3
+        assert record["verdict"] == verdict(Estimate(**record["difference"]))
+        assert list(record["metrics"]) == list(claim.metrics)

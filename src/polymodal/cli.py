@@ -6,7 +6,9 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,13 +286,14 @@ def compare(arguments: Arguments) -> None:
 
     budget = Budget.parse(options.budget)
     from polymodal import reproduce
-    from polymodal.reproduce.leaderboard import terminal_table
+    from polymodal.reproduce.leaderboard import terminal_table, verdict
 
     arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
     if options.seeds < 1:
         raise UserError("--seeds is at least 1.")
     comparison = reproduce.compare(arms, options.open(), budget, options.seeds, options.out)
     console = _console()
+    print("\n" + textwrap.fill(verdict(comparison), min(shutil.get_terminal_size().columns, 120)) + "\n")
     console.print(terminal_table(comparison))
     console.print(f"\nReport: {options.out}/report.html   every figure: {options.out}/results.json", highlight=False)
 

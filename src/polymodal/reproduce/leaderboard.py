@@ -69,7 +69,12 @@ def verdict(comparison: Comparison) -> str:
         return f"One method; its figures are those of {len(comparison.seeds)} seeds."
     best, second = rows(comparison)[:2]
     gap = comparison.difference(best.arm, names[0], second.arm)
-    clear = "clearly ahead" if gap.differs_from_zero else "not distinguishable at this budget and number of seeds"
+    if not gap.differs_from_zero:
+        clear = "not distinguishable at this budget and number of seeds"
+    elif len(comparison.seeds) == 1:
+        clear = "ahead on these test examples, but one seed cannot tell whether another would agree"
+    else:
+        clear = "clearly ahead"
     return (
         f"{best.arm.label} leads on {spoken(names[0])} with {figure(names[0], best.figures[0])}; against "
         f"{second.arm.label} the difference is {signed(names[0], gap)}: {clear}."
@@ -117,7 +122,7 @@ def chance(comparison: Comparison, name: str) -> str:
 def terminal_table(comparison: Comparison) -> Table:
     """Mean with half its 95 % interval, paired difference to the first recipe, and seconds a run."""
     names = headline(comparison)[:4]
-    table = Table(title=verdict(comparison), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     table.add_column("recipe", no_wrap=True, overflow="ellipsis")
     for heading in (*map(spoken, names), f"against {comparison.arms[0].label}", "time"):
         table.add_column(textwrap.fill(heading, 12), justify="right", no_wrap=True)
