@@ -6,7 +6,8 @@ that is exactly as similar as the right one counts as ranked before it, so that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,10 +59,10 @@ def retrieval_scores(
     return scores
 
 
-def _by_unit(values: np.ndarray, unit: np.ndarray, summary: object) -> np.ndarray:
+def _by_unit(values: np.ndarray, unit: np.ndarray, summary: Callable[[np.ndarray], Any]) -> np.ndarray:
     order = np.argsort(unit, kind="stable")
     starts = np.flatnonzero(np.diff(unit[order], prepend=-1))
-    return np.array([summary(part) for part in np.split(values[order], starts[1:])], dtype=np.float64)  # type: ignore[operator]
+    return np.array([summary(part) for part in np.split(values[order], starts[1:])], dtype=np.float64)
 
 
 def _survival(relevant: int, candidates: int) -> np.ndarray:

@@ -128,7 +128,6 @@ _towers = Recipe(
     augmentation=ImageAugmentation(crop=(0.9, 1.0), flip=0.5),
     batch_size=64,
     learning_rate=2e-3,
-    local_weight=1.0,
 )
 claim = Claim(
     sentence="The sparse local loss makes patch vectors tell where the objects of a caption are, better than CLIP's.",
