@@ -19,7 +19,6 @@ from polymodal.errors import UserError, unknown
 if TYPE_CHECKING:
     from polymodal.corpora import Corpus
     from polymodal.evaluation import Score
-    from polymodal.types import Budget
 
 Arguments = list[str]
 
@@ -37,8 +36,7 @@ class DataOptions:
     text: str | None = None
     """The caption column of --data, when it cannot be told by its type."""
 
-    def open(self, otherwise: str | None = None) -> Corpus:
-        """otherwise: the corpus to take when neither is given."""
+    def open(self) -> Corpus:
         from polymodal import corpora
 
         if self.corpus and self.data:
@@ -47,10 +45,9 @@ class DataOptions:
             return corpora.from_path(self.data, self.image, self.text)
         if self.image or self.text:
             raise UserError("--image and --text name columns of your own data; give its path with --data.")
-        name = self.corpus or otherwise
-        if name is None:
+        if not self.corpus:
             raise UserError("Say which data to use: --corpus NAME (`polymodal corpora` lists them) or --data PATH.")
-        return corpora.named(name)
+        return corpora.named(self.corpus)
 
     @property
     def given(self) -> bool:
@@ -169,7 +166,7 @@ def _train(recipe: Any, corpus: Corpus, budget: Budget, seed: int, out: str, nam
             seed=seed,
             out=out,
             name=name,
-            validate=validation(corpus) if len(corpus.splits.get("validation", ())) else None,
+            validate=validation(corpus),
             on_step=on_step,
         )
     record = run.record
@@ -345,7 +342,7 @@ def corpora(arguments: Arguments) -> None:
     usage = "corpora [list | show NAME | fetch NAME | remove NAME]"
     words = _leading(arguments)
     _parse(_NoOptions, arguments[len(words) :], usage, corpora)
-    action, name = [*words, "list", ""][:2] if not words else [*words, ""][:2]
+    action, name, *_ = [*(words or ["list"]), ""]
     actions = ("list", "show", "fetch", "remove")
     if action not in actions:
         raise unknown("action of corpora", action, actions)

@@ -174,7 +174,9 @@ def _labels(corpus: Corpus, label: str, images: ImageVectors) -> np.ndarray:
 
 
 def validation(corpus: Corpus) -> Any:
-    """What `train` calls now and then: text-to-image figures on the validation split, for learning curves."""
+    """What `train` calls now and then: text-to-image figures on the validation split; None when that has no rows."""
+    if not len(corpus.splits.get("validation", ())):
+        return None
     readers: dict[int, Reader] = {}
 
     def figures(method: nn.Module, processor: Processor) -> Mapping[str, float]:

@@ -181,7 +181,7 @@ def _trial(
         out=folder,
         name=arm.label,
         weights_like=weights,
-        validate=validation(corpus) if "validation" in corpus.splits else None,
+        validate=validation(corpus),
         on_step=display.on_step(arm.label, seed),
     )
     kept = folder / SCORES if folder else None
