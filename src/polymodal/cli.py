@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from polymodal.errors import UserError, unknown
+from polymodal.types import Budget
 
 if TYPE_CHECKING:
     from polymodal.corpora import Corpus
@@ -130,7 +131,6 @@ def train(arguments: Arguments) -> None:
     from polymodal import recipes
 
     options, recipe = _parse_with_recipe(TrainOptions, recipes.find(spec), rest, "train", train)
-    from polymodal.types import Budget
 
     budget, corpus, name = Budget.parse(options.budget), options.open(), _short(spec)
     out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
@@ -144,7 +144,6 @@ def resume(arguments: Arguments) -> None:
     from polymodal import corpora
     from polymodal.training.recipe_record import recipe_from_record
     from polymodal.training.run import read_record
-    from polymodal.types import Budget
 
     directory = Path(place)
     record = read_record(directory)
@@ -279,7 +278,6 @@ def compare(arguments: Arguments) -> None:
     options = _parse(CompareOptions, arguments[len(specs) :], 'compare RECIPE "RECIPE --flag 1" ./mine.py', compare)
     if not specs:
         raise UserError("Name the recipes to compare: polymodal compare clip siglip --corpus emoji.")
-    from polymodal.types import Budget
 
     budget = Budget.parse(options.budget)
     from polymodal import reproduce
@@ -312,7 +310,6 @@ def reproduce(arguments: Arguments) -> None:
     from polymodal.reproduce.claim import claim_of
     from polymodal.reproduce.claim import reproduce as test_claim
     from polymodal.reproduce.leaderboard import signed
-    from polymodal.types import Budget
 
     claim = claim_of(spec)
     out = options.out or f"reproduce/{_short(spec)}"
