@@ -14,6 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,8 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.dual_encoders import clip
-from polymodal.training.optimiser import adamw
-from polymodal.training.trainer import optimise
+from polymodal.training.gradients import backward
+from polymodal.training.optimiser import adamw, clip_gradients
 
 CONTEXT, VOCABULARY, START, END = 77, 49408, 49406, 49407
 RECIPE = clip.Recipe(
@@ -129,7 +130,15 @@ def open_clip_step(model: nn.Module, pictures: Tensor, captions: Tensor, fused: 
 def our_step(model: nn.Module, pictures: Tensor, captions: Tokens) -> Callable[[], float]:
     optimiser = adamw(model, RECIPE)
     batch = {"image": pictures, "text": captions}
-    return lambda: float(sum(optimise(model, batch, optimiser, RECIPE.learning_rate, 1.0).values()))
+
+    def step() -> float:
+        optimiser.zero_grad(set_to_none=True)
+        losses = backward(model, model.losses, [batch], {}, lambda _: nullcontext())
+        clip_gradients(model.parameters(), RECIPE.clip_norm)
+        optimiser.step()
+        return float(sum(losses.values()))
+
+    return step
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
+from polymodal.draws import Draws
 from polymodal.modalities import Category, Image, Text, UnreadableExample
 from polymodal.modalities.image import to_rgb, to_square
 from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, grey
@@ -65,20 +66,22 @@ def test_to_square_keeps_the_centre():
 
 def test_augmentation_is_seeded_stays_in_range_and_flips_only_where_allowed():
     image = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    one, again = (augment(image, STRONG, torch.Generator().manual_seed(1)) for _ in range(2))
+    one, again = (augment(image, STRONG, Draws.of(1, 0, 6)) for _ in range(2))
     torch.testing.assert_close(one, again)
+    half = augment(image[3:], STRONG, Draws.of(1, 3, 3))
+    torch.testing.assert_close(one[3:], half)
     assert one.min() >= 0
     assert one.max() <= 1
     only_flip = ImageAugmentation(crop=(1.0, 1.0), flip=1.0)
     allowed = torch.tensor([True, False] * 3)
-    flipped = augment(image, only_flip, torch.Generator().manual_seed(2), allowed)
+    flipped = augment(image, only_flip, Draws.of(2, 0, 6), allowed)
     closer_to_mirror = (flipped - image.flip(3)).abs().mean((1, 2, 3)) < (flipped - image).abs().mean((1, 2, 3))
     assert closer_to_mirror.tolist() == allowed.tolist()
 
 
 def test_grey_pictures_keep_their_colour_under_hue_rotation():
     image = torch.full((4, 3, 8, 8), 0.5)
-    jittered = augment(image, ImageAugmentation(crop=(1.0, 1.0), jitter=1.0), torch.Generator().manual_seed(0))
+    jittered = augment(image, ImageAugmentation(crop=(1.0, 1.0), jitter=1.0), Draws.of(0, 0, 4))
     torch.testing.assert_close(jittered, grey(jittered).expand_as(jittered), rtol=0, atol=1e-5)
 
 
@@ -139,3 +142,16 @@ def test_text_augmentation_keeps_a_content_word_and_adds_none():
             assert set(words) <= set(text.split())
             if set(text.split()) - STOP_WORDS:
                 assert set(words) - STOP_WORDS
+
+
+def test_random_numbers_belong_to_the_example_and_look_uniform():
+    all_of_it, part = Draws.of(7, 0, 4000), Draws.of(7, 1000, 1000)
+    for _ in range(3):
+        numbers = all_of_it.uniform(-1, 3)
+        torch.testing.assert_close(numbers[1000:2000], part.uniform(-1, 3))
+        assert -1 <= numbers.min() < -0.99
+        assert 2.99 < numbers.max() < 3
+        assert abs(numbers.mean() - 1) < 0.1
+        assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.05
+    assert not torch.equal(Draws.of(7, 0, 10).uniform(), Draws.of(8, 0, 10).uniform())
+    assert len({generator.random() for generator in all_of_it.generators[:50]}) == 50

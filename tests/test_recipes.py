@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import polymodal as pm
 from polymodal import recipes
 from polymodal.data.loader import Reader
+from polymodal.draws import Draws
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate
 from polymodal.modalities.image_augmentation import STRONG
@@ -40,7 +41,7 @@ VARIANTS = {
 def a_batch(recipe, corpus, count=12, seed=0):
     processor = recipe.processor(corpus)
     _, examples = Reader(corpus, processor).read_all(corpus.rows("train")[:count])
-    return processor, recipe.training_batch(examples, processor, np.random.default_rng(seed))
+    return processor, recipe.training_batch(examples, processor, Draws.of(seed, 0, count))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -267,7 +268,7 @@ def test_names_and_files_and_modules_are_found(tmp_path, monkeypatch):
 
 def test_folders_import_only_from_folders_above_them():
     order = [
-        *("errors", "types", "modalities", "corpora", "curation", "data", "layers", "encoders", "objectives"),
+        *("errors", "types", "draws", "modalities", "corpora", "curation", "data", "layers", "encoders", "objectives"),
         *("training", "evaluation", "security", "recipes", "reproduce", "serving", "cli", "__main__"),
     ]
     package = Path(pm.__file__).parent

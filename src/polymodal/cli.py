@@ -20,6 +20,7 @@ from polymodal.types import Budget
 if TYPE_CHECKING:
     from polymodal.corpora import Corpus
     from polymodal.evaluation import Score
+    from polymodal.training.execution import Execution
 
 Arguments = list[str]
 
@@ -121,6 +122,8 @@ class TrainOptions(DataOptions):
     """Of the weights, the order of the examples and every random choice."""
     out: str | None = None
     """The run's folder; by default runs/RECIPE-CORPUS-seed-N."""
+    init: str | None = None
+    """A finished run whose weights are taken over wherever name and shape agree."""
 
 
 def train(arguments: Arguments) -> None:
@@ -129,32 +132,54 @@ def train(arguments: Arguments) -> None:
         arguments, "train RECIPE --corpus NAME | --data PATH [--budget 60s] [--seed 0] [--out DIR]"
     )
     from polymodal import recipes
+    from polymodal.training.execution import Execution
 
-    options, recipe = _parse_with_recipe(TrainOptions, recipes.find(spec), rest, "train", train)
-
+    kinds = {"options": TrainOptions, "execution": Execution, "recipe": recipes.find(spec)}
+    given = _parse_together(kinds, rest, "train", train)
+    options = given.options
     budget, corpus, name = Budget.parse(options.budget), options.open(), _short(spec)
     out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
-    _train(recipe, corpus, budget, options.seed, out, name)
+    _train(given.recipe, corpus, budget, options.seed, out, name, given.execution, options.init)
 
 
 def resume(arguments: Arguments) -> None:
     """go on with a run that was stopped"""
     place, rest = _positional(arguments, "resume RUN")
-    _parse(_NoOptions, rest, "resume RUN", resume)
     from polymodal import corpora
+    from polymodal.training.execution import Execution
     from polymodal.training.recipe_record import recipe_from_record
     from polymodal.training.run import read_record
 
     directory = Path(place)
     record = read_record(directory)
+    execution = _parse_with_defaults(Execution(**record.get("execution", {})), rest, "resume RUN", resume)
     recipe = recipe_from_record(record["recipe"], directory)
     corpus = corpora.open_again(record["corpus"])
-    _train(recipe, corpus, Budget.parse(record["budget"]), record["seed"], str(directory), record["recipe"]["name"])
+    _train(
+        recipe,
+        corpus,
+        Budget.parse(record["budget"]),
+        record["seed"],
+        str(directory),
+        record["recipe"]["name"],
+        execution,
+        record.get("init"),
+    )
 
 
-def _train(recipe: Any, corpus: Corpus, budget: Budget, seed: int, out: str, name: str) -> None:
+def _train(
+    recipe: Any,
+    corpus: Corpus,
+    budget: Budget,
+    seed: int,
+    out: str,
+    name: str,
+    execution: Execution,
+    init: str | None,
+) -> None:
     from polymodal.evaluation import validation
     from polymodal.training import train as run_training
+    from polymodal.training.processes import is_first
     from polymodal.training.progress import progress_bar
 
     with progress_bar(f"{name} on {corpus.name}") as on_step:
@@ -165,9 +190,13 @@ def _train(recipe: Any, corpus: Corpus, budget: Budget, seed: int, out: str, nam
             seed=seed,
             out=out,
             name=name,
+            init=init,
             validate=validation(corpus),
+            execution=execution,
             on_step=on_step,
         )
+    if not is_first():
+        return
     record = run.record
     skipped = f" {record['skipped']} examples were skipped; see {out}/skipped.jsonl." if record["skipped"] else ""
     _console().print(
@@ -473,16 +502,23 @@ def _parse(options: Any, arguments: Arguments, usage: str, command: Callable[[Ar
     return tyro.cli(options, args=arguments, prog=f"polymodal {usage}", description=command.__doc__)
 
 
-def _parse_with_recipe(
-    options: type, recipe: type, arguments: Arguments, usage: str, command: Callable[[Arguments], None]
-) -> tuple[Any, Any]:
-    """Both dataclasses from one list of flags, without a prefix for either."""
+def _parse_together(
+    kinds: dict[str, type], arguments: Arguments, usage: str, command: Callable[[Arguments], None]
+) -> Any:
+    """Several dataclasses from one list of flags, without a prefix for any; they are attributes of what comes back."""
     import tyro
 
-    flat = tyro.conf.arg(name="")
-    fields = [("options", Annotated[options, flat]), ("recipe", Annotated[recipe, flat])]
-    both = _parse(dataclasses.make_dataclass("Both", fields), arguments, usage, command)
-    return both.options, both.recipe
+    fields = [(name, Annotated[kind, tyro.conf.arg(name="")]) for name, kind in kinds.items()]
+    return _parse(dataclasses.make_dataclass("Together", fields), arguments, usage, command)
+
+
+def _parse_with_defaults(default: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None]) -> Any:
+    """A dataclass whose flags have the values of `default` where they are not given."""
+    import tyro
+
+    return tyro.cli(
+        type(default), args=arguments, default=default, prog=f"polymodal {usage}", description=command.__doc__
+    )
 
 
 def _leading(arguments: Arguments) -> Arguments:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from polymodal.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import Tensor, nn
 
     from polymodal.corpora import Corpus
+    from polymodal.draws import Draws
 
 Example = dict[str, Any]  # column name -> decoded value of a modality
 Batch = dict[str, Any]  # what a method sees: column name -> Tensor or polymodal.modalities.text.Tokens
@@ -93,6 +93,25 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A stretch of training with its own data, losses and trainable parameters.
+
+    share: of the budget, relative to the other stages. trainable: shell patterns of parameter names; all others are
+    frozen: no gradient, no optimiser state. loss_weights: factors of named losses, 1 where not named; 0 leaves a loss
+    out. learning_rate: factor of the recipe's. corpus: opens the stage's data, by default the run's. start: changes the
+    method before the stage's first step, such as `training.start.from_run("runs/clip")`.
+    """
+
+    name: str
+    share: float = 1.0
+    trainable: tuple[str, ...] = ("*",)
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    learning_rate: float = 1.0
+    corpus: Callable[[], Corpus] | None = None
+    start: Callable[[nn.Module], object] | None = None
+
+
+@dataclass(frozen=True)
 class Claim:
     """One sentence of the paper that `polymodal reproduce` tests: treatment against baseline, paired seeds.
 
@@ -125,8 +144,8 @@ class Recipe(Protocol):
         """The method: an nn.Module with `losses` and the capabilities it has."""
         ...
 
-    def training_batch(self, examples: list[Example], processor: Processor, rng: np.random.Generator) -> Batch:
-        """Examples to a batch, with this recipe's augmentation; every random choice comes from `rng`."""
+    def training_batch(self, examples: list[Example], processor: Processor, draws: Draws) -> Batch:
+        """Examples to a batch, with this recipe's augmentation; every random choice comes from `draws`."""
         ...
 
 

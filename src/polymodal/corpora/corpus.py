@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,13 @@ class About:
     source: str
     modalities: tuple[str, ...]
     download_bytes: int = 0
+
+
+class Part(NamedTuple):
+    """Rows that training draws from, and their share among the parts of a corpus (relative to the other parts)."""
+
+    rows: np.ndarray
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,14 @@ class Corpus:
         if split not in self.splits:
             raise UserError(f"The corpus '{self.name}' has no split '{split}'; it has {', '.join(self.splits)}.")
         return self.splits[split]
+
+    def raw_values(self, rows: np.ndarray, column: str) -> list[Any]:
+        """Many values of a column, as they are stored."""
+        return self.table.column(column).take(rows).to_pylist()
+
+    def parts(self, split: str) -> list[Part]:
+        """The sets of rows that training draws from, with how often: a plain corpus is one."""
+        return [Part(self.rows(split), 1.0)]
 
     def column_of(self, kind: type[Modality]) -> str:
         """The first column of a modality. Raises UserError when there is none."""

@@ -46,7 +46,7 @@ class ImageTextProcessor:
         column = corpus.column_of(Text)
         modality = corpus.columns[column]
         assert isinstance(modality, Text)
-        rows = corpus.table.column(column).take(corpus.rows("train")[:MOST_ROWS]).to_pylist()
+        rows = corpus.raw_values(corpus.rows("train")[:MOST_ROWS], column)
         tokenizer = TextTokenizer.train(_drawn(rows, modality), vocabulary, context)
         return cls(image_size, tokenizer, dict(modality.language_shares), *colour_statistics(corpus))
 

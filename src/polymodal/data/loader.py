@@ -1,6 +1,6 @@
 """Examples to batches: an order from a seed, decoding ahead of the step, exact state (Grain).
 
-A picture is decoded once and kept while memory allows. An example that cannot be read is left out, counted and named.
+A picture is decoded once and kept while memory allows. An example that cannot be read is replaced, counted and named.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # grain warns at import that 
 import grain
 
 from polymodal.corpora import Corpus
+from polymodal.draws import Draws
 from polymodal.errors import UserError
 from polymodal.modalities import UnreadableExample
 from polymodal.types import Batch, Example, Processor
@@ -54,8 +55,9 @@ class Reader:
         readable = {row: example for row, example in examples.items() if example is not None}
         return np.array(list(readable), dtype=np.int64), list(readable.values())
 
-    def check(self, total: int) -> None:
-        """Raises UserError when more than a tenth of `total` examples were unreadable."""
+    def check(self) -> None:
+        """Raises UserError when more than a tenth of the training examples were unreadable."""
+        total = len(self.corpus.rows("train"))
         if len(self.skipped) > max(MOST_SKIPPED * total, 1):
             key, reason = next(iter(self.skipped.items()))
             raise UserError(
@@ -64,31 +66,105 @@ class Reader:
             )
 
 
-MakeBatch = Callable[[list[Example], Processor, np.random.Generator], Batch]
+MakeBatch = Callable[[list[Example], Processor, Draws], Batch]
 
 
-def training_batches(
-    reader: Reader, rows: np.ndarray, batch_size: int, seed: int, make_batch: MakeBatch, ahead: int = 0
-) -> Any:
-    """An endless Grain iterator of batches, with `get_state` and `set_state`.
+class TrainingData:
+    """An endless iterator of one process's share of every batch, as a list of micro-batches.
 
-    ahead: how many batches a thread prepares while the step runs; 0 prepares each when it is asked for.
+    Batch number i holds the same examples in the same order for any number of processes and workers, and process p of n
+    gets the p-th n-th of it. Where an example is unreadable, the one at its place in the next batch stands in, so that
+    batches are always full. Everything follows from the seed and the number of batches taken, which is all the state.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        batch_size: int,
+        seed: int,
+        make_batch: MakeBatch,
+        *,
+        micro_batch: int = 0,
+        process: int = 0,
+        processes: int = 1,
+        workers: int = 0,
+    ):
+        """batch_size: of all processes together, which divide it evenly.
+
+        micro_batch: examples of a micro-batch, which divide the process's share evenly; 0 is all of it.
+        workers: threads that prepare batches while the step runs; 0 prepares each when it is asked for.
+
+        Raises UserError when the training split does not fill one batch.
+        """
+        self.reader = reader
+        self.seed = seed
+        self.make_batch = make_batch
+        self.share = batch_size // processes
+        self.first = process * self.share
+        self.micro_batch = micro_batch or self.share
+        self.batch_size = batch_size
+        self.order = batch_order(reader.corpus, batch_size, seed)
+        options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)
+        self._iterator = iter(self.order.map_with_index(self._load).to_iter_dataset(options))
+
+    def __next__(self) -> list[Batch]:
+        return next(self._iterator)
+
+    @property
+    def taken(self) -> int:
+        """How many batches were taken; can be set, to go on from there."""
+        return self._iterator.get_state()["next_index"]
+
+    @taken.setter
+    def taken(self, batches: int) -> None:
+        self._iterator.set_state({"next_index": batches})
+
+    def keys(self, batch: int) -> list[str]:
+        """The names of this process's examples in a batch."""
+        return [self.reader.corpus.key(row) for row in self._rows(batch)]
+
+    def _rows(self, batch: int) -> np.ndarray:
+        return self.order[batch][self.first : self.first + self.share]
+
+    def batch(self, number: int) -> list[Batch]:
+        """This process's micro-batches of batch `number`, without taking it."""
+        examples = [self._readable(number, place, row) for place, row in enumerate(self._rows(number).tolist())]
+        first = number * self.batch_size + self.first
+        return [
+            self.make_batch(
+                examples[place : place + self.micro_batch],
+                self.reader.processor,
+                Draws.of(self.seed, first + place, self.micro_batch),
+            )
+            for place in range(0, self.share, self.micro_batch)
+        ]
+
+    def _load(self, number: int, _: np.ndarray) -> list[Batch]:
+        return self.batch(number)
+
+    def _readable(self, batch: int, place: int, row: int) -> Example:
+        while (example := self.reader.read(row)) is None:
+            self.reader.check()
+            batch += 1
+            row = int(self.order[batch][self.first + place])
+        return example
+
+
+def batch_order(corpus: Corpus, batch_size: int, seed: int) -> Any:
+    """An endless Grain dataset of the row numbers of each batch, with random access.
 
     Every epoch has an order of its own and leaves out the remainder that does not fill a batch, so that no example is
-    twice in a batch. Raises UserError when the rows do not fill one batch.
+    twice in a batch. The parts of a mixture alternate by their weights, each with epochs of its own.
     """
-    if len(rows) < batch_size:
+    parts = corpus.parts("train")
+    total = sum(len(part.rows) for part in parts)
+    if total < batch_size:
         raise UserError(
-            f"The training split of '{reader.corpus.name}' has {len(rows)} examples, less than one batch of "
-            f"{batch_size}; use --batch-size {max(2, len(rows) // 2)} or less."
+            f"The training split of '{corpus.name}' has {total} examples, less than one batch of "
+            f"{batch_size}; use --batch-size {max(2, total // 2)} or less."
         )
-
-    def load(rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        _, examples = reader.read_all(rows)
-        if not examples:
-            reader.check(0)
-        return make_batch(examples, reader.processor, rng)
-
-    order = grain.MapDataset.source(rows).seed(seed).shuffle().batch(batch_size, drop_remainder=True)
-    batches = order.repeat().random_map(load)
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=min(ahead, 1), prefetch_buffer_size=ahead)))
+    shuffled = [grain.MapDataset.source(part.rows).seed(seed + number).shuffle() for number, part in enumerate(parts)]
+    if len(shuffled) == 1:
+        return shuffled[0].batch(batch_size, drop_remainder=True).repeat()
+    endless = [order.repeat() for order in shuffled]
+    return grain.MapDataset.mix(endless, weights=[part.weight for part in parts]).batch(batch_size)

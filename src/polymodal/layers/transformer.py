@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,14 @@ class Transformer(nn.Module):
                 nn.init.normal_(linear.weight, std=std)
                 nn.init.zeros_(linear.bias)
         self.blocks = nn.ModuleList(blocks)
+        self.recompute = False  # whether blocks keep no activations, but compute them again in the backward pass
 
     def forward(self, x: Float[Tensor, "... width"], packing: Packing | None = None) -> Float[Tensor, "... width"]:
         for block in self.blocks:
-            x = block(x, packing)
+            if self.recompute and self.training:
+                x = checkpoint(block, x, packing, use_reentrant=False)
+            else:
+                x = block(x, packing)
         return x
 
 

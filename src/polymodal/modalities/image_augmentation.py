@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from polymodal.draws import Draws
+
 
 @dataclass(frozen=True)
 class ImageAugmentation:
@@ -34,24 +36,24 @@ STRONG = ImageAugmentation(crop=(0.08, 1.0), flip=0.5, jitter=0.8, grey=0.2, blu
 def augment(
     image: Float[Tensor, "batch 3 size size"],
     augmentation: ImageAugmentation,
-    generator: torch.Generator,
+    draws: Draws,
     may_flip: Bool[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch 3 size size"]:
     """A new batch, changed at random. may_flip: False where a mirror image would be wrong (texts that say "left")."""
 
     def chance(probability: float) -> Tensor:
-        return torch.rand(len(image), generator=generator) < probability
+        return draws.uniform() < probability
 
     flip = chance(augmentation.flip)
     if may_flip is not None:
         flip &= may_flip
-    image = random_resized_crop(image, augmentation.crop, flip, generator)
+    image = random_resized_crop(image, augmentation.crop, flip, draws)
     if augmentation.jitter:
-        image = torch.where(_each(chance(augmentation.jitter)), colour_jitter(image, 0.4, 0.1, generator), image)
+        image = torch.where(_each(chance(augmentation.jitter)), colour_jitter(image, 0.4, 0.1, draws), image)
     if augmentation.grey:
         image = torch.where(_each(chance(augmentation.grey)), grey(image).expand_as(image), image)
     if augmentation.blur:
-        image = torch.where(_each(chance(augmentation.blur)), gaussian_blur(image, 0.02, generator), image)
+        image = torch.where(_each(chance(augmentation.blur)), gaussian_blur(image, 0.02, draws), image)
     return image
 
 
@@ -59,24 +61,20 @@ def _each(value: Tensor) -> Tensor:
     return value[:, None, None, None]
 
 
-def _uniform(low: float, high: float, size: int, generator: torch.Generator) -> Tensor:
-    return low + (high - low) * torch.rand(size, generator=generator)
-
-
 def random_resized_crop(
     image: Float[Tensor, "batch 3 size size"],
     area: tuple[float, float],
     flip: Bool[Tensor, " batch"],
-    generator: torch.Generator,
+    draws: Draws,
 ) -> Float[Tensor, "batch 3 size size"]:
     """A box of random place, area and shape (side ratio 3/4 to 4/3), stretched to the full size, bilinear."""
     batch = len(image)
-    share = _uniform(*area, batch, generator)
-    ratio = _uniform(math.log(3 / 4), math.log(4 / 3), batch, generator).exp()
+    share = draws.uniform(*area)
+    ratio = draws.uniform(math.log(3 / 4), math.log(4 / 3)).exp()
     width = (share * ratio).sqrt().clamp(max=1.0)
     height = (share / ratio).sqrt().clamp(max=1.0)
-    centre_x = (1 - width) * _uniform(-1, 1, batch, generator)
-    centre_y = (1 - height) * _uniform(-1, 1, batch, generator)
+    centre_x = (1 - width) * draws.uniform(-1, 1)
+    centre_y = (1 - height) * draws.uniform(-1, 1)
     transform = torch.zeros(batch, 2, 3)
     transform[:, 0, 0] = torch.where(flip, -width, width)
     transform[:, 0, 2] = centre_x
@@ -92,33 +90,32 @@ def grey(image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 1 si
 
 
 def colour_jitter(
-    image: Float[Tensor, "batch 3 size size"], strength: float, hue: float, generator: torch.Generator
+    image: Float[Tensor, "batch 3 size size"], strength: float, hue: float, draws: Draws
 ) -> Float[Tensor, "batch 3 size size"]:
     """Brightness, contrast and saturation by factors in 1 +- strength; hue by +- `hue` of a full turn."""
-    batch = len(image)
-    brightness, contrast, saturation = (_each(_uniform(1 - strength, 1 + strength, batch, generator)) for _ in range(3))
+    brightness, contrast, saturation = (_each(draws.uniform(1 - strength, 1 + strength)) for _ in range(3))
     image = image * brightness
     mean = grey(image).mean(dim=(2, 3), keepdim=True)
     image = mean + (image - mean) * contrast
     luma = grey(image)
     image = luma + (image - luma) * saturation
-    return torch.einsum("bdc,bchw->bdhw", _hue_rotation(hue, batch, generator), image).clamp(0, 1)
+    return torch.einsum("bdc,bchw->bdhw", _hue_rotation(hue, draws), image).clamp(0, 1)
 
 
-def _hue_rotation(hue: float, batch: int, generator: torch.Generator) -> Float[Tensor, "batch 3 3"]:
+def _hue_rotation(hue: float, draws: Draws) -> Float[Tensor, "batch 3 3"]:
     """Turns colours about the grey axis (Rodrigues' formula): white, grey and black stay as they are."""
-    angle = 2 * math.pi * _uniform(-hue, hue, batch, generator)[:, None, None]
+    angle = 2 * math.pi * draws.uniform(-hue, hue)[:, None, None]
     axis = torch.full((3, 3), 1 / 3)
     cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
     return angle.cos() * torch.eye(3) + (1 - angle.cos()) * axis + angle.sin() * cross
 
 
 def gaussian_blur(
-    image: Float[Tensor, "batch 3 size size"], largest: float, generator: torch.Generator
+    image: Float[Tensor, "batch 3 size size"], largest: float, draws: Draws
 ) -> Float[Tensor, "batch 3 size size"]:
     """A separable Gaussian for each picture; standard deviation 0.1 px up to `largest` of the side."""
     batch, channels, size, _ = image.shape
-    sigma = _uniform(0.1, max(0.2, largest * size), batch, generator)
+    sigma = draws.uniform(0.1, max(0.2, largest * size))
     reach = max(1, round(2 * largest * size))
     offsets = torch.arange(-reach, reach + 1)
     kernel = torch.softmax(-0.5 * (offsets / sigma[:, None]) ** 2, dim=1)

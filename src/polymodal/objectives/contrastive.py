@@ -1,7 +1,9 @@
 """Contrastive losses over a batch of pairs: row i of one modality belongs to row i of the other.
 
 Neither loss ever holds the batch x batch matrix: logits are computed in blocks of rows, and computed again in the
-backward pass (a loop over blocks alone would not do, since autograd keeps each block's logits).
+backward pass (a loop over blocks alone would not do, since autograd keeps each block's logits). When several processes
+train, each gives its own rows of the batch and gets the mean loss of these rows against the rows of all processes
+(see `objectives.processes`). Computed at least in float32, also under autocast.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
+
+from polymodal.objectives.processes import gather, process_rank, sum_of_own
 
 BLOCK = 4_194_304  # logits in memory at once: 16 MiB of float32
 
@@ -28,7 +32,8 @@ def info_nce(
     a, b: L2-normalised. scale: inverse temperature. label_smoothing: in [0, 1), the share of the target that is spread
     over all candidates.
     """
-    return _InfoNCE.apply(a, b, scale, label_smoothing)
+    with torch.autocast(a.device.type, enabled=False):
+        return _InfoNCE.apply(*_at_least_float32(a, b, scale), label_smoothing)
 
 
 def sigmoid_loss(
@@ -38,70 +43,82 @@ def sigmoid_loss(
 
     a, b: L2-normalised. scale: inverse temperature. bias: added to every logit; starts at -10 in the paper.
     """
-    return _Sigmoid.apply(a, b, scale, bias)
+    with torch.autocast(a.device.type, enabled=False):
+        return _Sigmoid.apply(*_at_least_float32(a, b, scale, bias))
+
+
+def _at_least_float32(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
 
 
 def _row_blocks(a: Tensor, b: Tensor) -> list[slice]:
     rows = max(1, BLOCK // len(b))
-    return [slice(start, start + rows) for start in range(0, len(a), rows)]
+    return [slice(start, min(start + rows, len(a))) for start in range(0, len(a), rows)]
 
 
 class _InfoNCE(Function):
+    """a: this process's rows; every: the rows of b of all processes, of which this one's begin at `first`."""
+
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, label_smoothing: float) -> Tensor:
-        size = len(a)
-        rows, columns = a.new_empty(size), a.new_full((size,), -torch.inf)
-        for block in _row_blocks(a, b):
-            logits = (a[block] * scale) @ b.T
+        every, size = gather(b), len(a)
+        own = slice(process_rank() * size, (process_rank() + 1) * size)
+        rows, columns = a.new_empty(size), a.new_full((len(every),), -torch.inf)
+        for block in _row_blocks(a, every):
+            logits = (a[block] * scale) @ every.T
             rows[block] = logits.logsumexp(1)
             columns = torch.logaddexp(columns, logits.logsumexp(0))
-        ctx.save_for_backward(a, b, scale, rows, columns)
-        ctx.label_smoothing = label_smoothing
+        columns = gather(columns[None]).logsumexp(0)
+        ctx.save_for_backward(a, every, scale, rows, columns)
+        ctx.label_smoothing, ctx.first = label_smoothing, own.start
         matching = scale * torch.linalg.vecdot(a, b)
-        everywhere = scale * (a @ b.mean(0))
+        everywhere = scale * (a @ every.mean(0))
         target = (1 - label_smoothing) * matching + label_smoothing * everywhere
-        return ((rows + columns) / 2 - target).mean()
+        return ((rows + columns[own]) / 2 - target).mean()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        a, b, scale, rows, columns = ctx.saved_tensors
-        size = len(a)
-        grad_a, grad_b = torch.empty_like(a), torch.zeros_like(b)
-        for block in _row_blocks(a, b):
-            logits = (a[block] * scale) @ b.T
+        a, every, scale, rows, columns = ctx.saved_tensors
+        grad_a, grad_every = torch.empty_like(a), torch.zeros_like(every)
+        for block in _row_blocks(a, every):
+            logits = (a[block] * scale) @ every.T
             by_row = (logits - rows[block, None]).exp_()
             by_column = logits.sub_(columns).exp_()
             residual = by_row.add_(by_column).mul_(0.5)  # now the derivative by each logit, but for the target
-            residual -= ctx.label_smoothing / size
-            residual.diagonal(block.start).sub_(1 - ctx.label_smoothing)
-            grad_a[block] = residual @ b
-            grad_b.addmm_(residual.T, a[block])
+            residual -= ctx.label_smoothing / len(every)
+            residual.diagonal(ctx.first + block.start)[: len(residual)].sub_(1 - ctx.label_smoothing)
+            grad_a[block] = residual @ every
+            grad_every.addmm_(residual.T, a[block])
         grad_scale = torch.dot(grad_a.flatten(), a.flatten())
-        step = gradient / size
-        return grad_a.mul_(step * scale), grad_b.mul_(step * scale), grad_scale * step, None
+        step = gradient / len(a)
+        return grad_a.mul_(step * scale), sum_of_own(grad_every.mul_(step * scale)), grad_scale * step, None
 
 
 class _Sigmoid(Function):
+    """Rows as in `_InfoNCE`."""
+
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b, scale, bias)
+        every = gather(b)
+        ctx.first = process_rank() * len(a)
+        ctx.save_for_backward(a, every, scale, bias)
         total = a.new_zeros(())
-        for block in _row_blocks(a, b):
-            logits = torch.addmm(bias, a[block] * scale, b.T)
-            logits.diagonal(block.start).neg_()
+        for block in _row_blocks(a, every):
+            logits = torch.addmm(bias, a[block] * scale, every.T)
+            logits.diagonal(ctx.first + block.start)[: len(logits)].neg_()
             total += F.softplus(logits).sum()
         return total / len(a)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        a, b, scale, bias = ctx.saved_tensors
-        grad_a, grad_b, grad_bias = torch.empty_like(a), torch.zeros_like(b), torch.zeros_like(bias)
-        for block in _row_blocks(a, b):
-            derivative = torch.addmm(bias, a[block] * scale, b.T).sigmoid_()
-            derivative.diagonal(block.start).sub_(1)
+        a, every, scale, bias = ctx.saved_tensors
+        grad_a, grad_every, grad_bias = torch.empty_like(a), torch.zeros_like(every), torch.zeros_like(bias)
+        for block in _row_blocks(a, every):
+            derivative = torch.addmm(bias, a[block] * scale, every.T).sigmoid_()
+            derivative.diagonal(ctx.first + block.start)[: len(derivative)].sub_(1)
             grad_bias += derivative.sum()
-            grad_a[block] = derivative @ b
-            grad_b.addmm_(derivative.T, a[block])
+            grad_a[block] = derivative @ every
+            grad_every.addmm_(derivative.T, a[block])
         step = gradient / len(a)
         grad_scale = torch.dot(grad_a.flatten(), a.flatten())
-        return grad_a.mul_(step * scale), grad_b.mul_(step * scale), grad_scale * step, grad_bias * step
+        return grad_a.mul_(step * scale), sum_of_own(grad_every.mul_(step * scale)), grad_scale * step, grad_bias * step

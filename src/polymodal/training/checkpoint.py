@@ -1,27 +1,39 @@
-"""Checkpoints: tensors in safetensors, the rest in JSON, written aside and renamed, so that one is whole or absent."""
+"""Checkpoints: tensors in safetensors, the rest in JSON, written aside and renamed, so that one is whole or absent.
+
+Tensors that are spread over processes (FSDP2) are written by each process as its own rows, and read again by any
+number of processes. A checkpoint is copied at once and written by a thread while training goes on.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.distributed.tensor import DTensor
 
 from polymodal.errors import UserError
+from polymodal.training.average import MovingAverage
+from polymodal.training.processes import Processes
 
 PREFIX = "checkpoint-"
+PATIENCE = 600.0  # seconds that the first process waits for the files of the others
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """The state of a module as one safetensors file; replaces an older file in one step."""
+def save_weights(weights: dict[str, Tensor], path: Path) -> None:
+    """Named tensors as one safetensors file; replaces an older file in one step."""
     aside = path.with_name(f".{path.name}.partial")
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, aside)
+    _write(weights, aside, path.parent)
     os.replace(aside, path)
 
 
@@ -33,54 +45,159 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise UserError(f"{path} does not hold this run's weights ({type(error).__name__}); train it again.") from error
 
 
-def save_checkpoint(
-    directory: Path,
-    model: nn.Module,
-    average: AveragedModel | None,
-    optimiser: torch.optim.Optimizer,
-    state: dict[str, Any],
-) -> None:
-    """Write `checkpoint-STEP` into a run and remove older ones. state: JSON values, with `step` among them."""
+def training_tensors(
+    model: nn.Module, average: MovingAverage | None, optimiser: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Everything that training changes, by name: weights, buffers, their average, and the optimiser's moments."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     if average is not None:
-        tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
-    for index, moments in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in moments.items()}
-    tensors["random"] = torch.get_rng_state()
-    final = directory / f"{PREFIX}{state['step']}"
-    aside = directory / f".{PREFIX}partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside / "tensors.safetensors"
-    )
-    (aside / "state.json").write_text(json.dumps(state))
-    if final.exists():
-        shutil.rmtree(final)
-    os.rename(aside, final)
-    for old in checkpoints(directory)[:-1]:
-        shutil.rmtree(old)
+        tensors |= {f"average.{name}": tensor for name, tensor in average.averages.items()}
+    for name, parameter in model.named_parameters():
+        for moment, tensor in optimiser.state.get(parameter, {}).items():
+            tensors[f"optimiser.{name}.{moment}"] = tensor
+    return tensors
+
+
+class CheckpointWriter:
+    """Writes `checkpoint-STEP` into a run's folder, one at a time, beside the training."""
+
+    def __init__(self, directory: Path, keep: int, place: Processes):
+        self.directory = directory
+        self.keep = keep
+        self.place = place
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Copy everything now and write it soon. state: JSON values, with `step` among them.
+
+        Raises UserError when an earlier checkpoint could not be written.
+        """
+        self.wait()
+        copies, begins = {}, {}
+        for name, tensor in tensors.items():
+            if isinstance(tensor, DTensor):
+                begins[name] = [rows_of_process(tensor, self.place)[0], len(tensor)]
+            elif not self.place.first:
+                continue
+            copies[name] = local(tensor).detach().to("cpu", copy=True).contiguous()
+        text = json.dumps(state) if self.place.first else ""
+        writers = max(self.place.collect(self.place.rank + 1 if copies else 0))
+        arguments = (copies, begins, text, state["step"], writers)
+        self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk. Raises UserError when it could not be written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, copies: dict[str, Tensor], begins: dict[str, Any], state: str, step: int, writers: int) -> None:
+        aside = self.directory / f".{PREFIX}{step}.partial"
+        try:
+            if self.place.first:
+                aside.mkdir(exist_ok=True)
+                (aside / "state.json").write_text(state, encoding="utf-8")
+            if copies:
+                file = aside / f"tensors-{self.place.rank + 1}-of-{writers}.safetensors"
+                unfinished = self.directory / f".{file.name}.partial"
+                _write(copies, unfinished, self.directory, {"begins": json.dumps(begins)})
+                aside.mkdir(exist_ok=True)
+                os.replace(unfinished, file)
+            if self.place.first:
+                _wait_for(aside, writers)
+                final = self.directory / f"{PREFIX}{step}"
+                shutil.rmtree(final, ignore_errors=True)
+                os.rename(aside, final)
+                for old in checkpoints(self.directory)[: -self.keep]:
+                    shutil.rmtree(old)
+        except UserError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            self._error = error
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            self._error = _cannot_write(self.directory, error)
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, average: AveragedModel | None, optimiser: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """Put everything back as it was and return the state that was saved."""
-    tensors = load_file(path / "tensors.safetensors")
+    path: Path,
+    model: nn.Module,
+    average: MovingAverage | None,
+    optimiser: torch.optim.Optimizer,
+    place: Processes,
+) -> None:
+    """Put everything that training changes back as it was. Raises UserError when a part of it is missing."""
+    saved = SavedTensors(path)
+    with torch.no_grad():
+        for name, tensor in training_tensors(model, average, optimiser).items():
+            if not name.startswith("optimiser."):
+                saved.copy_into(name, tensor, place)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                moments = {}
+                for moment in saved.below(f"optimiser.{name}."):
+                    like = torch.zeros_like(parameter) if moment != "step" else torch.zeros((), device=parameter.device)
+                    moments[moment] = saved.copy_into(f"optimiser.{name}.{moment}", like, place)
+                if moments:
+                    optimiser.state[parameter] = moments
 
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-    model.load_state_dict(part("model."))
-    if average is not None:
-        average.load_state_dict(part("average."))
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in part("optimiser.").items():
-        index, _, moment = name.partition(".")
-        moments.setdefault(int(index), {})[moment] = tensor
-    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["random"])
-    return json.loads((path / "state.json").read_text())
+def load_state(path: Path) -> dict[str, Any]:
+    """The JSON half of a checkpoint."""
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))
+
+
+class SavedTensors:
+    """The tensors of a checkpoint, wherever their rows were written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.files = [safe_open(file, "pt") for file in sorted(path.glob("tensors-*.safetensors"))]
+        self.pieces: dict[str, list[tuple[int, Any]]] = {}
+        for file in self.files:
+            begins = json.loads((file.metadata() or {}).get("begins", "{}"))
+            for name in file.keys():  # noqa: SIM118
+                self.pieces.setdefault(name, []).append((begins.get(name, [0])[0], file))
+
+    def below(self, prefix: str) -> list[str]:
+        """What follows the prefix in the names that have it and no further dot."""
+        found = (name.removeprefix(prefix) for name in self.pieces if name.startswith(prefix))
+        return [rest for rest in found if "." not in rest]
+
+    def copy_into(self, name: str, tensor: Tensor, place: Processes) -> Tensor:
+        """Fill a tensor, or this process's rows of one. Raises UserError when the checkpoint does not have it whole."""
+        own = local(tensor)
+        first, end = rows_of_process(tensor, place) if isinstance(tensor, DTensor) else (0, len(own) if own.ndim else 1)
+        filled = 0
+        for begin, file in self.pieces.get(name, []):
+            if own.ndim == 0:
+                own.copy_(file.get_tensor(name))
+                filled = 1
+                break
+            saved = file.get_slice(name)
+            rows = slice(max(first, begin), min(end, begin + saved.get_shape()[0]))
+            if rows.start < rows.stop:
+                own[rows.start - first : rows.stop - first].copy_(saved[rows.start - begin : rows.stop - begin])
+                filled += rows.stop - rows.start
+        if filled != end - first:
+            raise UserError(f"{self.path} lacks a part of '{name}'; remove this checkpoint and resume again.")
+        return tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's rows of a tensor that is spread over processes; others as they are."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def rows_of_process(tensor: DTensor, place: Processes) -> tuple[int, int]:
+    """First and last row (exclusive) that this process holds: FSDP2 cuts the first dimension as `torch.chunk` does."""
+    size = -(-len(tensor) // place.count)
+    first = min(place.rank * size, len(tensor))
+    return first, first + len(tensor.to_local())
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -90,5 +207,46 @@ def checkpoints(directory: Path) -> list[Path]:
 
 def remove_checkpoints(directory: Path) -> None:
     """A finished run needs none."""
-    for path in checkpoints(directory):
-        shutil.rmtree(path)
+    for path in [*checkpoints(directory), *_unfinished(directory)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def remove_unfinished(directory: Path) -> None:
+    """What a killed run left half-written."""
+    for path in _unfinished(directory):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _unfinished(directory: Path) -> Iterator[Path]:
+    yield from directory.glob(f".{PREFIX}*.partial")
+    yield from directory.glob(".*.safetensors.partial")
+
+
+def _write(tensors: dict[str, Tensor], path: Path, directory: Path, metadata: dict[str, str] | None = None) -> None:
+    """One safetensors file, on the disk and not only in its cache. Raises UserError when there is no room for it."""
+    try:
+        path.touch()
+        mode = path.stat().st_mode  # safetensors would let the owner alone read it
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
+        path.chmod(mode)
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, SafetensorError) as error:
+        path.unlink(missing_ok=True)
+        raise _cannot_write(directory, error) from error
+
+
+def _cannot_write(directory: Path, error: Exception) -> UserError:
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    why = "the disk is full" if full else str(error)
+    return UserError(f"{directory} cannot be written ({why}); mend that, then go on with: polymodal resume {directory}")
+
+
+def _wait_for(folder: Path, count: int) -> None:
+    until = time.monotonic() + PATIENCE
+    while len(list(folder.glob("tensors-*.safetensors"))) < count:
+        if time.monotonic() > until:
+            raise UserError(
+                f"Another process did not write its part of {folder}; is the folder shared by all machines?"
+            )
+        time.sleep(0.01)

@@ -1,12 +1,19 @@
-"""AdamW with decay groups, warm-up and cosine, on the share of the budget that is used."""
+"""AdamW with decay groups, and learning rates on the share of the budget that is used."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+
+from polymodal.training.processes import whole
+from polymodal.types import Stage
 
 
 @dataclass(frozen=True)
@@ -14,34 +21,105 @@ class Optimisation:
     """How a recipe is optimised; part of every recipe's hyper-parameters."""
 
     batch_size: int = 96
-    """Examples in a step."""
+    """Examples in a step, over all processes."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     weight_decay: float = 0.1
     """Decoupled decay of matrices; vectors (biases, norms, temperatures) do not decay."""
     betas: tuple[float, float] = (0.9, 0.98)
     """Decay rates of AdamW's two moments."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """After the warm-up: half a cosine to 0, stable and then a straight line to 0 (warm-up-stable-decay), or constant."""
     warmup: float = 0.05
     """Share of the budget over which the learning rate rises from 0."""
+    decay: float = 0.2
+    """Share of the budget at its end over which the wsd schedule falls."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each transformer block to the one before it (BEiT); 1 is none."""
     clip_norm: float = 1.0
     """Largest norm of the whole gradient; 0 does not clip."""
     ema: float = 0.0
     """Decay a step of the moving average of the weights that becomes the result; 0 keeps the last weights."""
+    harmonise: Literal["none", "realign", "curriculum", "both"] = "none"
+    """For two or more losses: project conflicting gradients off each other, leave out micro-batches whose gradients
+    conflict most, or both (cross-modality gradient harmonization, Wu et al. 2022)."""
+    lora_rank: int = 0
+    """Rank of low-rank updates that are trained in place of the linear layers' own weights (LoRA); 0 trains these."""
+    lora_targets: tuple[str, ...] = ("*",)
+    """Shell patterns of the names of the linear layers that get a low-rank update."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        """What is trained, one after the other; a recipe with more than one stage says so here."""
+        return (Stage("training"),)
 
 
 def adamw(model: nn.Module, options: Optimisation) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; parameters with fewer than two dimensions do not decay."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """AdamW over the trainable parameters; parameters with fewer than two dimensions do not decay.
+
+    Each group has a `scale`, the factor of its learning rate by layer-wise decay.
+    """
+    scales = layer_scales(model, options.layer_decay)
+    members: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:  # the fused step takes no group of both sharded and whole parameters
+            kind = (parameter.ndim >= 2, scales[name], isinstance(parameter, DTensor))
+            members.setdefault(kind, []).append(parameter)
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": options.weight_decay if matrix else 0.0, "scale": scale}
+        for (matrix, scale, _), parameters in sorted(members.items(), key=lambda item: item[0], reverse=True)
     ]
     return torch.optim.AdamW(groups, lr=options.learning_rate, betas=options.betas, eps=1e-6, fused=True)
 
 
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> float:
+    """Scale the gradients so that the norm of all of them is at most `largest` (0: leave them); returns that norm."""
+    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+    whole_ones = [parameter for parameter in with_gradient if not isinstance(parameter, DTensor)]
+    sharded = [parameter for parameter in with_gradient if isinstance(parameter, DTensor)]
+    kinds = [kind for kind in (whole_ones, sharded) if kind]
+    if not kinds:
+        return 0.0
+    norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    if largest:
+        for kind in kinds:
+            nn.utils.clip_grads_with_norm_(kind, largest, norm)
+    return float(norm)
+
+
+def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+    """For each parameter, decay to the power of the number of layers above it in its tower (BEiT, appendix).
+
+    A tower is a direct child of the model that contains `blocks`; what it holds before its blocks counts as the layer
+    below them, and what comes after them as the layer above, which has scale 1, as everything outside towers.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    block_of = {name: match for name in names if (match := re.search(r"\bblocks\.(\d+)\.", name))}
+    depth: dict[str, int] = {}
+    for name, match in block_of.items():
+        tower = name.partition(".")[0]
+        depth[tower] = max(depth.get(tower, 0), int(match[1]) + 1)
+    scales, passed = {}, set()
+    for name in names:
+        tower = name.partition(".")[0]
+        if tower not in depth:
+            above = 0
+        elif name in block_of:
+            passed.add(tower)
+            above = depth[tower] - int(block_of[name][1])
+        else:
+            above = 0 if tower in passed else depth[tower] + 1
+        scales[name] = decay**above
+    return scales
+
+
 def learning_rate(options: Optimisation, fraction: float) -> float:
-    """The learning rate after this share of the budget: a straight rise, then half a cosine down to 0."""
+    """The learning rate after this share of the budget, from 0 to 1."""
     if fraction < options.warmup:
         return options.learning_rate * max(fraction, 1e-3) / options.warmup
+    if options.schedule == "constant":
+        return options.learning_rate
+    if options.schedule == "wsd":
+        return options.learning_rate * min(1.0, (1 - fraction) / options.decay)
     decayed = (fraction - options.warmup) / (1 - options.warmup)
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * decayed))

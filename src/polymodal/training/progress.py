@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from polymodal.training.loop import Progress as Where
 from polymodal.training.trainer import OnStep
-from polymodal.training.trainer import Progress as Where
 
 
 def cells(progress: Where, reached: float, losses: Mapping[str, Any]) -> dict[str, Any]:

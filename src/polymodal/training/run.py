@@ -56,7 +56,7 @@ class Run:
     def save_result(self) -> None:
         """The final weights and curves."""
         assert self.directory is not None
-        save_weights(self.model, self.directory / WEIGHTS)
+        save_weights(self.model.state_dict(), self.directory / WEIGHTS)
         write_text(self.directory / HISTORY, "".join(json.dumps(entry) + "\n" for entry in self.history))
 
 

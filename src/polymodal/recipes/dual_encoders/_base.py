@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -14,18 +13,20 @@ from torch.nn import functional as F
 
 from polymodal.corpora import Corpus
 from polymodal.data.image_text import ImageTextProcessor
+from polymodal.draws import Draws
 from polymodal.encoders.image import ImageEncoder, ImageEncoderConfig
 from polymodal.encoders.text import TextEncoder, TextEncoderConfig
 from polymodal.modalities.image_augmentation import WEAK, ImageAugmentation, augment
 from polymodal.modalities.text import Tokens
+from polymodal.training.gradients import Comparison
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Example
 
 LARGEST_SCALE = 100.0  # CLIP, section 2.5: keeps the logits from growing without bound
 
 
-class DualEncoder(nn.Module):
-    """An image tower and a text tower with linear projections into one space. Subclasses add `losses`."""
+class DualEncoder(Comparison, nn.Module):
+    """An image tower and a text tower with linear projections into one space. Subclasses add `compare` or `losses`."""
 
     def __init__(self, recipe: DualEncoderRecipe, vocabulary: int):
         super().__init__()
@@ -53,6 +54,10 @@ class DualEncoder(nn.Module):
     def embed_patches(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch patches dim"]:
         """L2-normalised vectors of all patches, in the space of the captions."""
         return F.normalize(self.image_projection(self.image_encoder(image)[0]), dim=-1)
+
+    def represent(self, batch: Batch) -> dict[str, Tensor]:
+        """What is compared: the vectors of pictures and captions."""
+        return self.embed(batch)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """L2-normalised vectors of the modalities that the batch has."""
@@ -83,12 +88,11 @@ class DualEncoderRecipe(Optimisation):
     def load_processor(self, directory: Path) -> ImageTextProcessor:
         return ImageTextProcessor.load(directory)
 
-    def training_batch(self, examples: list[Example], processor: ImageTextProcessor, rng: np.random.Generator) -> Batch:
+    def training_batch(self, examples: list[Example], processor: ImageTextProcessor, draws: Draws) -> Batch:
         """One augmented view of each picture and one of its captions."""
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         pixels = processor.pixels([example["image"] for example in examples])
-        pixels = augment(pixels, self.augmentation, generator, may_flip(examples))
-        captions = [processor.draw(example["text"], rng) for example in examples]
+        pixels = augment(pixels, self.augmentation, draws, may_flip(examples))
+        captions = [processor.draw(e["text"], rng) for e, rng in zip(examples, draws.generators, strict=True)]
         return {"image": processor.normalise(pixels), "text": processor.tokenizer(captions)}
 
 

@@ -15,7 +15,7 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.objectives.contrastive import info_nce
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
-from polymodal.types import Batch, Paper
+from polymodal.types import Paper
 
 paper = Paper(
     slug="clip",
@@ -27,9 +27,8 @@ paper = Paper(
 
 
 class CLIP(DualEncoder):
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def compare(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
         """contrastive: symmetric InfoNCE of the pairs."""
-        vectors = self.embed(batch)
         return {"contrastive": info_nce(vectors["image"], vectors["text"], self.scale)}
 
 

@@ -12,13 +12,13 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.data.image_text import ImageTextProcessor
+from polymodal.draws import Draws
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
@@ -168,16 +168,16 @@ class Recipe(DualEncoderRecipe):
     def build(self, processor: ImageTextProcessor) -> ImprovedCLIP:
         return ImprovedCLIP(self, processor.tokenizer.vocabulary)
 
-    def training_batch(self, examples: list[Example], processor: ImageTextProcessor, rng: np.random.Generator) -> Batch:
+    def training_batch(self, examples: list[Example], processor: ImageTextProcessor, draws: Draws) -> Batch:
         """The plain view and caption of each example first, then K strong ones, one after the other along the batch."""
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         pixels = processor.pixels([example["image"] for example in examples])
-        captions = [processor.draw(example["text"], rng) for example in examples]
+        each = list(zip(examples, draws.generators, strict=True))
+        captions = [processor.draw(example["text"], rng) for example, rng in each]
         flip = may_flip(examples)
-        views, texts = [augment(pixels, self.augmentation, generator, flip)], [*captions]
+        views, texts = [augment(pixels, self.augmentation, draws, flip)], [*captions]
         for _ in range(self.strong_views):
-            views.append(augment(pixels, self.strong_augmentation, generator, flip))
-            texts += [augment_text(processor.draw(e["text"], rng), self.text_augmentation, rng) for e in examples]
+            views.append(augment(pixels, self.strong_augmentation, draws, flip))
+            texts += [augment_text(processor.draw(e["text"], rng), self.text_augmentation, rng) for e, rng in each]
         return {"image": processor.normalise(torch.cat(views)), "text": processor.tokenizer(texts)}
 
     @classmethod

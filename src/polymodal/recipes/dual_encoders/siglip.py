@@ -16,7 +16,7 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.objectives.contrastive import sigmoid_loss
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
-from polymodal.types import Batch, Paper
+from polymodal.types import Paper
 
 paper = Paper(
     slug="siglip",
@@ -32,9 +32,8 @@ class SigLIP(DualEncoder):
         super().__init__(recipe, vocabulary)
         self.bias = nn.Parameter(torch.tensor(recipe.bias))
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def compare(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
         """sigmoid: binary cross-entropy of all pairs."""
-        vectors = self.embed(batch)
         return {"sigmoid": sigmoid_loss(vectors["image"], vectors["text"], self.scale, self.bias)}
 
 

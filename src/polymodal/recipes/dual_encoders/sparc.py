@@ -80,19 +80,26 @@ class SPARC(DualEncoder):
         super().__init__(recipe, vocabulary)
         self.recipe = recipe
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """global: InfoNCE of the pairs; local: tokens against patches in each pair. Both with their weights."""
+    def represent(self, batch: Batch) -> dict[str, Tensor]:
+        """The vectors of pictures and captions, and each pair's own local loss."""
         patches, image = self.image_encoder(batch["image"])
         packed, packing, text = self.text_encoder(batch["text"])
-        image = F.normalize(self.image_projection(image), dim=-1)
-        text = F.normalize(self.text_projection(text), dim=-1)
-        losses = {"global": self.recipe.global_weight * info_nce(image, text, self.scale)}
+        represented = {
+            "image": F.normalize(self.image_projection(image), dim=-1),
+            "text": F.normalize(self.text_projection(text), dim=-1),
+        }
         if self.recipe.local_weight:
             tokens = packing.pad(self.text_projection(packed))
-            local = local_loss(
+            represented["local"] = local_loss(
                 tokens, self.image_projection(patches), batch["text"].words, self.scale, self.recipe.grouping
             )
-            losses["local"] = self.recipe.local_weight * local.mean()
+        return represented
+
+    def compare(self, represented: dict[str, Tensor]) -> dict[str, Tensor]:
+        """global: InfoNCE of the pairs; local: tokens against patches in each pair. Both with their weights."""
+        losses = {"global": self.recipe.global_weight * info_nce(represented["image"], represented["text"], self.scale)}
+        if "local" in represented:
+            losses["local"] = self.recipe.local_weight * represented["local"].mean()
         return losses
 
 

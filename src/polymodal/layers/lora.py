@@ -1,0 +1,62 @@
+"""LoRA: low-rank updates of linear layers, trained in place of their own weights (Hu et al. 2021, section 4)."""
+
+from __future__ import annotations
+
+import math
+from fnmatch import fnmatchcase
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polymodal.errors import UserError
+
+
+class LoRALinear(nn.Module):
+    """base(x) + x A^T B^T, with A (rank x in) random and B (out x rank) zero at first, so that nothing changes yet.
+
+    The paper's factor alpha / rank is left at 1: it only rescales the learning rate of B.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.lora_a = nn.Parameter(base.weight.new_empty(rank, base.in_features))
+        self.lora_b = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
+        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
+
+    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        return self.base(x) + (x @ self.lora_a.T) @ self.lora_b.T
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The plain layer with the update added to its weights."""
+        self.base.weight += self.lora_b @ self.lora_a
+        return self.base
+
+
+def add_lora(model: nn.Module, rank: int, targets: tuple[str, ...] = ("*",)) -> int:
+    """Freeze a model but for new low-rank updates of the linear layers whose names match; returns how many these are.
+
+    targets: shell patterns of module names, such as `*.attention.qkv`. Raises UserError when none matches.
+    """
+    model.requires_grad_(False)
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and any(fnmatchcase(name, pattern) for pattern in targets)
+    ]
+    if not found:
+        raise UserError(f"No linear layer has a name like {' or '.join(targets)}; see model.named_modules().")
+    for name, module in found:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, LoRALinear(module, rank))
+    return len(found)
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Put plain linear layers, with the updates in their weights, back in place."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoRALinear):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.merged())

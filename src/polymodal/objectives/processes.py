@@ -1,0 +1,56 @@
+"""What losses over the whole batch need when its rows lie on several processes (torch.distributed).
+
+Every process holds the same number of rows; process r has rows r * rows to (r + 1) * rows - 1 of the batch. A loss
+returns the mean over its own rows, and the trainer averages gradients over processes, so a gradient that flows into
+rows of another process is summed there and not averaged. With one process all of this is the identity.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import Function
+
+
+def process_count() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def process_rank() -> int:
+    return dist.get_rank() if process_count() > 1 else 0
+
+
+def gather(own: Float[Tensor, rows * dims]) -> Float[Tensor, all_rows * dims]:
+    """The rows of all processes, without gradient."""
+    if process_count() == 1:
+        return own
+    everyone = own.new_empty((process_count() * len(own), *own.shape[1:]))
+    dist.all_gather_into_tensor(everyone, own.contiguous())
+    return everyone
+
+
+def sum_of_own(everyone: Float[Tensor, all_rows * dims]) -> Float[Tensor, rows * dims]:
+    """Each process's own rows of the sum over processes: what `gather` does, backwards."""
+    if process_count() == 1:
+        return everyone
+    own = everyone.new_empty((len(everyone) // process_count(), *everyone.shape[1:]))
+    dist.reduce_scatter_tensor(own, everyone.contiguous())
+    return own
+
+
+def all_rows(own: Float[Tensor, rows * dims]) -> Float[Tensor, all_rows * dims]:
+    """The rows of all processes, with gradient: for statistics over the batch that have no blockwise form."""
+    return _AllRows.apply(own) if process_count() > 1 else own
+
+
+class _AllRows(Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        return gather(own)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return sum_of_own(gradient)

@@ -1,0 +1,45 @@
+"""How a run is executed. None of it belongs to the recipe: results differ by rounding at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from polymodal.errors import UserError
+from polymodal.types import Budget
+
+
+@dataclass(frozen=True)
+class Execution:
+    """On what, in which pieces, and how safely a run is executed."""
+
+    device: str | None = None
+    """Where to compute, such as cpu or cuda:1; by default a GPU when there is one."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes (torchrun): every one has the whole model, or each a part of it (FSDP2)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation (autocast); weights and losses stay float32."""
+    micro_batch: int = 0
+    """Examples a process computes at once, to save memory; 0 is all of its batch. Methods that compare examples keep
+    the whole batch as negatives (gradient caching); others take the mean over micro-batches."""
+    recompute: bool = False
+    """Keep no activations inside transformer blocks and compute them again in the backward pass, to save memory."""
+    compile: bool = False
+    """Compile transformer blocks (torch.compile); pays for long runs on a GPU."""
+    workers: int | None = None
+    """Threads that prepare batches during a step; by default 4 with a GPU, and 0 on a CPU, where they would compete."""
+    checkpoint_every: str = "60s"
+    """How often to save, such as 10steps, 5000examples, 60s or 20m."""
+    keep: int = 1
+    """How many of the newest checkpoints to keep."""
+    skip_not_finite: int = 5
+    """How many steps in a row may be left out because a loss or gradient is not finite, before the run stops."""
+    track: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    """Where curves are written while training; wandb and trackio must be installed."""
+
+    def __post_init__(self) -> None:
+        Budget.parse(self.checkpoint_every)
+        for name, least in (("micro_batch", 0), ("keep", 1), ("skip_not_finite", 0), ("workers", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name.replace('_', '-')} is at least {least}.")

@@ -1,0 +1,158 @@
+"""The processes of a run: who this one is, what all agree on, and how a model is spread over them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from polymodal.errors import UserError
+
+Parallel = Literal["ddp", "fsdp"]
+ENTRANCES = ("losses", "represent", "compare", "embed", "embed_image", "embed_text", "embed_patches")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """One process of `count`. The first one writes files and speaks to the user."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def agree(self, *values: float) -> list[float]:
+        """The largest of each value over all processes."""
+        if self.count == 1:
+            return list(values)
+        together = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(together, dist.ReduceOp.MAX)
+        return together.tolist()
+
+    def collect(self, value: Any) -> list[Any]:
+        """A picklable value of every process, by rank."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace every tensor by its mean over all processes, in one message."""
+        if self.count == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        parts = (flat / self.count).split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def launched_together() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_first() -> bool:
+    """Whether this process is the only one, or the first one that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def processes(device: str | None) -> Iterator[Processes]:
+    """Join the other processes that torchrun started; alone without torchrun, and in a thread.
+
+    device: where to compute; by default this process's GPU when there is one.
+    """
+    gpu = torch.cuda.is_available() and (device is None or device.startswith("cuda"))
+    together = launched_together() and threading.current_thread() is threading.main_thread()
+    if gpu and together and device is None:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    where = torch.device(device or ("cuda" if gpu else "cpu"))
+    if not together:
+        yield Processes(0, 1, where)
+        return
+    already = dist.is_initialized()
+    if not already:  # figures to agree on lie on the CPU, so that a GPU is never waited for
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+    yield Processes(dist.get_rank(), dist.get_world_size(), where)
+    if not already:  # not after an error: the other processes may be waiting in a collective
+        dist.destroy_process_group()
+
+
+class _Losses(nn.Module):
+    """`losses` as `forward`, which is what DistributedDataParallel calls."""
+
+    def __init__(self, method: nn.Module):
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        method: Any = self.method
+        return method.losses(batch)
+
+
+def spread(method: Any, place: Processes, parallel: Parallel, whole_steps: bool) -> Any:
+    """A callable that gives the losses of a batch and averages gradients over processes in its backward pass.
+
+    ddp: every process holds the whole model. fsdp: parameters, gradients and optimiser state are cut into as many
+    parts as there are processes (FSDP2), by the entries of every ModuleList, which are what transformers repeat.
+    whole_steps: whether a step is one backward pass; when it is several, `Processes.average` comes after the last.
+    """
+    if place.count == 1:
+        return method.losses
+    if parallel == "fsdp":
+        shard(method, place)
+        return method.losses
+    if not whole_steps or not any(parameter.requires_grad for parameter in method.parameters()):
+        return method.losses
+    return DistributedDataParallel(_Losses(method), find_unused_parameters=True)
+
+
+def shard(method: nn.Module, place: Processes) -> None:
+    """FSDP2 on the method in place; its ways in (`losses`, `embed`, ...) collect the parameters that they need."""
+    mesh = init_device_mesh(place.device.type, (place.count,))
+    for module in list(method.modules()):
+        if isinstance(module, nn.ModuleList):
+            for entry in module:
+                if any(True for _ in entry.parameters()):
+                    fully_shard(entry, mesh=mesh)
+    scalars = {parameter for parameter in method.parameters() if parameter.ndim == 0}  # which cannot be cut
+    fully_shard(method, mesh=mesh, ignored_params=scalars)
+    for name in ENTRANCES:
+        if hasattr(method, name):
+            register_fsdp_forward_method(method, name)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all of one that is spread over processes; every process must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def check_batch(batch_size: int, micro_batch: int, count: int) -> None:
+    """Raises UserError when the batch does not divide over the processes and their micro-batches."""
+    if batch_size % count:
+        raise UserError(
+            f"A batch of {batch_size} does not divide over {count} processes; use --batch-size "
+            f"{batch_size // count * count or count}."
+        )
+    if micro_batch and (batch_size // count) % micro_batch:
+        raise UserError(
+            f"Micro-batches of {micro_batch} do not divide the {batch_size // count} examples of a process; use a "
+            "divisor as --micro-batch."
+        )
