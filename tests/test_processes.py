@@ -18,8 +18,8 @@ TRAIN = [sys.executable, "-m", "polymodal", "train"]
 
 
 def torchrun(processes, *arguments):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
-    launch = [*launch[:5], "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     return [*launch, *arguments]
 
 
@@ -63,3 +63,40 @@ def test_two_processes_of_half_a_batch_equal_one_process_of_all(recipe, parallel
     for one, other in zip(*histories, strict=True):
         for name, loss in one.get("losses", {}).items():
             assert other["losses"][name] == pytest.approx(loss, abs=1e-5)
+
+
+def stop_at(command, step, directory):
+    """Start a command that saves often, and end it with SIGTERM once a checkpoint of at least `step` is there."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True
+    )
+    until = time.monotonic() + 120
+    while not any(int(path.name.rpartition("-")[2]) >= step for path in directory.glob("checkpoint-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate(timeout=120)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_run_goes_on_with_another_number_of_processes(parallel, tmp_path):
+    budget, saving = "60steps", ["--checkpoint-every", "1steps", "--parallel", parallel]
+    run([*TRAIN, *options(tmp_path / "whole", budget=budget)])
+    out = tmp_path / "run"
+    stop_at(torchrun(2, "-m", "polymodal", "train", *options(out, budget=budget), *saving), 3, out)
+    assert not (out / "model.safetensors").exists()
+    stop_at([sys.executable, "-m", "polymodal", "resume", str(out)], 12, out)
+    assert not (out / "model.safetensors").exists()
+    run(torchrun(2, "-m", "polymodal", "resume", str(out)))
+    record = json.loads((out / "run.json").read_text())
+    assert (record["state"], record["steps"], record["examples"]) == ("finished", 60, 60 * 64)
+    assert_close(weights(tmp_path / "whole"), weights(out), tolerance=2e-4)  # rounding grows over 60 steps
+
+
+def test_a_batch_that_does_not_divide_is_one_sentence(tmp_path):
+    command = torchrun(2, "-m", "polymodal", "train", *options(tmp_path / "run", batch=33))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())
+    assert done.returncode != 0
+    assert "A batch of 33 does not divide over 2 processes; use --batch-size 32." in done.stderr
+    assert not (tmp_path / "run").exists()

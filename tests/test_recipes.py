@@ -4,7 +4,6 @@ import ast
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F

@@ -74,7 +74,7 @@ class Harmony:
         sums = [torch.zeros_like(parameter) for parameter in parameters]
         threshold = FIRST_THRESHOLD + fraction * (LAST_THRESHOLD - FIRST_THRESHOLD)
         reported: dict[str, Tensor] = {}
-        kept = torch.zeros(1, device=place.device)
+        kept = torch.zeros((), device=place.device)
         for number, batch in enumerate(batches):
             with forward(number):
                 losses = method.losses(batch)

@@ -29,7 +29,7 @@ class Optimisation:
     betas: tuple[float, float] = (0.9, 0.98)
     """Decay rates of AdamW's two moments."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    """After the warm-up: half a cosine to 0, stable and then a straight line to 0 (warm-up-stable-decay), or constant."""
+    """After the warm-up: half a cosine to 0, stable and then a straight line to 0 (warm-up-stable-decay), or none."""
     warmup: float = 0.05
     """Share of the budget over which the learning rate rises from 0."""
     decay: float = 0.2

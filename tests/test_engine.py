@@ -1,0 +1,455 @@
+"""The parts of the training engine: pieces of a batch, stages, harmony, LoRA, guards, checkpoints, kills."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from polymodal import corpora
+from polymodal.data.loader import Reader, TrainingData
+from polymodal.errors import UserError
+from polymodal.layers.lora import LoRALinear, add_lora, merge_lora
+from polymodal.recipes.dual_encoders import clip, siglip, sparc
+from polymodal.training import Interrupted, load_run, train
+from polymodal.training import checkpoint as checkpoint_file
+from polymodal.training.execution import Execution
+from polymodal.training.gradients import backward
+from polymodal.training.harmony import Harmony, agreement, realign
+from polymodal.training.optimiser import adamw, layer_scales, learning_rate
+from polymodal.training.processes import Processes
+from polymodal.training.start import from_hub
+from polymodal.types import Budget, Stage
+
+RECIPES = {"clip": clip.Recipe, "siglip": siglip.Recipe, "sparc": sparc.Recipe}
+QUIET = Execution(track="none")
+
+
+def weights(run):
+    return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+
+
+def assert_close(one, other, tolerance=1e-5):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+def gradients_of(model, batches):
+    model.zero_grad()
+    losses = backward(model, model.losses, batches, {}, lambda _: nullcontext())
+    return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# Batches
+
+
+def data_of(corpus, recipe, processor, **options):
+    return TrainingData(Reader(corpus, processor), 24, 5, recipe.training_batch, **options)
+
+
+def test_batches_are_the_same_for_any_number_of_processes_workers_and_pieces(small_emoji):
+    recipe = clip.Recipe()
+    processor = recipe.processor(small_emoji)
+    whole = data_of(small_emoji, recipe, processor)
+    halves = [data_of(small_emoji, recipe, processor, process=p, processes=2, micro_batch=4) for p in range(2)]
+    threaded = data_of(small_emoji, recipe, processor, workers=3)
+    for _ in range(20):  # more than an epoch
+        (batch,) = next(whole)
+        (same,) = next(threaded)
+        pieces = [piece for half in halves for piece in next(half)]
+        assert len(pieces) == 6
+        torch.testing.assert_close(batch["image"], torch.cat([piece["image"] for piece in pieces]))
+        torch.testing.assert_close(batch["image"], same["image"])
+        texts = [text for piece in pieces for text in processor.tokenizer.decode(piece["text"])]
+        assert processor.tokenizer.decode(batch["text"]) == texts
+    assert whole.keys(3) == halves[0].keys(3) + halves[1].keys(3)
+    assert len(set(whole.keys(3))) == 24
+    again = data_of(small_emoji, recipe, processor)
+    again.taken = whole.taken
+    torch.testing.assert_close(next(again)[0]["image"], next(whole)[0]["image"])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_cached_gradients_of_small_pieces_equal_those_of_the_whole_batch(name, small_emoji):
+    recipe = RECIPES[name]()
+    processor = recipe.processor(small_emoji)
+    torch.manual_seed(0)
+    model = recipe.build(processor)
+    whole, pieces = (data_of(small_emoji, recipe, processor, micro_batch=size).batch(0) for size in (24, 4))
+    losses, expected = gradients_of(model, whole)
+    cached_losses, cached = gradients_of(model, pieces)
+    assert_close(losses, cached_losses)
+    assert_close(expected, cached)
+
+
+def test_a_method_with_losses_of_its_own_takes_the_mean_over_pieces(small_emoji):
+    class Own(clip.CLIP):
+        def losses(self, batch):
+            return super().losses(batch) | {"brightness": self.embed_image(batch["image"]).mean()}
+
+    recipe = clip.Recipe()
+    processor = recipe.processor(small_emoji)
+    model = Own(recipe, processor.tokenizer.vocabulary)
+    pieces = data_of(small_emoji, recipe, processor, micro_batch=12).batch(0)
+    losses, gradients = gradients_of(model, pieces)
+    each = [gradients_of(model, [piece]) for piece in pieces]
+    for name in losses:
+        torch.testing.assert_close(losses[name], (each[0][0][name] + each[1][0][name]) / 2)
+    assert_close(gradients, {name: (each[0][1][name] + each[1][1][name]) / 2 for name in gradients})
+
+
+@pytest.mark.parametrize("change", [{"micro_batch": 8}, {"recompute": True}, {"workers": 2}], ids=str)
+def test_how_a_run_is_executed_does_not_change_it(change, small_emoji):
+    recipe = sparc.Recipe(batch_size=32)
+    plain = train(recipe, small_emoji, Budget(steps=4), execution=QUIET)
+    other = train(recipe, small_emoji, Budget(steps=4), execution=dataclasses.replace(QUIET, **change))
+    assert_close(weights(plain), weights(other))
+
+
+def test_half_precision_trains_about_the_same_losses(small_emoji):
+    recipe = clip.Recipe(batch_size=16)
+    runs = [
+        train(recipe, small_emoji, Budget(steps=3), execution=dataclasses.replace(QUIET, precision=precision))
+        for precision in ("float32", "bfloat16")
+    ]
+    one, other = (run.history[-1]["losses"]["contrastive"] for run in runs)
+    assert one == pytest.approx(other, abs=0.05)
+    assert one != other
+    assert {tensor.dtype for tensor in weights(runs[1]).values()} == {torch.float32}
+
+
+# Stages
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoStages(clip.Recipe):
+    def stages(self):
+        return (
+            Stage("text", share=1, trainable=("text_encoder.*", "text_projection.*")),
+            Stage("all but text", share=2, trainable=("image_*", "log_scale"), learning_rate=0.5),
+        )
+
+
+def test_a_stage_trains_what_it_names_and_nothing_else(small_emoji, tmp_path):
+    recipe = TwoStages(batch_size=16)
+    begin = train(recipe, small_emoji, Budget(steps=1), execution=QUIET)  # weights before the second step
+    torch.manual_seed(0)
+    fresh = dict(recipe.build(recipe.processor(small_emoji)).named_parameters())
+    for name, tensor in begin.model.named_parameters():
+        assert torch.equal(tensor, fresh[name]) or name.startswith("text_"), name
+    run = train(recipe, small_emoji, Budget(steps=30), execution=QUIET, out=tmp_path / "whole")
+    stages = [entry["stage"] for entry in run.history if "losses" in entry]
+    assert stages == ["text", "all but text", "all but text"]
+    rates = [entry["learning_rate"] for entry in run.history if "losses" in entry]
+    assert max(rates[1:]) <= 0.5 * recipe.learning_rate
+
+    def stop(progress, reached, losses):
+        if progress.step == 14:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(recipe, small_emoji, Budget(steps=30), execution=QUIET, out=tmp_path / "stopped", on_step=stop)
+    resumed = train(recipe, small_emoji, Budget(steps=30), execution=QUIET, out=tmp_path / "stopped")
+    for name, tensor in weights(run).items():
+        assert torch.equal(tensor, weights(resumed)[name]), name
+
+
+def test_frozen_parameters_have_no_gradient_and_no_optimiser_state(small_emoji):
+    model = clip.Recipe().build(clip.Recipe().processor(small_emoji))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("image_"))
+    optimiser = adamw(model, clip.Recipe())
+    held = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for name, parameter in model.named_parameters() if name.startswith("image_")}
+
+
+def test_a_stage_without_parameters_says_so(small_emoji):
+    @dataclasses.dataclass(frozen=True)
+    class Typo(clip.Recipe):
+        def stages(self):
+            return (Stage("warm-up", trainable=("imge_encoder.*",)),)
+
+    with pytest.raises(UserError, match="'warm-up' trains nothing"):
+        train(Typo(batch_size=16), small_emoji, Budget(steps=1))
+
+
+def test_loss_weights_of_a_stage(small_emoji):
+    @dataclasses.dataclass(frozen=True)
+    class GlobalOnly(sparc.Recipe):
+        def stages(self):
+            return (Stage("global", loss_weights={"local": 0.0, "global": 2.0}),)
+
+    one = train(GlobalOnly(batch_size=16), small_emoji, Budget(steps=3), execution=QUIET)
+    other = train(sparc.Recipe(batch_size=16, local_weight=0, global_weight=1), small_emoji, Budget(steps=3))
+    assert_close(weights(one), weights(other))
+
+
+def test_a_run_starts_from_another_run_and_from_published_weights(small_emoji, tmp_path):
+    first = train(clip.Recipe(batch_size=16), small_emoji, Budget(steps=3), out=tmp_path / "first", execution=QUIET)
+    recipe = siglip.Recipe(batch_size=16, learning_rate=0.0)
+    second = train(recipe, small_emoji, Budget(steps=1), init=tmp_path / "first", execution=QUIET)
+    assert torch.equal(weights(second)["image_projection.weight"], weights(first)["image_projection.weight"])
+    with pytest.raises(UserError, match="holds no finished run"):
+        train(recipe, small_emoji, Budget(steps=1), init=tmp_path / "nowhere")
+    published = {"vision.layers.0.ln.weight": torch.full((64,), 3.0), "vision.head": torch.ones(2)}
+    (tmp_path / "hub").mkdir()
+    save_file(published, tmp_path / "hub" / "model.safetensors")
+    rename = {r"vision\.layers\.(\d+)\.ln\.(.*)": r"transformer.blocks.\1.norm_1.\2"}
+    assert from_hub(str(tmp_path / "hub"), rename, prefix="image_encoder.")(second.model) == 1
+    assert weights(second)["image_encoder.transformer.blocks.0.norm_1.weight"].eq(3).all()
+    with pytest.raises(UserError, match=r"agrees in name and shape .*vision\.head"):
+        from_hub(str(tmp_path / "hub"), {})(second.model)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"has no \.safetensors file"):
+        from_hub(str(tmp_path / "empty"), {})(second.model)
+
+
+# Gradient harmonization
+
+
+def test_realigned_gradients_follow_the_paper():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        one, other = torch.randn(2, 7, generator=generator, dtype=torch.float64)
+        aligned = realign(torch.stack([one, other]))
+        if one @ other >= 0:
+            assert torch.equal(aligned, torch.stack([one, other]))
+            continue
+        torch.testing.assert_close(aligned[0], one - (one @ other) / (other @ other) * other)
+        torch.testing.assert_close(aligned[1], other - (one @ other) / (one @ one) * one)
+        assert abs(aligned[0] @ other) < 1e-9
+        assert abs(aligned[1] @ one) < 1e-9
+        together = aligned.sum(0)
+        assert together @ one >= -1e-9
+        assert together @ other >= -1e-9
+    against = realign(torch.tensor([[1.0, 2.0], [-2.0, -4.0]]))
+    torch.testing.assert_close(against, torch.zeros(2, 2))
+    zero = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    assert torch.equal(realign(zero), zero)
+    assert agreement(zero) == 1.0
+    assert agreement(torch.tensor([[1.0, 0.0], [-1.0, 1.0]])) == pytest.approx(-(0.5**0.5))
+
+
+class TwoLosses(nn.Module):
+    """Quadratic losses of one shared vector and of one parameter each that the other does not have."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.shared, self.own = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+        self.first, self.second = torch.tensor(first), torch.tensor(second)
+
+    def losses(self, batch):
+        return {"first": self.first @ self.shared + self.own.sum(), "second": self.second @ self.shared}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fraction", "expected"),
+    [
+        ("realign", 0.0, [1.0 - 0.5, 0.5 + 1.0]),  # (1, 0) and (-1, 1): (1/2, 1/2) and (0, 1)
+        ("curriculum", 0.0, None),  # cosine -0.71 is below the first threshold
+        ("both", 1.0, None),
+    ],
+)
+def test_harmonised_gradients(kind, fraction, expected):
+    method, alone = TwoLosses([1.0, 0.0], [-1.0, 1.0]), Processes(0, 1, torch.device("cpu"))
+    harmony = Harmony(kind)
+    losses = harmony.backward(method, [{}], {}, lambda _: nullcontext(), fraction, alone)
+    assert set(losses) == {"first", "second"}
+    if expected is None:
+        assert method.shared.grad is None
+        assert method.own.grad is None
+    else:
+        torch.testing.assert_close(method.shared.grad, torch.tensor(expected))
+        torch.testing.assert_close(method.own.grad, torch.ones(1))
+    report = harmony.report()
+    assert report["agreement"] == pytest.approx(-(0.5**0.5))
+    assert (report["in_conflict"], report["left_out"]) == (1.0, float(expected is None))
+
+
+def test_agreeing_gradients_are_the_plain_ones_bit_for_bit(small_emoji):
+    plain = train(sparc.Recipe(batch_size=16), small_emoji, Budget(steps=1), execution=QUIET)
+    kept = train(sparc.Recipe(batch_size=16, harmonise="realign"), small_emoji, Budget(steps=1), execution=QUIET)
+    (entry,) = [entry for entry in kept.history if "harmony" in entry]
+    if entry["harmony"]["in_conflict"] == 0:
+        assert_close(weights(plain), weights(kept), tolerance=1e-6)
+    assert entry["losses"] == plain.history[-1]["losses"]
+    pieces = dataclasses.replace(QUIET, micro_batch=4)
+    both = train(sparc.Recipe(batch_size=16, harmonise="both"), small_emoji, Budget(steps=10), execution=pieces)
+    assert set(both.history[-1]["harmony"]) == {"agreement", "in_conflict", "left_out"}
+
+
+# Optimisation
+
+
+def test_stable_then_decaying_and_constant_rates():
+    wsd = clip.Recipe(learning_rate=1.0, warmup=0.1, decay=0.25, schedule="wsd")
+    assert [learning_rate(wsd, f) for f in (0.05, 0.1, 0.5, 0.75, 0.875, 1.0)] == [0.5, 1, 1, 1, 0.5, 0]
+    constant = clip.Recipe(learning_rate=1.0, schedule="constant")
+    assert learning_rate(constant, 0.9) == learning_rate(constant, 1.0) == 1.0
+
+
+def test_layer_decay_falls_from_the_head_to_the_patches(small_emoji):
+    model = clip.Recipe().build(clip.Recipe().processor(small_emoji))
+    scales = layer_scales(model, 0.5)
+    assert scales["image_projection.weight"] == scales["image_encoder.norm_after.weight"] == 1.0
+    assert scales["image_encoder.transformer.blocks.1.norm_1.weight"] == 0.5
+    assert scales["image_encoder.transformer.blocks.0.widen.bias"] == 0.25
+    assert scales["image_encoder.patch_embedding.weight"] == scales["image_encoder.positions"] == 0.125
+    assert scales["text_encoder.embedding.weight"] == 1.0  # a tower without blocks
+    assert set(layer_scales(model, 1.0).values()) == {1.0}
+
+
+def test_low_rank_updates_begin_at_zero_train_alone_and_merge():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 3))
+    x = torch.randn(4, 5)
+    before, plain = model(x), {name: p.clone() for name, p in model.named_parameters()}
+    assert add_lora(model, rank=2, targets=("0",)) == 1
+    assert torch.equal(model(x), before)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"0.lora_a", "0.lora_b"}
+    assert isinstance(model[0], LoRALinear)
+    nn.init.normal_(model[0].lora_b)
+    changed = model(x)
+    assert not torch.allclose(changed, before)
+    update = model[0].lora_b @ model[0].lora_a
+    merge_lora(model)
+    torch.testing.assert_close(model(x), changed)
+    torch.testing.assert_close(model[0].weight, plain["0.weight"] + update)
+    assert torch.equal(model[2].weight, plain["2.weight"])
+    with pytest.raises(UserError, match="No linear layer has a name like"):
+        add_lora(model, 2, ("attention.*",))
+
+
+def test_a_run_with_low_rank_updates_is_a_plain_run_afterwards(small_emoji, tmp_path):
+    recipe = clip.Recipe(batch_size=16, lora_rank=2, lora_targets=("*.attention.*",))
+    run = train(recipe, small_emoji, Budget(steps=5), out=tmp_path / "run", execution=QUIET)
+    torch.manual_seed(0)
+    fresh = dict(recipe.build(recipe.processor(small_emoji)).named_parameters())
+    changed = {name for name, tensor in run.model.named_parameters() if not torch.equal(tensor, fresh[name])}
+    assert changed
+    assert all(".attention." in name and name.endswith("weight") for name in changed)
+    assert_close(weights(run), weights(load_run(tmp_path / "run")), tolerance=0)
+
+
+# Guards
+
+
+def poisoned(recipe_type, at, times):
+    """A recipe whose method's loss is not a number at some steps."""
+
+    class Poisoned(clip.CLIP):
+        calls = 0
+
+        def compare(self, vectors):
+            if self.training and torch.is_grad_enabled():
+                type(self).calls += 1
+            losses = super().compare(vectors)
+            bad = at < type(self).calls <= at + times  # the first call only counts floating-point operations
+            return {"contrastive": losses["contrastive"] * (float("nan") if bad else 1.0)}
+
+    @dataclasses.dataclass(frozen=True)
+    class Recipe(recipe_type):
+        def build(self, processor):
+            return Poisoned(self, processor.tokenizer.vocabulary)
+
+    return Recipe(batch_size=16)
+
+
+def test_a_few_steps_that_are_not_finite_are_left_out(small_emoji):
+    run = train(poisoned(clip.Recipe, at=3, times=2), small_emoji, Budget(steps=12), execution=QUIET)
+    left_out = [entry for entry in run.history if "left_out" in entry]
+    assert [entry["left_out"]["not_finite"] for entry in left_out] == [["contrastive", "gradient"]] * 2
+    assert all(len(entry["left_out"]["keys"]) == 16 for entry in left_out)
+    assert run.record["left_out_steps"] == 2
+    assert all(torch.isfinite(tensor).all() for tensor in weights(run).values())
+
+
+def test_too_many_of_them_stop_the_run_with_the_loss_and_the_examples(small_emoji):
+    with pytest.raises(UserError, match=r"The loss 'contrastive' is nan at step 6 after 3 .* examples google/"):
+        train(
+            poisoned(clip.Recipe, at=3, times=99),
+            small_emoji,
+            Budget(steps=12),
+            execution=dataclasses.replace(QUIET, skip_not_finite=3),
+        )
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(small_emoji, tmp_path, monkeypatch):
+    often = dataclasses.replace(QUIET, checkpoint_every="2steps")
+    recipe, budget = clip.Recipe(batch_size=16), Budget(steps=12)
+    whole = train(recipe, small_emoji, budget, execution=often)
+    real, written = checkpoint_file.save_file, []
+
+    def full(tensors, path, metadata=None):
+        written.append(path)
+        if len(written) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(checkpoint_file, "save_file", full)
+    with pytest.raises(UserError, match=r"the disk is full\); mend that, then go on with: polymodal resume"):
+        train(recipe, small_emoji, budget, out=tmp_path / "run", execution=often)
+    assert [path.name for path in sorted((tmp_path / "run").glob("checkpoint-*"))] == ["checkpoint-4"]
+    monkeypatch.setattr(checkpoint_file, "save_file", real)
+    resumed = train(recipe, small_emoji, budget, out=tmp_path / "run", execution=often)
+    assert_close(weights(whole), weights(resumed), tolerance=0)
+
+
+def test_the_newest_checkpoints_are_kept(small_emoji, tmp_path):
+    kept = []
+
+    def look(progress, reached, losses):
+        kept.append(sorted(int(path.name.rpartition("-")[2]) for path in (tmp_path / "run").glob("checkpoint-*")))
+
+    options = dataclasses.replace(QUIET, checkpoint_every="1steps", keep=3)
+    train(
+        clip.Recipe(batch_size=16), small_emoji, Budget(steps=15), out=tmp_path / "run", on_step=look, execution=options
+    )
+    assert max(len(steps) for steps in kept) in (3, 4)  # 4 while the oldest is being removed
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_wrong_options_are_one_sentence(small_emoji):
+    for wrong in ({"keep": 0}, {"checkpoint_every": "often"}, {"micro_batch": -1}):
+        with pytest.raises(UserError):
+            Execution(**wrong)
+    with pytest.raises(UserError, match="Micro-batches of 5 do not divide the 16"):
+        train(clip.Recipe(batch_size=16), small_emoji, Budget(steps=1), execution=Execution(micro_batch=5))
+
+
+def test_killed_at_random_instants_a_run_ends_in_the_same_weights(emoji, tmp_path):
+    """Twenty SIGKILLs, at least some of them during a checkpoint."""
+    script = Path(__file__).with_name("killed_run.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "run")], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    kills, during_a_write = map(int, done.stdout.split())
+    assert kills == 20
+    assert during_a_write > 0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = train(clip.Recipe(batch_size=16, ema=0.9), corpora.emoji(), Budget(steps=400), execution=QUIET)
+    finally:
+        torch.set_num_threads(threads)
+    killed = load_file(tmp_path / "run" / "model.safetensors")
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, killed[name]), name
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["state"], record["steps"]) == ("finished", 400)
+    history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in history if "losses" in entry][-1] == 400
+    assert np.all(np.diff([entry["step"] for entry in history]) >= 0)
