@@ -401,7 +401,13 @@ def corpora(arguments: Arguments) -> None:
 
 
 def runs(arguments: Arguments) -> None:
-    """the runs below a folder, with their state and cost"""
+    """the runs below a folder, with state, cost and best figures; `runs show RUN` draws one's curves"""
+    words = _leading(arguments)
+    if words and words[0] != "show":
+        raise unknown("action of runs", words[0], ("show",))
+    if words:
+        _show_run(arguments[1:])
+        return
 
     @dataclass(frozen=True)
     class Options:
@@ -420,7 +426,55 @@ def runs(arguments: Arguments) -> None:
         _console().print("No runs here yet; start one with: polymodal train clip --corpus emoji")
     else:
         headings = ["run", "recipe", "corpus", "budget", "seed", "state", "steps", "seconds"]
-        _print_table(headings, [[str(run[heading]) for heading in headings] for run in found])
+        rows = [[str(run[heading]) for heading in headings] + [_best(run["best"])] for run in found]
+        _print_table([*headings, "best on validation"], rows)
+
+
+def _best(figures: dict[str, float]) -> str:
+    """The figure that most depends on the whole ranking: R@10 where there is one, else the first."""
+    name = next((name for name in figures if name.endswith("R@10")), next(iter(figures), None))
+    return f"{name.rpartition('/')[2]} {100 * figures[name]:.1f} %" if name else "-"
+
+
+def _show_run(arguments: Arguments) -> None:
+    place, rest = _positional(arguments, "runs show RUN [--json]")
+
+    @dataclass(frozen=True)
+    class Options:
+        json: bool = False
+        """Print the record and the history as JSON for scripts."""
+
+    options = _parse(Options, rest, "runs show RUN", runs)
+    from polymodal.training.run import read_record
+    from polymodal.training.run_list import best_figures, curves, draw, read_history, state_of
+
+    directory = Path(place)
+    record, history = read_record(directory), read_history(directory)
+    if options.json:
+        _print_json(record | {"state": state_of(record), "best": best_figures(history), "history": history})
+        return
+    last = history[-1] if history else {}
+    facts = {
+        "recipe": record["recipe"]["name"],
+        "data": record["corpus"].get("corpus") or record["corpus"].get("data", ""),
+        "budget": record["budget"],
+        "seed": record["seed"],
+        "state": state_of(record),
+        "steps": f"{record.get('steps', last.get('step', 0)):,}",
+        "examples": f"{record.get('examples', last.get('examples', 0)):,}",
+        "seconds": f"{record.get('seconds', last.get('seconds', 0.0)):.0f}",
+        "parameters": f"{record.get('parameters', 0):,}",
+        "skipped": f"{record.get('skipped', 0)} examples, {record.get('left_out_steps', 0)} steps",
+        "command": record["command"],
+    }
+    _print_table(["", ""], [[name, str(value)] for name, value in facts.items()])
+    width = min(shutil.get_terminal_size().columns, 100)
+    for title, lines in curves(history).items():
+        print("\n" + draw(title, lines, width))
+    if not history:
+        print("No curves yet; they are written with every checkpoint.")
+    if state_of(record) in ("interrupted", "killed"):
+        print(f"\nGo on with: polymodal resume {directory}")
 
 
 def new(arguments: Arguments) -> None:

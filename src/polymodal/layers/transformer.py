@@ -17,14 +17,34 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens of packed sequences stand. mask: True where the rectangle batch x length has a real token."""
+    """Where the tokens of packed sequences stand. mask: True where the rectangle batch x length has a real token.
+
+    document: where a row holds several sequences, the number of each, from 1, and 0 where there is no token; tokens see
+    only those of their own document.
+    """
 
     mask: Bool[Tensor, "batch length"]
     places: Int[Tensor, " total"]
+    document: Int[Tensor, "batch length"] | None = None
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "batch length"]) -> Packing:
+        """One sequence a row."""
         return cls(mask, mask.flatten().nonzero().squeeze(1))
+
+    @classmethod
+    def of_documents(cls, document: Int[Tensor, "batch length"]) -> Packing:
+        """Several sequences a row."""
+        mask = document > 0
+        return cls(mask, mask.flatten().nonzero().squeeze(1), document)
+
+    def visible(self, causal: bool) -> Bool[Tensor, "batch 1 queries keys"] | None:
+        """True where a query may look at a key; None where causality alone does it."""
+        if self.document is None:
+            # Causal: padding stands behind all that real tokens look at.
+            return None if causal else self.mask[:, None, None, :]
+        same = self.document[:, :, None] == self.document[:, None, :]
+        return (same.tril() if causal else same)[:, None]
 
     def pack(self, padded: Tensor) -> Tensor:
         """(batch, length, ...) -> (total, ...)."""
@@ -54,10 +74,9 @@ class Attention(nn.Module):
         if packing is not None:
             qkv = packing.pad(qkv)
         query, key, value = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mask = None
-        if packing is not None and not self.causal:  # causal: padding stands behind all that real tokens look at
-            mask = packing.mask[:, None, None, :]
-        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=self.causal)
+        mask = packing.visible(self.causal) if packing is not None else None
+        causal = self.causal and mask is None
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
         y = y.transpose(1, 2).flatten(2)
         return self.out(y if packing is None else packing.pack(y))
 

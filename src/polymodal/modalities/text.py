@@ -79,6 +79,15 @@ class Tokens:
         place = torch.arange(self.ids.shape[1], device=self.ids.device)
         return (place > 0) & (place < self.lengths[:, None] - 1)
 
+    @property
+    def token_count(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def place_count(self) -> int:
+        """Places that a text encoder computes: padding is none of them, for it packs the tokens first."""
+        return self.token_count
+
     def to(self, device: torch.device | str) -> Tokens:
         return Tokens(self.ids.to(device), self.lengths.to(device))
 

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader, TrainingData
+from polymodal.data.sequence import PackedSequences
 from polymodal.draws import mix
 from polymodal.errors import UserError
 from polymodal.layers.lora import add_lora, merge_lora
@@ -264,9 +265,9 @@ class Loop:
     def _count_tokens(self, batches: list[Batch]) -> None:
         for batch in batches:
             for value in batch.values():
-                if isinstance(value, Tokens):
-                    self.progress.tokens += int(value.lengths.sum()) * self.place.count
-                    self.progress.places += value.ids.numel() * self.place.count
+                if isinstance(value, Tokens | PackedSequences):
+                    self.progress.tokens += value.token_count * self.place.count
+                    self.progress.places += value.place_count * self.place.count
 
     def _leave_out(self, bad: list[str], losses: Mapping[str, Tensor]) -> None:
         """Note a step that is not finite. Raises UserError when there were too many in a row."""
@@ -336,7 +337,7 @@ class Loop:
         self.writer.save(training_tensors(self.model, self.average, self.optimiser), state)
 
     def _all_skipped(self) -> dict[str, str]:
-        """Unreadable examples of all processes and stages; also writes the list of them."""
+        """Unreadable examples of all processes and stages; also writes the list of them, and the curves."""
         skipped = {
             key: reason
             for found in self.place.collect(self.skipped_before | self.reader.skipped)
@@ -345,6 +346,7 @@ class Loop:
         if self.place.first and self.run.directory is not None:
             lines = [json.dumps({"key": key, "reason": reason}) for key, reason in sorted(skipped.items())]
             write_text(self.run.directory / SKIPPED, "".join(f"{line}\n" for line in lines))
+            self.run.save_history()
         return skipped
 
     def interrupt(self) -> Interrupted:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -14,14 +17,32 @@ from polymodal.training.trainer import OnStep
 
 
 def cells(progress: Where, reached: float, losses: Mapping[str, Any]) -> dict[str, Any]:
-    """What a display says of a run: share done, examples a second, minutes and seconds left, losses."""
+    """What a display says of a run: share done, examples and tokens a second, share of places that hold a token,
+    memory, minutes and seconds left, losses."""
     left = int(progress.seconds * (1 - reached) / max(reached, 1e-9))
+    seconds = max(progress.seconds, 1e-9)
     return {
         "state": f"{reached:.0%}",
-        "rate": f"{progress.examples / max(progress.seconds, 1e-9):,.0f}",
+        "rate": f"{progress.examples / seconds:,.0f}",
+        "tokens": f"{progress.tokens / seconds:,.0f}",
+        "fill": f"{progress.fill:.0%}",
+        "memory": f"{memory_in_use() / 2**30:.1f} GiB",
         "left": f"{left // 60}:{left % 60:02d}",
         "losses": "  ".join(f"{name} {float(value):.3f}" for name, value in losses.items()),
     }
+
+
+def speed(said: Mapping[str, str]) -> str:
+    """The cells about speed and memory, in a few words."""
+    return f"{said['rate']} examples/s, {said['tokens']} tokens/s ({said['fill']} full), {said['memory']}"
+
+
+def memory_in_use() -> int:
+    """The most bytes that the GPU held for this process, or without one, that the process held in memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 @contextmanager
@@ -31,22 +52,23 @@ def progress_bar(title: str) -> Iterator[OnStep]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[state]}  {task.fields[rate]} examples/s  {task.fields[left]} left  "),
+        TextColumn("{task.fields[state]}  {task.fields[left]} left  {task.fields[speed]}  "),
         TextColumn("{task.fields[losses]}"),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=1.0, state="", rate="", left="", losses="")
+        task = bar.add_task(title, total=1.0, state="", left="", speed="", losses="")
         tenths = 0
 
         def show(progress: Where, reached: float, losses: Mapping[str, Any]) -> None:
             nonlocal tenths
             if console.is_terminal:
                 if progress.step % 5 == 0 or reached >= 1:
-                    bar.update(task, completed=reached, **cells(progress, reached, losses))
+                    said = cells(progress, reached, losses)
+                    bar.update(task, completed=reached, speed=speed(said), **said)
             elif int(10 * reached) > tenths:
                 tenths = int(10 * reached)
                 said = cells(progress, reached, losses)
-                line = f"{title}: {said['state']}, {said['rate']} examples/s, {said['left']} left, {said['losses']}"
+                line = f"{title}: {said['state']}, {said['left']} left, {speed(said)}, {said['losses']}"
                 console.print(line, highlight=False, soft_wrap=True)
 
         yield show

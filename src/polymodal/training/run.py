@@ -57,6 +57,11 @@ class Run:
         """The final weights and curves."""
         assert self.directory is not None
         save_weights(self.model.state_dict(), self.directory / WEIGHTS)
+        self.save_history()
+
+    def save_history(self) -> None:
+        """The curves so far."""
+        assert self.directory is not None
         write_text(self.directory / HISTORY, "".join(json.dumps(entry) + "\n" for entry in self.history))
 
 

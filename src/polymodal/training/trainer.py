@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -80,6 +82,7 @@ def train(
         if directory is not None and finished:
             return load_run(directory)
         record |= {"state": "running", "command": command_line(), "execution": dataclasses.asdict(execution)}
+        record["process"] = {"host": socket.gethostname(), "pid": os.getpid()}
         if directory is not None and place.first:
             directory.mkdir(parents=True, exist_ok=True)
             write_json(directory / RECORD, record)
@@ -123,7 +126,8 @@ def _train(loop: Loop, validate: Validate | None, validations: int, on_step: OnS
 
 def command_line() -> str:
     """The command that the user gave, for records and reports."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    return shlex.join(["polymodal" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
 @contextmanager
