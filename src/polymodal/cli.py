@@ -30,26 +30,38 @@ class DataOptions:
     """Which data: a built-in corpus, or your own files."""
 
     corpus: str | None = None
-    """A built-in corpus; `polymodal corpora` lists them."""
+    """A built-in corpus (`polymodal corpora` lists them), or a mixture with weights, such as emoji:3,scenes:1."""
     data: str | None = None
     """Your pairs: a .parquet, .csv, .jsonl or webdataset .tar file, or a folder with such files."""
     image: str | None = None
     """The picture column of --data, when it cannot be told by its type."""
     text: str | None = None
     """The caption column of --data, when it cannot be told by its type."""
+    stream: bool = False
+    """Read the .parquet or .tar shards of --data where they lie, for data larger than memory; URLs always are."""
+    language_temperature: float | None = None
+    """Draw languages in shares of (captions in the language)^(1 / temperature): 1 as they are, 100 all alike."""
 
     def open(self) -> Corpus:
+        from polymodal.corpora import with_language_temperature
+
+        corpus, temperature = self._open(), self.language_temperature
+        return corpus if temperature is None else with_language_temperature(corpus, temperature)
+
+    def _open(self) -> Corpus:
         from polymodal import corpora
 
         if self.corpus and self.data:
             raise UserError("Give --corpus or --data, not both.")
+        if self.data and (self.stream or "://" in self.data):
+            return corpora.from_shards(self.data, self.image, self.text)
         if self.data:
             return corpora.from_path(self.data, self.image, self.text)
         if self.image or self.text:
             raise UserError("--image and --text name columns of your own data; give its path with --data.")
         if not self.corpus:
             raise UserError("Say which data to use: --corpus NAME (`polymodal corpora` lists them) or --data PATH.")
-        return corpora.named(self.corpus)
+        return corpora.named_mixture(self.corpus)
 
     @property
     def given(self) -> bool:

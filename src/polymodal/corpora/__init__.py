@@ -10,13 +10,30 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from polymodal.corpora.corpus import About, Corpus
+from polymodal.corpora.corpus import About, Corpus, Part
 from polymodal.corpora.emoji import emoji
+from polymodal.corpora.mixture import mix, with_language_temperature
 from polymodal.corpora.own import from_path
 from polymodal.corpora.scenes import scenes
+from polymodal.corpora.stream import MissingData, from_shards
 from polymodal.errors import UserError, unknown
 
-__all__ = ["About", "Corpus", "built_in", "emoji", "from_path", "named", "open_again", "scenes"]
+__all__ = [
+    "About",
+    "Corpus",
+    "MissingData",
+    "Part",
+    "built_in",
+    "emoji",
+    "from_path",
+    "from_shards",
+    "mix",
+    "named",
+    "named_mixture",
+    "open_again",
+    "scenes",
+    "with_language_temperature",
+]
 
 
 def built_in() -> dict[str, About]:
@@ -33,8 +50,30 @@ def named(name: str) -> Corpus:
     return getattr(importlib.import_module(f"{__name__}.{name}"), name)()
 
 
+def named_mixture(text: str) -> Corpus:
+    """'emoji', or a mixture with weights such as 'emoji:3,scenes:1'. Raises UserError for any other form."""
+    parts = []
+    for part in text.split(","):
+        name, colon, weight = part.strip().partition(":")
+        try:
+            share = float(weight) if colon else 1.0
+        except ValueError:
+            share = 0.0
+        if share <= 0:
+            raise UserError(f"'{part}' is no part of a mixture; write for example emoji:3,scenes:1.")
+        parts.append((named(name), share))
+    return parts[0][0] if len(parts) == 1 else mix(parts)
+
+
 def open_again(choices: Mapping[str, Any]) -> Corpus:
     """The corpus that a run was trained on, from what its record says."""
+    if "language_temperature" in choices:
+        others = {name: value for name, value in choices.items() if name != "language_temperature"}
+        return with_language_temperature(open_again(others), choices["language_temperature"])
+    if "parts" in choices:
+        return mix([(open_again(part), weight) for part, weight in choices["parts"]])
+    if choices.get("stream"):
+        return from_shards(choices["data"], choices.get("image"), choices.get("text"))
     if "data" in choices:
         return from_path(choices["data"], choices.get("image"), choices.get("text"))
     if "corpus" in choices:

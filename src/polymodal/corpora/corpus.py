@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -27,10 +27,14 @@ class About:
 
 
 class Part(NamedTuple):
-    """Rows that training draws from, and their share among the parts of a corpus (relative to the other parts)."""
+    """Rows that training draws from, and their share among the parts of a corpus (relative to the other parts).
+
+    order: from a seed, an endless order of the rows with random access; without it, they are shuffled in every epoch.
+    """
 
     rows: np.ndarray
     weight: float
+    order: Callable[[int], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Corpus:
     label: the Category column that zero-shot classification and probing use.
     prompts: for each label, texts that describe it.
     choices: how to open this corpus again (`--data`, `--image`, `--text`), kept with a run.
+    keeps_decoded: whether decoded examples may be kept in memory, which pays when they come again soon.
     """
 
     about: About
@@ -54,6 +59,7 @@ class Corpus:
     label: str | None = None
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     choices: Mapping[str, Any] = field(default_factory=dict)
+    keeps_decoded: bool = True
 
     @property
     def name(self) -> str:
@@ -87,6 +93,11 @@ class Corpus:
     def raw_values(self, rows: np.ndarray, column: str) -> list[Any]:
         """Many values of a column, as they are stored."""
         return self.table.column(column).take(rows).to_pylist()
+
+    def sample(self, split: str, count: int) -> np.ndarray:
+        """At most `count` rows of a split, evenly chosen, to learn vocabularies and statistics on."""
+        rows = self.rows(split)
+        return rows[:: -(-len(rows) // count)] if len(rows) > count else rows
 
     def parts(self, split: str) -> list[Part]:
         """The sets of rows that training draws from, with how often: a plain corpus is one."""

@@ -36,8 +36,7 @@ def from_path(path: Path | str, image: str | None = None, text: str | None = Non
     path = Path(path).expanduser()
     files = _files(path)
     table = _read(files)
-    image = _chosen("image", image, table, _looks_like_pictures)
-    text = _chosen("text", text, table, lambda table, name: name != image and _is_text(table, name))
+    image, text = chosen_columns(table, image, text)
     keys = next((name for name in ("__key__", "key", "id") if name in table.column_names), None)
     if keys is None and _is_string(table.schema.field(image).type):
         keys = image
@@ -55,6 +54,12 @@ def from_path(path: Path | str, image: str | None = None, text: str | None = Non
         keys=keys,
         choices={"data": str(path.resolve()), "image": image, "text": text},
     )
+
+
+def chosen_columns(table: pa.Table, image: str | None, text: str | None) -> tuple[str, str]:
+    """The picture and the caption column, found by type where no name is given. Raises UserError when there is none."""
+    image = _chosen("image", image, table, _looks_like_pictures)
+    return image, _chosen("text", text, table, lambda table, name: name != image and _is_text(table, name))
 
 
 def _files(path: Path) -> list[Path]:

@@ -46,7 +46,7 @@ class ImageTextProcessor:
         column = corpus.column_of(Text)
         modality = corpus.columns[column]
         assert isinstance(modality, Text)
-        rows = corpus.raw_values(corpus.rows("train")[:MOST_ROWS], column)
+        rows = corpus.raw_values(corpus.sample("train", MOST_ROWS), column)
         tokenizer = TextTokenizer.train(_drawn(rows, modality), vocabulary, context)
         return cls(image_size, tokenizer, dict(modality.language_shares), *colour_statistics(corpus))
 
@@ -107,9 +107,9 @@ def colour_statistics(corpus: Corpus, sample: int = 500) -> tuple[list[float], l
 
     Pictures on white, on black and photographs differ too much for one data set's figures to suit all.
     """
-    rows, column = corpus.rows("train"), corpus.column_of(Image)
+    column = corpus.column_of(Image)
     pictures = []
-    for row in rows[:: max(1, len(rows) // sample)]:
+    for row in corpus.sample("train", sample):
         with contextlib.suppress(UnreadableExample):  # the loader counts and names them
             pictures.append(to_square(corpus.value(row, column), 16))
     if not pictures:

@@ -14,7 +14,7 @@ import numpy as np
 logging.getLogger("absl").setLevel(logging.ERROR)  # grain warns at import that jax, which it can do without, is missing
 import grain
 
-from polymodal.corpora import Corpus
+from polymodal.corpora import Corpus, Part
 from polymodal.draws import Draws
 from polymodal.errors import UserError
 from polymodal.modalities import UnreadableExample
@@ -32,7 +32,7 @@ class Reader:
         self.processor = processor
         self.skipped: dict[str, str] = {}
         self._kept: dict[int, Example | None] = {}
-        self._room = memory
+        self._room = memory if corpus.keeps_decoded else 0
 
     def read(self, row: int) -> Example | None:
         """The example, or None when it is unreadable."""
@@ -163,8 +163,14 @@ def batch_order(corpus: Corpus, batch_size: int, seed: int) -> Any:
             f"The training split of '{corpus.name}' has {total} examples, less than one batch of "
             f"{batch_size}; use --batch-size {max(2, total // 2)} or less."
         )
-    shuffled = [grain.MapDataset.source(part.rows).seed(seed + number).shuffle() for number, part in enumerate(parts)]
-    if len(shuffled) == 1:
-        return shuffled[0].batch(batch_size, drop_remainder=True).repeat()
-    endless = [order.repeat() for order in shuffled]
+    if len(parts) == 1 and parts[0].order is None:
+        return _shuffled(parts[0], seed).batch(batch_size, drop_remainder=True).repeat()
+    endless = [
+        _shuffled(part, seed + number).repeat() if part.order is None else grain.MapDataset.source(part.order(seed))
+        for number, part in enumerate(parts)
+    ]
     return grain.MapDataset.mix(endless, weights=[part.weight for part in parts]).batch(batch_size)
+
+
+def _shuffled(part: Part, seed: int) -> Any:
+    return grain.MapDataset.source(part.rows).seed(seed).shuffle()

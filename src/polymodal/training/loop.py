@@ -362,6 +362,14 @@ class Loop:
             self.run.save_record()
         return Interrupted(f"Stopped and saved at step {step}; go on with: polymodal resume {directory}")
 
+    def rescue(self, error: UserError) -> UserError:
+        """Save what was trained before the data went missing, and say how to go on."""
+        if self.writer is None or self.place.count > 1:  # the other processes are still waiting for this step
+            return error
+        self.save()
+        self.writer.wait()
+        return UserError(f"{error} Mend that, then go on with: polymodal resume {self.run.directory}")
+
     def finish(self) -> Run:
         """Write the result, remove the checkpoints."""
         run, progress = self.run, self.progress

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polymodal.corpora import Corpus
+from polymodal.corpora import Corpus, MissingData
 from polymodal.errors import UserError
 from polymodal.training.execution import Execution
 from polymodal.training.loop import Interrupted, Loop, Progress
@@ -107,7 +107,10 @@ def _train(loop: Loop, validate: Validate | None, validations: int, on_step: OnS
     """Steps until the budget is used, and all that happens between them."""
     with stop_signals() as stop:
         while (before := loop.fraction) < 1:
-            losses = loop.step(stop.is_set())
+            try:
+                losses = loop.step(stop.is_set())
+            except MissingData as error:
+                raise loop.rescue(error) from error
             reached = loop.fraction
             if loop.progress.step % LOG_EVERY == 0 or reached >= 1:
                 loop.log_losses()

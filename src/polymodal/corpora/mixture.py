@@ -1,0 +1,136 @@
+"""Several corpora as one, drawn by weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from polymodal.corpora.corpus import About, Corpus, Part
+from polymodal.errors import UserError
+from polymodal.modalities import Modality, Text
+
+
+def mix(parts: Sequence[tuple[Corpus, float]], temperature: float | None = None) -> Corpus:
+    """A corpus whose examples are those of the parts, one after the other, and which training draws by weight.
+
+    It has the modalities that all parts have, under the names of the first one. weights: relative to each other, > 0.
+    temperature: instead of the weights, shares of (training examples)^(1 / temperature): 1 draws every example equally
+    often, a large one every part (Conneau et al. 2020, section 3.1).
+    Raises UserError for no part, a weight that is not positive, or parts without a common modality.
+    """
+    corpora, weights = [corpus for corpus, _ in parts], [weight for _, weight in parts]
+    if not corpora:
+        raise UserError("A mixture needs at least one corpus.")
+    if temperature is not None:
+        weights = [len(corpus.rows("train")) ** (1 / temperature) for corpus in corpora]
+    if min(weights) <= 0:
+        raise UserError(f"The weights of a mixture are positive; they are {', '.join(f'{w:g}' for w in weights)}.")
+    first = corpora[0]
+    names: dict[str, list[str]] = {}  # column of the mixture -> column of each part
+    for name, modality in first.columns.items():
+        theirs = [_column(corpus, type(modality)) for corpus in corpora]
+        if all(theirs) and theirs not in names.values():
+            names[name] = [column for column in theirs if column]
+    if not names:
+        raise UserError(f"{' and '.join(corpus.name for corpus in corpora)} have no modality in common.")
+    begins = np.cumsum([0, *(len(corpus) for corpus in corpora)])
+    splits: dict[str, list[np.ndarray]] = {}
+    for begin, corpus in zip(begins, corpora, strict=False):
+        for split, rows in corpus.splits.items():
+            splits.setdefault(split, []).append(rows + begin)
+    return Mixture(
+        about=About(
+            name="+".join(corpus.name for corpus in corpora),
+            description=" and ".join(corpus.about.description for corpus in corpora),
+            licence="; ".join(dict.fromkeys(corpus.about.licence for corpus in corpora)),
+            source="; ".join(dict.fromkeys(corpus.about.source for corpus in corpora)),
+            modalities=first.about.modalities,
+        ),
+        table=pa.table({}),
+        columns={name: first.columns[name] for name in names},
+        splits={split: np.concatenate(rows) for split, rows in splits.items()},
+        choices={"parts": [[dict(corpus.choices), weight] for corpus, weight in zip(corpora, weights, strict=True)]},
+        corpora=tuple(corpora),
+        weights=tuple(weights),
+        names=names,
+    )
+
+
+@dataclass(frozen=True)
+class Mixture(Corpus):
+    """What `mix` returns. names: for each column, its name in every part."""
+
+    corpora: tuple[Corpus, ...] = ()
+    weights: tuple[float, ...] = ()
+    names: Mapping[str, Sequence[str]] = None  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.corpora))
+
+    def value(self, row: int, column: str) -> Any:
+        number, corpus, own = self._find(row)
+        return corpus.value(own, self.names[column][number])
+
+    def raw(self, row: int, column: str) -> Any:
+        number, corpus, own = self._find(row)
+        return corpus.raw(own, self.names[column][number])
+
+    def raw_values(self, rows: np.ndarray, column: str) -> list[Any]:
+        return [self.raw(row, column) for row in rows]
+
+    def key(self, row: int) -> str:
+        _, corpus, own = self._find(row)
+        return f"{corpus.name}/{corpus.key(own)}"
+
+    def parts(self, split: str) -> list[Part]:
+        found, begin = [], 0
+        for corpus, weight in zip(self.corpora, self.weights, strict=True):
+            if len(corpus.splits.get(split, ())):
+                found += [Part(part.rows + begin, weight * part.weight, part.order) for part in corpus.parts(split)]
+            begin += len(corpus)
+        return found
+
+    def _find(self, row: int) -> tuple[int, Corpus, int]:
+        own = int(row)
+        for number, corpus in enumerate(self.corpora):
+            if own < len(corpus):
+                return number, corpus, own
+            own -= len(corpus)
+        raise IndexError(row)
+
+
+def _column(corpus: Corpus, kind: type[Modality]) -> str | None:
+    return next((name for name, modality in corpus.columns.items() if isinstance(modality, kind)), None)
+
+
+def with_language_temperature(corpus: Corpus, temperature: float) -> Corpus:
+    """The corpus with its languages drawn in shares of (captions in the language)^(1 / temperature).
+
+    1 draws them as often as they are there, a large temperature all alike (Conneau et al. 2020, section 3.1, with
+    alpha = 1 / temperature). Raises UserError for a temperature that is not positive.
+    """
+    if temperature <= 0:
+        raise UserError("--language-temperature is positive: 1 keeps the shares of the data, 100 evens them out.")
+    column = corpus.column_of(Text)
+    modality = corpus.columns[column]
+    assert isinstance(modality, Text)
+    counts: dict[str, int] = {}
+    for value in corpus.raw_values(corpus.sample("train", MOST_CAPTIONED), column):
+        for record in value if isinstance(value, list) else [value]:
+            if isinstance(record, dict):
+                counts[record["language"]] = counts.get(record["language"], 0) + 1
+    shares = {language: count ** (1 / temperature) for language, count in counts.items()}
+    whole = sum(shares.values()) or 1.0
+    drawn = replace(modality, language_shares={language: share / whole for language, share in shares.items()})
+    return replace(
+        corpus,
+        columns={**corpus.columns, column: drawn},
+        choices={**corpus.choices, "language_temperature": temperature},
+    )
+
+
+MOST_CAPTIONED = 200_000  # rows that languages are counted on
