@@ -74,12 +74,12 @@ class ImageTextProcessor:
     def pixels(self, images: list[Any]) -> Float[Tensor, "batch 3 size size"]:
         """Values on the scale 0-1."""
         arrays = [image if isinstance(image, np.ndarray) else self._open(image) for image in images]
-        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+        return torch.stack([torch.from_numpy(array).permute(2, 0, 1) for array in arrays]).float().div_(255)
 
     def normalise(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
         """Scale 0-1 to mean 0 and standard deviation 1 over the training pictures."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (pixels - mean) / std
+        return torch.addcmul(-mean / std, pixels, 1 / std)
 
     def _open(self, image: PILImage.Image | Path | str | bytes) -> np.ndarray:
         return to_square(Image().decode(str(image) if isinstance(image, Path) else image), self.image_size)

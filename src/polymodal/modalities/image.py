@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image as PILImage
+from torch.nn import functional as F
 
 PIXEL_LIMIT = 100_000_000
 
@@ -79,13 +81,11 @@ def to_square(picture: PILImage.Image, size: int) -> np.ndarray:
     Large JPEG files are decoded at a reduced scale, at least twice `size`, which is several times faster.
     """
     picture.draft("RGB", (2 * size, 2 * size))
-    picture = to_rgb(picture)
-    width, height = picture.size
-    scale = size / min(width, height)
-    if (width, height) != (size, size):
-        box_width, box_height = size / scale, size / scale
-        left, top = (width - box_width) / 2, (height - box_height) / 2
-        picture = picture.resize(
-            (size, size), PILImage.Resampling.BICUBIC, box=(left, top, left + box_width, top + box_height)
-        )
-    return np.asarray(picture, dtype=np.uint8)
+    pixels = np.asarray(to_rgb(picture))
+    height, width, _ = pixels.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = torch.from_numpy(pixels[top : top + side, left : left + side].copy()).permute(2, 0, 1)
+    if side != size:  # torch does this several times faster than Pillow, with equal results but for rounding
+        square = F.interpolate(square[None], (size, size), mode="bicubic", antialias=True)[0]
+    return square.permute(1, 2, 0).numpy()

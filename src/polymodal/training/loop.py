@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
 import random
@@ -396,6 +397,10 @@ class Loop:
             "processes": self.place.count,
         }
         self.tracker.close()
+        # DistributedDataParallel must be gone before the processes part: it would end their threads while it holds the
+        # interpreter's lock, which these may be waiting for.
+        del self.losses_of
+        gc.collect()
         if self.writer is not None:
             self.writer.wait()
             if self.place.first:

@@ -92,6 +92,7 @@ def processes(device: str | None) -> Iterator[Processes]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
     yield Processes(dist.get_rank(), dist.get_world_size(), where)
     if not already:  # not after an error: the other processes may be waiting in a collective
+        dist.barrier()  # nothing is under way any more
         dist.destroy_process_group()
 
 
