@@ -2,7 +2,7 @@
 
 The decoder is GPT-2's (6 layers x 384) with the same weights throughout: in transformers on padded batches, in
 transformers on rows that polymodal packed, and in polymodal on these rows. Sequences are captions of the emoji corpus,
-of one to forty, half of them with the 16 patches of a picture among them. Forward and backward, in one process, in turn;
+of one to forty, half of them with the 16 patches of a picture. Forward and backward, in one process, in turn;
 hidden states are compared first.
 
     pip install "transformers>=5" && python benchmarks/packing.py

@@ -14,6 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
 
+# torch 2.13 renamed them and warns of the old names at every call.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def process_count() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -28,7 +32,7 @@ def gather(own: Float[Tensor, rows * dims]) -> Float[Tensor, all_rows * dims]:
     if process_count() == 1:
         return own
     everyone = own.new_empty((process_count() * len(own), *own.shape[1:]))
-    dist.all_gather_into_tensor(everyone, own.contiguous())
+    _all_gather(everyone, own.contiguous())
     return everyone
 
 
@@ -37,7 +41,7 @@ def sum_of_own(everyone: Float[Tensor, all_rows * dims]) -> Float[Tensor, rows *
     if process_count() == 1:
         return everyone
     own = everyone.new_empty((len(everyone) // process_count(), *everyone.shape[1:]))
-    dist.reduce_scatter_tensor(own, everyone.contiguous())
+    _reduce_scatter(own, everyone.contiguous())
     return own
 
 

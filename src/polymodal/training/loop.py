@@ -40,7 +40,7 @@ from polymodal.training.checkpoint import (
     training_tensors,
 )
 from polymodal.training.execution import Execution
-from polymodal.training.gradients import backward
+from polymodal.training.gradients import backward, total
 from polymodal.training.harmony import Harmony
 from polymodal.training.optimiser import adamw, clip_gradients, learning_rate
 from polymodal.training.processes import Processes, spread, whole
@@ -166,7 +166,7 @@ class Loop:
         record = self.run.record
         if "flops_an_example" not in record:
             batch = to_device(self.data.batch(0)[0], place.device)
-            record["flops_an_example"] = flops(model, batch) / self.pieces
+            record["flops_an_example"] = flops(model, batch)[0] / self.pieces
         first = not hasattr(self, "losses_of")
         if first:
             for module in model.modules():
@@ -177,7 +177,9 @@ class Loop:
                         entry.compile()
         if first or execution.parallel == "ddp":  # which is built for what trains; FSDP2 looks again by itself
             one_pass = self.harmony is None and self.pieces == recipe.batch_size // place.count
-            self.losses_of = spread(model, place, execution.parallel, one_pass)
+            batch = to_device(self.data.batch(0)[0], place.device) if place.count > 1 else {}
+            all_used = place.count == 1 or flops(model, batch, stage.loss_weights)[1]
+            self.losses_of = spread(model, place, execution.parallel, one_pass, all_used)
             self.averages_itself = self.losses_of != model.losses
         if first:
             self.average = MovingAverage(model, recipe.ema) if recipe.ema else None
@@ -411,11 +413,15 @@ class Loop:
         return run
 
 
-def flops(model: Any, batch: Batch) -> int:
-    """Floating-point operations of one forward and backward pass; the model and the random state stay as they are."""
+def flops(model: Any, batch: Batch, weights: Mapping[str, float] | None = None) -> tuple[int, bool]:
+    """Floating-point operations of one forward and backward pass, and whether all that trains had a part in it.
+
+    The model and the random state stay as they are.
+    """
     state = torch.get_rng_state()
     twin = copy.deepcopy(model)
     with FlopCounterMode(display=False) as counter:
-        torch.stack(list(twin.losses(batch).values())).sum().backward()
+        total(twin.losses(batch), weights or {}).backward()
     torch.set_rng_state(state)
-    return counter.get_total_flops()
+    all_used = all(parameter.grad is not None for parameter in twin.parameters() if parameter.requires_grad)
+    return counter.get_total_flops(), all_used

@@ -108,12 +108,13 @@ class _Losses(nn.Module):
         return method.losses(batch)
 
 
-def spread(method: Any, place: Processes, parallel: Parallel, whole_steps: bool) -> Any:
+def spread(method: Any, place: Processes, parallel: Parallel, whole_steps: bool, all_used: bool) -> Any:
     """A callable that gives the losses of a batch and averages gradients over processes in its backward pass.
 
     ddp: every process holds the whole model. fsdp: parameters, gradients and optimiser state are cut into as many
     parts as there are processes (FSDP2), by the entries of every ModuleList, which are what transformers repeat.
     whole_steps: whether a step is one backward pass; when it is several, `Processes.average` comes after the last.
+    all_used: whether every trainable parameter has a part in every batch; else each step looks for those that have.
     """
     if place.count == 1:
         return method.losses
@@ -122,7 +123,7 @@ def spread(method: Any, place: Processes, parallel: Parallel, whole_steps: bool)
         return method.losses
     if not whole_steps or not any(parameter.requires_grad for parameter in method.parameters()):
         return method.losses
-    return DistributedDataParallel(_Losses(method), find_unused_parameters=True)
+    return DistributedDataParallel(_Losses(method), find_unused_parameters=not all_used)
 
 
 def shard(method: nn.Module, place: Processes) -> None:
