@@ -19,10 +19,8 @@ from polymodal.training.execution import Execution
 from polymodal.training.loop import Loop
 from polymodal.types import Budget
 
-RECIPE = clip.Recipe(
-    image=ImageEncoderConfig(size=64, patch=8, width=256, depth=6), text=TextEncoderConfig(width=256, depth=2)
-)
-STEPS, EVERY, ROUNDS = 60, 20, 3
+RECIPE = clip.Recipe(image=ImageEncoderConfig(size=64, patch=8, width=256, depth=3), text=TextEncoderConfig(width=256))
+STEPS, EVERY, ROUNDS = 41, 20, 3
 
 
 def run(every: int) -> tuple[float, list[float]]:

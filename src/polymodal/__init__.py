@@ -11,17 +11,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from polymodal.errors import UserError
-from polymodal.types import Budget, Claim, Paper
+from polymodal.types import Budget, Claim, Paper, Stage
 
 if TYPE_CHECKING:
     from polymodal import corpora, recipes
     from polymodal.evaluation import evaluate
     from polymodal.reproduce import compare
-    from polymodal.training import Run, load_run, train
+    from polymodal.training import Execution, Run, load_run, train
 
 __version__ = "0.1.0"
 
 _LAZY = {  # imported on first use, so that `import polymodal` does not wait for torch
+    "Execution": "polymodal.training",
     "Run": "polymodal.training",
     "compare": "polymodal.reproduce",
     "evaluate": "polymodal.evaluation",
@@ -32,8 +33,10 @@ _LAZY = {  # imported on first use, so that `import polymodal` does not wait for
 __all__ = [
     "Budget",
     "Claim",
+    "Execution",
     "Paper",
     "Run",
+    "Stage",
     "UserError",
     "compare",
     "corpora",

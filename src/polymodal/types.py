@@ -144,6 +144,10 @@ class Recipe(Protocol):
         """The method: an nn.Module with `losses` and the capabilities it has."""
         ...
 
+    def stages(self) -> tuple[Stage, ...]:
+        """What is trained, one after the other; `Optimisation` has a single stage."""
+        ...
+
     def training_batch(self, examples: list[Example], processor: Processor, draws: Draws) -> Batch:
         """Examples to a batch, with this recipe's augmentation; every random choice comes from `draws`."""
         ...
