@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -28,7 +29,9 @@ from polymodal.training.gradients import backward
 from polymodal.training.harmony import Harmony, agreement, realign
 from polymodal.training.optimiser import adamw, layer_scales, learning_rate
 from polymodal.training.processes import Processes
+from polymodal.training.run_list import find_runs
 from polymodal.training.start import from_hub
+from polymodal.training.tracking import flatten
 from polymodal.types import Budget, Stage
 
 RECIPES = {"clip": clip.Recipe, "siglip": siglip.Recipe, "sparc": sparc.Recipe}
@@ -453,3 +456,71 @@ def test_killed_at_random_instants_a_run_ends_in_the_same_weights(emoji, tmp_pat
     history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in history if "losses" in entry][-1] == 400
     assert np.all(np.diff([entry["step"] for entry in history]) >= 0)
+
+
+# Seeing it
+
+
+def test_runs_lists_states_and_show_draws_curves(polymodal, tmp_path):
+    options = ["--corpus", "emoji", "--batch-size", "16", "--out", "run"]
+    done = polymodal("train", "clip", "--budget", "30steps", *options)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    shown = polymodal("runs", "show", "run")
+    assert shown.returncode == 0, shown.stderr
+    for said in ("polymodal train clip", "finished", "losses", "validation/text_to_image", "learning rate", "30.0"):
+        assert said in shown.stdout
+    record = json.loads(polymodal("runs", "show", "run", "--json").stdout)
+    assert record["history"][-1]["step"] == 30
+    (row,) = json.loads(polymodal("runs", "--json").stdout)
+    assert row["state"] == "finished"
+    assert 0 <= row["best"]["validation/text_to_image/R@10"] <= 1
+    assert row["best"] == record["best"]
+    for wrong, said in ((["runs", "shwo"], "did you mean 'show'"), (["runs", "show", "nowhere"], "is not a run")):
+        done = polymodal(*wrong)
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
+def test_a_killed_run_says_so_and_is_resumed(tmp_path):
+    command = [sys.executable, "-m", "polymodal", "train", "clip", "--corpus", "emoji", "--budget", "100000steps"]
+    command += ["--batch-size", "16", "--checkpoint-every", "5steps", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not list((tmp_path / "run").glob("checkpoint-*")):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    (row,) = find_runs(tmp_path)
+    assert row["state"] == "killed"
+    assert row["steps"] >= 5
+    process = subprocess.Popen(
+        [sys.executable, "-m", "polymodal", "resume", str(tmp_path / "run")], stderr=subprocess.PIPE, text=True
+    )
+    while find_runs(tmp_path)[0]["steps"] <= row["steps"]:
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert find_runs(tmp_path)[0]["state"] == "running"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with: polymodal resume" in said
+    assert find_runs(tmp_path)[0]["state"] == "interrupted"
+
+
+def test_figures_become_curves_by_their_place():
+    assert flatten({"step": 3, "losses": {"local": 0.5}, "stage": "one", "validation": {"a/R@1": 1}}) == {
+        "step": 3,
+        "losses/local": 0.5,
+        "validation/a/R@1": 1,
+    }
+
+
+def test_a_tracker_that_is_not_installed_is_one_sentence(small_emoji, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    options = dataclasses.replace(QUIET, track="wandb")
+    with pytest.raises(UserError, match="pip install wandb"):
+        train(clip.Recipe(batch_size=16), small_emoji, Budget(steps=1), out=tmp_path / "run", execution=options)

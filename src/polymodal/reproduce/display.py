@@ -55,7 +55,8 @@ class Display:
     def on_step(self, label: str, seed: int) -> OnStep:
         def show(progress: Progress, reached: float, losses: Mapping[str, Any]) -> None:
             if progress.step % 5 == 0 or reached >= 1:
-                self._show(label, seed, **cells(progress, reached, losses))
+                said = cells(progress, reached, losses)
+                self._show(label, seed, **{name: said[name] for name in ("state", "rate", "left", "losses")})
 
         return show
 

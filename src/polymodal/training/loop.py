@@ -105,6 +105,13 @@ class Loop:
         if recipe.lora_rank:
             add_lora(self.model, recipe.lora_rank, recipe.lora_targets)
         self.learnable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        for module in self.model.modules():
+            if isinstance(module, Transformer):
+                module.recompute = execution.recompute
+            if execution.compile and isinstance(module, nn.ModuleList):
+                for entry in module:
+                    entry.compile()
+        self.losses_of: Any = None  # the method's losses, averaging gradients over processes where there are several
         self.pieces = execution.micro_batch or recipe.batch_size // place.count
         self.harmony = Harmony(recipe.harmonise) if recipe.harmonise != "none" else None
         if self.harmony is not None and execution.parallel == "fsdp" and place.count > 1:
@@ -122,6 +129,7 @@ class Loop:
             self.progress = Progress()
         run.history = self.progress.history
         self._enter(self.progress.stage, fresh=state is None)
+        self.average = MovingAverage(self.model, recipe.ema) if recipe.ema else None
         if held is not None:
             load_checkpoint(held, self.model, self.average, self.optimiser, place)
             self.data.taken = taken
@@ -167,22 +175,13 @@ class Loop:
         if "flops_an_example" not in record:
             batch = to_device(self.data.batch(0)[0], place.device)
             record["flops_an_example"] = flops(model, batch)[0] / self.pieces
-        first = not hasattr(self, "losses_of")
-        if first:
-            for module in model.modules():
-                if isinstance(module, Transformer):
-                    module.recompute = execution.recompute
-                if execution.compile and isinstance(module, nn.ModuleList):
-                    for entry in module:
-                        entry.compile()
-        if first or execution.parallel == "ddp":  # which is built for what trains; FSDP2 looks again by itself
+        # DistributedDataParallel is built for what trains now; FSDP2 looks again in every step.
+        if self.losses_of is None or execution.parallel == "ddp":
             one_pass = self.harmony is None and self.pieces == recipe.batch_size // place.count
             batch = to_device(self.data.batch(0)[0], place.device) if place.count > 1 else {}
             all_used = place.count == 1 or flops(model, batch, stage.loss_weights)[1]
             self.losses_of = spread(model, place, execution.parallel, one_pass, all_used)
             self.averages_itself = self.losses_of != model.losses
-        if first:
-            self.average = MovingAverage(model, recipe.ema) if recipe.ema else None
         self.optimiser = adamw(model, recipe)
 
     @property
@@ -401,7 +400,7 @@ class Loop:
         self.tracker.close()
         # DistributedDataParallel must be gone before the processes part: it would end their threads while it holds the
         # interpreter's lock, which these may be waiting for.
-        del self.losses_of
+        self.losses_of = None
         gc.collect()
         if self.writer is not None:
             self.writer.wait()

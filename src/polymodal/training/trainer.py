@@ -75,7 +75,7 @@ def train(
     }
     if init is not None:
         record["init"] = str(init)
-    with processes(execution.device) as place:
+    with processes(execution.device) as place, stop_signals() as stop:
         check_batch(recipe.batch_size, execution.micro_batch, place.count)
         finished = directory is not None and _holds_finished(directory, record)
         place.agree(0)  # no process writes before all have looked
@@ -100,30 +100,31 @@ def train(
             processor.save(directory)
             run.save_record()
         loop = Loop(run, corpus, budget, seed, execution, place)
-        return _train(loop, validate, validations, on_step)
+        return _train(loop, stop, validate, validations, on_step)
 
 
-def _train(loop: Loop, validate: Validate | None, validations: int, on_step: OnStep | None) -> Run:
+def _train(
+    loop: Loop, stop: threading.Event, validate: Validate | None, validations: int, on_step: OnStep | None
+) -> Run:
     """Steps until the budget is used, and all that happens between them."""
-    with stop_signals() as stop:
-        while (before := loop.fraction) < 1:
-            try:
-                losses = loop.step(stop.is_set())
-            except MissingData as error:
-                raise loop.rescue(error) from error
-            reached = loop.fraction
-            if loop.progress.step % LOG_EVERY == 0 or reached >= 1:
-                loop.log_losses()
-            if validate is not None and int(reached * validations) > int(before * validations):
-                loop.validate(validate)
-            if on_step is not None and loop.place.first:
-                on_step(loop.progress, reached, losses)
-            if reached >= 1:
-                break
-            if loop.stopping or (stop.is_set() and loop.place.count == 1):
-                raise loop.interrupt()
-            if loop.checkpoint_due:
-                loop.save()
+    while (before := loop.fraction) < 1:
+        try:
+            losses = loop.step(stop.is_set())
+        except MissingData as error:
+            raise loop.rescue(error) from error
+        reached = loop.fraction
+        if loop.progress.step % LOG_EVERY == 0 or reached >= 1:
+            loop.log_losses()
+        if validate is not None and int(reached * validations) > int(before * validations):
+            loop.validate(validate)
+        if on_step is not None and loop.place.first:
+            on_step(loop.progress, reached, losses)
+        if reached >= 1:
+            break
+        if loop.stopping or (stop.is_set() and loop.place.count == 1):
+            raise loop.interrupt()
+        if loop.checkpoint_due:
+            loop.save()
     return loop.finish()
 
 
