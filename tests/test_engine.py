@@ -198,6 +198,34 @@ def test_loss_weights_of_a_stage(small_emoji):
     assert_close(weights(one), weights(other))
 
 
+def test_a_stage_may_have_data_of_its_own(small_emoji, scenes):
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class TwoCorpora(clip.Recipe):
+        def stages(self):
+            return (Stage("emoji"), Stage("scenes", corpus=lambda: scenes))
+
+        def training_batch(self, examples, processor, draws):
+            seen.append({example["text"][0].text for example in examples})
+            return super().training_batch(examples, processor, draws)
+
+    train(TwoCorpora(batch_size=16), small_emoji, Budget(steps=4), execution=QUIET)
+    captions = {scenes.value(row, "caption")[0].text for row in scenes.rows("train")}
+    assert [texts <= captions for texts in seen] == [False] * 3 + [True] * 2  # the first one counts operations
+
+
+@pytest.mark.parametrize("budget", [Budget(tokens=1500), Budget(flops=1e9)], ids=str)
+def test_budgets_of_tokens_and_operations(budget, small_emoji):
+    run = train(clip.Recipe(batch_size=16), small_emoji, budget, execution=QUIET)
+    used = {"tokens": run.record["tokens"], "flops": run.record["examples"] * run.record["flops_an_example"]}[
+        budget.unit
+    ]
+    asked = budget.tokens or budget.flops
+    assert asked <= used < asked + used / run.record["steps"] * 2
+    assert run.record["steps"] > 1
+
+
 def test_a_run_starts_from_another_run_and_from_published_weights(small_emoji, tmp_path):
     first = train(clip.Recipe(batch_size=16), small_emoji, Budget(steps=3), out=tmp_path / "first", execution=QUIET)
     recipe = siglip.Recipe(batch_size=16, learning_rate=0.0)

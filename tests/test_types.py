@@ -12,6 +12,8 @@ from polymodal.types import Budget
         ("60s", Budget(seconds=60)),
         ("1.5h", Budget(seconds=5400)),
         ("20m", Budget(seconds=1200)),
+        ("1e6tokens", Budget(tokens=1_000_000)),
+        ("1.5e15 flops", Budget(flops=1.5e15)),
     ],
 )
 def test_budget_parses_every_unit(text, expected):

@@ -129,7 +129,7 @@ def show(arguments: Arguments) -> None:
 @dataclass(frozen=True)
 class TrainOptions(DataOptions):
     budget: str = "60s"
-    """How long: 200steps, 5000examples, 60s, 20m, 2h."""
+    """How long: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
     seed: int = 0
     """Of the weights, the order of the examples and every random choice."""
     out: str | None = None
@@ -306,7 +306,7 @@ def search(arguments: Arguments) -> None:
 @dataclass(frozen=True)
 class CompareOptions(DataOptions):
     budget: str = "60s"
-    """Of each run: 200steps, 5000examples, 60s, 20m, 2h."""
+    """Of each run: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
     seeds: int = 2
     """How many paired seeds."""
     out: str = "comparison"

@@ -34,14 +34,17 @@ class Paper:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a run may train; exactly one of the three is set.
+    """How long a run may train; exactly one of them is set.
 
+    tokens: of sequences, without padding. flops: floating-point operations, counted on the first batch.
     seconds: wall-clock seconds of training; validation and checkpoints do not count.
     """
 
     steps: int | None = None
     examples: int | None = None
     seconds: float | None = None
+    tokens: int | None = None
+    flops: float | None = None
 
     UNITS: ClassVar[Mapping[str, tuple[str, float]]] = {
         "steps": ("steps", 1),
@@ -52,44 +55,46 @@ class Budget:
         "m": ("seconds", 60),
         "min": ("seconds", 60),
         "h": ("seconds", 3600),
+        "tokens": ("tokens", 1),
+        "flops": ("flops", 1),
     }
 
     def __post_init__(self) -> None:
-        given = [value for value in (self.steps, self.examples, self.seconds) if value is not None]
-        if len(given) != 1 or not given[0] > 0:
-            raise UserError("A budget is one positive number of steps, examples or seconds, such as 200steps or 60s.")
+        if len(self._given) != 1 or not next(iter(self._given.values())) > 0:
+            raise UserError(
+                "A budget is one positive number of steps, examples, tokens, flops or seconds, such as 200steps or 60s."
+            )
+
+    @property
+    def _given(self) -> dict[str, float]:
+        amounts = {name: getattr(self, name) for name in ("steps", "examples", "seconds", "tokens", "flops")}
+        return {name: amount for name, amount in amounts.items() if amount is not None}
+
+    @property
+    def unit(self) -> str:
+        """steps, examples, seconds, tokens or flops."""
+        return next(iter(self._given))
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read '200steps', '5000examples', '60s', '20m' or '1.5h'. Raises UserError for anything else."""
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]+)\s*", text.lower())
+        """Read '200steps', '5000examples', '1e6tokens', '1e15flops', '60s', '20m' or '1.5h'; else raises UserError."""
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[+]?[0-9]+)?)\s*([a-z]+)\s*", text.lower())
         if match is None or match[2] not in cls.UNITS:
             raise UserError(f"'{text}' is not a budget; write for example 200steps, 5000examples, 60s, 20m or 2h.")
         unit, factor = cls.UNITS[match[2]]
         amount = float(match[1]) * factor
-        if unit != "seconds" and amount != int(amount):
+        whole = unit not in ("seconds", "flops")
+        if whole and amount != int(amount):
             raise UserError(f"'{text}' is not a budget; {unit} are whole numbers.")
-        if unit == "seconds":
-            return cls(seconds=amount)
-        return cls(steps=int(amount)) if unit == "steps" else cls(examples=int(amount))
+        given: dict[str, Any] = {unit: int(amount) if whole else amount}
+        return cls(**given)
 
-    def fraction(self, *, steps: int, examples: int, seconds: float) -> float:
-        """The share of the budget that is used, from 0 to 1."""
-        if self.steps is not None:
-            used = steps / self.steps
-        elif self.examples is not None:
-            used = examples / self.examples
-        else:
-            assert self.seconds is not None
-            used = seconds / self.seconds
-        return min(used, 1.0)
+    def fraction(self, **used: float) -> float:
+        """The share of the budget that is used, from 0 to 1. used: how much of each unit."""
+        return min(used[self.unit] / self._given[self.unit], 1.0)
 
     def __str__(self) -> str:
-        if self.steps is not None:
-            return f"{self.steps}steps"
-        if self.examples is not None:
-            return f"{self.examples}examples"
-        return f"{self.seconds:g}s"
+        return f"{self._given[self.unit]:.12g}{'s' if self.unit == 'seconds' else self.unit}"
 
 
 @dataclass(frozen=True)

@@ -69,12 +69,15 @@ class Progress:
     seconds: float = 0.0
     tokens: int = 0
     places: int = 0
+    flops: float = 0.0
     left_out: int = 0
     left_out_in_a_row: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def fraction(self, budget: Budget) -> float:
-        return budget.fraction(steps=self.step, examples=self.examples, seconds=self.seconds)
+        return budget.fraction(
+            steps=self.step, examples=self.examples, seconds=self.seconds, tokens=self.tokens, flops=self.flops
+        )
 
     @property
     def fill(self) -> float:
@@ -228,7 +231,12 @@ class Loop:
         progress.step += 1
         progress.examples += recipe.batch_size
         progress.seconds += elapsed
+        progress.flops += recipe.batch_size * self.run.record["flops_an_example"]
         self._count_tokens(batches)
+        if self.budget.tokens is not None and not progress.tokens:
+            raise UserError(
+                "This recipe's batches have no tokens; give the budget in steps, examples, flops or seconds."
+            )
         if not_finite:
             self._leave_out(bad, losses)
         else:
@@ -324,10 +332,16 @@ class Loop:
     def checkpoint_due(self) -> bool:
         now, then = self.progress, self.saved
         every = Budget.parse(self.execution.checkpoint_every)
-        used = every.fraction(
-            steps=now.step - then.step, examples=now.examples - then.examples, seconds=now.seconds - then.seconds
+        return (
+            every.fraction(
+                steps=now.step - then.step,
+                examples=now.examples - then.examples,
+                seconds=now.seconds - then.seconds,
+                tokens=now.tokens - then.tokens,
+                flops=now.flops - then.flops,
+            )
+            >= 1
         )
-        return used >= 1
 
     def save(self) -> None:
         """Write a checkpoint, beside the training. Raises UserError when the one before could not be written."""
