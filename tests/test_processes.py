@@ -47,22 +47,37 @@ def assert_close(one, other, tolerance=1e-5):
         torch.testing.assert_close(one[name], other[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
-@pytest.mark.parametrize("recipe", ["clip", "siglip", "sparc"])
+@pytest.fixture(scope="module", params=["clip", "siglip", "sparc"])
+def alone(request, tmp_path_factory):
+    """A recipe, and its run by one process."""
+    out = tmp_path_factory.mktemp("alone") / request.param
+    run([*TRAIN, *options(out, request.param)])
+    return request.param, out
+
+
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_of_half_a_batch_equal_one_process_of_all(recipe, parallel, tmp_path):
-    run([*TRAIN, *options(tmp_path / "one", recipe)])
+def test_two_processes_of_half_a_batch_equal_one_process_of_all(alone, parallel, tmp_path):
+    recipe, one = alone
     two = torchrun(2, "-m", "polymodal", "train", *options(tmp_path / "two", recipe), "--parallel", parallel)
     said = run(two)
     assert said.stdout.count("Trained 6 steps") == 1
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
-    assert_close(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    assert_close(weights(one), weights(tmp_path / "two"))
     histories = [
-        [json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
+        [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        for folder in (one, tmp_path / "two")
     ]
     for one, other in zip(*histories, strict=True):
         for name, loss in one.get("losses", {}).items():
             assert other["losses"][name] == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_micro_batches_on_two_processes_keep_all_negatives(parallel, tmp_path):
+    more = ["--parallel", parallel, "--micro-batch", "8", "--recompute", "--ema", "0.5"]
+    run([*TRAIN, *options(tmp_path / "averaged"), "--ema", "0.5"])
+    run(torchrun(2, "-m", "polymodal", "train", *options(tmp_path / "two"), *more))
+    assert_close(weights(tmp_path / "averaged"), weights(tmp_path / "two"))
 
 
 def stop_at(command, step, directory):
