@@ -232,7 +232,8 @@ def test_a_run_starts_from_another_run_and_from_published_weights(small_emoji, t
     second = train(recipe, small_emoji, Budget(steps=1), init=tmp_path / "first", execution=QUIET)
     assert torch.equal(weights(second)["image_projection.weight"], weights(first)["image_projection.weight"])
     with pytest.raises(UserError, match="holds no finished run"):
-        train(recipe, small_emoji, Budget(steps=1), init=tmp_path / "nowhere")
+        train(recipe, small_emoji, Budget(steps=1), init=tmp_path / "nowhere", out=tmp_path / "second")
+    assert not (tmp_path / "second").exists()
     published = {"vision.layers.0.ln.weight": torch.full((64,), 3.0), "vision.head": torch.ones(2)}
     (tmp_path / "hub").mkdir()
     save_file(published, tmp_path / "hub" / "model.safetensors")
@@ -318,6 +319,11 @@ def test_agreeing_gradients_are_the_plain_ones_bit_for_bit(small_emoji):
     pieces = dataclasses.replace(QUIET, micro_batch=4)
     both = train(sparc.Recipe(batch_size=16, harmonise="both"), small_emoji, Budget(steps=10), execution=pieces)
     assert set(both.history[-1]["harmony"]) == {"agreement", "in_conflict", "left_out"}
+
+
+def test_a_single_loss_has_nothing_to_harmonise(small_emoji):
+    with pytest.raises(UserError, match="only 'contrastive'"):
+        train(clip.Recipe(batch_size=16, harmonise="both"), small_emoji, Budget(steps=1), execution=QUIET)
 
 
 # Optimisation

@@ -38,7 +38,12 @@ class Execution:
     """Where curves are written while training; wandb and trackio must be installed."""
 
     def __post_init__(self) -> None:
-        Budget.parse(self.checkpoint_every)
+        try:
+            Budget.parse(self.checkpoint_every)
+        except UserError as error:
+            raise UserError(
+                f"--checkpoint-every {self.checkpoint_every} is no interval; write for example 10steps, 60s or 20m."
+            ) from error
         for name, least in (("micro_batch", 0), ("keep", 1), ("skip_not_finite", 0), ("workers", 0)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polymodal.errors import UserError
 from polymodal.training.processes import Processes
 from polymodal.types import Batch
 
@@ -78,6 +79,8 @@ class Harmony:
         for number, batch in enumerate(batches):
             with forward(number):
                 losses = method.losses(batch)
+            if len(losses) < 2:
+                raise UserError(f"--harmonise needs two or more losses; this recipe has only '{next(iter(losses))}'.")
             for name, loss in losses.items():
                 reported[name] = reported.get(name, 0.0) + loss.detach() / len(batches)
             gradients = _gradients_of_each(losses, weights, parameters)

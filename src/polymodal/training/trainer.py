@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -83,24 +84,37 @@ def train(
             return load_run(directory)
         record |= {"state": "running", "command": command_line(), "execution": dataclasses.asdict(execution)}
         record["process"] = {"host": socket.gethostname(), "pid": os.getpid()}
-        if directory is not None and place.first:
-            directory.mkdir(parents=True, exist_ok=True)
-            write_json(directory / RECORD, record)
-        torch.manual_seed(seed)
-        processor = recipe.processor(corpus)
-        model = recipe.build(processor)
-        if weights_like is not None:
-            share_weights(weights_like, model)
-        if init is not None:
-            from_run(init)(model)
-        record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-        run = Run(recipe, model, processor, record, directory=directory)
-        if directory is not None and place.first:
-            keep_own_recipe(recipe, directory)
-            processor.save(directory)
-            run.save_record()
-        loop = Loop(run, corpus, budget, seed, execution, place)
+        with _given_up_on_error(directory if place.first else None):
+            if directory is not None and place.first:
+                directory.mkdir(parents=True, exist_ok=True)
+                write_json(directory / RECORD, record)
+            torch.manual_seed(seed)
+            processor = recipe.processor(corpus)
+            model = recipe.build(processor)
+            if weights_like is not None:
+                share_weights(weights_like, model)
+            if init is not None:
+                from_run(init)(model)
+            record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+            run = Run(recipe, model, processor, record, directory=directory)
+            if directory is not None and place.first:
+                keep_own_recipe(recipe, directory)
+                processor.save(directory)
+                run.save_record()
+            loop = Loop(run, corpus, budget, seed, execution, place)
         return _train(loop, stop, validate, validations, on_step)
+
+
+@contextmanager
+def _given_up_on_error(directory: Path | None) -> Iterator[None]:
+    """A folder that a failed set-up began is removed again, so that the mended command may use it."""
+    new = directory is not None and not directory.exists()
+    try:
+        yield
+    except UserError:
+        if directory is not None and new:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 def _train(
