@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROUNDS, STEPS, BATCH = 3, 30, 64
+ROUNDS, STEPS, BATCH = 3, 24, 64
 MODEL = [
     "--image.size",
     "64",
