@@ -175,3 +175,9 @@ def test_a_stopped_comparison_goes_on_with_the_same_command(polymodal, own_data,
     done = polymodal(*words, POLYMODAL_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "c" / "results.json").read_text())["seeds"] == [0]
+
+
+def test_only_training_uses_several_processes(polymodal):
+    done = polymodal("compare", "clip", "--corpus", "emoji", WORLD_SIZE="2", RANK="0")
+    assert done.returncode == 2
+    assert "start compare without torchrun" in done.stderr

@@ -535,6 +535,8 @@ def main() -> None:
 
             print(f"polymodal {__version__}")
         elif arguments[0] in COMMANDS:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[0] not in ("train", "resume"):
+                raise UserError(f"Only train and resume use several processes; start {arguments[0]} without torchrun.")
             COMMANDS[arguments[0]](arguments[1:])
         else:
             raise unknown("command", arguments[0], COMMANDS)
