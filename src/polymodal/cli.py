@@ -164,7 +164,7 @@ def resume(arguments: Arguments) -> None:
 
     directory = Path(place)
     record = read_record(directory)
-    execution = _parse_with_defaults(Execution(**record.get("execution", {})), rest, "resume RUN", resume)
+    execution = _parse(Execution, rest, "resume RUN", resume, default=Execution(**record.get("execution", {})))
     recipe = recipe_from_record(record["recipe"], directory)
     corpus = corpora.open_again(record["corpus"])
     _train(
@@ -458,7 +458,7 @@ def _show_run(arguments: Arguments) -> None:
 
     options = _parse(Options, rest, "runs show RUN", runs)
     from polymodal.training.run import read_record
-    from polymodal.training.run_list import best_figures, curves, draw, read_history, state_of
+    from polymodal.training.run_list import best_figures, curves, data_name, draw, read_history, state_of
 
     directory = Path(place)
     record, history = read_record(directory), read_history(directory)
@@ -468,7 +468,7 @@ def _show_run(arguments: Arguments) -> None:
     last = history[-1] if history else {}
     facts = {
         "recipe": record["recipe"]["name"],
-        "data": record["corpus"].get("corpus") or record["corpus"].get("data", ""),
+        "data": data_name(record),
         "budget": record["budget"],
         "seed": record["seed"],
         "state": state_of(record),
@@ -564,10 +564,14 @@ class _NoOptions:
     pass
 
 
-def _parse(options: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None]) -> Any:
+def _parse(
+    options: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None], default: Any = None
+) -> Any:
+    """A dataclass from flags. default: an instance whose values stand where no flag is given."""
     import tyro
 
-    return tyro.cli(options, args=arguments, prog=f"polymodal {usage}", description=command.__doc__)
+    given = {} if default is None else {"default": default}
+    return tyro.cli(options, args=arguments, prog=f"polymodal {usage}", description=command.__doc__, **given)
 
 
 def _parse_together(
@@ -578,15 +582,6 @@ def _parse_together(
 
     fields = [(name, Annotated[kind, tyro.conf.arg(name="")]) for name, kind in kinds.items()]
     return _parse(dataclasses.make_dataclass("Together", fields), arguments, usage, command)
-
-
-def _parse_with_defaults(default: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None]) -> Any:
-    """A dataclass whose flags have the values of `default` where they are not given."""
-    import tyro
-
-    return tyro.cli(
-        type(default), args=arguments, default=default, prog=f"polymodal {usage}", description=command.__doc__
-    )
 
 
 def _leading(arguments: Arguments) -> Arguments:

@@ -60,13 +60,13 @@ def mix(parts: Sequence[tuple[Corpus, float]], temperature: float | None = None)
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mixture(Corpus):
     """What `mix` returns. names: for each column, its name in every part."""
 
-    corpora: tuple[Corpus, ...] = ()
-    weights: tuple[float, ...] = ()
-    names: Mapping[str, Sequence[str]] = None  # type: ignore[assignment]
+    corpora: tuple[Corpus, ...]
+    weights: tuple[float, ...]
+    names: Mapping[str, Sequence[str]]
 
     def __len__(self) -> int:
         return sum(map(len, self.corpora))

@@ -90,14 +90,18 @@ def _read(files: list[Path]) -> pa.Table:
             cache_dir=str(cache_directory() / "datasets"),
         )
     except Exception as error:  # a dozen kinds, from pyarrow, pandas, tarfile and datasets itself
-        cause = error.__cause__ or error
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        reason = first_line(error.__cause__ or error)
         named = files[0] if len(files) == 1 else f"One of {len(files)} files, {files[0]} ...,"
         raise UserError(f"{named} cannot be read as {files[0].suffix[1:]}: {reason}") from error
     table = read.data.table
     if table.num_rows == 0:
         raise UserError(f"{files[0]} has no rows.")
     return table
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says first, or its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _chosen(kind: str, given: str | None, table: pa.Table, fits: Any) -> str:

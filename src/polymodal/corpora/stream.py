@@ -14,7 +14,7 @@ import tarfile
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from polymodal.corpora._cache import cache_directory
 from polymodal.corpora.corpus import About, Corpus, Part
-from polymodal.corpora.own import chosen_columns
+from polymodal.corpora.own import chosen_columns, first_line
 from polymodal.errors import UserError
 from polymodal.modalities import Image, Text
 
@@ -60,7 +60,7 @@ def from_shards(url: str, image: str | None = None, text: str | None = None) -> 
         system, root = fsspec.core.url_to_fs(os.path.expanduser(url))
         shards = _shards(system, root)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{url} cannot be opened: {_reason(error)}") from error
+        raise UserError(f"{url} cannot be opened: {first_line(error)}") from error
     if not shards:
         raise UserError(f"There is no .parquet or .tar shard at {url}.")
     blocks: list[Block] = []
@@ -70,7 +70,7 @@ def from_shards(url: str, image: str | None = None, text: str | None = None) -> 
         try:
             blocks += find(system, shard, first)
         except (OSError, pa.ArrowException, tarfile.TarError) as error:
-            raise UserError(f"The shard {shard} cannot be read: {_reason(error)}") from error
+            raise UserError(f"The shard {shard} cannot be read: {first_line(error)}") from error
     if not blocks:
         raise UserError(f"The shards at {url} have no rows.")
     total = blocks[-1].first + blocks[-1].count
@@ -101,11 +101,11 @@ def from_shards(url: str, image: str | None = None, text: str | None = None) -> 
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stream(Corpus):
     """What `from_shards` returns."""
 
-    blocks: _Blocks = field(default=None)  # type: ignore[assignment]
+    blocks: _Blocks
 
     def __len__(self) -> int:
         return self.blocks.total
@@ -145,7 +145,7 @@ class BlockOrder(Sequence):
         ]
         self.total = total
         self.seed = seed
-        self._epoch: tuple[int, np.ndarray] | None = None  # the newest epoch's order of blocks
+        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None  # the newest: its blocks, where windows begin
         self._window: tuple[tuple[int, int], np.ndarray] | None = None  # the newest window's rows
 
     def __len__(self) -> int:
@@ -153,16 +153,16 @@ class BlockOrder(Sequence):
 
     def __getitem__(self, index: Any) -> Any:
         epoch, place = divmod(int(index), self.total)
-        order = self._order_of(epoch)
-        begins = np.cumsum([0, *(self.blocks[number].count for number in order)])
-        begins = np.append(begins[:-1][::BLOCKS_TOGETHER], begins[-1])
+        order, begins = self._order_of(epoch)
         window = int(np.searchsorted(begins, place, side="right")) - 1
         return self._rows_of(epoch, window, order)[place - begins[window]]
 
-    def _order_of(self, epoch: int) -> np.ndarray:
+    def _order_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.blocks))
-        return self._epoch[1]
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.blocks))
+            begins = np.cumsum([0, *(self.blocks[number].count for number in order)])
+            self._epoch = epoch, order, np.append(begins[:-1][::BLOCKS_TOGETHER], begins[-1])
+        return self._epoch[1:]
 
     def _rows_of(self, epoch: int, window: int, order: np.ndarray) -> np.ndarray:
         if self._window is None or self._window[0] != (epoch, window):
@@ -184,11 +184,14 @@ class _Blocks:
         self._kept: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def _number(self, row: int) -> int:
+        return int(np.searchsorted(self.firsts, row, side="right")) - 1
+
     def of(self, row: int) -> Block:
-        return self.blocks[int(np.searchsorted(self.firsts, row, side="right")) - 1]
+        return self.blocks[self._number(row)]
 
     def row(self, row: int) -> dict[str, Any]:
-        number = int(np.searchsorted(self.firsts, row, side="right")) - 1
+        number = self._number(row)
         return self.rows(number)[row - self.blocks[number].first]
 
     def rows(self, number: int) -> list[dict[str, Any]]:
@@ -200,7 +203,9 @@ class _Blocks:
                 try:
                     self._kept[number] = read(self.system, block)
                 except (OSError, pa.ArrowException) as error:
-                    raise MissingData(f"The shard {block.shard} cannot be read any more: {_reason(error)}") from error
+                    raise MissingData(
+                        f"The shard {block.shard} cannot be read any more: {first_line(error)}"
+                    ) from error
                 while len(self._kept) > 2 * BLOCKS_TOGETHER:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(number)
@@ -287,7 +292,3 @@ def _held_out(blocks: list[Block], total: int) -> tuple[int, int]:
     at_blocks = [max(block.first for block in blocks if block.first <= target) for target in targets]
     begins = at_blocks if total // 2 < at_blocks[0] < at_blocks[1] else targets
     return begins[0], begins[1]
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

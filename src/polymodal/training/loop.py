@@ -99,6 +99,7 @@ class Loop:
         self.budget = budget
         self.seed = seed
         self.execution = execution
+        self.every = Budget.parse(execution.checkpoint_every)
         self.place = place
         self.recipe = recipe = run.recipe
         self.stages = recipe.stages()
@@ -175,14 +176,14 @@ class Loop:
             workers=workers,
         )
         record = self.run.record
-        if "flops_an_example" not in record:
+        all_used = True
+        if "flops_an_example" not in record or (place.count > 1 and execution.parallel == "ddp"):
             batch = to_device(self.data.batch(0)[0], place.device)
-            record["flops_an_example"] = flops(model, batch)[0] / self.pieces
+            operations, all_used = flops(model, batch, stage.loss_weights)
+            record.setdefault("flops_an_example", operations / self.pieces)
         # DistributedDataParallel is built for what trains now; FSDP2 looks again in every step.
         if self.losses_of is None or execution.parallel == "ddp":
             one_pass = self.harmony is None and self.pieces == recipe.batch_size // place.count
-            batch = to_device(self.data.batch(0)[0], place.device) if place.count > 1 else {}
-            all_used = place.count == 1 or flops(model, batch, stage.loss_weights)[1]
             self.losses_of = spread(model, place, execution.parallel, one_pass, all_used)
             self.averages_itself = self.losses_of != model.losses
         self.optimiser = adamw(model, recipe)
@@ -331,9 +332,8 @@ class Loop:
     @property
     def checkpoint_due(self) -> bool:
         now, then = self.progress, self.saved
-        every = Budget.parse(self.execution.checkpoint_every)
         return (
-            every.fraction(
+            self.every.fraction(
                 steps=now.step - then.step,
                 examples=now.examples - then.examples,
                 seconds=now.seconds - then.seconds,
@@ -426,7 +426,7 @@ class Loop:
         return run
 
 
-def flops(model: Any, batch: Batch, weights: Mapping[str, float] | None = None) -> tuple[int, bool]:
+def flops(model: Any, batch: Batch, weights: Mapping[str, float]) -> tuple[int, bool]:
     """Floating-point operations of one forward and backward pass, and whether all that trains had a part in it.
 
     The model and the random state stay as they are.
@@ -434,7 +434,7 @@ def flops(model: Any, batch: Batch, weights: Mapping[str, float] | None = None) 
     state = torch.get_rng_state()
     twin = copy.deepcopy(model)
     with FlopCounterMode(display=False) as counter:
-        total(twin.losses(batch), weights or {}).backward()
+        total(twin.losses(batch), weights).backward()
     torch.set_rng_state(state)
     all_used = all(parameter.grad is not None for parameter in twin.parameters() if parameter.requires_grad)
     return counter.get_total_flops(), all_used

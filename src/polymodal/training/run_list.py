@@ -26,7 +26,7 @@ def find_runs(root: Path) -> list[dict[str, Any]]:
                 {
                     "run": str(path.parent),
                     "recipe": record["recipe"]["name"],
-                    "corpus": record["corpus"].get("corpus") or record["corpus"].get("data", ""),
+                    "corpus": data_name(record),
                     "budget": record["budget"],
                     "seed": record["seed"],
                     "state": state_of(record),
@@ -39,6 +39,11 @@ def find_runs(root: Path) -> list[dict[str, Any]]:
         except (UserError, KeyError, TypeError):
             continue  # some other program's run.json
     return rows
+
+
+def data_name(record: dict[str, Any]) -> str:
+    """The corpus or the path that a run was trained on."""
+    return record["corpus"].get("corpus") or record["corpus"].get("data", "")
 
 
 def state_of(record: dict[str, Any]) -> str:
