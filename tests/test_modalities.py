@@ -9,7 +9,8 @@ import torch
 from PIL import Image as PILImage
 
 from polymodal.draws import Draws
-from polymodal.modalities import Category, Image, Text, UnreadableExample
+from polymodal.errors import UnreadableExample
+from polymodal.modalities import Category, Image, Text
 from polymodal.modalities.image import to_rgb, to_square
 from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, grey
 from polymodal.modalities.text import Caption, TextTokenizer
@@ -97,7 +98,7 @@ def test_captions_in_every_stored_form():
 def test_languages_are_drawn_by_their_shares():
     captions = [Caption("cat", "en"), Caption("pet", "en"), Caption("Katze", "de")]
     rng = np.random.default_rng(0)
-    drawn = [Text({"en": 0.75, "de": 0.25}).draw(captions, rng) for _ in range(4000)]
+    drawn = [Text({"en": 0.75, "de": 0.25}).choose(captions, rng) for _ in range(4000)]
     assert drawn.count("Katze") / 4000 == pytest.approx(0.25, abs=0.03)
     assert drawn.count("cat") / 4000 == pytest.approx(0.375, abs=0.03)
 

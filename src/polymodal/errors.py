@@ -10,6 +10,15 @@ class UserError(Exception):
     """Something the user can put right; the message is one sentence that says how."""
 
 
+class UnreadableExample(ValueError):
+    """An example that cannot be used; the message says why. Loaders skip, count and name it."""
+
+
+def needs(package: str, extra: str, what: str) -> UserError:
+    """The error for an optional package that is not installed."""
+    return UserError(f"{what} needs the package {package}: pip install 'polymodal[{extra}]'.")
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest existing one.
 

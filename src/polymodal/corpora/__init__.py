@@ -10,11 +10,19 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
+from polymodal.corpora._cache import prepared_size
+from polymodal.corpora.cells import cells
 from polymodal.corpora.corpus import About, Corpus, Part
 from polymodal.corpora.emoji import emoji
+from polymodal.corpora.furniture import furniture
 from polymodal.corpora.mixture import mix, with_language_temperature
+from polymodal.corpora.movies import movies
 from polymodal.corpora.own import from_path
+from polymodal.corpora.reports import reports
 from polymodal.corpora.scenes import scenes
+from polymodal.corpora.series import series
+from polymodal.corpora.solar_cells import solar_cells
+from polymodal.corpora.stamps import stamps
 from polymodal.corpora.stream import MissingData, from_shards
 from polymodal.errors import UserError, unknown
 
@@ -24,14 +32,22 @@ __all__ = [
     "MissingData",
     "Part",
     "built_in",
+    "cells",
     "emoji",
     "from_path",
     "from_shards",
+    "furniture",
     "mix",
+    "movies",
     "named",
     "named_mixture",
     "open_again",
+    "reports",
     "scenes",
+    "series",
+    "solar_cells",
+    "stamps",
+    "state",
     "with_language_temperature",
 ]
 
@@ -40,6 +56,26 @@ def built_in() -> dict[str, About]:
     """What is known of every built-in corpus, by name."""
     modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
     return {module.about.name: module.about for module in modules if hasattr(module, "about")}
+
+
+def state(name: str) -> dict[str, Any]:
+    """What scripts want to know of a built-in corpus; what needs its data is None while it is not in the cache."""
+    about, size = built_in()[name], prepared_size(name)
+    corpus = named(name) if size else None
+    return {
+        "name": name,
+        "state": "prepared" if corpus else "not fetched",
+        "description": about.description,
+        "modalities": about.modalities,
+        "licence": about.licence,
+        "source": about.source,
+        "composed": about.composed,
+        "download_bytes": about.download_bytes,
+        "bytes": size,
+        "examples": len(corpus) if corpus else None,
+        "splits": {split: len(rows) for split, rows in corpus.splits.items()} if corpus else None,
+        "columns": {name: type(kind).__name__.lower() for name, kind in corpus.columns.items()} if corpus else None,
+    }
 
 
 def named(name: str) -> Corpus:

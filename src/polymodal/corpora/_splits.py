@@ -6,6 +6,11 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 
+import numpy as np
+from PIL import Image as PILImage
+
+from polymodal.modalities.image import to_rgb
+
 
 class Groups:
     """Rows 0 ... count-1 joined into groups (union-find); a group's root is its smallest row."""
@@ -30,6 +35,21 @@ class Groups:
             members[key].append(row)
         for rows in members.values():
             self.join(rows)
+
+
+def thumbnail(picture: PILImage.Image) -> np.ndarray:
+    """16 x 16 x 3 values on the scale 0-255, to tell whether two pictures look alike."""
+    small = to_rgb(picture).resize((16, 16), PILImage.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32)
+
+
+def join_alike(groups: Groups, thumbnails: np.ndarray, tolerance: float = 4.0, mirrored: bool = False) -> None:
+    """Join rows whose thumbnails differ by at most `tolerance` on average; mirrored: also from their mirror images."""
+    flat = thumbnails.reshape(len(thumbnails), -1)
+    for row, own in enumerate(thumbnails):
+        for seen in (own, own[:, ::-1]) if mirrored else (own,):
+            difference = np.abs(flat[row:] - seen.reshape(-1)).mean(axis=1)
+            groups.join([row, *(row + np.flatnonzero(difference <= tolerance))])
 
 
 def split_groups(

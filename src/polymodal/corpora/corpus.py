@@ -9,14 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from polymodal.errors import UserError
+from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Modality
 from polymodal.types import Example
 
 
 @dataclass(frozen=True)
 class About:
-    """What `polymodal corpora` says of a corpus. size: bytes that a fetch brings; modalities: for listings."""
+    """What `polymodal corpora` says of a corpus.
+
+    modalities: for listings. download_bytes: what a fetch brings. composed: "" for data as they were found, else what
+    was composed or synthesised; figures measured on such a corpus say so.
+    """
 
     name: str
     description: str
@@ -24,6 +28,7 @@ class About:
     source: str
     modalities: tuple[str, ...]
     download_bytes: int = 0
+    composed: str = ""
 
 
 class Part(NamedTuple):
@@ -69,12 +74,22 @@ class Corpus:
         return self.table.num_rows
 
     def __getitem__(self, row: int) -> Example:
-        """All columns of one example, decoded. Raises UnreadableExample when one cannot be."""
-        return {name: self.value(row, name) for name in self.columns}
+        """All columns that one example has, decoded. Raises UnreadableExample when one cannot be."""
+        return {name: self.value(row, name) for name in self.columns if self.raw(row, name) is not None}
 
     def value(self, row: int, column: str) -> Any:
-        """One decoded value. Raises UnreadableExample when it cannot be decoded."""
-        return self.columns[column].decode(self.raw(row, column))
+        """One decoded value. Raises UnreadableExample when there is none, or it cannot be decoded."""
+        stored = self.raw(row, column)
+        if stored is None:
+            raise UnreadableExample(f"there is no {column}")
+        return self.columns[column].decode(stored)
+
+    def has(self, *columns: str) -> np.ndarray:
+        """For each row, whether it has a value in all of these columns."""
+        there = np.ones(len(self), dtype=bool)
+        for column in columns:
+            there &= self.table.column(column).is_valid().to_numpy()
+        return there
 
     def raw(self, row: int, column: str) -> Any:
         """One value as it is stored."""
@@ -103,7 +118,7 @@ class Corpus:
         """The sets of rows that training draws from, with how often: a plain corpus is one."""
         return [Part(self.rows(split), 1.0)]
 
-    def column_of(self, kind: type[Modality]) -> str:
+    def column_of(self, kind: type) -> str:
         """The first column of a modality. Raises UserError when there is none."""
         for name, modality in self.columns.items():
             if isinstance(modality, kind):

@@ -1,32 +1,31 @@
-"""The base emoji as Google and Twitter draw them, with names and keywords in 20 languages.
+"""The base emoji as four vendors draw them, with names and keywords in 20 languages.
 
-1,911 concepts x 2 vendors. Pictures: 64 x 64 px PNG of emoji-datasource; texts: Unicode CLDR. A concept's captions in a
-language are its name ("hot pepper") and its keywords in one line ("chili, hot, pepper, spicy"). Concepts that look
-alike (gender variants, skin tones, keycaps, clocks, flags, and pictures that are almost equal pixel by pixel) form one
-group, and a group never straddles a split. The splits `train`, `validation` and `test` hold Google's pictures;
-`test_twitter` holds Twitter's pictures of the test concepts: the same question under a shift of domain.
+1,911 concepts. Pictures: 64 x 64 px PNG of emoji-datasource (Google, Twitter), and SVG of Microsoft's Fluent (flat) and
+OpenMoji, rendered at that size; texts: Unicode CLDR. A concept's captions in a language are its name ("hot pepper") and
+its keywords in one line ("chili, hot, pepper, spicy"). Concepts that look alike (gender variants, skin tones, keycaps,
+clocks, flags, and pictures that are almost equal pixel by pixel) form one group, and a group never straddles a split.
+The splits `train`, `validation` and `test` hold Google's pictures; `test_twitter`, `test_fluent` and `test_openmoji`
+hold another vendor's pictures of the test concepts: the same question under a shift of domain. The other pictures of
+these vendors are in no split.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image as PILImage
-from rich.progress import Progress
 
-from polymodal.corpora._cache import prepared
-from polymodal.corpora._npm import NpmPackage, fetch
-from polymodal.corpora._splits import Groups, split_groups
+from polymodal.corpora._packages import NpmPackage, members
+from polymodal.corpora._prepared import Preparation, Row, open_prepared
+from polymodal.corpora._splits import Groups, join_alike, split_groups, thumbnail
+from polymodal.corpora._svg import render_svg
 from polymodal.corpora.corpus import About, Corpus
-from polymodal.modalities import Category, Image, Text
-from polymodal.modalities.image import to_rgb
+from polymodal.modalities import Category, Image, Modality, Text
 
 PICTURES = {
     "google": NpmPackage(
@@ -41,6 +40,18 @@ PICTURES = {
         "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
         61_683_754,
     ),
+    "fluent": NpmPackage(
+        "fluentui-emoji",
+        "1.3.0",
+        "ec892e607e854859b812c7d827801756adc19955b0ef56d4ae8afcddd19492c5",
+        23_804_319,
+    ),
+    "openmoji": NpmPackage(
+        "openmoji",
+        "17.0.0",
+        "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68",
+        4_339_458,
+    ),
 }
 NAMES = NpmPackage(
     "cldr-annotations-full",
@@ -54,63 +65,41 @@ DERIVED_NAMES = NpmPackage(
     "4be946ff5815f806ec78b50363d577a769f2fbfb90c6380a44e161a92436996e",
     4_233_628,
 )
+PACKAGES = (*PICTURES.values(), NAMES, DERIVED_NAMES)
 LANGUAGES = (
     *("en", "de", "fr", "es", "pt", "ru", "uk", "ar", "he", "hi"),
     *("bn", "ta", "th", "zh", "ja", "ko", "tr", "vi", "sw", "el"),
 )
-FORMAT = 1  # raised when preparation changes, so that an old cache is not read
+SIDE = 64  # pixels
 
 about = About(
     name="emoji",
-    description="1,911 emoji drawn by Google and by Twitter, with names and keywords in 20 languages",
-    licence="pictures: Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0); texts: Unicode CLDR (Unicode-3.0)",
-    source=f"npm: {', '.join(package.name for package in (*PICTURES.values(), NAMES, DERIVED_NAMES))}",
+    description="1,911 emoji drawn by four vendors, with names and keywords in 20 languages",
+    licence="pictures: Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0), Fluent Emoji (MIT), OpenMoji (CC-BY-SA-4.0); "
+    "texts: Unicode CLDR (Unicode-3.0)",
+    source=f"npm: {', '.join(package.name for package in PACKAGES)}",
     modalities=("image", "text", "category"),
-    download_bytes=sum(package.bytes for package in (*PICTURES.values(), NAMES, DERIVED_NAMES)),
-)
-
-SCHEMA = pa.schema(
-    {
-        "key": pa.string(),
-        "image": pa.binary(),
-        "captions": pa.list_(pa.struct({"text": pa.string(), "language": pa.string()})),
-        "category": pa.string(),
-        "vendor": pa.string(),
-        "concept": pa.string(),
-        "group": pa.string(),
-        "split": pa.string(),
-    }
+    download_bytes=sum(package.bytes for package in PACKAGES),
 )
 
 
 def emoji(english_share: float = 0.85) -> Corpus:
-    """Open the corpus, after fetching and preparing it (147 MB, once) when it is not in the cache.
+    """Open the corpus, after fetching and preparing it (175 MB, once) when it is not in the cache.
 
     english_share: the probability that training draws an English caption; the other 19 languages share the rest.
     Raises UserError when it cannot be fetched (npm, network, disk, wrong archive).
     """
-    folder = prepared(f"emoji-{FORMAT}", _prepare)
-    table = pa.ipc.open_file(pa.memory_map(str(folder / "emoji.arrow"))).read_all()
-    vendor, split = (np.array(table.column(name).to_pylist()) for name in ("vendor", "split"))
     others = (1 - english_share) / (len(LANGUAGES) - 1)
-    categories = tuple(sorted(set(table.column("category").to_pylist())))
-    splits = {name: np.flatnonzero((split == name) & (vendor == "google")) for name in ("train", "validation", "test")}
-    splits["test_twitter"] = np.flatnonzero((split == "test") & (vendor == "twitter"))
-    return Corpus(
-        about=about,
-        table=table,
-        columns={
-            "image": Image(),
-            "captions": Text(dict.fromkeys(LANGUAGES, others) | {"en": english_share}),
-            "category": Category(categories),
-            "vendor": Category(tuple(PICTURES)),
-        },
-        splits=splits,
-        keys="key",
-        label="category",
-        prompts={name: _prompts(name) for name in categories},
-        choices={"corpus": "emoji"},
-    )
+    columns: dict[str, Modality] = {
+        "image": Image(),
+        "captions": Text(dict.fromkeys(LANGUAGES, others) | {"en": english_share}),
+        "category": Category(),
+        "vendor": Category(tuple(PICTURES)),
+    }
+    further = {"concept": pa.string(), "group": pa.string()}
+    corpus = open_prepared(about, 2, columns, _rows, further=further, label="category", prompts=_prompts)
+    order = ("train", "validation", "test", *(f"test_{vendor}" for vendor in list(PICTURES)[1:]))
+    return replace(corpus, splits={name: corpus.splits[name] for name in order})
 
 
 def _prompts(category: str) -> tuple[str, ...]:
@@ -119,71 +108,76 @@ def _prompts(category: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([words, *words.split(" & ")]))
 
 
-def _prepare(folder: Path) -> None:
-    with Progress(transient=True) as progress:
-        packages = [*PICTURES.values(), NAMES, DERIVED_NAMES]
-        task = progress.add_task("Fetching emoji", total=about.download_bytes)
-        archives = {}
-        for package in packages:
-            progress.update(task, description=f"Fetching {package.name}")
-            archives[package.name] = fetch(package, "emoji")
-            progress.advance(task, package.bytes)
-        progress.update(task, description="Reading names in 20 languages", total=None)
-        records = json.loads(_member(archives[PICTURES["google"].name], "package/emoji.json"))
-        annotations = _annotations(archives[NAMES.name], archives[DERIVED_NAMES.name])
-        pictures = {}
-        for vendor, package in PICTURES.items():
-            progress.update(task, description=f"Reading pictures of {vendor}")
-            pictures[vendor] = _pictures(archives[package.name], f"package/img/{vendor}/64/")
-        progress.update(task, description="Grouping look-alikes")
-        groups = group_lookalikes(records, [pictures["google"][record["image"]] for record in records])
-        split_of = split_groups([record["category"] for record in records], groups)
-        rows = []
-        for vendor in PICTURES:
-            for record, group in zip(records, groups, strict=True):
-                name = _plain(_character(record["unified"]))
-                rows.append(
-                    {
-                        "key": f"{vendor}/{record['unified'].lower()}",
-                        "image": pictures[vendor][record["image"]],
-                        "captions": [
-                            {"text": text, "language": language}
-                            for language in LANGUAGES
-                            for text in annotations[language][name]
-                        ],
-                        "category": record["category"],
-                        "vendor": vendor,
-                        "concept": annotations["en"][name][0],
-                        "group": group,
-                        "split": split_of[group],
-                    }
-                )
-        table = pa.Table.from_pylist(rows, schema=SCHEMA)
-        with pa.ipc.new_file(str(folder / "emoji.arrow"), SCHEMA) as writer:
-            writer.write_table(table, max_chunksize=256)
-    for archive in archives.values():
-        archive.unlink()
+def _rows(prepare: Preparation) -> Iterator[Row]:
+    archives = {package.name: prepare.fetch(package) for package in PACKAGES}
+    of_google = archives[PICTURES["google"].name]
+    records = json.loads(next(members(of_google, "package/emoji.json".__eq__))[1])
+    annotations = _annotations(archives[NAMES.name], archives[DERIVED_NAMES.name])
+    names = [annotations["en"][_plain(_character(record["unified"]))][0] for record in records]
+    pictures = {
+        vendor: _by_record(vendor, _pictures(vendor, archives[package.name]), records, names)
+        for vendor, package in prepare.track(PICTURES.items(), "Reading pictures", len(PICTURES))
+    }
+    groups = group_lookalikes(records, [pictures["google"][record["unified"]] for record in records])
+    split_of = split_groups([record["category"] for record in records], groups)
+    for vendor in PICTURES:
+        for record, group, concept in zip(records, groups, names, strict=True):
+            if record["unified"] not in pictures[vendor]:
+                continue
+            name = _plain(_character(record["unified"]))
+            split = split_of[group]
+            yield {
+                "key": f"{vendor}/{record['unified'].lower()}",
+                "image": pictures[vendor][record["unified"]],
+                "captions": [
+                    {"text": text, "language": language}
+                    for language in LANGUAGES
+                    for text in annotations[language][name]
+                ],
+                "category": record["category"],
+                "vendor": vendor,
+                "concept": concept,
+                "group": group,
+                "split": split if vendor == "google" else f"test_{vendor}" if split == "test" else None,
+            }
 
 
-def _member(archive: Path, name: str) -> bytes:
-    with tarfile.open(archive) as tar:
-        file = tar.extractfile(name)
-        assert file is not None
-        return file.read()
+FOLDERS = {
+    "google": "package/img/google/64/",
+    "twitter": "package/img/twitter/64/",
+    "fluent": "package/icons/flat/",
+    "openmoji": "package/color/svg/",
+}
 
 
-def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
-    """Regular files of an archive, read in order; nothing is extracted to disk."""
-    with tarfile.open(archive, mode="r|gz") as tar:
-        for member in tar:
-            if member.isfile():
-                file = tar.extractfile(member)
-                assert file is not None
-                yield member.name, file.read()
+def _pictures(vendor: str, archive: Path) -> dict[str, bytes]:
+    """File name -> PNG or SVG."""
+    folder = FOLDERS[vendor]
+    return {name.removeprefix(folder): data for name, data in members(archive, lambda name: name.startswith(folder))}
 
 
-def _pictures(archive: Path, folder: str) -> dict[str, bytes]:
-    return {name.removeprefix(folder): data for name, data in _members(archive) if name.startswith(folder)}
+def _by_record(vendor: str, pictures: dict[str, bytes], records: list[dict], names: list[str]) -> dict[str, bytes]:
+    """`unified` code -> PNG, for the concepts that the vendor draws."""
+    files = {_plain_code(file.removesuffix(".svg")): file for file in pictures} if vendor == "openmoji" else {}
+    found = {}
+    for record, name in zip(records, names, strict=True):
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        if vendor == "openmoji":
+            candidates = [files.get(_plain_code(record["unified"]), "")]
+        elif vendor == "fluent":
+            candidates = [f"{slug}.svg", f"{slug}-default.svg"]  # "default": yellow skin
+        else:
+            candidates = [record["image"]]
+        for file in candidates:
+            if file in pictures:
+                data = pictures[file]
+                found[record["unified"]] = render_svg(data, SIDE) if file.endswith(".svg") else data
+    return found
+
+
+def _plain_code(unified: str) -> str:
+    """'0031-FE0F-20E3' -> '0031-20E3'."""
+    return unified.upper().replace("-FE0F", "")
 
 
 def _character(unified: str) -> str:
@@ -201,7 +195,7 @@ def _annotations(*archives: Path) -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {language: {} for language in LANGUAGES}
     pattern = re.compile(r"package/annotations(?:Derived)?/([^/]+)/annotations\.json")
     for archive in archives:
-        for name, data in _members(archive):
+        for name, data in members(archive):
             match = pattern.fullmatch(name)
             if match is None or match[1] not in found:
                 continue
@@ -223,18 +217,14 @@ GENDERED_WORDS = re.compile(
 )
 
 
-def group_lookalikes(records: list[dict], pictures: list[bytes], tolerance: float = 4.0) -> list[str]:
+def group_lookalikes(records: list[dict], pictures: list[bytes]) -> list[str]:
     """The group of each record: transitive closure of 'the same but for gender or skin', 'same family', 'same picture'.
 
-    records: of emoji.json. tolerance: mean absolute difference of 16 x 16 px thumbnails, on the scale 0-255, up to
-    which two pictures count as the same.
+    records: of emoji.json.
     """
     same = Groups(len(records))
     same.join_equal((row, key) for row, record in enumerate(records) for key in _lookalike_keys(record))
-    thumbnails = np.stack([_thumbnail(picture) for picture in pictures])
-    for row, thumbnail in enumerate(thumbnails):
-        difference = np.abs(thumbnails[row:] - thumbnail).mean(axis=1)
-        same.join([row, *(row + np.flatnonzero(difference <= tolerance))])
+    join_alike(same, np.stack([thumbnail(Image().decode(picture)) for picture in pictures]))
     return [records[same.root(row)]["unified"].lower() for row in range(len(records))]
 
 
@@ -254,8 +244,3 @@ def _lookalike_keys(record: dict) -> Iterator[str]:
         yield "flag"
     if "CLOCK FACE" in record["name"]:
         yield "clock"
-
-
-def _thumbnail(picture: bytes) -> np.ndarray:
-    small = to_rgb(PILImage.open(io.BytesIO(picture))).resize((16, 16), PILImage.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32).ravel()

@@ -15,7 +15,8 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from polymodal.corpora import Corpus
-from polymodal.modalities import Image, Text, UnreadableExample
+from polymodal.errors import UnreadableExample
+from polymodal.modalities import Image, Text
 from polymodal.modalities.image import to_square
 from polymodal.modalities.text import Caption, TextTokenizer
 from polymodal.types import Batch, Example
@@ -60,7 +61,7 @@ class ImageTextProcessor:
 
     def draw(self, captions: list[Caption], rng: np.random.Generator) -> str:
         """One caption at random, languages by the corpus's shares."""
-        return self.text.draw(captions, rng)
+        return self.text.choose(captions, rng)
 
     def __call__(self, **columns: list[Any]) -> Batch:
         """image: arrays from `read`, Pillow pictures, paths or encoded bytes. text: strings."""
@@ -124,4 +125,4 @@ def _drawn(rows: list[Any], modality: Text) -> Iterator[str]:
     for row in rows:
         with contextlib.suppress(UnreadableExample):
             captions = modality.decode(row)
-            yield from (modality.draw(captions, rng).lower() for _ in captions[:DRAWS])
+            yield from (modality.choose(captions, rng).lower() for _ in captions[:DRAWS])

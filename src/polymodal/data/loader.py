@@ -16,8 +16,7 @@ import grain
 
 from polymodal.corpora import Corpus, Part
 from polymodal.draws import Draws
-from polymodal.errors import UserError
-from polymodal.modalities import UnreadableExample
+from polymodal.errors import UnreadableExample, UserError
 from polymodal.types import Batch, Example, Processor
 
 MEMORY_FOR_EXAMPLES = 4 * 2**30

@@ -1,10 +1,51 @@
 """What a value of each kind is: decoding, tensor shape, units, augmentations. One file a modality."""
 
-from polymodal.modalities.category import Category
-from polymodal.modalities.image import Image, UnreadableExample
+from polymodal.errors import UnreadableExample
+from polymodal.modalities.action import Actions
+from polymodal.modalities.audio import Audio, Recordings
+from polymodal.modalities.category import Category, Labels
+from polymodal.modalities.cell import Cell
+from polymodal.modalities.document import Interleaved, Words
+from polymodal.modalities.graph import Graph
+from polymodal.modalities.image import Image, Images
+from polymodal.modalities.interaction import Interactions
+from polymodal.modalities.modality import Modality
+from polymodal.modalities.molecule import Molecule
+from polymodal.modalities.points import Points
+from polymodal.modalities.question import Questions
 from polymodal.modalities.region import Mask, Regions
+from polymodal.modalities.series import Series
+from polymodal.modalities.table import DataTable, Table
 from polymodal.modalities.text import Text
+from polymodal.modalities.video import Video
+from polymodal.modalities.volume import Volume
+from polymodal.modalities.webpage import Webpage
 
-Modality = Image | Text | Category | Regions | Mask
-
-__all__ = ["Category", "Image", "Mask", "Modality", "Regions", "Text", "UnreadableExample"]
+__all__ = [
+    "Actions",
+    "Audio",
+    "Category",
+    "Cell",
+    "DataTable",
+    "Graph",
+    "Image",
+    "Images",
+    "Interactions",
+    "Interleaved",
+    "Labels",
+    "Mask",
+    "Modality",
+    "Molecule",
+    "Points",
+    "Questions",
+    "Recordings",
+    "Regions",
+    "Series",
+    "Table",
+    "Text",
+    "UnreadableExample",
+    "Video",
+    "Volume",
+    "Webpage",
+    "Words",
+]

@@ -1,21 +1,29 @@
-"""Category labels: one of a fixed list of names."""
+"""Labels: one, or any number, of a fixed list of names."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polymodal.modalities.image import UnreadableExample
+import pyarrow as pa
+
+from polymodal.errors import UnreadableExample
+from polymodal.modalities.modality import write_text
 
 
 @dataclass(frozen=True)
 class Category:
     """A column of labels, stored by name.
 
-    names: every label, in the order of their numbers.
+    names: every label, in the order of their numbers; a built-in corpus fills in those that its rows hold.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
+
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.string()
 
     def decode(self, value: Any) -> int:
         """The number of the label. Raises UnreadableExample for a name that is not in the list."""
@@ -23,3 +31,33 @@ class Category:
             return self.names.index(value)
         except ValueError as error:
             raise UnreadableExample(f"'{value}' is not one of the {len(self.names)} categories") from error
+
+    def describe(self, value: int) -> str:
+        return f"{self.names[value]} (one of {len(self.names)})"
+
+    def draw(self, value: int, axes: Any) -> None:
+        write_text(axes, self.names[value], size=10, weight="bold")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A column of sets of labels, stored by name, of which any number holds. names: as of Category."""
+
+    names: tuple[str, ...] = ()
+
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.list_(pa.string())
+
+    def decode(self, value: Sequence[str]) -> tuple[int, ...]:
+        """Their numbers in increasing order. Raises UnreadableExample for a name that is not in the list."""
+        unknown = [name for name in value if name not in self.names]
+        if unknown:
+            raise UnreadableExample(f"'{unknown[0]}' is not one of the {len(self.names)} labels")
+        return tuple(sorted(self.names.index(name) for name in value))
+
+    def describe(self, value: tuple[int, ...]) -> str:
+        return ", ".join(self.names[number] for number in value) or "none"
+
+    def draw(self, value: tuple[int, ...], axes: Any) -> None:
+        write_text(axes, "\n".join(self.names[number] for number in value) or "none", size=9, weight="bold")

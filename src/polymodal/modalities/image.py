@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image as PILImage
 from torch.nn import functional as F
 
+from polymodal.errors import UnreadableExample
+
 PIXEL_LIMIT = 100_000_000
-
-
-class UnreadableExample(ValueError):
-    """An example that cannot be used; the message says why. Loaders skip, count and name it."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,10 @@ class Image:
     """
 
     root: Path | None = None
+
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.binary()
 
     def decode(self, value: Any) -> PILImage.Image:
         """The picture, not yet converted or resized. Raises UnreadableExample with the reason."""
@@ -60,6 +63,47 @@ class Image:
                 f"the picture has {width} x {height} pixels, over the limit of {PIXEL_LIMIT:,} pixels"
             )
         return picture
+
+    def describe(self, value: PILImage.Image) -> str:
+        return f"{value.width} x {value.height} px"
+
+    def draw(self, value: PILImage.Image, axes: Any) -> None:
+        shown = to_rgb(value)
+        axes.imshow(shown, interpolation="nearest" if max(shown.size) < 100 else "antialiased")
+        axes.axis("off")
+
+
+@dataclass(frozen=True)
+class Images:
+    """A column of lists of pictures that show the same thing, such as views of a model. See Image."""
+
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.list_(pa.binary())
+
+    def decode(self, value: list[bytes]) -> list[PILImage.Image]:
+        """Raises UnreadableExample when one cannot be decoded."""
+        return [Image().decode(picture) for picture in value]
+
+    def describe(self, value: list[PILImage.Image]) -> str:
+        return f"{len(value)} of {Image().describe(value[0])}"
+
+    def draw(self, value: list[PILImage.Image], axes: Any) -> None:
+        """At most twelve, four in a line."""
+        side = 128
+        tiles = [np.asarray(to_rgb(picture).resize((side, side))) for picture in value[:12]]
+        tiles += [np.full((side, side, 3), 255, np.uint8)] * (-len(tiles) % min(4, len(tiles)))
+        across = min(4, len(tiles))
+        lines = [np.concatenate(tiles[start : start + across], axis=1) for start in range(0, len(tiles), across)]
+        axes.imshow(np.concatenate(lines))
+        axes.axis("off")
+
+
+def encoded(picture: PILImage.Image, container: str = "PNG", **options: Any) -> bytes:
+    """A picture as a file in memory."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format=container, **options)
+    return buffer.getvalue()
 
 
 def to_rgb(picture: PILImage.Image) -> PILImage.Image:

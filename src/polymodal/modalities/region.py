@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image as PILImage
 
 
@@ -21,14 +22,43 @@ class Region(NamedTuple):
 class Regions:
     """A column of lists of `{"name", "box"}` records."""
 
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.list_(pa.struct({"name": pa.string(), "box": pa.list_(pa.int32())}))
+
     def decode(self, value: Any) -> list[Region]:
         return [Region(record["name"], tuple(record["box"])) for record in value]
+
+    def describe(self, value: list[Region]) -> str:
+        return "; ".join(f"{region.name} at {', '.join(map(str, region.box))}" for region in value)
+
+    def draw(self, value: list[Region], axes: Any) -> None:
+        from matplotlib.patches import Rectangle
+
+        side = max((edge for region in value for edge in region.box), default=1)
+        for place, region in enumerate(value):
+            left, top, right, bottom = region.box
+            axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=f"C{place % 10}"))
+            axes.text(left + 1, top + 1, region.name, fontsize=6, va="top", color=f"C{place % 10}")
+        axes.set(xlim=(0, side * 1.02), ylim=(side * 1.02, 0), xticks=[], yticks=[])
+        axes.set_aspect("equal")
 
 
 @dataclass(frozen=True)
 class Mask:
     """A column of PNG label maps: 0 is background, k the k-th region of the example."""
 
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.binary()
+
     def decode(self, value: bytes) -> np.ndarray:
         """uint8 array, height x width."""
         return np.asarray(PILImage.open(io.BytesIO(value)), dtype=np.uint8)
+
+    def describe(self, value: np.ndarray) -> str:
+        return f"{value.shape[1]} x {value.shape[0]} px, {int(value.max())} objects"
+
+    def draw(self, value: np.ndarray, axes: Any) -> None:
+        axes.imshow(np.ma.masked_equal(value, 0), cmap="tab10", vmin=1, vmax=10, interpolation="nearest")
+        axes.set(xticks=[], yticks=[])

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Bool, Int
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from polymodal.modalities.image import UnreadableExample
+from polymodal.errors import UnreadableExample
+from polymodal.modalities.modality import write_text
 
 PAD, START, END = "<pad>", "<start>", "<end>"
 UNKNOWN_LANGUAGE = "und"  # BCP 47's code for "undetermined"
@@ -35,6 +37,10 @@ class Text:
 
     language_shares: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.list_(pa.struct({"text": pa.string(), "language": pa.string()}))
+
     def decode(self, value: Any) -> list[Caption]:
         """All captions with a letter or digit in them. Raises UnreadableExample when there are none."""
         records = value if isinstance(value, list | tuple | np.ndarray) else [value]
@@ -47,7 +53,16 @@ class Text:
             raise UnreadableExample("the caption is empty")
         return captions
 
-    def draw(self, captions: list[Caption], rng: np.random.Generator) -> str:
+    def describe(self, value: list[Caption]) -> str:
+        languages = {caption.language for caption in value}
+        first = next((caption.text for caption in value if caption.language == "en"), value[0].text)
+        count = f" (one of {len(value)} texts" if len(value) > 1 else ""
+        return f"{first}{count}{f' in {len(languages)} languages' if len(languages) > 1 else ''}{')' if count else ''}"
+
+    def draw(self, value: list[Caption], axes: Any) -> None:
+        write_text(axes, self.describe(value), size=9)
+
+    def choose(self, captions: list[Caption], rng: np.random.Generator) -> str:
         """One caption: first a language by its share, then a caption of that language uniformly."""
         languages = sorted({caption.language for caption in captions})
         if len(languages) > 1:

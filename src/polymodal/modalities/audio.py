@@ -1,0 +1,161 @@
+"""Sound: mono float32 waveforms in [-1, 1] at a fixed rate; log-mel spectrograms of them; masking of those."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from polymodal.draws import Draws
+from polymodal.errors import UnreadableExample
+
+
+@dataclass(frozen=True)
+class Audio:
+    """A column of encoded sounds (WAV, FLAC, Ogg Vorbis, MP3 ...).
+
+    rate: samples a second of the decoded waveform. longest: seconds; what comes after is left out.
+    """
+
+    rate: int = 16_000
+    longest: float = 30.0
+
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.binary()
+
+    def decode(self, value: bytes) -> Float[np.ndarray, " samples"]:
+        """The waveform, channels averaged. Raises UnreadableExample when it cannot be decoded or holds nothing."""
+        import soundfile  # loads a shared library
+
+        try:
+            with soundfile.SoundFile(io.BytesIO(value)) as file:
+                rate = file.samplerate
+                samples = file.read(int(self.longest * rate), dtype="float32", always_2d=True)
+        except (soundfile.SoundFileError, TypeError, ValueError) as error:
+            raise UnreadableExample(f"the sound cannot be decoded: {error}") from error
+        if not len(samples):
+            raise UnreadableExample("the sound holds no samples")
+        mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+        return mono if rate == self.rate else resampled(mono, rate, self.rate)
+
+    def describe(self, value: np.ndarray) -> str:
+        return f"{len(value) / self.rate:.1f} s at {self.rate / 1000:g} kHz"
+
+    def draw(self, value: np.ndarray, axes: Any) -> None:
+        """The log-mel spectrogram, low frequencies at the bottom, and the waveform above it."""
+        mel = log_mel(torch.from_numpy(value)[None], self.rate)[0]
+        seconds = len(value) / self.rate
+        axes.imshow(mel.T.numpy(), origin="lower", aspect="auto", cmap="magma", extent=(0, seconds, 0, 1))
+        steps = np.linspace(0, len(value) - 1, min(len(value), 2000)).astype(int)
+        peak = max(float(np.abs(value).max()), 1e-4)
+        axes.plot(steps / self.rate, 1.18 + 0.15 * value[steps] / peak, linewidth=0.4, color="#1f77b4")
+        axes.set(ylim=(0, 1.35), yticks=[], xlim=(0, seconds))
+        axes.tick_params(labelsize=6)
+        axes.set_xlabel("seconds", fontsize=6)
+
+
+class Recording(NamedTuple):
+    """A text spoken by somebody. language: BCP 47 code."""
+
+    language: str
+    waveform: Float[np.ndarray, " samples"]
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """A column of lists of encoded recordings with their language, such as one caption spoken in several. See Audio."""
+
+    audio: Audio = field(default_factory=Audio)
+
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.list_(pa.struct({"language": pa.string(), "sound": pa.binary()}))
+
+    def decode(self, value: list[Mapping[str, Any]]) -> list[Recording]:
+        return [Recording(record["language"], self.audio.decode(record["sound"])) for record in value]
+
+    def describe(self, value: list[Recording]) -> str:
+        seconds = sum(len(recording.waveform) for recording in value) / self.audio.rate
+        return f"{seconds:.1f} s in {', '.join(recording.language for recording in value)}"
+
+    def draw(self, value: list[Recording], axes: Any) -> None:
+        """The first recording."""
+        self.audio.draw(value[0].waveform, axes)
+        axes.set_title(f"spoken, {value[0].language} (of {len(value)})", fontsize=6)
+
+
+def resampled(waveform: Float[np.ndarray, " samples"], from_rate: int, to_rate: int) -> Float[np.ndarray, " resampled"]:
+    """Band-limited resampling with a polyphase filter."""
+    from scipy.signal import resample_poly  # half a second to import
+
+    divisor = math.gcd(from_rate, to_rate)
+    return resample_poly(waveform, to_rate // divisor, from_rate // divisor).astype(np.float32)
+
+
+def encoded(waveform: Float[np.ndarray, " samples"], rate: int, container: str = "FLAC") -> bytes:
+    """A waveform as a file in memory, such as FLAC (lossless) or OGG."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform, rate, format=container)
+    return buffer.getvalue()
+
+
+def mel_filters(rate: int, window: int, bins: int) -> Float[Tensor, "frequencies bins"]:
+    """Triangles of equal width on the HTK mel scale, from 0 Hz to half the rate, with peaks of 1."""
+
+    def mel(hertz: float | np.ndarray) -> np.ndarray:
+        return 2595 * np.log10(1 + np.asarray(hertz) / 700)
+
+    edges = 700 * (10 ** (np.linspace(0, mel(rate / 2), bins + 2) / 2595) - 1)
+    frequencies = np.linspace(0, rate / 2, window // 2 + 1)[:, None]
+    rising = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1])
+    return torch.from_numpy(np.clip(np.minimum(rising, falling), 0, None)).float()
+
+
+def log_mel(
+    waveform: Float[Tensor, "batch samples"], rate: int, bins: int = 80, window: float = 0.025, hop: float = 0.010
+) -> Float[Tensor, "batch frames bins"]:
+    """Natural logarithm of the mel power spectrum (Hann window; seconds of window and hop), floored at 1e-6.
+
+    A frame is centred on every hop; frame k of a waveform depends on the samples of its window alone, so padding
+    changes only frames that reach into it.
+    """
+    size, step = round(window * rate), round(hop * rate)
+    length = 1 << (size - 1).bit_length()  # the next power of two
+    spectrum = torch.stft(
+        waveform,
+        length,
+        step,
+        size,
+        torch.hann_window(size, device=waveform.device),
+        center=True,
+        pad_mode="constant",
+        return_complex=True,
+    )
+    power = spectrum.abs().square().transpose(1, 2)
+    return (power @ mel_filters(rate, length, bins).to(waveform.device)).clamp(min=1e-6).log()
+
+
+def masked_spectrogram(
+    mel: Float[Tensor, "batch frames bins"], frames: int, bins: int, draws: Draws
+) -> Float[Tensor, "batch frames bins"]:
+    """One stretch of up to `frames` frames and one band of up to `bins` bins are set to the mean (SpecAugment)."""
+    masked = mel.clone()
+    for size, extent, axis in ((frames, mel.shape[1], 1), (bins, mel.shape[2], 2)):
+        width = draws.uniform(0, min(size, extent))
+        start = draws.uniform() * (extent - width)
+        place = torch.arange(extent)
+        hidden = (place >= start[:, None]) & (place < (start + width)[:, None])
+        masked = torch.where(hidden[:, :, None] if axis == 1 else hidden[:, None], mel.mean((1, 2), True), masked)
+    return masked

@@ -1,0 +1,99 @@
+"""Pages with words in places: forms, letters, articles; and documents of text and figures in reading order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+from PIL import Image as PILImage
+
+from polymodal.modalities.image import Image, to_rgb
+from polymodal.modalities.modality import write_text
+
+OTHER = "other"
+BOX_SCALE = 1000  # boxes are in thousandths of the page's width and height, as LayoutLM has them
+
+
+class Word(NamedTuple):
+    """box: left, top, right, bottom, 0 to 1000. field: what it is part of, such as `total`. segment: its block."""
+
+    text: str
+    box: tuple[int, int, int, int]
+    field: str = OTHER
+    segment: int = 0
+
+
+@dataclass(frozen=True)
+class Words:
+    """A column of a page's words in reading order. fields: every kind of field, `other` first."""
+
+    fields: tuple[str, ...] = (OTHER,)
+
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.list_(
+            pa.struct({"text": pa.string(), "box": pa.list_(pa.int32()), "field": pa.string(), "segment": pa.int32()})
+        )
+
+    def decode(self, value: list[Mapping[str, Any]]) -> list[Word]:
+        return [Word(word["text"], tuple(word["box"]), word["field"] or OTHER, word["segment"] or 0) for word in value]
+
+    def describe(self, value: list[Word]) -> str:
+        fields = {word.field for word in value} - {OTHER}
+        said = " ".join(word.text for word in value[:12])
+        return f"{len(value)} words{f', {len(fields)} kinds of field' if fields else ''}: {said} ..."
+
+    def draw(self, value: list[Word], axes: Any) -> None:
+        """Boxes in the colour of their field."""
+        from matplotlib.patches import Rectangle
+
+        fields = sorted({word.field for word in value} - {OTHER})
+        for word in value:
+            left, top, right, bottom = word.box
+            colour = "#c8c8c8" if word.field == OTHER else f"C{fields.index(word.field) % 10}"
+            axes.add_patch(Rectangle((left, top), right - left, bottom - top, facecolor=colour, linewidth=0))
+        axes.set(xlim=(0, BOX_SCALE), ylim=(BOX_SCALE, 0), xticks=[], yticks=[])
+        for place, name in enumerate(fields[:10]):
+            style = {"color": f"C{place}", "fontsize": 5, "va": "top", "transform": axes.transAxes}
+            axes.text(1.02, 0.98 - 0.09 * place, name, **style)
+
+
+class Segment(NamedTuple):
+    """A piece of a document: text with a kind (heading, paragraph, caption, item, code), or a figure."""
+
+    kind: str
+    text: str
+    figure: PILImage.Image | None = None
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """A column of documents: text and figures in reading order."""
+
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.list_(pa.struct({"kind": pa.string(), "text": pa.string(), "figure": pa.binary()}))
+
+    def decode(self, value: list[Mapping[str, Any]]) -> list[Segment]:
+        """Figures are opened, not yet decoded. Raises UnreadableExample for one that is no picture."""
+        figures = [None if piece["figure"] is None else Image().decode(piece["figure"]) for piece in value]
+        return [
+            Segment(piece["kind"], piece["text"] or "", figure) for piece, figure in zip(value, figures, strict=True)
+        ]
+
+    def describe(self, value: list[Segment]) -> str:
+        figures = sum(segment.figure is not None for segment in value)
+        words = sum(len(segment.text.split()) for segment in value)
+        return f"{value[0].text[:60] if value else ''}: {words:,} words and {figures} figures in {len(value)} pieces"
+
+    def draw(self, value: list[Segment], axes: Any) -> None:
+        """The first texts, and the first figure in the lower half."""
+        texts = [segment.text for segment in value if segment.text]
+        write_text(axes, "\n".join(texts), lines=8, size=6, width=52)
+        figure = next((segment.figure for segment in value if segment.figure is not None), None)
+        if figure is not None:
+            inset = axes.inset_axes((0.05, 0.0, 0.9, 0.5))
+            inset.imshow(to_rgb(figure))
+            inset.axis("off")

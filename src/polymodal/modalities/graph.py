@@ -1,0 +1,64 @@
+"""Graphs: named nodes, and edges with a relation between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from polymodal.errors import UnreadableExample
+
+
+class Edge(NamedTuple):
+    """source, target: numbers of nodes."""
+
+    source: int
+    target: int
+    relation: str
+
+
+class NamedGraph(NamedTuple):
+    nodes: tuple[str, ...]
+    edges: tuple[Edge, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A column of small graphs, such as what a picture shows or what a knowledge graph says of an item."""
+
+    @property
+    def storage(self) -> pa.DataType:
+        edge = pa.struct({"source": pa.int32(), "target": pa.int32(), "relation": pa.string()})
+        return pa.struct({"nodes": pa.list_(pa.string()), "edges": pa.list_(edge)})
+
+    def decode(self, value: Mapping[str, Any]) -> NamedGraph:
+        """Raises UnreadableExample for an edge to a node that is not there."""
+        edges = tuple(Edge(edge["source"], edge["target"], edge["relation"]) for edge in value["edges"])
+        if any(not 0 <= end < len(value["nodes"]) for edge in edges for end in edge[:2]):
+            raise UnreadableExample("an edge of the graph leads to no node")
+        return NamedGraph(tuple(value["nodes"]), edges)
+
+    def describe(self, value: NamedGraph) -> str:
+        first = value.edges[:3]
+        said = "; ".join(f"{value.nodes[edge.source]} - {edge.relation} - {value.nodes[edge.target]}" for edge in first)
+        return f"{len(value.nodes)} nodes, {len(value.edges)} edges: {said}"
+
+    def draw(self, value: NamedGraph, axes: Any) -> None:
+        """Nodes on a circle, at most nine of them."""
+        count = min(len(value.nodes), 9)
+        places = [
+            (math.cos(2 * math.pi * place / count), math.sin(2 * math.pi * place / count)) for place in range(count)
+        ]
+        for edge in value.edges:
+            if max(edge.source, edge.target) < count:
+                start, end = places[edge.source], places[edge.target]
+                axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "#999999", "linewidth": 0.6})
+                middle = 0.4 * start[0] + 0.6 * end[0], 0.4 * start[1] + 0.6 * end[1]
+                axes.text(*middle, edge.relation.rpartition(".")[2], fontsize=4.5, color="#777777", ha="center")
+        for (x, y), name in zip(places, value.nodes, strict=False):
+            axes.text(x, y, name[:22], fontsize=6, ha="center", va="center", bbox={"facecolor": "#e3f2fd", "pad": 1})
+        axes.set(xlim=(-1.6, 1.6), ylim=(-1.3, 1.3))
+        axes.axis("off")

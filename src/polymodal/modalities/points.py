@@ -1,0 +1,75 @@
+"""Point clouds: float32, points x 6: place (x, y up, z), centred in the unit sphere, and colour on the scale 0-1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from polymodal.draws import Draws
+from polymodal.modalities.modality import from_npy
+
+
+@dataclass(frozen=True)
+class Points:
+    """A column of point clouds in NumPy's .npy format."""
+
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.binary()
+
+    def decode(self, value: bytes) -> Float[np.ndarray, "points 6"]:
+        """Raises UnreadableExample for anything but a two-dimensional array."""
+        return from_npy(value, 2).astype(np.float32)
+
+    def describe(self, value: np.ndarray) -> str:
+        return f"{len(value):,} points, {'coloured' if value.shape[1] > 3 else 'without colour'}"
+
+    def draw(self, value: np.ndarray, axes: Any) -> None:
+        """Seen from the front, from the right and from above; near points cover far ones."""
+        turn, tilt = np.deg2rad(35), np.deg2rad(25)
+        x = value[:, 0] * np.cos(turn) + value[:, 2] * np.sin(turn)
+        depth = value[:, 2] * np.cos(turn) - value[:, 0] * np.sin(turn)
+        y = value[:, 1] * np.cos(tilt) - depth * np.sin(tilt)
+        near = np.argsort(depth * np.cos(tilt) + value[:, 1] * np.sin(tilt))
+        colour = value[near, 3:6] if value.shape[1] > 3 else depth[near]
+        axes.set_facecolor("#e8eaed")
+        axes.scatter(x[near], y[near], s=1.2, c=colour, linewidths=0)
+        axes.set_aspect("equal")
+        axes.set(xticks=[], yticks=[])
+
+
+def normalised(places: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, "points 3"]:
+    """Centre of gravity at the origin, the farthest point at distance 1."""
+    centred = places - places.mean(axis=0)
+    return centred / max(float(np.linalg.norm(centred, axis=1).max()), 1e-9)
+
+
+def augment_points(
+    points: Float[Tensor, "batch points channels"],
+    draws: Draws,
+    scale: tuple[float, float] = (2 / 3, 3 / 2),
+    shift: float = 0.2,
+    jitter: float = 0.0,
+) -> Float[Tensor, "batch points channels"]:
+    """Each cloud turned about the vertical axis, scaled along each axis and shifted; colours stay.
+
+    scale, shift: ranges drawn uniformly for each axis, as PointNet++ and Point-BERT do. jitter: standard deviation of
+    noise on every point.
+    """
+    angle = draws.uniform(0, 2 * math.pi)
+    cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
+    turn = torch.stack([cos, zero, sin, zero, one, zero, -sin, zero, cos], dim=-1).view(-1, 3, 3).to(points)
+    stretch = torch.stack([draws.uniform(*scale) for _ in range(3)], dim=-1).to(points)
+    offset = torch.stack([draws.uniform(-shift, shift) for _ in range(3)], dim=-1).to(points)
+    places = points[..., :3] @ turn.transpose(1, 2) * stretch[:, None] + offset[:, None]
+    if jitter:
+        noise = np.stack([generator.standard_normal(places.shape[1:]) for generator in draws.generators])
+        places = places + jitter * torch.from_numpy(noise).to(points)
+    return torch.cat([places, points[..., 3:]], dim=-1)

@@ -1,0 +1,37 @@
+"""Questions about an example, with answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from polymodal.modalities.modality import write_text
+
+
+class Question(NamedTuple):
+    """kind: what it asks for, such as `count`; for figures by kind."""
+
+    question: str
+    answer: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A column of lists of questions with their answers."""
+
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.list_(pa.struct({"question": pa.string(), "answer": pa.string(), "kind": pa.string()}))
+
+    def decode(self, value: list[Mapping[str, str]]) -> list[Question]:
+        return [Question(record["question"], record["answer"], record["kind"]) for record in value]
+
+    def describe(self, value: list[Question]) -> str:
+        return f"{len(value)} questions: {' '.join(f'{q.question} {q.answer}.' for q in value[:2])}"
+
+    def draw(self, value: list[Question], axes: Any) -> None:
+        write_text(axes, "\n".join(f"{q.question} {q.answer}" for q in value), size=7, width=42, lines=10)

@@ -1,0 +1,143 @@
+"""Rows of a table: numbers with units and categories, any of which may be missing; and whole small tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from polymodal.draws import Draws
+from polymodal.errors import UnreadableExample
+from polymodal.modalities.modality import write_text
+
+
+class TableRow(NamedTuple):
+    """numbers: NaN where missing. categories: places in the lists of names, -1 where missing."""
+
+    numbers: Float[np.ndarray, " numeric"]
+    categories: Int[np.ndarray, " categorical"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A column of table rows.
+
+    numeric: name -> unit ("" for none). categorical: name -> the values that it may have.
+    """
+
+    numeric: Mapping[str, str]
+    categorical: Mapping[str, tuple[str, ...]]
+
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.struct(dict.fromkeys(self.numeric, pa.float64()) | dict.fromkeys(self.categorical, pa.string()))
+
+    def decode(self, value: Mapping[str, Any]) -> TableRow:
+        """Raises UnreadableExample for a category that is not in the list, or a number that is not finite."""
+        numbers = [math.nan if value[name] is None else float(value[name]) for name in self.numeric]
+        if any(math.isinf(number) for number in numbers):
+            raise UnreadableExample("a number of the table row is infinite")
+        places = []
+        for name, levels in self.categorical.items():
+            if value[name] is not None and value[name] not in levels:
+                raise UnreadableExample(f"'{value[name]}' is not a value of '{name}'")
+            places.append(-1 if value[name] is None else levels.index(value[name]))
+        return TableRow(np.array(numbers, np.float32), np.array(places, np.int64))
+
+    def lines(self, value: TableRow) -> list[str]:
+        """'width: 45 cm' for every number and category; '?' where it is missing."""
+        said = [
+            f"{name}: " + ("?" if math.isnan(number) else f"{number:.4g} {unit}".strip())
+            for (name, unit), number in zip(self.numeric.items(), value.numbers, strict=True)
+        ]
+        return said + [
+            f"{name}: {levels[place] if place >= 0 else '?'}"
+            for (name, levels), place in zip(self.categorical.items(), value.categories, strict=True)
+        ]
+
+    def describe(self, value: TableRow) -> str:
+        return "; ".join(self.lines(value)[:8])
+
+    def draw(self, value: TableRow, axes: Any) -> None:
+        write_text(axes, "\n".join(self.lines(value)), lines=12, family="monospace", size=7)
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """A batch of rows. A missing number is NaN, a missing category -1, as in TableRow."""
+
+    numbers: Float[Tensor, "batch numeric"]
+    categories: Int[Tensor, "batch categorical"]
+
+    def to(self, device: torch.device | str) -> TableRows:
+        return TableRows(self.numbers.to(device), self.categories.to(device))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+def collate(rows: list[TableRow], mean: Float[np.ndarray, " numeric"], std: Float[np.ndarray, " numeric"]) -> TableRows:
+    """Rows to a batch, numbers to mean 0 and standard deviation 1. mean, std: of the training rows."""
+    numbers = (np.stack([row.numbers for row in rows]) - mean) / std
+    return TableRows(
+        torch.from_numpy(numbers.astype(np.float32)), torch.from_numpy(np.stack([row.categories for row in rows]))
+    )
+
+
+def spread(rows: list[TableRow]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each number over the rows that have it; 0 and 1 where none has it."""
+    numbers = np.stack([row.numbers for row in rows]).astype(np.float64)
+    count = (~np.isnan(numbers)).sum(axis=0)
+    mean = np.where(count, np.nansum(numbers, axis=0) / np.maximum(count, 1), 0.0)
+    variance = np.nansum((numbers - mean) ** 2, axis=0) / np.maximum(count, 1)
+    return mean, np.where(variance > 1e-12, np.sqrt(variance), 1.0)
+
+
+def without(rows: TableRows, share: float, draws: Draws) -> TableRows:
+    """Each value missing with probability `share`."""
+    numeric, categorical = rows.numbers.shape[1], rows.categories.shape[1]
+    gone = torch.stack([draws.uniform() < share for _ in range(numeric + categorical)], dim=1)
+    return TableRows(
+        rows.numbers.masked_fill(gone[:, :numeric], math.nan), rows.categories.masked_fill(gone[:, numeric:], -1)
+    )
+
+
+class Column(NamedTuple):
+    """One named column of a small table; numbers are written as in the table."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """A column of small tables, such as the one that a chart shows."""
+
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.list_(pa.struct({"name": pa.string(), "values": pa.list_(pa.string())}))
+
+    def decode(self, value: list[Mapping[str, Any]]) -> list[Column]:
+        """Raises UnreadableExample when columns differ in length."""
+        columns = [Column(record["name"], tuple(record["values"])) for record in value]
+        if len({len(column.values) for column in columns}) > 1:
+            raise UnreadableExample("the columns of the table differ in length")
+        return columns
+
+    def text(self, value: list[Column]) -> str:
+        """One line a row, ' | ' between columns, headings first."""
+        rows = zip(*(column.values for column in value), strict=True)
+        return "\n".join([" | ".join(column.name for column in value), *(" | ".join(row) for row in rows)])
+
+    def describe(self, value: list[Column]) -> str:
+        return f"{len(value[0].values) if value else 0} rows of {', '.join(column.name for column in value)}"
+
+    def draw(self, value: list[Column], axes: Any) -> None:
+        write_text(axes, self.text(value), lines=12, family="monospace", size=7)

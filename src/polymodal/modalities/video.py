@@ -1,0 +1,99 @@
+"""Moving pictures: uint8 frames, time x height x width x 3, evenly spaced over the clip."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import UInt8
+
+from polymodal.errors import UnreadableExample, needs
+
+LONGEST = 20_000  # frames that are decoded of one clip
+
+
+class Clip(NamedTuple):
+    """frames: RGB, 0-255. seconds: the time of each frame from the start."""
+
+    frames: UInt8[np.ndarray, "time height width 3"]
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Video:
+    """A column of encoded clips (MP4, WebM, Matroska ...). frames: how many a decoded clip has, at most."""
+
+    frames: int = 16
+
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.binary()
+
+    def decode(self, value: bytes) -> Clip:
+        """Frames from the middles of equal stretches. Raises UnreadableExample when none can be decoded."""
+        try:
+            import av
+        except ImportError as error:
+            raise needs("av", "video", "Reading video") from error
+        try:
+            with av.open(io.BytesIO(value), "r") as container:
+                stream = container.streams.video[0]
+                stream.thread_type = "NONE"  # examples are decoded in threads already
+                count = stream.frames or sum(1 for _ in itertools.islice(container.decode(stream), LONGEST))
+                if not stream.frames:
+                    container.seek(0)
+                count = min(count, LONGEST)
+                wanted = set(evenly(count, self.frames))
+                frames, seconds = [], []
+                for place, frame in enumerate(container.decode(stream)):
+                    if place in wanted:
+                        frames.append(frame.to_ndarray(format="rgb24"))
+                        seconds.append(float(frame.time or 0))
+                    if place >= max(wanted, default=0):
+                        break
+        except (av.FFmpegError, IndexError, TypeError, ValueError) as error:
+            raise UnreadableExample(f"the video cannot be decoded: {error}") from error
+        if not frames:
+            raise UnreadableExample("the video holds no frames")
+        return Clip(np.stack(frames), tuple(seconds))
+
+    def describe(self, value: Clip) -> str:
+        time, height, width, _ = value.frames.shape
+        return f"{time} frames of {width} x {height} px over {value.seconds[-1]:.1f} s"
+
+    def draw(self, value: Clip, axes: Any) -> None:
+        """Six frames in reading order."""
+        chosen = value.frames[evenly(len(value.frames), 6)]
+        lines = [np.concatenate(list(chosen[start : start + 3]), axis=1) for start in range(0, len(chosen) - 2, 3)]
+        axes.imshow(np.concatenate(lines or [chosen[0]], axis=0))
+        axes.axis("off")
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """Numbers of the frames in the middles of `wanted` equal stretches of `count` frames; all when there are fewer."""
+    if count <= wanted:
+        return list(range(count))
+    return [int((2 * place + 1) * count / (2 * wanted)) for place in range(wanted)]
+
+
+def encode(frames: UInt8[np.ndarray, "time height width 3"], rate: int) -> bytes:
+    """Frames to an MP4 file in memory (H.264 where it is there, else MPEG-4). rate: frames a second."""
+    try:
+        import av
+    except ImportError as error:
+        raise needs("av", "video", "Writing video") from error
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        stream: Any = container.add_stream(codec, rate=rate)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.thread_count = 1  # the same bytes on every machine
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()

@@ -1,0 +1,66 @@
+"""Three-dimensional scans: float32, contrasts x depth x height x width, some contrasts possibly missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float
+
+from polymodal.errors import UnreadableExample
+from polymodal.modalities.modality import from_npy
+
+
+class Scan(NamedTuple):
+    """voxels: 0 where a contrast is missing. present: which contrasts there are."""
+
+    voxels: Float[np.ndarray, "contrasts depth height width"]
+    present: Bool[np.ndarray, " contrasts"]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A column of scans, each contrast in NumPy's .npy format. contrasts: their names, such as T1 and T2."""
+
+    contrasts: tuple[str, ...]
+
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.struct(dict.fromkeys(self.contrasts, pa.binary()))
+
+    def decode(self, value: Mapping[str, bytes | None]) -> Scan:
+        """Raises UnreadableExample when no contrast is there, or their shapes differ."""
+        found = {name: from_npy(data, 3) for name in self.contrasts if (data := value[name]) is not None}
+        shapes = {array.shape for array in found.values()}
+        if len(shapes) != 1:
+            raise UnreadableExample("the contrasts differ in shape" if shapes else "the scan has no contrast")
+        voxels = np.zeros((len(self.contrasts), *shapes.pop()), np.float32)
+        for place, name in enumerate(self.contrasts):
+            if name in found:
+                voxels[place] = found[name]
+        return Scan(voxels, np.array([name in found for name in self.contrasts]))
+
+    def describe(self, value: Scan) -> str:
+        depth, height, width = value.voxels.shape[1:]
+        there = [name for name, present in zip(self.contrasts, value.present, strict=True) if present]
+        return f"{depth} x {height} x {width} voxels of {', '.join(there)}"
+
+    def draw(self, value: Scan, axes: Any) -> None:
+        """The middle slice along each axis, one line a contrast."""
+        size = max(value.voxels.shape[1:])
+        lines = []
+        for scan in value.voxels:
+            slices = [scan[scan.shape[0] // 2], scan[:, scan.shape[1] // 2], scan[:, :, scan.shape[2] // 2]]
+            lines.append(np.concatenate([_centred(plane, size) for plane in slices], axis=1))
+        axes.imshow(np.concatenate(lines), cmap="gray")
+        axes.axis("off")
+
+
+def _centred(plane: np.ndarray, size: int) -> np.ndarray:
+    top, left = ((size - side) // 2 for side in plane.shape)
+    square = np.zeros((size, size), plane.dtype)
+    square[top : top + plane.shape[0], left : left + plane.shape[1]] = plane
+    return square[::-1]
