@@ -11,17 +11,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from polymodal.corpora._cache import prepared_size
+from polymodal.corpora.brains import brains
 from polymodal.corpora.cells import cells
 from polymodal.corpora.corpus import About, Corpus, Part
 from polymodal.corpora.emoji import emoji
+from polymodal.corpora.functions import functions
 from polymodal.corpora.furniture import furniture
+from polymodal.corpora.manuals import manuals
 from polymodal.corpora.mixture import mix, with_language_temperature
+from polymodal.corpora.molecules import molecules
 from polymodal.corpora.movies import movies
 from polymodal.corpora.own import from_path
 from polymodal.corpora.reports import reports
 from polymodal.corpora.scenes import scenes
 from polymodal.corpora.series import series
 from polymodal.corpora.solar_cells import solar_cells
+from polymodal.corpora.speech import speech
 from polymodal.corpora.stamps import stamps
 from polymodal.corpora.stream import MissingData, from_shards
 from polymodal.errors import UserError, unknown
@@ -31,13 +36,17 @@ __all__ = [
     "Corpus",
     "MissingData",
     "Part",
+    "brains",
     "built_in",
     "cells",
     "emoji",
     "from_path",
     "from_shards",
+    "functions",
     "furniture",
+    "manuals",
     "mix",
+    "molecules",
     "movies",
     "named",
     "named_mixture",
@@ -46,6 +55,7 @@ __all__ = [
     "scenes",
     "series",
     "solar_cells",
+    "speech",
     "stamps",
     "state",
     "with_language_temperature",

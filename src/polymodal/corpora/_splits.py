@@ -52,6 +52,12 @@ def join_alike(groups: Groups, thumbnails: np.ndarray, tolerance: float = 4.0, m
             groups.join([row, *(row + np.flatnonzero(difference <= tolerance))])
 
 
+def split_by_hash(group: str, test: float = 0.2, validation: float = 0.1) -> str:
+    """A split that a group has of its own, whatever other groups there are."""
+    place = int.from_bytes(hashlib.sha256(group.encode()).digest()[:4]) / 2**32
+    return "test" if place < test else "validation" if place < test + validation else "train"
+
+
 def split_groups(
     categories: Sequence[str],
     groups: Sequence[str],

@@ -8,13 +8,13 @@ numbers of channels differ between sets.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from polymodal.corpora._packages import PyPIPackage, members
 from polymodal.corpora._prepared import Preparation, Row, open_prepared
+from polymodal.corpora._splits import split_by_hash
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.modalities import Category, Modality, Series, Table, Text
 from polymodal.modalities.modality import to_npy
@@ -80,7 +80,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
         labels, values = parse_ts(data.decode(errors="replace"))
         for number, (label, channels) in enumerate(values):
             key = f"{match[1]}/{match[2].lower()}/{number}"
-            split = "test" if match[2] == "TEST" else "validation" if zlib.crc32(key.encode()) % 5 == 0 else "train"
+            split = "test" if match[2] == "TEST" else split_by_hash(key, test=0, validation=0.2)
             text = sentence.format(classes[labels.index(label)])
             yield {
                 "key": key,

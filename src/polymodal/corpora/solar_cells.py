@@ -7,13 +7,13 @@ data. The data's own test split is kept; a tenth of its training split becomes `
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from polymodal.corpora._packages import PyPIPackage, members
 from polymodal.corpora._prepared import Preparation, Row, open_prepared
+from polymodal.corpora._splits import split_by_hash
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.modalities import Category, Image, Modality, Table
 
@@ -55,8 +55,8 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
     for line in prepare.track(lines, "Measuring photographs"):
         name, probability, kind, split = line.split()
         data = files[folder + name]
-        if split == "train" and zlib.crc32(name.encode()) % 10 == 0:
-            split = "validation"
+        if split == "train":
+            split = split_by_hash(name, test=0)
         yield {
             "key": name.removeprefix("images/").removesuffix(".png"),
             "split": split,

@@ -1,4 +1,7 @@
-"""Three-dimensional scans: float32, contrasts x depth x height x width, some contrasts possibly missing."""
+"""Three-dimensional scans: float32, contrasts x depth x height x width, some contrasts possibly missing.
+
+What is stored as uint8 comes on the scale 0-255, as pictures do.
+"""
 
 from __future__ import annotations
 
@@ -49,11 +52,12 @@ class Volume:
         return f"{depth} x {height} x {width} voxels of {', '.join(there)}"
 
     def draw(self, value: Scan, axes: Any) -> None:
-        """The middle slice along each axis, one line a contrast."""
+        """The fullest slice along each axis, one line a contrast."""
         size = max(value.voxels.shape[1:])
         lines = []
         for scan in value.voxels:
-            slices = [scan[scan.shape[0] // 2], scan[:, scan.shape[1] // 2], scan[:, :, scan.shape[2] // 2]]
+            fullest = [scan.sum(others).argmax() for others in ((1, 2), (0, 2), (0, 1))]
+            slices = [scan.take(place, axis) for axis, place in enumerate(fullest)]
             lines.append(np.concatenate([_centred(plane, size) for plane in slices], axis=1))
         axes.imshow(np.concatenate(lines), cmap="gray")
         axes.axis("off")
