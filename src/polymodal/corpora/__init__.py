@@ -13,6 +13,7 @@ from typing import Any
 from polymodal.corpora._cache import prepared_size
 from polymodal.corpora.brains import brains
 from polymodal.corpora.cells import cells
+from polymodal.corpora.clips import clips
 from polymodal.corpora.corpus import About, Corpus, Part
 from polymodal.corpora.emoji import emoji
 from polymodal.corpora.functions import functions
@@ -39,6 +40,7 @@ __all__ = [
     "brains",
     "built_in",
     "cells",
+    "clips",
     "emoji",
     "from_path",
     "from_shards",

@@ -1,51 +1,40 @@
-"""Composed scenes: two to four emoji on a coloured ground, with a caption, a box and a mask for each object.
+"""Composed scenes: two to four emoji on a coloured ground, with captions, boxes, masks, relations and questions.
 
 The sprites are 120 concepts of the `emoji` corpus that are pictures of things (animals, food, objects, vehicles).
 `train`, `validation` and `test` are different arrangements of Google's drawings; the objects of `test_twitter` are
-Twitter's drawings of the same concepts, none of which was seen in training. Masks and boxes are for evaluation: no
-method trains on them.
+Twitter's drawings of the same concepts, none of which was seen in training. An object is large or small, has a colour
+(the nearest name of its commonest hue), a place, and relations to the others. There are three captions: `short` names
+the objects, `caption` adds their size, `long` their colour and place. Answers to the questions are computed.
 """
 
 from __future__ import annotations
 
-import io
+import colorsys
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image as PILImage
 from PIL import ImageOps
-from rich.progress import track
 
-from polymodal.corpora._cache import prepared
+from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.corpora.emoji import emoji
-from polymodal.modalities import Image, Mask, Regions, Text
+from polymodal.modalities import Graph, Image, Mask, Modality, Questions, Regions, Text
+from polymodal.modalities.image import encoded
 
 SIDE = 96  # pixels
 CONCEPTS = 120
 COUNTS = {"train": 4000, "validation": 200, "test": 400, "test_twitter": 400}
-FORMAT = 1  # raised when preparation changes, so that an old cache is not read
 CATEGORIES = ("Animals & Nature", "Food & Drink", "Objects", "Travel & Places", "Activities")
 
 about = About(
     name="scenes",
-    description="5,000 composed pictures of 2 to 4 emoji, with captions, boxes and masks",
+    description="5,000 composed pictures of 2 to 4 emoji, with captions, boxes, masks, relations and questions",
     licence="pictures: Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0); texts: Unicode CLDR (Unicode-3.0)",
     source="composed from the corpus 'emoji'",
-    modalities=("image", "text", "regions", "mask"),
-)
-
-SCHEMA = pa.schema(
-    {
-        "key": pa.string(),
-        "image": pa.binary(),
-        "caption": pa.string(),
-        "regions": pa.list_(pa.struct({"name": pa.string(), "box": pa.list_(pa.int32())})),
-        "mask": pa.binary(),
-        "split": pa.string(),
-    }
+    modalities=("image", "text", "regions", "mask", "graph", "questions"),
+    composed="every picture and text is composed",
 )
 
 
@@ -55,21 +44,22 @@ class Sprite:
 
     name: str
     picture: PILImage.Image
+    colour: str
 
 
 def scenes() -> Corpus:
     """Open the corpus, after composing it (some seconds, once) when it is not in the cache."""
-    folder = prepared(f"scenes-{FORMAT}", _prepare)
-    table = pa.ipc.open_file(pa.memory_map(str(folder / "scenes.arrow"))).read_all()
-    split = np.array(table.column("split").to_pylist())
-    return Corpus(
-        about=about,
-        table=table,
-        columns={"image": Image(), "caption": Text(), "regions": Regions(), "mask": Mask()},
-        splits={name: np.flatnonzero(split == name) for name in COUNTS},
-        keys="key",
-        choices={"corpus": "scenes"},
-    )
+    columns: dict[str, Modality] = {
+        "image": Image(),
+        "caption": Text(),
+        "regions": Regions(),
+        "mask": Mask(),
+        "short": Text(),
+        "long": Text(),
+        "relations": Graph(),
+        "questions": Questions(),
+    }
+    return open_prepared(about, 2, columns, _rows)
 
 
 def compose(
@@ -108,30 +98,102 @@ def caption(names: list[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _prepare(folder: Path) -> None:
-    sprites = {vendor: _sprites(vendor) for vendor in ("google", "twitter")}
-    rows = []
+HUES = ("red", "orange", "yellow", "green", "green", "cyan", "blue", "blue", "purple", "pink", "pink", "red")
+
+
+def colour_name(picture: PILImage.Image) -> str:
+    """The name of the commonest colour among the opaque pixels."""
+    pixels = np.asarray(picture.convert("RGBA")).reshape(-1, 4)
+    names: dict[str, int] = {}
+    for red, green, blue in pixels[pixels[:, 3] > 127][::3, :3] / 255:
+        hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
+        if value < 0.25:
+            name = "black"
+        elif saturation < 0.2:
+            name = "white" if value > 0.85 else "grey"
+        else:
+            name = HUES[round(hue * 12) % 12]
+            name = "brown" if name in ("red", "orange") and value < 0.65 else name
+        names[name] = names.get(name, 0) + 1
+    return max(sorted(names), key=lambda name: names[name], default="grey")
+
+
+def place_name(box: list[int], side: int = SIDE) -> str:
+    """'top left', 'centre', 'bottom' ...: by thirds of the picture."""
+    x, y = (box[0] + box[2]) / 2 / side, (box[1] + box[3]) / 2 / side
+    words = [
+        word
+        for word, there in (("top", y < 1 / 3), ("bottom", y > 2 / 3), ("left", x < 1 / 3), ("right", x > 2 / 3))
+        if there
+    ]
+    return " ".join(words) or "centre"
+
+
+def relate(boxes: list[list[int]]) -> list[dict]:
+    """'left of' and 'above' between objects whose boxes do not overlap along that axis, as edges of a graph."""
+    edges = []
+    for source, one in enumerate(boxes):
+        for target, other in enumerate(boxes):
+            for relation, clear in (("left of", one[2] <= other[0]), ("above", one[3] <= other[1])):
+                if clear:
+                    edges.append({"source": source, "target": target, "relation": relation})
+    return edges
+
+
+def ask(sprites: list[Sprite], regions: list[dict], edges: list[dict], absent: str) -> list[dict[str, str]]:
+    """Questions whose answers follow from what was drawn. absent: a concept that is not in the picture."""
+    names = [sprite.name for sprite in sprites]
+    asked = [
+        ("How many things are there?", str(len(names)), "count"),
+        (f"Is there a {names[0]}?", "yes", "presence"),
+        (f"Is there a {absent}?", "no", "presence"),
+    ]
+    for name, sprite, region in zip(names, sprites, regions, strict=True):
+        asked.append((f"What colour is the {name}?", sprite.colour, "colour"))
+        asked.append((f"How large is the {name}?", region["name"].split()[0], "size"))
+        asked.append((f"Where is the {name}?", place_name(region["box"]), "place"))
+    for edge in edges[:3]:
+        one, other = names[edge["source"]], names[edge["target"]]
+        asked.append((f"Is the {one} {edge['relation']} the {other}?", "yes", "relation"))
+        asked.append((f"Is the {other} {edge['relation']} the {one}?", "no", "relation"))
+    return [{"question": question, "answer": answer, "kind": kind} for question, answer, kind in asked]
+
+
+def _rows(prepare: Preparation) -> Iterator[Row]:
+    sprites = {vendor: sprites_of(vendor) for vendor in ("google", "twitter")}
     for place, (split, count) in enumerate(COUNTS.items()):
         rng = np.random.default_rng(place)
         drawn_by = sprites["twitter" if split == "test_twitter" else "google"]
-        for number in track(range(count), f"Composing scenes, {split}", transient=True):
-            chosen = rng.choice(len(drawn_by), size=rng.integers(2, 5), replace=False)
-            picture, mask, regions = compose([drawn_by[index] for index in chosen], rng)
-            rows.append(
-                {
-                    "key": f"{split}/{number}",
-                    "image": _png(picture),
-                    "caption": caption([region["name"] for region in regions]),
-                    "regions": regions,
-                    "mask": _png(PILImage.fromarray(mask)),
-                    "split": split,
-                }
-            )
-    with pa.ipc.new_file(str(folder / "scenes.arrow"), SCHEMA) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), max_chunksize=256)
+        for number in prepare.track(range(count), f"Composing scenes, {split}"):
+            places = rng.choice(len(drawn_by), size=rng.integers(2, 5), replace=False)
+            chosen = [drawn_by[index] for index in places]
+            picture, mask, regions = compose(chosen, rng)
+            edges = relate([region["box"] for region in regions])
+            absent = drawn_by[next(index for index in range(number % 100, len(drawn_by)) if index not in places)].name
+            names = [region["name"] for region in regions]
+            coloured = [
+                f"{region['name'].split()[0]} {sprite.colour} {sprite.name} at the {place_name(region['box'])}"
+                for sprite, region in zip(chosen, regions, strict=True)
+            ]
+            yield {
+                "key": f"{split}/{number}",
+                "split": split,
+                "image": encoded(picture),
+                "caption": _text(caption(names)),
+                "short": _text(caption([sprite.name for sprite in chosen])),
+                "long": _text(caption(coloured)),
+                "regions": regions,
+                "mask": encoded(PILImage.fromarray(mask)),
+                "relations": {"nodes": names, "edges": edges},
+                "questions": ask(chosen, regions, edges, absent),
+            }
 
 
-def _sprites(vendor: str) -> list[Sprite]:
+def _text(text: str) -> list[dict[str, str]]:
+    return [{"text": text, "language": "en"}]
+
+
+def sprites_of(vendor: str) -> list[Sprite]:
     """The same concepts in the same order for every vendor."""
     corpus = emoji()
     found: dict[str, Sprite] = {}
@@ -142,12 +204,6 @@ def _sprites(vendor: str) -> list[Sprite]:
         picture = corpus.value(row, "image").convert("RGBA")
         box = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
         if box is not None and name.isascii() and " " not in name:  # one word: its tokens belong to one object
-            found.setdefault(name, Sprite(name, picture.crop(box)))
+            found.setdefault(name, Sprite(name, picture.crop(box), colour_name(picture.crop(box))))
     order = np.random.default_rng(0).permutation(sorted(found))
     return [found[name] for name in order[:CONCEPTS]]
-
-
-def _png(picture: PILImage.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -36,12 +36,12 @@ def described(corpus: Corpus, row: int) -> dict[str, str]:
 
 
 def draw_sheet(corpus: Corpus, rows: np.ndarray, path: Path) -> None:
-    """Write a PNG. At most seven columns stand side by side; others go below them."""
+    """Write a PNG. At most eight columns stand side by side; others go below them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = list(corpus.columns)
-    across = min(len(names), 7)
+    across = min(len(names), 8)
     lines = -(-len(names) // across)
     figure = Figure(figsize=(across * WIDTH, len(rows) * lines * HEIGHT + 0.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)

@@ -1,8 +1,9 @@
 """Speech: synthetic voices that read names, glosses, captions and manuals in 17 languages, and recordings of people.
 
 espeak-ng, which has to be installed, reads the names of emoji, WordNet's glosses, captions of stamps and sentences of
-the manuals; voice, speed and pitch are drawn for each. `train`, `validation` and `test` hold this synthetic speech. The real test are the captions that people recorded for Tux Paint, `test_recorded`; recordings of captions that
-stand in training are `train_recorded`. Splits follow those of the texts: concepts of the emoji, stamps, pages.
+the manuals; voice, speed and pitch are drawn for each. `train`, `validation` and `test` hold this synthetic speech. The
+real test are the captions that people recorded for Tux Paint, `test_recorded`; recordings of captions that stand in
+training are `train_recorded`. Splits follow those of the texts: concepts of the emoji, stamps, pages.
 """
 
 from __future__ import annotations

@@ -1,0 +1,155 @@
+"""Composed clips: a stamp that sounds, often with a silent one, moves over a ground; with its sound, texts, questions.
+
+Two seconds at 8 frames a second. Each stamp moves one way, grows, shrinks or stays. The sound track is the sound effect
+of the sounding stamp. Training, validation and test have different stamps, by the splits of the corpus `stamps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image as PILImage
+from PIL import ImageOps
+
+from polymodal.corpora._prepared import Preparation, Row, open_prepared
+from polymodal.corpora.corpus import About, Corpus
+from polymodal.corpora.stamps import stamps
+from polymodal.modalities import Audio, Category, Modality, Questions, Regions, Text, Video
+from polymodal.modalities.audio import encoded
+from polymodal.modalities.video import encode
+
+SIDE, FRAMES, RATE = 96, 16, 8  # pixels, frames of a clip, frames a second
+COUNTS = {"train": 1500, "validation": 100, "test": 300}
+# what a stamp does -> where its centre starts and ends (shares of the side), and its size at the start and the end
+MOTIONS = {
+    "moves to the right": ((0.25, None), (0.75, None), (0.42, 0.42)),
+    "moves to the left": ((0.75, None), (0.25, None), (0.42, 0.42)),
+    "moves up": ((None, 0.75), (None, 0.25), (0.42, 0.42)),
+    "moves down": ((None, 0.25), (None, 0.75), (0.42, 0.42)),
+    "comes nearer": ((None, None), (None, None), (0.22, 0.6)),
+    "goes away": ((None, None), (None, None), (0.6, 0.22)),
+    "stays": ((None, None), (None, None), (0.42, 0.42)),
+}
+
+about = About(
+    name="clips",
+    description="1,900 composed clips of stamps that move and sound, with texts and questions",
+    licence="GPL-2 (pictures and sounds of Tux Paint)",
+    source="composed from the corpus 'stamps'",
+    modalities=("video", "audio", "text", "regions", "questions", "category"),
+    composed="every clip is composed; the sounds are recordings",
+)
+
+
+def clips() -> Corpus:
+    """Open the corpus, after composing it (a minute, once). Raises UserError without the package av."""
+    columns: dict[str, Modality] = {
+        "video": Video(FRAMES),
+        "sound": Audio(),
+        "captions": Text(),
+        "regions": Regions(),
+        "questions": Questions(),
+        "motion": Category(tuple(MOTIONS)),
+    }
+    return open_prepared(about, 1, columns, _rows, label="motion", prompts=lambda motion: (f"something {motion}",))
+
+
+class Actor(NamedTuple):
+    """A cut-out stamp. name: with its article. waveform: of its sound effect, None for a silent one."""
+
+    name: str
+    picture: PILImage.Image
+    waveform: np.ndarray | None
+
+
+def _rows(prepare: Preparation) -> Iterator[Row]:
+    for place, (split, count) in enumerate(COUNTS.items()):
+        loud, silent = _actors(split)
+        for number in prepare.track(range(count), f"Composing clips, {split}"):
+            rng = np.random.default_rng([place, number])
+            actors = [loud[rng.integers(len(loud))]]
+            if rng.random() < 0.6:
+                actors.append(silent[rng.integers(len(silent))])
+            motions = [str(motion) for motion in rng.choice(list(MOTIONS), size=len(actors), replace=False)]
+            frames, boxes = film(actors, motions, rng)
+            waveform = actors[0].waveform
+            assert waveform is not None
+            length = Audio().rate * FRAMES // RATE
+            track = np.zeros(length, np.float32)
+            track[: min(len(waveform), length)] = waveform[:length]
+            doing = [f"{actor.name} {motion}" for actor, motion in zip(actors, motions, strict=True)]
+            texts = [" and ".join(doing), f"the sound of {actors[0].name}"]
+            yield {
+                "key": f"{split}/{number}",
+                "split": split,
+                "video": encode(frames, RATE),
+                "sound": encoded(track, Audio().rate, "OGG"),
+                "captions": [{"text": text, "language": "en"} for text in texts],
+                "regions": [{"name": actor.name, "box": box} for actor, box in zip(actors, boxes, strict=True)],
+                "questions": _questions(actors, motions),
+                "motion": motions[0],
+            }
+
+
+def _actors(split: str) -> tuple[list[Actor], list[Actor]]:
+    """Those with and those without a sound, each name once."""
+    corpus = stamps()
+    loud, silent = {}, {}
+    sounding = corpus.has("sound")
+    for row in corpus.rows(split):
+        caption = corpus.value(int(row), "captions")[0].text.rstrip(".!")
+        if not caption.startswith(("A ", "An ")) or len(caption.split()) > 4:
+            continue
+        name = caption[0].lower() + caption[1:]
+        picture = corpus.value(int(row), "image").convert("RGBA")
+        box = picture.getchannel("A").getbbox()
+        picture = picture.crop(box) if box else picture
+        if sounding[row]:
+            loud.setdefault(name, Actor(name, picture, corpus.value(int(row), "sound")))
+        else:
+            silent.setdefault(name, Actor(name, picture, None))
+    return list(loud.values()), [actor for name, actor in silent.items() if name not in loud]
+
+
+def film(actors: list[Actor], motions: list[str], rng: np.random.Generator) -> tuple[np.ndarray, list[list[int]]]:
+    """uint8 frames x SIDE x SIDE x 3, and each actor's box in the first frame (left, top, right, bottom, pixels).
+
+    The first actor is in front where two meet.
+    """
+    ground = tuple(int(value) for value in rng.integers(150, 256, size=3))
+    paths = []
+    for motion in motions:
+        start, end, sizes = MOTIONS[motion]
+        home = rng.uniform(0.3, 0.7, size=2)
+        ends = [[home[axis] if value is None else value for axis, value in enumerate(point)] for point in (start, end)]
+        paths.append((*ends, sizes))
+    frames, boxes = np.empty((FRAMES, SIDE, SIDE, 3), np.uint8), []
+    for number in range(FRAMES):
+        picture, share = PILImage.new("RGB", (SIDE, SIDE), ground), number / (FRAMES - 1)
+        for actor, (start, end, sizes) in reversed(list(zip(actors, paths, strict=True))):  # the first is in front
+            extent = max(4, round(SIDE * ((1 - share) * sizes[0] + share * sizes[1])))
+            sprite = ImageOps.contain(actor.picture, (extent, extent), PILImage.Resampling.BILINEAR)
+            centre = [(1 - share) * one + share * other for one, other in zip(start, end, strict=True)]
+            left, top = (round(SIDE * middle - size / 2) for middle, size in zip(centre, sprite.size, strict=True))
+            picture.paste(sprite, (left, top), sprite)
+            if number == 0:
+                edges = (left, top, left + sprite.width, top + sprite.height)
+                boxes.insert(0, [min(max(edge, 0), SIDE) for edge in edges])
+        frames[number] = np.asarray(picture)
+    return frames, boxes
+
+
+def _questions(actors: list[Actor], motions: list[str]) -> list[dict[str, str]]:
+    asked = [
+        ("How many things are there?", str(len(actors)), "count"),
+        ("What do you hear?", actors[0].name, "sound"),
+    ]
+    for actor, motion in zip(actors, motions, strict=True):
+        thing = actor.name.partition(" ")[2]
+        other = list(MOTIONS)[(list(MOTIONS).index(motion) + 3) % len(MOTIONS)]
+        asked.append((f"What does the {thing} do?", f"it {motion}", "motion"))
+        asked.append((f"Is it true that the {thing} {motion}?", "yes", "check"))
+        asked.append((f"Is it true that the {thing} {other}?", "no", "check"))
+    return [{"question": question, "answer": answer, "kind": kind} for question, answer, kind in asked]
