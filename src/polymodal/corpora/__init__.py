@@ -13,6 +13,7 @@ from typing import Any
 from polymodal.corpora._cache import prepared_size
 from polymodal.corpora.brains import brains
 from polymodal.corpora.cells import cells
+from polymodal.corpora.charts import charts
 from polymodal.corpora.clips import clips
 from polymodal.corpora.corpus import About, Corpus, Part
 from polymodal.corpora.emoji import emoji
@@ -40,6 +41,7 @@ __all__ = [
     "brains",
     "built_in",
     "cells",
+    "charts",
     "clips",
     "emoji",
     "from_path",

@@ -126,7 +126,7 @@ def subject(tissues: np.ndarray, grade: str, rng: np.random.Generator) -> tuple[
         scan = gaussian_filter(scan, 0.4) * bias + 0.02 * rng.standard_normal(shape)
         scans[number] = np.clip(scan * (own.sum(axis=0) > 0.3) * 220, 0, 255)
     millilitres = STEP**3 / 1000
-    measured = {
+    measured: dict[str, Any] = {
         "lesion volume": float((mask > 0).sum() * millilitres),
         "core volume": float((mask > 1).sum() * millilitres),
         "side": None,

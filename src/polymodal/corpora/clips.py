@@ -96,7 +96,8 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 def _actors(split: str) -> tuple[list[Actor], list[Actor]]:
     """Those with and those without a sound, each name once."""
     corpus = stamps()
-    loud, silent = {}, {}
+    loud: dict[str, Actor] = {}
+    silent: dict[str, Actor] = {}
     sounding = corpus.has("sound")
     for row in corpus.rows(split):
         caption = corpus.value(int(row), "captions")[0].text.rstrip(".!")
@@ -125,7 +126,8 @@ def film(actors: list[Actor], motions: list[str], rng: np.random.Generator) -> t
         home = rng.uniform(0.3, 0.7, size=2)
         ends = [[home[axis] if value is None else value for axis, value in enumerate(point)] for point in (start, end)]
         paths.append((*ends, sizes))
-    frames, boxes = np.empty((FRAMES, SIDE, SIDE, 3), np.uint8), []
+    frames = np.empty((FRAMES, SIDE, SIDE, 3), np.uint8)
+    boxes: list[list[int]] = []
     for number in range(FRAMES):
         picture, share = PILImage.new("RGB", (SIDE, SIDE), ground), number / (FRAMES - 1)
         for actor, (start, end, sizes) in reversed(list(zip(actors, paths, strict=True))):  # the first is in front

@@ -82,7 +82,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
             html = files[page].decode("utf-8", errors="replace")
             title, pieces = parse_page(html)
             folder = posixpath.dirname(page)
-            document = []
+            document: list[dict[str, Any]] = []
             for kind, text, source_path in pieces:
                 if source_path is None:
                     document.append({"kind": kind, "text": text, "figure": None})

