@@ -182,17 +182,13 @@ def _scaffold(smiles: str) -> str:
 
 def computed(molecule: Any) -> dict[str, float]:
     """What RDKit computes from the graph, as COMPUTED names it."""
-    from rdkit.Chem import rdMolDescriptors
+    from rdkit.Chem import rdMolDescriptors as of
 
     values = (
-        *(rdMolDescriptors._CalcMolWt(molecule), molecule.GetNumHeavyAtoms(), rdMolDescriptors.CalcNumRings(molecule)),
-        *(rdMolDescriptors.CalcNumAromaticRings(molecule), rdMolDescriptors.CalcNumRotatableBonds(molecule)),
-        *(
-            rdMolDescriptors.CalcNumHBD(molecule),
-            rdMolDescriptors.CalcNumHBA(molecule),
-            rdMolDescriptors.CalcTPSA(molecule),
-        ),
-        *(rdMolDescriptors.CalcCrippenDescriptors(molecule)[0], rdMolDescriptors.CalcFractionCSP3(molecule)),
+        *(of._CalcMolWt(molecule), molecule.GetNumHeavyAtoms(), of.CalcNumRings(molecule)),
+        *(of.CalcNumAromaticRings(molecule), of.CalcNumRotatableBonds(molecule), of.CalcNumHBD(molecule)),
+        *(of.CalcNumHBA(molecule), of.CalcTPSA(molecule), of.CalcCrippenDescriptors(molecule)[0]),
+        of.CalcFractionCSP3(molecule),
     )
     return dict(zip(COMPUTED, map(float, values), strict=True))
 

@@ -101,7 +101,7 @@ def resampled(waveform: Float[np.ndarray, " samples"], from_rate: int, to_rate: 
     return resample_poly(waveform, to_rate // divisor, from_rate // divisor).astype(np.float32)
 
 
-def encoded(waveform: Float[np.ndarray, " samples"], rate: int, container: str = "FLAC") -> bytes:
+def encoded(waveform: Float[np.ndarray, samples * channels], rate: int, container: str = "FLAC") -> bytes:
     """A waveform as a file in memory, such as FLAC (lossless) or OGG."""
     import soundfile
 
@@ -112,11 +112,8 @@ def encoded(waveform: Float[np.ndarray, " samples"], rate: int, container: str =
 
 def mel_filters(rate: int, window: int, bins: int) -> Float[Tensor, "frequencies bins"]:
     """Triangles of equal width on the HTK mel scale, from 0 Hz to half the rate, with peaks of 1."""
-
-    def mel(hertz: float | np.ndarray) -> np.ndarray:
-        return 2595 * np.log10(1 + np.asarray(hertz) / 700)
-
-    edges = 700 * (10 ** (np.linspace(0, mel(rate / 2), bins + 2) / 2595) - 1)
+    highest = 2595 * math.log10(1 + rate / 2 / 700)
+    edges = 700 * (10 ** (np.linspace(0, highest, bins + 2) / 2595) - 1)
     frequencies = np.linspace(0, rate / 2, window // 2 + 1)[:, None]
     rising = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1])
