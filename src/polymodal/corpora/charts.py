@@ -202,7 +202,8 @@ def draw(chart: Chart, rng: np.random.Generator) -> bytes:
         axes.set_xlabel(chart.up if swapped else chart.across, fontsize=8)
         axes.set_ylabel(chart.across if swapped else chart.up, fontsize=8)
         axes.tick_params(labelsize=7)
-        axes.grid(bool(rng.random() < 0.5), alpha=0.4)
+        if rng.random() < 0.5:
+            axes.grid(alpha=0.4)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

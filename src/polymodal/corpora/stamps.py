@@ -36,7 +36,7 @@ ENGLISH_SHARE = 0.5  # of the captions that training draws
 
 about = About(
     name="stamps",
-    description="960 pictures with captions in 77 languages, sound effects and spoken captions",
+    description="950 pictures with captions in up to 77 languages, sound effects and spoken captions",
     licence="GPL-2 (the package as a whole; many pictures are in the public domain)",
     source=f"Debian: {PACKAGE.name}",
     modalities=("image", "text", "audio", "category"),
