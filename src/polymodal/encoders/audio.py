@@ -1,0 +1,71 @@
+"""Sound to tokens: patches of a log-mel spectrogram and a transformer (AST, Gong et al. 2021, section 2.1).
+
+Unlike AST, positions in time are sines and cosines, so that a sound may have any length, and no padding is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
+from polymodal.modalities.padding import Padded
+
+
+@dataclass(frozen=True)
+class AudioEncoderConfig:
+    """The audio tower."""
+
+    bins: int = 80
+    """Mel bins of a frame."""
+    patch_frames: int = 8
+    """Frames of a patch."""
+    patch_bins: int = 16
+    """Bins of a patch; must divide the bins."""
+    width: int = 64
+    """Channels of every token; even."""
+    depth: int = 2
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads of a block."""
+
+
+class AudioEncoder(nn.Module):
+    """One token a patch, those of a moment together from low to high, and the pooled vector."""
+
+    def __init__(self, config: AudioEncoderConfig):
+        super().__init__()
+        if config.bins % config.patch_bins:
+            raise ValueError(f"patches of {config.patch_bins} bins do not tile a frame of {config.bins}")
+        self.config = config
+        self.bands = config.bins // config.patch_bins
+        self.patch_embedding = nn.Linear(config.patch_frames * config.patch_bins, config.width)
+        self.band = nn.Parameter(config.width**-0.5 * torch.randn(self.bands, config.width))
+        self.transformer = Transformer(config.width, config.depth, config.heads)
+        self.norm_after = nn.LayerNorm(config.width)
+
+    def forward(self, mel: Padded) -> tuple[Padded, Float[Tensor, "batch width"]]:
+        """mel: standardised frames [batch, frames, bins]. What stands after a sound's length has no influence."""
+        frames = self.config.patch_frames
+        values = mel.values * mel.mask[..., None]
+        values = F.pad(values, (0, 0, 0, -values.shape[1] % frames))
+        patches = values.unflatten(1, (-1, frames)).unflatten(3, (self.bands, -1)).transpose(2, 3).flatten(3)
+        moments = patches.shape[1]
+        x = self.patch_embedding(patches) + self.band + sine_positions(moments, self.config.width, patches)[:, None]
+        lengths = -(-mel.lengths // frames) * self.bands
+        mask = torch.arange(moments * self.bands, device=lengths.device) < lengths[:, None]
+        packing = Packing.of(mask)
+        packed = self.norm_after(self.transformer(packing.pack(x.flatten(1, 2)), packing))
+        return Padded(packing.pad(packed), lengths), mean_of_tokens(packed, packing)
+
+
+def sine_positions(length: int, width: int, like: Tensor) -> Float[Tensor, "length width"]:
+    """Sines and cosines of falling frequency (Vaswani et al. 2017, section 3.5), in type and place of `like`."""
+    place = torch.arange(length, device=like.device, dtype=torch.float32)[:, None]
+    rate = torch.exp(torch.arange(0, width, 2, device=like.device) * (-math.log(10_000) / width))
+    return torch.stack([(place * rate).sin(), (place * rate).cos()], dim=-1).flatten(1).to(like.dtype)

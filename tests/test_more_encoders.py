@@ -1,0 +1,89 @@
+"""Encoders of points and of sound: shapes, the invariances they promise, gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from polymodal.encoders.audio import AudioEncoder, AudioEncoderConfig
+from polymodal.encoders.points import PointEncoder, PointEncoderConfig, farthest_points
+from polymodal.modalities.padding import Padded, pad
+
+
+@pytest.fixture
+def point_encoder() -> PointEncoder:
+    torch.manual_seed(0)
+    return PointEncoder(PointEncoderConfig(groups=8, neighbours=6)).eval()
+
+
+@pytest.fixture
+def audio_encoder() -> AudioEncoder:
+    torch.manual_seed(0)
+    return AudioEncoder(AudioEncoderConfig(bins=32)).eval()
+
+
+def test_neither_order_nor_place_of_points_matters(point_encoder):
+    points = torch.randn(3, 50, 6)
+    tokens, pooled = point_encoder(points)
+    assert tokens.shape == (3, 8, 64)
+    assert pooled.shape == (3, 64)
+    shuffled = points[:, torch.randperm(50)]
+    moved = points + torch.tensor([3.0, -2.0, 1.0, 0, 0, 0])
+    for other in (shuffled, moved):
+        again, pooled_again = point_encoder(other)
+        assert torch.allclose(tokens, again, atol=1e-4)
+        assert torch.allclose(pooled, pooled_again, atol=1e-4)
+
+
+def test_colour_and_shape_matter(point_encoder):
+    points = torch.randn(1, 50, 6)
+    pooled = point_encoder(points)[1]
+    for channel in (1, 4):
+        changed = points.clone()
+        changed[..., channel] *= -0.5
+        assert not torch.allclose(pooled, point_encoder(changed)[1], atol=1e-3)
+
+
+def test_farthest_points_against_the_plain_rule():
+    places = torch.randn(1, 30, 3)
+    chosen = farthest_points(places, 6)[0].tolist()
+    assert chosen[0] == int(places[0].norm(dim=1).argmax())
+    for count in range(1, 6):
+        distance = torch.stack([(places[0] - places[0, number]).norm(dim=1) for number in chosen[:count]]).amin(0)
+        assert chosen[count] == int(distance.argmax())
+
+
+def test_padding_of_a_sound_changes_nothing(audio_encoder):
+    sounds = [torch.randn(length, 32) for length in (8, 21, 40)]
+    tokens, pooled = audio_encoder(pad(sounds))
+    assert tokens.values.shape == (3, 10, 64)
+    assert tokens.lengths.tolist() == [2, 6, 10]
+    for row, sound in enumerate(sounds):
+        alone, pooled_alone = audio_encoder(pad([sound]))
+        assert torch.allclose(pooled[row], pooled_alone[0], atol=1e-5)
+        assert torch.allclose(tokens.values[row, : len(alone.values[0])], alone.values[0], atol=1e-5)
+    noisy = pad(sounds).values
+    noisy[0, 8:], noisy[1, 21:] = 7.0, -9.0
+    assert torch.allclose(pooled, audio_encoder(Padded(noisy, torch.tensor([8, 21, 40])))[1], atol=1e-5)
+
+
+def test_when_a_sound_comes_matters(audio_encoder):
+    sound = torch.randn(1, 40, 32)
+    lengths = torch.tensor([40])
+    assert not torch.allclose(
+        audio_encoder(Padded(sound, lengths))[1], audio_encoder(Padded(sound.flip(1), lengths))[1], atol=1e-3
+    )
+
+
+def test_gradients_reach_every_parameter_and_weights_come_back(point_encoder, audio_encoder):
+    for encoder, batch in ((point_encoder, torch.randn(2, 30, 6)), (audio_encoder, pad([torch.randn(16, 32)] * 2))):
+        encoder(batch)[1].square().sum().backward()
+        assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in encoder.parameters())
+        copy = type(encoder)(encoder.config)
+        copy.load_state_dict(encoder.state_dict())
+        assert torch.equal(copy(batch)[1], encoder(batch)[1])
+
+
+def test_patches_that_do_not_tile_are_refused():
+    with pytest.raises(ValueError, match="do not tile"):
+        AudioEncoder(AudioEncoderConfig(bins=30, patch_bins=16))
