@@ -1,13 +1,20 @@
-"""Encoders of points and of sound: shapes, the invariances they promise, gradients."""
+"""Encoders of points, sound, tables, series and molecules: shapes, the invariances they promise, gradients."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 
 from polymodal.encoders.audio import AudioEncoder, AudioEncoderConfig
+from polymodal.encoders.molecule import MoleculeEncoder, MoleculeEncoderConfig, collate_molecules
 from polymodal.encoders.points import PointEncoder, PointEncoderConfig, farthest_points
+from polymodal.encoders.series import SeriesEncoder, SeriesEncoderConfig
+from polymodal.encoders.table import TableEncoder, TableEncoderConfig
+from polymodal.modalities import Molecule
 from polymodal.modalities.padding import Padded, pad
+from polymodal.modalities.table import TableRows
 
 
 @pytest.fixture
@@ -87,3 +94,57 @@ def test_gradients_reach_every_parameter_and_weights_come_back(point_encoder, au
 def test_patches_that_do_not_tile_are_refused():
     with pytest.raises(ValueError, match="do not tile"):
         AudioEncoder(AudioEncoderConfig(bins=30, patch_bins=16))
+
+
+def rows(numbers: list[list[float]], categories: list[list[int]]) -> TableRows:
+    return TableRows(torch.tensor(numbers), torch.tensor(categories))
+
+
+def test_a_missing_value_is_not_zero_and_columns_differ():
+    torch.manual_seed(0)
+    encoder = TableEncoder(TableEncoderConfig(), numeric=2, categories=(3, 2)).eval()
+    tokens, pooled = encoder(rows([[0.0, 1.0], [math.nan, 1.0], [1.0, 0.0]], [[0, 1], [0, 1], [0, 1]]))
+    assert tokens.shape == (3, 4, 64)
+    assert not torch.allclose(pooled[0], pooled[1], atol=1e-3)
+    assert not torch.allclose(pooled[0], pooled[2], atol=1e-3)
+    nothing = encoder(rows([[math.nan, math.nan]], [[-1, -1]]))[1]
+    assert nothing.isfinite().all()
+    encoder(rows([[0.5, math.nan]], [[1, -1]]))[1].square().sum().backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in encoder.parameters())
+
+
+def test_values_of_a_category_column_are_its_own():
+    torch.manual_seed(0)
+    encoder = TableEncoder(TableEncoderConfig(), numeric=0, categories=(3, 2)).eval()
+    every = rows([[]] * 6, [[first, second] for first in range(3) for second in range(2)])
+    pooled = encoder(every)[1]
+    assert (torch.pdist(pooled) > 1e-3).all()
+
+
+def test_padding_of_a_series_changes_nothing():
+    torch.manual_seed(0)
+    encoder = SeriesEncoder(SeriesEncoderConfig(channels=3)).eval()
+    series = [torch.randn(length, 2) for length in (5, 33, 64)]
+    tokens, pooled = encoder(pad(series))
+    assert tokens.lengths.tolist() == [1, 3, 4]
+    for row, one in enumerate(series):
+        assert torch.allclose(pooled[row], encoder(pad([one]))[1][0], atol=1e-5)
+
+
+def test_neither_the_order_of_atoms_nor_neighbours_in_the_batch_matter():
+    pytest.importorskip("rdkit")
+    from rdkit import Chem
+
+    torch.manual_seed(0)
+    encoder = MoleculeEncoder(MoleculeEncoderConfig()).eval()
+    smiles = ["CCO", "c1ccccc1C(=O)O", "C"]
+    molecules = [Molecule().decode(text) for text in smiles]
+    atoms, pooled = encoder(collate_molecules(molecules))
+    assert atoms.shape == (3 + 9 + 1, 64)
+    for row, text in enumerate(smiles):
+        assert torch.allclose(pooled[row], encoder(collate_molecules([molecules[row]]))[1][0], atol=1e-5)
+        written_otherwise = Chem.MolToSmiles(Chem.MolFromSmiles(text), doRandom=True, canonical=False)
+        other = encoder(collate_molecules([Molecule().decode(written_otherwise)]))[1][0]
+        assert torch.allclose(pooled[row], other, atol=1e-5)
+    isomers = encoder(collate_molecules([Molecule().decode("CCCO"), Molecule().decode("CC(C)O")]))[1]
+    assert not torch.allclose(isomers[0], isomers[1], atol=1e-3)
