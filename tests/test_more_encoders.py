@@ -1,4 +1,4 @@
-"""Encoders of points, sound, tables, series and molecules: shapes, the invariances they promise, gradients."""
+"""Encoders beside those of pictures and texts: shapes, the invariances that they promise, gradients."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from polymodal.encoders.molecule import MoleculeEncoder, MoleculeEncoderConfig, 
 from polymodal.encoders.points import PointEncoder, PointEncoderConfig, farthest_points
 from polymodal.encoders.series import SeriesEncoder, SeriesEncoderConfig
 from polymodal.encoders.table import TableEncoder, TableEncoderConfig
+from polymodal.encoders.video import VideoEncoder, VideoEncoderConfig
+from polymodal.encoders.volume import VolumeEncoder, VolumeEncoderConfig, cubify
 from polymodal.modalities import Molecule
 from polymodal.modalities.padding import Padded, pad
 from polymodal.modalities.table import TableRows
@@ -148,3 +150,50 @@ def test_neither_the_order_of_atoms_nor_neighbours_in_the_batch_matter():
         assert torch.allclose(pooled[row], other, atol=1e-5)
     isomers = encoder(collate_molecules([Molecule().decode("CCCO"), Molecule().decode("CC(C)O")]))[1]
     assert not torch.allclose(isomers[0], isomers[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("attention", ["joint", "divided"])
+def test_a_clip_is_more_than_its_frames(attention):
+    torch.manual_seed(0)
+    encoder = VideoEncoder(VideoEncoderConfig(frames=4, attention=attention))
+    video = torch.randn(2, 4, 3, 32, 32)
+    tokens, pooled = encoder(video)
+    assert tokens.shape == (2, 4 * 16, 64)
+    assert not torch.allclose(pooled, encoder(video.flip(1))[1], atol=1e-3)
+    changed = video.clone()
+    changed[:, 3] += 1  # the last frame reaches the tokens of the first
+    assert not torch.allclose(tokens[:, :16], encoder(changed)[0][:, :16], atol=1e-3)
+    pooled.square().sum().backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in encoder.parameters())
+
+
+def test_divided_attention_looks_along_time_and_within_a_frame():
+    torch.manual_seed(0)
+    encoder = VideoEncoder(VideoEncoderConfig(frames=4, depth=1)).eval()
+    video = torch.randn(1, 4, 3, 32, 32, requires_grad=True)
+    first = encoder(video)[0][0, 0].sum()
+    (gradient,) = torch.autograd.grad(first, video)
+    seen = gradient[0].abs().sum(1).unfold(1, 8, 8).unfold(2, 8, 8).sum((-1, -2)) > 0
+    assert seen[0].all()  # its own frame, through space
+    assert seen[:, 0, 0].all()  # its own place, through time
+
+
+def test_a_missing_contrast_is_not_computed_and_has_no_influence():
+    torch.manual_seed(0)
+    encoder = VolumeEncoder(VolumeEncoderConfig(contrasts=3, size=(8, 16, 8))).eval()
+    voxels = torch.randn(2, 3, 8, 16, 8)
+    present = torch.tensor([[True, True, True], [True, False, True]])
+    tokens, pooled = encoder(voxels, present)
+    assert tokens.lengths.tolist() == [6, 4]
+    assert tokens.values.shape == (2, 6, 64)
+    otherwise = voxels.clone()
+    otherwise[1, 1] = 100.0
+    assert torch.equal(pooled, encoder(otherwise, present)[1])
+    assert not torch.allclose(pooled[1], encoder(voxels, torch.ones(2, 3, dtype=torch.bool))[1][1], atol=1e-3)
+
+
+def test_cubes_are_cut_in_order():
+    voxels = torch.arange(2 * 4 * 2).float().reshape(1, 1, 2, 4, 2)
+    cubes = cubify(voxels, 2)
+    assert cubes.shape == (1, 1, 2, 8)
+    assert torch.equal(cubes[0, 0, 1], voxels[0, 0, :, 2:].flatten())
