@@ -36,7 +36,7 @@ MOST_ROWS = 20_000  # of a table that are read
 
 about = About(
     name="charts",
-    description="2,098 charts of 700 real tables in six kinds, with the table, title and computed questions",
+    description="2,079 charts of 700 real tables in six kinds, with the table, title and computed questions",
     licence="data sets of R packages: GPL and compatible; package: MIT",
     source=f"PyPI: {PACKAGE.name}",
     modalities=("image", "table", "text", "questions", "category"),
