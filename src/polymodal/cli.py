@@ -443,8 +443,7 @@ def _show_corpora(names: list[str], arguments: Arguments) -> None:
     if options.json:
         _print_json(data.state(corpus.name) | {"shown": examples})
         return
-    splits = ", ".join(f"{split} {len(rows):,}" for split, rows in corpus.splits.items())
-    console.print(f"{corpus.name}: {len(corpus):,} examples ({splits}).", highlight=False)
+    _print_counts(corpus)
     columns = [
         [name, type(modality).__name__.lower(), f"{corpus.has(name).mean():.0%}"]
         for name, modality in corpus.columns.items()
@@ -482,10 +481,14 @@ def _fetch_corpora(names: list[str], arguments: Arguments) -> None:
             failed.append(name)
             console.print(f"{name}: {error}", highlight=False)
             continue
-        splits = ", ".join(f"{split} {len(rows):,}" for split, rows in corpus.splits.items())
-        console.print(f"{name}: {len(corpus):,} examples ({splits}).", highlight=False)
+        _print_counts(corpus)
     if failed:
         raise UserError(f"{len(failed)} could not be prepared: {', '.join(failed)}; the others are there.")
+
+
+def _print_counts(corpus: Corpus) -> None:
+    splits = ", ".join(f"{split} {len(rows):,}" for split, rows in corpus.splits.items())
+    _console().print(f"{corpus.name}: {len(corpus):,} examples ({splits}).", highlight=False)
 
 
 def _remove_corpora(names: list[str], arguments: Arguments) -> None:

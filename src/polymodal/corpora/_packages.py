@@ -38,9 +38,6 @@ class Package:
         """The client's command that downloads the archive into `folder`; None without the client."""
         raise NotImplementedError
 
-    def __str__(self) -> str:
-        return f"{self.client}: {self.name} {self.version}"
-
 
 @dataclass(frozen=True)
 class NpmPackage(Package):
@@ -160,8 +157,8 @@ def sha256(path: Path) -> str:
 
 
 def members(archive: Path, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, bytes]]:
-    """Name and content of the wanted files of a .tgz, .whl, .zip or .deb, in order; nothing is extracted to disk."""
-    if archive.suffix in (".whl", ".zip", ".sh3f"):
+    """Name and content of the wanted files of a .tgz, .tar.gz, .whl or .deb, in order; nothing is extracted to disk."""
+    if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as zipped:
             for name in zipped.namelist():
                 if not name.endswith("/") and wanted(name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from polymodal.corpora._cache import prepared
 from polymodal.corpora._packages import Package, fetch
@@ -49,20 +50,13 @@ class Preparation:
         for archive in self._archives:
             archive.unlink(missing_ok=True)
 
-    def _task(self, description: str, total: int | None) -> _Task:
-        return _Task(self._progress, description, total)
-
-
-class _Task:
-    def __init__(self, progress: Progress, description: str, total: int | None):
-        self._progress, self._description, self._total = progress, description, total
-
-    def __enter__(self) -> Any:
-        self._id = self._progress.add_task(self._description, total=self._total)
-        return self._id
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.remove_task(self._id)
+    @contextmanager
+    def _task(self, description: str, total: int | None) -> Iterator[TaskID]:
+        task = self._progress.add_task(description, total=total)
+        try:
+            yield task
+        finally:
+            self._progress.remove_task(task)
 
 
 def open_prepared(
@@ -74,7 +68,6 @@ def open_prepared(
     further: Mapping[str, pa.DataType] | None = None,
     label: str | None = None,
     prompts: Callable[[str], tuple[str, ...]] | None = None,
-    keeps_decoded: bool = True,
 ) -> Corpus:
     """A corpus of rows with `key`, `split` and the columns; a Category or Labels without names gets those of the rows.
 
@@ -115,7 +108,6 @@ def open_prepared(
         label=label,
         prompts={name: prompts(name) for name in label_names} if prompts else {},
         choices={"corpus": about.name},
-        keeps_decoded=keeps_decoded,
     )
 
 

@@ -75,7 +75,8 @@ class Corpus:
 
     def __getitem__(self, row: int) -> Example:
         """All columns that one example has, decoded. Raises UnreadableExample when one cannot be."""
-        return {name: self.value(row, name) for name in self.columns if self.raw(row, name) is not None}
+        stored = {name: self.raw(row, name) for name in self.columns}
+        return {name: self.columns[name].decode(value) for name, value in stored.items() if value is not None}
 
     def value(self, row: int, column: str) -> Any:
         """One decoded value. Raises UnreadableExample when there is none, or it cannot be decoded."""

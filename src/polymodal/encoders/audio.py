@@ -5,7 +5,6 @@ Unlike AST, positions in time are sines and cosines, so that a sound may have an
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.layers.positions import sine_positions
 from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
 from polymodal.modalities.padding import Padded
 
@@ -62,10 +62,3 @@ class AudioEncoder(nn.Module):
         packing = Packing.of(mask)
         packed = self.norm_after(self.transformer(packing.pack(x.flatten(1, 2)), packing))
         return Padded(packing.pad(packed), lengths), mean_of_tokens(packed, packing)
-
-
-def sine_positions(length: int, width: int, like: Tensor) -> Float[Tensor, "length width"]:
-    """Sines and cosines of falling frequency (Vaswani et al. 2017, section 3.5), in type and place of `like`."""
-    place = torch.arange(length, device=like.device, dtype=torch.float32)[:, None]
-    rate = torch.exp(torch.arange(0, width, 2, device=like.device) * (-math.log(10_000) / width))
-    return torch.stack([(place * rate).sin(), (place * rate).cos()], dim=-1).flatten(1).to(like.dtype)
