@@ -226,6 +226,16 @@ def test_listing_for_scripts(polymodal, emoji):
     assert all(corpus["licence"] and corpus["source"] for corpus in listed.values())
 
 
+def test_what_an_older_version_prepared_is_not_there_and_listing_fetches_nothing(polymodal, tmp_path):
+    (tmp_path / "corpora" / "movies-0").mkdir(parents=True)
+    (tmp_path / "corpora" / "movies-0" / "movies.arrow").write_bytes(b"old")
+    done = polymodal("corpora", "list", "movies", "--json", POLYMODAL_CACHE=str(tmp_path))
+    (listed,) = json.loads(done.stdout)
+    assert listed["state"] == "not fetched"
+    assert listed["examples"] is None
+    assert [path.name for path in (tmp_path / "corpora").iterdir()] == ["movies-0"]
+
+
 def test_show_writes_a_contact_sheet(polymodal, scenes, tmp_path):
     done = polymodal("corpora", "show", "scenes", "--examples", "2", "--out", "sheet.png")
     assert done.returncode == 0, done.stderr

@@ -465,11 +465,11 @@ def _fetch_corpora(names: list[str], arguments: Arguments) -> None:
     if not names and not options.all:
         raise UserError("Say which corpus: polymodal corpora fetch emoji, or fetch --all.")
     from polymodal import corpora as data
-    from polymodal.corpora._cache import prepared_size
+    from polymodal.corpora._cache import is_prepared
 
     console, failed = _console(), []
     if options.all:
-        names = [name for name in data.built_in() if not prepared_size(name)]
+        names = [name for name, about in data.built_in().items() if not is_prepared(about.folder)]
         size = sum(data.built_in()[name].download_bytes for name in names)
         console.print(f"{len(names)} corpora to fetch and prepare: {_megabytes(size)} of packages.", highlight=False)
     for name in names:

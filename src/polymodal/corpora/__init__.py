@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from polymodal.corpora._cache import prepared_size
+from polymodal.corpora._cache import is_prepared, prepared_size
 from polymodal.corpora.brains import brains
 from polymodal.corpora.cells import cells
 from polymodal.corpora.charts import charts
@@ -74,8 +74,8 @@ def built_in() -> dict[str, About]:
 
 def state(name: str) -> dict[str, Any]:
     """What scripts want to know of a built-in corpus; what needs its data is None while it is not in the cache."""
-    about, size = built_in()[name], prepared_size(name)
-    corpus = named(name) if size else None
+    about = built_in()[name]
+    corpus = named(name) if is_prepared(about.folder) else None
     return {
         "name": name,
         "state": "prepared" if corpus else "not fetched",
@@ -85,7 +85,7 @@ def state(name: str) -> dict[str, Any]:
         "source": about.source,
         "composed": about.composed,
         "download_bytes": about.download_bytes,
-        "bytes": size,
+        "bytes": prepared_size(name),
         "examples": len(corpus) if corpus else None,
         "splits": {split: len(rows) for split, rows in corpus.splits.items()} if corpus else None,
         "columns": {name: type(kind).__name__.lower() for name, kind in corpus.columns.items()} if corpus else None,

@@ -55,6 +55,11 @@ def prepared(name: str, prepare: Callable[[Path], None]) -> Path:
     return final
 
 
+def is_prepared(folder: str) -> bool:
+    """Whether `prepared` would find this folder."""
+    return (cache_directory() / "corpora" / folder).is_dir()
+
+
 def remove(name: str) -> int:
     """Delete what was prepared for a corpus, in any format; returns the bytes that were freed."""
     folders = _folders(name)

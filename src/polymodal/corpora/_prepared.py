@@ -61,7 +61,6 @@ class Preparation:
 
 def open_prepared(
     about: About,
-    version: int,
     columns: Mapping[str, Modality],
     rows: Callable[[Preparation], Iterable[Row]],
     *,
@@ -71,8 +70,8 @@ def open_prepared(
 ) -> Corpus:
     """A corpus of rows with `key`, `split` and the columns; a Category or Labels without names gets those of the rows.
 
-    version: raised when preparation changes, so that an old cache is not read. rows: makes them, once. A row whose
-    split is None belongs to no split. further: columns that no method asks for. prompts: from a label to texts.
+    rows: makes them, once; a row whose split is None belongs to no split. further: columns that no method asks for.
+    prompts: from a label to texts.
     """
     fields = {"key": pa.string(), "split": pa.string(), **(further or {})}
     schema = pa.schema(fields | {name: modality.storage for name, modality in columns.items()})
@@ -88,7 +87,7 @@ def open_prepared(
                     writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
         preparation.remove_archives()
 
-    folder = prepared(f"{about.name}-{version}", prepare)
+    folder = prepared(about.folder, prepare)
     table = pa.ipc.open_file(pa.memory_map(str(folder / file))).read_all()
     opened = dict(columns)
     for name, modality in columns.items():

@@ -59,7 +59,7 @@ def brains() -> Corpus:
         "measured": Table({"lesion volume": "ml", "core volume": "ml"}, {"side": ("left", "right")}),
         "grade": Category(GRADES),
     }
-    return open_prepared(about, 1, columns, _rows, label="grade", prompts=lambda name: (f"a brain with {name}",))
+    return open_prepared(about, columns, _rows, label="grade", prompts=lambda name: (f"a brain with {name}",))
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:

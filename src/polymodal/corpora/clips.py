@@ -18,6 +18,8 @@ from polymodal.corpora.corpus import About, Corpus
 from polymodal.corpora.stamps import stamps
 from polymodal.modalities import Audio, Category, Modality, Questions, Regions, Text, Video
 from polymodal.modalities.audio import encoded
+from polymodal.modalities.question import stored_questions
+from polymodal.modalities.text import stored_texts
 from polymodal.modalities.video import encode
 
 SIDE, FRAMES, RATE = 96, 16, 8  # pixels, frames of a clip, frames a second
@@ -53,7 +55,7 @@ def clips() -> Corpus:
         "questions": Questions(),
         "motion": Category(tuple(MOTIONS)),
     }
-    return open_prepared(about, 1, columns, _rows, label="motion", prompts=lambda motion: (f"something {motion}",))
+    return open_prepared(about, columns, _rows, label="motion", prompts=lambda motion: (f"something {motion}",))
 
 
 class Actor(NamedTuple):
@@ -86,7 +88,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
                 "split": split,
                 "video": encode(frames, RATE),
                 "sound": encoded(track, Audio().rate, "OGG"),
-                "captions": [{"text": text, "language": "en"} for text in texts],
+                "captions": stored_texts(*texts),
                 "regions": [{"name": actor.name, "box": box} for actor, box in zip(actors, boxes, strict=True)],
                 "questions": _questions(actors, motions),
                 "motion": motions[0],
@@ -154,4 +156,4 @@ def _questions(actors: list[Actor], motions: list[str]) -> list[dict[str, str]]:
         asked.append((f"What does the {thing} do?", f"it {motion}", "motion"))
         asked.append((f"Is it true that the {thing} {motion}?", "yes", "check"))
         asked.append((f"Is it true that the {thing} {other}?", "no", "check"))
-    return [{"question": question, "answer": answer, "kind": kind} for question, answer, kind in asked]
+    return stored_questions(asked)

@@ -74,6 +74,7 @@ SIDE = 64  # pixels
 
 about = About(
     name="emoji",
+    version=2,
     description="1,911 emoji drawn by four vendors, with names and keywords in 20 languages",
     licence="pictures: Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0), Fluent Emoji (MIT), OpenMoji (CC-BY-SA-4.0); "
     "texts: Unicode CLDR (Unicode-3.0)",
@@ -97,7 +98,7 @@ def emoji(english_share: float = 0.85) -> Corpus:
         "vendor": Category(tuple(PICTURES)),
     }
     further = {"concept": pa.string(), "group": pa.string()}
-    corpus = open_prepared(about, 2, columns, _rows, further=further, label="category", prompts=_prompts)
+    corpus = open_prepared(about, columns, _rows, further=further, label="category", prompts=_prompts)
     order = ("train", "validation", "test", *(f"test_{vendor}" for vendor in list(PICTURES)[1:]))
     return replace(corpus, splits={name: corpus.splits[name] for name in order})
 

@@ -19,6 +19,7 @@ from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora._splits import Groups, split_groups
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.modalities import Category, Modality, Text
+from polymodal.modalities.text import stored_texts
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 LEFT_OUT = {"test", "tests", "idle_test", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
@@ -36,7 +37,7 @@ about = About(
 def functions() -> Corpus:
     """Open the corpus, after reading the library (some seconds, once)."""
     columns: dict[str, Modality] = {"code": Text(), "docstring": Text(), "package": Category()}
-    return open_prepared(about, 1, columns, _rows, further={"module": pa.string(), "line": pa.int32()}, label="package")
+    return open_prepared(about, columns, _rows, further={"module": pa.string(), "line": pa.int32()}, label="package")
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
@@ -56,8 +57,8 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
         yield {
             "key": f"python{VERSION}/{module}.{name}:{line}",
             "split": split_of[group],
-            "code": [{"text": code, "language": "python"}],
-            "docstring": [{"text": docstring, "language": "en"}],
+            "code": stored_texts(code, language="python"),
+            "docstring": stored_texts(docstring),
             "package": module.partition(".")[0],
             "module": module,
             "line": line,

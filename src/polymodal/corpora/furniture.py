@@ -68,7 +68,7 @@ def furniture() -> Corpus:
         "category": Category(),
     }
     further = {"licence": pa.string()}
-    return open_prepared(about, 1, columns, _rows, further=further, label="category", prompts=_prompts)
+    return open_prepared(about, columns, _rows, further=further, label="category", prompts=_prompts)
 
 
 def _prompts(category: str) -> tuple[str, ...]:

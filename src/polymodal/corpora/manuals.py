@@ -21,6 +21,7 @@ from polymodal.corpora.corpus import About, Corpus
 from polymodal.errors import UnreadableExample, needs
 from polymodal.modalities import Category, Image, Interleaved, Modality, Text
 from polymodal.modalities.image import encoded, to_rgb
+from polymodal.modalities.text import stored_texts
 
 GIMP = {
     "en": ("a2deec76763aaf2fcdd197bac0736cdcb0770ba993d48d233329e1c92b0bfe36", 49_612_664),
@@ -62,7 +63,7 @@ def manuals() -> Corpus:
         "language": Category(),
         "source": Category(("gimp-help", "debian-handbook")),
     }
-    return open_prepared(about, 1, columns, _rows, further={"html": pa.string()}, label="language")
+    return open_prepared(about, columns, _rows, further={"html": pa.string()}, label="language")
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
@@ -101,7 +102,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
                 "key": f"{source}/{page.removesuffix('.html')}",
                 "split": split_by_hash(posixpath.basename(page)),
                 "document": document,
-                "title": [{"text": title, "language": language}],
+                "title": stored_texts(title, language=language),
                 "language": language.split("-")[0] if language not in ("zh-TW", "pt-BR") else language,
                 "source": source,
                 "html": html,

@@ -21,6 +21,7 @@ from polymodal.corpora._splits import split_groups
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.modalities import Modality, Molecule, Table, Text
 from polymodal.modalities.molecule import parsed
+from polymodal.modalities.text import stored_texts
 
 CHEMICALS = PyPIPackage(
     "chemicals", "1.5.2", "f85ef7f36e77fee634686c26562929ee61026cd548d89cebd57b2251ca843d6e", 22_288_884
@@ -95,7 +96,7 @@ def molecules() -> Corpus:
             {name: unit for name, (unit, _) in MEASURED.items()} | COMPUTED, {"approved drug": ("no", "yes")}
         ),
     }
-    return open_prepared(about, 1, columns, _rows)
+    return open_prepared(about, columns, _rows)
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
@@ -128,7 +129,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
             "key": smiles,
             "split": split_of[group],
             "molecule": smiles,
-            "captions": [{"text": text, "language": "en"} for text in texts],
+            "captions": stored_texts(*texts),
             "properties": values | {"approved drug": drug},
         }
 

@@ -15,6 +15,7 @@ from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora._splits import split_groups
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.modalities import Graph, Interactions, Labels, Modality, Table, Text
+from polymodal.modalities.text import stored_texts
 
 PACKAGE = PyPIPackage("recbole", "1.2.1", "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407", 2_130_151)
 PEOPLE = 943
@@ -38,7 +39,7 @@ def movies() -> Corpus:
         "knowledge": Graph(),
         "ratings": Interactions(PEOPLE),
     }
-    return open_prepared(about, 1, columns, _rows)
+    return open_prepared(about, columns, _rows)
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
@@ -66,7 +67,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
         yield {
             "key": film,
             "split": split_of[film],
-            "title": [{"text": title, "language": "en"}],
+            "title": stored_texts(title),
             "released": {"year": float(year) if year.isdigit() else None},
             "genres": [genre for genre in genres.split(" ") if genre and genre != "unknown"],
             "knowledge": _graph(title, entity_of[film], said[entity_of[film]]) if film in entity_of else None,

@@ -18,6 +18,7 @@ from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora._splits import split_groups
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.modalities import Labels, Modality, Text
+from polymodal.modalities.text import stored_texts
 
 PACKAGE = PyPIPackage(
     "torchxrayvision", "1.5.7", "95f6c3475661f3515d4258deb0855bd5d1b1a56e0b65384251d3dd3fa61fac41", 29_002_185
@@ -38,7 +39,7 @@ about = About(
 def reports() -> Corpus:
     """Open the corpus, after fetching and preparing it (29 MB, once). Raises UserError when that is not possible."""
     columns: dict[str, Modality] = {name.lower(): Text() for name in SECTIONS} | {"labels": Labels()}
-    return open_prepared(about, 1, columns, _rows)
+    return open_prepared(about, columns, _rows)
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
@@ -54,9 +55,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
     groups = [f"{report['FINDINGS']}|{report['IMPRESSION']}".lower() for report in parsed]
     split_of = split_groups(["normal" if "normal" in report["labels"] else "other" for report in parsed], groups)
     for report, group in zip(parsed, groups, strict=True):
-        texts = {
-            name.lower(): [{"text": report[name], "language": "en"}] if report[name] else None for name in SECTIONS
-        }
+        texts = {name.lower(): stored_texts(report[name]) if report[name] else None for name in SECTIONS}
         labels = [label for label in report["labels"] if counts[label] >= LEAST]
         yield {"key": report["key"], "split": split_of[group], "labels": labels, **texts}
 

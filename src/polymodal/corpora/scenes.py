@@ -22,6 +22,8 @@ from polymodal.corpora.corpus import About, Corpus
 from polymodal.corpora.emoji import emoji
 from polymodal.modalities import Graph, Image, Mask, Modality, Questions, Regions, Text
 from polymodal.modalities.image import encoded
+from polymodal.modalities.question import stored_questions
+from polymodal.modalities.text import stored_texts
 
 SIDE = 96  # pixels
 CONCEPTS = 120
@@ -30,6 +32,7 @@ CATEGORIES = ("Animals & Nature", "Food & Drink", "Objects", "Travel & Places", 
 
 about = About(
     name="scenes",
+    version=3,
     description="5,000 composed pictures of 2 to 4 emoji, with captions, boxes, masks, relations and questions",
     licence="pictures: Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0); texts: Unicode CLDR (Unicode-3.0)",
     source="composed from the corpus 'emoji'",
@@ -59,7 +62,7 @@ def scenes() -> Corpus:
         "relations": Graph(),
         "questions": Questions(),
     }
-    return open_prepared(about, 3, columns, _rows)
+    return open_prepared(about, columns, _rows)
 
 
 def compose(
@@ -167,7 +170,7 @@ def ask(sprites: list[Sprite], regions: list[dict], edges: list[dict], absent: s
         one, other = names[edge["source"]], names[edge["target"]]
         asked.append((f"Is the {one} {edge['relation']} the {other}?", "yes", "relation"))
         asked.append((f"Is the {other} {edge['relation']} the {one}?", "no", "relation"))
-    return [{"question": question, "answer": answer, "kind": kind} for question, answer, kind in asked]
+    return stored_questions(asked)
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
@@ -190,18 +193,14 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
                 "key": f"{split}/{number}",
                 "split": split,
                 "image": encoded(picture),
-                "caption": _text(caption(names)),
-                "short": _text(caption([sprite.name for sprite in chosen])),
-                "long": _text(caption(coloured)),
+                "caption": stored_texts(caption(names)),
+                "short": stored_texts(caption([sprite.name for sprite in chosen])),
+                "long": stored_texts(caption(coloured)),
                 "regions": regions,
                 "mask": encoded(PILImage.fromarray(mask)),
                 "relations": {"nodes": names, "edges": edges},
                 "questions": ask(chosen, regions, edges, absent),
             }
-
-
-def _text(text: str) -> list[dict[str, str]]:
-    return [{"text": text, "language": "en"}]
 
 
 def sprites_of(vendor: str) -> list[Sprite]:

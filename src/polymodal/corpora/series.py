@@ -18,6 +18,7 @@ from polymodal.corpora._splits import split_by_hash
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.modalities import Category, Modality, Series, Table, Text
 from polymodal.modalities.modality import to_npy
+from polymodal.modalities.text import stored_texts
 
 PACKAGE = PyPIPackage("aeon", "1.6.0", "d05227086706f80111ac5fee8de4d5d3115bb3bcfd1c786c8629393055816409", 6_421_000)
 APPLIANCES = (
@@ -68,7 +69,7 @@ def series() -> Corpus:
         "class": Category(),
         "set": Category(tuple(SETS)),
     }
-    return open_prepared(about, 1, columns, _rows, label="class", prompts=lambda name: (name,))
+    return open_prepared(about, columns, _rows, label="class", prompts=lambda name: (name,))
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
@@ -86,7 +87,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
                 "key": key,
                 "split": split,
                 "series": to_npy(channels),
-                "captions": [{"text": text, "language": "en"}],
+                "captions": stored_texts(text),
                 "measured": {"length": channels.shape[1], "channels": channels.shape[0]},
                 "class": text,
                 "set": match[1],

@@ -41,7 +41,7 @@ def solar_cells() -> Corpus:
         "attributes": Table(dict.fromkeys(MEASURED, ""), {"kind": ("mono", "poly")}),
         "grade": Category(tuple(GRADES.values())),
     }
-    return open_prepared(about, 1, columns, _rows, label="grade", prompts=_prompts)
+    return open_prepared(about, columns, _rows, label="grade", prompts=_prompts)
 
 
 def _prompts(grade: str) -> tuple[str, ...]:

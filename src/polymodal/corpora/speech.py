@@ -30,6 +30,7 @@ from polymodal.corpora.stamps import stamps
 from polymodal.errors import UserError
 from polymodal.modalities import Audio, Category, Modality, Table, Text
 from polymodal.modalities.audio import encoded, resampled
+from polymodal.modalities.text import stored_texts
 
 WORDNET = DebianPackage(
     "wordnet-base", "1:3.0-37", "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752", 6_467_132
@@ -91,7 +92,7 @@ def speech() -> Corpus:
         "voice": Category(),
         "measured": Table({"duration": "s"}, {}),
     }
-    return open_prepared(about, 1, columns, _rows, label="language")
+    return open_prepared(about, columns, _rows, label="language")
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
@@ -114,8 +115,8 @@ def _row(utterance: Utterance, waveform: np.ndarray, phonemes: str | None, voice
         "key": f"{utterance.source}/{utterance.language}/{key or utterance.text}",
         "split": utterance.split,
         "sound": encoded(waveform, RATE, "OGG"),
-        "captions": [{"text": utterance.text, "language": utterance.language}],
-        "phonemes": [{"text": phonemes, "language": utterance.language}] if phonemes else None,
+        "captions": stored_texts(utterance.text, language=utterance.language),
+        "phonemes": stored_texts(phonemes, language=utterance.language) if phonemes else None,
         "language": utterance.language,
         "source": utterance.source,
         "voice": voice,

@@ -53,7 +53,7 @@ def stamps() -> Corpus:
         "spoken": Recordings(),
         "category": Category(),
     }
-    return open_prepared(about, 1, columns, _rows, label="category", prompts=_prompts)
+    return open_prepared(about, columns, _rows, label="category", prompts=_prompts)
 
 
 def _prompts(category: str) -> tuple[str, ...]:

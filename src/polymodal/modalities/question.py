@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,3 +35,8 @@ class Questions:
 
     def draw(self, value: list[Question], axes: Any) -> None:
         write_text(axes, "\n".join(f"{q.question} {q.answer}" for q in value), size=7, width=42, lines=10)
+
+
+def stored_questions(asked: Iterable[tuple[str, str, str]]) -> list[dict[str, str]]:
+    """Question, answer and kind of each, as a column of built-in corpora holds them."""
+    return [Question(*record)._asdict() for record in asked]

@@ -72,6 +72,11 @@ class Text:
         return captions[int(rng.integers(len(captions)))].text
 
 
+def stored_texts(*texts: str, language: str = "en") -> list[dict[str, str]]:
+    """Texts of one language, as a column of built-in corpora holds them."""
+    return [{"text": text, "language": language} for text in texts]
+
+
 @dataclass(frozen=True)
 class Tokens:
     """A batch of token sequences of different length, padded on the right.
