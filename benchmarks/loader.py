@@ -28,6 +28,7 @@ from polymodal import corpora
 from polymodal.corpora.stream import from_shards
 from polymodal.data.image_text import ImageTextProcessor
 from polymodal.data.loader import Reader, TrainingData
+from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities.image import Image, to_rgb, to_square
 
 EXAMPLES, SHARDS, SIZE, BATCH, BATCHES, ROUNDS = 1536, 3, 224, 64, 20, 5
@@ -104,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_shards(folder)
-        processor = ImageTextProcessor.fit(corpora.emoji(), SIZE, 8000, 64)
+        processor = ImageTextProcessor.fit(corpora.emoji(), SIZE, TextEncoderConfig().tokenizer)
         make: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
             "polymodal": lambda: with_polymodal(folder, processor),
             "webdataset": lambda: with_webdataset(folder, processor, tuned=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -38,6 +39,32 @@ def small_emoji(emoji: Corpus) -> Corpus:
     return emoji.with_splits(
         {name: np.sort(rng.permutation(rows)[: len(rows) // 5]) for name, rows in emoji.splits.items()}
     )
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP as the hub holds it: weights, tokenizer, image processor."""
+    import transformers
+
+    from tiny_checkpoints import IMAGE_MODELS, save, save_tokenizer
+
+    folder = tmp_path_factory.mktemp("clip")
+    save(transformers.CLIPModel(IMAGE_MODELS["clip"]()), folder)
+    save_tokenizer(folder, ["a red fruit", "a smiling face with heart eyes", "flag of france"] * 20)
+    said = {"image_mean": [0.48, 0.45, 0.4], "image_std": [0.26, 0.26, 0.27], "size": {"shortest_edge": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import transformers
+
+    from tiny_checkpoints import TEXT_MODELS, save, save_tokenizer
+
+    folder = tmp_path_factory.mktemp("bert")
+    save(transformers.BertModel(TEXT_MODELS["bert"]()), folder)
+    return save_tokenizer(folder, ["a red fruit", "a smiling face"] * 20)
 
 
 @pytest.fixture

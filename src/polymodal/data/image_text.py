@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from polymodal.corpora import Corpus
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Image, Text
 from polymodal.modalities.image import to_square
-from polymodal.modalities.text import Caption, TextTokenizer
+from polymodal.modalities.text import Caption, Tokenizer
 from polymodal.types import Batch, Example
 
 MOST_ROWS, DRAWS = 200_000, 8  # that a vocabulary is learned on; captions drawn of each
@@ -30,7 +30,7 @@ class ImageTextProcessor:
     def __init__(
         self,
         image_size: int,
-        tokenizer: TextTokenizer,
+        tokenizer: Tokenizer,
         language_shares: dict[str, float] | None = None,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
@@ -42,14 +42,23 @@ class ImageTextProcessor:
         self.mean, self.std = tuple(mean), tuple(std)
 
     @classmethod
-    def fit(cls, corpus: Corpus, image_size: int, vocabulary: int, context: int) -> ImageTextProcessor:
-        """Learn the vocabulary and the mean and spread of colours on the training split."""
+    def fit(
+        cls,
+        corpus: Corpus,
+        image_size: int,
+        learn: Callable[[Iterable[str]], Tokenizer],
+        colours: tuple[Sequence[float], Sequence[float]] | None = None,
+    ) -> ImageTextProcessor:
+        """Learn a tokenizer from captions of the training split, and the mean and spread of its colours.
+
+        colours: mean and spread that an image tower was trained with, in place of the corpus's.
+        """
         column = corpus.column_of(Text)
         modality = corpus.columns[column]
         assert isinstance(modality, Text)
         rows = corpus.raw_values(corpus.sample("train", MOST_ROWS), column)
-        tokenizer = TextTokenizer.train(_drawn(rows, modality), vocabulary, context)
-        return cls(image_size, tokenizer, dict(modality.language_shares), *colour_statistics(corpus))
+        tokenizer = learn(_drawn(rows, modality))
+        return cls(image_size, tokenizer, dict(modality.language_shares), *(colours or colour_statistics(corpus)))
 
     def read(self, corpus: Corpus, row: int) -> Example:
         """One example, decoded and resized. Raises UnreadableExample."""
@@ -86,10 +95,9 @@ class ImageTextProcessor:
         return to_square(Image().decode(str(image) if isinstance(image, Path) else image), self.image_size)
 
     def save(self, directory: Path) -> None:
-        self.tokenizer.save(directory / "tokenizer.json")
+        self.tokenizer.save(directory)
         settings = {
             "image_size": self.image_size,
-            "context": self.tokenizer.context_length,
             "language_shares": dict(self.text.language_shares),
             "mean": self.mean,
             "std": self.std,
@@ -97,9 +105,9 @@ class ImageTextProcessor:
         (directory / "processor.json").write_text(json.dumps(settings, indent=2))
 
     @classmethod
-    def load(cls, directory: Path) -> ImageTextProcessor:
+    def load(cls, directory: Path, tokenizer: Tokenizer) -> ImageTextProcessor:
+        """The one that `save` wrote. tokenizer: the run's."""
         settings = json.loads((directory / "processor.json").read_text())
-        tokenizer = TextTokenizer.load(directory / "tokenizer.json", settings["context"])
         return cls(settings["image_size"], tokenizer, *(settings[name] for name in ("language_shares", "mean", "std")))
 
 
@@ -125,4 +133,4 @@ def _drawn(rows: list[Any], modality: Text) -> Iterator[str]:
     for row in rows:
         with contextlib.suppress(UnreadableExample):
             captions = modality.decode(row)
-            yield from (modality.choose(captions, rng).lower() for _ in captions[:DRAWS])
+            yield from (modality.choose(captions, rng) for _ in captions[:DRAWS])

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.encoders.encoder import Encoder
 from polymodal.layers.positions import sine_positions
 from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
 from polymodal.modalities.padding import Padded
@@ -35,7 +36,7 @@ class AudioEncoderConfig:
     """Attention heads of a block."""
 
 
-class AudioEncoder(nn.Module):
+class AudioEncoder(Encoder):
     """One token a patch, those of a moment together from low to high, and the pooled vector."""
 
     def __init__(self, config: AudioEncoderConfig):

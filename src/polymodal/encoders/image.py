@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polymodal.encoders.encoder import Encoder
 from polymodal.layers.transformer import Transformer
 
 
@@ -29,8 +30,16 @@ class ImageEncoderConfig:
     pooling: Literal["mean", "class"] = "mean"
     """Picture vector: the mean over patches, or a learned class token."""
 
+    @property
+    def colours(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and spread of red, green and blue (0-1) that pictures are normalised with; None: the corpus's own."""
+        return None
 
-class ImageEncoder(nn.Module):
+    def build(self) -> Encoder:
+        return ImageEncoder(self)
+
+
+class ImageEncoder(Encoder):
     """A vision transformer; its output has one token a patch, in reading order, and the pooled vector."""
 
     def __init__(self, config: ImageEncoderConfig):

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.encoders.encoder import Encoder
 from polymodal.modalities.molecule import ATOM_FEATURES, BOND_FEATURES, MoleculeGraph
 
 
@@ -56,7 +57,7 @@ class MoleculeEncoderConfig:
     """Rounds of messages: how many bonds away an atom sees."""
 
 
-class MoleculeEncoder(nn.Module):
+class MoleculeEncoder(Encoder):
     """One token an atom, and the pooled vector: their mean. The order of atoms does not matter."""
 
     def __init__(self, config: MoleculeEncoderConfig):

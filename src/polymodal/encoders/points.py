@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from polymodal.encoders.encoder import Encoder
 from polymodal.layers.transformer import Transformer
 
 
@@ -30,7 +31,7 @@ class PointEncoderConfig:
     """Attention heads of a block."""
 
 
-class PointEncoder(nn.Module):
+class PointEncoder(Encoder):
     """One token a group, and the pooled vector; the order of points and where the cloud lies do not matter."""
 
     def __init__(self, config: PointEncoderConfig):

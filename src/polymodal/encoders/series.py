@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.encoders.encoder import Encoder
 from polymodal.layers.positions import sine_positions
 from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
 from polymodal.modalities.padding import Padded
@@ -33,7 +34,7 @@ class SeriesEncoderConfig:
     """Attention heads of a block."""
 
 
-class SeriesEncoder(nn.Module):
+class SeriesEncoder(Encoder):
     """One token a patch, with all channels of a moment together, and the pooled vector."""
 
     def __init__(self, config: SeriesEncoderConfig):

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polymodal.encoders.encoder import Encoder
 from polymodal.layers.transformer import Transformer
 from polymodal.modalities.table import TableRows
 
@@ -25,7 +26,7 @@ class TableEncoderConfig:
     """Attention heads of a block."""
 
 
-class TableEncoder(nn.Module):
+class TableEncoder(Encoder):
     """One token a column, numbers first, and the pooled vector: that of a learned class token.
 
     A missing value is a learned token of its column: what its cell would have held has no influence.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,8 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.layers.transformer import Packing, Transformer, last_token, mean_of_tokens
-from polymodal.modalities.text import Tokens
+from polymodal.encoders.encoder import Encoder
+from polymodal.layers.transformer import Packing, Transformer, first_token, last_token, mean_of_tokens
+from polymodal.modalities.text import TextTokenizer, Tokenizer, Tokens
+
+Pooling = Literal["mean", "end", "start"]
+POOLED = {"mean": mean_of_tokens, "end": last_token, "start": first_token}
 
 
 @dataclass(frozen=True)
@@ -30,13 +36,25 @@ class TextEncoderConfig:
     """Attention heads of a block."""
     causal: bool = False
     """Whether a token sees only the tokens before it, as in the original CLIP."""
-    pooling: Literal["mean", "end"] = "mean"
-    """Caption vector: the mean over tokens, or the end mark."""
+    pooling: Pooling = "mean"
+    """Caption vector: the mean over tokens, the end mark, or the start mark."""
     dropout: float = 0.0
     """Probability of dropping a channel after attention and perceptron."""
 
+    def tokenizer(self, texts: Iterable[str]) -> Tokenizer:
+        """One for these texts: a byte-level BPE that is learned on them."""
+        return TextTokenizer.train(texts, self.vocabulary, self.context)
 
-class TextEncoder(nn.Module):
+    def load_tokenizer(self, directory: Path) -> Tokenizer:
+        """The one that `save` wrote into a run."""
+        return TextTokenizer.load(directory, self.context)
+
+    def build(self, vocabulary: int) -> Encoder:
+        """vocabulary: entries of the tokenizer."""
+        return TextEncoder(self, vocabulary)
+
+
+class TextEncoder(Encoder):
     """A text transformer; its output has the tokens packed, with their packing, and the pooled vector."""
 
     def __init__(self, config: TextEncoderConfig, vocabulary: int):
@@ -58,5 +76,4 @@ class TextEncoder(nn.Module):
         # Both are look-ups: indexing with repeated places would add up its gradient in an order that varies.
         x = self.embedding(packing.pack(text.ids)) + F.embedding(place, self.positions)
         x = self.norm_after(self.transformer(x, packing))
-        pooled = mean_of_tokens(x, packing) if self.config.pooling == "mean" else last_token(x, packing)
-        return x, packing, pooled
+        return x, packing, POOLED[self.config.pooling](x, packing)

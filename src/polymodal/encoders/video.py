@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.image import patchify
 from polymodal.layers.transformer import Attention, Block, Transformer
 
@@ -36,7 +37,7 @@ class VideoEncoderConfig:
     """Whether a patch looks at all patches of all frames, or first along time and then within its frame."""
 
 
-class VideoEncoder(nn.Module):
+class VideoEncoder(Encoder):
     """One token a patch, frame after frame, each in reading order, and the pooled vector: their mean."""
 
     def __init__(self, config: VideoEncoderConfig):

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from polymodal.encoders.encoder import Encoder
 from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
 from polymodal.modalities.padding import Padded
 
@@ -31,7 +32,7 @@ class VolumeEncoderConfig:
     """Attention heads of a block."""
 
 
-class VolumeEncoder(nn.Module):
+class VolumeEncoder(Encoder):
     """One token a cube of each contrast that is there, and the pooled vector: their mean.
 
     A missing contrast has no tokens: nothing is computed for it, and its voxels have no influence.

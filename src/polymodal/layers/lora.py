@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fnmatch import fnmatchcase
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -35,28 +36,44 @@ class LoRALinear(nn.Module):
         return self.base
 
 
+@runtime_checkable
+class HasOwnLoRA(Protocol):
+    """A part that brings another library's low-rank updates, as published models do."""
+
+    def add_lora(self, rank: int, name: str, targets: tuple[str, ...]) -> int: ...
+
+    def merge_lora(self) -> None: ...
+
+
 def add_lora(model: nn.Module, rank: int, targets: tuple[str, ...] = ("*",)) -> int:
     """Freeze a model but for new low-rank updates of the linear layers whose names match; returns how many these are.
 
     targets: shell patterns of module names, such as `*.attention.qkv`. Raises UserError when none matches.
     """
     model.requires_grad_(False)
+    others = [(name, module) for name, module in model.named_modules() if isinstance(module, HasOwnLoRA)]
+    count = sum(module.add_lora(rank, name, targets) for name, module in others)
+    inside = tuple(f"{name}." for name, _ in others)
     found = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and any(fnmatchcase(name, pattern) for pattern in targets)
+        if isinstance(module, nn.Linear)
+        and not name.startswith(inside)
+        and any(fnmatchcase(name, pattern) for pattern in targets)
     ]
-    if not found:
+    if not found and not count:
         raise UserError(f"No linear layer has a name like {' or '.join(targets)}; see model.named_modules().")
     for name, module in found:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, LoRALinear(module, rank))
-    return len(found)
+    return len(found) + count
 
 
 def merge_lora(model: nn.Module) -> None:
     """Put plain linear layers, with the updates in their weights, back in place."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, LoRALinear):
+        if isinstance(module, HasOwnLoRA):
+            module.merge_lora()
+        elif isinstance(module, LoRALinear):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.merged())

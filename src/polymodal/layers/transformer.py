@@ -136,6 +136,12 @@ def mean_of_tokens(packed: Float[Tensor, "total width"], packing: Packing) -> Fl
     return sums / lengths[:, None]
 
 
+def first_token(packed: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "batch width"]:
+    """The first token of each sequence: the start mark, or BERT's class token."""
+    lengths = packing.mask.sum(1)
+    return packed.index_select(0, lengths.cumsum(0) - lengths)
+
+
 def last_token(packed: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "batch width"]:
     """The last real token of each sequence: the end mark, wherever it stands."""
     return packed.index_select(0, packing.mask.sum(1).cumsum(0) - 1)

@@ -29,6 +29,7 @@ class ImageAugmentation:
     """Probability of a Gaussian blur of up to 2 % of the side."""
 
 
+NONE = ImageAugmentation(crop=(1.0, 1.0))
 WEAK = ImageAugmentation(flip=0.5)
 STRONG = ImageAugmentation(crop=(0.08, 1.0), flip=0.5, jitter=0.8, grey=0.2, blur=0.5)
 
@@ -40,6 +41,9 @@ def augment(
     may_flip: Bool[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch 3 size size"]:
     """A new batch, changed at random. may_flip: False where a mirror image would be wrong (texts that say "left")."""
+
+    if augmentation == NONE:
+        return image
 
     def chance(probability: float) -> Tensor:
         return draws.uniform() < probability

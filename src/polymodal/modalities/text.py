@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
+import tokenizers
 import torch
 from jaxtyping import Bool, Int
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from polymodal.errors import UnreadableExample
 from polymodal.modalities.modality import write_text
 
+FILE = "tokenizer.json"  # of a run
 PAD, START, END = "<pad>", "<start>", "<end>"
 UNKNOWN_LANGUAGE = "und"  # BCP 47's code for "undetermined"
 
@@ -115,10 +117,28 @@ class Tokens:
         return len(self.lengths)
 
 
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Texts to tokens, with the marks that a text encoder wants; saved with a run."""
+
+    context_length: int
+
+    @property
+    def vocabulary(self) -> int:
+        """Entries, marks included."""
+        ...
+
+    def __call__(self, texts: list[str]) -> Tokens: ...
+
+    def decode(self, tokens: Tokens) -> list[str]: ...
+
+    def save(self, directory: Path) -> None: ...
+
+
 class TextTokenizer:
     """Byte-level BPE: every string of every language has tokens, and decoding gives the string back."""
 
-    def __init__(self, tokenizer: Tokenizer, context_length: int):
+    def __init__(self, tokenizer: tokenizers.Tokenizer, context_length: int):
         self.tokenizer = tokenizer
         self.context_length = context_length
         vocabulary = tokenizer.get_vocab()
@@ -127,9 +147,10 @@ class TextTokenizer:
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int, context_length: int) -> TextTokenizer:
         """Learn a vocabulary of at most `vocabulary` entries (256 bytes and 3 marks at the least) from `texts`."""
-        tokenizer = Tokenizer(models.BPE())
-        # A space before the first word makes it the same token there as in the middle of a text.
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Prepend(" ")])
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        # Lower case, as CLIP's. A space before the first word makes it the same token as in the middle of a text.
+        folded = [normalizers.Lowercase(), normalizers.NFC(), normalizers.Prepend(" ")]
+        tokenizer.normalizer = normalizers.Sequence(folded)
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
@@ -146,12 +167,9 @@ class TextTokenizer:
         return self.tokenizer.get_vocab_size()
 
     def __call__(self, texts: list[str]) -> Tokens:
-        """Start mark, the text's tokens, end mark; cut to `context_length`, padded to this batch's longest only.
-
-        Texts are folded to lower case, as CLIP's tokenizer does.
-        """
+        """Start mark, the text's tokens, end mark; cut to `context_length`, padded to this batch's longest only."""
         room = self.context_length - 2
-        encoded = self.tokenizer.encode_batch([text.lower() for text in texts], add_special_tokens=False)
+        encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         rows = [[self.start, *encoding.ids[:room], self.end] for encoding in encoded]
         lengths = [len(row) for row in rows]
         ids = np.zeros((len(rows), max(lengths)), dtype=np.int64)
@@ -164,9 +182,9 @@ class TextTokenizer:
         rows = [ids[:length] for ids, length in zip(tokens.ids.tolist(), tokens.lengths.tolist(), strict=True)]
         return [text.removeprefix(" ") for text in self.tokenizer.decode_batch(rows, skip_special_tokens=True)]
 
-    def save(self, path: Path) -> None:
-        self.tokenizer.save(str(path))
+    def save(self, directory: Path) -> None:
+        self.tokenizer.save(str(directory / FILE))
 
     @classmethod
-    def load(cls, path: Path, context_length: int) -> TextTokenizer:
-        return cls(Tokenizer.from_file(str(path)), context_length)
+    def load(cls, directory: Path, context_length: int) -> TextTokenizer:
+        return cls(tokenizers.Tokenizer.from_file(str(directory / FILE)), context_length)
