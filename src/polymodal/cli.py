@@ -127,7 +127,30 @@ def show(arguments: Arguments) -> None:
 
 
 @dataclass(frozen=True)
-class TrainOptions(DataOptions):
+class TowerOptions:
+    """Published towers in place of the recipe's own."""
+
+    vision: str | None = None
+    """hf:NAME or hf:PATH: a published image tower (CLIP, SigLIP, SigLIP 2, DINOv2, DINOv3, ViT, AIMv2)."""
+    text: str | None = None
+    """hf:NAME or hf:PATH: a published text tower (CLIP, SigLIP, BERT, MiniLM, ModernBERT, any decoder)."""
+    audio: str | None = None
+    """hf:NAME or hf:PATH: a published audio tower (Whisper, wav2vec 2.0, HuBERT, WavLM, w2v-BERT)."""
+    lm: str | None = None
+    """hf:NAME or hf:PATH: a published language model (Qwen, Llama, SmolLM, GPT-2 ...)."""
+
+    def applied(self, recipe: Any) -> Any:
+        """The recipe with these towers."""
+        towers = dataclasses.asdict(self)
+        if not any(towers.values()):
+            return recipe
+        from polymodal.training.start import with_towers
+
+        return with_towers(recipe, towers)
+
+
+@dataclass(frozen=True)
+class TrainOptions(DataOptions, TowerOptions):
     budget: str = "60s"
     """How long: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
     seed: int = 0
@@ -135,7 +158,26 @@ class TrainOptions(DataOptions):
     out: str | None = None
     """The run's folder; by default runs/RECIPE-CORPUS-seed-N."""
     init: str | None = None
-    """A finished run whose weights are taken over wherever name and shape agree."""
+    """A finished run to take weights from, wherever name and shape agree; or hf:NAME, a published dual encoder."""
+
+    text: str | None = None
+    """The caption column of --data, when it cannot be told by its type; or hf:NAME, a published text tower."""
+
+    @property
+    def towers(self) -> TowerOptions:
+        tower = self.text if self.text and self.text.startswith("hf:") else None
+        return TowerOptions(self.vision, tower, self.audio, self.lm)
+
+    def open(self) -> Corpus:
+        return super().open() if self.towers.text is None else dataclasses.replace(self, text=None).open()
+
+    def prepared(self, recipe: Any) -> Any:
+        """The recipe with the published towers, or the published model, that it starts from."""
+        if self.init and self.init.startswith("hf:"):
+            from polymodal.training.start import with_published
+
+            recipe = with_published(recipe, self.init)
+        return self.towers.applied(recipe)
 
 
 def train(arguments: Arguments) -> None:
@@ -151,7 +193,8 @@ def train(arguments: Arguments) -> None:
     options = given.options
     budget, corpus, name = Budget.parse(options.budget), options.open(), _short(spec)
     out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
-    _train(given.recipe, corpus, budget, options.seed, out, name, given.execution, options.init)
+    recipe = options.prepared(given.recipe)
+    _train(recipe, corpus, budget, options.seed, out, name, given.execution, options.init)
 
 
 def resume(arguments: Arguments) -> None:
@@ -213,9 +256,18 @@ def _train(
     skipped = f" {record['skipped']} examples were skipped; see {out}/skipped.jsonl." if record["skipped"] else ""
     _console().print(
         f"Trained {record['steps']:,} steps, {record['examples']:,} examples in {record['seconds']:.0f} s: "
-        f"{out}.{skipped}"
+        f"{out}.{skipped}{_said_of_features(record.get('features', {}))}"
         f'\nNext: polymodal evaluate {out}   or   polymodal search {out} "a red fruit"',
         highlight=False,
+    )
+
+
+def _said_of_features(features: dict[str, dict[str, int]]) -> str:
+    """Of frozen towers: '12,000 features of the frozen text encoder cached, 94 MB' and so on."""
+    return "".join(
+        f"\n{of['features']:,} features of the frozen {name.replace('_', ' ')} cached, {_megabytes(of['bytes'])}; "
+        f"{of['looked_up'] / max(of['looked_up'] + of['computed'], 1):.0%} of its inputs were looked up."
+        for name, of in features.items()
     )
 
 
@@ -301,6 +353,35 @@ def search(arguments: Arguments) -> None:
         right=(0, 1),
     )
     _console().print(f"The pictures are in {options.out}.", highlight=False)
+
+
+def export(arguments: Arguments) -> None:
+    """write a run for transformers, onnxruntime or sentence-transformers, or upload it to the hub"""
+    place, rest = _positional(arguments, "export RUN --to transformers|onnx|sentence-transformers OUT [--push NAME]")
+
+    @dataclass(frozen=True)
+    class Options:
+        out: str
+        """The folder to write."""
+        to: str = "transformers"
+        """transformers, onnx or sentence-transformers."""
+        push: str | None = None
+        """Also upload the folder to the hub under this name, such as my-name/my-model."""
+
+    options = _parse(Options, rest, "export RUN", export)
+    from polymodal.serving import export as exports
+    from polymodal.training import load_run
+    from polymodal.training.trainer import command_line
+
+    written = exports.export(load_run(place), options.to, Path(options.out), command_line())
+    console = _console()
+    console.print(
+        f"Wrote {written.folder}: {written.what}; its outputs differ from the run's by at most "
+        f"{written.difference:.1e}. {written.folder}/README.md says how to load it.",
+        highlight=False,
+    )
+    if options.push:
+        console.print(f"Uploaded: {exports.push(written.folder, options.push)}", highlight=False)
 
 
 @dataclass(frozen=True)
@@ -611,6 +692,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "reproduce": reproduce,
     "embed": embed,
     "search": search,
+    "export": export,
     "new": new,
 }
 
@@ -658,11 +740,21 @@ class _NoOptions:
 def _parse(
     options: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None], default: Any = None
 ) -> Any:
-    """A dataclass from flags. default: an instance whose values stand where no flag is given."""
+    """A dataclass from flags, and from words where a field has no default.
+
+    default: an instance whose values stand where no flag is given.
+    """
     import tyro
 
-    given = {} if default is None else {"default": default}
-    return tyro.cli(options, args=arguments, prog=f"polymodal {usage}", description=command.__doc__, **given)
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(
+        options,
+        args=arguments,
+        prog=f"polymodal {usage}",
+        description=command.__doc__,
+        config=(tyro.conf.PositionalRequiredArgs,),
+        **given,
+    )
 
 
 def _parse_together(
@@ -692,7 +784,8 @@ def _recipe_with_flags(spec: str) -> Any:
     from polymodal import recipes
 
     name, *flags = shlex.split(spec)
-    return _parse(recipes.find(name), flags, name, compare)
+    given = _parse_together({"towers": TowerOptions, "recipe": recipes.find(name)}, flags, name, compare)
+    return given.towers.applied(given.recipe)
 
 
 def _arm_label(spec: str) -> str:

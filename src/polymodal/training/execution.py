@@ -28,6 +28,8 @@ class Execution:
     """Compile transformer blocks (torch.compile); pays for long runs on a GPU."""
     workers: int | None = None
     """Threads that prepare batches during a step; by default 4 with a GPU, and 0 on a CPU, where they would compete."""
+    cache_features: bool = True
+    """Compute frozen towers once an input and keep that on disk, where a recipe does not augment what they see."""
     checkpoint_every: str = "60s"
     """How often to save, such as 10steps, 5000examples, 60s or 20m."""
     keep: int = 1

@@ -25,7 +25,7 @@ from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader, TrainingData
 from polymodal.data.sequence import PackedSequences
 from polymodal.draws import mix
-from polymodal.errors import UserError
+from polymodal.errors import UserError, unknown
 from polymodal.layers.lora import add_lora, merge_lora
 from polymodal.layers.transformer import Transformer
 from polymodal.modalities.text import Tokens
@@ -40,6 +40,7 @@ from polymodal.training.checkpoint import (
     training_tensors,
 )
 from polymodal.training.execution import Execution
+from polymodal.training.features import CachedEncoder, cached_encoders, is_frozen
 from polymodal.training.gradients import backward, total
 from polymodal.training.harmony import Harmony
 from polymodal.training.optimiser import adamw, clip_gradients, learning_rate
@@ -109,12 +110,14 @@ class Loop:
         if recipe.lora_rank:
             add_lora(self.model, recipe.lora_rank, recipe.lora_targets)
         self.learnable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        self.frozen = frozen_names(self.model, recipe.freeze)
         for module in self.model.modules():
             if isinstance(module, Transformer):
                 module.recompute = execution.recompute
             if execution.compile and isinstance(module, nn.ModuleList):
                 for entry in module:
                     entry.compile()
+        self.cached: dict[str, CachedEncoder] = {}
         self.losses_of: Any = None  # the method's losses, averaging gradients over processes where there are several
         self.pieces = execution.micro_batch or recipe.batch_size // place.count
         self.harmony = Harmony(recipe.harmonise) if recipe.harmonise != "none" else None
@@ -152,13 +155,15 @@ class Loop:
 
     def _enter(self, number: int, fresh: bool) -> None:
         """Begin a stage: what trains, on which data, with a new optimiser."""
+        self._release_features()
         stage = self.stages[number]
         recipe, model, place, execution = self.recipe, self.model, self.place, self.execution
         if fresh and stage.start is not None:
             stage.start(model)
         for name, parameter in model.named_parameters():
             wanted = any(fnmatchcase(name, pattern) for pattern in stage.trainable)
-            parameter.requires_grad_(name in self.learnable and wanted)
+            parameter.requires_grad_(name in self.learnable and wanted and name not in self.frozen)
+        self._training_mode()
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError(f"The stage '{stage.name}' trains nothing: no parameter is called {stage.trainable}.")
         corpus = self.corpus if stage.corpus is None else stage.corpus()
@@ -187,6 +192,23 @@ class Loop:
             self.losses_of = spread(model, place, execution.parallel, one_pass, all_used)
             self.averages_itself = self.losses_of != model.losses
         self.optimiser = adamw(model, recipe)
+        # A sharded tower gathers its weights together with the other processes, which may have nothing new to compute.
+        if execution.cache_features and not (execution.parallel == "fsdp" and place.count > 1):
+            self.cached = cached_encoders(model, recipe.unaugmented())
+
+    def _training_mode(self) -> None:
+        """Frozen parts evaluate: no dropout disturbs what cannot learn from it."""
+        self.model.train()
+        for module in self.model.modules():
+            if is_frozen(module):
+                module.eval()
+
+    def _release_features(self) -> None:
+        """Frozen towers compute again; the record keeps what was looked up in their place."""
+        for name, encoder in self.cached.items():
+            encoder.release()
+            self.run.record.setdefault("features", {})[name] = encoder.report()
+        self.cached = {}
 
     @property
     def fraction(self) -> float:
@@ -319,6 +341,7 @@ class Loop:
         """Log figures of the method as it stands."""
         with self.averaged(), evaluating(self.model) as method:
             self.tracker.log(self.progress.log(validation=dict(figures(method, self.run.processor))))
+        self._training_mode()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -389,6 +412,7 @@ class Loop:
     def finish(self) -> Run:
         """Write the result, remove the checkpoints."""
         run, progress = self.run, self.progress
+        self._release_features()
         if self.average is not None:
             self.average.apply()
         state = {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
@@ -424,6 +448,19 @@ class Loop:
                 remove_checkpoints(self.writer.directory)
             self.place.agree(0)  # no process goes on before the result is there
         return run
+
+
+def frozen_names(model: nn.Module, freeze: tuple[str, ...]) -> set[str]:
+    """Names of the parameters that a recipe freezes. Raises UserError for an entry that means none."""
+    names = [name for name, _ in model.named_parameters()]
+    frozen = set()
+    for entry in freeze:
+        meant = {name for name in names if name.startswith(f"{entry}_encoder.") or fnmatchcase(name, entry)}
+        if not meant:
+            towers = {name.partition("_encoder.")[0] for name in names if "_encoder." in name}
+            raise unknown("tower to freeze", entry, towers)
+        frozen |= meant
+    return frozen
 
 
 def flops(model: Any, batch: Batch, weights: Mapping[str, float]) -> tuple[int, bool]:

@@ -43,6 +43,8 @@ class Optimisation:
     harmonise: Literal["none", "realign", "curriculum", "both"] = "none"
     """For two or more losses: project conflicting gradients off each other, leave out micro-batches whose gradients
     conflict most, or both (cross-modality gradient harmonization, Wu et al. 2022)."""
+    freeze: tuple[str, ...] = ()
+    """Towers that keep their weights, such as text (LiT, Zhai et al. 2022), or shell patterns of parameter names."""
     lora_rank: int = 0
     """Rank of low-rank updates that are trained in place of the linear layers' own weights (LoRA); 0 trains these."""
     lora_targets: tuple[str, ...] = ("*",)
@@ -51,6 +53,13 @@ class Optimisation:
     def stages(self) -> tuple[Stage, ...]:
         """What is trained, one after the other; a recipe with more than one stage says so here."""
         return (Stage("training"),)
+
+    def unaugmented(self) -> tuple[str, ...]:
+        """The encoders, by their name in the method, that see an example as it is, without a random change.
+
+        Those of them that are frozen are evaluated once an input (`training/features.py`).
+        """
+        return ()
 
 
 def adamw(model: nn.Module, options: Optimisation) -> torch.optim.AdamW:
@@ -90,11 +99,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> float:
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     """For each parameter, decay to the power of the number of layers above it in its tower (BEiT, appendix).
 
-    A tower is a direct child of the model that contains `blocks`; what it holds before its blocks counts as the layer
-    below them, and what comes after them as the layer above, which has scale 1, as everything outside towers.
+    A tower is a direct child of the model that contains `blocks` (`layers`, `layer` or `h` in published models); what
+    it holds before them counts as the layer below them, and what comes after as the layer above, which has scale 1, as
+    everything outside towers.
     """
     names = [name for name, _ in model.named_parameters()]
-    block_of = {name: match for name in names if (match := re.search(r"\bblocks\.(\d+)\.", name))}
+    block_of = {name: match for name in names if (match := re.search(r"\b(?:blocks|layers?|h)\.(\d+)\.", name))}
     depth: dict[str, int] = {}
     for name, match in block_of.items():
         tower = name.partition(".")[0]

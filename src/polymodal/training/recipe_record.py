@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import importlib
@@ -26,7 +27,7 @@ def recipe_record(recipe: Any, name: str | None = None) -> dict[str, Any]:
     return {
         "name": name or kind.__module__.rpartition(".")[2],
         "class": f"{where}:{kind.__qualname__}",
-        "values": dataclasses.asdict(recipe),
+        "values": dataclass_values(recipe),
     }
 
 
@@ -58,13 +59,31 @@ def recipe_from_record(record: dict[str, Any], directory: Path) -> Any:
         ) from error
 
 
+def dataclass_values(instance: Any) -> dict[str, Any]:
+    """JSON values of all fields; a dataclass in a field says which it is where that is not the field's own type."""
+    hints = typing.get_type_hints(type(instance))
+
+    def value(hint: Any, given: Any) -> Any:
+        if not dataclasses.is_dataclass(given):
+            return copy.deepcopy(given)
+        kind = type(given)
+        named = {} if kind is hint else {"class": f"{kind.__module__}:{kind.__qualname__}"}
+        return named | dataclass_values(given)
+
+    return {
+        field.name: value(hints[field.name], getattr(instance, field.name)) for field in dataclasses.fields(instance)
+    }
+
+
 def dataclass_from(kind: Any, values: dict[str, Any]) -> Any:
-    """A frozen dataclass from what `dataclasses.asdict` and JSON made of it."""
+    """A frozen dataclass from what `dataclass_values` and JSON made of it."""
     hints = typing.get_type_hints(kind)
 
     def value(hint: Any, given: Any) -> Any:
         if dataclasses.is_dataclass(hint) and isinstance(given, dict):
-            return dataclass_from(hint, given)
+            module, _, name = given.get("class", "").partition(":")
+            kind = getattr(importlib.import_module(module), name) if module else hint
+            return dataclass_from(kind, {key: entry for key, entry in given.items() if key != "class"})
         return tuple(given) if isinstance(given, list) else given
 
     return kind(**{name: value(hints[name], given) for name, given in values.items()})

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from polymodal.encoders.audio import AudioEncoderConfig
+from polymodal.encoders.image import ImageEncoderConfig
+from polymodal.encoders.published import HUB, PublishedModel, published_weights, read_tensors, source_name
+from polymodal.encoders.published_audio import PublishedAudioConfig
+from polymodal.encoders.published_image import PublishedImageConfig
+from polymodal.encoders.published_language_model import LanguageModelConfig, PublishedLanguageModelConfig
+from polymodal.encoders.published_text import PublishedTextConfig
+from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.training.run import WEIGHTS
 
@@ -27,7 +37,7 @@ def from_run(directory: Path | str) -> Callable[[nn.Module], int]:
         path = Path(directory) / WEIGHTS
         if not path.is_file():
             raise UserError(f"{directory} holds no finished run to start from (it has no {WEIGHTS}).")
-        return _taken(model, _read([path]), str(directory))
+        return _taken(model, read_tensors(path), str(directory))
 
     return start
 
@@ -41,20 +51,8 @@ def from_hub(name: str, rename: Mapping[str, str], prefix: str = "") -> Callable
     """
 
     def start(model: nn.Module) -> int:
-        folder = Path(name)
-        if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-            from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-            try:
-                folder = Path(snapshot_download(name, allow_patterns=["*.safetensors"]))
-            except (OSError, HfHubHTTPError, HFValidationError) as error:
-                raise UserError(f"'{name}' is neither a folder nor a model on the hub that can be reached.") from error
-        published = _read(sorted(folder.glob("*.safetensors")))
-        if not published:
-            raise UserError(f"{folder} has no .safetensors file.")
         renamed = {}
-        for old, tensor in published.items():
+        for old, tensor in published_weights(name).items():
             new = old
             for pattern, replacement in rename.items():
                 new = re.sub(rf"^{pattern}$", replacement, new)
@@ -64,15 +62,57 @@ def from_hub(name: str, rename: Mapping[str, str], prefix: str = "") -> Callable
     return start
 
 
-def _read(paths: list[Path]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for path in paths:
-        try:
-            with safe_open(path, "pt") as file:
-                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except Exception as error:
-            raise UserError(f"{path} cannot be read as safetensors weights ({type(error).__name__}).") from error
-    return tensors
+def load_published(model: nn.Module) -> int:
+    """Give every published tower of a method its published weights; returns how many there are."""
+    towers = [module for module in model.modules() if isinstance(module, PublishedModel)]
+    for tower in towers:
+        tower.load_published()
+    return len(towers)
+
+
+def with_towers(recipe: Any, towers: Mapping[str, str | None]) -> Any:
+    """The recipe with published towers in place of its own.
+
+    towers: by their flags (vision, text, audio, lm), a source each, `hf:NAME` or `hf:PATH`, or None to leave it. Raises
+    UserError when the recipe has no such tower, or the source is none.
+    """
+    hints = typing.get_type_hints(type(recipe))
+    for flag, source in towers.items():
+        if source is None:
+            continue
+        own, reader = _tower_kinds()[flag]
+        fields = [name for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, own)]
+        if not fields:
+            raise UserError(
+                f"This recipe has no tower that --{flag} could replace; `polymodal show` lists what it has."
+            )
+        config = reader(source_name(source))
+        recipe = dataclasses.replace(recipe, **dict.fromkeys(fields, config))
+    return recipe
+
+
+def _tower_kinds() -> dict[str, tuple[type, Callable[[str], Any]]]:
+    """Flag -> the type of a recipe's field, and what reads a published tower for it."""
+    return {
+        "vision": (ImageEncoderConfig, PublishedImageConfig.read),
+        "text": (TextEncoderConfig, PublishedTextConfig.read),
+        "audio": (AudioEncoderConfig, PublishedAudioConfig.read),
+        "lm": (LanguageModelConfig, PublishedLanguageModelConfig.read),
+    }
+
+
+def with_published(recipe: Any, source: str) -> Any:
+    """The recipe with all that a published model brings for it. Raises UserError when it takes no whole model."""
+    if not hasattr(recipe, "with_published"):
+        raise UserError("This recipe cannot start from a whole published model; name one a tower: --vision, --text.")
+    return recipe.with_published(source_name(source))
+
+
+def from_init(init: Path | str) -> Callable[[nn.Module], object]:
+    """What `--init` means: a finished run, or `hf:NAME`, whose towers the recipe has taken over already."""
+    if not str(init).startswith(HUB):
+        return from_run(init)
+    return lambda model: model.take_published(published_weights(source_name(str(init))))  # type: ignore[operator]
 
 
 def _taken(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> int:

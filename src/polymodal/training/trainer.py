@@ -26,7 +26,7 @@ from polymodal.training.loop import Interrupted, Loop, Progress
 from polymodal.training.processes import check_batch, processes
 from polymodal.training.recipe_record import keep_own_recipe, recipe_record
 from polymodal.training.run import RECORD, WEIGHTS, Run, load_run, read_record, write_json
-from polymodal.training.start import from_run, share_weights
+from polymodal.training.start import from_init, load_published, share_weights
 from polymodal.types import Budget
 
 __all__ = ["Interrupted", "OnStep", "Progress", "Validate", "share_weights", "train"]
@@ -59,7 +59,8 @@ def train(
     examples give the same weights.
     out: the run's folder. When it holds the same run, unfinished, that one goes on; when finished, it is returned.
     weights_like: a freshly built module whose parameters are taken over wherever name and shape agree (paired runs).
-    init: a finished run whose weights are taken over wherever name and shape agree.
+    init: a finished run whose weights are taken over wherever name and shape agree, or `hf:NAME`, a published model
+    that the recipe was made for (`training.start.with_published`).
     validate: called `validations` times, evenly over the budget; its time does not count.
     execution: device, processes, precision, memory and checkpoints; none of it changes the results but by rounding.
 
@@ -91,10 +92,11 @@ def train(
             torch.manual_seed(seed)
             processor = recipe.processor(corpus)
             model = recipe.build(processor)
+            load_published(model)
             if weights_like is not None:
                 share_weights(weights_like, model)
             if init is not None:
-                from_run(init)(model)
+                from_init(init)(model)
             record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
             run = Run(recipe, model, processor, record, directory=directory)
             if directory is not None and place.first:

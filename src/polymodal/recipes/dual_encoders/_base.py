@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +16,13 @@ from torch.nn import functional as F
 from polymodal.corpora import Corpus
 from polymodal.data.image_text import ImageTextProcessor
 from polymodal.draws import Draws
-from polymodal.encoders.image import ImageEncoder, ImageEncoderConfig
-from polymodal.encoders.text import TextEncoder, TextEncoderConfig
-from polymodal.modalities.image_augmentation import WEAK, ImageAugmentation, augment
+from polymodal.encoders.image import ImageEncoderConfig
+from polymodal.encoders.published import read_configuration
+from polymodal.encoders.published_image import PublishedImageConfig
+from polymodal.encoders.published_text import PublishedTextConfig
+from polymodal.encoders.text import TextEncoderConfig
+from polymodal.errors import UserError
+from polymodal.modalities.image_augmentation import NONE, WEAK, ImageAugmentation, augment
 from polymodal.modalities.text import Tokens
 from polymodal.training.gradients import Comparison
 from polymodal.training.optimiser import Optimisation
@@ -30,8 +36,8 @@ class DualEncoder(Comparison, nn.Module):
 
     def __init__(self, recipe: DualEncoderRecipe, vocabulary: int):
         super().__init__()
-        self.image_encoder = ImageEncoder(recipe.image)
-        self.text_encoder = TextEncoder(recipe.text, vocabulary)
+        self.image_encoder = recipe.image.build()
+        self.text_encoder = recipe.text.build(vocabulary)
         self.image_projection = nn.Linear(recipe.image.width, recipe.dim, bias=False)
         self.text_projection = nn.Linear(recipe.text.width, recipe.dim, bias=False)
         nn.init.normal_(self.image_projection.weight, std=recipe.image.width**-0.5)
@@ -45,15 +51,33 @@ class DualEncoder(Comparison, nn.Module):
 
     def embed_image(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
         """L2-normalised picture vectors."""
-        return F.normalize(self.image_projection(self.image_encoder(image)[1]), dim=-1)
+        return F.normalize(self.image_projection(self.image_encoder.pooled(image)), dim=-1)
 
     def embed_text(self, text: Tokens) -> Float[Tensor, "batch dim"]:
         """L2-normalised caption vectors."""
-        return F.normalize(self.text_projection(self.text_encoder(text)[2]), dim=-1)
+        return F.normalize(self.text_projection(self.text_encoder.pooled(text)), dim=-1)
 
     def embed_patches(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch patches dim"]:
         """L2-normalised vectors of all patches, in the space of the captions."""
         return F.normalize(self.image_projection(self.image_encoder(image)[0]), dim=-1)
+
+    @torch.no_grad()
+    def take_published(self, weights: Mapping[str, Tensor]) -> None:
+        """Projections, temperature and bias of a published dual encoder, which CLIP and SigLIP name alike.
+
+        SigLIP compares its towers' vectors as they are: without a published projection it is the identity.
+        """
+        for projection, name in (
+            (self.image_projection, "visual_projection"),
+            (self.text_projection, "text_projection"),
+        ):
+            if (published := weights.get(f"{name}.weight")) is not None:
+                projection.weight.copy_(published)
+            else:
+                nn.init.eye_(projection.weight)
+        for name, own in (("logit_scale", self.log_scale), ("logit_bias", getattr(self, "bias", None))):
+            if own is not None and name in weights:
+                own.copy_(weights[name].reshape(()))
 
     def represent(self, batch: Batch) -> dict[str, Tensor]:
         """What is compared: the vectors of pictures and captions."""
@@ -81,12 +105,23 @@ class DualEncoderRecipe(Optimisation):
     """Inverse temperature at the start; it is learned (CLIP, section 2.5)."""
     augmentation: ImageAugmentation = WEAK
 
+    def with_published(self, name: str) -> DualEncoderRecipe:
+        """This recipe with the towers and the space of a published dual encoder. Raises UserError when it is none."""
+        whole = read_configuration(name)
+        if not (hasattr(whole, "vision_config") and hasattr(whole, "text_config")):
+            raise UserError(f"'{name}' ({whole.model_type}) is no dual encoder; give it to --vision or --text.")
+        image, text = PublishedImageConfig.read(name), PublishedTextConfig.read(name)
+        return dataclasses.replace(self, image=image, text=text, dim=getattr(whole, "projection_dim", image.width))
+
+    def unaugmented(self) -> tuple[str, ...]:
+        return ("text_encoder", "image_encoder") if self.augmentation == NONE else ("text_encoder",)
+
     def processor(self, corpus: Corpus) -> ImageTextProcessor:
-        """A byte-level BPE learned on the training captions, and the picture size."""
-        return ImageTextProcessor.fit(corpus, self.image.size, self.text.vocabulary, self.text.context)
+        """The towers' picture size, colours and tokenizer; what they do not bring is learned on the training split."""
+        return ImageTextProcessor.fit(corpus, self.image.size, self.text.tokenizer, self.image.colours)
 
     def load_processor(self, directory: Path) -> ImageTextProcessor:
-        return ImageTextProcessor.load(directory)
+        return ImageTextProcessor.load(directory, self.text.load_tokenizer(directory))
 
     def training_batch(self, examples: list[Example], processor: ImageTextProcessor, draws: Draws) -> Batch:
         """One augmented view of each picture and one of its captions."""

@@ -65,7 +65,7 @@ class ImprovedCLIP(DualEncoder):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """contrastive: plain and strong pairs; and the added loss, if any, with its weight."""
         images, texts, views = batch["image"], batch["text"], 1 + self.recipe.strong_views
-        features = {"image": self.image_encoder(images)[1], "text": self.text_encoder(texts)[2]}
+        features = {"image": self.image_encoder.pooled(images), "text": self.text_encoder.pooled(texts)}
         plain = {name: feature.chunk(views)[0] for name, feature in features.items()}
         strong = {name: feature.chunk(views)[1:] for name, feature in features.items()}
         image = F.normalize(self.image_projection(plain["image"]), dim=-1)
@@ -167,6 +167,9 @@ class Recipe(DualEncoderRecipe):
 
     def build(self, processor: ImageTextProcessor) -> ImprovedCLIP:
         return ImprovedCLIP(self, processor.tokenizer.vocabulary)
+
+    def unaugmented(self) -> tuple[str, ...]:
+        return super().unaugmented() if not self.strong_views else ()
 
     def training_batch(self, examples: list[Example], processor: ImageTextProcessor, draws: Draws) -> Batch:
         """The plain view and caption of each example first, then K strong ones, one after the other along the batch."""
