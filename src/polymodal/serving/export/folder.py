@@ -1,0 +1,89 @@
+"""What every export shares: the folder appears whole or not at all, is compared with the run, and has a card."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polymodal.errors import UserError, unknown
+from polymodal.recipes.dual_encoders._base import DualEncoder
+from polymodal.serving.export.model_card import write_card
+from polymodal.serving.export.onnx import to_onnx
+from polymodal.serving.export.sentence_transformers import to_sentence_transformers
+from polymodal.serving.export.transformers import to_transformers
+from polymodal.training import Run
+
+TOLERANCE = 1e-4  # between the vectors, or logits, of a run and those of its export
+
+# Each writes into a folder and returns what it wrote in words, and the largest difference from the run.
+FORMATS: dict[str, Callable[[Run, Path], tuple[str, float]]] = {
+    "transformers": to_transformers,
+    "onnx": to_onnx,
+    "sentence-transformers": to_sentence_transformers,
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written. difference: the largest one between the run's outputs and those of the export."""
+
+    folder: Path
+    what: str
+    difference: float
+
+
+def export(run: Run, to: str, out: Path, command: str = "") -> Export:
+    """Write a run in another library's format. command: for the card.
+
+    Raises UserError for an unknown format, a method with no export, an existing folder, a missing package, or an export
+    whose outputs differ from the run's by more than 1e-4.
+    """
+    if to not in FORMATS:
+        raise unknown("format to export to", to, FORMATS)
+    if not isinstance(run.model, DualEncoder):
+        raise UserError(f"The method of '{run.name}' is no dual encoder; only those are exported so far.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already; choose another folder, or remove it.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent) as aside:
+            partial = Path(aside) / "export"
+            partial.mkdir()
+            with torch.inference_mode(False), torch.no_grad():
+                what, difference = FORMATS[to](run, partial)
+            if not difference <= TOLERANCE:
+                raise UserError(
+                    f"The export would differ from the run by {difference:.1e}, more than {TOLERANCE:.0e}; nothing was "
+                    "written. Please report this."
+                )
+            write_card(run, partial, to, what, difference, command)
+            if out.is_dir():
+                out.rmdir()
+            os.replace(partial, out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}.") from error
+    return Export(out, what, difference)
+
+
+def push(folder: Path, name: str) -> str:
+    """Upload an export to the hub; returns its address. Raises UserError when that is refused or unreachable."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    api: Any = HfApi()
+    try:
+        address = api.create_repo(name, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export from polymodal")
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{folder} is written, but was not uploaded as '{name}' ({why}); log in with: hf auth login, then run: "
+            f"hf upload {name} {folder}"
+        ) from error
+    return str(address)

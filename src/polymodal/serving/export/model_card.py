@@ -1,0 +1,115 @@
+"""The README of an export: how to load it, what was measured, on which data under which licence, by which command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+import polymodal
+from polymodal import corpora, evaluation
+from polymodal.errors import UserError
+from polymodal.evaluation import Score
+from polymodal.training import Run
+
+USAGE = {
+    "CLIPModel": """from transformers import AutoTokenizer, CLIPModel
+
+model = CLIPModel.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+texts = tokenizer(["a red fruit"], padding=True, truncation=True, return_tensors="pt")
+vectors = model.get_text_features(**texts)  # pictures: get_image_features(pixel_values=...)""",
+    "SiglipModel": """from transformers import AutoTokenizer, SiglipModel
+
+model = SiglipModel.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+texts = tokenizer(["a red fruit"], padding="max_length", truncation=True, return_tensors="pt")
+vectors = model.get_text_features(texts["input_ids"])  # pictures: get_image_features(pixel_values=...)""",
+    "AutoModel": """from transformers import AutoModel, AutoTokenizer
+
+model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True)  # the code is modeling_polymodal.py
+tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)
+texts = tokenizer(["a red fruit"], padding=True, truncation=True, return_tensors="pt")
+vectors = model.get_text_features(texts["input_ids"], texts["attention_mask"])
+# pictures: model.get_image_features(pixel_values), normalised as preprocessor_config.json says""",
+    "image.onnx": """import onnxruntime
+from transformers import AutoTokenizer
+
+texts = AutoTokenizer.from_pretrained("FOLDER")(["a red fruit"], padding=True, truncation=True, return_tensors="np")
+inputs = {name: texts[name] for name in ("input_ids", "attention_mask")}
+vectors = onnxruntime.InferenceSession("FOLDER/text.onnx").run(None, inputs)[0]
+# pictures: FOLDER/image.onnx with pixel_values [batch, 3, size, size], normalised as preprocessor_config.json says""",
+    "SentenceTransformer": """from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("FOLDER"TRUST)
+vectors = model.encode(["a red fruit"])""",
+}
+LIBRARIES = {"transformers": "transformers", "onnx": "onnx", "sentence-transformers": "sentence-transformers"}
+
+
+def write_card(run: Run, folder: Path, to: str, what: str, difference: float, command: str) -> None:
+    """Evaluates the run on the test splits of its corpus, where that can be opened, and writes README.md."""
+    record, recipe = run.record, run.recipe
+    scores, unmeasured, about = _measured(run)
+    paper = getattr(sys.modules[type(recipe).__module__], "paper", None)
+    towers = (getattr(recipe, name) for name in ("image", "text"))
+    sources = list(dict.fromkeys(tower.source for tower in towers if getattr(tower, "source", "")))
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    template = environment.from_string(Path(__file__).with_name("model_card.md.j2").read_text(encoding="utf-8"))
+    card = template.render(
+        library=LIBRARIES[to],
+        task="sentence-similarity" if to == "sentence-transformers" else "zero-shot-image-classification",
+        recipe=record["recipe"]["name"],
+        sources=sources,
+        frozen=", ".join(recipe.freeze),
+        name=run.name,
+        title=paper.title if paper else type(run.model).__name__,
+        arxiv=paper.arxiv if paper else "",
+        corpus=about.name if about else "data that are no longer there",
+        steps=f"{record['steps']:,}",
+        examples=f"{record['examples']:,}",
+        seconds=f"{record['seconds']:.0f}",
+        seed=record["seed"],
+        parameters=f"{record['parameters']:,}",
+        usage=_usage(what),
+        scores=[_row(score) for score in scores],
+        unmeasured=unmeasured,
+        what=what,
+        difference=f"{difference:.1e}",
+        description=about.description if about else unmeasured,
+        licence=(about.licence if about else "") or "not known to polymodal; say it here",
+        source_of_data=(about.source if about else "") or "not known to polymodal; say it here",
+        composed=about.composed if about else "",
+        train_command=record["command"],
+        command=command,
+        version=polymodal.__version__,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _measured(run: Run) -> tuple[list[Score], str, Any]:
+    """Scores, why there are none, and what is known of the data."""
+    try:
+        corpus = corpora.open_again(run.record["corpus"])
+    except UserError as error:
+        return [], f"the data could not be opened again ({error})", None
+    scores = evaluation.evaluate(run, corpus)
+    return scores, "" if scores else "the corpus has no test split that this method can be tested on.", corpus.about
+
+
+def _usage(what: str) -> str:
+    usage = next(text for start, text in USAGE.items() if what.startswith(start))
+    return usage.replace("TRUST", ", trust_remote_code=True" if "trust_remote_code" in what else "")
+
+
+def _row(score: Score) -> dict[str, str]:
+    value, low, high = score.estimate()
+    factor, unit = (1, "") if score.name.endswith("rank") else (100, " %")
+    return {
+        "name": score.name,
+        "value": f"{factor * value:.1f}{unit}",
+        "interval": f"{factor * low:.1f} to {factor * high:.1f}",
+        "chance": "-" if score.chance is None else f"{factor * score.chance:.1f}{unit}",
+    }

@@ -1,0 +1,257 @@
+"""A dual encoder that polymodal trained, for transformers: AutoModel.from_pretrained(FOLDER, trust_remote_code=True).
+
+This file is written beside the exported weights and needs torch and transformers alone. Its modules have the names of
+polymodal's, so the weights load as they are; sequences are padded here where polymodal packs them, with equal results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+LARGEST_SCALE = 100.0
+
+
+class PolymodalConfig(PretrainedConfig):
+    """image, text: each tower's sizes, or `published`, the settings of a model of transformers, with its class name.
+
+    dim: of the common space. bias: whether the logits have one, as SigLIP's.
+    """
+
+    model_type = "polymodal_dual_encoder"
+
+    def __init__(
+        self,
+        image: dict[str, Any] | None = None,
+        text: dict[str, Any] | None = None,
+        dim: int = 128,
+        bias: bool = False,
+        **kwargs: Any,
+    ):
+        self.image, self.text, self.dim, self.bias = image or {}, text or {}, dim, bias
+        super().__init__(**kwargs)
+
+
+@dataclass
+class DualEncoderOutput(ModelOutput):
+    """image_embeds, text_embeds: L2-normalised [batch, dim]. logits_per_image: similarities at their temperature."""
+
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int, causal: bool):
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        query, key, value = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        # Causal: padding stands behind all that real tokens look at.
+        seen = None if mask is None or self.causal else mask[:, None, None, :]
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, is_causal=self.causal)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int, causal: bool):
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, causal)
+        self.norm_2 = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, 4 * width)
+        self.narrow = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.norm_1(x), mask)
+        return x + self.narrow(F.gelu(self.widen(self.norm_2(x))))
+
+
+class Transformer(nn.Module):
+    def __init__(self, width: int, depth: int, heads: int, causal: bool = False):
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(width, heads, causal) for _ in range(depth)])
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        for block in self.blocks:
+            x = block(x, mask)
+        return x
+
+
+class ImageEncoder(nn.Module):
+    """polymodal's vision transformer; returns the pooled vector."""
+
+    def __init__(self, size: int, patch: int, width: int, depth: int, heads: int, pooling: str):
+        super().__init__()
+        self.patch = patch
+        with_class = pooling == "class"
+        self.patch_embedding = nn.Linear(3 * patch**2, width, bias=False)
+        self.class_token = nn.Parameter(torch.zeros(width)) if with_class else None
+        self.positions = nn.Parameter(torch.zeros((size // patch) ** 2 + with_class, width))
+        self.norm_before = nn.LayerNorm(width)
+        self.transformer = Transformer(width, depth, heads)
+        self.norm_after = nn.LayerNorm(width)
+
+    def forward(self, image: Tensor) -> Tensor:
+        batch, channels, height, width = image.shape
+        p = self.patch
+        x = image.reshape(batch, channels, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
+        x = self.patch_embedding(x.reshape(batch, -1, channels * p * p))
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(batch, 1, -1), x], dim=1)
+        x = self.norm_after(self.transformer(self.norm_before(x + self.positions)))
+        return x[:, 0] if self.class_token is not None else x.mean(1)
+
+
+class TextEncoder(nn.Module):
+    """polymodal's text transformer; returns all tokens."""
+
+    def __init__(
+        self, vocabulary: int, context: int, width: int, depth: int, heads: int, causal: bool, pooling: str = "mean"
+    ):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.positions = nn.Parameter(torch.zeros(context, width))
+        self.transformer = Transformer(width, depth, heads, causal)
+        self.norm_after = nn.LayerNorm(width)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.embedding(input_ids) + self.positions[: input_ids.shape[1]]
+        return self.norm_after(self.transformer(x, attention_mask.bool()))
+
+
+class Published(nn.Module):
+    """A model of transformers in the place of a tower."""
+
+    def __init__(self, settings: dict[str, Any], class_name: str, options: dict[str, Any]):
+        super().__init__()
+        values = dict(settings)
+        configuration = AutoConfig.for_model(values.pop("model_type"), **values)
+        kind = getattr(transformers, class_name)
+        self.model = kind._from_config(configuration, **options)
+
+
+def tower(kind: type[nn.Module], sizes: dict[str, Any]) -> nn.Module:
+    return Published(**sizes["published"]) if "published" in sizes else kind(**sizes)
+
+
+def pool(tokens: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
+    """The mean over real tokens, the last of them (end), or the first (start)."""
+    if pooling == "start":
+        return tokens[:, 0]
+    if pooling == "end":
+        last = attention_mask.sum(1).long() - 1
+        return tokens.gather(1, last[:, None, None].expand(-1, 1, tokens.shape[2])).squeeze(1)
+    weights = attention_mask.to(tokens.dtype)[:, :, None]
+    return (tokens * weights).sum(1) / weights.sum(1)
+
+
+class PolymodalDualEncoder(PreTrainedModel):
+    """Pictures and texts in one space."""
+
+    config_class = PolymodalConfig
+
+    def __init__(self, config: PolymodalConfig):
+        super().__init__(config)
+        sizes = {"image": dict(config.image), "text": dict(config.text)}
+        self.pooled_by = {name: of.pop("pooled_by") for name, of in sizes.items()}
+        widths = {name: of.pop("pooled_width") for name, of in sizes.items()}
+        self.padded_to = sizes["text"].pop("padded_to", None)
+        self.image_encoder = tower(ImageEncoder, sizes["image"])
+        self.text_encoder = tower(TextEncoder, sizes["text"])
+        self.image_projection = nn.Linear(widths["image"], config.dim, bias=False)
+        self.text_projection = nn.Linear(widths["text"], config.dim, bias=False)
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        if config.bias:
+            self.bias = nn.Parameter(torch.zeros(()))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """All weights are in the file."""
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """L2-normalised picture vectors."""
+        if isinstance(self.image_encoder, Published):
+            encoded = self.image_encoder.model(pixel_values=pixel_values)
+            tokens = encoded.last_hidden_state
+            pooled = {
+                "pooler": lambda: encoded.pooler_output,
+                "first": lambda: tokens[:, 0],
+                "mean": lambda: tokens.mean(1),
+            }[self.pooled_by["image"]]()
+        else:
+            pooled = self.image_encoder(pixel_values)
+        return F.normalize(self.image_projection(pooled), dim=-1)
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """L2-normalised text vectors. attention_mask: 0 on padding, which stands on the right."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        by = self.pooled_by["text"]
+        if not isinstance(self.text_encoder, Published):
+            pooled = pool(self.text_encoder(input_ids, attention_mask), attention_mask, by)
+        elif self.padded_to is not None:  # SigLIP sees padding, up to its whole length
+            padding = self.text_encoder.model.config.pad_token_id
+            ids = input_ids.masked_fill(attention_mask == 0, padding)
+            ids = F.pad(ids, (0, self.padded_to - ids.shape[1]), value=padding)
+            pooled = self.text_encoder.model(input_ids=ids).pooler_output
+        else:
+            encoded = self.text_encoder.model(input_ids=input_ids, attention_mask=attention_mask)
+            pooled = encoded.pooler_output if by == "pooler" else pool(encoded.last_hidden_state, attention_mask, by)
+        return F.normalize(self.text_projection(pooled), dim=-1)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> DualEncoderOutput:
+        image = None if pixel_values is None else self.get_image_features(pixel_values)
+        text = None if input_ids is None else self.get_text_features(input_ids, attention_mask)
+        if image is None or text is None:
+            return DualEncoderOutput(image_embeds=image, text_embeds=text)
+        logits = self.log_scale.exp().clamp(max=LARGEST_SCALE) * image @ text.T
+        if self.config.bias:
+            logits = logits + self.bias
+        return DualEncoderOutput(logits, logits.T, image, text)
+
+
+class PolymodalTextConfig(PretrainedConfig):
+    """sizes: of polymodal's text transformer."""
+
+    model_type = "polymodal_text"
+
+    def __init__(self, sizes: dict[str, Any] | None = None, **kwargs: Any):
+        self.sizes = sizes or {}
+        self.hidden_size = self.sizes.get("width")
+        super().__init__(**kwargs)
+
+
+class PolymodalTextModel(PreTrainedModel):
+    """polymodal's text transformer alone, as sentence-transformers wants it: all tokens in `last_hidden_state`."""
+
+    config_class = PolymodalTextConfig
+
+    def __init__(self, config: PolymodalTextConfig):
+        super().__init__(config)
+        self.text_encoder = TextEncoder(**config.sizes)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """All weights are in the file."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return transformers.modeling_outputs.BaseModelOutput(last_hidden_state=self.text_encoder(input_ids, mask))

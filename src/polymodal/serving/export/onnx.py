@@ -1,0 +1,89 @@
+"""The towers of a run as two ONNX graphs, which onnxruntime runs without torch: pictures, and texts, to vectors."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polymodal.errors import needs
+from polymodal.serving.export.transformers import (
+    exported_tokenizer,
+    remote_dual_encoder,
+    sample_pixels,
+    sample_texts,
+    write_picture_settings,
+)
+from polymodal.training import Run
+
+IMAGE, TEXT = "image.onnx", "text.onnx"
+
+
+class _Pictures(nn.Module):
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.model.get_image_features(pixel_values)
+
+
+class _Texts(nn.Module):
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model.get_text_features(input_ids, attention_mask)
+
+
+def to_onnx(run: Run, folder: Path) -> tuple[str, float]:
+    """image.onnx and text.onnx, of any batch size and text length; returns the largest difference of vectors."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise needs(error.name or "onnxruntime", "export", "Export to ONNX") from error
+    model = remote_dual_encoder(run)
+    pixels, (text, given) = sample_pixels(run, 3), sample_texts(run)
+    batch = torch.export.Dim("batch", min=1, max=65536)
+    length = torch.export.Dim("length", min=2, max=run.recipe.text.context)
+    _write(_Pictures(model), {"pixel_values": pixels}, {"pixel_values": {0: batch}}, "image_embeds", folder / IMAGE)
+    shapes = {name: {0: batch, 1: length} for name in given}
+    _write(_Texts(model), given, shapes, "text_embeds", folder / TEXT)
+    exported_tokenizer(run).save_pretrained(folder)
+    write_picture_settings(run, folder)
+
+    method: Any = run.model.cpu().eval()
+    expected = method.embed({"image": pixels[:2], "text": text})  # another batch size than the graph was made with
+    found = {}
+    for name, file, inputs in (("image", IMAGE, {"pixel_values": pixels[:2]}), ("text", TEXT, given)):
+        session = onnxruntime.InferenceSession(folder / file, providers=["CPUExecutionProvider"])
+        found[name] = session.run(None, {key: value.numpy() for key, value in inputs.items()})[0]
+    difference = max(float((torch.from_numpy(found[name]) - expected[name]).abs().max()) for name in found)
+    return f"{IMAGE} and {TEXT}", difference
+
+
+def _write(module: nn.Module, inputs: dict[str, Tensor], shapes: dict[str, Any], output: str, path: Path) -> None:
+    """One file with the weights inside it. The exporter's remarks are kept from the terminal."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            (),
+            path,
+            kwargs=inputs,
+            input_names=list(inputs),
+            output_names=[output],
+            dynamic_shapes=shapes,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )

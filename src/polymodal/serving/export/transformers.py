@@ -1,0 +1,317 @@
+"""A run as a folder of transformers: CLIPModel or SiglipModel where they can express it, else AutoModel with the code
+of `modeling_polymodal.py` beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polymodal.encoders.image import ImageEncoderConfig
+from polymodal.encoders.published import transformers
+from polymodal.encoders.published_image import PublishedImageConfig, PublishedImageEncoder
+from polymodal.encoders.published_text import PublishedTextConfig, PublishedTextEncoder, PublishedTokenizer
+from polymodal.encoders.text import TextEncoderConfig
+from polymodal.errors import UserError
+from polymodal.modalities.text import END, PAD, START, Tokenizer, Tokens
+from polymodal.recipes.dual_encoders._base import LARGEST_SCALE
+from polymodal.training import Run
+
+REMOTE_CODE = Path(__file__).with_name("modeling_polymodal.py")
+SAMPLES = ("a red fruit", "Flagge: Frankreich", "smiling face with heart-eyes", "?")
+
+
+def to_transformers(run: Run, folder: Path) -> tuple[str, float]:
+    """Weights, tokenizer and picture settings; returns the class, and the largest difference of logits."""
+    model, tokenizer = exported(run)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_picture_settings(run, folder)
+    kind = type(model).__name__
+    if kind.startswith("Polymodal"):
+        shutil.copyfile(REMOTE_CODE, folder / REMOTE_CODE.name)
+        loaded = transformers().AutoModel.from_pretrained(folder, trust_remote_code=True)
+        tokenizer = transformers().AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+        kind = "AutoModel, with trust_remote_code=True"
+    else:
+        loaded = type(model).from_pretrained(folder)
+        tokenizer = transformers().AutoTokenizer.from_pretrained(folder)
+    return kind, _difference(run, loaded.eval(), tokenizer)
+
+
+def exported(run: Run) -> tuple[Any, Any]:
+    """The method as a model of transformers, and its tokenizer."""
+    image, text = run.recipe.image, run.recipe.text
+    published = isinstance(image, PublishedImageConfig) and isinstance(text, PublishedTextConfig)
+    kinds = (image.settings["model_type"], text.settings["model_type"]) if published else None
+    if kinds == ("clip_vision_model", "clip_text_model") and not hasattr(run.model, "bias"):
+        return _published_clip(run), exported_tokenizer(run)
+    if kinds == ("siglip_vision_model", "siglip_text_model") and _projects_nothing(run):
+        return _published_siglip(run), exported_tokenizer(run)
+    if not published and _is_clip(image, text) and not hasattr(run.model, "bias"):
+        return _own_clip(run)
+    return remote_dual_encoder(run), exported_tokenizer(run)
+
+
+def remote_dual_encoder(run: Run) -> Any:
+    """The method as `modeling_polymodal.py` has it."""
+    method: Any = run.model
+    transformers()
+    from polymodal.serving.export.modeling_polymodal import PolymodalConfig, PolymodalDualEncoder
+
+    weights = method.state_dict()
+    configuration = PolymodalConfig(
+        image=_image_sizes(run) | {"pooled_width": run.recipe.image.width},
+        text=_text_sizes(run) | {"pooled_width": run.recipe.text.width},
+        dim=run.recipe.dim,
+        bias="bias" in weights,
+        auto_map={
+            "AutoConfig": f"{REMOTE_CODE.stem}.PolymodalConfig",
+            "AutoModel": f"{REMOTE_CODE.stem}.PolymodalDualEncoder",
+        },
+    )
+    model = PolymodalDualEncoder(configuration)
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    return model.eval()
+
+
+def _image_sizes(run: Run) -> dict[str, Any]:
+    method: Any = run.model
+    config, encoder = run.recipe.image, method.image_encoder
+    if not isinstance(encoder, PublishedImageEncoder):
+        return dataclasses.asdict(config) | {"pooled_by": config.pooling}
+    if not encoder.pooled_by:
+        raise UserError(f"An image tower of type {config.settings['model_type']} cannot be exported yet.")
+    return {"published": _published_part(encoder), "pooled_by": encoder.pooled_by}
+
+
+def _text_sizes(run: Run) -> dict[str, Any]:
+    method: Any = run.model
+    config, encoder = run.recipe.text, method.text_encoder
+    if not isinstance(encoder, PublishedTextEncoder):
+        return text_transformer_sizes(run) | {"pooled_by": config.pooling}
+    has_pooler = config.settings["model_type"] in ("clip_text_model", "aimv2_text_model")
+    padded = {"padded_to": config.context} if config.settings["model_type"].startswith("siglip") else {}
+    by = "pooler" if has_pooler or padded else config.pooling
+    return {"published": _published_part(encoder), "pooled_by": by} | padded
+
+
+def text_transformer_sizes(run: Run) -> dict[str, Any]:
+    """What `modeling_polymodal.TextEncoder` is built from."""
+    method: Any = run.model
+    sizes = dataclasses.asdict(run.recipe.text)
+    sizes.pop("dropout")
+    return sizes | {"vocabulary": method.text_encoder.embedding.num_embeddings}
+
+
+def _published_part(encoder: PublishedImageEncoder | PublishedTextEncoder) -> dict[str, Any]:
+    return {
+        "settings": dict(encoder.config.settings),
+        "class_name": encoder.kind.__name__,
+        "options": encoder.options,
+    }
+
+
+def _published_clip(run: Run) -> Any:
+    method: Any = run.model
+    library, image, text = transformers(), run.recipe.image, run.recipe.text
+    configuration = library.CLIPConfig(
+        vision_config=dict(image.settings), text_config=dict(text.settings), projection_dim=run.recipe.dim
+    )
+    weights = {f"vision_model.{name}": tensor for name, tensor in method.image_encoder.model.state_dict().items()}
+    weights |= {f"text_model.{name}": tensor for name, tensor in method.text_encoder.model.state_dict().items()}
+    weights |= {
+        "visual_projection.weight": method.image_projection.weight,
+        "text_projection.weight": method.text_projection.weight,
+        "logit_scale": _log_scale(run),
+    }
+    return _filled(library.CLIPModel(configuration), weights)
+
+
+def _published_siglip(run: Run) -> Any:
+    method: Any = run.model
+    library, image, text = transformers(), run.recipe.image, run.recipe.text
+    configuration = library.SiglipConfig(vision_config=dict(image.settings), text_config=dict(text.settings))
+    weights = {f"vision_model.{name}": tensor for name, tensor in method.image_encoder.model.state_dict().items()}
+    weights |= {f"text_model.{name}": tensor for name, tensor in method.text_encoder.model.state_dict().items()}
+    bias = getattr(run.model, "bias", torch.zeros(()))
+    weights |= {"logit_scale": _log_scale(run).reshape(1), "logit_bias": bias.detach().reshape(1)}
+    return _filled(library.SiglipModel(configuration), weights)
+
+
+def _projects_nothing(run: Run) -> bool:
+    """SiglipModel has no projections: it can express a run only while they are the identity."""
+    method: Any = run.model
+    projections = (method.image_projection.weight, method.text_projection.weight)
+    return all(torch.equal(weight, torch.eye(*weight.shape)) for weight in projections)
+
+
+def _is_clip(image: ImageEncoderConfig, text: TextEncoderConfig) -> bool:
+    """Whether own towers have the shape of CLIP's: a class token, causal texts with blocks, pooled at the end mark."""
+    own = not isinstance(image, PublishedImageConfig) and not isinstance(text, PublishedTextConfig)
+    return own and image.pooling == "class" and text.causal and text.pooling == "end" and text.depth > 0
+
+
+def _own_clip(run: Run) -> tuple[Any, Any]:
+    """CLIPModel finds the end mark as the highest number when it is 2, so the last entry of the vocabulary takes it."""
+    method: Any = run.model
+    library, image, text = transformers(), run.recipe.image, run.recipe.text
+    tokenizer = exported_tokenizer(run, end_last=True)
+    vocabulary = method.text_encoder.embedding.num_embeddings
+    sizes = {"hidden_act": "gelu", "layer_norm_eps": 1e-5}
+    configuration = library.CLIPConfig(
+        vision_config=sizes
+        | _clip_sizes(image.width, image.depth, image.heads)
+        | {"image_size": image.size, "patch_size": image.patch},
+        text_config=sizes
+        | _clip_sizes(text.width, text.depth, text.heads)
+        | {"vocab_size": vocabulary, "max_position_embeddings": text.context, "pad_token_id": tokenizer.pad_token_id}
+        | {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id},
+        projection_dim=run.recipe.dim,
+    )
+    pictures, words = method.image_encoder, method.text_encoder
+    embedding = words.embedding.weight.clone()
+    end, last = run.processor.tokenizer.end, vocabulary - 1  # type: ignore[attr-defined]
+    embedding[[end, last]] = embedding[[last, end]]
+    kernel = pictures.patch_embedding.weight.unflatten(1, (3, image.patch, image.patch))
+    weights = {
+        "vision_model.embeddings.class_embedding": pictures.class_token,
+        "vision_model.embeddings.patch_embedding.weight": kernel,
+        "vision_model.embeddings.position_embedding.weight": pictures.positions,
+        **_norm("vision_model.pre_layrnorm", pictures.norm_before),
+        **_norm("vision_model.post_layernorm", pictures.norm_after),
+        **_clip_blocks("vision_model", pictures.transformer.blocks),
+        "text_model.embeddings.token_embedding.weight": embedding,
+        "text_model.embeddings.position_embedding.weight": words.positions,
+        **_norm("text_model.final_layer_norm", words.norm_after),
+        **_clip_blocks("text_model", words.transformer.blocks),
+        "visual_projection.weight": method.image_projection.weight,
+        "text_projection.weight": method.text_projection.weight,
+        "logit_scale": _log_scale(run),
+    }
+    return _filled(library.CLIPModel(configuration), weights), tokenizer
+
+
+def _clip_sizes(width: int, depth: int, heads: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+    }
+
+
+def _clip_blocks(tower: str, blocks: Any) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for number, block in enumerate(blocks):
+        name = f"{tower}.encoder.layers.{number}"
+        for kind, weight, bias in zip(
+            "qkv", block.attention.qkv.weight.chunk(3), block.attention.qkv.bias.chunk(3), strict=True
+        ):
+            weights |= {f"{name}.self_attn.{kind}_proj.weight": weight, f"{name}.self_attn.{kind}_proj.bias": bias}
+        for theirs, own in (
+            ("self_attn.out_proj", block.attention.out),
+            ("layer_norm1", block.norm_1),
+            ("layer_norm2", block.norm_2),
+            ("mlp.fc1", block.widen),
+            ("mlp.fc2", block.narrow),
+        ):
+            weights |= _norm(f"{name}.{theirs}", own)
+    return weights
+
+
+def _norm(name: str, module: Any) -> dict[str, Tensor]:
+    return {f"{name}.weight": module.weight, f"{name}.bias": module.bias}
+
+
+def _filled(model: Any, weights: dict[str, Tensor]) -> Any:
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _log_scale(run: Run) -> Tensor:
+    method: Any = run.model
+    return method.log_scale.detach().clamp(max=math.log(LARGEST_SCALE))
+
+
+def exported_tokenizer(run: Run, end_last: bool = False) -> Any:
+    """The run's tokenizer as one of transformers. end_last: give the end mark the highest number."""
+    own: Tokenizer = run.processor.tokenizer  # type: ignore[attr-defined]
+    if isinstance(own, PublishedTokenizer):
+        own.tokenizer.model_max_length = own.context_length
+        return own.tokenizer
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.processors import TemplateProcessing
+
+    said = json.loads(own.tokenizer.to_str())  # type: ignore[attr-defined]
+    if end_last:
+        numbers = said["model"]["vocab"]
+        last = max(numbers, key=numbers.__getitem__)
+        numbers[END], numbers[last] = numbers[last], numbers[END]
+        for mark in said["added_tokens"]:
+            mark["id"] = numbers[mark["content"]]
+        said["added_tokens"].sort(key=lambda mark: mark["id"])
+    backend = Backend.from_str(json.dumps(said))
+    marks = [(mark, backend.token_to_id(mark)) for mark in (START, END)]
+    backend.post_processor = TemplateProcessing(single=f"{START} $A {END}", special_tokens=marks)
+    return transformers().PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=PAD, bos_token=START, eos_token=END, model_max_length=own.context_length
+    )
+
+
+def write_picture_settings(run: Run, folder: Path) -> None:
+    """How pictures become pixels, as CLIPImageProcessor reads it: shorter side to size (bicubic), then the centre."""
+    processor: Any = run.processor
+    size = processor.image_size
+    said = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(processor.mean),
+        "image_std": list(processor.std),
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+
+
+def sample_pixels(run: Run, count: int) -> Tensor:
+    """Pictures of noise, the same every time."""
+    size = run.recipe.image.size
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def sample_texts(run: Run) -> tuple[Tokens, dict[str, Tensor]]:
+    """Some texts as the run tokenises them, and as the exported tokenizer does."""
+    processor: Any = run.processor
+    return processor.tokenizer(list(SAMPLES)), _tokenised(exported_tokenizer(run))
+
+
+def _tokenised(tokenizer: Any) -> dict[str, Tensor]:
+    given = tokenizer(list(SAMPLES), padding=True, truncation=True, return_tensors="pt")
+    return {name: given[name] for name in ("input_ids", "attention_mask")}
+
+
+def _difference(run: Run, model: Any, tokenizer: Any) -> float:
+    """The largest one of logits, over noise pictures and a few texts."""
+    pixels, (text, _) = sample_pixels(run, 3), sample_texts(run)
+    method: Any = run.model.cpu().eval()
+    vectors = method.embed({"image": pixels, "text": text})
+    own = method.scale * vectors["image"] @ vectors["text"].T + getattr(method, "bias", 0.0)
+    given = _tokenised(tokenizer)
+    if type(model).__name__ == "SiglipModel":  # it was trained on padding to the full length, without a mask
+        given = tokenizer(list(SAMPLES), padding="max_length", max_length=run.recipe.text.context, truncation=True,
+                          return_tensors="pt")  # fmt: skip
+        given = {"input_ids": given["input_ids"]}
+    return float((model(**given, pixel_values=pixels).logits_per_image - own).abs().max())

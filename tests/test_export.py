@@ -1,0 +1,238 @@
+"""Exports: other libraries give the outputs of the run, from the folder alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from polymodal.corpora import Corpus
+from polymodal.encoders.image import ImageEncoderConfig
+from polymodal.encoders.text import TextEncoderConfig
+from polymodal.errors import UserError
+from polymodal.modalities.image import to_rgb
+from polymodal.recipes.dual_encoders import clip, siglip
+from polymodal.serving.export import export, push
+from polymodal.training import Run, train
+from polymodal.training.start import with_towers
+from polymodal.types import Budget
+from tiny_checkpoints import IMAGE_MODELS, save, save_tokenizer
+
+TEXTS = ["a red fruit", "Σίσυφος", "smiling face, big eyes", "x"]
+
+CLIP_SHAPED = clip.Recipe(
+    image=ImageEncoderConfig(pooling="class"),
+    text=TextEncoderConfig(depth=2, causal=True, pooling="end"),
+    batch_size=32,
+)
+OWN = {
+    "default": clip.Recipe(batch_size=32),
+    "mean with blocks": siglip.Recipe(text=TextEncoderConfig(depth=1, context=12), batch_size=32),
+    "as CLIP": CLIP_SHAPED,
+}
+
+
+@pytest.fixture(scope="session")
+def trained(small_emoji: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Run]:
+    """A few steps of a recipe, once a session."""
+    runs: dict[str, Run] = {}
+
+    def run(recipe: Any) -> Run:
+        key = str(recipe)
+        if key not in runs:
+            runs[key] = train(recipe, small_emoji, Budget(steps=3), out=tmp_path_factory.mktemp("runs") / "run")
+        return runs[key]
+
+    return run
+
+
+def own_logits(run: Run, pixels: torch.Tensor) -> torch.Tensor:
+    method: Any = run.model
+    vectors = method.embed({"image": pixels, "text": run.processor(text=TEXTS)["text"]})
+    return method.scale * vectors["image"] @ vectors["text"].T + getattr(method, "bias", 0.0)
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_transformers_gives_the_logits_of_own_towers(kind: str, trained: Callable[[Any], Run], tmp_path: Path) -> None:
+    run = trained(OWN[kind])
+    written = export(run, "transformers", tmp_path / "out")
+    native = kind == "as CLIP"
+    kinds = transformers.CLIPModel if native else transformers.AutoModel
+    trust = {} if native else {"trust_remote_code": True}
+    model = kinds.from_pretrained(tmp_path / "out", **trust).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", **trust)
+    given = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        logits = model(
+            input_ids=given["input_ids"], attention_mask=given["attention_mask"], pixel_values=pixels
+        ).logits_per_image
+        torch.testing.assert_close(logits, own_logits(run, pixels), atol=1e-4, rtol=1e-4)
+    assert written.difference < 1e-4
+    card = (tmp_path / "out" / "README.md").read_text()
+    for said in ("Licence of the data", "text_to_image/R@10", "steps", "polymodal"):
+        assert said in card
+    assert "trust_remote_code" in card or native
+
+
+def test_the_exported_picture_settings_give_the_pixels_of_the_run(
+    trained: Callable[[Any], Run], small_emoji: Corpus, tmp_path: Path
+) -> None:
+    run = trained(OWN["default"])
+    export(run, "transformers", tmp_path / "out")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    row = int(small_emoji.splits["test"][0])
+    picture = small_emoji.value(row, "image")
+    given = processor(to_rgb(picture), return_tensors="pt")["pixel_values"]
+    own = run.processor(image=[picture])["image"]
+    assert (given - own).abs().mean() < 0.02  # Pillow rounds between the two passes of its resampling, torch does not
+    assert given.shape == own.shape
+
+
+def test_exported_code_needs_no_polymodal(trained: Callable[[Any], Run], tmp_path: Path) -> None:
+    export(trained(OWN["default"]), "transformers", tmp_path / "out")
+    code = f"""
+import sys
+sys.modules["polymodal"] = None  # importing it fails
+from transformers import AutoModel, AutoTokenizer
+model = AutoModel.from_pretrained({str(tmp_path / "out")!r}, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained({str(tmp_path / "out")!r}, trust_remote_code=True)
+texts = tokenizer(["a red fruit"], return_tensors="pt")
+print(tuple(model.get_text_features(texts["input_ids"], texts["attention_mask"]).shape))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stdout.strip() == "(1, 128)", done.stderr
+
+
+def test_a_tuned_published_clip_becomes_a_clip_again(clip_folder: Path, small_emoji: Corpus, tmp_path: Path) -> None:
+    from polymodal.training.start import with_published
+
+    recipe = with_published(clip.Recipe(batch_size=16, learning_rate=1e-4), f"hf:{clip_folder}")
+    run = train(recipe, small_emoji, Budget(steps=2), init=f"hf:{clip_folder}", out=tmp_path / "run")
+    written = export(run, "transformers", tmp_path / "out")
+    assert written.what == "CLIPModel"
+    model = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    given = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(
+            input_ids=given["input_ids"], attention_mask=given["attention_mask"], pixel_values=pixels
+        ).logits_per_image
+        torch.testing.assert_close(logits, own_logits(run, pixels), atol=1e-4, rtol=1e-4)
+    settings = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert settings["image_mean"] == [0.48, 0.45, 0.4]
+    again = with_published(clip.Recipe(), f"hf:{tmp_path / 'out'}")  # and in again
+    assert again.image.settings == recipe.image.settings
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "siglip", "vit"])
+def test_published_towers_of_other_kinds_are_exported_with_code(
+    kind: str, bert_folder: Path, small_emoji: Corpus, tmp_path: Path
+) -> None:
+    save(transformers.AutoModel.from_config(IMAGE_MODELS[kind]()), tmp_path / "image")
+    text = save_tokenizer(tmp_path / "image", ["a red fruit"] * 20) if kind == "siglip" else bert_folder
+    recipe = with_towers(
+        siglip.Recipe(batch_size=16, learning_rate=1e-4), {"vision": f"hf:{tmp_path / 'image'}", "text": f"hf:{text}"}
+    )
+    run = train(recipe, small_emoji, Budget(steps=2), out=tmp_path / "run")
+    assert export(run, "transformers", tmp_path / "out").what.startswith("AutoModel")
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_onnxruntime_gives_the_vectors(kind: str, trained: Callable[[Any], Run], tmp_path: Path) -> None:
+    import onnxruntime
+
+    run = trained(OWN[kind])
+    export(run, "onnx", tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    pixels = torch.randn(5, 3, 32, 32)
+    for texts in (TEXTS, ["a"]):  # other batch sizes and lengths than the graph was made with
+        given = tokenizer(texts, padding=True, truncation=True, return_tensors="np")
+        session = onnxruntime.InferenceSession(tmp_path / "out" / "text.onnx")
+        found = session.run(None, {name: given[name] for name in ("input_ids", "attention_mask")})[0]
+        np.testing.assert_allclose(found, run.embed(text=texts)["text"].numpy(), atol=1e-4)
+    found = onnxruntime.InferenceSession(tmp_path / "out" / "image.onnx").run(None, {"pixel_values": pixels.numpy()})[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(found, run.model.embed({"image": pixels})["image"].numpy(), atol=1e-4)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("towers", ["own", "bert", "clip"])
+def test_sentence_transformers_gives_the_vectors(
+    towers: str, trained: Callable[[Any], Run], clip_folder: Path, bert_folder: Path, tmp_path: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = {"bert": bert_folder, "clip": clip_folder}.get(towers)
+    recipe = OWN["mean with blocks"]
+    if folder is not None:
+        recipe = with_towers(dataclasses.replace(recipe, freeze=("text",)), {"text": f"hf:{folder}"})
+    run = trained(recipe)
+    export(run, "sentence-transformers", tmp_path / "out")
+    model = SentenceTransformer(str(tmp_path / "out"), device="cpu", trust_remote_code=folder is None)
+    np.testing.assert_allclose(model.encode(TEXTS), run.embed(text=TEXTS)["text"].numpy(), atol=1e-4)
+
+
+def test_what_cannot_be_exported_says_so(trained: Callable[[Any], Run], tmp_path: Path) -> None:
+    run = trained(OWN["default"])
+    with pytest.raises(UserError, match="did you mean 'transformers'"):
+        export(run, "transformer", tmp_path / "out")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    with pytest.raises(UserError, match="exists already"):
+        export(run, "transformers", tmp_path / "there")
+    other = dataclasses.replace(run, model=torch.nn.Linear(2, 2))
+    with pytest.raises(UserError, match="no dual encoder"):
+        export(other, "transformers", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_differs_is_not_kept(
+    trained: Callable[[Any], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polymodal.serving.export import folder
+
+    monkeypatch.setitem(folder.FORMATS, "transformers", lambda run, into: ("CLIPModel", 0.01))
+    with pytest.raises(UserError, match="differ from the run"):
+        export(trained(OWN["default"]), "transformers", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_push_uploads_the_folder_and_refusals_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    uploaded = []
+
+    class Api:
+        def create_repo(self, name: str, exist_ok: bool) -> str:
+            if name.startswith("nobody"):
+                raise LocalTokenNotFoundError("Token is required")
+            return f"https://hub/{name}"
+
+        def upload_folder(self, **given: Any) -> None:
+            uploaded.append(given)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert push(tmp_path, "me/model") == "https://hub/me/model"
+    assert uploaded[0]["repo_id"] == "me/model"
+    with pytest.raises(UserError, match="hf auth login"):
+        push(tmp_path, "nobody/model")
+
+
+def test_the_command_writes_an_export(polymodal: Any, trained: Callable[[Any], Run], tmp_path: Path) -> None:
+    run = trained(OWN["default"])
+    done = polymodal("export", str(run.directory), "--to", "transformers", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "differ from the run's by at most" in done.stdout
+    assert (tmp_path / "out" / "modeling_polymodal.py").is_file()
+    done = polymodal("export", str(run.directory), "--to", "gguf", str(tmp_path / "other"))
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
