@@ -123,7 +123,7 @@ def terminal_table(comparison: Comparison) -> Table:
     """Mean with half its 95 % interval, paired difference to the first recipe, and seconds a run."""
     names = headline(comparison)[:4]
     table = Table(box=None, pad_edge=False)
-    table.add_column("recipe", no_wrap=True, overflow="ellipsis")
+    table.add_column("recipe", overflow="fold", min_width=16)
     for heading in (*map(spoken, names), f"against {comparison.arms[0].label}", "time"):
         table.add_column(textwrap.fill(heading, 12), justify="right", no_wrap=True)
     for row in rows(comparison):
