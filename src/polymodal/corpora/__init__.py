@@ -16,6 +16,7 @@ from polymodal.corpora.cells import cells
 from polymodal.corpora.charts import charts
 from polymodal.corpora.clips import clips
 from polymodal.corpora.corpus import About, Corpus, Part
+from polymodal.corpora.documents import documents
 from polymodal.corpora.emoji import emoji
 from polymodal.corpora.functions import functions
 from polymodal.corpora.furniture import furniture
@@ -43,6 +44,7 @@ __all__ = [
     "cells",
     "charts",
     "clips",
+    "documents",
     "emoji",
     "from_path",
     "from_shards",

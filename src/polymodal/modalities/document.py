@@ -13,16 +13,22 @@ from polymodal.modalities.image import Image, to_rgb
 from polymodal.modalities.modality import write_text
 
 OTHER = "other"
+NO_LINK = -1
 BOX_SCALE = 1000  # boxes are in thousandths of the page's width and height, as LayoutLM has them
 
 
 class Word(NamedTuple):
-    """box: left, top, right, bottom, 0 to 1000. field: what it is part of, such as `total`. segment: its block."""
+    """A word of a page.
+
+    box: left, top, right, bottom, 0 to 1000. field: what it is part of, such as `total`. segment: its block. link: the
+    segment of the label that it is a value of, such as that of "Total:", or -1.
+    """
 
     text: str
     box: tuple[int, int, int, int]
     field: str = OTHER
     segment: int = 0
+    link: int = NO_LINK
 
 
 @dataclass(frozen=True)
@@ -34,11 +40,22 @@ class Words:
     @property
     def storage(self) -> pa.DataType:
         return pa.list_(
-            pa.struct({"text": pa.string(), "box": pa.list_(pa.int32()), "field": pa.string(), "segment": pa.int32()})
+            pa.struct(
+                {
+                    "text": pa.string(),
+                    "box": pa.list_(pa.int32()),
+                    "field": pa.string(),
+                    "segment": pa.int32(),
+                    "link": pa.int32(),
+                }
+            )
         )
 
     def decode(self, value: list[Mapping[str, Any]]) -> list[Word]:
-        return [Word(word["text"], tuple(word["box"]), word["field"] or OTHER, word["segment"] or 0) for word in value]
+        return [
+            Word(word["text"], tuple(word["box"]), word["field"] or OTHER, word["segment"] or 0, word["link"])
+            for word in value
+        ]
 
     def describe(self, value: list[Word]) -> str:
         fields = {word.field for word in value} - {OTHER}
