@@ -62,9 +62,12 @@ def own_logits(run: Run, pixels: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", OWN)
-def test_transformers_gives_the_logits_of_own_towers(kind: str, trained: Callable[[Any], Run], tmp_path: Path) -> None:
+def test_transformers_gives_the_logits_of_own_towers(
+    kind: str, trained: Callable[[Any], Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = trained(OWN[kind])
     written = export(run, "transformers", tmp_path / "out")
+    assert "custom code" not in capsys.readouterr().out  # it would ask, and wait for an answer
     native = kind == "as CLIP"
     kinds = transformers.CLIPModel if native else transformers.AutoModel
     trust = {} if native else {"trust_remote_code": True}
@@ -167,7 +170,12 @@ def test_onnxruntime_gives_the_vectors(kind: str, trained: Callable[[Any], Run],
 
 @pytest.mark.parametrize("towers", ["own", "bert", "clip"])
 def test_sentence_transformers_gives_the_vectors(
-    towers: str, trained: Callable[[Any], Run], clip_folder: Path, bert_folder: Path, tmp_path: Path
+    towers: str,
+    trained: Callable[[Any], Run],
+    clip_folder: Path,
+    bert_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from sentence_transformers import SentenceTransformer
 
@@ -177,6 +185,7 @@ def test_sentence_transformers_gives_the_vectors(
         recipe = with_towers(dataclasses.replace(recipe, freeze=("text",)), {"text": f"hf:{folder}"})
     run = trained(recipe)
     export(run, "sentence-transformers", tmp_path / "out")
+    assert "custom code" not in capsys.readouterr().out  # it would ask, and wait for an answer
     model = SentenceTransformer(str(tmp_path / "out"), device="cpu", trust_remote_code=folder is None)
     np.testing.assert_allclose(model.encode(TEXTS), run.embed(text=TEXTS)["text"].numpy(), atol=1e-4)
 

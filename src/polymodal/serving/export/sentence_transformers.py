@@ -37,7 +37,13 @@ def to_sentence_transformers(run: Run, folder: Path) -> tuple[str, float]:
         if remote:
             shutil.copyfile(REMOTE_CODE, Path(aside) / REMOTE_CODE.name)
             trust = {"trust_remote_code": True}
-        words = Transformer(aside, max_seq_length=run.recipe.text.context, model_kwargs=trust, config_kwargs=trust)
+        words = Transformer(
+            aside,
+            max_seq_length=run.recipe.text.context,
+            model_kwargs=trust,
+            processor_kwargs=trust,
+            config_kwargs=trust,
+        )
         pooling = Pooling(run.recipe.text.width, pooling_mode=POOLING[_pooling(run)])
         projection = Dense(run.recipe.text.width, run.recipe.dim, bias=False, activation_function=nn.Identity())
         projection.linear.weight.copy_(method.text_projection.weight)
