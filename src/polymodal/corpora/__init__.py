@@ -25,6 +25,7 @@ from polymodal.corpora.mixture import mix, with_language_temperature
 from polymodal.corpora.molecules import molecules
 from polymodal.corpora.movies import movies
 from polymodal.corpora.own import from_path
+from polymodal.corpora.pages import pages
 from polymodal.corpora.reports import reports
 from polymodal.corpora.scenes import scenes
 from polymodal.corpora.series import series
@@ -57,6 +58,7 @@ __all__ = [
     "named",
     "named_mixture",
     "open_again",
+    "pages",
     "reports",
     "scenes",
     "series",

@@ -1,0 +1,162 @@
+"""Web pages as a browser shows them: GIMP's manual in four languages, with every element's place.
+
+`image` is the upper 800 x 1,280 px of a page; `elements` are all that are shown, with boxes in pixels of the page, so
+those below 1,280 px stand under the picture. `manuals` has the same pages, under the same keys, as text with figures
+and as HTML. A page and its translations never straddle a split.
+
+Chinese and Japanese are left out, because their fonts are not on every machine. Pixels depend on the browser's version
+and on the fonts of the machine.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PILImage
+
+from polymodal.corpora._packages import members
+from polymodal.corpora._prepared import Preparation, Row, open_prepared
+from polymodal.corpora._splits import split_by_hash
+from polymodal.corpora.corpus import About, Corpus
+from polymodal.corpora.manuals import MANUALS
+from polymodal.errors import UserError, needs
+from polymodal.modalities import Category, Image, Modality, Text, Webpage
+from polymodal.modalities.image import encoded
+from polymodal.modalities.text import stored_texts
+
+LANGUAGES = ("en", "de", "fr", "ru")
+WIDTH, HEIGHT = 800, 1280  # pixels of the window
+PACKAGES = [MANUALS[language] for language in LANGUAGES]
+ROOT = "usr/share/gimp/2.0/help/"
+
+about = About(
+    name="pages",
+    description="2,700 web pages as a browser shows them: picture, tree of elements, texts, boxes, XPaths",
+    licence="GFDL-1.2+",
+    source=f"Debian: {', '.join(package.name for package in PACKAGES)}; rendered by Chromium",
+    modalities=("image", "webpage", "text", "category"),
+    download_bytes=sum(package.bytes for package in PACKAGES),
+)
+
+# Parents stand before children. An element's text is what stands directly in it. Left out are those that are not shown,
+# with all that is in them, and those without size or children, such as anchors.
+ELEMENTS = """
+const found = [];
+function visit(element, parent, path) {
+  const style = getComputedStyle(element);
+  if (style.display === 'none' || style.visibility === 'hidden') return;
+  const box = element.getBoundingClientRect();
+  if ((box.width < 1 || box.height < 1) && !element.children.length) return;
+  const text = Array.from(element.childNodes).filter(node => node.nodeType === Node.TEXT_NODE)
+    .map(node => node.textContent).join(' ').replace(/\\s+/g, ' ').trim();
+  const number = found.length;
+  found.push([element.tagName.toLowerCase(), parent, text, path,
+              box.left + scrollX, box.top + scrollY, box.right + scrollX, box.bottom + scrollY]);
+  const seen = {};
+  for (const child of element.children) {
+    const tag = child.tagName.toLowerCase();
+    seen[tag] = (seen[tag] || 0) + 1;
+    const alike = Array.from(element.children).filter(other => other.tagName === child.tagName).length;
+    visit(child, number, path + '/' + tag + (alike > 1 ? '[' + seen[tag] + ']' : ''));
+  }
+}
+visit(document.body, -1, '/html/body');
+return [document.title, found];
+"""
+
+
+def pages() -> Corpus:
+    """Open the corpus, after fetching and rendering (203 MB, half an hour, once).
+
+    Raises UserError when that is not possible, such as without the package selenium or a browser.
+    """
+    columns: dict[str, Modality] = {"image": Image(), "elements": Webpage(), "title": Text(), "language": Category()}
+    return open_prepared(about, columns, _rows, label="language")
+
+
+def _rows(prepare: Preparation) -> Iterator[Row]:
+    for language, package in zip(LANGUAGES, PACKAGES, strict=True):
+        with tempfile.TemporaryDirectory() as folder, browser() as driver:
+            files = members(prepare.fetch(package), lambda name: name.startswith(ROOT))
+            for name, data in prepare.track(files, f"Unpacking {package.name}"):
+                path = Path(folder, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            root = Path(folder, ROOT)
+            for page in prepare.track(sorted(root.rglob("*.html")), f"Rendering {package.name}"):
+                name = page.relative_to(root).as_posix()
+                title, picture, elements = rendered(driver, page)
+                if any(element["text"] for element in elements):
+                    yield {
+                        "key": f"gimp-help/{name.removesuffix('.html')}",
+                        "split": split_by_hash(posixpath.basename(name)),
+                        "image": encoded(picture, "WEBP", quality=85),
+                        "elements": elements,
+                        "title": stored_texts(title, language=language),
+                        "language": language,
+                    }
+
+
+@contextmanager
+def browser() -> Iterator[Any]:
+    """A headless Chromium with a window of 800 x 1,280 px and no network, closed at the end.
+
+    Selenium finds one that is installed, or fetches one. Raises UserError when neither works.
+    """
+    try:
+        from selenium import webdriver
+        from selenium.common.exceptions import WebDriverException
+    except ImportError as error:
+        raise needs("selenium", "corpora", "Rendering web pages") from error
+    options = webdriver.ChromeOptions()
+    alone = ["--headless=new", "--hide-scrollbars", "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        alone.append("--no-sandbox")  # Chromium refuses to run as root with it
+    for argument in alone:
+        options.add_argument(argument)
+    installed = shutil.which("chromium") or shutil.which("google-chrome")
+    with_it = shutil.which("chromedriver")
+    if installed and with_it:
+        options.binary_location = installed
+    os.environ.setdefault("SE_AVOID_STATS", "true")  # selenium would report its use to its makers
+    try:
+        driver = webdriver.Chrome(options, webdriver.ChromeService(with_it) if installed and with_it else None)
+    except WebDriverException as error:
+        raise UserError(
+            "Pages are rendered by Chromium, which could not be started; install Chrome, or on Debian: "
+            "apt-get install chromium chromium-driver."
+        ) from error
+    try:
+        window = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
+        yield driver
+    finally:
+        driver.quit()
+
+
+def rendered(driver: Any, page: Path) -> tuple[str, PILImage.Image, list[Row]]:
+    """The title of a page, the picture of its window, and its elements as the column `elements` stores them."""
+    driver.get(page.as_uri())
+    title, found = driver.execute_script(ELEMENTS)
+    picture = PILImage.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
+    elements = [
+        {"tag": tag, "parent": parent, "text": text, "xpath": path, "box": [round(place) for place in box]}
+        for tag, parent, text, path, *box in found
+    ]
+    return title, cut_empty(picture), elements
+
+
+def cut_empty(picture: PILImage.Image) -> PILImage.Image:
+    """Without the lower part that has only one colour."""
+    pixels = np.asarray(picture)
+    rows = np.flatnonzero((pixels != pixels[-1, -1]).any(axis=(1, 2)))
+    return picture.crop((0, 0, picture.width, min(picture.height, int(rows[-1]) + 17))) if len(rows) else picture
