@@ -49,6 +49,7 @@ def test_files_of_a_debian_package_are_read_without_dpkg(tmp_path):
     deb = b"!<arch>\n" + b"".join(ar_member(name, part) for name, part in parts.items())
     (tmp_path / "some.deb").write_bytes(deb)
     assert dict(members(tmp_path / "some.deb")) == FILES
+    assert dict(members(tmp_path / "some.deb", lambda name: name.startswith("a/two"))) == {"a/two.bin": b"22"}
 
 
 def test_files_of_tarballs_and_wheels(tmp_path):

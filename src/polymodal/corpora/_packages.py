@@ -169,10 +169,11 @@ def members(archive: Path, wanted: Callable[[str], bool] = lambda name: True) ->
             _seek_data(file)
         with tarfile.open(fileobj=file, mode="r|*") as tar:
             for member in tar:
-                if member.isfile() and wanted(member.name):
+                name = member.name.removeprefix("./")
+                if member.isfile() and wanted(name):
                     content = tar.extractfile(member)
                     assert content is not None
-                    yield member.name.removeprefix("./"), content.read()
+                    yield name, content.read()
 
 
 def _seek_data(deb: IO[bytes]) -> None:

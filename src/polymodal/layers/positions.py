@@ -1,12 +1,12 @@
-"""Where a token stands, as a vector."""
+"""Where a token stands, as a vector or as a bias of attention: in a sequence, on a page, in a tree."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 
 def sine_positions(length: int, width: int, like: Tensor) -> Float[Tensor, "length width"]:
@@ -14,3 +14,95 @@ def sine_positions(length: int, width: int, like: Tensor) -> Float[Tensor, "leng
     place = torch.arange(length, device=like.device, dtype=torch.float32)[:, None]
     rate = torch.exp(torch.arange(0, width, 2, device=like.device) * (-math.log(10_000) / width))
     return torch.stack([(place * rate).sin(), (place * rate).cos()], dim=-1).flatten(1).to(like.dtype)
+
+
+class LayoutEmbedding(nn.Module):
+    """A box on a page as a vector: left, top, right, bottom, width and height, embedded and put side by side.
+
+    LayoutLMv3 (Huang et al. 2022, section 2.1): both axes share their embeddings, a sixth of the width for each part.
+    """
+
+    def __init__(self, width: int, scale: int = 1000):
+        """width: even. scale: coordinates are 0 to `scale`."""
+        super().__init__()
+        size = width // 6
+        size -= (width // 2 - size) % 2
+        place = (width - 2 * size) // 4
+        if width % 2 or size < 1:
+            raise ValueError(f"a width of {width} does not divide into six parts")
+        self.across = nn.Embedding(scale + 1, place)
+        self.down = nn.Embedding(scale + 1, place)
+        self.wide = nn.Embedding(scale + 1, size)
+        self.high = nn.Embedding(scale + 1, size)
+        for part in (self.across, self.down, self.wide, self.high):
+            nn.init.normal_(part.weight, std=0.02)
+
+    def forward(self, boxes: Int[Tensor, "... 4"]) -> Float[Tensor, "... width"]:
+        left, top, right, bottom = boxes.unbind(-1)
+        parts = [self.across(left), self.down(top), self.across(right), self.down(bottom)]
+        return torch.cat([*parts, self.high(bottom - top), self.wide(right - left)], dim=-1)
+
+
+def relative_bucket(distance: Int[Tensor, ...], buckets: int, furthest: int) -> Int[Tensor, ...]:
+    """The bucket of a signed distance: half of them for each sign, exact near 0, logarithmic up to `furthest`.
+
+    T5 (Raffel et al. 2020, section 2.1).
+    """
+    half = buckets // 2
+    exact = half // 2
+    far = distance.abs()
+    logarithmic = (far.clamp(min=1) / exact).log() / math.log(furthest / exact) * (half - exact)
+    bucket = torch.where(far < exact, far, (exact + logarithmic.long()).clamp(max=half - 1))
+    return bucket + half * (distance > 0)
+
+
+class SpatialBias(nn.Module):
+    """What attention adds for the distance of two tokens in the text, across the page and down the page.
+
+    LayoutLMv3 (section 2.1, after LayoutLMv2, section 2.2): a learned number a head and bucket, the same in all blocks.
+    Their code divides it by the root of the head width, which learning makes up for.
+    """
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.text = nn.Embedding(32, heads)
+        self.across = nn.Embedding(64, heads)
+        self.down = nn.Embedding(64, heads)
+        for part in (self.text, self.across, self.down):
+            nn.init.normal_(part.weight, std=0.02)
+
+    def forward(self, boxes: Int[Tensor, "batch length 4"]) -> Float[Tensor, "batch heads length length"]:
+        """Distances across are those of left sides, down those of lower ones."""
+        place = torch.arange(boxes.shape[1], device=boxes.device)
+        text = self.text(relative_bucket(place[None, :] - place[:, None], 32, 128))[None]
+        across, down = (
+            part(relative_bucket(side[:, None, :] - side[:, :, None], 64, 256))
+            for part, side in ((self.across, boxes[..., 0]), (self.down, boxes[..., 3]))
+        )
+        return (text + across + down).permute(0, 3, 1, 2)
+
+
+class XPathEmbedding(nn.Module):
+    """An element's place in a tree as a vector: tag and number of every step, then two linear layers.
+
+    MarkupLM (Li et al. 2022, section 3.2). Each depth has embeddings of its own.
+    """
+
+    def __init__(self, width: int, tags: int, places: int, depth: int, part: int = 16):
+        """tags, places: how many numbers there are of each, 0 for no step. depth: steps. part: channels of a step."""
+        super().__init__()
+        self.step: Tensor
+        self.tag = nn.Embedding(depth * tags, part)
+        self.place = nn.Embedding(depth * places, part)
+        self.register_buffer("step", torch.arange(depth), persistent=False)
+        self.sizes = tags, places
+        self.widen = nn.Linear(depth * part, 4 * width)
+        self.narrow = nn.Linear(4 * width, width)
+        for embedding in (self.tag, self.place):
+            nn.init.normal_(embedding.weight, std=0.02)
+
+    def forward(self, path: Int[Tensor, "... depth 2"]) -> Float[Tensor, "... width"]:
+        """path: the tag and the place of every step, from the root."""
+        tags, places = self.sizes
+        steps = self.tag(path[..., 0] + self.step * tags) + self.place(path[..., 1] + self.step * places)
+        return self.narrow(self.widen(steps.flatten(-2)).relu())

@@ -21,11 +21,14 @@ class Packing:
 
     document: where a row holds several sequences, the number of each, from 1, and 0 where there is no token; tokens see
     only those of their own document.
+
+    bias: what is added to the logits of attention, the same in all blocks, such as one for distances on a page.
     """
 
     mask: Bool[Tensor, "batch length"]
     places: Int[Tensor, " total"]
     document: Int[Tensor, "batch length"] | None = None
+    bias: Float[Tensor, "batch heads length length"] | None = None
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "batch length"]) -> Packing:
@@ -45,6 +48,16 @@ class Packing:
             return None if causal else self.mask[:, None, None, :]
         same = self.document[:, :, None] == self.document[:, None, :]
         return (same.tril() if causal else same)[:, None]
+
+    def attention_mask(self, causal: bool) -> Tensor | None:
+        """What scaled_dot_product_attention takes: booleans, or logits to add; None where causality alone does it."""
+        visible = self.visible(causal)
+        if self.bias is None:
+            return visible
+        if visible is None:
+            length = self.mask.shape[1]
+            visible = self.mask.new_ones(length, length).tril()
+        return self.bias.masked_fill(~visible, float("-inf"))
 
     def pack(self, padded: Tensor) -> Tensor:
         """(batch, length, ...) -> (total, ...)."""
@@ -74,7 +87,7 @@ class Attention(nn.Module):
         if packing is not None:
             qkv = packing.pad(qkv)
         query, key, value = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mask = packing.visible(self.causal) if packing is not None else None
+        mask = packing.attention_mask(self.causal) if packing is not None else None
         causal = self.causal and mask is None
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
         y = y.transpose(1, 2).flatten(2)

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import torch
+from jaxtyping import Int
 from PIL import Image as PILImage
+from torch import Tensor
 
 from polymodal.modalities.image import Image, to_rgb
 from polymodal.modalities.modality import write_text
+from polymodal.modalities.text import Tokenizer, Tokens, joined_pieces
 
 OTHER = "other"
 NO_LINK = -1
@@ -114,3 +118,32 @@ class Interleaved:
             inset = axes.inset_axes((0.05, 0.0, 0.9, 0.5))
             inset.imshow(to_rgb(figure))
             inset.axis("off")
+
+
+@dataclass(frozen=True)
+class PageTokens:
+    """A batch of pages: the pieces of their words with the boxes of the words, zeros for marks and padding.
+
+    word: the number of the word that a token is of, -1 for marks and padding.
+    """
+
+    tokens: Tokens
+    boxes: Int[Tensor, "batch length 4"]
+    word: Int[Tensor, "batch length"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def to(self, device: torch.device | str) -> PageTokens:
+        return PageTokens(self.tokens.to(device), self.boxes.to(device), self.word.to(device))
+
+
+def page_tokens(pages: list[list[Word]], tokenizer: Tokenizer) -> PageTokens:
+    """Words in reading order to tokens; a page with more than the tokenizer's context is cut."""
+    tokens, part = joined_pieces([[word.text for word in page] for page in pages], tokenizer)
+    boxes = torch.zeros((*part.shape, 4), dtype=torch.long)
+    for row, page in enumerate(pages):
+        of_words = torch.tensor([word.box for word in page] or [(0, 0, 0, 0)])
+        real = part[row] >= 0
+        boxes[row, real] = of_words[part[row, real]]
+    return PageTokens(tokens, boxes, part)

@@ -188,3 +188,23 @@ class TextTokenizer:
     @classmethod
     def load(cls, directory: Path, context_length: int) -> TextTokenizer:
         return cls(tokenizers.Tokenizer.from_file(str(directory / FILE)), context_length)
+
+
+def joined_pieces(parts: list[list[str]], tokenizer: Tokenizer) -> tuple[Tokens, Int[Tensor, "batch length"]]:
+    """Sequences of texts that are tokenised one by one and joined between one start and one end mark.
+
+    parts: of each sequence, such as the words of a page. Also returns which part a token is of, -1 for marks and
+    padding. What is longer than the tokenizer's context is cut.
+    """
+    rows: list[tuple[list[int], list[int]]] = []
+    for texts in parts:
+        single = tokenizer([*texts, ""])
+        lengths = single.lengths.tolist()
+        pieces = [ids[1 : length - 1] for ids, length in zip(single.ids.tolist(), lengths, strict=True)]
+        start, end = int(single.ids[-1, 0]), int(single.ids[-1, lengths[-1] - 1])
+        owned = [(piece, number) for number, own in enumerate(pieces) for piece in own][: tokenizer.context_length - 2]
+        rows.append(([start, *(piece for piece, _ in owned), end], [-1, *(number for _, number in owned), -1]))
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows])
+    part = torch.tensor([numbers + [-1] * (longest - len(numbers)) for _, numbers in rows])
+    return Tokens(ids, torch.tensor([len(ids) for ids, _ in rows])), part

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from polymodal.modalities.text import Tokenizer, Tokens, joined_pieces
 
 
 class Node(NamedTuple):
@@ -71,3 +76,52 @@ def xpath_steps(xpath: str) -> list[tuple[str, int]]:
         tag, _, place = step.partition("[")
         steps.append((tag, int(place.rstrip("]")) if place else 1))
     return steps
+
+
+# Tags of their own number, from 1; all others share the next one.
+TAGS = (
+    *("html", "body", "div", "span", "p", "a", "b", "i", "em", "strong", "code", "pre", "kbd", "h1", "h2"),
+    *("h3", "h4", "h5", "h6", "ul", "ol", "li", "dl", "dt", "dd", "table", "thead", "tbody", "tfoot", "tr"),
+    *("th", "td", "caption", "col", "colgroup", "img", "figure", "figcaption", "header", "footer", "main"),
+    *("nav", "section", "article", "aside", "form", "input", "button", "select", "option", "label", "textarea"),
+    *("fieldset", "legend", "iframe", "video", "audio", "source", "canvas", "svg", "path", "br", "hr"),
+    *("blockquote", "cite", "sub", "sup", "small", "abbr", "time", "address", "details", "summary", "tt", "u"),
+    *("center", "font", "q", "samp", "var", "del", "ins", "acronym"),
+)
+TAG_NUMBERS = {tag: number for number, tag in enumerate(TAGS, start=1)}
+TAG_COUNT = len(TAGS) + 2  # with none and other
+PLACE_COUNT = 256  # of siblings of a tag; 0 for none, and the last for all later ones
+
+
+@dataclass(frozen=True)
+class ElementTokens:
+    """A batch of web pages: the pieces of their texts, with the path to the element of each.
+
+    path: tag and place of every step from the root, zeros below the element and for marks and padding. element: the
+    number of the element that a token stands in, -1 for marks and padding.
+    """
+
+    tokens: Tokens
+    path: Int[Tensor, "batch length depth 2"]
+    element: Int[Tensor, "batch length"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def to(self, device: torch.device | str) -> ElementTokens:
+        return ElementTokens(self.tokens.to(device), self.path.to(device), self.element.to(device))
+
+
+def element_tokens(pages: list[list[Node]], tokenizer: Tokenizer, depth: int) -> ElementTokens:
+    """Texts of elements in order to tokens. depth: how many steps of a path are kept; the deepest ones are left out."""
+    tokens, element = joined_pieces([[node.text for node in page] for page in pages], tokenizer)
+    path = torch.zeros((*element.shape, depth, 2), dtype=torch.long)
+    for row, page in enumerate(pages):
+        steps = torch.zeros((max(len(page), 1), depth, 2), dtype=torch.long)
+        for number, node in enumerate(page):
+            for step, (tag, place) in enumerate(xpath_steps(node.xpath)[:depth]):
+                steps[number, step, 0] = TAG_NUMBERS.get(tag, TAG_COUNT - 1)
+                steps[number, step, 1] = min(place, PLACE_COUNT - 1)
+        real = element[row] >= 0
+        path[row, real] = steps[element[row, real]]
+    return ElementTokens(tokens, path, element)

@@ -1,0 +1,64 @@
+"""Pages of words in places to tokens: the text side of LayoutLMv3 (Huang et al. 2022, section 2.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polymodal.encoders.encoder import Encoder
+from polymodal.layers.positions import LayoutEmbedding, SpatialBias
+from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
+from polymodal.modalities.document import PageTokens
+
+
+@dataclass(frozen=True)
+class DocumentEncoderConfig:
+    """The tower of pages."""
+
+    context: int = 512
+    """Longest page in tokens, with start and end mark."""
+    width: int = 64
+    """Channels of every token; even."""
+    depth: int = 2
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads of a block."""
+    spatial_bias: bool = True
+    """Whether attention sees the distances of tokens in the text, across and down the page."""
+
+    def build(self, vocabulary: int) -> Encoder:
+        """vocabulary: entries of the tokenizer."""
+        return DocumentEncoder(self, vocabulary)
+
+
+class DocumentEncoder(Encoder):
+    """A transformer over words and their boxes; its tokens packed, with their packing, and the pooled vector."""
+
+    def __init__(self, config: DocumentEncoderConfig, vocabulary: int):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(vocabulary, config.width)
+        self.positions = nn.Parameter(torch.empty(config.context, config.width))
+        self.layout = LayoutEmbedding(config.width)
+        self.bias = SpatialBias(config.heads) if config.spatial_bias else None
+        self.norm_before = nn.LayerNorm(config.width)
+        self.transformer = Transformer(config.width, config.depth, config.heads)
+        self.norm_after = nn.LayerNorm(config.width)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.01)
+
+    def forward(self, page: PageTokens) -> tuple[Float[Tensor, "total width"], Packing, Float[Tensor, "batch width"]]:
+        """Returns the packed tokens of all pages, where they stand, and the mean of each."""
+        packing = Packing.of(page.tokens.mask)
+        if self.bias is not None:
+            packing = dataclasses.replace(packing, bias=self.bias(page.boxes))
+        place = packing.places % page.boxes.shape[1]
+        x = self.embedding(packing.pack(page.tokens.ids)) + F.embedding(place, self.positions)
+        x = self.norm_before(x + self.layout(packing.pack(page.boxes)))
+        x = self.norm_after(self.transformer(x, packing))
+        return x, packing, mean_of_tokens(x, packing)

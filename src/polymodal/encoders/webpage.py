@@ -1,0 +1,62 @@
+"""Web pages to tokens: texts with the XPaths of their elements (MarkupLM, Li et al. 2022, section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polymodal.encoders.encoder import Encoder
+from polymodal.layers.positions import XPathEmbedding
+from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
+from polymodal.modalities.webpage import PLACE_COUNT, TAG_COUNT, ElementTokens
+
+
+@dataclass(frozen=True)
+class WebpageEncoderConfig:
+    """The tower of web pages."""
+
+    context: int = 512
+    """Longest page in tokens, with start and end mark."""
+    steps: int = 16
+    """Steps of an XPath that are seen; MarkupLM has 50."""
+    width: int = 64
+    """Channels of every token."""
+    depth: int = 2
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads of a block."""
+
+    def build(self, vocabulary: int) -> Encoder:
+        """vocabulary: entries of the tokenizer."""
+        return WebpageEncoder(self, vocabulary)
+
+
+class WebpageEncoder(Encoder):
+    """A transformer over texts and paths; its tokens packed, with their packing, and the pooled vector."""
+
+    def __init__(self, config: WebpageEncoderConfig, vocabulary: int):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(vocabulary, config.width)
+        self.positions = nn.Parameter(torch.empty(config.context, config.width))
+        self.xpath = XPathEmbedding(config.width, TAG_COUNT, PLACE_COUNT, config.steps)
+        self.norm_before = nn.LayerNorm(config.width)
+        self.transformer = Transformer(config.width, config.depth, config.heads)
+        self.norm_after = nn.LayerNorm(config.width)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.01)
+
+    def forward(
+        self, page: ElementTokens
+    ) -> tuple[Float[Tensor, "total width"], Packing, Float[Tensor, "batch width"]]:
+        """Returns the packed tokens of all pages, where they stand, and the mean of each."""
+        packing = Packing.of(page.tokens.mask)
+        place = packing.places % page.element.shape[1]
+        x = self.embedding(packing.pack(page.tokens.ids)) + F.embedding(place, self.positions)
+        x = self.norm_before(x + self.xpath(packing.pack(page.path)))
+        x = self.norm_after(self.transformer(x, packing))
+        return x, packing, mean_of_tokens(x, packing)
