@@ -8,12 +8,16 @@ import pytest
 import torch
 
 from polymodal.encoders.audio import AudioEncoder, AudioEncoderConfig
+from polymodal.encoders.cell import CellEncoder, CellEncoderConfig
+from polymodal.encoders.graph import GraphEncoder, GraphEncoderConfig, VectorGraph
 from polymodal.encoders.molecule import MoleculeEncoder, MoleculeEncoderConfig, collate_molecules
 from polymodal.encoders.points import PointEncoder, PointEncoderConfig, farthest_points
 from polymodal.encoders.series import SeriesEncoder, SeriesEncoderConfig
 from polymodal.encoders.table import TableEncoder, TableEncoderConfig
 from polymodal.encoders.video import VideoEncoder, VideoEncoderConfig
 from polymodal.encoders.volume import VolumeEncoder, VolumeEncoderConfig, cubify
+from polymodal.encoders.waveform import Convolutions, WaveformEncoder, WaveformEncoderConfig, frame_counts
+from polymodal.layers.graph import GraphAttention, GraphConvolution
 from polymodal.modalities import Molecule
 from polymodal.modalities.padding import Padded, pad
 from polymodal.modalities.table import TableRows
@@ -197,3 +201,93 @@ def test_cubes_are_cut_in_order():
     cubes = cubify(voxels, 2)
     assert cubes.shape == (1, 1, 2, 8)
     assert torch.equal(cubes[0, 0, 1], voxels[0, 0, :, 2:].flatten())
+
+
+# graphs, cells and waveforms
+
+ENDS = torch.tensor([[0, 1, 1, 2, 3, 2], [1, 0, 2, 1, 2, 3]])
+
+
+def test_graph_convolution_is_the_normalised_adjacency():
+    torch.manual_seed(0)
+    x, layer = torch.randn(5, 4), GraphConvolution(4, 6)
+    adjacency = torch.eye(5)
+    adjacency[ENDS[1], ENDS[0]] = 1
+    scale = adjacency.sum(1).rsqrt()
+    expected = scale[:, None] * adjacency * scale @ layer.linear(x) + layer.bias
+    torch.testing.assert_close(layer(x, ENDS), expected)
+
+
+def test_graph_attention_weighs_neighbours_and_itself():
+    torch.manual_seed(0)
+    x, layer = torch.randn(5, 4), GraphAttention(4, 6, heads=2)
+    values = layer.linear(x).unflatten(1, (2, 3))
+    logits = (values * layer.source).sum(-1)[None] + (values * layer.target).sum(-1)[:, None]  # target, source, head
+    logits = torch.where(logits > 0, logits, 0.2 * logits)
+    seen = torch.eye(5, dtype=torch.bool)
+    seen[ENDS[1], ENDS[0]] = True
+    weights = logits.masked_fill(~seen[..., None], -torch.inf).softmax(dim=1)
+    expected = torch.einsum("tsh,shw->thw", weights, values).flatten(1) + layer.bias
+    torch.testing.assert_close(layer(x, ENDS), expected)
+
+
+@pytest.mark.parametrize("messages", ["convolution", "attention"])
+def test_the_order_of_nodes_and_other_graphs_change_nothing(messages):
+    torch.manual_seed(0)
+    encoder = GraphEncoder(GraphEncoderConfig(features=4, messages=messages))
+    nodes = torch.randn(5, 4)
+    tokens, pooled = encoder(VectorGraph(nodes, ENDS, torch.tensor([0, 0, 0, 0, 1]), 2))
+    order = torch.tensor([3, 0, 2, 1])
+    place = order.argsort()
+    alone, pooled_alone = encoder(VectorGraph(nodes[:4][order], place[ENDS], torch.zeros(4, dtype=torch.long), 1))
+    torch.testing.assert_close(alone, tokens[:4][order])
+    torch.testing.assert_close(pooled_alone, pooled[:1])
+    pooled.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+
+
+def test_silent_genes_cost_nothing_and_names_matter():
+    torch.manual_seed(0)
+    encoder = CellEncoder(CellEncoderConfig(genes=6, bins=5)).eval()
+    levels = torch.tensor([[0, 3, 0, 1, 5, 0], [1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
+    tokens, packing, pooled = encoder(levels)
+    assert packing.mask.sum(1).tolist() == [4, 2, 1]
+    assert tokens.shape == (7, 64)
+    torch.testing.assert_close(encoder(levels[1:2])[-1], pooled[1:2])
+    assert not torch.allclose(encoder(levels[:1].flip(1))[-1], pooled[:1], atol=1e-4)
+    order = torch.tensor([4, 2, 0, 5, 1, 3])
+    renamed = CellEncoder(encoder.config)
+    renamed.load_state_dict(encoder.state_dict() | {"name.weight": encoder.name.weight[order]})
+    torch.testing.assert_close(renamed(levels[:, order])[-1], pooled)
+    pooled.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+
+
+def test_convolutions_are_those_of_wav2vec_2():
+    from transformers import Wav2Vec2Config
+    from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder
+
+    torch.manual_seed(0)
+    own = Convolutions(8)
+    theirs = Wav2Vec2FeatureEncoder(Wav2Vec2Config(conv_dim=(8,) * 7, feat_extract_norm="layer", conv_bias=True))
+    for layer, convolution, norm in zip(theirs.conv_layers, own.convolutions, own.norms, strict=True):
+        layer.conv.load_state_dict(convolution.state_dict())
+        layer.layer_norm.load_state_dict(norm.state_dict())
+    samples = torch.randn(2, 3000)
+    torch.testing.assert_close(own(samples).transpose(1, 2), theirs(samples))
+    assert frame_counts(torch.tensor([3000, 400])).tolist() == [own(samples).shape[1], 1]
+
+
+def test_silence_behind_a_sound_changes_nothing_and_a_short_one_is_refused():
+    torch.manual_seed(0)
+    encoder = WaveformEncoder(WaveformEncoderConfig())
+    long, short = torch.randn(4000), torch.randn(1700)
+    tokens, pooled = encoder(pad([long.numpy(), short.numpy()]))
+    alone, pooled_alone = encoder(pad([short.numpy()]))
+    assert tokens.lengths.tolist() == [12, 5]
+    torch.testing.assert_close(alone.values[0], tokens.values[1, :5])
+    torch.testing.assert_close(pooled_alone, pooled[1:])
+    pooled.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+    with pytest.raises(ValueError, match="400 samples"):
+        encoder(pad([torch.randn(300).numpy()]))

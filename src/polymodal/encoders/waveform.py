@@ -1,0 +1,87 @@
+"""Waveforms to tokens: the convolutions of wav2vec 2.0 (Baevski et al. 2020, section 2), then a transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polymodal.encoders.encoder import Encoder
+from polymodal.layers.positions import sine_positions
+from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
+from polymodal.modalities.padding import Padded
+
+KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # 20 ms a frame at 16 kHz
+
+
+@dataclass(frozen=True)
+class WaveformEncoderConfig:
+    """The waveform tower, for mono sound at 16 kHz."""
+
+    channels: int = 64
+    """Channels of the convolutions; the paper has 512."""
+    width: int = 64
+    """Channels of every token; even."""
+    depth: int = 2
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads of a block."""
+
+    def build(self) -> Encoder:
+        return WaveformEncoder(self)
+
+
+class Convolutions(nn.Module):
+    """Seven convolutions in time, each with layer normalisation and GELU, as in the large models.
+
+    Frames are normalised one by one, so what is behind a sound's end changes no frame of its own.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        sizes = (1, *(channels,) * len(KERNELS))
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(before, after, kernel, stride)
+            for before, after, kernel, stride in zip(sizes, sizes[1:], KERNELS, STRIDES, strict=False)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in KERNELS)
+
+    def forward(self, samples: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames channels"]:
+        x = samples[:, None]
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = F.gelu(norm(convolution(x).transpose(1, 2))).transpose(1, 2)
+        return x.transpose(1, 2)
+
+
+def frame_counts(samples: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """How many frames the convolutions make of so many samples."""
+    for kernel, stride in zip(KERNELS, STRIDES, strict=True):
+        samples = (samples - kernel) // stride + 1
+    return samples
+
+
+class WaveformEncoder(Encoder):
+    """One token every 20 ms, and the pooled vector: their mean."""
+
+    def __init__(self, config: WaveformEncoderConfig):
+        super().__init__()
+        self.config = config
+        self.convolutions = Convolutions(config.channels)
+        self.norm_before = nn.LayerNorm(config.channels)
+        self.project = nn.Linear(config.channels, config.width)
+        self.transformer = Transformer(config.width, config.depth, config.heads)
+        self.norm_after = nn.LayerNorm(config.width)
+
+    def forward(self, sound: Padded) -> tuple[Padded, Float[Tensor, "batch width"]]:
+        """sound: samples from -1 to 1, at least 400 each. Raises ValueError for a shorter one."""
+        lengths = frame_counts(sound.lengths)
+        if (lengths < 1).any():
+            raise ValueError("a sound of less than 400 samples (25 ms) makes no frame")
+        x = self.project(self.norm_before(self.convolutions(sound.values)))
+        x = x + sine_positions(x.shape[1], self.config.width, x)
+        packing = Packing.of(torch.arange(x.shape[1], device=x.device) < lengths[:, None])
+        packed = self.norm_after(self.transformer(packing.pack(x), packing))
+        return Padded(packing.pad(packed), lengths), mean_of_tokens(packed, packing)

@@ -1,0 +1,77 @@
+"""Message passing on any graph: convolution with fixed weights, and with weights by attention."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def with_loops(ends: Int[Tensor, "2 edges"], nodes: int) -> Int[Tensor, "2 edges_and_nodes"]:
+    """The edges, and one from every node to itself."""
+    own = torch.arange(nodes, device=ends.device)
+    return torch.cat([ends, own.expand(2, -1)], dim=1)
+
+
+def symmetric_weights(ends: Int[Tensor, "2 edges"], nodes: int) -> Float[Tensor, " edges"]:
+    """1 / sqrt(degree of source x degree of target) of every edge (Kipf & Welling 2017, equation 2).
+
+    Degrees count incoming edges, so a graph without directions has each edge twice.
+    """
+    degree = torch.bincount(ends[1], minlength=nodes).clamp(min=1).float()
+    return (degree[ends[0]] * degree[ends[1]]).rsqrt()
+
+
+def summed_messages(
+    messages: Float[Tensor, "edges ..."], target: Int[Tensor, " edges"], nodes: int
+) -> Float[Tensor, "nodes ..."]:
+    """What arrives at every node."""
+    return messages.new_zeros(nodes, *messages.shape[1:]).index_add(0, target, messages)
+
+
+class GraphConvolution(nn.Module):
+    """GCN (Kipf & Welling 2017, equation 2, without its nonlinearity)."""
+
+    def __init__(self, width_in: int, width_out: int):
+        super().__init__()
+        self.linear = nn.Linear(width_in, width_out, bias=False)
+        self.bias = nn.Parameter(torch.zeros(width_out))
+
+    def forward(
+        self, x: Float[Tensor, "nodes width_in"], ends: Int[Tensor, "2 edges"]
+    ) -> Float[Tensor, "nodes width_out"]:
+        """ends: source and target of every edge; loops are added here."""
+        ends = with_loops(ends, len(x))
+        messages = self.linear(x)[ends[0]] * symmetric_weights(ends, len(x))[:, None]
+        return summed_messages(messages, ends[1], len(x)) + self.bias
+
+
+class GraphAttention(nn.Module):
+    """GAT (Veličković et al. 2018, equations 1 to 5): a node weighs its neighbours, and itself, by attention."""
+
+    def __init__(self, width_in: int, width_out: int, heads: int):
+        super().__init__()
+        if width_out % heads:
+            raise ValueError(f"a width of {width_out} does not divide into {heads} heads")
+        self.heads = heads
+        self.linear = nn.Linear(width_in, width_out, bias=False)
+        self.source = nn.Parameter(torch.empty(heads, width_out // heads))
+        self.target = nn.Parameter(torch.empty(heads, width_out // heads))
+        self.bias = nn.Parameter(torch.zeros(width_out))
+        for part in (self.source, self.target):
+            nn.init.xavier_uniform_(part)
+
+    def forward(
+        self, x: Float[Tensor, "nodes width_in"], ends: Int[Tensor, "2 edges"]
+    ) -> Float[Tensor, "nodes width_out"]:
+        """ends: source and target of every edge; loops are added here."""
+        source, target = with_loops(ends, len(x))
+        values = self.linear(x).unflatten(1, (self.heads, -1))
+        sent, received = (values * self.source).sum(-1), (values * self.target).sum(-1)
+        logits = F.leaky_relu(sent[source] + received[target], 0.2)
+        highest = logits.new_full((len(x), self.heads), -torch.inf)
+        highest = highest.scatter_reduce(0, target[:, None].expand_as(logits), logits.detach(), "amax")
+        weights = (logits - highest[target]).exp()
+        weights = weights / summed_messages(weights, target, len(x))[target]
+        return summed_messages(weights[..., None] * values[source], target, len(x)).flatten(1) + self.bias
