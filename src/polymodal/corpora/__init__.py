@@ -33,6 +33,7 @@ from polymodal.corpora.solar_cells import solar_cells
 from polymodal.corpora.speech import speech
 from polymodal.corpora.stamps import stamps
 from polymodal.corpora.stream import MissingData, from_shards
+from polymodal.corpora.worlds import worlds
 from polymodal.errors import UserError, unknown
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "stamps",
     "state",
     "with_language_temperature",
+    "worlds",
 ]
 
 
