@@ -275,3 +275,21 @@ def test_padding_is_zero_and_masked():
     assert padded.values.shape == (2, 4, 3)
     assert padded.values[0, 2:].abs().sum() == 0
     assert padded.mask.tolist() == [[True, True, False, False], [True] * 4]
+
+
+def test_smiles_are_cut_into_atoms_bonds_and_rings(tmp_path):
+    from polymodal.modalities.molecule import UNKNOWN, smiles_tokenizer
+    from polymodal.modalities.text import TextTokenizer
+
+    known = ["CC(=O)Oc1ccccc1C(=O)O", "C[C@@H](N)C(=O)O", "Clc1ccc(Br)cc1", "C%12CCCCC%12", "c1cc[nH]c1"]
+    tokenizer = smiles_tokenizer(known, 64)
+    tokens = tokenizer(known)
+    assert tokenizer.decode(tokens) == known
+    lengths = {smiles: int(length) - 2 for smiles, length in zip(known, tokens.lengths, strict=True)}
+    assert lengths["c1cc[nH]c1"] == 7
+    assert lengths["Clc1ccc(Br)cc1"] == 12
+    assert lengths["C%12CCCCC%12"] == 8
+    tokenizer.save(tmp_path)
+    again = TextTokenizer.load(tmp_path, 64)
+    assert again(known).ids.equal(tokens.ids)
+    assert again(["[Si]"]).ids[0, 1] == tokenizer.tokenizer.token_to_id(UNKNOWN)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import tokenizers
 from jaxtyping import Int
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from polymodal.errors import UnreadableExample, needs
+from polymodal.modalities.text import END, PAD, START, TextTokenizer
 
 ATOM_FEATURES = {"element": 119, "degree": 7, "charge": 11, "hydrogens": 6, "aromatic": 2, "chirality": 4, "ring": 2}
 BOND_FEATURES = {"kind": 4, "ring": 2, "stereo": 6}  # feature -> how many values it has
+
+UNKNOWN = "<unknown>"
 
 
 class MoleculeGraph(NamedTuple):
@@ -88,3 +94,21 @@ def _rdkit() -> Any:
         raise needs("rdkit", "molecules", "Reading molecules") from error
     rdBase.DisableLog("rdApp.*")  # the caller says what is wrong, with the example's key
     return Chem
+
+
+# An atom in brackets, an element of two letters, a ring number of two digits, or any other sign on its own.
+SMILES_TOKEN = r"\[[^\]]+\]|Br|Cl|%\d\d|."
+
+
+def smiles_tokenizer(smiles: Iterable[str], context_length: int) -> TextTokenizer:
+    """Atoms, bonds, branches and ring numbers as tokens (after Schwaller et al. 2019); for a text transformer.
+
+    The vocabulary is every token of `smiles`; another one becomes `<unknown>`.
+    """
+    split = pre_tokenizers.Split(tokenizers.Regex(SMILES_TOKEN), behavior="isolated")
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.Fuse()
+    trainer = trainers.WordLevelTrainer(special_tokens=[PAD, START, END, UNKNOWN], show_progress=False)
+    tokenizer.train_from_iterator(smiles, trainer)
+    return TextTokenizer(tokenizer, context_length)
