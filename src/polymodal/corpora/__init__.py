@@ -17,6 +17,7 @@ from polymodal.corpora.charts import charts
 from polymodal.corpora.clips import clips
 from polymodal.corpora.corpus import About, Corpus, Part
 from polymodal.corpora.documents import documents
+from polymodal.corpora.driving import driving
 from polymodal.corpora.emoji import emoji
 from polymodal.corpora.functions import functions
 from polymodal.corpora.furniture import furniture
@@ -47,6 +48,7 @@ __all__ = [
     "charts",
     "clips",
     "documents",
+    "driving",
     "emoji",
     "from_path",
     "from_shards",

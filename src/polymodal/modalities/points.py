@@ -24,8 +24,11 @@ class Points:
     def storage(self) -> pa.DataType:
         return pa.binary()
 
-    def decode(self, value: bytes) -> Float[np.ndarray, "points 6"]:
-        """Raises UnreadableExample for anything but a two-dimensional array."""
+    def decode(self, value: bytes) -> Float[np.ndarray, "points channels"]:
+        """x, y, z, and red, green, blue where there is colour.
+
+        Raises UnreadableExample for anything but a two-dimensional array.
+        """
         return from_npy(value, 2).astype(np.float32)
 
     def describe(self, value: np.ndarray) -> str:
