@@ -40,7 +40,7 @@ ROOT = "usr/share/gimp/2.0/help/"
 
 about = About(
     name="pages",
-    description="2,700 web pages as a browser shows them: picture, tree of elements, texts, boxes, XPaths",
+    description="2,740 web pages as a browser shows them: picture, tree of elements, texts, boxes, XPaths",
     licence="GFDL-1.2+",
     source=f"Debian: {', '.join(package.name for package in PACKAGES)}; rendered by Chromium",
     modalities=("image", "webpage", "text", "category"),
