@@ -230,11 +230,17 @@ def test_push_uploads_the_folder_and_refusals_are_one_sentence(tmp_path: Path, m
         def upload_folder(self, **given: Any) -> None:
             uploaded.append(given)
 
+    from polymodal.serving.export import folder
+
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(folder, "hub_answers", lambda: True)
     assert push(tmp_path, "me/model") == "https://hub/me/model"
     assert uploaded[0]["repo_id"] == "me/model"
-    with pytest.raises(UserError, match="hf auth login"):
+    with pytest.raises(UserError, match=r"Token is required.*hf auth login"):
         push(tmp_path, "nobody/model")
+    monkeypatch.setattr(folder, "hub_answers", lambda: False)
+    with pytest.raises(UserError, match="cannot be reached"):
+        push(tmp_path, "me/model")
 
 
 def test_the_command_writes_an_export(polymodal: Any, trained: Callable[[Any], Run], tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_what_freeze_means() -> None:
 def test_every_wrong_source_is_one_sentence(
     polymodal: Any, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(published, "_hub_answers", lambda: False)
+    monkeypatch.setattr(published, "hub_answers", lambda: False)
     (tmp_path / "empty").mkdir()
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -291,6 +291,6 @@ def test_init_and_towers_from_the_command_line(polymodal: Any, clip_folder: Path
 
 
 def test_an_unreachable_hub_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published, "_hub_answers", lambda: False)
+    monkeypatch.setattr(published, "hub_answers", lambda: False)
     with pytest.raises(UserError, match="the hub cannot be reached"):
         folder_of("nobody/no-such-model")

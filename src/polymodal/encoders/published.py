@@ -54,7 +54,7 @@ def folder_of(name: str, patterns: Iterable[str] = SETTINGS) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
-    reachable = _hub_answers()
+    reachable = hub_answers()
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns), local_files_only=not reachable))
     except GatedRepoError as error:
@@ -67,7 +67,7 @@ def folder_of(name: str, patterns: Iterable[str] = SETTINGS) -> Path:
 
 
 @cache
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Whether a connection opens within a few seconds; the hub's library alone would try for half a minute."""
     from huggingface_hub import constants
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from polymodal.encoders.published import hub_answers
 from polymodal.errors import UserError, unknown
 from polymodal.recipes.dual_encoders._base import DualEncoder
 from polymodal.serving.export.model_card import write_card
@@ -74,16 +75,15 @@ def export(run: Run, to: str, out: Path, command: str = "") -> Export:
 def push(folder: Path, name: str) -> str:
     """Upload an export to the hub; returns its address. Raises UserError when that is refused or unreachable."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
+    again = f"{folder} is written; to upload it, run: hf auth login, then: hf upload {name} {folder}"
+    if not hub_answers():
+        raise UserError(f"The hub cannot be reached. {again}.")
     api: Any = HfApi()
     try:
         address = api.create_repo(name, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export from polymodal")
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+    except Exception as error:  # of the hub's library and of two libraries below it
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{folder} is written, but was not uploaded as '{name}' ({why}); log in with: hf auth login, then run: "
-            f"hf upload {name} {folder}"
-        ) from error
+        raise UserError(f"It was not uploaded as '{name}' ({why}). {again}.") from error
     return str(address)
