@@ -123,6 +123,9 @@ def test_a_tuned_published_clip_becomes_a_clip_again(clip_folder: Path, small_em
     run = train(recipe, small_emoji, Budget(steps=2), init=f"hf:{clip_folder}", out=tmp_path / "run")
     written = export(run, "transformers", tmp_path / "out")
     assert written.what == "CLIPModel"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"published weights of {clip_folder}" in card
+    assert "base_model" not in card  # which the hub takes for names only
     model = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
     pixels = torch.randn(2, 3, 32, 32)
     given = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(TEXTS, padding=True, return_tensors="pt")

@@ -63,6 +63,7 @@ def write_card(run: Run, folder: Path, to: str, what: str, difference: float, co
         task="sentence-similarity" if to == "sentence-transformers" else "zero-shot-image-classification",
         recipe=record["recipe"]["name"],
         sources=sources,
+        base_models=[source for source in sources if not Path(source).expanduser().exists()],  # the hub takes no paths
         frozen=", ".join(recipe.freeze),
         name=run.name,
         title=paper.title if paper else type(run.model).__name__,
