@@ -11,17 +11,10 @@ import zipfile
 import numpy as np
 import pytest
 
+from corpus_modules import module
 from polymodal.corpora._packages import DebianPackage, NpmPackage, PyPIPackage, members
 from polymodal.corpora._splits import split_by_hash
 from polymodal.errors import UnreadableExample
-
-
-def module(name: str):
-    """The module, which the function of its name hides."""
-    import importlib
-
-    return importlib.import_module(f"polymodal.corpora.{name}")
-
 
 # packages
 

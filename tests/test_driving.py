@@ -7,23 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from corpus_modules import module
 from polymodal.modalities import Points
 from polymodal.modalities.image import Image
 
-
-def module() -> Any:
-    """The module, which the function of its name hides."""
-    import importlib
-
-    return importlib.import_module("polymodal.corpora.driving")
+driving = module("driving")
 
 
 def traffic(*cars: tuple[float, int, float], lane: int = 1) -> Any:
-    return module().Traffic(lane, 3, 20.0, tuple(module().Car(*car) for car in cars))
+    return driving.Traffic(lane, 3, 20.0, tuple(driving.Car(*car) for car in cars))
 
 
 def answers(scene: Any) -> dict[str, str]:
-    return {question: answer for question, answer, _ in module().ask(scene)}
+    return {question: answer for question, answer, _ in driving.ask(scene)}
 
 
 def test_answers_follow_from_the_cars() -> None:
@@ -33,7 +29,7 @@ def test_answers_follow_from_the_cars() -> None:
     assert said["Which lane are we in, counted from the left?"] == "2"
     assert said["Is the car ahead slower or faster than us?"] == "faster than us"
     assert (said["Can we change to the left?"], said["Can we change to the right?"]) == ("yes", "no")
-    assert module().describe(scene) == (
+    assert driving.describe(scene) == (
         "We drive in lane 2 of 3 at 20 m/s. The next car in our lane is 15 m ahead, faster than us. "
         "The lane to the left is free. The lane to the right is occupied."
     )
@@ -49,14 +45,14 @@ def test_a_car_behind_is_not_ahead_and_no_lane_is_not_free() -> None:
 def test_beams_are_points_ahead_and_to_the_left() -> None:
     distances = np.full(4, 60.0)
     distances[[0, 1]] = 10, 20  # the second beam of four points to the right
-    np.testing.assert_allclose(module().hits(distances, 0.0), [[10, 0, 0], [0, -20, 0]], atol=1e-5)
-    turned = module().hits(distances, np.pi / 2)  # the car turns right, so what the road has ahead is on its left
+    np.testing.assert_allclose(driving.hits(distances, 0.0), [[10, 0, 0], [0, -20, 0]], atol=1e-5)
+    turned = driving.hits(distances, np.pi / 2)  # the car turns right, so what the road has ahead is on its left
     np.testing.assert_allclose(turned, [[0, 10, 0], [20, 0, 0]], atol=1e-5)
 
 
 def test_lidar_meets_the_cars_of_the_scene(monkeypatch: pytest.MonkeyPatch) -> None:
     last, kept = [], []
-    seen, hits = module().seen, module().hits
+    seen, hits = driving.seen, driving.hits
 
     def remembered(world: Any) -> Any:
         last[:] = [car.position - world.vehicle.position for car in world.road.vehicles if car is not world.vehicle]
@@ -68,9 +64,9 @@ def test_lidar_meets_the_cars_of_the_scene(monkeypatch: pytest.MonkeyPatch) -> N
             kept.append(list(last))
         return points
 
-    monkeypatch.setattr(module(), "seen", remembered)
-    monkeypatch.setattr(module(), "hits", kept_hits)
-    scenes = [scene for seed in range(6) for scene in module().drive(seed)]
+    monkeypatch.setattr(driving, "seen", remembered)
+    monkeypatch.setattr(driving, "hits", kept_hits)
+    scenes = [scene for seed in range(6) for scene in driving.drive(seed)]
     assert len(scenes) >= 6
     for scene, cars in zip(scenes, kept, strict=True):
         points, heading = Points().decode(scene["lidar"]), scene["state"]["heading"]
@@ -82,4 +78,4 @@ def test_lidar_meets_the_cars_of_the_scene(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_episode_is_the_same_every_time() -> None:
-    assert list(module().drive(3)) == list(module().drive(3))
+    assert list(driving.drive(3)) == list(driving.drive(3))

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image as PILImage
 
+from corpus_modules import module
 from polymodal.corpora import pages as opened
 from polymodal.errors import UserError
+
+pages = module("pages")
 
 PAGE = """<html><head><title>A page</title></head><body style="margin:0; background:#fff">
 <div style="height:100px">One <b>two</b> three</div>
@@ -18,18 +21,11 @@ PAGE = """<html><head><title>A page</title></head><body style="margin:0; backgro
 </body></html>"""
 
 
-def module():
-    """The module, which the function of its name hides."""
-    import importlib
-
-    return importlib.import_module("polymodal.corpora.pages")
-
-
 def test_the_empty_lower_part_is_cut() -> None:
     picture = PILImage.new("RGB", (40, 400), "white")
     picture.paste("black", (3, 50, 9, 100))
-    assert module().cut_empty(picture).size == (40, 116)
-    assert module().cut_empty(PILImage.new("RGB", (40, 400), "white")).size == (40, 400)
+    assert pages.cut_empty(picture).size == (40, 116)
+    assert pages.cut_empty(PILImage.new("RGB", (40, 400), "white")).size == (40, 400)
 
 
 def test_without_a_browser_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,15 +36,15 @@ def test_without_a_browser_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
         raise WebDriverException("cannot find Chrome binary")
 
     monkeypatch.setattr(webdriver, "Chrome", refuse)
-    with pytest.raises(UserError, match="apt-get install chromium"), module().browser():
+    with pytest.raises(UserError, match="apt-get install chromium"), pages.browser():
         pass
 
 
 @pytest.mark.corpora
 def test_a_page_is_rendered_with_its_elements(tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(PAGE)
-    with module().browser() as driver:
-        title, picture, elements = module().rendered(driver, tmp_path / "page.html")
+    with pages.browser() as driver:
+        title, picture, elements = pages.rendered(driver, tmp_path / "page.html")
     assert title == "A page"
     assert [(element["tag"], element["parent"], element["text"], element["xpath"]) for element in elements] == [
         ("body", -1, "", "/html/body"),

@@ -21,6 +21,7 @@ from PIL import Image as PILImage
 
 from polymodal.corpora import _data_sets, _pdf
 from polymodal.corpora._data_sets import DataSet, data_sets, read_table
+from polymodal.corpora._html import parsed, words
 from polymodal.corpora._layout import Page, Style
 from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora._splits import split_by_hash
@@ -411,9 +412,5 @@ def letter(found: DataSet, people: Any, rng: np.random.Generator) -> tuple[Page,
 
 def description(html: str) -> list[str]:
     """The paragraphs of a data set's documentation."""
-    try:
-        from selectolax.lexbor import LexborHTMLParser
-    except ImportError as error:
-        raise needs("selectolax", "corpora", "Reading web pages") from error
-    found = [" ".join(node.text().split()) for node in LexborHTMLParser(html).css("p")]
+    found = [words(node.text()) for node in parsed(html).css("p")]
     return [paragraph for paragraph in found if len(paragraph) > 40]

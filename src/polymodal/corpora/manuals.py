@@ -14,11 +14,12 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image as PILImage
 
+from polymodal.corpora._html import parsed, words
 from polymodal.corpora._packages import DebianPackage, members
 from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora._splits import split_by_hash
 from polymodal.corpora.corpus import About, Corpus
-from polymodal.errors import UnreadableExample, needs
+from polymodal.errors import UnreadableExample
 from polymodal.modalities import Category, Image, Interleaved, Modality, Text
 from polymodal.modalities.image import encoded, to_rgb
 from polymodal.modalities.text import stored_texts
@@ -133,16 +134,12 @@ NAVIGATION = {"navheader", "navfooter", "toc", "docnav", "top_logo", "bottom_log
 
 def parse_page(html: str) -> tuple[str, list[tuple[str, str, str | None]]]:
     """The title, and (kind, text, path of the figure or None) of every piece in reading order."""
-    try:
-        from selectolax.lexbor import LexborHTMLParser
-    except ImportError as error:
-        raise needs("selectolax", "corpora", "Reading web pages") from error
-    tree = LexborHTMLParser(html)
+    tree = parsed(html)
     title = tree.css_first("title")
     pieces: list[tuple[str, str, str | None]] = []
     if tree.body is not None:
         _walk(tree.body, pieces)
-    return _words(title.text()) if title is not None else "", pieces
+    return words(title.text()) if title is not None else "", pieces
 
 
 def _walk(node: Any, pieces: list[tuple[str, str, str | None]]) -> None:
@@ -151,11 +148,11 @@ def _walk(node: Any, pieces: list[tuple[str, str, str | None]]) -> None:
         return
     if node.tag == "img":
         if source := node.attributes.get("src"):
-            pieces.append(("figure", _words(node.attributes.get("alt") or ""), source))
+            pieces.append(("figure", words(node.attributes.get("alt") or ""), source))
         return
     inner = any(child.tag in BLOCKS for child in node.traverse(include_text=False) if child.mem_id != node.mem_id)
     if node.tag in BLOCKS and not inner:
-        text = node.text() if node.tag == "pre" else _words(node.text())
+        text = node.text() if node.tag == "pre" else words(node.text())
         if text.strip():
             pieces.append((_kind(node.tag, classes), text, None))
         for picture in node.css("img"):
@@ -171,7 +168,3 @@ def _kind(tag: str, classes: set[str]) -> str:
     if tag in ("figcaption", "caption") or "title" in classes:
         return "caption"
     return {"pre": "code", "li": "item", "dt": "item", "td": "cell", "th": "cell"}.get(tag, "paragraph")
-
-
-def _words(text: str) -> str:
-    return " ".join(text.split())

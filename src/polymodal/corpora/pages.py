@@ -123,13 +123,12 @@ def browser() -> Iterator[Any]:
         alone.append("--no-sandbox")  # Chromium refuses to run as root with it
     for argument in alone:
         options.add_argument(argument)
-    installed = shutil.which("chromium") or shutil.which("google-chrome")
-    with_it = shutil.which("chromedriver")
-    if installed and with_it:
-        options.binary_location = installed
+    found, service = shutil.which("chromium") or shutil.which("google-chrome"), None
+    if found and (with_it := shutil.which("chromedriver")):
+        options.binary_location, service = found, webdriver.ChromeService(with_it)
     os.environ.setdefault("SE_AVOID_STATS", "true")  # selenium would report its use to its makers
     try:
-        driver = webdriver.Chrome(options, webdriver.ChromeService(with_it) if installed and with_it else None)
+        driver = webdriver.Chrome(options, service)
     except WebDriverException as error:
         raise UserError(
             "Pages are rendered by Chromium, which could not be started; install Chrome, or on Debian: "

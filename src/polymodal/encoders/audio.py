@@ -59,7 +59,7 @@ class AudioEncoder(Encoder):
         moments = patches.shape[1]
         x = self.patch_embedding(patches) + self.band + sine_positions(moments, self.config.width, patches)[:, None]
         lengths = -(-mel.lengths // frames) * self.bands
-        mask = torch.arange(moments * self.bands, device=lengths.device) < lengths[:, None]
-        packing = Packing.of(mask)
-        packed = self.norm_after(self.transformer(packing.pack(x.flatten(1, 2)), packing))
+        tokens = Padded(x.flatten(1, 2), lengths)
+        packing = Packing.of(tokens.mask)
+        packed = self.norm_after(self.transformer(packing.pack(tokens.values), packing))
         return Padded(packing.pad(packed), lengths), mean_of_tokens(packed, packing)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from polymodal.encoders.encoder import Encoder
+from polymodal.layers.placed_text import PlacedText
 from polymodal.layers.positions import LayoutEmbedding, SpatialBias
-from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
+from polymodal.layers.transformer import Packing
 from polymodal.modalities.document import PageTokens
 
 
@@ -42,23 +41,13 @@ class DocumentEncoder(Encoder):
     def __init__(self, config: DocumentEncoderConfig, vocabulary: int):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(vocabulary, config.width)
-        self.positions = nn.Parameter(torch.empty(config.context, config.width))
         self.layout = LayoutEmbedding(config.width)
         self.bias = SpatialBias(config.heads) if config.spatial_bias else None
-        self.norm_before = nn.LayerNorm(config.width)
-        self.transformer = Transformer(config.width, config.depth, config.heads)
-        self.norm_after = nn.LayerNorm(config.width)
-        nn.init.normal_(self.embedding.weight, std=0.02)
-        nn.init.normal_(self.positions, std=0.01)
+        self.text = PlacedText(vocabulary, config.context, config.width, config.depth, config.heads)
 
     def forward(self, page: PageTokens) -> tuple[Float[Tensor, "total width"], Packing, Float[Tensor, "batch width"]]:
         """Returns the packed tokens of all pages, where they stand, and the mean of each."""
         packing = Packing.of(page.tokens.mask)
         if self.bias is not None:
             packing = dataclasses.replace(packing, bias=self.bias(page.boxes))
-        place = packing.places % page.boxes.shape[1]
-        x = self.embedding(packing.pack(page.tokens.ids)) + F.embedding(place, self.positions)
-        x = self.norm_before(x + self.layout(packing.pack(page.boxes)))
-        x = self.norm_after(self.transformer(x, packing))
-        return x, packing, mean_of_tokens(x, packing)
+        return self.text(page.tokens.ids, self.layout(packing.pack(page.boxes)), packing)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.encoders.encoder import Encoder
-from polymodal.layers.graph import GraphAttention, GraphConvolution, summed_messages
+from polymodal.layers.graph import GraphAttention, GraphConvolution, mean_of_nodes
 
 
 @dataclass(frozen=True)
@@ -74,5 +74,4 @@ class GraphEncoder(Encoder):
         x = self.project(batch.nodes)
         for messages, norm in zip(self.rounds, self.norms, strict=True):
             x = x + F.gelu(messages(norm(x), batch.ends))
-        sums = summed_messages(x, batch.graph, batch.count)
-        return x, sums / batch.graph.bincount(minlength=batch.count).clamp(min=1)[:, None]
+        return x, mean_of_nodes(x, batch.graph, batch.count)

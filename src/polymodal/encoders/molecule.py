@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.encoders.encoder import Encoder
+from polymodal.layers.graph import mean_of_nodes, summed_messages
 from polymodal.modalities.molecule import ATOM_FEATURES, BOND_FEATURES, MoleculeGraph
 
 
@@ -78,7 +79,6 @@ class MoleculeEncoder(Encoder):
         bonds = torch.stack([table(batch.edges[:, place]) for place, table in enumerate(self.bond)]).sum(0)
         source, target = batch.ends
         for round_, (update, norm) in enumerate(zip(self.updates, self.norms, strict=True)):
-            messages = torch.zeros_like(x).index_add(0, target, F.gelu(x[source] + bonds))
+            messages = summed_messages(F.gelu(x[source] + bonds), target, len(x))
             x = norm(x + update((1 + self.epsilon[round_]) * x + messages))
-        sums = x.new_zeros(batch.count, x.shape[1]).index_add(0, batch.graph, x)
-        return x, sums / batch.graph.bincount(minlength=batch.count)[:, None]
+        return x, mean_of_nodes(x, batch.graph, batch.count)

@@ -12,6 +12,7 @@ import os
 import socket
 import urllib.parse
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -49,8 +50,12 @@ def transformers() -> Any:
 def folder_of(name: str, patterns: Iterable[str] = SETTINGS) -> Path:
     """The folder with these files of a published model. Raises UserError when there is none, or no network."""
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
+    return folder if folder.is_dir() else _downloaded(name, tuple(patterns))
+
+
+@cache
+def _downloaded(name: str, patterns: tuple[str, ...]) -> Path:
+    """The files in the hub's cache; the hub is asked once a process, however many parts are read."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
@@ -108,6 +113,16 @@ def settings_of(configuration: Any) -> dict[str, Any]:
     for name in ("transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype"):
         settings.pop(name, None)
     return settings | {"model_type": configuration.model_type}
+
+
+@dataclass(frozen=True)
+class PublishedConfig:
+    """What the configuration of a published tower has beside that of its modality."""
+
+    source: str = ""
+    """A folder, or a name on the hub."""
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The architecture, as the source's config.json has it."""
 
 
 class PublishedModel(nn.Module):

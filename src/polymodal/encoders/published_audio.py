@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from polymodal.encoders.audio import AudioEncoderConfig
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.published import (
+    PublishedConfig,
     PublishedModel,
     configuration_from,
     folder_of,
@@ -73,13 +73,9 @@ FAMILIES = {
 
 
 @dataclass(frozen=True)
-class PublishedAudioConfig(AudioEncoderConfig):
+class PublishedAudioConfig(PublishedConfig, AudioEncoderConfig):
     """An audio tower with published weights; `read` fills in everything."""
 
-    source: str = ""
-    """A folder, or a name on the hub."""
-    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """The architecture, as the source's config.json has it."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """The settings of its feature extractor."""
 
@@ -127,9 +123,9 @@ class PublishedAudioEncoder(Encoder, PublishedModel):
         )
         device = sound.values.device
         tokens, lengths = self.encode(self.model, {name: value.to(device) for name, value in features.items()})
-        lengths = lengths.clamp(min=1, max=tokens.shape[1])
-        packing = Packing.of(torch.arange(tokens.shape[1], device=device) < lengths[:, None])
-        return Padded(tokens, lengths), mean_of_tokens(packing.pack(tokens), packing)
+        padded = Padded(tokens, lengths.clamp(min=1, max=tokens.shape[1]))
+        packing = Packing.of(padded.mask)
+        return padded, mean_of_tokens(packing.pack(tokens), packing)
 
     @property
     def _padding(self) -> str:

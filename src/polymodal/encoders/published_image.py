@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,7 +14,14 @@ from torch import Tensor
 
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.image import ImageEncoderConfig, patchify
-from polymodal.encoders.published import PublishedModel, configuration_from, folder_of, read_configuration, settings_of
+from polymodal.encoders.published import (
+    PublishedConfig,
+    PublishedModel,
+    configuration_from,
+    folder_of,
+    read_configuration,
+    settings_of,
+)
 from polymodal.errors import UserError
 
 Encoded = tuple[Float[Tensor, "batch patches width"], Float[Tensor, "batch width"]]
@@ -80,13 +87,9 @@ FAMILIES = {
 
 
 @dataclass(frozen=True)
-class PublishedImageConfig(ImageEncoderConfig):
+class PublishedImageConfig(PublishedConfig, ImageEncoderConfig):
     """An image tower with published weights; `read` fills in everything."""
 
-    source: str = ""
-    """A folder, or a name on the hub."""
-    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """The architecture, as the source's config.json has it."""
     mean: tuple[float, ...] | None = None
     """Of the red, green and blue values (0-1) that the weights were trained on; None where the source does not say."""
     std: tuple[float, ...] | None = None

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polymodal.encoders.published import PublishedModel, folder_of, read_configuration, settings_of, transformers
+from polymodal.encoders.published import (
+    PublishedConfig,
+    PublishedModel,
+    folder_of,
+    read_configuration,
+    settings_of,
+    transformers,
+)
 from polymodal.encoders.published_text import PublishedTokenizer
 from polymodal.errors import UserError
 
@@ -25,13 +30,8 @@ class LanguageModelConfig:
 
 
 @dataclass(frozen=True)
-class PublishedLanguageModelConfig(LanguageModelConfig):
+class PublishedLanguageModelConfig(PublishedConfig, LanguageModelConfig):
     """A decoder with published weights; `read` fills in everything."""
-
-    source: str = ""
-    """A folder, or a name on the hub."""
-    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """The architecture, as the source's config.json has it."""
 
     @classmethod
     def read(cls, name: str) -> PublishedLanguageModelConfig:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.published import (
+    PublishedConfig,
     PublishedModel,
     configuration_from,
     folder_of,
@@ -116,13 +117,8 @@ ANY = Family("AutoModel", _masked)
 
 
 @dataclass(frozen=True)
-class PublishedTextConfig(TextEncoderConfig):
+class PublishedTextConfig(PublishedConfig, TextEncoderConfig):
     """A text tower with published weights; `read` fills in everything."""
-
-    source: str = ""
-    """A folder, or a name on the hub."""
-    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """The architecture, as the source's config.json has it."""
 
     @classmethod
     def read(cls, name: str) -> PublishedTextConfig:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,6 +51,6 @@ class SeriesEncoder(Encoder):
         x = self.patch_embedding(values.unflatten(1, (-1, patch)).flatten(2))
         x = x + sine_positions(x.shape[1], self.config.width, x)
         lengths = -(-series.lengths // patch)
-        packing = Packing.of(torch.arange(x.shape[1], device=lengths.device) < lengths[:, None])
+        packing = Packing.of(Padded(x, lengths).mask)
         packed = self.norm_after(self.transformer(packing.pack(x), packing))
         return Padded(packing.pad(packed), lengths), mean_of_tokens(packed, packing)

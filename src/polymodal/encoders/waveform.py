@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -82,6 +81,6 @@ class WaveformEncoder(Encoder):
             raise ValueError("a sound of less than 400 samples (25 ms) makes no frame")
         x = self.project(self.norm_before(self.convolutions(sound.values)))
         x = x + sine_positions(x.shape[1], self.config.width, x)
-        packing = Packing.of(torch.arange(x.shape[1], device=x.device) < lengths[:, None])
+        packing = Packing.of(Padded(x, lengths).mask)
         packed = self.norm_after(self.transformer(packing.pack(x), packing))
         return Padded(packing.pad(packed), lengths), mean_of_tokens(packed, packing)

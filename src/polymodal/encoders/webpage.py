@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from polymodal.encoders.encoder import Encoder
+from polymodal.layers.placed_text import PlacedText
 from polymodal.layers.positions import XPathEmbedding
-from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
+from polymodal.layers.transformer import Packing
 from polymodal.modalities.webpage import PLACE_COUNT, TAG_COUNT, ElementTokens
 
 
@@ -41,22 +40,12 @@ class WebpageEncoder(Encoder):
     def __init__(self, config: WebpageEncoderConfig, vocabulary: int):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(vocabulary, config.width)
-        self.positions = nn.Parameter(torch.empty(config.context, config.width))
         self.xpath = XPathEmbedding(config.width, TAG_COUNT, PLACE_COUNT, config.steps)
-        self.norm_before = nn.LayerNorm(config.width)
-        self.transformer = Transformer(config.width, config.depth, config.heads)
-        self.norm_after = nn.LayerNorm(config.width)
-        nn.init.normal_(self.embedding.weight, std=0.02)
-        nn.init.normal_(self.positions, std=0.01)
+        self.text = PlacedText(vocabulary, config.context, config.width, config.depth, config.heads)
 
     def forward(
         self, page: ElementTokens
     ) -> tuple[Float[Tensor, "total width"], Packing, Float[Tensor, "batch width"]]:
         """Returns the packed tokens of all pages, where they stand, and the mean of each."""
         packing = Packing.of(page.tokens.mask)
-        place = packing.places % page.element.shape[1]
-        x = self.embedding(packing.pack(page.tokens.ids)) + F.embedding(place, self.positions)
-        x = self.norm_before(x + self.xpath(packing.pack(page.path)))
-        x = self.norm_after(self.transformer(x, packing))
-        return x, packing, mean_of_tokens(x, packing)
+        return self.text(page.tokens.ids, self.xpath(packing.pack(page.path)), packing)

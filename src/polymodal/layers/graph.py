@@ -30,6 +30,13 @@ def summed_messages(
     return messages.new_zeros(nodes, *messages.shape[1:]).index_add(0, target, messages)
 
 
+def mean_of_nodes(
+    x: Float[Tensor, "nodes width"], graph: Int[Tensor, " nodes"], count: int
+) -> Float[Tensor, "batch width"]:
+    """The mean over each graph's nodes. graph: of each node, its graph's number; count: how many graphs there are."""
+    return summed_messages(x, graph, count) / graph.bincount(minlength=count).clamp(min=1)[:, None]
+
+
 class GraphConvolution(nn.Module):
     """GCN (Kipf & Welling 2017, equation 2, without its nonlinearity)."""
 

@@ -18,6 +18,7 @@ from polymodal.serving.export.transformers import (
     remote_dual_encoder,
     sample_pixels,
     sample_texts,
+    tokenised_samples,
     write_picture_settings,
 )
 from polymodal.training import Run
@@ -51,13 +52,14 @@ def to_onnx(run: Run, folder: Path) -> tuple[str, float]:
     except ImportError as error:
         raise needs(error.name or "onnxruntime", "export", "Export to ONNX") from error
     model = remote_dual_encoder(run)
-    pixels, (text, given) = sample_pixels(run, 3), sample_texts(run)
+    tokenizer = exported_tokenizer(run)
+    pixels, text, given = sample_pixels(run, 3), sample_texts(run), tokenised_samples(tokenizer)
     batch = torch.export.Dim("batch", min=1, max=65536)
     length = torch.export.Dim("length", min=2, max=run.recipe.text.context)
     _write(_Pictures(model), {"pixel_values": pixels}, {"pixel_values": {0: batch}}, "image_embeds", folder / IMAGE)
     shapes = {name: {0: batch, 1: length} for name in given}
     _write(_Texts(model), given, shapes, "text_embeds", folder / TEXT)
-    exported_tokenizer(run).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     write_picture_settings(run, folder)
 
     method: Any = run.model.cpu().eval()

@@ -118,14 +118,21 @@ def _published_part(encoder: PublishedImageEncoder | PublishedTextEncoder) -> di
     }
 
 
+def _published_towers(method: Any) -> dict[str, Tensor]:
+    """The weights of both towers under the names that CLIPModel and SiglipModel give them."""
+    towers = {"vision_model": method.image_encoder, "text_model": method.text_encoder}
+    return {
+        f"{part}.{name}": tensor for part, tower in towers.items() for name, tensor in tower.model.state_dict().items()
+    }
+
+
 def _published_clip(run: Run) -> Any:
     method: Any = run.model
     library, image, text = transformers(), run.recipe.image, run.recipe.text
     configuration = library.CLIPConfig(
         vision_config=dict(image.settings), text_config=dict(text.settings), projection_dim=run.recipe.dim
     )
-    weights = {f"vision_model.{name}": tensor for name, tensor in method.image_encoder.model.state_dict().items()}
-    weights |= {f"text_model.{name}": tensor for name, tensor in method.text_encoder.model.state_dict().items()}
+    weights = _published_towers(method)
     weights |= {
         "visual_projection.weight": method.image_projection.weight,
         "text_projection.weight": method.text_projection.weight,
@@ -138,8 +145,7 @@ def _published_siglip(run: Run) -> Any:
     method: Any = run.model
     library, image, text = transformers(), run.recipe.image, run.recipe.text
     configuration = library.SiglipConfig(vision_config=dict(image.settings), text_config=dict(text.settings))
-    weights = {f"vision_model.{name}": tensor for name, tensor in method.image_encoder.model.state_dict().items()}
-    weights |= {f"text_model.{name}": tensor for name, tensor in method.text_encoder.model.state_dict().items()}
+    weights = _published_towers(method)
     bias = getattr(run.model, "bias", torch.zeros(()))
     weights |= {"logit_scale": _log_scale(run).reshape(1), "logit_bias": bias.detach().reshape(1)}
     return _filled(library.SiglipModel(configuration), weights)
@@ -292,24 +298,25 @@ def sample_pixels(run: Run, count: int) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def sample_texts(run: Run) -> tuple[Tokens, dict[str, Tensor]]:
-    """Some texts as the run tokenises them, and as the exported tokenizer does."""
+def sample_texts(run: Run) -> Tokens:
+    """Some texts as the run tokenises them."""
     processor: Any = run.processor
-    return processor.tokenizer(list(SAMPLES)), _tokenised(exported_tokenizer(run))
+    return processor.tokenizer(list(SAMPLES))
 
 
-def _tokenised(tokenizer: Any) -> dict[str, Tensor]:
+def tokenised_samples(tokenizer: Any) -> dict[str, Tensor]:
+    """The same texts as an exported tokenizer gives them."""
     given = tokenizer(list(SAMPLES), padding=True, truncation=True, return_tensors="pt")
     return {name: given[name] for name in ("input_ids", "attention_mask")}
 
 
 def _difference(run: Run, model: Any, tokenizer: Any) -> float:
     """The largest one of logits, over noise pictures and a few texts."""
-    pixels, (text, _) = sample_pixels(run, 3), sample_texts(run)
+    pixels, text = sample_pixels(run, 3), sample_texts(run)
     method: Any = run.model.cpu().eval()
     vectors = method.embed({"image": pixels, "text": text})
     own = method.scale * vectors["image"] @ vectors["text"].T + getattr(method, "bias", 0.0)
-    given = _tokenised(tokenizer)
+    given = tokenised_samples(tokenizer)
     if type(model).__name__ == "SiglipModel":  # it was trained on padding to the full length, without a mask
         given = tokenizer(list(SAMPLES), padding="max_length", max_length=run.recipe.text.context, truncation=True,
                           return_tensors="pt")  # fmt: skip

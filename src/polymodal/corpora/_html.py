@@ -1,0 +1,21 @@
+"""HTML that a corpus reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polymodal.errors import needs
+
+
+def parsed(html: str) -> Any:
+    """The tree of a page. Raises UserError without the package selectolax."""
+    try:
+        from selectolax.lexbor import LexborHTMLParser
+    except ImportError as error:
+        raise needs("selectolax", "corpora", "Reading web pages") from error
+    return LexborHTMLParser(html)
+
+
+def words(text: str) -> str:
+    """With one space for every run of white space, as a browser shows it."""
+    return " ".join(text.split())
