@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,12 +14,13 @@ from polymodal.encoders.audio import AudioEncoder, AudioEncoderConfig
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.image import ImageEncoder, ImageEncoderConfig
 from polymodal.encoders.text import TextEncoder, TextEncoderConfig
+from polymodal.evaluation import evaluate
 from polymodal.modalities.image_augmentation import NONE
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.dual_encoders import clip, improved_clip, sparc
 from polymodal.training import Execution, train
-from polymodal.training.features import FeatureStore, cached_encoders, input_digests, weights_key
+from polymodal.training.features import FeatureStore, cached_encoders, input_digests, weights_key, with_features
 from polymodal.types import Budget
 
 
@@ -103,10 +105,19 @@ def test_only_frozen_encoders_with_unchanged_inputs_are_cached() -> None:
     assert clip.Recipe().unaugmented() == ("text_encoder",)
     assert clip.Recipe(augmentation=NONE).unaugmented() == ("text_encoder", "image_encoder")
     assert improved_clip.Recipe().unaugmented() == ()
+
+
+def test_evaluation_looks_up_what_training_froze_as_a_whole(small_emoji: Corpus) -> None:
     model = clip.CLIP(clip.Recipe(), 300)
-    assert not cached_encoders(model, ("text_encoder", "image_encoder"))
-    model.text_encoder.requires_grad_(False)
-    assert set(cached_encoders(model, ("text_encoder", "image_encoder"))) == {"text_encoder"}
+    with with_features(model, ("text", "image_encoder.positions")):
+        assert "forward" in vars(model.text_encoder)
+        assert "forward" not in vars(model.image_encoder)
+    assert "forward" not in vars(model.text_encoder)
+    run = train(clip.Recipe(freeze=("text",), batch_size=32), small_emoji, Budget(steps=4))
+    plain = dataclasses.replace(run, record=run.record | {"execution": {"cache_features": False}})
+    for cold, warm, without in zip(*(evaluate(one, small_emoji) for one in (run, run, plain)), strict=True):
+        np.testing.assert_allclose(cold.units, without.units, atol=1e-6)
+        np.testing.assert_array_equal(warm.units, cold.units)
 
 
 @pytest.mark.parametrize("kind", [clip, sparc])

@@ -24,7 +24,7 @@ from polymodal.modalities.padding import pad
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.dual_encoders import clip, siglip
 from polymodal.training import load_run, train
-from polymodal.training.loop import frozen_names
+from polymodal.training.features import frozen_names
 from polymodal.training.start import load_published, with_published, with_towers
 from polymodal.types import Budget
 from tiny_checkpoints import IMAGE_MODELS, SMALL, TEXT_MODELS, save, save_tokenizer

@@ -29,7 +29,7 @@ from polymodal.corpora.corpus import About, Corpus
 from polymodal.corpora.emoji import emoji
 from polymodal.errors import needs
 from polymodal.modalities import Category, Image, Modality, Questions, Words
-from polymodal.modalities.document import OTHER
+from polymodal.modalities.document import NO_LINK, OTHER
 from polymodal.modalities.image import to_rgb
 from polymodal.modalities.question import stored_questions
 
@@ -364,8 +364,8 @@ def _entry(
             if ticked:
                 page.drawing.line((box[0] + 2, box[1] + 2, box[2] - 2, box[3] - 2), fill=style.accent, width=2)
                 page.drawing.line((box[0] + 2, box[3] - 2, box[2] - 2, box[1] + 2), fill=style.accent, width=2)
-            link = {"field": "value", "link": label.segment} if ticked else {}
-            low = page.write(level, x + side + 12, low, **link).bottom  # type: ignore[arg-type]
+            field, link = ("value", label.segment) if ticked else (OTHER, NO_LINK)
+            low = page.write(level, x + side + 12, low, field=field, link=link).bottom
         return low
     low = page.write(value, x + 6, label.bottom + 3, field="value", link=label.segment, ink=(20, 40, 110)).bottom
     if boxed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from polymodal.evaluation.grounding import grounding_scores
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
 from polymodal.modalities import Category, Image, Mask, Text
+from polymodal.training.features import with_features
 from polymodal.training.run import Run, embed
 from polymodal.types import CanEmbed, CanEmbedPatches, Example, Processor
 
@@ -110,6 +112,12 @@ def evaluate(run: Run, corpus: Corpus, reader: Reader | None = None) -> list[Sco
     reader: one that has read the corpus already, to save decoding again.
     """
     reader = reader or Reader(corpus, run.processor)
+    keep = run.record["execution"]["cache_features"]
+    with with_features(run.model, run.recipe.freeze) if keep else nullcontext():
+        return _scores(run, corpus, reader)
+
+
+def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     scores: list[Score] = []
     kinds = {type(modality) for modality in corpus.columns.values()}
     if isinstance(run.model, CanEmbed) and {Image, Text} <= kinds:

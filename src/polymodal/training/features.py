@@ -12,7 +12,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 
 from polymodal.corpora._cache import cache_directory
 from polymodal.encoders.encoder import Encoder
-from polymodal.errors import UserError
+from polymodal.errors import UserError, unknown
 from polymodal.layers.transformer import Packing
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
@@ -168,14 +170,37 @@ class CachedEncoder:
 
 
 def cached_encoders(model: nn.Module, names: Iterable[str], root: Path | None = None) -> dict[str, CachedEncoder]:
-    """Put those of the named encoders that are wholly frozen behind their features; the others stay as they are."""
+    """Put the named encoders, whose weights must not change until they are released, behind their features."""
     root = root or cache_directory() / "features"
     encoders = {name: model.get_submodule(name) for name in names}
-    return {
-        name: CachedEncoder(encoder, root)
-        for name, encoder in encoders.items()
-        if isinstance(encoder, Encoder) and is_frozen(encoder)
-    }
+    return {name: CachedEncoder(encoder, root) for name, encoder in encoders.items() if isinstance(encoder, Encoder)}
+
+
+@contextmanager
+def with_features(model: nn.Module, freeze: tuple[str, ...]) -> Iterator[None]:
+    """For a while, the encoders that training froze as a whole look their inputs up. freeze: the recipe's."""
+    frozen = frozen_names(model, freeze)
+    names = {name for name, child in model.named_children() if isinstance(child, Encoder)}
+    names -= {name.partition(".")[0] for name, _ in model.named_parameters() if name not in frozen}
+    cached = cached_encoders(model, sorted(names))
+    try:
+        yield
+    finally:
+        for encoder in cached.values():
+            encoder.release()
+
+
+def frozen_names(model: nn.Module, freeze: tuple[str, ...]) -> set[str]:
+    """Names of the parameters that a recipe freezes. Raises UserError for an entry that means none."""
+    names = [name for name, _ in model.named_parameters()]
+    frozen = set()
+    for entry in freeze:
+        meant = {name for name in names if name.startswith(f"{entry}_encoder.") or fnmatchcase(name, entry)}
+        if not meant:
+            towers = {name.partition("_encoder.")[0] for name in names if "_encoder." in name}
+            raise unknown("tower to freeze", entry, towers)
+        frozen |= meant
+    return frozen
 
 
 def is_frozen(module: nn.Module) -> bool:

@@ -25,7 +25,7 @@ from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader, TrainingData
 from polymodal.data.sequence import PackedSequences
 from polymodal.draws import mix
-from polymodal.errors import UserError, unknown
+from polymodal.errors import UserError
 from polymodal.layers.lora import add_lora, merge_lora
 from polymodal.layers.transformer import Transformer
 from polymodal.modalities.text import Tokens
@@ -40,7 +40,7 @@ from polymodal.training.checkpoint import (
     training_tensors,
 )
 from polymodal.training.execution import Execution
-from polymodal.training.features import CachedEncoder, cached_encoders, is_frozen
+from polymodal.training.features import CachedEncoder, cached_encoders, frozen_names, is_frozen
 from polymodal.training.gradients import backward, total
 from polymodal.training.harmony import Harmony
 from polymodal.training.optimiser import adamw, clip_gradients, learning_rate
@@ -194,7 +194,8 @@ class Loop:
         self.optimiser = adamw(model, recipe)
         # A sharded tower gathers its weights together with the other processes, which may have nothing new to compute.
         if execution.cache_features and not (execution.parallel == "fsdp" and place.count > 1):
-            self.cached = cached_encoders(model, recipe.unaugmented())
+            unchanged = [name for name in recipe.unaugmented() if is_frozen(model.get_submodule(name))]
+            self.cached = cached_encoders(model, unchanged)
 
     def _training_mode(self) -> None:
         """Frozen parts evaluate: no dropout disturbs what cannot learn from it."""
@@ -448,19 +449,6 @@ class Loop:
                 remove_checkpoints(self.writer.directory)
             self.place.agree(0)  # no process goes on before the result is there
         return run
-
-
-def frozen_names(model: nn.Module, freeze: tuple[str, ...]) -> set[str]:
-    """Names of the parameters that a recipe freezes. Raises UserError for an entry that means none."""
-    names = [name for name, _ in model.named_parameters()]
-    frozen = set()
-    for entry in freeze:
-        meant = {name for name in names if name.startswith(f"{entry}_encoder.") or fnmatchcase(name, entry)}
-        if not meant:
-            towers = {name.partition("_encoder.")[0] for name in names if "_encoder." in name}
-            raise unknown("tower to freeze", entry, towers)
-        frozen |= meant
-    return frozen
 
 
 def flops(model: Any, batch: Batch, weights: Mapping[str, float]) -> tuple[int, bool]:
