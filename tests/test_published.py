@@ -176,7 +176,7 @@ def test_a_published_dual_encoder_gives_the_logits_of_transformers(
         expected = model(input_ids=ids, attention_mask=mask, pixel_values=image).logits_per_image
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     if kind == "clip":
-        assert processor.mean == (0.48, 0.45, 0.4)
+        assert processor.image.mean == (0.48, 0.45, 0.4)
 
 
 def test_a_locked_published_text_tower_trains_the_rest_and_opens_without_its_source(

@@ -274,7 +274,7 @@ def exported_tokenizer(run: Run, end_last: bool = False) -> Any:
 def write_picture_settings(run: Run, folder: Path) -> None:
     """How pictures become pixels, as CLIPImageProcessor reads it: shorter side to size (bicubic), then the centre."""
     processor: Any = run.processor
-    size = processor.image_size
+    size = processor.image.size
     said = {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
@@ -286,8 +286,8 @@ def write_picture_settings(run: Run, folder: Path) -> None:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(processor.mean),
-        "image_std": list(processor.std),
+        "image_mean": list(processor.image.mean),
+        "image_std": list(processor.image.std),
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 

@@ -1,0 +1,249 @@
+"""Examples to tensors, column by column: a processor is composed of what reads and collates each modality."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image as PILImage
+from torch import Tensor
+
+from polymodal.corpora import Corpus
+from polymodal.errors import UnreadableExample, UserError
+from polymodal.modalities import Category, Image, Table, Text
+from polymodal.modalities.image import to_square
+from polymodal.modalities.table import TableRow, TableRows, collate, spread
+from polymodal.modalities.text import Caption, Tokenizer, Tokens
+from polymodal.types import Batch, Example
+
+MOST_ROWS, DRAWS = 200_000, 8  # that a vocabulary is learned on; captions drawn of each
+SETTINGS = "processor.json"
+
+
+@runtime_checkable
+class Column(Protocol):
+    """One modality of an example, under the name that methods know it by."""
+
+    def read(self, corpus: Corpus, row: int) -> Any:
+        """The decoded value. Raises UnreadableExample."""
+        ...
+
+    def __call__(self, values: list[Any], /) -> Any:
+        """Values to what methods take: a tensor, or a batch class of the modality."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What it was made with, for JSON; it is made again from that."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Files of its own, beside the settings."""
+        ...
+
+
+class ColumnsProcessor:
+    """The processor (`types.Processor`) of the columns that it is given by name."""
+
+    def __init__(self, **columns: Column):
+        self.columns: Mapping[str, Column] = columns
+
+    def read(self, corpus: Corpus, row: int) -> Example:
+        return {name: column.read(corpus, row) for name, column in self.columns.items()}
+
+    def __call__(self, **columns: list[Any]) -> Batch:
+        return {name: self.columns[name](values) for name, values in columns.items()}
+
+    def save(self, directory: Path) -> None:
+        for column in self.columns.values():
+            column.save(directory)
+        settings = {name: column.settings() for name, column in self.columns.items()}
+        (directory / SETTINGS).write_text(json.dumps(settings, indent=2))
+
+
+def load_columns(directory: Path, **kinds: Callable[..., Column]) -> dict[str, Column]:
+    """The columns that a processor wrote. kinds: what makes each of them from its settings."""
+    settings = json.loads((directory / SETTINGS).read_text())
+    return {name: kind(**settings[name]) for name, kind in kinds.items() if name in settings}
+
+
+@dataclass(frozen=True)
+class PlainColumn:
+    """A column whose fields are all that it needs."""
+
+    def settings(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def save(self, directory: Path) -> None:
+        """Nothing but the settings."""
+
+
+@dataclass(frozen=True)
+class ImageColumn(PlainColumn):
+    """Square pictures.
+
+    size: side in pixels. mean, std: of the red, green and blue values on the scale 0-1, which become 0 and 1.
+    """
+
+    size: int
+    mean: Sequence[float] = (0.5, 0.5, 0.5)
+    std: Sequence[float] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def fit(
+        cls, corpus: Corpus, size: int, colours: tuple[Sequence[float], Sequence[float]] | None = None
+    ) -> ImageColumn:
+        """With the mean and spread of the training pictures, or `colours` in their place."""
+        return cls(size, *(colours or colour_statistics(corpus)))
+
+    def read(self, corpus: Corpus, row: int) -> np.ndarray:
+        return to_square(corpus.value(row, corpus.column_of(Image)), self.size)
+
+    def __call__(self, images: list[Any]) -> Float[Tensor, "batch 3 size size"]:
+        """images: arrays from `read`, Pillow pictures, paths or encoded bytes."""
+        return self.normalise(self.pixels(images))
+
+    def pixels(self, images: list[Any]) -> Float[Tensor, "batch 3 size size"]:
+        """Values on the scale 0-1."""
+        arrays = [image if isinstance(image, np.ndarray) else self._open(image) for image in images]
+        return torch.stack([torch.from_numpy(array).permute(2, 0, 1) for array in arrays]).float().div_(255)
+
+    def normalise(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
+        """Scale 0-1 to mean 0 and standard deviation 1 over the training pictures."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return torch.addcmul(-mean / std, pixels, 1 / std)
+
+    def _open(self, image: PILImage.Image | Path | str | bytes) -> np.ndarray:
+        return to_square(Image().decode(str(image) if isinstance(image, Path) else image), self.size)
+
+
+def colour_statistics(corpus: Corpus, sample: int = 500) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of red, green and blue on the scale 0-1, over evenly chosen training pictures.
+
+    Pictures on white, on black and photographs differ too much for one data set's figures to suit all.
+    """
+    column = corpus.column_of(Image)
+    pictures = []
+    for row in corpus.sample("train", sample):
+        with contextlib.suppress(UnreadableExample):  # the loader counts and names them
+            pictures.append(to_square(corpus.value(row, column), 16))
+    if not pictures:
+        return [0.5] * 3, [0.5] * 3
+    values = np.stack(pictures).reshape(-1, 3) / 255
+    return values.mean(0).round(4).tolist(), values.std(0).clip(min=0.05).round(4).tolist()
+
+
+class TextColumn:
+    """Captions: all of an example's are read, and strings become tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, language_shares: Mapping[str, float] | None = None):
+        """language_shares: how often training draws a caption in each language, relative to the others."""
+        self.tokenizer = tokenizer
+        self.text = Text(dict(language_shares or {}))
+
+    @classmethod
+    def fit(cls, corpus: Corpus, learn: Callable[[Iterable[str]], Tokenizer]) -> TextColumn:
+        """Learn a tokenizer from captions of the training split."""
+        column = corpus.column_of(Text)
+        modality = corpus.columns[column]
+        assert isinstance(modality, Text)
+        rows = corpus.raw_values(corpus.sample("train", MOST_ROWS), column)
+        return cls(learn(_drawn(rows, modality)), modality.language_shares)
+
+    def read(self, corpus: Corpus, row: int) -> list[Caption]:
+        return corpus.value(row, corpus.column_of(Text))
+
+    def __call__(self, texts: list[str]) -> Tokens:
+        return self.tokenizer(texts)
+
+    def draw(self, captions: list[Caption], rng: np.random.Generator) -> str:
+        """One caption at random, languages by the corpus's shares."""
+        return self.text.choose(captions, rng)
+
+    def settings(self) -> dict[str, Any]:
+        return {"language_shares": dict(self.text.language_shares)}
+
+    def save(self, directory: Path) -> None:
+        self.tokenizer.save(directory)
+
+
+def _drawn(rows: list[Any], modality: Text) -> Iterator[str]:
+    """Captions as often as training will draw them, or rare languages would take the vocabulary of frequent ones."""
+    rng = np.random.default_rng(0)
+    for row in rows:
+        with contextlib.suppress(UnreadableExample):
+            captions = modality.decode(row)
+            yield from (modality.choose(captions, rng) for _ in captions[:DRAWS])
+
+
+@dataclass(frozen=True)
+class TableColumn(PlainColumn):
+    """Rows of a table, numbers at mean 0 and standard deviation 1 over the training rows.
+
+    numeric: names of the number columns. categorical: name -> the values that it may have.
+    """
+
+    numeric: Sequence[str]
+    categorical: Mapping[str, Sequence[str]]
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    @classmethod
+    def fit(cls, corpus: Corpus) -> TableColumn:
+        column = corpus.column_of(Table)
+        table = corpus.columns[column]
+        assert isinstance(table, Table)
+        mean, std = spread(training_rows(corpus))
+        categorical = {name: list(values) for name, values in table.categorical.items()}
+        return cls(list(table.numeric), categorical, mean.tolist(), std.tolist())
+
+    @property
+    def levels(self) -> list[int]:
+        """How many values each category column may have."""
+        return [len(values) for values in self.categorical.values()]
+
+    def read(self, corpus: Corpus, row: int) -> TableRow:
+        return corpus.value(row, corpus.column_of(Table))
+
+    def __call__(self, rows: list[TableRow]) -> TableRows:
+        return collate(rows, np.array(self.mean), np.array(self.std))
+
+
+def training_rows(corpus: Corpus) -> list[TableRow]:
+    """The readable table rows of the training split. Raises UserError when there is none."""
+    column, rows = corpus.column_of(Table), []
+    for raw in corpus.raw_values(corpus.sample("train", MOST_ROWS), column):
+        with contextlib.suppress(UnreadableExample):
+            rows.append(corpus.columns[column].decode(raw))
+    if not rows:
+        raise UserError(f"The corpus '{corpus.name}' has no readable table row in its training split.")
+    return rows
+
+
+@dataclass(frozen=True)
+class LabelColumn(PlainColumn):
+    """The corpus's label. names: of the classes, in the order of their numbers."""
+
+    names: Sequence[str]
+
+    @classmethod
+    def fit(cls, corpus: Corpus) -> LabelColumn:
+        """Raises UserError when the corpus has no label."""
+        modality = corpus.columns[corpus.label] if corpus.label is not None else None
+        if not isinstance(modality, Category):
+            raise UserError(f"The corpus '{corpus.name}' has no label to learn to classify by.")
+        return cls(list(modality.names))
+
+    def read(self, corpus: Corpus, row: int) -> int:
+        assert corpus.label is not None
+        return corpus.value(row, corpus.label)
+
+    def __call__(self, labels: list[int]) -> Int[Tensor, " batch"]:
+        return torch.tensor(labels)
