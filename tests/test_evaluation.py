@@ -3,9 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
-from polymodal.evaluation.classification import balanced_accuracy, linear_probe, prompt_ensemble, zero_shot
+from polymodal.evaluation.classification import (
+    area_under_curve,
+    balanced_accuracy,
+    linear_probe,
+    prompt_ensemble,
+    zero_shot,
+)
 from polymodal.evaluation.grounding import intersection_over_union, region_cells, segment
 from polymodal.evaluation.retrieval import (
     chance_median_rank,
@@ -156,3 +163,14 @@ def test_scores_survive_json():
     again = Score.from_json(score.to_json())
     assert again.units.tolist() == score.units.tolist()
     assert (again.name, again.chance, again.higher_is_better, again.statistic) == ("a/b", 0.5, False, "median")
+
+
+def test_the_area_under_the_curve_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=200)
+    likely = rng.random((200, 3)).round(1) + 0.3 * np.eye(3)[labels]
+    likely /= likely.sum(1, keepdims=True)
+    score = area_under_curve("", likely, labels)
+    assert score.value == pytest.approx(roc_auc_score(labels, likely, multi_class="ovr", average="macro"))
+    assert area_under_curve("", np.eye(3)[labels], labels).value == pytest.approx(1.0)
+    assert area_under_curve("", np.zeros((200, 3)), labels).value == 0.5

@@ -103,8 +103,9 @@ class Stage:
 
     share: of the budget, relative to the other stages. trainable: shell patterns of parameter names; all others are
     frozen: no gradient, no optimiser state. loss_weights: factors of named losses, 1 where not named; 0 leaves a loss
-    out. learning_rate: factor of the recipe's. corpus: opens the stage's data, by default the run's. start: changes the
-    method before the stage's first step, such as `training.start.from_run("runs/clip")`.
+    out. learning_rate: factor of the recipe's. corpus: opens the stage's data, by default the run's. training_batch:
+    makes the stage's batches in place of the recipe's; a method computes the losses that a batch has the columns for.
+    start: changes the method before the stage's first step, such as `training.start.from_run("runs/clip")`.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Stage:
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     learning_rate: float = 1.0
     corpus: Callable[[], Corpus] | None = None
+    training_batch: Callable[..., Batch] | None = None
     start: Callable[[nn.Module], object] | None = None
 
 
@@ -185,6 +187,27 @@ class CanEmbed(Protocol):
     """Capability: one L2-normalised vector a modality, comparable by inner product."""
 
     def embed(self, batch: Batch) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class CanClassify(Protocol):
+    """Capability: logits of the classes of the corpus's label."""
+
+    def classify(self, batch: Batch) -> Tensor: ...
+
+
+@runtime_checkable
+class HasFeatures(Protocol):
+    """Capability: vectors of an example of several modalities, one or more, each for a linear probe of its own."""
+
+    def features(self, batch: Batch) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class CanFillCells(Protocol):
+    """Capability: what a table row's missing values may be: numbers, and one distribution a category column."""
+
+    def fill_cells(self, batch: Batch) -> tuple[Tensor, list[Tensor]]: ...
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from polymodal.corpora import Corpus
+from polymodal.draws import Draws
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Category, Image, Table, Text
 from polymodal.modalities.image import to_square
@@ -25,6 +26,7 @@ from polymodal.modalities.text import Caption, Tokenizer, Tokens
 from polymodal.types import Batch, Example
 
 MOST_ROWS, DRAWS = 200_000, 8  # that a vocabulary is learned on; captions drawn of each
+QUANTILES = 257  # of a number column that are kept
 SETTINGS = "processor.json"
 
 
@@ -187,27 +189,56 @@ def _drawn(rows: list[Any], modality: Text) -> Iterator[str]:
 class TableColumn(PlainColumn):
     """Rows of a table, numbers at mean 0 and standard deviation 1 over the training rows.
 
-    numeric: names of the number columns. categorical: name -> the values that it may have.
+    numeric: names of the number columns. categorical: name -> the values that it may have. quantiles: for each number
+    column, standardised values of the training rows at equally spaced ranks. shares: for each category column, how
+    often each value occurs in them.
     """
 
     numeric: Sequence[str]
     categorical: Mapping[str, Sequence[str]]
     mean: Sequence[float]
     std: Sequence[float]
+    quantiles: Sequence[Sequence[float]]
+    shares: Sequence[Sequence[float]]
 
     @classmethod
     def fit(cls, corpus: Corpus) -> TableColumn:
+        """Raises UserError when no row of the training split can be read."""
         column = corpus.column_of(Table)
         table = corpus.columns[column]
         assert isinstance(table, Table)
-        mean, std = spread(training_rows(corpus))
-        categorical = {name: list(values) for name, values in table.categorical.items()}
-        return cls(list(table.numeric), categorical, mean.tolist(), std.tolist())
+        rows = []
+        for raw in corpus.raw_values(corpus.sample("train", MOST_ROWS), column):
+            with contextlib.suppress(UnreadableExample):
+                rows.append(table.decode(raw))
+        if not rows:
+            raise UserError(f"The corpus '{corpus.name}' has no readable table row in its training split.")
+        mean, std = spread(rows)
+        numbers = ((np.stack([row.numbers for row in rows]) - mean) / std).T
+        known = [values[~np.isnan(values)] for values in numbers]
+        ranks = (np.arange(QUANTILES) + 0.5) / QUANTILES
+        places = np.stack([row.categories for row in rows]).T
+        counts = [
+            np.bincount(p[p >= 0], minlength=len(v)) for p, v in zip(places, table.categorical.values(), strict=True)
+        ]
+        return cls(
+            list(table.numeric),
+            {name: list(values) for name, values in table.categorical.items()},
+            mean.tolist(),
+            std.tolist(),
+            [np.quantile(v, ranks, method="nearest").tolist() if len(v) else [0.0] * QUANTILES for v in known],
+            [(count / max(count.sum(), 1)).tolist() for count in counts],
+        )
 
     @property
     def levels(self) -> list[int]:
         """How many values each category column may have."""
         return [len(values) for values in self.categorical.values()]
+
+    @property
+    def modes(self) -> list[int]:
+        """The most frequent value of each category column."""
+        return [int(np.argmax(shares)) for shares in self.shares]
 
     def read(self, corpus: Corpus, row: int) -> TableRow:
         return corpus.value(row, corpus.column_of(Table))
@@ -215,16 +246,17 @@ class TableColumn(PlainColumn):
     def __call__(self, rows: list[TableRow]) -> TableRows:
         return collate(rows, np.array(self.mean), np.array(self.std))
 
-
-def training_rows(corpus: Corpus) -> list[TableRow]:
-    """The readable table rows of the training split. Raises UserError when there is none."""
-    column, rows = corpus.column_of(Table), []
-    for raw in corpus.raw_values(corpus.sample("train", MOST_ROWS), column):
-        with contextlib.suppress(UnreadableExample):
-            rows.append(corpus.columns[column].decode(raw))
-    if not rows:
-        raise UserError(f"The corpus '{corpus.name}' has no readable table row in its training split.")
-    return rows
+    def random_rows(self, draws: Draws) -> TableRows:
+        """A row for each example, every cell drawn from its column's distribution over the training rows."""
+        batch = len(draws.seeds)
+        numbers = torch.empty(batch, len(self.numeric))
+        for column, values in enumerate(self.quantiles):
+            numbers[:, column] = torch.tensor(values)[(draws.uniform() * len(values)).long()]
+        places = torch.empty(batch, len(self.categorical), dtype=torch.long)
+        for column, shares in enumerate(self.shares):
+            ends = torch.tensor(shares).cumsum(0)[:-1]
+            places[:, column] = torch.searchsorted(ends, draws.uniform(), right=True)
+        return TableRows(numbers, places)
 
 
 @dataclass(frozen=True)

@@ -26,37 +26,48 @@ class TableEncoderConfig:
     """Attention heads of a block."""
 
 
-class TableEncoder(Encoder):
-    """One token a column, numbers first, and the pooled vector: that of a learned class token.
+class CellTokens(nn.Module):
+    """One token a column, numbers first: a number times its column's direction, or the embedding of a category.
 
     A missing value is a learned token of its column: what its cell would have held has no influence.
     """
 
     starts: Tensor
 
+    def __init__(self, width: int, numeric: int, categories: Sequence[int]):
+        """numeric: number columns. categories: how many values each category column may have."""
+        super().__init__()
+        std = width**-0.5
+        columns = numeric + len(categories)
+        self.slope = nn.Parameter(std * torch.randn(numeric, width))
+        self.value = nn.Embedding(sum(categories), width)
+        nn.init.normal_(self.value.weight, std=std)
+        self.column = nn.Parameter(std * torch.randn(columns, width))
+        self.missing = nn.Parameter(std * torch.randn(columns, width))
+        starts = torch.tensor([0, *categories]).cumsum(0)[: len(categories)]
+        self.register_buffer("starts", starts, persistent=False)
+
+    def forward(self, rows: TableRows) -> Float[Tensor, "batch columns width"]:
+        """rows: standardised."""
+        numbers = rows.numbers.nan_to_num(0.0)[..., None] * self.slope
+        values = self.value(rows.categories.clamp(min=0) + self.starts)
+        return torch.where(rows.missing[..., None], self.missing, torch.cat([numbers, values], dim=1)) + self.column
+
+
+class TableEncoder(Encoder):
+    """One token a column, numbers first, and the pooled vector: that of a learned class token."""
+
     def __init__(self, config: TableEncoderConfig, numeric: int, categories: Sequence[int]):
         """numeric: number columns. categories: how many values each category column may have."""
         super().__init__()
         self.config = config
-        std = config.width**-0.5
-        columns = numeric + len(categories)
-        self.slope = nn.Parameter(std * torch.randn(numeric, config.width))
-        self.value = nn.Embedding(sum(categories), config.width)
-        nn.init.normal_(self.value.weight, std=std)
-        self.column = nn.Parameter(std * torch.randn(columns, config.width))
-        self.missing = nn.Parameter(std * torch.randn(columns, config.width))
-        self.class_token = nn.Parameter(std * torch.randn(config.width))
-        starts = torch.tensor([0, *categories]).cumsum(0)[: len(categories)]
-        self.register_buffer("starts", starts, persistent=False)
+        self.cells = CellTokens(config.width, numeric, categories)
+        self.class_token = nn.Parameter(config.width**-0.5 * torch.randn(config.width))
         self.transformer = Transformer(config.width, config.depth, config.heads)
         self.norm_after = nn.LayerNorm(config.width)
 
     def forward(self, rows: TableRows) -> tuple[Float[Tensor, "batch columns width"], Float[Tensor, "batch width"]]:
-        """rows: standardised; NaN and -1 where a value is missing."""
-        gone = torch.cat([rows.numbers.isnan(), rows.categories < 0], dim=1)[..., None]
-        numbers = rows.numbers.nan_to_num(0.0)[..., None] * self.slope
-        values = self.value(rows.categories.clamp(min=0) + self.starts)
-        tokens = torch.where(gone, self.missing, torch.cat([numbers, values], dim=1)) + self.column
-        x = torch.cat([self.class_token.expand(len(tokens), 1, -1), tokens], dim=1)
+        """rows: standardised."""
+        x = torch.cat([self.class_token.expand(len(rows), 1, -1), self.cells(rows)], dim=1)
         x = self.norm_after(self.transformer(x))
         return x[:, 1:], x[:, 0]

@@ -31,6 +31,23 @@ def balanced_accuracy(name: str, predicted: np.ndarray, labels: np.ndarray) -> S
     return Score(name, (predicted == labels) * weights, 1 / len(classes))
 
 
+def area_under_curve(name: str, likely: Float[np.ndarray, "examples classes"], labels: np.ndarray) -> Score:
+    """The mean over classes of the area under the ROC curve of that class against all others.
+
+    likely: how likely each class is, on any scale. The unit is an example: the share of examples of other classes for
+    which its own class is less likely (the area is the mean of that over a class, Hanley and McNeil 1982), weighted as
+    in `balanced_accuracy`.
+    """
+    classes, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    places = np.empty(len(labels))
+    for number, label in enumerate(classes):
+        own, others = likely[inverse == number, label], np.sort(likely[inverse != number, label])
+        below, not_above = np.searchsorted(others, own, "left"), np.searchsorted(others, own, "right")
+        places[inverse == number] = (below + not_above) / 2 / max(len(others), 1)
+    weights = len(labels) / (len(classes) * counts[inverse])
+    return Score(name, places * weights, 0.5)
+
+
 def zero_shot(
     name: str,
     images: Float[Tensor, "images dim"],

@@ -18,12 +18,13 @@ from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.classification import balanced_accuracy, linear_probe, prompt_ensemble, zero_shot
 from polymodal.evaluation.grounding import grounding_scores
+from polymodal.evaluation.incomplete_tables import classification_scores, fill_scores
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
-from polymodal.modalities import Category, Image, Mask, Text
+from polymodal.modalities import Category, Image, Mask, Table, Text
 from polymodal.training.features import with_features
 from polymodal.training.run import Run, embed
-from polymodal.types import CanEmbed, CanEmbedPatches, Example, Processor
+from polymodal.types import CanClassify, CanEmbed, CanEmbedPatches, CanFillCells, Example, HasFeatures, Processor
 
 
 @dataclass(frozen=True)
@@ -118,14 +119,34 @@ def evaluate(run: Run, corpus: Corpus, reader: Reader | None = None) -> list[Sco
 
 
 def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
-    scores: list[Score] = []
+    model = run.model
     kinds = {type(modality) for modality in corpus.columns.values()}
-    if isinstance(run.model, CanEmbed) and {Image, Text} <= kinds:
+    tests = [split for split in corpus.splits if split.startswith("test")]
+    scores: list[Score] = []
+    if isinstance(model, CanEmbed) and {Image, Text} <= kinds:
         scores += _paired_scores(run, corpus, reader)
-    if isinstance(run.model, CanEmbedPatches) and {Image, Mask} <= kinds:
-        for split in (split for split in corpus.splits if split.startswith("test")):
+    if isinstance(model, CanEmbed) and {Image, Table} <= kinds:
+        for split in tests:
+            scores += row_to_image(model, run.processor, reader, split)
+    if isinstance(model, CanEmbedPatches) and {Image, Mask} <= kinds:
+        for split in tests:
             scores += grounding_scores(run, corpus, reader, split)
+    if isinstance(model, CanClassify | HasFeatures) and corpus.label is not None:
+        scores += classification_scores(run, corpus, reader)
+    if isinstance(model, CanFillCells) and Table in kinds:
+        for split in tests:
+            scores += fill_scores(run, reader, split)
     return scores
+
+
+def row_to_image(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
+    """Retrieval of each table row's own picture."""
+    rows, examples = reader.read_all(reader.corpus.rows(split))
+    pairs = {name: [example[name] for example in examples] for name in ("table", "image")}
+    vectors = embed(method, processor, 256, **pairs)
+    relevant = [np.array([place]) for place in range(len(rows))]
+    found = ranks(vectors["table"], vectors["image"], relevant)
+    return retrieval_scores(f"{split}/table_to_image", found, relevant, len(rows), np.arange(len(rows)))
 
 
 def _paired_scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
@@ -182,17 +203,24 @@ def _labels(corpus: Corpus, label: str, images: ImageVectors) -> np.ndarray:
 
 
 def validation(corpus: Corpus) -> Any:
-    """What `train` calls now and then: text-to-image figures on the validation split; None when that has no rows."""
+    """What `train` calls now and then: retrieval of pictures on the validation split; None when that has no rows."""
     if not len(corpus.splits.get("validation", ())):
         return None
     readers: dict[int, Reader] = {}
+    kinds = {type(modality) for modality in corpus.columns.values()}
 
     def figures(method: nn.Module, processor: Processor) -> Mapping[str, float]:
         if not isinstance(method, CanEmbed):
             return {}
         reader = readers.setdefault(id(processor), Reader(corpus, processor))
+        if Text not in kinds:
+            return _figures(row_to_image(method, processor, reader, "validation") if Table in kinds else [])
         images = ImageVectors.of(method, processor, reader, "validation")
         test = PairedTest.of(method, processor, images, main_language(corpus))
-        return {score.name: score.value for score in test.text_to_image("validation/text_to_image")}
+        return _figures(test.text_to_image("validation/text_to_image"))
 
     return figures
+
+
+def _figures(scores: list[Score]) -> dict[str, float]:
+    return {score.name: score.value for score in scores}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from polymodal.draws import Draws
@@ -82,6 +82,23 @@ class TableRows:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def __getitem__(self, rows: Any) -> TableRows:
+        """Some of the rows."""
+        return TableRows(self.numbers[rows], self.categories[rows])
+
+    @property
+    def missing(self) -> Bool[Tensor, "batch columns"]:
+        """Where a value is missing; numbers first."""
+        return torch.cat([self.numbers.isnan(), self.categories < 0], dim=1)
+
+    def hide(self, gone: Bool[Tensor, "batch columns"]) -> TableRows:
+        """The same rows with further values missing."""
+        numbers, categories = gone.split([self.numbers.shape[1], self.categories.shape[1]], dim=1)
+        return TableRows(
+            self.numbers.masked_fill(numbers, math.nan),
+            self.categories.masked_fill(categories, -1),
+        )
+
 
 def collate(rows: list[TableRow], mean: Float[np.ndarray, " numeric"], std: Float[np.ndarray, " numeric"]) -> TableRows:
     """Rows to a batch, numbers to mean 0 and standard deviation 1. mean, std: of the training rows."""
@@ -102,10 +119,21 @@ def spread(rows: list[TableRow]) -> tuple[np.ndarray, np.ndarray]:
 
 def without(rows: TableRows, share: float, draws: Draws) -> TableRows:
     """Each value missing with probability `share`."""
-    numeric, categorical = rows.numbers.shape[1], rows.categories.shape[1]
-    gone = torch.stack([draws.uniform() < share for _ in range(numeric + categorical)], dim=1)
+    return rows.hide(torch.stack([draws.uniform() < share for _ in range(rows.missing.shape[1])], dim=1))
+
+
+def some_columns(rows: TableRows, share: float, draws: Draws) -> Bool[Tensor, "batch columns"]:
+    """True for `share` of each row's columns (rounded), chosen at random."""
+    columns = rows.missing.shape[1]
+    order = torch.stack([draws.uniform() for _ in range(columns)], dim=1).argsort(dim=1).argsort(dim=1)
+    return order < round(share * columns)
+
+
+def replaced(rows: TableRows, chosen: Bool[Tensor, "batch columns"], others: TableRows) -> TableRows:
+    """The rows with the chosen cells of other rows in place of their own."""
+    numbers, categories = chosen.split([rows.numbers.shape[1], rows.categories.shape[1]], dim=1)
     return TableRows(
-        rows.numbers.masked_fill(gone[:, :numeric], math.nan), rows.categories.masked_fill(gone[:, numeric:], -1)
+        torch.where(numbers, others.numbers, rows.numbers), torch.where(categories, others.categories, rows.categories)
     )
 
 

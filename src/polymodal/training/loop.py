@@ -174,7 +174,7 @@ class Loop:
             self.reader,
             recipe.batch_size,
             int(mix(np.array([self.seed * len(self.stages) + number], dtype=np.uint64))[0] >> np.uint64(33)),
-            recipe.training_batch,
+            stage.training_batch or recipe.training_batch,
             micro_batch=self.pieces,
             process=place.rank,
             processes=place.count,
@@ -227,6 +227,7 @@ class Loop:
         """Take one batch and one step of the optimiser; returns the losses. stop: whether this process was asked to."""
         progress, recipe = self.progress, self.recipe
         while progress.stage + 1 < len(self.stages) and self.fraction >= self.ends[progress.stage] - 1e-9:
+            self.log_losses()  # the next stage may have others
             progress.stage += 1
             self.skipped_before |= self.reader.skipped
             self._enter(progress.stage, fresh=True)

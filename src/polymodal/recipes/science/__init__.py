@@ -1,0 +1,1 @@
+"""Pictures beside measurements: tables, molecules, cells, medicine, astronomy."""

@@ -1,0 +1,244 @@
+"""TIP: what is missing is read by nobody; hidden cells are reconstructed; the protocols of missing cells."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ks_2samp
+from torch.nn import functional as F
+
+from polymodal.corpora import Corpus
+from polymodal.data.columns import TableColumn
+from polymodal.data.loader import Reader
+from polymodal.draws import Draws
+from polymodal.encoders.table import TableEncoderConfig
+from polymodal.errors import UserError
+from polymodal.evaluation import evaluate, validation
+from polymodal.evaluation.incomplete_tables import PROTOCOLS, columns_by_importance, missing_cells
+from polymodal.layers.fusion import FusionTransformer
+from polymodal.modalities.table import TableRows, replaced, some_columns
+from polymodal.objectives.matching import hard_negatives, matching_loss
+from polymodal.recipes.science import tip
+from polymodal.training import load_run, train
+from polymodal.types import Budget, CanClassify
+
+
+def table(batch: int = 6, numeric: int = 3, seed: int = 0) -> TableRows:
+    generator = torch.Generator().manual_seed(seed)
+    categories = torch.stack([torch.randint(n, (batch,), generator=generator) for n in (3, 2)], dim=1)
+    return TableRows(torch.randn(batch, numeric, generator=generator), categories)
+
+
+def encoder() -> tip.IncompleteTableEncoder:
+    torch.manual_seed(0)
+    return tip.IncompleteTableEncoder(TableEncoderConfig(), 3, (3, 2)).eval()
+
+
+@pytest.mark.parametrize("column", [1, 4])
+def test_nobody_reads_a_missing_cell_but_it_reads_what_is_there(column: int) -> None:
+    own = encoder()
+    gone = torch.zeros(6, 5, dtype=torch.bool)
+    gone[:, column] = True
+    rows = table().hide(gone)
+    cells, pooled = own(rows)
+    with torch.no_grad():
+        own.cells.missing[column] += torch.randn(64)
+    others, same_pooled = own(rows)
+    torch.testing.assert_close(same_pooled, pooled)
+    seen = [c for c in range(5) if c != column]
+    torch.testing.assert_close(others[:, seen], cells[:, seen])
+    assert not torch.allclose(others[:, column], cells[:, column], atol=1e-3)
+    changed = replaced(rows, ~gone, table(seed=1))
+    assert not torch.allclose(own(changed)[0][:, column], others[:, column], atol=1e-3)
+
+
+def test_a_row_without_any_cell_has_a_finite_constant_vector() -> None:
+    everything = torch.ones(6, 5, dtype=torch.bool)
+    cells, pooled = encoder()(table().hide(everything))
+    assert cells.isfinite().all()
+    torch.testing.assert_close(pooled, pooled[:1].expand_as(pooled))
+
+
+def test_reconstruction_counts_hidden_cells_that_hold_a_value() -> None:
+    rows = table()
+    rows.numbers[0, 0], rows.categories[1, 1] = math.nan, -1
+    hidden = torch.rand(6, 5, generator=torch.Generator().manual_seed(1)) < 0.6
+    hidden[0, 0] = hidden[1, 4] = True
+    numbers = torch.randn(6, 3, requires_grad=True)
+    logits = torch.randn(6, 2, 5, requires_grad=True)
+    loss = tip.reconstruction_loss(numbers, logits, rows, (0, 3), hidden)
+    squares, entropies = [], []
+    for row in range(6):
+        for column in range(3):
+            if hidden[row, column] and not rows.numbers[row, column].isnan():
+                squares.append((numbers[row, column] - rows.numbers[row, column]) ** 2)
+        for column, start in enumerate((0, 3)):
+            if hidden[row, 3 + column] and rows.categories[row, column] >= 0:
+                entropies.append(F.cross_entropy(logits[row, column], rows.categories[row, column] + start))
+    torch.testing.assert_close(loss, (torch.stack(squares).mean() + torch.stack(entropies).mean()) / 2)
+    loss.backward()
+    assert numbers.grad[0, 0] == 0
+    assert (numbers.grad[~hidden[:, :3]] == 0).all()
+
+
+def test_without_hidden_cells_reconstruction_is_zero() -> None:
+    numbers, logits = torch.randn(6, 3, requires_grad=True), torch.randn(6, 2, 5, requires_grad=True)
+    loss = tip.reconstruction_loss(numbers, logits, table(), (0, 3), torch.zeros(6, 5, dtype=torch.bool))
+    assert loss == 0
+    loss.backward()
+    assert numbers.grad.isfinite().all()
+
+
+def test_hard_negatives_are_never_the_own_pair_and_the_likelier_the_more_similar() -> None:
+    torch.manual_seed(0)
+    similarity = torch.tensor([[9.0, 2.0, 0.0, 0.0], [0.0, 9.0, 0.0, 3.0], [0.0, 0.0, 9.0, 0.0], [1.0, 0.0, 0.0, 9.0]])
+    similarity[:, :] -= 8 * torch.eye(4)
+    drawn = torch.stack([hard_negatives(similarity) for _ in range(1000)])
+    assert (drawn != torch.arange(4)).all()
+    for row in range(4):
+        expected = similarity[row].softmax(0) + 1e-4
+        expected[row] = 0
+        counts = torch.bincount(drawn[:, row], minlength=4) / len(drawn)
+        torch.testing.assert_close(counts, expected / expected.sum(), atol=0.06, rtol=0)
+
+
+def test_alike_examples_are_no_negatives_of_each_other() -> None:
+    same = torch.eye(3, dtype=torch.bool)
+    same[0, 1] = same[1, 0] = True
+    for _ in range(20):
+        assert hard_negatives(torch.zeros(3, 3), same)[:2].tolist() == [2, 2]
+    assert (hard_negatives(torch.zeros(3, 3), torch.ones(3, 3, dtype=torch.bool)) != torch.arange(3)).all()
+
+
+def test_matching_asks_yes_of_the_first_pairs_only() -> None:
+    logits = torch.tensor([[-5.0, 5.0], [-5.0, 5.0], [5.0, -5.0]])
+    assert matching_loss(logits, matching=2) < 1e-3
+    assert matching_loss(logits, matching=3) > 3
+
+
+def test_fusion_ignores_padding_of_the_context() -> None:
+    torch.manual_seed(0)
+    fusion = FusionTransformer(16, 2, 4).eval()
+    x, context = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
+    mask = torch.arange(5) < torch.tensor([[5], [3]])
+    fused = fusion(x, context, mask)
+    torch.testing.assert_close(fused[1:], fusion(x[1:], context[1:, :3]))
+    assert not torch.allclose(fused[:1], fusion(x[:1], context[:1].flip(2)), atol=1e-3)
+
+
+def test_some_columns_are_chosen_in_every_row() -> None:
+    chosen = some_columns(table(200), 0.3, Draws.of(0, 0, 200))
+    assert (chosen.sum(1) == round(0.3 * 5)).all()
+    assert (chosen.float().mean(0) - 0.4).abs().max() < 0.1
+
+
+@pytest.fixture(scope="module")
+def solar_cells() -> Corpus:
+    from polymodal import corpora
+
+    corpus = corpora.solar_cells()
+    return corpus.with_splits({name: rows[:: 6 if name == "train" else 3] for name, rows in corpus.splits.items()})
+
+
+def test_random_rows_follow_the_columns_of_the_training_rows(solar_cells: Corpus) -> None:
+    column = TableColumn.fit(solar_cells)
+    rows = [column.read(solar_cells, row) for row in solar_cells.rows("train").tolist()]
+    drawn = column.random_rows(Draws.of(0, 0, 4000))
+    own = column(rows)
+    for ours, theirs in zip(drawn.numbers.T, own.numbers.T, strict=True):
+        assert ks_2samp(ours, theirs).statistic < 0.03
+    assert drawn.numbers[:, 1].double().unique().numel() > 100
+    share = (drawn.categories == 1).float().mean(0) - (own.categories == 1).float().mean(0)
+    assert share.abs().max() < 0.03
+    assert column.modes == own.categories.mode(0).values.tolist()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_protocols_take_as_many_cells_as_they_say(protocol: str) -> None:
+    gone = missing_cells(protocol, 0.5, 40, [2, 0, 3, 1], np.random.default_rng(0))
+    assert gone.mean() == 0.5
+    if protocol == "random_values":
+        assert 0 < gone[:, 0].mean() < 1
+    else:
+        assert set(gone.mean(0)) == {0.0, 1.0}
+    expected = {"most_important": [1, 0, 1, 0], "least_important": [0, 1, 0, 1]}
+    if protocol in expected:
+        assert gone[0].tolist() == [bool(cell) for cell in expected[protocol]]
+
+
+@pytest.fixture(scope="module")
+def trained(solar_cells: Corpus, tmp_path_factory: pytest.TempPathFactory):
+    recipe = tip.Recipe(batch_size=32, learning_rate=2e-3)
+    out = tmp_path_factory.mktemp("tip") / "run"
+    return train(recipe, solar_cells, Budget(steps=60), out=out, validate=validation(solar_cells))
+
+
+def test_every_loss_falls_and_every_capability_answers(trained, solar_cells: Corpus) -> None:
+    logged = [entry["losses"] for entry in trained.history if "losses" in entry]
+    first = {name: losses[name] for losses in reversed(logged) for name in losses}
+    last = {name: losses[name] for losses in logged for name in losses}
+    assert set(first) == {"contrast", "matching", "reconstruction", "classification"}
+    for name in first:
+        assert last[name] < first[name], name
+    assert any("validation/table_to_image/R@10" in entry.get("validation", {}) for entry in trained.history)
+    vectors = trained.embed(image=[solar_cells.value(0, "image")], table=[solar_cells.value(0, "attributes")])
+    torch.testing.assert_close(vectors["table"].norm(dim=1), torch.ones(1))
+
+
+def test_evaluation_knows_missing_cells_and_a_loaded_run_scores_the_same(trained, solar_cells: Corpus) -> None:
+    scores = {score.name: score for score in evaluate(trained, solar_cells)}
+    for way in ("linear_probe", "classify"):
+        assert scores[f"test/{way}_grade/accuracy"].chance == 0.25
+        whole = [scores[f"test/{way}_grade/accuracy"]]
+        rates = [scores[f"test/{way}_grade/random_values_{rate}%/accuracy"] for rate in (30, 50, 70, 90)]
+        area = np.trapezoid([score.value for score in whole + rates], (0, 0.3, 0.5, 0.7, 0.9)) / 0.9
+        assert scores[f"test/{way}_grade/random_values/accuracy_over_rates"].value == pytest.approx(area)
+    assert scores["test/linear_probe_grade/image/accuracy"].value > 0.25
+    assert scores["test/fill_cells/squared_error"].value < scores["test/fill_cells/squared_error"].chance
+    assert scores["test/table_to_image/R@10"].value > 0
+    again = {score.name: score for score in evaluate(load_run(trained.directory), solar_cells)}
+    for name, score in scores.items():
+        np.testing.assert_allclose(again[name].units, score.units, atol=1e-5, err_msg=name)
+
+
+def test_the_important_columns_are_those_that_tell_the_label(solar_cells: Corpus) -> None:
+    from polymodal.evaluation.incomplete_tables import Labelled
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=200)
+    examples = [
+        {"table": tip_row(np.array([rng.normal(), label + 0.1 * rng.normal(), rng.normal()]))} for label in labels
+    ]
+    assert columns_by_importance(Labelled(examples, labels))[0] == 1
+
+
+def tip_row(numbers: np.ndarray):
+    from polymodal.modalities.table import TableRow
+
+    return TableRow(numbers.astype(np.float32), np.array([0]))
+
+
+def test_mean_and_mode_stand_in_where_the_recipe_says_so(solar_cells: Corpus) -> None:
+    recipe = tip.Recipe(fine_tuning=0.0, missing="mean", reconstruction=False)
+    processor = recipe.processor(solar_cells)
+    method = recipe.build(processor)
+    assert not isinstance(method, CanClassify)
+    nothing = TableRows(torch.full((1, 8), math.nan), torch.full((1, 1), -1))
+    usual = method.given(nothing)
+    assert (usual.numbers == 0).all()
+    assert usual.categories.tolist() == [processor.table.modes]
+    _, examples = Reader(solar_cells, processor).read_all(solar_cells.rows("train")[:8])
+    batch = recipe.training_batch(examples, processor, Draws.of(0, 0, 8))
+    assert set(method.losses(batch)) == {"contrast", "matching"}
+    assert isinstance(tip.Recipe().build(tip.Recipe().processor(solar_cells)), CanClassify)
+
+
+def test_a_corpus_without_labels_can_only_be_pre_trained_on(solar_cells: Corpus) -> None:
+    unlabelled = dataclasses.replace(solar_cells, label=None)
+    with pytest.raises(UserError, match="no label"):
+        tip.Recipe().processor(unlabelled)
+    tip.Recipe(fine_tuning=0.0).processor(unlabelled)
