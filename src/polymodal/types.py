@@ -211,6 +211,20 @@ class CanFillCells(Protocol):
 
 
 @runtime_checkable
+class CanRecommend(Protocol):
+    """Capability: a score for every item of the catalogue, higher for what the person may choose next."""
+
+    def recommend(self, batch: Batch) -> Tensor: ...
+
+
+@runtime_checkable
+class HasPrototypes(Protocol):
+    """Capability: how much each item of the catalogue belongs to each of a few prototypes; rows sum to 1."""
+
+    def item_prototypes(self) -> Tensor: ...
+
+
+@runtime_checkable
 class CanEmbedPatches(Protocol):
     """Capability: vectors of image patches in the space of the text embedding."""
 

@@ -34,6 +34,7 @@ from polymodal.corpora.solar_cells import solar_cells
 from polymodal.corpora.speech import speech
 from polymodal.corpora.stamps import stamps
 from polymodal.corpora.stream import MissingData, from_shards
+from polymodal.corpora.viewers import viewers
 from polymodal.corpora.worlds import worlds
 from polymodal.errors import UserError, unknown
 
@@ -69,6 +70,7 @@ __all__ = [
     "speech",
     "stamps",
     "state",
+    "viewers",
     "with_language_temperature",
     "worlds",
 ]

@@ -19,12 +19,23 @@ from polymodal.errors import UserError
 from polymodal.evaluation.classification import balanced_accuracy, linear_probe, prompt_ensemble, zero_shot
 from polymodal.evaluation.grounding import grounding_scores
 from polymodal.evaluation.incomplete_tables import classification_scores, fill_scores
+from polymodal.evaluation.ranking import prototype_scores, recommendation_scores
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
-from polymodal.modalities import Category, Image, Mask, Table, Text
+from polymodal.modalities import Category, History, Image, Mask, Table, Text
 from polymodal.training.features import with_features
 from polymodal.training.run import Run, embed
-from polymodal.types import CanClassify, CanEmbed, CanEmbedPatches, CanFillCells, Example, HasFeatures, Processor
+from polymodal.types import (
+    CanClassify,
+    CanEmbed,
+    CanEmbedPatches,
+    CanFillCells,
+    CanRecommend,
+    Example,
+    HasFeatures,
+    HasPrototypes,
+    Processor,
+)
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,11 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     if isinstance(model, CanFillCells) and Table in kinds:
         for split in tests:
             scores += fill_scores(run, reader, split)
+    if isinstance(model, CanRecommend) and History in kinds:
+        for split in tests:
+            scores += recommendation_scores(model, run.processor, reader, split)
+    if isinstance(model, HasPrototypes):
+        scores += prototype_scores(model, run.processor)
     return scores
 
 
@@ -203,16 +219,18 @@ def _labels(corpus: Corpus, label: str, images: ImageVectors) -> np.ndarray:
 
 
 def validation(corpus: Corpus) -> Any:
-    """What `train` calls now and then: retrieval of pictures on the validation split; None when that has no rows."""
+    """What `train` calls now and then: retrieval or recommendation on the validation split; None without one."""
     if not len(corpus.splits.get("validation", ())):
         return None
     readers: dict[int, Reader] = {}
     kinds = {type(modality) for modality in corpus.columns.values()}
 
     def figures(method: nn.Module, processor: Processor) -> Mapping[str, float]:
+        reader = readers.setdefault(id(processor), Reader(corpus, processor))
+        if isinstance(method, CanRecommend) and History in kinds:
+            return _figures(recommendation_scores(method, processor, reader, "validation"))
         if not isinstance(method, CanEmbed):
             return {}
-        reader = readers.setdefault(id(processor), Reader(corpus, processor))
         if Text not in kinds:
             return _figures(row_to_image(method, processor, reader, "validation") if Table in kinds else [])
         images = ImageVectors.of(method, processor, reader, "validation")

@@ -7,6 +7,7 @@ from polymodal.modalities.category import Category, Labels
 from polymodal.modalities.cell import Cell
 from polymodal.modalities.document import Interleaved, Words
 from polymodal.modalities.graph import Graph
+from polymodal.modalities.history import History
 from polymodal.modalities.image import Image, Images
 from polymodal.modalities.interaction import Interactions
 from polymodal.modalities.modality import Modality
@@ -28,6 +29,7 @@ __all__ = [
     "Cell",
     "DataTable",
     "Graph",
+    "History",
     "Image",
     "Images",
     "Interactions",

@@ -1,0 +1,105 @@
+"""Histories to tensors, and a catalogue to words and to a graph of items that are alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+from polymodal.corpora import Corpus
+from polymodal.data.columns import ColumnsProcessor
+from polymodal.errors import UserError
+from polymodal.modalities import History
+from polymodal.modalities.history import Item
+
+CATALOGUE = "catalogue.json"
+WORD = r"[^\W_]{2,}"
+
+
+class HistoryColumn:
+    """What a person chose, as a 1 for every chosen item of the catalogue and 0 for all others."""
+
+    def __init__(self, catalogue: Sequence[Item]):
+        self.catalogue = tuple(catalogue)
+
+    def read(self, corpus: Corpus, row: int) -> Int[np.ndarray, " items"]:
+        return corpus.value(row, corpus.column_of(History))
+
+    def __call__(self, histories: list[Int[np.ndarray, " _"]]) -> Float[Tensor, "batch items"]:
+        """histories: item numbers, of any count."""
+        chosen = torch.zeros(len(histories), len(self.catalogue))
+        for row, items in zip(chosen, histories, strict=True):
+            row[torch.as_tensor(np.asarray(items, np.int64))] = 1.0
+        return chosen
+
+    def settings(self) -> dict[str, object]:
+        return {}
+
+    def save(self, directory: Path) -> None:
+        (directory / CATALOGUE).write_text(json.dumps(self.catalogue, ensure_ascii=False), encoding="utf-8")
+
+
+class HistoryProcessor(ColumnsProcessor):
+    """Reads examples as `{"history": item numbers}`, and knows the catalogue."""
+
+    def __init__(self, catalogue: Sequence[Item]):
+        self.history = HistoryColumn(catalogue)
+        super().__init__(history=self.history)
+
+    @classmethod
+    def fit(cls, corpus: Corpus) -> HistoryProcessor:
+        """Raises UserError when the catalogue is empty."""
+        histories = corpus.columns[corpus.column_of(History)]
+        assert isinstance(histories, History)
+        if not histories.catalogue:
+            raise UserError(f"The corpus '{corpus.name}' has histories, but no catalogue of items.")
+        return cls(histories.catalogue)
+
+    @classmethod
+    def load(cls, directory: Path) -> HistoryProcessor:
+        """The one that `save` wrote."""
+        records = json.loads((directory / CATALOGUE).read_text(encoding="utf-8"))
+        return cls([Item(title, text, tuple(facts), tuple(labels)) for title, text, facts, labels in records])
+
+    @property
+    def catalogue(self) -> tuple[Item, ...]:
+        return self.history.catalogue
+
+    def words(self) -> tuple[list[str], Float[Tensor, "items words"]]:
+        """The words that two items or more have, and each item's TF-IDF weights of them, without normalisation."""
+        vectoriser = TfidfVectorizer(token_pattern=WORD, min_df=2, stop_words="english", norm=None)
+        weights = vectoriser.fit_transform([item.text for item in self.catalogue])
+        return vectoriser.get_feature_names_out().tolist(), torch.from_numpy(weights.toarray()).float()
+
+    def text_neighbours(self, count: int) -> Int[Tensor, "2 edges"]:
+        """From each item to the `count` items with the most similar words; itself is the first of them."""
+        return _neighbours([item.text for item in self.catalogue], count, WORD)
+
+    def fact_neighbours(self, count: int) -> Int[Tensor, "2 edges"]:
+        """The same by the facts that items share; without facts, an item has only itself."""
+        return _neighbours(["\n".join(item.facts) for item in self.catalogue], count, r"[^\n]+")
+
+
+def _neighbours(texts: list[str], count: int, token_pattern: str) -> Int[Tensor, "2 edges"]:
+    """By the cosine of TF-IDF vectors."""
+    own = np.arange(len(texts))
+    loops = np.stack([own, own])
+    if not any(texts):
+        return torch.from_numpy(loops)
+    vectors = TfidfVectorizer(token_pattern=token_pattern, lowercase=True).fit_transform(texts)
+    if count > 1 and len(texts) > 1:
+        among = NearestNeighbors(n_neighbors=min(count, len(texts)), metric="cosine").fit(vectors)
+        distance, found = among.kneighbors(vectors)
+        source = np.repeat(own, found.shape[1])
+        alike = (distance.ravel() < 1) & (found.ravel() != source)
+        others = np.stack([source[alike], found.ravel()[alike]])
+        rank = np.concatenate([np.arange(n) for n in np.bincount(others[0], minlength=len(texts))])
+        loops = np.concatenate([loops, others[:, rank < count - 1]], axis=1)
+    return torch.from_numpy(loops.astype(np.int64))

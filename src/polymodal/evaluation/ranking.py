@@ -1,0 +1,94 @@
+"""Recommendation: is what a person chose next among the first of all items that were not chosen before?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.metrics import adjusted_mutual_info_score
+from torch import nn
+
+from polymodal.data.history import HistoryProcessor
+from polymodal.data.loader import Reader
+from polymodal.errors import UserError
+from polymodal.evaluation.statistics import Score
+from polymodal.training.run import evaluating, to_device
+from polymodal.types import CanRecommend, HasPrototypes, Processor
+
+FIRST = (10, 20, 50)
+KNOWN = 0.8  # share of a history, its beginning, that the method sees
+BATCH = 256
+
+
+def ranking_scores(
+    name: str, scores: Float[np.ndarray, "people items"], known: Sequence[np.ndarray], wanted: Sequence[np.ndarray]
+) -> list[Score]:
+    """Recall and NDCG among the first 10, 20 and 50. known: items that are never recommended, since they were chosen.
+
+    Recall is the share of the wanted items that are there, NDCG discounts each by the logarithm of its place and
+    divides by the best order. The unit is a person; chance is the expectation of a random order.
+    """
+    largest = min(max(FIRST), scores.shape[1])
+    hit, gains, best, candidates = [], [], [], []
+    discount = 1 / np.log2(np.arange(largest) + 2)
+    for row, seen, right in zip(scores, known, wanted, strict=True):
+        open_to = row.copy()
+        open_to[seen] = -np.inf
+        order = np.argsort(-open_to, kind="stable")[:largest]
+        hit.append(np.isin(order, right))
+        candidates.append(len(row) - len(seen))
+        best.append(np.cumsum(discount * (np.arange(largest) < len(right))))
+        gains.append(np.cumsum(hit[-1] * discount))
+    counts = np.array([len(right) for right in wanted])
+    likely = counts / np.array(candidates)  # that an item at any place is wanted
+    found = []
+    for first in FIRST:
+        last = min(first, largest) - 1
+        recall = np.cumsum(hit, axis=1)[:, last] / counts
+        found.append(Score(f"{name}/Recall@{first}", recall, float(((last + 1) / np.array(candidates)).mean())))
+        ideal = np.stack(best)[:, last]
+        chance = float((likely * discount[: last + 1].sum() / ideal).mean())
+        found.append(Score(f"{name}/NDCG@{first}", np.stack(gains)[:, last] / ideal, chance))
+    return found
+
+
+def recommendation_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
+    """Of each person's history the first 80 % are given, and the rest is to be found.
+
+    Beside the method, the order of how often training people chose an item, which is the same for all.
+    """
+    corpus = reader.corpus
+    assert isinstance(processor, HistoryProcessor)
+    assert isinstance(method, CanRecommend)
+    histories = [example["history"] for example in reader.read_all(corpus.rows(split))[1]]
+    cut = [max(1, round(KNOWN * len(history))) for history in histories]
+    pairs = [(h[:end], h[end:]) for h, end in zip(histories, cut, strict=True) if end < len(h)]
+    if not pairs:
+        raise UserError(f"No history of the split '{split}' of '{corpus.name}' is long enough to hold some of it back.")
+    known, wanted = zip(*pairs, strict=True)
+    device = next(method.parameters()).device
+    scores = []
+    with evaluating(method), torch.inference_mode():
+        for start in range(0, len(known), BATCH):
+            batch = to_device(processor(history=list(known[start : start + BATCH])), device)
+            scores.append(method.recommend(batch).float().numpy(force=True))
+    found = ranking_scores(f"{split}/recommendation", np.concatenate(scores), known, wanted)
+    trained = [example["history"] for example in reader.read_all(corpus.rows("train"))[1]]
+    times = np.bincount(np.concatenate(trained), minlength=len(processor.catalogue)).astype(float)
+    return found + ranking_scores(f"{split}/most_popular", np.tile(times, (len(known), 1)), known, wanted)
+
+
+def prototype_scores(method: nn.Module, processor: Processor) -> list[Score]:
+    """How much an item's prototype tells of its first label: mutual information, adjusted so that chance is 0."""
+    assert isinstance(processor, HistoryProcessor)
+    assert isinstance(method, HasPrototypes)
+    labelled = [(number, item.labels[0]) for number, item in enumerate(processor.catalogue) if item.labels]
+    if not labelled:
+        return []
+    with evaluating(method), torch.inference_mode():
+        prototypes = method.item_prototypes().argmax(1).numpy(force=True)
+    numbers, labels = zip(*labelled, strict=True)
+    agreement = adjusted_mutual_info_score(labels, prototypes[list(numbers)])
+    return [Score("items/prototypes_and_labels/mutual_information", np.array([agreement]), 0.0)]

@@ -1,0 +1,276 @@
+"""DGVAE: a person is a few prototypes of interest, each seen from two sides: chosen items, and the words about them.
+
+A variational auto-encoder reads, for each prototype, the part of a history that belongs to it, smoothed over a frozen
+graph of similar items; a second one reads the words of the same items. The two sets of latents attend to each other
+through gates, and are tied prototype by prototype; both sides are decoded from their sum, so that the words of a
+prototype explain its items (section III of the paper).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polymodal.corpora import Corpus
+from polymodal.data.history import HistoryProcessor
+from polymodal.draws import Draws
+from polymodal.training.optimiser import Optimisation
+from polymodal.types import Batch, Budget, Claim, Example, Paper
+
+paper = Paper(
+    slug="dgvae",
+    title="Disentangled Graph Variational Auto-Encoder for Multimodal Recommendation with Interpretability",
+    year=2024,
+    arxiv="2402.16110",
+    modalities=("history", "text", "graph"),
+)
+
+Latents = Float[Tensor, "batch prototypes dim"]
+
+
+def gated_attention(queries: Latents, values: Latents) -> Latents:
+    """[tanh(Q Xᵀ) * sigmoid(D - mean of D's row)] X with D the negative L1 distances (section III-D)."""
+    distance = -torch.cdist(queries, values, p=1)
+    gate = torch.sigmoid(distance - distance.mean(-1, keepdim=True))
+    return (torch.tanh(queries @ values.transpose(1, 2)) * gate) @ values
+
+
+def prototype_agreement(a: Latents, b: Latents) -> Float[Tensor, ""]:
+    """Jensen-Shannon bound of mutual information, negated: alike at the same prototype, unlike at others (eq. 21)."""
+    similarity = a @ b.transpose(1, 2)
+    own = similarity.diagonal(dim1=1, dim2=2)
+    positive, count = F.softplus(-own), similarity.shape[1]
+    if count == 1:
+        return positive.mean()
+    negative = (F.softplus(similarity).sum(-1) - F.softplus(own)) / (count - 1)
+    return (negative + positive).mean()
+
+
+def divergence(log_variance: Latents) -> Float[Tensor, ""]:
+    """KL to the prior, summed over prototypes and dimensions; means have unit length, so only variances count."""
+    return -0.5 * (1 + log_variance - log_variance.exp()).sum((1, 2)).mean()
+
+
+class Side(nn.Module):
+    """The auto-encoder of items, or that of words: embeddings, prototypes and one linear encoder for all of these."""
+
+    def __init__(self, recipe: Recipe, count: int):
+        super().__init__()
+        self.recipe = recipe
+        self.embedding = nn.Parameter(torch.empty(count, recipe.dim))
+        self.prototypes = nn.Parameter(torch.empty(recipe.prototypes, recipe.dim))
+        self.encoder = nn.Linear(count, 2 * recipe.dim)
+        for weight in (self.embedding, self.prototypes, self.encoder.weight):
+            nn.init.xavier_normal_(weight)
+        nn.init.normal_(self.encoder.bias, std=0.01)
+
+    def assignment(self) -> Float[Tensor, "count prototypes"]:
+        """How much each item or word belongs to each prototype; drawn by Gumbel softmax in training. Rows sum to 1."""
+        logits = F.normalize(self.embedding, dim=1) @ F.normalize(self.prototypes, dim=1).T / self.recipe.temperature
+        return F.gumbel_softmax(logits, dim=1) if self.training else logits.softmax(1)
+
+    def encode(
+        self, chosen: Float[Tensor, "batch count"], assignment: Float[Tensor, "count prototypes"], graph: Tensor | None
+    ) -> tuple[Latents, Latents]:
+        """A latent of unit length for each prototype, and the logarithm of its variance relative to the prior's."""
+        parts = F.normalize(chosen[:, None, :] * assignment.T, dim=-1)
+        smooth = parts.flatten(0, 1).T
+        for _ in range(self.recipe.layers if graph is not None else 0):
+            smooth = torch.sparse.mm(graph, smooth)
+        parts = F.dropout((smooth.T.view_as(parts) + parts) / 2, self.recipe.dropout, self.training)
+        mean, negated = self.encoder(parts).chunk(2, dim=-1)
+        mean, log_variance = F.normalize(mean, dim=-1), -negated
+        if self.training:
+            spread = self.recipe.noise * (log_variance / 2).exp()
+            mean = F.normalize(mean + torch.randn_like(mean) * spread, dim=-1)
+        return mean, log_variance
+
+    def by_prototype(
+        self, latents: Latents, assignment: Float[Tensor, "count prototypes"]
+    ) -> Float[Tensor, "batch prototypes count"]:
+        """Logarithm of what each prototype gives to each item or word; summed over prototypes it is the score."""
+        similarity = latents @ F.normalize(self.embedding, dim=1).T / self.recipe.temperature
+        return assignment.clamp(min=1e-20).log().T + similarity.float()
+
+
+class DGVAE(nn.Module):
+    updates: Tensor
+    edges: Tensor
+    edge_weights: Tensor
+    item_words: Tensor
+
+    def __init__(self, recipe: Recipe, processor: HistoryProcessor):
+        super().__init__()
+        self.recipe = recipe
+        self.vocabulary, words = processor.words()
+        self.items = Side(recipe, len(processor.catalogue))
+        self.words = Side(recipe, len(self.vocabulary)) if recipe.words else None
+        self.register_buffer("item_words", words, persistent=False)
+        text, facts = processor.text_neighbours(recipe.neighbours), processor.fact_neighbours(recipe.neighbours)
+        weights = [
+            torch.full((edges.shape[1],), share / recipe.neighbours)
+            for edges, share in ((text, recipe.text_share), (facts, 1 - recipe.text_share))
+        ]
+        self.register_buffer("edges", torch.cat([text, facts], dim=1), persistent=False)
+        self.register_buffer("edge_weights", torch.cat(weights), persistent=False)
+        self.register_buffer("updates", torch.tensor(0))
+
+    @property
+    def graph(self) -> Tensor | None:
+        """Target x source, sparse: what an item takes of those that have it among their neighbours."""
+        if not self.recipe.graph:
+            return None
+        count = len(self.items.embedding)
+        return torch.sparse_coo_tensor(self.edges.flip(0), self.edge_weights, (count, count), check_invariants=False)
+
+    def read_words(self, chosen: Float[Tensor, "batch items"]) -> Float[Tensor, "batch words"]:
+        """TF-IDF of the words of all chosen items together, of unit length."""
+        return F.normalize(chosen @ self.item_words, dim=1)
+
+    def forward(self, chosen: Float[Tensor, "batch items"]) -> dict[str, Tensor]:
+        """All that losses, recommendation and explanation are made of.
+
+        items, words: by_prototype of either side. tied: the attended latents of both. Those of words are missing
+        without the second side.
+        """
+        item_assignment = self.items.assignment()
+        latents, variance = self.items.encode(chosen, item_assignment, self.graph)
+        if self.words is None:
+            return {"items": self.items.by_prototype(latents, item_assignment), "item_variance": variance}
+        read = self.read_words(chosen)
+        word_assignment = self.words.assignment()
+        of_words, word_variance = self.words.encode(read, word_assignment, None)
+        items_by_words, words_by_items = gated_attention(of_words, latents), gated_attention(latents, of_words)
+        both = items_by_words + words_by_items
+        return {
+            "items": self.items.by_prototype(both, item_assignment),
+            "words": self.words.by_prototype(both, word_assignment),
+            "item_variance": variance,
+            "word_variance": word_variance,
+            "agreement": prototype_agreement(items_by_words, words_by_items),
+        }
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """items and words: negative log-likelihood and divergence; agreement of the sides, each with its weight."""
+        recipe, chosen = self.recipe, batch["history"]
+        annealed = self.updates.clamp(max=recipe.anneal) / max(recipe.anneal, 1) * recipe.divergence_weight
+        if self.training:
+            self.updates += 1
+        seen = self(chosen)
+        losses = {"items": self._likelihood(seen["items"], chosen) + annealed * divergence(seen["item_variance"])}
+        if self.words is not None:
+            words = self._likelihood(seen["words"], self.read_words(chosen))
+            losses["words"] = recipe.words_weight * (words + annealed * divergence(seen["word_variance"]))
+            losses["agreement"] = recipe.agreement_weight * seen["agreement"]
+        return losses
+
+    @staticmethod
+    def _likelihood(by_prototype: Tensor, target: Float[Tensor, "batch count"]) -> Float[Tensor, ""]:
+        return -(target * by_prototype.logsumexp(1).log_softmax(-1)).sum(-1).mean()
+
+    def recommend(self, batch: Batch) -> Float[Tensor, "batch items"]:
+        """A score for every item, also for those that were chosen already."""
+        return self(batch["history"])["items"].logsumexp(1)
+
+    def item_prototypes(self) -> Float[Tensor, "items prototypes"]:
+        return self.items.assignment()
+
+    @torch.no_grad()
+    def explain(self, batch: Batch, count: int = 5) -> list[list[tuple[list[int], list[str]]]]:
+        """For each person and prototype, the numbers of the strongest items not yet chosen, and the strongest words."""
+        seen = self(batch["history"])
+        items = seen["items"].masked_fill(batch["history"][:, None, :] > 0, -torch.inf).topk(count).indices
+        words = seen["words"].topk(count).indices if self.words is not None else items[..., :0]
+        return [
+            [(i.tolist(), [self.vocabulary[word] for word in w.tolist()]) for i, w in zip(*person, strict=True)]
+            for person in zip(items, words, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Recipe(Optimisation):
+    batch_size: int = 128
+    """Histories in a step."""
+    learning_rate: float = 3e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """None, as in the released code."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
+    dim: int = 64
+    """Dimensions of embeddings and latents."""
+    prototypes: int = 4
+    """Interests that a person is divided into (released code)."""
+    temperature: float = 0.1
+    """Of assignments and of the decoders."""
+    noise: float = 0.075
+    """Standard deviation of the prior, which the latents are drawn with in training."""
+    dropout: float = 0.5
+    """Share of the encoder's inputs that are dropped."""
+    graph: bool = True
+    """Whether histories are smoothed over the graph of similar items."""
+    layers: int = 2
+    """Steps of smoothing."""
+    neighbours: int = 10
+    """Of an item in the graph, itself among them."""
+    text_share: float = 0.96
+    """Weight of the graph by words; the rest is that by facts, which stands where the paper has pictures."""
+    words: bool = True
+    """Whether there is a second side of words."""
+    words_weight: float = 0.2
+    """Weight of that side's likelihood and divergence."""
+    agreement_weight: float = 0.2
+    """Weight of the mutual information between the two sides."""
+    divergence_weight: float = 0.2
+    """Weight of the divergence in the end (both sides)."""
+    anneal: int = 400
+    """Updates over which that weight rises from 0."""
+
+    def processor(self, corpus: Corpus) -> HistoryProcessor:
+        return HistoryProcessor.fit(corpus)
+
+    def load_processor(self, directory: Path) -> HistoryProcessor:
+        return HistoryProcessor.load(directory)
+
+    def build(self, processor: HistoryProcessor) -> DGVAE:
+        return DGVAE(self, processor)
+
+    def training_batch(self, examples: list[Example], processor: HistoryProcessor, draws: Draws) -> Batch:
+        """Whole histories, which are input and target."""
+        return processor(history=[example["history"] for example in examples])
+
+    @classmethod
+    def paper(cls) -> Recipe:
+        """Amazon Baby (released run-baby.sh)."""
+        return cls(batch_size=512, learning_rate=1e-3, prototypes=3, agreement_weight=0.4, anneal=4000)
+
+
+claim = Claim(
+    sentence="Words and a graph of similar items make better recommendations than what was chosen alone.",
+    baseline=Recipe(graph=False, words=False),
+    treatment=Recipe(),
+    further={
+        "without the graph": Recipe(graph=False),
+        "without words": Recipe(words=False),
+        "without agreement": Recipe(agreement_weight=0.0),
+        "one prototype": Recipe(prototypes=1, graph=False, words=False),
+    },
+    corpus="viewers",
+    budget=Budget(steps=600),
+    seeds=5,
+    metrics=(
+        "test/recommendation/Recall@20",
+        "test/recommendation/NDCG@20",
+        "test/recommendation/Recall@10",
+        "test/recommendation/Recall@50",
+        "test/most_popular/Recall@20",
+        "test/most_popular/NDCG@20",
+        "items/prototypes_and_labels/mutual_information",
+    ),
+    paper_figures="Recall@20 on Amazon Baby .1009 against .0703 of MacridVAE (items alone) and .0579 of Multi-VAE",
+)
