@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from polymodal.encoders.image import ImageEncoder, ImageEncoderConfig, patchify
+from polymodal.encoders.image import ImageEncoder, ImageEncoderConfig
 from polymodal.encoders.text import TextEncoder, TextEncoderConfig
+from polymodal.layers.patches import patchify
 from polymodal.layers.transformer import Packing, Transformer, last_token, mean_of_tokens
 from polymodal.modalities.text import Tokens
 

@@ -119,10 +119,13 @@ def show(arguments: Arguments) -> None:
     if found["claim"]:
         console.print(f"\n[bold]Claim[/bold]: {found['claim']}")
     if result:
-        low, high = (100 * result["difference"][end] for end in ("low", "high"))
+        from polymodal.evaluation.statistics import Estimate
+        from polymodal.reproduce.leaderboard import signed
+
         console.print(
-            f"[bold]Here[/bold]: {result['verdict']}; {result['metric']} {100 * result['difference']['value']:+.1f} "
-            f"[{low:+.1f}, {high:+.1f}] points over {len(result['seeds'])} seeds of {result['budget']}."
+            f"[bold]Here[/bold]: {result['verdict']}; {result['metric']} "
+            f"{signed(result['metric'], Estimate(**result['difference']))} "
+            f"over {len(result['seeds'])} seeds of {result['budget']}."
         )
 
 
@@ -303,9 +306,10 @@ def _score_record(score: Score) -> dict[str, Any]:
 
 def _score_cells(score: Score) -> list[str]:
     value, low, high = score.estimate()
-    factor, unit = (1, "") if score.name.endswith("rank") else (100, " %")
-    chance = "-" if score.chance is None else f"{factor * score.chance:.1f}{unit}"
-    return [score.name, f"{factor * value:.1f}{unit}", f"{factor * low:.1f} to {factor * high:.1f}", chance]
+    factor, unit, digits = (100, " %", 1) if score.is_share else (1, "", 1 if value >= 10 else 3)
+    chance = "-" if score.chance is None else f"{factor * score.chance:.{digits}f}{unit}"
+    interval = f"{factor * low:.{digits}f} to {factor * high:.{digits}f}"
+    return [score.name, f"{factor * value:.{digits}f}{unit}", interval, chance]
 
 
 def embed(arguments: Arguments) -> None:
@@ -342,17 +346,47 @@ def search(arguments: Arguments) -> None:
         """Where to save the pictures that were found."""
 
     options = _parse(Options, rest, 'search RUN "WORDS"', search)
+    from polymodal.serving.pictures import save_picture
     from polymodal.serving.search import contact_sheet, search_pictures
 
     run, corpus = _run_and_corpus(place, options)
     found = search_pictures(run, corpus, query, options.top, options.split)
-    contact_sheet(corpus, found).save(options.out)
+    save_picture(contact_sheet(corpus, found), options.out)
     _print_table(
         ["", "similarity", "example", "caption"],
         [[str(n), f"{hit.similarity:.3f}", hit.key, hit.caption] for n, hit in enumerate(found, start=1)],
         right=(0, 1),
     )
     _console().print(f"The pictures are in {options.out}.", highlight=False)
+
+
+def generate(arguments: Arguments) -> None:
+    """make pictures with a run that generates: one line a class, or only the classes that are named"""
+    usage = "generate RUN [LABEL ...] [--steps 8] [--count 8] [--out generated.png]"
+    place, rest = _positional(arguments, usage)
+    labels = _leading(rest)
+
+    @dataclass(frozen=True)
+    class Options:
+        steps: int = 8
+        """Evaluations of the network a picture; more take longer and may be better."""
+        count: int = 8
+        """Pictures of each class."""
+        seed: int = 0
+        """Of the noise that the pictures begin with."""
+        out: str = "generated.png"
+        """Where to save the sheet of pictures."""
+
+    options = _parse(Options, rest[len(labels) :], "generate RUN [LABEL ...]", generate)
+    from polymodal.serving.generation import generate_pictures, sheet
+    from polymodal.serving.pictures import save_picture
+    from polymodal.training import load_run
+
+    run = load_run(place)
+    rows = generate_pictures(run, labels, options.count, options.steps, options.seed)
+    titles = labels or list(run.processor.label.names)  # type: ignore[attr-defined]
+    save_picture(sheet(rows, titles), options.out)
+    _console().print(f"Wrote {len(rows)} x {options.count} pictures to {options.out}.", highlight=False)
 
 
 def export(arguments: Arguments) -> None:
@@ -431,7 +465,7 @@ def reproduce(arguments: Arguments) -> None:
     options = _parse(Options, rest, "reproduce RECIPE", reproduce)
     from polymodal.reproduce.claim import claim_of
     from polymodal.reproduce.claim import reproduce as test_claim
-    from polymodal.reproduce.leaderboard import signed
+    from polymodal.reproduce.leaderboard import number, signed
 
     claim = claim_of(spec)
     out = options.out or f"reproduce/{_short(spec)}"
@@ -444,7 +478,7 @@ def reproduce(arguments: Arguments) -> None:
         [
             [
                 name,
-                *(f"{100 * comparison.estimate(arm, name).value:.1f} %" for arm in comparison.arms),
+                *(number(name, comparison.estimate(arm, name).value) for arm in comparison.arms),
                 signed(name, comparison.difference(comparison.arms[1], name)),
             ]
             for name in claim.metrics
@@ -692,6 +726,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "reproduce": reproduce,
     "embed": embed,
     "search": search,
+    "generate": generate,
     "export": export,
     "new": new,
 }

@@ -211,6 +211,13 @@ class CanFillCells(Protocol):
 
 
 @runtime_checkable
+class CanGenerate(Protocol):
+    """Capability: pictures, normalised as the processor's, for the conditions of a batch, in so many steps."""
+
+    def generate(self, batch: Batch, steps: int, generator: torch.Generator | None = None) -> Tensor: ...
+
+
+@runtime_checkable
 class CanRecommend(Protocol):
     """Capability: a score for every item of the catalogue, higher for what the person may choose next."""
 

@@ -16,6 +16,7 @@ from polymodal.corpora.cells import cells
 from polymodal.corpora.charts import charts
 from polymodal.corpora.clips import clips
 from polymodal.corpora.corpus import About, Corpus, Part
+from polymodal.corpora.digits import digits
 from polymodal.corpora.documents import documents
 from polymodal.corpora.driving import driving
 from polymodal.corpora.emoji import emoji
@@ -48,6 +49,7 @@ __all__ = [
     "cells",
     "charts",
     "clips",
+    "digits",
     "documents",
     "driving",
     "emoji",

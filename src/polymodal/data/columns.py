@@ -122,6 +122,11 @@ class ImageColumn(PlainColumn):
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return torch.addcmul(-mean / std, pixels, 1 / std)
 
+    def shown(self, normalised: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
+        """The way back: values on the scale 0-1, to look at."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (normalised * std + mean).clamp(0, 1)
+
     def _open(self, image: PILImage.Image | Path | str | bytes) -> np.ndarray:
         return to_square(Image().decode(str(image) if isinstance(image, Path) else image), self.size)
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.encoders.encoder import Encoder
+from polymodal.layers.patches import patchify
 from polymodal.layers.transformer import Transformer
 
 
@@ -66,10 +67,3 @@ class ImageEncoder(Encoder):
             x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
         x = self.norm_after(self.transformer(self.norm_before(x + self.positions)))
         return (x[:, 1:], x[:, 0]) if self.with_class else (x, x.mean(1))
-
-
-def patchify(image: Float[Tensor, "batch 3 height width"], patch: int) -> Float[Tensor, "batch patches values"]:
-    """Cut into square patches in reading order; a patch's values are ordered channel, row, column."""
-    batch, channels, height, width = image.shape
-    x = image.reshape(batch, channels, height // patch, patch, width // patch, patch)
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch**2)

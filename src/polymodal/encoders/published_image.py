@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polymodal.encoders.encoder import Encoder
-from polymodal.encoders.image import ImageEncoderConfig, patchify
+from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.published import (
     PublishedConfig,
     PublishedModel,
@@ -23,6 +23,7 @@ from polymodal.encoders.published import (
     settings_of,
 )
 from polymodal.errors import UserError
+from polymodal.layers.patches import patchify
 
 Encoded = tuple[Float[Tensor, "batch patches width"], Float[Tensor, "batch width"]]
 

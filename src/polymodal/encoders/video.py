@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.encoders.encoder import Encoder
-from polymodal.encoders.image import patchify
+from polymodal.layers.patches import patchify
 from polymodal.layers.transformer import Attention, Block, Transformer
 
 

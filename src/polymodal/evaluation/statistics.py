@@ -25,6 +25,11 @@ class Estimate(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
+def is_share(name: str) -> bool:
+    """Whether a figure of this name lies between 0 and 1 and is shown in percent; ranks, distances, errors do not."""
+    return not name.endswith(("rank", "distance", "error"))
+
+
 @dataclass(frozen=True)
 class Score:
     """One figure of one run.
@@ -44,6 +49,10 @@ class Score:
     @property
     def value(self) -> float:
         return float(_summary(self.units, self.statistic))
+
+    @property
+    def is_share(self) -> bool:
+        return is_share(self.name)
 
     def estimate(self) -> Estimate:
         """The figure with its percentile bootstrap interval over the units."""

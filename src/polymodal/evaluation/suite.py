@@ -17,6 +17,7 @@ from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.classification import balanced_accuracy, linear_probe, prompt_ensemble, zero_shot
+from polymodal.evaluation.generation import generation_scores
 from polymodal.evaluation.grounding import grounding_scores
 from polymodal.evaluation.incomplete_tables import classification_scores, fill_scores
 from polymodal.evaluation.ranking import prototype_scores, recommendation_scores
@@ -30,6 +31,7 @@ from polymodal.types import (
     CanEmbed,
     CanEmbedPatches,
     CanFillCells,
+    CanGenerate,
     CanRecommend,
     Example,
     HasFeatures,
@@ -150,6 +152,9 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     if isinstance(model, CanRecommend) and History in kinds:
         for split in tests:
             scores += recommendation_scores(model, run.processor, reader, split)
+    if isinstance(model, CanGenerate) and Image in kinds and corpus.label is not None:
+        for split in tests:
+            scores += generation_scores(model, run.processor, reader, split)
     if isinstance(model, HasPrototypes):
         scores += prototype_scores(model, run.processor)
     return scores

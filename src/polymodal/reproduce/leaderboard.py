@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from polymodal.evaluation.statistics import Estimate
+from polymodal.evaluation.statistics import Estimate, is_share
 from polymodal.reproduce.compare import Arm, Comparison
 
 HEADLINE = (
@@ -21,6 +21,13 @@ HEADLINE = (
     "test/zero_shot_category/accuracy",
     "test/linear_probe_category/accuracy",
     "test_twitter/text_to_image/R@10",
+    "test/recommendation/Recall@20",
+    "test/recommendation/NDCG@20",
+    "test/most_popular/Recall@20",
+    "test/generation_in_1/kernel_distance",
+    "test/generation_in_4/kernel_distance",
+    "test/generation_in_32/kernel_distance",
+    "test/generation_in_1/accuracy",
 )
 
 
@@ -88,30 +95,33 @@ def spoken(name: str) -> str:
     return words if split == "test" else f"{words} ({split.removeprefix('test_')})"
 
 
-def is_rank(name: str) -> bool:
-    return name.endswith("median_rank")
-
-
 def number(name: str, value: float) -> str:
-    return f"{value:.1f}" if is_rank(name) else f"{100 * value:.1f} %"
+    factor, digits = _scale(name, value)
+    return f"{factor * value:.{digits}f}" + (" %" if is_share(name) else "")
+
+
+def _scale(name: str, value: float) -> tuple[int, int]:
+    """What a figure is multiplied with, and its digits after the point."""
+    return (100, 1) if is_share(name) else (1, 1 if abs(value) >= 10 else 3)
 
 
 def figure(name: str, estimate: Estimate) -> str:
     """'25.3 % [23.1, 27.5]'."""
-    factor = 1 if is_rank(name) else 100
-    return f"{number(name, estimate.value)} [{factor * estimate.low:.1f}, {factor * estimate.high:.1f}]"
+    factor, digits = _scale(name, estimate.value)
+    return f"{number(name, estimate.value)} [{factor * estimate.low:.{digits}f}, {factor * estimate.high:.{digits}f}]"
 
 
 def signed(name: str, estimate: Estimate) -> str:
-    """'+2.1 [-0.4, +4.6]', in percentage points or ranks."""
-    factor = 1 if is_rank(name) else 100
-    return f"{factor * estimate.value:+.1f} [{factor * estimate.low:+.1f}, {factor * estimate.high:+.1f}]"
+    """'+2.1 [-0.4, +4.6]', in percentage points, or in the figure's own unit."""
+    factor, digits = _scale(name, estimate.value)
+    value, low, high = (f"{factor * end:+.{digits}f}" for end in estimate)
+    return f"{value} [{low}, {high}]"
 
 
 def short(name: str, estimate: Estimate, sign: str = "") -> str:
     """'25.3 ± 2.2': the figure and half its interval."""
-    factor = 1 if is_rank(name) else 100
-    return f"{factor * estimate.value:{sign}.1f} ± {factor * (estimate.high - estimate.low) / 2:.1f}"
+    factor, digits = _scale(name, estimate.value)
+    return f"{factor * estimate.value:{sign}.{digits}f} ± {factor * (estimate.high - estimate.low) / 2:.{digits}f}"
 
 
 def chance(comparison: Comparison, name: str) -> str:

@@ -22,11 +22,13 @@ from PIL import Image as PILImage
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.evaluation.retrieval import top
+from polymodal.evaluation.statistics import is_share
 from polymodal.evaluation.suite import ImageVectors, PairedTest, main_language
 from polymodal.modalities import Image, Text
 from polymodal.modalities.image import to_rgb
 from polymodal.reproduce import leaderboard
 from polymodal.reproduce.compare import Comparison
+from polymodal.reproduce.leaderboard import spoken
 from polymodal.training.trainer import command_line
 from polymodal.types import CanEmbed
 
@@ -80,7 +82,8 @@ def _axes(columns: int, width: float, height: float) -> tuple[Figure, list]:
 
 
 def _curves(comparison: Comparison) -> str:
-    """The loss, and text-to-image R@10 on the validation split, over seconds of training; a thin line a seed."""
+    """The loss, and one figure on the validation split, over seconds of training; a thin line a seed."""
+    name = _validation_figure(comparison)
     figure, (losses, validation) = _axes(2, 10, 3.1)
     for arm, colour in zip(comparison.arms, COLOURS * 9, strict=False):
         for number, trial in enumerate(comparison.of(arm)):
@@ -88,14 +91,26 @@ def _curves(comparison: Comparison) -> str:
             logged = [entry for entry in trial.run.history if "losses" in entry]
             losses.plot([e["seconds"] for e in logged], [sum(e["losses"].values()) for e in logged], **style)
             checked = [entry for entry in trial.run.history if "validation" in entry]
-            name = "validation/text_to_image/R@10"
             points = [(e["seconds"], 100 * e["validation"][name]) for e in checked if name in e["validation"]]
             validation.plot(*zip(*points, strict=True) if points else ((), ()), marker="o", markersize=3, **style)
     losses.set(xlabel="seconds of training", ylabel="sum of the losses", title="Training loss (each method's own)")
-    validation.set(xlabel="seconds of training", ylabel="%", title="Text to image R@10, validation split")
+    validation.set(
+        xlabel="seconds of training",
+        ylabel="%",
+        title=f"{spoken(name.replace('validation', 'test', 1))}, validation split",
+    )
     validation.set_ylim(bottom=0)
     losses.legend(frameon=False)
     return _svg(figure)
+
+
+def _validation_figure(comparison: Comparison) -> str:
+    """R@10 where there is one, else the first share that was logged."""
+    logged = (
+        name for trial in comparison.trials for entry in trial.run.history for name in entry.get("validation", ())
+    )
+    names = [name for name in dict.fromkeys(logged) if is_share(name)]
+    return next((name for name in names if name.endswith("R@10")), names[0] if names else "")
 
 
 def _bars(comparison: Comparison, names: Sequence[str], labels: Sequence[str], title: str) -> str:

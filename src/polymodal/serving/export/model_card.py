@@ -107,7 +107,7 @@ def _usage(what: str) -> str:
 
 def _row(score: Score) -> dict[str, str]:
     value, low, high = score.estimate()
-    factor, unit = (1, "") if score.name.endswith("rank") else (100, " %")
+    factor, unit = (100, " %") if score.is_share else (1, "")
     return {
         "name": score.name,
         "value": f"{factor * value:.1f}{unit}",

@@ -1,0 +1,110 @@
+"""How good are pictures that a method generates, by the number of its steps?
+
+A small classifier, trained on the corpus's real training pictures, looks at them: does it see the class that was asked
+for, and are its features distributed as those of real test pictures (kernel distance, Bińkowski et al. 2018)?
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polymodal.corpora import Corpus
+from polymodal.data.loader import Reader
+from polymodal.evaluation.classification import balanced_accuracy
+from polymodal.evaluation.statistics import Score
+from polymodal.training.run import evaluating, to_device
+from polymodal.types import Batch, CanGenerate, Processor
+
+STEPS = (1, 2, 4, 8, 32)
+BATCH = 128
+PASSES = 15  # of the classifier over the training pictures
+
+
+class PictureClassifier(nn.Module):
+    """Three convolutions, halving the side each time, and a linear layer; its features are what that reads."""
+
+    def __init__(self, classes: int, width: int = 32):
+        super().__init__()
+        sizes = (3, width, 2 * width, 4 * width)
+        self.convolutions = nn.ModuleList(nn.Conv2d(sizes[n], sizes[n + 1], 3, padding=1) for n in range(3))
+        self.norms = nn.ModuleList(nn.GroupNorm(8, size) for size in sizes[1:])
+        self.out = nn.Linear(sizes[-1], classes)
+
+    def features(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            image = F.max_pool2d(F.silu(norm(convolution(image))), 2)
+        return image.mean((2, 3))
+
+    def forward(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch classes"]:
+        return self.out(self.features(image))
+
+
+_trained: dict[Any, PictureClassifier] = {}  # one for every corpus and size in this process
+
+
+def picture_classifier(corpus: Corpus, processor: Processor, reader: Reader) -> PictureClassifier:
+    """Trained on the real training pictures, the same for all methods and seeds."""
+    train = _batch(processor, reader, "train")
+    image, label = train["image"], train["label"]
+    key = (corpus.about.folder, tuple(image.shape), float(image.sum()))
+    if key not in _trained:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            classifier = PictureClassifier(1 + int(label.max()))
+            optimiser = torch.optim.AdamW(classifier.parameters(), 3e-3, weight_decay=0.05)
+            for _ in range(PASSES):
+                for rows in torch.randperm(len(image)).split(BATCH):
+                    optimiser.zero_grad()
+                    F.cross_entropy(classifier(image[rows]), label[rows]).backward()
+                    optimiser.step()
+        _trained[key] = classifier.eval()
+    return _trained[key]
+
+
+def kernel_distance(name: str, made: Float[Tensor, "pictures dim"], real: Float[Tensor, "others dim"]) -> Score:
+    """Squared maximum mean discrepancy under the kernel (1 + x·y / dim)³, without bias (KID).
+
+    The unit is a generated picture: how much more it is alike the other generated ones than the real ones, plus what is
+    the same for all pictures.
+    """
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (1 + a.double() @ b.double().T / a.shape[1]) ** 3
+
+    own, theirs = kernel(made, made).fill_diagonal_(0), kernel(real, real).fill_diagonal_(0)
+    alike = own.sum(1) / (len(made) - 1) - 2 * kernel(made, real).mean(1)
+    constant = theirs.sum() / (len(real) * (len(real) - 1))
+    return Score(name, (alike + constant).numpy(), higher_is_better=False)
+
+
+def generation_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
+    """One picture for the label of each test picture, for several numbers of steps, and the real ones beside them."""
+    assert isinstance(method, CanGenerate)
+    classifier = picture_classifier(reader.corpus, processor, reader)
+    real = _batch(processor, reader, split)
+    labels = real["label"].numpy()
+    device = next(method.parameters()).device
+    scores = []
+    with evaluating(method), torch.inference_mode():
+        of_real = classifier.features(real["image"])
+        scores.append(
+            balanced_accuracy(f"{split}/real_pictures/accuracy", classifier(real["image"]).argmax(1).numpy(), labels)
+        )
+        for steps in STEPS:
+            generator = torch.Generator().manual_seed(0)
+            condition = to_device({"label": real["label"]}, device)
+            made = method.generate(condition, steps, generator).cpu()
+            task = f"{split}/generation_in_{steps}"
+            scores.append(balanced_accuracy(f"{task}/accuracy", classifier(made).argmax(1).numpy(), labels))
+            scores.append(kernel_distance(f"{task}/kernel_distance", classifier.features(made), of_real))
+    return scores
+
+
+def _batch(processor: Processor, reader: Reader, split: str) -> Batch:
+    _, examples = reader.read_all(reader.corpus.rows(split))
+    return processor(image=[e["image"] for e in examples], label=[e["label"] for e in examples])

@@ -1,0 +1,83 @@
+"""The backbone of diffusion and flow models on pictures: DiT (Peebles and Xie 2023, section 3.2, adaLN-Zero)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polymodal.layers.patches import patchify, unpatchify
+from polymodal.layers.transformer import Block
+
+
+def time_features(time: Float[Tensor, " batch"], width: int, scale: float = 1000.0) -> Float[Tensor, "batch width"]:
+    """Sines and cosines of `scale` x time at geometric frequencies from 1 to 1/10,000 (Vaswani et al. 2017).
+
+    time: from 0 to 1. width: even.
+    """
+    frequencies = torch.exp(-math.log(10_000.0) * torch.arange(width // 2, device=time.device) / (width // 2))
+    angles = scale * time[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class TimeEmbedding(nn.Sequential):
+    """From a time to a vector."""
+
+    def __init__(self, width: int):
+        super().__init__(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.width = width
+
+    def forward(self, time: Float[Tensor, " batch"]) -> Float[Tensor, "batch width"]:
+        return super().forward(time_features(time, self.width))
+
+
+class ConditionedBlock(Block):
+    """A block whose norms are shifted and scaled, and whose branches are gated, by a condition; at first all closed."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__(width, heads)
+        self.norm_1, self.norm_2 = (nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(  # type: ignore[override]
+        self, x: Float[Tensor, "batch tokens width"], condition: Float[Tensor, "batch width"]
+    ) -> Float[Tensor, "batch tokens width"]:
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(F.silu(condition))[:, None].chunk(
+            6, dim=-1
+        )
+        x = x + gate_1 * self.attention(self.norm_1(x) * (1 + scale_1) + shift_1)
+        return x + gate_2 * self.narrow(F.gelu(self.widen(self.norm_2(x) * (1 + scale_2) + shift_2)))
+
+
+class DiffusionTransformer(nn.Module):
+    """From a picture and a condition to a picture; the first output is zero."""
+
+    def __init__(self, size: int, patch: int, width: int, depth: int, heads: int, channels: int = 3):
+        """size: side of the picture in pixels, a multiple of `patch`."""
+        super().__init__()
+        if size % patch:
+            raise ValueError(f"patches of {patch} px do not tile a picture of {size} px")
+        self.patch = patch
+        self.into = nn.Linear(channels * patch**2, width)
+        self.positions = nn.Parameter(0.02 * torch.randn((size // patch) ** 2, width))
+        self.blocks = nn.ModuleList(ConditionedBlock(width, heads) for _ in range(depth))
+        self.norm_after = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, channels * patch**2)
+        for linear in (self.modulation, self.out):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self, image: Float[Tensor, "batch channels size size"], condition: Float[Tensor, "batch width"]
+    ) -> Float[Tensor, "batch channels size size"]:
+        x = self.into(patchify(image, self.patch)) + self.positions
+        for block in self.blocks:
+            x = block(x, condition)
+        shift, scale = self.modulation(F.silu(condition))[:, None].chunk(2, dim=-1)
+        return unpatchify(self.out(self.norm_after(x) * (1 + scale) + shift), self.patch)

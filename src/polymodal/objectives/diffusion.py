@@ -1,0 +1,56 @@
+"""From data to noise and back: interpolants, and the flow-matching loss.
+
+Time runs from 0 (data) to 1 (noise): x_t = alpha_t x + sigma_t noise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Times = Float[Tensor, " batch"]
+Values = Float[Tensor, "batch *shape"]
+Interpolant = Literal["linear", "cosine"]
+
+
+def alpha_sigma(time: Times, interpolant: Interpolant) -> tuple[Times, Times]:
+    """Weights of data and noise; linear: 1 - t and t (optimal transport, Lipman et al. 2023), cosine: on a circle."""
+    if interpolant == "linear":
+        return 1 - time, time
+    return torch.cos(0.5 * math.pi * time), torch.sin(0.5 * math.pi * time)
+
+
+def to_time(eta: Times, interpolant: Interpolant) -> Times:
+    """The time at which sigma / alpha is eta."""
+    return eta / (1 + eta) if interpolant == "linear" else torch.atan(eta) * 2 / math.pi
+
+
+def over(time: Times, like: Values) -> Tensor:
+    """A time an example, with axes of length one for all axes of the values."""
+    return time.view(-1, *[1] * (like.ndim - 1)).to(like.dtype)
+
+
+def noised(data: Values, noise: Values, time: Times, interpolant: Interpolant = "linear") -> Values:
+    """The data at a time."""
+    alpha, sigma = (over(weight, data) for weight in alpha_sigma(time, interpolant))
+    return alpha * data + sigma * noise
+
+
+def ddim(x: Values, data: Values, to: Times, time: Times, interpolant: Interpolant = "linear") -> Values:
+    """x, which is at `time`, at the earlier time `to`, if `data` is what it came from (Song et al. 2021, equation 12).
+
+    With the true data, it is that data at `to` with the same noise.
+    """
+    alpha_s, sigma_s = alpha_sigma(to, interpolant)
+    alpha_t, sigma_t = alpha_sigma(time, interpolant)
+    ratio = sigma_s / sigma_t
+    return over(alpha_s - alpha_t * ratio, x) * data + over(ratio, x) * x
+
+
+def flow_matching_loss(velocity: Values, data: Values, noise: Values) -> Float[Tensor, ""]:
+    """Squared error of the velocity of the linear interpolant, which is noise - data (Lipman et al. 2023, eq. 23)."""
+    return (velocity - (noise - data)).square().mean()

@@ -1,0 +1,253 @@
+"""Inductive moment matching: jumps, discrepancies, schedules, samplers; figures of generated pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+
+from polymodal import corpora
+from polymodal.corpora import Corpus
+from polymodal.data.loader import Reader
+from polymodal.errors import UserError
+from polymodal.evaluation import evaluate
+from polymodal.evaluation.generation import kernel_distance, picture_classifier
+from polymodal.layers.diffusion_transformer import DiffusionTransformer, time_features
+from polymodal.layers.patches import patchify, unpatchify
+from polymodal.objectives.diffusion import alpha_sigma, ddim, flow_matching_loss, noised, to_time
+from polymodal.recipes.generation import inductive_moment_matching as imm
+from polymodal.serving.generation import generate_pictures
+from polymodal.serving.pictures import save_picture
+from polymodal.training import train
+from polymodal.types import Budget
+
+TINY = {"size": 8, "patch": 2, "width": 32, "depth": 2, "heads": 2}
+CHOICES = [
+    (parameters, interpolant) for parameters in ("euler", "edm", "identity") for interpolant in ("linear", "cosine")
+]
+
+
+def network(**choices) -> imm.JumpNetwork:
+    """With random weights also where a fresh one begins at zero."""
+    torch.manual_seed(0)
+    method = imm.JumpNetwork(imm.Recipe(**TINY, **choices), classes=3)
+    for parameter in method.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return method.eval()
+
+
+def times(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def test_patches_and_back() -> None:
+    image = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(unpatchify(patchify(image, 2), 2), image)
+
+
+def test_a_fresh_backbone_gives_zero_and_then_listens_to_its_condition() -> None:
+    torch.manual_seed(0)
+    backbone = DiffusionTransformer(8, 2, 32, 2, 2)
+    image, condition = torch.randn(2, 3, 8, 8), torch.randn(2, 32)
+    assert backbone(image, condition).abs().max() == 0
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    assert not torch.allclose(backbone(image, condition), backbone(image, condition.flip(0)), atol=1e-3)
+
+
+def test_near_times_have_near_features() -> None:
+    features = time_features(times(0.5, 0.501, 0.9), 64)
+    assert (features[0] - features[1]).norm() < (features[0] - features[2]).norm()
+
+
+@pytest.mark.parametrize("interpolant", ["linear", "cosine"])
+def test_ddim_with_the_true_data_goes_along_the_path(interpolant: str) -> None:
+    data, noise = torch.randn(2, 4), torch.randn(2, 4)
+    time, middle, to = times(0.9, 0.6), times(0.5, 0.5), times(0.2, 0.1)
+    x = noised(data, noise, time, interpolant)
+    torch.testing.assert_close(ddim(x, data, to, time, interpolant), noised(data, noise, to, interpolant))
+    torch.testing.assert_close(ddim(x, data, time, time, interpolant), x)
+    by_way = ddim(ddim(x, data, middle, time, interpolant), data, to, middle, interpolant)
+    torch.testing.assert_close(by_way, ddim(x, data, to, time, interpolant))
+    alpha, sigma = alpha_sigma(time, interpolant)
+    torch.testing.assert_close(to_time(sigma / alpha, interpolant), time)
+
+
+def test_flow_matching_wants_noise_minus_data() -> None:
+    data, noise = torch.randn(2, 4), torch.randn(2, 4)
+    assert flow_matching_loss(noise - data, data, noise) == 0
+    assert flow_matching_loss(torch.zeros(2, 4), data, noise) > 0
+
+
+@pytest.mark.parametrize(("parameters", "interpolant"), CHOICES)
+def test_a_jump_to_where_it_is_changes_nothing(parameters: str, interpolant: str) -> None:
+    method = network(parameters=parameters, interpolant=interpolant)
+    x, label = torch.randn(2, 3, 8, 8), torch.tensor([0, 2])
+    torch.testing.assert_close(method.jump(x, times(0.3, 0.8), times(0.3, 0.8), label), x)
+    assert not torch.allclose(method.jump(x, times(0.1, 0.2), times(0.3, 0.8), label), x, atol=1e-3)
+
+
+@pytest.mark.parametrize(("parameters", "interpolant"), CHOICES)
+def test_the_coefficient_is_the_output_s_share_of_a_jump(parameters: str, interpolant: str) -> None:
+    method = network(parameters=parameters, interpolant=interpolant)
+    x, label, to, time = torch.randn(2, 3, 8, 8), torch.tensor([0, 2]), times(0.1, 0.4), times(0.3, 0.8)
+    method._output = lambda x, to, time, label: torch.zeros_like(x)  # type: ignore[method-assign]
+    without = method.jump(x, to, time, label)
+    method._output = lambda x, to, time, label: torch.ones_like(x)  # type: ignore[method-assign]
+    share = (method.jump(x, to, time, label) - without).abs().flatten(1).mean(1)
+    torch.testing.assert_close(share, imm.coefficient(to, time, parameters, interpolant).abs(), atol=1e-5, rtol=1e-4)
+
+
+def test_the_discrepancy_is_that_of_the_plain_sums() -> None:
+    torch.manual_seed(0)
+    a, b, weight = torch.randn(2, 4, 6), torch.randn(2, 4, 6), times(1.0, 3.0)
+    found = imm.laplace_discrepancy(a, b, weight)
+    for group in range(2):
+        kernel = lambda x, y, w=weight[group]: math.exp(-w * (x - y).norm() / 6)  # noqa: E731
+        sums = [
+            sum(kernel(x, y) for x in first[group] for y in second[group]) / 16
+            for first, second in ((a, a), (b, b), (a, b))
+        ]
+        assert found[group].item() == pytest.approx(sums[0] + sums[1] - 2 * sums[2], abs=1e-5)
+    assert (found > 0).all()
+    torch.testing.assert_close(
+        imm.laplace_discrepancy(a, a[:, [2, 0, 3, 1]], weight), torch.zeros(2), atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize("interpolant", ["linear", "cosine"])
+def test_a_jump_is_learned_from_a_little_before_it_and_its_weight_is_finite(interpolant: str) -> None:
+    method = network(interpolant=interpolant)
+    time = torch.linspace(0.01, 0.994, 50)
+    earlier = method.before(time)
+    assert (earlier < time).all()
+    assert (earlier >= method.recipe.first).all()
+    (alpha_r, sigma_r), (alpha, sigma) = (alpha_sigma(when.double(), interpolant) for when in (earlier, time))
+    steps = (sigma / alpha - sigma_r / alpha_r)[(time > 0.1) & (time < 0.9)]
+    torch.testing.assert_close(steps, steps[:1].expand_as(steps), rtol=1e-2, atol=0)
+    weight = imm.loss_weight(time, interpolant, 5.0, 1.0)
+    assert weight.isfinite().all()
+    assert (weight >= 0).all()
+
+
+@pytest.mark.parametrize("particles", [1, 2, 4])
+def test_the_network_runs_twice_a_step_whatever_the_particles(particles: int) -> None:
+    method = network(particles=particles)
+    calls = []
+    forward = method.backbone.forward
+    method.backbone.forward = lambda *given: calls.append(torch.is_grad_enabled()) or forward(*given)
+    batch = {"image": torch.randn(8, 3, 8, 8), "label": torch.zeros(8).long(), "labelled": torch.ones(8).bool()}
+    method.losses(batch)["moments"].backward()
+    assert calls == [True, False]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_a_perfect_flow_arrives_at_the_data(steps: int) -> None:
+    method = network(objective="flow")
+    data = torch.randn(3, 8, 8)
+    method._output = lambda x, to, time, label: (x - data) / time.view(-1, 1, 1, 1) / imm.SIGMA  # type: ignore[method-assign]
+    made = method.generate({"label": torch.tensor([0, 1])}, steps, torch.Generator().manual_seed(0))
+    distance = (made - data / imm.SIGMA).abs().max()
+    assert distance < 0.02 * (1 + (data / imm.SIGMA).abs().max() + 4)
+
+
+@pytest.mark.parametrize("sampler", ["pushforward", "restart"])
+def test_the_same_seed_makes_the_same_pictures_and_guidance_of_one_is_none(sampler: str) -> None:
+    method = network(sampler=sampler)
+    batch = {"label": torch.tensor([0, 1, 2])}
+    first, again, other = (method.generate(batch, 3, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, atol=1e-3)
+    guided = network(sampler=sampler, guidance=2.0)
+    assert not torch.allclose(guided.generate(batch, 3, torch.Generator().manual_seed(0)), first, atol=1e-3)
+
+
+def test_the_kernel_distance_is_small_among_the_same_and_large_among_others() -> None:
+    torch.manual_seed(0)
+    one, same, other = torch.randn(300, 8), torch.randn(300, 8), torch.randn(300, 8) + 1
+    near, far = (kernel_distance("", one, second).value for second in (same, other))
+    assert abs(near) < 0.1 * far
+    kernel = lambda a, b: (1 + a @ b.T / 8) ** 3  # noqa: E731
+    own, theirs = kernel(one, one), kernel(other, other)
+    expected = (own.sum() - own.trace() + theirs.sum() - theirs.trace()) / 300 / 299 - 2 * kernel(one, other).mean()
+    assert far == pytest.approx(expected.item(), rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Corpus:
+    return corpora.digits()
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Corpus, tmp_path_factory: pytest.TempPathFactory):
+    recipe = imm.Recipe(**TINY, batch_size=64, learning_rate=2e-3, ema=0.9)
+    return train(recipe, digits, Budget(steps=80), out=tmp_path_factory.mktemp("digits") / "run")
+
+
+def test_the_classifier_that_judges_knows_real_digits(digits: Corpus) -> None:
+    processor = imm.Recipe(**TINY).processor(digits)
+    reader = Reader(digits, processor)
+    classifier = picture_classifier(digits, processor, reader)
+    _, examples = reader.read_all(digits.rows("test"))
+    batch = processor(image=[e["image"] for e in examples], label=[e["label"] for e in examples])
+    assert (classifier(batch["image"]).argmax(1) == batch["label"]).float().mean() > 0.9
+    assert picture_classifier(digits, processor, reader) is classifier
+
+
+@pytest.mark.parametrize("objective", ["consistency", "flow"])
+def test_the_other_objectives_train(objective: str, digits: Corpus) -> None:
+    recipe = imm.Recipe(**TINY, objective=objective, batch_size=64, learning_rate=2e-3)
+    losses = [e["losses"][objective] for e in train(recipe, digits, Budget(steps=60)).history if "losses" in e]
+    assert losses[-1] < losses[0]
+
+
+def test_moments_train_and_are_scored_by_steps(trained, digits: Corpus) -> None:
+    losses = [entry["losses"]["moments"] for entry in trained.history if "losses" in entry]
+    assert losses[-1] < losses[0]
+    few = digits.with_splits(digits.splits | {"test": digits.rows("test")[:100]})
+    scores = {score.name: score for score in evaluate(trained, few)}
+    assert scores["test/real_pictures/accuracy"].value > 0.9
+    for steps in (1, 2, 4, 8, 32):
+        assert scores[f"test/generation_in_{steps}/accuracy"].chance == pytest.approx(0.1)
+        assert not scores[f"test/generation_in_{steps}/kernel_distance"].higher_is_better
+    untrained = dataclasses.replace(trained, model=trained.recipe.build(trained.processor))
+    before = {score.name: score for score in evaluate(untrained, few)}
+    name = "test/generation_in_4/kernel_distance"
+    assert scores[name].value < before[name].value
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [({"batch_size": 30}, "groups of 4"), ({"objective": "flow", "interpolant": "cosine"}, "linear")],
+)
+def test_what_does_not_go_together_is_refused(choices: dict, said: str, digits: Corpus) -> None:
+    recipe = imm.Recipe(**TINY, **choices)
+    processor = recipe.processor(digits)
+    with pytest.raises(UserError, match=said):
+        recipe.build(processor)
+
+
+def test_the_command_makes_a_sheet(trained, polymodal, tmp_path) -> None:
+    done = polymodal("generate", str(trained.directory), "three", "seven", "--steps", "2", "--count", "5")
+    assert done.returncode == 0, done.stderr
+    picture = PILImage.open(tmp_path / "generated.png")
+    assert np.asarray(picture).std() > 1
+    assert picture.height == 4 + 2 * 68
+
+
+@pytest.mark.parametrize(
+    ("labels", "steps", "said"), [(["threee"], 1, "did you mean 'three'"), (["one"], 0, "at least 1")]
+)
+def test_wrong_words_and_numbers_are_named(labels: list[str], steps: int, said: str, trained) -> None:
+    with pytest.raises(UserError, match=said):
+        generate_pictures(trained, labels, 2, steps)
+
+
+def test_a_sheet_needs_a_name_and_a_place(tmp_path) -> None:
+    for name in ("x.foo", "nowhere/x.png"):
+        with pytest.raises(UserError, match="x"):
+            save_picture(PILImage.new("RGB", (2, 2)), str(tmp_path / name))
