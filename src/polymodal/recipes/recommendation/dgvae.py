@@ -228,7 +228,7 @@ class Recipe(Optimisation):
     """Weight of the mutual information between the two sides."""
     divergence_weight: float = 0.2
     """Weight of the divergence in the end (both sides)."""
-    anneal: int = 400
+    anneal: int = 100
     """Updates over which that weight rises from 0."""
 
     def processor(self, corpus: Corpus) -> HistoryProcessor:
@@ -261,7 +261,7 @@ claim = Claim(
         "one prototype": Recipe(prototypes=1, graph=False, words=False),
     },
     corpus="viewers",
-    budget=Budget(steps=600),
+    budget=Budget(steps=200),
     seeds=5,
     metrics=(
         "test/recommendation/Recall@20",
