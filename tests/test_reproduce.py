@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import polymodal as pm
+from polymodal import recipes
 from polymodal.errors import UserError
 from polymodal.evaluation.statistics import Estimate
 from polymodal.recipes.dual_encoders import clip, siglip
 from polymodal.reproduce import Arm, compare
 from polymodal.reproduce.claim import claim_of, claim_record, verdict
 from polymodal.reproduce.leaderboard import rows, terminal_table
+from polymodal.reproduce.page import recipe_page
 from polymodal.training import load_run
 from polymodal.types import Budget, Claim
 
@@ -125,3 +127,10 @@ def test_recorded_claims_are_those_of_the_recipes():
         assert len(record["seeds"]) >= 3
         assert record["verdict"] == verdict(Estimate(**record["difference"]))
         assert list(record["metrics"]) == list(claim.metrics)
+
+
+@pytest.mark.parametrize("name", recipes.entries())
+def test_pages_of_the_recipes_are_what_their_files_and_results_say(name: str) -> None:
+    folder = Path(__file__).parents[1] / "docs" / "recipes"
+    picture = f"{name}.png" if (folder / f"{name}.png").is_file() else None
+    assert (folder / f"{name}.md").read_text(encoding="utf-8") == recipe_page(name, picture), "run `make pages`"

@@ -1,0 +1,105 @@
+"""A page of documentation for a recipe, made of what its file says and of what its claim measured.
+
+`python -m polymodal.reproduce.page docs/recipes` writes one page for every recipe of the package.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from polymodal import recipes
+from polymodal.evaluation.statistics import Estimate
+from polymodal.reproduce.leaderboard import figure, number, signed
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def recipe_page(name: str, picture: str | None = None) -> str:
+    """Markdown. picture: a link to one that shows the recipe at work."""
+    found, entry = recipes.describe(name), recipes.entries()[name]
+    lines = [
+        f"# `{name}`",
+        "",
+        f"*{found['title']}* ({found['year']}), [arXiv {found['arxiv']}](https://arxiv.org/abs/{found['arxiv']})",
+        "",
+        f"Takes {' and '.join(entry.modalities)}; family `{entry.family}`, "
+        f"[`{name}.py`](../../src/polymodal/recipes/{entry.family}/{name}.py).",
+        "",
+        found["about"],
+        "",
+    ]
+    if picture:
+        lines += [f"![{name} at work]({picture})", ""]
+    lines += ["## From the paper to the code", "", "| in the file | what it is |", "|---|---|"]
+    lines += [f"| `{part}` | {said} |" for part, said in _parts(recipes.find(name))]
+    lines += ["", "## Measured", "", *_measured(name, found["claim"]), ""]
+    lines += ["## Hyper-parameters", "", "| flag | default | meaning and source |", "|---|---|---|"]
+    lines += [f"| `{row['flag']}` | {row['default']} | {row['meaning']} |" for row in found["hyper_parameters"]]
+    return "\n".join(lines) + "\n"
+
+
+def _parts(recipe: type) -> Iterator[tuple[str, str]]:
+    """The functions and classes of a recipe's file, and the public methods of its classes, with their first line."""
+    tree = ast.parse(inspect.getsource(sys.modules[recipe.__module__]))
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name == "Recipe":
+            continue
+        inner = node.body if isinstance(node, ast.ClassDef) else []
+        methods = [part for part in inner if isinstance(part, ast.FunctionDef) and not part.name.startswith("_")]
+        every = [(node.name, node), *((f"{node.name}.{method.name}", method) for method in methods)]
+        yield from ((name, said) for name, part in every if (said := _first_line(part)))
+
+
+def _first_line(node: ast.ClassDef | ast.FunctionDef) -> str:
+    return " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split()).replace("|", "\\|")
+
+
+def _measured(name: str, claim: str | None) -> list[str]:
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return [f"Claim: {claim} It has not been run yet: `polymodal reproduce {name}`." if claim else "No claim."]
+    result = json.loads(path.read_text(encoding="utf-8"))
+    arms = list(result["cost"])
+    lines = [
+        f"Claim: {result['claim']}",
+        "",
+        f"In the paper: {result['paper']}.",
+        "",
+        f"Here, on `{result['corpus']}` with {result['budget']} and {len(result['seeds'])} paired seeds: "
+        f"**{result['verdict']}**, by {result['metric']}: "
+        f"{signed(result['metric'], Estimate(**result['difference']))}"
+        + (f" (chance {number(result['metric'], result['chance'])})" if result["chance"] is not None else "")
+        + ".",
+        "",
+        f"| figure | {' | '.join(arms)} |",
+        "|---|" + "---|" * len(arms),
+    ]
+    for metric, by_arm in result["metrics"].items():
+        lines.append(f"| {metric} | {' | '.join(_estimate(metric, by_arm[arm]) for arm in arms)} |")
+    seconds = " | ".join(f"{result['cost'][arm]['seconds']:.0f} s" for arm in arms)
+    return [*lines, f"| training | {seconds} |", "", f"Brackets: 95 % intervals. Again: `polymodal reproduce {name}`."]
+
+
+def _estimate(metric: str, record: dict[str, Any]) -> str:
+    return figure(metric, Estimate(*(record[end] for end in ("value", "low", "high"))))
+
+
+def write_pages(folder: Path) -> list[Path]:
+    """A page for every recipe; a picture of the same name in the folder is shown on it."""
+    written = []
+    for name in recipes.entries():
+        picture = f"{name}.png" if (folder / f"{name}.png").is_file() else None
+        path = folder / f"{name}.md"
+        path.write_text(recipe_page(name, picture), encoding="utf-8")
+        written.append(path)
+    return written
+
+
+if __name__ == "__main__":
+    write_pages(Path(sys.argv[1]))
