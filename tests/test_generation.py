@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy
 import torch
 from PIL import Image as PILImage
 
@@ -15,7 +16,7 @@ from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate
-from polymodal.evaluation.generation import kernel_distance, picture_classifier
+from polymodal.evaluation.generation import frechet_distance, kernel_distance, picture_classifier
 from polymodal.layers.diffusion_transformer import DiffusionTransformer, time_features
 from polymodal.layers.patches import patchify, unpatchify
 from polymodal.objectives.diffusion import alpha_sigma, ddim, flow_matching_loss, noised, to_time
@@ -175,6 +176,18 @@ def test_the_kernel_distance_is_small_among_the_same_and_large_among_others() ->
     own, theirs = kernel(one, one), kernel(other, other)
     expected = (own.sum() - own.trace() + theirs.sum() - theirs.trace()) / 300 / 299 - 2 * kernel(one, other).mean()
     assert far == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_the_frechet_distance_is_that_of_the_matrix_square_root() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(200, 5)), 2 * rng.normal(size=(300, 5)) @ rng.normal(size=(5, 5)) + 1
+    first, second = np.cov(one.T), np.cov(other.T)
+    root = scipy.linalg.sqrtm(first @ second).real
+    expected = ((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(first + second - 2 * root)
+    found = frechet_distance("", torch.from_numpy(one).float(), torch.from_numpy(other).float()).value
+    assert found == pytest.approx(expected, rel=1e-4)
+    same = torch.from_numpy(one).float()
+    assert frechet_distance("", same, same.flip(0)).value == pytest.approx(0, abs=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,14 @@
 """How good are pictures that a method generates, by the number of its steps?
 
 A small classifier, trained on the corpus's real training pictures, looks at them: does it see the class that was asked
-for, and are its features distributed as those of real test pictures (kernel distance, Bińkowski et al. 2018)?
+for, and are its features distributed as those of real test pictures (Fréchet and kernel distance)?
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ def picture_classifier(corpus: Corpus, processor: Processor, reader: Reader) -> 
 
 
 def kernel_distance(name: str, made: Float[Tensor, "pictures dim"], real: Float[Tensor, "others dim"]) -> Score:
-    """Squared maximum mean discrepancy under the kernel (1 + x·y / dim)³, without bias (KID).
+    """Squared maximum mean discrepancy under the kernel (1 + x·y / dim)³, without bias (KID, Bińkowski et al. 2018).
 
     The unit is a generated picture: how much more it is alike the other generated ones than the real ones, plus what is
     the same for all pictures.
@@ -80,6 +81,21 @@ def kernel_distance(name: str, made: Float[Tensor, "pictures dim"], real: Float[
     alike = own.sum(1) / (len(made) - 1) - 2 * kernel(made, real).mean(1)
     constant = theirs.sum() / (len(real) * (len(real) - 1))
     return Score(name, (alike + constant).numpy(), higher_is_better=False)
+
+
+def frechet_distance(name: str, made: Float[Tensor, "pictures dim"], real: Float[Tensor, "others dim"]) -> Score:
+    """Squared distance of the normal distributions with the means and covariances of both (FID, Heusel et al. 2017).
+
+    It grows as samples get fewer, so it compares only what was made of equally many.
+    """
+    a, b = made.double(), real.double()
+    mean = (a.mean(0) - b.mean(0)).square().sum()
+    first, second = torch.cov(a.T), torch.cov(b.T)
+    values, vectors = torch.linalg.eigh(first)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
+    distance = mean + first.trace() + second.trace() - 2 * cross
+    return Score(name, np.array([float(distance.clamp(min=0))]), higher_is_better=False)
 
 
 def generation_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
@@ -101,6 +117,7 @@ def generation_scores(method: nn.Module, processor: Processor, reader: Reader, s
             made = method.generate(condition, steps, generator).cpu()
             task = f"{split}/generation_in_{steps}"
             scores.append(balanced_accuracy(f"{task}/accuracy", classifier(made).argmax(1).numpy(), labels))
+            scores.append(frechet_distance(f"{task}/frechet_distance", classifier.features(made), of_real))
             scores.append(kernel_distance(f"{task}/kernel_distance", classifier.features(made), of_real))
     return scores
 

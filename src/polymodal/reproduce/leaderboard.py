@@ -24,9 +24,9 @@ HEADLINE = (
     "test/recommendation/Recall@20",
     "test/recommendation/NDCG@20",
     "test/most_popular/Recall@20",
-    "test/generation_in_1/kernel_distance",
-    "test/generation_in_4/kernel_distance",
-    "test/generation_in_32/kernel_distance",
+    "test/generation_in_1/frechet_distance",
+    "test/generation_in_4/frechet_distance",
+    "test/generation_in_32/frechet_distance",
     "test/generation_in_1/accuracy",
 )
 

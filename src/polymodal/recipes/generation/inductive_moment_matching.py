@@ -7,6 +7,7 @@ induction, without a teacher and without simulation (sections 4 to 6 of the meth
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from polymodal.objectives.diffusion import (
     to_time,
 )
 from polymodal.training.optimiser import Optimisation
-from polymodal.types import Batch, Example, Paper
+from polymodal.types import Batch, Budget, Claim, Example, Paper
 
 paper = Paper(
     slug="inductive-moment-matching",
@@ -204,8 +205,9 @@ class Recipe(Optimisation):
     """What the network's output means: a velocity, EDM's mixture, or the picture itself (appendix)."""
     interpolant: Interpolant = "linear"
     """How data become noise; flow takes linear only."""
-    halvings: int = 12
-    """A jump is learned from one that starts 1/2^halvings of the largest noise-over-data earlier."""
+    halvings: int = 8
+    """A jump is learned from one that starts 1/2^halvings of the largest noise-over-data earlier; 12 to 15 in the paper,
+    where training is a thousand times as long and induction may take smaller steps."""
     first: float = 0.006
     """Smallest time: the end of sampling."""
     last: float = 0.994
@@ -246,3 +248,32 @@ class Recipe(Optimisation):
     def paper(cls) -> Recipe:
         """CIFAR-10 (table 6 of the method's paper), with DiT-B in place of the U-Net."""
         return cls(batch_size=4096, learning_rate=1e-4, ema=0.9999, size=32, width=768, depth=12, heads=12, halvings=15)
+
+
+_jumps = Recipe(size=8, width=64, depth=3, learning_rate=2e-3)
+claim = Claim(
+    sentence="Trained for jumps of any length, a network makes better pictures in one step than flow matching does.",
+    baseline=dataclasses.replace(_jumps, objective="flow"),
+    treatment=_jumps,
+    further={
+        "two particles": dataclasses.replace(_jumps, particles=2),
+        "one particle (consistency)": dataclasses.replace(_jumps, objective="consistency"),
+    },
+    corpus="digits",
+    budget=Budget(steps=1500),
+    seeds=3,
+    metrics=(
+        "test/generation_in_1/frechet_distance",
+        "test/generation_in_2/frechet_distance",
+        "test/generation_in_4/frechet_distance",
+        "test/generation_in_8/frechet_distance",
+        "test/generation_in_32/frechet_distance",
+        "test/real_pictures/frechet_distance",
+        "test/generation_in_1/kernel_distance",
+        "test/generation_in_4/kernel_distance",
+        "test/generation_in_1/accuracy",
+        "test/generation_in_4/accuracy",
+        "test/real_pictures/accuracy",
+    ),
+    paper_figures="CIFAR-10 FID 3.20 in one step and 1.98 in two, against 6.35 of flow matching in 142",
+)
