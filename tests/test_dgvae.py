@@ -18,6 +18,8 @@ from polymodal.evaluation.ranking import ranking_scores
 from polymodal.modalities import History
 from polymodal.modalities.history import Item
 from polymodal.recipes.recommendation import dgvae
+from polymodal.serving.embedding import write_embeddings
+from polymodal.serving.search import search_pictures
 from polymodal.training import load_run, train
 from polymodal.types import Budget
 
@@ -209,6 +211,16 @@ def test_explanations_name_unseen_films_and_words_of_each_prototype(trained) -> 
         assert len(items) == len(words) == 4
         assert not set(items) & set(history.tolist())
         assert set(words) <= set(run.model.vocabulary)
+
+
+def test_what_such_a_run_cannot_do_is_said(trained) -> None:
+    viewers, run = trained
+    with pytest.raises(UserError, match="cannot embed"):
+        search_pictures(run, viewers, "war")
+    with pytest.raises(UserError, match="cannot embed"):
+        write_embeddings(run, viewers, run.directory / "vectors.parquet")
+    with pytest.raises(UserError, match="takes history"):
+        run.processor(text=["war"])
 
 
 @pytest.mark.parametrize("choice", [{"graph": False}, {"words": False}, {"words": False, "prototypes": 1}])

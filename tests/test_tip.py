@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy.stats import ks_2samp
@@ -18,11 +20,13 @@ from polymodal.draws import Draws
 from polymodal.encoders.table import TableEncoderConfig
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate, validation
-from polymodal.evaluation.incomplete_tables import PROTOCOLS, columns_by_importance, missing_cells
+from polymodal.evaluation.incomplete_tables import PROTOCOLS, Labelled, answers, columns_by_importance, missing_cells
 from polymodal.layers.fusion import FusionTransformer
-from polymodal.modalities.table import TableRows, replaced, some_columns
+from polymodal.modalities.table import TableRow, TableRows, replaced, some_columns
 from polymodal.objectives.matching import hard_negatives, matching_loss
 from polymodal.recipes.science import tip
+from polymodal.serving.embedding import write_embeddings
+from polymodal.serving.search import search_pictures
 from polymodal.training import load_run, train
 from polymodal.types import Budget, CanClassify
 
@@ -200,26 +204,28 @@ def test_evaluation_knows_missing_cells_and_a_loaded_run_scores_the_same(trained
     assert scores["test/linear_probe_grade/image/accuracy"].value > 0.25
     assert scores["test/fill_cells/squared_error"].value < scores["test/fill_cells/squared_error"].chance
     assert scores["test/table_to_image/R@10"].value > 0
-    again = {score.name: score for score in evaluate(load_run(trained.directory), solar_cells)}
-    for name, score in scores.items():
-        np.testing.assert_allclose(again[name].units, score.units, atol=1e-5, err_msg=name)
+    examples = Labelled.of(Reader(solar_cells, trained.processor), "validation", "grade").examples
+    before, after = (list(answers(run, examples, "features")) for run in (trained, load_run(trained.directory)))
+    for batch, again in zip(before, after, strict=True):
+        for name, vectors in batch.items():
+            torch.testing.assert_close(again[name], vectors)
 
 
-def test_the_important_columns_are_those_that_tell_the_label(solar_cells: Corpus) -> None:
-    from polymodal.evaluation.incomplete_tables import Labelled
+def test_pictures_and_rows_are_embedded_and_words_refused(trained, solar_cells: Corpus, tmp_path: Path) -> None:
+    few = dataclasses.replace(solar_cells, table=solar_cells.table.slice(0, 5))
+    assert write_embeddings(trained, few, tmp_path / "vectors.parquet") == (5, {})
+    assert pq.read_table(tmp_path / "vectors.parquet").column_names == ["key", "image", "table"]
+    with pytest.raises(UserError, match="does not take text"):
+        search_pictures(trained, solar_cells, "a crack")
 
+
+def test_the_important_columns_are_those_that_tell_the_label() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=200)
-    examples = [
-        {"table": tip_row(np.array([rng.normal(), label + 0.1 * rng.normal(), rng.normal()]))} for label in labels
-    ]
+    numbers = rng.normal(size=(200, 3))
+    numbers[:, 1] = labels + 0.1 * numbers[:, 1]
+    examples = [{"table": TableRow(row.astype(np.float32), np.array([0]))} for row in numbers]
     assert columns_by_importance(Labelled(examples, labels))[0] == 1
-
-
-def tip_row(numbers: np.ndarray):
-    from polymodal.modalities.table import TableRow
-
-    return TableRow(numbers.astype(np.float32), np.array([0]))
 
 
 def test_mean_and_mode_stand_in_where_the_recipe_says_so(solar_cells: Corpus) -> None:

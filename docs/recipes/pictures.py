@@ -62,7 +62,7 @@ def dgvae(results: Path) -> None:
         (f"prototype {number}", [catalogue[item].title for item in items], words)
         for number, (items, words) in enumerate(prototypes, start=1)
     ]
-    figure, every = plt.subplots(1, len(columns), figsize=(11, 3.8), layout="constrained")
+    figure, every = plt.subplots(1, len(columns), figsize=(11, 2.5), layout="constrained")
     for axes, (title, films, words) in zip(every, columns, strict=True):
         axes.axis("off")
         axes.set_title(title, loc="left", fontsize=10, fontweight="bold")

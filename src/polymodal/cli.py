@@ -260,9 +260,21 @@ def _train(
     _console().print(
         f"Trained {record['steps']:,} steps, {record['examples']:,} examples in {record['seconds']:.0f} s: "
         f"{out}.{skipped}{_said_of_features(record.get('features', {}))}"
-        f'\nNext: polymodal evaluate {out}   or   polymodal search {out} "a red fruit"',
+        f"\nNext: polymodal evaluate {out}{_use_of(run, out)}",
         highlight=False,
     )
+
+
+def _use_of(run: Any, out: Any) -> str:
+    """The command that shows what such a run is for."""
+    from polymodal.types import CanEmbed, CanGenerate
+
+    if isinstance(run.model, CanGenerate):
+        return f"   or   polymodal generate {out}"
+    if not isinstance(run.model, CanEmbed):
+        return ""
+    with_text = "text" in getattr(run.processor, "columns", ("text",))
+    return f'   or   polymodal search {out} "a red fruit"' if with_text else f"   or   polymodal embed {out}"
 
 
 def _said_of_features(features: dict[str, dict[str, int]]) -> str:

@@ -61,6 +61,9 @@ class ColumnsProcessor:
         return {name: column.read(corpus, row) for name, column in self.columns.items()}
 
     def __call__(self, **columns: list[Any]) -> Batch:
+        for name in columns:
+            if name not in self.columns:
+                raise UserError(f"This method does not take {name}; it takes {', '.join(self.columns)}.")
         return {name: self.columns[name](values) for name, values in columns.items()}
 
     def save(self, directory: Path) -> None:

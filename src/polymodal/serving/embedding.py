@@ -13,12 +13,13 @@ from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.training.run import Run
+from polymodal.types import Example
 
 CHUNK = 1024  # examples in memory at once
 
 
 def write_embeddings(run: Run, corpus: Corpus, out: Path) -> tuple[int, dict[str, str]]:
-    """Columns key, image and text (fixed-size lists of float32); text is the mean over an example's captions.
+    """A column key, and one of vectors for each that the run embeds, such as image and text (lists of float32).
 
     Returns how many examples were written, and key -> reason for those that could not be read. The file appears whole
     or not at all. Raises UserError when the run cannot embed or the file cannot be written.
@@ -32,20 +33,9 @@ def write_embeddings(run: Run, corpus: Corpus, out: Path) -> tuple[int, dict[str
             rows, examples = reader.read_all(np.arange(start, min(start + CHUNK, len(corpus))))
             if not examples:
                 continue
-            captions = [[caption.text for caption in example["text"]] for example in examples]
-            counts = [len(texts) for texts in captions]
-            vectors = run.embed(
-                image=[example["image"] for example in examples], text=[text for texts in captions for text in texts]
-            )
-            texts = np.stack([part.mean(0).numpy() for part in vectors["text"].split(counts)])
-            texts /= np.linalg.norm(texts, axis=1, keepdims=True).clip(min=1e-12)
-            table = pa.table(
-                {
-                    "key": [corpus.key(int(row)) for row in rows],
-                    "image": _vectors(vectors["image"].numpy()),
-                    "text": _vectors(texts),
-                }
-            )
+            keys = {"key": [corpus.key(int(row)) for row in rows]}
+            names = [name for name in examples[0] if name != "label"]
+            table = pa.table(keys | {name: _vectors(_embedded(run, name, examples)) for name in names})
             writer = writer or pq.ParquetWriter(aside, table.schema)
             writer.write_table(table)
             written += len(rows)
@@ -58,6 +48,17 @@ def write_embeddings(run: Run, corpus: Corpus, out: Path) -> tuple[int, dict[str
     finally:
         aside.unlink(missing_ok=True)
     return written, reader.skipped
+
+
+def _embedded(run: Run, column: str, examples: list[Example]) -> np.ndarray:
+    """One vector an example; that of several captions is their mean, normalised again."""
+    values = [example[column] for example in examples]
+    if column != "text":
+        return run.embed(256, **{column: values})[column].numpy()
+    captions = [caption.text for texts in values for caption in texts]
+    parts = run.embed(text=captions)["text"].split([len(texts) for texts in values])
+    means = np.stack([part.mean(0).numpy() for part in parts])
+    return means / np.linalg.norm(means, axis=1, keepdims=True).clip(min=1e-12)
 
 
 def _vectors(values: np.ndarray) -> pa.FixedSizeListArray:

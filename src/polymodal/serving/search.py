@@ -29,18 +29,22 @@ class Hit(NamedTuple):
 
 
 def search_pictures(run: Run, corpus: Corpus, query: str, count: int = 8, split: str = "test") -> list[Hit]:
-    """The pictures most similar to some words, best first; `split` may be `all`. Raises UserError without a query."""
+    """The pictures most similar to some words, best first; `split` may be `all`.
+
+    Raises UserError without a query, or when the run does not embed texts.
+    """
     if not query.strip():
         raise UserError("The query is empty; say what to look for.")
     if count < 1:
         raise UserError("--top is at least 1.")
+    asked = run.embed(text=[query])["text"]
     reader = Reader(corpus, run.processor)
     rows, examples = reader.read_all(np.arange(len(corpus)) if split == "all" else corpus.rows(split))
     if not examples:
         raise UserError(f"The split '{split}' of '{corpus.name}' has no readable example to search.")
-    vectors = run.embed(text=[query], image=[example["image"] for example in examples])
-    places = top(vectors["text"], vectors["image"], count)[0]
-    similarity = vectors["image"] @ vectors["text"][0]
+    pictures = run.embed(image=[example["image"] for example in examples])["image"]
+    places = top(asked, pictures, count)[0]
+    similarity = pictures @ asked[0]
     return [
         Hit(int(rows[n]), corpus.key(int(rows[n])), float(similarity[n]), examples[n]["text"][0].text) for n in places
     ]

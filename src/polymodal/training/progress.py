@@ -34,7 +34,8 @@ def cells(progress: Where, reached: float, losses: Mapping[str, Any]) -> dict[st
 
 def speed(said: Mapping[str, str]) -> str:
     """The cells about speed and memory, in a few words."""
-    return f"{said['rate']} examples/s, {said['tokens']} tokens/s ({said['fill']} full), {said['memory']}"
+    tokens = f", {said['tokens']} tokens/s ({said['fill']} full)" if said["tokens"] != "0" else ""
+    return f"{said['rate']} examples/s{tokens}, {said['memory']}"
 
 
 def memory_in_use() -> int:

@@ -206,8 +206,8 @@ class Recipe(Optimisation):
     interpolant: Interpolant = "linear"
     """How data become noise; flow takes linear only."""
     halvings: int = 8
-    """A jump is learned from one that starts 1/2^halvings of the largest noise-over-data earlier; 12 to 15 in the paper,
-    where training is a thousand times as long and induction may take smaller steps."""
+    """A jump is learned from one that starts 1/2^halvings of the largest noise-over-data earlier. 12 to 15 in the
+    paper, whose training is a thousand times as long."""
     first: float = 0.006
     """Smallest time: the end of sampling."""
     last: float = 0.994
