@@ -373,31 +373,31 @@ def search(arguments: Arguments) -> None:
 
 
 def generate(arguments: Arguments) -> None:
-    """make pictures with a run that generates: one line a class, or only the classes that are named"""
-    usage = "generate RUN [LABEL ...] [--steps 8] [--count 8] [--out generated.png]"
+    """make pictures with a run that generates: of every class, or of what is said"""
+    usage = 'generate RUN [CLASS | "WORDS" ...] [--steps 8] [--count 8] [--out generated.png]'
     place, rest = _positional(arguments, usage)
-    labels = _leading(rest)
+    words = _leading(rest)
 
     @dataclass(frozen=True)
     class Options:
         steps: int = 8
         """Evaluations of the network a picture; more take longer and may be better."""
         count: int = 8
-        """Pictures of each class."""
+        """Pictures of each."""
         seed: int = 0
         """Of the noise that the pictures begin with."""
         out: str = "generated.png"
         """Where to save the sheet of pictures."""
 
-    options = _parse(Options, rest[len(labels) :], "generate RUN [LABEL ...]", generate)
-    from polymodal.serving.generation import generate_pictures, sheet
+    options = _parse(Options, rest[len(words) :], 'generate RUN [CLASS | "WORDS" ...]', generate)
+    from polymodal.serving.generation import generate_pictures, known_classes, sheet
     from polymodal.serving.pictures import save_picture
     from polymodal.training import load_run
 
     run = load_run(place)
-    rows = generate_pictures(run, labels, options.count, options.steps, options.seed)
-    titles = labels or list(run.processor.label.names)  # type: ignore[attr-defined]
-    save_picture(sheet(rows, titles), options.out)
+    wanted = words or known_classes(run)
+    rows = generate_pictures(run, wanted, options.count, options.steps, options.seed)
+    save_picture(sheet(rows, wanted), options.out)
     _console().print(f"Wrote {len(rows)} x {options.count} pictures to {options.out}.", highlight=False)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.corpora import Corpus
+from polymodal.data.conditioned_image import ConditionedImageProcessor
 from polymodal.data.loader import Reader
 from polymodal.evaluation.classification import balanced_accuracy
 from polymodal.evaluation.statistics import Score
@@ -99,11 +100,12 @@ def frechet_distance(name: str, made: Float[Tensor, "pictures dim"], real: Float
 
 
 def generation_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
-    """One picture for the label of each test picture, for several numbers of steps, and the real ones beside them."""
+    """One picture for label and text of each test picture, for several numbers of steps, and the real ones beside."""
     assert isinstance(method, CanGenerate)
     classifier = picture_classifier(reader.corpus, processor, reader)
     real = _batch(processor, reader, split)
     labels = real["label"].numpy()
+    conditions = {name: value for name, value in real.items() if name != "image"}
     device = next(method.parameters()).device
     scores = []
     with evaluating(method), torch.inference_mode():
@@ -113,8 +115,7 @@ def generation_scores(method: nn.Module, processor: Processor, reader: Reader, s
         )
         for steps in STEPS:
             generator = torch.Generator().manual_seed(0)
-            condition = to_device({"label": real["label"]}, device)
-            made = method.generate(condition, steps, generator).cpu()
+            made = method.generate(to_device(conditions, device), steps, generator).cpu()
             task = f"{split}/generation_in_{steps}"
             scores.append(balanced_accuracy(f"{task}/accuracy", classifier(made).argmax(1).numpy(), labels))
             scores.append(frechet_distance(f"{task}/frechet_distance", classifier.features(made), of_real))
@@ -124,4 +125,5 @@ def generation_scores(method: nn.Module, processor: Processor, reader: Reader, s
 
 def _batch(processor: Processor, reader: Reader, split: str) -> Batch:
     _, examples = reader.read_all(reader.corpus.rows(split))
-    return processor(image=[e["image"] for e in examples], label=[e["label"] for e in examples])
+    assert isinstance(processor, ConditionedImageProcessor)
+    return processor(image=[example["image"] for example in examples]) | processor.conditions(examples)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
+from polymodal.data.conditioned_image import ConditionedImageProcessor
 from polymodal.errors import UserError, unknown
 from polymodal.training.run import Run, evaluating, to_device
 from polymodal.types import CanGenerate
@@ -16,28 +17,41 @@ from polymodal.types import CanGenerate
 SIDE, MARGIN = 64, 4  # of a picture of the sheet
 
 
-def generate_pictures(run: Run, labels: Sequence[str], count: int, steps: int, seed: int = 0) -> list[list[Any]]:
-    """`count` pictures (Pillow) of each label. labels: of the run's classes; none means all of them.
+def generate_pictures(run: Run, words: Sequence[str], count: int, steps: int, seed: int = 0) -> list[list[Any]]:
+    """`count` pictures (Pillow) for each of the words, which are a class of the run or, where it reads them, any words.
 
-    Raises UserError when the run cannot generate, or for a label that it does not know.
+    Raises UserError when the run cannot generate, or for words that it does not know.
     """
     if not isinstance(run.model, CanGenerate):
         raise UserError(f"The run '{run.name}' cannot generate: its method has no `generate`.")
     if count < 1 or steps < 1:
         raise UserError("--count and --steps are at least 1.")
-    processor: Any = run.processor
-    names = list(processor.label.names)
-    for label in labels:
-        if label not in names:
-            raise unknown("label of this run", label, names)
-    numbers = [names.index(label) for label in labels or names]
+    processor = run.processor
+    assert isinstance(processor, ConditionedImageProcessor)
+    names = list(processor.label.names) if processor.label is not None else []
     device = next(run.model.parameters()).device
-    batch = to_device(processor(label=[number for number in numbers for _ in range(count)]), device)
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
     with evaluating(run.model):
-        made = run.model.generate(batch, steps, torch.Generator().manual_seed(seed)).cpu()
-    pixels = (processor.image.shown(made) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    pictures = [PILImage.fromarray(picture) for picture in pixels]
-    return [pictures[first : first + count] for first in range(0, len(pictures), count)]
+        for word in words:
+            if word in names:
+                batch = processor(label=[names.index(word)] * count)
+            elif processor.text is not None:
+                batch = processor(text=[word] * count)
+            else:
+                raise unknown("label of this run", word, names)
+            made = run.model.generate(to_device(batch, device), steps, generator).cpu()
+            pixels = (processor.image.shown(made) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            rows.append([PILImage.fromarray(picture) for picture in pixels])
+    return rows
+
+
+def known_classes(run: Run) -> list[str]:
+    """What a run can generate without being told anything else. Raises UserError when that is nothing."""
+    label = getattr(run.processor, "label", None)
+    if not isinstance(run.model, CanGenerate) or label is None:
+        raise UserError(f"Say what '{run.name}' is to generate, in words.")
+    return list(label.names)
 
 
 def sheet(rows: Sequence[Sequence[PILImage.Image]], titles: Sequence[str]) -> PILImage.Image:

@@ -19,8 +19,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.corpora import Corpus
-from polymodal.data.image_label import ImageLabelProcessor
+from polymodal.data.conditioned_image import ConditionedImageProcessor
 from polymodal.draws import Draws
+from polymodal.encoders.condition import Condition
+from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.diffusion_transformer import DiffusionTransformer, TimeEmbedding
 from polymodal.modalities.image_augmentation import NONE, ImageAugmentation, augment
@@ -83,21 +85,22 @@ def loss_weight(time: Times, interpolant: Interpolant, shift: float, power: floa
 
 
 class JumpNetwork(nn.Module):
-    def __init__(self, recipe: Recipe, classes: int):
+    def __init__(self, recipe: Recipe, classes: int, vocabulary: int = 0):
+        """classes, vocabulary: of the labels and texts that pictures are generated from, 0 where there are none."""
         super().__init__()
         self.recipe = recipe
         self.backbone = DiffusionTransformer(recipe.size, recipe.patch, recipe.width, recipe.depth, recipe.heads)
         self.from_time = TimeEmbedding(recipe.width)
         self.to_time = TimeEmbedding(recipe.width)
-        self.label = nn.Embedding(classes + 1, recipe.width)  # the last one: no label
+        self.condition = Condition(recipe.width, recipe.text, classes, vocabulary)
 
-    def jump(self, x: Pictures, to: Times, time: Times, label: Tensor, guidance: float = 1.0) -> Pictures:
-        """x, which is at `time`, at `to`. label: numbers; guidance: weight of what the label adds, 1 as it is."""
+    def jump(self, x: Pictures, to: Times, time: Times, condition: Tensor, guidance: float = 1.0) -> Pictures:
+        """x, which is at `time`, at `to`. guidance: weight of what the condition adds, 1 as it is."""
         recipe = self.recipe
-        output = self._output(x, to, time, label)
+        output = self._output(x, to, time, condition)
         if guidance != 1.0:
-            none = torch.full_like(label, self.label.num_embeddings - 1)
-            output = guidance * output + (1 - guidance) * self._output(x, to, time, none)
+            without = self._output(x, to, time, self.condition({}).expand_as(condition))
+            output = guidance * output + (1 - guidance) * without
         if recipe.parameters == "identity":
             return ddim(x, output, to, time, recipe.interpolant)
         share = over(coefficient(to, time, recipe.parameters, recipe.interpolant), x)
@@ -107,25 +110,25 @@ class JumpNetwork(nn.Module):
         kept = (alpha_t * alpha_s + sigma_t * sigma_s) / (alpha_t**2 + sigma_t**2)
         return over(kept, x) * x - share * output
 
-    def _output(self, x: Pictures, to: Times, time: Times, label: Tensor) -> Pictures:
+    def _output(self, x: Pictures, to: Times, time: Times, condition: Tensor) -> Pictures:
         alpha, sigma = alpha_sigma(time, self.recipe.interpolant)
         if self.recipe.objective == "flow":
             to = time  # a flow knows no destination
-        condition = self.from_time(time) + self.to_time(to) + self.label(label)
-        return self.backbone(x / over(SIGMA * (alpha**2 + sigma**2).sqrt(), x), condition)
+        scaled = x / over(SIGMA * (alpha**2 + sigma**2).sqrt(), x)
+        return self.backbone(scaled, self.from_time(time) + self.to_time(to) + condition)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """moments, consistency or flow, as the recipe says."""
         recipe, data = self.recipe, SIGMA * batch["image"]
         noise = SIGMA * torch.randn_like(data)
-        label = batch["label"].where(batch["labelled"], self.label.num_embeddings - 1)
+        condition = self.condition(batch)
         particles = recipe.particles if recipe.objective == "moments" else 1
         groups = len(data) // particles
         low, high = recipe.first, recipe.last
         time = low + (high - low) * torch.rand(groups, device=data.device).clamp(min=0.01)
         if recipe.objective == "flow":
             x = noised(data, noise, time)
-            return {"flow": flow_matching_loss(SIGMA * self._output(x, time, time, label), data, noise)}
+            return {"flow": flow_matching_loss(SIGMA * self._output(x, time, time, condition), data, noise)}
         to = low + (time - low) * torch.rand(groups, device=data.device)
         middle = torch.maximum(to, self.before(time))
         weight = loss_weight(time, recipe.interpolant, recipe.weight_shift, recipe.weight_power)
@@ -133,12 +136,12 @@ class JumpNetwork(nn.Module):
 
         every = [when.repeat_interleave(particles) for when in (to, middle, time)]
         rows = slice(0, groups * particles)
-        data, noise, label = data[rows], noise[rows], label[rows]
+        data, noise, condition = data[rows], noise[rows], condition[rows]
         x = noised(data, noise, every[2], recipe.interpolant)
         nearer = ddim(x, data, every[1], every[2], recipe.interpolant)
-        ours = self.jump(x, every[0], every[2], label)
+        ours = self.jump(x, every[0], every[2], condition)
         with torch.no_grad():
-            target = self.jump(nearer, every[0], every[1], label)
+            target = self.jump(nearer, every[0], every[1], condition)
         ours, target = (points.flatten(1).unflatten(0, (groups, particles)) for points in (ours, target))
         if recipe.objective == "consistency":
             error = (ours - target).square().mean((1, 2))
@@ -160,19 +163,20 @@ class JumpNetwork(nn.Module):
 
     @torch.no_grad()
     def generate(self, batch: Batch, steps: int, generator: torch.Generator | None = None) -> Pictures:
-        """A picture for each label, normalised as the processor's, in `steps` jumps at equally spaced times."""
-        recipe, label = self.recipe, batch["label"]
-        shape = (len(label), 3, recipe.size, recipe.size)
-        noise = torch.randn(shape, generator=generator).to(label.device)
-        times = torch.linspace(recipe.last, recipe.first, steps + 1, device=label.device)
+        """A picture for each label or text, normalised as the processor's, in `steps` jumps at equally spaced times."""
+        recipe, condition = self.recipe, self.condition(batch)
+        count, device = len(condition), condition.device
+        shape = (count, 3, recipe.size, recipe.size)
+        noise = torch.randn(shape, generator=generator).to(device)
+        times = torch.linspace(recipe.last, recipe.first, steps + 1, device=device)
         x = SIGMA * noise
         for now, then in itertools.pairwise(times):
-            start, end = now.expand(len(label)), then.expand(len(label))
+            start, end = now.expand(count), then.expand(count)
             if recipe.sampler == "pushforward":
-                x = self.jump(x, end, start, label, recipe.guidance)
+                x = self.jump(x, end, start, condition, recipe.guidance)
             else:
-                data = self.jump(x, torch.full_like(start, recipe.first), start, label, recipe.guidance)
-                again = SIGMA * torch.randn(shape, generator=generator).to(label.device)
+                data = self.jump(x, torch.full_like(start, recipe.first), start, condition, recipe.guidance)
+                again = SIGMA * torch.randn(shape, generator=generator).to(device)
                 x = noised(data, again, end, recipe.interpolant) if then > recipe.first else data
         return x / SIGMA
 
@@ -216,33 +220,40 @@ class Recipe(Optimisation):
     """Of the log signal-to-noise ratio at which the loss's weight falls off (b of equation 13)."""
     weight_power: float = 1.0
     """Of alpha in that weight (a of equation 13): 1 for single steps, 2 for several."""
-    unlabelled: float = 0.1
-    """Share of examples that train without their label, for guidance."""
+    text: TextEncoderConfig = TextEncoderConfig()
+    """Reads the words that pictures are generated from, where the corpus has any."""
+    unconditioned: float = 0.1
+    """Share of examples that train without their label and text, for guidance."""
     guidance: float = 1.0
-    """Weight of the label in sampling; other values than 1 run the network twice a step."""
+    """Weight of label and text in sampling; other values than 1 run the network twice a step."""
     sampler: Literal["pushforward", "restart"] = "pushforward"
     """From time to time directly, or through data and fresh noise."""
     augmentation: ImageAugmentation = NONE
 
-    def processor(self, corpus: Corpus) -> ImageLabelProcessor:
-        return ImageLabelProcessor.fit(corpus, self.size)
+    def processor(self, corpus: Corpus) -> ConditionedImageProcessor:
+        return ConditionedImageProcessor.fit(corpus, self.size, self.text.tokenizer)
 
-    def load_processor(self, directory: Path) -> ImageLabelProcessor:
-        return ImageLabelProcessor.load(directory)
+    def load_processor(self, directory: Path) -> ConditionedImageProcessor:
+        return ConditionedImageProcessor.load(directory, self.text.load_tokenizer)
 
-    def build(self, processor: ImageLabelProcessor) -> JumpNetwork:
+    def build(self, processor: ConditionedImageProcessor) -> JumpNetwork:
         if self.objective == "moments" and self.batch_size % self.particles:
             raise UserError(f"A batch of {self.batch_size} does not divide into groups of {self.particles} particles.")
         if self.objective == "flow" and (self.interpolant, self.parameters) != ("linear", "euler"):
             raise UserError("The objective flow goes with --interpolant linear and --parameters euler.")
-        return JumpNetwork(self, len(processor.label.names))
+        classes = len(processor.label.names) if processor.label is not None else 0
+        return JumpNetwork(self, classes, processor.text.tokenizer.vocabulary if processor.text is not None else 0)
 
-    def training_batch(self, examples: list[Example], processor: ImageLabelProcessor, draws: Draws) -> Batch:
-        """Pictures and labels, and which of the labels are shown."""
+    def training_batch(self, examples: list[Example], processor: ConditionedImageProcessor, draws: Draws) -> Batch:
+        """Pictures, their labels and captions, and for which of them either is shown."""
         pixels = processor.image.pixels([example["image"] for example in examples])
         image = processor.image.normalise(augment(pixels, self.augmentation, draws))
-        label = processor.label([example["label"] for example in examples])
-        return {"image": image, "label": label, "labelled": draws.uniform() >= self.unlabelled}
+        conditions = processor.conditions(examples, draws.generators)
+        any_shown, which = draws.uniform() >= self.unconditioned, draws.uniform()
+        both = len(conditions) > 1
+        hidden = {"label": both & (which < 0.25), "text": both & (which > 0.75)}  # either is to do alone, too
+        shown = {f"{name}_shown": any_shown & ~hidden[name] for name in conditions}
+        return {"image": image} | conditions | shown
 
     @classmethod
     def paper(cls) -> Recipe:
