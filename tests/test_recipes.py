@@ -18,6 +18,7 @@ from polymodal.modalities.image_augmentation import STRONG
 from polymodal.objectives.contrastive import info_nce
 from polymodal.recipes.dual_encoders import clip, improved_clip, siglip, sparc
 from polymodal.recipes.dual_encoders._base import may_flip
+from polymodal.recipes.new import write_starting_point
 from polymodal.training import train
 from polymodal.types import Budget, CanEmbed, CanEmbedPatches
 
@@ -292,3 +293,13 @@ def test_folders_import_only_from_folders_above_them():
                         checked += 1
                         assert order.index(name) <= order.index(own), f"{file} imports polymodal.{name}"
     assert checked > 100
+
+
+def test_a_recipe_of_another_family_is_copied_as_a_starting_point(tmp_path: Path) -> None:
+    path = write_starting_point("mine", "dgvae", tmp_path)
+    own = recipes.find(str(path))
+    assert [field.name for field in dataclasses.fields(own)] == [
+        field.name for field in dataclasses.fields(recipes.find("dgvae"))
+    ]
+    assert path.read_text().startswith('"""Mine, a copy of dgvae to change. DGVAE: ')
+    assert recipes.entries()["dgvae"].corpus == "viewers"

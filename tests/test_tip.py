@@ -21,7 +21,9 @@ from polymodal.encoders.table import TableEncoderConfig
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate, validation
 from polymodal.evaluation.incomplete_tables import PROTOCOLS, Labelled, answers, columns_by_importance, missing_cells
+from polymodal.evaluation.suite import modalities_asked
 from polymodal.layers.fusion import FusionTransformer
+from polymodal.modalities import Text
 from polymodal.modalities.table import TableRow, TableRows, replaced, some_columns
 from polymodal.objectives.matching import hard_negatives, matching_loss
 from polymodal.recipes.science import tip
@@ -217,6 +219,12 @@ def test_pictures_and_rows_are_embedded_and_words_refused(trained, solar_cells: 
     assert pq.read_table(tmp_path / "vectors.parquet").column_names == ["key", "image", "table"]
     with pytest.raises(UserError, match="does not take text"):
         search_pictures(trained, solar_cells, "a crack")
+
+
+def test_texts_of_the_corpus_are_not_asked_of_a_method_that_takes_none(trained, solar_cells: Corpus) -> None:
+    described = dataclasses.replace(solar_cells, columns=dict(solar_cells.columns) | {"captions": Text()})
+    assert modalities_asked(described, trained.processor) == modalities_asked(solar_cells, trained.processor)
+    assert Text in modalities_asked(described, processor=None)
 
 
 def test_the_important_columns_are_those_that_tell_the_label() -> None:

@@ -16,7 +16,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from PIL import Image
 
 from polymodal import corpora
 from polymodal.training import load_run
@@ -81,20 +80,23 @@ def dgvae(results: Path) -> None:
 
 
 def inductive_moment_matching(results: Path) -> None:
-    """The same noise for all arms: ten classes in 1, 2, 4 and 32 steps."""
-    steps = (1, 2, 4, 32)
+    """The same noise for all arms: four pictures of each class in 1, 4 and 32 steps."""
+    steps, each = (1, 4, 32), 4
     runs = {path.name: load_run(path / "seed-0") for path in sorted((results / "runs").iterdir())}
-    figure, every = plt.subplots(len(runs), len(steps), figsize=(10, 1.15 * len(runs)), layout="constrained")
+    figure, every = plt.subplots(len(runs), len(steps), figsize=(9.5, 1.35 * len(runs)), layout="constrained")
     for axes_row, (arm, run) in zip(every, runs.items(), strict=True):
-        model, processor = run.model.eval(), run.processor
-        labels = torch.arange(len(processor.label.names))
+        model: Any = run.model.eval()
+        processor: Any = run.processor
+        labels = torch.arange(len(processor.label.names)).repeat(each)
         for axes, count in zip(axes_row, steps, strict=True):
             made = processor.image.shown(model.generate({"label": labels}, count, torch.Generator().manual_seed(0)))
-            strip = made.permute(2, 0, 3, 1).flatten(1, 2)
-            axes.imshow(Image.fromarray((strip * 255).byte().numpy()), interpolation="nearest")
+            grid = made.unflatten(0, (each, -1)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+            axes.imshow((grid * 255).byte().numpy(), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
-            axes.set_title(f"{count} step{'s' * (count > 1)}", fontsize=8)
-        axes_row[0].set_ylabel(arm.replace("_", " "), fontsize=8, rotation=0, ha="right", va="center")
+            if arm == next(iter(runs)):
+                axes.set_title(f"{count} step{'s' * (count > 1)}", fontsize=9)
+        name = {"baseline": "flow matching", "treatment": "four particles"}.get(arm, arm.replace("_", " "))
+        axes_row[0].set_ylabel(name.replace(" ", "\n", 1), fontsize=8, rotation=0, ha="right", va="center")
     figure.savefig(HERE / "inductive_moment_matching.png", dpi=130)
 
 

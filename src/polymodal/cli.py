@@ -719,10 +719,13 @@ def new(arguments: Arguments) -> None:
         """The recipe to start from (--from)."""
 
     options = _parse(Options, rest, "new NAME", new)
+    from polymodal.recipes import entries
     from polymodal.recipes.new import write_starting_point
 
     path = write_starting_point(name, options.source)
-    command = f"polymodal compare {options.source} ./{path} --corpus emoji --budget 25s"
+    entry = entries()[options.source]
+    corpus = "emoji" if entry.family == "dual_encoders" else entry.corpus
+    command = f"polymodal compare {options.source} ./{path} --corpus {corpus} --budget 25s"
     _console().print(f"Wrote {path}. Run it as it is: {command}", highlight=False)
 
 

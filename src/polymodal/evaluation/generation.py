@@ -110,9 +110,10 @@ def generation_scores(method: nn.Module, processor: Processor, reader: Reader, s
     scores = []
     with evaluating(method), torch.inference_mode():
         of_real = classifier.features(real["image"])
-        scores.append(
-            balanced_accuracy(f"{split}/real_pictures/accuracy", classifier(real["image"]).argmax(1).numpy(), labels)
-        )
+        seen = classifier(real["image"]).argmax(1).numpy()
+        scores.append(balanced_accuracy(f"{split}/real_pictures/accuracy", seen, labels))
+        train = classifier.features(_batch(processor, reader, "train")["image"][: len(labels)])
+        scores.append(frechet_distance(f"{split}/real_pictures/frechet_distance", train, of_real))
         for steps in STEPS:
             generator = torch.Generator().manual_seed(0)
             made = method.generate(to_device(conditions, device), steps, generator).cpu()

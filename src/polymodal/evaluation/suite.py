@@ -133,7 +133,7 @@ def evaluate(run: Run, corpus: Corpus, reader: Reader | None = None) -> list[Sco
 
 def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     model = run.model
-    kinds = {type(modality) for modality in corpus.columns.values()}
+    kinds = modalities_asked(corpus, run.processor)
     tests = [split for split in corpus.splits if split.startswith("test")]
     scores: list[Score] = []
     if isinstance(model, CanEmbed) and {Image, Text} <= kinds:
@@ -158,6 +158,14 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     if isinstance(model, HasPrototypes):
         scores += prototype_scores(model, run.processor)
     return scores
+
+
+def modalities_asked(corpus: Corpus, processor: Any) -> set[type]:
+    """The modalities that the corpus has and the method takes."""
+    taken = {"image": Image, "text": Text, "table": Table, "history": History}
+    columns = getattr(processor, "columns", taken)
+    left_out = {kind for name, kind in taken.items() if name not in columns}
+    return {type(modality) for modality in corpus.columns.values()} - left_out
 
 
 def row_to_image(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
@@ -228,9 +236,9 @@ def validation(corpus: Corpus) -> Any:
     if not len(corpus.splits.get("validation", ())):
         return None
     readers: dict[int, Reader] = {}
-    kinds = {type(modality) for modality in corpus.columns.values()}
 
     def figures(method: nn.Module, processor: Processor) -> Mapping[str, float]:
+        kinds = modalities_asked(corpus, processor)
         reader = readers.setdefault(id(processor), Reader(corpus, processor))
         if isinstance(method, CanRecommend) and History in kinds:
             return _figures(recommendation_scores(method, processor, reader, "validation"))

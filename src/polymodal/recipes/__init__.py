@@ -34,11 +34,16 @@ class Entry:
     arxiv: str
     modalities: tuple[str, ...]
     has_claim: bool
+    corpus: str  # what its claim is tested on, or a corpus that suits it
     method: str  # the class that its Recipe builds
 
     @property
     def module(self) -> str:
         return f"{__name__}.{self.family}.{self.name}"
+
+    @property
+    def file(self) -> Path:
+        return Path(__file__).parent / self.family / f"{self.name}.py"
 
 
 def entries() -> dict[str, Entry]:
@@ -95,8 +100,14 @@ def _read(file: Path) -> Entry:
         arxiv=said["arxiv"],
         modalities=said["modalities"],
         has_claim="claim" in assigned,
+        corpus=_claim_corpus(assigned.get("claim")),
         method=_built_class(tree),
     )
+
+
+def _claim_corpus(claim: ast.expr | None) -> str:
+    words = claim.keywords if isinstance(claim, ast.Call) else []
+    return next((ast.literal_eval(word.value) for word in words if word.arg == "corpus"), "emoji")
 
 
 def _built_class(tree: ast.Module) -> str:

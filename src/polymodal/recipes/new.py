@@ -58,7 +58,7 @@ class Recipe(start.Recipe):
 
 
 def write_starting_point(name: str, source: str, folder: Path = Path()) -> Path:
-    """Write NAME.py, a recipe that adds one loss to `source`; returns its path.
+    """Write NAME.py, a recipe that adds one loss to a dual encoder, or a copy of any other recipe; returns its path.
 
     Raises UserError for a name that is no Python name, a file that is there already, or an unknown recipe.
     """
@@ -73,6 +73,9 @@ def write_starting_point(name: str, source: str, folder: Path = Path()) -> Path:
         raise UserError(f"{path} is there already; choose another name, or remove it.")
     entry = known[source]
     title = "".join(part.capitalize() for part in name.split("_"))
-    text = STARTING_POINT.format(name=name, title=title, source=source, family=entry.family, method=entry.method)
+    if entry.family == "dual_encoders":
+        text = STARTING_POINT.format(name=name, title=title, source=source, family=entry.family, method=entry.method)
+    else:
+        text = entry.file.read_text(encoding="utf-8").replace('"""', f'"""{title}, a copy of {source} to change. ', 1)
     path.write_text(text, encoding="utf-8")
     return path
