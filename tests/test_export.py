@@ -36,7 +36,11 @@ CLIP_SHAPED = clip.Recipe(
 )
 OWN = {
     "default": clip.Recipe(batch_size=32),
-    "mean with blocks": siglip.Recipe(text=TextEncoderConfig(depth=1, context=12), batch_size=32),
+    "mean with blocks": siglip.Recipe(
+        image=ImageEncoderConfig(positions="sine", registers=2),
+        text=TextEncoderConfig(depth=1, context=12),
+        batch_size=32,
+    ),
     "as CLIP": CLIP_SHAPED,
 }
 

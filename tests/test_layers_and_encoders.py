@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from polymodal.encoders.image import ImageEncoder, ImageEncoderConfig
 from polymodal.encoders.text import TextEncoder, TextEncoderConfig
 from polymodal.layers.patches import patchify
+from polymodal.layers.positions import sine_positions_2d
 from polymodal.layers.transformer import Packing, Transformer, last_token, mean_of_tokens
 from polymodal.modalities.text import Tokens
 
@@ -106,3 +107,31 @@ def test_sizes_that_do_not_fit_are_refused():
         ImageEncoder(ImageEncoderConfig(size=32, patch=7))
     with pytest.raises(ValueError, match="does not divide"):
         Transformer(width=10, depth=1, heads=4)
+
+
+def test_sine_positions_tell_row_and_column():
+    places = sine_positions_2d(4, 16).unflatten(0, (4, 4))
+    assert (places[1, :, :8] == places[1, :1, :8]).all()
+    assert (places[:, 2, 8:] == places[:1, 2, 8:]).all()
+    assert (torch.pdist(places.flatten(0, 1)) > 0.1).all()
+    with pytest.raises(ValueError, match="rows and columns"):
+        sine_positions_2d(4, 18)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class"])
+def test_registers_and_sine_positions_leave_a_token_a_patch(pooling):
+    torch.manual_seed(0)
+    config = ImageEncoderConfig(size=16, patch=4, pooling=pooling, positions="sine", registers=3)
+    encoder = ImageEncoder(config)
+    image = torch.randn(2, 3, 16, 16)
+    tokens, pooled = encoder(image)
+    assert tokens.shape == (2, 16, 64)
+    assert "positions" not in dict(encoder.named_parameters())
+    pooled.square().sum().backward()
+    assert encoder.registers.grad.abs().sum() > 0
+    again = ImageEncoder(config)
+    again.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(again(image)[0], tokens)
+    with torch.no_grad():
+        encoder.registers += 1.0 * torch.randn(3, 64)
+    assert not torch.allclose(encoder(image)[1], pooled, atol=1e-4)

@@ -20,10 +20,17 @@ from polymodal.draws import Draws
 from polymodal.encoders.table import TableEncoderConfig
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate, validation
-from polymodal.evaluation.incomplete_tables import PROTOCOLS, Labelled, answers, columns_by_importance, missing_cells
+from polymodal.evaluation.incomplete_tables import (
+    PROTOCOLS,
+    Labelled,
+    answers,
+    columns_by_importance,
+    fill_scores,
+    missing_cells,
+)
 from polymodal.evaluation.suite import modalities_asked
 from polymodal.layers.fusion import FusionTransformer
-from polymodal.modalities import Text
+from polymodal.modalities import Table, Text
 from polymodal.modalities.table import TableRow, TableRows, replaced, some_columns
 from polymodal.objectives.matching import hard_negatives, matching_loss
 from polymodal.recipes.science import tip
@@ -225,6 +232,16 @@ def test_texts_of_the_corpus_are_not_asked_of_a_method_that_takes_none(trained, 
     described = dataclasses.replace(solar_cells, columns=dict(solar_cells.columns) | {"captions": Text()})
     assert modalities_asked(described, trained.processor) == modalities_asked(solar_cells, trained.processor)
     assert Text in modalities_asked(described, processor=None)
+
+
+def test_a_table_of_numbers_alone_is_filled_in_too(solar_cells: Corpus) -> None:
+    kind = solar_cells.columns["attributes"]
+    assert isinstance(kind, Table)
+    columns = dict(solar_cells.columns) | {"attributes": Table(kind.numeric, {})}
+    numbers = dataclasses.replace(solar_cells, columns=columns)
+    run = train(tip.Recipe(batch_size=16), numbers, Budget(steps=3))
+    scores = fill_scores(run, Reader(numbers, run.processor), "validation")
+    assert [score.name.rpartition("/")[2] for score in scores] == ["squared_error", "squared_error"]
 
 
 def test_the_important_columns_are_those_that_tell_the_label() -> None:

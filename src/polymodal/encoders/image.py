@@ -8,9 +8,11 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from polymodal.encoders.encoder import Encoder
 from polymodal.layers.patches import patchify
+from polymodal.layers.positions import sine_positions_2d
 from polymodal.layers.transformer import Transformer
 
 
@@ -30,6 +32,10 @@ class ImageEncoderConfig:
     """Attention heads of a block."""
     pooling: Literal["mean", "class"] = "mean"
     """Picture vector: the mean over patches, or a learned class token."""
+    positions: Literal["learned", "sine"] = "learned"
+    """Vectors of the places: learned, or fixed sines and cosines of row and column."""
+    registers: int = 0
+    """Further tokens that are read by nobody after the last block (Darcet et al. 2024)."""
 
     @property
     def colours(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -43,6 +49,8 @@ class ImageEncoderConfig:
 class ImageEncoder(Encoder):
     """A vision transformer; its output has one token a patch, in reading order, and the pooled vector."""
 
+    positions: Tensor
+
     def __init__(self, config: ImageEncoderConfig):
         super().__init__()
         if config.size % config.patch:
@@ -53,7 +61,12 @@ class ImageEncoder(Encoder):
         std = config.width**-0.5
         self.patch_embedding = nn.Linear(3 * config.patch**2, config.width, bias=False)
         self.class_token = nn.Parameter(std * torch.randn(config.width)) if self.with_class else None
-        self.positions = nn.Parameter(std * torch.randn(self.grid**2 + self.with_class, config.width))
+        self.registers = nn.Parameter(std * torch.randn(config.registers, config.width)) if config.registers else None
+        if config.positions == "sine":
+            places = sine_positions_2d(self.grid, config.width)
+            self.register_buffer("positions", F.pad(places, (0, 0, int(self.with_class), 0)))
+        else:
+            self.positions = nn.Parameter(std * torch.randn(self.grid**2 + self.with_class, config.width))
         self.norm_before = nn.LayerNorm(config.width)
         self.transformer = Transformer(config.width, config.depth, config.heads)
         self.norm_after = nn.LayerNorm(config.width)
@@ -65,5 +78,8 @@ class ImageEncoder(Encoder):
         x = self.patch_embedding(patchify(image, self.config.patch))
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
-        x = self.norm_after(self.transformer(self.norm_before(x + self.positions)))
+        x = x + self.positions
+        if self.registers is not None:
+            x = torch.cat([x, self.registers.expand(len(x), -1, -1)], dim=1)
+        x = self.norm_after(self.transformer(self.norm_before(x)))[:, : self.grid**2 + self.with_class]
         return (x[:, 1:], x[:, 0]) if self.with_class else (x, x.mean(1))

@@ -190,9 +190,7 @@ def fill_scores(run: Run, reader: Reader, split: str, rate: float = 0.5) -> list
         if len(error):
             guess = _by_example(truth.numbers.square(), wanted[:, : numbers.shape[1]])
             scores.append(Score(f"{split}/{name}/squared_error", error, float(guess.mean()), higher_is_better=False))
-        places = torch.stack(
-            [torch.cat(column).argmax(1) for column in zip(*(b[1] for b in batches), strict=True)], dim=1
-        )
+        places = torch.cat([_places(batch[1], len(batch[0])) for batch in batches])
         right = _by_example((places == truth.categories).float(), wanted[:, numbers.shape[1] :])
         if len(right):
             usual = truth.categories == truth.categories.mode(dim=0).values

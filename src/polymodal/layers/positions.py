@@ -16,6 +16,18 @@ def sine_positions(length: int, width: int, like: Tensor) -> Float[Tensor, "leng
     return torch.stack([(place * rate).sin(), (place * rate).cos()], dim=-1).flatten(1).to(like.dtype)
 
 
+def sine_positions_2d(grid: int, width: int) -> Float[Tensor, "patches width"]:
+    """For a square grid in reading order: half of the channels tell the row, half the column (MoCo v3, MAE).
+
+    width: a multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"a width of {width} does not divide into sines and cosines of rows and columns")
+    along = sine_positions(grid, width // 2, torch.empty(0))
+    rows, columns = along.repeat_interleave(grid, dim=0), along.repeat(grid, 1)
+    return torch.cat([rows, columns], dim=1)
+
+
 class LayoutEmbedding(nn.Module):
     """A box on a page as a vector: left, top, right, bottom, width and height, embedded and put side by side.
 

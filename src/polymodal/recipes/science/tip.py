@@ -100,7 +100,7 @@ class TIP(nn.Module):
         self.fusion = FusionTransformer(width, recipe.fusion_depth, recipe.table.heads)
         self.matching = nn.Linear(width, 2)
         self.number = nn.Linear(width, 1)
-        self.category = nn.Linear(width, sum(self.levels))
+        self.category = nn.Linear(width, max(sum(self.levels), 1))  # a table may have numbers only
         self.register_buffer("modes", torch.tensor(table.modes, dtype=torch.long), persistent=False)
 
     @property

@@ -92,13 +92,16 @@ class Transformer(nn.Module):
 class ImageEncoder(nn.Module):
     """polymodal's vision transformer; returns the pooled vector."""
 
-    def __init__(self, size: int, patch: int, width: int, depth: int, heads: int, pooling: str):
+    def __init__(
+        self, size: int, patch: int, width: int, depth: int, heads: int, pooling: str, positions: str, registers: int
+    ):
         super().__init__()
         self.patch = patch
         with_class = pooling == "class"
         self.patch_embedding = nn.Linear(3 * patch**2, width, bias=False)
         self.class_token = nn.Parameter(torch.zeros(width)) if with_class else None
-        self.positions = nn.Parameter(torch.zeros((size // patch) ** 2 + with_class, width))
+        self.positions = nn.Parameter(torch.zeros((size // patch) ** 2 + with_class, width))  # learned, or sines
+        self.registers = nn.Parameter(torch.zeros(registers, width)) if registers else None
         self.norm_before = nn.LayerNorm(width)
         self.transformer = Transformer(width, depth, heads)
         self.norm_after = nn.LayerNorm(width)
@@ -110,7 +113,10 @@ class ImageEncoder(nn.Module):
         x = self.patch_embedding(x.reshape(batch, -1, channels * p * p))
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(batch, 1, -1), x], dim=1)
-        x = self.norm_after(self.transformer(self.norm_before(x + self.positions)))
+        x = x + self.positions
+        if self.registers is not None:
+            x = torch.cat([x, self.registers.expand(batch, -1, -1)], dim=1)
+        x = self.norm_after(self.transformer(self.norm_before(x)))[:, : len(self.positions)]
         return x[:, 0] if self.class_token is not None else x.mean(1)
 
 

@@ -161,6 +161,7 @@ def _projects_nothing(run: Run) -> bool:
 def _is_clip(image: ImageEncoderConfig, text: TextEncoderConfig) -> bool:
     """Whether own towers have the shape of CLIP's: a class token, causal texts with blocks, pooled at the end mark."""
     own = not isinstance(image, PublishedImageConfig) and not isinstance(text, PublishedTextConfig)
+    own &= not getattr(image, "registers", 0)
     return own and image.pooling == "class" and text.causal and text.pooling == "end" and text.depth > 0
 
 
