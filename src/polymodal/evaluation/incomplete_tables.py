@@ -95,7 +95,7 @@ def classification_scores(run: Run, corpus: Corpus, reader: Reader) -> list[Scor
     label = corpus.label
     assert label is not None
     parts = {split: Labelled.of(reader, split, label) for split in corpus.splits}
-    with_table = "table" in parts["train"].examples[0]
+    with_table = "train" in parts and "table" in parts["train"].examples[0]
     important = columns_by_importance(parts["train"]) if with_table else []
     scores = _scores(run, parts, label, "")
     for protocol in PROTOCOLS if with_table else ():
