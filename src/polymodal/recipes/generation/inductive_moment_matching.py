@@ -85,6 +85,8 @@ def loss_weight(time: Times, interpolant: Interpolant, shift: float, power: floa
 
 
 class JumpNetwork(nn.Module):
+    """Takes pictures from one noise level to a lower one; generates by doing so from pure noise."""
+
     def __init__(self, recipe: Recipe, classes: int, vocabulary: int = 0):
         """classes, vocabulary: of the labels and texts that pictures are generated from, 0 where there are none."""
         super().__init__()

@@ -99,6 +99,8 @@ class Side(nn.Module):
 
 
 class DGVAE(nn.Module):
+    """The two sides, what ties them, and the recommendation that both give."""
+
     updates: Tensor
     edges: Tensor
     edge_weights: Tensor

@@ -85,6 +85,8 @@ def reconstruction_loss(
 
 
 class TIP(nn.Module):
+    """An image tower, a table tower for incomplete rows, and a fusion in which cells read the picture."""
+
     modes: Tensor
 
     def __init__(self, recipe: Recipe, table: TableColumn):
