@@ -23,7 +23,7 @@ from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.evaluation.retrieval import top
 from polymodal.evaluation.statistics import is_share
-from polymodal.evaluation.suite import ImageVectors, PairedTest, main_language
+from polymodal.evaluation.suite import ImageVectors, PairedTest, main_language, modalities_asked
 from polymodal.modalities import Image, Text
 from polymodal.modalities.image import to_rgb
 from polymodal.reproduce import leaderboard
@@ -169,9 +169,9 @@ class Grid:
 def _grids(comparison: Comparison) -> list[Grid]:
     """Captions drawn at random from the test split, with the pictures that each arm's first run finds."""
     corpus = comparison.corpus
-    kinds = {type(modality) for modality in corpus.columns.values()}
     runs = {arm.label: comparison.of(arm)[0].run for arm in comparison.arms}
-    if not {Image, Text} <= kinds or not all(isinstance(run.model, CanEmbed) for run in runs.values()):
+    asked = [modalities_asked(corpus, run.processor) for run in runs.values() if isinstance(run.model, CanEmbed)]
+    if len(asked) < len(runs) or not all({Image, Text} <= kinds for kinds in asked):
         return []
     language = main_language(corpus)
     tests = {}
