@@ -125,7 +125,7 @@ def test_recorded_claims_are_those_of_the_recipes():
         assert record["claim"] == claim.sentence
         assert record["budget"] == str(claim.budget)
         assert len(record["seeds"]) >= 3
-        assert record["verdict"] == verdict(Estimate(**record["difference"]))
+        assert record["verdict"] == verdict(Estimate(**record["difference"]), record.get("higher_is_better", True))
         assert list(record["metrics"]) == list(claim.metrics)
 
 

@@ -67,6 +67,7 @@ def claim_record(spec: str, claim: Claim, comparison: Comparison) -> dict[str, A
         "paper": claim.paper_figures,
         "verdict": verdict(difference, deciding.higher_is_better),
         "metric": deciding.name,
+        "higher_is_better": deciding.higher_is_better,
         "chance": deciding.chance,
         "difference": difference._asdict(),
         "baseline": comparison.estimate(baseline, deciding.name)._asdict(),
