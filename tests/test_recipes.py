@@ -303,3 +303,4 @@ def test_a_recipe_of_another_family_is_copied_as_a_starting_point(tmp_path: Path
     ]
     assert path.read_text().startswith('"""Mine, a copy of dgvae to change. DGVAE: ')
     assert recipes.entries()["dgvae"].corpus == "viewers"
+    assert recipes.entries()["inductive_moment_matching"].slug == "inductive-moment-matching"

@@ -81,6 +81,7 @@ def list_(arguments: Arguments) -> None:
     results = _recorded_claims()
     found = [
         dataclasses.asdict(entry)
+        | {"verdict": results[name]["verdict"] if name in results else None}
         | {"claim": results[name]["verdict"] if name in results else "not yet run" if entry.has_claim else "-"}
         for name, entry in entries().items()
     ]

@@ -27,6 +27,7 @@ class Entry:
     """What a listing says of a recipe, read from its file without importing it."""
 
     name: str
+    slug: str
     family: str
     idea: str
     title: str
@@ -93,6 +94,7 @@ def _read(file: Path) -> Entry:
     idea = (ast.get_docstring(tree) or "").partition("\n\n")[0].replace("\n", " ")
     return Entry(
         name=file.stem,
+        slug=said["slug"],
         family=file.parent.name,
         idea=idea.partition(": ")[2] or idea,
         title=said["title"],
