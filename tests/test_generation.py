@@ -17,7 +17,7 @@ from polymodal.data.loader import Reader
 from polymodal.draws import Draws
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate
-from polymodal.evaluation.generation import frechet_distance, kernel_distance, picture_classifier
+from polymodal.evaluation.generation import frechet_distance, kernel_distance, picture_classifier, real_pictures
 from polymodal.layers.diffusion_transformer import DiffusionTransformer, time_features
 from polymodal.layers.patches import patchify, unpatchify
 from polymodal.modalities.text import Tokens
@@ -220,11 +220,11 @@ def trained(digits: Corpus, tmp_path_factory: pytest.TempPathFactory):
 def test_the_classifier_that_judges_knows_real_digits(digits: Corpus) -> None:
     processor = imm.Recipe(**TINY).processor(digits)
     reader = Reader(digits, processor)
-    classifier = picture_classifier(digits, processor, reader)
-    _, examples = reader.read_all(digits.rows("test"))
-    batch = processor(image=[example["image"] for example in examples]) | processor.conditions(examples)
+    known = real_pictures(processor, reader, "train")
+    classifier = picture_classifier(digits, known)
+    batch = real_pictures(processor, reader, "test")
     assert (classifier(batch["image"]).argmax(1) == batch["label"]).float().mean() > 0.9
-    assert picture_classifier(digits, processor, reader) is classifier
+    assert picture_classifier(digits, known) is classifier
 
 
 @pytest.mark.parametrize("objective", ["consistency", "flow"])

@@ -23,8 +23,8 @@ from polymodal.evaluation import evaluate, incomplete_tables, validation
 from polymodal.evaluation.incomplete_tables import (
     PROTOCOLS,
     Labelled,
-    answers,
     columns_by_importance,
+    columns_of,
     fill_scores,
     missing_cells,
 )
@@ -37,6 +37,7 @@ from polymodal.recipes.science import tip
 from polymodal.serving.embedding import write_embeddings
 from polymodal.serving.search import search_pictures
 from polymodal.training import load_run, train
+from polymodal.training.run import answers
 from polymodal.types import Budget, CanClassify
 
 
@@ -219,7 +220,10 @@ def test_evaluation_knows_missing_cells_and_a_loaded_run_scores_the_same(
     assert scores["test/fill_cells/squared_error"].value < scores["test/fill_cells/squared_error"].chance
     assert scores["test/table_to_image/R@10"].value > 0
     examples = Labelled.of(Reader(solar_cells, trained.processor), "validation", "grade").examples
-    before, after = (list(answers(run, examples, "features")) for run in (trained, load_run(trained.directory)))
+    before, after = (
+        answers(run.model, run.processor, "features", columns_of(examples))
+        for run in (trained, load_run(trained.directory))
+    )
     for batch, again in zip(before, after, strict=True):
         for name, vectors in batch.items():
             torch.testing.assert_close(again[name], vectors)

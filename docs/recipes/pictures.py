@@ -27,10 +27,7 @@ RATES = (0, 30, 50, 70, 90)
 def tip(results: Path) -> None:
     """Area under the ROC curve by the share of missing cells, for every arm; a bar is a 95 % interval."""
     scores = json.loads((results / "results.json").read_text())["scores"]
-    task = next(
-        name.rpartition("/")[0] for name in scores if name.startswith("test/linear_probe") and name.endswith("/AUC")
-    )
-    task = "/".join(task.split("/")[:2])
+    task = next("/".join(name.split("/")[:2]) for name in scores if name.startswith("test/linear_probe"))
     names = [f"{task}/AUC", *(f"{task}/random_values_{rate}%/AUC" for rate in RATES[1:])]
     figure, axes = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
     for place, arm in enumerate(scores[names[0]]["arms"]):

@@ -308,21 +308,13 @@ def evaluate(arguments: Arguments) -> None:
         return
     _print_table(
         ["score", "value", "95 % interval", "chance"],
-        [_score_cells(score) for score in scores],
+        [[score.name, *score.shown()] for score in scores],
         right=(1, 2, 3),
     )
 
 
 def _score_record(score: Score) -> dict[str, Any]:
     return {"name": score.name, "chance": score.chance, "test_units": len(score.units)} | score.estimate()._asdict()
-
-
-def _score_cells(score: Score) -> list[str]:
-    value, low, high = score.estimate()
-    factor, unit, digits = (100, " %", 1) if score.is_share else (1, "", 1 if value >= 10 else 3)
-    chance = "-" if score.chance is None else f"{factor * score.chance:.{digits}f}{unit}"
-    interval = f"{factor * low:.{digits}f} to {factor * high:.{digits}f}"
-    return [score.name, f"{factor * value:.{digits}f}{unit}", interval, chance]
 
 
 def embed(arguments: Arguments) -> None:
@@ -476,9 +468,10 @@ def reproduce(arguments: Arguments) -> None:
         """Folder for claim.json, report.html and the runs; by default reproduce/RECIPE."""
 
     options = _parse(Options, rest, "reproduce RECIPE", reproduce)
+    from polymodal.evaluation.statistics import number
     from polymodal.reproduce.claim import claim_of
     from polymodal.reproduce.claim import reproduce as test_claim
-    from polymodal.reproduce.leaderboard import number, signed
+    from polymodal.reproduce.leaderboard import signed
 
     claim = claim_of(spec)
     out = options.out or f"reproduce/{_short(spec)}"

@@ -26,9 +26,13 @@ def balanced_accuracy(name: str, predicted: np.ndarray, labels: np.ndarray) -> S
 
     The unit is an example, weighted so that the mean over examples is the mean over classes.
     """
+    return Score(name, (predicted == labels) * _weights(labels), 1 / len(np.unique(labels)))
+
+
+def _weights(labels: np.ndarray) -> Float[np.ndarray, " examples"]:
+    """Of every example, so that the mean over examples is the mean over classes."""
     classes, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    weights = len(labels) / (len(classes) * counts[inverse])
-    return Score(name, (predicted == labels) * weights, 1 / len(classes))
+    return len(labels) / (len(classes) * counts[inverse])
 
 
 def area_under_curve(name: str, likely: Float[np.ndarray, "examples classes"], labels: np.ndarray) -> Score:
@@ -38,14 +42,12 @@ def area_under_curve(name: str, likely: Float[np.ndarray, "examples classes"], l
     which its own class is less likely (the area is the mean of that over a class, Hanley and McNeil 1982), weighted as
     in `balanced_accuracy`.
     """
-    classes, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     places = np.empty(len(labels))
-    for number, label in enumerate(classes):
-        own, others = likely[inverse == number, label], np.sort(likely[inverse != number, label])
+    for label in np.unique(labels):
+        own, others = likely[labels == label, label], np.sort(likely[labels != label, label])
         below, not_above = np.searchsorted(others, own, "left"), np.searchsorted(others, own, "right")
-        places[inverse == number] = (below + not_above) / 2 / max(len(others), 1)
-    weights = len(labels) / (len(classes) * counts[inverse])
-    return Score(name, places * weights, 0.5)
+        places[labels == label] = (below + not_above) / 2 / max(len(others), 1)
+    return Score(name, places * _weights(labels), 0.5)
 
 
 def zero_shot(

@@ -49,9 +49,8 @@ class PictureClassifier(nn.Module):
 _trained: dict[Any, PictureClassifier] = {}  # one for every corpus and size in this process
 
 
-def picture_classifier(corpus: Corpus, processor: Processor, reader: Reader) -> PictureClassifier:
+def picture_classifier(corpus: Corpus, train: Batch) -> PictureClassifier:
     """Trained on the real training pictures, the same for all methods and seeds."""
-    train = _batch(processor, reader, "train")
     image, label = train["image"], train["label"]
     key = (corpus.about.folder, tuple(image.shape), float(image.sum()))
     if key not in _trained:
@@ -102,8 +101,9 @@ def frechet_distance(name: str, made: Float[Tensor, "pictures dim"], real: Float
 def generation_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
     """One picture for label and text of each test picture, for several numbers of steps, and the real ones beside."""
     assert isinstance(method, CanGenerate)
-    classifier = picture_classifier(reader.corpus, processor, reader)
-    real = _batch(processor, reader, split)
+    train = real_pictures(processor, reader, "train")
+    classifier = picture_classifier(reader.corpus, train)
+    real = real_pictures(processor, reader, split)
     labels = real["label"].numpy()
     conditions = {name: value for name, value in real.items() if name != "image"}
     device = next(method.parameters()).device
@@ -112,8 +112,8 @@ def generation_scores(method: nn.Module, processor: Processor, reader: Reader, s
         of_real = classifier.features(real["image"])
         seen = classifier(real["image"]).argmax(1).numpy()
         scores.append(balanced_accuracy(f"{split}/real_pictures/accuracy", seen, labels))
-        train = classifier.features(_batch(processor, reader, "train")["image"][: len(labels)])
-        scores.append(frechet_distance(f"{split}/real_pictures/frechet_distance", train, of_real))
+        others = classifier.features(train["image"][: len(labels)])
+        scores.append(frechet_distance(f"{split}/real_pictures/frechet_distance", others, of_real))
         for steps in STEPS:
             generator = torch.Generator().manual_seed(0)
             made = method.generate(to_device(conditions, device), steps, generator).cpu()
@@ -124,7 +124,8 @@ def generation_scores(method: nn.Module, processor: Processor, reader: Reader, s
     return scores
 
 
-def _batch(processor: Processor, reader: Reader, split: str) -> Batch:
+def real_pictures(processor: Processor, reader: Reader, split: str) -> Batch:
+    """The pictures of a split with their conditions."""
     _, examples = reader.read_all(reader.corpus.rows(split))
     assert isinstance(processor, ConditionedImageProcessor)
     return processor(image=[example["image"] for example in examples]) | processor.conditions(examples)

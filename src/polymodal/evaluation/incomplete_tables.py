@@ -6,7 +6,7 @@ method that classifies by itself was trained already, so that for it only test r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from sklearn.ensemble import RandomForestClassifier
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
@@ -23,13 +22,12 @@ from polymodal.errors import UserError
 from polymodal.evaluation.classification import area_under_curve, balanced_accuracy, linear_probe
 from polymodal.evaluation.statistics import Score
 from polymodal.modalities.table import TableRow
-from polymodal.training.run import Run, evaluating, to_device
+from polymodal.training.run import Run, answers
 from polymodal.types import CanClassify, Example, HasFeatures
 
 Protocol = Literal["random_values", "random_columns", "most_important", "least_important"]
 PROTOCOLS: tuple[Protocol, ...] = ("random_values", "random_columns", "most_important", "least_important")
 RATES = (0.3, 0.5, 0.7, 0.9)  # of missing cells, beside none
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,8 @@ def _scores(run: Run, parts: Mapping[str, Labelled], label: str, condition: str)
 
     if isinstance(run.model, CanClassify):
         for split, part in tests.items():
-            add(split, f"classify_{label}", torch.cat(list(answers(run, part.examples, "classify"))).numpy())
+            logits = answers(run.model, run.processor, "classify", columns_of(part.examples))
+            add(split, f"classify_{label}", torch.cat(logits).numpy())
     if isinstance(run.model, HasFeatures) and {"train", "validation"} <= set(parts):
         vectors = {split: _features(run, part.examples) for split, part in parts.items()}
         classes = 1 + max(part.labels.max() for part in parts.values())
@@ -151,19 +150,13 @@ def _scores(run: Run, parts: Mapping[str, Labelled], label: str, condition: str)
     return scores
 
 
-def answers(run: Run, examples: Sequence[Example], capability: str) -> Iterator[Any]:
-    """What a capability of the method answers, batch by batch, on the CPU."""
-    device = next(run.model.parameters()).device
-    with evaluating(run.model), torch.inference_mode():
-        for start in range(0, len(examples), BATCH):
-            some = examples[start : start + BATCH]
-            columns = {name: [example[name] for example in some] for name in some[0] if name != "label"}
-            answer = getattr(run.model, capability)(to_device(run.processor(**columns), device))
-            yield tree_map_only(Tensor, lambda tensor: tensor.float().cpu(), answer)
+def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
+    """What a method may see of examples: all columns but the label."""
+    return {name: [example[name] for example in examples] for name in examples[0] if name != "label"}
 
 
 def _features(run: Run, examples: Sequence[Example]) -> dict[str, np.ndarray]:
-    batches = list(answers(run, examples, "features"))
+    batches = answers(run.model, run.processor, "features", columns_of(examples))
     return {name: torch.cat([batch[name] for batch in batches]).numpy() for name in batches[0]}
 
 
@@ -184,7 +177,7 @@ def fill_scores(run: Run, reader: Reader, split: str, rate: float = 0.5) -> list
     scores = []
     for name, shown in (("fill_cells", pictures), ("fill_cells_of_another_picture", [*pictures[1:], pictures[0]])):
         given = [example | {"image": picture} for example, picture in zip(lacking, shown, strict=True)]
-        batches = list(answers(run, given, "fill_cells"))
+        batches = answers(run.model, run.processor, "fill_cells", columns_of(given))
         numbers = torch.cat([batch[0] for batch in batches])
         error = _by_example((numbers - truth.numbers).square(), wanted[:, : numbers.shape[1]])
         if len(error):

@@ -14,12 +14,11 @@ from polymodal.data.history import HistoryProcessor
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.statistics import Score
-from polymodal.training.run import evaluating, to_device
+from polymodal.training.run import answers, evaluating
 from polymodal.types import CanRecommend, HasPrototypes, Processor
 
 FIRST = (10, 20, 50)
 KNOWN = 0.8  # share of a history, its beginning, that the method sees
-BATCH = 256
 
 
 def ranking_scores(
@@ -68,13 +67,8 @@ def recommendation_scores(method: nn.Module, processor: Processor, reader: Reade
     if not pairs:
         raise UserError(f"No history of the split '{split}' of '{corpus.name}' is long enough to hold some of it back.")
     known, wanted = zip(*pairs, strict=True)
-    device = next(method.parameters()).device
-    scores = []
-    with evaluating(method), torch.inference_mode():
-        for start in range(0, len(known), BATCH):
-            batch = to_device(processor(history=list(known[start : start + BATCH])), device)
-            scores.append(method.recommend(batch).float().numpy(force=True))
-    found = ranking_scores(f"{split}/recommendation", np.concatenate(scores), known, wanted)
+    scores = torch.cat(answers(method, processor, "recommend", {"history": list(known)})).numpy()
+    found = ranking_scores(f"{split}/recommendation", scores, known, wanted)
     trained = [example["history"] for example in reader.read_all(corpus.rows("train"))[1]]
     times = np.bincount(np.concatenate(trained), minlength=len(processor.catalogue)).astype(float)
     return found + ranking_scores(f"{split}/most_popular", np.tile(times, (len(known), 1)), known, wanted)

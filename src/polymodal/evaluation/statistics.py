@@ -30,6 +30,19 @@ def is_share(name: str) -> bool:
     return not name.endswith(("rank", "distance", "error"))
 
 
+def scale(name: str, value: float) -> tuple[int, int]:
+    """What a figure is multiplied with to be shown, and its digits after the point."""
+    if is_share(name):
+        return 100, 1
+    return 1, 1 if name.endswith("rank") or abs(value) >= 10 else 3
+
+
+def number(name: str, value: float) -> str:
+    """'25.3 %', '12.0' or '0.031': a figure as tables show it."""
+    factor, digits = scale(name, value)
+    return f"{factor * value:.{digits}f}" + (" %" if is_share(name) else "")
+
+
 @dataclass(frozen=True)
 class Score:
     """One figure of one run.
@@ -50,9 +63,12 @@ class Score:
     def value(self) -> float:
         return float(_summary(self.units, self.statistic))
 
-    @property
-    def is_share(self) -> bool:
-        return is_share(self.name)
+    def shown(self) -> tuple[str, str, str]:
+        """The figure, its interval and what guessing gets, as tables show them."""
+        value, low, high = self.estimate()
+        factor, digits = scale(self.name, value)
+        chance = "-" if self.chance is None else number(self.name, self.chance)
+        return number(self.name, value), f"{factor * low:.{digits}f} to {factor * high:.{digits}f}", chance
 
     def estimate(self) -> Estimate:
         """The figure with its percentile bootstrap interval over the units."""

@@ -47,9 +47,8 @@ class ConditionedBlock(Block):
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "batch tokens width"], condition: Float[Tensor, "batch width"]
     ) -> Float[Tensor, "batch tokens width"]:
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(F.silu(condition))[:, None].chunk(
-            6, dim=-1
-        )
+        modulation = self.modulation(F.silu(condition))[:, None]
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation.chunk(6, dim=-1)
         x = x + gate_1 * self.attention(self.norm_1(x) * (1 + scale_1) + shift_1)
         return x + gate_2 * self.narrow(F.gelu(self.widen(self.norm_2(x) * (1 + scale_2) + shift_2)))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from polymodal.evaluation.statistics import Estimate, is_share
+from polymodal.evaluation.statistics import Estimate, number, scale
 from polymodal.reproduce.compare import Arm, Comparison
 
 HEADLINE = (
@@ -95,32 +95,22 @@ def spoken(name: str) -> str:
     return words if split == "test" else f"{words} ({split.removeprefix('test_')})"
 
 
-def number(name: str, value: float) -> str:
-    factor, digits = _scale(name, value)
-    return f"{factor * value:.{digits}f}" + (" %" if is_share(name) else "")
-
-
-def _scale(name: str, value: float) -> tuple[int, int]:
-    """What a figure is multiplied with, and its digits after the point."""
-    return (100, 1) if is_share(name) else (1, 1 if abs(value) >= 10 else 3)
-
-
 def figure(name: str, estimate: Estimate) -> str:
     """'25.3 % [23.1, 27.5]'."""
-    factor, digits = _scale(name, estimate.value)
+    factor, digits = scale(name, estimate.value)
     return f"{number(name, estimate.value)} [{factor * estimate.low:.{digits}f}, {factor * estimate.high:.{digits}f}]"
 
 
 def signed(name: str, estimate: Estimate) -> str:
     """'+2.1 [-0.4, +4.6]', in percentage points, or in the figure's own unit."""
-    factor, digits = _scale(name, estimate.value)
+    factor, digits = scale(name, estimate.value)
     value, low, high = (f"{factor * end:+.{digits}f}" for end in estimate)
     return f"{value} [{low}, {high}]"
 
 
 def short(name: str, estimate: Estimate, sign: str = "") -> str:
     """'25.3 ± 2.2': the figure and half its interval."""
-    factor, digits = _scale(name, estimate.value)
+    factor, digits = scale(name, estimate.value)
     return f"{factor * estimate.value:{sign}.{digits}f} ± {factor * (estimate.high - estimate.low) / 2:.{digits}f}"
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import json
 import sys
 from collections.abc import Iterator
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from polymodal import recipes
-from polymodal.evaluation.statistics import Estimate
-from polymodal.reproduce.leaderboard import figure, number, signed
+from polymodal.evaluation.statistics import Estimate, number
+from polymodal.reproduce.leaderboard import figure, signed
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -37,17 +36,16 @@ def recipe_page(name: str, picture: str | None = None) -> str:
     if picture:
         lines += [f"![{name} at work]({picture})", ""]
     lines += ["## From the paper to the code", "", "| in the file | what it is |", "|---|---|"]
-    lines += [f"| `{part}` | {said} |" for part, said in _parts(recipes.find(name))]
+    lines += [f"| `{part}` | {said} |" for part, said in _parts(entry.file)]
     lines += ["", "## Measured", "", *_measured(name, found["claim"]), ""]
     lines += ["## Hyper-parameters", "", "| flag | default | meaning and source |", "|---|---|---|"]
     lines += [f"| `{row['flag']}` | {row['default']} | {row['meaning']} |" for row in found["hyper_parameters"]]
     return "\n".join(lines) + "\n"
 
 
-def _parts(recipe: type) -> Iterator[tuple[str, str]]:
+def _parts(file: Path) -> Iterator[tuple[str, str]]:
     """The functions and classes of a recipe's file, and the public methods of its classes, with their first line."""
-    tree = ast.parse(inspect.getsource(sys.modules[recipe.__module__]))
-    for node in tree.body:
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name == "Recipe":
             continue
         inner = node.body if isinstance(node, ast.ClassDef) else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from polymodal.errors import UserError
 from polymodal.training.checkpoint import load_weights, save_weights
@@ -67,16 +68,26 @@ class Run:
 
 def embed(method: Any, processor: Processor, batch_size: int = 256, **columns: list[Any]) -> dict[str, Tensor]:
     """Vectors of the values of each column, in batches, on the CPU."""
-    device = next(method.parameters()).device
-    vectors: dict[str, Tensor] = {}
-    with evaluating(method), torch.inference_mode():
-        for column, values in columns.items():
-            parts = []
-            for start in range(0, len(values), batch_size):
-                batch = to_device(processor(**{column: values[start : start + batch_size]}), device)
-                parts.append(method.embed(batch)[column].cpu())
-            vectors[column] = torch.cat(parts)
+    vectors = {}
+    for column, values in columns.items():
+        parts = answers(method, processor, "embed", {column: values}, batch_size)
+        vectors[column] = torch.cat([part[column] for part in parts])
     return vectors
+
+
+def answers(
+    method: Any, processor: Processor, capability: str, columns: Mapping[str, list[Any]], batch_size: int = 256
+) -> list[Any]:
+    """What a capability of the method answers to all columns together, a batch after the other, on the CPU."""
+    device = next(method.parameters()).device
+    count = len(next(iter(columns.values())))
+    found = []
+    with evaluating(method), torch.inference_mode():
+        for start in range(0, count, batch_size):
+            some = {name: values[start : start + batch_size] for name, values in columns.items()}
+            answer = getattr(method, capability)(to_device(processor(**some), device))
+            found.append(tree_map_only(Tensor, Tensor.cpu, answer))
+    return found
 
 
 @contextmanager

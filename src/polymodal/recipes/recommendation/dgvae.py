@@ -137,8 +137,8 @@ class DGVAE(nn.Module):
     def forward(self, chosen: Float[Tensor, "batch items"]) -> dict[str, Tensor]:
         """All that losses, recommendation and explanation are made of.
 
-        items, words: by_prototype of either side. tied: the attended latents of both. Those of words are missing
-        without the second side.
+        items, words: by_prototype of either side; read: the words of what was chosen. Without the second side, only
+        those of the items are there.
         """
         item_assignment = self.items.assignment()
         latents, variance = self.items.encode(chosen, item_assignment, self.graph)
@@ -152,6 +152,7 @@ class DGVAE(nn.Module):
         return {
             "items": self.items.by_prototype(both, item_assignment),
             "words": self.words.by_prototype(both, word_assignment),
+            "read": read,
             "item_variance": variance,
             "word_variance": word_variance,
             "agreement": prototype_agreement(items_by_words, words_by_items),
@@ -166,7 +167,7 @@ class DGVAE(nn.Module):
         seen = self(chosen)
         losses = {"items": self._likelihood(seen["items"], chosen) + annealed * divergence(seen["item_variance"])}
         if self.words is not None:
-            words = self._likelihood(seen["words"], self.read_words(chosen))
+            words = self._likelihood(seen["words"], seen["read"])
             losses["words"] = recipe.words_weight * (words + annealed * divergence(seen["word_variance"]))
             losses["agreement"] = recipe.agreement_weight * seen["agreement"]
         return losses

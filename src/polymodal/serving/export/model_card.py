@@ -106,11 +106,4 @@ def _usage(what: str) -> str:
 
 
 def _row(score: Score) -> dict[str, str]:
-    value, low, high = score.estimate()
-    factor, unit = (100, " %") if score.is_share else (1, "")
-    return {
-        "name": score.name,
-        "value": f"{factor * value:.1f}{unit}",
-        "interval": f"{factor * low:.1f} to {factor * high:.1f}",
-        "chance": "-" if score.chance is None else f"{factor * score.chance:.1f}{unit}",
-    }
+    return dict(zip(("name", "value", "interval", "chance"), (score.name, *score.shown()), strict=True))
