@@ -30,7 +30,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadscope
 
 test-corpora: check
 	$(BIN)/pip install --quiet --editable '.[corpora]'

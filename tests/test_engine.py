@@ -25,6 +25,7 @@ from polymodal.recipes.dual_encoders import clip, siglip, sparc
 from polymodal.training import Interrupted, load_run, train
 from polymodal.training import checkpoint as checkpoint_file
 from polymodal.training.execution import Execution
+from polymodal.training.features import weights_key
 from polymodal.training.gradients import backward
 from polymodal.training.harmony import Harmony, agreement, realign
 from polymodal.training.optimiser import adamw, layer_scales, learning_rate
@@ -144,7 +145,8 @@ class TwoStages(clip.Recipe):
         )
 
 
-def test_a_stage_trains_what_it_names_and_nothing_else(small_emoji, tmp_path):
+def test_a_stage_trains_what_it_names_and_nothing_else(small_emoji, tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYMODAL_CACHE", str(tmp_path / "cache"))
     recipe = TwoStages(batch_size=16)
     begin = train(recipe, small_emoji, Budget(steps=1), execution=QUIET)  # weights before the second step
     torch.manual_seed(0)
@@ -166,6 +168,9 @@ def test_a_stage_trains_what_it_names_and_nothing_else(small_emoji, tmp_path):
     resumed = train(recipe, small_emoji, Budget(steps=30), execution=QUIET, out=tmp_path / "stopped")
     for name, tensor in weights(run).items():
         assert torch.equal(tensor, weights(resumed)[name]), name
+    # Features are kept under the weights that made them, also where training went on in a later stage.
+    keys = {folder.name for folder in (tmp_path / "cache" / "features").iterdir()}
+    assert keys == {weights_key(run.model.text_encoder)}
 
 
 def test_frozen_parameters_have_no_gradient_and_no_optimiser_state(small_emoji):

@@ -18,6 +18,11 @@ import matplotlib.pyplot as plt
 import torch
 
 from polymodal import corpora
+from polymodal.draws import Draws
+from polymodal.evaluation.attacks import Pairs, attacked
+from polymodal.modalities import Words
+from polymodal.recipes.security import set_level_attack as set_level_attack_recipe
+from polymodal.serving.attack import sheet
 from polymodal.training import load_run
 
 HERE = Path(__file__).parent
@@ -95,6 +100,66 @@ def inductive_moment_matching(results: Path) -> None:
         name = {"baseline": "flow matching", "treatment": "four particles"}.get(arm, arm.replace("_", " "))
         axes_row[0].set_ylabel(name.replace(" ", "\n", 1), fontsize=8, rotation=0, ha="right", va="center")
     figure.savefig(HERE / "inductive_moment_matching.png", dpi=130)
+
+
+def layoutlmv3(results: Path) -> None:
+    """A test page as it is, what is hidden of it, what the codes of hidden patches are taken for, and its fields."""
+    run: Any = load_run(results / "runs" / "treatment" / "seed-0")
+    model, processor, recipe = run.model.eval(), run.processor, run.recipe
+    documents = corpora.documents()
+    kinds = documents.columns["kind"].names
+    rows = [row for row in documents.rows("test").tolist() if documents.value(row, "kind") == kinds.index("invoice")]
+    example = processor.read(documents, rows[3])
+    example["words"] = processor.words.windows(example["words"])[0]
+    batch = recipe.training_batch([example], processor, Draws.of(1, 0, 1))
+    with torch.no_grad():
+        tokens, patches = model.encoder(batch["words"], batch["image"], batch["hidden_words"], batch["hidden_patches"])
+        codes = model.tokenizer.encode(batch["image"])
+        decoded = model.tokenizer.decode(codes)
+        guessed = torch.where(batch["hidden_patches"], model.patch_head(patches[:, 1:]).argmax(-1), codes)
+        filled = model.tokenizer.decode(guessed)
+        in_sight = model.alignment_head(tokens).squeeze(-1).sigmoid()[0]
+        tagged = model.tag_words(processor(words=[example["words"]], image=[example["image"]])).argmax(1).tolist()
+    grid = recipe.encoder.grid
+    gone = batch["hidden_patches"][0].view(grid, grid).repeat_interleave(recipe.encoder.patch, 0)
+    gone = gone.repeat_interleave(recipe.encoder.patch, 1)
+    page = processor.image.shown(batch["image"])[0].permute(1, 2, 0)
+    shown = torch.where(gone[..., None], torch.tensor([0.75, 0.8, 0.9]), page)
+    figure, every = plt.subplots(1, 5, figsize=(14, 3.4), layout="constrained")
+    pictures = [page, shown, *(processor.image.shown(one)[0].permute(1, 2, 0) for one in (decoded, filled))]
+    titles = [
+        "page",
+        "hidden patches; words: is my patch\nin sight? green yes, red no",
+        "codes of the whole page",
+        "codes of hidden patches, guessed",
+    ]
+    for axes, picture, title in zip(every, pictures, titles, strict=False):
+        axes.imshow(picture.numpy(), extent=(0, 1000, 1000, 0), interpolation="nearest")
+        axes.set_title(title, fontsize=9)
+    for word, hidden, box, sure in zip(
+        batch["words"].word[0], batch["hidden_words"][0], batch["words"].boxes[0].tolist(), in_sight, strict=True
+    ):
+        if word >= 0 and not hidden:
+            colour = (1 - float(sure), float(sure) * 0.7, 0.1)
+            every[1].plot([(box[0] + box[2]) / 2], [(box[1] + box[3]) / 2], "o", ms=3, color=colour)
+    fields = [processor.words.fields[number] for number in tagged]
+    processor_words = documents.value(rows[3], "words")[: len(fields)]
+    Words(processor.words.fields).draw(
+        [w._replace(field=f) for w, f in zip(processor_words, fields, strict=True)], every[4]
+    )
+    every[4].set_title("fields, as the run tags them", fontsize=9)
+    for axes in every:
+        axes.set(xticks=[], yticks=[])
+    figure.savefig(HERE / "layoutlmv3.png", dpi=120)
+
+
+def set_level_attack(results: Path) -> None:
+    """Pictures and captions before and after, and who falls with whom under which attack."""
+    runs = {path.name: load_run(path / "seed-0") for path in sorted((results / "victims" / "runs").iterdir())}
+    emoji = corpora.emoji()
+    attack, source = set_level_attack_recipe.claim.treatment, next(iter(runs.values()))
+    pairs = Pairs.of(emoji, source, "train", 48)
+    sheet(pairs, attacked(attack, source, emoji, pairs)).save(HERE / "set_level_attack.png")
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def train(arguments: Arguments) -> None:
     from polymodal import recipes
     from polymodal.training.execution import Execution
 
-    kinds = {"options": TrainOptions, "execution": Execution, "recipe": recipes.find(spec)}
+    kinds = {"options": TrainOptions, "execution": Execution, "recipe": recipes.find_method(spec)}
     given = _parse_together(kinds, rest, "train", train)
     options = given.options
     budget, corpus, name = Budget.parse(options.budget), options.open(), _short(spec)
@@ -392,6 +392,70 @@ def generate(arguments: Arguments) -> None:
     rows = generate_pictures(run, wanted, options.count, options.steps, options.seed)
     save_picture(sheet(rows, wanted), options.out)
     _console().print(f"Wrote {len(rows)} x {options.count} pictures to {options.out}.", highlight=False)
+
+
+def tag(arguments: Arguments) -> None:
+    """write which field each word of the pages is part of, as JSON lines"""
+    place, rest = _positional(arguments, "tag RUN [--data PATH] [--split test] [--out fields.jsonl]")
+
+    @dataclass(frozen=True)
+    class Options(DataOptions):
+        split: str = "test"
+        """Whose pages; `all` takes every one."""
+        out: str = "fields.jsonl"
+        """The file to write."""
+
+    options = _parse(Options, rest, "tag RUN", tag)
+    from polymodal.serving.tagging import write_fields
+
+    run, corpus = _run_and_corpus(place, options)
+    count = write_fields(run, corpus, options.split, Path(options.out))
+    _console().print(f"Wrote the fields of {count:,} pages to {options.out}.", highlight=False)
+
+
+def attack(arguments: Arguments) -> None:
+    """change pictures and captions so that runs fail on them; every run is attacked and all of them are tried"""
+    usage = "attack RECIPE RUN [RUN ...] [--split test] [--examples 300] [--out attack] [--epsilon 4 ...]"
+    spec, rest = _positional(arguments, usage)
+    places = _leading(rest)
+    if not places:
+        raise UserError(f"Usage: polymodal {usage}")
+
+    @dataclass(frozen=True)
+    class Options(DataOptions):
+        split: str = "test"
+        """Whose pictures and captions to attack."""
+        examples: int = 300
+        """At most so many of them."""
+        seed: int = 0
+        """Of everything that the attack draws."""
+        out: str = "attack"
+        """Folder for attack.json and pictures of what was changed."""
+
+    from polymodal import recipes
+
+    kind = recipes.find(spec)
+    if not hasattr(kind, "attack"):
+        known = ", ".join(name for name, entry in recipes.entries().items() if entry.family == "security")
+        raise UserError(f"The recipe '{spec}' is no attack; these are: {known}.")
+    flags = rest[len(places) :]
+    given = _parse_together({"options": Options, "recipe": kind}, flags, f"attack {spec} RUN [RUN ...]", attack)
+    from polymodal.serving.attack import attack_runs
+
+    options = given.options
+    opened = [_run_and_corpus(place, options) for place in dict.fromkeys(places)]
+    names = [run.name for run, _ in opened]
+    runs = {run.name if names.count(run.name) == 1 else str(run.directory): run for run, _ in opened}
+    scores = attack_runs(given.recipe, runs, opened[0][1], options.split, options.examples, options.seed, options.out)
+    _print_table(
+        ["made on", "tried on", "search", "R@10 before", "not found any more", "95 % interval"],
+        [
+            [source, "itself" if target == source else target, way, before.shown()[0], *after.shown()[:2]]
+            for source, target, way, before, after in scores
+        ],
+        right=(3, 4, 5),
+    )
+    _console().print(f"Figures and pictures are in {options.out}/.", highlight=False)
 
 
 def export(arguments: Arguments) -> None:
@@ -720,6 +784,8 @@ def new(arguments: Arguments) -> None:
     entry = entries()[options.source]
     corpus = "emoji" if entry.family == "dual_encoders" else entry.corpus
     command = f"polymodal compare {options.source} ./{path} --corpus {corpus} --budget 25s"
+    if entry.family == "security":
+        command = f"polymodal attack ./{path} RUN"
     _console().print(f"Wrote {path}. Run it as it is: {command}", highlight=False)
 
 
@@ -736,6 +802,8 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "embed": embed,
     "search": search,
     "generate": generate,
+    "tag": tag,
+    "attack": attack,
     "export": export,
     "new": new,
 }
@@ -828,7 +896,7 @@ def _recipe_with_flags(spec: str) -> Any:
     from polymodal import recipes
 
     name, *flags = shlex.split(spec)
-    given = _parse_together({"towers": TowerOptions, "recipe": recipes.find(name)}, flags, name, compare)
+    given = _parse_together({"towers": TowerOptions, "recipe": recipes.find_method(name)}, flags, name, compare)
     return given.towers.applied(given.recipe)
 
 

@@ -136,6 +136,19 @@ class Claim:
     paper_figures: str = ""
 
 
+@dataclass(frozen=True)
+class AttackClaim(Claim):
+    """A claim about attacks, which baseline, treatment and further arms are.
+
+    victims: recipes that are trained first, each at every seed. An attack knows one of them and is tried on all; the
+    figures of models that it did not know are averaged. split: whose examples are attacked, at most so many.
+    """
+
+    victims: Mapping[str, Any] = field(default_factory=dict)
+    split: str = "test"
+    examples: int = 300
+
+
 class Recipe(Protocol):
     """A frozen dataclass of hyper-parameters that builds a method (see CONTRIBUTING for how to write one)."""
 
@@ -211,6 +224,13 @@ class CanFillCells(Protocol):
 
 
 @runtime_checkable
+class CanTagWords(Protocol):
+    """Capability: logits of the fields of all words of a batch of pages, page by page: (words, fields)."""
+
+    def tag_words(self, batch: Batch) -> Tensor: ...
+
+
+@runtime_checkable
 class CanGenerate(Protocol):
     """Capability: pictures, normalised as the processor's, for the conditions of a batch, in so many steps."""
 
@@ -229,6 +249,21 @@ class HasPrototypes(Protocol):
     """Capability: how much each item of the catalogue belongs to each of a few prototypes; rows sum to 1."""
 
     def item_prototypes(self) -> Tensor: ...
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """What a recipe of an attack does: pictures and captions that a method takes for strangers."""
+
+    def learn(self, corpus: Corpus, language: str | None, seed: int = 0) -> Any:
+        """What it must know beforehand, such as a language model. language: of the captions."""
+        ...
+
+    def attack(
+        self, method: Any, processor: Any, learned: Any, pixels: Tensor, captions: list[list[str]], seed: int = 0
+    ) -> tuple[Tensor, list[list[str]]]:
+        """Changed pictures on the scale 0-1, and changed captions of each."""
+        ...
 
 
 @runtime_checkable

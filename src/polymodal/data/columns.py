@@ -95,21 +95,27 @@ class ImageColumn(PlainColumn):
     """Square pictures.
 
     size: side in pixels. mean, std: of the red, green and blue values on the scale 0-1, which become 0 and 1.
+    stretch: whether the whole picture is stretched to the square; else its centre is cut out.
     """
 
     size: int
     mean: Sequence[float] = (0.5, 0.5, 0.5)
     std: Sequence[float] = (0.5, 0.5, 0.5)
+    stretch: bool = False
 
     @classmethod
     def fit(
-        cls, corpus: Corpus, size: int, colours: tuple[Sequence[float], Sequence[float]] | None = None
+        cls,
+        corpus: Corpus,
+        size: int,
+        colours: tuple[Sequence[float], Sequence[float]] | None = None,
+        stretch: bool = False,
     ) -> ImageColumn:
         """With the mean and spread of the training pictures, or `colours` in their place."""
-        return cls(size, *(colours or colour_statistics(corpus)))
+        return cls(size, *(colours or colour_statistics(corpus)), stretch)
 
     def read(self, corpus: Corpus, row: int) -> np.ndarray:
-        return to_square(corpus.value(row, corpus.column_of(Image)), self.size)
+        return to_square(corpus.value(row, corpus.column_of(Image)), self.size, self.stretch)
 
     def __call__(self, images: list[Any]) -> Float[Tensor, "batch 3 size size"]:
         """images: arrays from `read`, Pillow pictures, paths or encoded bytes."""
@@ -131,7 +137,7 @@ class ImageColumn(PlainColumn):
         return (normalised * std + mean).clamp(0, 1)
 
     def _open(self, image: PILImage.Image | Path | str | bytes) -> np.ndarray:
-        return to_square(Image().decode(str(image) if isinstance(image, Path) else image), self.size)
+        return to_square(Image().decode(str(image) if isinstance(image, Path) else image), self.size, self.stretch)
 
 
 def colour_statistics(corpus: Corpus, sample: int = 500) -> tuple[list[float], list[float]]:

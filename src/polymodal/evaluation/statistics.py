@@ -50,6 +50,8 @@ class Score:
     name: split/task/metric, such as `test/text_to_image/R@10`.
     units: the metric on each independent unit of the test (a concept with all of its captions, say); the figure is
     their mean or median.
+    weights: of the units in the mean, such as the number of words of a page; None weighs all alike. The mean of nothing
+    is 0.
     chance: what guessing gets; None where that has no meaning.
     """
 
@@ -58,10 +60,14 @@ class Score:
     chance: float | None = None
     higher_is_better: bool = True
     statistic: Literal["mean", "median"] = "mean"
+    weights: np.ndarray | None = None
 
     @property
     def value(self) -> float:
-        return float(_summary(self.units, self.statistic))
+        if self.statistic == "median":
+            return float(np.median(self.units))
+        weights = np.ones_like(self.units) if self.weights is None else self.weights
+        return float(_ratio(self.units @ weights, weights.sum()))
 
     def shown(self) -> tuple[str, str, str]:
         """The figure, its interval and what guessing gets, as tables show them."""
@@ -72,7 +78,7 @@ class Score:
 
     def estimate(self) -> Estimate:
         """The figure with its percentile bootstrap interval over the units."""
-        low, high = np.percentile(_resampled([self.units], self.statistic)[0], [2.5, 97.5])
+        low, high = np.percentile(_resampled([self])[0], [2.5, 97.5])
         return Estimate(self.value, float(low), float(high))
 
     def to_json(self) -> dict[str, Any]:
@@ -83,11 +89,12 @@ class Score:
             "higher_is_better": self.higher_is_better,
             "statistic": self.statistic,
             "units": [round(float(unit), 6) for unit in self.units],
-        }
+        } | ({} if self.weights is None else {"weights": self.weights.tolist()})
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Score:
-        return cls(**record | {"units": np.array(record["units"])})
+        arrays: dict[str, Any] = {name: np.array(record[name]) for name in ("units", "weights") if name in record}
+        return cls(**record | arrays)
 
 
 def over_seeds(scores: Sequence[Score], alike: Sequence[Sequence[Score]] = ()) -> Estimate:
@@ -99,7 +106,7 @@ def over_seeds(scores: Sequence[Score], alike: Sequence[Sequence[Score]] = ()) -
     The variances of the two sources add up; the degrees of freedom are Welch and Satterthwaite's. One seed gives the
     interval over the test units alone.
     """
-    spread = _resampled([score.units for score in scores], scores[0].statistic).mean(axis=0).var()
+    spread = _resampled(scores).mean(axis=0).var()
     by_arm = [[score.value for score in arm] for arm in (scores, *alike)]
     return _combined(by_arm, float(spread), len(scores[0].units))
 
@@ -111,23 +118,24 @@ def paired_difference(
 
     alike: the scores of further arms, whose differences to the baseline are taken to vary as much between seeds.
     """
-    statistic = scores[0].statistic
-    ours = _resampled([score.units for score in scores], statistic)
-    theirs = _resampled([baseline.units for baseline in baselines], statistic)
+    ours, theirs = _resampled(scores), _resampled(baselines)
     by_arm = [[one.value - base.value for one, base in zip(arm, baselines, strict=True)] for arm in (scores, *alike)]
     return _combined(by_arm, float((ours - theirs).mean(axis=0).var()), len(scores[0].units))
 
 
-def _summary(values: np.ndarray, statistic: str, axis: int | None = None) -> Any:
-    return np.median(values, axis=axis) if statistic == "median" else np.mean(values, axis=axis)
-
-
-def _resampled(units: Sequence[np.ndarray], statistic: str) -> np.ndarray:
+def _resampled(scores: Sequence[Score]) -> np.ndarray:
     """seeds x resamples: the figure of each seed on the same resampled units."""
-    chosen, times = _resamples(len(units[0]))
-    if statistic == "mean":
-        return np.stack(list(units)) @ times.T / len(units[0])
-    return np.stack([_summary(values[chosen], statistic, axis=1) for values in units])
+    units = np.stack([score.units for score in scores])
+    chosen, times = _resamples(units.shape[1])
+    if scores[0].statistic == "median":
+        return np.stack([np.median(values[chosen], axis=1) for values in units])
+    weights = np.stack([np.ones_like(units[0]) if score.weights is None else score.weights for score in scores])
+    return _ratio((units * weights) @ times.T, weights @ times.T)
+
+
+def _ratio(part: Any, whole: Any) -> np.ndarray:
+    """0 where there is nothing to divide by."""
+    return np.divide(part, whole, out=np.zeros(np.shape(whole)), where=np.asarray(whole) > 0)
 
 
 @functools.lru_cache(maxsize=8)

@@ -17,13 +17,14 @@ from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.classification import balanced_accuracy, linear_probe, prompt_ensemble, zero_shot
+from polymodal.evaluation.fields import field_scores
 from polymodal.evaluation.generation import generation_scores
 from polymodal.evaluation.grounding import grounding_scores
 from polymodal.evaluation.incomplete_tables import classification_scores, fill_scores
 from polymodal.evaluation.ranking import prototype_scores, recommendation_scores
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
-from polymodal.modalities import Category, History, Image, Mask, Table, Text
+from polymodal.modalities import Category, History, Image, Mask, Table, Text, Words
 from polymodal.training.features import with_features
 from polymodal.training.run import Run, embed
 from polymodal.types import (
@@ -33,6 +34,7 @@ from polymodal.types import (
     CanFillCells,
     CanGenerate,
     CanRecommend,
+    CanTagWords,
     Example,
     HasFeatures,
     HasPrototypes,
@@ -149,6 +151,9 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     if isinstance(model, CanFillCells) and Table in kinds:
         for split in tests:
             scores += fill_scores(run, reader, split)
+    if isinstance(model, CanTagWords) and Words in kinds:
+        for split in tests:
+            scores += field_scores(model, run.processor, reader, split)
     if isinstance(model, CanRecommend) and History in kinds:
         for split in tests:
             scores += recommendation_scores(model, run.processor, reader, split)
@@ -162,7 +167,7 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
 
 def modalities_asked(corpus: Corpus, processor: Any) -> set[type]:
     """The modalities that the corpus has and the method takes."""
-    taken = {"image": Image, "text": Text, "table": Table, "history": History}
+    taken = {"image": Image, "text": Text, "table": Table, "words": Words, "history": History}
     columns = getattr(processor, "columns", taken)
     left_out = {kind for name, kind in taken.items() if name not in columns}
     return {type(modality) for modality in corpus.columns.values()} - left_out
@@ -242,6 +247,8 @@ def validation(corpus: Corpus) -> Any:
         reader = readers.setdefault(id(processor), Reader(corpus, processor))
         if isinstance(method, CanRecommend) and History in kinds:
             return _figures(recommendation_scores(method, processor, reader, "validation"))
+        if isinstance(method, CanTagWords) and Words in kinds:
+            return _figures(field_scores(method, processor, reader, "validation"))
         if not isinstance(method, CanEmbed):
             return {}
         if Text not in kinds:

@@ -112,12 +112,28 @@ class Block(nn.Module):
         return x + self.dropout(self.narrow(F.gelu(self.widen(self.norm_2(x)))))
 
 
+class PostNormBlock(Block):
+    """norm(x + attention(x)), then norm(x + perceptron(x)), as in BERT and RoBERTa."""
+
+    def forward(self, x: Float[Tensor, "... width"], packing: Packing | None = None) -> Float[Tensor, "... width"]:
+        x = self.norm_1(x + self.dropout(self.attention(x, packing)))
+        return self.norm_2(x + self.dropout(self.narrow(F.gelu(self.widen(x)))))
+
+
 class Transformer(nn.Module):
     """A stack of blocks with the initialisation of CLIP (Radford et al. 2021, section 2.4 and released code)."""
 
-    def __init__(self, width: int, depth: int, heads: int, causal: bool = False, dropout: float = 0.0):
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        causal: bool = False,
+        dropout: float = 0.0,
+        kind: type[Block] = Block,
+    ):
         super().__init__()
-        blocks = [Block(width, heads, causal, dropout) for _ in range(depth)]
+        blocks = [kind(width, heads, causal, dropout) for _ in range(depth)]
         residual_std = width**-0.5 * (2 * max(depth, 1)) ** -0.5
         for block in blocks:
             linears = {

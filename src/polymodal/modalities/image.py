@@ -119,17 +119,22 @@ def to_rgb(picture: PILImage.Image) -> PILImage.Image:
         raise UnreadableExample(f"the picture is damaged: {error}") from error
 
 
-def to_square(picture: PILImage.Image, size: int) -> np.ndarray:
+def to_square(picture: PILImage.Image, size: int, stretch: bool = False) -> np.ndarray:
     """uint8 array `size` x `size` x 3: shorter side to `size` (bicubic), then the centre, as CLIP prepares pictures.
 
-    Large JPEG files are decoded at a reduced scale, at least twice `size`, which is several times faster.
+    stretch: the whole picture instead, both sides to `size`, as pages of text are prepared. Large JPEG files are
+    decoded at a reduced scale, at least twice `size`, which is several times faster.
     """
     picture.draft("RGB", (2 * size, 2 * size))
     pixels = np.asarray(to_rgb(picture))
     height, width, _ = pixels.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    square = torch.from_numpy(pixels[top : top + side, left : left + side].copy()).permute(2, 0, 1)
-    if side != size:  # torch does this several times faster than Pillow, with equal results but for rounding
+    part = pixels if stretch else pixels[top : top + side, left : left + side]
+    square = torch.from_numpy(part.copy()).permute(2, 0, 1)
+    if square.shape[1:] != (
+        size,
+        size,
+    ):  # torch does this several times faster than Pillow, with equal results but for rounding
         square = F.interpolate(square[None], (size, size), mode="bicubic", antialias=True)[0]
     return square.permute(1, 2, 0).numpy()

@@ -72,6 +72,14 @@ def find(spec: str) -> type[Any]:
     return found
 
 
+def find_method(spec: str) -> type[Any]:
+    """The recipe class that a user's words name, of a method that is trained. Raises UserError for any other."""
+    found = find(spec)
+    if not hasattr(found, "build"):
+        raise UserError(f"The recipe '{spec}' trains nothing; it attacks runs: polymodal attack {spec} RUN")
+    return found
+
+
 def _import_module(place: str) -> Any:
     if "" not in sys.path:
         sys.path.insert(0, "")  # a command, unlike `python -m`, does not look in the working folder

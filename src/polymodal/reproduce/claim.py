@@ -9,10 +9,11 @@ from typing import Any, Literal
 from polymodal import corpora, recipes
 from polymodal.errors import UserError
 from polymodal.evaluation.statistics import Estimate
+from polymodal.reproduce.attacks import compare_attacks
 from polymodal.reproduce.compare import Arm, Comparison, compare
 from polymodal.reproduce.display import Display
 from polymodal.training.run import write_json
-from polymodal.types import Budget, Claim
+from polymodal.types import AttackClaim, Budget, Claim
 
 CLAIM = "claim.json"
 Verdict = Literal["supported", "not supported at this scale", "contradicted"]
@@ -43,14 +44,18 @@ def reproduce(
     seeds: int | None = None,
     display: Display | None = None,
 ) -> tuple[dict[str, Any], Comparison]:
-    """Run a recipe's claim; writes `claim.json`, `results.json` and `report.html` into `out`.
+    """Run a recipe's claim; writes `claim.json`, `results.json` and, for methods, `report.html` into `out`.
 
     budget, seeds: those of the claim unless given. Returns what `claim.json` holds, and the comparison.
     """
     claim = claim_of(spec)
     arms = [Arm("baseline", claim.baseline), Arm("treatment", claim.treatment)]
     arms += [Arm(label, recipe) for label, recipe in claim.further.items()]
-    comparison = compare(arms, corpora.named(claim.corpus), budget or claim.budget, seeds or claim.seeds, out, display)
+    corpus, budget, seeds = corpora.named(claim.corpus), budget or claim.budget, seeds or claim.seeds
+    if isinstance(claim, AttackClaim):
+        comparison = compare_attacks(arms, claim, corpus, budget, seeds, out, display)
+    else:
+        comparison = compare(arms, corpus, budget, seeds, out, display)
     result = claim_record(spec, claim, comparison)
     write_json(Path(out) / CLAIM, result)
     return result, comparison

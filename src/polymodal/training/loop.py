@@ -140,6 +140,7 @@ class Loop:
         if held is not None:
             load_checkpoint(held, self.model, self.average, self.optimiser, place)
             self.data.taken = taken
+        self._keep_features()
         self.saved = copy.copy(self.progress)
         writes = run.directory is not None
         self.writer = CheckpointWriter(run.directory, execution.keep, place) if run.directory is not None else None
@@ -192,10 +193,14 @@ class Loop:
             self.losses_of = spread(model, place, execution.parallel, one_pass, all_used)
             self.averages_itself = self.losses_of != model.losses
         self.optimiser = adamw(model, recipe)
+
+    def _keep_features(self) -> None:
+        """From now on frozen towers look up what they have seen, under a key of the weights that they have now."""
         # A sharded tower gathers its weights together with the other processes, which may have nothing new to compute.
-        if execution.cache_features and not (execution.parallel == "fsdp" and place.count > 1):
-            unchanged = [name for name in recipe.unaugmented() if is_frozen(model.get_submodule(name))]
-            self.cached = cached_encoders(model, unchanged)
+        sharded = self.execution.parallel == "fsdp" and self.place.count > 1
+        if self.execution.cache_features and not sharded:
+            unchanged = [name for name in self.recipe.unaugmented() if is_frozen(self.model.get_submodule(name))]
+            self.cached = cached_encoders(self.model, unchanged)
 
     def _training_mode(self) -> None:
         """Frozen parts evaluate: no dropout disturbs what cannot learn from it."""
@@ -231,6 +236,7 @@ class Loop:
             progress.stage += 1
             self.skipped_before |= self.reader.skipped
             self._enter(progress.stage, fresh=True)
+            self._keep_features()
         stage = self.stages[progress.stage]
         started = time.perf_counter()
         batches = [to_device(batch, self.place.device) for batch in next(self.data)]

@@ -1,0 +1,60 @@
+"""Which parts of an example a method hides from itself, to predict them: spans of a sequence, blocks of a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from polymodal.draws import Draws
+
+FLATTEST, TALLEST = 0.3, 1 / 0.3  # height to width of a block
+FAILURES = 20  # of a block to find room, after which the picture is left as it is
+
+
+def hidden_spans(
+    lengths: Sequence[int], share: float, draws: Draws, mean_span: float = 3.0
+) -> Bool[Tensor, "batch longest"]:
+    """Spans of Poisson length at random places, until `share` of each sequence is hidden (SpanBERT, BART).
+
+    lengths: of the sequences, in whatever is to be hidden as a whole, such as words. The last span is cut to the share.
+    """
+    hidden = np.zeros((len(lengths), max(lengths, default=0)), dtype=bool)
+    for row, length, rng in zip(hidden, lengths, draws.generators, strict=True):
+        missing = round(share * length)
+        while missing > 0:
+            span = min(max(int(rng.poisson(mean_span)), 1), missing)
+            start = int(rng.integers(length - span + 1))
+            missing -= span - int(row[start : start + span].sum())
+            row[start : start + span] = True
+    return torch.from_numpy(hidden)
+
+
+def hidden_blocks(grid: int, share: float, draws: Draws, smallest: float = 16 / 196) -> Bool[Tensor, "batch patches"]:
+    """Rectangles of patches at random places, until about `share` of each picture is hidden (BEiT, Bao et al. 2022).
+
+    grid: patches along a side. smallest: the least area of a rectangle as a share of the picture, while as much is
+    still to be hidden. Patches are in reading order; never more than the share is hidden.
+    """
+    hidden = np.zeros((len(draws.seeds), grid, grid), dtype=bool)
+    for picture, rng in zip(hidden, draws.generators, strict=True):
+        missing, failures = round(share * grid**2), 0
+        while missing > 0 and failures < FAILURES:
+            area = rng.uniform(min(smallest * grid**2, missing), missing)
+            ratio = math.exp(rng.uniform(math.log(FLATTEST), math.log(TALLEST)))
+            height, width = (
+                min(max(round(side), 1), grid) for side in (math.sqrt(area * ratio), math.sqrt(area / ratio))
+            )
+            top, left = int(rng.integers(grid - height + 1)), int(rng.integers(grid - width + 1))
+            block = picture[top : top + height, left : left + width]
+            new = block.size - int(block.sum())
+            if 0 < new <= missing:
+                block[:] = True
+                missing -= new
+            else:
+                failures += 1
+    return torch.from_numpy(hidden).flatten(1)

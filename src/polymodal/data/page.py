@@ -1,0 +1,136 @@
+"""Pages to tensors: words with their boxes, the picture of the page, and the field that each word is part of."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from polymodal.corpora import Corpus
+from polymodal.data.columns import MOST_ROWS, ColumnsProcessor, ImageColumn, load_columns
+from polymodal.draws import Draws
+from polymodal.errors import UnreadableExample
+from polymodal.modalities import Words
+from polymodal.modalities.document import OTHER, PageTokens, Word, page_tokens
+from polymodal.modalities.text import TextTokenizer, Tokenizer
+
+NO_FIELD = -100  # of tokens that stand for no word's field; what cross-entropy leaves out
+
+
+class WordsColumn:
+    """The words of a page in reading order."""
+
+    def __init__(self, tokenizer: Tokenizer, fields: Sequence[str], segment_boxes: bool = True):
+        """fields: every kind of field. segment_boxes: whether a word stands in the box of its whole segment."""
+        self.tokenizer = tokenizer
+        self.fields = tuple(fields)
+        self.segment_boxes = segment_boxes
+
+    @classmethod
+    def fit(
+        cls, corpus: Corpus, learn: Callable[[Iterable[str]], Tokenizer], segment_boxes: bool = True
+    ) -> WordsColumn:
+        """Learn a tokenizer from the words of the training pages."""
+        column = corpus.column_of(Words)
+        modality = corpus.columns[column]
+        assert isinstance(modality, Words)
+        pages = []
+        for raw in corpus.raw_values(corpus.sample("train", MOST_ROWS), column):
+            with contextlib.suppress(UnreadableExample):
+                pages.append(" ".join(word.text for word in modality.decode(raw)))
+        return cls(learn(pages), modality.fields, segment_boxes)
+
+    def read(self, corpus: Corpus, row: int) -> list[Word]:
+        words = corpus.value(row, corpus.column_of(Words))
+        return in_segment_boxes(words) if self.segment_boxes else words
+
+    def __call__(self, pages: list[list[Word]]) -> PageTokens:
+        return page_tokens(pages, self.tokenizer)
+
+    def windows(self, words: list[Word]) -> list[list[Word]]:
+        """A page cut into runs of words that each fit the tokenizer's context; at least one."""
+        room = self.tokenizer.context_length - 2
+        pieces = (self.tokenizer([word.text for word in words]).lengths - 2).tolist() if words else []
+        runs: list[list[Word]] = [[]]
+        taken = 0
+        for word, count in zip(words, pieces, strict=True):
+            if runs[-1] and taken + count > room:
+                runs.append([])
+                taken = 0
+            runs[-1].append(word)
+            taken += count
+        return runs
+
+    def field_numbers(self, pages: list[list[Word]], tokens: PageTokens) -> Int[Tensor, "batch length"]:
+        """The field of each word at the word's first piece, `NO_FIELD` at all other tokens."""
+        numbers = {name: number for number, name in enumerate(self.fields)}
+        labels = torch.full_like(tokens.word, NO_FIELD)
+        for row, (page, first) in enumerate(zip(pages, first_pieces(tokens), strict=True)):
+            of_words = torch.tensor([numbers.get(word.field, numbers.get(OTHER, 0)) for word in page] or [0])
+            labels[row, first] = of_words[tokens.word[row, first]]
+        return labels
+
+    def settings(self) -> dict[str, Any]:
+        return {"fields": list(self.fields), "segment_boxes": self.segment_boxes}
+
+    def save(self, directory: Path) -> None:
+        self.tokenizer.save(directory)
+
+
+class PageProcessor(ColumnsProcessor):
+    """Reads examples as `{"words": [Word, ...], "image": uint8 array}`; the whole page is stretched to the square."""
+
+    def __init__(self, words: WordsColumn, image: ImageColumn):
+        super().__init__(words=words, image=image)
+        self.words = words
+        self.image = image
+
+    @classmethod
+    def fit(
+        cls, corpus: Corpus, learn: Callable[[Iterable[str]], Tokenizer], image_size: int, segment_boxes: bool
+    ) -> PageProcessor:
+        return cls(WordsColumn.fit(corpus, learn, segment_boxes), ImageColumn.fit(corpus, image_size, stretch=True))
+
+    @classmethod
+    def load(cls, directory: Path, context: int) -> PageProcessor:
+        """The one that `save` wrote."""
+        tokenizer = TextTokenizer.load(directory, context)
+
+        def words(**settings: Any) -> WordsColumn:
+            return WordsColumn(tokenizer, **settings)
+
+        return cls(**load_columns(directory, words=words, image=ImageColumn))  # type: ignore[arg-type]
+
+
+def in_segment_boxes(words: list[Word]) -> list[Word]:
+    """Each word with the box around its segment, as an OCR engine's lines give it."""
+    around: dict[int, tuple[int, int, int, int]] = {}
+    for word in words:
+        left, top, right, bottom = around.get(word.segment, word.box)
+        box = word.box
+        around[word.segment] = (min(left, box[0]), min(top, box[1]), max(right, box[2]), max(bottom, box[3]))
+    return [word._replace(box=around[word.segment]) for word in words]
+
+
+def random_window(words: list[Word], longest: int, rng: np.random.Generator) -> list[Word]:
+    """At most `longest` words in a row."""
+    start = int(rng.integers(max(len(words) - longest, 0) + 1))
+    return words[start : start + longest]
+
+
+def random_windows(pages: list[list[Word]], longest: int, draws: Draws) -> list[list[Word]]:
+    """A window of every page."""
+    return [random_window(page, longest, rng) for page, rng in zip(pages, draws.generators, strict=True)]
+
+
+def first_pieces(tokens: PageTokens) -> Bool[Tensor, "batch length"]:
+    """True at the first token of every word."""
+    before = F.pad(tokens.word[:, :-1], (1, 0), value=-1)
+    return (tokens.word >= 0) & (tokens.word != before)

@@ -1,0 +1,123 @@
+"""Words in places and the picture of their page in one transformer (LayoutLMv3, Huang et al. 2022, section 2.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polymodal.layers.patches import patchify
+from polymodal.layers.positions import LayoutEmbedding, SpatialBias
+from polymodal.layers.transformer import Packing, PostNormBlock, Transformer
+from polymodal.modalities.document import BOX_SCALE, PageTokens
+
+
+@dataclass(frozen=True)
+class PageEncoderConfig:
+    """The one tower of words and picture."""
+
+    context: int = 160
+    """Longest run of words in tokens, with start and end mark."""
+    size: int = 112
+    """Side in pixels of the picture, to which a page is stretched."""
+    patch: int = 16
+    """Side of a patch in pixels; must divide the size."""
+    width: int = 64
+    """Channels of every token; even."""
+    depth: int = 3
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads of a block."""
+    dropout: float = 0.1
+    """Of what enters the first block and of every block's output."""
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.size // self.patch
+
+    def build(self, vocabulary: int) -> PageEncoder:
+        """vocabulary: entries of the tokenizer."""
+        return PageEncoder(self, vocabulary)
+
+
+class PageEncoder(nn.Module):
+    """Linear patches after the words, no convolution and no detector; attention sees all distances on the page."""
+
+    patch_boxes: Tensor
+
+    def __init__(self, config: PageEncoderConfig, vocabulary: int):
+        super().__init__()
+        if config.size % config.patch:
+            raise ValueError(f"patches of {config.patch} px do not tile a picture of {config.size} px")
+        self.config = config
+        width = config.width
+        self.word = nn.Embedding(vocabulary + 1, width)  # the last one stands for hidden words
+        self.word_positions = nn.Parameter(torch.empty(config.context, width))
+        self.layout = LayoutEmbedding(width)
+        self.word_norm = nn.LayerNorm(width)
+        self.patch = nn.Linear(3 * config.patch**2, width)
+        self.hidden_patch = nn.Parameter(torch.empty(width))
+        self.class_token = nn.Parameter(torch.empty(width))
+        self.patch_positions = nn.Parameter(torch.empty(config.grid**2 + 1, width))
+        self.patch_norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.bias = SpatialBias(config.heads)
+        self.transformer = Transformer(width, config.depth, config.heads, dropout=config.dropout, kind=PostNormBlock)
+        self.register_buffer("patch_boxes", patch_boxes(config.grid), persistent=False)
+        for part in (self.word.weight, self.word_positions, self.hidden_patch, self.class_token, self.patch_positions):
+            nn.init.normal_(part, std=0.02)
+
+    def forward(
+        self,
+        words: PageTokens,
+        image: Float[Tensor, "batch 3 size size"],
+        hidden_words: Bool[Tensor, "batch length"] | None = None,
+        hidden_patches: Bool[Tensor, "batch patches"] | None = None,
+    ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch patches_and_class width"]]:
+        """What is hidden keeps its place. Returns the tokens of words, and those of the picture, the class's first."""
+        batch, length = words.tokens.ids.shape
+        x = torch.cat([self._words(words, hidden_words), self._patches(image, hidden_patches)], dim=1)
+        mask = F.pad(words.tokens.mask, (0, x.shape[1] - length), value=True)
+        boxes = torch.cat([words.boxes, self.patch_boxes.expand(batch, -1, -1)], dim=1)
+        places = torch.cat([torch.arange(length), torch.arange(len(self.patch_boxes))]).to(x.device)
+        x = self._transformed(x, mask, boxes, places)
+        return x[:, :length], x[:, length:]
+
+    def see(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch patches_and_class width"]:
+        """The picture without words, as for tasks of regions."""
+        x = self._patches(image, None)
+        mask = x.new_ones(x.shape[:2], dtype=torch.bool)
+        places = torch.arange(x.shape[1], device=x.device)
+        return self._transformed(x, mask, self.patch_boxes.expand(len(x), -1, -1), places)
+
+    def _words(self, words: PageTokens, hidden: Bool[Tensor, "batch length"] | None) -> Tensor:
+        ids = words.tokens.ids
+        if hidden is not None:
+            ids = ids.masked_fill(hidden, self.word.num_embeddings - 1)
+        x = self.word(ids) + self.word_positions[: ids.shape[1]] + self.layout(words.boxes)
+        return self.dropout(self.word_norm(x))
+
+    def _patches(self, image: Tensor, hidden: Bool[Tensor, "batch patches"] | None) -> Tensor:
+        x = self.patch(patchify(image, self.config.patch))
+        if hidden is not None:
+            x = torch.where(hidden[:, :, None], self.hidden_patch, x)
+        x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
+        return self.patch_norm(self.dropout(x + self.patch_positions))
+
+    def _transformed(self, x: Tensor, mask: Tensor, boxes: Tensor, places: Tensor) -> Tensor:
+        packing = dataclasses.replace(Packing.of(mask), bias=self.bias(boxes, places))
+        return packing.pad(self.transformer(packing.pack(self.dropout(self.norm(x))), packing))
+
+
+def patch_boxes(grid: int) -> Int[Tensor, "patches_and_class 4"]:
+    """Where the class token and the patches stand on the page, in thousandths, as words do."""
+    edges = torch.arange(grid + 1) * BOX_SCALE // grid
+    rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    boxes = torch.stack([edges[columns], edges[rows], edges[columns + 1], edges[rows + 1]], dim=-1).flatten(0, 1)
+    return torch.cat([torch.tensor([[1, 1, BOX_SCALE - 1, BOX_SCALE - 1]]), boxes])

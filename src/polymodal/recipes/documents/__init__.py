@@ -1,0 +1,1 @@
+"""Documents: pages of words in places, forms, tables, screens."""

@@ -1,0 +1,1 @@
+"""Attacks on trained methods, poisoning, and defences."""

@@ -1,0 +1,67 @@
+"""Compare attacks fairly: the same models in the same runs, the same pairs, the same bounds."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from polymodal.corpora import Corpus
+from polymodal.evaluation.attacks import Pairs, attack_scores, summary
+from polymodal.evaluation.statistics import Score
+from polymodal.reproduce.compare import RESULTS, SCORES, Arm, Comparison, Trial, compare
+from polymodal.reproduce.display import Display
+from polymodal.training.recipe_record import recipe_record
+from polymodal.training.run import Run, write_json, write_text
+from polymodal.training.trainer import command_line
+from polymodal.types import Attack, AttackClaim, Budget
+
+
+def compare_attacks(
+    arms: list[Arm],
+    claim: AttackClaim,
+    corpus: Corpus,
+    budget: Budget,
+    seeds: int,
+    out: Path | str,
+    display: Display | None = None,
+) -> Comparison:
+    """Train the victims at every seed, attack each of them with every arm, and try what came out on all of them.
+
+    Victims and scores in `out` are not made again.
+    """
+    directory = Path(out)
+    victims = [Arm(*one) for one in claim.victims.items()]
+    models = compare(victims, corpus, budget, seeds, directory / "victims", display)
+    trials = []
+    for seed in models.seeds:
+        runs = {trial.arm.label: trial.run for trial in models.trials if trial.seed == seed}
+        pairs = Pairs.of(corpus, next(iter(runs.values())), claim.split, claim.examples)
+        for arm in arms:
+            trials.append(_trial(arm, runs, corpus, pairs, seed, directory / "attacks" / arm.folder / f"seed-{seed}"))
+    comparison = Comparison(arms, corpus, budget, models.seeds, trials, directory)
+    write_json(directory / RESULTS, comparison.to_json())
+    return comparison
+
+
+def _trial(arm: Arm, runs: Mapping[str, Run], corpus: Corpus, pairs: Pairs, seed: int, folder: Path) -> Trial:
+    attack: Attack = arm.recipe
+    first = next(iter(runs.values()))
+    kept = folder / SCORES
+    if kept.is_file():
+        held = json.loads(kept.read_text(encoding="utf-8"))
+        scores, seconds = [Score.from_json(score) for score in held["scores"]], held["seconds"]
+    else:
+        began = time.perf_counter()
+        scores = [score for source in runs for score in attack_scores(attack, source, runs, corpus, pairs, seed)[0]]
+        scores = [*summary(scores, list(runs)), *scores]
+        seconds = time.perf_counter() - began
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(kept, json.dumps({"seconds": seconds, "scores": [score.to_json() for score in scores]}))
+    # Cost is that of crafting on every model and asking every model; what was trained stands in `victims`.
+    cost = {"seconds": seconds, "steps": getattr(attack, "steps", 0), "examples": len(pairs.pictures)}
+    unused = {"parameters": 0, "flops_an_example": 0.0, "skipped": 0}
+    record = {"recipe": recipe_record(attack), "command": command_line()} | cost | unused
+    run = Run(attack, first.model, first.processor, record, directory=folder)
+    return Trial(arm, seed, run, {score.name: score for score in scores})

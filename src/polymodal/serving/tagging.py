@@ -1,0 +1,43 @@
+"""Fields of pages, as a program reads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from polymodal.corpora import Corpus
+from polymodal.data.loader import Reader
+from polymodal.errors import UserError
+from polymodal.evaluation.fields import entities, tagged
+from polymodal.modalities import Words
+from polymodal.training.run import Run, write_text
+from polymodal.types import CanTagWords
+
+
+def write_fields(run: Run, corpus: Corpus, split: str, path: Path) -> int:
+    """One JSON object a page: its key, and its fields, each with its text and the numbers of its words.
+
+    split: `all` takes every page. Returns how many pages there are. Raises UserError for a run that does not tag words,
+    a corpus without them, a split that has none, and a place that takes no file.
+    """
+    if not isinstance(run.model, CanTagWords):
+        raise UserError(f"The run '{run.name}' cannot tag words; a method that can is layoutlmv3.")
+    corpus.column_of(Words)
+    reader = Reader(corpus, run.processor)
+    rows, examples = reader.read_all(np.arange(len(corpus)) if split == "all" else corpus.rows(split))
+    if not examples:
+        raise UserError(f"The split '{split}' of '{corpus.name}' has no readable page.")
+    lines = []
+    for row, (words, fields) in zip(rows.tolist(), tagged(run.model, run.processor, examples), strict=True):
+        found = [
+            {"field": field, "text": " ".join(word.text for word in words[first:end]), "words": [first, end]}
+            for first, end, field in sorted(entities(words, fields))
+        ]
+        lines.append(json.dumps({"key": corpus.key(row), "fields": found}, ensure_ascii=False))
+    try:
+        write_text(path, "".join(f"{line}\n" for line in lines))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+    return len(lines)

@@ -1,0 +1,434 @@
+"""LayoutLMv3: words and patches in one encoder, what is hidden of both, and fields that are scored as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import polymodal as pm
+from polymodal.corpora import Corpus
+from polymodal.data.loader import Reader
+from polymodal.data.masking import hidden_blocks, hidden_spans
+from polymodal.data.page import NO_FIELD, PageProcessor, first_pieces, in_segment_boxes
+from polymodal.draws import Draws
+from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
+from polymodal.encoders.page import PageEncoderConfig, patch_boxes
+from polymodal.errors import UserError
+from polymodal.evaluation import evaluate
+from polymodal.evaluation.fields import entities, field_scores
+from polymodal.evaluation.statistics import Score
+from polymodal.layers.quantise import VectorQuantiser, perplexity
+from polymodal.layers.transformer import PostNormBlock
+from polymodal.modalities.document import PageTokens, Word
+from polymodal.modalities.text import Tokens
+from polymodal.recipes.documents import layoutlmv3
+from polymodal.serving.tagging import write_fields
+from polymodal.training import Run, load_run, train
+from polymodal.training.execution import Execution
+from polymodal.types import Batch, Budget
+
+TINY = layoutlmv3.Recipe(
+    encoder=PageEncoderConfig(context=64, size=32, patch=8, width=32, depth=1, heads=2),
+    tokenizer=ImageTokenizerConfig(codes=16, width=8),
+    vocabulary=600,
+    longest_window=30,
+    tokenizer_share=0.4,
+    batch_size=16,
+)
+
+
+@pytest.fixture(scope="module")
+def pages() -> Corpus:
+    """Two hundred pages of the real corpus, every kind of them."""
+    corpus = pm.corpora.documents()
+    rng = np.random.default_rng(0)
+    return corpus.with_splits({name: np.sort(rng.permutation(rows)[:70]) for name, rows in corpus.splits.items()})
+
+
+@pytest.fixture(scope="module")
+def processor(pages: Corpus) -> PageProcessor:
+    return TINY.processor(pages)
+
+
+@pytest.fixture
+def batch(pages: Corpus, processor: PageProcessor) -> Batch:
+    examples = [processor.read(pages, row) for row in pages.rows("train")[:16].tolist()]
+    return TINY.training_batch(examples, processor, Draws.of(0, 0, 16))
+
+
+def method(processor: PageProcessor, recipe: layoutlmv3.Recipe = TINY) -> layoutlmv3.LayoutLMv3:
+    torch.manual_seed(0)
+    return recipe.build(processor).eval()
+
+
+def test_spans_hide_their_share_in_runs() -> None:
+    lengths = [200] * 50 + [1, 0, 2]
+    hidden = hidden_spans(lengths, 0.3, Draws.of(0, 0, len(lengths)))
+    assert (hidden[:50].sum(1) == 60).all()
+    assert hidden[50:].sum(1).tolist() == [0, 0, 1]
+    starts = hidden[:50] & ~F.pad(hidden[:50, :-1], (1, 0))
+    assert 2.5 < 60 * 50 / starts.sum() < 6  # spans of Poisson(3), some of which touch
+    again = hidden_spans(lengths, 0.3, Draws.of(0, 0, len(lengths)))
+    assert torch.equal(hidden, again)
+
+
+@pytest.mark.parametrize("grid", [7, 14])
+def test_blocks_hide_their_share_in_rectangles(grid: int) -> None:
+    hidden = hidden_blocks(grid, 0.4, Draws.of(0, 0, 200))
+    shares = hidden.float().mean(1)
+    assert shares.max() <= 0.41
+    assert 0.38 < shares.mean() < 0.41
+    squares = hidden.unflatten(1, (grid, grid))
+    beside = (squares[:, :, 1:] == squares[:, :, :-1]).float().mean()
+    assert beside > 0.75  # 0.52 if every patch were hidden by itself
+    assert hidden.float().mean(0).std() < 0.2
+    assert not hidden_blocks(grid, 0.0, Draws.of(0, 0, 3)).any()
+
+
+def test_patches_are_codes_on_the_unit_sphere() -> None:
+    torch.manual_seed(0)
+    quantiser = VectorQuantiser(6, 4)
+    x = torch.randn(3, 5, 4, requires_grad=True)
+    found = quantiser(x)
+    by_distance = torch.cdist(F.normalize(x, dim=-1), F.normalize(quantiser.codebook, dim=-1)[None]).argmin(-1)
+    assert torch.equal(found.codes, by_distance)
+    torch.testing.assert_close(found.vectors, quantiser.vectors(found.codes))
+    found.vectors.sum().backward()
+    assert quantiser.codebook.grad is None  # what is decoded teaches the encoder; the codebook has a loss of its own
+    own = torch.autograd.grad(F.normalize(x, dim=-1).sum(), x)[0]
+    torch.testing.assert_close(x.grad, own)
+    found = quantiser(x)
+    assert torch.autograd.grad(found.codebook, x, retain_graph=True, allow_unused=True)[0] is None
+    assert torch.autograd.grad(found.commitment, quantiser.codebook, allow_unused=True)[0] is None
+
+
+def test_perplexity_counts_the_codes_in_use() -> None:
+    assert perplexity(torch.arange(8), 16) == pytest.approx(8)
+    assert perplexity(torch.zeros(8, dtype=torch.long), 16) == pytest.approx(1)
+
+
+def test_hidden_patches_under_a_box_against_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.integers(0, 1001, (20, 30, 2, 2)), axis=2)  # page, word, (first, last), (x, y)
+    boxes = torch.from_numpy(corners.reshape(20, 30, 4))
+    hidden = torch.from_numpy(rng.random((20, 49)) < 0.1)
+    found = layoutlmv3.in_hidden_patch(boxes, hidden, 7)
+    for page, word in np.ndindex(20, 30):
+        left, top, right, bottom = boxes[page, word].tolist()
+        columns = {min(x * 7 // 1000, 6) for x in range(left, max(right, left + 1))}
+        rows = {min(y * 7 // 1000, 6) for y in range(top, max(bottom, top + 1))}
+        wanted = any(hidden[page, row * 7 + column] for row in rows for column in columns)
+        assert found[page, word] == wanted
+    assert not layoutlmv3.in_hidden_patch(boxes, torch.zeros(20, 49, dtype=torch.bool), 7).any()
+
+
+def test_the_network_is_that_of_transformers(processor: PageProcessor) -> None:
+    from transformers import LayoutLMv3Config, LayoutLMv3Model
+
+    torch.manual_seed(0)
+    width, heads = 48, 4
+    theirs = LayoutLMv3Model(
+        LayoutLMv3Config(
+            vocab_size=51,
+            hidden_size=width,
+            num_hidden_layers=2,
+            num_attention_heads=heads,
+            intermediate_size=4 * width,
+            max_position_embeddings=66,
+            max_2d_position_embeddings=1001,
+            coordinate_size=8,
+            shape_size=8,
+            input_size=32,
+            patch_size=8,
+            pad_token_id=1,
+            rel_pos_bins=32,
+            max_rel_pos=128,
+            rel_2d_pos_bins=64,
+            max_rel_2d_pos=256,
+        )
+    ).eval()
+    with torch.no_grad():  # their biases start at values that would hide a mistake
+        for name in ("rel_pos_bias", "rel_pos_x_bias", "rel_pos_y_bias"):
+            getattr(theirs.encoder, name).weight.normal_()
+        theirs.cls_token.normal_()
+    ours = PageEncoderConfig(context=64, size=32, patch=8, width=width, depth=2, heads=heads).build(50).eval()
+    copy_weights(theirs, ours, heads)
+    boxes = torch.randint(0, 500, (3, 9, 4)) + torch.tensor([0, 0, 500, 500])
+    ids, lengths = torch.randint(2, 50, (3, 9)), torch.tensor([9, 4, 7])
+    words = PageTokens(Tokens(ids, lengths), boxes, torch.zeros(3, 9, dtype=torch.long))
+    image = torch.randn(3, 3, 32, 32)
+    mask = words.tokens.mask
+    with torch.no_grad():
+        tokens, patches = ours(words, image)
+        wanted = theirs(input_ids=ids, bbox=boxes, attention_mask=mask.long(), pixel_values=image).last_hidden_state
+        alone = theirs(pixel_values=image).last_hidden_state
+    torch.testing.assert_close(tokens[mask], wanted[:, :9][mask], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(patches, wanted[:, 9:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.see(image), alone, atol=1e-4, rtol=1e-4)
+
+
+def copy_weights(theirs: torch.nn.Module, ours: torch.nn.Module, heads: int) -> None:
+    text = theirs.embeddings
+    with torch.no_grad():
+        ours.word.weight.copy_(text.word_embeddings.weight)
+        ours.word_positions.copy_(text.position_embeddings.weight[2:] + text.token_type_embeddings.weight[0])
+        for mine, name in (("across", "x"), ("down", "y"), ("high", "h"), ("wide", "w")):
+            getattr(ours.layout, mine).weight.copy_(getattr(text, f"{name}_position_embeddings").weight)
+        ours.patch.weight.copy_(theirs.patch_embed.proj.weight.flatten(1))
+        ours.patch.bias.copy_(theirs.patch_embed.proj.bias)
+        ours.class_token.copy_(theirs.cls_token.flatten())
+        ours.patch_positions.copy_(theirs.pos_embed[0])
+        scale = (ours.config.width // heads) ** 0.5
+        for mine, name in (("text", ""), ("across", "_x"), ("down", "_y")):
+            theirs_bias = getattr(theirs.encoder, f"rel_pos{name}_bias").weight
+            getattr(ours.bias, mine).weight.copy_(theirs_bias.T / scale)
+    for mine, other in (
+        (ours.word_norm, text.LayerNorm),
+        (ours.patch_norm, theirs.norm),
+        (ours.norm, theirs.LayerNorm),
+    ):
+        mine.load_state_dict(other.state_dict())
+    for block, layer in zip(ours.transformer.blocks, theirs.encoder.layer, strict=True):
+        attention = layer.attention.self
+        parts = [attention.query, attention.key, attention.value]
+        with torch.no_grad():
+            block.attention.qkv.weight.copy_(torch.cat([part.weight for part in parts]))
+            block.attention.qkv.bias.copy_(torch.cat([part.bias for part in parts]))
+        for mine, other in (
+            (block.attention.out, layer.attention.output.dense),
+            (block.norm_1, layer.attention.output.LayerNorm),
+            (block.widen, layer.intermediate.dense),
+            (block.narrow, layer.output.dense),
+            (block.norm_2, layer.output.LayerNorm),
+        ):
+            mine.load_state_dict(other.state_dict())
+
+
+def test_patches_stand_on_the_page_as_words_do() -> None:
+    boxes = patch_boxes(4)
+    assert boxes[0].tolist() == [1, 1, 999, 999]
+    assert boxes[1 + 6].tolist() == [500, 250, 750, 500]  # second row, third column
+    assert boxes[-1].tolist() == [750, 750, 1000, 1000]
+
+
+def test_what_is_hidden_is_not_read(batch: Batch, processor: PageProcessor) -> None:
+    own = method(processor)
+    words, hidden = batch["words"], batch["hidden_words"]
+    assert hidden.any()
+    assert not (hidden & (words.word < 0)).any()
+    others = torch.where(hidden, (words.tokens.ids + 7) % 500, words.tokens.ids)
+    changed = dataclasses.replace(words, tokens=Tokens(others, words.tokens.lengths))
+    size = TINY.encoder.size // TINY.encoder.grid
+    in_pixels = batch["hidden_patches"].unflatten(1, (TINY.encoder.grid,) * 2)
+    in_pixels = in_pixels.repeat_interleave(size, 1).repeat_interleave(size, 2)[:, None]
+    image = torch.where(in_pixels, torch.randn_like(batch["image"]), batch["image"])
+    with torch.no_grad():
+        found = own.encoder(words, batch["image"], hidden, batch["hidden_patches"])
+        same = own.encoder(changed, image, hidden, batch["hidden_patches"])
+        seen = own.encoder(changed, image)
+    for one, other, open_eyed in zip(found, same, seen, strict=True):
+        torch.testing.assert_close(one, other)
+        assert not torch.allclose(one, open_eyed, atol=1e-3)
+
+
+def test_a_word_is_hidden_as_a_whole(batch: Batch) -> None:
+    of_word, hidden = batch["words"].word, batch["hidden_words"]
+    for numbers, gone in zip(of_word, hidden, strict=True):
+        for number in range(int(numbers.max()) + 1):
+            assert gone[numbers == number].unique().numel() == 1
+    words = sum(int(numbers.max()) + 1 for numbers in of_word)
+    assert 0.25 < int((hidden & first_pieces(batch["words"])).sum()) / words < 0.35
+
+
+def test_losses_at_the_start_are_those_of_guessing_and_the_tokenizer_gets_no_gradient(
+    batch: Batch, processor: PageProcessor
+) -> None:
+    own = method(processor)
+    losses = own.losses(batch)
+    assert losses["words"].item() == pytest.approx(math.log(processor.words.tokenizer.vocabulary), rel=0.1)
+    assert losses["patches"].item() == pytest.approx(math.log(16), rel=0.2)
+    assert losses["alignment"].item() == pytest.approx(math.log(2), rel=0.2)
+    sum(losses.values()).backward()
+    assert all(parameter.grad is None for parameter in own.tokenizer.parameters())
+    assert own.encoder.hidden_patch.grad.abs().sum() > 0
+
+
+def test_without_hidden_patches_every_word_is_aligned(batch: Batch, processor: PageProcessor) -> None:
+    own = method(processor)
+    with torch.no_grad():
+        own.alignment_head[-1].weight.zero_()
+        own.alignment_head[-1].bias.fill_(20.0)  # "in sight", surely
+        nothing = batch | {"hidden_patches": torch.zeros_like(batch["hidden_patches"])}
+        losses = own.losses(nothing)
+        assert losses["alignment"] < 1e-6
+        assert losses["patches"] == 0
+        assert own.losses(batch)["alignment"] > 0.1
+
+
+def test_alignment_asks_for_words_in_sight_only(batch: Batch, processor: PageProcessor) -> None:
+    own = method(processor)
+    everything = batch | {"hidden_words": batch["words"].word >= 0}
+    everything["hidden_words"][0, 1] = False  # but for the first piece of the first page
+    losses = own.losses(everything)
+    tokens, _ = own.encoder(batch["words"], batch["image"], everything["hidden_words"], batch["hidden_patches"])
+    hidden = layoutlmv3.in_hidden_patch(batch["words"].boxes, batch["hidden_patches"], TINY.encoder.grid)[0, 1]
+    guess = own.alignment_head(tokens[0, 1])
+    wanted = F.binary_cross_entropy_with_logits(guess, (~hidden).float()[None])
+    torch.testing.assert_close(losses["alignment"], wanted)
+
+
+def test_post_norm_puts_the_norm_on_the_sum() -> None:
+    torch.manual_seed(0)
+    block = PostNormBlock(8, 2).eval()
+    x = torch.randn(2, 5, 8)
+    after = block.norm_1(x + block.attention(x))
+    torch.testing.assert_close(block(x), block.norm_2(after + block.narrow(F.gelu(block.widen(after)))))
+
+
+def word(text: str, field: str = "other", segment: int = 0, left: int = 0) -> Word:
+    return Word(text, (left, 0, left + 10, 10), field, segment)
+
+
+def test_fields_are_runs_of_one_segment() -> None:
+    page = [word("To:", "label", 0), *(word(w, "person", 1) for w in ["Ann", "Lee"]), word("Bo", "person", 2)]
+    assert entities(page, [w.field for w in page]) == {(0, 1, "label"), (1, 3, "person"), (3, 4, "person")}
+    assert entities(page, ["other", "person", "label", "other"]) == {(1, 2, "person"), (2, 3, "label")}
+
+
+def test_a_segment_is_one_box() -> None:
+    page = [word("a", segment=1, left=5), word("b", segment=1, left=100), word("c", segment=2, left=7)]
+    assert [w.box for w in in_segment_boxes(page)] == [(5, 0, 110, 10), (5, 0, 110, 10), (7, 0, 17, 10)]
+
+
+def test_long_pages_are_tagged_part_by_part(processor: PageProcessor) -> None:
+    page = [word(f"word{number}", left=number) for number in range(200)]
+    parts = processor.words.windows(page)
+    assert [w for part in parts for w in part] == page
+    assert len(parts) > 3
+    for part in parts:
+        tokens = processor.words([part])
+        assert int(tokens.word.max()) + 1 == len(part)  # nothing was cut
+    assert processor.words.windows([]) == [[]]
+    endless = word("x" * 3000)
+    assert processor.words.windows([word("a"), endless, word("b")]) == [[word("a")], [endless], [word("b")]]
+
+
+def test_field_numbers_stand_at_first_pieces(processor: PageProcessor) -> None:
+    page = [word("Antidisestablishmentarianism", "label"), word("1", "value"), word("x", "no such field")]
+    tokens = processor.words([page, page[1:2]])
+    numbers = processor.words.field_numbers([page, page[1:2]], tokens)
+    names = [[processor.words.fields[n] for n in row[row != NO_FIELD].tolist()] for row in numbers]
+    assert names == [["label", "value", "other"], ["value"]]
+    assert torch.equal(numbers != NO_FIELD, first_pieces(tokens))
+
+
+def test_weighted_pages_give_the_figure_of_all_together() -> None:
+    counts = np.array([[3.0, 4.0], [0.0, 2.0], [5.0, 5.0]])
+    score = Score("test/fields/F1", counts[:, 0] / counts[:, 1], weights=counts[:, 1])
+    assert score.value == pytest.approx(8 / 11)
+    assert Score.from_json(score.to_json()).estimate() == score.estimate()
+    assert score.estimate().low < 8 / 11 < score.estimate().high
+
+
+class Oracle(torch.nn.Module):
+    """Tags every word as the corpus does, except for those of one field."""
+
+    def __init__(self, processor: PageProcessor, pages: Corpus, wrong: str):
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.zeros(1))
+        self.fields = processor.words.fields
+        self.answers = iter(
+            self.fields.index("other" if w.field == wrong else w.field)
+            for row in pages.rows("test").tolist()
+            for w in processor.read(pages, row)["words"]
+        )
+
+    def tag_words(self, batch: Batch) -> torch.Tensor:
+        count = int(first_pieces(batch["words"]).sum())
+        return F.one_hot(torch.tensor([next(self.answers) for _ in range(count)]), len(self.fields)).float()
+
+
+def test_field_scores_of_a_method_that_knows(pages: Corpus, processor: PageProcessor) -> None:
+    reader = Reader(pages, processor)
+    perfect = {s.name: s for s in field_scores(Oracle(processor, pages, ""), processor, reader, "test")}
+    assert perfect["test/fields/F1"].value == 1
+    assert perfect["test/fields/word_accuracy"].value == 1
+    chance = perfect["test/fields/F1"].chance
+    assert chance is not None
+    assert 0 < chance < 0.5
+    lacking = {s.name: s for s in field_scores(Oracle(processor, pages, "label"), processor, reader, "test")}
+    assert chance < lacking["test/fields/F1"].value < 1
+
+
+def test_it_trains_on_real_pages_and_comes_back_as_it_was(pages: Corpus, tmp_path: Path) -> None:
+    courses: dict[str, list[float]] = defaultdict(list)
+
+    def note(_progress: object, _reached: float, losses: dict[str, torch.Tensor]) -> None:
+        for name, loss in losses.items():
+            courses[name].append(float(loss))
+
+    budget, quiet = Budget(steps=100), Execution(track="none")
+    run = train(TINY, pages, budget, out=tmp_path / "run", execution=quiet, on_step=note)
+    assert set(courses) == {"pixels", "codebook", "commitment", "words", "patches", "alignment", "fields"}
+    for name in ("pixels", "words", "patches", "fields"):
+        tenth = max(len(courses[name]) // 5, 1)
+        assert np.mean(courses[name][-tenth:]) < np.mean(courses[name][:tenth]), name
+    scores = {score.name: score for score in evaluate(run, pages)}
+    assert {"test/fields/F1", "test/fields/word_accuracy", "test/linear_probe_kind/image/accuracy"} <= set(scores)
+    accuracy = scores["test/linear_probe_kind/page/accuracy"]
+    assert accuracy.value > accuracy.chance
+    again = load_run(tmp_path / "run")
+    reader = Reader(pages, again.processor)
+    found = field_scores(again.model, again.processor, reader, "test")
+    np.testing.assert_allclose(found[0].units, scores["test/fields/F1"].units)
+
+
+def test_without_image_modelling_no_patch_is_hidden_and_no_codes_are_learned(pages: Corpus) -> None:
+    plain = dataclasses.replace(TINY, image_modelling=False, alignment=False)
+    assert [stage.name for stage in plain.stages()] == ["pre-training", "fine-tuning"]
+    processor = plain.processor(pages)
+    examples = [processor.read(pages, row) for row in pages.rows("train")[:4].tolist()]
+    batch = plain.training_batch(examples, processor, Draws.of(0, 0, 4))
+    assert not batch["hidden_patches"].any()
+    assert set(method(processor, plain).losses(batch)) == {"words"}
+
+
+def test_bad_input_is_said(emoji: Corpus) -> None:
+    with pytest.raises(UserError, match="words"):
+        TINY.processor(emoji)
+    with pytest.raises(UserError, match="alignment"):
+        dataclasses.replace(TINY, image_modelling=False)
+
+
+def test_the_paper_preset_has_the_size_of_the_paper() -> None:
+    recipe = layoutlmv3.Recipe.paper()
+    with torch.device("meta"):
+        encoder = recipe.encoder.build(recipe.vocabulary)
+    millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+    assert millions == pytest.approx(126, abs=1)  # LayoutLMv3-base has 126 million (paper, table 1: 133 with heads)
+
+
+def test_fields_are_written_for_programs(pages: Corpus, processor: PageProcessor, tmp_path: Path) -> None:
+    run = Run(TINY, Oracle(processor, pages, ""), processor, {"recipe": {"name": "oracle"}})
+    assert write_fields(run, pages, "test", tmp_path / "fields.jsonl") == len(pages.rows("test"))
+    records = [json.loads(line) for line in (tmp_path / "fields.jsonl").read_text().splitlines()]
+    row = int(pages.rows("test")[0])
+    words = processor.read(pages, row)["words"]
+    assert records[0]["key"] == pages.key(row)
+    for field in records[0]["fields"]:
+        first, end = field["words"]
+        assert {w.field for w in words[first:end]} == {field["field"]}
+        assert field["text"] == " ".join(w.text for w in words[first:end])
+    with pytest.raises(UserError, match="cannot tag"):
+        write_fields(Run(TINY, torch.nn.Linear(1, 1), processor, {"recipe": {"name": "x"}}), pages, "test", tmp_path)
+    again = Run(TINY, Oracle(processor, pages, ""), processor, {"recipe": {"name": "oracle"}})
+    with pytest.raises(UserError, match="cannot be written"):
+        write_fields(again, pages, "test", tmp_path / "nowhere" / "fields.jsonl")
