@@ -18,9 +18,12 @@ import matplotlib.pyplot as plt
 import torch
 
 from polymodal import corpora
+from polymodal.corpora._wordnet import wordnet
 from polymodal.draws import Draws
 from polymodal.evaluation.attacks import Pairs, attacked
+from polymodal.evaluation.hallucination import cases, scenes_of
 from polymodal.modalities import Words
+from polymodal.recipes.evaluation import aloha as aloha_recipe
 from polymodal.recipes.security import set_level_attack as set_level_attack_recipe
 from polymodal.serving.attack import sheet
 from polymodal.training import load_run
@@ -160,6 +163,42 @@ def set_level_attack(results: Path) -> None:
     attack, source = set_level_attack_recipe.claim.treatment, next(iter(runs.values()))
     pairs = Pairs.of(emoji, source, "train", 48)
     sheet(pairs, attacked(attack, source, emoji, pairs)).save(HERE / "set_level_attack.png")
+
+
+def aloha(results: Path) -> None:
+    """Spoilt captions of three scenes, each object in the colour of its score, beside what CHAIR says of them."""
+    scenes, lexicon = corpora.scenes(), wordnet("picture")
+    of_scenes = scenes_of(scenes, "test", 400)
+    found = cases(of_scenes, lexicon, seed=0)
+    rows = scenes.sample("test", 400).tolist()
+    figure, every = plt.subplots(3, 2, figsize=(11, 5.2), width_ratios=(1, 5.5), layout="constrained")
+    metric, chair = aloha_recipe.Recipe(), aloha_recipe.Chair()
+    for (image, told), number in zip(every, (2, 40, 111), strict=True):
+        scene = of_scenes[number]
+        image.imshow(scenes.value(rows[number], "image"))
+        told.text(0, 1.0, f"references: {scene.references[1]}", fontsize=7.5, color="#666666", va="top")
+        own = [case for case in found if case.references == scene.references and case.kind != "added"]
+        for line, case in enumerate(own, start=1):
+            judged = metric.score(case.caption, case.references)
+            height = 1.0 - 0.17 * line
+            told.text(0, height, f"{case.kind.replace('_', ' ')}:", fontsize=8, va="top")
+            told.text(0.1, height, case.caption, fontsize=8, va="top")
+            for place, (phrase, score) in enumerate(judged.objects.items()):
+                colour = (0.85 * (1 - score), 0.6 * score, 0.1)
+                told.text(
+                    0.6 + 0.145 * place,
+                    height,
+                    f"{phrase.split()[-1]} {score:.2f}",
+                    fontsize=7.5,
+                    va="top",
+                    color=colour,
+                )
+            told.text(
+                1.06, height, f"CHAIR {chair.score(case.caption, case.references).value:.2f}", fontsize=7.5, va="top"
+            )
+        image.axis("off")
+        told.axis("off")
+    figure.savefig(HERE / "aloha.png", dpi=120)
 
 
 if __name__ == "__main__":

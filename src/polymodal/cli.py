@@ -394,6 +394,41 @@ def generate(arguments: Arguments) -> None:
     _console().print(f"Wrote {len(rows)} x {options.count} pictures to {options.out}.", highlight=False)
 
 
+def score(arguments: Arguments) -> None:
+    """judge captions by other captions of their pictures, and say which of their objects is made up"""
+    usage = "score RECIPE CAPTIONS.jsonl [--out scores.jsonl]"
+    spec, rest = _positional(arguments, usage)
+    captions, rest = _positional(rest, usage)
+
+    @dataclass(frozen=True)
+    class Options:
+        out: str = "scores.jsonl"
+        """The file to write."""
+
+    from polymodal import recipes
+
+    kind = recipes.find(spec)
+    if not hasattr(kind, "score"):
+        known = ", ".join(name for name, entry in recipes.entries().items() if entry.family == "evaluation")
+        raise UserError(f"The recipe '{spec}' is no metric of captions; these are: {known}.")
+    given = _parse_together({"options": Options, "recipe": kind}, rest, f"score {spec} CAPTIONS.jsonl", score)
+    from polymodal.serving.scoring import score_captions
+
+    scored = score_captions(given.recipe, Path(captions), Path(given.options.out))
+    worst = sorted(scored, key=lambda one: one[1].value)[:8]
+    _print_table(
+        ["score", "worst object", "caption"],
+        [[f"{one.value:.3f}", min(one.objects, key=one.objects.__getitem__, default="-"), said] for said, one in worst],
+        right=(0,),
+    )
+    mean = sum(one.value for _, one in scored) / len(scored)
+    without = sum(not one.objects for _, one in scored)
+    said = f"; {without} of them speak of no object" if without else ""
+    _console().print(
+        f"Mean {mean:.3f} over {len(scored):,} captions{said}. All are in {given.options.out}.", highlight=False
+    )
+
+
 def tag(arguments: Arguments) -> None:
     """write which field each word of the pages is part of, as JSON lines"""
     place, rest = _positional(arguments, "tag RUN [--data PATH] [--split test] [--out fields.jsonl]")
@@ -784,8 +819,8 @@ def new(arguments: Arguments) -> None:
     entry = entries()[options.source]
     corpus = "emoji" if entry.family == "dual_encoders" else entry.corpus
     command = f"polymodal compare {options.source} ./{path} --corpus {corpus} --budget 25s"
-    if entry.family == "security":
-        command = f"polymodal attack ./{path} RUN"
+    if entry.family in ("security", "evaluation"):
+        command = f"polymodal {'attack' if entry.family == 'security' else 'score'} ./{path}"
     _console().print(f"Wrote {path}. Run it as it is: {command}", highlight=False)
 
 
@@ -803,6 +838,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "search": search,
     "generate": generate,
     "tag": tag,
+    "score": score,
     "attack": attack,
     "export": export,
     "new": new,

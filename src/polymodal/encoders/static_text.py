@@ -1,0 +1,51 @@
+"""Texts as means of fixed token vectors: small, quick, without a network; good for single words and short phrases."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import tokenizers
+from jaxtyping import Float
+from safetensors.numpy import load
+
+from polymodal.corpora._packages import PyPIPackage, fetch, members
+
+PACKAGE = PyPIPackage(
+    "wordllama",
+    "0.4.0.post1",
+    "42c2c88907ace0b0681ac6f9092d6a300a6409a5d2d61071a3fb5e7159370c97",
+    19_155_170,
+    file="wordllama-0.4.0.post1-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
+    platform="manylinux2014_x86_64",
+)
+
+
+class StaticText:
+    """Token vectors that were distilled from the input embeddings of language models (WordLlama, 256 dimensions)."""
+
+    def __init__(self, vectors: Float[np.ndarray, "vocabulary dim"], tokenizer: tokenizers.Tokenizer):
+        self.vectors = vectors
+        self.tokenizer = tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+        """Unit vectors; that of an empty text is zero."""
+        found = np.zeros((len(texts), self.vectors.shape[1]), np.float32)
+        encoded = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        for row, encoding in zip(found, encoded, strict=True):
+            if encoding.ids:
+                row[:] = self.vectors[encoding.ids].mean(0)
+        return found / np.linalg.norm(found, axis=1, keepdims=True).clip(min=1e-12)
+
+
+@functools.cache
+def static_text(wanted_by: str) -> StaticText:
+    """WordLlama's vectors, after fetching them (19 MB, once). Raises UserError without network."""
+    files = dict(
+        members(fetch(PACKAGE, wanted_by), lambda name: name.endswith((".safetensors", "tokenizer_config.json")))
+    )
+    weights = next(data for name, data in files.items() if name.endswith(".safetensors"))
+    tokenizer = next(data for name, data in files.items() if name.endswith(".json"))
+    vectors = load(weights)["embedding.weight"].astype(np.float32)
+    return StaticText(vectors, tokenizers.Tokenizer.from_str(tokenizer.decode()))

@@ -1,0 +1,208 @@
+"""Does a metric see what a caption makes up? Captions of composed scenes, true and spoilt in known ways.
+
+In the design of HAT and nocaps-FOIL (Petryk et al. 2024, section 4): one object of a true caption is exchanged for one
+that is not there, on the list of COCO's classes or outside of it; one is added; one is called by another right name,
+which is no mistake; one is added with doubt, which is none, either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from polymodal.corpora import Corpus
+from polymodal.corpora._wordnet import WordNet, wordnet
+from polymodal.errors import UserError
+from polymodal.evaluation.statistics import Score
+from polymodal.modalities import Regions, Text
+from polymodal.types import CaptionScore, Metric
+
+Kind = Literal["true", "in_list", "out_of_list", "added", "synonym", "doubted"]
+WRONG: tuple[Kind, ...] = ("in_list", "out_of_list", "added")
+KINDS: tuple[Kind, ...] = ("true", *WRONG, "synonym", "doubted")
+# COCO's 80 classes, under the names that WordNet has for them.
+_CLASSES = """
+person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter bench
+bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag necktie suitcase frisbee ski
+snowboard ball kite baseball_bat baseball_glove skateboard surfboard racket bottle wineglass cup fork knife spoon bowl
+banana apple sandwich orange broccoli carrot hotdog pizza doughnut cake chair sofa pot_plant bed table toilet
+television laptop mouse remote_control keyboard cellular_telephone microwave oven toaster sink refrigerator book clock
+vase scissors teddy hair_dryer toothbrush
+"""
+COCO = frozenset(_CLASSES.split())
+PERSON = "person"
+
+
+def listed_class(name: str, lexicon: WordNet) -> str | None:
+    """The class of COCO that a noun is, or is a kind of in its commonest sense; None outside the list.
+
+    A person is only what is one in most senses, because WordNet puts the tiger in a man before the animal.
+    """
+    noun = lexicon.noun(name)
+    if noun is None:
+        return None
+    found = next((one for one in lexicon.kinds(noun) if one in COCO), None)
+    return None if found == PERSON and lexicon.share_of_senses(noun, PERSON) <= 0.5 else found
+
+
+@dataclass(frozen=True)
+class Case:
+    """A caption to judge. objects: how many it names. wrong: the one that it makes up; None where it is right."""
+
+    kind: Kind
+    caption: str
+    references: tuple[str, ...]
+    objects: int
+    wrong: str | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The names of a picture's objects, a caption that has them in this order, and other captions of the picture."""
+
+    names: tuple[str, ...]
+    caption: str
+    references: tuple[str, ...]
+
+
+def scenes_of(corpus: Corpus, split: str, most: int) -> list[Scene]:
+    """Pictures with named objects whose sizes are said in one caption. Raises UserError for any other corpus."""
+    texts = [name for name, modality in corpus.columns.items() if isinstance(modality, Text)]
+    if len(texts) < 2:
+        raise UserError(f"A test of made-up objects needs several captions a picture; '{corpus.name}' has none.")
+    regions = corpus.column_of(Regions)
+    found = []
+    for row in corpus.sample(split, most).tolist():
+        said = [corpus.value(row, column)[0].text for column in texts]
+        names = tuple(region.name.partition(" ")[2] for region in corpus.value(row, regions))
+        found.append(Scene(names, said[0], tuple(said[1:])))
+    return found
+
+
+def cases(scenes: Sequence[Scene], lexicon: WordNet, seed: int) -> list[Case]:
+    """Every kind of every scene that has one, in the order of `KINDS`; what is exchanged is drawn by the seed."""
+    known = sorted({name for scene in scenes for name in scene.names if lexicon.noun(name)})
+    listed = [name for name in known if listed_class(name, lexicon)]
+    others = [name for name in known if not listed_class(name, lexicon)]
+    rng = np.random.default_rng(seed)
+    found = []
+    for scene in scenes:
+        nouns = [name for name in scene.names if lexicon.noun(name)]
+        if not nouns:
+            continue
+        name = str(rng.choice(nouns))
+        absent: dict[Kind, list[str]] = {
+            "in_list": _absent(listed, scene, lexicon),
+            "out_of_list": _absent(others, scene, lexicon),
+        }
+        if not all(absent.values()):
+            continue
+        drawn = {kind: str(rng.choice(names)) for kind, names in absent.items()}
+        extra = drawn["in_list" if rng.random() < 0.5 else "out_of_list"]
+        count, more = len(scene.names), len(scene.names) + 1
+        found.append(Case("true", scene.caption, scene.references, count))
+        for kind, other in drawn.items():
+            found.append(Case(kind, _exchanged(scene.caption, name, other), scene.references, count, other))
+        found.append(Case("added", f"{scene.caption} and a {extra}", scene.references, more, extra))
+        if right := {noun: names for noun in nouns if (names := _other_names(noun, lexicon))}:
+            noun = str(rng.choice(list(right)))
+            renamed = _exchanged(scene.caption, noun, str(rng.choice(right[noun])))
+            found.append(Case("synonym", renamed, scene.references, count))
+        found.append(Case("doubted", f"{scene.caption} and possibly a {extra}", scene.references, more))
+    return sorted(found, key=lambda case: KINDS.index(case.kind))
+
+
+def _absent(names: Sequence[str], scene: Scene, lexicon: WordNet) -> list[str]:
+    """Names of what is not in the scene under any name: neither a kind of what is there, nor the other way round."""
+    here = [noun for name in scene.names if (noun := lexicon.noun(name))]
+    kinds_here = {word for noun in here for word in lexicon.kinds(noun)}
+    classes = {listed_class(name, lexicon) for name in scene.names} - {None}
+    return [
+        name
+        for name in names
+        if (noun := lexicon.noun(name))
+        and noun not in kinds_here
+        and not set(lexicon.kinds(noun)) & set(here)
+        and listed_class(name, lexicon) not in classes
+    ]
+
+
+def _other_names(name: str, lexicon: WordNet) -> list[str]:
+    noun = lexicon.noun(name)
+    if noun is None:
+        return []
+    found = [*lexicon.synonyms(noun), *lexicon.hypernyms(noun)]
+    return [word.replace("_", " ") for word in found if lexicon.noun(word) and lexicon.is_thing(word)]
+
+
+def _exchanged(caption: str, name: str, other: str) -> str:
+    return caption.replace(f" {name}", f" {other}", 1)
+
+
+def hallucination_scores(metric: Metric, corpus: Corpus, most: int, seed: int) -> list[Score]:
+    """How well the metric ranks captions that make something up below true ones, and names what is made up.
+
+    The threshold below which a caption is flagged is chosen on scenes of the validation split.
+    """
+    lexicon = wordnet("metric's test")
+    tuning, test = (cases(scenes_of(corpus, split, most), lexicon, seed) for split in ("validation", "test"))
+    threshold = _threshold(_by_kind(tuning, _judged(metric, tuning)))
+    judged = _judged(metric, test)
+    values = _by_kind(test, judged)
+    scores = []
+    for name, right in (
+        ("average_precision", values["true"]),
+        ("average_precision_among_synonyms", np.concatenate([values["true"], values["synonym"]])),
+    ):
+        for kind in WRONG:
+            chance = len(values[kind]) / (len(values[kind]) + len(right))
+            scores.append(Score(f"{kind}/{name}", precisions(values[kind], right), chance))
+    for kind in WRONG:
+        those = [(case, one) for case, one in zip(test, judged, strict=True) if case.kind == kind and case.wrong]
+        found = np.array([_localised(one, case.wrong or "") for case, one in those], dtype=float)
+        guess = float(np.mean([1 / case.objects for case, _ in those]))
+        scores.append(Score(f"{kind}/localisation", found, guess))
+    flagged = (values["synonym"] <= threshold).astype(float)
+    scores.append(Score("synonym/false_alarms", flagged, None, higher_is_better=False))
+    changed = (values["doubted"] != values["true"]).astype(float)
+    scores.append(Score("doubted/changed_scores", changed, None, higher_is_better=False))
+    return scores
+
+
+def _judged(metric: Metric, tested: Sequence[Case]) -> list[CaptionScore]:
+    return [metric.score(case.caption, case.references) for case in tested]
+
+
+def _by_kind(tested: Sequence[Case], judged: Sequence[CaptionScore]) -> dict[Kind, Float[np.ndarray, " cases"]]:
+    return {
+        kind: np.array([one.value for case, one in zip(tested, judged, strict=True) if case.kind == kind])
+        for kind in KINDS
+    }
+
+
+def precisions(wrong: Float[np.ndarray, " wrong"], right: Float[np.ndarray, " right"]) -> Float[np.ndarray, " wrong"]:
+    """For each wrong caption, the share of wrong ones among all that score no higher; the mean is average precision."""
+    lower_wrong = (wrong[None] <= wrong[:, None]).sum(1)
+    lower_right = (right[None] <= wrong[:, None]).sum(1)
+    return lower_wrong / (lower_wrong + lower_right)
+
+
+def _threshold(values: Mapping[Kind, Float[np.ndarray, " cases"]]) -> float:
+    """Where flagged wrong captions less flagged true ones, in shares, are most; wrong ones of all kinds together."""
+    wrong = np.concatenate([values[kind] for kind in WRONG])
+    places = np.unique(np.concatenate([wrong, values["true"]]))
+    gains = [(wrong <= place).mean() - (values["true"] <= place).mean() for place in places]
+    return float(places[int(np.argmax(gains))])
+
+
+def _localised(judged: CaptionScore, wrong: str) -> bool:
+    """Whether the object with the lowest score, and no other, is the one that was made up."""
+    if not judged.objects:
+        return False
+    lowest = min(judged.objects.values())
+    worst = [phrase for phrase, score in judged.objects.items() if score == lowest]
+    return len(worst) == 1 and worst[0].endswith(wrong)

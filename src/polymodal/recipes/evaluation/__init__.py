@@ -1,0 +1,1 @@
+"""Metrics: how good is what a model says, ranks or makes."""

@@ -1,0 +1,56 @@
+"""Captions of a user's own, judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from polymodal.errors import UserError
+from polymodal.training.run import write_text
+from polymodal.types import CaptionScore, Metric
+
+
+def score_captions(metric: Metric, captions: Path, out: Path) -> list[tuple[str, CaptionScore]]:
+    """Judge the captions of a file of JSON lines; writes each line again with its score and those of its objects.
+
+    A line has `caption`, `references` (other captions of the picture) and, where there was a detector, `detections`
+    (names of objects). Raises UserError for a file that is not like that, and for a place that takes none.
+    """
+    try:
+        lines = [line for line in captions.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{captions} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    records = [_record(line, f"line {number} of {captions}") for number, line in enumerate(lines, start=1)]
+    if not records:
+        raise UserError(f"{captions} is empty; it needs lines of JSON with caption and references.")
+    scored = [
+        (record["caption"], metric.score(record["caption"], record["references"], record.get("detections", [])))
+        for record in records
+    ]
+    written = [
+        json.dumps(record | {"score": one.value, "objects": dict(one.objects)}, ensure_ascii=False)
+        for record, (_, one) in zip(records, scored, strict=True)
+    ]
+    try:
+        write_text(out, "".join(f"{line}\n" for line in written))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}.") from error
+    return scored
+
+
+def _record(line: str, place: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{place} is not JSON: {error}.") from error
+    kinds = {"caption": str, "references": list, "detections": list}
+    for name, kind in kinds.items():
+        value = record.get(name, [] if name == "detections" else None) if isinstance(record, dict) else None
+        texts = value if isinstance(value, list) else [value]
+        if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
+            what = "a text" if kind is str else "a list of texts"
+            raise UserError(
+                f'{place} lacks {what} called "{name}"; it has to be like {{"caption": "a cat", "references": []}}.'
+            )
+    return record
