@@ -182,7 +182,7 @@ def aloha(results: Path) -> None:
             judged = metric.score(case.caption, case.references)
             height = 1.0 - 0.17 * line
             told.text(0, height, f"{case.kind.replace('_', ' ')}:", fontsize=8, va="top")
-            told.text(0.1, height, case.caption, fontsize=8, va="top")
+            told.text(0.1, height, case.caption, fontsize=7.3, va="top")
             for place, (phrase, score) in enumerate(judged.objects.items()):
                 colour = (0.85 * (1 - score), 0.6 * score, 0.1)
                 told.text(

@@ -119,6 +119,7 @@ def mean_cross_entropy(logits: Float[Tensor, "tokens classes"], classes: Int[Ten
 @dataclass(frozen=True)
 class Recipe(Optimisation):
     batch_size: int = 32
+    learning_rate: float = 2e-3
     encoder: PageEncoderConfig = PageEncoderConfig()
     tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
     """What gives patches their codes; trained first, then frozen."""
@@ -141,7 +142,7 @@ class Recipe(Optimisation):
     """Words in a row that training takes of a page."""
     tokenizer_share: float = 0.1
     """Share of the budget that trains the image tokenizer."""
-    fine_tuning: float = 0.3
+    fine_tuning: float = 0.4
     """Share of the budget that learns the corpus's fields with all weights; 0 pre-trains only."""
 
     def __post_init__(self) -> None:
@@ -216,7 +217,7 @@ claim = Claim(
     treatment=_base,
     further={"without alignment": dataclasses.replace(_base, alignment=False)},
     corpus="documents",
-    budget=Budget(steps=600),
+    budget=Budget(steps=500),
     seeds=3,
     metrics=(
         "test/fields/F1",
