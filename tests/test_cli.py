@@ -1,5 +1,6 @@
 """The commands as a user types them, each in a process of its own."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as PILImage
 
+from polymodal import cli
+from polymodal.errors import UserError
 from test_corpora import pairs
 
 SMALL = ("--batch-size", "16", "--budget", "4steps")
@@ -181,3 +184,20 @@ def test_only_training_uses_several_processes(polymodal):
     done = polymodal("compare", "clip", "--corpus", "emoji", WORLD_SIZE="2", RANK="0")
     assert done.returncode == 2
     assert "start compare without torchrun" in done.stderr
+
+
+def test_the_papers_preset_is_a_flag():
+    from polymodal.recipes.dual_encoders import clip
+
+    found = cli._recipe_with_flags("clip --paper --batch-size 8")
+    assert found == dataclasses.replace(clip.Recipe.paper(), batch_size=8)
+    assert cli._recipe_with_flags("clip --batch-size 8") == clip.Recipe(batch_size=8)
+
+
+def test_a_recipe_without_a_preset_says_so(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Recipe:\n    def build(self): ...\n"
+    )
+    with pytest.raises(UserError, match="no preset"):
+        cli._recipe_with_flags(f"{path} --paper")

@@ -131,6 +131,14 @@ def show(arguments: Arguments) -> None:
 
 
 @dataclass(frozen=True)
+class PresetOptions:
+    """Where hyper-parameters start from."""
+
+    paper: bool = False
+    """The paper's hyper-parameters where no flag says otherwise; without it, those of the small preset."""
+
+
+@dataclass(frozen=True)
 class TowerOptions:
     """Published towers in place of the recipe's own."""
 
@@ -189,11 +197,10 @@ def train(arguments: Arguments) -> None:
     spec, rest = _positional(
         arguments, "train RECIPE --corpus NAME | --data PATH [--budget 60s] [--seed 0] [--out DIR]"
     )
-    from polymodal import recipes
     from polymodal.training.execution import Execution
 
-    kinds = {"options": TrainOptions, "execution": Execution, "recipe": recipes.find_method(spec)}
-    given = _parse_together(kinds, rest, "train", train)
+    kinds = {"options": TrainOptions, "execution": Execution}
+    given = _parse_with_recipe(kinds, spec, rest, "train", train)
     options = given.options
     budget, corpus, name = Budget.parse(options.budget), options.open(), _short(spec)
     out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
@@ -906,13 +913,32 @@ def _parse(
 
 
 def _parse_together(
-    kinds: dict[str, type], arguments: Arguments, usage: str, command: Callable[[Arguments], None]
+    kinds: dict[str, Any], arguments: Arguments, usage: str, command: Callable[[Arguments], None]
 ) -> Any:
-    """Several dataclasses from one list of flags, without a prefix for any; they are attributes of what comes back."""
+    """Several dataclasses from one list of flags, without a prefix for any; they are attributes of what comes back.
+
+    kinds: classes, or instances whose values stand where no flag is given.
+    """
     import tyro
 
-    fields = [(name, Annotated[kind, tyro.conf.arg(name="")]) for name, kind in kinds.items()]
+    classes = [(name, kind) for name, kind in kinds.items() if isinstance(kind, type)]
+    instances = [(name, kind) for name, kind in kinds.items() if not isinstance(kind, type)]
+    fields: list[Any] = [(name, Annotated[kind, tyro.conf.arg(name="")]) for name, kind in classes]
+    fields += [(name, Annotated[type(held), tyro.conf.arg(name="")], held) for name, held in instances]
     return _parse(dataclasses.make_dataclass("Together", fields), arguments, usage, command)
+
+
+def _parse_with_recipe(
+    kinds: dict[str, Any], spec: str, arguments: Arguments, usage: str, command: Callable[[Arguments], None]
+) -> Any:
+    """As `_parse_together`, and the recipe with its hyper-parameters, from the paper's preset with --paper."""
+    from polymodal import recipes
+
+    kind = recipes.find_method(spec)
+    if "--paper" in arguments and not hasattr(kind, "paper"):
+        raise UserError(f"The recipe '{spec}' has no preset of a paper; leave --paper out.")
+    recipe = kind.paper() if "--paper" in arguments else kind
+    return _parse_together(kinds | {"preset": PresetOptions, "recipe": recipe}, arguments, usage, command)
 
 
 def _leading(arguments: Arguments) -> Arguments:
@@ -929,10 +955,8 @@ def _positional(arguments: Arguments, usage: str) -> tuple[str, Arguments]:
 
 def _recipe_with_flags(spec: str) -> Any:
     """'sparc --local-weight 1' -> that recipe with that hyper-parameter."""
-    from polymodal import recipes
-
     name, *flags = shlex.split(spec)
-    given = _parse_together({"towers": TowerOptions, "recipe": recipes.find_method(name)}, flags, name, compare)
+    given = _parse_with_recipe({"towers": TowerOptions}, name, flags, name, compare)
     return given.towers.applied(given.recipe)
 
 
