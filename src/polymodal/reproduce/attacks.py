@@ -10,11 +10,9 @@ from pathlib import Path
 from polymodal.corpora import Corpus
 from polymodal.evaluation.attacks import Pairs, attack_scores, summary
 from polymodal.evaluation.statistics import Score
-from polymodal.reproduce.compare import RESULTS, SCORES, Arm, Comparison, Trial, compare
+from polymodal.reproduce.compare import RESULTS, SCORES, Arm, Comparison, Trial, compare, untrained
 from polymodal.reproduce.display import Display
-from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import Run, write_json, write_text
-from polymodal.training.trainer import command_line
 from polymodal.types import Attack, AttackClaim, Budget
 
 
@@ -47,7 +45,6 @@ def compare_attacks(
 
 def _trial(arm: Arm, runs: Mapping[str, Run], corpus: Corpus, pairs: Pairs, seed: int, folder: Path) -> Trial:
     attack: Attack = arm.recipe
-    first = next(iter(runs.values()))
     kept = folder / SCORES
     if kept.is_file():
         held = json.loads(kept.read_text(encoding="utf-8"))
@@ -60,8 +57,5 @@ def _trial(arm: Arm, runs: Mapping[str, Run], corpus: Corpus, pairs: Pairs, seed
         folder.mkdir(parents=True, exist_ok=True)
         write_text(kept, json.dumps({"seconds": seconds, "scores": [score.to_json() for score in scores]}))
     # Cost is that of crafting on every model and asking every model; what was trained stands in `victims`.
-    cost = {"seconds": seconds, "steps": getattr(attack, "steps", 0), "examples": len(pairs.pictures)}
-    unused = {"parameters": 0, "flops_an_example": 0.0, "skipped": 0}
-    record = {"recipe": recipe_record(attack), "command": command_line()} | cost | unused
-    run = Run(attack, first.model, first.processor, record, directory=folder)
+    run = untrained(attack, seconds, getattr(attack, "steps", 0), len(pairs.pictures), folder)
     return Trial(arm, seed, run, {score.name: score for score in scores})

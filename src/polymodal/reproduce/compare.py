@@ -22,6 +22,7 @@ from polymodal.evaluation import Score, evaluate, validation
 from polymodal.evaluation.statistics import Estimate, over_seeds, paired_difference
 from polymodal.reproduce.display import Display
 from polymodal.training import Interrupted, Run, train
+from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import write_json, write_text
 from polymodal.training.trainer import command_line
 from polymodal.types import Budget
@@ -121,6 +122,14 @@ class Comparison:
                 for trial in self.trials
             ],
         }
+
+
+def untrained(recipe: Any, seconds: float, steps: int, examples: int, directory: Path | None = None) -> Run:
+    """What stands for the run of an arm that trains nothing, such as an attack or a metric: its recipe and its cost."""
+    cost = {"seconds": seconds, "steps": steps, "examples": examples}
+    unused = {"parameters": 0, "flops_an_example": 0.0, "skipped": 0}
+    record = {"recipe": recipe_record(recipe), "command": command_line()} | cost | unused
+    return Run(recipe, torch.nn.Module(), None, record, directory=directory)  # type: ignore[arg-type]
 
 
 def compare(

@@ -5,15 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from torch import nn
-
 from polymodal.corpora import Corpus
 from polymodal.errors import UserError
 from polymodal.evaluation.hallucination import hallucination_scores
-from polymodal.reproduce.compare import RESULTS, Arm, Comparison, Trial
-from polymodal.training.recipe_record import recipe_record
-from polymodal.training.run import Run, write_json
-from polymodal.training.trainer import command_line
+from polymodal.reproduce.compare import RESULTS, Arm, Comparison, Trial, untrained
+from polymodal.training.run import write_json
 from polymodal.types import Budget
 
 
@@ -28,10 +24,7 @@ def compare_metrics(arms: list[Arm], corpus: Corpus, budget: Budget, seeds: int,
         for arm in arms:
             began = time.perf_counter()
             scores = hallucination_scores(arm.recipe, corpus, budget.examples, seed)
-            cost = {"seconds": time.perf_counter() - began, "steps": 0, "examples": budget.examples}
-            unused = {"parameters": 0, "flops_an_example": 0.0, "skipped": 0}
-            record = {"recipe": recipe_record(arm.recipe), "command": command_line()} | cost | unused
-            run = Run(arm.recipe, nn.Module(), None, record)  # type: ignore[arg-type]
+            run = untrained(arm.recipe, time.perf_counter() - began, 0, budget.examples)
             trials.append(Trial(arm, seed, run, {score.name: score for score in scores}))
     comparison = Comparison(arms, corpus, budget, list(range(seeds)), trials, directory)
     write_json(directory / RESULTS, comparison.to_json())

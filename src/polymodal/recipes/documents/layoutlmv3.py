@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ from polymodal.draws import Draws
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig
 from polymodal.errors import UserError
-from polymodal.modalities.document import BOX_SCALE, PageTokens
+from polymodal.modalities.document import BOX_SCALE, PageTokens, Word
 from polymodal.modalities.text import TextTokenizer, Tokenizer
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
@@ -160,8 +159,7 @@ class Recipe(Optimisation):
         return tuple(stage for stage in stages if stage.share > 0)
 
     def processor(self, corpus: Corpus) -> PageProcessor:
-        learn = partial(self._learn_words)
-        return PageProcessor.fit(corpus, learn, self.encoder.size, self.segment_boxes)
+        return PageProcessor.fit(corpus, self._learn_words, self.encoder.size, self.segment_boxes)
 
     def _learn_words(self, texts: Iterable[str]) -> Tokenizer:
         return TextTokenizer.train(texts, self.vocabulary, self.encoder.context)
@@ -190,7 +188,9 @@ class Recipe(Optimisation):
         pages, batch = self._windows(examples, processor, draws)
         return batch | {"fields": processor.words.field_numbers(pages, batch["words"])}
 
-    def _windows(self, examples: list[Example], processor: PageProcessor, draws: Draws) -> tuple[list, Batch]:
+    def _windows(
+        self, examples: list[Example], processor: PageProcessor, draws: Draws
+    ) -> tuple[list[list[Word]], Batch]:
         pages = random_windows([example["words"] for example in examples], self.longest_window, draws)
         return pages, processor(words=pages, image=[example["image"] for example in examples])
 
