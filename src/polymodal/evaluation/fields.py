@@ -40,15 +40,18 @@ def tagged(method: nn.Module, processor: Processor, examples: Sequence[Example])
     return [(one["words"], [column.fields[next(numbers)] for _ in one["words"]]) for one in examples]
 
 
-def field_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
-    """F1 of fields, and the share of words whose field is right.
+def field_scores(
+    method: nn.Module, processor: Processor, reader: Reader, split: str, most: int | None = None
+) -> list[Score]:
+    """F1 of fields, and the share of words whose field is right, on a split or on at most so many pages of it.
 
     A field counts when all of its words, and no more of its segment, are taken for it; F1 is that of all pages together
     (micro). Chance gives each segment the fields of another one, drawn from all of the split.
     """
-    _, examples = reader.read_all(reader.corpus.rows(split))
+    corpus = reader.corpus
+    _, examples = reader.read_all(corpus.rows(split) if most is None else corpus.sample(split, most))
     if not examples:
-        raise UserError(f"The split '{split}' of '{reader.corpus.name}' has no readable example.")
+        raise UserError(f"The split '{split}' of '{corpus.name}' has no readable example.")
     pages = tagged(method, processor, examples)
     truth = [[word.field for word in words] for words, _ in pages]
     found = [_f1(words, right, guess) for (words, guess), right in zip(pages, truth, strict=True)]

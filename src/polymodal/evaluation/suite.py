@@ -41,6 +41,8 @@ from polymodal.types import (
     Processor,
 )
 
+VALIDATION_PAGES = 150  # a look at long pages takes longer than many steps
+
 
 @dataclass(frozen=True)
 class ImageVectors:
@@ -248,7 +250,7 @@ def validation(corpus: Corpus) -> Any:
         if isinstance(method, CanRecommend) and History in kinds:
             return _figures(recommendation_scores(method, processor, reader, "validation"))
         if isinstance(method, CanTagWords) and Words in kinds:
-            return _figures(field_scores(method, processor, reader, "validation"))
+            return _figures(field_scores(method, processor, reader, "validation", VALIDATION_PAGES))
         if not isinstance(method, CanEmbed):
             return {}
         if Text not in kinds:
