@@ -401,6 +401,11 @@ def test_without_image_modelling_no_patch_is_hidden_and_no_codes_are_learned(pag
     assert set(method(processor, plain).losses(batch)) == {"words"}
 
 
+def test_fine_tuning_alone_trains_no_tokenizer() -> None:
+    assert [stage.name for stage in dataclasses.replace(TINY, fine_tuning=1.0).stages()] == ["fine-tuning"]
+    assert [stage.name for stage in dataclasses.replace(TINY, fine_tuning=0.0).stages()][-1] == "pre-training"
+
+
 def test_bad_input_is_said(emoji: Corpus) -> None:
     with pytest.raises(UserError, match="words"):
         TINY.processor(emoji)

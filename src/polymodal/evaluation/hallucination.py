@@ -7,6 +7,7 @@ which is no mistake; one is added with doubt, which is none, either.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -140,7 +141,7 @@ def _other_names(name: str, lexicon: WordNet) -> list[str]:
 
 
 def _exchanged(caption: str, name: str, other: str) -> str:
-    return caption.replace(f" {name}", f" {other}", 1)
+    return re.sub(rf"\b{re.escape(name)}\b", lambda _: other, caption, count=1)
 
 
 def hallucination_scores(metric: Metric, corpus: Corpus, most: int, seed: int) -> list[Score]:

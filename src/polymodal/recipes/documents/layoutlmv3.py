@@ -149,7 +149,7 @@ class Recipe(Optimisation):
             raise UserError("--alignment asks for hidden patches, and there are none with --no-image-modelling.")
 
     def stages(self) -> tuple[Stage, ...]:
-        codes = self.tokenizer_share if self.image_modelling else 0.0
+        codes = self.tokenizer_share if self.image_modelling and self.fine_tuning < 1 else 0.0
         body = ("encoder.*", "word_head.*", "word_bias", "patch_head.*", "alignment_head.*")
         stages = (
             Stage("image tokenizer", codes, ("tokenizer.*",), learning_rate=3.0, training_batch=self.picture_batch),

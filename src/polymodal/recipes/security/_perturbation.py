@@ -124,7 +124,8 @@ def with_one_word_changed(
     captions = [text.split() for text in texts]
     order = words_by_importance(victim, captions)
     waiting = [
-        [place for place in places if clean(captions[n][place]) not in STOP_WORDS] for n, places in enumerate(order)
+        [place for place in places if (word := clean(captions[n][place])) and word not in STOP_WORDS]
+        for n, places in enumerate(order)
     ]
     best = (victim.read(list(texts)) * away_from).sum(-1).tolist()
     changed = list(texts)
