@@ -218,7 +218,7 @@ claim = Claim(
     further={"without alignment": dataclasses.replace(_base, alignment=False)},
     corpus="documents",
     budget=Budget(steps=500),
-    seeds=2,
+    seeds=3,
     metrics=(
         "test/fields/F1",
         "test/fields/word_accuracy",
