@@ -197,10 +197,11 @@ def train(arguments: Arguments) -> None:
     spec, rest = _positional(
         arguments, "train RECIPE --corpus NAME | --data PATH [--budget 60s] [--seed 0] [--out DIR]"
     )
+    from polymodal import recipes
     from polymodal.training.execution import Execution
 
     kinds = {"options": TrainOptions, "execution": Execution}
-    given = _parse_with_recipe(kinds, spec, rest, "train", train)
+    given = _parse_with_recipe(kinds, recipes.find_method(spec), rest, "train", train)
     options = given.options
     budget, corpus, name = Budget.parse(options.budget), options.open(), _short(spec)
     out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
@@ -418,7 +419,7 @@ def score(arguments: Arguments) -> None:
     if not hasattr(kind, "score"):
         known = ", ".join(name for name, entry in recipes.entries().items() if entry.family == "evaluation")
         raise UserError(f"The recipe '{spec}' is no metric of captions; these are: {known}.")
-    given = _parse_together({"options": Options, "recipe": kind}, rest, f"score {spec} CAPTIONS.jsonl", score)
+    given = _parse_with_recipe({"options": Options}, kind, rest, f"score {spec} CAPTIONS.jsonl", score)
     from polymodal.serving.scoring import score_captions
 
     scored = score_captions(given.recipe, Path(captions), Path(given.options.out))
@@ -481,7 +482,7 @@ def attack(arguments: Arguments) -> None:
         known = ", ".join(name for name, entry in recipes.entries().items() if entry.family == "security")
         raise UserError(f"The recipe '{spec}' is no attack; these are: {known}.")
     flags = rest[len(places) :]
-    given = _parse_together({"options": Options, "recipe": kind}, flags, f"attack {spec} RUN [RUN ...]", attack)
+    given = _parse_with_recipe({"options": Options}, kind, flags, f"attack {spec} RUN [RUN ...]", attack)
     from polymodal.serving.attack import attack_runs
 
     options = given.options
@@ -929,14 +930,11 @@ def _parse_together(
 
 
 def _parse_with_recipe(
-    kinds: dict[str, Any], spec: str, arguments: Arguments, usage: str, command: Callable[[Arguments], None]
+    kinds: dict[str, Any], kind: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None]
 ) -> Any:
-    """As `_parse_together`, and the recipe with its hyper-parameters, from the paper's preset with --paper."""
-    from polymodal import recipes
-
-    kind = recipes.find_method(spec)
+    """As `_parse_together`, and a recipe of this kind, from the paper's preset with --paper."""
     if "--paper" in arguments and not hasattr(kind, "paper"):
-        raise UserError(f"The recipe '{spec}' has no preset of a paper; leave --paper out.")
+        raise UserError("This recipe has no preset of a paper; leave --paper out.")
     recipe = kind.paper() if "--paper" in arguments else kind
     return _parse_together(kinds | {"preset": PresetOptions, "recipe": recipe}, arguments, usage, command)
 
@@ -955,8 +953,10 @@ def _positional(arguments: Arguments, usage: str) -> tuple[str, Arguments]:
 
 def _recipe_with_flags(spec: str) -> Any:
     """'sparc --local-weight 1' -> that recipe with that hyper-parameter."""
+    from polymodal import recipes
+
     name, *flags = shlex.split(spec)
-    given = _parse_with_recipe({"towers": TowerOptions}, name, flags, name, compare)
+    given = _parse_with_recipe({"towers": TowerOptions}, recipes.find_method(name), flags, name, compare)
     return given.towers.applied(given.recipe)
 
 

@@ -122,11 +122,11 @@ def _claim_corpus(claim: ast.expr | None) -> str:
 
 
 def _built_class(tree: ast.Module) -> str:
-    """The return annotation of the recipe's `build`."""
+    """The return annotation of the recipe's `build`; an attack or a metric is its recipe itself."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name == "build" and isinstance(node.returns, ast.Name):
             return node.returns.id
-    return ""
+    return "Recipe"
 
 
 def describe(spec: str) -> dict[str, Any]:

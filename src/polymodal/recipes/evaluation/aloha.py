@@ -110,6 +110,11 @@ class Recipe:
     def _vectors(self, entry: Entry) -> Float[np.ndarray, "alternatives dim"]:
         return embedded(self.similarity, entry)
 
+    @classmethod
+    def paper(cls) -> Recipe:
+        """With the sentence embeddings of the released code."""
+        return cls(similarity="all-mpnet-base-v2")
+
 
 @functools.lru_cache(maxsize=50_000)
 def embedded(similarity: str, entry: Entry) -> Float[np.ndarray, "alternatives dim"]:
@@ -128,7 +133,9 @@ def _model(similarity: str) -> Any:
     try:
         model = SentenceTransformer(similarity)
     except (OSError, ValueError) as error:
-        raise UserError(f"'{similarity}' is no sentence-transformers model that can be read: {error}") from error
+        raise UserError(
+            f"'{similarity}' is no sentence-transformers model that can be read: {str(error).splitlines()[0]}"
+        ) from error
     return functools.partial(model.encode, normalize_embeddings=True, show_progress_bar=False)
 
 

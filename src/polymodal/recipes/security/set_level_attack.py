@@ -154,6 +154,11 @@ class Recipe:
             lowest = torch.where(better, similarity, lowest)
         return best
 
+    @classmethod
+    def paper(cls) -> Recipe:
+        """Flickr30K and COCO at 224 to 384 px (section 5.1), which are the defaults."""
+        return cls()
+
 
 _set = Recipe(epsilon=8.0, step=2.0)  # pictures of 32 px need more than the paper's 2 of 255
 _pair = dataclasses.replace(_set, captions="first", scales=(), edit_again=False)
