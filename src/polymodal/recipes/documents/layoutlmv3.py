@@ -215,7 +215,6 @@ claim = Claim(
     sentence="Naming hidden patches and aligning words with patches makes better pages than hiding words alone.",
     baseline=dataclasses.replace(_base, image_modelling=False, alignment=False),
     treatment=_base,
-    further={"without alignment": dataclasses.replace(_base, alignment=False)},
     corpus="documents",
     budget=Budget(steps=500),
     seeds=3,
