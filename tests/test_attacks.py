@@ -221,10 +221,11 @@ def test_the_set_tears_more_apart_than_chance_and_the_source_falls_first(
     source: Run, target: Run, small_emoji: Corpus, pairs: Pairs
 ) -> None:
     runs = {"clip": source, "siglip": target}
+    before = {name: Found.of(run, pairs) for name, run in runs.items()}
     figures = {}
     for label, attack in (("set", SET), ("noise", dataclasses.replace(PAIR, candidates=0, steps=0))):
         assert isinstance(attack, Attack)
-        scores = [score for name in runs for score in attack_scores(attack, name, runs, small_emoji, pairs)[0]]
+        scores = [score for name in runs for score in attack_scores(attack, name, runs, small_emoji, pairs, before)[0]]
         figures[label] = {score.name: score.value for score in summary(scores, list(runs))}
     assert figures["set"]["same_model/R@10_before"] > 0.3
     assert figures["set"]["same_model/attack_success@10"] > figures["set"]["other_models/attack_success@10"]

@@ -413,12 +413,7 @@ def score(arguments: Arguments) -> None:
         out: str = "scores.jsonl"
         """The file to write."""
 
-    from polymodal import recipes
-
-    kind = recipes.find(spec)
-    if not hasattr(kind, "score"):
-        known = ", ".join(name for name, entry in recipes.entries().items() if entry.family == "evaluation")
-        raise UserError(f"The recipe '{spec}' is no metric of captions; these are: {known}.")
+    kind = _recipe_that("score", spec, "no metric of captions", "evaluation")
     given = _parse_with_recipe({"options": Options}, kind, rest, f"score {spec} CAPTIONS.jsonl", score)
     from polymodal.serving.scoring import score_captions
 
@@ -475,12 +470,7 @@ def attack(arguments: Arguments) -> None:
         out: str = "attack"
         """Folder for attack.json and pictures of what was changed."""
 
-    from polymodal import recipes
-
-    kind = recipes.find(spec)
-    if not hasattr(kind, "attack"):
-        known = ", ".join(name for name, entry in recipes.entries().items() if entry.family == "security")
-        raise UserError(f"The recipe '{spec}' is no attack; these are: {known}.")
+    kind = _recipe_that("attack", spec, "no attack", "security")
     flags = rest[len(places) :]
     given = _parse_with_recipe({"options": Options}, kind, flags, f"attack {spec} RUN [RUN ...]", attack)
     from polymodal.serving.attack import attack_runs
@@ -949,6 +939,17 @@ def _positional(arguments: Arguments, usage: str) -> tuple[str, Arguments]:
     if arguments and not arguments[0].startswith("-"):
         return arguments[0], arguments[1:]
     raise UserError(f"Usage: polymodal {usage}")
+
+
+def _recipe_that(does: str, spec: str, otherwise: str, family: str) -> type[Any]:
+    """The recipe class with this method. Raises UserError for any other, with those of the family."""
+    from polymodal import recipes
+
+    kind = recipes.find(spec)
+    if not hasattr(kind, does):
+        known = ", ".join(name for name, entry in recipes.entries().items() if entry.family == family)
+        raise UserError(f"The recipe '{spec}' is {otherwise}; these are: {known}.")
+    return kind
 
 
 def _recipe_with_flags(spec: str) -> Any:

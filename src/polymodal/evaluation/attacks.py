@@ -20,7 +20,7 @@ from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.retrieval import chance_recall, ranks
-from polymodal.evaluation.statistics import Score
+from polymodal.evaluation.statistics import Score, ratio
 from polymodal.evaluation.suite import main_language
 from polymodal.modalities import Image, Text
 from polymodal.training.run import Run, embed, evaluating
@@ -118,22 +118,29 @@ def success(before: Found, after: Found, owner: Int[np.ndarray, " captions"], na
             chance = chance_recall(relevant, candidates, k)
             right = np.bincount(unit, old <= k, count)
             lost = np.bincount(unit, (old <= k) & (new > k), count)
-            share = np.divide(lost, right, out=np.zeros(count), where=right > 0)
             asked = np.bincount(unit, minlength=count).astype(float)
-            scores.append(Score(f"{name}/{direction}/attack_success@{k}", share, None, weights=right))
+            scores.append(Score(f"{name}/{direction}/attack_success@{k}", ratio(lost, right), None, weights=right))
             scores.append(Score(f"{name}/{direction}/R@{k}_before", right / asked, chance, weights=asked))
     return scores
 
 
 def attack_scores(
-    attack: Attack, source: str, runs: Mapping[str, Run], corpus: Corpus, pairs: Pairs, seed: int = 0
+    attack: Attack,
+    source: str,
+    runs: Mapping[str, Run],
+    corpus: Corpus,
+    pairs: Pairs,
+    before: Mapping[str, Found],
+    seed: int = 0,
 ) -> tuple[list[Score], Pairs]:
-    """The attack knows one of the runs and is tried on all; names are `source_to_target`. Also what it made."""
+    """The attack knows one of the runs and is tried on all; names are `source_to_target`. Also what it made.
+
+    before: what each run finds among the pairs as they are.
+    """
     changed = attacked(attack, runs[source], corpus, pairs, seed)
     scores = []
     for name, run in runs.items():
-        before, after = Found.of(run, pairs), Found.of(run, changed)
-        scores += success(before, after, pairs.owner, f"{source}_to_{name}")
+        scores += success(before[name], Found.of(run, changed), pairs.owner, f"{source}_to_{name}")
     return scores, changed
 
 
@@ -159,5 +166,4 @@ def _together(name: str, parts: Sequence[Score]) -> Score:
     """All queries of several scores on the same units."""
     weights = np.sum([part.weights for part in parts if part.weights is not None], axis=0)
     sums = np.sum([part.units * part.weights for part in parts if part.weights is not None], axis=0)
-    units = np.divide(sums, weights, out=np.zeros(len(sums)), where=weights > 0)
-    return dataclasses.replace(parts[0], name=name, units=units, weights=weights)
+    return dataclasses.replace(parts[0], name=name, units=ratio(sums, weights), weights=weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,8 +58,8 @@ def field_scores(
     found = [_f1(words, right, guess) for (words, guess), right in zip(pages, truth, strict=True)]
     lots = [_f1(words, right, guess) for (words, _), right, guess in zip(pages, truth, _by_lot(pages), strict=True)]
     right = [np.equal(own, guess) for own, (_, guess) in zip(truth, pages, strict=True)]
-    every = [field for own in truth for field in own]
-    usual = max(every.count(field) for field in set(every)) / len(every)
+    counts = Counter(field for own in truth for field in own)
+    usual = counts.most_common(1)[0][1] / counts.total()
     return [
         _weighted(f"{split}/fields/F1", found, _weighted("", lots).value),
         _weighted(f"{split}/fields/word_accuracy", [(int(one.sum()), len(one)) for one in right], usual),
@@ -79,12 +80,7 @@ def _f1(words: Sequence[Word], truth: Sequence[str], guess: Sequence[str]) -> tu
 
 def _by_lot(pages: Sequence[tuple[list[Word], list[str]]]) -> list[list[str]]:
     """For each word, the field of the first word of a segment drawn by lot."""
-    firsts = [
-        next(run).field for words, _ in pages for _, run in itertools.groupby(words, key=lambda word: word.segment)
-    ]
+    segments = [[list(run) for _, run in itertools.groupby(words, key=lambda word: word.segment)] for words, _ in pages]
+    firsts = [segment[0].field for page in segments for segment in page]
     drawn = iter(np.random.default_rng(0).permutation(firsts).tolist())
-    guesses = []
-    for words, _ in pages:
-        runs = ((next(drawn), list(run)) for _, run in itertools.groupby(words, key=lambda word: word.segment))
-        guesses.append([field for field, run in runs for _ in run])
-    return guesses
+    return [[field for segment in page for field in [next(drawn)] * len(segment)] for page in segments]

@@ -67,7 +67,7 @@ class Score:
         if self.statistic == "median":
             return float(np.median(self.units))
         weights = np.ones_like(self.units) if self.weights is None else self.weights
-        return float(_ratio(self.units @ weights, weights.sum()))
+        return float(ratio(self.units @ weights, weights.sum()))
 
     def shown(self) -> tuple[str, str, str]:
         """The figure, its interval and what guessing gets, as tables show them."""
@@ -130,10 +130,10 @@ def _resampled(scores: Sequence[Score]) -> np.ndarray:
     if scores[0].statistic == "median":
         return np.stack([np.median(values[chosen], axis=1) for values in units])
     weights = np.stack([np.ones_like(units[0]) if score.weights is None else score.weights for score in scores])
-    return _ratio((units * weights) @ times.T, weights @ times.T)
+    return ratio((units * weights) @ times.T, weights @ times.T)
 
 
-def _ratio(part: Any, whole: Any) -> np.ndarray:
+def ratio(part: Any, whole: Any) -> np.ndarray:
     """0 where there is nothing to divide by."""
     return np.divide(part, whole, out=np.zeros(np.shape(whole)), where=np.asarray(whole) > 0)
 

@@ -132,9 +132,7 @@ def to_square(picture: PILImage.Image, size: int, stretch: bool = False) -> np.n
     top, left = (height - side) // 2, (width - side) // 2
     part = pixels if stretch else pixels[top : top + side, left : left + side]
     square = torch.from_numpy(part.copy()).permute(2, 0, 1)
-    if square.shape[1:] != (
-        size,
-        size,
-    ):  # torch does this several times faster than Pillow, with equal results but for rounding
+    if square.shape[1:] != (size, size):
+        # torch does this several times faster than Pillow, with equal results but for rounding
         square = F.interpolate(square[None], (size, size), mode="bicubic", antialias=True)[0]
     return square.permute(1, 2, 0).numpy()

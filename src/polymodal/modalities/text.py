@@ -90,6 +90,15 @@ class Tokens:
     ids: Int[Tensor, "batch length"]
     lengths: Int[Tensor, " batch"]
 
+    @classmethod
+    def of(cls, rows: list[list[int]]) -> Tokens:
+        """Sequences of token numbers, padded to the longest of them."""
+        lengths = [len(row) for row in rows]
+        ids = np.zeros((len(rows), max(lengths)), dtype=np.int64)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+        return cls(torch.from_numpy(ids), torch.tensor(lengths))
+
     @property
     def mask(self) -> Bool[Tensor, "batch length"]:
         """True where a token is real."""
@@ -170,12 +179,7 @@ class TextTokenizer:
         """Start mark, the text's tokens, end mark; cut to `context_length`, padded to this batch's longest only."""
         room = self.context_length - 2
         encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False)
-        rows = [[self.start, *encoding.ids[:room], self.end] for encoding in encoded]
-        lengths = [len(row) for row in rows]
-        ids = np.zeros((len(rows), max(lengths)), dtype=np.int64)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = row
-        return Tokens(torch.from_numpy(ids), torch.tensor(lengths))
+        return Tokens.of([[self.start, *encoding.ids[:room], self.end] for encoding in encoded])
 
     def decode(self, tokens: Tokens) -> list[str]:
         """The texts again, without marks and padding."""
@@ -204,7 +208,6 @@ def joined_pieces(parts: list[list[str]], tokenizer: Tokenizer) -> tuple[Tokens,
         start, end = int(single.ids[-1, 0]), int(single.ids[-1, lengths[-1] - 1])
         owned = [(piece, number) for number, own in enumerate(pieces) for piece in own][: tokenizer.context_length - 2]
         rows.append(([start, *(piece for piece, _ in owned), end], [-1, *(number for _, number in owned), -1]))
-    longest = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows])
-    part = torch.tensor([numbers + [-1] * (longest - len(numbers)) for _, numbers in rows])
-    return Tokens(ids, torch.tensor([len(ids) for ids, _ in rows])), part
+    tokens = Tokens.of([ids for ids, _ in rows])
+    longest = tokens.ids.shape[1]
+    return tokens, torch.tensor([numbers + [-1] * (longest - len(numbers)) for _, numbers in rows])

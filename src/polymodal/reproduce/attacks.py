@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from polymodal.corpora import Corpus
-from polymodal.evaluation.attacks import Pairs, attack_scores, summary
+from polymodal.evaluation.attacks import Found, Pairs, attack_scores, summary
 from polymodal.evaluation.statistics import Score
 from polymodal.reproduce.compare import RESULTS, SCORES, Arm, Comparison, Trial, compare, untrained
 from polymodal.reproduce.display import Display
@@ -36,14 +36,24 @@ def compare_attacks(
     for seed in models.seeds:
         runs = {trial.arm.label: trial.run for trial in models.trials if trial.seed == seed}
         pairs = Pairs.of(corpus, next(iter(runs.values())), claim.split, claim.examples)
+        before = {name: Found.of(run, pairs) for name, run in runs.items()}
         for arm in arms:
-            trials.append(_trial(arm, runs, corpus, pairs, seed, directory / "attacks" / arm.folder / f"seed-{seed}"))
+            folder = directory / "attacks" / arm.folder / f"seed-{seed}"
+            trials.append(_trial(arm, runs, corpus, pairs, before, seed, folder))
     comparison = Comparison(arms, corpus, budget, models.seeds, trials, directory)
     write_json(directory / RESULTS, comparison.to_json())
     return comparison
 
 
-def _trial(arm: Arm, runs: Mapping[str, Run], corpus: Corpus, pairs: Pairs, seed: int, folder: Path) -> Trial:
+def _trial(
+    arm: Arm,
+    runs: Mapping[str, Run],
+    corpus: Corpus,
+    pairs: Pairs,
+    before: Mapping[str, Found],
+    seed: int,
+    folder: Path,
+) -> Trial:
     attack: Attack = arm.recipe
     kept = folder / SCORES
     if kept.is_file():
@@ -51,7 +61,8 @@ def _trial(arm: Arm, runs: Mapping[str, Run], corpus: Corpus, pairs: Pairs, seed
         scores, seconds = [Score.from_json(score) for score in held["scores"]], held["seconds"]
     else:
         began = time.perf_counter()
-        scores = [score for source in runs for score in attack_scores(attack, source, runs, corpus, pairs, seed)[0]]
+        crafted = [attack_scores(attack, source, runs, corpus, pairs, before, seed) for source in runs]
+        scores = [score for found, _ in crafted for score in found]
         scores = [*summary(scores, list(runs)), *scores]
         seconds = time.perf_counter() - began
         folder.mkdir(parents=True, exist_ok=True)

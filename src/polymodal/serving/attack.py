@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 
 from polymodal.corpora import Corpus
 from polymodal.errors import UserError
-from polymodal.evaluation.attacks import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Pairs, attack_scores
+from polymodal.evaluation.attacks import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Found, Pairs, attack_scores
 from polymodal.evaluation.statistics import Score
 from polymodal.serving.pictures import save_picture
 from polymodal.training.run import Run, write_json
@@ -39,7 +39,8 @@ def attack_runs(
     rows, every = [], []
     for number, (source, run) in enumerate(runs.items()):
         pairs = Pairs.of(corpus, run, split, examples)
-        scores, changed = attack_scores(attack, source, runs, corpus, pairs, seed)
+        before = {name: Found.of(target, pairs) for name, target in runs.items()}  # at the size that the source sees
+        scores, changed = attack_scores(attack, source, runs, corpus, pairs, before, seed)
         save_picture(sheet(pairs, changed), str(folder / f"{number}-{run.name}.png"))
         every += scores
         by_name = {score.name: score for score in scores}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polymodal.errors import UserError
-from polymodal.training.run import write_text
+from polymodal.serving.json_lines import write_json_lines
 from polymodal.types import CaptionScore, Metric
 
 
@@ -28,14 +28,13 @@ def score_captions(metric: Metric, captions: Path, out: Path) -> list[tuple[str,
         (record["caption"], metric.score(record["caption"], record["references"], record.get("detections", [])))
         for record in records
     ]
-    written = [
-        json.dumps(record | {"score": one.value, "objects": dict(one.objects)}, ensure_ascii=False)
-        for record, (_, one) in zip(records, scored, strict=True)
-    ]
-    try:
-        write_text(out, "".join(f"{line}\n" for line in written))
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}.") from error
+    write_json_lines(
+        out,
+        [
+            record | {"score": one.value, "objects": dict(one.objects)}
+            for record, (_, one) in zip(records, scored, strict=True)
+        ],
+    )
     return scored
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,8 @@ from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.fields import entities, tagged
 from polymodal.modalities import Words
-from polymodal.training.run import Run, write_text
+from polymodal.serving.json_lines import write_json_lines
+from polymodal.training.run import Run
 from polymodal.types import CanTagWords
 
 
@@ -29,15 +29,12 @@ def write_fields(run: Run, corpus: Corpus, split: str, path: Path) -> int:
     rows, examples = reader.read_all(np.arange(len(corpus)) if split == "all" else corpus.rows(split))
     if not examples:
         raise UserError(f"The split '{split}' of '{corpus.name}' has no readable page.")
-    lines = []
+    records = []
     for row, (words, fields) in zip(rows.tolist(), tagged(run.model, run.processor, examples), strict=True):
         found = [
             {"field": field, "text": " ".join(word.text for word in words[first:end]), "words": [first, end]}
             for first, end, field in sorted(entities(words, fields))
         ]
-        lines.append(json.dumps({"key": corpus.key(row), "fields": found}, ensure_ascii=False))
-    try:
-        write_text(path, "".join(f"{line}\n" for line in lines))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
-    return len(lines)
+        records.append({"key": corpus.key(row), "fields": found})
+    write_json_lines(path, records)
+    return len(records)

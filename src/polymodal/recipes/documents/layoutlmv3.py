@@ -26,6 +26,7 @@ from polymodal.encoders.page import PageEncoderConfig
 from polymodal.errors import UserError
 from polymodal.modalities.document import BOX_SCALE, PageTokens, Word
 from polymodal.modalities.text import TextTokenizer, Tokenizer
+from polymodal.objectives.masked import mean_cross_entropy
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
@@ -108,11 +109,6 @@ class LayoutLMv3(nn.Module):
         """The start mark after it has read words and picture, and the mean of the patches of the picture alone."""
         tokens, _ = self.encoder(batch["words"], batch["image"])
         return {"page": tokens[:, 0], "image": self.encoder.see(batch["image"])[:, 1:].mean(1)}
-
-
-def mean_cross_entropy(logits: Float[Tensor, "tokens classes"], classes: Int[Tensor, " tokens"]) -> Float[Tensor, ""]:
-    """0 when there is nothing to name."""
-    return F.cross_entropy(logits, classes, reduction="sum") / max(len(classes), 1)
 
 
 @dataclass(frozen=True)

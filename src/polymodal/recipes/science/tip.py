@@ -33,6 +33,7 @@ from polymodal.layers.transformer import Packing, Transformer
 from polymodal.modalities.image_augmentation import ImageAugmentation, augment
 from polymodal.modalities.table import TableRows, replaced, some_columns
 from polymodal.objectives.contrastive import info_nce
+from polymodal.objectives.masked import mean_cross_entropy
 from polymodal.objectives.matching import hard_negatives, matching_loss
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
@@ -80,8 +81,7 @@ def reconstruction_loss(
     wanted_numbers, wanted_categories = (hidden & ~rows.missing).split([numbers.shape[1], len(starts)], dim=1)
     error = (numbers - rows.numbers.nan_to_num(0.0)).square()[wanted_numbers].sum() / wanted_numbers.sum().clamp(min=1)
     codes = rows.categories + torch.tensor(starts, dtype=torch.long, device=hidden.device)
-    entropy = F.cross_entropy(categories[wanted_categories], codes[wanted_categories], reduction="sum")
-    return (error + entropy / wanted_categories.sum().clamp(min=1)) / 2
+    return (error + mean_cross_entropy(categories[wanted_categories], codes[wanted_categories])) / 2
 
 
 class TIP(nn.Module):

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import torch
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from torch import nn
-from torch.nn import functional as F
 
 from polymodal.corpora import Corpus
 from polymodal.data.columns import MOST_ROWS
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities import Text
 from polymodal.modalities.text import Tokens
+from polymodal.objectives.masked import mean_cross_entropy
 
 STOP_WORDS = ENGLISH_STOP_WORDS
 MASK, UNKNOWN, FIRST = 0, 1, 2  # words are numbered from FIRST
@@ -77,10 +77,7 @@ class WordModel:
         return self.numbers.get(clean(word), UNKNOWN)
 
     def _tokens(self, rows: list[list[int]]) -> Tokens:
-        rows = [row[:CONTEXT] for row in rows]
-        longest = max(len(row) for row in rows)
-        ids = torch.tensor([row + [MASK] * (longest - len(row)) for row in rows])
-        return Tokens(ids, torch.tensor([len(row) for row in rows]))
+        return Tokens.of([row[:CONTEXT] for row in rows])
 
     def _learn(self, texts: list[str], steps: int) -> None:
         rows = [[self._number(word) for word in split(text)] for text in texts]
@@ -95,7 +92,7 @@ class WordModel:
             shown = torch.where(asked & (lot < RANDOM), others, shown)
             hidden, packing, _ = self.encoder(Tokens(shown, tokens.lengths))
             logits = self.head(packing.pad(hidden)[asked])
-            loss = F.cross_entropy(logits, tokens.ids[asked], reduction="sum") / max(int(asked.sum()), 1)
+            loss = mean_cross_entropy(logits, tokens.ids[asked])
             for group in optimiser.param_groups:
                 group["lr"] = RATE * (1 - step / steps)
             optimiser.zero_grad()
