@@ -249,7 +249,8 @@ def test_a_claim_about_attacks_trains_its_victims_once(small_emoji: Corpus, tmp_
     arms = [Arm("baseline", claim.baseline), Arm("treatment", claim.treatment)]
     found = compare_attacks(arms, claim, small_emoji, claim.budget, 1, tmp_path)
     weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert len(weights) == 2
+    began = [json.loads((path.parent / "run.json").read_text())["seed"] for path in weights]
+    assert sorted(began) == [0, 1], "victims that begin alike are attacked alike"
     record = claim_record("set_level_attack", claim, found)
     assert set(record["metrics"]) == set(claim.metrics)
     assert record["verdict"] in ("supported", "not supported at this scale", "contradicted")

@@ -140,8 +140,8 @@ class Claim:
 class AttackClaim(Claim):
     """A claim about attacks, which baseline, treatment and further arms are.
 
-    victims: recipes that are trained first, each at every seed. An attack knows one of them and is tried on all; the
-    figures of models that it did not know are averaged. split: whose examples are attacked, at most so many.
+    victims: recipes that are trained first, each from seeds of its own. An attack knows one of them and is tried on
+    all; the figures of models that it did not know are averaged. split: whose examples are attacked, at most so many.
     """
 
     victims: Mapping[str, Any] = field(default_factory=dict)

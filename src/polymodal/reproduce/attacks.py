@@ -27,20 +27,24 @@ def compare_attacks(
 ) -> Comparison:
     """Train the victims at every seed, attack each of them with every arm, and try what came out on all of them.
 
-    Victims and scores in `out` are not made again.
+    Victims begin at weights of their own: attacks pass easily between models that began alike. Victims and scores in
+    `out` are not made again.
     """
     directory = Path(out)
-    victims = [Arm(*one) for one in claim.victims.items()]
-    models = compare(victims, corpus, budget, seeds, directory / "victims", display)
+    trained: dict[str, list[Run]] = {}
+    for place, victim in enumerate(Arm(*one) for one in claim.victims.items()):
+        own_seeds = [seed * len(claim.victims) + place for seed in range(seeds)]
+        models = compare([victim], corpus, budget, own_seeds, directory / "victims" / victim.folder, display)
+        trained[victim.label] = [trial.run for trial in models.trials]
     trials = []
-    for seed in models.seeds:
-        runs = {trial.arm.label: trial.run for trial in models.trials if trial.seed == seed}
+    for seed in range(seeds):
+        runs = {label: own[seed] for label, own in trained.items()}
         pairs = Pairs.of(corpus, next(iter(runs.values())), claim.split, claim.examples)
         before = {name: Found.of(run, pairs) for name, run in runs.items()}
         for arm in arms:
             folder = directory / "attacks" / arm.folder / f"seed-{seed}"
             trials.append(_trial(arm, runs, corpus, pairs, before, seed, folder))
-    comparison = Comparison(arms, corpus, budget, models.seeds, trials, directory)
+    comparison = Comparison(arms, corpus, budget, list(range(seeds)), trials, directory)
     write_json(directory / RESULTS, comparison.to_json())
     return comparison
 

@@ -4,9 +4,6 @@ An attack with one picture and one caption overfits how its own model aligns the
 at several sizes, and all of its captions guide it. First each caption loses a word, away from the clean picture; then
 the picture moves, away from all edited captions; then the clean captions are edited again, away from the new picture
 (section 4 of the paper).
-
-Of the models of the claim, clip and siglip begin at the same weights at each seed, as the arms of a comparison do, so
-that attacks pass easily between these two; deep clip shares nothing with them.
 """
 
 from __future__ import annotations
