@@ -17,9 +17,10 @@ from polymodal.encoders import published
 from polymodal.encoders.published import folder_of
 from polymodal.encoders.published_audio import PublishedAudioConfig
 from polymodal.encoders.published_image import PublishedImageConfig
-from polymodal.encoders.published_language_model import PublishedLanguageModelConfig
+from polymodal.encoders.published_language_model import PublishedLanguageModel, read_language_model
 from polymodal.encoders.published_text import PublishedTextConfig
 from polymodal.errors import UserError
+from polymodal.layers.decoding import Decoding
 from polymodal.modalities.padding import pad
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.dual_encoders import clip, siglip
@@ -139,11 +140,27 @@ def test_an_audio_tower_gives_what_transformers_gives(kind: str, tmp_path: Path)
 def test_a_language_model_reads_vectors_in_the_place_of_words(kind: str, tmp_path: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_config(TEXT_MODELS[kind]())
     save(model, tmp_path)
-    decoder = PublishedLanguageModelConfig.read(str(tmp_path)).build().eval()
+    config = read_language_model(str(tmp_path))
+    decoder = config.build(300).eval()
+    assert isinstance(decoder, PublishedLanguageModel)
     decoder.load_published()
     ids = torch.randint(3, 300, (2, 7))
+    row = torch.cat([ids[:1], ids[1:]], dim=1)  # both in one row
+    document = torch.tensor([[1] * 7 + [2] * 7])
+    position = torch.arange(7).repeat(2)[None]
     with torch.no_grad():
-        torch.testing.assert_close(decoder(decoder.embed_tokens(ids)), model(ids).logits, atol=1e-4, rtol=1e-4)
+        logits = decoder.logits(decoder(decoder.embedding(row), position, document)).unflatten(1, (2, 7))[0]
+        torch.testing.assert_close(logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+        decoding = Decoding(longest=5)
+        written = decoder.write(
+            decoder.embedding(ids), torch.arange(7).expand(2, 7), torch.ones_like(ids), None, 2, decoding
+        )
+        expected = model.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=2, pad_token_id=2)[
+            :, 7:
+        ].tolist()
+    assert written == [text[: text.index(2)] if 2 in text else text for text in expected]
+    with pytest.raises(UserError, match="no place for experts"):
+        config.build(300, ("text", "image"))
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])

@@ -402,6 +402,37 @@ def generate(arguments: Arguments) -> None:
     _console().print(f"Wrote {len(rows)} x {options.count} pictures to {options.out}.", highlight=False)
 
 
+def ask(arguments: Arguments) -> None:
+    """what a run says of pictures: captions, or answers to a question"""
+    place, rest = _positional(arguments, 'ask RUN PICTURE [PICTURE ...] [--question "How many things are there?"]')
+    pictures = _leading(rest)
+    if not pictures:
+        raise UserError("Say which pictures: polymodal ask RUN PICTURE [PICTURE ...].")
+    from polymodal.layers.decoding import Decoding
+
+    @dataclass(frozen=True)
+    class Options(Decoding):
+        question: str = ""
+        """About every picture; without, each gets a caption."""
+        seed: int = 0
+        """Of words that are drawn by lot (--temperature)."""
+        json: bool = False
+        """Print JSON for scripts."""
+
+    options = _parse(Options, rest[len(pictures) :], "ask RUN PICTURE [PICTURE ...]", ask)
+    from polymodal.serving.asking import ask_about
+    from polymodal.training import load_run
+
+    said = ask_about(load_run(place), pictures, options.question, options, options.seed)
+    if options.json:
+        _print_json([{"picture": picture, "text": text} for picture, text in zip(pictures, said, strict=True)])
+    else:
+        _print_table(
+            ["picture", "answer" if options.question else "caption"],
+            [[picture, text] for picture, text in zip(pictures, said, strict=True)],
+        )
+
+
 def score(arguments: Arguments) -> None:
     """judge captions by other captions of their pictures, and say which of their objects is made up"""
     usage = "score RECIPE CAPTIONS.jsonl [--out scores.jsonl]"
@@ -835,6 +866,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "embed": embed,
     "search": search,
     "generate": generate,
+    "ask": ask,
     "tag": tag,
     "score": score,
     "attack": attack,

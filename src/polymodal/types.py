@@ -122,7 +122,9 @@ class Stage:
 class Claim:
     """One sentence of the paper that `polymodal reproduce` tests: treatment against baseline, paired seeds.
 
-    baseline, treatment and further arms are recipes that differ only in the idea; the first metric decides.
+    baseline, treatment and further arms are recipes that differ only in the idea; the first metric decides. start: a
+    recipe that is trained first, once a seed and for `start_budget`, whose weights all arms begin with, such as a
+    language model that is to learn to see.
     """
 
     sentence: str
@@ -133,6 +135,8 @@ class Claim:
     seeds: int
     metrics: tuple[str, ...]
     further: Mapping[str, Any] = field(default_factory=dict)
+    start: Any = None
+    start_budget: Budget | None = None
     paper_figures: str = ""
 
 
@@ -251,6 +255,24 @@ class CanGenerate(Protocol):
     """Capability: pictures, normalised as the processor's, for the conditions of a batch, in so many steps."""
 
     def generate(self, batch: Batch, steps: int, generator: torch.Generator | None = None) -> Tensor: ...
+
+
+@runtime_checkable
+class CanWrite(Protocol):
+    """Capability: what follows each prompt of a batch, as token numbers; and how likely whole answers are."""
+
+    def write(self, batch: Batch, decoding: Any = None, generator: torch.Generator | None = None) -> list[list[int]]:
+        """decoding: a `layers.decoding.Decoding`; by default the likeliest words."""
+        ...
+
+    def log_likelihood(self, batch: Batch) -> Tensor: ...
+
+
+@runtime_checkable
+class HasLanguage(Protocol):
+    """Of a recipe: what its language model learned from before it saw pictures; None for the run's own corpus."""
+
+    def language(self) -> Corpus | None: ...
 
 
 @runtime_checkable

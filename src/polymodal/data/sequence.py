@@ -116,20 +116,30 @@ def balanced(lengths: Listing[int], capacity: int) -> list[list[int]]:
 def pack(sequences: Listing[Sequence], capacity: int) -> PackedSequences:
     """Sequences in rows of at most `capacity` places; what is longer is cut at its end.
 
-    Raises ValueError when there is nothing to pack, or a segment is both numbers and features of one modality.
+    Raises ValueError when there is nothing to pack.
     """
     cut = [_cut(sequence, capacity) for sequence in sequences]
     lengths = [sum(map(len, sequence)) for sequence in cut]
     if not any(lengths):
         raise ValueError("there is no token to pack")
-    rows = balanced(lengths, capacity)
-    shape = (len(rows), max(sum(lengths[index] for index in row) for row in rows))
+    return _laid_out(cut, balanced(lengths, capacity))
+
+
+def beside(sequences: Listing[Sequence], to_the_right: bool = False) -> PackedSequences:
+    """One sequence a row, in the order given. to_the_right: all of them end in the last place, to be gone on with."""
+    return _laid_out(sequences, [[index] for index in range(len(sequences))], to_the_right)
+
+
+def _laid_out(cut: Listing[Sequence], rows: list[list[int]], to_the_right: bool = False) -> PackedSequences:
+    """rows: which sequences share one. Features are joined in reading order."""
+    taken = [sum(len(segment) for index in row for segment in cut[index]) for row in rows]
+    shape = (len(rows), max(taken))
     modalities = tuple(sorted({segment.modality for sequence in cut for segment in sequence}))
     ids, document, position, modality = (torch.zeros(shape, dtype=torch.long) for _ in range(4))
     predicted = torch.zeros(shape, dtype=torch.bool)
     features: dict[str, list[Tensor]] = {}
     for row, members in enumerate(rows):
-        place = 0
+        place = shape[1] - taken[row] if to_the_right else 0
         for number, index in enumerate(members, start=1):
             begin = place
             for segment in cut[index]:

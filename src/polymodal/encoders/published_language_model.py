@@ -1,70 +1,211 @@
-"""Any causal language model of transformers (Qwen, Llama, SmolLM, GPT-2 ...) as the decoder of a multimodal method."""
+"""Published causal language models as the decoder of a multimodal method.
+
+Llama, Mistral and Qwen 2, and what is built like them (SmolLM, InternLM as Llama ...), become our own decoder, so that
+a method can put experts into it; any other of transformers (GPT-2, Qwen 3, Gemma ...) is taken as it is.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
+from polymodal.encoders.language_model import TEXT, LanguageModel, LanguageModelConfig
 from polymodal.encoders.published import (
     PublishedConfig,
     PublishedModel,
     folder_of,
+    published_weights,
     read_configuration,
     settings_of,
     transformers,
 )
 from polymodal.encoders.published_text import PublishedTokenizer
 from polymodal.errors import UserError
+from polymodal.layers.decoder import Cache, Routes
+from polymodal.layers.decoding import Decoding
+from polymodal.modalities.text import Tokenizer, Tokens
+
+LIKE_LLAMA = ("llama", "mistral", "qwen2")
+
+
+class DecoderTokenizer(PublishedTokenizer):
+    """A published decoder's tokenizer, whose texts begin and end with a mark, also where the decoder has but one."""
+
+    def __call__(self, texts: list[str]) -> Tokens:
+        end = self.tokenizer.eos_token_id
+        start = end if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
+        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return Tokens.of([[start, *ids[: self.context_length - 2], end] for ids in encoded])
 
 
 @dataclass(frozen=True)
-class LanguageModelConfig:
-    """A decoder of text."""
+class PublishedDecoderConfig(PublishedConfig, LanguageModelConfig):
+    """A decoder with published weights; `read_language_model` fills in everything."""
 
-    context: int = 2048
-    """Longest sequence in tokens, of all modalities together."""
-    width: int = 64
-    """Channels of every token."""
+    def tokenizer(self, texts: Iterable[str], marks: Sequence[str] = ()) -> Tokenizer:
+        """The published one, whatever the texts; marks are spelt."""
+        return DecoderTokenizer.read(folder_of(self.source), self.context)
+
+    def load_tokenizer(self, directory: Path) -> Tokenizer:
+        return DecoderTokenizer.load(directory, self.context)
+
+    def build(self, vocabulary: int, experts: Sequence[str] = (TEXT,)) -> Any:
+        return PublishedDecoder(self, experts)
+
+
+class PublishedDecoder(LanguageModel):
+    """Our own decoder with the weights of Llama, Mistral or Qwen 2."""
+
+    def __init__(self, config: PublishedDecoderConfig, experts: Sequence[str] = (TEXT,)):
+        super().__init__(config, config.vocabulary, experts)
+        self.source = config.source
+
+    @torch.no_grad()
+    def load_published(self) -> None:
+        """Take the published weights; all experts begin as the published perceptron.
+
+        Raises UserError when the source lacks some.
+        """
+        given = published_weights(self.source)
+        wanted = {"embedding.weight": ["model.embed_tokens.weight"], "decoder.norm_after.weight": ["model.norm.weight"]}
+        if self.head is not None:
+            wanted["head.weight"] = ["lm_head.weight"]
+        for number, experts in enumerate(self.decoder.experts()):
+            own, there = f"decoder.blocks.{number}.", f"model.layers.{number}."
+            for kind in ("weight", "bias") if self.config.attention_bias else ("weight",):
+                wanted[f"{own}attention.qkv.{kind}"] = [f"{there}self_attn.{part}_proj.{kind}" for part in "qkv"]
+            wanted[f"{own}attention.out.weight"] = [f"{there}self_attn.o_proj.weight"]
+            wanted[f"{own}norm_1.weight"] = [f"{there}input_layernorm.weight"]
+            wanted[f"{own}norm_2.weight"] = [f"{there}post_attention_layernorm.weight"]
+            for expert in experts.modalities:
+                parts = [f"{there}mlp.{part}_proj.weight" for part in ("gate", "up")]
+                wanted[f"{own}feed_forward.{expert}.gate_up.weight"] = parts
+                wanted[f"{own}feed_forward.{expert}.down.weight"] = [f"{there}mlp.down_proj.weight"]
+        for name, parameter in self.named_parameters():
+            lacking = [part for part in wanted[name] if part not in given]
+            if lacking:
+                raise UserError(f"'{self.source}' does not fit: no weights are there for {lacking[0]}.")
+            joined = torch.cat([given[part] for part in wanted[name]])
+            if joined.shape != parameter.shape:
+                raise UserError(f"'{self.source}' does not fit: {wanted[name][0]} is of another shape.")
+            parameter.copy_(joined)
 
 
 @dataclass(frozen=True)
-class PublishedLanguageModelConfig(PublishedConfig, LanguageModelConfig):
-    """A decoder with published weights; `read` fills in everything."""
+class PublishedLanguageModelConfig(PublishedDecoderConfig):
+    """A decoder of transformers, taken as it is."""
 
-    @classmethod
-    def read(cls, name: str) -> PublishedLanguageModelConfig:
-        """The decoder of a model on the hub, or in a folder. Raises UserError when it is no causal language model."""
-        whole = read_configuration(name)
-        own = (
-            whole if type(whole) in transformers().MODEL_FOR_CAUSAL_LM_MAPPING else getattr(whole, "text_config", whole)
-        )
-        if type(own) not in transformers().MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise UserError(f"'{name}' ({whole.model_type}) is no causal language model.")
-        places = getattr(own, "max_position_embeddings", None) or cls.context
-        return cls(context=places, width=own.hidden_size, source=name, settings=settings_of(own))
-
-    def tokenizer(self) -> PublishedTokenizer:
-        return PublishedTokenizer.read(folder_of(self.source), self.context)
-
-    def build(self) -> PublishedLanguageModel:
+    def build(self, vocabulary: int, experts: Sequence[str] = (TEXT,)) -> Any:
+        """Raises UserError for experts, which the published architecture has no place for."""
+        if len(experts) > 1:
+            raise UserError(
+                f"'{self.source}' has no place for experts by modality; Llama, Mistral, Qwen 2 and their like have."
+            )
         return PublishedLanguageModel(self)
 
 
 class PublishedLanguageModel(PublishedModel):
-    """A published decoder that reads vectors, so that other modalities can stand among its words."""
+    """A decoder of transformers in the place of a `LanguageModel`."""
 
     def __init__(self, config: PublishedLanguageModelConfig):
         super().__init__(config.source, config.settings, "AutoModelForCausalLM")
         self.config = config
 
-    def embed_tokens(self, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
+    @property
+    def embedding(self) -> nn.Module:
         """The vectors of words."""
-        return self.model.get_input_embeddings()(ids)
+        return self.model.get_input_embeddings()
 
     def forward(
-        self, vectors: Float[Tensor, "batch length width"], mask: Bool[Tensor, "batch length"] | None = None
-    ) -> Float[Tensor, "batch length vocabulary"]:
-        """Logits of the next word at every place. mask: False where there is no token; padding stands on the right."""
-        return self.model(inputs_embeds=vectors, attention_mask=None if mask is None else mask.long()).logits
+        self,
+        vectors: Float[Tensor, "batch length width"],
+        position: Int[Tensor, "batch length"],
+        document: Int[Tensor, "batch length"],
+        routes: Routes | None = None,
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "batch length width"]:
+        """What every place knows of its document up to itself."""
+        same = (document[:, :, None] == document[:, None, :]).tril()[:, None]
+        hidden = torch.zeros_like(same, dtype=vectors.dtype).masked_fill(~same, torch.finfo(vectors.dtype).min)
+        body = self.model.base_model
+        return body(inputs_embeds=vectors, attention_mask=hidden, position_ids=position).last_hidden_state
+
+    def logits(self, states: Float[Tensor, "... width"]) -> Float[Tensor, "... vocabulary"]:
+        """Of the next word."""
+        return self.model.get_output_embeddings()(states)
+
+    @torch.inference_mode()
+    def write(
+        self,
+        vectors: Float[Tensor, "batch length width"],
+        position: Int[Tensor, "batch length"],
+        document: Int[Tensor, "batch length"],
+        routes: Routes | None,
+        end: int,
+        decoding: Decoding,
+        generator: torch.Generator | None = None,
+    ) -> list[list[int]]:
+        """Tokens that go on from each row's last place, by transformers' own `generate`."""
+        if generator is not None:  # which transformers does not take
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p} if decoding.temperature else {}
+        written = self.model.generate(
+            inputs_embeds=vectors,
+            attention_mask=(document > 0).long(),
+            max_new_tokens=decoding.longest,
+            do_sample=decoding.temperature > 0,
+            num_beams=decoding.beams,
+            length_penalty=decoding.length_penalty,
+            eos_token_id=end,
+            pad_token_id=end,
+            **drawn,
+        )
+        return [row[: row.index(end)] if end in row else row for row in written.tolist()]
+
+
+def read_language_model(name: str) -> PublishedDecoderConfig:
+    """The decoder of a model on the hub, or in a folder. Raises UserError when it is no causal language model."""
+    whole = read_configuration(name)
+    known = transformers().MODEL_FOR_CAUSAL_LM_MAPPING
+    own = whole if type(whole) in known else getattr(whole, "text_config", whole)
+    if type(own) not in known:
+        raise UserError(f"'{name}' ({whole.model_type}) is no causal language model.")
+    places = getattr(own, "max_position_embeddings", None) or LanguageModelConfig.context
+    sizes: Mapping[str, Any] = {"vocabulary": own.vocab_size, "context": places, "width": own.hidden_size}
+    source: Mapping[str, Any] = {"source": name, "settings": settings_of(own)}
+    return (_as_own(own, sizes, source) if own is whole else None) or PublishedLanguageModelConfig(**sizes, **source)
+
+
+def _as_own(own: Any, sizes: Mapping[str, Any], source: Mapping[str, Any]) -> PublishedDecoderConfig | None:
+    """As our own decoder; None where the architecture has what ours has not."""
+    rotary = getattr(own, "rope_parameters", None) or {}
+    size = getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads
+    like_ours = (
+        own.model_type in LIKE_LLAMA
+        and rotary.get("rope_type", "default") == "default"
+        and size * own.num_attention_heads == own.hidden_size
+        and own.hidden_act == "silu"
+        and not getattr(own, "attention_bias", False)
+        and not getattr(own, "mlp_bias", False)
+        and (getattr(own, "sliding_window", None) or sizes["context"]) >= sizes["context"]
+    )
+    if not like_ours:
+        return None
+    return PublishedDecoderConfig(
+        **sizes,
+        **source,
+        depth=own.num_hidden_layers,
+        heads=own.num_attention_heads,
+        groups=own.num_key_value_heads or own.num_attention_heads,
+        hidden=own.intermediate_size,
+        rotary_base=float(rotary.get("rope_theta", 10_000.0)),
+        epsilon=own.rms_norm_eps,
+        tied=own.tie_word_embeddings,
+        attention_bias=own.model_type == "qwen2",
+    )

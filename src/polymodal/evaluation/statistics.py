@@ -26,8 +26,8 @@ class Estimate(NamedTuple):
 
 
 def is_share(name: str) -> bool:
-    """Whether a figure of this name lies between 0 and 1 and is shown in percent; ranks, distances, errors do not."""
-    return not name.endswith(("rank", "distance", "error"))
+    """Whether a figure of this name lies between 0 and 1 and is shown in percent; ranks, distances, bits do not."""
+    return not name.endswith(("rank", "distance", "error", "byte"))
 
 
 def scale(name: str, value: float) -> tuple[int, int]:

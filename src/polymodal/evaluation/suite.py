@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
+from polymodal.evaluation.answers import caption_scores, question_scores, text_scores
 from polymodal.evaluation.classification import balanced_accuracy, linear_probe, prompt_ensemble, zero_shot
 from polymodal.evaluation.fields import field_scores
 from polymodal.evaluation.generation import generation_scores
@@ -24,7 +25,7 @@ from polymodal.evaluation.incomplete_tables import classification_scores, fill_s
 from polymodal.evaluation.ranking import prototype_scores, recommendation_scores
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
-from polymodal.modalities import Category, History, Image, Mask, Table, Text, Words
+from polymodal.modalities import Category, History, Image, Mask, Questions, Table, Text, Words
 from polymodal.training.features import with_features
 from polymodal.training.run import Run, embed
 from polymodal.types import (
@@ -35,12 +36,15 @@ from polymodal.types import (
     CanGenerate,
     CanRecommend,
     CanTagWords,
+    CanWrite,
     Example,
     HasFeatures,
+    HasLanguage,
     HasPrototypes,
     Processor,
 )
 
+VALIDATION_EXAMPLES = 40  # that are asked about; writing takes longer than a step
 VALIDATION_PAGES = 150  # a look at long pages takes longer than many steps
 
 
@@ -156,6 +160,11 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     if isinstance(model, CanTagWords) and Words in kinds:
         for split in tests:
             scores += field_scores(model, run.processor, reader, split)
+    if isinstance(model, CanWrite) and {Image, Text} <= kinds:
+        for split in tests:
+            scores += written_scores(model, run.processor, reader, split)
+        if isinstance(run.recipe, HasLanguage) and (language := run.recipe.language()) is not None:
+            scores += text_scores(model, run.processor, language, "test")
     if isinstance(model, CanRecommend) and History in kinds:
         for split in tests:
             scores += recommendation_scores(model, run.processor, reader, split)
@@ -173,6 +182,15 @@ def modalities_asked(corpus: Corpus, processor: Any) -> set[type]:
     columns = getattr(processor, "columns", taken)
     left_out = {kind for name, kind in taken.items() if name not in columns}
     return {type(modality) for modality in corpus.columns.values()} - left_out
+
+
+def written_scores(
+    method: nn.Module, processor: Processor, reader: Reader, split: str, most: int | None = None
+) -> list[Score]:
+    """Captions, and questions where the corpus has them. most: examples that are asked about."""
+    asks = any(isinstance(modality, Questions) for modality in reader.corpus.columns.values())
+    asked = question_scores(method, processor, reader, split, most) if asks else []
+    return asked + caption_scores(method, processor, reader, split)
 
 
 def row_to_image(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
@@ -251,6 +269,8 @@ def validation(corpus: Corpus) -> Any:
             return _figures(recommendation_scores(method, processor, reader, "validation"))
         if isinstance(method, CanTagWords) and Words in kinds:
             return _figures(field_scores(method, processor, reader, "validation", VALIDATION_PAGES))
+        if isinstance(method, CanWrite) and {Image, Text} <= kinds:
+            return _figures(written_scores(method, processor, reader, "validation", VALIDATION_EXAMPLES))
         if not isinstance(method, CanEmbed):
             return {}
         if Text not in kinds:

@@ -28,6 +28,31 @@ def sine_positions_2d(grid: int, width: int) -> Float[Tensor, "patches width"]:
     return torch.cat([rows, columns], dim=1)
 
 
+def rotary_angles(
+    position: Int[Tensor, "batch length"], size: int, base: float, like: Tensor
+) -> tuple[Float[Tensor, "batch 1 length size"], Float[Tensor, "batch 1 length size"]]:
+    """Cosines and sines that `rotate` turns the channels of a head with (RoPE, Su et al. 2021, section 3.2).
+
+    size: channels of a head, even. base: of the wave lengths. The results have the type of `like`.
+    """
+    rate = base ** (-torch.arange(0, size, 2, device=position.device) / size)
+    angle = (position[:, None, :, None] * rate).repeat(1, 1, 1, 2)
+    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+
+
+def rotate(
+    x: Float[Tensor, "batch heads length size"],
+    angles: tuple[Float[Tensor, "batch 1 length size"], Float[Tensor, "batch 1 length size"]],
+) -> Float[Tensor, "batch heads length size"]:
+    """Turn pairs of channels, so that inner products depend on the distance of two places alone.
+
+    A channel of the first half makes a pair with that of the second half, as in transformers' Llama.
+    """
+    cosine, sine = angles
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat([-second, first], dim=-1) * sine
+
+
 class LayoutEmbedding(nn.Module):
     """A box on a page as a vector: left, top, right, bottom, width and height, embedded and put side by side.
 

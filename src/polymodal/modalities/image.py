@@ -131,8 +131,40 @@ def to_square(picture: PILImage.Image, size: int, stretch: bool = False) -> np.n
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     part = pixels if stretch else pixels[top : top + side, left : left + side]
-    square = torch.from_numpy(part.copy()).permute(2, 0, 1)
-    if square.shape[1:] != (size, size):
-        # torch does this several times faster than Pillow, with equal results but for rounding
-        square = F.interpolate(square[None], (size, size), mode="bicubic", antialias=True)[0]
-    return square.permute(1, 2, 0).numpy()
+    return _resized(part, size, size)
+
+
+def tile_grid(width: int, height: int, size: int, most: int) -> tuple[int, int]:
+    """How many square tiles of `size` a picture is cut into, across and down: at most `most`, of the nearest shape.
+
+    InternVL 1.5 (Chen et al. 2024, section 3.3, released code). Of two grids of one shape the larger is taken when the
+    picture has more than half of its pixels.
+    """
+    grids = [(across, down) for across in range(1, most + 1) for down in range(1, most // across + 1)]
+    best, least = (1, 1), float("inf")
+    for across, down in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+        apart = abs(width / height - across / down)
+        fills = width * height > 0.5 * size**2 * across * down
+        if apart < least or (apart == least and fills):
+            best, least = (across, down), apart
+    return best
+
+
+def tiles(pixels: np.ndarray, size: int, most: int) -> np.ndarray:
+    """uint8 tiles x `size` x `size` x 3: a picture's tiles in reading order, and the whole where there are several.
+
+    pixels: height x width x 3. The picture is stretched to its grid (`tile_grid`).
+    """
+    height, width, _ = pixels.shape
+    across, down = tile_grid(width, height, size, most)
+    stretched = _resized(pixels, down * size, across * size)
+    cut = stretched.reshape(down, size, across, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
+    return cut if len(cut) == 1 else np.concatenate([cut, _resized(pixels, size, size)[None]])
+
+
+def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    # torch does this several times faster than Pillow, with equal results but for rounding
+    return F.interpolate(planes[None], (height, width), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()

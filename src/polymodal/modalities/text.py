@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -154,8 +154,13 @@ class TextTokenizer:
         self.start, self.end = vocabulary[START], vocabulary[END]
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocabulary: int, context_length: int) -> TextTokenizer:
-        """Learn a vocabulary of at most `vocabulary` entries (256 bytes and 3 marks at the least) from `texts`."""
+    def train(
+        cls, texts: Iterable[str], vocabulary: int, context_length: int, marks: Sequence[str] = ()
+    ) -> TextTokenizer:
+        """Learn a vocabulary of at most `vocabulary` entries (256 bytes and 3 marks at the least) from `texts`.
+
+        marks: further ones, such as those around a picture or an answer.
+        """
         tokenizer = tokenizers.Tokenizer(models.BPE())
         # Lower case, as CLIP's. A space before the first word makes it the same token as in the middle of a text.
         folded = [normalizers.Lowercase(), normalizers.NFC(), normalizers.Prepend(" ")]
@@ -164,7 +169,7 @@ class TextTokenizer:
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary,
-            special_tokens=[PAD, START, END],
+            special_tokens=[PAD, START, END, *marks],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
@@ -194,18 +199,31 @@ class TextTokenizer:
         return cls(tokenizers.Tokenizer.from_file(str(directory / FILE)), context_length)
 
 
+def start_and_end(tokenizer: Tokenizer) -> tuple[int, int]:
+    """The marks that a tokenizer puts around a text."""
+    nothing = tokenizer([""])
+    return int(nothing.ids[0, 0]), int(nothing.ids[0, nothing.lengths[0] - 1])
+
+
+def unmarked(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token numbers of each text without the marks at its start and end."""
+    if not texts:
+        return []
+    tokens = tokenizer(texts)
+    lengths = tokens.lengths.tolist()
+    return [ids[1 : length - 1] for ids, length in zip(tokens.ids.tolist(), lengths, strict=True)]
+
+
 def joined_pieces(parts: list[list[str]], tokenizer: Tokenizer) -> tuple[Tokens, Int[Tensor, "batch length"]]:
     """Sequences of texts that are tokenised one by one and joined between one start and one end mark.
 
     parts: of each sequence, such as the words of a page. Also returns which part a token is of, -1 for marks and
     padding. What is longer than the tokenizer's context is cut.
     """
+    start, end = start_and_end(tokenizer)
     rows: list[tuple[list[int], list[int]]] = []
     for texts in parts:
-        single = tokenizer([*texts, ""])
-        lengths = single.lengths.tolist()
-        pieces = [ids[1 : length - 1] for ids, length in zip(single.ids.tolist(), lengths, strict=True)]
-        start, end = int(single.ids[-1, 0]), int(single.ids[-1, lengths[-1] - 1])
+        pieces = unmarked(tokenizer, texts)
         owned = [(piece, number) for number, own in enumerate(pieces) for piece in own][: tokenizer.context_length - 2]
         rows.append(([start, *(piece for piece, _ in owned), end], [-1, *(number for _, number in owned), -1]))
     tokens = Tokens.of([ids for ids, _ in rows])

@@ -58,7 +58,8 @@ def reproduce(
     elif isinstance(claim, MetricClaim):
         comparison = compare_metrics(arms, corpus, budget, seeds, out)
     else:
-        comparison = compare(arms, corpus, budget, seeds, out, display)
+        start = None if claim.start is None else (claim.start, claim.start_budget or budget)
+        comparison = compare(arms, corpus, budget, seeds, out, display, start)
     result = claim_record(spec, claim, comparison)
     write_json(Path(out) / CLAIM, result)
     return result, comparison
@@ -82,6 +83,7 @@ def claim_record(spec: str, claim: Claim, comparison: Comparison) -> dict[str, A
         "treatment": comparison.estimate(treatment, deciding.name)._asdict(),
         "corpus": claim.corpus,
         "budget": str(comparison.budget),
+        "start": str(claim.start_budget) if claim.start_budget else None,
         "seeds": comparison.seeds,
         "metrics": {
             name: {

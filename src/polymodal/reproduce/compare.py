@@ -28,6 +28,7 @@ from polymodal.training.trainer import command_line
 from polymodal.types import Budget
 
 SCORES, RESULTS, REPORT = "scores.json", "results.json", "report.html"
+START = "start"  # what all arms begin with
 
 
 @dataclass(frozen=True)
@@ -139,11 +140,13 @@ def compare(
     seeds: int | Sequence[int] = 2,
     out: Path | str | None = None,
     display: Display | None = None,
+    start: tuple[Any, Budget] | None = None,
 ) -> Comparison:
     """Train and score every arm at every seed; finished runs in `out` are not run again.
 
     arms: `Arm`s, or recipes, which are then named after their file.
     out: a folder for the runs, `results.json` and `report.html`; without it nothing is written.
+    start: a recipe and its budget; what it becomes at a seed is what all arms begin with, in place of fresh weights.
     Raises UserError for fewer than one arm, two arms of the same name, or a folder that holds other runs.
     """
     named = [arm if isinstance(arm, Arm) else Arm(_label(arm), arm) for arm in arms]
@@ -151,21 +154,19 @@ def compare(
         raise UserError("A comparison needs recipes of different names; give each Arm a label of its own.")
     every = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     directory = Path(out) if out is not None else None
-    display = display or Display([arm.label for arm in named], every, budget)
+    display = display or Display([START] * (start is not None) + [arm.label for arm in named], every, budget)
     trials = []
     with display:
         for seed in every:
-            torch.manual_seed(seed)
-            first = named[0].recipe
-            weights = first.build(first.processor(corpus))
-            for arm in named:
-                folder = directory / "runs" / arm.folder / f"seed-{seed}" if directory else None
-                try:
+            try:
+                weights = _first_weights(named[0].recipe, corpus, seed, directory, start, display)
+                for arm in named:
+                    folder = directory / "runs" / arm.folder / f"seed-{seed}" if directory else None
                     trials.append(_trial(arm, corpus, budget, seed, folder, weights, display))
-                except Interrupted as stopped:
-                    if directory is None:
-                        raise
-                    raise Interrupted("Stopped and saved; the same command goes on where it was.") from stopped
+            except Interrupted as stopped:
+                if directory is None:
+                    raise
+                raise Interrupted("Stopped and saved; the same command goes on where it was.") from stopped
     comparison = Comparison(named, corpus, budget, every, trials, directory)
     if directory is not None:
         from polymodal.reproduce.report import report  # matplotlib and jinja2 are slow to import
@@ -173,6 +174,24 @@ def compare(
         write_json(directory / RESULTS, comparison.to_json())
         write_text(directory / REPORT, report(comparison))
     return comparison
+
+
+def _first_weights(
+    recipe: Any,
+    corpus: Corpus,
+    seed: int,
+    directory: Path | None,
+    start: tuple[Any, Budget] | None,
+    display: Display,
+) -> torch.nn.Module:
+    """What all arms begin with at a seed, wherever names and shapes agree."""
+    if start is None:
+        torch.manual_seed(seed)
+        return recipe.build(recipe.processor(corpus))
+    folder = directory / START / f"seed-{seed}" if directory else None
+    run = train(start[0], corpus, start[1], seed=seed, out=folder, name=START, on_step=display.on_step(START, seed))
+    display.finished(START, seed, {})
+    return run.model
 
 
 def _label(recipe: Any) -> str:

@@ -20,7 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from polymodal.errors import UserError
 
 Parallel = Literal["ddp", "fsdp"]
-ENTRANCES = ("losses", "represent", "compare", "embed", "embed_image", "embed_text", "embed_patches")
+ENTRANCES = (
+    *("losses", "represent", "compare", "embed", "embed_image", "embed_text", "embed_patches", "classify"),
+    *("features", "fill_cells", "tag_words", "recommend", "item_prototypes", "generate", "write", "log_likelihood"),
+)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from polymodal.encoders.audio import AudioEncoderConfig
 from polymodal.encoders.image import ImageEncoderConfig
+from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.encoders.published import HUB, PublishedModel, published_weights, read_tensors, source_name
 from polymodal.encoders.published_audio import PublishedAudioConfig
 from polymodal.encoders.published_image import PublishedImageConfig
-from polymodal.encoders.published_language_model import LanguageModelConfig, PublishedLanguageModelConfig
+from polymodal.encoders.published_language_model import PublishedDecoder, read_language_model
 from polymodal.encoders.published_text import PublishedTextConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
@@ -64,7 +65,7 @@ def from_hub(name: str, rename: Mapping[str, str], prefix: str = "") -> Callable
 
 def load_published(model: nn.Module) -> int:
     """Give every published tower of a method its published weights; returns how many there are."""
-    towers = [module for module in model.modules() if isinstance(module, PublishedModel)]
+    towers = [module for module in model.modules() if isinstance(module, PublishedModel | PublishedDecoder)]
     for tower in towers:
         tower.load_published()
     return len(towers)
@@ -97,7 +98,7 @@ def _tower_kinds() -> dict[str, tuple[type, Callable[[str], Any]]]:
         "vision": (ImageEncoderConfig, PublishedImageConfig.read),
         "text": (TextEncoderConfig, PublishedTextConfig.read),
         "audio": (AudioEncoderConfig, PublishedAudioConfig.read),
-        "lm": (LanguageModelConfig, PublishedLanguageModelConfig.read),
+        "lm": (LanguageModelConfig, read_language_model),
     }
 
 

@@ -1,0 +1,30 @@
+"""Losses of sequences that are written from left to right."""
+
+from __future__ import annotations
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def asked_places(
+    document: Int[Tensor, "rows length"], predicted: Bool[Tensor, "rows length"]
+) -> tuple[Int[Tensor, " asked"], Int[Tensor, " asked"]]:
+    """Row and column of every token that is predicted from the one before it; a document's first token never is."""
+    after = predicted[:, 1:] & (document[:, 1:] == document[:, :-1]) & (document[:, 1:] > 0)
+    rows, before = after.nonzero().unbind(1)
+    return rows, before + 1
+
+
+def next_token_losses(
+    logits: Float[Tensor, "asked vocabulary"], tokens: Int[Tensor, " asked"]
+) -> Float[Tensor, " asked"]:
+    """-log p of each token, in nats."""
+    return F.cross_entropy(logits.float(), tokens, reduction="none")
+
+
+def sum_by_sequence(
+    values: Float[Tensor, " asked"], sequence: Int[Tensor, " asked"], count: int
+) -> Float[Tensor, " sequences"]:
+    """The sum of each sequence's values, such as its log-probability. sequence: from 0, below `count`."""
+    return values.new_zeros(count).index_add(0, sequence, values)

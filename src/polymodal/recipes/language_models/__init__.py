@@ -1,0 +1,1 @@
+"""Multimodal language models: pictures among the words of a decoder."""

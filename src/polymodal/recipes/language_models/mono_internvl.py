@@ -1,0 +1,292 @@
+"""Mono-InternVL: a language model learns to see by new parameters of its own, and keeps its language meanwhile.
+
+There is no vision encoder: squares of pixels become tokens through two linear layers and stand among the words. In
+every block they go through a perceptron of their own, a visual expert, which begins as a copy of the text's; attention
+is shared. While the text's parameters are frozen, only experts and embedding learn, first from many short and noisy
+captions (concepts), then from long ones (semantics); then attention joins them on tasks (alignment), and at the end
+all parameters on instructions (section 3.3). Before that, a language model that is not published learns its language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image as PILImage
+from PIL import ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from polymodal import corpora
+from polymodal.corpora import Corpus
+from polymodal.data.conversation import IMAGE, MARKS, ConversationProcessor, PictureColumn, Saying
+from polymodal.draws import Draws
+from polymodal.encoders.language_model import LanguageModelConfig
+from polymodal.layers.patches import patchify, unpatchify
+from polymodal.modalities.text import Tokenizer
+from polymodal.recipes.language_models._base import MultimodalLanguageModel
+from polymodal.training.optimiser import Optimisation
+from polymodal.types import Batch, Example, Paper, Stage
+
+paper = Paper(
+    slug="mono-internvl",
+    title="Mono-InternVL: Pushing the Boundaries of Monolithic Multimodal LLMs with Endogenous Visual Pre-training",
+    year=2024,
+    arxiv="2410.08202",
+    modalities=("image", "text"),
+)
+TEXT = "text"
+
+
+class ImageEmbedding(nn.Module):
+    """Cells of four neighbouring patches to tokens: patch embedding with positions, pixel shuffle, perceptron."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        dim, width = recipe.patch_width, recipe.language_model.width
+        self.patch = recipe.patch
+        self.patches = nn.Linear(3 * recipe.patch**2, dim)
+        self.positions = nn.Parameter(0.02 * torch.randn(recipe.cells, 4, dim))
+        self.project = nn.Sequential(
+            nn.LayerNorm(4 * dim), nn.Linear(4 * dim, width), nn.GELU(), nn.Linear(width, width)
+        )
+
+    def forward(self, cells: Float[Tensor, "places values"]) -> Float[Tensor, "places width"]:
+        """cells: the pixels of whole tiles, one after the other."""
+        four = patchify(unpatchify(cells[:, None], 2 * self.patch), self.patch)
+        placed = self.patches(four).unflatten(0, (-1, len(self.positions))) + self.positions
+        return self.project(placed.flatten(2).flatten(0, 1))
+
+
+@dataclass(frozen=True)
+class Recipe(Optimisation):
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    language_model: LanguageModelConfig = LanguageModelConfig()
+    tile: int = 96
+    """Side of a tile in pixels."""
+    patch: int = 8
+    """Side of a patch in pixels; four patches become one token."""
+    patch_width: int = 64
+    """Channels of a patch."""
+    most_tiles: tuple[int, int, int, int] = (1, 1, 1, 1)
+    """Largest number of tiles of a picture in the four stages that see; the whole is added where there are several."""
+    visual_experts: bool = True
+    """Whether picture tokens have perceptrons of their own; without, they share those of the text."""
+    keep_language: bool = True
+    """Whether the text's parameters are frozen while concepts and semantics are learned, and all but attention while
+    tasks are."""
+    language_data: str = ""
+    """Built-in corpus whose texts the language model learns from first; by default the run's own."""
+    concept_data: str = ""
+    """Built-in corpus whose pictures and short captions teach concepts; by default the run's own."""
+    wrong_captions: float = 0.0
+    """Share of the concepts' captions that are exchanged, to imitate pairs from the web."""
+    turns: int = 8
+    """Most questions about a picture in one conversation."""
+    shares: tuple[float, float, float, float, float] = (0.2, 0.2, 0.3, 0.2, 0.1)
+    """Of the budget: language, concepts, semantics, alignment, instructions."""
+
+    @property
+    def cells(self) -> int:
+        """Tokens of a tile."""
+        return (self.tile // (2 * self.patch)) ** 2
+
+    def stages(self) -> tuple[Stage, ...]:
+        seeing: tuple[str, ...] = ("image_encoder.*", "*.feed_forward.image.*")
+        tasks = (*seeing, "*.attention.*")
+        if not self.keep_language:
+            seeing = tasks = ("*",)
+        language, concepts, semantics, alignment, instructions = self.shares
+        stages = (
+            Stage(
+                "language",
+                language,
+                ("language_model.*",),
+                corpus=partial(_opened, self.language_data) if self.language_data else None,
+                training_batch=self.text_batch,
+            ),
+            Stage(
+                "concepts",
+                concepts,
+                seeing,
+                corpus=partial(_opened, self.concept_data) if self.concept_data else None,
+                training_batch=self.concept_batch,
+                start=_copy_experts if self.visual_experts else None,
+            ),
+            Stage("semantics", semantics, seeing, training_batch=self.semantic_batch),
+            Stage("alignment", alignment, tasks, training_batch=self.task_batch),
+            Stage("instructions", instructions, learning_rate=0.3, training_batch=self.instruction_batch),
+        )
+        return tuple(stage for stage in stages if stage.share > 0)
+
+    def language(self) -> Corpus | None:
+        """What the language model learns from first; None for the run's own corpus."""
+        return _opened(self.language_data) if self.language_data else None
+
+    def processor(self, corpus: Corpus) -> ConversationProcessor:
+        others = [_opened(name) for name in dict.fromkeys((self.language_data, self.concept_data)) if name]
+        largest = self.tile * max(self.most_tiles)
+        image = PictureColumn(self.tile, 2 * self.patch, self.most_tiles[-1], largest)
+        return ConversationProcessor.fit([corpus, *others], self._learn_words, image, self.language_model.context)
+
+    def _learn_words(self, texts: Iterable[str]) -> Tokenizer:
+        return self.language_model.tokenizer(texts, MARKS)
+
+    def load_processor(self, directory: Path) -> ConversationProcessor:
+        tokenizer = self.language_model.load_tokenizer(directory)
+        return ConversationProcessor.load(directory, tokenizer, self.language_model.context)
+
+    def build(self, processor: ConversationProcessor) -> MultimodalLanguageModel:
+        experts = (TEXT, IMAGE) if self.visual_experts else (TEXT,)
+        vocabulary = processor.tokenizer.vocabulary
+        return MultimodalLanguageModel(self.language_model, ImageEmbedding(self), vocabulary, processor.end, experts)
+
+    def training_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
+        """Instructions."""
+        return self.instruction_batch(examples, processor, draws)
+
+    def text_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
+        """Texts without pictures: what there is about an example in any order, then questions that it answers."""
+        said = []
+        for example, rng in zip(examples, draws.generators, strict=True):
+            texts = [Saying(example["text"][number].text) for number in rng.permutation(len(example["text"]))]
+            said.append(texts + (_asked(example, rng, self.turns) if "questions" in example else []))
+        return {"sequences": processor.pack([processor.sequence(None, one) for one in said])}
+
+    def concept_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
+        """A caption of each picture, some of which belong to another one."""
+        captions = [_one_of(e["text"], rng).text for e, rng in zip(examples, draws.generators, strict=True)]
+        said = [[Saying(caption)] for caption in exchanged(captions, self.wrong_captions, draws)]
+        return self._shown([example[IMAGE] for example in examples], said, processor, self.most_tiles[0])
+
+    def semantic_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
+        """The longest caption of each picture."""
+        said = [[Saying(_longest(example))] for example in examples]
+        return self._shown([example[IMAGE] for example in examples], said, processor, self.most_tiles[1])
+
+    def task_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
+        """Captions, questions, boxes of objects and written words, whichever there are, each as often."""
+        pictures, said = [], []
+        for example, rng in zip(examples, draws.generators, strict=True):
+            tasks = [ask for name, ask in TASKS.items() if name in example]
+            number = int(rng.integers(len(tasks) + 1))
+            if number == len(tasks):
+                picture, words = written_words(example, rng)
+                pictures.append(picture)
+                said.append([Saying(words, "What is written there?")])
+            else:
+                pictures.append(example[IMAGE])
+                said.append(tasks[number](example, rng, self.turns))
+        return self._shown(pictures, said, processor, self.most_tiles[2])
+
+    def instruction_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
+        """Questions about pictures; captions where there are none."""
+        said = [
+            (_asked if "questions" in example else _described)(example, rng, self.turns)
+            for example, rng in zip(examples, draws.generators, strict=True)
+        ]
+        return self._shown([example[IMAGE] for example in examples], said, processor, self.most_tiles[3])
+
+    def _shown(
+        self,
+        pictures: Sequence[np.ndarray],
+        said: Sequence[list[Saying]],
+        processor: ConversationProcessor,
+        most_tiles: int,
+    ) -> Batch:
+        pairs = zip(pictures, said, strict=True)
+        return {"sequences": processor.pack([processor.sequence(*pair, most_tiles) for pair in pairs])}
+
+    @classmethod
+    def paper(cls) -> Recipe:
+        """InternLM2-1.8B with visual experts (section 4.1; released model configuration)."""
+        return cls(
+            language_model=LanguageModelConfig(
+                vocabulary=92_553,
+                context=8192,
+                width=2048,
+                depth=24,
+                heads=16,
+                groups=8,
+                hidden=8192,
+                rotary_base=1e6,
+                epsilon=1e-5,
+                tied=False,
+            ),
+            tile=448,
+            patch=14,
+            patch_width=1024,
+            most_tiles=(4, 6, 11, 24),  # 1,280 to 6,400 tokens with the whole picture
+            shares=(0.0, 0.696, 0.195, 0.104, 0.005),
+            batch_size=128,
+            learning_rate=1e-4,
+            weight_decay=0.01,
+            betas=(0.9, 0.999),
+            warmup=0.03,
+        )
+
+
+def exchanged(captions: list[str], share: float, draws: Draws) -> list[str]:
+    """Captions of a batch, of which a share is replaced by the one before."""
+    wrong = (draws.uniform() < share).tolist()
+    return [captions[number - 1] if wrong[number] else own for number, own in enumerate(captions)]
+
+
+def _copy_experts(model: nn.Module) -> None:
+    assert isinstance(model, MultimodalLanguageModel)
+    model.language_model.copy_experts(TEXT)
+
+
+def _opened(name: str) -> Corpus:
+    return corpora.named_mixture(name, every_column=True)
+
+
+def _one_of(values: Sequence[Any], rng: np.random.Generator) -> Any:
+    return values[int(rng.integers(len(values)))]
+
+
+def _longest(example: Example) -> str:
+    return max((caption.text for caption in example["text"]), key=len)
+
+
+def _described(example: Example, rng: np.random.Generator, turns: int) -> list[Saying]:
+    return [Saying(_longest(example), "Describe the picture.")]
+
+
+def _asked(example: Example, rng: np.random.Generator, turns: int) -> list[Saying]:
+    asked = [example["questions"][number] for number in rng.permutation(len(example["questions"]))[:turns]]
+    return [Saying(question.answer, question.question) for question in asked]
+
+
+def _located(example: Example, rng: np.random.Generator, turns: int) -> list[Saying]:
+    regions = [example["regions"][number] for number in rng.permutation(len(example["regions"]))[:turns]]
+    return [Saying(" ".join(map(str, region.box)), f"What is the box of the {region.name}?") for region in regions]
+
+
+# By what an example must have.
+TASKS: dict[str, Callable[[Example, np.random.Generator, int], list[Saying]]] = {
+    TEXT: _described,
+    "questions": _asked,
+    "regions": _located,
+}
+
+
+def written_words(example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    """One or two words of a caption, drawn in dark on a pale ground as large as the example's picture."""
+    words = _one_of(example["text"], rng).text.split()
+    start = int(rng.integers(max(len(words) - 1, 1)))
+    text = " ".join(words[start : start + 2])
+    height, width, _ = example[IMAGE].shape
+    page = PILImage.new("RGB", (width, height), tuple(int(value) for value in rng.integers(200, 256, 3)))
+    font = ImageFont.load_default(size=max(height // 7, 8))
+    left, top, right, bottom = font.getbbox(text)
+    corner = [int(rng.integers(max(room, 1))) for room in (width - right + left, height - bottom + top)]
+    ink = tuple(int(value) for value in rng.integers(0, 90, 3))
+    ImageDraw.Draw(page).text((corner[0] - left, corner[1] - top), text, ink, font)
+    return np.asarray(page), text
