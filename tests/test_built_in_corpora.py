@@ -14,6 +14,7 @@ import pytest
 from corpus_modules import module
 from polymodal.corpora._packages import DebianPackage, NpmPackage, PyPIPackage, members
 from polymodal.corpora._splits import split_by_hash
+from polymodal.corpora._wordnet import definitions
 from polymodal.errors import UnreadableExample
 
 # packages
@@ -108,6 +109,24 @@ def test_pages_of_manuals_are_read_in_order_without_their_navigation():
         ("code", "  code\n    stays", None),
         ("caption", "Figure 1", None),
         ("figure", "Crop tool", "images/tool.png"),
+    ]
+
+
+def test_definitions_of_wordnet(tmp_path):
+    licence = "  1 This software and database is being provided\n"
+    lines = {
+        "noun": "00001740 03 n 01 entity 0 001 ~ 00001930 n 0000 | that which is perceived  \n",
+        "verb": '00001741 29 v 02 breathe 0 take_a_breath 0 000 00 | draw air into the lungs; "breathe!"  \n',
+        "adj": "00001742 00 a 01 able(p) 0 000 | having the power to do something  \n",
+        "adv": "00001743 02 r 01 well 0 000 | in a good manner  \n",
+    }
+    files = {f"package/dict/data.{name}": (licence + line).encode() for name, line in lines.items()}
+    (tmp_path / "wordnet.tgz").write_bytes(tar_of(files, "w:gz"))
+    assert list(definitions(tmp_path / "wordnet.tgz")) == [
+        ("noun/00001740", "noun", ["entity"], "that which is perceived"),
+        ("verb/00001741", "verb", ["breathe", "take a breath"], 'draw air into the lungs; "breathe!"'),
+        ("adjective/00001742", "adjective", ["able"], "having the power to do something"),
+        ("adverb/00001743", "adverb", ["well"], "in a good manner"),
     ]
 
 

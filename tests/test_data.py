@@ -17,7 +17,7 @@ import torch
 from polymodal import corpora
 from polymodal.corpora.stream import BLOCKS_TOGETHER, BlockOrder
 from polymodal.data.loader import batch_order
-from polymodal.errors import UserError
+from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Text
 from polymodal.recipes.dual_encoders import clip
 from polymodal.training import train
@@ -26,6 +26,21 @@ from polymodal.types import Budget
 from test_corpora import png
 
 QUIET = Execution(track="none")
+
+
+def test_a_mixture_of_every_column_has_none_where_a_part_has_none(small_emoji, scenes):
+    mixed = corpora.mix([(small_emoji, 1.0), (scenes, 1.0)], every_column=True)
+    assert {"image", "captions", "category", "vendor", "short", "long", "questions", "regions"} <= set(mixed.columns)
+    first = len(small_emoji)
+    assert mixed.raw(0, "questions") is None
+    assert mixed.raw(first, "questions") == scenes.raw(0, "questions")
+    assert mixed.raw(first, "captions") == scenes.raw(0, "caption"), "the first text of each is one column"
+    assert mixed.raw(first, "long") == scenes.raw(0, "long")
+    with pytest.raises(UnreadableExample, match="there is no questions"):
+        mixed.value(0, "questions")
+    assert set(mixed[0]) == {"image", "captions", "category", "vendor"}
+    labels = corpora.mix([(small_emoji, 1.0), (corpora.digits(), 1.0)], every_column=True)
+    assert {"category", "digit"} <= set(labels.columns), "classes of different names are no one column"
 
 
 def test_a_mixture_is_drawn_by_weight_and_every_part_by_epochs(small_emoji, scenes):

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from polymodal.corpora.corpus import About, Corpus, Part
 from polymodal.errors import UnreadableExample, UserError
-from polymodal.modalities import Modality, Text
+from polymodal.modalities import Category, Modality, Text
 
 
 def mix(parts: Sequence[tuple[Corpus, float]], temperature: float | None = None, every_column: bool = False) -> Mixture:
@@ -122,14 +122,19 @@ def _common_columns(corpora: Sequence[Corpus]) -> dict[str, list[str | None]]:
 def _all_columns(corpora: Sequence[Corpus]) -> dict[str, list[str | None]]:
     """Column -> its name in each part. Columns of one modality are brought together in their order."""
     names: dict[str, list[str | None]] = {}
-    kinds: dict[str, type[Modality]] = {}
+    kinds: dict[str, Modality] = {}
     for number, corpus in enumerate(corpora):
         for own, modality in corpus.columns.items():
-            free = (name for name in names if kinds[name] is type(modality) and names[name][number] is None)
+            free = (name for name in names if _alike(kinds[name], modality) and names[name][number] is None)
             name = next(free, own if own not in names else f"{corpus.name}_{own}")
-            kinds[name] = type(modality)
+            kinds.setdefault(name, modality)
             names.setdefault(name, [None] * len(corpora))[number] = own
     return names
+
+
+def _alike(one: Modality, other: Modality) -> bool:
+    """Whether values of both may stand in one column: categories only when they have the same names."""
+    return type(one) is type(other) and (not isinstance(one, Category) or one == other)
 
 
 def _column(corpus: Corpus, kind: type[Modality]) -> str | None:

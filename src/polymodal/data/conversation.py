@@ -30,6 +30,7 @@ from polymodal.modalities.text import Caption, Tokenizer, Tokens, start_and_end,
 from polymodal.types import Batch, Example
 
 IMAGE = "image"
+DESCRIBE = "Describe the picture."
 MARKS = PICTURE, PICTURE_END, USER, ASSISTANT = "<image>", "</image>", "<user>", "<assistant>"
 
 

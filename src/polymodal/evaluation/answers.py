@@ -13,6 +13,7 @@ from torch import nn
 
 from polymodal.corpora import Corpus
 from polymodal.corpora.mixture import Mixture
+from polymodal.data.conversation import DESCRIBE
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.statistics import Score
@@ -76,7 +77,9 @@ def commonest_answers(corpus: Corpus, most: int = 4000) -> dict[str, str]:
 
 
 def caption_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
-    """Bits a byte that the longest caption of each picture takes; as chance stands what it takes beside another one."""
+    """Bits a byte that the longest caption of each picture takes when it is asked for, and how many of them the picture
+    saves, compared with that of another example.
+    """
     examples = _readable(reader, split, MOST_TEXTS)
     texts = [max((caption.text for caption in example["text"]), key=len) for example in examples]
     pictures = [example["image"] for example in examples]
@@ -84,7 +87,8 @@ def caption_scores(method: nn.Module, processor: Processor, reader: Reader, spli
         bits_a_byte(f"{split}/captions/bits_a_byte", method, processor, texts, shown)
         for shown in (pictures, [*pictures[1:], pictures[0]])
     )
-    return [Score(own.name, own.units, others.value, higher_is_better=False, weights=own.weights)]
+    saved = Score(f"{split}/captions/bits_saved_by_picture", others.units - own.units, 0.0, weights=own.weights)
+    return [own, saved]
 
 
 def text_scores(method: nn.Module, processor: Processor, corpus: Corpus, split: str) -> list[Score]:
@@ -103,7 +107,9 @@ def bits_a_byte(
     name: str, method: nn.Module, processor: Processor, texts: list[str], pictures: Sequence[Any] | None = None
 ) -> Score:
     """-log2 p of each text by its length in UTF-8, which compares models of any vocabulary; long texts weigh more."""
-    columns = {"answer": texts} | ({} if pictures is None else {"image": list(pictures)})
+    columns = {"answer": texts}
+    if pictures is not None:
+        columns |= {"image": list(pictures), "question": [DESCRIBE] * len(texts)}
     found = torch.cat(answers(method, processor, "log_likelihood", columns, BATCH)).numpy()
     size = np.array([len(text.encode()) for text in texts], dtype=float)
     return Score(name, -found / np.log(2) / size, 8.0, higher_is_better=False, weights=size)

@@ -9,6 +9,7 @@ all parameters on instructions (section 3.3). Before that, a language model that
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,14 +25,14 @@ from torch import Tensor, nn
 
 from polymodal import corpora
 from polymodal.corpora import Corpus
-from polymodal.data.conversation import IMAGE, MARKS, ConversationProcessor, PictureColumn, Saying
+from polymodal.data.conversation import DESCRIBE, IMAGE, MARKS, ConversationProcessor, PictureColumn, Saying
 from polymodal.draws import Draws
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.layers.patches import patchify, unpatchify
 from polymodal.modalities.text import Tokenizer
 from polymodal.recipes.language_models._base import MultimodalLanguageModel
 from polymodal.training.optimiser import Optimisation
-from polymodal.types import Batch, Example, Paper, Stage
+from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
 paper = Paper(
     slug="mono-internvl",
@@ -52,9 +53,10 @@ class ImageEmbedding(nn.Module):
         self.patch = recipe.patch
         self.patches = nn.Linear(3 * recipe.patch**2, dim)
         self.positions = nn.Parameter(0.02 * torch.randn(recipe.cells, 4, dim))
-        self.project = nn.Sequential(
-            nn.LayerNorm(4 * dim), nn.Linear(4 * dim, width), nn.GELU(), nn.Linear(width, width)
-        )
+        last = nn.Linear(width, width)
+        self.project = nn.Sequential(nn.LayerNorm(4 * dim), nn.Linear(4 * dim, width), nn.GELU(), last)
+        nn.init.normal_(last.weight, std=0.02)  # as short as the vectors of words, or the blocks would hardly turn them
+        nn.init.zeros_(last.bias)
 
     def forward(self, cells: Float[Tensor, "places values"]) -> Float[Tensor, "places width"]:
         """cells: the pixels of whole tiles, one after the other."""
@@ -186,9 +188,9 @@ class Recipe(Optimisation):
         return self._shown(pictures, said, processor, self.most_tiles[2])
 
     def instruction_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
-        """Questions about pictures; captions where there are none."""
+        """Questions about three pictures of four, and captions that are asked for."""
         said = [
-            (_asked if "questions" in example else _described)(example, rng, self.turns)
+            (_asked if "questions" in example and rng.random() < 0.75 else _described)(example, rng, self.turns)
             for example, rng in zip(examples, draws.generators, strict=True)
         ]
         return self._shown([example[IMAGE] for example in examples], said, processor, self.most_tiles[3])
@@ -256,7 +258,7 @@ def _longest(example: Example) -> str:
 
 
 def _described(example: Example, rng: np.random.Generator, turns: int) -> list[Saying]:
-    return [Saying(_longest(example), "Describe the picture.")]
+    return [Saying(_longest(example), DESCRIBE)]
 
 
 def _asked(example: Example, rng: np.random.Generator, turns: int) -> list[Saying]:
@@ -290,3 +292,33 @@ def written_words(example: Example, rng: np.random.Generator) -> tuple[np.ndarra
     ink = tuple(int(value) for value in rng.integers(0, 90, 3))
     ImageDraw.Draw(page).text((corner[0] - left, corner[1] - top), text, ink, font)
     return np.asarray(page), text
+
+
+_seeing = Recipe(
+    language_data="glosses,scenes", concept_data="emoji", wrong_captions=0.2, shares=(0.0, 0.1, 0.45, 0.25, 0.2)
+)
+claim = Claim(
+    sentence="New visual parameters in a frozen language model learn to see, and less language is forgotten than when "
+    "all of it is trained.",
+    baseline=dataclasses.replace(_seeing, visual_experts=False, keep_language=False),
+    treatment=_seeing,
+    start=dataclasses.replace(_seeing, shares=(1.0, 0.0, 0.0, 0.0, 0.0)),
+    start_budget=Budget(steps=600),
+    corpus="scenes",
+    budget=Budget(steps=900),
+    seeds=3,
+    metrics=(
+        "test/texts_of_glosses/bits_a_byte",
+        "test/texts_of_scenes/bits_a_byte",
+        "test/captions/bits_a_byte",
+        "test/captions/bits_saved_by_picture",
+        "test/questions/accuracy",
+        "test/questions/gain_by_picture",
+        "test/questions/count/accuracy",
+        "test/questions/presence/accuracy",
+        "test/questions/place/accuracy",
+        "test_twitter/questions/gain_by_picture",
+    ),
+    paper_figures="OCRBench 767 against 654 and VQA average 70.1 against 71.7 of a modular model with a vision "
+    "encoder; text-only benchmarks as before",
+)
