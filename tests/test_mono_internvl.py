@@ -18,6 +18,7 @@ from PIL import Image as PILImage
 
 from polymodal.corpora import Corpus, mix
 from polymodal.data.conversation import ASSISTANT, IMAGE, PICTURE, PICTURE_END, USER, ConversationProcessor, Saying
+from polymodal.data.instructions import written_words
 from polymodal.data.loader import Reader
 from polymodal.data.sequence import beside
 from polymodal.draws import Draws
@@ -161,6 +162,22 @@ def test_boxes_are_in_thousandths(few_scenes: Corpus, processor: ConversationPro
     stored = few_scenes.value(0, "regions")
     for region, own in zip(example["regions"], stored, strict=True):
         assert region.box == tuple(round(edge * 1000 / 96) for edge in own.box)
+
+
+def test_written_words_are_in_the_picture_and_in_a_caption(
+    few_scenes: Corpus, processor: ConversationProcessor
+) -> None:
+    said = set()
+    for row in range(30):
+        example = processor.read(few_scenes, row)
+        page, text = written_words(example, np.random.default_rng(row))
+        assert page.shape == example[IMAGE].shape
+        assert any(text in caption.text for caption in example["text"])
+        dark = (page.mean(2) < 128).any(axis=0)
+        assert dark.any()
+        assert not dark[[0, -1]].all(), "nothing is cut"
+        said.add(len(text.split()))
+    assert said == {1, 2}
 
 
 # The model
@@ -326,6 +343,25 @@ def test_bits_a_byte_are_those_of_the_text_alone(run: Run, few_scenes: Corpus) -
     assert not score.higher_is_better
     named = text_scores(run.model, run.processor, few_scenes, "test")
     assert [one.name for one in named] == ["test/texts_of_scenes/bits_a_byte"]
+
+
+def test_the_published_size(processor: ConversationProcessor) -> None:
+    """InternLM2 has 1.89e9 parameters; with an expert in every block and the embedding there are 3.1e9 of them."""
+    with torch.device("meta"):
+        recipe = mono_internvl.Recipe.paper()
+        vocabulary = recipe.language_model.vocabulary
+        model = MultimodalLanguageModel(
+            recipe.language_model, mono_internvl.ImageEmbedding(recipe), vocabulary, processor.end, ("text", "image")
+        )
+    of_text = sum(
+        parameter.numel()
+        for name, parameter in model.language_model.named_parameters()
+        if ".feed_forward.image." not in name
+    )
+    assert of_text == pytest.approx(1.889e9, rel=0.001)
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(3.1e9, rel=0.02)
+    assert [most + (most > 1) for most in recipe.most_tiles] == [5, 7, 12, 25]
+    assert recipe.cells == 256
 
 
 def test_arms_begin_with_what_was_trained_first(few_scenes: Corpus, tmp_path: Path) -> None:

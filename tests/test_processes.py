@@ -109,6 +109,19 @@ def test_a_run_goes_on_with_another_number_of_processes(parallel, tmp_path):
     assert_close(weights(tmp_path / "whole"), weights(out), tolerance=2e-4)  # rounding grows over 60 steps
 
 
+def test_stages_and_validations_are_the_same_whole_and_sharded(tmp_path):
+    """A look at the validation split gathers weights, and a stage freezes others: neither may disturb what learns."""
+    small = ["--language-model.width", "32", "--language-model.depth", "1", "--language-model.hidden", "48"]
+    for parallel in ("ddp", "fsdp"):
+        command = ["mono_internvl", "--corpus", "scenes", "--budget", "10steps", "--batch-size", "8", *small]
+        command += ["--parallel", parallel, "--out", str(tmp_path / parallel)]
+        run(torchrun(2, "-m", "polymodal", "train", *command))
+    history = [json.loads(line) for line in (tmp_path / "fsdp" / "history.jsonl").read_text().splitlines()]
+    assert sum("validation" in entry for entry in history) > 1
+    assert len({entry["stage"] for entry in history if "losses" in entry}) == 5
+    assert_close(weights(tmp_path / "ddp"), weights(tmp_path / "fsdp"))
+
+
 def test_a_batch_that_does_not_divide_is_one_sentence(tmp_path):
     command = torchrun(2, "-m", "polymodal", "train", *options(tmp_path / "run", batch=33))
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())

@@ -19,12 +19,15 @@ import torch
 
 from polymodal import corpora
 from polymodal.corpora._wordnet import wordnet
+from polymodal.data.conversation import DESCRIBE
 from polymodal.draws import Draws
 from polymodal.evaluation.attacks import Pairs, attacked
 from polymodal.evaluation.hallucination import cases, scenes_of
+from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Words
 from polymodal.recipes.evaluation import aloha as aloha_recipe
 from polymodal.recipes.security import set_level_attack as set_level_attack_recipe
+from polymodal.serving.asking import ask_about
 from polymodal.serving.attack import sheet
 from polymodal.training import load_run
 
@@ -158,9 +161,9 @@ def layoutlmv3(results: Path) -> None:
 
 def set_level_attack(results: Path) -> None:
     """Pictures and captions before and after, and who falls with whom under which attack."""
-    runs = {path.name: load_run(path / "seed-0") for path in sorted((results / "victims" / "runs").iterdir())}
+    victim = next(iter(sorted((results / "victims").glob("*/runs/*/seed-0"))))
     emoji = corpora.emoji()
-    attack, source = set_level_attack_recipe.claim.treatment, next(iter(runs.values()))
+    attack, source = set_level_attack_recipe.claim.treatment, load_run(victim)
     pairs = Pairs.of(emoji, source, "train", 48)
     sheet(pairs, attacked(attack, source, emoji, pairs)).save(HERE / "set_level_attack.png")
 
@@ -199,6 +202,31 @@ def aloha(results: Path) -> None:
         image.axis("off")
         told.axis("off")
     figure.savefig(HERE / "aloha.png", dpi=120)
+
+
+def mono_internvl(results: Path) -> None:
+    """Scenes of the test split, what both arms say of them, and what they answer."""
+    arms = {arm: load_run(results / "runs" / arm / "seed-0") for arm in ("baseline", "treatment")}
+    scenes = corpora.scenes()
+    figure, every = plt.subplots(4, 2, figsize=(11, 7.4), width_ratios=(1, 5), layout="constrained")
+    for (image, told), row in zip(every, scenes.rows("test")[[0, 7, 21, 33]].tolist(), strict=True):
+        picture = scenes.value(row, "image")
+        image.imshow(picture)
+        lines = [f"there is: {scenes.value(row, 'long')[0].text}"]
+        for arm, run in arms.items():
+            said = ask_about(run, [picture], DESCRIBE, Decoding(longest=60))[0]
+            lines += textwrap.wrap(f"{arm}: {said}", 125, subsequent_indent="    ")
+        kinds = {question.kind: question for question in scenes.value(row, "questions")}
+        for kind in ("count", "presence", "place", "relation"):
+            if (question := kinds.get(kind)) is not None:
+                given = [
+                    f"{arm} {ask_about(run, [picture], question.question, Decoding())[0]}" for arm, run in arms.items()
+                ]
+                lines.append(f"{question.question} {question.answer}   ({', '.join(given)})")
+        told.text(0, 1, "\n".join(lines), fontsize=7.5, va="top", linespacing=1.4)
+        image.axis("off")
+        told.axis("off")
+    figure.savefig(HERE / "mono_internvl.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import nn
 from polymodal.corpora import Corpus
 from polymodal.corpora.mixture import Mixture
 from polymodal.data.conversation import DESCRIBE
+from polymodal.data.instructions import longest_caption
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.statistics import Score
@@ -81,7 +82,7 @@ def caption_scores(method: nn.Module, processor: Processor, reader: Reader, spli
     saves, compared with that of another example.
     """
     examples = _readable(reader, split, MOST_TEXTS)
-    texts = [max((caption.text for caption in example["text"]), key=len) for example in examples]
+    texts = [longest_caption(example) for example in examples]
     pictures = [example["image"] for example in examples]
     own, others = (
         bits_a_byte(f"{split}/captions/bits_a_byte", method, processor, texts, shown)

@@ -44,7 +44,7 @@ from polymodal.training.features import CachedEncoder, cached_encoders, frozen_n
 from polymodal.training.gradients import backward, total
 from polymodal.training.harmony import Harmony
 from polymodal.training.optimiser import adamw, clip_gradients, learning_rate
-from polymodal.training.processes import Processes, spread, whole
+from polymodal.training.processes import Processes, reshard, spread, whole
 from polymodal.training.run import SKIPPED, Run, evaluating, to_device, write_text
 from polymodal.training.tracking import Tracker
 from polymodal.types import Batch, Budget
@@ -245,7 +245,7 @@ class Loop:
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["scale"]
         self.optimiser.zero_grad(set_to_none=True)
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        trained = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         if self.harmony is not None:
             losses = self.harmony.backward(
                 self.model, batches, stage.loss_weights, self._forward, self.stage_fraction, self.place
@@ -349,6 +349,7 @@ class Loop:
         """Log figures of the method as it stands."""
         with self.averaged(), evaluating(self.model) as method:
             self.tracker.log(self.progress.log(validation=dict(figures(method, self.run.processor))))
+            reshard(self.model)
         self._training_mode()
 
     @contextmanager

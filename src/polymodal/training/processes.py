@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -142,6 +142,16 @@ def shard(method: nn.Module, place: Processes) -> None:
     for name in ENTRANCES:
         if hasattr(method, name):
             register_fsdp_forward_method(method, name)
+
+
+def reshard(method: nn.Module) -> None:
+    """Let go of what FSDP2 keeps gathered after a forward pass that no backward pass follows.
+
+    Until then `parameters()` would name copies, which nobody trains.
+    """
+    for module in method.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -10,22 +10,20 @@ all parameters on instructions (section 3.3). Before that, a language model that
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image as PILImage
-from PIL import ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from polymodal import corpora
 from polymodal.corpora import Corpus
-from polymodal.data.conversation import DESCRIBE, IMAGE, MARKS, ConversationProcessor, PictureColumn, Saying
+from polymodal.data.conversation import IMAGE, MARKS, ConversationProcessor, PictureColumn, Saying
+from polymodal.data.instructions import TASKS, asked, described, longest_caption, one_of, written_words
 from polymodal.draws import Draws
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.layers.patches import patchify, unpatchify
@@ -158,18 +156,18 @@ class Recipe(Optimisation):
         said = []
         for example, rng in zip(examples, draws.generators, strict=True):
             texts = [Saying(example["text"][number].text) for number in rng.permutation(len(example["text"]))]
-            said.append(texts + (_asked(example, rng, self.turns) if "questions" in example else []))
+            said.append(texts + (asked(example, rng, self.turns) if "questions" in example else []))
         return {"sequences": processor.pack([processor.sequence(None, one) for one in said])}
 
     def concept_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
         """A caption of each picture, some of which belong to another one."""
-        captions = [_one_of(e["text"], rng).text for e, rng in zip(examples, draws.generators, strict=True)]
+        captions = [one_of(e["text"], rng).text for e, rng in zip(examples, draws.generators, strict=True)]
         said = [[Saying(caption)] for caption in exchanged(captions, self.wrong_captions, draws)]
         return self._shown([example[IMAGE] for example in examples], said, processor, self.most_tiles[0])
 
     def semantic_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
         """The longest caption of each picture."""
-        said = [[Saying(_longest(example))] for example in examples]
+        said = [[Saying(longest_caption(example))] for example in examples]
         return self._shown([example[IMAGE] for example in examples], said, processor, self.most_tiles[1])
 
     def task_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
@@ -190,7 +188,7 @@ class Recipe(Optimisation):
     def instruction_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
         """Questions about three pictures of four, and captions that are asked for."""
         said = [
-            (_asked if "questions" in example and rng.random() < 0.75 else _described)(example, rng, self.turns)
+            (asked if "questions" in example and rng.random() < 0.75 else described)(example, rng, self.turns)
             for example, rng in zip(examples, draws.generators, strict=True)
         ]
         return self._shown([example[IMAGE] for example in examples], said, processor, self.most_tiles[3])
@@ -247,51 +245,6 @@ def _copy_experts(model: nn.Module) -> None:
 
 def _opened(name: str) -> Corpus:
     return corpora.named_mixture(name, every_column=True)
-
-
-def _one_of(values: Sequence[Any], rng: np.random.Generator) -> Any:
-    return values[int(rng.integers(len(values)))]
-
-
-def _longest(example: Example) -> str:
-    return max((caption.text for caption in example["text"]), key=len)
-
-
-def _described(example: Example, rng: np.random.Generator, turns: int) -> list[Saying]:
-    return [Saying(_longest(example), DESCRIBE)]
-
-
-def _asked(example: Example, rng: np.random.Generator, turns: int) -> list[Saying]:
-    asked = [example["questions"][number] for number in rng.permutation(len(example["questions"]))[:turns]]
-    return [Saying(question.answer, question.question) for question in asked]
-
-
-def _located(example: Example, rng: np.random.Generator, turns: int) -> list[Saying]:
-    regions = [example["regions"][number] for number in rng.permutation(len(example["regions"]))[:turns]]
-    return [Saying(" ".join(map(str, region.box)), f"What is the box of the {region.name}?") for region in regions]
-
-
-# By what an example must have.
-TASKS: dict[str, Callable[[Example, np.random.Generator, int], list[Saying]]] = {
-    TEXT: _described,
-    "questions": _asked,
-    "regions": _located,
-}
-
-
-def written_words(example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """One or two words of a caption, drawn in dark on a pale ground as large as the example's picture."""
-    words = _one_of(example["text"], rng).text.split()
-    start = int(rng.integers(max(len(words) - 1, 1)))
-    text = " ".join(words[start : start + 2])
-    height, width, _ = example[IMAGE].shape
-    page = PILImage.new("RGB", (width, height), tuple(int(value) for value in rng.integers(200, 256, 3)))
-    font = ImageFont.load_default(size=max(height // 7, 8))
-    left, top, right, bottom = font.getbbox(text)
-    corner = [int(rng.integers(max(room, 1))) for room in (width - right + left, height - bottom + top)]
-    ink = tuple(int(value) for value in rng.integers(0, 90, 3))
-    ImageDraw.Draw(page).text((corner[0] - left, corner[1] - top), text, ink, font)
-    return np.asarray(page), text
 
 
 _seeing = Recipe(

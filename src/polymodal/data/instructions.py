@@ -1,0 +1,67 @@
+"""What can be asked about a picture, made from what its example has: captions, questions, boxes, written words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image as PILImage
+from PIL import ImageDraw, ImageFont
+
+from polymodal.data.conversation import DESCRIBE, IMAGE, Saying
+from polymodal.types import Example
+
+
+def one_of(values: Sequence[Any], rng: np.random.Generator) -> Any:
+    """Any of them, each as often."""
+    return values[int(rng.integers(len(values)))]
+
+
+def longest_caption(example: Example) -> str:
+    """The one that says most."""
+    return max((caption.text for caption in example["text"]), key=len)
+
+
+def described(example: Example, rng: np.random.Generator, turns: int) -> list[Saying]:
+    """The longest caption, asked for."""
+    return [Saying(longest_caption(example), DESCRIBE)]
+
+
+def asked(example: Example, rng: np.random.Generator, turns: int) -> list[Saying]:
+    """Some of the questions in any order, at most `turns`."""
+    some = [example["questions"][number] for number in rng.permutation(len(example["questions"]))[:turns]]
+    return [Saying(question.answer, question.question) for question in some]
+
+
+def located(example: Example, rng: np.random.Generator, turns: int) -> list[Saying]:
+    """Boxes of some objects in thousandths of the picture, at most `turns`."""
+    some = [example["regions"][number] for number in rng.permutation(len(example["regions"]))[:turns]]
+    return [Saying(" ".join(map(str, region.box)), f"What is the box of the {region.name}?") for region in some]
+
+
+# What can be asked of a picture, by what its example must have.
+TASKS: dict[str, Callable[[Example, np.random.Generator, int], list[Saying]]] = {
+    "text": described,
+    "questions": asked,
+    "regions": located,
+}
+
+
+def written_words(example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    """Two words of a caption, drawn in dark on a pale ground as large as the example's picture; one where two are wide.
+
+    A word that is wider than the picture is cut.
+    """
+    words = one_of(example["text"], rng).text.split()
+    start = int(rng.integers(max(len(words) - 1, 1)))
+    text = " ".join(words[start : start + 2])
+    height, width, _ = example[IMAGE].shape
+    page = PILImage.new("RGB", (width, height), tuple(int(value) for value in rng.integers(200, 256, 3)))
+    font = ImageFont.load_default(size=max(height // 7, 8))
+    text = text if font.getlength(text) < width else words[start]
+    left, top, right, bottom = font.getbbox(text)
+    corner = [int(rng.integers(max(room, 1))) for room in (width - right + left, height - bottom + top)]
+    ink = tuple(int(value) for value in rng.integers(0, 90, 3))
+    ImageDraw.Draw(page).text((corner[0] - left, corner[1] - top), text, ink, font)
+    return np.asarray(page), text
