@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
@@ -34,8 +35,12 @@ from polymodal.reproduce.compare import Arm, compare
 from polymodal.serving.asking import ask_about
 from polymodal.training import Run, load_run, train
 from polymodal.training.execution import Execution
+from polymodal.training.start import with_towers
 from polymodal.types import Budget, CanWrite, HasLanguage
+from tiny_checkpoints import save, save_tokenizer
 
+LLAMA = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA |= {"num_key_value_heads": 2}
 QUIET = Execution(track="none")
 SMALL = LanguageModelConfig(vocabulary=600, context=160, width=32, depth=2, heads=4, groups=2, hidden=64)
 TINY = mono_internvl.Recipe(
@@ -343,6 +348,30 @@ def test_bits_a_byte_are_those_of_the_text_alone(run: Run, few_scenes: Corpus) -
     assert not score.higher_is_better
     named = text_scores(run.model, run.processor, few_scenes, "test")
     assert [one.name for one in named] == ["test/texts_of_scenes/bits_a_byte"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_published_language_model_learns_to_see(kind: str, few_scenes: Corpus, tmp_path: Path) -> None:
+    if kind == "llama":
+        config = transformers.LlamaConfig(**LLAMA, vocab_size=300, max_position_embeddings=160)
+    else:
+        config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=160, vocab_size=300)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    folder = save_tokenizer(save(model, tmp_path / kind), ["a large cat and a small bus", "how many things"] * 20)
+    recipe = with_towers(dataclasses.replace(TINY, shares=(0, 1, 1, 1, 1)), {"lm": f"hf:{folder}"})
+    if kind == "gpt2":
+        with pytest.raises(UserError, match="no place for experts"):
+            train(recipe, few_scenes, Budget(steps=1), execution=QUIET)
+        recipe = dataclasses.replace(recipe, visual_experts=False, keep_language=False)
+    run = train(recipe, few_scenes, Budget(steps=8), out=tmp_path / "run", execution=QUIET)
+    assert isinstance(run.processor, ConversationProcessor)
+    texts = ["a large cat", "a small bus and a cat"]
+    assert torch.isfinite(run.model.log_likelihood(run.processor(answer=texts))).all()
+    again = load_run(tmp_path / "run")
+    picture = [few_scenes.value(0, "image")]
+    assert ask_about(again, picture, "How many?", Decoding(longest=4)) == ask_about(
+        run, picture, "How many?", Decoding(longest=4)
+    )
 
 
 def test_the_published_size(processor: ConversationProcessor) -> None:

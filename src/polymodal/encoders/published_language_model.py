@@ -32,6 +32,7 @@ from polymodal.layers.decoding import Decoding
 from polymodal.modalities.text import Tokenizer, Tokens
 
 LIKE_LLAMA = ("llama", "mistral", "qwen2")
+LONGEST = 2048  # tokens of a row, where a source allows more: what attention costs grows with the square
 
 
 class DecoderTokenizer(PublishedTokenizer):
@@ -176,7 +177,7 @@ def read_language_model(name: str) -> PublishedDecoderConfig:
     own = whole if type(whole) in known else getattr(whole, "text_config", whole)
     if type(own) not in known:
         raise UserError(f"'{name}' ({whole.model_type}) is no causal language model.")
-    places = getattr(own, "max_position_embeddings", None) or LanguageModelConfig.context
+    places = min(getattr(own, "max_position_embeddings", None) or LONGEST, LONGEST)
     sizes: Mapping[str, Any] = {"vocabulary": own.vocab_size, "context": places, "width": own.hidden_size}
     source: Mapping[str, Any] = {"source": name, "settings": settings_of(own)}
     return (_as_own(own, sizes, source) if own is whole else None) or PublishedLanguageModelConfig(**sizes, **source)

@@ -31,9 +31,17 @@ PATIENCE = 600.0  # seconds that the first process waits for the files of the ot
 
 
 def save_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """Named tensors as one safetensors file; replaces an older file in one step."""
+    """Named tensors as one safetensors file; replaces an older file in one step.
+
+    What has two names, such as tied weights of published models, is written twice, for the format shares nothing.
+    """
     aside = path.with_name(f".{path.name}.partial")
-    _write(weights, aside, path.parent)
+    places: set[int] = set()
+    alone = {}
+    for name, tensor in weights.items():
+        alone[name] = tensor.clone() if tensor.data_ptr() in places else tensor
+        places.add(tensor.data_ptr())
+    _write(alone, aside, path.parent)
     os.replace(aside, path)
 
 
