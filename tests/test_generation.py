@@ -19,7 +19,7 @@ from polymodal.errors import UserError
 from polymodal.evaluation import evaluate
 from polymodal.evaluation.generation import frechet_distance, kernel_distance, picture_classifier, real_pictures
 from polymodal.layers.diffusion_transformer import DiffusionTransformer, time_features
-from polymodal.layers.patches import patchify, unpatchify
+from polymodal.modalities.image import patchify, unpatchify
 from polymodal.modalities.text import Tokens
 from polymodal.objectives.diffusion import alpha_sigma, ddim, flow_matching_loss, noised, to_time
 from polymodal.recipes.generation import inductive_moment_matching as imm

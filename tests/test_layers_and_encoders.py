@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 from polymodal.encoders.image import ImageEncoder, ImageEncoderConfig
 from polymodal.encoders.text import TextEncoder, TextEncoderConfig
-from polymodal.layers.patches import patchify
 from polymodal.layers.positions import sine_positions_2d
 from polymodal.layers.transformer import Packing, Transformer, last_token, mean_of_tokens
+from polymodal.modalities.image import patchify
 from polymodal.modalities.text import Tokens
 
 

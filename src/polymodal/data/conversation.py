@@ -20,9 +20,8 @@ from polymodal.data.columns import ColumnsProcessor, PlainColumn, TextColumn, co
 from polymodal.data.sequence import TEXT, PackedSequences, Segment, beside, pack
 from polymodal.data.sequence import Sequence as Segments
 from polymodal.errors import UnreadableExample, UserError
-from polymodal.layers.patches import patchify
 from polymodal.modalities import Image, Questions, Regions, Text
-from polymodal.modalities.image import tiles, to_rgb
+from polymodal.modalities.image import patchify, tiles, to_rgb
 from polymodal.modalities.modality import Modality
 from polymodal.modalities.question import Question
 from polymodal.modalities.region import Region

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.encoders.encoder import Encoder
-from polymodal.layers.patches import patchify
 from polymodal.layers.positions import sine_positions_2d
 from polymodal.layers.transformer import Transformer
+from polymodal.modalities.image import patchify
 
 
 @dataclass(frozen=True)

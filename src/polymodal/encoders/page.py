@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.layers.patches import patchify
 from polymodal.layers.positions import LayoutEmbedding, SpatialBias
 from polymodal.layers.transformer import Packing, PostNormBlock, Transformer
 from polymodal.modalities.document import BOX_SCALE, PageTokens
+from polymodal.modalities.image import patchify
 
 
 @dataclass(frozen=True)

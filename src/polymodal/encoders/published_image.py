@@ -23,7 +23,7 @@ from polymodal.encoders.published import (
     settings_of,
 )
 from polymodal.errors import UserError
-from polymodal.layers.patches import patchify
+from polymodal.modalities.image import patchify
 
 Encoded = tuple[Float[Tensor, "batch patches width"], Float[Tensor, "batch width"]]
 

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.encoders.encoder import Encoder
-from polymodal.layers.patches import patchify
 from polymodal.layers.transformer import Attention, Block, Transformer
+from polymodal.modalities.image import patchify
 
 
 @dataclass(frozen=True)

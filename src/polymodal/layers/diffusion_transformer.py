@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.layers.patches import patchify, unpatchify
 from polymodal.layers.transformer import Block
+from polymodal.modalities.image import patchify, unpatchify
 
 
 def time_features(time: Float[Tensor, " batch"], width: int, scale: float = 1000.0) -> Float[Tensor, "batch width"]:

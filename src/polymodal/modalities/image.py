@@ -6,6 +6,7 @@ Transparent pictures are laid on white. A picture of more than `PIXEL_LIMIT` pix
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Float
 from PIL import Image as PILImage
+from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.errors import UnreadableExample
@@ -168,3 +171,17 @@ def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     # torch does this several times faster than Pillow, with equal results but for rounding
     return F.interpolate(planes[None], (height, width), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
+
+
+def patchify(image: Float[Tensor, "batch 3 height width"], patch: int) -> Float[Tensor, "batch patches values"]:
+    """Cut into square patches in reading order; a patch's values are ordered channel, row, column."""
+    batch, channels, height, width = image.shape
+    x = image.reshape(batch, channels, height // patch, patch, width // patch, patch)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch**2)
+
+
+def unpatchify(patches: Float[Tensor, "batch patches values"], patch: int) -> Float[Tensor, "batch channels size size"]:
+    """The way back to a square picture."""
+    grid = math.isqrt(patches.shape[1])
+    x = patches.unflatten(2, (-1, patch, patch)).unflatten(1, (grid, grid))
+    return x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

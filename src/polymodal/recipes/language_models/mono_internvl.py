@@ -26,7 +26,7 @@ from polymodal.data.conversation import IMAGE, MARKS, ConversationProcessor, Pic
 from polymodal.data.instructions import TASKS, asked, described, longest_caption, one_of, written_words
 from polymodal.draws import Draws
 from polymodal.encoders.language_model import LanguageModelConfig
-from polymodal.layers.patches import patchify, unpatchify
+from polymodal.modalities.image import patchify, unpatchify
 from polymodal.modalities.text import Tokenizer
 from polymodal.recipes.language_models._base import MultimodalLanguageModel
 from polymodal.training.optimiser import Optimisation
