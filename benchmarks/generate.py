@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 
 import torch
 import transformers
 
+from in_turn import median_ratio, seconds_in_turn
 from polymodal.encoders.language_model import LanguageModel
 from polymodal.encoders.published_language_model import read_language_model
 from polymodal.layers.decoding import Decoding
@@ -69,13 +69,8 @@ def main() -> None:
                 return theirs.generate(ids, attention_mask=torch.ones_like(ids), **named)[:, PROMPT:].tolist()
 
             same = in_polymodal() == in_transformers()
-            times: dict[str, list[float]] = {"polymodal": [], "transformers": []}
-            for _ in range(ROUNDS):
-                for label, way in (("transformers", in_transformers), ("polymodal", in_polymodal)):
-                    begin = time.perf_counter()
-                    way()
-                    times[label].append(time.perf_counter() - begin)
-            ratio = statistics.median(t / o for t, o in zip(times["transformers"], times["polymodal"], strict=True))
+            times = seconds_in_turn({"transformers": in_transformers, "polymodal": in_polymodal}, ROUNDS)
+            ratio = median_ratio(times["transformers"], times["polymodal"])
             rates = [batch * WRITTEN / statistics.median(times[label]) for label in ("polymodal", "transformers")]
             print(
                 f"{beams} beam{'s' if beams > 1 else ' '}, batch {batch:>2}: {rates[0]:7,.0f} tokens/s against "

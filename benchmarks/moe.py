@@ -9,13 +9,12 @@ perceptrons for all tokens, then a mask. Forward and backward, in turn, in one p
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from in_turn import median_ratio, seconds_in_turn
 from polymodal.layers.decoder import ModalityExperts, SwiGLU
 
 TOKENS, WIDTH, HIDDEN, STRETCH, ROUNDS = 8192, 512, 1408, 64, 7
@@ -46,17 +45,10 @@ def main() -> None:
             "both and a mask": both_and_a_mask,
         }
         difference = (by_modality() - both_and_a_mask()).abs().max()
-        times: dict[str, list[float]] = {label: [] for label in ways}
-        for _ in range(ROUNDS):
-            for label, way in ways.items():
-                begin = time.perf_counter()
-                way().square().mean().backward()
-                times[label].append(time.perf_counter() - begin)
+        steps = {label: lambda way=way: way().square().mean().backward() for label, way in ways.items()}
+        times = seconds_in_turn(steps, ROUNDS)
         base = times["one perceptron"]
-        said = ", ".join(
-            f"{label} {statistics.median(own / one for own, one in zip(found, base, strict=True)):.2f} x"
-            for label, found in times.items()
-        )
+        said = ", ".join(f"{label} {median_ratio(found, base):.2f} x" for label, found in times.items())
         print(f"{share:.0%} of pictures: {said} (largest difference {difference:.1e})")
 
 

@@ -11,7 +11,6 @@ hidden states are compared first.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model
 
+from in_turn import median_ratio, seconds_in_turn
 from polymodal import corpora
 from polymodal.data.sequence import PackedSequences, Segment, Sequence, pack
 from polymodal.layers.transformer import Packing, Transformer
@@ -129,15 +129,11 @@ def main() -> None:
     print(f"{len(made)} sequences of {int(lengths.min())} to {int(lengths.max())} tokens, {int(lengths.sum())} in all")
     print(f"fill: padded {float(lengths.sum() / mask.numel()):.1%}, packed {packed.fill:.1%}")
     print(f"hidden states: largest difference {difference:.1e}; sums of squares {', '.join(f'{s:.2f}' for s in sums)}")
-    times: dict[str, list[float]] = {label: [] for label in ways}
-    for _ in range(ROUNDS):
-        for label, way in ways.items():
-            begin = time.perf_counter()
-            way().square().mean().backward()
-            times[label].append(time.perf_counter() - begin)
+    steps = {label: lambda way=way: way().square().mean().backward() for label, way in ways.items()}
+    times = seconds_in_turn(steps, ROUNDS)
     base = times["padded, transformers"]
     for label, found in times.items():
-        ratio = statistics.median(one / other for one, other in zip(base, found, strict=True))
+        ratio = median_ratio(base, found)
         rate = int(lengths.sum()) / statistics.median(found)
         print(f"{label:<22} {rate:8,.0f} useful tokens/s   {ratio:.2f} x padded")
 

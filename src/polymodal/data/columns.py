@@ -61,9 +61,7 @@ class ColumnsProcessor:
         return {name: column.read(corpus, row) for name, column in self.columns.items()}
 
     def __call__(self, **columns: list[Any]) -> Batch:
-        for name in columns:
-            if name not in self.columns:
-                raise UserError(f"This method does not take {name}; it takes {', '.join(self.columns)}.")
+        refuse_others(columns, self.columns)
         return {name: self.columns[name](values) for name, values in columns.items()}
 
     def save(self, directory: Path) -> None:
@@ -71,6 +69,14 @@ class ColumnsProcessor:
             column.save(directory)
         settings = {name: column.settings() for name, column in self.columns.items()}
         (directory / SETTINGS).write_text(json.dumps(settings, indent=2))
+
+
+def refuse_others(columns: Iterable[str], known: Iterable[str]) -> None:
+    """Raises UserError for a column that a method does not take."""
+    taken = list(known)
+    for name in columns:
+        if name not in taken:
+            raise UserError(f"This method does not take {name}; it takes {', '.join(taken)}.")
 
 
 def load_columns(directory: Path, **kinds: Callable[..., Column]) -> dict[str, Column]:
@@ -128,8 +134,7 @@ class ImageColumn(PlainColumn):
 
     def normalise(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
         """Scale 0-1 to mean 0 and standard deviation 1 over the training pictures."""
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return torch.addcmul(-mean / std, pixels, 1 / std)
+        return normalised(pixels, self.mean, self.std)
 
     def shown(self, normalised: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
         """The way back: values on the scale 0-1, to look at."""
@@ -138,6 +143,14 @@ class ImageColumn(PlainColumn):
 
     def _open(self, image: PILImage.Image | Path | str | bytes) -> np.ndarray:
         return to_square(Image().decode(str(image) if isinstance(image, Path) else image), self.size, self.stretch)
+
+
+def normalised(
+    pixels: Float[Tensor, "batch 3 height width"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "batch 3 height width"]:
+    """Scale 0-1 to mean 0 and standard deviation 1, colour by colour."""
+    centre, spread = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return torch.addcmul(-centre / spread, pixels, 1 / spread)
 
 
 def colour_statistics(corpus: Corpus, sample: int = 500) -> tuple[list[float], list[float]]:

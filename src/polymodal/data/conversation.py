@@ -16,7 +16,15 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from polymodal.corpora import Corpus
-from polymodal.data.columns import ColumnsProcessor, PlainColumn, TextColumn, colour_statistics, load_columns
+from polymodal.data.columns import (
+    ColumnsProcessor,
+    PlainColumn,
+    TextColumn,
+    colour_statistics,
+    load_columns,
+    normalised,
+    refuse_others,
+)
 from polymodal.data.sequence import TEXT, PackedSequences, Segment, beside, pack
 from polymodal.data.sequence import Sequence as Segments
 from polymodal.errors import UnreadableExample, UserError
@@ -78,8 +86,7 @@ class PictureColumn(PlainColumn):
         """The normalised pixels of every cell, tile by tile."""
         cut = tiles(picture, self.size, self.most_tiles if most_tiles is None else most_tiles)
         pixels = torch.from_numpy(cut.copy()).permute(0, 3, 1, 2).float().div_(255)
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return patchify((pixels - mean) / std, self.cell).flatten(0, 1)
+        return patchify(normalised(pixels, self.mean, self.std), self.cell).flatten(0, 1)
 
     def __call__(self, images: list[Any]) -> list[np.ndarray]:
         return [self.open(image) for image in images]
@@ -98,8 +105,7 @@ def all_captions(corpus: Corpus, row: int) -> list[Caption]:
     for name, modality in corpus.columns.items():
         if isinstance(modality, Text) and corpus.raw(row, name) is not None:
             captions = corpus.value(row, name)
-            shares = modality.language_shares
-            main = max(shares, key=lambda language: shares[language]) if shares else None
+            main = modality.main_language
             found += [caption for caption in captions if main in (None, caption.language)] or captions
     if not found:
         raise UnreadableExample("there is no text")
@@ -183,10 +189,7 @@ class ConversationProcessor(ColumnsProcessor):
 
         With `answer`, whole sequences in whose answers the loss is asked for; answers alone are texts.
         """
-        known = {IMAGE, "question", "answer"}
-        for name in columns:
-            if name not in known:
-                raise UserError(f"This method does not take {name}; it takes {', '.join(sorted(known))}.")
+        refuse_others(columns, ("answer", IMAGE, "question"))
         count = len(next(iter(columns.values())))
         nothing: list[Any] = [None] * count
         pictures = self.image(columns[IMAGE]) if IMAGE in columns else nothing

@@ -54,6 +54,16 @@ class Reader:
         readable = {row: example for row, example in examples.items() if example is not None}
         return np.array(list(readable), dtype=np.int64), list(readable.values())
 
+    def read_split(self, split: str, most: int | None = None) -> tuple[np.ndarray, list[Example]]:
+        """The readable examples of a split, with their row numbers. most: evenly chosen ones, at most so many.
+
+        Raises UserError when there is none.
+        """
+        rows, examples = self.read_all(self.corpus.rows(split) if most is None else self.corpus.sample(split, most))
+        if not examples:
+            raise UserError(f"The split '{split}' of '{self.corpus.name}' has no readable example.")
+        return rows, examples
+
     def check(self) -> None:
         """Raises UserError when more than a tenth of the training examples were unreadable."""
         total = len(self.corpus.rows("train"))

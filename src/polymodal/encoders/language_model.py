@@ -11,11 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.data.sequence import TEXT
 from polymodal.layers.decoder import Cache, Decoder, ModalityExperts, Routes, SwiGLU
-from polymodal.layers.decoding import Beams, Decoding, choose
+from polymodal.layers.decoding import Beams, Decoding, choose, until
 from polymodal.modalities.text import TextTokenizer, Tokenizer
-
-TEXT = "text"
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ class LanguageModel(nn.Module):
             written.append(token)
             finished |= token == end
             if len(written) == decoding.longest or bool(finished.all()):
-                return _until(torch.stack(written, dim=1), end)
+                return until(torch.stack(written, dim=1), end)
             logits = self._next(token, after, document, cache)
             after = after + 1
 
@@ -158,9 +157,4 @@ class LanguageModel(nn.Module):
             after = after + 1
         else:
             search.advance(logits.unflatten(0, (rows, beams)))
-        return _until(search.best, end)
-
-
-def _until(written: Int[Tensor, "batch length"], end: int) -> list[list[int]]:
-    rows = written.tolist()
-    return [row[: row.index(end)] if end in row else row for row in rows]
+        return until(search.best, end)

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polymodal.encoders.language_model import TEXT, LanguageModel, LanguageModelConfig
+from polymodal.data.sequence import TEXT
+from polymodal.encoders.language_model import LanguageModel, LanguageModelConfig
 from polymodal.encoders.published import (
     PublishedConfig,
     PublishedModel,
@@ -28,7 +29,7 @@ from polymodal.encoders.published import (
 from polymodal.encoders.published_text import PublishedTokenizer
 from polymodal.errors import UserError
 from polymodal.layers.decoder import Cache, Routes
-from polymodal.layers.decoding import Decoding
+from polymodal.layers.decoding import Decoding, until
 from polymodal.modalities.text import Tokenizer, Tokens
 
 LIKE_LLAMA = ("llama", "mistral", "qwen2")
@@ -167,7 +168,7 @@ class PublishedLanguageModel(PublishedModel):
             pad_token_id=end,
             **drawn,
         )
-        return [row[: row.index(end)] if end in row else row for row in written.tolist()]
+        return until(written, end)
 
 
 def read_language_model(name: str) -> PublishedDecoderConfig:

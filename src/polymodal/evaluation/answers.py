@@ -16,12 +16,11 @@ from polymodal.corpora.mixture import Mixture
 from polymodal.data.conversation import DESCRIBE
 from polymodal.data.instructions import longest_caption
 from polymodal.data.loader import Reader
-from polymodal.errors import UserError
 from polymodal.evaluation.statistics import Score
 from polymodal.modalities import Questions
 from polymodal.modalities.question import Question
 from polymodal.training.run import answers
-from polymodal.types import Example, Processor
+from polymodal.types import Processor
 
 MOST_TEXTS = 1000
 BATCH = 32
@@ -35,7 +34,7 @@ def question_scores(
     Letters' case does not count. Guessing gives each kind its commonest answer in training. What the picture brings is
     the share of right answers beside it, less that beside another example's picture.
     """
-    examples = _readable(reader, split, most)
+    _, examples = reader.read_split(split, most)
     rng = np.random.default_rng(0)
     asked = [(example, question) for example in examples for question in _one_of_each_kind(example["questions"], rng)]
     other = {id(one): next_one for one, next_one in zip(examples, [*examples[1:], examples[0]], strict=True)}
@@ -81,7 +80,7 @@ def caption_scores(method: nn.Module, processor: Processor, reader: Reader, spli
     """Bits a byte that the longest caption of each picture takes when it is asked for, and how many of them the picture
     saves, compared with that of another example.
     """
-    examples = _readable(reader, split, MOST_TEXTS)
+    _, examples = reader.read_split(split, MOST_TEXTS)
     texts = [longest_caption(example) for example in examples]
     pictures = [example["image"] for example in examples]
     own, others = (
@@ -99,7 +98,8 @@ def text_scores(method: nn.Module, processor: Processor, corpus: Corpus, split: 
     """
     scores = []
     for part in corpus.corpora if isinstance(corpus, Mixture) else (corpus,):
-        texts = [example["text"][0].text for example in _readable(Reader(part, processor), split, MOST_TEXTS)]
+        _, examples = Reader(part, processor).read_split(split, MOST_TEXTS)
+        texts = [example["text"][0].text for example in examples]
         scores.append(bits_a_byte(f"{split}/texts_of_{part.name}/bits_a_byte", method, processor, texts))
     return scores
 
@@ -114,14 +114,6 @@ def bits_a_byte(
     found = torch.cat(answers(method, processor, "log_likelihood", columns, BATCH)).numpy()
     size = np.array([len(text.encode()) for text in texts], dtype=float)
     return Score(name, -found / np.log(2) / size, 8.0, higher_is_better=False, weights=size)
-
-
-def _readable(reader: Reader, split: str, most: int | None) -> list[Example]:
-    corpus = reader.corpus
-    _, examples = reader.read_all(corpus.rows(split) if most is None else corpus.sample(split, most))
-    if not examples:
-        raise UserError(f"The split '{split}' of '{corpus.name}' has no readable example.")
-    return examples
 
 
 def _one_of_each_kind(questions: Sequence[Question], rng: np.random.Generator) -> list[Question]:

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from polymodal.data.loader import Reader
-from polymodal.errors import UserError
 from polymodal.evaluation.statistics import Score
 from polymodal.modalities.document import OTHER, Word
 from polymodal.training.run import answers
@@ -49,10 +48,7 @@ def field_scores(
     A field counts when all of its words, and no more of its segment, are taken for it; F1 is that of all pages together
     (micro). Chance gives each segment the fields of another one, drawn from all of the split.
     """
-    corpus = reader.corpus
-    _, examples = reader.read_all(corpus.rows(split) if most is None else corpus.sample(split, most))
-    if not examples:
-        raise UserError(f"The split '{split}' of '{corpus.name}' has no readable example.")
+    _, examples = reader.read_split(split, most)
     pages = tagged(method, processor, examples)
     truth = [[word.field for word in words] for words, _ in pages]
     found = [_f1(words, right, guess) for (words, guess), right in zip(pages, truth, strict=True)]

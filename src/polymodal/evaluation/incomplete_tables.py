@@ -18,7 +18,6 @@ from torch import Tensor
 
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
-from polymodal.errors import UserError
 from polymodal.evaluation.classification import area_under_curve, balanced_accuracy, linear_probe
 from polymodal.evaluation.statistics import Score
 from polymodal.modalities.table import TableRow
@@ -39,9 +38,7 @@ class Labelled:
 
     @classmethod
     def of(cls, reader: Reader, split: str, label: str) -> Labelled:
-        rows, examples = reader.read_all(reader.corpus.rows(split))
-        if not examples:
-            raise UserError(f"The split '{split}' of '{reader.corpus.name}' has no readable example.")
+        rows, examples = reader.read_split(split)
         return cls(examples, np.array([reader.corpus.value(row, label) for row in rows]))
 
     def without(self, gone: Bool[np.ndarray, "examples columns"]) -> Labelled:

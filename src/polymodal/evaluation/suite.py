@@ -58,9 +58,7 @@ class ImageVectors:
 
     @classmethod
     def of(cls, method: nn.Module, processor: Processor, reader: Reader, split: str) -> ImageVectors:
-        rows, examples = reader.read_all(reader.corpus.rows(split))
-        if not examples:
-            raise UserError(f"The split '{split}' of '{reader.corpus.name}' has no readable example.")
+        rows, examples = reader.read_split(split)
         vectors = embed(method, processor, image=[example["image"] for example in examples])["image"]
         return cls(rows, examples, vectors)
 
@@ -124,8 +122,7 @@ def main_language(corpus: Corpus) -> str | None:
     """The language that training draws most often; None when the corpus does not say."""
     text = corpus.columns[corpus.column_of(Text)]
     assert isinstance(text, Text)
-    shares = text.language_shares
-    return max(shares, key=lambda language: shares[language]) if shares else None
+    return text.main_language
 
 
 def evaluate(run: Run, corpus: Corpus, reader: Reader | None = None) -> list[Score]:

@@ -105,3 +105,9 @@ def _taken(
     texts: Int[Tensor, "rows some length"], which: Int[Tensor, "rows others"]
 ) -> Int[Tensor, "rows others length"]:
     return texts.gather(1, which[:, :, None].expand(-1, -1, texts.shape[2]))
+
+
+def until(written: Int[Tensor, "batch length"], end: int) -> list[list[int]]:
+    """The tokens of each row before its first end mark."""
+    rows = written.tolist()
+    return [row[: row.index(end)] if end in row else row for row in rows]

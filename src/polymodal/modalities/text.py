@@ -43,6 +43,12 @@ class Text:
     def storage(self) -> pa.DataType:
         return pa.list_(pa.struct({"text": pa.string(), "language": pa.string()}))
 
+    @property
+    def main_language(self) -> str | None:
+        """The language that training draws most often; None when nothing is said of it."""
+        shares = self.language_shares
+        return max(shares, key=lambda language: shares[language]) if shares else None
+
     def decode(self, value: Any) -> list[Caption]:
         """All captions with a letter or digit in them. Raises UnreadableExample when there are none."""
         records = value if isinstance(value, list | tuple | np.ndarray) else [value]

@@ -24,6 +24,7 @@ from polymodal import corpora
 from polymodal.corpora import Corpus
 from polymodal.data.conversation import IMAGE, MARKS, ConversationProcessor, PictureColumn, Saying
 from polymodal.data.instructions import TASKS, asked, described, longest_caption, one_of, written_words
+from polymodal.data.sequence import TEXT
 from polymodal.draws import Draws
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.modalities.image import patchify, unpatchify
@@ -39,7 +40,6 @@ paper = Paper(
     arxiv="2410.08202",
     modalities=("image", "text"),
 )
-TEXT = "text"
 
 
 class ImageEmbedding(nn.Module):
@@ -121,7 +121,7 @@ class Recipe(Optimisation):
             ),
             Stage("semantics", semantics, seeing, training_batch=self.semantic_batch),
             Stage("alignment", alignment, tasks, training_batch=self.task_batch),
-            Stage("instructions", instructions, learning_rate=0.3, training_batch=self.instruction_batch),
+            Stage("instructions", instructions, learning_rate=0.3),
         )
         return tuple(stage for stage in stages if stage.share > 0)
 
@@ -146,10 +146,6 @@ class Recipe(Optimisation):
         experts = (TEXT, IMAGE) if self.visual_experts else (TEXT,)
         vocabulary = processor.tokenizer.vocabulary
         return MultimodalLanguageModel(self.language_model, ImageEmbedding(self), vocabulary, processor.end, experts)
-
-    def training_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
-        """Instructions."""
-        return self.instruction_batch(examples, processor, draws)
 
     def text_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
         """Texts without pictures: what there is about an example in any order, then questions that it answers."""
@@ -185,7 +181,7 @@ class Recipe(Optimisation):
                 said.append(tasks[number](example, rng, self.turns))
         return self._shown(pictures, said, processor, self.most_tiles[2])
 
-    def instruction_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
+    def training_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
         """Questions about three pictures of four, and captions that are asked for."""
         said = [
             (asked if "questions" in example and rng.random() < 0.75 else described)(example, rng, self.turns)
