@@ -433,6 +433,42 @@ def ask(arguments: Arguments) -> None:
         )
 
 
+def prefer(arguments: Arguments) -> None:
+    """pairs of a run's own answers, the better one first, as a corpus to train mpo on"""
+    place, rest = _positional(arguments, "prefer RUN --out FOLDER [--corpus NAME | --data PATH] [--samples 16]")
+    from polymodal.curation.preferences import PairOptions, write_preferences
+
+    @dataclass(frozen=True)
+    class Options(DataOptions):
+        out: str = "preferences"
+        """The folder to write; `--data FOLDER` opens it."""
+
+    kinds = {"options": Options, "pairs": PairOptions}
+    given = _parse_together(kinds, rest, "prefer RUN", prefer)
+    from rich.progress import track
+
+    from polymodal.corpora.written import described
+
+    run, corpus = _run_and_corpus(place, given.options)
+    out = given.options.out
+    written = write_preferences(run, corpus, out, given.pairs, lambda items: track(items, "Asking", transient=True))
+    counts = described(out)["made"]["counts"]
+    pairs = sum(counts["pairs"].values())
+    facts = {
+        "questions": f"{counts['questions']:,}, of which {counts['questions_with_pairs']:,} gave pairs",
+        "right answers": f"{counts['right'] / max(counts['answers'], 1):.1%} of {counts['answers']:,}",
+        "without a final answer": f"{counts['without_answer']:,}",
+        "pairs": ", ".join(f"{kind} {count:,}" for kind, count in counts["pairs"].items()),
+        "words": f"{counts['words_of_chosen'] / pairs:.1f} chosen, {counts['words_of_rejected'] / pairs:.1f} rejected",
+    }
+    _print_table(["", ""], [[name, value] for name, value in facts.items()])
+    _console().print(
+        f"Wrote {len(written.rows('train')):,} training examples with pairs, and all other splits, to {out}.\n"
+        f"Next: polymodal train mpo --data {out} --init {place}",
+        highlight=False,
+    )
+
+
 def score(arguments: Arguments) -> None:
     """judge captions by other captions of their pictures, and say which of their objects is made up"""
     usage = "score RECIPE CAPTIONS.jsonl [--out scores.jsonl]"
@@ -867,6 +903,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "search": search,
     "generate": generate,
     "ask": ask,
+    "prefer": prefer,
     "tag": tag,
     "score": score,
     "attack": attack,

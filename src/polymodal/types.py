@@ -124,7 +124,8 @@ class Claim:
 
     baseline, treatment and further arms are recipes that differ only in the idea; the first metric decides. start: a
     recipe that is trained first, once a seed and for `start_budget`, whose weights all arms begin with, such as a
-    language model that is to learn to see.
+    language model that is to learn to see. start_makes: from the run of `start`, the corpus, a folder and the seed, the
+    corpus that arms are trained on, which it writes there, such as preferences between the model's own answers.
     """
 
     sentence: str
@@ -137,6 +138,7 @@ class Claim:
     further: Mapping[str, Any] = field(default_factory=dict)
     start: Any = None
     start_budget: Budget | None = None
+    start_makes: Callable[[Any, Corpus, Path, int], Corpus] | None = None
     paper_figures: str = ""
 
 

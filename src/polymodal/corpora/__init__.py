@@ -16,6 +16,7 @@ from polymodal.corpora.cells import cells
 from polymodal.corpora.charts import charts
 from polymodal.corpora.clips import clips
 from polymodal.corpora.corpus import About, Corpus, Part
+from polymodal.corpora.counting import counting
 from polymodal.corpora.digits import digits
 from polymodal.corpora.documents import documents
 from polymodal.corpora.driving import driving
@@ -50,6 +51,7 @@ __all__ = [
     "cells",
     "charts",
     "clips",
+    "counting",
     "digits",
     "documents",
     "driving",

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from polymodal.corpora._cache import cache_directory
 from polymodal.corpora._splits import Groups, split_groups
 from polymodal.corpora.corpus import About, Corpus
+from polymodal.corpora.written import is_written, open_written
 from polymodal.errors import UserError, unknown
 from polymodal.modalities import Image, Text
 
@@ -29,11 +30,13 @@ def from_path(path: Path | str, image: str | None = None, text: str | None = Non
     image, text: names of the columns; found by type when not given. Pictures are encoded bytes, or paths, which start
     from the folder of the file. Captions are strings or lists of strings. A column `split` with the values `train`,
     `validation` and `test` is respected; without it a tenth becomes `validation` and a fifth `test`, such that rows
-    with an equal picture or an equal caption never straddle a split.
+    with an equal picture or an equal caption never straddle a split. A folder that polymodal wrote opens as it is.
 
     Raises UserError, which says what was found and what was expected, for anything that cannot be used.
     """
     path = Path(path).expanduser()
+    if is_written(path):
+        return open_written(path)
     files = _files(path)
     table = _read(files)
     image, text = chosen_columns(table, image, text)

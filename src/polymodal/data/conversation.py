@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -28,10 +28,9 @@ from polymodal.data.columns import (
 from polymodal.data.sequence import TEXT, PackedSequences, Segment, beside, pack
 from polymodal.data.sequence import Sequence as Segments
 from polymodal.errors import UnreadableExample, UserError
-from polymodal.modalities import Image, Questions, Regions, Text
+from polymodal.modalities import Image, Preferences, Questions, Regions, Text
 from polymodal.modalities.image import patchify, tiles, to_rgb
 from polymodal.modalities.modality import Modality
-from polymodal.modalities.question import Question
 from polymodal.modalities.region import Region
 from polymodal.modalities.text import Caption, Tokenizer, Tokens, start_and_end, unmarked
 from polymodal.types import Batch, Example
@@ -112,41 +111,64 @@ def all_captions(corpus: Corpus, row: int) -> list[Caption]:
     return found
 
 
-@dataclass(frozen=True)
-class QuestionsColumn(PlainColumn):
+class AsItIsColumn(PlainColumn):
+    """A list of what is known of an example, from the first column of a modality."""
+
+    kind: ClassVar[type]
+
+    def read(self, corpus: Corpus, row: int) -> list[Any]:
+        return corpus.value(row, corpus.column_of(self.kind))
+
+    def __call__(self, values: list[Any]) -> list[Any]:
+        return values
+
+
+class QuestionsColumn(AsItIsColumn):
     """Questions about an example, with answers."""
 
-    def read(self, corpus: Corpus, row: int) -> list[Question]:
-        return corpus.value(row, corpus.column_of(Questions))
-
-    def __call__(self, questions: list[Any]) -> list[Any]:
-        return questions
+    kind = Questions
 
 
-@dataclass(frozen=True)
-class RegionsColumn(PlainColumn):
+class PreferencesColumn(AsItIsColumn):
+    """Pairs of answers to questions about an example, the better one first."""
+
+    kind = Preferences
+
+
+class RegionsColumn(AsItIsColumn):
     """Objects of an example's picture, with boxes in thousandths of its sides."""
+
+    kind = Regions
 
     def read(self, corpus: Corpus, row: int) -> list[Region]:
         width, height = corpus.value(row, corpus.column_of(Image)).size
         scale = (1000 / width, 1000 / height) * 2
         return [
             region._replace(box=tuple(round(edge * by) for edge, by in zip(region.box, scale, strict=True)))
-            for region in corpus.value(row, corpus.column_of(Regions))
+            for region in super().read(corpus, row)
         ]
 
-    def __call__(self, regions: list[Any]) -> list[Any]:
-        return regions
 
-
-KINDS: dict[str, type[Modality]] = {IMAGE: Image, "text": Text, "questions": Questions, "regions": Regions}
+KINDS: dict[str, type[Modality]] = {
+    IMAGE: Image,
+    "text": Text,
+    "questions": Questions,
+    "regions": Regions,
+    "preferences": Preferences,
+}
 
 
 class ConversationProcessor(ColumnsProcessor):
-    """Reads pictures, captions, questions and regions, whichever of them a corpus has, and makes sequences of them."""
+    """Reads pictures and what is said of them, whatever of that a corpus has, and makes sequences of them."""
 
     def __init__(self, image: PictureColumn, text: CaptionsColumn, context: int):
-        super().__init__(image=image, text=text, questions=QuestionsColumn(), regions=RegionsColumn())
+        super().__init__(
+            image=image,
+            text=text,
+            questions=QuestionsColumn(),
+            regions=RegionsColumn(),
+            preferences=PreferencesColumn(),
+        )
         self.image = image
         self.context = context
         self.tokenizer = text.tokenizer
@@ -185,11 +207,11 @@ class ConversationProcessor(ColumnsProcessor):
         return {name: column.read(corpus, row) for name, column in self.columns.items() if KINDS[name] in there}
 
     def __call__(self, **columns: list[Any]) -> Batch:
-        """For `write`: prompts of pictures, questions, or both, one a row.
+        """For `write`: prompts of pictures, questions, or both, one a row; `begun` is how the answer begins.
 
         With `answer`, whole sequences in whose answers the loss is asked for; answers alone are texts.
         """
-        refuse_others(columns, ("answer", IMAGE, "question"))
+        refuse_others(columns, ("answer", IMAGE, "question", "begun"))
         count = len(next(iter(columns.values())))
         nothing: list[Any] = [None] * count
         pictures = self.image(columns[IMAGE]) if IMAGE in columns else nothing
@@ -200,13 +222,19 @@ class ConversationProcessor(ColumnsProcessor):
                 for picture, question, answer in zip(pictures, questions, columns["answer"], strict=True)
             ]
             return {"sequences": beside(said)}
-        asked = [self.prompt(picture, question) for picture, question in zip(pictures, questions, strict=True)]
+        begun = columns.get("begun", [""] * count)
+        asked = [self.prompt(*one) for one in zip(pictures, questions, begun, strict=True)]
         return {"prompts": beside(asked, to_the_right=True)}
 
-    def prompt(self, picture: np.ndarray | None, question: str, most_tiles: int | None = None) -> Segments:
-        """Start mark, the picture between marks, and the question; the model goes on. A long question is cut."""
-        opening = self._opening(picture, most_tiles)
-        return opening + self._ask(question, self.context - 1 - sum(map(len, opening)))
+    def prompt(self, picture: np.ndarray | None, question: str, begun: str = "") -> Segments:
+        """Start mark, the picture between marks, the question, and how the answer begins; the model goes on.
+
+        A long question is cut.
+        """
+        opening = self._opening(picture, None)
+        asked = opening + self._ask(question, self.context - 1 - sum(map(len, opening)))
+        room = self.context - 1 - sum(map(len, asked))
+        return [*asked, _text(unmarked(self.tokenizer, [begun])[0][:room])] if begun else asked
 
     def sequence(self, picture: np.ndarray | None, said: Sequence[Saying], most_tiles: int | None = None) -> Segments:
         """A picture and what is said of it, in turn; what does not fit the context any more is left out or cut.

@@ -10,7 +10,11 @@ from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
 from polymodal.data.conversation import DESCRIBE, IMAGE, Saying
+from polymodal.modalities.question import Question
 from polymodal.types import Example
+
+THINK = "Think step by step."  # after a question whose working is to be written before its answer
+FINAL = "Final answer:"  # between a working and its answer
 
 
 def one_of(values: Sequence[Any], rng: np.random.Generator) -> Any:
@@ -29,9 +33,28 @@ def described(example: Example, rng: np.random.Generator, turns: int) -> list[Sa
 
 
 def asked(example: Example, rng: np.random.Generator, turns: int) -> list[Saying]:
-    """Some of the questions in any order, at most `turns`."""
+    """Some of the questions in any order, at most `turns`; half of those whose working is known with it."""
     some = [example["questions"][number] for number in rng.permutation(len(example["questions"]))[:turns]]
-    return [Saying(question.answer, question.question) for question in some]
+    return [
+        worked(question) if question.working and rng.random() < 0.5 else Saying(question.answer, question.question)
+        for question in some
+    ]
+
+
+def worked(question: Question) -> Saying:
+    """The question with its working and the answer after it."""
+    return Saying(f"{question.working} {FINAL} {question.answer}", step_by_step(question.question))
+
+
+def step_by_step(question: str) -> str:
+    """The question that asks for the working, too."""
+    return f"{question} {THINK}"
+
+
+def final_answer(text: str) -> str | None:
+    """What a working comes to, in lower case; None where it has no final answer."""
+    _, mark, answer = text.lower().rpartition(FINAL.lower())
+    return answer.strip(" .") or None if mark else None
 
 
 def located(example: Example, rng: np.random.Generator, turns: int) -> list[Saying]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -14,15 +15,16 @@ from torch import nn
 from polymodal.corpora import Corpus
 from polymodal.corpora.mixture import Mixture
 from polymodal.data.conversation import DESCRIBE
-from polymodal.data.instructions import longest_caption
+from polymodal.data.instructions import final_answer, longest_caption, step_by_step
 from polymodal.data.loader import Reader
 from polymodal.evaluation.statistics import Score
-from polymodal.modalities import Questions
+from polymodal.modalities import Questions, Regions
 from polymodal.modalities.question import Question
 from polymodal.training.run import answers
-from polymodal.types import Processor
+from polymodal.types import Example, Processor
 
 MOST_TEXTS = 1000
+MOST_NAMED = 4000  # training examples whose objects' names are known
 BATCH = 32
 
 
@@ -32,14 +34,15 @@ def question_scores(
     """The share of questions that are answered exactly, of all and by kind; a question of each kind an example.
 
     Letters' case does not count. Guessing gives each kind its commonest answer in training. What the picture brings is
-    the share of right answers beside it, less that beside another example's picture.
+    the share of right answers beside it, less that beside another example's picture. Questions whose working is known
+    are asked once more, with it.
     """
     _, examples = reader.read_split(split, most)
     rng = np.random.default_rng(0)
     asked = [(example, question) for example in examples for question in _one_of_each_kind(example["questions"], rng)]
     other = {id(one): next_one for one, next_one in zip(examples, [*examples[1:], examples[0]], strict=True)}
     right, blind = (
-        _right(method, processor, shown, [question for _, question in asked])
+        _same_each(_written(method, processor, shown, [question.question for _, question in asked]), asked)
         for shown in ([example["image"] for example, _ in asked], [other[id(one)]["image"] for one, _ in asked])
     )
     usual = commonest_answers(reader.corpus)
@@ -54,16 +57,83 @@ def question_scores(
     for kind, own in sorted(places.items()):
         units, guessed = right[own], np.array(lucky, float)[own]
         scores.append(Score(f"{split}/questions/{kind}/accuracy", units, float(guessed.mean())))
+    known = [place for place, (_, question) in enumerate(asked) if question.working]
+    if known:
+        chance = float(np.array(lucky, float)[known].mean())
+        scores += _worked_scores(method, processor, split, [asked[place] for place in known], right[known], chance)
     return scores
 
 
-def _right(
-    method: nn.Module, processor: Any, pictures: list[Any], questions: list[Question]
-) -> Float[np.ndarray, " questions"]:
-    columns = {"image": pictures, "question": [question.question for question in questions]}
+def _worked_scores(
+    method: nn.Module,
+    processor: Any,
+    split: str,
+    asked: list[tuple[Example, Question]],
+    direct: Float[np.ndarray, " questions"],
+    chance: float,
+) -> list[Score]:
+    """The share of right final answers of workings, less that of answers without, and that of workings without any.
+
+    direct: whether each question is answered rightly without a working.
+    """
+    prompts = [step_by_step(question.question) for _, question in asked]
+    finals = [final_answer(text) for text in _written(method, processor, [one["image"] for one, _ in asked], prompts)]
+    right = _same_each([final or "" for final in finals], asked)
+    without = np.array([final is None for final in finals], dtype=float)
+    return [
+        Score(f"{split}/worked/accuracy", right, chance),
+        Score(f"{split}/worked/gain_over_direct", right - direct, 0.0),
+        Score(f"{split}/worked/without_answer", without, higher_is_better=False),
+    ]
+
+
+def _written(method: nn.Module, processor: Any, pictures: list[Any], questions: list[str]) -> list[str]:
+    columns = {"image": pictures, "question": questions}
     rows = [row for part in answers(method, processor, "write", columns, BATCH) for row in part]
-    found = zip(processor.texts(rows), questions, strict=True)
-    return np.array([_same(text, question.answer) for text, question in found], dtype=float)
+    return processor.texts(rows)
+
+
+def _same_each(texts: list[str], asked: list[tuple[Example, Question]]) -> Float[np.ndarray, " questions"]:
+    pairs = zip(texts, asked, strict=True)
+    return np.array([_same(text, question.answer) for text, (_, question) in pairs], dtype=float)
+
+
+def made_up_scores(
+    method: nn.Module, processor: Processor, reader: Reader, split: str, most: int | None = None
+) -> list[Score]:
+    """The share of objects in written captions that are not in the picture, and of the picture's that are named.
+
+    Objects are known by the names that the corpus's regions have, such as "small cat"; the shares are of all captions
+    together (CHAIR_i, Rohrbach et al. 2018, equation 1; and recall).
+    """
+    corpus = reader.corpus
+    column = corpus.column_of(Regions)
+    decode = corpus.columns[column].decode
+    stored = corpus.raw_values(corpus.sample("train", MOST_NAMED), column)
+    names = sorted({region.name.lower() for regions in stored for region in decode(regions)})
+    _, examples = reader.read_split(split, most)
+    texts = _written(method, processor, [one["image"] for one in examples], [DESCRIBE] * len(examples))
+    named = [{name for name in names if f" {name} " in f" {_words(text)} "} for text in texts]
+    there = [{region.name.lower() for region in example["regions"]} for example in examples]
+    said, found, right = (
+        np.array([len(one) for one in sets], dtype=float)
+        for sets in (named, there, [a & b for a, b in zip(named, there, strict=True)])
+    )
+    guessed = found.mean() / max(len(names), 1)  # that a name by lot is in a picture
+    return [
+        Score(
+            f"{split}/captions/made_up",
+            1 - right / np.maximum(said, 1),
+            1 - guessed,
+            higher_is_better=False,
+            weights=said,
+        ),
+        Score(f"{split}/captions/named", right / np.maximum(found, 1), weights=found),
+    ]
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"[\w'-]+", text.lower()))
 
 
 def commonest_answers(corpus: Corpus, most: int = 4000) -> dict[str, str]:

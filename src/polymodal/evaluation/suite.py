@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
-from polymodal.evaluation.answers import caption_scores, question_scores, text_scores
+from polymodal.evaluation.answers import caption_scores, made_up_scores, question_scores, text_scores
 from polymodal.evaluation.classification import balanced_accuracy, linear_probe, prompt_ensemble, zero_shot
 from polymodal.evaluation.fields import field_scores
 from polymodal.evaluation.generation import generation_scores
@@ -25,7 +25,7 @@ from polymodal.evaluation.incomplete_tables import classification_scores, fill_s
 from polymodal.evaluation.ranking import prototype_scores, recommendation_scores
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
-from polymodal.modalities import Category, History, Image, Mask, Questions, Table, Text, Words
+from polymodal.modalities import Category, History, Image, Mask, Questions, Regions, Table, Text, Words
 from polymodal.training.features import with_features
 from polymodal.training.run import Run, embed
 from polymodal.types import (
@@ -160,6 +160,8 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     if isinstance(model, CanWrite) and {Image, Text} <= kinds:
         for split in tests:
             scores += written_scores(model, run.processor, reader, split)
+            if Regions in kinds:
+                scores += made_up_scores(model, run.processor, reader, split)
         if isinstance(run.recipe, HasLanguage) and (language := run.recipe.language()) is not None:
             scores += text_scores(model, run.processor, language, "test")
     if isinstance(model, CanRecommend) and History in kinds:

@@ -13,6 +13,7 @@ from polymodal.modalities.interaction import Interactions
 from polymodal.modalities.modality import Modality
 from polymodal.modalities.molecule import Molecule
 from polymodal.modalities.points import Points
+from polymodal.modalities.preference import Preferences
 from polymodal.modalities.question import Questions
 from polymodal.modalities.region import Mask, Regions
 from polymodal.modalities.series import Series
@@ -39,6 +40,7 @@ __all__ = [
     "Modality",
     "Molecule",
     "Points",
+    "Preferences",
     "Questions",
     "Recordings",
     "Regions",

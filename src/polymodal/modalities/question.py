@@ -12,11 +12,12 @@ from polymodal.modalities.modality import write_text
 
 
 class Question(NamedTuple):
-    """kind: what it asks for, such as `count`; for figures by kind."""
+    """kind: what it asks for, such as `count`; for figures by kind. working: the steps to the answer, where known."""
 
     question: str
     answer: str
     kind: str
+    working: str = ""
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,13 @@ class Questions:
 
     @property
     def storage(self) -> pa.DataType:
-        return pa.list_(pa.struct({"question": pa.string(), "answer": pa.string(), "kind": pa.string()}))
+        return pa.list_(pa.struct(dict.fromkeys(Question._fields, pa.string())))
 
     def decode(self, value: list[Mapping[str, str]]) -> list[Question]:
-        return [Question(record["question"], record["answer"], record["kind"]) for record in value]
+        return [
+            Question(record["question"], record["answer"], record["kind"], record.get("working") or "")
+            for record in value
+        ]
 
     def describe(self, value: list[Question]) -> str:
         return f"{len(value)} questions: {' '.join(f'{q.question} {q.answer}.' for q in value[:2])}"
@@ -37,6 +41,6 @@ class Questions:
         write_text(axes, "\n".join(f"{q.question} {q.answer}" for q in value), size=7, width=42, lines=10)
 
 
-def stored_questions(asked: Iterable[tuple[str, str, str]]) -> list[dict[str, str]]:
-    """Question, answer and kind of each, as a column of built-in corpora holds them."""
+def stored_questions(asked: Iterable[tuple[str, ...]]) -> list[dict[str, str]]:
+    """Question, answer, kind and perhaps working of each, as a column of built-in corpora holds them."""
     return [Question(*record)._asdict() for record in asked]

@@ -10,7 +10,7 @@ from polymodal import corpora, recipes
 from polymodal.errors import UserError
 from polymodal.evaluation.statistics import Estimate
 from polymodal.reproduce.attacks import compare_attacks
-from polymodal.reproduce.compare import Arm, Comparison, compare
+from polymodal.reproduce.compare import Arm, Comparison, Start, compare
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.metrics import compare_metrics
 from polymodal.training.run import write_json
@@ -58,7 +58,9 @@ def reproduce(
     elif isinstance(claim, MetricClaim):
         comparison = compare_metrics(arms, corpus, budget, seeds, out)
     else:
-        start = None if claim.start is None else (claim.start, claim.start_budget or budget)
+        start = None
+        if claim.start is not None:
+            start = Start(claim.start, claim.start_budget or budget, claim.start_makes)
         comparison = compare(arms, corpus, budget, seeds, out, display, start)
     result = claim_record(spec, claim, comparison)
     write_json(Path(out) / CLAIM, result)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from polymodal.corpora import Corpus
+from polymodal.corpora.written import is_written, open_written
 from polymodal.errors import UserError
 from polymodal.evaluation import Score, evaluate, validation
 from polymodal.evaluation.statistics import Estimate, over_seeds, paired_difference
@@ -28,7 +30,7 @@ from polymodal.training.trainer import command_line
 from polymodal.types import Budget
 
 SCORES, RESULTS, REPORT = "scores.json", "results.json", "report.html"
-START = "start"  # what all arms begin with
+START, MADE = "start", "made"  # what all arms begin with, and what it makes for them
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,18 @@ class Arm:
     @property
     def folder(self) -> str:
         return re.sub(r"[^A-Za-z0-9._-]+", "_", self.label).strip("._") or "arm"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What all arms of a comparison begin with: a recipe that is trained first, once a seed.
+
+    makes: the corpus that arms are trained on (`types.Claim.start_makes`); by default the comparison's own.
+    """
+
+    recipe: Any
+    budget: Budget
+    makes: Callable[[Any, Corpus, Path, int], Corpus] | None = None
 
 
 @dataclass(frozen=True)
@@ -140,13 +154,13 @@ def compare(
     seeds: int | Sequence[int] = 2,
     out: Path | str | None = None,
     display: Display | None = None,
-    start: tuple[Any, Budget] | None = None,
+    start: Start | None = None,
 ) -> Comparison:
     """Train and score every arm at every seed; finished runs in `out` are not run again.
 
     arms: `Arm`s, or recipes, which are then named after their file.
     out: a folder for the runs, `results.json` and `report.html`; without it nothing is written.
-    start: a recipe and its budget; what it becomes at a seed is what all arms begin with, in place of fresh weights.
+    start: what all arms begin with at a seed, in place of fresh weights.
     Raises UserError for fewer than one arm, two arms of the same name, or a folder that holds other runs.
     """
     named = [arm if isinstance(arm, Arm) else Arm(_label(arm), arm) for arm in arms]
@@ -156,13 +170,16 @@ def compare(
     directory = Path(out) if out is not None else None
     display = display or Display([START] * (start is not None) + [arm.label for arm in named], every, budget)
     trials = []
-    with display:
+    with display, tempfile.TemporaryDirectory() as unkept:
         for seed in every:
             try:
-                weights = _first_weights(named[0].recipe, corpus, seed, directory, start, display)
+                if start is None:
+                    begin = _fresh(named[0].recipe, corpus, seed)
+                else:
+                    begin = _started(start, corpus, seed, directory, Path(unkept), display)
                 for arm in named:
                     folder = directory / "runs" / arm.folder / f"seed-{seed}" if directory else None
-                    trials.append(_trial(arm, corpus, budget, seed, folder, weights, display))
+                    trials.append(_trial(arm, corpus, budget, seed, folder, begin, display))
             except Interrupted as stopped:
                 if directory is None:
                     raise
@@ -176,22 +193,32 @@ def compare(
     return comparison
 
 
-def _first_weights(
-    recipe: Any,
-    corpus: Corpus,
-    seed: int,
-    directory: Path | None,
-    start: tuple[Any, Budget] | None,
-    display: Display,
-) -> torch.nn.Module:
-    """What all arms begin with at a seed, wherever names and shapes agree."""
-    if start is None:
-        torch.manual_seed(seed)
-        return recipe.build(recipe.processor(corpus))
+class _Beginning(NamedTuple):
+    """What the arms of a seed have in common. tokenizer: None where each learns its own, which comes out alike."""
+
+    weights: torch.nn.Module
+    corpus: Corpus
+    tokenizer: Any = None
+
+
+def _fresh(recipe: Any, corpus: Corpus, seed: int) -> _Beginning:
+    torch.manual_seed(seed)
+    return _Beginning(recipe.build(recipe.processor(corpus)), corpus)
+
+
+def _started(
+    start: Start, corpus: Corpus, seed: int, directory: Path | None, unkept: Path, display: Display
+) -> _Beginning:
+    """unkept: a folder for what is made, where there is no other."""
     folder = directory / START / f"seed-{seed}" if directory else None
-    run = train(start[0], corpus, start[1], seed=seed, out=folder, name=START, on_step=display.on_step(START, seed))
+    run = train(
+        start.recipe, corpus, start.budget, seed=seed, out=folder, name=START, on_step=display.on_step(START, seed)
+    )
+    if start.makes is not None:
+        made = (directory or unkept) / MADE / f"seed-{seed}"
+        corpus = open_written(made) if is_written(made) else start.makes(run, corpus, made, seed)
     display.finished(START, seed, {})
-    return run.model
+    return _Beginning(run.model, corpus, getattr(run.processor, "tokenizer", None))
 
 
 def _label(recipe: Any) -> str:
@@ -199,16 +226,18 @@ def _label(recipe: Any) -> str:
 
 
 def _trial(
-    arm: Arm, corpus: Corpus, budget: Budget, seed: int, folder: Path | None, weights: torch.nn.Module, display: Display
+    arm: Arm, corpus: Corpus, budget: Budget, seed: int, folder: Path | None, begin: _Beginning, display: Display
 ) -> Trial:
+    """Train on what the arms have in common, and score on the comparison's corpus."""
     run = train(
         arm.recipe,
-        corpus,
+        begin.corpus,
         budget,
         seed=seed,
         out=folder,
         name=arm.label,
-        weights_like=weights,
+        weights_like=begin.weights,
+        tokenizer=begin.tokenizer,
         validate=validation(corpus),
         on_step=display.on_step(arm.label, seed),
     )

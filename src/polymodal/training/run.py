@@ -76,16 +76,24 @@ def embed(method: Any, processor: Processor, batch_size: int = 256, **columns: l
 
 
 def answers(
-    method: Any, processor: Processor, capability: str, columns: Mapping[str, list[Any]], batch_size: int = 256
+    method: Any,
+    processor: Processor,
+    capability: str,
+    columns: Mapping[str, list[Any]],
+    batch_size: int = 256,
+    **options: Any,
 ) -> list[Any]:
-    """What a capability of the method answers to all columns together, a batch after the other, on the CPU."""
+    """What a capability of the method answers to all columns together, a batch after the other, on the CPU.
+
+    options: further arguments of the capability.
+    """
     device = next(method.parameters()).device
     count = len(next(iter(columns.values())))
     found = []
     with evaluating(method), torch.inference_mode():
         for start in range(0, count, batch_size):
             some = {name: values[start : start + batch_size] for name, values in columns.items()}
-            answer = getattr(method, capability)(to_device(processor(**some), device))
+            answer = getattr(method, capability)(to_device(processor(**some), device), **options)
             found.append(tree_map_only(Tensor, Tensor.cpu, answer))
     return found
 

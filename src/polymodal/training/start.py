@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tempfile
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +24,10 @@ from polymodal.encoders.published_language_model import PublishedDecoder, read_l
 from polymodal.encoders.published_text import PublishedTextConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
-from polymodal.training.run import WEIGHTS
+from polymodal.modalities.text import Tokenizer
+from polymodal.training.recipe_record import recipe_from_record
+from polymodal.training.run import WEIGHTS, read_record
+from polymodal.types import Processor
 
 
 def share_weights(source: nn.Module, target: nn.Module) -> int:
@@ -114,6 +118,25 @@ def from_init(init: Path | str) -> Callable[[nn.Module], object]:
     if not str(init).startswith(HUB):
         return from_run(init)
     return lambda model: model.take_published(published_weights(source_name(str(init))))  # type: ignore[operator]
+
+
+def tokenizer_of(init: Path | str) -> Tokenizer | None:
+    """The tokenizer of a finished run; None for a run without text, and for a published model, which the recipe has."""
+    directory = Path(init)
+    if str(init).startswith(HUB) or not (directory / WEIGHTS).is_file():
+        return None
+    recipe = recipe_from_record(read_record(directory)["recipe"], directory)
+    return getattr(recipe.load_processor(directory), "tokenizer", None)
+
+
+def with_tokenizer(recipe: Any, processor: Processor, tokenizer: Tokenizer) -> Processor:
+    """The processor with another tokenizer, which reads texts as the recipe wants them; as it is where it has none."""
+    if not hasattr(processor, "tokenizer"):
+        return processor
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save(Path(folder))
+        tokenizer.save(Path(folder))
+        return recipe.load_processor(Path(folder))
 
 
 def _taken(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> int:

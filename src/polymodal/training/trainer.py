@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from polymodal.corpora import Corpus, MissingData
 from polymodal.errors import UserError
+from polymodal.modalities.text import Tokenizer
 from polymodal.training.execution import Execution
 from polymodal.training.loop import Interrupted, Loop, Progress
 from polymodal.training.processes import check_batch, processes
 from polymodal.training.recipe_record import keep_own_recipe, recipe_record
 from polymodal.training.run import RECORD, WEIGHTS, Run, load_run, read_record, write_json
-from polymodal.training.start import from_init, load_published, share_weights
+from polymodal.training.start import from_init, load_published, share_weights, tokenizer_of, with_tokenizer
 from polymodal.types import Budget
 
 __all__ = ["Interrupted", "OnStep", "Progress", "Validate", "share_weights", "train"]
@@ -46,6 +47,7 @@ def train(
     out: Path | str | None = None,
     name: str | None = None,
     weights_like: nn.Module | None = None,
+    tokenizer: Tokenizer | None = None,
     init: Path | str | None = None,
     validate: Validate | None = None,
     validations: int = 8,
@@ -59,8 +61,9 @@ def train(
     examples give the same weights.
     out: the run's folder. When it holds the same run, unfinished, that one goes on; when finished, it is returned.
     weights_like: a freshly built module whose parameters are taken over wherever name and shape agree (paired runs).
-    init: a finished run whose weights are taken over wherever name and shape agree, or `hf:NAME`, a published model
-    that the recipe was made for (`training.start.with_published`).
+    tokenizer: in place of one that is learned on the corpus; that of `weights_like`, whose vectors are of its words.
+    init: a finished run whose weights are taken over wherever name and shape agree, and its tokenizer with them; or
+    `hf:NAME`, a published model that the recipe was made for (`training.start.with_published`).
     validate: called `validations` times, evenly over the budget; its time does not count.
     execution: device, processes, precision, memory and checkpoints; none of it changes the results but by rounding.
 
@@ -91,6 +94,10 @@ def train(
                 write_json(directory / RECORD, record)
             torch.manual_seed(seed)
             processor = recipe.processor(corpus)
+            if init is not None and tokenizer is None:
+                tokenizer = tokenizer_of(init)
+            if tokenizer is not None:
+                processor = with_tokenizer(recipe, processor, tokenizer)
             model = recipe.build(processor)
             load_published(model)
             if weights_like is not None:

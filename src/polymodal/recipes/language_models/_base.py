@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polymodal.data.conversation import IMAGE
+from polymodal.corpora import Corpus
+from polymodal.data.conversation import IMAGE, MARKS, ConversationProcessor, PictureColumn
 from polymodal.data.sequence import TEXT, PackedSequences
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.layers.decoder import Routes
 from polymodal.layers.decoding import Decoding
+from polymodal.modalities.image import patchify, unpatchify
+from polymodal.modalities.text import Tokenizer
 from polymodal.objectives.autoregressive import asked_places, next_token_losses, sum_by_sequence
+from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch
 
 
 class MultimodalLanguageModel(nn.Module):
     """A language model that reads the tokens of pictures among its own."""
 
-    def __init__(
-        self,
-        language_model: LanguageModelConfig,
-        image_encoder: nn.Module,
-        vocabulary: int,
-        end: int,
-        experts: Sequence[str] = (TEXT,),
-    ):
-        """image_encoder: the cells of all tiles, one after the other, to as many tokens. end: the mark after an answer.
+    def __init__(self, language_model: nn.Module, image_encoder: nn.Module, end: int):
+        """language_model: a `LanguageModel`, or a published one. image_encoder: the cells of all tiles, one after the
+        other, to as many tokens. end: the mark after an answer.
 
-        experts: modalities with a perceptron each in every block of the language model, text first.
+        Where the language model has perceptrons by modality, text's is the first and the picture's the second.
         """
         super().__init__()
         self.image_encoder = image_encoder
-        self.language_model = language_model.build(vocabulary, experts)
+        self.language_model: Any = language_model
         self.end = end
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -75,3 +76,62 @@ class MultimodalLanguageModel(nn.Module):
             pictured = torch.zeros_like(sequences.predicted)
         flat = pictured.flatten()
         return vectors, [(~flat).nonzero().squeeze(1), flat.nonzero().squeeze(1)]
+
+
+class ImageEmbedding(nn.Module):
+    """Cells of four neighbouring patches to tokens: patch embedding with positions, pixel shuffle, perceptron."""
+
+    def __init__(self, patch: int, cells: int, dim: int, width: int):
+        """patch: side in pixels. cells: of a tile. dim, width: channels of a patch, and of a token."""
+        super().__init__()
+        self.patch = patch
+        self.patches = nn.Linear(3 * patch**2, dim)
+        self.positions = nn.Parameter(0.02 * torch.randn(cells, 4, dim))
+        last = nn.Linear(width, width)
+        self.project = nn.Sequential(nn.LayerNorm(4 * dim), nn.Linear(4 * dim, width), nn.GELU(), last)
+        nn.init.normal_(last.weight, std=0.02)  # as short as the vectors of words, or the blocks would hardly turn them
+        nn.init.zeros_(last.bias)
+
+    def forward(self, cells: Float[Tensor, "places values"]) -> Float[Tensor, "places width"]:
+        """cells: the pixels of whole tiles, one after the other."""
+        four = patchify(unpatchify(cells[:, None], 2 * self.patch), self.patch)
+        placed = self.patches(four).unflatten(0, (-1, len(self.positions))) + self.positions
+        return self.project(placed.flatten(2).flatten(0, 1))
+
+
+@dataclass(frozen=True)
+class MonolithRecipe(Optimisation):
+    """A language model that sees through an embedding of patches and, if wanted, perceptrons for pictures."""
+
+    language_model: LanguageModelConfig = LanguageModelConfig()
+    tile: int = 96
+    """Side of a tile in pixels."""
+    patch: int = 8
+    """Side of a patch in pixels; four patches become one token."""
+    patch_width: int = 64
+    """Channels of a patch."""
+    visual_experts: bool = True
+    """Whether picture tokens have perceptrons of their own; without, they share those of the text."""
+
+    @property
+    def cells(self) -> int:
+        """Tokens of a tile."""
+        return (self.tile // (2 * self.patch)) ** 2
+
+    def fitted(self, corpora: Sequence[Corpus], tiles: int, most_tiles: int) -> ConversationProcessor:
+        """A processor that learns words and colours on these corpora. tiles: of a picture, unless a batch says else."""
+        image = PictureColumn(self.tile, 2 * self.patch, tiles, self.tile * most_tiles)
+        return ConversationProcessor.fit(corpora, self._learn_words, image, self.language_model.context)
+
+    def _learn_words(self, texts: Iterable[str]) -> Tokenizer:
+        return self.language_model.tokenizer(texts, MARKS)
+
+    def load_processor(self, directory: Path) -> ConversationProcessor:
+        tokenizer = self.language_model.load_tokenizer(directory)
+        return ConversationProcessor.load(directory, tokenizer, self.language_model.context)
+
+    def build(self, processor: ConversationProcessor) -> MultimodalLanguageModel:
+        embedding = ImageEmbedding(self.patch, self.cells, self.patch_width, self.language_model.width)
+        experts = (TEXT, IMAGE) if self.visual_experts else (TEXT,)
+        language_model = self.language_model.build(processor.tokenizer.vocabulary, experts)
+        return MultimodalLanguageModel(language_model, embedding, processor.end)

@@ -10,27 +10,21 @@ all parameters on instructions (section 3.3). Before that, a language model that
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from polymodal import corpora
 from polymodal.corpora import Corpus
-from polymodal.data.conversation import IMAGE, MARKS, ConversationProcessor, PictureColumn, Saying
+from polymodal.data.conversation import IMAGE, ConversationProcessor, Saying
 from polymodal.data.instructions import TASKS, asked, described, longest_caption, one_of, written_words
 from polymodal.data.sequence import TEXT
 from polymodal.draws import Draws
 from polymodal.encoders.language_model import LanguageModelConfig
-from polymodal.modalities.image import patchify, unpatchify
-from polymodal.modalities.text import Tokenizer
-from polymodal.recipes.language_models._base import MultimodalLanguageModel
-from polymodal.training.optimiser import Optimisation
+from polymodal.recipes.language_models._base import MonolithRecipe, MultimodalLanguageModel
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
 paper = Paper(
@@ -42,42 +36,12 @@ paper = Paper(
 )
 
 
-class ImageEmbedding(nn.Module):
-    """Cells of four neighbouring patches to tokens: patch embedding with positions, pixel shuffle, perceptron."""
-
-    def __init__(self, recipe: Recipe):
-        super().__init__()
-        dim, width = recipe.patch_width, recipe.language_model.width
-        self.patch = recipe.patch
-        self.patches = nn.Linear(3 * recipe.patch**2, dim)
-        self.positions = nn.Parameter(0.02 * torch.randn(recipe.cells, 4, dim))
-        last = nn.Linear(width, width)
-        self.project = nn.Sequential(nn.LayerNorm(4 * dim), nn.Linear(4 * dim, width), nn.GELU(), last)
-        nn.init.normal_(last.weight, std=0.02)  # as short as the vectors of words, or the blocks would hardly turn them
-        nn.init.zeros_(last.bias)
-
-    def forward(self, cells: Float[Tensor, "places values"]) -> Float[Tensor, "places width"]:
-        """cells: the pixels of whole tiles, one after the other."""
-        four = patchify(unpatchify(cells[:, None], 2 * self.patch), self.patch)
-        placed = self.patches(four).unflatten(0, (-1, len(self.positions))) + self.positions
-        return self.project(placed.flatten(2).flatten(0, 1))
-
-
 @dataclass(frozen=True)
-class Recipe(Optimisation):
+class Recipe(MonolithRecipe):
     batch_size: int = 32
     learning_rate: float = 2e-3
-    language_model: LanguageModelConfig = LanguageModelConfig()
-    tile: int = 96
-    """Side of a tile in pixels."""
-    patch: int = 8
-    """Side of a patch in pixels; four patches become one token."""
-    patch_width: int = 64
-    """Channels of a patch."""
     most_tiles: tuple[int, int, int, int] = (1, 1, 1, 1)
     """Largest number of tiles of a picture in the four stages that see; the whole is added where there are several."""
-    visual_experts: bool = True
-    """Whether picture tokens have perceptrons of their own; without, they share those of the text."""
     keep_language: bool = True
     """Whether the text's parameters are frozen while concepts and semantics are learned, and all but attention while
     tasks are."""
@@ -91,11 +55,6 @@ class Recipe(Optimisation):
     """Most questions about a picture in one conversation."""
     shares: tuple[float, float, float, float, float] = (0.2, 0.2, 0.3, 0.2, 0.1)
     """Of the budget: language, concepts, semantics, alignment, instructions."""
-
-    @property
-    def cells(self) -> int:
-        """Tokens of a tile."""
-        return (self.tile // (2 * self.patch)) ** 2
 
     def stages(self) -> tuple[Stage, ...]:
         seeing: tuple[str, ...] = ("image_encoder.*", "*.feed_forward.image.*")
@@ -131,21 +90,7 @@ class Recipe(Optimisation):
 
     def processor(self, corpus: Corpus) -> ConversationProcessor:
         others = [_opened(name) for name in dict.fromkeys((self.language_data, self.concept_data)) if name]
-        largest = self.tile * max(self.most_tiles)
-        image = PictureColumn(self.tile, 2 * self.patch, self.most_tiles[-1], largest)
-        return ConversationProcessor.fit([corpus, *others], self._learn_words, image, self.language_model.context)
-
-    def _learn_words(self, texts: Iterable[str]) -> Tokenizer:
-        return self.language_model.tokenizer(texts, MARKS)
-
-    def load_processor(self, directory: Path) -> ConversationProcessor:
-        tokenizer = self.language_model.load_tokenizer(directory)
-        return ConversationProcessor.load(directory, tokenizer, self.language_model.context)
-
-    def build(self, processor: ConversationProcessor) -> MultimodalLanguageModel:
-        experts = (TEXT, IMAGE) if self.visual_experts else (TEXT,)
-        vocabulary = processor.tokenizer.vocabulary
-        return MultimodalLanguageModel(self.language_model, ImageEmbedding(self), vocabulary, processor.end, experts)
+        return self.fitted([corpus, *others], self.most_tiles[-1], max(self.most_tiles))
 
     def text_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
         """Texts without pictures: what there is about an example in any order, then questions that it answers."""

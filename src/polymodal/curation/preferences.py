@@ -1,0 +1,223 @@
+"""Pairs of answers of a model's own, the better one first (MPO, Wang et al. 2024, section 3.2).
+
+Where the answer to a question is known, answers that reach it are better than answers that do not. Where none is, as
+for captions, a caption is better than its own first half as the model goes on with it when it does not see the picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from polymodal.corpora import Corpus
+from polymodal.corpora.written import refuse_full, write_corpus
+from polymodal.data.conversation import DESCRIBE, IMAGE
+from polymodal.data.instructions import final_answer, one_of, step_by_step
+from polymodal.data.loader import Reader
+from polymodal.errors import UserError
+from polymodal.layers.decoding import Decoding
+from polymodal.modalities import Preferences
+from polymodal.modalities.preference import Preference
+from polymodal.training.run import Run, answers
+from polymodal.types import CanWrite, Example
+
+CHUNK = 16  # examples that are asked about together
+COLUMN = "preferences"
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """How pairs are made."""
+
+    examples: int = 1000
+    """At most so many training examples are asked about."""
+    samples: int = 16
+    """Answers that are drawn to each question; the paper draws at most 32."""
+    temperature: float = 1.0
+    """Of the distribution that answers are drawn from."""
+    longest: int = 64
+    """Most tokens of an answer."""
+    most_pairs: int = 15
+    """Of one question."""
+    captions: float = 0.25
+    """Share of the examples that also give a pair of captions."""
+    kept: float = 0.5
+    """Share of a caption's words after which the model goes on without the picture; 0.25 and 0.75 were worse."""
+    seed: int = 0
+    """Of everything that is drawn."""
+
+    def __post_init__(self) -> None:
+        if min(self.examples, self.samples - 1, self.longest, self.most_pairs) < 1 or self.temperature <= 0:
+            raise UserError(
+                "--examples, --longest and --most-pairs are at least 1, --samples at least 2, --temperature above 0."
+            )
+        if not (0 <= self.captions <= 1 and 0 < self.kept < 1):
+            raise UserError("--captions is a share from 0 to 1, --kept lies between 0 and 1.")
+
+
+@dataclass
+class PairCounts:
+    """What came out of asking. right: of all answers, with a final answer or without; pairs: by kind."""
+
+    questions: int = 0
+    answers: int = 0
+    right: int = 0
+    without_answer: int = 0
+    questions_with_pairs: int = 0
+    pairs: dict[str, int] = field(default_factory=dict)
+    words_of_chosen: int = 0
+    words_of_rejected: int = 0
+
+    def add(self, pairs: Iterable[Preference]) -> None:
+        for pair in pairs:
+            self.pairs[pair.kind] = self.pairs.get(pair.kind, 0) + 1
+            self.words_of_chosen += len(pair.chosen.split())
+            self.words_of_rejected += len(pair.rejected.split())
+
+
+def write_preferences(
+    run: Run,
+    corpus: Corpus,
+    folder: Path | str,
+    options: PairOptions | None = None,
+    track: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
+) -> Corpus:
+    """A corpus of the training examples that have pairs, with them, and of all other splits as they are.
+
+    track: shows how far it is. Raises UserError for a run that cannot write, a corpus without questions or pictures, a
+    folder that is not empty, and when no pair came out.
+    """
+    options = options or PairOptions()
+    folder = Path(folder)
+    refuse_full(folder)
+    if not isinstance(run.model, CanWrite):
+        raise UserError(f"The run '{run.name}' does not write; a method that does is mono_internvl.")
+    counts = PairCounts()
+    columns = {**corpus.columns, COLUMN: Preferences()}
+
+    def stored(row: int, split: str, pairs: list[Preference] | None) -> dict[str, Any]:
+        values = {name: corpus.raw(row, name) for name in corpus.columns}
+        made = None if pairs is None else [pair._asdict() for pair in pairs]
+        return values | {"key": corpus.key(row), "split": split, COLUMN: made}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row, pairs in _pairs(run, corpus, options, counts, track):
+            yield stored(row, "train", pairs)
+        if not counts.pairs:
+            raise UserError(
+                f"No pair came out of {counts.questions:,} questions: {counts.right:,} of {counts.answers:,} answers "
+                "are right. Pairs need a run that answers some of its questions, and more --samples."
+            )
+        for split, others in corpus.splits.items():
+            for row in others.tolist() if split != "train" else ():
+                yield stored(row, split, None)
+
+    def made() -> dict[str, Any]:
+        source = {"run": str(run.directory or run.name), "corpus": corpus.name}
+        return source | {"options": dataclasses.asdict(options), "counts": dataclasses.asdict(counts)}
+
+    about = dataclasses.replace(
+        corpus.about,
+        name=f"{corpus.name}-preferences",
+        description=f"{corpus.about.description}; with preferences between answers of the run {run.name}",
+        modalities=(*corpus.about.modalities, COLUMN),
+        composed="preferences are between a model's own answers",
+    )
+    types = {field.name: field.type for field in corpus.table.schema if field.name in corpus.columns}
+    return write_corpus(folder, about, columns, rows(), types=types, label=corpus.label, made=made)
+
+
+def _pairs(
+    run: Run, corpus: Corpus, options: PairOptions, counts: PairCounts, track: Callable[..., Iterable[np.ndarray]]
+) -> Iterator[tuple[int, list[Preference]]]:
+    """The rows of training examples that have pairs, with them."""
+    reader, rng = Reader(corpus, run.processor), np.random.default_rng(options.seed)
+    device = next(run.model.parameters()).device
+    generator = torch.Generator(device).manual_seed(options.seed)
+    decoding = Decoding(options.longest, options.temperature)
+
+    def drawn(**columns: list[Any]) -> list[str]:
+        ids = answers(
+            run.model, run.processor, "write", columns, CHUNK * options.samples, decoding=decoding, generator=generator
+        )
+        return run.processor.texts([row for part in ids for row in part])  # type: ignore[attr-defined]
+
+    sample = corpus.sample("train", options.examples)
+    for chunk in track([sample[start : start + CHUNK] for start in range(0, len(sample), CHUNK)]):
+        rows, examples = reader.read_all(chunk)
+        pairs: list[list[Preference]] = [[] for _ in rows]
+        asked = [number for number, example in enumerate(examples) if example.get("questions")]
+        for number, own in zip(asked, _judged([examples[n] for n in asked], options, counts, drawn, rng), strict=True):
+            pairs[number] += own
+        seen = [number for number in range(len(rows)) if rng.random() < options.captions]
+        for number, pair in zip(seen, _blind([examples[n] for n in seen], options, drawn), strict=True):
+            pairs[number] += [pair] if pair else []
+        for row, own in zip(rows.tolist(), pairs, strict=True):
+            counts.add(own)
+            if own:
+                yield row, own
+
+
+def _judged(
+    examples: list[Example],
+    options: PairOptions,
+    counts: PairCounts,
+    drawn: Callable[..., list[str]],
+    rng: np.random.Generator,
+) -> Iterator[list[Preference]]:
+    """Of each example, pairs of right and wrong answers to one question, with the working where it is known."""
+    if not examples:
+        return
+    chosen = [one_of([q for q in one["questions"] if q.working] or one["questions"], rng) for one in examples]
+    prompts = [step_by_step(one.question) if one.working else one.question for one in chosen]
+    pictures = [one[IMAGE] for one in examples for _ in range(options.samples)]
+    texts = drawn(image=pictures, question=[prompt for prompt in prompts for _ in range(options.samples)])
+    for number, (question, prompt) in enumerate(zip(chosen, prompts, strict=True)):
+        own = texts[number * options.samples : (number + 1) * options.samples]
+        finals = [final_answer(text) if question.working else text.lower().strip() for text in own]
+        pairs = correctness_pairs(prompt, dict(zip(own, finals, strict=True)), question.answer, options.most_pairs, rng)
+        counts.questions += 1
+        counts.answers += len(own)
+        counts.right += sum(final == question.answer.lower() for final in finals)
+        counts.without_answer += finals.count(None)
+        counts.questions_with_pairs += bool(pairs)
+        yield pairs
+
+
+def correctness_pairs(
+    question: str, finals: dict[str, str | None], truth: str, most: int, rng: np.random.Generator
+) -> list[Preference]:
+    """Each right answer before each wrong one, at most so many by lot.
+
+    finals: from an answer to what it comes to, None where it comes to nothing. A wrong answer whose end contains the
+    truth may be right after all: it makes no pair.
+    """
+    truth = truth.lower()
+    right = [text for text, final in finals.items() if final == truth]
+    wrong = [text for text, final in finals.items() if truth not in (final or "")]
+    pairs = [
+        Preference(question, better, worse, "no answer" if finals[worse] is None else "correctness")
+        for better in right
+        for worse in wrong
+    ]
+    return [pairs[place] for place in rng.permutation(len(pairs))[:most]]
+
+
+def _blind(
+    examples: list[Example], options: PairOptions, drawn: Callable[..., list[str]]
+) -> Iterator[Preference | None]:
+    """Of each example, its caption before one that goes on blindly (DropoutNTP); None where both are the same."""
+    if not examples:
+        return
+    asked = [DESCRIBE] * len(examples)
+    captions = drawn(image=[one[IMAGE] for one in examples], question=asked)
+    begun = [" ".join(text.split()[: max(1, int(options.kept * len(text.split())))]) for text in captions]
+    for caption, start, rest in zip(captions, begun, drawn(question=asked, begun=begun), strict=True):
+        blind = f"{start} {rest}".strip()
+        yield Preference(DESCRIBE, caption, blind, "dropout") if caption and blind != caption else None

@@ -1,0 +1,1 @@
+"""Further training of a model that writes, by what is better and what is worse."""

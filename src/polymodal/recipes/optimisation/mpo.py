@@ -1,0 +1,168 @@
+"""MPO: a model learns which of its own answers are better, which are good by themselves, and to write the good ones.
+
+A model that was taught with right answers only goes wrong on its own words, above all where it works an answer out.
+Pairs of its own answers (`polymodal prefer`) are learned from with three losses at once: preference (DPO), quality
+(BCO) and generation (section 3.3, equations 1 to 5), against the model as it was at first, which stays frozen.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polymodal.corpora import Corpus
+from polymodal.data.conversation import IMAGE, ConversationProcessor, Saying
+from polymodal.data.instructions import one_of
+from polymodal.data.sequence import beside
+from polymodal.draws import Draws
+from polymodal.errors import UserError
+from polymodal.modalities import Preferences
+from polymodal.objectives.autoregressive import sum_by_sequence
+from polymodal.objectives.preference import aot, bco, dpo, hinge, ipo, orpo, robust_dpo, sppo
+from polymodal.objectives.processes import gather
+from polymodal.recipes.language_models import mono_internvl
+from polymodal.recipes.language_models._base import MonolithRecipe, MultimodalLanguageModel
+from polymodal.types import Batch, Example, Paper, Stage
+
+paper = Paper(
+    slug="mpo",
+    title="Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed Preference Optimization",
+    year=2024,
+    arxiv="2411.10442",
+    modalities=("image", "text"),
+)
+
+PairLoss = Literal["dpo", "robust_dpo", "hinge", "ipo", "sppo", "aot", "orpo"]
+
+
+class MPO(MultimodalLanguageModel):
+    """The model that learns, and what it was at first."""
+
+    def __init__(self, model: MultimodalLanguageModel, recipe: Recipe):
+        super().__init__(model.language_model, model.image_encoder, model.end)
+        self.recipe = recipe
+        self.reference = copy.deepcopy(model).requires_grad_(False)
+        self.mean_reward: Tensor
+        self.rewards_seen: Tensor
+        self.register_buffer("mean_reward", torch.tensor(0.0))
+        self.register_buffer("rewards_seen", torch.tensor(0.0))
+
+    def keep_reference(self) -> None:
+        """The model as it is now is what it will be compared with."""
+        self.reference.language_model.load_state_dict(self.language_model.state_dict())
+        self.reference.image_encoder.load_state_dict(self.image_encoder.state_dict())
+
+    def train(self, mode: bool = True) -> MPO:
+        super().train(mode)
+        self.reference.eval()
+        return self
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """preference, quality and generation, with their weights; the batch has all chosen, then all rejected."""
+        recipe, rows = self.recipe, len(batch["sequences"])
+        token_losses, row = self._token_losses(batch["sequences"])
+        own = -sum_by_sequence(token_losses, row, rows)
+        with torch.no_grad():
+            reference = self.reference.log_likelihood(batch)
+        length = sum_by_sequence(torch.ones_like(token_losses), row, rows)
+        rewards = recipe.beta * (own - reference)
+        chosen, rejected = rewards.chunk(2)
+        losses = {}
+        if recipe.preference:
+            values = {"ipo": rewards / length, "orpo": own / length}.get(recipe.pair_loss, rewards)
+            losses["preference"] = recipe.preference * self._pair_loss(*values.chunk(2))
+        if recipe.quality:
+            centre = self._centre(rewards.detach())
+            losses["quality"] = recipe.quality * bco(chosen, rejected, centre)
+        if recipe.generation:
+            losses["generation"] = recipe.generation * token_losses[row < rows // 2].mean()
+        return losses
+
+    def _pair_loss(self, chosen: Tensor, rejected: Tensor) -> Float[Tensor, ""]:
+        recipe = self.recipe
+        of: dict[PairLoss, Callable[[], Tensor]] = {
+            "dpo": lambda: dpo(chosen, rejected, recipe.smoothing),
+            "robust_dpo": lambda: robust_dpo(chosen, rejected, recipe.smoothing),
+            "hinge": lambda: hinge(chosen, rejected),
+            "ipo": lambda: ipo(chosen, rejected, recipe.beta),
+            "sppo": lambda: sppo(chosen, rejected, recipe.beta),
+            "aot": lambda: aot(chosen, rejected),
+            "orpo": lambda: recipe.beta * orpo(chosen, rejected),
+        }
+        return of[recipe.pair_loss]()
+
+    @torch.no_grad()
+    def _centre(self, rewards: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
+        """The mean of all rewards so far, of all processes, those of this batch among them."""
+        everyone = gather(rewards)
+        self.rewards_seen += len(everyone)
+        self.mean_reward += (everyone.mean() - self.mean_reward) * len(everyone) / self.rewards_seen
+        return self.mean_reward.clone()
+
+
+@dataclass(frozen=True)
+class Recipe(MonolithRecipe):
+    batch_size: int = 32
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    tiles: int = 1
+    """Most tiles of a picture; the whole is added where there are several."""
+    beta: float = 0.1
+    """Factor of the log-ratios that are rewards (section 4.1)."""
+    preference: float = 0.8
+    """Weight of the loss that tells the chosen from the rejected answer."""
+    quality: float = 0.2
+    """Weight of the loss that tells good answers from bad ones, each by itself."""
+    generation: float = 1.0
+    """Weight of -log p of the chosen answer."""
+    pair_loss: PairLoss = "dpo"
+    """What tells the chosen from the rejected answer: DPO, or another that the paper compares it with."""
+    smoothing: float = 0.0
+    """Share of pairs that dpo and robust_dpo take to be the wrong way round, below 0.5."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage("preferences", start=_keep_reference),)
+
+    def processor(self, corpus: Corpus) -> ConversationProcessor:
+        if not any(isinstance(modality, Preferences) for modality in corpus.columns.values()):
+            raise UserError(
+                f"The corpus '{corpus.name}' has no preferences to learn from; make some with: polymodal prefer RUN."
+            )
+        return self.fitted([corpus], self.tiles, self.tiles)
+
+    def build(self, processor: ConversationProcessor) -> MPO:
+        return MPO(super().build(processor), self)
+
+    def training_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
+        """One pair of each example: all chosen answers, then all rejected ones, beside the same pictures."""
+        pairs = [one_of(e["preferences"], rng) for e, rng in zip(examples, draws.generators, strict=True)]
+        pictures = [example[IMAGE] for example in examples]
+        said = [Saying(p.chosen, p.question) for p in pairs] + [Saying(p.rejected, p.question) for p in pairs]
+        rows = zip(pictures * 2, said, strict=True)
+        return {"sequences": beside([processor.sequence(picture, [one], self.tiles) for picture, one in rows])}
+
+    @classmethod
+    def paper(cls) -> Recipe:
+        """Section 4.1's optimisation, of a model as large as Mono-InternVL's (the paper's InternVL2 has 8B)."""
+        base = mono_internvl.Recipe.paper()
+        return cls(
+            language_model=base.language_model,
+            tile=base.tile,
+            patch=base.patch,
+            patch_width=base.patch_width,
+            tiles=6,
+            batch_size=256,
+            learning_rate=5e-6,
+        )
+
+
+def _keep_reference(model: nn.Module) -> None:
+    assert isinstance(model, MPO)
+    model.keep_reference()
