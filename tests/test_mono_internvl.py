@@ -30,8 +30,8 @@ from polymodal.evaluation.suite import evaluate
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities.image import tile_grid, tiles
 from polymodal.recipes.language_models import mono_internvl
-from polymodal.recipes.language_models._base import MultimodalLanguageModel
-from polymodal.reproduce.compare import Arm, compare
+from polymodal.recipes.language_models._base import ImageEmbedding, MultimodalLanguageModel
+from polymodal.reproduce.compare import Arm, Start, compare
 from polymodal.serving.asking import ask_about
 from polymodal.training import Run, load_run, train
 from polymodal.training.execution import Execution
@@ -378,9 +378,9 @@ def test_the_published_size(processor: ConversationProcessor) -> None:
     with torch.device("meta"):
         recipe = mono_internvl.Recipe.paper()
         vocabulary = recipe.language_model.vocabulary
-        model = MultimodalLanguageModel(
-            recipe.language_model, mono_internvl.ImageEmbedding(recipe), vocabulary, processor.end, ("text", "image")
-        )
+        language_model = recipe.language_model.build(vocabulary, ("text", "image"))
+        embedding = ImageEmbedding(recipe.patch, recipe.cells, recipe.patch_width, recipe.language_model.width)
+        model = MultimodalLanguageModel(language_model, embedding, processor.end, by_modality=True)
     of_text = sum(
         parameter.numel()
         for name, parameter in model.language_model.named_parameters()
@@ -395,7 +395,7 @@ def test_the_published_size(processor: ConversationProcessor) -> None:
 def test_arms_begin_with_what_was_trained_first(few_scenes: Corpus, tmp_path: Path) -> None:
     first = dataclasses.replace(TINY, shares=(1, 0, 0, 0, 0))
     arm = Arm("seeing", dataclasses.replace(TINY, shares=(0, 1, 0, 0, 0)))
-    start = (first, Budget(steps=3))
+    start = Start(first, Budget(steps=3))
     found = compare([arm], few_scenes, Budget(steps=2), seeds=1, out=tmp_path, start=start)
     began, became = load_run(tmp_path / "start" / "seed-0"), found.trials[0].run
     for name, weight in became.model.state_dict().items():

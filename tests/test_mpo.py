@@ -247,10 +247,8 @@ def test_answers_together_are_as_likely_as_apart(pairs: Corpus, taught: Run) -> 
     model, batch = both(pairs, LEARN, taught)
     processor, sequences = taught.processor, batch["sequences"]
     _, examples = Reader(pairs, processor).read_all(pairs.rows("train")[:8])
-    lots = [
-        int(rng.integers(len(e["preferences"]))) for e, rng in zip(examples, Draws.of(0, 0, 8).generators, strict=True)
-    ]
-    drawn = [example["preferences"][lot] for example, lot in zip(examples, lots, strict=True)]
+    lots = zip(examples, Draws.of(0, 0, 8).generators, strict=True)
+    drawn = [mpo.one_pair(example["preferences"], rng) for example, rng in lots]
     with torch.no_grad():
         losses, row = model._token_losses(sequences)
         together = -sum_by_sequence(losses, row, len(sequences))

@@ -261,13 +261,32 @@ class CanGenerate(Protocol):
 
 @runtime_checkable
 class CanWrite(Protocol):
-    """Capability: what follows each prompt of a batch, as token numbers; and how likely whole answers are."""
+    """Capability: what follows each prompt of a batch, as token numbers."""
 
     def write(self, batch: Batch, decoding: Any = None, generator: torch.Generator | None = None) -> list[list[int]]:
         """decoding: a `layers.decoding.Decoding`; by default the likeliest words."""
         ...
 
+
+@runtime_checkable
+class HasLikelihood(Protocol):
+    """Capability: the log-probability of each answer of a batch."""
+
     def log_likelihood(self, batch: Batch) -> Tensor: ...
+
+
+@runtime_checkable
+class CanPredict(Protocol):
+    """Capability: how well the next token of documents is foretold, by modality.
+
+    choices: how many tokens there are of each modality.
+    """
+
+    choices: Mapping[str, int]
+
+    def predicted(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """For each modality, the sum of -log p over a row's tokens, and how many they are."""
+        ...
 
 
 @runtime_checkable

@@ -45,7 +45,7 @@ class PairOptions:
     """Most tokens of an answer."""
     most_pairs: int = 15
     """Of one question."""
-    captions: float = 0.25
+    captions: float = 0.5
     """Share of the examples that also give a pair of captions."""
     kept: float = 0.5
     """Share of a caption's words after which the model goes on without the picture; 0.25 and 0.75 were worse."""

@@ -138,8 +138,7 @@ class ImageColumn(PlainColumn):
 
     def shown(self, normalised: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
         """The way back: values on the scale 0-1, to look at."""
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (normalised * std + mean).clamp(0, 1)
+        return denormalised(normalised, self.mean, self.std)
 
     def _open(self, image: PILImage.Image | Path | str | bytes) -> np.ndarray:
         return to_square(Image().decode(str(image) if isinstance(image, Path) else image), self.size, self.stretch)
@@ -151,6 +150,14 @@ def normalised(
     """Scale 0-1 to mean 0 and standard deviation 1, colour by colour."""
     centre, spread = (torch.tensor(values)[:, None, None] for values in (mean, std))
     return torch.addcmul(-centre / spread, pixels, 1 / spread)
+
+
+def denormalised(
+    pixels: Float[Tensor, "batch 3 height width"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "batch 3 height width"]:
+    """The way back from `normalised`, within 0 to 1."""
+    centre, spread = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (mean, std))
+    return (pixels * spread + centre).clamp(0, 1)
 
 
 def colour_statistics(corpus: Corpus, sample: int = 500) -> tuple[list[float], list[float]]:

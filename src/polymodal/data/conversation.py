@@ -21,6 +21,7 @@ from polymodal.data.columns import (
     PlainColumn,
     TextColumn,
     colour_statistics,
+    denormalised,
     load_columns,
     normalised,
     refuse_others,
@@ -89,6 +90,10 @@ class PictureColumn(PlainColumn):
 
     def __call__(self, images: list[Any]) -> list[np.ndarray]:
         return [self.open(image) for image in images]
+
+    def shown(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
+        """Normalised pixels on the scale 0-1, to look at."""
+        return denormalised(pixels, self.mean, self.std)
 
 
 class CaptionsColumn(TextColumn):
@@ -209,9 +214,14 @@ class ConversationProcessor(ColumnsProcessor):
     def __call__(self, **columns: list[Any]) -> Batch:
         """For `write`: prompts of pictures, questions, or both, one a row; `begun` is how the answer begins.
 
-        With `answer`, whole sequences in whose answers the loss is asked for; answers alone are texts.
+        With `answer`, whole sequences in whose answers the loss is asked for; answers alone are texts. `document` alone
+        gives `sequences` of texts and pictures in any order, `text` alone prompts of texts that a picture follows.
         """
-        refuse_others(columns, ("answer", IMAGE, "question", "begun"))
+        refuse_others(columns, ("answer", IMAGE, "question", "begun", "document", "text"))
+        if "document" in columns:
+            return {"sequences": beside([self.document(self._opened(parts)) for parts in columns["document"]])}
+        if "text" in columns:
+            return {"prompts": beside([self._before_picture(text) for text in columns["text"]], to_the_right=True)}
         count = len(next(iter(columns.values())))
         nothing: list[Any] = [None] * count
         pictures = self.image(columns[IMAGE]) if IMAGE in columns else nothing
@@ -251,9 +261,35 @@ class ConversationProcessor(ColumnsProcessor):
             segments.append(_text(answered[: self.context - sum(map(len, segments))], predicted=True))
         return segments
 
+    def document(self, parts: Sequence[str | np.ndarray]) -> Segments:
+        """Texts and pictures in this order between start and end mark; the loss asks for all of them.
+
+        What does not fit the context any more is left out, of a text its end.
+        """
+        segments, room = [_text([self.start])], self.context - 2
+        for part in parts:
+            if isinstance(part, str):
+                piece = [_text(unmarked(self.tokenizer, [part])[0][:room], predicted=True)]
+            else:
+                cells = Segment(IMAGE, self.image.cells_of(part, None))
+                piece = [_text(self.marks[PICTURE], True), cells, _text(self.marks[PICTURE_END], True)]
+            length = sum(map(len, piece))
+            if length > room:
+                break
+            segments, room = segments + piece, room - length
+        return [*segments, _text([self.end], predicted=True)]
+
     def pack(self, sequences: Sequence[Segments]) -> PackedSequences:
         """As many as fit share a row of the model's context."""
         return pack(sequences, self.context)
+
+    def _opened(self, parts: Sequence[Any]) -> list[str | np.ndarray]:
+        return [part if isinstance(part, str) else self.image.open(part) for part in parts]
+
+    def _before_picture(self, text: str) -> Segments:
+        room = self.context - self.image.cells - 4
+        ids = unmarked(self.tokenizer, [text])[0][:room]
+        return [_text([self.start, *ids, *self.marks[PICTURE]])]
 
     def _opening(self, picture: np.ndarray | None, most_tiles: int | None) -> Segments:
         if picture is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.data.sequence import TEXT
-from polymodal.layers.decoder import Cache, Decoder, ModalityExperts, Routes, SwiGLU
+from polymodal.layers.decoder import Cache, Decoder, DecoderBlock, ModalityExperts, Routes, SwiGLU
 from polymodal.layers.decoding import Beams, Decoding, choose, until
 from polymodal.modalities.text import TextTokenizer, Tokenizer
 
@@ -60,12 +60,23 @@ class LanguageModelConfig:
 class LanguageModel(nn.Module):
     """A decoder that reads vectors, so that other modalities can stand among its words, and tells the next word."""
 
-    def __init__(self, config: LanguageModelConfig, vocabulary: int, experts: Sequence[str] = (TEXT,)):
+    def __init__(
+        self,
+        config: LanguageModelConfig,
+        vocabulary: int,
+        experts: Sequence[str] = (TEXT,),
+        perceptron: Callable[[str], nn.Module] | None = None,
+        block: type[DecoderBlock] = DecoderBlock,
+    ):
+        """experts: modalities with a perceptron each; one serves all. perceptron: makes that of a modality."""
         super().__init__()
         self.config = config
 
-        def perceptron() -> ModalityExperts:
-            return ModalityExperts({name: SwiGLU(config.width, config.hidden) for name in experts})
+        def plain(modality: str) -> nn.Module:
+            return SwiGLU(config.width, config.hidden)
+
+        def feed_forward() -> ModalityExperts:
+            return ModalityExperts({name: (perceptron or plain)(name) for name in experts})
 
         self.embedding = nn.Embedding(vocabulary, config.width)
         self.decoder = Decoder(
@@ -73,10 +84,11 @@ class LanguageModel(nn.Module):
             config.depth,
             config.heads,
             config.groups,
-            perceptron,
+            feed_forward,
             config.rotary_base,
             config.epsilon,
             config.attention_bias,
+            block,
         )
         self.head = None if config.tied else nn.Linear(config.width, vocabulary, bias=False)
         nn.init.normal_(self.embedding.weight, std=0.02)

@@ -27,7 +27,7 @@ class Estimate(NamedTuple):
 
 def is_share(name: str) -> bool:
     """Whether a figure of this name lies between 0 and 1 and is shown in percent; ranks, distances, bits do not."""
-    return not name.endswith(("rank", "distance", "error", "bits_a_byte", "bits_saved_by_picture"))
+    return not name.endswith(("rank", "distance", "error", "bits_a_byte", "bits_saved_by_picture", "nats_a_token"))
 
 
 def scale(name: str, value: float) -> tuple[int, int]:

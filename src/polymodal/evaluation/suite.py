@@ -18,6 +18,7 @@ from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.answers import caption_scores, made_up_scores, question_scores, text_scores
 from polymodal.evaluation.classification import balanced_accuracy, linear_probe, prompt_ensemble, zero_shot
+from polymodal.evaluation.documents import document_scores
 from polymodal.evaluation.fields import field_scores
 from polymodal.evaluation.generation import generation_scores
 from polymodal.evaluation.grounding import grounding_scores
@@ -34,12 +35,14 @@ from polymodal.types import (
     CanEmbedPatches,
     CanFillCells,
     CanGenerate,
+    CanPredict,
     CanRecommend,
     CanTagWords,
     CanWrite,
     Example,
     HasFeatures,
     HasLanguage,
+    HasLikelihood,
     HasPrototypes,
     Processor,
 )
@@ -157,7 +160,10 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     if isinstance(model, CanTagWords) and Words in kinds:
         for split in tests:
             scores += field_scores(model, run.processor, reader, split)
-    if isinstance(model, CanWrite) and {Image, Text} <= kinds:
+    if isinstance(model, CanPredict) and {Image, Text} <= kinds:
+        for split in tests:
+            scores += document_scores(model, run.processor, reader, split)
+    if isinstance(model, CanWrite) and isinstance(model, HasLikelihood) and {Image, Text} <= kinds:
         for split in tests:
             scores += written_scores(model, run.processor, reader, split)
             if Regions in kinds:
@@ -167,7 +173,7 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     if isinstance(model, CanRecommend) and History in kinds:
         for split in tests:
             scores += recommendation_scores(model, run.processor, reader, split)
-    if isinstance(model, CanGenerate) and Image in kinds and corpus.label is not None:
+    if isinstance(model, CanGenerate) and Image in kinds and corpus.label is not None and _takes_label(run.processor):
         for split in tests:
             scores += generation_scores(model, run.processor, reader, split)
     if isinstance(model, HasPrototypes):
@@ -181,6 +187,10 @@ def modalities_asked(corpus: Corpus, processor: Any) -> set[type]:
     columns = getattr(processor, "columns", taken)
     left_out = {kind for name, kind in taken.items() if name not in columns}
     return {type(modality) for modality in corpus.columns.values()} - left_out
+
+
+def _takes_label(processor: Any) -> bool:
+    return getattr(processor, "label", None) is not None
 
 
 def written_scores(
@@ -268,6 +278,8 @@ def validation(corpus: Corpus) -> Any:
             return _figures(recommendation_scores(method, processor, reader, "validation"))
         if isinstance(method, CanTagWords) and Words in kinds:
             return _figures(field_scores(method, processor, reader, "validation", VALIDATION_PAGES))
+        if isinstance(method, CanPredict) and {Image, Text} <= kinds:
+            return _figures(document_scores(method, processor, reader, "validation"))
         if isinstance(method, CanWrite) and {Image, Text} <= kinds:
             return _figures(written_scores(method, processor, reader, "validation", VALIDATION_EXAMPLES))
         if not isinstance(method, CanEmbed):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,23 +20,36 @@ from polymodal.layers.positions import rotary_angles, rotate
 Routes = Sequence[Int[Tensor, " _"]]  # for each expert, the numbers of its tokens among those of all rows
 
 
+class Kept(NamedTuple):
+    """What a block has read. taken: how many places. passed: which tokens went through the block, where some do not."""
+
+    keys: Float[Tensor, "batch groups room size"]
+    values: Float[Tensor, "batch groups room size"]
+    passed: Bool[Tensor, "batch room"]
+    taken: int
+
+
 @dataclass
 class Cache:
     """Keys and values of every block, for what was read so far.
 
-    document: 0 where a row has no token. length: places that are taken, the same in all rows.
+    document: 0 where a row has no token. passed: see `Kept`. length: places that are taken, the same in all rows.
     """
 
     keys: Float[Tensor, "blocks batch groups room size"]
     values: Float[Tensor, "blocks batch groups room size"]
+    passed: Bool[Tensor, "blocks batch room"]
     document: Int[Tensor, "batch room"]
     length: int = 0
 
     def select(self, rows: Int[Tensor, " rows"]) -> Cache:
         """The cache of these rows, such as the best beams."""
-        return Cache(
-            self.keys.index_select(1, rows), self.values.index_select(1, rows), self.document[rows], self.length
-        )
+        keys, values, passed = (kept.index_select(1, rows) for kept in (self.keys, self.values, self.passed))
+        return Cache(keys, values, passed, self.document[rows], self.length)
+
+    def of(self, block: int, taken: int) -> Kept:
+        """That of one block, of which so many places were taken before."""
+        return Kept(self.keys[block], self.values[block], self.passed[block], taken)
 
 
 class GroupedQueryAttention(nn.Module):
@@ -57,16 +71,16 @@ class GroupedQueryAttention(nn.Module):
         x: Float[Tensor, "batch length width"],
         angles: tuple[Tensor, Tensor],
         visible: Bool[Tensor, "batch 1 length keys"] | None,
-        kept: tuple[Tensor, Tensor, int] | None = None,
+        kept: Kept | None = None,
     ) -> Float[Tensor, "batch length width"]:
-        """visible: None for causality alone. kept: keys, values, and how many places of them are taken."""
+        """visible: None for causality alone. kept: what was read before, to which this is added."""
         query, key, value = (
             part.unflatten(2, (-1, self.size)).transpose(1, 2) for part in self.qkv(x).split(self.sizes, dim=2)
         )
         query, key = rotate(query, angles), rotate(key, angles)
         length = x.shape[1]
         if kept is not None:
-            keys, values, taken = kept
+            keys, values, _, taken = kept
             keys[:, :, taken : taken + length] = key
             values[:, :, taken : taken + length] = value
             key, value = keys[:, :, : taken + length], values[:, :, : taken + length]
@@ -103,15 +117,19 @@ class ModalityExperts(nn.Module):
             self.add_module(name, expert)
 
     def forward(self, x: Float[Tensor, "... width"], routes: Routes | None = None) -> Float[Tensor, "... width"]:
-        """routes: by modality, in the order of `modalities`; none is text alone. A single expert serves all."""
+        """routes: by modality, in the order of `modalities`; without any, all tokens are the first one's.
+
+        A token on no route, such as padding, gets 0.
+        """
         experts = [self.get_submodule(name) for name in self.modalities]
-        if routes is None or len(experts) == 1:
-            return experts[0](x)
         flat = x.flatten(0, -2)
+        if routes is None:
+            return experts[0](flat).view_as(x)
         # An expert without a token runs on nothing and gets zeros for gradients, which parallel training counts on.
         found = [expert(flat.index_select(0, tokens)) for expert, tokens in zip(experts, routes, strict=True)]
-        gathered = torch.cat(found)
-        return torch.empty_like(gathered).index_copy(0, torch.cat(list(routes)), gathered).view_as(x)
+        gathered, places = torch.cat(found), torch.cat(list(routes))
+        whole = torch.empty_like(gathered) if len(places) == len(flat) else torch.zeros_like(flat, dtype=gathered.dtype)
+        return whole.index_copy(0, places, gathered).view_as(x)
 
 
 class DecoderBlock(nn.Module):
@@ -130,10 +148,25 @@ class DecoderBlock(nn.Module):
         angles: tuple[Tensor, Tensor],
         visible: Tensor | None,
         routes: Routes | None,
-        kept: tuple[Tensor, Tensor, int] | None = None,
+        kept: Kept | None = None,
     ) -> Float[Tensor, "batch length width"]:
         x = x + self.attention(self.norm_1(x), angles, visible, kept)
         return x + self.feed_forward(self.norm_2(x), routes)
+
+
+class OutputNormBlock(DecoderBlock):
+    """x + norm(attention(x)), then x + norm(perceptron(x)), as in Swin V2 and Chameleon."""
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length width"],
+        angles: tuple[Tensor, Tensor],
+        visible: Tensor | None,
+        routes: Routes | None,
+        kept: Kept | None = None,
+    ) -> Float[Tensor, "batch length width"]:
+        x = x + self.norm_1(self.attention(x, angles, visible, kept))
+        return x + self.norm_2(self.feed_forward(x, routes))
 
 
 class Decoder(nn.Module):
@@ -149,6 +182,7 @@ class Decoder(nn.Module):
         rotary_base: float = 10_000.0,
         epsilon: float = 1e-6,
         attention_bias: bool = False,
+        block: type[DecoderBlock] = DecoderBlock,
     ):
         """feed_forward: makes the perceptron of a block."""
         super().__init__()
@@ -156,27 +190,27 @@ class Decoder(nn.Module):
         self.size = width // heads
         self.rotary_base = rotary_base
         self.blocks = nn.ModuleList(
-            DecoderBlock(GroupedQueryAttention(width, heads, groups, attention_bias), feed_forward(), width, epsilon)
+            block(GroupedQueryAttention(width, heads, groups, attention_bias), feed_forward(), width, epsilon)
             for _ in range(depth)
         )
         self.norm_after = nn.RMSNorm(width, epsilon)
         for name, parameter in self.named_parameters():
-            if name.endswith("weight") and parameter.ndim == 2:
-                into_residual = name.endswith(("out.weight", "down.weight"))
+            if parameter.ndim >= 2:  # of several experts at once where there are three
+                into_residual = name.endswith(("out.weight", "down.weight", "down"))
                 nn.init.normal_(parameter, std=0.02 * (2 * depth) ** -0.5 if into_residual else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
     def experts(self) -> list[ModalityExperts]:
         """The perceptrons of every block."""
-        return [block.feed_forward for block in self.blocks if isinstance(block, DecoderBlock)]
+        return [block.feed_forward for block in self.modules() if isinstance(block, DecoderBlock)]
 
     def cache(self, batch: int, room: int) -> Cache:
         """An empty one, for so many rows and places, of the type and on the device of the weights."""
         like = self.norm_after.weight
         keys = like.new_zeros(len(self.blocks), batch, self.groups, room, self.size)
-        document = torch.zeros(batch, room, dtype=torch.long, device=like.device)
-        return Cache(keys, torch.zeros_like(keys), document)
+        passed = torch.ones(len(self.blocks), batch, room, dtype=torch.bool, device=like.device)
+        return Cache(keys, torch.zeros_like(keys), passed, torch.zeros_like(passed[0], dtype=torch.long))
 
     def forward(
         self,
@@ -204,6 +238,5 @@ class Decoder(nn.Module):
             visible = visible.tril(past)
         angles = rotary_angles(position, self.size, self.rotary_base, x)
         for number, block in enumerate(self.blocks):
-            kept = (cache.keys[number], cache.values[number], past) if cache is not None else None
-            x = block(x, angles, visible, routes, kept)
+            x = block(x, angles, visible, routes, cache.of(number, past) if cache is not None else None)
         return self.norm_after(x)

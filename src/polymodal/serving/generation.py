@@ -9,7 +9,6 @@ import torch
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from polymodal.data.conditioned_image import ConditionedImageProcessor
 from polymodal.errors import UserError, unknown
 from polymodal.training.run import Run, evaluating, to_device
 from polymodal.types import CanGenerate
@@ -26,9 +25,8 @@ def generate_pictures(run: Run, words: Sequence[str], count: int, steps: int, se
         raise UserError(f"The run '{run.name}' cannot generate: its method has no `generate`.")
     if count < 1 or steps < 1:
         raise UserError("--count and --steps are at least 1.")
-    processor = run.processor
-    assert isinstance(processor, ConditionedImageProcessor)
-    names = list(processor.label.names) if processor.label is not None else []
+    processor: Any = run.processor
+    names = list(processor.label.names) if _label(run) is not None else []
     device = next(run.model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -36,10 +34,10 @@ def generate_pictures(run: Run, words: Sequence[str], count: int, steps: int, se
         for word in words:
             if word in names:
                 batch = processor(label=[names.index(word)] * count)
-            elif processor.text is not None:
-                batch = processor(text=[word] * count)
-            else:
+            elif getattr(processor, "text", True) is None:
                 raise unknown("label of this run", word, names)
+            else:
+                batch = processor(text=[word] * count)
             made = run.model.generate(to_device(batch, device), steps, generator).cpu()
             pixels = (processor.image.shown(made) * 255).round().byte().permute(0, 2, 3, 1).numpy()
             rows.append([PILImage.fromarray(picture) for picture in pixels])
@@ -48,10 +46,14 @@ def generate_pictures(run: Run, words: Sequence[str], count: int, steps: int, se
 
 def known_classes(run: Run) -> list[str]:
     """What a run can generate without being told anything else. Raises UserError when that is nothing."""
-    label = getattr(run.processor, "label", None)
+    label = _label(run)
     if not isinstance(run.model, CanGenerate) or label is None:
         raise UserError(f"Say what '{run.name}' is to generate, in words.")
     return list(label.names)
+
+
+def _label(run: Run) -> Any:
+    return getattr(run.processor, "label", None)
 
 
 def sheet(rows: Sequence[Sequence[PILImage.Image]], titles: Sequence[str]) -> PILImage.Image:

@@ -27,16 +27,16 @@ from polymodal.types import Batch
 class MultimodalLanguageModel(nn.Module):
     """A language model that reads the tokens of pictures among its own."""
 
-    def __init__(self, language_model: nn.Module, image_encoder: nn.Module, end: int):
+    def __init__(self, language_model: nn.Module, image_encoder: nn.Module, end: int, by_modality: bool):
         """language_model: a `LanguageModel`, or a published one. image_encoder: the cells of all tiles, one after the
-        other, to as many tokens. end: the mark after an answer.
-
-        Where the language model has perceptrons by modality, text's is the first and the picture's the second.
+        other, to as many tokens. end: the mark after an answer. by_modality: whether the language model has perceptrons
+        of two kinds, text's first and the picture's second.
         """
         super().__init__()
         self.image_encoder = image_encoder
         self.language_model: Any = language_model
         self.end = end
+        self.by_modality = by_modality
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The mean of -log p over all tokens that are asked for."""
@@ -74,6 +74,8 @@ class MultimodalLanguageModel(nn.Module):
             vectors = vectors.masked_scatter(pictured[..., None], seen.to(vectors.dtype))
         else:
             pictured = torch.zeros_like(sequences.predicted)
+        if not self.by_modality:
+            return vectors, None
         flat = pictured.flatten()
         return vectors, [(~flat).nonzero().squeeze(1), flat.nonzero().squeeze(1)]
 
@@ -134,4 +136,4 @@ class MonolithRecipe(Optimisation):
         embedding = ImageEmbedding(self.patch, self.cells, self.patch_width, self.language_model.width)
         experts = (TEXT, IMAGE) if self.visual_experts else (TEXT,)
         language_model = self.language_model.build(processor.tokenizer.vocabulary, experts)
-        return MultimodalLanguageModel(language_model, embedding, processor.end)
+        return MultimodalLanguageModel(language_model, embedding, processor.end, self.visual_experts)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from polymodal.data.sequence import beside
 from polymodal.draws import Draws
 from polymodal.errors import UserError
 from polymodal.modalities import Preferences
+from polymodal.modalities.preference import Preference
 from polymodal.objectives.autoregressive import sum_by_sequence
 from polymodal.objectives.preference import aot, bco, dpo, hinge, ipo, orpo, robust_dpo, sppo
 from polymodal.objectives.processes import gather
@@ -45,7 +47,7 @@ class MPO(MultimodalLanguageModel):
     """The model that learns, and what it was at first."""
 
     def __init__(self, model: MultimodalLanguageModel, recipe: Recipe):
-        super().__init__(model.language_model, model.image_encoder, model.end)
+        super().__init__(model.language_model, model.image_encoder, model.end, model.by_modality)
         self.recipe = recipe
         self.reference = copy.deepcopy(model).requires_grad_(False)
         self.mean_reward: Tensor
@@ -142,7 +144,7 @@ class Recipe(MonolithRecipe):
 
     def training_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
         """One pair of each example: all chosen answers, then all rejected ones, beside the same pictures."""
-        pairs = [one_of(e["preferences"], rng) for e, rng in zip(examples, draws.generators, strict=True)]
+        pairs = [one_pair(e["preferences"], rng) for e, rng in zip(examples, draws.generators, strict=True)]
         pictures = [example[IMAGE] for example in examples]
         said = [Saying(p.chosen, p.question) for p in pairs] + [Saying(p.rejected, p.question) for p in pairs]
         rows = zip(pictures * 2, said, strict=True)
@@ -161,6 +163,12 @@ class Recipe(MonolithRecipe):
             batch_size=256,
             learning_rate=5e-6,
         )
+
+
+def one_pair(pairs: list[Preference], rng: np.random.Generator) -> Preference:
+    """A pair of any question, each question as often: one has many pairs, a caption a single one."""
+    question = one_of(sorted({pair.question for pair in pairs}), rng)
+    return one_of([pair for pair in pairs if pair.question == question], rng)
 
 
 def _keep_reference(model: nn.Module) -> None:

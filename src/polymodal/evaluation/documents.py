@@ -1,0 +1,40 @@
+"""How well the next token of documents of text and pictures is foretold, by modality."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from polymodal.data.instructions import longest_caption
+from polymodal.data.loader import Reader
+from polymodal.evaluation.statistics import Score
+from polymodal.training.run import answers
+from polymodal.types import CanPredict, Processor
+
+BATCH = 32
+
+
+def document_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
+    """Nats a token, of each modality and of all, of pictures with their longest captions before and after them.
+
+    The unit is an example, with both documents; guessing takes every token of a modality to be as likely.
+    """
+    assert isinstance(method, CanPredict)
+    _, examples = reader.read_split(split)
+    documents: list[list[Any]] = []
+    for example in examples:
+        parts = [longest_caption(example), example["image"]]
+        documents += [parts, parts[::-1]]
+    found = answers(method, processor, "predicted", {"document": documents}, BATCH)
+    scores = []
+    for name in found[0]:
+        nats, count = (
+            torch.cat([part[name][place] for part in found]).double().view(-1, 2).sum(1).numpy() for place in (0, 1)
+        )
+        chance = float(np.log(method.choices[name])) if name in method.choices else None
+        units = nats / np.maximum(count, 1)
+        scores.append(Score(f"{split}/{name}/nats_a_token", units, chance, higher_is_better=False, weights=count))
+    return scores
