@@ -15,12 +15,16 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 
 from polymodal import corpora
 from polymodal.corpora._wordnet import wordnet
 from polymodal.data.conversation import DESCRIBE
+from polymodal.data.instructions import step_by_step
+from polymodal.data.loader import Reader
 from polymodal.draws import Draws
+from polymodal.evaluation.answers import question_scores
 from polymodal.evaluation.attacks import Pairs, attacked
 from polymodal.evaluation.hallucination import cases, scenes_of
 from polymodal.layers.decoding import Decoding
@@ -29,6 +33,7 @@ from polymodal.recipes.evaluation import aloha as aloha_recipe
 from polymodal.recipes.security import set_level_attack as set_level_attack_recipe
 from polymodal.serving.asking import ask_about
 from polymodal.serving.attack import sheet
+from polymodal.serving.generation import generate_pictures
 from polymodal.training import load_run
 
 HERE = Path(__file__).parent
@@ -227,6 +232,92 @@ def mono_internvl(results: Path) -> None:
         image.axis("off")
         told.axis("off")
     figure.savefig(HERE / "mono_internvl.png", dpi=120)
+
+
+def mpo(results: Path) -> None:
+    """Answers with and without working, of the model at the start and of every arm; and what they write of pictures."""
+    recorded = json.loads((results / "results.json").read_text())["scores"]
+    counting = corpora.counting()
+    starts = [load_run(folder) for folder in sorted((results / "start").glob("seed-*"))]
+    found: dict[str, list[float]] = {"start": [0.0, 0.0]}
+    for run in starts:
+        reader = Reader(counting, run.processor)
+        scores = {one.name: one.value for one in question_scores(run.model, run.processor, reader, "test")}
+        worked, gain = scores["test/worked/accuracy"], scores["test/worked/gain_over_direct"]
+        found["start"] = [sum(pair) for pair in zip(found["start"], (worked - gain, worked), strict=True)]
+    found["start"] = [value / len(starts) for value in found["start"]]
+    worked_by_arm, gains = (recorded[f"test/worked/{name}"]["arms"] for name in ("accuracy", "gain_over_direct"))
+    for arm in worked_by_arm:
+        worked = worked_by_arm[arm]["value"]
+        found[arm] = [worked - gains[arm]["value"], worked]
+    figure, (bars, told) = plt.subplots(1, 2, figsize=(12, 4.6), width_ratios=(2, 3), layout="constrained")
+    for shift, name in ((-0.2, "direct"), (0.2, "with working")):
+        values = [100 * pair[shift > 0] for pair in found.values()]
+        bars.bar([place + shift for place in range(len(found))], values, 0.38, label=name)
+    names = {"baseline": "generation\nalone", "treatment": "MPO", "DPO alone": "DPO\nalone"}
+    bars.set_xticks(range(len(found)), [names.get(name, name) for name in found])
+    bars.axhline(100 * recorded["test/worked/accuracy"]["chance"], color="#888888", ls=":", lw=1, label="chance")
+    bars.set(ylabel="right answers to the same questions, %")
+    bars.legend(frameon=False, fontsize=8, loc="lower right")
+    arms = {"start": starts[0]}
+    arms |= {arm: load_run(results / "runs" / arm / "seed-0") for arm in ("baseline", "treatment")}
+    told.axis("off")
+    for place, row in enumerate(counting.rows("test")[[3, 5, 8]].tolist()):
+        picture, questions = counting.value(row, "image"), counting.value(row, "questions")
+        inset = told.inset_axes((0.0, 0.68 - 0.34 * place, 0.22, 0.3))
+        inset.imshow(picture)
+        inset.axis("off")
+        question = next(one for one in questions if one.kind == ("count", "sum", "compare")[place])
+        lines = [question.question, f"right: {question.working} {question.answer}"]
+        for arm, run in arms.items():
+            said = ask_about(run, [picture], step_by_step(question.question), Decoding(longest=40))[0]
+            lines += textwrap.wrap(f"{arm}: {said}", 80, subsequent_indent="    ")
+        told.text(0.25, 0.98 - 0.34 * place, "\n".join(lines), fontsize=8, va="top", linespacing=1.4)
+    figure.savefig(HERE / "mpo.png", dpi=120)
+
+
+def moma(results: Path) -> None:
+    """Training loss by operations, and pictures that two arms make of captions of the test split."""
+    figure = plt.figure(figsize=(12, 4.6), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(2, 3))
+    axes = left.subplots()
+    curves = {}
+    for folder in sorted((results / "runs").iterdir()):
+        runs = [load_run(seed) for seed in sorted(folder.glob("seed-*"))]
+        losses = [
+            [sum(entry["losses"][kind] for kind in ("text", "image")) for entry in run.history if "losses" in entry]
+            for run in runs
+        ]
+        mean = np.mean([np.convolve(one, np.ones(7) / 7, "valid") for one in losses], axis=0)
+        steps = [entry["step"] for entry in runs[0].history if "losses" in entry][6:]
+        flops = runs[0].record["flops_an_example"] * runs[0].recipe.batch_size
+        curves[folder.name] = (np.array(steps) * flops / 1e12, mean)
+        axes.plot(*curves[folder.name], lw=1.3, label=folder.name.replace("_", " "))
+    goal = curves["baseline"][1][-1]
+    for name, (operations, losses_of) in curves.items():
+        reached = next((one for one, loss in zip(operations, losses_of, strict=True) if loss <= goal), None)
+        factor = f"{operations[-1] / reached:.2f}" if reached is not None else "below 1"
+        print(f"{name}: the baseline's last loss with {factor} times fewer operations")
+    axes.axhline(goal, color="#888888", ls=":", lw=1)
+    axes.set(xlabel="operations, 10¹²", ylabel="nats a token while training, 7 entries' mean", yscale="log")
+    axes.legend(frameon=False, fontsize=8)
+    scenes = corpora.scenes()
+    rows = scenes.rows("test")[[0, 7, 21, 33, 40]].tolist()
+    words = [scenes.value(row, "long")[0].text for row in rows]
+    columns = {"there is": [scenes.value(row, "image").resize((64, 64)) for row in rows]}
+    for arm in ("baseline", "treatment"):
+        run = load_run(results / "runs" / arm / "seed-0")
+        columns[arm] = [made[0] for made in generate_pictures(run, words, 1, 1)]
+    panels = right.subplots(len(rows), 4, width_ratios=(1, 1, 1, 3.4))
+    for line, panel in enumerate(panels):
+        for place, (name, pictures) in enumerate(columns.items()):
+            panel[place].imshow(pictures[line])
+            panel[place].axis("off")
+            if line == 0:
+                panel[place].set_title(name, fontsize=8)
+        panel[3].text(0, 0.5, textwrap.fill(words[line], 52), fontsize=7.5, va="center")
+        panel[3].axis("off")
+    figure.savefig(HERE / "moma.png", dpi=120)
 
 
 if __name__ == "__main__":

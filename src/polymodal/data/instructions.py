@@ -32,11 +32,11 @@ def described(example: Example, rng: np.random.Generator, turns: int) -> list[Sa
     return [Saying(longest_caption(example), DESCRIBE)]
 
 
-def asked(example: Example, rng: np.random.Generator, turns: int) -> list[Saying]:
-    """Some of the questions in any order, at most `turns`; half of those whose working is known with it."""
+def asked(example: Example, rng: np.random.Generator, turns: int, workings: float = 0.5) -> list[Saying]:
+    """Some of the questions in any order, at most `turns`. workings: share with their working, where it is known."""
     some = [example["questions"][number] for number in rng.permutation(len(example["questions"]))[:turns]]
     return [
-        worked(question) if question.working and rng.random() < 0.5 else Saying(question.answer, question.question)
+        worked(question) if question.working and rng.random() < workings else Saying(question.answer, question.question)
         for question in some
     ]
 

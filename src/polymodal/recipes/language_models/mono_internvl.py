@@ -53,6 +53,8 @@ class Recipe(MonolithRecipe):
     """Share of the concepts' captions that are exchanged, to imitate pairs from the web."""
     turns: int = 8
     """Most questions about a picture in one conversation."""
+    workings: float = 0.5
+    """Share of the questions whose working is known that are answered with it."""
     shares: tuple[float, float, float, float, float] = (0.2, 0.2, 0.3, 0.2, 0.1)
     """Of the budget: language, concepts, semantics, alignment, instructions."""
 
@@ -97,7 +99,7 @@ class Recipe(MonolithRecipe):
         said = []
         for example, rng in zip(examples, draws.generators, strict=True):
             texts = [Saying(example["text"][number].text) for number in rng.permutation(len(example["text"]))]
-            said.append(texts + (asked(example, rng, self.turns) if "questions" in example else []))
+            said.append(texts + (asked(example, rng, self.turns, self.workings) if "questions" in example else []))
         return {"sequences": processor.pack([processor.sequence(None, one) for one in said])}
 
     def concept_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
@@ -129,7 +131,9 @@ class Recipe(MonolithRecipe):
     def training_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
         """Questions about three pictures of four, and captions that are asked for."""
         said = [
-            (asked if "questions" in example and rng.random() < 0.75 else described)(example, rng, self.turns)
+            asked(example, rng, self.turns, self.workings)
+            if "questions" in example and rng.random() < 0.75
+            else described(example, rng, self.turns)
             for example, rng in zip(examples, draws.generators, strict=True)
         ]
         return self._shown([example[IMAGE] for example in examples], said, processor, self.most_tiles[3])

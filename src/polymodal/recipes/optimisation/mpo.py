@@ -8,8 +8,10 @@ Pairs of its own answers (`polymodal prefer`) are learned from with three losses
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.corpora import Corpus
+from polymodal.curation.preferences import PairOptions, write_preferences
 from polymodal.data.conversation import IMAGE, ConversationProcessor, Saying
 from polymodal.data.instructions import one_of
 from polymodal.data.sequence import beside
@@ -30,7 +33,8 @@ from polymodal.objectives.preference import aot, bco, dpo, hinge, ipo, orpo, rob
 from polymodal.objectives.processes import gather
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.language_models._base import MonolithRecipe, MultimodalLanguageModel
-from polymodal.types import Batch, Example, Paper, Stage
+from polymodal.training.run import Run
+from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
 paper = Paper(
     slug="mpo",
@@ -111,7 +115,7 @@ class MPO(MultimodalLanguageModel):
 @dataclass(frozen=True)
 class Recipe(MonolithRecipe):
     batch_size: int = 32
-    learning_rate: float = 2e-4
+    learning_rate: float = 3e-4
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     tiles: int = 1
@@ -174,3 +178,39 @@ def one_pair(pairs: list[Preference], rng: np.random.Generator) -> Preference:
 def _keep_reference(model: nn.Module) -> None:
     assert isinstance(model, MPO)
     model.keep_reference()
+
+
+def _own_pairs(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:
+    return write_preferences(run, corpus, folder, PairOptions(examples=3000, samples=8, seed=seed))
+
+
+# Taught with few workings, a model answers worse with one than without, as the models of the paper did.
+_taught = mono_internvl.Recipe(keep_language=False, visual_experts=False, shares=(0, 0, 0.6, 0, 0.4), workings=0.05)
+_mpo = Recipe(visual_experts=False)
+claim = Claim(
+    sentence="Learning from pairs of its own answers by preference, quality and generation together lets a model work "
+    "answers out better than generation from the chosen ones alone.",
+    # Each arm has the best learning rate of 1e-4, 3e-4 and 1e-3, by workings of the validation split.
+    baseline=dataclasses.replace(_mpo, preference=0.0, quality=0.0, learning_rate=1e-3),
+    treatment=_mpo,
+    further={"DPO alone": dataclasses.replace(_mpo, preference=1.0, quality=0.0, generation=0.0)},
+    start=_taught,
+    start_budget=Budget(steps=1600),
+    start_makes=_own_pairs,
+    corpus="counting",
+    budget=Budget(steps=150),
+    seeds=3,
+    metrics=(
+        "test/worked/accuracy",
+        "test/worked/gain_over_direct",
+        "test/worked/without_answer",
+        "test/questions/accuracy",
+        "test/captions/made_up",
+        "test/captions/named",
+        "test_twitter/worked/accuracy",
+        "test_twitter/worked/gain_over_direct",
+        "test_twitter/captions/made_up",
+    ),
+    paper_figures="M3CoT 79.2 with working (+2.0 over direct answers) against 67.8 (+3.9) of generation alone and 57.0 "
+    "(-2.3) at the start; MathVista 67.0 against 64.2 and 56.8; half the made-up objects in captions",
+)
