@@ -7,6 +7,7 @@ import json
 import lzma
 import tarfile
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -201,6 +202,35 @@ def test_answers_about_a_scene_agree_with_it(scenes):
                 thing = question.question.removeprefix("Is there a ").rstrip("?")
                 assert (question.answer == "yes") == (thing in names)
         assert {question.answer for question in questions if question.kind == "relation"} in ({"yes", "no"}, set())
+
+
+def test_answers_about_things_to_count_agree_with_them():
+    kinds, corpus = module("counting").KINDS, module("counting").counting()
+    rows = corpus.rows("test").tolist()[:200]
+    asked = {}
+    for row in rows:
+        there = Counter(region.name for region in corpus.value(row, "regions"))
+        listed = ", ".join(f"{kind} {there[kind]}" for kind in sorted(there))
+        assert corpus.value(row, "caption")[0].text == f"{listed}."
+        boxes = np.array([region.box for region in corpus.value(row, "regions")])
+        assert len({(box[0] // 32, box[1] // 32) for box in boxes.tolist()}) == len(boxes), "each in a cell of its own"
+        for question, answer, kind, working in corpus.value(row, "questions"):
+            named = [name for name in kinds if f" {name} " in f" {question[:-1]} "]
+            numbers = [there[name] for name in sorted(named, key=question.index)]
+            right = {
+                "count": lambda: str(sum(there.values())),  # noqa: B023
+                "count one": lambda: str(numbers[0]),  # noqa: B023
+                "sum": lambda: str(sum(numbers)),  # noqa: B023
+                "compare": lambda: "yes" if numbers[0] > numbers[1] else "no",  # noqa: B023
+                "presence": lambda: "yes" if numbers[0] else "no",  # noqa: B023
+            }[kind]()
+            assert answer == right, (question, there)
+            asked.setdefault(kind, Counter())[answer] += 1
+            if working:
+                steps = working.removesuffix(f", so {answer}.").split(", ")
+                assert all(there[name] == int(count) for name, count in (step.split() for step in steps))
+    assert len(asked) == 5
+    assert min(asked["compare"]["yes"], asked["presence"]["no"]) > 50
 
 
 def test_colours_are_named():

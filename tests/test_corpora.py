@@ -18,8 +18,12 @@ from PIL import Image as PILImage
 from polymodal import corpora
 from polymodal.corpora import _cache, _packages
 from polymodal.corpora._splits import Groups, split_groups, thumbnail
+from polymodal.corpora.corpus import About
 from polymodal.corpora.emoji import LANGUAGES, PICTURES
+from polymodal.corpora.own import from_path
+from polymodal.corpora.written import described, write_corpus
 from polymodal.errors import UserError
+from polymodal.modalities import Category, Image, Table, Text
 
 
 def png(colour=(200, 30, 30), size=(20, 16)) -> bytes:
@@ -139,22 +143,27 @@ prepared("thing-1", slow)
 def test_a_second_process_waits_for_the_first(tmp_path):
     program = """
 import sys, time
+from pathlib import Path
 from polymodal.corpora._cache import prepared
 def make(folder):
     (folder / "by").write_text(sys.argv[1])
     print("ready", flush=True)
-    time.sleep(8)
+    while not Path(sys.argv[2]).exists():
+        time.sleep(0.05)
 print((prepared("thing-1", make) / "by").read_text())
 """
-    environment = os.environ | {"POLYMODAL_CACHE": str(tmp_path)}
+    go = tmp_path / "go"
+    environment = os.environ | {"POLYMODAL_CACHE": str(tmp_path / "cache"), "PYTHONUNBUFFERED": "1"}
     start = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    first = subprocess.Popen([sys.executable, "-c", program, "first"], **start)
+    first = subprocess.Popen([sys.executable, "-c", program, "first", str(go)], **start)
     assert first.stdout is not None
     assert first.stdout.readline() == "ready\n"
-    second = subprocess.run([sys.executable, "-c", program, "second"], timeout=60, check=True, **start)
-    assert second.stdout == "first\n"
-    assert "waiting" in second.stderr
-    assert first.wait() == 0
+    second = subprocess.Popen([sys.executable, "-c", program, "second", str(go)], **start)
+    assert second.stderr is not None
+    assert "waiting" in second.stderr.readline()
+    go.touch()
+    assert second.communicate(timeout=60)[0] == "first\n"
+    assert first.communicate(timeout=60)[0] == "first\n"
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
@@ -343,3 +352,65 @@ def test_unknown_corpora_and_splits_suggest(emoji):
         corpora.named("emojii")
     with pytest.raises(UserError, match="no split 'dev'; it has train"):
         emoji.rows("dev")
+
+
+# Corpora that polymodal wrote
+
+
+def few_rows(count: int = 5) -> list[dict]:
+    return [
+        {
+            "key": f"number {number}",
+            "split": "train" if number else "test",
+            "text": [{"text": f"the text {number}", "language": "en"}],
+            "kind": "even" if number % 2 == 0 else "odd",
+        }
+        for number in range(count)
+    ]
+
+
+WRITTEN = {"text": Text({"en": 2.0}), "kind": Category(("even", "odd"))}
+ABOUT = About("mine", "five texts", "the user's own", "nowhere", ("text", "category"))
+
+
+def test_what_was_written_opens_as_it_was(tmp_path):
+    made = write_corpus(tmp_path / "out", ABOUT, WRITTEN, few_rows(), label="kind", made=lambda: {"by": "hand"})
+    for corpus in (made, from_path(tmp_path / "out"), corpora.open_again(made.choices)):
+        assert dict(corpus.columns) == {"text": Text({"en": 2.0}), "kind": Category(("even", "odd"))}
+        assert {name: rows.tolist() for name, rows in corpus.splits.items()} == {"test": [0], "train": [1, 2, 3, 4]}
+        assert corpus.value(3, "text")[0].text == "the text 3"
+        assert corpus.value(3, "kind") == 1
+        assert (corpus.key(2), corpus.label, corpus.about) == ("number 2", "kind", ABOUT)
+    assert described(tmp_path / "out")["made"] == {"by": "hand"}
+
+
+def test_what_was_stopped_leaves_no_folder_that_looks_whole(tmp_path):
+    def stopped():
+        yield from few_rows()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_corpus(tmp_path / "out", ABOUT, WRITTEN, stopped())
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "out").mkdir()
+    write_corpus(tmp_path / "out", ABOUT, WRITTEN, few_rows())  # an empty folder is no obstacle
+    with pytest.raises(UserError, match="is not empty; choose another --out"):
+        write_corpus(tmp_path / "out", ABOUT, WRITTEN, few_rows())
+
+
+def test_every_modality_is_described_in_full(emoji, scenes, tmp_path):
+    columns = {f"{corpus.name} {name}": kind for corpus in (emoji, scenes) for name, kind in corpus.columns.items()}
+    columns["table"] = Table({"width": "cm"}, {"colour": ("red", "blue")})
+    columns["picture"] = Image(tmp_path / "pictures")
+    written = write_corpus(tmp_path / "out", ABOUT, columns, [{"key": "one", "split": "train"}])
+    assert dict(written.columns) == columns
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("corpus.json", "{"), ("corpus.json", "{}"), ("rows.arrow", "not arrow")]
+)
+def test_a_damaged_corpus_is_one_sentence(file, content, tmp_path):
+    write_corpus(tmp_path / "out", ABOUT, WRITTEN, few_rows())
+    (tmp_path / "out" / file).write_text(content)
+    with pytest.raises(UserError, match=r"is damaged.*make it again"):
+        from_path(tmp_path / "out")

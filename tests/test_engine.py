@@ -236,6 +236,15 @@ def test_a_run_starts_from_another_run_and_from_published_weights(small_emoji, t
     recipe = siglip.Recipe(batch_size=16, learning_rate=0.0)
     second = train(recipe, small_emoji, Budget(steps=1), init=tmp_path / "first", execution=QUIET)
     assert torch.equal(weights(second)["image_projection.weight"], weights(first)["image_projection.weight"])
+    fewer = small_emoji.with_splits({name: rows[:9] for name, rows in small_emoji.splits.items()})
+    texts = ["a red fruit", "flag: france", "smiling face"]
+    assert (
+        siglip.Recipe().processor(fewer)(text=texts)["text"].ids.tolist()
+        != first.processor(text=texts)["text"].ids.tolist()
+    )
+    third = train(recipe, fewer, Budget(steps=1), init=tmp_path / "first", execution=QUIET)
+    assert third.processor(text=texts)["text"].ids.tolist() == first.processor(text=texts)["text"].ids.tolist()
+    assert torch.equal(weights(third)["text_encoder.embedding.weight"], weights(first)["text_encoder.embedding.weight"])
     with pytest.raises(UserError, match="holds no finished run"):
         train(recipe, small_emoji, Budget(steps=1), init=tmp_path / "nowhere", out=tmp_path / "second")
     assert not (tmp_path / "second").exists()

@@ -109,18 +109,22 @@ def open_written(path: Path | str) -> Corpus:
     )
 
 
-def _record(modality: Modality) -> dict[str, Any]:
+def _record(modality: Any) -> dict[str, Any]:
     """Its class and its fields, for JSON."""
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in _fields(modality).items()}
-    return {"kind": type(modality).__name__} | values
+    values = {field.name: getattr(modality, field.name) for field in dataclasses.fields(modality)}
+    stored = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return {"kind": type(modality).__name__} | stored
 
 
 def _modality(record: Mapping[str, Any]) -> Modality:
-    values = {name: value for name, value in record.items() if name != "kind"}
+    values = {name: _as_it_was(value) for name, value in record.items() if name != "kind"}
     if values.get("root"):
         values["root"] = Path(values["root"])
     return getattr(import_module("polymodal.modalities"), record["kind"])(**values)
 
 
-def _fields(modality: Any) -> dict[str, Any]:
-    return {field.name: getattr(modality, field.name) for field in dataclasses.fields(modality)}
+def _as_it_was(value: Any) -> Any:
+    """JSON has no tuples, which is what modalities have."""
+    if isinstance(value, dict):
+        return {name: _as_it_was(inner) for name, inner in value.items()}
+    return tuple(_as_it_was(inner) for inner in value) if isinstance(value, list) else value

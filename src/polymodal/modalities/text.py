@@ -186,6 +186,11 @@ class TextTokenizer:
     def vocabulary(self) -> int:
         return self.tokenizer.get_vocab_size()
 
+    @property
+    def marks(self) -> set[str]:
+        """The entries that are no pieces of texts, such as start and end."""
+        return {mark.content for mark in self.tokenizer.get_added_tokens_decoder().values()}
+
     def __call__(self, texts: list[str]) -> Tokens:
         """Start mark, the text's tokens, end mark; cut to `context_length`, padded to this batch's longest only."""
         room = self.context_length - 2

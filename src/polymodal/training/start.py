@@ -24,7 +24,7 @@ from polymodal.encoders.published_language_model import PublishedDecoder, read_l
 from polymodal.encoders.published_text import PublishedTextConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
-from polymodal.modalities.text import Tokenizer
+from polymodal.modalities.text import TextTokenizer, Tokenizer
 from polymodal.training.recipe_record import recipe_from_record
 from polymodal.training.run import WEIGHTS, read_record
 from polymodal.types import Processor
@@ -130,8 +130,12 @@ def tokenizer_of(init: Path | str) -> Tokenizer | None:
 
 
 def with_tokenizer(recipe: Any, processor: Processor, tokenizer: Tokenizer) -> Processor:
-    """The processor with another tokenizer, which reads texts as the recipe wants them; as it is where it has none."""
-    if not hasattr(processor, "tokenizer"):
+    """The processor with a tokenizer that was learned before, read as the recipe wants it.
+
+    It stays as it is where it has none, where its own is a published tower's, and where the marks are others.
+    """
+    own = getattr(processor, "tokenizer", None)
+    if not (isinstance(own, TextTokenizer) and isinstance(tokenizer, TextTokenizer) and own.marks == tokenizer.marks):
         return processor
     with tempfile.TemporaryDirectory() as folder:
         processor.save(Path(folder))
