@@ -22,7 +22,7 @@ from polymodal.data.instructions import final_answer, one_of, step_by_step
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.layers.decoding import Decoding
-from polymodal.modalities import Preferences
+from polymodal.modalities import Image, Preferences
 from polymodal.modalities.preference import Preference
 from polymodal.training.run import Run, answers
 from polymodal.types import CanWrite, Example
@@ -90,14 +90,15 @@ def write_preferences(
 ) -> Corpus:
     """A corpus of the training examples that have pairs, with them, and of all other splits as they are.
 
-    track: shows how far it is. Raises UserError for a run that cannot write, a corpus without questions or pictures, a
-    folder that is not empty, and when no pair came out.
+    track: shows how far it is. Raises UserError for a run that cannot write, a corpus without pictures, a folder that is
+    not empty, and when no pair came out.
     """
     options = options or PairOptions()
     folder = Path(folder)
     refuse_full(folder)
     if not isinstance(run.model, CanWrite):
         raise UserError(f"The run '{run.name}' does not write; a method that does is mono_internvl.")
+    corpus.column_of(Image)
     counts = PairCounts()
     columns = {**corpus.columns, COLUMN: Preferences()}
 
