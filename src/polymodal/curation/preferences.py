@@ -90,8 +90,8 @@ def write_preferences(
 ) -> Corpus:
     """A corpus of the training examples that have pairs, with them, and of all other splits as they are.
 
-    track: shows how far it is. Raises UserError for a run that cannot write, a corpus without pictures, a folder that is
-    not empty, and when no pair came out.
+    track: shows how far it is. Raises UserError for a run that cannot write, a corpus without pictures, a folder that
+    is not empty, and when no pair came out.
     """
     options = options or PairOptions()
     folder = Path(folder)
