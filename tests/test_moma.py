@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from polymodal.corpora import Corpus
+from polymodal.corpora import About, Corpus
+from polymodal.corpora.written import write_corpus
 from polymodal.data.conversation import IMAGE, PICTURE, ConversationProcessor
 from polymodal.data.loader import Reader
 from polymodal.data.sequence import TEXT, beside
@@ -18,10 +19,13 @@ from polymodal.draws import Draws
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.evaluation.documents import document_scores
+from polymodal.evaluation.suite import evaluate, validation
 from polymodal.layers.decoder import Decoder, ModalityExperts, OutputNormBlock, SwiGLU
 from polymodal.layers.decoding import Decoding
 from polymodal.layers.expert_choice import AuxiliaryRouter, ExpertChoice, gumbel_sigmoid
 from polymodal.layers.mixture_of_depths import MixtureOfDepths
+from polymodal.modalities import Interleaved, Text
+from polymodal.modalities.text import stored_texts
 from polymodal.recipes.any_to_any import moma
 from polymodal.training import Run, load_run, train
 from polymodal.training.execution import Execution
@@ -249,6 +253,43 @@ def test_a_document_holds_texts_and_whole_pictures_in_their_order(processor: Con
     assert sum(len(segment) for segment in crowded if segment.modality == IMAGE) % 16 == 0, "no picture is cut"
     prompt = processor(text=["a red cat"])["prompts"]
     assert prompt.ids[0, -1].item() == processor.marks[PICTURE][-1]
+
+
+def test_documents_of_a_corpus_are_read_in_their_order(few_scenes: Corpus, tmp_path: Path) -> None:
+    """Pages of several texts and figures, as those of manuals, some without any."""
+    pages = []
+    for number in range(40):
+        figures = [few_scenes.raw(row, "image") for row in few_scenes.rows("train")[number : number + number % 3]]
+        texts = [piece("paragraph", f"page {number}"), piece("item", "of several")]
+        pages.append(
+            {
+                "key": f"page {number}",
+                "split": "train" if number < 24 else "validation" if number < 32 else "test",
+                "document": [*texts, *(piece("figure", "", one) for one in figures), piece("paragraph", "the end")],
+                "title": stored_texts(f"title {number}"),
+            }
+        )
+    about = About("book", "forty pages", "ours", "scenes", ("interleaved", "text"))
+    book = write_corpus(tmp_path / "book", about, {"document": Interleaved(), "title": Text()}, pages)
+    run = train(TINY, book, Budget(steps=12), execution=QUIET, validate=validation(book))
+    parts = run.processor.read(book, 2)["document"]
+    assert [part if isinstance(part, str) else part.shape for part in parts] == [
+        "page 2\nof several",
+        (32, 32, 3),
+        (32, 32, 3),
+        "the end",
+    ]
+    scores = {score.name: score for score in evaluate(run, book)}
+    assert len(scores["test/text/nats_a_token"].units) == 8
+    figures = scores["test/image/nats_a_token"]
+    assert figures.weights.tolist() == [16 * (number % 3) for number in range(32, 40)]
+    assert np.isfinite(figures.value)
+    texts = TINY.picture_batch([{"document": ["no figure"]}], run.processor, Draws.of(0, 0, 1))
+    assert texts[IMAGE].shape == (1, 3, 32, 32)
+
+
+def piece(kind: str, text: str, figure: bytes | None = None) -> dict:
+    return {"kind": kind, "text": text, "figure": figure}
 
 
 def test_losses_of_the_modalities_add_up_to_the_mean_over_tokens(

@@ -29,7 +29,7 @@ from polymodal.data.columns import (
 from polymodal.data.sequence import TEXT, PackedSequences, Segment, beside, pack
 from polymodal.data.sequence import Sequence as Segments
 from polymodal.errors import UnreadableExample, UserError
-from polymodal.modalities import Image, Preferences, Questions, Regions, Text
+from polymodal.modalities import Image, Interleaved, Preferences, Questions, Regions, Text
 from polymodal.modalities.image import patchify, tiles, to_rgb
 from polymodal.modalities.modality import Modality
 from polymodal.modalities.region import Region
@@ -154,8 +154,37 @@ class RegionsColumn(AsItIsColumn):
         ]
 
 
+@dataclass(frozen=True)
+class DocumentColumn:
+    """Texts and pictures of a page in their order."""
+
+    image: PictureColumn
+
+    def read(self, corpus: Corpus, row: int) -> list[str | np.ndarray]:
+        parts: list[str | np.ndarray] = []
+        for piece in corpus.value(row, corpus.column_of(Interleaved)):
+            if piece.figure is not None:
+                parts.append(self.image.open(piece.figure))
+            elif parts and isinstance(parts[-1], str):
+                parts[-1] += f"\n{piece.text}"
+            else:
+                parts.append(piece.text)
+        return parts
+
+    def __call__(self, documents: list[Any]) -> list[Any]:
+        return documents
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def save(self, directory: Path) -> None:
+        """Nothing that the picture's column does not save."""
+
+
+DOCUMENT = "document"
 KINDS: dict[str, type[Modality]] = {
     IMAGE: Image,
+    DOCUMENT: Interleaved,
     "text": Text,
     "questions": Questions,
     "regions": Regions,
@@ -170,6 +199,7 @@ class ConversationProcessor(ColumnsProcessor):
         super().__init__(
             image=image,
             text=text,
+            document=DocumentColumn(image),
             questions=QuestionsColumn(),
             regions=RegionsColumn(),
             preferences=PreferencesColumn(),
@@ -192,8 +222,10 @@ class ConversationProcessor(ColumnsProcessor):
 
         image: what is known of the pictures beforehand.
         """
-        mean, std = colour_statistics(corpora[0])
-        column = dataclasses.replace(image, mean=mean, std=std)
+        column = image
+        if any(isinstance(modality, Image) for modality in corpora[0].columns.values()):
+            mean, std = colour_statistics(corpora[0])
+            column = dataclasses.replace(image, mean=mean, std=std)
         texts = (text for corpus in corpora for text in _texts(corpus))
         return cls(column, CaptionsColumn(learn(texts)), context)
 
@@ -217,9 +249,9 @@ class ConversationProcessor(ColumnsProcessor):
         With `answer`, whole sequences in whose answers the loss is asked for; answers alone are texts. `document` alone
         gives `sequences` of texts and pictures in any order, `text` alone prompts of texts that a picture follows.
         """
-        refuse_others(columns, ("answer", IMAGE, "question", "begun", "document", "text"))
-        if "document" in columns:
-            return {"sequences": beside([self.document(self._opened(parts)) for parts in columns["document"]])}
+        refuse_others(columns, ("answer", IMAGE, "question", "begun", DOCUMENT, "text"))
+        if DOCUMENT in columns:
+            return {"sequences": beside([self.document(self._opened(parts)) for parts in columns[DOCUMENT]])}
         if "text" in columns:
             return {"prompts": beside([self._before_picture(text) for text in columns["text"]], to_the_right=True)}
         count = len(next(iter(columns.values())))
@@ -318,9 +350,12 @@ def _text(ids: list[int], predicted: bool = False) -> Segment:
 
 def _texts(corpus: Corpus, most: int = 20_000) -> Iterator[str]:
     """Captions, questions and answers of training examples."""
-    asks = any(isinstance(modality, Questions) for modality in corpus.columns.values())
+    kinds = {type(modality) for modality in corpus.columns.values()}
+    asks = Questions in kinds
     for row in corpus.sample("train", most).tolist():
         with contextlib.suppress(UnreadableExample):
+            if Interleaved in kinds:
+                yield from (piece["text"] for piece in corpus.raw(row, corpus.column_of(Interleaved)) if piece["text"])
             yield from (caption.text for caption in all_captions(corpus, row))
             if asks:
                 yield from (text for question in QuestionsColumn().read(corpus, row) for text in question[:2])

@@ -18,21 +18,27 @@ BATCH = 32
 
 
 def document_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
-    """Nats a token, of each modality and of all, of pictures with their longest captions before and after them.
+    """Nats a token, of each modality and of all: of the examples' documents, or of pictures with their longest captions
+    before and after them.
 
-    The unit is an example, with both documents; guessing takes every token of a modality to be as likely.
+    The unit is an example; guessing takes every token of a modality to be as likely.
     """
     assert isinstance(method, CanPredict)
     _, examples = reader.read_split(split)
     documents: list[list[Any]] = []
-    for example in examples:
-        parts = [longest_caption(example), example["image"]]
-        documents += [parts, parts[::-1]]
+    owners: list[int] = []
+    for number, example in enumerate(examples):
+        if "document" in example:
+            own = [example["document"]]
+        else:
+            own = [[longest_caption(example), example["image"]], [example["image"], longest_caption(example)]]
+        documents += own
+        owners += [number] * len(own)
     found = answers(method, processor, "predicted", {"document": documents}, BATCH)
     scores = []
     for name in found[0]:
         nats, count = (
-            torch.cat([part[name][place] for part in found]).double().view(-1, 2).sum(1).numpy() for place in (0, 1)
+            np.bincount(owners, torch.cat([part[name][place] for part in found]).numpy()) for place in (0, 1)
         )
         chance = float(np.log(method.choices[name])) if name in method.choices else None
         units = nats / np.maximum(count, 1)

@@ -26,7 +26,7 @@ from polymodal.evaluation.incomplete_tables import classification_scores, fill_s
 from polymodal.evaluation.ranking import prototype_scores, recommendation_scores
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
-from polymodal.modalities import Category, History, Image, Mask, Questions, Regions, Table, Text, Words
+from polymodal.modalities import Category, History, Image, Interleaved, Mask, Questions, Regions, Table, Text, Words
 from polymodal.training.features import with_features
 from polymodal.training.run import Run, embed
 from polymodal.types import (
@@ -160,7 +160,7 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     if isinstance(model, CanTagWords) and Words in kinds:
         for split in tests:
             scores += field_scores(model, run.processor, reader, split)
-    if isinstance(model, CanPredict) and {Image, Text} <= kinds:
+    if isinstance(model, CanPredict) and ({Image, Text} <= kinds or Interleaved in kinds):
         for split in tests:
             scores += document_scores(model, run.processor, reader, split)
     if isinstance(model, CanWrite) and isinstance(model, HasLikelihood) and {Image, Text} <= kinds:
@@ -278,7 +278,7 @@ def validation(corpus: Corpus) -> Any:
             return _figures(recommendation_scores(method, processor, reader, "validation"))
         if isinstance(method, CanTagWords) and Words in kinds:
             return _figures(field_scores(method, processor, reader, "validation", VALIDATION_PAGES))
-        if isinstance(method, CanPredict) and {Image, Text} <= kinds:
+        if isinstance(method, CanPredict) and ({Image, Text} <= kinds or Interleaved in kinds):
             return _figures(document_scores(method, processor, reader, "validation"))
         if isinstance(method, CanWrite) and {Image, Text} <= kinds:
             return _figures(written_scores(method, processor, reader, "validation", VALIDATION_EXAMPLES))

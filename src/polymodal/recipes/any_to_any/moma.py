@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from polymodal.corpora import Corpus
-from polymodal.data.conversation import IMAGE, MARKS, ConversationProcessor, PictureColumn
+from polymodal.data.conversation import DOCUMENT, IMAGE, MARKS, ConversationProcessor, PictureColumn
 from polymodal.data.instructions import one_of
 from polymodal.data.sequence import TEXT, PackedSequences
 from polymodal.draws import Draws
@@ -234,16 +235,23 @@ class Recipe(Optimisation):
         return MoMa(self, processor.tokenizer.vocabulary, processor.end)
 
     def picture_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
-        """Whole pictures, for the tokenizer."""
-        cells = torch.stack([processor.image.cells_of(example[IMAGE], 1) for example in examples])
-        return {IMAGE: unpatchify(cells, self.patch)}
+        """Whole pictures, for the tokenizer: those of the examples, or of their documents, one of each that has any."""
+        pictures = []
+        for example, rng in zip(examples, draws.generators, strict=True):
+            figures = [part for part in example.get(DOCUMENT, ()) if not isinstance(part, str)]
+            pictures += [example[IMAGE]] if IMAGE in example else [one_of(figures, rng)] if figures else []
+        blank = np.full((self.tile, self.tile, 3), 255, np.uint8)
+        cells = [processor.image.cells_of(picture, 1) for picture in pictures or [blank]]
+        return {IMAGE: unpatchify(torch.stack(cells), self.patch)}
 
     def training_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
-        """Documents of a picture and one of its captions, either of which comes first, packed."""
+        """Documents, packed: the examples' own, or of a picture and one of its captions in either order."""
         documents = []
         for example, rng in zip(examples, draws.generators, strict=True):
-            parts = [one_of(example["text"], rng).text, example[IMAGE]]
-            documents.append(processor.document(parts if rng.random() < 0.5 else parts[::-1]))
+            parts = example.get(DOCUMENT)
+            if parts is None:
+                parts = [one_of(example["text"], rng).text, example[IMAGE]][:: 1 if rng.random() < 0.5 else -1]
+            documents.append(processor.document(parts))
         return {"sequences": processor.pack(documents)}
 
     @classmethod
@@ -305,12 +313,11 @@ claim = Claim(
     further={
         "one expert each": dataclasses.replace(_moma, text_experts=1, image_experts=1),
         "mixed experts": dataclasses.replace(_moma, by_modality=False),
-        "upcycled": dataclasses.replace(_moma, upcycling=0.2),
     },
     start=dataclasses.replace(_moma, shares=(1.0, 0.0, 0.0)),
     start_budget=Budget(steps=300),
     corpus="scenes",
-    budget=Budget(steps=600),
+    budget=Budget(steps=400),
     seeds=3,
     metrics=(
         "test/all/nats_a_token",
