@@ -134,7 +134,7 @@ def test_bootstrap_interval_covers_the_truth_about_95_times_in_100():
     assert 0.9 <= covered / 200 <= 0.99
 
 
-@pytest.mark.parametrize(("seeds", "further_arms"), [(1, 0), (2, 3), (5, 0)])
+@pytest.mark.parametrize(("seeds", "further_arms"), [(1, 0), (2, 3), (3, 2), (5, 0)])
 def test_paired_interval_covers_the_true_difference(seeds, further_arms):
     """Seeds shift every unit of an arm together; units are hard or easy for all arms."""
     rng = np.random.default_rng(1)
@@ -156,6 +156,26 @@ def test_paired_interval_covers_the_true_difference(seeds, further_arms):
     assert covered / 200 >= 0.9
     paired, unpaired = np.mean(widths, axis=0)
     assert paired < unpaired  # the difficulty of the units cancels in the paired difference
+
+
+def test_an_arm_that_collapses_now_and_then_says_nothing_about_the_others():
+    rng = np.random.default_rng(0)
+
+    def arm(*values):
+        return [Score("x", rng.normal(value, 0.1, 200)) for value in values]
+
+    baseline, treatment, alike, collapsing = (
+        arm(0.6, 0.61, 0.6),
+        arm(0.62, 0.61, 0.63),
+        arm(0.5, 0.52, 0.5),
+        arm(0.1, 0.6, 0.4),
+    )
+    alone = paired_difference(treatment, baseline)
+    assert paired_difference(treatment, baseline, [collapsing]) == alone
+    assert paired_difference(treatment, baseline, [alike]) != alone
+    assert paired_difference(treatment, baseline, [collapsing, alike]) == paired_difference(
+        treatment, baseline, [alike]
+    )
 
 
 def test_scores_survive_json():

@@ -122,6 +122,20 @@ def test_stages_and_validations_are_the_same_whole_and_sharded(tmp_path):
     assert_close(weights(tmp_path / "ddp"), weights(tmp_path / "fsdp"))
 
 
+def test_experts_and_their_routers_are_the_same_whole_and_sharded(tmp_path):
+    """What a look at the validation split gathered first is written into again, and a router's loss leaves no block."""
+    small = ["--language-model.width", "32", "--language-model.depth", "2", "--language-model.hidden", "48"]
+    small += ["--tile", "32", "--depths", "0.5", "--upcycling", "0.4", "--track", "none"]
+    for parallel in ("ddp", "fsdp"):
+        command = ["moma", "--corpus", "scenes", "--budget", "12steps", "--batch-size", "8", *small]
+        run(
+            torchrun(2, "-m", "polymodal", "train", *command, "--parallel", parallel, "--out", str(tmp_path / parallel))
+        )
+    one, other = weights(tmp_path / "ddp"), weights(tmp_path / "fsdp")
+    assert any(".auxiliary." in name for name in one)
+    assert_close(one, other)
+
+
 def test_a_batch_that_does_not_divide_is_one_sentence(tmp_path):
     command = torchrun(2, "-m", "polymodal", "train", *options(tmp_path / "run", batch=33))
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())

@@ -279,7 +279,8 @@ def _use_of(run: Any, out: Any) -> str:
     from polymodal.types import CanEmbed, CanGenerate
 
     if isinstance(run.model, CanGenerate):
-        return f"   or   polymodal generate {out}"
+        words = "" if getattr(run.processor, "label", None) is not None else ' "a red fruit"'
+        return f"   or   polymodal generate {out}{words}"
     if not isinstance(run.model, CanEmbed):
         return ""
     with_text = "text" in getattr(run.processor, "columns", ("text",))

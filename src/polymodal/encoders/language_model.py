@@ -118,7 +118,7 @@ class LanguageModel(nn.Module):
             for name in experts.modalities:
                 experts.get_submodule(name).load_state_dict(given)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def write(
         self,
         vectors: Float[Tensor, "batch length width"],

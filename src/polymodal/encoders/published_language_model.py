@@ -142,7 +142,7 @@ class PublishedLanguageModel(PublishedModel):
         """Of the next word."""
         return self.model.get_output_embeddings()(states)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def write(
         self,
         vectors: Float[Tensor, "batch length width"],

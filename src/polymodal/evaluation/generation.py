@@ -108,7 +108,7 @@ def generation_scores(method: nn.Module, processor: Processor, reader: Reader, s
     conditions = {name: value for name, value in real.items() if name != "image"}
     device = next(method.parameters()).device
     scores = []
-    with evaluating(method), torch.inference_mode():
+    with evaluating(method), torch.no_grad():
         of_real = classifier.features(real["image"])
         seen = classifier(real["image"]).argmax(1).numpy()
         scores.append(balanced_accuracy(f"{split}/real_pictures/accuracy", seen, labels))

@@ -67,7 +67,7 @@ def grounding_scores(run: Run, corpus: Corpus, reader: Reader, split: str) -> li
     ]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _patch_vectors(run: Run, images: list[Any]) -> Float[Tensor, "pictures patches dim"]:
     model: Any = run.model
     device = next(model.parameters()).device

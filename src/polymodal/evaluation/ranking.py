@@ -81,7 +81,7 @@ def prototype_scores(method: nn.Module, processor: Processor) -> list[Score]:
     labelled = [(number, item.labels[0]) for number, item in enumerate(processor.catalogue) if item.labels]
     if not labelled:
         return []
-    with evaluating(method), torch.inference_mode():
+    with evaluating(method), torch.no_grad():
         prototypes = method.item_prototypes().argmax(1).numpy(force=True)
     numbers, labels = zip(*labelled, strict=True)
     agreement = adjusted_mutual_info_score(labels, prototypes[list(numbers)])

@@ -148,10 +148,18 @@ def _resamples(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _combined(by_arm: list[list[float]], unit_variance: float, units: int) -> Estimate:
-    """by_arm: values by seed; the first arm is the one to estimate, all of them tell how much seeds vary."""
+    """by_arm: values by seed; the first arm is the one to estimate, all that vary alike tell how much seeds vary.
+
+    From three seeds on, an arm that varies more than chance allows (F test, 5 %), such as one that collapses now and
+    then, says nothing about the others.
+    """
     mean, seeds = float(np.mean(by_arm[0])), len(by_arm[0])
-    freedom = len(by_arm) * (seeds - 1)
-    seed_variance = float(np.mean([np.var(values, ddof=1) for values in by_arm])) / seeds if freedom else 0.0
+    variances = [float(np.var(values, ddof=1)) for values in by_arm] if seeds > 1 else []
+    if seeds > 2:
+        largest = stats.f.ppf(0.95, seeds - 1, seeds - 1) * variances[0]
+        variances = [variances[0], *(one for one in variances[1:] if one <= largest)]
+    freedom = len(variances) * (seeds - 1)
+    seed_variance = float(np.mean(variances)) / seeds if freedom else 0.0
     variance = seed_variance + unit_variance
     if variance == 0:
         return Estimate(mean, mean, mean)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from torch.nn import functional as F
 
 class AuxiliaryRouter(nn.Module):
     """Whether a token will be chosen, told from the token alone: sigmoid(silu(x W1) W2) above a half (equation 6)."""
+
+    shards_alone: ClassVar[bool] = True  # its loss is no output of the block, so FSDP2 would not gather it backwards
 
     def __init__(self, width: int, choices: int):
         super().__init__()
@@ -40,7 +44,8 @@ class ExpertChoice(nn.Module):
 
     What a token gets is the sum over the experts that chose it, by the sigmoid of its score with each; a token that
     none chose gets 0. All experts are one matrix product. A choice among a batch sees what comes later in a text: what
-    is written or measured word by word goes by auxiliary routers (`foretold`), which are trained afterwards.
+    is written or measured word by word goes by auxiliary routers (`foretold`), which are trained afterwards. The batch
+    is what a process computes at once, so the choice is another one with micro-batches or several processes.
     """
 
     def __init__(self, width: int, hidden: int, experts: int, noise: bool = False):

@@ -22,7 +22,8 @@ from polymodal.errors import UserError
 Parallel = Literal["ddp", "fsdp"]
 ENTRANCES = (
     *("losses", "represent", "compare", "embed", "embed_image", "embed_text", "embed_patches", "classify"),
-    *("features", "fill_cells", "tag_words", "recommend", "item_prototypes", "generate", "write", "log_likelihood"),
+    *("features", "fill_cells", "tag_words", "recommend", "item_prototypes", "generate", "write"),
+    *("log_likelihood", "predicted"),
 )
 
 
@@ -115,7 +116,8 @@ def spread(method: Any, place: Processes, parallel: Parallel, whole_steps: bool,
     """A callable that gives the losses of a batch and averages gradients over processes in its backward pass.
 
     ddp: every process holds the whole model. fsdp: parameters, gradients and optimiser state are cut into as many
-    parts as there are processes (FSDP2), by the entries of every ModuleList, which are what transformers repeat.
+    parts as there are processes (FSDP2), by the entries of every ModuleList, which are what transformers repeat, and by
+    modules that say `shards_alone`.
     whole_steps: whether a step is one backward pass; when it is several, `Processes.average` comes after the last.
     all_used: whether every trainable parameter has a part in every batch; else each step looks for those that have.
     """
@@ -132,11 +134,11 @@ def spread(method: Any, place: Processes, parallel: Parallel, whole_steps: bool,
 def shard(method: nn.Module, place: Processes) -> None:
     """FSDP2 on the method in place; its ways in (`losses`, `embed`, ...) collect the parameters that they need."""
     mesh = init_device_mesh(place.device.type, (place.count,))
-    for module in list(method.modules()):
-        if isinstance(module, nn.ModuleList):
-            for entry in module:
-                if any(True for _ in entry.parameters()):
-                    fully_shard(entry, mesh=mesh)
+    for module in reversed(list(method.modules())):  # what is inside first
+        entries = module if isinstance(module, nn.ModuleList) else [module] * getattr(module, "shards_alone", False)
+        for entry in entries:
+            if any(True for _ in entry.parameters()):
+                fully_shard(entry, mesh=mesh)
     scalars = {parameter for parameter in method.parameters() if parameter.ndim == 0}  # which cannot be cut
     fully_shard(method, mesh=mesh, ignored_params=scalars)
     for name in ENTRANCES:

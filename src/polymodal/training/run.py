@@ -85,12 +85,13 @@ def answers(
 ) -> list[Any]:
     """What a capability of the method answers to all columns together, a batch after the other, on the CPU.
 
-    options: further arguments of the capability.
+    options: further arguments of the capability. This is not in inference mode, for FSDP2 keeps what it gathers here
+    first, and writes into it again while training.
     """
     device = next(method.parameters()).device
     count = len(next(iter(columns.values())))
     found = []
-    with evaluating(method), torch.inference_mode():
+    with evaluating(method), torch.no_grad():
         for start in range(0, count, batch_size):
             some = {name: values[start : start + batch_size] for name, values in columns.items()}
             answer = getattr(method, capability)(to_device(processor(**some), device), **options)

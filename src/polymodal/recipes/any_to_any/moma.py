@@ -65,6 +65,8 @@ class MoMa(nn.Module):
 
         whole = vocabulary + recipe.tokenizer.codes
         self.language_model = LanguageModel(config, whole, tuple(counts), perceptron, OutputNormBlock)
+        # What a block adds has been normalised to 1 already: beside it, shorter vectors of tokens would go under.
+        nn.init.normal_(self.language_model.embedding.weight)
         blocks = self.language_model.decoder.blocks
         for number, block in enumerate(blocks):
             if recipe.depths and number % 2 == 0:
@@ -107,7 +109,7 @@ class MoMa(nn.Module):
             vectors, prompts.position, prompts.document, routes, self.end, decoding, generator
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(
         self, batch: Batch, steps: int = 0, generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch 3 size size"]:
@@ -171,8 +173,8 @@ class MoMa(nn.Module):
 @dataclass(frozen=True)
 class Recipe(Optimisation):
     batch_size: int = 32
-    learning_rate: float = 2e-3
-    language_model: LanguageModelConfig = LanguageModelConfig(vocabulary=1000, groups=4)
+    learning_rate: float = 1e-2
+    language_model: LanguageModelConfig = LanguageModelConfig(vocabulary=1000, groups=4, tied=False)
     tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
     tile: int = 64
     """Side of a picture in pixels."""
@@ -213,7 +215,7 @@ class Recipe(Optimisation):
         alone = self.upcycling * main
         choosing = max(self.experts.values()) > 1 or self.depths > 0
         stages = [
-            Stage("image tokenizer", tokenizer, ("tokenizer.*",), learning_rate=1.5, training_batch=self.picture_batch),
+            Stage("image tokenizer", tokenizer, ("tokenizer.*",), learning_rate=0.3, training_batch=self.picture_batch),
             Stage("one expert", alone, LEARNED, start=_leave_alone),
             Stage("experts", main - alone, LEARNED, start=_upcycle if alone else None),
         ]
@@ -308,7 +310,8 @@ _moma = Recipe(shares=(0.0, 0.95, 0.05))
 claim = Claim(
     sentence="Experts that choose among the tokens of their own modality reach a lower loss than a dense model of as "
     "many operations a token, above all on pictures.",
-    baseline=dataclasses.replace(_moma, by_modality=False, text_experts=1, image_experts=0),
+    # Each of the two has the best learning rate of 3e-3, 1e-2 and 2e-2 on the validation split after 150 steps.
+    baseline=dataclasses.replace(_moma, by_modality=False, text_experts=1, image_experts=0, learning_rate=2e-2),
     treatment=_moma,
     further={
         "one expert each": dataclasses.replace(_moma, text_experts=1, image_experts=1),
