@@ -258,7 +258,7 @@ def mpo(results: Path) -> None:
     bars.set_xticks(range(len(found)), [names.get(name, name) for name in found])
     bars.axhline(100 * recorded["test/worked/accuracy"]["chance"], color="#888888", ls=":", lw=1, label="chance")
     bars.set(ylabel="right answers to the same questions, %")
-    bars.legend(frameon=False, fontsize=8, loc="lower right")
+    bars.legend(frameon=False, fontsize=8, loc="upper right")
     arms = {"start": starts[0]}
     arms |= {arm: load_run(results / "runs" / arm / "seed-0") for arm in ("baseline", "treatment")}
     told.axis("off")
