@@ -284,22 +284,24 @@ def moma(results: Path) -> None:
     curves = {}
     for folder in sorted((results / "runs").iterdir()):
         runs = [load_run(seed) for seed in sorted(folder.glob("seed-*"))]
-        losses = [
-            [sum(entry["losses"][kind] for kind in ("text", "image")) for entry in run.history if "losses" in entry]
-            for run in runs
-        ]
-        mean = np.mean([np.convolve(one, np.ones(7) / 7, "valid") for one in losses], axis=0)
-        steps = [entry["step"] for entry in runs[0].history if "losses" in entry][6:]
-        flops = runs[0].record["flops_an_example"] * runs[0].recipe.batch_size
-        curves[folder.name] = (np.array(steps) * flops / 1e12, mean)
+        every = np.arange(30, runs[0].record["steps"] + 1, 10)
+        smooth = []
+        for run in runs:
+            logged = [entry for entry in run.history if "losses" in entry]
+            losses = [entry["losses"]["text"] + entry["losses"]["image"] for entry in logged]
+            smooth.append(
+                np.interp(every, [entry["step"] for entry in logged[6:]], np.convolve(losses, np.ones(7) / 7, "valid"))
+            )
+        curves[folder.name] = (every, np.mean(smooth, axis=0))
         axes.plot(*curves[folder.name], lw=1.3, label=folder.name.replace("_", " "))
     goal = curves["baseline"][1][-1]
-    for name, (operations, losses_of) in curves.items():
-        reached = next((one for one, loss in zip(operations, losses_of, strict=True) if loss <= goal), None)
-        factor = f"{operations[-1] / reached:.2f}" if reached is not None else "below 1"
+    last = curves["baseline"][0][-1]
+    for name, (steps_of, losses_of) in curves.items():
+        reached = next((step for step, loss in zip(steps_of, losses_of, strict=True) if loss <= goal), None)
+        factor = f"{last / reached:.2f}" if reached is not None else "below 1"
         print(f"{name}: the baseline's last loss with {factor} times fewer operations")
     axes.axhline(goal, color="#888888", ls=":", lw=1)
-    axes.set(xlabel="operations, 10¹²", ylabel="nats a token while training, 7 entries' mean", yscale="log")
+    axes.set(xlabel="steps of equal operations", ylabel="nats a token while training, 7 entries' mean", yscale="log")
     axes.legend(frameon=False, fontsize=8)
     scenes = corpora.scenes()
     rows = scenes.rows("test")[[0, 7, 21, 33, 40]].tolist()
