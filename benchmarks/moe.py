@@ -64,7 +64,7 @@ def main() -> None:
             "one after the other": choosing_one_by_one,
         }
         differences = (by_modality() - both_and_a_mask(), choosing_together() - choosing_one_by_one())
-        difference = max(float(one.abs().max()) for one in differences)
+        difference = max(float(one.detach().abs().max()) for one in differences)
         steps = {label: lambda way=way: way().square().mean().backward() for label, way in ways.items()}
         times = seconds_in_turn(steps, ROUNDS)
         base = times["one perceptron"]
