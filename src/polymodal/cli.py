@@ -276,10 +276,11 @@ def _train(
 
 def _use_of(run: Any, out: Any) -> str:
     """The command that shows what such a run is for."""
+    from polymodal.data.columns import label_of
     from polymodal.types import CanEmbed, CanGenerate
 
     if isinstance(run.model, CanGenerate):
-        words = "" if getattr(run.processor, "label", None) is not None else ' "a red fruit"'
+        words = "" if label_of(run.processor) else ' "a red fruit"'
         return f"   or   polymodal generate {out}{words}"
     if not isinstance(run.model, CanEmbed):
         return ""

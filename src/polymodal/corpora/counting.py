@@ -104,18 +104,19 @@ def ask(there: Mapping[str, int], rng: np.random.Generator) -> list[dict[str, st
     other = others[0] if others and rng.random() < 0.7 else absent[int(rng.integers(len(absent)))]
     pair = {kind: there.get(kind, 0) for kind in sorted((own, other))}
     one, two = rng.permutation(list(pair)).tolist()
-    more = "yes" if pair[one] > pair[two] else "no"
+    together, more = str(sum(pair.values())), "yes" if pair[one] > pair[two] else "no"
     seen = absent[int(rng.integers(len(absent)))] if rng.random() < 0.5 else own
     return stored_questions(
         [
-            ("How many things are there?", total, "count", f"{listed(there)}, so {total}."),
+            ("How many things are there?", total, "count", worked(there, total)),
             (f"How many {own} are there?", str(there[own]), "count one"),
-            (f"How many {one} and {two} are there?", str(sum(pair.values())), "sum", _worked(pair)),
-            (f"Are there more {one} than {two}?", more, "compare", f"{listed(pair)}, so {more}."),
+            (f"How many {one} and {two} are there?", together, "sum", worked(pair, together)),
+            (f"Are there more {one} than {two}?", more, "compare", worked(pair, more)),
             (f"Is there a {seen}?", "yes" if seen in there else "no", "presence"),
         ]
     )
 
 
-def _worked(pair: Mapping[str, int]) -> str:
-    return f"{listed(pair)}, so {sum(pair.values())}."
+def worked(there: Mapping[str, int], answer: str) -> str:
+    """'duck 2, key 1, so 3.'."""
+    return f"{listed(there)}, so {answer}."

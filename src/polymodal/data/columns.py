@@ -313,3 +313,8 @@ class LabelColumn(PlainColumn):
 
     def __call__(self, labels: list[int]) -> Int[Tensor, " batch"]:
         return torch.tensor(labels)
+
+
+def label_of(processor: Any) -> LabelColumn | None:
+    """The column of the classes that a method takes; None where it takes none."""
+    return getattr(processor, "label", None)

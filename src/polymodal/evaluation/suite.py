@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.corpora import Corpus
+from polymodal.data.columns import label_of
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.answers import caption_scores, made_up_scores, question_scores, text_scores
@@ -160,7 +161,7 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     if isinstance(model, CanTagWords) and Words in kinds:
         for split in tests:
             scores += field_scores(model, run.processor, reader, split)
-    if isinstance(model, CanPredict) and ({Image, Text} <= kinds or Interleaved in kinds):
+    if isinstance(model, CanPredict) and _has_documents(kinds):
         for split in tests:
             scores += document_scores(model, run.processor, reader, split)
     if isinstance(model, CanWrite) and isinstance(model, HasLikelihood) and {Image, Text} <= kinds:
@@ -173,7 +174,7 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     if isinstance(model, CanRecommend) and History in kinds:
         for split in tests:
             scores += recommendation_scores(model, run.processor, reader, split)
-    if isinstance(model, CanGenerate) and Image in kinds and corpus.label is not None and _takes_label(run.processor):
+    if isinstance(model, CanGenerate) and Image in kinds and corpus.label is not None and label_of(run.processor):
         for split in tests:
             scores += generation_scores(model, run.processor, reader, split)
     if isinstance(model, HasPrototypes):
@@ -189,8 +190,9 @@ def modalities_asked(corpus: Corpus, processor: Any) -> set[type]:
     return {type(modality) for modality in corpus.columns.values()} - left_out
 
 
-def _takes_label(processor: Any) -> bool:
-    return getattr(processor, "label", None) is not None
+def _has_documents(kinds: set[type]) -> bool:
+    """Whether there are documents of text and pictures, or what some can be made of."""
+    return {Image, Text} <= kinds or Interleaved in kinds
 
 
 def written_scores(
@@ -278,7 +280,7 @@ def validation(corpus: Corpus) -> Any:
             return _figures(recommendation_scores(method, processor, reader, "validation"))
         if isinstance(method, CanTagWords) and Words in kinds:
             return _figures(field_scores(method, processor, reader, "validation", VALIDATION_PAGES))
-        if isinstance(method, CanPredict) and ({Image, Text} <= kinds or Interleaved in kinds):
+        if isinstance(method, CanPredict) and _has_documents(kinds):
             return _figures(document_scores(method, processor, reader, "validation"))
         if isinstance(method, CanWrite) and {Image, Text} <= kinds:
             return _figures(written_scores(method, processor, reader, "validation", VALIDATION_EXAMPLES))

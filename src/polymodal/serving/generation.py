@@ -9,6 +9,7 @@ import torch
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
+from polymodal.data.columns import label_of
 from polymodal.errors import UserError, unknown
 from polymodal.training.run import Run, evaluating, to_device
 from polymodal.types import CanGenerate
@@ -26,7 +27,8 @@ def generate_pictures(run: Run, words: Sequence[str], count: int, steps: int, se
     if count < 1 or steps < 1:
         raise UserError("--count and --steps are at least 1.")
     processor: Any = run.processor
-    names = list(processor.label.names) if _label(run) is not None else []
+    label = label_of(processor)
+    names = list(label.names) if label is not None else []
     device = next(run.model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -46,14 +48,10 @@ def generate_pictures(run: Run, words: Sequence[str], count: int, steps: int, se
 
 def known_classes(run: Run) -> list[str]:
     """What a run can generate without being told anything else. Raises UserError when that is nothing."""
-    label = _label(run)
+    label = label_of(run.processor)
     if not isinstance(run.model, CanGenerate) or label is None:
         raise UserError(f"Say what '{run.name}' is to generate, in words.")
     return list(label.names)
-
-
-def _label(run: Run) -> Any:
-    return getattr(run.processor, "label", None)
 
 
 def sheet(rows: Sequence[Sequence[PILImage.Image]], titles: Sequence[str]) -> PILImage.Image:

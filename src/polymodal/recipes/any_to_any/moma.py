@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from polymodal.corpora import Corpus
-from polymodal.data.conversation import DOCUMENT, IMAGE, MARKS, ConversationProcessor, PictureColumn
+from polymodal.data.conversation import DOCUMENT, IMAGE, ConversationProcessor, PictureColumn
 from polymodal.data.instructions import one_of
 from polymodal.data.sequence import TEXT, PackedSequences
 from polymodal.draws import Draws
@@ -31,7 +30,7 @@ from polymodal.layers.expert_choice import ExpertChoice
 from polymodal.layers.mixture_of_depths import MixtureOfDepths
 from polymodal.modalities.image import unpatchify
 from polymodal.objectives.autoregressive import asked_places, next_token_losses, sum_by_sequence
-from polymodal.training.optimiser import Optimisation
+from polymodal.recipes.language_models._base import ConversationRecipe
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
 paper = Paper(
@@ -121,7 +120,7 @@ class MoMa(nn.Module):
         position, document = prompts.position[:, -1:], prompts.document[:, -1:]
         states = self.language_model(vectors, prompts.position, prompts.document, routes, cache)[:, -1]
         every = torch.arange(rows, device=vectors.device)
-        routes = [every[:0], every] if len(self.recipe.experts) > 1 else [every]
+        routes = [every[:0], every] if self.recipe.by_modality else [every]
         codes: list[Tensor] = []
         while len(codes) < self.recipe.cells:
             if codes:
@@ -165,13 +164,13 @@ class MoMa(nn.Module):
             cells = sequences.features[IMAGE].unflatten(0, (-1, self.recipe.cells))
             codes = self.tokenizer.encode(unpatchify(cells, self.recipe.patch))
             ids = ids.masked_scatter(pictured, codes + self.vocabulary)
-        kinds = [there & ~pictured, pictured] if len(self.recipe.experts) > 1 else [there]
+        kinds = [there & ~pictured, pictured] if self.recipe.by_modality else [there]
         routes = [kind.flatten().nonzero().squeeze(1) for kind in kinds]
         return self.language_model.embedding(ids), routes, ids
 
 
 @dataclass(frozen=True)
-class Recipe(Optimisation):
+class Recipe(ConversationRecipe):
     batch_size: int = 32
     learning_rate: float = 1e-2
     language_model: LanguageModelConfig = LanguageModelConfig(vocabulary=1000, groups=4, tied=False)
@@ -225,13 +224,7 @@ class Recipe(Optimisation):
         return tuple(stage for stage in stages if stage.share > 0)
 
     def processor(self, corpus: Corpus) -> ConversationProcessor:
-        image = PictureColumn(self.tile, self.patch, 1, self.tile)
-        config = self.language_model
-        return ConversationProcessor.fit([corpus], lambda texts: config.tokenizer(texts, MARKS), image, config.context)
-
-    def load_processor(self, directory: Path) -> ConversationProcessor:
-        tokenizer = self.language_model.load_tokenizer(directory)
-        return ConversationProcessor.load(directory, tokenizer, self.language_model.context)
+        return self.fitted([corpus], PictureColumn(self.tile, self.patch, 1, self.tile))
 
     def build(self, processor: ConversationProcessor) -> MoMa:
         return MoMa(self, processor.tokenizer.vocabulary, processor.end)

@@ -102,10 +102,27 @@ class ImageEmbedding(nn.Module):
 
 
 @dataclass(frozen=True)
-class MonolithRecipe(Optimisation):
-    """A language model that sees through an embedding of patches and, if wanted, perceptrons for pictures."""
+class ConversationRecipe(Optimisation):
+    """A language model that reads and writes conversations about pictures, or documents with them."""
 
     language_model: LanguageModelConfig = LanguageModelConfig()
+
+    def fitted(self, corpora: Sequence[Corpus], image: PictureColumn) -> ConversationProcessor:
+        """A processor that learns words and colours on these corpora. image: what is known of pictures beforehand."""
+        return ConversationProcessor.fit(corpora, self._learn_words, image, self.language_model.context)
+
+    def _learn_words(self, texts: Iterable[str]) -> Tokenizer:
+        return self.language_model.tokenizer(texts, MARKS)
+
+    def load_processor(self, directory: Path) -> ConversationProcessor:
+        tokenizer = self.language_model.load_tokenizer(directory)
+        return ConversationProcessor.load(directory, tokenizer, self.language_model.context)
+
+
+@dataclass(frozen=True)
+class MonolithRecipe(ConversationRecipe):
+    """A language model that sees through an embedding of patches and, if wanted, perceptrons for pictures."""
+
     tile: int = 96
     """Side of a tile in pixels."""
     patch: int = 8
@@ -120,17 +137,9 @@ class MonolithRecipe(Optimisation):
         """Tokens of a tile."""
         return (self.tile // (2 * self.patch)) ** 2
 
-    def fitted(self, corpora: Sequence[Corpus], tiles: int, most_tiles: int) -> ConversationProcessor:
-        """A processor that learns words and colours on these corpora. tiles: of a picture, unless a batch says else."""
-        image = PictureColumn(self.tile, 2 * self.patch, tiles, self.tile * most_tiles)
-        return ConversationProcessor.fit(corpora, self._learn_words, image, self.language_model.context)
-
-    def _learn_words(self, texts: Iterable[str]) -> Tokenizer:
-        return self.language_model.tokenizer(texts, MARKS)
-
-    def load_processor(self, directory: Path) -> ConversationProcessor:
-        tokenizer = self.language_model.load_tokenizer(directory)
-        return ConversationProcessor.load(directory, tokenizer, self.language_model.context)
+    def pictures(self, tiles: int, most_tiles: int) -> PictureColumn:
+        """tiles: of a picture, unless a batch says else, which may have `most_tiles`."""
+        return PictureColumn(self.tile, 2 * self.patch, tiles, self.tile * most_tiles)
 
     def build(self, processor: ConversationProcessor) -> MultimodalLanguageModel:
         embedding = ImageEmbedding(self.patch, self.cells, self.patch_width, self.language_model.width)

@@ -92,7 +92,7 @@ class Recipe(MonolithRecipe):
 
     def processor(self, corpus: Corpus) -> ConversationProcessor:
         others = [_opened(name) for name in dict.fromkeys((self.language_data, self.concept_data)) if name]
-        return self.fitted([corpus, *others], self.most_tiles[-1], max(self.most_tiles))
+        return self.fitted([corpus, *others], self.pictures(self.most_tiles[-1], max(self.most_tiles)))
 
     def text_batch(self, examples: list[Example], processor: ConversationProcessor, draws: Draws) -> Batch:
         """Texts without pictures: what there is about an example in any order, then questions that it answers."""

@@ -141,7 +141,7 @@ class Recipe(MonolithRecipe):
             raise UserError(
                 f"The corpus '{corpus.name}' has no preferences to learn from; make some with: polymodal prefer RUN."
             )
-        return self.fitted([corpus], self.tiles, self.tiles)
+        return self.fitted([corpus], self.pictures(self.tiles, self.tiles))
 
     def build(self, processor: ConversationProcessor) -> MPO:
         return MPO(super().build(processor), self)
