@@ -101,7 +101,8 @@ def over_seeds(scores: Sequence[Score], alike: Sequence[Sequence[Score]] = ()) -
     """The mean over seeds, with an interval that counts two sources of chance: the seed, and the choice of test units.
 
     scores: one a seed, on the same units. alike: those of further arms; the spread between seeds is taken to be the
-    same in all arms, as in an analysis of variance, so that two seeds of four arms say more about it than two of one.
+    same in all arms, as in an analysis of variance, so that two seeds of four arms say more about it than two of one;
+    `_combined` says which arm is left out.
 
     The variances of the two sources add up; the degrees of freedom are Welch and Satterthwaite's. One seed gives the
     interval over the test units alone.
