@@ -39,6 +39,9 @@ def test_a_mixture_of_every_column_has_none_where_a_part_has_none(small_emoji, s
     with pytest.raises(UnreadableExample, match="there is no questions"):
         mixed.value(0, "questions")
     assert set(mixed[0]) == {"image", "captions", "category", "vendor"}
+    again = corpora.open_again(corpora.named_mixture("scenes,digits", every_column=True).choices)
+    assert {"long", "questions", "digit"} <= set(again.columns), "a run's record opens the same columns"
+    assert "questions" not in corpora.open_again(corpora.named_mixture("scenes,digits").choices).columns
     labels = corpora.mix([(small_emoji, 1.0), (corpora.digits(), 1.0)], every_column=True)
     assert {"category", "digit"} <= set(labels.columns), "classes of different names are no one column"
 

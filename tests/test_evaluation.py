@@ -178,6 +178,19 @@ def test_an_arm_that_collapses_now_and_then_says_nothing_about_the_others():
     )
 
 
+def test_values_of_one_unit_are_drawn_together():
+    values, unit = np.array([1.0, 0.0, 1.0, 1.0, 0.0, 0.0]), np.array([7, 7, 7, 2, 2, 9])
+    score = Score.of_unit("a/b", values, unit, 0.3)
+    assert score.value == pytest.approx(values.mean())
+    assert score.units.tolist() == pytest.approx([0.5, 2 / 3, 0.0])
+    assert score.weights is not None
+    assert score.weights.tolist() == [2.0, 3.0, 1.0]
+    apart = Score("a/b", np.repeat(values, 50))
+    together = Score.of_unit("a/b", np.repeat(values, 50), np.repeat(np.arange(6), 50))
+    widths = [high - low for _, low, high in (apart.estimate(), together.estimate())]
+    assert widths[1] > 3 * widths[0], "six units say less than three hundred"
+
+
 def test_scores_survive_json():
     score = Score("a/b", np.array([0.1, 1.0]), 0.5, False, "median")
     again = Score.from_json(score.to_json())

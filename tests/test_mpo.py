@@ -319,7 +319,9 @@ def test_workings_are_scored_beside_direct_answers(taught: Run, counting: Corpus
     reader = Reader(counting, taught.processor)
     figures = {score.name: score for score in question_scores(taught.model, taught.processor, reader, "test")}
     gain, right = figures["test/worked/gain_over_direct"], figures["test/worked/accuracy"]
-    assert len(gain.units) == len(right.units) == 30, "three questions of each have a working"
+    assert gain.weights is not None
+    assert right.weights is not None
+    assert gain.weights.tolist() == right.weights.tolist() == [3.0] * 10, "three questions of each have a working"
     assert not figures["test/worked/without_answer"].higher_is_better
     assert right.chance is not None
     assert 0 < right.chance < 1

@@ -140,7 +140,8 @@ def open_again(choices: Mapping[str, Any]) -> Corpus:
         others = {name: value for name, value in choices.items() if name != "language_temperature"}
         return with_language_temperature(open_again(others), choices["language_temperature"])
     if "parts" in choices:
-        return mix([(open_again(part), weight) for part, weight in choices["parts"]])
+        parts = [(open_again(part), weight) for part, weight in choices["parts"]]
+        return mix(parts, every_column=choices.get("every_column", False))
     if choices.get("stream"):
         return from_shards(choices["data"], choices.get("image"), choices.get("text"))
     if "data" in choices:

@@ -33,13 +33,16 @@ def question_scores(
 ) -> list[Score]:
     """The share of questions that are answered exactly, of all and by kind; a question of each kind an example.
 
+    The unit is an example with all of its questions.
     Letters' case does not count. Guessing gives each kind its commonest answer in training. What the picture brings is
     the share of right answers beside it, less that beside another example's picture. Questions whose working is known
     are asked once more, with it.
     """
     _, examples = reader.read_split(split, most)
     rng = np.random.default_rng(0)
-    asked = [(example, question) for example in examples for question in _one_of_each_kind(example["questions"], rng)]
+    by_example = [_one_of_each_kind(example["questions"], rng) for example in examples]
+    asked = [(example, one) for example, own in zip(examples, by_example, strict=True) for one in own]
+    unit = np.repeat(np.arange(len(examples)), [len(own) for own in by_example])
     other = {id(one): next_one for one, next_one in zip(examples, [*examples[1:], examples[0]], strict=True)}
     right, blind = (
         _same_each(_written(method, processor, shown, [question.question for _, question in asked]), asked)
@@ -51,8 +54,8 @@ def question_scores(
     for place, (_, question) in enumerate(asked):
         places[question.kind].append(place)
     scores = [
-        Score(f"{split}/questions/accuracy", right, float(np.mean(lucky))),
-        Score(f"{split}/questions/gain_by_picture", right - blind, 0.0),
+        Score.of_unit(f"{split}/questions/accuracy", right, unit, float(np.mean(lucky))),
+        Score.of_unit(f"{split}/questions/gain_by_picture", right - blind, unit, 0.0),
     ]
     for kind, own in sorted(places.items()):
         units, guessed = right[own], np.array(lucky, float)[own]
@@ -60,7 +63,8 @@ def question_scores(
     known = [place for place, (_, question) in enumerate(asked) if question.working]
     if known:
         chance = float(np.array(lucky, float)[known].mean())
-        scores += _worked_scores(method, processor, split, [asked[place] for place in known], right[known], chance)
+        some = [asked[place] for place in known]
+        scores += _worked_scores(method, processor, split, some, unit[known], right[known], chance)
     return scores
 
 
@@ -69,21 +73,22 @@ def _worked_scores(
     processor: Any,
     split: str,
     asked: list[tuple[Example, Question]],
+    unit: np.ndarray,
     direct: Float[np.ndarray, " questions"],
     chance: float,
 ) -> list[Score]:
     """The share of right final answers of workings, less that of answers without, and that of workings without any.
 
-    direct: whether each question is answered rightly without a working.
+    unit: the number of each question's example. direct: whether each question is answered rightly without a working.
     """
     prompts = [step_by_step(question.question) for _, question in asked]
     finals = [final_answer(text) for text in _written(method, processor, [one["image"] for one, _ in asked], prompts)]
     right = _same_each([final or "" for final in finals], asked)
     without = np.array([final is None for final in finals], dtype=float)
     return [
-        Score(f"{split}/worked/accuracy", right, chance),
-        Score(f"{split}/worked/gain_over_direct", right - direct, 0.0),
-        Score(f"{split}/worked/without_answer", without, higher_is_better=False),
+        Score.of_unit(f"{split}/worked/accuracy", right, unit, chance),
+        Score.of_unit(f"{split}/worked/gain_over_direct", right - direct, unit, 0.0),
+        Score.of_unit(f"{split}/worked/without_answer", without, unit, higher_is_better=False),
     ]
 
 

@@ -81,6 +81,18 @@ class Score:
         low, high = np.percentile(_resampled([self])[0], [2.5, 97.5])
         return Estimate(self.value, float(low), float(high))
 
+    @classmethod
+    def of_unit(
+        cls, name: str, values: np.ndarray, unit: np.ndarray, chance: float | None = None, higher_is_better: bool = True
+    ) -> Score:
+        """The mean of values, of which several belong to a unit, such as all questions about a picture.
+
+        unit: for each value, the number of its unit. Every value weighs alike, and those of a unit are drawn together.
+        """
+        _, places, counts = np.unique(unit, return_inverse=True, return_counts=True)
+        means = np.bincount(places, values, len(counts)) / counts
+        return cls(name, means, chance, higher_is_better, weights=counts.astype(float))
+
     def to_json(self) -> dict[str, Any]:
         """With the units, so that runs can be compared unit by unit later."""
         return {
