@@ -322,5 +322,40 @@ def moma(results: Path) -> None:
     figure.savefig(HERE / "moma.png", dpi=120)
 
 
+def simvg(results: Path) -> None:
+    """What is meant, in pictures of the test split: the truth, and the boxes of both arms."""
+    arms = {arm: load_run(results / "runs" / arm / "seed-0") for arm in ("baseline", "treatment")}
+    colours = {"baseline": "#f58231", "treatment": "#0082c8"}
+    corpus = corpora.referring()
+    figure, every = plt.subplots(2, 6, figsize=(13, 5.0), layout="constrained")
+    rows = corpus.rows("test")[[0, 1, 3, 5, 8, 13, 21, 34, 41, 55, 67, 80]].tolist()
+    for number, (axes, row) in enumerate(zip(every.flat, rows, strict=True)):
+        single = [one for one in corpus.value(row, "expressions") if len(one.boxes) == 1]
+        said = sorted(single, key=lambda one: -one.clauses)[number % len(single)]
+        axes.imshow(corpus.value(row, "image"))
+        boxes = {"truth": (said.boxes[0], "#111111", ":")}
+        for arm, run in arms.items():
+            processor: Any = run.processor
+            batch = processor(image=[processor.read(corpus, row)["image"]], text=[said.text])
+            model: Any = run.model.eval()
+            box = 96 * model.locate(batch)["token"][0][0, 0].detach()
+            boxes[arm] = (tuple(box.tolist()), colours[arm], "-")
+        for label, ((left, top, right, bottom), colour, style) in boxes.items():
+            axes.plot(
+                [left, right, right, left, left],
+                [top, top, bottom, bottom, top],
+                style,
+                color=colour,
+                label=label,
+                lw=2,
+            )
+        axes.set_title(textwrap.fill(said.text, 30), fontsize=8)
+        axes.set(xticks=[], yticks=[], xlim=(0, 96), ylim=(96, 0))
+    names = {"truth": "what is meant", "baseline": "fusion in the head", "treatment": "fusion in the encoder"}
+    handles, labels = every[0, 0].get_legend_handles_labels()
+    figure.legend(handles, [names[label] for label in labels], loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(HERE / "simvg.png", dpi=110)
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](Path(sys.argv[2]))

@@ -435,6 +435,43 @@ def ask(arguments: Arguments) -> None:
         )
 
 
+def locate(arguments: Arguments) -> None:
+    """where in a picture is what a text means: boxes, and the picture with them"""
+    usage = 'locate RUN PICTURE "TEXT" ["TEXT" ...] [--out located.png]'
+    place, rest = _positional(arguments, usage)
+    picture, rest = _positional(rest, usage)
+    texts = _leading(rest)
+    if not texts:
+        raise UserError(f"Say what to look for: polymodal {usage}.")
+
+    @dataclass(frozen=True)
+    class Options:
+        branch: str = ""
+        """Which of the method's ways to find boxes, such as token or decoder; by default the first."""
+        out: str = "located.png"
+        """Where to save the picture with the boxes."""
+        json: bool = False
+        """Print JSON for scripts."""
+
+    options = _parse(Options, rest[len(texts) :], 'locate RUN PICTURE "TEXT" ["TEXT" ...]', locate)
+    from polymodal.serving.locating import drawn
+    from polymodal.serving.locating import locate as find
+    from polymodal.serving.pictures import save_picture
+    from polymodal.training import load_run
+
+    shown, found = find(load_run(place), picture, texts, options.branch)
+    save_picture(drawn(shown, found), options.out)
+    if options.json:
+        _print_json([one._asdict() for one in found])
+        return
+    _print_table(
+        ["text", "left", "top", "right", "bottom", "sure"],
+        [[one.text, *map(str, one.box), f"{one.sure:.2f}"] for one in found],
+        right=(1, 2, 3, 4, 5),
+    )
+    _console().print(f"The picture with the boxes is {options.out}.", highlight=False)
+
+
 def prefer(arguments: Arguments) -> None:
     """pairs of a run's own answers, the better one first, as a corpus to train mpo on"""
     place, rest = _positional(arguments, "prefer RUN --out FOLDER [--corpus NAME | --data PATH] [--samples 16]")
@@ -905,6 +942,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "search": search,
     "generate": generate,
     "ask": ask,
+    "locate": locate,
     "prefer": prefer,
     "tag": tag,
     "score": score,

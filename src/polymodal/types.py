@@ -103,8 +103,9 @@ class Stage:
 
     share: of the budget, relative to the other stages. trainable: shell patterns of parameter names; all others are
     frozen: no gradient, no optimiser state. loss_weights: factors of named losses, 1 where not named; 0 leaves a loss
-    out. learning_rate: factor of the recipe's. corpus: opens the stage's data, by default the run's. training_batch:
-    makes the stage's batches in place of the recipe's; a method computes the losses that a batch has the columns for.
+    out. learning_rate: factor of the recipe's. learning_rates: further factors by shell patterns of parameter names, of
+    which the first that fits counts. corpus: opens the stage's data, by default the run's. training_batch: makes the
+    stage's batches in place of the recipe's; a method computes the losses that a batch has the columns for.
     start: changes the method before the stage's first step, such as `training.start.from_run("runs/clip")`.
     """
 
@@ -113,6 +114,7 @@ class Stage:
     trainable: tuple[str, ...] = ("*",)
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     learning_rate: float = 1.0
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
     corpus: Callable[[], Corpus] | None = None
     training_batch: Callable[..., Batch] | None = None
     start: Callable[[nn.Module], object] | None = None
@@ -250,6 +252,20 @@ class CanTagWords(Protocol):
     """Capability: logits of the fields of all words of a batch of pages, page by page: (words, fields)."""
 
     def tag_words(self, batch: Batch) -> Tensor: ...
+
+
+@runtime_checkable
+class CanLocate(Protocol):
+    """Capability: the boxes of what the texts of a batch mean in its pictures.
+
+    queries: how many boxes are given for each.
+    """
+
+    queries: int
+
+    def locate(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """For each way to find them, corners (left, top, right, bottom in shares of the picture) and how sure it is."""
+        ...
 
 
 @runtime_checkable

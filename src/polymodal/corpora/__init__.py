@@ -30,6 +30,7 @@ from polymodal.corpora.molecules import molecules
 from polymodal.corpora.movies import movies
 from polymodal.corpora.own import from_path
 from polymodal.corpora.pages import pages
+from polymodal.corpora.referring import referring
 from polymodal.corpora.reports import reports
 from polymodal.corpora.scenes import scenes
 from polymodal.corpora.series import series
@@ -69,6 +70,7 @@ __all__ = [
     "named_mixture",
     "open_again",
     "pages",
+    "referring",
     "reports",
     "scenes",
     "series",

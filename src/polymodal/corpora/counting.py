@@ -7,7 +7,7 @@ of Google's drawings; the things of `test_twitter` are Twitter's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image as PILImage
@@ -75,12 +75,20 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
             }
 
 
-def compose(sprites: list[Sprite], rng: np.random.Generator) -> tuple[PILImage.Image, list[dict]]:
-    """Sprites of 20 to 28 % of the side on a pale ground, each in a cell of its own of a grid of three by three."""
+def compose(
+    sprites: list[Sprite], rng: np.random.Generator, shares: Sequence[tuple[float, float]] | None = None
+) -> tuple[PILImage.Image, list[dict]]:
+    """Sprites on a pale ground, each in a cell of its own of a grid of three by three.
+
+    shares: from which share of the picture's side to which the longer side of each of them is, at most a third; by
+    default 20 to 28 %.
+    """
+    shares = shares or [(0.20, 0.28)] * len(sprites)
     ground = tuple(int(value) for value in rng.integers(170, 256, size=3))
     picture, regions, cell = PILImage.new("RGB", (SIDE, SIDE), ground), [], SIDE // 3
-    for sprite, place in zip(sprites, rng.permutation(9)[: len(sprites)].tolist(), strict=True):
-        extent = int(SIDE * rng.uniform(0.20, 0.28))
+    places = rng.permutation(9)[: len(sprites)].tolist()
+    for sprite, place, (least, most) in zip(sprites, places, shares, strict=True):
+        extent = int(SIDE * rng.uniform(least, most))
         pasted = ImageOps.contain(sprite.picture, (extent, extent), PILImage.Resampling.LANCZOS)
         left, top = (
             corner * cell + int(rng.integers(0, cell - size + 1))

@@ -16,11 +16,17 @@ from polymodal.corpora._splits import Groups, split_groups
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.corpora.written import is_written, open_written
 from polymodal.errors import UserError, unknown
-from polymodal.modalities import Image, Text
+from polymodal.modalities import Expressions, Image, Modality, Questions, Regions, Text
 
 READERS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".tar": "webdataset"}
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 CAPTION_NAMES = ("caption", "captions", "text", "txt", "texts", "title", "description", "alt", "name")
+# What a column of lists of records is, by the fields that the records must have.
+RECORDS: dict[tuple[str, str], type] = {
+    ("text", "boxes"): Expressions,
+    ("question", "answer"): Questions,
+    ("name", "box"): Regions,
+}
 EXPECTED = "Expected a .parquet, .csv or .jsonl file, a webdataset .tar, or a folder with such files"
 
 
@@ -28,9 +34,11 @@ def from_path(path: Path | str, image: str | None = None, text: str | None = Non
     """Pairs of pictures and captions from the user's own files, memory-mapped through Hugging Face `datasets`.
 
     image, text: names of the columns; found by type when not given. Pictures are encoded bytes, or paths, which start
-    from the folder of the file. Captions are strings or lists of strings. A column `split` with the values `train`,
-    `validation` and `test` is respected; without it a tenth becomes `validation` and a fifth `test`, such that rows
-    with an equal picture or an equal caption never straddle a split. A folder that polymodal wrote opens as it is.
+    from the folder of the file. Captions are strings or lists of strings. Columns of lists of records are expressions
+    (`text`, `boxes` in pixels), questions (`question`, `answer`) or objects (`name`, `box`). A column `split` with the
+    values `train`, `validation` and `test` is respected; without it a tenth becomes `validation` and a fifth `test`,
+    such that rows with an equal picture or an equal caption never straddle a split. A folder that polymodal wrote opens
+    as it is.
 
     Raises UserError, which says what was found and what was expected, for anything that cannot be used.
     """
@@ -39,20 +47,25 @@ def from_path(path: Path | str, image: str | None = None, text: str | None = Non
         return open_written(path)
     files = _files(path)
     table = _read(files)
-    image, text = chosen_columns(table, image, text)
+    records = _records(table)
+    kinds = [type(kind).__name__.lower() for kind in records.values()]
+    if text is None and records and not any(_is_text(table, name) for name in table.column_names):
+        image = _chosen("image", image, table, _looks_like_pictures)
+    else:
+        image, text = chosen_columns(table, image, text)
     keys = next((name for name in ("__key__", "key", "id") if name in table.column_names), None)
     if keys is None and _is_string(table.schema.field(image).type):
         keys = image
     return Corpus(
         about=About(
             name=path.stem,
-            description=f"{table.num_rows:,} pairs of {path.name}",
+            description=f"{table.num_rows:,} examples of {path.name}",
             licence="the user's own",
             source=str(path),
-            modalities=("image", "text"),
+            modalities=("image", *(["text"] if text else []), *kinds),
         ),
         table=table,
-        columns={image: Image(files[0].parent), text: Text()},
+        columns={image: Image(files[0].parent)} | ({text: Text()} if text else {}) | records,
         splits=_splits(table, image, text),
         keys=keys,
         choices={"data": str(path.resolve()), "image": image, "text": text},
@@ -63,6 +76,18 @@ def chosen_columns(table: pa.Table, image: str | None, text: str | None) -> tupl
     """The picture and the caption column, found by type where no name is given. Raises UserError when there is none."""
     image = _chosen("image", image, table, _looks_like_pictures)
     return image, _chosen("text", text, table, lambda table, name: name != image and _is_text(table, name))
+
+
+def _records(table: pa.Table) -> dict[str, Modality]:
+    """The columns of lists of records that methods know what to do with."""
+    found: dict[str, Modality] = {}
+    for column in table.schema:
+        if pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type):
+            fields = {field.name for field in column.type.value_type}
+            kind = next((kind for names, kind in RECORDS.items() if fields >= set(names)), None)
+            if kind is not None:
+                found[column.name] = kind()
+    return found
 
 
 def _files(path: Path) -> list[Path]:
@@ -155,7 +180,7 @@ def _is_string(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _splits(table: pa.Table, image: str, text: str) -> dict[str, np.ndarray]:
+def _splits(table: pa.Table, image: str, text: str | None) -> dict[str, np.ndarray]:
     if "split" in table.column_names and _is_string(table.schema.field("split").type):
         given = np.array(table.column("split").to_pylist(), dtype=object)
         named = {name: np.flatnonzero(given == name) for name in pc.unique(table.column("split")).to_pylist() if name}
@@ -169,7 +194,7 @@ def _splits(table: pa.Table, image: str, text: str) -> dict[str, np.ndarray]:
     return {name: np.flatnonzero(split == name) for name in ("train", "validation", "test")}
 
 
-def _keys(table: pa.Table, image: str, text: str) -> Iterable[tuple[int, Any]]:
+def _keys(table: pa.Table, image: str, text: str | None) -> Iterable[tuple[int, Any]]:
     """(row, what may not straddle a split): the picture, and each caption."""
     for row, value in enumerate(table.column(image)):
         picture = value.as_py()
@@ -177,7 +202,7 @@ def _keys(table: pa.Table, image: str, text: str) -> Iterable[tuple[int, Any]]:
             picture = picture["bytes"] or picture["path"]
         if picture is not None:
             yield row, hash(picture)
-    for row, value in enumerate(table.column(text)):
+    for row, value in enumerate(table.column(text) if text else ()):
         captions = value.as_py() or []
         for caption in [captions] if isinstance(captions, str) else captions:
             yield row, ("caption", (caption or "").strip().lower())

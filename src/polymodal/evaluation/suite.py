@@ -25,9 +25,22 @@ from polymodal.evaluation.generation import generation_scores
 from polymodal.evaluation.grounding import grounding_scores
 from polymodal.evaluation.incomplete_tables import classification_scores, fill_scores
 from polymodal.evaluation.ranking import prototype_scores, recommendation_scores
+from polymodal.evaluation.referring import referring_scores
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
-from polymodal.modalities import Category, History, Image, Interleaved, Mask, Questions, Regions, Table, Text, Words
+from polymodal.modalities import (
+    Category,
+    Expressions,
+    History,
+    Image,
+    Interleaved,
+    Mask,
+    Questions,
+    Regions,
+    Table,
+    Text,
+    Words,
+)
 from polymodal.training.features import with_features
 from polymodal.training.run import Run, embed
 from polymodal.types import (
@@ -36,6 +49,7 @@ from polymodal.types import (
     CanEmbedPatches,
     CanFillCells,
     CanGenerate,
+    CanLocate,
     CanPredict,
     CanRecommend,
     CanTagWords,
@@ -164,6 +178,9 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     if isinstance(model, CanPredict) and _has_documents(kinds):
         for split in tests:
             scores += document_scores(model, run.processor, reader, split)
+    if isinstance(model, CanLocate) and Expressions in kinds:
+        for split in tests:
+            scores += referring_scores(model, run.processor, reader, split)
     if isinstance(model, CanWrite) and isinstance(model, HasLikelihood) and {Image, Text} <= kinds:
         for split in tests:
             scores += written_scores(model, run.processor, reader, split)
@@ -282,6 +299,8 @@ def validation(corpus: Corpus) -> Any:
             return _figures(field_scores(method, processor, reader, "validation", VALIDATION_PAGES))
         if isinstance(method, CanPredict) and _has_documents(kinds):
             return _figures(document_scores(method, processor, reader, "validation"))
+        if isinstance(method, CanLocate) and Expressions in kinds:
+            return _figures(referring_scores(method, processor, reader, "validation"))
         if isinstance(method, CanWrite) and {Image, Text} <= kinds:
             return _figures(written_scores(method, processor, reader, "validation", VALIDATION_EXAMPLES))
         if not isinstance(method, CanEmbed):

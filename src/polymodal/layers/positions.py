@@ -11,19 +11,26 @@ from torch import Tensor, nn
 
 def sine_positions(length: int, width: int, like: Tensor) -> Float[Tensor, "length width"]:
     """Sines and cosines of falling frequency (Vaswani et al. 2017, section 3.5), in type and place of `like`."""
-    place = torch.arange(length, device=like.device, dtype=torch.float32)[:, None]
-    rate = torch.exp(torch.arange(0, width, 2, device=like.device) * (-math.log(10_000) / width))
-    return torch.stack([(place * rate).sin(), (place * rate).cos()], dim=-1).flatten(1).to(like.dtype)
+    place = torch.arange(length, device=like.device, dtype=torch.float32)
+    return _sines(place, width).to(like.dtype)
 
 
-def sine_positions_2d(grid: int, width: int) -> Float[Tensor, "patches width"]:
+def _sines(place: Float[Tensor, " length"], width: int) -> Float[Tensor, "length width"]:
+    rate = torch.exp(torch.arange(0, width, 2, device=place.device) * (-math.log(10_000) / width))
+    turned = place[:, None] * rate
+    return torch.stack([turned.sin(), turned.cos()], dim=-1).flatten(1)
+
+
+def sine_positions_2d(grid: int, width: int, span: float | None = None) -> Float[Tensor, "patches width"]:
     """For a square grid in reading order: half of the channels tell the row, half the column (MoCo v3, MAE).
 
-    width: a multiple of 4.
+    width: a multiple of 4. span: where the last row and column stand, such as 2 pi in DETR; by default they are counted
+    from 0.
     """
     if width % 4:
         raise ValueError(f"a width of {width} does not divide into sines and cosines of rows and columns")
-    along = sine_positions(grid, width // 2, torch.empty(0))
+    place = torch.arange(grid, dtype=torch.float32)
+    along = _sines(place if span is None else (place + 1) * span / grid, width // 2)
     rows, columns = along.repeat_interleave(grid, dim=0), along.repeat(grid, 1)
     return torch.cat([rows, columns], dim=1)
 

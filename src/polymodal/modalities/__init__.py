@@ -6,6 +6,7 @@ from polymodal.modalities.audio import Audio, Recordings
 from polymodal.modalities.category import Category, Labels
 from polymodal.modalities.cell import Cell
 from polymodal.modalities.document import Interleaved, Words
+from polymodal.modalities.expression import Expressions
 from polymodal.modalities.graph import Graph
 from polymodal.modalities.history import History
 from polymodal.modalities.image import Image, Images
@@ -29,6 +30,7 @@ __all__ = [
     "Category",
     "Cell",
     "DataTable",
+    "Expressions",
     "Graph",
     "History",
     "Image",

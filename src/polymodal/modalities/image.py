@@ -167,7 +167,7 @@ def tiles(pixels: np.ndarray, size: int, most: int) -> np.ndarray:
 
 def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     if pixels.shape[:2] == (height, width):
-        return pixels
+        return pixels if pixels.flags.writeable else pixels.copy()  # as torch asks for
     planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     # torch does this several times faster than Pillow, with equal results but for rounding
     return F.interpolate(planes[None], (height, width), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,15 +34,7 @@ class Regions:
         return "; ".join(f"{region.name} at {', '.join(map(str, region.box))}" for region in value)
 
     def draw(self, value: list[Region], axes: Any) -> None:
-        from matplotlib.patches import Rectangle
-
-        side = max((edge for region in value for edge in region.box), default=1)
-        for place, region in enumerate(value):
-            left, top, right, bottom = region.box
-            axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=f"C{place % 10}"))
-            axes.text(left + 1, top + 1, region.name, fontsize=6, va="top", color=f"C{place % 10}")
-        axes.set(xlim=(0, side * 1.02), ylim=(side * 1.02, 0), xticks=[], yticks=[])
-        axes.set_aspect("equal")
+        draw_boxes(value, axes)
 
 
 @dataclass(frozen=True)
@@ -62,3 +55,16 @@ class Mask:
     def draw(self, value: np.ndarray, axes: Any) -> None:
         axes.imshow(np.ma.masked_equal(value, 0), cmap="tab10", vmin=1, vmax=10, interpolation="nearest")
         axes.set(xticks=[], yticks=[])
+
+
+def draw_boxes(named: Sequence[tuple[str, Sequence[float]]], axes: Any) -> None:
+    """Boxes with what is said of them, in a square that holds all."""
+    from matplotlib.patches import Rectangle
+
+    side = max((edge for _, box in named for edge in box), default=1)
+    for place, (name, box) in enumerate(named):
+        left, top, right, bottom = box
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=f"C{place % 10}"))
+        axes.text(left + 1, top + 1, name, fontsize=6, va="top", color=f"C{place % 10}")
+    axes.set(xlim=(0, side * 1.02), ylim=(side * 1.02, 0), xticks=[], yticks=[])
+    axes.set_aspect("equal")

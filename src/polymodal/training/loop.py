@@ -192,7 +192,7 @@ class Loop:
             one_pass = self.harmony is None and self.pieces == recipe.batch_size // place.count
             self.losses_of = spread(model, place, execution.parallel, one_pass, all_used)
             self.averages_itself = self.losses_of != model.losses
-        self.optimiser = adamw(model, recipe)
+        self.optimiser = adamw(model, recipe, stage.learning_rates)
 
     def _keep_features(self) -> None:
         """From now on frozen towers look up what they have seen, under a key of the weights that they have now."""

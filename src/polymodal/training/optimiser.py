@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
@@ -62,12 +63,16 @@ class Optimisation:
         return ()
 
 
-def adamw(model: nn.Module, options: Optimisation) -> torch.optim.AdamW:
+def adamw(model: nn.Module, options: Optimisation, factors: Mapping[str, float] | None = None) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; parameters with fewer than two dimensions do not decay.
 
-    Each group has a `scale`, the factor of its learning rate by layer-wise decay.
+    Each group has a `scale`, the factor of its learning rate by layer-wise decay and by `factors`, as in
+    `types.Stage.learning_rates`.
     """
     scales = layer_scales(model, options.layer_decay)
+    for name in scales:
+        fitting = (factor for pattern, factor in (factors or {}).items() if fnmatchcase(name, pattern))
+        scales[name] *= next(fitting, 1.0)
     members: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:  # the fused step takes no group of both sharded and whole parameters

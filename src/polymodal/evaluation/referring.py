@@ -1,0 +1,119 @@
+"""Does a method find what an expression means? Boxes against the true ones, for each way that it has to find them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from polymodal.data.loader import Reader
+from polymodal.data.referring import Referred
+from polymodal.evaluation.statistics import Score
+from polymodal.modalities.boxes import intersection_over_union
+from polymodal.training.run import answers
+from polymodal.types import CanLocate, Example, Processor
+
+ENOUGH = 0.5  # IoU of a box that counts as found
+SURE = 0.5  # how sure a method is of a box that it gives
+BATCH = 128
+
+Found = dict[str, tuple[Float[Tensor, "expressions queries 4"], Float[Tensor, "expressions queries"]]]
+
+
+def referring_scores(
+    method: nn.Module, processor: Processor, reader: Reader, split: str, most: int | None = None
+) -> list[Score]:
+    """For each branch, over expressions that mean one object; the unit is a picture with all that is said of it.
+
+    accuracy: the share whose likeliest box has an IoU of 0.5 or more with the true one; chance takes any of the boxes
+    that the expressions about the picture mean. It is also given by the number of clauses. mean_IoU: of that box.
+    gain_by_text, gain_by_picture: accuracy less that with another picture's expression, and less that with another
+    picture.
+    A method of several queries is also asked for sets. sets: the share of all expressions for which as many boxes as
+    there are objects are surer than 0.5, each with an object of its own; none: the share of those that mean nothing.
+    most: pictures that are asked about.
+    """
+    assert isinstance(method, CanLocate)
+    _, examples = reader.read_split(split, most)
+    asked = [(number, one) for number, example in enumerate(examples) for one in example["expressions"]]
+    single = [(number, one) for number, one in asked if len(one.boxes) == 1]
+    owner = np.array([number for number, _ in single], dtype=np.int64)
+    texts = [one.text for _, one in single]
+    elsewhere = np.roll(np.arange(len(texts)), len(texts) // 2)
+    right = _located(method, processor, examples, owner, texts)
+    misled = _located(method, processor, examples, owner, [texts[place] for place in elsewhere])
+    blind = _located(method, processor, examples, owner[elsewhere], texts)
+    truth = torch.tensor([one.boxes[0] for _, one in single])
+    lucky = np.array([1 / len(_boxes(examples[number]["expressions"])) for number in owner])
+    clauses = np.array([one.clauses for _, one in single])
+    scores = []
+    for branch, found in right.items():
+        overlap, *others = (_overlap(one, truth) for one in (found, misled[branch], blind[branch]))
+        hits, without_text, without_picture = ((one >= ENOUGH).astype(float) for one in (overlap, *others))
+        name = f"{split}/expressions/{branch}"
+        scores += [
+            Score.of_unit(f"{name}/accuracy", hits, owner, float(lucky.mean())),
+            Score.of_unit(f"{name}/mean_IoU", overlap, owner),
+            Score.of_unit(f"{name}/gain_by_text", hits - without_text, owner, 0.0),
+            Score.of_unit(f"{name}/gain_by_picture", hits - without_picture, owner, 0.0),
+        ]
+        for count in sorted(set(clauses.tolist()) - {0}):
+            own = clauses == count
+            chance = float(lucky[own].mean())
+            scores.append(Score.of_unit(f"{name}/{count}_clauses/accuracy", hits[own], owner[own], chance))
+    if method.queries > 1:
+        owner = np.array([number for number, _ in asked], dtype=np.int64)
+        every = _located(method, processor, examples, owner, [one.text for _, one in asked])
+        for branch, found in every.items():
+            scores += _set_scores(f"{split}/expressions/{branch}", found, [one for _, one in asked], owner)
+    return scores
+
+
+def _located(
+    method: nn.Module, processor: Processor, examples: list[Example], owner: np.ndarray, texts: list[str]
+) -> Found:
+    columns = {"image": [examples[number]["image"] for number in owner.tolist()], "text": texts}
+    parts = answers(method, processor, "locate", columns, BATCH)
+    return {
+        branch: (torch.cat([part[branch][0] for part in parts]), torch.cat([part[branch][1] for part in parts]))
+        for branch in parts[0]
+    }
+
+
+def _boxes(expressions: Sequence[Referred]) -> set[tuple[float, ...]]:
+    """All that are meant by any of them."""
+    return {box for one in expressions for box in one.boxes}
+
+
+def _overlap(found: tuple[Tensor, Tensor], truth: Float[Tensor, "expressions 4"]) -> Float[np.ndarray, " expressions"]:
+    """IoU of the likeliest box with the true one."""
+    boxes, sure = found
+    likeliest = boxes[torch.arange(len(boxes)), sure.argmax(1)]
+    return intersection_over_union(likeliest, truth)[0].double().numpy()
+
+
+def _set_scores(name: str, found: tuple[Tensor, Tensor], asked: Sequence[Referred], owner: np.ndarray) -> list[Score]:
+    """owner: for each expression, the number of its picture."""
+    whole = np.array(
+        [found_all(own[sure > SURE], one.boxes) for own, sure, one in zip(*found, asked, strict=True)], dtype=float
+    )
+    empty = np.array([not one.boxes for one in asked])
+    return [
+        Score.of_unit(f"{name}/sets", whole, owner),
+        Score.of_unit(f"{name}/none/accuracy", whole[empty], owner[empty]),
+    ]
+
+
+def found_all(boxes: Float[Tensor, "found 4"], truth: Sequence[Sequence[float]]) -> bool:
+    """Whether every box has an object of its own, with an IoU of 0.5 or more, and every object a box."""
+    if len(boxes) != len(truth):
+        return False
+    if not len(boxes):
+        return True
+    overlap = intersection_over_union(boxes[:, None], torch.tensor(truth)[None])[0].numpy()
+    near: Bool[np.ndarray, "found objects"] = overlap >= ENOUGH
+    return bool(near[linear_sum_assignment(~near)].all())

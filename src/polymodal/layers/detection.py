@@ -1,0 +1,85 @@
+"""Queries that read a sequence and become boxes (DETR, Carion et al. 2020, section 3.2 and appendix A.3)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class QueryBlock(nn.Module):
+    """Attention among queries, attention to a memory, perceptron; each is added and normed (post-norm).
+
+    Places are added to what is compared, not to what is read.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.1):
+        super().__init__()
+        self.among = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.to_memory = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.widen, self.narrow = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch queries width"],
+        query_places: Float[Tensor, "batch queries width"],
+        memory: Float[Tensor, "batch length width"],
+        memory_places: Float[Tensor, "length width"],
+        padding: Bool[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "batch queries width"]:
+        """padding: True where the memory holds nothing."""
+        placed = x + query_places
+        read, _ = self.among(placed, placed, x, need_weights=False)
+        x = self.norms[0](x + self.dropout(read))
+        read, _ = self.to_memory(
+            x + query_places, memory + memory_places, memory, key_padding_mask=padding, need_weights=False
+        )
+        x = self.norms[1](x + self.dropout(read))
+        return self.norms[2](x + self.dropout(self.narrow(self.dropout(F.relu(self.widen(x))))))
+
+
+class QueryDecoder(nn.Module):
+    """A stack of such blocks, which queries enter without content."""
+
+    def __init__(self, width: int, depth: int, heads: int, hidden: int, dropout: float = 0.1):
+        super().__init__()
+        self.blocks = nn.ModuleList(QueryBlock(width, heads, hidden, dropout) for _ in range(depth))
+        self.norm_after = nn.LayerNorm(width)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(
+        self,
+        query_places: Float[Tensor, "batch queries width"],
+        memory: Float[Tensor, "batch length width"],
+        memory_places: Float[Tensor, "length width"],
+        padding: Bool[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "depth batch queries width"]:
+        """The queries after every block, each of which is asked for boxes while training (deep supervision)."""
+        x = torch.zeros_like(query_places)
+        every = []
+        for block in self.blocks:
+            x = block(x, query_places, memory, memory_places, padding)
+            every.append(self.norm_after(x))
+        return torch.stack(every)
+
+
+class BoxHead(nn.Module):
+    """Whether a query stands for an object, and the object's box."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.kind = nn.Linear(width, 2)
+        self.box = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4)
+        )
+
+    def forward(
+        self, queries: Float[Tensor, "*shape width"]
+    ) -> tuple[Float[Tensor, "*shape 2"], Float[Tensor, "*shape 4"]]:
+        """Logits of object and none, and centre, width and height in shares of the picture."""
+        return self.kind(queries), self.box(queries).sigmoid()

@@ -1,0 +1,77 @@
+"""Boxes of objects as tensors: centre, width and height in shares of the picture, as methods that find them learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BoxSets:
+    """A batch of sets of boxes, as many an example as there are objects.
+
+    boxes: centre x, centre y, width, height (0-1); what stands after an example's count has no meaning.
+    """
+
+    boxes: Float[Tensor, "batch most 4"]
+    counts: Int[Tensor, " batch"]
+
+    @classmethod
+    def of(cls, sets: Sequence[Sequence[Sequence[float]]]) -> BoxSets:
+        """sets: of each example, the corners of its boxes in shares of the picture."""
+        counts = [len(one) for one in sets]
+        boxes = torch.zeros(len(sets), max([*counts, 1]), 4)
+        for row, one in zip(boxes, sets, strict=True):
+            if one:
+                row[: len(one)] = to_centres(torch.tensor(one, dtype=torch.float32))
+        return cls(boxes, torch.tensor(counts))
+
+    @property
+    def mask(self) -> Bool[Tensor, "batch most"]:
+        """True where there is a box."""
+        return torch.arange(self.boxes.shape[1], device=self.boxes.device) < self.counts[:, None]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def to(self, device: torch.device | str) -> BoxSets:
+        return BoxSets(self.boxes.to(device), self.counts.to(device))
+
+
+def to_centres(corners: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape 4"]:
+    """left, top, right, bottom to centre x, centre y, width, height."""
+    first, last = corners.split(2, dim=-1)
+    return torch.cat([(first + last) / 2, last - first], dim=-1)
+
+
+def to_corners(centres: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape 4"]:
+    """centre x, centre y, width, height to left, top, right, bottom."""
+    middle, size = centres.split(2, dim=-1)
+    return torch.cat([middle - size / 2, middle + size / 2], dim=-1)
+
+
+def intersection_over_union(
+    a: Float[Tensor, "*#shape 4"], b: Float[Tensor, "*#shape 4"]
+) -> tuple[Float[Tensor, "*_"], Float[Tensor, "*_"]]:
+    """Of pairs of boxes, given by their corners; shapes broadcast. Returns it and the area of the union.
+
+    Two boxes without area have an overlap of 0.
+    """
+    inside = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    union = _area(a) + _area(b) - inside
+    return inside / union.clamp(min=torch.finfo(union.dtype).tiny), union
+
+
+def generalised_overlap(a: Float[Tensor, "*#shape 4"], b: Float[Tensor, "*#shape 4"]) -> Float[Tensor, "*_"]:
+    """IoU less the share of the box around both that neither covers: from -1 to 1 (GIoU, Rezatofighi et al. 2019)."""
+    overlap, union = intersection_over_union(a, b)
+    around = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    return overlap - (around - union) / around.clamp(min=torch.finfo(around.dtype).tiny)
+
+
+def _area(corners: Tensor) -> Tensor:
+    return (corners[..., 2:] - corners[..., :2]).clamp(min=0).prod(-1)
