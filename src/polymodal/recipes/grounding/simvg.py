@@ -28,7 +28,7 @@ from polymodal.data.referring import Referred, ReferringProcessor
 from polymodal.draws import Draws
 from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.errors import UserError
-from polymodal.layers.detection import BoxHead, QueryDecoder
+from polymodal.layers.detection import BoxHead, QueryDecoder, keep_signal
 from polymodal.layers.positions import sine_positions, sine_positions_2d
 from polymodal.modalities.boxes import BoxSets, intersection_over_union, to_corners
 from polymodal.modalities.text import TextTokenizer, Tokenizer, Tokens
@@ -110,6 +110,7 @@ class SimVG(nn.Module):
         self.decoder = QueryDecoder(dim, recipe.decoder_depth, heads, hidden, dropout)
         self.decoder_head = BoxHead(dim)
         self.token = nn.Sequential(nn.Linear(dim, dim), nn.ReLU())
+        keep_signal(self.token)
         self.token_head = BoxHead(dim)
         self.register_buffer("places", sine_positions_2d(recipe.encoder.grid, dim, 2 * math.pi), persistent=False)
 
