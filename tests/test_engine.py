@@ -361,6 +361,37 @@ def test_layer_decay_falls_from_the_head_to_the_patches(small_emoji):
     assert set(layer_scales(model, 1.0).values()) == {1.0}
 
 
+def test_a_stage_may_train_some_parameters_more_slowly(small_emoji):
+    @dataclasses.dataclass(frozen=True)
+    class Slow(clip.Recipe):
+        def stages(self):
+            rates = {"text_encoder.embedding.*": 0.5, "text_encoder.*": 0.0, "image_encoder.*": 0.1}
+            return (Stage("training", learning_rate=0.5, learning_rates=rates),)
+
+    recipe = Slow(batch_size=32)
+    model = recipe.build(recipe.processor(small_emoji))
+    rates = recipe.stages()[0].learning_rates
+    scales = {
+        id(parameter): group["scale"]
+        for group in adamw(model, recipe, rates).param_groups
+        for parameter in group["params"]
+    }
+    of = {name: scales[id(parameter)] for name, parameter in model.named_parameters()}
+    assert of["text_encoder.embedding.weight"] == 0.5, "the first pattern that fits"
+    assert of["text_encoder.norm_after.weight"] == 0.0
+    assert of["image_encoder.positions"] == 0.1
+    assert of["image_projection.weight"] == 1.0
+    torch.manual_seed(0)
+    begun = recipe.build(recipe.processor(small_emoji))
+    run = train(recipe, small_emoji, Budget(steps=3), weights_like=begun)
+    moved = {
+        name: float((parameter - before).detach().abs().max())
+        for (name, parameter), before in zip(run.model.named_parameters(), begun.parameters(), strict=True)
+    }
+    assert moved["text_encoder.norm_after.weight"] == 0.0
+    assert 0 < moved["image_encoder.norm_after.weight"] < 0.2 * moved["log_scale"]
+
+
 def test_low_rank_updates_begin_at_zero_train_alone_and_merge():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 3))
