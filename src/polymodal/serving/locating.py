@@ -64,7 +64,9 @@ def drawn(picture: PILImage.Image, located: Sequence[Located]) -> PILImage.Image
         colour = COLOURS[texts.index(one.text) % len(COLOURS)]
         left, top, right, bottom = (edge * factor for edge in one.box)
         pen.rectangle((left, top, max(right, left + 1), max(bottom, top + 1)), outline=colour, width=3)
-        label = pen.textbbox((left + 4, top + 3), one.text, font_size=14)
+        room = shown.width - pen.textlength(one.text, font_size=14) - 4  # to the left of a text that ends at the edge
+        corner = (max(min(left + 4, room), 3), top + 3)
+        label = pen.textbbox(corner, one.text, font_size=14)
         pen.rectangle((label[0] - 3, label[1] - 2, label[2] + 3, label[3] + 2), fill=colour)
-        pen.text((left + 4, top + 3), one.text, "white", font_size=14)
+        pen.text(corner, one.text, "white", font_size=14)
     return shown
