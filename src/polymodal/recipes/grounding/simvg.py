@@ -203,9 +203,9 @@ class Recipe(Optimisation):
     """Share of a caption's words that are asked for (BEiT-3, section 2.2)."""
     shown_words: float = 0.2
     """Share of the words asked for that stay in sight, or what is read of such would be left to chance (BERT)."""
-    contrastive: float = 1.0
+    contrastive: float = 0.1
     """Weight of telling whose caption it is, beside naming hidden words."""
-    captions: float = 0.3
+    captions: float = 0.4
     """Share of the budget that learns from captions."""
     encoder_rate: float = 1.0
     """Factor of the encoder's learning rate after captions; 0.1 in the paper, which begins with a published encoder."""
@@ -295,7 +295,7 @@ claim = Claim(
         "fixed distillation": dataclasses.replace(_base, distillation="fixed"),
     },
     corpus="referring",
-    budget=Budget(steps=2000),
+    budget=Budget(steps=3000),
     seeds=3,
     metrics=(
         "test/expressions/token/accuracy",
