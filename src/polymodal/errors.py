@@ -14,6 +14,12 @@ class UnreadableExample(ValueError):
     """An example that cannot be used; the message says why. Loaders skip, count and name it."""
 
 
+def unusable(error: UnreadableExample) -> UserError:
+    """The error for a value that the user named, such as a picture that is none: the reason as a sentence."""
+    reason = str(error)
+    return UserError(f"{reason[0].upper()}{reason[1:]}.")
+
+
 def needs(package: str, extra: str, what: str) -> UserError:
     """The error for an optional package that is not installed."""
     return UserError(f"{what} needs the package {package}: pip install 'polymodal[{extra}]'.")

@@ -119,7 +119,10 @@ def described(things: Sequence[Mapping[str, set[str]]]) -> str:
 
 
 def refer(things: Sequence[Mapping[str, set[str]]], regions: Sequence[Mapping], rng: np.random.Generator) -> list[dict]:
-    """One expression for every thing that can be told from the others, one for several things, one for none."""
+    """One expression for every thing that can be told from the others, one for several things, one for none.
+
+    things: the first of them has others of its kind.
+    """
     expressions = []
     for number, thing in enumerate(things):
         if unique := [said for said in _sayings(thing, rng) if meant(things, said) == [number]]:
@@ -129,9 +132,7 @@ def refer(things: Sequence[Mapping[str, set[str]]], regions: Sequence[Mapping], 
             length = lengths[int(rng.integers(len(lengths)))]
             said = next(said for said in unique if len(said) == length)
             expressions.append(_stored(worded(said), [regions[number]], said))
-    several = next(iter(Counter(name for thing in things for name in thing["name"]).most_common(1)))[0]
-    wide = [said for said in _sayings(things[0], rng) if len(meant(things, said)) > 1]
-    wide = wide or [{"name": several}]
+    wide = [said for said in _sayings(things[0], rng) if len(meant(things, said)) > 1]  # at least its name alone
     said = wide[int(rng.integers(len(wide)))]
     expressions.append(_stored(worded(said, plural=True), [regions[number] for number in meant(things, said)], said))
     wrong = _of_nothing(things, rng)
@@ -153,7 +154,7 @@ def _sayings(thing: Mapping[str, set[str]], rng: np.random.Generator) -> list[Sa
 def _of_nothing(things: Sequence[Mapping[str, set[str]]], rng: np.random.Generator) -> Said:
     """What is true of no thing: half of the time of a kind that is there, in a size or at a place that it is not."""
     there = {name for thing in things for name in thing["name"]}
-    sizes, places = ("large", "small"), [_at([x, y, x, y]) for x in (8, 48, 88) for y in (8, 48, 88)]
+    sizes, places = tuple(SIZES), [_at([x, y, x, y]) for x in (8, 48, 88) for y in (8, 48, 88)]
     (kind,) = things[0]["name"]
     ways = [("size", size) for size in sizes] + [("place", at) for at in places]
     wrong: list[Said] = [said for clause, what in ways if not meant(things, said := {"name": kind, clause: what})]

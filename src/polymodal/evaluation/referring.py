@@ -24,9 +24,7 @@ BATCH = 128
 Found = dict[str, tuple[Float[Tensor, "expressions queries 4"], Float[Tensor, "expressions queries"]]]
 
 
-def referring_scores(
-    method: nn.Module, processor: Processor, reader: Reader, split: str, most: int | None = None
-) -> list[Score]:
+def referring_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
     """For each branch, over expressions that mean one object; the unit is a picture with all that is said of it.
 
     accuracy: the share whose likeliest box has an IoU of 0.5 or more with the true one; chance takes any of the boxes
@@ -35,10 +33,9 @@ def referring_scores(
     picture.
     A method of several queries is also asked for sets. sets: the share of all expressions for which as many boxes as
     there are objects are surer than 0.5, each with an object of its own; none: the share of those that mean nothing.
-    most: pictures that are asked about.
     """
     assert isinstance(method, CanLocate)
-    _, examples = reader.read_split(split, most)
+    _, examples = reader.read_split(split)
     asked = [(number, one) for number, example in enumerate(examples) for one in example["expressions"]]
     single = [(number, one) for number, one in asked if len(one.boxes) == 1]
     owner = np.array([number for number, _ in single], dtype=np.int64)

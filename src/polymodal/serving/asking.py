@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from polymodal.errors import UnreadableExample, UserError
+from polymodal.errors import UnreadableExample, UserError, unusable
 from polymodal.layers.decoding import Decoding
 from polymodal.training.run import Run, evaluating, to_device
 from polymodal.types import CanWrite
@@ -27,7 +27,7 @@ def ask_about(run: Run, pictures: Sequence[Any], question: str, decoding: Decodi
     try:
         batch = processor(**columns)
     except UnreadableExample as error:
-        raise UserError(f"{str(error)[0].upper()}{str(error)[1:]}.") from error
+        raise unusable(error) from error
     device = next(run.model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     with evaluating(run.model):

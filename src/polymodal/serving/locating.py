@@ -9,7 +9,7 @@ import torch
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
-from polymodal.errors import UnreadableExample, UserError
+from polymodal.errors import UnreadableExample, UserError, unusable
 from polymodal.evaluation.referring import SURE
 from polymodal.modalities import Image
 from polymodal.modalities.image import to_rgb
@@ -41,7 +41,7 @@ def locate(run: Run, path: str, texts: Sequence[str], branch: str = "") -> tuple
         columns: dict[str, list[Any]] = {"image": [picture] * len(texts), "text": list(texts)}
         (found,) = answers(run.model, run.processor, "locate", columns, len(texts))
     except UnreadableExample as error:
-        raise UserError(f"{str(error)[0].upper()}{str(error)[1:]}.") from error
+        raise unusable(error) from error
     branch = branch or next(iter(found))
     if branch not in found:
         raise UserError(f"The run '{run.name}' has no branch '{branch}'; it has {', '.join(found)}.")
