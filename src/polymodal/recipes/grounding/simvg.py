@@ -290,10 +290,7 @@ claim = Claim(
     sentence="Fusing picture and words in the encoder finds what is meant better than fusing them in the head.",
     baseline=dataclasses.replace(_base, fusion="head"),
     treatment=_base,
-    further={
-        "token branch alone": dataclasses.replace(_base, distillation="none"),
-        "fixed distillation": dataclasses.replace(_base, distillation="fixed"),
-    },
+    further={"token branch alone": dataclasses.replace(_base, distillation="none")},
     corpus="referring",
     budget=Budget(steps=3000),
     seeds=3,
