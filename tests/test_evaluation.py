@@ -79,9 +79,9 @@ def test_several_captions_and_shared_captions_count_as_right():
     texts = ["a cat", "pet", "a dog", "pet"]  # the first and the second picture are both a pet
     vectors = torch.stack([images[0], images[1], images[1], images[1]])
     test = PairedTest(np.arange(3), images, texts, vectors, np.array([0, 0, 1, 1]))
-    found = {s.name: s.value for s in test.text_to_image("t2i")}
+    found = {s.name: s.value for s in test.text_to_item("t2i")}
     assert found["t2i/R@1"] == 1  # "pet" of the first picture finds the second, which is a pet as well
-    found = {s.name: s for s in test.image_to_text("i2t")}
+    found = {s.name: s for s in test.item_to_text("i2t")}
     assert len(found["i2t/R@1"].units) == 2  # the third picture has no caption to find
     assert found["i2t/R@1"].value == 1
 

@@ -48,6 +48,17 @@ def test_neither_order_nor_place_of_points_matters(point_encoder):
         assert torch.allclose(pooled, pooled_again, atol=1e-4)
 
 
+def test_the_class_token_stands_beside_the_largest_values():
+    torch.manual_seed(0)
+    config = PointEncoderConfig(groups=8, neighbours=6, group_width=24, pooling="class_and_largest", drop_path=0.5)
+    encoder = PointEncoder(config).eval()
+    tokens, pooled = encoder(torch.randn(3, 50, 6))
+    assert tokens.shape == (3, 8, 64)
+    assert pooled.shape == (3, config.pooled_width)
+    assert torch.equal(pooled[:, 64:], tokens.amax(dim=1))
+    assert PointEncoderConfig().pooled_width == 64
+
+
 def test_colour_and_shape_matter(point_encoder):
     points = torch.randn(1, 50, 6)
     pooled = point_encoder(points)[1]

@@ -28,10 +28,11 @@ from polymodal.modalities.audio import encoded, log_mel, masked_spectrogram, mel
 from polymodal.modalities.cell import binned
 from polymodal.modalities.modality import to_npy
 from polymodal.modalities.padding import pad
-from polymodal.modalities.points import augment_points, normalised
+from polymodal.modalities.points import any_points, augment_points, normalised, some_points, with_colour
 from polymodal.modalities.series import augment_series, standardised
 from polymodal.modalities.table import TableRow, collate, spread, without
 from polymodal.modalities.video import encode, evenly
+from polymodal.modalities.view_caption import ViewCaptions
 from polymodal.modalities.webpage import xpath_steps
 
 
@@ -135,6 +136,43 @@ def test_turning_points_keeps_heights_distances_and_colours():
     before, after = (torch.pdist(cloud[0, :, :3]) for cloud in (points, turned))
     assert torch.allclose(before, after, atol=1e-4)
     assert not torch.allclose(turned[..., 0], points[..., 0])
+
+
+def test_the_first_point_stands_for_those_that_are_dropped():
+    points = torch.randn(40, 200, 6)
+    changed = augment_points(points, Draws.of(0, 0, 40), scale=(1.0, 1.0), shift=0.0, dropout=0.8)
+    lost = (changed == changed[:, :1]).all(dim=2)[:, 1:].double().mean(dim=1)
+    assert 0.3 < float(lost.mean()) < 0.5
+    assert float(lost.max()) < 0.9
+    assert float(lost.min()) < 0.1
+
+
+def test_tilting_keeps_distances_and_turns_a_little():
+    points = torch.randn(30, 20, 6)
+    turned = augment_points(points, Draws.of(0, 0, 30), scale=(1.0, 1.0), shift=0.0, tilt=0.06)
+    for one, other in zip(points, turned, strict=True):
+        assert torch.allclose(torch.pdist(one[:, :3]), torch.pdist(other[:, :3]), atol=1e-4)
+    heights = (turned[..., 1] - points[..., 1]).abs() / points[..., :3].norm(dim=2)
+    assert 0.01 < float(heights.max()) < 3 * 0.06 * 2
+
+
+def test_a_cloud_gives_as_many_points_as_are_asked_for():
+    points, rng = np.arange(30, dtype=np.float32).reshape(10, 3), np.random.default_rng(0)
+    assert some_points(points, 5)[:, 0].tolist() == [0, 6, 12, 18, 24]
+    assert some_points(points, 20)[:, 0].tolist() == np.repeat(np.arange(0, 30, 3), 2).tolist()
+    drawn = any_points(points, 10, rng)
+    assert sorted(drawn[:, 0]) == points[:, 0].tolist()
+    assert any_points(points, 25, rng).shape == (25, 3)
+    assert with_colour(points).shape == (10, 6)
+    assert with_colour(with_colour(points)).shape == (10, 6)
+
+
+def test_captions_of_views_stand_view_by_view_the_best_first():
+    stored = [{"view": 1, "text": "b", "fit": 0.1}, {"view": 0, "text": "c", "fit": 0.3}]
+    stored.append({"view": 1, "text": "a", "fit": 0.2})
+    assert [caption.text for caption in ViewCaptions().decode(stored)] == ["c", "a", "b"]
+    with pytest.raises(UnreadableExample, match="no picture has a caption"):
+        ViewCaptions().decode([])
 
 
 def test_an_example_is_augmented_alike_whatever_stands_beside_it():

@@ -51,6 +51,66 @@ def test_info_nce_equals_the_plain_formula_for_any_block_size(batch, dim, seed, 
     torch.testing.assert_close(found, wanted)
 
 
+def plain_grouped_info_nce(a, b, scale, group, smoothing):
+    """Cross-entropy with a target that all rows of a group share, in both directions."""
+    logits, same = scale * a @ b.T, (group[:, None] == group).double()
+    target = (1 - smoothing) * same / same.sum(1, keepdim=True) + smoothing / len(a)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=30),
+    st.integers(0, 10_000),
+    st.sampled_from([0.0, 0.2]),
+    st.integers(1, 64),
+)
+def test_rows_of_a_group_are_matches_of_each_other(numbers, seed, smoothing, block):
+    a, b = vectors(len(numbers), 6, seed), vectors(len(numbers), 6, seed + 1)
+    scale, group = torch.tensor(7.0, dtype=torch.float64), torch.tensor(numbers, dtype=torch.float64)
+    before, contrastive.BLOCK = contrastive.BLOCK, block
+    try:
+        value, found = gradients(lambda *x: info_nce(*x, smoothing, group), a, b, scale)
+    finally:
+        contrastive.BLOCK = before
+    expected, wanted = gradients(lambda *x: plain_grouped_info_nce(*x, group, smoothing), a, b, scale)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_rows_that_are_all_apart_need_no_groups():
+    a, b, scale = vectors(9, 4, 0), vectors(9, 4, 1), torch.tensor(5.0, dtype=torch.float64)
+    apart = torch.arange(9, dtype=torch.float64)
+    torch.testing.assert_close(info_nce(a, b, scale, group=apart), info_nce(a, b, scale))
+
+
+def _grouped_on(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    own = slice(4 * rank, 4 * rank + 4)
+    a, b = (vectors(8, 5, seed)[own].requires_grad_() for seed in (0, 1))
+    scale = torch.tensor(6.0, dtype=torch.float64, requires_grad=True)
+    loss = info_nce(a, b, scale, group=GROUPS[own])
+    loss.backward()
+    torch.save([loss.detach(), a.grad, b.grad, scale.grad], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+GROUPS = torch.tensor([0, 1, 2, 0, 1, 1, 3, 4], dtype=torch.float64)
+
+
+def test_groups_reach_over_processes(tmp_path):
+    torch.multiprocessing.spawn(_grouped_on, (str(tmp_path),), nprocs=2)
+    (one, *grads), (other, *others) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    inputs = vectors(8, 5, 0), vectors(8, 5, 1), torch.tensor(6.0, dtype=torch.float64)
+    leaves = [value.clone().requires_grad_() for value in inputs]
+    expected = plain_grouped_info_nce(*leaves, GROUPS, 0.0)
+    expected.backward()
+    torch.testing.assert_close((one + other) / 2, expected.detach())
+    for number in (0, 1):  # each process means over its own rows, and the trainer means over processes
+        torch.testing.assert_close(torch.cat([grads[number], others[number]]) / 2, leaves[number].grad)
+    torch.testing.assert_close((grads[2] + others[2]) / 2, leaves[2].grad)
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 10_000), st.integers(1, 64))
 def test_sigmoid_loss_equals_the_plain_formula_for_any_block_size(batch, dim, seed, block):

@@ -251,17 +251,18 @@ def test_norms_and_perceptrons_are_each_modalitys_own(processor: ReferringProces
     assert not torch.allclose(before[2], after[2])
 
 
-def test_dropped_paths_keep_the_mean(processor: ReferringProcessor) -> None:
+def test_dropped_paths_keep_the_mean() -> None:
     from polymodal.layers.multiway import MultiwayTransformer
+    from polymodal.layers.transformer import Transformer
 
     torch.manual_seed(0)
-    transformer = MultiwayTransformer(8, 2, 2, drop_path=0.5)
-    assert [block.drop_path for block in transformer.blocks] == [0.0, 0.5]
-    block = transformer.blocks[1].train()
-    kept = torch.stack([block._kept(torch.ones(400, 1, 1)) for _ in range(5)])
-    assert set(kept.unique().tolist()) == {0.0, 2.0}
-    assert float(kept.mean()) == pytest.approx(1, abs=0.1)
-    assert torch.equal(block.eval()._kept(torch.ones(4, 1, 1)), torch.ones(4, 1, 1))
+    for transformer in (MultiwayTransformer(8, 2, 2, drop_path=0.5), Transformer(8, 2, 2, drop_path=0.5)):
+        assert [block.drop_path.rate for block in transformer.blocks] == [0.0, 0.5]
+        drop_path = transformer.blocks[1].drop_path.train()
+        kept = torch.stack([drop_path(torch.ones(400, 1, 1)) for _ in range(5)])
+        assert set(kept.unique().tolist()) == {0.0, 2.0}
+        assert float(kept.mean()) == pytest.approx(1, abs=0.1)
+        assert torch.equal(drop_path.eval()(torch.ones(4, 1, 1)), torch.ones(4, 1, 1))
 
 
 def test_queries_come_from_all_words_and_no_other(processor: ReferringProcessor) -> None:

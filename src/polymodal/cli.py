@@ -508,6 +508,59 @@ def prefer(arguments: Arguments) -> None:
     )
 
 
+def caption(arguments: Arguments) -> None:
+    """captions of a corpus's pictures by a run, the best kept, as a corpus to train ulip_2 on"""
+    place, rest = _positional(arguments, "caption RUN --out FOLDER [--corpus NAME | --data PATH] [--rank RUN]")
+    from polymodal.curation.captions import CaptionCounts, CaptionOptions, captioned, write_captions
+
+    @dataclass(frozen=True)
+    class Options(DataOptions):
+        out: str = "captions"
+        """The folder to write; `--data FOLDER` opens it."""
+        rank: str | None = None
+        """A run that embeds pictures and texts, to say which captions fit; without, the commonest is the best."""
+
+    kinds = {"options": Options, "captions": CaptionOptions}
+    given = _parse_together(kinds, rest, "caption RUN", caption)
+    from rich.progress import track
+
+    from polymodal.corpora.written import refuse_full
+    from polymodal.training import load_run
+
+    out, rank = given.options.out, given.options.rank
+    refuse_full(Path(out))
+    run, corpus = _run_and_corpus(place, given.options)
+    ranker, counts = load_run(rank) if rank else None, CaptionCounts()
+    found = captioned(
+        run,
+        corpus,
+        corpus.rows("train"),
+        given.captions,
+        ranker,
+        counts,
+        lambda items: track(items, "Describing", transient=True),
+    )
+
+    def made() -> dict[str, Any]:
+        source = {"run": place, "rank": rank, "corpus": corpus.name}
+        return source | {"options": dataclasses.asdict(given.captions), "counts": dataclasses.asdict(counts)}
+
+    written = write_captions(corpus, out, found, made)
+    kept = max(counts.kept, 1)
+    facts = {
+        "pictures": f"{counts.pictures:,}",
+        "different captions": f"{counts.distinct / max(counts.pictures, 1):.1f} of {given.captions.samples} a picture",
+        "kept": f"{counts.kept:,}, of {counts.words / kept:.1f} words",
+        "fit": f"{counts.fit / kept:.3f} ({'cosine with the picture' if rank else 'share of the captions drawn'})",
+        "unreadable": f"{len(counts.unreadable):,} examples",
+    }
+    _print_table(["", ""], [[name, value] for name, value in facts.items()])
+    _console().print(
+        f"Wrote {len(written.rows('train')):,} training examples with captions, and all other splits, to {out}.",
+        highlight=False,
+    )
+
+
 def score(arguments: Arguments) -> None:
     """judge captions by other captions of their pictures, and say which of their objects is made up"""
     usage = "score RECIPE CAPTIONS.jsonl [--out scores.jsonl]"
@@ -944,6 +997,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "ask": ask,
     "locate": locate,
     "prefer": prefer,
+    "caption": caption,
     "tag": tag,
     "score": score,
     "attack": attack,

@@ -23,6 +23,7 @@ from polymodal.corpora.driving import driving
 from polymodal.corpora.emoji import emoji
 from polymodal.corpora.functions import functions
 from polymodal.corpora.furniture import furniture
+from polymodal.corpora.furniture_views import furniture_views
 from polymodal.corpora.glosses import glosses
 from polymodal.corpora.manuals import manuals
 from polymodal.corpora.mixture import mix, with_language_temperature
@@ -61,6 +62,7 @@ __all__ = [
     "from_shards",
     "functions",
     "furniture",
+    "furniture_views",
     "glosses",
     "manuals",
     "mix",

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,36 @@ def write_corpus(
     shutil.rmtree(folder, ignore_errors=True)  # it is empty
     aside.rename(folder)
     return open_written(folder)
+
+
+def write_with_column(
+    corpus: Corpus,
+    folder: Path | str,
+    about: About,
+    column: str,
+    modality: Modality,
+    training: Iterable[tuple[int, Any]],
+    made: Callable[[], Mapping[str, Any]] | None = None,
+) -> Corpus:
+    """A corpus with one more column: those training examples that have a value in it, and all other splits without.
+
+    training: row numbers with what is stored in the column.
+    """
+    columns = {**corpus.columns, column: modality}
+
+    def stored(row: int, split: str, value: Any) -> dict[str, Any]:
+        values = {name: corpus.raw(row, name) for name in corpus.columns}
+        return values | {"key": corpus.key(row), "split": split, column: value}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row, value in training:
+            yield stored(row, "train", value)
+        for split, others in corpus.splits.items():
+            for row in others.tolist() if split != "train" else ():
+                yield stored(row, split, None)
+
+    types = {field.name: field.type for field in corpus.table.schema if field.name in corpus.columns}
+    return write_corpus(folder, about, columns, rows(), types=types, label=corpus.label, made=made)
 
 
 def refuse_full(folder: Path) -> None:

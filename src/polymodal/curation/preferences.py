@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from polymodal.corpora import Corpus
-from polymodal.corpora.written import refuse_full, write_corpus
+from polymodal.corpora.written import refuse_full, write_with_column
 from polymodal.data.conversation import DESCRIBE, IMAGE
 from polymodal.data.instructions import final_answer, one_of, step_by_step
 from polymodal.data.loader import Reader
@@ -100,24 +100,15 @@ def write_preferences(
         raise UserError(f"The run '{run.name}' does not write; a method that does is mono_internvl.")
     corpus.column_of(Image)
     counts = PairCounts()
-    columns = {**corpus.columns, COLUMN: Preferences()}
 
-    def stored(row: int, split: str, pairs: list[Preference] | None) -> dict[str, Any]:
-        values = {name: corpus.raw(row, name) for name in corpus.columns}
-        made = None if pairs is None else [pair._asdict() for pair in pairs]
-        return values | {"key": corpus.key(row), "split": split, COLUMN: made}
-
-    def rows() -> Iterator[dict[str, Any]]:
+    def training() -> Iterator[tuple[int, list[dict[str, str]]]]:
         for row, pairs in _pairs(run, corpus, options, counts, track):
-            yield stored(row, "train", pairs)
+            yield row, [pair._asdict() for pair in pairs]
         if not counts.pairs:
             raise UserError(
                 f"No pair came out of {counts.questions:,} questions: {counts.right:,} of {counts.answers:,} answers "
                 "are right. Pairs need a run that answers some of its questions, and more --samples."
             )
-        for split, others in corpus.splits.items():
-            for row in others.tolist() if split != "train" else ():
-                yield stored(row, split, None)
 
     def made() -> dict[str, Any]:
         source = {"run": str(run.directory or run.name), "corpus": corpus.name}
@@ -130,8 +121,7 @@ def write_preferences(
         modalities=(*corpus.about.modalities, COLUMN),
         composed="preferences are between a model's own answers",
     )
-    types = {field.name: field.type for field in corpus.table.schema if field.name in corpus.columns}
-    return write_corpus(folder, about, columns, rows(), types=types, label=corpus.label, made=made)
+    return write_with_column(corpus, folder, about, COLUMN, Preferences(), training(), made)
 
 
 def _pairs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -187,11 +188,19 @@ class TextColumn:
     @classmethod
     def fit(cls, corpus: Corpus, learn: Callable[[Iterable[str]], Tokenizer]) -> TextColumn:
         """Learn a tokenizer from captions of the training split."""
-        column = corpus.column_of(Text)
-        modality = corpus.columns[column]
-        assert isinstance(modality, Text)
-        rows = corpus.raw_values(corpus.sample("train", MOST_ROWS), column)
-        return cls(learn(_drawn(rows, modality)), modality.language_shares)
+        return cls.fit_all([corpus], learn)
+
+    @classmethod
+    def fit_all(cls, corpora: Sequence[Corpus], learn: Callable[[Iterable[str]], Tokenizer]) -> TextColumn:
+        """Learn a tokenizer from captions of the training splits; the shares of languages are those of the first."""
+        texts, shares = [], []
+        for corpus in corpora:
+            column = corpus.column_of(Text)
+            modality = corpus.columns[column]
+            assert isinstance(modality, Text)
+            shares.append(modality.language_shares)
+            texts.append(_drawn(corpus.raw_values(corpus.sample("train", MOST_ROWS), column), modality))
+        return cls(learn(itertools.chain(*texts)), shares[0])
 
     def read(self, corpus: Corpus, row: int) -> list[Caption]:
         return corpus.value(row, corpus.column_of(Text))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +30,18 @@ class PointEncoderConfig:
     """Transformer blocks."""
     heads: int = 4
     """Attention heads of a block."""
+    group_width: int = 0
+    """Channels of what is made of a group before the transformer; 0 is its width."""
+    drop_path: float = 0.0
+    """Probability that an example skips a branch of the last block; it rises to that from 0."""
+    pooling: Literal["mean", "class_and_largest"] = "mean"
+    """Vector of the cloud: the mean over groups, or a class token beside the largest value of each channel over groups,
+    which is twice as wide (Point-BERT)."""
+
+    @property
+    def pooled_width(self) -> int:
+        """Channels of the pooled vector."""
+        return self.width * (2 if self.pooling == "class_and_largest" else 1)
 
 
 class PointEncoder(Encoder):
@@ -37,16 +50,20 @@ class PointEncoder(Encoder):
     def __init__(self, config: PointEncoderConfig):
         super().__init__()
         self.config = config
-        width = config.width
-        self.of_point = nn.Sequential(nn.Linear(config.channels, width), nn.GELU(), nn.Linear(width, width))
-        self.of_group = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, width))
+        width, inner = config.width, config.group_width or config.width
+        self.of_point = nn.Sequential(nn.Linear(config.channels, inner), nn.GELU(), nn.Linear(inner, inner))
+        self.of_group = nn.Sequential(nn.Linear(2 * inner, inner), nn.GELU(), nn.Linear(inner, inner))
+        self.widen = nn.Linear(inner, width) if inner != width else nn.Identity()
         self.position = nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, width))
-        self.transformer = Transformer(width, config.depth, config.heads)
+        with_class = config.pooling == "class_and_largest"
+        self.class_token = nn.Parameter(torch.zeros(width)) if with_class else None
+        self.class_position = nn.Parameter(width**-0.5 * torch.randn(width)) if with_class else None
+        self.transformer = Transformer(width, config.depth, config.heads, drop_path=config.drop_path)
         self.norm_after = nn.LayerNorm(width)
 
     def forward(
         self, points: Float[Tensor, "batch points channels"]
-    ) -> tuple[Float[Tensor, "batch groups width"], Float[Tensor, "batch width"]]:
+    ) -> tuple[Float[Tensor, "batch groups width"], Float[Tensor, "batch pooled"]]:
         """points: at least as many as there are groups, and as a group has neighbours."""
         places = points[..., :3] - points[..., :3].mean(dim=1, keepdim=True)
         with torch.no_grad():
@@ -57,9 +74,14 @@ class PointEncoder(Encoder):
         group = torch.cat([group[..., :3] - centres[:, :, None], group[..., 3:]], dim=-1)
         features = self.of_point(group)
         whole = features.amax(dim=2, keepdim=True).expand_as(features)
-        tokens = self.of_group(torch.cat([features, whole], dim=-1)).amax(dim=2)
-        x = self.norm_after(self.transformer(tokens + self.position(centres)))
-        return x, x.mean(dim=1)
+        tokens = self.widen(self.of_group(torch.cat([features, whole], dim=-1)).amax(dim=2))
+        tokens = tokens + self.position(centres)
+        if self.class_token is None or self.class_position is None:
+            x = self.norm_after(self.transformer(tokens))
+            return x, x.mean(dim=1)
+        first = (self.class_token + self.class_position).expand(len(tokens), 1, -1)
+        x = self.norm_after(self.transformer(torch.cat([first, tokens], dim=1)))
+        return x[:, 1:], torch.cat([x[:, 0], x[:, 1:].amax(dim=1)], dim=-1)
 
 
 def farthest_points(places: Float[Tensor, "batch points 3"], count: int) -> Int[Tensor, "batch count"]:

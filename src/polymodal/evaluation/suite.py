@@ -33,8 +33,10 @@ from polymodal.modalities import (
     Expressions,
     History,
     Image,
+    Images,
     Interleaved,
     Mask,
+    Points,
     Questions,
     Regions,
     Table,
@@ -62,41 +64,46 @@ from polymodal.types import (
     Processor,
 )
 
+ITEMS: dict[str, type] = {"points": Points, "image": Image}  # what texts can be about, the first that there is
 VALIDATION_EXAMPLES = 40  # that are asked about; writing takes longer than a step
 VALIDATION_PAGES = 150  # a look at long pages takes longer than many steps
 
 
 @dataclass(frozen=True)
-class ImageVectors:
-    """A split's readable examples with the vectors of their pictures."""
+class ItemVectors:
+    """A split's readable examples with the vectors of what texts are about in them, such as their pictures."""
 
     rows: np.ndarray
     examples: list[Example]
-    vectors: Float[Tensor, "images dim"]
+    vectors: Float[Tensor, "items dim"]
 
     @classmethod
-    def of(cls, method: nn.Module, processor: Processor, reader: Reader, split: str) -> ImageVectors:
+    def of(cls, method: nn.Module, processor: Processor, reader: Reader, split: str, item: str) -> ItemVectors:
+        """item: `image`, or another name that the method knows such a column by."""
         rows, examples = reader.read_split(split)
-        vectors = embed(method, processor, image=[example["image"] for example in examples])["image"]
+        vectors = embed(method, processor, 256, **{item: [example[item] for example in examples]})[item]
         return cls(rows, examples, vectors)
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A split with its vectors: one a picture, and one a caption; owner says which picture a caption belongs to."""
+    """A split with its vectors: one an item, such as a picture, and one a caption.
+
+    owner: which item a caption belongs to.
+    """
 
     rows: np.ndarray
-    images: Float[Tensor, "images dim"]
+    items: Float[Tensor, "items dim"]
     texts: list[str]
     text_vectors: Float[Tensor, "texts dim"]
     owner: np.ndarray
 
     @classmethod
-    def of(cls, method: nn.Module, processor: Processor, images: ImageVectors, language: str | None) -> PairedTest:
+    def of(cls, method: nn.Module, processor: Processor, items: ItemVectors, language: str | None) -> PairedTest:
         """language: only captions in it; None takes all. Raises UserError when there are none."""
         captions = [
             (number, caption.text)
-            for number, example in enumerate(images.examples)
+            for number, example in enumerate(items.examples)
             for caption in example["text"]
             if language in (None, caption.language)
         ]
@@ -104,19 +111,19 @@ class PairedTest:
             raise UserError(f"There is no caption in the language '{language}'.")
         owner, texts = np.array([number for number, _ in captions], dtype=np.int64), [text for _, text in captions]
         vectors = embed(method, processor, text=texts)["text"]
-        return cls(images.rows, images.vectors, texts, vectors, owner)
+        return cls(items.rows, items.vectors, texts, vectors, owner)
 
-    def text_to_image(self, name: str) -> list[Score]:
-        """Queries are captions; right are all pictures that have this very caption."""
-        pictures = defaultdict(list)
+    def text_to_item(self, name: str) -> list[Score]:
+        """Queries are captions; right are all items that have this very caption."""
+        having = defaultdict(list)
         for text, owner in zip(self.texts, self.owner, strict=True):
-            pictures[text].append(owner)
-        relevant = [np.unique(pictures[text]) for text in self.texts]
-        found = ranks(self.text_vectors, self.images, relevant)
-        return retrieval_scores(name, found, relevant, len(self.images), self.owner)
+            having[text].append(owner)
+        relevant = [np.unique(having[text]) for text in self.texts]
+        found = ranks(self.text_vectors, self.items, relevant)
+        return retrieval_scores(name, found, relevant, len(self.items), self.owner)
 
-    def image_to_text(self, name: str) -> list[Score]:
-        """Queries are pictures; right are all captions equal to one of their own."""
+    def item_to_text(self, name: str) -> list[Score]:
+        """Queries are items; right are all captions equal to one of their own."""
         places = defaultdict(list)
         own: dict[int, set[str]] = defaultdict(set)
         for place, (text, owner) in enumerate(zip(self.texts, self.owner, strict=True)):
@@ -124,7 +131,7 @@ class PairedTest:
             own[int(owner)].add(text)
         asking = np.array(sorted(own))
         relevant = [np.array(sorted(place for text in own[number] for place in places[text])) for number in asking]
-        found = ranks(self.images[torch.from_numpy(asking)], self.text_vectors, relevant)
+        found = ranks(self.items[torch.from_numpy(asking)], self.text_vectors, relevant)
         return retrieval_scores(name, found, relevant, len(self.texts), asking)
 
     def zero_shot_by_name(self, name: str) -> list[Score]:
@@ -132,7 +139,7 @@ class PairedTest:
         asking = np.unique(self.owner)
         classes = prompt_ensemble([self.text_vectors[torch.from_numpy(self.owner == number)] for number in asking])
         relevant = [np.array([place]) for place in range(len(asking))]
-        found = ranks(self.images[torch.from_numpy(asking)], classes, relevant)
+        found = ranks(self.items[torch.from_numpy(asking)], classes, relevant)
         return [Score(f"{name}/top-{k}", (found <= k).astype(float), k / len(asking)) for k in (1, 5)]
 
 
@@ -159,8 +166,11 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     kinds = modalities_asked(corpus, run.processor)
     tests = [split for split in corpus.splits if split.startswith("test")]
     scores: list[Score] = []
-    if isinstance(model, CanEmbed) and {Image, Text} <= kinds:
-        scores += _paired_scores(run, corpus, reader)
+    if isinstance(model, CanEmbed) and Text in kinds and (item := item_of(kinds)) is not None:
+        scores += _paired_scores(run, corpus, reader, item)
+    if isinstance(model, CanEmbed) and {Points, Images} <= kinds:
+        for split in tests:
+            scores += view_to_points(model, run.processor, reader, split)
     if isinstance(model, CanEmbed) and {Image, Table} <= kinds:
         for split in tests:
             scores += row_to_image(model, run.processor, reader, split)
@@ -201,10 +211,15 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
 
 def modalities_asked(corpus: Corpus, processor: Any) -> set[type]:
     """The modalities that the corpus has and the method takes."""
-    taken = {"image": Image, "text": Text, "table": Table, "words": Words, "history": History}
+    taken = ITEMS | {"views": Images, "text": Text, "table": Table, "words": Words, "history": History}
     columns = getattr(processor, "columns", taken)
     left_out = {kind for name, kind in taken.items() if name not in columns}
     return {type(modality) for modality in corpus.columns.values()} - left_out
+
+
+def item_of(kinds: set[type]) -> str | None:
+    """What texts are about and are compared with, by the name that methods know it by; None where there is nothing."""
+    return next((name for name, kind in ITEMS.items() if kind in kinds), None)
 
 
 def _has_documents(kinds: set[type]) -> bool:
@@ -231,19 +246,30 @@ def row_to_image(method: nn.Module, processor: Processor, reader: Reader, split:
     return retrieval_scores(f"{split}/table_to_image", found, relevant, len(rows), np.arange(len(rows)))
 
 
-def _paired_scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
+def view_to_points(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
+    """Retrieval of the cloud that each single picture shows. The unit is a thing with all of its pictures."""
+    _, examples = reader.read_split(split)
+    views = [view for example in examples for view in example["views"]]
+    owner = np.repeat(np.arange(len(examples)), [len(example["views"]) for example in examples])
+    vectors = embed(method, processor, image=views, points=[example["points"] for example in examples])
+    relevant = list(owner[:, None])
+    found = ranks(vectors["image"], vectors["points"], relevant)
+    return retrieval_scores(f"{split}/image_to_points", found, relevant, len(examples), owner)
+
+
+def _paired_scores(run: Run, corpus: Corpus, reader: Reader, item: str) -> list[Score]:
     splits = [split for split in corpus.splits if split.startswith("test")]
-    images = {split: ImageVectors.of(run.model, run.processor, reader, split) for split in splits}
+    items = {split: ItemVectors.of(run.model, run.processor, reader, split, item) for split in splits}
     main, scores = main_language(corpus), []
     for split in splits:
-        test = PairedTest.of(run.model, run.processor, images[split], main)
-        scores += test.text_to_image(f"{split}/text_to_image") + test.image_to_text(f"{split}/image_to_text")
+        test = PairedTest.of(run.model, run.processor, items[split], main)
+        scores += test.text_to_item(f"{split}/text_to_{item}") + test.item_to_text(f"{split}/{item}_to_text")
         scores += test.zero_shot_by_name(f"{split}/zero_shot_by_name")
     if corpus.label is not None:
-        scores += _label_scores(run, corpus, reader, corpus.label, images)
+        scores += _label_scores(run, corpus, reader, corpus.label, item, items)
     for language in _other_languages(corpus, main):
-        test = PairedTest.of(run.model, run.processor, images["test"], language)
-        found = test.text_to_image(f"test/text_to_image_{language}")
+        test = PairedTest.of(run.model, run.processor, items["test"], language)
+        found = test.text_to_item(f"test/text_to_{item}_{language}")
         scores += [score for score in found if score.name.endswith("R@10")]
     return scores
 
@@ -255,33 +281,35 @@ def _other_languages(corpus: Corpus, main: str | None) -> list[str]:
 
 
 def _label_scores(
-    run: Run, corpus: Corpus, reader: Reader, label: str, images: Mapping[str, ImageVectors]
+    run: Run, corpus: Corpus, reader: Reader, label: str, item: str, items: Mapping[str, ItemVectors]
 ) -> list[Score]:
-    """Zero-shot by the corpus's prompts, and a linear probe, on every split in `images`."""
+    """Zero-shot by the corpus's prompts, and a linear probe, on every split in `items`."""
     modality = corpus.columns[label]
     assert isinstance(modality, Category)
     scores = []
-    labels = {split: _labels(corpus, label, found) for split, found in images.items()}
+    labels = {split: _labels(corpus, label, found) for split, found in items.items()}
     if corpus.prompts:
         prompts = [list(corpus.prompts[name]) for name in modality.names]
         vectors = embed(run.model, run.processor, text=[text for texts in prompts for text in texts])["text"]
         classes = prompt_ensemble(vectors.split([len(texts) for texts in prompts]))
-        for split, found in images.items():
+        for split, found in items.items():
             scores.append(zero_shot(f"{split}/zero_shot_{label}/accuracy", found.vectors, labels[split], classes))
     if {"train", "validation"} <= set(corpus.splits):
-        train, tuning = (ImageVectors.of(run.model, run.processor, reader, part) for part in ("train", "validation"))
+        train, tuning = (
+            ItemVectors.of(run.model, run.processor, reader, part, item) for part in ("train", "validation")
+        )
         probe = linear_probe(
             (train.vectors.numpy(), _labels(corpus, label, train)),
             (tuning.vectors.numpy(), _labels(corpus, label, tuning)),
         )
-        for split, found in images.items():
+        for split, found in items.items():
             predicted = probe.predict(found.vectors.numpy())
             scores.append(balanced_accuracy(f"{split}/linear_probe_{label}/accuracy", predicted, labels[split]))
     return scores
 
 
-def _labels(corpus: Corpus, label: str, images: ImageVectors) -> np.ndarray:
-    return np.array([corpus.value(row, label) for row in images.rows])
+def _labels(corpus: Corpus, label: str, items: ItemVectors) -> np.ndarray:
+    return np.array([corpus.value(row, label) for row in items.rows])
 
 
 def validation(corpus: Corpus) -> Any:
@@ -307,9 +335,11 @@ def validation(corpus: Corpus) -> Any:
             return {}
         if Text not in kinds:
             return _figures(row_to_image(method, processor, reader, "validation") if Table in kinds else [])
-        images = ImageVectors.of(method, processor, reader, "validation")
-        test = PairedTest.of(method, processor, images, main_language(corpus))
-        return _figures(test.text_to_image("validation/text_to_image"))
+        if (item := item_of(kinds)) is None:
+            return {}
+        items = ItemVectors.of(method, processor, reader, "validation", item)
+        test = PairedTest.of(method, processor, items, main_language(corpus))
+        return _figures(test.text_to_item(f"validation/text_to_{item}"))
 
     return figures
 

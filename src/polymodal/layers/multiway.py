@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.layers.transformer import Attention, Packing
+from polymodal.layers.transformer import Attention, DropPath, Packing, rising
 
 
 class Perceptron(nn.Module):
@@ -30,14 +30,14 @@ class MultiwayBlock(nn.Module):
     """x + attention(norm(x)), then x + perceptron(norm(x)); norms and perceptrons are those of the modality."""
 
     def __init__(self, width: int, heads: int, drop_path: float = 0.0):
-        """drop_path: probability that an example skips attention or perceptron while training."""
+        """drop_path: see `DropPath`."""
         super().__init__()
         self.image_norm = nn.LayerNorm(width)
         self.text_norm = nn.LayerNorm(width)
         self.attention = Attention(width, heads)
         self.image_perceptron = Perceptron(width)
         self.text_perceptron = Perceptron(width)
-        self.drop_path = drop_path
+        self.drop_path = DropPath(drop_path)
 
     def forward(
         self, x: Float[Tensor, "batch length width"], packing: Packing, pictured: int
@@ -45,15 +45,9 @@ class MultiwayBlock(nn.Module):
         """pictured: how many tokens at the front of every sequence are of the picture."""
         image, text = x[:, :pictured], x[:, pictured:]
         normed = torch.cat([self.image_norm(image), self.text_norm(text)], dim=1)
-        x = x + self._kept(self.attention(normed.flatten(0, 1), packing).view_as(x))
+        x = x + self.drop_path(self.attention(normed.flatten(0, 1), packing).view_as(x))
         image, text = x[:, :pictured], x[:, pictured:]
-        return x + self._kept(torch.cat([self.image_perceptron(image), self.text_perceptron(text)], dim=1))
-
-    def _kept(self, branch: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length width"]:
-        if not (self.training and self.drop_path):
-            return branch
-        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path
-        return branch * kept / (1 - self.drop_path)
+        return x + self.drop_path(torch.cat([self.image_perceptron(image), self.text_perceptron(text)], dim=1))
 
 
 class MultiwayTransformer(nn.Module):
@@ -62,8 +56,7 @@ class MultiwayTransformer(nn.Module):
     def __init__(self, width: int, depth: int, heads: int, drop_path: float = 0.0):
         """drop_path: of the last block; it rises to that from 0 in equal steps."""
         super().__init__()
-        rates = [drop_path * number / max(depth - 1, 1) for number in range(depth)]
-        self.blocks = nn.ModuleList(MultiwayBlock(width, heads, rate) for rate in rates)
+        self.blocks = nn.ModuleList(MultiwayBlock(width, heads, rate) for rate in rising(drop_path, depth))
         self.image_norm = nn.LayerNorm(width)
         self.text_norm = nn.LayerNorm(width)
 

@@ -94,6 +94,28 @@ class Attention(nn.Module):
         return self.out(y if packing is None else packing.pack(y))
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): while training, an example skips a branch with a probability.
+
+    For dense batches: in a packed row, examples are not apart.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length width"]:
+        if not (self.training and self.rate):
+            return branch
+        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.rate
+        return branch * kept / (1 - self.rate)
+
+
+def rising(rate: float, depth: int) -> list[float]:
+    """The rates of all blocks, from 0 to that of the last in equal steps."""
+    return [rate * number / max(depth - 1, 1) for number in range(depth)]
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + perceptron(norm(x))."""
 
@@ -106,10 +128,11 @@ class Block(nn.Module):
         self.widen = nn.Linear(width, hidden)
         self.narrow = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
+        self.drop_path: nn.Module = nn.Identity()
 
     def forward(self, x: Float[Tensor, "... width"], packing: Packing | None = None) -> Float[Tensor, "... width"]:
-        x = x + self.dropout(self.attention(self.norm_1(x), packing))
-        return x + self.dropout(self.narrow(F.gelu(self.widen(self.norm_2(x)))))
+        x = x + self.drop_path(self.dropout(self.attention(self.norm_1(x), packing)))
+        return x + self.drop_path(self.dropout(self.narrow(F.gelu(self.widen(self.norm_2(x))))))
 
 
 class PostNormBlock(Block):
@@ -131,9 +154,14 @@ class Transformer(nn.Module):
         causal: bool = False,
         dropout: float = 0.0,
         kind: type[Block] = Block,
+        drop_path: float = 0.0,
     ):
+        """drop_path: see `DropPath`; that of the last block, to which it rises from 0 in equal steps."""
         super().__init__()
         blocks = [kind(width, heads, causal, dropout) for _ in range(depth)]
+        if drop_path:
+            for block, rate in zip(blocks, rising(drop_path, depth), strict=True):
+                block.drop_path = DropPath(rate)
         residual_std = width**-0.5 * (2 * max(depth, 1)) ** -0.5
         for block in blocks:
             linears = {

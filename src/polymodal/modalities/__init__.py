@@ -21,6 +21,7 @@ from polymodal.modalities.series import Series
 from polymodal.modalities.table import DataTable, Table
 from polymodal.modalities.text import Text
 from polymodal.modalities.video import Video
+from polymodal.modalities.view_caption import ViewCaptions
 from polymodal.modalities.volume import Volume
 from polymodal.modalities.webpage import Webpage
 
@@ -51,6 +52,7 @@ __all__ = [
     "Text",
     "UnreadableExample",
     "Video",
+    "ViewCaptions",
     "Volume",
     "Webpage",
     "Words",

@@ -15,6 +15,8 @@ from torch import Tensor
 from polymodal.draws import Draws
 from polymodal.modalities.modality import from_npy
 
+GREY = 0.4  # of points without a colour
+
 
 @dataclass(frozen=True)
 class Points:
@@ -60,12 +62,19 @@ def augment_points(
     scale: tuple[float, float] = (2 / 3, 3 / 2),
     shift: float = 0.2,
     jitter: float = 0.0,
+    tilt: float = 0.0,
+    dropout: float = 0.0,
 ) -> Float[Tensor, "batch points channels"]:
     """Each cloud turned about the vertical axis, scaled along each axis and shifted; colours stay.
 
     scale, shift: ranges drawn uniformly for each axis, as PointNet++ and Point-BERT do. jitter: standard deviation of
-    noise on every point.
+    noise on every point. tilt: standard deviation in radians of a turn about each axis, cut at three times that.
+    dropout: largest share of points whose place the first one takes, with its colour; the share is drawn from 0 to it.
     """
+    if dropout:
+        points = _dropped(points, draws, dropout)
+    if tilt:
+        points = torch.cat([points[..., :3] @ _tilts(draws, tilt).to(points).transpose(1, 2), points[..., 3:]], dim=-1)
     angle = draws.uniform(0, 2 * math.pi)
     cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
     turn = torch.stack([cos, zero, sin, zero, one, zero, -sin, zero, cos], dim=-1).view(-1, 3, 3).to(points)
@@ -76,3 +85,37 @@ def augment_points(
         noise = np.stack([generator.standard_normal(places.shape[1:]) for generator in draws.generators])
         places = places + jitter * torch.from_numpy(noise).to(points)
     return torch.cat([places, points[..., 3:]], dim=-1)
+
+
+def _dropped(points: Float[Tensor, "batch points channels"], draws: Draws, most: float) -> Tensor:
+    share = draws.uniform(0, most)
+    chances = torch.from_numpy(np.stack([one.random(points.shape[1]) for one in draws.generators]))
+    return torch.where((chances < share[:, None]).to(points.device)[..., None], points[:, :1], points)
+
+
+def _tilts(draws: Draws, deviation: float) -> Float[Tensor, "batch 3 3"]:
+    """Small rotations about the three axes, one after the other."""
+    from scipy.spatial.transform import Rotation  # slow to import
+
+    angles = np.stack([one.standard_normal(3) for one in draws.generators]).clip(-3, 3) * deviation
+    turns = Rotation.from_euler("xyz", angles).as_matrix()
+    return torch.from_numpy(turns)
+
+
+def with_colour(points: Float[np.ndarray, "points channels"]) -> Float[np.ndarray, "points 6"]:
+    """The points themselves where they have colours, and grey ones where they have none (ULIP-2: 0.4)."""
+    if points.shape[1] >= 6:
+        return points[:, :6]
+    return np.concatenate([points[:, :3], np.full((len(points), 3), GREY, points.dtype)], axis=1)
+
+
+def some_points(points: Float[np.ndarray, "points channels"], count: int) -> Float[np.ndarray, "count channels"]:
+    """So many points, evenly chosen in their order; points come again where there are fewer."""
+    return points[np.linspace(0, len(points), count, endpoint=False).astype(np.int64)]
+
+
+def any_points(
+    points: Float[np.ndarray, "points channels"], count: int, rng: np.random.Generator
+) -> Float[np.ndarray, "count channels"]:
+    """So many points by lot; points come again where there are fewer."""
+    return points[rng.choice(len(points), count, replace=len(points) < count)]

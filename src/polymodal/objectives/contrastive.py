@@ -26,14 +26,16 @@ def info_nce(
     b: Float[Tensor, "batch dim"],
     scale: Float[Tensor, ""],
     label_smoothing: float = 0.0,
+    group: Float[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:
     """Symmetric InfoNCE: the mean of the cross-entropies from a to b and from b to a (CLIP, figure 3).
 
     a, b: L2-normalised. scale: inverse temperature. label_smoothing: in [0, 1), the share of the target that is spread
-    over all candidates.
+    over all candidates. group: a number for each row; rows with the same number, such as those with the same caption,
+    are matches of each other, too, and share the target (UniCL, Yang et al. 2022, equations 3 and 4).
     """
     with torch.autocast(a.device.type, enabled=False):
-        return _InfoNCE.apply(*_at_least_float32(a, b, scale), label_smoothing)
+        return _InfoNCE.apply(*_at_least_float32(a, b, scale), label_smoothing, group)
 
 
 def sigmoid_loss(
@@ -60,8 +62,9 @@ class _InfoNCE(Function):
     """a: this process's rows; every: the rows of b of all processes, of which this one's begin at `first`."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, label_smoothing: float) -> Tensor:
+    def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, label_smoothing: float, group: Tensor | None) -> Tensor:
         every, size = gather(b), len(a)
+        groups = None if group is None else (group, gather(group))
         own = slice(process_rank() * size, (process_rank() + 1) * size)
         rows, columns = a.new_empty(size), a.new_full((len(every),), -torch.inf)
         for block in _row_blocks(a, every):
@@ -70,14 +73,17 @@ class _InfoNCE(Function):
             columns = torch.logaddexp(columns, logits.logsumexp(0))
         columns = gather(columns[None]).logsumexp(0)
         ctx.save_for_backward(a, every, scale, rows, columns)
-        ctx.label_smoothing, ctx.first = label_smoothing, own.start
-        matching = scale * torch.linalg.vecdot(a, b)
+        ctx.label_smoothing, ctx.first, ctx.groups = label_smoothing, own.start, groups
+        matches = b
+        if groups is not None:
+            matches = torch.cat([_shared(groups, block, every.dtype) @ every for block in _row_blocks(a, every)])
+        matching = scale * torch.linalg.vecdot(a, matches)
         everywhere = scale * (a @ every.mean(0))
         target = (1 - label_smoothing) * matching + label_smoothing * everywhere
         return ((rows + columns[own]) / 2 - target).mean()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         a, every, scale, rows, columns = ctx.saved_tensors
         grad_a, grad_every = torch.empty_like(a), torch.zeros_like(every)
         for block in _row_blocks(a, every):
@@ -86,12 +92,21 @@ class _InfoNCE(Function):
             by_column = logits.sub_(columns).exp_()
             residual = by_row.add_(by_column).mul_(0.5)  # now the derivative by each logit, but for the target
             residual -= ctx.label_smoothing / len(every)
-            residual.diagonal(ctx.first + block.start)[: len(residual)].sub_(1 - ctx.label_smoothing)
+            if ctx.groups is None:
+                residual.diagonal(ctx.first + block.start)[: len(residual)].sub_(1 - ctx.label_smoothing)
+            else:
+                residual -= (1 - ctx.label_smoothing) * _shared(ctx.groups, block, residual.dtype)
             grad_a[block] = residual @ every
             grad_every.addmm_(residual.T, a[block])
         grad_scale = torch.dot(grad_a.flatten(), a.flatten())
         step = gradient / len(a)
-        return grad_a.mul_(step * scale), sum_of_own(grad_every.mul_(step * scale)), grad_scale * step, None
+        return grad_a.mul_(step * scale), sum_of_own(grad_every.mul_(step * scale)), grad_scale * step, None, None
+
+
+def _shared(groups: tuple[Tensor, Tensor], rows: slice, dtype: torch.dtype) -> Float[Tensor, "rows candidates"]:
+    """The target of some rows: equal shares for all candidates of their group."""
+    same = (groups[0][rows, None] == groups[1]).to(dtype)
+    return same / same.sum(1, keepdim=True)
 
 
 class _Sigmoid(Function):

@@ -23,7 +23,7 @@ from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.evaluation.retrieval import top
 from polymodal.evaluation.statistics import is_share
-from polymodal.evaluation.suite import ImageVectors, PairedTest, main_language, modalities_asked
+from polymodal.evaluation.suite import ITEMS, ItemVectors, PairedTest, item_of, main_language, modalities_asked
 from polymodal.modalities import Image, Text
 from polymodal.modalities.image import to_rgb
 from polymodal.reproduce import leaderboard
@@ -151,10 +151,10 @@ def _bars_by_language(comparison: Comparison) -> str:
 
 
 def _bars_by_split(comparison: Comparison, splits: Sequence[str]) -> str:
-    wanted = [f"{split}/text_to_image/R@10" for split in splits]
+    wanted = [f"{split}/text_to_{item}/R@10" for split in splits for item in ITEMS]
     names = [name for name in wanted if name in comparison.score_names]
     labels = [name.split("/")[0] for name in names]
-    return _bars(comparison, names, labels, "Text to image R@10 by test split (dotted: chance)") if names else ""
+    return _bars(comparison, names, labels, "R@10 of texts by test split (dotted: chance)") if names else ""
 
 
 @dataclass(frozen=True)
@@ -171,13 +171,18 @@ def _grids(comparison: Comparison) -> list[Grid]:
     corpus = comparison.corpus
     runs = {arm.label: comparison.of(arm)[0].run for arm in comparison.arms}
     asked = [modalities_asked(corpus, run.processor) for run in runs.values() if isinstance(run.model, CanEmbed)]
-    if len(asked) < len(runs) or not all({Image, Text} <= kinds for kinds in asked):
+    items = {item_of(kinds) for kinds in asked if Text in kinds}
+    drawn = any(isinstance(modality, Image) for modality in corpus.columns.values())
+    if len(asked) < len(runs) or len(items) != 1 or not all(Text in kinds for kinds in asked) or not drawn:
+        return []
+    item = items.pop()
+    if item is None:
         return []
     language = main_language(corpus)
     tests = {}
     for label, run in runs.items():
-        images = ImageVectors.of(run.model, run.processor, Reader(corpus, run.processor), "test")
-        tests[label] = PairedTest.of(run.model, run.processor, images, language)
+        vectors = ItemVectors.of(run.model, run.processor, Reader(corpus, run.processor), "test", item)
+        tests[label] = PairedTest.of(run.model, run.processor, vectors, language)
     one = next(iter(tests.values()))
     owners: dict[str, set[int]] = defaultdict(set)
     for text, owner in zip(one.texts, one.owner, strict=True):
@@ -187,7 +192,7 @@ def _grids(comparison: Comparison) -> list[Grid]:
     for place in chosen:
         text = one.texts[place]
         found = {
-            label: top(test.text_vectors[place : place + 1], test.images, SHOWN)[0] for label, test in tests.items()
+            label: top(test.text_vectors[place : place + 1], test.items, SHOWN)[0] for label, test in tests.items()
         }
         pictures = {
             label: [(thumbnail(corpus, int(one.rows[n])), int(n) in owners[text]) for n in numbers]

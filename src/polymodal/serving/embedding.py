@@ -16,6 +16,7 @@ from polymodal.training.run import Run
 from polymodal.types import Example
 
 CHUNK = 1024  # examples in memory at once
+SAID = ("label", "captions")  # what is known of an example, and is not embedded
 
 
 def write_embeddings(run: Run, corpus: Corpus, out: Path) -> tuple[int, dict[str, str]]:
@@ -34,7 +35,7 @@ def write_embeddings(run: Run, corpus: Corpus, out: Path) -> tuple[int, dict[str
             if not examples:
                 continue
             keys = {"key": [corpus.key(int(row)) for row in rows]}
-            names = [name for name in examples[0] if name != "label"]
+            names = [name for name in examples[0] if name not in SAID]
             table = pa.table(keys | {name: _vectors(_embedded(run, name, examples)) for name in names})
             writer = writer or pq.ParquetWriter(aside, table.schema)
             writer.write_table(table)

@@ -1,0 +1,204 @@
+"""Captions of pictures by a model, the best kept: what ULIP-2 makes of rendered views (Xue et al. 2024, section 3.1).
+
+Of each picture several captions are drawn. A second model that compares pictures with texts says which fit; without
+one, the caption that was drawn most often is the best.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+
+from polymodal.corpora import Corpus
+from polymodal.corpora.written import refuse_full, write_with_column
+from polymodal.data.conversation import DESCRIBE
+from polymodal.errors import UnreadableExample, UserError
+from polymodal.layers.decoding import Decoding
+from polymodal.modalities import Image, Images, ViewCaptions
+from polymodal.modalities.image import to_rgb
+from polymodal.modalities.view_caption import ViewCaption
+from polymodal.training.run import Run, answers
+from polymodal.types import CanEmbed, CanWrite
+
+CHUNK = 8  # examples that are described together
+BATCH = 256  # captions that are written at once
+COLUMN = "view_captions"
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """How captions are made."""
+
+    samples: int = 10
+    """Captions that are drawn of each picture."""
+    keep: int = 1
+    """Captions of a picture that are kept, the best first."""
+    views: int = 0
+    """Pictures of an example that are described, evenly chosen; 0 is all."""
+    temperature: float = 1.0
+    """Of the distribution that captions are drawn from."""
+    longest: int = 32
+    """Most tokens of a caption."""
+    seed: int = 0
+    """Of everything that is drawn."""
+
+    def __post_init__(self) -> None:
+        if min(self.samples, self.keep, self.longest) < 1 or self.views < 0 or self.temperature <= 0:
+            raise UserError(
+                "--samples, --keep and --longest are at least 1, --views is at least 0, --temperature is above 0."
+            )
+
+
+@dataclass
+class CaptionCounts:
+    """What came out. distinct: different captions that were drawn of the pictures. unreadable: key -> why."""
+
+    pictures: int = 0
+    distinct: int = 0
+    kept: int = 0
+    words: int = 0
+    fit: float = 0.0
+    unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def add(self, captions: Sequence[ViewCaption]) -> None:
+        self.kept += len(captions)
+        self.words += sum(len(caption.text.split()) for caption in captions)
+        self.fit += sum(caption.fit for caption in captions)
+
+
+Captioned = tuple[int, list[ViewCaption]]  # a row number, and the captions of its pictures
+
+
+def captioned(
+    run: Run,
+    corpus: Corpus,
+    rows: np.ndarray,
+    options: CaptionOptions,
+    ranker: Run | None = None,
+    counts: CaptionCounts | None = None,
+    track: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
+) -> Iterator[Captioned]:
+    """Captions of all pictures of these rows; rows that cannot be read, or of which nothing was written, are left out.
+
+    ranker: a run that embeds pictures and texts. track: shows how far it is. Raises UserError for a run that cannot
+    write, a ranker that cannot embed, or a corpus without pictures.
+    """
+    if not isinstance(run.model, CanWrite):
+        raise UserError(f"The run '{run.name}' does not write; a method that does is mono_internvl.")
+    if ranker is not None and not isinstance(ranker.model, CanEmbed):
+        raise UserError(f"The run '{ranker.name}' does not compare pictures with texts; a method that does is clip.")
+    counts = counts if counts is not None else CaptionCounts()
+    generator = torch.Generator(next(run.model.parameters()).device).manual_seed(options.seed)
+    column = _column(corpus)
+    for chunk in track([rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]):
+        seen = [
+            (row, view, picture)
+            for row in chunk.tolist()
+            for view, picture in _views(corpus, row, column, options, counts)
+        ]
+        if not seen:
+            continue
+        pictures = [picture for _, _, picture in seen]
+        drawn = [Counter(texts) for texts in _drawn(run, pictures, options, generator)]
+        fits = _fits(ranker, pictures, drawn) if ranker else [_shares(counter) for counter in drawn]
+        best: dict[int, list[ViewCaption]] = {}
+        for (row, view, _), found in zip(seen, fits, strict=True):
+            ranked = sorted(found, key=lambda text: (-found[text], text))[: options.keep]
+            best.setdefault(row, []).extend(ViewCaption(view, text, found[text]) for text in ranked)
+        counts.pictures += len(seen)
+        counts.distinct += sum(map(len, fits))
+        for row, captions in best.items():
+            if captions:
+                counts.add(captions)
+                yield row, captions
+
+
+def write_captions(
+    corpus: Corpus,
+    folder: Path | str,
+    training: Iterable[Captioned],
+    made: Callable[[], dict[str, Any]] | None = None,
+) -> Corpus:
+    """A corpus of the training examples that have captions, with them, and of all other splits as they are.
+
+    Raises UserError for a folder that is not empty, and when no caption came out.
+    """
+    refuse_full(Path(folder))
+
+    def rows() -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        count = 0
+        for count, (row, captions) in enumerate(training, 1):  # noqa: B007
+            yield row, [caption._asdict() for caption in captions]
+        if not count:
+            raise UserError(f"No caption came out of the training pictures of '{corpus.name}'.")
+
+    about = dataclasses.replace(
+        corpus.about,
+        name=f"{corpus.name}-captioned",
+        description=f"{corpus.about.description}; with captions that a model wrote",
+        composed="; ".join(said for said in (corpus.about.composed, "captions are a model's own") if said),
+    )
+    return write_with_column(corpus, folder, about, COLUMN, ViewCaptions(), rows(), made)
+
+
+def _column(corpus: Corpus) -> str:
+    """The column of several pictures an example, or else that of one."""
+    several = any(isinstance(modality, Images) for modality in corpus.columns.values())
+    return corpus.column_of(Images if several else Image)
+
+
+def _views(
+    corpus: Corpus, row: int, column: str, options: CaptionOptions, counts: CaptionCounts
+) -> list[tuple[int, PILImage.Image]]:
+    try:
+        value = corpus.value(row, column)
+        pictures = [to_rgb(picture) for picture in (value if isinstance(value, list) else [value])]
+    except UnreadableExample as reason:
+        counts.unreadable[corpus.key(row)] = str(reason)
+        return []
+    return [(view, pictures[view]) for view in some_views(len(pictures), options.views)]
+
+
+def some_views(there: int, wanted: int) -> list[int]:
+    """Numbers of evenly chosen pictures of an example; all where 0, or more than there are, are wanted."""
+    count = min(wanted, there) or there
+    return [number * there // count for number in range(count)]
+
+
+def _drawn(
+    run: Run, pictures: Sequence[PILImage.Image], options: CaptionOptions, generator: torch.Generator
+) -> list[list[str]]:
+    """Captions of each picture; what is empty is left out."""
+    shown = [picture for picture in map(np.asarray, pictures) for _ in range(options.samples)]
+    columns: dict[str, list[Any]] = {"image": shown, "question": [DESCRIBE] * len(shown)}
+    decoding = Decoding(options.longest, options.temperature)
+    parts = answers(run.model, run.processor, "write", columns, BATCH, decoding=decoding, generator=generator)
+    texts = run.processor.texts([ids for part in parts for ids in part])  # type: ignore[attr-defined]
+    starts = range(0, len(texts), options.samples)
+    return [[text for text in texts[start : start + options.samples] if text] for start in starts]
+
+
+def _shares(drawn: Counter[str]) -> dict[str, float]:
+    return {text: count / drawn.total() for text, count in drawn.items()}
+
+
+def _fits(ranker: Run, pictures: list[PILImage.Image], drawn: Sequence[Counter[str]]) -> list[dict[str, float]]:
+    """The cosine of each caption with its picture."""
+    texts = [text for counter in drawn for text in counter]
+    if not texts:
+        return [{} for _ in drawn]
+    vectors = ranker.embed(image=pictures, text=texts)
+    owner = np.repeat(np.arange(len(drawn)), [len(counter) for counter in drawn])
+    cosines = (vectors["image"][torch.from_numpy(owner)] * vectors["text"]).sum(1).tolist()
+    found: list[dict[str, float]] = [{} for _ in drawn]
+    for number, text, cosine in zip(owner.tolist(), texts, cosines, strict=True):
+        found[number][text] = cosine
+    return found

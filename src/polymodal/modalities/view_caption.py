@@ -1,0 +1,44 @@
+"""Captions of an example's pictures, each with the picture that it describes and how well it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from polymodal.errors import UnreadableExample
+from polymodal.modalities.modality import write_text
+
+
+class ViewCaption(NamedTuple):
+    """view: the number of the picture. fit: how well the caption fits it, such as a cosine; larger is better."""
+
+    view: int
+    text: str
+    fit: float = 0.0
+
+
+@dataclass(frozen=True)
+class ViewCaptions:
+    """A column of lists of captions of the example's pictures."""
+
+    @property
+    def storage(self) -> pa.DataType:
+        return pa.list_(pa.struct({"view": pa.int32(), "text": pa.string(), "fit": pa.float32()}))
+
+    def decode(self, value: list[Mapping[str, Any]]) -> list[ViewCaption]:
+        """View by view, the best first. Raises UnreadableExample when there is none."""
+        captions = [ViewCaption(record["view"], record["text"], record["fit"]) for record in value]
+        if not captions:
+            raise UnreadableExample("no picture has a caption")
+        return sorted(captions, key=lambda caption: (caption.view, -caption.fit))
+
+    def describe(self, value: list[ViewCaption]) -> str:
+        views = len({caption.view for caption in value})
+        return f"{len(value)} captions of {views} pictures: {value[0].text}"
+
+    def draw(self, value: list[ViewCaption], axes: Any) -> None:
+        lines = (f"{caption.view + 1}  {caption.text}" for caption in value)
+        write_text(axes, "\n".join(lines), size=7, width=42, lines=12)

@@ -1,0 +1,1 @@
+"""Three dimensions: shapes as point clouds, beside pictures and words."""
