@@ -11,7 +11,13 @@ from polymodal.corpora.sheet import described, draw_sheet, some_rows
 pytestmark = pytest.mark.corpora
 
 # a column whose values, or English texts, must not be on two sides
-APART = {"furniture": "captions", "stamps": "captions", "functions": "module", "molecules": "molecule"}
+APART = {
+    "furniture": "captions",
+    "furniture_views": "captions",
+    "stamps": "captions",
+    "functions": "module",
+    "molecules": "molecule",
+}
 
 
 @pytest.fixture(params=sorted(pm.corpora.built_in()))

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,18 @@ def test_claim_record_names_verdict_and_metrics(comparison):
     record = claim_record("siglip", claim, comparison)
     assert record["verdict"] in ("supported", "not supported at this scale", "contradicted")
     assert record["difference"]["value"] == pytest.approx(record["treatment"]["value"] - record["baseline"]["value"])
+
+
+def test_an_arm_without_a_score_is_left_out_of_its_line(comparison):
+    claim = Claim("s", ARMS[0].recipe, ARMS[1].recipe, "emoji", Budget(steps=8), 2, ("test/text_to_image/MRR",))
+    without = Arm("without", ARMS[0].recipe)
+    first = [trial for trial in comparison.trials if trial.arm == comparison.arms[0]]
+    trials = [*comparison.trials, *(replace(trial, arm=without, scores={}) for trial in first)]
+    wider = replace(comparison, arms=[*comparison.arms, without], trials=trials)
+    record = claim_record("siglip", claim, wider)
+    assert list(record["metrics"]["test/text_to_image/MRR"]) == [arm.label for arm in comparison.arms]
+    assert "without" in record["cost"]
+    assert record["difference"] == claim_record("siglip", claim, comparison)["difference"]
 
 
 def test_recorded_claims_are_those_of_the_recipes():

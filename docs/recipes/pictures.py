@@ -9,7 +9,7 @@ import json
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 
@@ -20,6 +20,7 @@ import torch
 
 from polymodal import corpora
 from polymodal.corpora._wordnet import wordnet
+from polymodal.corpora.written import open_written
 from polymodal.data.conversation import DESCRIBE
 from polymodal.data.instructions import step_by_step
 from polymodal.data.loader import Reader
@@ -323,9 +324,10 @@ def moma(results: Path) -> None:
 
 
 def simvg(results: Path) -> None:
-    """What is meant, in pictures of the test split: the truth, and the boxes of both arms."""
-    arms = {arm: load_run(results / "runs" / arm / "seed-0") for arm in ("baseline", "treatment")}
-    colours = {"baseline": "#f58231", "treatment": "#0082c8"}
+    """What is meant, in pictures of the test split: the truth, and the boxes of both branches."""
+    run = load_run(results / "runs" / "treatment" / "seed-0")
+    processor, model = cast(Any, run.processor), cast(Any, run.model.eval())
+    colours = {"decoder": "#0082c8", "token": "#f58231"}
     corpus = corpora.referring()
     figure, every = plt.subplots(2, 6, figsize=(13, 5.0), layout="constrained")
     rows = corpus.rows("test")[[0, 1, 3, 5, 8, 13, 21, 34, 41, 55, 67, 80]].tolist()
@@ -334,12 +336,11 @@ def simvg(results: Path) -> None:
         said = sorted(single, key=lambda one: -one.clauses)[number % len(single)]
         axes.imshow(corpus.value(row, "image"))
         boxes = {"truth": (said.boxes[0], "#111111", ":")}
-        for arm, run in arms.items():
-            processor: Any = run.processor
-            batch = processor(image=[processor.read(corpus, row)["image"]], text=[said.text])
-            model: Any = run.model.eval()
-            box = 96 * model.locate(batch)["token"][0][0, 0].detach()
-            boxes[arm] = (tuple(box.tolist()), colours[arm], "-")
+        found = model.locate(processor(image=[processor.read(corpus, row)["image"]], text=[said.text]))
+        for branch, colour in colours.items():
+            corners, likely = found[branch]
+            box = 96 * corners[0, int(likely[0].argmax())].detach()
+            boxes[branch] = (tuple(box.tolist()), colour, "-")
         for label, ((left, top, right, bottom), colour, style) in boxes.items():
             axes.plot(
                 [left, right, right, left, left],
@@ -351,10 +352,38 @@ def simvg(results: Path) -> None:
             )
         axes.set_title(textwrap.fill(said.text, 30), fontsize=8)
         axes.set(xticks=[], yticks=[], xlim=(0, 96), ylim=(96, 0))
-    names = {"truth": "what is meant", "baseline": "fusion in the head", "treatment": "fusion in the encoder"}
+    names = {"truth": "what is meant", "decoder": "decoder branch", "token": "token branch"}
     handles, labels = every[0, 0].get_legend_handles_labels()
     figure.legend(handles, [names[label] for label in labels], loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(HERE / "simvg.png", dpi=110)
+
+
+def ulip_2(results: Path) -> None:
+    """The clouds of the test split that words find, and a training model's views with the captions written of them."""
+    run, models = load_run(results / "runs" / "treatment" / "seed-0"), corpora.furniture()
+    reader = Reader(models, run.processor)
+    _, examples = reader.read_split("test")
+    clouds = run.embed(points=[example["points"] for example in examples])["points"]
+    queries = ("a chair", "red car", "tall green plant", "white washbasin")
+    asked = run.embed(text=list(queries))["text"]
+    figure = plt.figure(figsize=(12, 10), layout="constrained")
+    found, told = figure.subfigures(2, 1, height_ratios=(4, 3.2))
+    for line, query, similar in zip(found.subplots(4, 6), queries, asked @ clouds.T, strict=True):
+        for place, (axes, number) in enumerate(zip(line, similar.topk(6).indices.tolist(), strict=True)):
+            models.columns["points"].draw(examples[number]["points"], axes)
+            name = next(c.text for c in examples[number]["text"] if c.language == "en")
+            axes.set_title(f'"{query}"' if place == 0 else "", fontsize=9, loc="left")
+            axes.set_xlabel(textwrap.shorten(name, 26), fontsize=7, color="#666666")
+    made = open_written(results / "made" / "seed-0")
+    for line, row in zip(told.subplots(3, 6), made.rows("train")[[3, 40, 200]].tolist(), strict=True):
+        name = next(c.text for c in made.value(row, "captions") if c.language == "en")
+        views = made.value(row, "views")
+        for axes, caption in zip(line, made.value(row, "view_captions"), strict=False):
+            axes.imshow(views[caption.view])
+            axes.set_xlabel(textwrap.fill(caption.text, 28), fontsize=7)
+            axes.set(xticks=[], yticks=[])
+        line[0].set_title(name, fontsize=9, loc="left")
+    figure.savefig(HERE / "ulip_2.png", dpi=90)
 
 
 if __name__ == "__main__":

@@ -740,7 +740,10 @@ def reproduce(arguments: Arguments) -> None:
         [
             [
                 name,
-                *(number(name, comparison.estimate(arm, name).value) for arm in comparison.arms),
+                *(
+                    number(name, comparison.estimate(arm, name).value) if arm in comparison.having(name) else "–"
+                    for arm in comparison.arms
+                ),
                 signed(name, comparison.difference(comparison.arms[1], name)),
             ]
             for name in claim.metrics

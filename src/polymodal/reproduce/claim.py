@@ -91,7 +91,7 @@ def claim_record(spec: str, claim: Claim, comparison: Comparison) -> dict[str, A
             name: {
                 arm.label: comparison.estimate(arm, name)._asdict()
                 | {"difference": comparison.difference(arm, name)._asdict()}
-                for arm in comparison.arms
+                for arm in comparison.having(name)
             }
             for name in claim.metrics
         },

@@ -86,15 +86,19 @@ class Comparison:
         """The scores that every arm has, in the order of evaluation."""
         return [name for name in self.trials[0].scores if all(name in trial.scores for trial in self.trials)]
 
+    def having(self, name: str) -> list[Arm]:
+        """The arms that have this score: one without a decoder has none of it."""
+        return [arm for arm in self.arms if all(name in trial.scores for trial in self.of(arm))]
+
     def estimate(self, arm: Arm, name: str) -> Estimate:
         """The mean over seeds, with its 95 % interval over seeds and test units."""
-        scores, *others = self._scores(name, [arm, *(other for other in self.arms if other != arm)])
+        scores, *others = self._scores(name, [arm, *(other for other in self.having(name) if other != arm)])
         return over_seeds(scores, others)
 
     def difference(self, arm: Arm, name: str, baseline: Arm | None = None) -> Estimate:
         """Arm minus baseline (the first arm, unless another is given), paired by seed and test unit."""
         base = baseline or self.arms[0]
-        further = [other for other in self.arms if other not in (arm, base)]
+        further = [other for other in self.having(name) if other not in (arm, base)]
         theirs, ours, *others = self._scores(name, [base, arm, *further])
         return paired_difference(ours, theirs, others)
 

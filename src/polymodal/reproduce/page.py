@@ -79,12 +79,15 @@ def _measured(name: str, claim: str | None) -> list[str]:
         "|---|" + "---|" * len(arms),
     ]
     for metric, by_arm in result["metrics"].items():
-        lines.append(f"| {metric} | {' | '.join(_estimate(metric, by_arm[arm]) for arm in arms)} |")
+        lines.append(f"| {metric} | {' | '.join(_estimate(metric, by_arm.get(arm)) for arm in arms)} |")
     seconds = " | ".join(f"{result['cost'][arm]['seconds']:.0f} s" for arm in arms)
     return [*lines, f"| training | {seconds} |", "", f"Brackets: 95 % intervals. Again: `polymodal reproduce {name}`."]
 
 
-def _estimate(metric: str, record: dict[str, Any]) -> str:
+def _estimate(metric: str, record: dict[str, Any] | None) -> str:
+    """Nothing for an arm that has no such score."""
+    if record is None:
+        return "–"
     return figure(metric, Estimate(*(record[end] for end in ("value", "low", "high"))))
 
 
