@@ -508,6 +508,65 @@ def prefer(arguments: Arguments) -> None:
     )
 
 
+def curate(arguments: Arguments) -> None:
+    """web pages to a corpus of interleaved documents, with counts of every step"""
+    usage = "curate RECIPE PAGES --out FOLDER [--good TEXTS] [--runner ray]"
+    spec, rest = _positional(arguments, usage)
+    place, rest = _positional(rest, usage)
+    kind = _recipe_that("steps", spec, "no recipe of curation", "curation")
+    from polymodal import corpora
+    from polymodal.curation.documents import CurationOptions, curate_pages, pages_in, pages_of
+    from polymodal.curation.quality import good_texts
+
+    @dataclass(frozen=True)
+    class Options:
+        out: str = "curated"
+        """The folder to write; `--data FOLDER` opens it."""
+        good: str | None = None
+        """A text file, or a built-in corpus with captions, in the language that is wanted: what perplexity and
+        frequent words are learned from."""
+        flagged: str | None = None
+        """A file with a word a line that nobody wants."""
+
+    kinds = {"options": Options, "curation": CurationOptions}
+    given = _parse_with_recipe(kinds, kind, rest, f"curate {spec} PAGES", curate)
+    from rich.progress import track
+
+    recipe, options = given.recipe, given.options
+    pages = pages_of(corpora.named(place)) if place in corpora.built_in() else pages_in(Path(place))
+    flagged = Path(options.flagged).read_text(encoding="utf-8").split() if options.flagged else ()
+    known = recipe.learn(good_texts(options.good, recipe.language) if options.good else (), flagged)
+    corpus, counts = curate_pages(
+        recipe,
+        pages,
+        options.out,
+        known,
+        given.curation,
+        place,
+        lambda shards: track(shards, "Curating", transient=True),
+    )
+    _print_table(
+        ["step", "pages", "texts", "figures", "why texts or pages went"],
+        [
+            [
+                name,
+                f"{count.pages_in:,} → {count.pages_out:,}",
+                f"{count.texts_in:,} → {count.texts_out:,}",
+                f"{count.figures_in:,} → {count.figures_out:,}",
+                ", ".join(f"{reason} {times:,}" for reason, times in count.reasons.most_common()),
+            ]
+            for name, count in counts.items()
+        ],
+        right=(1, 2, 3),
+    )
+    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in corpus.splits.items())
+    _console().print(
+        f"Wrote {len(corpus):,} documents ({sizes}) to {options.out}; documents.parquet has them as Markdown,\n"
+        "dropped.parquet what went, and why.",
+        highlight=False,
+    )
+
+
 def caption(arguments: Arguments) -> None:
     """captions of a corpus's pictures by a run, the best kept, as a corpus to train ulip_2 on"""
     place, rest = _positional(arguments, "caption RUN --out FOLDER [--corpus NAME | --data PATH] [--rank RUN]")
@@ -1001,6 +1060,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "locate": locate,
     "prefer": prefer,
     "caption": caption,
+    "curate": curate,
     "tag": tag,
     "score": score,
     "attack": attack,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from polymodal.errors import UserError
 
@@ -163,6 +163,16 @@ class MetricClaim(Claim):
 
     The budget is the number of pictures whose captions are judged; a seed draws what is exchanged in them.
     """
+
+
+@dataclass(frozen=True)
+class CurationClaim(Claim):
+    """A claim about recipes of curation, which baseline, treatment and further arms are; nothing is trained.
+
+    The budget is the largest number of pages that noise is put into; a seed draws it. language: of the good texts.
+    """
+
+    language: str = "en"
 
 
 @dataclass(frozen=True)
@@ -346,6 +356,40 @@ class Metric(Protocol):
     """What a recipe of a metric does: judge a caption by other captions and by detected objects of its picture."""
 
     def score(self, caption: str, references: Sequence[str], detections: Sequence[str] = ()) -> CaptionScore: ...
+
+
+class Dropped(NamedTuple):
+    """A text that a step of curation left out, and why."""
+
+    reason: str
+    text: str
+
+
+class Sifted(NamedTuple):
+    """What a step of curation made of a page's blocks (`curation.web.Block`)."""
+
+    kept: list[Any]
+    dropped: list[Dropped]
+
+
+CurationStep = Callable[[list[Any]], Sifted]
+
+
+@runtime_checkable
+class Curation(Protocol):
+    """What a recipe of curation does: pages to documents worth training on, step by step."""
+
+    def learn(self, good: Iterable[str], flagged: Iterable[str] = ()) -> Any:
+        """What it must know of the language beforehand, from good texts."""
+        ...
+
+    def steps(self, known: Any) -> Mapping[str, CurationStep]:
+        """Name -> what happens to the blocks of a page; a page without blocks is dropped."""
+        ...
+
+    def arranged(self, blocks: list[Any]) -> list[Any]:
+        """The blocks of a page as they are to be trained on."""
+        ...
 
 
 @runtime_checkable

@@ -11,10 +11,11 @@ from polymodal.errors import UserError
 from polymodal.evaluation.statistics import Estimate
 from polymodal.reproduce.attacks import compare_attacks
 from polymodal.reproduce.compare import Arm, Comparison, Start, compare
+from polymodal.reproduce.curation import compare_curations
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.metrics import compare_metrics
 from polymodal.training.run import write_json
-from polymodal.types import AttackClaim, Budget, Claim, MetricClaim
+from polymodal.types import AttackClaim, Budget, Claim, CurationClaim, MetricClaim
 
 CLAIM = "claim.json"
 Verdict = Literal["supported", "not supported at this scale", "contradicted"]
@@ -57,6 +58,8 @@ def reproduce(
         comparison = compare_attacks(arms, claim, corpus, budget, seeds, out, display)
     elif isinstance(claim, MetricClaim):
         comparison = compare_metrics(arms, corpus, budget, seeds, out)
+    elif isinstance(claim, CurationClaim):
+        comparison = compare_curations(arms, claim, corpus, budget, seeds, out)
     else:
         start = None
         if claim.start is not None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from polymodal.corpora import Corpus
 from polymodal.errors import UserError
 from polymodal.evaluation.hallucination import hallucination_scores
+from polymodal.evaluation.statistics import Score
 from polymodal.reproduce.compare import RESULTS, Arm, Comparison, Trial, untrained
 from polymodal.training.run import write_json
 from polymodal.types import Budget
@@ -17,14 +20,29 @@ def compare_metrics(arms: list[Arm], corpus: Corpus, budget: Budget, seeds: int,
     """Judge the captions of as many pictures as the budget has examples, at every seed; writes `results.json`."""
     if budget.examples is None:
         raise UserError("A claim about metrics trains nothing; its budget is a number of pictures: 400examples.")
+    most = budget.examples
+    return score_untrained(
+        arms, corpus, budget, seeds, out, lambda recipe, seed: hallucination_scores(recipe, corpus, most, seed)
+    )
+
+
+def score_untrained(
+    arms: list[Arm],
+    corpus: Corpus,
+    budget: Budget,
+    seeds: int,
+    out: Path | str,
+    scores_of: Callable[[Any, int], list[Score]],
+) -> Comparison:
+    """A comparison of recipes that train nothing; writes `results.json`. scores_of: of a recipe at a seed."""
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     trials = []
     for seed in range(seeds):
         for arm in arms:
             began = time.perf_counter()
-            scores = hallucination_scores(arm.recipe, corpus, budget.examples, seed)
-            run = untrained(arm.recipe, time.perf_counter() - began, 0, budget.examples)
+            scores = scores_of(arm.recipe, seed)
+            run = untrained(arm.recipe, time.perf_counter() - began, 0, budget.examples or 0)
             trials.append(Trial(arm, seed, run, {score.name: score for score in scores}))
     comparison = Comparison(arms, corpus, budget, list(range(seeds)), trials, directory)
     write_json(directory / RESULTS, comparison.to_json())

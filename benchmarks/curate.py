@@ -1,0 +1,86 @@
+"""Pages a second through the steps of wasm: Daft's native runner against a plain pool of processes.
+
+python benchmarks/curate.py [pages]
+
+Both run the same functions on the same pages of the corpus `manuals`, in turn, on all cores, with the time that their
+processes take to start; the figure is the median of three rounds. What a step costs is measured by itself, on one core.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import polymodal as pm
+from polymodal.curation.documents import curated, pages_of, steps_of_page
+from polymodal.curation.noise import good_paragraphs, pages_in_language
+from polymodal.curation.web import blocks_of
+from polymodal.recipes.curation import wasm
+from polymodal.types import CurationStep
+
+ROUNDS = 3
+_steps: Mapping[str, CurationStep] = {}
+
+
+def one_page(page: Mapping[str, str]) -> dict[str, Any]:
+    return steps_of_page(page["html"], page["base"], _steps)
+
+
+def pooled(pages: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    with multiprocessing.get_context("fork").Pool() as pool:
+        return pool.map(one_page, pages, chunksize=16)
+
+
+def timed(tables: Iterable[Any]) -> tuple[float, float]:
+    """Seconds of all, and seconds a page once the first have come out, when processes have started."""
+    began, first, after = time.perf_counter(), 0.0, 0
+    for table in tables:
+        if not first:
+            first = time.perf_counter()
+        else:
+            after += len(table)
+    ended = time.perf_counter()
+    return ended - began, (ended - first) / max(after, 1)
+
+
+def main() -> None:
+    global _steps
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 600
+    corpus = pm.corpora.manuals()
+    rows = [row for row in range(len(corpus)) if "debian-handbook/" in corpus.key(row)][:: max(1, 2700 // count)]
+    pages = list(pages_of(corpus, rows[:count]))
+    recipe = wasm.Recipe()
+    _steps = recipe.steps(recipe.learn(good_paragraphs(pages_in_language(corpus, "ar", ["train"]), "ar")))
+    cores = multiprocessing.cpu_count()
+    list(curated(pages[:20], _steps))  # Daft starts its threads
+    daft, pool, flowing = [], [], []
+    for _ in range(ROUNDS):
+        whole, a_page = timed(curated(pages, _steps))
+        daft.append(whole)
+        flowing.append(1 / a_page)
+        began = time.perf_counter()
+        pooled(pages)
+        pool.append(time.perf_counter() - began)
+    for name, values in (("daft", daft), ("pool", pool)):
+        rate = len(pages) / statistics.median(values)
+        print(f"{name:5} {rate:8.1f} pages a second, {rate / cores:8.1f} a core ({cores})")
+    print(f"daft, once its processes have started: {statistics.median(flowing):.1f} pages a second")
+    ratios = [one / other for one, other in zip(pool, daft, strict=True)]
+    started = [rate * one / len(pages) for rate, one in zip(flowing, pool, strict=True)]
+    print(f"Daft does {statistics.median(ratios):.2f} times as many pages as the pool, ", end="")
+    print(f"{statistics.median(started):.2f} times once its processes have started")
+    began = time.perf_counter()
+    blocks = [blocks_of(page["html"], page["base"]) for page in pages]
+    print(f"read       {1000 * (time.perf_counter() - began) / len(pages):6.2f} ms a page")
+    for name, step in _steps.items():
+        began = time.perf_counter()
+        blocks = [step(one).kept for one in blocks]
+        print(f"{name:10} {1000 * (time.perf_counter() - began) / len(pages):6.2f} ms a page")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""How well a recipe of curation tells good texts from bad ones: known noise is put among the paragraphs of real pages.
+
+Good are paragraphs of at least three words whose letters are those of the page's script, which no limit of quality
+asks for in this way. The noise is of seven kinds that web pages are full of, made of the pages themselves.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from polymodal.corpora import Corpus
+from polymodal.curation.quality import printed, words_of
+from polymodal.curation.web import Block, blocks_of
+from polymodal.evaluation.statistics import Score
+from polymodal.types import Curation
+
+SCRIPTS = {"ar": "ARABIC", "fa": "ARABIC", "ru": "CYRILLIC", "el": "GREEK"}  # others are in Latin letters
+EDITIONS = {"ar": "/ar-MA/", "fa": "/fa-IR/", "en": "/en-US/"}  # part of the keys of pages in a language
+OTHERS = ("fr", "de", "en", "es")  # languages of paragraphs that do not belong on a page
+SHARE = 0.3  # of noise, relative to a page's good paragraphs, for each kind
+
+
+class Noisy(NamedTuple):
+    """A page with noise among its paragraphs. kinds: of each block: good, a kind of noise, or nothing for neither."""
+
+    key: str
+    blocks: list[Block]
+    kinds: list[str]
+
+
+def pages_in_language(corpus: Corpus, language: str, splits: Sequence[str]) -> list[tuple[str, list[Block]]]:
+    """Pages of `manuals` that are in a language, with their keys; what nobody has translated is English on them."""
+    mark = EDITIONS.get(language, f"/{language}-")
+    rows = [int(row) for split in splits for row in corpus.rows(split) if mark in corpus.key(int(row))]
+    return [(corpus.key(row), blocks_of(corpus.raw(row, "html"))) for row in rows]
+
+
+def is_good(block: Block, language: str) -> bool:
+    """Whether a block is a paragraph in the language's script."""
+    letters = [character for character in block.text if character.isalpha()]
+    if block.image or block.kind == "code" or len(words_of(block.text)) < 3:
+        return False
+    script = SCRIPTS.get(language, "LATIN")
+    return sum(unicodedata.name(letter, "").startswith(script) for letter in letters) >= 0.8 * len(letters) > 0
+
+
+def good_paragraphs(pages: Sequence[tuple[str, list[Block]]], language: str) -> list[str]:
+    return [block.text for _, blocks in pages for block in blocks if is_good(block, language)]
+
+
+def with_noise(key: str, blocks: list[Block], language: str, foreign: Sequence[str], rng: np.random.Generator) -> Noisy:
+    """A page with noise of every kind at places by lot. foreign: paragraphs of other languages."""
+    placed = [(block, "good" if is_good(block, language) else "") for block in blocks]
+    good = [block.text for block, kind in placed if kind]
+    count = max(1, round(SHARE * len(good)))
+    short = [block.text for block in blocks if not block.image and len(block.text.split()) < 3] or ["1", "2"]
+    made: dict[str, Callable[[], str]] = {
+        "navigation": lambda: " | ".join(rng.choice(short, min(len(short), 8))),
+        "spam": lambda: f"{' '.join(_one(good, rng).split()[:3])} ! " * int(rng.integers(6, 15)),
+        "symbols": lambda: "".join(rng.choice(list("-=*#/|0123456789: "), int(rng.integers(20, 60)))),
+        "mojibake": lambda: _one(good, rng).encode().decode("latin-1"),
+        "wrong_language": lambda: _one(foreign, rng),
+        "shuffled": lambda: " ".join("".join(rng.permutation(list(word))) for word in _one(good, rng).split()),
+    }
+    noise = [(make(), kind) for kind, make in made.items() for _ in range(count)] if good else []
+    for text, kind in noise:
+        place = int(rng.integers(len(placed) + 1))
+        placed.insert(place, (Block("paragraph", text, text), kind))
+    for text in rng.choice(good, min(count, len(good)), replace=False) if good else ():
+        again = _nearly(text, rng)
+        placed.append((Block("paragraph", again, again), "repeated"))  # behind its original, which is the one to keep
+    return Noisy(key, [block for block, _ in placed], [kind for _, kind in placed])
+
+
+def _one(texts: Sequence[str], rng: np.random.Generator) -> str:
+    return texts[int(rng.integers(len(texts)))]
+
+
+def _nearly(text: str, rng: np.random.Generator) -> str:
+    """The text with one word of fifteen, at least one, left out."""
+    words = text.split()
+    gone = set(rng.choice(len(words), max(1, len(words) // 15), replace=False).tolist())
+    return " ".join(word for number, word in enumerate(words) if number not in gone)
+
+
+def curation_scores(recipe: Curation, corpus: Corpus, language: str, most: int, seed: int) -> list[Score]:
+    """The share of good paragraphs that a recipe keeps, also after each of its steps, and of each kind of noise that it
+    drops, page by page.
+
+    The recipe learns from good paragraphs of training pages. most: other pages that are looked at.
+    """
+    rng = np.random.default_rng(seed)
+    known = recipe.learn(good_paragraphs(pages_in_language(corpus, language, ["train"]), language))
+    foreign = [
+        text
+        for other in OTHERS
+        if other != language
+        for text in good_paragraphs(pages_in_language(corpus, other, ["test"])[:12], other)
+    ]
+    steps = recipe.steps(known)
+    shares: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    after: dict[str, list[tuple[float, int]]] = {name: [] for name in steps}
+    for key, blocks in pages_in_language(corpus, language, ["validation", "test"])[:most]:
+        page = with_noise(key, blocks, language, foreign, rng)
+        good = [kind == "good" for kind in page.kinds]
+        left = page.blocks
+        for name, step in steps.items():
+            left = step(left).kept
+            after[name].append((_share(kept_of(page.blocks, left), good), sum(good)))
+        survived = kept_of(page.blocks, left)
+        for kind in dict.fromkeys(page.kinds):
+            own = [other == kind for other in page.kinds]
+            shares[kind].append((_share(survived, own), sum(own)))
+    scores = [_score("good/kept", shares["good"], dropped=False)]
+    scores += [_score(f"good/kept_after_{name}", pairs, dropped=False) for name, pairs in after.items()]
+    noise = sorted(kind for kind in shares if kind not in ("", "good"))
+    scores.append(_score("noise/dropped", [pair for kind in noise for pair in shares[kind]], dropped=True))
+    return scores + [_score(f"noise/{kind}/dropped", shares[kind], dropped=True) for kind in noise]
+
+
+def kept_of(before: Sequence[Block], after: Sequence[Block]) -> list[bool]:
+    """For each block, whether it is still there. after: in the same order, without what is not printed."""
+    rest = iter(after)
+    following = next(rest, None)
+    stays = []
+    for block in before:
+        same = following is not None and printed(block.markdown) == printed(following.markdown)
+        stays.append(same)
+        if same:
+            following = next(rest, None)
+    return stays
+
+
+def _share(chosen: Sequence[bool], among: Sequence[bool]) -> float:
+    """Of those that are meant, the share that is chosen; 0 of none."""
+    return sum(one for one, meant in zip(chosen, among, strict=True) if meant) / max(sum(among), 1)
+
+
+def _score(name: str, shares: Sequence[tuple[float, int]], dropped: bool) -> Score:
+    values, weights = np.array([share for share, _ in shares]), np.array([count for _, count in shares], float)
+    return Score(name, 1 - values if dropped else values, None, weights=weights)

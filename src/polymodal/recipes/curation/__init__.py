@@ -1,0 +1,1 @@
+"""Curation: raw documents in, training data out."""
