@@ -349,27 +349,23 @@ def test_pages_become_a_corpus_with_counts_of_every_step(site: Path, tmp_path: P
 def test_a_run_that_was_stopped_goes_on(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known, options, out = OPEN.learn(()), CurationOptions(shard=1), tmp_path / "out"
     module = __import__("polymodal.curation.documents", fromlist=["curated"])
-    real, curated = module.curated, []
+    real, seen = module.curated, []
 
-    def until(limit: int) -> None:
-        def one(pages, steps, runner):
-            curated.append(pages[0]["key"])
-            if len(curated) == limit:
+    def one_by_one(pages, steps, runner):
+        for page in pages:
+            seen.append(page["key"])
+            yield from real([page], steps, runner)
+            if len(seen) == 2:
                 raise KeyboardInterrupt
-            return real(pages, steps, runner)
 
-        monkeypatch.setattr(module, "curated", one)
-
-    until(2)
+    monkeypatch.setattr(module, "curated", one_by_one)
     with pytest.raises(KeyboardInterrupt):
         curate_pages(OPEN, pages_in(site), out, known, options, site)
     assert not out.exists()
     with pytest.raises(UserError, match="was begun with another recipe or other pages"):
         curate_pages(wasm.Recipe(), pages_in(site), out, known, options, site)
-    curated.clear()
-    until(0)
     corpus, _ = curate_pages(OPEN, pages_in(site), out, known, options, site)
-    assert curated == ["sub/one.html", "two.html"]
+    assert seen == ["empty.htm", "sub/one.html", "two.html"]  # none of them twice
     assert len(corpus) == 2
     assert [path.name for path in tmp_path.iterdir() if "curating" in path.name] == []
 

@@ -364,7 +364,7 @@ def ulip_2(results: Path) -> None:
     reader = Reader(models, run.processor)
     _, examples = reader.read_split("test")
     clouds = run.embed(points=[example["points"] for example in examples])["points"]
-    queries = ("a chair", "red car", "tall green plant", "white washbasin")
+    queries = ("brown chair", "red car", "tall green plant", "white washbasin")
     asked = run.embed(text=list(queries))["text"]
     figure = plt.figure(figsize=(12, 10), layout="constrained")
     found, told = figure.subfigures(2, 1, height_ratios=(4, 3.2))
@@ -384,6 +384,31 @@ def ulip_2(results: Path) -> None:
             axes.set(xticks=[], yticks=[])
         line[0].set_title(name, fontsize=9, loc="left")
     figure.savefig(HERE / "ulip_2.png", dpi=90)
+
+
+def wasm(results: Path) -> None:
+    """Good Arabic paragraphs that are kept, and noise of each kind that is left, with the limits of each arm."""
+    scores = json.loads((results / "results.json").read_text())["scores"]
+    kinds = [name.split("/")[1] for name in scores if name.startswith("noise/") and name.count("/") == 2]
+    figure, (kept, left) = plt.subplots(1, 2, figsize=(11, 3.4), width_ratios=(2, 7), layout="constrained")
+    arms = list(scores["good/kept"]["arms"])
+    names = {"baseline": "OBELICS", "treatment": "Wasm"}
+    for place, arm in enumerate(arms):
+        shift, label = 0.2 * (place - (len(arms) - 1) / 2), names.get(arm, arm)
+        good = [scores[name]["arms"][arm]["value"] for name in ("good/kept_after_paragraph", "good/kept")]
+        kept.bar(np.arange(2) + shift, [100 * value for value in good], 0.18)
+        bad = [1 - scores[f"noise/{kind}/dropped"]["arms"][arm]["value"] for kind in kinds]
+        left.bar(np.arange(len(kinds)) + shift, [100 * value for value in bad], 0.18, label=label)
+    kept.set(
+        ylabel="good paragraphs kept, %", xticks=range(2), xticklabels=["text by\ntext", "whole\npages"], ylim=(0, 100)
+    )
+    left.set(
+        ylabel="noise that is left, %", xticks=range(len(kinds)), xticklabels=[k.replace("_", "\n") for k in kinds]
+    )
+    left.legend(frameon=False, fontsize=8)
+    for axes in (kept, left):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(HERE / "wasm.png", dpi=110)
 
 
 if __name__ == "__main__":

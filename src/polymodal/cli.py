@@ -530,20 +530,12 @@ def curate(arguments: Arguments) -> None:
 
     kinds = {"options": Options, "curation": CurationOptions}
     given = _parse_with_recipe(kinds, kind, rest, f"curate {spec} PAGES", curate)
-    from rich.progress import track
-
     recipe, options = given.recipe, given.options
     pages = pages_of(corpora.named(place)) if place in corpora.built_in() else pages_in(Path(place))
     flagged = Path(options.flagged).read_text(encoding="utf-8").split() if options.flagged else ()
     known = recipe.learn(good_texts(options.good, recipe.language) if options.good else (), flagged)
     corpus, counts = curate_pages(
-        recipe,
-        pages,
-        options.out,
-        known,
-        given.curation,
-        place,
-        lambda shards: track(shards, "Curating", transient=True),
+        recipe, pages, options.out, known, given.curation, place, lambda tables: _counted(tables, "Curated")
     )
     _print_table(
         ["step", "pages", "texts", "figures", "why texts or pages went"],
@@ -1210,6 +1202,19 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console(soft_wrap=True)
+
+
+def _counted(tables: Any, what: str) -> Any:
+    """The same tables, with how many rows have come and how fast; how many will come is not known."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    said = TextColumn("{task.description} {task.completed:,} pages, {task.fields[rate]:,.0f} a second")
+    with Progress(SpinnerColumn(), said, TimeElapsedColumn(), transient=True) as progress:
+        task = progress.add_task(what, total=None, rate=0.0)
+        for table in tables:
+            progress.advance(task, len(table))
+            progress.update(task, rate=progress.tasks[0].completed / max(progress.tasks[0].elapsed or 0, 1e-9))
+            yield table
 
 
 def _print_table(headings: list[str], rows: list[list[str]], right: Any = ()) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
 import os
 import shutil
 from collections import Counter
@@ -181,13 +182,7 @@ def curated(
     there were when the page was read and after each step. One Daft function does all steps of a page, in a process for
     each core. Raises UserError without the package daft.
     """
-    os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
-    try:
-        import daft
-    except ImportError as error:
-        raise needs("daft", "ray" if runner == "ray" else "curation", "Curating") from error
-    if daft.get_or_infer_runner_type() != runner:
-        daft.set_runner_ray() if runner == "ray" else daft.set_runner_native()
+    daft = _daft(runner)
     text = daft.DataType.string()
     blocks = daft.DataType.list(daft.DataType.struct(dict.fromkeys(Block._fields, text)))
     dropped = daft.DataType.list(daft.DataType.struct(dict.fromkeys(("step", *Dropped._fields), text)))
@@ -211,6 +206,26 @@ def curated(
     frame = frame.select("key", "split", *(daft.col("done")[name].alias(name) for name in parts))
     for batch in frame.to_arrow_iter():
         yield pa.Table.from_batches([batch])
+
+
+def _daft(runner: Runner) -> Any:
+    """The library, quiet, and with no word to its makers of who uses it unless the user says so."""
+    for name in ("DAFT_ANALYTICS_ENABLED", "DAFT_PROGRESS_BAR", "DAFT_SHOW_QUERY_ID", "RAY_USAGE_STATS_ENABLED"):
+        os.environ.setdefault(name, "0")
+    try:
+        import daft
+
+        if runner == "ray":
+            import ray
+
+            if not ray.is_initialized():
+                ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    except ImportError as error:
+        missing = "ray" if runner == "ray" else "daft"
+        raise needs(missing, "ray" if runner == "ray" else "curation", "Curating") from error
+    if daft.get_or_infer_runner_type() != runner:
+        daft.set_runner_ray() if runner == "ray" else daft.set_runner_native()
+    return daft
 
 
 def steps_of_page(html: str, base: str, steps: Mapping[str, CurationStep]) -> dict[str, Any]:

@@ -108,7 +108,9 @@ class Limits:
     """What a text must keep; a limit of 0 that is a least value, or of infinity that is a largest, asks for nothing."""
 
     least_words: int = 0
+    """Fewest words."""
     most_words: float = math.inf
+    """Most words."""
     character_repetition: float = math.inf
     """Largest share of repeated runs of ten characters."""
     word_repetition: float = math.inf
@@ -116,6 +118,7 @@ class Limits:
     run_of_words: int = 5
     """Length of such a run."""
     special_characters: float = math.inf
+    """Largest share of characters that are neither letters nor marks of them; white space is special, too."""
     stop_words: float = 0.0
     """Smallest share of words that have little meaning, such as `the`."""
     flagged_words: float = math.inf

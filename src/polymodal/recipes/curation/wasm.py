@@ -74,6 +74,11 @@ class Recipe:
     """Share of good paragraphs whose perplexity is allowed, in place of limits that belong to the paper's language
     model; 0 takes the limits as they are."""
 
+    @classmethod
+    def paper(cls) -> Recipe:
+        """The limits of the released configuration as they are, perplexity's too."""
+        return cls(calibrated=0.0)
+
     def learn(self, good: Iterable[str], flagged: Iterable[str] = ()) -> Knowledge:
         """What is known of the language. good: texts of it; without any, perplexity and word lists ask for nothing."""
         return Knowledge.of(self.language, good, flagged)
@@ -131,6 +136,8 @@ def drop_repeated(blocks: list[Block], alike: float) -> Sifted:
 
 def sift_page(blocks: list[Block], judge: Judge) -> Sifted:
     """All blocks, or none where the texts together do not keep the limits."""
+    if not blocks:
+        return Sifted([], [])
     text = "\n\n".join(block.text for block in blocks if not block.image)
     reason = judge.why_not(text) if text else "no_text"
     return Sifted(blocks, []) if reason is None else Sifted([], [Dropped(reason, text)])
