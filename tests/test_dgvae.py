@@ -19,7 +19,7 @@ from polymodal.modalities import History
 from polymodal.modalities.history import Item
 from polymodal.recipes.recommendation import dgvae
 from polymodal.serving.embedding import write_embeddings
-from polymodal.serving.search import search_pictures
+from polymodal.serving.search import search_corpus
 from polymodal.training import load_run, train
 from polymodal.types import Budget
 
@@ -216,7 +216,7 @@ def test_explanations_name_unseen_films_and_words_of_each_prototype(trained) -> 
 def test_what_such_a_run_cannot_do_is_said(trained) -> None:
     viewers, run = trained
     with pytest.raises(UserError, match="cannot embed"):
-        search_pictures(run, viewers, "war")
+        search_corpus(run, viewers, "war")
     with pytest.raises(UserError, match="cannot embed"):
         write_embeddings(run, viewers, run.directory / "vectors.parquet")
     with pytest.raises(UserError, match="takes history"):

@@ -35,7 +35,7 @@ from polymodal.modalities.table import TableRow, TableRows, replaced, some_colum
 from polymodal.objectives.matching import hard_negatives, matching_loss
 from polymodal.recipes.science import tip
 from polymodal.serving.embedding import write_embeddings
-from polymodal.serving.search import search_pictures
+from polymodal.serving.search import search_corpus
 from polymodal.training import load_run, train
 from polymodal.training.run import answers
 from polymodal.types import Budget, CanClassify
@@ -234,7 +234,7 @@ def test_pictures_and_rows_are_embedded_and_words_refused(trained, solar_cells: 
     assert write_embeddings(trained, few, tmp_path / "vectors.parquet") == (5, {})
     assert pq.read_table(tmp_path / "vectors.parquet").column_names == ["key", "image", "table"]
     with pytest.raises(UserError, match="does not take text"):
-        search_pictures(trained, solar_cells, "a crack")
+        search_corpus(trained, solar_cells, "a crack")
 
 
 def test_texts_of_the_corpus_are_not_asked_of_a_method_that_takes_none(trained, solar_cells: Corpus) -> None:

@@ -385,6 +385,8 @@ def test_captions_and_training_on_the_command_line(
     run_command("evaluate", str(tmp_path / "run"))
     assert "text_to_points" in capsys.readouterr().out
     run_command("embed", str(tmp_path / "run"), "--out", str(tmp_path / "vectors.parquet"))
+    run_command("search", str(tmp_path / "run"), "chair", "--top", "3", "--out", str(tmp_path / "sheet.png"))
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
 def run_command(*arguments: str) -> None:

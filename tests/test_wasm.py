@@ -501,5 +501,5 @@ def test_the_recipe_is_listed_and_its_claim_is_about_limits() -> None:
     claim = wasm.claim
     assert claim.treatment == wasm.Recipe()
     assert claim.baseline.layout == claim.treatment.layout
-    with pytest.raises(UserError, match="trains nothing"):
+    with pytest.raises(UserError, match="trains nothing; use it with: polymodal curate wasm PAGES"):
         recipes.find_method("wasm")

@@ -354,7 +354,7 @@ def search(arguments: Arguments) -> None:
     @dataclass(frozen=True)
     class Options(DataOptions):
         top: int = 8
-        """How many pictures."""
+        """How many examples."""
         split: str = "test"
         """Which split to search; `all` searches every example."""
         out: str = "contact-sheet.png"
@@ -362,10 +362,10 @@ def search(arguments: Arguments) -> None:
 
     options = _parse(Options, rest, 'search RUN "WORDS"', search)
     from polymodal.serving.pictures import save_picture
-    from polymodal.serving.search import contact_sheet, search_pictures
+    from polymodal.serving.search import contact_sheet, search_corpus
 
     run, corpus = _run_and_corpus(place, options)
-    found = search_pictures(run, corpus, query, options.top, options.split)
+    found = search_corpus(run, corpus, query, options.top, options.split)
     save_picture(contact_sheet(corpus, found), options.out)
     _print_table(
         ["", "similarity", "example", "caption"],
@@ -1023,16 +1023,16 @@ def new(arguments: Arguments) -> None:
         """The recipe to start from (--from)."""
 
     options = _parse(Options, rest, "new NAME", new)
-    from polymodal.recipes import entries
+    from polymodal.recipes import command_of, entries, find
     from polymodal.recipes.new import write_starting_point
 
     path = write_starting_point(name, options.source)
-    entry = entries()[options.source]
+    entry, kind = entries()[options.source], find(options.source)
     corpus = "emoji" if entry.family == "dual_encoders" else entry.corpus
-    command = f"polymodal compare {options.source} ./{path} --corpus {corpus} --budget 25s"
-    if entry.family in ("security", "evaluation"):
-        command = f"polymodal {'attack' if entry.family == 'security' else 'score'} ./{path}"
-    _console().print(f"Wrote {path}. Run it as it is: {command}", highlight=False)
+    command = f"compare {options.source} ./{path} --corpus {corpus} --budget 25s"
+    if not hasattr(kind, "build"):
+        command = command_of(kind, f"./{path}")
+    _console().print(f"Wrote {path}. Run it as it is: polymodal {command}", highlight=False)
 
 
 COMMANDS: dict[str, Callable[[Arguments], None]] = {

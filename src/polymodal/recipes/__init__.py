@@ -76,9 +76,14 @@ def find_method(spec: str) -> type[Any]:
     """The recipe class that a user's words name, of a method that is trained. Raises UserError for any other."""
     found = find(spec)
     if not hasattr(found, "build"):
-        verb = f"attack {spec} RUN" if hasattr(found, "attack") else f"score {spec} CAPTIONS.jsonl"
-        raise UserError(f"The recipe '{spec}' trains nothing; use it with: polymodal {verb}")
+        raise UserError(f"The recipe '{spec}' trains nothing; use it with: polymodal {command_of(found, spec)}")
     return found
+
+
+def command_of(kind: type[Any], spec: str) -> str:
+    """The command that a recipe which trains nothing is used with. kind: its class; spec: how it is named."""
+    uses = {"attack": f"attack {spec} RUN", "score": f"score {spec} CAPTIONS.jsonl", "steps": f"curate {spec} PAGES"}
+    return next(use for does, use in uses.items() if hasattr(kind, does))
 
 
 def _import_module(place: str) -> Any:

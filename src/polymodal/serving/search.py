@@ -1,4 +1,4 @@
-"""Find pictures by words, exactly, over a whole corpus."""
+"""Find pictures, or what else texts are about, by words, exactly, over a whole corpus."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.retrieval import top
+from polymodal.evaluation.suite import item_of, main_language, modalities_asked
 from polymodal.modalities import Image
 from polymodal.modalities.image import to_rgb
+from polymodal.modalities.text import Caption
 from polymodal.training.run import Run
 
 TILE, MARGIN = 128, 12  # pixels of the contact sheet
 
 
 class Hit(NamedTuple):
-    """One picture that was found. caption: the first that it has in the corpus."""
+    """One example that was found. caption: the first that it has in the corpus, in its main language if it can be."""
 
     row: int
     key: str
@@ -28,8 +30,8 @@ class Hit(NamedTuple):
     caption: str
 
 
-def search_pictures(run: Run, corpus: Corpus, query: str, count: int = 8, split: str = "test") -> list[Hit]:
-    """The pictures most similar to some words, best first; `split` may be `all`.
+def search_corpus(run: Run, corpus: Corpus, query: str, count: int = 8, split: str = "test") -> list[Hit]:
+    """The pictures or point clouds most similar to some words, best first; `split` may be `all`.
 
     Raises UserError without a query, or when the run does not embed texts.
     """
@@ -42,11 +44,18 @@ def search_pictures(run: Run, corpus: Corpus, query: str, count: int = 8, split:
     rows, examples = reader.read_all(np.arange(len(corpus)) if split == "all" else corpus.rows(split))
     if not examples:
         raise UserError(f"The split '{split}' of '{corpus.name}' has no readable example to search.")
-    pictures = run.embed(image=[example["image"] for example in examples])["image"]
-    places = top(asked, pictures, count)[0]
-    similarity = pictures @ asked[0]
+    item = item_of(modalities_asked(corpus, run.processor))
+    if item is None:
+        raise UserError(f"The run '{run.name}' embeds nothing that '{corpus.name}' has and texts are about.")
+    found = run.embed(256, **{item: [example[item] for example in examples]})[item]
+    main, similarity = main_language(corpus), found @ asked[0]
+
+    def caption(captions: list[Caption]) -> str:
+        return next((one.text for one in captions if main in (None, one.language)), captions[0].text)
+
     return [
-        Hit(int(rows[n]), corpus.key(int(rows[n])), float(similarity[n]), examples[n]["text"][0].text) for n in places
+        Hit(int(rows[n]), corpus.key(int(rows[n])), float(similarity[n]), caption(examples[n]["text"]))
+        for n in top(asked, found, count)[0]
     ]
 
 
