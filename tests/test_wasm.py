@@ -364,6 +364,8 @@ def test_a_run_that_was_stopped_goes_on(site: Path, tmp_path: Path, monkeypatch:
     assert not out.exists()
     with pytest.raises(UserError, match="was begun with another recipe or other pages"):
         curate_pages(wasm.Recipe(), pages_in(site), out, known, options, site)
+    with pytest.raises(UserError, match="was begun with another recipe or other pages"):
+        curate_pages(OPEN, pages_in(site), out, known, options, site, {"good": "other.txt"})
     corpus, _ = curate_pages(OPEN, pages_in(site), out, known, options, site)
     assert seen == ["empty.htm", "sub/one.html", "two.html"]  # none of them twice
     assert len(corpus) == 2

@@ -517,6 +517,7 @@ def curate(arguments: Arguments) -> None:
     from polymodal import corpora
     from polymodal.curation.documents import CurationOptions, curate_pages, pages_in, pages_of
     from polymodal.curation.quality import good_texts
+    from polymodal.training import Interrupted
 
     @dataclass(frozen=True)
     class Options:
@@ -534,9 +535,13 @@ def curate(arguments: Arguments) -> None:
     pages = pages_of(corpora.named(place)) if place in corpora.built_in() else pages_in(Path(place))
     flagged = Path(options.flagged).read_text(encoding="utf-8").split() if options.flagged else ()
     known = recipe.learn(good_texts(options.good, recipe.language) if options.good else (), flagged)
-    corpus, counts = curate_pages(
-        recipe, pages, options.out, known, given.curation, place, lambda tables: _counted(tables, "Curated")
-    )
+    further = {"good": options.good, "flagged": options.flagged}
+    try:
+        corpus, counts = curate_pages(
+            recipe, pages, options.out, known, given.curation, place, further, lambda one: _counted(one, "Curated")
+        )
+    except KeyboardInterrupt as stopped:
+        raise Interrupted("Stopped; the same command goes on behind the pages that were finished.") from stopped
     _print_table(
         ["step", "pages", "texts", "figures", "why texts or pages went"],
         [

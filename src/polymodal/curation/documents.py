@@ -129,18 +129,20 @@ def curate_pages(
     known: Any,
     options: CurationOptions | None = None,
     source: Path | str = "",
+    further: Mapping[str, Any] | None = None,
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> tuple[Corpus, dict[str, StepCount]]:
     """A corpus of the documents that pages come to, and what every step did.
 
     known: what the recipe has learned (`Curation.learn`). source: where the pages are from; figures are read from files
-    below it where it is a folder, and from nowhere else.
+    below it where it is a folder, and from nowhere else. further: what else tells this run from others, such as where
+    good texts are from.
     Raises UserError for a folder that is not empty, one that another command began, and when nothing is left.
     """
     options, out = options or CurationOptions(), Path(out)
     refuse_full(out)
     aside = out.with_name(f".{out.name}.curating")
-    _begin(aside, {"recipe": recipe_record(recipe), "source": str(source), "shard": options.shard})
+    _begin(aside, {"recipe": recipe_record(recipe), "source": str(source), **(further or {})})
     steps = recipe.steps(known)
     shards = sorted(aside.glob("*.parquet"))
     left = itertools.islice(pages, sum(pq.read_metadata(file).num_rows for file in shards), None)
@@ -257,7 +259,7 @@ def _begin(aside: Path, settings: dict[str, Any]) -> None:
     """A folder for shards; one of the same command goes on. Raises UserError for one of another."""
     file, settings = aside / SETTINGS, _plain(settings)
     if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != settings:
-        raise UserError(f"{aside} was begun with another recipe or other pages; remove it, or choose another --out.")
+        raise UserError(f"{aside} was begun with another recipe or other pages or good texts; remove it, or choose another --out.")
     aside.mkdir(parents=True, exist_ok=True)
     write_json(file, settings)
 
