@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from polymodal.errors import UserError, unknown
 from polymodal.types import Budget
@@ -1077,9 +1077,12 @@ def main() -> None:
 
             print(f"polymodal {__version__}")
         elif arguments[0] in COMMANDS:
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[0] not in ("train", "resume"):
+            together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+            if together and arguments[0] not in ("train", "resume"):
                 raise UserError(f"Only train and resume use several processes; start {arguments[0]} without torchrun.")
             COMMANDS[arguments[0]](arguments[1:])
+            if together:
+                _leave()
         else:
             raise unknown("command", arguments[0], COMMANDS)
     except UserError as error:
@@ -1207,6 +1210,14 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console(soft_wrap=True)
+
+
+def _leave() -> NoReturn:
+    """End one of several processes at once: all is written, and threads of gloo now and then abort while Python shuts
+    down, which torchrun would take for a failed run."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _counted(tables: Any, what: str) -> Any:

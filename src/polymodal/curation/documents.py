@@ -259,7 +259,9 @@ def _begin(aside: Path, settings: dict[str, Any]) -> None:
     """A folder for shards; one of the same command goes on. Raises UserError for one of another."""
     file, settings = aside / SETTINGS, _plain(settings)
     if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != settings:
-        raise UserError(f"{aside} was begun with another recipe or other pages or good texts; remove it, or choose another --out.")
+        raise UserError(
+            f"{aside} was begun with another recipe or other pages or good texts; remove it, or choose another --out."
+        )
     aside.mkdir(parents=True, exist_ok=True)
     write_json(file, settings)
 
