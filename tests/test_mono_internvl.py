@@ -28,6 +28,7 @@ from polymodal.errors import UserError
 from polymodal.evaluation.answers import bits_a_byte, commonest_answers, question_scores, text_scores
 from polymodal.evaluation.suite import evaluate
 from polymodal.layers.decoding import Decoding
+from polymodal.modalities import Image, Text
 from polymodal.modalities.image import tile_grid, tiles
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.language_models._base import ImageEmbedding, MultimodalLanguageModel
@@ -426,3 +427,10 @@ def test_a_user_asks_a_run(run: Run, tmp_path: Path) -> None:
         assert failed.returncode == 2, words
         assert sentence in failed.stderr
         assert "Traceback" not in failed.stderr
+
+
+def test_a_corpus_without_captions_or_pictures_is_refused(scenes: Corpus) -> None:
+    for kind in (Text, Image):
+        others = {name: modality for name, modality in scenes.columns.items() if not isinstance(modality, kind)}
+        with pytest.raises(UserError, match=f"has no {kind.__name__.lower()} column"):
+            mono_internvl.Recipe().processor(dataclasses.replace(scenes, columns=others))

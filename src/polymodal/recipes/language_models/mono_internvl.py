@@ -24,6 +24,7 @@ from polymodal.data.instructions import TASKS, asked, described, longest_caption
 from polymodal.data.sequence import TEXT
 from polymodal.draws import Draws
 from polymodal.encoders.language_model import LanguageModelConfig
+from polymodal.modalities import Image, Text
 from polymodal.recipes.language_models._base import MonolithRecipe, MultimodalLanguageModel
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
@@ -91,6 +92,9 @@ class Recipe(MonolithRecipe):
         return _opened(self.language_data) if self.language_data else None
 
     def processor(self, corpus: Corpus) -> ConversationProcessor:
+        corpus.column_of(Text)
+        if any(self.shares[2:]):
+            corpus.column_of(Image)
         others = [_opened(name) for name in dict.fromkeys((self.language_data, self.concept_data)) if name]
         return self.fitted([corpus, *others], self.pictures(self.most_tiles[-1], max(self.most_tiles)))
 
