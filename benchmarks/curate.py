@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import polymodal as pm
+from in_turn import median_ratio, seconds_in_turn
 from polymodal.curation.documents import curated, pages_of, steps_of_page
 from polymodal.curation.noise import good_paragraphs, pages_in_language
 from polymodal.curation.web import blocks_of
@@ -35,16 +36,14 @@ def pooled(pages: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
         return pool.map(one_page, pages, chunksize=16)
 
 
-def timed(tables: Iterable[Any]) -> tuple[float, float]:
-    """Seconds of all, and seconds a page once the first have come out, when processes have started."""
-    began, first, after = time.perf_counter(), 0.0, 0
+def pages_a_second(tables: Iterable[Any]) -> float:
+    """Once the first have come out, when processes have started."""
+    first, after = 0.0, 0
     for table in tables:
-        if not first:
-            first = time.perf_counter()
-        else:
+        if first:
             after += len(table)
-    ended = time.perf_counter()
-    return ended - began, (ended - first) / max(after, 1)
+        first = first or time.perf_counter()
+    return after / (time.perf_counter() - first)
 
 
 def main() -> None:
@@ -57,22 +56,19 @@ def main() -> None:
     _steps = recipe.steps(recipe.learn(good_paragraphs(pages_in_language(corpus, "ar", ["train"]), "ar")))
     cores = multiprocessing.cpu_count()
     list(curated(pages[:20], _steps))  # Daft starts its threads
-    daft, pool, flowing = [], [], []
-    for _ in range(ROUNDS):
-        whole, a_page = timed(curated(pages, _steps))
-        daft.append(whole)
-        flowing.append(1 / a_page)
-        began = time.perf_counter()
-        pooled(pages)
-        pool.append(time.perf_counter() - began)
-    for name, values in (("daft", daft), ("pool", pool)):
+    started: list[float] = []
+    times = seconds_in_turn(
+        {"daft": lambda: started.append(pages_a_second(curated(pages, _steps))), "pool": lambda: pooled(pages)}, ROUNDS
+    )
+    for name, values in times.items():
         rate = len(pages) / statistics.median(values)
         print(f"{name:5} {rate:8.1f} pages a second, {rate / cores:8.1f} a core ({cores})")
-    print(f"daft, once its processes have started: {statistics.median(flowing):.1f} pages a second")
-    ratios = [one / other for one, other in zip(pool, daft, strict=True)]
-    started = [rate * one / len(pages) for rate, one in zip(flowing, pool, strict=True)]
-    print(f"Daft does {statistics.median(ratios):.2f} times as many pages as the pool, ", end="")
-    print(f"{statistics.median(started):.2f} times once its processes have started")
+    print(f"daft, once its processes have started: {statistics.median(started):.1f} pages a second")
+    flowing = [len(pages) / rate for rate in started]
+    print(
+        f"Daft does {median_ratio(times['pool'], times['daft']):.2f} times as many pages as the pool, "
+        f"{median_ratio(times['pool'], flowing):.2f} times once its processes have started"
+    )
     began = time.perf_counter()
     blocks = [blocks_of(page["html"], page["base"]) for page in pages]
     print(f"read       {1000 * (time.perf_counter() - began) / len(pages):6.2f} ms a page")

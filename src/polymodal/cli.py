@@ -516,7 +516,7 @@ def curate(arguments: Arguments) -> None:
     kind = _recipe_that("steps", spec, "no recipe of curation", "curation")
     from polymodal import corpora
     from polymodal.curation.documents import CurationOptions, curate_pages, pages_in, pages_of
-    from polymodal.curation.quality import good_texts
+    from polymodal.curation.quality import good_texts, lines_of_file
     from polymodal.training import Interrupted
 
     @dataclass(frozen=True)
@@ -533,7 +533,7 @@ def curate(arguments: Arguments) -> None:
     given = _parse_with_recipe(kinds, kind, rest, f"curate {spec} PAGES", curate)
     recipe, options = given.recipe, given.options
     pages = pages_of(corpora.named(place)) if place in corpora.built_in() else pages_in(Path(place))
-    flagged = Path(options.flagged).read_text(encoding="utf-8").split() if options.flagged else ()
+    flagged = [word for line in lines_of_file(options.flagged) for word in line.split()] if options.flagged else ()
     known = recipe.learn(good_texts(options.good, recipe.language) if options.good else (), flagged)
     further = {"good": options.good, "flagged": options.flagged}
     try:
@@ -580,11 +580,9 @@ def caption(arguments: Arguments) -> None:
     given = _parse_together(kinds, rest, "caption RUN", caption)
     from rich.progress import track
 
-    from polymodal.corpora.written import refuse_full
     from polymodal.training import load_run
 
     out, rank = given.options.out, given.options.rank
-    refuse_full(Path(out))
     run, corpus = _run_and_corpus(place, given.options)
     ranker, counts = load_run(rank) if rank else None, CaptionCounts()
     found = captioned(

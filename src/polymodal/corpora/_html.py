@@ -19,3 +19,8 @@ def parsed(html: str) -> Any:
 def words(text: str) -> str:
     """With one space for every run of white space, as a browser shows it."""
     return " ".join(text.split())
+
+
+def lines(text: str) -> list[str]:
+    """The lines that are not empty, each with single spaces."""
+    return [line for line in map(words, text.split("\n")) if line]

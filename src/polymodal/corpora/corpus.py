@@ -126,6 +126,10 @@ class Corpus:
         """The sets of rows that training draws from, with how often: a plain corpus is one."""
         return [Part(self.rows(split), 1.0)]
 
+    def holds(self, kind: type) -> bool:
+        """Whether it has a column of a modality."""
+        return any(isinstance(modality, kind) for modality in self.columns.values())
+
     def column_of(self, kind: type) -> str:
         """The first column of a modality. Raises UserError when there is none."""
         for name, modality in self.columns.items():

@@ -42,6 +42,7 @@ VIEWS, SIDE = 12, 128  # rendered pictures of a model, and their side in pixels
 SURFACE = 100_000  # points that a view is rendered from
 LANGUAGES = 20
 ENGLISH_SHARE = 0.5  # of the names that training draws
+NAMES = Text({"en": (LANGUAGES - 1) * ENGLISH_SHARE / (1 - ENGLISH_SHARE)})
 
 about = About(
     name="furniture",
@@ -63,15 +64,16 @@ def furniture() -> Corpus:
         "points": Points(),
         "icon": Image(),
         "views": Images(),
-        "captions": Text({"en": (LANGUAGES - 1) * ENGLISH_SHARE / (1 - ENGLISH_SHARE)}),
+        "captions": NAMES,
         "size": Table({"width": "cm", "depth": "cm", "height": "cm"}, {}),
         "category": Category(),
     }
     further = {"licence": pa.string()}
-    return open_prepared(about, columns, _rows, further=further, label="category", prompts=_prompts)
+    return open_prepared(about, columns, _rows, further=further, label="category", prompts=prompts)
 
 
-def _prompts(category: str) -> tuple[str, ...]:
+def prompts(category: str) -> tuple[str, ...]:
+    """What a text says that is of this category."""
     return (category.lower(),)
 
 

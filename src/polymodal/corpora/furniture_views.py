@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, UInt8
 
 from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora.corpus import About, Corpus
-from polymodal.corpora.furniture import ENGLISH_SHARE, LANGUAGES, VIEWS, furniture
-from polymodal.modalities import Category, Image, Modality, Text
+from polymodal.corpora.furniture import NAMES, VIEWS, furniture, prompts
+from polymodal.modalities import Category, Image, Modality
 from polymodal.modalities.image import to_rgb
 from polymodal.modalities.text import stored_texts
 
@@ -37,10 +37,10 @@ def furniture_views() -> Corpus:
     """Open the corpus, after preparing it and `furniture`. Raises UserError when that is not possible."""
     columns: dict[str, Modality] = {
         "image": Image(),
-        "captions": Text({"en": (LANGUAGES - 1) * ENGLISH_SHARE / (1 - ENGLISH_SHARE)}),
+        "captions": NAMES,
         "category": Category(),
     }
-    return open_prepared(about, columns, _rows, label="category", prompts=lambda category: (category.lower(),))
+    return open_prepared(about, columns, _rows, label="category", prompts=prompts)
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:

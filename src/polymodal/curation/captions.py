@@ -18,7 +18,7 @@ import torch
 from PIL import Image as PILImage
 
 from polymodal.corpora import Corpus
-from polymodal.corpora.written import refuse_full, write_with_column
+from polymodal.corpora.written import write_with_column
 from polymodal.data.conversation import DESCRIBE
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.layers.decoding import Decoding
@@ -131,7 +131,6 @@ def write_captions(
 
     Raises UserError for a folder that is not empty, and when no caption came out.
     """
-    refuse_full(Path(folder))
 
     def rows() -> Iterator[tuple[int, list[dict[str, Any]]]]:
         count = 0
@@ -151,8 +150,7 @@ def write_captions(
 
 def _column(corpus: Corpus) -> str:
     """The column of several pictures an example, or else that of one."""
-    several = any(isinstance(modality, Images) for modality in corpus.columns.values())
-    return corpus.column_of(Images if several else Image)
+    return corpus.column_of(Images if corpus.holds(Images) else Image)
 
 
 def _views(

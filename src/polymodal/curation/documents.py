@@ -38,7 +38,7 @@ Runner = Literal["native", "ray"]
 DOCUMENTS, DROPPED, SETTINGS = "documents.parquet", "dropped.parquet", "settings.json"
 LISTS = ("texts", "images", "images_captions", "metadata")
 MARKDOWN = pa.schema({"key": pa.string(), "markdown": pa.string()} | dict.fromkeys(LISTS, pa.list_(pa.string())))
-KINDS = {"row": "cell", "paragraph": "paragraph", "heading": "heading", "item": "item", "code": "code"}
+KINDS = {"row": "cell"}  # of blocks that documents have another name for
 BATCH = 32  # pages that a process gets at once
 QUERY = 20_000  # pages in memory at once, for which processes are started
 
@@ -164,7 +164,8 @@ def _tables(
     pages: Iterable[Mapping[str, str]], steps: Mapping[str, CurationStep], options: CurationOptions
 ) -> Iterator[pa.Table]:
     """What becomes of pages, a shard at a time."""
-    for some in _in_parts(pages, QUERY):
+    rest = iter(pages)
+    while some := list(itertools.islice(rest, QUERY)):
         waiting: list[pa.Table] = []
         for table in curated(some, steps, options.runner):
             waiting.append(table)
@@ -242,17 +243,6 @@ def steps_of_page(html: str, base: str, steps: Mapping[str, CurationStep]) -> di
     texts = [len(some) - count for some, count in zip(every, figures, strict=True)]
     left = [block._asdict() for block in blocks]
     return {"blocks": left, "dropped": gone, "texts": texts, "figures": figures}
-
-
-def _in_parts(pages: Iterable[Mapping[str, str]], size: int) -> Iterator[list[Mapping[str, str]]]:
-    some: list[Mapping[str, str]] = []
-    for page in pages:
-        some.append(page)
-        if len(some) == size:
-            yield some
-            some = []
-    if some:
-        yield some
 
 
 def _begin(aside: Path, settings: dict[str, Any]) -> None:
@@ -336,7 +326,7 @@ def _document(blocks: Sequence[Block], root: Path | None) -> list[dict[str, Any]
     pieces: list[dict[str, Any]] = []
     for block in blocks:
         if not block.image:
-            pieces.append({"kind": KINDS[block.kind], "text": block.markdown, "figure": None})
+            pieces.append({"kind": KINDS.get(block.kind, block.kind), "text": block.markdown, "figure": None})
         elif (picture := _picture(block.image, root)) is not None:
             pieces.append({"kind": "figure", "text": block.text, "figure": picture})
     return pieces

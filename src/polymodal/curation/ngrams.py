@@ -10,12 +10,13 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import tokenizers
 
+from polymodal.corpora._html import lines
 from polymodal.modalities.text import TextTokenizer
 
 ORDER, PIECES = 5, 4000
@@ -31,30 +32,20 @@ class NGramModel:
     vocabulary: int
 
     @classmethod
-    def fit(cls, texts: Sequence[str], pieces: int = PIECES, order: int = ORDER) -> NGramModel:
+    def fit(cls, texts: Sequence[str], pieces: int = PIECES) -> NGramModel:
         """pieces: entries of the vocabulary that is learned on the texts."""
-        lines = [line for text in texts for line in normalised(text)]
-        tokenizer = TextTokenizer.train(lines, pieces, context_length=1).tokenizer
+        every = [line for text in texts for line in normalised(text)]
+        tokenizer = TextTokenizer.train(every, pieces, context_length=1).tokenizer
         counts: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
-        for encoding in tokenizer.encode_batch(lines, add_special_tokens=False):
-            sequence = [START] * (order - 1) + encoding.ids + [END]
-            for place in range(order - 1, len(sequence)):
-                for length in range(order):
-                    counts[tuple(sequence[place - length : place])][sequence[place]] += 1
+        for before, piece in _pieces(tokenizer, every):
+            for length in range(ORDER):
+                counts[tuple(before[ORDER - 1 - length :])][piece] += 1
         return cls(tokenizer.to_str(), dict(counts), tokenizer.get_vocab_size() + 1)
 
     def perplexity(self, text: str) -> float:
         """10 to the mean of -log10 p over the pieces and the end of each line; infinite for a text without any."""
-        lines = normalised(text)
-        if not lines:
-            return math.inf
-        total, count = 0.0, 0
-        for encoding in self._tokenizer.encode_batch(lines, add_special_tokens=False):
-            sequence = [START] * (ORDER - 1) + encoding.ids + [END]
-            for place in range(ORDER - 1, len(sequence)):
-                total += math.log10(self.probability(sequence[place - ORDER + 1 : place], sequence[place]))
-            count += len(encoding.ids) + 1
-        return 10 ** (-total / count)
+        logs = [math.log10(self.probability(*one)) for one in _pieces(self._tokenizer, normalised(text))]
+        return 10 ** (-sum(logs) / len(logs)) if logs else math.inf
 
     def probability(self, before: Sequence[int], piece: int) -> float:
         """Of a piece after others: the longer the run that was seen, the more it counts."""
@@ -77,9 +68,16 @@ class NGramModel:
         return tokenizers.Tokenizer.from_str(self.tokenizer)
 
 
+def _pieces(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> Iterator[tuple[list[int], int]]:
+    """Every piece of each line and the line's end, with the pieces before it that count."""
+    for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
+        sequence = [START] * (ORDER - 1) + encoding.ids + [END]
+        for place in range(ORDER - 1, len(sequence)):
+            yield sequence[place - ORDER + 1 : place], sequence[place]
+
+
 def normalised(text: str) -> list[str]:
     """Lines in which all digits are 0 and all marks of punctuation one, as only the decision needs them (CCNet)."""
     folded = re.sub(r"\d", "0", unicodedata.normalize("NFKC", text.lower()))
     plain = "".join("," if unicodedata.category(character)[0] == "P" else character for character in folded)
-    lines = (" ".join(line.split()) for line in plain.split("\n"))
-    return [line for line in lines if line]
+    return lines(plain)

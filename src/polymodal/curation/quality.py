@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from polymodal import corpora
+from polymodal.corpora._html import lines
 from polymodal.curation.ngrams import NGramModel
 from polymodal.errors import UserError, needs
 from polymodal.modalities import Text
@@ -31,8 +32,7 @@ def printed(text: str) -> str:
 
 def cleaned(text: str) -> str:
     """What is printed, with single spaces; line breaks stay."""
-    lines = (" ".join(line.split()) for line in printed(text).split("\n"))
-    return "\n".join(line for line in lines if line)
+    return "\n".join(lines(printed(text)))
 
 
 @lru_cache(maxsize=65_536)
@@ -242,11 +242,16 @@ def good_texts(source: str, language: str) -> list[str]:
         rows = corpus.raw_values(corpus.rows("train"), column)
         found = [text["text"] for texts in rows for text in texts or () if text["language"] == language]
     else:
-        try:
-            found = Path(source).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{source} is no text file that can be read: {error}.") from error
+        found = lines_of_file(source)
     texts = [text for text in map(cleaned, found) if text]
     if not texts:
         raise UserError(f"{source} has no text in the language '{language}'.")
     return texts
+
+
+def lines_of_file(path: str) -> list[str]:
+    """Raises UserError for a file that cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no text file that can be read: {error}.") from error

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urljoin
 
-from polymodal.corpora._html import parsed, words
+from polymodal.corpora._html import lines, parsed, words
 
 HEADINGS = {f"h{level}": level for level in range(1, 7)}
 CONTENT = {
@@ -128,7 +128,7 @@ class _Walk:
         first = len(self.marked)
         self.through(node, place)
         said = "".join(self.marked[first:])
-        if mark and first <= len(self.marked) and said.strip() and "\n" not in said.strip():
+        if mark and said.strip() and "\n" not in said.strip():
             lead, trail = said[: len(said) - len(said.lstrip())], said[len(said.rstrip()) :]
             self.marked[first:] = [f"{lead}{mark}{said.strip()}{mark}{trail}"]
 
@@ -197,7 +197,7 @@ class _Walk:
 
     def end(self) -> None:
         """The texts so far are a block."""
-        plain, marked = (_lines("".join(said)) for said in (self.plain, self.marked))
+        plain, marked = ("\n".join(lines("".join(said))) for said in (self.plain, self.marked))
         self.plain, self.marked = [], []
         if plain:
             prefix = self.place.prefix
@@ -211,12 +211,6 @@ def _indented(block: Block, place: _Place) -> Block:
         return block
     text = block.markdown.removeprefix(place.prefix)
     return block._replace(kind="paragraph", markdown=" " * len(place.prefix) + text)
-
-
-def _lines(text: str) -> str:
-    """One space for every run of white space, but line breaks stay; no empty lines."""
-    lines = (words(line) for line in text.split("\n"))
-    return "\n".join(line for line in lines if line)
 
 
 def source_of(node: Any) -> str:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -95,6 +95,23 @@ class PlainColumn:
 
     def save(self, directory: Path) -> None:
         """Nothing but the settings."""
+
+
+class AsItIsColumn(PlainColumn):
+    """A list of what is known of an example, from the first column of a modality."""
+
+    kind: ClassVar[type]
+
+    def read(self, corpus: Corpus, row: int) -> list[Any]:
+        return corpus.value(row, corpus.column_of(self.kind))
+
+    def __call__(self, values: list[Any]) -> list[Any]:
+        return values
+
+
+def kinds_there(corpus: Corpus, row: int) -> set[type]:
+    """The modalities that an example has a value of."""
+    return {type(modality) for name, modality in corpus.columns.items() if corpus.raw(row, name) is not None}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class ConditionedImageProcessor(ColumnsProcessor):
         cls, corpus: Corpus, image_size: int, learn: Callable[[Iterable[str]], Tokenizer]
     ) -> ConditionedImageProcessor:
         """Raises UserError when the corpus has neither a label nor texts."""
-        with_text = any(isinstance(modality, Text) for modality in corpus.columns.values())
+        with_text = corpus.holds(Text)
         if corpus.label is None and not with_text:
             raise UserError(f"The corpus '{corpus.name}' has neither a label nor texts to generate pictures from.")
         label = LabelColumn.fit(corpus) if corpus.label is not None else None

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from polymodal.corpora import Corpus
 from polymodal.data.columns import (
+    AsItIsColumn,
     ColumnsProcessor,
     PlainColumn,
     TextColumn,
     colour_statistics,
     denormalised,
+    kinds_there,
     load_columns,
     normalised,
     refuse_others,
@@ -108,24 +110,10 @@ def all_captions(corpus: Corpus, row: int) -> list[Caption]:
     found: list[Caption] = []
     for name, modality in corpus.columns.items():
         if isinstance(modality, Text) and corpus.raw(row, name) is not None:
-            captions = corpus.value(row, name)
-            main = modality.main_language
-            found += [caption for caption in captions if main in (None, caption.language)] or captions
+            found += modality.in_main_language(corpus.value(row, name))
     if not found:
         raise UnreadableExample("there is no text")
     return found
-
-
-class AsItIsColumn(PlainColumn):
-    """A list of what is known of an example, from the first column of a modality."""
-
-    kind: ClassVar[type]
-
-    def read(self, corpus: Corpus, row: int) -> list[Any]:
-        return corpus.value(row, corpus.column_of(self.kind))
-
-    def __call__(self, values: list[Any]) -> list[Any]:
-        return values
 
 
 class QuestionsColumn(AsItIsColumn):
@@ -223,7 +211,7 @@ class ConversationProcessor(ColumnsProcessor):
         image: what is known of the pictures beforehand.
         """
         column = image
-        if any(isinstance(modality, Image) for modality in corpora[0].columns.values()):
+        if corpora[0].holds(Image):
             mean, std = colour_statistics(corpora[0])
             column = dataclasses.replace(image, mean=mean, std=std)
         texts = (text for corpus in corpora for text in _texts(corpus))
@@ -240,7 +228,7 @@ class ConversationProcessor(ColumnsProcessor):
         return cls(**columns, context=context)  # type: ignore[arg-type]
 
     def read(self, corpus: Corpus, row: int) -> Example:
-        there = {type(modality) for name, modality in corpus.columns.items() if corpus.raw(row, name) is not None}
+        there = kinds_there(corpus, row)
         return {name: column.read(corpus, row) for name, column in self.columns.items() if KINDS[name] in there}
 
     def __call__(self, **columns: list[Any]) -> Batch:

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from polymodal.corpora import Corpus
 from polymodal.data.columns import (
+    AsItIsColumn,
     ColumnsProcessor,
     ImageColumn,
     LabelColumn,
     PlainColumn,
     TextColumn,
     colour_statistics,
+    kinds_there,
     load_columns,
     refuse_others,
 )
@@ -31,7 +33,6 @@ from polymodal.modalities.modality import Modality
 from polymodal.modalities.padding import pad
 from polymodal.modalities.points import normalised, some_points, with_colour
 from polymodal.modalities.text import Tokenizer
-from polymodal.modalities.view_caption import ViewCaption
 from polymodal.types import Batch, Example
 
 
@@ -61,22 +62,17 @@ class ViewsColumn(ImageColumn):
 
     def read(self, corpus: Corpus, row: int) -> np.ndarray:
         """uint8 views x size x size x 3; the picture itself where an example has a single one."""
-        kinds = {type(modality) for modality in corpus.columns.values()}
-        if Images not in kinds:
+        if not corpus.holds(Images):
             return super().read(corpus, row)[None]
         return np.stack(
             [to_square(one, self.size, self.stretch) for one in corpus.value(row, corpus.column_of(Images))]
         )
 
 
-class ViewCaptionsColumn(PlainColumn):
+class ViewCaptionsColumn(AsItIsColumn):
     """Captions of views, the best first for each."""
 
-    def read(self, corpus: Corpus, row: int) -> list[ViewCaption]:
-        return corpus.value(row, corpus.column_of(ViewCaptions))
-
-    def __call__(self, values: list[Any]) -> list[Any]:
-        return values
+    kind = ViewCaptions
 
 
 KINDS: dict[str, tuple[type[Modality], ...]] = {
@@ -116,7 +112,7 @@ class ObjectProcessor(ColumnsProcessor):
         points: of a cloud. colours: mean and spread that an image tower was trained with, in place of the corpus's.
         """
         first = corpora[0]
-        text = TextColumn.fit_all([corpus for corpus in corpora if _has(corpus, Text)], learn)
+        text = TextColumn.fit_all([corpus for corpus in corpora if corpus.holds(Text)], learn)
         views = ViewsColumn(image_size, *(colours or colour_statistics(first)))
         return cls(PointsColumn(points), views, text, LabelColumn.fit(first) if first.label else None)
 
@@ -131,7 +127,7 @@ class ObjectProcessor(ColumnsProcessor):
         return self.text.tokenizer
 
     def read(self, corpus: Corpus, row: int) -> Example:
-        there = {type(modality) for name, modality in corpus.columns.items() if corpus.raw(row, name) is not None}
+        there = kinds_there(corpus, row)
         return {name: column.read(corpus, row) for name, column in self.columns.items() if there & {*KINDS[name]}}
 
     def __call__(self, **columns: list[Any]) -> Batch:
@@ -143,7 +139,3 @@ class ObjectProcessor(ColumnsProcessor):
             else:
                 batch[name] = (self.views if name == "image" else self.columns[name])(values)
         return batch
-
-
-def _has(corpus: Corpus, kind: type) -> bool:
-    return any(isinstance(modality, kind) for modality in corpus.columns.values())

@@ -86,7 +86,7 @@ class ReferringProcessor(ColumnsProcessor):
 
     def read(self, corpus: Corpus, row: int) -> Example:
         said = self.expressions.read(corpus, row)
-        captioned = any(isinstance(kind, Text) for kind in corpus.columns.values())
+        captioned = corpus.holds(Text)
         captions = self.text.read(corpus, row) if captioned else [Caption(one.text) for one in said]
         return {"image": self.image.read(corpus, row), "text": captions, "expressions": said}
 

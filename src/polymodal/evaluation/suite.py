@@ -231,7 +231,7 @@ def written_scores(
     method: nn.Module, processor: Processor, reader: Reader, split: str, most: int | None = None
 ) -> list[Score]:
     """Captions, and questions where the corpus has them. most: examples that are asked about."""
-    asks = any(isinstance(modality, Questions) for modality in reader.corpus.columns.values())
+    asks = reader.corpus.holds(Questions)
     asked = question_scores(method, processor, reader, split, most) if asks else []
     return asked + caption_scores(method, processor, reader, split)
 

@@ -70,6 +70,11 @@ class Text:
     def draw(self, value: list[Caption], axes: Any) -> None:
         write_text(axes, self.describe(value), size=9)
 
+    def in_main_language(self, captions: list[Caption]) -> list[Caption]:
+        """Those in the main language; all where nothing is said of it, or none is in it."""
+        main = self.main_language
+        return [caption for caption in captions if main in (None, caption.language)] or captions
+
     def choose(self, captions: list[Caption], rng: np.random.Generator) -> str:
         """One caption: first a language by its share, then a caption of that language uniformly."""
         languages = sorted({caption.language for caption in captions})

@@ -171,12 +171,9 @@ def _grids(comparison: Comparison) -> list[Grid]:
     corpus = comparison.corpus
     runs = {arm.label: comparison.of(arm)[0].run for arm in comparison.arms}
     asked = [modalities_asked(corpus, run.processor) for run in runs.values() if isinstance(run.model, CanEmbed)]
-    items = {item_of(kinds) for kinds in asked if Text in kinds}
-    drawn = any(isinstance(modality, Image) for modality in corpus.columns.values())
-    if len(asked) < len(runs) or len(items) != 1 or not all(Text in kinds for kinds in asked) or not drawn:
-        return []
-    item = items.pop()
-    if item is None:
+    items = {item_of(kinds) if Text in kinds else None for kinds in asked}
+    item = items.pop() if len(items) == 1 else None
+    if len(asked) < len(runs) or item is None or not corpus.holds(Image):
         return []
     language = main_language(corpus)
     tests = {}

@@ -12,10 +12,9 @@ from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.retrieval import top
-from polymodal.evaluation.suite import item_of, main_language, modalities_asked
-from polymodal.modalities import Image
+from polymodal.evaluation.suite import item_of, modalities_asked
+from polymodal.modalities import Image, Text
 from polymodal.modalities.image import to_rgb
-from polymodal.modalities.text import Caption
 from polymodal.training.run import Run
 
 TILE, MARGIN = 128, 12  # pixels of the contact sheet
@@ -48,13 +47,15 @@ def search_corpus(run: Run, corpus: Corpus, query: str, count: int = 8, split: s
     if item is None:
         raise UserError(f"The run '{run.name}' embeds nothing that '{corpus.name}' has and texts are about.")
     found = run.embed(256, **{item: [example[item] for example in examples]})[item]
-    main, similarity = main_language(corpus), found @ asked[0]
-
-    def caption(captions: list[Caption]) -> str:
-        return next((one.text for one in captions if main in (None, one.language)), captions[0].text)
-
+    similarity, said = found @ asked[0], corpus.columns[corpus.column_of(Text)]
+    assert isinstance(said, Text)
     return [
-        Hit(int(rows[n]), corpus.key(int(rows[n])), float(similarity[n]), caption(examples[n]["text"]))
+        Hit(
+            int(rows[n]),
+            corpus.key(int(rows[n])),
+            float(similarity[n]),
+            said.in_main_language(examples[n]["text"])[0].text,
+        )
         for n in top(asked, found, count)[0]
     ]
 

@@ -137,7 +137,7 @@ class Recipe(MonolithRecipe):
         return (Stage("preferences", start=_keep_reference),)
 
     def processor(self, corpus: Corpus) -> ConversationProcessor:
-        if not any(isinstance(modality, Preferences) for modality in corpus.columns.values()):
+        if not corpus.holds(Preferences):
             raise UserError(
                 f"The corpus '{corpus.name}' has no preferences to learn from; make some with: polymodal prefer RUN."
             )

@@ -142,7 +142,7 @@ class Recipe(DualEncoderRecipe):
     def processor(self, corpus: Corpus) -> ObjectProcessor:  # type: ignore[override]
         if self.towers < 1:
             corpus.column_of(Points)
-            if self.descriptions == "captions" and not _has_captions(corpus):
+            if self.descriptions == "captions" and not corpus.holds(ViewCaptions):
                 raise UserError(
                     f"The corpus '{corpus.name}' has no captions of views; write some with polymodal caption, or take "
                     "--descriptions names."
@@ -188,9 +188,8 @@ class Recipe(DualEncoderRecipe):
         if self.descriptions == "category":
             assert processor.label is not None
             return one_of(views, rng), [processor.label.names[example["label"]].lower()]
-        main = processor.text.text.main_language
-        names = [caption.text for caption in example["text"] if main in (None, caption.language)]
-        return one_of(views, rng), [one_of(names or [caption.text for caption in example["text"]], rng)]
+        names = processor.text.text.in_main_language(example["text"])
+        return one_of(views, rng), [one_of(names, rng).text]
 
     @classmethod
     def paper(cls) -> Recipe:
@@ -274,7 +273,3 @@ claim = Claim(
     ),
     paper_figures="ModelNet40 zero-shot 74.0 % against 60.4 of ULIP, whose texts are names of categories",
 )
-
-
-def _has_captions(corpus: Corpus) -> bool:
-    return any(isinstance(modality, ViewCaptions) for modality in corpus.columns.values())
