@@ -335,7 +335,7 @@ def test_wrong_files_say_what_was_found_and_what_was_expected(tmp_path, monkeypa
         tmp_path / "notes.docx": r"ends in '\.docx'.*Expected",
         tmp_path / "empty": "holds nothing.*Expected",
         tmp_path / "bad.parquet": "cannot be read as parquet",
-        tmp_path / "no_picture.parquet": r"picture bytes or picture paths; the columns are width \(int64\)",
+        tmp_path / "no_picture.parquet": r"paths of pictures or clips; the columns are width \(int64\)",
         tmp_path / "two.parquet": "Several columns.*a, b.*--image",
     }
     for path, expected in cases.items():

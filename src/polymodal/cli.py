@@ -34,7 +34,7 @@ class DataOptions:
     data: str | None = None
     """Your pairs: a .parquet, .csv, .jsonl or webdataset .tar file, or a folder with such files."""
     image: str | None = None
-    """The picture column of --data, when it cannot be told by its type."""
+    """The column of pictures or clips of --data, when it cannot be told by its type."""
     text: str | None = None
     """The caption column of --data, when it cannot be told by its type."""
     stream: bool = False
@@ -405,7 +405,7 @@ def generate(arguments: Arguments) -> None:
 
 
 def ask(arguments: Arguments) -> None:
-    """what a run says of pictures: captions, or answers to a question"""
+    """what a run says of pictures or clips: captions, or answers to a question"""
     place, rest = _positional(arguments, 'ask RUN PICTURE [PICTURE ...] [--question "How many things are there?"]')
     pictures = _leading(rest)
     if not pictures:

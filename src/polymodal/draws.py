@@ -43,6 +43,10 @@ class Draws:
         numbers = (mix(self.seeds + counter) >> np.uint64(11)).astype(np.float64) * 2.0**-53
         return torch.from_numpy((low + (high - low) * numbers).astype(np.float32))
 
+    def repeated(self, times: int) -> Draws:
+        """The same numbers for several parts of each example, such as the frames of a clip, drawn anew."""
+        return Draws(np.repeat(self.seeds, times))
+
     @cached_property
     def generators(self) -> list[np.random.Generator]:
         """One NumPy generator an example, for choices that are not one number each."""

@@ -295,6 +295,34 @@ class CanWrite(Protocol):
 
 
 @runtime_checkable
+class CanAnswer(Protocol):
+    """Capability: logits of the answers that the processor knows (`answers`) to one question about each example."""
+
+    def answer(self, batch: Batch) -> Tensor: ...
+
+
+@runtime_checkable
+class CanTranscribe(Protocol):
+    """Capability: what is said in each sound, or what is heard in each text, as token numbers."""
+
+    def transcribe(self, batch: Batch) -> list[list[int]]: ...
+
+
+@runtime_checkable
+class CanMatch(Protocol):
+    """Capability: a logit for every item and every text of a batch that the two belong together: (items, texts)."""
+
+    def match(self, batch: Batch) -> Tensor: ...
+
+
+@runtime_checkable
+class CanNameRegions(Protocol):
+    """Capability: for a box in each example, the probabilities of the names that the processor knows (`entities`)."""
+
+    def name_regions(self, batch: Batch) -> Tensor: ...
+
+
+@runtime_checkable
 class HasLikelihood(Protocol):
     """Capability: the log-probability of each answer of a batch."""
 

@@ -1,11 +1,14 @@
-"""Composed clips: a stamp that sounds, often with a silent one, moves over a ground; with its sound, texts, questions.
+"""Composed clips: one to three stamps, the first of which sounds, move over a ground; with sound, texts and questions.
 
-Two seconds at 8 frames a second. Each stamp moves one way, grows, shrinks or stays. The sound track is the sound effect
-of the sounding stamp. Training, validation and test have different stamps, by the splits of the corpus `stamps`.
+Two seconds at 8 frames a second. Each stamp moves one way, grows, shrinks or stays; the sound track is the sound effect
+of the first. `train`, `validation` and `test` are different clips of the same 120 stamps; those of `test_new` were seen
+in none of them, by the splits of the corpus `stamps`. There are three texts of what is seen: `short` names the stamps,
+`captions` says what they do, `long` also where they begin; and one of what is `heard`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,6 +18,7 @@ from PIL import ImageOps
 
 from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora.corpus import About, Corpus
+from polymodal.corpora.scenes import place_name
 from polymodal.corpora.stamps import stamps
 from polymodal.modalities import Audio, Category, Modality, Questions, Regions, Text, Video
 from polymodal.modalities.audio import encoded
@@ -23,21 +27,24 @@ from polymodal.modalities.text import stored_texts
 from polymodal.modalities.video import encode
 
 SIDE, FRAMES, RATE = 96, 16, 8  # pixels, frames of a clip, frames a second
-COUNTS = {"train": 1500, "validation": 100, "test": 300}
+COUNTS = {"train": 4000, "validation": 200, "test": 400, "test_new": 300}
+LOUD, SILENT = 40, 80  # stamps with and without a sound that all clips but those of test_new are made of
+HOW_MANY = (0.25, 0.45, 0.3)  # how often a clip has one, two and three stamps
 # what a stamp does -> where its centre starts and ends (shares of the side), and its size at the start and the end
 MOTIONS = {
-    "moves to the right": ((0.25, None), (0.75, None), (0.42, 0.42)),
-    "moves to the left": ((0.75, None), (0.25, None), (0.42, 0.42)),
-    "moves up": ((None, 0.75), (None, 0.25), (0.42, 0.42)),
-    "moves down": ((None, 0.25), (None, 0.75), (0.42, 0.42)),
-    "comes nearer": ((None, None), (None, None), (0.22, 0.6)),
-    "goes away": ((None, None), (None, None), (0.6, 0.22)),
-    "stays": ((None, None), (None, None), (0.42, 0.42)),
+    "moves to the right": ((0.25, None), (0.75, None), (0.38, 0.38)),
+    "moves to the left": ((0.75, None), (0.25, None), (0.38, 0.38)),
+    "moves up": ((None, 0.75), (None, 0.25), (0.38, 0.38)),
+    "moves down": ((None, 0.25), (None, 0.75), (0.38, 0.38)),
+    "comes nearer": ((None, None), (None, None), (0.2, 0.5)),
+    "goes away": ((None, None), (None, None), (0.5, 0.2)),
+    "stays": ((None, None), (None, None), (0.38, 0.38)),
 }
 
 about = About(
     name="clips",
-    description="1,900 composed clips of stamps that move and sound, with texts and questions",
+    version=2,
+    description="4,900 composed clips of one to three stamps that move and sound, with texts, boxes and questions",
     licence="GPL-2 (pictures and sounds of Tux Paint)",
     source="composed from the corpus 'stamps'",
     modalities=("video", "audio", "text", "regions", "questions", "category"),
@@ -46,34 +53,41 @@ about = About(
 
 
 def clips() -> Corpus:
-    """Open the corpus, after composing it (a minute, once). Raises UserError without the package av."""
+    """Open the corpus, after composing it (some minutes, once). Raises UserError without the package av."""
     columns: dict[str, Modality] = {
         "video": Video(FRAMES),
         "sound": Audio(),
         "captions": Text(),
         "regions": Regions(),
         "questions": Questions(),
+        "short": Text(),
+        "long": Text(),
+        "heard": Text(),
         "motion": Category(tuple(MOTIONS)),
     }
     return open_prepared(about, columns, _rows, label="motion", prompts=lambda motion: (f"something {motion}",))
 
 
 class Actor(NamedTuple):
-    """A cut-out stamp. name: with its article. waveform: of its sound effect, None for a silent one."""
+    """A cut-out stamp. article: of its name. waveform: of its sound effect, None for a silent one."""
 
+    article: str
     name: str
     picture: PILImage.Image
     waveform: np.ndarray | None
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
+    known, new = (_actors(split) for split in ("train", "test"))
+    order = np.random.default_rng(0)
+    cast = [[some[place] for place in order.permutation(len(some))] for some in known]
     for place, (split, count) in enumerate(COUNTS.items()):
-        loud, silent = _actors(split)
+        loud, silent = new if split == "test_new" else (cast[0][:LOUD], cast[1][:SILENT])
         for number in prepare.track(range(count), f"Composing clips, {split}"):
             rng = np.random.default_rng([place, number])
             actors = [loud[rng.integers(len(loud))]]
-            if rng.random() < 0.6:
-                actors.append(silent[rng.integers(len(silent))])
+            others = rng.choice(len(silent), size=rng.choice(len(HOW_MANY), p=HOW_MANY), replace=False)
+            actors += [silent[other] for other in others]
             motions = [str(motion) for motion in rng.choice(list(MOTIONS), size=len(actors), replace=False)]
             frames, boxes = film(actors, motions, rng)
             waveform = actors[0].waveform
@@ -81,16 +95,20 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
             length = Audio().rate * FRAMES // RATE
             track = np.zeros(length, np.float32)
             track[: min(len(waveform), length)] = waveform[:length]
-            doing = [f"{actor.name} {motion}" for actor, motion in zip(actors, motions, strict=True)]
-            texts = [" and ".join(doing), f"the sound of {actors[0].name}"]
+            named = [f"{actor.article} {actor.name}" for actor in actors]
+            doing = [f"{name} {motion}" for name, motion in zip(named, motions, strict=True)]
+            placed = [f"{what}, first at the {place_name(box, SIDE)}" for what, box in zip(doing, boxes, strict=True)]
             yield {
                 "key": f"{split}/{number}",
                 "split": split,
                 "video": encode(frames, RATE),
                 "sound": encoded(track, Audio().rate, "OGG"),
-                "captions": stored_texts(*texts),
+                "captions": stored_texts(" and ".join(doing)),
                 "regions": [{"name": actor.name, "box": box} for actor, box in zip(actors, boxes, strict=True)],
                 "questions": _questions(actors, motions),
+                "short": stored_texts(" and ".join(named)),
+                "long": stored_texts("; ".join(placed)),
+                "heard": stored_texts(f"the sound of {named[0]}"),
                 "motion": motions[0],
             }
 
@@ -103,16 +121,17 @@ def _actors(split: str) -> tuple[list[Actor], list[Actor]]:
     sounding = corpus.has("sound")
     for row in corpus.rows(split):
         caption = corpus.value(int(row), "captions")[0].text.rstrip(".!")
-        if not caption.startswith(("A ", "An ")) or len(caption.split()) > 4:
+        match = re.fullmatch(r"(An?) ([\w-]+(?: [\w-]+){0,2})", caption)
+        if match is None:
             continue
-        name = caption[0].lower() + caption[1:]
+        article, name = match[1].lower(), match[2]
         picture = corpus.value(int(row), "image").convert("RGBA")
         box = picture.getchannel("A").getbbox()
         picture = picture.crop(box) if box else picture
         if sounding[row]:
-            loud.setdefault(name, Actor(name, picture, corpus.value(int(row), "sound")))
+            loud.setdefault(name, Actor(article, name, picture, corpus.value(int(row), "sound")))
         else:
-            silent.setdefault(name, Actor(name, picture, None))
+            silent.setdefault(name, Actor(article, name, picture, None))
     return list(loud.values()), [actor for name, actor in silent.items() if name not in loud]
 
 
@@ -151,9 +170,9 @@ def _questions(actors: list[Actor], motions: list[str]) -> list[dict[str, str]]:
         ("What do you hear?", actors[0].name, "sound"),
     ]
     for actor, motion in zip(actors, motions, strict=True):
-        thing = actor.name.partition(" ")[2]
         other = list(MOTIONS)[(list(MOTIONS).index(motion) + 3) % len(MOTIONS)]
-        asked.append((f"What does the {thing} do?", f"it {motion}", "motion"))
-        asked.append((f"Is it true that the {thing} {motion}?", "yes", "check"))
-        asked.append((f"Is it true that the {thing} {other}?", "no", "check"))
+        asked.append((f"What {motion}?", actor.name, "object"))
+        asked.append((f"What does the {actor.name} do?", f"it {motion}", "motion"))
+        asked.append((f"Is it true that the {actor.name} {motion}?", "yes", "check"))
+        asked.append((f"Is it true that the {actor.name} {other}?", "no", "check"))
     return stored_questions(asked)

@@ -21,7 +21,7 @@ def mix(parts: Sequence[tuple[Corpus, float]], temperature: float | None = None,
     temperature: instead of the weights, shares of (training examples)^(1 / temperature): 1 draws every example equally
     often, a large one every part (Conneau et al. 2020, section 3.1).
     every_column: all columns of all parts instead; a value is None where an example's part has none.
-    Raises UserError for no part, a weight that is not positive, or parts without a common modality.
+    Raises UserError for no part, a weight that is not positive, or, without `every_column`, no common modality.
     """
     corpora, weights = [corpus for corpus, _ in parts], [weight for _, weight in parts]
     if not corpora:
@@ -31,7 +31,7 @@ def mix(parts: Sequence[tuple[Corpus, float]], temperature: float | None = None,
     if min(weights) <= 0:
         raise UserError(f"The weights of a mixture are positive; they are {', '.join(f'{w:g}' for w in weights)}.")
     names = _all_columns(corpora) if every_column else _common_columns(corpora)
-    if not any(all(theirs) for theirs in names.values()):
+    if not names:
         raise UserError(f"{' and '.join(corpus.name for corpus in corpora)} have no modality in common.")
     kinds = {
         name: next(c.columns[own] for c, own in zip(corpora, theirs, strict=True) if own)

@@ -1,4 +1,4 @@
-"""The user's own pairs: Parquet, CSV or JSON lines with picture paths, a folder with such files, webdataset tars."""
+"""The user's own pairs: Parquet, CSV or JSON lines, a folder with such files, webdataset tars; pictures or clips."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from polymodal.corpora._splits import Groups, split_groups
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.corpora.written import is_written, open_written
 from polymodal.errors import UserError, unknown
-from polymodal.modalities import Expressions, Image, Modality, Questions, Regions, Text
+from polymodal.modalities import Expressions, Image, Modality, Questions, Regions, Text, Video
+from polymodal.modalities.video import SUFFIXES
 
 READERS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".tar": "webdataset"}
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -34,9 +35,10 @@ def from_path(path: Path | str, image: str | None = None, text: str | None = Non
     """Pairs of pictures and captions from the user's own files, memory-mapped through Hugging Face `datasets`.
 
     image, text: names of the columns; found by type when not given. Pictures are encoded bytes, or paths, which start
-    from the folder of the file. Captions are strings or lists of strings. Columns of lists of records are expressions
-    (`text`, `boxes` in pixels), questions (`question`, `answer`) or objects (`name`, `box`). A column `split` with the
-    values `train`, `validation` and `test` is respected; without it a tenth becomes `validation` and a fifth `test`,
+    from the folder of the file; paths of clips (.mp4, .webm ...) make a column of clips. Captions are strings or lists
+    of strings. Columns of lists of records are expressions (`text`, `boxes` in pixels), questions (`question`,
+    `answer`) or objects (`name`, `box`). A column `split` with the values `train`, `validation` and `test` is
+    respected; without it a tenth becomes `validation` and a fifth `test`,
     such that rows with an equal picture or an equal caption never straddle a split. A folder that polymodal wrote opens
     as it is.
 
@@ -53,6 +55,7 @@ def from_path(path: Path | str, image: str | None = None, text: str | None = Non
         image = _chosen("image", image, table, _looks_like_pictures)
     else:
         image, text = chosen_columns(table, image, text)
+    shown = Video(root=files[0].parent) if _are_paths(table, image, SUFFIXES) else Image(files[0].parent)
     keys = next((name for name in ("__key__", "key", "id") if name in table.column_names), None)
     if keys is None and _is_string(table.schema.field(image).type):
         keys = image
@@ -62,10 +65,10 @@ def from_path(path: Path | str, image: str | None = None, text: str | None = Non
             description=f"{table.num_rows:,} examples of {path.name}",
             licence="the user's own",
             source=str(path),
-            modalities=("image", *(["text"] if text else []), *kinds),
+            modalities=(type(shown).__name__.lower(), *(["text"] if text else []), *kinds),
         ),
         table=table,
-        columns={image: Image(files[0].parent)} | ({text: Text()} if text else {}) | records,
+        columns={image: shown} | ({text: Text()} if text else {}) | records,
         splits=_splits(table, image, text),
         keys=keys,
         choices={"data": str(path.resolve()), "image": image, "text": text},
@@ -145,7 +148,7 @@ def _chosen(kind: str, given: str | None, table: pa.Table, fits: Any) -> str:
     if len(found) == 1 or usual:
         return (usual or found)[0]
     columns = ", ".join(f"{field.name} ({_short(field.type)})" for field in table.schema)
-    what = "picture bytes or picture paths" if kind == "image" else "captions"
+    what = "picture bytes, or paths of pictures or clips" if kind == "image" else "captions"
     if not found:
         raise UserError(f"No column has {what}; the columns are {columns}. Name one with --{kind} COLUMN.")
     raise UserError(f"Several columns may have {what}: {', '.join(found)}. Name one with --{kind} COLUMN.")
@@ -165,8 +168,12 @@ def _looks_like_pictures(table: pa.Table, name: str) -> bool:
         return {field.name for field in kind} >= {"bytes", "path"}
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return True
-    values = _sample(table, name) if _is_string(kind) else []
-    return bool(values) and sum(value.lower().endswith(PICTURE_SUFFIXES) for value in values) > len(values) / 2
+    return _are_paths(table, name, PICTURE_SUFFIXES + SUFFIXES)
+
+
+def _are_paths(table: pa.Table, name: str, suffixes: tuple[str, ...]) -> bool:
+    values = _sample(table, name) if _is_string(table.schema.field(name).type) else []
+    return bool(values) and sum(value.lower().endswith(suffixes) for value in values) > len(values) / 2
 
 
 def _is_text(table: pa.Table, name: str) -> bool:

@@ -7,9 +7,12 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from PIL import Image as PILImage
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.errors import UnreadableExample
+from polymodal.modalities import Image, Video
+from polymodal.modalities.image import to_rgb
 
 WIDTH, HEIGHT = 2.3, 1.9  # inches of a cell
 
@@ -65,3 +68,16 @@ def draw_sheet(corpus: Corpus, rows: np.ndarray, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # scripts that matplotlib's font lacks
         figure.savefig(path)
+
+
+def has_pictures(corpus: Corpus) -> bool:
+    """Whether its examples can be looked at."""
+    return corpus.holds(Image) or corpus.holds(Video)
+
+
+def picture_of(corpus: Corpus, row: int) -> PILImage.Image:
+    """What an example looks like: its picture, or the middle frame of its clip. Raises UnreadableExample."""
+    if corpus.holds(Image):
+        return to_rgb(corpus.value(row, corpus.column_of(Image)))
+    frames = corpus.value(row, corpus.column_of(Video)).frames
+    return PILImage.fromarray(frames[len(frames) // 2])

@@ -20,10 +20,11 @@ from torch import Tensor
 from polymodal.corpora import Corpus
 from polymodal.draws import Draws
 from polymodal.errors import UnreadableExample, UserError
-from polymodal.modalities import Category, Image, Table, Text
+from polymodal.modalities import Category, Image, Table, Text, Video
 from polymodal.modalities.image import to_square
 from polymodal.modalities.table import TableRow, TableRows, collate, spread
 from polymodal.modalities.text import Caption, Tokenizer, Tokens
+from polymodal.modalities.video import Clip
 from polymodal.types import Batch, Example
 
 MOST_ROWS, DRAWS = 200_000, 8  # that a vocabulary is learned on; captions drawn of each
@@ -114,6 +115,14 @@ def kinds_there(corpus: Corpus, row: int) -> set[type]:
     return {type(modality) for name, modality in corpus.columns.items() if corpus.raw(row, name) is not None}
 
 
+def read_there(
+    columns: Mapping[str, Column], kinds: Mapping[str, tuple[type, ...]], corpus: Corpus, row: int
+) -> Example:
+    """What an example has of some columns. kinds: of each column, the modalities that it reads."""
+    there = kinds_there(corpus, row)
+    return {name: column.read(corpus, row) for name, column in columns.items() if there & {*kinds[name]}}
+
+
 @dataclass(frozen=True)
 class ImageColumn(PlainColumn):
     """Square pictures.
@@ -181,13 +190,16 @@ def denormalised(
 def colour_statistics(corpus: Corpus, sample: int = 500) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of red, green and blue on the scale 0-1, over evenly chosen training pictures.
 
-    Pictures on white, on black and photographs differ too much for one data set's figures to suit all.
+    Of a corpus with clips, over the first frame of each. Pictures on white, on black and photographs differ too much
+    for one data set's figures to suit all.
     """
-    column = corpus.column_of(Image)
+    column = corpus.column_of(Video if corpus.holds(Video) else Image)
     pictures = []
     for row in corpus.sample("train", sample):
         with contextlib.suppress(UnreadableExample):  # the loader counts and names them
-            pictures.append(to_square(corpus.value(row, column), 16))
+            value = corpus.value(row, column)
+            picture = PILImage.fromarray(value.frames[0]) if isinstance(value, Clip) else value
+            pictures.append(to_square(picture, 16))
     if not pictures:
         return [0.5] * 3, [0.5] * 3
     values = np.stack(pictures).reshape(-1, 3) / 255

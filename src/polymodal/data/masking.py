@@ -1,4 +1,7 @@
-"""Which parts of an example a method hides from itself, to predict them: spans of a sequence, blocks of a picture."""
+"""Which parts of an example a method hides from itself, to predict them: spans of a sequence, blocks of a picture.
+
+And which part it shows alone: a box.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from polymodal.draws import Draws
@@ -31,6 +34,21 @@ def hidden_spans(
             start = int(rng.integers(length - span + 1))
             missing -= span - int(row[start : start + span].sum())
             row[start : start + span] = True
+    return torch.from_numpy(hidden)
+
+
+def hidden_stretches(
+    lengths: Sequence[int], probability: float, stretch: int, draws: Draws
+) -> Bool[Tensor, "batch longest"]:
+    """Every place begins a stretch of hidden ones with a probability; they may overlap (wav2vec 2.0, section 3.1).
+
+    Where none begins, one does at a place by lot, so that something is hidden of every sequence.
+    """
+    hidden = np.zeros((len(lengths), max(lengths, default=0)), dtype=bool)
+    for row, length, rng in zip(hidden, lengths, draws.generators, strict=True):
+        starts = np.flatnonzero(rng.random(length) < probability)
+        for start in starts if len(starts) else [int(rng.integers(length))]:
+            row[start : min(start + stretch, length)] = True
     return torch.from_numpy(hidden)
 
 
@@ -58,3 +76,28 @@ def hidden_blocks(grid: int, share: float, draws: Draws, smallest: float = 16 / 
             else:
                 failures += 1
     return torch.from_numpy(hidden).flatten(1)
+
+
+def random_boxes(grid: int, area: tuple[float, float], draws: Draws) -> Float[Tensor, "batch 4"]:
+    """A rectangle of patches at a random place for each picture: left, top, right, bottom in shares of the picture.
+
+    grid: patches along a side. area: smallest and largest share of the picture; less where a flat or tall rectangle
+    would stand out of it.
+    """
+    share = draws.uniform(*area)
+    ratio = draws.uniform(math.log(FLATTEST), math.log(TALLEST)).exp()
+    sides = torch.stack([(share / ratio).sqrt(), (share * ratio).sqrt()], dim=1)  # width, height
+    sides = (sides * grid).round().clamp(1, grid)
+    places = torch.stack([draws.uniform(), draws.uniform()], dim=1)
+    first = (places * (grid + 1 - sides)).floor()
+    return torch.cat([first, first + sides], dim=1) / grid
+
+
+def patches_in(boxes: Float[Tensor, "batch 4"], grid: int) -> Bool[Tensor, "batch patches"]:
+    """The patches, in reading order, that a box touches, at least one. boxes: as `random_boxes` gives them."""
+    edges = boxes * grid
+    first = (edges[:, :2] + 1e-4).floor().clamp(0, grid - 1)  # an edge on the grid belongs to one side of it
+    last = (edges[:, 2:] - 1e-4).ceil().clamp(1, grid).maximum(first + 1)
+    place = torch.arange(grid, device=boxes.device)
+    within = (place >= first[..., None]) & (place < last[..., None])  # batch, axis (x, y), place
+    return (within[:, 1, :, None] & within[:, 0, None, :]).flatten(1)

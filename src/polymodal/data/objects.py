@@ -22,14 +22,13 @@ from polymodal.data.columns import (
     PlainColumn,
     TextColumn,
     colour_statistics,
-    kinds_there,
     load_columns,
+    read_there,
     refuse_others,
 )
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Category, Image, Images, Points, Text, ViewCaptions
 from polymodal.modalities.image import to_square
-from polymodal.modalities.modality import Modality
 from polymodal.modalities.padding import pad
 from polymodal.modalities.points import normalised, some_points, with_colour
 from polymodal.modalities.text import Tokenizer
@@ -75,7 +74,7 @@ class ViewCaptionsColumn(AsItIsColumn):
     kind = ViewCaptions
 
 
-KINDS: dict[str, tuple[type[Modality], ...]] = {
+KINDS: dict[str, tuple[type, ...]] = {
     "points": (Points,),
     "views": (Images, Image),
     "text": (Text,),
@@ -127,8 +126,7 @@ class ObjectProcessor(ColumnsProcessor):
         return self.text.tokenizer
 
     def read(self, corpus: Corpus, row: int) -> Example:
-        there = kinds_there(corpus, row)
-        return {name: column.read(corpus, row) for name, column in self.columns.items() if there & {*KINDS[name]}}
+        return read_there(self.columns, KINDS, corpus, row)
 
     def __call__(self, **columns: list[Any]) -> Batch:
         refuse_others(columns, ("points", "image", "views", "text"))

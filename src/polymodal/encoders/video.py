@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from polymodal.encoders.encoder import Encoder
 from polymodal.layers.transformer import Attention, Block, Transformer
@@ -35,56 +36,90 @@ class VideoEncoderConfig:
     """Attention heads of a block."""
     attention: Literal["joint", "divided"] = "divided"
     """Whether a patch looks at all patches of all frames, or first along time and then within its frame."""
+    pooling: Literal["mean", "class"] = "mean"
+    """Clip vector: the mean over patches, or a learned class token."""
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side of a frame."""
+        return self.size // self.patch
+
+    def build(self) -> Encoder:
+        return VideoEncoder(self)
 
 
 class VideoEncoder(Encoder):
-    """One token a patch, frame after frame, each in reading order, and the pooled vector: their mean."""
+    """One token a patch, frame after frame, each in reading order, and the pooled vector."""
 
     def __init__(self, config: VideoEncoderConfig):
         super().__init__()
         if config.size % config.patch:
             raise ValueError(f"patches of {config.patch} px do not tile a frame of {config.size} px")
         self.config = config
-        places = (config.size // config.patch) ** 2
         std = config.width**-0.5
         self.patch_embedding = nn.Linear(3 * config.patch**2, config.width)
-        self.space = nn.Parameter(std * torch.randn(places, config.width))
+        self.space = nn.Parameter(std * torch.randn(config.grid**2, config.width))
         self.time = nn.Parameter(std * torch.randn(config.frames, 1, config.width))
+        self.with_class = config.pooling == "class"
+        self.class_token = nn.Parameter(std * torch.randn(config.width)) if self.with_class else None
         self.norm_before = nn.LayerNorm(config.width)
         self.transformer: nn.Module
         if config.attention == "joint":
             self.transformer = Transformer(config.width, config.depth, config.heads)
         else:
-            self.transformer = nn.ModuleList(DividedBlock(config.width, config.heads) for _ in range(config.depth))
+            blocks = (DividedBlock(config.width, config.heads, self.with_class) for _ in range(config.depth))
+            self.transformer = nn.ModuleList(blocks)
         self.norm_after = nn.LayerNorm(config.width)
 
     def forward(
         self, video: Float[Tensor, "batch frames 3 size size"]
     ) -> tuple[Float[Tensor, "batch tokens width"], Float[Tensor, "batch width"]]:
-        """video: normalised pixels."""
+        """video: normalised pixels. Another number of frames than the configuration's has positions in between."""
+        frames = video.shape[1]
         patches = patchify(video.flatten(0, 1), self.config.patch).unflatten(0, video.shape[:2])
-        x = self.norm_before(self.patch_embedding(patches) + self.space + self.time)
+        x = self.patch_embedding(patches) + self.space + self._times(frames)
         if isinstance(self.transformer, nn.ModuleList):
+            x = self.norm_before(self._after_class(x))
             for block in self.transformer:
                 x = block(x)
-            x = x.flatten(1, 2)
+            pooled, patches = x[:, 0, 0], x[:, :, int(self.with_class) :].flatten(1, 2)
         else:
-            x = self.transformer(x.flatten(1, 2))
-        x = self.norm_after(x)
-        return x, x.mean(dim=1)
+            x = self.transformer(self.norm_before(self._after_class(x.flatten(1, 2))))
+            pooled, patches = x[:, 0], x[:, int(self.with_class) :]
+        patches = self.norm_after(patches)
+        return patches, self.norm_after(pooled) if self.with_class else patches.mean(dim=1)
+
+    def _times(self, frames: int) -> Float[Tensor, "frames 1 width"]:
+        if frames == self.config.frames:
+            return self.time
+        return F.interpolate(self.time.permute(1, 2, 0), frames, mode="linear").permute(2, 0, 1)
+
+    def _after_class(self, x: Float[Tensor, "*shape places width"]) -> Float[Tensor, "*shape all width"]:
+        """The class token, where there is one, before the patches; one in every frame where these are apart."""
+        if self.class_token is None:
+            return x
+        return torch.cat([self.class_token.expand(*x.shape[:-2], 1, -1), x], dim=-2)
 
 
 class DividedBlock(nn.Module):
-    """Attention over time at every place, then a block over the places of every frame."""
+    """Attention over time at every place, then a block over the places of every frame.
 
-    def __init__(self, width: int, heads: int):
+    A class token takes part in the latter only, in every frame, and becomes the mean over the frames.
+    """
+
+    def __init__(self, width: int, heads: int, with_class: bool = False):
         super().__init__()
+        self.with_class = with_class
         self.norm = nn.LayerNorm(width)
         self.over_time = Attention(width, heads)
         self.over_space = Block(width, heads)
 
     def forward(self, x: Float[Tensor, "batch frames places width"]) -> Float[Tensor, "batch frames places width"]:
+        """x: patches, with the class token before those of every frame where there is one."""
         batch, frames, _, _ = x.shape
-        along = self.norm(x).transpose(1, 2).flatten(0, 1)
-        x = x + self.over_time(along).unflatten(0, (batch, -1)).transpose(1, 2)
-        return self.over_space(x.flatten(0, 1)).unflatten(0, (batch, frames))
+        own, patches = x.split([int(self.with_class), x.shape[2] - self.with_class], dim=2)
+        along = self.norm(patches).transpose(1, 2).flatten(0, 1)
+        patches = patches + self.over_time(along).unflatten(0, (batch, -1)).transpose(1, 2)
+        x = self.over_space(torch.cat([own, patches], dim=2).flatten(0, 1)).unflatten(0, (batch, frames))
+        own, patches = x.split([int(self.with_class), x.shape[2] - self.with_class], dim=2)
+        return torch.cat([own.mean(1, keepdim=True).expand_as(own), patches], dim=2)

@@ -21,7 +21,7 @@ from polymodal.evaluation.statistics import Score
 from polymodal.modalities import Questions, Regions
 from polymodal.modalities.question import Question
 from polymodal.training.run import answers
-from polymodal.types import Example, Processor
+from polymodal.types import CanAnswer, CanWrite, Example, Processor
 
 MOST_TEXTS = 1000
 MOST_NAMED = 4000  # training examples whose objects' names are known
@@ -29,14 +29,14 @@ BATCH = 32
 
 
 def question_scores(
-    method: nn.Module, processor: Processor, reader: Reader, split: str, most: int | None = None
+    method: nn.Module, processor: Any, reader: Reader, split: str, most: int | None = None, item: str = "image"
 ) -> list[Score]:
     """The share of questions that are answered exactly, of all and by kind; a question of each kind an example.
 
     The unit is an example with all of its questions.
     Letters' case does not count. Guessing gives each kind its commonest answer in training. What the picture brings is
     the share of right answers beside it, less that beside another example's picture. Questions whose working is known
-    are asked once more, with it.
+    are asked once more, with it, of a method that writes. item: what is asked about, such as `video`.
     """
     _, examples = reader.read_split(split, most)
     rng = np.random.default_rng(0)
@@ -45,8 +45,8 @@ def question_scores(
     unit = np.repeat(np.arange(len(examples)), [len(own) for own in by_example])
     other = {id(one): next_one for one, next_one in zip(examples, [*examples[1:], examples[0]], strict=True)}
     right, blind = (
-        _same_each(_written(method, processor, shown, [question.question for _, question in asked]), asked)
-        for shown in ([example["image"] for example, _ in asked], [other[id(one)]["image"] for one, _ in asked])
+        _same_each(_answered(method, processor, item, shown, [question.question for _, question in asked]), asked)
+        for shown in ([example[item] for example, _ in asked], [other[id(one)][item] for one, _ in asked])
     )
     usual = commonest_answers(reader.corpus)
     lucky = [_same(usual.get(question.kind, ""), question.answer) for _, question in asked]
@@ -55,13 +55,13 @@ def question_scores(
         places[question.kind].append(place)
     scores = [
         Score.of_unit(f"{split}/questions/accuracy", right, unit, float(np.mean(lucky))),
-        Score.of_unit(f"{split}/questions/gain_by_picture", right - blind, unit, 0.0),
+        Score.of_unit(f"{split}/questions/gain_by_{'picture' if item == 'image' else item}", right - blind, unit, 0.0),
     ]
     for kind, own in sorted(places.items()):
         units, guessed = right[own], np.array(lucky, float)[own]
         scores.append(Score(f"{split}/questions/{kind}/accuracy", units, float(guessed.mean())))
     known = [place for place, (_, question) in enumerate(asked) if question.working]
-    if known:
+    if known and isinstance(method, CanWrite):
         chance = float(np.array(lucky, float)[known].mean())
         some = [asked[place] for place in known]
         scores += _worked_scores(method, processor, split, some, unit[known], right[known], chance)
@@ -90,6 +90,14 @@ def _worked_scores(
         Score.of_unit(f"{split}/worked/gain_over_direct", right - direct, unit, 0.0),
         Score.of_unit(f"{split}/worked/without_answer", without, unit, higher_is_better=False),
     ]
+
+
+def _answered(method: nn.Module, processor: Any, item: str, shown: list[Any], questions: list[str]) -> list[str]:
+    """What is written, or the likeliest of the answers that are known."""
+    if not isinstance(method, CanAnswer):
+        return _written(method, processor, shown, questions)
+    logits = answers(method, processor, "answer", {item: shown, "question": questions}, BATCH)
+    return [processor.answers[number] for number in torch.cat(logits).argmax(1).tolist()]
 
 
 def _written(method: nn.Module, processor: Any, pictures: list[Any], questions: list[str]) -> list[str]:

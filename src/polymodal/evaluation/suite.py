@@ -24,11 +24,15 @@ from polymodal.evaluation.fields import field_scores
 from polymodal.evaluation.generation import generation_scores
 from polymodal.evaluation.grounding import grounding_scores
 from polymodal.evaluation.incomplete_tables import classification_scores, fill_scores
+from polymodal.evaluation.matching import matching_scores
 from polymodal.evaluation.ranking import prototype_scores, recommendation_scores
 from polymodal.evaluation.referring import referring_scores
+from polymodal.evaluation.regions import region_scores
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
+from polymodal.evaluation.transcription import transcription_scores
 from polymodal.modalities import (
+    Audio,
     Category,
     Expressions,
     History,
@@ -41,20 +45,25 @@ from polymodal.modalities import (
     Regions,
     Table,
     Text,
+    Video,
     Words,
 )
 from polymodal.training.features import with_features
 from polymodal.training.run import Run, embed
 from polymodal.types import (
+    CanAnswer,
     CanClassify,
     CanEmbed,
     CanEmbedPatches,
     CanFillCells,
     CanGenerate,
     CanLocate,
+    CanMatch,
+    CanNameRegions,
     CanPredict,
     CanRecommend,
     CanTagWords,
+    CanTranscribe,
     CanWrite,
     Example,
     HasFeatures,
@@ -64,7 +73,8 @@ from polymodal.types import (
     Processor,
 )
 
-ITEMS: dict[str, type] = {"points": Points, "image": Image}  # what texts can be about, the first that there is
+# What texts can be about, the first that there is.
+ITEMS: dict[str, type] = {"points": Points, "video": Video, "image": Image, "sound": Audio}
 VALIDATION_EXAMPLES = 40  # that are asked about; writing takes longer than a step
 VALIDATION_PAGES = 150  # a look at long pages takes longer than many steps
 
@@ -166,8 +176,21 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     kinds = modalities_asked(corpus, run.processor)
     tests = [split for split in corpus.splits if split.startswith("test")]
     scores: list[Score] = []
-    if isinstance(model, CanEmbed) and Text in kinds and (item := item_of(kinds)) is not None:
+    item = item_of(kinds)
+    if isinstance(model, CanEmbed) and Text in kinds and item is not None:
         scores += _paired_scores(run, corpus, reader, item)
+    if isinstance(model, CanMatch) and Text in kinds and item is not None:
+        for split in tests:
+            scores += matching_scores(model, run.processor, reader, split, item)
+    if isinstance(model, CanAnswer) and Questions in kinds and item is not None and known(run.processor, "answers"):
+        for split in tests:
+            scores += question_scores(model, run.processor, reader, split, item=item)
+    if isinstance(model, CanTranscribe) and {Audio, Text} <= kinds:
+        for split in tests:
+            scores += transcription_scores(model, run.processor, reader, split)
+    if isinstance(model, CanNameRegions) and Regions in kinds and item is not None and known(run.processor, "entities"):
+        for split in tests:
+            scores += region_scores(model, run.processor, reader, split, item)
     if isinstance(model, CanEmbed) and {Points, Images} <= kinds:
         for split in tests:
             scores += view_to_points(model, run.processor, reader, split)
@@ -220,6 +243,11 @@ def modalities_asked(corpus: Corpus, processor: Any) -> set[type]:
 def item_of(kinds: set[type]) -> str | None:
     """What texts are about and are compared with, by the name that methods know it by; None where there is nothing."""
     return next((name for name, kind in ITEMS.items() if kind in kinds), None)
+
+
+def known(processor: Any, what: str) -> bool:
+    """Whether a run has learned names of something, such as of `answers` or `entities`."""
+    return len(getattr(processor, what, ())) > 0
 
 
 def _has_documents(kinds: set[type]) -> bool:

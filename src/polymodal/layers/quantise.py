@@ -51,3 +51,62 @@ def perplexity(codes: Int[Tensor, ...], count: int) -> float:
     """How many of `count` codes are in use: the exponential of the entropy of their frequencies, from 1 to `count`."""
     shares = torch.bincount(codes.flatten(), minlength=count).double() / max(codes.numel(), 1)
     return float(torch.special.entr(shares).sum().exp())
+
+
+class Chosen(NamedTuple):
+    """What a Gumbel quantiser makes of vectors. diversity: loss, 0 when all codes are chosen alike often."""
+
+    vectors: Float[Tensor, "n dim"]
+    codes: Int[Tensor, "n books"]
+    diversity: Float[Tensor, ""]
+
+
+class GumbelQuantiser(nn.Module):
+    """One code of each book, chosen by logits with Gumbel noise (wav2vec 2.0, Baevski et al. 2020, section 2).
+
+    The forward pass takes the largest, the backward pass the softmax at a temperature that falls with every training
+    step; without training there is no noise.
+    """
+
+    updates: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        books: int,
+        codes: int,
+        dim: int,
+        hottest: float = 2.0,
+        coldest: float = 0.5,
+        cooling: float = 0.999995,
+    ):
+        """dim: of the vectors, a multiple of the books. cooling: factor of the temperature at every step."""
+        super().__init__()
+        if dim % books:
+            raise ValueError(f"{dim} channels do not divide into {books} books")
+        self.books, self.codes = books, codes
+        self.hottest, self.coldest, self.cooling = hottest, coldest, cooling
+        self.logits = nn.Linear(width, books * codes)
+        nn.init.normal_(self.logits.weight, std=1.0)  # released code; with less, all vectors choose one code
+        nn.init.zeros_(self.logits.bias)
+        self.codebook = nn.Parameter(torch.rand(books, codes, dim // books))
+        self.register_buffer("updates", torch.zeros(()))
+
+    @property
+    def temperature(self) -> Float[Tensor, ""]:
+        """Of the softmax in the backward pass."""
+        return (self.hottest * self.cooling**self.updates).clamp(min=self.coldest)
+
+    def forward(self, x: Float[Tensor, "n width"]) -> Chosen:
+        logits = self.logits(x).unflatten(1, (self.books, self.codes))
+        shares = logits.float().softmax(-1).sum(0) / max(len(x), 1)
+        entropy = torch.special.entr(shares).sum(-1)
+        diversity = 1 - entropy.exp().mean() / self.codes
+        codes = logits.argmax(-1)
+        if self.training:
+            chosen = F.gumbel_softmax(logits.float(), float(self.temperature), hard=True).to(x.dtype)
+            self.updates += 1
+        else:
+            chosen = F.one_hot(codes, self.codes).to(x.dtype)
+        vectors = torch.einsum("nbc,bcd->nbd", chosen, self.codebook).flatten(1)
+        return Chosen(vectors, codes, diversity * (len(x) > 0))

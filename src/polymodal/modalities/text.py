@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import tokenizers
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
@@ -19,7 +22,7 @@ from polymodal.errors import UnreadableExample
 from polymodal.modalities.modality import write_text
 
 FILE = "tokenizer.json"  # of a run
-PAD, START, END = "<pad>", "<start>", "<end>"
+PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unknown>"
 UNKNOWN_LANGUAGE = "und"  # BCP 47's code for "undetermined"
 
 
@@ -90,6 +93,11 @@ def stored_texts(*texts: str, language: str = "en") -> list[dict[str, str]]:
     return [{"text": text, "language": language} for text in texts]
 
 
+def text_numbers(texts: Sequence[str]) -> Float[Tensor, " batch"]:
+    """A number for each text, equal for equal texts, such as to tell which of a batch are no negatives."""
+    return torch.tensor([float(zlib.crc32(text.encode())) for text in texts], dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class Tokens:
     """A batch of token sequences of different length, padded on the right.
@@ -156,7 +164,7 @@ class Tokenizer(Protocol):
 
 
 class TextTokenizer:
-    """Byte-level BPE: every string of every language has tokens, and decoding gives the string back."""
+    """Byte-level BPE, with which every string of every language has tokens and comes back, or characters."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, context_length: int):
         self.tokenizer = tokenizer
@@ -185,6 +193,25 @@ class TextTokenizer:
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer, context_length)
+
+    @classmethod
+    def characters(cls, texts: Iterable[str], vocabulary: int, context_length: int) -> TextTokenizer:
+        """Characters for tokens, in lower case: at most `vocabulary` entries with marks, the most frequent ones.
+
+        What is none of them becomes a mark for the unknown.
+        """
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(unicodedata.normalize("NFC", text.lower()))
+        marks = [PAD, START, END, UNKNOWN]
+        known = [character for character, _ in counts.most_common(vocabulary - len(marks))]
+        entries = {entry: number for number, entry in enumerate([*marks, *known])}
+        tokenizer = tokenizers.Tokenizer(models.WordLevel(entries, unk_token=UNKNOWN))
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.NFC()])
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+        tokenizer.decoder = decoders.Fuse()
+        tokenizer.add_special_tokens(marks)
         return cls(tokenizer, context_length)
 
     @property

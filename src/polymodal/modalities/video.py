@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from jaxtyping import UInt8
 
 from polymodal.errors import UnreadableExample, needs
 
+SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v")
 LONGEST = 20_000  # frames that are decoded of one clip
 
 
@@ -25,22 +27,27 @@ class Clip(NamedTuple):
 
 @dataclass(frozen=True)
 class Video:
-    """A column of encoded clips (MP4, WebM, Matroska ...). frames: how many a decoded clip has, at most."""
+    """A column of clips (MP4, WebM, Matroska ...): encoded bytes or paths.
+
+    frames: how many a decoded clip has, at most. root: the folder that relative paths start from.
+    """
 
     frames: int = 16
+    root: Path | None = None
 
     @property
     def storage(self) -> pa.DataType:
         return pa.binary()
 
-    def decode(self, value: bytes) -> Clip:
+    def decode(self, value: bytes | str) -> Clip:
         """Frames from the middles of equal stretches. Raises UnreadableExample when none can be decoded."""
         try:
             import av
         except ImportError as error:
             raise needs("av", "video", "Reading video") from error
         try:
-            with av.open(io.BytesIO(value), "r") as container:
+            source = str((self.root or Path()) / value) if isinstance(value, str) else io.BytesIO(value)
+            with av.open(source, "r") as container:
                 stream = container.streams.video[0]
                 stream.thread_type = "NONE"  # examples are decoded in threads already
                 count = stream.frames or sum(1 for _ in itertools.islice(container.decode(stream), LONGEST))
@@ -55,7 +62,7 @@ class Video:
                         seconds.append(float(frame.time or 0))
                     if place >= max(wanted, default=0):
                         break
-        except (av.FFmpegError, IndexError, TypeError, ValueError) as error:
+        except (av.FFmpegError, OSError, IndexError, TypeError, ValueError) as error:
             raise UnreadableExample(f"the video cannot be decoded: {error}") from error
         if not frames:
             raise UnreadableExample("the video holds no frames")

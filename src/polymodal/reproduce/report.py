@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 from PIL import Image as PILImage
 
 from polymodal.corpora import Corpus
+from polymodal.corpora.sheet import has_pictures, picture_of
 from polymodal.data.loader import Reader
 from polymodal.evaluation.retrieval import top
 from polymodal.evaluation.statistics import is_share
 from polymodal.evaluation.suite import ITEMS, ItemVectors, PairedTest, item_of, main_language, modalities_asked
-from polymodal.modalities import Image, Text
-from polymodal.modalities.image import to_rgb
+from polymodal.modalities import Text
 from polymodal.reproduce import leaderboard
 from polymodal.reproduce.compare import Comparison
 from polymodal.reproduce.leaderboard import spoken
@@ -173,7 +173,7 @@ def _grids(comparison: Comparison) -> list[Grid]:
     asked = [modalities_asked(corpus, run.processor) for run in runs.values() if isinstance(run.model, CanEmbed)]
     items = {item_of(kinds) if Text in kinds else None for kinds in asked}
     item = items.pop() if len(items) == 1 else None
-    if len(asked) < len(runs) or item is None or not corpus.holds(Image):
+    if len(asked) < len(runs) or item is None or not has_pictures(corpus):
         return []
     language = main_language(corpus)
     tests = {}
@@ -201,7 +201,7 @@ def _grids(comparison: Comparison) -> list[Grid]:
 
 def thumbnail(corpus: Corpus, row: int) -> str:
     """A picture as a data URL."""
-    picture = to_rgb(corpus.value(row, corpus.column_of(Image)))
+    picture = picture_of(corpus, row)
     picture.thumbnail((THUMBNAIL * 2, THUMBNAIL * 2), PILImage.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, format="WEBP", quality=80)

@@ -1,4 +1,4 @@
-"""Questions about pictures to a run that writes."""
+"""Questions about pictures or clips, to a run that writes or that chooses among answers."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from typing import Any
 import torch
 
 from polymodal.errors import UnreadableExample, UserError, unusable
+from polymodal.evaluation.suite import known
 from polymodal.layers.decoding import Decoding
-from polymodal.training.run import Run, evaluating, to_device
-from polymodal.types import CanWrite
+from polymodal.modalities.video import SUFFIXES
+from polymodal.training.run import Run, answers, evaluating, to_device
+from polymodal.types import CanAnswer, CanWrite
 
 
 def ask_about(run: Run, pictures: Sequence[Any], question: str, decoding: Decoding, seed: int = 0) -> list[str]:
-    """What the run writes about each picture (paths, bytes or Pillow pictures); without a question, a caption.
+    """What the run says of each picture (paths, bytes or Pillow pictures); without a question, a caption.
 
-    seed: of what is drawn by lot. Raises UserError for a run that does not write, and for a picture that is none.
+    A run that knows answers gives the likeliest of them, also about clips (paths). seed: of what is drawn by lot.
+    Raises UserError for a run that does not answer, and for a picture that is none.
     """
+    if isinstance(run.model, CanAnswer) and known(run.processor, "answers"):
+        return [_chosen(run, picture, question) for picture in pictures]
     if not isinstance(run.model, CanWrite):
-        raise UserError(f"The run '{run.name}' cannot answer; a method that can is mono_internvl.")
+        raise UserError(f"The run '{run.name}' cannot answer; methods that can are mono_internvl and alpro.")
     processor: Any = run.processor
     columns: dict[str, list[Any]] = {"image": list(pictures)}
     if question:
@@ -32,3 +37,15 @@ def ask_about(run: Run, pictures: Sequence[Any], question: str, decoding: Decodi
     generator = torch.Generator(device).manual_seed(seed)
     with evaluating(run.model):
         return processor.texts(run.model.write(to_device(batch, device), decoding, generator))
+
+
+def _chosen(run: Run, shown: Any, question: str) -> str:
+    if not question:
+        raise UserError(f"The run '{run.name}' answers questions, and writes no captions; give --question \"...\".")
+    item = "video" if str(shown).lower().endswith(SUFFIXES) else "image"
+    processor: Any = run.processor
+    try:
+        (logits,) = answers(run.model, processor, "answer", {item: [shown], "question": [question]})
+    except UnreadableExample as error:
+        raise unusable(error) from error
+    return processor.answers[int(logits[0].argmax())]

@@ -9,12 +9,12 @@ from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
 from polymodal.corpora import Corpus
+from polymodal.corpora.sheet import picture_of
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.retrieval import top
 from polymodal.evaluation.suite import item_of, modalities_asked
-from polymodal.modalities import Image, Text
-from polymodal.modalities.image import to_rgb
+from polymodal.modalities import Text
 from polymodal.training.run import Run
 
 TILE, MARGIN = 128, 12  # pixels of the contact sheet
@@ -30,7 +30,7 @@ class Hit(NamedTuple):
 
 
 def search_corpus(run: Run, corpus: Corpus, query: str, count: int = 8, split: str = "test") -> list[Hit]:
-    """The pictures or point clouds most similar to some words, best first; `split` may be `all`.
+    """The pictures, clips or point clouds most similar to some words, best first; `split` may be `all`.
 
     Raises UserError without a query, or when the run does not embed texts.
     """
@@ -70,7 +70,7 @@ def contact_sheet(corpus: Corpus, hits: list[Hit], columns: int = 4) -> PILImage
     draw = ImageDraw.Draw(sheet)
     for place, hit in enumerate(hits):
         left, top_edge = MARGIN + place % columns * width, MARGIN + place // columns * height
-        picture = to_rgb(corpus.value(hit.row, corpus.column_of(Image)))
+        picture = picture_of(corpus, hit.row)
         scale = TILE / max(picture.size)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         picture = picture.resize(size, PILImage.Resampling.LANCZOS)

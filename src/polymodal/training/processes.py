@@ -23,7 +23,7 @@ Parallel = Literal["ddp", "fsdp"]
 ENTRANCES = (
     *("losses", "represent", "compare", "embed", "embed_image", "embed_text", "embed_patches", "classify"),
     *("features", "fill_cells", "tag_words", "recommend", "item_prototypes", "generate", "write"),
-    *("log_likelihood", "predicted", "locate"),
+    *("log_likelihood", "predicted", "locate", "answer", "match", "name_regions", "transcribe"),
 )
 
 

@@ -15,10 +15,10 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
+from rapidfuzz import fuzz, process
 
 from polymodal.curation.quality import Judge, Knowledge, Limits, cleaned, printed
 from polymodal.curation.web import Block
-from polymodal.errors import needs
 from polymodal.types import Budget, CurationClaim, CurationStep, Dropped, Paper, Sifted
 
 paper = Paper(
@@ -43,14 +43,7 @@ DOCUMENT = Limits(least_words=8, special_characters=0.23, flagged_words=0.01, la
 
 
 def almost_the_same(texts: list[str], alike: float) -> list[bool]:
-    """For each text, whether one before it that stays is as similar as that: an edit similarity from 0 to 100.
-
-    Raises UserError without the package rapidfuzz.
-    """
-    try:
-        from rapidfuzz import fuzz, process
-    except ImportError as error:
-        raise needs("rapidfuzz", "curation", "Finding repeated texts") from error
+    """For each text, whether one before it that stays is as similar as that: an edit similarity from 0 to 100."""
     if len(texts) < 2 or alike > 100:
         return [False] * len(texts)
     similar = process.cdist(texts, texts, scorer=fuzz.ratio, score_cutoff=alike, dtype=np.float32) >= alike

@@ -24,6 +24,7 @@ from polymodal.draws import Draws
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig
 from polymodal.errors import UserError
+from polymodal.layers.word_head import WordHead
 from polymodal.modalities.document import BOX_SCALE, PageTokens, Word
 from polymodal.modalities.text import TextTokenizer, Tokenizer
 from polymodal.objectives.masked import mean_cross_entropy
@@ -63,8 +64,7 @@ class LayoutLMv3(nn.Module):
         self.recipe = recipe
         self.tokenizer = recipe.tokenizer.build(recipe.encoder.patch)
         self.encoder = recipe.encoder.build(vocabulary)
-        self.word_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
-        self.word_bias = nn.Parameter(torch.zeros(vocabulary))
+        self.word_head = WordHead(width, vocabulary)
         self.patch_head = nn.Linear(width, recipe.tokenizer.codes)
         self.alignment_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
         self.field_head = nn.Sequential(nn.Dropout(recipe.encoder.dropout), nn.Linear(width, fields))
@@ -88,7 +88,7 @@ class LayoutLMv3(nn.Module):
     ) -> dict[str, Tensor]:
         """Hidden words, hidden patches, and whether words in sight lie on patches in sight; equal weights."""
         tokens, patches = self.encoder(words, image, hidden_words, hidden_patches)
-        named = F.linear(self.word_head(tokens[hidden_words]), self.encoder.word.weight[:-1], self.word_bias)
+        named = self.word_head(tokens[hidden_words], self.encoder.word.weight)
         losses = {"words": mean_cross_entropy(named, words.tokens.ids[hidden_words])}
         if self.recipe.image_modelling:
             codes = self.tokenizer.encode(image)[hidden_patches]
@@ -146,7 +146,7 @@ class Recipe(Optimisation):
 
     def stages(self) -> tuple[Stage, ...]:
         codes = self.tokenizer_share if self.image_modelling and self.fine_tuning < 1 else 0.0
-        body = ("encoder.*", "word_head.*", "word_bias", "patch_head.*", "alignment_head.*")
+        body = ("encoder.*", "word_head.*", "patch_head.*", "alignment_head.*")
         stages = (
             Stage("image tokenizer", codes, ("tokenizer.*",), learning_rate=3.0, training_batch=self.picture_batch),
             Stage("pre-training", 1 - codes - self.fine_tuning, body),

@@ -30,6 +30,7 @@ from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.detection import BoxHead, QueryDecoder, keep_signal
 from polymodal.layers.positions import sine_positions, sine_positions_2d
+from polymodal.layers.word_head import WordHead
 from polymodal.modalities.boxes import BoxSets, intersection_over_union, to_corners
 from polymodal.modalities.text import TextTokenizer, Tokenizer, Tokens
 from polymodal.objectives.contrastive import info_nce
@@ -99,8 +100,7 @@ class SimVG(nn.Module):
         self.recipe = recipe
         self.queries = recipe.queries
         self.encoder = recipe.encoder.build(vocabulary)
-        self.word_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
-        self.word_bias = nn.Parameter(torch.zeros(vocabulary))
+        self.word_head = WordHead(width, vocabulary)
         self.image_projection = nn.Linear(width, dim, bias=False)
         self.text_projection = nn.Linear(width, dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -170,7 +170,7 @@ class SimVG(nn.Module):
         seen = self.image_projection(patches.mean(1))  # of patches, so that each of them tells what it shows
         pair = (F.normalize(seen, dim=-1), F.normalize(self.text_projection(mean), dim=-1))
         _, _, fused = self.encoder(image, text, self.recipe.fusion == "encoder", hidden)
-        named = F.linear(self.word_head(fused[asked]), self.encoder.word.weight[:-1], self.word_bias)
+        named = self.word_head(fused[asked], self.encoder.word.weight)
         return {
             "contrastive": info_nce(*pair, self.log_scale.exp().clamp(max=100.0)),
             "words": mean_cross_entropy(named, text.ids[asked]),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +36,7 @@ from polymodal.modalities import Points, ViewCaptions
 from polymodal.modalities.image_augmentation import augment
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.points import any_points, augment_points
+from polymodal.modalities.text import text_numbers
 from polymodal.objectives.contrastive import info_nce
 from polymodal.recipes.dual_encoders import clip
 from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, DualEncoder, DualEncoderRecipe, may_flip
@@ -219,9 +219,8 @@ class Recipe(DualEncoderRecipe):
 
 def _texts(texts: Sequence[list[str]], processor: ObjectProcessor) -> Batch:
     """All texts, and a number for each thing that those with the same texts share, which are no negatives."""
-    group = [float(zlib.crc32("\n".join(own).encode())) for own in texts]
     flat = [text for own in texts for text in own]
-    return {"text": processor.text(flat), "group": torch.tensor(group, dtype=torch.float64)}
+    return {"text": processor.text(flat), "group": text_numbers(["\n".join(own) for own in texts])}
 
 
 def _captioned(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:

@@ -1,0 +1,117 @@
+"""Speech and characters to tokens in one Conformer; text enters above the blocks that are speech's own (SLAM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polymodal.layers.conformer import Conformer
+from polymodal.modalities.padding import Padded
+from polymodal.modalities.text import Tokens
+
+
+@dataclass(frozen=True)
+class SpeechTextEncoderConfig:
+    """The one tower of speech and text."""
+
+    bins: int = 80
+    """Mel bins of a frame of 10 ms."""
+    width: int = 64
+    """Channels of every token."""
+    speech_depth: int = 1
+    """Blocks that see speech only."""
+    shared_depth: int = 2
+    """Blocks above them, which see speech and text."""
+    heads: int = 4
+    """Attention heads of a block."""
+    kernel: int = 5
+    """Places that a convolution sees; odd."""
+    vocabulary: int = 4096
+    """Characters that are known, the most frequent ones of the corpus."""
+    context: int = 200
+    """Longest text in characters, with start and end mark; longer ones are cut."""
+
+    def build(self, vocabulary: int) -> SpeechTextEncoder:
+        """vocabulary: entries of the tokenizer."""
+        return SpeechTextEncoder(self, vocabulary)
+
+
+class Heard(NamedTuple):
+    """Speech on its way, a vector every 40 ms. features: of its frames. own, shared: after its own and all blocks."""
+
+    features: Float[Tensor, "batch moments width"]
+    own: Float[Tensor, "batch moments width"]
+    shared: Float[Tensor, "batch moments width"]
+    mask: Bool[Tensor, "batch moments"]
+
+
+def moments(frames: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """How many vectors so many frames make: a quarter, rounded up."""
+    return (frames + 3) // 4
+
+
+class SpeechTextEncoder(nn.Module):
+    """Two strided convolutions over frames, blocks of speech's own, blocks of both, and vectors of characters."""
+
+    def __init__(self, config: SpeechTextEncoderConfig, vocabulary: int):
+        super().__init__()
+        width = config.width
+        self.config = config
+        self.first = nn.Conv1d(config.bins, width, 3, stride=2, padding=1)
+        self.second = nn.Conv1d(width, width, 3, stride=2, padding=1)
+        self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.hidden_sound = nn.Parameter(width**-0.5 * torch.randn(width))
+        self.own = Conformer(width, config.speech_depth, config.heads, config.kernel)
+        self.character = nn.Embedding(vocabulary + 1, width)  # the last one stands for hidden characters
+        self.norm_text = nn.LayerNorm(width)
+        self.shared = Conformer(width, config.shared_depth, config.heads, config.kernel)
+
+    def features(self, mel: Padded) -> Padded:
+        """mel: standardised frames [batch, frames, bins]. What stands after a sound's length has no influence."""
+        x = (mel.values * mel.mask[..., None]).transpose(1, 2)
+        half = Padded(F.gelu(self.first(x)).transpose(1, 2), (mel.lengths + 1) // 2)
+        x = (half.values * half.mask[..., None]).transpose(1, 2)
+        return Padded(self.project(F.gelu(self.second(x)).transpose(1, 2)), moments(mel.lengths))
+
+    def listen(self, mel: Padded, hidden: Bool[Tensor, "batch moments"] | None = None) -> Heard:
+        """hidden: moments whose features are not seen."""
+        found = self.features(mel)
+        x = found.values
+        if hidden is not None:
+            x = torch.where(hidden[..., None], self.hidden_sound.to(x.dtype), x)
+        own = self.own(x, found.mask)
+        return Heard(found.values, own, self.shared(own, found.mask), found.mask)
+
+    def spelled(self, text: Tokens, hidden: Bool[Tensor, "batch length"] | None = None) -> Padded:
+        """Vectors of characters, with which text enters the shared blocks. hidden: characters that keep their place."""
+        ids = text.ids if hidden is None else text.ids.masked_fill(hidden, self.character.num_embeddings - 1)
+        return Padded(self.norm_text(self.character(ids)), text.lengths)
+
+    def read(self, text: Tokens, hidden: Bool[Tensor, "batch length"] | None = None) -> Padded:
+        """Characters after the shared blocks."""
+        entered = self.spelled(text, hidden)
+        return Padded(self.shared(entered.values, entered.mask), text.lengths)
+
+    def together(self, speech: Padded, text: Padded) -> tuple[Float[Tensor, "n width"], Float[Tensor, "m width"]]:
+        """Both of each example in one sequence through the shared blocks: what comes out at speech, and at text.
+
+        speech: after its own blocks; text: as `spelled` gives it. The results are without padding.
+        """
+        (row, place), (text_row, text_place) = (part.mask.nonzero().unbind(1) for part in (speech, text))
+        text_place = text_place + speech.lengths[text_row]
+        lengths = speech.lengths + text.lengths
+        joined = speech.values.new_zeros(len(lengths), int(lengths.max()), speech.values.shape[2])
+        joined = joined.index_put((row, place), speech.values[row, place])
+        joined = joined.index_put((text_row, text_place), text.values[text.mask])
+        x = self.shared(joined, Padded(joined, lengths).mask)
+        return x[row, place], x[text_row, text_place]
+
+
+def mean_of(sequence: Padded) -> Float[Tensor, "batch width"]:
+    """The mean over each sequence's real places."""
+    return (sequence.values * sequence.mask[..., None]).sum(1) / sequence.lengths[:, None]

@@ -1,0 +1,335 @@
+"""mSLAM: one encoder learns from speech without text, from text without speech, and from a little of both together.
+
+Hidden speech is told from other hidden speech and named by codes of its own (w2v-BERT), hidden spans of characters are
+named (SpanBERT), and pairs are read in one sequence in which each side helps to guess the other (TLM). A CTC loss on
+the speech of pairs makes its positions hold the very characters that text is made of: without it, the two share an
+encoder but not a space. Text enters above the blocks that speech has for itself (section 3).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polymodal.corpora import Corpus
+from polymodal.data.masking import hidden_spans, hidden_stretches
+from polymodal.data.speech_text import SpeechTextProcessor
+from polymodal.draws import Draws
+from polymodal.encoders.speech_text import Heard, SpeechTextEncoderConfig, mean_of, moments
+from polymodal.errors import UserError
+from polymodal.layers.quantise import Chosen, GumbelQuantiser
+from polymodal.layers.word_head import WordHead
+from polymodal.modalities import Audio, Text
+from polymodal.modalities.padding import Padded
+from polymodal.modalities.text import TextTokenizer, Tokenizer, Tokens
+from polymodal.objectives.masked import mean_cross_entropy
+from polymodal.objectives.masked_contrast import masked_contrast
+from polymodal.training.optimiser import Optimisation
+from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
+
+paper = Paper(
+    slug="mslam",
+    title="mSLAM: Massively multilingual joint pre-training for speech and text",
+    year=2022,
+    arxiv="2202.01374",
+    modalities=("audio", "text"),
+)
+
+Pool = Literal["speech", "text", "pairs"]
+
+
+def ctc_loss(
+    logits: Float[Tensor, "batch moments classes"], lengths: Int[Tensor, " batch"], text: Tokens
+) -> Float[Tensor, ""]:
+    """Minus the log-probability of each text's characters along its speech, per character (Graves et al. 2006).
+
+    text: with marks, which are not said. The class of the first mark, padding, is the blank. A text that is longer than
+    its speech allows counts nothing.
+    """
+    own = text.lengths - 2
+    characters = text.ids[:, 1:][torch.arange(text.ids.shape[1] - 1, device=own.device) < own[:, None]]
+    likely = logits.float().log_softmax(2).transpose(0, 1)
+    total = F.ctc_loss(likely, characters, lengths, own, blank=0, reduction="sum", zero_infinity=True)
+    return total / own.sum().clamp(min=1)
+
+
+def spoken(logits: Float[Tensor, "moments classes"]) -> list[int]:
+    """The likeliest class of every moment, repetitions once, without the blank."""
+    best = torch.unique_consecutive(logits.argmax(1)).tolist()
+    return [number for number in best if number]
+
+
+class MSLAM(nn.Module):
+    """The encoder, the quantiser that makes speech its own vocabulary, and a head for each thing to be named."""
+
+    def __init__(self, recipe: Recipe, vocabulary: int):
+        super().__init__()
+        width = recipe.encoder.width
+        self.recipe = recipe
+        self.encoder = recipe.encoder.build(vocabulary)
+        self.quantiser = GumbelQuantiser(width, recipe.books, recipe.codes, recipe.dim, cooling=recipe.cooling)
+        self.context = nn.Linear(width, recipe.dim)
+        self.code_head = nn.Linear(width, recipe.books * recipe.codes)
+        self.character_head = WordHead(width, vocabulary)
+        self.ctc_head = nn.Linear(width, vocabulary)
+        self.transcriber = nn.Linear(width, vocabulary)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Of transcription for a batch that asks for it, else of pre-training; 0 for what a batch has nothing of."""
+        if "asked" in batch:
+            return {"transcription": self._transcription_loss(batch)}
+        nothing = self.context.weight.sum() * 0.0
+        names = ["contrast", "codes", *(["text"] if self.recipe.text else [])]
+        names += [name for name in ("together", "ctc") if self.recipe.pairs in (name, "both")]
+        losses = dict.fromkeys(names, nothing)
+        if "sound" in batch:
+            losses |= self._speech_losses(batch)
+        if "text" in losses and "text" in batch:
+            read = self.encoder.read(batch["text"], batch["hidden"])
+            losses["text"] = self.recipe.text_weight * self._spelling(read.values[batch["hidden"]], batch)
+        return losses
+
+    def _transcription_loss(self, batch: Batch) -> Float[Tensor, ""]:
+        if not int(batch["asked"]):
+            return self.transcriber.bias.sum() * 0.0
+        heard = self.encoder.listen(batch["sound"])
+        return ctc_loss(self.transcriber(heard.shared), heard.mask.sum(1), batch["transcript"])
+
+    def _speech_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Those of hidden speech, and of the pairs among it."""
+        hidden, weight = batch["hidden_sound"], self.recipe.pair_weight
+        heard = self.encoder.listen(batch["sound"], hidden)
+        chosen, context = self.quantiser(heard.features[hidden]), self.context(heard.own[hidden])
+        contrast = masked_contrast(context, chosen.vectors, hidden.sum(1), self.recipe.distractors)
+        losses = {
+            "contrast": contrast + self.recipe.diversity * chosen.diversity,
+            "codes": self._naming(heard.shared[hidden], chosen.codes),
+        }
+        pairs = batch.get("pairs")
+        if pairs is not None and self.recipe.pairs in ("ctc", "both"):
+            logits, lengths = self.ctc_head(heard.shared[pairs]), heard.mask.sum(1)[pairs]
+            losses["ctc"] = weight * ctc_loss(logits, lengths, batch["transcript"])
+        if pairs is not None and self.recipe.pairs in ("together", "both"):
+            losses["together"] = weight * self._together(heard, chosen, batch)
+        return losses
+
+    def _together(self, heard: Heard, chosen: Chosen, batch: Batch) -> Float[Tensor, ""]:
+        """Hidden speech and hidden characters of pairs, each named with both in sight (translation language model)."""
+        pairs, hidden = batch["pairs"], batch["hidden_sound"]
+        speech = Padded(heard.own[pairs], heard.mask.sum(1)[pairs])
+        spelled = self.encoder.spelled(batch["transcript"], batch["hidden_transcript"])
+        said, read = self.encoder.together(speech, spelled)
+        of_pair = torch.zeros_like(hidden[:, 0]).index_fill(0, pairs, True)
+        codes = chosen.codes[of_pair[hidden.nonzero()[:, 0]]]
+        own = hidden[pairs][speech.mask]
+        characters = batch["hidden_transcript"][batch["transcript"].mask]
+        wanted = batch["transcript"].ids[batch["hidden_transcript"]]
+        named = self.character_head(read[characters], self.encoder.character.weight)
+        return self._naming(said[own], codes) + mean_cross_entropy(named, wanted)
+
+    def _naming(self, tokens: Float[Tensor, "n width"], codes: Int[Tensor, "n books"]) -> Float[Tensor, ""]:
+        """Of the code of each book; codes do not learn to be foretold."""
+        logits = self.code_head(tokens).unflatten(1, (self.recipe.books, self.recipe.codes))
+        return mean_cross_entropy(logits.flatten(0, 1), codes.flatten())
+
+    def _spelling(self, tokens: Float[Tensor, "n width"], batch: Batch) -> Float[Tensor, ""]:
+        named = self.character_head(tokens, self.encoder.character.weight)
+        return mean_cross_entropy(named, batch["text"].ids[batch["hidden"]])
+
+    def _tops(self, batch: Batch) -> dict[str, Padded]:
+        """What comes out of the shared blocks for each modality that the batch has."""
+        tops = {}
+        if "sound" in batch:
+            heard = self.encoder.listen(batch["sound"])
+            tops["sound"] = Padded(heard.shared, heard.mask.sum(1))
+        if "text" in batch:
+            tops["text"] = self.encoder.read(batch["text"])
+        return tops
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """L2-normalised means of the last tokens of speech and of text."""
+        return {name: F.normalize(mean_of(top), dim=1) for name, top in self._tops(batch).items()}
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        """The mean of the last tokens of speech."""
+        return {"sound": mean_of(self._tops({"sound": batch["sound"]})["sound"])}
+
+    def transcribe(self, batch: Batch) -> list[list[int]]:
+        """The characters of each sound; or of each text, which the head for speech has never seen."""
+        (top,) = self._tops(batch).values()
+        logits = self.transcriber(top.values)
+        return [spoken(own[:length]) for own, length in zip(logits, top.lengths.tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Recipe(Optimisation):
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    encoder: SpeechTextEncoderConfig = SpeechTextEncoderConfig()
+    longest: float = 4.0
+    """Seconds of a sound; what comes after is left out."""
+    dim: int = 64
+    """Dimensions in which hidden speech is contrasted with codes."""
+    books: int = 1
+    """Books of codes."""
+    codes: int = 64
+    """Codes of a book."""
+    cooling: float = 0.999
+    """Factor of the quantiser's temperature at every step, from 2.0 down to 0.5."""
+    distractors: int = 100
+    """Other hidden moments of the same speech that each is told from."""
+    diversity: float = 0.1
+    """Weight of choosing all codes alike often."""
+    speech_start: float = 0.065
+    """Probability that a moment begins a hidden stretch of speech."""
+    speech_stretch: int = 10
+    """Moments of 40 ms in a hidden stretch."""
+    hidden_text: float = 0.15
+    """Share of a text's characters that are hidden."""
+    text_span: float = 5.0
+    """Mean length of a hidden span in characters."""
+    hidden_transcript: float = 0.5
+    """Share of a pair's characters that are hidden when both are read together."""
+    text: bool = True
+    """Whether text by itself is learned from."""
+    pairs: Literal["both", "together", "ctc", "none"] = "both"
+    """What pairs are used for: reading both together, characters along speech (CTC), both losses, or nothing."""
+    text_weight: float = 0.3
+    """Of hidden characters, beside speech."""
+    pair_weight: float = 0.3
+    """Of both losses of pairs, beside speech; the paper's 0.03 is for 2,400 hours, which would be learned by heart."""
+    pools: tuple[float, float, float] = (0.4, 0.4, 0.2)
+    """Of examples that have both: the shares of which only the sound, only the text, and both are used."""
+    transcription: float = 0.15
+    """Share of the budget at the end that learns to transcribe the pairs; 0 pre-trains only."""
+    transcribe_with: Literal["head", "all"] = "head"
+    """What learns it: a linear head on the frozen encoder, which tells what is in it, or all weights."""
+
+    def __post_init__(self) -> None:
+        if len(self.pools) != 3 or min(self.pools) < 0 or sum(self.pools) <= 0:
+            raise UserError("--pools are three shares: of speech alone, of text alone, and of pairs.")
+        if not 0 <= self.transcription <= 1:
+            raise UserError("--transcription is a share of the budget, from 0 to 1.")
+
+    def stages(self) -> tuple[Stage, ...]:
+        learning = ("transcriber.*",) if self.transcribe_with == "head" else ("encoder.*", "transcriber.*")
+        before = ("encoder.*", "quantiser.*", "context.*", "*_head.*")
+        stages = (
+            Stage("pre-training", 1 - self.transcription, before),
+            Stage("transcription", self.transcription, learning, training_batch=self.transcribed_batch),
+        )
+        return tuple(stage for stage in stages if stage.share > 0)
+
+    def processor(self, corpus: Corpus) -> SpeechTextProcessor:
+        for kind in (Audio, Text):
+            corpus.column_of(kind)
+        return SpeechTextProcessor.fit(corpus, self.encoder.bins, self.longest, self._learn_characters)
+
+    def _learn_characters(self, texts: Iterable[str]) -> Tokenizer:
+        return TextTokenizer.characters(texts, self.encoder.vocabulary, self.encoder.context)
+
+    def load_processor(self, directory: Path) -> SpeechTextProcessor:
+        return SpeechTextProcessor.load(directory, TextTokenizer.load(directory, self.encoder.context))
+
+    def build(self, processor: SpeechTextProcessor) -> MSLAM:
+        return MSLAM(self, processor.tokenizer.vocabulary)
+
+    def pool(self, example: Example) -> Pool:
+        """What is used of an example: what it has, and where it has both, what the lot of its texts says."""
+        if "text" not in example or "sound" not in example:
+            return "speech" if "sound" in example else "text"
+        lot = zlib.crc32("\n".join(caption.text for caption in example["text"]).encode()) / 2**32 * sum(self.pools)
+        return "speech" if lot < self.pools[0] else "text" if lot < self.pools[0] + self.pools[1] else "pairs"
+
+    def training_batch(self, examples: list[Example], processor: SpeechTextProcessor, draws: Draws) -> Batch:
+        """Sounds, texts, which of the sounds have transcripts, and what is hidden of each."""
+        pools = [self.pool(example) for example in examples]
+        chosen = [
+            processor.text.draw(e["text"], rng) if "text" in e else ""
+            for e, rng in zip(examples, draws.generators, strict=True)
+        ]
+        rows = {name: [row for row, pool in enumerate(pools) if pool == name] for name in ("speech", "text", "pairs")}
+        heard = rows["speech"] + rows["pairs"]
+        batch: Batch = {}
+        if heard:
+            batch["sound"] = processor.sound([examples[row]["sound"] for row in heard])
+            lengths = moments(batch["sound"].lengths).tolist()
+            own = Draws(draws.seeds[heard])
+            batch["hidden_sound"] = hidden_stretches(lengths, self.speech_start, self.speech_stretch, own)
+        if rows["text"]:
+            batch["text"] = processor.text([chosen[row] for row in rows["text"]])
+            batch["hidden"] = self._hidden(batch["text"], self.hidden_text, Draws(draws.seeds[rows["text"]]))
+        if rows["pairs"]:
+            batch["pairs"] = torch.arange(len(rows["speech"]), len(heard))
+            batch["transcript"] = processor.text([chosen[row] for row in rows["pairs"]])
+            own = Draws(draws.seeds[rows["pairs"]])
+            batch["hidden_transcript"] = self._hidden(batch["transcript"], self.hidden_transcript, own)
+        return batch
+
+    def _hidden(self, text: Tokens, share: float, draws: Draws) -> Bool[Tensor, "batch length"]:
+        return F.pad(hidden_spans((text.lengths - 2).tolist(), share, draws, self.text_span), (1, 1))
+
+    def transcribed_batch(self, examples: list[Example], processor: SpeechTextProcessor, draws: Draws) -> Batch:
+        """Sounds and transcripts of the pool of pairs, and how many they are."""
+        pairs = [(e, rng) for e, rng in zip(examples, draws.generators, strict=True) if self.pool(e) == "pairs"]
+        asked = {"asked": torch.tensor(len(pairs))}
+        if not pairs:
+            return asked
+        texts = [processor.text.draw(example["text"], rng) for example, rng in pairs]
+        sounds = processor.sound([example["sound"] for example, _ in pairs])
+        return asked | {"sound": sounds, "transcript": processor.text(texts)}
+
+    @classmethod
+    def paper(cls) -> Recipe:
+        """The model of 0.6 billion parameters (section 4); widths of the first convolutions are those of w2v-BERT."""
+        return cls(
+            encoder=SpeechTextEncoderConfig(width=1024, speech_depth=8, shared_depth=16, heads=8, context=512),
+            longest=16.0,
+            dim=1024,
+            codes=1024,
+            cooling=0.999995,
+            text_span=20.0,
+            hidden_transcript=0.15,
+            pair_weight=0.03,
+            batch_size=10_496,
+            learning_rate=6e-4,
+            warmup=40_000 / 1_300_000,
+            betas=(0.9, 0.98),
+        )
+
+
+_whole = Recipe()
+claim = Claim(
+    sentence="Text and pairs with CTC make an encoder of speech better than speech alone, and let a head that learned "
+    "from speech read text.",
+    baseline=dataclasses.replace(_whole, text=False, pairs="none"),
+    treatment=_whole,
+    further={
+        "with text": dataclasses.replace(_whole, pairs="none"),
+        "with pairs read together": dataclasses.replace(_whole, pairs="together"),
+        "CTC without text": dataclasses.replace(_whole, text=False, pairs="ctc"),
+    },
+    corpus="speech",
+    budget=Budget(steps=1500),
+    seeds=3,
+    metrics=(
+        "test/linear_probe_language/accuracy",
+        "test/transcripts/character_error_rate",
+        "test/texts_as_speech/character_error_rate",
+        "test/text_to_sound/R@10",
+        "test_recorded/linear_probe_language/accuracy",
+        "test_recorded/transcripts/character_error_rate",
+    ),
+    paper_figures="MINDS-14 intents 82.7 % with speech alone, 85.0 with CTC and no text, 86.9 with both; FLEURS "
+    "language identification 71.4 and 73.3",
+)
