@@ -218,10 +218,10 @@ def test_the_quantiser_passes_gradients_cools_and_counts_its_codes() -> None:
     assert torch.allclose(one.vectors[:, :5], by_code)
     assert 0 < one.diversity.item() < 1
     quantiser.logits.weight.data.zero_()
-    assert float(quantiser(x).diversity) == pytest.approx(0, abs=1e-5), "all alike often"
+    assert quantiser(x).diversity.item() == pytest.approx(0, abs=1e-5), "all alike often"
     quantiser.logits.bias.data[0] = quantiser.logits.bias.data[6] = 50.0
-    assert float(quantiser(x).diversity) == pytest.approx(1 - 1 / 6, abs=1e-4), "one code each"
-    assert float(quantiser(x[:0]).diversity) == 0
+    assert quantiser(x).diversity.item() == pytest.approx(1 - 1 / 6, abs=1e-4), "one code each"
+    assert quantiser(x[:0]).diversity.item() == 0
 
 
 def test_ctc_sums_over_all_ways_to_say_it() -> None:
@@ -302,7 +302,7 @@ def test_pools_do_not_share_a_text(processor: SpeechTextProcessor, tones: Corpus
         pools.setdefault(pool, set()).add(example["text"][0].text)
         counts[pool] = counts.get(pool, 0) + 1
     assert not any(one & other for one, other in itertools.combinations(pools.values(), 2))
-    assert counts["pairs"] / len(tones) == pytest.approx(0.2, abs=0.06)
+    assert counts["pairs"] / len(tones) == pytest.approx(0.4, abs=0.07)
     assert TINY.pool({"sound": 0}) == "speech"
     assert TINY.pool({"text": []}) == "text"
 

@@ -1,7 +1,7 @@
 """Composed clips: one to three stamps, the first of which sounds, move over a ground; with sound, texts and questions.
 
 Two seconds at 8 frames a second. Each stamp moves one way, grows, shrinks or stays; the sound track is the sound effect
-of the first. `train`, `validation` and `test` are different clips of the same 120 stamps; those of `test_new` were seen
+of the first. `train`, `validation` and `test` are different clips of the same 60 stamps; those of `test_new` were seen
 in none of them, by the splits of the corpus `stamps`. There are three texts of what is seen: `short` names the stamps,
 `captions` says what they do, `long` also where they begin; and one of what is `heard`.
 """
@@ -28,17 +28,17 @@ from polymodal.modalities.video import encode
 
 SIDE, FRAMES, RATE = 96, 16, 8  # pixels, frames of a clip, frames a second
 COUNTS = {"train": 4000, "validation": 200, "test": 400, "test_new": 300}
-LOUD, SILENT = 40, 80  # stamps with and without a sound that all clips but those of test_new are made of
+LOUD, SILENT = 20, 40  # stamps with and without a sound that all clips but those of test_new are made of
 HOW_MANY = (0.25, 0.45, 0.3)  # how often a clip has one, two and three stamps
 # what a stamp does -> where its centre starts and ends (shares of the side), and its size at the start and the end
 MOTIONS = {
-    "moves to the right": ((0.25, None), (0.75, None), (0.38, 0.38)),
-    "moves to the left": ((0.75, None), (0.25, None), (0.38, 0.38)),
-    "moves up": ((None, 0.75), (None, 0.25), (0.38, 0.38)),
-    "moves down": ((None, 0.25), (None, 0.75), (0.38, 0.38)),
-    "comes nearer": ((None, None), (None, None), (0.2, 0.5)),
-    "goes away": ((None, None), (None, None), (0.5, 0.2)),
-    "stays": ((None, None), (None, None), (0.38, 0.38)),
+    "moves to the right": ((0.25, None), (0.75, None), (0.44, 0.44)),
+    "moves to the left": ((0.75, None), (0.25, None), (0.44, 0.44)),
+    "moves up": ((None, 0.75), (None, 0.25), (0.44, 0.44)),
+    "moves down": ((None, 0.25), (None, 0.75), (0.44, 0.44)),
+    "comes nearer": ((None, None), (None, None), (0.24, 0.56)),
+    "goes away": ((None, None), (None, None), (0.56, 0.24)),
+    "stays": ((None, None), (None, None), (0.44, 0.44)),
 }
 
 about = About(

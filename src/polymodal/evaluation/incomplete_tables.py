@@ -148,8 +148,8 @@ def _scores(run: Run, parts: Mapping[str, Labelled], label: str, condition: str)
 
 
 def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
-    """What a method may see of examples: all columns but the label and captions, which often say it."""
-    return {name: [example[name] for example in examples] for name in examples[0] if name not in ("label", "text")}
+    """What a method may see of examples: all columns but the label."""
+    return {name: [example[name] for example in examples] for name in examples[0] if name != "label"}
 
 
 def _features(run: Run, examples: Sequence[Example]) -> dict[str, np.ndarray]:
