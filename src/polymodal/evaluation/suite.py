@@ -75,6 +75,8 @@ from polymodal.types import (
 
 # What texts can be about, the first that there is.
 ITEMS: dict[str, type] = {"points": Points, "video": Video, "image": Image, "sound": Audio}
+QUERIES: dict[str, type] = {"table": Table, "sound": Audio}  # what items are found by, beside texts
+PAIRED = (("table", "image"), ("sound", "video"))
 VALIDATION_EXAMPLES = 40  # that are asked about; writing takes longer than a step
 VALIDATION_PAGES = 150  # a look at long pages takes longer than many steps
 
@@ -194,9 +196,10 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     if isinstance(model, CanEmbed) and {Points, Images} <= kinds:
         for split in tests:
             scores += view_to_points(model, run.processor, reader, split)
-    if isinstance(model, CanEmbed) and {Image, Table} <= kinds:
-        for split in tests:
-            scores += row_to_image(model, run.processor, reader, split)
+    if isinstance(model, CanEmbed):
+        for query, shown in PAIRED:
+            for split in tests if {QUERIES[query], ITEMS[shown]} <= kinds else ():
+                scores += paired_items(model, run.processor, reader, split, query, shown)
     if isinstance(model, CanEmbedPatches) and {Image, Mask} <= kinds:
         for split in tests:
             scores += grounding_scores(run, corpus, reader, split)
@@ -264,14 +267,22 @@ def written_scores(
     return asked + caption_scores(method, processor, reader, split)
 
 
-def row_to_image(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
-    """Retrieval of each table row's own picture."""
-    rows, examples = reader.read_all(reader.corpus.rows(split))
-    pairs = {name: [example[name] for example in examples] for name in ("table", "image")}
-    vectors = embed(method, processor, 256, **pairs)
-    relevant = [np.array([place]) for place in range(len(rows))]
-    found = ranks(vectors["table"], vectors["image"], relevant)
-    return retrieval_scores(f"{split}/table_to_image", found, relevant, len(rows), np.arange(len(rows)))
+def paired_items(
+    method: nn.Module, processor: Processor, reader: Reader, split: str, query: str, item: str
+) -> list[Score]:
+    """Retrieval of each example's item by its query, such as its picture by its table row.
+
+    Right are the items of all examples with the very same query, such as the same sound.
+    """
+    rows, examples = reader.read_split(split)
+    vectors = embed(method, processor, 256, **{name: [example[name] for example in examples] for name in (query, item)})
+    having: dict[Any, list[int]] = defaultdict(list)
+    queries = [e[query].tobytes() if isinstance(e[query], np.ndarray) else n for n, e in enumerate(examples)]
+    for place, value in enumerate(queries):
+        having[value].append(place)
+    relevant = [np.array(having[value]) for value in queries]
+    found = ranks(vectors[query], vectors[item], relevant)
+    return retrieval_scores(f"{split}/{query}_to_{item}", found, relevant, len(rows), np.arange(len(rows)))
 
 
 def view_to_points(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
@@ -362,7 +373,8 @@ def validation(corpus: Corpus) -> Any:
         if not isinstance(method, CanEmbed):
             return {}
         if Text not in kinds:
-            return _figures(row_to_image(method, processor, reader, "validation") if Table in kinds else [])
+            pairs = paired_items(method, processor, reader, "validation", "table", "image") if Table in kinds else []
+            return _figures(pairs)
         if (item := item_of(kinds)) is None:
             return {}
         items = ItemVectors.of(method, processor, reader, "validation", item)

@@ -67,16 +67,21 @@ def backward(
     return sums
 
 
-def _cached(
-    method: Comparison, batches: list[Batch], weights: Mapping[str, float], forward: Forward
-) -> dict[str, Tensor]:
-    """Gradient caching (Gao et al. 2021, section 3.2): represent without a graph, compare all, represent again."""
+def represented(method: Comparison, batches: list[Batch], forward: Forward) -> dict[str, Tensor]:
+    """What represents the examples of all micro-batches, computed without a graph, and a beginning of one."""
     pieces = []
     with torch.no_grad():
         for number, batch in enumerate(batches):
             with forward(number):
                 pieces.append(method.represent(batch))
-    whole = {name: torch.cat([piece[name] for piece in pieces]).requires_grad_() for name in pieces[0]}
+    return {name: torch.cat([piece[name] for piece in pieces]).requires_grad_() for name in pieces[0]}
+
+
+def _cached(
+    method: Comparison, batches: list[Batch], weights: Mapping[str, float], forward: Forward
+) -> dict[str, Tensor]:
+    """Gradient caching (Gao et al. 2021, section 3.2): represent without a graph, compare all, represent again."""
+    whole = represented(method, batches, forward)
     with forward(len(batches)):
         losses = method.compare(whole)
     total(losses, weights).backward()

@@ -1,22 +1,24 @@
 """Cross-modality gradient harmonization (Wu et al. 2022, arXiv 2211.02077), for any method with two or more losses.
 
 Losses that pull shared parameters in opposite directions hint at a pair that is no pair: speech that does not describe
-the picture, say. Gradients are compared over each micro-batch of each process (the paper: over what one core holds).
-Realignment projects conflicting gradients off each other (algorithm 1); the curriculum leaves out the micro-batches
-that conflict most, and more of them as training goes on (algorithm 2).
+the picture, say. Gradients are compared over each group of examples (a micro-batch; the paper: what one core holds). A
+method that compares the examples of a batch keeps all of it as negatives: a group's gradient is its share of that of
+the whole batch, and without conflicts the shares add up to it. Realignment projects conflicting gradients off each
+other (algorithm 1); the curriculum leaves out the groups that conflict most, and more of them as training goes on
+(algorithm 2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from polymodal.errors import UserError
+from polymodal.training.gradients import Forward, in_pieces, represented
 from polymodal.training.processes import Processes
 from polymodal.types import Batch
 
@@ -62,7 +64,7 @@ class Harmony:
         method: Any,
         batches: list[Batch],
         weights: Mapping[str, float],
-        forward: Callable[[int], AbstractContextManager[None]],
+        forward: Forward,
         fraction: float,
         place: Processes,
     ) -> dict[str, Tensor]:
@@ -76,27 +78,9 @@ class Harmony:
         threshold = FIRST_THRESHOLD + fraction * (LAST_THRESHOLD - FIRST_THRESHOLD)
         reported: dict[str, Tensor] = {}
         kept = torch.zeros((), device=place.device)
-        for number, batch in enumerate(batches):
-            with forward(number):
-                losses = method.losses(batch)
-            if len(losses) < 2:
-                raise UserError(f"--harmonise needs two or more losses; this recipe has only '{next(iter(losses))}'.")
-            for name, loss in losses.items():
-                reported[name] = reported.get(name, 0.0) + loss.detach() / len(batches)
-            gradients = _gradients_of_each(losses, weights, parameters)
-            shared = [sum(g[place] is not None for g in gradients) > 1 for place in range(len(parameters))]
-            rows = [
-                torch.cat(
-                    [
-                        (torch.zeros_like(p) if value is None else value).flatten()
-                        for p, value, both in zip(parameters, gradient, shared, strict=True)
-                        if both
-                    ]
-                )
-                for gradient in gradients
-                if any(shared)
-            ]
-            together = torch.stack(rows) if rows else torch.zeros(1, 0, device=place.device)
+        apart = _of_the_whole if len(batches) > 1 and in_pieces(method) else _one_by_one
+        for gradients in apart(method, batches, weights, parameters, forward, reported):
+            together, rest = _shared(gradients, parameters)
             cosine = agreement(together)
             leave_out = self.leaves_out and cosine <= threshold
             self.seen.append((cosine, leave_out))
@@ -105,14 +89,7 @@ class Harmony:
             kept += 1
             if self.realigns and cosine < 0:
                 together = realign(together)
-            whole = iter(together.sum(0).split([p.numel() for p, both in zip(parameters, shared, strict=True) if both]))
-            for index, both in enumerate(shared):
-                if both:
-                    sums[index] += next(whole).view_as(sums[index])
-                    continue
-                for gradient in gradients:
-                    if (own := gradient[index]) is not None:
-                        sums[index] += own
+            _add(sums, together.sum(0), rest)
         place.average([kept, *sums])
         for parameter, value in zip(parameters, sums, strict=True):
             parameter.grad = value / kept if kept else None
@@ -130,11 +107,104 @@ class Harmony:
         return figures
 
 
-def _gradients_of_each(
-    losses: Mapping[str, Tensor], weights: Mapping[str, float], parameters: list[torch.nn.Parameter]
-) -> list[tuple[Tensor | None, ...]]:
-    weighted = [weights.get(name, 1.0) * loss for name, loss in losses.items() if weights.get(name, 1.0)]
-    return [
-        torch.autograd.grad(loss, parameters, retain_graph=number + 1 < len(weighted), allow_unused=True)
-        for number, loss in enumerate(weighted)
+Gradients = list[tuple[Tensor | None, ...]]  # of each loss, by each parameter
+
+
+def _one_by_one(
+    method: Any,
+    batches: list[Batch],
+    weights: Mapping[str, float],
+    parameters: list[nn.Parameter],
+    forward: Forward,
+    reported: dict[str, Tensor],
+) -> Iterator[Gradients]:
+    """The gradients of each micro-batch by itself. reported: gets the means of the losses."""
+    for number, batch in enumerate(batches):
+        with forward(number):
+            losses = method.losses(batch)
+        for name, loss in losses.items():
+            reported[name] = reported.get(name, 0.0) + loss.detach() / len(batches)
+        weighted = _weighted(losses, weights)
+        yield [
+            torch.autograd.grad(loss, parameters, retain_graph=place + 1 < len(weighted), allow_unused=True)
+            for place, loss in enumerate(weighted)
+        ]
+
+
+def _of_the_whole(
+    method: Any,
+    batches: list[Batch],
+    weights: Mapping[str, float],
+    parameters: list[nn.Parameter],
+    forward: Forward,
+    reported: dict[str, Tensor],
+) -> Iterator[Gradients]:
+    """Each micro-batch's share in the gradients of the whole batch, times their number (as in gradient caching)."""
+    whole = represented(method, batches, forward)
+    with forward(len(batches)):
+        losses = method.compare(whole)
+    reported |= {name: loss.detach() for name, loss in losses.items()}
+    weighted, wanted = _weighted(losses, weights), [*whole.values(), *parameters]
+    found = [
+        torch.autograd.grad(loss, wanted, retain_graph=place + 1 < len(weighted), allow_unused=True)
+        for place, loss in enumerate(weighted)
     ]
+    first = 0
+    for number, batch in enumerate(batches):
+        with forward(number):
+            again = method.represent(batch)
+        rows = slice(first, first + len(next(iter(again.values()))))
+        first = rows.stop
+        group: Gradients = []
+        for place, gradient in enumerate(found):
+            by_vector = dict(zip(whole, gradient[: len(whole)], strict=True))
+            known = {name: value[rows] * len(batches) for name, value in by_vector.items() if value is not None}
+            through = torch.autograd.grad(
+                [again[name] for name in known],
+                parameters,
+                list(known.values()),
+                retain_graph=place + 1 < len(found),
+                allow_unused=True,
+            )
+            direct = gradient[len(whole) :]  # of what is used in the comparison only, such as the temperature
+            group.append(tuple(one if other is None else other for one, other in zip(through, direct, strict=True)))
+        yield group
+
+
+def _weighted(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> list[Tensor]:
+    if len(losses) < 2:
+        raise UserError(f"--harmonise needs two or more losses; this recipe has only '{next(iter(losses))}'.")
+    return [weights.get(name, 1.0) * loss for name, loss in losses.items() if weights.get(name, 1.0)]
+
+
+def _shared(
+    gradients: Gradients, parameters: list[nn.Parameter]
+) -> tuple[Float[Tensor, "losses shared"], list[list[Tensor] | None]]:
+    """The gradients by parameters that several losses have, a row a loss; of each other parameter, its own."""
+    both = [sum(gradient[place] is not None for gradient in gradients) > 1 for place in range(len(parameters))]
+    rows = [
+        torch.cat(
+            [
+                (torch.zeros_like(parameter) if value is None else value).flatten()
+                for parameter, value, several in zip(parameters, gradient, both, strict=True)
+                if several
+            ]
+        )
+        for gradient in gradients
+        if any(both)
+    ]
+    rest = [
+        None if several else [own for gradient in gradients if (own := gradient[place]) is not None]
+        for place, several in enumerate(both)
+    ]
+    return torch.stack(rows) if rows else parameters[0].new_zeros(1, 0), rest
+
+
+def _add(sums: list[Tensor], together: Float[Tensor, " shared"], rest: list[list[Tensor] | None]) -> None:
+    pieces = iter(together.split([value.numel() for value, own in zip(sums, rest, strict=True) if own is None]))
+    for value, own in zip(sums, rest, strict=True):
+        if own is None:
+            value += next(pieces).view_as(value)
+        else:
+            for gradient in own:
+                value += gradient

@@ -44,7 +44,7 @@ from polymodal.training.features import CachedEncoder, cached_encoders, frozen_n
 from polymodal.training.gradients import backward, total
 from polymodal.training.harmony import Harmony
 from polymodal.training.optimiser import adamw, clip_gradients, learning_rate
-from polymodal.training.processes import Processes, reshard, spread, whole
+from polymodal.training.processes import Processes, check_batch, reshard, spread, whole
 from polymodal.training.run import SKIPPED, Run, evaluating, to_device, write_text
 from polymodal.training.tracking import Tracker
 from polymodal.types import Batch, Budget
@@ -119,8 +119,10 @@ class Loop:
                     entry.compile()
         self.cached: dict[str, CachedEncoder] = {}
         self.losses_of: Any = None  # the method's losses, averaging gradients over processes where there are several
-        self.pieces = execution.micro_batch or recipe.batch_size // place.count
         self.harmony = Harmony(recipe.harmonise) if recipe.harmonise != "none" else None
+        group = recipe.harmonise_group if self.harmony is not None else 0
+        check_batch(recipe.batch_size, group, place.count)
+        self.pieces = group or execution.micro_batch or recipe.batch_size // place.count
         if self.harmony is not None and execution.parallel == "fsdp" and place.count > 1:
             raise UserError("--harmonise needs whole gradients of each loss; use --parallel ddp with it.")
         self.unlogged: list[dict[str, Tensor]] = []

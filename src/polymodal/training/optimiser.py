@@ -42,8 +42,10 @@ class Optimisation:
     ema: float = 0.0
     """Decay a step of the moving average of the weights that becomes the result; 0 keeps the last weights."""
     harmonise: Literal["none", "realign", "curriculum", "both"] = "none"
-    """For two or more losses: project conflicting gradients off each other, leave out micro-batches whose gradients
-    conflict most, or both (cross-modality gradient harmonization, Wu et al. 2022)."""
+    """For two or more losses: project conflicting gradients off each other, leave out groups of examples whose
+    gradients conflict most, or both (cross-modality gradient harmonization, Wu et al. 2022)."""
+    harmonise_group: int = 0
+    """Examples whose gradients are compared together, and which divide the batch; 0 takes the micro-batches."""
     freeze: tuple[str, ...] = ()
     """Towers that keep their weights, such as text (LiT, Zhai et al. 2022), or shell patterns of parameter names."""
     lora_rank: int = 0

@@ -1,1 +1,1 @@
-"""Further training of a model that writes, by what is better and what is worse."""
+"""How methods are optimised: gradients of several losses, and learning from what is better and what is worse."""
