@@ -102,6 +102,18 @@ def test_temperature_evens_out_parts_and_languages(small_emoji, scenes):
         corpora.with_language_temperature(small_emoji, 0)
 
 
+def test_examples_in_a_single_language_are_drawn_by_temperature(small_emoji):
+    texts = [[{"text": f"{number}", "language": "en" if number % 10 else "sw"}] for number in range(200)]
+    spoken = dataclasses.replace(
+        small_emoji, table=pa.table({"captions": texts}), splits={"train": np.arange(200)}, columns={"captions": Text()}
+    )
+    for temperature, rare in ((1.0, 0.1), (2.0, 0.25), (1e6, 0.5)):
+        corpus = corpora.with_language_temperature(spoken, temperature)
+        rows = np.concatenate([batch_order(corpus, 20, seed=0)[batch] for batch in range(40)])
+        assert np.mean(rows % 10 == 0) == pytest.approx(rare, abs=0.02)
+        assert set(rows.tolist()) == set(range(200)), "all of each, in turn"
+
+
 def pairs(count):
     return [
         {"key": f"k{row}", "image": png((row % 256, row // 256, 0)), "caption": f"thing {row}"} for row in range(count)
