@@ -263,7 +263,7 @@ def test_arms_have_the_same_speech_and_their_own_losses(processor: SpeechTextPro
     }
     for (pairs, text), names in wanted.items():
         torch.manual_seed(3)
-        losses = method(processor, pairs=pairs, text=text).losses(batch)
+        losses = method(processor, pairs=pairs, unpaired_text=text).losses(batch)
         assert set(losses) == names
         assert all(float(losses[name].detach()) > 0 for name in names)
 
@@ -332,6 +332,7 @@ def test_everything_is_asked_of_it(run: Run, tones: Corpus) -> None:
     wanted += ("text_to_sound/R@1", "sound_to_text/R@1", "linear_probe_language/accuracy")
     assert {f"test/{name}" for name in wanted} <= set(scores)
     assert scores["test/transcripts/character_error_rate"].value < 0.6
+    assert scores["test/transcripts/gain_over_others"].value > 0.3
     assert scores["test/linear_probe_language/accuracy"].value > 0.8
 
 
@@ -361,6 +362,7 @@ def test_error_rates_by_hand() -> None:
     assert score.value == pytest.approx((1 + 2 + 3) / (3 + 2 + 1))
     assert not score.higher_is_better
     assert error_rate("x", [["a", "b"]], [["a", "c"]]).value == 0.5
+    assert error_rate("x", [""], ["abc"]).value == error_rate("x", [""], ["abc"]).chance == 1.0
 
 
 def test_what_does_not_fit_is_refused(tones: Corpus) -> None:

@@ -358,21 +358,25 @@ def search(arguments: Arguments) -> None:
         split: str = "test"
         """Which split to search; `all` searches every example."""
         out: str = "contact-sheet.png"
-        """Where to save the pictures that were found."""
+        """Where to save the pictures that were found, if there are any to see."""
 
     options = _parse(Options, rest, 'search RUN "WORDS"', search)
+    from polymodal.corpora.sheet import has_pictures
     from polymodal.serving.pictures import save_picture
     from polymodal.serving.search import contact_sheet, search_corpus
 
     run, corpus = _run_and_corpus(place, options)
     found = search_corpus(run, corpus, query, options.top, options.split)
-    save_picture(contact_sheet(corpus, found), options.out)
+    seen = has_pictures(corpus)
+    if seen:
+        save_picture(contact_sheet(corpus, found), options.out)
     _print_table(
         ["", "similarity", "example", "caption"],
         [[str(n), f"{hit.similarity:.3f}", hit.key, hit.caption] for n, hit in enumerate(found, start=1)],
         right=(0, 1),
     )
-    _console().print(f"The pictures are in {options.out}.", highlight=False)
+    if seen:
+        _console().print(f"The pictures are in {options.out}.", highlight=False)
 
 
 def generate(arguments: Arguments) -> None:

@@ -20,8 +20,8 @@ def transcription_scores(
 ) -> list[Score]:
     """Error rates of characters and words, of all texts together, in lower case as the method's own characters.
 
-    `texts_as_speech`: those of the text itself through the head for speech, which is low where both share a space. An
-    empty answer has 100 %, and more is possible. most: examples that are listened to.
+    `texts_as_speech`: those of the text itself through the head for speech, which is low where both share a space.
+    most: examples that are listened to.
     """
     _, examples = reader.read_split(split, most)
     texts = [example["text"][0].text for example in examples]
@@ -33,16 +33,25 @@ def transcription_scores(
         )
         for name, columns in asked.items()
     }
-    by_words = error_rate(f"{split}/transcripts/word_error_rate", _words(said["transcripts"]), _words(wanted))
-    by_characters = [error_rate(f"{split}/{name}/character_error_rate", one, wanted) for name, one in said.items()]
-    return [*by_characters, by_words]
+    scores = [score for name, one in said.items() for score in _character_scores(f"{split}/{name}", one, wanted)]
+    return [*scores, error_rate(f"{split}/transcripts/word_error_rate", _words(said["transcripts"]), _words(wanted))]
+
+
+def _character_scores(name: str, said: list[str], wanted: list[str]) -> list[Score]:
+    """The error rate, and by how much it is lower than against the next example's text, which shares letters, too."""
+    own = error_rate(f"{name}/character_error_rate", said, wanted)
+    others = error_rate(name, said, [*wanted[1:], wanted[0]])
+    return [own, Score(f"{name}/gain_over_others", others.units - own.units, 0.0, weights=own.weights)]
 
 
 def error_rate(name: str, said: list[Any], wanted: list[Any]) -> Score:
-    """Edits (Levenshtein) that make what was said into what was wanted, by its length. Sequences of anything."""
+    """Edits (Levenshtein) that make what was said into what was wanted, by its length. Sequences of anything.
+
+    Saying nothing has 100 %, which is the level of chance.
+    """
     edits = np.array([Levenshtein.distance(one, other) for one, other in zip(said, wanted, strict=True)], dtype=float)
     lengths = np.array([max(len(one), 1) for one in wanted], dtype=float)
-    return Score(name, edits / lengths, higher_is_better=False, weights=lengths)
+    return Score(name, edits / lengths, 1.0, higher_is_better=False, weights=lengths)
 
 
 def _words(texts: list[str]) -> list[list[str]]:

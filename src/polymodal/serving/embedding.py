@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
+from polymodal.evaluation.suite import ITEMS, QUERIES
 from polymodal.training.run import Run
 from polymodal.types import Example
 
 CHUNK = 1024  # examples in memory at once
-SAID = ("label", "captions")  # what is known of an example, and is not embedded
+EMBEDDED = ("text", "views", *ITEMS, *QUERIES)  # what methods embed of an example; more may be known of it
 
 
 def write_embeddings(run: Run, corpus: Corpus, out: Path) -> tuple[int, dict[str, str]]:
@@ -35,7 +36,7 @@ def write_embeddings(run: Run, corpus: Corpus, out: Path) -> tuple[int, dict[str
             if not examples:
                 continue
             keys = {"key": [corpus.key(int(row)) for row in rows]}
-            names = [name for name in examples[0] if name not in SAID]
+            names = [name for name in examples[0] if name in EMBEDDED]
             table = pa.table(keys | {name: _vectors(_embedded(run, name, examples)) for name in names})
             writer = writer or pq.ParquetWriter(aside, table.schema)
             writer.write_table(table)

@@ -88,7 +88,7 @@ class MSLAM(nn.Module):
         if "asked" in batch:
             return {"transcription": self._transcription_loss(batch)}
         nothing = self.context.weight.sum() * 0.0
-        names = ["contrast", "codes", *(["text"] if self.recipe.text else [])]
+        names = ["contrast", "codes", *(["text"] if self.recipe.unpaired_text else [])]
         names += [name for name in ("together", "ctc") if self.recipe.pairs in (name, "both")]
         losses = dict.fromkeys(names, nothing)
         if "sound" in batch:
@@ -169,7 +169,7 @@ class MSLAM(nn.Module):
 @dataclass(frozen=True)
 class Recipe(Optimisation):
     batch_size: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.01
     encoder: SpeechTextEncoderConfig = SpeechTextEncoderConfig()
     longest: float = 4.0
@@ -196,7 +196,7 @@ class Recipe(Optimisation):
     """Mean length of a hidden span in characters."""
     hidden_transcript: float = 0.5
     """Share of a pair's characters that are hidden when both are read together."""
-    text: bool = True
+    unpaired_text: bool = True
     """Whether text by itself is learned from."""
     pairs: Literal["both", "together", "ctc", "none"] = "both"
     """What pairs are used for: reading both together, characters along speech (CTC), both losses, or nothing."""
@@ -308,18 +308,19 @@ _whole = Recipe()
 claim = Claim(
     sentence="Text and pairs with CTC make an encoder of speech better than speech alone, and let a head that learned "
     "from speech read text.",
-    baseline=dataclasses.replace(_whole, text=False, pairs="none"),
+    baseline=dataclasses.replace(_whole, unpaired_text=False, pairs="none"),
     treatment=_whole,
     further={
         "with text": dataclasses.replace(_whole, pairs="none"),
         "with pairs read together": dataclasses.replace(_whole, pairs="together"),
     },
     corpus="speech",
-    budget=Budget(steps=1200),
+    budget=Budget(steps=1500),
     seeds=3,
     metrics=(
         "test/linear_probe_language/accuracy",
         "test/transcripts/character_error_rate",
+        "test/texts_as_speech/gain_over_others",
         "test/texts_as_speech/character_error_rate",
         "test/transcripts/word_error_rate",
         "test/text_to_sound/R@10",
