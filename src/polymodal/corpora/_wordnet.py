@@ -56,6 +56,13 @@ class WordNet:
         counts = {part: self.uses.get((word, part), 0) for part in "nvar"}
         return counts["n"] >= max(counts["v"], counts["a"], counts["r"])
 
+    def is_mostly_thing(self, word: str) -> bool:
+        """Whether a word of a text, in whatever form, names something with a place in the world more than anything."""
+        noun = self.noun(word)
+        if noun is None or len(word) < 2 or not self.is_thing(noun):
+            return False
+        return all(self.is_mostly_noun(form) for form in (word, noun, word.removesuffix("s")))  # "stays" as "stay"
+
     def synonyms(self, noun: str) -> list[str]:
         """Other words of its commonest sense."""
         return [word for word in self.words[self.senses[noun][0]] if word != noun]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image as PILImage
 from torch import Tensor
 
@@ -29,8 +29,10 @@ from polymodal.data.columns import (
     read_there,
     refuse_others,
 )
+from polymodal.draws import Draws
 from polymodal.modalities import Image, Questions, Regions, Text, Video
 from polymodal.modalities.image import to_square
+from polymodal.modalities.image_augmentation import ImageAugmentation, augment
 from polymodal.modalities.question import Question
 from polymodal.modalities.region import Region
 from polymodal.modalities.text import Tokenizer
@@ -68,6 +70,19 @@ class VideoColumn(PlainColumn):
         ends = np.linspace(0, len(clip), min(self.frames, len(clip)) + 1)
         stretches = itertools.pairwise(ends.astype(int).tolist())
         return clip[[int(rng.integers(start, end)) for start, end in stretches]]
+
+    def changed(
+        self,
+        clips: Sequence[np.ndarray],
+        augmentation: ImageAugmentation,
+        draws: Draws,
+        may_flip: Bool[Tensor, " batch"],
+    ) -> Float[Tensor, "batch some 3 size size"]:
+        """Frames by lot (`drawn`) of each clip, all changed at random in the same way; for training."""
+        pixels = self.pixels([self.drawn(clip, rng) for clip, rng in zip(clips, draws.generators, strict=True)])
+        frames = pixels.shape[1]
+        each = augment(pixels.flatten(0, 1), augmentation, draws.repeated(frames), may_flip.repeat_interleave(frames))
+        return self.normalise(each.unflatten(0, pixels.shape[:2]))
 
     def pixels(self, clips: Sequence[np.ndarray]) -> Float[Tensor, "batch frames 3 size size"]:
         """Values on the scale 0-1. A clip with fewer frames than the longest shows some of them more than once."""

@@ -28,7 +28,7 @@ from polymodal.layers.projector import projector
 from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
 from polymodal.modalities import Audio, Video
 from polymodal.modalities.image import patchify
-from polymodal.modalities.image_augmentation import ImageAugmentation, augment
+from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
 from polymodal.objectives.contrastive import info_nce
@@ -164,19 +164,15 @@ class Recipe(Optimisation):
 
     def training_batch(self, examples: list[Example], processor: VideoSoundTextProcessor, draws: Draws) -> Batch:
         """Some frames of each clip, changed alike, its sound, and one of its texts; some are another example's."""
-        pixels = processor.video.pixels(
-            [processor.video.drawn(e["video"], rng) for e, rng in zip(examples, draws.generators, strict=True)]
-        )
-        frames, flips = pixels.shape[1], may_flip(examples)
-        every = draws.repeated(frames)  # all frames of a clip are changed alike
-        changed = augment(pixels.flatten(0, 1), self.augmentation, every, flips.repeat_interleave(frames))
         lot = draws.uniform().tolist()
         other = [*range(1, len(examples)), 0]
         texts = [other[n] if one < self.swapped / 2 else n for n, one in enumerate(lot)]
         sounds = [other[n] if one >= 1 - self.swapped / 2 else n for n, one in enumerate(lot)]
         said = [processor.text.draw(e["text"], rng) for e, rng in zip(examples, draws.generators, strict=True)]
         return {
-            "video": processor.video.normalise(changed.unflatten(0, pixels.shape[:2])),
+            "video": processor.video.changed(
+                [example["video"] for example in examples], self.augmentation, draws, may_flip(examples)
+            ),
             "sound": processor.sound([examples[n]["sound"] for n in sounds]),
             "text": processor.text([said[n] for n in texts]),
         }

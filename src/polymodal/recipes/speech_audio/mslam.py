@@ -311,7 +311,6 @@ claim = Claim(
     baseline=dataclasses.replace(_whole, unpaired_text=False, pairs="none"),
     treatment=_whole,
     further={
-        "with text": dataclasses.replace(_whole, pairs="none"),
         "with pairs read together": dataclasses.replace(_whole, pairs="together"),
     },
     corpus="speech",

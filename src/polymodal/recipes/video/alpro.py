@@ -35,7 +35,7 @@ from polymodal.errors import UserError
 from polymodal.layers.transformer import Packing, Transformer
 from polymodal.layers.word_head import WordHead
 from polymodal.modalities import Image, Text, Video
-from polymodal.modalities.image_augmentation import ImageAugmentation, augment
+from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.modalities.text import Tokens, text_numbers
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.masked import mean_cross_entropy
@@ -82,18 +82,10 @@ def frequent_things(corpus: Corpus, most: int) -> list[str]:
     for raw in corpus.raw_values(corpus.sample("train", MOST_ROWS), column):
         for caption in modality.in_main_language(modality.decode(raw)):
             counts.update(re.findall(r"[^\W\d_]+", caption.text.lower()))
-    things = [word for word, _ in counts.most_common() if _is_thing(word, lexicon)][:most]
+    things = [word for word, _ in counts.most_common() if lexicon.is_mostly_thing(word)][:most]
     if len(things) < 2:
         raise UserError(f"Texts of '{corpus.name}' name no things in English; take --no-entity-modelling.")
     return things
-
-
-def _is_thing(word: str, lexicon: Any) -> bool:
-    noun = lexicon.noun(word)
-    if noun is None or len(word) < 2:
-        return False
-    forms = (word, noun, word.removesuffix("s"))  # "stays" is a verb as "stay" is
-    return lexicon.is_thing(noun) and all(lexicon.is_mostly_noun(form) for form in forms)
 
 
 class Towers(nn.Module):
@@ -351,21 +343,10 @@ class Recipe(Optimisation):
 
     def paired_batch(self, examples: list[Example], processor: VideoTextProcessor, draws: Draws) -> Batch:
         """Some frames of each clip, changed alike, one of its texts, and which texts are the same."""
-        generators, video = draws.generators, processor.video
-        clips = [
-            video.drawn(example["video"], rng) if "video" in example else example["image"][None]
-            for example, rng in zip(examples, generators, strict=True)
-        ]
-        pixels = video.pixels(clips)
-        flips, frames = may_flip(examples), pixels.shape[1]
-        every = draws.repeated(frames)  # all frames of a clip are changed alike
-        changed = augment(pixels.flatten(0, 1), self.augmentation, every, flips.repeat_interleave(frames))
-        texts = [processor.text.draw(e["text"], rng) for e, rng in zip(examples, generators, strict=True)]
-        return {
-            "video": video.normalise(changed.unflatten(0, pixels.shape[:2])),
-            "text": processor.text(texts),
-            "group": text_numbers(texts),
-        }
+        clips = [example["video"] if "video" in example else example["image"][None] for example in examples]
+        video = processor.video.changed(clips, self.augmentation, draws, may_flip(examples))
+        texts = [processor.text.draw(e["text"], rng) for e, rng in zip(examples, draws.generators, strict=True)]
+        return {"video": video, "text": processor.text(texts), "group": text_numbers(texts)}
 
     def training_batch(self, examples: list[Example], processor: VideoTextProcessor, draws: Draws) -> Batch:
         """Pairs, the tokens that are hidden, and a box of each clip."""
