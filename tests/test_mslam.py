@@ -332,7 +332,7 @@ def test_everything_is_asked_of_it(run: Run, tones: Corpus) -> None:
     wanted += ("text_to_sound/R@1", "sound_to_text/R@1", "linear_probe_language/accuracy")
     assert {f"test/{name}" for name in wanted} <= set(scores)
     assert scores["test/transcripts/character_error_rate"].value < 0.6
-    assert scores["test/transcripts/gain_over_others"].value > 0.3
+    assert scores["test/transcripts/gain_by_order"].value > 0.1
     assert scores["test/linear_probe_language/accuracy"].value > 0.8
 
 

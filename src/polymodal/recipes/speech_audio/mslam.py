@@ -319,7 +319,7 @@ claim = Claim(
     metrics=(
         "test/linear_probe_language/accuracy",
         "test/transcripts/character_error_rate",
-        "test/texts_as_speech/gain_over_others",
+        "test/texts_as_speech/gain_by_order",
         "test/texts_as_speech/character_error_rate",
         "test/transcripts/word_error_rate",
         "test/text_to_sound/R@10",
