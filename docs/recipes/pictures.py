@@ -21,9 +21,11 @@ import torch
 from polymodal import corpora
 from polymodal.corpora._wordnet import wordnet
 from polymodal.corpora.written import open_written
+from polymodal.data.columns import denormalised
 from polymodal.data.conversation import DESCRIBE
 from polymodal.data.instructions import step_by_step
 from polymodal.data.loader import Reader
+from polymodal.data.masking import patches_in
 from polymodal.draws import Draws
 from polymodal.evaluation.answers import question_scores
 from polymodal.evaluation.attacks import Pairs, attacked
@@ -409,6 +411,74 @@ def wasm(results: Path) -> None:
     for axes in (kept, left):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(HERE / "wasm.png", dpi=110)
+
+
+def alpro(results: Path) -> None:
+    """Test clips, a crop of each with what the prompter takes it for, and questions with the method's answers."""
+    run: Any = load_run(results / "runs" / "treatment" / "seed-0")
+    model, processor, clips = run.model.eval(), run.processor, corpora.clips()
+    figure, every = plt.subplots(4, 6, figsize=(12.5, 7.4), layout="constrained", width_ratios=(1, 1, 1, 1, 1.5, 2.6))
+    for axes, row in zip(every, clips.rows("test")[[3, 4, 10, 12]].tolist(), strict=True):
+        example = processor.read(clips, row)
+        frames, region = example["video"], example["regions"][0]
+        box = tuple(edge / 96 for edge in region.box)
+        batch = processor(video=[frames], box=[box])
+        with torch.no_grad():
+            named = model.name_regions(batch)[0].topk(4)
+            cropped = model._cropped(batch["video"], patches_in(batch["box"], run.recipe.video.grid))
+        for place, number in enumerate((0, 7, 15)):
+            axes[place].imshow(frames[number])
+        shown = denormalised(cropped[0], processor.video.mean, processor.video.std)
+        axes[3].imshow(shown[0].permute(1, 2, 0))
+        axes[3].set_title(f"crop: {region.name}", fontsize=7)
+        names = [processor.entities[number] for number in named.indices.tolist()]
+        axes[4].barh(range(4), named.values.tolist(), color="#7a9fc9")
+        axes[4].set(yticks=range(4), yticklabels=names, xlim=(0, 1))
+        axes[4].invert_yaxis()
+        axes[4].tick_params(labelsize=7)
+        axes[4].spines[["top", "right"]].set_visible(False)
+        lines = [f'"{textwrap.fill(example["text"][0].text, 44)}"', ""]
+        for one in [one for one in example["questions"] if one.kind != "check"][:4]:
+            logits = model.answer(processor(video=[frames], question=[one.question]))
+            answer = processor.answers[int(logits.argmax())]
+            lines.append(f"{one.question} {answer}{'' if answer == one.answer else f'  (is: {one.answer})'}")
+        axes[5].text(0, 0.5, "\n".join(lines), fontsize=7.5, va="center")
+        for one in (*axes[:4], axes[5]):
+            one.set(xticks=[], yticks=[])
+            one.spines[:].set_visible(False)
+    every[0][0].set_title("first frame", fontsize=7)
+    every[0][2].set_title("last frame", fontsize=7)
+    every[0][4].set_title("what the prompter takes it for", fontsize=7)
+    figure.savefig(HERE / "alpro.png", dpi=100)
+
+
+def mslam(results: Path) -> None:
+    """Test speech as frames, what was said, what the transcribing head hears, and what it reads in the text itself."""
+    runs: dict[str, Any] = {arm: load_run(results / "runs" / arm / "seed-0") for arm in ("baseline", "treatment")}
+    speech, processor = corpora.speech(), runs["treatment"].processor
+    rows = [row for row in speech.rows("test").tolist() if len(speech.value(row, "captions")[0].text) < 40]
+    chosen = np.random.default_rng(1).permutation(rows)[:6].tolist()
+    figure, every = plt.subplots(3, 2, figsize=(12, 6.4), layout="constrained")
+    for axes, row in zip(every.flat, chosen, strict=True):
+        example = processor.read(speech, row)
+        text = example["text"][0]
+        axes.imshow(
+            example["sound"].T,
+            origin="lower",
+            aspect="auto",
+            cmap="magma",
+            extent=(0, len(example["sound"]) / 100, 0, 1),
+        )
+        lines = [f"{text.language}: {text.text}"]
+        for arm, run in runs.items():
+            with torch.no_grad():
+                asked = (run.processor(sound=[example["sound"]]), run.processor(text=[text.text]))
+                heard, read = (run.processor.texts(run.model.eval().transcribe(batch))[0] for batch in asked)
+            lines.append(f"{'speech alone' if arm == 'baseline' else 'mSLAM'} hears: {heard}   reads: {read}")
+        axes.set_title("\n".join(lines), fontsize=7.5, loc="left")
+        axes.set(yticks=[])
+        axes.tick_params(labelsize=6)
+    figure.savefig(HERE / "mslam.png", dpi=100)
 
 
 if __name__ == "__main__":
