@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 
 from polymodal import cli
 from polymodal.errors import UserError
+from polymodal.serving import installation
 from test_corpora import pairs
 
 SMALL = ("--batch-size", "16", "--budget", "4steps")
@@ -201,3 +202,20 @@ def test_a_recipe_without_a_preset_says_so(tmp_path):
     )
     with pytest.raises(UserError, match="no preset"):
         cli._recipe_with_flags(f"{path} --paper")
+
+
+def test_doctor_says_what_is_there_and_what_is_missing(polymodal, tmp_path, monkeypatch):
+    told = polymodal("doctor", POLYMODAL_CACHE=str(tmp_path / "none"))
+    assert told.returncode == 0
+    assert f"Cache {tmp_path / 'none'}: -;" in told.stdout
+    record = json.loads(polymodal("doctor", "--json").stdout)
+    assert record["versions"]["torch"]
+    assert record["missing"]["video"] == [], "the tests have it"
+    needed = ['av>=14; extra == "video"', 'nothing-such>=2; extra == "video"', 'numpy<1; extra == "export"', "torch>=2"]
+    needed.append('polymodal[video]; extra == "export"')
+    monkeypatch.setattr(installation.importlib.metadata, "requires", lambda name: needed)
+    missing = {part.name: part.missing for part in installation.extras()}
+    assert missing["video"] == ("nothing-such>=2",)
+    assert missing["export"] == ("nothing-such>=2", "numpy<1"), "also of the extra that it names"
+    assert missing["hub"] == ()
+    assert set(missing) == set(installation.WHAT_FOR), "every extra says what it is for"

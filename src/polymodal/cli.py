@@ -1042,6 +1042,41 @@ def new(arguments: Arguments) -> None:
     _console().print(f"Wrote {path}. Run it as it is: polymodal {command}", highlight=False)
 
 
+def doctor(arguments: Arguments) -> None:
+    """what this installation has and lacks: versions, devices, cache, optional packages"""
+
+    @dataclass(frozen=True)
+    class Options:
+        json: bool = False
+        """Print JSON for scripts."""
+
+    options = _parse(Options, arguments, "doctor", doctor)
+    from polymodal.serving import installation
+
+    cache, held, free = installation.disk()
+    extras, programs = installation.extras(), installation.programs()
+    if options.json:
+        parts = {part.name: list(part.missing) for part in [*extras, *programs]}
+        disk = {"cache": str(cache), "bytes": held, "free": free}
+        _print_json(
+            {"versions": installation.versions(), "devices": installation.devices(), "disk": disk, "missing": parts}
+        )
+        return
+    console = _console()
+    console.print(", ".join(f"{name} {version}" for name, version in installation.versions().items()), highlight=False)
+    console.print("; ".join(installation.devices()), highlight=False)
+    console.print(f"Cache {cache}: {_megabytes(held)}; {_megabytes(free)} free.", highlight=False)
+    _print_table(
+        ["optional", "state", "for"],
+        [
+            [name, "missing: " + ", ".join(part.missing) if part.missing else "ready", part.what_for]
+            for kind, parts in (("polymodal[{}]", extras), ("{}", programs))
+            for part in parts
+            for name in [kind.format(part.name)]
+        ],
+    )
+
+
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "list": list_,
     "show": show,
@@ -1065,6 +1100,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "attack": attack,
     "export": export,
     "new": new,
+    "doctor": doctor,
 }
 
 

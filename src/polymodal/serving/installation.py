@@ -1,0 +1,108 @@
+"""What this installation has and lacks: versions, devices, the cache, optional packages and programs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from polymodal.corpora._cache import cache_directory
+
+WHAT_FOR = {
+    "npm": "corpora from npm packages where npm itself is missing",
+    "corpora": "all built-in corpora",
+    "molecules": "the corpus molecules",
+    "video": "clips: alpro, gradient_harmonization, the corpus clips, clips of your own",
+    "curation": "curate",
+    "ray": "curate --runner ray",
+    "worlds": "the corpora worlds and driving",
+    "hub": "published weights: --init hf:..., --vision, --text, --audio, --lm; export --to transformers",
+    "export": "export --to onnx and --to sentence-transformers",
+    "dev": "make test",
+    "bench": "benchmarks beside open_clip",
+}
+PROGRAMS = {  # any of these names -> what for
+    ("npm",): "corpora from npm packages, such as emoji",
+    ("espeak-ng",): "the corpus speech",
+    ("chromium", "chromium-browser", "google-chrome"): "the corpus pages",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something optional. missing: what to install for it; nothing where it is ready."""
+
+    name: str
+    what_for: str
+    missing: tuple[str, ...]
+
+
+def versions() -> dict[str, str]:
+    """Of polymodal, Python and what results depend on most."""
+    packages = ("polymodal", "torch", "numpy", "datasets", "grain", "tokenizers", "transformers")
+    return {"python": platform.python_version()} | {name: _version(name) or "not installed" for name in packages}
+
+
+def devices() -> list[str]:
+    """Processor and GPUs, with their memory."""
+    import torch
+
+    found = [f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads for torch"]
+    for number in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(number)
+        found.append(f"{about.name}, {about.total_memory / 2**30:.0f} GiB")
+    if torch.backends.mps.is_available():
+        found.append("Apple GPU (--device mps)")
+    return found
+
+
+def disk() -> tuple[Path, int, int]:
+    """The cache, its bytes, and the free bytes where it lies."""
+    cache = cache_directory()
+    held = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) if cache.is_dir() else 0
+    there = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
+    return cache, held, shutil.disk_usage(there).free
+
+
+def extras() -> list[Part]:
+    """The optional groups of packages (`pip install 'polymodal[NAME]'`), with what is missing of each."""
+    try:
+        about = importlib.metadata.metadata("polymodal")
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    names = about.get_all("Provides-Extra") or []
+    return [Part(name, WHAT_FOR.get(name, ""), tuple(sorted(_missing(name)))) for name in names]
+
+
+def programs() -> list[Part]:
+    """Programs beside Python that some corpora need."""
+    return [
+        Part(names[0], what_for, () if any(shutil.which(name) for name in names) else (names[0],))
+        for names, what_for in PROGRAMS.items()
+    ]
+
+
+def _missing(extra: str) -> Iterator[str]:
+    """Requirements of an extra, and of extras that it names, that are not met."""
+    for line in importlib.metadata.requires("polymodal") or ():
+        needed = Requirement(line)
+        if needed.marker is None or not needed.marker.evaluate({"extra": extra}):
+            continue
+        if needed.name == "polymodal":
+            for other in needed.extras:
+                yield from _missing(other)
+        elif (held := _version(needed.name)) is None or not needed.specifier.contains(held, prereleases=True):
+            yield f"{needed.name}{needed.specifier}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
