@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ paper = Paper(
 )
 
 Pool = Literal["speech", "text", "pairs"]
+POOLS: tuple[Pool, ...] = ("speech", "text", "pairs")
 
 
 def ctc_loss(
@@ -84,29 +86,12 @@ class MSLAM(nn.Module):
         self.transcriber = nn.Linear(width, vocabulary)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Of transcription for a batch that asks for it, else of pre-training; 0 for what a batch has nothing of."""
+        """Of transcription for a batch that asks for it, else of hidden speech, hidden text, and pairs."""
         if "asked" in batch:
-            return {"transcription": self._transcription_loss(batch)}
-        nothing = self.context.weight.sum() * 0.0
-        names = ["contrast", "codes", *(["text"] if self.recipe.unpaired_text else [])]
-        names += [name for name in ("together", "ctc") if self.recipe.pairs in (name, "both")]
-        losses = dict.fromkeys(names, nothing)
-        if "sound" in batch:
-            losses |= self._speech_losses(batch)
-        if "text" in losses and "text" in batch:
-            read = self.encoder.read(batch["text"], batch["hidden"])
-            losses["text"] = self.recipe.text_weight * self._spelling(read.values[batch["hidden"]], batch)
-        return losses
-
-    def _transcription_loss(self, batch: Batch) -> Float[Tensor, ""]:
-        if not int(batch["asked"]):
-            return self.transcriber.bias.sum() * 0.0
-        heard = self.encoder.listen(batch["sound"])
-        return ctc_loss(self.transcriber(heard.shared), heard.mask.sum(1), batch["transcript"])
-
-    def _speech_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Those of hidden speech, and of the pairs among it."""
-        hidden, weight = batch["hidden_sound"], self.recipe.pair_weight
+            heard = self.encoder.listen(batch["sound"])
+            loss = ctc_loss(self.transcriber(heard.shared), heard.mask.sum(1), batch["transcript"])
+            return {"transcription": loss * (batch["asked"] > 0)}
+        hidden, weight = batch["hidden_sound"], self.recipe.pair_weight * (batch["paired"] > 0)
         heard = self.encoder.listen(batch["sound"], hidden)
         chosen, context = self.quantiser(heard.features[hidden]), self.context(heard.own[hidden])
         contrast = masked_contrast(context, chosen.vectors, hidden.sum(1), self.recipe.distractors)
@@ -114,12 +99,14 @@ class MSLAM(nn.Module):
             "contrast": contrast + self.recipe.diversity * chosen.diversity,
             "codes": self._naming(heard.shared[hidden], chosen.codes),
         }
-        pairs = batch.get("pairs")
-        if pairs is not None and self.recipe.pairs in ("ctc", "both"):
-            logits, lengths = self.ctc_head(heard.shared[pairs]), heard.mask.sum(1)[pairs]
-            losses["ctc"] = weight * ctc_loss(logits, lengths, batch["transcript"])
-        if pairs is not None and self.recipe.pairs in ("together", "both"):
+        if self.recipe.unpaired_text:
+            read = self.encoder.read(batch["text"], batch["hidden"]).values[batch["hidden"]]
+            losses["text"] = self.recipe.text_weight * self._spelling(read, batch["text"].ids[batch["hidden"]])
+        if self.recipe.pairs in ("together", "both"):
             losses["together"] = weight * self._together(heard, chosen, batch)
+        if self.recipe.pairs in ("ctc", "both"):
+            logits, lengths = self.ctc_head(heard.shared[batch["pairs"]]), heard.mask.sum(1)[batch["pairs"]]
+            losses["ctc"] = weight * ctc_loss(logits, lengths, batch["transcript"])
         return losses
 
     def _together(self, heard: Heard, chosen: Chosen, batch: Batch) -> Float[Tensor, ""]:
@@ -133,17 +120,15 @@ class MSLAM(nn.Module):
         own = hidden[pairs][speech.mask]
         characters = batch["hidden_transcript"][batch["transcript"].mask]
         wanted = batch["transcript"].ids[batch["hidden_transcript"]]
-        named = self.character_head(read[characters], self.encoder.character.weight)
-        return self._naming(said[own], codes) + mean_cross_entropy(named, wanted)
+        return self._naming(said[own], codes) + self._spelling(read[characters], wanted)
 
     def _naming(self, tokens: Float[Tensor, "n width"], codes: Int[Tensor, "n books"]) -> Float[Tensor, ""]:
         """Of the code of each book; codes do not learn to be foretold."""
         logits = self.code_head(tokens).unflatten(1, (self.recipe.books, self.recipe.codes))
         return mean_cross_entropy(logits.flatten(0, 1), codes.flatten())
 
-    def _spelling(self, tokens: Float[Tensor, "n width"], batch: Batch) -> Float[Tensor, ""]:
-        named = self.character_head(tokens, self.encoder.character.weight)
-        return mean_cross_entropy(named, batch["text"].ids[batch["hidden"]])
+    def _spelling(self, tokens: Float[Tensor, "n width"], characters: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+        return mean_cross_entropy(self.character_head(tokens, self.encoder.character.weight), characters)
 
     def _tops(self, batch: Batch) -> dict[str, Padded]:
         """What comes out of the shared blocks for each modality that the batch has."""
@@ -248,42 +233,55 @@ class Recipe(Optimisation):
         return "speech" if lot < self.pools[0] else "text" if lot < self.pools[0] + self.pools[1] else "pairs"
 
     def training_batch(self, examples: list[Example], processor: SpeechTextProcessor, draws: Draws) -> Batch:
-        """Sounds, texts, which of the sounds have transcripts, and what is hidden of each."""
+        """Sounds, texts, which of the sounds have transcripts, and what is hidden of each.
+
+        Of what there is none, an empty one stands in, in which nothing is hidden: all processes take the same steps.
+        """
         pools = [self.pool(example) for example in examples]
-        chosen = [
+        speech, text, pairs = ([n for n, pool in enumerate(pools) if pool == kind] for kind in POOLS)
+        heard = speech + pairs
+        sound = processor.sound([examples[n]["sound"] for n in heard] or [self._silence()])
+        drawn = [
             processor.text.draw(e["text"], rng) if "text" in e else ""
             for e, rng in zip(examples, draws.generators, strict=True)
         ]
-        rows = {name: [row for row, pool in enumerate(pools) if pool == name] for name in ("speech", "text", "pairs")}
-        heard = rows["speech"] + rows["pairs"]
-        batch: Batch = {}
-        if heard:
-            batch["sound"] = processor.sound([examples[row]["sound"] for row in heard])
-            lengths = moments(batch["sound"].lengths).tolist()
-            own = Draws(draws.seeds[heard])
-            batch["hidden_sound"] = hidden_stretches(lengths, self.speech_start, self.speech_stretch, own)
-        if rows["text"]:
-            batch["text"] = processor.text([chosen[row] for row in rows["text"]])
-            batch["hidden"] = self._hidden(batch["text"], self.hidden_text, Draws(draws.seeds[rows["text"]]))
-        if rows["pairs"]:
-            batch["pairs"] = torch.arange(len(rows["speech"]), len(heard))
-            batch["transcript"] = processor.text([chosen[row] for row in rows["pairs"]])
-            own = Draws(draws.seeds[rows["pairs"]])
-            batch["hidden_transcript"] = self._hidden(batch["transcript"], self.hidden_transcript, own)
-        return batch
+        texts, transcripts = (processor.text([drawn[n] for n in rows] or [""]) for rows in (text, pairs))
+        spans = [(texts, self.hidden_text, text), (transcripts, self.hidden_transcript, pairs)]
+        hidden, hidden_transcript = (self._hidden(t, share, Draws(draws.seeds[rows])) for t, share, rows in spans)
+        lengths = moments(sound.lengths).tolist()
+        stretches = hidden_stretches(
+            lengths if heard else [], self.speech_start, self.speech_stretch, Draws(draws.seeds[heard])
+        )
+        return {
+            "sound": sound,
+            "hidden_sound": stretches if heard else torch.zeros(1, lengths[0], dtype=torch.bool),
+            "text": texts,
+            "hidden": hidden,
+            "paired": torch.tensor(len(pairs)),
+            "pairs": torch.arange(len(speech), len(heard)) if pairs else torch.zeros(1, dtype=torch.long),
+            "transcript": transcripts,
+            "hidden_transcript": hidden_transcript,
+        }
+
+    def _silence(self) -> Float[np.ndarray, "frames bins"]:
+        return np.zeros((8, self.encoder.bins), dtype=np.float32)
 
     def _hidden(self, text: Tokens, share: float, draws: Draws) -> Bool[Tensor, "batch length"]:
+        """Spans of characters; nothing of a text that stands in for none."""
+        if not len(draws.seeds):
+            return torch.zeros_like(text.ids, dtype=torch.bool)
         return F.pad(hidden_spans((text.lengths - 2).tolist(), share, draws, self.text_span), (1, 1))
 
     def transcribed_batch(self, examples: list[Example], processor: SpeechTextProcessor, draws: Draws) -> Batch:
-        """Sounds and transcripts of the pool of pairs, and how many they are."""
+        """Sounds and transcripts of the pool of pairs, and how many they are; an empty one stands in for none."""
         pairs = [(e, rng) for e, rng in zip(examples, draws.generators, strict=True) if self.pool(e) == "pairs"]
-        asked = {"asked": torch.tensor(len(pairs))}
-        if not pairs:
-            return asked
         texts = [processor.text.draw(example["text"], rng) for example, rng in pairs]
-        sounds = processor.sound([example["sound"] for example, _ in pairs])
-        return asked | {"sound": sounds, "transcript": processor.text(texts)}
+        sounds = [example["sound"] for example, _ in pairs]
+        return {
+            "sound": processor.sound(sounds or [self._silence()]),
+            "transcript": processor.text(texts or [""]),
+            "asked": torch.tensor(len(pairs)),
+        }
 
     @classmethod
     def paper(cls) -> Recipe:
