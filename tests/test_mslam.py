@@ -222,6 +222,10 @@ def test_the_quantiser_passes_gradients_cools_and_counts_its_codes() -> None:
     quantiser.logits.bias.data[0] = quantiser.logits.bias.data[6] = 50.0
     assert quantiser(x).diversity.item() == pytest.approx(1 - 1 / 6, abs=1e-4), "one code each"
     assert quantiser(x[:0]).diversity.item() == 0
+    x.grad = None
+    quantiser.logits.bias.data[0] = 500.0  # so sure that the shares of all others are 0
+    quantiser(x).diversity.backward()
+    assert torch.isfinite(quantiser.logits.bias.grad).all()
 
 
 def test_ctc_sums_over_all_ways_to_say_it() -> None:

@@ -53,6 +53,9 @@ def perplexity(codes: Int[Tensor, ...], count: int) -> float:
     return float(torch.special.entr(shares).sum().exp())
 
 
+SMALLEST = 1e-7  # added to shares: the entropy of a code that no vector would choose has no finite gradient
+
+
 class Chosen(NamedTuple):
     """What a Gumbel quantiser makes of vectors. diversity: loss, 0 when all codes are chosen alike often."""
 
@@ -100,7 +103,7 @@ class GumbelQuantiser(nn.Module):
     def forward(self, x: Float[Tensor, "n width"]) -> Chosen:
         logits = self.logits(x).unflatten(1, (self.books, self.codes))
         shares = logits.float().softmax(-1).sum(0) / max(len(x), 1)
-        entropy = torch.special.entr(shares).sum(-1)
+        entropy = -(shares * (shares + SMALLEST).log()).sum(-1)
         diversity = 1 - entropy.exp().mean() / self.codes
         codes = logits.argmax(-1)
         if self.training:
