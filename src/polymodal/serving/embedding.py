@@ -37,6 +37,8 @@ def write_embeddings(run: Run, corpus: Corpus, out: Path) -> tuple[int, dict[str
                 continue
             keys = {"key": [corpus.key(int(row)) for row in rows]}
             names = [name for name in examples[0] if name in EMBEDDED]
+            if not names:
+                raise UserError(f"The run '{run.name}' cannot embed anything that '{corpus.name}' has.")
             table = pa.table(keys | {name: _vectors(_embedded(run, name, examples)) for name in names})
             writer = writer or pq.ParquetWriter(aside, table.schema)
             writer.write_table(table)
