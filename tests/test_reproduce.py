@@ -129,6 +129,20 @@ def test_an_arm_without_a_score_is_left_out_of_its_line(comparison):
     assert record["difference"] == claim_record("siglip", claim, comparison)["difference"]
 
 
+def test_what_the_baseline_lacks_has_no_difference(comparison):
+    own = [replace(trial, scores=dict(trial.scores)) for trial in comparison.trials]
+    for trial in own:
+        if trial.arm == comparison.arms[0]:
+            del trial.scores["test/text_to_image/R@1"]
+    partial = replace(comparison, trials=own)
+    metrics = ("test/text_to_image/MRR", "test/text_to_image/R@1")
+    claim = Claim("s", ARMS[0].recipe, ARMS[1].recipe, "emoji", Budget(steps=8), 2, metrics)
+    (one,) = claim_record("siglip", claim, partial)["metrics"][metrics[1]].values()
+    assert "difference" not in one
+    assert not partial.can_be_compared(metrics[1])
+    assert partial.can_be_compared(metrics[0])
+
+
 def test_recorded_claims_are_those_of_the_recipes():
     files = list((Path(pm.__file__).parent / "reproduce" / "results").glob("*.json"))
     assert files

@@ -802,7 +802,9 @@ def reproduce(arguments: Arguments) -> None:
                     number(name, comparison.estimate(arm, name).value) if arm in comparison.having(name) else "–"
                     for arm in comparison.arms
                 ),
-                signed(name, comparison.difference(comparison.arms[1], name)),
+                signed(name, comparison.difference(comparison.arms[1], name))
+                if comparison.can_be_compared(name)
+                else "–",
             ]
             for name in claim.metrics
         ],

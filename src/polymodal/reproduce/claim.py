@@ -93,10 +93,11 @@ def claim_record(spec: str, claim: Claim, comparison: Comparison) -> dict[str, A
         "metrics": {
             name: {
                 arm.label: comparison.estimate(arm, name)._asdict()
-                | {"difference": comparison.difference(arm, name)._asdict()}
-                for arm in comparison.having(name)
+                | ({"difference": comparison.difference(arm, name)._asdict()} if baseline in having else {})
+                for arm in having
             }
             for name in claim.metrics
+            for having in [comparison.having(name)]
         },
         "cost": {arm.label: comparison.cost(arm) for arm in comparison.arms},
     }

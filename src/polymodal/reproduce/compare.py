@@ -95,6 +95,10 @@ class Comparison:
         scores, *others = self._scores(name, [arm, *(other for other in self.having(name) if other != arm)])
         return over_seeds(scores, others)
 
+    def can_be_compared(self, name: str) -> bool:
+        """Whether the baseline (the first arm) and the second one have this score."""
+        return {arm.label for arm in self.arms[:2]} <= {arm.label for arm in self.having(name)}
+
     def difference(self, arm: Arm, name: str, baseline: Arm | None = None) -> Estimate:
         """Arm minus baseline (the first arm, unless another is given), paired by seed and test unit."""
         base = baseline or self.arms[0]
