@@ -130,6 +130,22 @@ def test_groups_that_conflict_are_left_out_or_projected_by_hand() -> None:
     assert torch.allclose(method.shared.grad, torch.tensor([(2.0 + 0.5) / 2, (1.0 + 1.5) / 2]))
 
 
+def test_a_parameter_of_both_halves_gets_the_gradients_of_both() -> None:
+    class Both(Opposed):
+        def compare(self, vectors: dict) -> dict:
+            return {name: loss + self.shared.square().sum() for name, loss in super().compare(vectors).items()}
+
+    groups = [{name: torch.rand(2, 2) for name in ("first", "second")} for _ in range(3)]
+    method = Both()
+    whole = {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
+    sum(method.losses(whole).values()).backward()  # type: ignore[union-attr]
+    plain = gradients(method)
+    method.zero_grad(set_to_none=True)
+    Harmony("curriculum").backward(method, groups, {}, lambda _: nullcontext(), -1.0, ALONE)
+    assert torch.allclose(method.shared.grad, plain["shared"])
+    assert torch.allclose(method.scale.grad, plain["scale"])
+
+
 def test_swapped_triplets_get_the_text_or_the_sound_of_another(clips: Corpus) -> None:
     recipe = dataclasses.replace(TINY, swapped=0.5)
     processor = recipe.processor(clips)

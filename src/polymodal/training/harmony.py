@@ -167,8 +167,12 @@ def _of_the_whole(
                 allow_unused=True,
             )
             direct = gradient[len(whole) :]  # of what is used in the comparison only, such as the temperature
-            group.append(tuple(one if other is None else other for one, other in zip(through, direct, strict=True)))
+            group.append(tuple(map(_sum, through, direct)))
         yield group
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return other if one is None else one if other is None else one + other
 
 
 def _weighted(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> list[Tensor]:
