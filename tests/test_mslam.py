@@ -19,7 +19,7 @@ from polymodal.corpora.mixture import mix
 from polymodal.data.masking import hidden_stretches
 from polymodal.data.speech_text import SpeechTextProcessor
 from polymodal.draws import Draws
-from polymodal.encoders.speech_text import SpeechTextEncoder, SpeechTextEncoderConfig, mean_of, moments
+from polymodal.encoders.speech_text import SpeechTextEncoder, SpeechTextEncoderConfig, moments
 from polymodal.errors import UserError
 from polymodal.evaluation.suite import evaluate
 from polymodal.evaluation.transcription import error_rate
@@ -137,7 +137,7 @@ def test_padded_speech_is_heard_as_it_is_alone(processor: SpeechTextProcessor, t
         alone = encoder.listen(Padded(short[None], torch.tensor([frames])))
         count = int(moments(torch.tensor([frames])))
         heard = encoder.listen(both)
-        assert heard.mask.sum(1).tolist() == [16, count]
+        assert heard.lengths.tolist() == [16, count]
         for part in ("features", "own", "shared"):
             assert torch.allclose(getattr(heard, part)[1, :count], getattr(alone, part)[0], atol=1e-5), (frames, part)
 
@@ -387,5 +387,5 @@ def test_the_paper_preset_has_the_papers_size() -> None:
 
 def test_the_mean_leaves_padding_out() -> None:
     sequence = Padded(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([2]))
-    assert mean_of(sequence).item() == 2.0
+    assert sequence.mean().item() == 2.0
     assert "mslam" in pm.recipes.entries()

@@ -170,9 +170,8 @@ def with_language_temperature(corpus: Corpus, temperature: float) -> Corpus:
     )
     if type(changed) is not Corpus:
         return changed
-    languages = np.array([_only_language(value) for value in corpus.raw_values(np.arange(len(corpus)), column)])
     own = {field.name: getattr(changed, field.name) for field in fields(changed)}
-    return ByLanguage(**own, languages=languages, temperature=temperature)
+    return ByLanguage(**own, temperature=temperature)
 
 
 def _only_language(captions: Any) -> str:
@@ -184,14 +183,13 @@ def _only_language(captions: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ByLanguage(Corpus):
-    """What `with_language_temperature` returns of a plain corpus. languages: of every row, empty for several."""
+    """What `with_language_temperature` returns of a plain corpus: a part for each language that examples have alone."""
 
-    languages: np.ndarray
     temperature: float
 
     def parts(self, split: str) -> list[Part]:
         rows = self.rows(split)
-        spoken = self.languages[rows]
+        spoken = np.array([_only_language(value) for value in self.raw_values(rows, self.column_of(Text))])
         groups = [rows[spoken == language] for language in np.unique(spoken)]
         return [Part(group, len(group) ** (1 / self.temperature)) for group in groups]
 

@@ -106,20 +106,15 @@ class AsItIsColumn(PlainColumn):
     def read(self, corpus: Corpus, row: int) -> list[Any]:
         return corpus.value(row, corpus.column_of(self.kind))
 
-    def __call__(self, values: list[Any]) -> list[Any]:
+    def __call__(self, values: list[Any]) -> Any:
         return values
-
-
-def kinds_there(corpus: Corpus, row: int) -> set[type]:
-    """The modalities that an example has a value of."""
-    return {type(modality) for name, modality in corpus.columns.items() if corpus.raw(row, name) is not None}
 
 
 def read_there(
     columns: Mapping[str, Column], kinds: Mapping[str, tuple[type, ...]], corpus: Corpus, row: int
 ) -> Example:
     """What an example has of some columns. kinds: of each column, the modalities that it reads."""
-    there = kinds_there(corpus, row)
+    there = {type(modality) for name, modality in corpus.columns.items() if corpus.raw(row, name) is not None}
     return {name: column.read(corpus, row) for name, column in columns.items() if there & {*kinds[name]}}
 
 

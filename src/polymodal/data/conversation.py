@@ -23,9 +23,9 @@ from polymodal.data.columns import (
     TextColumn,
     colour_statistics,
     denormalised,
-    kinds_there,
     load_columns,
     normalised,
+    read_there,
     refuse_others,
 )
 from polymodal.data.sequence import TEXT, PackedSequences, Segment, beside, pack
@@ -33,7 +33,6 @@ from polymodal.data.sequence import Sequence as Segments
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Image, Interleaved, Preferences, Questions, Regions, Text
 from polymodal.modalities.image import patchify, tiles, to_rgb
-from polymodal.modalities.modality import Modality
 from polymodal.modalities.region import Region
 from polymodal.modalities.text import Caption, Tokenizer, Tokens, start_and_end, unmarked
 from polymodal.types import Batch, Example
@@ -170,13 +169,13 @@ class DocumentColumn:
 
 
 DOCUMENT = "document"
-KINDS: dict[str, type[Modality]] = {
-    IMAGE: Image,
-    DOCUMENT: Interleaved,
-    "text": Text,
-    "questions": Questions,
-    "regions": Regions,
-    "preferences": Preferences,
+KINDS: dict[str, tuple[type, ...]] = {
+    IMAGE: (Image,),
+    DOCUMENT: (Interleaved,),
+    "text": (Text,),
+    "questions": (Questions,),
+    "regions": (Regions,),
+    "preferences": (Preferences,),
 }
 
 
@@ -228,8 +227,7 @@ class ConversationProcessor(ColumnsProcessor):
         return cls(**columns, context=context)  # type: ignore[arg-type]
 
     def read(self, corpus: Corpus, row: int) -> Example:
-        there = kinds_there(corpus, row)
-        return {name: column.read(corpus, row) for name, column in self.columns.items() if KINDS[name] in there}
+        return read_there(self.columns, KINDS, corpus, row)
 
     def __call__(self, **columns: list[Any]) -> Batch:
         """For `write`: prompts of pictures, questions, or both, one a row; `begun` is how the answer begins.

@@ -19,6 +19,7 @@ from torch import Tensor
 from polymodal.corpora import Corpus
 from polymodal.data.columns import (
     MOST_ROWS,
+    AsItIsColumn,
     ColumnsProcessor,
     ImageColumn,
     PlainColumn,
@@ -33,8 +34,6 @@ from polymodal.draws import Draws
 from polymodal.modalities import Image, Questions, Regions, Text, Video
 from polymodal.modalities.image import to_square
 from polymodal.modalities.image_augmentation import ImageAugmentation, augment
-from polymodal.modalities.question import Question
-from polymodal.modalities.region import Region
 from polymodal.modalities.text import Tokenizer
 from polymodal.modalities.video import Clip, evenly
 from polymodal.types import Batch, Example
@@ -109,9 +108,10 @@ class StillColumn(ImageColumn):
 
 
 @dataclass(frozen=True)
-class AnswersColumn(PlainColumn):
+class AnswersColumn(AsItIsColumn):
     """Questions about an example, and their answers as numbers. names: the answers that are known, commonest first."""
 
+    kind = Questions
     names: Sequence[str]
 
     @classmethod
@@ -124,22 +124,17 @@ class AnswersColumn(PlainColumn):
         asked = (question for raw in stored if raw is not None for question in corpus.columns[column].decode(raw))
         return cls([answer for answer, _ in Counter(question.answer for question in asked).most_common(most)])
 
-    def read(self, corpus: Corpus, row: int) -> list[Question]:
-        return corpus.value(row, corpus.column_of(Questions))
-
     def __call__(self, answers: list[str]) -> Int[Tensor, " batch"]:
         numbers = {name: number for number, name in enumerate(self.names)}
         return torch.tensor([numbers.get(answer, UNKNOWN) for answer in answers])
 
 
 @dataclass(frozen=True)
-class RegionsColumn(PlainColumn):
+class RegionsColumn(AsItIsColumn):
     """Things in the first frame, and boxes as numbers. names: what a thing in a box may be."""
 
+    kind = Regions
     names: Sequence[str]
-
-    def read(self, corpus: Corpus, row: int) -> list[Region]:
-        return corpus.value(row, corpus.column_of(Regions))
 
     def __call__(self, boxes: list[tuple[float, ...]]) -> Float[Tensor, "batch 4"]:
         """boxes: left, top, right, bottom in shares of the square frame."""

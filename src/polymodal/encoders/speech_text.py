@@ -47,7 +47,7 @@ class Heard(NamedTuple):
     features: Float[Tensor, "batch moments width"]
     own: Float[Tensor, "batch moments width"]
     shared: Float[Tensor, "batch moments width"]
-    mask: Bool[Tensor, "batch moments"]
+    lengths: Int[Tensor, " batch"]
 
 
 def moments(frames: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
@@ -85,7 +85,7 @@ class SpeechTextEncoder(nn.Module):
         if hidden is not None:
             x = torch.where(hidden[..., None], self.hidden_sound.to(x.dtype), x)
         own = self.own(x, found.mask)
-        return Heard(found.values, own, self.shared(own, found.mask), found.mask)
+        return Heard(found.values, own, self.shared(own, found.mask), found.lengths)
 
     def spelled(self, text: Tokens, hidden: Bool[Tensor, "batch length"] | None = None) -> Padded:
         """Vectors of characters, with which text enters the shared blocks. hidden: characters that keep their place."""
@@ -110,8 +110,3 @@ class SpeechTextEncoder(nn.Module):
         joined = joined.index_put((text_row, text_place), text.values[text.mask])
         x = self.shared(joined, Padded(joined, lengths).mask)
         return x[row, place], x[text_row, text_place]
-
-
-def mean_of(sequence: Padded) -> Float[Tensor, "batch width"]:
-    """The mean over each sequence's real places."""
-    return (sequence.values * sequence.mask[..., None]).sum(1) / sequence.lengths[:, None]

@@ -11,7 +11,7 @@ from torch import nn
 
 from polymodal.data.loader import Reader
 from polymodal.evaluation.statistics import Score
-from polymodal.modalities import Image, Regions, Video
+from polymodal.modalities import Image, Video
 from polymodal.training.run import answers
 
 UNSURE = 0.2  # below this probability of the likeliest name, nothing is said (ALPRO, section 3.3)
@@ -29,7 +29,7 @@ def region_scores(method: nn.Module, processor: Any, reader: Reader, split: str,
     shown, boxes, right, unit = [], [], [], []
     for place, (row, example) in enumerate(zip(rows.tolist(), examples, strict=True)):
         height, width = _extent(reader, row, item)
-        for region in reader.corpus.value(row, reader.corpus.column_of(Regions)):
+        for region in example["regions"]:
             fitting = [numbers[word] for word in re.findall(r"[^\W\d_]+", region.name.lower()) if word in numbers]
             box = in_square(region.box, height, width)
             if fitting and box is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -25,6 +25,10 @@ class Padded:
     def mask(self) -> Bool[Tensor, "batch length"]:
         """True where a value is real."""
         return torch.arange(self.values.shape[1], device=self.values.device) < self.lengths[:, None]
+
+    def mean(self) -> Float[Tensor, "batch width"]:
+        """Of the real values of each sequence of vectors."""
+        return (self.values * self.mask[..., None]).sum(1) / self.lengths[:, None]
 
     def to(self, device: torch.device | str) -> Padded:
         return Padded(self.values.to(device), self.lengths.to(device))

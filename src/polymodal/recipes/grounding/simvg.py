@@ -32,6 +32,7 @@ from polymodal.layers.detection import BoxHead, QueryDecoder, keep_signal
 from polymodal.layers.positions import sine_positions, sine_positions_2d
 from polymodal.layers.word_head import WordHead
 from polymodal.modalities.boxes import BoxSets, intersection_over_union, to_corners
+from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import TextTokenizer, Tokenizer, Tokens
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.detection import OBJECT, detection_loss, match
@@ -166,7 +167,7 @@ class SimVG(nn.Module):
         hidden: those that are not in sight.
         """
         _, patches, read = self.encoder(image, text, joint=False)
-        mean = (read * text.mask[..., None]).sum(1) / text.lengths[:, None]
+        mean = Padded(read, text.lengths).mean()
         seen = self.image_projection(patches.mean(1))  # of patches, so that each of them tells what it shows
         pair = (F.normalize(seen, dim=-1), F.normalize(self.text_projection(mean), dim=-1))
         _, _, fused = self.encoder(image, text, self.recipe.fusion == "encoder", hidden)

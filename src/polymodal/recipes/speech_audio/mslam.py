@@ -25,7 +25,7 @@ from polymodal.corpora import Corpus
 from polymodal.data.masking import hidden_spans, hidden_stretches
 from polymodal.data.speech_text import SpeechTextProcessor
 from polymodal.draws import Draws
-from polymodal.encoders.speech_text import Heard, SpeechTextEncoderConfig, mean_of, moments
+from polymodal.encoders.speech_text import Heard, SpeechTextEncoderConfig, moments
 from polymodal.errors import UserError
 from polymodal.layers.quantise import Chosen, GumbelQuantiser
 from polymodal.layers.word_head import WordHead
@@ -89,7 +89,7 @@ class MSLAM(nn.Module):
         """Of transcription for a batch that asks for it, else of hidden speech, hidden text, and pairs."""
         if "asked" in batch:
             heard = self.encoder.listen(batch["sound"])
-            loss = ctc_loss(self.transcriber(heard.shared), heard.mask.sum(1), batch["transcript"])
+            loss = ctc_loss(self.transcriber(heard.shared), heard.lengths, batch["transcript"])
             return {"transcription": loss * (batch["asked"] > 0)}
         hidden, weight = batch["hidden_sound"], self.recipe.pair_weight * (batch["paired"] > 0)
         heard = self.encoder.listen(batch["sound"], hidden)
@@ -105,14 +105,14 @@ class MSLAM(nn.Module):
         if self.recipe.pairs in ("together", "both"):
             losses["together"] = weight * self._together(heard, chosen, batch)
         if self.recipe.pairs in ("ctc", "both"):
-            logits, lengths = self.ctc_head(heard.shared[batch["pairs"]]), heard.mask.sum(1)[batch["pairs"]]
+            logits, lengths = self.ctc_head(heard.shared[batch["pairs"]]), heard.lengths[batch["pairs"]]
             losses["ctc"] = weight * ctc_loss(logits, lengths, batch["transcript"])
         return losses
 
     def _together(self, heard: Heard, chosen: Chosen, batch: Batch) -> Float[Tensor, ""]:
         """Hidden speech and hidden characters of pairs, each named with both in sight (translation language model)."""
         pairs, hidden = batch["pairs"], batch["hidden_sound"]
-        speech = Padded(heard.own[pairs], heard.mask.sum(1)[pairs])
+        speech = Padded(heard.own[pairs], heard.lengths[pairs])
         spelled = self.encoder.spelled(batch["transcript"], batch["hidden_transcript"])
         said, read = self.encoder.together(speech, spelled)
         of_pair = torch.zeros_like(hidden[:, 0]).index_fill(0, pairs, True)
@@ -135,14 +135,14 @@ class MSLAM(nn.Module):
         tops = {}
         if "sound" in batch:
             heard = self.encoder.listen(batch["sound"])
-            tops["sound"] = Padded(heard.shared, heard.mask.sum(1))
+            tops["sound"] = Padded(heard.shared, heard.lengths)
         if "text" in batch:
             tops["text"] = self.encoder.read(batch["text"])
         return tops
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """L2-normalised means of the last tokens of speech and of text."""
-        return {name: F.normalize(mean_of(top), dim=1) for name, top in self._tops(batch).items()}
+        return {name: F.normalize(top.mean(), dim=1) for name, top in self._tops(batch).items()}
 
     def transcribe(self, batch: Batch) -> list[list[int]]:
         """The characters of each sound; or of each text, which the head for speech has never seen."""
