@@ -114,6 +114,35 @@ def test_examples_in_a_single_language_are_drawn_by_temperature(small_emoji):
         assert set(rows.tolist()) == set(range(200)), "all of each, in turn"
 
 
+def test_only_some_languages(small_emoji, scenes):
+    german = corpora.in_languages(small_emoji, ["de", "ja"])
+    captions = german.value(int(german.rows("train")[0]), "captions")
+    assert {caption.language for caption in captions} == {"de", "ja"}
+    assert german.columns["captions"].main_language in ("de", "ja"), "evaluation asks in a language that is there"
+    again = corpora.open_again(corpora.with_language_temperature(german, 100.0).choices)
+    assert again.columns["captions"].language_shares == pytest.approx({"de": 0.5, "ja": 0.5}, abs=0.01)
+    with pytest.raises(UserError, match="no language 'dee'; did you mean 'de'"):
+        corpora.in_languages(small_emoji, ["dee"])
+    mixed = corpora.in_languages(corpora.mix([(small_emoji, 1.0), (scenes, 1.0)]), ["de"])
+    assert len(mixed.rows("train")) == len(german.rows("train")), "scenes are described in English alone"
+    reopened = corpora.open_again(mixed.choices)
+    assert {caption.language for caption in reopened[int(reopened.rows("train")[0])]["captions"]} == {"de"}
+
+
+def test_examples_without_the_language_are_left_out(small_emoji):
+    texts = [[{"text": f"{number}", "language": "en" if number % 10 else "sw"}] for number in range(200)]
+    spoken = dataclasses.replace(
+        small_emoji,
+        table=pa.table({"captions": [*texts, None]}),
+        splits={"train": np.arange(151), "test": np.arange(151, 160), "validation": np.arange(160, 201)},
+        columns={"captions": Text()},
+    )
+    rare = corpora.in_languages(spoken, ["sw"])
+    assert rare.rows("train").tolist() == list(range(0, 151, 10))
+    assert rare.rows("validation").tolist() == [160, 170, 180, 190]
+    assert "test" not in rare.splits, "a split of which nothing is left"
+
+
 def pairs(count):
     return [
         {"key": f"k{row}", "image": png((row % 256, row // 256, 0)), "caption": f"thing {row}"} for row in range(count)

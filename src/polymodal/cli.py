@@ -39,14 +39,20 @@ class DataOptions:
     """The caption column of --data, when it cannot be told by its type."""
     stream: bool = False
     """Read the .parquet or .tar shards of --data where they lie, for data larger than memory; URLs always are."""
+    language: str | None = None
+    """Captions in these languages only, such as de or de,fr; examples that have none are left out."""
     language_temperature: float | None = None
     """Draw languages in shares of (captions in the language)^(1 / temperature): 1 as they are, 100 all alike."""
 
     def open(self) -> Corpus:
-        from polymodal.corpora import with_language_temperature
+        from polymodal.corpora import in_languages, with_language_temperature
 
-        corpus, temperature = self._open(), self.language_temperature
-        return corpus if temperature is None else with_language_temperature(corpus, temperature)
+        corpus = self._open()
+        if self.language is not None:
+            corpus = in_languages(corpus, self.language.split(","))
+        if self.language_temperature is not None:
+            corpus = with_language_temperature(corpus, self.language_temperature)
+        return corpus
 
     def _open(self) -> Corpus:
         from polymodal import corpora

@@ -128,6 +128,7 @@ class Claim:
     recipe that is trained first, once a seed and for `start_budget`, whose weights all arms begin with, such as a
     language model that is to learn to see. start_makes: from the run of `start`, the corpus, a folder and the seed, the
     corpus that arms are trained on, which it writes there, such as preferences between the model's own answers.
+    languages: of the corpus, these only; empty means all.
     """
 
     sentence: str
@@ -141,6 +142,7 @@ class Claim:
     start: Any = None
     start_budget: Budget | None = None
     start_makes: Callable[[Any, Corpus, Path, int], Corpus] | None = None
+    languages: tuple[str, ...] = ()
     paper_figures: str = ""
 
 

@@ -25,8 +25,9 @@ from polymodal.corpora.functions import functions
 from polymodal.corpora.furniture import furniture
 from polymodal.corpora.furniture_views import furniture_views
 from polymodal.corpora.glosses import glosses
+from polymodal.corpora.languages import in_languages, with_language_temperature
 from polymodal.corpora.manuals import manuals
-from polymodal.corpora.mixture import mix, with_language_temperature
+from polymodal.corpora.mixture import mix
 from polymodal.corpora.molecules import molecules
 from polymodal.corpora.movies import movies
 from polymodal.corpora.own import from_path
@@ -64,6 +65,7 @@ __all__ = [
     "furniture",
     "furniture_views",
     "glosses",
+    "in_languages",
     "manuals",
     "mix",
     "molecules",
@@ -143,6 +145,9 @@ def open_again(choices: Mapping[str, Any]) -> Corpus:
     if "language_temperature" in choices:
         others = {name: value for name, value in choices.items() if name != "language_temperature"}
         return with_language_temperature(open_again(others), choices["language_temperature"])
+    if "languages" in choices:
+        others = {name: value for name, value in choices.items() if name != "languages"}
+        return in_languages(open_again(others), choices["languages"])
     if "parts" in choices:
         parts = [(open_again(part), weight) for part, weight in choices["parts"]]
         return mix(parts, every_column=choices.get("every_column", False))

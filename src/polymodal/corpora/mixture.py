@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from polymodal.corpora.corpus import About, Corpus, Part
 from polymodal.errors import UnreadableExample, UserError
-from polymodal.modalities import Category, Modality, Text
+from polymodal.modalities import Category, Modality
 
 
 def mix(parts: Sequence[tuple[Corpus, float]], temperature: float | None = None, every_column: bool = False) -> Mixture:
@@ -140,58 +140,3 @@ def _alike(one: Modality, other: Modality) -> bool:
 
 def _column(corpus: Corpus, kind: type[Modality]) -> str | None:
     return next((name for name, modality in corpus.columns.items() if isinstance(modality, kind)), None)
-
-
-def with_language_temperature(corpus: Corpus, temperature: float) -> Corpus:
-    """The corpus with its languages drawn in shares of (captions in the language)^(1 / temperature).
-
-    1 draws them as often as they are there, a large temperature all alike (Conneau et al. 2020, section 3.1, with
-    alpha = 1 / temperature). Of examples with captions in several languages, one caption is drawn so; examples in a
-    single language, such as speech, are themselves drawn so, unless they are parts of a mixture. Raises UserError for a
-    temperature that is not positive.
-    """
-    if temperature <= 0:
-        raise UserError("--language-temperature is positive: 1 keeps the shares of the data, 100 evens them out.")
-    column = corpus.column_of(Text)
-    modality = corpus.columns[column]
-    assert isinstance(modality, Text)
-    counts: dict[str, int] = {}
-    for value in corpus.raw_values(corpus.sample("train", MOST_CAPTIONED), column):
-        for record in value if isinstance(value, list) else [value]:
-            if isinstance(record, dict):
-                counts[record["language"]] = counts.get(record["language"], 0) + 1
-    shares = {language: count ** (1 / temperature) for language, count in counts.items()}
-    whole = sum(shares.values()) or 1.0
-    drawn = replace(modality, language_shares={language: share / whole for language, share in shares.items()})
-    changed = replace(
-        corpus,
-        columns={**corpus.columns, column: drawn},
-        choices={**corpus.choices, "language_temperature": temperature},
-    )
-    if type(changed) is not Corpus:
-        return changed
-    own = {field.name: getattr(changed, field.name) for field in fields(changed)}
-    return ByLanguage(**own, temperature=temperature)
-
-
-def _only_language(captions: Any) -> str:
-    """That of all captions of an example; empty where there are several, or nothing is said of it."""
-    records = captions if isinstance(captions, list) else [captions]
-    found = {record["language"] if isinstance(record, dict) else "" for record in records}
-    return found.pop() if len(found) == 1 else ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ByLanguage(Corpus):
-    """What `with_language_temperature` returns of a plain corpus: a part for each language that examples have alone."""
-
-    temperature: float
-
-    def parts(self, split: str) -> list[Part]:
-        rows = self.rows(split)
-        spoken = np.array([_only_language(value) for value in self.raw_values(rows, self.column_of(Text))])
-        groups = [rows[spoken == language] for language in np.unique(spoken)]
-        return [Part(group, len(group) ** (1 / self.temperature)) for group in groups]
-
-
-MOST_CAPTIONED = 200_000  # rows that languages are counted on

@@ -38,9 +38,11 @@ class Text:
     """A column of captions: a string, a list of strings, or a list of `{"text", "language"}` records.
 
     language_shares: how often training draws each language, relative to the others; languages not named share 1.
+    languages: captions in other languages are not read; empty reads all.
     """
 
     language_shares: Mapping[str, float] = field(default_factory=dict)
+    languages: tuple[str, ...] = ()
 
     @property
     def storage(self) -> pa.DataType:
@@ -53,12 +55,13 @@ class Text:
         return max(shares, key=lambda language: shares[language]) if shares else None
 
     def decode(self, value: Any) -> list[Caption]:
-        """All captions with a letter or digit in them. Raises UnreadableExample when there are none."""
+        """All captions that are not blank, in the languages that are read. Raises UnreadableExample when none is."""
         records = value if isinstance(value, list | tuple | np.ndarray) else [value]
         captions = []
         for record in records:
             caption = Caption(record["text"], record["language"]) if isinstance(record, dict) else Caption(record)
-            if isinstance(caption.text, str) and caption.text.strip():
+            wanted = not self.languages or caption.language in self.languages
+            if wanted and isinstance(caption.text, str) and caption.text.strip():
                 captions.append(caption)
         if not captions:
             raise UnreadableExample("the caption is empty")
@@ -72,6 +75,11 @@ class Text:
 
     def draw(self, value: list[Caption], axes: Any) -> None:
         write_text(axes, self.describe(value), size=9)
+
+    def only(self, languages: tuple[str, ...]) -> Text:
+        """The same column, of which captions in these languages are read."""
+        shares = {language: share for language, share in self.language_shares.items() if language in languages}
+        return Text(shares, languages)
 
     def in_main_language(self, captions: list[Caption]) -> list[Caption]:
         """Those in the main language; all where nothing is said of it, or none is in it."""

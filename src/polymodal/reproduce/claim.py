@@ -54,6 +54,8 @@ def reproduce(
     arms = [Arm("baseline", claim.baseline), Arm("treatment", claim.treatment)]
     arms += [Arm(label, recipe) for label, recipe in claim.further.items()]
     corpus, budget, seeds = corpora.named(claim.corpus), budget or claim.budget, seeds or claim.seeds
+    if claim.languages:
+        corpus = corpora.in_languages(corpus, claim.languages)
     if isinstance(claim, AttackClaim):
         comparison = compare_attacks(arms, claim, corpus, budget, seeds, out, display)
     elif isinstance(claim, MetricClaim):
@@ -87,6 +89,7 @@ def claim_record(spec: str, claim: Claim, comparison: Comparison) -> dict[str, A
         "baseline": comparison.estimate(baseline, deciding.name)._asdict(),
         "treatment": comparison.estimate(treatment, deciding.name)._asdict(),
         "corpus": claim.corpus,
+        "languages": claim.languages,
         "budget": str(comparison.budget),
         "start": str(claim.start_budget) if claim.start_budget else None,
         "seeds": comparison.seeds,

@@ -64,12 +64,13 @@ def _measured(name: str, claim: str | None) -> list[str]:
         return [f"Claim: {claim} It has not been run yet: `polymodal reproduce {name}`." if claim else "No claim."]
     result = json.loads(path.read_text(encoding="utf-8"))
     arms = list(result["cost"])
+    languages = f" in {', '.join(result['languages'])}" if result.get("languages") else ""
     lines = [
         f"Claim: {result['claim']}",
         "",
         f"In the paper: {result['paper']}.",
         "",
-        f"Here, on `{result['corpus']}` with {result['budget']} and {len(result['seeds'])} paired seeds: "
+        f"Here, on `{result['corpus']}`{languages} with {result['budget']} and {len(result['seeds'])} paired seeds: "
         f"**{result['verdict']}**, by {result['metric']}: "
         f"{signed(result['metric'], Estimate(**result['difference']))}"
         + (f" (chance {number(result['metric'], result['chance'])})" if result["chance"] is not None else "")

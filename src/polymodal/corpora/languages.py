@@ -1,0 +1,106 @@
+"""Which languages a corpus has: some of them only, and how often each is drawn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from polymodal.corpora.corpus import Corpus, Part
+from polymodal.corpora.mixture import Mixture, mix
+from polymodal.errors import UserError, unknown
+from polymodal.modalities import Text
+from polymodal.modalities.text import UNKNOWN_LANGUAGE
+
+MOST_CAPTIONED = 200_000  # rows that languages are counted on
+
+
+def in_languages(corpus: Corpus, languages: Sequence[str]) -> Corpus:
+    """The corpus with its captions in these languages only, BCP 47 codes, without the examples that have none.
+
+    Raises UserError for a language that no training example has, with the nearest that one has, and for shards that are
+    read where they lie, of which nobody knows beforehand what they hold.
+    """
+    known = _known(corpus)
+    for language in languages:
+        if language not in known:
+            raise unknown("language", language, known)
+    return replace(_only(corpus, tuple(languages)), choices={**corpus.choices, "languages": list(languages)})
+
+
+def _known(corpus: Corpus) -> set[str]:
+    """The languages of all training captions."""
+    if isinstance(corpus, Mixture):
+        return set[str]().union(*(_known(part) for part in corpus.corpora if part.holds(Text)))
+    if corpus.choices.get("stream"):
+        raise UserError(
+            "--language reads all captions first, which shards that are read where they lie are too many for."
+        )
+    return set[str]().union(*map(_languages, corpus.raw_values(corpus.rows("train"), corpus.column_of(Text))))
+
+
+def _only(corpus: Corpus, languages: tuple[str, ...]) -> Corpus:
+    """Parts of a mixture that have no text stay as they are."""
+    if isinstance(corpus, Mixture):
+        parts = [_only(part, languages) if part.holds(Text) else part for part in corpus.corpora]
+        weighted = list(zip(parts, corpus.weights, strict=True))
+        return mix(weighted, every_column=bool(corpus.choices.get("every_column")))
+    wanted, column, splits = {*languages}, corpus.column_of(Text), {}
+    for split, rows in corpus.splits.items():
+        spoken = [not wanted.isdisjoint(_languages(value)) for value in corpus.raw_values(rows, column)]
+        if any(spoken) or split == "train":
+            splits[split] = rows[np.array(spoken, dtype=bool)]
+    columns = {name: kind.only(languages) if isinstance(kind, Text) else kind for name, kind in corpus.columns.items()}
+    return replace(corpus, columns=columns, splits=splits)
+
+
+def _languages(stored: Any) -> list[str]:
+    """That of each caption of an example, as it is stored."""
+    records = stored if isinstance(stored, list) else [stored]
+    return [record["language"] if isinstance(record, dict) else UNKNOWN_LANGUAGE for record in records if record]
+
+
+def with_language_temperature(corpus: Corpus, temperature: float) -> Corpus:
+    """The corpus with its languages drawn in shares of (captions in the language)^(1 / temperature).
+
+    1 draws them as often as they are there, a large temperature all alike (Conneau et al. 2020, section 3.1, with
+    alpha = 1 / temperature). Of examples with captions in several languages, one caption is drawn so; examples in a
+    single language, such as speech, are themselves drawn so, unless they are parts of a mixture. Raises UserError for a
+    temperature that is not positive.
+    """
+    if temperature <= 0:
+        raise UserError("--language-temperature is positive: 1 keeps the shares of the data, 100 evens them out.")
+    column = corpus.column_of(Text)
+    modality = corpus.columns[column]
+    assert isinstance(modality, Text)
+    read, stored = modality.languages, corpus.raw_values(corpus.sample("train", MOST_CAPTIONED), column)
+    counts = Counter(spoken for value in stored for spoken in _languages(value) if not read or spoken in read)
+    shares = {language: count ** (1 / temperature) for language, count in counts.items()}
+    whole = sum(shares.values()) or 1.0
+    drawn = replace(modality, language_shares={language: share / whole for language, share in shares.items()})
+    changed = replace(
+        corpus,
+        columns={**corpus.columns, column: drawn},
+        choices={**corpus.choices, "language_temperature": temperature},
+    )
+    if type(changed) is not Corpus:
+        return changed
+    own = {field.name: getattr(changed, field.name) for field in fields(changed)}
+    return ByLanguage(**own, temperature=temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByLanguage(Corpus):
+    """What `with_language_temperature` returns of a plain corpus: a part for each language that examples have alone."""
+
+    temperature: float
+
+    def parts(self, split: str) -> list[Part]:
+        rows = self.rows(split)
+        spoken = [{*_languages(value)} for value in self.raw_values(rows, self.column_of(Text))]
+        only = np.array([next(iter(languages)) if len(languages) == 1 else "" for languages in spoken])
+        groups = [rows[only == language] for language in np.unique(only)]
+        return [Part(group, len(group) ** (1 / self.temperature)) for group in groups]
