@@ -1,9 +1,9 @@
 """Packing against padding: useful tokens a second of one decoder on interleaved sequences of mixed length.
 
 The decoder is GPT-2's (6 layers x 384) with the same weights throughout: in transformers on padded batches, in
-transformers on rows that polymodal packed, and in polymodal on these rows. Sequences are captions of the emoji corpus,
-of one to forty, half of them with the 16 patches of a picture. Forward and backward, in one process, in turn;
-hidden states are compared first.
+transformers on rows that polymodal packed, and in polymodal on these rows. Sequences are one to forty captions of the
+emoji corpus, half of them with the 16 patches of a picture; and pages of manuals with 16 patches where a figure stands.
+Forward and backward, in one process, in turn; hidden states are compared first.
 
     pip install "transformers>=5" && python benchmarks/packing.py
 """
@@ -24,15 +24,16 @@ from polymodal.data.sequence import PackedSequences, Segment, Sequence, pack
 from polymodal.layers.transformer import Packing, Transformer
 from polymodal.modalities.text import TextTokenizer
 
-WIDTH, DEPTH, HEADS, CAPACITY, SEQUENCES, ROUNDS = 384, 6, 6, 512, 48, 5
+WIDTH, DEPTH, HEADS, ROUNDS = 384, 6, 6, 5
+VOCABULARY, PATCHES = 4000, 16
 
 
 class Decoder(nn.Module):
     """polymodal's transformer with GPT-2's positions and last norm."""
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int):
         super().__init__()
-        self.positions = nn.Embedding(CAPACITY, WIDTH)
+        self.positions = nn.Embedding(capacity, WIDTH)
         self.transformer = Transformer(WIDTH, DEPTH, HEADS, causal=True)
         self.norm = nn.LayerNorm(WIDTH)
 
@@ -62,27 +63,45 @@ def take_weights(ours: Decoder, theirs: GPT2Model) -> None:
             linear.bias.copy_(its.bias)
 
 
-def sequences() -> list[Sequence]:
+def picture() -> Segment:
+    return Segment("image", torch.zeros(PATCHES, dtype=torch.long), predicted=False)
+
+
+def captions(count: int) -> list[Sequence]:
     emoji, rng = corpora.emoji(), np.random.default_rng(0)
     texts = [caption.text for row in emoji.rows("train")[:200] for caption in emoji.value(row, "captions")]
-    tokenizer = TextTokenizer.train(texts, 4000, CAPACITY)
+    tokenizer = TextTokenizer.train(texts, VOCABULARY, 512)
     made = []
-    for _ in range(SEQUENCES):
-        count = int(np.exp(rng.uniform(0, np.log(40))))
-        words = tokenizer([" ".join(rng.choice(texts, size=count))])
-        made.append([Segment("text", words.ids[0])])
-        if rng.random() < 0.5:
-            made[-1].append(Segment("image", torch.zeros(16, dtype=torch.long), predicted=False))
+    for _ in range(count):
+        words = tokenizer([" ".join(rng.choice(texts, size=int(np.exp(rng.uniform(0, np.log(40))))))])
+        made.append([Segment("text", words.ids[0])] + [picture()] * bool(rng.random() < 0.5))
     return made
 
 
+def pages(count: int) -> list[Sequence]:
+    manuals = corpora.manuals()
+    rows = np.random.default_rng(0).choice(manuals.rows("train"), count, replace=False)
+    documents = [manuals.value(int(row), "document") for row in rows]
+    tokenizer = TextTokenizer.train([piece.text for page in documents for piece in page], VOCABULARY, 1024)
+    return [
+        [picture() if piece.kind == "figure" else Segment("text", tokenizer([piece.text]).ids[0]) for piece in page]
+        for page in documents
+    ]
+
+
 def main() -> None:
+    for name, make, few, many, capacity in (("captions", captions, 48, 400, 512), ("pages", pages, 24, 400, 1024)):
+        print(f"\n{name}; {many} of them packed: {pack(make(many), capacity).fill:.1%} of the places are tokens")
+        compare(make(few), capacity)
+
+
+def compare(made: list[Sequence], capacity: int) -> None:
     torch.manual_seed(0)
     config = GPT2Config(
         n_embd=WIDTH,
         n_layer=DEPTH,
         n_head=HEADS,
-        n_positions=CAPACITY,
+        n_positions=capacity,
         vocab_size=8,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
@@ -92,15 +111,14 @@ def main() -> None:
         bos_token_id=None,
         eos_token_id=None,
     )
-    theirs, ours = GPT2Model(config), Decoder()
+    theirs, ours = GPT2Model(config), Decoder(capacity)
     take_weights(ours, theirs)
-    made = sequences()
-    packed = pack(made, CAPACITY)
-    lengths = torch.tensor([min(sum(map(len, sequence)), CAPACITY) for sequence in made])
-    table = nn.Embedding(4000, WIDTH)
+    packed = pack(made, capacity)
+    lengths = torch.tensor([min(sum(map(len, sequence)), capacity) for sequence in made])
+    table = nn.Embedding(VOCABULARY, WIDTH)
     padded_ids = torch.zeros(len(made), int(lengths.max()), dtype=torch.long)
     for row, sequence in enumerate(made):
-        padded_ids[row, : lengths[row]] = torch.cat([segment.values for segment in sequence])[:CAPACITY]
+        padded_ids[row, : lengths[row]] = torch.cat([segment.values for segment in sequence])[:capacity]
     mask = torch.arange(padded_ids.shape[1]) < lengths[:, None]
     same = packed.document[:, :, None] == packed.document[:, None, :]
     documents = torch.where(same.tril(), 0.0, torch.finfo(torch.float32).min)[:, None]

@@ -12,15 +12,17 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from polymodal import corpora
-from polymodal.data.loader import Reader, TrainingData
+from polymodal.data.loader import Bucketed, Reader, TrainingData, batch_order
 from polymodal.errors import UserError
 from polymodal.layers.lora import LoRALinear, add_lora, merge_lora
+from polymodal.modalities import Text
 from polymodal.recipes.dual_encoders import clip, siglip, sparc
 from polymodal.training import Interrupted, load_run, train
 from polymodal.training import checkpoint as checkpoint_file
@@ -82,6 +84,53 @@ def test_batches_are_the_same_for_any_number_of_processes_workers_and_pieces(sma
     again = data_of(small_emoji, recipe, processor)
     again.taken = whole.taken
     torch.testing.assert_close(next(again)[0]["image"], next(whole)[0]["image"])
+
+
+def test_buckets_put_equally_long_examples_together(small_emoji):
+    rng = np.random.default_rng(0)
+    texts = ["x" * int(length) for length in rng.integers(1, 100, 250)]
+    corpus = dataclasses.replace(
+        small_emoji, table=pa.table({"text": texts}), splits={"train": np.arange(250)}, columns={"text": Text()}
+    )
+    lengths = corpus.stored_lengths("text")
+    assert lengths.tolist() == [len(text) for text in texts]
+    plain = batch_order(corpus, 10, seed=3)
+    bucketed = Bucketed(plain, lengths, window=6, epoch=25, seed=3)
+    for epoch in (0, 1):
+        batches = [bucketed[25 * epoch + number] for number in range(25)]
+        assert sorted(np.concatenate(batches)) == sorted(
+            np.concatenate([plain[25 * epoch + number] for number in range(25)])
+        ), "the same examples, each once an epoch"
+        assert np.mean([np.ptp(lengths[batch]) for batch in batches]) < 25
+        order = np.array([lengths[batch].mean() for batch in batches])
+        assert np.any(np.diff(order[:6]) < 0), "short batches do not all come first"
+    assert np.mean([np.ptp(lengths[plain[number]]) for number in range(25)]) > 70
+    np.testing.assert_array_equal(bucketed[7], Bucketed(plain, lengths, window=6, epoch=25, seed=3)[7])
+
+
+def test_how_long_values_are_without_decoding_them(small_emoji):
+    captions = [[{"text": "cat", "language": "en"}, {"text": "chat", "language": "fr"}], None, []]
+    table = pa.table({"captions": captions, "sound": [b"12345", b"", None], "series": [[1.0, 2.0], [3.0], None]})
+    corpus = dataclasses.replace(small_emoji, table=table)
+    assert corpus.stored_lengths("captions").tolist() == [7, 0, 0]
+    assert corpus.stored_lengths("sound").tolist() == [5, 0, 0]
+    assert corpus.stored_lengths("series").tolist() == [2, 1, 0]
+    mixed = corpora.mix([(small_emoji, 1.0), (small_emoji, 1.0)])
+    own = small_emoji.stored_lengths("captions").tolist()
+    assert mixed.stored_lengths("captions").tolist() == own + own
+
+
+def test_training_with_buckets_goes_on_as_if_it_had_not_stopped(small_emoji):
+    recipe = clip.Recipe(bucket=4)
+    processor = recipe.processor(small_emoji)
+    whole = data_of(small_emoji, recipe, processor, bucket=4)
+    halves = [data_of(small_emoji, recipe, processor, bucket=4, process=p, processes=2, workers=p) for p in range(2)]
+    for _ in range(6):
+        next(whole)
+    for half in halves:
+        half.taken = 6
+    joined = torch.cat([next(half)[0]["image"] for half in halves])
+    torch.testing.assert_close(joined, next(whole)[0]["image"])
 
 
 @pytest.mark.parametrize("name", RECIPES)

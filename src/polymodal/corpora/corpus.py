@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Modality
@@ -116,6 +117,19 @@ class Corpus:
     def raw_values(self, rows: np.ndarray, column: str) -> list[Any]:
         """Many values of a column, as they are stored."""
         return self.table.column(column).take(rows).to_pylist()
+
+    def stored_lengths(self, column: str) -> np.ndarray:
+        """How long each row's value is, told without decoding it; 0 where there is none.
+
+        Bytes of texts (of all of a row together) and of encoded values; the number of elements of other lists.
+        """
+        stored = self.table.column(column).combine_chunks()
+        if not pa.types.is_list(stored.type):
+            return pc.fill_null(pc.binary_length(stored), 0).to_numpy()
+        if pa.types.is_struct(stored.type.value_type) and "text" in stored.type.value_type.names:
+            texts = pc.fill_null(pc.binary_length(pc.struct_field(pc.list_flatten(stored), "text")), 0).to_numpy()
+            return np.bincount(pc.list_parent_indices(stored).to_numpy(), texts, len(stored)).astype(np.int64)
+        return pc.fill_null(pc.list_value_length(stored), 0).to_numpy()
 
     def sample(self, split: str, count: int) -> np.ndarray:
         """At most `count` rows of a split, evenly chosen, to learn vocabularies and statistics on."""

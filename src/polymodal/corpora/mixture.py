@@ -89,6 +89,14 @@ class Mixture(Corpus):
     def raw_values(self, rows: np.ndarray, column: str) -> list[Any]:
         return [self.raw(row, column) for row in rows]
 
+    def stored_lengths(self, column: str) -> np.ndarray:
+        return np.concatenate(
+            [
+                np.zeros(len(corpus), dtype=np.int64) if name is None else corpus.stored_lengths(name)
+                for corpus, name in zip(self.corpora, self.names[column], strict=True)
+            ]
+        )
+
     def key(self, row: int) -> str:
         _, corpus, own = self._find(row)
         return f"{corpus.name}/{corpus.key(own)}"

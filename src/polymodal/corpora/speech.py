@@ -56,7 +56,7 @@ VOICES = {
     "nl": "nl",
 }
 VARIANTS = ("", "+m1", "+m3", "+m5", "+m7", "+f1", "+f2", "+f3", "+f4")
-NAMES, CAPTIONS, GLOSSES, SENTENCES = 350, 250, 1500, 250  # texts of a language; glosses are English
+NAMES, CAPTIONS, GLOSSES, SENTENCES = 1500, 250, 1500, 250  # texts of a language; glosses are English
 SOURCES = ("name", "caption", "gloss", "manual", "recorded")
 RATE = 16_000  # samples a second
 
@@ -68,6 +68,7 @@ about = About(
     modalities=("audio", "text", "table", "category"),
     download_bytes=WORDNET.bytes,
     composed="speech is synthetic but for the splits *_recorded",
+    version=2,
 )
 
 

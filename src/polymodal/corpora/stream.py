@@ -116,6 +116,9 @@ class Stream(Corpus):
     def raw_values(self, rows: np.ndarray, column: str) -> list[Any]:
         return [self.raw(row, column) for row in rows]
 
+    def stored_lengths(self, column: str) -> np.ndarray:
+        raise UserError("--bucket needs to know all lengths, which shards that are read where they lie do not tell.")
+
     def key(self, row: int) -> str:
         block = self.blocks.of(int(row))
         name = self.raw(row, self.keys) if self.keys else int(row) - block.first

@@ -6,7 +6,7 @@ A picture is decoded once and kept while memory allows. An example that cannot b
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import grain
 from polymodal.corpora import Corpus, Part
 from polymodal.draws import Draws
 from polymodal.errors import UnreadableExample, UserError
+from polymodal.modalities import Text
 from polymodal.types import Batch, Example, Processor
 
 MEMORY_FOR_EXAMPLES = 4 * 2**30
@@ -97,13 +98,17 @@ class TrainingData:
         process: int = 0,
         processes: int = 1,
         workers: int = 0,
+        bucket: int = 0,
+        padded: type = Text,
     ):
         """batch_size: of all processes together, which divide it evenly.
 
         micro_batch: examples of a micro-batch, which divide the process's share evenly; 0 is all of it.
         workers: threads that prepare batches while the step runs; 0 prepares each when it is asked for.
+        bucket: batches whose examples are sorted by length together, see `Bucketed`; 0 sorts none. padded: the modality
+        whose lengths count.
 
-        Raises UserError when the training split does not fill one batch.
+        Raises UserError when the training split does not fill one batch, or has no length to sort by.
         """
         self.reader = reader
         self.seed = seed
@@ -113,6 +118,10 @@ class TrainingData:
         self.micro_batch = micro_batch or self.share
         self.batch_size = batch_size
         self.order = batch_order(reader.corpus, batch_size, seed)
+        if bucket:
+            lengths = reader.corpus.stored_lengths(reader.corpus.column_of(padded))
+            epoch = sum(len(part.rows) for part in reader.corpus.parts("train")) // batch_size
+            self.order = grain.MapDataset.source(Bucketed(self.order, lengths, bucket, epoch, seed))
         options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)
         self._iterator = iter(self.order.map_with_index(self._load).to_iter_dataset(options))
 
@@ -183,3 +192,39 @@ def batch_order(corpus: Corpus, batch_size: int, seed: int) -> Any:
 
 def _shuffled(part: Part, seed: int) -> Any:
     return grain.MapDataset.source(part.rows).seed(seed).shuffle()
+
+
+class Bucketed(Sequence):
+    """Batches whose examples have changed places so that those of one batch are about equally long.
+
+    Each `window` batches of an epoch are sorted together, cut again, and put into a random order; in a batch the order
+    is random too, so that processes which share it have as much to do as each other.
+    """
+
+    def __init__(self, batches: Any, lengths: np.ndarray, window: int, epoch: int, seed: int):
+        """batches: row numbers of each, with random access. lengths: of each row. epoch: batches of one."""
+        self.batches = batches
+        self.lengths = lengths
+        self.window = window
+        self.epoch = epoch
+        self.seed = seed
+        self._newest: tuple[int, list[np.ndarray]] | None = None  # the first batch of a window, and all its batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: Any) -> Any:
+        place = int(index) % self.epoch % self.window
+        first = int(index) - place
+        newest = self._newest
+        if newest is None or newest[0] != first:
+            newest = self._newest = first, self._sorted(first)
+        return newest[1][place]
+
+    def _sorted(self, first: int) -> list[np.ndarray]:
+        count = min(self.window, self.epoch - first % self.epoch)
+        rows = np.concatenate([self.batches[first + number] for number in range(count)])
+        rng = np.random.default_rng([self.seed, first])
+        rows = rng.permutation(rows)  # or else rows of one length would keep the order of the table
+        batches = np.split(rows[np.argsort(self.lengths[rows], kind="stable")], count)
+        return [rng.permutation(batches[number]) for number in rng.permutation(count)]

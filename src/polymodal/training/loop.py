@@ -182,6 +182,8 @@ class Loop:
             process=place.rank,
             processes=place.count,
             workers=workers,
+            bucket=recipe.bucket,
+            padded=recipe.padded,
         )
         record = self.run.record
         all_used = True

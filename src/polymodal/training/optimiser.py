@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from polymodal.modalities import Text
 from polymodal.training.processes import whole
 from polymodal.types import Stage
 
@@ -23,6 +24,8 @@ class Optimisation:
 
     batch_size: int = 96
     """Examples in a step, over all processes."""
+    bucket: int = 0
+    """Batches whose examples are sorted by length together, so that less of each is padding; 0 sorts nothing."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     weight_decay: float = 0.1
@@ -52,6 +55,9 @@ class Optimisation:
     """Rank of low-rank updates that are trained in place of the linear layers' own weights (LoRA); 0 trains these."""
     lora_targets: tuple[str, ...] = ("*",)
     """Shell patterns of the names of the linear layers that get a low-rank update."""
+
+    padded: ClassVar[type] = Text
+    """The modality whose lengths `bucket` sorts by."""
 
     def stages(self) -> tuple[Stage, ...]:
         """What is trained, one after the other; a recipe with more than one stage says so here."""

@@ -196,6 +196,8 @@ class Recipe(Optimisation):
     transcribe_with: Literal["head", "all"] = "head"
     """What learns it: a linear head on the frozen encoder, which tells what is in it, or all weights."""
 
+    padded = Audio
+
     def __post_init__(self) -> None:
         if len(self.pools) != 3 or min(self.pools) < 0 or sum(self.pools) <= 0:
             raise UserError("--pools are three shares: of speech alone, of text alone, and of pairs.")
@@ -314,6 +316,7 @@ claim = Claim(
         "with pairs read together": dataclasses.replace(_whole, pairs="together"),
     },
     corpus="speech",
+    languages=("es", "pt", "sw", "tr"),  # written much as they are spoken
     budget=Budget(steps=1500),
     seeds=3,
     metrics=(
