@@ -9,7 +9,8 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -347,14 +348,40 @@ def embed(arguments: Arguments) -> None:
 
     run, corpus = _run_and_corpus(place, options)
     count, skipped = write_embeddings(run, corpus, Path(options.out))
-    left_out = f"; {len(skipped)} could not be read: {', '.join(list(skipped)[:3])}" if skipped else ""
-    _console().print(f"Wrote the vectors of {count:,} examples to {options.out}{left_out}.", highlight=False)
+    said = f"Wrote the vectors of {count:,} examples to {options.out}{_unreadable(skipped)}."
+    _console().print(said, highlight=False)
+
+
+def index(arguments: Arguments) -> None:
+    """make a searchable index of a corpus or of your own data, or bring one up to date"""
+    place, rest = _positional(arguments, "index RUN --data PATH --out DIR")
+
+    @dataclass(frozen=True)
+    class Options(DataOptions):
+        out: str = "index"
+        """A folder, or a URL such as s3://bucket/index."""
+
+    options = _parse(Options, rest, "index RUN", index)
+    from polymodal.serving.index import build_index
+
+    run, corpus = _run_and_corpus(place, options)
+    with _bar(f"Indexing {corpus.name}", "examples") as report:
+        built = build_index(run, corpus, options.out, report)
+    counts = {"added": built.added, "changed": built.changed, "removed": built.removed, "as before": built.kept}
+    said = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing"
+    _console().print(f"{options.out}: {said}{_unreadable(built.skipped)}.", highlight=False)
+    _console().print(f'Next: polymodal search {options.out} "a red fruit"', highlight=False)
 
 
 def search(arguments: Arguments) -> None:
-    """find pictures by words in a corpus or in your own data"""
-    usage = 'search RUN "a red fruit" [--top 8] [--out contact-sheet.png]'
+    """find pictures, or what else a run embeds, by words; in an index also by a picture or a sound"""
+    usage = 'search RUN "a red fruit" [--top 8] [--out contact-sheet.png], or search INDEX "a red fruit" [--where ...]'
     place, rest = _positional(arguments, usage)
+    from polymodal.serving.index import is_index
+
+    if is_index(place):
+        _search_index(place, rest)
+        return
     query, rest = _positional(rest, usage)
 
     @dataclass(frozen=True)
@@ -367,7 +394,7 @@ def search(arguments: Arguments) -> None:
         """Where to save the pictures that were found, if there are any to see."""
 
     options = _parse(Options, rest, 'search RUN "WORDS"', search)
-    from polymodal.corpora.sheet import has_pictures
+    from polymodal.corpora.sheet import has_pictures, picture_of
     from polymodal.serving.pictures import save_picture
     from polymodal.serving.search import contact_sheet, search_corpus
 
@@ -375,13 +402,57 @@ def search(arguments: Arguments) -> None:
     found = search_corpus(run, corpus, query, options.top, options.split)
     seen = has_pictures(corpus)
     if seen:
-        save_picture(contact_sheet(corpus, found), options.out)
+        save_picture(contact_sheet([(picture_of(corpus, hit.row), hit.similarity) for hit in found]), options.out)
     _print_table(
         ["", "similarity", "example", "caption"],
         [[str(n), f"{hit.similarity:.3f}", hit.key, hit.caption] for n, hit in enumerate(found, start=1)],
         right=(0, 1),
     )
     if seen:
+        _console().print(f"The pictures are in {options.out}.", highlight=False)
+
+
+def _search_index(place: str, arguments: Arguments) -> None:
+    words = _leading(arguments)
+
+    @dataclass(frozen=True)
+    class Options:
+        image: str | None = None
+        """A picture to look for, in place of words."""
+        audio: str | None = None
+        """A sound to look for, in place of words."""
+        where: str | None = None
+        """A condition in SQL on key, split and metadata, such as "category = 'Food & Drink'"."""
+        hybrid: bool = False
+        """Also look for the words in the captions."""
+        top: int = 8
+        """How many examples."""
+        run: str | None = None
+        """The run that made the index, if it lies elsewhere now."""
+        out: str = "contact-sheet.png"
+        """Where to save the pictures that were found, if there are any to see."""
+        json: bool = False
+        """Print JSON for scripts."""
+
+    options = _parse(Options, arguments[len(words) :], 'search INDEX "WORDS"', search)
+    from polymodal.serving.index import Index, embedded_query
+    from polymodal.serving.pictures import save_picture
+    from polymodal.serving.search import contact_sheet
+
+    opened = Index(place)
+    query = embedded_query(opened.run(options.run), " ".join(words), options.image, options.audio)
+    found = opened.find(query, options.top, options.where, " ".join(words) if options.hybrid else None)
+    if options.json:
+        _print_json([{**hit._asdict(), "thumbnail": None} for hit in found])
+        return
+    _print_table(
+        ["", "similarity", "example", "caption"],
+        [[str(n), f"{hit.similarity:.3f}", hit.key, hit.caption] for n, hit in enumerate(found, start=1)],
+        right=(0, 1),
+    )
+    seen = [(hit.picture, hit.similarity) for hit in found if hit.picture is not None]
+    if seen:
+        save_picture(contact_sheet(seen), options.out)
         _console().print(f"The pictures are in {options.out}.", highlight=False)
 
 
@@ -1096,6 +1167,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "compare": compare,
     "reproduce": reproduce,
     "embed": embed,
+    "index": index,
     "search": search,
     "generate": generate,
     "ask": ask,
@@ -1277,6 +1349,27 @@ def _counted(tables: Any, what: str) -> Any:
             progress.advance(task, len(table))
             progress.update(task, rate=progress.tasks[0].completed / max(progress.tasks[0].elapsed or 0, 1e-9))
             yield table
+
+
+@contextmanager
+def _bar(description: str, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with rate and time left; gives what reports how many are done, of how many."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    said = TextColumn(f"{{task.completed:,}} of {{task.total:,}} {what}, {{task.fields[rate]:,.0f}} a second")
+    columns = TextColumn("{task.description}"), BarColumn(), said, TimeRemainingColumn()
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task(description, total=0, rate=0.0)
+
+        def report(done: int, total: int) -> None:
+            rate = done / max(progress.tasks[0].elapsed or 0, 1e-9)
+            progress.update(task, completed=done, total=total, rate=rate)
+
+        yield report
+
+
+def _unreadable(skipped: dict[str, str]) -> str:
+    return f"; {len(skipped)} could not be read: {', '.join(list(skipped)[:3])}" if skipped else ""
 
 
 def _print_table(headings: list[str], rows: list[list[str]], right: Any = ()) -> None:

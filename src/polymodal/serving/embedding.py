@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Float
 
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
@@ -39,7 +40,7 @@ def write_embeddings(run: Run, corpus: Corpus, out: Path) -> tuple[int, dict[str
             names = [name for name in examples[0] if name in EMBEDDED]
             if not names:
                 raise UserError(f"The run '{run.name}' cannot embed anything that '{corpus.name}' has.")
-            table = pa.table(keys | {name: _vectors(_embedded(run, name, examples)) for name in names})
+            table = pa.table(keys | {name: _vectors(vectors_of(run, name, examples)) for name in names})
             writer = writer or pq.ParquetWriter(aside, table.schema)
             writer.write_table(table)
             written += len(rows)
@@ -54,8 +55,8 @@ def write_embeddings(run: Run, corpus: Corpus, out: Path) -> tuple[int, dict[str
     return written, reader.skipped
 
 
-def _embedded(run: Run, column: str, examples: list[Example]) -> np.ndarray:
-    """One vector an example; that of several captions is their mean, normalised again."""
+def vectors_of(run: Run, column: str, examples: list[Example]) -> Float[np.ndarray, "examples dim"]:
+    """One L2-normalised vector an example; that of several captions is their mean, normalised again."""
     values = [example[column] for example in examples]
     if column != "text":
         return run.embed(256, **{column: values})[column].numpy()

@@ -23,6 +23,7 @@ WHAT_FOR = {
     "ray": "curate --runner ray",
     "worlds": "the corpora worlds and driving",
     "hub": "published weights: --init hf:..., --vision, --text, --audio, --lm; export --to transformers",
+    "index": "index, and search in an index",
     "export": "export --to onnx and --to sentence-transformers",
     "dev": "make test",
     "bench": "benchmarks beside open_clip",

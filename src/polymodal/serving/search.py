@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,6 @@ from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
 from polymodal.corpora import Corpus
-from polymodal.corpora.sheet import picture_of
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.retrieval import top
@@ -60,20 +60,19 @@ def search_corpus(run: Run, corpus: Corpus, query: str, count: int = 8, split: s
     ]
 
 
-def contact_sheet(corpus: Corpus, hits: list[Hit], columns: int = 4) -> PILImage.Image:
-    """The pictures in reading order, each with its place and similarity."""
-    columns = min(columns, len(hits))
-    lines = -(-len(hits) // columns)
+def contact_sheet(found: Sequence[tuple[PILImage.Image, float]], columns: int = 4) -> PILImage.Image:
+    """Pictures in reading order, each with its place and similarity."""
+    columns = min(columns, len(found))
+    lines = -(-len(found) // columns)
     font = ImageFont.load_default(size=13)
     width, height = TILE + MARGIN, TILE + MARGIN + 18
     sheet = PILImage.new("RGB", (columns * width + MARGIN, lines * height + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, hit in enumerate(hits):
+    for place, (picture, similarity) in enumerate(found):
         left, top_edge = MARGIN + place % columns * width, MARGIN + place // columns * height
-        picture = picture_of(corpus, hit.row)
         scale = TILE / max(picture.size)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        picture = picture.resize(size, PILImage.Resampling.LANCZOS)
-        sheet.paste(picture, (left + (TILE - size[0]) // 2, top_edge + (TILE - size[1]) // 2))
-        draw.text((left, top_edge + TILE + 2), f"{place + 1}   {hit.similarity:.3f}", fill="#444444", font=font)
+        small = picture.resize(size, PILImage.Resampling.LANCZOS)
+        sheet.paste(small, (left + (TILE - size[0]) // 2, top_edge + (TILE - size[1]) // 2))
+        draw.text((left, top_edge + TILE + 2), f"{place + 1}   {similarity:.3f}", fill="#444444", font=font)
     return sheet

@@ -209,12 +209,12 @@ def is_frozen(module: nn.Module) -> bool:
     return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
-def weights_key(encoder: Encoder) -> str:
+def weights_key(encoder: nn.Module) -> str:
     """A name for an encoder's architecture and weights."""
     digest = hashlib.sha256(f"{type(encoder).__qualname__} {getattr(encoder, 'config', '')}".encode())
     for name, tensor in encoder.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy(force=True).data if tensor.numel() else b"")
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy(force=True).data if tensor.numel() else b"")
     return digest.hexdigest()[:DIGEST]
 
 

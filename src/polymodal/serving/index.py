@@ -1,0 +1,388 @@
+"""A collection that can be searched: a run's vectors with keys, captions, thumbnails and metadata, in LanceDB.
+
+An index mirrors its data: a second run embeds what is new or has changed, and takes out what is gone. Every chunk is
+written as a whole, so that a stopped run goes on where it was. It lies in a folder, or at any URL that LanceDB opens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
+from PIL import Image as PILImage
+
+from polymodal.corpora import Corpus
+from polymodal.corpora.sheet import has_pictures, picture_of
+from polymodal.data.loader import Reader
+from polymodal.errors import UnreadableExample, UserError, needs, unusable
+from polymodal.evaluation.suite import item_of, modalities_asked
+from polymodal.modalities import Image, Table, Text, Video
+from polymodal.modalities.image import to_rgb
+from polymodal.serving.embedding import vectors_of
+from polymodal.training.features import weights_key
+from polymodal.training.run import Run, load_run
+from polymodal.types import Example
+
+TABLE, ABOUT = "examples", b"polymodal"
+CHUNK = 512  # examples that are embedded and written together
+THUMBNAIL = 160  # pixels of the longer side
+ANN_FROM = 50_000  # examples from which an approximate index answers sooner than looking at all
+OWN = ("key", "split", "caption", "text", "vector", "thumbnail", "digest")
+
+Report = Callable[[int, int], None]  # rows that were looked at, of how many
+
+
+@dataclass(frozen=True)
+class About:
+    """What an index was made of. run: its folder. weights: their digest. item: what of an example was embedded."""
+
+    run: str
+    weights: str
+    item: str
+    data: Mapping[str, Any]
+
+
+class Built(NamedTuple):
+    """Examples that were added, embedded anew, taken out, and left as they were; skipped: key -> why."""
+
+    added: int
+    changed: int
+    removed: int
+    kept: int
+    skipped: dict[str, str]
+
+
+class Found(NamedTuple):
+    """One example. similarity: cosine, from -1 to 1. thumbnail: a JPEG, where there is something to see."""
+
+    key: str
+    similarity: float
+    caption: str
+    split: str | None
+    metadata: dict[str, Any]
+    thumbnail: bytes | None
+
+    @property
+    def picture(self) -> PILImage.Image | None:
+        """The thumbnail, opened."""
+        return None if self.thumbnail is None else PILImage.open(io.BytesIO(self.thumbnail))
+
+
+def is_index(place: str) -> bool:
+    """Whether a folder holds an index; a URL is taken for one."""
+    return "://" in place or (Path(place) / f"{TABLE}.lance").is_dir()
+
+
+def build_index(run: Run, corpus: Corpus, place: str, report: Report = lambda done, total: None) -> Built:
+    """Make an index of a corpus, or bring one up to date.
+
+    Raises UserError for a run that embeds nothing of the corpus, an index of other weights or other data, and a place
+    that cannot be written.
+    """
+    asked = modalities_asked(corpus, run.processor)
+    item = item_of(asked) or ("text" if Text in asked else None)
+    if item is None or run.directory is None:
+        raise UserError(f"The run '{run.name}' embeds nothing that '{corpus.name}' has.")
+    about = About(str(run.directory.resolve()), weights_key(run.model), item, dict(corpus.choices))
+    table = _opened(place) if is_index(place) else None
+    if table is not None:
+        _check_same(_about(table), about, place)
+    known, source = {} if table is None else _digests(table), _Source(corpus)
+    reader, added, changed = Reader(corpus, run.processor, memory=0), 0, 0
+    digests = ((row, source.digest(row)) for row in range(len(corpus)))
+    pending = ((row, digest) for row, digest in digests if known.get(source.keys[row]) != digest)
+    while some := dict(itertools.islice(pending, CHUNK)):
+        rows, examples = reader.read_all(np.array(list(some)))
+        if examples:
+            made = source.table(rows, examples, [some[row] for row in rows.tolist()], vectors_of(run, item, examples))
+            old = sum(source.keys[row] in known for row in rows)
+            table = _write(place, table, made, about, replacing=old > 0)
+            changed, added = changed + old, added + len(rows) - old
+        report(max(some) + 1, len(corpus))
+    if table is None:
+        raise UserError(f"No example of '{corpus.name}' can be read, so there is no index.")
+    gone = list(known.keys() - {*source.keys})
+    _remove(table, gone)
+    if added or changed or gone:
+        _arrange(table)
+    return Built(added, changed, len(gone), len(known) - changed - len(gone), reader.skipped)
+
+
+class Index:
+    """An index that is there, to be searched. Raises UserError when there is none at the place."""
+
+    def __init__(self, place: str):
+        if not is_index(place):
+            raise UserError(f"{place} is no index; make one with: polymodal index RUN --data PATH --out {place}.")
+        self.place = place
+        self.table = _opened(place)
+        self.about = _about(self.table)
+        self.filters = [name for name in self.table.schema.names if name not in OWN[2:]]
+
+    def __len__(self) -> int:
+        return self.table.count_rows()
+
+    def run(self, place: str | None = None) -> Run:
+        """The run that made it, which embeds queries. place: where it lies now, if it was moved.
+
+        Raises UserError for one with other weights, whose vectors mean something else.
+        """
+        run = load_run(place or self.about.run)
+        if weights_key(run.model) != self.about.weights:
+            raise UserError(
+                f"The index {self.place} was made with other weights than those of {place or self.about.run}; "
+                "index the data again."
+            )
+        return run
+
+    def find(
+        self, query: Float[np.ndarray, " dim"], count: int = 10, where: str | None = None, words: str | None = None
+    ) -> list[Found]:
+        """The examples most similar to a normalised vector, best first.
+
+        where: a condition in SQL on keys, splits and metadata. words: also asked for in the captions; places in both
+        lists are then combined (reciprocal rank fusion). Raises UserError for a condition that cannot be understood.
+        """
+        if count < 1:
+            raise UserError("--top is at least 1.")
+        if words is None:
+            search = self.table.search(query, vector_column_name="vector")
+        else:
+            from lancedb.rerankers import RRFReranker
+
+            search = self.table.search(query_type="hybrid", vector_column_name="vector").vector(query).text(words)
+            search = search.rerank(RRFReranker())
+        search = search.distance_type("cosine").limit(count if words is None else max(FUSED * count, 100))
+        if self.table.list_indices():
+            search = search.refine_factor(REFINED)
+        if where is not None:
+            search = search.where(where)
+        try:
+            rows = search.to_arrow().to_pylist()
+        except (ValueError, RuntimeError) as error:
+            known = ", ".join(self.filters)
+            raise UserError(
+                f"The search failed: {_said(error)}; a condition is such as \"split = 'test'\", on {known}."
+            ) from error
+        return [self._found(row, query) for row in rows[:count]]
+
+    def _found(self, row: dict[str, Any], query: Float[np.ndarray, " dim"]) -> Found:
+        similarity = float(np.array(row["vector"], np.float32) @ query)
+        own = {name: row[name] for name in self.filters if name not in OWN}
+        return Found(row["key"], similarity, row["caption"], row["split"], own, row["thumbnail"])
+
+
+def embedded_query(run: Run, words: str = "", image: Any = None, sound: Any = None) -> Float[np.ndarray, " dim"]:
+    """The normalised vector of words, or of a picture or a sound (paths or encoded bytes).
+
+    Raises UserError unless it is one of them, for a run that does not take it, and for a file that is none.
+    """
+    given = {"text": words.strip() or None, "image": image, "sound": sound}
+    asked = {name: value for name, value in given.items() if value is not None}
+    if len(asked) != 1:
+        raise UserError("Say what to look for: words, a picture (--image), or a sound (--audio).")
+    try:
+        (vector,) = run.embed(1, **{name: [value] for name, value in asked.items()}).values()
+    except UnreadableExample as error:
+        raise unusable(error) from error
+    return vector[0].numpy()
+
+
+FUSED = 10  # times as many examples as asked for are looked at, by vectors and by words, before places are combined
+REFINED = 4  # times as many examples as asked for are compared exactly, of those that an approximate index finds
+
+
+class _Source:
+    """What an index keeps of a corpus, beside vectors.
+
+    keys: of every row; where several have one, it is numbered from the second on. metadata: what examples can be
+    filtered by, the plain columns of the table and the cells of its table rows: name -> (column, cell, type).
+    """
+
+    def __init__(self, corpus: Corpus):
+        self.corpus = corpus
+        self.said = corpus.columns[corpus.column_of(Text)] if corpus.holds(Text) else None
+        self.seen = has_pictures(corpus)
+        self.split = {int(row): split for split, rows in corpus.splits.items() for row in rows}
+        self.keys: list[str] = []
+        times: Counter[str] = Counter()
+        for row in range(len(corpus)):
+            key = corpus.key(row)
+            times[key] += 1
+            self.keys.append(key if times[key] == 1 else f"{key}#{times[key]}")
+        self.metadata: dict[str, tuple[str, str | None, pa.DataType]] = {}
+        shown = {name for name, kind in corpus.columns.items() if isinstance(kind, Image | Video | Text)}
+        for field in corpus.table.schema if corpus.table.num_columns else ():
+            if isinstance(corpus.columns.get(field.name), Table):
+                for cell in field.type:
+                    self._add(f"{field.name}_{cell.name}", field.name, cell.name, cell.type)
+            elif field.name not in {*shown, corpus.keys, "split"}:
+                self._add(field.name, field.name, None, field.type)
+
+    def _add(self, name: str, column: str, cell: str | None, kind: pa.DataType) -> None:
+        if pa.types.is_large_string(kind):
+            kind = pa.string()
+        if kind in (pa.string(), pa.bool_()) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            name = re.sub(r"\W", "_", name)
+            self.metadata[f"{name}_" if name in OWN else name] = column, cell, kind
+
+    def _cells(self, row: int) -> dict[str, Any]:
+        """The metadata of one row."""
+        raw = {column: self.corpus.raw(row, column) for column, _, _ in self.metadata.values()}
+        return {
+            name: raw[column] if cell is None else (raw[column] or {}).get(cell)
+            for name, (column, cell, _) in self.metadata.items()
+        }
+
+    def digest(self, row: int) -> str:
+        """Of all that is stored of an example; of a file, its path, size and time of change."""
+        digest = hashlib.blake2b(repr(self._cells(row)).encode(), digest_size=16)
+        for name, modality in self.corpus.columns.items():
+            value = self.corpus.raw(row, name)
+            digest.update(value if isinstance(value, bytes) else repr(value).encode())
+            if isinstance(value, str) and isinstance(modality, Image | Video):
+                try:
+                    about = os.stat((modality.root or Path()) / value)
+                    digest.update(f"{about.st_size} {about.st_mtime_ns}".encode())
+                except OSError:
+                    digest.update(b"missing")
+        return digest.hexdigest()
+
+    def table(
+        self, rows: np.ndarray, examples: list[Example], digests: list[str], vectors: Float[np.ndarray, "rows dim"]
+    ) -> pa.Table:
+        """As it is stored."""
+        records = []
+        for row, example, digest in zip(rows.tolist(), examples, digests, strict=True):
+            captions = example.get("text", [])
+            shown = self.said.in_main_language(captions)[0].text if isinstance(self.said, Text) and captions else ""
+            records.append(
+                {
+                    "key": self.keys[row],
+                    "split": self.split.get(row),
+                    "caption": shown,
+                    "text": "\n".join(caption.text for caption in captions),
+                    "thumbnail": thumbnail(picture_of(self.corpus, row)) if self.seen else None,
+                    "digest": digest,
+                    **self._cells(row),
+                }
+            )
+        types = dict.fromkeys(("key", "split", "caption", "text", "digest"), pa.string()) | {"thumbnail": pa.binary()}
+        types |= {name: kind for name, (_, _, kind) in self.metadata.items()}
+        table = pa.Table.from_pylist(records, pa.schema(types))
+        flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
+        return table.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
+
+
+def thumbnail(picture: PILImage.Image) -> bytes:
+    """A JPEG on white, at most `THUMBNAIL` pixels wide and high."""
+    small = to_rgb(picture).copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+# LanceDB
+
+
+def _connected(place: str) -> Any:
+    try:
+        import lancedb
+    except ImportError as error:
+        raise needs("lancedb", "index", "An index") from error
+    try:
+        return lancedb.connect(place)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{place} cannot be opened: {_said(error)}.") from error
+
+
+def _opened(place: str) -> Any:
+    try:
+        return _connected(place).open_table(TABLE)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"The index {place} cannot be opened: {_said(error)}.") from error
+
+
+def _about(table: Any) -> About:
+    """Raises UserError for a table that polymodal has not made."""
+    stored = (table.schema.metadata or {}).get(ABOUT)
+    if stored is None:
+        raise UserError("This LanceDB table was not made by polymodal index.")
+    return About(**json.loads(stored))
+
+
+def _check_same(there: About, wanted: About, place: str) -> None:
+    if there.weights != wanted.weights:
+        raise UserError(
+            f"The index {place} was made with other weights, those of {there.run}; name another place with --out."
+        )
+    if there.data != json.loads(json.dumps(wanted.data)):
+        raise UserError(f"The index {place} is of other data, {_named(there.data)}; name another place with --out.")
+
+
+def _named(data: Mapping[str, Any]) -> str:
+    return str(data.get("data") or data.get("corpus") or "a mixture")
+
+
+def _digests(table: Any) -> dict[str, str]:
+    """Key -> digest of all that it holds."""
+    stored = table.search().select(["key", "digest"]).limit(table.count_rows()).to_arrow()
+    return dict(zip(stored["key"].to_pylist(), stored["digest"].to_pylist(), strict=True))
+
+
+def _write(place: str, table: Any, rows: pa.Table, about: About, replacing: bool) -> Any:
+    """The table, which is made with its first rows."""
+    try:
+        if table is None:
+            described = rows.replace_schema_metadata({ABOUT: json.dumps(asdict(about))})
+            return _connected(place).create_table(TABLE, described)
+        if replacing:
+            table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+        else:
+            table.add(rows)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"The index {place} cannot be written: {_said(error)}; what was written stays.") from error
+    return table
+
+
+def _remove(table: Any, keys: Iterable[str]) -> None:
+    for some in _chunks(keys):
+        quoted = ", ".join("'" + key.replace("'", "''") + "'" for key in some)
+        table.delete(f"key IN ({quoted})")
+
+
+def _chunks(keys: Iterable[str]) -> Iterator[list[str]]:
+    left = iter(keys)
+    while some := list(itertools.islice(left, CHUNK)):
+        yield some
+
+
+def _arrange(table: Any) -> None:
+    """Small pieces become large ones, words can be looked up, and vectors too where that pays."""
+    from lancedb.index import FTS, HnswSq
+
+    table.optimize()
+    indexed = {column for index in table.list_indices() for column in index.columns}
+    if "text" not in indexed:
+        table.create_index("text", config=FTS())
+    if "vector" not in indexed and table.count_rows() >= ANN_FROM:
+        table.create_index("vector", config=HnswSq(distance_type="cosine"))
+
+
+def _said(error: Exception) -> str:
+    """The first sentence of what LanceDB says, without the kinds of its errors."""
+    first = re.split(r"\.\s|\n", str(error).strip())[0].rstrip(".")
+    return re.sub(r"^((Invalid input|Schema error|lance error|LanceError\(\w+\))[,:] )+", "", first)
