@@ -22,6 +22,7 @@ from polymodal import corpora
 from polymodal.data.loader import Bucketed, Reader, TrainingData, batch_order
 from polymodal.errors import UserError
 from polymodal.layers.lora import LoRALinear, add_lora, merge_lora
+from polymodal.layers.projector import projector
 from polymodal.modalities import Text
 from polymodal.recipes.dual_encoders import clip, siglip, sparc
 from polymodal.training import Interrupted, load_run, train
@@ -144,6 +145,20 @@ def test_cached_gradients_of_small_pieces_equal_those_of_the_whole_batch(name, s
     cached_losses, cached = gradients_of(model, pieces)
     assert_close(losses, cached_losses)
     assert_close(expected, cached)
+
+
+def test_batch_norm_is_not_cut_into_pieces(small_emoji):
+    class Normed(clip.CLIP):
+        def __init__(self, recipe, vocabulary):
+            super().__init__(recipe, vocabulary)
+            self.norm = projector([8, 8, 8])
+
+    recipe = clip.Recipe()
+    processor = recipe.processor(small_emoji)
+    model = Normed(recipe, processor.tokenizer.vocabulary)
+    pieces = data_of(small_emoji, recipe, processor, micro_batch=12).batch(0)
+    with pytest.raises(UserError, match="batch norm"):
+        gradients_of(model, pieces)
 
 
 def test_a_method_with_losses_of_its_own_takes_the_mean_over_pieces(small_emoji):

@@ -47,7 +47,7 @@ def assert_close(one, other, tolerance=1e-5):
         torch.testing.assert_close(one[name], other[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
-@pytest.fixture(scope="module", params=["clip", "siglip", "sparc"])
+@pytest.fixture(scope="module", params=["clip", "siglip", "sparc", "improved_clip"])
 def alone(request, tmp_path_factory):
     """A recipe, and its run by one process."""
     out = tmp_path_factory.mktemp("alone") / request.param
@@ -70,6 +70,22 @@ def test_two_processes_of_half_a_batch_equal_one_process_of_all(alone, parallel,
     for one, other in zip(*histories, strict=True):
         for name, loss in one.get("losses", {}).items():
             assert other["losses"][name] == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--addition", "barlip"),
+        ("--addition", "byolip"),
+        ("--addition", "swalip", "--label-smoothing", "0"),
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_losses_with_statistics_over_the_batch_take_all_of_it(flags, tmp_path):
+    run([*TRAIN, *options(tmp_path / "one", "improved_clip", "3steps"), *flags])
+    two = options(tmp_path / "two", "improved_clip", "3steps")
+    run(torchrun(2, "-m", "polymodal", "train", *two, *flags))
+    assert_close(weights(tmp_path / "one"), weights(tmp_path / "two"), 1e-4)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

@@ -5,7 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polymodal.layers.processes import all_rows, process_count
 
 
 def projector(sizes: Sequence[int], last_norm: bool = False) -> nn.Sequential:
@@ -15,5 +19,25 @@ def projector(sizes: Sequence[int], last_norm: bool = False) -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for into, out in itertools.pairwise(sizes):
-        layers += [nn.Linear(into, out, bias=False), nn.BatchNorm1d(out), nn.ReLU()]
+        layers += [nn.Linear(into, out, bias=False), BatchNorm(out), nn.ReLU()]
     return nn.Sequential(*layers[: -1 if last_norm else -2])
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm over the rows of all processes, on any device; torch's own SyncBatchNorm wants a GPU."""
+
+    def forward(self, x: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:
+        if not self.training or process_count() == 1:
+            return super().forward(x)
+        count = process_count() * len(x)
+        mean = all_rows(x.float().mean(0, keepdim=True)).mean(0)
+        variance = all_rows((x.float() - mean).square().mean(0, keepdim=True)).mean(0)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        assert self.num_batches_tracked is not None
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        return ((x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(x.dtype)

@@ -3,7 +3,7 @@
 Neither loss ever holds the batch x batch matrix: logits are computed in blocks of rows, and computed again in the
 backward pass (a loop over blocks alone would not do, since autograd keeps each block's logits). When several processes
 train, each gives its own rows of the batch and gets the mean loss of these rows against the rows of all processes
-(see `objectives.processes`). Computed at least in float32, also under autocast.
+(see `layers.processes`). Computed at least in float32, also under autocast.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from polymodal.objectives.processes import gather, process_rank, sum_of_own
+from polymodal.layers.processes import gather, process_rank, sum_of_own
 
 BLOCK = 4_194_304  # logits in memory at once: 16 MiB of float32
 

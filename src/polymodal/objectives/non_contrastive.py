@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from polymodal.layers.processes import all_rows
+
 
 def prediction_loss(prediction: Float[Tensor, "batch dim"], target: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
     """2 - 2 cos(prediction, target), no gradient into the target (SimSiam, equation 1; BYOL, equation 2). In [0, 4]."""
@@ -17,8 +19,10 @@ def barlow_twins(
 ) -> Float[Tensor, ""]:
     """Cross-correlation of two views against the identity (Barlow Twins, equation 1); 0 only when they are equal.
 
-    a, b: each dimension with mean 0 and variance 1 over the batch (a batch norm at the end of the projector).
+    a, b: each dimension with mean 0 and variance 1 over the batch (a batch norm at the end of the projector). With
+    several processes the batch is that of all of them.
     """
+    a, b = all_rows(a), all_rows(b)
     correlation = a.T @ b / len(a)
     diagonal = correlation.diagonal()
     return (diagonal - 1).square().sum() + off_diagonal * (correlation.square().sum() - diagonal.square().sum())

@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from polymodal.errors import UserError
 from polymodal.types import Batch
 
 
@@ -68,7 +70,14 @@ def backward(
 
 
 def represented(method: Comparison, batches: list[Batch], forward: Forward) -> dict[str, Tensor]:
-    """What represents the examples of all micro-batches, computed without a graph, and a beginning of one."""
+    """What represents the examples of all micro-batches, computed without a graph, and a beginning of one.
+
+    Raises UserError for a method that represents examples by the batch that they are in.
+    """
+    if isinstance(method, nn.Module) and any(isinstance(module, _BatchNorm) for module in method.modules()):
+        raise UserError(
+            "This method has batch norm, which looks at the whole batch; leave out --micro-batch and --harmonise-group."
+        )
     pieces = []
     with torch.no_grad():
         for number, batch in enumerate(batches):

@@ -22,6 +22,7 @@ from polymodal.draws import Draws
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
+from polymodal.layers.processes import all_rows
 from polymodal.layers.projector import projector
 from polymodal.layers.teacher import Teacher
 from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment
@@ -129,7 +130,11 @@ class ImprovedCLIP(DualEncoder):
         return image.chunk(views), text.chunk(views)
 
     def _swapped_assignments(self, pictures: list[Tensor], captions: list[Tensor]) -> Tensor:
-        """Each pair of views predicts the balanced assignment of the other views of the same examples."""
+        """Each pair of views predicts the balanced assignment of the other views of the same examples.
+
+        An assignment is balanced over the whole batch, so that every process looks at all of it.
+        """
+        pictures, captions = ([all_rows(view) for view in views] for views in (pictures, captions))
         count, terms = len(pictures), []
         for i, j in itertools.product(range(count), repeat=2):
             target = (pictures[count - 1 - i] @ captions[count - 1 - j].T).detach()

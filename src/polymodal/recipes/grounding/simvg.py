@@ -30,6 +30,7 @@ from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.detection import BoxHead, QueryDecoder, keep_signal
 from polymodal.layers.positions import sine_positions, sine_positions_2d
+from polymodal.layers.processes import gather
 from polymodal.layers.word_head import WordHead
 from polymodal.modalities.boxes import BoxSets, intersection_over_union, to_corners
 from polymodal.modalities.padding import Padded
@@ -37,7 +38,6 @@ from polymodal.modalities.text import TextTokenizer, Tokenizer, Tokens
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.detection import OBJECT, detection_loss, match
 from polymodal.objectives.masked import mean_cross_entropy
-from polymodal.objectives.processes import gather
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 

@@ -24,7 +24,6 @@ from polymodal.data.video_sound_text import VideoSoundTextProcessor
 from polymodal.draws import Draws
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
-from polymodal.layers.projector import projector
 from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
 from polymodal.modalities import Audio, Video
 from polymodal.modalities.image import patchify
@@ -65,7 +64,10 @@ class VATT(Comparison, nn.Module):
         self.backbone = Transformer(width, config.depth, config.heads)
         self.norm_after = nn.LayerNorm(width)
         self.video_head, self.sound_head = nn.Linear(width, recipe.dim), nn.Linear(width, recipe.dim)
-        self.deeper = projector([recipe.dim, recipe.dim, recipe.text_dim])
+        # Without the paper's batch norm, which would see the few examples of a group.
+        self.deeper = nn.Sequential(
+            nn.Linear(recipe.dim, recipe.dim), nn.ReLU(), nn.Linear(recipe.dim, recipe.text_dim)
+        )
         self.text_head = nn.Linear(width, recipe.text_dim)
         self.log_sound_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.log_text_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))

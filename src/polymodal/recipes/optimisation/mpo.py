@@ -26,11 +26,11 @@ from polymodal.data.instructions import one_of
 from polymodal.data.sequence import beside
 from polymodal.draws import Draws
 from polymodal.errors import UserError
+from polymodal.layers.processes import gather
 from polymodal.modalities import Preferences
 from polymodal.modalities.preference import Preference
 from polymodal.objectives.autoregressive import sum_by_sequence
 from polymodal.objectives.preference import aot, bco, dpo, hinge, ipo, orpo, robust_dpo, sppo
-from polymodal.objectives.processes import gather
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.language_models._base import MonolithRecipe, MultimodalLanguageModel
 from polymodal.training.run import Run
