@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from polymodal.errors import UserError, unknown
+from polymodal.errors import UserError, needs, unknown
 from polymodal.types import Budget
 
 if TYPE_CHECKING:
@@ -454,6 +454,59 @@ def _search_index(place: str, arguments: Arguments) -> None:
     if seen:
         save_picture(contact_sheet(seen), options.out)
         _console().print(f"The pictures are in {options.out}.", highlight=False)
+
+
+def serve(arguments: Arguments) -> None:
+    """answer over HTTP: vectors, search, scores, classes, and what the run generates"""
+    place, rest = _positional(arguments, "serve RUN [--index DIR] [--port 8000]")
+    try:
+        from polymodal.serving.server import Limits, create_app
+    except ImportError as error:
+        raise needs(error.name or "fastapi", "serve", "A server") from error
+
+    @dataclass(frozen=True)
+    class Options:
+        index: str | None = None
+        """An index that the run has made, for /search."""
+        host: str = "127.0.0.1"
+        """The address to listen at; 0.0.0.0 is every one of this machine."""
+        port: int = 8000
+        """The port to listen at."""
+        api_key: str | None = None
+        """What clients have to send as their key; POLYMODAL_API_KEY does the same. Without it, everybody may ask."""
+        largest_batch: int = 64
+        """Texts, pictures or sounds that are computed together, at most."""
+        room: int = 1024
+        """Of them, how many may wait; more are answered with 429."""
+
+    given = _parse_together({"options": Options, "limits": Limits}, rest, "serve RUN", serve)
+    options = given.options
+    from polymodal.serving.index import Index
+    from polymodal.training import load_run
+
+    run, index = load_run(place), None
+    if options.index is not None:
+        index = Index(options.index)
+        index.check(run)
+    key = options.api_key or os.environ.get("POLYMODAL_API_KEY")
+    app = create_app(run, index, given.limits, key, options.largest_batch, options.room)
+    _listen(app, run.name, options.host, options.port)
+
+
+def _listen(app: Any, name: str, host: str, port: int) -> None:
+    """Until Ctrl-C or SIGTERM; requests that are being answered are answered first."""
+    import socket
+
+    import uvicorn
+
+    try:
+        listener = socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        raise UserError(f"Nothing can listen at {host}:{port}: {error}; choose another --port.") from error
+    address = f"http://{host}:{listener.getsockname()[1]}"
+    _console().print(f"{name} answers at {address} (requests to try: {address}/docs). Ctrl-C ends it.", highlight=False)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30, backlog=2048)
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def generate(arguments: Arguments) -> None:
@@ -1169,6 +1222,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "embed": embed,
     "index": index,
     "search": search,
+    "serve": serve,
     "generate": generate,
     "ask": ask,
     "locate": locate,

@@ -140,12 +140,16 @@ class Index:
         Raises UserError for one with other weights, whose vectors mean something else.
         """
         run = load_run(place or self.about.run)
+        self.check(run)
+        return run
+
+    def check(self, run: Run) -> None:
+        """Raises UserError for a run with other weights."""
         if weights_key(run.model) != self.about.weights:
             raise UserError(
-                f"The index {self.place} was made with other weights than those of {place or self.about.run}; "
+                f"The index {self.place} was made with other weights than those of {run.directory}; "
                 "index the data again."
             )
-        return run
 
     def find(
         self, query: Float[np.ndarray, " dim"], count: int = 10, where: str | None = None, words: str | None = None

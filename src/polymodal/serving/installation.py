@@ -24,6 +24,7 @@ WHAT_FOR = {
     "worlds": "the corpora worlds and driving",
     "hub": "published weights: --init hf:..., --vision, --text, --audio, --lm; export --to transformers",
     "index": "index, and search in an index",
+    "serve": "serve",
     "export": "export --to onnx and --to sentence-transformers",
     "dev": "make test",
     "bench": "benchmarks beside open_clip",

@@ -1,0 +1,141 @@
+"""Requests of many clients, answered together: a bounded queue in front of one thread that computes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Busy(Exception):
+    """The queue is full."""
+
+
+class Late(Exception):
+    """The deadline passed before the answer was there."""
+
+
+@dataclass
+class _Asked:
+    """The values of one request, which are answered together. kind: only values of one kind are computed together."""
+
+    kind: str
+    values: list[Any]
+    until: float
+    answer: asyncio.Future[list[Any]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class MicroBatcher:
+    """Gathers what is asked for while the last batch is computed, and for a short while when nothing is.
+
+    compute: from a kind and values to an answer for each; runs in one thread. largest: values of a batch. patience:
+    seconds that a first value waits for others. room: values that may wait; beyond them `ask` raises Busy.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[str, list[Any]], list[Any]],
+        largest: int = 64,
+        patience: float = 0.002,
+        room: int = 1024,
+        computed: Callable[[int], None] = lambda size: None,
+    ):
+        """computed: is told the size of every batch."""
+        self.compute = compute
+        self.largest = largest
+        self.patience = patience
+        self.room = room
+        self.computed = computed
+        self.waiting = 0
+        self._queue: asyncio.Queue[_Asked] = asyncio.Queue()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._worker: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to answer, in the event loop that is running."""
+        self._worker = asyncio.get_running_loop().create_task(self._work())
+
+    async def stop(self) -> None:
+        """Answer what waits, then end."""
+        while self.waiting:
+            await asyncio.sleep(0.01)
+        if self._worker is not None:
+            self._worker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._worker
+        self._thread.shutdown()
+
+    async def ask(self, kind: str, values: list[Any], seconds: float) -> list[Any]:
+        """An answer for each value, within so many seconds.
+
+        Raises Busy, Late, or what `compute` raises for these values alone.
+        """
+        if not values:
+            return []
+        if self.waiting + len(values) > self.room:
+            raise Busy
+        asked = _Asked(kind, values, time.monotonic() + seconds)
+        self.waiting += len(values)
+        self._queue.put_nowait(asked)
+        try:
+            return await asyncio.wait_for(asked.answer, seconds)
+        except TimeoutError as error:
+            raise Late from error
+
+    async def _work(self) -> None:
+        while True:
+            batch = await self._gathered()
+            for kind, some in _by_kind(batch):
+                await self._answer(kind, some)
+            self.waiting -= sum(len(asked.values) for asked in batch)
+
+    async def _gathered(self) -> list[_Asked]:
+        batch = [await self._queue.get()]
+        size, closes = len(batch[0].values), time.monotonic() + self.patience
+        while size < self.largest:
+            try:
+                asked = self._queue.get_nowait()
+            except asyncio.QueueEmpty:
+                if (left := closes - time.monotonic()) <= 0:
+                    break
+                try:
+                    asked = await asyncio.wait_for(self._queue.get(), left)
+                except TimeoutError:
+                    break
+            batch.append(asked)
+            size += len(asked.values)
+        return batch
+
+    async def _answer(self, kind: str, batch: list[_Asked]) -> None:
+        """What nobody waits for any longer is not computed."""
+        batch = [asked for asked in batch if not asked.answer.done() and asked.until > time.monotonic()]
+        values = [value for asked in batch for value in asked.values]
+        if not values:
+            return
+        try:
+            answers = await self._in_thread(kind, values)
+        except Exception as error:
+            if len(batch) > 1:  # one request's values spoil no other's
+                for asked in batch:
+                    await self._answer(kind, [asked])
+            elif not batch[0].answer.done():
+                batch[0].answer.set_exception(error)
+            return
+        self.computed(len(values))
+        left = iter(answers)
+        for asked in batch:
+            own = [next(left) for _ in asked.values]
+            if not asked.answer.done():
+                asked.answer.set_result(own)
+
+    async def _in_thread(self, kind: str, values: list[Any]) -> list[Any]:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.compute, kind, values)
+
+
+def _by_kind(batch: list[_Asked]) -> Iterator[tuple[str, list[_Asked]]]:
+    for kind in dict.fromkeys(asked.kind for asked in batch):
+        yield kind, [asked for asked in batch if asked.kind == kind]

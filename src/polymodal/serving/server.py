@@ -1,0 +1,465 @@
+"""A run behind HTTP: vectors, search, scores, classes and texts, as JSON.
+
+Requests of many clients are computed together. What a request may hold is limited, nothing in it is fetched or opened
+by name, and every error has one shape: `{"error": {"code": ..., "message": ...}}`.
+"""
+
+import asyncio
+import base64
+import binascii
+import hmac
+import io
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from fastapi import Body, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from PIL import Image as PILImage
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from polymodal.errors import UnreadableExample, UserError
+from polymodal.layers.decoding import Decoding
+from polymodal.modalities import Audio, Image
+from polymodal.modalities.image import to_rgb
+from polymodal.serving.asking import ask_about
+from polymodal.serving.batching import Busy, Late, MicroBatcher
+from polymodal.serving.generation import generate_pictures
+from polymodal.serving.index import Index
+from polymodal.training.run import Run
+from polymodal.types import CanAnswer, CanGenerate, CanWrite
+
+log = logging.getLogger("polymodal.server")
+OPEN = ("/healthz", "/readyz")  # that ask for no key
+USUAL_SCALE = 1 / 0.07  # of similarities, for methods that learn none
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may hold, and how long it may take."""
+
+    body_bytes: int = 32 * 2**20
+    """Bytes of a request."""
+    pixels: int = 50_000_000
+    """Pixels of a picture."""
+    seconds: float = 60.0
+    """Seconds of a sound."""
+    characters: int = 10_000
+    """Characters of a text."""
+    items: int = 64
+    """Texts, pictures or sounds of a request."""
+    deadline: float = 30.0
+    """Seconds after which a request is answered with 504."""
+
+
+class Refused(Exception):
+    """A request that is not answered, with its status and the code and message of the error."""
+
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None):
+        super().__init__(message)
+        self.status, self.code, self.message, self.headers = status, code, message, headers
+
+    def response(self) -> JSONResponse:
+        return JSONResponse({"error": {"code": self.code, "message": self.message}}, self.status, self.headers)
+
+
+class Asked(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Values(Asked):
+    text: list[str] = Field([], description="Texts.")
+    image: list[str] = Field([], description="Encoded pictures (PNG, JPEG, WebP ...) in base64.")
+    sound: list[str] = Field([], description="Encoded sounds (WAV, FLAC, Ogg ...) in base64.")
+
+
+class Query(Asked):
+    text: str | None = None
+    image: str | None = Field(None, description="A picture in base64, in place of words.")
+    sound: str | None = Field(None, description="A sound in base64, in place of words.")
+    top: int = Field(10, ge=1, le=100)
+    where: str | None = Field(None, max_length=1000, description="A condition in SQL on key, split and metadata.")
+    hybrid: bool = Field(False, description="Also look for the words in the captions.")
+    thumbnails: bool = Field(False, description="With small pictures, JPEG in base64.")
+
+
+class Labels(Asked):
+    image: list[str] = []
+    sound: list[str] = []
+    labels: list[str] = Field(min_length=1)
+    template: str = Field("{}", description="A text about a label, which stands in it as {}.")
+
+
+class Wanted(Asked):
+    image: list[str] = Field([], description="Pictures to say something of.")
+    question: str = Field("", description="About each picture; without it, a caption.")
+    words: list[str] = Field([], description="What to make pictures of.")
+    count: int = Field(1, ge=1, le=16, description="Pictures of each.")
+    steps: int = Field(8, ge=1, le=100)
+    seed: int = 0
+
+
+class OpenAIEmbeddings(Asked):
+    model_config = ConfigDict(extra="ignore")
+    input: str | list[str]
+    model: str = ""
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+class Service:
+    """What the server knows: the run, its index, the limits, and the figures that it reports."""
+
+    def __init__(self, run: Run, index: Index | None, limits: Limits, batcher: MicroBatcher):
+        self.run, self.index, self.limits, self.batcher = run, index, limits, batcher
+        self.ready = False
+        self.pictures, self.sounds = Image(), Audio(longest=limits.seconds)
+
+    async def call(self, what: Callable[[], Any]) -> Any:
+        """Something else that computes, in the same thread."""
+        (answer,) = await self.batcher.ask("call", [what], self.limits.deadline)
+        return answer
+
+    async def decoded(self, column: str, values: list[str]) -> list[Any]:
+        """Texts as they are; pictures and sounds out of base64. Raises Refused or UnreadableExample."""
+        return await run_in_threadpool(self._decoded, column, values)
+
+    async def vectors(self, **columns: list[Any]) -> dict[str, np.ndarray]:
+        """Of texts as they are, and of encoded pictures and sounds."""
+        decoded = {name: await self.decoded(name, values) for name, values in columns.items() if values}
+        if not decoded:
+            raise Refused(400, "empty", "Give at least one text, picture or sound.")
+        parts = [self.batcher.ask(name, values, self.limits.deadline) for name, values in decoded.items()]
+        return {name: np.stack(part) for name, part in zip(decoded, await asyncio.gather(*parts), strict=True)}
+
+    def _decoded(self, column: str, values: list[str]) -> list[Any]:
+        if len(values) > self.limits.items:
+            raise Refused(413, "too_many", f"A request has at most {self.limits.items} values of a kind.")
+        if column == "text":
+            return [self._text(value) for value in values]
+        return [self._picture(value) if column == "image" else self._sound(value) for value in values]
+
+    def _text(self, value: str) -> str:
+        if len(value) > self.limits.characters:
+            raise Refused(413, "too_long", f"A text has at most {self.limits.characters:,} characters.")
+        if not value.strip():
+            raise Refused(400, "empty", "A text is empty.")
+        return value
+
+    def _picture(self, value: str) -> PILImage.Image:
+        picture = self.pictures.decode(_bytes(value))
+        if picture.width * picture.height > self.limits.pixels:
+            raise Refused(413, "too_large", f"A picture has at most {self.limits.pixels:,} pixels.")
+        try:
+            return to_rgb(picture)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UnreadableExample("the picture is damaged") from error
+
+    def _sound(self, value: str) -> np.ndarray:
+        import soundfile
+
+        encoded = _bytes(value)
+        try:
+            about = soundfile.info(io.BytesIO(encoded))
+        except soundfile.SoundFileError as error:
+            raise UnreadableExample(f"the sound cannot be decoded: {error}") from error
+        if about.duration > self.limits.seconds:
+            raise Refused(413, "too_long", f"A sound has at most {self.limits.seconds:g} seconds.")
+        return self.sounds.decode(encoded)
+
+    @property
+    def scale(self) -> float:
+        """What similarities are multiplied with before a softmax: what the method has learned."""
+        learned = getattr(self.run.model, "scale", None)
+        return float(learned.detach()) if isinstance(learned, torch.Tensor) else USUAL_SCALE
+
+
+def create_app(
+    run: Run,
+    index: Index | None = None,
+    limits: Limits = Limits(),
+    api_key: str | None = None,
+    largest_batch: int = 64,
+    room: int = 1024,
+) -> FastAPI:
+    """The application. largest_batch: values that are computed together; room: values that may wait for that."""
+    registry = CollectorRegistry()
+    steps = (1, 2, 4, 8, 16, 32, 64, 128)
+    sizes = Histogram("polymodal_batch_size", "Values computed together", registry=registry, buckets=steps)
+
+    def compute(kind: str, values: list[Any]) -> list[Any]:
+        if kind == "call":
+            return [call() for call in values]
+        return list(run.embed(largest_batch, **{kind: values})[kind].numpy())
+
+    batcher = MicroBatcher(compute, largest_batch, room=room, computed=sizes.observe)
+    service = Service(run, index, limits, batcher)
+    Gauge("polymodal_waiting", "Values that wait", registry=registry).set_function(lambda: batcher.waiting)
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        batcher.start()
+        service.ready = True
+        yield
+        service.ready = False
+        await batcher.stop()
+
+    app = FastAPI(title=f"polymodal: {run.name}", version="1", lifespan=life, redoc_url=None)
+    app.state.service = service
+    app.add_middleware(_Guard, service=service, api_key=api_key, registry=registry)
+    _errors(app)
+    _about_itself(app, service, registry)
+    _answers(app, service)
+    return app
+
+
+def _about_itself(app: FastAPI, service: Service, registry: CollectorRegistry) -> None:
+    @app.get("/healthz")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def ready() -> dict[str, str]:
+        if not service.ready:
+            raise Refused(503, "not_ready", "The server is starting or stopping.")
+        return {"status": "ready"}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+
+def _answers(app: FastAPI, service: Service) -> None:
+    run, examples = service.run, {name: Body(openapi_examples=of) for name, of in _examples(service.run).items()}
+
+    @app.post("/embed")
+    async def embed(asked: Annotated[Values, examples["embed"]]) -> dict[str, list[list[float]]]:
+        """L2-normalised vectors, in the order of what was given."""
+        found = await service.vectors(**asked.model_dump())
+        return {name: vectors.tolist() for name, vectors in found.items()}
+
+    @app.post("/score")
+    async def score(asked: Annotated[Values, examples["score"]]) -> dict[str, list[list[float]]]:
+        """Cosines of every text (rows) with every picture or sound (columns)."""
+        if not asked.text or bool(asked.image) == bool(asked.sound):
+            raise Refused(400, "invalid_request", "Give texts, and pictures or sounds to compare them with.")
+        found = await service.vectors(**asked.model_dump())
+        return {"similarity": (found["text"] @ found["image" if asked.image else "sound"].T).tolist()}
+
+    @app.post("/classify")
+    async def classify(
+        asked: Annotated[Labels, examples["classify"]],
+    ) -> dict[str, list[dict[str, float]]]:
+        """For each picture or sound, how likely each label is: a softmax over similarities with texts about them."""
+        if bool(asked.image) == bool(asked.sound):
+            raise Refused(400, "invalid_request", "Give pictures or sounds to classify.")
+        if "{}" not in asked.template:
+            raise Refused(400, "invalid_request", "The template has a place for the label: {}.")
+        texts = [asked.template.replace("{}", label) for label in asked.labels]
+        found = await service.vectors(text=texts, image=asked.image, sound=asked.sound)
+        similar = torch.from_numpy(found["image" if asked.image else "sound"] @ found["text"].T)
+        likely = (service.scale * similar).softmax(1).tolist()
+        return {"probabilities": [dict(zip(asked.labels, row, strict=True)) for row in likely]}
+
+    @app.post("/search", include_in_schema=service.index is not None)
+    async def search(asked: Annotated[Query, examples["search"]]) -> dict[str, list[dict[str, Any]]]:
+        """The examples of the index most similar to words, a picture or a sound, best first."""
+        if service.index is None:
+            raise Refused(404, "no_index", "This server has no index; start it with --index DIR.")
+        given = {name: value for name in ("text", "image", "sound") if (value := getattr(asked, name)) is not None}
+        if len(given) != 1 or (asked.hybrid and asked.text is None):
+            raise Refused(400, "invalid_request", "Give a text, a picture or a sound; hybrid search needs a text.")
+        ((_, vectors),) = (await service.vectors(**{name: [value] for name, value in given.items()})).items()
+        words = asked.text if asked.hybrid else None
+        found = await run_in_threadpool(service.index.find, vectors[0], asked.top, asked.where, words)
+        results = []
+        for hit in found:
+            record = hit._asdict() | {"thumbnail": None}
+            if asked.thumbnails and hit.thumbnail is not None:
+                record["thumbnail"] = base64.b64encode(hit.thumbnail).decode()
+            results.append(record)
+        return {"results": results}
+
+    @app.post("/v1/embeddings")
+    async def openai_embeddings(
+        asked: Annotated[OpenAIEmbeddings, examples["openai"]],
+    ) -> dict[str, Any]:
+        """Vectors of texts in the shape of OpenAI's API."""
+        texts = [asked.input] if isinstance(asked.input, str) else asked.input
+        vectors = (await service.vectors(text=texts))["text"].astype("<f4")
+        packed = asked.encoding_format == "base64"
+        listed = [base64.b64encode(vector.tobytes()).decode() if packed else vector.tolist() for vector in vectors]
+        data = [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(listed)]
+        tokenizer = getattr(run.processor, "tokenizer", None)
+        count = int(tokenizer(texts).lengths.sum()) if tokenizer is not None else 0
+        usage = {"prompt_tokens": count, "total_tokens": count}
+        return {"object": "list", "data": data, "model": run.name, "usage": usage}
+
+    @app.post("/generate", include_in_schema=isinstance(run.model, CanWrite | CanAnswer | CanGenerate))
+    async def generate(asked: Annotated[Wanted, examples["generate"]]) -> dict[str, Any]:
+        """Texts about pictures, or pictures of words, whatever the run's method makes."""
+        if bool(asked.image) == bool(asked.words):
+            raise Refused(400, "invalid_request", "Give pictures to say something of, or words to make pictures of.")
+        if asked.words:
+            words = await service.decoded("text", asked.words)
+            made = await service.call(lambda: generate_pictures(run, words, asked.count, asked.steps, asked.seed))
+            return {"images": [[_png(picture) for picture in row] for row in made]}
+        pictures = await service.decoded("image", asked.image)
+        texts = await service.call(lambda: ask_about(run, pictures, asked.question, Decoding(), asked.seed))
+        return {"texts": texts}
+
+
+def _errors(app: FastAPI) -> None:
+    """Every error in one shape; what the user cannot have caused is logged."""
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(UserError)
+    async def wrong(request: Request, error: UserError) -> JSONResponse:
+        return Refused(400, "invalid_request", str(error)).response()
+
+    @app.exception_handler(UnreadableExample)
+    async def unreadable(request: Request, error: UnreadableExample) -> JSONResponse:
+        reason = str(error)
+        return Refused(400, "unreadable", f"{reason[0].upper()}{reason[1:]}.").response()
+
+    @app.exception_handler(Busy)
+    async def busy(request: Request, error: Busy) -> JSONResponse:
+        return Refused(429, "busy", "Too many requests wait; try again in a second.", {"Retry-After": "1"}).response()
+
+    @app.exception_handler(Late)
+    async def late(request: Request, error: Late) -> JSONResponse:
+        return Refused(504, "too_late", "The answer was not there before the deadline.").response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        return Refused(400, "invalid_request", f"{where}: {first['msg']}." if where else f"{first['msg']}.").response()
+
+    @app.exception_handler(HTTPException)
+    async def no_such(request: Request, error: HTTPException) -> JSONResponse:
+        said = f"{request.method} {request.url.path} is not answered; /docs shows what is."
+        return Refused(error.status_code, "no_such_place", said, dict(error.headers or {})).response()
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s failed", request.url.path, exc_info=error)
+        return Refused(500, "internal", "Something went wrong; the server's log says what.").response()
+
+
+class _Guard:
+    """Around everything: the key, the size of a request's body, and the figures of every request."""
+
+    def __init__(self, app: ASGIApp, service: Service, api_key: str | None, registry: CollectorRegistry):
+        self.app, self.service, self.api_key = app, service, api_key
+        self.requests = Counter("polymodal_requests", "Requests", ("path", "status"), registry=registry)
+        self.seconds = Histogram("polymodal_request_seconds", "Time to the answer", ("path",), registry=registry)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begin, status = time.perf_counter(), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            self._check_key(scope)
+            body = await self._body(scope, receive)
+            await self.app(scope, _again(body, receive), noted)
+        except Refused as error:
+            await error.response()(scope, receive, noted)
+        finally:
+            path = getattr(scope.get("route"), "path", "other")
+            self.requests.labels(path, str(status)).inc()
+            self.seconds.labels(path).observe(time.perf_counter() - begin)
+
+    def _check_key(self, scope: Scope) -> None:
+        if self.api_key is None or scope["path"] in OPEN:
+            return
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if not hmac.compare_digest(given, f"Bearer {self.api_key}".encode()):
+            raise Refused(401, "no_key", "Send the key: Authorization: Bearer KEY.", {"WWW-Authenticate": "Bearer"})
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """All of it, for what is too large must not be kept in memory first."""
+        limits = self.service.limits
+        said = f"A request has at most {limits.body_bytes:,} bytes."
+        too_large = Refused(413, "too_large", said, {"Connection": "close"})
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if length.isdigit() and int(length) > limits.body_bytes:
+            raise too_large
+        body, more = bytearray(), True
+        while more:
+            try:
+                message = await asyncio.wait_for(receive(), limits.deadline)
+            except TimeoutError as error:
+                raise Refused(408, "too_slow", "The request did not come in time.") from error
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > limits.body_bytes:
+                raise too_large
+        return bytes(body)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Gives the body once, then what comes after it, such as that the client has left."""
+    given = False
+
+    async def next_message() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return next_message
+
+
+def _bytes(value: str) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Refused(400, "invalid_request", "A picture or sound is not base64.") from error
+
+
+def _png(picture: PILImage.Image) -> str:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _examples(run: Run) -> dict[str, dict[str, Any]]:
+    """Requests that this run answers, for the documentation at /docs."""
+    columns = getattr(run.processor, "columns", {"text": None, "image": None})
+    picture = _png(PILImage.new("RGB", (32, 32), (200, 30, 30)))
+    shown = {"image": [picture]} if "image" in columns else {}
+    text = {"text": ["a red fruit"]} if "text" in columns else {}
+    made = {"image": [picture], "question": "What is it?"} if isinstance(run.model, CanWrite | CanAnswer) else {}
+    if isinstance(run.model, CanGenerate):
+        made = {"words": ["a red fruit"]}
+    values = {
+        "embed": text | shown,
+        "score": text | shown,
+        "classify": shown | {"labels": ["fruit", "animal"], "template": "a picture of {}"},
+        "search": {"text": "a red fruit", "top": 5},
+        "openai": {"input": ["a red fruit"], "model": run.name},
+        "generate": made,
+    }
+    return {name: {"one": {"value": value}} for name, value in values.items()}

@@ -1,0 +1,300 @@
+"""The HTTP service: right answers to many at once, one shape of errors, limits, and a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+import urllib.request
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from fastapi.testclient import TestClient
+from PIL import Image as PILImage
+
+from polymodal import corpora
+from polymodal.recipes.dual_encoders import clip
+from polymodal.serving.batching import Busy, Late, MicroBatcher
+from polymodal.serving.index import Index, build_index
+from polymodal.serving.server import Limits, create_app
+from polymodal.training import train
+from polymodal.types import Budget
+
+
+def png(colour=(200, 20, 20), size=(32, 32)) -> bytes:
+    file = io.BytesIO()
+    PILImage.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A run, and an index that it has made."""
+    folder = tmp_path_factory.mktemp("served")
+    rows = [{"id": f"k{n}", "image": png((n * 3, 90, 200 - n)), "caption": f"plate {n}"} for n in range(60)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "plates.parquet")
+    corpus = corpora.from_path(folder / "plates.parquet")
+    run = train(clip.Recipe(batch_size=16), corpus, Budget(steps=2), out=folder / "run")
+    build_index(run, corpus, str(folder / "index"))
+    return run, Index(str(folder / "index"))
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    with TestClient(create_app(*served)) as client:
+        yield client
+
+
+def test_vectors_scores_and_classes_are_those_of_the_run(client, served):
+    run, _ = served
+    texts, pictures = ["a red plate", "plate 7"], [png((10, 200, 30)), png()]
+    found = client.post("/embed", json={"text": texts, "image": [b64(p) for p in pictures]}).json()
+    own = {name: vectors.numpy() for name, vectors in run.embed(text=texts, image=pictures).items()}
+    for name in ("text", "image"):
+        np.testing.assert_allclose(found[name], own[name], atol=1e-5)
+    asked = {"text": texts, "image": [b64(p) for p in pictures]}
+    similarity = np.array(client.post("/score", json=asked).json()["similarity"])
+    np.testing.assert_allclose(similarity, own["text"] @ own["image"].T, atol=1e-5)
+    asked = {"image": [b64(p) for p in pictures], "labels": ["red", "plate 7"], "template": "a {} plate"}
+    likely = client.post("/classify", json=asked).json()["probabilities"]
+    classes = run.embed(text=["a red plate", "a plate 7 plate"])["text"].numpy()
+    logits = float(run.model.scale.detach()) * own["image"] @ classes.T
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose([[row["red"], row["plate 7"]] for row in likely], expected, atol=1e-4)
+
+
+def test_search_and_the_shape_of_openai(client, served):
+    run, index = served
+    picture = index.find(run.embed(text=["plate 5"])["text"][0].numpy(), 1)[0]
+    results = client.post("/search", json={"text": "plate 5", "top": 3, "thumbnails": True}).json()["results"]
+    assert len(results) == 3
+    assert results[0]["key"] == picture.key
+    assert PILImage.open(io.BytesIO(base64.b64decode(results[0]["thumbnail"]))).size == (32, 32)
+    (same, *_) = client.post("/search", json={"image": b64(png((15, 90, 195)))}).json()["results"]
+    assert same["key"] == "k5"
+    vectors = run.embed(text=["a", "b"])["text"].numpy()
+    asked = {"input": ["a", "b"], "model": "any"}
+    answer = client.post("/v1/embeddings", json=asked).json()
+    assert [item["index"] for item in answer["data"]] == [0, 1]
+    np.testing.assert_allclose([item["embedding"] for item in answer["data"]], vectors, atol=1e-5)
+    packed = client.post("/v1/embeddings", json=asked | {"encoding_format": "base64"}).json()["data"][1]["embedding"]
+    np.testing.assert_allclose(np.frombuffer(base64.b64decode(packed), "<f4"), vectors[1], atol=1e-5)
+    assert answer["usage"]["prompt_tokens"] > 0
+
+
+def test_the_examples_of_the_documentation_run(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    assert "/generate" not in paths, "CLIP generates nothing"
+    tried = 0
+    for path, operations in paths.items():
+        if "post" in operations:
+            body = operations["post"]["requestBody"]["content"]["application/json"]
+            for example in body["examples"].values():
+                answer = client.post(path, json=example["value"])
+                assert answer.status_code == 200, (path, answer.json())
+                tried += 1
+    assert tried == 5
+
+
+def test_everybody_gets_the_answer_to_what_they_asked(client, served):
+    run, _ = served
+    texts = [f"plate {n}" for n in range(200)]
+    expected = run.embed(text=texts)["text"].numpy()
+
+    def ask(number: int) -> np.ndarray:
+        answer = client.post("/embed", json={"text": [texts[number]]})
+        if number % 20 == 3:
+            assert client.post("/embed", json={"image": ["AAAA"]}).status_code == 400
+        return np.array(answer.json()["text"][0])
+
+    with ThreadPoolExecutor(32) as threads:
+        found = list(threads.map(ask, range(200)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    sizes = client.get("/metrics").text
+    count, total = (float(re.search(rf"polymodal_batch_size_{what} (\S+)", sizes)[1]) for what in ("count", "sum"))
+    assert total / count > 1.2, "requests were computed together"
+
+
+def bomb(side: int) -> bytes:
+    """A few bytes that say they are a huge PNG."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def sound(seconds: float) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(int(8000 * seconds), np.float32), 8000, format="WAV")
+    return file.getvalue()
+
+
+REFUSED = {
+    "no JSON": ("/embed", b"{", 400, "invalid_request"),
+    "no list": ("/embed", {"text": "a"}, 400, "invalid_request"),
+    "unknown field": ("/embed", {"txt": ["a"]}, 400, "invalid_request"),
+    "nothing": ("/embed", {}, 400, "empty"),
+    "empty text": ("/embed", {"text": [" "]}, 400, "empty"),
+    "long text": ("/embed", {"text": ["a" * 10_001]}, 413, "too_long"),
+    "many": ("/embed", {"text": ["a"] * 65}, 413, "too_many"),
+    "no base64": ("/embed", {"image": ["!!"]}, 400, "invalid_request"),
+    "a path": ("/embed", {"image": ["/etc/hostname"]}, 400, None),
+    "a URL": ("/embed", {"image": ["http://localhost/x.png"]}, 400, "invalid_request"),
+    "no picture": ("/embed", {"image": [b64(b"hello")]}, 400, "unreadable"),
+    "half a picture": ("/embed", {"image": [b64(png(size=(300, 300))[:300])]}, 400, "unreadable"),
+    "huge picture": ("/embed", {"image": [b64(bomb(30_000))]}, 400, "unreadable"),
+    "large picture": ("/embed", {"image": [b64(bomb(8_000))]}, 413, "too_large"),
+    "no sound": ("/embed", {"sound": [b64(b"hello")]}, 400, "unreadable"),
+    "long sound": ("/embed", {"sound": [b64(sound(61))]}, 413, "too_long"),
+    "a run without ears": ("/embed", {"sound": [b64(sound(1))]}, 400, "invalid_request"),
+    "score of nothing": ("/score", {"text": ["a"]}, 400, "invalid_request"),
+    "no labels": ("/classify", {"image": [b64(png())], "labels": []}, 400, "invalid_request"),
+    "no place": ("/classify", {"image": [b64(png())], "labels": ["a"], "template": "a"}, 400, "invalid_request"),
+    "bad condition": ("/search", {"text": "a", "where": "x ="}, 400, "invalid_request"),
+    "two queries": ("/search", {"text": "a", "image": b64(png())}, 400, "invalid_request"),
+    "top": ("/search", {"text": "a", "top": 0}, 400, "invalid_request"),
+    "no place there": ("/nothing", {}, 404, "no_such_place"),
+    "generates nothing": ("/generate", {"image": [b64(png())]}, 400, "invalid_request"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_says_why(client, name):
+    path, body, status, code = REFUSED[name]
+    if isinstance(body, bytes):
+        answer = client.post(path, content=body, headers={"content-type": "application/json"})
+    else:
+        answer = client.post(path, json=body)
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert error.keys() == {"code", "message"}
+    assert code in (None, error["code"]), error
+    assert error["message"][0].isupper() or ":" in error["message"] or "/" in error["message"]
+    assert "Traceback" not in error["message"]
+
+
+def test_keys_and_sizes(served):
+    run, _ = served
+    with TestClient(create_app(run, limits=Limits(body_bytes=1000), api_key="secret")) as client:
+        assert client.get("/healthz").status_code == 200
+        assert client.post("/embed", json={"text": ["a"]}).status_code == 401
+        wrong = client.post("/embed", json={"text": ["a"]}, headers={"Authorization": "Bearer secreT"})
+        assert (wrong.status_code, wrong.json()["error"]["code"]) == (401, "no_key")
+        right = {"Authorization": "Bearer secret"}
+        assert client.post("/embed", json={"text": ["a"]}, headers=right).status_code == 200
+        assert client.get("/metrics").status_code == 401
+        large = client.post("/embed", json={"text": ["a" * 2000]}, headers=right)
+        assert (large.status_code, large.json()["error"]["code"]) == (413, "too_large")
+
+        def chunks():
+            for _ in range(30):
+                yield b"a" * 100
+
+        assert client.post("/embed", content=chunks(), headers=right).status_code == 413, "without a length, too"
+        assert client.post("/search", json={"text": "a"}, headers=right).status_code == 404, "there is no index"
+        told = client.get("/metrics", headers=right).text
+        assert 'polymodal_requests_total{path="/embed",status="200"} 1.0' in told
+        assert 'polymodal_requests_total{path="other",status="413"} 2.0' in told
+
+
+def test_a_full_queue_and_a_late_answer(served, monkeypatch):
+    run, _ = served
+    quick = type(run).embed
+
+    def slow(self, *arguments, **columns):
+        time.sleep(0.4)
+        return quick(self, *arguments, **columns)
+
+    monkeypatch.setattr(type(run), "embed", slow)
+    with TestClient(create_app(run, room=2, largest_batch=1)) as client, ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(lambda n: client.post("/embed", json={"text": ["a"]}), range(6)))
+        busy = [answer for answer in answers if answer.status_code == 429]
+        assert {answer.status_code for answer in answers} == {200, 429}
+        assert busy[0].headers["retry-after"] == "1"
+        assert client.post("/embed", json={"text": ["a"]}).status_code == 200, "when the queue is empty again"
+    with TestClient(create_app(run, limits=Limits(deadline=0.1))) as client:
+        late = client.post("/embed", json={"text": ["a"]})
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "too_late")
+
+
+def test_the_batcher_spoils_no_answer_with_another(monkeypatch):
+    sizes = []
+
+    def compute(kind, values):
+        sizes.append(len(values))
+        if "bad" in values:
+            raise ValueError("bad")
+        return [f"{kind} {value}" for value in values]
+
+    async def scenario():
+        batcher = MicroBatcher(compute, largest=8, patience=0.02, room=20)
+        batcher.start()
+        asked = [batcher.ask("a", [n, n + 100], 5) for n in range(3)]
+        asked += [batcher.ask("a", ["bad"], 5), batcher.ask("b", ["x"], 5)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert answers[:3] == [[f"a {n}", f"a {n + 100}"] for n in range(3)]
+        assert isinstance(answers[3], ValueError)
+        assert answers[4] == ["b x"]
+        assert max(sizes) > 2, "several requests were computed together"
+        with pytest.raises(Busy):
+            await batcher.ask("a", list(range(21)), 5)
+        left = asyncio.create_task(batcher.ask("a", ["left"], 5))
+        await asyncio.sleep(0)
+        left.cancel()
+        assert await batcher.ask("a", ["next"], 5) == ["a next"]
+        with pytest.raises(Late):
+            await batcher.ask("a", ["late"], 0)
+        await batcher.stop()
+        assert batcher.waiting == 0
+
+    asyncio.run(scenario())
+
+
+def test_the_command_serves_until_it_is_told_to_stop(served, polymodal):
+    run, index = served
+    command = [sys.executable, "-m", "polymodal", "serve", str(run.directory), "--index", index.place, "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    try:
+        line = process.stdout.readline()
+        port = int(re.search(r"127\.0\.0\.1:(\d+)", line)[1])
+        for _ in range(100):
+            try:
+                assert urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz").status == 200
+                break
+            except OSError:
+                time.sleep(0.1)
+        done = polymodal("serve", str(run.directory), "--port", str(port))
+        assert (done.returncode, f"127.0.0.1:{port}" in done.stderr) == (2, True)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=20)
+        assert process.returncode in (0, -signal.SIGTERM)
+        assert "Traceback" not in err
+    finally:
+        process.kill()
+    for arguments, said in (
+        (("serve", "nowhere"), "is not a run"),
+        (("serve", str(run.directory), "--index", "nowhere"), "is no index"),
+        (("serve", str(run.directory), "--port", "99999999"), "choose another --port"),
+        (("serve", str(run.directory), "--prt", "1"), "--port"),
+    ):
+        done = polymodal(*arguments)
+        assert done.returncode == 2, done.stderr
+        assert said in done.stderr
