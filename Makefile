@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-corpora check pages clean
+.PHONY: demo test test-corpora check pages docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   install, fetch a real corpus, compare four methods, write demo/report.html (about 6 minutes)"
 	@echo "make test   install, lint, type-check and run the tests"
+	@echo "make docs   write the documentation as a site, build/site"
 	@echo "make pages  write the documentation of the recipes anew"
 	@echo "make test-corpora   fetch and check every corpus (1.3 GB of packages; needs apt-get, espeak-ng and Chromium)"
 
@@ -40,5 +41,9 @@ test-corpora: check
 pages: $(INSTALLED)
 	$(BIN)/python -m polymodal.reproduce.page docs/recipes
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "Open build/site/index.html in a browser."
+
 clean:
-	rm -rf $(VENV) demo runs
+	rm -rf $(VENV) build demo runs

@@ -26,6 +26,7 @@ WHAT_FOR = {
     "index": "index, and search in an index",
     "serve": "serve",
     "export": "export --to onnx and --to sentence-transformers",
+    "docs": "make docs",
     "dev": "make test",
     "bench": "benchmarks beside open_clip",
 }

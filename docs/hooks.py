@@ -1,0 +1,99 @@
+"""What the documentation has beside its own files: a page a corpus, a page a module, and where they stand."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "polymodal"
+FOLDERS = ("modalities", "corpora", "data", "layers", "encoders", "objectives", "training", "evaluation", "curation")
+FOLDERS += ("recipes", "reproduce", "serving")
+
+
+def modules() -> list[PurePosixPath]:
+    """Public modules, such as objectives/contrastive, those of no folder first."""
+    found = [PurePosixPath("types")]
+    for folder in FOLDERS:
+        for file in sorted((SOURCE / folder).rglob("*.py")):
+            place = file.relative_to(SOURCE).with_suffix("")
+            if not any(part.startswith("_") for part in place.parts) and "results" not in place.parts:
+                found.append(PurePosixPath(place.as_posix()))
+    return found
+
+
+def recipe_names() -> list[str]:
+    return sorted(file.stem for file in (ROOT / "docs" / "recipes").glob("*.md"))
+
+
+def on_config(config: Any) -> Any:
+    """The pages that are written here, in the navigation."""
+    from polymodal.corpora import built_in
+
+    families: dict[str, list[dict[str, str]]] = {}
+    for name in recipe_names():
+        family = next(SOURCE.glob(f"recipes/*/{name}.py")).parent.name
+        families.setdefault(family.replace("_", " "), []).append({name: f"recipes/{name}.md"})
+    reference: dict[str, list[dict[str, str]]] = {}
+    for module in modules():
+        folder = module.parts[0] if len(module.parts) > 1 else "polymodal"
+        name = ".".join(module.parts[1:]) or module.name
+        reference.setdefault(folder, []).append({name: f"reference/{module}.md"})
+    config.nav += [
+        {"Recipes": [{family: pages} for family, pages in sorted(families.items())]},
+        {"Corpora": ["corpora.md", *({name: f"corpora/{name}.md"} for name in built_in())]},
+        {"Reference": [{folder: pages} for folder, pages in reference.items()]},
+    ]
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """The pages themselves."""
+    from polymodal.corpora import built_in
+
+    for module in modules():
+        dotted = "polymodal." + ".".join(module.parts)
+        files.append(File.generated(config, f"reference/{module}.md", content=f"# {dotted}\n\n::: {dotted}\n"))
+    for name in built_in():
+        text, sheet = corpus_page(name)
+        files.append(File.generated(config, f"corpora/{name}.md", content=text))
+        if sheet is not None:
+            files.append(File.generated(config, f"corpora/{name}.png", content=sheet))
+    return files
+
+
+def corpus_page(name: str) -> tuple[str, bytes | None]:
+    """What is known of a corpus and, where it is prepared, its contact sheet."""
+    from polymodal import corpora
+    from polymodal.corpora._cache import is_prepared
+    from polymodal.corpora.sheet import draw_sheet, some_rows
+
+    about = corpora.built_in()[name]
+    lines = [f"# `{name}`", "", f"{about.description[0].upper()}{about.description[1:]}.", ""]
+    lines += [f"- Licence: {about.licence}", f"- Source: {about.source}"]
+    if about.composed:
+        lines.append(f"- Made by us: {about.composed}")
+    sheet = None
+    if is_prepared(about.folder):
+        corpus = corpora.named(name)
+        lines.append(f"- Splits: {', '.join(f'{split} {len(rows):,}' for split, rows in corpus.splits.items())}")
+        lines += ["", "| column | modality |", "|---|---|"]
+        lines += [f"| `{column}` | {type(kind).__name__.lower()} |" for column, kind in corpus.columns.items()]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "sheet.png"
+            draw_sheet(corpus, some_rows(corpus, 3), path)
+            sheet = path.read_bytes()
+        lines += ["", f"![Examples of {name}]({name}.png)"]
+    else:
+        lines += ["", f"`polymodal corpora show {name}` prints its columns and draws examples."]
+    return "\n".join([*lines, "", f"```console\n$ polymodal corpora show {name}\n```", ""]), sheet
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """A link to a source file leads to its page of the reference."""
+    up = "../" * page.file.src_uri.count("/")
+    return re.sub(r"\]\((?:\.\./)+src/polymodal/([\w/]+)\.py\)", rf"]({up}reference/\1.md)", markdown)
