@@ -215,6 +215,18 @@ def test_keys_and_sizes(served):
         assert 'polymodal_requests_total{path="other",status="413"} 2.0' in told
 
 
+def test_a_page_asks_for_the_key_itself(served):
+    run, index = served
+    with TestClient(create_app(run, index, page=True, beside=[served])) as client:
+        assert "polymodal" in client.get("/page/").text
+        assert client.post("/embed", json={"text": ["a"]}).status_code == 200
+    with TestClient(create_app(run, index, page=True, api_key="secret")) as client:
+        assert client.get("/page/config").status_code == 401
+        assert client.post("/page/login", data={"username": "polymodal", "password": "wrong"}).status_code == 400
+        assert client.post("/page/login", data={"username": "polymodal", "password": "secret"}).status_code == 200
+        assert client.get("/page/config").status_code == 200
+
+
 def test_a_full_queue_and_a_late_answer(served, monkeypatch):
     run, _ = served
     quick = type(run).embed

@@ -479,6 +479,11 @@ def serve(arguments: Arguments) -> None:
         room: int = 1024
         """Of them, how many may wait; more are answered with 429."""
 
+        page: bool = False
+        """Also show a page to click in, at /page."""
+        beside: tuple[str, ...] = ()
+        """Indexes of other runs, which answer beside this one on the page."""
+
     given = _parse_together({"options": Options, "limits": Limits}, rest, "serve RUN", serve)
     options = given.options
     from polymodal.serving.index import Index
@@ -489,7 +494,12 @@ def serve(arguments: Arguments) -> None:
         index = Index(options.index)
         index.check(run)
     key = options.api_key or os.environ.get("POLYMODAL_API_KEY")
-    app = create_app(run, index, given.limits, key, options.largest_batch, options.room)
+    others = [Index(other) for other in options.beside]
+    beside = [(other.run(), other) for other in others]
+    try:
+        app = create_app(run, index, given.limits, key, options.largest_batch, options.room, options.page, beside)
+    except ImportError as error:
+        raise needs(error.name or "gradio", "page", "A page") from error
     _listen(app, run.name, options.host, options.port)
 
 

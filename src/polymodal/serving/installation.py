@@ -25,6 +25,7 @@ WHAT_FOR = {
     "hub": "published weights: --init hf:..., --vision, --text, --audio, --lm; export --to transformers",
     "index": "index, and search in an index",
     "serve": "serve",
+    "page": "serve --page",
     "export": "export --to onnx and --to sentence-transformers",
     "docs": "make docs",
     "dev": "make test",

@@ -11,7 +11,7 @@ import hmac
 import io
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -35,12 +35,13 @@ from polymodal.modalities.image import to_rgb
 from polymodal.serving.asking import ask_about
 from polymodal.serving.batching import Busy, Late, MicroBatcher
 from polymodal.serving.generation import generate_pictures
-from polymodal.serving.index import Index
+from polymodal.serving.index import Found, Index
 from polymodal.training.run import Run
 from polymodal.types import CanAnswer, CanGenerate, CanWrite
 
 log = logging.getLogger("polymodal.server")
 OPEN = ("/healthz", "/readyz")  # that ask for no key
+PAGE = "/page"  # has a login of its own
 USUAL_SCALE = 1 / 0.07  # of similarities, for methods that learn none
 
 
@@ -129,19 +130,19 @@ class Service:
         (answer,) = await self.batcher.ask("call", [what], self.limits.deadline)
         return answer
 
-    async def decoded(self, column: str, values: list[str]) -> list[Any]:
+    async def decoded(self, column: str, values: list[Any]) -> list[Any]:
         """Texts as they are; pictures and sounds out of base64. Raises Refused or UnreadableExample."""
         return await run_in_threadpool(self._decoded, column, values)
 
     async def vectors(self, **columns: list[Any]) -> dict[str, np.ndarray]:
-        """Of texts as they are, and of encoded pictures and sounds."""
+        """Of texts, and of encoded pictures and sounds (bytes, or base64)."""
         decoded = {name: await self.decoded(name, values) for name, values in columns.items() if values}
         if not decoded:
             raise Refused(400, "empty", "Give at least one text, picture or sound.")
         parts = [self.batcher.ask(name, values, self.limits.deadline) for name, values in decoded.items()]
         return {name: np.stack(part) for name, part in zip(decoded, await asyncio.gather(*parts), strict=True)}
 
-    def _decoded(self, column: str, values: list[str]) -> list[Any]:
+    def _decoded(self, column: str, values: list[Any]) -> list[Any]:
         if len(values) > self.limits.items:
             raise Refused(413, "too_many", f"A request has at most {self.limits.items} values of a kind.")
         if column == "text":
@@ -155,7 +156,7 @@ class Service:
             raise Refused(400, "empty", "A text is empty.")
         return value
 
-    def _picture(self, value: str) -> PILImage.Image:
+    def _picture(self, value: str | bytes) -> PILImage.Image:
         picture = self.pictures.decode(_bytes(value))
         if picture.width * picture.height > self.limits.pixels:
             raise Refused(413, "too_large", f"A picture has at most {self.limits.pixels:,} pixels.")
@@ -164,7 +165,7 @@ class Service:
         except (OSError, ValueError, SyntaxError) as error:
             raise UnreadableExample("the picture is damaged") from error
 
-    def _sound(self, value: str) -> np.ndarray:
+    def _sound(self, value: str | bytes) -> np.ndarray:
         import soundfile
 
         encoded = _bytes(value)
@@ -175,6 +176,23 @@ class Service:
         if about.duration > self.limits.seconds:
             raise Refused(413, "too_long", f"A sound has at most {self.limits.seconds:g} seconds.")
         return self.sounds.decode(encoded)
+
+    async def found(
+        self, column: str, value: Any, count: int, where: str | None = None, hybrid: bool = False
+    ) -> list[Found]:
+        """The examples of the index most similar to a text, a picture or a sound, best first."""
+        if self.index is None:
+            raise Refused(404, "no_index", "This server has no index; start it with --index DIR.")
+        (vector,) = (await self.vectors(**{column: [value]}))[column]
+        return await run_in_threadpool(self.index.find, vector, count, where, value if hybrid else None)
+
+    async def likely(self, column: str, values: list[Any], labels: list[str], template: str) -> list[dict[str, float]]:
+        """For each picture or sound, how likely each label is: a softmax over similarities with texts about them."""
+        if "{}" not in template:
+            raise Refused(400, "invalid_request", "The template has a place for the label: {}.")
+        found = await self.vectors(**{"text": [template.replace("{}", label) for label in labels], column: values})
+        similar = torch.from_numpy(found[column] @ found["text"].T)
+        return [dict(zip(labels, row, strict=True)) for row in (self.scale * similar).softmax(1).tolist()]
 
     @property
     def scale(self) -> float:
@@ -190,35 +208,56 @@ def create_app(
     api_key: str | None = None,
     largest_batch: int = 64,
     room: int = 1024,
+    page: bool = False,
+    beside: Sequence[tuple[Run, Index]] = (),
 ) -> FastAPI:
-    """The application. largest_batch: values that are computed together; room: values that may wait for that."""
+    """The application.
+
+    largest_batch: values that are computed together; room: values that may wait for that. page: whether there is one to
+    click in, at /page; beside: more runs that answer there. With a key, the page asks for it as the password of the
+    user `polymodal`.
+    """
     registry = CollectorRegistry()
     steps = (1, 2, 4, 8, 16, 32, 64, 128)
     sizes = Histogram("polymodal_batch_size", "Values computed together", registry=registry, buckets=steps)
 
-    def compute(kind: str, values: list[Any]) -> list[Any]:
-        if kind == "call":
-            return [call() for call in values]
-        return list(run.embed(largest_batch, **{kind: values})[kind].numpy())
+    def service_of(run: Run, index: Index | None) -> Service:
+        def compute(kind: str, values: list[Any]) -> list[Any]:
+            if kind == "call":
+                return [call() for call in values]
+            return list(run.embed(largest_batch, **{kind: values})[kind].numpy())
 
-    batcher = MicroBatcher(compute, largest_batch, room=room, computed=sizes.observe)
-    service = Service(run, index, limits, batcher)
-    Gauge("polymodal_waiting", "Values that wait", registry=registry).set_function(lambda: batcher.waiting)
+        return Service(run, index, limits, MicroBatcher(compute, largest_batch, room=room, computed=sizes.observe))
+
+    service = service_of(run, index)
+    services = [service, *(service_of(*other) for other in beside)]
+    waiting = Gauge("polymodal_waiting", "Values that wait", registry=registry)
+    waiting.set_function(lambda: sum(each.batcher.waiting for each in services))
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        batcher.start()
+        for each in services:
+            each.batcher.start()
         service.ready = True
         yield
         service.ready = False
-        await batcher.stop()
+        for each in services:
+            await each.batcher.stop()
 
     app = FastAPI(title=f"polymodal: {run.name}", version="1", lifespan=life, redoc_url=None)
-    app.state.service = service
     app.add_middleware(_Guard, service=service, api_key=api_key, registry=registry)
     _errors(app)
     _about_itself(app, service, registry)
     _answers(app, service)
+    if page:
+        import gradio
+
+        from polymodal.serving.web_page import STYLE, build_page
+
+        login = ("polymodal", api_key) if api_key else None
+        gradio.mount_gradio_app(
+            app, build_page(services), PAGE, auth=login, max_file_size=limits.body_bytes, css=STYLE, footer_links=[]
+        )
     return app
 
 
@@ -262,25 +301,18 @@ def _answers(app: FastAPI, service: Service) -> None:
         """For each picture or sound, how likely each label is: a softmax over similarities with texts about them."""
         if bool(asked.image) == bool(asked.sound):
             raise Refused(400, "invalid_request", "Give pictures or sounds to classify.")
-        if "{}" not in asked.template:
-            raise Refused(400, "invalid_request", "The template has a place for the label: {}.")
-        texts = [asked.template.replace("{}", label) for label in asked.labels]
-        found = await service.vectors(text=texts, image=asked.image, sound=asked.sound)
-        similar = torch.from_numpy(found["image" if asked.image else "sound"] @ found["text"].T)
-        likely = (service.scale * similar).softmax(1).tolist()
-        return {"probabilities": [dict(zip(asked.labels, row, strict=True)) for row in likely]}
+        column = "image" if asked.image else "sound"
+        found = await service.likely(column, getattr(asked, column), asked.labels, asked.template)
+        return {"probabilities": found}
 
     @app.post("/search", include_in_schema=service.index is not None)
     async def search(asked: Annotated[Query, examples["search"]]) -> dict[str, list[dict[str, Any]]]:
         """The examples of the index most similar to words, a picture or a sound, best first."""
-        if service.index is None:
-            raise Refused(404, "no_index", "This server has no index; start it with --index DIR.")
         given = {name: value for name in ("text", "image", "sound") if (value := getattr(asked, name)) is not None}
         if len(given) != 1 or (asked.hybrid and asked.text is None):
             raise Refused(400, "invalid_request", "Give a text, a picture or a sound; hybrid search needs a text.")
-        ((_, vectors),) = (await service.vectors(**{name: [value] for name, value in given.items()})).items()
-        words = asked.text if asked.hybrid else None
-        found = await run_in_threadpool(service.index.find, vectors[0], asked.top, asked.where, words)
+        ((column, value),) = given.items()
+        found = await service.found(column, value, asked.top, asked.where, asked.hybrid)
         results = []
         for hit in found:
             record = hit._asdict() | {"thumbnail": None}
@@ -391,7 +423,7 @@ class _Guard:
             self.seconds.labels(path).observe(time.perf_counter() - begin)
 
     def _check_key(self, scope: Scope) -> None:
-        if self.api_key is None or scope["path"] in OPEN:
+        if self.api_key is None or scope["path"] in OPEN or scope["path"].startswith(PAGE):
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
         if not hmac.compare_digest(given, f"Bearer {self.api_key}".encode()):
@@ -432,7 +464,9 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return next_message
 
 
-def _bytes(value: str) -> bytes:
+def _bytes(value: str | bytes) -> bytes:
+    if isinstance(value, bytes):
+        return value
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:

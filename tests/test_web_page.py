@@ -1,0 +1,120 @@
+"""The page, in a real browser."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image as PILImage
+
+from polymodal import corpora
+from polymodal.recipes.dual_encoders import clip
+from polymodal.serving.index import Index, build_index, embedded_query
+from polymodal.training import train
+from polymodal.types import Budget
+
+BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromium-driver")
+
+
+def png(colour) -> bytes:
+    file = io.BytesIO()
+    PILImage.new("RGB", (48, 48), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """The address of a page where two runs answer, their first index, and a folder."""
+    folder = tmp_path_factory.mktemp("page")
+    rows = [{"id": f"k{n}", "image": png((n * 4, 90, 200 - n)), "caption": f"plate {n}"} for n in range(50)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "plates.parquet")
+    corpus = corpora.from_path(folder / "plates.parquet")
+    for seed, name in enumerate(("first", "second")):
+        run = train(clip.Recipe(batch_size=16), corpus, Budget(steps=2), out=folder / name, seed=seed)
+        build_index(run, corpus, str(folder / f"{name}_index"))
+    command = [sys.executable, "-m", "polymodal", "serve", str(folder / "first"), "--port", "0", "--page"]
+    command += ["--index", str(folder / "first_index"), "--beside", str(folder / "second_index")]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
+    try:
+        port = re.search(r"127\.0\.0\.1:(\d+)", server.stdout.readline())[1]
+        yield f"http://127.0.0.1:{port}/page", Index(str(folder / "first_index")), folder
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def find(browser, selector: str, seconds: float = 40):
+    """The elements, as soon as there are any."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := browser.find_elements("css selector", selector):
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"no {selector}: {browser.find_element('tag name', 'body').text}")
+
+
+def open_page(browser, address: str, width: int = 1200) -> None:
+    browser.set_window_size(width, 900)
+    browser.get(address)
+    find(browser, "#words textarea, #words input")
+
+
+def test_words_find_what_the_index_finds(browser, served):
+    address, index, _ = served
+    open_page(browser, address)
+    (words,) = find(browser, "#words textarea, #words input")
+    words.send_keys("plate 7\n")
+    find(browser, ".caption-label")
+    captions = [caption.text for caption in find(browser, ".caption-label")]
+    best = index.find(embedded_query(index.run(), "plate 7"), 12)
+    assert captions[0].split() == [f"{best[0].similarity:.3f}", *best[0].caption.split()]
+    assert len(captions) == 24, "twelve of each run"
+
+
+def test_a_picture_finds_itself_and_a_broken_one_a_sentence(browser, served):
+    address, _, folder = served
+    (folder / "query.png").write_bytes(png((20, 90, 195)))
+    (folder / "broken.png").write_bytes(b"this is no picture")
+    for file, selector in (("query.png", ".caption-label"), ("broken.png", ".toast-message-text, .toast-body")):
+        open_page(browser, address)
+        find(browser, "#more button")[0].click()
+        find(browser, "#picture input[type=file]")[0].send_keys(str(folder / file))
+        find(browser, "#picture .file-preview, #picture table")
+        browser.find_element("css selector", "button.primary").click()
+        said = find(browser, selector)[0].text
+        assert "plate 5" in said if file == "query.png" else "no format" in said, said
+
+
+def test_it_fits_on_a_telephone(browser, served):
+    open_page(browser, served[0], width=400)
+    (words,) = find(browser, "#words textarea, #words input")
+    words.send_keys("plate 7\n")
+    find(browser, ".caption-label")
+    wide, room = browser.execute_script(
+        "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
+    assert wide <= room
+    for gallery in browser.find_elements("css selector", ".grid-container"):
+        assert browser.execute_script("return arguments[0].scrollWidth - arguments[0].clientWidth", gallery) <= 1
