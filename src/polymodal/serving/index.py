@@ -162,15 +162,12 @@ class Index:
         if count < 1:
             raise UserError("--top is at least 1.")
         if words is None:
-            search = self.table.search(query, vector_column_name="vector")
+            search = self.nearest(self.table, query, count)
         else:
             from lancedb.rerankers import RRFReranker
 
             search = self.table.search(query_type="hybrid", vector_column_name="vector").vector(query).text(words)
-            search = search.rerank(RRFReranker())
-        search = search.distance_type("cosine").limit(count if words is None else max(FUSED * count, 100))
-        if self.table.list_indices():
-            search = search.refine_factor(REFINED)
+            search = search.distance_type("cosine").limit(max(FUSED * count, 100)).rerank(RRFReranker())
         if where is not None:
             search = search.where(where)
         try:
@@ -181,6 +178,12 @@ class Index:
                 f"The search failed: {_said(error)}; a condition is such as \"split = 'test'\", on {known}."
             ) from error
         return [self._found(row, query) for row in rows[:count]]
+
+    @staticmethod
+    def nearest(table: Any, query: Float[np.ndarray, " dim"], count: int) -> Any:
+        """A search by vectors alone, which LanceDB has not begun yet."""
+        search = table.search(query, vector_column_name="vector").distance_type("cosine").limit(count)
+        return search.nprobes(PROBED)
 
     def _found(self, row: dict[str, Any], query: Float[np.ndarray, " dim"]) -> Found:
         similarity = float(np.array(row["vector"], np.float32) @ query)
@@ -204,8 +207,8 @@ def embedded_query(run: Run, words: str = "", image: Any = None, sound: Any = No
     return vector[0].numpy()
 
 
+PROBED = 30  # parts of an approximate index that are looked at
 FUSED = 10  # times as many examples as asked for are looked at, by vectors and by words, before places are combined
-REFINED = 4  # times as many examples as asked for are compared exactly, of those that an approximate index finds
 
 
 class _Source:
@@ -376,14 +379,25 @@ def _chunks(keys: Iterable[str]) -> Iterator[list[str]]:
 
 def _arrange(table: Any) -> None:
     """Small pieces become large ones, words can be looked up, and vectors too where that pays."""
-    from lancedb.index import FTS, HnswSq
+    from lancedb.index import FTS
 
     table.optimize()
     indexed = {column for index in table.list_indices() for column in index.columns}
     if "text" not in indexed:
         table.create_index("text", config=FTS())
     if "vector" not in indexed and table.count_rows() >= ANN_FROM:
-        table.create_index("vector", config=HnswSq(distance_type="cosine"))
+        ann_index(table)
+
+
+def ann_index(table: Any) -> None:
+    """Parts around centres, of which a search looks at the nearest ones; within them it is exact.
+
+    Graphs over vectors of 8 bits (HNSW), which LanceDB has as well, are no faster here, find less, and take far longer
+    to build (benchmarks/search.py).
+    """
+    from lancedb.index import IvfFlat
+
+    table.create_index("vector", config=IvfFlat(distance_type="cosine"))
 
 
 def _said(error: Exception) -> str:
