@@ -34,6 +34,7 @@ from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Words
 from polymodal.recipes.evaluation import aloha as aloha_recipe
 from polymodal.recipes.security import set_level_attack as set_level_attack_recipe
+from polymodal.recipes.speech_audio import mslam as mslam_recipe
 from polymodal.serving.asking import ask_about
 from polymodal.serving.attack import sheet
 from polymodal.serving.generation import generate_pictures
@@ -455,7 +456,8 @@ def alpro(results: Path) -> None:
 def mslam(results: Path) -> None:
     """Test speech as frames, what was said, what the transcribing head hears, and what it reads in the text itself."""
     runs: dict[str, Any] = {arm: load_run(results / "runs" / arm / "seed-0") for arm in ("baseline", "treatment")}
-    speech, processor = corpora.speech(), runs["treatment"].processor
+    speech = corpora.in_languages(corpora.speech(), mslam_recipe.claim.languages)
+    processor = runs["treatment"].processor
     rows = [row for row in speech.rows("test").tolist() if len(speech.value(row, "captions")[0].text) < 40]
     chosen = np.random.default_rng(1).permutation(rows)[:6].tolist()
     figure, every = plt.subplots(3, 2, figsize=(12, 6.4), layout="constrained")
