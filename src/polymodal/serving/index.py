@@ -45,7 +45,7 @@ Report = Callable[[int, int], None]  # rows that were looked at, of how many
 
 
 @dataclass(frozen=True)
-class About:
+class Origin:
     """What an index was made of. run: its folder. weights: their digest. item: what of an example was embedded."""
 
     run: str
@@ -95,7 +95,7 @@ def build_index(run: Run, corpus: Corpus, place: str, report: Report = lambda do
     item = item_of(asked) or ("text" if Text in asked else None)
     if item is None or run.directory is None:
         raise UserError(f"The run '{run.name}' embeds nothing that '{corpus.name}' has.")
-    about = About(str(run.directory.resolve()), weights_key(run.model), item, dict(corpus.choices))
+    about = Origin(str(run.directory.resolve()), weights_key(run.model), item, dict(corpus.choices))
     table = _opened(place) if is_index(place) else None
     if table is not None:
         _check_same(_about(table), about, place)
@@ -207,7 +207,7 @@ def embedded_query(run: Run, words: str = "", image: Any = None, sound: Any = No
     return vector[0].numpy()
 
 
-PROBED = 30  # parts of an approximate index that are looked at
+PROBED = 60  # parts of an approximate index that are looked at
 FUSED = 10  # times as many examples as asked for are looked at, by vectors and by words, before places are combined
 
 
@@ -323,15 +323,15 @@ def _opened(place: str) -> Any:
         raise UserError(f"The index {place} cannot be opened: {_said(error)}.") from error
 
 
-def _about(table: Any) -> About:
+def _about(table: Any) -> Origin:
     """Raises UserError for a table that polymodal has not made."""
     stored = (table.schema.metadata or {}).get(ABOUT)
     if stored is None:
         raise UserError("This LanceDB table was not made by polymodal index.")
-    return About(**json.loads(stored))
+    return Origin(**json.loads(stored))
 
 
-def _check_same(there: About, wanted: About, place: str) -> None:
+def _check_same(there: Origin, wanted: Origin, place: str) -> None:
     if there.weights != wanted.weights:
         raise UserError(
             f"The index {place} was made with other weights, those of {there.run}; name another place with --out."
@@ -350,7 +350,7 @@ def _digests(table: Any) -> dict[str, str]:
     return dict(zip(stored["key"].to_pylist(), stored["digest"].to_pylist(), strict=True))
 
 
-def _write(place: str, table: Any, rows: pa.Table, about: About, replacing: bool) -> Any:
+def _write(place: str, table: Any, rows: pa.Table, about: Origin, replacing: bool) -> Any:
     """The table, which is made with its first rows."""
     try:
         if table is None:

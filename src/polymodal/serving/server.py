@@ -437,10 +437,10 @@ class _Guard:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if length.isdigit() and int(length) > limits.body_bytes:
             raise too_large
-        body, more = bytearray(), True
+        body, more, ends = bytearray(), True, time.monotonic() + limits.deadline
         while more:
             try:
-                message = await asyncio.wait_for(receive(), limits.deadline)
+                message = await asyncio.wait_for(receive(), ends - time.monotonic())
             except TimeoutError as error:
                 raise Refused(408, "too_slow", "The request did not come in time.") from error
             body += message.get("body", b"")
