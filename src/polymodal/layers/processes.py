@@ -1,4 +1,4 @@
-"""What losses over the whole batch need when its rows lie on several processes (torch.distributed).
+"""What losses and layers that look at the whole batch need when its rows lie on several processes.
 
 Every process holds the same number of rows; process r has rows r * rows to (r + 1) * rows - 1 of the batch. A loss
 returns the mean over its own rows, and the trainer averages gradients over processes, so a gradient that flows into

@@ -93,8 +93,10 @@ def build_index(run: Run, corpus: Corpus, place: str, report: Report = lambda do
     """
     asked = modalities_asked(corpus, run.processor)
     item = item_of(asked) or ("text" if Text in asked else None)
-    if item is None or run.directory is None:
+    if item is None:
         raise UserError(f"The run '{run.name}' embeds nothing that '{corpus.name}' has.")
+    if run.directory is None:
+        raise UserError("An index needs a run that is kept in a folder; train it with out=...")
     about = Origin(str(run.directory.resolve()), weights_key(run.model), item, dict(corpus.choices))
     table = _opened(place) if is_index(place) else None
     if table is not None:
