@@ -1,14 +1,19 @@
 """Packed sequences give what padded ones would, and padding never leaks."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image as PILImage
 from torch.nn import functional as F
 
 from polymodal.encoders.image import ImageEncoder, ImageEncoderConfig
+from polymodal.encoders.native_image import NativeImageEncoderConfig
 from polymodal.encoders.text import TextEncoder, TextEncoderConfig
-from polymodal.layers.positions import sine_positions_2d
+from polymodal.layers.positions import rotary_angles_2d, rotate, sine_positions_2d
 from polymodal.layers.transformer import Packing, Transformer, last_token, mean_of_tokens
-from polymodal.modalities.image import patchify
+from polymodal.modalities.image import PatchedImages, patchify, to_patch_grid
 from polymodal.modalities.text import Tokens
 
 
@@ -116,6 +121,86 @@ def test_sine_positions_tell_row_and_column():
     assert (torch.pdist(places.flatten(0, 1)) > 0.1).all()
     with pytest.raises(ValueError, match="rows and columns"):
         sine_positions_2d(4, 18)
+
+
+def test_of_a_prefix_all_is_seen_and_of_the_rest_what_came_before():
+    torch.manual_seed(0)
+    model = Transformer(width=16, depth=2, heads=4, causal=True)
+    lengths, prefix = [6, 4], torch.tensor([3, 0])
+    packing = dataclasses.replace(Packing.of(tokens(lengths).mask), prefix=prefix)
+    x = torch.randn(10, 16)
+    first, second = model(x, packing).split(lengths)
+    torch.testing.assert_close(second, model(x[6:][None])[0], rtol=1e-4, atol=1e-5)
+
+    def changed(place: int) -> list[bool]:
+        """Which tokens of the first sequence another token at a place changes."""
+        other = x.clone()
+        other[place] = torch.randn(16)
+        return (model(other, packing)[:6] - first).abs().amax(1).gt(1e-6).tolist()
+
+    assert changed(2) == [True] * 6, "the prefix sees all of itself"
+    assert changed(4) == [False] * 4 + [True] * 2, "the rest is causal"
+    documents = Packing.of_documents(torch.tensor([[1, 1, 1, 2, 2, 0]]))
+    together = model(x[:5], dataclasses.replace(documents, prefix=torch.tensor([2])))
+    alone = dataclasses.replace(Packing.of(torch.ones(1, 3, dtype=torch.bool)), prefix=torch.tensor([2]))
+    torch.testing.assert_close(together[:3], model(x[:3], alone), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together[3:], model(x[3:5][None])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_rotary_positions_of_a_page_depend_on_distances_alone():
+    query, key = torch.randn(2, 1, 1, 1, 16).double()
+    rows, columns = torch.tensor([[3, 7, 4]]), torch.tensor([[2, 5, 1]])
+
+    def product(shift: int, one: int, other: int) -> torch.Tensor:
+        angles = rotary_angles_2d(rows + shift, columns + 2 * shift, 16, 100.0, query)
+        turned = [rotate(x.expand(1, 1, 3, 16), angles)[0, 0] for x in (query, key)]
+        return turned[0][one] @ turned[1][other]
+
+    torch.testing.assert_close(product(0, 0, 1), product(5, 0, 1), rtol=1e-5, atol=1e-5)
+    assert (product(0, 0, 1) - product(0, 0, 2)).abs() > 1e-3
+    with pytest.raises(ValueError, match="rows and columns"):
+        rotary_angles_2d(rows, columns, 6, 100.0, query)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class"])
+def test_a_vision_transformer_with_rotary_positions(pooling):
+    torch.manual_seed(0)
+    config = ImageEncoderConfig(size=16, patch=4, pooling=pooling, positions="rotary", registers=2)
+    encoder, image = ImageEncoder(config), torch.randn(2, 3, 16, 16)
+    patches, pooled = encoder(image)
+    assert patches.shape == (2, 16, 64)
+    pooled.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+    assert not torch.allclose(encoder(image.flip(3))[1], pooled, atol=1e-3), "it knows where patches stand"
+    again = ImageEncoder(config)
+    again.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(again(image)[0], patches)
+
+
+def test_pictures_of_several_shapes_do_not_disturb_each_other():
+    torch.manual_seed(0)
+    encoder = NativeImageEncoderConfig(patch=4, most=12).build()
+    pictures = [torch.randn(3, 8, 24), torch.randn(3, 12, 12), torch.randn(3, 4, 4)]
+    packed, packing, pooled = encoder(PatchedImages.of(pictures, 4))
+    assert packed.shape == (12 + 9 + 1, 64), "no token is padding"
+    assert packing.mask.sum(1).tolist() == [12, 9, 1]
+    for number, picture in enumerate(pictures):
+        alone = encoder(PatchedImages.of([picture], 4))[2]
+        torch.testing.assert_close(alone[0], pooled[number], rtol=1e-4, atol=1e-5)
+    wide, high = pictures[0], pictures[0].transpose(1, 2)
+    assert not torch.allclose(*encoder(PatchedImages.of([wide, high], 4))[2], atol=1e-3)
+    pooled.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+
+
+SHAPES = {(640, 480): (3, 4), (40, 200): (7, 1), (9, 5): (1, 1), (3, 3): (1, 1)}
+
+
+@pytest.mark.parametrize(("size", "grid"), SHAPES.items())
+def test_a_picture_keeps_its_shape(size, grid):
+    made = to_patch_grid(PILImage.new("RGB", size, (10, 20, 30)), 8, 12)
+    assert made.shape == (grid[0] * 8, grid[1] * 8, 3)
+    assert (made == np.array([10, 20, 30])).all()
 
 
 @pytest.mark.parametrize("pooling", ["mean", "class"])

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from polymodal.encoders.action import ActionEncoderConfig
 from polymodal.encoders.audio import AudioEncoder, AudioEncoderConfig
 from polymodal.encoders.cell import CellEncoder, CellEncoderConfig
 from polymodal.encoders.graph import GraphEncoder, GraphEncoderConfig, VectorGraph
@@ -19,8 +20,10 @@ from polymodal.encoders.volume import VolumeEncoder, VolumeEncoderConfig, cubify
 from polymodal.encoders.waveform import Convolutions, WaveformEncoder, WaveformEncoderConfig, frame_counts
 from polymodal.layers.graph import GraphAttention, GraphConvolution
 from polymodal.modalities import Molecule
+from polymodal.modalities.action import Action, ActionSteps
 from polymodal.modalities.padding import Padded, pad
 from polymodal.modalities.table import TableRows
+from polymodal.modalities.text import TextTokenizer
 
 
 @pytest.fixture
@@ -302,3 +305,21 @@ def test_silence_behind_a_sound_changes_nothing_and_a_short_one_is_refused():
     assert all(parameter.grad is not None for parameter in encoder.parameters())
     with pytest.raises(ValueError, match="400 samples"):
         encoder(pad([torch.randn(300).numpy()]))
+
+
+def test_steps_see_what_was_done_before_them():
+    torch.manual_seed(0)
+    words = TextTokenizer.train(["open the red door", "go to the key"] * 20, 300, 16)
+    encoder = ActionEncoderConfig(actions=4, targets=8, context=5).build(words.vocabulary).eval()
+    first = [Action(0, 3), Action(1, -1, "red door"), Action(2, 100)]
+    second = [Action(3)] * 7
+    packed, packing, pooled = encoder(ActionSteps.of([first, second], words))
+    assert packed.shape == (10, 64)
+    torch.testing.assert_close(pooled[0], encoder(ActionSteps.of([first], words))[2][0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(packed[:2], encoder(ActionSteps.of([first[:2]], words))[0], rtol=1e-4, atol=1e-5)
+    assert packing.mask.sum(1).tolist() == [3, 7]
+    for other in (Action(0, 4), Action(1, 3), Action(0, 3, "key")):
+        changed = encoder(ActionSteps.of([[other, *first[1:]]], words))[2]
+        assert not torch.allclose(changed[0], pooled[0], atol=1e-4)
+    pooled.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())

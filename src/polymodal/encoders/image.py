@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.encoders.encoder import Encoder
-from polymodal.layers.positions import sine_positions_2d
-from polymodal.layers.transformer import Transformer
+from polymodal.layers.positions import rotary_angles_2d, sine_positions_2d
+from polymodal.layers.transformer import Packing, Transformer
 from polymodal.modalities.image import patchify
+
+ROTARY_BASE = 100.0  # of the wave lengths, as in DINOv3; grids are short
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class ImageEncoderConfig:
     """Attention heads of a block."""
     pooling: Literal["mean", "class"] = "mean"
     """Picture vector: the mean over patches, or a learned class token."""
-    positions: Literal["learned", "sine"] = "learned"
-    """Vectors of the places: learned, or fixed sines and cosines of row and column."""
+    positions: Literal["learned", "sine", "rotary"] = "learned"
+    """Places: learned vectors, fixed sines and cosines of row and column, or queries and keys turned by them (RoPE)."""
     registers: int = 0
     """Further tokens that are read by nobody after the last block (Darcet et al. 2024)."""
 
@@ -50,6 +52,8 @@ class ImageEncoder(Encoder):
     """A vision transformer; its output has one token a patch, in reading order, and the pooled vector."""
 
     positions: Tensor
+    rows: Tensor
+    columns: Tensor
 
     def __init__(self, config: ImageEncoderConfig):
         super().__init__()
@@ -62,7 +66,14 @@ class ImageEncoder(Encoder):
         self.patch_embedding = nn.Linear(3 * config.patch**2, config.width, bias=False)
         self.class_token = nn.Parameter(std * torch.randn(config.width)) if self.with_class else None
         self.registers = nn.Parameter(std * torch.randn(config.registers, config.width)) if config.registers else None
-        if config.positions == "sine":
+        if config.positions == "rotary":
+            # Class token and registers stand at 0, where nothing is turned.
+            place = torch.arange(1, self.grid + 1)
+            rows, columns = place.repeat_interleave(self.grid), place.repeat(self.grid)
+            around = (int(self.with_class), config.registers)
+            self.register_buffer("rows", F.pad(rows, around), persistent=False)
+            self.register_buffer("columns", F.pad(columns, around), persistent=False)
+        elif config.positions == "sine":
             places = sine_positions_2d(self.grid, config.width)
             self.register_buffer("positions", F.pad(places, (0, 0, int(self.with_class), 0)))
         else:
@@ -78,8 +89,20 @@ class ImageEncoder(Encoder):
         x = self.patch_embedding(patchify(image, self.config.patch))
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
-        x = x + self.positions
+        if self.config.positions != "rotary":
+            x = x + self.positions
         if self.registers is not None:
             x = torch.cat([x, self.registers.expand(len(x), -1, -1)], dim=1)
-        x = self.norm_after(self.transformer(self.norm_before(x)))[:, : self.grid**2 + self.with_class]
+        x = self._transformed(self.norm_before(x))
+        x = self.norm_after(x)[:, : self.grid**2 + self.with_class]
         return (x[:, 1:], x[:, 0]) if self.with_class else (x, x.mean(1))
+
+    def _transformed(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        if self.config.positions != "rotary":
+            return self.transformer(x)
+        size = x.shape[2] // self.config.heads
+        packing = Packing.of(x.new_ones(x.shape[:2], dtype=torch.bool))
+        rows, columns = (place.expand(len(x), -1) for place in (self.rows, self.columns))
+        angles = rotary_angles_2d(rows, columns, size, ROTARY_BASE, x)
+        packed = self.transformer(packing.pack(x), replace(packing, rotation=angles))
+        return packing.pad(packed)

@@ -47,6 +47,21 @@ def rotary_angles(
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
 
+def rotary_angles_2d(
+    row: Int[Tensor, "batch length"], column: Int[Tensor, "batch length"], size: int, base: float, like: Tensor
+) -> tuple[Float[Tensor, "batch 1 length size"], Float[Tensor, "batch 1 length size"]]:
+    """As `rotary_angles`: half of the pairs of channels turn with the row, half with the column (EVA-02, DINOv3).
+
+    size: channels of a head, a multiple of 4. Raises ValueError for another one.
+    """
+    if size % 4:
+        raise ValueError(f"heads of {size} channels do not divide into pairs for rows and columns")
+    rate = base ** (-torch.arange(0, size // 2, 2, device=row.device) / (size // 2))
+    turned = torch.cat([row[..., None] * rate, column[..., None] * rate], dim=-1)
+    angle = turned[:, None].repeat(1, 1, 1, 2)
+    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+
+
 def rotate(
     x: Float[Tensor, "batch heads length size"],
     angles: tuple[Float[Tensor, "batch 1 length size"], Float[Tensor, "batch 1 length size"]],

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from polymodal.layers.positions import rotate
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -23,12 +25,16 @@ class Packing:
     only those of their own document.
 
     bias: what is added to the logits of attention, the same in all blocks, such as one for distances on a page.
+    prefix: of each row, how many of the first tokens are seen by all, also where attention is causal (prefix LM, Raffel
+    et al. 2020, section 3.2.1). rotation: what queries and keys are turned by (`layers.positions.rotary_angles`).
     """
 
     mask: Bool[Tensor, "batch length"]
     places: Int[Tensor, " total"]
     document: Int[Tensor, "batch length"] | None = None
     bias: Float[Tensor, "batch heads length length"] | None = None
+    prefix: Int[Tensor, " batch"] | None = None
+    rotation: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "batch length"]) -> Packing:
@@ -43,11 +49,20 @@ class Packing:
 
     def visible(self, causal: bool) -> Bool[Tensor, "batch 1 queries keys"] | None:
         """True where a query may look at a key; None where causality alone does it."""
+        if causal and self.prefix is not None:
+            place = torch.arange(self.mask.shape[1], device=self.mask.device)
+            seen = (place <= place[:, None]) | (place < self.prefix[:, None, None])
+            seen = seen & self.mask[:, None, :]
+            return (seen if self.document is None else seen & self._same_document())[:, None]
         if self.document is None:
             # Causal: padding stands behind all that real tokens look at.
             return None if causal else self.mask[:, None, None, :]
-        same = self.document[:, :, None] == self.document[:, None, :]
+        same = self._same_document()
         return (same.tril() if causal else same)[:, None]
+
+    def _same_document(self) -> Bool[Tensor, "batch queries keys"]:
+        assert self.document is not None
+        return self.document[:, :, None] == self.document[:, None, :]
 
     def attention_mask(self, causal: bool) -> Tensor | None:
         """What scaled_dot_product_attention takes: booleans, or logits to add; None where causality alone does it."""
@@ -87,6 +102,8 @@ class Attention(nn.Module):
         if packing is not None:
             qkv = packing.pad(qkv)
         query, key, value = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if packing is not None and packing.rotation is not None:
+            query, key = rotate(query, packing.rotation), rotate(key, packing.rotation)
         mask = packing.attention_mask(self.causal) if packing is not None else None
         causal = self.causal and mask is None
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from polymodal.errors import UnreadableExample
 from polymodal.modalities.modality import write_text
+from polymodal.modalities.padding import pad
+from polymodal.modalities.text import Tokenizer, Tokens
 
 
 class Action(NamedTuple):
@@ -18,6 +23,44 @@ class Action(NamedTuple):
     number: int
     target: int = -1
     text: str = ""
+
+
+@dataclass(frozen=True)
+class ActionSteps:
+    """A batch of sequences of actions, padded on the right.
+
+    number: of the kind of action. target: of an element, -1 for none. text: what is typed, one a real action in
+    reading order of the batch, with start and end mark alone where nothing is.
+    """
+
+    number: Int[Tensor, "batch length"]
+    target: Int[Tensor, "batch length"]
+    text: Tokens
+    lengths: Int[Tensor, " batch"]
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[Action]], tokenizer: Tokenizer) -> ActionSteps:
+        """At least one action each."""
+        number = pad([torch.tensor([action.number for action in actions]) for actions in sequences])
+        target = pad([torch.tensor([action.target for action in actions]) for actions in sequences])
+        return cls(
+            number.values,
+            target.values,
+            tokenizer([action.text for actions in sequences for action in actions]),
+            number.lengths,
+        )
+
+    @property
+    def mask(self) -> Bool[Tensor, "batch length"]:
+        """True where there is an action."""
+        return torch.arange(self.number.shape[1], device=self.number.device) < self.lengths[:, None]
+
+    def to(self, device: torch.device | str) -> ActionSteps:
+        text = self.text.to(device)
+        return ActionSteps(self.number.to(device), self.target.to(device), text, self.lengths.to(device))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
 
 
 @dataclass(frozen=True)

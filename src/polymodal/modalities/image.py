@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from PIL import Image as PILImage
 from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.errors import UnreadableExample
+from polymodal.modalities.padding import pad
 
 PIXEL_LIMIT = 100_000_000
 
@@ -163,6 +165,52 @@ def tiles(pixels: np.ndarray, size: int, most: int) -> np.ndarray:
     stretched = _resized(pixels, down * size, across * size)
     cut = stretched.reshape(down, size, across, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
     return cut if len(cut) == 1 else np.concatenate([cut, _resized(pixels, size, size)[None]])
+
+
+def to_patch_grid(picture: PILImage.Image, patch: int, most: int) -> np.ndarray:
+    """uint8 rows * patch x columns * patch x 3: a picture in its own shape, of at most `most` patches.
+
+    Made smaller until they suffice, never larger, and stretched to whole patches (NaViT, Dehghani et al. 2023).
+    """
+    pixels = np.asarray(to_rgb(picture))
+    height, width, _ = pixels.shape
+    scale = min(1.0, math.sqrt(most * patch**2 / (height * width)))
+    rows = min(max(int(height * scale / patch), 1), most)
+    columns = min(max(int(width * scale / patch), 1), most // rows)
+    return _resized(pixels, rows * patch, columns * patch)
+
+
+@dataclass(frozen=True)
+class PatchedImages:
+    """Pictures of several shapes as sequences of patches in reading order, padded on the right.
+
+    values: normalised pixels, ordered as by `patchify`. row, column: where a patch stands, from 0.
+    """
+
+    values: Float[Tensor, "batch length values"]
+    row: Int[Tensor, "batch length"]
+    column: Int[Tensor, "batch length"]
+    lengths: Int[Tensor, " batch"]
+
+    @classmethod
+    def of(cls, pictures: Sequence[Float[Tensor, "3 _ _"]], patch: int) -> PatchedImages:
+        """pictures: normalised pixels, whose sides are multiples of the patch."""
+        shapes = [(picture.shape[1] // patch, picture.shape[2] // patch) for picture in pictures]
+        values = pad([patchify(picture[None], patch)[0] for picture in pictures])
+        rows = pad([torch.arange(rows).repeat_interleave(columns) for rows, columns in shapes])
+        columns = pad([torch.arange(columns).repeat(rows) for rows, columns in shapes])
+        return cls(values.values, rows.values, columns.values, values.lengths)
+
+    @property
+    def mask(self) -> Bool[Tensor, "batch length"]:
+        """True where there is a patch."""
+        return torch.arange(self.row.shape[1], device=self.row.device) < self.lengths[:, None]
+
+    def to(self, device: torch.device | str) -> PatchedImages:
+        return PatchedImages(*(part.to(device) for part in (self.values, self.row, self.column, self.lengths)))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
 
 
 def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

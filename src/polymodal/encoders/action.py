@@ -1,0 +1,67 @@
+"""Actions to tokens: a transformer over what an expert did, step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polymodal.encoders.encoder import Encoder
+from polymodal.layers.transformer import Packing, Transformer, last_token
+from polymodal.modalities.action import ActionSteps
+
+
+@dataclass(frozen=True)
+class ActionEncoderConfig:
+    """The tower of actions."""
+
+    actions: int = 8
+    """Kinds of action."""
+    targets: int = 64
+    """Elements that an action may be about; those beyond share the last vector."""
+    context: int = 64
+    """Longest sequence; of longer ones, the last steps are told by the last place."""
+    width: int = 64
+    """Channels of every token."""
+    depth: int = 2
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads of a block."""
+    causal: bool = True
+    """Whether a step sees only the steps before it, as for saying what comes next."""
+
+    def build(self, vocabulary: int) -> ActionEncoder:
+        """vocabulary: entries of the tokenizer of what is typed."""
+        return ActionEncoder(self, vocabulary)
+
+
+class ActionEncoder(Encoder):
+    """One token a step: what is done, to what, the mean of the words that are typed, and when.
+
+    Its output has the tokens packed, with their packing, and that of the last step.
+    """
+
+    def __init__(self, config: ActionEncoderConfig, vocabulary: int):
+        super().__init__()
+        self.config = config
+        self.action = nn.Embedding(config.actions, config.width)
+        self.target = nn.Embedding(config.targets + 1, config.width)  # the first stands for none
+        self.word = nn.Embedding(vocabulary, config.width)
+        self.positions = nn.Parameter(torch.empty(config.context, config.width))
+        for parameter in (self.action.weight, self.target.weight, self.word.weight, self.positions):
+            nn.init.normal_(parameter, std=0.02)
+        self.transformer = Transformer(config.width, config.depth, config.heads, config.causal)
+        self.norm_after = nn.LayerNorm(config.width)
+
+    def forward(self, steps: ActionSteps) -> tuple[Float[Tensor, "total width"], Packing, Float[Tensor, "batch width"]]:
+        packing = Packing.of(steps.mask)
+        place = (packing.places % steps.number.shape[1]).clamp(max=self.config.context - 1)
+        words = self.word(steps.text.ids) * steps.text.words[..., None]
+        typed = words.sum(1) / steps.text.words.sum(1, keepdim=True).clamp(min=1)
+        target = (packing.pack(steps.target) + 1).clamp(max=self.config.targets)
+        x = self.action(packing.pack(steps.number)) + self.target(target) + typed + F.embedding(place, self.positions)
+        x = self.norm_after(self.transformer(x, packing))
+        return x, packing, last_token(x, packing)
