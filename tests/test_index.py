@@ -124,6 +124,16 @@ def test_an_index_follows_its_data(run, tmp_path):
     assert nothing_new[:4] == (0, 0, 0, 49)
 
 
+def test_an_index_lies_at_a_url(run, tmp_path):
+    corpus = corpora.from_path(written(tmp_path, records(20)))
+    place = f"file://{tmp_path}/index"
+    assert build_index(run, corpus, place).added == 20
+    assert build_index(run, corpus, place).kept == 20
+    assert len(Index(place).find(embedded_query(run, "a plate"), 5)) == 5
+    with pytest.raises(UserError, match="cannot be opened"):
+        Index(f"file://{tmp_path}/nothing")
+
+
 def test_a_stopped_run_goes_on(run, tmp_path, monkeypatch):
     monkeypatch.setattr(index_file, "CHUNK", 16)
     corpus = corpora.from_path(written(tmp_path, records()))

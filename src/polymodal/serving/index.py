@@ -98,7 +98,7 @@ def build_index(run: Run, corpus: Corpus, place: str, report: Report = lambda do
     if run.directory is None:
         raise UserError("An index needs a run that is kept in a folder; train it with out=...")
     about = Origin(str(run.directory.resolve()), weights_key(run.model), item, dict(corpus.choices))
-    table = _opened(place) if is_index(place) else None
+    table = _opened(place) if _is_there(place) else None
     if table is not None:
         _check_same(_about(table), about, place)
     known, source = {} if table is None else _digests(table), _Source(corpus)
@@ -314,6 +314,14 @@ def _connected(place: str) -> Any:
         raise needs("lancedb", "index", "An index") from error
     try:
         return lancedb.connect(place)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{place} cannot be opened: {_said(error)}.") from error
+
+
+def _is_there(place: str) -> bool:
+    """Whether there is an index already, also at a URL."""
+    try:
+        return is_index(place) and TABLE in _connected(place).list_tables().tables
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{place} cannot be opened: {_said(error)}.") from error
 
