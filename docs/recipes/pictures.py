@@ -483,5 +483,25 @@ def mslam(results: Path) -> None:
     figure.savefig(HERE / "mslam.png", dpi=100)
 
 
+def gradient_harmonization(results: Path) -> None:
+    """What the gradients of both losses say of the data: with and without exchanged sounds and texts, over training."""
+    arms = {"treatment": "two of five texts or sounds exchanged", "nothing_swapped_both": "nothing exchanged"}
+    said = {"agreement": "cosine of both gradients", "in_conflict": "share of groups that conflict"}
+    said["left_out"] = "share of groups left out"
+    figure, every = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
+    for axes, (name, title) in zip(every, said.items(), strict=True):
+        for number, (arm, label) in enumerate(arms.items()):
+            for seed in range(3):
+                run = load_run(results / "runs" / arm / f"seed-{seed}")
+                seen = [(entry["step"], entry["harmony"][name]) for entry in run.history if "harmony" in entry]
+                steps, values = zip(*seen, strict=True)
+                smooth = np.convolve(values, np.ones(5) / 5, "same")[2:-2]
+                axes.plot(steps[2:-2], smooth, color=f"C{number}", alpha=0.7, label=label if seed == 0 else None)
+        axes.set(title=title, xlabel="step")
+        axes.axhline(0, color="#999999", linewidth=0.5)
+    every[0].legend(fontsize=8)
+    figure.savefig(HERE / "gradient_harmonization.png", dpi=100)
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](Path(sys.argv[2]))
