@@ -211,10 +211,7 @@ def test_the_command_line(polymodal, run, tmp_path):
     found = json.loads(polymodal("search", "index", "--image", "query.png", "--json").stdout)
     assert found[0]["key"] == "k5"
     for arguments, said in (
-        (("search", "index"), "Say what to look for"),
-        (("search", "index", "red", "--image", "query.png"), "Say what to look for"),
         (("search", "index", "--audio", "query.png"), "does not take sound"),
-        (("search", "index", "red", "--where", "shp = 'a'"), "shop"),
         (("search", "index", "red", "--run", "nowhere"), "is not a run"),
         (("index", str(run.directory), "--data", str(path), "--out", "/proc/nothing"), "/proc/nothing"),
     ):

@@ -67,9 +67,18 @@ def browser():
 
 def find(browser, selector: str, seconds: float = 40):
     """The elements, as soon as there are any."""
+    return wait(browser, selector, lambda found: found, seconds)
+
+
+def said(browser, selector: str) -> str:
+    """The text of the first element, as soon as it has one."""
+    return wait(browser, selector, lambda found: found and found[0].text, 40)[0].text
+
+
+def wait(browser, selector: str, ready, seconds: float):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := browser.find_elements("css selector", selector):
+        if ready(found := browser.find_elements("css selector", selector)):
             return found
         time.sleep(0.2)
     raise AssertionError(f"no {selector}: {browser.find_element('tag name', 'body').text}")
@@ -103,8 +112,8 @@ def test_a_picture_finds_itself_and_a_broken_one_a_sentence(browser, served):
         find(browser, "#picture input[type=file]")[0].send_keys(str(folder / file))
         find(browser, "#picture .file-preview, #picture table")
         browser.find_element("css selector", "button.primary").click()
-        said = find(browser, selector)[0].text
-        assert "plate 5" in said if file == "query.png" else "no format" in said, said
+        text = said(browser, selector)
+        assert ("plate 5" if file == "query.png" else "no format") in text
 
 
 def test_it_fits_on_a_telephone(browser, served):
