@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image as PILImage
 
 from polymodal import corpora
 from polymodal.errors import UserError
+from polymodal.modalities.image import encoded
 from polymodal.recipes.dual_encoders import clip
 from polymodal.serving import index as index_file
 from polymodal.serving.index import Index, build_index, embedded_query
@@ -24,10 +24,8 @@ COLOURS = {"red": (200, 20, 20), "green": (20, 160, 40), "blue": (30, 40, 200), 
 
 
 def picture(colour: tuple[int, int, int], number: int) -> bytes:
-    file = io.BytesIO()
     shade = colour[0], colour[1] + number % 20, colour[2] - number // 20
-    PILImage.new("RGB", (40, 24), shade).save(file, "PNG")
-    return file.getvalue()
+    return encoded(PILImage.new("RGB", (40, 24), shade))
 
 
 def records(count: int = 80) -> list[dict]:

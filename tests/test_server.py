@@ -25,6 +25,7 @@ from fastapi.testclient import TestClient
 from PIL import Image as PILImage
 
 from polymodal import corpora
+from polymodal.modalities.image import encoded
 from polymodal.recipes.dual_encoders import clip
 from polymodal.serving.batching import Busy, Late, MicroBatcher
 from polymodal.serving.index import Index, build_index
@@ -34,9 +35,7 @@ from polymodal.types import Budget
 
 
 def png(colour=(200, 20, 20), size=(32, 32)) -> bytes:
-    file = io.BytesIO()
-    PILImage.new("RGB", size, colour).save(file, "PNG")
-    return file.getvalue()
+    return encoded(PILImage.new("RGB", size, colour))
 
 
 def b64(data: bytes) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ import pytest
 from PIL import Image as PILImage
 
 from polymodal import corpora
+from polymodal.modalities.image import encoded
 from polymodal.recipes.dual_encoders import clip
 from polymodal.serving.index import Index, build_index, embedded_query
 from polymodal.training import train
@@ -26,9 +26,7 @@ pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium
 
 
 def png(colour) -> bytes:
-    file = io.BytesIO()
-    PILImage.new("RGB", (48, 48), colour).save(file, "PNG")
-    return file.getvalue()
+    return encoded(PILImage.new("RGB", (48, 48), colour))
 
 
 @pytest.fixture(scope="module")

@@ -395,21 +395,12 @@ def search(arguments: Arguments) -> None:
 
     options = _parse(Options, rest, 'search RUN "WORDS"', search)
     from polymodal.corpora.sheet import has_pictures, picture_of
-    from polymodal.serving.pictures import save_picture
-    from polymodal.serving.search import contact_sheet, search_corpus
+    from polymodal.serving.search import search_corpus
 
     run, corpus = _run_and_corpus(place, options)
     found = search_corpus(run, corpus, query, options.top, options.split)
     seen = has_pictures(corpus)
-    if seen:
-        save_picture(contact_sheet([(picture_of(corpus, hit.row), hit.similarity) for hit in found]), options.out)
-    _print_table(
-        ["", "similarity", "example", "caption"],
-        [[str(n), f"{hit.similarity:.3f}", hit.key, hit.caption] for n, hit in enumerate(found, start=1)],
-        right=(0, 1),
-    )
-    if seen:
-        _console().print(f"The pictures are in {options.out}.", highlight=False)
+    _print_found(found, [picture_of(corpus, hit.row) if seen else None for hit in found], options.out)
 
 
 def _search_index(place: str, arguments: Arguments) -> None:
@@ -436,24 +427,32 @@ def _search_index(place: str, arguments: Arguments) -> None:
 
     options = _parse(Options, arguments[len(words) :], 'search INDEX "WORDS"', search)
     from polymodal.serving.index import Index, embedded_query
-    from polymodal.serving.pictures import save_picture
-    from polymodal.serving.search import contact_sheet
 
     opened = Index(place)
     query = embedded_query(opened.run(options.run), " ".join(words), options.image, options.audio)
     found = opened.find(query, options.top, options.where, " ".join(words) if options.hybrid else None)
     if options.json:
-        _print_json([{**hit._asdict(), "thumbnail": None} for hit in found])
+        _print_json([hit.record() for hit in found])
         return
+    _print_found(found, [hit.picture for hit in found], options.out)
+
+
+def _print_found(found: list[Any], pictures: list[Any], out: str) -> None:
+    """A table of what a search found, and its pictures in one. pictures: None where there is nothing to see."""
+    from polymodal.serving.pictures import save_picture
+    from polymodal.serving.search import contact_sheet
+
+    each = zip(pictures, found, strict=True)
+    seen = [(picture, hit.similarity) for picture, hit in each if picture is not None]
+    if seen:
+        save_picture(contact_sheet(seen), out)
     _print_table(
         ["", "similarity", "example", "caption"],
         [[str(n), f"{hit.similarity:.3f}", hit.key, hit.caption] for n, hit in enumerate(found, start=1)],
         right=(0, 1),
     )
-    seen = [(hit.picture, hit.similarity) for hit in found if hit.picture is not None]
     if seen:
-        save_picture(contact_sheet(seen), options.out)
-        _console().print(f"The pictures are in {options.out}.", highlight=False)
+        _console().print(f"The pictures are in {out}.", highlight=False)
 
 
 def serve(arguments: Arguments) -> None:
@@ -478,7 +477,6 @@ def serve(arguments: Arguments) -> None:
         """Texts, pictures or sounds that are computed together, at most."""
         room: int = 1024
         """Of them, how many may wait; more are answered with 429."""
-
         page: bool = False
         """Also show a page to click in, at /page."""
         beside: tuple[str, ...] = ()

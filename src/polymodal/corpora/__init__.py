@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from polymodal.corpora._cache import is_prepared, prepared_size
@@ -142,12 +142,14 @@ def named_mixture(text: str, every_column: bool = False) -> Corpus:
 
 def open_again(choices: Mapping[str, Any]) -> Corpus:
     """The corpus that a run was trained on, from what its record says."""
-    if "language_temperature" in choices:
-        others = {name: value for name, value in choices.items() if name != "language_temperature"}
-        return with_language_temperature(open_again(others), choices["language_temperature"])
-    if "languages" in choices:
-        others = {name: value for name, value in choices.items() if name != "languages"}
-        return in_languages(open_again(others), choices["languages"])
+    changes: dict[str, Callable[[Corpus, Any], Corpus]] = {  # the last that was made first
+        "language_temperature": with_language_temperature,
+        "languages": in_languages,
+    }
+    for choice, change in changes.items():
+        if choice in choices:
+            others = {name: value for name, value in choices.items() if name != choice}
+            return change(open_again(others), choices[choice])
     if "parts" in choices:
         parts = [(open_again(part), weight) for part, weight in choices["parts"]]
         return mix(parts, every_column=choices.get("every_column", False))

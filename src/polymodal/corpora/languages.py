@@ -24,37 +24,37 @@ def in_languages(corpus: Corpus, languages: Sequence[str]) -> Corpus:
     Raises UserError for a language that no training example has, with the nearest that one has, and for shards that are
     read where they lie, of which nobody knows beforehand what they hold.
     """
-    known = _known(corpus)
+    kept, known = _only(corpus, tuple(languages))
     for language in languages:
         if language not in known:
             raise unknown("language", language, known)
-    return replace(_only(corpus, tuple(languages)), choices={**corpus.choices, "languages": list(languages)})
+    return replace(kept, choices={**corpus.choices, "languages": list(languages)})
 
 
-def _known(corpus: Corpus) -> set[str]:
-    """The languages of all training captions."""
+def _only(corpus: Corpus, languages: tuple[str, ...]) -> tuple[Corpus, set[str]]:
+    """What `in_languages` returns, and all languages of the training captions.
+
+    Parts of a mixture that have no text stay as they are.
+    """
     if isinstance(corpus, Mixture):
-        return set[str]().union(*(_known(part) for part in corpus.corpora if part.holds(Text)))
+        found = [_only(part, languages) if part.holds(Text) else (part, set[str]()) for part in corpus.corpora]
+        weighted = [(part, weight) for (part, _), weight in zip(found, corpus.weights, strict=True)]
+        mixed = mix(weighted, every_column=bool(corpus.choices.get("every_column")))
+        return mixed, set[str]().union(*(known for _, known in found))
     if corpus.choices.get("stream"):
         raise UserError(
             "--language reads all captions first, which shards that are read where they lie are too many for."
         )
-    return set[str]().union(*map(_languages, corpus.raw_values(corpus.rows("train"), corpus.column_of(Text))))
-
-
-def _only(corpus: Corpus, languages: tuple[str, ...]) -> Corpus:
-    """Parts of a mixture that have no text stay as they are."""
-    if isinstance(corpus, Mixture):
-        parts = [_only(part, languages) if part.holds(Text) else part for part in corpus.corpora]
-        weighted = list(zip(parts, corpus.weights, strict=True))
-        return mix(weighted, every_column=bool(corpus.choices.get("every_column")))
-    wanted, column, splits = {*languages}, corpus.column_of(Text), {}
+    column, splits, known = corpus.column_of(Text), {}, set[str]()
     for split, rows in corpus.splits.items():
-        spoken = [not wanted.isdisjoint(_languages(value)) for value in corpus.raw_values(rows, column)]
-        if any(spoken) or split == "train":
-            splits[split] = rows[np.array(spoken, dtype=bool)]
+        spoken = [{*_languages(value)} for value in corpus.raw_values(rows, column)]
+        wanted = np.array([not own.isdisjoint(languages) for own in spoken], dtype=bool)
+        if wanted.any() or split == "train":
+            splits[split] = rows[wanted]
+        if split == "train":
+            known = known.union(*spoken)
     columns = {name: kind.only(languages) if isinstance(kind, Text) else kind for name, kind in corpus.columns.items()}
-    return replace(corpus, columns=columns, splits=splits)
+    return replace(corpus, columns=columns, splits=splits), known
 
 
 def _languages(stored: Any) -> list[str]:

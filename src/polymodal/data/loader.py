@@ -117,11 +117,7 @@ class TrainingData:
         self.first = process * self.share
         self.micro_batch = micro_batch or self.share
         self.batch_size = batch_size
-        self.order = batch_order(reader.corpus, batch_size, seed)
-        if bucket:
-            lengths = reader.corpus.stored_lengths(reader.corpus.column_of(padded))
-            epoch = sum(len(part.rows) for part in reader.corpus.parts("train")) // batch_size
-            self.order = grain.MapDataset.source(Bucketed(self.order, lengths, bucket, epoch, seed))
+        self.order = batch_order(reader.corpus, batch_size, seed, bucket, padded)
         options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)
         self._iterator = iter(self.order.map_with_index(self._load).to_iter_dataset(options))
 
@@ -168,11 +164,12 @@ class TrainingData:
         return example
 
 
-def batch_order(corpus: Corpus, batch_size: int, seed: int) -> Any:
+def batch_order(corpus: Corpus, batch_size: int, seed: int, bucket: int = 0, padded: type = Text) -> Any:
     """An endless Grain dataset of the row numbers of each batch, with random access.
 
     Every epoch has an order of its own and leaves out the remainder that does not fill a batch, so that no example is
     twice in a batch. The parts of a mixture alternate by their weights, each with epochs of its own.
+    bucket, padded: see `TrainingData`.
     """
     parts = corpus.parts("train")
     total = sum(len(part.rows) for part in parts)
@@ -182,12 +179,17 @@ def batch_order(corpus: Corpus, batch_size: int, seed: int) -> Any:
             f"{batch_size}; use --batch-size {max(2, total // 2)} or less."
         )
     if len(parts) == 1 and parts[0].order is None:
-        return _shuffled(parts[0], seed).batch(batch_size, drop_remainder=True).repeat()
-    endless = [
-        _shuffled(part, seed + number).repeat() if part.order is None else grain.MapDataset.source(part.order(seed))
-        for number, part in enumerate(parts)
-    ]
-    return grain.MapDataset.mix(endless, weights=[part.weight for part in parts]).batch(batch_size)
+        order = _shuffled(parts[0], seed).batch(batch_size, drop_remainder=True).repeat()
+    else:
+        endless = [
+            _shuffled(part, seed + number).repeat() if part.order is None else grain.MapDataset.source(part.order(seed))
+            for number, part in enumerate(parts)
+        ]
+        order = grain.MapDataset.mix(endless, weights=[part.weight for part in parts]).batch(batch_size)
+    if not bucket:
+        return order
+    lengths = corpus.stored_lengths(corpus.column_of(padded))
+    return grain.MapDataset.source(Bucketed(order, lengths, bucket, total // batch_size, seed))
 
 
 def _shuffled(part: Part, seed: int) -> Any:

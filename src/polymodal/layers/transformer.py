@@ -49,20 +49,18 @@ class Packing:
 
     def visible(self, causal: bool) -> Bool[Tensor, "batch 1 queries keys"] | None:
         """True where a query may look at a key; None where causality alone does it."""
-        if causal and self.prefix is not None:
-            place = torch.arange(self.mask.shape[1], device=self.mask.device)
-            seen = (place <= place[:, None]) | (place < self.prefix[:, None, None])
-            seen = seen & self.mask[:, None, :]
-            return (seen if self.document is None else seen & self._same_document())[:, None]
-        if self.document is None:
+        if self.document is None and (not causal or self.prefix is None):
             # Causal: padding stands behind all that real tokens look at.
             return None if causal else self.mask[:, None, None, :]
-        same = self._same_document()
-        return (same.tril() if causal else same)[:, None]
-
-    def _same_document(self) -> Bool[Tensor, "batch queries keys"]:
-        assert self.document is not None
-        return self.document[:, :, None] == self.document[:, None, :]
+        if self.document is None:
+            seen = self.mask[:, None, :]
+        else:
+            seen = self.document[:, :, None] == self.document[:, None, :]
+        if causal:
+            place = torch.arange(self.mask.shape[1], device=self.mask.device)
+            order = place <= place[:, None]
+            seen = seen & (order if self.prefix is None else order | (place < self.prefix[:, None, None]))
+        return seen[:, None]
 
     def attention_mask(self, causal: bool) -> Tensor | None:
         """What scaled_dot_product_attention takes: booleans, or logits to add; None where causality alone does it."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polymodal.errors import UnreadableExample
 from polymodal.modalities.modality import write_text
-from polymodal.modalities.padding import pad
+from polymodal.modalities.padding import mask_of, pad
 from polymodal.modalities.text import Tokenizer, Tokens
 
 
@@ -53,7 +53,7 @@ class ActionSteps:
     @property
     def mask(self) -> Bool[Tensor, "batch length"]:
         """True where there is an action."""
-        return torch.arange(self.number.shape[1], device=self.number.device) < self.lengths[:, None]
+        return mask_of(self.lengths, self.number.shape[1])
 
     def to(self, device: torch.device | str) -> ActionSteps:
         text = self.text.to(device)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.errors import UnreadableExample
-from polymodal.modalities.padding import pad
+from polymodal.modalities.padding import mask_of, pad
 
 PIXEL_LIMIT = 100_000_000
 
@@ -204,7 +204,7 @@ class PatchedImages:
     @property
     def mask(self) -> Bool[Tensor, "batch length"]:
         """True where there is a patch."""
-        return torch.arange(self.row.shape[1], device=self.row.device) < self.lengths[:, None]
+        return mask_of(self.lengths, self.row.shape[1])
 
     def to(self, device: torch.device | str) -> PatchedImages:
         return PatchedImages(*(part.to(device) for part in (self.values, self.row, self.column, self.lengths)))

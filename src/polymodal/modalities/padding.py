@@ -11,6 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+def mask_of(lengths: Int[Tensor, " batch"], longest: int) -> Bool[Tensor, "batch length"]:
+    """True where a place of a sequence, of `longest` places, is real."""
+    return torch.arange(longest, device=lengths.device) < lengths[:, None]
+
+
 @dataclass(frozen=True)
 class Padded:
     """A batch of sequences of vectors or numbers, padded with zeros on the right.
@@ -24,7 +29,7 @@ class Padded:
     @property
     def mask(self) -> Bool[Tensor, "batch length"]:
         """True where a value is real."""
-        return torch.arange(self.values.shape[1], device=self.values.device) < self.lengths[:, None]
+        return mask_of(self.lengths, self.values.shape[1])
 
     def mean(self) -> Float[Tensor, "batch width"]:
         """Of the real values of each sequence of vectors."""

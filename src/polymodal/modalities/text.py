@@ -20,6 +20,7 @@ from torch import Tensor
 
 from polymodal.errors import UnreadableExample
 from polymodal.modalities.modality import write_text
+from polymodal.modalities.padding import mask_of
 
 FILE = "tokenizer.json"  # of a run
 PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unknown>"
@@ -129,7 +130,7 @@ class Tokens:
     @property
     def mask(self) -> Bool[Tensor, "batch length"]:
         """True where a token is real."""
-        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
+        return mask_of(self.lengths, self.ids.shape[1])
 
     @property
     def words(self) -> Bool[Tensor, "batch length"]:

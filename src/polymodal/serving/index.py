@@ -6,6 +6,7 @@ written as a whole, so that a stopped run goes on where it was. It lies in a fol
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import itertools
@@ -13,7 +14,8 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +31,7 @@ from polymodal.data.loader import Reader
 from polymodal.errors import UnreadableExample, UserError, needs, unusable
 from polymodal.evaluation.suite import item_of, modalities_asked
 from polymodal.modalities import Image, Table, Text, Video
-from polymodal.modalities.image import to_rgb
+from polymodal.modalities.image import encoded, to_rgb
 from polymodal.serving.embedding import vectors_of
 from polymodal.training.features import weights_key
 from polymodal.training.run import Run, load_run
@@ -79,6 +81,11 @@ class Found(NamedTuple):
         """The thumbnail, opened."""
         return None if self.thumbnail is None else PILImage.open(io.BytesIO(self.thumbnail))
 
+    def record(self, thumbnail: bool = False) -> dict[str, Any]:
+        """For JSON. thumbnail: whether with the small picture, in base64."""
+        shown = base64.b64encode(self.thumbnail).decode() if thumbnail and self.thumbnail is not None else None
+        return self._asdict() | {"thumbnail": shown}
+
 
 def is_index(place: str) -> bool:
     """Whether a folder holds an index; a URL is taken for one."""
@@ -116,9 +123,10 @@ def build_index(run: Run, corpus: Corpus, place: str, report: Report = lambda do
     if table is None:
         raise UserError(f"No example of '{corpus.name}' can be read, so there is no index.")
     gone = list(known.keys() - {*source.keys})
-    _remove(table, gone)
-    if added or changed or gone:
-        _arrange(table)
+    with _saying(f"The index {place} cannot be brought up to date"):
+        _remove(table, gone)
+        if added or changed or gone:
+            _arrange(table)
     return Built(added, changed, len(gone), len(known) - changed - len(gone), reader.skipped)
 
 
@@ -299,9 +307,7 @@ def thumbnail(picture: PILImage.Image) -> bytes:
     """A JPEG on white, at most `THUMBNAIL` pixels wide and high."""
     small = to_rgb(picture).copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=85)
-    return file.getvalue()
+    return encoded(small, "JPEG", quality=85)
 
 
 # LanceDB
@@ -312,25 +318,30 @@ def _connected(place: str) -> Any:
         import lancedb
     except ImportError as error:
         raise needs("lancedb", "index", "An index") from error
-    try:
+    with _saying(f"{place} cannot be opened"):
         return lancedb.connect(place)
+
+
+@contextmanager
+def _saying(what: str) -> Iterator[None]:
+    """What LanceDB raises becomes a sentence."""
+    try:
+        yield
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{place} cannot be opened: {_said(error)}.") from error
+        raise UserError(f"{what}: {_said(error)}.") from error
 
 
 def _is_there(place: str) -> bool:
     """Whether there is an index already, also at a URL."""
-    try:
-        return is_index(place) and TABLE in _connected(place).list_tables().tables
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{place} cannot be opened: {_said(error)}.") from error
+    if not is_index(place):
+        return False
+    with _saying(f"{place} cannot be opened"):
+        return TABLE in _connected(place).list_tables().tables
 
 
 def _opened(place: str) -> Any:
-    try:
+    with _saying(f"The index {place} cannot be opened"):
         return _connected(place).open_table(TABLE)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"The index {place} cannot be opened: {_said(error)}.") from error
 
 
 def _about(table: Any) -> Origin:
@@ -362,7 +373,7 @@ def _digests(table: Any) -> dict[str, str]:
 
 def _write(place: str, table: Any, rows: pa.Table, about: Origin, replacing: bool) -> Any:
     """The table, which is made with its first rows."""
-    try:
+    with _saying(f"The index {place} cannot be written, but what was written stays"):
         if table is None:
             described = rows.replace_schema_metadata({ABOUT: json.dumps(asdict(about))})
             return _connected(place).create_table(TABLE, described)
@@ -370,21 +381,13 @@ def _write(place: str, table: Any, rows: pa.Table, about: Origin, replacing: boo
             table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all().execute(rows)
         else:
             table.add(rows)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"The index {place} cannot be written: {_said(error)}; what was written stays.") from error
     return table
 
 
-def _remove(table: Any, keys: Iterable[str]) -> None:
-    for some in _chunks(keys):
-        quoted = ", ".join("'" + key.replace("'", "''") + "'" for key in some)
+def _remove(table: Any, keys: list[str]) -> None:
+    for start in range(0, len(keys), CHUNK):
+        quoted = ", ".join("'" + key.replace("'", "''") + "'" for key in keys[start : start + CHUNK])
         table.delete(f"key IN ({quoted})")
-
-
-def _chunks(keys: Iterable[str]) -> Iterator[list[str]]:
-    left = iter(keys)
-    while some := list(itertools.islice(left, CHUNK)):
-        yield some
 
 
 def _arrange(table: Any) -> None:

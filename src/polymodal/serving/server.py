@@ -28,10 +28,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polymodal.errors import UnreadableExample, UserError
+from polymodal.errors import UnreadableExample, UserError, unusable
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Audio, Image
-from polymodal.modalities.image import to_rgb
+from polymodal.modalities.image import encoded, to_rgb
 from polymodal.serving.asking import ask_about
 from polymodal.serving.batching import Busy, Late, MicroBatcher
 from polymodal.serving.generation import generate_pictures
@@ -72,6 +72,22 @@ class Refused(Exception):
 
     def response(self) -> JSONResponse:
         return JSONResponse({"error": {"code": self.code, "message": self.message}}, self.status, self.headers)
+
+
+REFUSED = (Refused, UserError, UnreadableExample, Busy, Late)  # what clients can cause, or wait for
+
+
+def refusal(error: Exception) -> Refused:
+    """What is answered in place of one of the errors in `REFUSED`."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, Busy):
+        return Refused(429, "busy", "Too many requests wait; try again in a second.", {"Retry-After": "1"})
+    if isinstance(error, Late):
+        return Refused(504, "too_late", "The answer was not there before the deadline.")
+    if isinstance(error, UnreadableExample):
+        return Refused(400, "unreadable", str(unusable(error)))
+    return Refused(400, "invalid_request", str(error))
 
 
 class Asked(BaseModel):
@@ -168,14 +184,14 @@ class Service:
     def _sound(self, value: str | bytes) -> np.ndarray:
         import soundfile
 
-        encoded = _bytes(value)
+        file = _bytes(value)
         try:
-            about = soundfile.info(io.BytesIO(encoded))
+            about = soundfile.info(io.BytesIO(file))
         except soundfile.SoundFileError as error:
             raise UnreadableExample(f"the sound cannot be decoded: {error}") from error
         if about.duration > self.limits.seconds:
             raise Refused(413, "too_long", f"A sound has at most {self.limits.seconds:g} seconds.")
-        return self.sounds.decode(encoded)
+        return self.sounds.decode(file)
 
     async def found(
         self, column: str, value: Any, count: int, where: str | None = None, hybrid: bool = False
@@ -313,13 +329,7 @@ def _answers(app: FastAPI, service: Service) -> None:
             raise Refused(400, "invalid_request", "Give a text, a picture or a sound; hybrid search needs a text.")
         ((column, value),) = given.items()
         found = await service.found(column, value, asked.top, asked.where, asked.hybrid)
-        results = []
-        for hit in found:
-            record = hit._asdict() | {"thumbnail": None}
-            if asked.thumbnails and hit.thumbnail is not None:
-                record["thumbnail"] = base64.b64encode(hit.thumbnail).decode()
-            results.append(record)
-        return {"results": results}
+        return {"results": [hit.record(asked.thumbnails) for hit in found]}
 
     @app.post("/v1/embeddings")
     async def openai_embeddings(
@@ -353,26 +363,11 @@ def _answers(app: FastAPI, service: Service) -> None:
 def _errors(app: FastAPI) -> None:
     """Every error in one shape; what the user cannot have caused is logged."""
 
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> JSONResponse:
-        return error.response()
+    async def answered(request: Request, error: Exception) -> JSONResponse:
+        return refusal(error).response()
 
-    @app.exception_handler(UserError)
-    async def wrong(request: Request, error: UserError) -> JSONResponse:
-        return Refused(400, "invalid_request", str(error)).response()
-
-    @app.exception_handler(UnreadableExample)
-    async def unreadable(request: Request, error: UnreadableExample) -> JSONResponse:
-        reason = str(error)
-        return Refused(400, "unreadable", f"{reason[0].upper()}{reason[1:]}.").response()
-
-    @app.exception_handler(Busy)
-    async def busy(request: Request, error: Busy) -> JSONResponse:
-        return Refused(429, "busy", "Too many requests wait; try again in a second.", {"Retry-After": "1"}).response()
-
-    @app.exception_handler(Late)
-    async def late(request: Request, error: Late) -> JSONResponse:
-        return Refused(504, "too_late", "The answer was not there before the deadline.").response()
+    for kind in REFUSED:
+        app.add_exception_handler(kind, answered)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -474,9 +469,7 @@ def _bytes(value: str | bytes) -> bytes:
 
 
 def _png(picture: PILImage.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
+    return base64.b64encode(encoded(picture)).decode()
 
 
 def _examples(run: Run) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,8 @@ Its questions go through the same queue and the same limits as those of the serv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,10 @@ import gradio as gr
 import pandas as pd
 from PIL import Image as PILImage
 
-from polymodal.errors import UnreadableExample, UserError, unusable
-from polymodal.serving.batching import Busy, Late
-from polymodal.serving.server import Refused, Service
+from polymodal.serving.server import REFUSED, Service, refusal
 
 # As many pictures beside each other as there is room for, on a telephone, too.
 STYLE = ".grid-container { grid-template-columns: repeat(auto-fill, minmax(105px, 1fr)) !important; }"
-SENTENCES = {Busy: "Too many requests wait; try again in a second.", Late: "That took too long; try again."}
 
 
 def build_page(services: Sequence[Service]) -> gr.Blocks:
@@ -73,7 +71,7 @@ def _search_tab(services: Sequence[Service]) -> None:
         found = []
         condition, also_words = (where or "").strip() or None, hybrid and name == "text"
         for service in asked:
-            with _Sentences():
+            with _sentences():
                 hits = await service.found(name, value, int(count), condition, also_words)
             found.append([(hit.picture or _blank(), f"{hit.similarity:.3f}  {hit.caption or hit.key}") for hit in hits])
         return found[0] if len(found) == 1 else found
@@ -104,7 +102,7 @@ def _classes_tab(service: Service) -> None:
         names = [line.strip() for line in (labels or "").splitlines() if line.strip()]
         if picture is None or not names:
             raise gr.Error("Give a picture, and at least one label.")
-        with _Sentences():
+        with _sentences():
             (found,) = await service.likely("image", [Path(picture).read_bytes()], names, template)
         return found
 
@@ -116,33 +114,30 @@ def _training_tab(services: Sequence[Service]) -> None:
     for service in services:
         for entry in service.run.history:
             where = {"run": service.run.name, "step": entry["step"]}
-            losses += [where | {"loss": value, "name": name} for name, value in entry.get("losses", {}).items()]
+            losses += [where | {"value": value, "name": name} for name, value in entry.get("losses", {}).items()]
             figures += [where | {"value": value, "name": name} for name, value in entry.get("validation", {}).items()]
         cost = service.run.record
         gr.Markdown(
             f"**{service.run.name}**: `{cost['recipe']['name']}`, {cost['budget']}, seed {cost['seed']}; "
             f"data: {', '.join(f'{name} {value}' for name, value in cost['corpus'].items() if value)}"
         )
-    several = len(services) > 1
-    if losses:
-        frame = pd.DataFrame(losses)
-        frame["name"] = frame["run"] + " " + frame["name"] if several else frame["name"]
-        gr.LinePlot(frame, x="step", y="loss", color="name", title="Losses in training", height=280)
-    shown = [figure for figure in figures if figure["name"].endswith(("R@10", "accuracy"))]
-    if shown:
-        frame = pd.DataFrame(shown)
-        frame["name"] = frame["run"] + " " + frame["name"] if several else frame["name"]
-        gr.LinePlot(frame, x="step", y="value", color="name", title="On the validation split", height=280)
+    _plot(losses, "Losses in training")
+    _plot([one for one in figures if one["name"].endswith(("R@10", "accuracy"))], "On the validation split")
 
 
-class _Sentences:
+def _plot(values: list[dict[str, Any]], title: str) -> None:
+    """values: run, step, name and value; a line each run and name."""
+    if values:
+        frame = pd.DataFrame(values)
+        if frame["run"].nunique() > 1:
+            frame["name"] = frame["run"] + " " + frame["name"]
+        gr.LinePlot(frame, x="step", y="value", color="name", title=title, height=280)
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
     """What a user can put right is shown as a sentence."""
-
-    def __enter__(self) -> None:
-        """Nothing is to be done before."""
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, UnreadableExample):
-            error = unusable(error)
-        if isinstance(error, UserError | Refused | Busy | Late):
-            raise gr.Error(SENTENCES.get(type(error), str(error))) from error
+    try:
+        yield
+    except REFUSED as error:
+        raise gr.Error(refusal(error).message) from error
