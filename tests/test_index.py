@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as PILImage
 
 from polymodal import corpora
-from polymodal.errors import UserError
+from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities.image import encoded
 from polymodal.recipes.dual_encoders import clip
 from polymodal.serving import index as index_file
@@ -156,6 +156,21 @@ def test_what_cannot_be_read_is_left_out_and_named(run, tmp_path):
     assert list(built.skipped) == ["k4"]
     query = embedded_query(run, "a plate")
     assert {"k8", "k8#2"} <= {hit.key for hit in Index(str(tmp_path / "index")).find(query, 100)}
+
+
+def test_an_example_without_a_picture_to_show_is_found_all_the_same(run, tmp_path, monkeypatch):
+    shown = index_file.picture_of
+
+    def some(corpus, row):
+        if row % 2:
+            raise UnreadableExample("there is no image")
+        return shown(corpus, row)
+
+    monkeypatch.setattr(index_file, "picture_of", some)
+    build_index(run, corpora.from_path(written(tmp_path, records(20))), str(tmp_path / "index"))
+    found = Index(str(tmp_path / "index")).find(embedded_query(run, "a plate"), 20)
+    assert len(found) == 20
+    assert sorted(int(hit.key[1:]) for hit in found if hit.picture is None) == list(range(1, 20, 2))
 
 
 def test_an_index_of_other_weights_or_other_data_is_refused(run, tmp_path):

@@ -277,6 +277,13 @@ class _Source:
                     digest.update(b"missing")
         return digest.hexdigest()
 
+    def _thumbnail(self, row: int) -> bytes | None:
+        """None where there is nothing to see, such as a shape without an icon."""
+        try:
+            return thumbnail(picture_of(self.corpus, row)) if self.seen else None
+        except UnreadableExample:
+            return None
+
     def table(
         self, rows: np.ndarray, examples: list[Example], digests: list[str], vectors: Float[np.ndarray, "rows dim"]
     ) -> pa.Table:
@@ -291,7 +298,7 @@ class _Source:
                     "split": self.split.get(row),
                     "caption": shown,
                     "text": "\n".join(caption.text for caption in captions),
-                    "thumbnail": thumbnail(picture_of(self.corpus, row)) if self.seen else None,
+                    "thumbnail": self._thumbnail(row),
                     "digest": digest,
                     **self._cells(row),
                 }
