@@ -89,7 +89,7 @@ def run(clips: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def method(processor: VideoTextProcessor, **changes: object) -> alpro.ALPRO:
     torch.manual_seed(0)
-    return dataclasses.replace(TINY, **changes).build(processor).eval()  # type: ignore[arg-type]
+    return dataclasses.replace(TINY, **changes).build(processor).eval()
 
 
 def batch_of(processor: VideoTextProcessor, corpus: Corpus, recipe: alpro.Recipe = TINY, count: int = 8) -> dict:
@@ -200,7 +200,7 @@ def test_each_stage_has_its_losses(processor: VideoTextProcessor, clips: Corpus)
 
 def test_the_prompter_is_frozen_and_out_of_the_optimiser(processor: VideoTextProcessor, clips: Corpus) -> None:
     model, batch = method(processor).train(), batch_of(processor, clips)
-    sum(model.losses(batch).values()).backward()  # type: ignore[union-attr]
+    sum(model.losses(batch).values()).backward()
     assert all(parameter.grad is None for parameter in model.prompter.parameters())
     assert not model.prompter.training
     others = [name for name, p in model.named_parameters() if not name.startswith("prompter") and p.grad is None]
@@ -305,8 +305,8 @@ def test_it_learns_on_clips_and_is_read_again(run: Run, clips: Corpus) -> None:
 
     for name in ("prompter", "words", "answers"):
         assert mean("first", name, slice(-1, None)) < mean("last", name, slice(0, 1))
-    again = load_run(run.directory)  # type: ignore[arg-type]
-    batch = batch_of(again.processor, clips)  # type: ignore[arg-type]
+    again = load_run(run.directory)
+    batch = batch_of(again.processor, clips)
     assert torch.equal(again.model.match(batch), run.model.eval().match(batch))
     assert isinstance(run.model, CanMatch)
     assert isinstance(run.model, CanAnswer)

@@ -122,7 +122,7 @@ def test_evaluation_looks_up_what_training_froze_as_a_whole(small_emoji: Corpus)
 
 @pytest.mark.parametrize("kind", [clip, sparc])
 def test_training_on_features_equals_training_through_the_frozen_tower(kind: object, small_emoji: Corpus) -> None:
-    recipe = kind.Recipe(  # type: ignore[attr-defined]
+    recipe = kind.Recipe(
         freeze=("text", "image"), augmentation=NONE, text=TextEncoderConfig(depth=1, dropout=0.3), batch_size=32
     )
     runs = [

@@ -98,9 +98,9 @@ def test_a_jump_to_where_it_is_changes_nothing(parameters: str, interpolant: str
 def test_the_coefficient_is_the_output_s_share_of_a_jump(parameters: str, interpolant: str) -> None:
     method = network(parameters=parameters, interpolant=interpolant)
     x, condition, to, time = torch.randn(2, 3, 8, 8), torch.randn(2, 32), times(0.1, 0.4), times(0.3, 0.8)
-    method._output = lambda x, to, time, condition: torch.zeros_like(x)  # type: ignore[method-assign]
+    method._output = lambda x, to, time, condition: torch.zeros_like(x)
     without = method.jump(x, to, time, condition)
-    method._output = lambda x, to, time, condition: torch.ones_like(x)  # type: ignore[method-assign]
+    method._output = lambda x, to, time, condition: torch.ones_like(x)
     share = (method.jump(x, to, time, condition) - without).abs().flatten(1).mean(1)
     torch.testing.assert_close(share, imm.coefficient(to, time, parameters, interpolant).abs(), atol=1e-5, rtol=1e-4)
 
@@ -153,7 +153,7 @@ def test_the_network_runs_twice_a_step_whatever_the_particles(particles: int) ->
 def test_a_perfect_flow_arrives_at_the_data(steps: int) -> None:
     method = network(objective="flow")
     data = torch.randn(3, 8, 8)
-    method._output = lambda x, to, time, condition: (x - data) / time.view(-1, 1, 1, 1) / imm.SIGMA  # type: ignore[method-assign]
+    method._output = lambda x, to, time, condition: (x - data) / time.view(-1, 1, 1, 1) / imm.SIGMA
     made = method.generate({"label": torch.tensor([0, 1])}, steps, torch.Generator().manual_seed(0))
     distance = (made - data / imm.SIGMA).abs().max()
     assert distance < 0.02 * (1 + (data / imm.SIGMA).abs().max() + 4)

@@ -138,7 +138,7 @@ def test_a_parameter_of_both_halves_gets_the_gradients_of_both() -> None:
     groups = [{name: torch.rand(2, 2) for name in ("first", "second")} for _ in range(3)]
     method = Both()
     whole = {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
-    sum(method.losses(whole).values()).backward()  # type: ignore[union-attr]
+    sum(method.losses(whole).values()).backward()
     plain = gradients(method)
     method.zero_grad(set_to_none=True)
     Harmony("curriculum").backward(method, groups, {}, lambda _: nullcontext(), -1.0, ALONE)

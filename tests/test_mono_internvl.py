@@ -146,7 +146,7 @@ def test_what_is_too_long_is_cut_and_a_picture_never_is(processor: ConversationP
         packed = processor.pack([sequence])
         assert packed.predicted.any()
         assert int(packed.of(IMAGE).sum()) == processor.image.cells
-    small = ConversationProcessor(processor.image, processor.columns["text"], context=20)  # type: ignore[arg-type]
+    small = ConversationProcessor(processor.image, processor.columns["text"], context=20)
     with pytest.raises(UserError, match="leaves no room in a context of 20"):
         small.sequence(picture, [Saying("yes")])
 

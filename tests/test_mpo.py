@@ -65,7 +65,7 @@ def pairs(taught: Run, counting: Corpus, tmp_path_factory: pytest.TempPathFactor
 
 def rewards(seed: int = 0, count: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(2, count, generator=generator, dtype=torch.float64))  # type: ignore[return-value]
+    return tuple(torch.randn(2, count, generator=generator, dtype=torch.float64))
 
 
 # Losses

@@ -97,7 +97,7 @@ def run(tones: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def method(processor: SpeechTextProcessor, **changes: object) -> mslam.MSLAM:
     torch.manual_seed(0)
-    return dataclasses.replace(TINY, **changes).build(processor).eval()  # type: ignore[arg-type]
+    return dataclasses.replace(TINY, **changes).build(processor).eval()
 
 
 def batch_of(processor: SpeechTextProcessor, corpus: Corpus, recipe: mslam.Recipe = TINY, count: int = 24) -> dict:
@@ -278,7 +278,7 @@ def test_pairs_are_found_again_among_all_speech(processor: SpeechTextProcessor, 
     heard = model.encoder.listen(batch["sound"], batch["hidden_sound"])
     chosen = model.quantiser(heard.features[batch["hidden_sound"]])
     seen: list[torch.Tensor] = []
-    model._naming = lambda tokens, codes: seen.append(codes) or torch.zeros(())  # type: ignore[method-assign]
+    model._naming = lambda tokens, codes: seen.append(codes) or torch.zeros(())
     model._together(heard, chosen, batch)
     by_hand = torch.cat(
         [model.quantiser(heard.features[row][batch["hidden_sound"][row]]).codes for row in batch["pairs"].tolist()]
@@ -325,7 +325,7 @@ def test_it_learns_to_hear_and_is_read_again(run: Run, tones: Corpus) -> None:
     batch = run.processor(sound=[tones.value(0, "sound")])
     codes = model.quantiser(model.encoder.listen(batch["sound"]).features[0]).codes
     assert perplexity(codes, TINY.codes) > 1
-    again = load_run(run.directory)  # type: ignore[arg-type]
+    again = load_run(run.directory)
     assert again.model.transcribe(batch) == model.transcribe(batch)
     assert isinstance(model, CanTranscribe)
 

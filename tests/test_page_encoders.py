@@ -137,5 +137,5 @@ def test_where_words_stand_matters(tokenizer: TextTokenizer) -> None:
     assert not torch.allclose(encoder(both)[-1], encoder(moved)[-1], atol=1e-4)
     encoder.layout = nn.Identity()
     encoder.bias = None
-    encoder.layout.forward = lambda boxes: torch.zeros(len(boxes), 64)  # type: ignore[method-assign]
+    encoder.layout.forward = lambda boxes: torch.zeros(len(boxes), 64)
     torch.testing.assert_close(encoder(both)[-1], encoder(moved)[-1])

@@ -67,7 +67,7 @@ def run(referring: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def method(processor: ReferringProcessor, **changes: object) -> simvg.SimVG:
     torch.manual_seed(0)
-    return dataclasses.replace(TINY, **changes).build(processor).eval()  # type: ignore[arg-type]
+    return dataclasses.replace(TINY, **changes).build(processor).eval()
 
 
 def batch_of(processor: ReferringProcessor, corpus: Corpus, recipe: simvg.Recipe = TINY, count: int = 8) -> dict:
@@ -407,9 +407,9 @@ def test_losses_fall_and_boxes_are_found(run: Run, referring: Corpus) -> None:
     assert losses["words"][-1] < losses["words"][0]
     assert run.directory is not None
     again = load_run(run.directory)
-    batch = batch_of(run.processor, referring)  # type: ignore[arg-type]
+    batch = batch_of(run.processor, referring)
     for branch, (boxes, sure) in run.model.eval().locate(batch).items():
-        assert torch.equal(boxes, again.model.locate(batch)[branch][0])  # type: ignore[operator]
+        assert torch.equal(boxes, again.model.locate(batch)[branch][0])
         assert boxes.shape == (8, 1, 4)
         assert (boxes[..., 2:] >= boxes[..., :2]).all()
         assert ((sure > 0) & (sure < 1)).all()
@@ -432,7 +432,7 @@ def test_several_queries_learn_from_all_expressions(processor: ReferringProcesso
     assert set(counts) >= {0, 1, 2}
     assert set(batch_of(processor, referring, TINY, 64)["expressions"].counts.tolist()) == {1}
     found = train(recipe, referring, Budget(steps=4), execution=QUIET)
-    boxes, _ = found.model.eval().locate(batch_of(processor, referring, recipe))["token"]  # type: ignore[operator]
+    boxes, _ = found.model.eval().locate(batch_of(processor, referring, recipe))["token"]
     assert boxes.shape == (8, 3, 4)
 
 

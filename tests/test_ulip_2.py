@@ -119,7 +119,7 @@ def learned(towers: Run, numbered: Corpus, tmp_path_factory: pytest.TempPathFact
         Budget(steps=60),
         out=tmp_path_factory.mktemp("ulip") / "run",
         weights_like=towers.model,
-        tokenizer=towers.processor.tokenizer,  # type: ignore[attr-defined]
+        tokenizer=towers.processor.tokenizer,
         execution=QUIET,
     )
 
@@ -221,10 +221,10 @@ def test_names_and_categories_stand_for_captions(furniture: Corpus, descriptions
 
 def test_several_texts_are_normalised_before_and_after_their_mean(learned: Run, numbered: Corpus) -> None:
     recipe = dataclasses.replace(TINY, captions=2)
-    examples = examples_of(numbered, learned.processor)[:4]  # type: ignore[arg-type]
-    batch = recipe.training_batch(examples, learned.processor, Draws.of(0, 0, 4))  # type: ignore[arg-type]
-    found = learned.model.represent(batch)["text"]  # type: ignore[operator]
-    each = learned.model.embed_text(batch["text"])  # type: ignore[operator]
+    examples = examples_of(numbered, learned.processor)[:4]
+    batch = recipe.training_batch(examples, learned.processor, Draws.of(0, 0, 4))
+    found = learned.model.represent(batch)["text"]
+    each = learned.model.embed_text(batch["text"])
     assert torch.allclose(each.norm(dim=1), torch.ones(8), atol=1e-5)
     assert torch.allclose(found, F.normalize(each[::2] + each[1::2], dim=1), atol=1e-5)
 
@@ -287,7 +287,7 @@ def test_a_cloud_without_colours_is_grey(learned: Run) -> None:
 
 
 def test_views_together_are_the_mean_of_each(learned: Run, furniture: Corpus) -> None:
-    examples = examples_of(furniture, learned.processor, "test")[:2]  # type: ignore[arg-type]
+    examples = examples_of(furniture, learned.processor, "test")[:2]
     three, twelve = examples[0]["views"][:3], examples[1]["views"]
     together = learned.embed(views=[three, twelve])["views"]
     for vector, views in zip(together, (three, twelve), strict=True):
