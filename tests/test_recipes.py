@@ -14,10 +14,10 @@ from polymodal.data.loader import Reader
 from polymodal.draws import Draws
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate
-from polymodal.modalities.image_augmentation import STRONG
+from polymodal.modalities.image_augmentation import STRONG, may_flip
+from polymodal.modalities.text import Caption
 from polymodal.objectives.contrastive import info_nce
 from polymodal.recipes.dual_encoders import clip, improved_clip, siglip, sparc
-from polymodal.recipes.dual_encoders._base import may_flip
 from polymodal.recipes.new import write_starting_point
 from polymodal.training import train
 from polymodal.types import Budget, CanEmbed, CanEmbedPatches
@@ -208,10 +208,12 @@ def test_byolip_s_teacher_moves_by_average_only(small_emoji):
 
 def test_mirror_images_are_not_made_of_pictures_that_say_left(emoji):
     concepts = [emoji.raw(row, "concept") for row in range(len(emoji))]
-    allowed = may_flip([{"text": emoji.value(row, "captions")} for row in range(len(emoji))]).tolist()
+    allowed = may_flip([emoji.value(row, "captions") for row in range(len(emoji))]).tolist()
     flips = dict(zip(concepts, allowed, strict=True))
     assert not flips["left arrow"]
     assert flips["grapes"]
+    lists = [[Caption("arrow, left, west")], [Caption("linke Hand", "de")], [Caption("Right-facing fist", "en-GB")]]
+    assert may_flip(lists).tolist() == [False, True, False]
 
 
 def test_views_stand_one_after_the_other(small_emoji):

@@ -16,6 +16,7 @@ from polymodal.evaluation.statistics import Estimate
 from polymodal.recipes.dual_encoders import clip, siglip
 from polymodal.reproduce import Arm, compare
 from polymodal.reproduce.claim import claim_of, claim_record, verdict
+from polymodal.reproduce.curves import drawn, learning_curves
 from polymodal.reproduce.leaderboard import rows, terminal_table
 from polymodal.reproduce.page import recipe_page
 from polymodal.training import load_run
@@ -141,6 +142,27 @@ def test_what_the_baseline_lacks_has_no_difference(comparison):
     assert "difference" not in one
     assert not partial.can_be_compared(metrics[1])
     assert partial.can_be_compared(metrics[0])
+
+
+def test_learning_curves_are_means_over_the_seeds(comparison):
+    curves = learning_curves(comparison, ["test/text_to_image/MRR", "test/text_to_image/R@10"])
+    assert curves["figure"] == "validation/text_to_image/MRR"
+    of_clip = [
+        [entry["validation"][curves["figure"]] for entry in trial.run.history if "validation" in entry]
+        for trial in comparison.of(comparison.arms[0])
+    ]
+    drawn_for_clip = curves["arms"]["clip"]
+    assert drawn_for_clip["steps"] == list(range(1, 9))
+    assert drawn_for_clip["values"] == pytest.approx([sum(pair) / 2 for pair in zip(*of_clip, strict=True)], abs=1e-5)
+    assert learning_curves(comparison, ["test/no such figure"])["figure"] == "validation/text_to_image/R@10"
+    picture = drawn(curves)
+    assert picture.startswith("<svg")
+    assert ">siglip</text>" in picture
+
+
+def test_there_are_no_learning_curves_where_nobody_looked(comparison):
+    unseen = replace(comparison, trials=[replace(t, run=replace(t.run, history=[])) for t in comparison.trials])
+    assert learning_curves(unseen, []) is None
 
 
 def test_recorded_claims_are_those_of_the_recipes():

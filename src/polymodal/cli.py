@@ -1065,8 +1065,7 @@ def _fetch_corpora(names: list[str], arguments: Arguments) -> None:
 
 
 def _print_counts(corpus: Corpus) -> None:
-    splits = ", ".join(f"{split} {len(rows):,}" for split, rows in corpus.splits.items())
-    _console().print(f"{corpus.name}: {len(corpus):,} examples ({splits}).", highlight=False)
+    _console().print(f"{corpus}.", highlight=False)
 
 
 def _remove_corpora(names: list[str], arguments: Arguments) -> None:

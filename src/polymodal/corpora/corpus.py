@@ -78,6 +78,10 @@ class Corpus:
     def name(self) -> str:
         return self.about.name
 
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{split} {len(rows):,}" for split, rows in self.splits.items())
+        return f"{self.name}: {len(self):,} examples ({splits})"
+
     def __len__(self) -> int:
         return self.table.num_rows
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.draws import Draws
+from polymodal.modalities.text import UNKNOWN_LANGUAGE, Caption
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class ImageAugmentation:
     blur: float = 0.0
     """Probability of a Gaussian blur of up to 2 % of the side."""
 
+
+SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 NONE = ImageAugmentation(crop=(1.0, 1.0))
 WEAK = ImageAugmentation(flip=0.5)
@@ -59,6 +64,16 @@ def augment(
     if augmentation.blur:
         image = torch.where(_each(chance(augmentation.blur)), gaussian_blur(image, 0.02, draws), image)
     return image
+
+
+def may_flip(captions: Sequence[list[Caption]]) -> Bool[Tensor, " batch"]:
+    """False where one of an example's English captions says "left" or "right": of its mirror image that is a lie."""
+    return torch.tensor([not any(_says_a_side(caption) for caption in of_one) for of_one in captions])
+
+
+def _says_a_side(caption: Caption) -> bool:
+    english = caption.language.startswith("en") or caption.language == UNKNOWN_LANGUAGE
+    return english and SIDE.search(caption.text) is not None
 
 
 def _each(value: Tensor) -> Tensor:

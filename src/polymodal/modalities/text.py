@@ -7,6 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -89,12 +90,21 @@ class Text:
 
     def choose(self, captions: list[Caption], rng: np.random.Generator) -> str:
         """One caption: first a language by its share, then a caption of that language uniformly."""
-        languages = sorted({caption.language for caption in captions})
-        if len(languages) > 1:
-            shares = np.array([self.language_shares.get(language, 1.0) for language in languages])
-            language = languages[int(np.searchsorted(np.cumsum(shares / shares.sum()), rng.random()))]
-            captions = [caption for caption in captions if caption.language == language]
-        return captions[int(rng.integers(len(captions)))].text
+        places = _places_by_language(tuple(caption.language for caption in captions))
+        language = next(iter(places))
+        if len(places) > 1:
+            shares = np.array([self.language_shares.get(language, 1.0) for language in places])
+            language = list(places)[int(np.searchsorted(np.cumsum(shares / shares.sum()), rng.random()))]
+        of_language = places[language]
+        return captions[of_language[int(rng.integers(len(of_language)))]].text
+
+
+@lru_cache(maxsize=1024)
+def _places_by_language(languages: tuple[str, ...]) -> dict[str, list[int]]:
+    """For each language, in alphabetical order, where it stands."""
+    return {
+        language: [n for n, other in enumerate(languages) if other == language] for language in sorted({*languages})
+    }
 
 
 def stored_texts(*texts: str, language: str = "en") -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ from polymodal.evaluation.statistics import Estimate
 from polymodal.reproduce.attacks import compare_attacks
 from polymodal.reproduce.compare import Arm, Comparison, Start, compare
 from polymodal.reproduce.curation import compare_curations
+from polymodal.reproduce.curves import learning_curves
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.metrics import compare_metrics
 from polymodal.training.run import write_json
@@ -102,5 +103,6 @@ def claim_record(spec: str, claim: Claim, comparison: Comparison) -> dict[str, A
             for name in claim.metrics
             for having in [comparison.having(name)]
         },
+        "curves": learning_curves(comparison, claim.metrics),
         "cost": {arm.label: comparison.cost(arm) for arm in comparison.arms},
     }

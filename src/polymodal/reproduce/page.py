@@ -14,6 +14,7 @@ from typing import Any
 
 from polymodal import recipes
 from polymodal.evaluation.statistics import Estimate, number
+from polymodal.reproduce.curves import drawn
 from polymodal.reproduce.leaderboard import figure, signed
 
 RESULTS = Path(__file__).with_name("results")
@@ -38,6 +39,8 @@ def recipe_page(name: str, picture: str | None = None) -> str:
     lines += ["## From the paper to the code", "", "| in the file | what it is |", "|---|---|"]
     lines += [f"| `{part}` | {said} |" for part, said in _parts(entry.file)]
     lines += ["", "## Measured", "", *_measured(name, found["claim"]), ""]
+    if curves_of(name):
+        lines += [f"![What the arms had learned after so many steps]({name}-curves.svg)", ""]
     lines += ["## Hyper-parameters", "", "| flag | default | meaning and source |", "|---|---|---|"]
     lines += [f"| `{row['flag']}` | {row['default']} | {row['meaning']} |" for row in found["hyper_parameters"]]
     return "\n".join(lines) + "\n"
@@ -58,11 +61,21 @@ def _first_line(node: ast.ClassDef | ast.FunctionDef) -> str:
     return " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split()).replace("|", "\\|")
 
 
-def _measured(name: str, claim: str | None) -> list[str]:
+def _result(name: str) -> dict[str, Any] | None:
+    """What `reproduce` wrote of its claim, and the package keeps."""
     path = RESULTS / f"{name}.json"
-    if not path.is_file():
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def curves_of(name: str) -> dict[str, Any] | None:
+    """The learning curves of its claim (`curves.learning_curves`)."""
+    return (_result(name) or {}).get("curves")
+
+
+def _measured(name: str, claim: str | None) -> list[str]:
+    result = _result(name)
+    if result is None:
         return [f"Claim: {claim} It has not been run yet: `polymodal reproduce {name}`." if claim else "No claim."]
-    result = json.loads(path.read_text(encoding="utf-8"))
     arms = list(result["cost"])
     languages = f" in {', '.join(result['languages'])}" if result.get("languages") else ""
     lines = [
@@ -93,12 +106,14 @@ def _estimate(metric: str, record: dict[str, Any] | None) -> str:
 
 
 def write_pages(folder: Path) -> list[Path]:
-    """A page for every recipe; a picture of the same name in the folder is shown on it."""
+    """A page for every recipe, and its learning curves; a picture of the same name in the folder is shown on it."""
     written = []
     for name in recipes.entries():
         picture = f"{name}.png" if (folder / f"{name}.png").is_file() else None
         path = folder / f"{name}.md"
         path.write_text(recipe_page(name, picture), encoding="utf-8")
+        if curves := curves_of(name):
+            (folder / f"{name}-curves.svg").write_text(drawn(curves), encoding="utf-8")
         written.append(path)
     return written
 

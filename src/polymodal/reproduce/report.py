@@ -8,41 +8,24 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
 import jinja2
-import matplotlib
-
-matplotlib.use("svg")
 import numpy as np
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from PIL import Image as PILImage
 
 from polymodal.corpora import Corpus
 from polymodal.corpora.sheet import has_pictures, picture_of
 from polymodal.data.loader import Reader
 from polymodal.evaluation.retrieval import top
-from polymodal.evaluation.statistics import is_share
 from polymodal.evaluation.suite import ITEMS, ItemVectors, PairedTest, item_of, main_language, modalities_asked
 from polymodal.modalities import Text
 from polymodal.reproduce import leaderboard
 from polymodal.reproduce.compare import Comparison
+from polymodal.reproduce.curves import COLOURS, axes_of, svg, validation_figure
 from polymodal.reproduce.leaderboard import spoken
 from polymodal.training.trainer import command_line
 from polymodal.types import CanEmbed
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
-STYLE: dict[Any, Any] = {
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "grid.alpha": 0.25,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "polymodal",
-}
 QUERIES, SHOWN, THUMBNAIL = 6, 5, 56
 
 
@@ -68,23 +51,10 @@ def report(comparison: Comparison) -> str:
     )
 
 
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
-    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
-
-
-def _axes(columns: int, width: float, height: float) -> tuple[Figure, list]:
-    plt.rcParams.update(STYLE)
-    figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False)
-    return figure, list(axes[0])
-
-
 def _curves(comparison: Comparison) -> str:
     """The loss, and one figure on the validation split, over seconds of training; a thin line a seed."""
-    name = _validation_figure(comparison)
-    figure, (losses, validation) = _axes(2, 10, 3.1)
+    name = validation_figure(comparison)
+    figure, (losses, validation) = axes_of(2, 10, 3.1)
     for arm, colour in zip(comparison.arms, COLOURS * 9, strict=False):
         for number, trial in enumerate(comparison.of(arm)):
             style = {"color": colour, "linewidth": 1.4, "alpha": 0.85, "label": arm.label if number == 0 else None}
@@ -101,21 +71,12 @@ def _curves(comparison: Comparison) -> str:
     )
     validation.set_ylim(bottom=0)
     losses.legend(frameon=False)
-    return _svg(figure)
-
-
-def _validation_figure(comparison: Comparison) -> str:
-    """R@10 where there is one, else the first share that was logged."""
-    logged = (
-        name for trial in comparison.trials for entry in trial.run.history for name in entry.get("validation", ())
-    )
-    names = [name for name in dict.fromkeys(logged) if is_share(name)]
-    return next((name for name in names if name.endswith("R@10")), names[0] if names else "")
+    return svg(figure)
 
 
 def _bars(comparison: Comparison, names: Sequence[str], labels: Sequence[str], title: str) -> str:
     """One group of bars a score, one bar an arm, with its interval; chance as a line across the group."""
-    figure, (axes,) = _axes(1, max(4.5, 0.28 * len(names) * (1 + len(comparison.arms) / 2)), 3.0)
+    figure, (axes,) = axes_of(1, max(4.5, 0.28 * len(names) * (1 + len(comparison.arms) / 2)), 3.0)
     width = 0.8 / len(comparison.arms)
     places = np.arange(len(names))
     for index, (arm, colour) in enumerate(zip(comparison.arms, COLOURS * 9, strict=False)):
@@ -139,7 +100,7 @@ def _bars(comparison: Comparison, names: Sequence[str], labels: Sequence[str], t
     axes.margins(x=0.02)
     axes.grid(axis="x", visible=False)
     axes.legend(frameon=False, ncols=4, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.1))
-    return _svg(figure)
+    return svg(figure)
 
 
 def _bars_by_language(comparison: Comparison) -> str:

@@ -41,6 +41,11 @@ class Run:
     def name(self) -> str:
         return self.directory.name if self.directory else self.record["recipe"]["name"]
 
+    def __repr__(self) -> str:
+        kept = f", kept in {self.directory}" if self.directory else ""
+        steps = self.record.get("steps", 0)
+        return f"{self.record['recipe']['name']}: {self.record['state']} after {steps:,} steps{kept}"
+
     def embed(self, batch_size: int = 256, **columns: list[Any]) -> dict[str, Tensor]:
         """L2-normalised vectors of pictures and texts: `run.embed(text=["a red fruit"], image=["apple.png"])`.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,7 +22,7 @@ from polymodal.encoders.published_image import PublishedImageConfig
 from polymodal.encoders.published_text import PublishedTextConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
-from polymodal.modalities.image_augmentation import NONE, WEAK, ImageAugmentation, augment
+from polymodal.modalities.image_augmentation import NONE, WEAK, ImageAugmentation, augment, may_flip
 from polymodal.modalities.text import Tokens
 from polymodal.training.gradients import Comparison
 from polymodal.training.optimiser import Optimisation
@@ -126,12 +126,6 @@ class DualEncoderRecipe(Optimisation):
     def training_batch(self, examples: list[Example], processor: ImageTextProcessor, draws: Draws) -> Batch:
         """One augmented view of each picture and one of its captions."""
         pixels = processor.pixels([example["image"] for example in examples])
-        pixels = augment(pixels, self.augmentation, draws, may_flip(examples))
+        pixels = augment(pixels, self.augmentation, draws, may_flip([example["text"] for example in examples]))
         captions = [processor.draw(e["text"], rng) for e, rng in zip(examples, draws.generators, strict=True)]
         return {"image": processor.normalise(pixels), "text": processor.tokenizer(captions)}
-
-
-def may_flip(examples: list[Example]) -> Bool[Tensor, " batch"]:
-    """False where a caption says "left" or "right", which a mirror image would turn into a lie."""
-    words = (set(" ".join(caption.text for caption in example["text"]).lower().split()) for example in examples)
-    return torch.tensor([not found & {"left", "right"} for found in words])

@@ -25,11 +25,11 @@ from polymodal.errors import UserError
 from polymodal.layers.processes import all_rows
 from polymodal.layers.projector import projector
 from polymodal.layers.teacher import Teacher
-from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment
+from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, may_flip
 from polymodal.modalities.text_augmentation import TextAugmentation, augment_text
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.non_contrastive import assignment_loss, barlow_twins, prediction_loss, sinkhorn
-from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, DualEncoder, DualEncoderRecipe, may_flip
+from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, DualEncoder, DualEncoderRecipe
 from polymodal.types import Batch, Budget, Claim, Example, Paper
 
 paper = Paper(
@@ -181,7 +181,7 @@ class Recipe(DualEncoderRecipe):
         pixels = processor.pixels([example["image"] for example in examples])
         each = list(zip(examples, draws.generators, strict=True))
         captions = [processor.draw(example["text"], rng) for example, rng in each]
-        flip = may_flip(examples)
+        flip = may_flip([example["text"] for example in examples])
         views, texts = [augment(pixels, self.augmentation, draws, flip)], [*captions]
         for _ in range(self.strong_views):
             views.append(augment(pixels, self.strong_augmentation, draws, flip))

@@ -27,11 +27,11 @@ from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
 from polymodal.modalities import Audio, Video
 from polymodal.modalities.image import patchify
-from polymodal.modalities.image_augmentation import ImageAugmentation
+from polymodal.modalities.image_augmentation import ImageAugmentation, may_flip
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
 from polymodal.objectives.contrastive import info_nce
-from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, may_flip
+from polymodal.recipes.dual_encoders._base import LARGEST_SCALE
 from polymodal.training.gradients import Comparison
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Budget, Claim, Example, Paper
@@ -170,10 +170,11 @@ class Recipe(Optimisation):
         other = [*range(1, len(examples)), 0]
         texts = [other[n] if one < self.swapped / 2 else n for n, one in enumerate(lot)]
         sounds = [other[n] if one >= 1 - self.swapped / 2 else n for n, one in enumerate(lot)]
+        flip = may_flip([example["text"] for example in examples])
         said = [processor.text.draw(e["text"], rng) for e, rng in zip(examples, draws.generators, strict=True)]
         return {
             "video": processor.video.changed(
-                [example["video"] for example in examples], self.augmentation, draws, may_flip(examples)
+                [example["video"] for example in examples], self.augmentation, draws, flip
             ),
             "sound": processor.sound([examples[n]["sound"] for n in sounds]),
             "text": processor.text([said[n] for n in texts]),

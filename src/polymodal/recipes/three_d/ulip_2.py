@@ -33,13 +33,13 @@ from polymodal.encoders.points import PointEncoder, PointEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.modalities import Points, ViewCaptions
-from polymodal.modalities.image_augmentation import augment
+from polymodal.modalities.image_augmentation import augment, may_flip
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.points import any_points, augment_points
 from polymodal.modalities.text import text_numbers
 from polymodal.objectives.contrastive import info_nce
 from polymodal.recipes.dual_encoders import clip
-from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, DualEncoder, DualEncoderRecipe, may_flip
+from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, DualEncoder, DualEncoderRecipe
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.training import train
 from polymodal.training.run import Run
@@ -163,7 +163,8 @@ class Recipe(DualEncoderRecipe):
         generators = draws.generators
         texts = [processor.text.draw(e["text"], rng) for e, rng in zip(examples, generators, strict=True)]
         shown = [e["views"][rng.integers(len(e["views"]))] for e, rng in zip(examples, generators, strict=True)]
-        pixels = augment(processor.views.pixels(shown), self.augmentation, draws, may_flip(examples))
+        flip = may_flip([example["text"] for example in examples])
+        pixels = augment(processor.views.pixels(shown), self.augmentation, draws, flip)
         return _texts([[text] for text in texts], processor) | {"image": processor.views.normalise(pixels)}
 
     def training_batch(self, examples: list[Example], processor: ObjectProcessor, draws: Draws) -> Batch:  # type: ignore[override]

@@ -35,12 +35,11 @@ from polymodal.errors import UserError
 from polymodal.layers.transformer import Packing, Transformer
 from polymodal.layers.word_head import WordHead
 from polymodal.modalities import Image, Text, Video
-from polymodal.modalities.image_augmentation import ImageAugmentation
+from polymodal.modalities.image_augmentation import ImageAugmentation, may_flip
 from polymodal.modalities.text import Tokens, text_numbers
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.masked import mean_cross_entropy
 from polymodal.objectives.matching import hard_negatives, matching_loss
-from polymodal.recipes.dual_encoders._base import may_flip
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
@@ -344,7 +343,8 @@ class Recipe(Optimisation):
     def paired_batch(self, examples: list[Example], processor: VideoTextProcessor, draws: Draws) -> Batch:
         """Some frames of each clip, changed alike, one of its texts, and which texts are the same."""
         clips = [example["video"] if "video" in example else example["image"][None] for example in examples]
-        video = processor.video.changed(clips, self.augmentation, draws, may_flip(examples))
+        flip = may_flip([example["text"] for example in examples])
+        video = processor.video.changed(clips, self.augmentation, draws, flip)
         texts = [processor.text.draw(e["text"], rng) for e, rng in zip(examples, draws.generators, strict=True)]
         return {"video": video, "text": processor.text(texts), "group": text_numbers(texts)}
 

@@ -1,0 +1,96 @@
+"""Learning curves: what arms had learned after every share of their budget, on the validation split."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from polymodal.evaluation.statistics import is_share, scale
+from polymodal.reproduce.compare import Comparison
+from polymodal.reproduce.leaderboard import spoken
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
+STYLE: dict[Any, Any] = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "grid.alpha": 0.25,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "polymodal",
+}
+
+
+def axes_of(columns: int, width: float, height: float) -> tuple[Figure, list]:
+    """A figure of so many inches with a row of plots."""
+    plt.rcParams.update(STYLE)
+    figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False)
+    return figure, list(axes[0])
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an element of a page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+
+
+def validation_figure(comparison: Comparison, wanted: Sequence[str] = ()) -> str:
+    """What curves show: the first of `wanted`, which are figures of the test split, that was looked at on the way.
+
+    Without one it is R@10, else the first share that was logged, else the first figure, else ''.
+    """
+    logged = (
+        name for trial in comparison.trials for entry in trial.run.history for name in entry.get("validation", ())
+    )
+    names = list(dict.fromkeys(logged))
+    likely = [name.replace("test/", "validation/", 1) for name in wanted]
+    likely += [name for name in names if name.endswith("R@10")] + [name for name in names if is_share(name)] + names
+    return next((name for name in likely if name in names), "")
+
+
+def learning_curves(comparison: Comparison, wanted: Sequence[str]) -> dict[str, Any] | None:
+    """For each arm the steps, and the mean over seeds of a figure after them; None where nothing was looked at.
+
+    wanted: figures of the test split, the most important first.
+    """
+    name = validation_figure(comparison, wanted)
+    if not name:
+        return None
+    arms = {}
+    for arm in comparison.arms:
+        looks = [_looks(trial.run.history, name) for trial in comparison.of(arm)]
+        together = list(zip(*looks, strict=False))  # with a budget in seconds, a slower seed may have had fewer
+        arms[arm.label] = {
+            "steps": [round(mean(step for step, _ in look)) for look in together],
+            "values": [round(mean(value for _, value in look), 5) for look in together],
+        }
+    return {"figure": name, "arms": arms}
+
+
+def _looks(history: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
+    checked = [entry for entry in history if "validation" in entry]
+    return [(entry["step"], entry["validation"][name]) for entry in checked if name in entry["validation"]]
+
+
+def drawn(curves: dict[str, Any]) -> str:
+    """What `learning_curves` found, as an SVG."""
+    name = curves["figure"]
+    figure, (axes,) = axes_of(1, 6, 2.8)
+    for (label, curve), colour in zip(curves["arms"].items(), COLOURS * 9, strict=False):
+        factor, _ = scale(name, 0.0)
+        values = [factor * value for value in curve["values"]]
+        axes.plot(curve["steps"], values, marker="o", markersize=3, linewidth=1.4, color=colour, label=label)
+    axes.set(xlabel="steps", ylabel="%" if is_share(name) else None, title=f"{spoken(name)} while training")
+    axes.legend(frameon=False)
+    return svg(figure)
