@@ -20,6 +20,7 @@ from torch import nn
 
 from polymodal import corpora
 from polymodal.data.loader import Bucketed, Reader, TrainingData, batch_order
+from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.lora import LoRALinear, add_lora, merge_lora
 from polymodal.layers.projector import projector
@@ -40,6 +41,7 @@ from polymodal.types import Budget, Stage
 
 RECIPES = {"clip": clip.Recipe, "siglip": siglip.Recipe, "sparc": sparc.Recipe}
 QUIET = Execution(track="none")
+BLOCKS = ImageEncoderConfig(width=64, depth=2)
 
 
 def weights(run):
@@ -296,8 +298,9 @@ def test_budgets_of_tokens_and_operations(budget, small_emoji):
 
 
 def test_a_run_starts_from_another_run_and_from_published_weights(small_emoji, tmp_path):
-    first = train(clip.Recipe(batch_size=16), small_emoji, Budget(steps=3), out=tmp_path / "first", execution=QUIET)
-    recipe = siglip.Recipe(batch_size=16, learning_rate=0.0)
+    towers = {"image": BLOCKS, "batch_size": 16}
+    first = train(clip.Recipe(**towers), small_emoji, Budget(steps=3), out=tmp_path / "first", execution=QUIET)
+    recipe = siglip.Recipe(**towers, learning_rate=0.0)
     second = train(recipe, small_emoji, Budget(steps=1), init=tmp_path / "first", execution=QUIET)
     assert torch.equal(weights(second)["image_projection.weight"], weights(first)["image_projection.weight"])
     fewer = small_emoji.with_splits({name: rows[:40] for name, rows in small_emoji.splits.items()})
@@ -415,12 +418,14 @@ def test_stable_then_decaying_and_constant_rates():
 
 
 def test_layer_decay_falls_from_the_head_to_the_patches(small_emoji):
-    model = clip.Recipe().build(clip.Recipe().processor(small_emoji))
+    recipe = clip.Recipe(image=dataclasses.replace(BLOCKS, stem=(8,)))
+    model = recipe.build(recipe.processor(small_emoji))
     scales = layer_scales(model, 0.5)
     assert scales["image_projection.weight"] == scales["image_encoder.norm_after.weight"] == 1.0
     assert scales["image_encoder.transformer.blocks.1.norm_1.weight"] == 0.5
     assert scales["image_encoder.transformer.blocks.0.widen.bias"] == 0.25
-    assert scales["image_encoder.patch_embedding.weight"] == scales["image_encoder.positions"] == 0.125
+    for below in ("stem.convolutions.0.weight", "patch_embedding.weight", "positions"):
+        assert scales[f"image_encoder.{below}"] == 0.125
     assert scales["text_encoder.embedding.weight"] == 1.0  # a tower without blocks
     assert set(layer_scales(model, 1.0).values()) == {1.0}
 
@@ -479,7 +484,7 @@ def test_low_rank_updates_begin_at_zero_train_alone_and_merge():
 
 
 def test_a_run_with_low_rank_updates_is_a_plain_run_afterwards(small_emoji, tmp_path):
-    recipe = clip.Recipe(batch_size=16, lora_rank=2, lora_targets=("*.attention.*",))
+    recipe = clip.Recipe(image=BLOCKS, batch_size=16, lora_rank=2, lora_targets=("*.attention.*",))
     run = train(recipe, small_emoji, Budget(steps=5), out=tmp_path / "run", execution=QUIET)
     torch.manual_seed(0)
     fresh = dict(recipe.build(recipe.processor(small_emoji)).named_parameters())

@@ -65,6 +65,15 @@ def own_logits(run: Run, pixels: torch.Tensor) -> torch.Tensor:
     return method.scale * vectors["image"] @ vectors["text"].T + getattr(method, "bias", 0.0)
 
 
+def test_rotary_positions_are_refused_with_a_sentence(trained: Callable[[Any], Run], tmp_path: Path) -> None:
+    recipe = clip.Recipe(
+        image=ImageEncoderConfig(pooling="class", positions="rotary"), text=CLIP_SHAPED.text, batch_size=32
+    )
+    with pytest.raises(UserError, match="rotary positions cannot be exported yet"):
+        export(trained(recipe), "transformers", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("kind", OWN)
 def test_transformers_gives_the_logits_of_own_towers(
     kind: str, trained: Callable[[Any], Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -97,19 +97,33 @@ def test_patchify_keeps_reading_order_and_every_value():
     torch.testing.assert_close(patches @ convolution.flatten(1).T, by_convolution, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "class"])
-def test_image_encoder_gives_one_token_a_patch(pooling):
-    config = ImageEncoderConfig(size=16, patch=4, width=12, heads=3, pooling=pooling)
+@pytest.mark.parametrize("stem", [(), (8,), (8, 6)])
+@pytest.mark.parametrize("pooling", ["mean", "max", "class"])
+def test_image_encoder_gives_one_token_a_patch(pooling, stem):
+    config = ImageEncoderConfig(size=16, patch=4, width=12, heads=3, pooling=pooling, stem=stem)
     patches, pooled = ImageEncoder(config)(torch.randn(2, 3, 16, 16))
     assert patches.shape == (2, 16, 12)
     assert pooled.shape == (2, 12)
     if pooling == "mean":
         torch.testing.assert_close(pooled, patches.mean(1))
+    if pooling == "max":
+        torch.testing.assert_close(pooled, patches.max(1).values)
+
+
+def test_what_a_stem_makes_of_a_picture_hangs_on_no_other_picture():
+    encoder = ImageEncoder(ImageEncoderConfig(size=16, patch=4, width=12, heads=3, stem=(8, 6)))
+    pictures = torch.randn(3, 3, 16, 16)
+    together = encoder.train()(pictures)[1]
+    torch.testing.assert_close(together[1:2], encoder.eval()(pictures[1:2])[1], rtol=1e-4, atol=1e-5)
+    together.sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
 
 
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="do not tile"):
         ImageEncoder(ImageEncoderConfig(size=32, patch=7))
+    with pytest.raises(ValueError, match="no multiple of the stem's 8 px"):
+        ImageEncoder(ImageEncoderConfig(size=32, patch=4, stem=(8, 8, 8)))
     with pytest.raises(ValueError, match="does not divide"):
         Transformer(width=10, depth=1, heads=4)
 

@@ -14,7 +14,7 @@ from polymodal.modalities import Category, Image, Text
 from polymodal.modalities.image import to_rgb, to_square
 from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, grey
 from polymodal.modalities.text import Caption, TextTokenizer
-from polymodal.modalities.text_augmentation import STOP_WORDS, TextAugmentation, augment_text
+from polymodal.modalities.text_augmentation import STOP_WORDS, TextAugmentation, augment_text, without_words
 
 
 def encoded(picture: PILImage.Image, kind: str = "PNG") -> bytes:
@@ -131,6 +131,17 @@ def test_tokens_are_cut_to_the_context_and_padded_to_the_longest_of_the_batch(tm
     assert tokens.words.sum(1).tolist() == (tokens.lengths - 2).tolist()
     tokenizer.save(tmp_path)
     assert torch.equal(TextTokenizer.load(tmp_path, 8)(["cat"]).ids, tokenizer(["cat"]).ids)
+
+
+def test_words_are_left_out_by_their_share_and_one_stays():
+    rng = np.random.default_rng(0)
+    words = [str(number) for number in range(50)]
+    kept = [without_words(" ".join(words), 0.3, rng).split() for _ in range(200)]
+    assert np.mean([len(some) for some in kept]) == pytest.approx(35, abs=1)
+    assert all(sorted(some, key=int) == some for some in kept)  # in their order
+    assert without_words("a red fruit", 0.0, rng) == "a red fruit"
+    assert {without_words("one two", 1.0, rng) for _ in range(50)} == {"one", "two"}
+    assert without_words("", 0.5, rng) == ""
 
 
 def test_text_augmentation_keeps_a_content_word_and_adds_none():

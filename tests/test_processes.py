@@ -34,7 +34,9 @@ def run(command, **more):
 
 
 def options(out, recipe="clip", budget="6steps", batch=64):
-    return [recipe, "--corpus", "emoji", "--budget", budget, "--batch-size", str(batch), "--out", str(out)]
+    # Every step multiplies what rounding did, the more the larger it is.
+    data = ["--corpus", "emoji", "--batch-size", str(batch), "--learning-rate", "5e-4"]
+    return [recipe, *data, "--budget", budget, "--out", str(out)]
 
 
 def weights(directory):

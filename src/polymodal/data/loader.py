@@ -135,14 +135,17 @@ class TrainingData:
 
     def keys(self, batch: int) -> list[str]:
         """The names of this process's examples in a batch."""
-        return [self.reader.corpus.key(row) for row in self._rows(batch)]
+        return [self.reader.corpus.key(row) for row in self._own(self.order[batch])]
 
-    def _rows(self, batch: int) -> np.ndarray:
-        return self.order[batch][self.first : self.first + self.share]
+    def _own(self, rows: np.ndarray) -> np.ndarray:
+        return rows[self.first : self.first + self.share]
 
     def batch(self, number: int) -> list[Batch]:
         """This process's micro-batches of batch `number`, without taking it."""
-        examples = [self._readable(number, place, row) for place, row in enumerate(self._rows(number).tolist())]
+        return self._load(number, self.order[number])
+
+    def _load(self, number: int, rows: np.ndarray) -> list[Batch]:
+        examples = [self._readable(number, place, row) for place, row in enumerate(self._own(rows).tolist())]
         first = number * self.batch_size + self.first
         return [
             self.make_batch(
@@ -152,9 +155,6 @@ class TrainingData:
             )
             for place in range(0, self.share, self.micro_batch)
         ]
-
-    def _load(self, number: int, _: np.ndarray) -> list[Batch]:
-        return self.batch(number)
 
     def _readable(self, batch: int, place: int, row: int) -> Example:
         while (example := self.reader.read(row)) is None:

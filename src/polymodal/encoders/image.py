@@ -1,7 +1,9 @@
-"""Pictures to tokens: the vision transformer (Dosovitskiy et al. 2021) as CLIP uses it."""
+"""Pictures to tokens: the vision transformer (Dosovitskiy et al. 2021) as CLIP uses it, also behind convolutions."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,8 +34,11 @@ class ImageEncoderConfig:
     """Transformer blocks."""
     heads: int = 4
     """Attention heads of a block."""
-    pooling: Literal["mean", "class"] = "mean"
-    """Picture vector: the mean over patches, or a learned class token."""
+    stem: tuple[int, ...] = ()
+    """Channels of 3 x 3 convolutions of stride 2 in front of the patches (Xiao et al. 2021); without, patches are cut
+    out of the pixels."""
+    pooling: Literal["mean", "max", "class"] = "mean"
+    """Picture vector: mean or maximum over patches, or a learned class token."""
     positions: Literal["learned", "sine", "rotary"] = "learned"
     """Places: learned vectors, fixed sines and cosines of row and column, or queries and keys turned by them (RoPE)."""
     registers: int = 0
@@ -59,11 +64,17 @@ class ImageEncoder(Encoder):
         super().__init__()
         if config.size % config.patch:
             raise ValueError(f"patches of {config.patch} px do not tile a picture of {config.size} px")
+        shrunk = 2 ** len(config.stem)
+        if config.patch % shrunk:
+            raise ValueError(f"patches of {config.patch} px are no multiple of the stem's {shrunk} px")
         self.config = config
         self.grid = config.size // config.patch
         self.with_class = config.pooling == "class"
         std = config.width**-0.5
-        self.patch_embedding = nn.Linear(3 * config.patch**2, config.width, bias=False)
+        self.stem = ConvolutionalStem(config.stem) if config.stem else nn.Identity()
+        self.patch = config.patch // shrunk
+        channels = config.stem[-1] if config.stem else 3
+        self.patch_embedding = nn.Linear(channels * self.patch**2, config.width, bias=False)
         self.class_token = nn.Parameter(std * torch.randn(config.width)) if self.with_class else None
         self.registers = nn.Parameter(std * torch.randn(config.registers, config.width)) if config.registers else None
         if config.positions == "rotary":
@@ -86,7 +97,7 @@ class ImageEncoder(Encoder):
         self, image: Float[Tensor, "batch 3 size size"]
     ) -> tuple[Float[Tensor, "batch patches width"], Float[Tensor, "batch width"]]:
         """image: normalised pixels. Returns the tokens of all patches, and the pooled vector."""
-        x = self.patch_embedding(patchify(image, self.config.patch))
+        x = self.patch_embedding(patchify(self.stem(image), self.patch))
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
         if self.config.positions != "rotary":
@@ -95,7 +106,9 @@ class ImageEncoder(Encoder):
             x = torch.cat([x, self.registers.expand(len(x), -1, -1)], dim=1)
         x = self._transformed(self.norm_before(x))
         x = self.norm_after(x)[:, : self.grid**2 + self.with_class]
-        return (x[:, 1:], x[:, 0]) if self.with_class else (x, x.mean(1))
+        if self.with_class:
+            return x[:, 1:], x[:, 0]
+        return x, x.amax(1) if self.config.pooling == "max" else x.mean(1)
 
     def _transformed(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         if self.config.positions != "rotary":
@@ -106,3 +119,22 @@ class ImageEncoder(Encoder):
         angles = rotary_angles_2d(rows, columns, size, ROTARY_BASE, x)
         packed = self.transformer(packing.pack(x), replace(packing, rotation=angles))
         return packing.pad(packed)
+
+
+class ConvolutionalStem(nn.Module):
+    """3 x 3 convolutions of stride 2, each with layer norm over its channels and ReLU (Xiao et al. 2021, section 4).
+
+    Batch norm, as in the paper, would make what is seen of a picture depend on the others of its batch.
+    """
+
+    def __init__(self, channels: Sequence[int]):
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(into, out, 3, stride=2, padding=1, bias=False) for into, out in itertools.pairwise((3, *channels))
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(out) for out in channels)
+
+    def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows columns"]:
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = F.relu(norm(convolution(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return x

@@ -221,7 +221,7 @@ def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return F.interpolate(planes[None], (height, width), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
-def patchify(image: Float[Tensor, "batch 3 height width"], patch: int) -> Float[Tensor, "batch patches values"]:
+def patchify(image: Float[Tensor, "batch channels height width"], patch: int) -> Float[Tensor, "batch patches values"]:
     """Cut into square patches in reading order; a patch's values are ordered channel, row, column."""
     batch, channels, height, width = image.shape
     x = image.reshape(batch, channels, height // patch, patch, width // patch, patch)

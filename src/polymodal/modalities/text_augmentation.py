@@ -22,6 +22,19 @@ class TextAugmentation:
     """Probability of dropping one word."""
 
 
+def without_words(text: str, share: float, rng: np.random.Generator) -> str:
+    """The text without words by lot, each with probability `share`; at least one stays.
+
+    What a reader that averages words learns from them does then not hang on few of them ("word dropout", Iyyer et al.
+    2015, section 3.1). Texts without spaces between words stay as they are.
+    """
+    words = text.split()
+    if len(words) < 2:
+        return text
+    kept = [word for word, chance in zip(words, rng.random(len(words)), strict=True) if chance >= share]
+    return " ".join(kept) if kept else words[int(rng.integers(len(words)))]
+
+
 def augment_text(text: str, augmentation: TextAugmentation, rng: np.random.Generator) -> str:
     """A changed caption, which keeps at least one content word. Texts without spaces between words stay as they are."""
     words = text.split()

@@ -44,6 +44,7 @@ class Recipe(DualEncoderRecipe):
             image=ImageEncoderConfig(size=224, patch=32, width=768, depth=12, heads=12, pooling="class"),
             text=TextEncoderConfig(49408, context=77, width=512, depth=12, heads=8, causal=True, pooling="end"),
             dim=512,
+            word_dropout=0.0,
             batch_size=32768,
             learning_rate=5e-4,
             weight_decay=0.2,

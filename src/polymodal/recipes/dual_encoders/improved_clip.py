@@ -180,9 +180,9 @@ class Recipe(DualEncoderRecipe):
         """The plain view and caption of each example first, then K strong ones, one after the other along the batch."""
         pixels = processor.pixels([example["image"] for example in examples])
         each = list(zip(examples, draws.generators, strict=True))
-        captions = [processor.draw(example["text"], rng) for example, rng in each]
         flip = may_flip([example["text"] for example in examples])
-        views, texts = [augment(pixels, self.augmentation, draws, flip)], [*captions]
+        views = [augment(pixels, self.augmentation, draws, flip)]
+        texts = self.drawn_captions(examples, processor, draws)
         for _ in range(self.strong_views):
             views.append(augment(pixels, self.strong_augmentation, draws, flip))
             texts += [augment_text(processor.draw(e["text"], rng), self.text_augmentation, rng) for e, rng in each]

@@ -122,6 +122,7 @@ class Recipe(DualEncoderRecipe):
             image=ImageEncoderConfig(size=224, patch=16, width=768, depth=12, heads=12),
             text=TextEncoderConfig(32000, context=57, width=768, depth=12, heads=12),
             dim=512,
+            word_dropout=0.0,
             batch_size=16348,
             learning_rate=9e-4,
             weight_decay=0.1,
@@ -133,6 +134,7 @@ _towers = Recipe(
     image=ImageEncoderConfig(size=96, patch=12, depth=1),
     text=TextEncoderConfig(depth=1, context=48),  # the local loss needs tokens that know their context
     augmentation=ImageAugmentation(crop=(0.9, 1.0), flip=0.5),
+    word_dropout=0.0,
     batch_size=64,
     learning_rate=2e-3,
 )

@@ -159,8 +159,12 @@ class Recipe:
 
 _set = Recipe(epsilon=8.0, step=2.0)  # pictures of 32 px need more than the paper's 2 of 255
 _pair = dataclasses.replace(_set, captions="first", scales=(), edit_again=False)
-_deep = clip.Recipe(
-    image=ImageEncoderConfig(patch=4, depth=3, pooling="class"), text=TextEncoderConfig(depth=2, pooling="end")
+_clip = clip.Recipe(image=ImageEncoderConfig(), text=TextEncoderConfig(), learning_rate=1e-3, word_dropout=0.0)
+_siglip = siglip.Recipe(image=_clip.image, text=_clip.text, learning_rate=1e-3, word_dropout=0.0)
+_deep = dataclasses.replace(
+    _clip,
+    image=ImageEncoderConfig(patch=4, depth=3, pooling="class"),
+    text=TextEncoderConfig(depth=2, pooling="end"),
 )
 claim = AttackClaim(
     sentence="What is pushed apart as a set fools other models more often than what is pushed apart as a pair.",
@@ -175,7 +179,7 @@ claim = AttackClaim(
         "captions alone": dataclasses.replace(_pair, guidance="own", change_pictures=False),
         "random pixels": dataclasses.replace(_pair, candidates=0, steps=0),
     },
-    victims={"clip": clip.Recipe(), "siglip": siglip.Recipe(), "deep clip": _deep},
+    victims={"clip": _clip, "siglip": _siglip, "deep clip": _deep},
     split="train",  # success counts what was right before, and models of this size know best what they learned from
     corpus="emoji",
     budget=Budget(steps=600),

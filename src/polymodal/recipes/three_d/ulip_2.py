@@ -39,7 +39,7 @@ from polymodal.modalities.points import any_points, augment_points
 from polymodal.modalities.text import text_numbers
 from polymodal.objectives.contrastive import info_nce
 from polymodal.recipes.dual_encoders import clip
-from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, DualEncoder, DualEncoderRecipe
+from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, SMALL_IMAGE, DualEncoder, DualEncoderRecipe
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.training import train
 from polymodal.training.run import Run
@@ -105,7 +105,11 @@ class ULIP2(DualEncoder):
 
 @dataclass(frozen=True)
 class Recipe(DualEncoderRecipe):
-    image: ImageEncoderConfig = ImageEncoderConfig(size=64)
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    image: ImageEncoderConfig = dataclasses.replace(SMALL_IMAGE, size=64)
+    word_dropout: float = 0.0
+    """Probability with which a word is left out while the towers train."""
     points: PointEncoderConfig = PointEncoderConfig()
     batch_size: int = 64
     point_count: int = 1024
@@ -161,7 +165,7 @@ class Recipe(DualEncoderRecipe):
     def picture_batch(self, examples: list[Example], processor: ObjectProcessor, draws: Draws) -> Batch:
         """One augmented picture of each thing and one of its texts."""
         generators = draws.generators
-        texts = [processor.text.draw(e["text"], rng) for e, rng in zip(examples, generators, strict=True)]
+        texts = self.drawn_captions(examples, processor.text, draws)
         shown = [e["views"][rng.integers(len(e["views"]))] for e, rng in zip(examples, generators, strict=True)]
         flip = may_flip([example["text"] for example in examples])
         pixels = augment(processor.views.pixels(shown), self.augmentation, draws, flip)
@@ -245,8 +249,9 @@ def _captioned(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:
 _captioner = mono_internvl.Recipe(
     tile=64, learning_rate=1e-3, keep_language=False, visual_experts=False, shares=(0.0, 0.3, 0.0, 0.0, 0.7)
 )
-_ranker = clip.Recipe(image=ImageEncoderConfig(size=64))
-_base = Recipe(towers=0.0)
+_image, _text = ImageEncoderConfig(size=64), TextEncoderConfig()
+_ranker = clip.Recipe(image=_image, text=_text, learning_rate=1e-3, word_dropout=0.0)
+_base = Recipe(image=_image, text=_text, towers=0.0)
 claim = Claim(
     sentence="A point encoder that learns from captions a model wrote of each view names unseen shapes better than one "
     "that learns from the names of their categories.",

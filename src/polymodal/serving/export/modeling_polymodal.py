@@ -89,16 +89,44 @@ class Transformer(nn.Module):
         return x
 
 
+class ConvolutionalStem(nn.Module):
+    """3 x 3 convolutions of stride 2, each with layer norm over its channels and ReLU."""
+
+    def __init__(self, channels: list[int]):
+        super().__init__()
+        ends = zip([3, *channels[:-1]], channels, strict=True)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(into, out, 3, stride=2, padding=1, bias=False) for into, out in ends
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(out) for out in channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = torch.relu(norm(convolution(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return x
+
+
 class ImageEncoder(nn.Module):
     """polymodal's vision transformer; returns the pooled vector."""
 
     def __init__(
-        self, size: int, patch: int, width: int, depth: int, heads: int, pooling: str, positions: str, registers: int
+        self,
+        size: int,
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        stem: list[int],
+        pooling: str,
+        positions: str,
+        registers: int,
     ):
         super().__init__()
-        self.patch = patch
+        self.patch = patch // 2 ** len(stem)
+        self.pooling = pooling
         with_class = pooling == "class"
-        self.patch_embedding = nn.Linear(3 * patch**2, width, bias=False)
+        self.stem = ConvolutionalStem(stem) if stem else nn.Identity()
+        self.patch_embedding = nn.Linear((stem[-1] if stem else 3) * self.patch**2, width, bias=False)
         self.class_token = nn.Parameter(torch.zeros(width)) if with_class else None
         self.positions = nn.Parameter(torch.zeros((size // patch) ** 2 + with_class, width))  # learned, or sines
         self.registers = nn.Parameter(torch.zeros(registers, width)) if registers else None
@@ -107,9 +135,10 @@ class ImageEncoder(nn.Module):
         self.norm_after = nn.LayerNorm(width)
 
     def forward(self, image: Tensor) -> Tensor:
-        batch, channels, height, width = image.shape
+        x = self.stem(image)
+        batch, channels, height, width = x.shape
         p = self.patch
-        x = image.reshape(batch, channels, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
+        x = x.reshape(batch, channels, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
         x = self.patch_embedding(x.reshape(batch, -1, channels * p * p))
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(batch, 1, -1), x], dim=1)
@@ -117,7 +146,9 @@ class ImageEncoder(nn.Module):
         if self.registers is not None:
             x = torch.cat([x, self.registers.expand(batch, -1, -1)], dim=1)
         x = self.norm_after(self.transformer(self.norm_before(x)))[:, : len(self.positions)]
-        return x[:, 0] if self.class_token is not None else x.mean(1)
+        if self.class_token is not None:
+            return x[:, 0]
+        return x.amax(1) if self.pooling == "max" else x.mean(1)
 
 
 class TextEncoder(nn.Module):

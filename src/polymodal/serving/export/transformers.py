@@ -85,7 +85,9 @@ def _image_sizes(run: Run) -> dict[str, Any]:
     method: Any = run.model
     config, encoder = run.recipe.image, method.image_encoder
     if not isinstance(encoder, PublishedImageEncoder):
-        return dataclasses.asdict(config) | {"pooled_by": config.pooling}
+        if config.positions == "rotary":
+            raise UserError("An image tower with rotary positions cannot be exported yet.")
+        return dataclasses.asdict(config) | {"stem": list(config.stem), "pooled_by": config.pooling}
     if not encoder.pooled_by:
         raise UserError(f"An image tower of type {config.settings['model_type']} cannot be exported yet.")
     return {"published": _published_part(encoder), "pooled_by": encoder.pooled_by}
@@ -161,8 +163,9 @@ def _projects_nothing(run: Run) -> bool:
 def _is_clip(image: ImageEncoderConfig, text: TextEncoderConfig) -> bool:
     """Whether own towers have the shape of CLIP's: a class token, causal texts with blocks, pooled at the end mark."""
     own = not isinstance(image, PublishedImageConfig) and not isinstance(text, PublishedTextConfig)
-    own &= not getattr(image, "registers", 0)
-    return own and image.pooling == "class" and text.causal and text.pooling == "end" and text.depth > 0
+    if not own or image.registers or image.stem or image.positions == "rotary":
+        return False
+    return image.pooling == "class" and text.causal and text.pooling == "end" and text.depth > 0
 
 
 def _own_clip(run: Run) -> tuple[Any, Any]:
