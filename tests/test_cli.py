@@ -93,6 +93,27 @@ def test_list_and_show_as_json(polymodal):
     assert "section" in flags["--local-weight"]["meaning"] or "paper" in flags["--local-weight"]["meaning"]
 
 
+@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_of_a_command_needs_nothing_else(name, flag, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["polymodal", name, flag])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    assert f"usage: polymodal {name}" in said
+    assert " ".join(cli.COMMANDS[name].__doc__.split())[:30] in " ".join(said.split())
+
+
+def test_help_of_search_has_the_flags_of_runs_and_of_indexes(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["polymodal", "search", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = capsys.readouterr().out
+    assert "--split" in said
+    assert "--where" in said
+
+
 def test_every_command_explains_itself(polymodal):
     for command in ("list", "corpora", "runs", "compare"):
         done = polymodal(command, "--help")

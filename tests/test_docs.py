@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from polymodal import cli
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.M | re.S)
@@ -38,6 +41,33 @@ def test_every_command_and_code_block_of_a_tutorial_runs(page, tmp_path):
         for line in text.splitlines():
             assert line.startswith("$ polymodal "), line
             run([sys.executable, "-m", *shortened(line[2:])])
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """Every polymodal command of a page, without what starts its processes."""
+    lines = re.findall(r"^\$ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    written = [shlex.split(line, comments=True) for line in lines]
+    return [words[words.index("polymodal") + 1 :] for words in written if "polymodal" in words]
+
+
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")), *sorted((DOCS / "tutorials").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=lambda page: page.stem)
+def test_commands_and_flags_of_a_page_exist(page, capsys, monkeypatch):
+    for name, *arguments in commands_of(page):
+        flags = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+        if name.startswith("-"):
+            continue
+        assert name in cli.COMMANDS, name
+        method = [word for word in arguments[:1] if name == "train" and not word.endswith(".py")]
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["polymodal", name, *method, "--help"])
+        with contextlib.suppress(SystemExit):
+            cli.main()
+        said = capsys.readouterr().out
+        missing = [flag for flag in flags if not re.search(rf"{re.escape(flag)}(?![\w.-])", said)]
+        assert not missing, (name, *arguments)
 
 
 def test_the_site_builds_and_its_links_lead_somewhere(tmp_path):

@@ -10,7 +10,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -208,7 +208,7 @@ def train(arguments: Arguments) -> None:
     from polymodal.training.execution import Execution
 
     kinds = {"options": TrainOptions, "execution": Execution}
-    given = _parse_with_recipe(kinds, recipes.find_method(spec), rest, "train", train)
+    given = _parse_with_recipe(kinds, recipes.find_method(spec), rest, f"train {spec}", train)
     options = given.options
     budget, corpus, name = Budget.parse(options.budget), options.open(), _short(spec)
     out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
@@ -225,7 +225,7 @@ def resume(arguments: Arguments) -> None:
     from polymodal.training.run import read_record
 
     directory = Path(place)
-    record = read_record(directory)
+    record = {} if HELP & {*rest} else read_record(directory)
     execution = _parse(Execution, rest, "resume RUN", resume, default=Execution(**record.get("execution", {})))
     recipe = recipe_from_record(record["recipe"], directory)
     corpus = corpora.open_again(record["corpus"])
@@ -379,7 +379,10 @@ def search(arguments: Arguments) -> None:
     place, rest = _positional(arguments, usage)
     from polymodal.serving.index import is_index
 
-    if is_index(place):
+    if HELP & {*rest}:  # of both: which it is follows from the folder
+        with suppress(SystemExit):
+            _search_index(place, rest)
+    elif is_index(place):
         _search_index(place, rest)
         return
     query, rest = _positional(rest, usage)
@@ -1245,11 +1248,46 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
 }
 
 
+# What stands before the flags of a command; where help is asked for and it is left out, these stand in. Flags of a
+# recipe are then those of the one named here.
+STANDING_IN: dict[str, Arguments] = {
+    "show": ["clip"],
+    "train": ["clip"],
+    "resume": ["RUN"],
+    "evaluate": ["RUN"],
+    "reproduce": ["sparc"],
+    "embed": ["RUN"],
+    "index": ["RUN"],
+    "search": ["RUN", "WORDS"],
+    "serve": ["RUN"],
+    "generate": ["RUN"],
+    "ask": ["RUN", "PICTURE"],
+    "locate": ["RUN", "PICTURE", "TEXT"],
+    "prefer": ["RUN"],
+    "caption": ["RUN"],
+    "curate": ["wasm", "PAGES"],
+    "tag": ["RUN"],
+    "score": ["aloha", "CAPTIONS.jsonl"],
+    "attack": ["set_level_attack", "RUN"],
+    "export": ["RUN"],
+    "new": ["NAME"],
+}
+HELP = {"-h", "--help"}
+
+
+def _with_help(name: str, arguments: Arguments) -> Arguments:
+    """The arguments of a command, with something for each word that is missing where only help is asked for."""
+    if not HELP & {*arguments}:
+        return arguments
+    words = _leading(arguments)
+    return [*words, *STANDING_IN.get(name, [])[len(words) :], *arguments[len(words) :]]
+
+
 def main() -> None:
     """Entry point; exit status 0, 2 for an error the user can mend, 130 after Ctrl-C."""
     arguments = sys.argv[1:]
     try:
-        if not arguments or arguments[0] in ("-h", "--help"):
+        if not arguments or arguments[0] in HELP:
             _help()
         elif arguments[0] == "--version":
             from polymodal import __version__
@@ -1259,7 +1297,7 @@ def main() -> None:
             together = int(os.environ.get("WORLD_SIZE", "1")) > 1
             if together and arguments[0] not in ("train", "resume"):
                 raise UserError(f"Only train and resume use several processes; start {arguments[0]} without torchrun.")
-            COMMANDS[arguments[0]](arguments[1:])
+            COMMANDS[arguments[0]](_with_help(arguments[0], arguments[1:]))
             if together:
                 _leave()
         else:
