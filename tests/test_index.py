@@ -158,6 +158,17 @@ def test_what_cannot_be_read_is_left_out_and_named(run, tmp_path):
     assert {"k8", "k8#2"} <= {hit.key for hit in Index(str(tmp_path / "index")).find(query, 100)}
 
 
+def test_what_cannot_be_read_any_more_is_taken_out(run, tmp_path):
+    rows = records(12)
+    build_index(run, corpora.from_path(written(tmp_path, rows)), str(tmp_path / "index"))
+    rows[4]["image"] = b"no picture"
+    built = build_index(run, corpora.from_path(written(tmp_path, rows)), str(tmp_path / "index"))
+    assert (built.added, built.changed, built.removed, built.kept) == (0, 0, 1, 11)
+    assert list(built.skipped) == ["k4"]
+    opened = Index(str(tmp_path / "index"))
+    assert "k4" not in {hit.key for hit in opened.find(embedded_query(run, "a plate"), 100)}
+
+
 def test_an_example_without_a_picture_to_show_is_found_all_the_same(run, tmp_path, monkeypatch):
     shown = index_file.picture_of
 

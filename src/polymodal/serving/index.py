@@ -112,8 +112,11 @@ def build_index(run: Run, corpus: Corpus, place: str, report: Report = lambda do
     reader, added, changed = Reader(corpus, run.processor, memory=0), 0, 0
     digests = ((row, source.digest(row)) for row in range(len(corpus)))
     pending = ((row, digest) for row, digest in digests if known.get(source.keys[row]) != digest)
+    gone = known.keys() - {*source.keys}
     while some := dict(itertools.islice(pending, CHUNK)):
         rows, examples = reader.read_all(np.array(list(some)))
+        unreadable = some.keys() - {*rows.tolist()}
+        gone |= known.keys() & {source.keys[row] for row in unreadable}
         if examples:
             made = source.table(rows, examples, [some[row] for row in rows.tolist()], vectors_of(run, item, examples))
             old = sum(source.keys[row] in known for row in rows)
@@ -122,9 +125,8 @@ def build_index(run: Run, corpus: Corpus, place: str, report: Report = lambda do
         report(max(some) + 1, len(corpus))
     if table is None:
         raise UserError(f"No example of '{corpus.name}' can be read, so there is no index.")
-    gone = list(known.keys() - {*source.keys})
     with _saying(f"The index {place} cannot be brought up to date"):
-        _remove(table, gone)
+        _remove(table, sorted(gone))
         if added or changed or gone:
             _arrange(table)
     return Built(added, changed, len(gone), len(known) - changed - len(gone), reader.skipped)
