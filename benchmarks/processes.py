@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROUNDS, STEPS, BATCH = 3, 24, 64
 MODEL = [
+    "--image.stem",
     "--image.size",
     "64",
     "--image.patch",
