@@ -214,7 +214,7 @@ claim = Claim(
     },
     corpus="emoji",
     budget=Budget(steps=2000),
-    seeds=5,
+    seeds=4,
     metrics=(
         "test/text_to_image/R@10",
         "test/text_to_image/MRR",
