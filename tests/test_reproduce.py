@@ -19,6 +19,7 @@ from polymodal.reproduce.claim import claim_of, claim_record, verdict
 from polymodal.reproduce.curves import drawn, learning_curves
 from polymodal.reproduce.leaderboard import rows, terminal_table
 from polymodal.reproduce.page import recipe_page
+from polymodal.reproduce.report import _curves
 from polymodal.training import load_run
 from polymodal.types import Budget, Claim
 
@@ -158,6 +159,19 @@ def test_learning_curves_are_means_over_the_seeds(comparison):
     picture = drawn(curves)
     assert picture.startswith("<svg")
     assert ">siglip</text>" in picture
+
+
+def test_a_figure_that_is_no_share_is_not_drawn_in_percent(comparison):
+    looked = [
+        {"step": step, "seconds": float(step), "losses": {"text": 1.0}, "validation": {"validation/nats_a_token": 2.5}}
+        for step in (1, 2)
+    ]
+    trials = [replace(trial, run=replace(trial.run, history=looked)) for trial in comparison.trials]
+    picture = _curves(replace(comparison, trials=trials))
+    assert "nats a token" in picture
+    assert ">%</text>" not in picture
+    assert ">250" not in picture
+    assert ">%</text>" in _curves(comparison)
 
 
 def test_there_are_no_learning_curves_where_nobody_looked(comparison):

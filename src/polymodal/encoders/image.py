@@ -73,8 +73,7 @@ class ImageEncoder(Encoder):
         std = config.width**-0.5
         self.stem = ConvolutionalStem(config.stem) if config.stem else nn.Identity()
         self.patch = config.patch // shrunk
-        channels = config.stem[-1] if config.stem else 3
-        self.patch_embedding = nn.Linear(channels * self.patch**2, config.width, bias=False)
+        self.patch_embedding = nn.Linear((3, *config.stem)[-1] * self.patch**2, config.width, bias=False)
         self.class_token = nn.Parameter(std * torch.randn(config.width)) if self.with_class else None
         self.registers = nn.Parameter(std * torch.randn(config.registers, config.width)) if config.registers else None
         if config.positions == "rotary":

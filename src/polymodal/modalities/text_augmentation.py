@@ -29,7 +29,7 @@ def without_words(text: str, share: float, rng: np.random.Generator) -> str:
     2015, section 3.1). Texts without spaces between words stay as they are.
     """
     words = text.split()
-    if len(words) < 2:
+    if not share or len(words) < 2:
         return text
     kept = [word for word, chance in zip(words, rng.random(len(words)), strict=True) if chance >= share]
     return " ".join(kept) if kept else words[int(rng.integers(len(words)))]

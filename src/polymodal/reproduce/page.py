@@ -22,7 +22,7 @@ RESULTS = Path(__file__).with_name("results")
 
 def recipe_page(name: str, picture: str | None = None) -> str:
     """Markdown. picture: a link to one that shows the recipe at work."""
-    found, entry = recipes.describe(name), recipes.entries()[name]
+    found, entry, result = recipes.describe(name), recipes.entries()[name], result_of(name)
     lines = [
         f"# `{name}`",
         "",
@@ -38,8 +38,8 @@ def recipe_page(name: str, picture: str | None = None) -> str:
         lines += [f"![{name} at work]({picture})", ""]
     lines += ["## From the paper to the code", "", "| in the file | what it is |", "|---|---|"]
     lines += [f"| `{part}` | {said} |" for part, said in _parts(entry.file)]
-    lines += ["", "## Measured", "", *_measured(name, found["claim"]), ""]
-    if curves_of(name):
+    lines += ["", "## Measured", "", *_measured(name, found["claim"], result), ""]
+    if result and result.get("curves"):
         lines += [f"![What the arms had learned after so many steps]({name}-curves.svg)", ""]
     lines += ["## Hyper-parameters", "", "| flag | default | meaning and source |", "|---|---|---|"]
     lines += [f"| `{row['flag']}` | {row['default']} | {row['meaning']} |" for row in found["hyper_parameters"]]
@@ -61,19 +61,13 @@ def _first_line(node: ast.ClassDef | ast.FunctionDef) -> str:
     return " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split()).replace("|", "\\|")
 
 
-def _result(name: str) -> dict[str, Any] | None:
+def result_of(name: str) -> dict[str, Any] | None:
     """What `reproduce` wrote of its claim, and the package keeps."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def curves_of(name: str) -> dict[str, Any] | None:
-    """The learning curves of its claim (`curves.learning_curves`)."""
-    return (_result(name) or {}).get("curves")
-
-
-def _measured(name: str, claim: str | None) -> list[str]:
-    result = _result(name)
+def _measured(name: str, claim: str | None, result: dict[str, Any] | None) -> list[str]:
     if result is None:
         return [f"Claim: {claim} It has not been run yet: `polymodal reproduce {name}`." if claim else "No claim."]
     arms = list(result["cost"])
@@ -112,7 +106,7 @@ def write_pages(folder: Path) -> list[Path]:
         picture = f"{name}.png" if (folder / f"{name}.png").is_file() else None
         path = folder / f"{name}.md"
         path.write_text(recipe_page(name, picture), encoding="utf-8")
-        if curves := curves_of(name):
+        if curves := (result_of(name) or {}).get("curves"):
             (folder / f"{name}-curves.svg").write_text(drawn(curves), encoding="utf-8")
         written.append(path)
     return written

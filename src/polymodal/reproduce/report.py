@@ -17,6 +17,7 @@ from polymodal.corpora import Corpus
 from polymodal.corpora.sheet import has_pictures, picture_of
 from polymodal.data.loader import Reader
 from polymodal.evaluation.retrieval import top
+from polymodal.evaluation.statistics import is_share, scale
 from polymodal.evaluation.suite import ITEMS, ItemVectors, PairedTest, item_of, main_language, modalities_asked
 from polymodal.modalities import Text
 from polymodal.reproduce import leaderboard
@@ -54,6 +55,7 @@ def report(comparison: Comparison) -> str:
 def _curves(comparison: Comparison) -> str:
     """The loss, and one figure on the validation split, over seconds of training; a thin line a seed."""
     name = validation_figure(comparison)
+    factor, _ = scale(name, 0.0)
     figure, (losses, validation) = axes_of(2, 10, 3.1)
     for arm, colour in zip(comparison.arms, COLOURS * 9, strict=False):
         for number, trial in enumerate(comparison.of(arm)):
@@ -61,12 +63,12 @@ def _curves(comparison: Comparison) -> str:
             logged = [entry for entry in trial.run.history if "losses" in entry]
             losses.plot([e["seconds"] for e in logged], [sum(e["losses"].values()) for e in logged], **style)
             checked = [entry for entry in trial.run.history if "validation" in entry]
-            points = [(e["seconds"], 100 * e["validation"][name]) for e in checked if name in e["validation"]]
+            points = [(e["seconds"], factor * e["validation"][name]) for e in checked if name in e["validation"]]
             validation.plot(*zip(*points, strict=True) if points else ((), ()), marker="o", markersize=3, **style)
     losses.set(xlabel="seconds of training", ylabel="sum of the losses", title="Training loss (each method's own)")
     validation.set(
         xlabel="seconds of training",
-        ylabel="%",
+        ylabel="%" if is_share(name) else None,
         title=f"{spoken(name.replace('validation', 'test', 1))}, validation split",
     )
     validation.set_ylim(bottom=0)

@@ -30,7 +30,7 @@ from polymodal.training.gradients import Comparison
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Example
 
-# What learns most in a minute on two cores. More blocks than none pay from some ten thousand pictures on.
+# What learns most of `emoji` in half a minute on two cores; a transformer block on top gained nothing there.
 SMALL_IMAGE = ImageEncoderConfig(stem=(32, 64, 128), width=128, depth=0, pooling="max")
 SMALL_TEXT = TextEncoderConfig(width=128)
 LARGEST_SCALE = 100.0  # CLIP, section 2.5: keeps the logits from growing without bound
