@@ -41,6 +41,7 @@ from polymodal.corpora.speech import speech
 from polymodal.corpora.stamps import stamps
 from polymodal.corpora.stream import MissingData, from_shards
 from polymodal.corpora.viewers import viewers
+from polymodal.corpora.web_tasks import web_tasks
 from polymodal.corpora.worlds import worlds
 from polymodal.errors import UserError, unknown
 
@@ -83,6 +84,7 @@ __all__ = [
     "stamps",
     "state",
     "viewers",
+    "web_tasks",
     "with_language_temperature",
     "worlds",
 ]

@@ -47,16 +47,21 @@ about = About(
     download_bytes=sum(package.bytes for package in PACKAGES),
 )
 
-# Parents stand before children. An element's text is what stands directly in it. Left out are those that are not shown,
-# with all that is in them, and those without size or children, such as anchors.
+# Parents stand before children. An element's text is what stands directly in it, as what is typed stands in a field.
+# Left out are those that are not shown, with all that is in them, and those without size or children, such as anchors,
+# but for the options of a closed list. The page remembers the elements themselves as `shown`.
 ELEMENTS = """
 const found = [];
+window.shown = [];
 function visit(element, parent, path) {
   const style = getComputedStyle(element);
   if (style.display === 'none' || style.visibility === 'hidden') return;
   const box = element.getBoundingClientRect();
-  if ((box.width < 1 || box.height < 1) && !element.children.length) return;
-  const text = Array.from(element.childNodes).filter(node => node.nodeType === Node.TEXT_NODE)
+  if ((box.width < 1 || box.height < 1) && !element.children.length && element.tagName !== 'OPTION') return;
+  shown.push(element);
+  const typed = element.tagName === 'TEXTAREA' || element.tagName === 'INPUT' &&
+    !['checkbox', 'radio', 'password', 'hidden'].includes(element.type);
+  const text = typed ? element.value : Array.from(element.childNodes).filter(node => node.nodeType === Node.TEXT_NODE)
     .map(node => node.textContent).join(' ').replace(/\\s+/g, ' ').trim();
   const number = found.length;
   found.push([element.tagName.toLowerCase(), parent, text, path,
@@ -107,8 +112,8 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 @contextmanager
-def browser() -> Iterator[Any]:
-    """A headless Chromium with a window of 800 x 1,280 px and no network, closed at the end.
+def browser(width: int = WIDTH, height: int = HEIGHT) -> Iterator[Any]:
+    """A headless Chromium with a window of so many pixels and no network, closed at the end.
 
     Selenium finds one that is installed, or fetches one. Raises UserError when neither works.
     """
@@ -135,7 +140,7 @@ def browser() -> Iterator[Any]:
             "apt-get install chromium chromium-driver."
         ) from error
     try:
-        window = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+        window = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
         yield driver
     finally:
@@ -145,13 +150,21 @@ def browser() -> Iterator[Any]:
 def rendered(driver: Any, page: Path) -> tuple[str, PILImage.Image, list[Row]]:
     """The title of a page, the picture of its window, and its elements as the column `elements` stores them."""
     driver.get(page.as_uri())
+    title, elements = shown_elements(driver)
+    return title, cut_empty(screenshot(driver)), elements
+
+
+def shown_elements(driver: Any) -> tuple[str, list[Row]]:
+    """The title of the page that is open, and its elements as the column `elements` stores them."""
     title, found = driver.execute_script(ELEMENTS)
-    picture = PILImage.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
-    elements = [
+    return title, [
         {"tag": tag, "parent": parent, "text": text, "xpath": path, "box": [round(place) for place in box]}
         for tag, parent, text, path, *box in found
     ]
-    return title, cut_empty(picture), elements
+
+
+def screenshot(driver: Any) -> PILImage.Image:
+    return PILImage.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
 
 
 def cut_empty(picture: PILImage.Image) -> PILImage.Image:

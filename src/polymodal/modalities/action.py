@@ -88,7 +88,10 @@ class Actions:
         return f"{self.names[action.number]}{target}{f' “{action.text}”' if action.text else ''}"
 
     def describe(self, value: list[Action]) -> str:
-        return f"{len(value)} actions: {', '.join(self._said(action) for action in value[:6])}"
+        if not value:
+            return "nothing"
+        count = f"{len(value)} actions" if len(value) > 1 else "an action"
+        return f"{count}: {', '.join(self._said(action) for action in value[:6])}"
 
     def draw(self, value: list[Action], axes: Any) -> None:
         write_text(axes, ", ".join(self._said(action) for action in value), size=7, lines=12)
