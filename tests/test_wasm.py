@@ -289,10 +289,10 @@ def test_english_is_left_out_of_arabic_pages(handbook: Path, known: Knowledge) -
 
 def test_flat_text_stands_behind_all_pictures() -> None:
     page = blocks_of(PAGE)
-    flat = wasm.Recipe(layout="flat").arranged(page)
+    (flat,) = wasm.Recipe(layout="flat").documents(page)
     assert [bool(block.image) for block in flat] == [True] * 2 + [False] * 13
     assert not any(mark in markdown_of(flat[2:]) for mark in ("#", "**", "- ", "```"))
-    assert wasm.Recipe().arranged(page) == page
+    assert wasm.Recipe().documents(page) == [page]
 
 
 # Daft

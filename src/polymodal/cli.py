@@ -114,7 +114,8 @@ def show(arguments: Arguments) -> None:
     from polymodal.recipes import describe
 
     found = describe(spec)
-    result = _recorded_claims().get(spec)
+    recorded = _recorded_claims()
+    result = recorded.get(spec)
     if options.json:
         _print_json(found | {"result": result})
         return
@@ -125,7 +126,14 @@ def show(arguments: Arguments) -> None:
         [[row["flag"], row["type"], row["default"], row["meaning"]] for row in found["hyper_parameters"]],
     )
     if found["claim"]:
-        console.print(f"\n[bold]Claim[/bold]: {found['claim']}")
+        _print_claim("Claim", found["claim"], result)
+    for name, sentence in found["further_claims"].items():
+        _print_claim(f"Claim {name}", sentence, recorded.get(f"{spec}-{name}"))
+
+
+def _print_claim(title: str, sentence: str, result: dict[str, Any] | None) -> None:
+    console = _console()
+    console.print(f"\n[bold]{title}[/bold]: {sentence}")
     if result:
         from polymodal.evaluation.statistics import Estimate
         from polymodal.reproduce.leaderboard import signed
@@ -660,7 +668,7 @@ def curate(arguments: Arguments) -> None:
     place, rest = _positional(rest, usage)
     kind = _recipe_that("steps", spec, "no recipe of curation", "curation")
     from polymodal import corpora
-    from polymodal.curation.documents import CurationOptions, curate_pages, pages_in, pages_of
+    from polymodal.curation.documents import CurationOptions, curate_pages, figures_of, pages_in, pages_of
     from polymodal.curation.quality import good_texts, lines_of_file
     from polymodal.training import Interrupted
 
@@ -677,13 +685,22 @@ def curate(arguments: Arguments) -> None:
     kinds = {"options": Options, "curation": CurationOptions}
     given = _parse_with_recipe(kinds, kind, rest, f"curate {spec} PAGES", curate)
     recipe, options = given.recipe, given.options
-    pages = pages_of(corpora.named(place)) if place in corpora.built_in() else pages_in(Path(place))
+    found = corpora.named(place) if place in corpora.built_in() else None
+    pages, figures = (pages_of(found), figures_of(found)) if found else (pages_in(Path(place)), None)
     flagged = [word for line in lines_of_file(options.flagged) for word in line.split()] if options.flagged else ()
     known = recipe.learn(good_texts(options.good, recipe.language) if options.good else (), flagged)
     further = {"good": options.good, "flagged": options.flagged}
     try:
         corpus, counts = curate_pages(
-            recipe, pages, options.out, known, given.curation, place, further, lambda one: _counted(one, "Curated")
+            recipe,
+            pages,
+            options.out,
+            known,
+            given.curation,
+            place,
+            further,
+            lambda one: _counted(one, "Curated"),
+            figures,
         )
     except KeyboardInterrupt as stopped:
         raise Interrupted("Stopped; the same command goes on behind the pages that were finished.") from stopped
@@ -919,19 +936,23 @@ def reproduce(arguments: Arguments) -> None:
         """Of each run, instead of the claim's own."""
         seeds: int | None = None
         """How many paired seeds, instead of the claim's own."""
+        claim: str = "claim"
+        """Which one, by its name in the recipe's file, where that makes several."""
         out: str | None = None
-        """Folder for claim.json, report.html and the runs; by default reproduce/RECIPE."""
+        """Folder for claim.json, report.html and the runs; by default reproduce/RECIPE, of a further claim
+        reproduce/RECIPE-CLAIM."""
 
     options = _parse(Options, rest, "reproduce RECIPE", reproduce)
     from polymodal.evaluation.statistics import number
+    from polymodal.recipes import FIRST_CLAIM
     from polymodal.reproduce.claim import claim_of
     from polymodal.reproduce.claim import reproduce as test_claim
     from polymodal.reproduce.leaderboard import signed
 
-    claim = claim_of(spec)
-    out = options.out or f"reproduce/{_short(spec)}"
+    claim = claim_of(spec, options.claim)
+    out = options.out or f"reproduce/{_short(spec)}" + f"-{options.claim}" * (options.claim != FIRST_CLAIM)
     budget = Budget.parse(options.budget) if options.budget else None
-    result, comparison = test_claim(spec, out, budget, options.seeds)
+    result, comparison = test_claim(spec, out, budget, options.seeds, name=options.claim)
     console = _console()
     console.print(f"[bold]{claim.sentence}[/bold]")
     _print_table(
@@ -1487,7 +1508,7 @@ def _print_table(headings: list[str], rows: list[list[str]], right: Any = ()) ->
 
 
 def _recorded_claims() -> dict[str, dict[str, Any]]:
-    """The results of claims that ship with the package, by recipe; read without importing what made them."""
+    """The results of claims that ship with the package, by recipe, or RECIPE-CLAIM; no recipe is imported for them."""
     files = Path(__file__).parent.glob("reproduce/results/*.json")
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 

@@ -178,6 +178,16 @@ class CurationClaim(Claim):
 
 
 @dataclass(frozen=True)
+class CuratedTrainingClaim(Claim):
+    """A claim about recipes of curation by what a model learns from the documents that each of them makes.
+
+    model: the recipe that is trained on them, for the budget.
+    """
+
+    model: Any = None
+
+
+@dataclass(frozen=True)
 class CaptionScore:
     """What a metric says of a caption. value: 1 is right. objects: what the caption speaks of, each with its score."""
 
@@ -417,8 +427,8 @@ class Curation(Protocol):
         """Name -> what happens to the blocks of a page; a page without blocks is dropped."""
         ...
 
-    def arranged(self, blocks: list[Any]) -> list[Any]:
-        """The blocks of a page as they are to be trained on."""
+    def documents(self, blocks: list[Any]) -> list[list[Any]]:
+        """What the blocks that are left of a page are trained on as: one document, or several."""
         ...
 
 

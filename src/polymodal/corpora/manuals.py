@@ -1,7 +1,8 @@
 """GIMP's manual in six languages and Debian's handbook in 26: pages of text and figures in reading order.
 
 The navigation of a page is left out of `document`; `html` is the page as it was found, for curation and for page
-understanding. Parts that nobody has translated stay English. A page and its translations never straddle a split.
+understanding, and `addresses` are those that its document's figures have there. Parts that nobody has translated stay
+English. A page and its translations never straddle a split.
 Figures are at most 512 px wide or high; the smallest (bullets, arrows) are left out.
 """
 
@@ -50,6 +51,7 @@ about = About(
     source=f"Debian: {', '.join(package.name for package in PACKAGES)}",
     modalities=("interleaved", "text", "category"),
     download_bytes=sum(package.bytes for package in PACKAGES),
+    version=2,
 )
 
 
@@ -64,7 +66,8 @@ def manuals() -> Corpus:
         "language": Category(),
         "source": Category(("gimp-help", "debian-handbook")),
     }
-    return open_prepared(about, columns, _rows, further={"html": pa.string()}, label="language")
+    further = {"html": pa.string(), "addresses": pa.list_(pa.string())}
+    return open_prepared(about, columns, _rows, further=further, label="language")
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
@@ -85,6 +88,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
             title, pieces = parse_page(html)
             folder = posixpath.dirname(page)
             document: list[dict[str, Any]] = []
+            addresses: list[str] = []
             for kind, text, source_path in pieces:
                 if source_path is None:
                     document.append({"kind": kind, "text": text, "figure": None})
@@ -96,6 +100,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
                     figures[path] = _figure(files.get(path))
                 if figures[path] is not None:
                     document.append({"kind": kind, "text": text, "figure": figures[path]})
+                    addresses.append(source_path)
             if sum(len(piece["text"]) for piece in document) < 40:
                 continue
             language = page.partition("/")[0].replace("_", "-")
@@ -107,6 +112,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
                 "language": language.split("-")[0] if language not in ("zh-TW", "pt-BR") else language,
                 "source": source,
                 "html": html,
+                "addresses": addresses,
             }
 
 

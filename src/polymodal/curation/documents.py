@@ -7,6 +7,7 @@ to it and left it, and why others did not.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -41,6 +42,10 @@ MARKDOWN = pa.schema({"key": pa.string(), "markdown": pa.string()} | dict.fromke
 KINDS = {"row": "cell"}  # of blocks that documents have another name for
 BATCH = 32  # pages that a process gets at once
 QUERY = 20_000  # pages in memory at once, for which processes are started
+
+
+Figures = Callable[[str, str], bytes | None]
+"""From the key of a page and an address on it to the figure that stands there; None where it is not at hand."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +127,44 @@ def pages_of(corpus: Corpus, rows: Sequence[int] | None = None) -> Iterator[dict
         yield page | ({"split": split_of[row]} if row in split_of else {})
 
 
+def figures_of(corpus: Corpus) -> Figures:
+    """The figures of a corpus of documents that keeps the addresses that they have on its pages."""
+    if "addresses" not in corpus.table.column_names:
+        return lambda key, address: None
+    column = corpus.column_of(Interleaved)
+    rows = {corpus.key(row): row for row in range(len(corpus))}
+
+    @functools.lru_cache(maxsize=1)  # a page is asked for all of its figures, one after the other
+    def of_page(key: str) -> dict[str, bytes]:
+        pieces = (piece["figure"] for piece in corpus.raw(rows[key], column))
+        return dict(zip(corpus.raw(rows[key], "addresses"), filter(None, pieces), strict=True))
+
+    return lambda key, address: of_page(key).get(address)
+
+
+def plain_texts(folder: Path) -> dict[str, list[str]]:
+    """By key, the texts of every document that `curate_pages` wrote into a folder, without marks."""
+    found = pq.read_table(folder / DOCUMENTS, columns=["key", "texts"])
+    return {row["key"]: [text for text in row["texts"] if text is not None] for row in found.to_pylist()}
+
+
+def figures_below(root: Path) -> Figures:
+    """The files of a folder. Addresses of the web stay in the Markdown; nothing is fetched, and no other file read."""
+    root = root.resolve()
+
+    def read(key: str, address: str) -> bytes | None:
+        path = (root / unquote(address)).resolve()
+        if "://" in address or not path.is_relative_to(root):
+            return None
+        with suppress(OSError, UnreadableExample):
+            data = path.read_bytes()
+            to_rgb(Image().decode(data))
+            return data
+        return None
+
+    return read
+
+
 def curate_pages(
     recipe: Curation,
     pages: Iterable[Mapping[str, str]],
@@ -131,12 +174,13 @@ def curate_pages(
     source: Path | str = "",
     further: Mapping[str, Any] | None = None,
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    figures: Figures | None = None,
 ) -> tuple[Corpus, dict[str, StepCount]]:
     """A corpus of the documents that pages come to, and what every step did.
 
-    known: what the recipe has learned (`Curation.learn`). source: where the pages are from; figures are read from files
-    below it where it is a folder, and from nowhere else. further: what else tells this run from others, such as where
-    good texts are from.
+    known: what the recipe has learned (`Curation.learn`). source: where the pages are from. further: what else tells
+    this run from others, such as where good texts are from. figures: by default the files below `source`, where it is a
+    folder, and nothing else.
     Raises UserError for a folder that is not empty, one that another command began, and when nothing is left.
     """
     options, out = options or CurationOptions(), Path(out)
@@ -155,7 +199,9 @@ def curate_pages(
     if not list(counts.values())[-1].pages_out:
         shutil.rmtree(aside)
         raise UserError(f"Nothing is left of {next(iter(counts.values())).pages_in:,} pages.")
-    corpus = _written(recipe, shards, out, source, counts)
+    if figures is None and source and Path(source).is_dir():
+        figures = figures_below(Path(source))
+    corpus = _written(recipe, shards, out, source, counts, figures or (lambda key, address: None))
     shutil.rmtree(aside)
     return corpus, counts
 
@@ -275,20 +321,27 @@ def _counted(shards: Sequence[Path], steps: Iterable[str]) -> dict[str, StepCoun
 
 
 def _written(
-    recipe: Curation, shards: Sequence[Path], out: Path, source: Path | str, counts: Mapping[str, StepCount]
+    recipe: Curation,
+    shards: Sequence[Path],
+    out: Path,
+    source: Path | str,
+    counts: Mapping[str, StepCount],
+    figures: Figures,
 ) -> Corpus:
-    root = Path(source).resolve() if source and Path(source).is_dir() else None
-
-    def pages() -> Iterator[tuple[dict[str, Any], list[Block]]]:
+    def documents() -> Iterator[tuple[str, dict[str, Any], list[Block]]]:
+        """Key, page and blocks."""
         for shard in shards:
             for row in pq.read_table(shard, columns=["key", "split", "blocks"]).to_pylist():
-                if blocks := recipe.arranged([Block(**block) for block in row["blocks"]]):
-                    yield row, blocks
+                if not row["blocks"]:
+                    continue
+                parts = recipe.documents([Block(**block) for block in row["blocks"]])
+                for number, blocks in enumerate(parts):
+                    yield row["key"] if len(parts) == 1 else f"{row['key']}#{number}", row, blocks
 
     def rows() -> Iterator[dict[str, Any]]:
-        for row, blocks in pages():
-            split = row["split"] or split_by_hash(row["key"])
-            yield {"key": row["key"], "split": split, "document": _document(blocks, root)}
+        for key, page, blocks in documents():
+            if document := _document(blocks, page["key"], figures):
+                yield {"key": key, "split": page["split"] or split_by_hash(page["key"]), "document": document}
 
     about = About(
         name=out.name,
@@ -300,7 +353,7 @@ def _written(
     said = {name: vars(count) for name, count in counts.items()}
     made = {"recipe": recipe_record(recipe), "counts": said}
     corpus = write_corpus(out, about, {"document": Interleaved()}, rows(), made=lambda: _plain(made))
-    as_markdown = ({"key": row["key"], "markdown": markdown_of(own), **parallel_lists(own)} for row, own in pages())
+    as_markdown = ({"key": key, "markdown": markdown_of(own), **parallel_lists(own)} for key, _, own in documents())
     _write_table(out / DOCUMENTS, MARKDOWN, as_markdown)
     gone = (
         {"key": row["key"], **one}
@@ -321,29 +374,15 @@ def _write_table(file: Path, schema: pa.Schema, records: Iterator[dict[str, Any]
     os.replace(aside, file)
 
 
-def _document(blocks: Sequence[Block], root: Path | None) -> list[dict[str, Any]]:
-    """Texts as Markdown, and the figures that are files below the pages' folder and can be opened."""
+def _document(blocks: Sequence[Block], page: str, figures: Figures) -> list[dict[str, Any]]:
+    """Texts as Markdown, and the figures that are at hand."""
     pieces: list[dict[str, Any]] = []
     for block in blocks:
         if not block.image:
             pieces.append({"kind": KINDS.get(block.kind, block.kind), "text": block.markdown, "figure": None})
-        elif (picture := _picture(block.image, root)) is not None:
+        elif (picture := figures(page, block.image)) is not None:
             pieces.append({"kind": "figure", "text": block.text, "figure": picture})
     return pieces
-
-
-def _picture(address: str, root: Path | None) -> bytes | None:
-    """The file of a picture. Addresses of the web stay in the Markdown; nothing is fetched, and no other file read."""
-    if root is None or "://" in address:
-        return None
-    path = (root / unquote(address)).resolve()
-    if not path.is_relative_to(root):
-        return None
-    with suppress(OSError, UnreadableExample):
-        data = path.read_bytes()
-        to_rgb(Image().decode(data))
-        return data
-    return None
 
 
 def _plain(value: Any) -> Any:

@@ -70,6 +70,17 @@ def markdown_of(blocks: list[Block]) -> str:
     return "".join(parts)
 
 
+def visible(markdown: str, text: str) -> list[bool]:
+    """For every character of a block's Markdown, whether it is one of the block's text, and no mark."""
+    shown = [False] * len(markdown)
+    place = 0
+    for character in text:
+        found = markdown.find(character, place)
+        if found >= 0:
+            shown[found], place = True, found + 1
+    return shown
+
+
 def parallel_lists(blocks: list[Block]) -> dict[str, list[str | None]]:
     """The four lists of OBELICS: at each place either a text or a picture, its caption, and what kind it is."""
     return {

@@ -248,6 +248,11 @@ class TextTokenizer:
         encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         return Tokens.of([[self.start, *encoding.ids[:room], self.end] for encoding in encoded])
 
+    def pieces(self, text: str) -> tuple[list[int], list[slice]]:
+        """The text's tokens, without marks, and which of its characters each is made of."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, [slice(*place) for place in encoding.offsets]
+
     def decode(self, tokens: Tokens) -> list[str]:
         """The texts again, without marks and padding."""
         rows = [ids[:length] for ids, length in zip(tokens.ids.tolist(), tokens.lengths.tolist(), strict=True)]

@@ -17,9 +17,12 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polymodal.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from polymodal.types import Claim
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,22 @@ def _built_class(tree: ast.Module) -> str:
     return "Recipe"
 
 
+FIRST_CLAIM = "claim"  # its name in the recipe's file
+
+
+def claims(spec: str) -> dict[str, Claim]:
+    """The claims that stand beside a recipe, by their names in its file."""
+    from polymodal.types import Claim  # torch, which a listing need not wait for
+
+    return {name: value for name, value in vars(sys.modules[find(spec).__module__]).items() if isinstance(value, Claim)}
+
+
 def describe(spec: str) -> dict[str, Any]:
-    """What `polymodal show` says: the paper, the whole docstring, every hyper-parameter, the claim."""
+    """What `polymodal show` says: the paper, the whole docstring, every hyper-parameter, the claims."""
     kind = find(spec)
     module = sys.modules[kind.__module__]
-    paper, claim = getattr(module, "paper", None), getattr(module, "claim", None)
+    paper = getattr(module, "paper", None)
+    sentences = {name: claim.sentence for name, claim in claims(spec).items()}
     return {
         "name": spec,
         "title": paper.title if paper else kind.__name__,
@@ -147,7 +161,8 @@ def describe(spec: str) -> dict[str, Any]:
         "modalities": list(paper.modalities) if paper else [],
         "about": inspect.cleandoc(module.__doc__ or "").strip(),
         "hyper_parameters": list(_hyper_parameters(kind())),
-        "claim": claim.sentence if claim else None,
+        "claim": sentences.pop(FIRST_CLAIM, None),
+        "further_claims": sentences,
     }
 
 

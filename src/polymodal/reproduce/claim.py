@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
 from polymodal import corpora, recipes
-from polymodal.errors import UserError
+from polymodal.errors import UserError, unknown
 from polymodal.evaluation.statistics import Estimate
+from polymodal.recipes import FIRST_CLAIM
 from polymodal.reproduce.attacks import compare_attacks
 from polymodal.reproduce.compare import Arm, Comparison, Start, compare
-from polymodal.reproduce.curation import compare_curations
+from polymodal.reproduce.curation import compare_curations, compare_training_on_curated
 from polymodal.reproduce.curves import learning_curves
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.metrics import compare_metrics
 from polymodal.training.run import write_json
-from polymodal.types import AttackClaim, Budget, Claim, CurationClaim, MetricClaim
+from polymodal.types import AttackClaim, Budget, Claim, CuratedTrainingClaim, CurationClaim, MetricClaim
 
 CLAIM = "claim.json"
 Verdict = Literal["supported", "not supported at this scale", "contradicted"]
 
 
-def claim_of(spec: str) -> Claim:
-    """The claim that stands beside a recipe. Raises UserError when its file makes none."""
-    module = sys.modules[recipes.find(spec).__module__]
-    claim = getattr(module, "claim", None)
-    if not isinstance(claim, Claim):
+def claim_of(spec: str, name: str = FIRST_CLAIM) -> Claim:
+    """One of the claims that stand beside a recipe. Raises UserError when its file makes none, or none of this name."""
+    claims = recipes.claims(spec)
+    if not claims:
         with_claims = ", ".join(name for name, entry in recipes.entries().items() if entry.has_claim)
         raise UserError(f"The recipe '{spec}' makes no claim to test; these do: {with_claims}.")
-    return claim
+    if name not in claims:
+        raise unknown(f"claim of '{spec}'", name, claims)
+    return claims[name]
 
 
 def verdict(difference: Estimate, higher_is_better: bool = True) -> Verdict:
@@ -46,12 +47,14 @@ def reproduce(
     budget: Budget | None = None,
     seeds: int | None = None,
     display: Display | None = None,
+    name: str = FIRST_CLAIM,
 ) -> tuple[dict[str, Any], Comparison]:
     """Run a recipe's claim; writes `claim.json`, `results.json` and, for methods, `report.html` into `out`.
 
-    budget, seeds: those of the claim unless given. Returns what `claim.json` holds, and the comparison.
+    budget, seeds: those of the claim unless given. name: of the claim, where a recipe makes several. Returns what
+    `claim.json` holds, and the comparison.
     """
-    claim = claim_of(spec)
+    claim = claim_of(spec, name)
     arms = [Arm("baseline", claim.baseline), Arm("treatment", claim.treatment)]
     arms += [Arm(label, recipe) for label, recipe in claim.further.items()]
     corpus, budget, seeds = corpora.named(claim.corpus), budget or claim.budget, seeds or claim.seeds
@@ -63,6 +66,8 @@ def reproduce(
         comparison = compare_metrics(arms, corpus, budget, seeds, out)
     elif isinstance(claim, CurationClaim):
         comparison = compare_curations(arms, claim, corpus, budget, seeds, out)
+    elif isinstance(claim, CuratedTrainingClaim):
+        comparison = compare_training_on_curated(arms, claim, corpus, budget, seeds, out, display)
     else:
         start = None
         if claim.start is not None:

@@ -1,15 +1,27 @@
-"""Compare recipes of curation fairly: the same pages with the same noise in them."""
+"""Compare recipes of curation fairly: the same noise in the same pages, or the same model on what they make of them."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 from polymodal.corpora import Corpus
+from polymodal.corpora.written import is_written, open_written
+from polymodal.curation.documents import curate_pages, figures_of, pages_of, plain_texts
 from polymodal.curation.noise import curation_scores
+from polymodal.curation.web import visible
+from polymodal.data.conversation import ConversationProcessor
 from polymodal.errors import UserError
-from polymodal.reproduce.compare import Arm, Comparison
+from polymodal.evaluation import Score, validation
+from polymodal.evaluation.reading import PictureQuestion, picture_questions, reading_scores
+from polymodal.reproduce.compare import RESULTS, SCORES, Arm, Comparison, Trial
+from polymodal.reproduce.display import Display
 from polymodal.reproduce.metrics import score_untrained
-from polymodal.types import Budget, CurationClaim
+from polymodal.training import Interrupted, Run, train
+from polymodal.training.recipe_record import recipe_record
+from polymodal.training.run import write_json, write_text
+from polymodal.types import Budget, CuratedTrainingClaim, CurationClaim
 
 
 def compare_curations(
@@ -27,3 +39,67 @@ def compare_curations(
         out,
         lambda recipe, seed: curation_scores(recipe, corpus, claim.language, most, seed),
     )
+
+
+def compare_training_on_curated(
+    arms: list[Arm],
+    claim: CuratedTrainingClaim,
+    corpus: Corpus,
+    budget: Budget,
+    seeds: int,
+    out: Path | str,
+    display: Display | None = None,
+) -> Comparison:
+    """Curate all pages with every arm, and train the claim's model on each at every seed; writes `results.json`.
+
+    Documents and runs in `out` are not made again. Which text belongs to a picture is taken from the second arm's
+    documents, where pictures stand in their place.
+    """
+    directory, every = Path(out), list(range(seeds))
+    made = {arm: _curated(arm, corpus, directory / "curated" / arm.folder) for arm in arms}
+    questions = picture_questions(made[arms[1]], "test")
+    display = display or Display([arm.label for arm in arms], every, budget)
+    trials = []
+    with display:
+        for seed in every:
+            for arm in arms:
+                folder = directory / "runs" / arm.folder / f"seed-{seed}"
+                try:
+                    run = train(
+                        claim.model,
+                        made[arm],
+                        budget,
+                        seed=seed,
+                        out=folder,
+                        name=arm.label,
+                        validate=validation(made[arm]),
+                        on_step=display.on_step(arm.label, seed),
+                    )
+                except Interrupted as stopped:
+                    raise Interrupted("Stopped and saved; the same command goes on where it was.") from stopped
+                display.scoring(arm.label, seed)
+                found = _reading(run, made[arm], directory / "curated" / arm.folder, questions, folder / SCORES)
+                run = replace(run, record=run.record | {"recipe": recipe_record(arm.recipe)})
+                trials.append(Trial(arm, seed, run, {score.name: score for score in found}))
+                display.finished(arm.label, seed, trials[-1].scores)
+    comparison = Comparison(arms, corpus, budget, every, trials, directory)
+    write_json(directory / RESULTS, comparison.to_json())
+    return comparison
+
+
+def _curated(arm: Arm, corpus: Corpus, folder: Path) -> Corpus:
+    if is_written(folder):
+        return open_written(folder)
+    rows = [int(row) for split in corpus.splits.values() for row in split]
+    pages, known = pages_of(corpus, rows), arm.recipe.learn(())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return curate_pages(arm.recipe, pages, folder, known, source=corpus.name, figures=figures_of(corpus))[0]
+
+
+def _reading(run: Run, corpus: Corpus, folder: Path, questions: list[PictureQuestion], kept: Path) -> list[Score]:
+    if kept.is_file():
+        return [Score.from_json(record) for record in json.loads(kept.read_text(encoding="utf-8"))]
+    assert isinstance(run.processor, ConversationProcessor)
+    scores = reading_scores(run.model, run.processor, corpus, plain_texts(folder), visible, questions, "test")
+    write_text(kept, json.dumps([score.to_json() for score in scores]))
+    return scores

@@ -38,9 +38,11 @@ def recipe_page(name: str, picture: str | None = None) -> str:
         lines += [f"![{name} at work]({picture})", ""]
     lines += ["## From the paper to the code", "", "| in the file | what it is |", "|---|---|"]
     lines += [f"| `{part}` | {said} |" for part, said in _parts(entry.file)]
-    lines += ["", "## Measured", "", *_measured(name, found["claim"], result), ""]
-    if result and result.get("curves"):
-        lines += [f"![What the arms had learned after so many steps]({name}-curves.svg)", ""]
+    again = f"polymodal reproduce {name}"
+    lines += ["", "## Measured", "", *_measured(again, found["claim"], result), "", *_curves(name, result)]
+    for claim, sentence in found["further_claims"].items():
+        result = result_of(name, claim)
+        lines += [*_measured(f"{again} --claim {claim}", sentence, result), "", *_curves(f"{name}-{claim}", result)]
     lines += ["## Hyper-parameters", "", "| flag | default | meaning and source |", "|---|---|---|"]
     lines += [f"| `{row['flag']}` | {row['default']} | {row['meaning']} |" for row in found["hyper_parameters"]]
     return "\n".join(lines) + "\n"
@@ -61,15 +63,21 @@ def _first_line(node: ast.ClassDef | ast.FunctionDef) -> str:
     return " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split()).replace("|", "\\|")
 
 
-def result_of(name: str) -> dict[str, Any] | None:
-    """What `reproduce` wrote of its claim, and the package keeps."""
-    path = RESULTS / f"{name}.json"
+def result_of(name: str, claim: str = recipes.FIRST_CLAIM) -> dict[str, Any] | None:
+    """What `reproduce` wrote of a recipe's claim, and the package keeps: of further claims as RECIPE-CLAIM."""
+    path = RESULTS / (f"{name}.json" if claim == recipes.FIRST_CLAIM else f"{name}-{claim}.json")
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _measured(name: str, claim: str | None, result: dict[str, Any] | None) -> list[str]:
+def _curves(name: str, result: dict[str, Any] | None) -> list[str]:
+    shown = f"![What the arms had learned after so many steps]({name}-curves.svg)"
+    return [shown, ""] if result and result.get("curves") else []
+
+
+def _measured(again: str, claim: str | None, result: dict[str, Any] | None) -> list[str]:
+    """again: the command that measures it."""
     if result is None:
-        return [f"Claim: {claim} It has not been run yet: `polymodal reproduce {name}`." if claim else "No claim."]
+        return [f"Claim: {claim} It has not been run yet: `{again}`." if claim else "No claim."]
     arms = list(result["cost"])
     languages = f" in {', '.join(result['languages'])}" if result.get("languages") else ""
     lines = [
@@ -89,7 +97,7 @@ def _measured(name: str, claim: str | None, result: dict[str, Any] | None) -> li
     for metric, by_arm in result["metrics"].items():
         lines.append(f"| {metric} | {' | '.join(_estimate(metric, by_arm.get(arm)) for arm in arms)} |")
     seconds = " | ".join(f"{result['cost'][arm]['seconds']:.0f} s" for arm in arms)
-    return [*lines, f"| training | {seconds} |", "", f"Brackets: 95 % intervals. Again: `polymodal reproduce {name}`."]
+    return [*lines, f"| training | {seconds} |", "", f"Brackets: 95 % intervals. Again: `{again}`."]
 
 
 def _estimate(metric: str, record: dict[str, Any] | None) -> str:
@@ -106,9 +114,10 @@ def write_pages(folder: Path) -> list[Path]:
         picture = f"{name}.png" if (folder / f"{name}.png").is_file() else None
         path = folder / f"{name}.md"
         path.write_text(recipe_page(name, picture), encoding="utf-8")
-        if curves := (result_of(name) or {}).get("curves"):
-            (folder / f"{name}-curves.svg").write_text(drawn(curves), encoding="utf-8")
         written.append(path)
+    for result in RESULTS.glob("*.json"):
+        if curves := json.loads(result.read_text(encoding="utf-8")).get("curves"):
+            (folder / f"{result.stem}-curves.svg").write_text(drawn(curves), encoding="utf-8")
     return written
 
 
