@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from polymodal import corpora
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.modalities.image import encoded
 from polymodal.recipes.dual_encoders import clip
+from polymodal.recipes.optimisation import gradient_harmonization
 from polymodal.serving.index import Index, build_index, embedded_query
 from polymodal.training import train
 from polymodal.types import Budget
@@ -33,6 +35,20 @@ def png(colour) -> bytes:
     return encoded(PILImage.new("RGB", (48, 48), colour))
 
 
+@contextmanager
+def page_of(folder, run, index, *more):
+    """The address of the page of a run and its index."""
+    command = [sys.executable, "-m", "polymodal", "serve", str(folder / run), "--port", "0", "--page"]
+    command += ["--index", str(folder / index), *more]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
+    try:
+        port = re.search(r"127\.0\.0\.1:(\d+)", server.stdout.readline())[1]
+        yield f"http://127.0.0.1:{port}/page"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """The address of a page where two runs answer, their first index, and a folder."""
@@ -43,15 +59,8 @@ def served(tmp_path_factory):
     for seed, name in enumerate(("first", "second")):
         run = train(PLAIN, corpus, Budget(steps=2), out=folder / name, seed=seed)
         build_index(run, corpus, str(folder / f"{name}_index"))
-    command = [sys.executable, "-m", "polymodal", "serve", str(folder / "first"), "--port", "0", "--page"]
-    command += ["--index", str(folder / "first_index"), "--beside", str(folder / "second_index")]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
-    try:
-        port = re.search(r"127\.0\.0\.1:(\d+)", server.stdout.readline())[1]
-        yield f"http://127.0.0.1:{port}/page", Index(str(folder / "first_index")), folder
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
+    with page_of(folder, "first", "first_index", "--beside", str(folder / "second_index")) as address:
+        yield address, Index(str(folder / "first_index")), folder
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +138,24 @@ def test_it_fits_on_a_telephone(browser, served):
     assert wide <= room
     for gallery in browser.find_elements("css selector", ".grid-container"):
         assert browser.execute_script("return arguments[0].scrollWidth - arguments[0].clientWidth", gallery) <= 1
+
+
+@pytest.mark.corpora
+def test_a_sound_finds_what_the_index_finds_by_it(browser, tmp_path):
+    every = corpora.clips()
+    few = {name: rows[:32] for name, rows in every.splits.items()}
+    corpus = every.with_splits(few)
+    run = train(gradient_harmonization.Recipe(batch_size=16), corpus, Budget(steps=4), out=tmp_path / "run")
+    build_index(run, corpus, str(tmp_path / "index"))
+    (tmp_path / "sound.ogg").write_bytes(every.raw(int(few["train"][0]), "sound"))
+    best = Index(str(tmp_path / "index")).find(embedded_query(run, sound=tmp_path / "sound.ogg"), 12)
+    with page_of(tmp_path, "run", "index") as address:
+        open_page(browser, address)
+        find(browser, "#more button")[0].click()
+        find(browser, "#sound input[type=file]")[0].send_keys(str(tmp_path / "sound.ogg"))
+        find(browser, "#sound .file-preview, #sound table")
+        browser.find_element("css selector", "button.primary").click()
+        find(browser, ".caption-label")
+        captions = [caption.text for caption in find(browser, ".caption-label")]
+    assert captions[0].split() == [f"{best[0].similarity:.3f}", *best[0].caption.split()]
+    assert len(captions) == 12

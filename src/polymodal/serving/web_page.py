@@ -47,7 +47,7 @@ def _search_tab(services: Sequence[Service]) -> None:
         button = gr.Button("Search", variant="primary", scale=1, min_width=100)
     with gr.Accordion("A picture or a sound in place of words, conditions", open=False, elem_id="more"):
         picture = gr.File(label="Picture", height=110, visible="image" in columns, elem_id="picture")
-        sound = gr.File(label="Sound", height=110, visible="sound" in columns)
+        sound = gr.File(label="Sound", height=110, visible="sound" in columns, elem_id="sound")
         with gr.Row():
             where = gr.Textbox(label="Condition in SQL", placeholder=_example(asked[0]))
             count = gr.Slider(1, 48, value=12, step=1, label="How many")

@@ -220,6 +220,7 @@ structure = CuratedTrainingClaim(
     treatment=_english,
     model=moma.Recipe(
         batch_size=16,
+        learning_rate=2.5e-3,
         language_model=LanguageModelConfig(vocabulary=1000, context=640, groups=4, tied=False),
         text_experts=1,
         image_experts=1,
