@@ -45,7 +45,7 @@ INSTEAD = {
     r"(polymodal prefer \S+)": r"\1 --examples 60 --samples 4",
     r"(polymodal train mpo)": r"\1 --batch-size 4",
     r"(polymodal caption \S+)": r"\1 --samples 2 --views 1",
-    r"(polymodal attack \S+)": r"\1 --examples 8",
+    r"(polymodal attack .+)": r"\1 --examples 8",
 }
 LEFT_OUT = ("pip install", "polymodal corpora remove")  # of the reader's own machine
 

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -72,21 +73,47 @@ def test_batches_are_the_same_for_any_number_of_processes_workers_and_pieces(sma
     processor = recipe.processor(small_emoji)
     whole = data_of(small_emoji, recipe, processor)
     halves = [data_of(small_emoji, recipe, processor, process=p, processes=2, micro_batch=4) for p in range(2)]
-    threaded = data_of(small_emoji, recipe, processor, workers=3)
+    ahead = [data_of(small_emoji, recipe, processor, **how) for how in ({"workers": 3}, {"worker_processes": 2})]
     for _ in range(20):  # more than an epoch
         (batch,) = next(whole)
-        (same,) = next(threaded)
+        others = [next(data)[0] for data in ahead]
         pieces = [piece for half in halves for piece in next(half)]
         assert len(pieces) == 6
         torch.testing.assert_close(batch["image"], torch.cat([piece["image"] for piece in pieces]))
-        torch.testing.assert_close(batch["image"], same["image"])
+        for same in others:
+            torch.testing.assert_close(batch["image"], same["image"])
+            assert processor.tokenizer.decode(batch["text"]) == processor.tokenizer.decode(same["text"])
         texts = [text for piece in pieces for text in processor.tokenizer.decode(piece["text"])]
         assert processor.tokenizer.decode(batch["text"]) == texts
     assert whole.keys(3) == halves[0].keys(3) + halves[1].keys(3)
     assert len(set(whole.keys(3))) == 24
-    again = data_of(small_emoji, recipe, processor)
-    again.taken = whole.taken
-    torch.testing.assert_close(next(again)[0]["image"], next(whole)[0]["image"])
+    taken, (batch,) = whole.taken, next(whole)
+    for again in (data_of(small_emoji, recipe, processor), ahead[1]):
+        assert again is not ahead[1] or again.taken == taken
+        again.taken = taken
+        torch.testing.assert_close(next(again)[0]["image"], batch["image"])
+
+
+def test_what_processes_cannot_read_is_counted_and_ends_the_run_with_a_sentence(small_emoji):
+    recipe = clip.Recipe()
+    table = small_emoji.table.to_pylist()
+    rows = small_emoji.rows("train")
+    for row in rows[:5]:
+        table[row]["image"] = b"no picture"
+    some = dataclasses.replace(small_emoji, table=pa.Table.from_pylist(table, small_emoji.table.schema))
+    processor = recipe.processor(some)
+    data = data_of(some, recipe, processor, worker_processes=2)
+    for _ in range(2 * len(rows) // 24):
+        assert sum(len(batch["image"]) for batch in next(data)) == 24
+    assert set(data.reader.skipped) == {some.key(int(row)) for row in rows[:5]}
+    data.close()
+    assert not multiprocessing.active_children()
+    for row in rows[:-24]:
+        table[row]["image"] = b"no picture"
+    broken = dataclasses.replace(some, table=pa.Table.from_pylist(table, some.table.schema))
+    hopeless = data_of(broken, recipe, processor, worker_processes=2)
+    with pytest.raises(UserError, match="cannot be read, more than a tenth"):
+        next(hopeless)
 
 
 def test_buckets_put_equally_long_examples_together(small_emoji):
@@ -179,7 +206,9 @@ def test_a_method_with_losses_of_its_own_takes_the_mean_over_pieces(small_emoji)
     assert_close(gradients, {name: (each[0][1][name] + each[1][1][name]) / 2 for name in gradients})
 
 
-@pytest.mark.parametrize("change", [{"micro_batch": 8}, {"recompute": True}, {"workers": 2}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"micro_batch": 8}, {"recompute": True}, {"workers": 2}, {"worker_processes": 2}], ids=str
+)
 def test_how_a_run_is_executed_does_not_change_it(change, small_emoji):
     recipe = sparc.Recipe(batch_size=32)
     plain = train(recipe, small_emoji, Budget(steps=4), execution=QUIET)

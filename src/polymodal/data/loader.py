@@ -5,11 +5,15 @@ A picture is decoded once and kept while memory allows. An example that cannot b
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # grain warns at import that jax, which it can do without, is missing
 import grain
@@ -48,6 +52,10 @@ class Reader:
             self._room -= cost
             self._kept[row] = example
         return example
+
+    def share_memory(self, readers: int) -> None:
+        """Keep no more than one of so many readers may, which have the same memory together."""
+        self._room //= readers
 
     def read_all(self, rows: np.ndarray) -> tuple[np.ndarray, list[Example]]:
         """The readable ones among the rows, with their row numbers."""
@@ -98,6 +106,7 @@ class TrainingData:
         process: int = 0,
         processes: int = 1,
         workers: int = 0,
+        worker_processes: int = 0,
         bucket: int = 0,
         padded: type = Text,
     ):
@@ -105,10 +114,12 @@ class TrainingData:
 
         micro_batch: examples of a micro-batch, which divide the process's share evenly; 0 is all of it.
         workers: threads that prepare batches while the step runs; 0 prepares each when it is asked for.
+        worker_processes: processes that do so in place of threads.
         bucket: batches whose examples are sorted by length together, see `Bucketed`; 0 sorts none. padded: the modality
         whose lengths count.
 
-        Raises UserError when the training split does not fill one batch, or has no length to sort by.
+        Raises UserError when the training split does not fill one batch, or has no length to sort by, and for processes
+        on a system that has no fork.
         """
         self.reader = reader
         self.seed = seed
@@ -119,10 +130,19 @@ class TrainingData:
         self.batch_size = batch_size
         self.order = batch_order(reader.corpus, batch_size, seed, bucket, padded)
         options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)
-        self._iterator = iter(self.order.map_with_index(self._load).to_iter_dataset(options))
+        self._iterator = (
+            _FromProcesses(self, worker_processes)
+            if worker_processes
+            else iter(self.order.map_with_index(self._load).to_iter_dataset(options))
+        )
 
     def __next__(self) -> list[Batch]:
         return next(self._iterator)
+
+    def close(self) -> None:
+        """End the processes that prepare batches; the next batch starts them again."""
+        if isinstance(self._iterator, _FromProcesses):
+            self._iterator.close()
 
     @property
     def taken(self) -> int:
@@ -162,6 +182,88 @@ class TrainingData:
             batch += 1
             row = int(self.order[batch][self.first + place])
         return example
+
+
+Prepared = tuple[list[Batch] | UserError, dict[str, str]]
+"""A batch, or why there is none, and what was skipped for the first time (`Reader.skipped`)."""
+
+
+class _FromProcesses:
+    """Batches in their order that processes prepare, each every n-th, with the state of Grain's iterators."""
+
+    def __init__(self, data: TrainingData, count: int):
+        if "fork" not in multiprocessing.get_all_start_methods():
+            raise UserError("--worker-processes need a system with fork, such as Linux; --workers N are threads.")
+        self.data = data
+        self.count = count
+        self._next = 0
+        self._prepared: Iterator[Prepared] | None = None
+
+    def __next__(self) -> list[Batch]:
+        if self._prepared is None:
+            self._prepared = iter(
+                torch.utils.data.DataLoader(
+                    _Preparation(self.data, self.count),
+                    batch_size=None,
+                    sampler=itertools.count(self._next),  # it need not end
+                    num_workers=self.count,
+                    collate_fn=_as_it_is,
+                    worker_init_fn=_leave_signals,
+                    multiprocessing_context="fork",
+                )
+            )
+        batch, skipped = next(self._prepared)
+        self.data.reader.skipped |= skipped
+        if isinstance(batch, UserError):
+            raise batch
+        self._next += 1
+        return batch
+
+    def close(self) -> None:
+        self._prepared = None  # torch ends them with the iterator
+
+    def get_state(self) -> dict[str, int]:
+        return {"next_index": self._next}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.close()
+        self._next = state["next_index"]
+
+
+class _Preparation(torch.utils.data.Dataset[Prepared]):
+    """What a worker process runs."""
+
+    def __init__(self, data: TrainingData, count: int):
+        self.data = data
+        self.count = count
+        self.said: set[str] | None = None  # of what was skipped, by this process
+
+    def __getitem__(self, number: int) -> Prepared:
+        reader = self.data.reader
+        if self.said is None:
+            reader.share_memory(self.count)
+            self.said = set(reader.skipped)
+        batch: list[Batch] | UserError
+        try:
+            batch = self.data.batch(number)
+        except UserError as error:
+            batch = error
+        skipped = {key: why for key, why in reader.skipped.items() if key not in self.said}
+        self.said |= skipped.keys()
+        return batch, skipped
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _leave_signals(worker: int) -> None:
+    """What ends a run, such as Ctrl-C, often reaches all of its processes; the one that trains saves and ends the rest.
+
+    It does so by word, and by a second SIGTERM where a process does not listen.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def batch_order(corpus: Corpus, batch_size: int, seed: int, bucket: int = 0, padded: type = Text) -> Any:

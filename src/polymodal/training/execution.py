@@ -28,6 +28,9 @@ class Execution:
     """Compile transformer blocks (torch.compile); pays for long runs on a GPU."""
     workers: int | None = None
     """Threads that prepare batches during a step; by default 4 with a GPU, and 0 on a CPU, where they would compete."""
+    worker_processes: int = 0
+    """Processes that prepare batches in place of threads, where Python's own work (and not decoding, during which
+    threads run side by side) holds reading up."""
     cache_features: bool = True
     """Compute frozen towers once an input and keep that on disk, where a recipe does not augment what they see."""
     checkpoint_every: str = "60s"
@@ -46,7 +49,8 @@ class Execution:
             raise UserError(
                 f"--checkpoint-every {self.checkpoint_every} is no interval; write for example 10steps, 60s or 20m."
             ) from error
-        for name, least in (("micro_batch", 0), ("keep", 1), ("skip_not_finite", 0), ("workers", 0)):
+        least_values = {"micro_batch": 0, "keep": 1, "skip_not_finite": 0, "workers": 0, "worker_processes": 0}
+        for name, least in least_values.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name.replace('_', '-')} is at least {least}.")

@@ -182,6 +182,7 @@ class Loop:
             process=place.rank,
             processes=place.count,
             workers=workers,
+            worker_processes=execution.worker_processes,
             bucket=recipe.bucket,
             padded=recipe.padded,
         )
@@ -239,6 +240,7 @@ class Loop:
             self.log_losses()  # the next stage may have others
             progress.stage += 1
             self.skipped_before |= self.reader.skipped
+            self.data.close()
             self._enter(progress.stage, fresh=True)
             self._keep_features()
         stage = self.stages[progress.stage]

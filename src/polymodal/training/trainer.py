@@ -111,7 +111,10 @@ def train(
                 processor.save(directory)
                 run.save_record()
             loop = Loop(run, corpus, budget, seed, execution, place)
-        return _train(loop, stop, validate, validations, on_step)
+        try:
+            return _train(loop, stop, validate, validations, on_step)
+        finally:
+            loop.data.close()
 
 
 @contextmanager
