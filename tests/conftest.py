@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,8 +69,8 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def polymodal(tmp_path: Path):
-    """Run the command line in a folder of its own; returns the finished process."""
+def polymodal_process(tmp_path: Path):
+    """The command line as a user starts it, in a folder of its own; returns the finished process."""
 
     def run(*arguments: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -81,5 +82,31 @@ def polymodal(tmp_path: Path):
             timeout=300,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def polymodal(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """Run the command line in a folder of its own; returns what a process would.
+
+    It runs in this process, for importing everything takes longer than most commands; see `polymodal_process`.
+    """
+    from polymodal import cli
+
+    def run(*arguments: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        with pytest.MonkeyPatch.context() as now:
+            now.chdir(cwd)
+            now.setattr(sys, "argv", ["polymodal", *arguments])
+            for name, value in environment.items():
+                now.setenv(name, value)
+            try:
+                cli.main()
+                status: Any = 0
+            except SystemExit as end:
+                status = end.code
+        said, warned = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, status or 0, said, warned)
 
     return run

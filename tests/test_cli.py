@@ -1,4 +1,4 @@
-"""The commands as a user types them, each in a process of its own."""
+"""The commands as a user types them."""
 
 import dataclasses
 import json
@@ -29,9 +29,9 @@ def own_data(tmp_path_factory):
 
 
 @pytest.fixture
-def a_run(polymodal, own_data, tmp_path):
+def a_run(polymodal_process, own_data, tmp_path):
     cache = {"POLYMODAL_CACHE": str(tmp_path / "c")}
-    done = polymodal("train", "clip", "--data", str(own_data), *SMALL, "--out", "run", **cache)
+    done = polymodal_process("train", "clip", "--data", str(own_data), *SMALL, "--out", "run", **cache)
     assert done.returncode == 0, done.stderr
     return "run"
 
@@ -68,8 +68,8 @@ def test_errors_end_in_one_sentence(polymodal, words, expected):
     assert done.stdout == ""
 
 
-def test_a_mistyped_flag_suggests(polymodal):
-    done = polymodal("train", "clip", "--corpus", "emoji", "--learning-rat", "1")
+def test_a_mistyped_flag_suggests(polymodal_process):
+    done = polymodal_process("train", "clip", "--corpus", "emoji", "--learning-rat", "1")
     assert done.returncode == 2
     assert "--learning-rate" in done.stderr + done.stdout
 
@@ -124,23 +124,23 @@ def test_every_command_explains_itself(polymodal):
     assert "--image.width" in done.stdout
 
 
-def test_train_evaluate_embed_search_runs(polymodal, a_run, own_data, tmp_path):
+def test_train_evaluate_embed_search_runs(polymodal_process, a_run, own_data, tmp_path):
     cache = {"POLYMODAL_CACHE": str(tmp_path / "c")}
-    found = json.loads(polymodal("runs", "--json").stdout)
+    found = json.loads(polymodal_process("runs", "--json").stdout)
     assert [(run["run"], run["state"], run["recipe"]) for run in found] == [("run", "finished", "clip")]
-    scores = json.loads(polymodal("evaluate", a_run, "--json", **cache).stdout)
+    scores = json.loads(polymodal_process("evaluate", a_run, "--json", **cache).stdout)
     assert {"test/text_to_image/R@10", "test/image_to_text/median_rank"} <= {score["name"] for score in scores}
     assert all(score["low"] <= score["value"] <= score["high"] for score in scores)
-    done = polymodal("embed", a_run, "--data", str(own_data), "--out", "x.parquet", **cache)
+    done = polymodal_process("embed", a_run, "--data", str(own_data), "--out", "x.parquet", **cache)
     assert done.returncode == 0, done.stderr
     table = pq.read_table(tmp_path / "x.parquet")
     assert table.num_rows == 60
     assert table.schema.field("image").type.list_size == 128
-    done = polymodal("search", a_run, "a thing", "--top", "5", "--out", "sheet.png", **cache)
+    done = polymodal_process("search", a_run, "a thing", "--top", "5", "--out", "sheet.png", **cache)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.strip().splitlines()) == 1 + 5 + 1
     assert PILImage.open(tmp_path / "sheet.png").width > 400
-    done = polymodal("search", a_run, " ", **cache)
+    done = polymodal_process("search", a_run, " ", **cache)
     assert (done.returncode, "query is empty" in done.stderr) == (2, True)
 
 

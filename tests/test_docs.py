@@ -24,23 +24,29 @@ def shortened(command: str) -> list[str]:
     return shlex.split(re.sub(r"--seeds \d+", "--seeds 1", command), comments=True)
 
 
+def status_of_main() -> object:
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
 @pytest.mark.parametrize("page", sorted((DOCS / "tutorials").glob("*.md")), ids=lambda page: page.stem)
-def test_every_command_and_code_block_of_a_tutorial_runs(page, tmp_path):
+def test_every_command_and_code_block_of_a_tutorial_runs(page, tmp_path, monkeypatch, capsys):
+    """In this process: importing everything anew for every command would take most of the time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
     assert blocks
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    def run(command: list[str]) -> None:
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, (command, done.stderr)
-
     for kind, text in blocks:
         if kind == "python":
-            run([sys.executable, "-c", text])
+            exec(compile(text, page.name, "exec"), {"__name__": "__main__"})
             continue
         for line in text.splitlines():
             assert line.startswith("$ polymodal "), line
-            run([sys.executable, "-m", *shortened(line[2:])])
+            monkeypatch.setattr(sys, "argv", shortened(line[2:]))
+            assert status_of_main() == 0, (line, capsys.readouterr().err)
 
 
 def commands_of(page: Path) -> list[list[str]]:

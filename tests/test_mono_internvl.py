@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -404,13 +404,12 @@ def test_arms_begin_with_what_was_trained_first(few_scenes: Corpus, tmp_path: Pa
             assert torch.equal(weight, began.model.state_dict()[name]), name
 
 
-def test_a_user_asks_a_run(run: Run, tmp_path: Path) -> None:
+def test_a_user_asks_a_run(run: Run, tmp_path: Path, polymodal: Callable[..., Any]) -> None:
     PILImage.new("RGB", (90, 60), "red").save(tmp_path / "red.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
 
-    def ask(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "polymodal", "ask", str(run.directory), *words]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    def ask(*words: str) -> Any:
+        return polymodal("ask", str(run.directory), *words)
 
     said = ask("red.png", "--question", "How many things are there?", "--json", "--longest", "5")
     assert said.returncode == 0, said.stderr
