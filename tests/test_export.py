@@ -17,10 +17,14 @@ import transformers
 
 from polymodal.corpora import Corpus
 from polymodal.encoders.image import ImageEncoderConfig
+from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
+from polymodal.layers.decoding import Decoding
 from polymodal.modalities.image import to_rgb
 from polymodal.recipes.dual_encoders import clip, siglip
+from polymodal.recipes.dual_encoders._base import DualEncoder
+from polymodal.recipes.language_models import mono_internvl
 from polymodal.serving.export import export, push
 from polymodal.training import Run, train
 from polymodal.training.start import with_towers
@@ -215,7 +219,9 @@ def test_what_cannot_be_exported_says_so(trained: Callable[[Any], Run], tmp_path
     with pytest.raises(UserError, match="exists already"):
         export(run, "transformers", tmp_path / "there")
     other = dataclasses.replace(run, model=torch.nn.Linear(2, 2))
-    with pytest.raises(UserError, match="no dual encoder"):
+    with pytest.raises(
+        UserError, match="cannot be exported to transformers so far; dual encoders and language models that see can"
+    ):
         export(other, "transformers", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -225,7 +231,7 @@ def test_an_export_that_differs_is_not_kept(
 ) -> None:
     from polymodal.serving.export import folder
 
-    monkeypatch.setitem(folder.FORMATS, "transformers", lambda run, into: ("CLIPModel", 0.01))
+    monkeypatch.setitem(folder.FORMATS["transformers"], DualEncoder, lambda run, into: ("CLIPModel", 0.01))
     with pytest.raises(UserError, match="differ from the run"):
         export(trained(OWN["default"]), "transformers", tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -267,3 +273,55 @@ def test_the_command_writes_an_export(polymodal: Any, trained: Callable[[Any], R
     assert (tmp_path / "out" / "modeling_polymodal.py").is_file()
     done = polymodal("export", str(run.directory), "--to", "gguf", str(tmp_path / "other"))
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
+
+
+SEEING = mono_internvl.Recipe(
+    language_model=LanguageModelConfig(vocabulary=600, context=160, width=32, depth=2, heads=4, groups=2, hidden=48),
+    tile=32,
+    patch_width=16,
+    batch_size=16,
+)
+
+
+@pytest.fixture(scope="module")
+def few_scenes(scenes: Corpus) -> Corpus:
+    return scenes.with_splits({name: rows[:32] for name, rows in scenes.splits.items()})
+
+
+@pytest.mark.parametrize("changes", [{}, {"visual_experts": False}], ids=["experts", "shared"])
+def test_transformers_writes_what_a_language_model_that_sees_writes(
+    changes: dict[str, Any], few_scenes: Corpus, tmp_path: Path
+) -> None:
+    run = train(dataclasses.replace(SEEING, **changes), few_scenes, Budget(steps=6), out=tmp_path / "run")
+    with torch.no_grad():  # so that what is written hangs on the picture
+        run.model.image_encoder.project[-1].weight *= 40
+    done = export(run, "transformers", tmp_path / "out")
+    assert done.difference < 1e-4
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    pictures = [few_scenes.value(int(row), "image") for row in few_scenes.rows("test")[:3]]
+    said = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    processor = transformers.CLIPImageProcessorPil(**said)
+    seen = "<image>" + "<cell>" * model.config.image_tokens + "</image>"
+    questions = ["How many?", "What is left of the ship?", "Is there a cat?"]
+    asked = tokenizer(
+        [f"{seen}<user>{question}<assistant>" for question in questions],
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    )
+    assert (asked["attention_mask"] == 0).any()
+    pixels = processor([to_rgb(picture) for picture in pictures], return_tensors="pt")["pixel_values"]
+    written = model.generate(**asked, pixel_values=pixels, max_new_tokens=12, do_sample=False)
+    theirs = [row[asked["input_ids"].shape[1] :].tolist() for row in written]
+    theirs = [row[: row.index(run.processor.end)] if run.processor.end in row else row for row in theirs]
+    batch = run.processor(image=[to_rgb(picture) for picture in pictures], question=questions)
+    assert theirs == run.model.write(batch, Decoding(longest=12))
+    other = model(**{name: value[:1] for name, value in asked.items()}, pixel_values=1 - pixels[:1]).logits
+    assert not torch.allclose(other, model(**{n: v[:1] for n, v in asked.items()}, pixel_values=pixels[:1]).logits)
+
+
+def test_a_language_model_goes_to_transformers_alone(few_scenes: Corpus, tmp_path: Path) -> None:
+    run = train(SEEING, few_scenes, Budget(steps=2), out=tmp_path / "run")
+    with pytest.raises(UserError, match="cannot be exported to onnx so far; dual encoders can"):
+        export(run, "onnx", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""A trained dual encoder in the formats of other libraries; every export is compared with the run before it is kept."""
+"""A trained run in the formats of other libraries; every export is compared with the run before it is kept."""
 
 from polymodal.serving.export.folder import FORMATS, Export, export, push
 

@@ -14,6 +14,8 @@ import torch
 from polymodal.encoders.published import hub_answers
 from polymodal.errors import UserError, unknown
 from polymodal.recipes.dual_encoders._base import DualEncoder
+from polymodal.recipes.language_models._base import MultimodalLanguageModel
+from polymodal.serving.export.language_model import language_to_transformers
 from polymodal.serving.export.model_card import write_card
 from polymodal.serving.export.onnx import to_onnx
 from polymodal.serving.export.sentence_transformers import to_sentence_transformers
@@ -22,12 +24,14 @@ from polymodal.training import Run
 
 TOLERANCE = 1e-4  # between the vectors, or logits, of a run and those of its export
 
-# Each writes into a folder and returns what it wrote in words, and the largest difference from the run.
-FORMATS: dict[str, Callable[[Run, Path], tuple[str, float]]] = {
-    "transformers": to_transformers,
-    "onnx": to_onnx,
-    "sentence-transformers": to_sentence_transformers,
+# By the kind of method. Each writes into a folder and returns what it wrote in words, and the largest difference from
+# the run.
+FORMATS: dict[str, dict[type, Callable[[Run, Path], tuple[str, float]]]] = {
+    "transformers": {DualEncoder: to_transformers, MultimodalLanguageModel: language_to_transformers},
+    "onnx": {DualEncoder: to_onnx},
+    "sentence-transformers": {DualEncoder: to_sentence_transformers},
 }
+KINDS = {DualEncoder: "dual encoders", MultimodalLanguageModel: "language models that see"}
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,10 @@ def export(run: Run, to: str, out: Path, command: str = "") -> Export:
     """
     if to not in FORMATS:
         raise unknown("format to export to", to, FORMATS)
-    if not isinstance(run.model, DualEncoder):
-        raise UserError(f"The method of '{run.name}' is no dual encoder; only those are exported so far.")
+    write = next((write for kind, write in FORMATS[to].items() if isinstance(run.model, kind)), None)
+    if write is None:
+        known = " and ".join(KINDS[kind] for kind in FORMATS[to])
+        raise UserError(f"The method of '{run.name}' cannot be exported to {to} so far; {known} can.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; choose another folder, or remove it.")
     try:
@@ -57,7 +63,7 @@ def export(run: Run, to: str, out: Path, command: str = "") -> Export:
             partial = Path(aside) / "export"
             partial.mkdir()
             with torch.inference_mode(False), torch.no_grad():
-                what, difference = FORMATS[to](run, partial)
+                what, difference = write(run, partial)
             if not difference <= TOLERANCE:
                 raise UserError(
                     f"The export would differ from the run by {difference:.1e}, more than {TOLERANCE:.0e}; nothing was "

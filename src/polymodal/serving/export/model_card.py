@@ -27,6 +27,16 @@ model = SiglipModel.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 texts = tokenizer(["a red fruit"], padding="max_length", truncation=True, return_tensors="pt")
 vectors = model.get_text_features(texts["input_ids"])  # pictures: get_image_features(pixel_values=...)""",
+    "AutoModelForCausalLM": """from PIL import Image
+from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)  # modeling_polymodal_language.py
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+pixels = CLIPImageProcessor.from_pretrained("FOLDER")(Image.open("picture.png"), return_tensors="pt").pixel_values
+picture = "<image>" + "<cell>" * model.config.image_tokens + "</image>"
+asked = tokenizer(picture + "<user>How many things are there?<assistant>", return_tensors="pt")
+written = model.generate(**asked, pixel_values=pixels, max_new_tokens=20)
+print(tokenizer.decode(written[0, asked.input_ids.shape[1] :], skip_special_tokens=True))""",
     "AutoModel": """from transformers import AutoModel, AutoTokenizer
 
 model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True)  # the code is modeling_polymodal.py
@@ -54,13 +64,13 @@ def write_card(run: Run, folder: Path, to: str, what: str, difference: float, co
     record, recipe = run.record, run.recipe
     scores, unmeasured, about = _measured(run)
     paper = getattr(sys.modules[type(recipe).__module__], "paper", None)
-    towers = (getattr(recipe, name) for name in ("image", "text"))
-    sources = list(dict.fromkeys(tower.source for tower in towers if getattr(tower, "source", "")))
+    towers = (getattr(recipe, name, None) for name in ("image", "text", "language_model"))
+    sources = list(dict.fromkeys(source for tower in towers if (source := getattr(tower, "source", ""))))
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string(Path(__file__).with_name("model_card.md.j2").read_text(encoding="utf-8"))
     card = template.render(
         library=LIBRARIES[to],
-        task="sentence-similarity" if to == "sentence-transformers" else "zero-shot-image-classification",
+        task=_task(to, what),
         recipe=record["recipe"]["name"],
         sources=sources,
         base_models=[source for source in sources if not Path(source).expanduser().exists()],  # the hub takes no paths
@@ -88,6 +98,13 @@ def write_card(run: Run, folder: Path, to: str, what: str, difference: float, co
         version=polymodal.__version__,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _task(to: str, what: str) -> str:
+    """As the hub names it."""
+    if to == "sentence-transformers":
+        return "sentence-similarity"
+    return "image-text-to-text" if what.startswith("AutoModelForCausalLM") else "zero-shot-image-classification"
 
 
 def _measured(run: Run) -> tuple[list[Score], str, Any]:

@@ -250,8 +250,11 @@ def _log_scale(run: Run) -> Tensor:
     return method.log_scale.detach().clamp(max=math.log(LARGEST_SCALE))
 
 
-def exported_tokenizer(run: Run, end_last: bool = False) -> Any:
-    """The run's tokenizer as one of transformers. end_last: give the end mark the highest number."""
+def exported_tokenizer(run: Run, end_last: bool = False, ends: bool = True) -> Any:
+    """The run's tokenizer as one of transformers.
+
+    end_last: give the end mark the highest number. ends: whether texts get it; prompts are gone on with.
+    """
     own: Tokenizer = run.processor.tokenizer  # type: ignore[attr-defined]
     if isinstance(own, PublishedTokenizer):
         own.tokenizer.model_max_length = own.context_length
@@ -269,23 +272,26 @@ def exported_tokenizer(run: Run, end_last: bool = False) -> Any:
         said["added_tokens"].sort(key=lambda mark: mark["id"])
     backend = Backend.from_str(json.dumps(said))
     marks = [(mark, backend.token_to_id(mark)) for mark in (START, END)]
-    backend.post_processor = TemplateProcessing(single=f"{START} $A {END}", special_tokens=marks)
+    backend.post_processor = TemplateProcessing(single=f"{START} $A" + f" {END}" * ends, special_tokens=marks)
     return transformers().PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=PAD, bos_token=START, eos_token=END, model_max_length=own.context_length
     )
 
 
-def write_picture_settings(run: Run, folder: Path) -> None:
-    """How pictures become pixels, as CLIPImageProcessor reads it: shorter side to size (bicubic), then the centre."""
+def write_picture_settings(run: Run, folder: Path, whole: bool = False) -> None:
+    """How pictures become pixels, as CLIPImageProcessor reads it: shorter side to size (bicubic), then the centre.
+
+    whole: stretched to a square, so that nothing is cut off.
+    """
     processor: Any = run.processor
     size = processor.image.size
     said = {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": size},
+        "size": {"height": size, "width": size} if whole else {"shortest_edge": size},
         "resample": 3,
-        "do_center_crop": True,
+        "do_center_crop": not whole,
         "crop_size": {"height": size, "width": size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,

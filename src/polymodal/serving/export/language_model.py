@@ -1,0 +1,100 @@
+"""Language models that see, as transformers loads them with a file of code beside the weights."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polymodal.data.conversation import ASSISTANT, PICTURE, PICTURE_END, USER, ConversationProcessor
+from polymodal.data.sequence import beside
+from polymodal.encoders.language_model import LanguageModel
+from polymodal.errors import UserError
+from polymodal.modalities.image import unpatchify
+from polymodal.recipes.language_models._base import ImageEmbedding, MultimodalLanguageModel
+from polymodal.serving.export.transformers import exported_tokenizer, transformers, write_picture_settings
+from polymodal.training import Run
+
+REMOTE_CODE = Path(__file__).with_name("modeling_polymodal_language.py")
+CELL = "<cell>"  # stands in a text for a token of a picture
+QUESTIONS = ("How many things are there?", "Was ist das?")
+
+
+def language_to_transformers(run: Run, folder: Path) -> tuple[str, float]:
+    """Weights, tokenizer and picture settings; returns the class, and the largest difference of logits."""
+    model, tokenizer = exported_language_model(run)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_picture_settings(run, folder, whole=True)
+    shutil.copyfile(REMOTE_CODE, folder / REMOTE_CODE.name)
+    library = transformers()
+    loaded = library.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    tokenizer = library.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    return "AutoModelForCausalLM, with trust_remote_code=True", _difference(run, loaded, tokenizer)
+
+
+def exported_language_model(run: Run) -> tuple[Any, Any]:
+    """The method as `modeling_polymodal_language.py` has it, and its tokenizer, which knows a word for a cell."""
+    method = run.model
+    assert isinstance(method, MultimodalLanguageModel)
+    language, seeing = method.language_model, method.image_encoder
+    if not isinstance(language, LanguageModel) or not isinstance(seeing, ImageEmbedding):
+        raise UserError(
+            f"'{run.name}' has a published language model as it is, which cannot be exported with eyes yet."
+        )
+    transformers()
+    from polymodal.serving.export.modeling_polymodal_language import PolymodalLanguageConfig, PolymodalLanguageModel
+
+    tokenizer = exported_tokenizer(run, ends=False)
+    vocabulary = language.embedding.num_embeddings
+    tokenizer.add_special_tokens({"additional_special_tokens": [CELL]})
+    config = language.config
+    names = ("width", "depth", "heads", "groups", "hidden", "rotary_base", "epsilon", "tied", "attention_bias")
+    configuration = PolymodalLanguageConfig(
+        vocab_size=vocabulary,
+        **{name: getattr(config, name) for name in names},
+        cell_id=tokenizer.convert_tokens_to_ids(CELL),
+        image_size=run.recipe.tile,
+        patch=run.recipe.patch,
+        patch_width=run.recipe.patch_width,
+        visual_experts=method.by_modality,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        auto_map={
+            "AutoConfig": f"{REMOTE_CODE.stem}.PolymodalLanguageConfig",
+            "AutoModelForCausalLM": f"{REMOTE_CODE.stem}.PolymodalLanguageModel",
+        },
+    )
+    model = PolymodalLanguageModel(configuration)
+    weights = method.state_dict()
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    return model.eval(), tokenizer
+
+
+def prompt_text(processor: ConversationProcessor, question: str) -> str:
+    """A question about a picture of one tile, as the exported tokenizer reads it."""
+    return f"{PICTURE}{CELL * processor.image.cells}{PICTURE_END}{USER}{question}{ASSISTANT}"
+
+
+def _difference(run: Run, loaded: Any, tokenizer: Any) -> float:
+    """The largest one of logits behind a picture and a question."""
+    method, processor = run.model, run.processor
+    assert isinstance(method, MultimodalLanguageModel)
+    assert isinstance(processor, ConversationProcessor)
+    size = processor.image.size
+    pictures = np.random.default_rng(0).integers(0, 256, (len(QUESTIONS), size, size, 3), dtype=np.uint8)
+    worst = 0.0
+    for picture, question in zip(pictures, QUESTIONS, strict=True):
+        prompt = beside([processor.prompt(picture, question)])
+        vectors, routes = method._read(prompt)
+        ours = method.language_model.logits(
+            method.language_model(vectors, prompt.position, prompt.document, routes)[:, -1]
+        )
+        ids = tokenizer(prompt_text(processor, question), return_tensors="pt")["input_ids"]
+        pixels = unpatchify(processor.image.cells_of(picture, 1)[None], processor.image.cell)
+        theirs = loaded(ids, pixel_values=pixels).logits[:, -1]
+        worst = max(worst, float((ours - theirs).abs().max()))
+    return worst
