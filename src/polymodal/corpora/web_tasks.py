@@ -119,7 +119,7 @@ def play(driver: Any, expert: Expert, seed: str) -> tuple[str, list[Row]]:
     instruction = driver.execute_script(START, seed)
     steps: list[Row] = []
     done: list[Move] = []
-    with contextlib.suppress(Lost, StopIteration, WebDriverException):  # which takes an element that is in no one's way
+    with contextlib.suppress(Lost, StopIteration, WebDriverException):  # the last, of an element that is covered
         row, screen, numbers = _look(driver)
         moves = expert(instruction, screen)
         move = next(moves)
@@ -157,9 +157,12 @@ def _stored(move: Move, places: dict[int, int]) -> Row:
 
 
 def _make(driver: Any, move: Move, places: dict[int, int]) -> None:
+    """Raises Lost for an element that is no longer shown."""
     from selenium.webdriver import ActionChains
     from selenium.webdriver.support.ui import Select
 
+    if move.element.number not in places:
+        raise Lost
     element = driver.execute_script("return shown[arguments[0]]", places[move.element.number])
     driver.execute_async_script(SETTLE, element)
     ActionChains(driver, duration=0).move_to_element(element).perform()  # or it may rest on a list that opens
