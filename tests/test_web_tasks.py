@@ -10,7 +10,7 @@ import pytest
 
 from corpus_modules import module
 from polymodal.corpora import _web_experts as experts
-from polymodal.corpora._packages import fetch, members
+from polymodal.corpora._packages import fetch, members, unpack
 from polymodal.corpora._web_experts import Element, Lost, Screen
 from polymodal.modalities import Actions, Webpage
 
@@ -64,10 +64,7 @@ def test_what_is_not_there_is_lost() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("miniwob")
-    for name, data in members(fetch(tasks.PACKAGE, "tests"), lambda name: name.startswith("miniwob/html/")):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+    unpack(members(fetch(tasks.PACKAGE, "tests"), lambda name: name.startswith("miniwob/html/")), root)
     return root / "miniwob/html/miniwob"
 
 

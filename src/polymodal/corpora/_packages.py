@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, ClassVar
@@ -181,6 +181,14 @@ def members(archive: Path, wanted: Callable[[str], bool] = lambda name: True) ->
                     content = tar.extractfile(member)
                     assert content is not None
                     yield name, content.read()
+
+
+def unpack(files: Iterable[tuple[str, bytes]], folder: Path) -> None:
+    """Write members into a folder under their names, for programs that read files, such as a browser."""
+    for name, data in files:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 def _seek_data(deb: IO[bytes]) -> None:

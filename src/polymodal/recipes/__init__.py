@@ -17,6 +17,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from polymodal.errors import UserError, unknown
@@ -142,9 +143,13 @@ FIRST_CLAIM = "claim"  # its name in the recipe's file
 
 def claims(spec: str) -> dict[str, Claim]:
     """The claims that stand beside a recipe, by their names in its file."""
+    return _claims_in(sys.modules[find(spec).__module__])
+
+
+def _claims_in(module: ModuleType) -> dict[str, Claim]:
     from polymodal.types import Claim  # torch, which a listing need not wait for
 
-    return {name: value for name, value in vars(sys.modules[find(spec).__module__]).items() if isinstance(value, Claim)}
+    return {name: value for name, value in vars(module).items() if isinstance(value, Claim)}
 
 
 def describe(spec: str) -> dict[str, Any]:
@@ -152,7 +157,7 @@ def describe(spec: str) -> dict[str, Any]:
     kind = find(spec)
     module = sys.modules[kind.__module__]
     paper = getattr(module, "paper", None)
-    sentences = {name: claim.sentence for name, claim in claims(spec).items()}
+    sentences = {name: claim.sentence for name, claim in _claims_in(module).items()}
     return {
         "name": spec,
         "title": paper.title if paper else kind.__name__,

@@ -249,14 +249,23 @@ def _trial(
         validate=validation(corpus),
         on_step=display.on_step(arm.label, seed),
     )
-    kept = folder / SCORES if folder else None
-    if kept is not None and kept.is_file():
-        scores = [Score.from_json(record) for record in json.loads(kept.read_text(encoding="utf-8"))]
-    else:
+
+    def scored() -> list[Score]:
         display.scoring(arm.label, seed)
-        scores = evaluate(run, corpus)
-        if kept is not None:
-            write_text(kept, json.dumps([score.to_json() for score in scores]))
+        return evaluate(run, corpus)
+
+    scores = kept_scores(folder, scored)
     trial = Trial(arm, seed, run, {score.name: score for score in scores})
     display.finished(arm.label, seed, trial.scores)
     return trial
+
+
+def kept_scores(folder: Path | None, scored: Callable[[], list[Score]]) -> list[Score]:
+    """The scores that a folder of a run keeps, else those that are computed now, which it keeps then."""
+    kept = folder / SCORES if folder else None
+    if kept is not None and kept.is_file():
+        return [Score.from_json(record) for record in json.loads(kept.read_text(encoding="utf-8"))]
+    scores = scored()
+    if kept is not None:
+        write_text(kept, json.dumps([score.to_json() for score in scores]))
+    return scores

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from polymodal.corpora import Corpus
@@ -15,12 +15,12 @@ from polymodal.data.conversation import ConversationProcessor
 from polymodal.errors import UserError
 from polymodal.evaluation import Score, validation
 from polymodal.evaluation.reading import PictureQuestion, picture_questions, reading_scores
-from polymodal.reproduce.compare import RESULTS, SCORES, Arm, Comparison, Trial
+from polymodal.reproduce.compare import RESULTS, Arm, Comparison, Trial, kept_scores
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.metrics import score_untrained
 from polymodal.training import Interrupted, Run, train
 from polymodal.training.recipe_record import recipe_record
-from polymodal.training.run import write_json, write_text
+from polymodal.training.run import write_json
 from polymodal.types import Budget, CuratedTrainingClaim, CurationClaim
 
 
@@ -56,7 +56,8 @@ def compare_training_on_curated(
     documents, where pictures stand in their place.
     """
     directory, every = Path(out), list(range(seeds))
-    made = {arm: _curated(arm, corpus, directory / "curated" / arm.folder) for arm in arms}
+    curated = directory / "curated"
+    made = {arm: _curated(arm, corpus, curated / arm.folder) for arm in arms}
     questions = picture_questions(made[arms[1]], "test")
     display = display or Display([arm.label for arm in arms], every, budget)
     trials = []
@@ -78,7 +79,7 @@ def compare_training_on_curated(
                 except Interrupted as stopped:
                     raise Interrupted("Stopped and saved; the same command goes on where it was.") from stopped
                 display.scoring(arm.label, seed)
-                found = _reading(run, made[arm], directory / "curated" / arm.folder, questions, folder / SCORES)
+                found = kept_scores(folder, partial(_reading, run, made[arm], curated / arm.folder, questions))
                 run = replace(run, record=run.record | {"recipe": recipe_record(arm.recipe)})
                 trials.append(Trial(arm, seed, run, {score.name: score for score in found}))
                 display.finished(arm.label, seed, trials[-1].scores)
@@ -96,10 +97,6 @@ def _curated(arm: Arm, corpus: Corpus, folder: Path) -> Corpus:
     return curate_pages(arm.recipe, pages, folder, known, source=corpus.name, figures=figures_of(corpus))[0]
 
 
-def _reading(run: Run, corpus: Corpus, folder: Path, questions: list[PictureQuestion], kept: Path) -> list[Score]:
-    if kept.is_file():
-        return [Score.from_json(record) for record in json.loads(kept.read_text(encoding="utf-8"))]
+def _reading(run: Run, corpus: Corpus, folder: Path, questions: list[PictureQuestion]) -> list[Score]:
     assert isinstance(run.processor, ConversationProcessor)
-    scores = reading_scores(run.model, run.processor, corpus, plain_texts(folder), visible, questions, "test")
-    write_text(kept, json.dumps([score.to_json() for score in scores]))
-    return scores
+    return reading_scores(run.model, run.processor, corpus, plain_texts(folder), visible, questions, "test")
