@@ -16,7 +16,7 @@ from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.draws import Draws
 from polymodal.errors import UserError
-from polymodal.evaluation import evaluate
+from polymodal.evaluation import evaluate, validation
 from polymodal.evaluation.generation import frechet_distance, kernel_distance, picture_classifier, real_pictures
 from polymodal.layers.diffusion_transformer import DiffusionTransformer, time_features
 from polymodal.modalities.image import patchify, unpatchify
@@ -214,7 +214,8 @@ def digits() -> Corpus:
 @pytest.fixture(scope="module")
 def trained(digits: Corpus, tmp_path_factory: pytest.TempPathFactory):
     recipe = imm.Recipe(**TINY, batch_size=64, learning_rate=2e-3, ema=0.9)
-    return train(recipe, digits, Budget(steps=80), out=tmp_path_factory.mktemp("digits") / "run")
+    out = tmp_path_factory.mktemp("digits") / "run"
+    return train(recipe, digits, Budget(steps=80), out=out, validate=validation(digits))
 
 
 def test_the_classifier_that_judges_knows_real_digits(digits: Corpus) -> None:
@@ -247,6 +248,14 @@ def test_moments_train_and_are_scored_by_steps(trained, digits: Corpus) -> None:
     before = {score.name: score for score in evaluate(untrained, few)}
     name = "test/generation_in_4/kernel_distance"
     assert scores[name].value < before[name].value
+
+
+def test_generated_pictures_are_looked_at_while_it_trains(trained) -> None:
+    looks = [entry["validation"] for entry in trained.history if "validation" in entry]
+    assert len(looks) > 1
+    for steps in (1, 8):
+        first, *_, last = [look[f"validation/generation_in_{steps}/frechet_distance"] for look in looks]
+        assert 0 < last < first
 
 
 def test_pictures_from_words(small_emoji: Corpus, tmp_path) -> None:

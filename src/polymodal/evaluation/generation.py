@@ -6,6 +6,7 @@ for, and are its features distributed as those of real test pictures (Fréchet a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -98,8 +99,10 @@ def frechet_distance(name: str, made: Float[Tensor, "pictures dim"], real: Float
     return Score(name, np.array([float(distance.clamp(min=0))]), higher_is_better=False)
 
 
-def generation_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
-    """One picture for label and text of each test picture, for several numbers of steps, and the real ones beside."""
+def generation_scores(
+    method: nn.Module, processor: Processor, reader: Reader, split: str, steps_asked: Sequence[int] = STEPS
+) -> list[Score]:
+    """One picture for label and text of each picture, for several numbers of steps, and the real ones beside."""
     assert isinstance(method, CanGenerate)
     train = real_pictures(processor, reader, "train")
     classifier = picture_classifier(reader.corpus, train)
@@ -110,17 +113,17 @@ def generation_scores(method: nn.Module, processor: Processor, reader: Reader, s
     scores = []
     with evaluating(method), torch.no_grad():
         of_real = classifier.features(real["image"])
-        seen = classifier(real["image"]).argmax(1).numpy()
-        scores.append(balanced_accuracy(f"{split}/real_pictures/accuracy", seen, labels))
-        others = classifier.features(train["image"][: len(labels)])
-        scores.append(frechet_distance(f"{split}/real_pictures/frechet_distance", others, of_real))
-        for steps in STEPS:
+        for steps in steps_asked:
             generator = torch.Generator().manual_seed(0)
             made = method.generate(to_device(conditions, device), steps, generator).cpu()
             task = f"{split}/generation_in_{steps}"
             scores.append(balanced_accuracy(f"{task}/accuracy", classifier(made).argmax(1).numpy(), labels))
             scores.append(frechet_distance(f"{task}/frechet_distance", classifier.features(made), of_real))
             scores.append(kernel_distance(f"{task}/kernel_distance", classifier.features(made), of_real))
+        seen = classifier(real["image"]).argmax(1).numpy()
+        scores.append(balanced_accuracy(f"{split}/real_pictures/accuracy", seen, labels))
+        others = classifier.features(train["image"][: len(labels)])
+        scores.append(frechet_distance(f"{split}/real_pictures/frechet_distance", others, of_real))
     return scores
 
 

@@ -78,6 +78,7 @@ ITEMS: dict[str, type] = {"points": Points, "video": Video, "image": Image, "sou
 QUERIES: dict[str, type] = {"table": Table, "sound": Audio}  # what items are found by, beside texts
 PAIRED = (("table", "image"), ("sound", "video"))
 VALIDATION_EXAMPLES = 40  # that are asked about; writing takes longer than a step
+VALIDATION_STEPS = (1, 8)  # of generation
 VALIDATION_PAGES = 150  # a look at long pages takes longer than many steps
 
 
@@ -227,7 +228,7 @@ def _scores(run: Run, corpus: Corpus, reader: Reader) -> list[Score]:
     if isinstance(model, CanRecommend) and History in kinds:
         for split in tests:
             scores += recommendation_scores(model, run.processor, reader, split)
-    if isinstance(model, CanGenerate) and Image in kinds and corpus.label is not None and label_of(run.processor):
+    if isinstance(model, CanGenerate) and _has_labelled_pictures(kinds, corpus, run.processor):
         for split in tests:
             scores += generation_scores(model, run.processor, reader, split)
     if isinstance(model, HasPrototypes):
@@ -256,6 +257,11 @@ def known(processor: Any, what: str) -> bool:
 def _has_documents(kinds: set[type]) -> bool:
     """Whether there are documents of text and pictures, or what some can be made of."""
     return {Image, Text} <= kinds or Interleaved in kinds
+
+
+def _has_labelled_pictures(kinds: set[type], corpus: Corpus, processor: Processor) -> bool:
+    """Whether pictures have a label that the method takes, so that a classifier can look at generated ones."""
+    return Image in kinds and corpus.label is not None and label_of(processor) is not None
 
 
 def written_scores(
@@ -352,7 +358,7 @@ def _labels(corpus: Corpus, label: str, items: ItemVectors) -> np.ndarray:
 
 
 def validation(corpus: Corpus) -> Any:
-    """What `train` calls now and then: retrieval or recommendation on the validation split; None without one."""
+    """What `train` calls now and then: a few figures of the validation split; None without one."""
     if not len(corpus.splits.get("validation", ())):
         return None
     readers: dict[int, Reader] = {}
@@ -370,6 +376,8 @@ def validation(corpus: Corpus) -> Any:
             return _figures(referring_scores(method, processor, reader, "validation"))
         if isinstance(method, CanWrite) and {Image, Text} <= kinds:
             return _figures(written_scores(method, processor, reader, "validation", VALIDATION_EXAMPLES))
+        if isinstance(method, CanGenerate) and _has_labelled_pictures(kinds, corpus, processor):
+            return _figures(generation_scores(method, processor, reader, "validation", VALIDATION_STEPS))
         if not isinstance(method, CanEmbed):
             return {}
         if Text not in kinds:
