@@ -151,7 +151,7 @@ def test_own_method_is_written_and_compared(polymodal, own_data, tmp_path):
     done = polymodal("new", "my_method")
     assert (done.returncode, "is there already" in done.stderr) == (2, True)
     arms = ("clip --batch-size 16", "./my_method.py --batch-size 16 --uniformity 0.5")
-    options = ("--data", str(own_data), "--budget", "3steps", "--seeds", "1", "--out", "c")
+    options = ("--data", str(own_data), "--budget", "3steps", "--seeds", "1", "--out", "c", "--jobs", "2")
     done = polymodal("compare", *arms, *options, POLYMODAL_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "c" / "results.json").read_text())
@@ -182,20 +182,24 @@ def test_stopping_saves_and_says_how_to_go_on(polymodal, own_data, tmp_path, num
     assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 60
 
 
-def test_a_stopped_comparison_goes_on_with_the_same_command(polymodal, own_data, tmp_path):
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_stopped_comparison_goes_on_with_the_same_command(polymodal, own_data, tmp_path, jobs):
     environment = os.environ | {"POLYMODAL_CACHE": str(tmp_path / "cache")}
     words = ["compare", "clip --batch-size 16", "siglip --batch-size 16", "--data", str(own_data)]
-    words += ["--budget", "40steps", "--seeds", "1", "--out", "c"]
+    words += ["--budget", "40steps", "--seeds", "1", "--out", "c", "--jobs", jobs]
     command = [sys.executable, "-m", "polymodal", *words]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     for _ in range(600):
         if list(tmp_path.glob("c/runs/clip*/seed-0/run.json")):
             break
         time.sleep(0.05)
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C, which reaches all processes
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert "Traceback" not in said
     assert "the same command goes on where it was" in said or "stopped" in said
     done = polymodal(*words, POLYMODAL_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr

@@ -1,9 +1,11 @@
 """Comparisons: paired, resumable, written out; and verdicts."""
 
 import json
+import os
 import re
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,15 @@ from polymodal import recipes
 from polymodal.errors import UserError
 from polymodal.evaluation.statistics import Estimate
 from polymodal.recipes.dual_encoders import clip, siglip
-from polymodal.reproduce import Arm, compare
+from polymodal.reproduce import Arm, compare, reproduce
 from polymodal.reproduce.claim import claim_of, claim_record, verdict
+from polymodal.reproduce.compare import Start
 from polymodal.reproduce.curves import drawn, learning_curves
+from polymodal.reproduce.display import Display, Watcher
 from polymodal.reproduce.leaderboard import rows, terminal_table
 from polymodal.reproduce.page import recipe_page
 from polymodal.reproduce.report import _curves
+from polymodal.reproduce.side_by_side import Job, run_side_by_side
 from polymodal.training import load_run
 from polymodal.types import Budget, Claim
 
@@ -78,6 +83,50 @@ def test_a_comparison_goes_on_where_it_stopped(comparison, small_emoji, monkeypa
     assert again.estimate(ARMS[1], name) == pytest.approx(comparison.estimate(ARMS[1], name), abs=1e-6)
     with pytest.raises(UserError, match="another budget"):
         compare(ARMS, small_emoji, Budget(steps=9), seeds=2, out=comparison.directory)
+
+
+def test_runs_side_by_side_are_those_of_one_after_the_other(comparison, small_emoji, tmp_path, monkeypatch):
+    module = sys.modules[Arm.__module__]
+    monkeypatch.setattr(module, "evaluate", lambda *_: pytest.fail("trained or scored in this process"))
+    beside = compare(ARMS, small_emoji, Budget(steps=8), [1], tmp_path, jobs=2)
+    alone = [trial for trial in comparison.trials if trial.seed == 1]
+    for ours, theirs in zip(beside.trials, alone, strict=True):
+        assert ours.arm == theirs.arm
+        weights = theirs.run.model.state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in ours.run.model.state_dict().items())
+        assert ours.scores.keys() == theirs.scores.keys()
+
+
+def test_runs_side_by_side_begin_with_the_same_run(small_emoji, tmp_path):
+    start = Start(siglip.Recipe(batch_size=32), Budget(steps=2))
+    few = small_emoji.with_splits({"train": small_emoji.rows("train"), "test": small_emoji.rows("test")[:20]})
+    beside = compare(ARMS, few, Budget(steps=1), [0], tmp_path / "beside", start=start, jobs=2)
+    alone = compare(ARMS, few, Budget(steps=1), [0], tmp_path / "alone", start=start)
+    for ours, theirs in zip(beside.trials, alone.trials, strict=True):
+        assert torch.equal(ours.run.model.log_scale, theirs.run.model.log_scale)
+    assert (tmp_path / "beside" / "start" / "seed-0" / "run.json").is_file()
+
+
+def test_what_a_process_cannot_do_is_said_here(small_emoji, tmp_path):
+    large = [Arm("a", clip.Recipe(batch_size=5000)), Arm("b", clip.Recipe(batch_size=5000))]
+    with pytest.raises(UserError, match="less than one batch of 5000"):
+        compare(large, small_emoji, Budget(steps=1), 1, tmp_path / "large", jobs=2)
+    with pytest.raises(UserError, match="--jobs is at least 1"):
+        compare(ARMS, small_emoji, Budget(steps=1), 1, tmp_path / "none", jobs=0)
+    with pytest.raises(UserError, match="need a folder"):
+        compare(ARMS, small_emoji, Budget(steps=1), 1, jobs=2)
+    with pytest.raises(UserError, match="Only runs that train"):
+        reproduce("set_level_attack", tmp_path / "attack", jobs=2)
+
+
+def _leave(status: int, _: Watcher) -> None:
+    os._exit(status)
+
+
+def test_a_process_that_ends_without_a_word_is_named(tmp_path):
+    jobs = [Job("clip", seed, partial(_leave, 3)) for seed in range(2)]
+    with pytest.raises(UserError, match=r"of clip, seed 0, ended without a word \(exit status 3\)"):
+        run_side_by_side(jobs, 1, Display(["clip"], [0, 1], Budget(steps=1)))
 
 
 def test_runs_of_a_comparison_can_be_opened(comparison):

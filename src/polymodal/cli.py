@@ -903,6 +903,9 @@ class CompareOptions(DataOptions):
     """How many paired seeds."""
     out: str = "comparison"
     """Folder for results.json, report.html and the runs; running again goes on where it stopped."""
+    jobs: int = 1
+    """How many runs are under way at a time, each with its share of the cores, or on the next of several GPUs; with a
+    budget in seconds they share those, too."""
 
 
 def compare(arguments: Arguments) -> None:
@@ -919,7 +922,7 @@ def compare(arguments: Arguments) -> None:
     arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
     if options.seeds < 1:
         raise UserError("--seeds is at least 1.")
-    comparison = reproduce.compare(arms, options.open(), budget, options.seeds, options.out)
+    comparison = reproduce.compare(arms, options.open(), budget, options.seeds, options.out, jobs=options.jobs)
     console = _console()
     print("\n" + textwrap.fill(verdict(comparison), min(shutil.get_terminal_size().columns, 120)) + "\n")
     console.print(terminal_table(comparison))
@@ -941,6 +944,8 @@ def reproduce(arguments: Arguments) -> None:
         out: str | None = None
         """Folder for claim.json, report.html and the runs; by default reproduce/RECIPE, of a further claim
         reproduce/RECIPE-CLAIM."""
+        jobs: int = 1
+        """How many runs are under way at a time, each with its share of the cores, or on the next of several GPUs."""
 
     options = _parse(Options, rest, "reproduce RECIPE", reproduce)
     from polymodal.evaluation.statistics import number
@@ -952,7 +957,7 @@ def reproduce(arguments: Arguments) -> None:
     claim = claim_of(spec, options.claim)
     out = options.out or f"reproduce/{_short(spec)}" + f"-{options.claim}" * (options.claim != FIRST_CLAIM)
     budget = Budget.parse(options.budget) if options.budget else None
-    result, comparison = test_claim(spec, out, budget, options.seeds, name=options.claim)
+    result, comparison = test_claim(spec, out, budget, options.seeds, name=options.claim, jobs=options.jobs)
     console = _console()
     console.print(f"[bold]{claim.sentence}[/bold]")
     _print_table(

@@ -48,13 +48,16 @@ def reproduce(
     seeds: int | None = None,
     display: Display | None = None,
     name: str = FIRST_CLAIM,
+    jobs: int = 1,
 ) -> tuple[dict[str, Any], Comparison]:
     """Run a recipe's claim; writes `claim.json`, `results.json` and, for methods, `report.html` into `out`.
 
-    budget, seeds: those of the claim unless given. name: of the claim, where a recipe makes several. Returns what
-    `claim.json` holds, and the comparison.
+    budget, seeds: those of the claim unless given. name: of the claim, where a recipe makes several. jobs: runs at a
+    time (`compare`), of a claim about methods that are trained. Returns what `claim.json` holds, and the comparison.
     """
     claim = claim_of(spec, name)
+    if jobs > 1 and type(claim) is not Claim:
+        raise UserError(f"Only runs that train can be side by side, which '{spec}' does not compare; take --jobs 1.")
     arms = [Arm("baseline", claim.baseline), Arm("treatment", claim.treatment)]
     arms += [Arm(label, recipe) for label, recipe in claim.further.items()]
     corpus, budget, seeds = corpora.named(claim.corpus), budget or claim.budget, seeds or claim.seeds
@@ -72,7 +75,7 @@ def reproduce(
         start = None
         if claim.start is not None:
             start = Start(claim.start, claim.start_budget or budget, claim.start_makes)
-        comparison = compare(arms, corpus, budget, seeds, out, display, start)
+        comparison = compare(arms, corpus, budget, seeds, out, display, start, jobs)
     result = claim_record(spec, claim, comparison)
     write_json(Path(out) / CLAIM, result)
     return result, comparison

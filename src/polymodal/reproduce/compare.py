@@ -9,22 +9,25 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from polymodal.corpora import Corpus
+from polymodal.corpora import Corpus, open_again
 from polymodal.corpora.written import is_written, open_written
 from polymodal.errors import UserError
 from polymodal.evaluation import Score, evaluate, validation
 from polymodal.evaluation.statistics import Estimate, over_seeds, paired_difference
-from polymodal.reproduce.display import Display
+from polymodal.reproduce.display import Display, Watcher
+from polymodal.reproduce.side_by_side import Job, run_side_by_side
 from polymodal.training import Interrupted, Run, train
-from polymodal.training.recipe_record import recipe_record
+from polymodal.training.recipe_record import own_file, recipe_record
 from polymodal.training.run import write_json, write_text
 from polymodal.training.trainer import command_line
 from polymodal.types import Budget
@@ -163,12 +166,15 @@ def compare(
     out: Path | str | None = None,
     display: Display | None = None,
     start: Start | None = None,
+    jobs: int = 1,
 ) -> Comparison:
     """Train and score every arm at every seed; finished runs in `out` are not run again.
 
     arms: `Arm`s, or recipes, which are then named after their file.
     out: a folder for the runs, `results.json` and `report.html`; without it nothing is written.
     start: what all arms begin with at a seed, in place of fresh weights.
+    jobs: how many runs are under way at a time, each in a process of its own with its share of the cores, or on the
+    next of several GPUs; needs `out`, and a corpus that its `choices` open again.
     Raises UserError for fewer than one arm, two arms of the same name, or a folder that holds other runs.
     """
     named = [arm if isinstance(arm, Arm) else Arm(_label(arm), arm) for arm in arms]
@@ -176,22 +182,24 @@ def compare(
         raise UserError("A comparison needs recipes of different names; give each Arm a label of its own.")
     every = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     directory = Path(out) if out is not None else None
+    if jobs < 1:
+        raise UserError("--jobs is at least 1.")
+    if jobs > 1 and directory is None:
+        raise UserError("Several jobs need a folder for their runs; give out.")
+    plan = _Plan(named, budget, start, directory)
     display = display or Display([START] * (start is not None) + [arm.label for arm in named], every, budget)
     trials = []
     with display, tempfile.TemporaryDirectory() as unkept:
-        for seed in every:
-            try:
-                if start is None:
-                    begin = _fresh(named[0].recipe, corpus, seed)
-                else:
-                    begin = _started(start, corpus, seed, directory, Path(unkept), display)
-                for arm in named:
-                    folder = directory / "runs" / arm.folder / f"seed-{seed}" if directory else None
-                    trials.append(_trial(arm, corpus, budget, seed, folder, begin, display))
-            except Interrupted as stopped:
-                if directory is None:
-                    raise
-                raise Interrupted("Stopped and saved; the same command goes on where it was.") from stopped
+        try:
+            if jobs > 1:
+                plan.side_by_side(corpus, every, jobs, display)
+            for seed in every:
+                begin = plan.beginning(corpus, seed, display, Path(unkept))
+                trials += [plan.trial(arm, corpus, seed, begin, display) for arm in named]
+        except Interrupted as stopped:
+            if directory is None:
+                raise
+            raise Interrupted("Stopped and saved; the same command goes on where it was.") from stopped
     comparison = Comparison(named, corpus, budget, every, trials, directory)
     if directory is not None:
         from polymodal.reproduce.report import report  # matplotlib and jinja2 are slow to import
@@ -209,55 +217,98 @@ class _Beginning(NamedTuple):
     tokenizer: Any = None
 
 
-def _fresh(recipe: Any, corpus: Corpus, seed: int) -> _Beginning:
-    torch.manual_seed(seed)
-    return _Beginning(recipe.build(recipe.processor(corpus)), corpus)
+@dataclass(frozen=True)
+class _Plan:
+    """What a comparison asks of every seed. directory: for the runs; None keeps them in memory."""
+
+    arms: list[Arm]
+    budget: Budget
+    start: Start | None
+    directory: Path | None
+
+    def folder(self, arm: Arm, seed: int) -> Path | None:
+        return self.directory / "runs" / arm.folder / f"seed-{seed}" if self.directory else None
+
+    def beginning(self, corpus: Corpus, seed: int, watcher: Watcher, unkept: Path) -> _Beginning:
+        """unkept: a folder for what is made, where there is no other."""
+        if self.start is None:
+            torch.manual_seed(seed)
+            first = self.arms[0].recipe
+            return _Beginning(first.build(first.processor(corpus)), corpus)
+        run = train(
+            self.start.recipe,
+            corpus,
+            self.start.budget,
+            seed=seed,
+            out=self.directory / START / f"seed-{seed}" if self.directory else None,
+            name=START,
+            on_step=watcher.on_step(START, seed),
+        )
+        if self.start.makes is not None:
+            made = (self.directory or unkept) / MADE / f"seed-{seed}"
+            corpus = open_written(made) if is_written(made) else self.start.makes(run, corpus, made, seed)
+        watcher.finished(START, seed, {})
+        return _Beginning(run.model, corpus, getattr(run.processor, "tokenizer", None))
+
+    def trial(self, arm: Arm, corpus: Corpus, seed: int, begin: _Beginning, watcher: Watcher) -> Trial:
+        """Train on what the arms have in common, and score on the comparison's corpus."""
+        folder = self.folder(arm, seed)
+        run = train(
+            arm.recipe,
+            begin.corpus,
+            self.budget,
+            seed=seed,
+            out=folder,
+            name=arm.label,
+            weights_like=begin.weights,
+            tokenizer=begin.tokenizer,
+            validate=validation(corpus),
+            on_step=watcher.on_step(arm.label, seed),
+        )
+
+        def scored() -> list[Score]:
+            watcher.scoring(arm.label, seed)
+            return evaluate(run, corpus)
+
+        trial = Trial(arm, seed, run, {score.name: score for score in kept_scores(folder, scored)})
+        watcher.finished(arm.label, seed, trial.scores)
+        return trial
+
+    def side_by_side(self, corpus: Corpus, seeds: Sequence[int], jobs: int, watcher: Watcher) -> None:
+        """Run the trials that are not finished, several at a time, after what all arms of their seed begin with."""
+        opened = corpus.choices, corpus.splits
+        recipes = [arm.recipe for arm in self.arms] + ([self.start.recipe] if self.start else [])
+        own_files = [file for file in map(own_file, recipes) if file is not None]
+        begins = [Job(START, seed, partial(_alone, self, *opened, None, seed)) for seed in seeds if self.start]
+        trials = [
+            Job(arm.label, seed, partial(_alone, self, *opened, arm, seed))
+            for seed in seeds
+            for arm in self.arms
+            if not (folder := self.folder(arm, seed)) or not (folder / SCORES).is_file()
+        ]
+        if len(trials) > 1:
+            run_side_by_side(begins, jobs, watcher, own_files)
+            run_side_by_side(trials, jobs, watcher, own_files)
 
 
-def _started(
-    start: Start, corpus: Corpus, seed: int, directory: Path | None, unkept: Path, display: Display
-) -> _Beginning:
-    """unkept: a folder for what is made, where there is no other."""
-    folder = directory / START / f"seed-{seed}" if directory else None
-    run = train(
-        start.recipe, corpus, start.budget, seed=seed, out=folder, name=START, on_step=display.on_step(START, seed)
-    )
-    if start.makes is not None:
-        made = (directory or unkept) / MADE / f"seed-{seed}"
-        corpus = open_written(made) if is_written(made) else start.makes(run, corpus, made, seed)
-    display.finished(START, seed, {})
-    return _Beginning(run.model, corpus, getattr(run.processor, "tokenizer", None))
+def _alone(
+    plan: _Plan,
+    choices: Mapping[str, Any],
+    splits: Mapping[str, np.ndarray],
+    arm: Arm | None,
+    seed: int,
+    watcher: Watcher,
+) -> None:
+    """What a process does that shares nothing but the disk: a trial, or without an arm what it begins with."""
+    assert plan.directory is not None
+    corpus = open_again(choices).with_splits(splits)
+    begin = plan.beginning(corpus, seed, watcher, plan.directory)
+    if arm is not None:
+        plan.trial(arm, corpus, seed, begin, watcher)
 
 
 def _label(recipe: Any) -> str:
     return type(recipe).__module__.rpartition(".")[2]
-
-
-def _trial(
-    arm: Arm, corpus: Corpus, budget: Budget, seed: int, folder: Path | None, begin: _Beginning, display: Display
-) -> Trial:
-    """Train on what the arms have in common, and score on the comparison's corpus."""
-    run = train(
-        arm.recipe,
-        begin.corpus,
-        budget,
-        seed=seed,
-        out=folder,
-        name=arm.label,
-        weights_like=begin.weights,
-        tokenizer=begin.tokenizer,
-        validate=validation(corpus),
-        on_step=display.on_step(arm.label, seed),
-    )
-
-    def scored() -> list[Score]:
-        display.scoring(arm.label, seed)
-        return evaluate(run, corpus)
-
-    scores = kept_scores(folder, scored)
-    trial = Trial(arm, seed, run, {score.name: score for score in scores})
-    display.finished(arm.label, seed, trial.scores)
-    return trial
 
 
 def kept_scores(folder: Path | None, scored: Callable[[], list[Score]]) -> list[Score]:

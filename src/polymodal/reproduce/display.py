@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -16,9 +17,38 @@ from polymodal.training.trainer import OnStep, Progress
 from polymodal.types import Budget
 
 HEADLINE = ("R@1", "R@10", "MRR")
+FINISHED = "[green]finished"
 
 
-class Display:
+class Watcher(ABC):
+    """Hears of every trial's steps, scoring and end."""
+
+    @abstractmethod
+    def show(self, label: str, seed: int, **changes: str) -> None:
+        """What is new of a trial: its state, rate, time left and losses, as texts."""
+
+    @abstractmethod
+    def say_finished(self, label: str, seed: int, found: Mapping[str, str]) -> None:
+        """found: headline figures, as texts."""
+
+    def on_step(self, label: str, seed: int) -> OnStep:
+        def show(progress: Progress, reached: float, losses: Mapping[str, Any]) -> None:
+            if progress.step % 5 == 0 or reached >= 1:
+                said = cells(progress, reached, losses)
+                self.show(label, seed, **{name: said[name] for name in ("state", "rate", "left", "losses")})
+
+        return show
+
+    def scoring(self, label: str, seed: int) -> None:
+        self.show(label, seed, state="scoring", left="")
+
+    def finished(self, label: str, seed: int, scores: Mapping[str, Score]) -> None:
+        figures = {name: scores.get(f"test/text_to_image/{name}") for name in HEADLINE}
+        found = {name: f"{score.value:.1%}" for name, score in figures.items() if score is not None}
+        self.say_finished(label, seed, found)
+
+
+class Display(Watcher):
     """Shows what each arm is at, and its headline figures as they come."""
 
     def __init__(self, labels: Sequence[str], seeds: Sequence[int], budget: Budget, console: Console | None = None):
@@ -45,28 +75,17 @@ class Display:
             table.add_row(label, str(seed), *shown)
         return table
 
-    def _show(self, label: str, seed: int, **changes: str) -> None:
+    def show(self, label: str, seed: int, **changes: str) -> None:
         places = {"state": 0, "rate": 1, "left": 2, "losses": 3} | {name: 4 + i for i, name in enumerate(HEADLINE)}
         for name, text in changes.items():
             self.state[label, seed][places[name]] = text
         if self.console.is_terminal:
             self.live.refresh()
 
-    def on_step(self, label: str, seed: int) -> OnStep:
-        def show(progress: Progress, reached: float, losses: Mapping[str, Any]) -> None:
-            if progress.step % 5 == 0 or reached >= 1:
-                said = cells(progress, reached, losses)
-                self._show(label, seed, **{name: said[name] for name in ("state", "rate", "left", "losses")})
-
-        return show
-
-    def scoring(self, label: str, seed: int) -> None:
-        self._show(label, seed, state="scoring", left="")
-
-    def finished(self, label: str, seed: int, scores: Mapping[str, Score]) -> None:
-        figures = {name: scores.get(f"test/text_to_image/{name}") for name in HEADLINE}
-        found = {name: f"{score.value:.1%}" for name, score in figures.items() if score is not None}
-        self._show(label, seed, state="[green]finished", left="", **found)
+    def say_finished(self, label: str, seed: int, found: Mapping[str, str]) -> None:
+        if self.state[label, seed][0] == FINISHED:
+            return
+        self.show(label, seed, state=FINISHED, left="", **found)
         if not self.console.is_terminal:
             said = ", ".join(f"{name} {value}" for name, value in found.items())
             self.console.print(f"{label}, seed {seed}: finished{': ' + said if said else ''}", highlight=False)

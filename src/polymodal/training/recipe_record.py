@@ -23,7 +23,7 @@ _OWN_MODULE = "polymodal_own_recipe_"
 def recipe_record(recipe: Any, name: str | None = None) -> dict[str, Any]:
     """How a run names its recipe: where its class is, and the value of every hyper-parameter."""
     kind = type(recipe)
-    where = OWN_RECIPE if kind.__module__.startswith(_OWN_MODULE) else kind.__module__
+    where = OWN_RECIPE if own_file(recipe) else kind.__module__
     return {
         "name": name or kind.__module__.rpartition(".")[2],
         "class": f"{where}:{kind.__qualname__}",
@@ -31,14 +31,20 @@ def recipe_record(recipe: Any, name: str | None = None) -> dict[str, Any]:
     }
 
 
+def own_file(recipe: Any) -> Path | None:
+    """The file of a recipe that is in no package; None for one that is."""
+    module = sys.modules[type(recipe).__module__]
+    if not module.__name__.startswith(_OWN_MODULE):
+        return None
+    assert module.__file__ is not None
+    return Path(module.__file__)
+
+
 def keep_own_recipe(recipe: Any, directory: Path) -> None:
     """Copy a recipe file that is in no package into the run, so that the run can be read without the original."""
-    module = sys.modules[type(recipe).__module__]
-    if module.__name__.startswith(_OWN_MODULE):
-        assert module.__file__ is not None
-        source, copy = Path(module.__file__), directory / OWN_RECIPE
-        if source.resolve() != copy.resolve():
-            shutil.copyfile(source, copy)
+    source, copy = own_file(recipe), directory / OWN_RECIPE
+    if source is not None and source.resolve() != copy.resolve():
+        shutil.copyfile(source, copy)
 
 
 def recipe_from_record(record: dict[str, Any], directory: Path) -> Any:
