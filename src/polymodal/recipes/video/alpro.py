@@ -396,7 +396,6 @@ claim = Claim(
     "matching and hidden words alone.",
     baseline=dataclasses.replace(_whole, contrast=False, entity_modelling=False),
     treatment=_whole,
-    further={"contrast alone": dataclasses.replace(_whole, entity_modelling=False)},
     corpus="clips",
     budget=Budget(steps=2000),
     seeds=3,
