@@ -14,6 +14,7 @@ import pytest
 from PIL import Image as PILImage
 
 from polymodal import cli
+from polymodal.cli import comparing
 from polymodal.errors import UserError
 from polymodal.serving import installation
 from test_corpora import pairs
@@ -215,9 +216,9 @@ def test_only_training_uses_several_processes(polymodal):
 def test_the_papers_preset_is_a_flag():
     from polymodal.recipes.dual_encoders import clip
 
-    found = cli._recipe_with_flags("clip --paper --batch-size 8")
+    found = comparing._recipe_with_flags("clip --paper --batch-size 8")
     assert found == dataclasses.replace(clip.Recipe.paper(), batch_size=8)
-    assert cli._recipe_with_flags("clip --batch-size 8") == clip.Recipe(batch_size=8)
+    assert comparing._recipe_with_flags("clip --batch-size 8") == clip.Recipe(batch_size=8)
 
 
 def test_a_recipe_without_a_preset_says_so(tmp_path):
@@ -226,7 +227,7 @@ def test_a_recipe_without_a_preset_says_so(tmp_path):
         "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Recipe:\n    def build(self): ...\n"
     )
     with pytest.raises(UserError, match="no preset"):
-        cli._recipe_with_flags(f"{path} --paper")
+        comparing._recipe_with_flags(f"{path} --paper")
 
 
 def test_doctor_says_what_is_there_and_what_is_missing(polymodal, tmp_path, monkeypatch):

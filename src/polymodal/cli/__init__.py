@@ -1,0 +1,125 @@
+"""The command line: a function a command. What it needs is imported when it runs, so that help answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from polymodal.cli._flags import HELP, Arguments, leading_words
+from polymodal.cli.comparing import attack, compare, reproduce, score
+from polymodal.cli.data import caption, corpora, curate, prefer
+from polymodal.cli.recipes import doctor, list_, new, show
+from polymodal.cli.searching import embed, index, search
+from polymodal.cli.training import resume, runs, train
+from polymodal.cli.using import ask, evaluate, export, generate, locate, serve, tag
+from polymodal.errors import UserError, unknown
+
+COMMANDS: dict[str, Callable[[Arguments], None]] = {
+    "list": list_,
+    "show": show,
+    "corpora": corpora,
+    "train": train,
+    "resume": resume,
+    "runs": runs,
+    "evaluate": evaluate,
+    "compare": compare,
+    "reproduce": reproduce,
+    "embed": embed,
+    "index": index,
+    "search": search,
+    "serve": serve,
+    "generate": generate,
+    "ask": ask,
+    "locate": locate,
+    "prefer": prefer,
+    "caption": caption,
+    "curate": curate,
+    "tag": tag,
+    "score": score,
+    "attack": attack,
+    "export": export,
+    "new": new,
+    "doctor": doctor,
+}
+
+
+# What stands before the flags of a command; where help is asked for and it is left out, these stand in. Flags of a
+# recipe are then those of the one named here.
+STANDING_IN: dict[str, Arguments] = {
+    "show": ["clip"],
+    "train": ["clip"],
+    "resume": ["RUN"],
+    "evaluate": ["RUN"],
+    "reproduce": ["sparc"],
+    "embed": ["RUN"],
+    "index": ["RUN"],
+    "search": ["RUN", "WORDS"],
+    "serve": ["RUN"],
+    "generate": ["RUN"],
+    "ask": ["RUN", "PICTURE"],
+    "locate": ["RUN", "PICTURE", "TEXT"],
+    "prefer": ["RUN"],
+    "caption": ["RUN"],
+    "curate": ["wasm", "PAGES"],
+    "tag": ["RUN"],
+    "score": ["aloha", "CAPTIONS.jsonl"],
+    "attack": ["set_level_attack", "RUN"],
+    "export": ["RUN"],
+    "new": ["NAME"],
+}
+
+
+def _with_help(name: str, arguments: Arguments) -> Arguments:
+    """The arguments of a command, with something for each word that is missing where only help is asked for."""
+    if not HELP & {*arguments}:
+        return arguments
+    words = leading_words(arguments)
+    return [*words, *STANDING_IN.get(name, [])[len(words) :], *arguments[len(words) :]]
+
+
+def main() -> None:
+    """Entry point; exit status 0, 2 for an error the user can mend, 130 after Ctrl-C."""
+    arguments = sys.argv[1:]
+    try:
+        if not arguments or arguments[0] in HELP:
+            _help()
+        elif arguments[0] == "--version":
+            from polymodal import __version__
+
+            print(f"polymodal {__version__}")
+        elif arguments[0] in COMMANDS:
+            together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+            if together and arguments[0] not in ("train", "resume"):
+                raise UserError(f"Only train and resume use several processes; start {arguments[0]} without torchrun.")
+            COMMANDS[arguments[0]](_with_help(arguments[0], arguments[1:]))
+            if together:
+                _leave()
+        else:
+            raise unknown("command", arguments[0], COMMANDS)
+    except UserError as error:
+        print(f"polymodal: {error}", file=sys.stderr)
+        sys.exit(130 if type(error).__name__ == "Interrupted" else 2)
+    except KeyboardInterrupt:
+        print("polymodal: stopped.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _help() -> None:
+    print("polymodal: pre-train any modality with any published method, and know which one works on your data.\n")
+    for name, command in COMMANDS.items():
+        print(f"  {name:<10} {command.__doc__}")
+    print("\npolymodal COMMAND --help explains a command. For example:")
+    print("  polymodal compare clip siglip sparc improved_clip --corpus emoji --budget 25s --out demo")
+
+
+def _leave() -> NoReturn:
+    """End one of several processes at once: all is written, and threads of gloo now and then abort while Python shuts
+    down, which torchrun would take for a failed run."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

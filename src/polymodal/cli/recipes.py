@@ -1,0 +1,147 @@
+"""Commands about recipes and the installation: list, show, new, doctor."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polymodal.cli._flags import Arguments, parse, positional
+from polymodal.cli._printing import megabytes, print_json, print_table, terminal
+
+
+def list_(arguments: Arguments) -> None:
+    """the recipes, with family, modalities, idea and the state of their claim"""
+    from polymodal.recipes import entries
+
+    @dataclass(frozen=True)
+    class Options:
+        json: bool = False
+        """Print JSON for scripts."""
+
+    options = parse(Options, arguments, "list", list_)
+    results = _recorded_claims()
+    found = [
+        dataclasses.asdict(entry)
+        | {"verdict": results[name]["verdict"] if name in results else None}
+        | {"claim": results[name]["verdict"] if name in results else "not yet run" if entry.has_claim else "-"}
+        for name, entry in entries().items()
+    ]
+    if options.json:
+        print_json(found)
+        return
+    print_table(
+        ["recipe", "family", "modalities", "year", "idea", "claim"],
+        [[e["name"], e["family"], " + ".join(e["modalities"]), str(e["year"]), e["idea"], e["claim"]] for e in found],
+    )
+
+
+def show(arguments: Arguments) -> None:
+    """a recipe: its paper, its hyper-parameters with types, defaults and sources, its claim"""
+    spec, rest = positional(arguments, "show RECIPE [--json]")
+
+    @dataclass(frozen=True)
+    class Options:
+        json: bool = False
+        """Print JSON for scripts."""
+
+    options = parse(Options, rest, "show RECIPE", show)
+    from polymodal.recipes import describe
+
+    found = describe(spec)
+    recorded = _recorded_claims()
+    result = recorded.get(spec)
+    if options.json:
+        print_json(found | {"result": result})
+        return
+    console = terminal()
+    console.print(f"[bold]{found['title']}[/bold] ({found['year']}, arXiv {found['arxiv']})\n\n{found['about']}\n")
+    print_table(
+        ["hyper-parameter", "type", "default", "meaning and source"],
+        [[row["flag"], row["type"], row["default"], row["meaning"]] for row in found["hyper_parameters"]],
+    )
+    if found["claim"]:
+        _print_claim("Claim", found["claim"], result)
+    for name, sentence in found["further_claims"].items():
+        _print_claim(f"Claim {name}", sentence, recorded.get(f"{spec}-{name}"))
+
+
+def _print_claim(title: str, sentence: str, result: dict[str, Any] | None) -> None:
+    console = terminal()
+    console.print(f"\n[bold]{title}[/bold]: {sentence}")
+    if result:
+        from polymodal.evaluation.statistics import Estimate
+        from polymodal.reproduce.leaderboard import signed
+
+        console.print(
+            f"[bold]Here[/bold]: {result['verdict']}; {result['metric']} "
+            f"{signed(result['metric'], Estimate(**result['difference']))} "
+            f"over {len(result['seeds'])} seeds of {result['budget']}."
+        )
+
+
+def _recorded_claims() -> dict[str, dict[str, Any]]:
+    """The results of claims that ship with the package, by recipe, or RECIPE-CLAIM; no recipe is imported for them."""
+    files = Path(__file__).parents[1].glob("reproduce/results/*.json")
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def new(arguments: Arguments) -> None:
+    """write the file of your own method, ready to run, from a recipe"""
+    name, rest = positional(arguments, "new NAME --from RECIPE")
+    if "--from" in rest:  # a keyword of Python cannot be a field
+        rest = ["--source" if word == "--from" else word for word in rest]
+
+    @dataclass(frozen=True)
+    class Options:
+        source: str = "clip"
+        """The recipe to start from (--from)."""
+
+    options = parse(Options, rest, "new NAME", new)
+    from polymodal.recipes import command_of, entries, find
+    from polymodal.recipes.new import write_starting_point
+
+    path = write_starting_point(name, options.source)
+    entry, kind = entries()[options.source], find(options.source)
+    corpus = "emoji" if entry.family == "dual_encoders" else entry.corpus
+    command = f"compare {options.source} ./{path} --corpus {corpus} --budget 25s"
+    if not hasattr(kind, "build"):
+        command = command_of(kind, f"./{path}")
+    terminal().print(f"Wrote {path}. Run it as it is: polymodal {command}", highlight=False)
+
+
+def doctor(arguments: Arguments) -> None:
+    """what this installation has and lacks: versions, devices, cache, optional packages"""
+
+    @dataclass(frozen=True)
+    class Options:
+        json: bool = False
+        """Print JSON for scripts."""
+
+    options = parse(Options, arguments, "doctor", doctor)
+    from polymodal.serving import installation
+
+    cache, held, free = installation.disk()
+    extras, programs = installation.extras(), installation.programs()
+    if options.json:
+        parts = {part.name: list(part.missing) for part in [*extras, *programs]}
+        disk = {"cache": str(cache), "bytes": held, "free": free}
+        print_json(
+            {"versions": installation.versions(), "devices": installation.devices(), "disk": disk, "missing": parts}
+        )
+        return
+    console = terminal()
+    console.print(", ".join(f"{name} {version}" for name, version in installation.versions().items()), highlight=False)
+    console.print("; ".join(installation.devices()), highlight=False)
+    console.print(f"Cache {cache}: {megabytes(held)}; {megabytes(free)} free.", highlight=False)
+    print_table(
+        ["optional", "state", "for"],
+        [
+            [name, "missing: " + ", ".join(part.missing) if part.missing else "ready", part.what_for]
+            for kind, parts in (("polymodal[{}]", extras), ("{}", programs))
+            for part in parts
+            for name in [kind.format(part.name)]
+        ],
+    )

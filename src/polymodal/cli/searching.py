@@ -1,0 +1,135 @@
+"""Commands about vectors: embed, index, search."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polymodal.cli._flags import HELP, Arguments, DataOptions, leading_words, parse, positional, run_and_corpus
+from polymodal.cli._printing import bar, print_json, print_table, said_of_unreadable, terminal
+
+
+def embed(arguments: Arguments) -> None:
+    """write the vectors of pictures and captions to a Parquet file"""
+    place, rest = positional(arguments, "embed RUN --data PATH --out vectors.parquet")
+
+    @dataclass(frozen=True)
+    class Options(DataOptions):
+        out: str = "vectors.parquet"
+        """The Parquet file to write."""
+
+    options = parse(Options, rest, "embed RUN", embed)
+    from polymodal.serving.embedding import write_embeddings
+
+    run, corpus = run_and_corpus(place, options)
+    count, skipped = write_embeddings(run, corpus, Path(options.out))
+    said = f"Wrote the vectors of {count:,} examples to {options.out}{said_of_unreadable(skipped)}."
+    terminal().print(said, highlight=False)
+
+
+def index(arguments: Arguments) -> None:
+    """make a searchable index of a corpus or of your own data, or bring one up to date"""
+    place, rest = positional(arguments, "index RUN --data PATH --out DIR")
+
+    @dataclass(frozen=True)
+    class Options(DataOptions):
+        out: str = "index"
+        """A folder, or a URL such as s3://bucket/index."""
+
+    options = parse(Options, rest, "index RUN", index)
+    from polymodal.serving.index import build_index
+
+    run, corpus = run_and_corpus(place, options)
+    with bar(f"Indexing {corpus.name}", "examples") as report:
+        built = build_index(run, corpus, options.out, report)
+    counts = {"added": built.added, "changed": built.changed, "removed": built.removed, "as before": built.kept}
+    said = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing"
+    terminal().print(f"{options.out}: {said}{said_of_unreadable(built.skipped)}.", highlight=False)
+    terminal().print(f'Next: polymodal search {options.out} "a red fruit"', highlight=False)
+
+
+def search(arguments: Arguments) -> None:
+    """find pictures, or what else a run embeds, by words; in an index also by a picture or a sound"""
+    usage = 'search RUN "a red fruit" [--top 8] [--out contact-sheet.png], or search INDEX "a red fruit" [--where ...]'
+    place, rest = positional(arguments, usage)
+    from polymodal.serving.index import is_index
+
+    if HELP & {*rest}:  # of both: which it is follows from the folder
+        with suppress(SystemExit):
+            _search_index(place, rest)
+    elif is_index(place):
+        _search_index(place, rest)
+        return
+    query, rest = positional(rest, usage)
+
+    @dataclass(frozen=True)
+    class Options(DataOptions):
+        top: int = 8
+        """How many examples."""
+        split: str = "test"
+        """Which split to search; `all` searches every example."""
+        out: str = "contact-sheet.png"
+        """Where to save the pictures that were found, if there are any to see."""
+
+    options = parse(Options, rest, 'search RUN "WORDS"', search)
+    from polymodal.corpora.sheet import has_pictures, picture_of
+    from polymodal.serving.search import search_corpus
+
+    run, corpus = run_and_corpus(place, options)
+    found = search_corpus(run, corpus, query, options.top, options.split)
+    seen = has_pictures(corpus)
+    _print_found(found, [picture_of(corpus, hit.row) if seen else None for hit in found], options.out)
+
+
+def _search_index(place: str, arguments: Arguments) -> None:
+    words = leading_words(arguments)
+
+    @dataclass(frozen=True)
+    class Options:
+        image: str | None = None
+        """A picture to look for, in place of words."""
+        audio: str | None = None
+        """A sound to look for, in place of words."""
+        where: str | None = None
+        """A condition in SQL on key, split and metadata, such as "category = 'Food & Drink'"."""
+        hybrid: bool = False
+        """Also look for the words in the captions."""
+        top: int = 8
+        """How many examples."""
+        run: str | None = None
+        """The run that made the index, if it lies elsewhere now."""
+        out: str = "contact-sheet.png"
+        """Where to save the pictures that were found, if there are any to see."""
+        json: bool = False
+        """Print JSON for scripts."""
+
+    options = parse(Options, arguments[len(words) :], 'search INDEX "WORDS"', search)
+    from polymodal.serving.index import Index, embedded_query
+
+    opened = Index(place)
+    query = embedded_query(opened.run(options.run), " ".join(words), options.image, options.audio)
+    found = opened.find(query, options.top, options.where, " ".join(words) if options.hybrid else None)
+    if options.json:
+        print_json([hit.record() for hit in found])
+        return
+    _print_found(found, [hit.picture for hit in found], options.out)
+
+
+def _print_found(found: list[Any], pictures: list[Any], out: str) -> None:
+    """A table of what a search found, and its pictures in one. pictures: None where there is nothing to see."""
+    from polymodal.serving.pictures import save_picture
+    from polymodal.serving.search import contact_sheet
+
+    each = zip(pictures, found, strict=True)
+    seen = [(picture, hit.similarity) for picture, hit in each if picture is not None]
+    if seen:
+        save_picture(contact_sheet(seen), out)
+    print_table(
+        ["", "similarity", "example", "caption"],
+        [[str(n), f"{hit.similarity:.3f}", hit.key, hit.caption] for n, hit in enumerate(found, start=1)],
+        right=(0, 1),
+    )
+    if seen:
+        terminal().print(f"The pictures are in {out}.", highlight=False)

@@ -1,0 +1,239 @@
+"""Commands that train, and that show what was trained: train, resume, runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polymodal.cli._flags import (
+    HELP,
+    Arguments,
+    DataOptions,
+    TowerOptions,
+    leading_words,
+    parse,
+    parse_with_recipe,
+    positional,
+    short_name,
+)
+from polymodal.cli._printing import megabytes, print_json, print_table, terminal
+from polymodal.errors import unknown
+from polymodal.types import Budget
+
+if TYPE_CHECKING:
+    from polymodal.corpora import Corpus
+    from polymodal.training.execution import Execution
+
+
+@dataclass(frozen=True)
+class TrainOptions(DataOptions, TowerOptions):
+    budget: str = "60s"
+    """How long: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
+    seed: int = 0
+    """Of the weights, the order of the examples and every random choice."""
+    out: str | None = None
+    """The run's folder; by default runs/RECIPE-CORPUS-seed-N."""
+    init: str | None = None
+    """A finished run to take weights from, wherever name and shape agree; or hf:NAME, a published dual encoder."""
+
+    text: str | None = None
+    """The caption column of --data, when it cannot be told by its type; or hf:NAME, a published text tower."""
+
+    @property
+    def towers(self) -> TowerOptions:
+        tower = self.text if self.text and self.text.startswith("hf:") else None
+        return TowerOptions(self.vision, tower, self.audio, self.lm)
+
+    def open(self) -> Corpus:
+        return super().open() if self.towers.text is None else dataclasses.replace(self, text=None).open()
+
+    def prepared(self, recipe: Any) -> Any:
+        """The recipe with the published towers, or the published model, that it starts from."""
+        if self.init and self.init.startswith("hf:"):
+            from polymodal.training.start import with_published
+
+            recipe = with_published(recipe, self.init)
+        return self.towers.applied(recipe)
+
+
+def train(arguments: Arguments) -> None:
+    """pre-train a recipe on a corpus or on your own data"""
+    spec, rest = positional(arguments, "train RECIPE --corpus NAME | --data PATH [--budget 60s] [--seed 0] [--out DIR]")
+    from polymodal import recipes
+    from polymodal.training.execution import Execution
+
+    kinds = {"options": TrainOptions, "execution": Execution}
+    given = parse_with_recipe(kinds, recipes.find_method(spec), rest, f"train {spec}", train)
+    options = given.options
+    budget, corpus, name = Budget.parse(options.budget), options.open(), short_name(spec)
+    out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
+    recipe = options.prepared(given.recipe)
+    _train(recipe, corpus, budget, options.seed, out, name, given.execution, options.init)
+
+
+def resume(arguments: Arguments) -> None:
+    """go on with a run that was stopped"""
+    place, rest = positional(arguments, "resume RUN")
+    from polymodal import corpora
+    from polymodal.training.execution import Execution
+    from polymodal.training.recipe_record import recipe_from_record
+    from polymodal.training.run import read_record
+
+    directory = Path(place)
+    record = {} if HELP & {*rest} else read_record(directory)
+    execution = parse(Execution, rest, "resume RUN", resume, default=Execution(**record.get("execution", {})))
+    recipe = recipe_from_record(record["recipe"], directory)
+    corpus = corpora.open_again(record["corpus"])
+    _train(
+        recipe,
+        corpus,
+        Budget.parse(record["budget"]),
+        record["seed"],
+        str(directory),
+        record["recipe"]["name"],
+        execution,
+        record.get("init"),
+    )
+
+
+def _train(
+    recipe: Any,
+    corpus: Corpus,
+    budget: Budget,
+    seed: int,
+    out: str,
+    name: str,
+    execution: Execution,
+    init: str | None,
+) -> None:
+    from polymodal.evaluation import validation
+    from polymodal.training import train as run_training
+    from polymodal.training.processes import is_first
+    from polymodal.training.progress import progress_bar
+
+    with progress_bar(f"{name} on {corpus.name}") as on_step:
+        run = run_training(
+            recipe,
+            corpus,
+            budget,
+            seed=seed,
+            out=out,
+            name=name,
+            init=init,
+            validate=validation(corpus),
+            execution=execution,
+            on_step=on_step,
+        )
+    if not is_first():
+        return
+    record = run.record
+    skipped = f" {record['skipped']} examples were skipped; see {out}/skipped.jsonl." if record["skipped"] else ""
+    terminal().print(
+        f"Trained {record['steps']:,} steps, {record['examples']:,} examples in {record['seconds']:.0f} s: "
+        f"{out}.{skipped}{_said_of_features(record.get('features', {}))}"
+        f"\nNext: polymodal evaluate {out}{_use_of(run, out)}",
+        highlight=False,
+    )
+
+
+def _use_of(run: Any, out: Any) -> str:
+    """The command that shows what such a run is for."""
+    from polymodal.data.columns import label_of
+    from polymodal.types import CanEmbed, CanGenerate
+
+    if isinstance(run.model, CanGenerate):
+        words = "" if label_of(run.processor) else ' "a red fruit"'
+        return f"   or   polymodal generate {out}{words}"
+    if not isinstance(run.model, CanEmbed):
+        return ""
+    with_text = "text" in getattr(run.processor, "columns", ("text",))
+    return f'   or   polymodal search {out} "a red fruit"' if with_text else f"   or   polymodal embed {out}"
+
+
+def _said_of_features(features: dict[str, dict[str, int]]) -> str:
+    """Of frozen towers: '12,000 features of the frozen text encoder cached, 94 MB' and so on."""
+    return "".join(
+        f"\n{of['features']:,} features of the frozen {name.replace('_', ' ')} cached, {megabytes(of['bytes'])}; "
+        f"{of['looked_up'] / max(of['looked_up'] + of['computed'], 1):.0%} of its inputs were looked up."
+        for name, of in features.items()
+    )
+
+
+def runs(arguments: Arguments) -> None:
+    """the runs below a folder, with state, cost and best figures; `runs show RUN` draws one's curves"""
+    words = leading_words(arguments)
+    if words and words[0] != "show":
+        raise unknown("action of runs", words[0], ("show",))
+    if words:
+        _show_run(arguments[1:])
+        return
+
+    @dataclass(frozen=True)
+    class Options:
+        root: str = "."
+        """The folder to look in."""
+        json: bool = False
+        """Print JSON for scripts."""
+
+    options = parse(Options, arguments, "runs", runs)
+    from polymodal.training.run_list import find_runs
+
+    found = find_runs(Path(options.root))
+    if options.json:
+        print_json(found)
+    elif not found:
+        terminal().print("No runs here yet; start one with: polymodal train clip --corpus emoji")
+    else:
+        headings = ["run", "recipe", "corpus", "budget", "seed", "state", "steps", "seconds"]
+        rows = [[str(run[heading]) for heading in headings] + [_best(run["best"])] for run in found]
+        print_table([*headings, "best on validation"], rows)
+
+
+def _best(figures: dict[str, float]) -> str:
+    """The figure that most depends on the whole ranking: R@10 where there is one, else the first."""
+    name = next((name for name in figures if name.endswith("R@10")), next(iter(figures), None))
+    return f"{name.rpartition('/')[2]} {100 * figures[name]:.1f} %" if name else "-"
+
+
+def _show_run(arguments: Arguments) -> None:
+    place, rest = positional(arguments, "runs show RUN [--json]")
+
+    @dataclass(frozen=True)
+    class Options:
+        json: bool = False
+        """Print the record and the history as JSON for scripts."""
+
+    options = parse(Options, rest, "runs show RUN", runs)
+    from polymodal.training.run import read_record
+    from polymodal.training.run_list import best_figures, curves, data_name, draw, read_history, state_of
+
+    directory = Path(place)
+    record, history = read_record(directory), read_history(directory)
+    if options.json:
+        print_json(record | {"state": state_of(record), "best": best_figures(history), "history": history})
+        return
+    last = history[-1] if history else {}
+    facts = {
+        "recipe": record["recipe"]["name"],
+        "data": data_name(record),
+        "budget": record["budget"],
+        "seed": record["seed"],
+        "state": state_of(record),
+        "steps": f"{record.get('steps', last.get('step', 0)):,}",
+        "examples": f"{record.get('examples', last.get('examples', 0)):,}",
+        "seconds": f"{record.get('seconds', last.get('seconds', 0.0)):.0f}",
+        "parameters": f"{record.get('parameters', 0):,}",
+        "skipped": f"{record.get('skipped', 0)} examples, {record.get('left_out_steps', 0)} steps",
+        "command": record["command"],
+    }
+    print_table(["", ""], [[name, str(value)] for name, value in facts.items()])
+    width = min(shutil.get_terminal_size().columns, 100)
+    for title, lines in curves(history).items():
+        print("\n" + draw(title, lines, width))
+    if not history:
+        print("No curves yet; they are written with every checkpoint.")
+    if state_of(record) in ("interrupted", "killed"):
+        print(f"\nGo on with: polymodal resume {directory}")
