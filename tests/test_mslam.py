@@ -29,6 +29,7 @@ from polymodal.modalities import Audio, Category, Text
 from polymodal.modalities.audio import encoded
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import TextTokenizer, Tokens
+from polymodal.objectives.ctc import ctc_loss, spoken
 from polymodal.objectives.masked_contrast import masked_contrast
 from polymodal.recipes.speech_audio import mslam
 from polymodal.training import Run, load_run, train
@@ -238,11 +239,11 @@ def test_ctc_sums_over_all_ways_to_say_it() -> None:
         said = [number for number, _ in itertools.groupby(way) if number]
         if said == [1, 2]:
             total += float(torch.stack([shares[place, number] for place, number in enumerate(way)]).prod())
-    found = mslam.ctc_loss(logits, torch.tensor([4]), text)
+    found = ctc_loss(logits, torch.tensor([4]), text)
     assert float(found) == pytest.approx(-math.log(total) / 2, abs=1e-5)
-    assert float(mslam.ctc_loss(logits[:, :1], torch.tensor([1]), text)) == 0.0, "too long for its speech"
+    assert float(ctc_loss(logits[:, :1], torch.tensor([1]), text)) == 0.0, "too long for its speech"
     likely = F.one_hot(torch.tensor([1, 1, 0, 1, 2, 2, 0]), 3).float()
-    assert mslam.spoken(likely) == [1, 1, 2]
+    assert spoken(likely) == [1, 1, 2]
 
 
 def test_text_leaves_speechs_own_blocks_alone(processor: SpeechTextProcessor, tones: Corpus) -> None:
