@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 import polymodal as pm
 from polymodal.corpora import Corpus
 from polymodal.corpora.written import described, open_written
+from polymodal.curation import preferences
 from polymodal.curation.preferences import PairOptions, correctness_pairs, write_preferences
 from polymodal.data.conversation import DESCRIBE, Saying
 from polymodal.data.instructions import FINAL, THINK, final_answer, worked
@@ -180,6 +182,30 @@ def test_the_same_seed_makes_the_same_pairs(pairs: Corpus, taught: Run, counting
     assert again.table.equals(pairs.table)
     others = write_preferences(taught, counting, tmp_path / "others", dataclasses.replace(OPTIONS, seed=1))
     assert not others.table.equals(pairs.table)
+
+
+def test_asking_goes_on_where_it_was_stopped(
+    pairs: Corpus, taught: Run, counting: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(chunks: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        yield chunks[0]
+        raise KeyboardInterrupt
+
+    file = tmp_path / ".again.unfinished.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        write_preferences(taught, counting, tmp_path / "again", OPTIONS, stopped)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    with pytest.raises(UserError, match="was begun with another run, other data or options"):
+        write_preferences(taught, counting, tmp_path / "again", dataclasses.replace(OPTIONS, seed=1))
+    with file.open("a") as kept:
+        kept.write('{"pairs": [[1, [["how m')  # as a killed process leaves it
+    asked, ask = [], preferences._pairs_of
+    monkeypatch.setattr(preferences, "_pairs_of", lambda *given: asked.append(given) or ask(*given))
+    again = write_preferences(taught, counting, tmp_path / "again", OPTIONS)
+    assert len(asked) == -(-OPTIONS.examples // preferences.CHUNK) - 1
+    assert again.table.equals(pairs.table)
+    assert described(tmp_path / "again")["made"]["counts"] == described(pairs.choices["data"])["made"]["counts"]
+    assert not file.exists()
 
 
 def test_a_blind_caption_goes_on_without_the_picture(taught: Run) -> None:

@@ -341,6 +341,20 @@ def test_without_a_ranker_the_commonest_caption_is_the_best(speaker: Run, furnit
     assert list(captioned(speaker, furniture, furniture.rows("train")[:1], options)) == [(row, captions)]
 
 
+def test_describing_goes_on_where_it_was_stopped(speaker: Run, furniture: Corpus, tmp_path: Path) -> None:
+    rows, options, file = furniture.rows("train")[:9], CaptionOptions(samples=2, views=1), tmp_path / "unfinished.jsonl"
+    whole, again = CaptionCounts(), CaptionCounts()
+    every = list(captioned(speaker, furniture, rows, options, counts=whole))
+    stopped = captioned(speaker, furniture, rows, options, unfinished=file)
+    assert [next(stopped) for _ in range(3)] == every[:3]
+    stopped.close()
+    assert len(file.read_text().splitlines()) == 2, "what was asked, and a chunk of eight"
+    found = list(captioned(speaker, furniture, rows, options, counts=again, unfinished=file))
+    assert (found, again) == (every, whole)
+    write_captions(furniture, tmp_path / "out", found, unfinished=file)
+    assert not file.exists()
+
+
 def test_one_picture_an_example_is_described_too(speaker: Run, views: Corpus) -> None:
     ((_, captions),) = captioned(speaker, views, views.rows("train")[:1], CaptionOptions(samples=2))
     assert [caption.view for caption in captions] == [0]

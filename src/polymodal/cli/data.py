@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -222,6 +224,7 @@ def caption(arguments: Arguments) -> None:
     """captions of a corpus's pictures by a run, the best kept, as a corpus to train ulip_2 on"""
     place, rest = positional(arguments, "caption RUN --out FOLDER [--corpus NAME | --data PATH] [--rank RUN]")
     from polymodal.curation.captions import CaptionCounts, CaptionOptions, captioned, write_captions
+    from polymodal.curation.unfinished import file_beside
 
     @dataclass(frozen=True)
     class Options(DataOptions):
@@ -239,6 +242,7 @@ def caption(arguments: Arguments) -> None:
     out, rank = given.options.out, given.options.rank
     run, corpus = run_and_corpus(place, given.options)
     ranker, counts = load_run(rank) if rank else None, CaptionCounts()
+    unfinished = file_beside(Path(out))
     found = captioned(
         run,
         corpus,
@@ -247,13 +251,15 @@ def caption(arguments: Arguments) -> None:
         ranker,
         counts,
         lambda items: track(items, "Describing", transient=True),
+        unfinished,
     )
 
     def made() -> dict[str, Any]:
         source = {"run": place, "rank": rank, "corpus": corpus.name}
         return source | {"options": dataclasses.asdict(given.captions), "counts": dataclasses.asdict(counts)}
 
-    written = write_captions(corpus, out, found, made)
+    with _goes_on():
+        written = write_captions(corpus, out, found, made, unfinished)
     kept = max(counts.kept, 1)
     facts = {
         "pictures": f"{counts.pictures:,}",
@@ -267,6 +273,17 @@ def caption(arguments: Arguments) -> None:
         f"Wrote {len(written.rows('train')):,} training examples with captions, and all other splits, to {out}.",
         highlight=False,
     )
+
+
+@contextmanager
+def _goes_on() -> Iterator[None]:
+    """Says after Ctrl-C that nothing is lost."""
+    from polymodal.training import Interrupted
+
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        raise Interrupted("Stopped; the same command goes on behind the examples that were finished.") from stopped
 
 
 def prefer(arguments: Arguments) -> None:
@@ -287,7 +304,8 @@ def prefer(arguments: Arguments) -> None:
 
     run, corpus = run_and_corpus(place, given.options)
     out = given.options.out
-    written = write_preferences(run, corpus, out, given.pairs, lambda items: track(items, "Asking", transient=True))
+    with _goes_on():
+        written = write_preferences(run, corpus, out, given.pairs, lambda items: track(items, "Asking", transient=True))
     counts = described(out)["made"]["counts"]
     pairs = sum(counts["pairs"].values())
     facts = {

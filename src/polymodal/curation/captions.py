@@ -19,12 +19,14 @@ from PIL import Image as PILImage
 
 from polymodal.corpora import Corpus
 from polymodal.corpora.written import write_with_column
+from polymodal.curation.unfinished import each_once, generator_of
 from polymodal.data.conversation import DESCRIBE
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Image, Images, ViewCaptions
 from polymodal.modalities.image import to_rgb
 from polymodal.modalities.view_caption import ViewCaption
+from polymodal.training.features import weights_key
 from polymodal.training.run import Run, answers
 from polymodal.types import CanEmbed, CanWrite
 
@@ -73,6 +75,15 @@ class CaptionCounts:
         self.words += sum(len(caption.text.split()) for caption in captions)
         self.fit += sum(caption.fit for caption in captions)
 
+    def add_all(self, others: CaptionCounts) -> None:
+        """What came out of other pictures."""
+        self.pictures += others.pictures
+        self.distinct += others.distinct
+        self.kept += others.kept
+        self.words += others.words
+        self.fit += others.fit
+        self.unreadable |= others.unreadable
+
 
 Captioned = tuple[int, list[ViewCaption]]  # a row number, and the captions of its pictures
 
@@ -85,40 +96,68 @@ def captioned(
     ranker: Run | None = None,
     counts: CaptionCounts | None = None,
     track: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
+    unfinished: Path | None = None,
 ) -> Iterator[Captioned]:
     """Captions of all pictures of these rows; rows that cannot be read, or of which nothing was written, are left out.
 
-    ranker: a run that embeds pictures and texts. track: shows how far it is. Raises UserError for a run that cannot
-    write, a ranker that cannot embed, or a corpus without pictures.
+    ranker: a run that embeds pictures and texts. track: shows how far it is. unfinished: a file from which the same
+    work goes on after a stop. Raises UserError for a run that cannot write, a ranker that cannot embed, or a corpus
+    without pictures.
     """
     if not isinstance(run.model, CanWrite):
         raise UserError(f"The run '{run.name}' does not write; a method that does is mono_internvl.")
     if ranker is not None and not isinstance(ranker.model, CanEmbed):
         raise UserError(f"The run '{ranker.name}' does not compare pictures with texts; a method that does is clip.")
     counts = counts if counts is not None else CaptionCounts()
-    generator = torch.Generator(next(run.model.parameters()).device).manual_seed(options.seed)
-    column = _column(corpus)
-    for chunk in track([rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]):
-        seen = [
-            (row, view, picture)
-            for row in chunk.tolist()
-            for view, picture in _views(corpus, row, column, options, counts)
-        ]
-        if not seen:
-            continue
-        pictures = [picture for _, _, picture in seen]
-        drawn = [Counter(texts) for texts in _drawn(run, pictures, options, generator)]
-        fits = _fits(ranker, pictures, drawn) if ranker else [_shares(counter) for counter in drawn]
-        best: dict[int, list[ViewCaption]] = {}
-        for (row, view, _), found in zip(seen, fits, strict=True):
-            ranked = sorted(found, key=lambda text: (-found[text], text))[: options.keep]
-            best.setdefault(row, []).extend(ViewCaption(view, text, found[text]) for text in ranked)
-        counts.pictures += len(seen)
-        counts.distinct += sum(map(len, fits))
-        for row, captions in best.items():
-            if captions:
-                counts.add(captions)
-                yield row, captions
+    column, device = _column(corpus), next(run.model.parameters()).device
+
+    def described(number: int, chunk: np.ndarray) -> dict[str, Any]:
+        own = CaptionCounts()
+        generator = generator_of(options.seed, number, device)
+        found = _captions_of(run, corpus, chunk, column, options, ranker, own, generator)
+        return {"captions": [(row, captions) for row, captions in found], "counts": dataclasses.asdict(own)}
+
+    asked = {
+        "run": weights_key(run.model),
+        "ranker": weights_key(ranker.model) if ranker else None,
+        "corpus": dict(corpus.choices),
+        "rows": len(rows),
+        "options": dataclasses.asdict(options),
+    }
+    chunks = track([rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)])
+    for made in each_once(chunks, described, unfinished, asked):
+        counts.add_all(CaptionCounts(**made["counts"]))
+        yield from ((row, [ViewCaption(*caption) for caption in captions]) for row, captions in made["captions"])
+
+
+def _captions_of(
+    run: Run,
+    corpus: Corpus,
+    rows: np.ndarray,
+    column: str,
+    options: CaptionOptions,
+    ranker: Run | None,
+    counts: CaptionCounts,
+    generator: torch.Generator,
+) -> list[Captioned]:
+    """Those of a few rows, which are described together."""
+    seen = [
+        (row, view, picture) for row in rows.tolist() for view, picture in _views(corpus, row, column, options, counts)
+    ]
+    if not seen:
+        return []
+    pictures = [picture for _, _, picture in seen]
+    drawn = [Counter(texts) for texts in _drawn(run, pictures, options, generator)]
+    fits = _fits(ranker, pictures, drawn) if ranker else [_shares(counter) for counter in drawn]
+    best: dict[int, list[ViewCaption]] = {}
+    for (row, view, _), found in zip(seen, fits, strict=True):
+        ranked = sorted(found, key=lambda text: (-found[text], text))[: options.keep]
+        best.setdefault(row, []).extend(ViewCaption(view, text, found[text]) for text in ranked)
+    counts.pictures += len(seen)
+    counts.distinct += sum(map(len, fits))
+    for captions in best.values():
+        counts.add(captions)
+    return [(row, captions) for row, captions in best.items() if captions]
 
 
 def write_captions(
@@ -126,9 +165,11 @@ def write_captions(
     folder: Path | str,
     training: Iterable[Captioned],
     made: Callable[[], dict[str, Any]] | None = None,
+    unfinished: Path | None = None,
 ) -> Corpus:
     """A corpus of the training examples that have captions, with them, and of all other splits as they are.
 
+    unfinished: the file of `captioned`, which goes when it is not needed any more.
     Raises UserError for a folder that is not empty, and when no caption came out.
     """
 
@@ -137,6 +178,8 @@ def write_captions(
         for count, (row, captions) in enumerate(training, 1):  # noqa: B007
             yield row, [caption._asdict() for caption in captions]
         if not count:
+            if unfinished is not None:
+                unfinished.unlink()
             raise UserError(f"No caption came out of the training pictures of '{corpus.name}'.")
 
     about = dataclasses.replace(
@@ -145,7 +188,10 @@ def write_captions(
         description=f"{corpus.about.description}; with captions that a model wrote",
         composed="; ".join(said for said in (corpus.about.composed, "captions are a model's own") if said),
     )
-    return write_with_column(corpus, folder, about, COLUMN, ViewCaptions(), rows(), made)
+    written = write_with_column(corpus, folder, about, COLUMN, ViewCaptions(), rows(), made)
+    if unfinished is not None:
+        unfinished.unlink()
+    return written
 
 
 def _column(corpus: Corpus) -> str:

@@ -17,13 +17,16 @@ import torch
 
 from polymodal.corpora import Corpus
 from polymodal.corpora.written import refuse_full, write_with_column
+from polymodal.curation.unfinished import each_once, file_beside, generator_of
 from polymodal.data.conversation import DESCRIBE, IMAGE
 from polymodal.data.instructions import final_answer, one_of, step_by_step
 from polymodal.data.loader import Reader
+from polymodal.draws import Draws
 from polymodal.errors import UserError
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Image, Preferences
 from polymodal.modalities.preference import Preference
+from polymodal.training.features import weights_key
 from polymodal.training.run import Run, answers
 from polymodal.types import CanWrite, Example
 
@@ -80,6 +83,18 @@ class PairCounts:
             self.words_of_chosen += len(pair.chosen.split())
             self.words_of_rejected += len(pair.rejected.split())
 
+    def add_all(self, others: PairCounts) -> None:
+        """What came of asking about other examples."""
+        self.questions += others.questions
+        self.answers += others.answers
+        self.right += others.right
+        self.without_answer += others.without_answer
+        self.questions_with_pairs += others.questions_with_pairs
+        self.words_of_chosen += others.words_of_chosen
+        self.words_of_rejected += others.words_of_rejected
+        for kind, count in others.pairs.items():
+            self.pairs[kind] = self.pairs.get(kind, 0) + count
+
 
 def write_preferences(
     run: Run,
@@ -90,8 +105,8 @@ def write_preferences(
 ) -> Corpus:
     """A corpus of the training examples that have pairs, with them, and of all other splits as they are.
 
-    track: shows how far it is. Raises UserError for a run that cannot write, a corpus without pictures, a folder that
-    is not empty, and when no pair came out.
+    track: shows how far it is. The same call goes on where one was stopped. Raises UserError for a run that cannot
+    write, a corpus without pictures, a folder that is not empty, and when no pair came out.
     """
     options = options or PairOptions()
     folder = Path(folder)
@@ -99,12 +114,13 @@ def write_preferences(
     if not isinstance(run.model, CanWrite):
         raise UserError(f"The run '{run.name}' does not write; a method that does is mono_internvl.")
     corpus.column_of(Image)
-    counts = PairCounts()
+    counts, unfinished = PairCounts(), file_beside(folder)
 
     def training() -> Iterator[tuple[int, list[dict[str, str]]]]:
-        for row, pairs in _pairs(run, corpus, options, counts, track):
+        for row, pairs in _pairs(run, corpus, options, counts, track, unfinished):
             yield row, [pair._asdict() for pair in pairs]
         if not counts.pairs:
+            unfinished.unlink()
             raise UserError(
                 f"No pair came out of {counts.questions:,} questions: {counts.right:,} of {counts.answers:,} answers "
                 "are right. Pairs need a run that answers some of its questions, and more --samples."
@@ -121,16 +137,53 @@ def write_preferences(
         modalities=(*corpus.about.modalities, COLUMN),
         composed="preferences are between a model's own answers",
     )
-    return write_with_column(corpus, folder, about, COLUMN, Preferences(), training(), made)
+    written = write_with_column(corpus, folder, about, COLUMN, Preferences(), training(), made)
+    unfinished.unlink()
+    return written
 
 
 def _pairs(
-    run: Run, corpus: Corpus, options: PairOptions, counts: PairCounts, track: Callable[..., Iterable[np.ndarray]]
+    run: Run,
+    corpus: Corpus,
+    options: PairOptions,
+    counts: PairCounts,
+    track: Callable[..., Iterable[np.ndarray]],
+    unfinished: Path,
 ) -> Iterator[tuple[int, list[Preference]]]:
     """The rows of training examples that have pairs, with them."""
-    reader, rng = Reader(corpus, run.processor), np.random.default_rng(options.seed)
-    device = next(run.model.parameters()).device
-    generator = torch.Generator(device).manual_seed(options.seed)
+    reader, device = Reader(corpus, run.processor), next(run.model.parameters()).device
+
+    def asked_about(number: int, chunk: np.ndarray) -> dict[str, Any]:
+        own, rng = PairCounts(), Draws.of(options.seed, number, 1).generators[0]
+        generator = generator_of(options.seed, number, device)
+        rows, examples = reader.read_all(chunk)
+        pairs = _pairs_of(run, examples, options, own, rng, generator)
+        for made in pairs:
+            own.add(made)
+        found = [(row, made) for row, made in zip(rows.tolist(), pairs, strict=True) if made]
+        return {"pairs": found, "counts": dataclasses.asdict(own)}
+
+    asked = {
+        "run": weights_key(run.model),
+        "corpus": dict(corpus.choices),
+        "options": dataclasses.asdict(options),
+    }
+    sample = corpus.sample("train", options.examples)
+    chunks = track([sample[start : start + CHUNK] for start in range(0, len(sample), CHUNK)])
+    for made in each_once(chunks, asked_about, unfinished, asked):
+        counts.add_all(PairCounts(**made["counts"]))
+        yield from ((row, [Preference(*pair) for pair in pairs]) for row, pairs in made["pairs"])
+
+
+def _pairs_of(
+    run: Run,
+    examples: list[Example],
+    options: PairOptions,
+    counts: PairCounts,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+) -> list[list[Preference]]:
+    """Those of each of a few examples, which are asked about together."""
     decoding = Decoding(options.longest, options.temperature)
 
     def drawn(**columns: list[Any]) -> list[str]:
@@ -139,20 +192,14 @@ def _pairs(
         )
         return run.processor.texts([row for part in ids for row in part])  # type: ignore[attr-defined]
 
-    sample = corpus.sample("train", options.examples)
-    for chunk in track([sample[start : start + CHUNK] for start in range(0, len(sample), CHUNK)]):
-        rows, examples = reader.read_all(chunk)
-        pairs: list[list[Preference]] = [[] for _ in rows]
-        asked = [number for number, example in enumerate(examples) if example.get("questions")]
-        for number, own in zip(asked, _judged([examples[n] for n in asked], options, counts, drawn, rng), strict=True):
-            pairs[number] += own
-        seen = [number for number in range(len(rows)) if rng.random() < options.captions]
-        for number, pair in zip(seen, _blind([examples[n] for n in seen], options, drawn), strict=True):
-            pairs[number] += [pair] if pair else []
-        for row, own in zip(rows.tolist(), pairs, strict=True):
-            counts.add(own)
-            if own:
-                yield row, own
+    pairs: list[list[Preference]] = [[] for _ in examples]
+    asked = [number for number, example in enumerate(examples) if example.get("questions")]
+    for number, own in zip(asked, _judged([examples[n] for n in asked], options, counts, drawn, rng), strict=True):
+        pairs[number] += own
+    seen = [number for number in range(len(examples)) if rng.random() < options.captions]
+    for number, pair in zip(seen, _blind([examples[n] for n in seen], options, drawn), strict=True):
+        pairs[number] += [pair] if pair else []
+    return pairs
 
 
 def _judged(
