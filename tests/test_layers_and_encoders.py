@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from polymodal.encoders.image import ImageEncoder, ImageEncoderConfig
 from polymodal.encoders.native_image import NativeImageEncoderConfig
 from polymodal.encoders.text import TextEncoder, TextEncoderConfig
+from polymodal.errors import UserError
 from polymodal.layers.positions import rotary_angles_2d, rotate, sine_positions_2d
 from polymodal.layers.transformer import Packing, Transformer, last_token, mean_of_tokens
 from polymodal.modalities.image import PatchedImages, patchify, to_patch_grid
@@ -120,11 +121,11 @@ def test_what_a_stem_makes_of_a_picture_hangs_on_no_other_picture():
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="do not tile"):
+    with pytest.raises(UserError, match="do not tile"):
         ImageEncoder(ImageEncoderConfig(size=32, patch=7))
-    with pytest.raises(ValueError, match="no multiple of the stem's 8 px"):
+    with pytest.raises(UserError, match="no multiple of the stem's 8 px"):
         ImageEncoder(ImageEncoderConfig(size=32, patch=4, stem=(8, 8, 8)))
-    with pytest.raises(ValueError, match="does not divide"):
+    with pytest.raises(UserError, match="does not divide"):
         Transformer(width=10, depth=1, heads=4)
 
 
@@ -133,7 +134,7 @@ def test_sine_positions_tell_row_and_column():
     assert (places[1, :, :8] == places[1, :1, :8]).all()
     assert (places[:, 2, 8:] == places[:1, 2, 8:]).all()
     assert (torch.pdist(places.flatten(0, 1)) > 0.1).all()
-    with pytest.raises(ValueError, match="rows and columns"):
+    with pytest.raises(UserError, match="rows and columns"):
         sine_positions_2d(4, 18)
 
 
@@ -172,7 +173,7 @@ def test_rotary_positions_of_a_page_depend_on_distances_alone():
 
     torch.testing.assert_close(product(0, 0, 1), product(5, 0, 1), rtol=1e-5, atol=1e-5)
     assert (product(0, 0, 1) - product(0, 0, 2)).abs() > 1e-3
-    with pytest.raises(ValueError, match="rows and columns"):
+    with pytest.raises(UserError, match="rows and columns"):
         rotary_angles_2d(rows, columns, 6, 100.0, query)
 
 

@@ -18,6 +18,7 @@ from polymodal.encoders.table import TableEncoder, TableEncoderConfig
 from polymodal.encoders.video import VideoEncoder, VideoEncoderConfig
 from polymodal.encoders.volume import VolumeEncoder, VolumeEncoderConfig, cubify
 from polymodal.encoders.waveform import Convolutions, WaveformEncoder, WaveformEncoderConfig, frame_counts
+from polymodal.errors import UserError
 from polymodal.layers.graph import GraphAttention, GraphConvolution
 from polymodal.modalities import Molecule
 from polymodal.modalities.action import Action, ActionSteps
@@ -112,7 +113,7 @@ def test_gradients_reach_every_parameter_and_weights_come_back(point_encoder, au
 
 
 def test_patches_that_do_not_tile_are_refused():
-    with pytest.raises(ValueError, match="do not tile"):
+    with pytest.raises(UserError, match="do not tile"):
         AudioEncoder(AudioEncoderConfig(bins=30, patch_bins=16))
 
 

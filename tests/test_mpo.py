@@ -226,7 +226,7 @@ def test_a_full_folder_and_a_model_that_knows_nothing_are_refused(
     with pytest.raises(UserError, match="No pair came out of 24 questions: 0 of"):
         write_preferences(ignorant, counting, tmp_path / "none", dataclasses.replace(OPTIONS, captions=0.0))
     assert not [path.name for path in tmp_path.iterdir() if "none" in path.name], "nothing is left behind"
-    with pytest.raises(UserError, match="--samples at least 2"):
+    with pytest.raises(UserError, match="--samples is at least 2"):
         PairOptions(samples=1)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from polymodal.errors import UserError
+from polymodal.ranges import check_ranges
 
 if TYPE_CHECKING:
     from polymodal.corpora import Corpus
@@ -108,8 +109,16 @@ def parse(
 ) -> Any:
     """A dataclass from flags, and from words where a field has no default.
 
-    default: an instance whose values stand where no flag is given.
+    default: an instance whose values stand where no flag is given. Raises UserError for a number outside its range.
     """
+    found = _from_flags(options, arguments, usage, command, default)
+    check_ranges(found)
+    return found
+
+
+def _from_flags(
+    options: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None], default: Any = None
+) -> Any:
     import tyro
 
     given: dict[str, Any] = {} if default is None else {"default": default}
@@ -136,7 +145,10 @@ def parse_together(
     instances = [(name, kind) for name, kind in kinds.items() if not isinstance(kind, type)]
     fields: list[Any] = [(name, Annotated[kind, tyro.conf.arg(name="")]) for name, kind in classes]
     fields += [(name, Annotated[type(held), tyro.conf.arg(name="")], held) for name, held in instances]
-    return parse(dataclasses.make_dataclass("Together", fields), arguments, usage, command)
+    together = _from_flags(dataclasses.make_dataclass("Together", fields), arguments, usage, command)
+    for name in kinds:
+        check_ranges(getattr(together, name))
+    return together
 
 
 def parse_with_recipe(

@@ -23,6 +23,7 @@ from polymodal.cli._flags import (
 )
 from polymodal.cli._printing import print_table, terminal
 from polymodal.errors import UserError
+from polymodal.ranges import Count, Whole
 from polymodal.types import Budget
 
 
@@ -30,7 +31,7 @@ from polymodal.types import Budget
 class JobOptions:
     """How runs follow each other."""
 
-    jobs: int = 1
+    jobs: Count = 1
     """How many runs are under way at a time, each with its share of the cores, or on the next of several GPUs; with a
     budget in seconds they share those, too."""
 
@@ -39,7 +40,7 @@ class JobOptions:
 class CompareOptions(DataOptions, JobOptions):
     budget: str = "60s"
     """Of each run: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
-    seeds: int = 2
+    seeds: Count = 2
     """How many paired seeds."""
     out: str = "comparison"
     """Folder for results.json, report.html and the runs; running again goes on where it stopped."""
@@ -57,8 +58,6 @@ def compare(arguments: Arguments) -> None:
     from polymodal.reproduce.leaderboard import terminal_table, verdict
 
     arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
-    if options.seeds < 1:
-        raise UserError("--seeds is at least 1.")
     comparison = reproduce.compare(arms, options.open(), budget, options.seeds, options.out, jobs=options.jobs)
     console = terminal()
     print("\n" + textwrap.fill(verdict(comparison), min(shutil.get_terminal_size().columns, 120)) + "\n")
@@ -88,7 +87,7 @@ def reproduce(arguments: Arguments) -> None:
     class Options(JobOptions):
         budget: str | None = None
         """Of each run, instead of the claim's own."""
-        seeds: int | None = None
+        seeds: Count | None = None
         """How many paired seeds, instead of the claim's own."""
         claim: str = "claim"
         """Which one, by its name in the recipe's file, where that makes several."""
@@ -143,9 +142,9 @@ def attack(arguments: Arguments) -> None:
     class Options(DataOptions):
         split: str = "test"
         """Whose pictures and captions to attack."""
-        examples: int = 300
+        examples: Count = 300
         """At most so many of them."""
-        seed: int = 0
+        seed: Whole = 0
         """Of everything that the attack draws."""
         out: str = "attack"
         """Folder for attack.json and pictures of what was changed."""

@@ -23,6 +23,7 @@ from polymodal.cli._flags import (
 )
 from polymodal.cli._printing import counted, megabytes, print_json, print_table, terminal
 from polymodal.errors import UserError, unknown
+from polymodal.ranges import Count, Whole
 
 if TYPE_CHECKING:
     from polymodal.corpora import Corpus
@@ -67,9 +68,9 @@ def _list_corpora(names: list[str], arguments: Arguments) -> None:
 def _show_corpora(names: list[str], arguments: Arguments) -> None:
     @dataclass(frozen=True)
     class Options:
-        examples: int = 3
+        examples: Count = 3
         """How many examples to show."""
-        seed: int = 0
+        seed: Whole = 0
         """Which ones: another number shows others."""
         out: str | None = None
         """Where to write the contact sheet (PNG); by default NAME.png in this folder."""
@@ -79,8 +80,6 @@ def _show_corpora(names: list[str], arguments: Arguments) -> None:
     options = parse(Options, arguments, "corpora show NAME", corpora)
     if len(names) != 1:
         raise UserError("Say which corpus: polymodal corpora show emoji.")
-    if options.examples < 1:
-        raise UserError("--examples is at least 1.")
     from polymodal import corpora as data
     from polymodal.corpora.sheet import described, draw_sheet, some_rows
 

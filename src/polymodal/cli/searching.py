@@ -9,6 +9,7 @@ from typing import Any
 
 from polymodal.cli._flags import HELP, Arguments, DataOptions, leading_words, parse, positional, run_and_corpus
 from polymodal.cli._printing import bar, print_json, print_table, said_of_unreadable, terminal
+from polymodal.ranges import Count
 
 
 def embed(arguments: Arguments) -> None:
@@ -66,7 +67,7 @@ def search(arguments: Arguments) -> None:
 
     @dataclass(frozen=True)
     class Options(DataOptions):
-        top: int = 8
+        top: Count = 8
         """How many examples."""
         split: str = "test"
         """Which split to search; `all` searches every example."""
@@ -96,7 +97,7 @@ def _search_index(place: str, arguments: Arguments) -> None:
         """A condition in SQL on key, split and metadata, such as "category = 'Food & Drink'"."""
         hybrid: bool = False
         """Also look for the words in the captions."""
-        top: int = 8
+        top: Count = 8
         """How many examples."""
         run: str | None = None
         """The run that made the index, if it lies elsewhere now."""

@@ -21,6 +21,7 @@ from polymodal.cli._flags import (
 )
 from polymodal.cli._printing import megabytes, print_json, print_table, terminal
 from polymodal.errors import unknown
+from polymodal.ranges import Whole
 from polymodal.types import Budget
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 class TrainOptions(DataOptions, TowerOptions):
     budget: str = "60s"
     """How long: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the weights, the order of the examples and every random choice."""
     out: str | None = None
     """The run's folder; by default runs/RECIPE-CORPUS-seed-N."""

@@ -18,6 +18,7 @@ from polymodal.cli._flags import (
 )
 from polymodal.cli._printing import print_json, print_table, terminal
 from polymodal.errors import UserError, needs
+from polymodal.ranges import Count, Port, Whole
 
 if TYPE_CHECKING:
     from polymodal.evaluation import Score
@@ -61,11 +62,11 @@ def generate(arguments: Arguments) -> None:
 
     @dataclass(frozen=True)
     class Options:
-        steps: int = 8
+        steps: Count = 8
         """Evaluations of the network a picture; more take longer and may be better."""
-        count: int = 8
+        count: Count = 8
         """Pictures of each."""
-        seed: int = 0
+        seed: Whole = 0
         """Of the noise that the pictures begin with."""
         out: str = "generated.png"
         """Where to save the sheet of pictures."""
@@ -94,7 +95,7 @@ def ask(arguments: Arguments) -> None:
     class Options(Decoding):
         question: str = ""
         """About every picture; without, each gets a caption."""
-        seed: int = 0
+        seed: Whole = 0
         """Of words that are drawn by lot (--temperature)."""
         json: bool = False
         """Print JSON for scripts."""
@@ -212,13 +213,13 @@ def serve(arguments: Arguments) -> None:
         """An index that the run has made, for /search."""
         host: str = "127.0.0.1"
         """The address to listen at; 0.0.0.0 is every one of this machine."""
-        port: int = 8000
+        port: Port = 8000
         """The port to listen at."""
         api_key: str | None = None
         """What clients have to send as their key; POLYMODAL_API_KEY does the same. Without it, everybody may ask."""
-        largest_batch: int = 64
+        largest_batch: Count = 64
         """Texts, pictures or sounds that are computed together, at most."""
-        room: int = 1024
+        room: Count = 1024
         """Of them, how many may wait; more are answered with 429."""
         page: bool = False
         """Also show a page to click in, at /page."""

@@ -26,6 +26,7 @@ from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Image, Images, ViewCaptions
 from polymodal.modalities.image import to_rgb
 from polymodal.modalities.view_caption import ViewCaption
+from polymodal.ranges import Count, Positive, Whole, check_ranges
 from polymodal.training.features import weights_key
 from polymodal.training.run import Run, answers
 from polymodal.types import CanEmbed, CanWrite
@@ -39,24 +40,21 @@ COLUMN = "view_captions"
 class CaptionOptions:
     """How captions are made."""
 
-    samples: int = 10
+    samples: Count = 10
     """Captions that are drawn of each picture."""
-    keep: int = 1
+    keep: Count = 1
     """Captions of a picture that are kept, the best first."""
-    views: int = 0
+    views: Whole = 0
     """Pictures of an example that are described, evenly chosen; 0 is all."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Of the distribution that captions are drawn from."""
-    longest: int = 32
+    longest: Count = 32
     """Most tokens of a caption."""
-    seed: int = 0
+    seed: Whole = 0
     """Of everything that is drawn."""
 
     def __post_init__(self) -> None:
-        if min(self.samples, self.keep, self.longest) < 1 or self.views < 0 or self.temperature <= 0:
-            raise UserError(
-                "--samples, --keep and --longest are at least 1, --views is at least 0, --temperature is above 0."
-            )
+        check_ranges(self)
 
 
 @dataclass

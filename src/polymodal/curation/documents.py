@@ -31,6 +31,7 @@ from polymodal.curation.web import Block, blocks_of, markdown_of, parallel_lists
 from polymodal.errors import UnreadableExample, UserError, needs
 from polymodal.modalities import Image, Interleaved
 from polymodal.modalities.image import to_rgb
+from polymodal.ranges import Count, check_ranges
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import write_json
 from polymodal.types import Curation, CurationStep, Dropped
@@ -54,12 +55,11 @@ class CurationOptions:
 
     runner: Runner = "native"
     """Daft's runner: native on this machine, or ray on the cluster of RAY_ADDRESS, by default one on this machine."""
-    shard: int = 512
+    shard: Count = 512
     """Pages that are written together, and need not be done again after a stop."""
 
     def __post_init__(self) -> None:
-        if self.shard < 1:
-            raise UserError("--shard is at least 1.")
+        check_ranges(self)
 
 
 @dataclasses.dataclass

@@ -26,6 +26,7 @@ from polymodal.errors import UserError
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Image, Preferences
 from polymodal.modalities.preference import Preference
+from polymodal.ranges import Count, Factor, Positive, Several, Share, Whole, check_ranges
 from polymodal.training.features import weights_key
 from polymodal.training.run import Run, answers
 from polymodal.types import CanWrite, Example
@@ -38,30 +39,25 @@ COLUMN = "preferences"
 class PairOptions:
     """How pairs are made."""
 
-    examples: int = 1000
+    examples: Count = 1000
     """At most so many training examples are asked about."""
-    samples: int = 16
+    samples: Several = 16
     """Answers that are drawn to each question; the paper draws at most 32."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Of the distribution that answers are drawn from."""
-    longest: int = 64
+    longest: Count = 64
     """Most tokens of an answer."""
-    most_pairs: int = 15
+    most_pairs: Count = 15
     """Of one question."""
-    captions: float = 0.5
+    captions: Share = 0.5
     """Share of the examples that also give a pair of captions."""
-    kept: float = 0.5
+    kept: Factor = 0.5
     """Share of a caption's words after which the model goes on without the picture; 0.25 and 0.75 were worse."""
-    seed: int = 0
+    seed: Whole = 0
     """Of everything that is drawn."""
 
     def __post_init__(self) -> None:
-        if min(self.examples, self.samples - 1, self.longest, self.most_pairs) < 1 or self.temperature <= 0:
-            raise UserError(
-                "--examples, --longest and --most-pairs are at least 1, --samples at least 2, --temperature above 0."
-            )
-        if not (0 <= self.captions <= 1 and 0 < self.kept < 1):
-            raise UserError("--captions is a share from 0 to 1, --kept lies between 0 and 1.")
+        check_ranges(self)
 
 
 @dataclass

@@ -12,23 +12,24 @@ from torch.nn import functional as F
 from polymodal.encoders.encoder import Encoder
 from polymodal.layers.transformer import Packing, Transformer, last_token
 from polymodal.modalities.action import ActionSteps
+from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class ActionEncoderConfig:
     """The tower of actions."""
 
-    actions: int = 8
+    actions: Count = 8
     """Kinds of action."""
-    targets: int = 64
+    targets: Count = 64
     """Elements that an action may be about; those beyond share the last vector."""
-    context: int = 64
+    context: Count = 64
     """Longest sequence; of longer ones, the last steps are told by the last place."""
-    width: int = 64
+    width: Count = 64
     """Channels of every token."""
-    depth: int = 2
+    depth: Whole = 2
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
     causal: bool = True
     """Whether a step sees only the steps before it, as for saying what comes next."""

@@ -13,26 +13,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.encoders.encoder import Encoder
+from polymodal.errors import UserError
 from polymodal.layers.positions import sine_positions
 from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
 from polymodal.modalities.padding import Padded
+from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class AudioEncoderConfig:
     """The audio tower."""
 
-    bins: int = 80
+    bins: Count = 80
     """Mel bins of a frame."""
-    patch_frames: int = 8
+    patch_frames: Count = 8
     """Frames of a patch."""
-    patch_bins: int = 16
+    patch_bins: Count = 16
     """Bins of a patch; must divide the bins."""
-    width: int = 64
+    width: Count = 64
     """Channels of every token; even."""
-    depth: int = 2
+    depth: Whole = 2
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
 
 
@@ -42,7 +44,7 @@ class AudioEncoder(Encoder):
     def __init__(self, config: AudioEncoderConfig):
         super().__init__()
         if config.bins % config.patch_bins:
-            raise ValueError(f"patches of {config.patch_bins} bins do not tile a frame of {config.bins}")
+            raise UserError(f"Patches of {config.patch_bins} bins do not tile a frame of {config.bins}.")
         self.config = config
         self.bands = config.bins // config.patch_bins
         self.patch_embedding = nn.Linear(config.patch_frames * config.patch_bins, config.width)

@@ -10,21 +10,22 @@ from torch import Tensor, nn
 
 from polymodal.encoders.encoder import Encoder
 from polymodal.layers.transformer import Packing, Transformer, first_token
+from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class CellEncoderConfig:
     """The cell tower."""
 
-    genes: int = 765
+    genes: Count = 765
     """Genes that a profile lists."""
-    bins: int = 50
+    bins: Count = 50
     """Levels of expression, as `modalities.cell.binned` makes them; 0 is a silent gene."""
-    width: int = 64
+    width: Count = 64
     """Channels of every token."""
-    depth: int = 2
+    depth: Whole = 2
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
 
     def build(self) -> Encoder:

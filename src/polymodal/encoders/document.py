@@ -13,19 +13,20 @@ from polymodal.layers.placed_text import PlacedText
 from polymodal.layers.positions import LayoutEmbedding, SpatialBias
 from polymodal.layers.transformer import Packing
 from polymodal.modalities.document import PageTokens
+from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class DocumentEncoderConfig:
     """The tower of pages."""
 
-    context: int = 512
+    context: Count = 512
     """Longest page in tokens, with start and end mark."""
-    width: int = 64
+    width: Count = 64
     """Channels of every token; even."""
-    depth: int = 2
+    depth: Whole = 2
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
     spatial_bias: bool = True
     """Whether attention sees the distances of tokens in the text, across and down the page."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from polymodal.encoders.encoder import Encoder
 from polymodal.layers.graph import GraphAttention, GraphConvolution, mean_of_nodes
+from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,13 @@ class VectorGraph:
 class GraphEncoderConfig:
     """The graph tower."""
 
-    features: int = 64
+    features: Count = 64
     """Values of a node's vector."""
-    width: int = 64
+    width: Count = 64
     """Channels of every token."""
-    depth: int = 2
+    depth: Whole = 2
     """Rounds of messages: how many edges away a node sees."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads; for attention only."""
     messages: Literal["convolution", "attention"] = "convolution"
     """What weighs neighbours: their degrees (GCN), or attention (GAT)."""

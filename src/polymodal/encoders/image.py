@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.encoders.encoder import Encoder
+from polymodal.errors import UserError
 from polymodal.layers.positions import rotary_angles_2d, sine_positions_2d
 from polymodal.layers.transformer import Packing, Transformer
 from polymodal.modalities.image import patchify
+from polymodal.ranges import Count, Whole
 
 ROTARY_BASE = 100.0  # of the wave lengths, as in DINOv3; grids are short
 
@@ -24,24 +26,24 @@ ROTARY_BASE = 100.0  # of the wave lengths, as in DINOv3; grids are short
 class ImageEncoderConfig:
     """The image tower."""
 
-    size: int = 32
+    size: Count = 32
     """Side of the square input picture in pixels."""
-    patch: int = 8
+    patch: Count = 8
     """Side of a patch in pixels; must divide the size."""
-    width: int = 64
+    width: Count = 64
     """Channels of every token."""
-    depth: int = 2
+    depth: Whole = 2
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
-    stem: tuple[int, ...] = ()
+    stem: tuple[Count, ...] = ()
     """Channels of 3 x 3 convolutions of stride 2 in front of the patches (Xiao et al. 2021); without, patches are cut
     out of the pixels."""
     pooling: Literal["mean", "max", "class"] = "mean"
     """Picture vector: mean or maximum over patches, or a learned class token."""
     positions: Literal["learned", "sine", "rotary"] = "learned"
     """Places: learned vectors, fixed sines and cosines of row and column, or queries and keys turned by them (RoPE)."""
-    registers: int = 0
+    registers: Whole = 0
     """Further tokens that are read by nobody after the last block (Darcet et al. 2024)."""
 
     @property
@@ -63,10 +65,10 @@ class ImageEncoder(Encoder):
     def __init__(self, config: ImageEncoderConfig):
         super().__init__()
         if config.size % config.patch:
-            raise ValueError(f"patches of {config.patch} px do not tile a picture of {config.size} px")
+            raise UserError(f"Patches of {config.patch} px do not tile a picture of {config.size} px.")
         shrunk = 2 ** len(config.stem)
         if config.patch % shrunk:
-            raise ValueError(f"patches of {config.patch} px are no multiple of the stem's {shrunk} px")
+            raise UserError(f"Patches of {config.patch} px are no multiple of the stem's {shrunk} px.")
         self.config = config
         self.grid = config.size // config.patch
         self.with_class = config.pooling == "class"

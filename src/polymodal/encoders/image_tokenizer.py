@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.errors import UserError
 from polymodal.layers.quantise import VectorQuantiser
+from polymodal.ranges import Count
 
 COMMITMENT = 0.25  # beta of equation 3
 STEM = 4  # pixels
@@ -20,11 +22,11 @@ STEM = 4  # pixels
 class ImageTokenizerConfig:
     """The discrete codes of pictures."""
 
-    codes: int = 256
+    codes: Count = 256
     """Entries of the codebook."""
-    dim: int = 8
+    dim: Count = 8
     """Dimensions in which vectors and codes are compared."""
-    width: int = 32
+    width: Count = 32
     """Channels of the convolutions."""
 
     def build(self, patch: int) -> ImageTokenizer:
@@ -42,7 +44,7 @@ class ImageTokenizer(nn.Module):
         super().__init__()
         width, halvings = config.width, round(math.log2(patch)) - 2
         if STEM * 2**halvings != patch:
-            raise ValueError(f"a patch of {patch} px is no power of 2 from {STEM} on")
+            raise UserError(f"A patch of {patch} px is no power of 2 from {STEM} on.")
         down = [nn.Conv2d(width, width, 4, stride=2, padding=1) for _ in range(halvings)]
         up = [nn.ConvTranspose2d(width, width, 4, stride=2, padding=1) for _ in range(halvings)]
         stem, last = nn.Conv2d(3, width, STEM, stride=STEM), nn.ConvTranspose2d(width, 3, STEM, stride=STEM)

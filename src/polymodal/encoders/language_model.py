@@ -15,29 +15,30 @@ from polymodal.data.sequence import TEXT
 from polymodal.layers.decoder import Cache, Decoder, DecoderBlock, ModalityExperts, Routes, SwiGLU
 from polymodal.layers.decoding import Beams, Decoding, choose, until
 from polymodal.modalities.text import TextTokenizer, Tokenizer
+from polymodal.ranges import Count, Positive, Whole
 
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
     """A decoder of text."""
 
-    vocabulary: int = 2000
+    vocabulary: Count = 2000
     """Entries of the byte-level BPE that is learned on the corpus."""
-    context: int = 256
+    context: Count = 256
     """Longest sequence in tokens, of all modalities together."""
-    width: int = 128
+    width: Count = 128
     """Channels of every token."""
-    depth: int = 4
+    depth: Whole = 4
     """Blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
-    groups: int = 2
+    groups: Count = 2
     """Heads of keys and values, which the attention heads share evenly."""
-    hidden: int = 352
+    hidden: Count = 352
     """Channels inside a perceptron."""
-    rotary_base: float = 10_000.0
+    rotary_base: Positive = 10_000.0
     """Of the wave lengths of positions."""
-    epsilon: float = 1e-6
+    epsilon: Positive = 1e-6
     """Of the norms."""
     tied: bool = True
     """Whether words are read and written by the same vectors."""

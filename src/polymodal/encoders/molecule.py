@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from polymodal.encoders.encoder import Encoder
 from polymodal.layers.graph import mean_of_nodes, summed_messages
 from polymodal.modalities.molecule import ATOM_FEATURES, BOND_FEATURES, MoleculeGraph
+from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ def collate_molecules(molecules: Sequence[MoleculeGraph]) -> GraphBatch:
 class MoleculeEncoderConfig:
     """The molecule tower."""
 
-    width: int = 64
+    width: Count = 64
     """Channels of every atom."""
-    depth: int = 3
+    depth: Whole = 3
     """Rounds of messages: how many bonds away an atom sees."""
 
 

@@ -8,30 +8,32 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from polymodal.errors import UserError
 from polymodal.layers.multiway import MultiwayTransformer
 from polymodal.modalities.image import patchify
 from polymodal.modalities.text import Tokens
+from polymodal.ranges import BelowOne, Count, Whole
 
 
 @dataclass(frozen=True)
 class MultiwayEncoderConfig:
     """The one tower of pictures and texts."""
 
-    size: int = 96
+    size: Count = 96
     """Side in pixels of the square picture, to which any picture is stretched."""
-    patch: int = 32
+    patch: Count = 32
     """Side of a patch in pixels; must divide the size."""
-    vocabulary: int = 1024
+    vocabulary: Count = 1024
     """Entries of the byte-level BPE that is learned on the corpus."""
-    context: int = 32
+    context: Count = 32
     """Longest text in tokens, with start and end mark; longer ones are cut."""
-    width: int = 96
+    width: Count = 96
     """Channels of every token."""
-    depth: int = 3
+    depth: Whole = 3
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
-    drop_path: float = 0.0
+    drop_path: BelowOne = 0.0
     """Probability that an example skips half of the last block while training; less in the blocks before."""
 
     @property
@@ -50,7 +52,7 @@ class MultiwayEncoder(nn.Module):
     def __init__(self, config: MultiwayEncoderConfig, vocabulary: int):
         super().__init__()
         if config.size % config.patch:
-            raise ValueError(f"patches of {config.patch} px do not tile a picture of {config.size} px")
+            raise UserError(f"Patches of {config.patch} px do not tile a picture of {config.size} px.")
         self.config = config
         width = config.width
         self.patch = nn.Linear(3 * config.patch**2, width)

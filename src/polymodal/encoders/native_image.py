@@ -16,21 +16,22 @@ from polymodal.encoders.image import ROTARY_BASE
 from polymodal.layers.positions import rotary_angles_2d
 from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
 from polymodal.modalities.image import PatchedImages
+from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class NativeImageEncoderConfig:
     """The image tower for pictures of any shape."""
 
-    patch: int = 8
+    patch: Count = 8
     """Side of a patch in pixels."""
-    most: int = 64
+    most: Count = 64
     """Patches of a picture at most; larger pictures are made smaller."""
-    width: int = 64
+    width: Count = 64
     """Channels of every token."""
-    depth: int = 2
+    depth: Whole = 2
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
 
     def build(self) -> NativeImageEncoder:

@@ -10,29 +10,31 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.errors import UserError
 from polymodal.layers.positions import LayoutEmbedding, SpatialBias
 from polymodal.layers.transformer import Packing, PostNormBlock, Transformer
 from polymodal.modalities.document import BOX_SCALE, PageTokens
 from polymodal.modalities.image import patchify
+from polymodal.ranges import BelowOne, Count, Whole
 
 
 @dataclass(frozen=True)
 class PageEncoderConfig:
     """The one tower of words and picture."""
 
-    context: int = 160
+    context: Count = 160
     """Longest run of words in tokens, with start and end mark."""
-    size: int = 112
+    size: Count = 112
     """Side in pixels of the picture, to which a page is stretched."""
-    patch: int = 16
+    patch: Count = 16
     """Side of a patch in pixels; must divide the size."""
-    width: int = 64
+    width: Count = 64
     """Channels of every token; even."""
-    depth: int = 3
+    depth: Whole = 3
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
-    dropout: float = 0.1
+    dropout: BelowOne = 0.1
     """Of what enters the first block and of every block's output."""
 
     @property
@@ -53,7 +55,7 @@ class PageEncoder(nn.Module):
     def __init__(self, config: PageEncoderConfig, vocabulary: int):
         super().__init__()
         if config.size % config.patch:
-            raise ValueError(f"patches of {config.patch} px do not tile a picture of {config.size} px")
+            raise UserError(f"Patches of {config.patch} px do not tile a picture of {config.size} px.")
         self.config = config
         width = config.width
         self.word = nn.Embedding(vocabulary + 1, width)  # the last one stands for hidden words

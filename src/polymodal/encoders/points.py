@@ -12,27 +12,28 @@ from torch import Tensor, nn
 
 from polymodal.encoders.encoder import Encoder
 from polymodal.layers.transformer import Transformer
+from polymodal.ranges import BelowOne, Count, Whole
 
 
 @dataclass(frozen=True)
 class PointEncoderConfig:
     """The point tower."""
 
-    channels: int = 6
+    channels: Count = 6
     """Values of a point: three of its place, then its colour."""
-    groups: int = 32
+    groups: Count = 32
     """Tokens: centres that lie as far from each other as possible."""
-    neighbours: int = 16
+    neighbours: Whole = 16
     """Points of a group: the nearest to its centre."""
-    width: int = 64
+    width: Count = 64
     """Channels of every token."""
-    depth: int = 2
+    depth: Whole = 2
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
-    group_width: int = 0
+    group_width: Whole = 0
     """Channels of what is made of a group before the transformer; 0 is its width."""
-    drop_path: float = 0.0
+    drop_path: BelowOne = 0.0
     """Probability that an example skips a branch of the last block; it rises to that from 0."""
     pooling: Literal["mean", "class_and_largest"] = "mean"
     """Vector of the cloud: the mean over groups, or a class token beside the largest value of each channel over groups,

@@ -15,21 +15,22 @@ from polymodal.encoders.encoder import Encoder
 from polymodal.layers.positions import sine_positions
 from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
 from polymodal.modalities.padding import Padded
+from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class SeriesEncoderConfig:
     """The series tower."""
 
-    channels: int = 1
+    channels: Count = 1
     """The most channels that a series has; fewer are padded with zeros, and stand for nothing."""
-    patch: int = 16
+    patch: Count = 16
     """Values of a patch."""
-    width: int = 64
+    width: Count = 64
     """Channels of every token; even."""
-    depth: int = 2
+    depth: Whole = 2
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
 
 

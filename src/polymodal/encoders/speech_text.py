@@ -13,27 +13,28 @@ from torch.nn import functional as F
 from polymodal.layers.conformer import Conformer
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
+from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class SpeechTextEncoderConfig:
     """The one tower of speech and text."""
 
-    bins: int = 80
+    bins: Count = 80
     """Mel bins of a frame of 10 ms."""
-    width: int = 64
+    width: Count = 64
     """Channels of every token."""
-    speech_depth: int = 1
+    speech_depth: Whole = 1
     """Blocks that see speech only."""
-    shared_depth: int = 2
+    shared_depth: Whole = 2
     """Blocks above them, which see speech and text."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
-    kernel: int = 5
+    kernel: Count = 5
     """Places that a convolution sees; odd."""
-    vocabulary: int = 4096
+    vocabulary: Count = 4096
     """Characters that are known, the most frequent ones of the corpus."""
-    context: int = 200
+    context: Count = 200
     """Longest text in characters, with start and end mark; longer ones are cut."""
 
     def build(self, vocabulary: int) -> SpeechTextEncoder:

@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from polymodal.encoders.encoder import Encoder
 from polymodal.layers.transformer import Transformer
 from polymodal.modalities.table import TableRows
+from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class TableEncoderConfig:
     """The table tower."""
 
-    width: int = 64
+    width: Count = 64
     """Channels of every token."""
-    depth: int = 2
+    depth: Whole = 2
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
 
 

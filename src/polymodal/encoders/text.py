@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from polymodal.encoders.encoder import Encoder
 from polymodal.layers.transformer import Packing, Transformer, first_token, last_token, mean_of_tokens
 from polymodal.modalities.text import TextTokenizer, Tokenizer, Tokens
+from polymodal.ranges import BelowOne, Context, Count, Whole
 
 Pooling = Literal["mean", "end", "start"]
 POOLED = {"mean": mean_of_tokens, "end": last_token, "start": first_token}
@@ -24,21 +25,21 @@ POOLED = {"mean": mean_of_tokens, "end": last_token, "start": first_token}
 class TextEncoderConfig:
     """The text tower."""
 
-    vocabulary: int = 8000
+    vocabulary: Count = 8000
     """Entries of the byte-level BPE that is learned on the corpus."""
-    context: int = 64
+    context: Context = 64
     """Longest sequence in tokens, with start and end mark; longer captions are cut."""
-    width: int = 64
+    width: Count = 64
     """Channels of every token."""
-    depth: int = 0
+    depth: Whole = 0
     """Transformer blocks; 0 is the mean of token vectors, which a few thousand captions cannot overfit."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
     causal: bool = False
     """Whether a token sees only the tokens before it, as in the original CLIP."""
     pooling: Pooling = "mean"
     """Caption vector: the mean over tokens, the end mark, or the start mark."""
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     """Probability of dropping a channel after attention and perceptron."""
 
     def tokenizer(self, texts: Iterable[str]) -> Tokenizer:

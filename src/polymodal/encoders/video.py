@@ -14,25 +14,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.encoders.encoder import Encoder
+from polymodal.errors import UserError
 from polymodal.layers.transformer import Attention, Block, Transformer
 from polymodal.modalities.image import patchify
+from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class VideoEncoderConfig:
     """The video tower."""
 
-    frames: int = 8
+    frames: Count = 8
     """Frames of a clip."""
-    size: int = 32
+    size: Count = 32
     """Side of a square frame in pixels."""
-    patch: int = 8
+    patch: Count = 8
     """Side of a patch in pixels; must divide the size."""
-    width: int = 64
+    width: Count = 64
     """Channels of every token."""
-    depth: int = 2
+    depth: Whole = 2
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
     attention: Literal["joint", "divided"] = "divided"
     """Whether a patch looks at all patches of all frames, or first along time and then within its frame."""
@@ -54,7 +56,7 @@ class VideoEncoder(Encoder):
     def __init__(self, config: VideoEncoderConfig):
         super().__init__()
         if config.size % config.patch:
-            raise ValueError(f"patches of {config.patch} px do not tile a frame of {config.size} px")
+            raise UserError(f"Patches of {config.patch} px do not tile a frame of {config.size} px.")
         self.config = config
         std = config.width**-0.5
         self.patch_embedding = nn.Linear(3 * config.patch**2, config.width)

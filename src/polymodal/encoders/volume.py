@@ -10,25 +10,27 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from polymodal.encoders.encoder import Encoder
+from polymodal.errors import UserError
 from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
 from polymodal.modalities.padding import Padded
+from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class VolumeEncoderConfig:
     """The tower of scans."""
 
-    contrasts: int = 4
+    contrasts: Count = 4
     """Contrasts that a scan may have."""
-    size: tuple[int, int, int] = (48, 56, 48)
+    size: tuple[Count, Count, Count] = (48, 56, 48)
     """Depth, height and width in voxels."""
-    patch: int = 8
+    patch: Count = 8
     """Side of a cube in voxels; must divide the size."""
-    width: int = 64
+    width: Count = 64
     """Channels of every token."""
-    depth: int = 2
+    depth: Whole = 2
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
 
 
@@ -41,7 +43,7 @@ class VolumeEncoder(Encoder):
     def __init__(self, config: VolumeEncoderConfig):
         super().__init__()
         if any(side % config.patch for side in config.size):
-            raise ValueError(f"cubes of {config.patch} voxels do not tile a scan of {config.size}")
+            raise UserError(f"Cubes of {config.patch} voxels do not tile a scan of {config.size}.")
         self.config = config
         depth, height, width = (side // config.patch for side in config.size)
         std = config.width**-0.5

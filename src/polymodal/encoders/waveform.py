@@ -12,6 +12,7 @@ from polymodal.encoders.encoder import Encoder
 from polymodal.layers.positions import sine_positions
 from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
 from polymodal.modalities.padding import Padded
+from polymodal.ranges import Count, Whole
 
 KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # 20 ms a frame at 16 kHz
 
@@ -20,13 +21,13 @@ KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # 20 ms a fram
 class WaveformEncoderConfig:
     """The waveform tower, for mono sound at 16 kHz."""
 
-    channels: int = 64
+    channels: Count = 64
     """Channels of the convolutions; the paper has 512."""
-    width: int = 64
+    width: Count = 64
     """Channels of every token; even."""
-    depth: int = 2
+    depth: Whole = 2
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
 
     def build(self) -> Encoder:

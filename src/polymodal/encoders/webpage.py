@@ -12,21 +12,22 @@ from polymodal.layers.placed_text import PlacedText
 from polymodal.layers.positions import XPathEmbedding
 from polymodal.layers.transformer import Packing
 from polymodal.modalities.webpage import PLACE_COUNT, TAG_COUNT, ElementTokens
+from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class WebpageEncoderConfig:
     """The tower of web pages."""
 
-    context: int = 512
+    context: Count = 512
     """Longest page in tokens, with start and end mark."""
-    steps: int = 16
+    steps: Count = 16
     """Steps of an XPath that are seen; MarkupLM has 50."""
-    width: int = 64
+    width: Count = 64
     """Channels of every token."""
-    depth: int = 2
+    depth: Whole = 2
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
 
     def build(self, vocabulary: int) -> Encoder:

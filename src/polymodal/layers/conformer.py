@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.errors import UserError
 from polymodal.layers.positions import rotary_angles, rotate
 from polymodal.layers.transformer import Packing
 
@@ -24,7 +25,7 @@ class RotaryAttention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         if width % (2 * heads):
-            raise ValueError(f"a width of {width} does not divide into {heads} heads of even size")
+            raise UserError(f"A width of {width} does not divide into {heads} heads of even size.")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -45,7 +46,7 @@ class Convolution(nn.Module):
     def __init__(self, width: int, kernel: int):
         super().__init__()
         if kernel % 2 == 0:
-            raise ValueError(f"a kernel of {kernel} places has no middle")
+            raise UserError(f"A kernel of {kernel} places has no middle.")
         self.gate = nn.Linear(width, 2 * width)
         self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
         self.norm = nn.LayerNorm(width)

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.errors import UserError
 from polymodal.layers.positions import rotary_angles, rotate
 
 Routes = Sequence[Int[Tensor, " _"]]  # for each expert, the numbers of its tokens among those of all rows
@@ -59,7 +60,7 @@ class GroupedQueryAttention(nn.Module):
         """groups: heads of keys and values; as many as heads is multi-head attention. bias: of all three."""
         super().__init__()
         if width % heads or heads % groups:
-            raise ValueError(f"a width of {width}, {heads} heads and {groups} groups do not divide")
+            raise UserError(f"A width of {width}, {heads} heads and {groups} groups do not divide.")
         self.groups = groups
         self.size = width // heads
         self.sizes = [width, groups * self.size, groups * self.size]

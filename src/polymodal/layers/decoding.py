@@ -10,28 +10,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.errors import UserError
+from polymodal.ranges import Count, Factor, NotNegative, check_ranges
 
 
 @dataclass(frozen=True)
 class Decoding:
     """How a text is written."""
 
-    longest: int = 48
+    longest: Count = 48
     """Most tokens that are written."""
-    temperature: float = 0.0
+    temperature: NotNegative = 0.0
     """Of the distribution that tokens are drawn from; 0 takes the likeliest."""
-    top_p: float = 1.0
+    top_p: Factor = 1.0
     """Tokens are drawn among the likeliest that together have this probability (Holtzman et al. 2020)."""
-    beams: int = 1
+    beams: Count = 1
     """Continuations that are kept at once (beam search)."""
     length_penalty: float = 1.0
     """Beams are compared by log-probability / length ** this."""
 
     def __post_init__(self) -> None:
-        if self.longest < 1 or self.beams < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise UserError(
-                "--longest and --beams are at least 1, --temperature is at least 0, --top-p is above 0 and at most 1."
-            )
+        check_ranges(self)
         if self.beams > 1 and self.temperature > 0:
             raise UserError("Beams are not drawn by lot; leave out --beams or --temperature.")
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.errors import UserError
 from polymodal.layers.transformer import Block
 from polymodal.modalities.image import patchify, unpatchify
 
@@ -60,7 +61,7 @@ class DiffusionTransformer(nn.Module):
         """size: side of the picture in pixels, a multiple of `patch`."""
         super().__init__()
         if size % patch:
-            raise ValueError(f"patches of {patch} px do not tile a picture of {size} px")
+            raise UserError(f"Patches of {patch} px do not tile a picture of {size} px.")
         self.patch = patch
         self.into = nn.Linear(channels * patch**2, width)
         self.positions = nn.Parameter(0.02 * torch.randn((size // patch) ** 2, width))

@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.errors import UserError
+
 
 def with_loops(ends: Int[Tensor, "2 edges"], nodes: int) -> Int[Tensor, "2 edges_and_nodes"]:
     """The edges, and one from every node to itself."""
@@ -60,7 +62,7 @@ class GraphAttention(nn.Module):
     def __init__(self, width_in: int, width_out: int, heads: int):
         super().__init__()
         if width_out % heads:
-            raise ValueError(f"a width of {width_out} does not divide into {heads} heads")
+            raise UserError(f"A width of {width_out} does not divide into {heads} heads.")
         self.heads = heads
         self.linear = nn.Linear(width_in, width_out, bias=False)
         self.source = nn.Parameter(torch.empty(heads, width_out // heads))

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from polymodal.errors import UserError
+
 
 def sine_positions(length: int, width: int, like: Tensor) -> Float[Tensor, "length width"]:
     """Sines and cosines of falling frequency (Vaswani et al. 2017, section 3.5), in type and place of `like`."""
@@ -28,7 +30,7 @@ def sine_positions_2d(grid: int, width: int, span: float | None = None) -> Float
     from 0.
     """
     if width % 4:
-        raise ValueError(f"a width of {width} does not divide into sines and cosines of rows and columns")
+        raise UserError(f"A width of {width} does not divide into sines and cosines of rows and columns.")
     place = torch.arange(grid, dtype=torch.float32)
     along = _sines(place if span is None else (place + 1) * span / grid, width // 2)
     rows, columns = along.repeat_interleave(grid, dim=0), along.repeat(grid, 1)
@@ -55,7 +57,7 @@ def rotary_angles_2d(
     size: channels of a head, a multiple of 4. Raises ValueError for another one.
     """
     if size % 4:
-        raise ValueError(f"heads of {size} channels do not divide into pairs for rows and columns")
+        raise UserError(f"Heads of {size} channels do not divide into pairs for rows and columns.")
     rate = base ** (-torch.arange(0, size // 2, 2, device=row.device) / (size // 2))
     turned = torch.cat([row[..., None] * rate, column[..., None] * rate], dim=-1)
     angle = turned[:, None].repeat(1, 1, 1, 2)
@@ -88,7 +90,7 @@ class LayoutEmbedding(nn.Module):
         size -= (width // 2 - size) % 2
         place = (width - 2 * size) // 4
         if width % 2 or size < 1:
-            raise ValueError(f"a width of {width} does not divide into six parts")
+            raise UserError(f"A width of {width} does not divide into six parts.")
         self.across = nn.Embedding(scale + 1, place)
         self.down = nn.Embedding(scale + 1, place)
         self.wide = nn.Embedding(scale + 1, size)

@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.errors import UserError
+
 
 class Quantised(NamedTuple):
     """vectors: those of the codes; gradients pass to what was quantised. codebook, commitment: losses."""
@@ -86,7 +88,7 @@ class GumbelQuantiser(nn.Module):
         """dim: of the vectors, a multiple of the books. cooling: factor of the temperature at every step."""
         super().__init__()
         if dim % books:
-            raise ValueError(f"{dim} channels do not divide into {books} books")
+            raise UserError(f"{dim} channels do not divide into {books} books.")
         self.books, self.codes = books, codes
         self.hottest, self.coldest, self.cooling = hottest, coldest, cooling
         self.logits = nn.Linear(width, books * codes)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from polymodal.errors import UserError
 from polymodal.layers.positions import rotate
 
 
@@ -88,7 +89,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, causal: bool = False):
         super().__init__()
         if width % heads:
-            raise ValueError(f"a width of {width} does not divide into {heads} heads")
+            raise UserError(f"A width of {width} does not divide into {heads} heads.")
         self.heads = heads
         self.causal = causal
         self.qkv = nn.Linear(width, 3 * width)

@@ -14,21 +14,22 @@ from torch.nn import functional as F
 
 from polymodal.draws import Draws
 from polymodal.modalities.text import UNKNOWN_LANGUAGE, Caption
+from polymodal.ranges import NotNegative, Share
 
 
 @dataclass(frozen=True)
 class ImageAugmentation:
     """What may happen to a picture; probabilities are drawn for each picture on its own."""
 
-    crop: tuple[float, float] = (0.5, 1.0)
+    crop: tuple[Share, Share] = (0.5, 1.0)
     """Smallest and largest share of the area that is kept."""
-    flip: float = 0.0
+    flip: Share = 0.0
     """Probability of a mirror image; left and right change places."""
-    jitter: float = 0.0
+    jitter: NotNegative = 0.0
     """Probability of changing brightness, contrast and saturation by up to 40 % and hue by up to 10 %."""
-    grey: float = 0.0
+    grey: Share = 0.0
     """Probability of losing all colour."""
-    blur: float = 0.0
+    blur: Share = 0.0
     """Probability of a Gaussian blur of up to 2 % of the side."""
 
 

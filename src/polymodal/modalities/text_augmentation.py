@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from polymodal.ranges import Share
+
 _SMALL = "a an and are as at be by for from in is it its of on or that the this to was were will with"
 STOP_WORDS = frozenset(_SMALL.split(" "))
 
@@ -14,11 +16,11 @@ STOP_WORDS = frozenset(_SMALL.split(" "))
 class TextAugmentation:
     """What may happen to a caption; each step on its own. Synonyms come from drawing another caption instead."""
 
-    stop_words: float = 0.8
+    stop_words: Share = 0.8
     """Probability of removing articles, prepositions and the like."""
-    swap: float = 0.2
+    swap: Share = 0.2
     """Probability of exchanging two words."""
-    delete: float = 0.2
+    delete: Share = 0.2
     """Probability of dropping one word."""
 
 

@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from polymodal.errors import UserError, unknown
+from polymodal.ranges import range_of
 
 if TYPE_CHECKING:
     from polymodal.types import Claim
@@ -174,16 +175,18 @@ def describe(spec: str) -> dict[str, Any]:
 def _hyper_parameters(recipe: Any, prefix: str = "") -> Iterator[dict[str, Any]]:
     """flag, type, default, and the text below the field, which says its meaning and source."""
     hints, texts = typing.get_type_hints(type(recipe)), _field_texts(type(recipe))
+    with_ranges = typing.get_type_hints(type(recipe), include_extras=True)
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
         if dataclasses.is_dataclass(value):
             yield from _hyper_parameters(value, f"{prefix}{field.name}.")
             continue
-        hint = hints[field.name]
+        hint, bounds = hints[field.name], range_of(with_ranges[field.name])
         choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+        named = " | ".join(choices) if choices else getattr(hint, "__name__", str(hint))
         yield {
             "flag": "--" + f"{prefix}{field.name}".replace("_", "-"),
-            "type": " | ".join(choices) if choices else getattr(hint, "__name__", str(hint)),
+            "type": f"{named}, {bounds}" if bounds else named,
             "default": f"{value:.4g}" if isinstance(value, float) else str(value),
             "meaning": texts.get(field.name, ""),
         }

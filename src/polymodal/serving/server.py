@@ -32,6 +32,7 @@ from polymodal.errors import UnreadableExample, UserError, unusable
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Audio, Image
 from polymodal.modalities.image import encoded, to_rgb
+from polymodal.ranges import Count, Positive
 from polymodal.serving.asking import ask_about
 from polymodal.serving.batching import Busy, Late, MicroBatcher
 from polymodal.serving.generation import generate_pictures
@@ -49,17 +50,17 @@ USUAL_SCALE = 1 / 0.07  # of similarities, for methods that learn none
 class Limits:
     """What a request may hold, and how long it may take."""
 
-    body_bytes: int = 32 * 2**20
+    body_bytes: Count = 32 * 2**20
     """Bytes of a request."""
-    pixels: int = 50_000_000
+    pixels: Count = 50_000_000
     """Pixels of a picture."""
-    seconds: float = 60.0
+    seconds: Positive = 60.0
     """Seconds of a sound."""
-    characters: int = 10_000
+    characters: Count = 10_000
     """Characters of a text."""
-    items: int = 64
+    items: Count = 64
     """Texts, pictures or sounds of a request."""
-    deadline: float = 30.0
+    deadline: Positive = 30.0
     """Seconds after which a request is answered with 504."""
 
 

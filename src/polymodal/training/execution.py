@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from polymodal.errors import UserError
+from polymodal.ranges import Count, Whole, check_ranges
 from polymodal.types import Budget
 
 
@@ -19,25 +20,25 @@ class Execution:
     """With several processes (torchrun): every one has the whole model, or each a part of it (FSDP2)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the computation (autocast); weights and losses stay float32."""
-    micro_batch: int = 0
+    micro_batch: Whole = 0
     """Examples a process computes at once, to save memory; 0 is all of its batch. Methods that compare examples keep
     the whole batch as negatives (gradient caching); others take the mean over micro-batches."""
     recompute: bool = False
     """Keep no activations inside transformer blocks and compute them again in the backward pass, to save memory."""
     compile: bool = False
     """Compile transformer blocks (torch.compile); pays for long runs on a GPU."""
-    workers: int | None = None
+    workers: Whole | None = None
     """Threads that prepare batches during a step; by default 4 with a GPU, and 0 on a CPU, where they would compete."""
-    worker_processes: int = 0
+    worker_processes: Whole = 0
     """Processes that prepare batches in place of threads, where Python's own work (and not decoding, during which
     threads run side by side) holds reading up."""
     cache_features: bool = True
     """Compute frozen towers once an input and keep that on disk, where a recipe does not augment what they see."""
     checkpoint_every: str = "60s"
     """How often to save, such as 10steps, 5000examples, 60s or 20m."""
-    keep: int = 1
+    keep: Count = 1
     """How many of the newest checkpoints to keep."""
-    skip_not_finite: int = 5
+    skip_not_finite: Whole = 5
     """How many steps in a row may be left out because a loss or gradient is not finite, before the run stops."""
     track: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
     """Where curves are written while training; wandb and trackio must be installed."""
@@ -49,8 +50,4 @@ class Execution:
             raise UserError(
                 f"--checkpoint-every {self.checkpoint_every} is no interval; write for example 10steps, 60s or 20m."
             ) from error
-        least_values = {"micro_batch": 0, "keep": 1, "skip_not_finite": 0, "workers": 0, "worker_processes": 0}
-        for name, least in least_values.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"--{name.replace('_', '-')} is at least {least}.")
+        check_ranges(self)

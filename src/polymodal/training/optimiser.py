@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from polymodal.modalities import Text
+from polymodal.ranges import BelowOne, Count, Factor, NotNegative, Share, Whole
 from polymodal.training.processes import whole
 from polymodal.types import Stage
 
@@ -22,36 +23,36 @@ from polymodal.types import Stage
 class Optimisation:
     """How a recipe is optimised; part of every recipe's hyper-parameters."""
 
-    batch_size: int = 96
+    batch_size: Count = 96
     """Examples in a step, over all processes."""
-    bucket: int = 0
+    bucket: Whole = 0
     """Batches whose examples are sorted by length together, so that less of each is padding; 0 sorts nothing."""
-    learning_rate: float = 1e-3
+    learning_rate: NotNegative = 1e-3
     """Peak learning rate."""
-    weight_decay: float = 0.1
+    weight_decay: NotNegative = 0.1
     """Decoupled decay of matrices; vectors (biases, norms, temperatures) do not decay."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.98)
     """Decay rates of AdamW's two moments."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """After the warm-up: half a cosine to 0, stable and then a straight line to 0 (warm-up-stable-decay), or none."""
-    warmup: float = 0.05
+    warmup: Share = 0.05
     """Share of the budget over which the learning rate rises from 0."""
-    decay: float = 0.2
+    decay: Share = 0.2
     """Share of the budget at its end over which the wsd schedule falls."""
-    layer_decay: float = 1.0
+    layer_decay: Factor = 1.0
     """Factor of the learning rate from each transformer block to the one before it (BEiT); 1 is none."""
-    clip_norm: float = 1.0
+    clip_norm: NotNegative = 1.0
     """Largest norm of the whole gradient; 0 does not clip."""
-    ema: float = 0.0
+    ema: BelowOne = 0.0
     """Decay a step of the moving average of the weights that becomes the result; 0 keeps the last weights."""
     harmonise: Literal["none", "realign", "curriculum", "both"] = "none"
     """For two or more losses: project conflicting gradients off each other, leave out groups of examples whose
     gradients conflict most, or both (cross-modality gradient harmonization, Wu et al. 2022)."""
-    harmonise_group: int = 0
+    harmonise_group: Whole = 0
     """Examples whose gradients are compared together, and which divide the batch; 0 takes the micro-batches."""
     freeze: tuple[str, ...] = ()
     """Towers that keep their weights, such as text (LiT, Zhai et al. 2022), or shell patterns of parameter names."""
-    lora_rank: int = 0
+    lora_rank: Whole = 0
     """Rank of low-rank updates that are trained in place of the linear layers' own weights (LoRA); 0 trains these."""
     lora_targets: tuple[str, ...] = ("*",)
     """Shell patterns of the names of the linear layers that get a low-rank update."""

@@ -76,12 +76,22 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def check_device(device: str | None) -> None:
+    """Raises UserError for a device that torch does not know, or that this machine has not."""
+    try:
+        torch.empty(0, device=device or "cpu")
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0].rstrip('.')}.") from error
+
+
 @contextmanager
 def processes(device: str | None) -> Iterator[Processes]:
     """Join the other processes that torchrun started; alone without torchrun, and in a thread.
 
-    device: where to compute; by default this process's GPU when there is one.
+    device: where to compute; by default this process's GPU when there is one. Raises UserError for one that is not
+    there.
     """
+    check_device(device)
     gpu = torch.cuda.is_available() and (device is None or device.startswith("cuda"))
     together = launched_together() and threading.current_thread() is threading.main_thread()
     if gpu and together and device is None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from polymodal.corpora import Corpus, MissingData
 from polymodal.errors import UserError
 from polymodal.modalities.text import Tokenizer
+from polymodal.ranges import check_ranges
 from polymodal.training.execution import Execution
 from polymodal.training.loop import Interrupted, Loop, Progress
 from polymodal.training.processes import check_batch, processes
@@ -67,9 +68,11 @@ def train(
     validate: called `validations` times, evenly over the budget; its time does not count.
     execution: device, processes, precision, memory and checkpoints; none of it changes the results but by rounding.
 
-    Raises UserError for a folder that holds another run, a corpus that the recipe cannot use, a disk that cannot be
+    Raises UserError for a hyper-parameter outside its range, a folder that holds another run, a corpus that the recipe
+    cannot use, a disk that cannot be
     written, or losses that are not finite; Interrupted after Ctrl-C or SIGTERM.
     """
+    check_ranges(recipe)
     execution = execution or Execution()
     directory = Path(out) if out is not None else None
     record: dict[str, Any] = {

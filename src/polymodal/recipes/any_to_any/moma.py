@@ -30,6 +30,7 @@ from polymodal.layers.expert_choice import ExpertChoice
 from polymodal.layers.mixture_of_depths import MixtureOfDepths
 from polymodal.modalities.image import unpatchify
 from polymodal.objectives.autoregressive import asked_places, next_token_losses, sum_by_sequence
+from polymodal.ranges import Count, NotNegative, Share, Whole
 from polymodal.recipes.language_models._base import ConversationRecipe
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
@@ -171,28 +172,28 @@ class MoMa(nn.Module):
 
 @dataclass(frozen=True)
 class Recipe(ConversationRecipe):
-    batch_size: int = 32
-    learning_rate: float = 1e-2
+    batch_size: Count = 32
+    learning_rate: NotNegative = 1e-2
     language_model: LanguageModelConfig = LanguageModelConfig(vocabulary=1000, groups=4, tied=False)
     tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
-    tile: int = 64
+    tile: Count = 64
     """Side of a picture in pixels."""
-    patch: int = 8
+    patch: Count = 8
     """Side in pixels of what a code stands for."""
-    text_experts: int = 2
+    text_experts: Whole = 2
     """Experts of the words; one is a plain perceptron, for there is nothing to choose."""
-    image_experts: int = 2
+    image_experts: Whole = 2
     """Experts of the codes."""
     by_modality: bool = True
     """Whether a token may go to its own modality's experts only; without, all experts choose among all tokens."""
     noise: bool = True
     """Whether scores get Gumbel noise while training (equation 5)."""
-    depths: float = 0.0
+    depths: Share = 0.0
     """Share of the tokens that go through every other block, from the first; 0 is all (section 2.3: 0.25)."""
-    upcycling: float = 0.0
+    upcycling: Share = 0.0
     """Share of the main stage in which one expert a modality learns alone, before all become its copies (section
     2.5)."""
-    shares: tuple[float, float, float] = (0.15, 0.75, 0.1)
+    shares: tuple[NotNegative, NotNegative, NotNegative] = (0.15, 0.75, 0.1)
     """Of the budget: tokenizer, language model, auxiliary routers."""
     painting: Decoding = Decoding(top_p=0.95, temperature=1.0)
     """How codes of pictures are drawn."""

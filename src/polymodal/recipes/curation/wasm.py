@@ -20,6 +20,7 @@ from rapidfuzz import fuzz, process
 from polymodal.curation.quality import Judge, Knowledge, Limits, cleaned, printed
 from polymodal.curation.web import Block
 from polymodal.encoders.language_model import LanguageModelConfig
+from polymodal.ranges import NotNegative, Share, Whole
 from polymodal.recipes.any_to_any import moma
 from polymodal.types import Budget, CuratedTrainingClaim, CurationClaim, CurationStep, Dropped, Paper, Sifted
 
@@ -61,14 +62,14 @@ class Recipe:
     """Of the texts that are wanted, as ISO 639-1 names it."""
     paragraph: Limits = PARAGRAPH
     document: Limits = DOCUMENT
-    alike: float = 80.0
+    alike: NotNegative = 80.0
     """Edit similarity, from 0 to 100, at which the later of two texts of a page goes; above 100, none does."""
     layout: Literal["markdown", "flat"] = "markdown"
     """Markdown with pictures in their place, or plain text behind all pictures."""
-    longest: int = 0
+    longest: Whole = 0
     """Characters of a document, of which a picture takes a quarter; longer pages become several, cut between blocks; 0
     keeps them whole."""
-    calibrated: float = 0.98
+    calibrated: Share = 0.98
     """Share of good paragraphs whose perplexity is allowed, in place of limits that belong to the paper's language
     model; 0 takes the limits as they are."""
 

@@ -28,6 +28,7 @@ from polymodal.layers.word_head import WordHead
 from polymodal.modalities.document import BOX_SCALE, PageTokens, Word
 from polymodal.modalities.text import TextTokenizer, Tokenizer
 from polymodal.objectives.masked import mean_cross_entropy
+from polymodal.ranges import Count, NotNegative, Positive, Share
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
@@ -113,18 +114,18 @@ class LayoutLMv3(nn.Module):
 
 @dataclass(frozen=True)
 class Recipe(Optimisation):
-    batch_size: int = 32
-    learning_rate: float = 2e-3
+    batch_size: Count = 32
+    learning_rate: NotNegative = 2e-3
     encoder: PageEncoderConfig = PageEncoderConfig()
     tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
     """What gives patches their codes; trained first, then frozen."""
-    vocabulary: int = 2048
+    vocabulary: Count = 2048
     """Entries of the byte-level BPE tokenizer."""
-    hidden_words: float = 0.3
+    hidden_words: Share = 0.3
     """Share of a page's words that are hidden."""
-    span: float = 3.0
+    span: Positive = 3.0
     """Mean length of a hidden span, in words (Poisson)."""
-    hidden_patches: float = 0.4
+    hidden_patches: Share = 0.4
     """Share of a page's patches that are hidden."""
     image_modelling: bool = True
     """Whether the codes of hidden patches are predicted; without, there is no image tokenizer and patches stay in
@@ -133,11 +134,11 @@ class Recipe(Optimisation):
     """Whether every word in sight tells if its patch is in sight; needs hidden patches."""
     segment_boxes: bool = True
     """Whether a word stands in the box of its whole segment, as with an OCR engine's lines, or in its own."""
-    longest_window: int = 64
+    longest_window: Count = 64
     """Words in a row that training takes of a page."""
-    tokenizer_share: float = 0.1
+    tokenizer_share: Share = 0.1
     """Share of the budget that trains the image tokenizer."""
-    fine_tuning: float = 0.4
+    fine_tuning: Share = 0.4
     """Share of the budget that learns the corpus's fields with all weights; 0 pre-trains only."""
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ from polymodal.errors import UserError
 from polymodal.modalities.image_augmentation import NONE, WEAK, ImageAugmentation, augment, may_flip
 from polymodal.modalities.text import Tokens
 from polymodal.modalities.text_augmentation import without_words
+from polymodal.ranges import Count, NotNegative, Positive, Share
 from polymodal.training.gradients import Comparison
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Example
@@ -102,16 +103,16 @@ class DualEncoder(Comparison, nn.Module):
 class DualEncoderRecipe(Optimisation):
     """Hyper-parameters of the family. The defaults train in a minute on two cores; `paper()` has the published ones."""
 
-    learning_rate: float = 2e-3
+    learning_rate: NotNegative = 2e-3
     """Peak learning rate."""
     image: ImageEncoderConfig = SMALL_IMAGE
     text: TextEncoderConfig = SMALL_TEXT
-    dim: int = 128
+    dim: Count = 128
     """Dimensions of the embedding space."""
-    scale: float = 1 / 0.07
+    scale: Positive = 1 / 0.07
     """Inverse temperature at the start; it is learned (CLIP, section 2.5)."""
     augmentation: ImageAugmentation = WEAK
-    word_dropout: float = 0.3
+    word_dropout: Share = 0.3
     """Probability with which a word of a caption is left out while training (Iyyer et al. 2015, section 3.1)."""
 
     def with_published(self, name: str) -> DualEncoderRecipe:

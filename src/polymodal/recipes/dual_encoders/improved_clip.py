@@ -29,6 +29,7 @@ from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, a
 from polymodal.modalities.text_augmentation import TextAugmentation, augment_text
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.non_contrastive import assignment_loss, barlow_twins, prediction_loss, sinkhorn
+from polymodal.ranges import Count, NotNegative, Share, Whole
 from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, DualEncoder, DualEncoderRecipe
 from polymodal.types import Batch, Budget, Claim, Example, Paper
 
@@ -145,25 +146,25 @@ class ImprovedCLIP(DualEncoder):
 
 @dataclass(frozen=True)
 class Recipe(DualEncoderRecipe):
-    strong_views: int = 2
+    strong_views: Whole = 2
     """K: strongly augmented views of each picture and caption; 0 is plain CLIP."""
     strong_augmentation: ImageAugmentation = STRONG
     text_augmentation: TextAugmentation = TextAugmentation()
-    label_smoothing: float = 0.1
+    label_smoothing: Share = 0.1
     """Share of the target spread over the batch, in the loss of the strong views only."""
     separate_projectors: bool = True
     """Whether strong views have a projector and a temperature of their own."""
-    projector_hidden: int = 512
+    projector_hidden: Whole = 512
     """Hidden width of that projector (4096 in the paper)."""
     addition: Addition = "none"
     """A non-contrastive loss beside the contrastive one."""
-    addition_weight: float = 1.0
+    addition_weight: NotNegative = 1.0
     """Its weight (0.2 for swalip in the paper, 1 for the others)."""
-    addition_hidden: int = 512
+    addition_hidden: Count = 512
     """Hidden width of its projector (2048; 3000 for barlip)."""
-    addition_dim: int = 128
+    addition_dim: Count = 128
     """Its output dimensions (128; 8192 for barlip)."""
-    momentum: float = 0.99
+    momentum: Share = 0.99
     """Decay of byolip's teacher."""
 
     def __post_init__(self) -> None:

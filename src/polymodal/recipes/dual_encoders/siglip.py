@@ -15,6 +15,7 @@ from polymodal.data.image_text import ImageTextProcessor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.objectives.contrastive import sigmoid_loss
+from polymodal.ranges import Positive
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
 from polymodal.types import Paper
 
@@ -39,7 +40,7 @@ class SigLIP(DualEncoder):
 
 @dataclass(frozen=True)
 class Recipe(DualEncoderRecipe):
-    scale: float = 10.0
+    scale: Positive = 10.0
     """Inverse temperature at the start (section 3.2: exp(t') = 10)."""
     bias: float = -5.0
     """Bias at the start: about the log-odds of a match, -log(batch); -10 in the paper (section 3.2), for 32,768."""

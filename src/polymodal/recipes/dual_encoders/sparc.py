@@ -21,6 +21,7 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.objectives.contrastive import info_nce
+from polymodal.ranges import NotNegative
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
 from polymodal.types import Batch, Budget, Claim, Paper
 
@@ -105,9 +106,9 @@ class SPARC(DualEncoder):
 
 @dataclass(frozen=True)
 class Recipe(DualEncoderRecipe):
-    global_weight: float = 0.5
+    global_weight: NotNegative = 0.5
     """Weight of the global loss (section 2.3)."""
-    local_weight: float = 0.5
+    local_weight: NotNegative = 0.5
     """Weight of the local loss; swept over 0.5, 1, 5 and 10 in the paper; 0 is CLIP."""
     grouping: Grouping = "sparse"
     """How tokens group patches: the paper's way, or one of its ablations (section 4.6)."""

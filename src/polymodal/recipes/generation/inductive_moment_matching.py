@@ -36,6 +36,7 @@ from polymodal.objectives.diffusion import (
     over,
     to_time,
 )
+from polymodal.ranges import BelowOne, Count, NotNegative, Share, Whole
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Budget, Claim, Example, Paper
 
@@ -185,38 +186,38 @@ class JumpNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Recipe(Optimisation):
-    batch_size: int = 128
+    batch_size: Count = 128
     """Pictures in a step."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """None, as in the paper."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     """Decay rates of AdamW's two moments."""
-    ema: float = 0.99
+    ema: BelowOne = 0.99
     """Decay a step of the moving average of the weights that becomes the result."""
-    size: int = 16
+    size: Count = 16
     """Side of the pictures in pixels."""
-    patch: int = 2
+    patch: Count = 2
     """Side of a patch in pixels."""
-    width: int = 96
+    width: Count = 96
     """Channels of every token."""
-    depth: int = 4
+    depth: Whole = 4
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
     objective: Objective = "moments"
     """moments: the paper's. consistency: one particle, squared distance. flow: flow matching with Euler's steps."""
-    particles: int = 4
+    particles: Count = 4
     """Pictures whose distribution is compared; they share their times (section 5)."""
     parameters: Parameters = "euler"
     """What the network's output means: a velocity, EDM's mixture, or the picture itself (appendix)."""
     interpolant: Interpolant = "linear"
     """How data become noise; flow takes linear only."""
-    halvings: int = 8
+    halvings: Whole = 8
     """A jump is learned from one that starts 1/2^halvings of the largest noise-over-data earlier. 12 to 15 in the
     paper, whose training is a thousand times as long."""
-    first: float = 0.006
+    first: Share = 0.006
     """Smallest time: the end of sampling."""
-    last: float = 0.994
+    last: Share = 0.994
     """Largest time: the begin of sampling."""
     weight_shift: float = 5.0
     """Of the log signal-to-noise ratio at which the loss's weight falls off (b of equation 13)."""
@@ -224,7 +225,7 @@ class Recipe(Optimisation):
     """Of alpha in that weight (a of equation 13): 1 for single steps, 2 for several."""
     text: TextEncoderConfig = TextEncoderConfig()
     """Reads the words that pictures are generated from, where the corpus has any."""
-    unconditioned: float = 0.1
+    unconditioned: Share = 0.1
     """Share of examples that train without their label and text, for guidance."""
     guidance: float = 1.0
     """Weight of label and text in sampling; other values than 1 run the network twice a step."""

@@ -38,6 +38,7 @@ from polymodal.modalities.text import TextTokenizer, Tokenizer, Tokens
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.detection import OBJECT, detection_loss, match
 from polymodal.objectives.masked import mean_cross_entropy
+from polymodal.ranges import BelowOne, Count, NotNegative, Share
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
@@ -180,37 +181,37 @@ class SimVG(nn.Module):
 
 @dataclass(frozen=True)
 class Recipe(Optimisation):
-    batch_size: int = 64
-    weight_decay: float = 0.0
+    batch_size: Count = 64
+    weight_decay: NotNegative = 0.0
     encoder: MultiwayEncoderConfig = MultiwayEncoderConfig()
-    dim: int = 64
+    dim: Count = 64
     """Channels of the branches; a multiple of 4."""
-    queries: int = 1
+    queries: Count = 1
     """Boxes an expression may have: 1 for a single object, more for several or none (generalised grounding)."""
-    decoder_depth: int = 3
+    decoder_depth: Count = 3
     """Blocks of the decoder branch."""
-    decoder_heads: int = 4
+    decoder_heads: Count = 4
     """Attention heads of the branches."""
-    decoder_hidden: int = 128
+    decoder_hidden: Count = 128
     """Channels of the perceptrons of the decoder branch."""
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     """Of the branches."""
     fusion: Literal["encoder", "head"] = "encoder"
     """Where picture and words meet: in all blocks of the encoder, or only in the queries and the decoder."""
     distillation: Literal["dynamic", "fixed", "none"] = "dynamic"
     """What the token branch learns from: the truth and the decoder, weighted by the decoder's quality or half and half;
     or the truth alone, without a decoder."""
-    hidden_words: float = 0.5
+    hidden_words: Share = 0.5
     """Share of a caption's words that are asked for (BEiT-3, section 2.2)."""
-    shown_words: float = 0.2
+    shown_words: Share = 0.2
     """Share of the words asked for that stay in sight, or what is read of such would be left to chance (BERT)."""
-    contrastive: float = 0.1
+    contrastive: NotNegative = 0.1
     """Weight of telling whose caption it is, beside naming hidden words."""
-    captions: float = 0.4
+    captions: Share = 0.4
     """Share of the budget that learns from captions."""
-    encoder_rate: float = 1.0
+    encoder_rate: NotNegative = 1.0
     """Factor of the encoder's learning rate after captions; 0.1 in the paper, which begins with a published encoder."""
-    decoder_first: float = 0.0
+    decoder_first: Share = 0.0
     """Share of the budget that trains the decoder branch alone, before both learn (two-stage variant)."""
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from polymodal.layers.decoding import Decoding
 from polymodal.modalities.image import patchify, unpatchify
 from polymodal.modalities.text import Tokenizer
 from polymodal.objectives.autoregressive import asked_places, next_token_losses, sum_by_sequence
+from polymodal.ranges import Count
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch
 
@@ -123,11 +124,11 @@ class ConversationRecipe(Optimisation):
 class MonolithRecipe(ConversationRecipe):
     """A language model that sees through an embedding of patches and, if wanted, perceptrons for pictures."""
 
-    tile: int = 96
+    tile: Count = 96
     """Side of a tile in pixels."""
-    patch: int = 8
+    patch: Count = 8
     """Side of a patch in pixels; four patches become one token."""
-    patch_width: int = 64
+    patch_width: Count = 64
     """Channels of a patch."""
     visual_experts: bool = True
     """Whether picture tokens have perceptrons of their own; without, they share those of the text."""

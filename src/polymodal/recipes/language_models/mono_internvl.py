@@ -25,6 +25,7 @@ from polymodal.data.sequence import TEXT
 from polymodal.draws import Draws
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.modalities import Image, Text
+from polymodal.ranges import Count, NotNegative, Share
 from polymodal.recipes.language_models._base import MonolithRecipe, MultimodalLanguageModel
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
@@ -39,9 +40,9 @@ paper = Paper(
 
 @dataclass(frozen=True)
 class Recipe(MonolithRecipe):
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    most_tiles: tuple[int, int, int, int] = (1, 1, 1, 1)
+    batch_size: Count = 32
+    learning_rate: NotNegative = 2e-3
+    most_tiles: tuple[Count, Count, Count, Count] = (1, 1, 1, 1)
     """Largest number of tiles of a picture in the four stages that see; the whole is added where there are several."""
     keep_language: bool = True
     """Whether the text's parameters are frozen while concepts and semantics are learned, and all but attention while
@@ -50,13 +51,13 @@ class Recipe(MonolithRecipe):
     """Built-in corpus whose texts the language model learns from first; by default the run's own."""
     concept_data: str = ""
     """Built-in corpus whose pictures and short captions teach concepts; by default the run's own."""
-    wrong_captions: float = 0.0
+    wrong_captions: Share = 0.0
     """Share of the concepts' captions that are exchanged, to imitate pairs from the web."""
-    turns: int = 8
+    turns: Count = 8
     """Most questions about a picture in one conversation."""
-    workings: float = 0.5
+    workings: Share = 0.5
     """Share of the questions whose working is known that are answered with it."""
-    shares: tuple[float, float, float, float, float] = (0.2, 0.2, 0.3, 0.2, 0.1)
+    shares: tuple[NotNegative, NotNegative, NotNegative, NotNegative, NotNegative] = (0.2, 0.2, 0.3, 0.2, 0.1)
     """Of the budget: language, concepts, semantics, alignment, instructions."""
 
     def stages(self) -> tuple[Stage, ...]:

@@ -31,6 +31,7 @@ from polymodal.modalities.image_augmentation import ImageAugmentation, may_flip
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
 from polymodal.objectives.contrastive import info_nce
+from polymodal.ranges import Count, Share, Whole
 from polymodal.recipes.dual_encoders._base import LARGEST_SCALE
 from polymodal.training.gradients import Comparison
 from polymodal.training.optimiser import Optimisation
@@ -130,23 +131,23 @@ class VATT(Comparison, nn.Module):
 
 @dataclass(frozen=True)
 class Recipe(Optimisation):
-    batch_size: int = 64
-    harmonise_group: int = 4
+    batch_size: Count = 64
+    harmonise_group: Whole = 4
     video: VideoEncoderConfig = VideoEncoderConfig(frames=3, size=48)
     """Frames and patches of a clip; width, depth and heads of the one transformer."""
     text: TextEncoderConfig = TextEncoderConfig(vocabulary=2000, context=48)
     """Vocabulary and longest text."""
-    bins: int = 80
+    bins: Count = 80
     """Mel bins of a sound."""
-    sound_frames: int = 10
+    sound_frames: Count = 10
     """Frames of 10 ms that make one token of a sound; the paper takes raw samples."""
-    most_moments: int = 20
+    most_moments: Count = 20
     """Tokens of the longest sound."""
-    dim: int = 64
+    dim: Count = 64
     """Dimensions of the space of video and sound."""
-    text_dim: int = 64
+    text_dim: Count = 64
     """Dimensions of the space of video and text, which is made of the first."""
-    swapped: float = 0.0
+    swapped: Share = 0.0
     """Share of triplets whose text, or as often whose sound, is another example's, to measure what that does."""
     augmentation: ImageAugmentation = ImageAugmentation(crop=(0.6, 1.0), flip=0.5)
 

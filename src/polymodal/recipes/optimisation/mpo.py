@@ -31,6 +31,7 @@ from polymodal.modalities import Preferences
 from polymodal.modalities.preference import Preference
 from polymodal.objectives.autoregressive import sum_by_sequence
 from polymodal.objectives.preference import aot, bco, dpo, hinge, ipo, orpo, robust_dpo, sppo
+from polymodal.ranges import BelowOne, Count, NotNegative, Positive, Share
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.language_models._base import MonolithRecipe, MultimodalLanguageModel
 from polymodal.training.run import Run
@@ -114,23 +115,23 @@ class MPO(MultimodalLanguageModel):
 
 @dataclass(frozen=True)
 class Recipe(MonolithRecipe):
-    batch_size: int = 32
-    learning_rate: float = 3e-4
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
-    tiles: int = 1
+    batch_size: Count = 32
+    learning_rate: NotNegative = 3e-4
+    weight_decay: NotNegative = 0.05
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    tiles: Count = 1
     """Most tiles of a picture; the whole is added where there are several."""
-    beta: float = 0.1
+    beta: Positive = 0.1
     """Factor of the log-ratios that are rewards (section 4.1)."""
-    preference: float = 0.8
+    preference: NotNegative = 0.8
     """Weight of the loss that tells the chosen from the rejected answer."""
-    quality: float = 0.2
+    quality: NotNegative = 0.2
     """Weight of the loss that tells good answers from bad ones, each by itself."""
-    generation: float = 1.0
+    generation: NotNegative = 1.0
     """Weight of -log p of the chosen answer."""
     pair_loss: PairLoss = "dpo"
     """What tells the chosen from the rejected answer: DPO, or another that the paper compares it with."""
-    smoothing: float = 0.0
+    smoothing: Share = 0.0
     """Share of pairs that dpo and robust_dpo take to be the wrong way round, below 0.5."""
 
     def stages(self) -> tuple[Stage, ...]:

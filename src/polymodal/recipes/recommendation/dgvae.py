@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from polymodal.corpora import Corpus
 from polymodal.data.history import HistoryProcessor
 from polymodal.draws import Draws
+from polymodal.ranges import BelowOne, Count, NotNegative, Positive, Share, Whole
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Budget, Claim, Example, Paper
 
@@ -197,41 +198,41 @@ class DGVAE(nn.Module):
 
 @dataclass(frozen=True)
 class Recipe(Optimisation):
-    batch_size: int = 128
+    batch_size: Count = 128
     """Histories in a step."""
-    learning_rate: float = 3e-3
+    learning_rate: NotNegative = 3e-3
     """Peak learning rate."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """None, as in the released code."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     """Decay rates of AdamW's two moments."""
-    dim: int = 64
+    dim: Count = 64
     """Dimensions of embeddings and latents."""
-    prototypes: int = 4
+    prototypes: Count = 4
     """Interests that a person is divided into (released code)."""
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     """Of assignments and of the decoders."""
-    noise: float = 0.075
+    noise: NotNegative = 0.075
     """Standard deviation of the prior, which the latents are drawn with in training."""
-    dropout: float = 0.5
+    dropout: BelowOne = 0.5
     """Share of the encoder's inputs that are dropped."""
     graph: bool = True
     """Whether histories are smoothed over the graph of similar items."""
-    layers: int = 2
+    layers: Whole = 2
     """Steps of smoothing."""
-    neighbours: int = 10
+    neighbours: Whole = 10
     """Of an item in the graph, itself among them."""
-    text_share: float = 0.96
+    text_share: Share = 0.96
     """Weight of the graph by words; the rest is that by facts, which stands where the paper has pictures."""
     words: bool = True
     """Whether there is a second side of words."""
-    words_weight: float = 0.2
+    words_weight: NotNegative = 0.2
     """Weight of that side's likelihood and divergence."""
-    agreement_weight: float = 0.2
+    agreement_weight: NotNegative = 0.2
     """Weight of the mutual information between the two sides."""
-    divergence_weight: float = 0.2
+    divergence_weight: NotNegative = 0.2
     """Weight of the divergence in the end (both sides)."""
-    anneal: int = 100
+    anneal: Whole = 100
     """Updates over which that weight rises from 0."""
 
     def processor(self, corpus: Corpus) -> HistoryProcessor:

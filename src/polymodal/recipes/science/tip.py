@@ -35,6 +35,7 @@ from polymodal.modalities.table import TableRows, replaced, some_columns
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.masked import mean_cross_entropy
 from polymodal.objectives.matching import hard_negatives, matching_loss
+from polymodal.ranges import Count, Positive, Share, Whole
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
@@ -202,26 +203,26 @@ class TIPClassifier(TIP):
 class Recipe(Optimisation):
     image: ImageEncoderConfig = ImageEncoderConfig(size=48)
     table: TableEncoderConfig = TableEncoderConfig()
-    fusion_depth: int = 2
+    fusion_depth: Whole = 2
     """Blocks in which cells read the picture."""
-    dim: int = 64
+    dim: Count = 64
     """Dimensions in which pictures and rows are contrasted."""
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     """Of the contrast; fixed (section 4.1)."""
-    corruption: float = 0.3
+    corruption: Share = 0.3
     """Share of a row's cells that are drawn anew for contrast and matching (SCARF)."""
-    hidden: float = 0.5
+    hidden: Share = 0.5
     """Share of a row's cells that are hidden and reconstructed."""
     reconstruction: bool = True
     """Whether hidden cells are reconstructed; without, only contrast and matching remain."""
     missing: Literal["token", "mean"] = "token"
     """What stands for a missing cell in use: the token that nobody reads, or the column's mean or mode."""
-    fine_tuning: float = 0.3
+    fine_tuning: Share = 0.3
     """Share of the budget that learns the corpus's label with all weights; 0 pre-trains only."""
-    fine_tuning_missing: tuple[float, ...] = (0.0, 0.3, 0.5, 0.7, 0.9)
+    fine_tuning_missing: tuple[Share, ...] = (0.0, 0.3, 0.5, 0.7, 0.9)
     """Shares of missing cells that examples of the fine-tuning have, each equally often."""
     augmentation: ImageAugmentation = ImageAugmentation(crop=(0.5, 1.0), flip=0.5)
-    unchanged: float = 0.05
+    unchanged: Share = 0.05
     """Share of pictures that are not augmented (released code)."""
 
     def stages(self) -> tuple[Stage, ...]:

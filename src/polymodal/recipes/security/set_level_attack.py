@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from polymodal.corpora import Corpus
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
+from polymodal.ranges import Count, NotNegative, Positive, Whole
 from polymodal.recipes.dual_encoders import clip, siglip
 from polymodal.recipes.security._perturbation import (
     Victim,
@@ -42,31 +43,31 @@ paper = Paper(
 
 @dataclass(frozen=True)
 class Recipe:
-    epsilon: float = 2.0
+    epsilon: NotNegative = 2.0
     """Largest change of a pixel's colour, of 255."""
-    steps: int = 10
+    steps: Whole = 10
     """Steps of projected gradient ascent; 0 leaves a random change of the same size."""
-    step: float = 0.5
+    step: NotNegative = 0.5
     """Size of a step, of 255."""
-    scales: tuple[float, ...] = (0.5, 0.75, 1.25, 1.5)
+    scales: tuple[Positive, ...] = (0.5, 0.75, 1.25, 1.5)
     """Further sizes of the picture, relative to its own, whose gradients are added; none for a single picture."""
-    noise: float = 0.05
+    noise: NotNegative = 0.05
     """Standard deviation of the noise on the further sizes, on the scale 0-1 (released code)."""
     captions: Literal["all", "first"] = "all"
     """Whether all of a picture's captions guide it, or the first alone."""
     guidance: Literal["other", "own"] = "other"
     """What pictures and captions are pushed away from: each other, or each from its own clean vector (Sep-Attack)."""
-    candidates: int = 10
+    candidates: Whole = 10
     """Words of the masked language model that are tried in place of a word; 0 leaves captions as they are."""
     edit_again: bool = True
     """Whether the clean captions are edited anew once the picture has moved."""
     change_pictures: bool = True
     """Whether pictures are changed at all."""
-    momentum: float = 0.0
+    momentum: NotNegative = 0.0
     """Of the gradient from step to step (MI-FGSM); the paper's comparison uses 1."""
-    diversity: float = 0.0
+    diversity: NotNegative = 0.0
     """Probability that a step sees the picture smaller and moved (input diversity)."""
-    restarts: int = 1
+    restarts: Count = 1
     """Attempts from other random places; of each picture the one is kept that is least similar to its captions."""
 
     def learn(self, corpus: Corpus, language: str | None, seed: int = 0) -> WordModel | None:

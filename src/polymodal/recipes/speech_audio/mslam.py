@@ -35,6 +35,7 @@ from polymodal.modalities.text import TextTokenizer, Tokenizer, Tokens
 from polymodal.objectives.ctc import ctc_loss, spoken
 from polymodal.objectives.masked import mean_cross_entropy
 from polymodal.objectives.masked_contrast import masked_contrast
+from polymodal.ranges import Count, NotNegative, Positive, Share
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
@@ -133,45 +134,45 @@ class MSLAM(nn.Module):
 
 @dataclass(frozen=True)
 class Recipe(Optimisation):
-    batch_size: int = 64
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.01
+    batch_size: Count = 64
+    learning_rate: NotNegative = 3e-3
+    weight_decay: NotNegative = 0.01
     encoder: SpeechTextEncoderConfig = SpeechTextEncoderConfig()
-    longest: float = 4.0
+    longest: Positive = 4.0
     """Seconds of a sound; what comes after is left out."""
-    dim: int = 64
+    dim: Count = 64
     """Dimensions in which hidden speech is contrasted with codes."""
-    books: int = 1
+    books: Count = 1
     """Books of codes."""
-    codes: int = 64
+    codes: Count = 64
     """Codes of a book."""
-    cooling: float = 0.999
+    cooling: Share = 0.999
     """Factor of the quantiser's temperature at every step, from 2.0 down to 0.5."""
-    distractors: int = 100
+    distractors: Count = 100
     """Other hidden moments of the same speech that each is told from."""
-    diversity: float = 1.0
+    diversity: NotNegative = 1.0
     """Weight of choosing all codes alike often; with the paper's 0.1, pairs make nearly all speech one code here."""
-    speech_start: float = 0.065
+    speech_start: Share = 0.065
     """Probability that a moment begins a hidden stretch of speech."""
-    speech_stretch: int = 10
+    speech_stretch: Count = 10
     """Moments of 40 ms in a hidden stretch."""
-    hidden_text: float = 0.15
+    hidden_text: Share = 0.15
     """Share of a text's characters that are hidden."""
-    text_span: float = 5.0
+    text_span: Positive = 5.0
     """Mean length of a hidden span in characters."""
-    hidden_transcript: float = 0.5
+    hidden_transcript: Share = 0.5
     """Share of a pair's characters that are hidden when both are read together."""
     unpaired_text: bool = True
     """Whether text by itself is learned from."""
     pairs: Literal["both", "together", "ctc", "none"] = "both"
     """What pairs are used for: reading both together, characters along speech (CTC), both losses, or nothing."""
-    text_weight: float = 0.3
+    text_weight: NotNegative = 0.3
     """Of hidden characters, beside speech."""
-    pair_weight: float = 1.0
+    pair_weight: NotNegative = 1.0
     """Of both losses of pairs, beside speech; the paper has 0.03 for millions of steps."""
-    pools: tuple[float, float, float] = (0.3, 0.3, 0.4)
+    pools: tuple[NotNegative, NotNegative, NotNegative] = (0.3, 0.3, 0.4)
     """Of examples that have both: the shares of which only the sound, only the text, and both are used."""
-    transcription: float = 0.15
+    transcription: Share = 0.15
     """Share of the budget at the end that learns to transcribe the pairs; 0 pre-trains only."""
     transcribe_with: Literal["head", "all"] = "head"
     """What learns it: a linear head on the frozen encoder, which tells what is in it, or all weights."""
@@ -179,10 +180,8 @@ class Recipe(Optimisation):
     padded = Audio
 
     def __post_init__(self) -> None:
-        if len(self.pools) != 3 or min(self.pools) < 0 or sum(self.pools) <= 0:
+        if len(self.pools) != 3 or sum(self.pools) <= 0:
             raise UserError("--pools are three shares: of speech alone, of text alone, and of pairs.")
-        if not 0 <= self.transcription <= 1:
-            raise UserError("--transcription is a share of the budget, from 0 to 1.")
 
     def stages(self) -> tuple[Stage, ...]:
         learning = ("transcriber.*",) if self.transcribe_with == "head" else ("encoder.*", "transcriber.*")

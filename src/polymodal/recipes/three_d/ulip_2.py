@@ -38,6 +38,7 @@ from polymodal.modalities.padding import Padded
 from polymodal.modalities.points import any_points, augment_points
 from polymodal.modalities.text import text_numbers
 from polymodal.objectives.contrastive import info_nce
+from polymodal.ranges import BelowOne, Count, NotNegative, Share, Whole
 from polymodal.recipes.dual_encoders import clip
 from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, SMALL_IMAGE, DualEncoder, DualEncoderRecipe
 from polymodal.recipes.language_models import mono_internvl
@@ -105,31 +106,27 @@ class ULIP2(DualEncoder):
 
 @dataclass(frozen=True)
 class Recipe(DualEncoderRecipe):
-    learning_rate: float = 1e-3
+    learning_rate: NotNegative = 1e-3
     """Peak learning rate."""
     image: ImageEncoderConfig = dataclasses.replace(SMALL_IMAGE, size=64)
-    word_dropout: float = 0.0
+    word_dropout: Share = 0.0
     """Probability with which a word is left out while the towers train."""
     points: PointEncoderConfig = PointEncoderConfig()
-    batch_size: int = 64
-    point_count: int = 1024
+    batch_size: Count = 64
+    point_count: Count = 1024
     """Points of a cloud."""
     descriptions: Description = "captions"
     """What a cloud is compared with: captions of a view, the thing's name, or the name of its category (ULIP)."""
-    captions: int = 1
+    captions: Count = 1
     """Captions of a view, the best ones, whose vectors are averaged."""
-    views: int = 0
+    views: Whole = 0
     """Views of a thing that are used, evenly chosen; 0 is all."""
-    point_dropout: float = 0.875
+    point_dropout: BelowOne = 0.875
     """Largest share of points that the first one replaces while training."""
-    towers: float = 0.5
+    towers: Share = 0.5
     """Share of the budget that trains the two towers first; 0 with --init, which brings them."""
     tower_data: str = ""
     """Built-in corpus whose pictures and texts the towers learn from; by default the run's own views and names."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.towers <= 1 or self.views < 0 or self.captions < 1:
-            raise UserError("--towers is a share from 0 to 1, --views is at least 0 and --captions at least 1.")
 
     def stages(self) -> tuple[Stage, ...]:
         pictures = partial(corpora.named, self.tower_data) if self.tower_data else None

@@ -40,6 +40,7 @@ from polymodal.modalities.text import Tokens, text_numbers
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.masked import mean_cross_entropy
 from polymodal.objectives.matching import hard_negatives, matching_loss
+from polymodal.ranges import Count, NotNegative, Share, Whole
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
@@ -275,31 +276,31 @@ def _shown(batch: Batch) -> Float[Tensor, "batch frames 3 size size"]:
 
 @dataclass(frozen=True)
 class Recipe(Optimisation):
-    batch_size: int = 48
-    learning_rate: float = 1.5e-3
+    batch_size: Count = 48
+    learning_rate: NotNegative = 1.5e-3
     video: VideoEncoderConfig = VideoEncoderConfig(frames=3, size=48)
     text: TextEncoderConfig = TextEncoderConfig(vocabulary=2000, context=48, depth=1, pooling="start")
-    fusion_depth: int = 2
+    fusion_depth: Whole = 2
     """Blocks in which words and patches read each other."""
-    dim: int = 64
+    dim: Count = 64
     """Dimensions in which videos and texts are contrasted."""
     contrast: bool = True
     """Whether pairs are told before fusion in pre-training, too, which also finds harder negatives."""
     entity_modelling: bool = True
     """Whether crops are named as the prompter names them; needs an English corpus and WordNet (11 MB, once)."""
-    entities: int = 1000
+    entities: Count = 1000
     """Things that a crop may show: the most frequent nouns of the texts."""
-    crop: tuple[float, float] = (0.3, 0.5)
+    crop: tuple[Share, Share] = (0.3, 0.5)
     """Smallest and largest share of a frame that a crop has."""
-    surest: float = 0.2
+    surest: Share = 0.2
     """Crops are left out when the prompter gives no thing at least this probability."""
-    hidden_words: float = 0.4
+    hidden_words: Share = 0.4
     """Share of a text's tokens that are hidden and named; 0.15 in the paper, whose texts are longer."""
-    prompter: float = 0.35
+    prompter: Share = 0.35
     """Share of the budget that trains the prompter first, when crops are named."""
-    fine_tuning: float = 0.25
+    fine_tuning: Share = 0.25
     """Share of the budget at the end that learns retrieval (contrast and matching) and answers; 0 pre-trains only."""
-    answers: int = 1500
+    answers: Count = 1500
     """Answers that can be given: the most frequent ones of the training questions."""
     augmentation: ImageAugmentation = ImageAugmentation(crop=(0.6, 1.0), flip=0.5)
 
@@ -308,7 +309,7 @@ class Recipe(Optimisation):
             raise UserError("Words and patches are fused: --video.width and --text.width are the same.")
         if type(self.text) is not TextEncoderConfig:
             raise UserError("alpro names hidden words, which published text towers have no place for here.")
-        if not (self.prompter >= 0 and self.fine_tuning >= 0 and self.prompter + self.fine_tuning < 1):
+        if self.prompter + self.fine_tuning >= 1:
             raise UserError("--prompter and --fine-tuning are shares of the budget, together less than 1.")
 
     def stages(self) -> tuple[Stage, ...]:

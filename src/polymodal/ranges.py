@@ -1,0 +1,91 @@
+"""Ranges of the numbers that a user can give, as part of their types, and one check of them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Interval
+
+from polymodal.errors import UserError
+
+Count = Annotated[int, Ge(1)]
+Several = Annotated[int, Ge(2)]
+Whole = Annotated[int, Ge(0)]
+Context = Annotated[int, Ge(3)]
+"""Places of a text with its start and end mark."""
+Port = Annotated[int, Interval(ge=0, le=65535)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+BelowOne = Annotated[float, Interval(ge=0, lt=1)]
+Factor = Annotated[float, Interval(gt=0, le=1)]
+
+
+def check_ranges(options: Any, prefix: str = "") -> None:
+    """Raises UserError for the first number of a dataclass, or of one inside it, that is outside its range.
+
+    prefix: of the flags, such as `image.` for those of the image tower.
+    """
+    hints = typing.get_type_hints(type(options), include_extras=True)
+    for field in dataclasses.fields(options):
+        value, name = getattr(options, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            check_ranges(value, f"{name}.")
+        for number, range_ in _numbers(value, hints[field.name]):
+            if not _inside(number, range_):
+                raise UserError(f"--{name.replace('_', '-')} is {_said(range_)}, not {number}.")
+
+
+def range_of(hint: Any) -> str:
+    """What the numbers of a type are, such as 'at least 1'; '' where any will do."""
+    metadata = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
+    said = (_said(_interval(one)) for one in metadata if isinstance(one, Ge | Gt | Interval))
+    inside = (range_of(part) for part in typing.get_args(hint))
+    return next(said, "") or next(filter(None, inside), "")
+
+
+def _numbers(value: Any, hint: Any) -> Iterator[tuple[float, Interval]]:
+    """Each number of a value that has a range, with it."""
+    if typing.get_origin(hint) is Annotated:
+        kind, *metadata = typing.get_args(hint)
+        ranges = [_interval(one) for one in metadata if isinstance(one, Ge | Gt | Interval)]
+        if ranges and isinstance(value, int | float):
+            yield from ((value, one) for one in ranges)
+        else:
+            yield from _numbers(value, kind)
+        return
+    parts = typing.get_args(hint)
+    if isinstance(value, tuple):
+        each = [parts[0]] * len(value) if len(parts) == 2 and parts[1] is Ellipsis else parts
+        for one, own in zip(value, each, strict=False):
+            yield from _numbers(one, own)
+    elif value is not None:
+        for part in parts:  # of a union, the part that has a range
+            if typing.get_origin(part) is Annotated:
+                yield from _numbers(value, part)
+
+
+def _interval(one: Ge | Gt | Interval) -> Interval:
+    if isinstance(one, Interval):
+        return one
+    return Interval(ge=one.ge) if isinstance(one, Ge) else Interval(gt=one.gt)
+
+
+def _inside(number: Any, own: Interval) -> bool:
+    """False for a number that is none (nan), too."""
+    return bool(
+        number == number
+        and (own.ge is None or number >= own.ge)
+        and (own.gt is None or number > own.gt)
+        and (own.le is None or number <= own.le)
+        and (own.lt is None or number < own.lt)
+    )
+
+
+def _said(own: Interval) -> str:
+    """'at least 0 and below 1'."""
+    words = {"at least": own.ge, "above": own.gt, "at most": own.le, "below": own.lt}
+    return " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
