@@ -69,13 +69,21 @@ def _recipe_with_flags(spec: str) -> Any:
     """'sparc --local-weight 1' -> that recipe with that hyper-parameter."""
     from polymodal import recipes
 
-    name, *flags = shlex.split(spec)
-    given = parse_with_recipe({"towers": TowerOptions}, recipes.find_method(name), flags, name, compare)
+    name, *flags = _words(spec)
+    usage = f"train {name}"  # whose help has all of these flags
+    given = parse_with_recipe({"towers": TowerOptions}, recipes.find_method(name), flags, usage, compare)
     return given.towers.applied(given.recipe)
 
 
+def _words(spec: str) -> list[str]:
+    try:
+        return shlex.split(spec) or [""]
+    except ValueError as error:
+        raise UserError(f"{spec} is no recipe with flags: {str(error).lower()}.") from error
+
+
 def _arm_label(spec: str) -> str:
-    name, *flags = shlex.split(spec)
+    name, *flags = _words(spec)
     return " ".join([short_name(name), *flags])
 
 

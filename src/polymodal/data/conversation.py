@@ -65,6 +65,10 @@ class PictureColumn(PlainColumn):
     mean: Sequence[float] = (0.5, 0.5, 0.5)
     std: Sequence[float] = (0.5, 0.5, 0.5)
 
+    def __post_init__(self) -> None:
+        if self.size % self.cell:
+            raise UserError(f"Patches of {self.cell} px do not tile a picture of {self.size} px.")
+
     @property
     def cells(self) -> int:
         """Tokens of a tile."""

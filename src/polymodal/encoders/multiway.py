@@ -12,7 +12,7 @@ from polymodal.errors import UserError
 from polymodal.layers.multiway import MultiwayTransformer
 from polymodal.modalities.image import patchify
 from polymodal.modalities.text import Tokens
-from polymodal.ranges import BelowOne, Count, Whole
+from polymodal.ranges import BelowOne, Context, Count, Whole
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class MultiwayEncoderConfig:
     """Side of a patch in pixels; must divide the size."""
     vocabulary: Count = 1024
     """Entries of the byte-level BPE that is learned on the corpus."""
-    context: Count = 32
+    context: Context = 32
     """Longest text in tokens, with start and end mark; longer ones are cut."""
     width: Count = 96
     """Channels of every token."""

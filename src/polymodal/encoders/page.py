@@ -15,14 +15,14 @@ from polymodal.layers.positions import LayoutEmbedding, SpatialBias
 from polymodal.layers.transformer import Packing, PostNormBlock, Transformer
 from polymodal.modalities.document import BOX_SCALE, PageTokens
 from polymodal.modalities.image import patchify
-from polymodal.ranges import BelowOne, Count, Whole
+from polymodal.ranges import BelowOne, Context, Count, Whole
 
 
 @dataclass(frozen=True)
 class PageEncoderConfig:
     """The one tower of words and picture."""
 
-    context: Count = 160
+    context: Context = 160
     """Longest run of words in tokens, with start and end mark."""
     size: Count = 112
     """Side in pixels of the picture, to which a page is stretched."""

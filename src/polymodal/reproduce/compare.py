@@ -178,8 +178,12 @@ def compare(
     Raises UserError for fewer than one arm, two arms of the same name, or a folder that holds other runs.
     """
     named = [arm if isinstance(arm, Arm) else Arm(_label(arm), arm) for arm in arms]
-    if not named or len({arm.folder for arm in named}) < len(named):
-        raise UserError("A comparison needs recipes of different names; give each Arm a label of its own.")
+    if not named:
+        raise UserError("A comparison needs at least one recipe.")
+    folders = [arm.folder for arm in named]
+    for arm in named:
+        if folders.count(arm.folder) > 1:
+            raise UserError(f"A comparison needs recipes of different names; '{arm.label}' is there more than once.")
     every = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     directory = Path(out) if out is not None else None
     if jobs < 1:

@@ -104,6 +104,8 @@ class Loop:
         self.place = place
         self.recipe = recipe = run.recipe
         self.stages = recipe.stages()
+        if not self.stages:
+            raise UserError("Nothing would be trained: the shares of all stages are 0.")
         shares = [stage.share for stage in self.stages]
         self.ends = [end / sum(shares) for end in accumulate(shares)]
         self.model = run.model.to(place.device).train()

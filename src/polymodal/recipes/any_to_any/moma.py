@@ -24,6 +24,7 @@ from polymodal.data.sequence import TEXT, PackedSequences
 from polymodal.draws import Draws
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.language_model import LanguageModel, LanguageModelConfig
+from polymodal.errors import UserError
 from polymodal.layers.decoder import DecoderBlock, OutputNormBlock, Routes, SwiGLU
 from polymodal.layers.decoding import Decoding, choose
 from polymodal.layers.expert_choice import ExpertChoice
@@ -180,7 +181,7 @@ class Recipe(ConversationRecipe):
     """Side of a picture in pixels."""
     patch: Count = 8
     """Side in pixels of what a code stands for."""
-    text_experts: Whole = 2
+    text_experts: Count = 2
     """Experts of the words; one is a plain perceptron, for there is nothing to choose."""
     image_experts: Whole = 2
     """Experts of the codes."""
@@ -197,6 +198,10 @@ class Recipe(ConversationRecipe):
     """Of the budget: tokenizer, language model, auxiliary routers."""
     painting: Decoding = Decoding(top_p=0.95, temperature=1.0)
     """How codes of pictures are drawn."""
+
+    def __post_init__(self) -> None:
+        if self.by_modality and not self.image_experts:
+            raise UserError("--image-experts is at least 1, but with --no-by-modality, where all experts are together.")
 
     @property
     def cells(self) -> int:

@@ -144,6 +144,8 @@ class Recipe(Optimisation):
     def __post_init__(self) -> None:
         if self.alignment and not self.image_modelling:
             raise UserError("--alignment asks for hidden patches, and there are none with --no-image-modelling.")
+        if self.image_modelling and self.fine_tuning < 1 < self.tokenizer_share + self.fine_tuning:
+            raise UserError("--tokenizer-share and --fine-tuning are shares of the budget, together at most 1.")
 
     def stages(self) -> tuple[Stage, ...]:
         codes = self.tokenizer_share if self.image_modelling and self.fine_tuning < 1 else 0.0

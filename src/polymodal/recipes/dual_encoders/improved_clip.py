@@ -154,7 +154,7 @@ class Recipe(DualEncoderRecipe):
     """Share of the target spread over the batch, in the loss of the strong views only."""
     separate_projectors: bool = True
     """Whether strong views have a projector and a temperature of their own."""
-    projector_hidden: Whole = 512
+    projector_hidden: Count = 512
     """Hidden width of that projector (4096 in the paper)."""
     addition: Addition = "none"
     """A non-contrastive loss beside the contrastive one."""

@@ -242,6 +242,8 @@ class Recipe(Optimisation):
     def build(self, processor: ConditionedImageProcessor) -> JumpNetwork:
         if self.objective == "moments" and self.batch_size % self.particles:
             raise UserError(f"A batch of {self.batch_size} does not divide into groups of {self.particles} particles.")
+        if self.first >= self.last:
+            raise UserError("--first, the earliest time, is below --last.")
         if self.objective == "flow" and (self.interpolant, self.parameters) != ("linear", "euler"):
             raise UserError("The objective flow goes with --interpolant linear and --parameters euler.")
         classes = len(processor.label.names) if processor.label is not None else 0
