@@ -374,7 +374,7 @@ def test_error_rates_by_hand() -> None:
 def test_what_does_not_fit_is_refused(tones: Corpus) -> None:
     with pytest.raises(UserError, match="three shares"):
         mslam.Recipe(pools=(0.0, 0.0, 0.0))
-    with pytest.raises(UserError, match="--transcription is at least 0 and at most 1"):
+    with pytest.raises(UserError, match="--transcription is from 0 to 1"):
         train(mslam.Recipe(transcription=2.0), tones, Budget(steps=1))
     with pytest.raises(UserError, match="no audio column"):
         TINY.processor(dataclasses.replace(tones, columns={"captions": Text()}))

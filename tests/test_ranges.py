@@ -45,7 +45,7 @@ class Outer:
         ({"positive": 0.0}, "--positive is above 0, not 0.0."),
         ({"positive": float("nan")}, "--positive is above 0, not nan."),
         ({"not_negative": -0.5}, "--not-negative is at least 0, not -0.5."),
-        ({"share": 1.5}, "--share is at least 0 and at most 1, not 1.5."),
+        ({"share": 1.5}, "--share is from 0 to 1, not 1.5."),
         ({"below_one": 1.0}, "--below-one is at least 0 and below 1, not 1.0."),
         ({"factor": 0.0}, "--factor is above 0 and at most 1, not 0.0."),
         ({"pair": (0.5, 2.0)}, "--pair is at least 0 and below 1, not 2.0."),

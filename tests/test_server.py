@@ -307,7 +307,7 @@ def test_the_command_serves_until_it_is_told_to_stop(served, polymodal):
     for arguments, said in (
         (("serve", "nowhere"), "is not a run"),
         (("serve", str(run.directory), "--index", "nowhere"), "is no index"),
-        (("serve", str(run.directory), "--port", "99999999"), "choose another --port"),
+        (("serve", str(run.directory), "--port", "99999999"), "--port is from 0 to 65535, not 99999999"),
         (("serve", str(run.directory), "--prt", "1"), "--port"),
     ):
         done = polymodal(*arguments)

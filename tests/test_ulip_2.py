@@ -417,7 +417,7 @@ def test_a_corpus_without_captions_says_what_to_do(furniture: Corpus, emoji: Cor
         TINY.processor(furniture)
     with pytest.raises(UserError, match="no points column"):
         TINY.processor(emoji)
-    with pytest.raises(UserError, match="--towers is at least 0 and at most 1"):
+    with pytest.raises(UserError, match="--towers is from 0 to 1"):
         train(dataclasses.replace(TINY, towers=1.5), furniture, Budget(steps=1))
 
 

@@ -86,6 +86,8 @@ def _inside(number: Any, own: Interval) -> bool:
 
 
 def _said(own: Interval) -> str:
-    """'at least 0 and below 1'."""
+    """'at least 0 and below 1', or 'from 0 to 1'."""
+    if own.ge is not None and own.le is not None:
+        return f"from {own.ge} to {own.le}"
     words = {"at least": own.ge, "above": own.gt, "at most": own.le, "below": own.lt}
     return " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
