@@ -33,7 +33,7 @@ class JobOptions:
 
     jobs: Count = 1
     """How many runs are under way at a time, each with its share of the cores, or on the next of several GPUs; with a
-    budget in seconds they share those, too."""
+    budget in seconds they share those, too. Pays for runs of a minute and more."""
 
 
 @dataclass(frozen=True)
