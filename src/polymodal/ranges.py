@@ -41,37 +41,36 @@ def check_ranges(options: Any, prefix: str = "") -> None:
 
 def range_of(hint: Any) -> str:
     """What the numbers of a type are, such as 'at least 1'; '' where any will do."""
-    metadata = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
-    said = (_said(_interval(one)) for one in metadata if isinstance(one, Ge | Gt | Interval))
-    inside = (range_of(part) for part in typing.get_args(hint))
-    return next(said, "") or next(filter(None, inside), "")
+    if own := _interval(hint):
+        return _said(own)
+    return next(filter(None, map(range_of, typing.get_args(hint))), "")
 
 
 def _numbers(value: Any, hint: Any) -> Iterator[tuple[float, Interval]]:
     """Each number of a value that has a range, with it."""
-    if typing.get_origin(hint) is Annotated:
-        kind, *metadata = typing.get_args(hint)
-        ranges = [_interval(one) for one in metadata if isinstance(one, Ge | Gt | Interval)]
-        if ranges and isinstance(value, int | float):
-            yield from ((value, one) for one in ranges)
-        else:
-            yield from _numbers(value, kind)
-        return
-    parts = typing.get_args(hint)
-    if isinstance(value, tuple):
+    own, parts = _interval(hint), typing.get_args(hint)
+    if own is not None and isinstance(value, int | float):
+        yield value, own
+    elif isinstance(value, tuple):
         each = [parts[0]] * len(value) if len(parts) == 2 and parts[1] is Ellipsis else parts
-        for one, own in zip(value, each, strict=False):
-            yield from _numbers(one, own)
+        for one, part in zip(value, each, strict=False):
+            yield from _numbers(one, part)
     elif value is not None:
         for part in parts:  # of a union, the part that has a range
-            if typing.get_origin(part) is Annotated:
+            if _interval(part) is not None:
                 yield from _numbers(value, part)
 
 
-def _interval(one: Ge | Gt | Interval) -> Interval:
-    if isinstance(one, Interval):
-        return one
-    return Interval(ge=one.ge) if isinstance(one, Ge) else Interval(gt=one.gt)
+def _interval(hint: Any) -> Interval | None:
+    """The range that a type itself has."""
+    for one in typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ():
+        if isinstance(one, Interval):
+            return one
+        if isinstance(one, Ge):
+            return Interval(ge=one.ge)
+        if isinstance(one, Gt):
+            return Interval(gt=one.gt)
+    return None
 
 
 def _inside(number: Any, own: Interval) -> bool:

@@ -100,6 +100,12 @@ class TowerOptions:
 
 
 @dataclass(frozen=True)
+class JsonOptions:
+    json: bool = False
+    """Print JSON for scripts."""
+
+
+@dataclass(frozen=True)
 class NoOptions:
     pass
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from polymodal.cli._flags import (
     Arguments,
     DataOptions,
+    JsonOptions,
     NoOptions,
     leading_words,
     parse,
@@ -45,12 +46,7 @@ def corpora(arguments: Arguments) -> None:
 
 
 def _list_corpora(names: list[str], arguments: Arguments) -> None:
-    @dataclass(frozen=True)
-    class Options:
-        json: bool = False
-        """Print JSON for scripts."""
-
-    options = parse(Options, arguments, "corpora list", corpora)
+    options = parse(JsonOptions, arguments, "corpora list", corpora)
     from polymodal import corpora as data
     from polymodal.corpora._cache import prepared_size
 

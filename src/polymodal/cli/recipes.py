@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polymodal.cli._flags import Arguments, parse, positional
+from polymodal.cli._flags import Arguments, JsonOptions, parse, positional
 from polymodal.cli._printing import megabytes, print_json, print_table, terminal
 
 
@@ -16,12 +16,7 @@ def list_(arguments: Arguments) -> None:
     """the recipes, with family, modalities, idea and the state of their claim"""
     from polymodal.recipes import entries
 
-    @dataclass(frozen=True)
-    class Options:
-        json: bool = False
-        """Print JSON for scripts."""
-
-    options = parse(Options, arguments, "list", list_)
+    options = parse(JsonOptions, arguments, "list", list_)
     results = _recorded_claims()
     found = [
         dataclasses.asdict(entry)
@@ -42,12 +37,7 @@ def show(arguments: Arguments) -> None:
     """a recipe: its paper, its hyper-parameters with types, defaults and sources, its claim"""
     spec, rest = positional(arguments, "show RECIPE [--json]")
 
-    @dataclass(frozen=True)
-    class Options:
-        json: bool = False
-        """Print JSON for scripts."""
-
-    options = parse(Options, rest, "show RECIPE", show)
+    options = parse(JsonOptions, rest, "show RECIPE", show)
     from polymodal.recipes import describe
 
     found = describe(spec)
@@ -115,12 +105,7 @@ def new(arguments: Arguments) -> None:
 def doctor(arguments: Arguments) -> None:
     """what this installation has and lacks: versions, devices, cache, optional packages"""
 
-    @dataclass(frozen=True)
-    class Options:
-        json: bool = False
-        """Print JSON for scripts."""
-
-    options = parse(Options, arguments, "doctor", doctor)
+    options = parse(JsonOptions, arguments, "doctor", doctor)
     from polymodal.serving import installation
 
     cache, held, free = installation.disk()

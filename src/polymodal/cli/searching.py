@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polymodal.cli._flags import HELP, Arguments, DataOptions, leading_words, parse, positional, run_and_corpus
+from polymodal.cli._flags import (
+    HELP,
+    Arguments,
+    DataOptions,
+    JsonOptions,
+    leading_words,
+    parse,
+    positional,
+    run_and_corpus,
+)
 from polymodal.cli._printing import bar, print_json, print_table, said_of_unreadable, terminal
 from polymodal.ranges import Count
 
@@ -88,7 +97,7 @@ def _search_index(place: str, arguments: Arguments) -> None:
     words = leading_words(arguments)
 
     @dataclass(frozen=True)
-    class Options:
+    class Options(JsonOptions):
         image: str | None = None
         """A picture to look for, in place of words."""
         audio: str | None = None
@@ -103,8 +112,6 @@ def _search_index(place: str, arguments: Arguments) -> None:
         """The run that made the index, if it lies elsewhere now."""
         out: str = "contact-sheet.png"
         """Where to save the pictures that were found, if there are any to see."""
-        json: bool = False
-        """Print JSON for scripts."""
 
     options = parse(Options, arguments[len(words) :], 'search INDEX "WORDS"', search)
     from polymodal.serving.index import Index, embedded_query

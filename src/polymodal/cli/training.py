@@ -12,6 +12,7 @@ from polymodal.cli._flags import (
     HELP,
     Arguments,
     DataOptions,
+    JsonOptions,
     TowerOptions,
     leading_words,
     parse,
@@ -173,11 +174,9 @@ def runs(arguments: Arguments) -> None:
         return
 
     @dataclass(frozen=True)
-    class Options:
+    class Options(JsonOptions):
         root: str = "."
         """The folder to look in."""
-        json: bool = False
-        """Print JSON for scripts."""
 
     options = parse(Options, arguments, "runs", runs)
     from polymodal.training.run_list import find_runs

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from polymodal.cli._flags import (
     Arguments,
     DataOptions,
+    JsonOptions,
     leading_words,
     parse,
     parse_together,
@@ -29,9 +30,8 @@ def evaluate(arguments: Arguments) -> None:
     place, rest = positional(arguments, "evaluate RUN [--corpus NAME | --data PATH] [--json]")
 
     @dataclass(frozen=True)
-    class Options(DataOptions):
-        json: bool = False
-        """Print JSON for scripts."""
+    class Options(DataOptions, JsonOptions):
+        pass
 
     options = parse(Options, rest, "evaluate RUN", evaluate)
     from polymodal import evaluation
@@ -92,13 +92,11 @@ def ask(arguments: Arguments) -> None:
     from polymodal.layers.decoding import Decoding
 
     @dataclass(frozen=True)
-    class Options(Decoding):
+    class Options(Decoding, JsonOptions):
         question: str = ""
         """About every picture; without, each gets a caption."""
         seed: Whole = 0
         """Of words that are drawn by lot (--temperature)."""
-        json: bool = False
-        """Print JSON for scripts."""
 
     options = parse(Options, rest[len(pictures) :], "ask RUN PICTURE [PICTURE ...]", ask)
     from polymodal.serving.asking import ask_about
@@ -124,13 +122,11 @@ def locate(arguments: Arguments) -> None:
         raise UserError(f"Say what to look for: polymodal {usage}.")
 
     @dataclass(frozen=True)
-    class Options:
+    class Options(JsonOptions):
         branch: str = ""
         """Which of the method's ways to find boxes, such as token or decoder; by default the first."""
         out: str = "located.png"
         """Where to save the picture with the boxes."""
-        json: bool = False
-        """Print JSON for scripts."""
 
     options = parse(Options, rest[len(texts) :], 'locate RUN PICTURE "TEXT" ["TEXT" ...]', locate)
     from polymodal.serving.locating import drawn

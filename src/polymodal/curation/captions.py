@@ -19,7 +19,7 @@ from PIL import Image as PILImage
 
 from polymodal.corpora import Corpus
 from polymodal.corpora.written import write_with_column
-from polymodal.curation.unfinished import each_once, generator_of
+from polymodal.curation.unfinished import add_up, each_once, generator_of
 from polymodal.data.conversation import DESCRIBE
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.layers.decoding import Decoding
@@ -73,15 +73,6 @@ class CaptionCounts:
         self.words += sum(len(caption.text.split()) for caption in captions)
         self.fit += sum(caption.fit for caption in captions)
 
-    def add_all(self, others: CaptionCounts) -> None:
-        """What came out of other pictures."""
-        self.pictures += others.pictures
-        self.distinct += others.distinct
-        self.kept += others.kept
-        self.words += others.words
-        self.fit += others.fit
-        self.unreadable |= others.unreadable
-
 
 Captioned = tuple[int, list[ViewCaption]]  # a row number, and the captions of its pictures
 
@@ -115,16 +106,18 @@ def captioned(
         found = _captions_of(run, corpus, chunk, column, options, ranker, own, generator)
         return {"captions": [(row, captions) for row, captions in found], "counts": dataclasses.asdict(own)}
 
-    asked = {
-        "run": weights_key(run.model),
-        "ranker": weights_key(ranker.model) if ranker else None,
-        "corpus": dict(corpus.choices),
-        "rows": len(rows),
-        "options": dataclasses.asdict(options),
-    }
+    def asked() -> dict[str, Any]:
+        return {
+            "run": weights_key(run.model),
+            "ranker": weights_key(ranker.model) if ranker else None,
+            "corpus": dict(corpus.choices),
+            "rows": len(rows),
+            "options": dataclasses.asdict(options),
+        }
+
     chunks = track([rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)])
     for made in each_once(chunks, described, unfinished, asked):
-        counts.add_all(CaptionCounts(**made["counts"]))
+        add_up(counts, CaptionCounts(**made["counts"]))
         yield from ((row, [ViewCaption(*caption) for caption in captions]) for row, captions in made["captions"])
 
 

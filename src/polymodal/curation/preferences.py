@@ -17,7 +17,7 @@ import torch
 
 from polymodal.corpora import Corpus
 from polymodal.corpora.written import refuse_full, write_with_column
-from polymodal.curation.unfinished import each_once, file_beside, generator_of
+from polymodal.curation.unfinished import add_up, each_once, file_beside, generator_of
 from polymodal.data.conversation import DESCRIBE, IMAGE
 from polymodal.data.instructions import final_answer, one_of, step_by_step
 from polymodal.data.loader import Reader
@@ -78,18 +78,6 @@ class PairCounts:
             self.pairs[pair.kind] = self.pairs.get(pair.kind, 0) + 1
             self.words_of_chosen += len(pair.chosen.split())
             self.words_of_rejected += len(pair.rejected.split())
-
-    def add_all(self, others: PairCounts) -> None:
-        """What came of asking about other examples."""
-        self.questions += others.questions
-        self.answers += others.answers
-        self.right += others.right
-        self.without_answer += others.without_answer
-        self.questions_with_pairs += others.questions_with_pairs
-        self.words_of_chosen += others.words_of_chosen
-        self.words_of_rejected += others.words_of_rejected
-        for kind, count in others.pairs.items():
-            self.pairs[kind] = self.pairs.get(kind, 0) + count
 
 
 def write_preferences(
@@ -159,15 +147,14 @@ def _pairs(
         found = [(row, made) for row, made in zip(rows.tolist(), pairs, strict=True) if made]
         return {"pairs": found, "counts": dataclasses.asdict(own)}
 
-    asked = {
-        "run": weights_key(run.model),
-        "corpus": dict(corpus.choices),
-        "options": dataclasses.asdict(options),
-    }
+    def asked() -> dict[str, Any]:
+        options_said = dataclasses.asdict(options)
+        return {"run": weights_key(run.model), "corpus": dict(corpus.choices), "options": options_said}
+
     sample = corpus.sample("train", options.examples)
     chunks = track([sample[start : start + CHUNK] for start in range(0, len(sample), CHUNK)])
     for made in each_once(chunks, asked_about, unfinished, asked):
-        counts.add_all(PairCounts(**made["counts"]))
+        add_up(counts, PairCounts(**made["counts"]))
         yield from ((row, [Preference(*pair) for pair in pairs]) for row, pairs in made["pairs"])
 
 

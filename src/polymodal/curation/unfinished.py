@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,17 +24,17 @@ def each_once(
     chunks: Iterable[Any],
     work: Callable[[int, Any], Any],
     file: Path | None = None,
-    asked: Mapping[str, Any] | None = None,
+    asked: Callable[[], Mapping[str, Any]] = dict,
 ) -> Iterator[Any]:
     """What `work` makes of each chunk and its number, values of JSON, in order; what the file has is not made again.
 
-    file: its first line is `asked`, all that the work depends on; a line a chunk follows, each written when it is done.
-    Without a file nothing is kept. Raises UserError for a file that was begun with something else asked.
+    file: its first line is what `asked` gives, all that the work depends on; a line a chunk follows, each written when
+    it is done. Without a file nothing is kept. Raises UserError for a file that was begun with something else asked.
     """
     if file is None:
         yield from (work(number, chunk) for number, chunk in enumerate(chunks))
         return
-    first = json.dumps(asked, sort_keys=True)
+    first = json.dumps(asked(), sort_keys=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     done = _whole_lines(file)
     if done and done[0] != first:
@@ -67,3 +68,14 @@ def _whole_lines(file: Path) -> list[str]:
 def generator_of(seed: int, chunk: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Random numbers of a chunk, whatever was drawn for others before."""
     return torch.Generator(device).manual_seed(int(Draws.of(seed, chunk, 1).seeds[0] >> 1))
+
+
+def add_up(total: Any, more: Any) -> None:
+    """Add the counts of a dataclass to those of another; in dicts, what both have is added, too."""
+    for field in dataclasses.fields(total):
+        there, new = getattr(total, field.name), getattr(more, field.name)
+        if isinstance(there, dict):
+            both = there | {key: there[key] + value if key in there else value for key, value in new.items()}
+        else:
+            both = there + new
+        setattr(total, field.name, both)

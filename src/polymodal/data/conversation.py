@@ -32,7 +32,7 @@ from polymodal.data.sequence import TEXT, PackedSequences, Segment, beside, pack
 from polymodal.data.sequence import Sequence as Segments
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Image, Interleaved, Preferences, Questions, Regions, Text
-from polymodal.modalities.image import patchify, tiles, to_rgb
+from polymodal.modalities.image import check_tiles, patchify, tiles, to_rgb
 from polymodal.modalities.region import Region
 from polymodal.modalities.text import Caption, Tokenizer, Tokens, start_and_end, unmarked
 from polymodal.types import Batch, Example
@@ -66,8 +66,7 @@ class PictureColumn(PlainColumn):
     std: Sequence[float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        if self.size % self.cell:
-            raise UserError(f"Patches of {self.cell} px do not tile a picture of {self.size} px.")
+        check_tiles(self.cell, self.size)
 
     @property
     def cells(self) -> int:

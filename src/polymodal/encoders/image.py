@@ -16,7 +16,7 @@ from polymodal.encoders.encoder import Encoder
 from polymodal.errors import UserError
 from polymodal.layers.positions import rotary_angles_2d, sine_positions_2d
 from polymodal.layers.transformer import Packing, Transformer
-from polymodal.modalities.image import patchify
+from polymodal.modalities.image import check_tiles, patchify
 from polymodal.ranges import Count, Whole
 
 ROTARY_BASE = 100.0  # of the wave lengths, as in DINOv3; grids are short
@@ -64,8 +64,7 @@ class ImageEncoder(Encoder):
 
     def __init__(self, config: ImageEncoderConfig):
         super().__init__()
-        if config.size % config.patch:
-            raise UserError(f"Patches of {config.patch} px do not tile a picture of {config.size} px.")
+        check_tiles(config.patch, config.size)
         shrunk = 2 ** len(config.stem)
         if config.patch % shrunk:
             raise UserError(f"Patches of {config.patch} px are no multiple of the stem's {shrunk} px.")

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from polymodal.errors import UserError
 from polymodal.layers.multiway import MultiwayTransformer
-from polymodal.modalities.image import patchify
+from polymodal.modalities.image import check_tiles, patchify
 from polymodal.modalities.text import Tokens
 from polymodal.ranges import BelowOne, Context, Count, Whole
 
@@ -51,8 +50,7 @@ class MultiwayEncoder(nn.Module):
 
     def __init__(self, config: MultiwayEncoderConfig, vocabulary: int):
         super().__init__()
-        if config.size % config.patch:
-            raise UserError(f"Patches of {config.patch} px do not tile a picture of {config.size} px.")
+        check_tiles(config.patch, config.size)
         self.config = config
         width = config.width
         self.patch = nn.Linear(3 * config.patch**2, width)

@@ -10,11 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.errors import UserError
 from polymodal.layers.positions import LayoutEmbedding, SpatialBias
 from polymodal.layers.transformer import Packing, PostNormBlock, Transformer
 from polymodal.modalities.document import BOX_SCALE, PageTokens
-from polymodal.modalities.image import patchify
+from polymodal.modalities.image import check_tiles, patchify
 from polymodal.ranges import BelowOne, Context, Count, Whole
 
 
@@ -54,8 +53,7 @@ class PageEncoder(nn.Module):
 
     def __init__(self, config: PageEncoderConfig, vocabulary: int):
         super().__init__()
-        if config.size % config.patch:
-            raise UserError(f"Patches of {config.patch} px do not tile a picture of {config.size} px.")
+        check_tiles(config.patch, config.size)
         self.config = config
         width = config.width
         self.word = nn.Embedding(vocabulary + 1, width)  # the last one stands for hidden words

@@ -23,7 +23,7 @@ class PointEncoderConfig:
     """Values of a point: three of its place, then its colour."""
     groups: Count = 32
     """Tokens: centres that lie as far from each other as possible."""
-    neighbours: Whole = 16
+    neighbours: Count = 16
     """Points of a group: the nearest to its centre."""
     width: Count = 64
     """Channels of every token."""

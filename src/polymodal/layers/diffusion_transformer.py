@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.errors import UserError
 from polymodal.layers.transformer import Block
-from polymodal.modalities.image import patchify, unpatchify
+from polymodal.modalities.image import check_tiles, patchify, unpatchify
 
 
 def time_features(time: Float[Tensor, " batch"], width: int, scale: float = 1000.0) -> Float[Tensor, "batch width"]:
@@ -60,8 +59,7 @@ class DiffusionTransformer(nn.Module):
     def __init__(self, size: int, patch: int, width: int, depth: int, heads: int, channels: int = 3):
         """size: side of the picture in pixels, a multiple of `patch`."""
         super().__init__()
-        if size % patch:
-            raise UserError(f"Patches of {patch} px do not tile a picture of {size} px.")
+        check_tiles(patch, size)
         self.patch = patch
         self.into = nn.Linear(channels * patch**2, width)
         self.positions = nn.Parameter(0.02 * torch.randn((size // patch) ** 2, width))

@@ -21,7 +21,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 from torch.nn import functional as F
 
-from polymodal.errors import UnreadableExample
+from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities.padding import mask_of, pad
 
 PIXEL_LIMIT = 100_000_000
@@ -219,6 +219,12 @@ def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     # torch does this several times faster than Pillow, with equal results but for rounding
     return F.interpolate(planes[None], (height, width), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
+
+
+def check_tiles(patch: int, size: int) -> None:
+    """Raises UserError when square patches do not tile a square picture."""
+    if size % patch:
+        raise UserError(f"Patches of {patch} px do not tile a picture of {size} px.")
 
 
 def patchify(image: Float[Tensor, "batch channels height width"], patch: int) -> Float[Tensor, "batch patches values"]:
