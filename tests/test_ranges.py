@@ -9,7 +9,18 @@ import pytest
 from polymodal import recipes
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.errors import UserError
-from polymodal.ranges import BelowOne, Count, Factor, NotNegative, Positive, Share, Whole, check_ranges, range_of
+from polymodal.ranges import (
+    BelowOne,
+    Count,
+    Factor,
+    NotNegative,
+    Positive,
+    Share,
+    Shares,
+    Whole,
+    check_ranges,
+    range_of,
+)
 from polymodal.recipes.dual_encoders import clip
 from polymodal.training import train
 from polymodal.training.execution import Execution
@@ -31,6 +42,7 @@ class Outer:
     below_one: BelowOne = 0.0
     factor: Factor = 1.0
     pair: tuple[BelowOne, BelowOne] = (0.0, 0.5)
+    shares: Shares = (0.5, 1.0)
     some: tuple[Count, ...] = ()
     perhaps: Positive | None = None
     free: float = -7.0
@@ -49,6 +61,8 @@ class Outer:
         ({"below_one": 1.0}, "--below-one is at least 0 and below 1, not 1.0."),
         ({"factor": 0.0}, "--factor is above 0 and at most 1, not 0.0."),
         ({"pair": (0.5, 2.0)}, "--pair is at least 0 and below 1, not 2.0."),
+        ({"shares": (0.5, 2.0)}, "--shares is from 0 to 1, not 2.0."),
+        ({"shares": (1.0, 0.5)}, "--shares takes the smallest number first, not 1.0 0.5."),
         ({"some": (8, 0)}, "--some is at least 1, not 0."),
         ({"perhaps": -1.0}, "--perhaps is above 0, not -1.0."),
         ({"inner": Inner(0)}, "--inner.width is at least 1, not 0."),
@@ -64,6 +78,7 @@ def test_the_first_number_outside_is_named(changes: dict, said: str) -> None:
 
 def test_what_a_range_is_called() -> None:
     assert range_of(Count) == range_of(tuple[Count, ...]) == range_of(Count | None) == "at least 1"
+    assert range_of(Shares) == "from 0 to 1"
     assert range_of(float) == range_of(str) == ""
 
 

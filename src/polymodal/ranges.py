@@ -24,6 +24,14 @@ BelowOne = Annotated[float, Interval(ge=0, lt=1)]
 Factor = Annotated[float, Interval(gt=0, le=1)]
 
 
+class Rising:
+    """Marks a tuple whose numbers do not fall."""
+
+
+Shares = Annotated[tuple[Share, Share], Rising()]
+"""A smallest and a largest one."""
+
+
 def check_ranges(options: Any, prefix: str = "") -> None:
     """Raises UserError for the first number of a dataclass, or of one inside it, that is outside its range.
 
@@ -37,6 +45,9 @@ def check_ranges(options: Any, prefix: str = "") -> None:
         for number, range_ in _numbers(value, hints[field.name]):
             if not _inside(number, range_):
                 raise UserError(f"--{name.replace('_', '-')} is {_said(range_)}, not {number}.")
+        if _rises(hints[field.name]) and list(value) != sorted(value):
+            given = " ".join(map(str, value))
+            raise UserError(f"--{name.replace('_', '-')} takes the smallest number first, not {given}.")
 
 
 def range_of(hint: Any) -> str:
@@ -49,7 +60,9 @@ def range_of(hint: Any) -> str:
 def _numbers(value: Any, hint: Any) -> Iterator[tuple[float, Interval]]:
     """Each number of a value that has a range, with it."""
     own, parts = _interval(hint), typing.get_args(hint)
-    if own is not None and isinstance(value, int | float):
+    if _rises(hint):
+        yield from _numbers(value, parts[0])
+    elif own is not None and isinstance(value, int | float):
         yield value, own
     elif isinstance(value, tuple):
         each = [parts[0]] * len(value) if len(parts) == 2 and parts[1] is Ellipsis else parts
@@ -71,6 +84,10 @@ def _interval(hint: Any) -> Interval | None:
         if isinstance(one, Gt):
             return Interval(gt=one.gt)
     return None
+
+
+def _rises(hint: Any) -> bool:
+    return typing.get_origin(hint) is Annotated and any(isinstance(one, Rising) for one in typing.get_args(hint)[1:])
 
 
 def _inside(number: Any, own: Interval) -> bool:

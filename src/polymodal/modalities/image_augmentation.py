@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 from polymodal.draws import Draws
 from polymodal.modalities.text import UNKNOWN_LANGUAGE, Caption
-from polymodal.ranges import NotNegative, Share
+from polymodal.ranges import NotNegative, Share, Shares
 
 
 @dataclass(frozen=True)
 class ImageAugmentation:
     """What may happen to a picture; probabilities are drawn for each picture on its own."""
 
-    crop: tuple[Share, Share] = (0.5, 1.0)
+    crop: Shares = (0.5, 1.0)
     """Smallest and largest share of the area that is kept."""
     flip: Share = 0.0
     """Probability of a mirror image; left and right change places."""

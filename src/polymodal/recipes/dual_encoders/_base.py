@@ -26,7 +26,7 @@ from polymodal.errors import UserError
 from polymodal.modalities.image_augmentation import NONE, WEAK, ImageAugmentation, augment, may_flip
 from polymodal.modalities.text import Tokens
 from polymodal.modalities.text_augmentation import without_words
-from polymodal.ranges import Count, NotNegative, Positive, Share
+from polymodal.ranges import Count, NotNegative, Positive, Several, Share
 from polymodal.training.gradients import Comparison
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Example
@@ -103,6 +103,8 @@ class DualEncoder(Comparison, nn.Module):
 class DualEncoderRecipe(Optimisation):
     """Hyper-parameters of the family. The defaults train in a minute on two cores; `paper()` has the published ones."""
 
+    batch_size: Several = 96
+    """Examples in a step, over all processes; each is told from the others."""
     learning_rate: NotNegative = 2e-3
     """Peak learning rate."""
     image: ImageEncoderConfig = SMALL_IMAGE

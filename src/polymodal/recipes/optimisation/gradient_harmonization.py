@@ -31,7 +31,7 @@ from polymodal.modalities.image_augmentation import ImageAugmentation, may_flip
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
 from polymodal.objectives.contrastive import info_nce
-from polymodal.ranges import Count, Share, Whole
+from polymodal.ranges import Count, Several, Share, Whole
 from polymodal.recipes.dual_encoders._base import LARGEST_SCALE
 from polymodal.training.gradients import Comparison
 from polymodal.training.optimiser import Optimisation
@@ -131,7 +131,7 @@ class VATT(Comparison, nn.Module):
 
 @dataclass(frozen=True)
 class Recipe(Optimisation):
-    batch_size: Count = 64
+    batch_size: Several = 64
     harmonise_group: Whole = 4
     video: VideoEncoderConfig = VideoEncoderConfig(frames=3, size=48)
     """Frames and patches of a clip; width, depth and heads of the one transformer."""

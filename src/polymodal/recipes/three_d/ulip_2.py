@@ -38,7 +38,7 @@ from polymodal.modalities.padding import Padded
 from polymodal.modalities.points import any_points, augment_points
 from polymodal.modalities.text import text_numbers
 from polymodal.objectives.contrastive import info_nce
-from polymodal.ranges import BelowOne, Count, NotNegative, Share, Whole
+from polymodal.ranges import BelowOne, Count, NotNegative, Several, Share, Whole
 from polymodal.recipes.dual_encoders import clip
 from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, SMALL_IMAGE, DualEncoder, DualEncoderRecipe
 from polymodal.recipes.language_models import mono_internvl
@@ -112,7 +112,7 @@ class Recipe(DualEncoderRecipe):
     word_dropout: Share = 0.0
     """Probability with which a word is left out while the towers train."""
     points: PointEncoderConfig = PointEncoderConfig()
-    batch_size: Count = 64
+    batch_size: Several = 64
     point_count: Count = 1024
     """Points of a cloud."""
     descriptions: Description = "captions"

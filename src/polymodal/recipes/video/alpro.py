@@ -40,7 +40,7 @@ from polymodal.modalities.text import Tokens, text_numbers
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.masked import mean_cross_entropy
 from polymodal.objectives.matching import hard_negatives, matching_loss
-from polymodal.ranges import Count, NotNegative, Share, Whole
+from polymodal.ranges import Count, NotNegative, Several, Share, Shares, Whole
 from polymodal.training.optimiser import Optimisation
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
@@ -276,7 +276,7 @@ def _shown(batch: Batch) -> Float[Tensor, "batch frames 3 size size"]:
 
 @dataclass(frozen=True)
 class Recipe(Optimisation):
-    batch_size: Count = 48
+    batch_size: Several = 48
     learning_rate: NotNegative = 1.5e-3
     video: VideoEncoderConfig = VideoEncoderConfig(frames=3, size=48)
     text: TextEncoderConfig = TextEncoderConfig(vocabulary=2000, context=48, depth=1, pooling="start")
@@ -290,7 +290,7 @@ class Recipe(Optimisation):
     """Whether crops are named as the prompter names them; needs an English corpus and WordNet (11 MB, once)."""
     entities: Count = 1000
     """Things that a crop may show: the most frequent nouns of the texts."""
-    crop: tuple[Share, Share] = (0.3, 0.5)
+    crop: Shares = (0.3, 0.5)
     """Smallest and largest share of a frame that a crop has."""
     surest: Share = 0.2
     """Crops are left out when the prompter gives no thing at least this probability."""
@@ -397,6 +397,7 @@ claim = Claim(
     "matching and hidden words alone.",
     baseline=dataclasses.replace(_whole, contrast=False, entity_modelling=False),
     treatment=_whole,
+    further={"contrast alone": dataclasses.replace(_whole, entity_modelling=False)},
     corpus="clips",
     budget=Budget(steps=2000),
     seeds=3,
