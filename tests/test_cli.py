@@ -88,6 +88,13 @@ def test_help_and_list_import_nothing_heavy():
         assert "polymodal" in done.stdout or "clip" in done.stdout
 
 
+def test_training_and_evaluation_import_no_library_that_few_need():
+    few = ("sklearn", "scipy.stats", "pandas", "transformers", "datasets", "matplotlib", "daft")
+    program = f"import sys, polymodal.training, polymodal.evaluation; print([*filter(sys.modules.get, {few})])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr
+
+
 def test_list_and_show_as_json(polymodal):
     listed = json.loads(polymodal("list", "--json").stdout)
     assert {"clip", "siglip", "sparc", "improved_clip"} <= {entry["name"] for entry in listed}

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image as PILImage
-from sklearn.datasets import load_digits
 
 from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora._splits import split_groups
@@ -35,6 +34,8 @@ def digits() -> Corpus:
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
+    from sklearn.datasets import load_digits
+
     data = load_digits()
     keys = [f"digit {number}" for number in range(len(data.target))]
     split_of = split_groups([NAMES[target] for target in data.target], keys)

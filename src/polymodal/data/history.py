@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from polymodal.corpora import Corpus
@@ -74,6 +72,8 @@ class HistoryProcessor(ColumnsProcessor):
 
     def words(self) -> tuple[list[str], Float[Tensor, "items words"]]:
         """The words that two items or more have, and each item's TF-IDF weights of them, without normalisation."""
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
         vectoriser = TfidfVectorizer(token_pattern=WORD, min_df=2, stop_words="english", norm=None)
         weights = vectoriser.fit_transform([item.text for item in self.catalogue])
         return vectoriser.get_feature_names_out().tolist(), torch.from_numpy(weights.toarray()).float()
@@ -89,6 +89,9 @@ class HistoryProcessor(ColumnsProcessor):
 
 def _neighbours(texts: list[str], count: int, token_pattern: str) -> Int[Tensor, "2 edges"]:
     """By the cosine of TF-IDF vectors."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.neighbors import NearestNeighbors
+
     own = np.arange(len(texts))
     loops = np.stack([own, own])
     if not any(texts):

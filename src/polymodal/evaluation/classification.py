@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -66,13 +64,17 @@ def linear_probe(
     train: tuple[np.ndarray, np.ndarray],
     validation: tuple[np.ndarray, np.ndarray],
     strengths: Sequence[float] = (0.01, 0.1, 1.0),
-) -> Pipeline:
-    """A logistic regression on frozen, standardised vectors; each part is vectors and labels.
+) -> Any:
+    """A logistic regression of scikit-learn on frozen, standardised vectors; each part is vectors and labels.
 
     strengths: inverse regularisations, of which the best on the validation part is taken.
     """
 
-    def fitted(strength: float) -> tuple[float, Pipeline]:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def fitted(strength: float) -> tuple[float, Any]:
         regression = LogisticRegression(C=strength, solver="newton-cholesky", class_weight="balanced")
         model = make_pipeline(StandardScaler(), regression).fit(*train)
         return balanced_accuracy("", model.predict(validation[0]), validation[1]).value, model

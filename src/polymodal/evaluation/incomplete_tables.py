@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from sklearn.ensemble import RandomForestClassifier
 from torch import Tensor
 
 from polymodal.corpora import Corpus
@@ -76,6 +75,8 @@ def missing_cells(
 
 def columns_by_importance(train: Labelled) -> list[int]:
     """Columns of the table by how much a random forest uses them, most first."""
+    from sklearn.ensemble import RandomForestClassifier
+
     cells = np.stack([np.concatenate([e["table"].numbers, e["table"].categories]) for e in train.examples])
     forest = RandomForestClassifier(random_state=0).fit(cells, train.labels)
     return np.argsort(-forest.feature_importances_, kind="stable").tolist()

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.metrics import adjusted_mutual_info_score
 from torch import nn
 
 from polymodal.data.history import HistoryProcessor
@@ -76,6 +75,8 @@ def recommendation_scores(method: nn.Module, processor: Processor, reader: Reade
 
 def prototype_scores(method: nn.Module, processor: Processor) -> list[Score]:
     """How much an item's prototype tells of its first label: mutual information, adjusted so that chance is 0."""
+    from sklearn.metrics import adjusted_mutual_info_score
+
     assert isinstance(processor, HistoryProcessor)
     assert isinstance(method, HasPrototypes)
     labelled = [(number, item.labels[0]) for number, item in enumerate(processor.catalogue) if item.labels]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
@@ -107,6 +106,8 @@ def _set_scores(name: str, found: tuple[Tensor, Tensor], asked: Sequence[Referre
 
 def found_all(boxes: Float[Tensor, "found 4"], truth: Sequence[Sequence[float]]) -> bool:
     """Whether every box has an object of its own, with an IoU of 0.5 or more, and every object a box."""
+    from scipy.optimize import linear_sum_assignment
+
     if len(boxes) != len(truth):
         return False
     if not len(boxes):

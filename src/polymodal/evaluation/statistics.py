@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 RESAMPLES = 1000
 
@@ -169,7 +169,7 @@ def _combined(by_arm: list[list[float]], unit_variance: float, units: int) -> Es
     mean, seeds = float(np.mean(by_arm[0])), len(by_arm[0])
     variances = [float(np.var(values, ddof=1)) for values in by_arm] if seeds > 1 else []
     if seeds > 2:
-        largest = stats.f.ppf(0.95, seeds - 1, seeds - 1) * variances[0]
+        largest = special.fdtri(seeds - 1, seeds - 1, 0.95) * variances[0]
         variances = [variances[0], *(one for one in variances[1:] if one <= largest)]
     freedom = len(variances) * (seeds - 1)
     seed_variance = float(np.mean(variances)) / seeds if freedom else 0.0
@@ -177,5 +177,5 @@ def _combined(by_arm: list[list[float]], unit_variance: float, units: int) -> Es
     if variance == 0:
         return Estimate(mean, mean, mean)
     weights = seed_variance**2 / max(freedom, 1) + unit_variance**2 / max(units - 1, 1)
-    half = float(stats.t.ppf(0.975, variance**2 / weights) * variance**0.5)
+    half = float(special.stdtrit(variance**2 / weights, 0.975) * variance**0.5)
     return Estimate(mean, mean - half, mean + half)
