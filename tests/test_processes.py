@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-TRAIN = [sys.executable, "-m", "polymodal", "train"]
+from polymodal import cli
+
+TRAININGS = Path(__file__).with_name("trainings.py")
 
 
 def torchrun(processes, *arguments):
@@ -46,59 +49,78 @@ def weights(directory):
     return load_file(directory / "model.safetensors")
 
 
+def history(directory):
+    return [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
+
+
 def assert_close(one, other, tolerance=1e-5):
     assert one.keys() == other.keys()
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
-@pytest.fixture(scope="module", params=["clip", "siglip", "sparc", "improved_clip"])
-def alone(request, tmp_path_factory):
-    """A recipe, and its run by one process."""
-    out = tmp_path_factory.mktemp("alone") / request.param
-    run([*TRAIN, *options(out, request.param)])
-    return request.param, out
+def train_by_one(*commands):
+    for command in commands:
+        cli.training.train(command)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_of_half_a_batch_equal_one_process_of_all(alone, parallel, tmp_path):
-    recipe, one = alone
-    two = torchrun(2, "-m", "polymodal", "train", *options(tmp_path / "two", recipe), "--parallel", parallel)
-    said = run(two)
-    assert said.stdout.count("Trained 6 steps") == 1
-    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
-    assert_close(weights(one), weights(tmp_path / "two"))
-    histories = [
-        [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-        for folder in (one, tmp_path / "two")
-    ]
-    for one, other in zip(*histories, strict=True):
-        for name, loss in one.get("losses", {}).items():
+def train_by_two(*commands):
+    """In the same two processes one after the other, for starting takes them longer than a few steps."""
+    return run(torchrun(2, str(TRAININGS), json.dumps(commands)))
+
+
+RECIPES, PARALLEL = ("clip", "siglip", "sparc", "improved_clip"), ("ddp", "fsdp")
+
+
+@pytest.fixture(scope="module")
+def of_recipes(tmp_path_factory):
+    """A folder in which one process and two have trained every recipe."""
+    folder = tmp_path_factory.mktemp("recipes")
+    train_by_one(*(options(folder / recipe / "one", recipe) for recipe in RECIPES))
+    kinds = [(recipe, parallel) for recipe in RECIPES for parallel in PARALLEL]
+    said = train_by_two(*([*options(folder / one / kind, one), "--parallel", kind] for one, kind in kinds))
+    assert said.stdout.count("Trained 6 steps") == len(kinds)
+    return folder
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_processes_of_half_a_batch_equal_one_process_of_all(of_recipes, recipe, parallel):
+    one, two = of_recipes / recipe / "one", of_recipes / recipe / parallel
+    assert json.loads((two / "run.json").read_text())["processes"] == 2
+    assert_close(weights(one), weights(two))
+    for own, other in zip(history(one), history(two), strict=True):
+        for name, loss in own.get("losses", {}).items():
             assert other["losses"][name] == pytest.approx(loss, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ("--addition", "barlip"),
-        ("--addition", "byolip"),
-        ("--addition", "swalip", "--label-smoothing", "0"),
-    ],
-    ids=lambda flags: flags[1],
-)
-def test_losses_with_statistics_over_the_batch_take_all_of_it(flags, tmp_path):
-    run([*TRAIN, *options(tmp_path / "one", "improved_clip", "3steps"), *flags])
-    two = options(tmp_path / "two", "improved_clip", "3steps")
-    run(torchrun(2, "-m", "polymodal", "train", *two, *flags))
-    assert_close(weights(tmp_path / "one"), weights(tmp_path / "two"), 1e-4)
+ADDITIONS = {
+    "barlip": ("--addition", "barlip"),
+    "byolip": ("--addition", "byolip"),
+    "swalip": ("--addition", "swalip", "--label-smoothing", "0"),
+}
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_micro_batches_on_two_processes_keep_all_negatives(parallel, tmp_path):
-    more = ["--parallel", parallel, "--micro-batch", "8", "--recompute", "--ema", "0.5"]
-    run([*TRAIN, *options(tmp_path / "averaged"), "--ema", "0.5"])
-    run(torchrun(2, "-m", "polymodal", "train", *options(tmp_path / "two"), *more))
-    assert_close(weights(tmp_path / "averaged"), weights(tmp_path / "two"))
+@pytest.fixture(scope="module")
+def of_additions(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("additions")
+    for train, count in ((train_by_one, "one"), (train_by_two, "two")):
+        outs = {name: options(folder / name / count, "improved_clip", "3steps") for name in ADDITIONS}
+        train(*([*outs[name], *flags] for name, flags in ADDITIONS.items()))
+    return folder
+
+
+@pytest.mark.parametrize("addition", ADDITIONS)
+def test_losses_with_statistics_over_the_batch_take_all_of_it(of_additions, addition):
+    assert_close(weights(of_additions / addition / "one"), weights(of_additions / addition / "two"), 1e-4)
+
+
+def test_micro_batches_on_two_processes_keep_all_negatives(tmp_path):
+    averaged, more = ["--ema", "0.5"], ["--micro-batch", "8", "--recompute"]
+    train_by_one([*options(tmp_path / "one"), *averaged])
+    train_by_two(*([*options(tmp_path / kind), *averaged, *more, "--parallel", kind] for kind in PARALLEL))
+    for kind in PARALLEL:
+        assert_close(weights(tmp_path / "one"), weights(tmp_path / kind))
 
 
 def stop_at(command, step, directory):
@@ -118,7 +140,7 @@ def stop_at(command, step, directory):
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_run_goes_on_with_another_number_of_processes(parallel, tmp_path):
     budget, saving = "60steps", ["--checkpoint-every", "1steps", "--parallel", parallel]
-    run([*TRAIN, *options(tmp_path / "whole", budget=budget)])
+    train_by_one(options(tmp_path / "whole", budget=budget))
     out = tmp_path / "run"
     stop_at(torchrun(2, "-m", "polymodal", "train", *options(out, budget=budget), *saving), 3, out)
     assert not (out / "model.safetensors").exists()
@@ -133,13 +155,11 @@ def test_a_run_goes_on_with_another_number_of_processes(parallel, tmp_path):
 def test_stages_and_validations_are_the_same_whole_and_sharded(tmp_path):
     """A look at the validation split gathers weights, and a stage freezes others: neither may disturb what learns."""
     small = ["--language-model.width", "32", "--language-model.depth", "1", "--language-model.hidden", "48"]
-    for parallel in ("ddp", "fsdp"):
-        command = ["mono_internvl", "--corpus", "scenes", "--budget", "10steps", "--batch-size", "8", *small]
-        command += ["--parallel", parallel, "--out", str(tmp_path / parallel)]
-        run(torchrun(2, "-m", "polymodal", "train", *command))
-    history = [json.loads(line) for line in (tmp_path / "fsdp" / "history.jsonl").read_text().splitlines()]
-    assert sum("validation" in entry for entry in history) > 1
-    assert len({entry["stage"] for entry in history if "losses" in entry}) == 5
+    command = ["mono_internvl", "--corpus", "scenes", "--budget", "10steps", "--batch-size", "8", *small]
+    train_by_two(*([*command, "--parallel", kind, "--out", str(tmp_path / kind)] for kind in PARALLEL))
+    told = history(tmp_path / "fsdp")
+    assert sum("validation" in entry for entry in told) > 1
+    assert len({entry["stage"] for entry in told if "losses" in entry}) == 5
     assert_close(weights(tmp_path / "ddp"), weights(tmp_path / "fsdp"))
 
 
@@ -147,18 +167,11 @@ def test_experts_and_their_routers_are_the_same_whole_and_sharded(tmp_path):
     """What a look at the validation split gathered first is written into again, and a router's loss leaves no block."""
     small = ["--language-model.width", "32", "--language-model.depth", "2", "--language-model.hidden", "48"]
     small += ["--tile", "32", "--depths", "0.5", "--upcycling", "0.4", "--track", "none"]
-    for parallel in ("ddp", "fsdp"):
-        command = ["moma", "--corpus", "scenes", "--budget", "12steps", "--batch-size", "8", *small]
-        run(
-            torchrun(2, "-m", "polymodal", "train", *command, "--parallel", parallel, "--out", str(tmp_path / parallel))
-        )
-    one, other = (
-        [json.loads(line) for line in (tmp_path / parallel / "history.jsonl").read_text().splitlines()]
-        for parallel in ("ddp", "fsdp")
-    )
-    losses = [entry["losses"] for entry in one if "losses" in entry]
+    command = ["moma", "--corpus", "scenes", "--budget", "12steps", "--batch-size", "8", *small]
+    train_by_two(*([*command, "--parallel", kind, "--out", str(tmp_path / kind)] for kind in PARALLEL))
+    losses, others = ([entry["losses"] for entry in history(tmp_path / kind) if "losses" in entry] for kind in PARALLEL)
     assert set(losses[-1]) == {"text", "image", "routers"}
-    for own, theirs in zip(losses, [entry["losses"] for entry in other if "losses" in entry], strict=True):
+    for own, theirs in zip(losses, others, strict=True):
         assert theirs == pytest.approx(own, abs=2e-3)  # a token more or less is chosen where scores are almost equal
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -66,6 +67,9 @@ class Processes:
             tensor.copy_(part.view_as(tensor))
 
 
+_trainings = itertools.count()
+
+
 def launched_together() -> bool:
     """Whether torchrun started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -103,7 +107,9 @@ def processes(device: str | None) -> Iterator[Processes]:
         return
     already = dist.is_initialized()
     if not already:  # figures to agree on lie on the CPU, so that a GPU is never waited for
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+        store, rank, count = next(dist.rendezvous("env://"))
+        own = dist.PrefixStore(f"training {next(_trainings)}", store)  # not the addresses of an earlier one
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", store=own, rank=rank, world_size=count)
     yield Processes(dist.get_rank(), dist.get_world_size(), where)
     if not already:  # not after an error: the other processes may be waiting in a collective
         dist.barrier()  # nothing is under way any more
