@@ -3,6 +3,7 @@
 python tests/killed_run.py OUT: prints how many kills hit, and how many hit a half-written checkpoint.
 """
 
+import importlib
 import os
 import random
 import signal
@@ -56,5 +57,7 @@ def latest(out: Path) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    for needed in ("torch._dynamo", "polymodal.evaluation"):  # by every child, which would import them anew
+        importlib.import_module(needed)
     CORPUS = corpora.emoji()
     main()
