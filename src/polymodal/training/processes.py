@@ -67,9 +67,6 @@ class Processes:
             tensor.copy_(part.view_as(tensor))
 
 
-_trainings = itertools.count()
-
-
 def launched_together() -> bool:
     """Whether torchrun started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -86,6 +83,9 @@ def check_device(device: str | None) -> None:
         torch.empty(0, device=device or "cpu")
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0].rstrip('.')}.") from error
+
+
+_trainings = itertools.count()
 
 
 @contextmanager
