@@ -188,12 +188,16 @@ class Loop:
             bucket=recipe.bucket,
             padded=recipe.padded,
         )
-        record = self.run.record
+        measured = self.run.record.setdefault("flops_by_stage", {})
+        together = execution.parallel if place.count > 1 else ""
+        sharded = together == "fsdp" and self.losses_of is not None
         all_used = True
-        if "flops_an_example" not in record or (place.count > 1 and execution.parallel == "ddp"):
+        if together == "ddp" or (str(number) not in measured and not sharded):
             batch = to_device(self.data.batch(0)[0], place.device)
             operations, all_used = flops(model, batch, stage.loss_weights)
-            record.setdefault("flops_an_example", operations / self.pieces)
+            measured.setdefault(str(number), operations / self.pieces)
+        # What is cut over processes already cannot be measured: a stage that begins there counts as the one before.
+        self.flops_an_example: float = measured.get(str(number), next(reversed(measured.values())))
         # DistributedDataParallel is built for what trains now; FSDP2 looks again in every step.
         if self.losses_of is None or execution.parallel == "ddp":
             one_pass = self.harmony is None and self.pieces == recipe.batch_size // place.count
@@ -270,7 +274,7 @@ class Loop:
         progress.step += 1
         progress.examples += recipe.batch_size
         progress.seconds += elapsed
-        progress.flops += recipe.batch_size * self.run.record["flops_an_example"]
+        progress.flops += recipe.batch_size * self.flops_an_example
         self._count_tokens(batches)
         if self.budget.tokens is not None and not progress.tokens:
             raise UserError(
@@ -447,6 +451,7 @@ class Loop:
             "examples": progress.examples,
             "seconds": round(progress.seconds, 3),
             "tokens": progress.tokens,
+            "flops_an_example": progress.flops / progress.examples,
             "fill": round(progress.fill, 4),
             "left_out_steps": progress.left_out,
             "skipped": len(skipped),
