@@ -60,10 +60,10 @@ def range_of(hint: Any) -> str:
 def _numbers(value: Any, hint: Any) -> Iterator[tuple[float, Interval]]:
     """Each number of a value that has a range, with it."""
     own, parts = _interval(hint), typing.get_args(hint)
-    if _rises(hint):
-        yield from _numbers(value, parts[0])
-    elif own is not None and isinstance(value, int | float):
+    if own is not None and isinstance(value, int | float):
         yield value, own
+    elif own is None and _marks(hint):
+        yield from _numbers(value, parts[0])
     elif isinstance(value, tuple):
         each = [parts[0]] * len(value) if len(parts) == 2 and parts[1] is Ellipsis else parts
         for one, part in zip(value, each, strict=False):
@@ -76,7 +76,7 @@ def _numbers(value: Any, hint: Any) -> Iterator[tuple[float, Interval]]:
 
 def _interval(hint: Any) -> Interval | None:
     """The range that a type itself has."""
-    for one in typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ():
+    for one in _marks(hint):
         if isinstance(one, Interval):
             return one
         if isinstance(one, Ge):
@@ -87,7 +87,12 @@ def _interval(hint: Any) -> Interval | None:
 
 
 def _rises(hint: Any) -> bool:
-    return typing.get_origin(hint) is Annotated and any(isinstance(one, Rising) for one in typing.get_args(hint)[1:])
+    return any(isinstance(one, Rising) for one in _marks(hint))
+
+
+def _marks(hint: Any) -> tuple[Any, ...]:
+    """What a type is annotated with."""
+    return typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
 
 
 def _inside(number: Any, own: Interval) -> bool:

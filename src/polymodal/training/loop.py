@@ -120,12 +120,14 @@ class Loop:
                 for entry in module:
                     entry.compile()
         self.cached: dict[str, CachedEncoder] = {}
+        self.flops_an_example = 0.0
         self.losses_of: Any = None  # the method's losses, averaging gradients over processes where there are several
         self.harmony = Harmony(recipe.harmonise) if recipe.harmonise != "none" else None
         group = recipe.harmonise_group if self.harmony is not None else 0
         check_batch(recipe.batch_size, group, place.count)
         self.pieces = group or execution.micro_batch or recipe.batch_size // place.count
-        if self.harmony is not None and execution.parallel == "fsdp" and place.count > 1:
+        self.sharded = execution.parallel == "fsdp" and place.count > 1
+        if self.harmony is not None and self.sharded:
             raise UserError("--harmonise needs whole gradients of each loss; use --parallel ddp with it.")
         self.unlogged: list[dict[str, Tensor]] = []
         self.skipped_before: dict[str, str] = {}
@@ -189,17 +191,16 @@ class Loop:
             padded=recipe.padded,
         )
         measured = self.run.record.setdefault("flops_by_stage", {})
-        together = execution.parallel if place.count > 1 else ""
-        sharded = together == "fsdp" and self.losses_of is not None
+        cut = self.sharded and self.losses_of is not None  # in an earlier stage
         all_used = True
-        if together == "ddp" or (str(number) not in measured and not sharded):
+        if not cut and (str(number) not in measured or (place.count > 1 and not self.sharded)):
             batch = to_device(self.data.batch(0)[0], place.device)
             operations, all_used = flops(model, batch, stage.loss_weights)
             measured.setdefault(str(number), operations / self.pieces)
         # What is cut over processes already cannot be measured: a stage that begins there counts as the one before.
-        self.flops_an_example: float = measured.get(str(number), next(reversed(measured.values())))
+        self.flops_an_example = measured.get(str(number), self.flops_an_example)
         # DistributedDataParallel is built for what trains now; FSDP2 looks again in every step.
-        if self.losses_of is None or execution.parallel == "ddp":
+        if not cut:
             one_pass = self.harmony is None and self.pieces == recipe.batch_size // place.count
             self.losses_of = spread(model, place, execution.parallel, one_pass, all_used)
             self.averages_itself = self.losses_of != model.losses
@@ -208,8 +209,7 @@ class Loop:
     def _keep_features(self) -> None:
         """From now on frozen towers look up what they have seen, under a key of the weights that they have now."""
         # A sharded tower gathers its weights together with the other processes, which may have nothing new to compute.
-        sharded = self.execution.parallel == "fsdp" and self.place.count > 1
-        if self.execution.cache_features and not sharded:
+        if self.execution.cache_features and not self.sharded:
             unchanged = [name for name in self.recipe.unaugmented() if is_frozen(self.model.get_submodule(name))]
             self.cached = cached_encoders(self.model, unchanged)
 
@@ -311,8 +311,7 @@ class Loop:
         """What DistributedDataParallel and FSDP2 did not: several passes, or scalars, which cannot be cut."""
         if self.place.count == 1 or self.averages_itself:
             return
-        sharded = self.execution.parallel == "fsdp"
-        left = [p.grad for p in trained if p.grad is not None and not (sharded and p.ndim)]
+        left = [p.grad for p in trained if p.grad is not None and not (self.sharded and p.ndim)]
         self.place.average(left)
 
     def _count_tokens(self, batches: list[Batch]) -> None:
@@ -437,7 +436,7 @@ class Loop:
         if self.average is not None:
             self.average.apply()
         state = {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
-        if self.place.count > 1 and self.execution.parallel == "fsdp":
+        if self.sharded:
             self.model = self.recipe.build(run.processor)
             if self.recipe.lora_rank:
                 add_lora(self.model, self.recipe.lora_rank, self.recipe.lora_targets)
