@@ -7,13 +7,14 @@ import pytest
 import torch
 from PIL import Image as PILImage
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from polymodal.encoders.image import ImageEncoder, ImageEncoderConfig
 from polymodal.encoders.native_image import NativeImageEncoderConfig
 from polymodal.encoders.text import TextEncoder, TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.positions import rotary_angles_2d, rotate, sine_positions_2d
-from polymodal.layers.transformer import Packing, Transformer, last_token, mean_of_tokens
+from polymodal.layers.transformer import DropPath, Packing, PostNormBlock, Transformer, last_token, mean_of_tokens
 from polymodal.modalities.image import PatchedImages, patchify, to_patch_grid
 from polymodal.modalities.text import Tokens
 
@@ -86,6 +87,72 @@ def test_transformer_equals_torch_encoder_layers():
     theirs.load_state_dict(state)
     x = torch.randn(4, 7, 12)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+def with_gradients(encoder: torch.nn.Module, pooled: torch.Tensor) -> list[torch.Tensor]:
+    """The pooled vectors, and the gradients of something that hangs on all of them."""
+    encoder.zero_grad()
+    pooled.square().cumsum(1).sum().backward()
+    return [pooled, *(torch.zeros_like(p) if p.grad is None else p.grad for p in encoder.parameters())]
+
+
+IMAGE = ImageEncoderConfig(size=16, patch=4, width=16, heads=4, pooling="class")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(dataclasses.replace(IMAGE, depth=depth, registers=2) for depth in (0, 1, 3)),
+        dataclasses.replace(IMAGE, positions="rotary", registers=2),
+        dataclasses.replace(IMAGE, positions="sine"),
+        *(dataclasses.replace(IMAGE, pooling=pooling) for pooling in ("mean", "max")),
+    ],
+)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_pooled_picture_vector_alone_is_that_of_the_whole_pass(config, recompute):
+    torch.manual_seed(0)
+    encoder, pictures = ImageEncoder(config), torch.randn(3, 3, 16, 16)
+    encoder.transformer.recompute = recompute
+    whole = with_gradients(encoder, encoder(pictures)[1])
+    torch.testing.assert_close(with_gradients(encoder, encoder.pooled(pictures)), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "end", "start"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_the_pooled_caption_vector_alone_is_that_of_the_whole_pass(pooling, causal, depth):
+    torch.manual_seed(0)
+    config = TextEncoderConfig(width=16, heads=2, depth=depth, context=12, pooling=pooling, causal=causal)
+    encoder, text = TextEncoder(config, 50), tokens([4, 10, 7, 1])
+    whole = with_gradients(encoder, encoder(text)[2])
+    torch.testing.assert_close(with_gradients(encoder, encoder.pooled(text)), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_a_last_block_that_is_asked_for_one_token_computes_no_other():
+    encoder, pictures = ImageEncoder(dataclasses.replace(IMAGE, width=64, depth=1)), torch.randn(2, 3, 16, 16)
+    products = []
+    for ask in (encoder, encoder.pooled):
+        with FlopCounterMode(display=False) as counter:
+            ask(pictures)
+        products.append(counter.get_total_flops())
+    perceptron_and_output = 2 * (2 * 16) * (8 + 1) * 64**2  # of the sixteen patches of both pictures
+    assert products[0] - products[1] == perceptron_and_output
+
+
+def test_chosen_rows_of_post_norm_blocks_are_those_of_the_whole():
+    torch.manual_seed(0)
+    model, packing = Transformer(width=16, depth=2, heads=4, kind=PostNormBlock), Packing.of(tokens([3, 5]).mask)
+    x, rows = torch.randn(8, 16), torch.tensor([0, 2, 6])
+    torch.testing.assert_close(model(x, packing, rows), model(x, packing)[rows], rtol=1e-4, atol=1e-5)
+
+
+def test_examples_that_skip_a_branch_are_the_same_for_one_row_each():
+    drop, branch = DropPath(0.5), torch.rand(64, 7, 3) + 1
+    torch.manual_seed(0)
+    whole = drop(branch)
+    torch.manual_seed(0)
+    torch.testing.assert_close(drop(branch[:, 0]), whole[:, 0])
+    assert 0 < (whole == 0).all(dim=(1, 2)).sum() < 64
 
 
 def test_patchify_keeps_reading_order_and_every_value():

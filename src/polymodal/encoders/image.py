@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -97,6 +97,21 @@ class ImageEncoder(Encoder):
         self, image: Float[Tensor, "batch 3 size size"]
     ) -> tuple[Float[Tensor, "batch patches width"], Float[Tensor, "batch width"]]:
         """image: normalised pixels. Returns the tokens of all patches, and the pooled vector."""
+        x = self.norm_after(self._transformed(self._embedded(image)))[:, : self.grid**2 + self.with_class]
+        if self.with_class:
+            return x[:, 1:], x[:, 0]
+        return x, x.amax(1) if self.config.pooling == "max" else x.mean(1)
+
+    def pooled(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch width"]:
+        """The pooled vector alone; where that is the class token, the last block computes nothing else."""
+        if not self.with_class:
+            return self(image)[-1]
+        x = self._embedded(image)
+        first = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)
+        return self.norm_after(self._transformed(x, first))
+
+    def _embedded(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch tokens width"]:
+        """What the transformer is given: the class token, the patches, the registers."""
         x = self.patch_embedding(patchify(self.stem(image), self.patch))
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
@@ -104,21 +119,20 @@ class ImageEncoder(Encoder):
             x = x + self.positions
         if self.registers is not None:
             x = torch.cat([x, self.registers.expand(len(x), -1, -1)], dim=1)
-        x = self._transformed(self.norm_before(x))
-        x = self.norm_after(x)[:, : self.grid**2 + self.with_class]
-        if self.with_class:
-            return x[:, 1:], x[:, 0]
-        return x, x.amax(1) if self.config.pooling == "max" else x.mean(1)
+        return self.norm_before(x)
 
-    def _transformed(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+    def _transformed(
+        self, x: Float[Tensor, "batch tokens width"], only: Int[Tensor, " rows"] | None = None
+    ) -> Float[Tensor, "... width"]:
+        """only: see `Transformer.forward`."""
         if self.config.positions != "rotary":
-            return self.transformer(x)
+            return self.transformer(x, only=only)
         size = x.shape[2] // self.config.heads
         packing = Packing.of(x.new_ones(x.shape[:2], dtype=torch.bool))
         rows, columns = (place.expand(len(x), -1) for place in (self.rows, self.columns))
         angles = rotary_angles_2d(rows, columns, size, ROTARY_BASE, x)
-        packed = self.transformer(packing.pack(x), replace(packing, rotation=angles))
-        return packing.pad(packed)
+        packed = self.transformer(packing.pack(x), replace(packing, rotation=angles), only)
+        return packing.pad(packed) if only is None else packed
 
 
 class ConvolutionalStem(nn.Module):

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.encoders.encoder import Encoder
-from polymodal.layers.transformer import Packing, Transformer, first_token, last_token, mean_of_tokens
+from polymodal.layers.transformer import (
+    Packing,
+    Transformer,
+    first_rows,
+    first_token,
+    last_rows,
+    last_token,
+    mean_of_tokens,
+)
 from polymodal.modalities.text import TextTokenizer, Tokenizer, Tokens
 from polymodal.ranges import BelowOne, Context, Count, Whole
 
@@ -71,10 +79,19 @@ class TextEncoder(Encoder):
 
     def forward(self, text: Tokens) -> tuple[Float[Tensor, "total width"], Packing, Float[Tensor, "batch width"]]:
         """Returns the packed tokens of all captions, where they stand, and the pooled vectors."""
-        mask = text.mask
-        packing = Packing.of(mask)
-        place = packing.places % mask.shape[1]
-        # Both are look-ups: indexing with repeated places would add up its gradient in an order that varies.
-        x = self.embedding(packing.pack(text.ids)) + F.embedding(place, self.positions)
-        x = self.norm_after(self.transformer(x, packing))
+        packing = Packing.of(text.mask)
+        x = self.norm_after(self.transformer(self._embedded(text, packing), packing))
         return x, packing, POOLED[self.config.pooling](x, packing)
+
+    def pooled(self, text: Tokens) -> Float[Tensor, "batch width"]:
+        """The pooled vectors alone; where that is a mark, the last block computes nothing else."""
+        if self.config.pooling == "mean":
+            return self(text)[-1]
+        packing = Packing.of(text.mask)
+        marks = first_rows(packing) if self.config.pooling == "start" else last_rows(packing)
+        return self.norm_after(self.transformer(self._embedded(text, packing), packing, marks))
+
+    def _embedded(self, text: Tokens, packing: Packing) -> Float[Tensor, "total width"]:
+        place = packing.places % text.ids.shape[1]
+        # Both are look-ups: indexing with repeated places would add up its gradient in an order that varies.
+        return self.embedding(packing.pack(text.ids)) + F.embedding(place, self.positions)

@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from polymodal.errors import UserError
 from polymodal.layers.positions import rotate
 
+Only = Int[Tensor, " rows"] | None
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -95,8 +97,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "... width"], packing: Packing | None = None) -> Float[Tensor, "... width"]:
-        """x: (batch, tokens, width), or (total, width) with its packing."""
+    def forward(
+        self, x: Float[Tensor, "... width"], packing: Packing | None = None, only: Only = None
+    ) -> Float[Tensor, "... width"]:
+        """x: (batch, tokens, width), or (total, width) with its packing. only: see `Transformer.forward`."""
         qkv = self.qkv(x)
         if packing is not None:
             qkv = packing.pad(qkv)
@@ -107,23 +111,23 @@ class Attention(nn.Module):
         causal = self.causal and mask is None
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
         y = y.transpose(1, 2).flatten(2)
-        return self.out(y if packing is None else packing.pack(y))
+        return self.out(chosen(y if packing is None else packing.pack(y), only))
 
 
 class DropPath(nn.Module):
     """Stochastic depth (Huang et al. 2016): while training, an example skips a branch with a probability.
 
-    For dense batches: in a packed row, examples are not apart.
+    For dense batches, or one row an example: in a packed row, examples are not apart.
     """
 
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
 
-    def forward(self, branch: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length width"]:
+    def forward(self, branch: Float[Tensor, "batch *length width"]) -> Float[Tensor, "batch *length width"]:
         if not (self.training and self.rate):
             return branch
-        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.rate
+        kept = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) >= self.rate
         return branch * kept / (1 - self.rate)
 
 
@@ -146,16 +150,22 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.drop_path: nn.Module = nn.Identity()
 
-    def forward(self, x: Float[Tensor, "... width"], packing: Packing | None = None) -> Float[Tensor, "... width"]:
-        x = x + self.drop_path(self.dropout(self.attention(self.norm_1(x), packing)))
+    def forward(
+        self, x: Float[Tensor, "... width"], packing: Packing | None = None, only: Only = None
+    ) -> Float[Tensor, "... width"]:
+        """only: see `Transformer.forward`."""
+        x = chosen(x, only) + self.drop_path(self.dropout(self.attention(self.norm_1(x), packing, only)))
         return x + self.drop_path(self.dropout(self.narrow(F.gelu(self.widen(self.norm_2(x))))))
 
 
 class PostNormBlock(Block):
     """norm(x + attention(x)), then norm(x + perceptron(x)), as in BERT and RoBERTa."""
 
-    def forward(self, x: Float[Tensor, "... width"], packing: Packing | None = None) -> Float[Tensor, "... width"]:
-        x = self.norm_1(x + self.dropout(self.attention(x, packing)))
+    def forward(
+        self, x: Float[Tensor, "... width"], packing: Packing | None = None, only: Only = None
+    ) -> Float[Tensor, "... width"]:
+        """only: see `Transformer.forward`."""
+        x = self.norm_1(chosen(x, only) + self.dropout(self.attention(x, packing, only)))
         return self.norm_2(x + self.dropout(self.narrow(F.gelu(self.widen(x)))))
 
 
@@ -192,13 +202,25 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.recompute = False  # whether blocks keep no activations, but compute them again in the backward pass
 
-    def forward(self, x: Float[Tensor, "... width"], packing: Packing | None = None) -> Float[Tensor, "... width"]:
-        for block in self.blocks:
+    def forward(
+        self, x: Float[Tensor, "... width"], packing: Packing | None = None, only: Only = None
+    ) -> Float[Tensor, "... width"]:
+        """only: rows of the flattened tokens, where nothing but these is wanted; (rows, width) is returned.
+
+        The last block then asks for nothing else, which saves three quarters of its products.
+        """
+        for number, block in enumerate(self.blocks, start=1):
+            wanted = only if number == len(self.blocks) else None
             if self.recompute and self.training:
-                x = checkpoint(block, x, packing, use_reentrant=False)
+                x = checkpoint(block, x, packing, wanted, use_reentrant=False)
             else:
-                x = block(x, packing)
-        return x
+                x = block(x, packing, wanted)
+        return x if self.blocks else chosen(x, only)
+
+
+def chosen(x: Float[Tensor, "... width"], only: Only) -> Float[Tensor, "... width"]:
+    """These rows of the flattened tokens; all tokens where none are named."""
+    return x if only is None else x.flatten(0, -2).index_select(0, only)
 
 
 def mean_of_tokens(packed: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "batch width"]:
@@ -209,12 +231,22 @@ def mean_of_tokens(packed: Float[Tensor, "total width"], packing: Packing) -> Fl
     return sums / lengths[:, None]
 
 
-def first_token(packed: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "batch width"]:
-    """The first token of each sequence: the start mark, or BERT's class token."""
+def first_rows(packing: Packing) -> Int[Tensor, " batch"]:
+    """Where the first token of each sequence stands among the packed: the start mark, or BERT's class token."""
     lengths = packing.mask.sum(1)
-    return packed.index_select(0, lengths.cumsum(0) - lengths)
+    return lengths.cumsum(0) - lengths
+
+
+def last_rows(packing: Packing) -> Int[Tensor, " batch"]:
+    """Where the last real token of each sequence stands among the packed: the end mark."""
+    return packing.mask.sum(1).cumsum(0) - 1
+
+
+def first_token(packed: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "batch width"]:
+    """The first token of each sequence."""
+    return packed.index_select(0, first_rows(packing))
 
 
 def last_token(packed: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "batch width"]:
-    """The last real token of each sequence: the end mark, wherever it stands."""
-    return packed.index_select(0, packing.mask.sum(1).cumsum(0) - 1)
+    """The last real token of each sequence, wherever it stands."""
+    return packed.index_select(0, last_rows(packing))
