@@ -149,6 +149,7 @@ class ConvolutionalStem(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(out) for out in channels)
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows columns"]:
+        x = x.contiguous(memory_format=torch.channels_last)  # in which norms and convolutions follow without copies
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = F.relu(norm(convolution(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         return x
