@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
 from polymodal.evaluation.classification import (
@@ -207,3 +209,24 @@ def test_the_area_under_the_curve_is_that_of_scikit_learn():
     assert score.value == pytest.approx(roc_auc_score(labels, likely, multi_class="ovr", average="macro"))
     assert area_under_curve("", np.eye(3)[labels], labels).value == pytest.approx(1.0)
     assert area_under_curve("", np.zeros((200, 3)), labels).value == pytest.approx(0.5)
+
+
+def test_units_are_the_means_and_medians_of_their_queries():
+    rng = np.random.default_rng(0)
+    found, unit = rng.integers(1, 50, 200), rng.choice([2, 3, 7, 11, 40], 200)
+    scores = {score.name: score.units for score in retrieval_scores("a", found, [np.array([0])] * 200, 50, unit)}
+    parts = [found[unit == number] for number in np.unique(unit)]
+    np.testing.assert_allclose(scores["a/R@5"], [(part <= 5).mean() for part in parts])
+    np.testing.assert_allclose(scores["a/MRR"], [(1 / part).mean() for part in parts])
+    np.testing.assert_allclose(scores["a/median_rank"], [np.median(part) for part in parts])
+
+
+def test_a_probe_is_the_regression_that_an_exact_solver_finds():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(5, size=400)
+    vectors = (rng.normal(size=(5, 32))[labels] / 2 + rng.normal(size=(400, 32))).astype(np.float32)
+    probe = linear_probe((vectors[:300], labels[:300]), (vectors[300:], labels[300:]), strengths=[0.1])
+    standardised = StandardScaler().fit(vectors[:300]).transform(vectors)
+    exact = LogisticRegression(C=0.1, solver="newton-cholesky", tol=1e-8, class_weight="balanced")
+    exact.fit(standardised[:300], labels[:300])
+    np.testing.assert_allclose(probe.predict_proba(vectors), exact.predict_proba(standardised), atol=1e-4)

@@ -75,7 +75,10 @@ def linear_probe(
     from sklearn.preprocessing import StandardScaler
 
     def fitted(strength: float) -> tuple[float, Any]:
-        regression = LogisticRegression(C=strength, solver="newton-cholesky", class_weight="balanced")
+        # Newton's steps by conjugate gradients: the whole Hessian has (classes x dimensions) squared entries.
+        regression = LogisticRegression(
+            C=strength, solver="newton-cg", tol=1e-6, max_iter=1000, class_weight="balanced"
+        )
         model = make_pipeline(StandardScaler(), regression).fit(*train)
         return balanced_accuracy("", model.predict(validation[0]), validation[1]).value, model
 

@@ -6,8 +6,7 @@ that is exactly as similar as the right one counts as ranked before it, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -49,20 +48,24 @@ def retrieval_scores(
     """R@1, R@5, R@10, MRR and the median rank. unit: for each query, the number of the unit that it belongs to."""
     counts = np.array([len(right) for right in relevant])
     scores = [
-        Score(f"{name}/R@{k}", _by_unit(found <= k, unit, np.mean), chance_recall(counts, candidates, k))
-        for k in RECALLS
+        Score(f"{name}/R@{k}", _mean_by_unit(found <= k, unit), chance_recall(counts, candidates, k)) for k in RECALLS
     ]
-    scores.append(Score(f"{name}/MRR", _by_unit(1 / found, unit, np.mean), chance_reciprocal_rank(counts, candidates)))
-    median = _by_unit(found, unit, np.median)
+    scores.append(Score(f"{name}/MRR", _mean_by_unit(1 / found, unit), chance_reciprocal_rank(counts, candidates)))
+    median = _median_by_unit(found, unit)
     chance = chance_median_rank(counts, candidates)
     scores.append(Score(f"{name}/median_rank", median, chance, higher_is_better=False, statistic="median"))
     return scores
 
 
-def _by_unit(values: np.ndarray, unit: np.ndarray, summary: Callable[[np.ndarray], Any]) -> np.ndarray:
-    order = np.argsort(unit, kind="stable")
-    starts = np.flatnonzero(np.diff(unit[order], prepend=-1))
-    return np.array([summary(part) for part in np.split(values[order], starts[1:])], dtype=np.float64)
+def _mean_by_unit(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    _, place, counts = np.unique(unit, return_inverse=True, return_counts=True)
+    return np.bincount(place, weights=values) / counts
+
+
+def _median_by_unit(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    _, starts, counts = np.unique(np.sort(unit), return_index=True, return_counts=True)
+    ordered = values[np.lexsort((values, unit))]
+    return (ordered[starts + (counts - 1) // 2] + ordered[starts + counts // 2]) / 2
 
 
 def _survival(relevant: int, candidates: int) -> np.ndarray:
