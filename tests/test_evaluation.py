@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
+from polymodal.evaluation import suite
 from polymodal.evaluation.classification import (
     area_under_curve,
     balanced_accuracy,
@@ -25,7 +26,8 @@ from polymodal.evaluation.retrieval import (
     top,
 )
 from polymodal.evaluation.statistics import Score, over_seeds, paired_difference
-from polymodal.evaluation.suite import PairedTest
+from polymodal.evaluation.suite import PairedTest, validation
+from polymodal.recipes.dual_encoders import clip
 
 
 def unit_vectors(count, dim, seed):
@@ -230,3 +232,15 @@ def test_a_probe_is_the_regression_that_an_exact_solver_finds():
     exact = LogisticRegression(C=0.1, solver="newton-cholesky", tol=1e-8, class_weight="balanced")
     exact.fit(standardised[:300], labels[:300])
     np.testing.assert_allclose(probe.predict_proba(vectors), exact.predict_proba(standardised), atol=1e-4)
+
+
+def test_of_a_large_validation_split_a_part_is_looked_at(small_emoji, monkeypatch):
+    recipe = clip.Recipe()
+    processor = recipe.processor(small_emoji)
+    model = recipe.build(processor).eval()
+    whole = validation(small_emoji)(model, processor)
+    monkeypatch.setattr(suite, "MOST_VALIDATED", 8)
+    part = validation(small_emoji)(model, processor)
+    assert part.keys() == whole.keys()
+    recall = "validation/text_to_image/R@10"
+    assert (part[recall], whole[recall] < 1) == (1, True), "of eight pictures, the right one is among ten"

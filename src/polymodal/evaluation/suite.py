@@ -77,6 +77,7 @@ from polymodal.types import (
 ITEMS: dict[str, type] = {"points": Points, "video": Video, "image": Image, "sound": Audio}
 QUERIES: dict[str, type] = {"table": Table, "sound": Audio}  # what items are found by, beside texts
 PAIRED = (("table", "image"), ("sound", "video"))
+MOST_VALIDATED = 2000  # of all examples, where there are more: a curve is looked at eight times a run
 VALIDATION_EXAMPLES = 40  # that are asked about; writing takes longer than a step
 VALIDATION_STEPS = (1, 8)  # of generation
 VALIDATION_PAGES = 150  # a look at long pages takes longer than many steps
@@ -358,9 +359,13 @@ def _labels(corpus: Corpus, label: str, items: ItemVectors) -> np.ndarray:
 
 
 def validation(corpus: Corpus) -> Any:
-    """What `train` calls now and then: a few figures of the validation split; None without one."""
+    """What `train` calls now and then: a few figures of the validation split; None without one.
+
+    Of a large split, `MOST_VALIDATED` examples are looked at, the same each time.
+    """
     if not len(corpus.splits.get("validation", ())):
         return None
+    corpus = corpus.with_splits({**corpus.splits, "validation": corpus.sample("validation", MOST_VALIDATED)})
     readers: dict[int, Reader] = {}
 
     def figures(method: nn.Module, processor: Processor) -> Mapping[str, float]:
