@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 
 from polymodal import cli
 from polymodal.cli import comparing
+from polymodal.cli._printing import waiting
 from polymodal.errors import UserError
 from polymodal.serving import installation
 from test_corpora import pairs
@@ -256,3 +257,14 @@ def test_doctor_says_what_is_there_and_what_is_missing(polymodal, tmp_path, monk
     assert missing["export"] == ("nothing-such>=2", "numpy<1"), "also of the extra that it names"
     assert missing["hub"] == ()
     assert set(missing) == set(installation.WHAT_FOR), "every extra says what it is for"
+
+
+def test_a_sign_of_life_is_for_terminals_and_stays_out_of_what_is_printed(capsys, monkeypatch):
+    with waiting("Scoring [one] run"):
+        print("a score")
+    assert capsys.readouterr() == ("a score\n", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes anything for a terminal
+    with waiting("Scoring [one] run"):
+        pass
+    said, shown = capsys.readouterr()
+    assert (said, "Scoring [one] run" in shown) == ("", True)

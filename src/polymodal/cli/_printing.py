@@ -45,6 +45,19 @@ def said_of_unreadable(skipped: dict[str, str]) -> str:
 
 
 @contextmanager
+def waiting(doing: str) -> Iterator[None]:
+    """A sign of life and the time so far, beside what is printed; nothing where nobody looks at a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        progress.add_task(doing, total=None)
+        yield
+
+
+@contextmanager
 def bar(description: str, what: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar with rate and time left; gives what reports how many are done, of how many."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

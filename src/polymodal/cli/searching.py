@@ -17,7 +17,7 @@ from polymodal.cli._flags import (
     positional,
     run_and_corpus,
 )
-from polymodal.cli._printing import bar, print_json, print_table, said_of_unreadable, terminal
+from polymodal.cli._printing import bar, print_json, print_table, said_of_unreadable, terminal, waiting
 from polymodal.ranges import Count
 
 
@@ -34,7 +34,8 @@ def embed(arguments: Arguments) -> None:
     from polymodal.serving.embedding import write_embeddings
 
     run, corpus = run_and_corpus(place, options)
-    count, skipped = write_embeddings(run, corpus, Path(options.out))
+    with waiting(f"Embedding {corpus.name}"):
+        count, skipped = write_embeddings(run, corpus, Path(options.out))
     said = f"Wrote the vectors of {count:,} examples to {options.out}{said_of_unreadable(skipped)}."
     terminal().print(said, highlight=False)
 
@@ -88,7 +89,8 @@ def search(arguments: Arguments) -> None:
     from polymodal.serving.search import search_corpus
 
     run, corpus = run_and_corpus(place, options)
-    found = search_corpus(run, corpus, query, options.top, options.split)
+    with waiting(f"Looking through {corpus.name}; polymodal index does so once for many searches"):
+        found = search_corpus(run, corpus, query, options.top, options.split)
     seen = has_pictures(corpus)
     _print_found(found, [picture_of(corpus, hit.row) if seen else None for hit in found], options.out)
 

@@ -17,7 +17,7 @@ from polymodal.cli._flags import (
     positional,
     run_and_corpus,
 )
-from polymodal.cli._printing import print_json, print_table, terminal
+from polymodal.cli._printing import print_json, print_table, terminal, waiting
 from polymodal.errors import UserError, needs
 from polymodal.ranges import Count, Port, Whole
 
@@ -37,7 +37,8 @@ def evaluate(arguments: Arguments) -> None:
     from polymodal import evaluation
 
     run, corpus = run_and_corpus(place, options)
-    scores = evaluation.evaluate(run, corpus)
+    with waiting(f"Scoring {place} on {corpus.name}"):
+        scores = evaluation.evaluate(run, corpus)
     if not scores:
         raise UserError(f"The run {place} has no capability that can be tested on '{corpus.name}'.")
     if options.json:
@@ -184,7 +185,8 @@ def export(arguments: Arguments) -> None:
     from polymodal.training import load_run
     from polymodal.training.trainer import command_line
 
-    written = exports.export(load_run(place), options.to, Path(options.out), command_line())
+    with waiting(f"Writing {options.out} and scoring the run for its card"):
+        written = exports.export(load_run(place), options.to, Path(options.out), command_line())
     console = terminal()
     console.print(
         f"Wrote {written.folder}: {written.what}; its outputs differ from the run's by at most "
