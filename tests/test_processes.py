@@ -116,9 +116,11 @@ def test_losses_with_statistics_over_the_batch_take_all_of_it(of_additions, addi
 
 
 def test_micro_batches_on_two_processes_keep_all_negatives(tmp_path):
-    averaged, more = ["--ema", "0.5"], ["--micro-batch", "8", "--recompute"]
-    train_by_one([*options(tmp_path / "one"), *averaged])
-    train_by_two(*([*options(tmp_path / kind), *averaged, *more, "--parallel", kind] for kind in PARALLEL))
+    """Also where a class token and an end mark are all that is asked for of the towers' last blocks."""
+    marks = ["--image.pooling", "class", "--text.depth", "1", "--text.pooling", "end"]
+    method, more = ["--ema", "0.5", *marks], ["--micro-batch", "8", "--recompute"]
+    train_by_one([*options(tmp_path / "one"), *method])
+    train_by_two(*([*options(tmp_path / kind), *method, *more, "--parallel", kind] for kind in PARALLEL))
     for kind in PARALLEL:
         assert_close(weights(tmp_path / "one"), weights(tmp_path / kind))
 
