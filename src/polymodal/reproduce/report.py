@@ -24,7 +24,7 @@ from polymodal.reproduce import leaderboard
 from polymodal.reproduce.compare import Comparison
 from polymodal.reproduce.curves import COLOURS, axes_of, svg, validation_figure
 from polymodal.reproduce.leaderboard import spoken
-from polymodal.training.trainer import command_line
+from polymodal.training.trainer import LOG_EVERY, command_line
 from polymodal.types import CanEmbed
 
 QUERIES, SHOWN, THUMBNAIL = 6, 5, 56
@@ -61,7 +61,9 @@ def _curves(comparison: Comparison) -> str:
         for number, trial in enumerate(comparison.of(arm)):
             style = {"color": colour, "linewidth": 1.4, "alpha": 0.85, "label": arm.label if number == 0 else None}
             logged = [entry for entry in trial.run.history if "losses" in entry]
-            losses.plot([e["seconds"] for e in logged], [sum(e["losses"].values()) for e in logged], **style)
+            # The last entry of a run may be the mean of a step or two, which would look like a jump.
+            whole = [entry for entry in logged if entry["step"] % LOG_EVERY == 0] or logged
+            losses.plot([e["seconds"] for e in whole], [sum(e["losses"].values()) for e in whole], **style)
             checked = [entry for entry in trial.run.history if "validation" in entry]
             points = [(e["seconds"], factor * e["validation"][name]) for e in checked if name in e["validation"]]
             validation.plot(*zip(*points, strict=True) if points else ((), ()), marker="o", markersize=3, **style)
