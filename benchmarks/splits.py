@@ -11,13 +11,12 @@ and how often the ten nearest hold the one picture that the text was taken from.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 
 import numpy as np
-import torch
 
 import polymodal as pm
 from polymodal.corpora import Corpus
+from polymodal.evaluation.retrieval import top
 from polymodal.recipes.dual_encoders import clip, improved_clip, siglip, sparc
 from polymodal.reproduce import compare
 from polymodal.training import Run
@@ -31,7 +30,7 @@ def by_lot(corpus: Corpus) -> Corpus:
     parts = [corpus.rows(name) for name in names]
     rows = np.random.default_rng(0).permutation(np.concatenate(parts))
     new = np.split(rows, np.cumsum([len(part) for part in parts])[:-1])
-    return dataclasses.replace(corpus, splits=dict(zip(names, new, strict=True)))
+    return corpus.with_splits(dict(zip(names, new, strict=True)))
 
 
 def own_found(run: Run, corpus: Corpus, most: int = 10) -> float:
@@ -39,8 +38,8 @@ def own_found(run: Run, corpus: Corpus, most: int = 10) -> float:
     examples = [corpus[row] for row in corpus.rows("test")]
     texts = [(c.text, own) for own, e in enumerate(examples) for c in e["captions"] if c.language == "en"]
     pictures = run.embed(image=[example["image"] for example in examples])["image"]
-    nearest = (run.embed(text=[text for text, _ in texts])["text"] @ pictures.T).topk(most).indices
-    return float((nearest == torch.tensor([own for _, own in texts])[:, None]).any(1).float().mean())
+    nearest = top(run.embed(text=[text for text, _ in texts])["text"], pictures, most)
+    return float((nearest == np.array([[own] for _, own in texts])).any(axis=1).mean())
 
 
 def main() -> None:

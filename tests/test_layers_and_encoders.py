@@ -14,7 +14,15 @@ from polymodal.encoders.native_image import NativeImageEncoderConfig
 from polymodal.encoders.text import TextEncoder, TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.positions import rotary_angles_2d, rotate, sine_positions_2d
-from polymodal.layers.transformer import DropPath, Packing, PostNormBlock, Transformer, last_token, mean_of_tokens
+from polymodal.layers.transformer import (
+    DropPath,
+    Packing,
+    PostNormBlock,
+    Transformer,
+    chosen,
+    last_rows,
+    mean_of_tokens,
+)
 from polymodal.modalities.image import PatchedImages, patchify, to_patch_grid
 from polymodal.modalities.text import Tokens
 
@@ -49,7 +57,7 @@ def test_pooling_sees_only_real_tokens():
     packing, x = Packing.of(tokens(lengths).mask), torch.randn(8, 6)
     parts = x.split(lengths)
     torch.testing.assert_close(mean_of_tokens(x, packing), torch.stack([part.mean(0) for part in parts]))
-    torch.testing.assert_close(last_token(x, packing), torch.stack([part[-1] for part in parts]))
+    torch.testing.assert_close(chosen(x, last_rows(packing)), torch.stack([part[-1] for part in parts]))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "end"])

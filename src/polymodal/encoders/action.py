@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.encoders.encoder import Encoder
-from polymodal.layers.transformer import Packing, Transformer, last_token
+from polymodal.layers.transformer import Packing, Transformer, chosen, last_rows
 from polymodal.modalities.action import ActionSteps
 from polymodal.ranges import Count, Whole
 
@@ -65,4 +65,4 @@ class ActionEncoder(Encoder):
         target = (packing.pack(steps.target) + 1).clamp(max=self.config.targets)
         x = self.action(packing.pack(steps.number)) + self.target(target) + typed + F.embedding(place, self.positions)
         x = self.norm_after(self.transformer(x, packing))
-        return x, packing, last_token(x, packing)
+        return x, packing, chosen(x, last_rows(packing))

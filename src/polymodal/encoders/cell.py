@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polymodal.encoders.encoder import Encoder
-from polymodal.layers.transformer import Packing, Transformer, first_token
+from polymodal.layers.transformer import Packing, Transformer, chosen, first_rows
 from polymodal.ranges import Count, Whole
 
 
@@ -63,4 +63,4 @@ class CellEncoder(Encoder):
         x = self.class_token.repeat(len(place), 1).to(tokens.dtype)
         x = x.index_copy(0, genes.nonzero().squeeze(1), tokens)
         x = self.norm_after(self.transformer(self.norm_before(x), packing))
-        return x, packing, first_token(x, packing)
+        return x, packing, chosen(x, first_rows(packing))

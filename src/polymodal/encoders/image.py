@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.encoders.encoder import Encoder
 from polymodal.errors import UserError
 from polymodal.layers.positions import rotary_angles_2d, sine_positions_2d
-from polymodal.layers.transformer import Packing, Transformer
+from polymodal.layers.transformer import Only, Packing, Transformer
 from polymodal.modalities.image import check_tiles, patchify
 from polymodal.ranges import Count, Whole
 
@@ -107,7 +107,7 @@ class ImageEncoder(Encoder):
         if not self.with_class:
             return self(image)[-1]
         x = self._embedded(image)
-        first = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)
+        first = torch.arange(len(x), device=x.device) * x.shape[1]
         return self.norm_after(self._transformed(x, first))
 
     def _embedded(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch tokens width"]:
@@ -121,9 +121,7 @@ class ImageEncoder(Encoder):
             x = torch.cat([x, self.registers.expand(len(x), -1, -1)], dim=1)
         return self.norm_before(x)
 
-    def _transformed(
-        self, x: Float[Tensor, "batch tokens width"], only: Int[Tensor, " rows"] | None = None
-    ) -> Float[Tensor, "... width"]:
+    def _transformed(self, x: Float[Tensor, "batch tokens width"], only: Only = None) -> Float[Tensor, "... width"]:
         """only: see `Transformer.forward`."""
         if self.config.positions != "rotary":
             return self.transformer(x, only=only)

@@ -28,7 +28,7 @@ from polymodal.encoders.published import (
     settings_of,
     transformers,
 )
-from polymodal.encoders.text import POOLED, Pooling, TextEncoderConfig
+from polymodal.encoders.text import Pooling, TextEncoderConfig, pool
 from polymodal.errors import UserError
 from polymodal.layers.transformer import Packing
 from polymodal.modalities.text import Tokens
@@ -174,7 +174,7 @@ class PublishedTextEncoder(Encoder, PublishedModel):
         padded = [F.pad(tokens, (0, 0, 0, longest - tokens.shape[1])) for tokens, _ in encoded]
         packed = packing.pack(torch.cat(padded)[back])
         own = [pooled for _, pooled in encoded if pooled is not None]
-        return packed, packing, torch.cat(own)[back] if own else POOLED[self.config.pooling](packed, packing)
+        return packed, packing, torch.cat(own)[back] if own else pool(packed, packing, self.config.pooling)
 
 
 def alike_in_length(

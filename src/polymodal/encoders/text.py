@@ -13,20 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.encoders.encoder import Encoder
-from polymodal.layers.transformer import (
-    Packing,
-    Transformer,
-    first_rows,
-    first_token,
-    last_rows,
-    last_token,
-    mean_of_tokens,
-)
+from polymodal.layers.transformer import Packing, Transformer, chosen, first_rows, last_rows, mean_of_tokens
 from polymodal.modalities.text import TextTokenizer, Tokenizer, Tokens
 from polymodal.ranges import BelowOne, Context, Count, Whole
 
 Pooling = Literal["mean", "end", "start"]
-POOLED = {"mean": mean_of_tokens, "end": last_token, "start": first_token}
+MARKS = {"end": last_rows, "start": first_rows}
 
 
 @dataclass(frozen=True)
@@ -81,17 +73,22 @@ class TextEncoder(Encoder):
         """Returns the packed tokens of all captions, where they stand, and the pooled vectors."""
         packing = Packing.of(text.mask)
         x = self.norm_after(self.transformer(self._embedded(text, packing), packing))
-        return x, packing, POOLED[self.config.pooling](x, packing)
+        return x, packing, pool(x, packing, self.config.pooling)
 
     def pooled(self, text: Tokens) -> Float[Tensor, "batch width"]:
         """The pooled vectors alone; where that is a mark, the last block computes nothing else."""
-        if self.config.pooling == "mean":
+        if self.config.pooling not in MARKS:
             return self(text)[-1]
         packing = Packing.of(text.mask)
-        marks = first_rows(packing) if self.config.pooling == "start" else last_rows(packing)
+        marks = MARKS[self.config.pooling](packing)
         return self.norm_after(self.transformer(self._embedded(text, packing), packing, marks))
 
     def _embedded(self, text: Tokens, packing: Packing) -> Float[Tensor, "total width"]:
         place = packing.places % text.ids.shape[1]
         # Both are look-ups: indexing with repeated places would add up its gradient in an order that varies.
         return self.embedding(packing.pack(text.ids)) + F.embedding(place, self.positions)
+
+
+def pool(packed: Float[Tensor, "total width"], packing: Packing, pooling: Pooling) -> Float[Tensor, "batch width"]:
+    """One vector a sequence: the mean over its real tokens, or one of its marks."""
+    return chosen(packed, MARKS[pooling](packing)) if pooling in MARKS else mean_of_tokens(packed, packing)

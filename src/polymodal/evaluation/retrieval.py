@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polymodal.evaluation.statistics import Score
+from polymodal.evaluation.statistics import Score, means_by_unit
 
 RECALLS = (1, 5, 10)
 _BLOCK = 4_194_304  # similarities in memory at once
@@ -48,21 +48,17 @@ def retrieval_scores(
     """R@1, R@5, R@10, MRR and the median rank. unit: for each query, the number of the unit that it belongs to."""
     counts = np.array([len(right) for right in relevant])
     scores = [
-        Score(f"{name}/R@{k}", _mean_by_unit(found <= k, unit), chance_recall(counts, candidates, k)) for k in RECALLS
+        Score(f"{name}/R@{k}", means_by_unit(found <= k, unit)[0], chance_recall(counts, candidates, k))
+        for k in RECALLS
     ]
-    scores.append(Score(f"{name}/MRR", _mean_by_unit(1 / found, unit), chance_reciprocal_rank(counts, candidates)))
-    median = _median_by_unit(found, unit)
+    scores.append(Score(f"{name}/MRR", means_by_unit(1 / found, unit)[0], chance_reciprocal_rank(counts, candidates)))
+    median = _medians_by_unit(found, unit)
     chance = chance_median_rank(counts, candidates)
     scores.append(Score(f"{name}/median_rank", median, chance, higher_is_better=False, statistic="median"))
     return scores
 
 
-def _mean_by_unit(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    _, place, counts = np.unique(unit, return_inverse=True, return_counts=True)
-    return np.bincount(place, weights=values) / counts
-
-
-def _median_by_unit(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
+def _medians_by_unit(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
     _, starts, counts = np.unique(np.sort(unit), return_index=True, return_counts=True)
     ordered = values[np.lexsort((values, unit))]
     return (ordered[starts + (counts - 1) // 2] + ordered[starts + counts // 2]) / 2

@@ -89,8 +89,7 @@ class Score:
 
         unit: for each value, the number of its unit. Every value weighs alike, and those of a unit are drawn together.
         """
-        _, places, counts = np.unique(unit, return_inverse=True, return_counts=True)
-        means = np.bincount(places, values, len(counts)) / counts
+        means, counts = means_by_unit(values, unit)
         return cls(name, means, chance, higher_is_better, weights=counts.astype(float))
 
     def to_json(self) -> dict[str, Any]:
@@ -107,6 +106,12 @@ class Score:
     def from_json(cls, record: dict[str, Any]) -> Score:
         arrays: dict[str, Any] = {name: np.array(record[name]) for name in ("units", "weights") if name in record}
         return cls(**record | arrays)
+
+
+def means_by_unit(values: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of each unit's values, and how many it has. unit: for each value, the number of its unit."""
+    _, places, counts = np.unique(unit, return_inverse=True, return_counts=True)
+    return np.bincount(places, values, len(counts)) / counts, counts
 
 
 def over_seeds(scores: Sequence[Score], alike: Sequence[Sequence[Score]] = ()) -> Estimate:

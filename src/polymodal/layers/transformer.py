@@ -240,13 +240,3 @@ def first_rows(packing: Packing) -> Int[Tensor, " batch"]:
 def last_rows(packing: Packing) -> Int[Tensor, " batch"]:
     """Where the last real token of each sequence stands among the packed: the end mark."""
     return packing.mask.sum(1).cumsum(0) - 1
-
-
-def first_token(packed: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "batch width"]:
-    """The first token of each sequence."""
-    return packed.index_select(0, first_rows(packing))
-
-
-def last_token(packed: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "batch width"]:
-    """The last real token of each sequence, wherever it stands."""
-    return packed.index_select(0, last_rows(packing))

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from polymodal.data.image_text import ImageTextProcessor
 from polymodal.draws import Draws
+from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
@@ -126,8 +127,10 @@ class ImprovedCLIP(DualEncoder):
         if self.training:
             self.teacher.follow(self._students())
         image_encoder, text_encoder, image_projector, text_projector = self.teacher
-        image = image_projector(image_encoder(batch["image"])[1])
-        text = text_projector(text_encoder(batch["text"])[2])
+        assert isinstance(image_encoder, Encoder)
+        assert isinstance(text_encoder, Encoder)
+        image = image_projector(image_encoder.pooled(batch["image"]))
+        text = text_projector(text_encoder.pooled(batch["text"]))
         return image.chunk(views), text.chunk(views)
 
     def _swapped_assignments(self, pictures: list[Tensor], captions: list[Tensor]) -> Tensor:
