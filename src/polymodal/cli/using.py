@@ -23,6 +23,7 @@ from polymodal.ranges import Count, Port, Whole
 
 if TYPE_CHECKING:
     from polymodal.evaluation import Score
+    from polymodal.serving.limits import Limits
 
 
 def evaluate(arguments: Arguments) -> None:
@@ -201,7 +202,8 @@ def serve(arguments: Arguments) -> None:
     """answer over HTTP: vectors, search, scores, classes, and what the run generates"""
     place, rest = positional(arguments, "serve RUN [--index DIR] [--port 8000]")
     try:
-        from polymodal.serving.server import Limits, create_app
+        from polymodal.serving import limits
+        from polymodal.serving.server import create_app
     except ImportError as error:
         raise needs(error.name or "fastapi", "serve", "A server") from error
 
@@ -224,8 +226,9 @@ def serve(arguments: Arguments) -> None:
         beside: tuple[str, ...] = ()
         """Indexes of other runs, which answer beside this one on the page."""
 
-    given = parse_together({"options": Options, "limits": Limits}, rest, "serve RUN", serve)
+    given = parse_together({"options": Options, "limits": limits.Limits}, rest, "serve RUN", serve)
     options = given.options
+    key = limits.usable_key(os.environ.get("POLYMODAL_API_KEY") if options.api_key is None else options.api_key)
     from polymodal.serving.index import Index
     from polymodal.training import load_run
 
@@ -233,21 +236,20 @@ def serve(arguments: Arguments) -> None:
     if options.index is not None:
         index = Index(options.index)
         index.check(run)
-    key = options.api_key or os.environ.get("POLYMODAL_API_KEY")
     others = [Index(other) for other in options.beside]
     beside = [(other.run(), other) for other in others]
     try:
         app = create_app(run, index, given.limits, key, options.largest_batch, options.room, options.page, beside)
     except ImportError as error:
         raise needs(error.name or "gradio", "page", "A page") from error
-    _listen(app, run.name, options.host, options.port)
+    _listen(app, run.name, options.host, options.port, given.limits)
 
 
-def _listen(app: Any, name: str, host: str, port: int) -> None:
+def _listen(app: Any, name: str, host: str, port: int, limits: Limits) -> None:
     """Until Ctrl-C or SIGTERM; requests that are being answered are answered first."""
     import socket
 
-    import uvicorn
+    from polymodal.serving.protocol import answer_at
 
     try:
         listener = socket.create_server((host, port))
@@ -255,5 +257,4 @@ def _listen(app: Any, name: str, host: str, port: int) -> None:
         raise UserError(f"Nothing can listen at {host}:{port}: {error}; choose another --port.") from error
     address = f"http://{host}:{listener.getsockname()[1]}"
     terminal().print(f"{name} answers at {address} (requests to try: {address}/docs). Ctrl-C ends it.", highlight=False)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30, backlog=2048)
-    uvicorn.Server(config).run(sockets=[listener])
+    answer_at(listener, app, limits)

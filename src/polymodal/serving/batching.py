@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,13 +43,15 @@ class MicroBatcher:
         patience: float = 0.002,
         room: int = 1024,
         computed: Callable[[int], None] = lambda size: None,
+        alone: Collection[str] = (),
     ):
-        """computed: is told the size of every batch."""
+        """computed: is told the size of every batch. alone: kinds of which each request is computed by itself."""
         self.compute = compute
         self.largest = largest
         self.patience = patience
         self.room = room
         self.computed = computed
+        self.alone = alone
         self.waiting = 0
         self._queue: asyncio.Queue[_Asked] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
@@ -89,7 +91,7 @@ class MicroBatcher:
     async def _work(self) -> None:
         while True:
             batch = await self._gathered()
-            for kind, some in _by_kind(batch):
+            for kind, some in self._by_kind(batch):
                 await self._answer(kind, some)
             self.waiting -= sum(len(asked.values) for asked in batch)
 
@@ -135,7 +137,8 @@ class MicroBatcher:
     async def _in_thread(self, kind: str, values: list[Any]) -> list[Any]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self.compute, kind, values)
 
-
-def _by_kind(batch: list[_Asked]) -> Iterator[tuple[str, list[_Asked]]]:
-    for kind in dict.fromkeys(asked.kind for asked in batch):
-        yield kind, [asked for asked in batch if asked.kind == kind]
+    def _by_kind(self, batch: list[_Asked]) -> Iterator[tuple[str, list[_Asked]]]:
+        for kind in dict.fromkeys(asked.kind for asked in batch):
+            some = [asked for asked in batch if asked.kind == kind]
+            for group in [[asked] for asked in some] if kind in self.alone else [some]:
+                yield kind, group

@@ -6,14 +6,11 @@ by name, and every error has one shape: `{"error": {"code": ..., "message": ...}
 
 import asyncio
 import base64
-import binascii
 import hmac
-import io
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -28,67 +25,32 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polymodal.errors import UnreadableExample, UserError, unusable
+from polymodal.errors import UserError
 from polymodal.layers.decoding import Decoding
-from polymodal.modalities import Audio, Image
-from polymodal.modalities.image import encoded, to_rgb
-from polymodal.ranges import Count, Positive
+from polymodal.modalities.image import encoded
 from polymodal.serving.asking import ask_about
-from polymodal.serving.batching import Busy, Late, MicroBatcher
+from polymodal.serving.batching import MicroBatcher
 from polymodal.serving.generation import generate_pictures
 from polymodal.serving.index import Found, Index
+from polymodal.serving.limits import (
+    REFUSED,
+    Bodies,
+    Decoder,
+    Limits,
+    Refused,
+    bounded_route,
+    label_texts,
+    refusal,
+    usable_key,
+)
+from polymodal.serving.page_guard import check_page_path, is_page, largest_page_body
 from polymodal.training.run import Run
 from polymodal.types import CanAnswer, CanGenerate, CanWrite
 
 log = logging.getLogger("polymodal.server")
 OPEN = ("/healthz", "/readyz")  # that ask for no key
-PAGE = "/page"  # has a login of its own
+CALL = "call"  # what the batcher computes by itself
 USUAL_SCALE = 1 / 0.07  # of similarities, for methods that learn none
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a request may hold, and how long it may take."""
-
-    body_bytes: Count = 32 * 2**20
-    """Bytes of a request."""
-    pixels: Count = 50_000_000
-    """Pixels of a picture."""
-    seconds: Positive = 60.0
-    """Seconds of a sound."""
-    characters: Count = 10_000
-    """Characters of a text."""
-    items: Count = 64
-    """Texts, pictures or sounds of a request."""
-    deadline: Positive = 30.0
-    """Seconds after which a request is answered with 504."""
-
-
-class Refused(Exception):
-    """A request that is not answered, with its status and the code and message of the error."""
-
-    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None):
-        super().__init__(message)
-        self.status, self.code, self.message, self.headers = status, code, message, headers
-
-    def response(self) -> JSONResponse:
-        return JSONResponse({"error": {"code": self.code, "message": self.message}}, self.status, self.headers)
-
-
-REFUSED = (Refused, UserError, UnreadableExample, Busy, Late)  # what clients can cause, or wait for
-
-
-def refusal(error: Exception) -> Refused:
-    """What is answered in place of one of the errors in `REFUSED`."""
-    if isinstance(error, Refused):
-        return error
-    if isinstance(error, Busy):
-        return Refused(429, "busy", "Too many requests wait; try again in a second.", {"Retry-After": "1"})
-    if isinstance(error, Late):
-        return Refused(504, "too_late", "The answer was not there before the deadline.")
-    if isinstance(error, UnreadableExample):
-        return Refused(400, "unreadable", str(unusable(error)))
-    return Refused(400, "invalid_request", str(error))
 
 
 class Asked(BaseModel):
@@ -140,59 +102,35 @@ class Service:
     def __init__(self, run: Run, index: Index | None, limits: Limits, batcher: MicroBatcher):
         self.run, self.index, self.limits, self.batcher = run, index, limits, batcher
         self.ready = False
-        self.pictures, self.sounds = Image(), Audio(longest=limits.seconds)
+        self.decoder = Decoder(limits)
 
-    async def call(self, what: Callable[[], Any]) -> Any:
-        """Something else that computes, in the same thread."""
-        (answer,) = await self.batcher.ask("call", [what], self.limits.deadline)
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the run takes."""
+        return tuple(getattr(self.run.processor, "columns", ("text", "image")))
+
+    async def call(self, what: Callable[[], Any], ends: float) -> Any:
+        """Something else that computes, in the same thread. ends: by `time.monotonic`."""
+        (answer,) = await self.batcher.ask(CALL, [what], ends - time.monotonic())
         return answer
-
-    async def decoded(self, column: str, values: list[Any]) -> list[Any]:
-        """Texts as they are; pictures and sounds out of base64. Raises Refused or UnreadableExample."""
-        return await run_in_threadpool(self._decoded, column, values)
 
     async def vectors(self, **columns: list[Any]) -> dict[str, np.ndarray]:
         """Of texts, and of encoded pictures and sounds (bytes, or base64)."""
-        decoded = {name: await self.decoded(name, values) for name, values in columns.items() if values}
-        if not decoded:
+        return await self._vectors(columns, self.limits.items)
+
+    async def _vectors(self, columns: dict[str, list[Any]], most_texts: int) -> dict[str, np.ndarray]:
+        given = {name: values for name, values in columns.items() if values}
+        if not given:
             raise Refused(400, "empty", "Give at least one text, picture or sound.")
-        parts = [self.batcher.ask(name, values, self.limits.deadline) for name, values in decoded.items()]
-        return {name: np.stack(part) for name, part in zip(decoded, await asyncio.gather(*parts), strict=True)}
+        ends = self.ends
+        async with self.decoder.decoded(given, ends, most_texts, self.columns) as decoded:
+            parts = [self.batcher.ask(name, values, ends - time.monotonic()) for name, values in decoded.items()]
+            return {name: np.stack(part) for name, part in zip(decoded, await asyncio.gather(*parts), strict=True)}
 
-    def _decoded(self, column: str, values: list[Any]) -> list[Any]:
-        if len(values) > self.limits.items:
-            raise Refused(413, "too_many", f"A request has at most {self.limits.items} values of a kind.")
-        if column == "text":
-            return [self._text(value) for value in values]
-        return [self._picture(value) if column == "image" else self._sound(value) for value in values]
-
-    def _text(self, value: str) -> str:
-        if len(value) > self.limits.characters:
-            raise Refused(413, "too_long", f"A text has at most {self.limits.characters:,} characters.")
-        if not value.strip():
-            raise Refused(400, "empty", "A text is empty.")
-        return value
-
-    def _picture(self, value: str | bytes) -> PILImage.Image:
-        picture = self.pictures.decode(_bytes(value))
-        if picture.width * picture.height > self.limits.pixels:
-            raise Refused(413, "too_large", f"A picture has at most {self.limits.pixels:,} pixels.")
-        try:
-            return to_rgb(picture)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UnreadableExample("the picture is damaged") from error
-
-    def _sound(self, value: str | bytes) -> np.ndarray:
-        import soundfile
-
-        file = _bytes(value)
-        try:
-            about = soundfile.info(io.BytesIO(file))
-        except soundfile.SoundFileError as error:
-            raise UnreadableExample(f"the sound cannot be decoded: {error}") from error
-        if about.duration > self.limits.seconds:
-            raise Refused(413, "too_long", f"A sound has at most {self.limits.seconds:g} seconds.")
-        return self.sounds.decode(file)
+    @property
+    def ends(self) -> float:
+        """When a request that begins now is answered at the latest, by `time.monotonic`."""
+        return time.monotonic() + self.limits.deadline
 
     async def found(
         self, column: str, value: Any, count: int, where: str | None = None, hybrid: bool = False
@@ -205,9 +143,8 @@ class Service:
 
     async def likely(self, column: str, values: list[Any], labels: list[str], template: str) -> list[dict[str, float]]:
         """For each picture or sound, how likely each label is: a softmax over similarities with texts about them."""
-        if "{}" not in template:
-            raise Refused(400, "invalid_request", "The template has a place for the label: {}.")
-        found = await self.vectors(**{"text": [template.replace("{}", label) for label in labels], column: values})
+        texts = label_texts(labels, template, self.limits)
+        found = await self._vectors({"text": texts, column: values}, self.limits.labels)
         similar = torch.from_numpy(found[column] @ found["text"].T)
         return [dict(zip(labels, row, strict=True)) for row in (self.scale * similar).softmax(1).tolist()]
 
@@ -221,7 +158,7 @@ class Service:
 def create_app(
     run: Run,
     index: Index | None = None,
-    limits: Limits = Limits(),
+    limits: Limits | None = None,
     api_key: str | None = None,
     largest_batch: int = 64,
     room: int = 1024,
@@ -234,17 +171,20 @@ def create_app(
     click in, at /page; beside: more runs that answer there. With a key, the page asks for it as the password of the
     user `polymodal`.
     """
+    api_key, limits = usable_key(api_key), limits or Limits()
     registry = CollectorRegistry()
     steps = (1, 2, 4, 8, 16, 32, 64, 128)
     sizes = Histogram("polymodal_batch_size", "Values computed together", registry=registry, buckets=steps)
 
     def service_of(run: Run, index: Index | None) -> Service:
         def compute(kind: str, values: list[Any]) -> list[Any]:
-            if kind == "call":
+            if kind == CALL:
                 return [call() for call in values]
             return list(run.embed(largest_batch, **{kind: values})[kind].numpy())
 
-        return Service(run, index, limits, MicroBatcher(compute, largest_batch, room=room, computed=sizes.observe))
+        return Service(
+            run, index, limits, MicroBatcher(compute, largest_batch, room=room, computed=sizes.observe, alone=(CALL,))
+        )
 
     service = service_of(run, index)
     services = [service, *(service_of(*other) for other in beside)]
@@ -263,18 +203,14 @@ def create_app(
 
     app = FastAPI(title=f"polymodal: {run.name}", version="1", lifespan=life, redoc_url=None)
     app.add_middleware(_Guard, service=service, api_key=api_key, registry=registry)
+    app.router.route_class = bounded_route(limits)
     _errors(app)
     _about_itself(app, service, registry)
     _answers(app, service)
     if page:
-        import gradio
+        from polymodal.serving.web_page import mount_page
 
-        from polymodal.serving.web_page import STYLE, build_page
-
-        login = ("polymodal", api_key) if api_key else None
-        gradio.mount_gradio_app(
-            app, build_page(services), PAGE, auth=login, max_file_size=limits.body_bytes, css=STYLE, footer_links=[]
-        )
+        mount_page(app, services, api_key)
     return app
 
 
@@ -352,12 +288,21 @@ def _answers(app: FastAPI, service: Service) -> None:
         """Texts about pictures, or pictures of words, whatever the run's method makes."""
         if bool(asked.image) == bool(asked.words):
             raise Refused(400, "invalid_request", "Give pictures to say something of, or words to make pictures of.")
+        ends = service.ends
         if asked.words:
-            words = await service.decoded("text", asked.words)
-            made = await service.call(lambda: generate_pictures(run, words, asked.count, asked.steps, asked.seed))
+            if not isinstance(run.model, CanGenerate):
+                raise UserError(f"The run '{run.name}' cannot generate.")
+            async with service.decoder.decoded({"text": asked.words}, ends) as given:
+                words = given["text"]
+                made = await service.call(
+                    lambda: generate_pictures(run, words, asked.count, asked.steps, asked.seed), ends
+                )
             return {"images": [[_png(picture) for picture in row] for row in made]}
-        pictures = await service.decoded("image", asked.image)
-        texts = await service.call(lambda: ask_about(run, pictures, asked.question, Decoding(), asked.seed))
+        if not isinstance(run.model, CanWrite | CanAnswer):
+            raise UserError(f"The run '{run.name}' cannot answer.")
+        async with service.decoder.decoded({"image": asked.image}, ends) as given:
+            pictures = given["image"]
+            texts = await service.call(lambda: ask_about(run, pictures, asked.question, Decoding(), asked.seed), ends)
         return {"texts": texts}
 
 
@@ -392,6 +337,7 @@ class _Guard:
 
     def __init__(self, app: ASGIApp, service: Service, api_key: str | None, registry: CollectorRegistry):
         self.app, self.service, self.api_key = app, service, api_key
+        self.bodies = Bodies(service.limits)
         self.requests = Counter("polymodal_requests", "Requests", ("path", "status"), registry=registry)
         self.seconds = Histogram("polymodal_request_seconds", "Time to the answer", ("path",), registry=registry)
 
@@ -408,42 +354,68 @@ class _Guard:
             await send(message)
 
         try:
-            self._check_key(scope)
-            body = await self._body(scope, receive)
-            await self.app(scope, _again(body, receive), noted)
-        except Refused as error:
-            await error.response()(scope, receive, noted)
+            await self._answer(scope, receive, noted)
+        except REFUSED as error:
+            await refusal(error).response()(scope, receive, noted)
+        except _Left:
+            status = 499
         finally:
             path = getattr(scope.get("route"), "path", "other")
             self.requests.labels(path, str(status)).inc()
             self.seconds.labels(path).observe(time.perf_counter() - begin)
 
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._check_key(scope)
+        page, largest = is_page(scope["path"]), self.service.limits.body_bytes
+        if page:
+            check_page_path(scope["path"])
+            largest = largest_page_body(scope["path"], largest)
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        body = await self.bodies.receive(length, receive, largest)
+        try:
+            if page:
+                await self.app(scope, _again(body, receive), send)
+            else:
+                await _while_connected(self.app(scope, _again(body, _never), send), receive)
+        finally:
+            self.bodies.release(body)
+
     def _check_key(self, scope: Scope) -> None:
-        if self.api_key is None or scope["path"] in OPEN or scope["path"].startswith(PAGE):
+        if self.api_key is None or scope["path"] in OPEN or is_page(scope["path"]):
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
         if not hmac.compare_digest(given, f"Bearer {self.api_key}".encode()):
             raise Refused(401, "no_key", "Send the key: Authorization: Bearer KEY.", {"WWW-Authenticate": "Bearer"})
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """All of it, for what is too large must not be kept in memory first."""
-        limits = self.service.limits
-        said = f"A request has at most {limits.body_bytes:,} bytes."
-        too_large = Refused(413, "too_large", said, {"Connection": "close"})
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length) > limits.body_bytes:
-            raise too_large
-        body, more, ends = bytearray(), True, time.monotonic() + limits.deadline
-        while more:
-            try:
-                message = await asyncio.wait_for(receive(), ends - time.monotonic())
-            except TimeoutError as error:
-                raise Refused(408, "too_slow", "The request did not come in time.") from error
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > limits.body_bytes:
-                raise too_large
-        return bytes(body)
+
+class _Left(Exception):
+    """The client has closed the connection."""
+
+
+async def _while_connected(answer: Awaitable[None], receive: Receive) -> None:
+    """Ends the answer when nobody waits for it any longer. Raises _Left."""
+    answering, leaving = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            answering.result()
+            return
+        answering.cancel()
+        await asyncio.wait((answering,))
+        raise _Left
+    finally:
+        for task in (answering, leaving):
+            task.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _never() -> Message:
+    await asyncio.Event().wait()
+    raise AssertionError
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
@@ -458,15 +430,6 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return next_message
-
-
-def _bytes(value: str | bytes) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise Refused(400, "invalid_request", "A picture or sound is not base64.") from error
 
 
 def _png(picture: PILImage.Image) -> str:

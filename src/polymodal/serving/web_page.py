@@ -5,6 +5,7 @@ Its questions go through the same queue and the same limits as those of the serv
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,23 +13,62 @@ from typing import Any
 
 import gradio as gr
 import pandas as pd
+from fastapi import FastAPI
+from gradio.utils import get_upload_folder
 from PIL import Image as PILImage
 
-from polymodal.serving.server import REFUSED, Service, refusal
+from polymodal.serving.limits import REFUSED, refusal
+from polymodal.serving.page_guard import PAGE
+from polymodal.serving.server import Service
+
+log = logging.getLogger("polymodal.server")
 
 # As many pictures beside each other as there is room for, on a telephone, too.
 STYLE = ".grid-container { grid-template-columns: repeat(auto-fill, minmax(105px, 1fr)) !important; }"
 
 
-def build_page(services: Sequence[Service]) -> gr.Blocks:
+class _Page(gr.Blocks):
+    """Takes files that visitors have uploaded, and no others.
+
+    Gradio refuses paths of the server in place of uploads, and marks no file as public, only in pages that its own
+    `launch` has started; this one is mounted. It also fetches addresses in place of uploads.
+    """
+
+    def __init__(self, title: str):
+        super().__init__(title=title, analytics_enabled=False)
+
+    def mark_as_launched(self) -> None:
+        self.has_launched = self.is_running = True
+
+    async def preprocess_data(
+        self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
+    ) -> list[Any]:
+        """Raises gradio's Error, for which it logs nothing more."""
+        if not _uploads(inputs):
+            raise _sentence("A file has to be uploaded.")
+        try:
+            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+        except Exception as error:  # of any kind: components expect what their own page sends
+            raise _sentence("The page cannot read what was sent.", error) from error
+
+
+def mount_page(app: FastAPI, services: Sequence[Service], api_key: str | None) -> None:
+    """Add the page at /page. With a key, it asks for it as the password of the user `polymodal`."""
+    page, login = build_page(services), ("polymodal", api_key) if api_key else None
+    largest = services[0].limits.body_bytes
+    gr.mount_gradio_app(app, page, PAGE, auth=login, max_file_size=largest, css=STYLE, footer_links=[])
+    page.mark_as_launched()
+
+
+def build_page(services: Sequence[Service]) -> _Page:
     """services: the run that is served first; another one answers beside it."""
     first, index = services[0], any(service.index for service in services)
-    with gr.Blocks(title=f"polymodal: {first.run.name}", analytics_enabled=False) as page:
+    with _Page(title=f"polymodal: {first.run.name}") as page:
         gr.Markdown(f"# {' beside '.join(service.run.name for service in services)}")
         if index:
             with gr.Tab("Search"):
                 _search_tab(services)
-        if {"image", "text"} <= set(_columns(first)):
+        if {"image", "text"} <= set(first.columns):
             with gr.Tab("Classes"):
                 _classes_tab(first)
         with gr.Tab("Training"):
@@ -36,12 +76,8 @@ def build_page(services: Sequence[Service]) -> gr.Blocks:
     return page
 
 
-def _columns(service: Service) -> tuple[str, ...]:
-    return tuple(getattr(service.run.processor, "columns", ("text", "image")))
-
-
 def _search_tab(services: Sequence[Service]) -> None:
-    asked, columns = [service for service in services if service.index is not None], _columns(services[0])
+    asked, columns = [service for service in services if service.index is not None], services[0].columns
     with gr.Row():
         words = gr.Textbox(label="Words", placeholder="a red fruit", scale=3, autofocus=True, elem_id="words")
         button = gr.Button("Search", variant="primary", scale=1, min_width=100)
@@ -65,7 +101,7 @@ def _search_tab(services: Sequence[Service]) -> None:
         given = {"text": (words or "").strip() or None, "image": picture, "sound": sound}
         values = {name: value for name, value in given.items() if value is not None}
         if len(values) != 1:
-            raise gr.Error("Give words, or a picture, or a sound: one of them.")
+            raise _sentence("Give words, or a picture, or a sound: one of them.")
         (name,) = values
         value = values[name] if name == "text" else Path(values[name]).read_bytes()
         found = []
@@ -101,7 +137,7 @@ def _classes_tab(service: Service) -> None:
     async def classify(picture: str | None, labels: str | None, template: str) -> dict[str, float]:
         names = [line.strip() for line in (labels or "").splitlines() if line.strip()]
         if picture is None or not names:
-            raise gr.Error("Give a picture, and at least one label.")
+            raise _sentence("Give a picture, and at least one label.")
         with _sentences():
             (found,) = await service.likely("image", [Path(picture).read_bytes()], names, template)
         return found
@@ -140,4 +176,26 @@ def _sentences() -> Iterator[None]:
     try:
         yield
     except REFUSED as error:
-        raise gr.Error(refusal(error).message) from error
+        raise _sentence(refusal(error).message, error) from error
+
+
+def _sentence(said: str, error: Exception | None = None) -> gr.Error:
+    """What a visitor reads. It is one line in the log, and no traceback."""
+    reason = f" ({type(error).__name__})" if error is not None else ""
+    log.warning("page: %s%s", ascii(said[:500])[1:-1], reason)
+    return gr.Error(said, print_exception=False)
+
+
+def _uploads(values: Any) -> bool:
+    """Whether all files in what was sent lie in the folder of uploads."""
+    if isinstance(values, dict):
+        path = values.get("path")
+        return (not isinstance(path, str) or _uploaded(path)) and all(map(_uploads, values.values()))
+    return not isinstance(values, list) or all(map(_uploads, values))
+
+
+def _uploaded(path: str) -> bool:
+    try:
+        return Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
+    except (OSError, ValueError):
+        return False
