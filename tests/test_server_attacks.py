@@ -303,7 +303,7 @@ def test_pictures_of_all_requests_are_bounded_together(served, monkeypatch):
             held -= len(values)
 
     monkeypatch.setattr(server_module.MicroBatcher, "ask", counted)
-    limits = Limits(request_pixels=100 * 100)  # two pictures of 100 x 100 at the same time
+    limits = Limits(request_pixels=2 * 100 * 100)  # two pictures of 100 x 100 at the same time
     picture = b64(png(size=(100, 100)))
     with TestClient(create_app(run, limits=limits)) as client, ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda n: client.post("/embed", json={"image": [picture]}), range(24)))

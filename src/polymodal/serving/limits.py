@@ -245,7 +245,7 @@ class Decoder:
     def __init__(self, limits: Limits):
         self.limits = limits
         self.pictures, self.sounds = Image(), Audio(longest=limits.seconds)
-        self.held = Held(2 * limits.request_pixels)
+        self.held = Held(limits.request_pixels)
 
     @asynccontextmanager
     async def decoded(
