@@ -534,3 +534,18 @@ def test_a_slow_body_is_answered_once_and_the_connection_ends():
         assert (refused.value.status, refused.value.headers["Connection"]) == (408, "close")
 
     asyncio.run(scenario())
+
+
+def test_what_a_run_generates_is_answered_within_the_limits(served, monkeypatch):
+    monkeypatch.setattr(server_module, "CanGenerate", object)
+    monkeypatch.setattr(server_module, "CanWrite", object)
+    blank = PILImage.new("RGB", (8, 8))
+    monkeypatch.setattr(server_module, "generate_pictures", lambda run, words, count, *rest: [[blank] * count] * 2)
+    monkeypatch.setattr(
+        server_module, "ask_about", lambda run, images, question, *rest: [f"{question} {images[0].size}"]
+    )
+    with TestClient(create_app(served[0])) as client:
+        made = client.post("/generate", json={"words": ["a", "b"], "count": 3}).json()["images"]
+        assert [len(row) for row in made] == [3, 3]
+        said = client.post("/generate", json={"image": [b64(png())], "question": "What?"}).json()
+        assert said == {"texts": ["What? (32, 32)"]}
