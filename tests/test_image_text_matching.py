@@ -1,0 +1,138 @@
+"""Hard negatives and the matching loss: never a positive, the likelier the more similar, alone and in two processes."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from polymodal.draws import Draws
+from polymodal.errors import UserError
+from polymodal.objectives.image_text_matching import ITMPairs, itm_loss, sample_hard_negatives, sample_itm_pairs
+
+
+def uniform_of(rng):
+    return torch.stack([rng.uniform(), rng.uniform()], dim=1)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_negatives_are_sampled_by_the_softmax_of_similarities_without_positives(given):
+    torch.manual_seed(0)
+    logits, times = torch.tensor([1.0, 3.0, 2.0, 0.0]), 20_000
+    positive = torch.tensor([False, True, False, False]).expand(times, 4)
+    uniform = Draws.of(0, 0, times).uniform() if given else None
+    index, valid = sample_hard_negatives(logits.expand(times, 4), positive, uniform)
+    assert valid.all()
+    frequency = torch.bincount(index, minlength=4) / times
+    expected = (logits.softmax(0) + 1e-4).masked_fill(positive[0], 0)
+    torch.testing.assert_close(frequency, expected / expected.sum(), atol=0.015, rtol=0)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_equal_captions_are_never_negatives_and_a_row_without_any_counts_nothing(given):
+    labels = torch.tensor([7.0, 7.0, 2.0, 7.0])
+    # The most similar ones are all positives.
+    similarity = 40.0 * (labels[:, None] == labels)
+    for seed in range(30):
+        pairs = sample_itm_pairs(similarity, labels, uniform=uniform_of(Draws.of(seed, 0, 4)) if given else None)
+        assert torch.equal(labels[pairs.image] == labels[pairs.text], pairs.labels.bool())
+        assert pairs.valid.all()
+        assert pairs.text[4:8].tolist()[:2] == [2, 2]
+    pairs = sample_itm_pairs(similarity, torch.zeros(4), uniform=uniform_of(Draws.of(0, 0, 4)) if given else None)
+    assert pairs.valid.tolist() == [True] * 4 + [False] * 8
+    assert torch.equal(pairs.image[4:], pairs.text[4:])
+    logits = torch.randn(12, 2)
+    torch.testing.assert_close(itm_loss(logits, pairs), F.cross_entropy(logits[:4], pairs.labels[:4]))
+
+
+def test_a_batch_of_two_has_each_other_and_a_batch_of_one_no_negative():
+    pairs = sample_itm_pairs(torch.eye(2) * 1000)
+    assert pairs.image.tolist() == [0, 1, 0, 1, 1, 0]
+    assert pairs.text.tolist() == [0, 1, 1, 0, 0, 1]
+    assert pairs.labels.tolist() == [1, 1, 0, 0, 0, 0]
+    alone = sample_itm_pairs(torch.zeros(1, 1), uniform=torch.zeros(1, 2))
+    assert alone.valid.tolist() == [True, False, False]
+
+
+def test_given_random_numbers_decide_alone():
+    similarity, uniform = torch.randn(6, 6), uniform_of(Draws.of(1, 0, 6))
+    first, again = sample_itm_pairs(similarity, uniform=uniform), sample_itm_pairs(similarity, uniform=uniform)
+    assert torch.equal(first.image, again.image)
+    assert torch.equal(first.text, again.text)
+    other = sample_itm_pairs(similarity, uniform=uniform_of(Draws.of(2, 0, 6)))
+    assert not torch.equal(first.text, other.text)
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-24])
+def test_extreme_random_numbers_choose_a_negative(number):
+    positive = torch.tensor([[True, False, False, True], [False, True, True, True]])
+    index, _ = sample_hard_negatives(torch.randn(2, 4), positive, torch.full((2,), number))
+    assert index.tolist() == [1 if number == 0 else 2, 0]
+
+
+def test_the_loss_is_the_mean_of_both_directions():
+    torch.manual_seed(0)
+    image, text = torch.randn(5, 4), torch.randn(5, 4)
+    pairs = sample_itm_pairs(image @ text.T)
+    head = torch.nn.Linear(8, 2)
+    loss = itm_loss(head(torch.cat([image[pairs.image], text[pairs.text]], dim=1)), pairs)
+    losses = []
+    for i, j, label in zip(pairs.image, pairs.text, pairs.labels, strict=True):
+        logits = head(torch.cat([image[i], text[j]]))
+        losses.append(logits.logsumexp(0) - logits[label])
+    assert len(losses) == 15
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
+
+
+def _inputs():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(8, 4, generator=generator), torch.randn(8, 4, generator=generator)
+
+
+LABELS = torch.tensor([0, 1, 2, 0, 1, 1, 3, 4])
+
+
+def _loss(image, text, every_image, every_text, labels, uniform):
+    """A method whose fusion is a product, and whose loss pulls on both features."""
+    with torch.no_grad():
+        forth, back = image @ every_text.T, text @ every_image.T
+    pairs = sample_itm_pairs(forth, labels, back, uniform)
+    fused = every_image[pairs.image] * every_text[pairs.text]
+    return itm_loss(fused[:, :2] - fused[:, 2:], pairs), pairs
+
+
+def _matched_on(rank: int, folder: str) -> None:
+    from polymodal.layers.processes import all_rows
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    rows = slice(4 * rank, 4 * rank + 4)
+    image, text = (value[rows].requires_grad_() for value in _inputs())
+    uniform = uniform_of(Draws.of(0, 4 * rank, 4))
+    loss, pairs = _loss(image, text, all_rows(image), all_rows(text), LABELS[rows], uniform)
+    loss.backward()
+    torch.save([loss.detach(), image.grad, text.grad, pairs.image, pairs.text], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_negatives_of_all_processes_are_those_of_one_process_with_the_whole_batch(tmp_path):
+    torch.multiprocessing.spawn(_matched_on, (str(tmp_path),), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    image, text = (value.requires_grad_() for value in _inputs())
+    loss, pairs = _loss(image, text, image, text, LABELS, uniform_of(Draws.of(0, 0, 8)))
+    loss.backward()
+    for name, found in (("image", 3), ("text", 4)):
+        both = torch.stack([one[found].view(3, 4), other[found].view(3, 4)], dim=1).flatten()
+        assert torch.equal(both, getattr(pairs, name))
+    assert (pairs.image[8:16] // 4 != pairs.text[8:16] // 4).any()  # some come from the other process
+    torch.testing.assert_close((one[0] + other[0]) / 2, loss.detach())
+    torch.testing.assert_close(torch.cat([one[1], other[1]]) / 2, image.grad)
+    torch.testing.assert_close(torch.cat([one[2], other[2]]) / 2, text.grad)
+
+
+def test_candidates_of_all_processes_need_both_directions():
+    with pytest.raises(UserError, match="both directions"):
+        sample_itm_pairs(torch.zeros(2, 4))
+
+
+def test_the_pairs_of_a_certain_head_have_no_loss():
+    pairs = ITMPairs(torch.arange(2), torch.arange(2), torch.tensor([1, 0]), torch.ones(2, dtype=torch.bool))
+    assert itm_loss(torch.tensor([[0.0, 30.0], [30.0, 0.0]]), pairs) < 1e-6
+    assert itm_loss(torch.tensor([[30.0, 0.0], [0.0, 30.0]]), pairs) == pytest.approx(30)
