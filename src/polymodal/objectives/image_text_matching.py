@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from polymodal.errors import UserError
 from polymodal.layers.processes import gather, process_count, process_rank
+from polymodal.objectives.reduction import global_mean
 
 MIN_WEIGHT = 1e-4  # added to every probability (released code), so that a row whose softmax is one-hot has negatives
 
@@ -114,10 +115,6 @@ def sample_hard_negatives(
 
 
 def itm_loss(logits: Float[Tensor, "pairs 2"], pairs: ITMPairs) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy of "does not match" (class 0) and "matches" (class 1) over the valid pairs.
-
-    Of all processes: each returns its sum over the mean number of valid pairs, and the trainer averages.
-    """
-    total = F.cross_entropy(logits, pairs.labels, reduction="none")[pairs.valid].sum()
-    count = gather(pairs.valid.sum().to(total)[None]).sum() / process_count()
-    return total / count
+    """Return the mean cross-entropy of "does not match" (class 0) and "matches" (class 1) over all valid pairs."""
+    losses = F.cross_entropy(logits, pairs.labels, reduction="none")
+    return global_mean(losses[pairs.valid].sum(), pairs.valid.sum())

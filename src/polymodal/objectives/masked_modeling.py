@@ -1,8 +1,7 @@
 """Losses of masked modelling: cross-entropy of tokens and codes, squared error of pixels, over masked positions only.
 
-All are 0, with zero gradients, where nothing is masked. Where several processes train, each returns the sum over its
-own masked positions over the mean number of them, so that the mean over processes, which the trainer takes, is the
-mean over all masked positions of the batch. All processes call a loss in the same steps.
+All are 0, with zero gradients, where nothing is masked, and means over the masked positions of all processes
+(`objectives.reduction`).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.layers.masked_lm_head import MaskedLMHead
-from polymodal.layers.processes import gather, process_count
+from polymodal.objectives.reduction import global_mean
 
 NORM_PIX_EPS = 1e-6  # MAE, released code
 
@@ -26,7 +25,7 @@ def masked_cross_entropy(
     Of tokens (BERT), or of the codes that a frozen image tokenizer gives masked patches (BEiT, equation 2).
     """
     loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
-    return loss / _mean_count(loss.new_tensor(len(targets)))
+    return global_mean(loss, len(targets))
 
 
 def masked_lm_loss(
@@ -52,7 +51,7 @@ def masked_patch_loss(
     """
     prediction, target = prediction[mask], normalize_patches(patches[mask]) if norm_pix else patches[mask]
     error = (prediction - target).square().mean(-1).sum()
-    return error / _mean_count(mask.sum().to(error))
+    return global_mean(error, mask.sum())
 
 
 def normalize_patches(patches: Float[Tensor, "*shape values"]) -> Float[Tensor, "*shape values"]:
@@ -60,9 +59,3 @@ def normalize_patches(patches: Float[Tensor, "*shape values"]) -> Float[Tensor, 
     centered = patches - patches.mean(-1, keepdim=True)
     variance = centered.square().sum(-1, keepdim=True) / max(patches.shape[-1] - 1, 1)
     return centered * torch.rsqrt(variance + NORM_PIX_EPS)
-
-
-def _mean_count(count: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Return the mean number of masked positions over processes; 1 where nothing is masked, so that losses are 0."""
-    total = gather(count.detach()[None]).sum()
-    return torch.where(total > 0, total / process_count(), 1.0)
