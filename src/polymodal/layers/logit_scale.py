@@ -46,8 +46,8 @@ class LogitScale(nn.Module):
                 max=None if self.max is None else math.log(self.max),
             )
 
-    def after_step(self) -> None:
-        """Hold the bounds after an optimizer step."""
+    def after_step(self, fraction: float = 0.0) -> None:
+        """Hold the bounds after an optimizer step. fraction: of the training that is done; makes no difference here."""
         self.clamp_()
 
     def extra_repr(self) -> str:
