@@ -166,21 +166,75 @@ def test_an_empty_queue_is_an_error():
         FeatureQueue(0, 2)
 
 
-def _queued_on(rank: int, folder: str) -> None:
+class Sharded(nn.Module):
+    """A method; the first layers of encoder and copy are sharded by themselves, the others with the whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4))
+        self.momentum = MomentumEncoder({"encoder": self.encoder})
+
+    def forward(self, x):
+        with self.momentum.momentum_forward():
+            target = self.momentum["encoder"](x)
+        return (self.encoder(x.flip(0)) - target).square().mean()
+
+
+def train_sharded(shard) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    method = Sharded()
+    method.momentum.before_training()
+    shard(method)
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        method(torch.eye(6)).backward()
+        optimizer.step()
+        method.momentum.update(0.5)
+    return {
+        name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        for name, tensor in method.state_dict().items()
+    }
+
+
+def _run_on(rank: int, folder: str) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+
+    def shard(method):
+        for module in (method.encoder[0], method.momentum["encoder"][0], method):
+            fully_shard(module, mesh=mesh)
+
     queue = FeatureQueue(7, 2)
     for step in range(3):
         first = 4 * step + 2 * rank
         queue.enqueue(rows(first, 2), torch.arange(first, first + 2))
-    torch.save(queue.state_dict(), f"{folder}/{rank}.pt")
+    torch.save([train_sharded(shard), queue.state_dict()], f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_all_processes_hold_the_queue_of_the_whole_batch(tmp_path):
-    torch.multiprocessing.spawn(_queued_on, (str(tmp_path),), nprocs=2)
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory):
+    """What each of two processes has of the sharded method and of the queue."""
+    folder = tmp_path_factory.mktemp("two")
+    torch.multiprocessing.spawn(_run_on, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def test_all_processes_hold_the_queue_of_the_whole_batch(of_two_processes):
     whole = FeatureQueue(7, 2)
     for step in range(3):
         whole.enqueue(rows(4 * step, 4), torch.arange(4 * step, 4 * step + 4))
-    for rank in (0, 1):
-        state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for _, state in of_two_processes:
         assert all(torch.equal(state[name], value) for name, value in whole.state_dict().items())
+
+
+def test_sharded_copies_are_updated_as_whole_ones(of_two_processes):
+    found, expected = of_two_processes[0][0], train_sharded(lambda method: None)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor)
+    assert not torch.equal(expected["encoder.1.weight"], expected["momentum.encoder.1.weight"])

@@ -31,7 +31,8 @@ class MomentumEncoder(nn.Module):
             keys = self.momentum["projection"](self.momentum["encoder"].pooled(image))
 
     `update` belongs after an optimizer step (BYOL), where micro-batches cannot repeat it; MoCo's and ALBEF's update
-    before the next forward pass gives the same weights.
+    before the next forward pass gives the same weights. Where FSDP2 shards the weights, a forward pass cannot write to
+    them: `before_training` comes before the sharding, and `update` between steps.
     """
 
     def __init__(
@@ -77,6 +78,11 @@ class MomentumEncoder(nn.Module):
                 buffer.copy_(current)
         self.initialized.fill_(True)
 
+    def before_training(self) -> None:
+        """Initialize the copies if neither this nor a forward pass has done so, or a checkpoint holds them."""
+        if not self.initialized:
+            self.initialize()
+
     @torch.no_grad()
     def update(self, momentum: float) -> None:
         """Move the copies to momentum * copy + (1 - momentum) * module; the first update copies the modules.
@@ -103,8 +109,7 @@ class MomentumEncoder(nn.Module):
 
         Forward passes before the first update see the weights that the modules have now.
         """
-        if not self.initialized:
-            self.initialize()
+        self.before_training()
         for name, module in self.online.items():
             pairs = zip(self[name].modules(), module.modules(), strict=True)
             for own, online in pairs:  # one by one: frozen parts of a module evaluate while the others train
