@@ -82,51 +82,6 @@ def test_the_loss_is_the_mean_of_both_directions():
     torch.testing.assert_close(loss, torch.stack(losses).mean())
 
 
-def _inputs():
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(8, 4, generator=generator), torch.randn(8, 4, generator=generator)
-
-
-LABELS = torch.tensor([0, 1, 2, 0, 1, 1, 3, 4])
-
-
-def _loss(image, text, every_image, every_text, labels, uniform):
-    """A method whose fusion is a product, and whose loss pulls on both features."""
-    with torch.no_grad():
-        forth, back = image @ every_text.T, text @ every_image.T
-    pairs = sample_itm_pairs(forth, labels, back, uniform)
-    fused = every_image[pairs.image] * every_text[pairs.text]
-    return itm_loss(fused[:, :2] - fused[:, 2:], pairs), pairs
-
-
-def _matched_on(rank: int, folder: str) -> None:
-    from polymodal.layers.processes import all_rows
-
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    rows = slice(4 * rank, 4 * rank + 4)
-    image, text = (value[rows].requires_grad_() for value in _inputs())
-    uniform = uniform_of(Draws.of(0, 4 * rank, 4))
-    loss, pairs = _loss(image, text, all_rows(image), all_rows(text), LABELS[rows], uniform)
-    loss.backward()
-    torch.save([loss.detach(), image.grad, text.grad, pairs.image, pairs.text], f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_negatives_of_all_processes_are_those_of_one_process_with_the_whole_batch(tmp_path):
-    torch.multiprocessing.spawn(_matched_on, (str(tmp_path),), nprocs=2)
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    image, text = (value.requires_grad_() for value in _inputs())
-    loss, pairs = _loss(image, text, image, text, LABELS, uniform_of(Draws.of(0, 0, 8)))
-    loss.backward()
-    for name, found in (("image", 3), ("text", 4)):
-        both = torch.stack([one[found].view(3, 4), other[found].view(3, 4)], dim=1).flatten()
-        assert torch.equal(both, getattr(pairs, name))
-    assert (pairs.image[8:16] // 4 != pairs.text[8:16] // 4).any()  # some come from the other process
-    torch.testing.assert_close((one[0] + other[0]) / 2, loss.detach())
-    torch.testing.assert_close(torch.cat([one[1], other[1]]) / 2, image.grad)
-    torch.testing.assert_close(torch.cat([one[2], other[2]]) / 2, text.grad)
-
-
 def test_candidates_of_all_processes_need_both_directions():
     with pytest.raises(UserError, match="both directions"):
         sample_itm_pairs(torch.zeros(2, 4))

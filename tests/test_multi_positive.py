@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from polymodal.errors import UserError
 from polymodal.layers.momentum_encoder import FeatureQueue
 from polymodal.objectives import multi_positive
 from polymodal.objectives.contrastive import info_nce
@@ -126,50 +125,3 @@ def test_logits_are_not_held_for_the_backward_pass(monkeypatch):
     with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x.numel()) or x, lambda x: x):
         supcon_loss(features, torch.arange(64) // 2, 5.0)
     assert max(held) <= features.numel()
-
-
-LABELS = torch.tensor([0, 1, 2, 0, 1, 1, 5, 4])
-
-
-def losses_of(a, b, scale, labels, targets, back):
-    return [
-        supcon_loss(a, labels, scale),
-        multi_positive_info_nce(a, b, labels, scale),
-        soft_target_contrastive(a, b, targets, scale, back),
-    ]
-
-
-def all_targets():
-    generator = torch.Generator().manual_seed(2)
-    return [torch.rand(8, 8, generator=generator, dtype=torch.float64).softmax(1) for _ in range(2)]
-
-
-def _contrasted_on(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    rows = slice(4 * rank, 4 * rank + 4)
-    results = []
-    for number in range(3):
-        leaves = [vectors(8, 0)[rows].requires_grad_(), vectors(8, 1)[rows].requires_grad_()]
-        scale = SCALE.clone().requires_grad_()
-        loss = losses_of(*leaves, scale, LABELS[rows], *(target[rows] for target in all_targets()))[number]
-        loss.backward()
-        results.append([loss.detach(), *(leaf.grad for leaf in leaves), scale.grad])
-    try:
-        soft_target_contrastive(*leaves, all_targets()[0][rows], 7.0)
-    except UserError:
-        torch.save(results, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_have_the_losses_and_gradients_of_the_whole_batch(tmp_path):
-    torch.multiprocessing.spawn(_contrasted_on, (str(tmp_path),), nprocs=2)
-    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    for number, (one, other) in enumerate(zip(*parts, strict=True)):
-        leaves = [vectors(8, 0).requires_grad_(), vectors(8, 1).requires_grad_(), SCALE.clone().requires_grad_()]
-        loss = losses_of(*leaves, LABELS, *all_targets())[number]
-        loss.backward()
-        torch.testing.assert_close((one[0] + other[0]) / 2, loss.detach())
-        for index in (0, 1):
-            if leaves[index].grad is not None:
-                torch.testing.assert_close(torch.cat([one[1 + index], other[1 + index]]) / 2, leaves[index].grad)
-        torch.testing.assert_close((one[3] + other[3]) / 2, leaves[2].grad)

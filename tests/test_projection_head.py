@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from polymodal.errors import UserError
-from polymodal.layers.projection_head import LinearProjection, ProjectionHead, SyncBatchNorm1d
+from polymodal.layers.projection_head import LinearProjection, ProjectionHead
 
 
 def kinds(head):
@@ -63,37 +63,6 @@ def test_heads_that_cannot_be_are_errors():
         ProjectionHead([4])
     with pytest.raises(UserError, match="has a norm"):
         ProjectionHead([4, 8, 2], None, last_norm=True)
-
-
-def inputs():
-    return torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
-
-
-def weighted(y):
-    return (y * torch.arange(1.0, 1 + y.numel()).view_as(y).sin()).sum()
-
-
-def _normed_on(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    norm, x = SyncBatchNorm1d(5), inputs()[4 * rank : 4 * rank + 4].requires_grad_()
-    y = norm(x)
-    (y * torch.arange(1.0, 41.0).view(8, 5).sin()[4 * rank : 4 * rank + 4]).sum().backward()
-    torch.save([y.detach(), x.grad, norm.weight.grad, norm.running_mean, norm.running_var], f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_batch_norm_over_two_processes_is_that_of_the_whole_batch(tmp_path):
-    torch.multiprocessing.spawn(_normed_on, (str(tmp_path),), nprocs=2)
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    norm, x = nn.BatchNorm1d(5), inputs().requires_grad_()
-    y = norm(x)
-    weighted(y).backward()
-    torch.testing.assert_close(torch.cat([one[0], other[0]]), y.detach())
-    torch.testing.assert_close(torch.cat([one[1], other[1]]), x.grad)
-    torch.testing.assert_close(one[2] + other[2], norm.weight.grad)
-    for running in (one, other):
-        torch.testing.assert_close(running[3], norm.running_mean)
-        torch.testing.assert_close(running[4], norm.running_var)
 
 
 def test_a_head_equals_the_same_layers_of_torch():

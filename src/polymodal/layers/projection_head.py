@@ -101,13 +101,14 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
         if not self.training or process_count() == 1:
             return super().forward(x)
         count = process_count() * len(x)
-        mean = all_rows(x.float().mean(0, keepdim=True)).mean(0)
-        variance = all_rows((x.float() - mean).square().mean(0, keepdim=True)).mean(0)
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = all_rows(values.mean(0, keepdim=True)).mean(0)
+        variance = all_rows((values - mean).square().mean(0, keepdim=True)).mean(0)
         with torch.no_grad():
             if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
                 momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
                 self.running_mean.lerp_(mean, momentum)
                 self.running_var.lerp_(variance * count / (count - 1), momentum)
-        x = ((x - mean) * torch.rsqrt(variance + self.eps)).to(x.dtype)
+        x = ((values - mean) * torch.rsqrt(variance + self.eps)).to(x.dtype)
         return x * self.weight + self.bias if self.affine else x
