@@ -59,13 +59,26 @@ def test_supcon_is_its_equation_for_any_block_size(labels, seed, block):
 
 
 @pytest.mark.parametrize("block", [1, 20, 10_000])
-def test_equal_labels_share_the_target_as_in_info_nce_with_groups(block, monkeypatch):
+def test_equal_labels_share_the_target(block, monkeypatch):
+    """Of each direction by itself, and of both at once."""
     monkeypatch.setattr(multi_positive, "BLOCK", block)
-    labels = torch.tensor([0, 1, 0, 2, 2, 2, 3], dtype=torch.float64)
-    for numbers in (labels, torch.arange(7.0, dtype=torch.float64)):
-        inputs = vectors(7, 0), vectors(7, 1), SCALE
-        value, found = gradients(lambda a, b, s, n=numbers: multi_positive_info_nce(a, b, n, s), *inputs)
-        expected, wanted = gradients(lambda a, b, s, n=numbers: info_nce(a, b, s, 0.0, n), *inputs)
+    labels = torch.tensor([0, 1, 0, 2, 2, 2, 3])
+
+    def plain(a, b, scale):
+        logits, terms = scale * a @ b.T, []
+        for i in range(7):
+            positives = [j for j in range(7) if labels[j] == labels[i]]
+            for row in (logits[i], logits[:, i]):
+                terms.append(-torch.stack([row.log_softmax(0)[j] for j in positives]).mean())
+        return torch.stack(terms).mean()
+
+    def in_turn(a, b, scale):
+        return sum(multi_positive_cross_entropy(*pair, labels, labels, scale) for pair in ((a, b), (b, a))) / 2
+
+    inputs = vectors(7, 0), vectors(7, 1), SCALE
+    expected, wanted = gradients(plain, *inputs)
+    for loss in (in_turn, lambda a, b, s: multi_positive_info_nce(a, b, labels, s)):
+        value, found = gradients(loss, *inputs)
         torch.testing.assert_close(value, expected)
         torch.testing.assert_close(found, wanted)
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from polymodal.errors import UserError
 from polymodal.layers.processes import all_rows, gather, process_count, process_rank
+from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.reduction import global_mean
 
 BLOCK = 4_194_304  # logits in memory at once: 16 MiB of float32
@@ -49,11 +50,9 @@ def multi_positive_info_nce(
     """Return symmetric InfoNCE in which all candidates with a row's label are its positives.
 
     The logarithm is inside the mean over positives (L_out; UniCL, Yang et al. 2022, equations 3 and 4). With labels
-    that all differ it is `objectives.contrastive.info_nce`.
+    that all differ it is InfoNCE.
     """
-    every_label = gather(labels.double())
-    a_to_b = multi_positive_cross_entropy(a, all_rows(b), labels, every_label, logit_scale)
-    return (a_to_b + multi_positive_cross_entropy(b, all_rows(a), labels, every_label, logit_scale)) / 2
+    return info_nce(a, b, torch.as_tensor(logit_scale, dtype=a.dtype, device=a.device), 0.0, labels.double())
 
 
 def multi_positive_cross_entropy(
