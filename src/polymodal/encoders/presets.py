@@ -1,0 +1,88 @@
+"""Published sizes of towers: vision transformers, BERT, and the two towers of CLIP.
+
+They are sizes of this package's encoders. What these have in common with the originals, and what not, is their
+parameter count up to heads: `tests/test_presets.py` explains every difference.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from polymodal.encoders.image import ImageEncoderConfig
+from polymodal.encoders.text import TextEncoderConfig
+from polymodal.errors import unknown
+
+
+class TransformerSize(NamedTuple):
+    """Width, blocks, and attention heads; an MLP has four times the width."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+# Dosovitskiy et al. 2021, table 1; Touvron et al. 2021, table 1 (Ti and S).
+VIT_SIZES = {
+    "Ti": TransformerSize(192, 12, 3),
+    "S": TransformerSize(384, 12, 6),
+    "B": TransformerSize(768, 12, 12),
+    "L": TransformerSize(1024, 24, 16),
+    "H": TransformerSize(1280, 32, 16),
+}
+BERT_SIZES = {"base": TransformerSize(768, 12, 12), "large": TransformerSize(1024, 24, 16)}  # Devlin et al. 2019
+# Radford et al. 2021, table 20; H/14 as in open_clip: vision size, patch size, text size, dimensions of the space.
+CLIP_SIZES = {
+    "ViT-B/32": ("B", 32, TransformerSize(512, 12, 8), 512),
+    "ViT-B/16": ("B", 16, TransformerSize(512, 12, 8), 512),
+    "ViT-L/14": ("L", 14, TransformerSize(768, 12, 12), 768),
+    "ViT-H/14": ("H", 14, TransformerSize(1024, 24, 16), 1024),
+}
+
+
+class CLIPTowers(NamedTuple):
+    """Both towers of a CLIP model, and the dimensions of the space that they are projected into."""
+
+    image: ImageEncoderConfig
+    text: TextEncoderConfig
+    embed_dim: int
+
+
+def vit(
+    size: str,
+    patch_size: int = 16,
+    image_size: int = 224,
+    pooling: Literal["mean", "max", "class"] = "class",
+) -> ImageEncoderConfig:
+    """Return a vision transformer such as ViT-B/16: `vit("B", 16)`.
+
+    size: Ti, S, B, L or H. Patch sizes of 14, 16 and 32 are published. Raises UserError for an unknown size.
+    """
+    if size not in VIT_SIZES:
+        raise unknown("ViT size", size, VIT_SIZES)
+    width, depth, heads = VIT_SIZES[size]
+    return ImageEncoderConfig(size=image_size, patch=patch_size, width=width, depth=depth, heads=heads, pooling=pooling)
+
+
+def bert(size: str = "base", context_length: int = 512) -> TextEncoderConfig:
+    """Return the size of BERT base or large, with its vocabulary of 30,522 and its dropout.
+
+    size: base or large. The blocks are pre-norm, where BERT's are post-norm. Raises UserError for an unknown size.
+    """
+    if size not in BERT_SIZES:
+        raise unknown("BERT size", size, BERT_SIZES)
+    width, depth, heads = BERT_SIZES[size]
+    return TextEncoderConfig(
+        30_522, context_length, width=width, depth=depth, heads=heads, pooling="start", dropout=0.1
+    )
+
+
+def clip(name: str, image_size: int = 224) -> CLIPTowers:
+    """Return the towers of CLIP: "ViT-B/32", "ViT-B/16", "ViT-L/14" (also at 336 pixels) or "ViT-H/14".
+
+    Raises UserError for an unknown name.
+    """
+    if name not in CLIP_SIZES:
+        raise unknown("CLIP model", name, CLIP_SIZES)
+    vision, patch_size, (width, depth, heads), embed_dim = CLIP_SIZES[name]
+    text = TextEncoderConfig(49_408, 77, width=width, depth=depth, heads=heads, causal=True, pooling="end")
+    return CLIPTowers(vit(vision, patch_size, image_size), text, embed_dim)

@@ -1,0 +1,114 @@
+"""Projection heads between an encoder and a loss: one linear layer, or an MLP as self-supervised methods use it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polymodal.errors import UserError
+from polymodal.layers.processes import all_rows, process_count
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+
+
+def clip_init_(linear: nn.Linear) -> nn.Linear:
+    """Initialize the weight with standard deviation in_features^-0.5 and the bias with 0 (CLIP, released code)."""
+    nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+    return linear
+
+
+class LinearProjection(nn.Linear):
+    """Project without bias into a space that modalities share (CLIP, figure 3)."""
+
+    def __init__(self, in_features: int, out_features: int, normalize: bool = False):
+        """normalize: whether outputs have L2 norm 1."""
+        super().__init__(in_features, out_features, bias=False)
+        clip_init_(self)
+        self.normalize = normalize
+
+    def forward(self, x: Float[Tensor, "*shape in_features"]) -> Float[Tensor, "*shape out_features"]:
+        x = super().forward(x)
+        return F.normalize(x, dim=-1) if self.normalize else x
+
+
+class ProjectionHead(nn.Sequential):
+    """An MLP: linear layers from size to size, with a norm and an activation between them.
+
+    | method | sizes | further arguments |
+    |---|---|---|
+    | SimCLR (Chen et al. 2020) | width, width, 128 | |
+    | MoCo v2 | width, width, 128 | norm=None, bias=True |
+    | BYOL projector, predictor | width, 4096, 256; 256, 4096, 256 | bias=True |
+    | SimSiam projector | width, width, width, width | last_norm=True, last_norm_affine=False |
+    | SimSiam predictor | width, width / 4, width | bias=True |
+    | Barlow Twins | width, 8192, 8192, 8192 | last_norm=True, last_norm_affine=False before the loss |
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        norm: Literal["batch", "layer"] | None = "batch",
+        last_norm: bool = False,
+        last_norm_affine: bool = True,
+        activation: Literal["relu", "gelu"] = "relu",
+        bias: bool = False,
+        normalize: bool = False,
+    ):
+        """sizes: at least input and output. norm: between the layers; "batch" is synchronized over processes.
+
+        last_norm: whether a norm without activation ends the head. last_norm_affine: whether that norm learns a scale
+        and a shift. bias: of the linear layers that no norm follows; the others need none. normalize: whether outputs
+        have L2 norm 1. Raises UserError for fewer than two sizes, and for `last_norm` without a norm.
+        """
+        if len(sizes) < 2:
+            raise UserError(f"A projection head has an input and an output size, not {list(sizes)}.")
+        if last_norm and norm is None:
+            raise UserError("A projection head with a last norm has a norm: choose batch or layer.")
+        layers: list[nn.Module] = []
+        for index, (in_features, out_features) in enumerate(itertools.pairwise(sizes), start=1):
+            last = index == len(sizes) - 1
+            normed = norm is not None and (last_norm or not last)
+            layers.append(nn.Linear(in_features, out_features, bias=bias and not normed))
+            if normed:
+                affine = last_norm_affine or not last
+                kind = SyncBatchNorm1d(out_features, affine=affine) if norm == "batch" else None
+                layers.append(kind or nn.LayerNorm(out_features, elementwise_affine=affine))
+            if not last:
+                layers.append(ACTIVATIONS[activation]())
+        super().__init__(*layers)
+        self.normalize = normalize
+
+    def forward(self, x: Float[Tensor, "rows in_features"]) -> Float[Tensor, "rows out_features"]:
+        x = super().forward(x)
+        return F.normalize(x, dim=-1) if self.normalize else x
+
+
+class SyncBatchNorm1d(nn.BatchNorm1d):
+    """Batch norm over the rows of all processes, on any device; torch's SyncBatchNorm needs a GPU.
+
+    Every process has the same number of rows (see `layers.processes`).
+    """
+
+    def forward(self, x: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:
+        if not self.training or process_count() == 1:
+            return super().forward(x)
+        count = process_count() * len(x)
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = all_rows(values.mean(0, keepdim=True)).mean(0)
+        variance = all_rows((values - mean).square().mean(0, keepdim=True)).mean(0)
+        with torch.no_grad():
+            if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+                self.num_batches_tracked += 1
+                momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * count / (count - 1), momentum)
+        x = ((values - mean) * torch.rsqrt(variance + self.eps)).to(x.dtype)
+        return x * self.weight + self.bias if self.affine else x

@@ -1,0 +1,120 @@
+"""Image-text matching (ITM) with hard negatives from the batch (ALBEF, Li et al. 2021, section 3.2).
+
+A pair is an example's index in each of two modalities, named image and text here whatever they are. The fusion of a
+pair is the method's own:
+
+    pairs = sample_itm_pairs(logit_scale * image @ text.T, labels)
+    logits = itm_head(fuse(tokens[pairs.text], patches[pairs.image])[:, 0])
+    loss = itm_loss(logits, pairs)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from polymodal.errors import UserError
+from polymodal.layers.processes import gather, process_count, process_rank
+from polymodal.objectives.reduction import global_mean
+
+MIN_WEIGHT = 1e-4  # added to every probability (released code), so that a row whose softmax is one-hot has negatives
+
+
+@dataclass(frozen=True)
+class ITMPairs:
+    """The pairs that are classified: all positives, then all images' with a negative text, then all texts' with a
+    negative image.
+
+    image, text: indices of candidates: of this process's batch, or of the batch of all processes. labels: 1 for
+    positives, 0 for negatives. valid: False for a negative that is none, because all candidates are positives; such a
+    pair repeats the positive one and counts nothing.
+    """
+
+    image: Int[Tensor, " pairs"]
+    text: Int[Tensor, " pairs"]
+    labels: Int[Tensor, " pairs"]
+    valid: Bool[Tensor, " pairs"]
+
+
+def sample_itm_pairs(
+    similarity: Float[Tensor, "batch candidates"],
+    labels: Float[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    text_to_image: Float[Tensor, "batch candidates"] | None = None,
+    uniform: Float[Tensor, "batch 2"] | None = None,
+) -> ITMPairs:
+    """Pair every image with its text, with a hard negative text, and every text with a hard negative image.
+
+    similarity: logits of this process's images (rows) with texts. text_to_image: of its texts (rows) with images; by
+    default `similarity` transposed, of this process's batch alone. Where both have the candidates of all processes
+    (`layers.processes.gather`), negatives come from all of them, and indices are of their rows together.
+    labels: equal for examples that are positives of each other, such as those with equal captions.
+    uniform: two random numbers in [0, 1) of each example (`rng.uniform()` in the batch), with which the choice depends
+    on nothing else; without, it is torch's.
+    """
+    count = len(similarity)
+    if text_to_image is None:
+        if similarity.shape[1] != count:
+            raise UserError("Negatives from all processes need the similarities of both directions.")
+        text_to_image = similarity.T
+    own = torch.arange(count, device=similarity.device)
+    if similarity.shape[1] == count * process_count():
+        own = own + count * process_rank()
+    positive = positive_mask(count, similarity.shape[1], own, labels)
+    columns = (None, None) if uniform is None else uniform.unbind(1)
+    text, has_text = sample_hard_negatives(similarity, positive, columns[0])
+    image, has_image = sample_hard_negatives(text_to_image, positive, columns[1])
+    text, image = torch.where(has_text, text, own), torch.where(has_image, image, own)
+    return ITMPairs(
+        image=torch.cat([own, own, image]),
+        text=torch.cat([own, text, own]),
+        labels=(torch.arange(3 * count, device=own.device) < count).long(),
+        valid=torch.cat([torch.ones_like(has_text), has_text, has_image]),
+    )
+
+
+def positive_mask(
+    rows: int,
+    candidates: int,
+    own: Int[Tensor, " rows"],
+    labels: Float[Tensor, " rows"] | Int[Tensor, " rows"] | None = None,
+) -> Bool[Tensor, "rows candidates"]:
+    """Return True where a candidate is a positive of a row: the row's own one, at index `own`, or one of equal label.
+
+    labels: of this process's examples; those of all processes are gathered where candidates are.
+    """
+    if labels is None:
+        return own[:, None] == torch.arange(candidates, device=own.device)
+    every = labels if candidates == rows else gather(labels.double())
+    return labels.to(every)[:, None] == every
+
+
+@torch.no_grad()
+def sample_hard_negatives(
+    similarity: Float[Tensor, "rows candidates"],
+    positive: Bool[Tensor, "rows candidates"],
+    uniform: Float[Tensor, " rows"] | None = None,
+) -> tuple[Int[Tensor, " rows"], Bool[Tensor, " rows"]]:
+    """Sample a negative for each row, with the probability that the softmax of its similarities gives it.
+
+    positive: candidates that are never chosen. uniform: a random number in [0, 1) of each row, which alone decides;
+    without, torch.multinomial. Returns the candidates' indices, and False for rows that have no negative.
+    """
+    weights = (similarity.float().softmax(1) + MIN_WEIGHT).masked_fill(positive, 0.0)
+    valid = (~positive).any(1)
+    if uniform is None:
+        return torch.multinomial(weights + ~valid[:, None], 1).squeeze(1), valid
+    mass = weights.double().cumsum(1)
+    index = torch.searchsorted(mass, uniform.to(mass)[:, None] * mass[:, -1:], right=True).squeeze(1)
+    # Rounding may end beyond the last negative.
+    last = (~positive).long().cumsum(1).argmax(1)
+    return index.minimum(last), valid
+
+
+def itm_loss(logits: Float[Tensor, "pairs 2"], pairs: ITMPairs) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy of "does not match" (class 0) and "matches" (class 1) over all valid pairs."""
+    losses = F.cross_entropy(logits, pairs.labels, reduction="none")
+    return global_mean(losses[pairs.valid].sum(), pairs.valid.sum())

@@ -1,0 +1,151 @@
+"""Contrastive losses with several positives or soft targets for an example.
+
+Logits are computed in blocks of rows, and again in the backward pass, so that the rows x candidates matrix of logits is
+never held. Rows are this process's, and losses means over the rows of all processes (`objectives.reduction`). Computed
+at least in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from polymodal.errors import UserError
+from polymodal.layers.processes import all_rows, gather, process_count, process_rank
+from polymodal.objectives.contrastive import info_nce
+from polymodal.objectives.reduction import global_mean
+
+BLOCK = 4_194_304  # logits in memory at once: 16 MiB of float32
+
+
+def supcon_loss(
+    features: Float[Tensor, "batch dim"],
+    labels: Float[Tensor, " batch"] | Int[Tensor, " batch"],
+    logit_scale: Float[Tensor, ""] | float,
+) -> Float[Tensor, ""]:
+    """Return the supervised contrastive loss L_out (Khosla et al. 2020, equation 2), the mean over anchors.
+
+    Every row is an anchor; all other rows, of all processes, are candidates, and those with its label its positives.
+    Anchors without a positive do not count. features: L2-normalized, of all views of the examples. logit_scale: inverse
+    temperature.
+    """
+    every_label, first = gather(labels.double()), process_rank() * len(features)
+
+    def targets(rows: slice) -> Tensor:
+        return _same(labels[rows], every_label)
+
+    return _cross_entropy(features, all_rows(features), logit_scale, targets, exclude=first)
+
+
+def multi_positive_info_nce(
+    a: Float[Tensor, "batch dim"],
+    b: Float[Tensor, "batch dim"],
+    labels: Float[Tensor, " batch"] | Int[Tensor, " batch"],
+    logit_scale: Float[Tensor, ""] | float,
+) -> Float[Tensor, ""]:
+    """Return symmetric InfoNCE in which all candidates with a row's label are its positives.
+
+    The logarithm is inside the mean over positives (L_out; UniCL, Yang et al. 2022, equations 3 and 4). With labels
+    that all differ it is InfoNCE.
+    """
+    return info_nce(a, b, torch.as_tensor(logit_scale, dtype=a.dtype, device=a.device), 0.0, labels.double())
+
+
+def multi_positive_cross_entropy(
+    queries: Float[Tensor, "rows dim"],
+    keys: Float[Tensor, "candidates dim"],
+    labels: Float[Tensor, " rows"] | Int[Tensor, " rows"],
+    key_labels: Float[Tensor, " candidates"] | Int[Tensor, " candidates"],
+    logit_scale: Float[Tensor, ""] | float,
+) -> Float[Tensor, ""]:
+    """Return the contrast of queries with keys in one direction; keys with a query's label are its positives.
+
+    keys: all candidates, such as momentum features of the batch followed by those of a `FeatureQueue` (MoCo, equation 1
+    with a single positive). Queries without a positive do not count.
+    """
+    return _cross_entropy(queries, keys, logit_scale, lambda rows: _same(labels[rows], key_labels))
+
+
+def soft_target_contrastive(
+    a: Float[Tensor, "a_rows dim"],
+    b: Float[Tensor, "b_rows dim"],
+    targets: Float[Tensor, "a_rows b_candidates"],
+    logit_scale: Float[Tensor, ""] | float,
+    targets_b_to_a: Float[Tensor, "b_rows a_candidates"] | None = None,
+) -> Float[Tensor, ""]:
+    """Return the mean of the cross-entropies of a with b, and of b with a, against target distributions.
+
+    targets: of this process's rows of `a` over the rows of `b` of all processes; nonnegative, and divided by their
+    sum in every row; a row of zeros does not count. So they may be the weights of a bipartite graph, such as of images
+    and captions that may describe several of them; `a` and `b` then may have different numbers of rows.
+    targets_b_to_a: likewise for `b`; by default `targets` transposed, which several processes cannot do. Identity
+    matrices give InfoNCE.
+    """
+    if targets_b_to_a is None:
+        if process_count() > 1:
+            raise UserError("Soft targets on several processes are given for both directions.")
+        targets_b_to_a = targets.T
+    a_to_b = soft_target_cross_entropy(a, all_rows(b), targets, logit_scale)
+    return (a_to_b + soft_target_cross_entropy(b, all_rows(a), targets_b_to_a, logit_scale)) / 2
+
+
+def soft_target_cross_entropy(
+    queries: Float[Tensor, "rows dim"],
+    keys: Float[Tensor, "candidates dim"],
+    targets: Float[Tensor, "rows candidates"],
+    logit_scale: Float[Tensor, ""] | float,
+) -> Float[Tensor, ""]:
+    """Return the cross-entropy of queries with keys against target distributions, as in `soft_target_contrastive`.
+
+    keys: all candidates, such as momentum features of the batch followed by those of a queue (ALBEF, equation 7 with
+    `objectives.distillation.momentum_soft_targets`).
+    """
+    return _cross_entropy(queries, keys, logit_scale, lambda rows: targets[rows])
+
+
+def _same(labels: Tensor, candidates: Tensor) -> Tensor:
+    """1 where a candidate has a row's label."""
+    return (labels.double()[:, None] == candidates.double()).float()
+
+
+def _cross_entropy(
+    queries: Tensor,
+    keys: Tensor,
+    logit_scale: Tensor | float,
+    targets: Callable[[slice], Tensor],
+    exclude: int | None = None,
+) -> Tensor:
+    """The mean over rows with targets.
+
+    targets: of some rows; made to sum to 1. exclude: candidate exclude + i is none of row i's.
+    """
+    dtype = torch.promote_types(queries.dtype, torch.float32)
+
+    def block_loss(queries: Tensor, keys: Tensor, scale: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        logits, target = (queries[start:stop] * scale) @ keys.T, targets(slice(start, stop)).to(dtype)
+        if exclude is not None:
+            own = torch.arange(stop - start, device=logits.device)
+            logits = logits.index_put((own, own + exclude + start), logits.new_tensor(-torch.inf))
+            target = target.index_put((own, own + exclude + start), target.new_tensor(0.0))
+        mass = target.sum(1)
+        # sum_j t_j (logsumexp - logit_j) / sum_j t_j, in which 0 times a logit of -inf is 0.
+        matching = torch.where(target > 0, target * logits, 0.0).sum(1) / torch.where(mass > 0, mass, 1.0)
+        losses = torch.where(mass > 0, logits.logsumexp(1) - matching, 0.0)
+        return losses.sum(), (mass > 0).sum()
+
+    with torch.autocast(queries.device.type, enabled=False):
+        queries, keys = queries.to(dtype), keys.to(dtype)
+        scale = torch.as_tensor(logit_scale, dtype=dtype, device=queries.device)
+        size = max(1, BLOCK // max(len(keys), 1))
+        blocks = [
+            checkpoint(
+                block_loss, queries, keys, scale, start, min(start + size, len(queries)),
+                use_reentrant=False, preserve_rng_state=False,
+            )
+            for start in range(0, len(queries), size)
+        ]  # fmt: skip
+        return global_mean(torch.stack([loss for loss, _ in blocks]).sum(), torch.stack([n for _, n in blocks]).sum())

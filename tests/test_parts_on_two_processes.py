@@ -1,0 +1,218 @@
+"""Layers and losses that look at the batch of all processes: two processes of half a batch against one of all.
+
+All run in the same two processes, for starting these takes longer than everything else.
+"""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn import functional as F
+
+from polymodal.draws import Draws
+from polymodal.errors import UserError
+from polymodal.layers.momentum_encoder import FeatureQueue, MomentumEncoder
+from polymodal.layers.processes import all_rows
+from polymodal.layers.projection_head import SyncBatchNorm1d
+from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
+from polymodal.objectives.masked_modeling import masked_cross_entropy
+from polymodal.objectives.multi_positive import multi_positive_info_nce, soft_target_contrastive, supcon_loss
+
+
+def _run(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    parts = (normed, masked, matched, contrasted, queued, sharded)
+    torch.save({part.__name__: part(rank) for part in parts}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+    os._exit(0)  # threads of gloo now and then abort while Python shuts down
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each of two processes computed, by the name of the function."""
+    folder = tmp_path_factory.mktemp("two")
+    torch.multiprocessing.spawn(_run, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def own(rank):
+    """The rows of a batch of 8 that a process has."""
+    return slice(4 * rank, 4 * rank + 4)
+
+
+def vectors(seed, dim=4):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(8, dim, generator=generator, dtype=torch.float64), dim=1)
+
+
+LABELS = torch.tensor([0, 1, 2, 0, 1, 1, 3, 4])
+
+
+def normed(rank):
+    norm, x = SyncBatchNorm1d(4).double(), vectors(0)[own(rank)].requires_grad_()
+    y = norm(x)
+    (y * torch.arange(1.0, 33.0).view(8, 4).sin()[own(rank)]).sum().backward()
+    return [y.detach(), x.grad, norm.weight.grad, norm.running_mean, norm.running_var]
+
+
+def test_batch_norm_over_two_processes_is_torchs_over_the_whole_batch(results):
+    one, other = (result["normed"] for result in results)
+    norm, x = nn.BatchNorm1d(4).double(), vectors(0).requires_grad_()
+    y = norm(x)
+    (y * torch.arange(1.0, 33.0).view(8, 4).sin()).sum().backward()
+    torch.testing.assert_close(torch.cat([one[0], other[0]]), y.detach())
+    torch.testing.assert_close(torch.cat([one[1], other[1]]), x.grad)
+    torch.testing.assert_close(one[2] + other[2], norm.weight.grad)
+    for _, _, _, mean, variance in (one, other):
+        torch.testing.assert_close(mean, norm.running_mean)
+        torch.testing.assert_close(variance, norm.running_var)
+
+
+def logits_and_targets():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(9, 4, generator=generator), torch.randint(4, (9,), generator=generator)
+
+
+def masked(rank):
+    """Two positions are masked on the first process and seven on the second; then none and three."""
+    logits, targets = (value[:2] if rank == 0 else value[2:] for value in logits_and_targets())
+    logits.requires_grad_()
+    loss = masked_cross_entropy(logits, targets)
+    loss.backward()
+    return [loss.detach(), logits.grad, masked_cross_entropy(logits[: 3 * rank], targets[: 3 * rank]).detach()]
+
+
+def test_the_masked_loss_is_the_mean_over_all_masked_positions(results):
+    one, other = (result["masked"] for result in results)
+    logits, targets = logits_and_targets()
+    logits.requires_grad_()
+    expected = F.cross_entropy(logits, targets)
+    expected.backward()
+    torch.testing.assert_close((one[0] + other[0]) / 2, expected.detach())
+    torch.testing.assert_close(torch.cat([one[1], other[1]]) / 2, logits.grad)
+    torch.testing.assert_close((one[2] + other[2]) / 2, F.cross_entropy(logits[2:5], targets[2:5]).detach())
+
+
+def matching(image, text, every_image, every_text, labels, rng):
+    """A method whose fusion is a product, and whose loss pulls on both features."""
+    with torch.no_grad():
+        forth, back = image @ every_text.T, text @ every_image.T
+    pairs = sample_itm_pairs(forth, labels, back, torch.stack([rng.uniform(), rng.uniform()], dim=1))
+    fused = every_image[pairs.image] * every_text[pairs.text]
+    return itm_loss(fused[:, :2] - fused[:, 2:], pairs), pairs
+
+
+def matched(rank):
+    image, text = (vectors(seed)[own(rank)].requires_grad_() for seed in (0, 1))
+    rng = Draws.of(0, 4 * rank, 4)
+    loss, pairs = matching(image, text, all_rows(image), all_rows(text), LABELS[own(rank)], rng)
+    loss.backward()
+    return [loss.detach(), image.grad, text.grad, pairs.image, pairs.text]
+
+
+def test_hard_negatives_of_all_processes_are_those_of_the_whole_batch(results):
+    one, other = (result["matched"] for result in results)
+    image, text = (vectors(seed).requires_grad_() for seed in (0, 1))
+    loss, pairs = matching(image, text, image, text, LABELS, Draws.of(0, 0, 8))
+    loss.backward()
+    for index, expected in ((3, pairs.image), (4, pairs.text)):
+        both = torch.stack([one[index].view(3, 4), other[index].view(3, 4)], dim=1).flatten()
+        assert torch.equal(both, expected)
+    assert (pairs.image[8:16] // 4 != pairs.text[8:16] // 4).any()  # some come from the other process
+    torch.testing.assert_close((one[0] + other[0]) / 2, loss.detach())
+    torch.testing.assert_close(torch.cat([one[1], other[1]]) / 2, image.grad)
+    torch.testing.assert_close(torch.cat([one[2], other[2]]) / 2, text.grad)
+
+
+def contrastive_loss(name, a, b, scale, rows):
+    forth, back = (vectors(seed, 8).square()[rows] for seed in (2, 3))  # rows sum to 1
+    return {
+        "supcon": lambda: supcon_loss(a, LABELS[rows], scale) + 0 * b.sum(),
+        "multi-positive": lambda: multi_positive_info_nce(a, b, LABELS[rows], scale),
+        "soft targets": lambda: soft_target_contrastive(a, b, forth, scale, back),
+    }[name]()
+
+
+CONTRASTIVE = ("supcon", "multi-positive", "soft targets")
+
+
+def contrasted(rank, rows=None):
+    rows, found = own(rank) if rows is None else rows, {}
+    for name in CONTRASTIVE:
+        a, b = (vectors(seed)[rows].requires_grad_() for seed in (0, 1))
+        scale = torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
+        loss = contrastive_loss(name, a, b, scale, rows)
+        loss.backward()
+        found[name] = [loss.detach(), a.grad, b.grad, scale.grad]
+    if torch.distributed.is_initialized():
+        with pytest.raises(UserError, match="both directions"):
+            soft_target_contrastive(a, b, torch.ones(4, 8), 7.0)
+    return found
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE)
+def test_contrastive_losses_and_gradients_are_those_of_the_whole_batch(results, name):
+    one, other = (result["contrasted"][name] for result in results)
+    expected = contrasted(0, slice(0, 8))[name]
+    torch.testing.assert_close((one[0] + other[0]) / 2, expected[0])
+    for index in (1, 2):  # each process means over its own rows, and the trainer means over processes
+        torch.testing.assert_close(torch.cat([one[index], other[index]]) / 2, expected[index])
+    torch.testing.assert_close((one[3] + other[3]) / 2, expected[3])
+
+
+def queued(rank, rows=None):
+    queue = FeatureQueue(13, 4)
+    for step in range(3):
+        features, labels = vectors(step).float(), torch.arange(8 * step, 8 * step + 8)
+        queue.enqueue(features[own(rank) if rows is None else rows], labels[own(rank) if rows is None else rows])
+    return queue.state_dict()
+
+
+def test_both_processes_hold_the_queue_of_the_whole_batch(results):
+    for name, expected in queued(0, slice(0, 8)).items():
+        for result in results:
+            assert torch.equal(result["queued"][name], expected)
+
+
+class Method(nn.Module):
+    """The first layers of the encoder and its copy are sharded by themselves, the others with the whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4))
+        self.momentum = MomentumEncoder({"encoder": self.encoder})
+
+    def forward(self, x):
+        with self.momentum.momentum_forward():
+            target = self.momentum["encoder"](x)
+        return (self.encoder(x.flip(0)) - target).square().mean()
+
+
+def sharded(rank, shard=True):
+    torch.manual_seed(0)
+    method = Method()
+    method.momentum.before_training()
+    if shard:
+        mesh = init_device_mesh("cpu", (2,))
+        for module in (method.encoder[0], method.momentum["encoder"][0], method):
+            fully_shard(module, mesh=mesh)
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        method(torch.eye(6)).backward()
+        optimizer.step()
+        method.momentum.update(0.5)
+    state = method.state_dict()
+    return {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for name, tensor in state.items()}
+
+
+def test_sharded_momentum_copies_are_updated_as_whole_ones(results):
+    expected = sharded(0, shard=False)
+    assert not torch.equal(expected["encoder.1.weight"], expected["momentum.encoder.1.weight"])
+    for result in results:
+        assert result["sharded"].keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(result["sharded"][name], tensor)
