@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import lancedb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -96,6 +97,20 @@ def test_conditions_and_words(run, tmp_path):
             embedded_query(run, **nothing)
     with pytest.raises(UserError, match="no format"):
         embedded_query(run, image=b"not a picture")
+
+
+def test_a_search_ends_at_its_time(run, tmp_path):
+    build_index(run, corpora.from_path(written(tmp_path, records())), str(tmp_path / "index"))
+    opened = Index(str(tmp_path / "index"))
+    query = embedded_query(run, "a plate")
+    assert len(opened.find(query, 3, seconds=60)) == 3
+    rows = 50_000
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(len(query) * rows, np.float16)), len(query))
+    many = pa.table({"shop": ["a" * 400] * rows, "vector": vectors})
+    opened.table = lancedb.connect(str(tmp_path / "many")).create_table("examples", many)
+    slow = " OR ".join(f"shop LIKE '%{'_' * length}b%'" for length in range(30, 60))
+    with pytest.raises(TimeoutError):
+        opened.find(query, 3, slow, seconds=0.05)
 
 
 def test_an_index_follows_its_data(run, tmp_path):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import os
 import re
 import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import zlib
@@ -22,13 +24,15 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from polymodal import corpora
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.modalities.image import encoded
 from polymodal.recipes.dual_encoders import clip
-from polymodal.serving.batching import Busy, Late, MicroBatcher
+from polymodal.serving.batching import BoundedThreads, Busy, Late, MicroBatcher
 from polymodal.serving.index import Index, build_index
 from polymodal.serving.server import Limits, create_app
 from polymodal.training import train
@@ -179,6 +183,39 @@ REFUSED = {
 }
 
 
+REFUSED |= {
+    "a program": ("/search", {"text": "a", "where": "repeat(key, 1000000) = ''"}, 400, "invalid_request"),
+    "a large program": ("/search", {"text": "a", "where": "lpad(key, 100000000, 'b') = ''"}, 400, "invalid_request"),
+    "a program of the vector": (
+        "/search",
+        {"text": "a", "where": "array_resize(vector, 1000000) IS NULL"},
+        400,
+        "invalid_request",
+    ),
+    "a number for a string": ("/search", {"text": "a", "where": "key < 1"}, 400, "invalid_request"),
+    "a column that is not shown": ("/search", {"text": "a", "where": "vector IS NULL"}, 400, "invalid_request"),
+    "no UTF-8": ("/search", b'{"text": "\xff\xfe"}', 400, "invalid_request"),
+    "deep": ("/search", b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400, "invalid_request"),
+    "many digits": ("/search", b'{"text": "a", "top": ' + b"1" * 5000 + b"}", 400, "invalid_request"),
+    "a huge number": ("/search", b'{"text": "a", "top": 1e999}', 400, "invalid_request"),
+}
+for _placeholder in ("$1", "?", ":x"):
+    _body = {"text": "a", "where": f"{_placeholder} = 1"}
+    REFUSED[f"the placeholder {_placeholder}"] = "/search", _body, 400, "invalid_request"
+for _path, _body in {
+    "/embed": {"text": ["a \ud800"]},
+    "/classify": {"image": [b64(png())], "labels": ["\udfff"]},
+    "/classify?template": {"image": [b64(png())], "labels": ["a"], "template": "\ud800 {}"},
+    "/generate": {"image": [b64(png())], "question": "\ud800"},
+    "/search": {"text": "a", "where": "key = '\ud800'"},
+    "/search?text": {"text": "\ud800", "hybrid": True},
+    "/search?unknown": {"text": "a", "\ud800": 1},
+    "/v1/embeddings": {"input": "\ud800"},
+    "/embed?image": {"image": ["\ud800"]},
+}.items():
+    REFUSED[f"half a pair, {_path}"] = _path, json.dumps(_body).encode(), 400, "invalid_request"
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused_says_why(client, name):
     path, body, status, code = REFUSED[name]
@@ -228,6 +265,82 @@ def test_a_page_asks_for_the_key_itself(served):
         assert client.post("/page/login", data={"username": "polymodal", "password": "wrong"}).status_code == 400
         assert client.post("/page/login", data={"username": "polymodal", "password": "secret"}).status_code == 200
         assert client.get("/page/config").status_code == 200
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(max_size=40) | st.text("key split='()ANDORLIKE%", max_size=40), st.text(max_size=20))
+def test_no_condition_and_no_words_end_in_an_error_of_the_server(client, where, words):
+    for asked in ({"text": words, "hybrid": True}, {"text": "a", "where": where}):
+        answer = client.post("/search", content=json.dumps(asked), headers={"content-type": "application/json"})
+        assert answer.status_code in (200, 400), (asked, answer.text)
+
+
+def test_a_seed_has_63_bits(client):
+    for seed in (2**63, -1):
+        said = client.post("/generate", json={"words": ["a"], "seed": seed}).json()["error"]["message"]
+        assert said.startswith("seed: ")
+
+
+def test_conditions_of_clients_and_of_the_command_line(served, client):
+    found = client.post("/search", json={"text": "a", "where": "key in ('k3', 'k5') AND NOT key LIKE '%5'"}).json()
+    assert [hit["key"] for hit in found["results"]] == ["k3"]
+    run, index = served
+    query = run.embed(text=["a"])["text"][0].numpy()
+    assert [hit.key for hit in index.find(query, 9, "upper(key) = 'K3'")] == ["k3"], "the engine's whole language"
+    said = client.post("/search", json={"text": "a", "where": "upper(key) = 'K3'"}).json()["error"]["message"]
+    assert re.search("at character 1, upper; there are key, split", said)
+
+
+def test_a_search_has_a_deadline_and_a_bounded_queue(served, monkeypatch):
+    run, index = served
+    find, running, most, go = Index.find, [], [], threading.Event()
+
+    def slow(self, *arguments):
+        running.append(1)
+        most.append(len(running))
+        go.wait(20)
+        time.sleep(0.5)
+        running.pop()
+        return find(self, *arguments)
+
+    monkeypatch.setattr(Index, "find", slow)
+    with TestClient(create_app(run, index, Limits(deadline=0.3))) as client:
+        late = client.post("/search", json={"text": "a"})
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "too_late")
+        go.set()
+    with TestClient(create_app(run, index, room=4)) as client, ThreadPoolExecutor(24) as threads:
+
+        def ask(number: int) -> int:
+            time.sleep(0.02 * number)  # so that what is embedded does not wait
+            return client.post("/search", json={"text": "a"}).status_code
+
+        statuses = list(threads.map(ask, range(24)))
+    assert set(statuses) == {200, 429}
+    assert max(most) == 4
+
+
+def test_an_abandoned_call_keeps_its_thread_until_it_ends():
+    async def scenario():
+        threads, go = BoundedThreads(2, room=1), threading.Event()
+        for _ in range(2):
+            with pytest.raises(Late):
+                await threads.ask(go.wait, 0.01)
+        waits = asyncio.create_task(threads.ask(lambda: "waited", 5))
+        await asyncio.sleep(0.05)
+        assert (waits.done(), threads.waiting) == (False, 1)
+        with pytest.raises(Busy):
+            await threads.ask(lambda: "too many", 5)
+        waits.cancel()
+        await asyncio.sleep(0.05)
+        assert (waits.cancelled(), threads.waiting) == (True, 0), "a client that leaves while it waits makes room"
+        go.set()
+        await asyncio.sleep(0.1)
+        assert await asyncio.gather(*(threads.ask(lambda n=n: n, 5) for n in range(2))) == [0, 1]
+        with pytest.raises(ZeroDivisionError):
+            await threads.ask(lambda: 1 / 0, 5)
+        await threads.stop()
+
+    asyncio.run(scenario())
 
 
 def test_a_full_queue_and_a_late_answer(served, monkeypatch):

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Busy(Exception):
@@ -142,3 +144,41 @@ class MicroBatcher:
             some = [asked for asked in batch if asked.kind == kind]
             for group in [[asked] for asked in some] if kind in self.alone else [some]:
                 yield kind, group
+
+
+class BoundedThreads:
+    """Run calls in a bounded number of threads; a call whose caller has left keeps its thread until it ends.
+
+    threads: calls that run at once. room: calls that may wait for a thread; beyond them `ask` raises Busy.
+    """
+
+    def __init__(self, threads: int, room: int):
+        self.room = room
+        self.waiting = 0
+        self._free = asyncio.Semaphore(threads)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="search")
+
+    async def ask(self, call: Callable[[], T], seconds: float) -> T:
+        """Return what `call` returns. Raises Busy, Late after so many seconds, or what `call` raises.
+
+        A TimeoutError of the call's own is Late, too.
+        """
+        if self._free.locked() and self.waiting >= self.room:
+            raise Busy
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(seconds):
+                self.waiting += 1
+                try:
+                    await self._free.acquire()
+                finally:
+                    self.waiting -= 1
+                work = self._threads.submit(call)
+                work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
+                return await asyncio.wrap_future(work)
+        except TimeoutError as error:
+            raise Late from error
+
+    async def stop(self) -> None:
+        """Wait for the calls that run."""
+        await asyncio.to_thread(self._threads.shutdown)

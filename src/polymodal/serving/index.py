@@ -13,10 +13,12 @@ import itertools
 import json
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,7 +143,8 @@ class Index:
         self.place = place
         self.table = _opened(place)
         self.about = _about(self.table)
-        self.filters = [name for name in self.table.schema.names if name not in OWN[2:]]
+        self.columns = {field.name: field.type for field in self.table.schema if field.name not in OWN[2:]}
+        self.filters = list(self.columns)
 
     def __len__(self) -> int:
         return self.table.count_rows()
@@ -164,13 +167,21 @@ class Index:
             )
 
     def find(
-        self, query: Float[np.ndarray, " dim"], count: int = 10, where: str | None = None, words: str | None = None
+        self,
+        query: Float[np.ndarray, " dim"],
+        count: int = 10,
+        where: str | None = None,
+        words: str | None = None,
+        seconds: float | None = None,
     ) -> list[Found]:
         """The examples most similar to a normalised vector, best first.
 
-        where: a condition in SQL on keys, splits and metadata. words: also asked for in the captions; places in both
-        lists are then combined (reciprocal rank fusion). Raises UserError for a condition that cannot be understood.
+        where: a condition in SQL on keys, splits and metadata, which the engine runs as it is (for conditions of others
+        see `serving.filters`). words: also asked for in the captions; places in both lists are then combined
+        (reciprocal rank fusion). seconds: after which the engine stops, between two batches of rows. Raises UserError
+        for a condition that cannot be understood, and TimeoutError.
         """
+        begin, timeout = time.monotonic(), None if seconds is None else timedelta(seconds=max(seconds, 1e-3))
         if count < 1:
             raise UserError("--top is at least 1.")
         if words is None:
@@ -183,8 +194,10 @@ class Index:
         if where is not None:
             search = search.where(where)
         try:
-            rows = search.to_arrow().to_pylist()
+            rows = search.to_arrow(timeout=timeout).to_pylist()
         except (ValueError, RuntimeError) as error:
+            if seconds is not None and time.monotonic() - begin >= seconds:
+                raise TimeoutError from error
             known = ", ".join(self.filters)
             raise UserError(
                 f"The search failed: {_said(error)}; a condition is such as \"split = 'test'\", on {known}."

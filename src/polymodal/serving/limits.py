@@ -191,11 +191,21 @@ def check_lengths(texts: Sequence[str], limits: Limits) -> None:
         raise Refused(413, "too_long", f"The texts of a request have at most {limits.request_characters:,} characters.")
 
 
+def check_characters(text: str, place: str = "") -> None:
+    """Raise Refused for half of a surrogate pair, which JSON can escape and UTF-8 cannot encode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Refused(400, "invalid_request", f"{place}Half of a surrogate pair is no character.") from error
+
+
 def check_texts(texts: Sequence[str], limits: Limits, largest: int) -> None:
     check_count(texts, largest)
     check_lengths(texts, limits)
     if not all(text.strip() for text in texts):
         raise Refused(400, "empty", "A text is empty.")
+    for text in texts:
+        check_characters(text)
 
 
 def label_texts(labels: Sequence[str], template: str, limits: Limits) -> list[str]:

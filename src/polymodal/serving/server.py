@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -20,8 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from PIL import Image as PILImage
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict, Field
-from starlette.concurrency import run_in_threadpool
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,7 +28,8 @@ from polymodal.errors import UserError
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities.image import encoded
 from polymodal.serving.asking import ask_about
-from polymodal.serving.batching import MicroBatcher
+from polymodal.serving.batching import BoundedThreads, MicroBatcher
+from polymodal.serving.filters import MAX_CHARACTERS, engine_filter
 from polymodal.serving.generation import generate_pictures
 from polymodal.serving.index import Found, Index
 from polymodal.serving.limits import (
@@ -39,6 +39,7 @@ from polymodal.serving.limits import (
     Limits,
     Refused,
     bounded_route,
+    check_characters,
     label_texts,
     refusal,
     usable_key,
@@ -51,10 +52,19 @@ log = logging.getLogger("polymodal.server")
 OPEN = ("/healthz", "/readyz")  # that ask for no key
 CALL = "call"  # what the batcher computes by itself
 USUAL_SCALE = 1 / 0.07  # of similarities, for methods that learn none
+SEARCHES = 4  # of the index, at the same time; LanceDB computes each on several cores
 
 
 class Asked(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="after")
+    def _no_surrogates(self) -> Self:
+        for name, value in self:
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str):
+                    check_characters(text, f"{name}: ")
+        return self
 
 
 class Values(Asked):
@@ -63,12 +73,19 @@ class Values(Asked):
     sound: list[str] = Field([], description="Encoded sounds (WAV, FLAC, Ogg ...) in base64.")
 
 
+CONDITION = (
+    "A condition on key, split and metadata, such as price < 10 AND shop IN ('north', 'south'): comparisons of a "
+    "column with numbers, 'strings' ('' is a quote), true or false by =, !=, <, <=, >, >=, IN, BETWEEN, LIKE and "
+    "IS NULL, joined by AND, OR, NOT and parentheses."
+)
+
+
 class Query(Asked):
     text: str | None = None
     image: str | None = Field(None, description="A picture in base64, in place of words.")
     sound: str | None = Field(None, description="A sound in base64, in place of words.")
     top: int = Field(10, ge=1, le=100)
-    where: str | None = Field(None, max_length=1000, description="A condition in SQL on key, split and metadata.")
+    where: str | None = Field(None, max_length=MAX_CHARACTERS, description=CONDITION)
     hybrid: bool = Field(False, description="Also look for the words in the captions.")
     thumbnails: bool = Field(False, description="With small pictures, JPEG in base64.")
 
@@ -86,7 +103,7 @@ class Wanted(Asked):
     words: list[str] = Field([], description="What to make pictures of.")
     count: int = Field(1, ge=1, le=16, description="Pictures of each.")
     steps: int = Field(8, ge=1, le=100)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 class OpenAIEmbeddings(Asked):
@@ -101,6 +118,7 @@ class Service:
 
     def __init__(self, run: Run, index: Index | None, limits: Limits, batcher: MicroBatcher):
         self.run, self.index, self.limits, self.batcher = run, index, limits, batcher
+        self.searches = BoundedThreads(SEARCHES, batcher.room)
         self.ready = False
         self.decoder = Decoder(limits)
 
@@ -135,11 +153,22 @@ class Service:
     async def found(
         self, column: str, value: Any, count: int, where: str | None = None, hybrid: bool = False
     ) -> list[Found]:
-        """The examples of the index most similar to a text, a picture or a sound, best first."""
+        """The examples of the index most similar to a text, a picture or a sound, best first.
+
+        where: a client's condition, in the grammar of `serving.filters`. Raises UserError for one outside it, Busy, and
+        Late after the deadline.
+        """
         if self.index is None:
             raise Refused(404, "no_index", "This server has no index; start it with --index DIR.")
+        ends = time.monotonic() + self.limits.deadline
+        condition = None if where is None else engine_filter(where, self.index.columns)
         (vector,) = (await self.vectors(**{column: [value]}))[column]
-        return await run_in_threadpool(self.index.find, vector, count, where, value if hybrid else None)
+        words, find = value if hybrid else None, self.index.find
+
+        def search() -> list[Found]:
+            return find(vector, count, condition, words, ends - time.monotonic())
+
+        return await self.searches.ask(search, ends - time.monotonic())
 
     async def likely(self, column: str, values: list[Any], labels: list[str], template: str) -> list[dict[str, float]]:
         """For each picture or sound, how likely each label is: a softmax over similarities with texts about them."""
@@ -189,7 +218,7 @@ def create_app(
     service = service_of(run, index)
     services = [service, *(service_of(*other) for other in beside)]
     waiting = Gauge("polymodal_waiting", "Values that wait", registry=registry)
-    waiting.set_function(lambda: sum(each.batcher.waiting for each in services))
+    waiting.set_function(lambda: sum(each.batcher.waiting + each.searches.waiting for each in services))
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -200,6 +229,7 @@ def create_app(
         service.ready = False
         for each in services:
             await each.batcher.stop()
+            await each.searches.stop()
 
     app = FastAPI(title=f"polymodal: {run.name}", version="1", lifespan=life, redoc_url=None)
     app.add_middleware(_Guard, service=service, api_key=api_key, registry=registry)
@@ -318,11 +348,14 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        where = ".".join(_printable(str(part)) for part in first["loc"] if part != "body")
         return Refused(400, "invalid_request", f"{where}: {first['msg']}." if where else f"{first['msg']}.").response()
 
     @app.exception_handler(HTTPException)
     async def no_such(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:  # of the body alone
+            said = "The body is not JSON in UTF-8, is nested too deeply, or has a number of too many digits."
+            return Refused(400, "invalid_request", said).response()
         said = f"{request.method} {request.url.path} is not answered; /docs shows what is."
         return Refused(error.status_code, "no_such_place", said, dict(error.headers or {})).response()
 
@@ -430,6 +463,10 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return next_message
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _png(picture: PILImage.Image) -> str:

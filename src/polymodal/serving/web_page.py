@@ -13,10 +13,12 @@ from typing import Any
 
 import gradio as gr
 import pandas as pd
+import pyarrow as pa
 from fastapi import FastAPI
 from gradio.utils import get_upload_folder
 from PIL import Image as PILImage
 
+from polymodal.serving.filters import MAX_CHARACTERS
 from polymodal.serving.limits import REFUSED, refusal
 from polymodal.serving.page_guard import PAGE
 from polymodal.serving.server import Service
@@ -85,7 +87,7 @@ def _search_tab(services: Sequence[Service]) -> None:
         picture = gr.File(label="Picture", height=110, visible="image" in columns, elem_id="picture")
         sound = gr.File(label="Sound", height=110, visible="sound" in columns, elem_id="sound")
         with gr.Row():
-            where = gr.Textbox(label="Condition in SQL", placeholder=_example(asked[0]))
+            where = gr.Textbox(label="Condition", placeholder=_example(asked[0]), max_length=MAX_CHARACTERS)
             count = gr.Slider(1, 48, value=12, step=1, label="How many")
         hybrid = gr.Checkbox(label="Also look for the words in the captions")
     galleries = []
@@ -117,8 +119,9 @@ def _search_tab(services: Sequence[Service]) -> None:
 
 
 def _example(service: Service) -> str:
-    names = service.index.filters if service.index is not None else []
-    return f"such as {names[-1]} = '...'; there are {', '.join(names)}" if names else ""
+    columns = service.index.columns if service.index is not None else {}
+    strings = [name for name, kind in columns.items() if pa.types.is_string(kind)]
+    return f"such as {strings[-1]} = '...'; there are {', '.join(columns)}" if strings else ""
 
 
 def _blank() -> PILImage.Image:
