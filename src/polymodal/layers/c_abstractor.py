@@ -76,7 +76,7 @@ class CAbstractor(nn.Module):
         self, tokens: Float[Tensor, "batch patches width"], grid: Sequence[int]
     ) -> Float[Tensor, "batch outputs out_width"]:
         """grid: rows and columns of the patches."""
-        positions = self.pos_embed
+        positions: Tensor = self.pos_embed
         if tuple(grid) != tuple(positions.shape[2:]):
             positions = F.interpolate(positions, tuple(grid), mode="bicubic")
         x = tokens.transpose(1, 2).unflatten(2, tuple(grid)) + positions

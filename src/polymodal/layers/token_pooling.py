@@ -30,5 +30,6 @@ def average_pool(
     tokens: Float[Tensor, "batch patches width"], grid: Sequence[int], output_grid: Sequence[int]
 ) -> Float[Tensor, "batch outputs width"]:
     """Adaptive average pooling to a smaller grid; where it divides the grid, plain averages of equal blocks."""
+    rows, columns = output_grid
     maps = tokens.transpose(1, 2).unflatten(2, tuple(grid))
-    return F.adaptive_avg_pool2d(maps, tuple(output_grid)).flatten(2).transpose(1, 2)
+    return F.adaptive_avg_pool2d(maps, (rows, columns)).flatten(2).transpose(1, 2)
