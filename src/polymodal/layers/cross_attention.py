@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from polymodal.errors import UserError
 
 AttentionMask = Bool[Tensor, "batch keys"] | Bool[Tensor, "batch queries keys"] | None
+SelfAttentionMask = Bool[Tensor, "batch own"] | Bool[Tensor, "batch length own"] | None
 
 
 class KeyValue(NamedTuple):
@@ -105,7 +106,9 @@ class CrossAttentionBlock(nn.Module):
     """Self-attention, cross-attention to a context, MLP, each around a residual.
 
     norm: "pre" normalizes what a branch takes (ViT, GPT), "post" the sum after it (BERT, hence ALBEF, BLIP and METER).
-    Without `cross_attention`, it is a plain transformer block, which ignores its context.
+    Without `cross_attention`, it is a plain transformer block, which ignores its context. gated: cross-attention is
+    multiplied by a learned number that is 0 at the start, when the block is a plain one (FIBER, Dou et al. 2022,
+    section 3.1); in a post-norm block, no norm follows it.
     """
 
     def __init__(
@@ -117,14 +120,16 @@ class CrossAttentionBlock(nn.Module):
         norm: Literal["pre", "post"] = "pre",
         dropout: float = 0.0,
         cross_attention: bool = True,
+        gated: bool = False,
     ):
         """mlp_dim: by default four times the width."""
         super().__init__()
         self.post_norm = norm == "post"
         self.norm1 = nn.LayerNorm(width)
         self.self_attention = CrossAttention(width, num_heads)
-        self.norm_cross = nn.LayerNorm(width) if cross_attention else None
+        self.norm_cross = nn.LayerNorm(width) if cross_attention and not (gated and self.post_norm) else None
         self.cross_attention = CrossAttention(width, num_heads, context_width) if cross_attention else None
+        self.gate = nn.Parameter(torch.zeros(())) if cross_attention and gated else None
         self.norm2 = nn.LayerNorm(width)
         self.mlp = mlp(width, mlp_dim or 4 * width)
         self.dropout = nn.Dropout(dropout)
@@ -133,7 +138,7 @@ class CrossAttentionBlock(nn.Module):
         self,
         x: Float[Tensor, "batch length width"],
         context: Float[Tensor, "batch keys context_width"] | KeyValue | None = None,
-        mask: AttentionMask = None,
+        mask: SelfAttentionMask = None,
         context_mask: AttentionMask = None,
         past: KeyValue | None = None,
     ) -> Float[Tensor, "batch length width"]:
@@ -146,10 +151,14 @@ class CrossAttentionBlock(nn.Module):
             return self.self_attention.attend(y, past or self.self_attention.project(y), mask)
 
         x = self._residual(x, self.norm1, attend)
-        if context is not None and self.cross_attention is not None and self.norm_cross is not None:
-            cross = self.cross_attention
+        cross = self.cross_attention
+        if context is not None and cross is not None:
             known = context if isinstance(context, KeyValue) else cross.project(context)
-            x = self._residual(x, self.norm_cross, lambda y: cross.attend(y, known, context_mask))
+            if self.gate is not None:
+                y = x if self.norm_cross is None else self.norm_cross(x)
+                x = x + self.gate * self.dropout(cross.attend(y, known, context_mask))
+            elif self.norm_cross is not None:
+                x = self._residual(x, self.norm_cross, lambda y: cross.attend(y, known, context_mask))
         return self._residual(x, self.norm2, self.mlp)
 
     def normed(self, x: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length width"]:
