@@ -171,6 +171,12 @@ class CrossAttentionBlock(nn.Module):
         return x + self.dropout(branch(norm(x)))
 
 
+def causal_mask(mask: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch length length"]:
+    """True where a token may attend to another: not after itself, and not padding."""
+    length = mask.shape[1]
+    return mask[:, None] & mask.new_ones(length, length).tril()
+
+
 @torch.no_grad()
 def init_transformer(module: nn.Module, std: float = 0.02) -> None:
     """Normal linear layers and embeddings, zero biases, as BERT and GPT-2 start."""

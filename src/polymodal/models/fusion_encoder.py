@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from polymodal.errors import UserError
-from polymodal.layers.cross_attention import CrossAttentionBlock, init_transformer
+from polymodal.layers.cross_attention import CrossAttentionBlock, causal_mask, init_transformer
 from polymodal.ranges import BelowOne, Count, Whole
 
 Fusion = Literal["cross_attention", "co_attention", "merged_attention"]
@@ -210,9 +210,3 @@ class MultimodalTextEncoder(nn.Module):
         """Embeddings of tokens and positions, and the mask of self-attention."""
         x = self.token_embedding(ids) + self.pos_embed(torch.arange(ids.shape[1], device=ids.device))
         return self.dropout(self.norm(x)), causal_mask(text_mask) if causal else text_mask
-
-
-def causal_mask(mask: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch length length"]:
-    """True where a token may attend to another: not after itself, and not padding."""
-    length = mask.shape[1]
-    return mask[:, None] & mask.new_ones(length, length).tril()
