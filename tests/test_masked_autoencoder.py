@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import transformers
@@ -17,9 +15,9 @@ from polymodal.modalities.image import patchify
 from polymodal.models.masked_autoencoder import (
     MaskedAutoencoder,
     MaskedAutoencoderConfig,
-    patch_regression_loss,
-    random_mask,
-    shared_axes_mask,
+    masked_patch_loss,
+    random_patch_mask,
+    split_by_mask,
 )
 
 
@@ -86,8 +84,9 @@ def test_it_gives_what_transformers_gives(norm_pix_loss: bool) -> None:
     image, noise = torch.randn(2, 3, 16, 16), torch.rand(2, 16)
     with torch.no_grad():
         expected = published(image, noise=noise)
-        output = own(image, noise)
-        loss = own.losses({"image": image, "noise": noise})["reconstruction"]
+        mask = random_patch_mask(noise, 0.75)
+        output = own(image, mask)
+        loss = own.losses({"image": image, "mask": mask})["reconstruction"]
     given = expected.logits.unflatten(2, (16, 3)).transpose(2, 3).flatten(2)
     torch.testing.assert_close(output.prediction, given, rtol=1e-5, atol=1e-5)
     assert torch.equal(output.mask, expected.mask.bool())
@@ -125,48 +124,51 @@ def test_any_grid_trains_and_masked_values_have_no_influence(
     torch.manual_seed(0)
     config = MaskedAutoencoderConfig(size, patch, channels, 24, 1, 4, 16, 1, 4, mask_ratio=0.5, pos_embed="learned")
     own = MaskedAutoencoder(config, "values")
-    values, noise = torch.randn(2, channels, *size), torch.rand(2, config.num_patches)
-    own.losses({"values": values, "noise": noise})["reconstruction"].backward()
+    values = torch.randn(2, channels, *size)
+    mask = random_patch_mask(torch.rand(2, config.num_patches), config.mask_ratio)
+    own.losses({"values": values, "mask": mask})["reconstruction"].backward()
     assert all(weight.grad is not None and bool(weight.grad.any()) for weight in own.parameters())
-    output = own(values, noise)
+    output = own(values, mask)
     changed = patchify_nd(values, patch)
     changed = torch.where(output.mask[..., None], changed + 1, changed)
-    assert torch.equal(own(unpatchify_nd(changed, patch, config.grid), noise).prediction, output.prediction)
-    rebuilt = patchify_nd(own.reconstruct(values, noise), patch)
+    assert torch.equal(own(unpatchify_nd(changed, patch, config.grid), mask).prediction, output.prediction)
+    rebuilt = patchify_nd(own.reconstruct(values, mask), patch)
     assert torch.equal(rebuilt[~output.mask], patchify_nd(values, patch)[~output.mask])
     assert not torch.equal(rebuilt[output.mask], patchify_nd(values, patch)[output.mask])
     assert own.encoder(values).shape == (2, config.num_patches + 1, 24)
     assert own.encoder.pooled(values).shape == (2, 24)
 
 
-def test_the_mask_ratio_and_the_lowest_noise_decide() -> None:
+def test_the_lowest_noise_stays_visible() -> None:
     noise = torch.rand(5, 20)
-    keep, restore, mask = random_mask(noise, 0.75)
+    mask = random_patch_mask(noise, 0.75)
     assert mask.sum(1).tolist() == [15] * 5
+    keep, restore = split_by_mask(mask)
     for row in range(5):
-        assert keep[row].tolist() == sorted(range(20), key=lambda n: noise[row, n])[:5]
-        assert restore[row, keep[row]].tolist() == [0, 1, 2, 3, 4]
+        lowest = sorted(range(20), key=lambda n: noise[row, n].item())[:5]
+        assert keep[row].tolist() == sorted(lowest)
+        order = [*keep[row].tolist(), *(n for n in range(20) if n not in lowest)]
+        assert [order[index] for index in restore[row].tolist()] == list(range(20))
 
 
-def test_tube_masking_is_the_same_in_every_frame() -> None:
-    mask = shared_axes_mask(torch.rand(3, 6), 0.5, (4, 2, 3), (0,))
-    frames = mask.mask.reshape(3, 4, 6)
-    assert torch.equal(frames, frames[:, :1].expand_as(frames))
-    assert frames[:, 0].sum(1).tolist() == [3] * 3
-    assert not mask.mask.gather(1, mask.ids_keep).any()
-    order = torch.arange(24).expand(3, -1)
-    assert torch.equal(mask.ids_restore.gather(1, mask.ids_keep), order[:, : mask.ids_keep.shape[1]])
-    own = MaskedAutoencoder(MaskedAutoencoderConfig((4, 16, 16), (1, 8, 8), mask_ratio=0.5, shared_axes=(0,)), "video")
-    assert own.noise_size == 4
-    assert math.isfinite(own.losses({"video": torch.randn(2, 3, 4, 16, 16)})["reconstruction"].item())
+def test_masks_of_a_batch_are_taken_and_uneven_ones_refused() -> None:
+    own = MaskedAutoencoder(MaskedAutoencoderConfig((4, 16, 16), (1, 8, 8)), "video")
+    tubes = torch.tensor([[True, False, True, True]]).repeat(2, 4)
+    video = torch.randn(2, 3, 4, 16, 16)
+    output = own(video, tubes)
+    assert torch.equal(output.mask, tubes)
+    assert output.tokens.shape[1] == 1 + 4
+    tubes[0, 0] = False
+    with pytest.raises(UserError, match="same number of masked patches"):
+        own(video, tubes)
 
 
 def test_the_loss_counts_masked_patches_only() -> None:
     prediction, target = torch.randn(2, 4, 6), torch.randn(2, 4, 6)
     mask = torch.tensor([[True, False, False, True], [False, False, True, False]])
     expected = torch.stack([(prediction[i, j] - target[i, j]).square().mean() for i, j in [(0, 0), (0, 3), (1, 2)]])
-    torch.testing.assert_close(patch_regression_loss(prediction, target, mask, False), expected.mean())
-    assert patch_regression_loss(prediction, target, torch.zeros_like(mask)).item() == 0
+    torch.testing.assert_close(masked_patch_loss(prediction, target, mask, False), expected.mean())
+    assert masked_patch_loss(prediction, target, torch.zeros_like(mask)).item() == 0
 
 
 def test_patches_that_do_not_tile_are_refused() -> None:

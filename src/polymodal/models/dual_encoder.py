@@ -38,9 +38,26 @@ class DualEncoderConfig:
     logit_scale_init: Positive = 1 / 0.07
     """Logit scale (inverse temperature) at the start."""
     logit_scale_max: Positive = 100.0
-    """Upper bound of the logit scale (CLIP, section 2.5)."""
+    """Upper bound of the logit scale, held after every step (CLIP, section 2.5)."""
     logit_bias_init: float | None = None
     """Logit bias at the start, -10 in SigLIP; None: no bias, and InfoNCE in place of the sigmoid loss."""
+
+
+class LogitScale(nn.Module):
+    """The learned inverse temperature: exp of the parameter, whose bound is held after a step by `clamp_` (CLIP)."""
+
+    def __init__(self, init: float, max: float):
+        super().__init__()
+        self.max = max
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(init)))
+
+    def forward(self) -> Float[Tensor, ""]:
+        return self.logit_scale.exp()
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Bring the parameter back below its bound."""
+        self.logit_scale.clamp_(max=math.log(self.max))
 
 
 class TokenEmbeddings(NamedTuple):
@@ -79,14 +96,9 @@ class DualEncoder(nn.Module):
             width = (widths or {}).get(name) or _pooled_width(encoder)
             self.add_module(f"{name}_encoder", encoder)
             self.add_module(f"{name}_projection", projection_head(config.projection, width, config.embed_dim))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init)))
+        self.logit_scale = LogitScale(config.logit_scale_init, config.logit_scale_max)
         bias = config.logit_bias_init
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
-
-    @property
-    def logit_scale(self) -> Float[Tensor, ""]:
-        """The learned inverse temperature, at most `logit_scale_max`."""
-        return self.log_scale.exp().clamp(max=self.config.logit_scale_max)
 
     def encode_modality(self, name: str, value: Any) -> Float[Tensor, "batch dim"]:
         """L2-normalized embeddings of a modality. Raises UserError for one without an encoder."""
@@ -132,7 +144,7 @@ class DualEncoder(nn.Module):
 
     def logits(self, a: Float[Tensor, "rows dim"], b: Float[Tensor, "columns dim"]) -> Float[Tensor, "rows columns"]:
         """Scaled similarities of L2-normalized embeddings, with the logit bias where there is one."""
-        similarity = self.logit_scale * a @ b.T
+        similarity = self.logit_scale() * a @ b.T
         return similarity if self.logit_bias is None else similarity + self.logit_bias
 
     def contrastive_losses(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -140,9 +152,9 @@ class DualEncoder(nn.Module):
         losses = {}
         for a, b in itertools.combinations([name for name in self.modalities if name in encoded], 2):
             if self.logit_bias is None:
-                loss = info_nce(encoded[a], encoded[b], self.logit_scale)
+                loss = info_nce(encoded[a], encoded[b], self.logit_scale())
             else:
-                loss = sigmoid_loss(encoded[a], encoded[b], self.logit_scale, self.logit_bias)
+                loss = sigmoid_loss(encoded[a], encoded[b], self.logit_scale(), self.logit_bias)
             losses[f"{a}_{b}"] = loss
         return losses
 

@@ -7,7 +7,6 @@ are modules of their own, so that methods of several modalities can join the vis
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -16,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.errors import UserError
 from polymodal.layers.patches import grid_of, patchify_nd, sine_positions_nd, unpatchify_nd
 from polymodal.layers.transformer import Transformer
 from polymodal.ranges import BelowOne, Count, Whole
@@ -45,10 +45,7 @@ class MaskedAutoencoderConfig:
     decoder_num_heads: Count = 4
     """Attention heads of a decoder block."""
     mask_ratio: BelowOne = 0.75
-    """Fraction of the patches that are masked."""
-    shared_axes: tuple[Whole, ...] = ()
-    """Axes along which all patches are masked alike: (0,) for a video is tube masking (VideoMAE), one axis of a
-    spectrogram masks whole frames or bands (Audio-MAE)."""
+    """Fraction of the patches that are masked, where a batch has no mask of its own."""
     pos_embed: Literal["sine", "learned"] = "sine"
     """Position embeddings of encoder and decoder: fixed sines and cosines, or learned vectors."""
     norm_pix_loss: bool = True
@@ -69,58 +66,48 @@ class MaskedAutoencoderConfig:
         return self.num_channels * math.prod(self.patch_size)
 
 
-class PatchMask(NamedTuple):
-    """Which patches of every example are visible.
-
-    ids_keep: of the visible patches, in the order in which the encoder has them. ids_restore: for every patch, its
-    index among [visible, masked]. mask: True where a patch is masked.
-    """
-
-    ids_keep: Int[Tensor, "batch visible"]
-    ids_restore: Int[Tensor, "batch patches"]
-    mask: Bool[Tensor, "batch patches"]
-
-
 class MaskedAutoencoderOutput(NamedTuple):
-    """prediction: of all patches. tokens: class token and visible patches of the encoder."""
+    """prediction: of all patches. mask: True for masked ones. tokens: class token and visible patches, encoded."""
 
     prediction: Float[Tensor, "batch patches values"]
     mask: Bool[Tensor, "batch patches"]
     tokens: Float[Tensor, "batch tokens width"]
 
 
-def random_mask(noise: Float[Tensor, "batch patches"], mask_ratio: float) -> PatchMask:
-    """Keep the patches of the lowest noise: int(patches * (1 - mask_ratio)) of every example."""
+def random_patch_mask(noise: Float[Tensor, "batch patches"], mask_ratio: float) -> Bool[Tensor, "batch patches"]:
+    """Mask all patches but those of the lowest noise: int(patches * (1 - mask_ratio)) of every example stay visible.
+
+    MAE, section 3 and released code. Masks in blocks, tubes or bands are made with the batch.
+    """
     visible = int(noise.shape[1] * (1 - mask_ratio))
-    ids_shuffle = noise.argsort(dim=1)
-    ids_restore = ids_shuffle.argsort(dim=1)
-    return PatchMask(ids_shuffle[:, :visible], ids_restore, ids_restore >= visible)
+    return noise.argsort(dim=1).argsort(dim=1) >= visible
 
 
-def shared_axes_mask(
-    noise: Float[Tensor, "batch lines"], mask_ratio: float, grid: Sequence[int], shared_axes: Sequence[int]
-) -> PatchMask:
-    """Mask whole lines along some axes of the grid. noise: one value for each position of the other axes."""
-    of_lines = random_mask(noise, mask_ratio).mask
-    sides = [1 if axis in shared_axes else side for axis, side in enumerate(grid)]
-    mask = of_lines.reshape(-1, *sides).expand(-1, *grid).flatten(1)
-    ids_shuffle = mask.long().argsort(dim=1, stable=True)
-    visible = int((~mask[0]).sum())
-    return PatchMask(ids_shuffle[:, :visible], ids_shuffle.argsort(dim=1), mask)
-
-
-def patch_regression_loss(
-    prediction: Float[Tensor, "batch patches values"],
-    target: Float[Tensor, "batch patches values"],
+def split_by_mask(
     mask: Bool[Tensor, "batch patches"],
-    norm_pix_loss: bool = True,
+) -> tuple[Int[Tensor, "batch visible"], Int[Tensor, "batch patches"]]:
+    """Indices of the visible patches, and for every patch its index among [visible, masked], both in reading order.
+
+    Raises UserError where examples have different numbers of visible patches.
+    """
+    visible = (~mask).sum(1)
+    if len(visible) and bool((visible != visible[0]).any()):
+        raise UserError("Every example of a batch needs the same number of masked patches.")
+    order = mask.long().argsort(dim=1, stable=True)
+    return order[:, : int(visible[0]) if len(visible) else 0], order.argsort(dim=1)
+
+
+def masked_patch_loss(
+    prediction: Float[Tensor, "batch patches values"],
+    patches: Float[Tensor, "batch patches values"],
+    mask: Bool[Tensor, "batch patches"],
+    norm_pix: bool = True,
 ) -> Float[Tensor, ""]:
     """Mean squared error over the masked patches alone (MAE, section 3); 0 where nothing is masked.
 
-    norm_pix_loss: whether every target patch is normalized by its own mean and (unbiased) variance.
+    norm_pix: whether every target patch is normalized by its own mean and (unbiased) variance.
     """
-    if norm_pix_loss:
-        target = normalize_patches(target)[0]
+    target = normalize_patches(patches)[0] if norm_pix else patches
     error = (prediction - target).square().mean(-1)
     return (error * mask).sum() / mask.sum().clamp(min=1)
 
@@ -208,41 +195,30 @@ class MaskedAutoencoder(nn.Module):
         self.encoder = MaskedEncoder(config)
         self.decoder = MaskedDecoder(config)
 
-    @property
-    def noise_size(self) -> int:
-        """Noise values of an example: one per patch, or per line of patches that is masked as a whole."""
-        grid = enumerate(self.config.grid)
-        return math.prod(side for axis, side in grid if axis not in self.config.shared_axes)
-
-    def mask(self, noise: Float[Tensor, "batch noise"]) -> PatchMask:
-        """noise: uniform values, `noise_size` an example."""
-        if self.config.shared_axes:
-            return shared_axes_mask(noise, self.config.mask_ratio, self.config.grid, self.config.shared_axes)
-        return random_mask(noise, self.config.mask_ratio)
-
     def forward(
-        self, values: Float[Tensor, "batch channels *size"], noise: Float[Tensor, "batch noise"] | None = None
+        self, values: Float[Tensor, "batch channels *size"], mask: Bool[Tensor, "batch patches"] | None = None
     ) -> MaskedAutoencoderOutput:
-        """noise: see `mask`; without it, it is sampled here."""
-        if noise is None:
-            noise = torch.rand(len(values), self.noise_size, device=values.device)
-        ids_keep, ids_restore, mask = self.mask(noise)
+        """mask: True for masked patches, as many in every example; without it, it is sampled at random here."""
+        if mask is None:
+            noise = torch.rand(len(values), self.config.num_patches, device=values.device)
+            mask = random_patch_mask(noise, self.config.mask_ratio)
+        ids_keep, ids_restore = split_by_mask(mask)
         tokens = self.encoder(values, ids_keep)
         return MaskedAutoencoderOutput(self.decoder(tokens, ids_restore), mask, tokens)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """`reconstruction` of `batch[modality]`, with the noise `batch["noise"]` where the batch has one."""
-        output = self(batch[self.modality], batch.get("noise"))
-        target = patchify_nd(batch[self.modality], self.config.patch_size)
-        loss = patch_regression_loss(output.prediction, target, output.mask, self.config.norm_pix_loss)
+        """`reconstruction` of `batch[modality]`, with the mask `batch["mask"]` where the batch has one."""
+        output = self(batch[self.modality], batch.get("mask"))
+        patches = patchify_nd(batch[self.modality], self.config.patch_size)
+        loss = masked_patch_loss(output.prediction, patches, output.mask, self.config.norm_pix_loss)
         return {"reconstruction": loss}
 
     @torch.no_grad()
     def reconstruct(
-        self, values: Float[Tensor, "batch channels *size"], noise: Float[Tensor, "batch noise"] | None = None
+        self, values: Float[Tensor, "batch channels *size"], mask: Bool[Tensor, "batch patches"] | None = None
     ) -> Float[Tensor, "batch channels *size"]:
         """The input with its masked patches predicted; with `norm_pix_loss`, by the true mean and deviation of each."""
-        output = self(values, noise)
+        output = self(values, mask)
         patches = patchify_nd(values, self.config.patch_size)
         prediction = output.prediction
         if self.config.norm_pix_loss:
