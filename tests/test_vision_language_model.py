@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from polymodal.data.sequence import TEXT, PackedSequences, Segment, beside, pack
 from polymodal.encoders.image import ImageEncoder, ImageEncoderConfig
 from polymodal.encoders.language_model import LanguageModel, LanguageModelConfig
+from polymodal.encoders.published_image import PublishedImageConfig
 from polymodal.encoders.published_language_model import read_language_model
 from polymodal.errors import UserError
 from polymodal.layers.decoding import Decoding
@@ -27,7 +28,7 @@ from polymodal.models.vision_language_model import (
     freeze,
     vision_tokens,
 )
-from tiny_checkpoints import save
+from tiny_checkpoints import IMAGE_MODELS, TEXT_MODELS, save
 
 END = 2
 
@@ -187,6 +188,22 @@ def test_generation_is_the_likeliest_token_step_by_step() -> None:
         for seed in (0, 0, 1)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_pretrained_encoders_and_language_models_take_their_places(tmp_path: Path) -> None:
+    for folder, source in {"image": IMAGE_MODELS["dinov2"](), "language": TEXT_MODELS["qwen3"]()}.items():
+        kind = transformers.AutoModel if folder == "image" else transformers.AutoModelForCausalLM
+        save(kind.from_config(source), tmp_path / folder)
+    encoder = PublishedImageConfig.read(str(tmp_path / "image")).build()  # 32 px in patches of 8
+    language_model = read_language_model(str(tmp_path / "language")).build(300)
+    tokens = vision_tokens(encoder, ConnectorConfig("pixel_shuffle"), 32, grid=4)
+    own = VisionLanguageModel({"image": tokens}, language_model, 3).eval()
+    alone = torch.cat([own.log_likelihood({"sequences": beside([sequence])}) for sequence in examples()])
+    torch.testing.assert_close(own.log_likelihood({"sequences": beside(examples())}), alone, rtol=1e-4, atol=1e-4)
+    prompts = beside([[text(1), examples()[0][1], text(5, 6)], [text(1, 9)]], to_the_right=True)
+    written = own.generate_text({"prompts": prompts}, Decoding(4))
+    assert [len(row) <= 4 for row in written] == [True, True]
+    assert any(written)
 
 
 def test_experts_get_the_tokens_of_their_modality() -> None:

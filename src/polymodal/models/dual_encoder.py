@@ -134,6 +134,10 @@ class DualEncoder(nn.Module):
             return TokenEmbeddings(projection(tokens.values), tokens.mask, embedding)
         return TokenEmbeddings(projection(tokens), tokens.new_ones(tokens.shape[:2], dtype=torch.bool), embedding)
 
+    def embed_patches(self, image: Any) -> Float[Tensor, "batch patches dim"]:
+        """L2-normalized embeddings of all patches of images, in the space of the other modalities."""
+        return F.normalize(self.encode_tokens("image", image).tokens, dim=-1)
+
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """L2-normalized embeddings of the modalities that the batch has."""
         return {name: self.encode_modality(name, batch[name]) for name in self.modalities if name in batch}

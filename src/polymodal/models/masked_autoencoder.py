@@ -137,7 +137,7 @@ class MaskedEncoder(nn.Module):
         nn.init.xavier_uniform_(self.patch_embedding.weight)  # as the official code does
         nn.init.zeros_(self.patch_embedding.bias)
 
-    def embed_patches(self, values: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch patches width"]:
+    def patch_tokens(self, values: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch patches width"]:
         """Patch embeddings with their positions, before any is masked."""
         return self.patch_embedding(patchify_nd(values, self.config.patch_size)) + self.pos_embed[1:]
 
@@ -147,7 +147,7 @@ class MaskedEncoder(nn.Module):
         ids_keep: Int[Tensor, "batch visible"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
         """Class token, then the visible patches in the order of `ids_keep`; all patches without it."""
-        x = self.embed_patches(values)
+        x = self.patch_tokens(values)
         if ids_keep is not None:
             x = x.gather(1, ids_keep[..., None].expand(-1, -1, x.shape[2]))
         class_token = (self.class_token + self.pos_embed[0]).expand(len(x), 1, -1)
