@@ -73,10 +73,11 @@ class GatedCrossAttention(nn.Module):
         return self.attend(x, self.attention.project(media.flatten(1, 2)), repeat_mask(mask, media.shape[2]))
 
     def attend(
-        self, x: Float[Tensor, "batch length width"], media: KeyValue, mask: AttentionMask = None
+        self, x: Float[Tensor, "batch length width"], media: KeyValue | None, mask: AttentionMask = None
     ) -> Float[Tensor, "batch length width"]:
-        """With projected media, and a mask of their single tokens."""
-        x = x + self.attention_gate.tanh() * self.attention.attend(self.norm1(x), media, mask)
+        """With projected media, and a mask of their single tokens; without media, through the MLP alone."""
+        if media is not None:
+            x = x + self.attention_gate.tanh() * self.attention.attend(self.norm1(x), media, mask)
         return x + self.mlp_gate.tanh() * self.mlp(self.norm2(x))
 
 
