@@ -21,11 +21,11 @@ from polymodal.layers.decoding import Decoding
 from polymodal.modalities.image import patchify
 from polymodal.models.connector import ConnectorConfig
 from polymodal.models.vision_language_model import (
-    LossAverage,
+    LossReduction,
     VisionLanguageModel,
     VisionLanguageModelConfig,
-    average_token_losses,
     freeze,
+    reduce_token_losses,
     vision_tokens,
 )
 from tiny_checkpoints import IMAGE_MODELS, TEXT_MODELS, save
@@ -34,7 +34,7 @@ END = 2
 
 
 def model(
-    kind: str = "pixel_shuffle", experts: tuple[str, ...] = (), average: LossAverage = "token"
+    kind: str = "pixel_shuffle", experts: tuple[str, ...] = (), average: LossReduction = "token"
 ) -> VisionLanguageModel:
     torch.manual_seed(0)
     encoder = ImageEncoder(ImageEncoderConfig(width=16, depth=1))  # 32 px in patches of 8: 4 x 4
@@ -150,15 +150,15 @@ def test_tiles_may_come_beside_the_sequences() -> None:
 
 
 @pytest.mark.parametrize("average", ["token", "sample", "square"])
-def test_averages_weigh_tokens_by_the_length_of_their_sample(average: LossAverage) -> None:
+def test_averages_weigh_tokens_by_the_length_of_their_sample(average: LossReduction) -> None:
     nats, samples = torch.rand(10), torch.tensor([3, 3, 3, 3, 3, 3, 4, 7, 7, 7])
     length = {3: 6, 4: 1, 7: 3}
     weights = [
         {"token": 1, "sample": 1 / n, "square": 1 / math.sqrt(n)}[average] for n in map(length.get, samples.tolist())
     ]
     expected = sum(w * x for w, x in zip(weights, nats.tolist(), strict=True)) / sum(weights)
-    assert average_token_losses(nats, samples, average).item() == pytest.approx(expected, rel=1e-5)
-    nothing = average_token_losses(nats[:0].requires_grad_(), samples[:0], average)
+    assert reduce_token_losses(nats, samples, average).item() == pytest.approx(expected, rel=1e-5)
+    nothing = reduce_token_losses(nats[:0].requires_grad_(), samples[:0], average)
     assert nothing.item() == 0
 
 

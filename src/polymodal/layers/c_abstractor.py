@@ -57,7 +57,7 @@ class RegNetBlock(nn.Module):
 
 
 class CAbstractor(nn.Module):
-    """Blocks, adaptive average pooling to a square of tokens, blocks, MLP (section 3.2 and figure 4)."""
+    """Blocks, adaptive average pooling to a square of tokens, blocks, MLP."""
 
     def __init__(self, width: int, out_width: int, side: int, hidden_dim: int = 1024, depth: int = 3, grid: int = 24):
         """side: rows and columns of the output tokens. depth: blocks before and after pooling. grid: side of the patch

@@ -107,8 +107,8 @@ class CrossAttentionBlock(nn.Module):
 
     norm: "pre" normalizes what a branch takes (ViT, GPT), "post" the sum after it (BERT, hence ALBEF, BLIP and METER).
     Without `cross_attention`, it is a plain transformer block, which ignores its context. gated: cross-attention is
-    multiplied by a learned number that is 0 at the start, when the block is a plain one (FIBER, Dou et al. 2022,
-    section 3.1); in a post-norm block, no norm follows it.
+    multiplied by a learned number that is 0 at the start, when the block is a plain one, as in FIBER (Dou et al. 2022),
+    which adds it to the output of self-attention before the residual; in a post-norm block, no norm follows it.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Connectors: tokens of an encoder to tokens of a language model's width, by one interface.
 
-MM1 (McKinzie et al. 2024, section 3.1) compares such connectors; what matters most there is the number of tokens.
+MM1 (McKinzie et al. 2024) compares such connectors; what matters most there is the number of tokens.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from polymodal.layers.decoder import Routes
 from polymodal.layers.decoding import Decoding
 from polymodal.layers.gated_cross_attention import GatedCrossAttention, media_attention_mask, repeat_mask
 from polymodal.layers.perceiver_resampler import PerceiverResampler
-from polymodal.models.vision_language_model import LossAverage, VisionLanguageModel
+from polymodal.models.vision_language_model import LossReduction, VisionLanguageModel
 from polymodal.ranges import Count, Whole
 from polymodal.types import Batch
 
@@ -46,7 +46,7 @@ class FlamingoConfig:
     """Width inside the MLP of a gated block, relative to that of the language model."""
     attend: Literal["last", "all"] = "last"
     """Whether text reads the last image before it (section 2.3), or all of them."""
-    loss_average: LossAverage = "token"
+    loss_reduction: LossReduction = "token"
     """See `VisionLanguageModelConfig`."""
 
     def build(self, encoder: Any, language_model: Any, end: int) -> Flamingo:
@@ -99,7 +99,7 @@ class Flamingo(VisionLanguageModel):
     """
 
     def __init__(self, config: FlamingoConfig, encoder: Any, language_model: Any, end: int):
-        super().__init__({}, language_model, end, config.loss_average)
+        super().__init__({}, language_model, end, config.loss_reduction)
         self.config = config
         self.image_encoder = encoder
         width = encoder.config.width

@@ -1,8 +1,8 @@
 """Fusion encoder: text and image read each other, by cross-attention, co-attention or merged attention.
 
-METER (Dou et al. 2022a, section 3.1 and figure 2) compares the last two; ALBEF (Li et al. 2021, section 3.1) and BLIP
-(Li et al. 2022, section 3.1) have cross-attention in their text encoder; FIBER (Dou et al. 2022b, section 3.1) gates
-co-attention inside both backbones, so that without it they are a dual encoder.
+METER (Dou et al. 2022a) compares the last two; ALBEF (Li et al. 2021, section 3.1) and BLIP (Li et al. 2022, section
+3.1) have cross-attention in their text encoder; FIBER (Dou et al. 2022b) gates co-attention inside both backbones, so
+that without it they are a dual encoder.
 
 Masks are True for tokens and False for padding. Padding is attended to by no token, so that it changes nothing but the
 outputs in its own positions, which have no meaning.
@@ -116,7 +116,7 @@ class FusionEncoder(nn.Module):
                 x = block(x, y if fused else None, text_mask, image_mask)
             return Fused(self.text_norm(x), y)
         for text_block, image_block in zip(self.text_blocks, self.image_blocks, strict=True):
-            # Both read the outputs of the block before, not each other's new ones (METER, figure 2).
+            # Both read the outputs of the block before, not each other's new ones (METER).
             x, y = (
                 text_block(x, y if fused else None, text_mask, image_mask),
                 image_block(y, x if fused else None, image_mask, text_mask),

@@ -49,7 +49,7 @@ class MaskedAutoencoderConfig:
     pos_embed: Literal["sine", "learned"] = "sine"
     """Position embeddings of encoder and decoder: fixed sines and cosines, or learned vectors."""
     norm_pix_loss: bool = True
-    """Whether the targets are the values of a patch normalized by its own mean and variance (section 4.2)."""
+    """Whether the targets are the values of a patch normalized by its own mean and variance (section 3)."""
 
     @property
     def grid(self) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ from polymodal.models.connector import Connector, ConnectorConfig
 from polymodal.objectives.autoregressive import asked_places, next_token_losses, sum_by_sequence
 from polymodal.types import Batch
 
-LossAverage = Literal["token", "sample", "square"]
+LossReduction = Literal["token", "sample", "square"]
 EXPONENTS: Mapping[str, float] = {"token": 0.0, "square": 0.5, "sample": 1.0}
 
 
@@ -37,15 +37,15 @@ class VisionLanguageModelConfig:
 
     connector: ConnectorConfig = ConnectorConfig("pixel_shuffle")
     """From patches to tokens of the language model."""
-    loss_average: LossAverage = "token"
+    loss_reduction: LossReduction = "token"
     """Weight of a token in the mean: token: all alike; sample: 1 / n in a sample of n predicted tokens, so that samples
-    are alike; square: 1 / sqrt(n) (InternVL 2.5, section 3.3)."""
+    are alike; square: 1 / sqrt(n) (InternVL 2.5 and 3, released code)."""
 
     def build(self, encoder: Any, language_model: Any, end: int, experts: Sequence[str] = ()) -> VisionLanguageModel:
         """With one encoder, of images. Encoder and language model have a configuration with their width; see
         `vision_tokens` and `VisionLanguageModel`."""
         tokens = vision_tokens(encoder, self.connector, language_model.config.width)
-        return VisionLanguageModel({"image": tokens}, language_model, end, self.loss_average, experts)
+        return VisionLanguageModel({"image": tokens}, language_model, end, self.loss_reduction, experts)
 
 
 class TokenLosses(NamedTuple):
@@ -56,14 +56,14 @@ class TokenLosses(NamedTuple):
     samples: Int[Tensor, " predicted"]
 
 
-def average_token_losses(
-    nats: Float[Tensor, " predicted"], samples: Int[Tensor, " predicted"], average: LossAverage = "token"
+def reduce_token_losses(
+    nats: Float[Tensor, " predicted"], samples: Int[Tensor, " predicted"], average: LossReduction = "token"
 ) -> Float[Tensor, ""]:
     """The weighted mean of token losses; 0 where nothing is predicted.
 
-    A token of a sample of n tokens has the weight n^-a with a = 0 (token), 1 (sample) or 0.5 (square) (InternVL 2.5,
-    equation 3). Weights are divided by their mean sum over processes, so that the averaged gradient is that of the
-    whole batch.
+    A token of a sample of n tokens has the weight n^-a with a = 0 (token), 1 (sample) or 0.5 (square) (InternVL 2.5
+    and 3). Weights are divided by their mean sum over processes, so that the averaged gradient is that of the whole
+    batch.
     """
     counts = torch.bincount(samples, minlength=1).to(nats.dtype)
     weights = counts[samples] ** -EXPONENTS[average]
@@ -117,7 +117,7 @@ class VisionLanguageModel(nn.Module):
         encoders: Mapping[str, nn.Module],
         language_model: nn.Module,
         end: int,
-        loss_average: LossAverage = "token",
+        loss_reduction: LossReduction = "token",
         experts: Sequence[str] = (),
     ):
         """encoders: by modality, each from its features to as many vectors of the language model's width as there are
@@ -132,13 +132,13 @@ class VisionLanguageModel(nn.Module):
             self.add_module(f"{name}_encoder", encoder)
         self.language_model: Any = language_model
         self.end = end
-        self.loss_average: LossAverage = loss_average
+        self.loss_reduction: LossReduction = loss_reduction
         self.experts = tuple(experts)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`text`: -log p of the predicted tokens, averaged as configured."""
         losses = self.token_losses(batch)
-        return {"text": average_token_losses(losses.nats, losses.samples, self.loss_average)}
+        return {"text": reduce_token_losses(losses.nats, losses.samples, self.loss_reduction)}
 
     def log_likelihood(self, batch: Batch) -> Float[Tensor, " batch"]:
         """The log-probability of each row's predicted tokens; a row has one sequence."""
