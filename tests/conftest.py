@@ -14,7 +14,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-FOLDERS = ("data", "encoders", "evaluation", "layers", "modalities", "objectives", "recipes")
+FOLDERS = ("data", "encoders", "evaluation", "layers", "modalities", "models", "objectives", "recipes")
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int may stand for a float
 install_import_hook([f"polymodal.{folder}" for folder in FOLDERS], CHECKER)
 

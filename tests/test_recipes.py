@@ -271,7 +271,8 @@ def test_names_and_files_and_modules_are_found(tmp_path, monkeypatch):
 def test_folders_import_only_from_folders_above_them():
     order = [
         *("errors", "ranges", "types", "draws", "modalities", "corpora", "data", "layers", "encoders", "objectives"),
-        *("training", "evaluation", "curation", "security", "recipes", "reproduce", "serving", "cli", "__main__"),
+        *("models", "training", "evaluation", "curation", "security", "recipes", "reproduce", "serving", "cli"),
+        "__main__",
     ]
     package = Path(pm.__file__).parent
     checked = 0

@@ -1,0 +1,106 @@
+"""Perceiver resampler: any number of media tokens to a fixed number of latents (Flamingo, section 2.1 and figure 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from polymodal.errors import UserError
+from polymodal.layers.cross_attention import CrossAttention, mlp
+
+
+class PerceiverLayer(nn.Module):
+    """z + attention(q = z, kv = [x; z]), then z + MLP(z), with norms before all of them."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        head_dim: int | None = None,
+        mlp_ratio: float = 4.0,
+        activation: Callable[[Tensor], Tensor] | None = None,
+    ):
+        super().__init__()
+        self.norm_media = nn.LayerNorm(width)
+        self.norm_latents = nn.LayerNorm(width)
+        self.attention = CrossAttention(width, num_heads, width, head_dim, bias=False)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = mlp(width, int(mlp_ratio * width), bias=False, activation=activation)
+
+    def forward(
+        self,
+        latents: Float[Tensor, "batch latents width"],
+        media: Float[Tensor, "batch tokens width"],
+        mask: Bool[Tensor, "batch keys"] | None = None,
+    ) -> Float[Tensor, "batch latents width"]:
+        """mask: of media tokens and latents."""
+        normed = self.norm_latents(latents)
+        context = torch.cat([self.norm_media(media), normed], dim=1)
+        latents = latents + self.attention(normed, context, mask)
+        return latents + self.mlp(self.norm_mlp(latents))
+
+
+class PerceiverResampler(nn.Module):
+    """Learned latents that attend to the media tokens and to each other, and a final norm."""
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        num_heads: int,
+        num_latents: int,
+        head_dim: int | None = None,
+        max_frames: int = 1,
+        mlp_ratio: float = 4.0,
+        activation: Callable[[Tensor], Tensor] | None = None,
+    ):
+        """max_frames: frames of a video, each with a learned time embedding; 1: none. activation: squared ReLU in the
+        paper, by default GELU."""
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(num_latents, width))
+        self.time = nn.Parameter(torch.randn(max_frames, 1, width)) if max_frames > 1 else None
+        self.layers = nn.ModuleList(
+            PerceiverLayer(width, num_heads, head_dim, mlp_ratio, activation) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        media: Float[Tensor, "batch *frames tokens width"],
+        mask: Bool[Tensor, "batch *frames tokens"] | None = None,
+    ) -> Float[Tensor, "batch latents width"]:
+        """media: tokens of an image, or of every frame of a video. mask: False for padding."""
+        if media.ndim == 4:
+            if self.time is not None:
+                if media.shape[1] > len(self.time):
+                    raise UserError(f"A video of {media.shape[1]} frames has more than max_frames={len(self.time)}.")
+                media = media + self.time[: media.shape[1]]
+            media = media.flatten(1, 2)
+        latents = self.latents.expand(len(media), -1, -1)
+        if mask is not None:
+            mask = torch.cat([mask.flatten(1), mask.new_ones(latents.shape[:2])], dim=1)
+        for layer in self.layers:
+            latents = layer(latents, media, mask)
+        return self.norm(latents)
+
+
+class AttentionPool(nn.Module):
+    """Learned queries that attend once to the tokens, and an MLP (mPLUG-video's visual abstractor; with one query, the
+    head of SigLIP's encoder)."""
+
+    def __init__(self, width: int, num_heads: int, num_queries: int, mlp_ratio: float = 4.0):
+        super().__init__()
+        self.queries = nn.Parameter(0.02 * torch.randn(num_queries, width))
+        self.attention = CrossAttention(width, num_heads)
+        self.norm = nn.LayerNorm(width)
+        self.mlp = mlp(width, int(mlp_ratio * width))
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch tokens"] | None = None
+    ) -> Float[Tensor, "batch queries width"]:
+        """mask: False for padding."""
+        x = self.attention(self.queries.expand(len(tokens), -1, -1), tokens, mask)
+        return x + self.mlp(self.norm(x))

@@ -1,0 +1,151 @@
+"""Q-Former: learned queries that read an image, in one transformer with text (BLIP-2, Li et al. 2023, section 3.1).
+
+Queries and text share self-attention; every second block has cross-attention from the queries to the image; their MLPs
+are apart. What a mask lets queries and text see of each other makes the three objectives (figure 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from polymodal.errors import UserError
+from polymodal.layers.cross_attention import CrossAttention, init_transformer, mlp
+from polymodal.ranges import BelowOne, Count, Positive, Whole
+
+QFormerMode = Literal["itc", "itm", "itg"]
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """A Q-Former."""
+
+    width: Count = 64
+    """Channels of every token."""
+    depth: Count = 2
+    """Blocks."""
+    num_heads: Count = 4
+    """Attention heads of a block."""
+    mlp_dim: Count = 256
+    """Channels inside an MLP."""
+    num_queries: Count = 32
+    """Learned queries."""
+    media_width: Count = 64
+    """Channels of the image tokens."""
+    cross_attention_frequency: Count = 2
+    """Cross-attention is in the first block and in every so many after it."""
+    vocab_size: Whole = 0
+    """Entries of the tokenizer; 0: without text, as in the second stage of BLIP-2."""
+    context_length: Count = 64
+    """Longest text in tokens."""
+    norm_eps: Positive = 1e-12
+    """Of the layer norms, as in BERT."""
+    dropout: BelowOne = 0.0
+    """After attention and MLPs; 0.1 in BERT."""
+
+
+def qformer_mask(
+    num_queries: int, text_mask: Bool[Tensor, "batch length"], mode: QFormerMode
+) -> Bool[Tensor, "batch total total"]:
+    """Who attends to whom among [queries; text] (figure 2, right). text_mask: False for padding.
+
+    itc, uni-modal: queries see queries, text sees text. itm, bi-directional: all see all. itg, multimodal causal:
+    queries see queries, a text token sees queries and the text up to itself.
+    """
+    batch, length = text_mask.shape
+    mask = text_mask.new_zeros(batch, num_queries + length, num_queries + length)
+    queries, text = slice(None, num_queries), slice(num_queries, None)
+    mask[:, queries, queries] = True
+    mask[:, text, text] = text_mask[:, None]
+    if mode == "itm":
+        mask[:, queries, text] = text_mask[:, None]
+    if mode == "itg":
+        mask[:, text, text] &= text_mask.new_ones(length, length).tril()
+    if mode != "itc":
+        mask[:, text, queries] = True
+    return mask
+
+
+class QFormerBlock(nn.Module):
+    """BERT's post-norm block, with cross-attention of the queries and an MLP of their own."""
+
+    def __init__(self, config: QFormerConfig, cross_attention: bool):
+        super().__init__()
+        width, eps = config.width, config.norm_eps
+        self.attention = CrossAttention(width, config.num_heads)
+        self.norm1 = nn.LayerNorm(width, eps)
+        self.cross_attention = CrossAttention(width, config.num_heads, config.media_width) if cross_attention else None
+        self.norm_cross = nn.LayerNorm(width, eps) if cross_attention else None
+        self.query_mlp = mlp(width, config.mlp_dim)
+        self.query_norm = nn.LayerNorm(width, eps)
+        self.text_mlp = mlp(width, config.mlp_dim) if config.vocab_size else None
+        self.text_norm = nn.LayerNorm(width, eps) if config.vocab_size else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch total width"],
+        num_queries: int,
+        mask: Bool[Tensor, "batch total total"] | None,
+        media: Float[Tensor, "batch tokens media_width"] | None,
+        media_mask: Bool[Tensor, "batch tokens"] | None,
+    ) -> Float[Tensor, "batch total width"]:
+        """x: queries, then text; either may be missing."""
+        x = self.norm1(x + self.dropout(self.attention(x, x, mask)))
+        queries, text = x[:, :num_queries], x[:, num_queries:]
+        if num_queries:
+            if self.cross_attention is not None and self.norm_cross is not None and media is not None:
+                queries = self.norm_cross(queries + self.dropout(self.cross_attention(queries, media, media_mask)))
+            queries = self.query_norm(queries + self.dropout(self.query_mlp(queries)))
+        if text.shape[1] and self.text_mlp is not None and self.text_norm is not None:
+            text = self.text_norm(text + self.dropout(self.text_mlp(text)))
+        return torch.cat([queries, text], dim=1)
+
+
+class QFormer(nn.Module):
+    """Queries, text embeddings, and the blocks."""
+
+    def __init__(self, config: QFormerConfig):
+        super().__init__()
+        self.config = config
+        self.queries = nn.Parameter(0.02 * torch.randn(config.num_queries, config.width))
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width) if config.vocab_size else None
+        self.pos_embed = nn.Embedding(config.context_length, config.width) if config.vocab_size else None
+        self.norm = nn.LayerNorm(config.width, config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        frequency = config.cross_attention_frequency
+        self.blocks = nn.ModuleList(QFormerBlock(config, index % frequency == 0) for index in range(config.depth))
+        init_transformer(self)
+
+    def forward(
+        self,
+        media: Float[Tensor, "batch tokens media_width"] | None = None,
+        media_mask: Bool[Tensor, "batch tokens"] | None = None,
+        ids: Int[Tensor, "batch length"] | None = None,
+        text_mask: Bool[Tensor, "batch length"] | None = None,
+        mode: QFormerMode = "itm",
+    ) -> tuple[Float[Tensor, "batch queries width"], Float[Tensor, "batch length width"]]:
+        """Output of the queries and of the text; the one that is not given is empty.
+
+        media: image tokens, of which media_mask is False for padding. ids: text, of which text_mask is False for
+        padding. mode: see `qformer_mask`; for "itg" the first token is the decoder's start mark. Media alone and text
+        alone are the two uni-modal passes. Raises UserError for text without a vocabulary.
+        """
+        parts = [] if media is None else [self.queries.expand(len(media), -1, -1)]
+        num_queries = 0 if media is None else self.config.num_queries
+        mask = None
+        if ids is not None:
+            if self.token_embedding is None or self.pos_embed is None:
+                raise UserError("This Q-Former was built without a vocabulary; give it a vocab_size to read text.")
+            position = torch.arange(ids.shape[1], device=ids.device)
+            parts.append(self.token_embedding(ids) + self.pos_embed(position))
+            text_mask = torch.ones_like(ids, dtype=torch.bool) if text_mask is None else text_mask
+            mask = qformer_mask(num_queries, text_mask, mode)
+        x = self.dropout(self.norm(torch.cat(parts, dim=1)))
+        for block in self.blocks:
+            x = block(x, num_queries, mask, media, media_mask)
+        return x[:, :num_queries], x[:, num_queries:]
