@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -31,7 +30,7 @@ from polymodal.data.loader import Reader
 from polymodal.errors import UnreadableExample, UserError, needs, unusable
 from polymodal.evaluation.suite import item_of, modalities_asked
 from polymodal.modalities import Image, Table, Text, Video
-from polymodal.modalities.image import encoded, to_rgb
+from polymodal.modalities.image import encoded, open_image, to_rgb
 from polymodal.serving.embedding import vectors_of
 from polymodal.training.features import weights_key
 from polymodal.training.run import Run, load_run
@@ -79,7 +78,7 @@ class Found(NamedTuple):
     @property
     def picture(self) -> PILImage.Image | None:
         """The thumbnail, opened."""
-        return None if self.thumbnail is None else PILImage.open(io.BytesIO(self.thumbnail))
+        return None if self.thumbnail is None else open_image(self.thumbnail)
 
     def record(self, thumbnail: bool = False) -> dict[str, Any]:
         """For JSON. thumbnail: whether with the small picture, in base64."""
