@@ -145,12 +145,13 @@ class Index:
     def __len__(self) -> int:
         return self.table.count_rows()
 
-    def run(self, place: str | None = None) -> Run:
-        """The run that made it, which embeds queries. place: where it lies now, if it was moved.
+    def run(self, place: str | None = None, trust_code: bool = False) -> Run:
+        """The run that made it, which embeds queries.
 
+        place: where it lies now, if it was moved. trust_code: see `load_run`; an index names a run of anybody's.
         Raises UserError for one with other weights, whose vectors mean something else.
         """
-        run = load_run(place or self.about.run)
+        run = load_run(place or self.about.run, trust_code)
         self.check(run)
         return run
 
@@ -357,7 +358,10 @@ def _about(table: Any) -> Origin:
     stored = (table.schema.metadata or {}).get(ABOUT)
     if stored is None:
         raise UserError("This LanceDB table was not made by polymodal index.")
-    return Origin(**json.loads(stored))
+    try:
+        return Origin(**json.loads(stored))
+    except (ValueError, TypeError) as error:
+        raise UserError("This index is damaged or of another version; make it again.") from error
 
 
 def _check_same(there: Origin, wanted: Origin, place: str) -> None:
