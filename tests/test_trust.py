@@ -1,6 +1,7 @@
 """Runs, indexes and packages from strangers: nothing of theirs is executed unless the user says so."""
 
 import ast
+import functools
 import json
 import os
 import shutil
@@ -280,25 +281,25 @@ def test_records_of_all_recipes_read_as_they_were():
                 assert recipe_from_record(record, Path("run")) == recipe
 
 
-def test_a_recipe_of_a_module_is_remembered_by_the_file_of_the_module(
-    pictures, tmp_path, monkeypatch, polymodal_process
-):
+def test_a_recipe_of_a_module_is_remembered_by_the_file_of_the_module(pictures, tmp_path, monkeypatch, polymodal):
     corpus = pm.corpora.from_path(pictures / "pairs.jsonl")
-    run = tmp_path / "run"
-    train(OwnRecipe(), corpus, Budget.parse("1steps"), out=run)
-    assert read_record(run)["recipe"]["class"] == "test_trust:OwnRecipe"
-    assert isinstance(load_run(run).recipe, OwnRecipe)
-    (tmp_path / "own_module.py").write_text(MINE.format(marker=""))
-    words = ("--data", str(pictures / "pairs.jsonl"), "--budget", "1steps", "--out", "other")
-    assert polymodal_process("train", "own_module:Recipe", *words).returncode == 0
-    done = polymodal_process("evaluate", "other")
-    assert done.returncode == 0, done.stderr
-    marker = tmp_path / "marker"
-    (tmp_path / "own_module.py").write_text(MINE.format(marker=f"Path({str(marker)!r}).touch()"))
-    done = polymodal_process("evaluate", "other")
+    train(OwnRecipe(), corpus, Budget.parse("1steps"), out=tmp_path / "run")
+    assert read_record(tmp_path / "run")["recipe"]["class"].endswith("test_trust:OwnRecipe")
+    assert isinstance(load_run(tmp_path / "run").recipe, OwnRecipe)
+
+    monkeypatch.syspath_prepend(tmp_path)
+    module, marker = tmp_path / "own_module.py", tmp_path / "marker"
+    module.write_text(MINE.format(marker=""))
+    kind = pm.recipes.find("own_module:Recipe")
+    train(kind(), corpus, Budget.parse("1steps"), out=tmp_path / "other")
+    monkeypatch.delitem(sys.modules, "own_module")  # as in another process
+    assert type(load_run(tmp_path / "other").recipe).__module__ == "own_module"
+    monkeypatch.delitem(sys.modules, "own_module")
+    module.write_text(MINE.format(marker=f"Path({str(marker)!r}).touch()"))
+    done = polymodal("evaluate", "other")
     assert (done.returncode, marker.exists()) == (2, False)
     assert "would import the module own_module" in done.stderr
-    assert polymodal_process("evaluate", "other", "--trust-code").returncode == 0
+    assert polymodal("evaluate", "other", "--trust-code").returncode == 0
     assert marker.exists()
 
 
@@ -332,15 +333,22 @@ def test_tests_write_nothing_into_the_users_own_state():
     assert os.environ["POLYMODAL_STATE"] not in ("", str(user_state_path("polymodal")))
 
 
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    """The files of the package, parsed."""
+    files = SOURCE.rglob("*.py")
+    return {file.relative_to(SOURCE).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in files}
+
+
 def calls(*names: str) -> list[tuple[str, ast.Call]]:
     """Calls of these functions or methods in the package."""
     found = []
-    for file in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call):
+    for file, tree in trees().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
                 called = ast.unparse(node.func)
                 if called in names or called.rpartition(".")[2] in names:
-                    found.append((file.relative_to(SOURCE).as_posix(), node))
+                    found.append((file, node))
     return found
 
 
@@ -353,11 +361,11 @@ def test_no_pickle_is_read():
     assert {given(call, "allow_pickle") for _, call in calls("np.load", "numpy.load", "read_array")} == {"False"}
     assert not calls("pd.read_pickle", "read_pickle", "joblib.load", "hub.load", "load_state_dict_from_url")
     pickles, files = {"pickle", "marshal", "shelve", "dill"}, set()
-    for file in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for file, tree in trees().items():
+        for node in ast.walk(tree):
             names = {name.name for name in node.names} if isinstance(node, ast.Import) else set()
             if names & pickles or (isinstance(node, ast.ImportFrom) and node.module in pickles):
-                files.add(file.relative_to(SOURCE).as_posix())
+                files.add(file)
     assert files == {"reproduce/side_by_side.py"}  # between processes that it has started itself
 
 
