@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,15 @@ install_import_hook([f"polymodal.{folder}" for folder in FOLDERS], CHECKER)
 
 import polymodal as pm
 from polymodal.corpora import Corpus
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What tests train with is remembered here, and not in the user's own state folder."""
+    folder = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as now:
+        now.setenv("POLYMODAL_STATE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -100,6 +100,13 @@ class TowerOptions:
 
 
 @dataclass(frozen=True)
+class TrustOptions:
+    trust_code: bool = False
+    """Execute the code that a run brings or names, though it was not trained with on this machine. It can do all that
+    you can."""
+
+
+@dataclass(frozen=True)
 class JsonOptions:
     json: bool = False
     """Print JSON for scripts."""
@@ -197,10 +204,15 @@ def short_name(spec: str) -> str:
     return (Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]) + colon + name
 
 
-def run_and_corpus(place: str, options: DataOptions) -> tuple[Any, Corpus]:
+@dataclass(frozen=True)
+class RunOptions(DataOptions, TrustOptions):
+    """For commands that use a run on data."""
+
+
+def run_and_corpus(place: str, options: RunOptions) -> tuple[Any, Corpus]:
     """A run, and the data that the options name, or else its own."""
     from polymodal import corpora
     from polymodal.training import load_run
 
-    run = load_run(place)
+    run = load_run(place, options.trust_code)
     return run, options.open() if options.given else corpora.open_again(run.record["corpus"])

@@ -11,8 +11,9 @@ from typing import Any
 
 from polymodal.cli._flags import (
     Arguments,
-    DataOptions,
+    RunOptions,
     TowerOptions,
+    TrustOptions,
     leading_words,
     parse,
     parse_with_recipe,
@@ -37,7 +38,7 @@ class JobOptions:
 
 
 @dataclass(frozen=True)
-class CompareOptions(DataOptions, JobOptions):
+class CompareOptions(RunOptions, JobOptions):
     budget: str = "60s"
     """Of each run: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
     seeds: Count = 2
@@ -58,7 +59,9 @@ def compare(arguments: Arguments) -> None:
     from polymodal.reproduce.leaderboard import terminal_table, verdict
 
     arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
-    comparison = reproduce.compare(arms, options.open(), budget, options.seeds, options.out, jobs=options.jobs)
+    comparison = reproduce.compare(
+        arms, options.open(), budget, options.seeds, options.out, jobs=options.jobs, trust_code=options.trust_code
+    )
     console = terminal()
     print("\n" + textwrap.fill(verdict(comparison), min(shutil.get_terminal_size().columns, 120)) + "\n")
     console.print(terminal_table(comparison))
@@ -92,7 +95,7 @@ def reproduce(arguments: Arguments) -> None:
     spec, rest = positional(arguments, "reproduce RECIPE [--budget 200steps] [--seeds 5] [--out DIR]")
 
     @dataclass(frozen=True)
-    class Options(JobOptions):
+    class Options(JobOptions, TrustOptions):
         budget: str | None = None
         """Of each run, instead of the claim's own."""
         seeds: Count | None = None
@@ -113,7 +116,9 @@ def reproduce(arguments: Arguments) -> None:
     claim = claim_of(spec, options.claim)
     out = options.out or f"reproduce/{short_name(spec)}" + f"-{options.claim}" * (options.claim != FIRST_CLAIM)
     budget = Budget.parse(options.budget) if options.budget else None
-    result, comparison = test_claim(spec, out, budget, options.seeds, name=options.claim, jobs=options.jobs)
+    result, comparison = test_claim(
+        spec, out, budget, options.seeds, name=options.claim, jobs=options.jobs, trust_code=options.trust_code
+    )
     console = terminal()
     console.print(f"[bold]{claim.sentence}[/bold]")
     print_table(
@@ -147,7 +152,7 @@ def attack(arguments: Arguments) -> None:
         raise UserError(f"Usage: polymodal {usage}")
 
     @dataclass(frozen=True)
-    class Options(DataOptions):
+    class Options(RunOptions):
         split: str = "test"
         """Whose pictures and captions to attack."""
         examples: Count = 300

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from polymodal.cli._flags import (
     Arguments,
-    DataOptions,
     JsonOptions,
     NoOptions,
+    RunOptions,
     leading_words,
     parse,
     parse_together,
@@ -222,7 +222,7 @@ def caption(arguments: Arguments) -> None:
     from polymodal.curation.unfinished import file_beside
 
     @dataclass(frozen=True)
-    class Options(DataOptions):
+    class Options(RunOptions):
         out: str = "captions"
         """The folder to write; `--data FOLDER` opens it."""
         rank: str | None = None
@@ -236,7 +236,7 @@ def caption(arguments: Arguments) -> None:
 
     out, rank = given.options.out, given.options.rank
     run, corpus = run_and_corpus(place, given.options)
-    ranker, counts = load_run(rank) if rank else None, CaptionCounts()
+    ranker, counts = load_run(rank, given.options.trust_code) if rank else None, CaptionCounts()
     unfinished = file_beside(Path(out))
     found = captioned(
         run,
@@ -287,7 +287,7 @@ def prefer(arguments: Arguments) -> None:
     from polymodal.curation.preferences import PairOptions, write_preferences
 
     @dataclass(frozen=True)
-    class Options(DataOptions):
+    class Options(RunOptions):
         out: str = "preferences"
         """The folder to write; `--data FOLDER` opens it."""
 

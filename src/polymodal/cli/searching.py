@@ -10,8 +10,9 @@ from typing import Any
 from polymodal.cli._flags import (
     HELP,
     Arguments,
-    DataOptions,
     JsonOptions,
+    RunOptions,
+    TrustOptions,
     leading_words,
     parse,
     positional,
@@ -26,7 +27,7 @@ def embed(arguments: Arguments) -> None:
     place, rest = positional(arguments, "embed RUN --data PATH --out vectors.parquet")
 
     @dataclass(frozen=True)
-    class Options(DataOptions):
+    class Options(RunOptions):
         out: str = "vectors.parquet"
         """The Parquet file to write."""
 
@@ -45,7 +46,7 @@ def index(arguments: Arguments) -> None:
     place, rest = positional(arguments, "index RUN --data PATH --out DIR")
 
     @dataclass(frozen=True)
-    class Options(DataOptions):
+    class Options(RunOptions):
         out: str = "index"
         """A folder, or a URL such as s3://bucket/index."""
 
@@ -76,7 +77,7 @@ def search(arguments: Arguments) -> None:
     query, rest = positional(rest, usage)
 
     @dataclass(frozen=True)
-    class Options(DataOptions):
+    class Options(RunOptions):
         top: Count = 8
         """How many examples."""
         split: str = "test"
@@ -99,7 +100,7 @@ def _search_index(place: str, arguments: Arguments) -> None:
     words = leading_words(arguments)
 
     @dataclass(frozen=True)
-    class Options(JsonOptions):
+    class Options(JsonOptions, TrustOptions):
         image: str | None = None
         """A picture to look for, in place of words."""
         audio: str | None = None
@@ -119,7 +120,7 @@ def _search_index(place: str, arguments: Arguments) -> None:
     from polymodal.serving.index import Index, embedded_query
 
     opened = Index(place)
-    query = embedded_query(opened.run(options.run), " ".join(words), options.image, options.audio)
+    query = embedded_query(opened.run(options.run, options.trust_code), " ".join(words), options.image, options.audio)
     found = opened.find(query, options.top, options.where, " ".join(words) if options.hybrid else None)
     if options.json:
         print_json([hit.record() for hit in found])

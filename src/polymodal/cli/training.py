@@ -14,8 +14,10 @@ from polymodal.cli._flags import (
     DataOptions,
     JsonOptions,
     TowerOptions,
+    TrustOptions,
     leading_words,
     parse,
+    parse_together,
     parse_with_recipe,
     positional,
     short_name,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TrainOptions(DataOptions, TowerOptions):
+class TrainOptions(DataOptions, TowerOptions, TrustOptions):
     budget: str = "60s"
     """How long: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
     seed: Whole = 0
@@ -73,7 +75,7 @@ def train(arguments: Arguments) -> None:
     budget, corpus, name = Budget.parse(options.budget), options.open(), short_name(spec)
     out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
     recipe = options.prepared(given.recipe)
-    _train(recipe, corpus, budget, options.seed, out, name, given.execution, options.init)
+    _train(recipe, corpus, budget, options.seed, out, name, given.execution, options.init, options.trust_code)
 
 
 def resume(arguments: Arguments) -> None:
@@ -81,13 +83,15 @@ def resume(arguments: Arguments) -> None:
     place, rest = positional(arguments, "resume RUN")
     from polymodal import corpora
     from polymodal.training.execution import Execution
-    from polymodal.training.recipe_record import recipe_from_record
+    from polymodal.training.recipe_record import dataclass_from, recipe_from_record
     from polymodal.training.run import read_record
 
     directory = Path(place)
     record = {} if HELP & {*rest} else read_record(directory)
-    execution = parse(Execution, rest, "resume RUN", resume, default=Execution(**record.get("execution", {})))
-    recipe = recipe_from_record(record["recipe"], directory)
+    kept = dataclass_from(Execution, record.get("execution", {}), directory, "execution")
+    given = parse_together({"execution": kept, "trust": TrustOptions}, rest, "resume RUN", resume)
+    trust_code = given.trust.trust_code
+    recipe = recipe_from_record(record["recipe"], directory, trust_code)
     corpus = corpora.open_again(record["corpus"])
     _train(
         recipe,
@@ -96,8 +100,9 @@ def resume(arguments: Arguments) -> None:
         record["seed"],
         str(directory),
         record["recipe"]["name"],
-        execution,
+        given.execution,
         record.get("init"),
+        trust_code,
     )
 
 
@@ -110,6 +115,7 @@ def _train(
     name: str,
     execution: Execution,
     init: str | None,
+    trust_code: bool,
 ) -> None:
     from polymodal.evaluation import validation
     from polymodal.training import train as run_training
@@ -128,6 +134,7 @@ def _train(
             validate=validation(corpus),
             execution=execution,
             on_step=on_step,
+            trust_code=trust_code,
         )
     if not is_first():
         return

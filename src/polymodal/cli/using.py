@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polymodal.cli._flags import (
     Arguments,
-    DataOptions,
     JsonOptions,
+    RunOptions,
+    TrustOptions,
     leading_words,
     parse,
     parse_together,
@@ -31,7 +32,7 @@ def evaluate(arguments: Arguments) -> None:
     place, rest = positional(arguments, "evaluate RUN [--corpus NAME | --data PATH] [--json]")
 
     @dataclass(frozen=True)
-    class Options(DataOptions, JsonOptions):
+    class Options(RunOptions, JsonOptions):
         pass
 
     options = parse(Options, rest, "evaluate RUN", evaluate)
@@ -63,7 +64,7 @@ def generate(arguments: Arguments) -> None:
     words = leading_words(rest)
 
     @dataclass(frozen=True)
-    class Options:
+    class Options(TrustOptions):
         steps: Count = 8
         """Evaluations of the network a picture; more take longer and may be better."""
         count: Count = 8
@@ -78,7 +79,7 @@ def generate(arguments: Arguments) -> None:
     from polymodal.serving.pictures import save_picture
     from polymodal.training import load_run
 
-    run = load_run(place)
+    run = load_run(place, options.trust_code)
     wanted = words or known_classes(run)
     rows = generate_pictures(run, wanted, options.count, options.steps, options.seed)
     save_picture(sheet(rows, wanted), options.out)
@@ -94,7 +95,7 @@ def ask(arguments: Arguments) -> None:
     from polymodal.layers.decoding import Decoding
 
     @dataclass(frozen=True)
-    class Options(Decoding, JsonOptions):
+    class Options(Decoding, JsonOptions, TrustOptions):
         question: str = ""
         """About every picture; without, each gets a caption."""
         seed: Whole = 0
@@ -104,7 +105,7 @@ def ask(arguments: Arguments) -> None:
     from polymodal.serving.asking import ask_about
     from polymodal.training import load_run
 
-    said = ask_about(load_run(place), pictures, options.question, options, options.seed)
+    said = ask_about(load_run(place, options.trust_code), pictures, options.question, options, options.seed)
     if options.json:
         print_json([{"picture": picture, "text": text} for picture, text in zip(pictures, said, strict=True)])
     else:
@@ -124,7 +125,7 @@ def locate(arguments: Arguments) -> None:
         raise UserError(f"Say what to look for: polymodal {usage}.")
 
     @dataclass(frozen=True)
-    class Options(JsonOptions):
+    class Options(JsonOptions, TrustOptions):
         branch: str = ""
         """Which of the method's ways to find boxes, such as token or decoder; by default the first."""
         out: str = "located.png"
@@ -136,7 +137,7 @@ def locate(arguments: Arguments) -> None:
     from polymodal.serving.pictures import save_picture
     from polymodal.training import load_run
 
-    shown, found = find(load_run(place), picture, texts, options.branch)
+    shown, found = find(load_run(place, options.trust_code), picture, texts, options.branch)
     save_picture(drawn(shown, found), options.out)
     if options.json:
         print_json([one._asdict() for one in found])
@@ -154,7 +155,7 @@ def tag(arguments: Arguments) -> None:
     place, rest = positional(arguments, "tag RUN [--data PATH] [--split test] [--out fields.jsonl]")
 
     @dataclass(frozen=True)
-    class Options(DataOptions):
+    class Options(RunOptions):
         split: str = "test"
         """Whose pages; `all` takes every one."""
         out: str = "fields.jsonl"
@@ -173,8 +174,8 @@ def export(arguments: Arguments) -> None:
     place, rest = positional(arguments, "export RUN --to transformers|onnx|sentence-transformers OUT [--push NAME]")
 
     @dataclass(frozen=True)
-    class Options:
-        out: str
+    class Options(TrustOptions):
+        out: str = field(kw_only=True)
         """The folder to write."""
         to: str = "transformers"
         """transformers, onnx or sentence-transformers."""
@@ -187,7 +188,7 @@ def export(arguments: Arguments) -> None:
     from polymodal.training.trainer import command_line
 
     with waiting(f"Writing {options.out} and scoring the run for its card"):
-        written = exports.export(load_run(place), options.to, Path(options.out), command_line())
+        written = exports.export(load_run(place, options.trust_code), options.to, Path(options.out), command_line())
     console = terminal()
     console.print(
         f"Wrote {written.folder}: {written.what}; its outputs differ from the run's by at most "
@@ -208,7 +209,7 @@ def serve(arguments: Arguments) -> None:
         raise needs(error.name or "fastapi", "serve", "A server") from error
 
     @dataclass(frozen=True)
-    class Options:
+    class Options(TrustOptions):
         index: str | None = None
         """An index that the run has made, for /search."""
         host: str = "127.0.0.1"
@@ -232,12 +233,12 @@ def serve(arguments: Arguments) -> None:
     from polymodal.serving.index import Index
     from polymodal.training import load_run
 
-    run, index = load_run(place), None
+    run, index = load_run(place, options.trust_code), None
     if options.index is not None:
         index = Index(options.index)
         index.check(run)
     others = [Index(other) for other in options.beside]
-    beside = [(other.run(), other) for other in others]
+    beside = [(other.run(trust_code=options.trust_code), other) for other in others]
     try:
         app = create_app(run, index, given.limits, key, options.largest_batch, options.room, options.page, beside)
     except ImportError as error:

@@ -10,7 +10,6 @@ and on the fonts of the machine.
 
 from __future__ import annotations
 
-import io
 import os
 import posixpath
 import shutil
@@ -30,7 +29,7 @@ from polymodal.corpora.corpus import About, Corpus
 from polymodal.corpora.manuals import MANUALS
 from polymodal.errors import UserError, needs
 from polymodal.modalities import Category, Image, Modality, Text, Webpage
-from polymodal.modalities.image import encoded
+from polymodal.modalities.image import encoded, open_image
 from polymodal.modalities.text import stored_texts
 
 LANGUAGES = ("en", "de", "fr", "ru")
@@ -161,7 +160,7 @@ def shown_elements(driver: Any) -> tuple[str, list[Row]]:
 
 
 def screenshot(driver: Any) -> PILImage.Image:
-    return PILImage.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
+    return open_image(driver.get_screenshot_as_png()).convert("RGB")
 
 
 def cut_empty(picture: PILImage.Image) -> PILImage.Image:

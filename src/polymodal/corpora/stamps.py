@@ -7,7 +7,6 @@ Stamps with the same English caption, or almost the same picture (mirrored or no
 
 from __future__ import annotations
 
-import io
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from polymodal.corpora._splits import Groups, join_alike, split_groups, thumbnai
 from polymodal.corpora._svg import render_svg
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.modalities import Audio, Category, Image, Modality, Recordings, Text
-from polymodal.modalities.image import encoded
+from polymodal.modalities.image import encoded, open_image
 
 PACKAGE = DebianPackage(
     "tuxpaint-stamps-default",
@@ -105,7 +104,7 @@ def _picture(files: dict[str, bytes], stamp: str) -> PILImage.Image | None:
         picture.thumbnail((SIDE, SIDE), PILImage.Resampling.LANCZOS)
         return picture
     if f"{stamp}.svg" in files:
-        return PILImage.open(io.BytesIO(render_svg(files[f"{stamp}.svg"], SIDE)))
+        return open_image(render_svg(files[f"{stamp}.svg"], SIDE))
     return None
 
 

@@ -150,7 +150,11 @@ def _modality(record: Mapping[str, Any]) -> Modality:
     values = {name: _as_it_was(value) for name, value in record.items() if name != "kind"}
     if values.get("root"):
         values["root"] = Path(values["root"])
-    return getattr(import_module("polymodal.modalities"), record["kind"])(**values)
+    kind = vars(import_module("polymodal.modalities")).get(record["kind"])
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise TypeError(f"{record['kind']!r} is no modality")
+    made: Any = kind(**values)
+    return made
 
 
 def _as_it_was(value: Any) -> Any:

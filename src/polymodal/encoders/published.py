@@ -153,6 +153,7 @@ class PublishedModel(nn.Module):
         if not any(folder.glob("*.safetensors")):
             raise UserError(f"'{self.source}' has no .safetensors file; its weights cannot be read safely.")
         named = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        named |= {"use_safetensors": True, "trust_remote_code": False}  # no pickles, and no code of the source
         try:
             loaded, report = self.kind.from_pretrained(folder, config=self.model.config, **named, **self.options)
             if self._lacking(report):  # a class that does not find itself among the parts of a whole model

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,10 @@ from torch import Tensor
 
 from polymodal.draws import Draws
 from polymodal.errors import UnreadableExample
+
+RATES = (1_000, 768_000)  # lowest and highest sample rate of a file; a header may claim any
+MAX_CHANNELS = 64
+MAX_FACTOR = 20_000  # of resampling, up or down: the filter has twenty taps for each
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,15 @@ class Audio:
         try:
             with soundfile.SoundFile(io.BytesIO(value)) as file:
                 rate = file.samplerate
-                samples = file.read(int(self.longest * rate), dtype="float32", always_2d=True)
+                _check_header(rate, file.channels)
+                blocks = list(_mono_blocks(file, int(self.longest * rate)))
+        except UnreadableExample:
+            raise
         except (soundfile.SoundFileError, TypeError, ValueError) as error:
             raise UnreadableExample(f"the sound cannot be decoded: {error}") from error
-        if not len(samples):
+        if not blocks:
             raise UnreadableExample("the sound holds no samples")
-        mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+        mono = np.concatenate(blocks)
         return mono if rate == self.rate else resampled(mono, rate, self.rate)
 
     def describe(self, value: np.ndarray) -> str:
@@ -93,12 +101,44 @@ class Recordings:
         axes.set_title(f"spoken, {value[0].language} (of {len(value)})", fontsize=6)
 
 
+def _check_header(rate: int, channels: int) -> None:
+    """Raises UnreadableExample for a sample rate or a number of channels that no recording has."""
+    lowest, highest = RATES
+    if not lowest <= rate <= highest:
+        raise UnreadableExample(f"the sound has a sample rate of {rate:,} Hz, not between {lowest:,} and {highest:,}")
+    if channels > MAX_CHANNELS:
+        raise UnreadableExample(f"the sound has {channels:,} channels, more than {MAX_CHANNELS}")
+
+
+def _mono_blocks(file: Any, most: int) -> Iterator[Float[np.ndarray, " samples"]]:
+    """At most so many samples, channels averaged, a second at a time: the length in the header may be wrong."""
+    while most > 0:
+        samples = file.read(min(most, file.samplerate), dtype="float32", always_2d=True)
+        if not len(samples):
+            return
+        yield samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+        most -= len(samples)
+
+
 def resampled(waveform: Float[np.ndarray, " samples"], from_rate: int, to_rate: int) -> Float[np.ndarray, " resampled"]:
-    """Band-limited resampling with a polyphase filter."""
+    """Band-limited resampling with a polyphase filter.
+
+    The ratio of the rates is exact where its terms are at most `MAX_FACTOR`, as those of all common rates are, else the
+    nearest such ratio.
+    """
     from scipy.signal import resample_poly  # half a second to import
 
-    divisor = math.gcd(from_rate, to_rate)
-    return resample_poly(waveform, to_rate // divisor, from_rate // divisor).astype(np.float32)
+    up, down = _ratio(to_rate, from_rate)
+    return resample_poly(waveform, up, down).astype(np.float32)
+
+
+def _ratio(to_rate: int, from_rate: int) -> tuple[int, int]:
+    """Up and down factors in lowest terms, neither of them more than `MAX_FACTOR`."""
+    if to_rate > from_rate:
+        down, up = _ratio(from_rate, to_rate)
+        return up, down
+    ratio = Fraction(to_rate, from_rate).limit_denominator(MAX_FACTOR)
+    return max(ratio.numerator, 1), ratio.denominator
 
 
 def encoded(waveform: Float[np.ndarray, samples * channels], rate: int, container: str = "FLAC") -> bytes:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities.padding import mask_of, pad
 
 PIXEL_LIMIT = 100_000_000
+# The formats that are decoded, by Pillow's names; JPEG includes MPO, which phones write. Pillow opens more of them: EPS
+# runs Ghostscript on the file, a program that reads and writes files.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "ICO", "JPEG2000")
 
 
 @dataclass(frozen=True)
@@ -54,20 +59,7 @@ class Image:
                 value = path.read_bytes()
             except OSError as error:
                 raise UnreadableExample(f"the picture {path} cannot be read: {error.strerror}") from error
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
-                picture = PILImage.open(io.BytesIO(value))
-        except PILImage.DecompressionBombError as error:
-            raise UnreadableExample(f"the picture is over the limit of {PIXEL_LIMIT:,} pixels") from error
-        except Exception as error:  # Pillow raises many kinds for damaged files
-            raise UnreadableExample("the picture is in no format that Pillow reads") from error
-        width, height = picture.size
-        if width * height > PIXEL_LIMIT:
-            raise UnreadableExample(
-                f"the picture has {width} x {height} pixels, over the limit of {PIXEL_LIMIT:,} pixels"
-            )
-        return picture
+        return open_image(value)
 
     def describe(self, value: PILImage.Image) -> str:
         return f"{value.width} x {value.height} px"
@@ -102,6 +94,39 @@ class Images:
         lines = [np.concatenate(tiles[start : start + across], axis=1) for start in range(0, len(tiles), across)]
         axes.imshow(np.concatenate(lines))
         axes.axis("off")
+
+
+def open_image(file: bytes) -> PILImage.Image:
+    """Open an encoded image of one of `IMAGE_FORMATS`, not yet decoded: the only place that lets Pillow open a file.
+
+    Raises UnreadableExample for any other format, and for more than `PIXEL_LIMIT` pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
+            picture = PILImage.open(io.BytesIO(file), formats=IMAGE_FORMATS)
+    except PILImage.DecompressionBombError as error:
+        raise UnreadableExample(f"the picture is over the limit of {PIXEL_LIMIT:,} pixels") from error
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        found, known = _format_of(file), ", ".join(IMAGE_FORMATS)
+        reason = f"is {found}, which is not read" if found else "is in no format that Pillow reads"
+        raise UnreadableExample(f"the picture {reason}; the formats that are read are {known}") from error
+    width, height = picture.size
+    if width * height > PIXEL_LIMIT:
+        raise UnreadableExample(f"the picture has {width} x {height} pixels, over the limit of {PIXEL_LIMIT:,} pixels")
+    return picture
+
+
+def _format_of(file: Any) -> str | None:
+    """The format that a file's first bytes are of, where it is one that is not read. Nothing is decoded."""
+    if not isinstance(file, bytes):
+        return None
+    for name, (_, accepts) in PILImage.OPEN.items():
+        if name not in IMAGE_FORMATS and accepts is not None:
+            with suppress(IndexError, struct.error):  # fewer bytes than it looks at
+                if accepts(file[:16]) is True:
+                    return name
+    return None
 
 
 def encoded(picture: PILImage.Image, container: str = "PNG", **options: Any) -> bytes:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image as PILImage
+
+from polymodal.errors import UnreadableExample
+from polymodal.modalities.image import open_image
 
 
 class Region(NamedTuple):
@@ -46,8 +47,11 @@ class Mask:
         return pa.binary()
 
     def decode(self, value: bytes) -> np.ndarray:
-        """uint8 array, height x width."""
-        return np.asarray(PILImage.open(io.BytesIO(value)), dtype=np.uint8)
+        """uint8 array, height x width. Raises UnreadableExample for a damaged file."""
+        try:
+            return np.asarray(open_image(value), dtype=np.uint8)
+        except (OSError, SyntaxError) as error:
+            raise UnreadableExample(f"the mask is damaged: {error}") from error
 
     def describe(self, value: np.ndarray) -> str:
         return f"{value.shape[1]} x {value.shape[0]} px, {int(value.max())} objects"

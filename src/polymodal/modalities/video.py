@@ -16,6 +16,10 @@ from polymodal.errors import UnreadableExample, needs
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v")
 LONGEST = 20_000  # frames that are decoded of one clip
+FRAME_PIXELS = 8192 * 4320  # of a frame, at most
+# The container formats that are opened, by FFmpeg's names. It knows playlists, too, which name other files and URLs.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf"
+OPENING = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
 
 
 class Clip(NamedTuple):
@@ -47,8 +51,12 @@ class Video:
             raise needs("av", "video", "Reading video") from error
         try:
             source = str((self.root or Path()) / value) if isinstance(value, str) else io.BytesIO(value)
-            with av.open(source, "r") as container:
+            with av.open(
+                source, "r", options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+            ) as container:
                 stream = container.streams.video[0]
+                _check_size(stream.codec_context.width, stream.codec_context.height)
+                stream.codec_context.options = {"max_pixels": str(FRAME_PIXELS)}
                 stream.thread_type = "NONE"  # examples are decoded in threads already
                 count = stream.frames or sum(1 for _ in itertools.islice(container.decode(stream), LONGEST))
                 if not stream.frames:
@@ -58,10 +66,13 @@ class Video:
                 frames, seconds = [], []
                 for place, frame in enumerate(container.decode(stream)):
                     if place in wanted:
+                        _check_size(frame.width, frame.height)
                         frames.append(frame.to_ndarray(format="rgb24"))
                         seconds.append(float(frame.time or 0))
                     if place >= max(wanted, default=0):
                         break
+        except UnreadableExample:
+            raise
         except (av.FFmpegError, OSError, IndexError, TypeError, ValueError) as error:
             raise UnreadableExample(f"the video cannot be decoded: {error}") from error
         if not frames:
@@ -78,6 +89,12 @@ class Video:
         lines = [np.concatenate(list(chosen[start : start + 3]), axis=1) for start in range(0, len(chosen) - 2, 3)]
         axes.imshow(np.concatenate(lines or [chosen[0]], axis=0))
         axes.axis("off")
+
+
+def _check_size(width: int, height: int) -> None:
+    """Raises UnreadableExample for frames that are too large to decode."""
+    if width * height > FRAME_PIXELS:
+        raise UnreadableExample(f"the video has {width} x {height} pixels, over the limit of {FRAME_PIXELS:,} pixels")
 
 
 def evenly(count: int, wanted: int) -> list[int]:

@@ -49,11 +49,13 @@ def reproduce(
     display: Display | None = None,
     name: str = FIRST_CLAIM,
     jobs: int = 1,
+    trust_code: bool = False,
 ) -> tuple[dict[str, Any], Comparison]:
     """Run a recipe's claim; writes `claim.json`, `results.json` and, for methods, `report.html` into `out`.
 
     budget, seeds: those of the claim unless given. name: of the claim, where a recipe makes several. jobs: runs at a
-    time (`compare`), of a claim about methods that are trained. Returns what `claim.json` holds, and the comparison.
+    time (`compare`), of a claim about methods that are trained. trust_code: of finished runs in `out`, see
+    `load_run`. Returns what `claim.json` holds, and the comparison.
     """
     claim = claim_of(spec, name)
     if jobs > 1 and type(claim) is not Claim:
@@ -70,12 +72,12 @@ def reproduce(
     elif isinstance(claim, CurationClaim):
         comparison = compare_curations(arms, claim, corpus, budget, seeds, out)
     elif isinstance(claim, CuratedTrainingClaim):
-        comparison = compare_training_on_curated(arms, claim, corpus, budget, seeds, out, display)
+        comparison = compare_training_on_curated(arms, claim, corpus, budget, seeds, out, display, trust_code)
     else:
         start = None
         if claim.start is not None:
             start = Start(claim.start, claim.start_budget or budget, claim.start_makes)
-        comparison = compare(arms, corpus, budget, seeds, out, display, start, jobs)
+        comparison = compare(arms, corpus, budget, seeds, out, display, start, jobs, trust_code)
     result = claim_record(spec, claim, comparison)
     write_json(Path(out) / CLAIM, result)
     return result, comparison

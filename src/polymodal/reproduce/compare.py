@@ -167,6 +167,7 @@ def compare(
     display: Display | None = None,
     start: Start | None = None,
     jobs: int = 1,
+    trust_code: bool = False,
 ) -> Comparison:
     """Train and score every arm at every seed; finished runs in `out` are not run again.
 
@@ -175,6 +176,7 @@ def compare(
     start: what all arms begin with at a seed, in place of fresh weights.
     jobs: how many runs are under way at a time, each in a process of its own with its share of the cores, or on the
     next of several GPUs; needs `out`, and a corpus that its `choices` open again.
+    trust_code: of finished runs in `out`, see `load_run`.
     Raises UserError for fewer than one arm, two arms of the same name, or a folder that holds other runs.
     """
     named = [arm if isinstance(arm, Arm) else Arm(_label(arm), arm) for arm in arms]
@@ -190,7 +192,7 @@ def compare(
         raise UserError("--jobs is at least 1.")
     if jobs > 1 and directory is None:
         raise UserError("Several jobs need a folder for their runs; give out.")
-    plan = _Plan(named, budget, start, directory)
+    plan = _Plan(named, budget, start, directory, trust_code)
     display = display or Display([START] * (start is not None) + [arm.label for arm in named], every, budget)
     trials = []
     with display, tempfile.TemporaryDirectory() as unkept:
@@ -229,6 +231,7 @@ class _Plan:
     budget: Budget
     start: Start | None
     directory: Path | None
+    trust_code: bool = False
 
     def folder(self, arm: Arm, seed: int) -> Path | None:
         return self.directory / "runs" / arm.folder / f"seed-{seed}" if self.directory else None
@@ -247,6 +250,7 @@ class _Plan:
             out=self.directory / START / f"seed-{seed}" if self.directory else None,
             name=START,
             on_step=watcher.on_step(START, seed),
+            trust_code=self.trust_code,
         )
         if self.start.makes is not None:
             made = (self.directory or unkept) / MADE / f"seed-{seed}"
@@ -268,6 +272,7 @@ class _Plan:
             tokenizer=begin.tokenizer,
             validate=validation(corpus),
             on_step=watcher.on_step(arm.label, seed),
+            trust_code=self.trust_code,
         )
 
         def scored() -> list[Score]:

@@ -49,11 +49,12 @@ def compare_training_on_curated(
     seeds: int,
     out: Path | str,
     display: Display | None = None,
+    trust_code: bool = False,
 ) -> Comparison:
     """Curate all pages with every arm, and train the claim's model on each at every seed; writes `results.json`.
 
     Documents and runs in `out` are not made again. Which text belongs to a picture is taken from the second arm's
-    documents, where pictures stand in their place.
+    documents, where pictures stand in their place. trust_code: of finished runs in `out`, see `load_run`.
     """
     directory, every = Path(out), list(range(seeds))
     curated = directory / "curated"
@@ -75,6 +76,7 @@ def compare_training_on_curated(
                         name=arm.label,
                         validate=validation(made[arm]),
                         on_step=display.on_step(arm.label, seed),
+                        trust_code=trust_code,
                     )
                 except Interrupted as stopped:
                     raise Interrupted("Stopped and saved; the same command goes on where it was.") from stopped

@@ -14,6 +14,7 @@ from polymodal.corpora import Corpus
 from polymodal.errors import UserError
 from polymodal.evaluation.attacks import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Found, Pairs, attack_scores
 from polymodal.evaluation.statistics import Score
+from polymodal.modalities.image import open_image
 from polymodal.serving.pictures import save_picture
 from polymodal.training.run import Run, write_json
 from polymodal.types import Attack
@@ -84,7 +85,7 @@ def sheet(pairs: Pairs, changed: Pairs) -> PILImage.Image:
     held = io.BytesIO()
     figure.savefig(held, dpi=110, bbox_inches="tight")
     pyplot.close(figure)
-    return PILImage.open(held)
+    return open_image(held.getvalue())
 
 
 def _shortened(text: str, most: int = 60) -> str:

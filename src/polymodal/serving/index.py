@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -33,7 +32,7 @@ from polymodal.data.loader import Reader
 from polymodal.errors import UnreadableExample, UserError, needs, unusable
 from polymodal.evaluation.suite import item_of, modalities_asked
 from polymodal.modalities import Image, Table, Text, Video
-from polymodal.modalities.image import encoded, to_rgb
+from polymodal.modalities.image import encoded, open_image, to_rgb
 from polymodal.serving.embedding import vectors_of
 from polymodal.training.features import weights_key
 from polymodal.training.run import Run, load_run
@@ -81,7 +80,7 @@ class Found(NamedTuple):
     @property
     def picture(self) -> PILImage.Image | None:
         """The thumbnail, opened."""
-        return None if self.thumbnail is None else PILImage.open(io.BytesIO(self.thumbnail))
+        return None if self.thumbnail is None else open_image(self.thumbnail)
 
     def record(self, thumbnail: bool = False) -> dict[str, Any]:
         """For JSON. thumbnail: whether with the small picture, in base64."""
@@ -149,12 +148,13 @@ class Index:
     def __len__(self) -> int:
         return self.table.count_rows()
 
-    def run(self, place: str | None = None) -> Run:
-        """The run that made it, which embeds queries. place: where it lies now, if it was moved.
+    def run(self, place: str | None = None, trust_code: bool = False) -> Run:
+        """The run that made it, which embeds queries.
 
+        place: where it lies now, if it was moved. trust_code: see `load_run`; an index names a run of anybody's.
         Raises UserError for one with other weights, whose vectors mean something else.
         """
-        run = load_run(place or self.about.run)
+        run = load_run(place or self.about.run, trust_code)
         self.check(run)
         return run
 
@@ -371,7 +371,10 @@ def _about(table: Any) -> Origin:
     stored = (table.schema.metadata or {}).get(ABOUT)
     if stored is None:
         raise UserError("This LanceDB table was not made by polymodal index.")
-    return Origin(**json.loads(stored))
+    try:
+        return Origin(**json.loads(stored))
+    except (ValueError, TypeError) as error:
+        raise UserError("This index is damaged or of another version; make it again.") from error
 
 
 def _check_same(there: Origin, wanted: Origin, place: str) -> None:

@@ -1,4 +1,8 @@
-"""How a run remembers its recipe, so that it can be opened again: where the class is, and every hyper-parameter."""
+"""How a run remembers its recipe, so that it can be opened again: where the class is, and every hyper-parameter.
+
+A record is data from anywhere. It names dataclasses of this package, which are made from values that fit their fields;
+code outside the package is imported only where it is trusted (`training/trust.py`).
+"""
 
 from __future__ import annotations
 
@@ -7,28 +11,42 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
-import shutil
 import sys
 import traceback
+import types
 import typing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
 from polymodal.errors import UserError
+from polymodal.training import trust
 
 OWN_RECIPE = "recipe.py"  # the copy that a run keeps of a recipe file from outside any package
+PACKAGE = "polymodal"
 _OWN_MODULE = "polymodal_own_recipe_"
+_sources: dict[str, bytes] = {}  # of own modules by name, as they were executed
+_trained_here: set[type] = set()  # classes outside the package that this process has trained with
 
 
 def recipe_record(recipe: Any, name: str | None = None) -> dict[str, Any]:
     """How a run names its recipe: where its class is, and the value of every hyper-parameter."""
     kind = type(recipe)
-    where = OWN_RECIPE if own_file(recipe) else kind.__module__
     return {
         "name": name or kind.__module__.rpartition(".")[2],
-        "class": f"{where}:{kind.__qualname__}",
+        "class": class_name(kind),
         "values": dataclass_values(recipe),
     }
+
+
+def class_name(kind: type) -> str:
+    """How a record names a class: `module:Name`, or `recipe.py:Name` of a file that is in no package."""
+    where = OWN_RECIPE if kind.__module__.startswith(_OWN_MODULE) else kind.__module__
+    return f"{where}:{kind.__qualname__}"
 
 
 def own_file(recipe: Any) -> Path | None:
@@ -41,28 +59,46 @@ def own_file(recipe: Any) -> Path | None:
 
 
 def keep_own_recipe(recipe: Any, directory: Path) -> None:
-    """Copy a recipe file that is in no package into the run, so that the run can be read without the original."""
+    """Copy a recipe file that is in no package into the run, so that the run can be read without the original.
+
+    This code, and that of modules outside this package, is trusted from now on.
+    """
     source, copy = own_file(recipe), directory / OWN_RECIPE
     if source is not None and source.resolve() != copy.resolve():
-        shutil.copyfile(source, copy)
+        copy.write_bytes(_sources[type(recipe).__module__])
+    files = {}
+    for kind in _classes(recipe):
+        module = sys.modules[kind.__module__]
+        if module.__name__.partition(".")[0] != PACKAGE:
+            _trained_here.add(kind)
+            if module.__name__ in _sources:
+                files[Path(module.__file__ or "")] = _sources[module.__name__]
+            elif (file := _file_of(module.__name__)) is not None:
+                with suppress(OSError):
+                    files[file] = file.read_bytes()
+    trust.remember(files)
 
 
-def recipe_from_record(record: dict[str, Any], directory: Path) -> Any:
-    """The recipe of a run, with its hyper-parameters. Raises UserError when its class is not there any more."""
-    where, _, name = record["class"].partition(":")
-    try:
-        module = import_file(directory / where) if where == OWN_RECIPE else importlib.import_module(where)
-        kind = getattr(module, name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"The recipe of {directory}, {record['class']}, cannot be imported ({error}); put its folder on PYTHONPATH."
-        ) from error
-    try:
-        return dataclass_from(kind, record["values"])
-    except (TypeError, KeyError) as error:
-        raise UserError(
-            f"{directory} was made by another version of {record['class']} ({error}); train it again."
-        ) from error
+def _classes(instance: Any) -> Iterator[type]:
+    """The classes of a dataclass and of those in its fields."""
+    yield type(instance)
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _classes(value)
+
+
+def recipe_from_record(record: Mapping[str, Any], directory: Path, trust_code: bool = False) -> Any:
+    """The recipe of a run, with its hyper-parameters.
+
+    trust_code: whether code that the run brings or names may be executed, whoever wrote it. Raises UserError for code
+    that is not trusted, a class that is not there any more, and values that do not fit it.
+    """
+    reader = _Reader(directory, trust_code)
+    found = reader.dataclass(reader.named(record["class"]), record["values"], "values")
+    if not (hasattr(found, "build") and hasattr(found, "load_processor")):
+        raise UserError(f"{reader.file} names {record['class']}, which is no recipe of a method.")
+    return found
 
 
 def dataclass_values(instance: Any) -> dict[str, Any]:
@@ -73,7 +109,7 @@ def dataclass_values(instance: Any) -> dict[str, Any]:
         if not dataclasses.is_dataclass(given):
             return copy.deepcopy(given)
         kind = type(given)
-        named = {} if kind is hint else {"class": f"{kind.__module__}:{kind.__qualname__}"}
+        named = {} if kind is hint else {"class": class_name(kind)}
         return named | dataclass_values(given)
 
     return {
@@ -81,39 +117,223 @@ def dataclass_values(instance: Any) -> dict[str, Any]:
     }
 
 
-def dataclass_from(kind: Any, values: dict[str, Any]) -> Any:
-    """A frozen dataclass from what `dataclass_values` and JSON made of it."""
-    hints = typing.get_type_hints(kind)
+def dataclass_from(kind: Any, values: Mapping[str, Any], directory: Path, place: str) -> Any:
+    """A dataclass of this package from values in a run's record. place: where they stand in it, for errors.
 
-    def value(hint: Any, given: Any) -> Any:
-        if dataclasses.is_dataclass(hint) and isinstance(given, dict):
-            module, _, name = given.get("class", "").partition(":")
-            kind = getattr(importlib.import_module(module), name) if module else hint
-            return dataclass_from(kind, {key: entry for key, entry in given.items() if key != "class"})
+    Raises UserError for unknown names and values of another type.
+    """
+    return _Reader(directory, False).dataclass(kind, values, place)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Makes dataclasses of what the record of a run says."""
+
+    directory: Path
+    trust_code: bool
+
+    @property
+    def file(self) -> Path:
+        return self.directory / "run.json"
+
+    def named(self, text: Any) -> Any:
+        """The dataclass that a record names. Raises UserError for anything else, and for code that is not trusted."""
+        where, _, name = text.partition(":") if isinstance(text, str) else ("", "", "")
+        if not (where == OWN_RECIPE or all(part.isidentifier() for part in where.split("."))) or not name:
+            raise UserError(f"{self.file} names no class of a recipe: {text!r}.")
+        if where == OWN_RECIPE:
+            module = self._own_module
+        elif where.partition(".")[0] == PACKAGE:
+            module = self._import(where)
+        else:
+            module = self._foreign(where, name)
+        found = vars(module).get(name)
+        if found is None:
+            raise self._not_there(f"{where}:{name}", f"{where} has no {name}")
+        if not (isinstance(found, type) and dataclasses.is_dataclass(found) and found.__module__ == module.__name__):
+            raise UserError(f"{self.file} names {text}, which is no dataclass of that module, so no recipe.")
+        return found
+
+    @cached_property
+    def _own_module(self) -> types.ModuleType:
+        """The run's recipe file, executed: the very bytes that were looked at, and no cache of Python's."""
+        path = self.directory / OWN_RECIPE
+        code = _read(path)
+        if not (self.trust_code or trust.is_trusted(code)):
+            raise trust.untrusted(self.directory, "would run", path, code)
+        return _executed(path, code)
+
+    def _foreign(self, where: str, name: str) -> types.ModuleType:
+        """A module outside this package."""
+        loaded = sys.modules.get(where)
+        if loaded is not None and vars(loaded).get(name) in _trained_here:
+            return loaded
+        file = None if where == "__main__" and name not in vars(loaded) else _file_of(where)
+        if file is None:
+            raise self._not_there(f"{where}:{name}", f"there is no file of a module {where}")
+        code = file.read_bytes()
+        if not (self.trust_code or trust.is_trusted(code)):
+            raise trust.untrusted(self.directory, f"would import the module {where},", file, code)
+        return self._import(where)
+
+    def _import(self, where: str) -> types.ModuleType:
+        try:
+            return importlib.import_module(where)
+        except ImportError as error:
+            raise self._not_there(where, str(error)) from error
+
+    def _not_there(self, what: str, why: str) -> UserError:
+        return UserError(
+            f"The recipe of {self.directory}, {what}, cannot be imported ({why}); put its folder on PYTHONPATH."
+        )
+
+    def dataclass(self, kind: Any, values: Any, place: str) -> Any:
+        """place: where the values stand in the record, for errors."""
+        try:
+            hints = typing.get_type_hints(kind)
+        except NameError as error:  # of types that are imported for type checkers alone
+            raise UserError(f"{self.file} names {class_name(kind)}, which is not made of values.") from error
+        known = {field.name for field in dataclasses.fields(kind) if field.init}
+        if not isinstance(values, Mapping):
+            raise self._wrong(place, values, kind)
+        for name in values:
+            if name not in known:
+                raise UserError(
+                    f"{self.file} was made by another version of {class_name(kind)}, which has no field '{name}' "
+                    f"({place}); train the run again."
+                )
+        given = {name: self._value(hints[name], value, f"{place}.{name}") for name, value in values.items()}
+        try:
+            return kind(**given)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a class raises for values that it does not expect
+            raise UserError(
+                f"{self.file} was made by another version of {class_name(kind)} ({error}); train the run again."
+            ) from error
+
+    def _value(self, hint: Any, given: Any, place: str) -> Any:
+        """A value of JSON as the field has it: tuples for lists, dataclasses for objects."""
+        kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+        if kind in (typing.Union, types.UnionType):
+            return self._one_of(inner, given, place, hint)
+        if dataclasses.is_dataclass(kind):
+            return self._part(kind, given, place)
+        if kind is typing.Literal:
+            fits = any(given == choice and type(given) is type(choice) for choice in inner)
+        elif kind is float:
+            fits = isinstance(given, int | float) and not isinstance(given, bool)
+        elif kind is int:
+            fits = isinstance(given, int) and not isinstance(given, bool)
+        elif kind in (None, type(None)):
+            fits = given is None
+        elif isinstance(kind, type) and issubclass(kind, Mapping):
+            fits = isinstance(given, Mapping)
+        elif isinstance(kind, type) and issubclass(kind, Sequence) and kind is not str:
+            fits = isinstance(given, list | tuple)
+            if fits and inner:
+                return self._items(inner, given, place, hint)
+        elif isinstance(kind, type):
+            fits = isinstance(given, kind)
+        else:
+            fits = True  # a hint that says nothing of values, such as Any
+        if not fits:
+            raise self._wrong(place, given, hint)
         return tuple(given) if isinstance(given, list) else given
 
-    return kind(**{name: value(hints[name], given) for name, given in values.items()})
+    def _one_of(self, hints: Sequence[Any], given: Any, place: str, union: Any) -> Any:
+        for hint in hints:
+            if not dataclasses.is_dataclass(hint) or isinstance(given, Mapping):
+                try:
+                    return self._value(hint, given, place)
+                except _Wrong:
+                    continue
+        raise self._wrong(place, given, union)
+
+    def _part(self, kind: Any, given: Any, place: str) -> Any:
+        """A dataclass in a field, of its own class or the one that it names."""
+        if not isinstance(given, Mapping):
+            raise self._wrong(place, given, kind)
+        values = dict(given)
+        own = self.named(values.pop("class")) if "class" in values else kind
+        if not issubclass(own, kind):
+            raise self._wrong(place, class_name(own), kind)
+        return self.dataclass(own, values, place)
+
+    def _items(self, hints: Sequence[Any], given: Sequence[Any], place: str, hint: Any) -> tuple[Any, ...]:
+        each = [hints[0]] * len(given) if len(hints) == 1 or hints[-1] is Ellipsis else list(hints)
+        if len(each) != len(given):
+            raise self._wrong(place, given, hint)
+        return tuple(
+            self._value(of, item, f"{place}[{number}]")
+            for number, (of, item) in enumerate(zip(each, given, strict=True))
+        )
+
+    def _wrong(self, place: str, given: Any, hint: Any) -> UserError:
+        wanted = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+        shown = repr(given)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        return _Wrong(f"{self.file} has {shown} for {place}, which is no {wanted}; train the run again.")
+
+
+class _Wrong(UserError):
+    """A value that is of another type than its field."""
 
 
 def import_file(path: Path) -> Any:
-    """Import a Python file that is in no package. Raises UserError when it is missing or does not import."""
-    if not path.is_file():
-        raise UserError(f"There is no file {path}.")
+    """Import a Python file that is in no package, which the user has named: it is trusted until the process ends.
+
+    Raises UserError when it is missing or does not import.
+    """
+    code = _read(path)
+    module = _executed(path, code)
+    trust.allow_here(code)
+    return module
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"There is no file {path}.") from error
+
+
+def _executed(path: Path, code: bytes) -> types.ModuleType:
+    """The module that these bytes of a file make."""
     name = f"{_OWN_MODULE}{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if spec is None or not isinstance(spec.loader, SourceFileLoader):
         raise UserError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        exec(spec.loader.source_to_code(code, str(path)), vars(module))
     except UserError:
         raise
     except Exception as error:
         del sys.modules[name]
         line = _line_in(error, path)
         raise UserError(f"{path}{line} does not import: {type(error).__name__}: {error}") from error
+    _sources[name] = code
     return module
+
+
+def _file_of(where: str) -> Path | None:
+    """The file of a module, which is not imported for that, nor are the packages around it."""
+    if where in sys.modules:
+        named = getattr(sys.modules[where], "__file__", None)
+        return Path(named) if named and Path(named).is_file() else None
+    top, *parts = where.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    for number in range(len(parts)):
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        name = ".".join([top, *parts[: number + 1]])
+        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
+    return Path(spec.origin) if spec and spec.has_location and spec.origin and Path(spec.origin).is_file() else None
 
 
 def _line_in(error: Exception, path: Path) -> str:

@@ -136,18 +136,24 @@ def read_record(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{directory} is not a run (it has no {RECORD}); `polymodal runs` lists the runs there are.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["recipe"]["class"], record["recipe"]["values"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path} is damaged; train the run again.") from error
+    return record
 
 
-def load_run(directory: Path | str) -> Run:
-    """A finished run, ready to use. Raises UserError when there is none, or it has not finished."""
+def load_run(directory: Path | str, trust_code: bool = False) -> Run:
+    """A finished run, ready to use.
+
+    trust_code: whether code that the run brings or names is executed though nobody has trained with it on this machine;
+    it can do whatever you can. Raises UserError when there is no run, it has not finished, or its code is not trusted.
+    """
     directory = Path(directory)
     record = read_record(directory)
     if not (directory / WEIGHTS).is_file():
         raise UserError(f"The run {directory} has not finished; go on with: polymodal resume {directory}")
-    recipe = recipe_from_record(record["recipe"], directory)
+    recipe = recipe_from_record(record["recipe"], directory, trust_code)
     processor = recipe.load_processor(directory)
     model = recipe.build(processor)
     load_weights(model, directory / WEIGHTS)

@@ -120,12 +120,15 @@ def from_init(init: Path | str) -> Callable[[nn.Module], object]:
     return lambda model: model.take_published(published_weights(source_name(str(init))))  # type: ignore[operator]
 
 
-def tokenizer_of(init: Path | str) -> Tokenizer | None:
-    """The tokenizer of a finished run; None for a run without text, and for a published model, which the recipe has."""
+def tokenizer_of(init: Path | str, trust_code: bool = False) -> Tokenizer | None:
+    """The tokenizer of a finished run; None for a run without text, and for a published model, which the recipe has.
+
+    trust_code: see `load_run`.
+    """
     directory = Path(init)
     if str(init).startswith(HUB) or not (directory / WEIGHTS).is_file():
         return None
-    recipe = recipe_from_record(read_record(directory)["recipe"], directory)
+    recipe = recipe_from_record(read_record(directory)["recipe"], directory, trust_code)
     return getattr(recipe.load_processor(directory), "tokenizer", None)
 
 

@@ -54,6 +54,7 @@ def train(
     validations: int = 8,
     execution: Execution | None = None,
     on_step: OnStep | None = None,
+    trust_code: bool = False,
 ) -> Run:
     """Train a recipe on a corpus and return the run.
 
@@ -67,6 +68,7 @@ def train(
     `hf:NAME`, a published model that the recipe was made for (`training.start.with_published`).
     validate: called `validations` times, evenly over the budget; its time does not count.
     execution: device, processes, precision, memory and checkpoints; none of it changes the results but by rounding.
+    trust_code: of the finished run in `out` or `init`, see `load_run`.
 
     Raises UserError for a hyper-parameter outside its range, a folder that holds another run, a corpus that the recipe
     cannot use, a disk that cannot be
@@ -88,7 +90,7 @@ def train(
         finished = directory is not None and _holds_finished(directory, record)
         place.agree(0)  # no process writes before all have looked
         if directory is not None and finished:
-            return load_run(directory)
+            return load_run(directory, trust_code)
         record |= {"state": "running", "command": command_line(), "execution": dataclasses.asdict(execution)}
         record["process"] = {"host": socket.gethostname(), "pid": os.getpid()}
         with _given_up_on_error(directory if place.first else None):
@@ -98,7 +100,7 @@ def train(
             torch.manual_seed(seed)
             processor = recipe.processor(corpus)
             if init is not None and tokenizer is None:
-                tokenizer = tokenizer_of(init)
+                tokenizer = tokenizer_of(init, trust_code)
             if tokenizer is not None:
                 processor = with_tokenizer(recipe, processor, tokenizer)
             model = recipe.build(processor)

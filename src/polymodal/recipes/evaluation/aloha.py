@@ -131,7 +131,7 @@ def _model(similarity: str) -> Any:
     except ImportError as error:
         raise needs("sentence-transformers", "export", f"--similarity {similarity}") from error
     try:
-        model = SentenceTransformer(similarity)
+        model = SentenceTransformer(similarity, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError) as error:
         raise UserError(
             f"'{similarity}' is no sentence-transformers model that can be read: {str(error).splitlines()[0]}"
