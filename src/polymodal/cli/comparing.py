@@ -5,10 +5,12 @@ from __future__ import annotations
 import shlex
 import shutil
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polymodal import source
 from polymodal.cli._flags import (
     Arguments,
     DataOptions,
@@ -54,10 +56,12 @@ def compare(arguments: Arguments) -> None:
         raise UserError("Name the recipes to compare: polymodal compare clip siglip --corpus emoji.")
 
     budget = Budget.parse(options.budget)
+    recipes = [_recipe_with_flags(spec) for spec in specs]
+    options.check()
     from polymodal import reproduce
     from polymodal.reproduce.leaderboard import terminal_table, verdict
 
-    arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
+    arms = [reproduce.Arm(_arm_label(spec), made()) for spec, made in zip(specs, recipes, strict=True)]
     comparison = reproduce.compare(arms, options.open(), budget, options.seeds, options.out, jobs=options.jobs)
     console = terminal()
     print("\n" + textwrap.fill(verdict(comparison), min(shutil.get_terminal_size().columns, 120)) + "\n")
@@ -65,14 +69,14 @@ def compare(arguments: Arguments) -> None:
     console.print(f"\nReport: {options.out}/report.html   every figure: {options.out}/results.json", highlight=False)
 
 
-def _recipe_with_flags(spec: str) -> Any:
-    """'sparc --local-weight 1' -> that recipe with that hyper-parameter."""
+def _recipe_with_flags(spec: str) -> Callable[[], Any]:
+    """'sparc --local-weight 1' -> what imports that recipe and makes it with that hyper-parameter."""
     from polymodal import recipes
 
     name, *flags = _words(spec)
     usage = f"train {name}"  # whose help has all of these flags
     given = parse_with_recipe({"towers": TowerOptions}, recipes.find_method(name), flags, usage, compare)
-    return given.towers.applied(given.recipe)
+    return lambda: given.towers.applied(source.real(given.recipe))
 
 
 def _words(spec: str) -> list[str]:
@@ -166,7 +170,8 @@ def attack(arguments: Arguments) -> None:
     opened = [run_and_corpus(place, options) for place in dict.fromkeys(places)]
     names = [run.name for run, _ in opened]
     runs = {run.name if names.count(run.name) == 1 else str(run.directory): run for run, _ in opened}
-    scores = attack_runs(given.recipe, runs, opened[0][1], options.split, options.examples, options.seed, options.out)
+    recipe = source.real(given.recipe)
+    scores = attack_runs(recipe, runs, opened[0][1], options.split, options.examples, options.seed, options.out)
     print_table(
         ["made on", "tried on", "search", "R@10 before", "not found any more", "95 % interval"],
         [
@@ -193,7 +198,7 @@ def score(arguments: Arguments) -> None:
     given = parse_with_recipe({"options": Options}, kind, rest, f"score {spec} CAPTIONS.jsonl", score)
     from polymodal.serving.scoring import score_captions
 
-    scored = score_captions(given.recipe, Path(captions), Path(given.options.out))
+    scored = score_captions(source.real(given.recipe), Path(captions), Path(given.options.out))
     worst = sorted(scored, key=lambda one: one[1].value)[:8]
     print_table(
         ["score", "worst object", "caption"],

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation.attacks import Found, Pairs, attack_scores, summary
 from polymodal.evaluation.statistics import Score
 from polymodal.reproduce.compare import RESULTS, SCORES, Arm, Comparison, Trial, compare, untrained

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from polymodal import corpora, recipes
+from polymodal import recipes
+from polymodal.corpora.languages import in_languages
+from polymodal.corpora.registry import named
 from polymodal.errors import UserError, unknown
 from polymodal.evaluation.statistics import Estimate
 from polymodal.recipes import FIRST_CLAIM
@@ -60,9 +62,9 @@ def reproduce(
         raise UserError(f"Only runs that train can be side by side, which '{spec}' does not compare; take --jobs 1.")
     arms = [Arm("baseline", claim.baseline), Arm("treatment", claim.treatment)]
     arms += [Arm(label, recipe) for label, recipe in claim.further.items()]
-    corpus, budget, seeds = corpora.named(claim.corpus), budget or claim.budget, seeds or claim.seeds
+    corpus, budget, seeds = named(claim.corpus), budget or claim.budget, seeds or claim.seeds
     if claim.languages:
-        corpus = corpora.in_languages(corpus, claim.languages)
+        corpus = in_languages(corpus, claim.languages)
     if isinstance(claim, AttackClaim):
         comparison = compare_attacks(arms, claim, corpus, budget, seeds, out, display)
     elif isinstance(claim, MetricClaim):

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from polymodal.corpora import Corpus, open_again
+from polymodal.corpora.corpus import Corpus
+from polymodal.corpora.registry import open_again
 from polymodal.corpora.written import is_written, open_written
 from polymodal.errors import UserError
 from polymodal.evaluation import Score, evaluate, validation

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.written import is_written, open_written
 from polymodal.curation.documents import curate_pages, figures_of, pages_of, plain_texts
 from polymodal.curation.noise import curation_scores

@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 from PIL import Image as PILImage
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.sheet import has_pictures, picture_of
 from polymodal.data.loader import Reader
 from polymodal.evaluation.retrieval import top
