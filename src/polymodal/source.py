@@ -2,9 +2,10 @@
 
 A module-level name is made by running the one statement that binds it, after those that bind the names it uses. Imports
 are followed to other files of the package in the same way, and to modules that are cheap: the standard library, and
-what is imported already. The annotations of functions are left out, since shapes and tensors are what need torch.
-A dataclass that is made like this is a stand-in: it has the fields, types, defaults and help texts of the real one, and
-`real` turns its instances into those of the real one. A name that needs anything else is not readable.
+what is imported already. Annotations, decorators and defaults of functions that need more are left out. A dataclass
+that is made like this is a stand-in: it has the fields, types, defaults and help texts of the real one, and `real`
+turns its instances into those of the real one. A name that needs anything else is not readable. What a later statement
+changes in a value, such as `NAMES.append(...)`, is not seen.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ast
 import dataclasses
 import functools
 import importlib
+import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -151,7 +153,8 @@ def values(module: ModuleType) -> Mapping[str, Any]:
 def real(value: Any) -> Any:
     """The same value with real dataclasses in place of stand-ins, whose modules are imported."""
     if type(value) is tuple:
-        return tuple(map(real, value))
+        each = tuple(map(real, value))
+        return value if all(map(operator.is_, each, value)) else each
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     module = sys.modules.get(type(value).__module__)

@@ -12,11 +12,12 @@ from polymodal.errors import UserError, unknown
 from polymodal.evaluation.statistics import Estimate
 from polymodal.recipes import FIRST_CLAIM
 from polymodal.reproduce.attacks import compare_attacks
-from polymodal.reproduce.compare import Arm, Comparison, Start, compare
+from polymodal.reproduce.compare import Start, compare
 from polymodal.reproduce.curation import compare_curations, compare_training_on_curated
 from polymodal.reproduce.curves import learning_curves
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.metrics import compare_metrics
+from polymodal.reproduce.result import Arm, Comparison
 from polymodal.training.run import write_json
 from polymodal.types import AttackClaim, Budget, Claim, CuratedTrainingClaim, CurationClaim, MetricClaim
 

@@ -11,7 +11,8 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.errors import UserError
 from polymodal.evaluation.hallucination import hallucination_scores
 from polymodal.evaluation.statistics import Score
-from polymodal.reproduce.compare import RESULTS, Arm, Comparison, Trial, untrained
+from polymodal.reproduce.compare import RESULTS, untrained
+from polymodal.reproduce.result import Arm, Comparison, Trial
 from polymodal.training.run import write_json
 from polymodal.types import Budget
 
