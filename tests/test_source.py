@@ -138,8 +138,17 @@ def test_a_file_that_does_not_import_says_so(own: Path, line: str, expected: str
         source.real(recipes.stand_in(str(own))())
 
 
+def test_a_preset_that_is_not_readable_is_imported(own: Path) -> None:
+    method = "    @classmethod\n    def paper(cls):\n        return cls(number=sizes_of_mine.LARGE)\n"
+    own.write_text(OWN.replace("    @torch.no_grad()", f"{method}\n    @torch.no_grad()"))
+    stand_in = recipes.stand_in(str(own))
+    with pytest.raises(source.NotReadable):
+        stand_in.paper()
+    assert comparing._recipe_with_flags(f"{own} --paper").number == 7
+
+
 def test_flags_of_a_users_file_reach_its_recipe(own: Path) -> None:
-    made = comparing._recipe_with_flags(f"{own} --number 4 --tower.sizes 5 6 --image.width 32")()
+    made = comparing._recipe_with_flags(f"{own} --number 4 --tower.sizes 5 6 --image.width 32")
     assert (made.number, made.tower.sizes, made.image.width) == (4, (5, 6), 32)
     with pytest.raises(UserError, match="--number is at least 1"):
         comparing._recipe_with_flags(f"{own} --number 0")
@@ -167,6 +176,6 @@ def test_a_name_that_statements_bind_in_several_ways_is_not_readable(tmp_path: P
         with pytest.raises(source.NotReadable):
             found[name]
     assert (found["f"], found["g"], found["h"]) == (1, 2, ["x", "y"])
-    with pytest.raises(KeyError):
+    with pytest.raises(source.NotReadable):
         found["z"]
     assert not hasattr(found.module, "z")

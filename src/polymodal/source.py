@@ -11,6 +11,7 @@ changes in a value, such as `NAMES.append(...)`, is not seen.
 from __future__ import annotations
 
 import ast
+import builtins
 import dataclasses
 import functools
 import importlib
@@ -48,7 +49,7 @@ class Source(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         if name not in self._statements:
-            raise KeyError(name)
+            raise (KeyError if hasattr(builtins, name) else NotReadable)(name)
         statement = self._statements[name]
         if isinstance(statement, ast.ImportFrom):
             alias = next(alias for alias in statement.names if (alias.asname or alias.name) == name)
@@ -106,7 +107,7 @@ class Source(dict[str, Any]):
         return {name: self[name] for statement in calls for name in _bound(statement)}
 
     @functools.cached_property
-    def imported(self) -> Any:
+    def loaded(self) -> Any:
         """The module itself, imported."""
         return self._load()
 
@@ -150,6 +151,12 @@ def values(module: ModuleType) -> Mapping[str, Any]:
     return module.source.calls() if isinstance(module, _Module) else vars(module)
 
 
+def imported(kind: type[Any]) -> type[Any]:
+    """The real class of a stand-in; any other class is returned as it is."""
+    module = sys.modules.get(kind.__module__)
+    return getattr(module.source.loaded, kind.__name__) if isinstance(module, _Module) else kind
+
+
 def real(value: Any) -> Any:
     """The same value with real dataclasses in place of stand-ins, whose modules are imported."""
     if type(value) is tuple:
@@ -157,11 +164,10 @@ def real(value: Any) -> Any:
         return value if all(map(operator.is_, each, value)) else each
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
-    module = sys.modules.get(type(value).__module__)
     held = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     given = {name: real(one) for name, one in held.items()}
-    if isinstance(module, _Module):
-        return getattr(module.source.imported, type(value).__name__)(**given)
+    if (kind := imported(type(value))) is not type(value):
+        return kind(**given)
     changed = {name: one for name, one in given.items() if one is not held[name]}
     return dataclasses.replace(value, **changed) if changed else value
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from polymodal import source
 from polymodal.errors import UserError
 from polymodal.ranges import check_ranges
 
@@ -177,8 +178,11 @@ def parse_with_recipe(
     """
     if "--paper" in arguments and not hasattr(kind, "paper"):
         raise UserError("This recipe has no preset of a paper; leave --paper out.")
-    recipe = kind.paper() if "--paper" in arguments else kind
-    return parse_together(kinds | {"preset": PresetOptions, "recipe": recipe}, arguments, usage, command)
+    try:
+        recipe = kind.paper() if "--paper" in arguments else kind
+        return parse_together(kinds | {"preset": PresetOptions, "recipe": recipe}, arguments, usage, command)
+    except source.NotReadable:  # a method of the stand-in needs what is not imported yet
+        return parse_with_recipe(kinds, source.imported(kind), arguments, usage, command)
 
 
 def leading_words(arguments: Arguments) -> Arguments:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import shutil
 import textwrap
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +55,13 @@ def compare(arguments: Arguments) -> None:
         raise UserError("Name the recipes to compare: polymodal compare clip siglip --corpus emoji.")
 
     budget = Budget.parse(options.budget)
-    recipes = [_recipe_with_flags(spec) for spec in specs]
+    for spec in specs:
+        _parsed(spec)
     options.check()
     from polymodal import reproduce
     from polymodal.reproduce.leaderboard import terminal_table, verdict
 
-    arms = [reproduce.Arm(_arm_label(spec), made()) for spec, made in zip(specs, recipes, strict=True)]
+    arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
     comparison = reproduce.compare(arms, options.open(), budget, options.seeds, options.out, jobs=options.jobs)
     console = terminal()
     print("\n" + textwrap.fill(verdict(comparison), min(shutil.get_terminal_size().columns, 120)) + "\n")
@@ -69,14 +69,19 @@ def compare(arguments: Arguments) -> None:
     console.print(f"\nReport: {options.out}/report.html   every figure: {options.out}/results.json", highlight=False)
 
 
-def _recipe_with_flags(spec: str) -> Callable[[], Any]:
-    """'sparc --local-weight 1' -> what imports that recipe and makes it with that hyper-parameter."""
+def _recipe_with_flags(spec: str) -> Any:
+    """'sparc --local-weight 1' -> that recipe with that hyper-parameter."""
+    given = _parsed(spec)
+    return given.towers.applied(source.real(given.recipe))
+
+
+def _parsed(spec: str) -> Any:
+    """The options of a recipe with flags, and its stand-in. Raises UserError before anything slow is imported."""
     from polymodal import recipes
 
     name, *flags = _words(spec)
     usage = f"train {name}"  # whose help has all of these flags
-    given = parse_with_recipe({"towers": TowerOptions}, recipes.find_method(name), flags, usage, compare)
-    return lambda: given.towers.applied(source.real(given.recipe))
+    return parse_with_recipe({"towers": TowerOptions}, recipes.find_method(name), flags, usage, compare)
 
 
 def _words(spec: str) -> list[str]:
