@@ -22,8 +22,8 @@ from polymodal.recipes.evaluation._chair import Chair
 from polymodal.recipes.evaluation._objects import object_lines, root
 from polymodal.recipes.evaluation.aloha import Recipe, matched, parsed
 from polymodal.reproduce.claim import claim_record
-from polymodal.reproduce.compare import Arm
 from polymodal.reproduce.metrics import compare_metrics
+from polymodal.reproduce.result import Arm
 from polymodal.serving.scoring import score_captions
 from polymodal.types import Budget, Metric, MetricClaim
 

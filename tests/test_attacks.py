@@ -28,7 +28,7 @@ from polymodal.recipes.security._perturbation import (
 from polymodal.recipes.security._words import STOP_WORDS, WordModel, clean
 from polymodal.reproduce.attacks import compare_attacks
 from polymodal.reproduce.claim import claim_record
-from polymodal.reproduce.compare import Arm
+from polymodal.reproduce.result import Arm
 from polymodal.serving.attack import attack_runs
 from polymodal.training import Run, train
 from polymodal.training.execution import Execution

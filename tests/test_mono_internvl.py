@@ -32,7 +32,8 @@ from polymodal.modalities import Image, Text
 from polymodal.modalities.image import tile_grid, tiles
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.language_models._base import ImageEmbedding, MultimodalLanguageModel
-from polymodal.reproduce.compare import Arm, Start, compare
+from polymodal.reproduce.compare import Start, compare
+from polymodal.reproduce.result import Arm
 from polymodal.serving.asking import ask_about
 from polymodal.training import Run, load_run, train
 from polymodal.training.execution import Execution

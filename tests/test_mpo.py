@@ -31,7 +31,8 @@ from polymodal.objectives.autoregressive import sum_by_sequence
 from polymodal.objectives.preference import aot, bco, dpo, hinge, ipo, orpo, robust_dpo, sppo
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.optimisation import mpo
-from polymodal.reproduce.compare import Arm, Start, compare
+from polymodal.reproduce.compare import Start, compare
+from polymodal.reproduce.result import Arm
 from polymodal.training import Run, load_run, train
 from polymodal.training.execution import Execution
 from polymodal.training.start import from_run

@@ -32,8 +32,8 @@ from polymodal.recipes import claims
 from polymodal.recipes.any_to_any import moma
 from polymodal.recipes.curation import wasm
 from polymodal.reproduce.claim import claim_of
-from polymodal.reproduce.compare import Arm
 from polymodal.reproduce.curation import compare_training_on_curated
+from polymodal.reproduce.result import Arm
 from polymodal.types import Budget, CuratedTrainingClaim, CurationClaim
 from test_wasm import PAGE
 

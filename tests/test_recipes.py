@@ -1,6 +1,5 @@
 """Every recipe on real data; and what the cards say must hold."""
 
-import ast
 import dataclasses
 from pathlib import Path
 
@@ -266,36 +265,6 @@ def test_names_and_files_and_modules_are_found(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"line 2, does not import: NameError"):
         recipes.find(str(own))
     assert pm.recipes.sparc.Recipe is sparc.Recipe
-
-
-def test_folders_import_only_from_folders_above_them():
-    order = [
-        *("errors", "ranges", "types", "draws", "modalities", "corpora", "data", "layers", "encoders", "objectives"),
-        *("models", "training", "evaluation", "curation", "security", "recipes", "reproduce", "serving", "cli"),
-        "__main__",
-    ]
-    package = Path(pm.__file__).parent
-    checked = 0
-    for file in package.rglob("*.py"):
-        own = file.relative_to(package).parts[0].removesuffix(".py")
-        if own == "__init__":
-            continue
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        for_types_only = {
-            inner
-            for node in ast.walk(tree)
-            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-            for inner in ast.walk(node)
-        }
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module and node not in for_types_only:
-                parts = node.module.split(".")
-                names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
-                for name in names if parts[0] == "polymodal" else []:
-                    if name in order:
-                        checked += 1
-                        assert order.index(name) <= order.index(own), f"{file} imports polymodal.{name}"
-    assert checked > 100
 
 
 def test_a_recipe_of_another_family_is_copied_as_a_starting_point(tmp_path: Path) -> None:

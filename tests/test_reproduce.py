@@ -76,7 +76,7 @@ def test_arms_of_a_seed_start_from_the_same_weights_and_data(small_emoji):
 
 
 def test_a_comparison_goes_on_where_it_stopped(comparison, small_emoji, monkeypatch):
-    module = sys.modules[Arm.__module__]  # the package's attribute of this name is the function
+    module = sys.modules[Start.__module__]  # the package's attribute of this name is the function
     monkeypatch.setattr(module, "evaluate", lambda *_: pytest.fail("scored again"))
     again = compare(ARMS, small_emoji, Budget(steps=8), seeds=2, out=comparison.directory)
     name = "test/text_to_image/MRR"
@@ -86,7 +86,7 @@ def test_a_comparison_goes_on_where_it_stopped(comparison, small_emoji, monkeypa
 
 
 def test_runs_side_by_side_are_those_of_one_after_the_other(comparison, small_emoji, tmp_path, monkeypatch):
-    module = sys.modules[Arm.__module__]
+    module = sys.modules[Start.__module__]
     monkeypatch.setattr(module, "evaluate", lambda *_: pytest.fail("trained or scored in this process"))
     beside = compare(ARMS, small_emoji, Budget(steps=8), [1], tmp_path, jobs=2)
     alone = [trial for trial in comparison.trials if trial.seed == 1]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from polymodal.corpora import Corpus
+    from polymodal.corpora.corpus import Corpus
     from polymodal.draws import Draws
 
 Example = dict[str, Any]  # column name -> decoded value of a modality

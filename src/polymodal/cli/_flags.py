@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from polymodal import source
 from polymodal.errors import UserError
 from polymodal.ranges import check_ranges
 
 if TYPE_CHECKING:
-    from polymodal.corpora import Corpus
+    from polymodal.corpora.corpus import Corpus
 
 
 Arguments = list[str]
@@ -39,7 +40,7 @@ class DataOptions:
     """Draw languages in shares of (captions in the language)^(1 / temperature): 1 as they are, 100 all alike."""
 
     def open(self) -> Corpus:
-        from polymodal.corpora import in_languages, with_language_temperature
+        from polymodal.corpora.languages import in_languages, with_language_temperature
 
         corpus = self._open()
         if self.language is not None:
@@ -48,20 +49,31 @@ class DataOptions:
             corpus = with_language_temperature(corpus, self.language_temperature)
         return corpus
 
-    def _open(self) -> Corpus:
-        from polymodal import corpora
-
+    def check(self) -> None:
+        """Raises UserError where the data that are asked for cannot be there. Nothing slow is imported for it."""
         if self.corpus and self.data:
             raise UserError("Give --corpus or --data, not both.")
-        if self.data and (self.stream or "://" in self.data):
-            return corpora.from_shards(self.data, self.image, self.text)
-        if self.data:
-            return corpora.from_path(self.data, self.image, self.text)
-        if self.image or self.text:
+        if not self.data and (self.image or self.text):
             raise UserError("--image and --text name columns of your own data; give its path with --data.")
-        if not self.corpus:
+        if not self.given:
             raise UserError("Say which data to use: --corpus NAME (`polymodal corpora` lists them) or --data PATH.")
-        return corpora.named_mixture(self.corpus)
+        if self.corpus:
+            from polymodal.corpora.registry import parts_of_mixture
+
+            parts_of_mixture(self.corpus)
+
+    def _open(self) -> Corpus:
+        self.check()
+        from polymodal.corpora.own import from_path
+        from polymodal.corpora.registry import named_mixture
+        from polymodal.corpora.stream import from_shards
+
+        if self.corpus:
+            return named_mixture(self.corpus)
+        assert self.data is not None
+        if self.stream or "://" in self.data:
+            return from_shards(self.data, self.image, self.text)
+        return from_path(self.data, self.image, self.text)
 
     @property
     def given(self) -> bool:
@@ -167,11 +179,17 @@ def parse_together(
 def parse_with_recipe(
     kinds: dict[str, Any], kind: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None]
 ) -> Any:
-    """As `parse_together`, and a recipe of this kind, from the paper's preset with --paper."""
+    """As `parse_together`, and a recipe of this kind, from the paper's preset with --paper.
+
+    kind: may be a stand-in, of which `source.real` makes the recipe.
+    """
     if "--paper" in arguments and not hasattr(kind, "paper"):
         raise UserError("This recipe has no preset of a paper; leave --paper out.")
-    recipe = kind.paper() if "--paper" in arguments else kind
-    return parse_together(kinds | {"preset": PresetOptions, "recipe": recipe}, arguments, usage, command)
+    try:
+        recipe = kind.paper() if "--paper" in arguments else kind
+        return parse_together(kinds | {"preset": PresetOptions, "recipe": recipe}, arguments, usage, command)
+    except source.NotReadable:  # a method of the stand-in needs what is not imported yet
+        return parse_with_recipe(kinds, source.imported(kind), arguments, usage, command)
 
 
 def leading_words(arguments: Arguments) -> Arguments:
@@ -188,10 +206,10 @@ def positional(arguments: Arguments, usage: str) -> tuple[str, Arguments]:
 
 
 def recipe_that(does: str, spec: str, otherwise: str, family: str) -> type[Any]:
-    """The recipe class with this method. Raises UserError for any other, with those of the family."""
+    """The stand-in of the recipe class with this method. Raises UserError for others, with those of the family."""
     from polymodal import recipes
 
-    kind = recipes.find(spec)
+    kind = recipes.stand_in(spec)
     if not hasattr(kind, does):
         known = ", ".join(name for name, entry in recipes.entries().items() if entry.family == family)
         raise UserError(f"The recipe '{spec}' is {otherwise}; these are: {known}.")
@@ -211,8 +229,8 @@ class RunOptions(DataOptions, TrustOptions):
 
 def run_and_corpus(place: str, options: RunOptions) -> tuple[Any, Corpus]:
     """A run, and the data that the options name, or else its own."""
-    from polymodal import corpora
+    from polymodal.corpora.registry import open_again
     from polymodal.training import load_run
 
     run = load_run(place, options.trust_code)
-    return run, options.open() if options.given else corpora.open_again(run.record["corpus"])
+    return run, options.open() if options.given else open_again(run.record["corpus"])

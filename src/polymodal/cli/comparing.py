@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polymodal import source
 from polymodal.cli._flags import (
     Arguments,
     RunOptions,
@@ -55,6 +56,9 @@ def compare(arguments: Arguments) -> None:
         raise UserError("Name the recipes to compare: polymodal compare clip siglip --corpus emoji.")
 
     budget = Budget.parse(options.budget)
+    for spec in specs:
+        _parsed(spec)
+    options.check()
     from polymodal import reproduce
     from polymodal.reproduce.leaderboard import terminal_table, verdict
 
@@ -70,12 +74,17 @@ def compare(arguments: Arguments) -> None:
 
 def _recipe_with_flags(spec: str) -> Any:
     """'sparc --local-weight 1' -> that recipe with that hyper-parameter."""
+    given = _parsed(spec)
+    return given.towers.applied(source.real(given.recipe))
+
+
+def _parsed(spec: str) -> Any:
+    """The options of a recipe with flags, and its stand-in. Raises UserError before anything slow is imported."""
     from polymodal import recipes
 
     name, *flags = _words(spec)
     usage = f"train {name}"  # whose help has all of these flags
-    given = parse_with_recipe({"towers": TowerOptions}, recipes.find_method(name), flags, usage, compare)
-    return given.towers.applied(given.recipe)
+    return parse_with_recipe({"towers": TowerOptions}, recipes.find_method(name), flags, usage, compare)
 
 
 def _words(spec: str) -> list[str]:
@@ -171,7 +180,8 @@ def attack(arguments: Arguments) -> None:
     opened = [run_and_corpus(place, options) for place in dict.fromkeys(places)]
     names = [run.name for run, _ in opened]
     runs = {run.name if names.count(run.name) == 1 else str(run.directory): run for run, _ in opened}
-    scores = attack_runs(given.recipe, runs, opened[0][1], options.split, options.examples, options.seed, options.out)
+    recipe = source.real(given.recipe)
+    scores = attack_runs(recipe, runs, opened[0][1], options.split, options.examples, options.seed, options.out)
     print_table(
         ["made on", "tried on", "search", "R@10 before", "not found any more", "95 % interval"],
         [
@@ -198,7 +208,7 @@ def score(arguments: Arguments) -> None:
     given = parse_with_recipe({"options": Options}, kind, rest, f"score {spec} CAPTIONS.jsonl", score)
     from polymodal.serving.scoring import score_captions
 
-    scored = score_captions(given.recipe, Path(captions), Path(given.options.out))
+    scored = score_captions(source.real(given.recipe), Path(captions), Path(given.options.out))
     worst = sorted(scored, key=lambda one: one[1].value)[:8]
     print_table(
         ["score", "worst object", "caption"],

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polymodal import source
 from polymodal.cli._flags import (
     Arguments,
     JsonOptions,
@@ -27,7 +28,7 @@ from polymodal.errors import UserError, unknown
 from polymodal.ranges import Count, Whole
 
 if TYPE_CHECKING:
-    from polymodal.corpora import Corpus
+    from polymodal.corpora.corpus import Corpus
 
 
 def corpora(arguments: Arguments) -> None:
@@ -37,24 +38,24 @@ def corpora(arguments: Arguments) -> None:
     actions = {"list": _list_corpora, "show": _show_corpora, "fetch": _fetch_corpora, "remove": _remove_corpora}
     if action not in actions:
         raise unknown("action of corpora", action, actions)
-    from polymodal import corpora as data
+    from polymodal.corpora import registry
 
     for name in names:
-        if name not in data.built_in():
-            raise unknown("corpus", name, data.built_in())
+        if name not in registry.names():
+            raise unknown("corpus", name, registry.names())
     actions[action](names, arguments[len(words) :])
 
 
 def _list_corpora(names: list[str], arguments: Arguments) -> None:
     options = parse(JsonOptions, arguments, "corpora list", corpora)
-    from polymodal import corpora as data
+    from polymodal.corpora import registry
     from polymodal.corpora._cache import prepared_size
 
     if options.json:
-        print_json([data.state(name) for name in names or data.built_in()])
+        print_json([registry.state(name) for name in names or registry.built_in()])
         return
     rows = []
-    for about in data.built_in().values():
+    for about in registry.built_in().values():
         sizes = megabytes(about.download_bytes), megabytes(prepared_size(about.name))
         rows.append([about.name, " + ".join(about.modalities), about.description, *sizes])
     print_table(["corpus", "modalities", "what", "download", "in the cache"], rows)
@@ -76,10 +77,10 @@ def _show_corpora(names: list[str], arguments: Arguments) -> None:
     options = parse(Options, arguments, "corpora show NAME", corpora)
     if len(names) != 1:
         raise UserError("Say which corpus: polymodal corpora show emoji.")
-    from polymodal import corpora as data
+    from polymodal.corpora import registry
     from polymodal.corpora.sheet import described, draw_sheet, some_rows
 
-    corpus, console = data.named(names[0]), terminal()
+    corpus, console = registry.named(names[0]), terminal()
     rows = some_rows(corpus, options.examples, options.seed)
     examples = {corpus.key(row): described(corpus, int(row)) for row in rows}
     out = options.out or (None if options.json else f"{corpus.name}.png")
@@ -89,7 +90,7 @@ def _show_corpora(names: list[str], arguments: Arguments) -> None:
         except (OSError, ValueError) as error:
             raise UserError(f"The contact sheet cannot be written to {out}: {error}.") from error
     if options.json:
-        print_json(data.state(corpus.name) | {"shown": examples})
+        print_json(registry.state(corpus.name) | {"shown": examples})
         return
     _print_counts(corpus)
     columns = [
@@ -112,17 +113,17 @@ def _fetch_corpora(names: list[str], arguments: Arguments) -> None:
     options = parse(Options, arguments, "corpora fetch NAME...", corpora)
     if not names and not options.all:
         raise UserError("Say which corpus: polymodal corpora fetch emoji, or fetch --all.")
-    from polymodal import corpora as data
+    from polymodal.corpora import registry
     from polymodal.corpora._cache import is_prepared
 
     console, failed = terminal(), []
     if options.all:
-        names = [name for name, about in data.built_in().items() if not is_prepared(about.folder)]
-        size = sum(data.built_in()[name].download_bytes for name in names)
+        names = [name for name, about in registry.built_in().items() if not is_prepared(about.folder)]
+        size = sum(registry.built_in()[name].download_bytes for name in names)
         console.print(f"{len(names)} corpora to fetch and prepare: {megabytes(size)} of packages.", highlight=False)
     for name in names:
         try:
-            corpus = data.named(name)
+            corpus = registry.named(name)
         except UserError as error:
             if not options.all:
                 raise
@@ -156,10 +157,6 @@ def curate(arguments: Arguments) -> None:
     spec, rest = positional(arguments, usage)
     place, rest = positional(rest, usage)
     kind = recipe_that("steps", spec, "no recipe of curation", "curation")
-    from polymodal import corpora
-    from polymodal.curation.documents import CurationOptions, curate_pages, figures_of, pages_in, pages_of
-    from polymodal.curation.quality import good_texts, lines_of_file
-    from polymodal.training import Interrupted
 
     @dataclass(frozen=True)
     class Options:
@@ -171,10 +168,15 @@ def curate(arguments: Arguments) -> None:
         flagged: str | None = None
         """A file with a word a line that nobody wants."""
 
-    kinds = {"options": Options, "curation": CurationOptions}
+    kinds = {"options": Options, "curation": source.find("polymodal.curation.documents", "CurationOptions")}
     given = parse_with_recipe(kinds, kind, rest, f"curate {spec} PAGES", curate)
-    recipe, options = given.recipe, given.options
-    found = corpora.named(place) if place in corpora.built_in() else None
+    from polymodal.corpora import registry
+    from polymodal.curation.documents import curate_pages, figures_of, pages_in, pages_of
+    from polymodal.curation.quality import good_texts, lines_of_file
+    from polymodal.training import Interrupted
+
+    recipe, options = source.real(given.recipe), given.options
+    found = registry.named(place) if place in registry.names() else None
     pages, figures = (pages_of(found), figures_of(found)) if found else (pages_in(Path(place)), None)
     flagged = [word for line in lines_of_file(options.flagged) for word in line.split()] if options.flagged else ()
     known = recipe.learn(good_texts(options.good, recipe.language) if options.good else (), flagged)
@@ -185,7 +187,7 @@ def curate(arguments: Arguments) -> None:
             pages,
             options.out,
             known,
-            given.curation,
+            source.real(given.curation),
             place,
             further,
             lambda one: counted(one, "Curated"),
@@ -218,8 +220,6 @@ def curate(arguments: Arguments) -> None:
 def caption(arguments: Arguments) -> None:
     """captions of a corpus's pictures by a run, the best kept, as a corpus to train ulip_2 on"""
     place, rest = positional(arguments, "caption RUN --out FOLDER [--corpus NAME | --data PATH] [--rank RUN]")
-    from polymodal.curation.captions import CaptionCounts, CaptionOptions, captioned, write_captions
-    from polymodal.curation.unfinished import file_beside
 
     @dataclass(frozen=True)
     class Options(RunOptions):
@@ -228,13 +228,15 @@ def caption(arguments: Arguments) -> None:
         rank: str | None = None
         """A run that embeds pictures and texts, to say which captions fit; without, the commonest is the best."""
 
-    kinds = {"options": Options, "captions": CaptionOptions}
+    kinds = {"options": Options, "captions": source.find("polymodal.curation.captions", "CaptionOptions")}
     given = parse_together(kinds, rest, "caption RUN", caption)
     from rich.progress import track
 
+    from polymodal.curation.captions import CaptionCounts, captioned, write_captions
+    from polymodal.curation.unfinished import file_beside
     from polymodal.training import load_run
 
-    out, rank = given.options.out, given.options.rank
+    out, rank, options = given.options.out, given.options.rank, source.real(given.captions)
     run, corpus = run_and_corpus(place, given.options)
     ranker, counts = load_run(rank, given.options.trust_code) if rank else None, CaptionCounts()
     unfinished = file_beside(Path(out))
@@ -242,7 +244,7 @@ def caption(arguments: Arguments) -> None:
         run,
         corpus,
         corpus.rows("train"),
-        given.captions,
+        options,
         ranker,
         counts,
         lambda items: track(items, "Describing", transient=True),
@@ -250,15 +252,15 @@ def caption(arguments: Arguments) -> None:
     )
 
     def made() -> dict[str, Any]:
-        source = {"run": place, "rank": rank, "corpus": corpus.name}
-        return source | {"options": dataclasses.asdict(given.captions), "counts": dataclasses.asdict(counts)}
+        made_of = {"run": place, "rank": rank, "corpus": corpus.name}
+        return made_of | {"options": dataclasses.asdict(options), "counts": dataclasses.asdict(counts)}
 
     with _goes_on():
         written = write_captions(corpus, out, found, made, unfinished)
     kept = max(counts.kept, 1)
     facts = {
         "pictures": f"{counts.pictures:,}",
-        "different captions": f"{counts.distinct / max(counts.pictures, 1):.1f} of {given.captions.samples} a picture",
+        "different captions": f"{counts.distinct / max(counts.pictures, 1):.1f} of {options.samples} a picture",
         "kept": f"{counts.kept:,}, of {counts.words / kept:.1f} words",
         "fit": f"{counts.fit / kept:.3f} ({'cosine with the picture' if rank else 'share of the captions drawn'})",
         "unreadable": f"{len(counts.unreadable):,} examples",
@@ -284,23 +286,25 @@ def _goes_on() -> Iterator[None]:
 def prefer(arguments: Arguments) -> None:
     """pairs of a run's own answers, the better one first, as a corpus to train mpo on"""
     place, rest = positional(arguments, "prefer RUN --out FOLDER [--corpus NAME | --data PATH] [--samples 16]")
-    from polymodal.curation.preferences import PairOptions, write_preferences
 
     @dataclass(frozen=True)
     class Options(RunOptions):
         out: str = "preferences"
         """The folder to write; `--data FOLDER` opens it."""
 
-    kinds = {"options": Options, "pairs": PairOptions}
+    kinds = {"options": Options, "pairs": source.find("polymodal.curation.preferences", "PairOptions")}
     given = parse_together(kinds, rest, "prefer RUN", prefer)
     from rich.progress import track
 
     from polymodal.corpora.written import described
+    from polymodal.curation.preferences import write_preferences
 
     run, corpus = run_and_corpus(place, given.options)
-    out = given.options.out
+    out, pairs_options = given.options.out, source.real(given.pairs)
     with _goes_on():
-        written = write_preferences(run, corpus, out, given.pairs, lambda items: track(items, "Asking", transient=True))
+        written = write_preferences(
+            run, corpus, out, pairs_options, lambda items: track(items, "Asking", transient=True)
+        )
     counts = described(out)["made"]["counts"]
     pairs = sum(counts["pairs"].values())
     facts = {

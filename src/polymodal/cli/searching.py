@@ -66,14 +66,15 @@ def search(arguments: Arguments) -> None:
     """find pictures, or what else a run embeds, by words; in an index also by a picture or a sound"""
     usage = 'search RUN "a red fruit" [--top 8] [--out contact-sheet.png], or search INDEX "a red fruit" [--where ...]'
     place, rest = positional(arguments, usage)
-    from polymodal.serving.index import is_index
-
     if HELP & {*rest}:  # of both: which it is follows from the folder
         with suppress(SystemExit):
             _search_index(place, rest)
-    elif is_index(place):
-        _search_index(place, rest)
-        return
+    else:
+        from polymodal.serving.index import is_index
+
+        if is_index(place):
+            _search_index(place, rest)
+            return
     query, rest = positional(rest, usage)
 
     @dataclass(frozen=True)

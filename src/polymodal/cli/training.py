@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polymodal import source
 from polymodal.cli._flags import (
     HELP,
     Arguments,
@@ -28,8 +29,10 @@ from polymodal.ranges import Whole
 from polymodal.types import Budget
 
 if TYPE_CHECKING:
-    from polymodal.corpora import Corpus
+    from polymodal.corpora.corpus import Corpus
     from polymodal.training.execution import Execution
+
+EXECUTION = "polymodal.training.execution", "Execution"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ class TrainOptions(DataOptions, TowerOptions, TrustOptions):
         tower = self.text if self.text and self.text.startswith("hf:") else None
         return TowerOptions(self.vision, tower, self.audio, self.lm)
 
+    def check(self) -> None:
+        return super().check() if self.towers.text is None else dataclasses.replace(self, text=None).check()
+
     def open(self) -> Corpus:
         return super().open() if self.towers.text is None else dataclasses.replace(self, text=None).open()
 
@@ -67,32 +73,31 @@ def train(arguments: Arguments) -> None:
     """pre-train a recipe on a corpus or on your own data"""
     spec, rest = positional(arguments, "train RECIPE --corpus NAME | --data PATH [--budget 60s] [--seed 0] [--out DIR]")
     from polymodal import recipes
-    from polymodal.training.execution import Execution
 
-    kinds = {"options": TrainOptions, "execution": Execution}
+    kinds = {"options": TrainOptions, "execution": source.find(*EXECUTION)}
     given = parse_with_recipe(kinds, recipes.find_method(spec), rest, f"train {spec}", train)
     options = given.options
-    budget, corpus, name = Budget.parse(options.budget), options.open(), short_name(spec)
+    budget, name = Budget.parse(options.budget), short_name(spec)
+    options.check()
+    recipe, corpus = options.prepared(source.real(given.recipe)), options.open()
     out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
-    recipe = options.prepared(given.recipe)
-    _train(recipe, corpus, budget, options.seed, out, name, given.execution, options.init, options.trust_code)
+    execution = source.real(given.execution)
+    _train(recipe, corpus, budget, options.seed, out, name, execution, options.init, options.trust_code)
 
 
 def resume(arguments: Arguments) -> None:
     """go on with a run that was stopped"""
     place, rest = positional(arguments, "resume RUN")
-    from polymodal import corpora
-    from polymodal.training.execution import Execution
-    from polymodal.training.recipe_record import dataclass_from, recipe_from_record
-    from polymodal.training.run import read_record
-
-    directory = Path(place)
-    record = {} if HELP & {*rest} else read_record(directory)
-    kept = dataclass_from(Execution, record.get("execution", {}), directory, "execution")
+    directory, execution_class = Path(place), source.find(*EXECUTION)
+    record = {} if HELP & {*rest} else _record(directory)
+    kept = _kept(execution_class, record["execution"], directory) if record else execution_class()
     given = parse_together({"execution": kept, "trust": TrustOptions}, rest, "resume RUN", resume)
     trust_code = given.trust.trust_code
+    from polymodal.corpora.registry import open_again
+    from polymodal.training.recipe_record import recipe_from_record
+
     recipe = recipe_from_record(record["recipe"], directory, trust_code)
-    corpus = corpora.open_again(record["corpus"])
+    corpus = open_again(record["corpus"])
     _train(
         recipe,
         corpus,
@@ -100,10 +105,23 @@ def resume(arguments: Arguments) -> None:
         record["seed"],
         str(directory),
         record["recipe"]["name"],
-        given.execution,
+        source.real(given.execution),
         record.get("init"),
         trust_code,
     )
+
+
+def _record(directory: Path) -> dict[str, Any]:
+    from polymodal.training.run import read_record
+
+    return read_record(directory)
+
+
+def _kept(kind: Any, values: dict[str, Any], directory: Path) -> Any:
+    """How the run was executed so far. Raises UserError for values of another type."""
+    from polymodal.training.recipe_record import dataclass_from
+
+    return dataclass_from(kind, values, directory, "execution")
 
 
 def _train(

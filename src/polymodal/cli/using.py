@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polymodal import source
 from polymodal.cli._flags import (
     Arguments,
     JsonOptions,
@@ -92,10 +93,10 @@ def ask(arguments: Arguments) -> None:
     pictures = leading_words(rest)
     if not pictures:
         raise UserError("Say which pictures: polymodal ask RUN PICTURE [PICTURE ...].")
-    from polymodal.layers.decoding import Decoding
+    decoding_class: Any = source.find("polymodal.layers.decoding", "Decoding")
 
     @dataclass(frozen=True)
-    class Options(Decoding, JsonOptions, TrustOptions):
+    class Options(decoding_class, JsonOptions, TrustOptions):
         question: str = ""
         """About every picture; without, each gets a caption."""
         seed: Whole = 0
@@ -105,7 +106,9 @@ def ask(arguments: Arguments) -> None:
     from polymodal.serving.asking import ask_about
     from polymodal.training import load_run
 
-    said = ask_about(load_run(place, options.trust_code), pictures, options.question, options, options.seed)
+    decoding = decoding_class(**{name: getattr(options, name) for name in decoding_class.__dataclass_fields__})
+    run = load_run(place, options.trust_code)
+    said = ask_about(run, pictures, options.question, source.real(decoding), options.seed)
     if options.json:
         print_json([{"picture": picture, "text": text} for picture, text in zip(pictures, said, strict=True)])
     else:
@@ -202,11 +205,6 @@ def export(arguments: Arguments) -> None:
 def serve(arguments: Arguments) -> None:
     """answer over HTTP: vectors, search, scores, classes, and what the run generates"""
     place, rest = positional(arguments, "serve RUN [--index DIR] [--port 8000]")
-    try:
-        from polymodal.serving import limits
-        from polymodal.serving.server import create_app
-    except ImportError as error:
-        raise needs(error.name or "fastapi", "serve", "A server") from error
 
     @dataclass(frozen=True)
     class Options(TrustOptions):
@@ -227,9 +225,15 @@ def serve(arguments: Arguments) -> None:
         beside: tuple[str, ...] = ()
         """Indexes of other runs, which answer beside this one on the page."""
 
-    given = parse_together({"options": Options, "limits": limits.Limits}, rest, "serve RUN", serve)
-    options = given.options
-    key = limits.usable_key(os.environ.get("POLYMODAL_API_KEY") if options.api_key is None else options.api_key)
+    kinds = {"options": Options, "limits": source.find("polymodal.serving.limits", "Limits")}
+    given = parse_together(kinds, rest, "serve RUN", serve)
+    options, limits = given.options, source.real(given.limits)
+    try:
+        from polymodal.serving.limits import usable_key
+        from polymodal.serving.server import create_app
+    except ImportError as error:
+        raise needs(error.name or "fastapi", "serve", "A server") from error
+    key = usable_key(os.environ.get("POLYMODAL_API_KEY") if options.api_key is None else options.api_key)
     from polymodal.serving.index import Index
     from polymodal.training import load_run
 
@@ -240,10 +244,10 @@ def serve(arguments: Arguments) -> None:
     others = [Index(other) for other in options.beside]
     beside = [(other.run(trust_code=options.trust_code), other) for other in others]
     try:
-        app = create_app(run, index, given.limits, key, options.largest_batch, options.room, options.page, beside)
+        app = create_app(run, index, limits, key, options.largest_batch, options.room, options.page, beside)
     except ImportError as error:
         raise needs(error.name or "gradio", "page", "A page") from error
-    _listen(app, run.name, options.host, options.port, given.limits)
+    _listen(app, run.name, options.host, options.port, limits)
 
 
 def _listen(app: Any, name: str, host: str, port: int, limits: Limits) -> None:

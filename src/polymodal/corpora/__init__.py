@@ -1,49 +1,70 @@
 """Real data: the built-in corpora, one file each, and `from_path` for the user's own.
 
-A built-in corpus is a module of this folder with `about` and a function of its own name that opens it.
+Everything here is imported on first use, so that listings and help wait for no corpus. Inside the package, modules
+import from the modules of this folder.
 """
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
-from collections.abc import Callable, Mapping
-from typing import Any
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from polymodal.corpora._cache import is_prepared, prepared_size
-from polymodal.corpora.brains import brains
-from polymodal.corpora.cells import cells
-from polymodal.corpora.charts import charts
-from polymodal.corpora.clips import clips
-from polymodal.corpora.corpus import About, Corpus, Part
-from polymodal.corpora.counting import counting
-from polymodal.corpora.digits import digits
-from polymodal.corpora.documents import documents
-from polymodal.corpora.driving import driving
-from polymodal.corpora.emoji import emoji
-from polymodal.corpora.functions import functions
-from polymodal.corpora.furniture import furniture
-from polymodal.corpora.furniture_views import furniture_views
-from polymodal.corpora.glosses import glosses
-from polymodal.corpora.languages import in_languages, with_language_temperature
-from polymodal.corpora.manuals import manuals
-from polymodal.corpora.mixture import mix
-from polymodal.corpora.molecules import molecules
-from polymodal.corpora.movies import movies
-from polymodal.corpora.own import from_path
-from polymodal.corpora.pages import pages
-from polymodal.corpora.referring import referring
-from polymodal.corpora.reports import reports
-from polymodal.corpora.scenes import scenes
-from polymodal.corpora.series import series
-from polymodal.corpora.solar_cells import solar_cells
-from polymodal.corpora.speech import speech
-from polymodal.corpora.stamps import stamps
-from polymodal.corpora.stream import MissingData, from_shards
-from polymodal.corpora.viewers import viewers
-from polymodal.corpora.web_tasks import web_tasks
-from polymodal.corpora.worlds import worlds
-from polymodal.errors import UserError, unknown
+from polymodal.corpora.registry import names
+
+if TYPE_CHECKING:
+    from polymodal.corpora.about import About
+    from polymodal.corpora.brains import brains
+    from polymodal.corpora.cells import cells
+    from polymodal.corpora.charts import charts
+    from polymodal.corpora.clips import clips
+    from polymodal.corpora.corpus import Corpus, Part
+    from polymodal.corpora.counting import counting
+    from polymodal.corpora.digits import digits
+    from polymodal.corpora.documents import documents
+    from polymodal.corpora.driving import driving
+    from polymodal.corpora.emoji import emoji
+    from polymodal.corpora.functions import functions
+    from polymodal.corpora.furniture import furniture
+    from polymodal.corpora.furniture_views import furniture_views
+    from polymodal.corpora.glosses import glosses
+    from polymodal.corpora.languages import in_languages, with_language_temperature
+    from polymodal.corpora.manuals import manuals
+    from polymodal.corpora.mixture import mix
+    from polymodal.corpora.molecules import molecules
+    from polymodal.corpora.movies import movies
+    from polymodal.corpora.own import from_path
+    from polymodal.corpora.pages import pages
+    from polymodal.corpora.referring import referring
+    from polymodal.corpora.registry import built_in, named, named_mixture, open_again, state
+    from polymodal.corpora.reports import reports
+    from polymodal.corpora.scenes import scenes
+    from polymodal.corpora.series import series
+    from polymodal.corpora.solar_cells import solar_cells
+    from polymodal.corpora.speech import speech
+    from polymodal.corpora.stamps import stamps
+    from polymodal.corpora.stream import MissingData, from_shards
+    from polymodal.corpora.viewers import viewers
+    from polymodal.corpora.web_tasks import web_tasks
+    from polymodal.corpora.worlds import worlds
+
+_MODULES = {  # of what is no built-in corpus, which is in the module of its own name
+    "About": "about",
+    "Corpus": "corpus",
+    "MissingData": "stream",
+    "Part": "corpus",
+    "built_in": "registry",
+    "from_path": "own",
+    "from_shards": "stream",
+    "in_languages": "languages",
+    "mix": "mixture",
+    "named": "registry",
+    "named_mixture": "registry",
+    "open_again": "registry",
+    "state": "registry",
+    "with_language_temperature": "languages",
+}
 
 __all__ = [
     "About",
@@ -90,75 +111,24 @@ __all__ = [
 ]
 
 
-def built_in() -> dict[str, About]:
-    """What is known of every built-in corpus, by name."""
-    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    return {module.about.name: module.about for module in modules if hasattr(module, "about")}
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name, name if name in names() else None)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
-def state(name: str) -> dict[str, Any]:
-    """What scripts want to know of a built-in corpus; what needs its data is None while it is not in the cache."""
-    about = built_in()[name]
-    corpus = named(name) if is_prepared(about.folder) else None
-    return {
-        "name": name,
-        "state": "prepared" if corpus else "not fetched",
-        "description": about.description,
-        "modalities": about.modalities,
-        "licence": about.licence,
-        "source": about.source,
-        "composed": about.composed,
-        "download_bytes": about.download_bytes,
-        "bytes": prepared_size(name),
-        "examples": len(corpus) if corpus else None,
-        "splits": {split: len(rows) for split, rows in corpus.splits.items()} if corpus else None,
-        "columns": {name: type(kind).__name__.lower() for name, kind in corpus.columns.items()} if corpus else None,
-    }
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
 
 
-def named(name: str) -> Corpus:
-    """Open a built-in corpus. Raises UserError, with the nearest name, when there is none."""
-    known = built_in()
-    if name not in known:
-        raise unknown("corpus", name, known)
-    return getattr(importlib.import_module(f"{__name__}.{name}"), name)()
+class _Package(ModuleType):
+    """This package, whose `emoji` is the function: an import of the module of that name would take its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and name in names():
+            value = getattr(value, name)
+        super().__setattr__(name, value)
 
 
-def named_mixture(text: str, every_column: bool = False) -> Corpus:
-    """'emoji', or a mixture with weights such as 'emoji:3,scenes:1'. Raises UserError for any other form.
-
-    every_column: see `mix`.
-    """
-    parts = []
-    for part in text.split(","):
-        name, colon, weight = part.strip().partition(":")
-        try:
-            share = float(weight) if colon else 1.0
-        except ValueError:
-            share = 0.0
-        if share <= 0:
-            raise UserError(f"'{part}' is no part of a mixture; write for example emoji:3,scenes:1.")
-        parts.append((named(name), share))
-    return parts[0][0] if len(parts) == 1 else mix(parts, every_column=every_column)
-
-
-def open_again(choices: Mapping[str, Any]) -> Corpus:
-    """The corpus that a run was trained on, from what its record says."""
-    changes: dict[str, Callable[[Corpus, Any], Corpus]] = {  # the last that was made first
-        "language_temperature": with_language_temperature,
-        "languages": in_languages,
-    }
-    for choice, change in changes.items():
-        if choice in choices:
-            others = {name: value for name, value in choices.items() if name != choice}
-            return change(open_again(others), choices[choice])
-    if "parts" in choices:
-        parts = [(open_again(part), weight) for part, weight in choices["parts"]]
-        return mix(parts, every_column=choices.get("every_column", False))
-    if choices.get("stream"):
-        return from_shards(choices["data"], choices.get("image"), choices.get("text"))
-    if "data" in choices:
-        return from_path(choices["data"], choices.get("image"), choices.get("text"))
-    if "corpus" in choices:
-        return named(choices["corpus"])
-    raise UserError("This run does not say which corpus it was trained on; name one with --corpus or --data.")
+sys.modules[__name__].__class__ = _Package

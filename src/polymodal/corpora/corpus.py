@@ -10,33 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polymodal.corpora.about import About
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Modality
 from polymodal.types import Example
-
-
-@dataclass(frozen=True)
-class About:
-    """What `polymodal corpora` says of a corpus.
-
-    modalities: for listings. download_bytes: what a fetch brings. composed: "" for data as they were found, else what
-    was composed or synthesised; figures measured on such a corpus say so. version: raised when preparation changes, so
-    that an old cache is not read.
-    """
-
-    name: str
-    description: str
-    licence: str
-    source: str
-    modalities: tuple[str, ...]
-    download_bytes: int = 0
-    composed: str = ""
-    version: int = 1
-
-    @property
-    def folder(self) -> str:
-        """Its name in the cache."""
-        return f"{self.name}-{self.version}"
 
 
 class Part(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.written import write_with_column
 from polymodal.curation.unfinished import add_up, each_once, generator_of
 from polymodal.data.conversation import DESCRIBE

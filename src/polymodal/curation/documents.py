@@ -23,9 +23,8 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polymodal.corpora import Corpus
 from polymodal.corpora._splits import split_by_hash
-from polymodal.corpora.corpus import About
+from polymodal.corpora.corpus import About, Corpus
 from polymodal.corpora.written import refuse_full, write_corpus
 from polymodal.curation.web import Block, blocks_of, markdown_of, parallel_lists
 from polymodal.errors import UnreadableExample, UserError, needs

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.curation.quality import printed, words_of
 from polymodal.curation.web import Block, blocks_of
 from polymodal.evaluation.statistics import Score

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.written import refuse_full, write_with_column
 from polymodal.curation.unfinished import add_up, each_once, file_beside, generator_of
 from polymodal.data.conversation import DESCRIBE, IMAGE

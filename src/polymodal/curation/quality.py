@@ -15,8 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from polymodal import corpora
 from polymodal.corpora._html import lines
+from polymodal.corpora.registry import named, names
 from polymodal.curation.ngrams import NGramModel
 from polymodal.errors import UserError, needs
 from polymodal.modalities import Text
@@ -236,8 +236,8 @@ def good_texts(source: str, language: str) -> list[str]:
 
     Raises UserError for a file that cannot be read, and where there is no text.
     """
-    if source in corpora.built_in():
-        corpus = corpora.named(source)
+    if source in names():
+        corpus = named(source)
         column = corpus.column_of(Text)
         rows = corpus.raw_values(corpus.rows("train"), column)
         found = [text["text"] for texts in rows for text in texts or () if text["language"] == language]

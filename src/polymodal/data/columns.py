@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from PIL import Image as PILImage
 from torch import Tensor
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.draws import Draws
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Category, Image, Table, Text, Video

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import Column, ColumnsProcessor, ImageColumn, LabelColumn, TextColumn, load_columns
 from polymodal.errors import UserError
 from polymodal.modalities import Text

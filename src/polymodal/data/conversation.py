@@ -15,7 +15,7 @@ from jaxtyping import Float
 from PIL import Image as PILImage
 from torch import Tensor
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import (
     AsItIsColumn,
     ColumnsProcessor,

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import ColumnsProcessor
 from polymodal.errors import UserError
 from polymodal.modalities import History

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import ColumnsProcessor, ImageColumn, TextColumn, load_columns
 from polymodal.modalities.text import Caption, Tokenizer
 

@@ -18,7 +18,7 @@ import torch
 logging.getLogger("absl").setLevel(logging.ERROR)  # grain warns at import that jax, which it can do without, is missing
 import grain
 
-from polymodal.corpora import Corpus, Part
+from polymodal.corpora.corpus import Corpus, Part
 from polymodal.draws import Draws
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Text

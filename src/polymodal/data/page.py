@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import MOST_ROWS, ColumnsProcessor, ImageColumn, load_columns
 from polymodal.draws import Draws
 from polymodal.errors import UnreadableExample

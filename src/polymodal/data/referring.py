@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image as PILImage
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import MOST_ROWS, ColumnsProcessor, ImageColumn, PlainColumn, TextColumn, load_columns
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Expressions, Image, Text

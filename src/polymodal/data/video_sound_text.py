@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import ColumnsProcessor, TextColumn, colour_statistics, load_columns
 from polymodal.data.speech_text import SoundColumn
 from polymodal.data.video_text import VideoColumn

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image as PILImage
 from torch import Tensor
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import (
     MOST_ROWS,
     AsItIsColumn,

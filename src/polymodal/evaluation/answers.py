@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.mixture import Mixture
 from polymodal.data.conversation import DESCRIBE
 from polymodal.data.instructions import final_answer, longest_caption, step_by_step

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from PIL import Image as PILImage
 from torch import Tensor
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.retrieval import chance_recall, ranks

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.conditioned_image import ConditionedImageProcessor
 from polymodal.data.loader import Reader
 from polymodal.evaluation.classification import balanced_accuracy

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score

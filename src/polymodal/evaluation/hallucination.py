@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from polymodal.corpora import Corpus
 from polymodal.corpora._wordnet import WordNet, wordnet
+from polymodal.corpora.corpus import Corpus
 from polymodal.errors import UserError
 from polymodal.evaluation.statistics import Score
 from polymodal.modalities import Regions, Text

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.evaluation.classification import area_under_curve, balanced_accuracy, linear_probe
 from polymodal.evaluation.statistics import Score

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.conversation import IMAGE, PICTURE, PICTURE_END, ConversationProcessor
 from polymodal.data.sequence import TEXT, Segment, beside
 from polymodal.evaluation.statistics import Score

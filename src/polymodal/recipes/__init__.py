@@ -14,12 +14,13 @@ import itertools
 import sys
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from polymodal import source
 from polymodal.errors import UserError, unknown
 from polymodal.ranges import range_of
 
@@ -54,8 +55,15 @@ class Entry:
 
 def entries() -> dict[str, Entry]:
     """All recipes of the package by name."""
-    files = sorted(Path(__file__).parent.glob("*/[!_]*.py"))
-    return {file.stem: _read(file) for file in files}
+    return {name: _read(file) for name, file in _files().items()}
+
+
+def _files() -> dict[str, Path]:
+    return {file.stem: file for file in sorted(Path(__file__).parent.glob("*/[!_]*.py"))}
+
+
+def _module_of(file: Path) -> str:
+    return f"{__name__}.{file.parent.name}.{file.stem}"
 
 
 def find(spec: str) -> type[Any]:
@@ -65,8 +73,8 @@ def find(spec: str) -> type[Any]:
         from polymodal.training.recipe_record import import_file  # imports torch, which listings do without
 
         module = import_file(Path(place).expanduser())
-    elif place in (known := entries()):
-        module = importlib.import_module(known[place].module)
+    elif place in (known := _files()):
+        module = importlib.import_module(_module_of(known[place]))
     elif name:
         module = _import_module(place)
     else:
@@ -77,9 +85,34 @@ def find(spec: str) -> type[Any]:
     return found
 
 
+def stand_in(spec: str) -> type[Any]:
+    """As `find`, from the recipe's source where that is readable: quick, and all that flags and their help need.
+
+    `source.real` turns its instances into those of the recipe itself.
+    """
+    place, _, name = spec.partition(":")
+    file, known = Path(place).expanduser(), _files()
+    if place in known:
+        found = source.find(_module_of(known[place]), name or "Recipe")
+        return found if isinstance(found, type) else find(spec)
+    if file.suffix == ".py" and file.is_file():
+        with suppress(Exception):  # of the user's file, which `find` imports and says what is wrong with
+            return _own_source(file)[name or "Recipe"]
+    return find(spec)
+
+
+def _own_source(file: Path) -> source.Source:
+    def load() -> Any:
+        from polymodal.training.recipe_record import import_file
+
+        return import_file(file)
+
+    return source.Source(file.stem, file, load)
+
+
 def find_method(spec: str) -> type[Any]:
-    """The recipe class that a user's words name, of a method that is trained. Raises UserError for any other."""
-    found = find(spec)
+    """As `stand_in`, of a method that is trained. Raises UserError for any other."""
+    found = stand_in(spec)
     if not hasattr(found, "build"):
         raise UserError(f"The recipe '{spec}' trains nothing; use it with: polymodal {command_of(found, spec)}")
     return found
@@ -144,21 +177,28 @@ FIRST_CLAIM = "claim"  # its name in the recipe's file
 
 def claims(spec: str) -> dict[str, Claim]:
     """The claims that stand beside a recipe, by their names in its file."""
-    return _claims_in(sys.modules[find(spec).__module__])
+    return _claims_in(vars(sys.modules[find(spec).__module__]))
 
 
-def _claims_in(module: ModuleType) -> dict[str, Claim]:
-    from polymodal.types import Claim  # torch, which a listing need not wait for
+def _claims_in(names: Mapping[str, Any]) -> dict[str, Claim]:
+    from polymodal.types import Claim
 
-    return {name: value for name, value in vars(module).items() if isinstance(value, Claim)}
+    return {name: value for name, value in names.items() if isinstance(value, Claim)}
 
 
 def describe(spec: str) -> dict[str, Any]:
     """What `polymodal show` says: the paper, the whole docstring, every hyper-parameter, the claims."""
-    kind = find(spec)
+    kind = stand_in(spec)
+    try:
+        return _described(spec, kind)
+    except Exception:  # a value of the file that is not readable
+        return _described(spec, find(spec))
+
+
+def _described(spec: str, kind: type[Any]) -> dict[str, Any]:
     module = sys.modules[kind.__module__]
     paper = getattr(module, "paper", None)
-    sentences = {name: claim.sentence for name, claim in _claims_in(module).items()}
+    sentences = {name: claim.sentence for name, claim in _claims_in(source.values(module)).items()}
     return {
         "name": spec,
         "title": paper.title if paper else kind.__name__,
@@ -206,10 +246,10 @@ def _field_texts(kind: type) -> dict[str, str]:
 
 
 def __getattr__(name: str) -> Any:
-    known = {} if name.startswith("_") else entries()
+    known = {} if name.startswith("_") else _files()
     if name not in known:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(known[name].module)
+    return importlib.import_module(_module_of(known[name]))
 
 
 def __dir__() -> list[str]:

@@ -7,11 +7,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation.attacks import Found, Pairs, attack_scores, summary
 from polymodal.evaluation.statistics import Score
-from polymodal.reproduce.compare import RESULTS, SCORES, Arm, Comparison, Trial, compare, untrained
+from polymodal.reproduce.compare import RESULTS, SCORES, compare, untrained
 from polymodal.reproduce.display import Display
+from polymodal.reproduce.result import Arm, Comparison, Trial
 from polymodal.training.run import Run, write_json, write_text
 from polymodal.types import Attack, AttackClaim, Budget
 

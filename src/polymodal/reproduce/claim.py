@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from polymodal import corpora, recipes
+from polymodal import recipes
+from polymodal.corpora.languages import in_languages
+from polymodal.corpora.registry import named
 from polymodal.errors import UserError, unknown
 from polymodal.evaluation.statistics import Estimate
 from polymodal.recipes import FIRST_CLAIM
 from polymodal.reproduce.attacks import compare_attacks
-from polymodal.reproduce.compare import Arm, Comparison, Start, compare
+from polymodal.reproduce.compare import Start, compare
 from polymodal.reproduce.curation import compare_curations, compare_training_on_curated
 from polymodal.reproduce.curves import learning_curves
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.metrics import compare_metrics
+from polymodal.reproduce.result import Arm, Comparison
 from polymodal.training.run import write_json
 from polymodal.types import AttackClaim, Budget, Claim, CuratedTrainingClaim, CurationClaim, MetricClaim
 
@@ -62,9 +65,9 @@ def reproduce(
         raise UserError(f"Only runs that train can be side by side, which '{spec}' does not compare; take --jobs 1.")
     arms = [Arm("baseline", claim.baseline), Arm("treatment", claim.treatment)]
     arms += [Arm(label, recipe) for label, recipe in claim.further.items()]
-    corpus, budget, seeds = corpora.named(claim.corpus), budget or claim.budget, seeds or claim.seeds
+    corpus, budget, seeds = named(claim.corpus), budget or claim.budget, seeds or claim.seeds
     if claim.languages:
-        corpus = corpora.in_languages(corpus, claim.languages)
+        corpus = in_languages(corpus, claim.languages)
     if isinstance(claim, AttackClaim):
         comparison = compare_attacks(arms, claim, corpus, budget, seeds, out, display)
     elif isinstance(claim, MetricClaim):

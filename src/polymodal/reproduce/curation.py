@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.written import is_written, open_written
 from polymodal.curation.documents import curate_pages, figures_of, pages_of, plain_texts
 from polymodal.curation.noise import curation_scores
@@ -15,9 +15,10 @@ from polymodal.data.conversation import ConversationProcessor
 from polymodal.errors import UserError
 from polymodal.evaluation import Score, validation
 from polymodal.evaluation.reading import PictureQuestion, picture_questions, reading_scores
-from polymodal.reproduce.compare import RESULTS, Arm, Comparison, Trial, kept_scores
+from polymodal.reproduce.compare import RESULTS, kept_scores
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.metrics import score_untrained
+from polymodal.reproduce.result import Arm, Comparison, Trial
 from polymodal.training import Interrupted, Run, train
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import write_json

@@ -14,8 +14,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from polymodal.evaluation.statistics import is_share, scale
-from polymodal.reproduce.compare import Comparison
 from polymodal.reproduce.leaderboard import spoken
+from polymodal.reproduce.result import Comparison
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 STYLE: dict[Any, Any] = {

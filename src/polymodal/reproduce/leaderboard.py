@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from polymodal.evaluation.statistics import Estimate, number, scale
-from polymodal.reproduce.compare import Arm, Comparison
+from polymodal.reproduce.result import Arm, Comparison
 
 HEADLINE = (
     "test/text_to_image/R@10",

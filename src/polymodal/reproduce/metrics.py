@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.errors import UserError
 from polymodal.evaluation.hallucination import hallucination_scores
 from polymodal.evaluation.statistics import Score
-from polymodal.reproduce.compare import RESULTS, Arm, Comparison, Trial, untrained
+from polymodal.reproduce.compare import RESULTS, untrained
+from polymodal.reproduce.result import Arm, Comparison, Trial
 from polymodal.training.run import write_json
 from polymodal.types import Budget
 

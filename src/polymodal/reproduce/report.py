@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 from PIL import Image as PILImage
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.sheet import has_pictures, picture_of
 from polymodal.data.loader import Reader
 from polymodal.evaluation.retrieval import top
@@ -21,9 +21,9 @@ from polymodal.evaluation.statistics import is_share, scale
 from polymodal.evaluation.suite import ITEMS, ItemVectors, PairedTest, item_of, main_language, modalities_asked
 from polymodal.modalities import Text
 from polymodal.reproduce import leaderboard
-from polymodal.reproduce.compare import Comparison
 from polymodal.reproduce.curves import COLOURS, axes_of, svg, validation_figure
 from polymodal.reproduce.leaderboard import spoken
+from polymodal.reproduce.result import Comparison
 from polymodal.training.trainer import LOG_EVERY, command_line
 from polymodal.types import CanEmbed
 

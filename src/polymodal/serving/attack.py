@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as PILImage
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.errors import UserError
 from polymodal.evaluation.attacks import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Found, Pairs, attack_scores
 from polymodal.evaluation.statistics import Score

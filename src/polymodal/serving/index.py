@@ -26,7 +26,7 @@ import pyarrow as pa
 from jaxtyping import Float
 from PIL import Image as PILImage
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.sheet import has_pictures, picture_of
 from polymodal.data.loader import Reader
 from polymodal.errors import UnreadableExample, UserError, needs, unusable

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.retrieval import top

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.fields import entities, tagged

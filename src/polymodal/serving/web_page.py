@@ -21,7 +21,7 @@ from PIL import Image as PILImage
 from polymodal.serving.filters import MAX_CHARACTERS
 from polymodal.serving.limits import REFUSED, refusal
 from polymodal.serving.page_guard import PAGE
-from polymodal.serving.server import Service
+from polymodal.serving.service import Service
 
 log = logging.getLogger("polymodal.server")
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader, TrainingData
 from polymodal.data.sequence import PackedSequences
 from polymodal.draws import mix

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polymodal.corpora import Corpus, MissingData
+from polymodal.corpora.corpus import Corpus
+from polymodal.corpora.stream import MissingData
 from polymodal.errors import UserError
 from polymodal.modalities.text import Tokenizer
 from polymodal.ranges import check_ranges

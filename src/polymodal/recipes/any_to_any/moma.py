@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.conversation import DOCUMENT, IMAGE, ConversationProcessor, PictureColumn
 from polymodal.data.instructions import one_of
 from polymodal.data.sequence import TEXT, PackedSequences

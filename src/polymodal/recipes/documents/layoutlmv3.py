@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.masking import hidden_blocks, hidden_spans
 from polymodal.data.page import NO_FIELD, PageProcessor, first_pieces, random_windows
 from polymodal.draws import Draws

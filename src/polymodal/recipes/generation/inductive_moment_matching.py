@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.conditioned_image import ConditionedImageProcessor
 from polymodal.draws import Draws
 from polymodal.encoders.condition import Condition

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.instructions import one_of
 from polymodal.data.masking import hidden_spans
 from polymodal.data.referring import Referred, ReferringProcessor

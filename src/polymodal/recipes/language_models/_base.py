@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.conversation import IMAGE, MARKS, ConversationProcessor, PictureColumn
 from polymodal.data.sequence import TEXT, PackedSequences
 from polymodal.encoders.language_model import LanguageModelConfig

@@ -17,8 +17,8 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from polymodal import corpora
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
+from polymodal.corpora.registry import named_mixture
 from polymodal.data.conversation import IMAGE, ConversationProcessor, Saying
 from polymodal.data.instructions import TASKS, asked, described, longest_caption, one_of, written_words
 from polymodal.data.sequence import TEXT
@@ -194,7 +194,7 @@ def _copy_experts(model: nn.Module) -> None:
 
 
 def _opened(name: str) -> Corpus:
-    return corpora.named_mixture(name, every_column=True)
+    return named_mixture(name, every_column=True)
 
 
 _seeing = Recipe(

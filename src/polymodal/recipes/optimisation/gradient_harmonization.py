@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.video_sound_text import VideoSoundTextProcessor
 from polymodal.draws import Draws
 from polymodal.encoders.text import TextEncoderConfig

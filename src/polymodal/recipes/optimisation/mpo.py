@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.curation.preferences import PairOptions, write_preferences
 from polymodal.data.conversation import IMAGE, ConversationProcessor, Saying
 from polymodal.data.instructions import one_of

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.history import HistoryProcessor
 from polymodal.draws import Draws
 from polymodal.ranges import BelowOne, Count, NotNegative, Positive, Share, Whole

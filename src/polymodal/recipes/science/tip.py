@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import TableColumn
 from polymodal.data.image_table import ImageTableProcessor
 from polymodal.draws import Draws

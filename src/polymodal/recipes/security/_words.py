@@ -10,7 +10,7 @@ import torch
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from torch import nn
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import MOST_ROWS
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities import Text

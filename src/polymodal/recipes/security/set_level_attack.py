@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.ranges import Count, NotNegative, Positive, Whole

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.masking import hidden_spans, hidden_stretches
 from polymodal.data.speech_text import SpeechTextProcessor
 from polymodal.draws import Draws

@@ -22,8 +22,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal import corpora
-from polymodal.corpora import Corpus
+from polymodal.corpora.corpus import Corpus
+from polymodal.corpora.furniture_views import furniture_views
+from polymodal.corpora.registry import named
 from polymodal.curation.captions import Captioned, CaptionOptions, captioned, some_views, write_captions
 from polymodal.data.instructions import one_of
 from polymodal.data.objects import ObjectProcessor
@@ -129,7 +130,7 @@ class Recipe(DualEncoderRecipe):
     """Built-in corpus whose pictures and texts the towers learn from; by default the run's own views and names."""
 
     def stages(self) -> tuple[Stage, ...]:
-        pictures = partial(corpora.named, self.tower_data) if self.tower_data else None
+        pictures = partial(named, self.tower_data) if self.tower_data else None
         of_towers = ("image_*", "text_*", "log_scale")
         stages = (
             Stage("towers", self.towers, of_towers, corpus=pictures, training_batch=self.picture_batch),
@@ -150,7 +151,7 @@ class Recipe(DualEncoderRecipe):
                 )
             if self.descriptions == "category" and corpus.label is None:
                 raise UserError(f"The corpus '{corpus.name}' has no categories; take --descriptions names.")
-        every = [corpus, *([corpora.named(self.tower_data)] if self.tower_data else [])]
+        every = [corpus, *([named(self.tower_data)] if self.tower_data else [])]
         return ObjectProcessor.fit(every, self.point_count, self.image.size, self.text.tokenizer, self.image.colours)
 
     def load_processor(self, directory: Path) -> ObjectProcessor:  # type: ignore[override]
@@ -227,7 +228,7 @@ def _texts(texts: Sequence[list[str]], processor: ObjectProcessor) -> Batch:
 
 def _captioned(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:
     """Each half of the training models is described and ranked by models that learned from views of the other half."""
-    views = corpora.furniture_views()
+    views = furniture_views()
     owners = np.array([views.key(row).rpartition("/")[0] for row in range(len(views))])
     options = CaptionOptions(temperature=0.7, views=6, seed=seed)
     halves = np.array_split(np.random.default_rng(seed).permutation(corpus.rows("train")), 2)

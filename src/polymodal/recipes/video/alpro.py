@@ -22,8 +22,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.corpora import Corpus
 from polymodal.corpora._wordnet import wordnet
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import MOST_ROWS
 from polymodal.data.instructions import one_of
 from polymodal.data.masking import hidden_spans, patches_in, random_boxes

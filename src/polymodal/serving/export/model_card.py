@@ -9,7 +9,8 @@ from typing import Any
 import jinja2
 
 import polymodal
-from polymodal import corpora, evaluation
+from polymodal import evaluation
+from polymodal.corpora.registry import open_again
 from polymodal.errors import UserError
 from polymodal.evaluation import Score
 from polymodal.training import Run
@@ -110,7 +111,7 @@ def _task(to: str, what: str) -> str:
 def _measured(run: Run) -> tuple[list[Score], str, Any]:
     """Scores, why there are none, and what is known of the data."""
     try:
-        corpus = corpora.open_again(run.record["corpus"])
+        corpus = open_again(run.record["corpus"])
     except UserError as error:
         return [], f"the data could not be opened again ({error})", None
     scores = evaluation.evaluate(run, corpus)

@@ -1,0 +1,119 @@
+"""The built-in corpora by name. The list of them is the folder itself; a corpus is imported when it is opened.
+
+A built-in corpus is a module of this folder with `about` and a function of its own name that opens it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polymodal import source
+from polymodal.corpora._cache import is_prepared, prepared_size
+from polymodal.corpora.about import About
+from polymodal.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from polymodal.corpora.corpus import Corpus
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """The names of the built-in corpora."""
+    files = sorted(Path(__file__).parent.glob("[!_]*.py"))
+    return tuple(file.stem for file in files if "\nabout = About(" in file.read_text(encoding="utf-8"))
+
+
+def built_in() -> dict[str, About]:
+    """What is known of every built-in corpus, by name; read from the files, without importing them."""
+    return {name: source.find(f"{__package__}.{name}", "about") for name in names()}
+
+
+def state(name: str) -> dict[str, Any]:
+    """What scripts want to know of a built-in corpus; what needs its data is None while it is not in the cache."""
+    about = built_in()[name]
+    corpus = named(name) if is_prepared(about.folder) else None
+    return {
+        "name": name,
+        "state": "prepared" if corpus else "not fetched",
+        "description": about.description,
+        "modalities": about.modalities,
+        "licence": about.licence,
+        "source": about.source,
+        "composed": about.composed,
+        "download_bytes": about.download_bytes,
+        "bytes": prepared_size(name),
+        "examples": len(corpus) if corpus else None,
+        "splits": {split: len(rows) for split, rows in corpus.splits.items()} if corpus else None,
+        "columns": {name: type(kind).__name__.lower() for name, kind in corpus.columns.items()} if corpus else None,
+    }
+
+
+def named(name: str) -> Corpus:
+    """Open a built-in corpus. Raises UserError, with the nearest name, when there is none."""
+    _check(name)
+    return getattr(importlib.import_module(f"{__package__}.{name}"), name)()
+
+
+def _check(name: str) -> None:
+    if name not in names():
+        raise unknown("corpus", name, names())
+
+
+def named_mixture(text: str, every_column: bool = False) -> Corpus:
+    """'emoji', or a mixture with weights such as 'emoji:3,scenes:1'. Raises UserError for any other form.
+
+    every_column: see `mix`.
+    """
+    parts = [(named(name), weight) for name, weight in parts_of_mixture(text)]
+    if len(parts) == 1:
+        return parts[0][0]
+    from polymodal.corpora.mixture import mix
+
+    return mix(parts, every_column=every_column)
+
+
+def parts_of_mixture(text: str) -> list[tuple[str, float]]:
+    """The names and weights of a mixture. Raises UserError for another form, or a corpus that there is not."""
+    parts = []
+    for part in text.split(","):
+        name, colon, weight = part.strip().partition(":")
+        try:
+            share = float(weight) if colon else 1.0
+        except ValueError:
+            share = 0.0
+        if share <= 0:
+            raise UserError(f"'{part}' is no part of a mixture; write for example emoji:3,scenes:1.")
+        _check(name)
+        parts.append((name, share))
+    return parts
+
+
+def open_again(choices: Mapping[str, Any]) -> Corpus:
+    """The corpus that a run was trained on, from what its record says."""
+    from polymodal.corpora.languages import in_languages, with_language_temperature
+    from polymodal.corpora.mixture import mix
+    from polymodal.corpora.own import from_path
+    from polymodal.corpora.stream import from_shards
+
+    changes: dict[str, Callable[[Corpus, Any], Corpus]] = {  # the last that was made first
+        "language_temperature": with_language_temperature,
+        "languages": in_languages,
+    }
+    for choice, change in changes.items():
+        if choice in choices:
+            others = {name: value for name, value in choices.items() if name != choice}
+            return change(open_again(others), choices[choice])
+    if "parts" in choices:
+        parts = [(open_again(part), weight) for part, weight in choices["parts"]]
+        return mix(parts, every_column=choices.get("every_column", False))
+    if choices.get("stream"):
+        return from_shards(choices["data"], choices.get("image"), choices.get("text"))
+    if "data" in choices:
+        return from_path(choices["data"], choices.get("image"), choices.get("text"))
+    if "corpus" in choices:
+        return named(choices["corpus"])
+    raise UserError("This run does not say which corpus it was trained on; name one with --corpus or --data.")

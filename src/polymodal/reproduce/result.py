@@ -1,0 +1,119 @@
+"""What a comparison measured: arms, their trials, and figures that are paired by seed and test unit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from polymodal.corpora.corpus import Corpus
+from polymodal.evaluation import Score
+from polymodal.evaluation.statistics import Estimate, over_seeds, paired_difference
+from polymodal.training import Run
+from polymodal.training.trainer import command_line
+from polymodal.types import Budget
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A recipe under the name that it has in this comparison."""
+
+    label: str
+    recipe: Any
+
+    @property
+    def folder(self) -> str:
+        return re.sub(r"[^A-Za-z0-9._-]+", "_", self.label).strip("._") or "arm"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One arm at one seed: its run, and its scores by name."""
+
+    arm: Arm
+    seed: int
+    run: Run
+    scores: dict[str, Score]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All trials, seed by seed in the order of the arms."""
+
+    arms: list[Arm]
+    corpus: Corpus
+    budget: Budget
+    seeds: list[int]
+    trials: list[Trial]
+    directory: Path | None = None
+
+    def of(self, arm: Arm) -> list[Trial]:
+        return [trial for trial in self.trials if trial.arm == arm]
+
+    @property
+    def score_names(self) -> list[str]:
+        """The scores that every arm has, in the order of evaluation."""
+        return [name for name in self.trials[0].scores if all(name in trial.scores for trial in self.trials)]
+
+    def having(self, name: str) -> list[Arm]:
+        """The arms that have this score: one without a decoder has none of it."""
+        return [arm for arm in self.arms if all(name in trial.scores for trial in self.of(arm))]
+
+    def estimate(self, arm: Arm, name: str) -> Estimate:
+        """The mean over seeds, with its 95 % interval over seeds and test units."""
+        scores, *others = self._scores(name, [arm, *(other for other in self.having(name) if other != arm)])
+        return over_seeds(scores, others)
+
+    def can_be_compared(self, name: str) -> bool:
+        """Whether the baseline (the first arm) and the second one have this score."""
+        return {arm.label for arm in self.arms[:2]} <= {arm.label for arm in self.having(name)}
+
+    def difference(self, arm: Arm, name: str, baseline: Arm | None = None) -> Estimate:
+        """Arm minus baseline (the first arm, unless another is given), paired by seed and test unit."""
+        base = baseline or self.arms[0]
+        further = [other for other in self.having(name) if other not in (arm, base)]
+        theirs, ours, *others = self._scores(name, [base, arm, *further])
+        return paired_difference(ours, theirs, others)
+
+    def _scores(self, name: str, arms: Sequence[Arm]) -> list[list[Score]]:
+        return [[trial.scores[name] for trial in self.of(arm)] for arm in arms]
+
+    def cost(self, arm: Arm) -> dict[str, float]:
+        """Mean seconds, steps and examples of a run; parameters; floating-point operations an example."""
+        records = [trial.run.record for trial in self.of(arm)]
+        keys = ("seconds", "steps", "examples", "parameters", "flops_an_example", "skipped")
+        return {key: mean(record[key] for record in records) for key in keys}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that was measured, for `results.json`."""
+        one = self.trials[0].scores
+        return {
+            "command": command_line(),
+            "corpus": dict(self.corpus.choices),
+            "budget": str(self.budget),
+            "seeds": self.seeds,
+            "interval": "95 %, over seeds and test units",
+            "arms": {arm.label: self.of(arm)[0].run.record["recipe"] | {"cost": self.cost(arm)} for arm in self.arms},
+            "scores": {
+                name: {
+                    "chance": one[name].chance,
+                    "higher_is_better": one[name].higher_is_better,
+                    "test_units": len(one[name].units),
+                    "arms": {
+                        arm.label: self.estimate(arm, name)._asdict()
+                        | {"by_seed": {trial.seed: trial.scores[name].value for trial in self.of(arm)}}
+                        | {"difference_to_first": self.difference(arm, name)._asdict()}
+                        for arm in self.arms
+                    },
+                }
+                for name in self.score_names
+            },
+            "runs": [
+                {"arm": trial.arm.label, "seed": trial.seed, "directory": str(trial.run.directory or "")}
+                | {key: trial.run.record[key] for key in ("steps", "examples", "seconds", "command")}
+                for trial in self.trials
+            ],
+        }

@@ -1,0 +1,90 @@
+"""What a server does with its run: vectors, search and classes within the limits, computed together."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from polymodal.serving.batching import BoundedThreads, MicroBatcher
+from polymodal.serving.filters import engine_filter
+from polymodal.serving.index import Found, Index
+from polymodal.serving.limits import Decoder, Limits, Refused, label_texts
+from polymodal.training.run import Run
+
+CALL = "call"  # what the batcher computes by itself
+USUAL_SCALE = 1 / 0.07  # of similarities, for methods that learn none
+SEARCHES = 4  # of the index, at the same time; LanceDB computes each on several cores
+
+
+class Service:
+    """What the server knows: the run, its index, the limits, and the figures that it reports."""
+
+    def __init__(self, run: Run, index: Index | None, limits: Limits, batcher: MicroBatcher):
+        self.run, self.index, self.limits, self.batcher = run, index, limits, batcher
+        self.searches = BoundedThreads(SEARCHES, batcher.room)
+        self.ready = False
+        self.decoder = Decoder(limits)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the run takes."""
+        return tuple(getattr(self.run.processor, "columns", ("text", "image")))
+
+    async def call(self, what: Callable[[], Any], ends: float) -> Any:
+        """Something else that computes, in the same thread. ends: by `time.monotonic`."""
+        (answer,) = await self.batcher.ask(CALL, [what], ends - time.monotonic())
+        return answer
+
+    async def vectors(self, **columns: list[Any]) -> dict[str, np.ndarray]:
+        """Of texts, and of encoded pictures and sounds (bytes, or base64)."""
+        return await self._vectors(columns, self.limits.items)
+
+    async def _vectors(self, columns: dict[str, list[Any]], most_texts: int) -> dict[str, np.ndarray]:
+        given = {name: values for name, values in columns.items() if values}
+        if not given:
+            raise Refused(400, "empty", "Give at least one text, picture or sound.")
+        ends = self.ends
+        async with self.decoder.decoded(given, ends, most_texts, self.columns) as decoded:
+            parts = [self.batcher.ask(name, values, ends - time.monotonic()) for name, values in decoded.items()]
+            return {name: np.stack(part) for name, part in zip(decoded, await asyncio.gather(*parts), strict=True)}
+
+    @property
+    def ends(self) -> float:
+        """When a request that begins now is answered at the latest, by `time.monotonic`."""
+        return time.monotonic() + self.limits.deadline
+
+    async def found(
+        self, column: str, value: Any, count: int, where: str | None = None, hybrid: bool = False
+    ) -> list[Found]:
+        """The examples of the index most similar to a text, a picture or a sound, best first.
+
+        where: a client's condition, in the grammar of `serving.filters`. Raises UserError for one outside it, Busy, and
+        Late after the deadline.
+        """
+        if self.index is None:
+            raise Refused(404, "no_index", "This server has no index; start it with --index DIR.")
+        ends = self.ends
+        condition = None if where is None else engine_filter(where, self.index.columns)
+        (vector,) = (await self.vectors(**{column: [value]}))[column]
+        words, find = value if hybrid else None, self.index.find
+
+        def search() -> list[Found]:
+            return find(vector, count, condition, words, ends - time.monotonic())
+
+        return await self.searches.ask(search, ends - time.monotonic())
+
+    async def likely(self, column: str, values: list[Any], labels: list[str], template: str) -> list[dict[str, float]]:
+        """For each picture or sound, how likely each label is: a softmax over similarities with texts about them."""
+        texts = label_texts(labels, template, self.limits)
+        found = await self._vectors({"text": texts, column: values}, self.limits.labels)
+        similar = torch.from_numpy(found[column] @ found["text"].T)
+        return [dict(zip(labels, row, strict=True)) for row in (self.scale * similar).softmax(1).tolist()]
+
+    @property
+    def scale(self) -> float:
+        """What similarities are multiplied with before a softmax: what the method has learned."""
+        learned = getattr(self.run.model, "scale", None)
+        return float(learned.detach()) if isinstance(learned, torch.Tensor) else USUAL_SCALE
