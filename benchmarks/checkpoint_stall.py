@@ -15,39 +15,41 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.recipes.dual_encoders import clip
 from polymodal.training import train
-from polymodal.training.execution import Execution
-from polymodal.training.loop import Loop
+from polymodal.training.loop import Trainer
+from polymodal.training.runtime import RuntimeConfig
 from polymodal.types import Budget
 
-RECIPE = clip.Recipe(image=ImageEncoderConfig(size=64, patch=8, width=256, depth=3), text=TextEncoderConfig(width=256))
+RECIPE = clip.Recipe(
+    image=ImageEncoderConfig(image_size=64, patch_size=8, width=256, depth=3), text=TextEncoderConfig(width=256)
+)
 STEPS, EVERY, ROUNDS = 41, 20, 3
 
 
 def run(every: int) -> tuple[float, list[float]]:
     """Wall seconds of all steps with their checkpoints, and of each call of `save`."""
     saves: list[float] = []
-    plain_save = Loop.save
+    plain_save = Trainer.save
 
-    def timed(self: Loop) -> None:
+    def timed(self: Trainer) -> None:
         begin = time.perf_counter()
         plain_save(self)
         saves.append(time.perf_counter() - begin)
 
-    Loop.save = timed  # type: ignore[method-assign]
+    Trainer.save = timed  # type: ignore[method-assign]
     stamps: list[float] = []
     try:
         with tempfile.TemporaryDirectory() as folder:
-            options = Execution(checkpoint_every=f"{every}steps", track="none")
+            options = RuntimeConfig(save_interval=f"{every}steps", logger="none")
             train(
                 RECIPE,
                 corpora.emoji(),
                 Budget(steps=STEPS),
                 out=Path(folder) / "run",
-                execution=options,
+                runtime=options,
                 on_step=lambda *_: stamps.append(time.perf_counter()),
             )
     finally:
-        Loop.save = plain_save  # type: ignore[method-assign]
+        Trainer.save = plain_save  # type: ignore[method-assign]
     return stamps[-1] - stamps[0], saves
 
 

@@ -1,4 +1,4 @@
-"""One training step of CLIP against open_clip: same architecture, weights, pictures and captions, in one process.
+"""One training step of CLIP against open_clip: same architecture, weights, images and captions, in one process.
 
     pip install --no-deps --target peers "open_clip_torch>=3.3,<4" torchvision timm ftfy wcwidth regex
     PYTHONPATH=peers python benchmarks/clip_step.py
@@ -24,14 +24,14 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.dual_encoders import clip
-from polymodal.training.gradients import backward
-from polymodal.training.optimiser import adamw, clip_gradients
+from polymodal.training.grad_cache import backward
+from polymodal.training.optimizer import adamw, clip_gradients
 
 CONTEXT, VOCABULARY, START, END = 77, 49408, 49406, 49407
 RECIPE = clip.Recipe(
-    image=ImageEncoderConfig(size=224, patch=32, width=384, depth=6, heads=6, pooling="class"),
-    text=TextEncoderConfig(VOCABULARY, CONTEXT, width=256, depth=6, heads=4, causal=True, pooling="end"),
-    dim=256,
+    image=ImageEncoderConfig(image_size=224, patch_size=32, width=384, depth=6, num_heads=6, pool_type="cls"),
+    text=TextEncoderConfig(VOCABULARY, CONTEXT, width=256, depth=6, num_heads=4, causal=True, pool_type="eos"),
+    embed_dim=256,
     learning_rate=1e-4,
     weight_decay=0.2,
 )
@@ -49,8 +49,8 @@ def open_clip_model(context: int) -> nn.Module:
     from open_clip.model import CLIP
 
     text = {"context_length": context, "vocab_size": VOCABULARY, "width": 256, "heads": 4, "layers": 6}
-    picture = {"image_size": 224, "patch_size": 32, "width": 384, "head_width": 64, "layers": 6}
-    return CLIP(embed_dim=256, vision_cfg=picture, text_cfg=text)
+    image = {"image_size": 224, "patch_size": 32, "width": 384, "head_width": 64, "layers": 6}
+    return CLIP(embed_dim=256, vision_cfg=image, text_cfg=text)
 
 
 def copy_weights(theirs: nn.Module, ours: nn.Module) -> None:
@@ -59,24 +59,24 @@ def copy_weights(theirs: nn.Module, ours: nn.Module) -> None:
         "visual.class_embedding": "image_encoder.class_token",
         "visual.positional_embedding": "image_encoder.positions",
         "visual.conv1.weight": "image_encoder.patch_embedding.weight",
-        "visual.ln_pre": "image_encoder.norm_before",
-        "visual.ln_post": "image_encoder.norm_after",
+        "visual.ln_pre": "image_encoder.norm_pre",
+        "visual.ln_post": "image_encoder.norm_post",
         "visual.transformer": "image_encoder.transformer",
         "visual.proj": "image_projection.weight",
         "token_embedding": "text_encoder.embedding",
         "positional_embedding": "text_encoder.positions",
-        "ln_final": "text_encoder.norm_after",
+        "ln_final": "text_encoder.norm_post",
         "text_projection": "text_projection.weight",
         "logit_scale": "log_scale",
     }
     inside = {
         "resblocks": "blocks",
-        "ln_1": "norm_1",
-        "ln_2": "norm_2",
+        "ln_1": "norm1",
+        "ln_2": "norm2",
         "attn.in_proj_": "attention.qkv.",
         "attn.out_proj": "attention.out",
-        "mlp.c_fc": "widen",
-        "mlp.c_proj": "narrow",
+        "mlp.c_fc": "fc1",
+        "mlp.c_proj": "fc2",
     }
     state = {}
     for name, value in theirs.state_dict().items():
@@ -93,33 +93,33 @@ def copy_weights(theirs: nn.Module, ours: nn.Module) -> None:
 
 
 def data(batch: int) -> tuple[Tensor, Tensor, Tokens]:
-    """Pictures, captions padded with zeros to 77 tokens, and the same captions as Tokens."""
+    """Images, captions padded with zeros to 77 tokens, and the same captions as Tokens."""
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randn(batch, 3, 224, 224, generator=generator)
+    images = torch.randn(batch, 3, 224, 224, generator=generator)
     lengths = torch.randint(8, 17, (batch,), generator=generator)
     padded = torch.randint(1, START, (batch, CONTEXT), generator=generator)
     place = torch.arange(CONTEXT)
     padded[place >= lengths[:, None]] = 0
     padded[:, 0] = START
     padded[torch.arange(batch), lengths - 1] = END
-    return pictures, padded, Tokens(padded[:, : int(lengths.max())], lengths)
+    return images, padded, Tokens(padded[:, : int(lengths.max())], lengths)
 
 
-def open_clip_step(model: nn.Module, pictures: Tensor, captions: Tensor, fused: bool) -> Callable[[], float]:
+def open_clip_step(model: nn.Module, images: Tensor, captions: Tensor, fused: bool) -> Callable[[], float]:
     """Forward, loss, backward, AdamW with open_clip's decay groups; the loss is that of its ClipLoss on one process."""
     small = [p for p in model.parameters() if p.ndim < 2]
     large = [p for p in model.parameters() if p.ndim >= 2]
     groups = [{"params": small, "weight_decay": 0.0}, {"params": large, "weight_decay": 0.2}]
-    optimiser = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.98), eps=1e-6, fused=fused, foreach=None)
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.98), eps=1e-6, fused=fused, foreach=None)
 
     def step() -> float:
-        optimiser.zero_grad()
-        image, text, scale = model(pictures, captions)
+        optimizer.zero_grad()
+        image, text, scale = model(images, captions)
         logits, labels = scale * image @ text.T, torch.arange(len(image))
         loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, 4.6052)
         return float(loss.detach())
@@ -127,15 +127,15 @@ def open_clip_step(model: nn.Module, pictures: Tensor, captions: Tensor, fused: 
     return step
 
 
-def our_step(model: nn.Module, pictures: Tensor, captions: Tokens) -> Callable[[], float]:
-    optimiser = adamw(model, RECIPE)
-    batch = {"image": pictures, "text": captions}
+def our_step(model: nn.Module, images: Tensor, captions: Tokens) -> Callable[[], float]:
+    optimizer = adamw(model, RECIPE)
+    batch = {"image": images, "text": captions}
 
     def step() -> float:
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         losses = backward(model, model.losses, [batch], {}, lambda _: nullcontext())
-        clip_gradients(model.parameters(), RECIPE.clip_norm)
-        optimiser.step()
+        clip_gradients(model.parameters(), RECIPE.max_grad_norm)
+        optimizer.step()
         return float(sum(losses.values()))
 
     return step
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=64)
     options = parser.parse_args()
-    pictures, padded, tokens = data(options.batch)
+    images, padded, tokens = data(options.batch)
     torch.manual_seed(0)
     library = declare_torchvision()  # its operators last as long as it does
     longest = tokens.ids.shape[1]
@@ -156,9 +156,9 @@ def main() -> None:
     ours = clip.CLIP(RECIPE, VOCABULARY)
     copy_weights(default, ours)
     steps = {
-        "open_clip, default": open_clip_step(default, pictures, padded, fused=False),
-        "open_clip, tuned": open_clip_step(tuned, pictures, padded[:, :longest], fused=True),
-        "polymodal": our_step(ours, pictures, tokens),
+        "open_clip, default": open_clip_step(default, images, padded, fused=False),
+        "open_clip, tuned": open_clip_step(tuned, images, padded[:, :longest], fused=True),
+        "polymodal": our_step(ours, images, tokens),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     losses: dict[str, list[float]] = {name: [] for name in steps}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polymodal.objectives.contrastive import info_nce, sigmoid_loss
+from polymodal.objectives.contrastive import info_nce, siglip_loss
 
 
 def inputs(batch: int, dim: int) -> list[Tensor]:
@@ -37,7 +37,7 @@ def plain_sigmoid(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return -F.logsigmoid(signs * (scale * a @ b.T + bias)).sum() / len(a)
 
 
-LOSSES = {"info_nce": (info_nce, plain_info_nce, 3), "sigmoid": (sigmoid_loss, plain_sigmoid, 4)}
+LOSSES = {"info_nce": (info_nce, plain_info_nce, 3), "sigmoid": (siglip_loss, plain_sigmoid, 4)}
 
 
 def resident(line: str) -> int:

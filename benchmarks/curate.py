@@ -21,11 +21,11 @@ from typing import Any
 
 import polymodal as pm
 from in_turn import median_ratio, seconds_in_turn
-from polymodal.curation.documents import curated, pages_of, steps_of_page
 from polymodal.curation.noise import good_paragraphs, pages_in_language
+from polymodal.curation.pipeline import pages_of, run_pipeline, steps_of_page
 from polymodal.curation.quality import Judge, Knowledge
 from polymodal.curation.web import blocks_of
-from polymodal.recipes.curation import wasm
+from polymodal.recipes.data_curation import wasm
 from polymodal.types import CurationStep
 
 ROUNDS = 3
@@ -89,12 +89,13 @@ def main() -> None:
     rows = [row for row in range(len(corpus)) if "debian-handbook/" in corpus.key(row)][:: max(1, 2700 // count)]
     pages = list(pages_of(corpus, rows[:count]))
     recipe = wasm.Recipe()
-    _steps = recipe.steps(recipe.learn(good_paragraphs(pages_in_language(corpus, "ar", ["train"]), "ar")))
+    _steps = recipe.steps(recipe.fit(good_paragraphs(pages_in_language(corpus, "ar", ["train"]), "ar")))
     cores = multiprocessing.cpu_count()
-    list(curated(pages[:20], _steps))  # Daft starts its threads
+    list(run_pipeline(pages[:20], _steps))  # Daft starts its threads
     started: list[float] = []
     times = seconds_in_turn(
-        {"daft": lambda: started.append(pages_a_second(curated(pages, _steps))), "pool": lambda: pooled(pages)}, ROUNDS
+        {"daft": lambda: started.append(pages_a_second(run_pipeline(pages, _steps))), "pool": lambda: pooled(pages)},
+        ROUNDS,
     )
     for name, values in times.items():
         rate = len(pages) / statistics.median(values)

@@ -32,8 +32,8 @@ def plain_image(data: bytes) -> Any:
 
 
 def plain_transparent(data: bytes) -> Any:
-    picture = PILImage.open(io.BytesIO(data)).convert("RGBA")
-    return PILImage.alpha_composite(PILImage.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    image = PILImage.open(io.BytesIO(data)).convert("RGBA")
+    return PILImage.alpha_composite(PILImage.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def plain_sound(data: bytes) -> Any:

@@ -17,7 +17,7 @@ import transformers
 
 from in_turn import median_ratio, seconds_in_turn
 from polymodal.encoders.language_model import LanguageModel
-from polymodal.encoders.published_language_model import read_language_model
+from polymodal.encoders.pretrained_language_model import read_language_model
 from polymodal.layers.decoding import Decoding
 
 VOCABULARY, PROMPT, WRITTEN, ROUNDS = 4000, 32, 64, 5
@@ -42,7 +42,7 @@ def models() -> tuple[transformers.LlamaForCausalLM, LanguageModel]:
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         ours = read_language_model(folder).build(VOCABULARY).eval()
-        ours.load_published()
+        ours.load_pretrained()
     return theirs, ours
 
 
@@ -53,7 +53,7 @@ def main() -> None:
         for batch in (1, 16):
             ids = torch.randint(VOCABULARY - 1, (batch, PROMPT))
             position, document = torch.arange(PROMPT).expand_as(ids), torch.ones_like(ids)
-            decoding = Decoding(longest=WRITTEN, beams=beams)
+            decoding = Decoding(max_new_tokens=WRITTEN, num_beams=beams)
 
             def in_polymodal(
                 ids: torch.Tensor = ids,
@@ -62,7 +62,7 @@ def main() -> None:
                 decoding: Decoding = decoding,
             ) -> list[list[int]]:
                 with torch.inference_mode():
-                    return ours.write(ours.embedding(ids), position, document, None, NEVER, decoding)
+                    return ours.generate(ours.embedding(ids), position, document, None, NEVER, decoding)
 
             def in_transformers(ids: torch.Tensor = ids, beams: int = beams) -> list[list[int]]:
                 named = {"max_new_tokens": WRITTEN, "do_sample": False, "num_beams": beams, "pad_token_id": NEVER}

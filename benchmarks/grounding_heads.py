@@ -1,7 +1,7 @@
 """How much faster are boxes from the object token than from the decoder, when the encoder has done its part?
 
-SimVG's two branches (`recipes/grounding/simvg.py`) with the paper's sizes, on the fused tokens of one picture and of
-sixteen: queries made of the words, then a perceptron or three decoder layers, then boxes. Both begin with the same
+SimVG's two branches (`recipes/grounding/simvg.py`) with the paper's sizes, on the fused tokens of one image and of
+sixteen: queries made of the words, then an MLP or three decoder layers, then boxes. Both begin with the same
 queries, which are timed by themselves. In turn, in one process.
 
     python benchmarks/grounding_heads.py
@@ -14,7 +14,7 @@ import statistics
 import torch
 
 from in_turn import median_ratio, seconds_in_turn
-from polymodal.layers.detection import BoxHead, QueryDecoder
+from polymodal.layers.detection import BoxHead, DETRDecoder
 from polymodal.layers.positions import sine_positions_2d
 from polymodal.recipes.grounding.simvg import Recipe, TextGuidedQueries
 
@@ -25,9 +25,9 @@ WORDS, ROUNDS = 20, 40
 def main() -> None:
     torch.manual_seed(0)
     recipe = Recipe.paper()
-    dim, grid = recipe.dim, recipe.encoder.grid
-    guided = TextGuidedQueries(dim, recipe.queries, recipe.decoder_heads).eval()
-    decoder = QueryDecoder(dim, recipe.decoder_depth, recipe.decoder_heads, recipe.decoder_hidden).eval()
+    dim, grid = recipe.embed_dim, recipe.encoder.grid
+    guided = TextGuidedQueries(dim, recipe.num_queries, recipe.decoder_attention_heads).eval()
+    decoder = DETRDecoder(dim, recipe.decoder_layers, recipe.decoder_attention_heads, recipe.decoder_ffn_dim).eval()
     token = torch.nn.Sequential(torch.nn.Linear(dim, dim), torch.nn.ReLU())
     of_decoder, of_token = BoxHead(dim), BoxHead(dim)
     places = sine_positions_2d(grid, dim, 6.28)

@@ -21,8 +21,8 @@ import transformers
 
 import polymodal as pm
 from polymodal.encoders.image import ImageEncoderConfig
-from polymodal.encoders.published_image import PublishedImageConfig
-from polymodal.encoders.published_text import PublishedTextConfig
+from polymodal.encoders.pretrained_image import PretrainedImageConfig
+from polymodal.encoders.pretrained_text import PretrainedTextConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.dual_encoders import clip, siglip
@@ -43,16 +43,16 @@ TEXT_MODELS: dict[str, Callable[[], Any]] = {
     "GPT-2": lambda: transformers.GPT2Model(transformers.GPT2Config()),
 }
 CLIP_SHAPED = clip.Recipe(
-    image=ImageEncoderConfig(pooling="class"), text=TextEncoderConfig(depth=2, causal=True, pooling="end")
+    image=ImageEncoderConfig(pool_type="cls"), text=TextEncoderConfig(depth=2, causal=True, pool_type="eos")
 )
 RUNS = {"clip": clip.Recipe(), "siglip": siglip.Recipe(), "clip, of CLIP's shape": CLIP_SHAPED}
 
 
 def image_difference(model: Any, folder: Path) -> float:
     model.eval().save_pretrained(folder)
-    tower: Any = PublishedImageConfig.read(str(folder)).build().eval()
-    tower.load_published()
-    pixels = torch.randn(4, 3, tower.config.size, tower.config.size)
+    tower: Any = PretrainedImageConfig.read(str(folder)).build().eval()
+    tower.load_pretrained()
+    pixels = torch.randn(4, 3, tower.config.image_size, tower.config.image_size)
     found = tower(pixels)[0]
     expected = model(pixel_values=pixels).last_hidden_state[:, -found.shape[1] :]
     if isinstance(model, transformers.CLIPVisionModel):  # its normalisation stands behind the class token alone
@@ -62,8 +62,8 @@ def image_difference(model: Any, folder: Path) -> float:
 
 def text_difference(model: Any, folder: Path) -> float:
     model.eval().save_pretrained(folder)
-    tower: Any = PublishedTextConfig.read(str(folder)).build(model.config.vocab_size).eval()
-    tower.load_published()
+    tower: Any = PretrainedTextConfig.read(str(folder)).build(model.config.vocab_size).eval()
+    tower.load_pretrained()
     lengths = torch.tensor([40, 12, 25, 3])
     text = Tokens(torch.randint(5, model.config.vocab_size, (4, 40)), lengths)
     tokens, packing, _ = tower(text)

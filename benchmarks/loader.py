@@ -1,9 +1,9 @@
 """Reading JPEG shards: polymodal's shards against webdataset 1.0, on the same tar files, in one process, in turn.
 
-Both deliver normalised batches of 64 pictures of 224 px with the tokens of their captions, made by the same functions.
+Both deliver normalised batches of 64 images of 224 px with the tokens of their captions, made by the same functions.
 webdataset runs twice: as its documentation shows it (`decode("pil")`, then resize), and tuned by hand with our decoder,
-which lets the JPEG library drop resolution that is not needed. Captions and pictures are those of the emoji corpus,
-twelve tiled to a picture of 512 x 384. At the end: what as many threads, or processes, as there are cores add to it.
+which lets the JPEG library drop resolution that is not needed. Captions and images are those of the emoji corpus,
+twelve tiled to an image of 512 x 384. At the end: what as many threads, or processes, as there are cores add to it.
 
     pip install "webdataset>=1.0" && python benchmarks/loader.py
 """
@@ -55,17 +55,17 @@ def write_shards(folder: Path) -> None:
                     tar.addfile(member, io.BytesIO(data))
 
 
-def whole_then_resized(picture: PILImage.Image) -> np.ndarray:
-    """The shorter side to 224, then the centre, from the whole decoded picture."""
-    width, height = picture.size
+def whole_then_resized(image: PILImage.Image) -> np.ndarray:
+    """The shorter side to 224, then the centre, from the whole decoded image."""
+    width, height = image.size
     scale = SIZE / min(width, height)
-    picture = picture.resize((round(width * scale), round(height * scale)), PILImage.Resampling.BICUBIC)
-    left, top = (picture.width - SIZE) // 2, (picture.height - SIZE) // 2
-    return np.array(picture.crop((left, top, left + SIZE, top + SIZE)))
+    image = image.resize((round(width * scale), round(height * scale)), PILImage.Resampling.BICUBIC)
+    left, top = (image.width - SIZE) // 2, (image.height - SIZE) // 2
+    return np.array(image.crop((left, top, left + SIZE, top + SIZE)))
 
 
-def batch_of(processor: ImageTextProcessor, pictures: list[Any], texts: list[str]) -> dict[str, Any]:
-    return {"image": processor.normalise(processor.pixels(pictures)), "text": processor.tokenizer(texts)}
+def batch_of(processor: ImageTextProcessor, images: list[Any], texts: list[str]) -> dict[str, Any]:
+    return {"image": processor.normalize(processor.pixels(images)), "text": processor.tokenizer(texts)}
 
 
 def with_webdataset(folder: Path, processor: ImageTextProcessor, tuned: bool) -> Iterator[dict[str, Any]]:
@@ -77,8 +77,8 @@ def with_webdataset(folder: Path, processor: ImageTextProcessor, tuned: bool) ->
         )
     else:
         decoded = examples.decode("pilrgb").to_tuple("jpg", "txt").map_tuple(whole_then_resized, lambda text: text)
-    for pictures, texts in decoded.batched(BATCH, collation_fn=lambda rows: tuple(zip(*rows, strict=True))):
-        yield batch_of(processor, list(pictures), list(texts))
+    for images, texts in decoded.batched(BATCH, collation_fn=lambda rows: tuple(zip(*rows, strict=True))):
+        yield batch_of(processor, list(images), list(texts))
 
 
 def with_polymodal(folder: Path, processor: ImageTextProcessor, **ahead: int) -> Generator[dict[str, Any]]:
@@ -107,7 +107,7 @@ def rate(batches: Iterator[dict[str, Any]]) -> float:
 def ahead_of_the_step(folder: Path, processor: ImageTextProcessor) -> None:
     """Whoever prepares batches is started and ended in every round, so that nobody works while others are timed."""
     cores = os.cpu_count() or 1
-    ways = {"when asked": {}, "threads": {"workers": cores}, "processes": {"worker_processes": cores}}
+    ways = {"when asked": {}, "threads": {"num_threads": cores}, "processes": {"num_workers": cores}}
     rates: dict[str, list[float]] = {label: [] for label in ways}
     for _ in range(ROUNDS):
         for label, how in ways.items():

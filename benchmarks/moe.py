@@ -1,8 +1,8 @@
-"""Experts by modality, and experts that choose, against one perceptron of as many operations a token.
+"""Experts by modality, and experts that choose, against one MLP of as many operations a token.
 
-8,192 tokens of width 512, a quarter to three quarters of them of pictures, scattered in stretches of 64. Experts by
+8,192 tokens of width 512, a quarter to three quarters of them of images, scattered in stretches of 64. Experts by
 modality are the layer of Mono-InternVL (`layers.decoder.ModalityExperts`); beside it stands what the released code
-does: both perceptrons for all tokens, then a mask. Experts that choose are that of MoMa: four of each modality, each of
+does: both MLPs for all tokens, then a mask. Experts that choose are that of MoMa: four of each modality, each of
 which takes a quarter of its modality's tokens (`layers.expert_choice.ExpertChoice`, one matrix product); beside it
 stands the same, expert after expert. Forward and backward, in turn, in one process; results are compared first.
 
@@ -34,9 +34,9 @@ def main() -> None:
     that_choose = ModalityExperts({"text": choosing_text, "image": choosing_image})
     for share in (0.25, 0.5, 0.75):
         x = torch.randn(1, TOKENS, WIDTH, requires_grad=True)
-        pictured = (torch.rand(TOKENS // STRETCH) < share).repeat_interleave(STRETCH)
-        routes = [(~pictured).nonzero().squeeze(1), pictured.nonzero().squeeze(1)]
-        mask = pictured[None, :, None].float()
+        imaged = (torch.rand(TOKENS // STRETCH) < share).repeat_interleave(STRETCH)
+        routes = [(~imaged).nonzero().squeeze(1), imaged.nonzero().squeeze(1)]
+        mask = imaged[None, :, None].float()
 
         def both_and_a_mask(x: Tensor = x, mask: Tensor = mask) -> Tensor:
             return (1 - mask) * text(x) + mask * image(x)
@@ -57,7 +57,7 @@ def main() -> None:
             return dense(x)
 
         ways: dict[str, Callable[[], Tensor]] = {
-            "one perceptron": one_for_all,
+            "one MLP": one_for_all,
             "experts by modality": by_modality,
             "both and a mask": both_and_a_mask,
             f"{EXPERTS} + {EXPERTS} experts that choose": choosing_together,
@@ -67,9 +67,9 @@ def main() -> None:
         difference = max(float(one.detach().abs().max()) for one in differences)
         steps = {label: lambda way=way: way().square().mean().backward() for label, way in ways.items()}
         times = seconds_in_turn(steps, ROUNDS)
-        base = times["one perceptron"]
+        base = times["one MLP"]
         said = ", ".join(f"{label} {median_ratio(found, base):.2f} x" for label, found in times.items())
-        print(f"{share:.0%} of pictures: {said} (largest difference {difference:.1e})")
+        print(f"{share:.0%} of images: {said} (largest difference {difference:.1e})")
 
 
 def one_by_one(experts: ExpertChoice, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 The decoder is GPT-2's (6 layers x 384) with the same weights throughout: in transformers on padded batches, in
 transformers on rows that polymodal packed, and in polymodal on these rows. Sequences are one to forty captions of the
-emoji corpus, half of them with the 16 patches of a picture; and pages of manuals with 16 patches where a figure stands.
+emoji corpus, half of them with the 16 patches of an image; and pages of manuals with 16 patches where a figure stands.
 Forward and backward, in one process, in turn; hidden states are compared first.
 
     pip install "transformers>=5" && python benchmarks/packing.py
@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2Model
 
 from in_turn import median_ratio, seconds_in_turn
 from polymodal import corpora
-from polymodal.data.sequence import PackedSequences, Segment, Sequence, pack
+from polymodal.data.sequence import PackedSequences, Span, SpanSequence, pack
 from polymodal.layers.transformer import Packing, Transformer
 from polymodal.modalities.text import TextTokenizer
 
@@ -39,7 +39,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, packed: PackedSequences) -> Tensor:
         """x: (rows, length, width). Returns the hidden states of all tokens in reading order."""
-        packing = Packing.of_documents(packed.document)
+        packing = Packing.of_segments(packed.document)
         tokens = packing.pack(x + self.positions(packed.position))
         return self.norm(self.transformer(tokens, packing))
 
@@ -50,52 +50,55 @@ def take_weights(ours: Decoder, theirs: GPT2Model) -> None:
     ours.positions.load_state_dict(theirs.wpe.state_dict())
     ours.norm.load_state_dict(theirs.ln_f.state_dict())
     for block, other in zip(ours.transformer.blocks, theirs.h, strict=True):
-        for norm, its in ((block.norm_1, other.ln_1), (block.norm_2, other.ln_2)):
+        for norm, its in ((block.norm1, other.ln_1), (block.norm2, other.ln_2)):
             norm.load_state_dict(its.state_dict())
         pairs = {
             block.attention.qkv: other.attn.c_attn,
             block.attention.out: other.attn.c_proj,
-            block.widen: other.mlp.c_fc,
-            block.narrow: other.mlp.c_proj,
+            block.fc1: other.mlp.c_fc,
+            block.fc2: other.mlp.c_proj,
         }
         for linear, its in pairs.items():
             linear.weight.copy_(its.weight.T)
             linear.bias.copy_(its.bias)
 
 
-def picture() -> Segment:
-    return Segment("image", torch.zeros(PATCHES, dtype=torch.long), predicted=False)
+def image() -> Span:
+    return Span("image", torch.zeros(PATCHES, dtype=torch.long), predicted=False)
 
 
-def captions(count: int) -> list[Sequence]:
+def captions(count: int) -> list[SpanSequence]:
     emoji, rng = corpora.emoji(), np.random.default_rng(0)
     texts = [caption.text for row in emoji.rows("train")[:200] for caption in emoji.value(row, "captions")]
     tokenizer = TextTokenizer.train(texts, VOCABULARY, 512)
     made = []
     for _ in range(count):
         words = tokenizer([" ".join(rng.choice(texts, size=int(np.exp(rng.uniform(0, np.log(40))))))])
-        made.append([Segment("text", words.ids[0])] + [picture()] * bool(rng.random() < 0.5))
+        made.append([Span("text", words.ids[0])] + [image()] * bool(rng.random() < 0.5))
     return made
 
 
-def pages(count: int) -> list[Sequence]:
+def pages(count: int) -> list[SpanSequence]:
     manuals = corpora.manuals()
     rows = np.random.default_rng(0).choice(manuals.rows("train"), count, replace=False)
     documents = [manuals.value(int(row), "document") for row in rows]
     tokenizer = TextTokenizer.train([piece.text for page in documents for piece in page], VOCABULARY, 1024)
     return [
-        [picture() if piece.kind == "figure" else Segment("text", tokenizer([piece.text]).ids[0]) for piece in page]
+        [image() if piece.kind == "figure" else Span("text", tokenizer([piece.text]).ids[0]) for piece in page]
         for page in documents
     ]
 
 
 def main() -> None:
     for name, make, few, many, capacity in (("captions", captions, 48, 400, 512), ("pages", pages, 24, 400, 1024)):
-        print(f"\n{name}; {many} of them packed: {pack(make(many), capacity).fill:.1%} of the places are tokens")
+        print(
+            f"\n{name}; {many} of them packed: "
+            f"{pack(make(many), capacity).packing_efficiency:.1%} of the places are tokens"
+        )
         compare(make(few), capacity)
 
 
-def compare(made: list[Sequence], capacity: int) -> None:
+def compare(made: list[SpanSequence], capacity: int) -> None:
     torch.manual_seed(0)
     config = GPT2Config(
         n_embd=WIDTH,
@@ -145,7 +148,7 @@ def compare(made: list[Sequence], capacity: int) -> None:
     difference = (hidden["packed, polymodal"] - hidden["packed, transformers"]).abs().max()
     sums = [float(value.double().pow(2).sum()) for value in hidden.values()]  # the order of tokens differs from padded
     print(f"{len(made)} sequences of {int(lengths.min())} to {int(lengths.max())} tokens, {int(lengths.sum())} in all")
-    print(f"fill: padded {float(lengths.sum() / mask.numel()):.1%}, packed {packed.fill:.1%}")
+    print(f"fill: padded {float(lengths.sum() / mask.numel()):.1%}, packed {packed.packing_efficiency:.1%}")
     print(f"hidden states: largest difference {difference:.1e}; sums of squares {', '.join(f'{s:.2f}' for s in sums)}")
     steps = {label: lambda way=way: way().square().mean().backward() for label, way in ways.items()}
     times = seconds_in_turn(steps, ROUNDS)

@@ -17,9 +17,9 @@ from pathlib import Path
 ROUNDS, STEPS, BATCH = 3, 24, 64
 MODEL = [
     "--image.stem",
-    "--image.size",
+    "--image.image-size",
     "64",
-    "--image.patch",
+    "--image.patch-size",
     "8",
     "--image.width",
     "192",
@@ -36,7 +36,7 @@ def examples_a_second(processes: int, parallel: str) -> float:
         launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-backend", "c10d"]
         launch += ["--rdzv-endpoint", "localhost:0"]
         train = ["-m", "polymodal", "train", "clip", "--corpus", "emoji", "--budget", f"{STEPS}steps", "--seed", "0"]
-        train += ["--batch-size", str(BATCH), "--out", str(out), "--track", "none", "--parallel", parallel, *MODEL]
+        train += ["--batch-size", str(BATCH), "--out", str(out), "--logger", "none", "--parallel", parallel, *MODEL]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         command = [sys.executable, *(launch if processes > 1 else []), *train]
         subprocess.run(command, check=True, env=environment, capture_output=True)

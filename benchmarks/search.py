@@ -1,7 +1,7 @@
 """Approximate search in an index against faiss's HNSW in memory: recall@10, time of a query, memory.
 
 A million vectors of 256 dimensions, drawn from a mixture of Gaussians that was fitted to the vectors of a run's
-pictures and captions. LanceDB searches from disk, with polymodal's settings; faiss has its graph and all vectors in
+images and captions. LanceDB searches from disk, with polymodal's settings; faiss has its graph and all vectors in
 memory, and the smallest efSearch that reaches a recall of 0.95. One thread, one query at a time, in turn.
 
     pip install -e ".[index,bench]" && python benchmarks/search.py [--vectors 1000000]
@@ -38,7 +38,7 @@ def memory() -> float:
 def drawn(count: int, seed: int) -> np.ndarray:
     """Normalised vectors from the mixture."""
     emoji = corpora.emoji()
-    run = train(clip.Recipe(dim=DIM), emoji, Budget(steps=200))
+    run = train(clip.Recipe(embed_dim=DIM), emoji, Budget(steps=200))
     rows = emoji.rows("train")
     texts = [caption.text for row in rows for caption in emoji.value(int(row), "captions")][:20_000]
     real = np.concatenate(

@@ -90,7 +90,7 @@ def main(place: str | None) -> None:
         rates = {}
         for label, largest in (("in batches", 64), ("one at a time", 1)):
             command = [sys.executable, "-m", "polymodal", "serve", place, "--port", "0"]
-            command += ["--body-bytes", str(LARGEST), "--largest-batch", str(largest)]
+            command += ["--body-bytes", str(LARGEST), "--max-batch-size", str(largest)]
             server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             port = int(re.search(r":(\d+) ", server.stdout.readline())[1])
             seen, times = asyncio.run(load(port, texts, vectors))

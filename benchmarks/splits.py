@@ -1,11 +1,11 @@
-"""What a split is worth: the methods of `make demo` on test concepts drawn by lot, and on those without lookalikes.
+"""What a split is worth: the methods of `make demo` on test concepts sampled at random, and on those without lookalikes.
 
 python benchmarks/splits.py [--budget 25s] [--seeds 2]
 
-The splits of `emoji` keep gender variants, skin tones, flags, clocks and pictures that are almost equal together. Drawn
-by lot, as in many papers, test concepts have lookalikes among the training concepts, under almost the same names.
-Printed are R@10 of the evaluation, where a text such as "flag" may be answered by any picture that it was written for,
-and how often the ten nearest hold the one picture that the text was taken from.
+The splits of `emoji` keep gender variants, skin tones, flags, clocks and images that are almost equal together. Drawn
+at random, as in many papers, test concepts have lookalikes among the training concepts, under almost the same names.
+Printed are R@10 of the evaluation, where a text such as "flag" may be answered by any image that it was written for,
+and how often the ten nearest hold the one image that the text was taken from.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def by_lot(corpus: Corpus) -> Corpus:
 
 
 def own_found(run: Run, corpus: Corpus, most: int = 10) -> float:
-    """Share of the English texts of the test split whose own picture is among the nearest."""
+    """Share of the English texts of the test split whose own image is among the nearest."""
     examples = [corpus[row] for row in corpus.rows("test")]
     texts = [(c.text, own) for own, e in enumerate(examples) for c in e["captions"] if c.language == "en"]
-    pictures = run.embed(image=[example["image"] for example in examples])["image"]
-    nearest = top(run.embed(text=[text for text, _ in texts])["text"], pictures, most)
+    images = run.embed(image=[example["image"] for example in examples])["image"]
+    nearest = top(run.embed(text=[text for text, _ in texts])["text"], images, most)
     return float((nearest == np.array([[own] for _, own in texts])).any(axis=1).mean())
 
 
@@ -49,10 +49,10 @@ def main() -> None:
     options = parser.parse_args()
     corpus = pm.corpora.emoji()
     metric = "test/text_to_image/R@10"
-    for split, concepts in (("lookalikes kept together", corpus), ("drawn by lot", by_lot(corpus))):
+    for split, concepts in (("lookalikes kept together", corpus), ("sampled at random", by_lot(corpus))):
         comparison = compare([method.Recipe() for method in METHODS], concepts, options.budget, options.seeds)
         chance, own_chance = comparison.trials[0].scores[metric].chance, 10 / len(concepts.rows("test"))
-        print(f"{split:<30} R@10 (chance {chance:.1%})   own picture (chance {own_chance:.1%})")
+        print(f"{split:<30} R@10 (chance {chance:.1%})   own image (chance {own_chance:.1%})")
         for arm in comparison.arms:
             found = comparison.estimate(arm, metric)
             own = np.mean([own_found(trial.run, concepts) for trial in comparison.of(arm)])

@@ -70,22 +70,22 @@ def corpus_page(name: str) -> tuple[str, bytes | None]:
     """What is known of a corpus and, where it is prepared, its contact sheet."""
     from polymodal import corpora
     from polymodal.corpora._cache import is_prepared
-    from polymodal.corpora.sheet import draw_sheet, some_rows
+    from polymodal.corpora.contact_sheet import plot_contact_sheet, some_rows
 
     about = corpora.built_in()[name]
     lines = [f"# `{name}`", "", f"{about.description[0].upper()}{about.description[1:]}.", ""]
-    lines += [f"- Licence: {about.licence}", f"- Source: {about.source}"]
+    lines += [f"- Licence: {about.license}", f"- Source: {about.source}"]
     if about.composed:
         lines.append(f"- Made by us: {about.composed}")
     sheet = None
     if is_prepared(about.folder):
-        corpus = corpora.named(name)
+        corpus = corpora.load_corpus(name)
         lines.append(f"- Splits: {', '.join(f'{split} {len(rows):,}' for split, rows in corpus.splits.items())}")
         lines += ["", "| column | modality |", "|---|---|"]
         lines += [f"| `{column}` | {type(kind).__name__.lower()} |" for column, kind in corpus.columns.items()]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "sheet.png"
-            draw_sheet(corpus, some_rows(corpus, 3), path)
+            plot_contact_sheet(corpus, some_rows(corpus, 3), path)
             sheet = path.read_bytes()
         lines += ["", f"![Examples of {name}]({name}.png)"]
     else:

@@ -16,16 +16,16 @@ import torch
 from polymodal import corpora
 from polymodal.recipes.dual_encoders import clip
 from polymodal.training import train
-from polymodal.training.execution import Execution
+from polymodal.training.runtime import RuntimeConfig
 from polymodal.types import Budget
 
 KILLS, BUDGET = 20, Budget(steps=400)
 
 
 def child(out: Path) -> None:
-    recipe = clip.Recipe(batch_size=16, ema=0.9)
-    often = Execution(checkpoint_every="1steps", track="none")
-    train(recipe, CORPUS, BUDGET, out=out, execution=often)
+    recipe = clip.Recipe(batch_size=16, ema_decay=0.9)
+    often = RuntimeConfig(save_interval="1steps", logger="none")
+    train(recipe, CORPUS, BUDGET, out=out, runtime=often)
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ from polymodal.encoders.static_text import static_text
 from polymodal.errors import UserError
 from polymodal.evaluation.hallucination import cases, hallucination_scores, listed_class, precisions, scenes_of
 from polymodal.evaluation.statistics import Score
-from polymodal.recipes.evaluation._chair import Chair
-from polymodal.recipes.evaluation._objects import object_lines, root
-from polymodal.recipes.evaluation.aloha import Recipe, matched, parsed
+from polymodal.recipes.metrics._chair import Chair
+from polymodal.recipes.metrics._objects import object_lines, root
+from polymodal.recipes.metrics.aloha import Recipe, match_objects, parse_objects
 from polymodal.reproduce.claim import claim_record
 from polymodal.reproduce.metrics import compare_metrics
 from polymodal.reproduce.result import Arm
@@ -78,15 +78,15 @@ def test_static_vectors_know_what_is_alike() -> None:
 
 def test_lines_to_entries() -> None:
     lines = "- Dog\n- dog\n-x\nno dash\n- cat or kitten\n- hat (possibly)\n- red car, auto (left)\n"
-    assert parsed(lines, reference=False) == [("dog",), ("cat", "kitten"), ("red car", "auto")]
-    assert parsed(lines, reference=True) == [("dog",), ("cat", "kitten"), ("hat",), ("red car", "auto")]
+    assert parse_objects(lines, reference=False) == [("dog",), ("cat", "kitten"), ("red car", "auto")]
+    assert parse_objects(lines, reference=True) == [("dog",), ("cat", "kitten"), ("hat",), ("red car", "auto")]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 10_000))
 def test_matching_against_brute_force(targets: int, references: int, seed: int) -> None:
     similarity = np.random.default_rng(seed).uniform(-1, 1, (targets, references))
-    found = matched(similarity)
+    found = match_objects(similarity)
     size = max(targets, references)
     padded = np.zeros((size, size))
     padded[:targets, :references] = similarity
@@ -99,11 +99,11 @@ def test_matching_against_brute_force(targets: int, references: int, seed: int) 
     assert found.sum() == pytest.approx(best)
     assert (found == 0).sum() >= targets - chosen
     order = np.random.default_rng(seed).permutation(references)
-    np.testing.assert_allclose(matched(similarity[:, order]), found)
+    np.testing.assert_allclose(match_objects(similarity[:, order]), found)
 
 
 def test_an_object_without_a_reference_of_its_own_scores_nothing() -> None:
-    assert matched(np.array([[0.9], [0.8]])).tolist() == [0.9, 0.0]
+    assert match_objects(np.array([[0.9], [0.8]])).tolist() == [0.9, 0.0]
     scored = Recipe().score("a dog and a wolf", ["a dog"])
     assert scored.value == 0
     assert Recipe(matching="nearest").score("a dog and a wolf", ["a dog"]).value > 0
@@ -134,11 +134,11 @@ def test_invariants_of_the_score() -> None:
     assert metric.score("great joy", references) == metric.score("great joy", [])
     assert metric.score("great joy", []).value == 1
     assert metric.score("a dog", []).value == 0
-    assert Recipe(roots=False).score("a car", ["a red car"]).value < metric.score("a car", ["a red car"]).value
+    assert Recipe(add_root_nouns=False).score("a car", ["a red car"]).value < metric.score("a car", ["a red car"]).value
 
 
 def test_exact_words_know_no_synonyms() -> None:
-    exact = Recipe(similarity="exact")
+    exact = Recipe(similarity_model="exact")
     assert exact.score("a large dog", ["a brown dog"]).value == 1
     assert exact.score("an automobile", ["a car"]).value == 0
     assert 0 < Recipe().score("an automobile", ["a car"]).value < 1
@@ -238,4 +238,4 @@ def test_wrong_uses_are_one_sentence(polymodal, tmp_path: Path) -> None:
     assert finished.returncode == 2
     assert "polymodal score aloha" in finished.stderr
     with pytest.raises(UserError, match="no sentence-transformers model"):
-        Recipe(similarity=str(tmp_path / "nothing")).score("a dog", ["a cat"])
+        Recipe(similarity_model=str(tmp_path / "nothing")).score("a dog", ["a cat"])

@@ -17,32 +17,32 @@ from polymodal.corpora.clips import MOTIONS, Actor, film
 from polymodal.corpora.corpus import About
 from polymodal.corpora.scenes import sprites_of
 from polymodal.data.loader import Reader
-from polymodal.data.masking import patches_in, random_boxes
+from polymodal.data.masking import boxes_to_patch_mask, random_boxes
 from polymodal.data.video_text import UNKNOWN, VideoColumn, VideoTextProcessor
-from polymodal.draws import Draws
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.errors import UnreadableExample, UserError
-from polymodal.evaluation.matching import matching_scores
-from polymodal.evaluation.regions import in_square, region_scores
-from polymodal.evaluation.suite import evaluate, validation
+from polymodal.evaluation.evaluate import evaluate, validation
+from polymodal.evaluation.image_text_matching import matching_scores
+from polymodal.evaluation.region_classification import in_square, region_scores
 from polymodal.modalities import Questions, Regions, Text, Video
 from polymodal.modalities.text import Tokens
 from polymodal.modalities.video import encode
-from polymodal.objectives.matching import matching_loss
+from polymodal.objectives.itm import itm_loss
 from polymodal.recipes.video import alpro
+from polymodal.rng import ExampleRNG
 from polymodal.training import Run, load_run, train
-from polymodal.training.execution import Execution
-from polymodal.types import Budget, CanAnswer, CanMatch, CanNameRegions
+from polymodal.training.runtime import RuntimeConfig
+from polymodal.types import Budget, CanClassifyAnswers, CanClassifyRegions, CanScorePairs
 
-QUIET = Execution(track="none")
+QUIET = RuntimeConfig(logger="none")
 TINY = alpro.Recipe(
     batch_size=16,
     learning_rate=3e-3,
-    video=VideoEncoderConfig(frames=2, size=32, patch=8, width=32, depth=1, heads=2),
-    text=TextEncoderConfig(vocabulary=400, context=24, width=32, depth=1, heads=2, pooling="start"),
+    video=VideoEncoderConfig(frames=2, image_size=32, patch_size=8, width=32, depth=1, num_heads=2),
+    text=TextEncoderConfig(vocab_size=400, context_length=24, width=32, depth=1, num_heads=2, pool_type="cls"),
     fusion_depth=1,
-    dim=32,
+    embed_dim=32,
 )
 
 
@@ -53,7 +53,7 @@ def clips() -> Corpus:
     for number in range(112):
         rng = np.random.default_rng(number)
         chosen = rng.choice(len(sprites), size=2, replace=False)
-        actors = [Actor("a", sprites[place].name, sprites[place].picture, None) for place in chosen]
+        actors = [Actor("a", sprites[place].name, sprites[place].image, None) for place in chosen]
         motions = [str(motion) for motion in rng.choice(list(MOTIONS), size=2, replace=False)]
         frames, boxes = film(actors, motions, rng)
         said = [f"a {actor.name} {motion}" for actor, motion in zip(actors, motions, strict=True)]
@@ -84,7 +84,7 @@ def processor(clips: Corpus) -> VideoTextProcessor:
 @pytest.fixture(scope="module")
 def run(clips: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("alpro") / "run"
-    return train(TINY, clips, Budget(steps=100), out=out, validate=validation(clips), execution=QUIET)
+    return train(TINY, clips, Budget(steps=100), out=out, validate=validation(clips), runtime=QUIET)
 
 
 def method(processor: VideoTextProcessor, **changes: object) -> alpro.ALPRO:
@@ -93,8 +93,8 @@ def method(processor: VideoTextProcessor, **changes: object) -> alpro.ALPRO:
 
 
 def batch_of(processor: VideoTextProcessor, corpus: Corpus, recipe: alpro.Recipe = TINY, count: int = 8) -> dict:
-    examples = [processor.read(corpus, row) for row in corpus.rows("train")[:count].tolist()]
-    return recipe.training_batch(examples, processor, Draws.of(0, 0, count))
+    examples = [processor.load_example(corpus, row) for row in corpus.rows("train")[:count].tolist()]
+    return recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, count))
 
 
 # Data
@@ -124,22 +124,22 @@ def test_stills_among_clips_stand_still() -> None:
 
 
 def test_all_frames_of_a_clip_are_changed_alike(processor: VideoTextProcessor, clips: Corpus) -> None:
-    example = processor.read(clips, 0)
+    example = processor.load_example(clips, 0)
     still = example | {"video": np.repeat(example["video"][:1], 16, axis=0)}
-    recipe = dataclasses.replace(TINY, augmentation=dataclasses.replace(TINY.augmentation, jitter=1.0))
-    video = recipe.training_batch([still, still], processor, Draws.of(0, 0, 2))["video"]
+    recipe = dataclasses.replace(TINY, augmentation=dataclasses.replace(TINY.augmentation, color_jitter_prob=1.0))
+    video = recipe.training_batch([still, still], processor, ExampleRNG.of(0, 0, 2))["video"]
     assert torch.allclose(video[:, 0], video[:, 1])
     assert not torch.allclose(video[0], video[1], atol=1e-2)
 
 
 def test_boxes_stand_on_the_grid_and_have_the_area() -> None:
     grid = 14
-    boxes = random_boxes(grid, (0.3, 0.5), Draws.of(0, 0, 500))
+    boxes = random_boxes(grid, (0.3, 0.5), ExampleRNG.of(0, 0, 500))
     edges = boxes * grid
     assert torch.allclose(edges, edges.round(), atol=1e-4)
     assert boxes.min() >= 0
     assert boxes.max() <= 1 + 1e-6
-    inside = patches_in(boxes, grid)
+    inside = boxes_to_patch_mask(boxes, grid)
     sides = (edges[:, 2:] - edges[:, :2]).round().long()
     assert torch.equal(inside.sum(1), sides.prod(1)), "no patch beside the box, and all in it"
     share = inside.float().mean(1)
@@ -147,8 +147,8 @@ def test_boxes_stand_on_the_grid_and_have_the_area() -> None:
     assert float(share.max()) < 0.56
     by_hand = torch.zeros(4, 4, dtype=torch.bool)
     by_hand[1:3, 2:4] = True
-    assert torch.equal(patches_in(torch.tensor([[0.55, 0.3, 0.9, 0.75]]), 4)[0], by_hand.flatten())
-    assert patches_in(torch.tensor([[0.5, 0.5, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0]]), 4).sum(1).tolist() == [1, 1]
+    assert torch.equal(boxes_to_patch_mask(torch.tensor([[0.55, 0.3, 0.9, 0.75]]), 4)[0], by_hand.flatten())
+    assert boxes_to_patch_mask(torch.tensor([[0.5, 0.5, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0]]), 4).sum(1).tolist() == [1, 1]
 
 
 def test_things_are_nouns_of_the_texts(processor: VideoTextProcessor, clips: Corpus) -> None:
@@ -160,7 +160,7 @@ def test_things_are_nouns_of_the_texts(processor: VideoTextProcessor, clips: Cor
 
 def test_texts_that_name_nothing_are_refused(clips: Corpus) -> None:
     silent = clips.table.set_column(1, "captions", pa.array([[{"text": "и так далее", "language": "ru"}]] * 112))
-    with pytest.raises(UserError, match="--no-entity-modelling"):
+    with pytest.raises(UserError, match="--no-use-pem"):
         TINY.processor(dataclasses.replace(clips, table=silent))
 
 
@@ -172,33 +172,33 @@ def test_a_prompter_that_is_unsure_teaches_nothing() -> None:
     taught = torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.25] * 4, [0.1, 0.1, 0.1, 0.7]])
     logs = logits.log_softmax(1)
     by_hand = -((taught * logs).sum(1)[[0, 2]]).mean()
-    assert torch.allclose(alpro.entity_loss(logits, taught, 0.3), by_hand)
-    nothing = alpro.entity_loss(logits, taught, 0.9)
+    assert torch.allclose(alpro.pem_loss(logits, taught, 0.3), by_hand)
+    nothing = alpro.pem_loss(logits, taught, 0.9)
     nothing.backward()
     assert nothing.item() == 0
     assert torch.count_nonzero(logits.grad) == 0
     surest_is_not_the_first = torch.tensor([[0.7, 0.1, 0.1, 0.1]])
-    assert alpro.entity_loss(logits[:1], surest_is_not_the_first, 0.2).item() > 0, "of entity 0, too"
+    assert alpro.pem_loss(logits[:1], surest_is_not_the_first, 0.2).item() > 0, "of entity 0, too"
 
 
 def test_each_stage_has_its_losses(processor: VideoTextProcessor, clips: Corpus) -> None:
     model, batch = method(processor), batch_of(processor, clips)
-    examples = [processor.read(clips, row) for row in range(8)]
-    assert set(model.losses(batch)) == {"contrast", "matching", "words", "entities"}
-    first = TINY.paired_batch(examples, processor, Draws.of(0, 0, 8))
+    examples = [processor.load_example(clips, row) for row in range(8)]
+    assert set(model.losses(batch)) == {"itc", "itm", "mlm", "pem"}
+    first = TINY.paired_batch(examples, processor, ExampleRNG.of(0, 0, 8))
     assert set(model.losses(first)) == {"prompter"}
-    last = TINY.fine_tuning_batch(examples, processor, Draws.of(0, 0, 8))
-    assert set(model.losses(last)) == {"contrast", "matching", "answers"}
-    plain = method(processor, contrast=False, entity_modelling=False)
-    assert set(plain.losses(batch)) == {"matching", "words"}
+    last = TINY.finetuning_batch(examples, processor, ExampleRNG.of(0, 0, 8))
+    assert set(model.losses(last)) == {"itc", "itm", "vqa"}
+    plain = method(processor, use_itc=False, use_pem=False)
+    assert set(plain.losses(batch)) == {"itm", "mlm"}
     assert [stage.name for stage in TINY.stages()] == ["prompter", "pre-training", "fine-tuning"]
-    ladder = dataclasses.replace(TINY, entity_modelling=False).stages()
-    assert [stage.share for stage in ladder] == pytest.approx([0.75, 0.25]), (
+    ladder = dataclasses.replace(TINY, use_pem=False).stages()
+    assert [stage.fraction for stage in ladder] == pytest.approx([0.75, 0.25]), (
         "what the prompter would take is trained on"
     )
 
 
-def test_the_prompter_is_frozen_and_out_of_the_optimiser(processor: VideoTextProcessor, clips: Corpus) -> None:
+def test_the_prompter_is_frozen_and_out_of_the_optimizer(processor: VideoTextProcessor, clips: Corpus) -> None:
     model, batch = method(processor).train(), batch_of(processor, clips)
     sum(model.losses(batch).values()).backward()
     assert all(parameter.grad is None for parameter in model.prompter.parameters())
@@ -221,13 +221,13 @@ def test_names_are_made_of_the_trained_words_and_are_probabilities(
     with torch.no_grad():
         for parameter in prompter.text_encoder.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    taught = prompter.names(batch["video"])
+    taught = prompter.entity_probabilities(batch["video"])
     assert torch.allclose(taught.sum(1), torch.ones(8), atol=1e-5)
     prompts = processor.text([prompt.format(processor.entities[1]) for prompt in alpro.PROMPTS[0]])
     assert torch.allclose(prompter.bank[0, 1], prompter.embed({"text": prompts})["text"].mean(0), atol=1e-5)
-    stills = prompter.names(batch["video"][:, :1])
-    wanted = (prompter.scale * prompter.see(batch["video"][:, :1])[1] @ prompter.bank[1].T).softmax(1)
-    assert torch.allclose(stills, wanted, atol=1e-6), "clips of one frame are asked about as pictures"
+    stills = prompter.entity_probabilities(batch["video"][:, :1])
+    wanted = (prompter.scale * prompter.encode_video(batch["video"][:, :1])[1] @ prompter.bank[1].T).softmax(1)
+    assert torch.allclose(stills, wanted, atol=1e-6), "clips of one frame are asked about as images"
     again = method(processor)
     again.load_state_dict(model.state_dict())
     assert bool(again.prompter.made), "a run that goes on keeps them"
@@ -238,7 +238,7 @@ def test_the_crop_keeps_its_place_and_the_average_is_over_its_patches(
 ) -> None:
     """What is outside the box has no influence on the teacher, and the student's tokens are those inside it."""
     model, batch = method(processor), batch_of(processor, clips)
-    inside = patches_in(batch["box"], 4)
+    inside = boxes_to_patch_mask(batch["box"], 4)
     cropped = model._cropped(batch["video"], inside)
     kept = inside.unflatten(1, (4, 4)).repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None, None].expand_as(cropped)
     assert torch.equal(cropped[kept], batch["video"][kept])
@@ -246,8 +246,8 @@ def test_the_crop_keeps_its_place_and_the_average_is_over_its_patches(
     seen: list[torch.Tensor] = []
     model.entity_head.register_forward_hook(lambda _, given, __: seen.append(given[0]))
     model.losses(batch)
-    words, _ = model.read(batch["text"])
-    patches, _ = model.see(batch["video"])
+    words, _ = model.encode_text(batch["text"])
+    patches, _ = model.encode_video(batch["video"])
     _, fused = model.fuse(words, batch["text"].mask, patches)
     by_hand = torch.stack([own[where].mean(0) for own, where in zip(fused, inside, strict=True)])
     assert torch.allclose(seen[0], by_hand, atol=1e-5)
@@ -256,39 +256,39 @@ def test_the_crop_keeps_its_place_and_the_average_is_over_its_patches(
 def test_the_paired_losses_by_hand(processor: VideoTextProcessor, clips: Corpus, monkeypatch) -> None:
     """Two pairs: each one's only negative is the other."""
     model, batch = method(processor), batch_of(processor, clips, count=2)
-    losses, _, _ = model._paired_losses(batch, contrast=True)
-    logits = model.match({"video": batch["video"], "text": batch["text"]})
+    losses, _, _ = model._paired_losses(batch, use_itc=True)
+    logits = model.itm_logits({"video": batch["video"], "text": batch["text"]})
     right, wrong = logits.diagonal(), torch.stack([logits[0, 1], logits[1, 0]])
     # A text and a video that are not its own, for each of the two: every wrong pair comes twice.
     each = torch.cat([torch.nn.functional.softplus(-right), torch.nn.functional.softplus(wrong).repeat(2)])
-    assert float(losses["matching"]) == pytest.approx(float(each.mean()), abs=1e-5)
+    assert float(losses["itm"]) == pytest.approx(float(each.mean()), abs=1e-5)
     vectors = model.embed(batch)
     similarity = model.scale * vectors["video"] @ vectors["text"].T
     truth = torch.arange(2)
     cross = torch.nn.functional.cross_entropy
     both = (cross(similarity, truth) + cross(similarity.T, truth)) / 2
-    assert float(losses["contrast"]) == pytest.approx(float(both), abs=1e-5)
-    assert float(matching_loss(torch.tensor([[0.0, 9.0], [9.0, 0.0]]), 1)) == pytest.approx(0, abs=1e-3)
+    assert float(losses["itc"]) == pytest.approx(float(both), abs=1e-5)
+    assert float(itm_loss(torch.tensor([[0.0, 9.0], [9.0, 0.0]]), 1)) == pytest.approx(0, abs=1e-3)
 
 
 def test_padding_of_texts_changes_nothing(processor: VideoTextProcessor, clips: Corpus) -> None:
     model, batch = method(processor), batch_of(processor, clips)
     text = batch["text"]
     longer = Tokens(torch.nn.functional.pad(text.ids, (0, 5), value=7), text.lengths)
-    plain, padded = (model.match({"video": batch["video"], "text": one}) for one in (text, longer))
+    plain, padded = (model.itm_logits({"video": batch["video"], "text": one}) for one in (text, longer))
     assert torch.allclose(plain, padded, atol=1e-5)
-    asked = [model.answer({"video": batch["video"], "question": one}) for one in (text, longer)]
+    asked = [model.answer_logits({"video": batch["video"], "question": one}) for one in (text, longer)]
     assert torch.allclose(*asked, atol=1e-5)
 
 
 def test_hidden_words_are_not_seen(processor: VideoTextProcessor, clips: Corpus) -> None:
     """The words' loss with other words at the hidden places differs by what is wanted only."""
     model, batch = method(processor), batch_of(processor, clips)
-    assert bool(batch["hidden"].any())
-    assert not bool((batch["hidden"] & ~batch["text"].words).any()), "marks and padding stay"
+    assert bool(batch["masked_tokens"].any())
+    assert not bool((batch["masked_tokens"] & ~batch["text"].words).any()), "marks and padding stay"
     given: list[torch.Tensor] = []
-    model.word_head.register_forward_hook(lambda _, inputs, __: given.append(inputs[0]))
-    others = Tokens(batch["text"].ids.masked_fill(batch["hidden"], 300), batch["text"].lengths)
+    model.mlm_head.register_forward_hook(lambda _, inputs, __: given.append(inputs[0]))
+    others = Tokens(batch["text"].ids.masked_fill(batch["masked_tokens"], 300), batch["text"].lengths)
     model.losses(batch)
     model.losses(batch | {"text": others})
     assert torch.allclose(given[0], given[1], atol=1e-5)
@@ -303,21 +303,21 @@ def test_it_learns_on_clips_and_is_read_again(run: Run, clips: Corpus) -> None:
         assert entries, stage
         return float(np.mean(entries[part]))
 
-    for name in ("prompter", "words", "answers"):
+    for name in ("prompter", "mlm", "vqa"):
         assert mean("first", name, slice(-1, None)) < mean("last", name, slice(0, 1))
     again = load_run(run.directory)
     batch = batch_of(again.processor, clips)
-    assert torch.equal(again.model.match(batch), run.model.eval().match(batch))
-    assert isinstance(run.model, CanMatch)
-    assert isinstance(run.model, CanAnswer)
-    assert isinstance(run.model, CanNameRegions)
+    assert torch.equal(again.model.itm_logits(batch), run.model.eval().itm_logits(batch))
+    assert isinstance(run.model, CanScorePairs)
+    assert isinstance(run.model, CanClassifyAnswers)
+    assert isinstance(run.model, CanClassifyRegions)
     assert bool(run.model.prompter.made)
 
 
 def test_everything_is_asked_of_it(run: Run, clips: Corpus) -> None:
     names = {score.name for score in evaluate(run, clips)}
-    wanted = ("text_to_video/R@1", "matching/text_to_video/R@1", "matching/video_to_text/MRR", "questions/accuracy")
-    wanted += ("questions/object/accuracy", "questions/gain_by_video", "regions/top-1", "regions/unsure")
+    wanted = ("text_to_video/R@1", "matching/text_to_video/R@1", "matching/video_to_text/MRR", "vqa/accuracy")
+    wanted += ("vqa/object/accuracy", "vqa/video_gain", "regions/top-1", "regions/abstention_rate")
     assert {f"test/{name}" for name in wanted} <= names
     assert any("validation/text_to_video/R@1" in entry.get("validation", {}) for entry in run.history)
 
@@ -334,12 +334,12 @@ def test_scores_of_a_method_that_knows_are_perfect(processor: VideoTextProcessor
             self.any = torch.nn.Parameter(torch.zeros(1))
             self.blocks = 0
 
-        def match(self, batch: dict) -> torch.Tensor:
+        def itm_logits(self, batch: dict) -> torch.Tensor:
             start, self.blocks = self.blocks, self.blocks + len(batch["video"])
             own = texts[start : start + len(batch["video"])]
             return torch.tensor([[float(text == mine) for text in texts] for mine in own])
 
-        def name_regions(self, batch: dict) -> torch.Tensor:
+        def classify_regions(self, batch: dict) -> torch.Tensor:
             rows = []
             for box in batch["box"].tolist():
                 (name,) = {
@@ -355,8 +355,8 @@ def test_scores_of_a_method_that_knows_are_perfect(processor: VideoTextProcessor
     assert all(score.value == 1 for score in scores)
     found = {score.name: score for score in region_scores(Knowing(), processor, reader, "test", "video")}
     assert found["test/regions/top-1"].value == 1
-    assert found["test/regions/top-1_where_sure"].value == 1
-    assert found["test/regions/unsure"].value == 0
+    assert found["test/regions/top1_confident"].value == 1
+    assert found["test/regions/abstention_rate"].value == 0
     assert found["test/regions/top-1"].chance == pytest.approx(1 / len(names))
 
 
@@ -368,9 +368,9 @@ def test_boxes_follow_the_square_that_is_cut_out() -> None:
 
 def test_stills_train_it_too(scenes: Corpus) -> None:
     some = scenes.with_splits({name: rows[:48] for name, rows in scenes.splits.items() if name != "test_twitter"})
-    run = train(TINY, some, Budget(steps=12), execution=QUIET)
+    run = train(TINY, some, Budget(steps=12), runtime=QUIET)
     names = {score.name for score in evaluate(run, some)}
-    assert {"test/text_to_image/R@1", "test/matching/text_to_image/R@1", "test/questions/accuracy"} <= names
+    assert {"test/text_to_image/R@1", "test/matching/text_to_image/R@1", "test/vqa/accuracy"} <= names
     assert run.embed(image=[some.value(0, "image")])["image"].shape == (1, 32)
 
 
@@ -382,8 +382,8 @@ def test_own_clips_are_read_by_their_paths(tmp_path: Path, clips: Corpus) -> Non
             file.write(json.dumps({"clip": f"{row}.mp4", "said": caption}) + "\n")
     corpus = from_path(tmp_path / "pairs.jsonl")
     assert isinstance(corpus.columns["clip"], Video)
-    small = dataclasses.replace(TINY, batch_size=4, entity_modelling=False)
-    run = train(small, corpus, Budget(steps=4), execution=QUIET)
+    small = dataclasses.replace(TINY, batch_size=4, use_pem=False)
+    run = train(small, corpus, Budget(steps=4), runtime=QUIET)
     assert run.embed(video=[tmp_path / "3.mp4"])["video"].shape == (1, 32)
     with pytest.raises((UnreadableExample, UserError), match="cannot be"):
         run.embed(video=[tmp_path / "none.mp4"])
@@ -393,7 +393,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match="are the same"):
         alpro.Recipe(video=VideoEncoderConfig(width=32))
     with pytest.raises(UserError, match="less than 1"):
-        alpro.Recipe(prompter=0.5, fine_tuning=0.5)
+        alpro.Recipe(prompter_fraction=0.5, finetune_fraction=0.5)
 
 
 def test_the_paper_preset_has_the_papers_size(processor: VideoTextProcessor) -> None:
@@ -406,9 +406,9 @@ def test_the_paper_preset_has_the_papers_size(processor: VideoTextProcessor) -> 
 
 def test_answers_that_are_not_known_teach_nothing(processor: VideoTextProcessor, clips: Corpus) -> None:
     model = method(processor)
-    examples = [processor.read(clips, row) for row in range(4)]
-    batch = TINY.fine_tuning_batch(examples, processor, Draws.of(0, 0, 4))
-    assert float(model.losses(batch | {"answer": torch.full((4,), UNKNOWN)})["answers"].detach()) == 0
+    examples = [processor.load_example(clips, row) for row in range(4)]
+    batch = TINY.finetuning_batch(examples, processor, ExampleRNG.of(0, 0, 4))
+    assert float(model.losses(batch | {"answer": torch.full((4,), UNKNOWN)})["vqa"].detach()) == 0
     assert processor(answer=["no such answer", processor.answers[0]])["answer"].tolist() == [UNKNOWN, 0]
 
 

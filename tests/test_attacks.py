@@ -11,12 +11,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from polymodal.corpora import Corpus
-from polymodal.errors import UserError
-from polymodal.evaluation.attacks import Found, Pairs, attack_scores, attacked, success, summary
-from polymodal.recipes.dual_encoders import clip, siglip
-from polymodal.recipes.security import set_level_attack
-from polymodal.recipes.security._perturbation import (
+from polymodal.attacks.evaluate import Pairs, Ranks, attack_scores, perturb_pairs, success, summary
+from polymodal.attacks.masked_lm import STOP_WORDS, WordModel, clean
+from polymodal.attacks.perturbation import (
     Victim,
     in_place_of,
     padded_copy,
@@ -25,32 +22,35 @@ from polymodal.recipes.security._perturbation import (
     with_one_word_changed,
     words_by_importance,
 )
-from polymodal.recipes.security._words import STOP_WORDS, WordModel, clean
+from polymodal.corpora import Corpus
+from polymodal.errors import UserError
+from polymodal.recipes.dual_encoders import clip, siglip
+from polymodal.recipes.security import set_level_attack
 from polymodal.reproduce.attacks import compare_attacks
 from polymodal.reproduce.claim import claim_record
 from polymodal.reproduce.result import Arm
 from polymodal.serving.attack import attack_runs
 from polymodal.training import Run, train
-from polymodal.training.execution import Execution
+from polymodal.training.runtime import RuntimeConfig
 from polymodal.types import Attack, AttackClaim, Budget
 
-QUIET = Execution(track="none")
-SET = set_level_attack.Recipe(epsilon=8.0, step=2.0)
-PAIR = dataclasses.replace(SET, captions="first", scales=(), edit_again=False)
+QUIET = RuntimeConfig(logger="none")
+SET = set_level_attack.Recipe(eps=8.0, step_size=2.0)
+PAIR = dataclasses.replace(SET, use_all_captions=False, scales=(), update_text_twice=False)
 
 
 @pytest.fixture(scope="module")
 def source(small_emoji: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A CLIP that knows its training pictures."""
+    """A CLIP that knows its training images."""
     return train(
-        clip.Recipe(), small_emoji, Budget(steps=120), out=tmp_path_factory.mktemp("runs") / "clip", execution=QUIET
+        clip.Recipe(), small_emoji, Budget(steps=120), out=tmp_path_factory.mktemp("runs") / "clip", runtime=QUIET
     )
 
 
 @pytest.fixture(scope="module")
 def target(small_emoji: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("runs") / "siglip"
-    return train(siglip.Recipe(), small_emoji, Budget(steps=120), seed=1, out=out, execution=QUIET)
+    return train(siglip.Recipe(), small_emoji, Budget(steps=120), seed=1, out=out, runtime=QUIET)
 
 
 @pytest.fixture(scope="module")
@@ -70,51 +70,51 @@ def victim(source: Run) -> Victim:
 
 
 def pixels(pairs: Pairs, count: int = 8) -> torch.Tensor:
-    arrays = np.stack([np.array(picture) for picture in pairs.pictures[:count]])
+    arrays = np.stack([np.array(image) for image in pairs.images[:count]])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 255
 
 
 def test_ascent_stays_in_the_ball_and_reaches_its_best_corner() -> None:
-    picture = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     weights = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
     def objective(changed: torch.Tensor) -> torch.Tensor:
         return (changed * weights).sum()
 
-    found = projected_ascent(picture, objective, 0.03, 0.01, 10, torch.Generator().manual_seed(0))
-    assert (found - picture).abs().max() <= 0.03 + 1e-6
+    found = projected_ascent(image, objective, 0.03, 0.01, 10, torch.Generator().manual_seed(0))
+    assert (found - image).abs().max() <= 0.03 + 1e-6
     assert 0 <= found.min() <= found.max() <= 1
-    torch.testing.assert_close(found, (picture + 0.03 * weights.sign()).clamp(0, 1))  # a linear objective's maximum
-    with_momentum = projected_ascent(picture, objective, 0.03, 0.01, 10, torch.Generator().manual_seed(0), 1.0)
+    torch.testing.assert_close(found, (image + 0.03 * weights.sign()).clamp(0, 1))  # a linear objective's maximum
+    with_momentum = projected_ascent(image, objective, 0.03, 0.01, 10, torch.Generator().manual_seed(0), 1.0)
     torch.testing.assert_close(with_momentum, found)
-    without = projected_ascent(picture, objective, 0.03, 0.01, 0, torch.Generator().manual_seed(0))
-    assert 0 < (without - picture).abs().max() <= 0.03 + 1e-6
+    without = projected_ascent(image, objective, 0.03, 0.01, 0, torch.Generator().manual_seed(0))
+    assert 0 < (without - image).abs().max() <= 0.03 + 1e-6
 
 
 def test_gradient_reaches_the_pixels_through_every_copy() -> None:
-    picture = torch.rand(2, 3, 16, 16, requires_grad=True)
+    image = torch.rand(2, 3, 16, 16, requires_grad=True)
     for scale in (0.5, 0.75, 1.25, 1.5):
-        copy = resized_copy(picture, scale, 0.05, torch.Generator().manual_seed(0))
-        assert copy.shape == picture.shape
-        (gradient,) = torch.autograd.grad(copy.sum(), picture)
+        copy = resized_copy(image, scale, 0.05, torch.Generator().manual_seed(0))
+        assert copy.shape == image.shape
+        (gradient,) = torch.autograd.grad(copy.sum(), image)
         assert (gradient != 0).float().mean() > 0.5
     smooth = torch.full((1, 3, 16, 16), 0.5)
     torch.testing.assert_close(resized_copy(smooth, 0.5, 0.0, torch.Generator()), smooth)
-    padded = padded_copy(picture, 0.5, torch.Generator().manual_seed(3))
-    assert padded.shape == picture.shape
-    (gradient,) = torch.autograd.grad(padded.sum(), picture)
+    padded = padded_copy(image, 0.5, torch.Generator().manual_seed(3))
+    assert padded.shape == image.shape
+    (gradient,) = torch.autograd.grad(padded.sum(), image)
     assert gradient.abs().sum() > 0
 
 
 def test_the_most_important_word_is_the_one_that_moves_the_vector_most(victim: Victim) -> None:
     captions = [["red", "apple", "and", "pear"], ["dog"]]
     order = words_by_importance(victim, captions)
-    whole = victim.read(["red apple and pear"]).softmax(-1)
+    whole = victim.encode_text(["red apple and pear"]).softmax(-1)
     moved = []
     for place in range(4):
         lacking = [*captions[0]]
         lacking[place] = "[UNK]"
-        moved.append(float(F.kl_div(victim.read([" ".join(lacking)]).log_softmax(-1), whole, reduction="sum")))
+        moved.append(float(F.kl_div(victim.encode_text([" ".join(lacking)]).log_softmax(-1), whole, reduction="sum")))
     assert order[0] == np.argsort(moved)[::-1].tolist()
     assert order[1] == [0]
 
@@ -142,10 +142,10 @@ def test_punctuation_stays_where_it_was() -> None:
 
 def test_at_most_one_word_changes_and_the_caption_moves_away(victim: Victim, words: WordModel, pairs: Pairs) -> None:
     with torch.no_grad():
-        away = victim.see(pixels(pairs, 20)).repeat_interleave(2, 0)
+        away = victim.encode_image(pixels(pairs, 20)).repeat_interleave(2, 0)
     texts = pairs.texts[:40]
     changed = with_one_word_changed(victim, words, texts, away, 10)
-    before, after = ((victim.read(side) * away).sum(1) for side in (texts, changed))
+    before, after = ((victim.encode_text(side) * away).sum(1) for side in (texts, changed))
     assert (after <= before + 1e-6).all()
     assert sum(old != new for old, new in zip(texts, changed, strict=True)) > 20
     for old, new in zip(texts, changed, strict=True):
@@ -156,16 +156,16 @@ def test_at_most_one_word_changes_and_the_caption_moves_away(victim: Victim, wor
 
 def test_one_caption_and_one_size_is_the_attack_on_a_pair(victim: Victim, pairs: Pairs) -> None:
     one = [own[:1] for own in pairs.captions[:8]]
-    clean_vectors = victim.see(pixels(pairs)).detach()
+    clean_vectors = victim.encode_image(pixels(pairs)).detach()
     ways = [
         recipe.perturb(victim, pixels(pairs), captions, clean_vectors, torch.Generator().manual_seed(0))
         for recipe, captions in ((dataclasses.replace(SET, scales=()), one), (PAIR, pairs.captions[:8]))
     ]
     torch.testing.assert_close(ways[0], ways[1], rtol=0, atol=0)
-    guides = victim.read([own[0] for own in one])
+    guides = victim.encode_text([own[0] for own in one])
     by_hand = projected_ascent(
         pixels(pairs),
-        lambda changed: -(victim.see(changed) * guides).sum(1).mean(),
+        lambda changed: -(victim.encode_image(changed) * guides).sum(1).mean(),
         8 / 255,
         2 / 255,
         10,
@@ -182,29 +182,29 @@ def test_captions_are_edited_from_the_clean_ones_in_the_last_pass(source: Run, w
 
 
 @pytest.mark.parametrize("restarts", [1, 3])
-def test_restarts_keep_the_least_similar_picture(victim: Victim, pairs: Pairs, restarts: int) -> None:
-    clean_vectors = victim.see(pixels(pairs)).detach()
+def test_restarts_keep_the_least_similar_image(victim: Victim, pairs: Pairs, restarts: int) -> None:
+    clean_vectors = victim.encode_image(pixels(pairs)).detach()
     recipe = dataclasses.replace(PAIR, restarts=restarts)
     found = recipe.perturb(victim, pixels(pairs), pairs.captions[:8], clean_vectors, torch.Generator().manual_seed(0))
     once = PAIR.perturb(victim, pixels(pairs), pairs.captions[:8], clean_vectors, torch.Generator().manual_seed(0))
-    guides = victim.read([own[0] for own in pairs.captions[:8]])
-    assert ((victim.see(found) * guides).sum(1) <= (victim.see(once) * guides).sum(1) + 1e-6).all()
+    guides = victim.encode_text([own[0] for own in pairs.captions[:8]])
+    assert ((victim.encode_image(found) * guides).sum(1) <= (victim.encode_image(once) * guides).sum(1) + 1e-6).all()
 
 
 def test_what_an_attack_leaves_is_what_files_hold(source: Run, small_emoji: Corpus, pairs: Pairs) -> None:
     before = {name: tensor.clone() for name, tensor in source.model.state_dict().items()}
-    changed = attacked(SET, source, small_emoji, pairs, seed=3)
-    again = attacked(SET, source, small_emoji, pairs, seed=3)
+    changed = perturb_pairs(SET, source, small_emoji, pairs, seed=3)
+    again = perturb_pairs(SET, source, small_emoji, pairs, seed=3)
     assert changed.texts == again.texts
-    for old, new, same in zip(pairs.pictures, changed.pictures, again.pictures, strict=True):
+    for old, new, same in zip(pairs.images, changed.images, again.images, strict=True):
         assert np.array_equal(np.array(new), np.array(same))
         assert np.abs(np.array(new, dtype=int) - np.array(old, dtype=int)).max() <= 8
     assert all(torch.equal(tensor, before[name]) for name, tensor in source.model.state_dict().items())
 
 
 def test_success_is_counted_among_what_was_right() -> None:
-    before = Found(np.array([1, 1, 7]), np.array([1, 2, 1, 1, 9]))
-    after = Found(np.array([2, 1, 1]), np.array([1, 1, 3, 2, 1]))
+    before = Ranks(np.array([1, 1, 7]), np.array([1, 2, 1, 1, 9]))
+    after = Ranks(np.array([2, 1, 1]), np.array([1, 1, 3, 2, 1]))
     scores = {score.name: score for score in success(before, after, np.array([0, 0, 1, 1, 2]), "a_to_b")}
     assert scores["a_to_b/image_to_text/attack_success@1"].value == pytest.approx(1 / 2)
     assert scores["a_to_b/text_to_image/attack_success@1"].value == pytest.approx(2 / 3)
@@ -212,7 +212,7 @@ def test_success_is_counted_among_what_was_right() -> None:
     assert scores["a_to_b/text_to_image/attack_success@10"].value == 0
     same = success(before, before, np.array([0, 0, 1, 1, 2]), "a_to_b")
     assert all(score.value == 0 for score in same if "success" in score.name)
-    nothing = Found(np.array([9, 9, 9]), np.array([9] * 5))
+    nothing = Ranks(np.array([9, 9, 9]), np.array([9] * 5))
     none_right = {score.name: score for score in success(nothing, after, np.array([0, 0, 1, 1, 2]), "a")}
     assert none_right["a/image_to_text/attack_success@1"].estimate() == (0, 0, 0)
 
@@ -221,22 +221,22 @@ def test_the_set_tears_more_apart_than_chance_and_the_source_falls_first(
     source: Run, target: Run, small_emoji: Corpus, pairs: Pairs
 ) -> None:
     runs = {"clip": source, "siglip": target}
-    before = {name: Found.of(run, pairs) for name, run in runs.items()}
-    figures = {}
-    for label, attack in (("set", SET), ("noise", dataclasses.replace(PAIR, candidates=0, steps=0))):
+    before = {name: Ranks.of(run, pairs) for name, run in runs.items()}
+    metrics = {}
+    for label, attack in (("set", SET), ("noise", dataclasses.replace(PAIR, top_k=0, num_iters=0))):
         assert isinstance(attack, Attack)
         scores = [score for name in runs for score in attack_scores(attack, name, runs, small_emoji, pairs, before)[0]]
-        figures[label] = {score.name: score.value for score in summary(scores, list(runs))}
-    assert figures["set"]["same_model/R@10_before"] > 0.3
-    assert figures["set"]["same_model/attack_success@10"] > figures["set"]["other_models/attack_success@10"]
-    assert figures["set"]["other_models/attack_success@10"] > 0.2 > figures["noise"]["other_models/attack_success@10"]
+        metrics[label] = {score.name: score.value for score in summary(scores, list(runs))}
+    assert metrics["set"]["same_model/R@10_before"] > 0.3
+    assert metrics["set"]["same_model/attack_success@10"] > metrics["set"]["other_models/attack_success@10"]
+    assert metrics["set"]["other_models/attack_success@10"] > 0.2 > metrics["noise"]["other_models/attack_success@10"]
 
 
 def test_a_claim_about_attacks_trains_its_victims_once(small_emoji: Corpus, tmp_path: Path) -> None:
-    quick = dataclasses.replace(PAIR, steps=1)
+    quick = dataclasses.replace(PAIR, num_iters=1)
     claim = AttackClaim(
         sentence="",
-        baseline=dataclasses.replace(quick, candidates=0),
+        baseline=dataclasses.replace(quick, top_k=0),
         treatment=quick,
         victims={"clip": clip.Recipe(batch_size=16), "siglip": siglip.Recipe(batch_size=16)},
         split="train",
@@ -279,7 +279,7 @@ def test_wrong_uses_are_one_sentence(polymodal, source: Run, tmp_path: Path) -> 
     for arguments, said in (
         (("train", "set_level_attack", "--corpus", "emoji"), "trains nothing"),
         (("attack", "clip", str(source.directory)), "is no attack"),
-        (("attack", "set_level_attack", str(source.directory), "--corpus", "digits"), "pictures and captions"),
+        (("attack", "set_level_attack", str(source.directory), "--corpus", "digits"), "images and captions"),
     ):
         finished = polymodal(*arguments)
         assert finished.returncode == 2

@@ -89,7 +89,7 @@ def test_time_series_files():
 PAGE = """<html><head><title>4.4. Crop</title></head><body>
 <div class="navheader"><p>Prev</p><img src="prev.png"/></div>
 <h3 class="title">4.4. Crop</h3>
-<p>Text   with <b>bold</b> and <img src="icon.png" alt="an icon"/> a picture.</p>
+<p>Text   with <b>bold</b> and <img src="icon.png" alt="an icon"/> an image.</p>
 <ul><li>plain item</li><li><p>item in a paragraph</p></li></ul>
 <pre>  code
     stays</pre>
@@ -103,7 +103,7 @@ def test_pages_of_manuals_are_read_in_order_without_their_navigation():
     assert title == "4.4. Crop"
     assert pieces == [
         ("heading", "4.4. Crop", None),
-        ("paragraph", "Text with bold and a picture.", None),
+        ("paragraph", "Text with bold and an image.", None),
         ("figure", "an icon", "icon.png"),
         ("item", "plain item", None),
         ("paragraph", "item in a paragraph", None),
@@ -114,14 +114,14 @@ def test_pages_of_manuals_are_read_in_order_without_their_navigation():
 
 
 def test_definitions_of_wordnet(tmp_path):
-    licence = "  1 This software and database is being provided\n"
+    license = "  1 This software and database is being provided\n"
     lines = {
         "noun": "00001740 03 n 01 entity 0 001 ~ 00001930 n 0000 | that which is perceived  \n",
         "verb": '00001741 29 v 02 breathe 0 take_a_breath 0 000 00 | draw air into the lungs; "breathe!"  \n',
         "adj": "00001742 00 a 01 able(p) 0 000 | having the power to do something  \n",
         "adv": "00001743 02 r 01 well 0 000 | in a good manner  \n",
     }
-    files = {f"package/dict/data.{name}": (licence + line).encode() for name, line in lines.items()}
+    files = {f"package/dict/data.{name}": (license + line).encode() for name, line in lines.items()}
     (tmp_path / "wordnet.tgz").write_bytes(tar_of(files, "w:gz"))
     assert list(definitions(tmp_path / "wordnet.tgz")) == [
         ("noun/00001740", "noun", ["entity"], "that which is perceived"),
@@ -156,10 +156,10 @@ def test_answers_about_a_chart_follow_from_its_table():
 
 def test_molecules_are_described_by_their_groups():
     pytest.importorskip("rdkit")
-    from polymodal.modalities.molecule import parsed
+    from polymodal.modalities.molecule import parse_smiles
 
     molecules = module("molecules")
-    aspirin = parsed("CC(=O)Oc1ccccc1C(=O)O")
+    aspirin = parse_smiles("CC(=O)Oc1ccccc1C(=O)O")
     values = molecules.computed(aspirin) | {"melting point": 408.0, "boiling point": None}
     text = molecules.describe("aspirin", aspirin, values, drug=True)
     assert text.startswith("aspirin has the formula C9H8O4 and 180 g/mol. It has a carboxylic acid, an ester")
@@ -172,8 +172,8 @@ def test_a_nearer_point_hides_a_farther_one():
     surface[:, :3] = [[0, 0, 1], [0, 0, -1]]  # the camera looks along z from the positive side
     surface[:, 3:6] = [[1, 0, 0], [0, 0, 1]]
     surface[:, 8] = 1
-    picture = np.asarray(module("furniture").render(surface, 0.0, tilt=0.0, side=8), int)
-    middle = picture[3:5, 3:5].reshape(-1, 3).mean(axis=0)
+    image = np.asarray(module("furniture").render(surface, 0.0, tilt=0.0, side=8), int)
+    middle = image[3:5, 3:5].reshape(-1, 3).mean(axis=0)
     assert middle[0] > middle[2] + 30
 
 
@@ -233,12 +233,12 @@ def test_answers_about_things_to_count_agree_with_them():
     assert min(asked["compare"]["yes"], asked["presence"]["no"]) > 50
 
 
-def test_colours_are_named():
+def test_colors_are_named():
     from PIL import Image
 
-    colours = {"red": (220, 20, 20), "blue": (30, 60, 220), "green": (20, 180, 60), "black": (20, 20, 20)}
-    for name, colour in colours.items():
-        assert module("scenes").colour_name(Image.new("RGBA", (8, 8), (*colour, 255))) == name
+    colors = {"red": (220, 20, 20), "blue": (30, 60, 220), "green": (20, 180, 60), "black": (20, 20, 20)}
+    for name, color in colors.items():
+        assert module("scenes").color_name(Image.new("RGBA", (8, 8), (*color, 255))) == name
 
 
 # what a corpus says of itself

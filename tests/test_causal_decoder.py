@@ -42,7 +42,7 @@ def test_it_is_blips_decoder() -> None:
     embeddings, transform = theirs.bert.embeddings, theirs.cls.predictions.transform
     own.token_embedding.load_state_dict(embeddings.word_embeddings.state_dict())
     own.pos_embed.load_state_dict(embeddings.position_embeddings.state_dict())
-    own.norm_before.load_state_dict(embeddings.LayerNorm.state_dict())
+    own.norm_pre.load_state_dict(embeddings.LayerNorm.state_dict())
     head = [*transform.dense.parameters(), *transform.LayerNorm.parameters()]
     for parameter, value in zip(own.head.transform.parameters(), head, strict=True):
         parameter.data = value.detach()
@@ -132,7 +132,7 @@ def test_wide_beams_find_the_best_text_of_all() -> None:
             nats = F.cross_entropy(own.logits(states[0, :-1]), ids[0, 1:], reduction="sum")
             scores[text] = -nats.item() / length**penalty
     best = max(scores, key=lambda text: scores[text])
-    decoding = Decoding(longest, beams=16, length_penalty=penalty)
+    decoding = Decoding(longest, num_beams=16, length_penalty=penalty)
     prompt = torch.tensor([[1]])
     found = own.generate_text(prompt, prompt > 0, image, None, END, decoding)
     assert found == [[token for token in best if token != END]]

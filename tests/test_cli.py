@@ -55,7 +55,7 @@ def a_run(polymodal_process, own_data, tmp_path):
         (["compare", "clip", "clip", "--corpus", "emoji"], "'clip' is there more than once"),
         (["compare", "clip 'x", "--corpus", "emoji"], "no closing quotation"),
         (["compare", "", "--corpus", "emoji"], "There is no recipe ''"),
-        (["train", "moma", "--corpus", "emoji", "--image-experts", "0"], "--image-experts is at least 1"),
+        (["train", "moma", "--corpus", "emoji", "--num-image-experts", "0"], "--num-image-experts is at least 1"),
         (["reproduce", "clip"], "makes no claim"),
         (["corpora", "fetsh"], "did you mean 'fetch'"),
         (["corpora", "fetch", "emojy"], "did you mean 'emoji'"),

@@ -19,16 +19,16 @@ from polymodal import corpora
 from polymodal.corpora import _cache, _packages
 from polymodal.corpora._splits import Groups, split_groups, thumbnail
 from polymodal.corpora.corpus import About
-from polymodal.corpora.emoji import LANGUAGES, PICTURES
-from polymodal.corpora.own import from_path
-from polymodal.corpora.written import described, write_corpus
+from polymodal.corpora.emoji import IMAGES, LANGUAGES
+from polymodal.corpora.saved import load_description, save_corpus
+from polymodal.corpora.user_files import from_path
 from polymodal.errors import UserError
 from polymodal.modalities import Category, Image, Table, Text
 
 
-def png(colour=(200, 30, 30), size=(20, 16)) -> bytes:
+def png(color=(200, 30, 30), size=(20, 16)) -> bytes:
     buffer = io.BytesIO()
-    PILImage.new("RGB", size, colour).save(buffer, format="PNG")
+    PILImage.new("RGB", size, color).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -38,7 +38,7 @@ def png(colour=(200, 30, 30), size=(20, 16)) -> bytes:
 def test_emoji_counts(emoji):
     assert len(LANGUAGES) == 20
     vendors = [emoji.raw(row, "vendor") for row in range(len(emoji))]
-    assert {vendor: vendors.count(vendor) for vendor in PICTURES} == {
+    assert {vendor: vendors.count(vendor) for vendor in IMAGES} == {
         "google": 1911,
         "twitter": 1911,
         "fluent": 1542,
@@ -83,11 +83,11 @@ def group_of(corpus) -> dict[str, str]:
     return {corpus.raw(row, "key"): corpus.raw(row, "group") for row in range(len(corpus))}
 
 
-def test_no_test_picture_is_almost_a_training_picture(emoji):
+def test_no_test_image_is_almost_a_training_image(emoji):
     train, test = (
         np.stack([thumbnail(emoji.value(row, "image")) for row in emoji.rows(split)]) for split in ("train", "test")
     )
-    nearest = [np.abs(train - picture).mean(axis=(1, 2, 3)).min() for picture in test]
+    nearest = [np.abs(train - image).mean(axis=(1, 2, 3)).min() for image in test]
     assert min(nearest) > 4.0
 
 
@@ -296,13 +296,13 @@ def test_own_pairs_are_found_by_type(make, tmp_path, monkeypatch):
     assert corpus.value(row, text)[0].text == f"thing number {row}"
     assert sorted(np.concatenate(list(corpus.splits.values())).tolist()) == list(range(40))
     assert len(corpus.rows("test")) == pytest.approx(8, abs=1)
-    again = corpora.open_again(json.loads(json.dumps(dict(corpus.choices))))
+    again = corpora.reopen(json.loads(json.dumps(dict(corpus.choices))))
     assert {name: rows.tolist() for name, rows in again.splits.items()} == {
         name: rows.tolist() for name, rows in corpus.splits.items()
     }
 
 
-def test_equal_captions_and_equal_pictures_stay_on_one_side(tmp_path, monkeypatch):
+def test_equal_captions_and_equal_images_stay_on_one_side(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMODAL_CACHE", str(tmp_path / "cache"))
     rows = pairs(100)
     for row in range(0, 100, 10):
@@ -335,7 +335,7 @@ def test_wrong_files_say_what_was_found_and_what_was_expected(tmp_path, monkeypa
         tmp_path / "notes.docx": r"ends in '\.docx'.*Expected",
         tmp_path / "empty": "holds nothing.*Expected",
         tmp_path / "bad.parquet": "cannot be read as parquet",
-        tmp_path / "no_picture.parquet": r"paths of pictures or clips; the columns are width \(int64\)",
+        tmp_path / "no_picture.parquet": r"paths of images or clips; the columns are width \(int64\)",
         tmp_path / "two.parquet": "Several columns.*a, b.*--image",
     }
     for path, expected in cases.items():
@@ -349,7 +349,7 @@ def test_wrong_files_say_what_was_found_and_what_was_expected(tmp_path, monkeypa
 
 def test_unknown_corpora_and_splits_suggest(emoji):
     with pytest.raises(UserError, match="did you mean 'emoji'"):
-        corpora.named("emojii")
+        corpora.load_corpus("emojii")
     with pytest.raises(UserError, match="no split 'dev'; it has train"):
         emoji.rows("dev")
 
@@ -374,14 +374,14 @@ ABOUT = About("mine", "five texts", "the user's own", "nowhere", ("text", "categ
 
 
 def test_what_was_written_opens_as_it_was(tmp_path):
-    made = write_corpus(tmp_path / "out", ABOUT, WRITTEN, few_rows(), label="kind", made=lambda: {"by": "hand"})
-    for corpus in (made, from_path(tmp_path / "out"), corpora.open_again(made.choices)):
+    made = save_corpus(tmp_path / "out", ABOUT, WRITTEN, few_rows(), label="kind", made=lambda: {"by": "hand"})
+    for corpus in (made, from_path(tmp_path / "out"), corpora.reopen(made.choices)):
         assert dict(corpus.columns) == {"text": Text({"en": 2.0}), "kind": Category(("even", "odd"))}
         assert {name: rows.tolist() for name, rows in corpus.splits.items()} == {"test": [0], "train": [1, 2, 3, 4]}
         assert corpus.value(3, "text")[0].text == "the text 3"
         assert corpus.value(3, "kind") == 1
         assert (corpus.key(2), corpus.label, corpus.about) == ("number 2", "kind", ABOUT)
-    assert described(tmp_path / "out")["made"] == {"by": "hand"}
+    assert load_description(tmp_path / "out")["made"] == {"by": "hand"}
 
 
 def test_what_was_stopped_leaves_no_folder_that_looks_whole(tmp_path):
@@ -390,19 +390,19 @@ def test_what_was_stopped_leaves_no_folder_that_looks_whole(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_corpus(tmp_path / "out", ABOUT, WRITTEN, stopped())
+        save_corpus(tmp_path / "out", ABOUT, WRITTEN, stopped())
     assert not list(tmp_path.iterdir())
     (tmp_path / "out").mkdir()
-    write_corpus(tmp_path / "out", ABOUT, WRITTEN, few_rows())  # an empty folder is no obstacle
+    save_corpus(tmp_path / "out", ABOUT, WRITTEN, few_rows())  # an empty folder is no obstacle
     with pytest.raises(UserError, match="is not empty; choose another --out"):
-        write_corpus(tmp_path / "out", ABOUT, WRITTEN, few_rows())
+        save_corpus(tmp_path / "out", ABOUT, WRITTEN, few_rows())
 
 
 def test_every_modality_is_described_in_full(emoji, scenes, tmp_path):
     columns = {f"{corpus.name} {name}": kind for corpus in (emoji, scenes) for name, kind in corpus.columns.items()}
     columns["table"] = Table({"width": "cm"}, {"colour": ("red", "blue")})
     columns["picture"] = Image(tmp_path / "pictures")
-    written = write_corpus(tmp_path / "out", ABOUT, columns, [{"key": "one", "split": "train"}])
+    written = save_corpus(tmp_path / "out", ABOUT, columns, [{"key": "one", "split": "train"}])
     assert dict(written.columns) == columns
 
 
@@ -410,7 +410,7 @@ def test_every_modality_is_described_in_full(emoji, scenes, tmp_path):
     ("file", "content"), [("corpus.json", "{"), ("corpus.json", "{}"), ("rows.arrow", "not arrow")]
 )
 def test_a_damaged_corpus_is_one_sentence(file, content, tmp_path):
-    write_corpus(tmp_path / "out", ABOUT, WRITTEN, few_rows())
+    save_corpus(tmp_path / "out", ABOUT, WRITTEN, few_rows())
     (tmp_path / "out" / file).write_text(content)
     with pytest.raises(UserError, match=r"is damaged.*make it again"):
         from_path(tmp_path / "out")

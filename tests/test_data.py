@@ -21,15 +21,15 @@ from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Text
 from polymodal.recipes.dual_encoders import clip
 from polymodal.training import train
-from polymodal.training.execution import Execution
+from polymodal.training.runtime import RuntimeConfig
 from polymodal.types import Budget
 from test_corpora import png
 
-QUIET = Execution(track="none")
+QUIET = RuntimeConfig(logger="none")
 
 
 def test_a_mixture_of_every_column_has_none_where_a_part_has_none(small_emoji, scenes):
-    mixed = corpora.mix([(small_emoji, 1.0), (scenes, 1.0)], every_column=True)
+    mixed = corpora.mix_corpora([(small_emoji, 1.0), (scenes, 1.0)], every_column=True)
     assert {"image", "captions", "category", "vendor", "short", "long", "questions", "regions"} <= set(mixed.columns)
     first = len(small_emoji)
     assert mixed.raw(0, "questions") is None
@@ -39,15 +39,15 @@ def test_a_mixture_of_every_column_has_none_where_a_part_has_none(small_emoji, s
     with pytest.raises(UnreadableExample, match="there is no questions"):
         mixed.value(0, "questions")
     assert set(mixed[0]) == {"image", "captions", "category", "vendor"}
-    again = corpora.open_again(corpora.named_mixture("scenes,digits", every_column=True).choices)
+    again = corpora.reopen(corpora.load_mixture("scenes,digits", every_column=True).choices)
     assert {"long", "questions", "digit"} <= set(again.columns), "a run's record opens the same columns"
-    assert "questions" not in corpora.open_again(corpora.named_mixture("scenes,digits").choices).columns
-    labels = corpora.mix([(small_emoji, 1.0), (corpora.digits(), 1.0)], every_column=True)
+    assert "questions" not in corpora.reopen(corpora.load_mixture("scenes,digits").choices).columns
+    labels = corpora.mix_corpora([(small_emoji, 1.0), (corpora.digits(), 1.0)], every_column=True)
     assert {"category", "digit"} <= set(labels.columns), "classes of different names are no one column"
 
 
 def test_a_mixture_is_drawn_by_weight_and_every_part_by_epochs(small_emoji, scenes):
-    mixed = corpora.mix([(small_emoji, 3.0), (scenes, 1.0)])
+    mixed = corpora.mix_corpora([(small_emoji, 3.0), (scenes, 1.0)])
     assert len(mixed) == len(small_emoji) + len(scenes)
     assert set(mixed.columns) == {"image", "captions"}
     first_scene = len(small_emoji)
@@ -65,7 +65,7 @@ def test_a_mixture_trains_and_is_opened_again(polymodal, tmp_path):
     done = polymodal("train", "clip", "--corpus", "emoji:3,scenes:1", "--budget", "3steps", "--out", "run")
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    again = corpora.open_again(record["corpus"])
+    again = corpora.reopen(record["corpus"])
     assert again.name == "emoji+scenes"
     assert again.weights == (3.0, 1.0)
     for wrong, said in (
@@ -81,7 +81,7 @@ def test_a_mixture_trains_and_is_opened_again(polymodal, tmp_path):
 def test_temperature_evens_out_parts_and_languages(small_emoji, scenes):
     sizes = [len(corpus.rows("train")) for corpus in (small_emoji, scenes)]
     parts = [(small_emoji, 1.0), (scenes, 1.0)]
-    plain, even = (np.array(corpora.mix(parts, temperature=t).weights) for t in (1.0, 1e6))
+    plain, even = (np.array(corpora.mix_corpora(parts, temperature=t).weights) for t in (1.0, 1e6))
     np.testing.assert_allclose(plain / plain.sum(), np.array(sizes) / sum(sizes))
     np.testing.assert_allclose(even / even.sum(), 0.5, atol=1e-3)
     captions = [[{"text": "cat", "language": "en"}] * 9 + [{"text": "Katze", "language": "de"}]] * 5
@@ -96,7 +96,7 @@ def test_temperature_evens_out_parts_and_languages(small_emoji, scenes):
         assert drawn["en"] == pytest.approx(english, abs=1e-4)
         assert sum(drawn.values()) == pytest.approx(1)
     corpus = corpora.with_language_temperature(small_emoji, 5.0)
-    again = corpora.open_again(corpus.choices).columns["captions"].language_shares
+    again = corpora.reopen(corpus.choices).columns["captions"].language_shares
     assert again == pytest.approx(corpus.columns["captions"].language_shares, rel=0.01)
     with pytest.raises(UserError, match="is positive"):
         corpora.with_language_temperature(small_emoji, 0)
@@ -119,13 +119,13 @@ def test_only_some_languages(small_emoji, scenes):
     captions = german.value(int(german.rows("train")[0]), "captions")
     assert {caption.language for caption in captions} == {"de", "ja"}
     assert german.columns["captions"].main_language in ("de", "ja"), "evaluation asks in a language that is there"
-    again = corpora.open_again(corpora.with_language_temperature(german, 100.0).choices)
+    again = corpora.reopen(corpora.with_language_temperature(german, 100.0).choices)
     assert again.columns["captions"].language_shares == pytest.approx({"de": 0.5, "ja": 0.5}, abs=0.01)
     with pytest.raises(UserError, match="no language 'dee'; did you mean 'de'"):
         corpora.in_languages(small_emoji, ["dee"])
-    mixed = corpora.in_languages(corpora.mix([(small_emoji, 1.0), (scenes, 1.0)]), ["de"])
+    mixed = corpora.in_languages(corpora.mix_corpora([(small_emoji, 1.0), (scenes, 1.0)]), ["de"])
     assert len(mixed.rows("train")) == len(german.rows("train")), "scenes are described in English alone"
-    reopened = corpora.open_again(mixed.choices)
+    reopened = corpora.reopen(mixed.choices)
     assert {caption.language for caption in reopened[int(reopened.rows("train")[0])]["captions"]} == {"de"}
 
 
@@ -174,13 +174,13 @@ def test_shards_are_read_where_they_lie(kind, tmp_path, monkeypatch):
     write_parquet(tmp_path / "data", rows, 3, 20) if kind == "parquet" else write_tars(tmp_path / "data", rows, 3)
     corpus = corpora.from_shards(str(tmp_path / "data"))
     assert len(corpus) == 300
-    texts = [corpus.value(row, corpus.column_of(Text))[0].text for row in (0, 299, 150)]
+    texts = [corpus.value(row, corpus.column_with(Text))[0].text for row in (0, 299, 150)]
     assert texts == ["thing 0", "thing 299", "thing 150"]
     splits = [set(corpus.rows(split).tolist()) for split in ("train", "validation", "test")]
     assert sum(map(len, splits)) == len(set().union(*splits)) == 300
     assert all(splits)
-    run = train(clip.Recipe(batch_size=32), corpus, Budget(steps=4), execution=QUIET)
-    twice = train(clip.Recipe(batch_size=32), corpora.open_again(corpus.choices), Budget(steps=4), execution=QUIET)
+    run = train(clip.Recipe(batch_size=32), corpus, Budget(steps=4), runtime=QUIET)
+    twice = train(clip.Recipe(batch_size=32), corpora.reopen(corpus.choices), Budget(steps=4), runtime=QUIET)
     for name, tensor in run.model.state_dict().items():
         assert torch.equal(tensor, twice.model.state_dict()[name])
     assert not list((tmp_path / "cache").rglob("*.arrow"))
@@ -220,7 +220,7 @@ def test_an_epoch_of_blocks_has_every_row_once_and_few_blocks_at_a_time(tmp_path
 
 def test_a_shard_that_goes_missing_is_one_sentence_and_the_run_goes_on(polymodal, tmp_path):
     write_parquet(tmp_path / "data", pairs(400), 8, 10)
-    options = ["--budget", "40steps", "--batch-size", "16", "--checkpoint-every", "1000steps"]
+    options = ["--budget", "40steps", "--batch-size", "16", "--save-interval", "1000steps"]
     program = tmp_path / "program.py"
     program.write_text(
         "import sys, pathlib\n"

@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from polymodal.encoders.language_model import LanguageModel, LanguageModelConfig
-from polymodal.encoders.published_language_model import PublishedDecoder, read_language_model
+from polymodal.encoders.pretrained_language_model import PretrainedDecoder, read_language_model
 from polymodal.errors import UserError
 from polymodal.layers.decoder import ModalityExperts, SwiGLU
-from polymodal.layers.decoding import Decoding, choose, nucleus
+from polymodal.layers.decoding import Decoding, sample, top_p_filter
 from polymodal.layers.positions import rotary_angles, rotate
-from polymodal.objectives.autoregressive import asked_places, next_token_losses, sum_by_sequence
+from polymodal.objectives.autoregressive import next_token_losses, prediction_positions, segment_sum
 from tiny_checkpoints import save
 
 SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "bos_token_id": 1}
@@ -32,18 +32,18 @@ LIKE_LLAMA = {
 }
 
 
-def published(kind: str, folder: Path) -> tuple[Any, PublishedDecoder]:
+def pretrained(kind: str, folder: Path) -> tuple[Any, PretrainedDecoder]:
     """A model of transformers, and ours with its weights."""
     model = transformers.AutoModelForCausalLM.from_config(LIKE_LLAMA[kind]())
     save(model, folder)
     own = read_language_model(str(folder)).build(SIZES["vocab_size"]).eval()
-    own.load_published()
+    own.load_pretrained()
     return model, own
 
 
 def own_model(experts: tuple[str, ...] = ("text",), vocabulary: int = 40) -> LanguageModel:
     torch.manual_seed(0)
-    config = LanguageModelConfig(width=32, depth=2, heads=4, groups=2, hidden=48)
+    config = LanguageModelConfig(width=32, depth=2, num_heads=4, num_kv_heads=2, mlp_dim=48)
     return LanguageModel(config, vocabulary, experts).eval()
 
 
@@ -53,9 +53,9 @@ def alone(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", LIKE_LLAMA)
-def test_published_decoders_give_what_transformers_gives(kind: str, tmp_path: Path) -> None:
-    model, own = published(kind, tmp_path)
-    assert type(own) is PublishedDecoder
+def test_pretrained_decoders_give_what_transformers_gives(kind: str, tmp_path: Path) -> None:
+    model, own = pretrained(kind, tmp_path)
+    assert type(own) is PretrainedDecoder
     ids = torch.randint(3, 61, (2, 9))
     with torch.no_grad():
         states = own(own.embedding(ids), *alone(ids))
@@ -65,7 +65,7 @@ def test_published_decoders_give_what_transformers_gives(kind: str, tmp_path: Pa
 @pytest.mark.parametrize("beams", [1, 3])
 def test_what_is_written_is_what_transformers_writes(beams: int, tmp_path: Path) -> None:
     """Prompts of different length stand at the right, as transformers wants them, too."""
-    model, own = published("llama", tmp_path)
+    model, own = pretrained("llama", tmp_path)
     ids = torch.randint(3, 61, (3, 7))
     document = torch.ones_like(ids)
     document[0, :3] = 0
@@ -73,10 +73,10 @@ def test_what_is_written_is_what_transformers_writes(beams: int, tmp_path: Path)
     position = (document.cumsum(1) - 1).clamp(min=0)
     named = {"max_new_tokens": 12, "do_sample": False, "num_beams": beams, "pad_token_id": 2, "eos_token_id": 2}
     expected = model.generate(ids, attention_mask=document, **named)[:, 7:].tolist()
-    decoding = Decoding(longest=12, beams=beams)
-    found = own.write(own.embedding(ids), position, document, None, 2, decoding)
+    decoding = Decoding(max_new_tokens=12, num_beams=beams)
+    found = own.generate(own.embedding(ids), position, document, None, 2, decoding)
     assert found == [row[: row.index(2)] if 2 in row else row for row in expected]
-    single = own.write(own.embedding(ids[2:, 5:]), *alone(ids[2:, 5:]), None, 2, decoding)
+    single = own.generate(own.embedding(ids[2:, 5:]), *alone(ids[2:, 5:]), None, 2, decoding)
     assert single[0] == found[2], "padding changes nothing"
 
 
@@ -97,7 +97,9 @@ def test_enough_beams_find_the_likeliest_text_there_is() -> None:
     prompt = torch.tensor([[1, 3]])
     texts = [list(t) for n in range(4) for t in itertools.product([0, 1, 3, 4], repeat=n)]
     best = max(texts, key=lambda text: likelihood(model, prompt, text, 3))
-    written = model.write(model.embedding(prompt), *alone(prompt), None, 2, Decoding(longest=3, beams=125))
+    written = model.generate(
+        model.embedding(prompt), *alone(prompt), None, 2, Decoding(max_new_tokens=3, num_beams=125)
+    )
     assert written == [best]
 
 
@@ -158,21 +160,21 @@ def test_rotated_vectors_compare_by_distance_alone(one: int, other: int, shift: 
     torch.testing.assert_close(product(one, one), (query * key).sum(), atol=1e-4, rtol=1e-4)
 
 
-def test_experts_are_what_both_perceptrons_and_a_mask_would_be() -> None:
+def test_experts_are_what_both_mlps_and_a_mask_would_be() -> None:
     torch.manual_seed(0)
     text, image = SwiGLU(16, 24), SwiGLU(16, 24)
     experts = ModalityExperts({"text": text, "image": image})
     x = torch.randn(2, 5, 16, requires_grad=True)
-    pictured = torch.tensor([[0, 1, 1, 0, 0], [1, 0, 0, 0, 1]], dtype=torch.bool)
-    routes = [(~pictured).flatten().nonzero().squeeze(1), pictured.flatten().nonzero().squeeze(1)]
-    mask = pictured[..., None].float()
+    imaged = torch.tensor([[0, 1, 1, 0, 0], [1, 0, 0, 0, 1]], dtype=torch.bool)
+    routes = [(~imaged).flatten().nonzero().squeeze(1), imaged.flatten().nonzero().squeeze(1)]
+    mask = imaged[..., None].float()
     torch.testing.assert_close(experts(x, routes), (1 - mask) * text(x) + mask * image(x), atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(experts(x), text(x))
-    experts(x, routes)[pictured].sum().backward()
+    experts(x, routes)[imaged].sum().backward()
     assert all((parameter.grad == 0).all() for parameter in text.parameters())
     assert all(parameter.grad.abs().sum() > 0 for parameter in image.parameters())
     assert x.grad is not None
-    assert (x.grad[~pictured] == 0).all()
+    assert (x.grad[~imaged] == 0).all()
 
 
 def test_an_expert_without_a_token_has_no_say_but_a_gradient() -> None:
@@ -199,12 +201,12 @@ def test_copied_experts_do_not_share_storage() -> None:
 def test_a_loss_asks_for_answers_only_and_for_no_first_token() -> None:
     document = torch.tensor([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
     predicted = torch.tensor([[1, 0, 1, 1, 1, 0], [0, 0, 1, 1, 0, 1]], dtype=torch.bool)
-    rows, places = asked_places(document, predicted)
+    rows, places = prediction_positions(document, predicted)
     assert list(zip(rows.tolist(), places.tolist(), strict=True)) == [(0, 2), (0, 4), (1, 2), (1, 3), (1, 5)]
     logits, tokens = torch.randn(5, 7), torch.randint(7, (5,))
     losses = next_token_losses(logits, tokens)
     torch.testing.assert_close(losses.mean(), F.cross_entropy(logits, tokens))
-    sums = sum_by_sequence(losses, rows, 3)
+    sums = segment_sum(losses, rows, 3)
     torch.testing.assert_close(sums, torch.stack([losses[:2].sum(), losses[2:].sum(), torch.tensor(0.0)]))
 
 
@@ -212,7 +214,7 @@ def test_a_loss_asks_for_answers_only_and_for_no_first_token() -> None:
 @settings(max_examples=20, deadline=None)
 def test_a_nucleus_is_the_smallest_set_of_that_mass(mass: float) -> None:
     probabilities = torch.randn(3, 11, generator=torch.Generator().manual_seed(0)).softmax(1)
-    kept = nucleus(probabilities, mass)
+    kept = top_p_filter(probabilities, mass)
     for row, original in zip(kept, probabilities, strict=True):
         inside = row > 0
         assert torch.equal(row[inside], original[inside])
@@ -226,7 +228,7 @@ def test_words_are_drawn_as_often_as_their_probability_and_again_from_a_seed() -
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(20_000, 4)
 
     def drawn(decoding: Decoding) -> torch.Tensor:
-        return choose(logits, decoding, torch.Generator().manual_seed(0)).bincount(minlength=4) / 20_000
+        return sample(logits, decoding, torch.Generator().manual_seed(0)).bincount(minlength=4) / 20_000
 
     torch.testing.assert_close(drawn(Decoding(temperature=1)), torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=0.02, rtol=0)
     torch.testing.assert_close(
@@ -237,7 +239,14 @@ def test_words_are_drawn_as_often_as_their_probability_and_again_from_a_seed() -
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"longest": 0}, {"beams": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"beams": 2, "temperature": 1.0}]
+    "wrong",
+    [
+        {"max_new_tokens": 0},
+        {"num_beams": 0},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"num_beams": 2, "temperature": 1.0},
+    ],
 )
 def test_impossible_decoding_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"is at least|is above|lot"):
@@ -253,14 +262,14 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
-        own.load_published()
+        own.load_pretrained()
 
 
-def test_all_experts_begin_as_the_published_perceptron(tmp_path: Path) -> None:
+def test_all_experts_begin_as_the_pretrained_mlp(tmp_path: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_config(LIKE_LLAMA["qwen2"]())
     save(model, tmp_path)
     own = read_language_model(str(tmp_path)).build(61, ("text", "image")).eval()
-    own.load_published()
+    own.load_pretrained()
     ids = torch.randint(3, 61, (1, 6))
     routes = [torch.tensor([0, 3, 5]), torch.tensor([1, 2, 4])]
     with torch.no_grad():

@@ -94,9 +94,9 @@ def test_an_eps_image_of_a_training_set_is_skipped_and_named(kind, tmp_path):
 @pytest.mark.parametrize("kind", IMAGE_FORMATS)
 def test_every_listed_format_is_read(kind):
     file = encoded(RED, "BMP" if kind == "DIB" else kind)
-    picture = to_rgb(Image().decode(file[14:] if kind == "DIB" else file))
-    assert picture.size[0] in (16, 20)  # an ICO has sizes of its own
-    assert np.abs(np.asarray(picture)[8, 8].astype(int) - (200, 30, 30)).max() < 12
+    image = to_rgb(Image().decode(file[14:] if kind == "DIB" else file))
+    assert image.size[0] in (16, 20)  # an ICO has sizes of its own
+    assert np.abs(np.asarray(image)[8, 8].astype(int) - (200, 30, 30)).max() < 12
 
 
 def test_an_image_of_a_phone_is_read():

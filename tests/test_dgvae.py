@@ -14,7 +14,7 @@ from polymodal.corpora import Corpus
 from polymodal.data.history import HistoryProcessor
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.evaluation import evaluate, validation
-from polymodal.evaluation.ranking import ranking_scores
+from polymodal.evaluation.recommendation import ranking_scores
 from polymodal.modalities import History
 from polymodal.modalities.history import Item
 from polymodal.recipes.recommendation import dgvae
@@ -36,7 +36,7 @@ def viewers() -> Corpus:
 
 def small(**choices) -> dgvae.DGVAE:
     torch.manual_seed(0)
-    recipe = dgvae.Recipe(dim=8, neighbours=3, **choices)
+    recipe = dgvae.Recipe(embed_dim=8, knn_k=3, **choices)
     return recipe.build(HistoryProcessor(ITEMS))
 
 
@@ -54,14 +54,14 @@ def test_gated_attention_and_agreement_follow_their_formulas() -> None:
             torch.testing.assert_close(attended[n, i], weights @ b[n])
             others = torch.stack([F.softplus(a[n, i] @ b[n, j]) for j in range(3) if j != i]).mean()
             agreement += (others + F.softplus(-a[n, i] @ b[n, i])) / 6
-    torch.testing.assert_close(dgvae.prototype_agreement(a, b), agreement)
-    assert dgvae.prototype_agreement(a[:, :1], b[:, :1]).isfinite()
+    torch.testing.assert_close(dgvae.prototype_mutual_information(a, b), agreement)
+    assert dgvae.prototype_mutual_information(a[:, :1], b[:, :1]).isfinite()
 
 
 def test_the_divergence_is_zero_at_the_prior_and_positive_elsewhere() -> None:
-    assert dgvae.divergence(torch.zeros(2, 3, 4)) == 0
+    assert dgvae.kl_divergence(torch.zeros(2, 3, 4)) == 0
     for value in (-2.0, 0.5):
-        assert dgvae.divergence(torch.full((2, 3, 4), value)) > 0
+        assert dgvae.kl_divergence(torch.full((2, 3, 4), value)) > 0
 
 
 def test_scores_are_those_of_the_plain_sum_over_prototypes() -> None:
@@ -95,15 +95,15 @@ def test_the_sparse_graph_smooths_as_the_dense_one() -> None:
     torch.testing.assert_close(method.items.encode(chosen, assignment, method.graph)[0], expected)
 
 
-def test_neighbours_share_words_or_facts() -> None:
+def test_neighbors_share_words_or_facts() -> None:
     processor = HistoryProcessor(ITEMS)
-    for source, target in processor.text_neighbours(3).T.tolist():
+    for source, target in processor.text_neighbors(3).T.tolist():
         assert set(ITEMS[source].text.split()) & set(ITEMS[target].text.split())
-    for source, target in processor.fact_neighbours(3).T.tolist():
+    for source, target in processor.fact_neighbors(3).T.tolist():
         assert ITEMS[source].facts == ITEMS[target].facts
-    counts = torch.bincount(processor.text_neighbours(3)[0], minlength=10)
+    counts = torch.bincount(processor.text_neighbors(3)[0], minlength=10)
     assert (counts <= 3).all()
-    alone = HistoryProcessor([Item("a", "one two"), Item("b", "one two")]).fact_neighbours(5)
+    alone = HistoryProcessor([Item("a", "one two"), Item("b", "one two")]).fact_neighbors(5)
     assert alone.tolist() == [[0, 1], [0, 1]]
 
 
@@ -122,7 +122,7 @@ def test_nothing_is_random_in_evaluation_and_nobody_is_without_an_answer() -> No
 
 
 def test_the_divergence_s_weight_rises_with_the_updates_which_a_checkpoint_keeps() -> None:
-    method = small(anneal=4)
+    method = small(kl_anneal_steps=4)
     batch = {"history": (torch.rand(4, 10) < 0.4).float()}
     for _ in range(3):
         method.losses(batch)
@@ -190,7 +190,7 @@ def trained(viewers: Corpus, tmp_path_factory: pytest.TempPathFactory):
 def test_training_on_real_histories_beats_the_most_popular_films(trained) -> None:
     viewers, run = trained
     logged = [entry["losses"] for entry in run.history if "losses" in entry]
-    for name in ("items", "words"):
+    for name in ("item_nll", "text_nll"):
         assert logged[-1][name] < logged[0][name]
     scores = {score.name: score for score in evaluate(run, viewers)}
     own, popular = (scores[f"test/{way}/Recall@50"] for way in ("recommendation", "most_popular"))
@@ -199,7 +199,7 @@ def test_training_on_real_histories_beats_the_most_popular_films(trained) -> Non
     assert any("validation/recommendation/Recall@20" in entry.get("validation", {}) for entry in run.history)
     again = {score.name: score for score in evaluate(load_run(run.directory), viewers)}
     for name, score in scores.items():
-        np.testing.assert_allclose(again[name].units, score.units, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(again[name].clusters, score.clusters, atol=1e-6, err_msg=name)
 
 
 def test_explanations_name_unseen_films_and_words_of_each_prototype(trained) -> None:
@@ -210,7 +210,7 @@ def test_explanations_name_unseen_films_and_words_of_each_prototype(trained) -> 
     for items, words in person:
         assert len(items) == len(words) == 4
         assert not set(items) & set(history.tolist())
-        assert set(words) <= set(run.model.vocabulary)
+        assert set(words) <= set(run.model.vocab_size)
 
 
 def test_what_such_a_run_cannot_do_is_said(trained) -> None:
@@ -223,10 +223,12 @@ def test_what_such_a_run_cannot_do_is_said(trained) -> None:
         run.processor(text=["war"])
 
 
-@pytest.mark.parametrize("choice", [{"graph": False}, {"words": False}, {"words": False, "prototypes": 1}])
+@pytest.mark.parametrize(
+    "choice", [{"use_item_graph": False}, {"use_text": False}, {"use_text": False, "num_prototypes": 1}]
+)
 def test_every_part_can_be_left_out(choice: dict) -> None:
     method = small(**choice)
     losses = method.losses({"history": (torch.rand(4, 10) < 0.4).float()})
-    assert ("words" in losses) == choice.get("words", True)
+    assert ("text_nll" in losses) == choice.get("use_text", True)
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in method.parameters())

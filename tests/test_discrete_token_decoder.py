@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polymodal.data.sequence import TEXT, Segment, beside, pack
+from polymodal.data.sequence import TEXT, Span, pack, pad_sequences
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.language_model import LanguageModel, LanguageModelConfig
 from polymodal.errors import UserError
@@ -31,7 +31,7 @@ FORMATS = {"image": CodeFormat(BEGIN_IMAGE, END_IMAGE, 4), "speech": CodeFormat(
 def model(experts: tuple[str, ...] = (), **settings: float) -> DiscreteTokenDecoder:
     torch.manual_seed(0)
     vocabulary = JointVocabulary(SIZES)
-    config = LanguageModelConfig(width=24, depth=2, heads=4, groups=2, hidden=32)
+    config = LanguageModelConfig(width=24, depth=2, num_heads=4, num_kv_heads=2, mlp_dim=32)
     language_model = LanguageModel(config, vocabulary.total, (TEXT, *experts))
     torch.nn.init.normal_(language_model.embedding.weight)
     tokenizer = ImageTokenizerConfig(10, 4, 8).build(8)  # 16 px in cells of 8: four codes
@@ -39,22 +39,22 @@ def model(experts: tuple[str, ...] = (), **settings: float) -> DiscreteTokenDeco
     return DiscreteTokenDecoder(language_model, vocabulary, {"image": tokenizer}, FORMATS, END, options, experts).eval()
 
 
-def text(*ids: int) -> Segment:
-    return Segment(TEXT, torch.tensor(ids))
+def text(*ids: int) -> Span:
+    return Span(TEXT, torch.tensor(ids))
 
 
 def image(seed: int) -> Tensor:
     return torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
-def cells(seed: int) -> Segment:
-    return Segment("image", patchify(image(seed)[None], 8)[0])
+def cells(seed: int) -> Span:
+    return Span("image", patchify(image(seed)[None], 8)[0])
 
 
-def documents() -> list[list[Segment]]:
+def documents() -> list[list[Span]]:
     return [
         [text(1, 8, BEGIN_IMAGE), cells(0), text(END_IMAGE, 9, END)],
-        [text(1, BEGIN_SPEECH), Segment("speech", torch.tensor([4, 0])), text(END_SPEECH, END)],
+        [text(1, BEGIN_SPEECH), Span("speech", torch.tensor([4, 0])), text(END_SPEECH, END)],
         [text(1, 10, 11, END)],
     ]
 
@@ -93,7 +93,7 @@ def test_every_modality_has_its_own_entries() -> None:
 
 def test_features_and_codes_become_entries() -> None:
     own = model()
-    sequences = beside(documents())
+    sequences = pad_sequences(documents())
     ids = own.token_ids(sequences)
     for row, expected in enumerate(plain_ids(own)):
         assert ids[row, : len(expected)].tolist() == expected
@@ -110,12 +110,12 @@ def test_losses_of_modalities_add_up_to_the_mean_over_tokens(experts: tuple[str,
             name = TEXT if token < 12 else "image" if token < 22 else "speech"
             nats[name].append(F.cross_entropy(logits[place], torch.tensor(token)))
             log_z.append(logits[place].exp().sum().log())
-    for sequences in (beside(documents()), pack(documents(), 20)):
+    for sequences in (pad_sequences(documents()), pack(documents(), 20)):
         losses = own.losses({"sequences": sequences})
         for name, expected in nats.items():
             torch.testing.assert_close(losses[name], torch.stack(expected).sum() / len(log_z), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(losses["z_loss"], 0.01 * torch.stack(log_z).square().mean(), rtol=1e-4, atol=1e-6)
-    sums = own.token_log_probs({"sequences": beside(documents())})
+    sums = own.token_log_probs({"sequences": pad_sequences(documents())})
     assert {name: count.tolist() for name, (_, count) in sums.items()} == {
         TEXT: [5, 3, 3],
         "image": [4, 0, 0],
@@ -129,7 +129,7 @@ def test_tokenizers_learn_by_their_own_losses_only() -> None:
     own = model()
     losses = own.losses({"image": torch.stack([image(0), image(1)])})
     assert set(losses) == {"image_pixels", "image_codebook", "image_commitment"}
-    own.losses({"sequences": beside(documents())})["image"].backward()
+    own.losses({"sequences": pad_sequences(documents())})["image"].backward()
     assert all(weight.grad is None for weight in own.tokenizer("image").parameters())
     assert own.language_model.embedding.weight.grad is not None
 
@@ -138,7 +138,7 @@ def test_tokenizers_learn_by_their_own_losses_only() -> None:
 def test_codes_are_the_likeliest_of_their_modality(experts: tuple[str, ...]) -> None:
     own = model(experts)
     prompts = [[text(1, 8, BEGIN_IMAGE)], [text(1, 8, 9, 10, BEGIN_IMAGE)]]
-    batch = {"prompts": beside(prompts, to_the_right=True)}
+    batch = {"prompts": pad_sequences(prompts, pad_left=True)}
     codes = own.generate_codes(batch, "image", Decoding())
     for row, prompt in enumerate(([1, 8, BEGIN_IMAGE], [1, 8, 9, 10, BEGIN_IMAGE])):
         ids = list(prompt)
@@ -149,8 +149,8 @@ def test_codes_are_the_likeliest_of_their_modality(experts: tuple[str, ...]) -> 
 
 
 def test_guidance_goes_from_unconditional_to_conditional_and_beyond() -> None:
-    prompts = beside([[text(1, 8, BEGIN_IMAGE)]], to_the_right=True)
-    without = beside([[text(1, BEGIN_IMAGE)]], to_the_right=True)
+    prompts = pad_sequences([[text(1, 8, BEGIN_IMAGE)]], pad_left=True)
+    without = pad_sequences([[text(1, BEGIN_IMAGE)]], pad_left=True)
     batch = {"prompts": prompts, "unconditional_prompts": without}
     of = {scale: model(cfg_scale=scale).generate_codes(batch, "image", Decoding()) for scale in (0.0, 1.0, 3.0)}
     assert torch.equal(of[0.0], model().generate_codes({"prompts": without}, "image", Decoding()))
@@ -166,8 +166,8 @@ def test_guidance_goes_from_unconditional_to_conditional_and_beyond() -> None:
 
 def test_text_has_no_codes_and_an_image_may_come_before_it() -> None:
     own = model()
-    prompts = beside([[text(1, BEGIN_IMAGE), cells(3), text(END_IMAGE)], [text(1, 7)]], to_the_right=True)
-    for decoding in (Decoding(12), Decoding(12, temperature=3.0), Decoding(6, beams=3)):
+    prompts = pad_sequences([[text(1, BEGIN_IMAGE), cells(3), text(END_IMAGE)], [text(1, 7)]], pad_left=True)
+    for decoding in (Decoding(12), Decoding(12, temperature=3.0), Decoding(6, num_beams=3)):
         for row in own.generate_text({"prompts": prompts}, decoding, torch.Generator().manual_seed(0)):
             assert all(token < 12 for token in row)
             assert not MARKS & set(row)
@@ -183,7 +183,7 @@ def test_text_has_no_codes_and_an_image_may_come_before_it() -> None:
 
 def test_interleaved_items_are_whole() -> None:
     own = model()
-    prompts = beside([[text(1)]] * 8, to_the_right=True)
+    prompts = pad_sequences([[text(1)]] * 8, pad_left=True)
     generator = torch.Generator().manual_seed(1)
     rows = own.generate_interleaved({"prompts": prompts}, Decoding(16, temperature=4.0), generator)
     counts = {"image": 4, "speech": 2}
@@ -200,7 +200,7 @@ def test_interleaved_items_are_whole() -> None:
     assert found == set(SIZES)
     assert all(before[0] != after[0] or before[0] != TEXT for row in rows for before, after in itertools.pairwise(row))
     with pytest.raises(UserError, match="Beam search"):
-        own.generate_interleaved({"prompts": prompts}, Decoding(4, beams=2))
+        own.generate_interleaved({"prompts": prompts}, Decoding(4, num_beams=2))
 
 
 def test_what_is_missing_is_refused() -> None:

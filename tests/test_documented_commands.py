@@ -28,7 +28,7 @@ from test_docs import BLOCK, DOCS
 
 pytestmark = pytest.mark.corpora
 
-PAGES = [DOCS.parent / "README.md", DOCS / "corpora.md", DOCS / "published-weights.md"]
+PAGES = [DOCS.parent / "README.md", DOCS / "corpora.md", DOCS / "pretrained-weights.md"]
 PORT = 8000  # of `serve`, where nothing else is said
 
 # What stands for what a test has none of: a hub, eight processes, a bucket, the time that training takes.
@@ -42,9 +42,9 @@ INSTEAD = {
     r"--batch-size 32768 --micro-batch 256": "--batch-size 16 --micro-batch 4 --stream",
     r"--budget \S+": "--budget 3steps",
     r"--seeds \d+": "--seeds 1",
-    r"(polymodal prefer \S+)": r"\1 --examples 60 --samples 4",
+    r"(polymodal sample-preferences \S+)": r"\1 --examples 60 --num-return-sequences 4",
     r"(polymodal train mpo)": r"\1 --batch-size 4",
-    r"(polymodal caption \S+)": r"\1 --samples 2 --views 1",
+    r"(polymodal caption \S+)": r"\1 --num-return-sequences 2 --num-views 1",
     r"(polymodal attack .+)": r"\1 --examples 8",
 }
 LEFT_OUT = ("pip install", "polymodal corpora remove")  # of the reader's own machine
@@ -62,23 +62,23 @@ def command_of(line: str) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Files of a reader's own: pairs, a picture, a clip, pages, texts, captions, weights, runs of two methods."""
+    """Files of a reader's own: pairs, an image, a clip, pages, texts, captions, weights, runs of two methods."""
     from transformers import AutoModel, CLIPImageProcessor
 
     from tiny_checkpoints import IMAGE_MODELS, TEXT_MODELS, save, save_tokenizer
 
     rng = np.random.default_rng(0)
     fruits = ["a red fruit", "a green leaf", "a small ship", "a yellow sun"]
-    pictures = []
+    images = []
     for number in range(240):
         path = tmp_path / f"{number}.png"
         PILImage.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(path)
-        pictures.append(path.read_bytes())
+        images.append(path.read_bytes())
     captions = [f"{fruits[number % 4]} of kind {number}" for number in range(240)]
-    table = {"picture": pictures, "caption": captions, "price": list(range(240))}
+    table = {"picture": images, "caption": captions, "price": list(range(240))}
     pq.write_table(pa.table(table), tmp_path / "pairs.parquet")
     for name in ("picture.png", "apple.png"):
-        (tmp_path / name).write_bytes(pictures[0])
+        (tmp_path / name).write_bytes(images[0])
     (tmp_path / "shards").mkdir()
     with tarfile.open(tmp_path / "shards" / "0.tar", "w") as shard:
         for number in range(64):

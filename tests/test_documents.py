@@ -64,16 +64,14 @@ PAGES = composed()
 @pytest.mark.parametrize("kind", PAGES)
 def test_each_box_holds_the_ink_of_its_word_and_values_point_to_labels(kind: str) -> None:
     page, asked = PAGES[kind]
-    picture, words = words_of(page, np.random.default_rng(0))
-    height, width = picture.shape
+    image, words = words_of(page, np.random.default_rng(0))
+    height, width = image.shape
     fields = {word.segment: word.field for word in words}
     for word in words:
         left, top, right, bottom = word.box
         assert 0 <= left < right <= 1000
         assert 0 <= top < bottom <= 1000
-        inside = picture[
-            top * height // 1000 : -(-bottom * height // 1000), left * width // 1000 : right * width // 1000
-        ]
+        inside = image[top * height // 1000 : -(-bottom * height // 1000), left * width // 1000 : right * width // 1000]
         assert inside.min() < 140, word
         if word.link >= 0:
             assert fields[word.link] in ("label", "item")

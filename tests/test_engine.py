@@ -29,19 +29,19 @@ from polymodal.modalities import Text
 from polymodal.recipes.dual_encoders import clip, siglip, sparc
 from polymodal.training import Interrupted, load_run, train
 from polymodal.training import checkpoint as checkpoint_file
-from polymodal.training.execution import Execution
-from polymodal.training.features import weights_key
-from polymodal.training.gradients import backward
-from polymodal.training.harmony import Harmony, agreement, realign
-from polymodal.training.optimiser import adamw, layer_scales, learning_rate
-from polymodal.training.processes import Processes
-from polymodal.training.run_list import find_runs
-from polymodal.training.start import from_hub
+from polymodal.training.feature_cache import weights_key
+from polymodal.training.grad_cache import backward
+from polymodal.training.gradient_harmonization import GradientHarmonizer, gradient_cosine, project_conflicting
+from polymodal.training.initialization import from_pretrained
+from polymodal.training.optimizer import adamw, layer_scales, learning_rate
+from polymodal.training.parallel import World
+from polymodal.training.run_index import find_runs
+from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.tracking import flatten
 from polymodal.types import Budget, Stage
 
 RECIPES = {"clip": clip.Recipe, "siglip": siglip.Recipe, "sparc": sparc.Recipe}
-QUIET = Execution(track="none")
+QUIET = RuntimeConfig(logger="none")
 BLOCKS = ImageEncoderConfig(width=64, depth=2)
 
 
@@ -73,7 +73,7 @@ def test_batches_are_the_same_for_any_number_of_processes_workers_and_pieces(sma
     processor = recipe.processor(small_emoji)
     whole = data_of(small_emoji, recipe, processor)
     halves = [data_of(small_emoji, recipe, processor, process=p, processes=2, micro_batch=4) for p in range(2)]
-    ahead = [data_of(small_emoji, recipe, processor, **how) for how in ({"workers": 3}, {"worker_processes": 2})]
+    ahead = [data_of(small_emoji, recipe, processor, **how) for how in ({"num_threads": 3}, {"num_workers": 2})]
     for _ in range(20):  # more than an epoch
         (batch,) = next(whole)
         others = [next(data)[0] for data in ahead]
@@ -100,10 +100,10 @@ def test_what_processes_cannot_read_is_counted_and_ends_the_run_with_a_sentence(
     table = small_emoji.table.to_pylist()
     rows = small_emoji.rows("train")
     for row in rows[:5]:
-        table[row]["image"] = b"no picture"
+        table[row]["image"] = b"no image"
     some = dataclasses.replace(small_emoji, table=pa.Table.from_pylist(table, small_emoji.table.schema))
     processor = recipe.processor(some)
-    data = data_of(some, recipe, processor, worker_processes=2)
+    data = data_of(some, recipe, processor, num_workers=2)
     for _ in range(2 * len(rows) // 24):
         assert sum(len(batch["image"]) for batch in next(data)) == 24
     assert set(data.reader.skipped) == {some.key(int(row)) for row in rows[:5]}
@@ -111,9 +111,9 @@ def test_what_processes_cannot_read_is_counted_and_ends_the_run_with_a_sentence(
     data.close()
     assert len(multiprocessing.active_children()) == before - 2
     for row in rows[:-24]:
-        table[row]["image"] = b"no picture"
+        table[row]["image"] = b"no image"
     broken = dataclasses.replace(some, table=pa.Table.from_pylist(table, some.table.schema))
-    hopeless = data_of(broken, recipe, processor, worker_processes=2)
+    hopeless = data_of(broken, recipe, processor, num_workers=2)
     with pytest.raises(UserError, match="cannot be read, more than a tenth"):
         next(hopeless)
 
@@ -147,16 +147,19 @@ def test_how_long_values_are_without_decoding_them(small_emoji):
     assert corpus.stored_lengths("captions").tolist() == [7, 0, 0]
     assert corpus.stored_lengths("sound").tolist() == [5, 0, 0]
     assert corpus.stored_lengths("series").tolist() == [2, 1, 0]
-    mixed = corpora.mix([(small_emoji, 1.0), (small_emoji, 1.0)])
+    mixed = corpora.mix_corpora([(small_emoji, 1.0), (small_emoji, 1.0)])
     own = small_emoji.stored_lengths("captions").tolist()
     assert mixed.stored_lengths("captions").tolist() == own + own
 
 
 def test_training_with_buckets_goes_on_as_if_it_had_not_stopped(small_emoji):
-    recipe = clip.Recipe(bucket=4)
+    recipe = clip.Recipe(length_bucketing=4)
     processor = recipe.processor(small_emoji)
-    whole = data_of(small_emoji, recipe, processor, bucket=4)
-    halves = [data_of(small_emoji, recipe, processor, bucket=4, process=p, processes=2, workers=p) for p in range(2)]
+    whole = data_of(small_emoji, recipe, processor, length_bucketing=4)
+    halves = [
+        data_of(small_emoji, recipe, processor, length_bucketing=4, process=p, processes=2, num_threads=p)
+        for p in range(2)
+    ]
     for _ in range(6):
         next(whole)
     for half in halves:
@@ -186,7 +189,7 @@ def test_batch_norm_is_not_cut_into_pieces(small_emoji):
 
     recipe = clip.Recipe()
     processor = recipe.processor(small_emoji)
-    model = Normed(recipe, processor.tokenizer.vocabulary)
+    model = Normed(recipe, processor.tokenizer.vocab_size)
     pieces = data_of(small_emoji, recipe, processor, micro_batch=12).batch(0)
     with pytest.raises(UserError, match="batch norm"):
         gradients_of(model, pieces)
@@ -195,11 +198,11 @@ def test_batch_norm_is_not_cut_into_pieces(small_emoji):
 def test_a_method_with_losses_of_its_own_takes_the_mean_over_pieces(small_emoji):
     class Own(clip.CLIP):
         def losses(self, batch):
-            return super().losses(batch) | {"brightness": self.embed_image(batch["image"]).mean()}
+            return super().losses(batch) | {"brightness": self.encode_image(batch["image"]).mean()}
 
     recipe = clip.Recipe()
     processor = recipe.processor(small_emoji)
-    model = Own(recipe, processor.tokenizer.vocabulary)
+    model = Own(recipe, processor.tokenizer.vocab_size)
     pieces = data_of(small_emoji, recipe, processor, micro_batch=12).batch(0)
     losses, gradients = gradients_of(model, pieces)
     each = [gradients_of(model, [piece]) for piece in pieces]
@@ -209,19 +212,19 @@ def test_a_method_with_losses_of_its_own_takes_the_mean_over_pieces(small_emoji)
 
 
 @pytest.mark.parametrize(
-    "change", [{"micro_batch": 8}, {"recompute": True}, {"workers": 2}, {"worker_processes": 2}], ids=str
+    "change", [{"micro_batch": 8}, {"activation_checkpointing": True}, {"num_threads": 2}, {"num_workers": 2}], ids=str
 )
 def test_how_a_run_is_executed_does_not_change_it(change, small_emoji):
     recipe = sparc.Recipe(batch_size=32)
-    plain = train(recipe, small_emoji, Budget(steps=4), execution=QUIET)
-    other = train(recipe, small_emoji, Budget(steps=4), execution=dataclasses.replace(QUIET, **change))
+    plain = train(recipe, small_emoji, Budget(steps=4), runtime=QUIET)
+    other = train(recipe, small_emoji, Budget(steps=4), runtime=dataclasses.replace(QUIET, **change))
     assert_close(weights(plain), weights(other))
 
 
 def test_half_precision_trains_about_the_same_losses(small_emoji):
     recipe = clip.Recipe(batch_size=16)
     runs = [
-        train(recipe, small_emoji, Budget(steps=3), execution=dataclasses.replace(QUIET, precision=precision))
+        train(recipe, small_emoji, Budget(steps=3), runtime=dataclasses.replace(QUIET, precision=precision))
         for precision in ("float32", "bfloat16")
     ]
     one, other = (run.history[-1]["losses"]["contrastive"] for run in runs)
@@ -237,20 +240,20 @@ def test_half_precision_trains_about_the_same_losses(small_emoji):
 class TwoStages(clip.Recipe):
     def stages(self):
         return (
-            Stage("text", share=1, trainable=("text_encoder.*", "text_projection.*")),
-            Stage("all but text", share=2, trainable=("image_*", "log_scale"), learning_rate=0.5),
+            Stage("text", fraction=1, trainable=("text_encoder.*", "text_projection.*")),
+            Stage("all but text", fraction=2, trainable=("image_*", "log_scale"), lr_scale=0.5),
         )
 
 
 def test_a_stage_trains_what_it_names_and_nothing_else(small_emoji, tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMODAL_CACHE", str(tmp_path / "cache"))
     recipe = TwoStages(batch_size=16)
-    begin = train(recipe, small_emoji, Budget(steps=1), execution=QUIET)  # weights before the second step
+    begin = train(recipe, small_emoji, Budget(steps=1), runtime=QUIET)  # weights before the second step
     torch.manual_seed(0)
     fresh = dict(recipe.build(recipe.processor(small_emoji)).named_parameters())
     for name, tensor in begin.model.named_parameters():
         assert torch.equal(tensor, fresh[name]) or name.startswith("text_"), name
-    run = train(recipe, small_emoji, Budget(steps=30), execution=QUIET, out=tmp_path / "whole")
+    run = train(recipe, small_emoji, Budget(steps=30), runtime=QUIET, out=tmp_path / "whole")
     stages = [entry["stage"] for entry in run.history if "losses" in entry]
     assert stages == ["text", "all but text", "all but text"]
     rates = [entry["learning_rate"] for entry in run.history if "losses" in entry]
@@ -264,8 +267,8 @@ def test_a_stage_trains_what_it_names_and_nothing_else(small_emoji, tmp_path, mo
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        train(recipe, small_emoji, Budget(steps=30), execution=QUIET, out=tmp_path / "stopped", on_step=stop)
-    resumed = train(recipe, small_emoji, Budget(steps=30), execution=QUIET, out=tmp_path / "stopped")
+        train(recipe, small_emoji, Budget(steps=30), runtime=QUIET, out=tmp_path / "stopped", on_step=stop)
+    resumed = train(recipe, small_emoji, Budget(steps=30), runtime=QUIET, out=tmp_path / "stopped")
     for name, tensor in weights(run).items():
         assert torch.equal(tensor, weights(resumed)[name]), name
     assert resumed.record["flops_an_example"] == run.record["flops_an_example"]
@@ -274,12 +277,12 @@ def test_a_stage_trains_what_it_names_and_nothing_else(small_emoji, tmp_path, mo
     assert keys == {weights_key(run.model.text_encoder)}
 
 
-def test_frozen_parameters_have_no_gradient_and_no_optimiser_state(small_emoji):
+def test_frozen_parameters_have_no_gradient_and_no_optimizer_state(small_emoji):
     model = clip.Recipe().build(clip.Recipe().processor(small_emoji))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("image_"))
-    optimiser = adamw(model, clip.Recipe())
-    held = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
+    optimizer = adamw(model, clip.Recipe())
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert held == {id(parameter) for name, parameter in model.named_parameters() if name.startswith("image_")}
 
 
@@ -299,7 +302,7 @@ def test_loss_weights_of_a_stage(small_emoji):
         def stages(self):
             return (Stage("global", loss_weights={"local": 0.0, "global": 2.0}),)
 
-    one = train(GlobalOnly(batch_size=16), small_emoji, Budget(steps=3), execution=QUIET)
+    one = train(GlobalOnly(batch_size=16), small_emoji, Budget(steps=3), runtime=QUIET)
     other = train(sparc.Recipe(batch_size=16, local_weight=0, global_weight=1), small_emoji, Budget(steps=3))
     assert_close(weights(one), weights(other))
 
@@ -312,18 +315,18 @@ def test_a_stage_may_have_data_of_its_own(small_emoji, scenes):
         def stages(self):
             return (Stage("emoji"), Stage("scenes", corpus=lambda: scenes))
 
-        def training_batch(self, examples, processor, draws):
+        def training_batch(self, examples, processor, example_rng):
             seen.append({example["text"][0].text for example in examples})
-            return super().training_batch(examples, processor, draws)
+            return super().training_batch(examples, processor, example_rng)
 
-    train(TwoCorpora(batch_size=16), small_emoji, Budget(steps=4), execution=QUIET)
+    train(TwoCorpora(batch_size=16), small_emoji, Budget(steps=4), runtime=QUIET)
     captions = {scenes.value(row, "caption")[0].text for row in scenes.rows("train")}
     assert [texts <= captions for texts in seen] == [False] * 3 + [True] * 3  # a first one counts operations
 
 
 @pytest.mark.parametrize("budget", [Budget(tokens=1500), Budget(flops=1e9)], ids=str)
 def test_budgets_of_tokens_and_operations(budget, small_emoji):
-    run = train(clip.Recipe(batch_size=16), small_emoji, budget, execution=QUIET)
+    run = train(clip.Recipe(batch_size=16), small_emoji, budget, runtime=QUIET)
     used = {"tokens": run.record["tokens"], "flops": run.record["examples"] * run.record["flops_an_example"]}[
         budget.unit
     ]
@@ -332,11 +335,11 @@ def test_budgets_of_tokens_and_operations(budget, small_emoji):
     assert run.record["steps"] > 1
 
 
-def test_a_run_starts_from_another_run_and_from_published_weights(small_emoji, tmp_path):
+def test_a_run_starts_from_another_run_and_from_pretrained_weights(small_emoji, tmp_path):
     towers = {"image": BLOCKS, "batch_size": 16}
-    first = train(clip.Recipe(**towers), small_emoji, Budget(steps=3), out=tmp_path / "first", execution=QUIET)
+    first = train(clip.Recipe(**towers), small_emoji, Budget(steps=3), out=tmp_path / "first", runtime=QUIET)
     recipe = siglip.Recipe(**towers, learning_rate=0.0)
-    second = train(recipe, small_emoji, Budget(steps=1), init=tmp_path / "first", execution=QUIET)
+    second = train(recipe, small_emoji, Budget(steps=1), init=tmp_path / "first", runtime=QUIET)
     assert torch.equal(weights(second)["image_projection.weight"], weights(first)["image_projection.weight"])
     fewer = small_emoji.with_splits({name: rows[:40] for name, rows in small_emoji.splits.items()})
     texts = ["a red fruit", "flag: france", "smiling face"]
@@ -344,7 +347,7 @@ def test_a_run_starts_from_another_run_and_from_published_weights(small_emoji, t
         siglip.Recipe().processor(fewer)(text=texts)["text"].ids.tolist()
         != first.processor(text=texts)["text"].ids.tolist()
     )
-    third = train(recipe, fewer, Budget(steps=1), init=tmp_path / "first", execution=QUIET)
+    third = train(recipe, fewer, Budget(steps=1), init=tmp_path / "first", runtime=QUIET)
     assert third.processor(text=texts)["text"].ids.tolist() == first.processor(text=texts)["text"].ids.tolist()
     assert torch.equal(weights(third)["text_encoder.embedding.weight"], weights(first)["text_encoder.embedding.weight"])
     with pytest.raises(UserError, match="holds no finished run"):
@@ -353,14 +356,14 @@ def test_a_run_starts_from_another_run_and_from_published_weights(small_emoji, t
     published = {"vision.layers.0.ln.weight": torch.full((64,), 3.0), "vision.head": torch.ones(2)}
     (tmp_path / "hub").mkdir()
     save_file(published, tmp_path / "hub" / "model.safetensors")
-    rename = {r"vision\.layers\.(\d+)\.ln\.(.*)": r"transformer.blocks.\1.norm_1.\2"}
-    assert from_hub(str(tmp_path / "hub"), rename, prefix="image_encoder.")(second.model) == 1
-    assert weights(second)["image_encoder.transformer.blocks.0.norm_1.weight"].eq(3).all()
+    rename = {r"vision\.layers\.(\d+)\.ln\.(.*)": r"transformer.blocks.\1.norm1.\2"}
+    assert from_pretrained(str(tmp_path / "hub"), rename, prefix="image_encoder.")(second.model) == 1
+    assert weights(second)["image_encoder.transformer.blocks.0.norm1.weight"].eq(3).all()
     with pytest.raises(UserError, match=r"agrees in name and shape .*vision\.head"):
-        from_hub(str(tmp_path / "hub"), {})(second.model)
+        from_pretrained(str(tmp_path / "hub"), {})(second.model)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"has no \.safetensors file"):
-        from_hub(str(tmp_path / "empty"), {})(second.model)
+        from_pretrained(str(tmp_path / "empty"), {})(second.model)
 
 
 # Gradient harmonization
@@ -370,7 +373,7 @@ def test_realigned_gradients_follow_the_paper():
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         one, other = torch.randn(2, 7, generator=generator, dtype=torch.float64)
-        aligned = realign(torch.stack([one, other]))
+        aligned = project_conflicting(torch.stack([one, other]))
         if one @ other >= 0:
             assert torch.equal(aligned, torch.stack([one, other]))
             continue
@@ -381,12 +384,12 @@ def test_realigned_gradients_follow_the_paper():
         together = aligned.sum(0)
         assert together @ one >= -1e-9
         assert together @ other >= -1e-9
-    against = realign(torch.tensor([[1.0, 2.0], [-2.0, -4.0]]))
+    against = project_conflicting(torch.tensor([[1.0, 2.0], [-2.0, -4.0]]))
     torch.testing.assert_close(against, torch.zeros(2, 2))
     zero = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
-    assert torch.equal(realign(zero), zero)
-    assert agreement(zero) == 1.0
-    assert agreement(torch.tensor([[1.0, 0.0], [-1.0, 1.0]])) == pytest.approx(-(0.5**0.5))
+    assert torch.equal(project_conflicting(zero), zero)
+    assert gradient_cosine(zero) == 1.0
+    assert gradient_cosine(torch.tensor([[1.0, 0.0], [-1.0, 1.0]])) == pytest.approx(-(0.5**0.5))
 
 
 class TwoLosses(nn.Module):
@@ -409,9 +412,9 @@ class TwoLosses(nn.Module):
         ("both", 1.0, None),
     ],
 )
-def test_harmonised_gradients(kind, fraction, expected):
-    method, alone = TwoLosses([1.0, 0.0], [-1.0, 1.0]), Processes(0, 1, torch.device("cpu"))
-    harmony = Harmony(kind)
+def test_harmonized_gradients(kind, fraction, expected):
+    method, alone = TwoLosses([1.0, 0.0], [-1.0, 1.0]), World(0, 1, torch.device("cpu"))
+    harmony = GradientHarmonizer(kind)
     losses = harmony.backward(method, [{}], {}, lambda _: nullcontext(), fraction, alone)
     assert set(losses) == {"first", "second"}
     if expected is None:
@@ -421,34 +424,38 @@ def test_harmonised_gradients(kind, fraction, expected):
         torch.testing.assert_close(method.shared.grad, torch.tensor(expected))
         torch.testing.assert_close(method.own.grad, torch.ones(1))
     report = harmony.report()
-    assert report["agreement"] == pytest.approx(-(0.5**0.5))
-    assert (report["in_conflict"], report["left_out"]) == (1.0, float(expected is None))
+    assert report["gradient_cosine"] == pytest.approx(-(0.5**0.5))
+    assert (report["conflict_rate"], report["skip_rate"]) == (1.0, float(expected is None))
 
 
 def test_agreeing_gradients_are_the_plain_ones_bit_for_bit(small_emoji):
-    plain = train(sparc.Recipe(batch_size=16), small_emoji, Budget(steps=1), execution=QUIET)
-    kept = train(sparc.Recipe(batch_size=16, harmonise="realign"), small_emoji, Budget(steps=1), execution=QUIET)
-    (entry,) = [entry for entry in kept.history if "harmony" in entry]
-    if entry["harmony"]["in_conflict"] == 0:
+    plain = train(sparc.Recipe(batch_size=16), small_emoji, Budget(steps=1), runtime=QUIET)
+    kept = train(
+        sparc.Recipe(batch_size=16, gradient_harmonization="realign"), small_emoji, Budget(steps=1), runtime=QUIET
+    )
+    (entry,) = [entry for entry in kept.history if "gradient_harmonization" in entry]
+    if entry["gradient_harmonization"]["conflict_rate"] == 0:
         assert_close(weights(plain), weights(kept), tolerance=1e-6)
     assert entry["losses"] == plain.history[-1]["losses"]
     pieces = dataclasses.replace(QUIET, micro_batch=4)
-    both = train(sparc.Recipe(batch_size=16, harmonise="both"), small_emoji, Budget(steps=10), execution=pieces)
-    assert set(both.history[-1]["harmony"]) == {"agreement", "in_conflict", "left_out"}
+    both = train(
+        sparc.Recipe(batch_size=16, gradient_harmonization="both"), small_emoji, Budget(steps=10), runtime=pieces
+    )
+    assert set(both.history[-1]["gradient_harmonization"]) == {"gradient_cosine", "conflict_rate", "skip_rate"}
 
 
-def test_a_single_loss_has_nothing_to_harmonise(small_emoji):
+def test_a_single_loss_has_nothing_to_harmonize(small_emoji):
     with pytest.raises(UserError, match="only 'contrastive'"):
-        train(clip.Recipe(batch_size=16, harmonise="both"), small_emoji, Budget(steps=1), execution=QUIET)
+        train(clip.Recipe(batch_size=16, gradient_harmonization="both"), small_emoji, Budget(steps=1), runtime=QUIET)
 
 
 # Optimisation
 
 
 def test_stable_then_decaying_and_constant_rates():
-    wsd = clip.Recipe(learning_rate=1.0, warmup=0.1, decay=0.25, schedule="wsd")
+    wsd = clip.Recipe(learning_rate=1.0, warmup_ratio=0.1, cooldown_ratio=0.25, lr_scheduler="wsd")
     assert [learning_rate(wsd, f) for f in (0.05, 0.1, 0.5, 0.75, 0.875, 1.0)] == [0.5, 1, 1, 1, 0.5, 0]
-    constant = clip.Recipe(learning_rate=1.0, schedule="constant")
+    constant = clip.Recipe(learning_rate=1.0, lr_scheduler="constant")
     assert learning_rate(constant, 0.9) == learning_rate(constant, 1.0) == 1.0
 
 
@@ -456,9 +463,9 @@ def test_layer_decay_falls_from_the_head_to_the_patches(small_emoji):
     recipe = clip.Recipe(image=dataclasses.replace(BLOCKS, stem=(8,)))
     model = recipe.build(recipe.processor(small_emoji))
     scales = layer_scales(model, 0.5)
-    assert scales["image_projection.weight"] == scales["image_encoder.norm_after.weight"] == 1.0
-    assert scales["image_encoder.transformer.blocks.1.norm_1.weight"] == 0.5
-    assert scales["image_encoder.transformer.blocks.0.widen.bias"] == 0.25
+    assert scales["image_projection.weight"] == scales["image_encoder.norm_post.weight"] == 1.0
+    assert scales["image_encoder.transformer.blocks.1.norm1.weight"] == 0.5
+    assert scales["image_encoder.transformer.blocks.0.fc1.bias"] == 0.25
     for below in ("stem.convolutions.0.weight", "patch_embedding.weight", "positions"):
         assert scales[f"image_encoder.{below}"] == 0.125
     assert scales["text_encoder.embedding.weight"] == 1.0  # a tower without blocks
@@ -470,19 +477,19 @@ def test_a_stage_may_train_some_parameters_more_slowly(small_emoji):
     class Slow(clip.Recipe):
         def stages(self):
             rates = {"text_encoder.embedding.*": 0.5, "text_encoder.*": 0.0, "image_encoder.*": 0.1}
-            return (Stage("training", learning_rate=0.5, learning_rates=rates),)
+            return (Stage("training", lr_scale=0.5, lr_scales=rates),)
 
     recipe = Slow(batch_size=32)
     model = recipe.build(recipe.processor(small_emoji))
-    rates = recipe.stages()[0].learning_rates
+    rates = recipe.stages()[0].lr_scales
     scales = {
-        id(parameter): group["scale"]
+        id(parameter): group["lr_scale"]
         for group in adamw(model, recipe, rates).param_groups
         for parameter in group["params"]
     }
     of = {name: scales[id(parameter)] for name, parameter in model.named_parameters()}
     assert of["text_encoder.embedding.weight"] == 0.5, "the first pattern that fits"
-    assert of["text_encoder.norm_after.weight"] == 0.0
+    assert of["text_encoder.norm_post.weight"] == 0.0
     assert of["image_encoder.positions"] == 0.1
     assert of["image_projection.weight"] == 1.0
     torch.manual_seed(0)
@@ -492,8 +499,8 @@ def test_a_stage_may_train_some_parameters_more_slowly(small_emoji):
         name: float((parameter - before).detach().abs().max())
         for (name, parameter), before in zip(run.model.named_parameters(), begun.parameters(), strict=True)
     }
-    assert moved["text_encoder.norm_after.weight"] == 0.0
-    assert 0 < moved["image_encoder.norm_after.weight"] < 0.2 * moved["log_scale"]
+    assert moved["text_encoder.norm_post.weight"] == 0.0
+    assert 0 < moved["image_encoder.norm_post.weight"] < 0.2 * moved["log_scale"]
 
 
 def test_low_rank_updates_begin_at_zero_train_alone_and_merge():
@@ -519,8 +526,8 @@ def test_low_rank_updates_begin_at_zero_train_alone_and_merge():
 
 
 def test_a_run_with_low_rank_updates_is_a_plain_run_afterwards(small_emoji, tmp_path):
-    recipe = clip.Recipe(image=BLOCKS, batch_size=16, lora_rank=2, lora_targets=("*.attention.*",))
-    run = train(recipe, small_emoji, Budget(steps=5), out=tmp_path / "run", execution=QUIET)
+    recipe = clip.Recipe(image=BLOCKS, batch_size=16, lora_rank=2, lora_target_modules=("*.attention.*",))
+    run = train(recipe, small_emoji, Budget(steps=5), out=tmp_path / "run", runtime=QUIET)
     torch.manual_seed(0)
     fresh = dict(recipe.build(recipe.processor(small_emoji)).named_parameters())
     changed = {name for name, tensor in run.model.named_parameters() if not torch.equal(tensor, fresh[name])}
@@ -541,24 +548,24 @@ def poisoned(recipe_type, at, times):
         def compare(self, vectors):
             if self.training and torch.is_grad_enabled():
                 type(self).calls += 1
-            losses = super().compare(vectors)
+            losses = super().contrastive_losses(vectors)
             bad = at < type(self).calls <= at + times  # the first call only counts floating-point operations
             return {"contrastive": losses["contrastive"] * (float("nan") if bad else 1.0)}
 
     @dataclasses.dataclass(frozen=True)
     class Recipe(recipe_type):
         def build(self, processor):
-            return Poisoned(self, processor.tokenizer.vocabulary)
+            return Poisoned(self, processor.tokenizer.vocab_size)
 
     return Recipe(batch_size=16)
 
 
 def test_a_few_steps_that_are_not_finite_are_left_out(small_emoji):
-    run = train(poisoned(clip.Recipe, at=3, times=2), small_emoji, Budget(steps=12), execution=QUIET)
-    left_out = [entry for entry in run.history if "left_out" in entry]
-    assert [entry["left_out"]["not_finite"] for entry in left_out] == [["contrastive", "gradient"]] * 2
-    assert all(len(entry["left_out"]["keys"]) == 16 for entry in left_out)
-    assert run.record["left_out_steps"] == 2
+    run = train(poisoned(clip.Recipe, at=3, times=2), small_emoji, Budget(steps=12), runtime=QUIET)
+    left_out = [entry for entry in run.history if "skipped_step" in entry]
+    assert [entry["skipped_step"]["not_finite"] for entry in left_out] == [["contrastive", "gradient"]] * 2
+    assert all(len(entry["skipped_step"]["keys"]) == 16 for entry in left_out)
+    assert run.record["skipped_steps"] == 2
     assert all(torch.isfinite(tensor).all() for tensor in weights(run).values())
 
 
@@ -568,14 +575,14 @@ def test_too_many_of_them_stop_the_run_with_the_loss_and_the_examples(small_emoj
             poisoned(clip.Recipe, at=3, times=99),
             small_emoji,
             Budget(steps=12),
-            execution=dataclasses.replace(QUIET, skip_not_finite=3),
+            runtime=dataclasses.replace(QUIET, max_nonfinite_steps=3),
         )
 
 
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(small_emoji, tmp_path, monkeypatch):
-    often = dataclasses.replace(QUIET, checkpoint_every="2steps")
+    often = dataclasses.replace(QUIET, save_interval="2steps")
     recipe, budget = clip.Recipe(batch_size=16), Budget(steps=12)
-    whole = train(recipe, small_emoji, budget, execution=often)
+    whole = train(recipe, small_emoji, budget, runtime=often)
     real, written = checkpoint_file.save_file, []
 
     def full(tensors, path, metadata=None):
@@ -586,10 +593,10 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(small_emoji, tmp_
 
     monkeypatch.setattr(checkpoint_file, "save_file", full)
     with pytest.raises(UserError, match=r"the disk is full\); mend that, then go on with: polymodal resume"):
-        train(recipe, small_emoji, budget, out=tmp_path / "run", execution=often)
+        train(recipe, small_emoji, budget, out=tmp_path / "run", runtime=often)
     assert [path.name for path in sorted((tmp_path / "run").glob("checkpoint-*"))] == ["checkpoint-4"]
     monkeypatch.setattr(checkpoint_file, "save_file", real)
-    resumed = train(recipe, small_emoji, budget, out=tmp_path / "run", execution=often)
+    resumed = train(recipe, small_emoji, budget, out=tmp_path / "run", runtime=often)
     assert_close(weights(whole), weights(resumed), tolerance=0)
 
 
@@ -599,20 +606,20 @@ def test_the_newest_checkpoints_are_kept(small_emoji, tmp_path):
     def look(progress, reached, losses):
         kept.append(sorted(int(path.name.rpartition("-")[2]) for path in (tmp_path / "run").glob("checkpoint-*")))
 
-    options = dataclasses.replace(QUIET, checkpoint_every="1steps", keep=3)
+    options = dataclasses.replace(QUIET, save_interval="1steps", keep_checkpoints=3)
     train(
-        clip.Recipe(batch_size=16), small_emoji, Budget(steps=15), out=tmp_path / "run", on_step=look, execution=options
+        clip.Recipe(batch_size=16), small_emoji, Budget(steps=15), out=tmp_path / "run", on_step=look, runtime=options
     )
     assert max(len(steps) for steps in kept) in (3, 4)  # 4 while the oldest is being removed
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
 def test_wrong_options_are_one_sentence(small_emoji):
-    for wrong in ({"keep": 0}, {"checkpoint_every": "often"}, {"micro_batch": -1}):
+    for wrong in ({"keep_checkpoints": 0}, {"save_interval": "often"}, {"micro_batch": -1}):
         with pytest.raises(UserError):
-            Execution(**wrong)
+            RuntimeConfig(**wrong)
     with pytest.raises(UserError, match="Micro-batches of 5 do not divide the 16"):
-        train(clip.Recipe(batch_size=16), small_emoji, Budget(steps=1), execution=Execution(micro_batch=5))
+        train(clip.Recipe(batch_size=16), small_emoji, Budget(steps=1), runtime=RuntimeConfig(micro_batch=5))
 
 
 def test_killed_at_random_instants_a_run_ends_in_the_same_weights(emoji, tmp_path):
@@ -628,7 +635,7 @@ def test_killed_at_random_instants_a_run_ends_in_the_same_weights(emoji, tmp_pat
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        whole = train(clip.Recipe(batch_size=16, ema=0.9), corpora.emoji(), Budget(steps=400), execution=QUIET)
+        whole = train(clip.Recipe(batch_size=16, ema_decay=0.9), corpora.emoji(), Budget(steps=400), runtime=QUIET)
     finally:
         torch.set_num_threads(threads)
     killed = load_file(tmp_path / "run" / "model.safetensors")
@@ -667,7 +674,7 @@ def test_runs_lists_states_and_show_draws_curves(polymodal, tmp_path):
 
 def test_a_killed_run_says_so_and_is_resumed(tmp_path):
     command = [sys.executable, "-m", "polymodal", "train", "clip", "--corpus", "emoji", "--budget", "100000steps"]
-    command += ["--batch-size", "16", "--checkpoint-every", "5steps", "--out", str(tmp_path / "run")]
+    command += ["--batch-size", "16", "--save-interval", "5steps", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while not list((tmp_path / "run").glob("checkpoint-*")):
@@ -704,6 +711,6 @@ def test_figures_become_curves_by_their_place():
 
 def test_a_tracker_that_is_not_installed_is_one_sentence(small_emoji, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    options = dataclasses.replace(QUIET, track="wandb")
+    options = dataclasses.replace(QUIET, logger="wandb")
     with pytest.raises(UserError, match="pip install wandb"):
-        train(clip.Recipe(batch_size=16), small_emoji, Budget(steps=1), out=tmp_path / "run", execution=options)
+        train(clip.Recipe(batch_size=16), small_emoji, Budget(steps=1), out=tmp_path / "run", runtime=options)

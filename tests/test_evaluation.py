@@ -8,7 +8,6 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from polymodal.evaluation import suite
 from polymodal.evaluation.classification import (
     area_under_curve,
     balanced_accuracy,
@@ -16,6 +15,7 @@ from polymodal.evaluation.classification import (
     prompt_ensemble,
     zero_shot,
 )
+from polymodal.evaluation.evaluate import PairedTest, validation
 from polymodal.evaluation.grounding import intersection_over_union, region_cells, segment
 from polymodal.evaluation.retrieval import (
     chance_median_rank,
@@ -25,8 +25,7 @@ from polymodal.evaluation.retrieval import (
     retrieval_scores,
     top,
 )
-from polymodal.evaluation.statistics import Score, over_seeds, paired_difference
-from polymodal.evaluation.suite import PairedTest, validation
+from polymodal.evaluation.statistics import Score, aggregate_seeds, paired_difference
 from polymodal.recipes.dual_encoders import clip
 
 
@@ -52,10 +51,10 @@ def test_a_collapsed_embedding_ranks_last():
 def test_scores_by_hand():
     found, unit = np.array([1, 2, 11, 1]), np.array([0, 0, 1, 2])
     scores = {s.name: s for s in retrieval_scores("x", found, [np.array([0])] * 4, 20, unit)}
-    assert scores["x/R@1"].units.tolist() == [0.5, 0, 1]
+    assert scores["x/R@1"].clusters.tolist() == [0.5, 0, 1]
     assert scores["x/R@1"].value == pytest.approx(0.5)
     assert scores["x/R@10"].value == pytest.approx(2 / 3)
-    assert scores["x/MRR"].units.tolist() == pytest.approx([0.75, 1 / 11, 1])
+    assert scores["x/MRR"].clusters.tolist() == pytest.approx([0.75, 1 / 11, 1])
     assert scores["x/median_rank"].value == 1.5
     assert scores["x/R@5"].chance == pytest.approx(5 / 20)
 
@@ -80,13 +79,13 @@ def test_top_is_best_first_and_no_longer_than_the_candidates():
 
 def test_several_captions_and_shared_captions_count_as_right():
     images = torch.eye(3)
-    texts = ["a cat", "pet", "a dog", "pet"]  # the first and the second picture are both a pet
+    texts = ["a cat", "pet", "a dog", "pet"]  # the first and the second image are both a pet
     vectors = torch.stack([images[0], images[1], images[1], images[1]])
     test = PairedTest(np.arange(3), images, texts, vectors, np.array([0, 0, 1, 1]))
     found = {s.name: s.value for s in test.text_to_item("t2i")}
-    assert found["t2i/R@1"] == 1  # "pet" of the first picture finds the second, which is a pet as well
+    assert found["t2i/R@1"] == 1  # "pet" of the first image finds the second, which is a pet as well
     found = {s.name: s for s in test.item_to_text("i2t")}
-    assert len(found["i2t/R@1"].units) == 2  # the third picture has no caption to find
+    assert len(found["i2t/R@1"].clusters) == 2  # the third image has no caption to find
     assert found["i2t/R@1"].value == 1
 
 
@@ -154,7 +153,7 @@ def test_paired_interval_covers_the_true_difference(seeds, further_arms):
         treatment, baseline, *others = (arm(shift) for shift in (0.1, 0.0, *[0.3] * further_arms))
         value, low, high = paired_difference(treatment, baseline, others)
         covered += low <= 0.1 <= high
-        alone = over_seeds(treatment, [baseline, *others])
+        alone = aggregate_seeds(treatment, [baseline, *others])
         widths.append((high - low, alone.high - alone.low))
         assert low <= value <= high
     assert covered / 200 >= 0.9
@@ -184,13 +183,13 @@ def test_an_arm_that_collapses_now_and_then_says_nothing_about_the_others():
 
 def test_values_of_one_unit_are_drawn_together():
     values, unit = np.array([1.0, 0.0, 1.0, 1.0, 0.0, 0.0]), np.array([7, 7, 7, 2, 2, 9])
-    score = Score.of_unit("a/b", values, unit, 0.3)
+    score = Score.per_cluster("a/b", values, unit, 0.3)
     assert score.value == pytest.approx(values.mean())
-    assert score.units.tolist() == pytest.approx([0.5, 2 / 3, 0.0])
+    assert score.clusters.tolist() == pytest.approx([0.5, 2 / 3, 0.0])
     assert score.weights is not None
     assert score.weights.tolist() == [2.0, 3.0, 1.0]
     apart = Score("a/b", np.repeat(values, 50))
-    together = Score.of_unit("a/b", np.repeat(values, 50), np.repeat(np.arange(6), 50))
+    together = Score.per_cluster("a/b", np.repeat(values, 50), np.repeat(np.arange(6), 50))
     widths = [high - low for _, low, high in (apart.estimate(), together.estimate())]
     assert widths[1] > 3 * widths[0], "six units say less than three hundred"
 
@@ -198,7 +197,7 @@ def test_values_of_one_unit_are_drawn_together():
 def test_scores_survive_json():
     score = Score("a/b", np.array([0.1, 1.0]), 0.5, False, "median")
     again = Score.from_json(score.to_json())
-    assert again.units.tolist() == score.units.tolist()
+    assert again.clusters.tolist() == score.clusters.tolist()
     assert (again.name, again.chance, again.higher_is_better, again.statistic) == ("a/b", 0.5, False, "median")
 
 
@@ -216,7 +215,7 @@ def test_the_area_under_the_curve_is_that_of_scikit_learn():
 def test_units_are_the_means_and_medians_of_their_queries():
     rng = np.random.default_rng(0)
     found, unit = rng.integers(1, 50, 200), rng.choice([2, 3, 7, 11, 40], 200)
-    scores = {score.name: score.units for score in retrieval_scores("a", found, [np.array([0])] * 200, 50, unit)}
+    scores = {score.name: score.clusters for score in retrieval_scores("a", found, [np.array([0])] * 200, 50, unit)}
     parts = [found[unit == number] for number in np.unique(unit)]
     np.testing.assert_allclose(scores["a/R@5"], [(part <= 5).mean() for part in parts])
     np.testing.assert_allclose(scores["a/MRR"], [(1 / part).mean() for part in parts])
@@ -228,10 +227,10 @@ def test_a_probe_is_the_regression_that_an_exact_solver_finds():
     labels = rng.integers(5, size=400)
     vectors = (rng.normal(size=(5, 32))[labels] / 2 + rng.normal(size=(400, 32))).astype(np.float32)
     probe = linear_probe((vectors[:300], labels[:300]), (vectors[300:], labels[300:]), strengths=[0.1])
-    standardised = StandardScaler().fit(vectors[:300]).transform(vectors)
+    standardized = StandardScaler().fit(vectors[:300]).transform(vectors)
     exact = LogisticRegression(C=0.1, solver="newton-cholesky", tol=1e-8, class_weight="balanced")
-    exact.fit(standardised[:300], labels[:300])
-    np.testing.assert_allclose(probe.predict_proba(vectors), exact.predict_proba(standardised), atol=1e-4)
+    exact.fit(standardized[:300], labels[:300])
+    np.testing.assert_allclose(probe.predict_proba(vectors), exact.predict_proba(standardized), atol=1e-4)
 
 
 def test_of_a_large_validation_split_a_part_is_looked_at(small_emoji, monkeypatch):
@@ -243,4 +242,4 @@ def test_of_a_large_validation_split_a_part_is_looked_at(small_emoji, monkeypatc
     part = validation(small_emoji)(model, processor)
     assert part.keys() == whole.keys()
     recall = "validation/text_to_image/R@10"
-    assert (part[recall], whole[recall] < 1) == (1, True), "of eight pictures, the right one is among ten"
+    assert (part[recall], whole[recall] < 1) == (1, True), "of eight images, the right one is among ten"

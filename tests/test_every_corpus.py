@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import polymodal as pm
-from polymodal.corpora.sheet import described, draw_sheet, some_rows
+from polymodal.corpora.contact_sheet import describe_row, plot_contact_sheet, some_rows
 
 pytestmark = pytest.mark.corpora
 
@@ -22,7 +22,7 @@ APART = {
 
 @pytest.fixture(params=sorted(pm.corpora.built_in()))
 def corpus(request) -> pm.corpora.Corpus:
-    return pm.corpora.named(request.param)
+    return pm.corpora.load_corpus(request.param)
 
 
 def test_keys_are_unique_and_splits_disjoint(corpus):
@@ -49,14 +49,14 @@ def test_every_column_holds_something(corpus):
 
 def test_the_sheet_is_drawn(corpus, tmp_path):
     rows = some_rows(corpus, 2)
-    draw_sheet(corpus, rows, tmp_path / "sheet.png")
+    plot_contact_sheet(corpus, rows, tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
-    assert set(described(corpus, int(rows[0]))) == set(corpus.columns)
+    assert set(describe_row(corpus, int(rows[0]))) == set(corpus.columns)
 
 
 @pytest.mark.parametrize(("name", "column"), APART.items())
 def test_what_belongs_together_is_on_one_side(name, column):
-    corpus = pm.corpora.named(name)
+    corpus = pm.corpora.load_corpus(name)
     side: dict[str, set[str]] = {}
     for split, rows in corpus.splits.items():
         for row in rows:

@@ -28,7 +28,7 @@ from polymodal.recipes.dual_encoders._base import DualEncoder
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.serving.export import export, push
 from polymodal.training import Run, train
-from polymodal.training.start import with_towers
+from polymodal.training.initialization import with_encoders
 from polymodal.types import Budget
 from tiny_checkpoints import IMAGE_MODELS, save, save_tokenizer
 
@@ -36,15 +36,15 @@ evaluate = evaluation.evaluate
 TEXTS = ["a red fruit", "Σίσυφος", "smiling face, big eyes", "x"]
 
 CLIP_SHAPED = clip.Recipe(
-    image=ImageEncoderConfig(pooling="class"),
-    text=TextEncoderConfig(depth=2, causal=True, pooling="end"),
+    image=ImageEncoderConfig(pool_type="cls"),
+    text=TextEncoderConfig(depth=2, causal=True, pool_type="eos"),
     batch_size=32,
 )
 OWN = {
     "default": clip.Recipe(batch_size=32),
     "mean with blocks": siglip.Recipe(
-        image=ImageEncoderConfig(positions="sine", registers=2),
-        text=TextEncoderConfig(depth=1, context=12),
+        image=ImageEncoderConfig(pos_embed="sine", registers=2),
+        text=TextEncoderConfig(depth=1, context_length=12),
         batch_size=32,
     ),
     "as CLIP": CLIP_SHAPED,
@@ -79,7 +79,7 @@ def own_logits(run: Run, pixels: torch.Tensor) -> torch.Tensor:
 
 def test_rotary_positions_are_refused_with_a_sentence(trained: Callable[[Any], Run], tmp_path: Path) -> None:
     recipe = clip.Recipe(
-        image=ImageEncoderConfig(pooling="class", positions="rotary"), text=CLIP_SHAPED.text, batch_size=32
+        image=ImageEncoderConfig(pool_type="cls", pos_embed="rotary"), text=CLIP_SHAPED.text, batch_size=32
     )
     with pytest.raises(UserError, match="rotary positions cannot be exported yet"):
         export(trained(recipe), "transformers", tmp_path / "out")
@@ -119,16 +119,16 @@ def test_a_card_says_what_was_measured(
         assert said in card
 
 
-def test_the_exported_picture_settings_give_the_pixels_of_the_run(
+def test_the_exported_image_settings_give_the_pixels_of_the_run(
     trained: Callable[[Any], Run], small_emoji: Corpus, tmp_path: Path
 ) -> None:
     run = trained(OWN["default"])
     export(run, "transformers", tmp_path / "out")
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
     row = int(small_emoji.splits["test"][0])
-    picture = small_emoji.value(row, "image")
-    given = processor(to_rgb(picture), return_tensors="pt")["pixel_values"]
-    own = run.processor(image=[picture])["image"]
+    image = small_emoji.value(row, "image")
+    given = processor(to_rgb(image), return_tensors="pt")["pixel_values"]
+    own = run.processor(image=[image])["image"]
     assert (given - own).abs().mean() < 0.02  # Pillow rounds between the two passes of its resampling, torch does not
     assert given.shape == own.shape
 
@@ -148,15 +148,15 @@ print(tuple(model.get_text_features(texts["input_ids"], texts["attention_mask"])
     assert done.stdout.strip() == "(1, 128)", done.stderr
 
 
-def test_a_tuned_published_clip_becomes_a_clip_again(clip_folder: Path, small_emoji: Corpus, tmp_path: Path) -> None:
-    from polymodal.training.start import with_published
+def test_a_tuned_pretrained_clip_becomes_a_clip_again(clip_folder: Path, small_emoji: Corpus, tmp_path: Path) -> None:
+    from polymodal.training.initialization import with_pretrained
 
-    recipe = with_published(clip.Recipe(batch_size=16, learning_rate=1e-4), f"hf:{clip_folder}")
+    recipe = with_pretrained(clip.Recipe(batch_size=16, learning_rate=1e-4), f"hf:{clip_folder}")
     run = train(recipe, small_emoji, Budget(steps=2), init=f"hf:{clip_folder}", out=tmp_path / "run")
     written = export(run, "transformers", tmp_path / "out")
     assert written.what == "CLIPModel"
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"published weights of {clip_folder}" in card
+    assert f"pretrained weights of {clip_folder}" in card
     assert "base_model" not in card  # which the hub takes for names only
     model = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
     pixels = torch.randn(2, 3, 32, 32)
@@ -168,17 +168,17 @@ def test_a_tuned_published_clip_becomes_a_clip_again(clip_folder: Path, small_em
         torch.testing.assert_close(logits, own_logits(run, pixels), atol=1e-4, rtol=1e-4)
     settings = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     assert settings["image_mean"] == [0.48, 0.45, 0.4]
-    again = with_published(clip.Recipe(), f"hf:{tmp_path / 'out'}")  # and in again
+    again = with_pretrained(clip.Recipe(), f"hf:{tmp_path / 'out'}")  # and in again
     assert again.image.settings == recipe.image.settings
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "siglip", "vit"])
-def test_published_towers_of_other_kinds_are_exported_with_code(
+def test_pretrained_towers_of_other_kinds_are_exported_with_code(
     kind: str, bert_folder: Path, small_emoji: Corpus, tmp_path: Path
 ) -> None:
     save(transformers.AutoModel.from_config(IMAGE_MODELS[kind]()), tmp_path / "image")
     text = save_tokenizer(tmp_path / "image", ["a red fruit"] * 20) if kind == "siglip" else bert_folder
-    recipe = with_towers(
+    recipe = with_encoders(
         siglip.Recipe(batch_size=16, learning_rate=1e-4), {"vision": f"hf:{tmp_path / 'image'}", "text": f"hf:{text}"}
     )
     run = train(recipe, small_emoji, Budget(steps=2), out=tmp_path / "run")
@@ -217,7 +217,7 @@ def test_sentence_transformers_gives_the_vectors(
     folder = {"bert": bert_folder, "clip": clip_folder}.get(towers)
     recipe = OWN["mean with blocks"]
     if folder is not None:
-        recipe = with_towers(dataclasses.replace(recipe, freeze=("text",)), {"text": f"hf:{folder}"})
+        recipe = with_encoders(dataclasses.replace(recipe, freeze=("text",)), {"text": f"hf:{folder}"})
     run = trained(recipe)
     export(run, "sentence-transformers", tmp_path / "out")
     assert "custom code" not in capsys.readouterr().out  # it would ask, and wait for an answer
@@ -291,9 +291,11 @@ def test_the_command_writes_an_export(polymodal: Any, trained: Callable[[Any], R
 
 
 SEEING = mono_internvl.Recipe(
-    language_model=LanguageModelConfig(vocabulary=600, context=160, width=32, depth=2, heads=4, groups=2, hidden=48),
-    tile=32,
-    patch_width=16,
+    language_model=LanguageModelConfig(
+        vocab_size=600, context_length=160, width=32, depth=2, num_heads=4, num_kv_heads=2, mlp_dim=48
+    ),
+    tile_size=32,
+    patch_embed_dim=16,
     batch_size=16,
 )
 
@@ -308,13 +310,13 @@ def test_transformers_writes_what_a_language_model_that_sees_writes(
     changes: dict[str, Any], few_scenes: Corpus, tmp_path: Path
 ) -> None:
     run = train(dataclasses.replace(SEEING, **changes), few_scenes, Budget(steps=6), out=tmp_path / "run")
-    with torch.no_grad():  # so that what is written hangs on the picture
+    with torch.no_grad():  # so that what is written hangs on the image
         run.model.image_encoder.project[-1].weight *= 40
     done = export(run, "transformers", tmp_path / "out")
     assert done.difference < 1e-4
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    pictures = [few_scenes.value(int(row), "image") for row in few_scenes.rows("test")[:3]]
+    images = [few_scenes.value(int(row), "image") for row in few_scenes.rows("test")[:3]]
     said = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     processor = transformers.CLIPImageProcessorPil(**said)
     seen = "<image>" + "<cell>" * model.config.image_tokens + "</image>"
@@ -326,12 +328,12 @@ def test_transformers_writes_what_a_language_model_that_sees_writes(
         return_tensors="pt",
     )
     assert (asked["attention_mask"] == 0).any()
-    pixels = processor([to_rgb(picture) for picture in pictures], return_tensors="pt")["pixel_values"]
+    pixels = processor([to_rgb(image) for image in images], return_tensors="pt")["pixel_values"]
     written = model.generate(**asked, pixel_values=pixels, max_new_tokens=12, do_sample=False)
     theirs = [row[asked["input_ids"].shape[1] :].tolist() for row in written]
     theirs = [row[: row.index(run.processor.end)] if run.processor.end in row else row for row in theirs]
-    batch = run.processor(image=[to_rgb(picture) for picture in pictures], question=questions)
-    assert theirs == run.model.write(batch, Decoding(longest=12))
+    batch = run.processor(image=[to_rgb(image) for image in images], question=questions)
+    assert theirs == run.model.generate_text(batch, Decoding(max_new_tokens=12))
     other = model(**{name: value[:1] for name, value in asked.items()}, pixel_values=1 - pixels[:1]).logits
     assert not torch.allclose(other, model(**{n: v[:1] for n, v in asked.items()}, pixel_values=pixels[:1]).logits)
 

@@ -19,8 +19,8 @@ from polymodal.modalities.image_augmentation import NONE
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.dual_encoders import clip, improved_clip, sparc
-from polymodal.training import Execution, train
-from polymodal.training.features import FeatureStore, cached_encoders, input_digests, weights_key, with_features
+from polymodal.training import RuntimeConfig, train
+from polymodal.training.feature_cache import FeatureCache, cached_encoders, input_digests, weights_key, with_features
 from polymodal.types import Budget
 
 
@@ -75,7 +75,7 @@ def test_other_weights_and_another_pooling_have_other_features() -> None:
     torch.manual_seed(0)
     encoder = TextEncoder(TextEncoderConfig(), 300)
     before = weights_key(encoder)
-    other = TextEncoder(TextEncoderConfig(pooling="end"), 300)
+    other = TextEncoder(TextEncoderConfig(pool_type="eos"), 300)
     other.load_state_dict(encoder.state_dict())
     assert weights_key(other) != before
     with torch.no_grad():
@@ -84,27 +84,27 @@ def test_other_weights_and_another_pooling_have_other_features() -> None:
 
 
 def test_a_store_survives_a_write_that_was_cut_off(tmp_path: Path) -> None:
-    store = FeatureStore(tmp_path)
+    store = FeatureCache(tmp_path)
     vectors = torch.randn(3, 2, 5)
     digests = [bytes([n]) * 15 + b"\0" for n in range(3)]  # a zero at the end is part of a digest
     store.add(digests, list(vectors))
-    second = FeatureStore(tmp_path)  # of another process
+    second = FeatureCache(tmp_path)  # of another process
     second.add([b"x" * 16], [torch.ones(1, 5)])
     (keys,) = [path for path in tmp_path.glob("*.keys") if path.stat().st_size > 40]
     keys.write_bytes(keys.read_bytes()[:-5])  # the last key was not written whole
-    again = FeatureStore(tmp_path)
+    again = FeatureCache(tmp_path)
     assert len(again) == 3
     assert digests[2] not in again
     torch.testing.assert_close(torch.from_numpy(again.get([digests[1]])[0].copy()), vectors[1])
     rows = keys.with_suffix(".rows")
     rows.write_bytes(rows.read_bytes()[: 2 * 5 * 4])  # the first entry's features are there, the second's are not
-    assert [digest in FeatureStore(tmp_path) for digest in digests] == [True, False, False]
+    assert [digest in FeatureCache(tmp_path) for digest in digests] == [True, False, False]
 
 
 def test_only_frozen_encoders_with_unchanged_inputs_are_cached() -> None:
-    assert clip.Recipe().unaugmented() == ("text_encoder",)
-    assert clip.Recipe(augmentation=NONE).unaugmented() == ("text_encoder", "image_encoder")
-    assert improved_clip.Recipe().unaugmented() == ()
+    assert clip.Recipe().cacheable_encoders() == ("text_encoder",)
+    assert clip.Recipe(augmentation=NONE).cacheable_encoders() == ("text_encoder", "image_encoder")
+    assert improved_clip.Recipe().cacheable_encoders() == ()
 
 
 def test_evaluation_looks_up_what_training_froze_as_a_whole(small_emoji: Corpus) -> None:
@@ -114,10 +114,10 @@ def test_evaluation_looks_up_what_training_froze_as_a_whole(small_emoji: Corpus)
         assert "forward" not in vars(model.image_encoder)
     assert "forward" not in vars(model.text_encoder)
     run = train(clip.Recipe(freeze=("text",), batch_size=32), small_emoji, Budget(steps=4))
-    plain = dataclasses.replace(run, record=run.record | {"execution": {"cache_features": False}})
+    plain = dataclasses.replace(run, record=run.record | {"runtime": {"cache_features": False}})
     for cold, warm, without in zip(*(evaluate(one, small_emoji) for one in (run, run, plain)), strict=True):
-        np.testing.assert_allclose(cold.units, without.units, atol=1e-6)
-        np.testing.assert_array_equal(warm.units, cold.units)
+        np.testing.assert_allclose(cold.clusters, without.clusters, atol=1e-6)
+        np.testing.assert_array_equal(warm.clusters, cold.clusters)
 
 
 @pytest.mark.parametrize("kind", [clip, sparc])
@@ -126,7 +126,7 @@ def test_training_on_features_equals_training_through_the_frozen_tower(kind: obj
         freeze=("text", "image"), augmentation=NONE, text=TextEncoderConfig(depth=1, dropout=0.3), batch_size=32
     )
     runs = [
-        train(recipe, small_emoji, Budget(steps=40), execution=Execution(cache_features=cached))
+        train(recipe, small_emoji, Budget(steps=40), runtime=RuntimeConfig(cache_features=cached))
         for cached in (False, True, True)
     ]
     plain, cold, warm = (run.model.state_dict() for run in runs)
@@ -151,5 +151,5 @@ def test_a_stage_that_trains_the_tower_again_computes_it_again(small_emoji: Corp
     run = train(Staged(augmentation=NONE, batch_size=32), small_emoji, Budget(steps=8))
     assert set(run.record["features"]) == {"text_encoder", "image_encoder"}
     assert "forward" not in vars(run.model.text_encoder)
-    fresh = clip.CLIP(Staged(), run.processor.tokenizer.vocabulary)
+    fresh = clip.CLIP(Staged(), run.processor.tokenizer.vocab_size)
     assert not torch.equal(run.model.text_encoder.embedding.weight, fresh.text_encoder.embedding.weight)

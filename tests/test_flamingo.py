@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from polymodal.data.sequence import TEXT, PackedSequences, Segment, beside, pack
+from polymodal.data.sequence import TEXT, PackedSequences, Span, pack, pad_sequences
 from polymodal.encoders.image import ImageEncoder, ImageEncoderConfig
 from polymodal.encoders.language_model import LanguageModel, LanguageModelConfig
 from polymodal.errors import UserError
@@ -14,13 +14,13 @@ from polymodal.layers.decoding import Decoding
 from polymodal.models.flamingo import Flamingo, FlamingoConfig, GatedDecoderBlock
 
 END, PLACEHOLDER = 2, 3
-IMAGE = Segment("image", torch.tensor([PLACEHOLDER]), predicted=False)
+IMAGE = Span("image", torch.tensor([PLACEHOLDER]), predicted=False)
 
 
 def model(opened: bool = True, depth: int = 3, **settings: object) -> Flamingo:
     torch.manual_seed(0)
     encoder = ImageEncoder(ImageEncoderConfig(width=16, depth=1))
-    language_model = LanguageModel(LanguageModelConfig(width=24, depth=depth, heads=4, groups=2), 30)
+    language_model = LanguageModel(LanguageModelConfig(width=24, depth=depth, num_heads=4, num_kv_heads=2), 30)
     torch.nn.init.normal_(language_model.embedding.weight)
     own = FlamingoConfig(4, 1, 2, **settings).build(encoder, language_model, END).eval()  # type: ignore[arg-type]
     if opened:
@@ -30,11 +30,11 @@ def model(opened: bool = True, depth: int = 3, **settings: object) -> Flamingo:
     return own
 
 
-def text(*ids: int) -> Segment:
-    return Segment(TEXT, torch.tensor(ids))
+def text(*ids: int) -> Span:
+    return Span(TEXT, torch.tensor(ids))
 
 
-def documents() -> list[list[Segment]]:
+def documents() -> list[list[Span]]:
     return [
         [text(1, 5), IMAGE, text(6, 7), IMAGE, text(8, 9, END)],
         [text(1, 10, 11, 14, 15, END)],
@@ -52,8 +52,8 @@ def logits(own: Flamingo, sequences: PackedSequences, pixels: Tensor) -> Tensor:
 
 def test_it_starts_as_its_language_model() -> None:
     own = model(opened=False)
-    sequences = beside(documents())
-    alone = LanguageModel(LanguageModelConfig(width=24, depth=3, heads=4, groups=2), 30).eval()
+    sequences = pad_sequences(documents())
+    alone = LanguageModel(LanguageModelConfig(width=24, depth=3, num_heads=4, num_kv_heads=2), 30).eval()
     state = {name.replace(".block.", "."): value for name, value in own.language_model.state_dict().items()}
     alone.load_state_dict({name: value for name, value in state.items() if ".gated." not in name})
     states = alone(alone.embedding(sequences.ids), sequences.position, sequences.document)
@@ -72,7 +72,7 @@ def test_it_starts_as_its_language_model() -> None:
 @pytest.mark.parametrize("attend", ["last", "all"])
 def test_an_image_changes_only_the_text_behind_it(attend: str) -> None:
     own = model(depth=1, attend=attend)
-    sequences = beside(documents())
+    sequences = pad_sequences(documents())
     before = logits(own, sequences, images())
     changed = []
     for number in range(3):
@@ -89,7 +89,7 @@ def test_an_image_changes_only_the_text_behind_it(attend: str) -> None:
 def test_packing_changes_nothing() -> None:
     own = model()
     alone = [
-        own.token_losses({"sequences": beside([document]), "image": images()[which]}).nats
+        own.token_losses({"sequences": pad_sequences([document]), "image": images()[which]}).nats
         for document, which in zip(documents(), (slice(0, 2), slice(0), slice(2, 3)), strict=True)
     ]
     packed = pack(documents(), 15)
@@ -110,20 +110,20 @@ def test_packing_changes_nothing() -> None:
         torch.testing.assert_close(nats, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("decoding", [Decoding(6), Decoding(6, beams=2)], ids=["greedy", "beams"])
+@pytest.mark.parametrize("decoding", [Decoding(6), Decoding(6, num_beams=2)], ids=["greedy", "beams"])
 def test_a_cache_changes_nothing(decoding: Decoding) -> None:
     own = model()
     prompts = [[text(1, 5), IMAGE, text(6)], [text(1, 7, 8)], [text(1), IMAGE, text(6), IMAGE]]
-    batch = {"prompts": beside(prompts, to_the_right=True), "image": images()}
+    batch = {"prompts": pad_sequences(prompts, pad_left=True), "image": images()}
     written = own.generate_text(batch, decoding)
     assert any(written)
     for prompt, which, found in zip(prompts, (slice(0, 1), slice(0), slice(1, 3)), written, strict=True):
-        single = {"prompts": beside([prompt]), "image": images()[which]}
+        single = {"prompts": pad_sequences([prompt]), "image": images()[which]}
         assert own.generate_text(single, decoding) == [found]
-        if decoding.beams == 1:
+        if decoding.num_beams == 1:
             so_far: list[int] = []
             while len(so_far) < 6:
-                sequences = beside([[*prompt, text(*so_far)] if so_far else prompt])
+                sequences = pad_sequences([[*prompt, text(*so_far)] if so_far else prompt])
                 token = int(logits(own, sequences, images()[which])[0, -1].argmax())
                 if token == END:
                     break
@@ -145,4 +145,4 @@ def test_videos_are_resampled_as_a_whole_and_images_are_counted() -> None:
     own = model()
     assert own.encode_media(torch.randn(2, 3, 3, 32, 32)).shape == (2, 4, 16)
     with pytest.raises(UserError, match="2 images do not fit 3 placeholders"):
-        own.losses({"sequences": beside(documents()), "image": images(2)})
+        own.losses({"sequences": pad_sequences(documents()), "image": images(2)})

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from polymodal.draws import Draws
 from polymodal.errors import UserError
 from polymodal.objectives.image_text_matching import ITMPairs, itm_loss, sample_hard_negatives, sample_itm_pairs
+from polymodal.rng import ExampleRNG
 
 
 def uniform_of(rng):
@@ -18,7 +18,7 @@ def test_negatives_are_sampled_by_the_softmax_of_similarities_without_positives(
     torch.manual_seed(0)
     logits, times = torch.tensor([1.0, 3.0, 2.0, 0.0]), 20_000
     positive = torch.tensor([False, True, False, False]).expand(times, 4)
-    uniform = Draws.of(0, 0, times).uniform() if given else None
+    uniform = ExampleRNG.of(0, 0, times).uniform() if given else None
     index, valid = sample_hard_negatives(logits.expand(times, 4), positive, uniform)
     assert valid.all()
     frequency = torch.bincount(index, minlength=4) / times
@@ -32,11 +32,11 @@ def test_equal_captions_are_never_negatives_and_a_row_without_any_counts_nothing
     # The most similar ones are all positives.
     similarity = 40.0 * (labels[:, None] == labels)
     for seed in range(30):
-        pairs = sample_itm_pairs(similarity, labels, uniform=uniform_of(Draws.of(seed, 0, 4)) if given else None)
+        pairs = sample_itm_pairs(similarity, labels, uniform=uniform_of(ExampleRNG.of(seed, 0, 4)) if given else None)
         assert torch.equal(labels[pairs.image] == labels[pairs.text], pairs.labels.bool())
         assert pairs.valid.all()
         assert pairs.text[4:8].tolist()[:2] == [2, 2]
-    pairs = sample_itm_pairs(similarity, torch.zeros(4), uniform=uniform_of(Draws.of(0, 0, 4)) if given else None)
+    pairs = sample_itm_pairs(similarity, torch.zeros(4), uniform=uniform_of(ExampleRNG.of(0, 0, 4)) if given else None)
     assert pairs.valid.tolist() == [True] * 4 + [False] * 8
     assert torch.equal(pairs.image[4:], pairs.text[4:])
     logits = torch.randn(12, 2)
@@ -53,11 +53,11 @@ def test_a_batch_of_two_has_each_other_and_a_batch_of_one_no_negative():
 
 
 def test_given_random_numbers_decide_alone():
-    similarity, uniform = torch.randn(6, 6), uniform_of(Draws.of(1, 0, 6))
+    similarity, uniform = torch.randn(6, 6), uniform_of(ExampleRNG.of(1, 0, 6))
     first, again = sample_itm_pairs(similarity, uniform=uniform), sample_itm_pairs(similarity, uniform=uniform)
     assert torch.equal(first.image, again.image)
     assert torch.equal(first.text, again.text)
-    other = sample_itm_pairs(similarity, uniform=uniform_of(Draws.of(2, 0, 6)))
+    other = sample_itm_pairs(similarity, uniform=uniform_of(ExampleRNG.of(2, 0, 6)))
     assert not torch.equal(first.text, other.text)
 
 

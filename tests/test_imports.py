@@ -80,7 +80,18 @@ def test_modules_import_from_the_modules_of_corpora_and_not_from_the_package_of_
 def test_folders_import_only_from_folders_above_them():
     order = [
         *("errors", "ranges", "types", "source", "draws", "modalities", "corpora", "data", "layers", "encoders"),
-        *("objectives", "models", "training", "evaluation", "curation", "attacks", "recipes", "reproduce", "serving", "cli"),
+        *(
+            "objectives",
+            "models",
+            "training",
+            "evaluation",
+            "curation",
+            "attacks",
+            "recipes",
+            "reproduce",
+            "serving",
+            "cli",
+        ),
         "__main__",
     ]
     checked = 0

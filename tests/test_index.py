@@ -21,20 +21,20 @@ from polymodal.serving.search import search_corpus
 from polymodal.training import train
 from polymodal.types import Budget
 
-COLOURS = {"red": (200, 20, 20), "green": (20, 160, 40), "blue": (30, 40, 200), "white": (230, 230, 230)}
+COLORS = {"red": (200, 20, 20), "green": (20, 160, 40), "blue": (30, 40, 200), "white": (230, 230, 230)}
 
 
-def picture(colour: tuple[int, int, int], number: int) -> bytes:
-    shade = colour[0], colour[1] + number % 20, colour[2] - number // 20
+def image(color: tuple[int, int, int], number: int) -> bytes:
+    shade = color[0], color[1] + number % 20, color[2] - number // 20
     return encoded(PILImage.new("RGB", (40, 24), shade))
 
 
 def records(count: int = 80) -> list[dict]:
-    names = list(COLOURS)
+    names = list(COLORS)
     return [
         {
             "id": f"k{n}",
-            "image": picture(COLOURS[names[n % 4]], n),
+            "image": image(COLORS[names[n % 4]], n),
             "caption": f"a {names[n % 4]} plate, number {n}",
             "price": float(n),
             "shop": "north" if n % 2 else "south",
@@ -71,7 +71,7 @@ def test_an_index_finds_what_looking_at_everything_finds(run, tmp_path):
     assert {hit.key for hit in found} == {hit.key for hit in exact}
     assert found[0].metadata.keys() == {"price", "shop"}
     assert found[0].caption.endswith(f"number {found[0].metadata['price']:.0f}")
-    assert max(found[0].picture.size) <= index_file.THUMBNAIL
+    assert max(found[0].image.size) <= index_file.THUMBNAIL
     some_row = 11
     (same, *_) = opened.find(embedded_query(again, image=corpus.raw(some_row, "image")), 3)
     assert same.key == "k11"
@@ -96,7 +96,7 @@ def test_conditions_and_words(run, tmp_path):
         with pytest.raises(UserError, match="Say what to look for"):
             embedded_query(run, **nothing)
     with pytest.raises(UserError, match="no format"):
-        embedded_query(run, image=b"not a picture")
+        embedded_query(run, image=b"not an image")
 
 
 def test_a_search_ends_at_its_time(run, tmp_path):
@@ -164,7 +164,7 @@ def test_a_stopped_run_goes_on(run, tmp_path, monkeypatch):
 
 def test_what_cannot_be_read_is_left_out_and_named(run, tmp_path):
     rows = records(30)
-    rows[4]["image"] = b"no picture"
+    rows[4]["image"] = b"no image"
     rows[9]["id"] = "k8"
     built = build_index(run, corpora.from_path(written(tmp_path, rows)), str(tmp_path / "index"))
     assert built.added == 29
@@ -176,7 +176,7 @@ def test_what_cannot_be_read_is_left_out_and_named(run, tmp_path):
 def test_what_cannot_be_read_any_more_is_taken_out(run, tmp_path):
     rows = records(12)
     build_index(run, corpora.from_path(written(tmp_path, rows)), str(tmp_path / "index"))
-    rows[4]["image"] = b"no picture"
+    rows[4]["image"] = b"no image"
     built = build_index(run, corpora.from_path(written(tmp_path, rows)), str(tmp_path / "index"))
     assert (built.added, built.changed, built.removed, built.kept) == (0, 0, 1, 11)
     assert list(built.skipped) == ["k4"]
@@ -184,8 +184,8 @@ def test_what_cannot_be_read_any_more_is_taken_out(run, tmp_path):
     assert "k4" not in {hit.key for hit in opened.find(embedded_query(run, "a plate"), 100)}
 
 
-def test_an_example_without_a_picture_to_show_is_found_all_the_same(run, tmp_path, monkeypatch):
-    shown = index_file.picture_of
+def test_an_example_without_a_image_to_show_is_found_all_the_same(run, tmp_path, monkeypatch):
+    shown = index_file.image_of
 
     def some(corpus, row):
         if row % 2:
@@ -196,7 +196,7 @@ def test_an_example_without_a_picture_to_show_is_found_all_the_same(run, tmp_pat
     build_index(run, corpora.from_path(written(tmp_path, records(20))), str(tmp_path / "index"))
     found = Index(str(tmp_path / "index")).find(embedded_query(run, "a plate"), 20)
     assert len(found) == 20
-    assert sorted(int(hit.key[1:]) for hit in found if hit.picture is None) == list(range(1, 20, 2))
+    assert sorted(int(hit.key[1:]) for hit in found if hit.image is None) == list(range(1, 20, 2))
 
 
 def test_an_index_of_other_weights_or_other_data_is_refused(run, tmp_path):
@@ -220,7 +220,7 @@ def test_approximate_search_finds_nearly_all(run, tmp_path, monkeypatch):
     monkeypatch.setattr(index_file, "ANN_FROM", 2000)
     rng = np.random.default_rng(0)
     rows = [
-        {"id": f"n{n}", "image": picture(tuple(rng.integers(10, 235, 3).tolist()), 0), "caption": f"number {n}"}
+        {"id": f"n{n}", "image": image(tuple(rng.integers(10, 235, 3).tolist()), 0), "caption": f"number {n}"}
         for n in range(2500)
     ]
     corpus = corpora.from_path(written(tmp_path, rows))

@@ -16,31 +16,31 @@ from torch.nn import functional as F
 import polymodal as pm
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
-from polymodal.data.masking import hidden_blocks, hidden_spans
+from polymodal.data.masking import mask_blocks, mask_spans
 from polymodal.data.page import NO_FIELD, PageProcessor, first_pieces, in_segment_boxes
-from polymodal.draws import Draws
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig, patch_boxes
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate
-from polymodal.evaluation.fields import entities, field_scores
+from polymodal.evaluation.entity_extraction import entities, field_scores
 from polymodal.evaluation.statistics import Score
-from polymodal.layers.quantise import VectorQuantiser, perplexity
+from polymodal.layers.quantize import VectorQuantizer, perplexity
 from polymodal.layers.transformer import PostNormBlock
 from polymodal.modalities.document import PageTokens, Word
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.documents import layoutlmv3
-from polymodal.serving.tagging import write_fields
+from polymodal.rng import ExampleRNG
+from polymodal.serving.token_classification import write_fields
 from polymodal.training import Run, load_run, train
-from polymodal.training.execution import Execution
+from polymodal.training.runtime import RuntimeConfig
 from polymodal.types import Batch, Budget
 
 TINY = layoutlmv3.Recipe(
-    encoder=PageEncoderConfig(context=64, size=32, patch=8, width=32, depth=1, heads=2),
-    tokenizer=ImageTokenizerConfig(codes=16, width=8),
-    vocabulary=600,
-    longest_window=30,
-    tokenizer_share=0.4,
+    encoder=PageEncoderConfig(context_length=64, image_size=32, patch_size=8, width=32, depth=1, num_heads=2),
+    tokenizer=ImageTokenizerConfig(codebook_size=16, width=8),
+    vocab_size=600,
+    max_words=30,
+    tokenizer_fraction=0.4,
     batch_size=16,
 )
 
@@ -60,8 +60,8 @@ def processor(pages: Corpus) -> PageProcessor:
 
 @pytest.fixture
 def batch(pages: Corpus, processor: PageProcessor) -> Batch:
-    examples = [processor.read(pages, row) for row in pages.rows("train")[:16].tolist()]
-    return TINY.training_batch(examples, processor, Draws.of(0, 0, 16))
+    examples = [processor.load_example(pages, row) for row in pages.rows("train")[:16].tolist()]
+    return TINY.training_batch(examples, processor, ExampleRNG.of(0, 0, 16))
 
 
 def method(processor: PageProcessor, recipe: layoutlmv3.Recipe = TINY) -> layoutlmv3.LayoutLMv3:
@@ -71,18 +71,18 @@ def method(processor: PageProcessor, recipe: layoutlmv3.Recipe = TINY) -> layout
 
 def test_spans_hide_their_share_in_runs() -> None:
     lengths = [200] * 50 + [1, 0, 2]
-    hidden = hidden_spans(lengths, 0.3, Draws.of(0, 0, len(lengths)))
+    hidden = mask_spans(lengths, 0.3, ExampleRNG.of(0, 0, len(lengths)))
     assert (hidden[:50].sum(1) == 60).all()
     assert hidden[50:].sum(1).tolist() == [0, 0, 1]
     starts = hidden[:50] & ~F.pad(hidden[:50, :-1], (1, 0))
     assert 2.5 < 60 * 50 / starts.sum() < 6  # spans of Poisson(3), some of which touch
-    again = hidden_spans(lengths, 0.3, Draws.of(0, 0, len(lengths)))
+    again = mask_spans(lengths, 0.3, ExampleRNG.of(0, 0, len(lengths)))
     assert torch.equal(hidden, again)
 
 
 @pytest.mark.parametrize("grid", [7, 14])
 def test_blocks_hide_their_share_in_rectangles(grid: int) -> None:
-    hidden = hidden_blocks(grid, 0.4, Draws.of(0, 0, 200))
+    hidden = mask_blocks(grid, 0.4, ExampleRNG.of(0, 0, 200))
     shares = hidden.float().mean(1)
     assert shares.max() <= 0.41
     assert 0.38 < shares.mean() < 0.41
@@ -90,24 +90,24 @@ def test_blocks_hide_their_share_in_rectangles(grid: int) -> None:
     beside = (squares[:, :, 1:] == squares[:, :, :-1]).float().mean()
     assert beside > 0.75  # 0.52 if every patch were hidden by itself
     assert hidden.float().mean(0).std() < 0.2
-    assert not hidden_blocks(grid, 0.0, Draws.of(0, 0, 3)).any()
+    assert not mask_blocks(grid, 0.0, ExampleRNG.of(0, 0, 3)).any()
 
 
 def test_patches_are_codes_on_the_unit_sphere() -> None:
     torch.manual_seed(0)
-    quantiser = VectorQuantiser(6, 4)
+    quantizer = VectorQuantizer(6, 4)
     x = torch.randn(3, 5, 4, requires_grad=True)
-    found = quantiser(x)
-    by_distance = torch.cdist(F.normalize(x, dim=-1), F.normalize(quantiser.codebook, dim=-1)[None]).argmin(-1)
+    found = quantizer(x)
+    by_distance = torch.cdist(F.normalize(x, dim=-1), F.normalize(quantizer.codebook, dim=-1)[None]).argmin(-1)
     assert torch.equal(found.codes, by_distance)
-    torch.testing.assert_close(found.vectors, quantiser.vectors(found.codes))
+    torch.testing.assert_close(found.vectors, quantizer.vectors(found.codes))
     found.vectors.sum().backward()
-    assert quantiser.codebook.grad is None  # what is decoded teaches the encoder; the codebook has a loss of its own
+    assert quantizer.codebook.grad is None  # what is decoded teaches the encoder; the codebook has a loss of its own
     own = torch.autograd.grad(F.normalize(x, dim=-1).sum(), x)[0]
     torch.testing.assert_close(x.grad, own)
-    found = quantiser(x)
+    found = quantizer(x)
     assert torch.autograd.grad(found.codebook, x, retain_graph=True, allow_unused=True)[0] is None
-    assert torch.autograd.grad(found.commitment, quantiser.codebook, allow_unused=True)[0] is None
+    assert torch.autograd.grad(found.commitment, quantizer.codebook, allow_unused=True)[0] is None
 
 
 def test_perplexity_counts_the_codes_in_use() -> None:
@@ -120,14 +120,14 @@ def test_hidden_patches_under_a_box_against_brute_force() -> None:
     corners = np.sort(rng.integers(0, 1001, (20, 30, 2, 2)), axis=2)  # page, word, (first, last), (x, y)
     boxes = torch.from_numpy(corners.reshape(20, 30, 4))
     hidden = torch.from_numpy(rng.random((20, 49)) < 0.1)
-    found = layoutlmv3.in_hidden_patch(boxes, hidden, 7)
+    found = layoutlmv3.in_masked_patch(boxes, hidden, 7)
     for page, word in np.ndindex(20, 30):
         left, top, right, bottom = boxes[page, word].tolist()
         columns = {min(x * 7 // 1000, 6) for x in range(left, max(right, left + 1))}
         rows = {min(y * 7 // 1000, 6) for y in range(top, max(bottom, top + 1))}
         wanted = any(hidden[page, row * 7 + column] for row in rows for column in columns)
         assert found[page, word] == wanted
-    assert not layoutlmv3.in_hidden_patch(boxes, torch.zeros(20, 49, dtype=torch.bool), 7).any()
+    assert not layoutlmv3.in_masked_patch(boxes, torch.zeros(20, 49, dtype=torch.bool), 7).any()
 
 
 def test_the_network_is_that_of_transformers(processor: PageProcessor) -> None:
@@ -159,7 +159,11 @@ def test_the_network_is_that_of_transformers(processor: PageProcessor) -> None:
         for name in ("rel_pos_bias", "rel_pos_x_bias", "rel_pos_y_bias"):
             getattr(theirs.encoder, name).weight.normal_()
         theirs.cls_token.normal_()
-    ours = PageEncoderConfig(context=64, size=32, patch=8, width=width, depth=2, heads=heads).build(50).eval()
+    ours = (
+        PageEncoderConfig(context_length=64, image_size=32, patch_size=8, width=width, depth=2, num_heads=heads)
+        .build(50)
+        .eval()
+    )
     copy_weights(theirs, ours, heads)
     boxes = torch.randint(0, 500, (3, 9, 4)) + torch.tensor([0, 0, 500, 500])
     ids, lengths = torch.randint(2, 50, (3, 9)), torch.tensor([9, 4, 7])
@@ -172,7 +176,7 @@ def test_the_network_is_that_of_transformers(processor: PageProcessor) -> None:
         alone = theirs(pixel_values=image).last_hidden_state
     torch.testing.assert_close(tokens[mask], wanted[:, :9][mask], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(patches, wanted[:, 9:], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(ours.see(image), alone, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.encode_image(image), alone, atol=1e-4, rtol=1e-4)
 
 
 def copy_weights(theirs: torch.nn.Module, ours: torch.nn.Module, heads: int) -> None:
@@ -204,10 +208,10 @@ def copy_weights(theirs: torch.nn.Module, ours: torch.nn.Module, heads: int) -> 
             block.attention.qkv.bias.copy_(torch.cat([part.bias for part in parts]))
         for mine, other in (
             (block.attention.out, layer.attention.output.dense),
-            (block.norm_1, layer.attention.output.LayerNorm),
-            (block.widen, layer.intermediate.dense),
-            (block.narrow, layer.output.dense),
-            (block.norm_2, layer.output.LayerNorm),
+            (block.norm1, layer.attention.output.LayerNorm),
+            (block.fc1, layer.intermediate.dense),
+            (block.fc2, layer.output.dense),
+            (block.norm2, layer.output.LayerNorm),
         ):
             mine.load_state_dict(other.state_dict())
 
@@ -221,18 +225,18 @@ def test_patches_stand_on_the_page_as_words_do() -> None:
 
 def test_what_is_hidden_is_not_read(batch: Batch, processor: PageProcessor) -> None:
     own = method(processor)
-    words, hidden = batch["words"], batch["hidden_words"]
+    words, hidden = batch["words"], batch["masked_words"]
     assert hidden.any()
     assert not (hidden & (words.word < 0)).any()
     others = torch.where(hidden, (words.tokens.ids + 7) % 500, words.tokens.ids)
     changed = dataclasses.replace(words, tokens=Tokens(others, words.tokens.lengths))
-    size = TINY.encoder.size // TINY.encoder.grid
-    in_pixels = batch["hidden_patches"].unflatten(1, (TINY.encoder.grid,) * 2)
+    size = TINY.encoder.image_size // TINY.encoder.grid
+    in_pixels = batch["masked_patches"].unflatten(1, (TINY.encoder.grid,) * 2)
     in_pixels = in_pixels.repeat_interleave(size, 1).repeat_interleave(size, 2)[:, None]
     image = torch.where(in_pixels, torch.randn_like(batch["image"]), batch["image"])
     with torch.no_grad():
-        found = own.encoder(words, batch["image"], hidden, batch["hidden_patches"])
-        same = own.encoder(changed, image, hidden, batch["hidden_patches"])
+        found = own.encoder(words, batch["image"], hidden, batch["masked_patches"])
+        same = own.encoder(changed, image, hidden, batch["masked_patches"])
         seen = own.encoder(changed, image)
     for one, other, open_eyed in zip(found, same, seen, strict=True):
         torch.testing.assert_close(one, other)
@@ -240,7 +244,7 @@ def test_what_is_hidden_is_not_read(batch: Batch, processor: PageProcessor) -> N
 
 
 def test_a_word_is_hidden_as_a_whole(batch: Batch) -> None:
-    of_word, hidden = batch["words"].word, batch["hidden_words"]
+    of_word, hidden = batch["words"].word, batch["masked_words"]
     for numbers, gone in zip(of_word, hidden, strict=True):
         for number in range(int(numbers.max()) + 1):
             assert gone[numbers == number].unique().numel() == 1
@@ -253,12 +257,12 @@ def test_losses_at_the_start_are_those_of_guessing_and_the_tokenizer_gets_no_gra
 ) -> None:
     own = method(processor)
     losses = own.losses(batch)
-    assert losses["words"].item() == pytest.approx(math.log(processor.words.tokenizer.vocabulary), rel=0.1)
-    assert losses["patches"].item() == pytest.approx(math.log(16), rel=0.2)
-    assert losses["alignment"].item() == pytest.approx(math.log(2), rel=0.2)
+    assert losses["mlm"].item() == pytest.approx(math.log(processor.words.tokenizer.vocab_size), rel=0.1)
+    assert losses["mim"].item() == pytest.approx(math.log(16), rel=0.2)
+    assert losses["wpa"].item() == pytest.approx(math.log(2), rel=0.2)
     sum(losses.values()).backward()
     assert all(parameter.grad is None for parameter in own.tokenizer.parameters())
-    assert own.encoder.hidden_patch.grad.abs().sum() > 0
+    assert own.encoder.mask_token.grad.abs().sum() > 0
 
 
 def test_without_hidden_patches_every_word_is_aligned(batch: Batch, processor: PageProcessor) -> None:
@@ -266,31 +270,31 @@ def test_without_hidden_patches_every_word_is_aligned(batch: Batch, processor: P
     with torch.no_grad():
         own.alignment_head[-1].weight.zero_()
         own.alignment_head[-1].bias.fill_(20.0)  # "in sight", surely
-        nothing = batch | {"hidden_patches": torch.zeros_like(batch["hidden_patches"])}
+        nothing = batch | {"masked_patches": torch.zeros_like(batch["masked_patches"])}
         losses = own.losses(nothing)
-        assert losses["alignment"] < 1e-6
-        assert losses["patches"] == 0
-        assert own.losses(batch)["alignment"] > 0.1
+        assert losses["wpa"] < 1e-6
+        assert losses["mim"] == 0
+        assert own.losses(batch)["wpa"] > 0.1
 
 
 def test_alignment_asks_for_words_in_sight_only(batch: Batch, processor: PageProcessor) -> None:
     own = method(processor)
-    everything = batch | {"hidden_words": batch["words"].word >= 0}
-    everything["hidden_words"][0, 1] = False  # but for the first piece of the first page
+    everything = batch | {"masked_words": batch["words"].word >= 0}
+    everything["masked_words"][0, 1] = False  # but for the first piece of the first page
     losses = own.losses(everything)
-    tokens, _ = own.encoder(batch["words"], batch["image"], everything["hidden_words"], batch["hidden_patches"])
-    hidden = layoutlmv3.in_hidden_patch(batch["words"].boxes, batch["hidden_patches"], TINY.encoder.grid)[0, 1]
+    tokens, _ = own.encoder(batch["words"], batch["image"], everything["masked_words"], batch["masked_patches"])
+    hidden = layoutlmv3.in_masked_patch(batch["words"].boxes, batch["masked_patches"], TINY.encoder.grid)[0, 1]
     guess = own.alignment_head(tokens[0, 1])
     wanted = F.binary_cross_entropy_with_logits(guess, (~hidden).float()[None])
-    torch.testing.assert_close(losses["alignment"], wanted)
+    torch.testing.assert_close(losses["wpa"], wanted)
 
 
 def test_post_norm_puts_the_norm_on_the_sum() -> None:
     torch.manual_seed(0)
     block = PostNormBlock(8, 2).eval()
     x = torch.randn(2, 5, 8)
-    after = block.norm_1(x + block.attention(x))
-    torch.testing.assert_close(block(x), block.norm_2(after + block.narrow(F.gelu(block.widen(after)))))
+    after = block.norm1(x + block.attention(x))
+    torch.testing.assert_close(block(x), block.norm2(after + block.fc2(F.gelu(block.fc1(after)))))
 
 
 def word(text: str, field: str = "other", segment: int = 0, left: int = 0) -> Word:
@@ -332,7 +336,7 @@ def test_field_numbers_stand_at_first_pieces(processor: PageProcessor) -> None:
 
 def test_weighted_pages_give_the_figure_of_all_together() -> None:
     counts = np.array([[3.0, 4.0], [0.0, 2.0], [5.0, 5.0]])
-    score = Score("test/fields/F1", counts[:, 0] / counts[:, 1], weights=counts[:, 1])
+    score = Score("test/fields/entity_f1", counts[:, 0] / counts[:, 1], weights=counts[:, 1])
     assert score.value == pytest.approx(8 / 11)
     assert Score.from_json(score.to_json()).estimate() == score.estimate()
     assert score.estimate().low < 8 / 11 < score.estimate().high
@@ -348,10 +352,10 @@ class Oracle(torch.nn.Module):
         self.answers = iter(
             self.fields.index("other" if w.field == wrong else w.field)
             for row in pages.rows("test").tolist()
-            for w in processor.read(pages, row)["words"]
+            for w in processor.load_example(pages, row)["words"]
         )
 
-    def tag_words(self, batch: Batch) -> torch.Tensor:
+    def classify_tokens(self, batch: Batch) -> torch.Tensor:
         count = int(first_pieces(batch["words"]).sum())
         return F.one_hot(torch.tensor([next(self.answers) for _ in range(count)]), len(self.fields)).float()
 
@@ -359,13 +363,13 @@ class Oracle(torch.nn.Module):
 def test_field_scores_of_a_method_that_knows(pages: Corpus, processor: PageProcessor) -> None:
     reader = Reader(pages, processor)
     perfect = {s.name: s for s in field_scores(Oracle(processor, pages, ""), processor, reader, "test")}
-    assert perfect["test/fields/F1"].value == 1
+    assert perfect["test/fields/entity_f1"].value == 1
     assert perfect["test/fields/word_accuracy"].value == 1
-    chance = perfect["test/fields/F1"].chance
+    chance = perfect["test/fields/entity_f1"].chance
     assert chance is not None
     assert 0 < chance < 0.5
     lacking = {s.name: s for s in field_scores(Oracle(processor, pages, "label"), processor, reader, "test")}
-    assert chance < lacking["test/fields/F1"].value < 1
+    assert chance < lacking["test/fields/entity_f1"].value < 1
 
 
 def test_it_trains_on_real_pages_and_comes_back_as_it_was(pages: Corpus, tmp_path: Path) -> None:
@@ -375,48 +379,50 @@ def test_it_trains_on_real_pages_and_comes_back_as_it_was(pages: Corpus, tmp_pat
         for name, loss in losses.items():
             courses[name].append(float(loss))
 
-    budget, quiet = Budget(steps=100), Execution(track="none")
-    run = train(TINY, pages, budget, out=tmp_path / "run", execution=quiet, on_step=note)
-    assert set(courses) == {"pixels", "codebook", "commitment", "words", "patches", "alignment", "fields"}
-    for name in ("pixels", "words", "patches", "fields"):
+    budget, quiet = Budget(steps=100), RuntimeConfig(logger="none")
+    run = train(TINY, pages, budget, out=tmp_path / "run", runtime=quiet, on_step=note)
+    assert set(courses) == {"pixels", "codebook", "commitment", "mlm", "mim", "wpa", "token_classification"}
+    for name in ("pixels", "mlm", "mim", "token_classification"):
         tenth = max(len(courses[name]) // 5, 1)
         assert np.mean(courses[name][-tenth:]) < np.mean(courses[name][:tenth]), name
     scores = {score.name: score for score in evaluate(run, pages)}
-    assert {"test/fields/F1", "test/fields/word_accuracy", "test/linear_probe_kind/image/accuracy"} <= set(scores)
+    assert {"test/fields/entity_f1", "test/fields/word_accuracy", "test/linear_probe_kind/image/accuracy"} <= set(
+        scores
+    )
     accuracy = scores["test/linear_probe_kind/page/accuracy"]
     assert accuracy.value > accuracy.chance
     again = load_run(tmp_path / "run")
     reader = Reader(pages, again.processor)
     found = field_scores(again.model, again.processor, reader, "test")
-    np.testing.assert_allclose(found[0].units, scores["test/fields/F1"].units)
+    np.testing.assert_allclose(found[0].clusters, scores["test/fields/entity_f1"].clusters)
 
 
 def test_without_image_modelling_no_patch_is_hidden_and_no_codes_are_learned(pages: Corpus) -> None:
-    plain = dataclasses.replace(TINY, image_modelling=False, alignment=False)
+    plain = dataclasses.replace(TINY, use_mim=False, use_wpa=False)
     assert [stage.name for stage in plain.stages()] == ["pre-training", "fine-tuning"]
     processor = plain.processor(pages)
-    examples = [processor.read(pages, row) for row in pages.rows("train")[:4].tolist()]
-    batch = plain.training_batch(examples, processor, Draws.of(0, 0, 4))
-    assert not batch["hidden_patches"].any()
-    assert set(method(processor, plain).losses(batch)) == {"words"}
+    examples = [processor.load_example(pages, row) for row in pages.rows("train")[:4].tolist()]
+    batch = plain.training_batch(examples, processor, ExampleRNG.of(0, 0, 4))
+    assert not batch["masked_patches"].any()
+    assert set(method(processor, plain).losses(batch)) == {"mlm"}
 
 
 def test_fine_tuning_alone_trains_no_tokenizer() -> None:
-    assert [stage.name for stage in dataclasses.replace(TINY, fine_tuning=1.0).stages()] == ["fine-tuning"]
-    assert [stage.name for stage in dataclasses.replace(TINY, fine_tuning=0.0).stages()][-1] == "pre-training"
+    assert [stage.name for stage in dataclasses.replace(TINY, finetune_fraction=1.0).stages()] == ["fine-tuning"]
+    assert [stage.name for stage in dataclasses.replace(TINY, finetune_fraction=0.0).stages()][-1] == "pre-training"
 
 
 def test_bad_input_is_said(emoji: Corpus) -> None:
     with pytest.raises(UserError, match="words"):
         TINY.processor(emoji)
-    with pytest.raises(UserError, match="alignment"):
-        dataclasses.replace(TINY, image_modelling=False)
+    with pytest.raises(UserError, match="wpa"):
+        dataclasses.replace(TINY, use_mim=False)
 
 
 def test_the_paper_preset_has_the_size_of_the_paper() -> None:
     recipe = layoutlmv3.Recipe.paper()
     with torch.device("meta"):
-        encoder = recipe.encoder.build(recipe.vocabulary)
+        encoder = recipe.encoder.build(recipe.vocab_size)
     millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     assert millions == pytest.approx(126, abs=1)  # LayoutLMv3-base has 126 million (paper, table 1: 133 with heads)
 
@@ -426,7 +432,7 @@ def test_fields_are_written_for_programs(pages: Corpus, processor: PageProcessor
     assert write_fields(run, pages, "test", tmp_path / "fields.jsonl") == len(pages.rows("test"))
     records = [json.loads(line) for line in (tmp_path / "fields.jsonl").read_text().splitlines()]
     row = int(pages.rows("test")[0])
-    words = processor.read(pages, row)["words"]
+    words = processor.load_example(pages, row)["words"]
     assert records[0]["key"] == pages.key(row)
     for field in records[0]["fields"]:
         first, end = field["words"]

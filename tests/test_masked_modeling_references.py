@@ -7,11 +7,11 @@ from transformers.models.bert.modeling_bert import BertLMPredictionHead
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
 from polymodal.data.masks import mask_patches, mask_random, mask_time_spans, mask_tokens, restore_indices
-from polymodal.draws import Draws
 from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.modalities.image import patchify
 from polymodal.modalities.text import Tokens
 from polymodal.objectives.masked_modeling import masked_lm_loss, masked_patch_loss
+from polymodal.rng import ExampleRNG
 
 
 @pytest.mark.parametrize("norm_pix", [False, True])
@@ -38,7 +38,7 @@ def test_masked_counts_and_the_order_of_restoring_are_those_of_mae():
     )
     noise = torch.rand(2, 196)
     _, mask, restore = model.embeddings.random_masking(torch.randn(2, 196, 12), noise)
-    assert mask_patches(196, 0.75, Draws.of(0, 0, 2)).sum(1).tolist() == mask.sum(1).int().tolist()
+    assert mask_patches(196, 0.75, ExampleRNG.of(0, 0, 2)).sum(1).tolist() == mask.sum(1).int().tolist()
     # Both put visible tokens first; theirs shuffles them.
     assert torch.equal(restore < 49, restore_indices(mask.bool()) < 49)
 
@@ -77,7 +77,7 @@ def test_tokens_are_replaced_as_often_as_by_transformers_collator():
     ids[:, 0], ids[:, -1] = 501, 502
     collate = transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
     theirs = collate([{"input_ids": row} for row in ids])
-    rng = Draws.of(0, 0, rows)
+    rng = ExampleRNG.of(0, 0, rows)
     mask = torch.nn.functional.pad(mask_random([length - 2] * rows, 0.15, rng, exact=False), (1, 1))
     ours = mask_tokens(Tokens(ids, torch.full((rows,), length)), mask, 503, rng, len(tokenizer))
 
@@ -99,5 +99,5 @@ def test_tokens_are_replaced_as_often_as_by_transformers_collator():
 
 def test_time_spans_are_as_many_as_wav2vec2s():
     theirs = _compute_mask_indices((300, 200), mask_prob=0.65, mask_length=10, min_masks=2)
-    ours = mask_time_spans([200] * 300, 0.065, 10, Draws.of(0, 0, 300), min_spans=2, exact=True)
+    ours = mask_time_spans([200] * 300, 0.065, 10, ExampleRNG.of(0, 0, 300), min_spans=2, exact=True)
     assert ours.float().mean().item() == pytest.approx(theirs.mean(), abs=0.02)

@@ -24,9 +24,9 @@ from polymodal.data.masks import (
     restore_indices,
     visible_indices,
 )
-from polymodal.draws import Draws
 from polymodal.errors import UserError
 from polymodal.modalities.text import Tokens
+from polymodal.rng import ExampleRNG
 
 LENGTHS = [40, 7, 25, 1, 0, 33]
 OF_LENGTHS = {
@@ -42,7 +42,7 @@ OF_LENGTHS = {
 
 
 def part(rng, rows):
-    return Draws(rng.seeds[rows])
+    return ExampleRNG(rng.seeds[rows])
 
 
 def runs(row):
@@ -52,74 +52,76 @@ def runs(row):
 
 @pytest.mark.parametrize("kind", OF_LENGTHS)
 def test_an_examples_mask_does_not_depend_on_its_batch_and_stays_within_its_length(kind):
-    whole = OF_LENGTHS[kind](LENGTHS, Draws.of(3, 0, len(LENGTHS)))
+    whole = OF_LENGTHS[kind](LENGTHS, ExampleRNG.of(3, 0, len(LENGTHS)))
     assert whole.any()
     for row, length in enumerate(LENGTHS):
         assert not whole[row, length:].any()
         if length:
-            alone = OF_LENGTHS[kind]([length], part(Draws.of(3, 0, len(LENGTHS)), [row]))
+            alone = OF_LENGTHS[kind]([length], part(ExampleRNG.of(3, 0, len(LENGTHS)), [row]))
             assert torch.equal(alone[0], whole[row, :length])
 
 
 def test_images_masks_do_not_depend_on_their_batch():
     for make in (lambda rng: mask_patches(49, 0.6, rng), lambda rng: mask_blocks(7, 0.4, rng)):
-        whole = make(Draws.of(0, 0, 6))
-        assert torch.equal(make(Draws.of(0, 2, 3)), whole[2:5])
+        whole = make(ExampleRNG.of(0, 0, 6))
+        assert torch.equal(make(ExampleRNG.of(0, 2, 3)), whole[2:5])
         assert len({tuple(row.tolist()) for row in whole}) == 6
 
 
 @pytest.mark.parametrize("kind", ["random", "poisson", "geometric"])
 def test_exactly_the_ratio_of_every_sequence_is_masked(kind):
-    mask = OF_LENGTHS[kind](LENGTHS, Draws.of(0, 0, len(LENGTHS)))
+    mask = OF_LENGTHS[kind](LENGTHS, ExampleRNG.of(0, 0, len(LENGTHS)))
     assert mask.sum(1).tolist() == [round(0.4 * length) for length in LENGTHS]
 
 
 def test_every_position_is_masked_equally_often():
-    often = mask_random([10] * 3000, 0.3, Draws.of(0, 0, 3000)).float().mean(0)
+    often = mask_random([10] * 3000, 0.3, ExampleRNG.of(0, 0, 3000)).float().mean(0)
     torch.testing.assert_close(often, torch.full((10,), 0.3), atol=0.04, rtol=0)
-    often = mask_random([10] * 3000, 0.3, Draws.of(0, 0, 3000), exact=False).float()
+    often = mask_random([10] * 3000, 0.3, ExampleRNG.of(0, 0, 3000), exact=False).float()
     torch.testing.assert_close(often.mean(0), torch.full((10,), 0.3), atol=0.04, rtol=0)
     assert often.sum(1).unique().numel() > 5
-    assert mask_random([10] * 50, 0.0, Draws.of(0, 0, 50), min_masked=1, exact=False).sum(1).tolist() == [1] * 50
-    assert mask_random([3, 1], 0.1, Draws.of(0, 0, 2), min_masked=2).sum(1).tolist() == [2, 1]
+    assert mask_random([10] * 50, 0.0, ExampleRNG.of(0, 0, 50), min_masked=1, exact=False).sum(1).tolist() == [1] * 50
+    assert mask_random([3, 1], 0.1, ExampleRNG.of(0, 0, 2), min_masked=2).sum(1).tolist() == [2, 1]
 
 
 def test_spans_have_the_lengths_of_their_distribution():
     """Little is masked of long sequences, so that spans neither touch nor are cut, but for the last one."""
-    rng = Draws.of(0, 0, 300)
+    rng = ExampleRNG.of(0, 0, 300)
     poisson = [n for row in mask_spans([5000] * 300, 0.02, rng, 3.0) for n in runs(row)]
     assert np.mean(poisson) == pytest.approx(3.05, abs=0.12)  # E max(Poisson(3), 1), a little less for the cut
-    geometric = [n for row in mask_spans([5000] * 300, 0.02, Draws.of(1, 0, 300), 5.0, "geometric") for n in runs(row)]
+    geometric = [
+        n for row in mask_spans([5000] * 300, 0.02, ExampleRNG.of(1, 0, 300), 5.0, "geometric") for n in runs(row)
+    ]
     weights = 0.8 ** np.arange(10)
     assert np.mean(geometric) == pytest.approx((weights @ np.arange(1, 11)) / weights.sum(), abs=0.15)  # 3.8
 
 
 def test_noise_spans_never_touch_and_are_as_many_as_t5_has():
-    mask = mask_noise_spans([100] * 200, 0.15, Draws.of(0, 0, 200), 3.0)
+    mask = mask_noise_spans([100] * 200, 0.15, ExampleRNG.of(0, 0, 200), 3.0)
     for row in mask:
         assert row.sum() == 15
         assert len(runs(row)) == 5
         assert not row[0]
         assert row[-1]
-    assert mask_noise_spans([2, 1, 3], 0.9, Draws.of(0, 0, 3)).sum(1).tolist() == [1, 0, 2]
+    assert mask_noise_spans([2, 1, 3], 0.9, ExampleRNG.of(0, 0, 3)).sum(1).tolist() == [1, 0, 2]
 
 
 def test_time_spans_mask_about_half_and_something_of_everything():
     for exact in (False, True):
-        mask = mask_time_spans([400] * 200, 0.065, 10, Draws.of(0, 0, 200), exact=exact)
+        mask = mask_time_spans([400] * 200, 0.065, 10, ExampleRNG.of(0, 0, 200), exact=exact)
         assert mask.float().mean().item() == pytest.approx(1 - 0.935**10, abs=0.02)  # 49 %, wav2vec 2.0 section 4.2
         assert min(n for row in mask[:, :-10] for n in runs(row)[:-1]) >= 10
-        short = mask_time_spans([3, 1, 40], 0.0, 10, Draws.of(1, 0, 3), exact=exact)
+        short = mask_time_spans([3, 1, 40], 0.0, 10, ExampleRNG.of(1, 0, 3), exact=exact)
         assert (short.sum(1) > 0).all()
-        assert not mask_time_spans([30], 0.0, 10, Draws.of(1, 0, 1), min_spans=0, exact=exact).any()
+        assert not mask_time_spans([30], 0.0, 10, ExampleRNG.of(1, 0, 1), min_spans=0, exact=exact).any()
 
 
 def test_patches_of_all_images_are_masked_in_equal_number():
-    assert mask_patches(196, 0.75, Draws.of(0, 0, 50)).sum(1).tolist() == [147] * 50
+    assert mask_patches(196, 0.75, ExampleRNG.of(0, 0, 50)).sum(1).tolist() == [147] * 50
 
 
 def test_tubes_mask_the_same_patches_of_all_frames():
-    mask = mask_tubes(8, 196, 0.9, Draws.of(0, 0, 5)).unflatten(1, (8, 196))
+    mask = mask_tubes(8, 196, 0.9, ExampleRNG.of(0, 0, 5)).unflatten(1, (8, 196))
     assert mask[:, 0].sum(1).tolist() == [176] * 5
     assert (mask == mask[:, :1]).all()
 
@@ -128,19 +130,19 @@ def test_tubes_mask_the_same_patches_of_all_frames():
 def test_blocks_mask_rectangles_and_never_more_than_the_ratio(grid):
     rows, columns = (grid, grid) if isinstance(grid, int) else grid
     target = round(0.4 * rows * columns)
-    mask = mask_blocks(grid, 0.4, Draws.of(0, 0, 200))
+    mask = mask_blocks(grid, 0.4, ExampleRNG.of(0, 0, 200))
     assert mask.shape == (200, rows * columns)
     assert (mask.sum(1) <= target).all()
     assert mask.sum(1).float().mean() > 0.9 * target
-    assert (mask_blocks(grid, 0.4, Draws.of(0, 0, 200), exact=True).sum(1) == target).all()
+    assert (mask_blocks(grid, 0.4, ExampleRNG.of(0, 0, 200), exact=True).sum(1) == target).all()
     # A masked patch's neighbor is masked far more often than if patches were masked one by one.
     image = mask.unflatten(1, (rows, columns))
     assert image[:, :, 1:][image[:, :, :-1]].float().mean() > 0.65
-    assert not mask_blocks(grid, 0.0, Draws.of(0, 0, 3)).any()
+    assert not mask_blocks(grid, 0.0, ExampleRNG.of(0, 0, 3)).any()
 
 
 def test_a_spectrogram_is_masked_by_patches_moments_or_bands():
-    lengths, rng = [6, 4], Draws.of(0, 0, 2)
+    lengths, rng = [6, 4], ExampleRNG.of(0, 0, 2)
     assert mask_spectrogram(lengths, 5, 0.5, rng).sum(1).tolist() == [15, 10]
     time = mask_spectrogram(lengths, 5, 0.5, rng, "time").unflatten(1, (6, 5))
     assert time.all(2).sum(1).tolist() == [3, 2]
@@ -170,15 +172,15 @@ def test_masks_over_content_move_behind_the_start_mark():
     mask = torch.tensor([[True, False, True], [True, True, True], [True, True, True]])
     expected = torch.tensor([[0, 1, 0, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
     assert torch.equal(expand_content(mask, tokens), expected)
-    padded = F.pad(mask_spans([3, 1, 0], 0.6, Draws.of(0, 0, 3)), (1, 1))
-    moved = expand_content(mask_spans([3, 1, 0], 0.6, Draws.of(0, 0, 3)), tokens)
+    padded = F.pad(mask_spans([3, 1, 0], 0.6, ExampleRNG.of(0, 0, 3)), (1, 1))
+    moved = expand_content(mask_spans([3, 1, 0], 0.6, ExampleRNG.of(0, 0, 3)), tokens)
     assert torch.equal(padded, moved)
 
 
 def test_masked_tokens_are_replaced_kept_or_made_random_in_berts_proportions():
     tokens = tokens_of([102] * 200, vocab_size=1000)
     mask = torch.rand(200, 102, generator=torch.Generator().manual_seed(1)) < 0.5
-    masked = mask_tokens(tokens, mask, 1000, Draws.of(0, 0, 200), vocab_size=1000)
+    masked = mask_tokens(tokens, mask, 1000, ExampleRNG.of(0, 0, 200), vocab_size=1000)
     assert torch.equal(masked.mask, mask & tokens.words)
     assert torch.equal(masked.targets, tokens.ids)
     given = masked.inputs.ids
@@ -193,30 +195,30 @@ def test_masked_tokens_are_replaced_kept_or_made_random_in_berts_proportions():
 
 
 def test_replaced_tokens_do_not_depend_on_the_batch():
-    tokens, rng = tokens_of([12, 30, 7]), Draws.of(0, 0, 3)
+    tokens, rng = tokens_of([12, 30, 7]), ExampleRNG.of(0, 0, 3)
     whole = mask_tokens(tokens, tokens.words, 50, rng, 50, 0.3, 0.3)
     alone = Tokens(tokens.ids[2:, :7], tokens.lengths[2:])
-    again = mask_tokens(alone, alone.words, 50, part(Draws.of(0, 0, 3), [2]), 50, 0.3, 0.3)
+    again = mask_tokens(alone, alone.content_mask, 50, part(ExampleRNG.of(0, 0, 3), [2]), 50, 0.3, 0.3)
     assert torch.equal(again.inputs.ids, whole.inputs.ids[2:, :7])
 
 
 def test_without_kept_and_random_tokens_all_are_mask_tokens_and_nothing_is_drawn():
-    tokens, rng = tokens_of([9, 4]), Draws.of(0, 0, 2)
+    tokens, rng = tokens_of([9, 4]), ExampleRNG.of(0, 0, 2)
     masked = mask_tokens(tokens, tokens.words, 50, rng, keep_prob=0.0, random_prob=0.0)
     assert torch.equal(masked.inputs.ids == 50, tokens.words)
-    assert rng.generators[0].random() == Draws.of(0, 0, 1).generators[0].random()
+    assert rng.generators[0].random() == ExampleRNG.of(0, 0, 1).generators[0].random()
 
 
 def test_masking_without_sense_is_an_error():
     tokens = tokens_of([9, 4])
     with pytest.raises(UserError, match="at most 1"):
-        mask_tokens(tokens, tokens.words, 50, Draws.of(0, 0, 2), 50, 0.6, 0.6)
+        mask_tokens(tokens, tokens.words, 50, ExampleRNG.of(0, 0, 2), 50, 0.6, 0.6)
     with pytest.raises(UserError, match="vocab_size"):
-        mask_tokens(tokens, tokens.words, 50, Draws.of(0, 0, 2))
+        mask_tokens(tokens, tokens.words, 50, ExampleRNG.of(0, 0, 2))
 
 
 def test_masked_values_are_one_value_and_targets_the_whole():
-    values, mask = torch.randn(2, 5, 3), mask_patches(5, 0.4, Draws.of(0, 0, 2))
+    values, mask = torch.randn(2, 5, 3), mask_patches(5, 0.4, ExampleRNG.of(0, 0, 2))
     masked = mask_values(values, mask, 9.0)
     assert (masked.inputs[mask] == 9).all()
     assert torch.equal(masked.inputs[~mask], values[~mask])
@@ -225,7 +227,7 @@ def test_masked_values_are_one_value_and_targets_the_whole():
 
 
 def test_visible_tokens_and_mask_tokens_are_put_back_in_order():
-    x, mask = torch.arange(24.0).view(2, 12), mask_patches(12, 0.75, Draws.of(0, 0, 2))
+    x, mask = torch.arange(24.0).view(2, 12), mask_patches(12, 0.75, ExampleRNG.of(0, 0, 2))
     visible = visible_indices(mask)
     assert visible.shape == (2, 3)
     together = torch.cat([x.gather(1, visible), torch.full((2, 9), -1.0)], 1)

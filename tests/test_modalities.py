@@ -1,4 +1,4 @@
-"""Pictures and texts as users really have them: damaged, huge, transparent, empty, in every script."""
+"""Images and texts as users really have them: damaged, huge, transparent, empty, in every script."""
 
 import io
 import unicodedata
@@ -8,22 +8,22 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
-from polymodal.draws import Draws
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Category, Image, Text
 from polymodal.modalities.image import to_rgb, to_square
-from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, grey
+from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, to_grayscale
 from polymodal.modalities.text import Caption, TextTokenizer
 from polymodal.modalities.text_augmentation import STOP_WORDS, TextAugmentation, augment_text, without_words
+from polymodal.rng import ExampleRNG
 
 
-def encoded(picture: PILImage.Image, kind: str = "PNG") -> bytes:
+def encoded(image: PILImage.Image, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format=kind)
+    image.save(buffer, format=kind)
     return buffer.getvalue()
 
 
-def test_picture_forms_decode_to_the_same(tmp_path):
+def test_image_forms_decode_to_the_same(tmp_path):
     data = encoded(PILImage.new("RGB", (5, 4), (10, 20, 30)))
     (tmp_path / "a.png").write_bytes(data)
     for value in (data, {"bytes": data, "path": None}, {"bytes": None, "path": "a.png"}, "a.png"):
@@ -33,19 +33,19 @@ def test_picture_forms_decode_to_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (b"not a picture", "no format"),
+        (b"not an image", "no format"),
         (b"", "no format"),
-        (None, "no picture"),
+        (None, "no image"),
         ("missing.png", "cannot be read"),
         (encoded(PILImage.new("L", (30_000, 30_000))), "pixels"),
     ],
 )
-def test_unreadable_pictures_say_why(value, reason, tmp_path):
+def test_unreadable_images_say_why(value, reason, tmp_path):
     with pytest.raises(UnreadableExample, match=reason):
         Image(tmp_path).decode(value)
 
 
-def test_a_truncated_picture_is_found_when_it_is_decoded():
+def test_a_truncated_image_is_found_when_it_is_decoded():
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     data = encoded(PILImage.fromarray(noise))
     with pytest.raises(UnreadableExample, match="damaged"):
@@ -59,31 +59,31 @@ def test_transparency_is_laid_on_white_and_every_mode_becomes_rgb():
         assert to_square(PILImage.new(mode, (9, 6)), 4).shape == (4, 4, 3)
 
 
-def test_to_square_keeps_the_centre():
-    picture = np.zeros((10, 30, 3), dtype=np.uint8)
-    picture[:, 10:20] = 200
-    assert (to_square(PILImage.fromarray(picture), 10) == 200).mean() > 0.75
+def test_to_square_keeps_the_center():
+    image = np.zeros((10, 30, 3), dtype=np.uint8)
+    image[:, 10:20] = 200
+    assert (to_square(PILImage.fromarray(image), 10) == 200).mean() > 0.75
 
 
 def test_augmentation_is_seeded_stays_in_range_and_flips_only_where_allowed():
     image = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    one, again = (augment(image, STRONG, Draws.of(1, 0, 6)) for _ in range(2))
+    one, again = (augment(image, STRONG, ExampleRNG.of(1, 0, 6)) for _ in range(2))
     torch.testing.assert_close(one, again)
-    half = augment(image[3:], STRONG, Draws.of(1, 3, 3))
+    half = augment(image[3:], STRONG, ExampleRNG.of(1, 3, 3))
     torch.testing.assert_close(one[3:], half)
     assert one.min() >= 0
     assert one.max() <= 1
-    only_flip = ImageAugmentation(crop=(1.0, 1.0), flip=1.0)
+    only_flip = ImageAugmentation(scale=(1.0, 1.0), hflip_prob=1.0)
     allowed = torch.tensor([True, False] * 3)
-    flipped = augment(image, only_flip, Draws.of(2, 0, 6), allowed)
+    flipped = augment(image, only_flip, ExampleRNG.of(2, 0, 6), allowed)
     closer_to_mirror = (flipped - image.flip(3)).abs().mean((1, 2, 3)) < (flipped - image).abs().mean((1, 2, 3))
     assert closer_to_mirror.tolist() == allowed.tolist()
 
 
-def test_grey_pictures_keep_their_colour_under_hue_rotation():
+def test_gray_images_keep_their_color_under_hue_rotation():
     image = torch.full((4, 3, 8, 8), 0.5)
-    jittered = augment(image, ImageAugmentation(crop=(1.0, 1.0), jitter=1.0), Draws.of(0, 0, 4))
-    torch.testing.assert_close(jittered, grey(jittered).expand_as(jittered), rtol=0, atol=1e-5)
+    jittered = augment(image, ImageAugmentation(scale=(1.0, 1.0), color_jitter_prob=1.0), ExampleRNG.of(0, 0, 4))
+    torch.testing.assert_close(jittered, to_grayscale(jittered).expand_as(jittered), rtol=0, atol=1e-5)
 
 
 def test_captions_in_every_stored_form():
@@ -128,7 +128,7 @@ def test_tokens_are_cut_to_the_context_and_padded_to_the_longest_of_the_batch(tm
     assert (tokens.ids[:, 0] == tokenizer.start).all()
     assert tokens.ids[range(2), (tokens.lengths - 1).tolist()].tolist() == [tokenizer.end] * 2
     assert tokenizer(["cat"]).ids.shape[1] == tokens.lengths[0]
-    assert tokens.words.sum(1).tolist() == (tokens.lengths - 2).tolist()
+    assert tokens.content_mask.sum(1).tolist() == (tokens.lengths - 2).tolist()
     tokenizer.save(tmp_path)
     assert torch.equal(TextTokenizer.load(tmp_path, 8)(["cat"]).ids, tokenizer(["cat"]).ids)
 
@@ -146,7 +146,7 @@ def test_words_are_left_out_by_their_share_and_one_stays():
 
 def test_text_augmentation_keeps_a_content_word_and_adds_none():
     rng = np.random.default_rng(0)
-    always = TextAugmentation(stop_words=1.0, swap=1.0, delete=1.0)
+    always = TextAugmentation(remove_stop_words=1.0, swap_prob=1.0, delete_prob=1.0)
     for text in ("cat", "the cat", "a cat of the sea", "of the", "Katze", "猫"):
         for _ in range(30):
             words = augment_text(text, always, rng).split()
@@ -157,7 +157,7 @@ def test_text_augmentation_keeps_a_content_word_and_adds_none():
 
 
 def test_random_numbers_belong_to_the_example_and_look_uniform():
-    all_of_it, part = Draws.of(7, 0, 4000), Draws.of(7, 1000, 1000)
+    all_of_it, part = ExampleRNG.of(7, 0, 4000), ExampleRNG.of(7, 1000, 1000)
     for _ in range(3):
         numbers = all_of_it.uniform(-1, 3)
         torch.testing.assert_close(numbers[1000:2000], part.uniform(-1, 3))
@@ -165,5 +165,5 @@ def test_random_numbers_belong_to_the_example_and_look_uniform():
         assert 2.99 < numbers.max() < 3
         assert abs(numbers.mean() - 1) < 0.1
         assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.05
-    assert not torch.equal(Draws.of(7, 0, 10).uniform(), Draws.of(8, 0, 10).uniform())
+    assert not torch.equal(ExampleRNG.of(7, 0, 10).uniform(), ExampleRNG.of(8, 0, 10).uniform())
     assert len({generator.random() for generator in all_of_it.generators[:50]}) == 50

@@ -1,4 +1,4 @@
-"""MoMa: experts that choose tokens, routers that foretell it, blocks that some tokens pass by, pictures from words."""
+"""MoMa: experts that choose tokens, routers that predict it, blocks that some tokens pass by, images from words."""
 
 from __future__ import annotations
 
@@ -11,35 +11,37 @@ import pytest
 import torch
 
 from polymodal.corpora import About, Corpus
-from polymodal.corpora.written import write_corpus
-from polymodal.data.conversation import IMAGE, PICTURE, ConversationProcessor
+from polymodal.corpora.saved import save_corpus
+from polymodal.data.conversation import IMAGE, IMAGE_START, ConversationProcessor
 from polymodal.data.loader import Reader
-from polymodal.data.sequence import TEXT, beside
-from polymodal.draws import Draws
+from polymodal.data.sequence import TEXT, pad_sequences
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.language_model import LanguageModelConfig
-from polymodal.evaluation.documents import document_scores
-from polymodal.evaluation.suite import evaluate, validation
-from polymodal.layers.decoder import Decoder, ModalityExperts, OutputNormBlock, SwiGLU
+from polymodal.evaluation.evaluate import evaluate, validation
+from polymodal.evaluation.token_likelihood import document_scores
+from polymodal.layers.decoder import Decoder, ModalityExperts, PostSubLayerNormBlock, SwiGLU
 from polymodal.layers.decoding import Decoding
 from polymodal.layers.expert_choice import AuxiliaryRouter, ExpertChoice, gumbel_sigmoid
 from polymodal.layers.mixture_of_depths import MixtureOfDepths
 from polymodal.modalities import Interleaved, Text
 from polymodal.modalities.text import stored_texts
 from polymodal.recipes.any_to_any import moma
+from polymodal.rng import ExampleRNG
 from polymodal.training import Run, load_run, train
-from polymodal.training.execution import Execution
-from polymodal.types import Budget, CanGenerate, CanPredict, CanWrite
+from polymodal.training.runtime import RuntimeConfig
+from polymodal.types import Budget, CanGenerateImages, CanGenerateText, CanScoreTokens
 
-QUIET = Execution(track="none")
-SMALL = LanguageModelConfig(vocabulary=400, context=120, width=32, depth=2, heads=4, groups=4, hidden=48)
+QUIET = RuntimeConfig(logger="none")
+SMALL = LanguageModelConfig(
+    vocab_size=400, context_length=120, width=32, depth=2, num_heads=4, num_kv_heads=4, mlp_dim=48
+)
 TINY = moma.Recipe(
     language_model=SMALL,
-    tokenizer=ImageTokenizerConfig(codes=32, dim=4, width=16),
-    tile=32,
+    tokenizer=ImageTokenizerConfig(codebook_size=32, codebook_dim=4, width=16),
+    tile_size=32,
     batch_size=8,
     learning_rate=1e-2,
-    shares=(0.3, 0.5, 0.2),
+    stage_fractions=(0.3, 0.5, 0.2),
 )
 
 
@@ -56,7 +58,7 @@ def processor(few_scenes: Corpus) -> ConversationProcessor:
 
 @pytest.fixture(scope="module")
 def run(few_scenes: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(TINY, few_scenes, Budget(steps=60), out=tmp_path_factory.mktemp("moma") / "run", execution=QUIET)
+    return train(TINY, few_scenes, Budget(steps=60), out=tmp_path_factory.mktemp("moma") / "run", runtime=QUIET)
 
 
 def method(processor: ConversationProcessor, **changes: object) -> moma.MoMa:
@@ -66,7 +68,7 @@ def method(processor: ConversationProcessor, **changes: object) -> moma.MoMa:
 
 def batch_of(processor: ConversationProcessor, corpus: Corpus) -> dict:
     _, examples = Reader(corpus, processor).read_all(corpus.rows("train")[:8])
-    return TINY.training_batch(examples, processor, Draws.of(0, 0, 8))
+    return TINY.training_batch(examples, processor, ExampleRNG.of(0, 0, 8))
 
 
 # Experts that choose
@@ -93,10 +95,10 @@ def test_every_expert_takes_its_share_and_each_token_the_sum_of_those_that_took_
     assert experts(tokens(0)).shape == (0, 8)
 
 
-def test_alone_the_first_expert_is_a_plain_perceptron_and_upcycled_ones_are_its_copies() -> None:
+def test_alone_the_first_expert_is_a_plain_mlp_and_upcycled_ones_are_its_copies() -> None:
     torch.manual_seed(0)
     experts, x = ExpertChoice(8, 16, 3).eval(), tokens()
-    experts.alone.fill_(True)
+    experts.single_expert.fill_(True)
     plain = SwiGLU(8, 16)
     plain.gate_up.weight.data, plain.down.weight.data = experts.gate_up[0].T.clone(), experts.down[0].T.clone()
     torch.testing.assert_close(experts(x), plain(x))
@@ -132,20 +134,20 @@ def test_an_auxiliary_router_learns_the_choice_and_nothing_else_does() -> None:
     experts, x = ExpertChoice(8, 16, 4), tokens(256)
     for name, parameter in experts.named_parameters():
         parameter.requires_grad_(name.startswith("auxiliary."))
-    optimiser = torch.optim.AdamW(experts.auxiliary.parameters(), 3e-2)
+    optimizer = torch.optim.AdamW(experts.auxiliary.parameters(), 3e-2)
     losses = []
     for _ in range(150):
         experts(x)
         loss = experts.auxiliary_loss
         assert loss is not None
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(math.log(2), abs=0.1)
     assert losses[-1] < 0.35
     assert experts.router.weight.grad is None
-    experts.foretold.fill_(True)
+    experts.use_predictor.fill_(True)
     experts.eval()
     scores = experts.router(x).sigmoid()
     best = scores.topk(64, dim=0).indices
@@ -157,7 +159,7 @@ def test_an_auxiliary_router_learns_the_choice_and_nothing_else_does() -> None:
 def test_a_foretold_choice_asks_no_other_token() -> None:
     torch.manual_seed(0)
     experts, x = ExpertChoice(8, 16, 4).eval(), tokens()
-    experts.foretold.fill_(True)
+    experts.use_predictor.fill_(True)
     with torch.no_grad():
         together = experts(x)
         alone = torch.cat([experts(one[None]) for one in x])
@@ -171,7 +173,7 @@ def test_a_foretold_choice_asks_no_other_token() -> None:
 
 def decoder(share: float = 0.5) -> Decoder:
     torch.manual_seed(0)
-    stack = Decoder(16, 2, 4, 4, lambda: ModalityExperts({TEXT: SwiGLU(16, 24)}), block=OutputNormBlock)
+    stack = Decoder(16, 2, 4, 4, lambda: ModalityExperts({TEXT: SwiGLU(16, 24)}), block=PostSubLayerNormBlock)
     stack.blocks[0] = MixtureOfDepths(stack.blocks[0], 16, share)
     return stack.eval()
 
@@ -211,7 +213,7 @@ def test_those_left_out_stay_as_they_are_and_are_not_computed() -> None:
 def test_word_by_word_is_as_at_once_where_the_choice_is_foretold() -> None:
     stack, (x, position, document) = decoder(), rows()
     deep = stack.blocks[0]
-    deep.foretold.fill_(True)
+    deep.use_predictor.fill_(True)
     with torch.no_grad():
         chosen = deep.auxiliary(x.flatten(0, 1)) > 0
         assert 0 < int(chosen.sum()) < 30
@@ -242,17 +244,17 @@ def test_padding_never_goes_in() -> None:
 # The method
 
 
-def test_a_document_holds_texts_and_whole_pictures_in_their_order(processor: ConversationProcessor) -> None:
-    picture = np.full((32, 32, 3), 200, np.uint8)
-    made = beside([processor.document(["a red cat", picture, "and a dog"])])
-    assert int(made.of(IMAGE).sum()) == processor.image.cells == 16
+def test_a_document_holds_texts_and_whole_images_in_their_order(processor: ConversationProcessor) -> None:
+    image = np.full((32, 32, 3), 200, np.uint8)
+    made = pad_sequences([processor.document(["a red cat", image, "and a dog"])])
+    assert int(made.of(IMAGE).sum()) == processor.image.tokens_per_tile == 16
     assert made.predicted[0].tolist() == [False] + [True] * (made.ids.shape[1] - 1)
     assert processor.texts([made.ids[0][~made.of(IMAGE)[0]].tolist()])[0] == "a red cat and a dog"
-    crowded = processor.document([picture] * 9)
+    crowded = processor.document([image] * 9)
     assert sum(map(len, crowded)) <= processor.context
-    assert sum(len(segment) for segment in crowded if segment.modality == IMAGE) % 16 == 0, "no picture is cut"
+    assert sum(len(segment) for segment in crowded if segment.modality == IMAGE) % 16 == 0, "no image is cut"
     prompt = processor(text=["a red cat"])["prompts"]
-    assert prompt.ids[0, -1].item() == processor.marks[PICTURE][-1]
+    assert prompt.ids[0, -1].item() == processor.marks[IMAGE_START][-1]
 
 
 def test_documents_of_a_corpus_are_read_in_their_order(few_scenes: Corpus, tmp_path: Path) -> None:
@@ -270,9 +272,9 @@ def test_documents_of_a_corpus_are_read_in_their_order(few_scenes: Corpus, tmp_p
             }
         )
     about = About("book", "forty pages", "ours", "scenes", ("interleaved", "text"))
-    book = write_corpus(tmp_path / "book", about, {"document": Interleaved(), "title": Text()}, pages)
-    run = train(TINY, book, Budget(steps=12), execution=QUIET, validate=validation(book))
-    parts = run.processor.read(book, 2)["document"]
+    book = save_corpus(tmp_path / "book", about, {"document": Interleaved(), "title": Text()}, pages)
+    run = train(TINY, book, Budget(steps=12), runtime=QUIET, validate=validation(book))
+    parts = run.processor.load_example(book, 2)["document"]
     assert [part if isinstance(part, str) else part.shape for part in parts] == [
         "page 2\nof several",
         (32, 32, 3),
@@ -280,11 +282,11 @@ def test_documents_of_a_corpus_are_read_in_their_order(few_scenes: Corpus, tmp_p
         "the end",
     ]
     scores = {score.name: score for score in evaluate(run, book)}
-    assert len(scores["test/text/nats_a_token"].units) == 8
-    figures = scores["test/image/nats_a_token"]
+    assert len(scores["test/text/nll_per_token"].clusters) == 8
+    figures = scores["test/image/nll_per_token"]
     assert figures.weights.tolist() == [16 * (number % 3) for number in range(32, 40)]
     assert np.isfinite(figures.value)
-    texts = TINY.picture_batch([{"document": ["no figure"]}], run.processor, Draws.of(0, 0, 1))
+    texts = TINY.image_batch([{"document": ["no figure"]}], run.processor, ExampleRNG.of(0, 0, 1))
     assert texts[IMAGE].shape == (1, 3, 32, 32)
 
 
@@ -295,33 +297,33 @@ def piece(kind: str, text: str, figure: bytes | None = None) -> dict:
 def test_losses_of_the_modalities_add_up_to_the_mean_over_tokens(
     processor: ConversationProcessor, few_scenes: Corpus
 ) -> None:
-    model = method(processor, noise=False).train().requires_grad_(False)
+    model = method(processor, router_noise=False).train().requires_grad_(False)
     batch = batch_of(processor, few_scenes)
     losses = model.losses(batch)
     assert set(losses) == {TEXT, IMAGE}
-    sums = model.predicted(batch)
+    sums = model.token_nll(batch)
     everything = sums["all"][0].sum() / sums["all"][1].sum()
     torch.testing.assert_close(losses[TEXT] + losses[IMAGE], everything, atol=1e-4, rtol=1e-4)
     assert int(sums[IMAGE][1].sum()) == 8 * 16
-    pictures = TINY.picture_batch(
-        Reader(few_scenes, processor).read_all(few_scenes.rows("train")[:8])[1], processor, Draws.of(0, 0, 8)
+    images = TINY.image_batch(
+        Reader(few_scenes, processor).read_all(few_scenes.rows("train")[:8])[1], processor, ExampleRNG.of(0, 0, 8)
     )
-    assert set(model.losses(pictures)) == {"pixels", "codebook", "commitment"}
+    assert set(model.losses(images)) == {"pixels", "codebook", "commitment"}
 
 
-def test_codes_in_a_document_are_those_of_its_pictures(processor: ConversationProcessor, few_scenes: Corpus) -> None:
+def test_codes_in_a_document_are_those_of_its_images(processor: ConversationProcessor, few_scenes: Corpus) -> None:
     model = method(processor)
     rows = few_scenes.rows("train")[:3]
-    pictures = [processor.image.open(few_scenes.value(row, "image")) for row in rows]
-    sequences = processor(document=[["a cat", picture] for picture in pictures])["sequences"]
+    images = [processor.image.open(few_scenes.value(row, "image")) for row in rows]
+    sequences = processor(document=[["a cat", image] for image in images])["sequences"]
     _, _, ids = model._read(sequences)
-    examples = [{IMAGE: picture} for picture in pictures]
-    codes = model.tokenizer.encode(TINY.picture_batch(examples, processor, Draws.of(0, 0, 3))[IMAGE])
+    examples = [{IMAGE: image} for image in images]
+    codes = model.tokenizer.encode(TINY.image_batch(examples, processor, ExampleRNG.of(0, 0, 3))[IMAGE])
     assert torch.equal(ids[sequences.of(IMAGE)].view(3, 16) - model.vocabulary, codes)
     assert torch.equal(ids[~sequences.of(IMAGE)], sequences.ids[~sequences.of(IMAGE)])
 
 
-def test_a_picture_sends_no_gradient_to_experts_of_the_words(
+def test_a_image_sends_no_gradient_to_experts_of_the_words(
     processor: ConversationProcessor, few_scenes: Corpus
 ) -> None:
     model = method(processor).train()
@@ -335,8 +337,8 @@ def test_a_picture_sends_no_gradient_to_experts_of_the_words(
     model.losses(batch)
     words = int((batch["sequences"].document > 0).sum()) - 8 * 16
     assert seen == {TEXT: [words] * 2, IMAGE: [8 * 16] * 2}, "padding is nobody's"
-    picture = np.full((32, 32, 3), 120, np.uint8)
-    vectors, routes, _ = model._read(processor(document=[[picture]])["sequences"])
+    image = np.full((32, 32, 3), 120, np.uint8)
+    vectors, routes, _ = model._read(processor(document=[[image]])["sequences"])
     experts = model.language_model.decoder.experts()[0]
     experts(vectors, routes)[0, 3:10].sum().backward()
     own = {name: p.grad for name, p in experts.named_parameters() if "auxiliary" not in name}
@@ -346,8 +348,8 @@ def test_a_picture_sends_no_gradient_to_experts_of_the_words(
 
 def test_what_is_foretold_of_a_token_does_not_hang_on_what_follows(run: Run, few_scenes: Corpus) -> None:
     model, processor = run.model, run.processor
-    picture = processor.image.open(few_scenes.value(0, "image"))
-    sequences = processor(document=[["a cat and a bus", picture], ["a cat and a tree", picture]])["sequences"]
+    image = processor.image.open(few_scenes.value(0, "image"))
+    sequences = processor(document=[["a cat and a bus", image], ["a cat and a tree", image]])["sequences"]
     with torch.no_grad():
         vectors, routes, _ = model._read(sequences)
         states = model.language_model(vectors, sequences.position, sequences.document, routes)
@@ -358,7 +360,7 @@ def test_what_is_foretold_of_a_token_does_not_hang_on_what_follows(run: Run, few
 
 def test_stages_learn_what_they_are_for(few_scenes: Corpus, run: Run) -> None:
     assert [stage.name for stage in TINY.stages()] == ["image tokenizer", "experts", "routers"]
-    assert all(one.foretold for one in run.model.choosing())
+    assert all(one.use_predictor for one in run.model.choosing())
     history = [entry for entry in run.history if "losses" in entry]
     assert set(history[0]["losses"]) == {"pixels", "codebook", "commitment"}
     assert set(history[-1]["losses"]) == {TEXT, IMAGE, "routers"}
@@ -368,7 +370,7 @@ def test_stages_learn_what_they_are_for(few_scenes: Corpus, run: Run) -> None:
     assert learned == {name for name, _ in run.model.named_parameters()}, "no parameter is forgotten"
     of_main = matched(run.model, moma.LEARNED)
     assert not any("auxiliary" in name or name.startswith("tokenizer.") for name in of_main)
-    dense = dataclasses.replace(TINY, by_modality=False, text_experts=1, image_experts=0)
+    dense = dataclasses.replace(TINY, modality_aware=False, num_text_experts=1, num_image_experts=0)
     assert [stage.name for stage in dense.stages()] == ["image tokenizer", "experts"]
 
 
@@ -381,22 +383,22 @@ def matched(model: torch.nn.Module, patterns: tuple[str, ...]) -> set[str]:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"by_modality": False},
-        {"by_modality": False, "text_experts": 1, "image_experts": 0},
-        {"text_experts": 1, "image_experts": 1},
-        {"upcycling": 0.5},
-        {"depths": 0.5},
+        {"modality_aware": False},
+        {"modality_aware": False, "num_text_experts": 1, "num_image_experts": 0},
+        {"num_text_experts": 1, "num_image_experts": 1},
+        {"upcycling_fraction": 0.5},
+        {"mod_capacity": 0.5},
     ],
 )
 def test_other_arms_train_and_foretell(changes: dict, few_scenes: Corpus) -> None:
     recipe = dataclasses.replace(TINY, **changes)
-    found = train(recipe, few_scenes, Budget(steps=12), execution=QUIET)
+    found = train(recipe, few_scenes, Budget(steps=12), runtime=QUIET)
     reader = Reader(few_scenes, found.processor)
     scores = {score.name: score.value for score in document_scores(found.model, found.processor, reader, "test")}
     assert all(math.isfinite(value) for value in scores.values())
-    assert ("test/all_by_whole_batch/nats_a_token" in scores) == bool(found.model.choosing())
-    if "upcycling" in changes:
-        assert not any(one.alone for one in found.model.choosing())
+    assert ("test/all_by_whole_batch/nll_per_token" in scores) == bool(found.model.choosing())
+    if "upcycling_fraction" in changes:
+        assert not any(one.single_expert for one in found.model.choosing())
 
 
 def test_arms_have_equal_operations(processor: ConversationProcessor, few_scenes: Corpus) -> None:
@@ -404,11 +406,11 @@ def test_arms_have_equal_operations(processor: ConversationProcessor, few_scenes
     from torch.utils.flop_counter import FlopCounterMode
 
     batch, flops = batch_of(processor, few_scenes), {}
-    wide = dataclasses.replace(SMALL, width=64, hidden=192)
+    wide = dataclasses.replace(SMALL, width=64, mlp_dim=192)
     for name, changes in {
-        "dense": {"by_modality": False, "text_experts": 1, "image_experts": 0},
-        "one expert each": {"text_experts": 1, "image_experts": 1},
-        "mixed": {"by_modality": False},
+        "dense": {"modality_aware": False, "num_text_experts": 1, "num_image_experts": 0},
+        "one expert each": {"num_text_experts": 1, "num_image_experts": 1},
+        "mixed": {"modality_aware": False},
         "moma": {},
     }.items():
         model = method(processor, language_model=wide, **changes).requires_grad_(False)
@@ -418,21 +420,19 @@ def test_arms_have_equal_operations(processor: ConversationProcessor, few_scenes
     assert all(count == pytest.approx(flops["dense"], rel=0.02) for count in flops.values()), flops
 
 
-def test_pictures_are_made_of_words_and_words_of_pictures(
-    run: Run, few_scenes: Corpus, polymodal, tmp_path: Path
-) -> None:
-    assert all(isinstance(run.model, kind) for kind in (CanWrite, CanGenerate, CanPredict))
+def test_images_are_made_of_words_and_words_of_images(run: Run, few_scenes: Corpus, polymodal, tmp_path: Path) -> None:
+    assert all(isinstance(run.model, kind) for kind in (CanGenerateText, CanGenerateImages, CanScoreTokens))
     prompts = run.processor(text=["a cat", "a small bus and a large tree"])
-    made = run.model.generate(prompts, 8, torch.Generator().manual_seed(0))
+    made = run.model.generate_images(prompts, 8, torch.Generator().manual_seed(0))
     assert made.shape == (2, 3, 32, 32)
-    assert torch.equal(made, run.model.generate(prompts, 8, torch.Generator().manual_seed(0)))
+    assert torch.equal(made, run.model.generate_images(prompts, 8, torch.Generator().manual_seed(0)))
     fresh = method(
         run.processor
     ).eval()  # whose codes have not collapsed, as a few steps of so small a tokenizer may do
-    drawn = [fresh.generate(prompts, 8, torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    drawn = [fresh.generate_images(prompts, 8, torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     assert not torch.equal(*drawn)
-    texts = run.model.write(run.processor(image=[few_scenes.value(0, "image")]), Decoding(longest=5))
-    assert all(token < run.model.vocabulary for token in texts[0])
+    texts = run.model.generate_text(run.processor(image=[few_scenes.value(0, "image")]), Decoding(max_new_tokens=5))
+    assert all(token < run.model.vocab_size for token in texts[0])
     painted = polymodal("generate", str(run.directory), "a cat", "--count", "3")
     assert painted.returncode == 0, painted.stderr
     assert (tmp_path / "generated.png").is_file()
@@ -449,19 +449,19 @@ def test_a_run_reads_again_as_it_was(run: Run, few_scenes: Corpus) -> None:
         for one in (run, again)
     )
     assert before == after
-    assert before["test/all/nats_a_token"] < math.log(again.model.choices["all"])
+    assert before["test/all/nll_per_token"] < math.log(again.model.vocab_sizes["all"])
 
 
-def test_the_published_size(processor: ConversationProcessor) -> None:
+def test_the_pretrained_size(processor: ConversationProcessor) -> None:
     """Table 1: 1.4B dense and 7.1B with four experts of each modality."""
     recipe = moma.Recipe.paper()
-    dense = dataclasses.replace(recipe, by_modality=False, text_experts=1, image_experts=0)
+    dense = dataclasses.replace(recipe, modality_aware=False, num_text_experts=1, num_image_experts=0)
     counts = {}
     for name, one in (("moma", recipe), ("dense", dense)):
         with torch.device("meta"):
-            model = moma.MoMa(one, one.language_model.vocabulary, 0)
+            model = moma.MoMa(one, one.language_model.vocab_size, 0)
         weights = model.language_model.named_parameters()
         counts[name] = sum(parameter.numel() for key, parameter in weights if "auxiliary" not in key)
     assert counts["dense"] == pytest.approx(1.4e9, rel=0.06)
     assert counts["moma"] == pytest.approx(7.1e9, rel=0.02)
-    assert recipe.cells == 1024
+    assert recipe.tokens_per_tile == 1024

@@ -1,4 +1,4 @@
-"""Encoders beside those of pictures and texts: shapes, the invariances that they promise, gradients."""
+"""Encoders beside those of images and texts: shapes, the invariances that they promise, gradients."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from polymodal.encoders.audio import AudioEncoder, AudioEncoderConfig
 from polymodal.encoders.cell import CellEncoder, CellEncoderConfig
 from polymodal.encoders.graph import GraphEncoder, GraphEncoderConfig, VectorGraph
 from polymodal.encoders.molecule import MoleculeEncoder, MoleculeEncoderConfig, collate_molecules
-from polymodal.encoders.points import PointEncoder, PointEncoderConfig, farthest_points
+from polymodal.encoders.points import PointEncoder, PointEncoderConfig, farthest_point_sampling
 from polymodal.encoders.series import SeriesEncoder, SeriesEncoderConfig
 from polymodal.encoders.table import TableEncoder, TableEncoderConfig
 from polymodal.encoders.video import VideoEncoder, VideoEncoderConfig
-from polymodal.encoders.volume import VolumeEncoder, VolumeEncoderConfig, cubify
+from polymodal.encoders.volume import VolumeEncoder, VolumeEncoderConfig, patchify_3d
 from polymodal.encoders.waveform import Convolutions, WaveformEncoder, WaveformEncoderConfig, frame_counts
 from polymodal.errors import UserError
 from polymodal.layers.graph import GraphAttention, GraphConvolution
@@ -30,13 +30,13 @@ from polymodal.modalities.text import TextTokenizer
 @pytest.fixture
 def point_encoder() -> PointEncoder:
     torch.manual_seed(0)
-    return PointEncoder(PointEncoderConfig(groups=8, neighbours=6)).eval()
+    return PointEncoder(PointEncoderConfig(num_groups=8, group_size=6)).eval()
 
 
 @pytest.fixture
 def audio_encoder() -> AudioEncoder:
     torch.manual_seed(0)
-    return AudioEncoder(AudioEncoderConfig(bins=32)).eval()
+    return AudioEncoder(AudioEncoderConfig(num_mel_bins=32)).eval()
 
 
 def test_neither_order_nor_place_of_points_matters(point_encoder):
@@ -54,7 +54,7 @@ def test_neither_order_nor_place_of_points_matters(point_encoder):
 
 def test_the_class_token_stands_beside_the_largest_values():
     torch.manual_seed(0)
-    config = PointEncoderConfig(groups=8, neighbours=6, group_width=24, pooling="class_and_largest", drop_path=0.5)
+    config = PointEncoderConfig(num_groups=8, group_size=6, encoder_dims=24, pool_type="cls_max", drop_path_rate=0.5)
     encoder = PointEncoder(config).eval()
     tokens, pooled = encoder(torch.randn(3, 50, 6))
     assert tokens.shape == (3, 8, 64)
@@ -63,7 +63,7 @@ def test_the_class_token_stands_beside_the_largest_values():
     assert PointEncoderConfig().pooled_width == 64
 
 
-def test_colour_and_shape_matter(point_encoder):
+def test_color_and_shape_matter(point_encoder):
     points = torch.randn(1, 50, 6)
     pooled = point_encoder(points)[1]
     for channel in (1, 4):
@@ -74,7 +74,7 @@ def test_colour_and_shape_matter(point_encoder):
 
 def test_farthest_points_against_the_plain_rule():
     places = torch.randn(1, 30, 3)
-    chosen = farthest_points(places, 6)[0].tolist()
+    chosen = farthest_point_sampling(places, 6)[0].tolist()
     assert chosen[0] == int(places[0].norm(dim=1).argmax())
     for count in range(1, 6):
         distance = torch.stack([(places[0] - places[0, number]).norm(dim=1) for number in chosen[:count]]).amin(0)
@@ -114,7 +114,7 @@ def test_gradients_reach_every_parameter_and_weights_come_back(point_encoder, au
 
 def test_patches_that_do_not_tile_are_refused():
     with pytest.raises(UserError, match="do not tile"):
-        AudioEncoder(AudioEncoderConfig(bins=30, patch_bins=16))
+        AudioEncoder(AudioEncoderConfig(num_mel_bins=30, patch_bins=16))
 
 
 def rows(numbers: list[list[float]], categories: list[list[int]]) -> TableRows:
@@ -152,7 +152,7 @@ def test_padding_of_a_series_changes_nothing():
         assert torch.allclose(pooled[row], encoder(pad([one]))[1][0], atol=1e-5)
 
 
-def test_neither_the_order_of_atoms_nor_neighbours_in_the_batch_matter():
+def test_neither_the_order_of_atoms_nor_neighbors_in_the_batch_matter():
     pytest.importorskip("rdkit")
     from rdkit import Chem
 
@@ -199,7 +199,7 @@ def test_divided_attention_looks_along_time_and_within_a_frame():
 
 def test_a_missing_contrast_is_not_computed_and_has_no_influence():
     torch.manual_seed(0)
-    encoder = VolumeEncoder(VolumeEncoderConfig(contrasts=3, size=(8, 16, 8))).eval()
+    encoder = VolumeEncoder(VolumeEncoderConfig(num_contrasts=3, image_size=(8, 16, 8))).eval()
     voxels = torch.randn(2, 3, 8, 16, 8)
     present = torch.tensor([[True, True, True], [True, False, True]])
     tokens, pooled = encoder(voxels, present)
@@ -213,7 +213,7 @@ def test_a_missing_contrast_is_not_computed_and_has_no_influence():
 
 def test_cubes_are_cut_in_order():
     voxels = torch.arange(2 * 4 * 2).float().reshape(1, 1, 2, 4, 2)
-    cubes = cubify(voxels, 2)
+    cubes = patchify_3d(voxels, 2)
     assert cubes.shape == (1, 1, 2, 8)
     assert torch.equal(cubes[0, 0, 1], voxels[0, 0, :, 2:].flatten())
 
@@ -223,7 +223,7 @@ def test_cubes_are_cut_in_order():
 ENDS = torch.tensor([[0, 1, 1, 2, 3, 2], [1, 0, 2, 1, 2, 3]])
 
 
-def test_graph_convolution_is_the_normalised_adjacency():
+def test_graph_convolution_is_the_normalized_adjacency():
     torch.manual_seed(0)
     x, layer = torch.randn(5, 4), GraphConvolution(4, 6)
     adjacency = torch.eye(5)
@@ -233,9 +233,9 @@ def test_graph_convolution_is_the_normalised_adjacency():
     torch.testing.assert_close(layer(x, ENDS), expected)
 
 
-def test_graph_attention_weighs_neighbours_and_itself():
+def test_graph_attention_weighs_neighbors_and_itself():
     torch.manual_seed(0)
-    x, layer = torch.randn(5, 4), GraphAttention(4, 6, heads=2)
+    x, layer = torch.randn(5, 4), GraphAttention(4, 6, num_heads=2)
     values = layer.linear(x).unflatten(1, (2, 3))
     logits = (values * layer.source).sum(-1)[None] + (values * layer.target).sum(-1)[:, None]  # target, source, head
     logits = torch.where(logits > 0, logits, 0.2 * logits)
@@ -249,7 +249,7 @@ def test_graph_attention_weighs_neighbours_and_itself():
 @pytest.mark.parametrize("messages", ["convolution", "attention"])
 def test_the_order_of_nodes_and_other_graphs_change_nothing(messages):
     torch.manual_seed(0)
-    encoder = GraphEncoder(GraphEncoderConfig(features=4, messages=messages))
+    encoder = GraphEncoder(GraphEncoderConfig(num_features=4, message_passing=messages))
     nodes = torch.randn(5, 4)
     tokens, pooled = encoder(VectorGraph(nodes, ENDS, torch.tensor([0, 0, 0, 0, 1]), 2))
     order = torch.tensor([3, 0, 2, 1])
@@ -263,7 +263,7 @@ def test_the_order_of_nodes_and_other_graphs_change_nothing(messages):
 
 def test_silent_genes_cost_nothing_and_names_matter():
     torch.manual_seed(0)
-    encoder = CellEncoder(CellEncoderConfig(genes=6, bins=5)).eval()
+    encoder = CellEncoder(CellEncoderConfig(num_genes=6, num_expression_bins=5)).eval()
     levels = torch.tensor([[0, 3, 0, 1, 5, 0], [1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
     tokens, packing, pooled = encoder(levels)
     assert packing.mask.sum(1).tolist() == [4, 2, 1]
@@ -311,7 +311,7 @@ def test_silence_behind_a_sound_changes_nothing_and_a_short_one_is_refused():
 def test_steps_see_what_was_done_before_them():
     torch.manual_seed(0)
     words = TextTokenizer.train(["open the red door", "go to the key"] * 20, 300, 16)
-    encoder = ActionEncoderConfig(actions=4, targets=8, context=5).build(words.vocabulary).eval()
+    encoder = ActionEncoderConfig(num_actions=4, num_targets=8, context_length=5).build(words.vocab_size).eval()
     first = [Action(0, 3), Action(1, -1, "red door"), Action(2, 100)]
     second = [Action(3)] * 7
     packed, packing, pooled = encoder(ActionSteps.of([first, second], words))

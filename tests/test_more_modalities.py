@@ -1,4 +1,4 @@
-"""Modalities beside pictures and texts: decoding, bad input, and the invariances of augmentation."""
+"""Modalities beside images and texts: decoding, bad input, and the invariances of augmentation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from polymodal.draws import Draws
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import (
     Actions,
@@ -25,15 +24,16 @@ from polymodal.modalities import (
     Volume,
 )
 from polymodal.modalities.audio import encoded, log_mel, masked_spectrogram, mel_filters, resampled
-from polymodal.modalities.cell import binned
+from polymodal.modalities.gene_expression import binned
 from polymodal.modalities.modality import to_npy
 from polymodal.modalities.padding import pad
-from polymodal.modalities.points import any_points, augment_points, normalised, some_points, with_colour
-from polymodal.modalities.series import augment_series, standardised
-from polymodal.modalities.table import TableRow, collate, spread, without
-from polymodal.modalities.video import encode, evenly
+from polymodal.modalities.points import any_points, augment_points, normalize_points, some_points, with_color
+from polymodal.modalities.series import augment_series, standardize
+from polymodal.modalities.table import TableRow, collate, column_statistics, drop_values
+from polymodal.modalities.video import encode, sample_evenly
 from polymodal.modalities.view_caption import ViewCaptions
 from polymodal.modalities.webpage import xpath_steps
+from polymodal.rng import ExampleRNG
 
 
 def tone(hertz: float, rate: int = 16_000, seconds: float = 0.5) -> np.ndarray:
@@ -87,7 +87,7 @@ def test_padding_changes_no_frame_whose_window_it_does_not_reach():
 
 def test_masking_hides_one_stretch_and_one_band():
     mel = torch.randn(6, 50, 20)
-    masked = masked_spectrogram(mel, 10, 5, Draws.of(0, 0, 6))
+    masked = masked_spectrogram(mel, 10, 5, ExampleRNG.of(0, 0, 6))
     changed = masked != mel
     assert (changed.all(dim=2).sum(dim=1) <= 10).all()
     assert (changed.all(dim=1).sum(dim=1) <= 5).all()
@@ -103,8 +103,8 @@ def test_a_clip_comes_back_in_order():
     clip = Video(frames=4).decode(encode(frames, 8))
     assert clip.frames.shape == (4, 32, 48, 3)
     means = clip.frames.mean(axis=(1, 2, 3))
-    assert means == pytest.approx([15 * place for place in evenly(12, 4)], abs=6)
-    assert clip.seconds == pytest.approx([place / 8 for place in evenly(12, 4)])
+    assert means == pytest.approx([15 * place for place in sample_evenly(12, 4)], abs=6)
+    assert clip.seconds == pytest.approx([place / 8 for place in sample_evenly(12, 4)])
 
 
 @pytest.mark.parametrize("data", [b"", b"not a video"])
@@ -115,22 +115,22 @@ def test_a_broken_video_is_unreadable(data):
 
 
 def test_evenly_spaced_frames():
-    assert evenly(3, 8) == [0, 1, 2]
-    assert evenly(16, 4) == [2, 6, 10, 14]
+    assert sample_evenly(3, 8) == [0, 1, 2]
+    assert sample_evenly(16, 4) == [2, 6, 10, 14]
 
 
 # points, series
 
 
-def test_normalised_points_lie_in_the_unit_sphere():
-    places = normalised(np.random.default_rng(0).normal(3, 5, (200, 3)))
+def test_normalized_points_lie_in_the_unit_sphere():
+    places = normalize_points(np.random.default_rng(0).normal(3, 5, (200, 3)))
     assert np.abs(places.mean(axis=0)).max() < 1e-6
     assert np.linalg.norm(places, axis=1).max() == pytest.approx(1.0)
 
 
-def test_turning_points_keeps_heights_distances_and_colours():
+def test_turning_points_keeps_heights_distances_and_colors():
     points = torch.randn(5, 40, 6)
-    turned = augment_points(points, Draws.of(0, 0, 5), scale=(1.0, 1.0), shift=0.0)
+    turned = augment_points(points, ExampleRNG.of(0, 0, 5), scale=(1.0, 1.0), shift=0.0)
     assert torch.allclose(turned[..., 1], points[..., 1])
     assert torch.equal(turned[..., 3:], points[..., 3:])
     before, after = (torch.pdist(cloud[0, :, :3]) for cloud in (points, turned))
@@ -140,7 +140,7 @@ def test_turning_points_keeps_heights_distances_and_colours():
 
 def test_the_first_point_stands_for_those_that_are_dropped():
     points = torch.randn(40, 200, 6)
-    changed = augment_points(points, Draws.of(0, 0, 40), scale=(1.0, 1.0), shift=0.0, dropout=0.8)
+    changed = augment_points(points, ExampleRNG.of(0, 0, 40), scale=(1.0, 1.0), shift=0.0, dropout=0.8)
     lost = (changed == changed[:, :1]).all(dim=2)[:, 1:].double().mean(dim=1)
     assert 0.3 < float(lost.mean()) < 0.5
     assert float(lost.max()) < 0.9
@@ -149,7 +149,7 @@ def test_the_first_point_stands_for_those_that_are_dropped():
 
 def test_tilting_keeps_distances_and_turns_a_little():
     points = torch.randn(30, 20, 6)
-    turned = augment_points(points, Draws.of(0, 0, 30), scale=(1.0, 1.0), shift=0.0, tilt=0.06)
+    turned = augment_points(points, ExampleRNG.of(0, 0, 30), scale=(1.0, 1.0), shift=0.0, tilt=0.06)
     for one, other in zip(points, turned, strict=True):
         assert torch.allclose(torch.pdist(one[:, :3]), torch.pdist(other[:, :3]), atol=1e-4)
     heights = (turned[..., 1] - points[..., 1]).abs() / points[..., :3].norm(dim=2)
@@ -163,28 +163,28 @@ def test_a_cloud_gives_as_many_points_as_are_asked_for():
     drawn = any_points(points, 10, rng)
     assert sorted(drawn[:, 0]) == points[:, 0].tolist()
     assert any_points(points, 25, rng).shape == (25, 3)
-    assert with_colour(points).shape == (10, 6)
-    assert with_colour(with_colour(points)).shape == (10, 6)
+    assert with_color(points).shape == (10, 6)
+    assert with_color(with_color(points)).shape == (10, 6)
 
 
 def test_captions_of_views_stand_view_by_view_the_best_first():
     stored = [{"view": 1, "text": "b", "fit": 0.1}, {"view": 0, "text": "c", "fit": 0.3}]
     stored.append({"view": 1, "text": "a", "fit": 0.2})
     assert [caption.text for caption in ViewCaptions().decode(stored)] == ["c", "a", "b"]
-    with pytest.raises(UnreadableExample, match="no picture has a caption"):
+    with pytest.raises(UnreadableExample, match="no image has a caption"):
         ViewCaptions().decode([])
 
 
 def test_an_example_is_augmented_alike_whatever_stands_beside_it():
     points, series = torch.randn(6, 30, 3), torch.randn(6, 2, 25)
     for augment, batch in ((augment_points, points), (augment_series, series)):
-        whole = augment(batch, Draws.of(3, 0, 6))
-        half = augment(batch[3:], Draws.of(3, 3, 3))
+        whole = augment(batch, ExampleRNG.of(3, 0, 6))
+        half = augment(batch[3:], ExampleRNG.of(3, 3, 3))
         assert torch.allclose(whole[3:], half)
 
 
-def test_a_constant_channel_is_standardised_to_zero():
-    series = standardised(np.array([[5.0, 5.0, 5.0], [1.0, 2.0, 3.0]], np.float32))
+def test_a_constant_channel_is_standardized_to_zero():
+    series = standardize(np.array([[5.0, 5.0, 5.0], [1.0, 2.0, 3.0]], np.float32))
     assert series[0].tolist() == [0, 0, 0]
     assert series[1].std() == pytest.approx(1.0)
 
@@ -226,9 +226,9 @@ def test_a_value_that_the_table_does_not_know_is_unreadable(value):
         TABLE.decode(value)
 
 
-def test_rows_are_standardised_over_the_values_that_are_there():
+def test_rows_are_standardized_over_the_values_that_are_there():
     rows = [TableRow(np.array([value, math.nan], np.float32), np.array([0])) for value in (1.0, 3.0, math.nan)]
-    mean, std = spread(rows)
+    mean, std = column_statistics(rows)
     assert mean.tolist() == [2.0, 0.0]
     assert std.tolist() == [1.0, 1.0]
     batch = collate(rows, mean, std)
@@ -238,10 +238,10 @@ def test_rows_are_standardised_over_the_values_that_are_there():
 
 def test_values_go_missing_at_the_rate_that_is_asked_for():
     rows = collate([TableRow(np.zeros(20, np.float32), np.zeros(20, np.int64))] * 200, np.zeros(20), np.ones(20))
-    missing = without(rows, 0.3, Draws.of(0, 0, 200))
+    missing = drop_values(rows, 0.3, ExampleRNG.of(0, 0, 200))
     assert missing.numbers.isnan().float().mean().item() == pytest.approx(0.3, abs=0.03)
     assert (missing.categories == -1).float().mean().item() == pytest.approx(0.3, abs=0.03)
-    assert without(rows, 0.0, Draws.of(0, 0, 200)).numbers.isnan().sum() == 0
+    assert drop_values(rows, 0.0, ExampleRNG.of(0, 0, 200)).numbers.isnan().sum() == 0
 
 
 def test_small_tables_have_columns_of_one_length():

@@ -14,38 +14,40 @@ import torch
 
 import polymodal as pm
 from polymodal.corpora import Corpus
-from polymodal.corpora.written import described, open_written
+from polymodal.corpora.saved import load_description, open_saved
 from polymodal.curation import preferences
 from polymodal.curation.preferences import PairOptions, correctness_pairs, write_preferences
-from polymodal.data.conversation import DESCRIBE, Saying
-from polymodal.data.instructions import FINAL, THINK, final_answer, worked
+from polymodal.data.conversation import DESCRIBE, Turn
+from polymodal.data.instructions import FINAL, THINK, chain_of_thought_turn, final_answer
 from polymodal.data.loader import Reader
-from polymodal.data.sequence import beside
-from polymodal.draws import Draws
+from polymodal.data.sequence import pad_sequences
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.errors import UserError
-from polymodal.evaluation.answers import made_up_scores, question_scores
+from polymodal.evaluation.vqa_captioning import object_hallucination_scores, question_scores
 from polymodal.modalities.preference import Preference
 from polymodal.modalities.question import Question
-from polymodal.objectives.autoregressive import sum_by_sequence
+from polymodal.objectives.autoregressive import segment_sum
 from polymodal.objectives.preference import aot, bco, dpo, hinge, ipo, orpo, robust_dpo, sppo
 from polymodal.recipes.language_models import mono_internvl
-from polymodal.recipes.optimisation import mpo
+from polymodal.recipes.preference import mpo
 from polymodal.reproduce.compare import Start, compare
 from polymodal.reproduce.result import Arm
+from polymodal.rng import ExampleRNG
 from polymodal.training import Run, load_run, train
-from polymodal.training.execution import Execution
-from polymodal.training.start import from_run
+from polymodal.training.initialization import from_run
+from polymodal.training.runtime import RuntimeConfig
 from polymodal.types import Budget
 
-QUIET = Execution(track="none")
-SMALL = LanguageModelConfig(vocabulary=320, context=160, width=32, depth=2, heads=4, groups=2, hidden=64)
-SHAPE = {"language_model": SMALL, "tile": 48, "patch": 8, "patch_width": 16}
+QUIET = RuntimeConfig(logger="none")
+SMALL = LanguageModelConfig(
+    vocab_size=320, context_length=160, width=32, depth=2, num_heads=4, num_kv_heads=2, mlp_dim=64
+)
+SHAPE = {"language_model": SMALL, "tile_size": 48, "patch_size": 8, "patch_embed_dim": 16}
 TINY = mono_internvl.Recipe(
-    **SHAPE, batch_size=16, turns=5, learning_rate=2e-2, shares=(0, 0, 0, 0, 1), visual_experts=False
+    **SHAPE, batch_size=16, max_turns=5, learning_rate=2e-2, stage_fractions=(0, 0, 0, 0, 1), visual_experts=False
 )
 LEARN = mpo.Recipe(**SHAPE, visual_experts=False, batch_size=8, learning_rate=2e-3)
-OPTIONS = PairOptions(examples=24, samples=8, captions=1.0, longest=24)
+OPTIONS = PairOptions(examples=24, num_return_sequences=8, caption_fraction=1.0, max_new_tokens=24)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def counting() -> Corpus:
 @pytest.fixture(scope="module")
 def taught(counting: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A model that has seen right answers, and gives some."""
-    return train(TINY, counting, Budget(steps=250), out=tmp_path_factory.mktemp("mpo") / "taught", execution=QUIET)
+    return train(TINY, counting, Budget(steps=250), out=tmp_path_factory.mktemp("mpo") / "taught", runtime=QUIET)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def test_robust_dpo_is_right_on_average_where_pairs_are_the_wrong_way_round() ->
     assert expected.item() == pytest.approx(dpo(chosen, rejected).item())
 
 
-def test_a_constant_on_all_rewards_and_on_the_centre_changes_nothing() -> None:
+def test_a_constant_on_all_rewards_and_on_the_center_changes_nothing() -> None:
     chosen, rejected = rewards()
     moved = bco(chosen + 2.5, rejected + 2.5, torch.tensor(0.4 + 2.5))
     torch.testing.assert_close(moved, bco(chosen, rejected, torch.tensor(0.4)))
@@ -147,8 +149,8 @@ def test_every_right_answer_stands_before_every_wrong_one() -> None:
 
 def test_a_working_ends_in_its_final_answer() -> None:
     question = Question("How many things are there?", "3", "count", "cat 2, key 1, so 3.")
-    said = worked(question)
-    assert said == Saying(f"cat 2, key 1, so 3. {FINAL} 3", f"How many things are there? {THINK}")
+    said = chain_of_thought_turn(question)
+    assert said == Turn(f"cat 2, key 1, so 3. {FINAL} 3", f"How many things are there? {THINK}")
     assert final_answer(said.answer) == "3"
     assert final_answer("cat 2, final answer: YES.") == "yes"
     assert final_answer("cat 2, so 2.") is None
@@ -156,7 +158,7 @@ def test_a_working_ends_in_its_final_answer() -> None:
 
 
 def test_pairs_are_what_they_say(pairs: Corpus, counting: Corpus, taught: Run) -> None:
-    made = described(pairs.choices["data"])["made"]
+    made = load_description(pairs.choices["data"])["made"]
     held = [pair for row in pairs.rows("train") for pair in pairs.value(row, "preferences")]
     assert sum(made["counts"]["pairs"].values()) == len(held) > 20
     assert {pair.kind for pair in held} >= {"correctness", "dropout"}
@@ -205,11 +207,14 @@ def test_asking_goes_on_where_it_was_stopped(
     again = write_preferences(taught, counting, tmp_path / "again", OPTIONS)
     assert len(asked) == -(-OPTIONS.examples // preferences.CHUNK) - 1
     assert again.table.equals(pairs.table)
-    assert described(tmp_path / "again")["made"]["counts"] == described(pairs.choices["data"])["made"]["counts"]
+    assert (
+        load_description(tmp_path / "again")["made"]["counts"]
+        == load_description(pairs.choices["data"])["made"]["counts"]
+    )
     assert not file.exists()
 
 
-def test_a_blind_caption_goes_on_without_the_picture(taught: Run) -> None:
+def test_a_blind_caption_goes_on_without_the_image(taught: Run) -> None:
     processor = taught.processor
     prompts = processor(question=[DESCRIBE], begun=["duck 2,"])["prompts"]
     assert not prompts.features
@@ -225,10 +230,10 @@ def test_a_full_folder_and_a_model_that_knows_nothing_are_refused(
         write_preferences(taught, counting, tmp_path / "full", OPTIONS)
     ignorant = dataclasses.replace(taught, model=TINY.build(taught.processor).eval())
     with pytest.raises(UserError, match="No pair came out of 24 questions: 0 of"):
-        write_preferences(ignorant, counting, tmp_path / "none", dataclasses.replace(OPTIONS, captions=0.0))
+        write_preferences(ignorant, counting, tmp_path / "none", dataclasses.replace(OPTIONS, caption_fraction=0.0))
     assert not [path.name for path in tmp_path.iterdir() if "none" in path.name], "nothing is left behind"
-    with pytest.raises(UserError, match="--samples is at least 2"):
-        PairOptions(samples=1)
+    with pytest.raises(UserError, match="--num-return-sequences is at least 2"):
+        PairOptions(num_return_sequences=1)
 
 
 # The method
@@ -241,14 +246,14 @@ def both(pairs: Corpus, recipe: mpo.Recipe, taught: Run) -> tuple[mpo.MPO, dict]
     from_run(taught.directory)(model)
     model.keep_reference()
     _, examples = Reader(pairs, processor).read_all(pairs.rows("train")[:8])
-    return model.train(), recipe.training_batch(examples, processor, Draws.of(0, 0, 8))
+    return model.train(), recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, 8))
 
 
 def test_before_the_first_step_no_answer_has_a_reward(pairs: Corpus, taught: Run) -> None:
     model, batch = both(pairs, LEARN, taught)
     losses = model.losses(batch)
-    assert losses["preference"].item() == pytest.approx(0.8 * math.log(2), abs=1e-5)
-    assert losses["quality"].item() == pytest.approx(0.2 * 2 * math.log(2), abs=1e-5)
+    assert losses["dpo"].item() == pytest.approx(0.8 * math.log(2), abs=1e-5)
+    assert losses["bco"].item() == pytest.approx(0.2 * 2 * math.log(2), abs=1e-5)
     assert model.mean_reward.item() == pytest.approx(0, abs=1e-6)
     total = sum(losses.values())
     total.backward()
@@ -261,7 +266,7 @@ def test_generation_is_the_mean_over_tokens_of_chosen_answers(pairs: Corpus, tau
     processor = taught.processor
     half = len(batch["sequences"]) // 2
     with torch.no_grad():
-        generation = model.losses(batch)["generation"]
+        generation = model.losses(batch)["sft"]
         token_losses, row = model._token_losses(batch["sequences"])
     chosen = row < half
     assert generation.item() == pytest.approx(token_losses[chosen].mean().item(), abs=1e-5)
@@ -274,13 +279,13 @@ def test_answers_together_are_as_likely_as_apart(pairs: Corpus, taught: Run) -> 
     model, batch = both(pairs, LEARN, taught)
     processor, sequences = taught.processor, batch["sequences"]
     _, examples = Reader(pairs, processor).read_all(pairs.rows("train")[:8])
-    lots = zip(examples, Draws.of(0, 0, 8).generators, strict=True)
+    lots = zip(examples, ExampleRNG.of(0, 0, 8).generators, strict=True)
     drawn = [mpo.one_pair(example["preferences"], rng) for example, rng in lots]
     with torch.no_grad():
         losses, row = model._token_losses(sequences)
-        together = -sum_by_sequence(losses, row, len(sequences))
+        together = -segment_sum(losses, row, len(sequences))
         for number, (example, pair) in enumerate(zip(examples, drawn, strict=True)):
-            alone = beside([processor.sequence(example["image"], [Saying(pair.rejected, pair.question)])])
+            alone = pad_sequences([processor.sequence(example["image"], [Turn(pair.rejected, pair.question)])])
             expected = model.log_likelihood({"sequences": alone})[0]
             torch.testing.assert_close(together[len(examples) + number], expected, atol=1e-3, rtol=1e-4)
 
@@ -292,10 +297,10 @@ def test_a_shared_beginning_cancels_in_the_margin(taught: Run, pairs: Corpus) ->
         for parameter in model.language_model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     processor = taught.processor
-    picture = pairs.value(pairs.rows("train")[0], "image")
+    image = pairs.value(pairs.rows("train")[0], "image")
     said = ["duck 2, key 1.", "duck 2, cat 3, bomb 1."]
-    picture = processor.image.open(picture)
-    batch = beside([processor.sequence(picture, [Saying(text, DESCRIBE)]) for text in said])
+    image = processor.image.open(image)
+    batch = pad_sequences([processor.sequence(image, [Turn(text, DESCRIBE)]) for text in said])
     with torch.no_grad():
         (own, rows), (reference, _) = model._token_losses(batch), model.reference._token_losses(batch)
     gain = [(reference - own)[rows == row] for row in (0, 1)]
@@ -305,64 +310,64 @@ def test_a_shared_beginning_cancels_in_the_margin(taught: Run, pairs: Corpus) ->
     assert gain[0][:shared].abs().sum() > 0.01
 
 
-def test_the_centre_is_the_mean_of_all_rewards_so_far(pairs: Corpus, taught: Run) -> None:
+def test_the_center_is_the_mean_of_all_rewards_so_far(pairs: Corpus, taught: Run) -> None:
     model, _ = both(pairs, LEARN, taught)
     seen = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0, 0.0, 1.0])]
-    assert model._centre(seen[0]).item() == pytest.approx(1.5)
-    assert model._centre(seen[1]).item() == pytest.approx(float(torch.cat(seen).mean()))
+    assert model._center(seen[0]).item() == pytest.approx(1.5)
+    assert model._center(seen[1]).item() == pytest.approx(float(torch.cat(seen).mean()))
     assert {"mean_reward", "rewards_seen"} <= set(model.state_dict()), "a checkpoint has it"
 
 
 @pytest.mark.parametrize("loss", ["robust_dpo", "hinge", "ipo", "sppo", "aot", "orpo"])
-def test_every_other_loss_of_pairs_runs(loss: mpo.PairLoss, pairs: Corpus, taught: Run) -> None:
-    recipe = dataclasses.replace(LEARN, pair_loss=loss, quality=0.0, generation=0.0, smoothing=0.1)
+def test_every_other_loss_of_pairs_runs(loss: mpo.PreferenceLoss, pairs: Corpus, taught: Run) -> None:
+    recipe = dataclasses.replace(LEARN, loss_type=loss, bco_weight=0.0, sft_weight=0.0, label_smoothing=0.1)
     model, batch = both(pairs, recipe, taught)
     losses = model.losses(batch)
-    assert set(losses) == {"preference"}
-    losses["preference"].backward()
+    assert set(losses) == {"dpo"}
+    losses["dpo"].backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_preferences_are_learned_and_the_run_answers(pairs: Corpus, taught: Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run = train(LEARN, pairs, Budget(steps=25), out=out, init=taught.directory, execution=QUIET)
-    assert run.processor.tokenizer.vocabulary == taught.processor.tokenizer.vocabulary
+    run = train(LEARN, pairs, Budget(steps=25), out=out, init=taught.directory, runtime=QUIET)
+    assert run.processor.tokenizer.vocab_size == taught.processor.tokenizer.vocab_size
     texts = ["how many things are there?", "duck 2, key 1, so 3. final answer: 3"]
     assert run.processor.tokenizer(texts).ids.tolist() == taught.processor.tokenizer(texts).ids.tolist()
     first, last = (run.history[place]["losses"] for place in (0, -1))
-    assert last["preference"] < first["preference"] < 0.8 * math.log(2) + 0.05
+    assert last["dpo"] < first["dpo"] < 0.8 * math.log(2) + 0.05
     reference = run.model.reference.state_dict()
     own = taught.model.state_dict()
     assert all(torch.equal(reference[name], own[name]) for name in own), "the reference stays what the run began with"
     again = load_run(out)
     reader = Reader(pairs, again.processor)
-    for made in (question_scores, made_up_scores):
-        figures = {score.name: score.value for score in made(again.model, again.processor, reader, "test")}
-        assert all(0 <= abs(value) <= 1 for value in figures.values())
-    assert {"test/captions/made_up", "test/captions/named"} <= set(figures)
+    for made in (question_scores, object_hallucination_scores):
+        metrics = {score.name: score.value for score in made(again.model, again.processor, reader, "test")}
+        assert all(0 <= abs(value) <= 1 for value in metrics.values())
+    assert {"test/captions/CHAIR_i", "test/captions/object_recall"} <= set(metrics)
 
 
 def test_workings_are_scored_beside_direct_answers(taught: Run, counting: Corpus) -> None:
     reader = Reader(counting, taught.processor)
-    figures = {score.name: score for score in question_scores(taught.model, taught.processor, reader, "test")}
-    gain, right = figures["test/worked/gain_over_direct"], figures["test/worked/accuracy"]
+    metrics = {score.name: score for score in question_scores(taught.model, taught.processor, reader, "test")}
+    gain, right = metrics["test/cot/gain_over_direct"], metrics["test/cot/accuracy"]
     assert gain.weights is not None
     assert right.weights is not None
     assert gain.weights.tolist() == right.weights.tolist() == [3.0] * 10, "three questions of each have a working"
-    assert not figures["test/worked/without_answer"].higher_is_better
+    assert not metrics["test/cot/no_answer_rate"].higher_is_better
     assert right.chance is not None
     assert 0 < right.chance < 1
 
 
 def test_captions_are_searched_for_what_is_not_there(counting: Corpus, taught: Run) -> None:
     class Told(torch.nn.Module):
-        """Says of every picture that there are ducks and keys."""
+        """Says of every image that there are ducks and keys."""
 
         def __init__(self) -> None:
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
-        def write(self, batch: dict, decoding: object = None, generator: object = None) -> list[list[int]]:
+        def generate_text(self, batch: dict, decoding: object = None, generator: object = None) -> list[list[int]]:
             ids = taught.processor.tokenizer(["duck 2, key 1."]).ids[0, 1:-1].tolist()
             return [ids] * len(batch["prompts"])
 
@@ -370,60 +375,74 @@ def test_captions_are_searched_for_what_is_not_there(counting: Corpus, taught: R
             raise NotImplementedError
 
     reader = Reader(counting, taught.processor)
-    scores = {score.name: score for score in made_up_scores(Told(), taught.processor, reader, "test")}
+    scores = {score.name: score for score in object_hallucination_scores(Told(), taught.processor, reader, "test")}
     there = [{region.name for region in counting.value(row, "regions")} for row in counting.rows("test")]
     right = sum(len({"duck", "key"} & names) for names in there)
-    assert scores["test/captions/made_up"].value == pytest.approx(1 - right / (2 * len(there)))
-    assert scores["test/captions/named"].value == pytest.approx(right / sum(map(len, there)))
+    assert scores["test/captions/CHAIR_i"].value == pytest.approx(1 - right / (2 * len(there)))
+    assert scores["test/captions/object_recall"].value == pytest.approx(right / sum(map(len, there)))
 
 
 def test_a_comparison_trains_on_what_its_start_makes(counting: Corpus, tmp_path: Path) -> None:
     def makes(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:
         return write_preferences(run, corpus, folder, dataclasses.replace(OPTIONS, seed=seed))
 
-    arms = [Arm("chosen alone", dataclasses.replace(LEARN, preference=0.0, quality=0.0)), Arm("mixed", LEARN)]
+    arms = [Arm("chosen alone", dataclasses.replace(LEARN, dpo_weight=0.0, bco_weight=0.0)), Arm("mixed", LEARN)]
     start = Start(TINY, Budget(steps=60), makes)
     found = compare(arms, counting, Budget(steps=2), 1, tmp_path / "out", start=start)
-    made = open_written(tmp_path / "out" / "made" / "seed-0")
+    made = open_saved(tmp_path / "out" / "made" / "seed-0")
     assert [trial.run.record["corpus"] for trial in found.trials] == [dict(made.choices)] * 2
     references = [trial.run.model.reference.state_dict() for trial in found.trials]
     assert all(torch.equal(references[0][name], references[1][name]) for name in references[0])
-    assert "test/worked/accuracy" in found.score_names
+    assert "test/cot/accuracy" in found.score_names
     again = compare(arms, counting, Budget(steps=2), 1, tmp_path / "out", start=start)
-    assert again.estimate(arms[1], "test/worked/accuracy") == found.estimate(arms[1], "test/worked/accuracy")
+    assert again.estimate(arms[1], "test/cot/accuracy") == found.estimate(arms[1], "test/cot/accuracy")
 
 
 def test_the_paper_preset_has_the_published_figures() -> None:
     recipe = mpo.Recipe.paper()
-    assert (recipe.preference, recipe.quality, recipe.generation, recipe.beta) == (0.8, 0.2, 1.0, 0.1)
-    assert (recipe.learning_rate, recipe.weight_decay, recipe.batch_size, recipe.warmup) == (5e-6, 0.05, 256, 0.05)
+    assert (recipe.dpo_weight, recipe.bco_weight, recipe.sft_weight, recipe.beta) == (0.8, 0.2, 1.0, 0.1)
+    assert (recipe.learning_rate, recipe.weight_decay, recipe.batch_size, recipe.warmup_ratio) == (
+        5e-6,
+        0.05,
+        256,
+        0.05,
+    )
 
 
 # By the command line
 
 
 def test_pairs_and_a_run_by_commands(taught: Run, polymodal, tmp_path: Path) -> None:
-    few = ["--corpus", "counting", "--examples", "16", "--samples", "6", "--out", "pairs"]
-    made = polymodal("prefer", str(taught.directory), *few)
+    few = ["--corpus", "counting", "--examples", "16", "--num-return-sequences", "6", "--out", "pairs"]
+    made = polymodal("sample-preferences", str(taught.directory), *few)
     assert made.returncode == 0, made.stderr
     assert "right answers" in made.stdout
     assert f"Next: polymodal train mpo --data pairs --init {taught.directory}" in made.stdout
     assert json.loads((tmp_path / "pairs" / "corpus.json").read_text())["made"]["counts"]["questions"] == 16
-    again = polymodal("prefer", str(taught.directory), "--corpus", "counting", "--out", "pairs")
+    again = polymodal("sample-preferences", str(taught.directory), "--corpus", "counting", "--out", "pairs")
     assert again.returncode == 2
     assert "is not empty" in again.stderr
-    sizes = ["--language-model.width", "32", "--language-model.depth", "2", "--language-model.hidden", "64"]
-    sizes += ["--language-model.context", "160", "--tile", "48", "--patch-width", "16", "--batch-size", "4"]
-    sizes += ["--no-visual-experts", "--budget", "2steps", "--track", "none", "--out", "run"]
+    sizes = ["--language-model.width", "32", "--language-model.depth", "2", "--language-model.mlp-dim", "64"]
+    sizes += [
+        "--language-model.context-length",
+        "160",
+        "--tile-size",
+        "48",
+        "--patch-embed-dim",
+        "16",
+        "--batch-size",
+        "4",
+    ]
+    sizes += ["--no-visual-experts", "--budget", "2steps", "--logger", "none", "--out", "run"]
     trained = polymodal("train", "mpo", "--data", "pairs", "--init", str(taught.directory), *sizes)
     assert trained.returncode == 0, trained.stderr
     without = polymodal("train", "mpo", "--corpus", "counting", "--budget", "2steps")
     assert without.returncode == 2
-    assert "make some with: polymodal prefer RUN" in without.stderr
+    assert "make some with: polymodal sample-preferences RUN" in without.stderr
 
 
 def test_preferences_are_shown(pairs: Corpus) -> None:
-    from polymodal.corpora.sheet import described as shown
+    from polymodal.corpora.contact_sheet import describe_row as shown
 
     said = shown(pairs, int(pairs.rows("train")[0]))
     assert "rather than" in said["preferences"]

@@ -15,30 +15,32 @@ from torch.nn import functional as F
 import polymodal as pm
 from polymodal.corpora import Corpus
 from polymodal.corpora.corpus import About
-from polymodal.corpora.mixture import mix
-from polymodal.data.masking import hidden_stretches
+from polymodal.corpora.mixture import mix_corpora
+from polymodal.data.masking import mask_time_spans
 from polymodal.data.speech_text import SpeechTextProcessor
-from polymodal.draws import Draws
-from polymodal.encoders.speech_text import SpeechTextEncoder, SpeechTextEncoderConfig, moments
+from polymodal.encoders.speech_text import SpeechTextEncoder, SpeechTextEncoderConfig, num_output_frames
 from polymodal.errors import UserError
-from polymodal.evaluation.suite import evaluate
+from polymodal.evaluation.evaluate import evaluate
 from polymodal.evaluation.transcription import error_rate
 from polymodal.layers.conformer import Conformer
-from polymodal.layers.quantise import GumbelQuantiser, perplexity
+from polymodal.layers.quantize import GumbelQuantizer, perplexity
 from polymodal.modalities import Audio, Category, Text
 from polymodal.modalities.audio import encoded
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import TextTokenizer, Tokens
-from polymodal.objectives.ctc import ctc_loss, spoken
-from polymodal.objectives.masked_contrast import masked_contrast
+from polymodal.objectives.ctc import ctc_greedy_decode, ctc_loss
+from polymodal.objectives.wav2vec2_contrastive import wav2vec2_contrastive_loss
 from polymodal.recipes.speech_audio import mslam
+from polymodal.rng import ExampleRNG
 from polymodal.training import Run, load_run, train
-from polymodal.training.execution import Execution
+from polymodal.training.runtime import RuntimeConfig
 from polymodal.types import Budget, CanTranscribe
 
-QUIET = Execution(track="none")
-SMALL = SpeechTextEncoderConfig(bins=40, width=32, speech_depth=1, shared_depth=1, heads=2, vocabulary=60)
-TINY = mslam.Recipe(batch_size=24, learning_rate=5e-3, encoder=SMALL, dim=16, codes=16, distractors=20)
+QUIET = RuntimeConfig(logger="none")
+SMALL = SpeechTextEncoderConfig(num_mel_bins=40, width=32, speech_depth=1, shared_depth=1, num_heads=2, vocab_size=60)
+TINY = mslam.Recipe(
+    batch_size=24, learning_rate=5e-3, encoder=SMALL, embed_dim=16, num_codevectors_per_group=16, num_negatives=20
+)
 RATE = 16_000
 LETTERS = {"a": 300.0, "b": 600.0, "c": 1200.0, "d": 2400.0, "e": 4800.0, " ": 0.0}
 
@@ -92,8 +94,8 @@ def processor(tones: Corpus) -> SpeechTextProcessor:
 @pytest.fixture(scope="module")
 def run(tones: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("mslam") / "run"
-    recipe = dataclasses.replace(TINY, transcribe_with="all", transcription=0.5, pools=(0.2, 0.2, 0.6))
-    return train(recipe, tones, Budget(steps=300), out=out, execution=QUIET)
+    recipe = dataclasses.replace(TINY, finetune_encoder=True, ctc_finetune_fraction=0.5, pool_fractions=(0.2, 0.2, 0.6))
+    return train(recipe, tones, Budget(steps=300), out=out, runtime=QUIET)
 
 
 def method(processor: SpeechTextProcessor, **changes: object) -> mslam.MSLAM:
@@ -102,8 +104,8 @@ def method(processor: SpeechTextProcessor, **changes: object) -> mslam.MSLAM:
 
 
 def batch_of(processor: SpeechTextProcessor, corpus: Corpus, recipe: mslam.Recipe = TINY, count: int = 24) -> dict:
-    examples = [processor.read(corpus, row) for row in corpus.rows("train")[:count].tolist()]
-    return recipe.training_batch(examples, processor, Draws.of(0, 0, count))
+    examples = [processor.load_example(corpus, row) for row in corpus.rows("train")[:count].tolist()]
+    return recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, count))
 
 
 # Parts
@@ -135,9 +137,9 @@ def test_padded_speech_is_heard_as_it_is_alone(processor: SpeechTextProcessor, t
     for frames in (37, 38, 39, 40):
         long, short = torch.randn(61, 40), torch.randn(frames, 40)
         both = Padded(torch.stack([long, F.pad(short, (0, 0, 0, 61 - frames), value=50.0)]), torch.tensor([61, frames]))
-        alone = encoder.listen(Padded(short[None], torch.tensor([frames])))
-        count = int(moments(torch.tensor([frames])))
-        heard = encoder.listen(both)
+        alone = encoder.encode_speech(Padded(short[None], torch.tensor([frames])))
+        count = int(num_output_frames(torch.tensor([frames])))
+        heard = encoder.encode_speech(both)
         assert heard.lengths.tolist() == [16, count]
         for part in ("features", "own", "shared"):
             assert torch.allclose(getattr(heard, part)[1, :count], getattr(alone, part)[0], atol=1e-5), (frames, part)
@@ -147,8 +149,8 @@ def test_both_in_one_sequence_are_as_if_nothing_was_padded() -> None:
     torch.manual_seed(0)
     encoder = SpeechTextEncoder(SMALL, 20).eval()
     speech = Padded(torch.randn(2, 7, 32), torch.tensor([7, 4]))
-    text = encoder.spelled(Tokens(torch.tensor([[1, 5, 6, 2], [1, 7, 2, 0]]), torch.tensor([4, 3])))
-    said, read = encoder.together(speech, text)
+    text = encoder.embed_text(Tokens(torch.tensor([[1, 5, 6, 2], [1, 7, 2, 0]]), torch.tensor([4, 3])))
+    said, read = encoder.encode_pair(speech, text)
     assert said.shape == (11, 32)
     assert read.shape == (7, 32)
     alone = torch.cat([speech.values[1:, :4], text.values[1:, :3]], dim=1)
@@ -158,9 +160,9 @@ def test_both_in_one_sequence_are_as_if_nothing_was_padded() -> None:
 
 
 def test_hidden_stretches_hide_about_half_and_something_of_everything() -> None:
-    hidden = hidden_stretches([400] * 50, 0.065, 10, Draws.of(0, 0, 50))
+    hidden = mask_time_spans([400] * 50, 0.065, 10, ExampleRNG.of(0, 0, 50))
     assert float(hidden.float().mean()) == pytest.approx(1 - (1 - 0.065) ** 10, abs=0.03)
-    short = hidden_stretches([3, 1, 40], 0.0, 10, Draws.of(1, 0, 3))
+    short = mask_time_spans([3, 1, 40], 0.0, 10, ExampleRNG.of(1, 0, 3))
     assert short.any(1).all()
     assert not short[0, 3:].any()
     assert not short[1, 1:].any()
@@ -172,7 +174,7 @@ def test_characters_are_tokens_and_come_back() -> None:
     assert tokens.lengths.tolist() == [6, 2, 5]
     assert tokenizer.decode(tokens) == ["aж म", "", "ab"], "what is not known is left out"
     few = TextTokenizer.characters(["aab"], 5, 12)
-    assert few.vocabulary == 5
+    assert few.vocab_size == 5
     assert few.decode(few(["ab"])) == ["a"]
 
 
@@ -183,50 +185,52 @@ def test_the_contrast_by_hand() -> None:
     """Two places of one sequence have each other for the only distractor; a third sequence is alone."""
     torch.manual_seed(0)
     context, targets = torch.randn(3, 4), torch.randn(3, 4)
-    found = masked_contrast(context, targets, torch.tensor([2, 1]), distractors=5)
+    found = wav2vec2_contrastive_loss(context, targets, torch.tensor([2, 1]), num_negatives=5)
     near = F.cosine_similarity(context[:, None], targets[None], dim=2) / 0.1
     by_hand = [math.log(1 + 5 * math.exp(near[i, 1 - i] - near[i, i])) for i in (0, 1)] + [0.0]
     assert float(found) == pytest.approx(np.mean(by_hand), abs=1e-5)
-    assert float(masked_contrast(context[:0], targets[:0], torch.tensor([0, 0]))) == 0.0
+    assert float(wav2vec2_contrastive_loss(context[:0], targets[:0], torch.tensor([0, 0]))) == 0.0
     same = targets[:1].expand(3, 4)
-    assert float(masked_contrast(context, same, torch.tensor([3]))) == pytest.approx(0.0), "equals are no distractors"
+    assert float(wav2vec2_contrastive_loss(context, same, torch.tensor([3]))) == pytest.approx(0.0), (
+        "equals are no distractors"
+    )
 
 
 def test_distractors_are_of_the_same_sequence() -> None:
     context, targets = torch.randn(40, 4), torch.randn(40, 4).requires_grad_()
-    masked_contrast(context[:10], targets[:10], torch.tensor([4, 6])).backward()
+    wav2vec2_contrastive_loss(context[:10], targets[:10], torch.tensor([4, 6])).backward()
     assert torch.count_nonzero(targets.grad[10:]) == 0
     assert torch.count_nonzero(targets.grad[:10]) > 0
 
 
-def test_the_quantiser_passes_gradients_cools_and_counts_its_codes() -> None:
+def test_the_quantizer_passes_gradients_cools_and_counts_its_codes() -> None:
     torch.manual_seed(0)
-    quantiser = GumbelQuantiser(8, 2, 6, 10, cooling=0.5)
+    quantizer = GumbelQuantizer(8, 2, 6, 10, temperature_decay=0.5)
     x = torch.randn(50, 8, requires_grad=True)
-    chosen = quantiser(x)
+    chosen = quantizer(x)
     assert chosen.vectors.shape == (50, 10)
     assert chosen.codes.shape == (50, 2)
     chosen.vectors.sum().backward()
     assert torch.count_nonzero(x.grad) > 0
-    assert float(quantiser.temperature) == 1.0
+    assert float(quantizer.temperature) == 1.0
     for _ in range(3):
-        quantiser(x)
-    assert float(quantiser.temperature) == 0.5, "not colder than that"
-    quantiser.eval()
-    one, two = quantiser(x), quantiser(x)
+        quantizer(x)
+    assert float(quantizer.temperature) == 0.5, "not colder than that"
+    quantizer.eval()
+    one, two = quantizer(x), quantizer(x)
     assert torch.equal(one.vectors, two.vectors)
-    by_code = quantiser.codebook[0, one.codes[:, 0]]
+    by_code = quantizer.codebook[0, one.codes[:, 0]]
     assert torch.allclose(one.vectors[:, :5], by_code)
     assert 0 < one.diversity.item() < 1
-    quantiser.logits.weight.data.zero_()
-    assert quantiser(x).diversity.item() == pytest.approx(0, abs=1e-5), "all alike often"
-    quantiser.logits.bias.data[0] = quantiser.logits.bias.data[6] = 50.0
-    assert quantiser(x).diversity.item() == pytest.approx(1 - 1 / 6, abs=1e-4), "one code each"
-    assert quantiser(x[:0]).diversity.item() == 0
+    quantizer.logits.weight.data.zero_()
+    assert quantizer(x).diversity.item() == pytest.approx(0, abs=1e-5), "all alike often"
+    quantizer.logits.bias.data[0] = quantizer.logits.bias.data[6] = 50.0
+    assert quantizer(x).diversity.item() == pytest.approx(1 - 1 / 6, abs=1e-4), "one code each"
+    assert quantizer(x[:0]).diversity.item() == 0
     x.grad = None
-    quantiser.logits.bias.data[0] = 500.0  # so sure that the shares of all others are 0
-    quantiser(x).diversity.backward()
-    assert torch.isfinite(quantiser.logits.bias.grad).all()
+    quantizer.logits.bias.data[0] = 500.0  # so sure that the shares of all others are 0
+    quantizer(x).diversity.backward()
+    assert torch.isfinite(quantizer.logits.bias.grad).all()
 
 
 def test_ctc_sums_over_all_ways_to_say_it() -> None:
@@ -243,16 +247,16 @@ def test_ctc_sums_over_all_ways_to_say_it() -> None:
     assert float(found) == pytest.approx(-math.log(total) / 2, abs=1e-5)
     assert float(ctc_loss(logits[:, :1], torch.tensor([1]), text)) == 0.0, "too long for its speech"
     likely = F.one_hot(torch.tensor([1, 1, 0, 1, 2, 2, 0]), 3).float()
-    assert spoken(likely) == [1, 1, 2]
+    assert ctc_greedy_decode(likely) == [1, 1, 2]
 
 
 def test_text_leaves_speechs_own_blocks_alone(processor: SpeechTextProcessor, tones: Corpus) -> None:
     model = method(processor)
-    batch = batch_of(processor, tones, dataclasses.replace(TINY, pools=(0.0, 1.0, 0.0)))
+    batch = batch_of(processor, tones, dataclasses.replace(TINY, pool_fractions=(0.0, 1.0, 0.0)))
     losses = model.losses(batch)
-    assert all(losses[name].item() == 0.0 for name in ("contrast", "codes", "together", "ctc"))
-    losses["text"].backward()
-    speech = [*model.encoder.own.parameters(), *model.encoder.first.parameters(), *model.quantiser.parameters()]
+    assert all(losses[name].item() == 0.0 for name in ("contrastive", "w2v_bert", "tlm", "ctc"))
+    losses["span_bert"].backward()
+    speech = [*model.encoder.own.parameters(), *model.encoder.first.parameters(), *model.quantizer.parameters()]
     assert all(parameter.grad is None for parameter in speech)
     assert all(parameter.grad is not None for parameter in model.encoder.shared.parameters())
 
@@ -260,15 +264,15 @@ def test_text_leaves_speechs_own_blocks_alone(processor: SpeechTextProcessor, to
 def test_arms_have_the_same_speech_and_their_own_losses(processor: SpeechTextProcessor, tones: Corpus) -> None:
     batch = batch_of(processor, tones)
     wanted = {
-        ("none", False): {"contrast", "codes"},
-        ("none", True): {"contrast", "codes", "text"},
-        ("together", True): {"contrast", "codes", "text", "together"},
-        ("both", True): {"contrast", "codes", "text", "together", "ctc"},
-        ("ctc", False): {"contrast", "codes", "ctc"},
+        ("none", False): {"contrastive", "w2v_bert"},
+        ("none", True): {"contrastive", "w2v_bert", "span_bert"},
+        ("tlm", True): {"contrastive", "w2v_bert", "span_bert", "tlm"},
+        ("tlm+ctc", True): {"contrastive", "w2v_bert", "span_bert", "tlm", "ctc"},
+        ("ctc", False): {"contrastive", "w2v_bert", "ctc"},
     }
     for (pairs, text), names in wanted.items():
         torch.manual_seed(3)
-        losses = method(processor, pairs=pairs, unpaired_text=text).losses(batch)
+        losses = method(processor, paired_losses=pairs, unpaired_text=text).losses(batch)
         assert set(losses) == names
         assert all(float(losses[name].detach()) > 0 for name in names)
 
@@ -276,13 +280,13 @@ def test_arms_have_the_same_speech_and_their_own_losses(processor: SpeechTextPro
 def test_pairs_are_found_again_among_all_speech(processor: SpeechTextProcessor, tones: Corpus) -> None:
     """The codes that the joint sequence is to name are those of the pairs' own hidden moments."""
     model, batch = method(processor), batch_of(processor, tones)
-    heard = model.encoder.listen(batch["sound"], batch["hidden_sound"])
-    chosen = model.quantiser(heard.features[batch["hidden_sound"]])
+    heard = model.encoder.encode_speech(batch["sound"], batch["masked_sound"])
+    chosen = model.quantizer(heard.features[batch["masked_sound"]])
     seen: list[torch.Tensor] = []
-    model._naming = lambda tokens, codes: seen.append(codes) or torch.zeros(())
-    model._together(heard, chosen, batch)
+    model._code_loss = lambda tokens, codes: seen.append(codes) or torch.zeros(())
+    model._tlm_loss(heard, chosen, batch)
     by_hand = torch.cat(
-        [model.quantiser(heard.features[row][batch["hidden_sound"][row]]).codes for row in batch["pairs"].tolist()]
+        [model.quantizer(heard.features[row][batch["masked_sound"][row]]).codes for row in batch["pairs"].tolist()]
     )
     assert torch.equal(seen[0], by_hand)
 
@@ -290,11 +294,11 @@ def test_pairs_are_found_again_among_all_speech(processor: SpeechTextProcessor, 
 def test_transcripts_cannot_be_copied(processor: SpeechTextProcessor, tones: Corpus) -> None:
     """The CTC loss reads speech alone: another transcript in the batch's joint sequence changes nothing in it."""
     model, batch = method(processor), batch_of(processor, tones)
-    hidden = batch["hidden_transcript"]
+    hidden = batch["masked_transcript"]
     share = hidden.sum() / (batch["transcript"].lengths - 2).sum()
     assert float(share) == pytest.approx(0.5, abs=0.1)
     before = model.losses(batch)["ctc"]
-    after = model.losses(batch | {"hidden_transcript": torch.zeros_like(hidden)})["ctc"]
+    after = model.losses(batch | {"masked_transcript": torch.zeros_like(hidden)})["ctc"]
     assert torch.equal(before, after)
 
 
@@ -302,7 +306,7 @@ def test_pools_do_not_share_a_text(processor: SpeechTextProcessor, tones: Corpus
     pools: dict[str, set[str]] = {}
     counts: dict[str, int] = {}
     for row in range(len(tones)):
-        example = processor.read(tones, row)
+        example = processor.load_example(tones, row)
         pool = TINY.pool(example)
         pools.setdefault(pool, set()).add(example["text"][0].text)
         counts[pool] = counts.get(pool, 0) + 1
@@ -320,12 +324,12 @@ def test_it_learns_to_hear_and_is_read_again(run: Run, tones: Corpus) -> None:
         entries = [entry["losses"][name] for entry in run.history if name in entry.get("losses", {})]
         return float(np.mean(entries[part]))
 
-    for name in ("contrast", "text", "ctc", "transcription"):
+    for name in ("contrastive", "span_bert", "ctc", "ctc_finetune"):
         assert mean(name, slice(-2, None)) < mean(name, slice(0, 1)), name
     model = run.model.eval()
     batch = run.processor(sound=[tones.value(0, "sound")])
-    codes = model.quantiser(model.encoder.listen(batch["sound"]).features[0]).codes
-    assert perplexity(codes, TINY.codes) > 1
+    codes = model.quantizer(model.encoder.encode_speech(batch["sound"]).features[0]).codes
+    assert perplexity(codes, TINY.num_codevectors_per_group) > 1
     again = load_run(run.directory)
     assert again.model.transcribe(batch) == model.transcribe(batch)
     assert isinstance(model, CanTranscribe)
@@ -333,7 +337,7 @@ def test_it_learns_to_hear_and_is_read_again(run: Run, tones: Corpus) -> None:
 
 def test_everything_is_asked_of_it(run: Run, tones: Corpus) -> None:
     scores = {score.name: score for score in evaluate(run, tones)}
-    wanted = ("transcripts/character_error_rate", "transcripts/word_error_rate", "texts_as_speech/character_error_rate")
+    wanted = ("transcripts/character_error_rate", "transcripts/word_error_rate", "text_probe/character_error_rate")
     wanted += ("text_to_sound/R@1", "sound_to_text/R@1", "linear_probe_language/accuracy")
     assert {f"test/{name}" for name in wanted} <= set(scores)
     assert scores["test/transcripts/character_error_rate"].value < 0.6
@@ -344,20 +348,20 @@ def test_everything_is_asked_of_it(run: Run, tones: Corpus) -> None:
 def test_speech_and_texts_of_different_corpora_are_mixed(tones: Corpus) -> None:
     speech = dataclasses.replace(tones, columns={"sound": Audio(RATE)}, label=None)
     texts = dataclasses.replace(tones, columns={"captions": Text()}, label=None)
-    both = mix([(speech, 2.0), (texts, 1.0)], every_column=True)
-    recipe = dataclasses.replace(TINY, transcription=0.0)
-    run = train(recipe, both, Budget(steps=4), execution=QUIET)
+    both = mix_corpora([(speech, 2.0), (texts, 1.0)], every_column=True)
+    recipe = dataclasses.replace(TINY, ctc_finetune_fraction=0.0)
+    run = train(recipe, both, Budget(steps=4), runtime=QUIET)
     losses = next(entry["losses"] for entry in run.history if "losses" in entry)
-    assert losses["contrast"] > 0
-    assert losses["text"] > 0
-    assert losses["ctc"] == losses["together"] == 0
+    assert losses["contrastive"] > 0
+    assert losses["span_bert"] > 0
+    assert losses["ctc"] == losses["tlm"] == 0
 
 
 def test_batches_without_pairs_still_train_the_head(processor: SpeechTextProcessor, tones: Corpus) -> None:
-    recipe = dataclasses.replace(TINY, pools=(1.0, 0.0, 0.0))
-    examples = [processor.read(tones, row) for row in range(4)]
-    batch = recipe.transcribed_batch(examples, processor, Draws.of(0, 0, 4))
-    loss = method(processor).losses(batch)["transcription"]
+    recipe = dataclasses.replace(TINY, pool_fractions=(1.0, 0.0, 0.0))
+    examples = [processor.load_example(tones, row) for row in range(4)]
+    batch = recipe.ctc_finetuning_batch(examples, processor, ExampleRNG.of(0, 0, 4))
+    loss = method(processor).losses(batch)["ctc_finetune"]
     loss.backward()
     assert loss.item() == 0
     assert method(processor).losses(batch_of(processor, tones, recipe))["ctc"].item() == 0
@@ -373,9 +377,9 @@ def test_error_rates_by_hand() -> None:
 
 def test_what_does_not_fit_is_refused(tones: Corpus) -> None:
     with pytest.raises(UserError, match="three shares"):
-        mslam.Recipe(pools=(0.0, 0.0, 0.0))
-    with pytest.raises(UserError, match="--transcription is from 0 to 1"):
-        train(mslam.Recipe(transcription=2.0), tones, Budget(steps=1))
+        mslam.Recipe(pool_fractions=(0.0, 0.0, 0.0))
+    with pytest.raises(UserError, match="--ctc-finetune-fraction is from 0 to 1"):
+        train(mslam.Recipe(ctc_finetune_fraction=2.0), tones, Budget(steps=1))
     with pytest.raises(UserError, match="no audio column"):
         TINY.processor(dataclasses.replace(tones, columns={"captions": Text()}))
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from polymodal.objectives import contrastive
-from polymodal.objectives.contrastive import info_nce, sigmoid_loss
-from polymodal.objectives.non_contrastive import assignment_loss, barlow_twins, prediction_loss, sinkhorn
+from polymodal.objectives.contrastive import info_nce, siglip_loss
+from polymodal.objectives.non_contrastive import barlow_twins, negative_cosine_similarity, sinkhorn, swav_loss
 
 
 def vectors(batch: int, dim: int, seed: int) -> torch.Tensor:
@@ -81,7 +81,7 @@ def test_rows_of_a_group_are_matches_of_each_other(numbers, seed, smoothing, blo
 def test_rows_that_are_all_apart_need_no_groups():
     a, b, scale = vectors(9, 4, 0), vectors(9, 4, 1), torch.tensor(5.0, dtype=torch.float64)
     apart = torch.arange(9, dtype=torch.float64)
-    torch.testing.assert_close(info_nce(a, b, scale, group=apart), info_nce(a, b, scale))
+    torch.testing.assert_close(info_nce(a, b, scale, labels=apart), info_nce(a, b, scale))
 
 
 def _grouped_on(rank: int, folder: str) -> None:
@@ -89,7 +89,7 @@ def _grouped_on(rank: int, folder: str) -> None:
     own = slice(4 * rank, 4 * rank + 4)
     a, b = (vectors(8, 5, seed)[own].requires_grad_() for seed in (0, 1))
     scale = torch.tensor(6.0, dtype=torch.float64, requires_grad=True)
-    loss = info_nce(a, b, scale, group=GROUPS[own])
+    loss = info_nce(a, b, scale, labels=GROUPS[own])
     loss.backward()
     torch.save([loss.detach(), a.grad, b.grad, scale.grad], f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -118,7 +118,7 @@ def test_sigmoid_loss_equals_the_plain_formula_for_any_block_size(batch, dim, se
     scale, bias = torch.tensor(10.0, dtype=torch.float64), torch.tensor(-3.0, dtype=torch.float64)
     before, contrastive.BLOCK = contrastive.BLOCK, block
     try:
-        value, found = gradients(sigmoid_loss, a, b, scale, bias)
+        value, found = gradients(siglip_loss, a, b, scale, bias)
     finally:
         contrastive.BLOCK = before
     expected, wanted = gradients(plain_sigmoid, a, b, scale, bias)
@@ -132,7 +132,7 @@ def test_losses_by_hand():
     assert info_nce(one, one, torch.tensor(2.0)).item() == pytest.approx(math.log(1 + math.exp(-2)))
     # matching pair: softplus(-(2 - 1)); other pair: softplus(0 - 1)
     by_hand = math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-1))
-    assert sigmoid_loss(one, one, torch.tensor(2.0), torch.tensor(-1.0)).item() == pytest.approx(by_hand)
+    assert siglip_loss(one, one, torch.tensor(2.0), torch.tensor(-1.0)).item() == pytest.approx(by_hand)
     assert info_nce(one[:1], one[:1], torch.tensor(5.0)).item() == pytest.approx(0, abs=1e-6)
 
 
@@ -143,11 +143,11 @@ def test_info_nce_is_symmetric_in_the_modalities():
 
 def test_prediction_loss_gives_no_gradient_to_its_target_and_lies_between_0_and_4():
     prediction, target = vectors(5, 3, 0).requires_grad_(), vectors(5, 3, 1).requires_grad_()
-    prediction_loss(prediction, target).backward()
+    negative_cosine_similarity(prediction, target).backward()
     assert target.grad is None
     assert prediction.grad is not None
-    assert prediction_loss(target, target).item() == pytest.approx(0)
-    assert prediction_loss(target, -target).item() == pytest.approx(4)
+    assert negative_cosine_similarity(target, target).item() == pytest.approx(0)
+    assert negative_cosine_similarity(target, -target).item() == pytest.approx(4)
 
 
 def test_barlow_twins_is_zero_only_at_the_identity():
@@ -164,7 +164,7 @@ def test_sinkhorn_gives_each_sample_one_and_targets_about_the_same():
 
 def test_assignment_loss_is_cross_entropy_without_gradient_into_the_assignment():
     logits, target = vectors(4, 3, 0).requires_grad_(), vectors(4, 3, 1).softmax(-1).requires_grad_()
-    loss = assignment_loss(logits, target)
+    loss = swav_loss(logits, target)
     torch.testing.assert_close(loss, F.cross_entropy(logits, target))
     loss.backward()
     assert target.grad is None

@@ -47,7 +47,7 @@ def test_pieces_know_their_word_and_its_box(tokenizer: TextTokenizer) -> None:
         assert page.word[row, real].unique().tolist() == list(range(len(words)))
         assert page.boxes[row, real].tolist() == [list(words[n].box) for n in page.word[row, real].tolist()]
         assert not page.boxes[row, ~real].any()
-    assert torch.equal(page.tokens.words, page.word >= 0)
+    assert torch.equal(page.tokens.content_mask, page.word >= 0)
 
 
 def test_a_page_without_words_has_its_marks_and_a_long_one_is_cut(tokenizer: TextTokenizer) -> None:
@@ -99,7 +99,7 @@ def test_a_bias_is_added_to_the_logits_of_attention(causal: bool) -> None:
     attention = Attention(8, 2, causal)
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     bias = torch.randn(2, 2, 5, 5)
-    packing = Packing(mask, Packing.of(mask).places, bias=bias)
+    packing = Packing(mask, Packing.of(mask).indices, bias=bias)
     x = torch.randn(8, 8)
     query, key, value = packing.pad(attention.qkv(x)).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
     logits = query @ key.transpose(2, 3) / 2 + bias
@@ -112,8 +112,8 @@ def test_a_bias_is_added_to_the_logits_of_attention(causal: bool) -> None:
 def encoders(tokenizer: TextTokenizer) -> dict[str, tuple[Encoder, Any, Any]]:
     """An encoder of each kind, a batch of two pages, and the shorter one alone."""
     torch.manual_seed(0)
-    pages = DocumentEncoderConfig(context=24).build(tokenizer.vocabulary)
-    web = WebpageEncoderConfig(context=24).build(tokenizer.vocabulary)
+    pages = DocumentEncoderConfig(context_length=24).build(tokenizer.vocab_size)
+    web = WebpageEncoderConfig(context_length=24).build(tokenizer.vocab_size)
     return {
         "document": (pages, page_tokens(WORDS, tokenizer), page_tokens(WORDS[1:], tokenizer)),
         "webpage": (web, element_tokens(NODES, tokenizer, 16), element_tokens(NODES[1:], tokenizer, 16)),

@@ -22,9 +22,9 @@ PAGE = """<html><head><title>A page</title></head><body style="margin:0; backgro
 
 
 def test_the_empty_lower_part_is_cut() -> None:
-    picture = PILImage.new("RGB", (40, 400), "white")
-    picture.paste("black", (3, 50, 9, 100))
-    assert pages.cut_empty(picture).size == (40, 116)
+    image = PILImage.new("RGB", (40, 400), "white")
+    image.paste("black", (3, 50, 9, 100))
+    assert pages.cut_empty(image).size == (40, 116)
     assert pages.cut_empty(PILImage.new("RGB", (40, 400), "white")).size == (40, 400)
 
 
@@ -44,7 +44,7 @@ def test_without_a_browser_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 def test_a_page_is_rendered_with_its_elements(tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(PAGE)
     with pages.browser() as driver:
-        title, picture, elements = pages.rendered(driver, tmp_path / "page.html")
+        title, image, elements = pages.rendered(driver, tmp_path / "page.html")
     assert title == "A page"
     assert [(element["tag"], element["parent"], element["text"], element["xpath"]) for element in elements] == [
         ("body", -1, "", "/html/body"),
@@ -54,7 +54,7 @@ def test_a_page_is_rendered_with_its_elements(tmp_path: Path) -> None:
         ("div", 0, "last", "/html/body/div[3]"),
     ]
     assert elements[3]["box"] == [0, 100, 200, 150]
-    assert picture.getpixel((100, 125)) == (0, 0, 255)
+    assert image.getpixel((100, 125)) == (0, 0, 255)
     assert elements[4]["box"] == [0, 150, 800, 2150]
 
 

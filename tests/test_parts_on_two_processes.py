@@ -12,14 +12,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
-from polymodal.draws import Draws
 from polymodal.errors import UserError
+from polymodal.layers.distributed import all_gather_with_grad
 from polymodal.layers.momentum_encoder import FeatureQueue, MomentumEncoder
-from polymodal.layers.processes import all_rows
 from polymodal.layers.projection_head import SyncBatchNorm1d
 from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
 from polymodal.objectives.masked_modeling import masked_cross_entropy
 from polymodal.objectives.multi_positive import multi_positive_info_nce, soft_target_contrastive, supcon_loss
+from polymodal.rng import ExampleRNG
 
 
 def _run(rank: int, folder: str) -> None:
@@ -107,8 +107,8 @@ def matching(image, text, every_image, every_text, labels, rng):
 
 def matched(rank):
     image, text = (vectors(seed)[own(rank)].requires_grad_() for seed in (0, 1))
-    rng = Draws.of(0, 4 * rank, 4)
-    loss, pairs = matching(image, text, all_rows(image), all_rows(text), LABELS[own(rank)], rng)
+    rng = ExampleRNG.of(0, 4 * rank, 4)
+    loss, pairs = matching(image, text, all_gather_with_grad(image), all_gather_with_grad(text), LABELS[own(rank)], rng)
     loss.backward()
     return [loss.detach(), image.grad, text.grad, pairs.image, pairs.text]
 
@@ -116,7 +116,7 @@ def matched(rank):
 def test_hard_negatives_of_all_processes_are_those_of_the_whole_batch(results):
     one, other = (result["matched"] for result in results)
     image, text = (vectors(seed).requires_grad_() for seed in (0, 1))
-    loss, pairs = matching(image, text, image, text, LABELS, Draws.of(0, 0, 8))
+    loss, pairs = matching(image, text, image, text, LABELS, ExampleRNG.of(0, 0, 8))
     loss.backward()
     for index, expected in ((3, pairs.image), (4, pairs.text)):
         both = torch.stack([one[index].view(3, 4), other[index].view(3, 4)], dim=1).flatten()

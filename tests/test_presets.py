@@ -30,7 +30,7 @@ def test_vision_transformers_have_the_parameters_of_vit_but_for_a_bias_and_a_nor
     ours, width = vit(size, patch_size, image_size), config.hidden_size
     # Ours has CLIP's norm before the blocks, and no bias of the patch embedding.
     assert parameters(ours.build) == theirs + 2 * width - width
-    assert ours.heads == config.num_attention_heads
+    assert ours.num_heads == config.num_attention_heads
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
@@ -38,8 +38,8 @@ def test_text_transformers_have_the_parameters_of_bert_but_for_token_types(size)
     config = transformers.BertConfig(**(SIZES["L"] if size == "large" else {}))
     theirs = parameters(lambda: transformers.BertModel(config, add_pooling_layer=False))
     ours = bert(size)
-    assert ours.vocabulary == config.vocab_size
-    assert ours.heads == config.num_attention_heads
+    assert ours.vocab_size == config.vocab_size
+    assert ours.num_heads == config.num_attention_heads
     # Pre-norm has its further norm after the blocks, post-norm after the embeddings.
     assert parameters(lambda: ours.build(config.vocab_size)) == theirs - config.type_vocab_size * config.hidden_size
 
@@ -70,8 +70,8 @@ def test_towers_have_exactly_the_parameters_of_clip(name):
     text_parameters = parameters(lambda: transformers.CLIPTextModel(config.text_config))
     assert parameters(ours.image.build) == vision_parameters
     assert parameters(lambda: ours.text.build(config.text_config.vocab_size)) == text_parameters
-    assert ours.text.context == config.text_config.max_position_embeddings
-    assert (ours.text.vocabulary, ours.text.heads) == (49_408, config.text_config.num_attention_heads)
+    assert ours.text.context_length == config.text_config.max_position_embeddings
+    assert (ours.text.vocab_size, ours.text.num_heads) == (49_408, config.text_config.num_attention_heads)
     assert ours.embed_dim == config.projection_dim
 
 

@@ -37,7 +37,7 @@ def run(command, **more):
 
 
 # Every step multiplies what rounding did: least in towers without maxima and at a low learning rate.
-SMOOTH = ["--image.stem", "--image.depth", "2", "--image.pooling", "mean", "--learning-rate", "5e-4"]
+SMOOTH = ["--image.stem", "--image.depth", "2", "--image.pool-type", "avg", "--learning-rate", "5e-4"]
 
 
 def options(out, recipe="clip", budget="6steps", batch=64):
@@ -95,9 +95,9 @@ def test_two_processes_of_half_a_batch_equal_one_process_of_all(of_recipes, reci
 
 
 ADDITIONS = {
-    "barlip": ("--addition", "barlip"),
-    "byolip": ("--addition", "byolip"),
-    "swalip": ("--addition", "swalip", "--label-smoothing", "0"),
+    "barlip": ("--ssl-loss", "barlip"),
+    "byolip": ("--ssl-loss", "byolip"),
+    "swalip": ("--ssl-loss", "swalip", "--label-smoothing", "0"),
 }
 
 
@@ -117,8 +117,8 @@ def test_losses_with_statistics_over_the_batch_take_all_of_it(of_additions, addi
 
 def test_micro_batches_on_two_processes_keep_all_negatives(tmp_path):
     """Also where a class token and an end mark are all that is asked for of the towers' last blocks."""
-    marks = ["--image.pooling", "class", "--text.depth", "1", "--text.pooling", "end"]
-    method, more = ["--ema", "0.5", *marks], ["--micro-batch", "8", "--recompute"]
+    marks = ["--image.pool-type", "cls", "--text.depth", "1", "--text.pool-type", "eos"]
+    method, more = ["--ema-decay", "0.5", *marks], ["--micro-batch", "8", "--activation-checkpointing"]
     train_by_one([*options(tmp_path / "one"), *method])
     train_by_two(*([*options(tmp_path / kind), *method, *more, "--parallel", kind] for kind in PARALLEL))
     for kind in PARALLEL:
@@ -141,7 +141,7 @@ def stop_at(command, step, directory):
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_run_goes_on_with_another_number_of_processes(parallel, tmp_path):
-    budget, saving = "60steps", ["--checkpoint-every", "1steps", "--parallel", parallel]
+    budget, saving = "60steps", ["--save-interval", "1steps", "--parallel", parallel]
     train_by_one(options(tmp_path / "whole", budget=budget))
     out = tmp_path / "run"
     stop_at(torchrun(2, "-m", "polymodal", "train", *options(out, budget=budget), *saving), 3, out)
@@ -156,7 +156,7 @@ def test_a_run_goes_on_with_another_number_of_processes(parallel, tmp_path):
 
 def test_stages_and_validations_are_the_same_whole_and_sharded(tmp_path):
     """A look at the validation split gathers weights, and a stage freezes others: neither may disturb what learns."""
-    small = ["--language-model.width", "32", "--language-model.depth", "1", "--language-model.hidden", "48"]
+    small = ["--language-model.width", "32", "--language-model.depth", "1", "--language-model.mlp-dim", "48"]
     command = ["mono_internvl", "--corpus", "scenes", "--budget", "10steps", "--batch-size", "8", *small]
     train_by_two(*([*command, "--parallel", kind, "--out", str(tmp_path / kind)] for kind in PARALLEL))
     told = history(tmp_path / "fsdp")
@@ -167,8 +167,8 @@ def test_stages_and_validations_are_the_same_whole_and_sharded(tmp_path):
 
 def test_experts_and_their_routers_are_the_same_whole_and_sharded(tmp_path):
     """What a look at the validation split gathered first is written into again, and a router's loss leaves no block."""
-    small = ["--language-model.width", "32", "--language-model.depth", "2", "--language-model.hidden", "48"]
-    small += ["--tile", "32", "--depths", "0.5", "--upcycling", "0.4", "--track", "none"]
+    small = ["--language-model.width", "32", "--language-model.depth", "2", "--language-model.mlp-dim", "48"]
+    small += ["--tile-size", "32", "--mod-capacity", "0.5", "--upcycling-fraction", "0.4", "--logger", "none"]
     command = ["moma", "--corpus", "scenes", "--budget", "12steps", "--batch-size", "8", *small]
     train_by_two(*([*command, "--parallel", kind, "--out", str(tmp_path / kind)] for kind in PARALLEL))
     losses, others = ([entry["losses"] for entry in history(tmp_path / kind) if "losses" in entry] for kind in PARALLEL)

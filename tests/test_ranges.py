@@ -7,44 +7,44 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from polymodal import recipes
+from polymodal.constraints import (
+    DecayRate,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveUnitInterval,
+    UnitInterval,
+    UnitRange,
+    describe_constraint,
+    validate_constraints,
+)
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.errors import UserError
-from polymodal.ranges import (
-    BelowOne,
-    Count,
-    Factor,
-    NotNegative,
-    Positive,
-    Share,
-    Shares,
-    Whole,
-    check_ranges,
-    range_of,
-)
 from polymodal.recipes.dual_encoders import clip
 from polymodal.training import train
-from polymodal.training.execution import Execution
+from polymodal.training.runtime import RuntimeConfig
 from polymodal.types import Budget
 
 
 @dataclass(frozen=True)
 class Inner:
-    width: Count = 1
+    width: PositiveInt = 1
 
 
 @dataclass(frozen=True)
 class Outer:
-    count: Count = 1
-    whole: Whole = 0
-    positive: Positive = 1.0
-    not_negative: NotNegative = 0.0
-    share: Share = 1.0
-    below_one: BelowOne = 0.0
-    factor: Factor = 1.0
-    pair: tuple[BelowOne, BelowOne] = (0.0, 0.5)
-    shares: Shares = (0.5, 1.0)
-    some: tuple[Count, ...] = ()
-    perhaps: Positive | None = None
+    count: PositiveInt = 1
+    whole: NonNegativeInt = 0
+    positive: PositiveFloat = 1.0
+    not_negative: NonNegativeFloat = 0.0
+    share: UnitInterval = 1.0
+    below_one: DecayRate = 0.0
+    factor: PositiveUnitInterval = 1.0
+    pair: tuple[DecayRate, DecayRate] = (0.0, 0.5)
+    shares: UnitRange = (0.5, 1.0)
+    some: tuple[PositiveInt, ...] = ()
+    perhaps: PositiveFloat | None = None
     free: float = -7.0
     inner: Inner = field(default_factory=Inner)
 
@@ -69,43 +69,48 @@ class Outer:
     ],
 )
 def test_the_first_number_outside_is_named(changes: dict, said: str) -> None:
-    check_ranges(Outer())
-    check_ranges(Outer(perhaps=0.5, some=(3,)))
+    validate_constraints(Outer())
+    validate_constraints(Outer(perhaps=0.5, some=(3,)))
     with pytest.raises(UserError) as error:
-        check_ranges(replace(Outer(), **changes))
+        validate_constraints(replace(Outer(), **changes))
     assert str(error.value) == said
 
 
 def test_what_a_range_is_called() -> None:
-    assert range_of(Count) == range_of(tuple[Count, ...]) == range_of(Count | None) == "at least 1"
-    assert range_of(Shares) == "from 0 to 1"
-    assert range_of(float) == range_of(str) == ""
+    assert (
+        describe_constraint(PositiveInt)
+        == describe_constraint(tuple[PositiveInt, ...])
+        == describe_constraint(PositiveInt | None)
+        == "at least 1"
+    )
+    assert describe_constraint(UnitRange) == "from 0 to 1"
+    assert describe_constraint(float) == describe_constraint(str) == ""
 
 
 @pytest.mark.parametrize("name", recipes.entries())
 def test_presets_and_claims_are_inside(name: str) -> None:
     kind = recipes.find(name)
-    check_ranges(kind())
+    validate_constraints(kind())
     if hasattr(kind, "paper"):
-        check_ranges(kind.paper())
+        validate_constraints(kind.paper())
     for claim in recipes.claims(name).values():
         for arm in (claim.baseline, claim.treatment, *claim.further.values(), claim.start):
             if arm is not None:
-                check_ranges(arm)
+                validate_constraints(arm)
 
 
 def test_training_refuses_what_is_outside(small_emoji) -> None:
     for recipe, said in (
         (clip.Recipe(learning_rate=-1.0), "--learning-rate is at least 0"),
         (clip.Recipe(image=ImageEncoderConfig(depth=-1)), "--image.depth is at least 0"),
-        (clip.Recipe(image=ImageEncoderConfig(size=30)), "Patches of 8 px do not tile a picture of 30 px"),
+        (clip.Recipe(image=ImageEncoderConfig(image_size=30)), "Patches of 8 px do not tile an image of 30 px"),
     ):
         with pytest.raises(UserError, match=said):
             train(recipe, small_emoji, Budget(steps=1))
     with pytest.raises(UserError, match="--device gpu cannot be used"):
-        train(clip.Recipe(), small_emoji, Budget(steps=1), execution=Execution(device="gpu"))
-    with pytest.raises(UserError, match="--keep is at least 1, not 0"):
-        Execution(keep=0)
+        train(clip.Recipe(), small_emoji, Budget(steps=1), runtime=RuntimeConfig(device="gpu"))
+    with pytest.raises(UserError, match="--keep-checkpoints is at least 1, not 0"):
+        RuntimeConfig(keep_checkpoints=0)
 
 
 @pytest.mark.parametrize("words", [["show", "clip"], ["show", "clip", "--json"]])

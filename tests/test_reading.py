@@ -1,4 +1,4 @@
-"""What a model reads of documents: words are told from marks, pictures from texts, and arms read the same words."""
+"""What a model reads of documents: words are told from marks, images from texts, and arms read the same words."""
 
 from __future__ import annotations
 
@@ -17,41 +17,48 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from polymodal.corpora import About, Corpus
-from polymodal.corpora.written import write_corpus
-from polymodal.curation.documents import curate_pages, figures_of, pages_of, plain_texts
+from polymodal.corpora.saved import save_corpus
+from polymodal.curation.pipeline import curate_pages, figures_of, pages_of, plain_texts
 from polymodal.curation.web import Block, blocks_of, visible
 from polymodal.data.conversation import IMAGE, ConversationProcessor
 from polymodal.data.sequence import TEXT
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.errors import UserError
-from polymodal.evaluation.reading import PictureQuestion, picture_questions, reading_scores
+from polymodal.evaluation.interleaved_documents import ParagraphChoice, document_reading_scores, image_paragraph_choice
 from polymodal.modalities import Interleaved, Text
 from polymodal.modalities.text import stored_texts
 from polymodal.recipes import claims
 from polymodal.recipes.any_to_any import moma
-from polymodal.recipes.curation import wasm
+from polymodal.recipes.data_curation import wasm
 from polymodal.reproduce.claim import claim_of
 from polymodal.reproduce.curation import compare_training_on_curated
 from polymodal.reproduce.result import Arm
 from polymodal.types import Budget, CuratedTrainingClaim, CurationClaim
 from test_wasm import PAGE
 
-OPEN = wasm.Recipe(paragraph=wasm.Limits(least_words=2), document=wasm.Limits(), calibrated=0.0, language="en")
+OPEN = wasm.Recipe(
+    paragraph_filters=wasm.QualityFilters(min_words=2),
+    document_filters=wasm.QualityFilters(),
+    perplexity_quantile=0.0,
+    language="en",
+)
 TINY = moma.Recipe(
-    language_model=LanguageModelConfig(vocabulary=400, context=120, width=16, depth=1, heads=2, groups=2, hidden=24),
-    tokenizer=ImageTokenizerConfig(codes=8, dim=2, width=8),
-    tile=16,
+    language_model=LanguageModelConfig(
+        vocab_size=400, context_length=120, width=16, depth=1, num_heads=2, num_kv_heads=2, mlp_dim=24
+    ),
+    tokenizer=ImageTokenizerConfig(codebook_size=8, codebook_dim=2, width=8),
+    tile_size=16,
     batch_size=4,
-    text_experts=1,
-    image_experts=1,
-    shares=(0.2, 0.8, 0.0),
+    num_text_experts=1,
+    num_image_experts=1,
+    stage_fractions=(0.2, 0.8, 0.0),
 )
 
 
-def png(colour: str) -> bytes:
+def png(color: str) -> bytes:
     written = io.BytesIO()
-    PILImage.new("RGB", (20, 20), colour).save(written, "PNG")
+    PILImage.new("RGB", (20, 20), color).save(written, "PNG")
     return written.getvalue()
 
 
@@ -76,24 +83,24 @@ def test_a_page_is_cut_between_blocks_and_nothing_is_lost(sizes: list[int], long
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """Twelve pages with a heading, a picture and two texts, as a corpus that keeps them as they were found."""
+    """Twelve pages with a heading, an image and two texts, as a corpus that keeps them as they were found."""
 
     def page(number: int) -> dict[str, Any]:
-        colour = ("red", "blue")[number % 2]
+        color = ("red", "blue")[number % 2]
         html = (
             f"<h1>Page of number {number}</h1><p>It speaks <b>of</b> many things</p>"
-            f"<img src='{colour}.png'><p>This is the {colour} picture</p>"
+            f"<img src='{color}.png'><p>This is the {color} image</p>"
         )
-        pieces = [{"kind": "figure", "text": "", "figure": png(colour)}]
+        pieces = [{"kind": "figure", "text": "", "figure": png(color)}]
         split = "train" if number < 8 else "validation" if number < 9 else "test"
-        row = {"key": f"page-{number}", "split": split, "html": html, "addresses": [f"{colour}.png"]}
+        row = {"key": f"page-{number}", "split": split, "html": html, "addresses": [f"{color}.png"]}
         return row | {"document": pieces, "title": stored_texts("a page")}
 
     about = About("site", "pages", "none", "the test", ("interleaved",))
     columns = {"document": Interleaved(), "title": Text(), "html": Text(), "addresses": Text()}
     types = {"html": pa.string(), "addresses": pa.list_(pa.string())}
     folder = tmp_path_factory.mktemp("site") / "corpus"
-    corpus = write_corpus(folder, about, columns, map(page, range(12)), types=types)
+    corpus = save_corpus(folder, about, columns, map(page, range(12)), types=types)
     return dataclasses.replace(corpus, columns={"document": Interleaved(), "title": Text()})
 
 
@@ -103,7 +110,7 @@ def documents(site: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     made = {}
     for layout in ("markdown", "flat"):
         recipe = dataclasses.replace(OPEN, layout=layout)
-        corpus, _ = curate_pages(recipe, pages_of(site), root / layout, recipe.learn(()), figures=figures_of(site))
+        corpus, _ = curate_pages(recipe, pages_of(site), root / layout, recipe.fit(()), figures=figures_of(site))
         made[layout] = corpus, root / layout
     return made
 
@@ -117,35 +124,35 @@ def test_figures_of_a_corpus_go_into_its_curated_documents(documents: dict[str, 
         ("heading", "# Page of number 0", False),
         ("paragraph", "It speaks **of** many things", False),
         ("figure", "", True),
-        ("paragraph", "This is the red picture", False),
+        ("paragraph", "This is the red image", False),
     ]
     assert [figure for *_, figure in flat] == [True, False, False, False]
     assert documents["markdown"][0].value(1, "document")[2].figure.getpixel((3, 3)) == (0, 0, 255)
 
 
-def test_the_text_behind_a_picture_is_asked_for_or_that_before_it(
+def test_the_text_behind_a_image_is_asked_for_or_that_before_it(
     documents: dict[str, tuple[Corpus, Path]], tmp_path: Path
 ) -> None:
     corpus, _ = documents["markdown"]
-    assert picture_questions(corpus, "test") == [PictureQuestion(f"page-{number}", 0, 2) for number in (9, 10, 11)]
+    assert image_paragraph_choice(corpus, "test") == [ParagraphChoice(f"page-{number}", 0, 2) for number in (9, 10, 11)]
     pieces = [{"kind": "paragraph", "text": text, "figure": None} for text in ("one text", "another")]
     pieces.append({"kind": "figure", "text": "", "figure": png("red")})
     about = About("last", "", "", "", ("interleaved",))
     rows = [{"key": "a", "split": "test", "document": pieces}]
-    last = write_corpus(tmp_path / "last", about, {"document": Interleaved()}, rows)
-    assert picture_questions(last, "test") == [PictureQuestion("a", 0, 1)]
+    last = save_corpus(tmp_path / "last", about, {"document": Interleaved()}, rows)
+    assert image_paragraph_choice(last, "test") == [ParagraphChoice("a", 0, 1)]
 
 
 class Evenly(torch.nn.Module):
-    """Takes every token to be as likely, but for texts about a red picture behind one."""
+    """Takes every token to be as likely, but for texts about a red image behind one."""
 
     def __init__(self, vocabulary: int, red: int | None = None):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.vocabulary, self.red = vocabulary, red
-        self.choices = {TEXT: vocabulary}
+        self.vocab_sizes = {TEXT: vocabulary}
 
-    def predicted(self, batch: dict[str, Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    def token_nll(self, batch: dict[str, Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         sequences = batch["sequences"]
         count = (sequences.predicted & sequences.of(TEXT)).sum(1).float()
         nats = count * math.log(self.vocabulary)
@@ -154,40 +161,40 @@ class Evenly(torch.nn.Module):
         return {TEXT: (nats, count)}
 
 
-def scores_of(method: torch.nn.Module, made: tuple[Corpus, Path], asked: list[PictureQuestion]) -> dict[str, Any]:
+def scores_of(method: torch.nn.Module, made: tuple[Corpus, Path], asked: list[ParagraphChoice]) -> dict[str, Any]:
     corpus, folder = made
     processor = TINY.processor(corpus)
-    found = reading_scores(method, processor, corpus, plain_texts(folder), visible, asked, "test")
+    found = document_reading_scores(method, processor, corpus, plain_texts(folder), visible, asked, "test")
     return {score.name: score for score in found}
 
 
 def test_bits_are_those_of_words_with_their_marks_and_without(documents: dict[str, tuple[Corpus, Path]]) -> None:
-    asked = picture_questions(documents["markdown"][0], "test")
+    asked = image_paragraph_choice(documents["markdown"][0], "test")
     for layout, (corpus, folder) in documents.items():
         processor = TINY.processor(corpus)
         assert isinstance(processor, ConversationProcessor)
         scores = scores_of(Evenly(256), documents[layout], asked)
         plain = plain_texts(folder)["page-9"]
         size = sum(map(len, plain))
-        assert plain == ["Page of number 9", "It speaks of many things", "This is the blue picture"]
-        texts = ["Page of number 9\nIt speaks of many things\nThis is the blue picture"]
+        assert plain == ["Page of number 9", "It speaks of many things", "This is the blue image"]
+        texts = ["Page of number 9\nIt speaks of many things\nThis is the blue image"]
         if layout == "markdown":
-            texts = ["# Page of number 9\nIt speaks **of** many things", "This is the blue picture"]
+            texts = ["# Page of number 9\nIt speaks **of** many things", "This is the blue image"]
         whole = sum(len(processor.tokenizer.pieces(text)[0]) for text in texts)
-        assert scores["test/words_and_marks/bits_a_byte"].units[2] == pytest.approx(8 * whole / size)
-        words = scores["test/words/bits_a_byte"].units[2] * size / 8
+        assert scores["test/words_and_marks/bits_per_byte"].clusters[2] == pytest.approx(8 * whole / size)
+        words = scores["test/words/bits_per_byte"].clusters[2] * size / 8
         assert words == pytest.approx(round(words))
         assert words < whole  # "#", "**" and the ends of lines
-        np.testing.assert_array_equal(scores["test/words/bits_a_byte"].weights, [64, 65, 64])  # 10, 11, 9
+        np.testing.assert_array_equal(scores["test/words/bits_per_byte"].weights, [64, 65, 64])  # 10, 11, 9
 
 
-def test_a_text_is_chosen_by_what_the_picture_says_of_it(documents: dict[str, tuple[Corpus, Path]]) -> None:
+def test_a_text_is_chosen_by_what_the_image_says_of_it(documents: dict[str, tuple[Corpus, Path]]) -> None:
     made = documents["markdown"]
-    asked = picture_questions(made[0], "test")
+    asked = image_paragraph_choice(made[0], "test")
     (red,) = TINY.processor(made[0]).tokenizer.pieces("red")[0]
-    score = scores_of(Evenly(256, red), made, asked)["test/paragraph_of_picture/accuracy"]
-    # page-10 is red; of the others, whose texts the picture makes no likelier, the first is taken
-    assert sorted(score.units.tolist()) == [0.0, 0.0, 1.0]
+    score = scores_of(Evenly(256, red), made, asked)["test/image_paragraph_choice/accuracy"]
+    # page-10 is red; of the others, whose texts the image makes no likelier, the first is taken
+    assert sorted(score.clusters.tolist()) == [0.0, 0.0, 1.0]
     assert score.chance == pytest.approx(1 / 3)
 
 
@@ -200,14 +207,14 @@ def test_a_claim_trains_one_model_on_what_each_arm_makes(site: Corpus, tmp_path:
         corpus="site",
         budget=Budget(steps=4),
         seeds=1,
-        metrics=("test/words/bits_a_byte",),
+        metrics=("test/words/bits_per_byte",),
     )
     arms = [Arm("baseline", claim.baseline), Arm("treatment", claim.treatment)]
     first, again = (compare_training_on_curated(arms, claim, site, claim.budget, 1, tmp_path / "out") for _ in range(2))
     for arm in arms:
-        score, same = (one.of(arm)[0].scores["test/words/bits_a_byte"] for one in (first, again))
+        score, same = (one.of(arm)[0].scores["test/words/bits_per_byte"] for one in (first, again))
         assert 0 < score.value < 16
-        np.testing.assert_allclose(score.units, same.units, rtol=1e-5)
+        np.testing.assert_allclose(score.clusters, same.clusters, rtol=1e-5)
         assert first.cost(arm) == again.cost(arm)  # nothing was trained again
     assert "layout" in str(first.to_json()["arms"]["baseline"]["values"])
 

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 import polymodal as pm
 from polymodal import recipes
 from polymodal.data.loader import Reader
-from polymodal.draws import Draws
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate
 from polymodal.modalities.image_augmentation import STRONG, may_flip
@@ -18,29 +17,30 @@ from polymodal.modalities.text import Caption
 from polymodal.objectives.contrastive import info_nce
 from polymodal.recipes.dual_encoders import clip, improved_clip, siglip, sparc
 from polymodal.recipes.new import write_starting_point
+from polymodal.rng import ExampleRNG
 from polymodal.training import train
-from polymodal.types import Budget, CanEmbed, CanEmbedPatches
+from polymodal.types import Budget, CanEmbed, CanEncodePatches
 
 SMALL = {"batch_size": 48}
 VARIANTS = {
     "clip": clip.Recipe(**SMALL),
-    "clip with moving average": clip.Recipe(**SMALL, ema=0.9),
+    "clip with moving average": clip.Recipe(**SMALL, ema_decay=0.9),
     "siglip": siglip.Recipe(**SMALL),
     "sparc": sparc.Recipe(**SMALL),
     "sparc softmax": sparc.Recipe(**SMALL, grouping="softmax"),
     "sparc no threshold": sparc.Recipe(**SMALL, grouping="no_threshold"),
     "improved_clip": improved_clip.Recipe(**SMALL),
-    "improved_clip siamlip": improved_clip.Recipe(**SMALL, addition="siamlip"),
-    "improved_clip byolip": improved_clip.Recipe(**SMALL, addition="byolip"),
-    "improved_clip barlip": improved_clip.Recipe(**SMALL, addition="barlip"),
-    "improved_clip swalip": improved_clip.Recipe(**SMALL, addition="swalip", label_smoothing=0, addition_weight=0.2),
+    "improved_clip siamlip": improved_clip.Recipe(**SMALL, ssl_loss="siamlip"),
+    "improved_clip byolip": improved_clip.Recipe(**SMALL, ssl_loss="byolip"),
+    "improved_clip barlip": improved_clip.Recipe(**SMALL, ssl_loss="barlip"),
+    "improved_clip swalip": improved_clip.Recipe(**SMALL, ssl_loss="swalip", label_smoothing=0, ssl_loss_weight=0.2),
 }
 
 
 def a_batch(recipe, corpus, count=12, seed=0):
     processor = recipe.processor(corpus)
     _, examples = Reader(corpus, processor).read_all(corpus.rows("train")[:count])
-    return processor, recipe.training_batch(examples, processor, Draws.of(seed, 0, count))
+    return processor, recipe.training_batch(examples, processor, ExampleRNG.of(seed, 0, count))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -51,14 +51,14 @@ def test_every_recipe_trains_on_real_data_and_its_capabilities_answer(name, smal
     for loss in entries[0]:
         assert entries[-1][loss] < entries[0][loss], loss
     assert isinstance(run.model, CanEmbed)
-    assert isinstance(run.model, CanEmbedPatches)
+    assert isinstance(run.model, CanEncodePatches)
     vectors = run.embed(text=["a red fruit", "cat"], image=[small_emoji.value(0, "image")])
     torch.testing.assert_close(vectors["text"].norm(dim=1), torch.ones(2))
-    assert vectors["image"].shape == (1, recipe.dim)
+    assert vectors["image"].shape == (1, recipe.embed_dim)
 
 
-def test_trained_clip_is_better_than_chance_on_its_training_pictures(small_emoji):
-    """The whole chain learns: 150 steps on 280 pictures, asked for the very pictures that it saw."""
+def test_trained_clip_is_better_than_chance_on_its_training_images(small_emoji):
+    """The whole chain learns: 150 steps on 280 images, asked for the very images that it saw."""
     run = train(clip.Recipe(batch_size=64), small_emoji, Budget(steps=150))
     seen = small_emoji.with_splits(small_emoji.splits | {"test": small_emoji.rows("train")[:100]})
     scores = {score.name: score for score in evaluate(run, seen)}
@@ -153,7 +153,7 @@ def test_sparc_without_local_loss_has_clip_s_gradient(small_emoji):
 
 
 def test_improved_clip_without_strong_views_is_clip(small_emoji):
-    recipe = improved_clip.Recipe(strong_views=0)
+    recipe = improved_clip.Recipe(num_strong_views=0)
     processor, batch = a_batch(recipe, small_emoji)
     torch.manual_seed(0)
     ours = recipe.build(processor)
@@ -163,7 +163,7 @@ def test_improved_clip_without_strong_views_is_clip(small_emoji):
 
 
 def test_improved_clip_loss_equals_the_formula(small_emoji):
-    recipe = improved_clip.Recipe(strong_views=2)
+    recipe = improved_clip.Recipe(num_strong_views=2)
     processor, batch = a_batch(recipe, small_emoji)
     model = recipe.build(processor).eval()
     image, text = model.image_encoder(batch["image"])[1], model.text_encoder(batch["text"])[2]
@@ -186,11 +186,11 @@ def test_improved_clip_loss_equals_the_formula(small_emoji):
 
 def test_swalip_refuses_label_smoothing():
     with pytest.raises(UserError, match="label-smoothing 0"):
-        improved_clip.Recipe(addition="swalip", label_smoothing=0.1)
+        improved_clip.Recipe(ssl_loss="swalip", label_smoothing=0.1)
 
 
 def test_byolip_s_teacher_moves_by_average_only(small_emoji):
-    recipe = improved_clip.Recipe(addition="byolip", momentum=0.9, strong_views=1)
+    recipe = improved_clip.Recipe(ssl_loss="byolip", ema_momentum=0.9, num_strong_views=1)
     processor, batch = a_batch(recipe, small_emoji)
     model = recipe.build(processor).train()
     sum(model.losses(batch).values()).backward()
@@ -205,7 +205,7 @@ def test_byolip_s_teacher_moves_by_average_only(small_emoji):
     torch.testing.assert_close(teachers[0], before + 0.1, rtol=1e-4, atol=1e-4)
 
 
-def test_mirror_images_are_not_made_of_pictures_that_say_left(emoji):
+def test_mirror_images_are_not_made_of_images_that_say_left(emoji):
     concepts = [emoji.raw(row, "concept") for row in range(len(emoji))]
     allowed = may_flip([emoji.value(row, "captions") for row in range(len(emoji))]).tolist()
     flips = dict(zip(concepts, allowed, strict=True))
@@ -216,14 +216,14 @@ def test_mirror_images_are_not_made_of_pictures_that_say_left(emoji):
 
 
 def test_views_stand_one_after_the_other(small_emoji):
-    recipe = improved_clip.Recipe(strong_views=2, strong_augmentation=dataclasses.replace(STRONG, crop=(1.0, 1.0)))
+    recipe = improved_clip.Recipe(num_strong_views=2, strong_augmentation=dataclasses.replace(STRONG, scale=(1.0, 1.0)))
     _, batch = a_batch(recipe, small_emoji, count=5)
     assert len(batch["image"]) == len(batch["text"]) == 15
 
 
 def test_siglip_starts_at_the_paper_s_temperature():
-    assert siglip.Recipe().scale == siglip.Recipe.paper().scale == 10
-    assert siglip.Recipe.paper().bias == -10
+    assert siglip.Recipe().logit_scale_init == siglip.Recipe.paper().logit_scale_init == 10
+    assert siglip.Recipe.paper().logit_bias_init == -10
 
 
 # the folder is the list

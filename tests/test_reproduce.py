@@ -19,12 +19,12 @@ from polymodal.recipes.dual_encoders import clip, siglip
 from polymodal.reproduce import Arm, compare, reproduce
 from polymodal.reproduce.claim import claim_of, claim_record, verdict
 from polymodal.reproduce.compare import Start
-from polymodal.reproduce.curves import drawn, learning_curves
-from polymodal.reproduce.display import Display, Watcher
+from polymodal.reproduce.curves import learning_curves, plot_curves
+from polymodal.reproduce.display import Display, ProgressReporter
 from polymodal.reproduce.leaderboard import rows, terminal_table
 from polymodal.reproduce.page import recipe_page
+from polymodal.reproduce.parallel import Job, run_in_parallel
 from polymodal.reproduce.report import _curves
-from polymodal.reproduce.side_by_side import Job, run_side_by_side
 from polymodal.training import load_run
 from polymodal.types import Budget, Claim
 
@@ -119,14 +119,14 @@ def test_what_a_process_cannot_do_is_said_here(small_emoji, tmp_path):
         reproduce("set_level_attack", tmp_path / "attack", jobs=2)
 
 
-def _leave(status: int, _: Watcher) -> None:
+def _leave(status: int, _: ProgressReporter) -> None:
     os._exit(status)
 
 
 def test_a_process_that_ends_without_a_word_is_named(tmp_path):
     jobs = [Job("clip", seed, partial(_leave, 3)) for seed in range(2)]
     with pytest.raises(UserError, match=r"of clip, seed 0, ended without a word \(exit status 3\)"):
-        run_side_by_side(jobs, 1, Display(["clip"], [0, 1], Budget(steps=1)))
+        run_in_parallel(jobs, 1, Display(["clip"], [0, 1], Budget(steps=1)))
 
 
 def test_runs_of_a_comparison_can_be_opened(comparison):
@@ -138,7 +138,7 @@ def test_runs_of_a_comparison_can_be_opened(comparison):
 def test_leaderboard_is_best_first(comparison):
     board = rows(comparison)
     assert board[0].leads
-    assert board[0].figures[0].value >= board[1].figures[0].value
+    assert board[0].estimates[0].value >= board[1].estimates[0].value
     assert {row.arm.label for row in board if row.difference is None} == {"clip"}
     assert len(terminal_table(comparison).rows) == 3
 
@@ -196,30 +196,30 @@ def test_what_the_baseline_lacks_has_no_difference(comparison):
 
 def test_learning_curves_are_means_over_the_seeds(comparison):
     curves = learning_curves(comparison, ["test/text_to_image/MRR", "test/text_to_image/R@10"])
-    assert curves["figure"] == "validation/text_to_image/MRR"
+    assert curves["metric"] == "validation/text_to_image/MRR"
     of_clip = [
-        [entry["validation"][curves["figure"]] for entry in trial.run.history if "validation" in entry]
+        [entry["validation"][curves["metric"]] for entry in trial.run.history if "validation" in entry]
         for trial in comparison.of(comparison.arms[0])
     ]
     drawn_for_clip = curves["arms"]["clip"]
     assert drawn_for_clip["steps"] == list(range(1, 9))
     assert drawn_for_clip["values"] == pytest.approx([sum(pair) / 2 for pair in zip(*of_clip, strict=True)], abs=1e-5)
-    assert learning_curves(comparison, ["test/no such figure"])["figure"] == "validation/text_to_image/R@10"
-    picture = drawn(curves)
-    assert picture.startswith("<svg")
-    assert ">siglip</text>" in picture
+    assert learning_curves(comparison, ["test/no such figure"])["metric"] == "validation/text_to_image/R@10"
+    image = plot_curves(curves)
+    assert image.startswith("<svg")
+    assert ">siglip</text>" in image
 
 
 def test_a_figure_that_is_no_share_is_not_drawn_in_percent(comparison):
     looked = [
-        {"step": step, "seconds": float(step), "losses": {"text": 1.0}, "validation": {"validation/nats_a_token": 2.5}}
+        {"step": step, "seconds": float(step), "losses": {"text": 1.0}, "validation": {"validation/nll_per_token": 2.5}}
         for step in (1, 2)
     ]
     trials = [replace(trial, run=replace(trial.run, history=looked)) for trial in comparison.trials]
-    picture = _curves(replace(comparison, trials=trials))
-    assert "nats a token" in picture
-    assert ">%</text>" not in picture
-    assert ">250" not in picture
+    image = _curves(replace(comparison, trials=trials))
+    assert "nats a token" in image
+    assert ">%</text>" not in image
+    assert ">250" not in image
     assert ">%</text>" in _curves(comparison)
 
 
@@ -245,5 +245,5 @@ def test_recorded_claims_are_those_of_the_recipes():
 @pytest.mark.parametrize("name", recipes.entries())
 def test_pages_of_the_recipes_are_what_their_files_and_results_say(name: str) -> None:
     folder = Path(__file__).parents[1] / "docs" / "recipes"
-    picture = f"{name}.png" if (folder / f"{name}.png").is_file() else None
-    assert (folder / f"{name}.md").read_text(encoding="utf-8") == recipe_page(name, picture), "run `make pages`"
+    image = f"{name}.png" if (folder / f"{name}.png").is_file() else None
+    assert (folder / f"{name}.md").read_text(encoding="utf-8") == recipe_page(name, image), "run `make pages`"

@@ -27,7 +27,7 @@ class Oracle(nn.Module):
         texts = self.processor.tokenizer.decode(batch["text"])
         return {"text": F.one_hot(torch.tensor([self.numbers[text] for text in texts]), len(self.numbers)).float()}
 
-    def embed_patches(self, image):
+    def encode_patches(self, image):
         vectors = torch.zeros(len(image), 64, len(self.numbers))
         for vector in vectors:
             example, self.next = self.examples[self.next], self.next + 1
@@ -52,8 +52,8 @@ def test_grounding_scores_of_an_oracle_and_of_noise(few_scenes, knows):
     processor = clip.Recipe().processor(few_scenes)
     run = Run(None, Oracle(few_scenes, "test", processor, knows), processor, {"recipe": {"name": "oracle"}})
     scores = {score.name: score for score in grounding_scores(run, few_scenes, Reader(few_scenes, processor), "test")}
-    overlap, pointing = scores["test/segmentation/mIoU"], scores["test/pointing/accuracy"]
-    region = scores["test/word_to_region/R@1"]
+    overlap, pointing = scores["test/segmentation/mIoU"], scores["test/pointing_game/accuracy"]
+    region = scores["test/phrase_grounding/R@1"]
     if knows:
         assert overlap.value > 0.8
         assert pointing.value > 0.9
@@ -62,5 +62,5 @@ def test_grounding_scores_of_an_oracle_and_of_noise(few_scenes, knows):
         assert overlap.value == pytest.approx(overlap.chance, abs=0.06)
         assert pointing.value == pytest.approx(pointing.chance, abs=0.08)
         assert region.value < 0.1
-    assert len(overlap.units) == 60
-    assert not np.isnan(overlap.units).any()
+    assert len(overlap.clusters) == 60
+    assert not np.isnan(overlap.clusters).any()

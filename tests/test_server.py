@@ -32,18 +32,18 @@ from polymodal import corpora
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.modalities.image import encoded
 from polymodal.recipes.dual_encoders import clip
-from polymodal.serving.batching import BoundedThreads, Busy, Late, MicroBatcher
+from polymodal.serving.batching import BoundedThreads, DeadlineExceeded, MicroBatcher, QueueFull
 from polymodal.serving.index import Index, build_index
 from polymodal.serving.server import Limits, create_app
 from polymodal.training import train
 from polymodal.types import Budget
 
-# A tower without convolutions tells pictures of one colour apart before it has learned anything.
+# A tower without convolutions tells images of one colour apart before it has learned anything.
 PLAIN = clip.Recipe(image=ImageEncoderConfig(), batch_size=16)
 
 
-def png(colour=(200, 20, 20), size=(32, 32)) -> bytes:
-    return encoded(PILImage.new("RGB", size, colour))
+def png(color=(200, 20, 20), size=(32, 32)) -> bytes:
+    return encoded(PILImage.new("RGB", size, color))
 
 
 def b64(data: bytes) -> str:
@@ -70,15 +70,15 @@ def client(served):
 
 def test_vectors_scores_and_classes_are_those_of_the_run(client, served):
     run, _ = served
-    texts, pictures = ["a red plate", "plate 7"], [png((10, 200, 30)), png()]
-    found = client.post("/embed", json={"text": texts, "image": [b64(p) for p in pictures]}).json()
-    own = {name: vectors.numpy() for name, vectors in run.embed(text=texts, image=pictures).items()}
+    texts, images = ["a red plate", "plate 7"], [png((10, 200, 30)), png()]
+    found = client.post("/embed", json={"text": texts, "image": [b64(p) for p in images]}).json()
+    own = {name: vectors.numpy() for name, vectors in run.embed(text=texts, image=images).items()}
     for name in ("text", "image"):
         np.testing.assert_allclose(found[name], own[name], atol=1e-5)
-    asked = {"text": texts, "image": [b64(p) for p in pictures]}
+    asked = {"text": texts, "image": [b64(p) for p in images]}
     similarity = np.array(client.post("/score", json=asked).json()["similarity"])
     np.testing.assert_allclose(similarity, own["text"] @ own["image"].T, atol=1e-5)
-    asked = {"image": [b64(p) for p in pictures], "labels": ["red", "plate 7"], "template": "a {} plate"}
+    asked = {"image": [b64(p) for p in images], "labels": ["red", "plate 7"], "template": "a {} plate"}
     likely = client.post("/classify", json=asked).json()["probabilities"]
     classes = run.embed(text=["a red plate", "a plate 7 plate"])["text"].numpy()
     logits = float(run.model.scale.detach()) * own["image"] @ classes.T
@@ -88,10 +88,10 @@ def test_vectors_scores_and_classes_are_those_of_the_run(client, served):
 
 def test_search_and_the_shape_of_openai(client, served):
     run, index = served
-    picture = index.find(run.embed(text=["plate 5"])["text"][0].numpy(), 1)[0]
+    image = index.find(run.embed(text=["plate 5"])["text"][0].numpy(), 1)[0]
     results = client.post("/search", json={"text": "plate 5", "top": 3, "thumbnails": True}).json()["results"]
     assert len(results) == 3
-    assert results[0]["key"] == picture.key
+    assert results[0]["key"] == image.key
     assert PILImage.open(io.BytesIO(base64.b64decode(results[0]["thumbnail"]))).size == (32, 32)
     (same, *_) = client.post("/search", json={"image": b64(png((15, 90, 195)))}).json()["results"]
     assert same["key"] == "k5"
@@ -165,10 +165,10 @@ REFUSED = {
     "no base64": ("/embed", {"image": ["!!"]}, 400, "invalid_request"),
     "a path": ("/embed", {"image": ["/etc/hostname"]}, 400, None),
     "a URL": ("/embed", {"image": ["http://localhost/x.png"]}, 400, "invalid_request"),
-    "no picture": ("/embed", {"image": [b64(b"hello")]}, 400, "unreadable"),
-    "half a picture": ("/embed", {"image": [b64(png(size=(300, 300))[:300])]}, 400, "unreadable"),
-    "huge picture": ("/embed", {"image": [b64(bomb(30_000))]}, 400, "unreadable"),
-    "large picture": ("/embed", {"image": [b64(bomb(8_000))]}, 413, "too_large"),
+    "no image": ("/embed", {"image": [b64(b"hello")]}, 400, "unreadable"),
+    "half an image": ("/embed", {"image": [b64(png(size=(300, 300))[:300])]}, 400, "unreadable"),
+    "huge image": ("/embed", {"image": [b64(bomb(30_000))]}, 400, "unreadable"),
+    "large image": ("/embed", {"image": [b64(bomb(8_000))]}, 413, "too_large"),
     "no sound": ("/embed", {"sound": [b64(b"hello")]}, 400, "unreadable"),
     "long sound": ("/embed", {"sound": [b64(sound(61))]}, 413, "too_long"),
     "a run without ears": ("/embed", {"sound": [b64(sound(1))]}, 400, "invalid_request"),
@@ -257,7 +257,7 @@ def test_keys_and_sizes(served):
 
 def test_a_page_asks_for_the_key_itself(served):
     run, index = served
-    with TestClient(create_app(run, index, page=True, beside=[served])) as client:
+    with TestClient(create_app(run, index, page=True, extra_indexes=[served])) as client:
         assert "polymodal" in client.get("/page/").text
         assert client.post("/embed", json={"text": ["a"]}).status_code == 200
     with TestClient(create_app(run, index, page=True, api_key="secret")) as client:
@@ -308,7 +308,7 @@ def test_a_search_has_a_deadline_and_a_bounded_queue(served, monkeypatch):
         late = client.post("/search", json={"text": "a"})
         assert (late.status_code, late.json()["error"]["code"]) == (504, "too_late")
         go.set()
-    with TestClient(create_app(run, index, room=4)) as client, ThreadPoolExecutor(24) as threads:
+    with TestClient(create_app(run, index, queue_size=4)) as client, ThreadPoolExecutor(24) as threads:
 
         def ask(number: int) -> int:
             time.sleep(0.02 * number)  # so that what is embedded does not wait
@@ -323,12 +323,12 @@ def test_an_abandoned_call_keeps_its_thread_until_it_ends():
     async def scenario():
         threads, go = BoundedThreads(2, room=1), threading.Event()
         for _ in range(2):
-            with pytest.raises(Late):
+            with pytest.raises(DeadlineExceeded):
                 await threads.ask(go.wait, 0.01)
         waits = asyncio.create_task(threads.ask(lambda: "waited", 5))
         await asyncio.sleep(0.05)
         assert (waits.done(), threads.waiting) == (False, 1)
-        with pytest.raises(Busy):
+        with pytest.raises(QueueFull):
             await threads.ask(lambda: "too many", 5)
         waits.cancel()
         await asyncio.sleep(0.05)
@@ -352,7 +352,7 @@ def test_a_full_queue_and_a_late_answer(served, monkeypatch):
         return quick(self, *arguments, **columns)
 
     monkeypatch.setattr(type(run), "embed", slow)
-    with TestClient(create_app(run, room=2, largest_batch=1)) as client, ThreadPoolExecutor(6) as threads:
+    with TestClient(create_app(run, queue_size=2, max_batch_size=1)) as client, ThreadPoolExecutor(6) as threads:
         answers = list(threads.map(lambda n: client.post("/embed", json={"text": ["a"]}), range(6)))
         busy = [answer for answer in answers if answer.status_code == 429]
         assert {answer.status_code for answer in answers} == {200, 429}
@@ -373,7 +373,7 @@ def test_the_batcher_spoils_no_answer_with_another(monkeypatch):
         return [f"{kind} {value}" for value in values]
 
     async def scenario():
-        batcher = MicroBatcher(compute, largest=8, patience=0.02, room=20)
+        batcher = MicroBatcher(compute, max_batch_size=8, patience=0.02, queue_size=20)
         batcher.start()
         asked = [batcher.ask("a", [n, n + 100], 5) for n in range(3)]
         asked += [batcher.ask("a", ["bad"], 5), batcher.ask("b", ["x"], 5)]
@@ -382,13 +382,13 @@ def test_the_batcher_spoils_no_answer_with_another(monkeypatch):
         assert isinstance(answers[3], ValueError)
         assert answers[4] == ["b x"]
         assert max(sizes) > 2, "several requests were computed together"
-        with pytest.raises(Busy):
+        with pytest.raises(QueueFull):
             await batcher.ask("a", list(range(21)), 5)
         left = asyncio.create_task(batcher.ask("a", ["left"], 5))
         await asyncio.sleep(0)
         left.cancel()
         assert await batcher.ask("a", ["next"], 5) == ["a next"]
-        with pytest.raises(Late):
+        with pytest.raises(DeadlineExceeded):
             await batcher.ask("a", ["late"], 0)
         await batcher.stop()
         assert batcher.waiting == 0

@@ -25,9 +25,9 @@ from polymodal.errors import UserError
 from polymodal.modalities.image import encoded
 from polymodal.serving import limits as limits_module
 from polymodal.serving import server as server_module
-from polymodal.serving.batching import Late, MicroBatcher
+from polymodal.serving.batching import DeadlineExceeded, MicroBatcher
 from polymodal.serving.index import Index, build_index
-from polymodal.serving.limits import Decoder, Held, Limits, Refused, label_texts, parsed
+from polymodal.serving.limits import Decoder, Held, HTTPError, Limits, label_texts, parsed
 from polymodal.serving.server import create_app
 from polymodal.training import train
 from polymodal.types import Budget
@@ -55,7 +55,7 @@ def client(served):
 
 @pytest.fixture
 def page(served, tmp_path, monkeypatch):
-    """A client of a page that takes pictures and sounds, and the folder of its uploads."""
+    """A client of a page that takes images and sounds, and the folder of its uploads."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     monkeypatch.setattr(server_module.Service, "columns", ("image", "text", "sound"))
     with TestClient(create_app(*served, page=True)) as client:
@@ -96,7 +96,7 @@ def test_the_page_takes_no_file_of_the_server(page, tmp_path, caplog, capfd):
                     assert "uploaded" in str(answer["output"]), answer
                     taking += component["type"] == "file"
         assert not any(SECRET in file.read_bytes() for file in uploads.rglob("*") if file.is_file())
-    assert taking >= 3 * 3 * 3, "a picture and a sound to search with, and a picture to classify"
+    assert taking >= 3 * 3 * 3, "an image and a sound to search with, and an image to classify"
     for path in (tmp_path / "secret.svg", f"{uploads}/../secret.svg", "/etc/passwd"):
         assert client.get(f"/page/gradio_api/file={path}").status_code == 403
     assert "Traceback" not in capfd.readouterr().err + caplog.text
@@ -138,7 +138,7 @@ def test_the_page_answers_an_upload_and_logs_a_broken_one_in_a_line(page, caplog
         found += "plate 5" in json.dumps(answer["output"]) or "blue" in json.dumps(answer["output"])
         capfd.readouterr()
         caplog.clear()
-        values[place] = upload(client, "broken.png", b"this is no picture")
+        values[place] = upload(client, "broken.png", b"this is no image")
         answer = ask_page(client, function, values)
         assert "no format" in str(answer["output"])
         written = capfd.readouterr().err
@@ -189,7 +189,7 @@ def test_many_values_are_refused_before_they_are_built(element):
     body = b'{"text": [' + b",".join([element] * 2_000_000) + b"]}"
     tracemalloc.start()
     begin = time.perf_counter()
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(HTTPError) as refused:
         parsed(body, Limits())
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
@@ -224,40 +224,40 @@ def test_a_body_is_parsed_outside_of_the_event_loop(client, monkeypatch):
 
 
 def test_every_text_has_a_bounded_length(client):
-    long, picture = "a" * 10_001, b64(png())
+    long, image = "a" * 10_001, b64(png())
     for path, asked in (
-        ("/generate", {"image": [picture], "question": long}),
+        ("/generate", {"image": [image], "question": long}),
         ("/generate", {"words": [long]}),
         ("/search", {"text": long}),
-        ("/classify", {"image": [picture], "labels": [long]}),
-        ("/classify", {"image": [picture], "labels": ["a"], "template": "{}" + long}),
+        ("/classify", {"image": [image], "labels": [long]}),
+        ("/classify", {"image": [image], "labels": ["a"], "template": "{}" + long}),
         ("/v1/embeddings", {"input": long}),
         ("/v1/embeddings", {"input": ["a"], "model": long}),
     ):
         answer = client.post(path, json=asked)
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_long"), path
     many = {"text": ["a " * 50] * 3}
-    with pytest.raises(Refused, match="texts of a request"):
+    with pytest.raises(HTTPError, match="texts of a request"):
         parsed(json.dumps(many).encode(), Limits(request_characters=250))
 
 
 def test_labels_and_template_are_bounded_before_they_are_joined(client):
-    picture = b64(png())
-    labels = client.post("/classify", json={"image": [picture], "labels": ["a"] * 257})
+    image = b64(png())
+    labels = client.post("/classify", json={"image": [image], "labels": ["a"] * 257})
     assert (labels.status_code, labels.json()["error"]["code"]) == (413, "too_many")
     template = "{}" * 4_000
     tracemalloc.start()
     for label, limits in (("b" * 4_000, Limits()), ("bb", Limits(request_characters=500_000))):
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(HTTPError) as refused:
             label_texts([label] * 250, template, limits)
         assert refused.value.code == "too_long"
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
-    asked = {"image": [picture], "labels": ["b" * 4_000] * 20, "template": template}
+    asked = {"image": [image], "labels": ["b" * 4_000] * 20, "template": template}
     assert client.post("/classify", json=asked).status_code == 413
     right = label_texts(["red", "blue"], "a {} {}", Limits(characters=12, request_characters=20))
     assert right == ["a red red", "a blue blue"]
-    asked = {"image": [picture], "labels": [f"plate {n}" for n in range(100)], "template": "a {}"}
+    asked = {"image": [image], "labels": [f"plate {n}" for n in range(100)], "template": "a {}"}
     (likely,) = client.post("/classify", json=asked).json()["probabilities"]
     assert len(likely) == 100
     assert sum(likely.values()) == pytest.approx(1, abs=1e-4)
@@ -276,7 +276,7 @@ def claimed(side: int) -> bytes:
 
 def test_the_pixels_of_a_request_are_summed_before_any_is_decoded(served, monkeypatch):
     decoded = []
-    monkeypatch.setattr(limits_module, "to_rgb", lambda picture: decoded.append(picture) or picture.convert("RGB"))
+    monkeypatch.setattr(limits_module, "to_rgb", lambda image: decoded.append(image) or image.convert("RGB"))
     limits = Limits(pixels=1_000_000, request_pixels=2_000_000)
     with TestClient(create_app(served[0], limits=limits)) as client:
         answer = client.post("/embed", json={"image": [b64(claimed(800))] * 4})
@@ -288,7 +288,7 @@ def test_the_pixels_of_a_request_are_summed_before_any_is_decoded(served, monkey
     assert Limits().items * Limits().pixels > Limits().request_pixels
 
 
-def test_pictures_of_all_requests_are_bounded_together(served, monkeypatch):
+def test_images_of_all_requests_are_bounded_together(served, monkeypatch):
     run, _ = served
     held, most, quick = 0, 0, server_module.MicroBatcher.ask
 
@@ -303,10 +303,10 @@ def test_pictures_of_all_requests_are_bounded_together(served, monkeypatch):
             held -= len(values)
 
     monkeypatch.setattr(server_module.MicroBatcher, "ask", counted)
-    limits = Limits(request_pixels=2 * 100 * 100)  # two pictures of 100 x 100 at the same time
-    picture = b64(png(size=(100, 100)))
+    limits = Limits(request_pixels=2 * 100 * 100)  # two images of 100 x 100 at the same time
+    image = b64(png(size=(100, 100)))
     with TestClient(create_app(run, limits=limits)) as client, ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(lambda n: client.post("/embed", json={"image": [picture]}), range(24)))
+        answers = list(threads.map(lambda n: client.post("/embed", json={"image": [image]}), range(24)))
     assert {answer.status_code for answer in answers} == {200}
     assert most == 2
 
@@ -320,7 +320,7 @@ def test_held_amounts_wait_in_order_and_come_back():
                 order.append(name)
                 await asyncio.sleep(0.02)
 
-        with pytest.raises(Late):
+        with pytest.raises(DeadlineExceeded):
             async with held.hold(10, 1):
                 await one("late", 1, 0.01)
         assert held.free == 10
@@ -348,7 +348,7 @@ def test_formats_that_run_programs_or_hide_their_size_are_not_read(client, conta
 
 
 @pytest.mark.parametrize("container", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
-def test_formats_of_pictures_are_read(client, container):
+def test_formats_of_images_are_read(client, container):
     shown = PILImage.new("RGB", (64, 64), "red")
     assert client.post("/embed", json={"image": [b64(encoded(shown, container))]}).status_code == 200
 
@@ -391,13 +391,13 @@ def decode(limits, sounds, takes=("sound",)):
 def test_sounds_are_bounded_one_by_one_and_together(deaf):
     with pytest.raises(limits_module.UnreadableExample, match="channels"):
         decode(Limits(), [wav(16_000, channels=9)])
-    with pytest.raises(Refused, match="together"):
+    with pytest.raises(HTTPError, match="together"):
         decode(Limits(request_seconds=2.5), [sound(1)] * 3)
-    with pytest.raises(Refused, match="has at most 60 seconds"):
+    with pytest.raises(HTTPError, match="has at most 60 seconds"):
         decode(Limits(), [sound(61)])
     flat = io.BytesIO()
     soundfile.write(flat, np.zeros((32_000_000 // 8 + 8, 8), np.int16), 384_000, format="FLAC")
-    with pytest.raises(Refused, match="samples"):
+    with pytest.raises(HTTPError, match="samples"):
         decode(Limits(), [flat.getvalue()])
     with pytest.raises(UserError, match="takes image"):
         decode(Limits(), [sound(1)], takes=("image",))
@@ -441,7 +441,7 @@ def test_calls_are_begun_one_by_one_and_only_while_somebody_waits():
         return answers
 
     async def scenario():
-        batcher = MicroBatcher(compute, largest=8, patience=0.05, alone=("call",))
+        batcher = MicroBatcher(compute, max_batch_size=8, patience=0.05, alone=("call",))
         batcher.start()
         asked = [batcher.ask("call", [name], 5) for name in ("a", "bad", "b")]
         asked.append(batcher.ask("call", ["late"], 0.15))
@@ -449,7 +449,7 @@ def test_calls_are_begun_one_by_one_and_only_while_somebody_waits():
         assert answers[0] == ["a"]
         assert isinstance(answers[1], ValueError)
         assert answers[2] == ["b"]
-        assert isinstance(answers[3], Late)
+        assert isinstance(answers[3], DeadlineExceeded)
         await batcher.stop()
 
     asyncio.run(scenario())
@@ -515,7 +515,7 @@ def test_bodies_of_all_requests_are_bounded_together():
             return {"type": "http.request", "body": b"a" * 90, "more_body": False}
 
         kept = [await bodies.receive(b"90", receive, 100) for _ in range(17)]
-        with pytest.raises(limits_module.Busy):
+        with pytest.raises(limits_module.QueueFull):
             await bodies.receive(b"90", receive, 100)
         bodies.release(kept.pop())
         kept.append(await bodies.receive(b"90", receive, 100))
@@ -529,7 +529,7 @@ def test_bodies_of_all_requests_are_bounded_together():
 def test_a_slow_body_is_answered_once_and_the_connection_ends():
     async def scenario():
         bodies = limits_module.Bodies(Limits(deadline=0.05))
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(HTTPError) as refused:
             await bodies.receive(b"10", asyncio.Event().wait, 100)
         assert (refused.value.status, refused.value.headers["Connection"]) == (408, "close")
 
@@ -540,7 +540,7 @@ def test_what_a_run_generates_is_answered_within_the_limits(served, monkeypatch)
     monkeypatch.setattr(server_module, "CanGenerate", object)
     monkeypatch.setattr(server_module, "CanWrite", object)
     blank = PILImage.new("RGB", (8, 8))
-    monkeypatch.setattr(server_module, "generate_pictures", lambda run, words, count, *rest: [[blank] * count] * 2)
+    monkeypatch.setattr(server_module, "generate_images", lambda run, words, count, *rest: [[blank] * count] * 2)
     monkeypatch.setattr(
         server_module, "ask_about", lambda run, images, question, *rest: [f"{question} {images[0].size}"]
     )

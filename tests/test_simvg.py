@@ -19,28 +19,30 @@ import polymodal as pm
 from polymodal.corpora import Corpus, from_path
 from polymodal.data.loader import Reader
 from polymodal.data.referring import ReferringProcessor
-from polymodal.draws import Draws
 from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.errors import UserError
-from polymodal.evaluation.referring import found_all, referring_scores
+from polymodal.evaluation.referring import all_matched, referring_scores
 from polymodal.modalities.boxes import (
-    BoxSets,
-    generalised_overlap,
+    PaddedBoxes,
+    cxcywh_to_xyxy,
+    generalized_iou,
     intersection_over_union,
-    to_centres,
-    to_corners,
+    xyxy_to_cxcywh,
 )
 from polymodal.modalities.text import Tokens
-from polymodal.objectives.detection import NONE_WEIGHT, detection_loss, match
+from polymodal.objectives.detection import EOS_COEF, detection_loss, hungarian_match
 from polymodal.recipes.grounding import simvg
-from polymodal.serving.locating import drawn, locate
+from polymodal.rng import ExampleRNG
+from polymodal.serving.grounding import draw_grounded_boxes, ground
 from polymodal.training import Run, load_run, train
-from polymodal.training.execution import Execution
-from polymodal.types import Budget, CanLocate, Stage
+from polymodal.training.runtime import RuntimeConfig
+from polymodal.types import Budget, CanDetect, Stage
 
-QUIET = Execution(track="none")
-SMALL = MultiwayEncoderConfig(size=48, patch=16, vocabulary=400, context=24, width=32, depth=2)
-TINY = simvg.Recipe(encoder=SMALL, dim=32, decoder_depth=2, decoder_hidden=32, batch_size=16, learning_rate=3e-3)
+QUIET = RuntimeConfig(logger="none")
+SMALL = MultiwayEncoderConfig(image_size=48, patch_size=16, vocab_size=400, context_length=24, width=32, depth=2)
+TINY = simvg.Recipe(
+    encoder=SMALL, embed_dim=32, decoder_layers=2, decoder_ffn_dim=32, batch_size=16, learning_rate=3e-3
+)
 corner = st.floats(0, 1, width=32)
 corners = st.tuples(corner, corner, corner, corner).map(
     lambda edges: (min(edges[0], edges[2]), min(edges[1], edges[3]), max(edges[0], edges[2]), max(edges[1], edges[3]))
@@ -62,7 +64,7 @@ def processor(referring: Corpus) -> ReferringProcessor:
 
 @pytest.fixture(scope="module")
 def run(referring: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(TINY, referring, Budget(steps=60), out=tmp_path_factory.mktemp("simvg") / "run", execution=QUIET)
+    return train(TINY, referring, Budget(steps=60), out=tmp_path_factory.mktemp("simvg") / "run", runtime=QUIET)
 
 
 def method(processor: ReferringProcessor, **changes: object) -> simvg.SimVG:
@@ -71,8 +73,8 @@ def method(processor: ReferringProcessor, **changes: object) -> simvg.SimVG:
 
 
 def batch_of(processor: ReferringProcessor, corpus: Corpus, recipe: simvg.Recipe = TINY, count: int = 8) -> dict:
-    examples = [processor.read(corpus, row) for row in corpus.rows("train")[:count].tolist()]
-    return recipe.training_batch(examples, processor, Draws.of(0, 0, count))
+    examples = [processor.load_example(corpus, row) for row in corpus.rows("train")[:count].tolist()]
+    return recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, count))
 
 
 # Boxes
@@ -95,13 +97,13 @@ def test_overlap_is_that_of_counted_cells(one: tuple, other: tuple) -> None:
     assert float(overlap) == pytest.approx(len(both) / len(either) if either else 0, abs=1e-6)
     whole = len(cells(around))
     wanted = float(overlap) - (whole - len(either)) / whole if whole else 0.0
-    assert float(generalised_overlap(a, b)) == pytest.approx(wanted, abs=1e-5)
-    assert torch.allclose(to_corners(to_centres(a)), a, atol=1e-5)
+    assert float(generalized_iou(a, b)) == pytest.approx(wanted, abs=1e-5)
+    assert torch.allclose(cxcywh_to_xyxy(xyxy_to_cxcywh(a)), a, atol=1e-5)
 
 
 def test_boxes_without_area_have_finite_overlaps_and_gradients() -> None:
     point = torch.tensor([[0.5, 0.5, 0.0, 0.0]], requires_grad=True)
-    overlap = generalised_overlap(to_corners(point), torch.tensor([[0.5, 0.5, 0.5, 0.5]]))
+    overlap = generalized_iou(cxcywh_to_xyxy(point), torch.tensor([[0.5, 0.5, 0.5, 0.5]]))
     overlap.sum().backward()
     assert torch.isfinite(overlap).all()
     assert torch.isfinite(point.grad).all()
@@ -112,16 +114,16 @@ def test_boxes_without_area_have_finite_overlaps_and_gradients() -> None:
 def test_the_matching_is_the_cheapest_of_all(queries: int, objects: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits, boxes = torch.randn(1, queries, 2, generator=generator), torch.rand(1, queries, 4, generator=generator)
-    truth = to_corners(torch.rand(objects, 4, generator=generator))
-    targets = BoxSets.of([truth.tolist()])
+    truth = cxcywh_to_xyxy(torch.rand(objects, 4, generator=generator))
+    targets = PaddedBoxes.of([truth.tolist()])
 
     def cost(query: int, target: int) -> float:
         apart = (boxes[0, query] - targets.boxes[0, target]).abs().sum()
-        overlap = generalised_overlap(to_corners(boxes[0, query]), to_corners(targets.boxes[0, target]))
+        overlap = generalized_iou(cxcywh_to_xyxy(boxes[0, query]), cxcywh_to_xyxy(targets.boxes[0, target]))
         return float(5 * apart - 2 * overlap - logits[0, query].softmax(-1)[0])
 
     pairs = min(queries, objects)
-    found = match(logits, boxes, targets)
+    found = hungarian_match(logits, boxes, targets)
     assert len(found.query) == pairs
     assert len(set(found.query.tolist())) == len(set(found.target.tolist())) == pairs
     own = sum(cost(query, target) for query, target in zip(found.query.tolist(), found.target.tolist(), strict=True))
@@ -134,7 +136,7 @@ def test_the_matching_is_the_cheapest_of_all(queries: int, objects: int, seed: i
 
 
 def test_the_loss_is_nothing_for_the_truth_and_by_hand_otherwise() -> None:
-    targets = BoxSets.of([[(0.1, 0.2, 0.3, 0.6)], []])
+    targets = PaddedBoxes.of([[(0.1, 0.2, 0.3, 0.6)], []])
     sure = torch.tensor([[[20.0, -20.0], [-20.0, 20.0]], [[-20.0, 20.0], [-20.0, 20.0]]])
     boxes = torch.rand(2, 2, 4)
     boxes[0, 0] = targets.boxes[0, 0]
@@ -147,9 +149,9 @@ def test_the_loss_is_nothing_for_the_truth_and_by_hand_otherwise() -> None:
     assert float(detection_loss(flat, boxes, targets)) == pytest.approx(by_hand, abs=1e-5)
     wrong = torch.tensor([[[-1.0, 1.0], [1.0, -1.0]], [[-1.0, 1.0], [-1.0, 1.0]]])  # the far box is the surer one
     miss, right = np.log1p(np.exp(2)), np.log1p(np.exp(-2))
-    classes = (miss + NONE_WEIGHT * (miss + 2 * right)) / (1 + 3 * NONE_WEIGHT)
+    classes = (miss + EOS_COEF * (miss + 2 * right)) / (1 + 3 * EOS_COEF)
     assert float(detection_loss(wrong, boxes, targets)) == pytest.approx(classes + by_hand - np.log(2), abs=1e-5)
-    nothing = BoxSets.of([[], []])
+    nothing = PaddedBoxes.of([[], []])
     assert float(detection_loss(sure.flip(-1), boxes, nothing)) > 5
 
 
@@ -157,12 +159,12 @@ def test_the_loss_is_nothing_for_the_truth_and_by_hand_otherwise() -> None:
 
 
 def test_a_perfect_teacher_replaces_the_truth_and_one_without_objects_says_nothing() -> None:
-    targets = BoxSets.of([[(0.1, 0.2, 0.3, 0.6)], [(0.5, 0.5, 0.9, 0.8)]])
+    targets = PaddedBoxes.of([[(0.1, 0.2, 0.3, 0.6)], [(0.5, 0.5, 0.9, 0.8)]])
     sure = torch.tensor([[[200.0, -200.0]]]).expand(2, 1, 2)
-    own, quality = simvg.taught(sure, targets.boxes, targets)
+    own, quality = simvg.distillation_targets(sure, targets.boxes, targets)
     assert float(quality) == pytest.approx(1.0, abs=1e-6)
     assert torch.equal(own.boxes, targets.boxes)
-    own, quality = simvg.taught(sure, targets.boxes, BoxSets.of([[], []]))
+    own, quality = simvg.distillation_targets(sure, targets.boxes, PaddedBoxes.of([[], []]))
     assert float(quality) == 0.0
     assert own.counts.tolist() == [0, 0]
 
@@ -170,10 +172,10 @@ def test_a_perfect_teacher_replaces_the_truth_and_one_without_objects_says_nothi
 def test_the_teacher_teaches_the_boxes_that_stand_for_objects() -> None:
     """Two queries for three objects: both have an object of their own, and the third is left to the truth."""
     truth = [(0.0, 0.0, 0.2, 0.2), (0.4, 0.4, 0.6, 0.6), (0.8, 0.8, 1.0, 1.0)]
-    targets = BoxSets.of([truth, truth[:1]])
-    boxes = to_centres(torch.tensor([[truth[2], truth[0]], [(0.5, 0.5, 0.7, 0.7), (0.0, 0.0, 0.2, 0.4)]]))
+    targets = PaddedBoxes.of([truth, truth[:1]])
+    boxes = xyxy_to_cxcywh(torch.tensor([[truth[2], truth[0]], [(0.5, 0.5, 0.7, 0.7), (0.0, 0.0, 0.2, 0.4)]]))
     logits = torch.zeros(2, 2, 2)
-    own, quality = simvg.taught(logits, boxes, targets)
+    own, quality = simvg.distillation_targets(logits, boxes, targets)
     assert own.counts.tolist() == [2, 1]
     assert torch.equal(own.boxes[0, :2], boxes[0])
     assert torch.equal(own.boxes[1, 0], boxes[1, 1])
@@ -185,7 +187,7 @@ def test_what_the_decoder_teaches_changes_nothing_in_the_decoder(
 ) -> None:
     model = method(processor)
     losses = model.losses(batch_of(processor, referring))
-    (losses["token"] + losses["distillation"]).backward()
+    (losses["token_branch"] + losses["distillation"]).backward()
     decoder = [*model.decoder.parameters(), *model.decoder_head.parameters(), *model.memory.parameters()]
     assert all(parameter.grad is None for parameter in decoder)
     assert all(parameter.grad is not None for parameter in model.token_head.parameters())
@@ -197,16 +199,16 @@ def test_the_weights_of_truth_and_teacher_add_up(processor: ReferringProcessor, 
     losses = model.losses(batch)
     o, memory = model.fused(batch["image"], batch["text"])
     logits, boxes = (found.detach() for found in model.decoder_head(model.decoder(o, memory, model.places)))
-    teacher, quality = simvg.taught(logits[-1], boxes[-1], batch["expressions"])
+    teacher, quality = simvg.distillation_targets(logits[-1], boxes[-1], batch["expressions"])
     token = [found.detach() for found in model.token_head(model.token(o))]
     assert 0 < float(quality) < 1
     losses = {name: loss.detach() for name, loss in losses.items()}
     truth = 2 * (1 - quality) * detection_loss(*token, batch["expressions"])
-    assert float(losses["token"]) == pytest.approx(float(truth), rel=1e-5)
+    assert float(losses["token_branch"]) == pytest.approx(float(truth), rel=1e-5)
     assert float(losses["distillation"]) == pytest.approx(float(quality * detection_loss(*token, teacher)), rel=1e-5)
     deep = sum(float(detection_loss(*layer, batch["expressions"])) for layer in zip(logits, boxes, strict=True))
-    assert float(losses["decoder"]) == pytest.approx(deep, rel=1e-5)
-    assert set(method(processor, distillation="none").losses(batch)) == {"token"}
+    assert float(losses["decoder_branch"]) == pytest.approx(deep, rel=1e-5)
+    assert set(method(processor, distill_type="none").losses(batch)) == {"token_branch"}
 
 
 # Fusion
@@ -219,8 +221,8 @@ def longer(text: Tokens, by: int) -> Tokens:
 def test_padding_changes_nothing(processor: ReferringProcessor, referring: Corpus) -> None:
     model = method(processor)
     batch = batch_of(processor, referring)
-    plain = model.locate(batch)
-    padded = model.locate(batch | {"text": longer(batch["text"], 5)})
+    plain = model.predict_boxes(batch)
+    padded = model.predict_boxes(batch | {"text": longer(batch["text"], 5)})
     for branch, (boxes, sure) in plain.items():
         assert torch.allclose(boxes, padded[branch][0], atol=1e-5)
         assert torch.allclose(sure, padded[branch][1], atol=1e-5)
@@ -234,12 +236,12 @@ def test_words_reach_patches_only_where_the_encoder_fuses(processor: ReferringPr
         one, other = (model.encoder(batch["image"], text, fusion == "encoder") for text in (batch["text"], others))
         assert torch.allclose(one[0], other[0], atol=1e-6) is not told
         assert torch.allclose(one[1], other[1], atol=1e-6) is not told
-        found = [model.locate(batch | {"text": text})["token"][0] for text in (batch["text"], others)]
+        found = [model.predict_boxes(batch | {"text": text})["token"][0] for text in (batch["text"], others)]
         assert not torch.allclose(*found, atol=1e-6), "the queries read the words in any case"
 
 
-def test_norms_and_perceptrons_are_each_modalitys_own(processor: ReferringProcessor, referring: Corpus) -> None:
-    """Without attention between them, a change of the text's parameters leaves the picture's tokens as they are."""
+def test_norms_and_mlps_are_each_modalitys_own(processor: ReferringProcessor, referring: Corpus) -> None:
+    """Without attention between them, a change of the text's parameters leaves the image's tokens as they are."""
     model, batch = method(processor), batch_of(processor, referring)
     before = model.encoder(batch["image"], batch["text"], joint=False)
     with torch.no_grad():
@@ -256,7 +258,7 @@ def test_dropped_paths_keep_the_mean() -> None:
     from polymodal.layers.transformer import Transformer
 
     torch.manual_seed(0)
-    for transformer in (MultiwayTransformer(8, 2, 2, drop_path=0.5), Transformer(8, 2, 2, drop_path=0.5)):
+    for transformer in (MultiwayTransformer(8, 2, 2, drop_path_rate=0.5), Transformer(8, 2, 2, drop_path_rate=0.5)):
         assert [block.drop_path.rate for block in transformer.blocks] == [0.0, 0.5]
         drop_path = transformer.blocks[1].drop_path.train()
         kept = torch.stack([drop_path(torch.ones(400, 1, 1)) for _ in range(5)])
@@ -337,7 +339,7 @@ def test_expressions_mean_what_they_say_and_nothing_else() -> None:
 class Oracle(torch.nn.Module):
     """Finds the true boxes of an expression, or those of another one."""
 
-    queries = 3
+    num_queries = 3
 
     def __init__(self, processor: ReferringProcessor, corpus: Corpus, knows: bool):
         super().__init__()
@@ -345,19 +347,19 @@ class Oracle(torch.nn.Module):
         self.processor, self.knows = processor, knows
         self.truth = {}
         for row in corpus.rows("test").tolist():
-            example = processor.read(corpus, row)
+            example = processor.load_example(corpus, row)
             for one in example["expressions"]:
-                self.truth[self._picture(processor(image=[example["image"]])["image"][0]), one.text] = one.boxes
+                self.truth[self._image(processor(image=[example["image"]])["image"][0]), one.text] = one.boxes
 
     @staticmethod
-    def _picture(pixels: torch.Tensor) -> float:
+    def _image(pixels: torch.Tensor) -> float:
         return round(float(pixels.double().sum()), 3)
 
-    def locate(self, batch: dict) -> dict:
+    def predict_boxes(self, batch: dict) -> dict:
         texts = self.processor.text.tokenizer.decode(batch["text"])
         boxes, sure = torch.zeros(len(texts), 3, 4), torch.zeros(len(texts), 3)
         for number, (image, text) in enumerate(zip(batch["image"], texts, strict=True)):
-            own = self.truth.get((self._picture(image), text), ((0.0, 0.0, 0.01, 0.01),))
+            own = self.truth.get((self._image(image), text), ((0.0, 0.0, 0.01, 0.01),))
             for place, box in enumerate(own if self.knows else ()):
                 boxes[number, place], sure[number, place] = torch.tensor(box), 0.9
         return {"oracle": (boxes, sure)}
@@ -370,109 +372,109 @@ def test_who_knows_all_has_everything_and_who_knows_nothing_has_nothing(
     scores = {}
     for knows in (True, False):
         found = referring_scores(Oracle(processor, referring, knows), processor, reader, "test")
-        scores[knows] = {score.name.removeprefix("test/expressions/oracle/"): score for score in found}
+        scores[knows] = {score.name.removeprefix("test/referring/oracle/"): score for score in found}
     assert [score.value for score in scores[True].values()] == pytest.approx([1.0] * len(scores[True]))
     none = {name: score.value for name, score in scores[False].items()}
     assert none.pop("none/accuracy") == 1.0
     assert 0 < none.pop("sets") < 0.3, "those that mean nothing"
     assert max(none.values()) == 0.0
     asked = [one for row in referring.rows("test") for one in referring.value(row, "expressions")]
-    weights = scores[True]["accuracy"].weights
+    weights = scores[True]["acc@0.5"].weights
     assert weights is not None
     assert weights.sum() == sum(len(one.boxes) == 1 for one in asked)
-    assert 0.2 < (scores[True]["accuracy"].chance or 0) < 0.4
+    assert 0.2 < (scores[True]["acc@0.5"].chance or 0) < 0.4
 
 
 def test_a_set_is_found_when_every_object_has_a_box_of_its_own() -> None:
     one, other = (0.0, 0.0, 0.4, 0.4), (0.5, 0.5, 0.9, 0.9)
     near = (0.0, 0.0, 0.4, 0.3)
-    assert found_all(torch.tensor([other, near]), [one, other])
-    assert not found_all(torch.tensor([near, one]), [one, other])
-    assert not found_all(torch.tensor([one]), [one, other])
-    assert found_all(torch.zeros(0, 4), [])
-    assert not found_all(torch.tensor([one]), [])
+    assert all_matched(torch.tensor([other, near]), [one, other])
+    assert not all_matched(torch.tensor([near, one]), [one, other])
+    assert not all_matched(torch.tensor([one]), [one, other])
+    assert all_matched(torch.zeros(0, 4), [])
+    assert not all_matched(torch.tensor([one]), [])
 
 
 # Training, commands, one's own data
 
 
 def test_losses_fall_and_boxes_are_found(run: Run, referring: Corpus) -> None:
-    assert isinstance(run.model, CanLocate)
+    assert isinstance(run.model, CanDetect)
     losses: dict[str, list[float]] = {}
     for entry in run.history:
         for name, loss in entry.get("losses", {}).items():
             losses.setdefault(name, []).append(loss)
-    assert set(losses) == {"contrastive", "words", "decoder", "token", "distillation"}
-    assert losses["decoder"][-1] < losses["decoder"][0]
-    assert losses["words"][-1] < losses["words"][0]
+    assert set(losses) == {"itc", "mlm", "decoder_branch", "token_branch", "distillation"}
+    assert losses["decoder_branch"][-1] < losses["decoder_branch"][0]
+    assert losses["mlm"][-1] < losses["mlm"][0]
     assert run.directory is not None
     again = load_run(run.directory)
     batch = batch_of(run.processor, referring)
-    for branch, (boxes, sure) in run.model.eval().locate(batch).items():
-        assert torch.equal(boxes, again.model.locate(batch)[branch][0])
+    for branch, (boxes, sure) in run.model.eval().predict_boxes(batch).items():
+        assert torch.equal(boxes, again.model.predict_boxes(batch)[branch][0])
         assert boxes.shape == (8, 1, 4)
         assert (boxes[..., 2:] >= boxes[..., :2]).all()
         assert ((sure > 0) & (sure < 1)).all()
 
 
 def test_stages_are_those_of_the_paper() -> None:
-    names = [stage.name for stage in dataclasses.replace(TINY, decoder_first=0.3).stages()]
+    names = [stage.name for stage in dataclasses.replace(TINY, decoder_warmup_fraction=0.3).stages()]
     assert names == ["captions", "decoder", "grounding"]
-    stage: Stage = dataclasses.replace(TINY, captions=0.0, decoder_first=0.5).stages()[0]
-    assert stage.loss_weights == {"token": 0.0, "distillation": 0.0}
+    stage: Stage = dataclasses.replace(TINY, caption_fraction=0.0, decoder_warmup_fraction=0.5).stages()[0]
+    assert stage.loss_weights == {"token_branch": 0.0, "distillation": 0.0}
     with pytest.raises(UserError, match="decoder"):
-        dataclasses.replace(TINY, distillation="none", decoder_first=0.3)
+        dataclasses.replace(TINY, distill_type="none", decoder_warmup_fraction=0.3)
     with pytest.raises(UserError, match="share"):
-        dataclasses.replace(TINY, captions=0.8, decoder_first=0.4)
+        dataclasses.replace(TINY, caption_fraction=0.8, decoder_warmup_fraction=0.4)
 
 
 def test_several_queries_learn_from_all_expressions(processor: ReferringProcessor, referring: Corpus) -> None:
-    recipe = dataclasses.replace(TINY, queries=3)
+    recipe = dataclasses.replace(TINY, num_queries=3)
     counts = Counter(batch_of(processor, referring, recipe, 64)["expressions"].counts.tolist())
     assert set(counts) >= {0, 1, 2}
     assert set(batch_of(processor, referring, TINY, 64)["expressions"].counts.tolist()) == {1}
-    found = train(recipe, referring, Budget(steps=4), execution=QUIET)
-    boxes, _ = found.model.eval().locate(batch_of(processor, referring, recipe))["token"]
+    found = train(recipe, referring, Budget(steps=4), runtime=QUIET)
+    boxes, _ = found.model.eval().predict_boxes(batch_of(processor, referring, recipe))["token"]
     assert boxes.shape == (8, 3, 4)
 
 
-def test_a_picture_with_its_boxes(run: Run, referring: Corpus, tmp_path: Path) -> None:
+def test_a_image_with_its_boxes(run: Run, referring: Corpus, tmp_path: Path) -> None:
     row = int(referring.rows("test")[0])
     path = tmp_path / "scene.png"
     referring.value(row, "image").save(path)
-    picture, found = locate(run, str(path), ["the cat", "the large taxi"])
+    image, found = ground(run, str(path), ["the cat", "the large taxi"])
     assert [one.text for one in found] == ["the cat", "the large taxi"]
     assert all(0 <= edge <= 96 for one in found for edge in one.box)
-    assert drawn(picture, found).size == (480, 480)
-    (other,) = locate(run, str(path), ["the cat"], "decoder")[1]
+    assert draw_grounded_boxes(image, found).size == (480, 480)
+    (other,) = ground(run, str(path), ["the cat"], "decoder")[1]
     assert other.sure != found[0].sure, "each branch has a head of its own"
     with pytest.raises(UserError, match="no branch 'tokn'; it has token, decoder"):
-        locate(run, str(path), ["the cat"], "tokn")
+        ground(run, str(path), ["the cat"], "tokn")
 
 
 def test_the_command_and_its_mistakes(run: Run, referring: Corpus, polymodal, tmp_path: Path) -> None:
     path = tmp_path / "scene.png"
     referring.value(int(referring.rows("test")[0]), "image").save(path)
-    done = polymodal("locate", str(run.directory), "scene.png", "the cat", "--json")
+    done = polymodal("ground", str(run.directory), "scene.png", "the cat", "--json")
     assert done.returncode == 0, done.stderr
     (one,) = json.loads(done.stdout)
     assert one["text"] == "the cat"
     assert (tmp_path / "located.png").is_file()
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     for arguments, sentence in (
         (["scene.png"], "Say what to look for"),
         (["nowhere.png", "the cat"], "cannot be read"),
         (["broken.png", "the cat"], "in no format that Pillow reads"),
-        (["scene.png", "the cat", "--out", "located.pnk"], "does not end like a picture"),
+        (["scene.png", "the cat", "--out", "located.pnk"], "does not end like an image"),
     ):
-        done = polymodal("locate", str(run.directory), *arguments)
+        done = polymodal("ground", str(run.directory), *arguments)
         assert done.returncode == 2
         assert sentence in done.stderr
         assert "Traceback" not in done.stderr
 
 
 def test_ones_own_expressions(referring: Corpus, tmp_path: Path) -> None:
-    """JSON lines with pictures beside them, in the form that a user would write; there are no captions."""
+    """JSON lines with images beside them, in the form that a user would write; there are no captions."""
     records = []
     for number, row in enumerate(referring.rows("train")[:40].tolist()):
         referring.value(row, "image").save(tmp_path / f"{number}.png")
@@ -486,8 +488,8 @@ def test_ones_own_expressions(referring: Corpus, tmp_path: Path) -> None:
         "picture": "Image",
         "said": "Expressions",
     }
-    found = train(dataclasses.replace(TINY, batch_size=8), corpus, Budget(steps=3), execution=QUIET)
-    example = found.processor.read(corpus, 0)
+    found = train(dataclasses.replace(TINY, batch_size=8), corpus, Budget(steps=3), runtime=QUIET)
+    example = found.processor.load_example(corpus, 0)
     assert [one.text for one in example["text"]] == [one.text for one in example["expressions"]]
     (first, *_) = records[0]["said"][0]["boxes"]
     assert example["expressions"][0].boxes[0] == pytest.approx([edge / 96 for edge in first])
@@ -501,7 +503,7 @@ def test_a_corpus_without_expressions_is_one_sentence(scenes: Corpus) -> None:
 def test_the_paper_s_size() -> None:
     recipe = simvg.Recipe.paper()
     with torch.device("meta"):
-        model = simvg.SimVG(recipe, recipe.encoder.vocabulary)
+        model = simvg.SimVG(recipe, recipe.encoder.vocab_size)
     branches = ("guided", "decoder", "token", "token_head", "decoder_head")
     counts = Counter()
     for name, parameter in model.named_parameters():

@@ -17,7 +17,7 @@ from polymodal.cli import comparing
 from polymodal.corpora import registry
 from polymodal.errors import UserError
 from polymodal.recipes.dual_encoders import clip
-from polymodal.training import Execution
+from polymodal.training import RuntimeConfig
 
 OWN = '''
 """Mine."""
@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polymodal.encoders.image import ImageEncoderConfig
-from polymodal.ranges import Count
+from polymodal.constraints import Count
 from polymodal.recipes.dual_encoders import clip as start
 
 DOUBLE = 2 * 3
@@ -156,11 +156,11 @@ def test_flags_of_a_users_file_reach_its_recipe(own: Path) -> None:
 
 def test_real_replaces_stand_ins_and_nothing_else() -> None:
     file = Path(source.__file__).parent / "training" / "execution.py"
-    own = source.Source("polymodal.training.execution", file, lambda: sys.modules["polymodal.training.execution"])
+    own = source.Source("polymodal.training.runtime", file, lambda: sys.modules["polymodal.training.runtime"])
     stand_in = own["Execution"](workers=3, precision="bfloat16")
-    assert type(stand_in) is not Execution
-    assert source.real(stand_in) == Execution(workers=3, precision="bfloat16")
-    assert source.real((stand_in, 1)) == (Execution(workers=3, precision="bfloat16"), 1)
+    assert type(stand_in) is not RuntimeConfig
+    assert source.real(stand_in) == RuntimeConfig(num_threads=3, precision="bfloat16")
+    assert source.real((stand_in, 1)) == (RuntimeConfig(num_threads=3, precision="bfloat16"), 1)
     recipe = clip.Recipe()
     assert source.real(recipe) is recipe
     with pytest.raises(UserError, match="is no interval"):

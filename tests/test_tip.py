@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from polymodal.corpora import Corpus
 from polymodal.data.columns import TableColumn
 from polymodal.data.loader import Reader
-from polymodal.draws import Draws
 from polymodal.encoders.table import TableEncoderConfig
 from polymodal.errors import UserError
-from polymodal.evaluation import evaluate, incomplete_tables, validation
-from polymodal.evaluation.incomplete_tables import (
+from polymodal.evaluation import evaluate, validation
+from polymodal.evaluation.evaluate import modalities_asked
+from polymodal.evaluation.missing_modalities import (
     PROTOCOLS,
     Labelled,
     columns_by_importance,
@@ -28,12 +28,12 @@ from polymodal.evaluation.incomplete_tables import (
     fill_scores,
     missing_cells,
 )
-from polymodal.evaluation.suite import modalities_asked
-from polymodal.layers.fusion import FusionTransformer
+from polymodal.layers.fusion import CrossAttentionTransformer
 from polymodal.modalities import Table, Text
-from polymodal.modalities.table import TableRow, TableRows, replaced, some_columns
-from polymodal.objectives.matching import hard_negatives, matching_loss
+from polymodal.modalities.table import TableRow, TableRows, replace_cells, sample_columns
+from polymodal.objectives.itm import itm_loss, sample_hard_negatives
 from polymodal.recipes.science import tip
+from polymodal.rng import ExampleRNG
 from polymodal.serving.embedding import write_embeddings
 from polymodal.serving.search import search_corpus
 from polymodal.training import load_run, train
@@ -57,22 +57,22 @@ def test_nobody_reads_a_missing_cell_but_it_reads_what_is_there(column: int) -> 
     own = encoder()
     gone = torch.zeros(6, 5, dtype=torch.bool)
     gone[:, column] = True
-    rows = table().hide(gone)
+    rows = table().mask(gone)
     cells, pooled = own(rows)
     with torch.no_grad():
-        own.cells.missing[column] += torch.randn(64)
+        own.feature_tokenizer.missing[column] += torch.randn(64)
     others, same_pooled = own(rows)
     torch.testing.assert_close(same_pooled, pooled)
     seen = [c for c in range(5) if c != column]
     torch.testing.assert_close(others[:, seen], cells[:, seen])
     assert not torch.allclose(others[:, column], cells[:, column], atol=1e-3)
-    changed = replaced(rows, ~gone, table(seed=1))
+    changed = replace_cells(rows, ~gone, table(seed=1))
     assert not torch.allclose(own(changed)[0][:, column], others[:, column], atol=1e-3)
 
 
 def test_a_row_without_any_cell_has_a_finite_constant_vector() -> None:
     everything = torch.ones(6, 5, dtype=torch.bool)
-    cells, pooled = encoder()(table().hide(everything))
+    cells, pooled = encoder()(table().mask(everything))
     assert cells.isfinite().all()
     torch.testing.assert_close(pooled, pooled[:1].expand_as(pooled))
 
@@ -111,7 +111,7 @@ def test_hard_negatives_are_never_the_own_pair_and_the_likelier_the_more_similar
     torch.manual_seed(0)
     similarity = torch.tensor([[9.0, 2.0, 0.0, 0.0], [0.0, 9.0, 0.0, 3.0], [0.0, 0.0, 9.0, 0.0], [1.0, 0.0, 0.0, 9.0]])
     similarity[:, :] -= 8 * torch.eye(4)
-    drawn = torch.stack([hard_negatives(similarity) for _ in range(1000)])
+    drawn = torch.stack([sample_hard_negatives(similarity) for _ in range(1000)])
     assert (drawn != torch.arange(4)).all()
     for row in range(4):
         expected = similarity[row].softmax(0) + 1e-4
@@ -124,19 +124,19 @@ def test_alike_examples_are_no_negatives_of_each_other() -> None:
     same = torch.eye(3, dtype=torch.bool)
     same[0, 1] = same[1, 0] = True
     for _ in range(20):
-        assert hard_negatives(torch.zeros(3, 3), same)[:2].tolist() == [2, 2]
-    assert (hard_negatives(torch.zeros(3, 3), torch.ones(3, 3, dtype=torch.bool)) != torch.arange(3)).all()
+        assert sample_hard_negatives(torch.zeros(3, 3), same)[:2].tolist() == [2, 2]
+    assert (sample_hard_negatives(torch.zeros(3, 3), torch.ones(3, 3, dtype=torch.bool)) != torch.arange(3)).all()
 
 
 def test_matching_asks_yes_of_the_first_pairs_only() -> None:
     logits = torch.tensor([[-5.0, 5.0], [-5.0, 5.0], [5.0, -5.0]])
-    assert matching_loss(logits, matching=2) < 1e-3
-    assert matching_loss(logits, matching=3) > 3
+    assert itm_loss(logits, num_positives=2) < 1e-3
+    assert itm_loss(logits, num_positives=3) > 3
 
 
 def test_fusion_ignores_padding_of_the_context() -> None:
     torch.manual_seed(0)
-    fusion = FusionTransformer(16, 2, 4).eval()
+    fusion = CrossAttentionTransformer(16, 2, 4).eval()
     x, context = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
     mask = torch.arange(5) < torch.tensor([[5], [3]])
     fused = fusion(x, context, mask)
@@ -145,7 +145,7 @@ def test_fusion_ignores_padding_of_the_context() -> None:
 
 
 def test_some_columns_are_chosen_in_every_row() -> None:
-    chosen = some_columns(table(200), 0.3, Draws.of(0, 0, 200))
+    chosen = sample_columns(table(200), 0.3, ExampleRNG.of(0, 0, 200))
     assert (chosen.sum(1) == round(0.3 * 5)).all()
     assert (chosen.float().mean(0) - 0.4).abs().max() < 0.1
 
@@ -160,8 +160,8 @@ def solar_cells() -> Corpus:
 
 def test_random_rows_follow_the_columns_of_the_training_rows(solar_cells: Corpus) -> None:
     column = TableColumn.fit(solar_cells)
-    rows = [column.read(solar_cells, row) for row in solar_cells.rows("train").tolist()]
-    drawn = column.random_rows(Draws.of(0, 0, 4000))
+    rows = [column.load(solar_cells, row) for row in solar_cells.rows("train").tolist()]
+    drawn = column.random_rows(ExampleRNG.of(0, 0, 4000))
     own = column(rows)
     for ours, theirs in zip(drawn.numbers.T, own.numbers.T, strict=True):
         assert ks_2samp(ours, theirs).statistic < 0.03
@@ -195,7 +195,7 @@ def test_every_loss_falls_and_every_capability_answers(trained, solar_cells: Cor
     logged = [entry["losses"] for entry in trained.history if "losses" in entry]
     first = {name: losses[name] for losses in reversed(logged) for name in losses}
     last = {name: losses[name] for losses in logged for name in losses}
-    assert set(first) == {"contrast", "matching", "reconstruction", "classification"}
+    assert set(first) == {"itc", "itm", "mtr", "classification"}
     for name in first:
         assert last[name] < first[name], name
     assert any("validation/table_to_image/R@10" in entry.get("validation", {}) for entry in trained.history)
@@ -215,9 +215,9 @@ def test_evaluation_knows_missing_cells_and_a_loaded_run_scores_the_same(
         whole = [scores[f"test/{way}_grade/accuracy"]]
         rates = [scores[f"test/{way}_grade/random_values_{rate}%/accuracy"] for rate in (30, 50, 70, 90)]
         area = np.trapezoid([score.value for score in whole + rates], (0, 0.3, 0.5, 0.7, 0.9)) / 0.9
-        assert scores[f"test/{way}_grade/random_values/accuracy_over_rates"].value == pytest.approx(area)
+        assert scores[f"test/{way}_grade/random_values/accuracy_vs_missing_rate"].value == pytest.approx(area)
     assert scores["test/linear_probe_grade/image/accuracy"].value > 0.25
-    assert scores["test/fill_cells/squared_error"].value < scores["test/fill_cells/squared_error"].chance
+    assert scores["test/imputation/mse"].value < scores["test/imputation/mse"].chance
     assert scores["test/table_to_image/R@10"].value > 0
     examples = Labelled.of(Reader(solar_cells, trained.processor), "validation", "grade").examples
     before, after = (
@@ -229,7 +229,7 @@ def test_evaluation_knows_missing_cells_and_a_loaded_run_scores_the_same(
             torch.testing.assert_close(again[name], vectors)
 
 
-def test_pictures_and_rows_are_embedded_and_words_refused(trained, solar_cells: Corpus, tmp_path: Path) -> None:
+def test_images_and_rows_are_embedded_and_words_refused(trained, solar_cells: Corpus, tmp_path: Path) -> None:
     few = dataclasses.replace(solar_cells, table=solar_cells.table.slice(0, 5))
     assert write_embeddings(trained, few, tmp_path / "vectors.parquet") == (5, {})
     assert pq.read_table(tmp_path / "vectors.parquet").column_names == ["key", "image", "table"]
@@ -250,7 +250,7 @@ def test_a_table_of_numbers_alone_is_filled_in_too(solar_cells: Corpus) -> None:
     numbers = dataclasses.replace(solar_cells, columns=columns)
     run = train(tip.Recipe(batch_size=16), numbers, Budget(steps=3))
     scores = fill_scores(run, Reader(numbers, run.processor), "validation")
-    assert [score.name.rpartition("/")[2] for score in scores] == ["squared_error", "squared_error"]
+    assert [score.name.rpartition("/")[2] for score in scores] == ["mse", "mse"]
 
 
 def test_the_important_columns_are_those_that_tell_the_label() -> None:
@@ -263,7 +263,7 @@ def test_the_important_columns_are_those_that_tell_the_label() -> None:
 
 
 def test_mean_and_mode_stand_in_where_the_recipe_says_so(solar_cells: Corpus) -> None:
-    recipe = tip.Recipe(fine_tuning=0.0, missing="mean", reconstruction=False)
+    recipe = tip.Recipe(finetune_fraction=0.0, missing_strategy="mean", use_mtr=False)
     processor = recipe.processor(solar_cells)
     method = recipe.build(processor)
     assert not isinstance(method, CanClassify)
@@ -272,8 +272,8 @@ def test_mean_and_mode_stand_in_where_the_recipe_says_so(solar_cells: Corpus) ->
     assert (usual.numbers == 0).all()
     assert usual.categories.tolist() == [processor.table.modes]
     _, examples = Reader(solar_cells, processor).read_all(solar_cells.rows("train")[:8])
-    batch = recipe.training_batch(examples, processor, Draws.of(0, 0, 8))
-    assert set(method.losses(batch)) == {"contrast", "matching"}
+    batch = recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, 8))
+    assert set(method.losses(batch)) == {"itc", "itm"}
     assert isinstance(tip.Recipe().build(tip.Recipe().processor(solar_cells)), CanClassify)
 
 
@@ -281,4 +281,4 @@ def test_a_corpus_without_labels_can_only_be_pre_trained_on(solar_cells: Corpus)
     unlabelled = dataclasses.replace(solar_cells, label=None)
     with pytest.raises(UserError, match="no label"):
         tip.Recipe().processor(unlabelled)
-    tip.Recipe(fine_tuning=0.0).processor(unlabelled)
+    tip.Recipe(finetune_fraction=0.0).processor(unlabelled)

@@ -15,8 +15,8 @@ from polymodal import corpora
 from polymodal.errors import UserError
 from polymodal.recipes.dual_encoders import clip
 from polymodal.training import Interrupted, load_run, train
-from polymodal.training.optimiser import adamw, learning_rate
-from polymodal.training.trainer import share_weights
+from polymodal.training.optimizer import adamw, learning_rate
+from polymodal.training.trainer import copy_matching_weights
 from polymodal.types import Budget
 from test_corpora import own_csv, png
 
@@ -42,7 +42,7 @@ def test_two_runs_of_one_seed_have_equal_weights_and_another_seed_has_not(small_
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(small_emoji, tmp_path, ema):
-    recipe = clip.Recipe(batch_size=32, ema=ema)
+    recipe = clip.Recipe(batch_size=32, ema_decay=ema)
     whole = train(recipe, small_emoji, Budget(steps=12))
 
     def stop_at_five(progress, reached, losses):
@@ -79,9 +79,9 @@ def test_a_finished_run_is_returned_and_another_run_is_refused(small_emoji, tmp_
 
 def test_a_loaded_run_embeds_the_same(small_emoji, tmp_path):
     run = train(RECIPE, small_emoji, Budget(steps=3), out=tmp_path / "run")
-    pictures = [small_emoji.value(row, "image") for row in range(3)]
+    images = [small_emoji.value(row, "image") for row in range(3)]
     runs = run, load_run(tmp_path / "run")
-    before, after = (each.embed(text=["cat", "a long caption"], image=pictures) for each in runs)
+    before, after = (each.embed(text=["cat", "a long caption"], image=images) for each in runs)
     for column in before:
         torch.testing.assert_close(before[column], after[column])
 
@@ -136,7 +136,7 @@ def test_a_batch_larger_than_the_corpus_says_what_to_use(small_emoji):
 
 def test_a_loss_that_is_not_finite_stops_with_its_name(small_emoji):
     with pytest.raises(UserError, match="The loss 'contrastive' is nan"):
-        train(clip.Recipe(batch_size=32, learning_rate=1e30, clip_norm=0), small_emoji, Budget(steps=40))
+        train(clip.Recipe(batch_size=32, learning_rate=1e30, max_grad_norm=0), small_emoji, Budget(steps=40))
 
 
 def test_training_works_outside_the_main_thread(small_emoji):
@@ -154,7 +154,7 @@ def test_a_budget_of_seconds_or_examples_is_kept(small_emoji):
 
 
 def test_learning_rate_rises_then_falls_to_zero():
-    options = clip.Recipe(learning_rate=1.0, warmup=0.1)
+    options = clip.Recipe(learning_rate=1.0, warmup_ratio=0.1)
     rates = [learning_rate(options, fraction / 100) for fraction in range(101)]
     assert max(rates) == rates[10] == pytest.approx(1)
     assert np.all(np.diff(rates[:10]) > 0)
@@ -174,6 +174,6 @@ def test_vectors_do_not_decay(small_emoji):
 def test_arms_of_a_comparison_share_the_weights_that_agree():
     one, other = torch.nn.Linear(3, 4), torch.nn.Sequential(torch.nn.Linear(3, 4))
     twin = torch.nn.Linear(3, 4)
-    assert share_weights(one, twin) == 2
+    assert copy_matching_weights(one, twin) == 2
     assert torch.equal(one.weight, twin.weight)
-    assert share_weights(one, other) == 0
+    assert copy_matching_weights(one, other) == 0

@@ -46,7 +46,7 @@ class OwnRecipe(clip.Recipe):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     for place in range(30):
         PILImage.new("RGB", (16, 16), (place * 8, 0, 255 - place * 8)).save(folder / f"{place}.png")
@@ -56,9 +56,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "run"
-    train(SMALL, pm.corpora.from_path(pictures / "pairs.jsonl"), Budget.parse("1steps"), out=out)
+    train(SMALL, pm.corpora.from_path(images / "pairs.jsonl"), Budget.parse("1steps"), out=out)
     return out
 
 
@@ -112,25 +112,25 @@ COMMANDS = {
     ),
     "attack": ("attack", "set_level_attack", "RUN", "--examples", "4", "--split", "train"),
     "serve": ("serve", "RUN"),
-    "serve beside": ("serve", "TRAINED", "--page", "--beside", "INDEX"),
+    "serve beside": ("serve", "TRAINED", "--page", "--extra-index", "INDEX"),
     "generate": ("generate", "RUN"),
     "ask": ("ask", "RUN", "PICTURE"),
     "locate": ("locate", "RUN", "PICTURE", "a shade"),
     "tag": ("tag", "RUN", "--out", "fields.jsonl"),
     "prefer": ("prefer", "RUN", "--out", "preferred"),
     "caption": ("caption", "RUN", "--out", "captioned"),
-    "caption rank": ("caption", "TRAINED", "--rank", "RUN", "--out", "captioned"),
+    "caption rank": ("caption", "TRAINED", "--score-with", "RUN", "--out", "captioned"),
     "train finished": ("train", "FILE", "--data", "DATA", "--budget", "1steps", "--out", "RUN"),
 }
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_command_executes_the_code_of_a_run_from_elsewhere(
-    name, strange, trained, pictures, marker, polymodal, tmp_path, monkeypatch
+    name, strange, trained, images, marker, polymodal, tmp_path, monkeypatch
 ):
-    words = {"RUN": strange, "TRAINED": trained, "DATA": pictures / "pairs.jsonl", "PICTURE": pictures / "3.png"}
+    words = {"RUN": strange, "TRAINED": trained, "DATA": images / "pairs.jsonl", "PICTURE": images / "3.png"}
     if "INDEX" in COMMANDS[name]:
-        words["INDEX"] = index_of(trained, pictures, tmp_path)
+        words["INDEX"] = index_of(trained, images, tmp_path)
         shutil.copytree(trained, tmp_path / "kept")
         shutil.rmtree(trained)
         shutil.copytree(strange, trained)  # where the index says that its run lies
@@ -139,7 +139,7 @@ def test_no_command_executes_the_code_of_a_run_from_elsewhere(
         words["FILE"].write_text(MINE.format(marker="# as the author of the run showed it"))
         record = read_record(strange)
         record["recipe"]["name"] = "mine"
-        record["corpus"]["data"] = str(pictures / "pairs.jsonl")
+        record["corpus"]["data"] = str(images / "pairs.jsonl")
         (strange / "run.json").write_text(json.dumps(record))
     arguments = [str(words.get(word, word)) for word in COMMANDS[name]]
     monkeypatch.setattr("polymodal.cli.using._listen", lambda *_: None)
@@ -161,10 +161,10 @@ def test_no_command_executes_the_code_of_a_run_from_elsewhere(
             shutil.copytree(tmp_path / "kept", trained)
 
 
-def index_of(run: Path, pictures: Path, folder: Path) -> Path:
+def index_of(run: Path, images: Path, folder: Path) -> Path:
     from polymodal.serving.index import build_index
 
-    build_index(load_run(run), pm.corpora.from_path(pictures / "pairs.jsonl"), str(folder / "index"))
+    build_index(load_run(run), pm.corpora.from_path(images / "pairs.jsonl"), str(folder / "index"))
     return folder / "index"
 
 
@@ -178,7 +178,7 @@ def test_in_python_code_is_trusted_by_an_argument(strange, marker):
         load_run(strange)
 
 
-def test_a_cache_of_python_does_not_stand_in_for_the_file(trained, tmp_path, marker, pictures):
+def test_a_cache_of_python_does_not_stand_in_for_the_file(trained, tmp_path, marker, images):
     """The digest is of the source, so it is the source that is executed."""
     import importlib.util
     import py_compile
@@ -187,7 +187,7 @@ def test_a_cache_of_python_does_not_stand_in_for_the_file(trained, tmp_path, mar
     mine.write_text(MINE.format(marker=""))
     run = tmp_path / "run"
     kind = pm.recipes.find(str(mine))
-    train(kind(), pm.corpora.from_path(pictures / "pairs.jsonl"), Budget.parse("1steps"), out=run)
+    train(kind(), pm.corpora.from_path(images / "pairs.jsonl"), Budget.parse("1steps"), out=run)
     evil = tmp_path / "evil.py"
     evil.write_text(MINE.format(marker=f"Path({str(marker)!r}).touch()"))
     cached = importlib.util.cache_from_source(str(run / "recipe.py"))
@@ -256,7 +256,7 @@ def test_functions_and_other_classes_are_refused_even_of_a_trusted_run(named, tr
         ({"no_such": 1}, "has no field 'no_such'"),
         ({"image": 3}, "values.image"),
         ({"image": {"width": "wide"}}, "values.image.width"),
-        ({"image": {"class": "polymodal.training.execution:Execution"}}, "which is no ImageEncoderConfig"),
+        ({"image": {"class": "polymodal.training.runtime:Execution"}}, "which is no ImageEncoderConfig"),
     ],
 )
 def test_values_fit_the_fields_of_the_recipe(values, said, trained, tmp_path):
@@ -281,8 +281,8 @@ def test_records_of_all_recipes_read_as_they_were():
                 assert recipe_from_record(record, Path("run")) == recipe
 
 
-def test_a_recipe_of_a_module_is_remembered_by_the_file_of_the_module(pictures, tmp_path, monkeypatch, polymodal):
-    corpus = pm.corpora.from_path(pictures / "pairs.jsonl")
+def test_a_recipe_of_a_module_is_remembered_by_the_file_of_the_module(images, tmp_path, monkeypatch, polymodal):
+    corpus = pm.corpora.from_path(images / "pairs.jsonl")
     train(OwnRecipe(), corpus, Budget.parse("1steps"), out=tmp_path / "run")
     assert read_record(tmp_path / "run")["recipe"]["class"].endswith("test_trust:OwnRecipe")
     assert isinstance(load_run(tmp_path / "run").recipe, OwnRecipe)
@@ -366,10 +366,10 @@ def test_no_pickle_is_read():
             names = {name.name for name in node.names} if isinstance(node, ast.Import) else set()
             if names & pickles or (isinstance(node, ast.ImportFrom) and node.module in pickles):
                 files.add(file)
-    assert files == {"reproduce/side_by_side.py"}  # between processes that it has started itself
+    assert files == {"reproduce/parallel.py"}  # between processes that it has started itself
 
 
-def test_no_code_or_pickle_of_a_published_model_is_loaded():
+def test_no_code_or_pickle_of_a_pretrained_model_is_loaded():
     """What `export` has just written, with modules of this package, is the only exception."""
     loads = calls("from_pretrained", "from_config", "AutoConfig.for_model", "SentenceTransformer")
     assert any(file.startswith("encoders/") for file, _ in loads)
@@ -384,7 +384,7 @@ def test_no_code_or_pickle_of_a_published_model_is_loaded():
             assert file.is_relative_to(SOURCE / "serving" / "export"), file
 
 
-def test_a_published_model_of_pickles_is_refused(tmp_path, clip_folder):
+def test_a_pretrained_model_of_pickles_is_refused(tmp_path, clip_folder):
     import torch
 
     folder = tmp_path / "pickled"
@@ -392,8 +392,8 @@ def test_a_published_model_of_pickles_is_refused(tmp_path, clip_folder):
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
     recipe = SMALL
-    from polymodal.training.start import load_published, with_towers
+    from polymodal.training.initialization import load_pretrained, with_encoders
 
-    recipe = with_towers(recipe, {"vision": f"hf:{folder}"})
+    recipe = with_encoders(recipe, {"vision": f"hf:{folder}"})
     with pytest.raises(UserError, match=r"no \.safetensors file"):
-        load_published(recipe.image.build())
+        load_pretrained(recipe.image.build())

@@ -18,49 +18,51 @@ import polymodal as pm
 from polymodal.cli import main
 from polymodal.corpora import Corpus
 from polymodal.corpora._prepared import Preparation
-from polymodal.corpora.furniture_views import colours, described, outline, view_rows
-from polymodal.corpora.written import open_written, write_corpus
+from polymodal.corpora.furniture_views import describe_view, named_colors, outline, view_rows
+from polymodal.corpora.saved import open_saved, save_corpus
 from polymodal.curation.captions import CaptionCounts, CaptionOptions, captioned, some_views, write_captions
 from polymodal.data.loader import Reader
-from polymodal.data.objects import ObjectProcessor
-from polymodal.draws import Draws
+from polymodal.data.point_clouds import ObjectProcessor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.encoders.points import PointEncoderConfig
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate
 from polymodal.modalities import Category, Image, Images, Points, Text
-from polymodal.modalities.points import GREY
+from polymodal.modalities.points import GRAY
 from polymodal.modalities.view_caption import ViewCaption, ViewCaptions
 from polymodal.recipes.dual_encoders import clip
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.three_d import ulip_2
+from polymodal.rng import ExampleRNG
 from polymodal.training import Run, train
-from polymodal.training.execution import Execution
+from polymodal.training.runtime import RuntimeConfig
 from polymodal.types import Budget
 
-QUIET = Execution(track="none")
+QUIET = RuntimeConfig(logger="none")
 MODELS = 40
-TOWER = ImageEncoderConfig(size=32, width=32, depth=1)
+TOWER = ImageEncoderConfig(image_size=32, width=32, depth=1)
 TINY = ulip_2.Recipe(
     image=TOWER,
-    points=PointEncoderConfig(groups=12, neighbours=8, width=32, depth=1),
-    point_count=128,
+    points=PointEncoderConfig(num_groups=12, group_size=8, width=32, depth=1),
+    num_points=128,
     batch_size=16,
-    dim=32,
-    towers=0.0,
+    embed_dim=32,
+    clip_fraction=0.0,
     learning_rate=3e-3,
 )
 SPEAKER = mono_internvl.Recipe(
-    language_model=LanguageModelConfig(vocabulary=320, context=64, width=32, depth=2, heads=4, groups=2, hidden=64),
-    tile=32,
-    patch=8,
-    patch_width=16,
+    language_model=LanguageModelConfig(
+        vocab_size=320, context_length=64, width=32, depth=2, num_heads=4, num_kv_heads=2, mlp_dim=64
+    ),
+    tile_size=32,
+    patch_size=8,
+    patch_embed_dim=16,
     batch_size=16,
     learning_rate=1e-2,
-    keep_language=False,
+    freeze_llm=False,
     visual_experts=False,
-    shares=(0.0, 0.0, 0.0, 0.0, 1.0),
+    stage_fractions=(0.0, 0.0, 0.0, 0.0, 1.0),
 )
 
 
@@ -81,7 +83,7 @@ def furniture(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     }
     kept = [{name: row[name] for name in ("key", "split", *columns)} for row in rows]
     folder = tmp_path_factory.mktemp("furniture") / "models"
-    corpus = write_corpus(folder, module.about, columns, kept, label="category")
+    corpus = save_corpus(folder, module.about, columns, kept, label="category")
     return dataclasses.replace(corpus, prompts={name: (name.lower(),) for name in categories})
 
 
@@ -89,7 +91,7 @@ def furniture(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def views(furniture: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     columns = {"image": Image(), "captions": Text({"en": 19.0}), "category": furniture.columns["category"]}
     folder = tmp_path_factory.mktemp("furniture") / "views"
-    return write_corpus(folder, furniture.about, columns, view_rows(furniture), label="category")
+    return save_corpus(folder, furniture.about, columns, view_rows(furniture), label="category")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ KINDS = (("worse", 0.1), ("best", 0.9))
 
 @pytest.fixture(scope="module")
 def towers(furniture: Corpus) -> Run:
-    return train(dataclasses.replace(TINY, towers=1.0), furniture, Budget(steps=60), execution=QUIET)
+    return train(dataclasses.replace(TINY, clip_fraction=1.0), furniture, Budget(steps=60), runtime=QUIET)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,7 @@ def learned(towers: Run, numbered: Corpus, tmp_path_factory: pytest.TempPathFact
         out=tmp_path_factory.mktemp("ulip") / "run",
         weights_like=towers.model,
         tokenizer=towers.processor.tokenizer,
-        execution=QUIET,
+        runtime=QUIET,
     )
 
 
@@ -132,12 +134,12 @@ def examples_of(corpus: Corpus, processor: ObjectProcessor, split: str = "train"
 
 
 def test_what_is_seen_of_a_view_is_said() -> None:
-    picture = np.full((40, 40, 3), 255, np.uint8)
-    picture[18:22, 4:36] = (20, 30, 200)
-    picture[18:22, 4:14] = (200, 20, 20)
-    assert described(picture, "Toy Train", "Kitchen") == "wide blue and red toy train, kitchen"
-    assert described(picture.swapaxes(0, 1), "Pole", "Exterior") == "tall blue and red pole, exterior"
-    assert described(np.full_like(picture, 255), "Ghost", "Office") == "ghost, office"
+    image = np.full((40, 40, 3), 255, np.uint8)
+    image[18:22, 4:36] = (20, 30, 200)
+    image[18:22, 4:14] = (200, 20, 20)
+    assert describe_view(image, "Toy Train", "Kitchen") == "wide blue and red toy train, kitchen"
+    assert describe_view(image.swapaxes(0, 1), "Pole", "Exterior") == "tall blue and red pole, exterior"
+    assert describe_view(np.full_like(image, 255), "Ghost", "Office") == "ghost, office"
     square = np.zeros((9, 9), bool)
     square[2:6, 3:7] = True
     assert outline(square) == ""
@@ -159,8 +161,8 @@ def test_what_is_seen_of_a_view_is_said() -> None:
         ("pink", (250, 90, 180)),
     ],
 )
-def test_colours_have_their_names(name: str, rgb: tuple[int, int, int]) -> None:
-    assert colours(np.array([rgb] * 4, np.uint8)) == [name]
+def test_colors_have_their_names(name: str, rgb: tuple[int, int, int]) -> None:
+    assert named_colors(np.array([rgb] * 4, np.uint8)) == [name]
 
 
 def test_views_keep_the_split_of_their_model(furniture: Corpus, views: Corpus) -> None:
@@ -176,12 +178,12 @@ def test_views_keep_the_split_of_their_model(furniture: Corpus, views: Corpus) -
 # Triplets
 
 
-def test_a_picture_and_its_captions_are_of_the_same_view(furniture: Corpus, numbered: Corpus) -> None:
-    recipe = dataclasses.replace(TINY, captions=2)
+def test_a_image_and_its_captions_are_of_the_same_view(furniture: Corpus, numbered: Corpus) -> None:
+    recipe = dataclasses.replace(TINY, num_captions=2)
     processor = recipe.processor(numbered)
     examples = examples_of(numbered, processor)[:8]
     for seed in range(6):
-        batch = recipe.training_batch(examples, processor, Draws.of(seed, 0, len(examples)))
+        batch = recipe.training_batch(examples, processor, ExampleRNG.of(seed, 0, len(examples)))
         texts = [text.split() for text in processor.tokenizer.decode(batch["text"])]
         assert len(texts) == 16
         for number, example in enumerate(examples):
@@ -195,9 +197,9 @@ def test_a_picture_and_its_captions_are_of_the_same_view(furniture: Corpus, numb
 
 
 def test_of_one_view_only_that_is_shown(numbered: Corpus) -> None:
-    recipe = dataclasses.replace(TINY, views=1)
+    recipe = dataclasses.replace(TINY, num_views=1)
     processor = recipe.processor(numbered)
-    batch = recipe.training_batch(examples_of(numbered, processor), processor, Draws.of(0, 0, 24))
+    batch = recipe.training_batch(examples_of(numbered, processor), processor, ExampleRNG.of(0, 0, 24))
     assert {text.split()[1] for text in processor.tokenizer.decode(batch["text"])} == {"0"}
     assert some_views(12, 4) == [0, 3, 6, 9]
     assert some_views(2, 4) == [0, 1]
@@ -205,11 +207,11 @@ def test_of_one_view_only_that_is_shown(numbered: Corpus) -> None:
 
 
 @pytest.mark.parametrize("descriptions", ["names", "category"])
-def test_names_and_categories_stand_for_captions(furniture: Corpus, descriptions: ulip_2.Description) -> None:
-    recipe = dataclasses.replace(TINY, descriptions=descriptions)
+def test_names_and_categories_stand_for_captions(furniture: Corpus, descriptions: ulip_2.TextSource) -> None:
+    recipe = dataclasses.replace(TINY, text_source=descriptions)
     processor = recipe.processor(furniture)
     examples = examples_of(furniture, processor)
-    batch = recipe.training_batch(examples, processor, Draws.of(0, 0, len(examples)))
+    batch = recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, len(examples)))
     names = [next(c.text for c in example["text"] if c.language == "en").lower() for example in examples]
     assert processor.label is not None
     categories = [processor.label.names[example["label"]].lower() for example in examples]
@@ -219,12 +221,12 @@ def test_names_and_categories_stand_for_captions(furniture: Corpus, descriptions
     assert same.tolist() == [[one == other for other in wanted] for one in wanted]
 
 
-def test_several_texts_are_normalised_before_and_after_their_mean(learned: Run, numbered: Corpus) -> None:
-    recipe = dataclasses.replace(TINY, captions=2)
+def test_several_texts_are_normalized_before_and_after_their_mean(learned: Run, numbered: Corpus) -> None:
+    recipe = dataclasses.replace(TINY, num_captions=2)
     examples = examples_of(numbered, learned.processor)[:4]
-    batch = recipe.training_batch(examples, learned.processor, Draws.of(0, 0, 4))
-    found = learned.model.represent(batch)["text"]
-    each = learned.model.embed_text(batch["text"])
+    batch = recipe.training_batch(examples, learned.processor, ExampleRNG.of(0, 0, 4))
+    found = learned.model.encode(batch)["text"]
+    each = learned.model.encode_text(batch["text"])
     assert torch.allclose(each.norm(dim=1), torch.ones(8), atol=1e-5)
     assert torch.allclose(found, F.normalize(each[::2] + each[1::2], dim=1), atol=1e-5)
 
@@ -234,16 +236,16 @@ def test_several_texts_are_normalised_before_and_after_their_mean(learned: Run, 
 
 def test_the_loss_is_two_logarithms_at_first_and_nothing_when_aligned(furniture: Corpus) -> None:
     torch.manual_seed(0)
-    processor = dataclasses.replace(TINY, descriptions="names").processor(furniture)
-    model = dataclasses.replace(TINY, dim=512).build(processor)
+    processor = dataclasses.replace(TINY, text_source="names").processor(furniture)
+    model = dataclasses.replace(TINY, embed_dim=512).build(processor)
     group = torch.arange(64, dtype=torch.float64)
     apart = {name: F.normalize(torch.randn(64, 512), dim=1) for name in ("points", "image", "text")}
     model.log_point_scale.data.fill_(0.0)
-    total = sum(model.compare(apart | {"group": group}).values())
+    total = sum(model.contrastive_losses(apart | {"group": group}).values())
     assert float(total) == pytest.approx(2 * np.log(64), rel=0.02)
     together = dict.fromkeys(("points", "image", "text"), torch.eye(64))
     model.log_point_scale.data.fill_(np.log(100))
-    assert float(sum(model.compare(together | {"group": group}).values())) == pytest.approx(0, abs=1e-4)
+    assert float(sum(model.contrastive_losses(together | {"group": group}).values())) == pytest.approx(0, abs=1e-4)
 
 
 def test_only_points_and_their_temperature_learn(towers: Run, learned: Run) -> None:
@@ -260,7 +262,7 @@ def test_the_loss_falls_and_clouds_are_told_apart(learned: Run, furniture: Corpu
     scores = {score.name: score for score in evaluate(learned, furniture)}
     for name in ("text_to_points/R@5", "points_to_text/R@5", "image_to_points/R@1", "zero_shot_category/accuracy"):
         assert 0 <= scores[f"test/{name}"].value <= 1
-    assert len(scores["test/image_to_points/R@1"].units) == len(furniture.rows("test"))
+    assert len(scores["test/image_to_points/R@1"].clusters) == len(furniture.rows("test"))
     rows = furniture.rows("train")
     known = furniture.with_splits({"test": rows})
     train_scores = {score.name: score for score in evaluate(learned, known)}
@@ -278,11 +280,11 @@ def test_order_place_and_size_of_a_cloud_do_not_matter(learned: Run) -> None:
     assert torch.allclose(one, other, atol=1e-4)
 
 
-def test_a_cloud_without_colours_is_grey(learned: Run) -> None:
+def test_a_cloud_without_colors_is_gray(learned: Run) -> None:
     places = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     points = learned.processor(points=[places])["points"]
     assert points.shape == (1, 128, 6)
-    assert bool((points[..., 3:] == np.float32(GREY)).all())
+    assert bool((points[..., 3:] == np.float32(GRAY)).all())
     assert points[..., :3].norm(dim=-1).max() == pytest.approx(1, abs=1e-5)
 
 
@@ -296,9 +298,9 @@ def test_views_together_are_the_mean_of_each(learned: Run, furniture: Corpus) ->
 
 
 def test_the_towers_of_a_clip_run_are_taken(furniture: Corpus, views: Corpus, numbered: Corpus, tmp_path: Path) -> None:
-    recipe = clip.Recipe(image=TOWER, dim=32, batch_size=16)
-    first = train(recipe, views, Budget(steps=3), out=tmp_path / "clip", execution=QUIET)
-    run = train(TINY, numbered, Budget(steps=2), init=tmp_path / "clip", execution=QUIET)
+    recipe = clip.Recipe(image=TOWER, embed_dim=32, batch_size=16)
+    first = train(recipe, views, Budget(steps=3), out=tmp_path / "clip", runtime=QUIET)
+    run = train(TINY, numbered, Budget(steps=2), init=tmp_path / "clip", runtime=QUIET)
     assert torch.equal(run.embed(text=["a chair"])["text"], first.embed(text=["a chair"])["text"])
 
 
@@ -307,34 +309,34 @@ def test_the_towers_of_a_clip_run_are_taken(furniture: Corpus, views: Corpus, nu
 
 @pytest.fixture(scope="module")
 def speaker(views: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(SPEAKER, views, Budget(steps=60), out=tmp_path_factory.mktemp("ulip") / "speaker", execution=QUIET)
+    return train(SPEAKER, views, Budget(steps=60), out=tmp_path_factory.mktemp("ulip") / "speaker", runtime=QUIET)
 
 
 @pytest.fixture(scope="module")
 def ranker(views: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    recipe = clip.Recipe(image=TOWER, dim=32, batch_size=16)
-    return train(recipe, views, Budget(steps=30), out=tmp_path_factory.mktemp("ulip") / "ranker", execution=QUIET)
+    recipe = clip.Recipe(image=TOWER, embed_dim=32, batch_size=16)
+    return train(recipe, views, Budget(steps=30), out=tmp_path_factory.mktemp("ulip") / "ranker", runtime=QUIET)
 
 
 def test_the_captions_that_fit_best_are_kept(speaker: Run, ranker: Run, furniture: Corpus) -> None:
     rows, counts = furniture.rows("train")[:3], CaptionCounts()
-    options = CaptionOptions(samples=6, keep=2, views=2)
-    every = dataclasses.replace(options, keep=6)
+    options = CaptionOptions(num_return_sequences=6, top_k=2, num_views=2)
+    every = dataclasses.replace(options, top_k=6)
     best, whole = (list(captioned(speaker, furniture, rows, one, ranker, counts)) for one in (options, every))
     assert [row for row, _ in best] == rows.tolist()
-    assert counts.pictures == 12
+    assert counts.images == 12
     for (row, kept), (_, drawn) in zip(best, whole, strict=True):
-        pictures = furniture.value(row, "views")
+        images = furniture.value(row, "views")
         for view in (0, 6):
             own = [caption for caption in drawn if caption.view == view]
-            vectors = ranker.embed(image=[pictures[view]], text=[caption.text for caption in own])
+            vectors = ranker.embed(image=[images[view]], text=[caption.text for caption in own])
             cosines = vectors["text"] @ vectors["image"][0]
             assert [caption.fit for caption in own] == pytest.approx(cosines.tolist(), abs=1e-5)
             assert [c for c in kept if c.view == view] == sorted(own, key=lambda c: -c.fit)[:2]
 
 
 def test_without_a_ranker_the_commonest_caption_is_the_best(speaker: Run, furniture: Corpus) -> None:
-    options = CaptionOptions(samples=8, keep=8, views=1)
+    options = CaptionOptions(num_return_sequences=8, top_k=8, num_views=1)
     ((row, captions),) = captioned(speaker, furniture, furniture.rows("train")[:1], options)
     assert sum(caption.fit for caption in captions) == pytest.approx(1)
     assert [c.fit for c in captions] == sorted((c.fit for c in captions), reverse=True)
@@ -342,7 +344,11 @@ def test_without_a_ranker_the_commonest_caption_is_the_best(speaker: Run, furnit
 
 
 def test_describing_goes_on_where_it_was_stopped(speaker: Run, furniture: Corpus, tmp_path: Path) -> None:
-    rows, options, file = furniture.rows("train")[:9], CaptionOptions(samples=2, views=1), tmp_path / "unfinished.jsonl"
+    rows, options, file = (
+        furniture.rows("train")[:9],
+        CaptionOptions(num_return_sequences=2, num_views=1),
+        tmp_path / "unfinished.jsonl",
+    )
     whole, again = CaptionCounts(), CaptionCounts()
     every = list(captioned(speaker, furniture, rows, options, counts=whole))
     stopped = captioned(speaker, furniture, rows, options, unfinished=file)
@@ -355,8 +361,8 @@ def test_describing_goes_on_where_it_was_stopped(speaker: Run, furniture: Corpus
     assert not file.exists()
 
 
-def test_one_picture_an_example_is_described_too(speaker: Run, views: Corpus) -> None:
-    ((_, captions),) = captioned(speaker, views, views.rows("train")[:1], CaptionOptions(samples=2))
+def test_one_image_an_example_is_described_too(speaker: Run, views: Corpus) -> None:
+    ((_, captions),) = captioned(speaker, views, views.rows("train")[:1], CaptionOptions(num_return_sequences=2))
     assert [caption.view for caption in captions] == [0]
 
 
@@ -364,10 +370,10 @@ def test_what_cannot_caption_or_rank_is_named(speaker: Run, ranker: Run, furnitu
     rows = furniture.rows("train")[:1]
     with pytest.raises(UserError, match="does not write; a method that does is mono_internvl"):
         list(captioned(ranker, furniture, rows, CaptionOptions()))
-    with pytest.raises(UserError, match="does not compare pictures with texts"):
+    with pytest.raises(UserError, match="does not compare images with texts"):
         list(captioned(speaker, furniture, rows, CaptionOptions(), speaker))
     with pytest.raises(UserError, match="at least 1"):
-        CaptionOptions(samples=0)
+        CaptionOptions(num_return_sequences=0)
     with pytest.raises(UserError, match="No caption came out"):
         write_captions(furniture, tmp_path / "none", [])
     assert not (tmp_path / "none").exists()
@@ -377,10 +383,10 @@ def test_captions_and_training_on_the_command_line(
     speaker: Run, ranker: Run, furniture: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, data = tmp_path / "captions", furniture.choices["data"]
-    arguments = [str(speaker.directory), "--data", data, "--rank", str(ranker.directory), "--out", str(out)]
-    run_command("caption", *arguments, "--samples", "2", "--views", "3")
+    arguments = [str(speaker.directory), "--data", data, "--score-with", str(ranker.directory), "--out", str(out)]
+    run_command("caption", *arguments, "--num-return-sequences", "2", "--num-views", "3")
     assert "24 training examples with captions" in capsys.readouterr().out
-    corpus = open_written(out)
+    corpus = open_saved(out)
     assert isinstance(corpus.columns["view_captions"], ViewCaptions)
     assert len(corpus.rows("train")) == 24
     assert len(corpus.rows("test")) == 8
@@ -393,7 +399,7 @@ def test_captions_and_training_on_the_command_line(
         run_command("caption", *arguments)
     assert stopped.value.code == 2
     assert "is not empty" in capsys.readouterr().err
-    small = ["--image.size", "32", "--batch-size", "8", "--point-count", "64", "--points.groups", "8"]
+    small = ["--image.image-size", "32", "--batch-size", "8", "--num-points", "64", "--points.num-groups", "8"]
     common = ["--data", str(out), "--budget", "4steps", "--out", str(tmp_path / "run"), *small]
     run_command("train", "ulip_2", *common)
     run_command("evaluate", str(tmp_path / "run"))
@@ -417,12 +423,12 @@ def test_a_corpus_without_captions_says_what_to_do(furniture: Corpus, emoji: Cor
         TINY.processor(furniture)
     with pytest.raises(UserError, match="no points column"):
         TINY.processor(emoji)
-    with pytest.raises(UserError, match="--towers is from 0 to 1"):
-        train(dataclasses.replace(TINY, towers=1.5), furniture, Budget(steps=1))
+    with pytest.raises(UserError, match="--clip-fraction is from 0 to 1"):
+        train(dataclasses.replace(TINY, clip_fraction=1.5), furniture, Budget(steps=1))
 
 
 def test_the_paper_preset_is_as_large_as_it_says(furniture: Corpus) -> None:
-    processor = dataclasses.replace(TINY, descriptions="names").processor(furniture)
+    processor = dataclasses.replace(TINY, text_source="names").processor(furniture)
     with torch.device("meta"):
         model = ulip_2.Recipe.paper().build(processor)
     sizes = {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}
@@ -439,5 +445,5 @@ def test_the_claim_differs_only_in_what_is_said() -> None:
         for field in dataclasses.fields(arm)
         if getattr(arm, field.name) != getattr(claim.treatment, field.name)
     }
-    assert changed <= {"descriptions", "views", "captions"}
+    assert changed <= {"text_source", "num_views", "num_captions"}
     assert pm.recipes.entries()["ulip_2"].slug == "ulip-2"

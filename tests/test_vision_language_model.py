@@ -11,11 +11,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from polymodal.data.sequence import TEXT, PackedSequences, Segment, beside, pack
+from polymodal.data.sequence import TEXT, PackedSequences, Span, pack, pad_sequences
 from polymodal.encoders.image import ImageEncoder, ImageEncoderConfig
 from polymodal.encoders.language_model import LanguageModel, LanguageModelConfig
-from polymodal.encoders.published_image import PublishedImageConfig
-from polymodal.encoders.published_language_model import read_language_model
+from polymodal.encoders.pretrained_image import PretrainedImageConfig
+from polymodal.encoders.pretrained_language_model import read_language_model
 from polymodal.errors import UserError
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities.image import patchify
@@ -39,19 +39,21 @@ def model(
     torch.manual_seed(0)
     encoder = ImageEncoder(ImageEncoderConfig(width=16, depth=1))  # 32 px in patches of 8: 4 x 4
     connector = ConnectorConfig(kind, num_queries=4, depth=1)  # type: ignore[arg-type]
-    language_model = LanguageModel(LanguageModelConfig(width=24, depth=2, heads=4, groups=2), 30, (TEXT, *experts))
+    language_model = LanguageModel(
+        LanguageModelConfig(width=24, depth=2, num_heads=4, num_kv_heads=2), 30, (TEXT, *experts)
+    )
     return VisionLanguageModelConfig(connector, average).build(encoder, language_model, END, experts).eval()
 
 
-def text(*ids: int, predicted: bool = False) -> Segment:
-    return Segment(TEXT, torch.tensor(ids), predicted)
+def text(*ids: int, predicted: bool = False) -> Span:
+    return Span(TEXT, torch.tensor(ids), predicted)
 
 
-def image_segment(image: Tensor, cell: int = 16) -> Segment:
-    return Segment("image", patchify(image[None], cell)[0], predicted=False)
+def image_segment(image: Tensor, cell: int = 16) -> Span:
+    return Span("image", patchify(image[None], cell)[0], predicted=False)
 
 
-def examples() -> list[list[Segment]]:
+def examples() -> list[list[Span]]:
     torch.manual_seed(1)
     first, second = torch.randn(2, 3, 32, 32)
     return [
@@ -96,7 +98,7 @@ def test_splicing_is_what_transformers_llava_does(tmp_path: Path) -> None:
     tokens.connector.projection[0].load_state_dict(projector.linear_1.state_dict())
     tokens.connector.projection[2].load_state_dict(projector.linear_2.state_dict())
     language_model = read_language_model(str(tmp_path)).build(40)
-    language_model.load_published()
+    language_model.load_pretrained()
     own = VisionLanguageModel({"image": tokens}, language_model, END).eval()
 
     image = torch.randn(1, 3, 16, 16)
@@ -105,7 +107,7 @@ def test_splicing_is_what_transformers_llava_does(tmp_path: Path) -> None:
     labels = torch.where(torch.arange(ids.shape[1]) >= ids.shape[1] - 3, ids, -100)
     with torch.no_grad():
         expected = llava(input_ids=ids, pixel_values=image, labels=labels)
-        batch = {"sequences": beside([sequence])}
+        batch = {"sequences": pad_sequences([sequence])}
         logits = own.language_model.logits(own.hidden_states(batch))
         torch.testing.assert_close(logits, expected.logits, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(own.losses(batch)["text"], expected.loss, rtol=1e-4, atol=1e-5)
@@ -114,20 +116,20 @@ def test_splicing_is_what_transformers_llava_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "experts"), [("pixel_shuffle", ()), ("perceiver_resampler", ("image",))])
 def test_packing_changes_nothing(kind: str, experts: tuple[str, ...]) -> None:
     own = model(kind, experts)
-    alone = [own.token_losses({"sequences": beside([sequence])}).nats for sequence in examples()]
+    alone = [own.token_losses({"sequences": pad_sequences([sequence])}).nats for sequence in examples()]
     packed = pack(examples(), 20)
     assert len(packed) < 3
     found = own.token_losses({"sequences": packed})
     for sample in found.samples.unique():
         nats = found.nats[found.samples == sample]
         torch.testing.assert_close(nats, next(one for one in alone if len(one) == len(nats)), rtol=1e-4, atol=1e-5)
-    together = own.log_likelihood({"sequences": beside(examples())})
+    together = own.log_likelihood({"sequences": pad_sequences(examples())})
     torch.testing.assert_close(together, -torch.stack([one.sum() for one in alone]), rtol=1e-4, atol=1e-5)
 
 
 def test_only_answers_are_predicted_and_images_matter() -> None:
     own = model()
-    batch = {"sequences": beside(examples())}
+    batch = {"sequences": pad_sequences(examples())}
     assert len(own.token_losses(batch).nats) == 3 + 2 + 5
     before = own.log_likelihood(batch)
     batch["sequences"].features["image"] += 1
@@ -137,7 +139,7 @@ def test_only_answers_are_predicted_and_images_matter() -> None:
 
 def test_tiles_may_come_beside_the_sequences() -> None:
     own = model()
-    sequences = beside(examples())
+    sequences = pad_sequences(examples())
     cells = sequences.features["image"]
     expected = own.log_likelihood({"sequences": sequences})
     torch.manual_seed(1)
@@ -164,20 +166,20 @@ def test_averages_weigh_tokens_by_the_length_of_their_sample(average: LossReduct
 
 def test_a_sample_is_a_sequence_wherever_it_is_packed() -> None:
     own = model(average="sample")
-    expected = torch.stack([own.token_losses({"sequences": beside([s])}).nats.mean() for s in examples()]).mean()
-    for sequences in (beside(examples()), pack(examples(), 20), pack(examples(), 40)):
+    expected = torch.stack([own.token_losses({"sequences": pad_sequences([s])}).nats.mean() for s in examples()]).mean()
+    for sequences in (pad_sequences(examples()), pack(examples(), 20), pack(examples(), 40)):
         torch.testing.assert_close(own.losses({"sequences": sequences})["text"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_generation_is_the_likeliest_token_step_by_step() -> None:
     own = model()
     prompts = [[text(1), examples()[0][1], text(5, 6)], [text(1, 9)]]
-    batch = {"prompts": beside(prompts, to_the_right=True)}
+    batch = {"prompts": pad_sequences(prompts, pad_left=True)}
     written = own.generate_text(batch, Decoding(5))
     for prompt, found in zip(prompts, written, strict=True):
         expected: list[int] = []
         while len(expected) < 5:
-            so_far: PackedSequences = beside([[*prompt, text(*expected)] if expected else prompt])
+            so_far: PackedSequences = pad_sequences([[*prompt, text(*expected)] if expected else prompt])
             logits = own.language_model.logits(own.hidden_states({"sequences": so_far}))[0, -1]
             if int(logits.argmax()) == END:
                 break
@@ -194,13 +196,15 @@ def test_pretrained_encoders_and_language_models_take_their_places(tmp_path: Pat
     for folder, source in {"image": IMAGE_MODELS["dinov2"](), "language": TEXT_MODELS["qwen3"]()}.items():
         kind = transformers.AutoModel if folder == "image" else transformers.AutoModelForCausalLM
         save(kind.from_config(source), tmp_path / folder)
-    encoder = PublishedImageConfig.read(str(tmp_path / "image")).build()  # 32 px in patches of 8
+    encoder = PretrainedImageConfig.read(str(tmp_path / "image")).build()  # 32 px in patches of 8
     language_model = read_language_model(str(tmp_path / "language")).build(300)
     tokens = vision_tokens(encoder, ConnectorConfig("pixel_shuffle"), 32, grid=4)
     own = VisionLanguageModel({"image": tokens}, language_model, 3).eval()
-    alone = torch.cat([own.log_likelihood({"sequences": beside([sequence])}) for sequence in examples()])
-    torch.testing.assert_close(own.log_likelihood({"sequences": beside(examples())}), alone, rtol=1e-4, atol=1e-4)
-    prompts = beside([[text(1), examples()[0][1], text(5, 6)], [text(1, 9)]], to_the_right=True)
+    alone = torch.cat([own.log_likelihood({"sequences": pad_sequences([sequence])}) for sequence in examples()])
+    torch.testing.assert_close(
+        own.log_likelihood({"sequences": pad_sequences(examples())}), alone, rtol=1e-4, atol=1e-4
+    )
+    prompts = pad_sequences([[text(1), examples()[0][1], text(5, 6)], [text(1, 9)]], pad_left=True)
     written = own.generate_text({"prompts": prompts}, Decoding(4))
     assert [len(row) <= 4 for row in written] == [True, True]
     assert any(written)
@@ -208,12 +212,12 @@ def test_pretrained_encoders_and_language_models_take_their_places(tmp_path: Pat
 
 def test_experts_get_the_tokens_of_their_modality() -> None:
     own = model(experts=("image",))
-    before = own.log_likelihood({"sequences": beside(examples())})
+    before = own.log_likelihood({"sequences": pad_sequences(examples())})
     with torch.no_grad():
         for name, weight in own.language_model.named_parameters():
             if ".image." in name:
                 weight.add_(1.0)
-    assert (own.log_likelihood({"sequences": beside(examples())}) != before).tolist() == [True, False, True]
+    assert (own.log_likelihood({"sequences": pad_sequences(examples())}) != before).tolist() == [True, False, True]
 
 
 def test_what_is_frozen_does_not_learn() -> None:

@@ -20,20 +20,20 @@ import polymodal as pm
 from polymodal import recipes
 from polymodal.cli import main
 from polymodal.corpora import Corpus
-from polymodal.corpora._html import parsed
+from polymodal.corpora._html import parse_html
 from polymodal.corpora._packages import fetch, members
 from polymodal.corpora.corpus import About
 from polymodal.corpora.manuals import HANDBOOK
-from polymodal.corpora.written import open_written
-from polymodal.curation.documents import CurationOptions, curate_pages, pages_in
-from polymodal.curation.ngrams import NGramModel, normalised
+from polymodal.corpora.saved import open_saved
+from polymodal.curation.ngrams import NGramModel, normalize_text
 from polymodal.curation.noise import curation_scores, good_paragraphs, is_good, kept_of, with_noise
+from polymodal.curation.pipeline import CurationOptions, curate_pages, pages_in
 from polymodal.curation.quality import (
     Judge,
     Knowledge,
-    Limits,
+    QualityFilters,
     character_repetition,
-    cleaned,
+    clean_text,
     good_texts,
     language_score,
     special_characters,
@@ -42,8 +42,8 @@ from polymodal.curation.quality import (
 )
 from polymodal.curation.web import Block, blocks_of, markdown_of, parallel_lists
 from polymodal.errors import UserError
-from polymodal.recipes.curation import wasm
-from polymodal.recipes.curation.wasm import almost_the_same, drop_repeated, sift_page
+from polymodal.recipes.data_curation import wasm
+from polymodal.recipes.data_curation.wasm import almost_the_same, drop_repeated, sift_page
 
 PAGE = """<html><head><title>t</title><script>run()</script><style>p {}</style></head><body><!-- aside -->
 <div class="navbar">Home About</div><div id="header"><p>site</p></div>
@@ -54,7 +54,7 @@ Loose text <a href="x">linked</a>.
 <ol><li>one</li><li>two</li></ol>
 <table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2|3 <img src="y.png" alt="Y"></td></tr></table>
 <pre>code  here
-  two</pre><blockquote>said</blockquote><img data-src="pic.jpg" alt="A  picture"><img src="data:image/png;base64,AA">
+  two</pre><blockquote>said</blockquote><img data-src="pic.jpg" alt="A  image"><img src="data:image/png;base64,AA">
 <button>press</button><div class="site-info">footer</div></body></html>"""
 PARAGRAPH = "يشرح هذا الفصل كيف يدير المسؤول خوادم المؤسسة وكيف يثبت البرامج عليها من مستودعات التوزيعة الرسمية"
 
@@ -74,7 +74,7 @@ def handbook(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def known(handbook: Path) -> Knowledge:
     pages = [(page["key"], blocks_of(page["html"])) for page in pages_in(handbook)][::2]
-    return wasm.Recipe().learn(good_paragraphs(pages, "ar"))
+    return wasm.Recipe().fit(good_paragraphs(pages, "ar"))
 
 
 # Pages
@@ -97,7 +97,7 @@ def test_a_page_is_read_in_order_without_its_furniture() -> None:
         ("figure", "Y"),
         ("code", "code  here\n  two"),
         ("paragraph", "said"),
-        ("figure", "A picture"),
+        ("figure", "An image"),
     ]
     assert [block.image for block in blocks if block.image] == [
         "https://example.org/a/y.png",
@@ -105,7 +105,7 @@ def test_a_page_is_read_in_order_without_its_furniture() -> None:
     ]
 
 
-def test_markdown_keeps_headings_lists_tables_emphasis_code_and_pictures_in_place() -> None:
+def test_markdown_keeps_headings_lists_tables_emphasis_code_and_images_in_place() -> None:
     assert markdown_of(blocks_of(PAGE)).split("\n\n") == [
         "# Big *title*",
         "One **two** three\nfour, five",
@@ -117,7 +117,7 @@ def test_markdown_keeps_headings_lists_tables_emphasis_code_and_pictures_in_plac
         "![Y](y.png)",
         "```\ncode  here\n  two\n```",
         "> said",
-        "![A picture](pic.jpg)",
+        "![An image](pic.jpg)",
     ]
 
 
@@ -147,7 +147,7 @@ def words_in(node: str | tuple) -> list[str]:
 @given(st.lists(NODES, min_size=1, max_size=4))
 def test_words_stand_in_markdown_as_they_do_in_the_page(nodes) -> None:
     page = f"<html><body>{''.join(map(as_html, nodes))}</body></html>"
-    blocks, expected = blocks_of(page), parsed(page).body.text(separator=" ").split()  # a parser moves some of it
+    blocks, expected = blocks_of(page), parse_html(page).body.text(separator=" ").split()  # a parser moves some of it
     assert sorted(expected) == sorted(word for node in nodes for word in words_in(node))
     marks = str.maketrans(dict.fromkeys("#>*|-`", " "))
     assert markdown_of(blocks).translate(marks).split() == expected
@@ -189,8 +189,8 @@ def test_words_lose_what_is_around_them() -> None:
 
 
 def test_cleaning_keeps_what_is_printed() -> None:
-    assert cleaned("a\x00 b\u200b\n\n  c\td ") == "a b\nc d"
-    assert cleaned("می\u200cشود") == "می\u200cشود"  # a joiner is part of the spelling
+    assert clean_text("a\x00 b\u200b\n\n  c\td ") == "a b\nc d"
+    assert clean_text("می\u200cشود") == "می\u200cشود"  # a joiner is part of the spelling
 
 
 def test_languages_are_told_apart() -> None:
@@ -199,19 +199,19 @@ def test_languages_are_told_apart() -> None:
 
 
 def test_the_first_limit_that_is_broken_is_named() -> None:
-    limits = Limits(least_words=3, special_characters=0.5, language=0.5)
+    limits = QualityFilters(min_words=3, special_characters=0.5, language=0.5)
     judge = Judge(limits, Knowledge("ar"))
-    assert judge.why_not("two words") == "least_words"
+    assert judge.why_not("two words") == "min_words"
     assert judge.why_not("a b c " + "-" * 30) == "special_characters"
     assert judge.why_not("three english words and more") == "language"
     assert judge.why_not(PARAGRAPH) is None
-    assert Judge(Limits(), Knowledge("ar")).why_not("") is None
+    assert Judge(QualityFilters(), Knowledge("ar")).why_not("") is None
     known = Knowledge("en", stop_words=frozenset({"the"}), flagged_words=frozenset({"bad"}))
-    assert Judge(Limits(stop_words=0.3), known).why_not("the cat sat on the mat in the sun") == None  # noqa: E711
-    assert Judge(Limits(stop_words=0.4), known).why_not("the cat sat on the mat") == "stop_words"
-    assert Judge(Limits(flagged_words=0.01), known).why_not("a bad word") == "flagged_words"
-    assert Judge(Limits(punctuation=0.05), known).why_not("word " * 12) == "punctuation"
-    assert Judge(Limits(most_words=2), known).why_not("one two three") == "most_words"
+    assert Judge(QualityFilters(stop_words=0.3), known).why_not("the cat sat on the mat in the sun") == None  # noqa: E711
+    assert Judge(QualityFilters(stop_words=0.4), known).why_not("the cat sat on the mat") == "stop_words"
+    assert Judge(QualityFilters(flagged_words=0.01), known).why_not("a bad word") == "flagged_words"
+    assert Judge(QualityFilters(punctuation=0.05), known).why_not("word " * 12) == "punctuation"
+    assert Judge(QualityFilters(max_words=2), known).why_not("one two three") == "max_words"
 
 
 def test_probabilities_of_what_may_follow_are_one_together() -> None:
@@ -227,7 +227,7 @@ def test_what_is_usual_surprises_less(known: Knowledge) -> None:
     shuffled = " ".join("".join(np.random.default_rng(0).permutation(list(word))) for word in PARAGRAPH.split())
     assert known.model.perplexity(PARAGRAPH) < known.model.perplexity(shuffled) / 3
     assert known.model.perplexity("") == math.inf
-    assert normalised("In 1999, «yes»\n\n two") == ["in 0000, ,yes,", "two"]
+    assert normalize_text("In 1999, «yes»\n\n two") == ["in 0000, ,yes,", "two"]
     assert known.perplexity_of(0.5) < known.perplexity_of(0.98)
     assert Knowledge("ar").perplexity_of(0.5) == math.inf
 
@@ -243,16 +243,16 @@ def test_of_texts_that_are_almost_the_same_the_first_stays() -> None:
     texts = ["the same text as ever", "something else", "the same texts as ever", "the same text as never", "short"]
     assert almost_the_same(texts, 80) == [False, False, True, True, False]
     assert almost_the_same(texts, 101) == [False] * 5
-    picture = Block("figure", "", "![](a)", "a")
-    kept, dropped = drop_repeated([*blocks(*texts), picture, picture], 80)
+    image = Block("figure", "", "![](a)", "a")
+    kept, dropped = drop_repeated([*blocks(*texts), image, image], 80)
     assert [block.text for block in kept] == [texts[0], texts[1], texts[4], "", ""]
     assert [one.text for one in dropped] == texts[2:4]
 
 
 def test_a_page_without_text_is_dropped_as_a_whole() -> None:
-    picture = Block("figure", "", "![](a)", "a")
-    assert sift_page([picture], Judge(Limits(), Knowledge("ar"))) == ([], [("no_text", "")])
-    assert sift_page([*blocks("one two"), picture], Judge(Limits(least_words=2), Knowledge("ar"))).kept[1] == picture
+    image = Block("figure", "", "![](a)", "a")
+    assert sift_page([image], Judge(QualityFilters(), Knowledge("ar"))) == ([], [("no_text", "")])
+    assert sift_page([*blocks("one two"), image], Judge(QualityFilters(min_words=2), Knowledge("ar"))).kept[1] == image
 
 
 def test_what_is_kept_stays_as_it_was_and_is_kept_again(handbook: Path, known: Knowledge) -> None:
@@ -263,7 +263,7 @@ def test_what_is_kept_stays_as_it_was_and_is_kept_again(handbook: Path, known: K
         left = before
         for step in steps.values():
             left = step(left).kept
-        printed = {cleaned(block.text) for block in before if block.kind != "code"}
+        printed = {clean_text(block.text) for block in before if block.kind != "code"}
         assert all(block.text in printed for block in left if block.kind != "code" and not block.image)
         kept_texts += sum(not block.image for block in left)
         for step in steps.values():
@@ -287,7 +287,7 @@ def test_english_is_left_out_of_arabic_pages(handbook: Path, known: Knowledge) -
     assert after["good"] > 0.55 * before["good"]
 
 
-def test_flat_text_stands_behind_all_pictures() -> None:
+def test_flat_text_stands_behind_all_images() -> None:
     page = blocks_of(PAGE)
     (flat,) = wasm.Recipe(layout="flat").documents(page)
     assert [bool(block.image) for block in flat] == [True] * 2 + [False] * 13
@@ -298,8 +298,8 @@ def test_flat_text_stands_behind_all_pictures() -> None:
 # Daft
 
 
-ALL = Limits()
-OPEN = wasm.Recipe(paragraph=Limits(least_words=2), document=ALL, calibrated=0.0)
+ALL = QualityFilters()
+OPEN = wasm.Recipe(paragraph_filters=QualityFilters(min_words=2), document_filters=ALL, perplexity_quantile=0.0)
 
 
 @pytest.fixture
@@ -318,7 +318,7 @@ def site(tmp_path: Path) -> Path:
 
 
 def test_pages_become_a_corpus_with_counts_of_every_step(site: Path, tmp_path: Path) -> None:
-    corpus, counts = curate_pages(OPEN, pages_in(site), tmp_path / "out", OPEN.learn(()), source=site)
+    corpus, counts = curate_pages(OPEN, pages_in(site), tmp_path / "out", OPEN.fit(()), source=site)
     assert [corpus.key(row) for row in range(len(corpus))] == ["sub/one.html", "two.html"]
     document = corpus.value(0, "document")
     assert [(piece.kind, piece.text) for piece in document] == [
@@ -331,24 +331,24 @@ def test_pages_become_a_corpus_with_counts_of_every_step(site: Path, tmp_path: P
     assert "![](https://example.org/far.png)" in markdown["markdown"]
     assert len(markdown["texts"]) == len(markdown["images"]) == len(markdown["metadata"]) == 5
     assert (counts["read"].pages_in, counts["read"].pages_out) == (3, 2)
-    assert counts["paragraph"].reasons == {"least_words": 1}
+    assert counts["paragraph"].reasons == {"min_words": 1}
     assert counts["repeated"].reasons == {"repeated": 1}
     assert (counts["paragraph"].texts_in, counts["paragraph"].texts_out) == (5, 4)
     assert counts["document"].figures_out == 3
     gone = pq.read_table(tmp_path / "out" / "dropped.parquet").to_pylist()
     assert [(one["step"], one["reason"], one["text"]) for one in gone] == [
-        ("paragraph", "least_words", "one"),
+        ("paragraph", "min_words", "one"),
         ("repeated", "repeated", "Some words of it!"),
     ]
     made = json.loads((tmp_path / "out" / "corpus.json").read_text())["made"]
     assert made["counts"]["repeated"]["texts_out"] == 3
-    assert made["recipe"]["values"]["paragraph"]["perplexity"] == "Infinity"
+    assert made["recipe"]["values"]["paragraph_filters"]["perplexity"] == "Infinity"
     assert pm.corpora.from_path(tmp_path / "out").name == "out"
 
 
 def test_a_run_that_was_stopped_goes_on(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known, options, out = OPEN.learn(()), CurationOptions(shard=1), tmp_path / "out"
-    module = __import__("polymodal.curation.documents", fromlist=["curated"])
+    known, options, out = OPEN.fit(()), CurationOptions(shard=1), tmp_path / "out"
+    module = __import__("polymodal.curation.pipeline", fromlist=["curated"])
     real, seen = module.curated, []
 
     def one_by_one(pages, steps, runner):
@@ -424,7 +424,7 @@ def test_limits_for_arabic_keep_more_of_it(arabic: Corpus) -> None:
     )
     assert ours["good/kept_after_paragraph"].value > theirs["good/kept_after_paragraph"].value + 0.1
     assert ours["noise/dropped"].value > 0.95
-    keeps_all = wasm.Recipe(paragraph=ALL, document=ALL, alike=101, calibrated=0.0)
+    keeps_all = wasm.Recipe(paragraph_filters=ALL, document_filters=ALL, dedup_similarity=101, perplexity_quantile=0.0)
     every = {score.name: score.value for score in curation_scores(keeps_all, arabic, "ar", 12, seed=0)}
     assert every["good/kept"] == 1
     assert every["noise/dropped"] == 0
@@ -449,7 +449,7 @@ def test_pages_are_curated_on_the_command_line(
     run_command("curate", "wasm", str(handbook), "--out", out, "--good", str(good))
     said = capsys.readouterr().out
     assert "language" in said and "documents.parquet has them as Markdown" in said  # noqa: PT018
-    assert len(open_written(out)) > 50
+    assert len(open_saved(out)) > 50
 
 
 @pytest.mark.parametrize(

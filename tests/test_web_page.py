@@ -19,20 +19,20 @@ from polymodal import corpora
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.modalities.image import encoded
 from polymodal.recipes.dual_encoders import clip
-from polymodal.recipes.optimisation import gradient_harmonization
+from polymodal.recipes.optimization import gradient_harmonization
 from polymodal.serving.index import Index, build_index, embedded_query
 from polymodal.training import train
 from polymodal.types import Budget
 
-# A tower without convolutions tells pictures of one colour apart before it has learned anything.
+# A tower without convolutions tells images of one colour apart before it has learned anything.
 PLAIN = clip.Recipe(image=ImageEncoderConfig(), batch_size=16)
 
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromium-driver")
 
 
-def png(colour) -> bytes:
-    return encoded(PILImage.new("RGB", (48, 48), colour))
+def png(color) -> bytes:
+    return encoded(PILImage.new("RGB", (48, 48), color))
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def served(tmp_path_factory):
     for seed, name in enumerate(("first", "second")):
         run = train(PLAIN, corpus, Budget(steps=2), out=folder / name, seed=seed)
         build_index(run, corpus, str(folder / f"{name}_index"))
-    with page_of(folder, "first", "first_index", "--beside", str(folder / "second_index")) as address:
+    with page_of(folder, "first", "first_index", "--extra-index", str(folder / "second_index")) as address:
         yield address, Index(str(folder / "first_index")), folder
 
 
@@ -113,15 +113,15 @@ def test_words_find_what_the_index_finds(browser, served):
     assert len(captions) == 24, "twelve of each run"
 
 
-def test_a_picture_finds_itself_and_a_broken_one_a_sentence(browser, served):
+def test_a_image_finds_itself_and_a_broken_one_a_sentence(browser, served):
     address, _, folder = served
     (folder / "query.png").write_bytes(png((20, 90, 195)))
-    (folder / "broken.png").write_bytes(b"this is no picture")
+    (folder / "broken.png").write_bytes(b"this is no image")
     for file, selector in (("query.png", ".caption-label"), ("broken.png", ".toast-message-text, .toast-body")):
         open_page(browser, address)
         find(browser, "#more button")[0].click()
-        find(browser, "#picture input[type=file]")[0].send_keys(str(folder / file))
-        find(browser, "#picture .file-preview, #picture table")
+        find(browser, "#image input[type=file]")[0].send_keys(str(folder / file))
+        find(browser, "#image .file-preview, #image table")
         browser.find_element("css selector", "button.primary").click()
         text = said(browser, selector)
         assert ("plate 5" if file == "query.png" else "no format") in text

@@ -14,22 +14,22 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-PICTURE = SMALL | {"image_size": 32, "patch_size": 8}
-DINO = {name: value for name, value in PICTURE.items() if name != "intermediate_size"}
+IMAGE = SMALL | {"image_size": 32, "patch_size": 8}
+DINO = {name: value for name, value in IMAGE.items() if name != "intermediate_size"}
 WORDS = SMALL | {"vocab_size": 300, "bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
 
 IMAGE_MODELS: dict[str, Callable[[], Any]] = {
-    "clip": lambda: transformers.CLIPConfig(vision_config=PICTURE, text_config=WORDS, projection_dim=16),
+    "clip": lambda: transformers.CLIPConfig(vision_config=IMAGE, text_config=WORDS, projection_dim=16),
     "siglip": lambda: transformers.SiglipConfig(
-        vision_config=PICTURE, text_config=WORDS | {"projection_size": 32, "max_position_embeddings": 16}
+        vision_config=IMAGE, text_config=WORDS | {"projection_size": 32, "max_position_embeddings": 16}
     ),
     "siglip2": lambda: transformers.Siglip2VisionConfig(**SMALL, num_patches=16, patch_size=8),
     "dinov2": lambda: transformers.Dinov2Config(**DINO),
     "dinov2_with_registers": lambda: transformers.Dinov2WithRegistersConfig(**DINO, num_register_tokens=3),
-    "dinov3_vit": lambda: transformers.DINOv3ViTConfig(**PICTURE, num_register_tokens=3),
-    "vit": lambda: transformers.ViTConfig(**PICTURE),
-    "aimv2": lambda: transformers.Aimv2Config(vision_config=PICTURE, text_config=WORDS, projection_dim=16),
-    "aimv2_vision_model": lambda: transformers.Aimv2VisionConfig(**PICTURE, use_head=False),
+    "dinov3_vit": lambda: transformers.DINOv3ViTConfig(**IMAGE, num_register_tokens=3),
+    "vit": lambda: transformers.ViTConfig(**IMAGE),
+    "aimv2": lambda: transformers.Aimv2Config(vision_config=IMAGE, text_config=WORDS, projection_dim=16),
+    "aimv2_vision_model": lambda: transformers.Aimv2VisionConfig(**IMAGE, use_head=False),
 }
 TEXT_MODELS: dict[str, Callable[[], Any]] = {
     "bert": lambda: transformers.BertConfig(**WORDS),

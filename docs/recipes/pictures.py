@@ -1,6 +1,6 @@
-"""Pictures of recipes at work, drawn from what `polymodal reproduce` left in a folder.
+"""Images of recipes at work, drawn from what `polymodal reproduce` left in a folder.
 
-python docs/recipes/pictures.py tip reproduce/tip
+python docs/recipes/images.py tip reproduce/tip
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ import numpy as np
 import torch
 
 from polymodal import corpora
+from polymodal.attacks.evaluate import Pairs, perturb_pairs
 from polymodal.corpora._wordnet import wordnet
-from polymodal.corpora.written import open_written
-from polymodal.data.columns import denormalised
+from polymodal.corpora.saved import open_saved
+from polymodal.data.columns import denormalize_pixels
 from polymodal.data.conversation import DESCRIBE
-from polymodal.data.instructions import step_by_step
+from polymodal.data.instructions import chain_of_thought_prompt
 from polymodal.data.loader import Reader
-from polymodal.data.masking import patches_in
-from polymodal.draws import Draws
-from polymodal.evaluation.answers import question_scores
-from polymodal.evaluation.attacks import Pairs, attacked
+from polymodal.data.masking import boxes_to_patch_mask
 from polymodal.evaluation.hallucination import cases, scenes_of
+from polymodal.evaluation.vqa_captioning import question_scores
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Words
-from polymodal.recipes.evaluation import aloha as aloha_recipe
+from polymodal.recipes.metrics import aloha as aloha_recipe
 from polymodal.recipes.security import set_level_attack as set_level_attack_recipe
 from polymodal.recipes.speech_audio import mslam as mslam_recipe
-from polymodal.serving.asking import ask_about
-from polymodal.serving.attack import sheet
-from polymodal.serving.generation import generate_pictures
+from polymodal.rng import ExampleRNG
+from polymodal.serving.attack import attack_sheet
+from polymodal.serving.image_generation import generate_images
+from polymodal.serving.vqa import answer_about
 from polymodal.training import load_run
 
 HERE = Path(__file__).parent
@@ -59,7 +59,7 @@ def tip(results: Path) -> None:
         ]
         axes.errorbar([rate + 0.8 * place for rate in RATES], values, errors, marker="o", capsize=2, lw=1.4, label=arm)
     image = scores[f"{task}/image/AUC"]["arms"]["treatment"]["value"]
-    axes.axhline(100 * image, color="#888888", ls=":", lw=1, label="picture alone (treatment)")
+    axes.axhline(100 * image, color="#888888", ls=":", lw=1, label="image alone (treatment)")
     axes.set(xlabel="table cells that are missing, %", ylabel="AUC of a linear probe, %", xticks=RATES)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(HERE / "tip.png", dpi=130)
@@ -97,7 +97,7 @@ def dgvae(results: Path) -> None:
 
 
 def inductive_moment_matching(results: Path) -> None:
-    """The same noise for all arms: four pictures of each class in 1, 4 and 32 steps."""
+    """The same noise for all arms: four images of each class in 1, 4 and 32 steps."""
     steps, each = (1, 4, 32), 4
     runs = {path.name: load_run(path / "seed-0") for path in sorted((results / "runs").iterdir())}
     figure, every = plt.subplots(len(runs), len(steps), figsize=(9.5, 1.35 * len(runs)), layout="constrained")
@@ -106,7 +106,9 @@ def inductive_moment_matching(results: Path) -> None:
         processor: Any = run.processor
         labels = torch.arange(len(processor.label.names)).repeat(each)
         for axes, count in zip(axes_row, steps, strict=True):
-            made = processor.image.shown(model.generate({"label": labels}, count, torch.Generator().manual_seed(0)))
+            made = processor.image.shown(
+                model.generate_images({"label": labels}, count, torch.Generator().manual_seed(0))
+            )
             grid = made.unflatten(0, (each, -1)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
             axes.imshow((grid * 255).byte().numpy(), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
@@ -124,42 +126,42 @@ def layoutlmv3(results: Path) -> None:
     documents = corpora.documents()
     kinds = documents.columns["kind"].names
     rows = [row for row in documents.rows("test").tolist() if documents.value(row, "kind") == kinds.index("invoice")]
-    example = processor.read(documents, rows[3])
+    example = processor.load_example(documents, rows[3])
     example["words"] = processor.words.windows(example["words"])[0]
-    batch = recipe.training_batch([example], processor, Draws.of(1, 0, 1))
+    batch = recipe.training_batch([example], processor, ExampleRNG.of(1, 0, 1))
     with torch.no_grad():
-        tokens, patches = model.encoder(batch["words"], batch["image"], batch["hidden_words"], batch["hidden_patches"])
+        tokens, patches = model.encoder(batch["words"], batch["image"], batch["masked_words"], batch["masked_patches"])
         codes = model.tokenizer.encode(batch["image"])
         decoded = model.tokenizer.decode(codes)
-        guessed = torch.where(batch["hidden_patches"], model.patch_head(patches[:, 1:]).argmax(-1), codes)
+        guessed = torch.where(batch["masked_patches"], model.patch_head(patches[:, 1:]).argmax(-1), codes)
         filled = model.tokenizer.decode(guessed)
         in_sight = model.alignment_head(tokens).squeeze(-1).sigmoid()[0]
-        tagged = model.tag_words(processor(words=[example["words"]], image=[example["image"]])).argmax(1).tolist()
+        tagged = model.classify_tokens(processor(words=[example["words"]], image=[example["image"]])).argmax(1).tolist()
     grid = recipe.encoder.grid
-    gone = batch["hidden_patches"][0].view(grid, grid).repeat_interleave(recipe.encoder.patch, 0)
-    gone = gone.repeat_interleave(recipe.encoder.patch, 1)
+    gone = batch["masked_patches"][0].view(grid, grid).repeat_interleave(recipe.encoder.patch_size, 0)
+    gone = gone.repeat_interleave(recipe.encoder.patch_size, 1)
     page = processor.image.shown(batch["image"])[0].permute(1, 2, 0)
     shown = torch.where(gone[..., None], torch.tensor([0.75, 0.8, 0.9]), page)
     figure, every = plt.subplots(1, 5, figsize=(14, 3.4), layout="constrained")
-    pictures = [page, shown, *(processor.image.shown(one)[0].permute(1, 2, 0) for one in (decoded, filled))]
+    images = [page, shown, *(processor.image.shown(one)[0].permute(1, 2, 0) for one in (decoded, filled))]
     titles = [
         "page",
         "hidden patches; words: is my patch\nin sight? green yes, red no",
         "codes of the whole page",
         "codes of hidden patches, guessed",
     ]
-    for axes, picture, title in zip(every, pictures, titles, strict=False):
-        axes.imshow(picture.numpy(), extent=(0, 1000, 1000, 0), interpolation="nearest")
+    for axes, image, title in zip(every, images, titles, strict=False):
+        axes.imshow(image.numpy(), extent=(0, 1000, 1000, 0), interpolation="nearest")
         axes.set_title(title, fontsize=9)
     for word, hidden, box, sure in zip(
-        batch["words"].word[0], batch["hidden_words"][0], batch["words"].boxes[0].tolist(), in_sight, strict=True
+        batch["words"].word[0], batch["masked_words"][0], batch["words"].boxes[0].tolist(), in_sight, strict=True
     ):
         if word >= 0 and not hidden:
-            colour = (1 - float(sure), float(sure) * 0.7, 0.1)
-            every[1].plot([(box[0] + box[2]) / 2], [(box[1] + box[3]) / 2], "o", ms=3, color=colour)
+            color = (1 - float(sure), float(sure) * 0.7, 0.1)
+            every[1].plot([(box[0] + box[2]) / 2], [(box[1] + box[3]) / 2], "o", ms=3, color=color)
     fields = [processor.words.fields[number] for number in tagged]
     processor_words = documents.value(rows[3], "words")[: len(fields)]
-    Words(processor.words.fields).draw(
+    Words(processor.words.fields).plot(
         [w._replace(field=f) for w, f in zip(processor_words, fields, strict=True)], every[4]
     )
     every[4].set_title("fields, as the run tags them", fontsize=9)
@@ -169,12 +171,12 @@ def layoutlmv3(results: Path) -> None:
 
 
 def set_level_attack(results: Path) -> None:
-    """Pictures and captions before and after, and who falls with whom under which attack."""
+    """Images and captions before and after, and who falls with whom under which attack."""
     victim = next(iter(sorted((results / "victims").glob("*/runs/*/seed-0"))))
     emoji = corpora.emoji()
     attack, source = set_level_attack_recipe.claim.treatment, load_run(victim)
     pairs = Pairs.of(emoji, source, "train", 48)
-    sheet(pairs, attacked(attack, source, emoji, pairs)).save(HERE / "set_level_attack.png")
+    attack_sheet(pairs, perturb_pairs(attack, source, emoji, pairs)).save(HERE / "set_level_attack.png")
 
 
 def aloha(results: Path) -> None:
@@ -196,14 +198,14 @@ def aloha(results: Path) -> None:
             told.text(0, height, f"{case.kind.replace('_', ' ')}:", fontsize=8, va="top")
             told.text(0.1, height, case.caption, fontsize=7.3, va="top")
             for place, (phrase, score) in enumerate(judged.objects.items()):
-                colour = (0.85 * (1 - score), 0.6 * score, 0.1)
+                color = (0.85 * (1 - score), 0.6 * score, 0.1)
                 told.text(
                     0.6 + 0.145 * place,
                     height,
                     f"{phrase.split()[-1]} {score:.2f}",
                     fontsize=7.5,
                     va="top",
-                    color=colour,
+                    color=color,
                 )
             told.text(
                 1.06, height, f"CHAIR {chair.score(case.caption, case.references).value:.2f}", fontsize=7.5, va="top"
@@ -219,17 +221,17 @@ def mono_internvl(results: Path) -> None:
     scenes = corpora.scenes()
     figure, every = plt.subplots(4, 2, figsize=(11, 7.4), width_ratios=(1, 5), layout="constrained")
     for (image, told), row in zip(every, scenes.rows("test")[[0, 7, 21, 33]].tolist(), strict=True):
-        picture = scenes.value(row, "image")
-        image.imshow(picture)
+        pixels = scenes.value(row, "image")
+        image.imshow(pixels)
         lines = [f"there is: {scenes.value(row, 'long')[0].text}"]
         for arm, run in arms.items():
-            said = ask_about(run, [picture], DESCRIBE, Decoding(longest=60))[0]
+            said = answer_about(run, [pixels], DESCRIBE, Decoding(max_new_tokens=60))[0]
             lines += textwrap.wrap(f"{arm}: {said}", 125, subsequent_indent="    ")
         kinds = {question.kind: question for question in scenes.value(row, "questions")}
         for kind in ("count", "presence", "place", "relation"):
             if (question := kinds.get(kind)) is not None:
                 given = [
-                    f"{arm} {ask_about(run, [picture], question.question, Decoding())[0]}" for arm, run in arms.items()
+                    f"{arm} {answer_about(run, [image], question.question, Decoding())[0]}" for arm, run in arms.items()
                 ]
                 lines.append(f"{question.question} {question.answer}   ({', '.join(given)})")
         told.text(0, 1, "\n".join(lines), fontsize=7.5, va="top", linespacing=1.4)
@@ -239,7 +241,7 @@ def mono_internvl(results: Path) -> None:
 
 
 def mpo(results: Path) -> None:
-    """Answers with and without working, of the model at the start and of every arm; and what they write of pictures."""
+    """Answers with and without working, of the model at the start and of every arm; and what they write of images."""
     recorded = json.loads((results / "results.json").read_text())["scores"]
     counting = corpora.counting()
     starts = [load_run(folder) for folder in sorted((results / "start").glob("seed-*"))]
@@ -247,10 +249,10 @@ def mpo(results: Path) -> None:
     for run in starts:
         reader = Reader(counting, run.processor)
         scores = {one.name: one.value for one in question_scores(run.model, run.processor, reader, "test")}
-        worked, gain = scores["test/worked/accuracy"], scores["test/worked/gain_over_direct"]
+        worked, gain = scores["test/cot/accuracy"], scores["test/cot/gain_over_direct"]
         found["start"] = [sum(pair) for pair in zip(found["start"], (worked - gain, worked), strict=True)]
     found["start"] = [value / len(starts) for value in found["start"]]
-    worked_by_arm, gains = (recorded[f"test/worked/{name}"]["arms"] for name in ("accuracy", "gain_over_direct"))
+    worked_by_arm, gains = (recorded[f"test/cot/{name}"]["arms"] for name in ("accuracy", "gain_over_direct"))
     for arm in worked_by_arm:
         worked = worked_by_arm[arm]["value"]
         found[arm] = [worked - gains[arm]["value"], worked]
@@ -260,28 +262,30 @@ def mpo(results: Path) -> None:
         bars.bar([place + shift for place in range(len(found))], values, 0.38, label=name)
     names = {"baseline": "generation\nalone", "treatment": "MPO", "DPO alone": "DPO\nalone"}
     bars.set_xticks(range(len(found)), [names.get(name, name) for name in found])
-    bars.axhline(100 * recorded["test/worked/accuracy"]["chance"], color="#888888", ls=":", lw=1, label="chance")
+    bars.axhline(100 * recorded["test/cot/accuracy"]["chance"], color="#888888", ls=":", lw=1, label="chance")
     bars.set(ylabel="right answers to the same questions, %")
     bars.legend(frameon=False, fontsize=8, loc="upper right")
     arms = {"start": starts[0]}
     arms |= {arm: load_run(results / "runs" / arm / "seed-0") for arm in ("baseline", "treatment")}
     told.axis("off")
     for place, row in enumerate(counting.rows("test")[[3, 5, 8]].tolist()):
-        picture, questions = counting.value(row, "image"), counting.value(row, "questions")
+        image, questions = counting.value(row, "image"), counting.value(row, "questions")
         inset = told.inset_axes((0.0, 0.68 - 0.34 * place, 0.22, 0.3))
-        inset.imshow(picture)
+        inset.imshow(image)
         inset.axis("off")
         question = next(one for one in questions if one.kind == ("count", "sum", "compare")[place])
-        lines = [question.question, f"right: {question.working} {question.answer}"]
+        lines = [question.question, f"right: {question.rationale} {question.answer}"]
         for arm, run in arms.items():
-            said = ask_about(run, [picture], step_by_step(question.question), Decoding(longest=40))[0]
+            said = answer_about(run, [image], chain_of_thought_prompt(question.question), Decoding(max_new_tokens=40))[
+                0
+            ]
             lines += textwrap.wrap(f"{arm}: {said}", 80, subsequent_indent="    ")
         told.text(0.25, 0.98 - 0.34 * place, "\n".join(lines), fontsize=8, va="top", linespacing=1.4)
     figure.savefig(HERE / "mpo.png", dpi=120)
 
 
 def moma(results: Path) -> None:
-    """Training loss by operations, and pictures that two arms make of captions of the test split."""
+    """Training loss by operations, and images that two arms make of captions of the test split."""
     figure = plt.figure(figsize=(12, 4.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(2, 3))
     axes = left.subplots()
@@ -305,7 +309,7 @@ def moma(results: Path) -> None:
         factor = f"{last / reached:.2f}" if reached is not None else "below 1"
         print(f"{name}: the baseline's last loss with {factor} times fewer operations")
     axes.axhline(goal, color="#888888", ls=":", lw=1)
-    axes.set(xlabel="steps of equal operations", ylabel="nats a token while training, mean of 70 steps")
+    axes.set(xlabel="steps of equal operations", ylabel="nats per token while training, mean of 70 steps")
     axes.legend(frameon=False, fontsize=8)
     scenes = corpora.scenes()
     rows = scenes.rows("test")[[0, 7, 21, 33, 40]].tolist()
@@ -313,11 +317,11 @@ def moma(results: Path) -> None:
     columns = {"there is": [scenes.value(row, "image").resize((64, 64)) for row in rows]}
     for arm in ("baseline", "treatment"):
         run = load_run(results / "runs" / arm / "seed-0")
-        columns[arm] = [made[0] for made in generate_pictures(run, words, 1, 1)]
+        columns[arm] = [made[0] for made in generate_images(run, words, 1, 1)]
     panels = right.subplots(len(rows), 4, width_ratios=(1, 1, 1, 3.4))
     for line, panel in enumerate(panels):
-        for place, (name, pictures) in enumerate(columns.items()):
-            panel[place].imshow(pictures[line])
+        for place, (name, images) in enumerate(columns.items()):
+            panel[place].imshow(images[line])
             panel[place].axis("off")
             if line == 0:
                 panel[place].set_title(name, fontsize=8)
@@ -327,10 +331,10 @@ def moma(results: Path) -> None:
 
 
 def simvg(results: Path) -> None:
-    """What is meant, in pictures of the test split: the truth, and the boxes of both branches."""
+    """What is meant, in images of the test split: the truth, and the boxes of both branches."""
     run = load_run(results / "runs" / "treatment" / "seed-0")
     processor, model = cast(Any, run.processor), cast(Any, run.model.eval())
-    colours = {"decoder": "#0082c8", "token": "#f58231"}
+    colors = {"decoder": "#0082c8", "token": "#f58231"}
     corpus = corpora.referring()
     figure, every = plt.subplots(2, 6, figsize=(13, 5.0), layout="constrained")
     rows = corpus.rows("test")[[0, 1, 3, 5, 8, 13, 21, 34, 41, 55, 67, 80]].tolist()
@@ -339,17 +343,17 @@ def simvg(results: Path) -> None:
         said = sorted(single, key=lambda one: -one.clauses)[number % len(single)]
         axes.imshow(corpus.value(row, "image"))
         boxes = {"truth": (said.boxes[0], "#111111", ":")}
-        found = model.locate(processor(image=[processor.read(corpus, row)["image"]], text=[said.text]))
-        for branch, colour in colours.items():
+        found = model.predict_boxes(processor(image=[processor.load_example(corpus, row)["image"]], text=[said.text]))
+        for branch, color in colors.items():
             corners, likely = found[branch]
             box = 96 * corners[0, int(likely[0].argmax())].detach()
-            boxes[branch] = (tuple(box.tolist()), colour, "-")
-        for label, ((left, top, right, bottom), colour, style) in boxes.items():
+            boxes[branch] = (tuple(box.tolist()), color, "-")
+        for label, ((left, top, right, bottom), color, style) in boxes.items():
             axes.plot(
                 [left, right, right, left, left],
                 [top, top, bottom, bottom, top],
                 style,
-                color=colour,
+                color=color,
                 label=label,
                 lw=2,
             )
@@ -373,11 +377,11 @@ def ulip_2(results: Path) -> None:
     found, told = figure.subfigures(2, 1, height_ratios=(4, 3.2))
     for line, query, similar in zip(found.subplots(4, 6), queries, asked @ clouds.T, strict=True):
         for place, (axes, number) in enumerate(zip(line, similar.topk(6).indices.tolist(), strict=True)):
-            models.columns["points"].draw(examples[number]["points"], axes)
+            models.columns["points"].plot(examples[number]["points"], axes)
             name = next(c.text for c in examples[number]["text"] if c.language == "en")
             axes.set_title(f'"{query}"' if place == 0 else "", fontsize=9, loc="left")
             axes.set_xlabel(textwrap.shorten(name, 26), fontsize=7, color="#666666")
-    made = open_written(results / "made" / "seed-0")
+    made = open_saved(results / "made" / "seed-0")
     for line, row in zip(told.subplots(3, 6), made.rows("train")[[3, 40, 200]].tolist(), strict=True):
         name = next(c.text for c in made.value(row, "captions") if c.language == "en")
         views = made.value(row, "views")
@@ -420,16 +424,16 @@ def alpro(results: Path) -> None:
     model, processor, clips = run.model.eval(), run.processor, corpora.clips()
     figure, every = plt.subplots(4, 6, figsize=(12.5, 7.4), layout="constrained", width_ratios=(1, 1, 1, 1, 1.5, 2.6))
     for axes, row in zip(every, clips.rows("test")[[3, 4, 10, 12]].tolist(), strict=True):
-        example = processor.read(clips, row)
+        example = processor.load_example(clips, row)
         frames, region = example["video"], example["regions"][0]
         box = tuple(edge / 96 for edge in region.box)
         batch = processor(video=[frames], box=[box])
         with torch.no_grad():
-            named = model.name_regions(batch)[0].topk(4)
-            cropped = model._cropped(batch["video"], patches_in(batch["box"], run.recipe.video.grid))
+            named = model.classify_regions(batch)[0].topk(4)
+            cropped = model._cropped(batch["video"], boxes_to_patch_mask(batch["box"], run.recipe.video.grid))
         for place, number in enumerate((0, 7, 15)):
             axes[place].imshow(frames[number])
-        shown = denormalised(cropped[0], processor.video.mean, processor.video.std)
+        shown = denormalize_pixels(cropped[0], processor.video.mean, processor.video.std)
         axes[3].imshow(shown[0].permute(1, 2, 0))
         axes[3].set_title(f"crop: {region.name}", fontsize=7)
         names = [processor.entities[number] for number in named.indices.tolist()]
@@ -440,7 +444,7 @@ def alpro(results: Path) -> None:
         axes[4].spines[["top", "right"]].set_visible(False)
         lines = [f'"{textwrap.fill(example["text"][0].text, 44)}"', ""]
         for one in [one for one in example["questions"] if one.kind != "check"][:4]:
-            logits = model.answer(processor(video=[frames], question=[one.question]))
+            logits = model.answer_logits(processor(video=[frames], question=[one.question]))
             answer = processor.answers[int(logits.argmax())]
             lines.append(f"{one.question} {answer}{'' if answer == one.answer else f'  (is: {one.answer})'}")
         axes[5].text(0, 0.5, "\n".join(lines), fontsize=7.5, va="center")
@@ -462,7 +466,7 @@ def mslam(results: Path) -> None:
     chosen = np.random.default_rng(1).permutation(rows)[:6].tolist()
     figure, every = plt.subplots(3, 2, figsize=(12, 6.4), layout="constrained")
     for axes, row in zip(every.flat, chosen, strict=True):
-        example = processor.read(speech, row)
+        example = processor.load_example(speech, row)
         text = example["text"][0]
         axes.imshow(
             example["sound"].T,
@@ -486,14 +490,18 @@ def mslam(results: Path) -> None:
 def gradient_harmonization(results: Path) -> None:
     """What the gradients of both losses say of the data: with and without exchanged sounds and texts, over training."""
     arms = {"treatment": "two of five texts or sounds exchanged", "nothing_swapped_both": "nothing exchanged"}
-    said = {"agreement": "cosine of both gradients", "in_conflict": "share of groups that conflict"}
-    said["left_out"] = "share of groups left out"
+    said = {"gradient_cosine": "cosine of both gradients", "conflict_rate": "share of groups that conflict"}
+    said["skip_rate"] = "share of groups left out"
     figure, every = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
     for axes, (name, title) in zip(every, said.items(), strict=True):
         for number, (arm, label) in enumerate(arms.items()):
             for seed in range(3):
                 run = load_run(results / "runs" / arm / f"seed-{seed}")
-                seen = [(entry["step"], entry["harmony"][name]) for entry in run.history if "harmony" in entry]
+                seen = [
+                    (entry["step"], entry["gradient_harmonization"][name])
+                    for entry in run.history
+                    if "gradient_harmonization" in entry
+                ]
                 steps, values = zip(*seen, strict=True)
                 smooth = np.convolve(values, np.ones(5) / 5, "same")[2:-2]
                 axes.plot(steps[2:-2], smooth, color=f"C{number}", alpha=0.7, label=label if seed == 0 else None)

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from polymodal import corpora, recipes
     from polymodal.evaluation import evaluate
     from polymodal.reproduce import compare
-    from polymodal.training import Execution, Run, load_run, train
+    from polymodal.training import Run, RuntimeConfig, load_run, train
 
 __version__ = "0.1.0"
 
 _LAZY = {  # imported on first use, so that `import polymodal` does not wait for torch
-    "Execution": "polymodal.training",
+    "RuntimeConfig": "polymodal.training",
     "Run": "polymodal.training",
     "compare": "polymodal.reproduce",
     "evaluate": "polymodal.evaluation",
@@ -33,9 +33,9 @@ _LAZY = {  # imported on first use, so that `import polymodal` does not wait for
 __all__ = [
     "Budget",
     "Claim",
-    "Execution",
     "Paper",
     "Run",
+    "RuntimeConfig",
     "Stage",
     "UserError",
     "compare",

@@ -15,7 +15,7 @@ class UnreadableExample(ValueError):
 
 
 def unusable(error: UnreadableExample) -> UserError:
-    """The error for a value that the user named, such as a picture that is none: the reason as a sentence."""
+    """The error for a value that the user named, such as an image that is none: the reason as a sentence."""
     reason = str(error)
     return UserError(f"{reason[0].upper()}{reason[1:]}.")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from polymodal.corpora.corpus import Corpus
-    from polymodal.draws import Draws
+    from polymodal.rng import ExampleRNG
 
 Example = dict[str, Any]  # column name -> decoded value of a modality
 Batch = dict[str, Any]  # what a method sees: column name -> Tensor or polymodal.modalities.text.Tokens
@@ -101,23 +101,23 @@ class Budget:
 class Stage:
     """A stretch of training with its own data, losses and trainable parameters.
 
-    share: of the budget, relative to the other stages. trainable: shell patterns of parameter names; all others are
-    frozen: no gradient, no optimiser state. loss_weights: factors of named losses, 1 where not named; 0 leaves a loss
-    out. learning_rate: factor of the recipe's. learning_rates: further factors by shell patterns of parameter names, of
+    fraction: of the budget, relative to the other stages. trainable: shell patterns of parameter names; all others are
+    frozen: no gradient, no optimizer state. loss_weights: factors of named losses, 1 where not named; 0 leaves a loss
+    out. lr_scale: factor of the recipe's learning rate. lr_scales: further factors by shell patterns of names, of
     which the first that fits counts. corpus: opens the stage's data, by default the run's. training_batch: makes the
     stage's batches in place of the recipe's; a method computes the losses that a batch has the columns for.
-    start: changes the method before the stage's first step, such as `training.start.from_run("runs/clip")`.
+    on_start: changes the method before the stage's first step, such as `training.initialization.from_run("runs/clip")`.
     """
 
     name: str
-    share: float = 1.0
+    fraction: float = 1.0
     trainable: tuple[str, ...] = ("*",)
     loss_weights: Mapping[str, float] = field(default_factory=dict)
-    learning_rate: float = 1.0
-    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    lr_scale: float = 1.0
+    lr_scales: Mapping[str, float] = field(default_factory=dict)
     corpus: Callable[[], Corpus] | None = None
     training_batch: Callable[..., Batch] | None = None
-    start: Callable[[nn.Module], object] | None = None
+    on_start: Callable[[nn.Module], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Claim:
     start_budget: Budget | None = None
     start_makes: Callable[[Any, Corpus, Path, int], Corpus] | None = None
     languages: tuple[str, ...] = ()
-    paper_figures: str = ""
+    paper_results: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class AttackClaim(Claim):
 class MetricClaim(Claim):
     """A claim about metrics of captions, which baseline, treatment and further arms are; nothing is trained.
 
-    The budget is the number of pictures whose captions are judged; a seed draws what is exchanged in them.
+    The budget is the number of images whose captions are judged; a seed draws what is exchanged in them.
     """
 
 
@@ -211,11 +211,11 @@ class Recipe(Protocol):
         ...
 
     def stages(self) -> tuple[Stage, ...]:
-        """What is trained, one after the other; `Optimisation` has a single stage."""
+        """What is trained, one after the other; `OptimizerConfig` has a single stage."""
         ...
 
-    def training_batch(self, examples: list[Example], processor: Processor, draws: Draws) -> Batch:
-        """Examples to a batch, with this recipe's augmentation; every random choice comes from `draws`."""
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+        """Examples to a batch, with this recipe's augmentation; every random choice comes from `example_rng`."""
         ...
 
 
@@ -223,12 +223,12 @@ class Recipe(Protocol):
 class Processor(Protocol):
     """Examples to tensors without augmentation; saved with the run."""
 
-    def read(self, corpus: Corpus, row: int) -> Example:
+    def load_example(self, corpus: Corpus, row: int) -> Example:
         """One example, decoded. Raises UnreadableExample."""
         ...
 
     def __call__(self, **columns: list[Any]) -> Batch:
-        """Values of some columns, as `read` or a user gives them, to tensors."""
+        """Values of some columns, as `load_example` or a user gives them, to tensors."""
         ...
 
     def save(self, directory: Path) -> None: ...
@@ -263,54 +263,56 @@ class HasFeatures(Protocol):
 
 
 @runtime_checkable
-class CanFillCells(Protocol):
+class CanImputeTable(Protocol):
     """Capability: what a table row's missing values may be: numbers, and one distribution a category column."""
 
-    def fill_cells(self, batch: Batch) -> tuple[Tensor, list[Tensor]]: ...
+    def impute(self, batch: Batch) -> tuple[Tensor, list[Tensor]]: ...
 
 
 @runtime_checkable
-class CanTagWords(Protocol):
+class CanClassifyTokens(Protocol):
     """Capability: logits of the fields of all words of a batch of pages, page by page: (words, fields)."""
 
-    def tag_words(self, batch: Batch) -> Tensor: ...
+    def classify_tokens(self, batch: Batch) -> Tensor: ...
 
 
 @runtime_checkable
-class CanLocate(Protocol):
-    """Capability: the boxes of what the texts of a batch mean in its pictures.
+class CanDetect(Protocol):
+    """Capability: the boxes of what the texts of a batch mean in its images.
 
-    queries: how many boxes are given for each.
+    num_queries: how many boxes are given for each.
     """
 
-    queries: int
+    num_queries: int
 
-    def locate(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """For each way to find them, corners (left, top, right, bottom in shares of the picture) and how sure it is."""
+    def predict_boxes(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """For each way to find them, corners (left, top, right, bottom in shares of the image) and how sure it is."""
         ...
 
 
 @runtime_checkable
-class CanGenerate(Protocol):
-    """Capability: pictures, normalised as the processor's, for the conditions of a batch, in so many steps."""
+class CanGenerateImages(Protocol):
+    """Capability: images, normalised as the processor's, for the conditions of a batch, in so many steps."""
 
-    def generate(self, batch: Batch, steps: int, generator: torch.Generator | None = None) -> Tensor: ...
+    def generate_images(self, batch: Batch, steps: int, generator: torch.Generator | None = None) -> Tensor: ...
 
 
 @runtime_checkable
-class CanWrite(Protocol):
+class CanGenerateText(Protocol):
     """Capability: what follows each prompt of a batch, as token numbers."""
 
-    def write(self, batch: Batch, decoding: Any = None, generator: torch.Generator | None = None) -> list[list[int]]:
+    def generate_text(
+        self, batch: Batch, decoding: Any = None, generator: torch.Generator | None = None
+    ) -> list[list[int]]:
         """decoding: a `layers.decoding.Decoding`; by default the likeliest words."""
         ...
 
 
 @runtime_checkable
-class CanAnswer(Protocol):
+class CanClassifyAnswers(Protocol):
     """Capability: logits of the answers that the processor knows (`answers`) to one question about each example."""
 
-    def answer(self, batch: Batch) -> Tensor: ...
+    def answer_logits(self, batch: Batch) -> Tensor: ...
 
 
 @runtime_checkable
@@ -321,17 +323,17 @@ class CanTranscribe(Protocol):
 
 
 @runtime_checkable
-class CanMatch(Protocol):
+class CanScorePairs(Protocol):
     """Capability: a logit for every item and every text of a batch that the two belong together: (items, texts)."""
 
-    def match(self, batch: Batch) -> Tensor: ...
+    def itm_logits(self, batch: Batch) -> Tensor: ...
 
 
 @runtime_checkable
-class CanNameRegions(Protocol):
+class CanClassifyRegions(Protocol):
     """Capability: for a box in each example, the probabilities of the names that the processor knows (`entities`)."""
 
-    def name_regions(self, batch: Batch) -> Tensor: ...
+    def classify_regions(self, batch: Batch) -> Tensor: ...
 
 
 @runtime_checkable
@@ -342,24 +344,24 @@ class HasLikelihood(Protocol):
 
 
 @runtime_checkable
-class CanPredict(Protocol):
-    """Capability: how well the next token of documents is foretold, by modality.
+class CanScoreTokens(Protocol):
+    """Capability: how well the next token of documents is predicted, by modality.
 
-    choices: how many tokens there are of each modality.
+    vocab_sizes: how many tokens there are of each modality.
     """
 
-    choices: Mapping[str, int]
+    vocab_sizes: Mapping[str, int]
 
-    def predicted(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    def token_nll(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """For each modality, the sum of -log p over a row's tokens, and how many they are."""
         ...
 
 
 @runtime_checkable
-class HasLanguage(Protocol):
-    """Of a recipe: what its language model learned from before it saw pictures; None for the run's own corpus."""
+class HasTextCorpus(Protocol):
+    """Of a recipe: what its language model learned from before it saw images; None for the run's own corpus."""
 
-    def language(self) -> Corpus | None: ...
+    def open_text_corpus(self) -> Corpus | None: ...
 
 
 @runtime_checkable
@@ -378,48 +380,48 @@ class HasPrototypes(Protocol):
 
 @runtime_checkable
 class Attack(Protocol):
-    """What a recipe of an attack does: pictures and captions that a method takes for strangers."""
+    """What a recipe of an attack does: images and captions that a method takes for strangers."""
 
-    def learn(self, corpus: Corpus, language: str | None, seed: int = 0) -> Any:
+    def fit(self, corpus: Corpus, language: str | None, seed: int = 0) -> Any:
         """What it must know beforehand, such as a language model. language: of the captions."""
         ...
 
     def attack(
         self, method: Any, processor: Any, learned: Any, pixels: Tensor, captions: list[list[str]], seed: int = 0
     ) -> tuple[Tensor, list[list[str]]]:
-        """Changed pictures on the scale 0-1, and changed captions of each."""
+        """Changed images on the scale 0-1, and changed captions of each."""
         ...
 
 
 @runtime_checkable
 class Metric(Protocol):
-    """What a recipe of a metric does: judge a caption by other captions and by detected objects of its picture."""
+    """What a recipe of a metric does: judge a caption by other captions and by detected objects of its image."""
 
     def score(self, caption: str, references: Sequence[str], detections: Sequence[str] = ()) -> CaptionScore: ...
 
 
-class Dropped(NamedTuple):
+class Rejection(NamedTuple):
     """A text that a step of curation left out, and why."""
 
     reason: str
     text: str
 
 
-class Sifted(NamedTuple):
+class FilterResult(NamedTuple):
     """What a step of curation made of a page's blocks (`curation.web.Block`)."""
 
     kept: list[Any]
-    dropped: list[Dropped]
+    dropped: list[Rejection]
 
 
-CurationStep = Callable[[list[Any]], Sifted]
+CurationStep = Callable[[list[Any]], FilterResult]
 
 
 @runtime_checkable
 class Curation(Protocol):
     """What a recipe of curation does: pages to documents worth training on, step by step."""
 
-    def learn(self, good: Iterable[str], flagged: Iterable[str] = ()) -> Any:
+    def fit(self, good: Iterable[str], flagged: Iterable[str] = ()) -> Any:
         """What it must know of the language beforehand, from good texts."""
         ...
 
@@ -433,7 +435,7 @@ class Curation(Protocol):
 
 
 @runtime_checkable
-class CanEmbedPatches(Protocol):
+class CanEncodePatches(Protocol):
     """Capability: vectors of image patches in the space of the text embedding."""
 
-    def embed_patches(self, image: torch.Tensor) -> Tensor: ...
+    def encode_patches(self, image: torch.Tensor) -> Tensor: ...

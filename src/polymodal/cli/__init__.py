@@ -9,11 +9,11 @@ from typing import NoReturn
 
 from polymodal.cli._flags import HELP, Arguments, leading_words
 from polymodal.cli.comparing import attack, compare, reproduce, score
-from polymodal.cli.data import caption, corpora, curate, prefer
+from polymodal.cli.data import caption, corpora, curate, sample_preferences
 from polymodal.cli.recipes import doctor, list_, new, show
 from polymodal.cli.searching import embed, index, search
 from polymodal.cli.training import resume, runs, train
-from polymodal.cli.using import ask, evaluate, export, generate, locate, serve, tag
+from polymodal.cli.using import ask, evaluate, export, extract, generate, ground, serve
 from polymodal.errors import UserError, unknown
 
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
@@ -32,11 +32,11 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "serve": serve,
     "generate": generate,
     "ask": ask,
-    "locate": locate,
-    "prefer": prefer,
+    "ground": ground,
+    "sample-preferences": sample_preferences,
     "caption": caption,
     "curate": curate,
-    "tag": tag,
+    "extract": extract,
     "score": score,
     "attack": attack,
     "export": export,
@@ -59,11 +59,11 @@ STANDING_IN: dict[str, Arguments] = {
     "serve": ["RUN"],
     "generate": ["RUN"],
     "ask": ["RUN", "PICTURE"],
-    "locate": ["RUN", "PICTURE", "TEXT"],
-    "prefer": ["RUN"],
+    "ground": ["RUN", "PICTURE", "TEXT"],
+    "sample-preferences": ["RUN"],
     "caption": ["RUN"],
     "curate": ["wasm", "PAGES"],
-    "tag": ["RUN"],
+    "extract": ["RUN"],
     "score": ["aloha", "CAPTIONS.jsonl"],
     "attack": ["set_level_attack", "RUN"],
     "export": ["RUN"],
@@ -112,7 +112,7 @@ def main() -> None:
 def _help() -> None:
     print("polymodal: pre-train any modality with any published method, and know which one works on your data.\n")
     for name, command in COMMANDS.items():
-        print(f"  {name:<10} {command.__doc__}")
+        print(f"  {name:<18} {command.__doc__}")
     print("\npolymodal COMMAND --help explains a command. For example:")
     print("  polymodal compare clip siglip sparc improved_clip --corpus emoji --budget 25s --out demo")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from polymodal import source
+from polymodal.constraints import validate_constraints
 from polymodal.errors import UserError
-from polymodal.ranges import check_ranges
 
 if TYPE_CHECKING:
     from polymodal.corpora.corpus import Corpus
@@ -28,9 +28,9 @@ class DataOptions:
     """A built-in corpus (`polymodal corpora` lists them), or a mixture with weights, such as emoji:3,scenes:1."""
     data: str | None = None
     """Your pairs: a .parquet, .csv, .jsonl or webdataset .tar file, or a folder with such files."""
-    image: str | None = None
-    """The column of pictures or clips of --data, when it cannot be told by its type."""
-    text: str | None = None
+    image_column: str | None = None
+    """The column of images or clips of --data, when it cannot be told by its type."""
+    text_column: str | None = None
     """The caption column of --data, when it cannot be told by its type."""
     stream: bool = False
     """Read the .parquet or .tar shards of --data where they lie, for data larger than memory; URLs always are."""
@@ -53,8 +53,10 @@ class DataOptions:
         """Raises UserError where the data that are asked for cannot be there. Nothing slow is imported for it."""
         if self.corpus and self.data:
             raise UserError("Give --corpus or --data, not both.")
-        if not self.data and (self.image or self.text):
-            raise UserError("--image and --text name columns of your own data; give its path with --data.")
+        if not self.data and (self.image_column or self.text_column):
+            raise UserError(
+                "--image-column and --text-column name columns of your own data; give its path with --data."
+            )
         if not self.given:
             raise UserError("Say which data to use: --corpus NAME (`polymodal corpora` lists them) or --data PATH.")
         if self.corpus:
@@ -64,16 +66,16 @@ class DataOptions:
 
     def _open(self) -> Corpus:
         self.check()
-        from polymodal.corpora.own import from_path
-        from polymodal.corpora.registry import named_mixture
+        from polymodal.corpora.registry import load_mixture
         from polymodal.corpora.stream import from_shards
+        from polymodal.corpora.user_files import from_path
 
         if self.corpus:
-            return named_mixture(self.corpus)
+            return load_mixture(self.corpus)
         assert self.data is not None
         if self.stream or "://" in self.data:
-            return from_shards(self.data, self.image, self.text)
-        return from_path(self.data, self.image, self.text)
+            return from_shards(self.data, self.image_column, self.text_column)
+        return from_path(self.data, self.image_column, self.text_column)
 
     @property
     def given(self) -> bool:
@@ -90,25 +92,25 @@ class PresetOptions:
 
 @dataclass(frozen=True)
 class TowerOptions:
-    """Published towers in place of the recipe's own."""
+    """Pretrained towers in place of the recipe's own."""
 
     vision: str | None = None
-    """hf:NAME or hf:PATH: a published image tower (CLIP, SigLIP, SigLIP 2, DINOv2, DINOv3, ViT, AIMv2)."""
-    text: str | None = None
-    """hf:NAME or hf:PATH: a published text tower (CLIP, SigLIP, BERT, MiniLM, ModernBERT, any decoder)."""
+    """hf:NAME or hf:PATH: a pretrained image tower (CLIP, SigLIP, SigLIP 2, DINOv2, DINOv3, ViT, AIMv2)."""
+    text_encoder: str | None = None
+    """hf:NAME or hf:PATH: a pretrained text tower (CLIP, SigLIP, BERT, MiniLM, ModernBERT, any decoder)."""
     audio: str | None = None
-    """hf:NAME or hf:PATH: a published audio tower (Whisper, wav2vec 2.0, HuBERT, WavLM, w2v-BERT)."""
+    """hf:NAME or hf:PATH: a pretrained audio tower (Whisper, wav2vec 2.0, HuBERT, WavLM, w2v-BERT)."""
     lm: str | None = None
-    """hf:NAME or hf:PATH: a published language model (Qwen, Llama, SmolLM, GPT-2 ...)."""
+    """hf:NAME or hf:PATH: a pretrained language model (Qwen, Llama, SmolLM, GPT-2 ...)."""
 
     def applied(self, recipe: Any) -> Any:
         """The recipe with these towers."""
         towers = dataclasses.asdict(self)
         if not any(towers.values()):
             return recipe
-        from polymodal.training.start import with_towers
+        from polymodal.training.initialization import with_encoders
 
-        return with_towers(recipe, towers)
+        return with_encoders(recipe, towers)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def parse(
     default: an instance whose values stand where no flag is given. Raises UserError for a number outside its range.
     """
     found = _from_flags(options, arguments, usage, command, default)
-    check_ranges(found)
+    validate_constraints(found)
     return found
 
 
@@ -172,7 +174,7 @@ def parse_together(
     fields += [(name, Annotated[type(held), tyro.conf.arg(name="")], held) for name, held in instances]
     together = _from_flags(dataclasses.make_dataclass("Together", fields), arguments, usage, command)
     for name in kinds:
-        check_ranges(getattr(together, name))
+        validate_constraints(getattr(together, name))
     return together
 
 
@@ -229,8 +231,8 @@ class RunOptions(DataOptions, TrustOptions):
 
 def run_and_corpus(place: str, options: RunOptions) -> tuple[Any, Corpus]:
     """A run, and the data that the options name, or else its own."""
-    from polymodal.corpora.registry import open_again
+    from polymodal.corpora.registry import reopen
     from polymodal.training import load_run
 
     run = load_run(place, options.trust_code)
-    return run, options.open() if options.given else open_again(run.record["corpus"])
+    return run, options.open() if options.given else reopen(run.record["corpus"])

@@ -24,8 +24,8 @@ from polymodal.cli._flags import (
     short_name,
 )
 from polymodal.cli._printing import print_table, terminal
+from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.errors import UserError
-from polymodal.ranges import Count, Whole
 from polymodal.types import Budget
 
 
@@ -33,7 +33,7 @@ from polymodal.types import Budget
 class JobOptions:
     """How runs follow each other."""
 
-    jobs: Count = 1
+    jobs: PositiveInt = 1
     """How many runs are under way at a time, each with its share of the cores, or on the next of several GPUs; with a
     budget in seconds they share those, too. Pays for runs of a minute and more."""
 
@@ -42,7 +42,7 @@ class JobOptions:
 class CompareOptions(RunOptions, JobOptions):
     budget: str = "60s"
     """Of each run: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
-    seeds: Count = 2
+    seeds: PositiveInt = 2
     """How many paired seeds."""
     out: str = "comparison"
     """Folder for results.json, report.html and the runs; running again goes on where it stopped."""
@@ -60,14 +60,14 @@ def compare(arguments: Arguments) -> None:
         _parsed(spec)
     options.check()
     from polymodal import reproduce
-    from polymodal.reproduce.leaderboard import terminal_table, verdict
+    from polymodal.reproduce.leaderboard import comparison_verdict, terminal_table
 
     arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
     comparison = reproduce.compare(
         arms, options.open(), budget, options.seeds, options.out, jobs=options.jobs, trust_code=options.trust_code
     )
     console = terminal()
-    print("\n" + textwrap.fill(verdict(comparison), min(shutil.get_terminal_size().columns, 120)) + "\n")
+    print("\n" + textwrap.fill(comparison_verdict(comparison), min(shutil.get_terminal_size().columns, 120)) + "\n")
     console.print(terminal_table(comparison))
     console.print(f"\nReport: {options.out}/report.html   every figure: {options.out}/results.json", highlight=False)
 
@@ -107,7 +107,7 @@ def reproduce(arguments: Arguments) -> None:
     class Options(JobOptions, TrustOptions):
         budget: str | None = None
         """Of each run, instead of the claim's own."""
-        seeds: Count | None = None
+        seeds: PositiveInt | None = None
         """How many paired seeds, instead of the claim's own."""
         claim: str = "claim"
         """Which one, by its name in the recipe's file, where that makes several."""
@@ -120,7 +120,7 @@ def reproduce(arguments: Arguments) -> None:
     from polymodal.recipes import FIRST_CLAIM
     from polymodal.reproduce.claim import claim_of
     from polymodal.reproduce.claim import reproduce as test_claim
-    from polymodal.reproduce.leaderboard import signed
+    from polymodal.reproduce.leaderboard import format_difference
 
     claim = claim_of(spec, options.claim)
     out = options.out or f"reproduce/{short_name(spec)}" + f"-{options.claim}" * (options.claim != FIRST_CLAIM)
@@ -139,7 +139,7 @@ def reproduce(arguments: Arguments) -> None:
                     number(name, comparison.estimate(arm, name).value) if arm in comparison.having(name) else "–"
                     for arm in comparison.arms
                 ),
-                signed(name, comparison.difference(comparison.arms[1], name))
+                format_difference(name, comparison.difference(comparison.arms[1], name))
                 if comparison.can_be_compared(name)
                 else "–",
             ]
@@ -153,8 +153,8 @@ def reproduce(arguments: Arguments) -> None:
 
 
 def attack(arguments: Arguments) -> None:
-    """change pictures and captions so that runs fail on them; every run is attacked and all of them are tried"""
-    usage = "attack RECIPE RUN [RUN ...] [--split test] [--examples 300] [--out attack] [--epsilon 4 ...]"
+    """change images and captions so that runs fail on them; every run is attacked and all of them are tried"""
+    usage = "attack RECIPE RUN [RUN ...] [--split test] [--examples 300] [--out attack] [--eps 4 ...]"
     spec, rest = positional(arguments, usage)
     places = leading_words(rest)
     if not places:
@@ -163,13 +163,13 @@ def attack(arguments: Arguments) -> None:
     @dataclass(frozen=True)
     class Options(RunOptions):
         split: str = "test"
-        """Whose pictures and captions to attack."""
-        examples: Count = 300
+        """Whose images and captions to attack."""
+        examples: PositiveInt = 300
         """At most so many of them."""
-        seed: Whole = 0
+        seed: NonNegativeInt = 0
         """Of everything that the attack draws."""
         out: str = "attack"
-        """Folder for attack.json and pictures of what was changed."""
+        """Folder for attack.json and images of what was changed."""
 
     kind = recipe_that("attack", spec, "no attack", "security")
     flags = rest[len(places) :]
@@ -190,11 +190,11 @@ def attack(arguments: Arguments) -> None:
         ],
         right=(3, 4, 5),
     )
-    terminal().print(f"Figures and pictures are in {options.out}/.", highlight=False)
+    terminal().print(f"Figures and images are in {options.out}/.", highlight=False)
 
 
 def score(arguments: Arguments) -> None:
-    """judge captions by other captions of their pictures, and say which of their objects is made up"""
+    """judge captions by other captions of their images, and say which of their objects is made up"""
     usage = "score RECIPE CAPTIONS.jsonl [--out scores.jsonl]"
     spec, rest = positional(arguments, usage)
     captions, rest = positional(rest, usage)

@@ -1,4 +1,4 @@
-"""Commands that make data: corpora, curate, caption, prefer."""
+"""Commands that make data: corpora, curate, caption, sample-preferences."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from polymodal.cli._flags import (
     run_and_corpus,
 )
 from polymodal.cli._printing import counted, megabytes, print_json, print_table, terminal
+from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.errors import UserError, unknown
-from polymodal.ranges import Count, Whole
 
 if TYPE_CHECKING:
     from polymodal.corpora.corpus import Corpus
@@ -65,9 +65,9 @@ def _list_corpora(names: list[str], arguments: Arguments) -> None:
 def _show_corpora(names: list[str], arguments: Arguments) -> None:
     @dataclass(frozen=True)
     class Options:
-        examples: Count = 3
+        examples: PositiveInt = 3
         """How many examples to show."""
-        seed: Whole = 0
+        seed: NonNegativeInt = 0
         """Which ones: another number shows others."""
         out: str | None = None
         """Where to write the contact sheet (PNG); by default NAME.png in this folder."""
@@ -78,15 +78,15 @@ def _show_corpora(names: list[str], arguments: Arguments) -> None:
     if len(names) != 1:
         raise UserError("Say which corpus: polymodal corpora show emoji.")
     from polymodal.corpora import registry
-    from polymodal.corpora.sheet import described, draw_sheet, some_rows
+    from polymodal.corpora.contact_sheet import describe_row, plot_contact_sheet, some_rows
 
-    corpus, console = registry.named(names[0]), terminal()
+    corpus, console = registry.load_corpus(names[0]), terminal()
     rows = some_rows(corpus, options.examples, options.seed)
-    examples = {corpus.key(row): described(corpus, int(row)) for row in rows}
+    examples = {corpus.key(row): describe_row(corpus, int(row)) for row in rows}
     out = options.out or (None if options.json else f"{corpus.name}.png")
     if out:
         try:
-            draw_sheet(corpus, rows, Path(out))
+            plot_contact_sheet(corpus, rows, Path(out))
         except (OSError, ValueError) as error:
             raise UserError(f"The contact sheet cannot be written to {out}: {error}.") from error
     if options.json:
@@ -100,7 +100,7 @@ def _show_corpora(names: list[str], arguments: Arguments) -> None:
     print_table(["column", "modality", "filled"], columns)
     for key, said in examples.items():
         print_table([key, ""], [[name, text] for name, text in said.items()])
-    console.print(f"Licence: {corpus.about.licence}\nSource: {corpus.about.source}", highlight=False)
+    console.print(f"Licence: {corpus.about.license}\nSource: {corpus.about.source}", highlight=False)
     console.print(f"Contact sheet: {out}", highlight=False)
 
 
@@ -123,7 +123,7 @@ def _fetch_corpora(names: list[str], arguments: Arguments) -> None:
         console.print(f"{len(names)} corpora to fetch and prepare: {megabytes(size)} of packages.", highlight=False)
     for name in names:
         try:
-            corpus = registry.named(name)
+            corpus = registry.load_corpus(name)
         except UserError as error:
             if not options.all:
                 raise
@@ -168,18 +168,18 @@ def curate(arguments: Arguments) -> None:
         flagged: str | None = None
         """A file with a word a line that nobody wants."""
 
-    kinds = {"options": Options, "curation": source.find("polymodal.curation.documents", "CurationOptions")}
+    kinds = {"options": Options, "curation": source.find("polymodal.curation.pipeline", "CurationOptions")}
     given = parse_with_recipe(kinds, kind, rest, f"curate {spec} PAGES", curate)
     from polymodal.corpora import registry
-    from polymodal.curation.documents import curate_pages, figures_of, pages_in, pages_of
+    from polymodal.curation.pipeline import curate_pages, figures_of, pages_in, pages_of
     from polymodal.curation.quality import good_texts, lines_of_file
     from polymodal.training import Interrupted
 
     recipe, options = source.real(given.recipe), given.options
-    found = registry.named(place) if place in registry.names() else None
+    found = registry.load_corpus(place) if place in registry.names() else None
     pages, figures = (pages_of(found), figures_of(found)) if found else (pages_in(Path(place)), None)
     flagged = [word for line in lines_of_file(options.flagged) for word in line.split()] if options.flagged else ()
-    known = recipe.learn(good_texts(options.good, recipe.language) if options.good else (), flagged)
+    known = recipe.fit(good_texts(options.good, recipe.language) if options.good else (), flagged)
     further = {"good": options.good, "flagged": options.flagged}
     try:
         corpus, counts = curate_pages(
@@ -218,28 +218,28 @@ def curate(arguments: Arguments) -> None:
 
 
 def caption(arguments: Arguments) -> None:
-    """captions of a corpus's pictures by a run, the best kept, as a corpus to train ulip_2 on"""
-    place, rest = positional(arguments, "caption RUN --out FOLDER [--corpus NAME | --data PATH] [--rank RUN]")
+    """captions of a corpus's images by a run, the best kept, as a corpus to train ulip_2 on"""
+    place, rest = positional(arguments, "caption RUN --out FOLDER [--corpus NAME | --data PATH] [--score-with RUN]")
 
     @dataclass(frozen=True)
     class Options(RunOptions):
         out: str = "captions"
         """The folder to write; `--data FOLDER` opens it."""
-        rank: str | None = None
-        """A run that embeds pictures and texts, to say which captions fit; without, the commonest is the best."""
+        score_with: str | None = None
+        """A run that embeds images and texts, to say which captions fit; without, the commonest is the best."""
 
     kinds = {"options": Options, "captions": source.find("polymodal.curation.captions", "CaptionOptions")}
     given = parse_together(kinds, rest, "caption RUN", caption)
     from rich.progress import track
 
     from polymodal.curation.captions import CaptionCounts, captioned, write_captions
-    from polymodal.curation.unfinished import file_beside
+    from polymodal.curation.resumable import progress_file
     from polymodal.training import load_run
 
-    out, rank, options = given.options.out, given.options.rank, source.real(given.captions)
+    out, score_with, options = given.options.out, given.options.score_with, source.real(given.captions)
     run, corpus = run_and_corpus(place, given.options)
-    ranker, counts = load_run(rank, given.options.trust_code) if rank else None, CaptionCounts()
-    unfinished = file_beside(Path(out))
+    ranker, counts = load_run(score_with, given.options.trust_code) if score_with else None, CaptionCounts()
+    unfinished = progress_file(Path(out))
     found = captioned(
         run,
         corpus,
@@ -252,17 +252,17 @@ def caption(arguments: Arguments) -> None:
     )
 
     def made() -> dict[str, Any]:
-        made_of = {"run": place, "rank": rank, "corpus": corpus.name}
+        made_of = {"run": place, "score_with": score_with, "corpus": corpus.name}
         return made_of | {"options": dataclasses.asdict(options), "counts": dataclasses.asdict(counts)}
 
     with _goes_on():
         written = write_captions(corpus, out, found, made, unfinished)
     kept = max(counts.kept, 1)
     facts = {
-        "pictures": f"{counts.pictures:,}",
-        "different captions": f"{counts.distinct / max(counts.pictures, 1):.1f} of {options.samples} a picture",
+        "images": f"{counts.images:,}",
+        "different captions": f"{counts.distinct / max(counts.images, 1):.1f} of {options.num_return_sequences} an image",
         "kept": f"{counts.kept:,}, of {counts.words / kept:.1f} words",
-        "fit": f"{counts.fit / kept:.3f} ({'cosine with the picture' if rank else 'share of the captions drawn'})",
+        "fit": f"{counts.fit / kept:.3f} ({'cosine with the image' if score_with else 'share of the captions'})",
         "unreadable": f"{len(counts.unreadable):,} examples",
     }
     print_table(["", ""], [[name, value] for name, value in facts.items()])
@@ -283,9 +283,11 @@ def _goes_on() -> Iterator[None]:
         raise Interrupted("Stopped; the same command goes on behind the examples that were finished.") from stopped
 
 
-def prefer(arguments: Arguments) -> None:
+def sample_preferences(arguments: Arguments) -> None:
     """pairs of a run's own answers, the better one first, as a corpus to train mpo on"""
-    place, rest = positional(arguments, "prefer RUN --out FOLDER [--corpus NAME | --data PATH] [--samples 16]")
+    place, rest = positional(
+        arguments, "sample-preferences RUN --out FOLDER [--corpus NAME | --data PATH] [--num-return-sequences 16]"
+    )
 
     @dataclass(frozen=True)
     class Options(RunOptions):
@@ -293,10 +295,10 @@ def prefer(arguments: Arguments) -> None:
         """The folder to write; `--data FOLDER` opens it."""
 
     kinds = {"options": Options, "pairs": source.find("polymodal.curation.preferences", "PairOptions")}
-    given = parse_together(kinds, rest, "prefer RUN", prefer)
+    given = parse_together(kinds, rest, "sample-preferences RUN", sample_preferences)
     from rich.progress import track
 
-    from polymodal.corpora.written import described
+    from polymodal.corpora.saved import load_description
     from polymodal.curation.preferences import write_preferences
 
     run, corpus = run_and_corpus(place, given.options)
@@ -305,7 +307,7 @@ def prefer(arguments: Arguments) -> None:
         written = write_preferences(
             run, corpus, out, pairs_options, lambda items: track(items, "Asking", transient=True)
         )
-    counts = described(out)["made"]["counts"]
+    counts = load_description(out)["made"]["counts"]
     pairs = sum(counts["pairs"].values())
     facts = {
         "questions": f"{counts['questions']:,}, of which {counts['questions_with_pairs']:,} gave pairs",

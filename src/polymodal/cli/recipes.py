@@ -63,11 +63,11 @@ def _print_claim(title: str, sentence: str, result: dict[str, Any] | None) -> No
     console.print(f"\n[bold]{title}[/bold]: {sentence}")
     if result:
         from polymodal.evaluation.statistics import Estimate
-        from polymodal.reproduce.leaderboard import signed
+        from polymodal.reproduce.leaderboard import format_difference
 
         console.print(
             f"[bold]Here[/bold]: {result['verdict']}; {result['metric']} "
-            f"{signed(result['metric'], Estimate(**result['difference']))} "
+            f"{format_difference(result['metric'], Estimate(**result['difference']))} "
             f"over {len(result['seeds'])} seeds of {result['budget']}."
         )
 

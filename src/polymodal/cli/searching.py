@@ -19,11 +19,11 @@ from polymodal.cli._flags import (
     run_and_corpus,
 )
 from polymodal.cli._printing import bar, print_json, print_table, said_of_unreadable, terminal, waiting
-from polymodal.ranges import Count
+from polymodal.constraints import PositiveInt
 
 
 def embed(arguments: Arguments) -> None:
-    """write the vectors of pictures and captions to a Parquet file"""
+    """write the vectors of images and captions to a Parquet file"""
     place, rest = positional(arguments, "embed RUN --data PATH --out vectors.parquet")
 
     @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def index(arguments: Arguments) -> None:
 
 
 def search(arguments: Arguments) -> None:
-    """find pictures, or what else a run embeds, by words; in an index also by a picture or a sound"""
+    """find images, or what else a run embeds, by words; in an index also by an image or a sound"""
     usage = 'search RUN "a red fruit" [--top 8] [--out contact-sheet.png], or search INDEX "a red fruit" [--where ...]'
     place, rest = positional(arguments, usage)
     if HELP & {*rest}:  # of both: which it is follows from the folder
@@ -79,22 +79,22 @@ def search(arguments: Arguments) -> None:
 
     @dataclass(frozen=True)
     class Options(RunOptions):
-        top: Count = 8
+        top: PositiveInt = 8
         """How many examples."""
         split: str = "test"
         """Which split to search; `all` searches every example."""
         out: str = "contact-sheet.png"
-        """Where to save the pictures that were found, if there are any to see."""
+        """Where to save the images that were found, if there are any to see."""
 
     options = parse(Options, rest, 'search RUN "WORDS"', search)
-    from polymodal.corpora.sheet import has_pictures, picture_of
+    from polymodal.corpora.contact_sheet import has_images, image_of
     from polymodal.serving.search import search_corpus
 
     run, corpus = run_and_corpus(place, options)
     with waiting(f"Looking through {corpus.name}; polymodal index does so once for many searches"):
         found = search_corpus(run, corpus, query, options.top, options.split)
-    seen = has_pictures(corpus)
-    _print_found(found, [picture_of(corpus, hit.row) if seen else None for hit in found], options.out)
+    seen = has_images(corpus)
+    _print_found(found, [image_of(corpus, hit.row) if seen else None for hit in found], options.out)
 
 
 def _search_index(place: str, arguments: Arguments) -> None:
@@ -103,19 +103,19 @@ def _search_index(place: str, arguments: Arguments) -> None:
     @dataclass(frozen=True)
     class Options(JsonOptions, TrustOptions):
         image: str | None = None
-        """A picture to look for, in place of words."""
+        """An image to look for, in place of words."""
         audio: str | None = None
         """A sound to look for, in place of words."""
         where: str | None = None
         """A condition in SQL on key, split and metadata, such as "category = 'Food & Drink'"."""
         hybrid: bool = False
         """Also look for the words in the captions."""
-        top: Count = 8
+        top: PositiveInt = 8
         """How many examples."""
         run: str | None = None
         """The run that made the index, if it lies elsewhere now."""
         out: str = "contact-sheet.png"
-        """Where to save the pictures that were found, if there are any to see."""
+        """Where to save the images that were found, if there are any to see."""
 
     options = parse(Options, arguments[len(words) :], 'search INDEX "WORDS"', search)
     from polymodal.serving.index import Index, embedded_query
@@ -126,22 +126,22 @@ def _search_index(place: str, arguments: Arguments) -> None:
     if options.json:
         print_json([hit.record() for hit in found])
         return
-    _print_found(found, [hit.picture for hit in found], options.out)
+    _print_found(found, [hit.image for hit in found], options.out)
 
 
-def _print_found(found: list[Any], pictures: list[Any], out: str) -> None:
-    """A table of what a search found, and its pictures in one. pictures: None where there is nothing to see."""
-    from polymodal.serving.pictures import save_picture
+def _print_found(found: list[Any], images: list[Any], out: str) -> None:
+    """A table of what a search found, and its images in one. images: None where there is nothing to see."""
+    from polymodal.serving.images import save_image
     from polymodal.serving.search import contact_sheet
 
-    each = zip(pictures, found, strict=True)
-    seen = [(picture, hit.similarity) for picture, hit in each if picture is not None]
+    each = zip(images, found, strict=True)
+    seen = [(image, hit.similarity) for image, hit in each if image is not None]
     if seen:
-        save_picture(contact_sheet(seen), out)
+        save_image(contact_sheet(seen), out)
     print_table(
         ["", "similarity", "example", "caption"],
         [[str(n), f"{hit.similarity:.3f}", hit.key, hit.caption] for n, hit in enumerate(found, start=1)],
         right=(0, 1),
     )
     if seen:
-        terminal().print(f"The pictures are in {out}.", highlight=False)
+        terminal().print(f"The images are in {out}.", highlight=False)

@@ -24,48 +24,43 @@ from polymodal.cli._flags import (
     short_name,
 )
 from polymodal.cli._printing import megabytes, print_json, print_table, terminal
+from polymodal.constraints import NonNegativeInt
 from polymodal.errors import unknown
-from polymodal.ranges import Whole
 from polymodal.types import Budget
 
 if TYPE_CHECKING:
     from polymodal.corpora.corpus import Corpus
-    from polymodal.training.execution import Execution
+    from polymodal.training.runtime import RuntimeConfig
 
-EXECUTION = "polymodal.training.execution", "Execution"
+EXECUTION = "polymodal.training.runtime", "Execution"
 
 
 @dataclass(frozen=True)
 class TrainOptions(DataOptions, TowerOptions, TrustOptions):
     budget: str = "60s"
     """How long: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
-    seed: Whole = 0
+    seed: NonNegativeInt = 0
     """Of the weights, the order of the examples and every random choice."""
     out: str | None = None
     """The run's folder; by default runs/RECIPE-CORPUS-seed-N."""
     init: str | None = None
-    """A finished run to take weights from, wherever name and shape agree; or hf:NAME, a published dual encoder."""
-
-    text: str | None = None
-    """The caption column of --data, when it cannot be told by its type; or hf:NAME, a published text tower."""
+    """A finished run to take weights from, wherever name and shape agree; or hf:NAME, a pretrained dual encoder."""
 
     @property
     def towers(self) -> TowerOptions:
-        tower = self.text if self.text and self.text.startswith("hf:") else None
-        return TowerOptions(self.vision, tower, self.audio, self.lm)
+        return TowerOptions(self.vision, self.text_encoder, self.audio, self.lm)
 
     def check(self) -> None:
-        return super().check() if self.towers.text is None else dataclasses.replace(self, text=None).check()
-
-    def open(self) -> Corpus:
-        return super().open() if self.towers.text is None else dataclasses.replace(self, text=None).open()
+        return (
+            super().check() if self.towers.text_encoder is None else dataclasses.replace(self, text_column=None).check()
+        )
 
     def prepared(self, recipe: Any) -> Any:
-        """The recipe with the published towers, or the published model, that it starts from."""
+        """The recipe with the pretrained towers, or the pretrained model, that it starts from."""
         if self.init and self.init.startswith("hf:"):
-            from polymodal.training.start import with_published
+            from polymodal.training.initialization import with_pretrained
 
-            recipe = with_published(recipe, self.init)
+            recipe = with_pretrained(recipe, self.init)
         return self.towers.applied(recipe)
 
 
@@ -74,15 +69,15 @@ def train(arguments: Arguments) -> None:
     spec, rest = positional(arguments, "train RECIPE --corpus NAME | --data PATH [--budget 60s] [--seed 0] [--out DIR]")
     from polymodal import recipes
 
-    kinds = {"options": TrainOptions, "execution": source.find(*EXECUTION)}
+    kinds = {"options": TrainOptions, "runtime": source.find(*EXECUTION)}
     given = parse_with_recipe(kinds, recipes.find_method(spec), rest, f"train {spec}", train)
     options = given.options
     budget, name = Budget.parse(options.budget), short_name(spec)
     options.check()
     recipe, corpus = options.prepared(source.real(given.recipe)), options.open()
     out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
-    execution = source.real(given.execution)
-    _train(recipe, corpus, budget, options.seed, out, name, execution, options.init, options.trust_code)
+    runtime = source.real(given.runtime)
+    _train(recipe, corpus, budget, options.seed, out, name, runtime, options.init, options.trust_code)
 
 
 def resume(arguments: Arguments) -> None:
@@ -90,14 +85,14 @@ def resume(arguments: Arguments) -> None:
     place, rest = positional(arguments, "resume RUN")
     directory, execution_class = Path(place), source.find(*EXECUTION)
     record = {} if HELP & {*rest} else _record(directory)
-    kept = _kept(execution_class, record["execution"], directory) if record else execution_class()
-    given = parse_together({"execution": kept, "trust": TrustOptions}, rest, "resume RUN", resume)
+    kept = _kept(execution_class, record["runtime"], directory) if record else execution_class()
+    given = parse_together({"runtime": kept, "trust": TrustOptions}, rest, "resume RUN", resume)
     trust_code = given.trust.trust_code
-    from polymodal.corpora.registry import open_again
+    from polymodal.corpora.registry import reopen
     from polymodal.training.recipe_record import recipe_from_record
 
     recipe = recipe_from_record(record["recipe"], directory, trust_code)
-    corpus = open_again(record["corpus"])
+    corpus = reopen(record["corpus"])
     _train(
         recipe,
         corpus,
@@ -105,7 +100,7 @@ def resume(arguments: Arguments) -> None:
         record["seed"],
         str(directory),
         record["recipe"]["name"],
-        source.real(given.execution),
+        source.real(given.runtime),
         record.get("init"),
         trust_code,
     )
@@ -121,7 +116,7 @@ def _kept(kind: Any, values: dict[str, Any], directory: Path) -> Any:
     """How the run was executed so far. Raises UserError for values of another type."""
     from polymodal.training.recipe_record import dataclass_from
 
-    return dataclass_from(kind, values, directory, "execution")
+    return dataclass_from(kind, values, directory, "runtime")
 
 
 def _train(
@@ -131,13 +126,13 @@ def _train(
     seed: int,
     out: str,
     name: str,
-    execution: Execution,
+    runtime: RuntimeConfig,
     init: str | None,
     trust_code: bool,
 ) -> None:
     from polymodal.evaluation import validation
     from polymodal.training import train as run_training
-    from polymodal.training.processes import is_first
+    from polymodal.training.parallel import is_first
     from polymodal.training.progress import progress_bar
 
     with progress_bar(f"{name} on {corpus.name}") as on_step:
@@ -150,7 +145,7 @@ def _train(
             name=name,
             init=init,
             validate=validation(corpus),
-            execution=execution,
+            runtime=runtime,
             on_step=on_step,
             trust_code=trust_code,
         )
@@ -169,9 +164,9 @@ def _train(
 def _use_of(run: Any, out: Any) -> str:
     """The command that shows what such a run is for."""
     from polymodal.data.columns import label_of
-    from polymodal.types import CanEmbed, CanGenerate
+    from polymodal.types import CanEmbed, CanGenerateImages
 
-    if isinstance(run.model, CanGenerate):
+    if isinstance(run.model, CanGenerateImages):
         words = "" if label_of(run.processor) else ' "a red fruit"'
         return f"   or   polymodal generate {out}{words}"
     if not isinstance(run.model, CanEmbed):
@@ -204,7 +199,7 @@ def runs(arguments: Arguments) -> None:
         """The folder to look in."""
 
     options = parse(Options, arguments, "runs", runs)
-    from polymodal.training.run_list import find_runs
+    from polymodal.training.run_index import find_runs
 
     found = find_runs(Path(options.root))
     if options.json:
@@ -217,10 +212,10 @@ def runs(arguments: Arguments) -> None:
         print_table([*headings, "best on validation"], rows)
 
 
-def _best(figures: dict[str, float]) -> str:
+def _best(metrics: dict[str, float]) -> str:
     """The figure that most depends on the whole ranking: R@10 where there is one, else the first."""
-    name = next((name for name in figures if name.endswith("R@10")), next(iter(figures), None))
-    return f"{name.rpartition('/')[2]} {100 * figures[name]:.1f} %" if name else "-"
+    name = next((name for name in metrics if name.endswith("R@10")), next(iter(metrics), None))
+    return f"{name.rpartition('/')[2]} {100 * metrics[name]:.1f} %" if name else "-"
 
 
 def _show_run(arguments: Arguments) -> None:
@@ -233,12 +228,12 @@ def _show_run(arguments: Arguments) -> None:
 
     options = parse(Options, rest, "runs show RUN", runs)
     from polymodal.training.run import read_record
-    from polymodal.training.run_list import best_figures, curves, data_name, draw, read_history, state_of
+    from polymodal.training.run_index import best_metrics, curves, data_name, plot, read_history, state_of
 
     directory = Path(place)
     record, history = read_record(directory), read_history(directory)
     if options.json:
-        print_json(record | {"state": state_of(record), "best": best_figures(history), "history": history})
+        print_json(record | {"state": state_of(record), "best": best_metrics(history), "history": history})
         return
     last = history[-1] if history else {}
     facts = {
@@ -251,13 +246,13 @@ def _show_run(arguments: Arguments) -> None:
         "examples": f"{record.get('examples', last.get('examples', 0)):,}",
         "seconds": f"{record.get('seconds', last.get('seconds', 0.0)):.0f}",
         "parameters": f"{record.get('parameters', 0):,}",
-        "skipped": f"{record.get('skipped', 0)} examples, {record.get('left_out_steps', 0)} steps",
+        "skipped": f"{record.get('skipped', 0)} examples, {record.get('skipped_steps', 0)} steps",
         "command": record["command"],
     }
     print_table(["", ""], [[name, str(value)] for name, value in facts.items()])
     width = min(shutil.get_terminal_size().columns, 100)
     for title, lines in curves(history).items():
-        print("\n" + draw(title, lines, width))
+        print("\n" + plot(title, lines, width))
     if not history:
         print("No curves yet; they are written with every checkpoint.")
     if state_of(record) in ("interrupted", "killed"):

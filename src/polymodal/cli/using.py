@@ -1,4 +1,4 @@
-"""Commands that use a run: evaluate, generate, ask, locate, tag, export, serve."""
+"""Commands that use a run: evaluate, generate, ask, ground, extract, export, serve."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from polymodal.cli._flags import (
     run_and_corpus,
 )
 from polymodal.cli._printing import print_json, print_table, terminal, waiting
+from polymodal.constraints import NonNegativeInt, Port, PositiveInt
 from polymodal.errors import UserError, needs
-from polymodal.ranges import Count, Port, Whole
 
 if TYPE_CHECKING:
     from polymodal.evaluation import Score
@@ -55,74 +55,74 @@ def evaluate(arguments: Arguments) -> None:
 
 
 def _score_record(score: Score) -> dict[str, Any]:
-    return {"name": score.name, "chance": score.chance, "test_units": len(score.units)} | score.estimate()._asdict()
+    return {"name": score.name, "chance": score.chance, "test_units": len(score.clusters)} | score.estimate()._asdict()
 
 
 def generate(arguments: Arguments) -> None:
-    """make pictures with a run that generates: of every class, or of what is said"""
+    """make images with a run that generates: of every class, or of what is said"""
     usage = 'generate RUN [CLASS | "WORDS" ...] [--steps 8] [--count 8] [--out generated.png]'
     place, rest = positional(arguments, usage)
     words = leading_words(rest)
 
     @dataclass(frozen=True)
     class Options(TrustOptions):
-        steps: Count = 8
-        """Evaluations of the network a picture; more take longer and may be better."""
-        count: Count = 8
-        """Pictures of each."""
-        seed: Whole = 0
-        """Of the noise that the pictures begin with."""
+        steps: PositiveInt = 8
+        """Evaluations of the network an image; more take longer and may be better."""
+        count: PositiveInt = 8
+        """Images of each."""
+        seed: NonNegativeInt = 0
+        """Of the noise that the images begin with."""
         out: str = "generated.png"
-        """Where to save the sheet of pictures."""
+        """Where to save the sheet of images."""
 
     options = parse(Options, rest[len(words) :], 'generate RUN [CLASS | "WORDS" ...]', generate)
-    from polymodal.serving.generation import generate_pictures, known_classes, sheet
-    from polymodal.serving.pictures import save_picture
+    from polymodal.serving.image_generation import generate_images, image_sheet, known_classes
+    from polymodal.serving.images import save_image
     from polymodal.training import load_run
 
     run = load_run(place, options.trust_code)
     wanted = words or known_classes(run)
-    rows = generate_pictures(run, wanted, options.count, options.steps, options.seed)
-    save_picture(sheet(rows, wanted), options.out)
-    terminal().print(f"Wrote {len(rows)} x {options.count} pictures to {options.out}.", highlight=False)
+    rows = generate_images(run, wanted, options.count, options.steps, options.seed)
+    save_image(image_sheet(rows, wanted), options.out)
+    terminal().print(f"Wrote {len(rows)} x {options.count} images to {options.out}.", highlight=False)
 
 
 def ask(arguments: Arguments) -> None:
-    """what a run says of pictures or clips: captions, or answers to a question"""
-    place, rest = positional(arguments, 'ask RUN PICTURE [PICTURE ...] [--question "How many things are there?"]')
-    pictures = leading_words(rest)
-    if not pictures:
-        raise UserError("Say which pictures: polymodal ask RUN PICTURE [PICTURE ...].")
+    """what a run says of images or clips: captions, or answers to a question"""
+    place, rest = positional(arguments, 'ask RUN IMAGE [IMAGE ...] [--question "How many things are there?"]')
+    images = leading_words(rest)
+    if not images:
+        raise UserError("Say which images: polymodal ask RUN IMAGE [IMAGE ...].")
     decoding_class: Any = source.find("polymodal.layers.decoding", "Decoding")
 
     @dataclass(frozen=True)
     class Options(decoding_class, JsonOptions, TrustOptions):
         question: str = ""
-        """About every picture; without, each gets a caption."""
-        seed: Whole = 0
-        """Of words that are drawn by lot (--temperature)."""
+        """About every image; without, each gets a caption."""
+        seed: NonNegativeInt = 0
+        """Of words that are sampled at random (--temperature)."""
 
-    options = parse(Options, rest[len(pictures) :], "ask RUN PICTURE [PICTURE ...]", ask)
-    from polymodal.serving.asking import ask_about
+    options = parse(Options, rest[len(images) :], "ask RUN IMAGE [IMAGE ...]", ask)
+    from polymodal.serving.vqa import answer_about
     from polymodal.training import load_run
 
     decoding = decoding_class(**{name: getattr(options, name) for name in decoding_class.__dataclass_fields__})
     run = load_run(place, options.trust_code)
-    said = ask_about(run, pictures, options.question, source.real(decoding), options.seed)
+    said = answer_about(run, images, options.question, source.real(decoding), options.seed)
     if options.json:
-        print_json([{"picture": picture, "text": text} for picture, text in zip(pictures, said, strict=True)])
+        print_json([{"picture": image, "text": text} for image, text in zip(images, said, strict=True)])
     else:
         print_table(
             ["picture", "answer" if options.question else "caption"],
-            [[picture, text] for picture, text in zip(pictures, said, strict=True)],
+            [[image, text] for image, text in zip(images, said, strict=True)],
         )
 
 
-def locate(arguments: Arguments) -> None:
-    """where in a picture is what a text means: boxes, and the picture with them"""
-    usage = 'locate RUN PICTURE "TEXT" ["TEXT" ...] [--out located.png]'
+def ground(arguments: Arguments) -> None:
+    """where in an image is what a text means: boxes, and the image with them"""
+    usage = 'ground RUN IMAGE "TEXT" ["TEXT" ...] [--out located.png]'
     place, rest = positional(arguments, usage)
-    picture, rest = positional(rest, usage)
+    image, rest = positional(rest, usage)
     texts = leading_words(rest)
     if not texts:
         raise UserError(f"Say what to look for: polymodal {usage}.")
@@ -132,16 +132,16 @@ def locate(arguments: Arguments) -> None:
         branch: str = ""
         """Which of the method's ways to find boxes, such as token or decoder; by default the first."""
         out: str = "located.png"
-        """Where to save the picture with the boxes."""
+        """Where to save the image with the boxes."""
 
-    options = parse(Options, rest[len(texts) :], 'locate RUN PICTURE "TEXT" ["TEXT" ...]', locate)
-    from polymodal.serving.locating import drawn
-    from polymodal.serving.locating import locate as find
-    from polymodal.serving.pictures import save_picture
+    options = parse(Options, rest[len(texts) :], 'ground RUN IMAGE "TEXT" ["TEXT" ...]', ground)
+    from polymodal.serving.grounding import draw_grounded_boxes
+    from polymodal.serving.grounding import ground as find
+    from polymodal.serving.images import save_image
     from polymodal.training import load_run
 
-    shown, found = find(load_run(place, options.trust_code), picture, texts, options.branch)
-    save_picture(drawn(shown, found), options.out)
+    shown, found = find(load_run(place, options.trust_code), image, texts, options.branch)
+    save_image(draw_grounded_boxes(shown, found), options.out)
     if options.json:
         print_json([one._asdict() for one in found])
         return
@@ -150,12 +150,12 @@ def locate(arguments: Arguments) -> None:
         [[one.text, *map(str, one.box), f"{one.sure:.2f}"] for one in found],
         right=(1, 2, 3, 4, 5),
     )
-    terminal().print(f"The picture with the boxes is {options.out}.", highlight=False)
+    terminal().print(f"The image with the boxes is {options.out}.", highlight=False)
 
 
-def tag(arguments: Arguments) -> None:
+def extract(arguments: Arguments) -> None:
     """write which field each word of the pages is part of, as JSON lines"""
-    place, rest = positional(arguments, "tag RUN [--data PATH] [--split test] [--out fields.jsonl]")
+    place, rest = positional(arguments, "extract RUN [--data PATH] [--split test] [--out fields.jsonl]")
 
     @dataclass(frozen=True)
     class Options(RunOptions):
@@ -164,8 +164,8 @@ def tag(arguments: Arguments) -> None:
         out: str = "fields.jsonl"
         """The file to write."""
 
-    options = parse(Options, rest, "tag RUN", tag)
-    from polymodal.serving.tagging import write_fields
+    options = parse(Options, rest, "extract RUN", extract)
+    from polymodal.serving.token_classification import write_fields
 
     run, corpus = run_and_corpus(place, options)
     count = write_fields(run, corpus, options.split, Path(options.out))
@@ -216,13 +216,13 @@ def serve(arguments: Arguments) -> None:
         """The port to listen at."""
         api_key: str | None = None
         """What clients have to send as their key; POLYMODAL_API_KEY does the same. Without it, everybody may ask."""
-        largest_batch: Count = 64
-        """Texts, pictures or sounds that are computed together, at most."""
-        room: Count = 1024
+        max_batch_size: PositiveInt = 64
+        """Texts, images or sounds that are computed together, at most."""
+        queue_size: PositiveInt = 1024
         """Of them, how many may wait; more are answered with 429."""
         page: bool = False
         """Also show a page to click in, at /page."""
-        beside: tuple[str, ...] = ()
+        extra_index: tuple[str, ...] = ()
         """Indexes of other runs, which answer beside this one on the page."""
 
     kinds = {"options": Options, "limits": source.find("polymodal.serving.limits", "Limits")}
@@ -241,10 +241,12 @@ def serve(arguments: Arguments) -> None:
     if options.index is not None:
         index = Index(options.index)
         index.check(run)
-    others = [Index(other) for other in options.beside]
-    beside = [(other.run(trust_code=options.trust_code), other) for other in others]
+    others = [Index(other) for other in options.extra_index]
+    extra_indexes = [(other.run(trust_code=options.trust_code), other) for other in others]
     try:
-        app = create_app(run, index, limits, key, options.largest_batch, options.room, options.page, beside)
+        app = create_app(
+            run, index, limits, key, options.max_batch_size, options.queue_size, options.page, extra_indexes
+        )
     except ImportError as error:
         raise needs(error.name or "gradio", "page", "A page") from error
     _listen(app, run.name, options.host, options.port, limits)

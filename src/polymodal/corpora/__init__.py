@@ -31,13 +31,12 @@ if TYPE_CHECKING:
     from polymodal.corpora.glosses import glosses
     from polymodal.corpora.languages import in_languages, with_language_temperature
     from polymodal.corpora.manuals import manuals
-    from polymodal.corpora.mixture import mix
+    from polymodal.corpora.mixture import mix_corpora
     from polymodal.corpora.molecules import molecules
     from polymodal.corpora.movies import movies
-    from polymodal.corpora.own import from_path
     from polymodal.corpora.pages import pages
     from polymodal.corpora.referring import referring
-    from polymodal.corpora.registry import built_in, named, named_mixture, open_again, state
+    from polymodal.corpora.registry import built_in, load_corpus, load_mixture, reopen, state
     from polymodal.corpora.reports import reports
     from polymodal.corpora.scenes import scenes
     from polymodal.corpora.series import series
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.speech import speech
     from polymodal.corpora.stamps import stamps
     from polymodal.corpora.stream import MissingData, from_shards
+    from polymodal.corpora.user_files import from_path
     from polymodal.corpora.viewers import viewers
     from polymodal.corpora.web_tasks import web_tasks
     from polymodal.corpora.worlds import worlds
@@ -55,13 +55,13 @@ _MODULES = {  # of what is no built-in corpus, which is in the module of its own
     "MissingData": "stream",
     "Part": "corpus",
     "built_in": "registry",
-    "from_path": "own",
+    "from_path": "user_files",
     "from_shards": "stream",
     "in_languages": "languages",
-    "mix": "mixture",
-    "named": "registry",
-    "named_mixture": "registry",
-    "open_again": "registry",
+    "mix_corpora": "mixture",
+    "load_corpus": "registry",
+    "load_mixture": "registry",
+    "reopen": "registry",
     "state": "registry",
     "with_language_temperature": "languages",
 }
@@ -88,15 +88,15 @@ __all__ = [
     "furniture_views",
     "glosses",
     "in_languages",
+    "load_corpus",
+    "load_mixture",
     "manuals",
-    "mix",
+    "mix_corpora",
     "molecules",
     "movies",
-    "named",
-    "named_mixture",
-    "open_again",
     "pages",
     "referring",
+    "reopen",
     "reports",
     "scenes",
     "series",

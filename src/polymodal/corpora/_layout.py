@@ -40,7 +40,7 @@ class Style:
     accent: tuple[int, int, int]
 
     @classmethod
-    def drawn(cls, rng: np.random.Generator, smallest: int = 13, largest: int = 17) -> Style:
+    def sample(cls, rng: np.random.Generator, smallest: int = 13, largest: int = 17) -> Style:
         white, yellow = 255 - int(rng.integers(10)), int(rng.integers(10))
         red, green, blue = (int(value) for value in rng.integers(10, 130, 3))
         size = int(rng.integers(smallest, largest + 1))
@@ -63,12 +63,12 @@ class Written(NamedTuple):
 
 
 class Page:
-    """A picture and its words in the order in which they were written."""
+    """An image and its words in the order in which they were written."""
 
     def __init__(self, width: int, height: int, style: Style):
         self.style = style
-        self.picture = PILImage.new("RGB", (width, height), style.paper)
-        self.drawing = ImageDraw.Draw(self.picture)
+        self.image = PILImage.new("RGB", (width, height), style.paper)
+        self.drawing = ImageDraw.Draw(self.image)
         self.words: list[tuple[str, tuple[float, float, float, float], str, int, int]] = []
         self.segments = 0
 
@@ -117,22 +117,22 @@ class Page:
 
     def cut(self, bottom: int) -> None:
         """Make the page as high as its content."""
-        self.picture = self.picture.crop((0, 0, self.picture.width, min(bottom, self.picture.height)))
+        self.image = self.image.crop((0, 0, self.image.width, min(bottom, self.image.height)))
 
     @property
     def full(self) -> bool:
         """Whether something was written below the lower edge."""
-        return any(box[3] > self.picture.height for _, box, *_ in self.words)
+        return any(box[3] > self.image.height for _, box, *_ in self.words)
 
     def stored(self, rng: np.random.Generator) -> dict[str, Any]:
         """The columns `image` (as a scanner gives it: grain, and JPEG of some quality) and `words`."""
-        pixels = np.asarray(self.picture, dtype=np.float32)
+        pixels = np.asarray(self.image, dtype=np.float32)
         grain = rng.normal(0, rng.uniform(0, 5), pixels.shape[:2])[..., None]
-        picture = PILImage.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
+        image = PILImage.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
         return {
-            "image": encoded(picture, "JPEG", quality=int(rng.integers(60, 92))),
+            "image": encoded(image, "JPEG", quality=int(rng.integers(60, 92))),
             "words": [
-                stored_word(word, box, self.picture.size, field, segment, link)
+                stored_word(word, box, self.image.size, field, segment, link)
                 for word, box, field, segment, link in self.words
             ],
         }

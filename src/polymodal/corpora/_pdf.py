@@ -1,4 +1,4 @@
-"""Pages of PDFs: the picture, and words with boxes, kinds and blocks."""
+"""Pages of PDFs: the image, and words with boxes, kinds and blocks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MANUALS = {  # package -> manual, language
     },
 }
 DOTS = 96  # pixels an inch
-FEWEST_WORDS = 20  # of a page that is kept
+MIN_WORDS = 20  # of a page that is kept
 MARGIN = 0.085  # of the height at the top and bottom, where running heads stand
 MONOSPACED = ("Mono", "Cursor", "Courier", "Typewriter")
 
@@ -61,9 +61,9 @@ def pages(prepare: Preparation) -> Iterator[tuple[str, str, int, int, Row]]:
             for number, page in enumerate(prepare.track(document.pages, f"Reading {package.name}")):
                 chapter = bisect.bisect_right(chapters, number)
                 words = read_words(page)
-                if chapter and len(words) >= FEWEST_WORDS:
-                    picture = page.to_image(resolution=DOTS).original.convert("RGB")
-                    yield manual, language, number, chapter, {"image": encoded(picture, "WEBP"), "words": words}
+                if chapter and len(words) >= MIN_WORDS:
+                    image = page.to_image(resolution=DOTS).original.convert("RGB")
+                    yield manual, language, number, chapter, {"image": encoded(image, "WEBP"), "words": words}
                 page.close()
 
 

@@ -74,7 +74,7 @@ def open_prepared(
     prompts: from a label to texts.
     """
     fields = {"key": pa.string(), "split": pa.string(), **(further or {})}
-    schema = pa.schema(fields | {name: modality.storage for name, modality in columns.items()})
+    schema = pa.schema(fields | {name: modality.arrow_type for name, modality in columns.items()})
     file = f"{about.name}.arrow"
 
     def prepare(folder: Path) -> None:

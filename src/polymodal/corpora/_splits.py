@@ -37,9 +37,9 @@ class Groups:
             self.join(rows)
 
 
-def thumbnail(picture: PILImage.Image) -> np.ndarray:
-    """16 x 16 x 3 values on the scale 0-255, to tell whether two pictures look alike."""
-    small = to_rgb(picture).resize((16, 16), PILImage.Resampling.BOX)
+def thumbnail(image: PILImage.Image) -> np.ndarray:
+    """16 x 16 x 3 values on the scale 0-255, to tell whether two images look alike."""
+    small = to_rgb(image).resize((16, 16), PILImage.Resampling.BOX)
     return np.asarray(small, dtype=np.float32)
 
 

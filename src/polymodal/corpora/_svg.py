@@ -1,4 +1,4 @@
-"""Vector drawings to pictures."""
+"""Vector drawings to images."""
 
 from __future__ import annotations
 

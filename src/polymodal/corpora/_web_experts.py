@@ -26,7 +26,7 @@ class Element(NamedTuple):
     classes: tuple[str, ...]
     kind: str
     id: str
-    colour: str
+    color: str
 
 
 class Move(NamedTuple):
@@ -166,9 +166,9 @@ def click_widget(asked: str, screen: Screen) -> Moves:
     yield click(screen.first(tag=name) if name in ("button", "textarea") else screen.first(tag="input", kind=name))
 
 
-def click_colour(asked: str, screen: Screen) -> Moves:
-    colour = _between(asked, "Click on the ", " colored box")
-    yield click(any_of(box for box in screen.all(classes="color") if box.colour == colour))
+def click_color(asked: str, screen: Screen) -> Moves:
+    color = _between(asked, "Click on the ", " colored box")
+    yield click(any_of(box for box in screen.all(classes="color") if box.color == color))
 
 
 def click_coordinate(asked: str, screen: Screen) -> Moves:
@@ -311,7 +311,7 @@ EXPERTS: dict[str, Expert] = {
     "click-checkboxes": click_choices,
     "click-checkboxes-large": click_choices,
     "click-collapsible-2": search_sections,
-    "click-color": click_colour,
+    "click-color": click_color,
     "click-dialog-2": click_dialog,
     "click-link": click_link,
     "click-option": click_choices,

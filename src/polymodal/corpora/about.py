@@ -16,7 +16,7 @@ class About:
 
     name: str
     description: str
-    licence: str
+    license: str
     source: str
     modalities: tuple[str, ...]
     download_bytes: int = 0

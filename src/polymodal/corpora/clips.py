@@ -45,7 +45,7 @@ about = About(
     name="clips",
     version=2,
     description="4,900 composed clips of one to three stamps that move and sound, with texts, boxes and questions",
-    licence="GPL-2 (pictures and sounds of Tux Paint)",
+    license="GPL-2 (images and sounds of Tux Paint)",
     source="composed from the corpus 'stamps'",
     modalities=("video", "audio", "text", "regions", "questions", "category"),
     composed="every clip is composed; the sounds are recordings",
@@ -73,7 +73,7 @@ class Actor(NamedTuple):
 
     article: str
     name: str
-    picture: PILImage.Image
+    image: PILImage.Image
     waveform: np.ndarray | None
 
 
@@ -125,13 +125,13 @@ def _actors(split: str) -> tuple[list[Actor], list[Actor]]:
         if match is None:
             continue
         article, name = match[1].lower(), match[2]
-        picture = corpus.value(int(row), "image").convert("RGBA")
-        box = picture.getchannel("A").getbbox()
-        picture = picture.crop(box) if box else picture
+        image = corpus.value(int(row), "image").convert("RGBA")
+        box = image.getchannel("A").getbbox()
+        image = image.crop(box) if box else image
         if sounding[row]:
-            loud.setdefault(name, Actor(article, name, picture, corpus.value(int(row), "sound")))
+            loud.setdefault(name, Actor(article, name, image, corpus.value(int(row), "sound")))
         else:
-            silent.setdefault(name, Actor(article, name, picture, None))
+            silent.setdefault(name, Actor(article, name, image, None))
     return list(loud.values()), [actor for name, actor in silent.items() if name not in loud]
 
 
@@ -150,17 +150,17 @@ def film(actors: list[Actor], motions: list[str], rng: np.random.Generator) -> t
     frames = np.empty((FRAMES, SIDE, SIDE, 3), np.uint8)
     boxes: list[list[int]] = []
     for number in range(FRAMES):
-        picture, share = PILImage.new("RGB", (SIDE, SIDE), ground), number / (FRAMES - 1)
+        image, share = PILImage.new("RGB", (SIDE, SIDE), ground), number / (FRAMES - 1)
         for actor, (start, end, sizes) in reversed(list(zip(actors, paths, strict=True))):  # the first is in front
             extent = max(4, round(SIDE * ((1 - share) * sizes[0] + share * sizes[1])))
-            sprite = ImageOps.contain(actor.picture, (extent, extent), PILImage.Resampling.BILINEAR)
-            centre = [(1 - share) * one + share * other for one, other in zip(start, end, strict=True)]
-            left, top = (round(SIDE * middle - size / 2) for middle, size in zip(centre, sprite.size, strict=True))
-            picture.paste(sprite, (left, top), sprite)
+            sprite = ImageOps.contain(actor.image, (extent, extent), PILImage.Resampling.BILINEAR)
+            center = [(1 - share) * one + share * other for one, other in zip(start, end, strict=True)]
+            left, top = (round(SIDE * middle - size / 2) for middle, size in zip(center, sprite.size, strict=True))
+            image.paste(sprite, (left, top), sprite)
             if number == 0:
                 edges = (left, top, left + sprite.width, top + sprite.height)
                 boxes.insert(0, [min(max(edge, 0), SIDE) for edge in edges])
-        frames[number] = np.asarray(picture)
+        frames[number] = np.asarray(image)
     return frames, boxes
 
 

@@ -37,7 +37,7 @@ class Corpus:
     keys: a column whose values name the examples in reports.
     label: the Category column that zero-shot classification and probing use.
     prompts: for each label, texts that describe it.
-    choices: how to open this corpus again (`--data`, `--image`, `--text`), kept with a run.
+    choices: how to open this corpus again (`--data`, `--image-column`, `--text-column`), kept with a run.
     keeps_decoded: whether decoded examples may be kept in memory, which pays when they come again soon.
     """
 
@@ -121,11 +121,11 @@ class Corpus:
         """The sets of rows that training draws from, with how often: a plain corpus is one."""
         return [Part(self.rows(split), 1.0)]
 
-    def holds(self, kind: type) -> bool:
+    def has_modality(self, kind: type) -> bool:
         """Whether it has a column of a modality."""
         return any(isinstance(modality, kind) for modality in self.columns.values())
 
-    def column_of(self, kind: type) -> str:
+    def column_with(self, kind: type) -> str:
         """The first column of a modality. Raises UserError when there is none."""
         for name, modality in self.columns.items():
             if isinstance(modality, kind):

@@ -1,7 +1,7 @@
-"""Composed pictures of a few things of a few kinds, with questions of counting and comparing and how to work them out.
+"""Composed images of a few things of a few kinds, with questions of counting and comparing and how to work them out.
 
 Things are emoji of twelve kinds, one to three of each of one to three kinds, on a coloured ground. Every answer and
-its working ("duck 2, key 1, so 3") follow from what was drawn. `train`, `validation` and `test` are different pictures
+its working ("duck 2, key 1, so 3") follow from what was drawn. `train`, `validation` and `test` are different images
 of Google's drawings; the things of `test_twitter` are Twitter's.
 """
 
@@ -39,11 +39,11 @@ COUNTS = {"train": 6000, "validation": 200, "test": 500, "test_twitter": 500}
 
 about = About(
     name="counting",
-    description="7,200 composed pictures of 1 to 9 emoji, with questions of counting and comparing, and their working",
-    licence="pictures: Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0); texts: Unicode CLDR (Unicode-3.0)",
+    description="7,200 composed images of 1 to 9 emoji, with questions of counting and comparing, and their working",
+    license="images: Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0); texts: Unicode CLDR (Unicode-3.0)",
     source="composed from the corpus 'emoji'",
     modalities=("image", "text", "regions", "questions"),
-    composed="every picture and text is composed",
+    composed="every image and text is composed",
 )
 
 
@@ -61,17 +61,17 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
     for place, (split, count) in enumerate(COUNTS.items()):
         rng = np.random.default_rng(place)
         sprites = drawings["twitter" if split == "test_twitter" else "google"]
-        for number in prepare.track(range(count), f"Composing pictures to count, {split}"):
+        for number in prepare.track(range(count), f"Composing images to count, {split}"):
             kinds = sorted(rng.choice(KINDS, size=rng.integers(1, 4), replace=False).tolist())
             there = {kind: int(rng.integers(1, 4)) for kind in kinds}
-            picture, regions = compose([sprites[kind] for kind, many in there.items() for _ in range(many)], rng)
+            image, regions = compose([sprites[kind] for kind, many in there.items() for _ in range(many)], rng)
             yield {
                 "key": f"{split}/{number}",
                 "split": split,
-                "image": encoded(picture),
+                "image": encoded(image),
                 "caption": stored_texts(f"{listed(there)}."),
                 "regions": regions,
-                "questions": ask(there, rng),
+                "questions": counting_questions(there, rng),
             }
 
 
@@ -80,23 +80,23 @@ def compose(
 ) -> tuple[PILImage.Image, list[dict]]:
     """Sprites on a pale ground, each in a cell of its own of a grid of three by three.
 
-    shares: from which share of the picture's side to which the longer side of each of them is, at most a third; by
+    shares: from which share of the image's side to which the longer side of each of them is, at most a third; by
     default 20 to 28 %.
     """
     shares = shares or [(0.20, 0.28)] * len(sprites)
     ground = tuple(int(value) for value in rng.integers(170, 256, size=3))
-    picture, regions, cell = PILImage.new("RGB", (SIDE, SIDE), ground), [], SIDE // 3
+    image, regions, cell = PILImage.new("RGB", (SIDE, SIDE), ground), [], SIDE // 3
     places = rng.permutation(9)[: len(sprites)].tolist()
     for sprite, place, (least, most) in zip(sprites, places, shares, strict=True):
         extent = int(SIDE * rng.uniform(least, most))
-        pasted = ImageOps.contain(sprite.picture, (extent, extent), PILImage.Resampling.LANCZOS)
+        pasted = ImageOps.contain(sprite.image, (extent, extent), PILImage.Resampling.LANCZOS)
         left, top = (
             corner * cell + int(rng.integers(0, cell - size + 1))
             for corner, size in zip((place % 3, place // 3), pasted.size, strict=True)
         )
-        picture.paste(pasted, (left, top), pasted)
+        image.paste(pasted, (left, top), pasted)
         regions.append({"name": sprite.name, "box": [left, top, left + pasted.width, top + pasted.height]})
-    return picture, regions
+    return image, regions
 
 
 def listed(there: Mapping[str, int]) -> str:
@@ -104,7 +104,7 @@ def listed(there: Mapping[str, int]) -> str:
     return ", ".join(f"{kind} {many}" for kind, many in there.items())
 
 
-def ask(there: Mapping[str, int], rng: np.random.Generator) -> list[dict[str, str]]:
+def counting_questions(there: Mapping[str, int], rng: np.random.Generator) -> list[dict[str, str]]:
     """Questions about how many there are of some kinds, of which one may not be there at all."""
     total = str(sum(there.values()))
     absent = sorted(set(KINDS) - set(there))
@@ -116,15 +116,15 @@ def ask(there: Mapping[str, int], rng: np.random.Generator) -> list[dict[str, st
     seen = absent[int(rng.integers(len(absent)))] if rng.random() < 0.5 else own
     return stored_questions(
         [
-            ("How many things are there?", total, "count", worked(there, total)),
+            ("How many things are there?", total, "count", rationale(there, total)),
             (f"How many {own} are there?", str(there[own]), "count one"),
-            (f"How many {one} and {two} are there?", together, "sum", worked(pair, together)),
-            (f"Are there more {one} than {two}?", more, "compare", worked(pair, more)),
+            (f"How many {one} and {two} are there?", together, "sum", rationale(pair, together)),
+            (f"Are there more {one} than {two}?", more, "compare", rationale(pair, more)),
             (f"Is there a {seen}?", "yes" if seen in there else "no", "presence"),
         ]
     )
 
 
-def worked(there: Mapping[str, int], answer: str) -> str:
+def rationale(there: Mapping[str, int], answer: str) -> str:
     """'duck 2, key 1, so 3.'."""
     return f"{listed(there)}, so {answer}."

@@ -21,7 +21,7 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 about = About(
     name="digits",
     description="1,797 handwritten digits of 8 x 8 pixels",
-    licence="CC-BY-4.0 (UCI: Optical Recognition of Handwritten Digits)",
+    license="CC-BY-4.0 (UCI: Optical Recognition of Handwritten Digits)",
     source="scikit-learn",
     modalities=("image", "category"),
 )
@@ -40,5 +40,5 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
     keys = [f"digit {number}" for number in range(len(data.target))]
     split_of = split_groups([NAMES[target] for target in data.target], keys)
     for key, values, target in zip(keys, data.images, data.target, strict=True):
-        picture = PILImage.fromarray((values / 16 * 255).round().astype(np.uint8))
-        yield {"key": key, "split": split_of[key], "image": encoded(picture), "digit": NAMES[target]}
+        image = PILImage.fromarray((values / 16 * 255).round().astype(np.uint8))
+        yield {"key": key, "split": split_of[key], "image": encoded(image), "digit": NAMES[target]}

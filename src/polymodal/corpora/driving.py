@@ -36,8 +36,8 @@ LENGTH = 5.0  # metres of a car
 
 about = About(
     name="driving",
-    description="2,122 motorway scenes: picture from above, lidar, own state, description, questions",
-    licence="MIT",
+    description="2,122 motorway scenes: image from above, lidar, own state, description, questions",
+    license="MIT",
     source="driven in highway-env",
     modalities=("image", "points", "table", "text", "questions", "category"),
     composed="traffic is simulated; descriptions are templates of ours, answers are computed",
@@ -123,7 +123,7 @@ def drive(seed: int) -> Iterator[dict[str, Any]]:
         _, _, ended, cut, _ = world.step(int(rng.integers(inner.action_space.n)))
         if ended or cut:
             break
-        traffic, points = seen(inner), hits(lidar.observe()[:, 0], inner.vehicle.heading)
+        traffic, points = observe(inner), hits(lidar.observe()[:, 0], inner.vehicle.heading)
         if len(points):
             leader = traffic.leader()
             yield {
@@ -136,13 +136,13 @@ def drive(seed: int) -> Iterator[dict[str, Any]]:
                     "lane": LANES[traffic.lane],
                 },
                 "description": stored_texts(describe(traffic)),
-                "questions": stored_questions(ask(traffic)),
+                "questions": stored_questions(driving_questions(traffic)),
                 "traffic": TRAFFIC[len(traffic.cars) > 5],
             }
     world.close()
 
 
-def seen(world: Any) -> Traffic:
+def observe(world: Any) -> Traffic:
     """The cars within range, from the simulator's state."""
     own = world.vehicle
     cars = [
@@ -179,7 +179,7 @@ def describe(traffic: Traffic) -> str:
     return " ".join(said)
 
 
-def ask(traffic: Traffic) -> list[tuple[str, str, str]]:
+def driving_questions(traffic: Traffic) -> list[tuple[str, str, str]]:
     """Question, answer, kind."""
     leader = traffic.leader()
     asked = [

@@ -1,11 +1,11 @@
 """The base emoji as four vendors draw them, with names and keywords in 20 languages.
 
-1,911 concepts. Pictures: 64 x 64 px PNG of emoji-datasource (Google, Twitter), and SVG of Microsoft's Fluent (flat) and
+1,911 concepts. Images: 64 x 64 px PNG of emoji-datasource (Google, Twitter), and SVG of Microsoft's Fluent (flat) and
 OpenMoji, rendered at that size; texts: Unicode CLDR. A concept's captions in a language are its name ("hot pepper") and
 its keywords in one line ("chili, hot, pepper, spicy"). Concepts that look alike (gender variants, skin tones, keycaps,
-clocks, flags, and pictures that are almost equal pixel by pixel) form one group, and a group never straddles a split.
-The splits `train`, `validation` and `test` hold Google's pictures; `test_twitter`, `test_fluent` and `test_openmoji`
-hold another vendor's pictures of the test concepts: the same question under a shift of domain. The other pictures of
+clocks, flags, and images that are almost equal pixel by pixel) form one group, and a group never straddles a split.
+The splits `train`, `validation` and `test` hold Google's images; `test_twitter`, `test_fluent` and `test_openmoji`
+hold another vendor's images of the test concepts: the same question under a shift of domain. The other images of
 these vendors are in no split.
 """
 
@@ -27,7 +27,7 @@ from polymodal.corpora._svg import render_svg
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.modalities import Category, Image, Modality, Text
 
-PICTURES = {
+IMAGES = {
     "google": NpmPackage(
         "emoji-datasource-google",
         "16.0.0",
@@ -65,7 +65,7 @@ DERIVED_NAMES = NpmPackage(
     "4be946ff5815f806ec78b50363d577a769f2fbfb90c6380a44e161a92436996e",
     4_233_628,
 )
-PACKAGES = (*PICTURES.values(), NAMES, DERIVED_NAMES)
+PACKAGES = (*IMAGES.values(), NAMES, DERIVED_NAMES)
 LANGUAGES = (
     *("en", "de", "fr", "es", "pt", "ru", "uk", "ar", "he", "hi"),
     *("bn", "ta", "th", "zh", "ja", "ko", "tr", "vi", "sw", "el"),
@@ -76,7 +76,7 @@ about = About(
     name="emoji",
     version=2,
     description="1,911 emoji drawn by four vendors, with names and keywords in 20 languages",
-    licence="pictures: Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0), Fluent Emoji (MIT), OpenMoji (CC-BY-SA-4.0); "
+    license="images: Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0), Fluent Emoji (MIT), OpenMoji (CC-BY-SA-4.0); "
     "texts: Unicode CLDR (Unicode-3.0)",
     source=f"npm: {', '.join(package.name for package in PACKAGES)}",
     modalities=("image", "text", "category"),
@@ -95,11 +95,11 @@ def emoji(english_share: float = 0.85) -> Corpus:
         "image": Image(),
         "captions": Text(dict.fromkeys(LANGUAGES, others) | {"en": english_share}),
         "category": Category(),
-        "vendor": Category(tuple(PICTURES)),
+        "vendor": Category(tuple(IMAGES)),
     }
     further = {"concept": pa.string(), "group": pa.string()}
     corpus = open_prepared(about, columns, _rows, further=further, label="category", prompts=_prompts)
-    order = ("train", "validation", "test", *(f"test_{vendor}" for vendor in list(PICTURES)[1:]))
+    order = ("train", "validation", "test", *(f"test_{vendor}" for vendor in list(IMAGES)[1:]))
     return replace(corpus, splits={name: corpus.splits[name] for name in order})
 
 
@@ -111,25 +111,25 @@ def _prompts(category: str) -> tuple[str, ...]:
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
     archives = {package.name: prepare.fetch(package) for package in PACKAGES}
-    of_google = archives[PICTURES["google"].name]
+    of_google = archives[IMAGES["google"].name]
     records = json.loads(next(members(of_google, "package/emoji.json".__eq__))[1])
     annotations = _annotations(archives[NAMES.name], archives[DERIVED_NAMES.name])
     names = [annotations["en"][_plain(_character(record["unified"]))][0] for record in records]
-    pictures = {
-        vendor: _by_record(vendor, _pictures(vendor, archives[package.name]), records, names)
-        for vendor, package in prepare.track(PICTURES.items(), "Reading pictures", len(PICTURES))
+    images = {
+        vendor: _by_record(vendor, _images(vendor, archives[package.name]), records, names)
+        for vendor, package in prepare.track(IMAGES.items(), "Reading images", len(IMAGES))
     }
-    groups = group_lookalikes(records, [pictures["google"][record["unified"]] for record in records])
+    groups = group_lookalikes(records, [images["google"][record["unified"]] for record in records])
     split_of = split_groups([record["category"] for record in records], groups)
-    for vendor in PICTURES:
+    for vendor in IMAGES:
         for record, group, concept in zip(records, groups, names, strict=True):
-            if record["unified"] not in pictures[vendor]:
+            if record["unified"] not in images[vendor]:
                 continue
             name = _plain(_character(record["unified"]))
             split = split_of[group]
             yield {
                 "key": f"{vendor}/{record['unified'].lower()}",
-                "image": pictures[vendor][record["unified"]],
+                "image": images[vendor][record["unified"]],
                 "captions": [
                     {"text": text, "language": language}
                     for language in LANGUAGES
@@ -151,15 +151,15 @@ FOLDERS = {
 }
 
 
-def _pictures(vendor: str, archive: Path) -> dict[str, bytes]:
+def _images(vendor: str, archive: Path) -> dict[str, bytes]:
     """File name -> PNG or SVG."""
     folder = FOLDERS[vendor]
     return {name.removeprefix(folder): data for name, data in members(archive, lambda name: name.startswith(folder))}
 
 
-def _by_record(vendor: str, pictures: dict[str, bytes], records: list[dict], names: list[str]) -> dict[str, bytes]:
+def _by_record(vendor: str, images: dict[str, bytes], records: list[dict], names: list[str]) -> dict[str, bytes]:
     """`unified` code -> PNG, for the concepts that the vendor draws."""
-    files = {_plain_code(file.removesuffix(".svg")): file for file in pictures} if vendor == "openmoji" else {}
+    files = {_plain_code(file.removesuffix(".svg")): file for file in images} if vendor == "openmoji" else {}
     found = {}
     for record, name in zip(records, names, strict=True):
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -170,8 +170,8 @@ def _by_record(vendor: str, pictures: dict[str, bytes], records: list[dict], nam
         else:
             candidates = [record["image"]]
         for file in candidates:
-            if file in pictures:
-                data = pictures[file]
+            if file in images:
+                data = images[file]
                 found[record["unified"]] = render_svg(data, SIDE) if file.endswith(".svg") else data
     return found
 
@@ -187,7 +187,7 @@ def _character(unified: str) -> str:
 
 
 def _plain(character: str) -> str:
-    """Without the variation selector, which CLDR and the picture packages use differently."""
+    """Without the variation selector, which CLDR and the image packages use differently."""
     return character.replace("\ufe0f", "")
 
 
@@ -218,14 +218,14 @@ GENDERED_WORDS = re.compile(
 )
 
 
-def group_lookalikes(records: list[dict], pictures: list[bytes]) -> list[str]:
-    """The group of each record: transitive closure of 'the same but for gender or skin', 'same family', 'same picture'.
+def group_lookalikes(records: list[dict], images: list[bytes]) -> list[str]:
+    """The group of each record: transitive closure of 'the same but for gender or skin', 'same family', 'same image'.
 
     records: of emoji.json.
     """
     same = Groups(len(records))
     same.join_equal((row, key) for row, record in enumerate(records) for key in _lookalike_keys(record))
-    join_alike(same, np.stack([thumbnail(Image().decode(picture)) for picture in pictures]))
+    join_alike(same, np.stack([thumbnail(Image().decode(image)) for image in images]))
     return [records[same.root(row)]["unified"].lower() for row in range(len(records))]
 
 

@@ -23,12 +23,12 @@ from polymodal.modalities.text import stored_texts
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 LEFT_OUT = {"test", "tests", "idle_test", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
-LONGEST = 20_000  # characters of code
+MAX_CHARACTERS = 20_000  # characters of code
 
 about = About(
     name="functions",
     description=f"functions of Python {VERSION}'s standard library with their docstrings",
-    licence="PSF-2.0",
+    license="PSF-2.0",
     source="this Python's own standard library",
     modalities=("text", "category"),
 )
@@ -78,7 +78,7 @@ def documented_functions(source: str) -> Iterator[tuple[str, int, str, str]]:
             continue
         first, end = node.body[0], node.end_lineno or node.lineno
         code = "\n".join([*lines[node.lineno - 1 : first.lineno - 1], *lines[(first.end_lineno or 0) : end]])
-        if len(code) <= LONGEST:
+        if len(code) <= MAX_CHARACTERS:
             yield name, node.lineno, code, docstring
 
 

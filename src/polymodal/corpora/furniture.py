@@ -2,7 +2,7 @@
 
 Points are drawn uniformly from the surface of the mesh, with the colour of its material or texture, after the mesh was
 turned and stretched to the size that the catalogue gives. The views are rendered by us from the same surface, so they
-are synthetic pictures of real models. Models with the same English name, or almost the same icon, never straddle a
+are synthetic images of real models. Models with the same English name, or almost the same icon, never straddle a
 split.
 """
 
@@ -29,7 +29,7 @@ from polymodal.errors import needs
 from polymodal.modalities import Category, Image, Images, Modality, Points, Table, Text
 from polymodal.modalities.image import encoded
 from polymodal.modalities.modality import to_npy
-from polymodal.modalities.points import normalised
+from polymodal.modalities.points import normalize_points
 
 PACKAGE = DebianPackage(
     "sweethome3d-furniture",
@@ -38,7 +38,7 @@ PACKAGE = DebianPackage(
     119_782_356,
 )
 POINTS = 4096  # of a point cloud
-VIEWS, SIDE = 12, 128  # rendered pictures of a model, and their side in pixels
+VIEWS, SIDE = 12, 128  # rendered images of a model, and their side in pixels
 SURFACE = 100_000  # points that a view is rendered from
 LANGUAGES = 20
 ENGLISH_SHARE = 0.5  # of the names that training draws
@@ -47,7 +47,7 @@ NAMES = Text({"en": (LANGUAGES - 1) * ENGLISH_SHARE / (1 - ENGLISH_SHARE)})
 about = About(
     name="furniture",
     description="3-D models of furniture as point clouds and rendered views, names in 20 languages, sizes",
-    licence="by catalogue: CC0, CC-BY-3.0, CC-BY-3.0-USA (column `licence`)",
+    license="by catalogue: CC0, CC-BY-3.0, CC-BY-3.0-USA (column `licence`)",
     source=f"Debian: {PACKAGE.name}",
     modalities=("points", "image", "text", "table", "category"),
     download_bytes=PACKAGE.bytes,
@@ -85,7 +85,7 @@ class _Piece:
     properties: dict[str, str]
     names: dict[str, str]
     archive: zipfile.ZipFile
-    licence: str
+    license: str
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
@@ -109,7 +109,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
         if surface is None:
             continue
         chosen = surface[rng.choice(len(surface), POINTS, replace=False)]
-        points = np.concatenate([normalised(chosen[:, :3]), chosen[:, 3:6]], axis=1)
+        points = np.concatenate([normalize_points(chosen[:, :3]), chosen[:, 3:6]], axis=1)
         yield {
             "key": piece.key,
             "split": split_of[group],
@@ -119,7 +119,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
             "captions": [{"text": text, "language": language} for language, text in piece.names.items()],
             "size": {side: float(piece.properties[side]) for side in ("width", "depth", "height")},
             "category": piece.properties["category"],
-            "licence": piece.licence,
+            "licence": piece.license,
         }
 
 
@@ -170,12 +170,12 @@ def _surface(piece: _Piece, trimesh: Any, rng: np.random.Generator) -> np.ndarra
     for mesh, count in zip(meshes, counts, strict=True):
         if count:
             textured = getattr(mesh.visual, "uv", None) is not None
-            places, faces, *colours = trimesh.sample.sample_surface(mesh, count, sample_color=textured, seed=rng)
-            if not textured or colours[0] is None:  # None: the texture's file is missing
+            places, faces, *colors = trimesh.sample.sample_surface(mesh, count, sample_color=textured, seed=rng)
+            if not textured or colors[0] is None:  # None: the texture's file is missing
                 material = getattr(mesh.visual, "material", None)
-                colours = [np.tile(material.main_color if material else (160, 160, 160), (len(places), 1))]
+                colors = [np.tile(material.main_color if material else (160, 160, 160), (len(places), 1))]
             parts.append(
-                np.concatenate([places @ turn.T, colours[0][:, :3] / 255, mesh.face_normals[faces] @ turn.T], 1)
+                np.concatenate([places @ turn.T, colors[0][:, :3] / 255, mesh.face_normals[faces] @ turn.T], 1)
             )
     surface = np.concatenate(parts)
     low, high = surface[:, :3].min(axis=0), surface[:, :3].max(axis=0)
@@ -185,7 +185,7 @@ def _surface(piece: _Piece, trimesh: Any, rng: np.random.Generator) -> np.ndarra
 
 
 def render(surface: np.ndarray, angle: float, tilt: float = np.deg2rad(20), side: int = SIDE) -> PILImage.Image:
-    """A picture of surface points (as `_surface` gives them) from `angle` about the vertical axis, slightly from above.
+    """An image of surface points (as `_surface` gives them) from `angle` about the vertical axis, slightly from above.
 
     Near points cover far ones; light comes from the camera. Drawn at twice the size, then made smaller.
     """
@@ -193,17 +193,17 @@ def render(surface: np.ndarray, angle: float, tilt: float = np.deg2rad(20), side
     turn = np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
     lean = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
     camera = (lean @ turn).T
-    centre = (surface[:, :3].min(axis=0) + surface[:, :3].max(axis=0)) / 2
-    places = (surface[:, :3] - centre) @ camera
+    center = (surface[:, :3].min(axis=0) + surface[:, :3].max(axis=0)) / 2
+    places = (surface[:, :3] - center) @ camera
     light = 0.45 + 0.55 * np.abs((surface[:, 6:9] @ camera)[:, 2])
-    colour = (surface[:, 3:6] * light[:, None] * 255).clip(0, 255).astype(np.uint8)
-    extent = 2 * np.linalg.norm(surface[:, :3] - centre, axis=1).max()
+    color = (surface[:, 3:6] * light[:, None] * 255).clip(0, 255).astype(np.uint8)
+    extent = 2 * np.linalg.norm(surface[:, :3] - center, axis=1).max()
     large = 2 * side
     x = ((places[:, 0] / extent + 0.5) * (large - 2)).astype(np.int64)
     y = ((0.5 - places[:, 1] / extent) * (large - 2)).astype(np.int64)
     nearest_last = np.argsort(places[:, 2])
-    picture = np.full((large, large, 3), 255, np.uint8)
-    x, y, colour = x[nearest_last], y[nearest_last], colour[nearest_last]
+    image = np.full((large, large, 3), 255, np.uint8)
+    x, y, color = x[nearest_last], y[nearest_last], color[nearest_last]
     corner = (y[:, None] + np.array([0, 0, 1, 1])) * large + x[:, None] + np.array([0, 1, 0, 1])
-    picture.reshape(-1, 3)[corner.reshape(-1)] = np.repeat(colour, 4, axis=0)
-    return PILImage.fromarray(picture).resize((side, side), PILImage.Resampling.BOX)
+    image.reshape(-1, 3)[corner.reshape(-1)] = np.repeat(color, 4, axis=0)
+    return PILImage.fromarray(image).resize((side, side), PILImage.Resampling.BOX)

@@ -1,6 +1,6 @@
-"""The rendered views of the models of `furniture` as single pictures, with names, and what is seen in each of them.
+"""The rendered views of the models of `furniture` as single images, with names, and what is seen in each of them.
 
-A picture's English captions are the model's name, its category, and a description of this very view: its outline, its
+An image's English captions are the model's name, its category, and a description of this very view: its outline, its
 colours, name and category, such as "wide brown and grey scissors, miscellaneous". Splits are those of the models.
 """
 
@@ -20,13 +20,13 @@ from polymodal.modalities.image import to_rgb
 from polymodal.modalities.text import stored_texts
 
 ELONGATED = 1.5  # ratio of sides from which an outline is wide or tall
-SECOND_COLOUR = 0.25  # share of the surface from which a second colour is named
+SECOND_COLOR = 0.25  # share of the surface from which a second colour is named
 HUES = ((15, "red"), (45, "orange"), (70, "yellow"), (165, "green"), (260, "blue"), (310, "purple"), (345, "pink"))
 
 about = About(
     name="furniture_views",
     description="9,840 rendered views of 3-D furniture, names in 20 languages and descriptions of what is seen",
-    licence="by catalogue: CC0, CC-BY-3.0, CC-BY-3.0-USA (column `licence` of the corpus 'furniture')",
+    license="by catalogue: CC0, CC-BY-3.0, CC-BY-3.0-USA (column `licence` of the corpus 'furniture')",
     source="composed from the corpus 'furniture'",
     modalities=("image", "text", "category"),
     composed="views are rendered, descriptions are composed",
@@ -55,8 +55,8 @@ def view_rows(models: Corpus) -> Iterator[Row]:
         model, stored = models[row], models.raw(row, "views")
         names, category = model["captions"], models.raw(row, "category")
         english = next(caption.text for caption in names if caption.language == "en")
-        for view, picture in enumerate(model["views"]):
-            said = category.lower(), described(np.asarray(to_rgb(picture)), english, category)
+        for view, image in enumerate(model["views"]):
+            said = category.lower(), describe_view(np.asarray(to_rgb(image)), english, category)
             yield {
                 "key": f"{models.key(row)}/{view}",
                 "split": split_of[row],
@@ -66,10 +66,10 @@ def view_rows(models: Corpus) -> Iterator[Row]:
             }
 
 
-def described(pixels: UInt8[np.ndarray, "height width 3"], name: str, category: str) -> str:
+def describe_view(pixels: UInt8[np.ndarray, "height width 3"], name: str, category: str) -> str:
     """What is seen of a thing on a white ground: outline, one or two colours, its name and category."""
     thing: np.ndarray = np.any(pixels < 250, axis=2)
-    words = [outline(thing), " and ".join(colours(pixels[thing])), name.lower()]
+    words = [outline(thing), " and ".join(named_colors(pixels[thing])), name.lower()]
     return f"{' '.join(word for word in words if word)}, {category.lower()}"
 
 
@@ -82,16 +82,16 @@ def outline(thing: Bool[np.ndarray, "height width"]) -> str:
     return "wide" if ratio > ELONGATED else "tall" if ratio < 1 / ELONGATED else ""
 
 
-def colours(pixels: UInt8[np.ndarray, "pixels 3"]) -> list[str]:
+def named_colors(pixels: UInt8[np.ndarray, "pixels 3"]) -> list[str]:
     """The commonest of eleven basic colour names (Berlin and Kay 1969), and the second where there is enough of it."""
     if not len(pixels):
         return []
-    names, counts = np.unique(_colour_names(pixels / 255), return_counts=True)
+    names, counts = np.unique(_color_names(pixels / 255), return_counts=True)
     first, *rest = np.argsort(-counts, kind="stable")
-    return [str(names[first]), *(str(names[one]) for one in rest[:1] if counts[one] >= SECOND_COLOUR * len(pixels))]
+    return [str(names[first]), *(str(names[one]) for one in rest[:1] if counts[one] >= SECOND_COLOR * len(pixels))]
 
 
-def _colour_names(values: Float[np.ndarray, "pixels 3"]) -> np.ndarray[Any, np.dtype[np.str_]]:
+def _color_names(values: Float[np.ndarray, "pixels 3"]) -> np.ndarray[Any, np.dtype[np.str_]]:
     largest, spread = values.max(axis=1), np.ptp(values, axis=1)
     saturation = spread / np.maximum(largest, 1e-9)
     red, green, blue = values.T

@@ -17,7 +17,7 @@ from polymodal.modalities.text import stored_texts
 about = About(
     name="glosses",
     description="117,800 definitions of English words, with sentences that use them (text alone)",
-    licence="WordNet 3.1 (free, with its notice)",
+    license="WordNet 3.1 (free, with its notice)",
     source=f"npm: {PACKAGE.name}",
     modalities=("text", "category"),
     download_bytes=PACKAGE.bytes,

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from polymodal.corpora.corpus import Corpus, Part
-from polymodal.corpora.mixture import Mixture, mix
+from polymodal.corpora.mixture import Mixture, mix_corpora
 from polymodal.errors import UserError, unknown
 from polymodal.modalities import Text
 from polymodal.modalities.text import UNKNOWN_LANGUAGE
 
-MOST_CAPTIONED = 200_000  # rows that languages are counted on
+MAX_CAPTIONED = 200_000  # rows that languages are counted on
 
 
 def in_languages(corpus: Corpus, languages: Sequence[str]) -> Corpus:
@@ -37,15 +37,15 @@ def _only(corpus: Corpus, languages: tuple[str, ...]) -> tuple[Corpus, set[str]]
     Parts of a mixture that have no text stay as they are.
     """
     if isinstance(corpus, Mixture):
-        found = [_only(part, languages) if part.holds(Text) else (part, set[str]()) for part in corpus.corpora]
+        found = [_only(part, languages) if part.has_modality(Text) else (part, set[str]()) for part in corpus.corpora]
         weighted = [(part, weight) for (part, _), weight in zip(found, corpus.weights, strict=True)]
-        mixed = mix(weighted, every_column=bool(corpus.choices.get("every_column")))
+        mixed = mix_corpora(weighted, every_column=bool(corpus.choices.get("every_column")))
         return mixed, set[str]().union(*(known for _, known in found))
     if corpus.choices.get("stream"):
         raise UserError(
             "--language reads all captions first, which shards that are read where they lie are too many for."
         )
-    column, splits, known = corpus.column_of(Text), {}, set[str]()
+    column, splits, known = corpus.column_with(Text), {}, set[str]()
     for split, rows in corpus.splits.items():
         spoken = [{*_languages(value)} for value in corpus.raw_values(rows, column)]
         wanted = np.array([not own.isdisjoint(languages) for own in spoken], dtype=bool)
@@ -73,10 +73,10 @@ def with_language_temperature(corpus: Corpus, temperature: float) -> Corpus:
     """
     if temperature <= 0:
         raise UserError("--language-temperature is positive: 1 keeps the shares of the data, 100 evens them out.")
-    column = corpus.column_of(Text)
+    column = corpus.column_with(Text)
     modality = corpus.columns[column]
     assert isinstance(modality, Text)
-    read, stored = modality.languages, corpus.raw_values(corpus.sample("train", MOST_CAPTIONED), column)
+    read, stored = modality.languages, corpus.raw_values(corpus.sample("train", MAX_CAPTIONED), column)
     counts = Counter(spoken for value in stored for spoken in _languages(value) if not read or spoken in read)
     shares = {language: count ** (1 / temperature) for language, count in counts.items()}
     whole = sum(shares.values()) or 1.0
@@ -100,7 +100,7 @@ class ByLanguage(Corpus):
 
     def parts(self, split: str) -> list[Part]:
         rows = self.rows(split)
-        spoken = [{*_languages(value)} for value in self.raw_values(rows, self.column_of(Text))]
+        spoken = [{*_languages(value)} for value in self.raw_values(rows, self.column_with(Text))]
         only = np.array([next(iter(languages)) if len(languages) == 1 else "" for languages in spoken])
         groups = [rows[only == language] for language in np.unique(only)]
         return [Part(group, len(group) ** (1 / self.temperature)) for group in groups]

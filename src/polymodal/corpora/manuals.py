@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image as PILImage
 
-from polymodal.corpora._html import parsed, words
+from polymodal.corpora._html import parse_html, words
 from polymodal.corpora._packages import DebianPackage, members
 from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora._splits import split_by_hash
@@ -47,7 +47,7 @@ SMALLEST, LARGEST = 24, 512  # pixels of a figure's shorter and longer side
 about = About(
     name="manuals",
     description="6,900 pages of GIMP's manual and Debian's handbook: text and figures in reading order, 26 languages",
-    licence="GIMP manual: GFDL-1.2+; Debian handbook: GPL-2+ or CC-BY-SA-3.0",
+    license="GIMP manual: GFDL-1.2+; Debian handbook: GPL-2+ or CC-BY-SA-3.0",
     source=f"Debian: {', '.join(package.name for package in PACKAGES)}",
     modalities=("interleaved", "text", "category"),
     download_bytes=sum(package.bytes for package in PACKAGES),
@@ -117,18 +117,18 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def _figure(data: bytes | None) -> bytes | None:
-    """The picture, made smaller where it is large; None for one that is missing, broken, or tiny."""
+    """The image, made smaller where it is large; None for one that is missing, broken, or tiny."""
     if data is None:
         return None
     try:
-        picture = Image().decode(data)
-        if min(picture.size) < SMALLEST:
+        image = Image().decode(data)
+        if min(image.size) < SMALLEST:
             return None
-        if max(picture.size) <= LARGEST:
+        if max(image.size) <= LARGEST:
             return data
-        picture = to_rgb(picture)
-        picture.thumbnail((LARGEST, LARGEST), PILImage.Resampling.LANCZOS)
-        return encoded(picture, "WEBP", quality=90)
+        image = to_rgb(image)
+        image.thumbnail((LARGEST, LARGEST), PILImage.Resampling.LANCZOS)
+        return encoded(image, "WEBP", quality=90)
     except (UnreadableExample, OSError):
         return None
 
@@ -140,7 +140,7 @@ NAVIGATION = {"navheader", "navfooter", "toc", "docnav", "top_logo", "bottom_log
 
 def parse_page(html: str) -> tuple[str, list[tuple[str, str, str | None]]]:
     """The title, and (kind, text, path of the figure or None) of every piece in reading order."""
-    tree = parsed(html)
+    tree = parse_html(html)
     title = tree.css_first("title")
     pieces: list[tuple[str, str, str | None]] = []
     if tree.body is not None:
@@ -161,8 +161,8 @@ def _walk(node: Any, pieces: list[tuple[str, str, str | None]]) -> None:
         text = node.text() if node.tag == "pre" else words(node.text())
         if text.strip():
             pieces.append((_kind(node.tag, classes), text, None))
-        for picture in node.css("img"):
-            _walk(picture, pieces)
+        for image in node.css("img"):
+            _walk(image, pieces)
         return
     for child in node.iter(include_text=False):
         _walk(child, pieces)

@@ -14,7 +14,9 @@ from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Category, Modality
 
 
-def mix(parts: Sequence[tuple[Corpus, float]], temperature: float | None = None, every_column: bool = False) -> Mixture:
+def mix_corpora(
+    parts: Sequence[tuple[Corpus, float]], temperature: float | None = None, every_column: bool = False
+) -> Mixture:
     """A corpus whose examples are those of the parts, one after the other, and which training draws by weight.
 
     It has the modalities that all parts have, under the names of the first one. weights: relative to each other, > 0.
@@ -46,7 +48,7 @@ def mix(parts: Sequence[tuple[Corpus, float]], temperature: float | None = None,
         about=About(
             name="+".join(corpus.name for corpus in corpora),
             description=" and ".join(corpus.about.description for corpus in corpora),
-            licence="; ".join(dict.fromkeys(corpus.about.licence for corpus in corpora)),
+            license="; ".join(dict.fromkeys(corpus.about.license for corpus in corpora)),
             source="; ".join(dict.fromkeys(corpus.about.source for corpus in corpora)),
             modalities=tuple(dict.fromkeys(kind for corpus in corpora for kind in corpus.about.modalities))
             if every_column

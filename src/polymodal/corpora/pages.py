@@ -1,7 +1,7 @@
 """Web pages as a browser shows them: GIMP's manual in four languages, with every element's place.
 
 `image` is the upper 800 x 1,280 px of a page; `elements` are all that are shown, with boxes in pixels of the page, so
-those below 1,280 px stand under the picture. `manuals` has the same pages, under the same keys, as text with figures
+those below 1,280 px stand under the image. `manuals` has the same pages, under the same keys, as text with figures
 and as HTML. A page and its translations never straddle a split.
 
 Chinese and Japanese are left out, because their fonts are not on every machine. Pixels depend on the browser's version
@@ -39,8 +39,8 @@ ROOT = "usr/share/gimp/2.0/help/"
 
 about = About(
     name="pages",
-    description="2,740 web pages as a browser shows them: picture, tree of elements, texts, boxes, XPaths",
-    licence="GFDL-1.2+",
+    description="2,740 web pages as a browser shows them: image, tree of elements, texts, boxes, XPaths",
+    license="GFDL-1.2+",
     source=f"Debian: {', '.join(package.name for package in PACKAGES)}; rendered by Chromium",
     modalities=("image", "webpage", "text", "category"),
     download_bytes=sum(package.bytes for package in PACKAGES),
@@ -95,12 +95,12 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
             root = Path(folder, ROOT)
             for page in prepare.track(sorted(root.rglob("*.html")), f"Rendering {package.name}"):
                 name = page.relative_to(root).as_posix()
-                title, picture, elements = rendered(driver, page)
+                title, image, elements = rendered(driver, page)
                 if any(element["text"] for element in elements):
                     yield {
                         "key": f"gimp-help/{name.removesuffix('.html')}",
                         "split": split_by_hash(posixpath.basename(name)),
-                        "image": encoded(picture, "WEBP", quality=85),
+                        "image": encoded(image, "WEBP", quality=85),
                         "elements": elements,
                         "title": stored_texts(title, language=language),
                         "language": language,
@@ -144,7 +144,7 @@ def browser(width: int = WIDTH, height: int = HEIGHT) -> Iterator[Any]:
 
 
 def rendered(driver: Any, page: Path) -> tuple[str, PILImage.Image, list[Row]]:
-    """The title of a page, the picture of its window, and its elements as the column `elements` stores them."""
+    """The title of a page, the image of its window, and its elements as the column `elements` stores them."""
     driver.get(page.as_uri())
     title, elements = shown_elements(driver)
     return title, cut_empty(screenshot(driver)), elements
@@ -163,8 +163,8 @@ def screenshot(driver: Any) -> PILImage.Image:
     return open_image(driver.get_screenshot_as_png()).convert("RGB")
 
 
-def cut_empty(picture: PILImage.Image) -> PILImage.Image:
+def cut_empty(image: PILImage.Image) -> PILImage.Image:
     """Without the lower part that has only one colour."""
-    pixels = np.asarray(picture)
+    pixels = np.asarray(image)
     rows = np.flatnonzero((pixels != pixels[-1, -1]).any(axis=(1, 2)))
-    return picture.crop((0, 0, picture.width, min(picture.height, int(rows[-1]) + 17))) if len(rows) else picture
+    return image.crop((0, 0, image.width, min(image.height, int(rows[-1]) + 17))) if len(rows) else image

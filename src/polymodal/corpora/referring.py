@@ -1,6 +1,6 @@
-"""Composed pictures of emoji among others of their kind, with expressions that refer to one of them, several, or none.
+"""Composed images of emoji among others of their kind, with expressions that refer to one of them, several, or none.
 
-Two or three things of each picture are of one kind, so that a name alone says too little: an expression adds size,
+Two or three things of each image are of one kind, so that a name alone says too little: an expression adds size,
 place, or what the thing is beside, one to four clauses in all. What every expression refers to follows from what was
 drawn. `train`, `validation` and `test` are different arrangements of Google's drawings; the things of `test_twitter`
 are Twitter's drawings of the same twelve kinds.
@@ -23,7 +23,7 @@ from polymodal.modalities.image import encoded
 from polymodal.modalities.text import stored_texts
 
 COUNTS = {"train": 6000, "validation": 200, "test": 600, "test_twitter": 600}
-SIZES = {"large": (0.27, 0.33), "small": (0.15, 0.20)}  # shares of the picture's side
+SIZES = {"large": (0.27, 0.33), "small": (0.15, 0.20)}  # shares of the image's side
 WITHOUT_PLACE = 0.7  # share of the expressions that say no place where they can do without
 INVERSE = {"left of": "right of", "above": "below"}
 CLAUSES = ("size", "place", "relation")  # which may be added to a name
@@ -31,11 +31,11 @@ Said = Mapping[str, str]  # clause -> what is said, with "name" always among the
 
 about = About(
     name="referring",
-    description="7,400 composed pictures of 3 to 5 emoji, with expressions that refer to some of them",
-    licence="pictures: Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0); texts: Unicode CLDR (Unicode-3.0)",
+    description="7,400 composed images of 3 to 5 emoji, with expressions that refer to some of them",
+    license="images: Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0); texts: Unicode CLDR (Unicode-3.0)",
     source="composed from the corpus 'emoji'",
     modalities=("image", "text", "expressions", "regions"),
-    composed="every picture and text is composed",
+    composed="every image and text is composed",
 )
 
 
@@ -57,18 +57,18 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
     for place, (split, count) in enumerate(COUNTS.items()):
         rng = np.random.default_rng(place)
         drawn_by = sprites["twitter" if split == "test_twitter" else "google"]
-        for number in prepare.track(range(count), f"Composing pictures to refer to, {split}"):
+        for number in prepare.track(range(count), f"Composing images to refer to, {split}"):
             common, *others = (drawn_by[index] for index in rng.choice(len(KINDS), size=3, replace=False))
             chosen = [common] * int(rng.integers(2, 4)) + others[: int(rng.integers(1, 3))]
             sizes = [str(size) for size in rng.choice(list(SIZES), size=len(chosen))]
-            picture, regions = compose(chosen, rng, [SIZES[size] for size in sizes])
+            image, regions = compose(chosen, rng, [SIZES[size] for size in sizes])
             things = facts(sizes, regions)
             named = [region | {"name": f"{size} {region['name']}"} for size, region in zip(sizes, regions, strict=True)]
             yield {
                 "key": f"{split}/{number}",
                 "split": split,
-                "image": encoded(picture),
-                "caption": stored_texts(described(things)),
+                "image": encoded(image),
+                "caption": stored_texts(describe_objects(things)),
                 "expressions": refer(things, regions, rng),
                 "regions": named,
             }
@@ -113,7 +113,7 @@ def worded(said: Said, plural: bool = False) -> str:
     return f"{text}, {said['relation']}" if "relation" in said else text
 
 
-def described(things: Sequence[Mapping[str, set[str]]]) -> str:
+def describe_objects(things: Sequence[Mapping[str, set[str]]]) -> str:
     """A caption: size, name and place of every thing."""
     return "; ".join(" ".join(one for clause in ("size", "name", "place") for one in thing[clause]) for thing in things)
 
@@ -126,7 +126,7 @@ def refer(things: Sequence[Mapping[str, set[str]]], regions: Sequence[Mapping], 
     expressions = []
     for number, thing in enumerate(things):
         if unique := [said for said in _sayings(thing, rng) if meant(things, said) == [number]]:
-            if rng.random() < WITHOUT_PLACE:  # for a place tells where a thing is without a look at the picture
+            if rng.random() < WITHOUT_PLACE:  # for a place tells where a thing is without a look at the image
                 unique = [said for said in unique if "place" not in said] or unique
             lengths = sorted({len(said) for said in unique})
             length = lengths[int(rng.integers(len(lengths)))]

@@ -35,13 +35,13 @@ def built_in() -> dict[str, About]:
 def state(name: str) -> dict[str, Any]:
     """What scripts want to know of a built-in corpus; what needs its data is None while it is not in the cache."""
     about = built_in()[name]
-    corpus = named(name) if is_prepared(about.folder) else None
+    corpus = load_corpus(name) if is_prepared(about.folder) else None
     return {
         "name": name,
         "state": "prepared" if corpus else "not fetched",
         "description": about.description,
         "modalities": about.modalities,
-        "licence": about.licence,
+        "licence": about.license,
         "source": about.source,
         "composed": about.composed,
         "download_bytes": about.download_bytes,
@@ -52,7 +52,7 @@ def state(name: str) -> dict[str, Any]:
     }
 
 
-def named(name: str) -> Corpus:
+def load_corpus(name: str) -> Corpus:
     """Open a built-in corpus. Raises UserError, with the nearest name, when there is none."""
     _check(name)
     return getattr(importlib.import_module(f"{__package__}.{name}"), name)()
@@ -63,17 +63,17 @@ def _check(name: str) -> None:
         raise unknown("corpus", name, names())
 
 
-def named_mixture(text: str, every_column: bool = False) -> Corpus:
+def load_mixture(text: str, every_column: bool = False) -> Corpus:
     """'emoji', or a mixture with weights such as 'emoji:3,scenes:1'. Raises UserError for any other form.
 
     every_column: see `mix`.
     """
-    parts = [(named(name), weight) for name, weight in parts_of_mixture(text)]
+    parts = [(load_corpus(name), weight) for name, weight in parts_of_mixture(text)]
     if len(parts) == 1:
         return parts[0][0]
-    from polymodal.corpora.mixture import mix
+    from polymodal.corpora.mixture import mix_corpora
 
-    return mix(parts, every_column=every_column)
+    return mix_corpora(parts, every_column=every_column)
 
 
 def parts_of_mixture(text: str) -> list[tuple[str, float]]:
@@ -92,12 +92,12 @@ def parts_of_mixture(text: str) -> list[tuple[str, float]]:
     return parts
 
 
-def open_again(choices: Mapping[str, Any]) -> Corpus:
+def reopen(choices: Mapping[str, Any]) -> Corpus:
     """The corpus that a run was trained on, from what its record says."""
     from polymodal.corpora.languages import in_languages, with_language_temperature
-    from polymodal.corpora.mixture import mix
-    from polymodal.corpora.own import from_path
+    from polymodal.corpora.mixture import mix_corpora
     from polymodal.corpora.stream import from_shards
+    from polymodal.corpora.user_files import from_path
 
     changes: dict[str, Callable[[Corpus, Any], Corpus]] = {  # the last that was made first
         "language_temperature": with_language_temperature,
@@ -106,14 +106,14 @@ def open_again(choices: Mapping[str, Any]) -> Corpus:
     for choice, change in changes.items():
         if choice in choices:
             others = {name: value for name, value in choices.items() if name != choice}
-            return change(open_again(others), choices[choice])
+            return change(reopen(others), choices[choice])
     if "parts" in choices:
-        parts = [(open_again(part), weight) for part, weight in choices["parts"]]
-        return mix(parts, every_column=choices.get("every_column", False))
+        parts = [(reopen(part), weight) for part, weight in choices["parts"]]
+        return mix_corpora(parts, every_column=choices.get("every_column", False))
     if choices.get("stream"):
         return from_shards(choices["data"], choices.get("image"), choices.get("text"))
     if "data" in choices:
         return from_path(choices["data"], choices.get("image"), choices.get("text"))
     if "corpus" in choices:
-        return named(choices["corpus"])
+        return load_corpus(choices["corpus"])
     raise UserError("This run does not say which corpus it was trained on; name one with --corpus or --data.")

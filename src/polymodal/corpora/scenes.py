@@ -1,6 +1,6 @@
 """Composed scenes: two to four emoji on a coloured ground, with captions, boxes, masks, relations and questions.
 
-The sprites are 120 concepts of the `emoji` corpus that are pictures of things (animals, food, objects, vehicles).
+The sprites are 120 concepts of the `emoji` corpus that are images of things (animals, food, objects, vehicles).
 `train`, `validation` and `test` are different arrangements of Google's drawings; the objects of `test_twitter` are
 Twitter's drawings of the same concepts, none of which was seen in training. An object is large or small, has a colour
 (the nearest name of its commonest hue), a place, and relations to the others. There are three captions: `short` names
@@ -33,21 +33,21 @@ CATEGORIES = ("Animals & Nature", "Food & Drink", "Objects", "Travel & Places", 
 about = About(
     name="scenes",
     version=3,
-    description="5,000 composed pictures of 2 to 4 emoji, with captions, boxes, masks, relations and questions",
-    licence="pictures: Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0); texts: Unicode CLDR (Unicode-3.0)",
+    description="5,000 composed images of 2 to 4 emoji, with captions, boxes, masks, relations and questions",
+    license="images: Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0); texts: Unicode CLDR (Unicode-3.0)",
     source="composed from the corpus 'emoji'",
     modalities=("image", "text", "regions", "mask", "graph", "questions"),
-    composed="every picture and text is composed",
+    composed="every image and text is composed",
 )
 
 
 @dataclass(frozen=True)
 class Sprite:
-    """A cut-out picture of one concept, cropped to what is not transparent."""
+    """A cut-out image of one concept, cropped to what is not transparent."""
 
     name: str
-    picture: PILImage.Image
-    colour: str
+    image: PILImage.Image
+    color: str
 
 
 def scenes() -> Corpus:
@@ -68,31 +68,31 @@ def scenes() -> Corpus:
 def compose(
     sprites: list[Sprite], rng: np.random.Generator, side: int = SIDE
 ) -> tuple[PILImage.Image, np.ndarray, list[dict]]:
-    """Paste sprites on a pale ground without overlap. Returns picture, mask (0 ground, k the k-th sprite) and regions.
+    """Paste sprites on a pale ground without overlap. Returns image, mask (0 ground, k the k-th sprite) and regions.
 
     An object is large (36 to 46 % of the side) or small (22 to 30 %), which its name says, and faces either way.
     """
     ground = tuple(int(value) for value in rng.integers(170, 256, size=3))
-    picture, mask = PILImage.new("RGB", (side, side), ground), np.zeros((side, side), dtype=np.uint8)
+    image, mask = PILImage.new("RGB", (side, side), ground), np.zeros((side, side), dtype=np.uint8)
     regions = []
     for number, sprite in enumerate(sprites, start=1):
         for _ in range(60):
             large = bool(rng.random() < 0.5)
             extent = int(side * rng.uniform(*((0.36, 0.46) if large else (0.22, 0.30))))
-            pasted = ImageOps.contain(sprite.picture, (extent, extent), PILImage.Resampling.LANCZOS)
+            pasted = ImageOps.contain(sprite.image, (extent, extent), PILImage.Resampling.LANCZOS)
             if rng.random() < 0.5:
                 pasted = ImageOps.mirror(pasted)
             left, top = (int(rng.integers(0, side - size + 1)) for size in pasted.size)
             right, bottom = left + pasted.width, top + pasted.height
             if not mask[top:bottom, left:right].any():
-                picture.paste(pasted, (left, top), pasted)
+                image.paste(pasted, (left, top), pasted)
                 mask[top:bottom, left:right][np.asarray(pasted.getchannel("A")) > 127] = number
                 name = f"{'large' if large else 'small'} {sprite.name}"
                 regions.append({"name": name, "box": [left, top, right, bottom]})
                 break
         else:
             return compose(sprites, rng, side)
-    return picture, mask, regions
+    return image, mask, regions
 
 
 def caption(names: list[str]) -> str:
@@ -115,9 +115,9 @@ HUES = (
 )  # every 30 degrees
 
 
-def colour_name(picture: PILImage.Image) -> str:
+def color_name(image: PILImage.Image) -> str:
     """The name of the commonest colour among the opaque pixels."""
-    pixels = np.asarray(picture.convert("RGBA")).reshape(-1, 4)
+    pixels = np.asarray(image.convert("RGBA")).reshape(-1, 4)
     names: dict[str, int] = {}
     for red, green, blue in pixels[pixels[:, 3] > 127][::3, :3] / 255:
         hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
@@ -133,7 +133,7 @@ def colour_name(picture: PILImage.Image) -> str:
 
 
 def place_name(box: list[int], side: int = SIDE) -> str:
-    """'top left', 'centre', 'bottom' ...: by thirds of the picture."""
+    """'top left', 'centre', 'bottom' ...: by thirds of the image."""
     x, y = (box[0] + box[2]) / 2 / side, (box[1] + box[3]) / 2 / side
     words = [
         word
@@ -154,8 +154,8 @@ def relate(boxes: list[list[int]]) -> list[dict]:
     return edges
 
 
-def ask(sprites: list[Sprite], regions: list[dict], edges: list[dict], absent: str) -> list[dict[str, str]]:
-    """Questions whose answers follow from what was drawn. absent: a concept that is not in the picture."""
+def scene_questions(sprites: list[Sprite], regions: list[dict], edges: list[dict], absent: str) -> list[dict[str, str]]:
+    """Questions whose answers follow from what was drawn. absent: a concept that is not in the image."""
     names = [sprite.name for sprite in sprites]
     asked = [
         ("How many things are there?", str(len(names)), "count"),
@@ -163,7 +163,7 @@ def ask(sprites: list[Sprite], regions: list[dict], edges: list[dict], absent: s
         (f"Is there a {absent}?", "no", "presence"),
     ]
     for name, sprite, region in zip(names, sprites, regions, strict=True):
-        asked.append((f"What colour is the {name}?", sprite.colour, "colour"))
+        asked.append((f"What colour is the {name}?", sprite.color, "colour"))
         asked.append((f"How large is the {name}?", region["name"].split()[0], "size"))
         asked.append((f"Where is the {name}?", place_name(region["box"]), "place"))
     for edge in edges[:3]:
@@ -181,25 +181,25 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
         for number in prepare.track(range(count), f"Composing scenes, {split}"):
             places = rng.choice(len(drawn_by), size=rng.integers(2, 5), replace=False)
             chosen = [drawn_by[index] for index in places]
-            picture, mask, regions = compose(chosen, rng)
+            image, mask, regions = compose(chosen, rng)
             edges = relate([region["box"] for region in regions])
             absent = drawn_by[next(index for index in range(number % 100, len(drawn_by)) if index not in places)].name
             names = [region["name"] for region in regions]
-            coloured = [
-                f"{region['name'].split()[0]} {sprite.colour} {sprite.name} at the {place_name(region['box'])}"
+            colored = [
+                f"{region['name'].split()[0]} {sprite.color} {sprite.name} at the {place_name(region['box'])}"
                 for sprite, region in zip(chosen, regions, strict=True)
             ]
             yield {
                 "key": f"{split}/{number}",
                 "split": split,
-                "image": encoded(picture),
+                "image": encoded(image),
                 "caption": stored_texts(caption(names)),
                 "short": stored_texts(caption([sprite.name for sprite in chosen])),
-                "long": stored_texts(caption(coloured)),
+                "long": stored_texts(caption(colored)),
                 "regions": regions,
                 "mask": encoded(PILImage.fromarray(mask)),
                 "relations": {"nodes": names, "edges": edges},
-                "questions": ask(chosen, regions, edges, absent),
+                "questions": scene_questions(chosen, regions, edges, absent),
             }
 
 
@@ -211,9 +211,9 @@ def sprites_of(vendor: str) -> list[Sprite]:
         if corpus.raw(row, "vendor") != vendor or corpus.raw(row, "category") not in CATEGORIES:
             continue
         name = corpus.raw(row, "concept")
-        picture = corpus.value(row, "image").convert("RGBA")
-        box = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
+        image = corpus.value(row, "image").convert("RGBA")
+        box = image.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
         if box is not None and name.isascii() and " " not in name:  # one word: its tokens belong to one object
-            found.setdefault(name, Sprite(name, picture.crop(box), colour_name(picture.crop(box))))
+            found.setdefault(name, Sprite(name, image.crop(box), color_name(image.crop(box))))
     order = np.random.default_rng(0).permutation(sorted(found))
     return [found[name] for name in order[:CONCEPTS]]

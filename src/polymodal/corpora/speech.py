@@ -63,7 +63,7 @@ RATE = 16_000  # samples a second
 about = About(
     name="speech",
     description="synthetic speech in 17 languages, and 7,000 captions recorded by people in 12",
-    licence="texts: Unicode-3.0, WordNet 3.0, GPL-2, GFDL-1.2+; recordings: GPL-2",
+    license="texts: Unicode-3.0, WordNet 3.0, GPL-2, GFDL-1.2+; recordings: GPL-2",
     source=f"espeak-ng on the corpora 'emoji', 'stamps', 'manuals' and Debian: {WORDNET.name}",
     modalities=("audio", "text", "table", "category"),
     download_bytes=WORDNET.bytes,
@@ -102,7 +102,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
         raise UserError("The corpus 'speech' needs espeak-ng, which is not here: apt-get install espeak-ng.")
     utterances = [*_names(), *_captions(), *_glosses(prepare), *_sentences()]
     with ThreadPoolExecutor(4) as threads:
-        numbered = threads.map(lambda item: synthesise(program, item[1], item[0]), enumerate(utterances))
+        numbered = threads.map(lambda item: synthesize(program, item[1], item[0]), enumerate(utterances))
         for utterance, (sound, phonemes, voice) in prepare.track(
             zip(utterances, numbered, strict=True), "Speaking", len(utterances)
         ):
@@ -125,7 +125,7 @@ def _row(utterance: Utterance, waveform: np.ndarray, phonemes: str | None, voice
     }
 
 
-def synthesise(program: str, utterance: Utterance, number: int) -> tuple[np.ndarray | None, str, str]:
+def synthesize(program: str, utterance: Utterance, number: int) -> tuple[np.ndarray | None, str, str]:
     """Waveform at RATE (None when nothing was spoken), phonemes in IPA, and the voice; drawn from the number."""
     import soundfile
 

@@ -1,8 +1,8 @@
-"""Tux Paint's stamps: pictures with captions in up to 77 languages, sound effects, and captions spoken in 12 languages.
+"""Tux Paint's stamps: images with captions in up to 77 languages, sound effects, and captions spoken in 12 languages.
 
 Many are photographs, others drawings; SVG is rendered at 256 px. A caption that stands with its full stop first (Arabic
 and a few others, a trace of right-to-left editing) gets it back to the end. Spoken captions are recordings of people.
-Stamps with the same English caption, or almost the same picture (mirrored or not), never straddle a split.
+Stamps with the same English caption, or almost the same image (mirrored or not), never straddle a split.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ ENGLISH_SHARE = 0.5  # of the captions that training draws
 
 about = About(
     name="stamps",
-    description="950 pictures with captions in up to 77 languages, sound effects and spoken captions",
-    licence="GPL-2 (the package as a whole; many pictures are in the public domain)",
+    description="950 images with captions in up to 77 languages, sound effects and spoken captions",
+    license="GPL-2 (the package as a whole; many images are in the public domain)",
     source=f"Debian: {PACKAGE.name}",
     modalities=("image", "text", "audio", "category"),
     download_bytes=PACKAGE.bytes,
@@ -70,18 +70,18 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
         if name.startswith(FOLDER)
     }
     captions = {name[:-4]: parse_captions(data) for name, data in files.items() if name.endswith(".txt")}
-    pictures = {}
+    images = {}
     for stamp in prepare.track(sorted(captions), "Drawing stamps", len(captions)):
-        if captions[stamp] and (picture := _picture(files, stamp)) is not None:
-            pictures[stamp] = picture
+        if captions[stamp] and (image := _image(files, stamp)) is not None:
+            images[stamp] = image
     spoken: dict[str, list[dict]] = {}
     for name, data in sorted(files.items()):
         if match := re.fullmatch(r"(.+)_desc(?:_(\w+))?\.ogg", name):
             spoken.setdefault(match[1], []).append({"language": (match[2] or "en").replace("_", "-"), "sound": data})
-    names = list(pictures)
+    names = list(images)
     same = Groups(len(names))
     same.join_equal((row, captions[name][0]["text"].lower()) for row, name in enumerate(names))
-    join_alike(same, np.stack([thumbnail(pictures[name]) for name in names]), mirrored=True)
+    join_alike(same, np.stack([thumbnail(images[name]) for name in names]), mirrored=True)
     groups = [names[same.root(row)] for row in range(len(names))]
     categories = [PurePosixPath(name).parts[0] for name in names]
     split_of = split_groups(categories, groups)
@@ -89,7 +89,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
         yield {
             "key": name,
             "split": split_of[group],
-            "image": encoded(pictures[name]),
+            "image": encoded(images[name]),
             "captions": captions[name],
             "sound": files.get(f"{name}.ogg", files.get(f"{name}.wav")),
             "spoken": spoken.get(name),
@@ -97,12 +97,12 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
         }
 
 
-def _picture(files: dict[str, bytes], stamp: str) -> PILImage.Image | None:
+def _image(files: dict[str, bytes], stamp: str) -> PILImage.Image | None:
     """The PNG, made smaller where it is large, or the SVG where there is none."""
     if f"{stamp}.png" in files:
-        picture = Image().decode(files[f"{stamp}.png"]).convert("RGBA")
-        picture.thumbnail((SIDE, SIDE), PILImage.Resampling.LANCZOS)
-        return picture
+        image = Image().decode(files[f"{stamp}.png"]).convert("RGBA")
+        image.thumbnail((SIDE, SIDE), PILImage.Resampling.LANCZOS)
+        return image
     if f"{stamp}.svg" in files:
         return open_image(render_svg(files[f"{stamp}.svg"], SIDE))
     return None

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from polymodal.corpora._cache import cache_directory
 from polymodal.corpora.corpus import About, Corpus, Part
-from polymodal.corpora.own import chosen_columns, first_line
+from polymodal.corpora.user_files import chosen_columns, first_line
 from polymodal.errors import UserError
 from polymodal.modalities import Image, Text
 
@@ -49,11 +49,11 @@ class Block:
 
 
 def from_shards(url: str, image: str | None = None, text: str | None = None) -> Corpus:
-    """Pairs of pictures and captions from .parquet or .tar shards: a file, a folder, or a pattern with `*`.
+    """Pairs of images and captions from .parquet or .tar shards: a file, a folder, or a pattern with `*`.
 
     url: a path, or any URL that fsspec opens (s3://bucket/*.parquet, https://..., hf://datasets/...). image, text: the
     columns, found by type when not given. The last blocks, at most a tenth or 5,000 examples each, are `validation` and
-    `test`; equal pictures in two splits are not looked for, since that would read everything.
+    `test`; equal images in two splits are not looked for, since that would read everything.
     Raises UserError, which says what was found and what was expected.
     """
     try:
@@ -83,7 +83,7 @@ def from_shards(url: str, image: str | None = None, text: str | None = None) -> 
         about=About(
             name=PurePosixPath(url.rstrip("/")).stem.replace("*", "all"),
             description=f"{total:,} pairs in {len(shards)} shards of {url}",
-            licence="the user's own",
+            license="the user's own",
             source=url,
             modalities=("image", "text"),
         ),
@@ -117,7 +117,9 @@ class Stream(Corpus):
         return [self.raw(row, column) for row in rows]
 
     def stored_lengths(self, column: str) -> np.ndarray:
-        raise UserError("--bucket needs to know all lengths, which shards that are read where they lie do not tell.")
+        raise UserError(
+            "--length-bucketing needs to know all lengths, which shards that are read where they lie do not tell."
+        )
 
     def key(self, row: int) -> str:
         block = self.blocks.of(int(row))

@@ -21,12 +21,12 @@ from polymodal.modalities import History
 from polymodal.modalities.history import Item
 
 LIKED = 4  # stars from which on a film counts
-FEWEST = 10  # films of a person
+MIN_INTERACTIONS = 10  # films of a person
 
 about = About(
     name="viewers",
     description="films that 900 people liked, in the order of time, with words and facts of 1,682 films",
-    licence=about_movies.licence,
+    license=about_movies.license,
     source=about_movies.source,
     modalities=("history", "text"),
     download_bytes=about_movies.download_bytes,
@@ -46,7 +46,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
         for rating in ratings:
             if rating["rating"] >= LIKED:
                 liked[rating["user"]].append((-rating["rank"], film))
-    people = [person for person in sorted(liked) if len(liked[person]) >= FEWEST]
+    people = [person for person in sorted(liked) if len(liked[person]) >= MIN_INTERACTIONS]
     keys = [f"person {person + 1}" for person in people]
     split_of = split_groups(["" for _ in people], keys)
     for person, key in zip(people, keys, strict=True):

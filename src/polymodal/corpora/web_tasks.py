@@ -30,14 +30,14 @@ from polymodal.modalities.text import stored_texts
 PACKAGE = PyPIPackage("miniwob", "1.1.0", "297006e84219d56ad037e843527ed773a4a82509dc43b6031ec4a3ad3e3e61d9", 1_878_300)
 NEW = ("multi-layouts", "navigate-tree", "phone-book", "social-media")  # tasks that only test_new has
 EPISODES = 80  # of each task that are tried
-LONGEST = 16  # actions
+MAX_STEPS = 16  # actions
 WIDTH, HEIGHT = 160, 210  # pixels of a task, as its makers set them
 NAMES = ("click", "type", "select")
 
 about = About(
     name="web_tasks",
-    description="5,563 steps of an expert in 30 tasks on web pages: instruction, picture, elements, what is done next",
-    licence="MIT",
+    description="5,563 steps of an expert in 30 tasks on web pages: instruction, image, elements, what is done next",
+    license="MIT",
     source="PyPI: miniwob; played in Chromium",
     modalities=("image", "webpage", "text", "actions", "category"),
     download_bytes=PACKAGE.bytes,
@@ -120,7 +120,7 @@ def play(driver: Any, expert: Expert, seed: str) -> tuple[str, list[Row]]:
         row, screen, numbers = _look(driver)
         moves = expert(instruction, screen)
         move = next(moves)
-        while len(steps) < LONGEST:
+        while len(steps) < MAX_STEPS:
             before = [_stored(one, numbers) for one in done]
             steps.append(row | {"before": before, "action": [_stored(move, numbers)]})
             _make(driver, move, numbers)
@@ -134,7 +134,7 @@ def play(driver: Any, expert: Expert, seed: str) -> tuple[str, list[Row]]:
 
 
 def _look(driver: Any) -> tuple[Row, Screen, dict[int, int]]:
-    """Picture and elements, what the expert sees, and which place in the list the element of a number has."""
+    """Image and elements, what the expert sees, and which place in the list the element of a number has."""
     driver.execute_async_script(SETTLE, None)
     _, elements = shown_elements(driver)
     details = driver.execute_script(DETAILS)

@@ -39,14 +39,14 @@ LEVELS = {
     "GoToSeq": "BabyAI-GoToSeqS5R2-v0",
 }
 EPISODES = 500  # of each level that are tried
-LONGEST = 64  # actions
+MAX_STEPS = 64  # actions
 NAMES = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
 VIEW, TOP = 8, 16  # pixels of a field, as the agent sees it and from above
 
 about = About(
     name="worlds",
     description="4,774 grid worlds with missions in words, what an expert sees, and what it does",
-    licence="Apache-2.0",
+    license="Apache-2.0",
     source="played in minigrid",
     modalities=("image", "images", "text", "actions", "category"),
     composed="worlds and missions are drawn by minigrid's levels; actions are those of BabyAI's bot",
@@ -93,13 +93,13 @@ def play(world: Any, seed: int) -> dict[str, Any] | None:
 
     with contextlib.redirect_stdout(io.StringIO()):  # it reports every world that it draws again
         world.reset(seed=seed)
-    image = encoded(_picture(world.get_frame(highlight=False, tile_size=TOP)))
+    image = encoded(_image(world.get_frame(highlight=False, tile_size=TOP)))
     mission = world.mission
     views: list[bytes] = []
     actions: list[dict[str, Any]] = []
     expert, last = BabyAIBot(world), None
-    while len(actions) < LONGEST:
-        views.append(encoded(_picture(world.get_frame(tile_size=VIEW, agent_pov=True))))
+    while len(actions) < MAX_STEPS:
+        views.append(encoded(_image(world.get_frame(tile_size=VIEW, agent_pov=True))))
         try:
             last = expert.replan(last)
         except Exception:  # the bot gives up with an assertion where a world cannot be solved from what was seen
@@ -113,5 +113,5 @@ def play(world: Any, seed: int) -> dict[str, Any] | None:
     return None
 
 
-def _picture(pixels: np.ndarray) -> PILImage.Image:
+def _image(pixels: np.ndarray) -> PILImage.Image:
     return PILImage.fromarray(pixels.astype(np.uint8))

@@ -1,6 +1,6 @@
-"""Captions of pictures by a model, the best kept: what ULIP-2 makes of rendered views (Xue et al. 2024, section 3.1).
+"""Captions of images by a model, the best kept: what ULIP-2 makes of rendered views (Xue et al. 2024, section 3.1).
 
-Of each picture several captions are drawn. A second model that compares pictures with texts says which fit; without
+Of each image several captions are drawn. A second model that compares images with texts says which fit; without
 one, the caption that was drawn most often is the best.
 """
 
@@ -17,19 +17,19 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
+from polymodal.constraints import NonNegativeInt, PositiveFloat, PositiveInt, validate_constraints
 from polymodal.corpora.corpus import Corpus
-from polymodal.corpora.written import write_with_column
-from polymodal.curation.unfinished import add_up, each_once, generator_of
+from polymodal.corpora.saved import write_with_column
+from polymodal.curation.resumable import generator_of, merge_counts, run_resumably
 from polymodal.data.conversation import DESCRIBE
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Image, Images, ViewCaptions
 from polymodal.modalities.image import to_rgb
 from polymodal.modalities.view_caption import ViewCaption
-from polymodal.ranges import Count, Positive, Whole, check_ranges
-from polymodal.training.features import weights_key
+from polymodal.training.feature_cache import weights_key
 from polymodal.training.run import Run, answers
-from polymodal.types import CanEmbed, CanWrite
+from polymodal.types import CanEmbed, CanGenerateText
 
 CHUNK = 8  # examples that are described together
 BATCH = 256  # captions that are written at once
@@ -40,28 +40,28 @@ COLUMN = "view_captions"
 class CaptionOptions:
     """How captions are made."""
 
-    samples: Count = 10
-    """Captions that are drawn of each picture."""
-    keep: Count = 1
-    """Captions of a picture that are kept, the best first."""
-    views: Whole = 0
-    """Pictures of an example that are described, evenly chosen; 0 is all."""
-    temperature: Positive = 1.0
+    num_return_sequences: PositiveInt = 10
+    """Captions that are drawn of each image."""
+    top_k: PositiveInt = 1
+    """Captions of an image that are kept, the best first."""
+    num_views: NonNegativeInt = 0
+    """Images of an example that are described, evenly chosen; 0 is all."""
+    temperature: PositiveFloat = 1.0
     """Of the distribution that captions are drawn from."""
-    longest: Count = 32
+    max_new_tokens: PositiveInt = 32
     """Most tokens of a caption."""
-    seed: Whole = 0
+    seed: NonNegativeInt = 0
     """Of everything that is drawn."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        validate_constraints(self)
 
 
 @dataclass
 class CaptionCounts:
-    """What came out. distinct: different captions that were drawn of the pictures. unreadable: key -> why."""
+    """What came out. distinct: different captions that were drawn of the images. unreadable: key -> why."""
 
-    pictures: int = 0
+    images: int = 0
     distinct: int = 0
     kept: int = 0
     words: int = 0
@@ -74,7 +74,7 @@ class CaptionCounts:
         self.fit += sum(caption.fit for caption in captions)
 
 
-Captioned = tuple[int, list[ViewCaption]]  # a row number, and the captions of its pictures
+Captioned = tuple[int, list[ViewCaption]]  # a row number, and the captions of its images
 
 
 def captioned(
@@ -87,16 +87,16 @@ def captioned(
     track: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
     unfinished: Path | None = None,
 ) -> Iterator[Captioned]:
-    """Captions of all pictures of these rows; rows that cannot be read, or of which nothing was written, are left out.
+    """Captions of all images of these rows; rows that cannot be read, or of which nothing was written, are left out.
 
-    ranker: a run that embeds pictures and texts. track: shows how far it is. unfinished: a file from which the same
+    ranker: a run that embeds images and texts. track: shows how far it is. unfinished: a file from which the same
     work goes on after a stop. Raises UserError for a run that cannot write, a ranker that cannot embed, or a corpus
-    without pictures.
+    without images.
     """
-    if not isinstance(run.model, CanWrite):
+    if not isinstance(run.model, CanGenerateText):
         raise UserError(f"The run '{run.name}' does not write; a method that does is mono_internvl.")
     if ranker is not None and not isinstance(ranker.model, CanEmbed):
-        raise UserError(f"The run '{ranker.name}' does not compare pictures with texts; a method that does is clip.")
+        raise UserError(f"The run '{ranker.name}' does not compare images with texts; a method that does is clip.")
     counts = counts if counts is not None else CaptionCounts()
     column, device = _column(corpus), next(run.model.parameters()).device
 
@@ -116,8 +116,8 @@ def captioned(
         }
 
     chunks = track([rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)])
-    for made in each_once(chunks, described, unfinished, asked):
-        add_up(counts, CaptionCounts(**made["counts"]))
+    for made in run_resumably(chunks, described, unfinished, asked):
+        merge_counts(counts, CaptionCounts(**made["counts"]))
         yield from ((row, [ViewCaption(*caption) for caption in captions]) for row, captions in made["captions"])
 
 
@@ -132,19 +132,17 @@ def _captions_of(
     generator: torch.Generator,
 ) -> list[Captioned]:
     """Those of a few rows, which are described together."""
-    seen = [
-        (row, view, picture) for row in rows.tolist() for view, picture in _views(corpus, row, column, options, counts)
-    ]
+    seen = [(row, view, image) for row in rows.tolist() for view, image in _views(corpus, row, column, options, counts)]
     if not seen:
         return []
-    pictures = [picture for _, _, picture in seen]
-    drawn = [Counter(texts) for texts in _drawn(run, pictures, options, generator)]
-    fits = _fits(ranker, pictures, drawn) if ranker else [_shares(counter) for counter in drawn]
+    images = [image for _, _, image in seen]
+    drawn = [Counter(texts) for texts in _sample_captions(run, images, options, generator)]
+    fits = _fits(ranker, images, drawn) if ranker else [_frequencies(counter) for counter in drawn]
     best: dict[int, list[ViewCaption]] = {}
     for (row, view, _), found in zip(seen, fits, strict=True):
-        ranked = sorted(found, key=lambda text: (-found[text], text))[: options.keep]
+        ranked = sorted(found, key=lambda text: (-found[text], text))[: options.top_k]
         best.setdefault(row, []).extend(ViewCaption(view, text, found[text]) for text in ranked)
-    counts.pictures += len(seen)
+    counts.images += len(seen)
     counts.distinct += sum(map(len, fits))
     for captions in best.values():
         counts.add(captions)
@@ -171,7 +169,7 @@ def write_captions(
         if not count:
             if unfinished is not None:
                 unfinished.unlink()
-            raise UserError(f"No caption came out of the training pictures of '{corpus.name}'.")
+            raise UserError(f"No caption came out of the training images of '{corpus.name}'.")
 
     about = dataclasses.replace(
         corpus.about,
@@ -186,8 +184,8 @@ def write_captions(
 
 
 def _column(corpus: Corpus) -> str:
-    """The column of several pictures an example, or else that of one."""
-    return corpus.column_of(Images if corpus.holds(Images) else Image)
+    """The column of several images an example, or else that of one."""
+    return corpus.column_with(Images if corpus.has_modality(Images) else Image)
 
 
 def _views(
@@ -195,42 +193,42 @@ def _views(
 ) -> list[tuple[int, PILImage.Image]]:
     try:
         value = corpus.value(row, column)
-        pictures = [to_rgb(picture) for picture in (value if isinstance(value, list) else [value])]
+        images = [to_rgb(image) for image in (value if isinstance(value, list) else [value])]
     except UnreadableExample as reason:
         counts.unreadable[corpus.key(row)] = str(reason)
         return []
-    return [(view, pictures[view]) for view in some_views(len(pictures), options.views)]
+    return [(view, images[view]) for view in some_views(len(images), options.num_views)]
 
 
 def some_views(there: int, wanted: int) -> list[int]:
-    """Numbers of evenly chosen pictures of an example; all where 0, or more than there are, are wanted."""
+    """Numbers of evenly chosen images of an example; all where 0, or more than there are, are wanted."""
     count = min(wanted, there) or there
     return [number * there // count for number in range(count)]
 
 
-def _drawn(
-    run: Run, pictures: Sequence[PILImage.Image], options: CaptionOptions, generator: torch.Generator
+def _sample_captions(
+    run: Run, images: Sequence[PILImage.Image], options: CaptionOptions, generator: torch.Generator
 ) -> list[list[str]]:
-    """Captions of each picture; what is empty is left out."""
-    shown = [picture for picture in map(np.asarray, pictures) for _ in range(options.samples)]
+    """Captions of each image; what is empty is left out."""
+    shown = [image for image in map(np.asarray, images) for _ in range(options.num_return_sequences)]
     columns: dict[str, list[Any]] = {"image": shown, "question": [DESCRIBE] * len(shown)}
-    decoding = Decoding(options.longest, options.temperature)
-    parts = answers(run.model, run.processor, "write", columns, BATCH, decoding=decoding, generator=generator)
+    decoding = Decoding(options.max_new_tokens, options.temperature)
+    parts = answers(run.model, run.processor, "generate_text", columns, BATCH, decoding=decoding, generator=generator)
     texts = run.processor.texts([ids for part in parts for ids in part])  # type: ignore[attr-defined]
-    starts = range(0, len(texts), options.samples)
-    return [[text for text in texts[start : start + options.samples] if text] for start in starts]
+    starts = range(0, len(texts), options.num_return_sequences)
+    return [[text for text in texts[start : start + options.num_return_sequences] if text] for start in starts]
 
 
-def _shares(drawn: Counter[str]) -> dict[str, float]:
+def _frequencies(drawn: Counter[str]) -> dict[str, float]:
     return {text: count / drawn.total() for text, count in drawn.items()}
 
 
-def _fits(ranker: Run, pictures: list[PILImage.Image], drawn: Sequence[Counter[str]]) -> list[dict[str, float]]:
-    """The cosine of each caption with its picture."""
+def _fits(ranker: Run, images: list[PILImage.Image], drawn: Sequence[Counter[str]]) -> list[dict[str, float]]:
+    """The cosine of each caption with its image."""
     texts = [text for counter in drawn for text in counter]
     if not texts:
         return [{} for _ in drawn]
-    vectors = ranker.embed(image=pictures, text=texts)
+    vectors = ranker.embed(image=images, text=texts)
     owner = np.repeat(np.arange(len(drawn)), [len(counter) for counter in drawn])
     cosines = (vectors["image"][torch.from_numpy(owner)] * vectors["text"]).sum(1).tolist()
     found: list[dict[str, float]] = [{} for _ in drawn]

@@ -34,7 +34,7 @@ class NGramModel:
     @classmethod
     def fit(cls, texts: Sequence[str], pieces: int = PIECES) -> NGramModel:
         """pieces: entries of the vocabulary that is learned on the texts."""
-        every = [line for text in texts for line in normalised(text)]
+        every = [line for text in texts for line in normalize_text(text)]
         tokenizer = TextTokenizer.train(every, pieces, context_length=1).tokenizer
         counts: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
         for before, piece in _pieces(tokenizer, every):
@@ -44,7 +44,7 @@ class NGramModel:
 
     def perplexity(self, text: str) -> float:
         """10 to the mean of -log10 p over the pieces and the end of each line; infinite for a text without any."""
-        logs = [math.log10(self.probability(*one)) for one in _pieces(self._tokenizer, normalised(text))]
+        logs = [math.log10(self.probability(*one)) for one in _pieces(self._tokenizer, normalize_text(text))]
         return 10 ** (-sum(logs) / len(logs)) if logs else math.inf
 
     def probability(self, before: Sequence[int], piece: int) -> float:
@@ -76,7 +76,7 @@ def _pieces(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> Iterator[tuple
             yield sequence[place - ORDER + 1 : place], sequence[place]
 
 
-def normalised(text: str) -> list[str]:
+def normalize_text(text: str) -> list[str]:
     """Lines in which all digits are 0 and all marks of punctuation one, as only the decision needs them (CCNet)."""
     folded = re.sub(r"\d", "0", unicodedata.normalize("NFKC", text.lower()))
     plain = "".join("," if unicodedata.category(character)[0] == "P" else character for character in folded)

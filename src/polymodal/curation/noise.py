@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.curation.quality import printed, words_of
+from polymodal.curation.quality import printable, words_of
 from polymodal.curation.web import Block, blocks_of
 from polymodal.evaluation.statistics import Score
 from polymodal.types import Curation
@@ -22,7 +22,7 @@ from polymodal.types import Curation
 SCRIPTS = {"ar": "ARABIC", "fa": "ARABIC", "ru": "CYRILLIC", "el": "GREEK"}  # others are in Latin letters
 EDITIONS = {"ar": "/ar-MA/", "fa": "/fa-IR/", "en": "/en-US/"}  # part of the keys of pages in a language
 OTHERS = ("fr", "de", "en", "es")  # languages of paragraphs that do not belong on a page
-SHARE = 0.3  # of noise, relative to a page's good paragraphs, for each kind
+NOISE_FRACTION = 0.3  # of noise, relative to a page's good paragraphs, for each kind
 
 
 class Noisy(NamedTuple):
@@ -54,10 +54,10 @@ def good_paragraphs(pages: Sequence[tuple[str, list[Block]]], language: str) -> 
 
 
 def with_noise(key: str, blocks: list[Block], language: str, foreign: Sequence[str], rng: np.random.Generator) -> Noisy:
-    """A page with noise of every kind at places by lot. foreign: paragraphs of other languages."""
+    """A page with noise of every kind at places at random. foreign: paragraphs of other languages."""
     placed = [(block, "good" if is_good(block, language) else "") for block in blocks]
     good = [block.text for block, kind in placed if kind]
-    count = max(1, round(SHARE * len(good)))
+    count = max(1, round(NOISE_FRACTION * len(good)))
     short = [block.text for block in blocks if not block.image and len(block.text.split()) < 3] or ["1", "2"]
     made: dict[str, Callable[[], str]] = {
         "navigation": lambda: " | ".join(rng.choice(short, min(len(short), 8))),
@@ -95,7 +95,7 @@ def curation_scores(recipe: Curation, corpus: Corpus, language: str, most: int, 
     The recipe learns from good paragraphs of training pages. most: other pages that are looked at.
     """
     rng = np.random.default_rng(seed)
-    known = recipe.learn(good_paragraphs(pages_in_language(corpus, language, ["train"]), language))
+    known = recipe.fit(good_paragraphs(pages_in_language(corpus, language, ["train"]), language))
     foreign = [
         text
         for other in OTHERS
@@ -129,7 +129,7 @@ def kept_of(before: Sequence[Block], after: Sequence[Block]) -> list[bool]:
     following = next(rest, None)
     stays = []
     for block in before:
-        same = following is not None and printed(block.markdown) == printed(following.markdown)
+        same = following is not None and printable(block.markdown) == printable(following.markdown)
         stays.append(same)
         if same:
             following = next(rest, None)

@@ -1,7 +1,7 @@
 """Pairs of answers of a model's own, the better one first (MPO, Wang et al. 2024, section 3.2).
 
 Where the answer to a question is known, answers that reach it are better than answers that do not. Where none is, as
-for captions, a caption is better than its own first half as the model goes on with it when it does not see the picture.
+for captions, a caption is better than its own first half as the model goes on with it when it does not see the image.
 """
 
 from __future__ import annotations
@@ -15,21 +15,29 @@ from typing import Any
 import numpy as np
 import torch
 
+from polymodal.constraints import (
+    AtLeastTwo,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveUnitInterval,
+    UnitInterval,
+    validate_constraints,
+)
 from polymodal.corpora.corpus import Corpus
-from polymodal.corpora.written import refuse_full, write_with_column
-from polymodal.curation.unfinished import add_up, each_once, file_beside, generator_of
+from polymodal.corpora.saved import check_empty, write_with_column
+from polymodal.curation.resumable import generator_of, merge_counts, progress_file, run_resumably
 from polymodal.data.conversation import DESCRIBE, IMAGE
-from polymodal.data.instructions import final_answer, one_of, step_by_step
+from polymodal.data.instructions import chain_of_thought_prompt, choice, final_answer
 from polymodal.data.loader import Reader
-from polymodal.draws import Draws
 from polymodal.errors import UserError
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Image, Preferences
 from polymodal.modalities.preference import Preference
-from polymodal.ranges import Count, Factor, Positive, Several, Share, Whole, check_ranges
-from polymodal.training.features import weights_key
+from polymodal.rng import ExampleRNG
+from polymodal.training.feature_cache import weights_key
 from polymodal.training.run import Run, answers
-from polymodal.types import CanWrite, Example
+from polymodal.types import CanGenerateText, Example
 
 CHUNK = 16  # examples that are asked about together
 COLUMN = "preferences"
@@ -39,25 +47,25 @@ COLUMN = "preferences"
 class PairOptions:
     """How pairs are made."""
 
-    examples: Count = 1000
+    examples: PositiveInt = 1000
     """At most so many training examples are asked about."""
-    samples: Several = 16
+    num_return_sequences: AtLeastTwo = 16
     """Answers that are drawn to each question; the paper draws at most 32."""
-    temperature: Positive = 1.0
+    temperature: PositiveFloat = 1.0
     """Of the distribution that answers are drawn from."""
-    longest: Count = 64
+    max_new_tokens: PositiveInt = 64
     """Most tokens of an answer."""
-    most_pairs: Count = 15
+    max_pairs: PositiveInt = 15
     """Of one question."""
-    captions: Share = 0.5
+    caption_fraction: UnitInterval = 0.5
     """Share of the examples that also give a pair of captions."""
-    kept: Factor = 0.5
-    """Share of a caption's words after which the model goes on without the picture; 0.25 and 0.75 were worse."""
-    seed: Whole = 0
+    prefix_fraction: PositiveUnitInterval = 0.5
+    """Share of a caption's words after which the model goes on without the image; 0.25 and 0.75 were worse."""
+    seed: NonNegativeInt = 0
     """Of everything that is drawn."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        validate_constraints(self)
 
 
 @dataclass
@@ -90,15 +98,15 @@ def write_preferences(
     """A corpus of the training examples that have pairs, with them, and of all other splits as they are.
 
     track: shows how far it is. The same call goes on where one was stopped. Raises UserError for a run that cannot
-    write, a corpus without pictures, a folder that is not empty, and when no pair came out.
+    write, a corpus without images, a folder that is not empty, and when no pair came out.
     """
     options = options or PairOptions()
     folder = Path(folder)
-    refuse_full(folder)
-    if not isinstance(run.model, CanWrite):
+    check_empty(folder)
+    if not isinstance(run.model, CanGenerateText):
         raise UserError(f"The run '{run.name}' does not write; a method that does is mono_internvl.")
-    corpus.column_of(Image)
-    counts, unfinished = PairCounts(), file_beside(folder)
+    corpus.column_with(Image)
+    counts, unfinished = PairCounts(), progress_file(folder)
 
     def training() -> Iterator[tuple[int, list[dict[str, str]]]]:
         for row, pairs in _pairs(run, corpus, options, counts, track, unfinished):
@@ -107,7 +115,7 @@ def write_preferences(
             unfinished.unlink()
             raise UserError(
                 f"No pair came out of {counts.questions:,} questions: {counts.right:,} of {counts.answers:,} answers "
-                "are right. Pairs need a run that answers some of its questions, and more --samples."
+                "are right. Pairs need a run that answers some of its questions, and more --num-return-sequences."
             )
 
     def made() -> dict[str, Any]:
@@ -138,7 +146,7 @@ def _pairs(
     reader, device = Reader(corpus, run.processor), next(run.model.parameters()).device
 
     def asked_about(number: int, chunk: np.ndarray) -> dict[str, Any]:
-        own, rng = PairCounts(), Draws.of(options.seed, number, 1).generators[0]
+        own, rng = PairCounts(), ExampleRNG.of(options.seed, number, 1).generators[0]
         generator = generator_of(options.seed, number, device)
         rows, examples = reader.read_all(chunk)
         pairs = _pairs_of(run, examples, options, own, rng, generator)
@@ -153,8 +161,8 @@ def _pairs(
 
     sample = corpus.sample("train", options.examples)
     chunks = track([sample[start : start + CHUNK] for start in range(0, len(sample), CHUNK)])
-    for made in each_once(chunks, asked_about, unfinished, asked):
-        add_up(counts, PairCounts(**made["counts"]))
+    for made in run_resumably(chunks, asked_about, unfinished, asked):
+        merge_counts(counts, PairCounts(**made["counts"]))
         yield from ((row, [Preference(*pair) for pair in pairs]) for row, pairs in made["pairs"])
 
 
@@ -167,11 +175,17 @@ def _pairs_of(
     generator: torch.Generator,
 ) -> list[list[Preference]]:
     """Those of each of a few examples, which are asked about together."""
-    decoding = Decoding(options.longest, options.temperature)
+    decoding = Decoding(options.max_new_tokens, options.temperature)
 
     def drawn(**columns: list[Any]) -> list[str]:
         ids = answers(
-            run.model, run.processor, "write", columns, CHUNK * options.samples, decoding=decoding, generator=generator
+            run.model,
+            run.processor,
+            "generate_text",
+            columns,
+            CHUNK * options.num_return_sequences,
+            decoding=decoding,
+            generator=generator,
         )
         return run.processor.texts([row for part in ids for row in part])  # type: ignore[attr-defined]
 
@@ -179,7 +193,7 @@ def _pairs_of(
     asked = [number for number, example in enumerate(examples) if example.get("questions")]
     for number, own in zip(asked, _judged([examples[n] for n in asked], options, counts, drawn, rng), strict=True):
         pairs[number] += own
-    seen = [number for number in range(len(examples)) if rng.random() < options.captions]
+    seen = [number for number in range(len(examples)) if rng.random() < options.caption_fraction]
     for number, pair in zip(seen, _blind([examples[n] for n in seen], options, drawn), strict=True):
         pairs[number] += [pair] if pair else []
     return pairs
@@ -195,14 +209,14 @@ def _judged(
     """Of each example, pairs of right and wrong answers to one question, with the working where it is known."""
     if not examples:
         return
-    chosen = [one_of([q for q in one["questions"] if q.working] or one["questions"], rng) for one in examples]
-    prompts = [step_by_step(one.question) if one.working else one.question for one in chosen]
-    pictures = [one[IMAGE] for one in examples for _ in range(options.samples)]
-    texts = drawn(image=pictures, question=[prompt for prompt in prompts for _ in range(options.samples)])
+    chosen = [choice([q for q in one["questions"] if q.rationale] or one["questions"], rng) for one in examples]
+    prompts = [chain_of_thought_prompt(one.question) if one.rationale else one.question for one in chosen]
+    images = [one[IMAGE] for one in examples for _ in range(options.num_return_sequences)]
+    texts = drawn(image=images, question=[prompt for prompt in prompts for _ in range(options.num_return_sequences)])
     for number, (question, prompt) in enumerate(zip(chosen, prompts, strict=True)):
-        own = texts[number * options.samples : (number + 1) * options.samples]
-        finals = [final_answer(text) if question.working else text.lower().strip() for text in own]
-        pairs = correctness_pairs(prompt, dict(zip(own, finals, strict=True)), question.answer, options.most_pairs, rng)
+        own = texts[number * options.num_return_sequences : (number + 1) * options.num_return_sequences]
+        finals = [final_answer(text) if question.rationale else text.lower().strip() for text in own]
+        pairs = correctness_pairs(prompt, dict(zip(own, finals, strict=True)), question.answer, options.max_pairs, rng)
         counts.questions += 1
         counts.answers += len(own)
         counts.right += sum(final == question.answer.lower() for final in finals)
@@ -214,7 +228,7 @@ def _judged(
 def correctness_pairs(
     question: str, finals: dict[str, str | None], truth: str, most: int, rng: np.random.Generator
 ) -> list[Preference]:
-    """Each right answer before each wrong one, at most so many by lot.
+    """Each right answer before each wrong one, at most so many at random.
 
     finals: from an answer to what it comes to, None where it comes to nothing. A wrong answer whose end contains the
     truth may be right after all: it makes no pair.
@@ -238,7 +252,7 @@ def _blind(
         return
     asked = [DESCRIBE] * len(examples)
     captions = drawn(image=[one[IMAGE] for one in examples], question=asked)
-    begun = [" ".join(text.split()[: max(1, int(options.kept * len(text.split())))]) for text in captions]
+    begun = [" ".join(text.split()[: max(1, int(options.prefix_fraction * len(text.split())))]) for text in captions]
     for caption, start, rest in zip(captions, begun, drawn(question=asked, begun=begun), strict=True):
         blind = f"{start} {rest}".strip()
         yield Preference(DESCRIBE, caption, blind, "dropout") if caption and blind != caption else None

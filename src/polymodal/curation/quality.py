@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from polymodal.corpora._html import lines
-from polymodal.corpora.registry import named, names
+from polymodal.corpora.registry import load_corpus, names
 from polymodal.curation.ngrams import NGramModel
 from polymodal.errors import UserError, needs
 from polymodal.modalities import Text
@@ -25,14 +25,14 @@ DIACRITICS = re.compile("[\u064b-\u065f\u0670]")  # Arabic vowel signs, which fe
 NOT_PRINTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\ufeff]")  # joiners stay: Persian is spelt with them
 
 
-def printed(text: str) -> str:
+def printable(text: str) -> str:
     """Without characters that are not printed."""
     return NOT_PRINTED.sub("", text)
 
 
-def cleaned(text: str) -> str:
+def clean_text(text: str) -> str:
     """What is printed, with single spaces; line breaks stay."""
-    return "\n".join(lines(printed(text)))
+    return "\n".join(lines(printable(text)))
 
 
 @lru_cache(maxsize=65_536)
@@ -80,7 +80,7 @@ def word_repetition(words: Sequence[str], length: int) -> float:
     return sum(count for count in counts.values() if count > 1) / counts.total() if counts else 0.0
 
 
-def share_of(words: Sequence[str], known: frozenset[str]) -> float:
+def fraction_of(words: Sequence[str], known: frozenset[str]) -> float:
     """The share of words that are among the known ones."""
     return sum(word in known for word in words) / len(words) if words else 0.0
 
@@ -104,18 +104,18 @@ def language_score(text: str, language: str) -> float:
 
 
 @dataclass(frozen=True)
-class Limits:
+class QualityFilters:
     """What a text must keep; a limit of 0 that is a least value, or of infinity that is a largest, asks for nothing."""
 
-    least_words: int = 0
+    min_words: int = 0
     """Fewest words."""
-    most_words: float = math.inf
+    max_words: float = math.inf
     """Most words."""
     character_repetition: float = math.inf
     """Largest share of repeated runs of ten characters."""
     word_repetition: float = math.inf
     """Largest share of repeated runs of words."""
-    run_of_words: int = 5
+    ngram_size: int = 5
     """Length of such a run."""
     special_characters: float = math.inf
     """Largest share of characters that are neither letters nor marks of them; white space is special, too."""
@@ -185,7 +185,7 @@ class Knowledge:
 class Judge:
     """Says why a text is not worth keeping."""
 
-    limits: Limits
+    limits: QualityFilters
     known: Knowledge
 
     def why_not(self, text: str) -> str | None:
@@ -195,32 +195,32 @@ class Judge:
         return next(broken, None)
 
 
-Check = Callable[[str, list[str], Limits, Knowledge], bool]
+Check = Callable[[str, list[str], QualityFilters, Knowledge], bool]
 
 # Cheap signals first, as in the paper's order; what a limit does not ask for is not computed.
 CHECKS: dict[str, Check] = {
-    "least_words": lambda text, words, limit, known: len(words) >= limit.least_words,
-    "most_words": lambda text, words, limit, known: len(words) <= limit.most_words,
+    "min_words": lambda text, words, limit, known: len(words) >= limit.min_words,
+    "max_words": lambda text, words, limit, known: len(words) <= limit.max_words,
     "character_repetition": lambda text, words, limit, known: (
         limit.character_repetition >= 1 or character_repetition(text) <= limit.character_repetition
     ),
     "word_repetition": lambda text, words, limit, known: (
-        limit.word_repetition >= 1 or word_repetition(words, limit.run_of_words) <= limit.word_repetition
+        limit.word_repetition >= 1 or word_repetition(words, limit.ngram_size) <= limit.word_repetition
     ),
     "special_characters": lambda text, words, limit, known: (
         limit.special_characters >= 1 or special_characters(text) <= limit.special_characters
     ),
     "stop_words": lambda text, words, limit, known: (
-        limit.stop_words <= 0 or share_of(words, known.stop_words) >= limit.stop_words
+        limit.stop_words <= 0 or fraction_of(words, known.stop_words) >= limit.stop_words
     ),
     "flagged_words": lambda text, words, limit, known: (
-        limit.flagged_words >= 1 or share_of(words, known.flagged_words) <= limit.flagged_words
+        limit.flagged_words >= 1 or fraction_of(words, known.flagged_words) <= limit.flagged_words
     ),
     "punctuation": lambda text, words, limit, known: (
         limit.punctuation <= 0 or len(words) < PUNCTUATED or punctuation(text, words) >= limit.punctuation
     ),
     "common_words": lambda text, words, limit, known: (
-        limit.common_words <= 0 or share_of(words, known.common_words) >= limit.common_words
+        limit.common_words <= 0 or fraction_of(words, known.common_words) >= limit.common_words
     ),
     "language": lambda text, words, limit, known: (
         limit.language <= 0 or language_score(text, known.language) >= limit.language
@@ -237,13 +237,13 @@ def good_texts(source: str, language: str) -> list[str]:
     Raises UserError for a file that cannot be read, and where there is no text.
     """
     if source in names():
-        corpus = named(source)
-        column = corpus.column_of(Text)
+        corpus = load_corpus(source)
+        column = corpus.column_with(Text)
         rows = corpus.raw_values(corpus.rows("train"), column)
         found = [text["text"] for texts in rows for text in texts or () if text["language"] == language]
     else:
         found = lines_of_file(source)
-    texts = [text for text in map(cleaned, found) if text]
+    texts = [text for text in map(clean_text, found) if text]
     if not texts:
         raise UserError(f"{source} has no text in the language '{language}'.")
     return texts

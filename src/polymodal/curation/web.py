@@ -1,4 +1,4 @@
-"""Web pages to blocks of text and pictures in reading order, each with its Markdown.
+"""Web pages to blocks of text and images in reading order, each with its Markdown.
 
 The page is simplified as OBELICS does (Laurençon et al. 2023, appendix A.1): navigation, footers, dates and what is no
 content go, tags that only style a text are opened. Other than there, lists, tables and code keep their form, so that
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urljoin
 
-from polymodal.corpora._html import lines, parsed, words
+from polymodal.corpora._html import lines, parse_html, words
 
 HEADINGS = {f"h{level}": level for level in range(1, 7)}
 CONTENT = {
@@ -33,7 +33,7 @@ SOURCES = ("src", "data-src", "data-original", "data-lazy-src", "srcset", "data-
 
 
 class Block(NamedTuple):
-    """A piece of a page: a text, or a picture.
+    """A piece of a page: a text, or an image.
 
     kind: heading, paragraph, item, row, code or figure. text: without marks; a figure's caption. markdown: with them.
     image: address of a figure, "" for a text.
@@ -46,11 +46,11 @@ class Block(NamedTuple):
 
 
 def blocks_of(html: str, base: str = "") -> list[Block]:
-    """The content of a page in reading order. base: what addresses of pictures are relative to.
+    """The content of a page in reading order. base: what addresses of images are relative to.
 
     Raises UserError without the package selectolax.
     """
-    tree = parsed(html)
+    tree = parse_html(html)
     if tree.body is None:
         return []
     walk = _Walk(base)
@@ -82,7 +82,7 @@ def visible(markdown: str, text: str) -> list[bool]:
 
 
 def parallel_lists(blocks: list[Block]) -> dict[str, list[str | None]]:
-    """The four lists of OBELICS: at each place either a text or a picture, its caption, and what kind it is."""
+    """The four lists of OBELICS: at each place either a text or an image, its caption, and what kind it is."""
     return {
         "texts": [None if block.image else block.text for block in blocks],
         "images": [block.image or None for block in blocks],
@@ -188,8 +188,8 @@ class _Walk:
             head = all(cell.tag == "th" for cell in cells)
             under = f"\n|{'---|' * len(cells)}" if head else ""
             self.blocks.append(Block("row", " ".join(text for text in texts if text), line + under))
-        for picture in node.css("img"):
-            self._figure(picture)
+        for image in node.css("img"):
+            self._figure(image)
 
     def _code(self, node: Any) -> None:
         self.end()
@@ -225,7 +225,7 @@ def _indented(block: Block, place: _Place) -> Block:
 
 
 def source_of(node: Any) -> str:
-    """The address of a picture: the first attribute of those that pages use, of which no list and no data is taken."""
+    """The address of an image: the first attribute of those that pages use, of which no list and no data is taken."""
     for name in SOURCES:
         value = (node.attributes.get(name) or "").strip()
         if value and "," not in value and " " not in value and not value.startswith("data:"):

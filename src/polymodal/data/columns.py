@@ -18,13 +18,13 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.draws import Draws
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Category, Image, Table, Text, Video
 from polymodal.modalities.image import to_square
-from polymodal.modalities.table import TableRow, TableRows, collate, spread
+from polymodal.modalities.table import TableRow, TableRows, collate, column_statistics
 from polymodal.modalities.text import Caption, Tokenizer, Tokens
 from polymodal.modalities.video import Clip
+from polymodal.rng import ExampleRNG
 from polymodal.types import Batch, Example
 
 MOST_ROWS, DRAWS = 200_000, 8  # that a vocabulary is learned on; captions drawn of each
@@ -36,7 +36,7 @@ SETTINGS = "processor.json"
 class Column(Protocol):
     """One modality of an example, under the name that methods know it by."""
 
-    def read(self, corpus: Corpus, row: int) -> Any:
+    def load(self, corpus: Corpus, row: int) -> Any:
         """The decoded value. Raises UnreadableExample."""
         ...
 
@@ -59,11 +59,11 @@ class ColumnsProcessor:
     def __init__(self, **columns: Column):
         self.columns: Mapping[str, Column] = columns
 
-    def read(self, corpus: Corpus, row: int) -> Example:
-        return {name: column.read(corpus, row) for name, column in self.columns.items()}
+    def load_example(self, corpus: Corpus, row: int) -> Example:
+        return {name: column.load(corpus, row) for name, column in self.columns.items()}
 
     def __call__(self, **columns: list[Any]) -> Batch:
-        refuse_others(columns, self.columns)
+        reject_unknown_columns(columns, self.columns)
         return {name: self.columns[name](values) for name, values in columns.items()}
 
     def save(self, directory: Path) -> None:
@@ -73,7 +73,7 @@ class ColumnsProcessor:
         (directory / SETTINGS).write_text(json.dumps(settings, indent=2))
 
 
-def refuse_others(columns: Iterable[str], known: Iterable[str]) -> None:
+def reject_unknown_columns(columns: Iterable[str], known: Iterable[str]) -> None:
     """Raises UserError for a column that a method does not take."""
     taken = list(known)
     for name in columns:
@@ -88,7 +88,7 @@ def load_columns(directory: Path, **kinds: Callable[..., Column]) -> dict[str, C
 
 
 @dataclass(frozen=True)
-class PlainColumn:
+class BaseColumn:
     """A column whose fields are all that it needs."""
 
     def settings(self) -> dict[str, Any]:
@@ -98,32 +98,32 @@ class PlainColumn:
         """Nothing but the settings."""
 
 
-class AsItIsColumn(PlainColumn):
+class PassThroughColumn(BaseColumn):
     """A list of what is known of an example, from the first column of a modality."""
 
     kind: ClassVar[type]
 
-    def read(self, corpus: Corpus, row: int) -> list[Any]:
-        return corpus.value(row, corpus.column_of(self.kind))
+    def load(self, corpus: Corpus, row: int) -> list[Any]:
+        return corpus.value(row, corpus.column_with(self.kind))
 
     def __call__(self, values: list[Any]) -> Any:
         return values
 
 
-def read_there(
+def read_available_columns(
     columns: Mapping[str, Column], kinds: Mapping[str, tuple[type, ...]], corpus: Corpus, row: int
 ) -> Example:
     """What an example has of some columns. kinds: of each column, the modalities that it reads."""
     there = {type(modality) for name, modality in corpus.columns.items() if corpus.raw(row, name) is not None}
-    return {name: column.read(corpus, row) for name, column in columns.items() if there & {*kinds[name]}}
+    return {name: column.load(corpus, row) for name, column in columns.items() if there & {*kinds[name]}}
 
 
 @dataclass(frozen=True)
-class ImageColumn(PlainColumn):
-    """Square pictures.
+class ImageColumn(BaseColumn):
+    """Square images.
 
     size: side in pixels. mean, std: of the red, green and blue values on the scale 0-1, which become 0 and 1.
-    stretch: whether the whole picture is stretched to the square; else its centre is cut out.
+    stretch: whether the whole image is stretched to the square; else its centre is cut out.
     """
 
     size: int
@@ -136,68 +136,68 @@ class ImageColumn(PlainColumn):
         cls,
         corpus: Corpus,
         size: int,
-        colours: tuple[Sequence[float], Sequence[float]] | None = None,
+        colors: tuple[Sequence[float], Sequence[float]] | None = None,
         stretch: bool = False,
     ) -> ImageColumn:
-        """With the mean and spread of the training pictures, or `colours` in their place."""
-        return cls(size, *(colours or colour_statistics(corpus)), stretch)
+        """With the mean and spread of the training images, or `colours` in their place."""
+        return cls(size, *(colors or color_statistics(corpus)), stretch)
 
-    def read(self, corpus: Corpus, row: int) -> np.ndarray:
-        return to_square(corpus.value(row, corpus.column_of(Image)), self.size, self.stretch)
+    def load(self, corpus: Corpus, row: int) -> np.ndarray:
+        return to_square(corpus.value(row, corpus.column_with(Image)), self.size, self.stretch)
 
     def __call__(self, images: list[Any]) -> Float[Tensor, "batch 3 size size"]:
-        """images: arrays from `read`, Pillow pictures, paths or encoded bytes."""
-        return self.normalise(self.pixels(images))
+        """images: arrays from `load`, Pillow images, paths or encoded bytes."""
+        return self.normalize(self.pixels(images))
 
     def pixels(self, images: list[Any]) -> Float[Tensor, "batch 3 size size"]:
         """Values on the scale 0-1."""
         arrays = [image if isinstance(image, np.ndarray) else self._open(image) for image in images]
         return torch.stack([torch.from_numpy(array).permute(2, 0, 1) for array in arrays]).float().div_(255)
 
-    def normalise(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
-        """Scale 0-1 to mean 0 and standard deviation 1 over the training pictures."""
-        return normalised(pixels, self.mean, self.std)
+    def normalize(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
+        """Scale 0-1 to mean 0 and standard deviation 1 over the training images."""
+        return normalize_pixels(pixels, self.mean, self.std)
 
-    def shown(self, normalised: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
+    def shown(self, normalized: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
         """The way back: values on the scale 0-1, to look at."""
-        return denormalised(normalised, self.mean, self.std)
+        return denormalize_pixels(normalized, self.mean, self.std)
 
     def _open(self, image: PILImage.Image | Path | str | bytes) -> np.ndarray:
         return to_square(Image().decode(str(image) if isinstance(image, Path) else image), self.size, self.stretch)
 
 
-def normalised(
+def normalize_pixels(
     pixels: Float[Tensor, "batch 3 height width"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "batch 3 height width"]:
     """Scale 0-1 to mean 0 and standard deviation 1, colour by colour."""
-    centre, spread = (torch.tensor(values)[:, None, None] for values in (mean, std))
-    return torch.addcmul(-centre / spread, pixels, 1 / spread)
+    center, spread = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return torch.addcmul(-center / spread, pixels, 1 / spread)
 
 
-def denormalised(
+def denormalize_pixels(
     pixels: Float[Tensor, "batch 3 height width"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "batch 3 height width"]:
     """The way back from `normalised`, within 0 to 1."""
-    centre, spread = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (mean, std))
-    return (pixels * spread + centre).clamp(0, 1)
+    center, spread = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (mean, std))
+    return (pixels * spread + center).clamp(0, 1)
 
 
-def colour_statistics(corpus: Corpus, sample: int = 500) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of red, green and blue on the scale 0-1, over evenly chosen training pictures.
+def color_statistics(corpus: Corpus, sample: int = 500) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of red, green and blue on the scale 0-1, over evenly chosen training images.
 
-    Of a corpus with clips, over the first frame of each. Pictures on white, on black and photographs differ too much
+    Of a corpus with clips, over the first frame of each. Images on white, on black and photographs differ too much
     for one data set's figures to suit all.
     """
-    column = corpus.column_of(Video if corpus.holds(Video) else Image)
-    pictures = []
+    column = corpus.column_with(Video if corpus.has_modality(Video) else Image)
+    images = []
     for row in corpus.sample("train", sample):
         with contextlib.suppress(UnreadableExample):  # the loader counts and names them
             value = corpus.value(row, column)
-            picture = PILImage.fromarray(value.frames[0]) if isinstance(value, Clip) else value
-            pictures.append(to_square(picture, 16))
-    if not pictures:
+            image = PILImage.fromarray(value.frames[0]) if isinstance(value, Clip) else value
+            images.append(to_square(image, 16))
+    if not images:
         return [0.5] * 3, [0.5] * 3
-    values = np.stack(pictures).reshape(-1, 3) / 255
+    values = np.stack(images).reshape(-1, 3) / 255
     return values.mean(0).round(4).tolist(), values.std(0).clip(min=0.05).round(4).tolist()
 
 
@@ -219,20 +219,20 @@ class TextColumn:
         """Learn a tokenizer from captions of the training splits; the shares of languages are those of the first."""
         texts, shares = [], []
         for corpus in corpora:
-            column = corpus.column_of(Text)
+            column = corpus.column_with(Text)
             modality = corpus.columns[column]
             assert isinstance(modality, Text)
             shares.append(modality.language_shares)
-            texts.append(_drawn(corpus.raw_values(corpus.sample("train", MOST_ROWS), column), modality))
+            texts.append(_sample_captions(corpus.raw_values(corpus.sample("train", MOST_ROWS), column), modality))
         return cls(learn(itertools.chain(*texts)), shares[0])
 
-    def read(self, corpus: Corpus, row: int) -> list[Caption]:
-        return corpus.value(row, corpus.column_of(Text))
+    def load(self, corpus: Corpus, row: int) -> list[Caption]:
+        return corpus.value(row, corpus.column_with(Text))
 
     def __call__(self, texts: list[str]) -> Tokens:
         return self.tokenizer(texts)
 
-    def draw(self, captions: list[Caption], rng: np.random.Generator) -> str:
+    def sample_caption(self, captions: list[Caption], rng: np.random.Generator) -> str:
         """One caption at random, languages by the corpus's shares."""
         return self.text.choose(captions, rng)
 
@@ -243,7 +243,7 @@ class TextColumn:
         self.tokenizer.save(directory)
 
 
-def _drawn(rows: list[Any], modality: Text) -> Iterator[str]:
+def _sample_captions(rows: list[Any], modality: Text) -> Iterator[str]:
     """Captions as often as training will draw them, or rare languages would take the vocabulary of frequent ones."""
     rng = np.random.default_rng(0)
     for row in rows:
@@ -253,7 +253,7 @@ def _drawn(rows: list[Any], modality: Text) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class TableColumn(PlainColumn):
+class TableColumn(BaseColumn):
     """Rows of a table, numbers at mean 0 and standard deviation 1 over the training rows.
 
     numeric: names of the number columns. categorical: name -> the values that it may have. quantiles: for each number
@@ -271,7 +271,7 @@ class TableColumn(PlainColumn):
     @classmethod
     def fit(cls, corpus: Corpus) -> TableColumn:
         """Raises UserError when no row of the training split can be read."""
-        column = corpus.column_of(Table)
+        column = corpus.column_with(Table)
         table = corpus.columns[column]
         assert isinstance(table, Table)
         rows = []
@@ -280,7 +280,7 @@ class TableColumn(PlainColumn):
                 rows.append(table.decode(raw))
         if not rows:
             raise UserError(f"The corpus '{corpus.name}' has no readable table row in its training split.")
-        mean, std = spread(rows)
+        mean, std = column_statistics(rows)
         numbers = ((np.stack([row.numbers for row in rows]) - mean) / std).T
         known = [values[~np.isnan(values)] for values in numbers]
         ranks = (np.arange(QUANTILES) + 0.5) / QUANTILES
@@ -307,27 +307,27 @@ class TableColumn(PlainColumn):
         """The most frequent value of each category column."""
         return [int(np.argmax(shares)) for shares in self.shares]
 
-    def read(self, corpus: Corpus, row: int) -> TableRow:
-        return corpus.value(row, corpus.column_of(Table))
+    def load(self, corpus: Corpus, row: int) -> TableRow:
+        return corpus.value(row, corpus.column_with(Table))
 
     def __call__(self, rows: list[TableRow]) -> TableRows:
         return collate(rows, np.array(self.mean), np.array(self.std))
 
-    def random_rows(self, draws: Draws) -> TableRows:
+    def random_rows(self, example_rng: ExampleRNG) -> TableRows:
         """A row for each example, every cell drawn from its column's distribution over the training rows."""
-        batch = len(draws.seeds)
+        batch = len(example_rng.seeds)
         numbers = torch.empty(batch, len(self.numeric))
         for column, values in enumerate(self.quantiles):
-            numbers[:, column] = torch.tensor(values)[(draws.uniform() * len(values)).long()]
+            numbers[:, column] = torch.tensor(values)[(example_rng.uniform() * len(values)).long()]
         places = torch.empty(batch, len(self.categorical), dtype=torch.long)
         for column, shares in enumerate(self.shares):
             ends = torch.tensor(shares).cumsum(0)[:-1]
-            places[:, column] = torch.searchsorted(ends, draws.uniform(), right=True)
+            places[:, column] = torch.searchsorted(ends, example_rng.uniform(), right=True)
         return TableRows(numbers, places)
 
 
 @dataclass(frozen=True)
-class LabelColumn(PlainColumn):
+class LabelColumn(BaseColumn):
     """The corpus's label. names: of the classes, in the order of their numbers."""
 
     names: Sequence[str]
@@ -340,7 +340,7 @@ class LabelColumn(PlainColumn):
             raise UserError(f"The corpus '{corpus.name}' has no label to learn to classify by.")
         return cls(list(modality.names))
 
-    def read(self, corpus: Corpus, row: int) -> int:
+    def load(self, corpus: Corpus, row: int) -> int:
         assert corpus.label is not None
         return corpus.value(row, corpus.label)
 

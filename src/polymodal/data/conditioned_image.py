@@ -1,4 +1,4 @@
-"""Pictures, and what they are to be generated from: a class, words, or both."""
+"""Images, and what they are to be generated from: a class, words, or both."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class ConditionedImageProcessor(ColumnsProcessor):
         cls, corpus: Corpus, image_size: int, learn: Callable[[Iterable[str]], Tokenizer]
     ) -> ConditionedImageProcessor:
         """Raises UserError when the corpus has neither a label nor texts."""
-        with_text = corpus.holds(Text)
+        with_text = corpus.has_modality(Text)
         if corpus.label is None and not with_text:
-            raise UserError(f"The corpus '{corpus.name}' has neither a label nor texts to generate pictures from.")
+            raise UserError(f"The corpus '{corpus.name}' has neither a label nor texts to generate images from.")
         label = LabelColumn.fit(corpus) if corpus.label is not None else None
         text = TextColumn.fit(corpus, learn) if with_text else None
         return cls(ImageColumn.fit(corpus, image_size), label, text)
@@ -54,7 +54,7 @@ class ConditionedImageProcessor(ColumnsProcessor):
             given["text"] = [example["text"][0].text for example in examples]
         elif self.text is not None:
             drawn = zip(examples, generators or (), strict=True)
-            given["text"] = [self.text.draw(example["text"], generator) for example, generator in drawn]
+            given["text"] = [self.text.sample_caption(example["text"], generator) for example, generator in drawn]
         return self(**given)
 
 

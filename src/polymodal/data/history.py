@@ -27,8 +27,8 @@ class HistoryColumn:
     def __init__(self, catalogue: Sequence[Item]):
         self.catalogue = tuple(catalogue)
 
-    def read(self, corpus: Corpus, row: int) -> Int[np.ndarray, " items"]:
-        return corpus.value(row, corpus.column_of(History))
+    def load(self, corpus: Corpus, row: int) -> Int[np.ndarray, " items"]:
+        return corpus.value(row, corpus.column_with(History))
 
     def __call__(self, histories: list[Int[np.ndarray, " _"]]) -> Float[Tensor, "batch items"]:
         """histories: item numbers, of any count."""
@@ -54,7 +54,7 @@ class HistoryProcessor(ColumnsProcessor):
     @classmethod
     def fit(cls, corpus: Corpus) -> HistoryProcessor:
         """Raises UserError when the catalogue is empty."""
-        histories = corpus.columns[corpus.column_of(History)]
+        histories = corpus.columns[corpus.column_with(History)]
         assert isinstance(histories, History)
         if not histories.catalogue:
             raise UserError(f"The corpus '{corpus.name}' has histories, but no catalogue of items.")
@@ -78,16 +78,16 @@ class HistoryProcessor(ColumnsProcessor):
         weights = vectoriser.fit_transform([item.text for item in self.catalogue])
         return vectoriser.get_feature_names_out().tolist(), torch.from_numpy(weights.toarray()).float()
 
-    def text_neighbours(self, count: int) -> Int[Tensor, "2 edges"]:
+    def text_neighbors(self, count: int) -> Int[Tensor, "2 edges"]:
         """From each item to the `count` items with the most similar words; itself is the first of them."""
-        return _neighbours([item.text for item in self.catalogue], count, WORD)
+        return _neighbors([item.text for item in self.catalogue], count, WORD)
 
-    def fact_neighbours(self, count: int) -> Int[Tensor, "2 edges"]:
+    def fact_neighbors(self, count: int) -> Int[Tensor, "2 edges"]:
         """The same by the facts that items share; without facts, an item has only itself."""
-        return _neighbours(["\n".join(item.facts) for item in self.catalogue], count, r"[^\n]+")
+        return _neighbors(["\n".join(item.facts) for item in self.catalogue], count, r"[^\n]+")
 
 
-def _neighbours(texts: list[str], count: int, token_pattern: str) -> Int[Tensor, "2 edges"]:
+def _neighbors(texts: list[str], count: int, token_pattern: str) -> Int[Tensor, "2 edges"]:
     """By the cosine of TF-IDF vectors."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.neighbors import NearestNeighbors

@@ -1,4 +1,4 @@
-"""Pictures, table rows and, where it is to be learned, a label to tensors."""
+"""Images, table rows and, where it is to be learned, a label to tensors."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class ImageTableProcessor(ColumnsProcessor):
         corpus: Corpus,
         image_size: int,
         with_label: bool,
-        colours: tuple[Sequence[float], Sequence[float]] | None = None,
+        colors: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> ImageTableProcessor:
         """colours: mean and spread that an image tower was trained with, in place of the corpus's."""
         label = LabelColumn.fit(corpus) if with_label else None
-        return cls(ImageColumn.fit(corpus, image_size, colours), TableColumn.fit(corpus), label)
+        return cls(ImageColumn.fit(corpus, image_size, colors), TableColumn.fit(corpus), label)
 
     @classmethod
     def load(cls, directory: Path) -> ImageTableProcessor:

@@ -1,4 +1,4 @@
-"""Pictures and captions to tensors, for every recipe that needs the two."""
+"""Images and captions to tensors, for every recipe that needs the two."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class ImageTextProcessor(ColumnsProcessor):
         corpus: Corpus,
         image_size: int,
         learn: Callable[[Iterable[str]], Tokenizer],
-        colours: tuple[Sequence[float], Sequence[float]] | None = None,
+        colors: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> ImageTextProcessor:
         """Learn a tokenizer from captions of the training split, and the mean and spread of its colours.
 
         colours: mean and spread that an image tower was trained with, in place of the corpus's.
         """
         text = TextColumn.fit(corpus, learn)
-        return cls(ImageColumn.fit(corpus, image_size, colours), text)
+        return cls(ImageColumn.fit(corpus, image_size, colors), text)
 
     @classmethod
     def load(cls, directory: Path, tokenizer: Tokenizer) -> ImageTextProcessor:
@@ -47,14 +47,14 @@ class ImageTextProcessor(ColumnsProcessor):
     def tokenizer(self) -> Tokenizer:
         return self.text.tokenizer
 
-    def draw(self, captions: list[Caption], rng: np.random.Generator) -> str:
+    def sample_caption(self, captions: list[Caption], rng: np.random.Generator) -> str:
         """One caption at random, languages by the corpus's shares."""
-        return self.text.draw(captions, rng)
+        return self.text.sample_caption(captions, rng)
 
     def pixels(self, images: list[np.ndarray]) -> Float[Tensor, "batch 3 size size"]:
         """Values on the scale 0-1."""
         return self.image.pixels(images)
 
-    def normalise(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
-        """Scale 0-1 to mean 0 and standard deviation 1 over the training pictures."""
-        return self.image.normalise(pixels)
+    def normalize(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
+        """Scale 0-1 to mean 0 and standard deviation 1 over the training images."""
+        return self.image.normalize(pixels)

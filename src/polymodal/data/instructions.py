@@ -1,4 +1,4 @@
-"""What can be asked about a picture, made from what its example has: captions, questions, boxes, written words."""
+"""What can be asked about an image, made from what its example has: captions, questions, boxes, written words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from polymodal.data.conversation import DESCRIBE, IMAGE, Saying
+from polymodal.data.conversation import DESCRIBE, IMAGE, Turn
 from polymodal.modalities.question import Question
 from polymodal.types import Example
 
@@ -17,7 +17,7 @@ THINK = "Think step by step."  # after a question whose working is to be written
 FINAL = "Final answer:"  # between a working and its answer
 
 
-def one_of(values: Sequence[Any], rng: np.random.Generator) -> Any:
+def choice(values: Sequence[Any], rng: np.random.Generator) -> Any:
     """Any of them, each as often."""
     return values[int(rng.integers(len(values)))]
 
@@ -27,26 +27,28 @@ def longest_caption(example: Example) -> str:
     return max((caption.text for caption in example["text"]), key=len)
 
 
-def described(example: Example, rng: np.random.Generator, turns: int) -> list[Saying]:
+def caption_turns(example: Example, rng: np.random.Generator, max_turns: int) -> list[Turn]:
     """The longest caption, asked for."""
-    return [Saying(longest_caption(example), DESCRIBE)]
+    return [Turn(longest_caption(example), DESCRIBE)]
 
 
-def asked(example: Example, rng: np.random.Generator, turns: int, workings: float = 0.5) -> list[Saying]:
-    """Some of the questions in any order, at most `turns`. workings: share with their working, where it is known."""
-    some = [example["questions"][number] for number in rng.permutation(len(example["questions"]))[:turns]]
+def question_turns(example: Example, rng: np.random.Generator, max_turns: int, cot_fraction: float = 0.5) -> list[Turn]:
+    """Some of the questions in any order, at most `max_turns`. cot_fraction: of those with a known rationale."""
+    some = [example["questions"][number] for number in rng.permutation(len(example["questions"]))[:max_turns]]
     return [
-        worked(question) if question.working and rng.random() < workings else Saying(question.answer, question.question)
+        chain_of_thought_turn(question)
+        if question.rationale and rng.random() < cot_fraction
+        else Turn(question.answer, question.question)
         for question in some
     ]
 
 
-def worked(question: Question) -> Saying:
+def chain_of_thought_turn(question: Question) -> Turn:
     """The question with its working and the answer after it."""
-    return Saying(f"{question.working} {FINAL} {question.answer}", step_by_step(question.question))
+    return Turn(f"{question.rationale} {FINAL} {question.answer}", chain_of_thought_prompt(question.question))
 
 
-def step_by_step(question: str) -> str:
+def chain_of_thought_prompt(question: str) -> str:
     """The question that asks for the working, too."""
     return f"{question} {THINK}"
 
@@ -57,26 +59,26 @@ def final_answer(text: str) -> str | None:
     return answer.strip(" .") or None if mark else None
 
 
-def located(example: Example, rng: np.random.Generator, turns: int) -> list[Saying]:
-    """Boxes of some objects in thousandths of the picture, at most `turns`."""
-    some = [example["regions"][number] for number in rng.permutation(len(example["regions"]))[:turns]]
-    return [Saying(" ".join(map(str, region.box)), f"What is the box of the {region.name}?") for region in some]
+def grounding_turns(example: Example, rng: np.random.Generator, max_turns: int) -> list[Turn]:
+    """Boxes of some objects in thousandths of the image, at most `max_turns`."""
+    some = [example["regions"][number] for number in rng.permutation(len(example["regions"]))[:max_turns]]
+    return [Turn(" ".join(map(str, region.box)), f"What is the box of the {region.name}?") for region in some]
 
 
-# What can be asked of a picture, by what its example must have.
-TASKS: dict[str, Callable[[Example, np.random.Generator, int], list[Saying]]] = {
-    "text": described,
-    "questions": asked,
-    "regions": located,
+# What can be asked of an image, by what its example must have.
+TASKS: dict[str, Callable[[Example, np.random.Generator, int], list[Turn]]] = {
+    "text": caption_turns,
+    "questions": question_turns,
+    "regions": grounding_turns,
 }
 
 
-def written_words(example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """Two words of a caption, drawn in dark on a pale ground as large as the example's picture; one where two are wide.
+def ocr_turn(example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    """Two words of a caption, drawn in dark on a pale ground as large as the example's image; one where two are wide.
 
-    A word that is wider than the picture is cut.
+    A word that is wider than the image is cut.
     """
-    words = one_of(example["text"], rng).text.split()
+    words = choice(example["text"], rng).text.split()
     start = int(rng.integers(max(len(words) - 1, 1)))
     text = " ".join(words[start : start + 2])
     height, width, _ = example[IMAGE].shape

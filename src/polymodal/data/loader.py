@@ -1,6 +1,6 @@
 """Examples to batches: an order from a seed, decoding ahead of the step, exact state (Grain).
 
-A picture is decoded once and kept while memory allows. An example that cannot be read is replaced, counted and named.
+An image is decoded once and kept while memory allows. An example that cannot be read is replaced, counted and named.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # grain warns at import that 
 import grain
 
 from polymodal.corpora.corpus import Corpus, Part
-from polymodal.draws import Draws
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Text
+from polymodal.rng import ExampleRNG
 from polymodal.types import Batch, Example, Processor
 
 MEMORY_FOR_EXAMPLES = 4 * 2**30
-MOST_SKIPPED = 0.1
+MAX_SKIPPED = 0.1
 
 
 class Reader:
@@ -38,12 +38,12 @@ class Reader:
         self._kept: dict[int, Example | None] = {}
         self._room = memory if corpus.keeps_decoded else 0
 
-    def read(self, row: int) -> Example | None:
+    def load_example(self, row: int) -> Example | None:
         """The example, or None when it is unreadable."""
         if row in self._kept:
             return self._kept[row]
         try:
-            example = self.processor.read(self.corpus, row)
+            example = self.processor.load_example(self.corpus, row)
             cost = sum(value.nbytes for value in example.values() if isinstance(value, np.ndarray))
         except UnreadableExample as reason:
             self.skipped[self.corpus.key(row)] = str(reason)
@@ -59,7 +59,7 @@ class Reader:
 
     def read_all(self, rows: np.ndarray) -> tuple[np.ndarray, list[Example]]:
         """The readable ones among the rows, with their row numbers."""
-        examples = {row: self.read(row) for row in rows.tolist()}
+        examples = {row: self.load_example(row) for row in rows.tolist()}
         readable = {row: example for row, example in examples.items() if example is not None}
         return np.array(list(readable), dtype=np.int64), list(readable.values())
 
@@ -76,7 +76,7 @@ class Reader:
     def check(self) -> None:
         """Raises UserError when more than a tenth of the training examples were unreadable."""
         total = len(self.corpus.rows("train"))
-        if len(self.skipped) > max(MOST_SKIPPED * total, 1):
+        if len(self.skipped) > max(MAX_SKIPPED * total, 1):
             key, reason = next(iter(self.skipped.items()))
             raise UserError(
                 f"{len(self.skipped)} of {total} examples of '{self.corpus.name}' cannot be read, more than a tenth "
@@ -84,7 +84,7 @@ class Reader:
             )
 
 
-MakeBatch = Callable[[list[Example], Processor, Draws], Batch]
+MakeBatch = Callable[[list[Example], Processor, ExampleRNG], Batch]
 
 
 class TrainingData:
@@ -105,18 +105,18 @@ class TrainingData:
         micro_batch: int = 0,
         process: int = 0,
         processes: int = 1,
-        workers: int = 0,
-        worker_processes: int = 0,
-        bucket: int = 0,
-        padded: type = Text,
+        num_threads: int = 0,
+        num_workers: int = 0,
+        length_bucketing: int = 0,
+        length_modality: type = Text,
     ):
         """batch_size: of all processes together, which divide it evenly.
 
         micro_batch: examples of a micro-batch, which divide the process's share evenly; 0 is all of it.
-        workers: threads that prepare batches while the step runs; 0 prepares each when it is asked for.
-        worker_processes: processes that do so in place of threads.
-        bucket: batches whose examples are sorted by length together, see `Bucketed`; 0 sorts none. padded: the modality
-        whose lengths count.
+        num_threads: threads that prepare batches while the step runs; 0 prepares each when it is asked for.
+        num_workers: processes that do so in place of threads.
+        length_bucketing: batches whose examples are sorted by length together, see `Bucketed`; 0 sorts none.
+        length_modality: the modality whose lengths count.
 
         Raises UserError when the training split does not fill one batch, or has no length to sort by, and for processes
         on a system that has no fork.
@@ -128,11 +128,11 @@ class TrainingData:
         self.first = process * self.share
         self.micro_batch = micro_batch or self.share
         self.batch_size = batch_size
-        self.order = batch_order(reader.corpus, batch_size, seed, bucket, padded)
-        options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)
+        self.order = batch_order(reader.corpus, batch_size, seed, length_bucketing, length_modality)
+        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
         self._iterator = (
-            _FromProcesses(self, worker_processes)
-            if worker_processes
+            _FromProcesses(self, num_workers)
+            if num_workers
             else iter(self.order.map_with_index(self._load).to_iter_dataset(options))
         )
 
@@ -171,13 +171,13 @@ class TrainingData:
             self.make_batch(
                 examples[place : place + self.micro_batch],
                 self.reader.processor,
-                Draws.of(self.seed, first + place, self.micro_batch),
+                ExampleRNG.of(self.seed, first + place, self.micro_batch),
             )
             for place in range(0, self.share, self.micro_batch)
         ]
 
     def _readable(self, batch: int, place: int, row: int) -> Example:
-        while (example := self.reader.read(row)) is None:
+        while (example := self.reader.load_example(row)) is None:
             self.reader.check()
             batch += 1
             row = int(self.order[batch][self.first + place])
@@ -193,7 +193,7 @@ class _FromProcesses:
 
     def __init__(self, data: TrainingData, count: int):
         if "fork" not in multiprocessing.get_all_start_methods():
-            raise UserError("--worker-processes need a system with fork, such as Linux; --workers N are threads.")
+            raise UserError("--num-workers need a system with fork, such as Linux; --num-threads N are threads.")
         self.data = data
         self.count = count
         self._next = 0
@@ -266,12 +266,14 @@ def _leave_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def batch_order(corpus: Corpus, batch_size: int, seed: int, bucket: int = 0, padded: type = Text) -> Any:
+def batch_order(
+    corpus: Corpus, batch_size: int, seed: int, length_bucketing: int = 0, length_modality: type = Text
+) -> Any:
     """An endless Grain dataset of the row numbers of each batch, with random access.
 
     Every epoch has an order of its own and leaves out the remainder that does not fill a batch, so that no example is
     twice in a batch. The parts of a mixture alternate by their weights, each with epochs of its own.
-    bucket, padded: see `TrainingData`.
+    length_bucketing, length_modality: see `TrainingData`.
     """
     parts = corpus.parts("train")
     total = sum(len(part.rows) for part in parts)
@@ -288,10 +290,10 @@ def batch_order(corpus: Corpus, batch_size: int, seed: int, bucket: int = 0, pad
             for number, part in enumerate(parts)
         ]
         order = grain.MapDataset.mix(endless, weights=[part.weight for part in parts]).batch(batch_size)
-    if not bucket:
+    if not length_bucketing:
         return order
-    lengths = corpus.stored_lengths(corpus.column_of(padded))
-    return grain.MapDataset.source(Bucketed(order, lengths, bucket, total // batch_size, seed))
+    lengths = corpus.stored_lengths(corpus.column_with(length_modality))
+    return grain.MapDataset.source(Bucketed(order, lengths, length_bucketing, total // batch_size, seed))
 
 
 def _shuffled(part: Part, seed: int) -> Any:

@@ -1,7 +1,7 @@
 """Masks of masked modelling, over text, image patches, video and audio, and what a model is given in place of an input.
 
 A mask is True at the positions that are masked and predicted. Every function takes the random numbers from the
-streams of the examples (`polymodal.draws`), so that an example's mask does not depend on the batch that it is in.
+streams of the examples (`polymodal.rng`), so that an example's mask does not depend on the batch that it is in.
 Masks come first (`mask_spans`, `mask_patches`, ...), then what is done to the input at them (`mask_tokens`,
 `mask_values`), with one result type for all modalities (`MaskedInput`).
 """
@@ -19,9 +19,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from polymodal.draws import Draws
 from polymodal.errors import UserError
 from polymodal.modalities.text import Tokens
+from polymodal.rng import ExampleRNG
 
 MIN_ASPECT, MAX_ASPECT = 0.3, 1 / 0.3  # height to width of a block (BEiT, algorithm 1)
 MAX_ATTEMPTS = 20  # that place no new block, after which a mask stays as it is
@@ -57,7 +57,7 @@ def mask_tokens(
     tokens: Tokens,
     mask: Bool[Tensor, "batch length"],
     mask_id: int,
-    rng: Draws,
+    rng: ExampleRNG,
     vocab_size: int = 0,
     keep_prob: float = 0.1,
     random_prob: float = 0.1,
@@ -73,11 +73,11 @@ def mask_tokens(
         raise UserError(f"Probabilities to keep ({keep_prob:g}) and to replace ({random_prob:g}) add up to at most 1.")
     if random_prob and vocab_size < 1:
         raise UserError("Random tokens need a vocab_size of at least 1.")
-    mask = mask & tokens.words
+    mask = mask & tokens.content_mask
     ids = tokens.ids.masked_fill(mask, mask_id)
     if keep_prob or random_prob:
         replacements, choices = tokens.ids.clone(), torch.ones(tokens.ids.shape, dtype=torch.float64)
-        for row, content in enumerate(tokens.words):
+        for row, content in enumerate(tokens.content_mask):
             generator, count = rng.generators[row], int(content.sum())
             choices[row, content] = torch.from_numpy(generator.random(count))
             if random_prob:
@@ -100,7 +100,7 @@ def mask_values(
 
 
 def mask_random(
-    lengths: Sequence[int], ratio: float, rng: Draws, min_masked: int = 0, exact: bool = True
+    lengths: Sequence[int], ratio: float, rng: ExampleRNG, min_masked: int = 0, exact: bool = True
 ) -> Bool[Tensor, "batch length"]:
     """Mask positions one by one, independently of each other.
 
@@ -122,7 +122,7 @@ def mask_random(
 def mask_spans(
     lengths: Sequence[int],
     ratio: float,
-    rng: Draws,
+    rng: ExampleRNG,
     mean_length: float = 3.0,
     distribution: Literal["poisson", "geometric"] = "poisson",
     max_length: int = 10,
@@ -153,7 +153,7 @@ def mask_spans(
 
 
 def mask_noise_spans(
-    lengths: Sequence[int], ratio: float, rng: Draws, mean_length: float = 3.0
+    lengths: Sequence[int], ratio: float, rng: ExampleRNG, mean_length: float = 3.0
 ) -> Bool[Tensor, "batch length"]:
     """Mask round(masked / mean_length) spans that never touch, of random lengths (T5, `random_spans_noise_mask`).
 
@@ -179,7 +179,12 @@ def mask_noise_spans(
 
 
 def mask_time_spans(
-    lengths: Sequence[int], start_prob: float, span_length: int, rng: Draws, min_spans: int = 1, exact: bool = False
+    lengths: Sequence[int],
+    start_prob: float,
+    span_length: int,
+    rng: ExampleRNG,
+    min_spans: int = 1,
+    exact: bool = False,
 ) -> Bool[Tensor, "batch length"]:
     """Mask spans of a fixed length, which may overlap (wav2vec 2.0, section 3.1: p = 0.065 and 10 frames).
 
@@ -203,12 +208,12 @@ def mask_time_spans(
     return _masks(lengths, rng, positions)
 
 
-def mask_patches(num_patches: int, ratio: float, rng: Draws) -> Bool[Tensor, "batch patches"]:
+def mask_patches(num_patches: int, ratio: float, rng: ExampleRNG) -> Bool[Tensor, "batch patches"]:
     """Mask the same number of patches, round(ratio * num_patches), of every example at random (MAE, section 3)."""
     return mask_random([num_patches] * len(rng.seeds), ratio, rng)
 
 
-def mask_tubes(frames: int, num_patches: int, ratio: float, rng: Draws) -> Bool[Tensor, "batch tokens"]:
+def mask_tubes(frames: int, num_patches: int, ratio: float, rng: ExampleRNG) -> Bool[Tensor, "batch tokens"]:
     """Mask the same patches in all frames (VideoMAE, section 3.2); tokens are frame after frame.
 
     frames: of the encoder's tokens, such as half of the video's for tubelets of two frames. num_patches: of a frame.
@@ -217,7 +222,7 @@ def mask_tubes(frames: int, num_patches: int, ratio: float, rng: Draws) -> Bool[
 
 
 def mask_blocks(
-    grid: int | tuple[int, int], ratio: float, rng: Draws, min_area: float = 16 / 196, exact: bool = False
+    grid: int | tuple[int, int], ratio: float, rng: ExampleRNG, min_area: float = 16 / 196, exact: bool = False
 ) -> Bool[Tensor, "batch patches"]:
     """Mask rectangles of patches until about round(ratio * patches) are masked, never more (BEiT, algorithm 1).
 
@@ -253,7 +258,7 @@ def mask_spectrogram(
     lengths: Sequence[int],
     num_bands: int,
     ratio: float,
-    rng: Draws,
+    rng: ExampleRNG,
     axis: Literal["both", "time", "frequency"] = "both",
 ) -> Bool[Tensor, "batch tokens"]:
     """Mask patches of spectrograms: any of them, whole moments, or whole frequency bands (AudioMAE, section 3).
@@ -286,7 +291,7 @@ def expand_content(mask: Bool[Tensor, "batch words"], tokens: Tokens) -> Bool[Te
 
     Its lengths are `(tokens.lengths - 2).tolist()`.
     """
-    content = tokens.words
+    content = tokens.content_mask
     order = (content.cumsum(1) - 1).clamp(min=0)
     return F.pad(mask, (0, max(0, int(order.max()) + 1 - mask.shape[1]))).gather(1, order) & content
 
@@ -311,7 +316,7 @@ def restore_indices(mask: Bool[Tensor, "batch length"]) -> Int[Tensor, "batch le
 
 
 def _masks(
-    lengths: Sequence[int], rng: Draws, positions: Callable[[int, np.random.Generator], np.ndarray]
+    lengths: Sequence[int], rng: ExampleRNG, positions: Callable[[int, np.random.Generator], np.ndarray]
 ) -> Bool[Tensor, "batch length"]:
     """Collect the masked positions of each sequence, which its own generator chooses."""
     mask = np.zeros((len(lengths), max(lengths, default=0)), dtype=bool)

@@ -1,4 +1,4 @@
-"""Pages to tensors: words with their boxes, the picture of the page, and the field that each word is part of."""
+"""Pages to tensors: words with their boxes, the image of the page, and the field that each word is part of."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import MOST_ROWS, ColumnsProcessor, ImageColumn, load_columns
-from polymodal.draws import Draws
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Words
 from polymodal.modalities.document import OTHER, PageTokens, Word, page_tokens
 from polymodal.modalities.text import TextTokenizer, Tokenizer
+from polymodal.rng import ExampleRNG
 
 NO_FIELD = -100  # of tokens that stand for no word's field; what cross-entropy leaves out
 
@@ -26,29 +26,29 @@ NO_FIELD = -100  # of tokens that stand for no word's field; what cross-entropy 
 class WordsColumn:
     """The words of a page in reading order."""
 
-    def __init__(self, tokenizer: Tokenizer, fields: Sequence[str], segment_boxes: bool = True):
-        """fields: every kind of field. segment_boxes: whether a word stands in the box of its whole segment."""
+    def __init__(self, tokenizer: Tokenizer, fields: Sequence[str], segment_level_layout: bool = True):
+        """fields: every kind of field. segment_level_layout: whether a word stands in the box of its whole segment."""
         self.tokenizer = tokenizer
         self.fields = tuple(fields)
-        self.segment_boxes = segment_boxes
+        self.segment_level_layout = segment_level_layout
 
     @classmethod
     def fit(
-        cls, corpus: Corpus, learn: Callable[[Iterable[str]], Tokenizer], segment_boxes: bool = True
+        cls, corpus: Corpus, learn: Callable[[Iterable[str]], Tokenizer], segment_level_layout: bool = True
     ) -> WordsColumn:
         """Learn a tokenizer from the words of the training pages."""
-        column = corpus.column_of(Words)
+        column = corpus.column_with(Words)
         modality = corpus.columns[column]
         assert isinstance(modality, Words)
         pages = []
         for raw in corpus.raw_values(corpus.sample("train", MOST_ROWS), column):
             with contextlib.suppress(UnreadableExample):
                 pages.append(" ".join(word.text for word in modality.decode(raw)))
-        return cls(learn(pages), modality.fields, segment_boxes)
+        return cls(learn(pages), modality.fields, segment_level_layout)
 
-    def read(self, corpus: Corpus, row: int) -> list[Word]:
-        words = corpus.value(row, corpus.column_of(Words))
-        return in_segment_boxes(words) if self.segment_boxes else words
+    def load(self, corpus: Corpus, row: int) -> list[Word]:
+        words = corpus.value(row, corpus.column_with(Words))
+        return in_segment_boxes(words) if self.segment_level_layout else words
 
     def __call__(self, pages: list[list[Word]]) -> PageTokens:
         return page_tokens(pages, self.tokenizer)
@@ -77,7 +77,7 @@ class WordsColumn:
         return labels
 
     def settings(self) -> dict[str, Any]:
-        return {"fields": list(self.fields), "segment_boxes": self.segment_boxes}
+        return {"fields": list(self.fields), "segment_level_layout": self.segment_level_layout}
 
     def save(self, directory: Path) -> None:
         self.tokenizer.save(directory)
@@ -93,9 +93,11 @@ class PageProcessor(ColumnsProcessor):
 
     @classmethod
     def fit(
-        cls, corpus: Corpus, learn: Callable[[Iterable[str]], Tokenizer], image_size: int, segment_boxes: bool
+        cls, corpus: Corpus, learn: Callable[[Iterable[str]], Tokenizer], image_size: int, segment_level_layout: bool
     ) -> PageProcessor:
-        return cls(WordsColumn.fit(corpus, learn, segment_boxes), ImageColumn.fit(corpus, image_size, stretch=True))
+        return cls(
+            WordsColumn.fit(corpus, learn, segment_level_layout), ImageColumn.fit(corpus, image_size, stretch=True)
+        )
 
     @classmethod
     def load(cls, directory: Path, context: int) -> PageProcessor:
@@ -118,12 +120,13 @@ def in_segment_boxes(words: list[Word]) -> list[Word]:
     return [word._replace(box=around[word.segment]) for word in words]
 
 
-def random_windows(pages: list[list[Word]], longest: int, draws: Draws) -> list[list[Word]]:
+def random_windows(pages: list[list[Word]], max_words: int, example_rng: ExampleRNG) -> list[list[Word]]:
     """At most `longest` words in a row of every page."""
     starts = [
-        int(rng.integers(max(len(page) - longest, 0) + 1)) for page, rng in zip(pages, draws.generators, strict=True)
+        int(rng.integers(max(len(page) - max_words, 0) + 1))
+        for page, rng in zip(pages, example_rng.generators, strict=True)
     ]
-    return [page[start : start + longest] for page, start in zip(pages, starts, strict=True)]
+    return [page[start : start + max_words] for page, start in zip(pages, starts, strict=True)]
 
 
 def first_pieces(tokens: PageTokens) -> Bool[Tensor, "batch length"]:

@@ -1,4 +1,4 @@
-"""Pictures, captions, and expressions that refer to objects, to tensors."""
+"""Images, captions, and expressions that refer to objects, to tensors."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from typing import Any, NamedTuple
 from PIL import Image as PILImage
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import MOST_ROWS, ColumnsProcessor, ImageColumn, PlainColumn, TextColumn, load_columns
+from polymodal.data.columns import MOST_ROWS, BaseColumn, ColumnsProcessor, ImageColumn, TextColumn, load_columns
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Expressions, Image, Text
-from polymodal.modalities.boxes import BoxSets
+from polymodal.modalities.boxes import PaddedBoxes
 from polymodal.modalities.text import Caption, Tokenizer
 from polymodal.types import Example
 
-Corners = tuple[float, float, float, float]  # left, top, right, bottom in shares of the picture
+XYXY = tuple[float, float, float, float]  # left, top, right, bottom in shares of the image
 
 
 class Referred(NamedTuple):
     """An expression, and the boxes of all objects that it means."""
 
     text: str
-    boxes: tuple[Corners, ...]
+    boxes: tuple[XYXY, ...]
     clauses: int
 
 
-class ExpressionsColumn(PlainColumn):
-    """Expressions with their boxes in shares of the picture."""
+class ExpressionsColumn(BaseColumn):
+    """Expressions with their boxes in shares of the image."""
 
-    def read(self, corpus: Corpus, row: int) -> list[Referred]:
-        picture: PILImage.Image = corpus.value(row, corpus.column_of(Image))
-        sides = (picture.width, picture.height) * 2
-        said = corpus.value(row, corpus.column_of(Expressions))
+    def load(self, corpus: Corpus, row: int) -> list[Referred]:
+        image: PILImage.Image = corpus.value(row, corpus.column_with(Image))
+        sides = (image.width, image.height) * 2
+        said = corpus.value(row, corpus.column_with(Expressions))
         if not said:
             raise UnreadableExample("there is no expression")
         return [Referred(one.text, tuple(_shares(box, sides) for box in one.boxes), one.clauses) for one in said]
 
-    def __call__(self, sets: list[tuple[Corners, ...]]) -> BoxSets:
-        return BoxSets.of(sets)
+    def __call__(self, sets: list[tuple[XYXY, ...]]) -> PaddedBoxes:
+        return PaddedBoxes.of(sets)
 
 
-def _shares(box: tuple[float, ...], sides: tuple[int, ...]) -> Corners:
+def _shares(box: tuple[float, ...], sides: tuple[int, ...]) -> XYXY:
     left, top, right, bottom = (min(max(edge / side, 0.0), 1.0) for edge, side in zip(box, sides, strict=True))
     return left, top, right, bottom
 
 
 class ReferringProcessor(ColumnsProcessor):
-    """Reads examples as `{"image", "text": captions, "expressions": [Referred, ...]}`; the whole picture is stretched.
+    """Reads examples as `{"image", "text": captions, "expressions": [Referred, ...]}`; the whole image is stretched.
 
     A corpus without captions has its expressions in their place.
     """
@@ -63,10 +63,10 @@ class ReferringProcessor(ColumnsProcessor):
 
     @classmethod
     def fit(cls, corpus: Corpus, image_size: int, learn: Callable[[Iterable[str]], Tokenizer]) -> ReferringProcessor:
-        """Learn a tokenizer from captions and expressions of the training split, and the colours of its pictures."""
+        """Learn a tokenizer from captions and expressions of the training split, and the colours of its images."""
         sample = corpus.sample("train", MOST_ROWS)
         columns = [name for name, kind in corpus.columns.items() if isinstance(kind, Text | Expressions)]
-        corpus.column_of(Expressions)
+        corpus.column_with(Expressions)
         texts = [
             said.text
             for column in columns
@@ -84,11 +84,11 @@ class ReferringProcessor(ColumnsProcessor):
     def tokenizer(self) -> Tokenizer:
         return self.text.tokenizer
 
-    def read(self, corpus: Corpus, row: int) -> Example:
-        said = self.expressions.read(corpus, row)
-        captioned = corpus.holds(Text)
-        captions = self.text.read(corpus, row) if captioned else [Caption(one.text) for one in said]
-        return {"image": self.image.read(corpus, row), "text": captions, "expressions": said}
+    def load_example(self, corpus: Corpus, row: int) -> Example:
+        said = self.expressions.load(corpus, row)
+        captioned = corpus.has_modality(Text)
+        captions = self.text.load(corpus, row) if captioned else [Caption(one.text) for one in said]
+        return {"image": self.image.load(corpus, row), "text": captions, "expressions": said}
 
 
 def _decoded(modality: Any, raw: Any) -> Iterable[Any]:

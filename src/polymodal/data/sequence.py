@@ -1,6 +1,6 @@
 """Interleaved sequences, and many of them packed into few rows, so that hardly a place is padding.
 
-A sequence is an ordered list of segments: words, picture patches, audio frames, discrete codes. Packed into a row with
+A sequence is an ordered list of segments: words, image patches, audio frames, discrete codes. Packed into a row with
 others it keeps its own positions, and its document number keeps attention inside it (`layers.transformer.Packing`).
 """
 
@@ -17,7 +17,7 @@ TEXT = "text"
 
 
 @dataclass(frozen=True)
-class Segment:
+class Span:
     """A stretch of one modality. values: token numbers (length), or features (length, dim).
 
     predicted: whether the loss asks for these places.
@@ -31,7 +31,7 @@ class Segment:
         return len(self.values)
 
 
-Sequence = list[Segment]
+SpanSequence = list[Span]
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class PackedSequences:
         return int((self.document > 0).sum())
 
     @property
-    def place_count(self) -> int:
+    def position_count(self) -> int:
         return self.document.numel()
 
     @property
-    def fill(self) -> float:
+    def packing_efficiency(self) -> float:
         """The share of places that hold a token."""
-        return self.token_count / self.place_count
+        return self.token_count / self.position_count
 
     def of(self, modality: str) -> Bool[Tensor, "rows length"]:
         """True at the places of a modality."""
@@ -113,7 +113,7 @@ def balanced(lengths: Listing[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def pack(sequences: Listing[Sequence], capacity: int) -> PackedSequences:
+def pack(sequences: Listing[SpanSequence], capacity: int) -> PackedSequences:
     """Sequences in rows of at most `capacity` places; what is longer is cut at its end.
 
     Raises ValueError when there is nothing to pack.
@@ -125,12 +125,12 @@ def pack(sequences: Listing[Sequence], capacity: int) -> PackedSequences:
     return _laid_out(cut, balanced(lengths, capacity))
 
 
-def beside(sequences: Listing[Sequence], to_the_right: bool = False) -> PackedSequences:
+def pad_sequences(sequences: Listing[SpanSequence], pad_left: bool = False) -> PackedSequences:
     """One sequence a row, in the order given. to_the_right: all of them end in the last place, to be gone on with."""
-    return _laid_out(sequences, [[index] for index in range(len(sequences))], to_the_right)
+    return _laid_out(sequences, [[index] for index in range(len(sequences))], pad_left)
 
 
-def _laid_out(cut: Listing[Sequence], rows: list[list[int]], to_the_right: bool = False) -> PackedSequences:
+def _laid_out(cut: Listing[SpanSequence], rows: list[list[int]], pad_left: bool = False) -> PackedSequences:
     """rows: which sequences share one. Features are joined in reading order."""
     taken = [sum(len(segment) for index in row for segment in cut[index]) for row in rows]
     shape = (len(rows), max(taken))
@@ -139,7 +139,7 @@ def _laid_out(cut: Listing[Sequence], rows: list[list[int]], to_the_right: bool 
     predicted = torch.zeros(shape, dtype=torch.bool)
     features: dict[str, list[Tensor]] = {}
     for row, members in enumerate(rows):
-        place = shape[1] - taken[row] if to_the_right else 0
+        place = shape[1] - taken[row] if pad_left else 0
         for number, index in enumerate(members, start=1):
             begin = place
             for segment in cut[index]:
@@ -157,7 +157,7 @@ def _laid_out(cut: Listing[Sequence], rows: list[list[int]], to_the_right: bool 
     return PackedSequences(ids, document, position, modality, predicted, modalities, joined)
 
 
-def _cut(sequence: Sequence, capacity: int) -> Sequence:
+def _cut(sequence: SpanSequence, capacity: int) -> SpanSequence:
     kept, room = [], capacity
     for segment in sequence:
         if room > 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import ColumnsProcessor, TextColumn, colour_statistics, load_columns
+from polymodal.data.columns import ColumnsProcessor, TextColumn, color_statistics, load_columns
 from polymodal.data.speech_text import SoundColumn
 from polymodal.data.video_text import VideoColumn
 from polymodal.modalities.text import Tokenizer
@@ -29,13 +29,13 @@ class VideoSoundTextProcessor(ColumnsProcessor):
         corpus: Corpus,
         frames: int,
         size: int,
-        bins: int,
-        longest: float,
+        num_mel_bins: int,
+        max_audio_seconds: float,
         learn: Callable[[Iterable[str]], Tokenizer],
     ) -> VideoSoundTextProcessor:
         """frames, size: of a clip. bins, longest: of a sound, in mel bins and seconds."""
-        video = VideoColumn(frames, size, *colour_statistics(corpus))
-        return cls(video, SoundColumn.fit(corpus, bins, longest), TextColumn.fit(corpus, learn))
+        video = VideoColumn(frames, size, *color_statistics(corpus))
+        return cls(video, SoundColumn.fit(corpus, num_mel_bins, max_audio_seconds), TextColumn.fit(corpus, learn))
 
     @classmethod
     def load(cls, directory: Path, tokenizer: Tokenizer) -> VideoSoundTextProcessor:

@@ -1,4 +1,4 @@
-"""Clips or still pictures, texts, and questions with answers from a list, to tensors."""
+"""Clips or still images, texts, and questions with answers from a list, to tensors."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from torch import Tensor
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import (
     MOST_ROWS,
-    AsItIsColumn,
+    BaseColumn,
     ColumnsProcessor,
     ImageColumn,
-    PlainColumn,
+    PassThroughColumn,
     TextColumn,
-    colour_statistics,
+    color_statistics,
     load_columns,
-    normalised,
-    read_there,
-    refuse_others,
+    normalize_pixels,
+    read_available_columns,
+    reject_unknown_columns,
 )
-from polymodal.draws import Draws
 from polymodal.modalities import Image, Questions, Regions, Text, Video
 from polymodal.modalities.image import to_square
 from polymodal.modalities.image_augmentation import ImageAugmentation, augment
 from polymodal.modalities.text import Tokenizer
-from polymodal.modalities.video import Clip, evenly
+from polymodal.modalities.video import Clip, sample_evenly
+from polymodal.rng import ExampleRNG
 from polymodal.types import Batch, Example
 
 UNKNOWN = -100  # the number of an answer that is not in the list, which losses leave out
@@ -43,7 +43,7 @@ Frames = UInt8[np.ndarray, "frames size size 3"]
 
 
 @dataclass(frozen=True)
-class VideoColumn(PlainColumn):
+class VideoColumn(BaseColumn):
     """Clips of square frames, whose centre is cut out.
 
     frames: of a clip that methods see. size: side in pixels. mean, std: of the red, green and blue values on the scale
@@ -55,17 +55,17 @@ class VideoColumn(PlainColumn):
     mean: Sequence[float] = (0.5, 0.5, 0.5)
     std: Sequence[float] = (0.5, 0.5, 0.5)
 
-    def read(self, corpus: Corpus, row: int) -> Frames:
+    def load(self, corpus: Corpus, row: int) -> Frames:
         """All frames that the corpus decodes of a clip, so that training can draw some."""
-        return self._squares(corpus.value(row, corpus.column_of(Video)))
+        return self._squares(corpus.value(row, corpus.column_with(Video)))
 
     def __call__(self, clips: list[Any]) -> Float[Tensor, "batch frames 3 size size"]:
-        """clips: arrays from `read`, paths or encoded bytes; evenly chosen frames of each are seen."""
+        """clips: arrays from `load`, paths or encoded bytes; evenly chosen frames of each are seen."""
         opened = [clip if isinstance(clip, np.ndarray) else self._open(clip) for clip in clips]
-        return self.normalise(self.pixels([clip[evenly(len(clip), self.frames)] for clip in opened]))
+        return self.normalize(self.pixels([clip[sample_evenly(len(clip), self.frames)] for clip in opened]))
 
     def drawn(self, clip: Frames, rng: np.random.Generator) -> UInt8[np.ndarray, "some size size 3"]:
-        """One frame by lot of each of equal stretches."""
+        """One frame at random of each of equal stretches."""
         ends = np.linspace(0, len(clip), min(self.frames, len(clip)) + 1)
         stretches = itertools.pairwise(ends.astype(int).tolist())
         return clip[[int(rng.integers(start, end)) for start, end in stretches]]
@@ -74,14 +74,16 @@ class VideoColumn(PlainColumn):
         self,
         clips: Sequence[np.ndarray],
         augmentation: ImageAugmentation,
-        draws: Draws,
+        example_rng: ExampleRNG,
         may_flip: Bool[Tensor, " batch"],
     ) -> Float[Tensor, "batch some 3 size size"]:
-        """Frames by lot (`drawn`) of each clip, all changed at random in the same way; for training."""
-        pixels = self.pixels([self.drawn(clip, rng) for clip, rng in zip(clips, draws.generators, strict=True)])
+        """Frames at random (`drawn`) of each clip, all changed at random in the same way; for training."""
+        pixels = self.pixels([self.drawn(clip, rng) for clip, rng in zip(clips, example_rng.generators, strict=True)])
         frames = pixels.shape[1]
-        each = augment(pixels.flatten(0, 1), augmentation, draws.repeated(frames), may_flip.repeat_interleave(frames))
-        return self.normalise(each.unflatten(0, pixels.shape[:2]))
+        each = augment(
+            pixels.flatten(0, 1), augmentation, example_rng.repeat(frames), may_flip.repeat_interleave(frames)
+        )
+        return self.normalize(each.unflatten(0, pixels.shape[:2]))
 
     def pixels(self, clips: Sequence[np.ndarray]) -> Float[Tensor, "batch frames 3 size size"]:
         """Values on the scale 0-1. A clip with fewer frames than the longest shows some of them more than once."""
@@ -89,9 +91,9 @@ class VideoColumn(PlainColumn):
         alike = np.stack([clip[np.arange(longest) * len(clip) // longest] for clip in clips])
         return torch.from_numpy(alike).permute(0, 1, 4, 2, 3).float().div_(255)
 
-    def normalise(self, pixels: Float[Tensor, "batch frames 3 size size"]) -> Float[Tensor, "batch frames 3 size size"]:
-        """Scale 0-1 to mean 0 and standard deviation 1 over the training pictures."""
-        return normalised(pixels.flatten(0, 1), self.mean, self.std).unflatten(0, pixels.shape[:2])
+    def normalize(self, pixels: Float[Tensor, "batch frames 3 size size"]) -> Float[Tensor, "batch frames 3 size size"]:
+        """Scale 0-1 to mean 0 and standard deviation 1 over the training images."""
+        return normalize_pixels(pixels.flatten(0, 1), self.mean, self.std).unflatten(0, pixels.shape[:2])
 
     def _squares(self, clip: Clip) -> Frames:
         return np.stack([to_square(PILImage.fromarray(frame), self.size) for frame in clip.frames])
@@ -101,14 +103,14 @@ class VideoColumn(PlainColumn):
 
 
 class StillColumn(ImageColumn):
-    """Pictures as clips of a single frame."""
+    """Images as clips of a single frame."""
 
     def __call__(self, images: list[Any]) -> Float[Tensor, "batch 1 3 size size"]:
         return super().__call__(images)[:, None]
 
 
 @dataclass(frozen=True)
-class AnswersColumn(AsItIsColumn):
+class AnswersColumn(PassThroughColumn):
     """Questions about an example, and their answers as numbers. names: the answers that are known, commonest first."""
 
     kind = Questions
@@ -117,9 +119,9 @@ class AnswersColumn(AsItIsColumn):
     @classmethod
     def fit(cls, corpus: Corpus, most: int) -> AnswersColumn:
         """The commonest answers of the training split, at most so many; none where it has no questions."""
-        if not most or not corpus.holds(Questions):
+        if not most or not corpus.has_modality(Questions):
             return cls([])
-        column = corpus.column_of(Questions)
+        column = corpus.column_with(Questions)
         stored = corpus.raw_values(corpus.sample("train", MOST_ROWS), column)
         asked = (question for raw in stored if raw is not None for question in corpus.columns[column].decode(raw))
         return cls([answer for answer, _ in Counter(question.answer for question in asked).most_common(most)])
@@ -130,7 +132,7 @@ class AnswersColumn(AsItIsColumn):
 
 
 @dataclass(frozen=True)
-class RegionsColumn(AsItIsColumn):
+class RegionsColumn(PassThroughColumn):
     """Things in the first frame, and boxes as numbers. names: what a thing in a box may be."""
 
     kind = Regions
@@ -162,7 +164,7 @@ MADE_BY = {
 class VideoTextProcessor(ColumnsProcessor):
     """Reads whatever an example has of `{"video", "image", "text", "questions", "regions"}`.
 
-    A picture is a clip of one frame. Batches are made of clips, pictures, texts, questions with answers, and boxes.
+    An image is a clip of one frame. Batches are made of clips, images, texts, questions with answers, and boxes.
     """
 
     def __init__(self, video: VideoColumn, text: TextColumn, questions: AnswersColumn, regions: RegionsColumn):
@@ -180,16 +182,16 @@ class VideoTextProcessor(ColumnsProcessor):
         frames: int,
         size: int,
         learn: Callable[[Iterable[str]], Tokenizer],
-        answers: int,
+        num_answers: int,
         entities: Sequence[str] = (),
     ) -> VideoTextProcessor:
-        """Learn a tokenizer from captions of the training split, the colours of its pictures, and its answers.
+        """Learn a tokenizer from captions of the training split, the colours of its images, and its answers.
 
         frames, size: of a clip. answers: the most that are learned. entities: names of what a thing may be.
         """
         text = TextColumn.fit(corpus, learn)
-        video = VideoColumn(frames, size, *colour_statistics(corpus))
-        return cls(video, text, AnswersColumn.fit(corpus, answers), RegionsColumn(list(entities)))
+        video = VideoColumn(frames, size, *color_statistics(corpus))
+        return cls(video, text, AnswersColumn.fit(corpus, num_answers), RegionsColumn(list(entities)))
 
     @classmethod
     def load(cls, directory: Path, tokenizer: Tokenizer) -> VideoTextProcessor:
@@ -201,9 +203,9 @@ class VideoTextProcessor(ColumnsProcessor):
     def tokenizer(self) -> Tokenizer:
         return self.text.tokenizer
 
-    def read(self, corpus: Corpus, row: int) -> Example:
-        return read_there(self.columns, KINDS, corpus, row)
+    def load_example(self, corpus: Corpus, row: int) -> Example:
+        return read_available_columns(self.columns, KINDS, corpus, row)
 
     def __call__(self, **columns: list[Any]) -> Batch:
-        refuse_others(columns, MADE_BY)
+        reject_unknown_columns(columns, MADE_BY)
         return {name: self.columns[MADE_BY[name]](values) for name, values in columns.items()}

@@ -12,29 +12,29 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.encoders.encoder import Encoder
 from polymodal.errors import UserError
 from polymodal.layers.positions import sine_positions
-from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
+from polymodal.layers.transformer import Packing, Transformer, mean_pool
 from polymodal.modalities.padding import Padded
-from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class AudioEncoderConfig:
     """The audio tower."""
 
-    bins: Count = 80
+    num_mel_bins: PositiveInt = 80
     """Mel bins of a frame."""
-    patch_frames: Count = 8
+    patch_frames: PositiveInt = 8
     """Frames of a patch."""
-    patch_bins: Count = 16
+    patch_bins: PositiveInt = 16
     """Bins of a patch; must divide the bins."""
-    width: Count = 64
+    width: PositiveInt = 64
     """Channels of every token; even."""
-    depth: Whole = 2
+    depth: NonNegativeInt = 2
     """Transformer blocks."""
-    heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads of a block."""
 
 
@@ -43,17 +43,17 @@ class AudioEncoder(Encoder):
 
     def __init__(self, config: AudioEncoderConfig):
         super().__init__()
-        if config.bins % config.patch_bins:
-            raise UserError(f"Patches of {config.patch_bins} bins do not tile a frame of {config.bins}.")
+        if config.num_mel_bins % config.patch_bins:
+            raise UserError(f"Patches of {config.patch_bins} bins do not tile a frame of {config.num_mel_bins}.")
         self.config = config
-        self.bands = config.bins // config.patch_bins
+        self.bands = config.num_mel_bins // config.patch_bins
         self.patch_embedding = nn.Linear(config.patch_frames * config.patch_bins, config.width)
         self.band = nn.Parameter(config.width**-0.5 * torch.randn(self.bands, config.width))
-        self.transformer = Transformer(config.width, config.depth, config.heads)
-        self.norm_after = nn.LayerNorm(config.width)
+        self.transformer = Transformer(config.width, config.depth, config.num_heads)
+        self.norm_post = nn.LayerNorm(config.width)
 
     def forward(self, mel: Padded) -> tuple[Padded, Float[Tensor, "batch width"]]:
-        """mel: standardised frames [batch, frames, bins]. What stands after a sound's length has no influence."""
+        """mel: standardized frames [batch, frames, bins]. What stands after a sound's length has no influence."""
         frames = self.config.patch_frames
         values = mel.values * mel.mask[..., None]
         values = F.pad(values, (0, 0, 0, -values.shape[1] % frames))
@@ -63,5 +63,5 @@ class AudioEncoder(Encoder):
         lengths = -(-mel.lengths // frames) * self.bands
         tokens = Padded(x.flatten(1, 2), lengths)
         packing = Packing.of(tokens.mask)
-        packed = self.norm_after(self.transformer(packing.pack(tokens.values), packing))
-        return Padded(packing.pad(packed), lengths), mean_of_tokens(packed, packing)
+        packed = self.norm_post(self.transformer(packing.pack(tokens.values), packing))
+        return Padded(packing.pad(packed), lengths), mean_pool(packed, packing)

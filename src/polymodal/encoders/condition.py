@@ -1,4 +1,4 @@
-"""What a picture is generated from, a class or words or both, as one vector."""
+"""What an image is generated from, a class or words or both, as one vector."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from polymodal.encoders.text import TextEncoderConfig
 from polymodal.types import Batch
 
 
-class Condition(nn.Module):
+class ConditionEncoder(nn.Module):
     """The sum of an embedded label and a projected text; a learned vector stands for what is not given or shown."""
 
-    def __init__(self, width: int, text: TextEncoderConfig, classes: int, vocabulary: int):
-        """classes, vocabulary: 0 where there are no labels or no texts."""
+    def __init__(self, width: int, text: TextEncoderConfig, num_classes: int, vocab_size: int):
+        """num_classes, vocab_size: 0 where there are no labels or no texts."""
         super().__init__()
-        given = [name for name, count in (("label", classes), ("text", vocabulary)) if count]
+        given = [name for name, count in (("label", num_classes), ("text", vocab_size)) if count]
         self.nothing = nn.ParameterDict({name: nn.Parameter(torch.randn(width)) for name in given})
-        self.label = nn.Embedding(classes, width) if classes else None
-        self.text_encoder = text.build(vocabulary) if vocabulary else None
-        self.projection = nn.Linear(text.width, width) if vocabulary else None
+        self.label = nn.Embedding(num_classes, width) if num_classes else None
+        self.text_encoder = text.build(vocab_size) if vocab_size else None
+        self.projection = nn.Linear(text.width, width) if vocab_size else None
 
     def forward(self, batch: Batch) -> Float[Tensor, "*batch width"]:
         """batch: "label" (numbers) and "text" (Tokens), with "label_shown" and "text_shown" where some are hidden.

@@ -8,43 +8,45 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.encoders.encoder import Encoder
-from polymodal.layers.placed_text import PlacedText
+from polymodal.layers.layout_text_transformer import LayoutTextTransformer
 from polymodal.layers.positions import LayoutEmbedding, SpatialBias
 from polymodal.layers.transformer import Packing
 from polymodal.modalities.document import PageTokens
-from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class DocumentEncoderConfig:
     """The tower of pages."""
 
-    context: Count = 512
+    context_length: PositiveInt = 512
     """Longest page in tokens, with start and end mark."""
-    width: Count = 64
+    width: PositiveInt = 64
     """Channels of every token; even."""
-    depth: Whole = 2
+    depth: NonNegativeInt = 2
     """Transformer blocks."""
-    heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads of a block."""
     spatial_bias: bool = True
     """Whether attention sees the distances of tokens in the text, across and down the page."""
 
-    def build(self, vocabulary: int) -> Encoder:
-        """vocabulary: entries of the tokenizer."""
-        return DocumentEncoder(self, vocabulary)
+    def build(self, vocab_size: int) -> Encoder:
+        """vocab_size: entries of the tokenizer."""
+        return DocumentEncoder(self, vocab_size)
 
 
 class DocumentEncoder(Encoder):
     """A transformer over words and their boxes; its tokens packed, with their packing, and the pooled vector."""
 
-    def __init__(self, config: DocumentEncoderConfig, vocabulary: int):
+    def __init__(self, config: DocumentEncoderConfig, vocab_size: int):
         super().__init__()
         self.config = config
         self.layout = LayoutEmbedding(config.width)
-        self.bias = SpatialBias(config.heads) if config.spatial_bias else None
-        self.text = PlacedText(vocabulary, config.context, config.width, config.depth, config.heads)
+        self.bias = SpatialBias(config.num_heads) if config.spatial_bias else None
+        self.text = LayoutTextTransformer(
+            vocab_size, config.context_length, config.width, config.depth, config.num_heads
+        )
 
     def forward(self, page: PageTokens) -> tuple[Float[Tensor, "total width"], Packing, Float[Tensor, "batch width"]]:
         """Returns the packed tokens of all pages, where they stand, and the mean of each."""

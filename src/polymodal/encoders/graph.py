@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.encoders.encoder import Encoder
-from polymodal.layers.graph import GraphAttention, GraphConvolution, mean_of_nodes
-from polymodal.ranges import Count, Whole
+from polymodal.layers.graph import GraphAttention, GraphConvolution, global_mean_pool
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class VectorGraph:
 class GraphEncoderConfig:
     """The graph tower."""
 
-    features: Count = 64
+    num_features: PositiveInt = 64
     """Values of a node's vector."""
-    width: Count = 64
+    width: PositiveInt = 64
     """Channels of every token."""
-    depth: Whole = 2
+    depth: NonNegativeInt = 2
     """Rounds of messages: how many edges away a node sees."""
-    heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads; for attention only."""
-    messages: Literal["convolution", "attention"] = "convolution"
-    """What weighs neighbours: their degrees (GCN), or attention (GAT)."""
+    message_passing: Literal["convolution", "attention"] = "convolution"
+    """What weighs neighbors: their degrees (GCN), or attention (GAT)."""
 
     def build(self) -> Encoder:
         return GraphEncoder(self)
@@ -62,10 +62,10 @@ class GraphEncoder(Encoder):
         super().__init__()
         self.config = config
         width = config.width
-        self.project = nn.Linear(config.features, width)
+        self.project = nn.Linear(config.num_features, width)
         self.rounds = nn.ModuleList(
-            GraphAttention(width, width, config.heads)
-            if config.messages == "attention"
+            GraphAttention(width, width, config.num_heads)
+            if config.message_passing == "attention"
             else GraphConvolution(width, width)
             for _ in range(config.depth)
         )
@@ -75,4 +75,4 @@ class GraphEncoder(Encoder):
         x = self.project(batch.nodes)
         for messages, norm in zip(self.rounds, self.norms, strict=True):
             x = x + F.gelu(messages(norm(x), batch.ends))
-        return x, mean_of_nodes(x, batch.graph, batch.count)
+        return x, global_mean_pool(x, batch.graph, batch.count)

@@ -11,51 +11,51 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.constraints import NonNegativeInt, PositiveFloat, PositiveInt
 from polymodal.data.sequence import TEXT
-from polymodal.layers.decoder import Cache, Decoder, DecoderBlock, ModalityExperts, Routes, SwiGLU
-from polymodal.layers.decoding import Beams, Decoding, choose, until
+from polymodal.layers.decoder import Decoder, DecoderBlock, ExpertAssignment, KVCache, ModalityExperts, SwiGLU
+from polymodal.layers.decoding import Beams, Decoding, sample, truncate_at_eos
 from polymodal.modalities.text import TextTokenizer, Tokenizer
-from polymodal.ranges import Count, Positive, Whole
 
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
     """A decoder of text."""
 
-    vocabulary: Count = 2000
+    vocab_size: PositiveInt = 2000
     """Entries of the byte-level BPE that is learned on the corpus."""
-    context: Count = 256
+    context_length: PositiveInt = 256
     """Longest sequence in tokens, of all modalities together."""
-    width: Count = 128
+    width: PositiveInt = 128
     """Channels of every token."""
-    depth: Whole = 4
+    depth: NonNegativeInt = 4
     """Blocks."""
-    heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads of a block."""
-    groups: Count = 2
+    num_kv_heads: PositiveInt = 2
     """Heads of keys and values, which the attention heads share evenly."""
-    hidden: Count = 352
-    """Channels inside a perceptron."""
-    rotary_base: Positive = 10_000.0
+    mlp_dim: PositiveInt = 352
+    """Channels inside an MLP."""
+    rope_theta: PositiveFloat = 10_000.0
     """Of the wave lengths of positions."""
-    epsilon: Positive = 1e-6
+    norm_eps: PositiveFloat = 1e-6
     """Of the norms."""
-    tied: bool = True
+    tie_word_embeddings: bool = True
     """Whether words are read and written by the same vectors."""
     attention_bias: bool = False
     """Whether queries, keys and values have biases, as in Qwen 2."""
 
     def tokenizer(self, texts: Iterable[str], marks: Sequence[str] = ()) -> Tokenizer:
         """One for these texts: a byte-level BPE that is learned on them. marks: further ones beside start and end."""
-        return TextTokenizer.train(texts, self.vocabulary, self.context, marks)
+        return TextTokenizer.train(texts, self.vocab_size, self.context_length, marks)
 
     def load_tokenizer(self, directory: Path) -> Tokenizer:
         """The one that `save` wrote into a run."""
-        return TextTokenizer.load(directory, self.context)
+        return TextTokenizer.load(directory, self.context_length)
 
-    def build(self, vocabulary: int, experts: Sequence[str] = (TEXT,)) -> LanguageModel:
-        """vocabulary: entries of the tokenizer. experts: modalities with a perceptron each; one serves all."""
-        return LanguageModel(self, vocabulary, experts)
+    def build(self, vocab_size: int, experts: Sequence[str] = (TEXT,)) -> LanguageModel:
+        """vocab_size: entries of the tokenizer. experts: modalities with an MLP each; one serves all."""
+        return LanguageModel(self, vocab_size, experts)
 
 
 class LanguageModel(nn.Module):
@@ -64,34 +64,34 @@ class LanguageModel(nn.Module):
     def __init__(
         self,
         config: LanguageModelConfig,
-        vocabulary: int,
+        vocab_size: int,
         experts: Sequence[str] = (TEXT,),
-        perceptron: Callable[[str], nn.Module] | None = None,
+        mlp: Callable[[str], nn.Module] | None = None,
         block: type[DecoderBlock] = DecoderBlock,
     ):
-        """experts: modalities with a perceptron each; one serves all. perceptron: makes that of a modality."""
+        """experts: modalities with an MLP each; one serves all. mlp: makes that of a modality."""
         super().__init__()
         self.config = config
 
         def plain(modality: str) -> nn.Module:
-            return SwiGLU(config.width, config.hidden)
+            return SwiGLU(config.width, config.mlp_dim)
 
         def feed_forward() -> ModalityExperts:
-            return ModalityExperts({name: (perceptron or plain)(name) for name in experts})
+            return ModalityExperts({name: (mlp or plain)(name) for name in experts})
 
-        self.embedding = nn.Embedding(vocabulary, config.width)
+        self.embedding = nn.Embedding(vocab_size, config.width)
         self.decoder = Decoder(
             config.width,
             config.depth,
-            config.heads,
-            config.groups,
+            config.num_heads,
+            config.num_kv_heads,
             feed_forward,
-            config.rotary_base,
-            config.epsilon,
+            config.rope_theta,
+            config.norm_eps,
             config.attention_bias,
             block,
         )
-        self.head = None if config.tied else nn.Linear(config.width, vocabulary, bias=False)
+        self.head = None if config.tie_word_embeddings else nn.Linear(config.width, vocab_size, bias=False)
         nn.init.normal_(self.embedding.weight, std=0.02)
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=0.02)
@@ -101,8 +101,8 @@ class LanguageModel(nn.Module):
         vectors: Float[Tensor, "batch length width"],
         position: Int[Tensor, "batch length"],
         document: Int[Tensor, "batch length"],
-        routes: Routes | None = None,
-        cache: Cache | None = None,
+        routes: ExpertAssignment | None = None,
+        cache: KVCache | None = None,
     ) -> Float[Tensor, "batch length width"]:
         """What every place knows (`layers.decoder.Decoder`), for `logits`."""
         return self.decoder(vectors, position, document, routes, cache)
@@ -113,55 +113,55 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def copy_experts(self, source: str) -> None:
-        """Every block's perceptrons become copies of one modality's."""
+        """Every block's MLPs become copies of one modality's."""
         for experts in self.decoder.experts():
             given = experts.get_submodule(source).state_dict()
             for name in experts.modalities:
                 experts.get_submodule(name).load_state_dict(given)
 
     @torch.no_grad()
-    def write(
+    def generate(
         self,
         vectors: Float[Tensor, "batch length width"],
         position: Int[Tensor, "batch length"],
         document: Int[Tensor, "batch length"],
-        routes: Routes | None,
+        routes: ExpertAssignment | None,
         end: int,
         decoding: Decoding,
         generator: torch.Generator | None = None,
     ) -> list[list[int]]:
         """Tokens that go on from each row's last place, up to the end mark, which is not among them."""
         batch, length = position.shape
-        cache = self.decoder.cache(batch, length + decoding.longest)
+        cache = self.decoder.cache(batch, length + decoding.max_new_tokens)
         logits = self.logits(self(vectors, position, document, routes, cache)[:, -1])
         after, document = position[:, -1] + 1, document[:, -1:]
-        if decoding.beams > 1:
+        if decoding.num_beams > 1:
             return self._search(logits, after, document, cache, end, decoding)
         finished = torch.zeros(batch, dtype=torch.bool, device=logits.device)
         written: list[Tensor] = []
         while True:
-            token = choose(logits, decoding, generator).masked_fill(finished, end)
+            token = sample(logits, decoding, generator).masked_fill(finished, end)
             written.append(token)
             finished |= token == end
-            if len(written) == decoding.longest or bool(finished.all()):
-                return until(torch.stack(written, dim=1), end)
+            if len(written) == decoding.max_new_tokens or bool(finished.all()):
+                return truncate_at_eos(torch.stack(written, dim=1), end)
             logits = self._next(token, after, document, cache)
             after = after + 1
 
-    def _next(self, token: Tensor, position: Tensor, document: Tensor, cache: Cache) -> Tensor:
+    def _next(self, token: Tensor, position: Tensor, document: Tensor, cache: KVCache) -> Tensor:
         vectors = self.embedding(token)[:, None]
         return self.logits(self(vectors, position[:, None], document, None, cache)[:, 0])
 
     def _search(
-        self, logits: Tensor, after: Tensor, document: Tensor, cache: Cache, end: int, decoding: Decoding
+        self, logits: Tensor, after: Tensor, document: Tensor, cache: KVCache, end: int, decoding: Decoding
     ) -> list[list[int]]:
         """Beam search: of each row, the text of the largest score."""
-        rows, beams = len(logits), decoding.beams
+        rows, beams = len(logits), decoding.num_beams
         row = torch.arange(rows, device=logits.device).repeat_interleave(beams)
         cache, after, document, logits = cache.select(row), after[row], document[row], logits[row]
         search = Beams(rows, decoding, end, logits)
         first = beams * torch.arange(rows, device=logits.device)[:, None]
-        for _ in range(decoding.longest - 1):
+        for _ in range(decoding.max_new_tokens - 1):
             origin, token = search.advance(logits.unflatten(0, (rows, beams)))
             if bool(search.done.all()):
                 break
@@ -170,4 +170,4 @@ class LanguageModel(nn.Module):
             after = after + 1
         else:
             search.advance(logits.unflatten(0, (rows, beams)))
-        return until(search.best, end)
+        return truncate_at_eos(search.best, end)

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.encoders.encoder import Encoder
-from polymodal.layers.graph import mean_of_nodes, summed_messages
+from polymodal.layers.graph import global_mean_pool, scatter_sum
 from polymodal.modalities.molecule import ATOM_FEATURES, BOND_FEATURES, MoleculeGraph
-from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ def collate_molecules(molecules: Sequence[MoleculeGraph]) -> GraphBatch:
 class MoleculeEncoderConfig:
     """The molecule tower."""
 
-    width: Count = 64
+    width: PositiveInt = 64
     """Channels of every atom."""
-    depth: Whole = 3
+    depth: NonNegativeInt = 3
     """Rounds of messages: how many bonds away an atom sees."""
 
 
@@ -80,6 +80,6 @@ class MoleculeEncoder(Encoder):
         bonds = torch.stack([table(batch.edges[:, place]) for place, table in enumerate(self.bond)]).sum(0)
         source, target = batch.ends
         for round_, (update, norm) in enumerate(zip(self.updates, self.norms, strict=True)):
-            messages = summed_messages(F.gelu(x[source] + bonds), target, len(x))
+            messages = scatter_sum(F.gelu(x[source] + bonds), target, len(x))
             x = norm(x + update((1 + self.epsilon[round_]) * x + messages))
-        return x, mean_of_nodes(x, batch.graph, batch.count)
+        return x, global_mean_pool(x, batch.graph, batch.count)

@@ -1,4 +1,4 @@
-"""Words in places and the picture of their page in one transformer (LayoutLMv3, Huang et al. 2022, section 2.1)."""
+"""Words in places and the image of their page in one transformer (LayoutLMv3, Huang et al. 2022, section 2.1)."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.constraints import ContextLength, DecayRate, NonNegativeInt, PositiveInt
 from polymodal.layers.positions import LayoutEmbedding, SpatialBias
 from polymodal.layers.transformer import Packing, PostNormBlock, Transformer
 from polymodal.modalities.document import BOX_SCALE, PageTokens
 from polymodal.modalities.image import check_tiles, patchify
-from polymodal.ranges import BelowOne, Context, Count, Whole
 
 
 @dataclass(frozen=True)
 class PageEncoderConfig:
-    """The one tower of words and picture."""
+    """The one tower of words and image."""
 
-    context: Context = 160
+    context_length: ContextLength = 160
     """Longest run of words in tokens, with start and end mark."""
-    size: Count = 112
-    """Side in pixels of the picture, to which a page is stretched."""
-    patch: Count = 16
+    image_size: PositiveInt = 112
+    """Side in pixels of the image, to which a page is stretched."""
+    patch_size: PositiveInt = 16
     """Side of a patch in pixels; must divide the size."""
-    width: Count = 64
+    width: PositiveInt = 64
     """Channels of every token; even."""
-    depth: Whole = 3
+    depth: NonNegativeInt = 3
     """Transformer blocks."""
-    heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads of a block."""
-    dropout: BelowOne = 0.1
+    dropout: DecayRate = 0.1
     """Of what enters the first block and of every block's output."""
 
     @property
     def grid(self) -> int:
         """Patches along a side."""
-        return self.size // self.patch
+        return self.image_size // self.patch_size
 
-    def build(self, vocabulary: int) -> PageEncoder:
-        """vocabulary: entries of the tokenizer."""
-        return PageEncoder(self, vocabulary)
+    def build(self, vocab_size: int) -> PageEncoder:
+        """vocab_size: entries of the tokenizer."""
+        return PageEncoder(self, vocab_size)
 
 
 class PageEncoder(nn.Module):
@@ -51,62 +51,64 @@ class PageEncoder(nn.Module):
 
     patch_boxes: Tensor
 
-    def __init__(self, config: PageEncoderConfig, vocabulary: int):
+    def __init__(self, config: PageEncoderConfig, vocab_size: int):
         super().__init__()
-        check_tiles(config.patch, config.size)
+        check_tiles(config.patch_size, config.image_size)
         self.config = config
         width = config.width
-        self.word = nn.Embedding(vocabulary + 1, width)  # the last one stands for hidden words
-        self.word_positions = nn.Parameter(torch.empty(config.context, width))
+        self.word = nn.Embedding(vocab_size + 1, width)  # the last one stands for hidden words
+        self.word_positions = nn.Parameter(torch.empty(config.context_length, width))
         self.layout = LayoutEmbedding(width)
         self.word_norm = nn.LayerNorm(width)
-        self.patch = nn.Linear(3 * config.patch**2, width)
-        self.hidden_patch = nn.Parameter(torch.empty(width))
+        self.patch = nn.Linear(3 * config.patch_size**2, width)
+        self.mask_token = nn.Parameter(torch.empty(width))
         self.class_token = nn.Parameter(torch.empty(width))
         self.patch_positions = nn.Parameter(torch.empty(config.grid**2 + 1, width))
         self.patch_norm = nn.LayerNorm(width, eps=1e-6)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
-        self.bias = SpatialBias(config.heads)
-        self.transformer = Transformer(width, config.depth, config.heads, dropout=config.dropout, kind=PostNormBlock)
+        self.bias = SpatialBias(config.num_heads)
+        self.transformer = Transformer(
+            width, config.depth, config.num_heads, dropout=config.dropout, kind=PostNormBlock
+        )
         self.register_buffer("patch_boxes", patch_boxes(config.grid), persistent=False)
-        for part in (self.word.weight, self.word_positions, self.hidden_patch, self.class_token, self.patch_positions):
+        for part in (self.word.weight, self.word_positions, self.mask_token, self.class_token, self.patch_positions):
             nn.init.normal_(part, std=0.02)
 
     def forward(
         self,
         words: PageTokens,
         image: Float[Tensor, "batch 3 size size"],
-        hidden_words: Bool[Tensor, "batch length"] | None = None,
-        hidden_patches: Bool[Tensor, "batch patches"] | None = None,
+        word_mask: Bool[Tensor, "batch length"] | None = None,
+        patch_mask: Bool[Tensor, "batch patches"] | None = None,
     ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch patches_and_class width"]]:
-        """What is hidden keeps its place. Returns the tokens of words, and those of the picture, the class's first."""
+        """What is hidden keeps its place. Returns the tokens of words, and those of the image, the class's first."""
         batch, length = words.tokens.ids.shape
-        x = torch.cat([self._words(words, hidden_words), self._patches(image, hidden_patches)], dim=1)
+        x = torch.cat([self._words(words, word_mask), self._patches(image, patch_mask)], dim=1)
         mask = F.pad(words.tokens.mask, (0, x.shape[1] - length), value=True)
         boxes = torch.cat([words.boxes, self.patch_boxes.expand(batch, -1, -1)], dim=1)
         places = torch.cat([torch.arange(length), torch.arange(len(self.patch_boxes))]).to(x.device)
         x = self._transformed(x, mask, boxes, places)
         return x[:, :length], x[:, length:]
 
-    def see(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch patches_and_class width"]:
-        """The picture without words, as for tasks of regions."""
+    def encode_image(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch patches_and_class width"]:
+        """The image without words, as for tasks of regions."""
         x = self._patches(image, None)
         mask = x.new_ones(x.shape[:2], dtype=torch.bool)
         places = torch.arange(x.shape[1], device=x.device)
         return self._transformed(x, mask, self.patch_boxes.expand(len(x), -1, -1), places)
 
-    def _words(self, words: PageTokens, hidden: Bool[Tensor, "batch length"] | None) -> Tensor:
+    def _words(self, words: PageTokens, word_mask: Bool[Tensor, "batch length"] | None) -> Tensor:
         ids = words.tokens.ids
-        if hidden is not None:
-            ids = ids.masked_fill(hidden, self.word.num_embeddings - 1)
+        if word_mask is not None:
+            ids = ids.masked_fill(word_mask, self.word.num_embeddings - 1)
         x = self.word(ids) + self.word_positions[: ids.shape[1]] + self.layout(words.boxes)
         return self.dropout(self.word_norm(x))
 
-    def _patches(self, image: Tensor, hidden: Bool[Tensor, "batch patches"] | None) -> Tensor:
-        x = self.patch(patchify(image, self.config.patch))
-        if hidden is not None:
-            x = torch.where(hidden[:, :, None], self.hidden_patch, x)
+    def _patches(self, image: Tensor, patch_mask: Bool[Tensor, "batch patches"] | None) -> Tensor:
+        x = self.patch(patchify(image, self.config.patch_size))
+        if patch_mask is not None:
+            x = torch.where(patch_mask[:, :, None], self.mask_token, x)
         x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
         return self.patch_norm(self.dropout(x + self.patch_positions))
 

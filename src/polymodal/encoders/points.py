@@ -10,39 +10,39 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from polymodal.constraints import DecayRate, NonNegativeInt, PositiveInt
 from polymodal.encoders.encoder import Encoder
 from polymodal.layers.transformer import Transformer
-from polymodal.ranges import BelowOne, Count, Whole
 
 
 @dataclass(frozen=True)
 class PointEncoderConfig:
     """The point tower."""
 
-    channels: Count = 6
-    """Values of a point: three of its place, then its colour."""
-    groups: Count = 32
-    """Tokens: centres that lie as far from each other as possible."""
-    neighbours: Count = 16
-    """Points of a group: the nearest to its centre."""
-    width: Count = 64
+    channels: PositiveInt = 6
+    """Values of a point: three of its place, then its color."""
+    num_groups: PositiveInt = 32
+    """Tokens: centers that lie as far from each other as possible."""
+    group_size: PositiveInt = 16
+    """Points of a group: the nearest to its center."""
+    width: PositiveInt = 64
     """Channels of every token."""
-    depth: Whole = 2
+    depth: NonNegativeInt = 2
     """Transformer blocks."""
-    heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads of a block."""
-    group_width: Whole = 0
+    encoder_dims: NonNegativeInt = 0
     """Channels of what is made of a group before the transformer; 0 is its width."""
-    drop_path: BelowOne = 0.0
+    drop_path_rate: DecayRate = 0.0
     """Probability that an example skips a branch of the last block; it rises to that from 0."""
-    pooling: Literal["mean", "class_and_largest"] = "mean"
+    pool_type: Literal["avg", "cls_max"] = "avg"
     """Vector of the cloud: the mean over groups, or a class token beside the largest value of each channel over groups,
     which is twice as wide (Point-BERT)."""
 
     @property
     def pooled_width(self) -> int:
         """Channels of the pooled vector."""
-        return self.width * (2 if self.pooling == "class_and_largest" else 1)
+        return self.width * (2 if self.pool_type == "cls_max" else 1)
 
 
 class PointEncoder(Encoder):
@@ -51,41 +51,41 @@ class PointEncoder(Encoder):
     def __init__(self, config: PointEncoderConfig):
         super().__init__()
         self.config = config
-        width, inner = config.width, config.group_width or config.width
+        width, inner = config.width, config.encoder_dims or config.width
         self.of_point = nn.Sequential(nn.Linear(config.channels, inner), nn.GELU(), nn.Linear(inner, inner))
         self.of_group = nn.Sequential(nn.Linear(2 * inner, inner), nn.GELU(), nn.Linear(inner, inner))
-        self.widen = nn.Linear(inner, width) if inner != width else nn.Identity()
+        self.proj = nn.Linear(inner, width) if inner != width else nn.Identity()
         self.position = nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, width))
-        with_class = config.pooling == "class_and_largest"
+        with_class = config.pool_type == "cls_max"
         self.class_token = nn.Parameter(torch.zeros(width)) if with_class else None
         self.class_position = nn.Parameter(width**-0.5 * torch.randn(width)) if with_class else None
-        self.transformer = Transformer(width, config.depth, config.heads, drop_path=config.drop_path)
-        self.norm_after = nn.LayerNorm(width)
+        self.transformer = Transformer(width, config.depth, config.num_heads, drop_path_rate=config.drop_path_rate)
+        self.norm_post = nn.LayerNorm(width)
 
     def forward(
         self, points: Float[Tensor, "batch points channels"]
     ) -> tuple[Float[Tensor, "batch groups width"], Float[Tensor, "batch pooled"]]:
-        """points: at least as many as there are groups, and as a group has neighbours."""
+        """points: at least as many as there are groups, and as a group has neighbors."""
         places = points[..., :3] - points[..., :3].mean(dim=1, keepdim=True)
         with torch.no_grad():
-            chosen = farthest_points(places, self.config.groups)
-            centres = _take(places, chosen)
-            near = torch.cdist(centres, places).topk(self.config.neighbours, largest=False).indices
+            chosen = farthest_point_sampling(places, self.config.num_groups)
+            centers = _take(places, chosen)
+            near = torch.cdist(centers, places).topk(self.config.group_size, largest=False).indices
         group = _take(torch.cat([places, points[..., 3:]], dim=-1), near.flatten(1)).unflatten(1, near.shape[1:])
-        group = torch.cat([group[..., :3] - centres[:, :, None], group[..., 3:]], dim=-1)
+        group = torch.cat([group[..., :3] - centers[:, :, None], group[..., 3:]], dim=-1)
         features = self.of_point(group)
         whole = features.amax(dim=2, keepdim=True).expand_as(features)
-        tokens = self.widen(self.of_group(torch.cat([features, whole], dim=-1)).amax(dim=2))
-        tokens = tokens + self.position(centres)
+        tokens = self.proj(self.of_group(torch.cat([features, whole], dim=-1)).amax(dim=2))
+        tokens = tokens + self.position(centers)
         if self.class_token is None or self.class_position is None:
-            x = self.norm_after(self.transformer(tokens))
+            x = self.norm_post(self.transformer(tokens))
             return x, x.mean(dim=1)
         first = (self.class_token + self.class_position).expand(len(tokens), 1, -1)
-        x = self.norm_after(self.transformer(torch.cat([first, tokens], dim=1)))
+        x = self.norm_post(self.transformer(torch.cat([first, tokens], dim=1)))
         return x[:, 1:], torch.cat([x[:, 0], x[:, 1:].amax(dim=1)], dim=-1)
 
 
-def farthest_points(places: Float[Tensor, "batch points 3"], count: int) -> Int[Tensor, "batch count"]:
+def farthest_point_sampling(places: Float[Tensor, "batch points 3"], count: int) -> Int[Tensor, "batch count"]:
     """Numbers of points, each the farthest from those before it; the first is the farthest from the origin."""
     nearest = places.square().sum(dim=-1)
     chosen = [nearest.argmax(dim=1)]

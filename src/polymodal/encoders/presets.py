@@ -1,4 +1,4 @@
-"""Published sizes of towers: vision transformers, BERT, and the two towers of CLIP.
+"""Pretrained sizes of towers: vision transformers, BERT, and the two towers of CLIP.
 
 They are sizes of this package's encoders. What these have in common with the originals, and what not, is their
 parameter count up to heads: `tests/test_presets.py` explains every difference.
@@ -51,7 +51,7 @@ def vit(
     size: str,
     patch_size: int = 16,
     image_size: int = 224,
-    pooling: Literal["mean", "max", "class"] = "class",
+    pooling: Literal["avg", "max", "cls"] = "cls",
 ) -> ImageEncoderConfig:
     """Return a vision transformer such as ViT-B/16: `vit("B", 16)`.
 
@@ -60,7 +60,9 @@ def vit(
     if size not in VIT_SIZES:
         raise unknown("ViT size", size, VIT_SIZES)
     width, depth, heads = VIT_SIZES[size]
-    return ImageEncoderConfig(size=image_size, patch=patch_size, width=width, depth=depth, heads=heads, pooling=pooling)
+    return ImageEncoderConfig(
+        image_size=image_size, patch_size=patch_size, width=width, depth=depth, num_heads=heads, pool_type=pooling
+    )
 
 
 def bert(size: str = "base", context_length: int = 512) -> TextEncoderConfig:
@@ -72,7 +74,7 @@ def bert(size: str = "base", context_length: int = 512) -> TextEncoderConfig:
         raise unknown("BERT size", size, BERT_SIZES)
     width, depth, heads = BERT_SIZES[size]
     return TextEncoderConfig(
-        30_522, context_length, width=width, depth=depth, heads=heads, pooling="start", dropout=0.1
+        30_522, context_length, width=width, depth=depth, num_heads=heads, pool_type="cls", dropout=0.1
     )
 
 
@@ -84,5 +86,5 @@ def clip(name: str, image_size: int = 224) -> CLIPTowers:
     if name not in CLIP_SIZES:
         raise unknown("CLIP model", name, CLIP_SIZES)
     vision, patch_size, (width, depth, heads), embed_dim = CLIP_SIZES[name]
-    text = TextEncoderConfig(49_408, 77, width=width, depth=depth, heads=heads, causal=True, pooling="end")
+    text = TextEncoderConfig(49_408, 77, width=width, depth=depth, num_heads=heads, causal=True, pool_type="eos")
     return CLIPTowers(vit(vision, patch_size, image_size), text, embed_dim)

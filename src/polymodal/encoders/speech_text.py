@@ -10,39 +10,39 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.layers.conformer import Conformer
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
-from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class SpeechTextEncoderConfig:
     """The one tower of speech and text."""
 
-    bins: Count = 80
+    num_mel_bins: PositiveInt = 80
     """Mel bins of a frame of 10 ms."""
-    width: Count = 64
+    width: PositiveInt = 64
     """Channels of every token."""
-    speech_depth: Whole = 1
+    speech_depth: NonNegativeInt = 1
     """Blocks that see speech only."""
-    shared_depth: Whole = 2
+    shared_depth: NonNegativeInt = 2
     """Blocks above them, which see speech and text."""
-    heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads of a block."""
-    kernel: Count = 5
+    conv_kernel_size: PositiveInt = 5
     """Places that a convolution sees; odd."""
-    vocabulary: Count = 4096
+    vocab_size: PositiveInt = 4096
     """Characters that are known, the most frequent ones of the corpus."""
-    context: Count = 200
+    context_length: PositiveInt = 200
     """Longest text in characters, with start and end mark; longer ones are cut."""
 
-    def build(self, vocabulary: int) -> SpeechTextEncoder:
-        """vocabulary: entries of the tokenizer."""
-        return SpeechTextEncoder(self, vocabulary)
+    def build(self, vocab_size: int) -> SpeechTextEncoder:
+        """vocab_size: entries of the tokenizer."""
+        return SpeechTextEncoder(self, vocab_size)
 
 
-class Heard(NamedTuple):
+class EncodedSpeech(NamedTuple):
     """Speech on its way, a vector every 40 ms. features: of its frames. own, shared: after its own and all blocks."""
 
     features: Float[Tensor, "batch moments width"]
@@ -51,7 +51,7 @@ class Heard(NamedTuple):
     lengths: Int[Tensor, " batch"]
 
 
-def moments(frames: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+def num_output_frames(frames: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
     """How many vectors so many frames make: a quarter, rounded up."""
     return (frames + 3) // 4
 
@@ -59,49 +59,49 @@ def moments(frames: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
 class SpeechTextEncoder(nn.Module):
     """Two strided convolutions over frames, blocks of speech's own, blocks of both, and vectors of characters."""
 
-    def __init__(self, config: SpeechTextEncoderConfig, vocabulary: int):
+    def __init__(self, config: SpeechTextEncoderConfig, vocab_size: int):
         super().__init__()
         width = config.width
         self.config = config
-        self.first = nn.Conv1d(config.bins, width, 3, stride=2, padding=1)
+        self.first = nn.Conv1d(config.num_mel_bins, width, 3, stride=2, padding=1)
         self.second = nn.Conv1d(width, width, 3, stride=2, padding=1)
         self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
-        self.hidden_sound = nn.Parameter(width**-0.5 * torch.randn(width))
-        self.own = Conformer(width, config.speech_depth, config.heads, config.kernel)
-        self.character = nn.Embedding(vocabulary + 1, width)  # the last one stands for hidden characters
+        self.mask_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
+        self.own = Conformer(width, config.speech_depth, config.num_heads, config.conv_kernel_size)
+        self.character = nn.Embedding(vocab_size + 1, width)  # the last one stands for hidden characters
         self.norm_text = nn.LayerNorm(width)
-        self.shared = Conformer(width, config.shared_depth, config.heads, config.kernel)
+        self.shared = Conformer(width, config.shared_depth, config.num_heads, config.conv_kernel_size)
 
-    def features(self, mel: Padded) -> Padded:
-        """mel: standardised frames [batch, frames, bins]. What stands after a sound's length has no influence."""
+    def extract_features(self, mel: Padded) -> Padded:
+        """mel: standardized frames [batch, frames, bins]. What stands after a sound's length has no influence."""
         x = (mel.values * mel.mask[..., None]).transpose(1, 2)
         half = Padded(F.gelu(self.first(x)).transpose(1, 2), (mel.lengths + 1) // 2)
         x = (half.values * half.mask[..., None]).transpose(1, 2)
-        return Padded(self.project(F.gelu(self.second(x)).transpose(1, 2)), moments(mel.lengths))
+        return Padded(self.project(F.gelu(self.second(x)).transpose(1, 2)), num_output_frames(mel.lengths))
 
-    def listen(self, mel: Padded, hidden: Bool[Tensor, "batch moments"] | None = None) -> Heard:
-        """hidden: moments whose features are not seen."""
-        found = self.features(mel)
+    def encode_speech(self, mel: Padded, mask: Bool[Tensor, "batch moments"] | None = None) -> EncodedSpeech:
+        """mask: moments whose features are not seen."""
+        found = self.extract_features(mel)
         x = found.values
-        if hidden is not None:
-            x = torch.where(hidden[..., None], self.hidden_sound.to(x.dtype), x)
+        if mask is not None:
+            x = torch.where(mask[..., None], self.mask_embedding.to(x.dtype), x)
         own = self.own(x, found.mask)
-        return Heard(found.values, own, self.shared(own, found.mask), found.lengths)
+        return EncodedSpeech(found.values, own, self.shared(own, found.mask), found.lengths)
 
-    def spelled(self, text: Tokens, hidden: Bool[Tensor, "batch length"] | None = None) -> Padded:
-        """Vectors of characters, with which text enters the shared blocks. hidden: characters that keep their place."""
-        ids = text.ids if hidden is None else text.ids.masked_fill(hidden, self.character.num_embeddings - 1)
+    def embed_text(self, text: Tokens, mask: Bool[Tensor, "batch length"] | None = None) -> Padded:
+        """Vectors of characters, with which text enters the shared blocks. mask: characters that keep their place."""
+        ids = text.ids if mask is None else text.ids.masked_fill(mask, self.character.num_embeddings - 1)
         return Padded(self.norm_text(self.character(ids)), text.lengths)
 
-    def read(self, text: Tokens, hidden: Bool[Tensor, "batch length"] | None = None) -> Padded:
+    def encode_text(self, text: Tokens, mask: Bool[Tensor, "batch length"] | None = None) -> Padded:
         """Characters after the shared blocks."""
-        entered = self.spelled(text, hidden)
+        entered = self.embed_text(text, mask)
         return Padded(self.shared(entered.values, entered.mask), text.lengths)
 
-    def together(self, speech: Padded, text: Padded) -> tuple[Float[Tensor, "n width"], Float[Tensor, "m width"]]:
+    def encode_pair(self, speech: Padded, text: Padded) -> tuple[Float[Tensor, "n width"], Float[Tensor, "m width"]]:
         """Both of each example in one sequence through the shared blocks: what comes out at speech, and at text.
 
-        speech: after its own blocks; text: as `spelled` gives it. The results are without padding.
+        speech: after its own blocks; text: as `embed_text` gives it. The results are without padding.
         """
         (row, place), (text_row, text_place) = (part.mask.nonzero().unbind(1) for part in (speech, text))
         text_place = text_place + speech.lengths[text_row]

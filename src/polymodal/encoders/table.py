@@ -9,25 +9,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.encoders.encoder import Encoder
 from polymodal.layers.transformer import Transformer
 from polymodal.modalities.table import TableRows
-from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class TableEncoderConfig:
     """The table tower."""
 
-    width: Count = 64
+    width: PositiveInt = 64
     """Channels of every token."""
-    depth: Whole = 2
+    depth: NonNegativeInt = 2
     """Transformer blocks."""
-    heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads of a block."""
 
 
-class CellTokens(nn.Module):
+class FeatureTokenizer(nn.Module):
     """One token a column, numbers first: a number times its column's direction, or the embedding of a category.
 
     A missing value is a learned token of its column: what its cell would have held has no influence.
@@ -49,7 +49,7 @@ class CellTokens(nn.Module):
         self.register_buffer("starts", starts, persistent=False)
 
     def forward(self, rows: TableRows) -> Float[Tensor, "batch columns width"]:
-        """rows: standardised."""
+        """rows: standardized."""
         numbers = rows.numbers.nan_to_num(0.0)[..., None] * self.slope
         values = self.value(rows.categories.clamp(min=0) + self.starts)
         return torch.where(rows.missing[..., None], self.missing, torch.cat([numbers, values], dim=1)) + self.column
@@ -62,13 +62,13 @@ class TableEncoder(Encoder):
         """numeric: number columns. categories: how many values each category column may have."""
         super().__init__()
         self.config = config
-        self.cells = CellTokens(config.width, numeric, categories)
+        self.feature_tokenizer = FeatureTokenizer(config.width, numeric, categories)
         self.class_token = nn.Parameter(config.width**-0.5 * torch.randn(config.width))
-        self.transformer = Transformer(config.width, config.depth, config.heads)
-        self.norm_after = nn.LayerNorm(config.width)
+        self.transformer = Transformer(config.width, config.depth, config.num_heads)
+        self.norm_post = nn.LayerNorm(config.width)
 
     def forward(self, rows: TableRows) -> tuple[Float[Tensor, "batch columns width"], Float[Tensor, "batch width"]]:
-        """rows: standardised."""
-        x = torch.cat([self.class_token.expand(len(rows), 1, -1), self.cells(rows)], dim=1)
-        x = self.norm_after(self.transformer(x))
+        """rows: standardized."""
+        x = torch.cat([self.class_token.expand(len(rows), 1, -1), self.feature_tokenizer(rows)], dim=1)
+        x = self.norm_post(self.transformer(x))
         return x[:, 1:], x[:, 0]

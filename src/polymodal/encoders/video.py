@@ -13,38 +13,38 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.encoders.encoder import Encoder
 from polymodal.errors import UserError
 from polymodal.layers.transformer import Attention, Block, Transformer
 from polymodal.modalities.image import patchify
-from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class VideoEncoderConfig:
     """The video tower."""
 
-    frames: Count = 8
+    frames: PositiveInt = 8
     """Frames of a clip."""
-    size: Count = 32
+    image_size: PositiveInt = 32
     """Side of a square frame in pixels."""
-    patch: Count = 8
+    patch_size: PositiveInt = 8
     """Side of a patch in pixels; must divide the size."""
-    width: Count = 64
+    width: PositiveInt = 64
     """Channels of every token."""
-    depth: Whole = 2
+    depth: NonNegativeInt = 2
     """Transformer blocks."""
-    heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads of a block."""
     attention: Literal["joint", "divided"] = "divided"
     """Whether a patch looks at all patches of all frames, or first along time and then within its frame."""
-    pooling: Literal["mean", "class"] = "mean"
+    pool_type: Literal["avg", "cls"] = "avg"
     """Clip vector: the mean over patches, or a learned class token."""
 
     @property
     def grid(self) -> int:
         """Patches along a side of a frame."""
-        return self.size // self.patch
+        return self.image_size // self.patch_size
 
     def build(self) -> Encoder:
         return VideoEncoder(self)
@@ -55,41 +55,41 @@ class VideoEncoder(Encoder):
 
     def __init__(self, config: VideoEncoderConfig):
         super().__init__()
-        if config.size % config.patch:
-            raise UserError(f"Patches of {config.patch} px do not tile a frame of {config.size} px.")
+        if config.image_size % config.patch_size:
+            raise UserError(f"Patches of {config.patch_size} px do not tile a frame of {config.image_size} px.")
         self.config = config
         std = config.width**-0.5
-        self.patch_embedding = nn.Linear(3 * config.patch**2, config.width)
+        self.patch_embedding = nn.Linear(3 * config.patch_size**2, config.width)
         self.space = nn.Parameter(std * torch.randn(config.grid**2, config.width))
         self.time = nn.Parameter(std * torch.randn(config.frames, 1, config.width))
-        self.with_class = config.pooling == "class"
+        self.with_class = config.pool_type == "cls"
         self.class_token = nn.Parameter(std * torch.randn(config.width)) if self.with_class else None
-        self.norm_before = nn.LayerNorm(config.width)
+        self.norm_pre = nn.LayerNorm(config.width)
         self.transformer: nn.Module
         if config.attention == "joint":
-            self.transformer = Transformer(config.width, config.depth, config.heads)
+            self.transformer = Transformer(config.width, config.depth, config.num_heads)
         else:
-            blocks = (DividedBlock(config.width, config.heads, self.with_class) for _ in range(config.depth))
+            blocks = (DividedBlock(config.width, config.num_heads, self.with_class) for _ in range(config.depth))
             self.transformer = nn.ModuleList(blocks)
-        self.norm_after = nn.LayerNorm(config.width)
+        self.norm_post = nn.LayerNorm(config.width)
 
     def forward(
         self, video: Float[Tensor, "batch frames 3 size size"]
     ) -> tuple[Float[Tensor, "batch tokens width"], Float[Tensor, "batch width"]]:
-        """video: normalised pixels. Another number of frames than the configuration's has positions in between."""
+        """video: normalized pixels. Another number of frames than the configuration's has positions in between."""
         frames = video.shape[1]
-        patches = patchify(video.flatten(0, 1), self.config.patch).unflatten(0, video.shape[:2])
+        patches = patchify(video.flatten(0, 1), self.config.patch_size).unflatten(0, video.shape[:2])
         x = self.patch_embedding(patches) + self.space + self._times(frames)
         if isinstance(self.transformer, nn.ModuleList):
-            x = self.norm_before(self._after_class(x))
+            x = self.norm_pre(self._after_class(x))
             for block in self.transformer:
                 x = block(x)
             pooled, patches = x[:, 0, 0], x[:, :, int(self.with_class) :].flatten(1, 2)
         else:
-            x = self.transformer(self.norm_before(self._after_class(x.flatten(1, 2))))
+            x = self.transformer(self.norm_pre(self._after_class(x.flatten(1, 2))))
             pooled, patches = x[:, 0], x[:, int(self.with_class) :]
-        patches = self.norm_after(patches)
-        return patches, self.norm_after(pooled) if self.with_class else patches.mean(dim=1)
+        patches = self.norm_post(patches)
+        return patches, self.norm_post(pooled) if self.with_class else patches.mean(dim=1)
 
     def _times(self, frames: int) -> Float[Tensor, "frames 1 width"]:
         if frames == self.config.frames:
@@ -109,12 +109,12 @@ class DividedBlock(nn.Module):
     A class token takes part in the latter only, in every frame, and becomes the mean over the frames.
     """
 
-    def __init__(self, width: int, heads: int, with_class: bool = False):
+    def __init__(self, width: int, num_heads: int, with_class: bool = False):
         super().__init__()
         self.with_class = with_class
         self.norm = nn.LayerNorm(width)
-        self.over_time = Attention(width, heads)
-        self.over_space = Block(width, heads)
+        self.over_time = Attention(width, num_heads)
+        self.over_space = Block(width, num_heads)
 
     def forward(self, x: Float[Tensor, "batch frames places width"]) -> Float[Tensor, "batch frames places width"]:
         """x: patches, with the class token before those of every frame where there is one."""

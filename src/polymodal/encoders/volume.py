@@ -9,28 +9,28 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.encoders.encoder import Encoder
 from polymodal.errors import UserError
-from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
+from polymodal.layers.transformer import Packing, Transformer, mean_pool
 from polymodal.modalities.padding import Padded
-from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class VolumeEncoderConfig:
     """The tower of scans."""
 
-    contrasts: Count = 4
+    num_contrasts: PositiveInt = 4
     """Contrasts that a scan may have."""
-    size: tuple[Count, Count, Count] = (48, 56, 48)
+    image_size: tuple[PositiveInt, PositiveInt, PositiveInt] = (48, 56, 48)
     """Depth, height and width in voxels."""
-    patch: Count = 8
+    patch_size: PositiveInt = 8
     """Side of a cube in voxels; must divide the size."""
-    width: Count = 64
+    width: PositiveInt = 64
     """Channels of every token."""
-    depth: Whole = 2
+    depth: NonNegativeInt = 2
     """Transformer blocks."""
-    heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads of a block."""
 
 
@@ -42,37 +42,48 @@ class VolumeEncoder(Encoder):
 
     def __init__(self, config: VolumeEncoderConfig):
         super().__init__()
-        if any(side % config.patch for side in config.size):
-            raise UserError(f"Cubes of {config.patch} voxels do not tile a scan of {config.size}.")
+        if any(side % config.patch_size for side in config.image_size):
+            raise UserError(f"Cubes of {config.patch_size} voxels do not tile a scan of {config.image_size}.")
         self.config = config
-        depth, height, width = (side // config.patch for side in config.size)
+        depth, height, width = (side // config.patch_size for side in config.image_size)
         std = config.width**-0.5
-        self.cube_embedding = nn.ModuleList(nn.Linear(config.patch**3, config.width) for _ in range(config.contrasts))
+        self.cube_embedding = nn.ModuleList(
+            nn.Linear(config.patch_size**3, config.width) for _ in range(config.num_contrasts)
+        )
         self.place = nn.Parameter(std * torch.randn(depth * height * width, config.width))
-        self.contrast = nn.Parameter(std * torch.randn(config.contrasts, 1, config.width))
-        self.transformer = Transformer(config.width, config.depth, config.heads)
-        self.norm_after = nn.LayerNorm(config.width)
+        self.contrast = nn.Parameter(std * torch.randn(config.num_contrasts, 1, config.width))
+        self.transformer = Transformer(config.width, config.depth, config.num_heads)
+        self.norm_post = nn.LayerNorm(config.width)
 
     def forward(
         self,
         voxels: Float[Tensor, "batch contrasts deep high wide"],
         present: Bool[Tensor, "batch contrasts"],
     ) -> tuple[Padded, Float[Tensor, "batch width"]]:
-        """voxels: standardised. present: at least one contrast of every scan. Tokens of contrasts follow each other."""
-        cubes = cubify(voxels, self.config.patch)
+        """voxels: standardized. present: at least one contrast of every scan. Tokens of contrasts follow each other."""
+        cubes = patchify_3d(voxels, self.config.patch_size)
         x = torch.stack([embed(cubes[:, place]) for place, embed in enumerate(self.cube_embedding)], dim=1)
         x = x + self.place + self.contrast
         packing = Packing.of(present[:, :, None].expand(x.shape[:3]).flatten(1))
-        packed = self.norm_after(self.transformer(packing.pack(x.flatten(1, 2)), packing))
+        packed = self.norm_post(self.transformer(packing.pack(x.flatten(1, 2)), packing))
         lengths = packing.mask.sum(dim=1)
         tokens = nn.utils.rnn.pad_sequence(list(packed.split(lengths.tolist())), batch_first=True)
-        return Padded(tokens, lengths), mean_of_tokens(packed, packing)
+        return Padded(tokens, lengths), mean_pool(packed, packing)
 
 
-def cubify(
-    voxels: Float[Tensor, "batch contrasts deep high wide"], patch: int
+def patchify_3d(
+    voxels: Float[Tensor, "batch contrasts deep high wide"], patch_size: int
 ) -> Float[Tensor, "batch contrasts cubes values"]:
     """Cut into cubes, ordered depth, height, width."""
     batch, contrasts, depth, height, width = voxels.shape
-    x = voxels.reshape(batch, contrasts, depth // patch, patch, height // patch, patch, width // patch, patch)
-    return x.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(batch, contrasts, -1, patch**3)
+    x = voxels.reshape(
+        batch,
+        contrasts,
+        depth // patch_size,
+        patch_size,
+        height // patch_size,
+        patch_size,
+        width // patch_size,
+        patch_size,
+    )
+    return x.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(batch, contrasts, -1, patch_size**3)

@@ -8,11 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.encoders.encoder import Encoder
 from polymodal.layers.positions import sine_positions
-from polymodal.layers.transformer import Packing, Transformer, mean_of_tokens
+from polymodal.layers.transformer import Packing, Transformer, mean_pool
 from polymodal.modalities.padding import Padded
-from polymodal.ranges import Count, Whole
 
 KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # 20 ms a frame at 16 kHz
 
@@ -21,13 +21,13 @@ KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # 20 ms a fram
 class WaveformEncoderConfig:
     """The waveform tower, for mono sound at 16 kHz."""
 
-    channels: Count = 64
+    channels: PositiveInt = 64
     """Channels of the convolutions; the paper has 512."""
-    width: Count = 64
+    width: PositiveInt = 64
     """Channels of every token; even."""
-    depth: Whole = 2
+    depth: NonNegativeInt = 2
     """Transformer blocks."""
-    heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads of a block."""
 
     def build(self) -> Encoder:
@@ -35,9 +35,9 @@ class WaveformEncoderConfig:
 
 
 class Convolutions(nn.Module):
-    """Seven convolutions in time, each with layer normalisation and GELU, as in the large models.
+    """Seven convolutions in time, each with layer normalization and GELU, as in the large models.
 
-    Frames are normalised one by one, so what is behind a sound's end changes no frame of its own.
+    Frames are normalized one by one, so what is behind a sound's end changes no frame of its own.
     """
 
     def __init__(self, channels: int):
@@ -70,18 +70,18 @@ class WaveformEncoder(Encoder):
         super().__init__()
         self.config = config
         self.convolutions = Convolutions(config.channels)
-        self.norm_before = nn.LayerNorm(config.channels)
+        self.norm_pre = nn.LayerNorm(config.channels)
         self.project = nn.Linear(config.channels, config.width)
-        self.transformer = Transformer(config.width, config.depth, config.heads)
-        self.norm_after = nn.LayerNorm(config.width)
+        self.transformer = Transformer(config.width, config.depth, config.num_heads)
+        self.norm_post = nn.LayerNorm(config.width)
 
     def forward(self, sound: Padded) -> tuple[Padded, Float[Tensor, "batch width"]]:
         """sound: samples from -1 to 1, at least 400 each. Raises ValueError for a shorter one."""
         lengths = frame_counts(sound.lengths)
         if (lengths < 1).any():
             raise ValueError("a sound of less than 400 samples (25 ms) makes no frame")
-        x = self.project(self.norm_before(self.convolutions(sound.values)))
+        x = self.project(self.norm_pre(self.convolutions(sound.values)))
         x = x + sine_positions(x.shape[1], self.config.width, x)
         packing = Packing.of(Padded(x, lengths).mask)
-        packed = self.norm_after(self.transformer(packing.pack(x), packing))
-        return Padded(packing.pad(packed), lengths), mean_of_tokens(packed, packing)
+        packed = self.norm_post(self.transformer(packing.pack(x), packing))
+        return Padded(packing.pad(packed), lengths), mean_pool(packed, packing)

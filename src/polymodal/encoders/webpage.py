@@ -7,42 +7,44 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.encoders.encoder import Encoder
-from polymodal.layers.placed_text import PlacedText
+from polymodal.layers.layout_text_transformer import LayoutTextTransformer
 from polymodal.layers.positions import XPathEmbedding
 from polymodal.layers.transformer import Packing
 from polymodal.modalities.webpage import PLACE_COUNT, TAG_COUNT, ElementTokens
-from polymodal.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
 class WebpageEncoderConfig:
     """The tower of web pages."""
 
-    context: Count = 512
+    context_length: PositiveInt = 512
     """Longest page in tokens, with start and end mark."""
-    steps: Count = 16
+    max_xpath_depth: PositiveInt = 16
     """Steps of an XPath that are seen; MarkupLM has 50."""
-    width: Count = 64
+    width: PositiveInt = 64
     """Channels of every token."""
-    depth: Whole = 2
+    depth: NonNegativeInt = 2
     """Transformer blocks."""
-    heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads of a block."""
 
-    def build(self, vocabulary: int) -> Encoder:
-        """vocabulary: entries of the tokenizer."""
-        return WebpageEncoder(self, vocabulary)
+    def build(self, vocab_size: int) -> Encoder:
+        """vocab_size: entries of the tokenizer."""
+        return WebpageEncoder(self, vocab_size)
 
 
 class WebpageEncoder(Encoder):
     """A transformer over texts and paths; its tokens packed, with their packing, and the pooled vector."""
 
-    def __init__(self, config: WebpageEncoderConfig, vocabulary: int):
+    def __init__(self, config: WebpageEncoderConfig, vocab_size: int):
         super().__init__()
         self.config = config
-        self.xpath = XPathEmbedding(config.width, TAG_COUNT, PLACE_COUNT, config.steps)
-        self.text = PlacedText(vocabulary, config.context, config.width, config.depth, config.heads)
+        self.xpath = XPathEmbedding(config.width, TAG_COUNT, PLACE_COUNT, config.max_xpath_depth)
+        self.text = LayoutTextTransformer(
+            vocab_size, config.context_length, config.width, config.depth, config.num_heads
+        )
 
     def forward(
         self, page: ElementTokens

@@ -1,4 +1,4 @@
-"""Where in the picture? Zero-shot segmentation and pointing with patch vectors, against masks unseen in training."""
+"""Where in the image? Zero-shot segmentation and pointing with patch vectors, against masks unseen in training."""
 
 from __future__ import annotations
 
@@ -38,45 +38,45 @@ def intersection_over_union(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 
 def grounding_scores(run: Run, corpus: Corpus, reader: Reader, split: str) -> list[Score]:
-    """Three questions about where; the pictures are square, and the unit of the first two is a picture.
+    """Three questions about where; the images are square, and the unit of the first two is an image.
 
-    segmentation: mean IoU of a picture's objects, told apart by their names. The ground does not count: each pixel of
+    segmentation: mean IoU of an image's objects, told apart by their names. The ground does not count: each pixel of
     an object is given to one of the names. Chance is naming each of them at random.
-    pointing: is the patch that is most similar to a name covered by its object, by half at least? Chance is a random
+    pointing_game: is the patch most similar to a name covered by its object, by half at least? Chance is a random
     patch.
-    word_to_region: does a name find a box that bears it, among all boxes of the split? A box's vector is the mean over
+    phrase_grounding: does a name find its box, among all boxes of the split? A box's vector is the mean over
     its patches.
     """
     rows, examples = reader.read_all(corpus.rows(split))
     patches = _patch_vectors(run, [example["image"] for example in examples])
-    regions = [corpus.value(row, corpus.column_of(Regions)) for row in rows]
-    truths = [corpus.value(row, corpus.column_of(Mask)) for row in rows]
+    regions = [corpus.value(row, corpus.column_with(Regions)) for row in rows]
+    truths = [corpus.value(row, corpus.column_with(Mask)) for row in rows]
     names = sorted({region.name for found in regions for region in found})
     vectors = dict(zip(names, embed(run.model, run.processor, text=names)["text"], strict=True))
-    figures = np.array(
+    values = np.array(
         [
-            _one_picture(of_picture, torch.stack([vectors[region.name] for region in found]), truth)
-            for of_picture, found, truth in zip(patches, regions, truths, strict=True)
+            _one_image(of_image, torch.stack([vectors[region.name] for region in found]), truth)
+            for of_image, found, truth in zip(patches, regions, truths, strict=True)
         ]
     )
-    (overlap, overlap_chance), (pointing, pointing_chance) = figures[:, :2].T, figures[:, 2:].T
+    (overlap, overlap_chance), (pointing, pointing_chance) = values[:, :2].T, values[:, 2:].T
     return [
         Score(f"{split}/segmentation/mIoU", overlap, float(overlap_chance.mean())),
-        Score(f"{split}/pointing/accuracy", pointing, float(pointing_chance.mean())),
-        *_word_to_region(split, patches, regions, truths, vectors),
+        Score(f"{split}/pointing_game/accuracy", pointing, float(pointing_chance.mean())),
+        *_phrase_grounding(split, patches, regions, truths, vectors),
     ]
 
 
 @torch.no_grad()
-def _patch_vectors(run: Run, images: list[Any]) -> Float[Tensor, "pictures patches dim"]:
+def _patch_vectors(run: Run, images: list[Any]) -> Float[Tensor, "images patches dim"]:
     model: Any = run.model
     device = next(model.parameters()).device
     with evaluating(model):
         batches = [run.processor(image=images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
-        return torch.cat([model.embed_patches(to_device(batch, device)["image"]).cpu() for batch in batches])
+        return torch.cat([model.encode_patches(to_device(batch, device)["image"]).cpu() for batch in batches])
 
 
-def _one_picture(
+def _one_image(
     patches: Float[Tensor, "patches dim"], names: Float[Tensor, "objects dim"], truth: np.ndarray
 ) -> tuple[float, float, float, float]:
     """Means over the objects: IoU and its chance, pointing and its chance. truth: 0 ground, k the k-th object."""
@@ -84,14 +84,14 @@ def _one_picture(
     given = segment(patches, names, *truth.shape).numpy()
     objects = truth > 0
     pointed = (names @ patches.T).argmax(1)
-    figures = []
+    values = []
     for number in range(len(names)):
         own = truth == number + 1
         overlap = intersection_over_union((given == number) & objects, own)
         picked, both = objects.sum() / len(names), own.sum() / len(names)
         covered = _coverage(own, grid).ravel() >= 0.5
-        figures.append((overlap, both / (picked + own.sum() - both), float(covered[pointed[number]]), covered.mean()))
-    return tuple(np.mean(figures, axis=0).tolist())
+        values.append((overlap, both / (picked + own.sum() - both), float(covered[pointed[number]]), covered.mean()))
+    return tuple(np.mean(values, axis=0).tolist())
 
 
 def _coverage(own: np.ndarray, grid: int) -> np.ndarray:
@@ -100,9 +100,9 @@ def _coverage(own: np.ndarray, grid: int) -> np.ndarray:
     return F.adaptive_avg_pool2d(mask, grid)[0, 0].numpy()
 
 
-def _word_to_region(
+def _phrase_grounding(
     split: str,
-    patches: Float[Tensor, "pictures patches dim"],
+    patches: Float[Tensor, "images patches dim"],
     regions: Sequence[list[Region]],
     truths: Sequence[np.ndarray],
     vectors: dict[str, Tensor],
@@ -110,14 +110,14 @@ def _word_to_region(
     grid = int(patches.shape[1] ** 0.5)
     boxes: list[Tensor] = []
     places: dict[str, list[int]] = defaultdict(list)
-    for of_picture, found, truth in zip(patches.unflatten(1, (grid, grid)), regions, truths, strict=True):
+    for of_image, found, truth in zip(patches.unflatten(1, (grid, grid)), regions, truths, strict=True):
         for region in found:
             left, top, right, bottom = region_cells(region.box, truth.shape, grid)
             places[region.name].append(len(boxes))
-            boxes.append(F.normalize(of_picture[top:bottom, left:right].flatten(0, 1).mean(0), dim=0))
+            boxes.append(F.normalize(of_image[top:bottom, left:right].flatten(0, 1).mean(0), dim=0))
     relevant = [np.array(places[name]) for name in vectors]
     found_at = ranks(torch.stack(list(vectors.values())), torch.stack(boxes), relevant)
-    scores = retrieval_scores(f"{split}/word_to_region", found_at, relevant, len(boxes), np.arange(len(relevant)))
+    scores = retrieval_scores(f"{split}/phrase_grounding", found_at, relevant, len(boxes), np.arange(len(relevant)))
     return [score for score in scores if score.name.endswith(("R@1", "R@10", "MRR"))]
 
 

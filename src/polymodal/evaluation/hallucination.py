@@ -63,7 +63,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Scene:
-    """The names of a picture's objects, a caption that has them in this order, and other captions of the picture."""
+    """The names of an image's objects, a caption that has them in this order, and other captions of the image."""
 
     names: tuple[str, ...]
     caption: str
@@ -71,11 +71,11 @@ class Scene:
 
 
 def scenes_of(corpus: Corpus, split: str, most: int) -> list[Scene]:
-    """Pictures with named objects whose sizes are said in one caption. Raises UserError for any other corpus."""
+    """Images with named objects whose sizes are said in one caption. Raises UserError for any other corpus."""
     texts = [name for name, modality in corpus.columns.items() if isinstance(modality, Text)]
     if len(texts) < 2:
-        raise UserError(f"A test of made-up objects needs several captions a picture; '{corpus.name}' has none.")
-    regions = corpus.column_of(Regions)
+        raise UserError(f"A test of made-up objects needs several captions an image; '{corpus.name}' has none.")
+    regions = corpus.column_with(Regions)
     found = []
     for row in corpus.sample(split, most).tolist():
         said = [corpus.value(row, column)[0].text for column in texts]
@@ -164,7 +164,7 @@ def hallucination_scores(metric: Metric, corpus: Corpus, most: int, seed: int) -
             scores.append(Score(f"{kind}/{name}", precisions(values[kind], right), chance))
     for kind in WRONG:
         those = [(case, one) for case, one in zip(test, judged, strict=True) if case.kind == kind and case.wrong]
-        found = np.array([_localised(one, case.wrong or "") for case, one in those], dtype=float)
+        found = np.array([_localized(one, case.wrong or "") for case, one in those], dtype=float)
         guess = float(np.mean([1 / case.objects for case, _ in those]))
         scores.append(Score(f"{kind}/localisation", found, guess))
     flagged = (values["synonym"] <= threshold).astype(float)
@@ -200,7 +200,7 @@ def _threshold(values: Mapping[Kind, Float[np.ndarray, " cases"]]) -> float:
     return float(places[int(np.argmax(gains))])
 
 
-def _localised(judged: CaptionScore, wrong: str) -> bool:
+def _localized(judged: CaptionScore, wrong: str) -> bool:
     """Whether the object with the lowest score, and no other, is the one that was made up."""
     if not judged.objects:
         return False

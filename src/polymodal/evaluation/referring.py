@@ -14,26 +14,26 @@ from polymodal.data.referring import Referred
 from polymodal.evaluation.statistics import Score
 from polymodal.modalities.boxes import intersection_over_union
 from polymodal.training.run import answers
-from polymodal.types import CanLocate, Example, Processor
+from polymodal.types import CanDetect, Example, Processor
 
-ENOUGH = 0.5  # IoU of a box that counts as found
-SURE = 0.5  # how sure a method is of a box that it gives
+IOU_THRESHOLD = 0.5  # IoU of a box that counts as found
+SCORE_THRESHOLD = 0.5  # how sure a method is of a box that it gives
 BATCH = 128
 
-Found = dict[str, tuple[Float[Tensor, "expressions queries 4"], Float[Tensor, "expressions queries"]]]
+PredictedBoxes = dict[str, tuple[Float[Tensor, "expressions queries 4"], Float[Tensor, "expressions queries"]]]
 
 
 def referring_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
-    """For each branch, over expressions that mean one object; the unit is a picture with all that is said of it.
+    """For each branch, over expressions that mean one object; the unit is an image with all that is said of it.
 
     accuracy: the share whose likeliest box has an IoU of 0.5 or more with the true one; chance takes any of the boxes
-    that the expressions about the picture mean. It is also given by the number of clauses. mean_IoU: of that box.
-    gain_by_text, gain_by_picture: accuracy less that with another picture's expression, and less that with another
-    picture.
+    that the expressions about the image mean. It is also given by the number of clauses. mean_IoU: of that box.
+    text_gain, image_gain: accuracy less that with another image's expression, and less that with another
+    image.
     A method of several queries is also asked for sets. sets: the share of all expressions for which as many boxes as
     there are objects are surer than 0.5, each with an object of its own; none: the share of those that mean nothing.
     """
-    assert isinstance(method, CanLocate)
+    assert isinstance(method, CanDetect)
     _, examples = reader.read_split(split)
     asked = [(number, one) for number, example in enumerate(examples) for one in example["expressions"]]
     single = [(number, one) for number, one in asked if len(one.boxes) == 1]
@@ -49,31 +49,31 @@ def referring_scores(method: nn.Module, processor: Processor, reader: Reader, sp
     scores = []
     for branch, found in right.items():
         overlap, *others = (_overlap(one, truth) for one in (found, misled[branch], blind[branch]))
-        hits, without_text, without_picture = ((one >= ENOUGH).astype(float) for one in (overlap, *others))
-        name = f"{split}/expressions/{branch}"
+        hits, without_text, without_image = ((one >= IOU_THRESHOLD).astype(float) for one in (overlap, *others))
+        name = f"{split}/referring/{branch}"
         scores += [
-            Score.of_unit(f"{name}/accuracy", hits, owner, float(lucky.mean())),
-            Score.of_unit(f"{name}/mean_IoU", overlap, owner),
-            Score.of_unit(f"{name}/gain_by_text", hits - without_text, owner, 0.0),
-            Score.of_unit(f"{name}/gain_by_picture", hits - without_picture, owner, 0.0),
+            Score.per_cluster(f"{name}/acc@0.5", hits, owner, float(lucky.mean())),
+            Score.per_cluster(f"{name}/mean_IoU", overlap, owner),
+            Score.per_cluster(f"{name}/text_gain", hits - without_text, owner, 0.0),
+            Score.per_cluster(f"{name}/image_gain", hits - without_image, owner, 0.0),
         ]
         for count in sorted(set(clauses.tolist()) - {0}):
             own = clauses == count
             chance = float(lucky[own].mean())
-            scores.append(Score.of_unit(f"{name}/{count}_clauses/accuracy", hits[own], owner[own], chance))
-    if method.queries > 1:
+            scores.append(Score.per_cluster(f"{name}/{count}_clauses/acc@0.5", hits[own], owner[own], chance))
+    if method.num_queries > 1:
         owner = np.array([number for number, _ in asked], dtype=np.int64)
         every = _located(method, processor, examples, owner, [one.text for _, one in asked])
         for branch, found in every.items():
-            scores += _set_scores(f"{split}/expressions/{branch}", found, [one for _, one in asked], owner)
+            scores += _set_scores(f"{split}/referring/{branch}", found, [one for _, one in asked], owner)
     return scores
 
 
 def _located(
     method: nn.Module, processor: Processor, examples: list[Example], owner: np.ndarray, texts: list[str]
-) -> Found:
+) -> PredictedBoxes:
     columns = {"image": [examples[number]["image"] for number in owner.tolist()], "text": texts}
-    parts = answers(method, processor, "locate", columns, BATCH)
+    parts = answers(method, processor, "predict_boxes", columns, BATCH)
     return {
         branch: (torch.cat([part[branch][0] for part in parts]), torch.cat([part[branch][1] for part in parts]))
         for branch in parts[0]
@@ -93,18 +93,19 @@ def _overlap(found: tuple[Tensor, Tensor], truth: Float[Tensor, "expressions 4"]
 
 
 def _set_scores(name: str, found: tuple[Tensor, Tensor], asked: Sequence[Referred], owner: np.ndarray) -> list[Score]:
-    """owner: for each expression, the number of its picture."""
+    """owner: for each expression, the number of its image."""
     whole = np.array(
-        [found_all(own[sure > SURE], one.boxes) for own, sure, one in zip(*found, asked, strict=True)], dtype=float
+        [all_matched(own[sure > SCORE_THRESHOLD], one.boxes) for own, sure, one in zip(*found, asked, strict=True)],
+        dtype=float,
     )
     empty = np.array([not one.boxes for one in asked])
     return [
-        Score.of_unit(f"{name}/sets", whole, owner),
-        Score.of_unit(f"{name}/none/accuracy", whole[empty], owner[empty]),
+        Score.per_cluster(f"{name}/sets", whole, owner),
+        Score.per_cluster(f"{name}/none/accuracy", whole[empty], owner[empty]),
     ]
 
 
-def found_all(boxes: Float[Tensor, "found 4"], truth: Sequence[Sequence[float]]) -> bool:
+def all_matched(boxes: Float[Tensor, "found 4"], truth: Sequence[Sequence[float]]) -> bool:
     """Whether every box has an object of its own, with an IoU of 0.5 or more, and every object a box."""
     from scipy.optimize import linear_sum_assignment
 
@@ -113,5 +114,5 @@ def found_all(boxes: Float[Tensor, "found 4"], truth: Sequence[Sequence[float]])
     if not len(boxes):
         return True
     overlap = intersection_over_union(boxes[:, None], torch.tensor(truth)[None])[0].numpy()
-    near: Bool[np.ndarray, "found objects"] = overlap >= ENOUGH
+    near: Bool[np.ndarray, "found objects"] = overlap >= IOU_THRESHOLD
     return bool(near[linear_sum_assignment(~near)].all())

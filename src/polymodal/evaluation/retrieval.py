@@ -1,6 +1,6 @@
 """Retrieval between modalities: ranks, the metrics made of them, and what guessing would get.
 
-A query may have several right answers (all captions of a picture); its rank is that of the first one found. A candidate
+A query may have several right answers (all captions of an image); its rank is that of the first one found. A candidate
 that is exactly as similar as the right one counts as ranked before it, so that a collapsed embedding scores nothing.
 """
 
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polymodal.evaluation.statistics import Score, means_by_unit
+from polymodal.evaluation.statistics import Score, means_by_cluster
 
 RECALLS = (1, 5, 10)
 _BLOCK = 4_194_304  # similarities in memory at once
@@ -48,10 +48,12 @@ def retrieval_scores(
     """R@1, R@5, R@10, MRR and the median rank. unit: for each query, the number of the unit that it belongs to."""
     counts = np.array([len(right) for right in relevant])
     scores = [
-        Score(f"{name}/R@{k}", means_by_unit(found <= k, unit)[0], chance_recall(counts, candidates, k))
+        Score(f"{name}/R@{k}", means_by_cluster(found <= k, unit)[0], chance_recall(counts, candidates, k))
         for k in RECALLS
     ]
-    scores.append(Score(f"{name}/MRR", means_by_unit(1 / found, unit)[0], chance_reciprocal_rank(counts, candidates)))
+    scores.append(
+        Score(f"{name}/MRR", means_by_cluster(1 / found, unit)[0], chance_reciprocal_rank(counts, candidates))
+    )
     median = _medians_by_unit(found, unit)
     chance = chance_median_rank(counts, candidates)
     scores.append(Score(f"{name}/median_rank", median, chance, higher_is_better=False, statistic="median"))

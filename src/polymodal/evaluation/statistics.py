@@ -25,14 +25,14 @@ class Estimate(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def is_share(name: str) -> bool:
+def is_percentage(name: str) -> bool:
     """Whether a figure of this name lies between 0 and 1 and is shown in percent; ranks, distances, bits do not."""
-    return not name.endswith(("rank", "distance", "error", "bits_a_byte", "bits_saved_by_picture", "nats_a_token"))
+    return not name.endswith(("rank", "distance", "mse", "bits_per_byte", "captions/image_gain", "nll_per_token"))
 
 
 def scale(name: str, value: float) -> tuple[int, int]:
     """What a figure is multiplied with to be shown, and its digits after the point."""
-    if is_share(name):
+    if is_percentage(name):
         return 100, 1
     return 1, 1 if name.endswith("rank") or abs(value) >= 10 else 3
 
@@ -40,7 +40,7 @@ def scale(name: str, value: float) -> tuple[int, int]:
 def number(name: str, value: float) -> str:
     """'25.3 %', '12.0' or '0.031': a figure as tables show it."""
     factor, digits = scale(name, value)
-    return f"{factor * value:.{digits}f}" + (" %" if is_share(name) else "")
+    return f"{factor * value:.{digits}f}" + (" %" if is_percentage(name) else "")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Score:
     """One figure of one run.
 
     name: split/task/metric, such as `test/text_to_image/R@10`.
-    units: the metric on each independent unit of the test (a concept with all of its captions, say); the figure is
+    clusters: the metric on each independent unit of the test (a concept with all of its captions, say); the figure is
     their mean or median.
     weights: of the units in the mean, such as the number of words of a page; None weighs all alike. The mean of nothing
     is 0.
@@ -56,7 +56,7 @@ class Score:
     """
 
     name: str
-    units: np.ndarray
+    clusters: np.ndarray
     chance: float | None = None
     higher_is_better: bool = True
     statistic: Literal["mean", "median"] = "mean"
@@ -65,9 +65,9 @@ class Score:
     @property
     def value(self) -> float:
         if self.statistic == "median":
-            return float(np.median(self.units))
-        weights = np.ones_like(self.units) if self.weights is None else self.weights
-        return float(ratio(self.units @ weights, weights.sum()))
+            return float(np.median(self.clusters))
+        weights = np.ones_like(self.clusters) if self.weights is None else self.weights
+        return float(ratio(self.clusters @ weights, weights.sum()))
 
     def shown(self) -> tuple[str, str, str]:
         """The figure, its interval and what guessing gets, as tables show them."""
@@ -82,14 +82,14 @@ class Score:
         return Estimate(self.value, float(low), float(high))
 
     @classmethod
-    def of_unit(
+    def per_cluster(
         cls, name: str, values: np.ndarray, unit: np.ndarray, chance: float | None = None, higher_is_better: bool = True
     ) -> Score:
-        """The mean of values, of which several belong to a unit, such as all questions about a picture.
+        """The mean of values, of which several belong to a unit, such as all questions about an image.
 
         unit: for each value, the number of its unit. Every value weighs alike, and those of a unit are drawn together.
         """
-        means, counts = means_by_unit(values, unit)
+        means, counts = means_by_cluster(values, unit)
         return cls(name, means, chance, higher_is_better, weights=counts.astype(float))
 
     def to_json(self) -> dict[str, Any]:
@@ -99,22 +99,22 @@ class Score:
             "chance": self.chance,
             "higher_is_better": self.higher_is_better,
             "statistic": self.statistic,
-            "units": [round(float(unit), 6) for unit in self.units],
+            "clusters": [round(float(unit), 6) for unit in self.clusters],
         } | ({} if self.weights is None else {"weights": self.weights.tolist()})
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Score:
-        arrays: dict[str, Any] = {name: np.array(record[name]) for name in ("units", "weights") if name in record}
+        arrays: dict[str, Any] = {name: np.array(record[name]) for name in ("clusters", "weights") if name in record}
         return cls(**record | arrays)
 
 
-def means_by_unit(values: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def means_by_cluster(values: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mean of each unit's values, and how many it has. unit: for each value, the number of its unit."""
     _, places, counts = np.unique(unit, return_inverse=True, return_counts=True)
     return np.bincount(places, values, len(counts)) / counts, counts
 
 
-def over_seeds(scores: Sequence[Score], alike: Sequence[Sequence[Score]] = ()) -> Estimate:
+def aggregate_seeds(scores: Sequence[Score], alike: Sequence[Sequence[Score]] = ()) -> Estimate:
     """The mean over seeds, with an interval that counts two sources of chance: the seed, and the choice of test units.
 
     scores: one a seed, on the same units. alike: those of further arms; the spread between seeds is taken to be the
@@ -126,7 +126,7 @@ def over_seeds(scores: Sequence[Score], alike: Sequence[Sequence[Score]] = ()) -
     """
     spread = _resampled(scores).mean(axis=0).var()
     by_arm = [[score.value for score in arm] for arm in (scores, *alike)]
-    return _combined(by_arm, float(spread), len(scores[0].units))
+    return _combined(by_arm, float(spread), len(scores[0].clusters))
 
 
 def paired_difference(
@@ -138,12 +138,12 @@ def paired_difference(
     """
     ours, theirs = _resampled(scores), _resampled(baselines)
     by_arm = [[one.value - base.value for one, base in zip(arm, baselines, strict=True)] for arm in (scores, *alike)]
-    return _combined(by_arm, float((ours - theirs).mean(axis=0).var()), len(scores[0].units))
+    return _combined(by_arm, float((ours - theirs).mean(axis=0).var()), len(scores[0].clusters))
 
 
 def _resampled(scores: Sequence[Score]) -> np.ndarray:
     """seeds x resamples: the figure of each seed on the same resampled units."""
-    units = np.stack([score.units for score in scores])
+    units = np.stack([score.clusters for score in scores])
     chosen, times = _resamples(units.shape[1])
     if scores[0].statistic == "median":
         return np.stack([np.median(values[chosen], axis=1) for values in units])

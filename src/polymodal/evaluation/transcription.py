@@ -20,13 +20,13 @@ def transcription_scores(
 ) -> list[Score]:
     """Error rates of characters and words, of all texts together, in lower case as the method's own characters.
 
-    `texts_as_speech`: those of the text itself through the head for speech, which is low where both share a space.
+    `text_probe`: those of the text itself through the head for speech, which is low where both share a space.
     most: examples that are listened to.
     """
     _, examples = reader.read_split(split, most)
     texts = [example["text"][0].text for example in examples]
     wanted = processor.tokenizer.decode(processor.tokenizer(texts))
-    asked = {"transcripts": {"sound": [e["sound"] for e in examples]}, "texts_as_speech": {"text": texts}}
+    asked = {"transcripts": {"sound": [e["sound"] for e in examples]}, "text_probe": {"text": texts}}
     said = {
         name: processor.texts(
             [row for part in answers(method, processor, "transcribe", columns, BATCH) for row in part]
@@ -42,7 +42,7 @@ def _character_scores(name: str, said: list[str], wanted: list[str]) -> list[Sco
     rng = np.random.default_rng(0)
     mixed = ["".join(rng.permutation(list(text))) for text in wanted]
     own, other = error_rate(f"{name}/character_error_rate", said, wanted), error_rate(name, said, mixed)
-    return [own, Score(f"{name}/gain_by_order", other.units - own.units, 0.0, weights=own.weights)]
+    return [own, Score(f"{name}/gain_by_order", other.clusters - own.clusters, 0.0, weights=own.weights)]
 
 
 def error_rate(name: str, said: list[Any], wanted: list[Any]) -> Score:

@@ -1,7 +1,7 @@
 """The Conformer (Gulati et al. 2020): attention for what is far, a convolution for what is near.
 
 Positions are rotary, in the place of Transformer-XL's relative ones, and the convolution is followed by layer
-normalisation, not by that of a batch, so that neither padding nor neighbours have an influence. Only attention and
+normalization, not by that of a batch, so that neither padding nor neighbors have an influence. Only attention and
 convolution lay sequences out in a rectangle; all else is computed for real tokens alone.
 """
 
@@ -16,25 +16,25 @@ from polymodal.errors import UserError
 from polymodal.layers.positions import rotary_angles, rotate
 from polymodal.layers.transformer import Packing
 
-BASE = 10_000.0  # of the wave lengths of rotary positions
+ROPE_THETA = 10_000.0  # of the wave lengths of rotary positions
 
 
 class RotaryAttention(nn.Module):
     """Multi-head self-attention in which a token knows how far others are."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, num_heads: int):
         super().__init__()
-        if width % (2 * heads):
-            raise UserError(f"A width of {width} does not divide into {heads} heads of even size.")
-        self.heads = heads
+        if width % (2 * num_heads):
+            raise UserError(f"A width of {width} does not divide into {num_heads} heads of even size.")
+        self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "total width"]:
         qkv = packing.pad(self.qkv(x))
-        query, key, value = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         place = torch.arange(qkv.shape[1], device=x.device).expand(len(qkv), -1)
-        angles = rotary_angles(place, query.shape[-1], BASE, query)
+        angles = rotary_angles(place, query.shape[-1], ROPE_THETA, query)
         query, key = rotate(query, angles), rotate(key, angles)
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=packing.visible(causal=False))
         return self.out(packing.pack(y.transpose(1, 2).flatten(2)))
@@ -43,12 +43,12 @@ class RotaryAttention(nn.Module):
 class Convolution(nn.Module):
     """A gated convolution over time, channel by channel (section 2.2)."""
 
-    def __init__(self, width: int, kernel: int):
+    def __init__(self, width: int, kernel_size: int):
         super().__init__()
-        if kernel % 2 == 0:
-            raise UserError(f"A kernel of {kernel} places has no middle.")
+        if kernel_size % 2 == 0:
+            raise UserError(f"A kernel of {kernel_size} places has no middle.")
         self.gate = nn.Linear(width, 2 * width)
-        self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.depthwise = nn.Conv1d(width, width, kernel_size, padding=kernel_size // 2, groups=width)
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, width)
 
@@ -63,29 +63,29 @@ def _half_step(width: int) -> nn.Sequential:
 
 
 class ConformerBlock(nn.Module):
-    """Half a perceptron, attention, convolution, half a perceptron, each added to its input; a norm (section 2.4)."""
+    """Half an MLP, attention, convolution, half an MLP, each added to its input; a norm (section 2.4)."""
 
-    def __init__(self, width: int, heads: int, kernel: int):
+    def __init__(self, width: int, num_heads: int, kernel_size: int):
         super().__init__()
         self.first, self.last = _half_step(width), _half_step(width)
         self.norm_attention, self.norm_convolution = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = RotaryAttention(width, heads)
-        self.convolution = Convolution(width, kernel)
-        self.norm_after = nn.LayerNorm(width)
+        self.attention = RotaryAttention(width, num_heads)
+        self.convolution = Convolution(width, kernel_size)
+        self.norm_post = nn.LayerNorm(width)
 
     def forward(self, x: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "total width"]:
         x = x + self.first(x) / 2
         x = x + self.attention(self.norm_attention(x), packing)
         x = x + self.convolution(self.norm_convolution(x), packing)
-        return self.norm_after(x + self.last(x) / 2)
+        return self.norm_post(x + self.last(x) / 2)
 
 
 class Conformer(nn.Module):
     """A stack of blocks."""
 
-    def __init__(self, width: int, depth: int, heads: int, kernel: int):
+    def __init__(self, width: int, depth: int, num_heads: int, kernel_size: int):
         super().__init__()
-        self.blocks = nn.ModuleList(ConformerBlock(width, heads, kernel) for _ in range(depth))
+        self.blocks = nn.ModuleList(ConformerBlock(width, num_heads, kernel_size) for _ in range(depth))
 
     def forward(
         self, x: Float[Tensor, "batch length width"], mask: Bool[Tensor, "batch length"]

@@ -18,52 +18,55 @@ from torch.nn import functional as F
 from polymodal.errors import UserError
 from polymodal.layers.positions import rotary_angles, rotate
 
-Routes = Sequence[Int[Tensor, " _"]]  # for each expert, the numbers of its tokens among those of all rows
+ExpertAssignment = Sequence[Int[Tensor, " _"]]  # for each expert, the numbers of its tokens among those of all rows
 
 
-class Kept(NamedTuple):
-    """What a block has read. taken: how many places. passed: which tokens went through the block, where some do not."""
+class LayerKVCache(NamedTuple):
+    """Keys and values of one block. length: how many positions are filled.
 
-    keys: Float[Tensor, "batch groups room size"]
-    values: Float[Tensor, "batch groups room size"]
-    passed: Bool[Tensor, "batch room"]
-    taken: int
+    key_mask: which tokens went through the block, where some do not.
+    """
+
+    keys: Float[Tensor, "batch num_kv_heads max_length head_dim"]
+    values: Float[Tensor, "batch num_kv_heads max_length head_dim"]
+    key_mask: Bool[Tensor, "batch max_length"]
+    length: int
 
 
 @dataclass
-class Cache:
+class KVCache:
     """Keys and values of every block, for what was read so far.
 
-    document: 0 where a row has no token. passed: see `Kept`. length: places that are taken, the same in all rows.
+    document: 0 where a row has no token. key_mask: see `LayerKVCache`. length: filled positions, the same in all rows.
     """
 
-    keys: Float[Tensor, "blocks batch groups room size"]
-    values: Float[Tensor, "blocks batch groups room size"]
-    passed: Bool[Tensor, "blocks batch room"]
-    document: Int[Tensor, "batch room"]
+    keys: Float[Tensor, "blocks batch num_kv_heads max_length head_dim"]
+    values: Float[Tensor, "blocks batch num_kv_heads max_length head_dim"]
+    key_mask: Bool[Tensor, "blocks batch max_length"]
+    document: Int[Tensor, "batch max_length"]
     length: int = 0
 
-    def select(self, rows: Int[Tensor, " rows"]) -> Cache:
+    def select(self, rows: Int[Tensor, " rows"]) -> KVCache:
         """The cache of these rows, such as the best beams."""
-        keys, values, passed = (kept.index_select(1, rows) for kept in (self.keys, self.values, self.passed))
-        return Cache(keys, values, passed, self.document[rows], self.length)
+        keys, values, key_mask = (kept.index_select(1, rows) for kept in (self.keys, self.values, self.key_mask))
+        return KVCache(keys, values, key_mask, self.document[rows], self.length)
 
-    def of(self, block: int, taken: int) -> Kept:
+    def layer(self, block: int, length: int) -> LayerKVCache:
         """That of one block, of which so many places were taken before."""
-        return Kept(self.keys[block], self.values[block], self.passed[block], taken)
+        return LayerKVCache(self.keys[block], self.values[block], self.key_mask[block], length)
 
 
 class GroupedQueryAttention(nn.Module):
     """Causal attention in which groups of heads share keys and values (Ainslie et al. 2023)."""
 
-    def __init__(self, width: int, heads: int, groups: int, bias: bool = False):
-        """groups: heads of keys and values; as many as heads is multi-head attention. bias: of all three."""
+    def __init__(self, width: int, num_heads: int, num_kv_heads: int, bias: bool = False):
+        """num_kv_heads: as many as heads is multi-head attention. bias: of all three."""
         super().__init__()
-        if width % heads or heads % groups:
-            raise UserError(f"A width of {width}, {heads} heads and {groups} groups do not divide.")
-        self.groups = groups
-        self.size = width // heads
-        self.sizes = [width, groups * self.size, groups * self.size]
+        if width % num_heads or num_heads % num_kv_heads:
+            raise UserError(f"A width of {width}, {num_heads} heads and {num_kv_heads} groups do not divide.")
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = width // num_heads
+        self.sizes = [width, num_kv_heads * self.head_dim, num_kv_heads * self.head_dim]
         self.qkv = nn.Linear(width, sum(self.sizes), bias=bias)
         self.out = nn.Linear(width, width, bias=False)
 
@@ -72,24 +75,24 @@ class GroupedQueryAttention(nn.Module):
         x: Float[Tensor, "batch length width"],
         angles: tuple[Tensor, Tensor],
         visible: Bool[Tensor, "batch 1 length keys"] | None,
-        kept: Kept | None = None,
+        kv_cache: LayerKVCache | None = None,
     ) -> Float[Tensor, "batch length width"]:
-        """visible: None for causality alone. kept: what was read before, to which this is added."""
+        """visible: None for causality alone. kv_cache: what was read before, to which this is added."""
         query, key, value = (
-            part.unflatten(2, (-1, self.size)).transpose(1, 2) for part in self.qkv(x).split(self.sizes, dim=2)
+            part.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for part in self.qkv(x).split(self.sizes, dim=2)
         )
         query, key = rotate(query, angles), rotate(key, angles)
         length = x.shape[1]
-        if kept is not None:
-            keys, values, _, taken = kept
+        if kv_cache is not None:
+            keys, values, _, taken = kv_cache
             keys[:, :, taken : taken + length] = key
             values[:, :, taken : taken + length] = value
             key, value = keys[:, :, : taken + length], values[:, :, : taken + length]
         if length == 1:  # the heads of a group ask together: no key is repeated for them
-            asked = query.unflatten(1, (self.groups, -1)).squeeze(3)
+            asked = query.unflatten(1, (self.num_kv_heads, -1)).squeeze(3)
             y = F.scaled_dot_product_attention(asked, key, value, attn_mask=visible).flatten(1, 2).unsqueeze(2)
         else:
-            shared = query.shape[1] // self.groups
+            shared = query.shape[1] // self.num_kv_heads
             key, value = (part.repeat_interleave(shared, 1) if shared > 1 else part for part in (key, value))
             y = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, is_causal=visible is None)
         return self.out(y.transpose(1, 2).flatten(2))
@@ -98,10 +101,10 @@ class GroupedQueryAttention(nn.Module):
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, mlp_dim: int):
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.gate_up = nn.Linear(width, 2 * mlp_dim, bias=False)
+        self.down = nn.Linear(mlp_dim, width, bias=False)
 
     def forward(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -109,7 +112,7 @@ class SwiGLU(nn.Module):
 
 
 class ModalityExperts(nn.Module):
-    """A perceptron for each modality; every token goes through its own modality's only."""
+    """An MLP for each modality; every token goes through its own modality's only."""
 
     def __init__(self, experts: Mapping[str, nn.Module]):
         super().__init__()
@@ -117,7 +120,9 @@ class ModalityExperts(nn.Module):
         for name, expert in experts.items():
             self.add_module(name, expert)
 
-    def forward(self, x: Float[Tensor, "... width"], routes: Routes | None = None) -> Float[Tensor, "... width"]:
+    def forward(
+        self, x: Float[Tensor, "... width"], routes: ExpertAssignment | None = None
+    ) -> Float[Tensor, "... width"]:
         """routes: by modality, in the order of `modalities`; without any, all tokens are the first one's.
 
         A token on no route, such as padding, gets 0.
@@ -134,13 +139,13 @@ class ModalityExperts(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """x + attention(norm(x)), then x + perceptron(norm(x))."""
+    """x + attention(norm(x)), then x + MLP(norm(x))."""
 
-    def __init__(self, attention: GroupedQueryAttention, feed_forward: ModalityExperts, width: int, epsilon: float):
+    def __init__(self, attention: GroupedQueryAttention, feed_forward: ModalityExperts, width: int, norm_eps: float):
         super().__init__()
-        self.norm_1 = nn.RMSNorm(width, epsilon)
+        self.norm1 = nn.RMSNorm(width, norm_eps)
         self.attention = attention
-        self.norm_2 = nn.RMSNorm(width, epsilon)
+        self.norm2 = nn.RMSNorm(width, norm_eps)
         self.feed_forward = feed_forward
 
     def forward(
@@ -148,26 +153,26 @@ class DecoderBlock(nn.Module):
         x: Float[Tensor, "batch length width"],
         angles: tuple[Tensor, Tensor],
         visible: Tensor | None,
-        routes: Routes | None,
-        kept: Kept | None = None,
+        routes: ExpertAssignment | None,
+        kv_cache: LayerKVCache | None = None,
     ) -> Float[Tensor, "batch length width"]:
-        x = x + self.attention(self.norm_1(x), angles, visible, kept)
-        return x + self.feed_forward(self.norm_2(x), routes)
+        x = x + self.attention(self.norm1(x), angles, visible, kv_cache)
+        return x + self.feed_forward(self.norm2(x), routes)
 
 
-class OutputNormBlock(DecoderBlock):
-    """x + norm(attention(x)), then x + norm(perceptron(x)), as in Swin V2 and Chameleon."""
+class PostSubLayerNormBlock(DecoderBlock):
+    """x + norm(attention(x)), then x + norm(MLP(x)), as in Swin V2 and Chameleon."""
 
     def forward(
         self,
         x: Float[Tensor, "batch length width"],
         angles: tuple[Tensor, Tensor],
         visible: Tensor | None,
-        routes: Routes | None,
-        kept: Kept | None = None,
+        routes: ExpertAssignment | None,
+        kv_cache: LayerKVCache | None = None,
     ) -> Float[Tensor, "batch length width"]:
-        x = x + self.norm_1(self.attention(x, angles, visible, kept))
-        return x + self.norm_2(self.feed_forward(x, routes))
+        x = x + self.norm1(self.attention(x, angles, visible, kv_cache))
+        return x + self.norm2(self.feed_forward(x, routes))
 
 
 class Decoder(nn.Module):
@@ -177,24 +182,26 @@ class Decoder(nn.Module):
         self,
         width: int,
         depth: int,
-        heads: int,
-        groups: int,
+        num_heads: int,
+        num_kv_heads: int,
         feed_forward: Callable[[], ModalityExperts],
-        rotary_base: float = 10_000.0,
-        epsilon: float = 1e-6,
+        rope_theta: float = 10_000.0,
+        norm_eps: float = 1e-6,
         attention_bias: bool = False,
         block: type[DecoderBlock] = DecoderBlock,
     ):
-        """feed_forward: makes the perceptron of a block."""
+        """feed_forward: makes the MLP of a block."""
         super().__init__()
-        self.groups = groups
-        self.size = width // heads
-        self.rotary_base = rotary_base
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = width // num_heads
+        self.rope_theta = rope_theta
         self.blocks = nn.ModuleList(
-            block(GroupedQueryAttention(width, heads, groups, attention_bias), feed_forward(), width, epsilon)
+            block(
+                GroupedQueryAttention(width, num_heads, num_kv_heads, attention_bias), feed_forward(), width, norm_eps
+            )
             for _ in range(depth)
         )
-        self.norm_after = nn.RMSNorm(width, epsilon)
+        self.norm_post = nn.RMSNorm(width, norm_eps)
         for name, parameter in self.named_parameters():
             if parameter.ndim >= 2:  # of several experts at once where there are three
                 into_residual = name.endswith(("out.weight", "down.weight", "down"))
@@ -203,23 +210,23 @@ class Decoder(nn.Module):
                 nn.init.zeros_(parameter)
 
     def experts(self) -> list[ModalityExperts]:
-        """The perceptrons of every block."""
+        """The MLPs of every block."""
         return [block.feed_forward for block in self.modules() if isinstance(block, DecoderBlock)]
 
-    def cache(self, batch: int, room: int) -> Cache:
+    def cache(self, batch: int, max_length: int) -> KVCache:
         """An empty one, for so many rows and places, of the type and on the device of the weights."""
-        like = self.norm_after.weight
-        keys = like.new_zeros(len(self.blocks), batch, self.groups, room, self.size)
-        passed = torch.ones(len(self.blocks), batch, room, dtype=torch.bool, device=like.device)
-        return Cache(keys, torch.zeros_like(keys), passed, torch.zeros_like(passed[0], dtype=torch.long))
+        like = self.norm_post.weight
+        keys = like.new_zeros(len(self.blocks), batch, self.num_kv_heads, max_length, self.head_dim)
+        key_mask = torch.ones(len(self.blocks), batch, max_length, dtype=torch.bool, device=like.device)
+        return KVCache(keys, torch.zeros_like(keys), key_mask, torch.zeros_like(key_mask[0], dtype=torch.long))
 
     def forward(
         self,
         x: Float[Tensor, "batch length width"],
         position: Int[Tensor, "batch length"],
         document: Int[Tensor, "batch length"],
-        routes: Routes | None = None,
-        cache: Cache | None = None,
+        routes: ExpertAssignment | None = None,
+        cache: KVCache | None = None,
     ) -> Float[Tensor, "batch length width"]:
         """What every place knows of its document up to itself.
 
@@ -237,7 +244,7 @@ class Decoder(nn.Module):
         visible = (document[:, :, None] == documents[:, None, :])[:, None]
         if length > 1:
             visible = visible.tril(past)
-        angles = rotary_angles(position, self.size, self.rotary_base, x)
+        angles = rotary_angles(position, self.head_dim, self.rope_theta, x)
         for number, block in enumerate(self.blocks):
-            x = block(x, angles, visible, routes, cache.of(number, past) if cache is not None else None)
-        return self.norm_after(x)
+            x = block(x, angles, visible, routes, cache.layer(number, past) if cache is not None else None)
+        return self.norm_post(x)

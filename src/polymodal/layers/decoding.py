@@ -1,4 +1,4 @@
-"""How the next token is chosen from its logits: the likeliest, by lot, or several continuations at once."""
+"""How the next token is chosen from its logits: the likeliest, at random, or several continuations at once."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from polymodal.constraints import NonNegativeFloat, PositiveInt, PositiveUnitInterval, validate_constraints
 from polymodal.errors import UserError
-from polymodal.ranges import Count, Factor, NotNegative, check_ranges
 
 
 @dataclass(frozen=True)
 class Decoding:
     """How a text is written."""
 
-    longest: Count = 48
+    max_new_tokens: PositiveInt = 48
     """Most tokens that are written."""
-    temperature: NotNegative = 0.0
+    temperature: NonNegativeFloat = 0.0
     """Of the distribution that tokens are drawn from; 0 takes the likeliest."""
-    top_p: Factor = 1.0
+    top_p: PositiveUnitInterval = 1.0
     """Tokens are drawn among the likeliest that together have this probability (Holtzman et al. 2020)."""
-    beams: Count = 1
+    num_beams: PositiveInt = 1
     """Continuations that are kept at once (beam search)."""
     length_penalty: float = 1.0
     """Beams are compared by log-probability / length ** this."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
-        if self.beams > 1 and self.temperature > 0:
-            raise UserError("Beams are not drawn by lot; leave out --beams or --temperature.")
+        validate_constraints(self)
+        if self.num_beams > 1 and self.temperature > 0:
+            raise UserError("Beams are not sampled at random; leave out --num-beams or --temperature.")
 
 
-def choose(
+def sample(
     logits: Float[Tensor, "batch vocabulary"], decoding: Decoding, generator: torch.Generator | None = None
 ) -> Int[Tensor, " batch"]:
     """One token a row."""
@@ -42,14 +42,14 @@ def choose(
         return logits.argmax(1)
     probabilities = (logits.float() / decoding.temperature).softmax(1)
     if decoding.top_p < 1:
-        probabilities = nucleus(probabilities, decoding.top_p)
+        probabilities = top_p_filter(probabilities, decoding.top_p)
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
 
 
-def nucleus(probabilities: Float[Tensor, "batch vocabulary"], mass: float) -> Float[Tensor, "batch vocabulary"]:
+def top_p_filter(probabilities: Float[Tensor, "batch vocabulary"], top_p: float) -> Float[Tensor, "batch vocabulary"]:
     """The fewest likeliest tokens that have this mass together, with their probabilities; 0 for all others."""
     ordered, order = probabilities.sort(dim=1, descending=True)
-    beyond = ordered.cumsum(1) - ordered >= mass
+    beyond = ordered.cumsum(1) - ordered >= top_p
     return torch.zeros_like(probabilities).scatter(1, order, ordered.masked_fill(beyond, 0))
 
 
@@ -62,12 +62,12 @@ class Beams:
 
     def __init__(self, rows: int, decoding: Decoding, end: int, like: Tensor):
         self.decoding, self.end = decoding, end
-        beams = decoding.beams
+        beams = decoding.num_beams
         self.total = like.new_full((rows, beams), -torch.inf, dtype=torch.float32)
         self.total[:, 0] = 0.0  # all beams are the same yet
         self.written = torch.empty(rows, beams, 0, dtype=torch.long, device=like.device)
         self.scores = torch.full_like(self.total, -torch.inf)
-        self.ended = torch.full((rows, beams, decoding.longest), end, dtype=torch.long, device=like.device)
+        self.ended = torch.full((rows, beams, decoding.max_new_tokens), end, dtype=torch.long, device=like.device)
         self.done = torch.zeros(rows, dtype=torch.bool, device=like.device)
 
     def advance(
@@ -80,11 +80,11 @@ class Beams:
         total, place = every.flatten(1).topk(min(2 * beams, every[0].numel()), dim=1)
         origin, token = place // vocabulary, place % vocabulary
         written = torch.cat([_taken(self.written, origin), token[:, :, None]], dim=2)
-        ends = (token == self.end) | (length == self.decoding.longest)
+        ends = (token == self.end) | (length == self.decoding.max_new_tokens)
 
         ending = ends & (torch.arange(total.shape[1], device=token.device) < beams) & ~self.done[:, None]
         score = (total / length**self.decoding.length_penalty).masked_fill(~ending, -torch.inf)
-        padded = F.pad(written, (0, self.decoding.longest - length), value=self.end)
+        padded = F.pad(written, (0, self.decoding.max_new_tokens - length), value=self.end)
         self.scores, best = torch.cat([self.scores, score], dim=1).topk(beams, dim=1)
         self.ended = _taken(torch.cat([self.ended, padded], dim=1), best)
 
@@ -105,7 +105,7 @@ def _taken(
     return texts.gather(1, which[:, :, None].expand(-1, -1, texts.shape[2]))
 
 
-def until(written: Int[Tensor, "batch length"], end: int) -> list[list[int]]:
+def truncate_at_eos(tokens: Int[Tensor, "batch length"], eos_id: int) -> list[list[int]]:
     """The tokens of each row before its first end mark."""
-    rows = written.tolist()
-    return [row[: row.index(end)] if end in row else row for row in rows]
+    rows = tokens.tolist()
+    return [row[: row.index(eos_id)] if eos_id in row else row for row in rows]

@@ -1,4 +1,4 @@
-"""The backbone of diffusion and flow models on pictures: DiT (Peebles and Xie 2023, section 3.2, adaLN-Zero)."""
+"""The backbone of diffusion and flow models on images: DiT (Peebles and Xie 2023, section 3.2, adaLN-Zero)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from polymodal.layers.transformer import Block
 from polymodal.modalities.image import check_tiles, patchify, unpatchify
 
 
-def time_features(time: Float[Tensor, " batch"], width: int, scale: float = 1000.0) -> Float[Tensor, "batch width"]:
+def sinusoidal_timestep_embedding(
+    time: Float[Tensor, " batch"], width: int, scale: float = 1000.0
+) -> Float[Tensor, "batch width"]:
     """Sines and cosines of `scale` x time at geometric frequencies from 1 to 1/10,000 (Vaswani et al. 2017).
 
     time: from 0 to 1. width: even.
@@ -31,15 +33,15 @@ class TimeEmbedding(nn.Sequential):
         self.width = width
 
     def forward(self, time: Float[Tensor, " batch"]) -> Float[Tensor, "batch width"]:
-        return super().forward(time_features(time, self.width))
+        return super().forward(sinusoidal_timestep_embedding(time, self.width))
 
 
-class ConditionedBlock(Block):
+class AdaLNBlock(Block):
     """A block whose norms are shifted and scaled, and whose branches are gated, by a condition; at first all closed."""
 
-    def __init__(self, width: int, heads: int):
-        super().__init__(width, heads)
-        self.norm_1, self.norm_2 = (nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
+    def __init__(self, width: int, num_heads: int):
+        super().__init__(width, num_heads)
+        self.norm1, self.norm2 = (nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
         self.modulation = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -49,24 +51,24 @@ class ConditionedBlock(Block):
     ) -> Float[Tensor, "batch tokens width"]:
         modulation = self.modulation(F.silu(condition))[:, None]
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation.chunk(6, dim=-1)
-        x = x + gate_1 * self.attention(self.norm_1(x) * (1 + scale_1) + shift_1)
-        return x + gate_2 * self.narrow(F.gelu(self.widen(self.norm_2(x) * (1 + scale_2) + shift_2)))
+        x = x + gate_1 * self.attention(self.norm1(x) * (1 + scale_1) + shift_1)
+        return x + gate_2 * self.fc2(F.gelu(self.fc1(self.norm2(x) * (1 + scale_2) + shift_2)))
 
 
 class DiffusionTransformer(nn.Module):
-    """From a picture and a condition to a picture; the first output is zero."""
+    """From an image and a condition to an image; the first output is zero."""
 
-    def __init__(self, size: int, patch: int, width: int, depth: int, heads: int, channels: int = 3):
-        """size: side of the picture in pixels, a multiple of `patch`."""
+    def __init__(self, image_size: int, patch_size: int, width: int, depth: int, num_heads: int, channels: int = 3):
+        """image_size: side of the image in pixels, a multiple of `patch_size`."""
         super().__init__()
-        check_tiles(patch, size)
-        self.patch = patch
-        self.into = nn.Linear(channels * patch**2, width)
-        self.positions = nn.Parameter(0.02 * torch.randn((size // patch) ** 2, width))
-        self.blocks = nn.ModuleList(ConditionedBlock(width, heads) for _ in range(depth))
-        self.norm_after = nn.LayerNorm(width, elementwise_affine=False)
+        check_tiles(patch_size, image_size)
+        self.patch_size = patch_size
+        self.into = nn.Linear(channels * patch_size**2, width)
+        self.positions = nn.Parameter(0.02 * torch.randn((image_size // patch_size) ** 2, width))
+        self.blocks = nn.ModuleList(AdaLNBlock(width, num_heads) for _ in range(depth))
+        self.norm_post = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, channels * patch**2)
+        self.out = nn.Linear(width, channels * patch_size**2)
         for linear in (self.modulation, self.out):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -74,8 +76,8 @@ class DiffusionTransformer(nn.Module):
     def forward(
         self, image: Float[Tensor, "batch channels size size"], condition: Float[Tensor, "batch width"]
     ) -> Float[Tensor, "batch channels size size"]:
-        x = self.into(patchify(image, self.patch)) + self.positions
+        x = self.into(patchify(image, self.patch_size)) + self.positions
         for block in self.blocks:
             x = block(x, condition)
         shift, scale = self.modulation(F.silu(condition))[:, None].chunk(2, dim=-1)
-        return unpatchify(self.out(self.norm_after(x) * (1 + scale) + shift), self.patch)
+        return unpatchify(self.out(self.norm_post(x) * (1 + scale) + shift), self.patch_size)

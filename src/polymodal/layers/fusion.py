@@ -1,4 +1,4 @@
-"""A transformer that reads one sequence beside another: self-attention, then cross-attention, then a perceptron.
+"""A transformer that reads one sequence beside another: self-attention, then cross-attention, then an MLP.
 
 This is the decoder block of Vaswani et al. (2017, section 3.1) in pre-norm form, without a causal mask, as methods that
 fuse two modalities use it.
@@ -17,11 +17,11 @@ from polymodal.layers.transformer import Block
 class CrossAttention(nn.Module):
     """Multi-head attention from one sequence to another."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, num_heads: int):
         super().__init__()
-        if width % heads:
-            raise UserError(f"A width of {width} does not divide into {heads} heads.")
-        self.heads = heads
+        if width % num_heads:
+            raise UserError(f"A width of {width} does not divide into {num_heads} heads.")
+        self.num_heads = num_heads
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
@@ -33,20 +33,20 @@ class CrossAttention(nn.Module):
         mask: Bool[Tensor, "batch keys"] | None = None,
     ) -> Float[Tensor, "batch queries width"]:
         """mask: False for places of the context that are padding."""
-        query = self.query(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        key, value = self.key_value(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query = self.query(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        key, value = self.key_value(context).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         visible = mask[:, None, None, :] if mask is not None else None
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
-class FusionBlock(Block):
-    """x + attention(norm(x)), then x + cross-attention(norm(x), context), then x + perceptron(norm(x))."""
+class CrossAttentionBlock(Block):
+    """x + attention(norm(x)), then x + cross-attention(norm(x), context), then x + MLP(norm(x))."""
 
-    def __init__(self, width: int, heads: int):
-        super().__init__(width, heads)
+    def __init__(self, width: int, num_heads: int):
+        super().__init__(width, num_heads)
         self.norm_cross = nn.LayerNorm(width)
-        self.cross = CrossAttention(width, heads)
+        self.cross = CrossAttention(width, num_heads)
 
     def forward(  # type: ignore[override]
         self,
@@ -54,18 +54,18 @@ class FusionBlock(Block):
         context: Float[Tensor, "batch keys width"],
         mask: Bool[Tensor, "batch keys"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        x = x + self.attention(self.norm_1(x))
+        x = x + self.attention(self.norm1(x))
         x = x + self.cross(self.norm_cross(x), context, mask)
-        return x + self.narrow(F.gelu(self.widen(self.norm_2(x))))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
-class FusionTransformer(nn.Module):
+class CrossAttentionTransformer(nn.Module):
     """A stack of fusion blocks and a final norm."""
 
-    def __init__(self, width: int, depth: int, heads: int):
+    def __init__(self, width: int, depth: int, num_heads: int):
         super().__init__()
-        self.blocks = nn.ModuleList(FusionBlock(width, heads) for _ in range(depth))
-        self.norm_after = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(CrossAttentionBlock(width, num_heads) for _ in range(depth))
+        self.norm_post = nn.LayerNorm(width)
 
     def forward(
         self,
@@ -75,4 +75,4 @@ class FusionTransformer(nn.Module):
     ) -> Float[Tensor, "batch tokens width"]:
         for block in self.blocks:
             x = block(x, context, mask)
-        return self.norm_after(x)
+        return self.norm_post(x)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polymodal.layers.decoding import Beams, Decoding, choose, until
+from polymodal.layers.decoding import Beams, Decoding, sample, truncate_at_eos
 
 Step = Callable[[Int[Tensor, " rows"]], Float[Tensor, "rows vocabulary"]]
 
@@ -27,29 +27,29 @@ def generate_tokens(
     logits: of the first new token. step: takes the token that was chosen in every row, and gives the logits of the next
     one. select: makes the rows of the cache behind `step` those of these indices; called with beam search only.
     """
-    if decoding.beams > 1:
+    if decoding.num_beams > 1:
         return _beam_search(logits, step, select, end, decoding)
     finished = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     written: list[Tensor] = []
     while True:
-        token = choose(logits, decoding, generator).masked_fill(finished, end)
+        token = sample(logits, decoding, generator).masked_fill(finished, end)
         written.append(token)
         finished |= token == end
-        if len(written) == decoding.longest or bool(finished.all()):
-            return until(torch.stack(written, dim=1), end)
+        if len(written) == decoding.max_new_tokens or bool(finished.all()):
+            return truncate_at_eos(torch.stack(written, dim=1), end)
         logits = step(token)
 
 
 def _beam_search(
     logits: Tensor, step: Step, select: Callable[[Tensor], None], end: int, decoding: Decoding
 ) -> list[list[int]]:
-    rows, beams = len(logits), decoding.beams
+    rows, beams = len(logits), decoding.num_beams
     of_row = torch.arange(rows, device=logits.device).repeat_interleave(beams)
     select(of_row)
     logits = logits[of_row]
     search = Beams(rows, decoding, end, logits)
     first = beams * torch.arange(rows, device=logits.device)[:, None]
-    for _ in range(decoding.longest - 1):
+    for _ in range(decoding.max_new_tokens - 1):
         origin, token = search.advance(logits.unflatten(0, (rows, beams)))
         if bool(search.done.all()):
             break
@@ -57,4 +57,4 @@ def _beam_search(
         logits = step(token.flatten())
     else:
         search.advance(logits.unflatten(0, (rows, beams)))
-    return until(search.best, end)
+    return truncate_at_eos(search.best, end)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from polymodal.errors import UserError
 
 
-def with_loops(ends: Int[Tensor, "2 edges"], nodes: int) -> Int[Tensor, "2 edges_and_nodes"]:
+def add_self_loops(ends: Int[Tensor, "2 edges"], nodes: int) -> Int[Tensor, "2 edges_and_nodes"]:
     """The edges, and one from every node to itself."""
     own = torch.arange(nodes, device=ends.device)
     return torch.cat([ends, own.expand(2, -1)], dim=1)
@@ -25,18 +25,18 @@ def symmetric_weights(ends: Int[Tensor, "2 edges"], nodes: int) -> Float[Tensor,
     return (degree[ends[0]] * degree[ends[1]]).rsqrt()
 
 
-def summed_messages(
+def scatter_sum(
     messages: Float[Tensor, "edges ..."], target: Int[Tensor, " edges"], nodes: int
 ) -> Float[Tensor, "nodes ..."]:
     """What arrives at every node."""
     return messages.new_zeros(nodes, *messages.shape[1:]).index_add(0, target, messages)
 
 
-def mean_of_nodes(
+def global_mean_pool(
     x: Float[Tensor, "nodes width"], graph: Int[Tensor, " nodes"], count: int
 ) -> Float[Tensor, "batch width"]:
     """The mean over each graph's nodes. graph: of each node, its graph's number; count: how many graphs there are."""
-    return summed_messages(x, graph, count) / graph.bincount(minlength=count).clamp(min=1)[:, None]
+    return scatter_sum(x, graph, count) / graph.bincount(minlength=count).clamp(min=1)[:, None]
 
 
 class GraphConvolution(nn.Module):
@@ -51,22 +51,22 @@ class GraphConvolution(nn.Module):
         self, x: Float[Tensor, "nodes width_in"], ends: Int[Tensor, "2 edges"]
     ) -> Float[Tensor, "nodes width_out"]:
         """ends: source and target of every edge; loops are added here."""
-        ends = with_loops(ends, len(x))
+        ends = add_self_loops(ends, len(x))
         messages = self.linear(x)[ends[0]] * symmetric_weights(ends, len(x))[:, None]
-        return summed_messages(messages, ends[1], len(x)) + self.bias
+        return scatter_sum(messages, ends[1], len(x)) + self.bias
 
 
 class GraphAttention(nn.Module):
-    """GAT (Veličković et al. 2018, equations 1 to 5): a node weighs its neighbours, and itself, by attention."""
+    """GAT (Veličković et al. 2018, equations 1 to 5): a node weighs its neighbors, and itself, by attention."""
 
-    def __init__(self, width_in: int, width_out: int, heads: int):
+    def __init__(self, width_in: int, width_out: int, num_heads: int):
         super().__init__()
-        if width_out % heads:
-            raise UserError(f"A width of {width_out} does not divide into {heads} heads.")
-        self.heads = heads
+        if width_out % num_heads:
+            raise UserError(f"A width of {width_out} does not divide into {num_heads} heads.")
+        self.num_heads = num_heads
         self.linear = nn.Linear(width_in, width_out, bias=False)
-        self.source = nn.Parameter(torch.empty(heads, width_out // heads))
-        self.target = nn.Parameter(torch.empty(heads, width_out // heads))
+        self.source = nn.Parameter(torch.empty(num_heads, width_out // num_heads))
+        self.target = nn.Parameter(torch.empty(num_heads, width_out // num_heads))
         self.bias = nn.Parameter(torch.zeros(width_out))
         for part in (self.source, self.target):
             nn.init.xavier_uniform_(part)
@@ -75,12 +75,12 @@ class GraphAttention(nn.Module):
         self, x: Float[Tensor, "nodes width_in"], ends: Int[Tensor, "2 edges"]
     ) -> Float[Tensor, "nodes width_out"]:
         """ends: source and target of every edge; loops are added here."""
-        source, target = with_loops(ends, len(x))
-        values = self.linear(x).unflatten(1, (self.heads, -1))
+        source, target = add_self_loops(ends, len(x))
+        values = self.linear(x).unflatten(1, (self.num_heads, -1))
         sent, received = (values * self.source).sum(-1), (values * self.target).sum(-1)
         logits = F.leaky_relu(sent[source] + received[target], 0.2)
-        highest = logits.new_full((len(x), self.heads), -torch.inf)
+        highest = logits.new_full((len(x), self.num_heads), -torch.inf)
         highest = highest.scatter_reduce(0, target[:, None].expand_as(logits), logits.detach(), "amax")
         weights = (logits - highest[target]).exp()
-        weights = weights / summed_messages(weights, target, len(x))[target]
-        return summed_messages(weights[..., None] * values[source], target, len(x)).flatten(1) + self.bias
+        weights = weights / scatter_sum(weights, target, len(x))[target]
+        return scatter_sum(weights[..., None] * values[source], target, len(x)).flatten(1) + self.bias

@@ -38,7 +38,7 @@ class LoRALinear(nn.Module):
 
 @runtime_checkable
 class HasOwnLoRA(Protocol):
-    """A part that brings another library's low-rank updates, as published models do."""
+    """A part that brings another library's low-rank updates, as pretrained models do."""
 
     def add_lora(self, rank: int, name: str, targets: tuple[str, ...]) -> int: ...
 

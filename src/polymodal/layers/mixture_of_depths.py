@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from polymodal.layers.decoder import DecoderBlock, Kept, Routes
+from polymodal.layers.decoder import DecoderBlock, ExpertAssignment, LayerKVCache
 from polymodal.layers.expert_choice import AuxiliaryRouter
 
 
@@ -17,43 +17,43 @@ class MixtureOfDepths(nn.Module):
 
     y = x + sigmoid(score) * (block(x) - x) for those that go in, among which alone attention looks; the others are left
     out of the computation. A choice among a batch sees what comes later in a text: what is written or measured word by
-    word goes by an auxiliary router (`foretold`), which is trained afterwards.
+    word goes by an auxiliary router (`use_predictor`), which is trained afterwards.
     """
 
-    def __init__(self, block: DecoderBlock, width: int, share: float):
-        """share: of all tokens that go in."""
+    def __init__(self, block: DecoderBlock, width: int, capacity: float):
+        """capacity: fraction of all tokens that go in."""
         super().__init__()
-        self.block, self.share = block, share
+        self.block, self.capacity = block, capacity
         self.router = nn.Linear(width, 1, bias=False)
         self.auxiliary = AuxiliaryRouter(width, 1)
         self.auxiliary_loss: Tensor | None = None
-        self.foretold: Tensor
-        self.register_buffer("foretold", torch.tensor(False))
+        self.use_predictor: Tensor
+        self.register_buffer("use_predictor", torch.tensor(False))
 
     def forward(
         self,
         x: Float[Tensor, "batch length width"],
         angles: tuple[Tensor, Tensor],
         visible: Bool[Tensor, "batch 1 length keys"],
-        routes: Routes | None,
-        kept: Kept | None = None,
+        routes: ExpertAssignment | None,
+        kv_cache: LayerKVCache | None = None,
     ) -> Float[Tensor, "batch length width"]:
         """routes: the tokens that there are, by modality, for padding never goes in; without any, all."""
         score = self.router(x)
         chosen = self._chosen(x, score, routes)
-        if kept is not None:
-            return self._one_after_the_other(x, score, chosen, angles, visible, routes, kept)
+        if kv_cache is not None:
+            return self._incremental(x, score, chosen, angles, visible, routes, kv_cache)
         return self._together(x, score, chosen, angles, visible, routes)
 
-    def _chosen(self, x: Tensor, score: Tensor, routes: Routes | None) -> Bool[Tensor, "batch length"]:
+    def _chosen(self, x: Tensor, score: Tensor, routes: ExpertAssignment | None) -> Bool[Tensor, "batch length"]:
         flat, there = x.flatten(0, 1), torch.arange(x.shape[0] * x.shape[1], device=x.device)
         if routes is not None:
             there = torch.cat(list(routes))
         chosen = torch.zeros(len(flat), dtype=torch.bool, device=x.device)
-        if self.foretold and not self.training:
+        if self.use_predictor and not self.training:
             chosen[there] = self.auxiliary(flat[there])[:, 0] > 0
         else:
-            best = score.flatten()[there].topk(math.ceil(self.share * len(there))).indices
+            best = score.flatten()[there].topk(math.ceil(self.capacity * len(there))).indices
             chosen[there[best]] = True
             self.auxiliary_loss = self.auxiliary.loss(flat[there], chosen[there, None])
         return chosen.view(x.shape[:2])
@@ -65,7 +65,7 @@ class MixtureOfDepths(nn.Module):
         chosen: Tensor,
         angles: tuple[Tensor, Tensor],
         visible: Tensor,
-        routes: Routes | None,
+        routes: ExpertAssignment | None,
     ) -> Tensor:
         """The chosen tokens of each row, side by side, through the block, and back to their places."""
         most = int(chosen.sum(1).max())
@@ -82,20 +82,20 @@ class MixtureOfDepths(nn.Module):
         whole = places + chosen.shape[1] * torch.arange(len(x), device=x.device)[:, None]
         return x.flatten(0, 1).index_copy(0, whole[real], (some + weight * (done - some))[real].to(x.dtype)).view_as(x)
 
-    def _one_after_the_other(
+    def _incremental(
         self,
         x: Tensor,
         score: Tensor,
         chosen: Tensor,
         angles: tuple[Tensor, Tensor],
         visible: Tensor,
-        routes: Routes | None,
-        kept: Kept,
+        routes: ExpertAssignment | None,
+        kv_cache: LayerKVCache,
     ) -> Tensor:
         """All tokens through the block, but what was not chosen is neither seen nor changed."""
-        until = kept.taken + x.shape[1]
-        kept.passed[:, kept.taken : until] = chosen
-        done = self.block(x, angles, visible & kept.passed[:, None, None, :until], routes, kept)
+        until = kv_cache.length + x.shape[1]
+        kv_cache.key_mask[:, kv_cache.length : until] = chosen
+        done = self.block(x, angles, visible & kv_cache.key_mask[:, None, None, :until], routes, kv_cache)
         return torch.where(chosen[..., None], x + score.sigmoid() * (done - x), x)
 
 
@@ -103,7 +103,7 @@ def _at(values: Float[Tensor, "batch length channels"], places: Tensor) -> Float
     return values.gather(1, places[..., None].expand(-1, -1, values.shape[2]))
 
 
-def _routes_of(routes: Routes | None, places: Tensor, real: Tensor, length: int) -> Routes | None:
+def _routes_of(routes: ExpertAssignment | None, places: Tensor, real: Tensor, length: int) -> ExpertAssignment | None:
     """Of the tokens at some places of each row, which go to which experts."""
     if routes is None:
         return None

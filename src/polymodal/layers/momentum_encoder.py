@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polymodal.errors import UserError
-from polymodal.layers.processes import gather
+from polymodal.layers.distributed import all_gather
 
 NO_LABEL = -1  # of a feature that was enqueued without one
 
@@ -184,7 +184,7 @@ class FeatureQueue(nn.Module):
         """
         if labels is None:
             labels = torch.full((len(features),), NO_LABEL, device=features.device)
-        features, labels = gather(features.detach()), gather(labels.to(self.buffer_labels))
+        features, labels = all_gather(features.detach()), all_gather(labels.to(self.buffer_labels))
         # Of more than the queue keeps, the newest.
         count, skipped = len(features), max(len(features) - self.size, 0)
         slots = (self.enqueued + torch.arange(skipped, count, device=self.buffer.device)) % self.size

@@ -1,4 +1,4 @@
-"""Blocks in which pictures and texts share attention, and have norms and perceptrons of their own.
+"""Blocks in which images and texts share attention, and have norms and MLPs of their own.
 
 The multiway transformer of VLMo and BEiT-3 (Bao et al. 2022, section 3.1; Wang et al. 2023, section 2.1).
 """
@@ -10,53 +10,55 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.layers.transformer import Attention, DropPath, Packing, rising
+from polymodal.layers.transformer import Attention, DropPath, Packing, drop_path_schedule
 
 
-class Perceptron(nn.Module):
-    """A norm and a perceptron of one hidden layer."""
+class Mlp(nn.Module):
+    """A norm and an MLP of one hidden layer."""
 
-    def __init__(self, width: int, ratio: float = 4.0):
+    def __init__(self, width: int, mlp_ratio: float = 4.0):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.widen = nn.Linear(width, int(ratio * width))
-        self.narrow = nn.Linear(int(ratio * width), width)
+        self.fc1 = nn.Linear(width, int(mlp_ratio * width))
+        self.fc2 = nn.Linear(int(mlp_ratio * width), width)
 
     def forward(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
-        return self.narrow(F.gelu(self.widen(self.norm(x))))
+        return self.fc2(F.gelu(self.fc1(self.norm(x))))
 
 
 class MultiwayBlock(nn.Module):
-    """x + attention(norm(x)), then x + perceptron(norm(x)); norms and perceptrons are those of the modality."""
+    """x + attention(norm(x)), then x + MLP(norm(x)); norms and MLPs are those of the modality."""
 
-    def __init__(self, width: int, heads: int, drop_path: float = 0.0):
-        """drop_path: see `DropPath`."""
+    def __init__(self, width: int, num_heads: int, drop_path_rate: float = 0.0):
+        """drop_path_rate: see `DropPath`."""
         super().__init__()
         self.image_norm = nn.LayerNorm(width)
         self.text_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.image_perceptron = Perceptron(width)
-        self.text_perceptron = Perceptron(width)
-        self.drop_path = DropPath(drop_path)
+        self.attention = Attention(width, num_heads)
+        self.image_mlp = Mlp(width)
+        self.text_mlp = Mlp(width)
+        self.drop_path = DropPath(drop_path_rate)
 
     def forward(
-        self, x: Float[Tensor, "batch length width"], packing: Packing, pictured: int
+        self, x: Float[Tensor, "batch length width"], packing: Packing, imaged: int
     ) -> Float[Tensor, "batch length width"]:
-        """pictured: how many tokens at the front of every sequence are of the picture."""
-        image, text = x[:, :pictured], x[:, pictured:]
+        """pictured: how many tokens at the front of every sequence are of the image."""
+        image, text = x[:, :imaged], x[:, imaged:]
         normed = torch.cat([self.image_norm(image), self.text_norm(text)], dim=1)
         x = x + self.drop_path(self.attention(normed.flatten(0, 1), packing).view_as(x))
-        image, text = x[:, :pictured], x[:, pictured:]
-        return x + self.drop_path(torch.cat([self.image_perceptron(image), self.text_perceptron(text)], dim=1))
+        image, text = x[:, :imaged], x[:, imaged:]
+        return x + self.drop_path(torch.cat([self.image_mlp(image), self.text_mlp(text)], dim=1))
 
 
 class MultiwayTransformer(nn.Module):
     """A stack of such blocks, with norms of each modality at the end."""
 
-    def __init__(self, width: int, depth: int, heads: int, drop_path: float = 0.0):
-        """drop_path: of the last block; it rises to that from 0 in equal steps."""
+    def __init__(self, width: int, depth: int, num_heads: int, drop_path_rate: float = 0.0):
+        """drop_path_rate: of the last block; it rises to that from 0 in equal steps."""
         super().__init__()
-        self.blocks = nn.ModuleList(MultiwayBlock(width, heads, rate) for rate in rising(drop_path, depth))
+        self.blocks = nn.ModuleList(
+            MultiwayBlock(width, num_heads, rate) for rate in drop_path_schedule(drop_path_rate, depth)
+        )
         self.image_norm = nn.LayerNorm(width)
         self.text_norm = nn.LayerNorm(width)
 
@@ -67,7 +69,7 @@ class MultiwayTransformer(nn.Module):
         words: Bool[Tensor, "batch length"],
         joint: bool = True,
     ) -> tuple[Float[Tensor, "batch pictured width"], Float[Tensor, "batch length width"]]:
-        """words: False where the text is padding. joint: whether picture and text attend to each other."""
+        """words: False where the text is padding. joint: whether image and text attend to each other."""
         seen = torch.ones(image.shape[:2], dtype=torch.long, device=image.device)
         document = torch.cat([seen, words * (1 if joint else 2)], dim=1)
         everywhere = torch.arange(document.numel(), device=image.device)

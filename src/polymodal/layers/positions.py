@@ -38,36 +38,36 @@ def sine_positions_2d(grid: int, width: int, span: float | None = None) -> Float
 
 
 def rotary_angles(
-    position: Int[Tensor, "batch length"], size: int, base: float, like: Tensor
-) -> tuple[Float[Tensor, "batch 1 length size"], Float[Tensor, "batch 1 length size"]]:
+    position: Int[Tensor, "batch length"], head_dim: int, theta: float, like: Tensor
+) -> tuple[Float[Tensor, "batch 1 length head_dim"], Float[Tensor, "batch 1 length head_dim"]]:
     """Cosines and sines that `rotate` turns the channels of a head with (RoPE, Su et al. 2021, section 3.2).
 
-    size: channels of a head, even. base: of the wave lengths. The results have the type of `like`.
+    head_dim: channels of a head, even. theta: of the wave lengths. The results have the type of `like`.
     """
-    rate = base ** (-torch.arange(0, size, 2, device=position.device) / size)
+    rate = theta ** (-torch.arange(0, head_dim, 2, device=position.device) / head_dim)
     angle = (position[:, None, :, None] * rate).repeat(1, 1, 1, 2)
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
 
 def rotary_angles_2d(
-    row: Int[Tensor, "batch length"], column: Int[Tensor, "batch length"], size: int, base: float, like: Tensor
-) -> tuple[Float[Tensor, "batch 1 length size"], Float[Tensor, "batch 1 length size"]]:
+    row: Int[Tensor, "batch length"], column: Int[Tensor, "batch length"], head_dim: int, theta: float, like: Tensor
+) -> tuple[Float[Tensor, "batch 1 length head_dim"], Float[Tensor, "batch 1 length head_dim"]]:
     """As `rotary_angles`: half of the pairs of channels turn with the row, half with the column (EVA-02, DINOv3).
 
-    size: channels of a head, a multiple of 4. Raises ValueError for another one.
+    head_dim: channels of a head, a multiple of 4. Raises ValueError for another one.
     """
-    if size % 4:
-        raise UserError(f"Heads of {size} channels do not divide into pairs for rows and columns.")
-    rate = base ** (-torch.arange(0, size // 2, 2, device=row.device) / (size // 2))
+    if head_dim % 4:
+        raise UserError(f"Heads of {head_dim} channels do not divide into pairs for rows and columns.")
+    rate = theta ** (-torch.arange(0, head_dim // 2, 2, device=row.device) / (head_dim // 2))
     turned = torch.cat([row[..., None] * rate, column[..., None] * rate], dim=-1)
     angle = turned[:, None].repeat(1, 1, 1, 2)
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
 
 def rotate(
-    x: Float[Tensor, "batch heads length size"],
-    angles: tuple[Float[Tensor, "batch 1 length size"], Float[Tensor, "batch 1 length size"]],
-) -> Float[Tensor, "batch heads length size"]:
+    x: Float[Tensor, "batch heads length head_dim"],
+    angles: tuple[Float[Tensor, "batch 1 length head_dim"], Float[Tensor, "batch 1 length head_dim"]],
+) -> Float[Tensor, "batch heads length head_dim"]:
     """Turn pairs of channels, so that inner products depend on the distance of two places alone.
 
     A channel of the first half makes a pair with that of the second half, as in transformers' Llama.
@@ -126,13 +126,13 @@ class SpatialBias(nn.Module):
 
     bucket: Tensor
 
-    def __init__(self, heads: int, scale: int = 1000):
+    def __init__(self, num_heads: int, scale: int = 1000):
         """scale: coordinates are 0 to `scale`."""
         super().__init__()
         self.scale = scale
-        self.text = nn.Embedding(32, heads)
-        self.across = nn.Embedding(64, heads)
-        self.down = nn.Embedding(64, heads)
+        self.text = nn.Embedding(32, num_heads)
+        self.across = nn.Embedding(64, num_heads)
+        self.down = nn.Embedding(64, num_heads)
         self.register_buffer("bucket", relative_bucket(torch.arange(-scale, scale + 1), 64, 256), persistent=False)
         for part in (self.text, self.across, self.down):
             nn.init.normal_(part.weight, std=0.02)
@@ -170,8 +170,8 @@ class XPathEmbedding(nn.Module):
         self.place = nn.Embedding(depth * places, part)
         self.register_buffer("step", torch.arange(depth), persistent=False)
         self.sizes = tags, places
-        self.widen = nn.Linear(depth * part, 4 * width)
-        self.narrow = nn.Linear(4 * width, width)
+        self.fc1 = nn.Linear(depth * part, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
         for embedding in (self.tag, self.place):
             nn.init.normal_(embedding.weight, std=0.02)
 
@@ -179,4 +179,4 @@ class XPathEmbedding(nn.Module):
         """path: the tag and the place of every step, from the root."""
         tags, places = self.sizes
         steps = self.tag(path[..., 0] + self.step * tags) + self.place(path[..., 1] + self.step * places)
-        return self.narrow(self.widen(steps.flatten(-2)).relu())
+        return self.fc2(self.fc1(steps.flatten(-2)).relu())

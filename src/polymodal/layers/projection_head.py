@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.errors import UserError
-from polymodal.layers.processes import all_rows, process_count
+from polymodal.layers.distributed import all_gather_with_grad, world_size
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
@@ -94,16 +94,16 @@ class ProjectionHead(nn.Sequential):
 class SyncBatchNorm1d(nn.BatchNorm1d):
     """Batch norm over the rows of all processes, on any device; torch's SyncBatchNorm needs a GPU.
 
-    Every process has the same number of rows (see `layers.processes`).
+    Every process has the same number of rows (see `layers.distributed`).
     """
 
     def forward(self, x: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:
-        if not self.training or process_count() == 1:
+        if not self.training or world_size() == 1:
             return super().forward(x)
-        count = process_count() * len(x)
+        count = world_size() * len(x)
         values = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = all_rows(values.mean(0, keepdim=True)).mean(0)
-        variance = all_rows((values - mean).square().mean(0, keepdim=True)).mean(0)
+        mean = all_gather_with_grad(values.mean(0, keepdim=True)).mean(0)
+        variance = all_gather_with_grad((values - mean).square().mean(0, keepdim=True)).mean(0)
         with torch.no_grad():
             if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1

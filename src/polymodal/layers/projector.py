@@ -1,4 +1,4 @@
-"""The head between an encoder and a loss: a perceptron with batch norm, as self-supervised methods use it."""
+"""The head between an encoder and a loss: an MLP with batch norm, as self-supervised methods use it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polymodal.layers.processes import all_rows, process_count
+from polymodal.layers.distributed import all_gather_with_grad, world_size
 
 
 def projector(sizes: Sequence[int], last_norm: bool = False) -> nn.Sequential:
@@ -19,19 +19,19 @@ def projector(sizes: Sequence[int], last_norm: bool = False) -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for into, out in itertools.pairwise(sizes):
-        layers += [nn.Linear(into, out, bias=False), BatchNorm(out), nn.ReLU()]
+        layers += [nn.Linear(into, out, bias=False), SyncBatchNorm1d(out), nn.ReLU()]
     return nn.Sequential(*layers[: -1 if last_norm else -2])
 
 
-class BatchNorm(nn.BatchNorm1d):
+class SyncBatchNorm1d(nn.BatchNorm1d):
     """Batch norm over the rows of all processes, on any device; torch's own SyncBatchNorm wants a GPU."""
 
     def forward(self, x: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:
-        if not self.training or process_count() == 1:
+        if not self.training or world_size() == 1:
             return super().forward(x)
-        count = process_count() * len(x)
-        mean = all_rows(x.float().mean(0, keepdim=True)).mean(0)
-        variance = all_rows((x.float() - mean).square().mean(0, keepdim=True)).mean(0)
+        count = world_size() * len(x)
+        mean = all_gather_with_grad(x.float().mean(0, keepdim=True)).mean(0)
+        variance = all_gather_with_grad((x.float() - mean).square().mean(0, keepdim=True)).mean(0)
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None

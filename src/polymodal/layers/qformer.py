@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from polymodal.constraints import DecayRate, NonNegativeInt, PositiveFloat, PositiveInt
 from polymodal.errors import UserError
 from polymodal.layers.cross_attention import CrossAttention, init_transformer, mlp
-from polymodal.ranges import BelowOne, Count, Positive, Whole
 
 QFormerMode = Literal["itc", "itm", "itg"]
 
@@ -24,27 +24,27 @@ QFormerMode = Literal["itc", "itm", "itg"]
 class QFormerConfig:
     """A Q-Former."""
 
-    width: Count = 64
+    width: PositiveInt = 64
     """Channels of every token."""
-    depth: Count = 2
+    depth: PositiveInt = 2
     """Blocks."""
-    num_heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads of a block."""
-    mlp_dim: Count = 256
+    mlp_dim: PositiveInt = 256
     """Channels inside an MLP."""
-    num_queries: Count = 32
+    num_queries: PositiveInt = 32
     """Learned queries."""
-    media_width: Count = 64
+    media_width: PositiveInt = 64
     """Channels of the image tokens."""
-    cross_attention_frequency: Count = 2
+    cross_attention_frequency: PositiveInt = 2
     """Cross-attention is in the first block and in every so many after it."""
-    vocab_size: Whole = 0
+    vocab_size: NonNegativeInt = 0
     """Entries of the tokenizer; 0: without text, as in the second stage of BLIP-2."""
-    context_length: Count = 64
+    context_length: PositiveInt = 64
     """Longest text in tokens."""
-    norm_eps: Positive = 1e-12
+    norm_eps: PositiveFloat = 1e-12
     """Of the layer norms, as in BERT."""
-    dropout: BelowOne = 0.0
+    dropout: DecayRate = 0.0
     """After attention and MLPs; 0.1 in BERT."""
 
 

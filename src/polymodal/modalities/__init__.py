@@ -4,9 +4,9 @@ from polymodal.errors import UnreadableExample
 from polymodal.modalities.action import Actions
 from polymodal.modalities.audio import Audio, Recordings
 from polymodal.modalities.category import Category, Labels
-from polymodal.modalities.cell import Cell
 from polymodal.modalities.document import Interleaved, Words
 from polymodal.modalities.expression import Expressions
+from polymodal.modalities.gene_expression import Cell
 from polymodal.modalities.graph import Graph
 from polymodal.modalities.history import History
 from polymodal.modalities.image import Image, Images

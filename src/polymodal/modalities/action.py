@@ -70,7 +70,7 @@ class Actions:
     names: tuple[str, ...]
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.list_(pa.struct({"name": pa.string(), "target": pa.int32(), "text": pa.string()}))
 
     def decode(self, value: list[Mapping[str, Any]]) -> list[Action]:
@@ -93,5 +93,5 @@ class Actions:
         count = f"{len(value)} actions" if len(value) > 1 else "an action"
         return f"{count}: {', '.join(self._said(action) for action in value[:6])}"
 
-    def draw(self, value: list[Action], axes: Any) -> None:
+    def plot(self, value: list[Action], axes: Any) -> None:
         write_text(axes, ", ".join(self._said(action) for action in value), size=7, lines=12)

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polymodal.draws import Draws
 from polymodal.errors import UnreadableExample
+from polymodal.rng import ExampleRNG
 
 RATES = (1_000, 768_000)  # lowest and highest sample rate of a file; a header may claim any
 MAX_CHANNELS = 64
@@ -34,7 +34,7 @@ class Audio:
     longest: float = 30.0
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.binary()
 
     def decode(self, value: bytes) -> Float[np.ndarray, " samples"]:
@@ -58,7 +58,7 @@ class Audio:
     def describe(self, value: np.ndarray) -> str:
         return f"{len(value) / self.rate:.1f} s at {self.rate / 1000:g} kHz"
 
-    def draw(self, value: np.ndarray, axes: Any) -> None:
+    def plot(self, value: np.ndarray, axes: Any) -> None:
         """The log-mel spectrogram, low frequencies at the bottom, and the waveform above it."""
         mel = log_mel(torch.from_numpy(value)[None], self.rate)[0]
         seconds = len(value) / self.rate
@@ -85,7 +85,7 @@ class Recordings:
     audio: Audio = field(default_factory=Audio)
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.list_(pa.struct({"language": pa.string(), "sound": pa.binary()}))
 
     def decode(self, value: list[Mapping[str, Any]]) -> list[Recording]:
@@ -95,9 +95,9 @@ class Recordings:
         seconds = sum(len(recording.waveform) for recording in value) / self.audio.rate
         return f"{seconds:.1f} s in {', '.join(recording.language for recording in value)}"
 
-    def draw(self, value: list[Recording], axes: Any) -> None:
+    def plot(self, value: list[Recording], axes: Any) -> None:
         """The first recording."""
-        self.audio.draw(value[0].waveform, axes)
+        self.audio.plot(value[0].waveform, axes)
         axes.set_title(f"spoken, {value[0].language} (of {len(value)})", fontsize=6)
 
 
@@ -185,13 +185,13 @@ def log_mel(
 
 
 def masked_spectrogram(
-    mel: Float[Tensor, "batch frames bins"], frames: int, bins: int, draws: Draws
+    mel: Float[Tensor, "batch frames bins"], frames: int, bins: int, example_rng: ExampleRNG
 ) -> Float[Tensor, "batch frames bins"]:
     """One stretch of up to `frames` frames and one band of up to `bins` bins are set to the mean (SpecAugment)."""
     masked = mel.clone()
     for size, extent, axis in ((frames, mel.shape[1], 1), (bins, mel.shape[2], 2)):
-        width = draws.uniform(0, min(size, extent))
-        start = draws.uniform() * (extent - width)
+        width = example_rng.uniform(0, min(size, extent))
+        start = example_rng.uniform() * (extent - width)
         place = torch.arange(extent)
         hidden = (place >= start[:, None]) & (place < (start + width)[:, None])
         masked = torch.where(hidden[:, :, None] if axis == 1 else hidden[:, None], mel.mean((1, 2), True), masked)

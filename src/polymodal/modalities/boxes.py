@@ -1,4 +1,4 @@
-"""Boxes of objects as tensors: centre, width and height in shares of the picture, as methods that find them learn."""
+"""Boxes of objects as tensors: center, width and height in shares of the image, as methods that find them learn."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class BoxSets:
+class PaddedBoxes:
     """A batch of sets of boxes, as many an example as there are objects.
 
-    boxes: centre x, centre y, width, height (0-1); what stands after an example's count has no meaning.
+    boxes: center x, center y, width, height (0-1); what stands after an example's count has no meaning.
     """
 
     boxes: Float[Tensor, "batch most 4"]
     counts: Int[Tensor, " batch"]
 
     @classmethod
-    def of(cls, sets: Sequence[Sequence[Sequence[float]]]) -> BoxSets:
-        """sets: of each example, the corners of its boxes in shares of the picture."""
+    def of(cls, sets: Sequence[Sequence[Sequence[float]]]) -> PaddedBoxes:
+        """sets: of each example, the corners of its boxes in shares of the image."""
         counts = [len(one) for one in sets]
         boxes = torch.zeros(len(sets), max([*counts, 1]), 4)
         for row, one in zip(boxes, sets, strict=True):
             if one:
-                row[: len(one)] = to_centres(torch.tensor(one, dtype=torch.float32))
+                row[: len(one)] = xyxy_to_cxcywh(torch.tensor(one, dtype=torch.float32))
         return cls(boxes, torch.tensor(counts))
 
     @property
@@ -38,19 +38,19 @@ class BoxSets:
     def __len__(self) -> int:
         return len(self.counts)
 
-    def to(self, device: torch.device | str) -> BoxSets:
-        return BoxSets(self.boxes.to(device), self.counts.to(device))
+    def to(self, device: torch.device | str) -> PaddedBoxes:
+        return PaddedBoxes(self.boxes.to(device), self.counts.to(device))
 
 
-def to_centres(corners: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape 4"]:
-    """left, top, right, bottom to centre x, centre y, width, height."""
+def xyxy_to_cxcywh(corners: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape 4"]:
+    """left, top, right, bottom to center x, center y, width, height."""
     first, last = corners.split(2, dim=-1)
     return torch.cat([(first + last) / 2, last - first], dim=-1)
 
 
-def to_corners(centres: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape 4"]:
-    """centre x, centre y, width, height to left, top, right, bottom."""
-    middle, size = centres.split(2, dim=-1)
+def cxcywh_to_xyxy(centers: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape 4"]:
+    """center x, center y, width, height to left, top, right, bottom."""
+    middle, size = centers.split(2, dim=-1)
     return torch.cat([middle - size / 2, middle + size / 2], dim=-1)
 
 
@@ -66,7 +66,7 @@ def intersection_over_union(
     return inside / union.clamp(min=torch.finfo(union.dtype).tiny), union
 
 
-def generalised_overlap(a: Float[Tensor, "*#shape 4"], b: Float[Tensor, "*#shape 4"]) -> Float[Tensor, "*_"]:
+def generalized_iou(a: Float[Tensor, "*#shape 4"], b: Float[Tensor, "*#shape 4"]) -> Float[Tensor, "*_"]:
     """IoU less the share of the box around both that neither covers: from -1 to 1 (GIoU, Rezatofighi et al. 2019)."""
     overlap, union = intersection_over_union(a, b)
     around = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)

@@ -22,7 +22,7 @@ class Category:
     names: tuple[str, ...] = ()
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.string()
 
     def decode(self, value: Any) -> int:
@@ -35,7 +35,7 @@ class Category:
     def describe(self, value: int) -> str:
         return f"{self.names[value]} (one of {len(self.names)})"
 
-    def draw(self, value: int, axes: Any) -> None:
+    def plot(self, value: int, axes: Any) -> None:
         write_text(axes, self.names[value], size=10, weight="bold")
 
 
@@ -46,7 +46,7 @@ class Labels:
     names: tuple[str, ...] = ()
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.list_(pa.string())
 
     def decode(self, value: Sequence[str]) -> tuple[int, ...]:
@@ -59,5 +59,5 @@ class Labels:
     def describe(self, value: tuple[int, ...]) -> str:
         return ", ".join(self.names[number] for number in value) or "none"
 
-    def draw(self, value: tuple[int, ...], axes: Any) -> None:
+    def plot(self, value: tuple[int, ...], axes: Any) -> None:
         write_text(axes, "\n".join(self.names[number] for number in value) or "none", size=9, weight="bold")

@@ -42,7 +42,7 @@ class Words:
     fields: tuple[str, ...] = (OTHER,)
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.list_(
             pa.struct(
                 {
@@ -66,15 +66,15 @@ class Words:
         said = " ".join(word.text for word in value[:12])
         return f"{len(value)} words{f', {len(fields)} kinds of field' if fields else ''}: {said} ..."
 
-    def draw(self, value: list[Word], axes: Any) -> None:
+    def plot(self, value: list[Word], axes: Any) -> None:
         """Boxes in the colour of their field."""
         from matplotlib.patches import Rectangle
 
         fields = sorted({word.field for word in value} - {OTHER})
         for word in value:
             left, top, right, bottom = word.box
-            colour = "#c8c8c8" if word.field == OTHER else f"C{fields.index(word.field) % 10}"
-            axes.add_patch(Rectangle((left, top), right - left, bottom - top, facecolor=colour, linewidth=0))
+            color = "#c8c8c8" if word.field == OTHER else f"C{fields.index(word.field) % 10}"
+            axes.add_patch(Rectangle((left, top), right - left, bottom - top, facecolor=color, linewidth=0))
         axes.set(xlim=(0, BOX_SCALE), ylim=(BOX_SCALE, 0), xticks=[], yticks=[])
         for place, name in enumerate(fields[:10]):
             style = {"color": f"C{place}", "fontsize": 5, "va": "top", "transform": axes.transAxes}
@@ -94,11 +94,11 @@ class Interleaved:
     """A column of documents: text and figures in reading order."""
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.list_(pa.struct({"kind": pa.string(), "text": pa.string(), "figure": pa.binary()}))
 
     def decode(self, value: list[Mapping[str, Any]]) -> list[Segment]:
-        """Figures are opened, not yet decoded. Raises UnreadableExample for one that is no picture."""
+        """Figures are opened, not yet decoded. Raises UnreadableExample for one that is no image."""
         figures = [None if piece["figure"] is None else Image().decode(piece["figure"]) for piece in value]
         return [
             Segment(piece["kind"], piece["text"] or "", figure) for piece, figure in zip(value, figures, strict=True)
@@ -109,7 +109,7 @@ class Interleaved:
         words = sum(len(segment.text.split()) for segment in value)
         return f"{value[0].text[:60] if value else ''}: {words:,} words and {figures} figures in {len(value)} pieces"
 
-    def draw(self, value: list[Segment], axes: Any) -> None:
+    def plot(self, value: list[Segment], axes: Any) -> None:
         """The first texts, and the first figure in the lower half."""
         texts = [segment.text for segment in value if segment.text]
         write_text(axes, "\n".join(texts), lines=8, size=6, width=52)

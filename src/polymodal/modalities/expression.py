@@ -1,4 +1,4 @@
-"""Expressions that refer to objects of a picture, and the boxes of these objects."""
+"""Expressions that refer to objects of an image, and the boxes of these objects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polymodal.modalities.region import draw_boxes
 
 
 class Expression(NamedTuple):
-    """boxes: left, top, right, bottom in pixels of the picture, of all objects that are meant, which may be none.
+    """boxes: left, top, right, bottom in pixels of the image, of all objects that are meant, which may be none.
 
     clauses: how many things are said, such as name, size and place; 0 where it is not known.
     """
@@ -25,10 +25,10 @@ class Expression(NamedTuple):
 
 @dataclass(frozen=True)
 class Expressions:
-    """A column of lists of expressions about the example's picture."""
+    """A column of lists of expressions about the example's image."""
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         boxes = pa.list_(pa.list_(pa.float32()))
         return pa.list_(pa.struct({"text": pa.string(), "boxes": boxes, "clauses": pa.int32()}))
 
@@ -41,7 +41,7 @@ class Expressions:
     def describe(self, value: list[Expression]) -> str:
         return f"{len(value)} expressions: {'; '.join(one.text for one in value[:2])}"
 
-    def draw(self, value: list[Expression], axes: Any) -> None:
+    def plot(self, value: list[Expression], axes: Any) -> None:
         """The first three of a single object, with its box; the texts of the others."""
         single = [one for one in value if len(one.boxes) == 1][:3]
         if single:

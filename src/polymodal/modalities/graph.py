@@ -27,10 +27,10 @@ class NamedGraph(NamedTuple):
 
 @dataclass(frozen=True)
 class Graph:
-    """A column of small graphs, such as what a picture shows or what a knowledge graph says of an item."""
+    """A column of small graphs, such as what an image shows or what a knowledge graph says of an item."""
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         edge = pa.struct({"source": pa.int32(), "target": pa.int32(), "relation": pa.string()})
         return pa.struct({"nodes": pa.list_(pa.string()), "edges": pa.list_(edge)})
 
@@ -46,7 +46,7 @@ class Graph:
         said = "; ".join(f"{value.nodes[edge.source]} - {edge.relation} - {value.nodes[edge.target]}" for edge in first)
         return f"{len(value.nodes)} nodes, {len(value.edges)} edges: {said}"
 
-    def draw(self, value: NamedGraph, axes: Any) -> None:
+    def plot(self, value: NamedGraph, axes: Any) -> None:
         """Nodes on a circle, at most nine of them."""
         count = min(len(value.nodes), 9)
         places = [

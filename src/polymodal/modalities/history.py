@@ -33,7 +33,7 @@ class History:
     catalogue: tuple[Item, ...] = field(default=(), repr=False)
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.list_(pa.int32())
 
     def decode(self, value: Sequence[int]) -> Int[np.ndarray, " items"]:
@@ -49,6 +49,6 @@ class History:
         shown = ", ".join(self.catalogue[item].title for item in value[-3:].tolist())
         return f"{len(value)} of {len(self.catalogue)} items, at last {shown}" if len(value) else "nothing yet"
 
-    def draw(self, value: Int[np.ndarray, " items"], axes: Any) -> None:
+    def plot(self, value: Int[np.ndarray, " items"], axes: Any) -> None:
         """The latest ones."""
         write_text(axes, "\n".join(self.catalogue[item].title for item in value[:-9:-1].tolist()) or "nothing yet")

@@ -1,6 +1,6 @@
-"""Pictures: an RGB array of uint8, height x width x 3, values 0-255; on the device a float tensor in [-1, 1].
+"""Images: an RGB array of uint8, height x width x 3, values 0-255; on the device a float tensor in [-1, 1].
 
-Transparent pictures are laid on white. A picture of more than `PIXEL_LIMIT` pixels is refused before it is decoded.
+Transparent images are laid on white. An image of more than `PIXEL_LIMIT` pixels is refused before it is decoded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVI
 
 @dataclass(frozen=True)
 class Image:
-    """A column of pictures: encoded bytes, `{"bytes", "path"}` records as `datasets` stores them, or paths.
+    """A column of images: encoded bytes, `{"bytes", "path"}` records as `datasets` stores them, or paths.
 
     root: the folder that relative paths start from.
     """
@@ -42,29 +42,29 @@ class Image:
     root: Path | None = None
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.binary()
 
     def decode(self, value: Any) -> PILImage.Image:
-        """The picture, not yet converted or resized. Raises UnreadableExample with the reason."""
+        """The image, not yet converted or resized. Raises UnreadableExample with the reason."""
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, PILImage.Image):
             return value
         if value is None:
-            raise UnreadableExample("there is no picture")
+            raise UnreadableExample("there is no image")
         if isinstance(value, str):
             path = (self.root or Path()) / value
             try:
                 value = path.read_bytes()
             except OSError as error:
-                raise UnreadableExample(f"the picture {path} cannot be read: {error.strerror}") from error
+                raise UnreadableExample(f"the image {path} cannot be read: {error.strerror}") from error
         return open_image(value)
 
     def describe(self, value: PILImage.Image) -> str:
         return f"{value.width} x {value.height} px"
 
-    def draw(self, value: PILImage.Image, axes: Any) -> None:
+    def plot(self, value: PILImage.Image, axes: Any) -> None:
         shown = to_rgb(value)
         axes.imshow(shown, interpolation="nearest" if max(shown.size) < 100 else "antialiased")
         axes.axis("off")
@@ -72,23 +72,23 @@ class Image:
 
 @dataclass(frozen=True)
 class Images:
-    """A column of lists of pictures that show the same thing, such as views of a model. See Image."""
+    """A column of lists of images that show the same thing, such as views of a model. See Image."""
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.list_(pa.binary())
 
     def decode(self, value: list[bytes]) -> list[PILImage.Image]:
         """Raises UnreadableExample when one cannot be decoded."""
-        return [Image().decode(picture) for picture in value]
+        return [Image().decode(image) for image in value]
 
     def describe(self, value: list[PILImage.Image]) -> str:
         return f"{len(value)} of {Image().describe(value[0])}"
 
-    def draw(self, value: list[PILImage.Image], axes: Any) -> None:
+    def plot(self, value: list[PILImage.Image], axes: Any) -> None:
         """At most twelve, four in a line."""
         side = 128
-        tiles = [np.asarray(to_rgb(picture).resize((side, side))) for picture in value[:12]]
+        tiles = [np.asarray(to_rgb(image).resize((side, side))) for image in value[:12]]
         tiles += [np.full((side, side, 3), 255, np.uint8)] * (-len(tiles) % min(4, len(tiles)))
         across = min(4, len(tiles))
         lines = [np.concatenate(tiles[start : start + across], axis=1) for start in range(0, len(tiles), across)]
@@ -104,17 +104,17 @@ def open_image(file: bytes) -> PILImage.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
-            picture = PILImage.open(io.BytesIO(file), formats=IMAGE_FORMATS)
+            image = PILImage.open(io.BytesIO(file), formats=IMAGE_FORMATS)
     except PILImage.DecompressionBombError as error:
-        raise UnreadableExample(f"the picture is over the limit of {PIXEL_LIMIT:,} pixels") from error
+        raise UnreadableExample(f"the image is over the limit of {PIXEL_LIMIT:,} pixels") from error
     except Exception as error:  # Pillow raises many kinds for damaged files
         found, known = _format_of(file), ", ".join(IMAGE_FORMATS)
         reason = f"is {found}, which is not read" if found else "is in no format that Pillow reads"
-        raise UnreadableExample(f"the picture {reason}; the formats that are read are {known}") from error
-    width, height = picture.size
+        raise UnreadableExample(f"the image {reason}; the formats that are read are {known}") from error
+    width, height = image.size
     if width * height > PIXEL_LIMIT:
-        raise UnreadableExample(f"the picture has {width} x {height} pixels, over the limit of {PIXEL_LIMIT:,} pixels")
-    return picture
+        raise UnreadableExample(f"the image has {width} x {height} pixels, over the limit of {PIXEL_LIMIT:,} pixels")
+    return image
 
 
 def _format_of(file: Any) -> str | None:
@@ -129,34 +129,34 @@ def _format_of(file: Any) -> str | None:
     return None
 
 
-def encoded(picture: PILImage.Image, container: str = "PNG", **options: Any) -> bytes:
-    """A picture as a file in memory."""
+def encoded(image: PILImage.Image, container: str = "PNG", **options: Any) -> bytes:
+    """An image as a file in memory."""
     buffer = io.BytesIO()
-    picture.save(buffer, format=container, **options)
+    image.save(buffer, format=container, **options)
     return buffer.getvalue()
 
 
-def to_rgb(picture: PILImage.Image) -> PILImage.Image:
+def to_rgb(image: PILImage.Image) -> PILImage.Image:
     """Any mode to RGB; transparency is laid on white. Raises UnreadableExample for a truncated file."""
     try:
-        picture.load()
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            white = PILImage.new("RGBA", picture.size, "white")
-            picture = PILImage.alpha_composite(white, picture)
-        return picture.convert("RGB")
+        image.load()
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            white = PILImage.new("RGBA", image.size, "white")
+            image = PILImage.alpha_composite(white, image)
+        return image.convert("RGB")
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error for damaged files
-        raise UnreadableExample(f"the picture is damaged: {error}") from error
+        raise UnreadableExample(f"the image is damaged: {error}") from error
 
 
-def to_square(picture: PILImage.Image, size: int, stretch: bool = False) -> np.ndarray:
-    """uint8 array `size` x `size` x 3: shorter side to `size` (bicubic), then the centre, as CLIP prepares pictures.
+def to_square(image: PILImage.Image, size: int, stretch: bool = False) -> np.ndarray:
+    """uint8 array `size` x `size` x 3: shorter side to `size` (bicubic), then the centre, as CLIP prepares images.
 
-    stretch: the whole picture instead, both sides to `size`, as pages of text are prepared. Large JPEG files are
+    stretch: the whole image instead, both sides to `size`, as pages of text are prepared. Large JPEG files are
     decoded at a reduced scale, at least twice `size`, which is several times faster.
     """
-    picture.draft("RGB", (2 * size, 2 * size))
-    pixels = np.asarray(to_rgb(picture))
+    image.draft("RGB", (2 * size, 2 * size))
+    pixels = np.asarray(to_rgb(image))
     height, width, _ = pixels.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -165,10 +165,10 @@ def to_square(picture: PILImage.Image, size: int, stretch: bool = False) -> np.n
 
 
 def tile_grid(width: int, height: int, size: int, most: int) -> tuple[int, int]:
-    """How many square tiles of `size` a picture is cut into, across and down: at most `most`, of the nearest shape.
+    """How many square tiles of `size` an image is cut into, across and down: at most `most`, of the nearest shape.
 
     InternVL 1.5 (Chen et al. 2024, section 3.3, released code). Of two grids of one shape the larger is taken when the
-    picture has more than half of its pixels.
+    image has more than half of its pixels.
     """
     grids = [(across, down) for across in range(1, most + 1) for down in range(1, most // across + 1)]
     best, least = (1, 1), float("inf")
@@ -181,9 +181,9 @@ def tile_grid(width: int, height: int, size: int, most: int) -> tuple[int, int]:
 
 
 def tiles(pixels: np.ndarray, size: int, most: int) -> np.ndarray:
-    """uint8 tiles x `size` x `size` x 3: a picture's tiles in reading order, and the whole where there are several.
+    """uint8 tiles x `size` x `size` x 3: an image's tiles in reading order, and the whole where there are several.
 
-    pixels: height x width x 3. The picture is stretched to its grid (`tile_grid`).
+    pixels: height x width x 3. The image is stretched to its grid (`tile_grid`).
     """
     height, width, _ = pixels.shape
     across, down = tile_grid(width, height, size, most)
@@ -192,12 +192,12 @@ def tiles(pixels: np.ndarray, size: int, most: int) -> np.ndarray:
     return cut if len(cut) == 1 else np.concatenate([cut, _resized(pixels, size, size)[None]])
 
 
-def to_patch_grid(picture: PILImage.Image, patch: int, most: int) -> np.ndarray:
-    """uint8 rows * patch x columns * patch x 3: a picture in its own shape, of at most `most` patches.
+def to_patch_grid(image: PILImage.Image, patch: int, most: int) -> np.ndarray:
+    """uint8 rows * patch x columns * patch x 3: an image in its own shape, of at most `most` patches.
 
     Made smaller until they suffice, never larger, and stretched to whole patches (NaViT, Dehghani et al. 2023).
     """
-    pixels = np.asarray(to_rgb(picture))
+    pixels = np.asarray(to_rgb(image))
     height, width, _ = pixels.shape
     scale = min(1.0, math.sqrt(most * patch**2 / (height * width)))
     rows = min(max(int(height * scale / patch), 1), most)
@@ -207,7 +207,7 @@ def to_patch_grid(picture: PILImage.Image, patch: int, most: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PatchedImages:
-    """Pictures of several shapes as sequences of patches in reading order, padded on the right.
+    """Images of several shapes as sequences of patches in reading order, padded on the right.
 
     values: normalised pixels, ordered as by `patchify`. row, column: where a patch stands, from 0.
     """
@@ -218,10 +218,10 @@ class PatchedImages:
     lengths: Int[Tensor, " batch"]
 
     @classmethod
-    def of(cls, pictures: Sequence[Float[Tensor, "3 _ _"]], patch: int) -> PatchedImages:
-        """pictures: normalised pixels, whose sides are multiples of the patch."""
-        shapes = [(picture.shape[1] // patch, picture.shape[2] // patch) for picture in pictures]
-        values = pad([patchify(picture[None], patch)[0] for picture in pictures])
+    def of(cls, images: Sequence[Float[Tensor, "3 _ _"]], patch: int) -> PatchedImages:
+        """images: normalised pixels, whose sides are multiples of the patch."""
+        shapes = [(image.shape[1] // patch, image.shape[2] // patch) for image in images]
+        values = pad([patchify(image[None], patch)[0] for image in images])
         rows = pad([torch.arange(rows).repeat_interleave(columns) for rows, columns in shapes])
         columns = pad([torch.arange(columns).repeat(rows) for rows, columns in shapes])
         return cls(values.values, rows.values, columns.values, values.lengths)
@@ -247,9 +247,9 @@ def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def check_tiles(patch: int, size: int) -> None:
-    """Raises UserError when square patches do not tile a square picture."""
+    """Raises UserError when square patches do not tile a square image."""
     if size % patch:
-        raise UserError(f"Patches of {patch} px do not tile a picture of {size} px.")
+        raise UserError(f"Patches of {patch} px do not tile an image of {size} px.")
 
 
 def patchify(image: Float[Tensor, "batch channels height width"], patch: int) -> Float[Tensor, "batch patches values"]:
@@ -260,7 +260,7 @@ def patchify(image: Float[Tensor, "batch channels height width"], patch: int) ->
 
 
 def unpatchify(patches: Float[Tensor, "batch patches values"], patch: int) -> Float[Tensor, "batch channels size size"]:
-    """The way back to a square picture."""
+    """The way back to a square image."""
     grid = math.isqrt(patches.shape[1])
     x = patches.unflatten(2, (-1, patch, patch)).unflatten(1, (grid, grid))
     return x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

@@ -1,4 +1,4 @@
-"""Random changes of whole batches of pictures: crop, flip, colour, blur. Values stay on the scale 0-1."""
+"""Random changes of whole batches of images: crop, flip, colour, blur. Values stay on the scale 0-1."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from polymodal.draws import Draws
+from polymodal.constraints import NonNegativeFloat, UnitInterval, UnitRange
 from polymodal.modalities.text import UNKNOWN_LANGUAGE, Caption
-from polymodal.ranges import NotNegative, Share, Shares
+from polymodal.rng import ExampleRNG
 
 
 @dataclass(frozen=True)
 class ImageAugmentation:
-    """What may happen to a picture; probabilities are drawn for each picture on its own."""
+    """What may happen to an image; probabilities are drawn for each image on its own."""
 
-    crop: Shares = (0.5, 1.0)
+    scale: UnitRange = (0.5, 1.0)
     """Smallest and largest share of the area that is kept."""
-    flip: Share = 0.0
+    hflip_prob: UnitInterval = 0.0
     """Probability of a mirror image; left and right change places."""
-    jitter: NotNegative = 0.0
+    color_jitter_prob: NonNegativeFloat = 0.0
     """Probability of changing brightness, contrast and saturation by up to 40 % and hue by up to 10 %."""
-    grey: Share = 0.0
+    grayscale_prob: UnitInterval = 0.0
     """Probability of losing all colour."""
-    blur: Share = 0.0
+    blur_prob: UnitInterval = 0.0
     """Probability of a Gaussian blur of up to 2 % of the side."""
 
 
 SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
-NONE = ImageAugmentation(crop=(1.0, 1.0))
-WEAK = ImageAugmentation(flip=0.5)
-STRONG = ImageAugmentation(crop=(0.08, 1.0), flip=0.5, jitter=0.8, grey=0.2, blur=0.5)
+NONE = ImageAugmentation(scale=(1.0, 1.0))
+WEAK = ImageAugmentation(hflip_prob=0.5)
+STRONG = ImageAugmentation(scale=(0.08, 1.0), hflip_prob=0.5, color_jitter_prob=0.8, grayscale_prob=0.2, blur_prob=0.5)
 
 
 def augment(
     image: Float[Tensor, "batch 3 size size"],
     augmentation: ImageAugmentation,
-    draws: Draws,
+    example_rng: ExampleRNG,
     may_flip: Bool[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch 3 size size"]:
     """A new batch, changed at random. may_flip: False where a mirror image would be wrong (texts that say "left")."""
@@ -52,18 +52,20 @@ def augment(
         return image
 
     def chance(probability: float) -> Tensor:
-        return draws.uniform() < probability
+        return example_rng.uniform() < probability
 
-    flip = chance(augmentation.flip)
+    flip = chance(augmentation.hflip_prob)
     if may_flip is not None:
         flip &= may_flip
-    image = random_resized_crop(image, augmentation.crop, flip, draws)
-    if augmentation.jitter:
-        image = torch.where(_each(chance(augmentation.jitter)), colour_jitter(image, 0.4, 0.1, draws), image)
-    if augmentation.grey:
-        image = torch.where(_each(chance(augmentation.grey)), grey(image).expand_as(image), image)
-    if augmentation.blur:
-        image = torch.where(_each(chance(augmentation.blur)), gaussian_blur(image, 0.02, draws), image)
+    image = random_resized_crop(image, augmentation.scale, flip, example_rng)
+    if augmentation.color_jitter_prob:
+        image = torch.where(
+            _each(chance(augmentation.color_jitter_prob)), color_jitter(image, 0.4, 0.1, example_rng), image
+        )
+    if augmentation.grayscale_prob:
+        image = torch.where(_each(chance(augmentation.grayscale_prob)), to_grayscale(image).expand_as(image), image)
+    if augmentation.blur_prob:
+        image = torch.where(_each(chance(augmentation.blur_prob)), gaussian_blur(image, 0.02, example_rng), image)
     return image
 
 
@@ -85,57 +87,57 @@ def random_resized_crop(
     image: Float[Tensor, "batch 3 size size"],
     area: tuple[float, float],
     flip: Bool[Tensor, " batch"],
-    draws: Draws,
+    example_rng: ExampleRNG,
 ) -> Float[Tensor, "batch 3 size size"]:
     """A box of random place, area and shape (side ratio 3/4 to 4/3), stretched to the full size, bilinear."""
     batch = len(image)
-    share = draws.uniform(*area)
-    ratio = draws.uniform(math.log(3 / 4), math.log(4 / 3)).exp()
+    share = example_rng.uniform(*area)
+    ratio = example_rng.uniform(math.log(3 / 4), math.log(4 / 3)).exp()
     width = (share * ratio).sqrt().clamp(max=1.0)
     height = (share / ratio).sqrt().clamp(max=1.0)
-    centre_x = (1 - width) * draws.uniform(-1, 1)
-    centre_y = (1 - height) * draws.uniform(-1, 1)
+    center_x = (1 - width) * example_rng.uniform(-1, 1)
+    center_y = (1 - height) * example_rng.uniform(-1, 1)
     transform = torch.zeros(batch, 2, 3)
     transform[:, 0, 0] = torch.where(flip, -width, width)
-    transform[:, 0, 2] = centre_x
+    transform[:, 0, 2] = center_x
     transform[:, 1, 1] = height
-    transform[:, 1, 2] = centre_y
+    transform[:, 1, 2] = center_y
     grid = F.affine_grid(transform, list(image.shape), align_corners=False)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def grey(image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 1 size size"]:
+def to_grayscale(image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 1 size size"]:
     """Luma of ITU-R BT.601."""
     return torch.einsum("bchw,c->bhw", image, torch.tensor([0.299, 0.587, 0.114]))[:, None]
 
 
-def colour_jitter(
-    image: Float[Tensor, "batch 3 size size"], strength: float, hue: float, draws: Draws
+def color_jitter(
+    image: Float[Tensor, "batch 3 size size"], strength: float, hue: float, example_rng: ExampleRNG
 ) -> Float[Tensor, "batch 3 size size"]:
     """Brightness, contrast and saturation by factors in 1 +- strength; hue by +- `hue` of a full turn."""
-    brightness, contrast, saturation = (_each(draws.uniform(1 - strength, 1 + strength)) for _ in range(3))
+    brightness, contrast, saturation = (_each(example_rng.uniform(1 - strength, 1 + strength)) for _ in range(3))
     image = image * brightness
-    mean = grey(image).mean(dim=(2, 3), keepdim=True)
+    mean = to_grayscale(image).mean(dim=(2, 3), keepdim=True)
     image = mean + (image - mean) * contrast
-    luma = grey(image)
+    luma = to_grayscale(image)
     image = luma + (image - luma) * saturation
-    return torch.einsum("bdc,bchw->bdhw", _hue_rotation(hue, draws), image).clamp(0, 1)
+    return torch.einsum("bdc,bchw->bdhw", _hue_rotation(hue, example_rng), image).clamp(0, 1)
 
 
-def _hue_rotation(hue: float, draws: Draws) -> Float[Tensor, "batch 3 3"]:
+def _hue_rotation(hue: float, example_rng: ExampleRNG) -> Float[Tensor, "batch 3 3"]:
     """Turns colours about the grey axis (Rodrigues' formula): white, grey and black stay as they are."""
-    angle = 2 * math.pi * draws.uniform(-hue, hue)[:, None, None]
+    angle = 2 * math.pi * example_rng.uniform(-hue, hue)[:, None, None]
     axis = torch.full((3, 3), 1 / 3)
     cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
     return angle.cos() * torch.eye(3) + (1 - angle.cos()) * axis + angle.sin() * cross
 
 
 def gaussian_blur(
-    image: Float[Tensor, "batch 3 size size"], largest: float, draws: Draws
+    image: Float[Tensor, "batch 3 size size"], largest: float, example_rng: ExampleRNG
 ) -> Float[Tensor, "batch 3 size size"]:
-    """A separable Gaussian for each picture; standard deviation 0.1 px up to `largest` of the side."""
+    """A separable Gaussian for each image; standard deviation 0.1 px up to `largest` of the side."""
     batch, channels, size, _ = image.shape
-    sigma = draws.uniform(0.1, max(0.2, largest * size))
+    sigma = example_rng.uniform(0.1, max(0.2, largest * size))
     reach = max(1, round(2 * largest * size))
     offsets = torch.arange(-reach, reach + 1)
     kernel = torch.softmax(-0.5 * (offsets / sigma[:, None]) ** 2, dim=1)

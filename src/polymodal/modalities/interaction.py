@@ -27,7 +27,7 @@ class Interactions:
     users: int
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         kinds = {"user": pa.int32(), "rating": pa.int32(), "time": pa.int64(), "rank": pa.int32()}
         return pa.list_(pa.struct(kinds))
 
@@ -40,7 +40,7 @@ class Interactions:
         mean = f", {value.ratings.mean():.1f} on average" if len(value.ratings) else ""
         return f"rated by {len(value.users)} of {self.users} people{mean}"
 
-    def draw(self, value: Ratings, axes: Any) -> None:
+    def plot(self, value: Ratings, axes: Any) -> None:
         """How many gave 1, 2, ... 5."""
         axes.bar(range(1, 6), np.bincount(value.ratings, minlength=6)[1:6], color="#e09f3e")
         axes.tick_params(labelsize=6)

@@ -18,7 +18,7 @@ class Modality(Protocol):
     """
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         """The Arrow type of a column of built-in corpora."""
         ...
 
@@ -30,7 +30,7 @@ class Modality(Protocol):
         """A decoded value in a few words: its shape, its length, or itself."""
         ...
 
-    def draw(self, value: Any, axes: Any) -> None:
+    def plot(self, value: Any, axes: Any) -> None:
         """Show a decoded value on matplotlib axes."""
         ...
 

@@ -38,12 +38,12 @@ class Molecule:
     """A column of SMILES."""
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.string()
 
     def decode(self, value: str) -> MoleculeGraph:
         """Raises UnreadableExample for a string that is no molecule, UserError without RDKit."""
-        molecule = parsed(value)
+        molecule = parse_smiles(value)
         if molecule is None:
             raise UnreadableExample(f"'{value}' is no molecule")
         atoms = [
@@ -75,14 +75,14 @@ class Molecule:
     def describe(self, value: MoleculeGraph) -> str:
         return f"{value.smiles} ({len(value.atoms)} atoms, {len(value.bonds) // 2} bonds)"
 
-    def draw(self, value: MoleculeGraph, axes: Any) -> None:
+    def plot(self, value: MoleculeGraph, axes: Any) -> None:
         from rdkit.Chem import Draw
 
-        axes.imshow(Draw.MolToImage(parsed(value.smiles), size=(300, 240)))
+        axes.imshow(Draw.MolToImage(parse_smiles(value.smiles), size=(300, 240)))
         axes.axis("off")
 
 
-def parsed(smiles: str) -> Any:
+def parse_smiles(smiles: str) -> Any:
     """RDKit's molecule, or None when the string is not one. Raises UserError without RDKit."""
     return _rdkit().MolFromSmiles(smiles)
 

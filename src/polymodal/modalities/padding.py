@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def mask_of(lengths: Int[Tensor, " batch"], longest: int) -> Bool[Tensor, "batch length"]:
+def mask_of(lengths: Int[Tensor, " batch"], max_length: int) -> Bool[Tensor, "batch length"]:
     """True where a place of a sequence, of `longest` places, is real."""
-    return torch.arange(longest, device=lengths.device) < lengths[:, None]
+    return torch.arange(max_length, device=lengths.device) < lengths[:, None]
 
 
 @dataclass(frozen=True)

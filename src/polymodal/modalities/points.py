@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polymodal.draws import Draws
 from polymodal.modalities.modality import from_npy
+from polymodal.rng import ExampleRNG
 
-GREY = 0.4  # of points without a colour
+GRAY = 0.4  # of points without a colour
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Points:
     """A column of point clouds in NumPy's .npy format."""
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.binary()
 
     def decode(self, value: bytes) -> Float[np.ndarray, "points channels"]:
@@ -36,29 +36,29 @@ class Points:
     def describe(self, value: np.ndarray) -> str:
         return f"{len(value):,} points, {'coloured' if value.shape[1] > 3 else 'without colour'}"
 
-    def draw(self, value: np.ndarray, axes: Any) -> None:
+    def plot(self, value: np.ndarray, axes: Any) -> None:
         """Seen from the front, from the right and from above; near points cover far ones."""
         turn, tilt = np.deg2rad(35), np.deg2rad(25)
         x = value[:, 0] * np.cos(turn) + value[:, 2] * np.sin(turn)
         depth = value[:, 2] * np.cos(turn) - value[:, 0] * np.sin(turn)
         y = value[:, 1] * np.cos(tilt) - depth * np.sin(tilt)
         near = np.argsort(depth * np.cos(tilt) + value[:, 1] * np.sin(tilt))
-        colour = value[near, 3:6] if value.shape[1] > 3 else depth[near]
+        color = value[near, 3:6] if value.shape[1] > 3 else depth[near]
         axes.set_facecolor("#e8eaed")
-        axes.scatter(x[near], y[near], s=1.2, c=colour, linewidths=0)
+        axes.scatter(x[near], y[near], s=1.2, c=color, linewidths=0)
         axes.set_aspect("equal")
         axes.set(xticks=[], yticks=[])
 
 
-def normalised(places: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, "points 3"]:
+def normalize_points(places: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, "points 3"]:
     """Centre of gravity at the origin, the farthest point at distance 1."""
-    centred = places - places.mean(axis=0)
-    return centred / max(float(np.linalg.norm(centred, axis=1).max()), 1e-9)
+    centerd = places - places.mean(axis=0)
+    return centerd / max(float(np.linalg.norm(centerd, axis=1).max()), 1e-9)
 
 
 def augment_points(
     points: Float[Tensor, "batch points channels"],
-    draws: Draws,
+    example_rng: ExampleRNG,
     scale: tuple[float, float] = (2 / 3, 3 / 2),
     shift: float = 0.2,
     jitter: float = 0.0,
@@ -72,41 +72,43 @@ def augment_points(
     dropout: largest share of points whose place the first one takes, with its colour; the share is drawn from 0 to it.
     """
     if dropout:
-        points = _dropped(points, draws, dropout)
+        points = _dropped(points, example_rng, dropout)
     if tilt:
-        points = torch.cat([points[..., :3] @ _tilts(draws, tilt).to(points).transpose(1, 2), points[..., 3:]], dim=-1)
-    angle = draws.uniform(0, 2 * math.pi)
+        points = torch.cat(
+            [points[..., :3] @ _tilts(example_rng, tilt).to(points).transpose(1, 2), points[..., 3:]], dim=-1
+        )
+    angle = example_rng.uniform(0, 2 * math.pi)
     cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
     turn = torch.stack([cos, zero, sin, zero, one, zero, -sin, zero, cos], dim=-1).view(-1, 3, 3).to(points)
-    stretch = torch.stack([draws.uniform(*scale) for _ in range(3)], dim=-1).to(points)
-    offset = torch.stack([draws.uniform(-shift, shift) for _ in range(3)], dim=-1).to(points)
+    stretch = torch.stack([example_rng.uniform(*scale) for _ in range(3)], dim=-1).to(points)
+    offset = torch.stack([example_rng.uniform(-shift, shift) for _ in range(3)], dim=-1).to(points)
     places = points[..., :3] @ turn.transpose(1, 2) * stretch[:, None] + offset[:, None]
     if jitter:
-        noise = np.stack([generator.standard_normal(places.shape[1:]) for generator in draws.generators])
+        noise = np.stack([generator.standard_normal(places.shape[1:]) for generator in example_rng.generators])
         places = places + jitter * torch.from_numpy(noise).to(points)
     return torch.cat([places, points[..., 3:]], dim=-1)
 
 
-def _dropped(points: Float[Tensor, "batch points channels"], draws: Draws, most: float) -> Tensor:
-    share = draws.uniform(0, most)
-    chances = torch.from_numpy(np.stack([one.random(points.shape[1]) for one in draws.generators]))
+def _dropped(points: Float[Tensor, "batch points channels"], example_rng: ExampleRNG, most: float) -> Tensor:
+    share = example_rng.uniform(0, most)
+    chances = torch.from_numpy(np.stack([one.random(points.shape[1]) for one in example_rng.generators]))
     return torch.where((chances < share[:, None]).to(points.device)[..., None], points[:, :1], points)
 
 
-def _tilts(draws: Draws, deviation: float) -> Float[Tensor, "batch 3 3"]:
+def _tilts(example_rng: ExampleRNG, deviation: float) -> Float[Tensor, "batch 3 3"]:
     """Small rotations about the three axes, one after the other."""
     from scipy.spatial.transform import Rotation  # slow to import
 
-    angles = np.stack([one.standard_normal(3) for one in draws.generators]).clip(-3, 3) * deviation
+    angles = np.stack([one.standard_normal(3) for one in example_rng.generators]).clip(-3, 3) * deviation
     turns = Rotation.from_euler("xyz", angles).as_matrix()
     return torch.from_numpy(turns)
 
 
-def with_colour(points: Float[np.ndarray, "points channels"]) -> Float[np.ndarray, "points 6"]:
+def with_color(points: Float[np.ndarray, "points channels"]) -> Float[np.ndarray, "points 6"]:
     """The points themselves where they have colours, and grey ones where they have none (ULIP-2: 0.4)."""
     if points.shape[1] >= 6:
         return points[:, :6]
-    return np.concatenate([points[:, :3], np.full((len(points), 3), GREY, points.dtype)], axis=1)
+    return np.concatenate([points[:, :3], np.full((len(points), 3), GRAY, points.dtype)], axis=1)
 
 
 def some_points(points: Float[np.ndarray, "points channels"], count: int) -> Float[np.ndarray, "count channels"]:
@@ -117,5 +119,5 @@ def some_points(points: Float[np.ndarray, "points channels"], count: int) -> Flo
 def any_points(
     points: Float[np.ndarray, "points channels"], count: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "count channels"]:
-    """So many points by lot; points come again where there are fewer."""
+    """So many points at random; points come again where there are fewer."""
     return points[rng.choice(len(points), count, replace=len(points) < count)]

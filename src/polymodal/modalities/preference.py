@@ -25,7 +25,7 @@ class Preferences:
     """A column of lists of preferences."""
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.list_(pa.struct(dict.fromkeys(Preference._fields, pa.string())))
 
     def decode(self, value: list[Mapping[str, str]]) -> list[Preference]:
@@ -35,6 +35,6 @@ class Preferences:
         said = "; ".join(f"{pair.question} {pair.chosen} rather than {pair.rejected}" for pair in value[:1])
         return f"{len(value)} preferences: {said}"
 
-    def draw(self, value: list[Preference], axes: Any) -> None:
+    def plot(self, value: list[Preference], axes: Any) -> None:
         lines = (f"{pair.question}\n+ {pair.chosen}\n- {pair.rejected}" for pair in value)
         write_text(axes, "\n".join(lines), size=7, width=42, lines=10)

@@ -17,7 +17,7 @@ class Question(NamedTuple):
     question: str
     answer: str
     kind: str
-    working: str = ""
+    rationale: str = ""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Questions:
     """A column of lists of questions with their answers."""
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.list_(pa.struct(dict.fromkeys(Question._fields, pa.string())))
 
     def decode(self, value: list[Mapping[str, str]]) -> list[Question]:
@@ -37,7 +37,7 @@ class Questions:
     def describe(self, value: list[Question]) -> str:
         return f"{len(value)} questions: {' '.join(f'{q.question} {q.answer}.' for q in value[:2])}"
 
-    def draw(self, value: list[Question], axes: Any) -> None:
+    def plot(self, value: list[Question], axes: Any) -> None:
         write_text(axes, "\n".join(f"{q.question} {q.answer}" for q in value), size=7, width=42, lines=10)
 
 

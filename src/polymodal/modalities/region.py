@@ -1,4 +1,4 @@
-"""Objects in a picture: their names, boxes, and a mask that says which pixel belongs to which object."""
+"""Objects in an image: their names, boxes, and a mask that says which pixel belongs to which object."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from polymodal.modalities.image import open_image
 
 
 class Region(NamedTuple):
-    """One object. box: left, top, right, bottom in pixels of the picture."""
+    """One object. box: left, top, right, bottom in pixels of the image."""
 
     name: str
     box: tuple[int, int, int, int]
@@ -25,7 +25,7 @@ class Regions:
     """A column of lists of `{"name", "box"}` records."""
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.list_(pa.struct({"name": pa.string(), "box": pa.list_(pa.int32())}))
 
     def decode(self, value: Any) -> list[Region]:
@@ -34,7 +34,7 @@ class Regions:
     def describe(self, value: list[Region]) -> str:
         return "; ".join(f"{region.name} at {', '.join(map(str, region.box))}" for region in value)
 
-    def draw(self, value: list[Region], axes: Any) -> None:
+    def plot(self, value: list[Region], axes: Any) -> None:
         draw_boxes(value, axes)
 
 
@@ -43,7 +43,7 @@ class Mask:
     """A column of PNG label maps: 0 is background, k the k-th region of the example."""
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.binary()
 
     def decode(self, value: bytes) -> np.ndarray:
@@ -56,7 +56,7 @@ class Mask:
     def describe(self, value: np.ndarray) -> str:
         return f"{value.shape[1]} x {value.shape[0]} px, {int(value.max())} objects"
 
-    def draw(self, value: np.ndarray, axes: Any) -> None:
+    def plot(self, value: np.ndarray, axes: Any) -> None:
         axes.imshow(np.ma.masked_equal(value, 0), cmap="tab10", vmin=1, vmax=10, interpolation="nearest")
         axes.set(xticks=[], yticks=[])
 

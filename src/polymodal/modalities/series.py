@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polymodal.draws import Draws
 from polymodal.modalities.modality import from_npy
+from polymodal.rng import ExampleRNG
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Series:
     """A column of time series or spectra, of any length and number of channels, in NumPy's .npy format."""
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.binary()
 
     def decode(self, value: bytes) -> Float[np.ndarray, "channels length"]:
@@ -31,21 +31,21 @@ class Series:
         channels, length = value.shape
         return f"{length} values of {channels} channel{'s' if channels > 1 else ''}"
 
-    def draw(self, value: np.ndarray, axes: Any) -> None:
+    def plot(self, value: np.ndarray, axes: Any) -> None:
         axes.plot(value.T, linewidth=0.8)
         axes.tick_params(labelsize=6)
 
 
-def standardised(series: Float[np.ndarray, "channels length"]) -> Float[np.ndarray, "channels length"]:
+def standardize(series: Float[np.ndarray, "channels length"]) -> Float[np.ndarray, "channels length"]:
     """Every channel to mean 0 and standard deviation 1; a constant channel to 0."""
-    centred = series - series.mean(axis=1, keepdims=True)
-    return (centred / np.maximum(centred.std(axis=1, keepdims=True), 1e-8)).astype(np.float32)
+    centerd = series - series.mean(axis=1, keepdims=True)
+    return (centerd / np.maximum(centerd.std(axis=1, keepdims=True), 1e-8)).astype(np.float32)
 
 
 def augment_series(
-    series: Float[Tensor, "batch channels length"], draws: Draws, noise: float = 0.03, scale: float = 0.1
+    series: Float[Tensor, "batch channels length"], example_rng: ExampleRNG, noise: float = 0.03, scale: float = 0.1
 ) -> Float[Tensor, "batch channels length"]:
     """Gaussian noise on every value, and each series stretched in height. noise, scale: standard deviations."""
-    heights = np.stack([1 + scale * generator.standard_normal() for generator in draws.generators])
-    jitter = np.stack([generator.standard_normal(series.shape[1:]) for generator in draws.generators])
+    heights = np.stack([1 + scale * generator.standard_normal() for generator in example_rng.generators])
+    jitter = np.stack([generator.standard_normal(series.shape[1:]) for generator in example_rng.generators])
     return series * torch.from_numpy(heights).to(series)[:, None, None] + noise * torch.from_numpy(jitter).to(series)

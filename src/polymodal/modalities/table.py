@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polymodal.draws import Draws
 from polymodal.errors import UnreadableExample
 from polymodal.modalities.modality import write_text
+from polymodal.rng import ExampleRNG
 
 
 class TableRow(NamedTuple):
@@ -36,7 +36,7 @@ class Table:
     categorical: Mapping[str, tuple[str, ...]]
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.struct(dict.fromkeys(self.numeric, pa.float64()) | dict.fromkeys(self.categorical, pa.string()))
 
     def decode(self, value: Mapping[str, Any]) -> TableRow:
@@ -65,7 +65,7 @@ class Table:
     def describe(self, value: TableRow) -> str:
         return "; ".join(self.lines(value)[:8])
 
-    def draw(self, value: TableRow, axes: Any) -> None:
+    def plot(self, value: TableRow, axes: Any) -> None:
         write_text(axes, "\n".join(self.lines(value)), lines=12, family="monospace", size=7)
 
 
@@ -91,7 +91,7 @@ class TableRows:
         """Where a value is missing; numbers first."""
         return torch.cat([self.numbers.isnan(), self.categories < 0], dim=1)
 
-    def hide(self, gone: Bool[Tensor, "batch columns"]) -> TableRows:
+    def mask(self, gone: Bool[Tensor, "batch columns"]) -> TableRows:
         """The same rows with further values missing."""
         numbers, categories = gone.split([self.numbers.shape[1], self.categories.shape[1]], dim=1)
         return TableRows(
@@ -108,7 +108,7 @@ def collate(rows: list[TableRow], mean: Float[np.ndarray, " numeric"], std: Floa
     )
 
 
-def spread(rows: list[TableRow]) -> tuple[np.ndarray, np.ndarray]:
+def column_statistics(rows: list[TableRow]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each number over the rows that have it; 0 and 1 where none has it."""
     numbers = np.stack([row.numbers for row in rows]).astype(np.float64)
     count = (~np.isnan(numbers)).sum(axis=0)
@@ -117,19 +117,19 @@ def spread(rows: list[TableRow]) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.where(variance > 1e-12, np.sqrt(variance), 1.0)
 
 
-def without(rows: TableRows, share: float, draws: Draws) -> TableRows:
+def drop_values(rows: TableRows, share: float, example_rng: ExampleRNG) -> TableRows:
     """Each value missing with probability `share`."""
-    return rows.hide(torch.stack([draws.uniform() < share for _ in range(rows.missing.shape[1])], dim=1))
+    return rows.mask(torch.stack([example_rng.uniform() < share for _ in range(rows.missing.shape[1])], dim=1))
 
 
-def some_columns(rows: TableRows, share: float, draws: Draws) -> Bool[Tensor, "batch columns"]:
+def sample_columns(rows: TableRows, share: float, example_rng: ExampleRNG) -> Bool[Tensor, "batch columns"]:
     """True for `share` of each row's columns (rounded), chosen at random."""
     columns = rows.missing.shape[1]
-    order = torch.stack([draws.uniform() for _ in range(columns)], dim=1).argsort(dim=1).argsort(dim=1)
+    order = torch.stack([example_rng.uniform() for _ in range(columns)], dim=1).argsort(dim=1).argsort(dim=1)
     return order < round(share * columns)
 
 
-def replaced(rows: TableRows, chosen: Bool[Tensor, "batch columns"], others: TableRows) -> TableRows:
+def replace_cells(rows: TableRows, chosen: Bool[Tensor, "batch columns"], others: TableRows) -> TableRows:
     """The rows with the chosen cells of other rows in place of their own."""
     numbers, categories = chosen.split([rows.numbers.shape[1], rows.categories.shape[1]], dim=1)
     return TableRows(
@@ -149,7 +149,7 @@ class DataTable:
     """A column of small tables, such as the one that a chart shows."""
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.list_(pa.struct({"name": pa.string(), "values": pa.list_(pa.string())}))
 
     def decode(self, value: list[Mapping[str, Any]]) -> list[Column]:
@@ -167,5 +167,5 @@ class DataTable:
     def describe(self, value: list[Column]) -> str:
         return f"{len(value[0].values) if value else 0} rows of {', '.join(column.name for column in value)}"
 
-    def draw(self, value: list[Column], axes: Any) -> None:
+    def plot(self, value: list[Column], axes: Any) -> None:
         write_text(axes, self.text(value), lines=12, family="monospace", size=7)

@@ -47,7 +47,7 @@ class Text:
     languages: tuple[str, ...] = ()
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.list_(pa.struct({"text": pa.string(), "language": pa.string()}))
 
     @property
@@ -75,7 +75,7 @@ class Text:
         count = f" (one of {len(value)} texts" if len(value) > 1 else ""
         return f"{first}{count}{f' in {len(languages)} languages' if len(languages) > 1 else ''}{')' if count else ''}"
 
-    def draw(self, value: list[Caption], axes: Any) -> None:
+    def plot(self, value: list[Caption], axes: Any) -> None:
         write_text(axes, self.describe(value), size=9)
 
     def only(self, languages: tuple[str, ...]) -> Text:
@@ -112,7 +112,7 @@ def stored_texts(*texts: str, language: str = "en") -> list[dict[str, str]]:
     return [{"text": text, "language": language} for text in texts]
 
 
-def text_numbers(texts: Sequence[str]) -> Float[Tensor, " batch"]:
+def text_ids(texts: Sequence[str]) -> Float[Tensor, " batch"]:
     """A number for each text, equal for equal texts, such as to tell which of a batch are no negatives."""
     return torch.tensor([float(zlib.crc32(text.encode())) for text in texts], dtype=torch.float64)
 
@@ -143,7 +143,7 @@ class Tokens:
         return mask_of(self.lengths, self.ids.shape[1])
 
     @property
-    def words(self) -> Bool[Tensor, "batch length"]:
+    def content_mask(self) -> Bool[Tensor, "batch length"]:
         """True where a token is a piece of the text: neither padding nor the mark at its start or end."""
         place = torch.arange(self.ids.shape[1], device=self.ids.device)
         return (place > 0) & (place < self.lengths[:, None] - 1)
@@ -153,7 +153,7 @@ class Tokens:
         return int(self.lengths.sum())
 
     @property
-    def place_count(self) -> int:
+    def position_count(self) -> int:
         """Places that a text encoder computes: padding is none of them, for it packs the tokens first."""
         return self.token_count
 
@@ -171,7 +171,7 @@ class Tokenizer(Protocol):
     context_length: int
 
     @property
-    def vocabulary(self) -> int:
+    def vocab_size(self) -> int:
         """Entries, marks included."""
         ...
 
@@ -197,7 +197,7 @@ class TextTokenizer:
     ) -> TextTokenizer:
         """Learn a vocabulary of at most `vocabulary` entries (256 bytes and 3 marks at the least) from `texts`.
 
-        marks: further ones, such as those around a picture or an answer.
+        marks: further ones, such as those around an image or an answer.
         """
         tokenizer = tokenizers.Tokenizer(models.BPE())
         # Lower case, as CLIP's. A space before the first word makes it the same token as in the middle of a text.
@@ -234,7 +234,7 @@ class TextTokenizer:
         return cls(tokenizer, context_length)
 
     @property
-    def vocabulary(self) -> int:
+    def vocab_size(self) -> int:
         return self.tokenizer.get_vocab_size()
 
     @property
@@ -266,13 +266,13 @@ class TextTokenizer:
         return cls(tokenizers.Tokenizer.from_file(str(directory / FILE)), context_length)
 
 
-def start_and_end(tokenizer: Tokenizer) -> tuple[int, int]:
+def bos_eos(tokenizer: Tokenizer) -> tuple[int, int]:
     """The marks that a tokenizer puts around a text."""
     nothing = tokenizer([""])
     return int(nothing.ids[0, 0]), int(nothing.ids[0, nothing.lengths[0] - 1])
 
 
-def unmarked(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+def encode_without_special_tokens(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """Token numbers of each text without the marks at its start and end."""
     if not texts:
         return []
@@ -287,10 +287,10 @@ def joined_pieces(parts: list[list[str]], tokenizer: Tokenizer) -> tuple[Tokens,
     parts: of each sequence, such as the words of a page. Also returns which part a token is of, -1 for marks and
     padding. What is longer than the tokenizer's context is cut.
     """
-    start, end = start_and_end(tokenizer)
+    start, end = bos_eos(tokenizer)
     rows: list[tuple[list[int], list[int]]] = []
     for texts in parts:
-        pieces = unmarked(tokenizer, texts)
+        pieces = encode_without_special_tokens(tokenizer, texts)
         owned = [(piece, number) for number, own in enumerate(pieces) for piece in own][: tokenizer.context_length - 2]
         rows.append(([start, *(piece for piece, _ in owned), end], [-1, *(number for _, number in owned), -1]))
     tokens = Tokens.of([ids for ids, _ in rows])

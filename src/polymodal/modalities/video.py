@@ -1,4 +1,4 @@
-"""Moving pictures: uint8 frames, time x height x width x 3, evenly spaced over the clip."""
+"""Moving images: uint8 frames, time x height x width x 3, evenly spaced over the clip."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from polymodal.errors import UnreadableExample, needs
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v")
-LONGEST = 20_000  # frames that are decoded of one clip
+MAX_PIXELS = 20_000  # frames that are decoded of one clip
 FRAME_PIXELS = 8192 * 4320  # of a frame, at most
 # The container formats that are opened, by FFmpeg's names. It knows playlists, too, which name other files and URLs.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf"
@@ -40,7 +40,7 @@ class Video:
     root: Path | None = None
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.binary()
 
     def decode(self, value: bytes | str) -> Clip:
@@ -58,11 +58,11 @@ class Video:
                 _check_size(stream.codec_context.width, stream.codec_context.height)
                 stream.codec_context.options = {"max_pixels": str(FRAME_PIXELS)}
                 stream.thread_type = "NONE"  # examples are decoded in threads already
-                count = stream.frames or sum(1 for _ in itertools.islice(container.decode(stream), LONGEST))
+                count = stream.frames or sum(1 for _ in itertools.islice(container.decode(stream), MAX_PIXELS))
                 if not stream.frames:
                     container.seek(0)
-                count = min(count, LONGEST)
-                wanted = set(evenly(count, self.frames))
+                count = min(count, MAX_PIXELS)
+                wanted = set(sample_evenly(count, self.frames))
                 frames, seconds = [], []
                 for place, frame in enumerate(container.decode(stream)):
                     if place in wanted:
@@ -83,9 +83,9 @@ class Video:
         time, height, width, _ = value.frames.shape
         return f"{time} frames of {width} x {height} px over {value.seconds[-1]:.1f} s"
 
-    def draw(self, value: Clip, axes: Any) -> None:
+    def plot(self, value: Clip, axes: Any) -> None:
         """Six frames in reading order."""
-        chosen = value.frames[evenly(len(value.frames), 6)]
+        chosen = value.frames[sample_evenly(len(value.frames), 6)]
         lines = [np.concatenate(list(chosen[start : start + 3]), axis=1) for start in range(0, len(chosen) - 2, 3)]
         axes.imshow(np.concatenate(lines or [chosen[0]], axis=0))
         axes.axis("off")
@@ -97,7 +97,7 @@ def _check_size(width: int, height: int) -> None:
         raise UnreadableExample(f"the video has {width} x {height} pixels, over the limit of {FRAME_PIXELS:,} pixels")
 
 
-def evenly(count: int, wanted: int) -> list[int]:
+def sample_evenly(count: int, wanted: int) -> list[int]:
     """Numbers of the frames in the middles of `wanted` equal stretches of `count` frames; all when there are fewer."""
     if count <= wanted:
         return list(range(count))

@@ -1,4 +1,4 @@
-"""Captions of an example's pictures, each with the picture that it describes and how well it fits."""
+"""Captions of an example's images, each with the image that it describes and how well it fits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polymodal.modalities.modality import write_text
 
 
 class ViewCaption(NamedTuple):
-    """view: the number of the picture. fit: how well the caption fits it, such as a cosine; larger is better."""
+    """view: the number of the image. fit: how well the caption fits it, such as a cosine; larger is better."""
 
     view: int
     text: str
@@ -22,23 +22,23 @@ class ViewCaption(NamedTuple):
 
 @dataclass(frozen=True)
 class ViewCaptions:
-    """A column of lists of captions of the example's pictures."""
+    """A column of lists of captions of the example's images."""
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.list_(pa.struct({"view": pa.int32(), "text": pa.string(), "fit": pa.float32()}))
 
     def decode(self, value: list[Mapping[str, Any]]) -> list[ViewCaption]:
         """View by view, the best first. Raises UnreadableExample when there is none."""
         captions = [ViewCaption(record["view"], record["text"], record["fit"]) for record in value]
         if not captions:
-            raise UnreadableExample("no picture has a caption")
+            raise UnreadableExample("no image has a caption")
         return sorted(captions, key=lambda caption: (caption.view, -caption.fit))
 
     def describe(self, value: list[ViewCaption]) -> str:
         views = len({caption.view for caption in value})
-        return f"{len(value)} captions of {views} pictures: {value[0].text}"
+        return f"{len(value)} captions of {views} images: {value[0].text}"
 
-    def draw(self, value: list[ViewCaption], axes: Any) -> None:
+    def plot(self, value: list[ViewCaption], axes: Any) -> None:
         lines = (f"{caption.view + 1}  {caption.text}" for caption in value)
         write_text(axes, "\n".join(lines), size=7, width=42, lines=12)

@@ -1,6 +1,6 @@
 """Three-dimensional scans: float32, contrasts x depth x height x width, some contrasts possibly missing.
 
-What is stored as uint8 comes on the scale 0-255, as pictures do.
+What is stored as uint8 comes on the scale 0-255, as images do.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Volume:
     contrasts: tuple[str, ...]
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.struct(dict.fromkeys(self.contrasts, pa.binary()))
 
     def decode(self, value: Mapping[str, bytes | None]) -> Scan:
@@ -51,19 +51,19 @@ class Volume:
         there = [name for name, present in zip(self.contrasts, value.present, strict=True) if present]
         return f"{depth} x {height} x {width} voxels of {', '.join(there)}"
 
-    def draw(self, value: Scan, axes: Any) -> None:
+    def plot(self, value: Scan, axes: Any) -> None:
         """The fullest slice along each axis, one line a contrast."""
         size = max(value.voxels.shape[1:])
         lines = []
         for scan in value.voxels:
             fullest = [scan.sum(others).argmax() for others in ((1, 2), (0, 2), (0, 1))]
             slices = [scan.take(place, axis) for axis, place in enumerate(fullest)]
-            lines.append(np.concatenate([_centred(plane, size) for plane in slices], axis=1))
+            lines.append(np.concatenate([_centerd(plane, size) for plane in slices], axis=1))
         axes.imshow(np.concatenate(lines), cmap="gray")
         axes.axis("off")
 
 
-def _centred(plane: np.ndarray, size: int) -> np.ndarray:
+def _centerd(plane: np.ndarray, size: int) -> np.ndarray:
     top, left = ((size - side) // 2 for side in plane.shape)
     square = np.zeros((size, size), plane.dtype)
     square[top : top + plane.shape[0], left : left + plane.shape[1]] = plane

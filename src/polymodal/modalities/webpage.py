@@ -32,7 +32,7 @@ class Webpage:
     """A column of pages: their elements, parents before children."""
 
     @property
-    def storage(self) -> pa.DataType:
+    def arrow_type(self) -> pa.DataType:
         return pa.list_(
             pa.struct(
                 {
@@ -52,7 +52,7 @@ class Webpage:
         depth = max((node.xpath.count("/") for node in value), default=0)
         return f"{len(value)} elements, {sum(bool(node.text) for node in value)} with text, {depth} deep"
 
-    def draw(self, value: list[Node], axes: Any) -> None:
+    def plot(self, value: list[Node], axes: Any) -> None:
         """The boxes of elements with text, in a colour by their depth."""
         from matplotlib.patches import Rectangle
 

@@ -14,29 +14,29 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.constraints import DecayRate, NonNegativeInt, PositiveInt
 from polymodal.errors import UserError
 from polymodal.layers.cross_attention import CrossAttentionBlock, KeyValue, causal_mask, init_transformer
 from polymodal.layers.decoding import Decoding
 from polymodal.layers.generation import generate_tokens
-from polymodal.layers.word_head import WordHead
-from polymodal.ranges import BelowOne, Count, Whole
+from polymodal.layers.mlm_head import MlmHead
 
 
 @dataclass(frozen=True)
 class CausalDecoderConfig:
     """A causal text decoder."""
 
-    vocab_size: Count = 8000
+    vocab_size: PositiveInt = 8000
     """Entries of the tokenizer."""
-    context_length: Count = 64
+    context_length: PositiveInt = 64
     """Longest text in tokens."""
-    width: Count = 64
+    width: PositiveInt = 64
     """Channels of every token."""
-    depth: Count = 2
+    depth: PositiveInt = 2
     """Blocks."""
-    unimodal_depth: Whole = 0
+    unimodal_depth: NonNegativeInt = 0
     """First blocks, which have no cross-attention: half of them in CoCa, none in BLIP."""
-    num_heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads of a block."""
     class_token: bool = False
     """Whether a class token stands behind the text; its state after the unimodal blocks embeds the text (CoCa)."""
@@ -44,9 +44,9 @@ class CausalDecoderConfig:
     """Whether branches are normalized before, or sums after them, as in BERT."""
     head: Literal["linear", "bert"] = "linear"
     """From states to logits, both with the token embeddings: a product, or BERT's MLP before it (BLIP)."""
-    dropout: BelowOne = 0.0
+    dropout: DecayRate = 0.0
     """After attention and MLPs."""
-    label_smoothing: BelowOne = 0.0
+    label_smoothing: DecayRate = 0.0
     """Fraction of the target that is spread over the vocabulary; 0.1 in BLIP."""
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class CausalDecoder(nn.Module):
         self.pos_embed = nn.Embedding(config.context_length, config.width)
         self.class_token = nn.Parameter(0.02 * torch.randn(config.width)) if config.class_token else None
         post = config.norm == "post"
-        self.norm_before = nn.LayerNorm(config.width) if post else nn.Identity()  # as BERT's embeddings
+        self.norm_pre = nn.LayerNorm(config.width) if post else nn.Identity()  # as BERT's embeddings
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             CrossAttentionBlock(
@@ -114,8 +114,8 @@ class CausalDecoder(nn.Module):
             for index in range(config.depth)
         )
         self.class_norm = nn.LayerNorm(config.width) if config.class_token and not post else nn.Identity()
-        self.norm_after = nn.Identity() if post else nn.LayerNorm(config.width)
-        self.head = WordHead(config.width, config.vocab_size) if config.head == "bert" else None
+        self.norm_post = nn.Identity() if post else nn.LayerNorm(config.width)
+        self.head = MlmHead(config.width, config.vocab_size) if config.head == "bert" else None
         init_transformer(self)
 
     def encode_text(self, ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"]) -> UnimodalText:
@@ -148,7 +148,7 @@ class CausalDecoder(nn.Module):
         visible = causal_mask(mask)
         for block in self.blocks[self.config.unimodal_depth :]:
             tokens = block(tokens, context, visible, context_mask)
-        return self.norm_after(tokens)
+        return self.norm_post(tokens)
 
     def forward(
         self,
@@ -161,7 +161,7 @@ class CausalDecoder(nn.Module):
         x, visible = self._embedded(ids, mask)
         for index, block in enumerate(self.blocks):
             x = block(x, context if index >= self.config.unimodal_depth else None, visible, context_mask)
-        return self.norm_after(x)
+        return self.norm_post(x)
 
     def logits(self, states: Float[Tensor, "... width"]) -> Float[Tensor, "... vocabulary"]:
         """Of the next token."""
@@ -204,9 +204,9 @@ class CausalDecoder(nn.Module):
         ids, mask: prompts that end in the last column, with padding before them. Raises UserError where prompt and text
         are longer than the context.
         """
-        if ids.shape[1] + decoding.longest - 1 > self.config.context_length:
+        if ids.shape[1] + decoding.max_new_tokens - 1 > self.config.context_length:
             raise UserError(
-                f"A prompt of {ids.shape[1]} tokens and {decoding.longest} new ones do not fit into a context of "
+                f"A prompt of {ids.shape[1]} tokens and {decoding.max_new_tokens} new ones do not fit into a context of "
                 f"{self.config.context_length}; generate fewer."
             )
         cache = self._cache(context, context_mask)
@@ -230,7 +230,7 @@ class CausalDecoder(nn.Module):
             own = KeyValue(torch.cat([known.keys, new.keys], dim=2), torch.cat([known.values, new.values], dim=2))
             cache.own[index] = own
             x = block(x, cache.context[index], visible, cache.context_mask, own)
-        return self.logits(self.norm_after(x[:, -1]))
+        return self.logits(self.norm_post(x[:, -1]))
 
     def _cache(self, context: Tensor, context_mask: Tensor | None) -> DecoderCache:
         batch, heads = len(context), self.config.num_heads
@@ -247,4 +247,4 @@ class CausalDecoder(nn.Module):
         return self._at(ids, (mask.cumsum(1) - 1).clamp(min=0)), causal_mask(mask)
 
     def _at(self, ids: Tensor, position: Tensor) -> Tensor:
-        return self.dropout(self.norm_before(self.token_embedding(ids) + self.pos_embed(position)))
+        return self.dropout(self.norm_pre(self.token_embedding(ids) + self.pos_embed(position)))

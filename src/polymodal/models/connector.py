@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from polymodal.constraints import PositiveInt
 from polymodal.errors import UserError
 from polymodal.layers.c_abstractor import CAbstractor
 from polymodal.layers.perceiver_resampler import AttentionPool, PerceiverResampler
 from polymodal.layers.qformer import QFormer, QFormerConfig
 from polymodal.layers.token_pooling import average_pool, pixel_shuffle
-from polymodal.ranges import Count
 
 ConnectorKind = Literal[
     "linear", "mlp", "pixel_shuffle", "average_pool", "attention_pool", "perceiver_resampler", "qformer", "c_abstractor"
@@ -36,18 +36,18 @@ class ConnectorConfig:
     """linear (LLaVA), mlp (LLaVA-1.5), pixel_shuffle and MLP (InternVL 1.5), adaptive average_pool and MLP (MM1,
     Open-Qwen2VL), attention_pool (mPLUG-video), perceiver_resampler (Flamingo), qformer (BLIP-2), c_abstractor
     (Honeybee)."""
-    num_queries: Count = 64
+    num_queries: PositiveInt = 64
     """Output tokens of all kinds but linear, mlp and pixel_shuffle; a square number for average_pool and
     c_abstractor."""
-    factor: Count = 2
+    factor: PositiveInt = 2
     """Sides of the blocks of patches that pixel_shuffle joins."""
-    mlp_depth: Count = 2
+    mlp_depth: PositiveInt = 2
     """Linear layers of the MLP of mlp, pixel_shuffle and average_pool, with GELU between them."""
-    depth: Count = 2
+    depth: PositiveInt = 2
     """Layers of perceiver_resampler and qformer; blocks before and after the pooling of c_abstractor."""
-    num_heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads of attention_pool, perceiver_resampler and qformer."""
-    hidden_dim: Count = 128
+    hidden_dim: PositiveInt = 128
     """Channels of qformer and c_abstractor."""
 
     def __post_init__(self) -> None:

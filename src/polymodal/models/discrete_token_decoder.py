@@ -16,14 +16,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from polymodal.constraints import NonNegativeFloat
 from polymodal.data.sequence import TEXT, PackedSequences
 from polymodal.errors import UserError
-from polymodal.layers.decoder import Routes
-from polymodal.layers.decoding import Decoding, choose
+from polymodal.layers.decoder import ExpertAssignment
+from polymodal.layers.decoding import Decoding, sample
 from polymodal.layers.generation import generate_tokens
 from polymodal.modalities.image import unpatchify
-from polymodal.objectives.autoregressive import asked_places, next_token_losses, sum_by_sequence
-from polymodal.ranges import NotNegative
+from polymodal.objectives.autoregressive import next_token_losses, prediction_positions, segment_sum
 from polymodal.types import Batch
 
 
@@ -39,9 +39,9 @@ class CodeFormat(NamedTuple):
 class DiscreteTokenDecoderConfig:
     """What a discrete-token decoder has beside its language model and tokenizers."""
 
-    z_loss: NotNegative = 0.0
+    z_loss: NonNegativeFloat = 0.0
     """Weight of the mean squared log-partition function, which keeps logits from drifting (1e-5 in Chameleon)."""
-    cfg_scale: NotNegative = 1.0
+    cfg_scale: NonNegativeFloat = 1.0
     """Classifier-free guidance of generated codes: 1 is none; it needs prompts without their condition."""
 
 
@@ -154,8 +154,8 @@ class DiscreteTokenDecoder(nn.Module):
         one = torch.ones_like(tokens.nats)
         return {
             name: (
-                sum_by_sequence(tokens.nats[mask], tokens.rows[mask], rows),
-                sum_by_sequence(one[mask], tokens.rows[mask], rows),
+                segment_sum(tokens.nats[mask], tokens.rows[mask], rows),
+                segment_sum(one[mask], tokens.rows[mask], rows),
             )
             for name, mask in masks.items()
         }
@@ -165,7 +165,7 @@ class DiscreteTokenDecoder(nn.Module):
         sequences: PackedSequences = batch["sequences"]
         ids = self.token_ids(sequences)
         states = self._states(ids, sequences.position, sequences.document)
-        rows, positions = asked_places(sequences.document, sequences.predicted)
+        rows, positions = prediction_positions(sequences.document, sequences.predicted)
         logits = self.language_model.logits(states[rows, positions - 1]).float()
         tokens = ids[rows, positions]
         modality = self.vocabulary.modality_of(tokens)
@@ -196,7 +196,7 @@ class DiscreteTokenDecoder(nn.Module):
         """Text that follows the `prompts` of a batch, without the end token; codes are impossible, and items are not
         begun."""
         decoding = decoding or Decoding()
-        session = _Session(self, batch["prompts"], decoding.longest)
+        session = _Session(self, batch["prompts"], decoding.max_new_tokens)
         marks = [mark for form in self.formats.values() for mark in (form.begin, form.end)]
 
         def text(logits: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ class DiscreteTokenDecoder(nn.Module):
             logits, *unconditional = (session.logits[:, entries] for session in sessions)
             if unconditional:
                 logits = unconditional[0] + scale * (logits - unconditional[0])
-            codes.append(choose(logits, decoding, generator))
+            codes.append(sample(logits, decoding, generator))
         return torch.stack(codes, dim=1)
 
     def generate_items(
@@ -253,14 +253,14 @@ class DiscreteTokenDecoder(nn.Module):
         only text is. An item that would not fit into `max_new_tokens` is not begun. Returns stretches of a modality
         each, of text tokens (without `begin` and `end`) or codes. Raises UserError for beam search.
         """
-        if decoding.beams > 1:
+        if decoding.num_beams > 1:
             raise UserError("Beam search is for text alone; sample interleaved sequences, or take the likeliest token.")
-        session = _Session(self, batch["prompts"], decoding.longest)
+        session = _Session(self, batch["prompts"], decoding.max_new_tokens)
         writers = [_Writer(self.formats, self.end) for _ in range(len(session.logits))]
-        for number in range(decoding.longest):
-            left = decoding.longest - number
+        for number in range(decoding.max_new_tokens):
+            left = decoding.max_new_tokens - number
             allowed = torch.stack([self._allowed(writer, left, session.logits) for writer in writers])
-            token = choose(session.logits.masked_fill(~allowed, -torch.inf), decoding, generator)
+            token = sample(session.logits.masked_fill(~allowed, -torch.inf), decoding, generator)
             for writer, entry in zip(writers, token.tolist(), strict=True):
                 writer.add(entry, self.vocabulary)
             if all(writer.finished for writer in writers):
@@ -296,7 +296,7 @@ class DiscreteTokenDecoder(nn.Module):
         vectors = self.language_model.embedding(ids)
         return self.language_model(vectors, position, document, self._routes(ids, document), cache)
 
-    def _routes(self, ids: Tensor, document: Tensor) -> Routes | None:
+    def _routes(self, ids: Tensor, document: Tensor) -> ExpertAssignment | None:
         """By expert, the flat indices of its tokens; padding has none, and text those that are of no other expert."""
         if not self.experts:
             return None

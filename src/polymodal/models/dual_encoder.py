@@ -17,12 +17,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.constraints import PositiveFloat, PositiveInt
 from polymodal.encoders.encoder import Encoder
 from polymodal.errors import UserError
 from polymodal.layers.transformer import Packing
 from polymodal.modalities.padding import Padded
-from polymodal.objectives.contrastive import info_nce, sigmoid_loss
-from polymodal.ranges import Count, Positive
+from polymodal.objectives.contrastive import info_nce, siglip_loss
 from polymodal.types import Batch
 
 
@@ -30,14 +30,14 @@ from polymodal.types import Batch
 class DualEncoderConfig:
     """The embedding space of a dual encoder."""
 
-    embed_dim: Count = 128
+    embed_dim: PositiveInt = 128
     """Dimensions of the embedding space."""
     projection: Literal["linear", "mlp", "identity"] = "linear"
     """Projection head of every encoder: a linear layer without bias (CLIP), an MLP with one GELU layer of the encoder's
     width, or none, which needs encoders of width `embed_dim` (SigLIP)."""
-    logit_scale_init: Positive = 1 / 0.07
+    logit_scale_init: PositiveFloat = 1 / 0.07
     """Logit scale (inverse temperature) at the start."""
-    logit_scale_max: Positive = 100.0
+    logit_scale_max: PositiveFloat = 100.0
     """Upper bound of the logit scale, held after every step (CLIP, section 2.5)."""
     logit_bias_init: float | None = None
     """Logit bias at the start, -10 in SigLIP; None: no bias, and InfoNCE in place of the sigmoid loss."""
@@ -158,7 +158,7 @@ class DualEncoder(nn.Module):
             if self.logit_bias is None:
                 loss = info_nce(encoded[a], encoded[b], self.logit_scale())
             else:
-                loss = sigmoid_loss(encoded[a], encoded[b], self.logit_scale(), self.logit_bias)
+                loss = siglip_loss(encoded[a], encoded[b], self.logit_scale(), self.logit_bias)
             losses[f"{a}_{b}"] = loss
         return losses
 

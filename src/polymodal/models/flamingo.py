@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.data.sequence import PackedSequences
 from polymodal.errors import UserError
 from polymodal.layers.cross_attention import KeyValue
-from polymodal.layers.decoder import Routes
+from polymodal.layers.decoder import ExpertAssignment
 from polymodal.layers.decoding import Decoding
 from polymodal.layers.gated_cross_attention import GatedCrossAttention, media_attention_mask, repeat_mask
 from polymodal.layers.perceiver_resampler import PerceiverResampler
 from polymodal.models.vision_language_model import LossReduction, VisionLanguageModel
-from polymodal.ranges import Count, Whole
 from polymodal.types import Batch
 
 
@@ -32,15 +32,15 @@ from polymodal.types import Batch
 class FlamingoConfig:
     """What Flamingo puts between an image encoder and a language model."""
 
-    num_latents: Count = 64
+    num_latents: PositiveInt = 64
     """Tokens of an image after the resampler."""
-    resampler_depth: Count = 2
+    resampler_depth: PositiveInt = 2
     """Layers of the resampler; 6 in the paper."""
-    num_heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads of resampler and gated blocks; 8 in the paper."""
-    cross_attn_every_n_layers: Count = 1
+    cross_attn_every_n_layers: PositiveInt = 1
     """A gated block stands before every so many blocks of the language model."""
-    unimodal_depth: Whole = 0
+    unimodal_depth: NonNegativeInt = 0
     """First blocks of the language model without any, which encode text alone (COSMO)."""
     mlp_ratio: float = 4.0
     """Width inside the MLP of a gated block, relative to that of the language model."""
@@ -126,7 +126,7 @@ class Flamingo(VisionLanguageModel):
 
     def embed_sequences(
         self, sequences: PackedSequences, batch: Batch
-    ) -> tuple[Float[Tensor, "rows length width"], Routes | None]:
+    ) -> tuple[Float[Tensor, "rows length width"], ExpertAssignment | None]:
         """Embeddings of all tokens; placeholders are tokens like others."""
         return self.language_model.embedding(sequences.ids), None
 

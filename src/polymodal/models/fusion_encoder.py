@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from polymodal.constraints import DecayRate, NonNegativeInt, PositiveInt
 from polymodal.errors import UserError
 from polymodal.layers.cross_attention import CrossAttentionBlock, causal_mask, init_transformer
-from polymodal.ranges import BelowOne, Count, Whole
 
 Fusion = Literal["cross_attention", "co_attention", "merged_attention"]
 
@@ -31,19 +31,19 @@ class FusionEncoderConfig:
     fusion: Fusion = "cross_attention"
     """cross_attention: text reads the image, which stays as it is (ALBEF); co_attention: each reads the other in a
     stream of its own; merged_attention: one stream of both (METER)."""
-    width: Count = 64
+    width: PositiveInt = 64
     """Channels of every token."""
-    depth: Count = 2
+    depth: PositiveInt = 2
     """Blocks."""
-    fusion_depth: Whole = 0
+    fusion_depth: NonNegativeInt = 0
     """Last blocks that have cross-attention (6 of 12 in ALBEF's text encoder); 0: all."""
-    num_heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads of a block."""
     norm: Literal["pre", "post"] = "pre"
     """Whether branches are normalized before, or sums after them, as in BERT."""
     gated: bool = False
     """Whether cross-attention is multiplied by learned gates that are 0 at the start (FIBER)."""
-    dropout: BelowOne = 0.0
+    dropout: DecayRate = 0.0
     """After attention and MLPs."""
 
     def __post_init__(self) -> None:
@@ -128,9 +128,9 @@ class FusionEncoder(nn.Module):
 class MultimodalTextEncoderConfig(FusionEncoderConfig):
     """A text encoder whose last blocks read an image."""
 
-    vocab_size: Count = 8000
+    vocab_size: PositiveInt = 8000
     """Entries of the tokenizer."""
-    context_length: Count = 64
+    context_length: PositiveInt = 64
     """Longest text in tokens."""
     norm: Literal["pre", "post"] = "post"
     """Whether branches are normalized before, or sums after them, as in BERT."""
@@ -157,7 +157,7 @@ class MultimodalTextEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(config.block(index, image_width) for index in range(config.depth))
-        self.norm_after = nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
+        self.norm_post = nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
         self.lower = config.depth - (config.fusion_depth or config.depth)
         init_transformer(self)
 
@@ -171,7 +171,7 @@ class MultimodalTextEncoder(nn.Module):
         x, mask = self._embedded(ids, text_mask, causal)
         for block in self.blocks[: self.lower or None]:
             x = block(x, mask=mask)
-        return self.norm_after(x) if not self.lower else x
+        return self.norm_post(x) if not self.lower else x
 
     def fuse(
         self,
@@ -190,7 +190,7 @@ class MultimodalTextEncoder(nn.Module):
         mask = causal_mask(text_mask) if causal else text_mask
         for block in self.blocks[self.lower :]:
             text = block(text, image, mask, image_mask)
-        return self.norm_after(text)
+        return self.norm_post(text)
 
     def forward(
         self,
@@ -204,7 +204,7 @@ class MultimodalTextEncoder(nn.Module):
         x, mask = self._embedded(ids, text_mask, causal)
         for block in self.blocks:
             x = block(x, image, mask, image_mask)
-        return self.norm_after(x)
+        return self.norm_post(x)
 
     def _embedded(self, ids: Tensor, text_mask: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """Embeddings of tokens and positions, and the mask of self-attention."""

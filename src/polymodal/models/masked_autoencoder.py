@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.constraints import DecayRate, NonNegativeInt, PositiveInt
 from polymodal.errors import UserError
 from polymodal.layers.patches import grid_of, patchify_nd, sine_positions_nd, unpatchify_nd
 from polymodal.layers.transformer import Transformer
-from polymodal.ranges import BelowOne, Count, Whole
 from polymodal.types import Batch
 
 
@@ -26,25 +26,25 @@ from polymodal.types import Batch
 class MaskedAutoencoderConfig:
     """A masked autoencoder."""
 
-    input_size: tuple[Count, ...] = (32, 32)
+    input_size: tuple[PositiveInt, ...] = (32, 32)
     """Sides of the input: height and width; frames, height and width; mel bins and frames ..."""
-    patch_size: tuple[Count, ...] = (8, 8)
+    patch_size: tuple[PositiveInt, ...] = (8, 8)
     """Sides of a patch along the same axes; must divide them."""
-    num_channels: Count = 3
+    num_channels: PositiveInt = 3
     """Channels of the input, such as 3 of RGB and 1 of a spectrogram."""
-    width: Count = 64
+    width: PositiveInt = 64
     """Channels of every encoder token."""
-    depth: Whole = 2
+    depth: NonNegativeInt = 2
     """Encoder blocks."""
-    num_heads: Count = 4
+    num_heads: PositiveInt = 4
     """Attention heads of an encoder block."""
-    decoder_width: Count = 32
+    decoder_width: PositiveInt = 32
     """Channels of every decoder token."""
-    decoder_depth: Whole = 1
+    decoder_depth: NonNegativeInt = 1
     """Decoder blocks."""
-    decoder_num_heads: Count = 4
+    decoder_num_heads: PositiveInt = 4
     """Attention heads of a decoder block."""
-    mask_ratio: BelowOne = 0.75
+    mask_ratio: DecayRate = 0.75
     """Fraction of the patches that are masked, where a batch has no mask of its own."""
     pos_embed: Literal["sine", "learned"] = "sine"
     """Position embeddings of encoder and decoder: fixed sines and cosines, or learned vectors."""

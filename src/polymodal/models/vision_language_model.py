@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from polymodal.data.sequence import PackedSequences
 from polymodal.errors import UserError
-from polymodal.layers.decoder import Routes
+from polymodal.layers.decoder import ExpertAssignment
 from polymodal.layers.decoding import Decoding
-from polymodal.layers.processes import gather
+from polymodal.layers.distributed import all_gather
 from polymodal.modalities.image import unpatchify
 from polymodal.models.connector import Connector, ConnectorConfig
-from polymodal.objectives.autoregressive import asked_places, next_token_losses, sum_by_sequence
+from polymodal.objectives.autoregressive import next_token_losses, prediction_positions, segment_sum
 from polymodal.types import Batch
 
 LossReduction = Literal["token", "sample", "square"]
@@ -67,7 +67,7 @@ def reduce_token_losses(
     """
     counts = torch.bincount(samples, minlength=1).to(nats.dtype)
     weights = counts[samples] ** -EXPONENTS[average]
-    total = gather(weights.sum()[None]).mean()
+    total = all_gather(weights.sum()[None]).mean()
     return (weights * nats).sum() / total.clamp(min=1e-12)
 
 
@@ -143,7 +143,7 @@ class VisionLanguageModel(nn.Module):
     def log_likelihood(self, batch: Batch) -> Float[Tensor, " batch"]:
         """The log-probability of each row's predicted tokens; a row has one sequence."""
         losses = self.token_losses(batch)
-        return -sum_by_sequence(losses.nats, losses.rows, len(batch["sequences"]))
+        return -segment_sum(losses.nats, losses.rows, len(batch["sequences"]))
 
     def generate_text(
         self, batch: Batch, decoding: Decoding | None = None, generator: torch.Generator | None = None
@@ -159,7 +159,7 @@ class VisionLanguageModel(nn.Module):
         """Of all predicted tokens of the `sequences` of a batch."""
         sequences: PackedSequences = batch["sequences"]
         states = self.hidden_states(batch)
-        rows, positions = asked_places(sequences.document, sequences.predicted)
+        rows, positions = prediction_positions(sequences.document, sequences.predicted)
         logits = self.language_model.logits(states[rows, positions - 1])  # of these alone: the vocabulary is wide
         nats = next_token_losses(logits, sequences.ids[rows, positions])
         samples = rows * (int(sequences.document.max()) + 1) + sequences.document[rows, positions]
@@ -173,7 +173,7 @@ class VisionLanguageModel(nn.Module):
 
     def embed_sequences(
         self, sequences: PackedSequences, batch: Batch
-    ) -> tuple[Float[Tensor, "rows length width"], Routes | None]:
+    ) -> tuple[Float[Tensor, "rows length width"], ExpertAssignment | None]:
         """Embeddings of all positions, with the tokens of other modalities spliced in, and the routes to experts.
 
         Features of a modality come from `batch[NAME]`, such as the tiles of all images in reading order, or from the
@@ -193,7 +193,7 @@ class VisionLanguageModel(nn.Module):
             vectors = vectors.masked_scatter(positions[..., None], tokens.to(vectors.dtype))
         return vectors, self._routes(sequences)
 
-    def _routes(self, sequences: PackedSequences) -> Routes | None:
+    def _routes(self, sequences: PackedSequences) -> ExpertAssignment | None:
         """By expert, the flat indices of its positions; text has all that are of no other expert."""
         if not self.experts:
             return None

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def asked_places(
+def prediction_positions(
     document: Int[Tensor, "rows length"], predicted: Bool[Tensor, "rows length"]
 ) -> tuple[Int[Tensor, " asked"], Int[Tensor, " asked"]]:
     """Row and column of every token that is predicted from the one before it; a document's first token never is."""
@@ -23,7 +23,7 @@ def next_token_losses(
     return F.cross_entropy(logits.float(), tokens, reduction="none")
 
 
-def sum_by_sequence(
+def segment_sum(
     values: Float[Tensor, " asked"], sequence: Int[Tensor, " asked"], count: int
 ) -> Float[Tensor, " sequences"]:
     """The sum of each sequence's values, such as its log-probability. sequence: from 0, below `count`."""

@@ -3,7 +3,7 @@
 Neither loss ever holds the batch x batch matrix: logits are computed in blocks of rows, and computed again in the
 backward pass (a loop over blocks alone would not do, since autograd keeps each block's logits). When several processes
 train, each gives its own rows of the batch and gets the mean loss of these rows against the rows of all processes
-(see `layers.processes`). Computed at least in float32, also under autocast.
+(see `layers.distributed`). Computed at least in float32, also under autocast.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from polymodal.layers.processes import gather, process_rank, sum_of_own
+from polymodal.layers.distributed import all_gather, rank, reduce_scatter
 
 BLOCK = 4_194_304  # logits in memory at once: 16 MiB of float32
 
@@ -24,29 +24,32 @@ BLOCK = 4_194_304  # logits in memory at once: 16 MiB of float32
 def info_nce(
     a: Float[Tensor, "batch dim"],
     b: Float[Tensor, "batch dim"],
-    scale: Float[Tensor, ""],
+    logit_scale: Float[Tensor, ""],
     label_smoothing: float = 0.0,
-    group: Float[Tensor, " batch"] | None = None,
+    labels: Float[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:
     """Symmetric InfoNCE: the mean of the cross-entropies from a to b and from b to a (CLIP, figure 3).
 
-    a, b: L2-normalised. scale: inverse temperature. label_smoothing: in [0, 1), the share of the target that is spread
-    over all candidates. group: a number for each row; rows with the same number, such as those with the same caption,
-    are matches of each other, too, and share the target (UniCL, Yang et al. 2022, equations 3 and 4).
+    a, b: L2-normalized. logit_scale: inverse temperature. label_smoothing: in [0, 1), the share of the target that is
+    spread over all candidates. labels: a number for each row; rows with the same number, such as those with the same
+    caption, are matches of each other, too, and share the target (UniCL, Yang et al. 2022, equations 3 and 4).
     """
     with torch.autocast(a.device.type, enabled=False):
-        return _InfoNCE.apply(*_at_least_float32(a, b, scale), label_smoothing, group)
+        return _InfoNCE.apply(*_at_least_float32(a, b, logit_scale), label_smoothing, labels)
 
 
-def sigmoid_loss(
-    a: Float[Tensor, "batch dim"], b: Float[Tensor, "batch dim"], scale: Float[Tensor, ""], bias: Float[Tensor, ""]
+def siglip_loss(
+    a: Float[Tensor, "batch dim"],
+    b: Float[Tensor, "batch dim"],
+    logit_scale: Float[Tensor, ""],
+    logit_bias: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
     """Every pair of the batch as a binary decision, summed over a row and averaged over rows (SigLIP, algorithm 1).
 
-    a, b: L2-normalised. scale: inverse temperature. bias: added to every logit; starts at -10 in the paper.
+    a, b: L2-normalized. logit_scale: inverse temperature. logit_bias: added to every logit; starts at -10 in the paper.
     """
     with torch.autocast(a.device.type, enabled=False):
-        return _Sigmoid.apply(*_at_least_float32(a, b, scale, bias))
+        return _Sigmoid.apply(*_at_least_float32(a, b, logit_scale, logit_bias))
 
 
 def _at_least_float32(*tensors: Tensor) -> list[Tensor]:
@@ -63,15 +66,15 @@ class _InfoNCE(Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, label_smoothing: float, group: Tensor | None) -> Tensor:
-        every, size = gather(b), len(a)
-        groups = None if group is None else (group, gather(group))
-        own = slice(process_rank() * size, (process_rank() + 1) * size)
+        every, size = all_gather(b), len(a)
+        groups = None if group is None else (group, all_gather(group))
+        own = slice(rank() * size, (rank() + 1) * size)
         rows, columns = a.new_empty(size), a.new_full((len(every),), -torch.inf)
         for block in _row_blocks(a, every):
             logits = (a[block] * scale) @ every.T
             rows[block] = logits.logsumexp(1)
             columns = torch.logaddexp(columns, logits.logsumexp(0))
-        columns = gather(columns[None]).logsumexp(0)
+        columns = all_gather(columns[None]).logsumexp(0)
         ctx.save_for_backward(a, every, scale, rows, columns)
         ctx.label_smoothing, ctx.first, ctx.groups = label_smoothing, own.start, groups
         matches = b
@@ -100,7 +103,7 @@ class _InfoNCE(Function):
             grad_every.addmm_(residual.T, a[block])
         grad_scale = torch.dot(grad_a.flatten(), a.flatten())
         step = gradient / len(a)
-        return grad_a.mul_(step * scale), sum_of_own(grad_every.mul_(step * scale)), grad_scale * step, None, None
+        return grad_a.mul_(step * scale), reduce_scatter(grad_every.mul_(step * scale)), grad_scale * step, None, None
 
 
 def _shared(groups: tuple[Tensor, Tensor], rows: slice, dtype: torch.dtype) -> Float[Tensor, "rows candidates"]:
@@ -114,8 +117,8 @@ class _Sigmoid(Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        every = gather(b)
-        ctx.first = process_rank() * len(a)
+        every = all_gather(b)
+        ctx.first = rank() * len(a)
         ctx.save_for_backward(a, every, scale, bias)
         total = a.new_zeros(())
         for block in _row_blocks(a, every):
@@ -136,4 +139,9 @@ class _Sigmoid(Function):
             grad_every.addmm_(derivative.T, a[block])
         step = gradient / len(a)
         grad_scale = torch.dot(grad_a.flatten(), a.flatten())
-        return grad_a.mul_(step * scale), sum_of_own(grad_every.mul_(step * scale)), grad_scale * step, grad_bias * step
+        return (
+            grad_a.mul_(step * scale),
+            reduce_scatter(grad_every.mul_(step * scale)),
+            grad_scale * step,
+            grad_bias * step,
+        )

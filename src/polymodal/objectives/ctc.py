@@ -25,7 +25,7 @@ def ctc_loss(
     return total / own.sum().clamp(min=1)
 
 
-def spoken(logits: Float[Tensor, "moments classes"]) -> list[int]:
+def ctc_greedy_decode(logits: Float[Tensor, "moments classes"]) -> list[int]:
     """The likeliest class of every moment, repetitions once, without the blank."""
     best = torch.unique_consecutive(logits.argmax(1)).tolist()
     return [number for number in best if number]

@@ -13,14 +13,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from polymodal.modalities.boxes import BoxSets, generalised_overlap, to_corners
+from polymodal.modalities.boxes import PaddedBoxes, cxcywh_to_xyxy, generalized_iou
 
-OBJECT, NONE = 0, 1  # classes
-CLASS_WEIGHT, PLACE_WEIGHT, OVERLAP_WEIGHT = 1.0, 5.0, 2.0
-NONE_WEIGHT = 0.1  # of the class of a query that finds nothing, which most are
+OBJECT, NO_OBJECT = 0, 1  # classes
+CLASS_COEF, L1_COEF, GIOU_COEF = 1.0, 5.0, 2.0
+EOS_COEF = 0.1  # of the class of a query that finds nothing, which most are
 
 
-class Matching(NamedTuple):
+class Assignment(NamedTuple):
     """Which query of which example stands for which of its objects."""
 
     example: Int[Tensor, " pairs"]
@@ -29,42 +29,42 @@ class Matching(NamedTuple):
 
 
 @torch.no_grad()
-def match(
-    logits: Float[Tensor, "batch queries 2"], boxes: Float[Tensor, "batch queries 4"], targets: BoxSets
-) -> Matching:
+def hungarian_match(
+    logits: Float[Tensor, "batch queries 2"], boxes: Float[Tensor, "batch queries 4"], targets: PaddedBoxes
+) -> Assignment:
     """The cheapest matching of each example (Hungarian), as many pairs as there are queries and objects for.
 
-    boxes: centre, width and height. The cost of a pair is -p(object) + 5 times the L1 distance - 2 times the GIoU.
+    boxes: center, width and height. The cost of a pair is -p(object) + 5 times the L1 distance - 2 times the GIoU.
     """
     apart = (boxes[:, :, None] - targets.boxes[:, None]).abs().sum(-1)
-    overlap = generalised_overlap(to_corners(boxes)[:, :, None], to_corners(targets.boxes)[:, None])
+    overlap = generalized_iou(cxcywh_to_xyxy(boxes)[:, :, None], cxcywh_to_xyxy(targets.boxes)[:, None])
     likely = logits.softmax(-1)[..., OBJECT, None]
-    cost = (PLACE_WEIGHT * apart - OVERLAP_WEIGHT * overlap - CLASS_WEIGHT * likely).float().cpu().numpy()
+    cost = (L1_COEF * apart - GIOU_COEF * overlap - CLASS_COEF * likely).float().cpu().numpy()
     triples = [
         (example, query, target)
         for example, (one, count) in enumerate(zip(cost, targets.counts.tolist(), strict=True))
         for query, target in zip(*linear_sum_assignment(one[:, :count]), strict=True)
     ]
     columns = torch.tensor(triples, dtype=torch.long, device=logits.device).reshape(-1, 3)
-    return Matching(*columns.unbind(1))
+    return Assignment(*columns.unbind(1))
 
 
 def detection_loss(
     logits: Float[Tensor, "batch queries 2"],
     boxes: Float[Tensor, "batch queries 4"],
-    targets: BoxSets,
-    matching: Matching | None = None,
+    targets: PaddedBoxes,
+    assignment: Assignment | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of object and none, + 5 times L1, + 2 times 1 - GIoU, the last two a matched object.
 
-    boxes: centre, width and height. matching: by default the cheapest.
+    boxes: center, width and height. assignment: by default the cheapest.
     """
-    example, query, target = matching or match(logits, boxes, targets)
-    classes = torch.full(logits.shape[:2], NONE, device=logits.device)
+    example, query, target = assignment or hungarian_match(logits, boxes, targets)
+    classes = torch.full(logits.shape[:2], NO_OBJECT, device=logits.device)
     classes[example, query] = OBJECT
-    weights = logits.new_tensor([1.0, NONE_WEIGHT])
-    loss = CLASS_WEIGHT * F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weights)
+    weights = logits.new_tensor([1.0, EOS_COEF])
+    loss = CLASS_COEF * F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weights)
     ours, theirs = boxes[example, query], targets.boxes[example, target]
     apart = (ours - theirs).abs().sum()
-    lacking = (1 - generalised_overlap(to_corners(ours), to_corners(theirs))).sum()
-    return loss + (PLACE_WEIGHT * apart + OVERLAP_WEIGHT * lacking) / max(len(example), 1)
+    lacking = (1 - generalized_iou(cxcywh_to_xyxy(ours), cxcywh_to_xyxy(theirs))).sum()
+    return loss + (L1_COEF * apart + GIOU_COEF * lacking) / max(len(example), 1)

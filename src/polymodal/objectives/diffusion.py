@@ -14,41 +14,41 @@ from torch import Tensor
 
 Times = Float[Tensor, " batch"]
 Values = Float[Tensor, "batch *shape"]
-Interpolant = Literal["linear", "cosine"]
+NoiseSchedule = Literal["fm", "vp_cosine"]
 
 
-def alpha_sigma(time: Times, interpolant: Interpolant) -> tuple[Times, Times]:
-    """Weights of data and noise; linear: 1 - t and t (optimal transport, Lipman et al. 2023), cosine: on a circle."""
-    if interpolant == "linear":
+def alpha_sigma(time: Times, noise_schedule: NoiseSchedule) -> tuple[Times, Times]:
+    """Weights of data and noise; fm: 1 - t and t (optimal transport, Lipman et al. 2023), vp_cosine: on a circle."""
+    if noise_schedule == "fm":
         return 1 - time, time
     return torch.cos(0.5 * math.pi * time), torch.sin(0.5 * math.pi * time)
 
 
-def to_time(eta: Times, interpolant: Interpolant) -> Times:
+def time_from_eta(eta: Times, noise_schedule: NoiseSchedule) -> Times:
     """The time at which sigma / alpha is eta."""
-    return eta / (1 + eta) if interpolant == "linear" else torch.atan(eta) * 2 / math.pi
+    return eta / (1 + eta) if noise_schedule == "fm" else torch.atan(eta) * 2 / math.pi
 
 
-def over(time: Times, like: Values) -> Tensor:
+def expand_dims_like(time: Times, like: Values) -> Tensor:
     """A time an example, with axes of length one for all axes of the values."""
     return time.view(-1, *[1] * (like.ndim - 1)).to(like.dtype)
 
 
-def noised(data: Values, noise: Values, time: Times, interpolant: Interpolant = "linear") -> Values:
+def add_noise(data: Values, noise: Values, time: Times, noise_schedule: NoiseSchedule = "fm") -> Values:
     """The data at a time."""
-    alpha, sigma = (over(weight, data) for weight in alpha_sigma(time, interpolant))
+    alpha, sigma = (expand_dims_like(weight, data) for weight in alpha_sigma(time, noise_schedule))
     return alpha * data + sigma * noise
 
 
-def ddim(x: Values, data: Values, to: Times, time: Times, interpolant: Interpolant = "linear") -> Values:
+def ddim_step(x: Values, data: Values, to: Times, time: Times, noise_schedule: NoiseSchedule = "fm") -> Values:
     """x, which is at `time`, at the earlier time `to`, if `data` is what it came from (Song et al. 2021, equation 12).
 
     With the true data, it is that data at `to` with the same noise.
     """
-    alpha_s, sigma_s = alpha_sigma(to, interpolant)
-    alpha_t, sigma_t = alpha_sigma(time, interpolant)
+    alpha_s, sigma_s = alpha_sigma(to, noise_schedule)
+    alpha_t, sigma_t = alpha_sigma(time, noise_schedule)
     ratio = sigma_s / sigma_t
-    return over(alpha_s - alpha_t * ratio, x) * data + over(ratio, x) * x
+    return expand_dims_like(alpha_s - alpha_t * ratio, x) * data + expand_dims_like(ratio, x) * x
 
 
 def flow_matching_loss(velocity: Values, data: Values, noise: Values) -> Float[Tensor, ""]:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from polymodal.layers.processes import all_rows, gather
+from polymodal.layers.distributed import all_gather, all_gather_with_grad
 from polymodal.objectives.reduction import global_mean
 
 
@@ -87,9 +87,9 @@ def relational_distillation(
     """
     total = student[0].new_zeros(())
     for query, key in ((0, 1), (1, 0)):
-        student_logits = student_scale * student[query] @ all_rows(student[key]).T
+        student_logits = student_scale * student[query] @ all_gather_with_grad(student[key]).T
         with torch.no_grad():
-            teacher_logits = teacher_scale * teacher[query] @ gather(teacher[key]).T
+            teacher_logits = teacher_scale * teacher[query] @ all_gather(teacher[key]).T
         total = total + logit_distillation(student_logits, teacher_logits)
     return total / 2
 

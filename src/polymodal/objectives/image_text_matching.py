@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.errors import UserError
-from polymodal.layers.processes import gather, process_count, process_rank
+from polymodal.layers.distributed import all_gather, rank, world_size
 from polymodal.objectives.reduction import global_mean
 
 MIN_WEIGHT = 1e-4  # added to every probability (released code), so that a row whose softmax is one-hot has negatives
@@ -61,8 +61,8 @@ def sample_itm_pairs(
             raise UserError("Negatives from all processes need the similarities of both directions.")
         text_to_image = similarity.T
     own = torch.arange(count, device=similarity.device)
-    if similarity.shape[1] == count * process_count():
-        own = own + count * process_rank()
+    if similarity.shape[1] == count * world_size():
+        own = own + count * rank()
     positive = positive_mask(count, similarity.shape[1], own, labels)
     columns = (None, None) if uniform is None else uniform.unbind(1)
     text, has_text = sample_hard_negatives(similarity, positive, columns[0])
@@ -88,7 +88,7 @@ def positive_mask(
     """
     if labels is None:
         return own[:, None] == torch.arange(candidates, device=own.device)
-    every = labels if candidates == rows else gather(labels.double())
+    every = labels if candidates == rows else all_gather(labels.double())
     return labels.to(every)[:, None] == every
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from polymodal.errors import UserError
-from polymodal.layers.processes import all_rows, gather, process_count, process_rank
+from polymodal.layers.distributed import all_gather, all_gather_with_grad, rank, world_size
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.reduction import global_mean
 
@@ -33,12 +33,12 @@ def supcon_loss(
     Anchors without a positive do not count. features: L2-normalized, of all views of the examples. logit_scale: inverse
     temperature.
     """
-    every_label, first = gather(labels.double()), process_rank() * len(features)
+    every_label, first = all_gather(labels.double()), rank() * len(features)
 
     def targets(rows: slice) -> Tensor:
         return _same(labels[rows], every_label)
 
-    return _cross_entropy(features, all_rows(features), logit_scale, targets, exclude=first)
+    return _cross_entropy(features, all_gather_with_grad(features), logit_scale, targets, exclude=first)
 
 
 def multi_positive_info_nce(
@@ -86,11 +86,11 @@ def soft_target_contrastive(
     matrices give InfoNCE.
     """
     if targets_b_to_a is None:
-        if process_count() > 1:
+        if world_size() > 1:
             raise UserError("Soft targets on several processes are given for both directions.")
         targets_b_to_a = targets.T
-    a_to_b = soft_target_cross_entropy(a, all_rows(b), targets, logit_scale)
-    return (a_to_b + soft_target_cross_entropy(b, all_rows(a), targets_b_to_a, logit_scale)) / 2
+    a_to_b = soft_target_cross_entropy(a, all_gather_with_grad(b), targets, logit_scale)
+    return (a_to_b + soft_target_cross_entropy(b, all_gather_with_grad(a), targets_b_to_a, logit_scale)) / 2
 
 
 def soft_target_cross_entropy(

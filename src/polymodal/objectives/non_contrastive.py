@@ -6,10 +6,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from polymodal.layers.processes import all_rows
+from polymodal.layers.distributed import all_gather_with_grad
 
 
-def prediction_loss(prediction: Float[Tensor, "batch dim"], target: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
+def negative_cosine_similarity(
+    prediction: Float[Tensor, "batch dim"], target: Float[Tensor, "batch dim"]
+) -> Float[Tensor, ""]:
     """2 - 2 cos(prediction, target), no gradient into the target (SimSiam, equation 1; BYOL, equation 2). In [0, 4]."""
     return (2 - 2 * F.cosine_similarity(prediction, target.detach(), dim=-1)).mean()
 
@@ -22,7 +24,7 @@ def barlow_twins(
     a, b: each dimension with mean 0 and variance 1 over the batch (a batch norm at the end of the projector). With
     several processes the batch is that of all of them.
     """
-    a, b = all_rows(a), all_rows(b)
+    a, b = all_gather_with_grad(a), all_gather_with_grad(b)
     correlation = a.T @ b / len(a)
     diagonal = correlation.diagonal()
     return (diagonal - 1).square().sum() + off_diagonal * (correlation.square().sum() - diagonal.square().sum())
@@ -39,7 +41,7 @@ def sinkhorn(
     return log_mass.exp()
 
 
-def assignment_loss(
+def swav_loss(
     logits: Float[Tensor, "samples targets"], assignment: Float[Tensor, "samples targets"]
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the softmax of the logits against a soft assignment, which gets no gradient."""

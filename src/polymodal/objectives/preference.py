@@ -55,12 +55,12 @@ def aot(chosen: Rewards, rejected: Rewards) -> Loss:
     return dpo(chosen.sort().values, rejected.sort().values)
 
 
-def bco(chosen: Rewards, rejected: Rewards, centre: Float[Tensor, ""] | float) -> Loss:
+def bco(chosen: Rewards, rejected: Rewards, reward_baseline: Float[Tensor, ""] | float) -> Loss:
     """-log of the probabilities that the chosen answer is good and the rejected one is not (Jung et al. 2024).
 
-    centre: the reward of an answer that is neither.
+    reward_baseline: the reward of an answer that is neither.
     """
-    return -(F.logsigmoid(chosen - centre) + F.logsigmoid(centre - rejected)).mean()
+    return -(F.logsigmoid(chosen - reward_baseline) + F.logsigmoid(reward_baseline - rejected)).mean()
 
 
 def orpo(chosen: Rewards, rejected: Rewards) -> Loss:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polymodal.layers.processes import gather, process_count
+from polymodal.layers.distributed import all_gather, world_size
 
 
 def global_mean(total: Float[Tensor, ""], count: Int[Tensor, ""] | int) -> Float[Tensor, ""]:
@@ -16,5 +16,5 @@ def global_mean(total: Float[Tensor, ""], count: Int[Tensor, ""] | int) -> Float
     mean would weigh a term more where there are few. All processes call this in the same steps.
     """
     counted = torch.as_tensor(count, device=total.device).to(total.dtype)
-    mean_count = gather(counted[None]).sum() / process_count()
+    mean_count = all_gather(counted[None]).sum() / world_size()
     return total / torch.where(mean_count > 0, mean_count, 1.0)

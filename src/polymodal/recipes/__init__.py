@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polymodal import source
+from polymodal.constraints import describe_constraint
 from polymodal.errors import UserError, unknown
-from polymodal.ranges import range_of
 
 if TYPE_CHECKING:
     from polymodal.types import Claim
@@ -221,7 +221,7 @@ def _hyper_parameters(recipe: Any, prefix: str = "") -> Iterator[dict[str, Any]]
         if dataclasses.is_dataclass(value):
             yield from _hyper_parameters(value, f"{prefix}{field.name}.")
             continue
-        hint, bounds = hints[field.name], range_of(with_ranges[field.name])
+        hint, bounds = hints[field.name], describe_constraint(with_ranges[field.name])
         choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
         named = " | ".join(choices) if choices else getattr(hint, "__name__", str(hint))
         yield {

@@ -39,8 +39,8 @@ class {title}(start.{method}):
         batch["image"]: pixels (batch, 3, size, size); batch["text"]: Tokens with ids (batch, length) and lengths.
         """
         losses = super().losses(batch)
-        # Your idea goes here. The example spreads the pictures over the sphere (Wang and Isola 2020, equation 2).
-        distance = F.pdist(self.embed_image(batch["image"]))
+        # Your idea goes here. The example spreads the images over the sphere (Wang and Isola 2020, equation 2).
+        distance = F.pdist(self.encode_image(batch["image"]))
         losses["uniformity"] = self.weight * (-2 * distance**2).exp().mean().log()
         return losses
 

@@ -2,6 +2,6 @@
 
 from polymodal.reproduce.claim import reproduce
 from polymodal.reproduce.compare import compare
-from polymodal.reproduce.result import Arm, Comparison
+from polymodal.reproduce.result import Arm, ComparisonResult
 
-__all__ = ["Arm", "Comparison", "compare", "reproduce"]
+__all__ = ["Arm", "ComparisonResult", "compare", "reproduce"]

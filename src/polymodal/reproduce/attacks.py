@@ -7,12 +7,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from polymodal.attacks.evaluate import Pairs, Ranks, attack_scores, summary
 from polymodal.corpora.corpus import Corpus
-from polymodal.evaluation.attacks import Found, Pairs, attack_scores, summary
 from polymodal.evaluation.statistics import Score
 from polymodal.reproduce.compare import RESULTS, SCORES, compare, untrained
 from polymodal.reproduce.display import Display
-from polymodal.reproduce.result import Arm, Comparison, Trial
+from polymodal.reproduce.result import Arm, ComparisonResult, Trial
 from polymodal.training.run import Run, write_json, write_text
 from polymodal.types import Attack, AttackClaim, Budget
 
@@ -25,7 +25,7 @@ def compare_attacks(
     seeds: int,
     out: Path | str,
     display: Display | None = None,
-) -> Comparison:
+) -> ComparisonResult:
     """Train the victims at every seed, attack each of them with every arm, and try what came out on all of them.
 
     Victims begin at weights of their own: attacks pass easily between models that began alike. Victims and scores in
@@ -41,11 +41,11 @@ def compare_attacks(
     for seed in range(seeds):
         runs = {label: own[seed] for label, own in trained.items()}
         pairs = Pairs.of(corpus, next(iter(runs.values())), claim.split, claim.examples)
-        before = {name: Found.of(run, pairs) for name, run in runs.items()}
+        before = {name: Ranks.of(run, pairs) for name, run in runs.items()}
         for arm in arms:
             folder = directory / "attacks" / arm.folder / f"seed-{seed}"
             trials.append(_trial(arm, runs, corpus, pairs, before, seed, folder))
-    comparison = Comparison(arms, corpus, budget, list(range(seeds)), trials, directory)
+    comparison = ComparisonResult(arms, corpus, budget, list(range(seeds)), trials, directory)
     write_json(directory / RESULTS, comparison.to_json())
     return comparison
 
@@ -55,7 +55,7 @@ def _trial(
     runs: Mapping[str, Run],
     corpus: Corpus,
     pairs: Pairs,
-    before: Mapping[str, Found],
+    before: Mapping[str, Ranks],
     seed: int,
     folder: Path,
 ) -> Trial:
@@ -73,5 +73,5 @@ def _trial(
         folder.mkdir(parents=True, exist_ok=True)
         write_text(kept, json.dumps({"seconds": seconds, "scores": [score.to_json() for score in scores]}))
     # Cost is that of crafting on every model and asking every model; what was trained stands in `victims`.
-    run = untrained(attack, seconds, getattr(attack, "steps", 0), len(pairs.pictures), folder)
+    run = untrained(attack, seconds, getattr(attack, "steps", 0), len(pairs.images), folder)
     return Trial(arm, seed, run, {score.name: score for score in scores})

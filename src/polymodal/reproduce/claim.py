@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from polymodal import recipes
 from polymodal.corpora.languages import in_languages
-from polymodal.corpora.registry import named
+from polymodal.corpora.registry import load_corpus
 from polymodal.errors import UserError, unknown
 from polymodal.evaluation.statistics import Estimate
 from polymodal.recipes import FIRST_CLAIM
@@ -17,7 +17,7 @@ from polymodal.reproduce.curation import compare_curations, compare_training_on_
 from polymodal.reproduce.curves import learning_curves
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.metrics import compare_metrics
-from polymodal.reproduce.result import Arm, Comparison
+from polymodal.reproduce.result import Arm, ComparisonResult
 from polymodal.training.run import write_json
 from polymodal.types import AttackClaim, Budget, Claim, CuratedTrainingClaim, CurationClaim, MetricClaim
 
@@ -53,7 +53,7 @@ def reproduce(
     name: str = FIRST_CLAIM,
     jobs: int = 1,
     trust_code: bool = False,
-) -> tuple[dict[str, Any], Comparison]:
+) -> tuple[dict[str, Any], ComparisonResult]:
     """Run a recipe's claim; writes `claim.json`, `results.json` and, for methods, `report.html` into `out`.
 
     budget, seeds: those of the claim unless given. name: of the claim, where a recipe makes several. jobs: runs at a
@@ -65,7 +65,7 @@ def reproduce(
         raise UserError(f"Only runs that train can be side by side, which '{spec}' does not compare; take --jobs 1.")
     arms = [Arm("baseline", claim.baseline), Arm("treatment", claim.treatment)]
     arms += [Arm(label, recipe) for label, recipe in claim.further.items()]
-    corpus, budget, seeds = named(claim.corpus), budget or claim.budget, seeds or claim.seeds
+    corpus, budget, seeds = load_corpus(claim.corpus), budget or claim.budget, seeds or claim.seeds
     if claim.languages:
         corpus = in_languages(corpus, claim.languages)
     if isinstance(claim, AttackClaim):
@@ -86,7 +86,7 @@ def reproduce(
     return result, comparison
 
 
-def claim_record(spec: str, claim: Claim, comparison: Comparison) -> dict[str, Any]:
+def claim_record(spec: str, claim: Claim, comparison: ComparisonResult) -> dict[str, Any]:
     """The verdict by the claim's first metric, and every metric's difference for every arm."""
     baseline, treatment, *_ = comparison.arms
     deciding = comparison.trials[0].scores[claim.metrics[0]]
@@ -94,7 +94,7 @@ def claim_record(spec: str, claim: Claim, comparison: Comparison) -> dict[str, A
     return {
         "recipe": spec,
         "claim": claim.sentence,
-        "paper": claim.paper_figures,
+        "paper": claim.paper_results,
         "verdict": verdict(difference, deciding.higher_is_better),
         "metric": deciding.name,
         "higher_is_better": deciding.higher_is_better,

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.corpora.registry import open_again
-from polymodal.corpora.written import is_written, open_written
+from polymodal.corpora.registry import reopen
+from polymodal.corpora.saved import is_saved, open_saved
 from polymodal.errors import UserError
 from polymodal.evaluation import Score, evaluate, validation
-from polymodal.reproduce.display import Display, Watcher
-from polymodal.reproduce.result import Arm, Comparison, Trial
-from polymodal.reproduce.side_by_side import Job, run_side_by_side
+from polymodal.reproduce.display import Display, ProgressReporter
+from polymodal.reproduce.parallel import Job, run_in_parallel
+from polymodal.reproduce.result import Arm, ComparisonResult, Trial
 from polymodal.training import Interrupted, Run, train
-from polymodal.training.recipe_record import own_file, recipe_record
+from polymodal.training.recipe_record import recipe_record, user_file
 from polymodal.training.run import write_json, write_text
 from polymodal.training.trainer import command_line
 from polymodal.types import Budget
@@ -65,7 +65,7 @@ def compare(
     start: Start | None = None,
     jobs: int = 1,
     trust_code: bool = False,
-) -> Comparison:
+) -> ComparisonResult:
     """Train and score every arm at every seed; finished runs in `out` are not run again.
 
     arms: `Arm`s, or recipes, which are then named after their file.
@@ -103,7 +103,7 @@ def compare(
             if directory is None:
                 raise
             raise Interrupted("Stopped and saved; the same command goes on where it was.") from stopped
-    comparison = Comparison(named, corpus, budget, every, trials, directory)
+    comparison = ComparisonResult(named, corpus, budget, every, trials, directory)
     if directory is not None:
         from polymodal.reproduce.report import report  # matplotlib and jinja2 are slow to import
 
@@ -133,7 +133,7 @@ class _Plan:
     def folder(self, arm: Arm, seed: int) -> Path | None:
         return self.directory / "runs" / arm.folder / f"seed-{seed}" if self.directory else None
 
-    def beginning(self, corpus: Corpus, seed: int, watcher: Watcher, unkept: Path) -> _Beginning:
+    def beginning(self, corpus: Corpus, seed: int, watcher: ProgressReporter, unkept: Path) -> _Beginning:
         """unkept: a folder for what is made, where there is no other."""
         if self.start is None:
             torch.manual_seed(seed)
@@ -151,11 +151,11 @@ class _Plan:
         )
         if self.start.makes is not None:
             made = (self.directory or unkept) / MADE / f"seed-{seed}"
-            corpus = open_written(made) if is_written(made) else self.start.makes(run, corpus, made, seed)
+            corpus = open_saved(made) if is_saved(made) else self.start.makes(run, corpus, made, seed)
         watcher.finished(START, seed, {})
         return _Beginning(run.model, corpus, getattr(run.processor, "tokenizer", None))
 
-    def trial(self, arm: Arm, corpus: Corpus, seed: int, begin: _Beginning, watcher: Watcher) -> Trial:
+    def trial(self, arm: Arm, corpus: Corpus, seed: int, begin: _Beginning, watcher: ProgressReporter) -> Trial:
         """Train on what the arms have in common, and score on the comparison's corpus."""
         folder = self.folder(arm, seed)
         run = train(
@@ -180,11 +180,11 @@ class _Plan:
         watcher.finished(arm.label, seed, trial.scores)
         return trial
 
-    def side_by_side(self, corpus: Corpus, seeds: Sequence[int], jobs: int, watcher: Watcher) -> None:
+    def side_by_side(self, corpus: Corpus, seeds: Sequence[int], jobs: int, watcher: ProgressReporter) -> None:
         """Run the trials that are not finished, several at a time, after what all arms of their seed begin with."""
         opened = corpus.choices, corpus.splits
         recipes = [arm.recipe for arm in self.arms] + ([self.start.recipe] if self.start else [])
-        own_files = [file for file in map(own_file, recipes) if file is not None]
+        own_files = [file for file in map(user_file, recipes) if file is not None]
         begins = [Job(START, seed, partial(_alone, self, *opened, None, seed)) for seed in seeds if self.start]
         trials = [
             Job(arm.label, seed, partial(_alone, self, *opened, arm, seed))
@@ -193,8 +193,8 @@ class _Plan:
             if not (folder := self.folder(arm, seed)) or not (folder / SCORES).is_file()
         ]
         if len(trials) > 1:
-            run_side_by_side(begins, jobs, watcher, own_files)
-            run_side_by_side(trials, jobs, watcher, own_files)
+            run_in_parallel(begins, jobs, watcher, own_files)
+            run_in_parallel(trials, jobs, watcher, own_files)
 
 
 def _alone(
@@ -203,11 +203,11 @@ def _alone(
     splits: Mapping[str, np.ndarray],
     arm: Arm | None,
     seed: int,
-    watcher: Watcher,
+    watcher: ProgressReporter,
 ) -> None:
     """What a process does that shares nothing but the disk: a trial, or without an arm what it begins with."""
     assert plan.directory is not None
-    corpus = open_again(choices).with_splits(splits)
+    corpus = reopen(choices).with_splits(splits)
     begin = plan.beginning(corpus, seed, watcher, plan.directory)
     if arm is not None:
         plan.trial(arm, corpus, seed, begin, watcher)

@@ -7,18 +7,18 @@ from functools import partial
 from pathlib import Path
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.corpora.written import is_written, open_written
-from polymodal.curation.documents import curate_pages, figures_of, pages_of, plain_texts
+from polymodal.corpora.saved import is_saved, open_saved
 from polymodal.curation.noise import curation_scores
+from polymodal.curation.pipeline import curate_pages, figures_of, pages_of, plain_texts
 from polymodal.curation.web import visible
 from polymodal.data.conversation import ConversationProcessor
 from polymodal.errors import UserError
 from polymodal.evaluation import Score, validation
-from polymodal.evaluation.reading import PictureQuestion, picture_questions, reading_scores
+from polymodal.evaluation.interleaved_documents import ParagraphChoice, document_reading_scores, image_paragraph_choice
 from polymodal.reproduce.compare import RESULTS, kept_scores
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.metrics import score_untrained
-from polymodal.reproduce.result import Arm, Comparison, Trial
+from polymodal.reproduce.result import Arm, ComparisonResult, Trial
 from polymodal.training import Interrupted, Run, train
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import write_json
@@ -27,7 +27,7 @@ from polymodal.types import Budget, CuratedTrainingClaim, CurationClaim
 
 def compare_curations(
     arms: list[Arm], claim: CurationClaim, corpus: Corpus, budget: Budget, seeds: int, out: Path | str
-) -> Comparison:
+) -> ComparisonResult:
     """Curate as many pages as the budget has examples, at every seed; writes `results.json`."""
     if budget.examples is None:
         raise UserError("A claim about curation trains nothing; its budget is a number of pages: 40examples.")
@@ -51,16 +51,16 @@ def compare_training_on_curated(
     out: Path | str,
     display: Display | None = None,
     trust_code: bool = False,
-) -> Comparison:
+) -> ComparisonResult:
     """Curate all pages with every arm, and train the claim's model on each at every seed; writes `results.json`.
 
-    Documents and runs in `out` are not made again. Which text belongs to a picture is taken from the second arm's
-    documents, where pictures stand in their place. trust_code: of finished runs in `out`, see `load_run`.
+    Documents and runs in `out` are not made again. Which text belongs to an image is taken from the second arm's
+    documents, where images stand in their place. trust_code: of finished runs in `out`, see `load_run`.
     """
     directory, every = Path(out), list(range(seeds))
     curated = directory / "curated"
     made = {arm: _curated(arm, corpus, curated / arm.folder) for arm in arms}
-    questions = picture_questions(made[arms[1]], "test")
+    questions = image_paragraph_choice(made[arms[1]], "test")
     display = display or Display([arm.label for arm in arms], every, budget)
     trials = []
     with display:
@@ -86,20 +86,20 @@ def compare_training_on_curated(
                 run = replace(run, record=run.record | {"recipe": recipe_record(arm.recipe)})
                 trials.append(Trial(arm, seed, run, {score.name: score for score in found}))
                 display.finished(arm.label, seed, trials[-1].scores)
-    comparison = Comparison(arms, corpus, budget, every, trials, directory)
+    comparison = ComparisonResult(arms, corpus, budget, every, trials, directory)
     write_json(directory / RESULTS, comparison.to_json())
     return comparison
 
 
 def _curated(arm: Arm, corpus: Corpus, folder: Path) -> Corpus:
-    if is_written(folder):
-        return open_written(folder)
+    if is_saved(folder):
+        return open_saved(folder)
     rows = [int(row) for split in corpus.splits.values() for row in split]
-    pages, known = pages_of(corpus, rows), arm.recipe.learn(())
+    pages, known = pages_of(corpus, rows), arm.recipe.fit(())
     folder.parent.mkdir(parents=True, exist_ok=True)
     return curate_pages(arm.recipe, pages, folder, known, source=corpus.name, figures=figures_of(corpus))[0]
 
 
-def _reading(run: Run, corpus: Corpus, folder: Path, questions: list[PictureQuestion]) -> list[Score]:
+def _reading(run: Run, corpus: Corpus, folder: Path, questions: list[ParagraphChoice]) -> list[Score]:
     assert isinstance(run.processor, ConversationProcessor)
-    return reading_scores(run.model, run.processor, corpus, plain_texts(folder), visible, questions, "test")
+    return document_reading_scores(run.model, run.processor, corpus, plain_texts(folder), visible, questions, "test")

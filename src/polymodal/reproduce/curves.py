@@ -13,11 +13,11 @@ matplotlib.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from polymodal.evaluation.statistics import is_share, scale
-from polymodal.reproduce.leaderboard import spoken
-from polymodal.reproduce.result import Comparison
+from polymodal.evaluation.statistics import is_percentage, scale
+from polymodal.reproduce.leaderboard import format_name
+from polymodal.reproduce.result import ComparisonResult
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -45,7 +45,7 @@ def svg(figure: Figure) -> str:
     return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
 
 
-def validation_figure(comparison: Comparison, wanted: Sequence[str] = ()) -> str:
+def validation_metric(comparison: ComparisonResult, wanted: Sequence[str] = ()) -> str:
     """What curves show: the first of `wanted`, which are figures of the test split, that was looked at on the way.
 
     Without one it is R@10, else the first share that was logged, else the first figure, else ''.
@@ -55,16 +55,18 @@ def validation_figure(comparison: Comparison, wanted: Sequence[str] = ()) -> str
     )
     names = list(dict.fromkeys(logged))
     likely = [name.replace("test/", "validation/", 1) for name in wanted]
-    likely += [name for name in names if name.endswith("R@10")] + [name for name in names if is_share(name)] + names
+    likely += (
+        [name for name in names if name.endswith("R@10")] + [name for name in names if is_percentage(name)] + names
+    )
     return next((name for name in likely if name in names), "")
 
 
-def learning_curves(comparison: Comparison, wanted: Sequence[str]) -> dict[str, Any] | None:
+def learning_curves(comparison: ComparisonResult, wanted: Sequence[str]) -> dict[str, Any] | None:
     """For each arm the steps, and the mean over seeds of a figure after them; None where nothing was looked at.
 
     wanted: figures of the test split, the most important first.
     """
-    name = validation_figure(comparison, wanted)
+    name = validation_metric(comparison, wanted)
     if not name:
         return None
     arms = {}
@@ -75,7 +77,7 @@ def learning_curves(comparison: Comparison, wanted: Sequence[str]) -> dict[str, 
             "steps": [round(mean(step for step, _ in look)) for look in together],
             "values": [round(mean(value for _, value in look), 5) for look in together],
         }
-    return {"figure": name, "arms": arms}
+    return {"metric": name, "arms": arms}
 
 
 def _looks(history: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
@@ -83,14 +85,14 @@ def _looks(history: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
     return [(entry["step"], entry["validation"][name]) for entry in checked if name in entry["validation"]]
 
 
-def drawn(curves: dict[str, Any]) -> str:
+def plot_curves(curves: dict[str, Any]) -> str:
     """What `learning_curves` found, as an SVG."""
-    name = curves["figure"]
+    name = curves["metric"]
     figure, (axes,) = axes_of(1, 6, 2.8)
-    for (label, curve), colour in zip(curves["arms"].items(), COLOURS * 9, strict=False):
+    for (label, curve), color in zip(curves["arms"].items(), COLORS * 9, strict=False):
         factor, _ = scale(name, 0.0)
         values = [factor * value for value in curve["values"]]
-        axes.plot(curve["steps"], values, marker="o", markersize=3, linewidth=1.4, color=colour, label=label)
-    axes.set(xlabel="steps", ylabel="%" if is_share(name) else None, title=f"{spoken(name)} while training")
+        axes.plot(curve["steps"], values, marker="o", markersize=3, linewidth=1.4, color=color, label=label)
+    axes.set(xlabel="steps", ylabel="%" if is_percentage(name) else None, title=f"{format_name(name)} while training")
     axes.legend(frameon=False)
     return svg(figure)

@@ -20,7 +20,7 @@ HEADLINE = ("R@1", "R@10", "MRR")
 FINISHED = "[green]finished"
 
 
-class Watcher(ABC):
+class ProgressReporter(ABC):
     """Hears of every trial's steps, scoring and end."""
 
     @abstractmethod
@@ -29,7 +29,7 @@ class Watcher(ABC):
 
     @abstractmethod
     def say_finished(self, label: str, seed: int, found: Mapping[str, str]) -> None:
-        """found: headline figures, as texts."""
+        """found: headline metrics, as texts."""
 
     def on_step(self, label: str, seed: int) -> OnStep:
         def show(progress: Progress, reached: float, losses: Mapping[str, Any]) -> None:
@@ -43,13 +43,13 @@ class Watcher(ABC):
         self.show(label, seed, state="scoring", left="")
 
     def finished(self, label: str, seed: int, scores: Mapping[str, Score]) -> None:
-        figures = {name: scores.get(f"test/text_to_image/{name}") for name in HEADLINE}
-        found = {name: f"{score.value:.1%}" for name, score in figures.items() if score is not None}
+        metrics = {name: scores.get(f"test/text_to_image/{name}") for name in HEADLINE}
+        found = {name: f"{score.value:.1%}" for name, score in metrics.items() if score is not None}
         self.say_finished(label, seed, found)
 
 
-class Display(Watcher):
-    """Shows what each arm is at, and its headline figures as they come."""
+class Display(ProgressReporter):
+    """Shows what each arm is at, and its headline metrics as they come."""
 
     def __init__(self, labels: Sequence[str], seeds: Sequence[int], budget: Budget, console: Console | None = None):
         self.console = console or Console(stderr=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from polymodal.evaluation.statistics import Estimate, number, scale
-from polymodal.reproduce.result import Arm, Comparison
+from polymodal.reproduce.result import Arm, ComparisonResult
 
 HEADLINE = (
     "test/text_to_image/R@10",
@@ -16,8 +16,8 @@ HEADLINE = (
     "test/text_to_image/MRR",
     "test/image_to_text/R@10",
     "test/segmentation/mIoU",
-    "test/pointing/accuracy",
-    "test/word_to_region/R@1",
+    "test/pointing_game/accuracy",
+    "test/phrase_grounding/R@1",
     "test/zero_shot_category/accuracy",
     "test/linear_probe_category/accuracy",
     "test_twitter/text_to_image/R@10",
@@ -36,19 +36,19 @@ class Row:
     """One arm. leads: its first figure is the best; difference: of that figure to the first arm, None for the first."""
 
     arm: Arm
-    figures: list[Estimate]
+    estimates: list[Estimate]
     difference: Estimate | None
     cost: dict[str, float]
     leads: bool
 
 
-def headline(comparison: Comparison) -> list[str]:
+def headline(comparison: ComparisonResult) -> list[str]:
     """The scores that the table shows; the first decides the order."""
     names = [name for name in HEADLINE if name in comparison.score_names]
     return names or comparison.score_names[:6]
 
 
-def rows(comparison: Comparison) -> list[Row]:
+def rows(comparison: ComparisonResult) -> list[Row]:
     """Best first, by the first headline figure."""
     names = headline(comparison)
     first = comparison.trials[0].scores[names[0]]
@@ -60,7 +60,7 @@ def rows(comparison: Comparison) -> list[Row]:
     return [
         Row(
             arm=arm,
-            figures=[comparison.estimate(arm, name) for name in names],
+            estimates=[comparison.estimate(arm, name) for name in names],
             difference=None if arm == comparison.arms[0] else comparison.difference(arm, names[0]),
             cost=comparison.cost(arm),
             leads=arm == arms[0],
@@ -69,7 +69,7 @@ def rows(comparison: Comparison) -> list[Row]:
     ]
 
 
-def verdict(comparison: Comparison) -> str:
+def comparison_verdict(comparison: ComparisonResult) -> str:
     """One sentence that says which arm won, and whether the data can tell."""
     names = headline(comparison)
     if len(comparison.arms) == 1:
@@ -83,54 +83,54 @@ def verdict(comparison: Comparison) -> str:
     else:
         clear = "clearly ahead"
     return (
-        f"{best.arm.label} leads on {spoken(names[0])} with {figure(names[0], best.figures[0])}; against "
-        f"{second.arm.label} the difference is {signed(names[0], gap)}: {clear}."
+        f"{best.arm.label} leads on {format_name(names[0])} with {format_metric(names[0], best.estimates[0])}; against "
+        f"{second.arm.label} the difference is {format_difference(names[0], gap)}: {clear}."
     )
 
 
-def spoken(name: str) -> str:
+def format_name(name: str) -> str:
     """'test/text_to_image/R@10' -> 'text to image R@10'; a shifted split is named."""
     split, *rest = name.split("/")
     words = " ".join(rest).replace("_", " ")
     return words if split == "test" else f"{words} ({split.removeprefix('test_')})"
 
 
-def figure(name: str, estimate: Estimate) -> str:
+def format_metric(name: str, estimate: Estimate) -> str:
     """'25.3 % [23.1, 27.5]'."""
     factor, digits = scale(name, estimate.value)
     return f"{number(name, estimate.value)} [{factor * estimate.low:.{digits}f}, {factor * estimate.high:.{digits}f}]"
 
 
-def signed(name: str, estimate: Estimate) -> str:
+def format_difference(name: str, estimate: Estimate) -> str:
     """'+2.1 [-0.4, +4.6]', in percentage points, or in the figure's own unit."""
     factor, digits = scale(name, estimate.value)
     value, low, high = (f"{factor * end:+.{digits}f}" for end in estimate)
     return f"{value} [{low}, {high}]"
 
 
-def short(name: str, estimate: Estimate, sign: str = "") -> str:
+def format_short(name: str, estimate: Estimate, sign: str = "") -> str:
     """'25.3 ± 2.2': the figure and half its interval."""
     factor, digits = scale(name, estimate.value)
     return f"{factor * estimate.value:{sign}.{digits}f} ± {factor * (estimate.high - estimate.low) / 2:.{digits}f}"
 
 
-def chance(comparison: Comparison, name: str) -> str:
+def chance(comparison: ComparisonResult, name: str) -> str:
     level = comparison.trials[0].scores[name].chance
     return "-" if level is None else number(name, level)
 
 
-def terminal_table(comparison: Comparison) -> Table:
+def terminal_table(comparison: ComparisonResult) -> Table:
     """Mean with half its 95 % interval, paired difference to the first recipe, and seconds a run."""
     names = headline(comparison)[:4]
     table = Table(box=None, pad_edge=False)
     table.add_column("recipe", overflow="fold", min_width=16)
-    for heading in (*map(spoken, names), f"against {comparison.arms[0].label}", "time"):
+    for heading in (*map(format_name, names), f"against {comparison.arms[0].label}", "time"):
         table.add_column(textwrap.fill(heading, 12), justify="right", no_wrap=True)
     for row in rows(comparison):
         table.add_row(
             f"[bold]{row.arm.label}[/bold]" if row.leads else row.arm.label,
-            *(short(name, estimate) for name, estimate in zip(names, row.figures, strict=False)),
-            "" if row.difference is None else short(names[0], row.difference, sign="+"),
+            *(format_short(name, estimate) for name, estimate in zip(names, row.estimates, strict=False)),
+            "" if row.difference is None else format_short(names[0], row.difference, sign="+"),
             f"{row.cost['seconds']:.0f} s",
         )
     table.add_row("[dim]chance", *(f"[dim]{chance(comparison, name)}" for name in names))

@@ -1,4 +1,4 @@
-"""Compare metrics fairly: the same captions, spoilt in the same ways, and thresholds chosen on other pictures."""
+"""Compare metrics fairly: the same captions, spoilt in the same ways, and thresholds chosen on other images."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from polymodal.errors import UserError
 from polymodal.evaluation.hallucination import hallucination_scores
 from polymodal.evaluation.statistics import Score
 from polymodal.reproduce.compare import RESULTS, untrained
-from polymodal.reproduce.result import Arm, Comparison, Trial
+from polymodal.reproduce.result import Arm, ComparisonResult, Trial
 from polymodal.training.run import write_json
 from polymodal.types import Budget
 
 
-def compare_metrics(arms: list[Arm], corpus: Corpus, budget: Budget, seeds: int, out: Path | str) -> Comparison:
-    """Judge the captions of as many pictures as the budget has examples, at every seed; writes `results.json`."""
+def compare_metrics(arms: list[Arm], corpus: Corpus, budget: Budget, seeds: int, out: Path | str) -> ComparisonResult:
+    """Judge the captions of as many images as the budget has examples, at every seed; writes `results.json`."""
     if budget.examples is None:
-        raise UserError("A claim about metrics trains nothing; its budget is a number of pictures: 400examples.")
+        raise UserError("A claim about metrics trains nothing; its budget is a number of images: 400examples.")
     most = budget.examples
     return score_untrained(
         arms, corpus, budget, seeds, out, lambda recipe, seed: hallucination_scores(recipe, corpus, most, seed)
@@ -34,7 +34,7 @@ def score_untrained(
     seeds: int,
     out: Path | str,
     scores_of: Callable[[Any, int], list[Score]],
-) -> Comparison:
+) -> ComparisonResult:
     """A comparison of recipes that train nothing; writes `results.json`. scores_of: of a recipe at a seed."""
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
@@ -45,6 +45,6 @@ def score_untrained(
             scores = scores_of(arm.recipe, seed)
             run = untrained(arm.recipe, time.perf_counter() - began, 0, budget.examples or 0)
             trials.append(Trial(arm, seed, run, {score.name: score for score in scores}))
-    comparison = Comparison(arms, corpus, budget, list(range(seeds)), trials, directory)
+    comparison = ComparisonResult(arms, corpus, budget, list(range(seeds)), trials, directory)
     write_json(directory / RESULTS, comparison.to_json())
     return comparison

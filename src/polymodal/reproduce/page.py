@@ -14,14 +14,14 @@ from typing import Any
 
 from polymodal import recipes
 from polymodal.evaluation.statistics import Estimate, number
-from polymodal.reproduce.curves import drawn
-from polymodal.reproduce.leaderboard import figure, signed
+from polymodal.reproduce.curves import plot_curves
+from polymodal.reproduce.leaderboard import format_difference, format_metric
 
 RESULTS = Path(__file__).with_name("results")
 
 
-def recipe_page(name: str, picture: str | None = None) -> str:
-    """Markdown. picture: a link to one that shows the recipe at work."""
+def recipe_page(name: str, image: str | None = None) -> str:
+    """Markdown. image: a link to one that shows the recipe at work."""
     found, entry, result = recipes.describe(name), recipes.entries()[name], result_of(name)
     lines = [
         f"# `{name}`",
@@ -34,8 +34,8 @@ def recipe_page(name: str, picture: str | None = None) -> str:
         found["about"],
         "",
     ]
-    if picture:
-        lines += [f"![{name} at work]({picture})", ""]
+    if image:
+        lines += [f"![{name} at work]({image})", ""]
     lines += ["## From the paper to the code", "", "| in the file | what it is |", "|---|---|"]
     lines += [f"| `{part}` | {said} |" for part, said in _parts(entry.file)]
     again = f"polymodal reproduce {name}"
@@ -87,11 +87,11 @@ def _measured(again: str, claim: str | None, result: dict[str, Any] | None) -> l
         "",
         f"Here, on `{result['corpus']}`{languages} with {result['budget']} and {len(result['seeds'])} paired seeds: "
         f"**{result['verdict']}**, by {result['metric']}: "
-        f"{signed(result['metric'], Estimate(**result['difference']))}"
+        f"{format_difference(result['metric'], Estimate(**result['difference']))}"
         + (f" (chance {number(result['metric'], result['chance'])})" if result["chance"] is not None else "")
         + ".",
         "",
-        f"| figure | {' | '.join(arms)} |",
+        f"| metric | {' | '.join(arms)} |",
         "|---|" + "---|" * len(arms),
     ]
     for metric, by_arm in result["metrics"].items():
@@ -104,20 +104,20 @@ def _estimate(metric: str, record: dict[str, Any] | None) -> str:
     """Nothing for an arm that has no such score."""
     if record is None:
         return "–"
-    return figure(metric, Estimate(*(record[end] for end in ("value", "low", "high"))))
+    return format_metric(metric, Estimate(*(record[end] for end in ("value", "low", "high"))))
 
 
 def write_pages(folder: Path) -> list[Path]:
-    """A page for every recipe, and its learning curves; a picture of the same name in the folder is shown on it."""
+    """A page for every recipe, and its learning curves; an image of the same name in the folder is shown on it."""
     written = []
     for name in recipes.entries():
-        picture = f"{name}.png" if (folder / f"{name}.png").is_file() else None
+        image = f"{name}.png" if (folder / f"{name}.png").is_file() else None
         path = folder / f"{name}.md"
-        path.write_text(recipe_page(name, picture), encoding="utf-8")
+        path.write_text(recipe_page(name, image), encoding="utf-8")
         written.append(path)
     for result in RESULTS.glob("*.json"):
         if curves := json.loads(result.read_text(encoding="utf-8")).get("curves"):
-            (folder / f"{result.stem}-curves.svg").write_text(drawn(curves), encoding="utf-8")
+            (folder / f"{result.stem}-curves.svg").write_text(plot_curves(curves), encoding="utf-8")
     return written
 
 

@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML file that needs nothing else, with table, curves, pictures and bars."""
+"""The report of a comparison: one HTML file that needs nothing else, with table, curves, images and bars."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import jinja2
 import numpy as np
 from PIL import Image as PILImage
 
+from polymodal.corpora.contact_sheet import has_images, image_of
 from polymodal.corpora.corpus import Corpus
-from polymodal.corpora.sheet import has_pictures, picture_of
 from polymodal.data.loader import Reader
+from polymodal.evaluation.evaluate import ITEMS, ItemVectors, PairedTest, item_of, main_language, modalities_asked
 from polymodal.evaluation.retrieval import top
-from polymodal.evaluation.statistics import is_share, scale
-from polymodal.evaluation.suite import ITEMS, ItemVectors, PairedTest, item_of, main_language, modalities_asked
+from polymodal.evaluation.statistics import is_percentage, scale
 from polymodal.modalities import Text
 from polymodal.reproduce import leaderboard
-from polymodal.reproduce.curves import COLOURS, axes_of, svg, validation_figure
-from polymodal.reproduce.leaderboard import spoken
-from polymodal.reproduce.result import Comparison
+from polymodal.reproduce.curves import COLORS, axes_of, svg, validation_metric
+from polymodal.reproduce.leaderboard import format_name
+from polymodal.reproduce.result import ComparisonResult
 from polymodal.training.trainer import LOG_EVERY, command_line
 from polymodal.types import CanEmbed
 
 QUERIES, SHOWN, THUMBNAIL = 6, 5, 56
 
 
-def report(comparison: Comparison) -> str:
+def report(comparison: ComparisonResult) -> str:
     """The page as text."""
     names = leaderboard.headline(comparison)
     template = resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
@@ -41,10 +41,10 @@ def report(comparison: Comparison) -> str:
         board=leaderboard,
         names=names,
         rows=leaderboard.rows(comparison),
-        verdict=leaderboard.verdict(comparison),
+        verdict=leaderboard.comparison_verdict(comparison),
         command=command_line(),
         splits=[(split, len(comparison.corpus.rows(split))) for split in comparison.corpus.splits],
-        colours=dict(zip((arm.label for arm in comparison.arms), COLOURS * 9, strict=False)),
+        colors=dict(zip((arm.label for arm in comparison.arms), COLORS * 9, strict=False)),
         curves=_curves(comparison),
         languages=_bars_by_language(comparison),
         vendors=_bars_by_split(comparison, splits) if len(splits) > 1 else "",
@@ -52,14 +52,14 @@ def report(comparison: Comparison) -> str:
     )
 
 
-def _curves(comparison: Comparison) -> str:
+def _curves(comparison: ComparisonResult) -> str:
     """The loss, and one figure on the validation split, over seconds of training; a thin line a seed."""
-    name = validation_figure(comparison)
+    name = validation_metric(comparison)
     factor, _ = scale(name, 0.0)
     figure, (losses, validation) = axes_of(2, 10, 3.1)
-    for arm, colour in zip(comparison.arms, COLOURS * 9, strict=False):
+    for arm, color in zip(comparison.arms, COLORS * 9, strict=False):
         for number, trial in enumerate(comparison.of(arm)):
-            style = {"color": colour, "linewidth": 1.4, "alpha": 0.85, "label": arm.label if number == 0 else None}
+            style = {"color": color, "linewidth": 1.4, "alpha": 0.85, "label": arm.label if number == 0 else None}
             logged = [entry for entry in trial.run.history if "losses" in entry]
             # The last entry of a run may be the mean of a step or two, which would look like a jump.
             whole = [entry for entry in logged if entry["step"] % LOG_EVERY == 0] or logged
@@ -70,20 +70,20 @@ def _curves(comparison: Comparison) -> str:
     losses.set(xlabel="seconds of training", ylabel="sum of the losses", title="Training loss (each method's own)")
     validation.set(
         xlabel="seconds of training",
-        ylabel="%" if is_share(name) else None,
-        title=f"{spoken(name.replace('validation', 'test', 1))}, validation split",
+        ylabel="%" if is_percentage(name) else None,
+        title=f"{format_name(name.replace('validation', 'test', 1))}, validation split",
     )
     validation.set_ylim(bottom=0)
     losses.legend(frameon=False)
     return svg(figure)
 
 
-def _bars(comparison: Comparison, names: Sequence[str], labels: Sequence[str], title: str) -> str:
+def _bars(comparison: ComparisonResult, names: Sequence[str], labels: Sequence[str], title: str) -> str:
     """One group of bars a score, one bar an arm, with its interval; chance as a line across the group."""
     figure, (axes,) = axes_of(1, max(4.5, 0.28 * len(names) * (1 + len(comparison.arms) / 2)), 3.0)
     width = 0.8 / len(comparison.arms)
     places = np.arange(len(names))
-    for index, (arm, colour) in enumerate(zip(comparison.arms, COLOURS * 9, strict=False)):
+    for index, (arm, color) in enumerate(zip(comparison.arms, COLORS * 9, strict=False)):
         estimates = [comparison.estimate(arm, name) for name in names]
         values = np.array([100 * e.value for e in estimates])
         errors = np.array([[100 * (e.value - max(e.low, 0)), 100 * (e.high - e.value)] for e in estimates]).T
@@ -91,7 +91,7 @@ def _bars(comparison: Comparison, names: Sequence[str], labels: Sequence[str], t
             places + (index - (len(comparison.arms) - 1) / 2) * width,
             values,
             width * 0.92,
-            color=colour,
+            color=color,
             label=arm.label,
             yerr=errors,
             error_kw={"linewidth": 0.8, "alpha": 0.6},
@@ -107,7 +107,7 @@ def _bars(comparison: Comparison, names: Sequence[str], labels: Sequence[str], t
     return svg(figure)
 
 
-def _bars_by_language(comparison: Comparison) -> str:
+def _bars_by_language(comparison: ComparisonResult) -> str:
     prefix = "test/text_to_image_"
     names = [name for name in comparison.score_names if name.startswith(prefix)]
     labels = [name.removeprefix(prefix).split("/")[0] for name in names]
@@ -115,7 +115,7 @@ def _bars_by_language(comparison: Comparison) -> str:
     return _bars(comparison, names, labels, title) if names else ""
 
 
-def _bars_by_split(comparison: Comparison, splits: Sequence[str]) -> str:
+def _bars_by_split(comparison: ComparisonResult, splits: Sequence[str]) -> str:
     wanted = [f"{split}/text_to_{item}/R@10" for split in splits for item in ITEMS]
     names = [name for name in wanted if name in comparison.score_names]
     labels = [name.split("/")[0] for name in names]
@@ -123,22 +123,22 @@ def _bars_by_split(comparison: Comparison, splits: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """What every arm finds for one caption. pictures: label -> (data URL, right) in order of similarity."""
+class SearchGrid:
+    """What every arm finds for one caption. images: label -> (data URL, right) in order of similarity."""
 
     query: str
     answer: str
-    pictures: dict[str, list[tuple[str, bool]]]
+    images: dict[str, list[tuple[str, bool]]]
 
 
-def _grids(comparison: Comparison) -> list[Grid]:
-    """Captions drawn at random from the test split, with the pictures that each arm's first run finds."""
+def _grids(comparison: ComparisonResult) -> list[SearchGrid]:
+    """Captions drawn at random from the test split, with the images that each arm's first run finds."""
     corpus = comparison.corpus
     runs = {arm.label: comparison.of(arm)[0].run for arm in comparison.arms}
     asked = [modalities_asked(corpus, run.processor) for run in runs.values() if isinstance(run.model, CanEmbed)]
     items = {item_of(kinds) if Text in kinds else None for kinds in asked}
     item = items.pop() if len(items) == 1 else None
-    if len(asked) < len(runs) or item is None or not has_pictures(corpus):
+    if len(asked) < len(runs) or item is None or not has_images(corpus):
         return []
     language = main_language(corpus)
     tests = {}
@@ -156,18 +156,18 @@ def _grids(comparison: Comparison) -> list[Grid]:
         found = {
             label: top(test.text_vectors[place : place + 1], test.items, SHOWN)[0] for label, test in tests.items()
         }
-        pictures = {
+        images = {
             label: [(thumbnail(corpus, int(one.rows[n])), int(n) in owners[text]) for n in numbers]
             for label, numbers in found.items()
         }
-        grids.append(Grid(text, thumbnail(corpus, int(one.rows[min(owners[text])])), pictures))
+        grids.append(SearchGrid(text, thumbnail(corpus, int(one.rows[min(owners[text])])), images))
     return grids
 
 
 def thumbnail(corpus: Corpus, row: int) -> str:
-    """A picture as a data URL."""
-    picture = picture_of(corpus, row)
-    picture.thumbnail((THUMBNAIL * 2, THUMBNAIL * 2), PILImage.Resampling.LANCZOS)
+    """An image as a data URL."""
+    image = image_of(corpus, row)
+    image.thumbnail((THUMBNAIL * 2, THUMBNAIL * 2), PILImage.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, format="WEBP", quality=80)
+    image.save(buffer, format="WEBP", quality=80)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

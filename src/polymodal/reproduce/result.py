@@ -11,7 +11,7 @@ from typing import Any
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation import Score
-from polymodal.evaluation.statistics import Estimate, over_seeds, paired_difference
+from polymodal.evaluation.statistics import Estimate, aggregate_seeds, paired_difference
 from polymodal.training import Run
 from polymodal.training.trainer import command_line
 from polymodal.types import Budget
@@ -40,7 +40,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonResult:
     """All trials, seed by seed in the order of the arms."""
 
     arms: list[Arm]
@@ -65,7 +65,7 @@ class Comparison:
     def estimate(self, arm: Arm, name: str) -> Estimate:
         """The mean over seeds, with its 95 % interval over seeds and test units."""
         scores, *others = self._scores(name, [arm, *(other for other in self.having(name) if other != arm)])
-        return over_seeds(scores, others)
+        return aggregate_seeds(scores, others)
 
     def can_be_compared(self, name: str) -> bool:
         """Whether the baseline (the first arm) and the second one have this score."""
@@ -101,7 +101,7 @@ class Comparison:
                 name: {
                     "chance": one[name].chance,
                     "higher_is_better": one[name].higher_is_better,
-                    "test_units": len(one[name].units),
+                    "test_units": len(one[name].clusters),
                     "arms": {
                         arm.label: self.estimate(arm, name)._asdict()
                         | {"by_seed": {trial.seed: trial.scores[name].value for trial in self.of(arm)}}

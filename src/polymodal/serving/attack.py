@@ -1,4 +1,4 @@
-"""Attacks on a user's own runs: a table of who falls with whom, and pictures to look at."""
+"""Attacks on a user's own runs: a table of who falls with whom, and images to look at."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 from PIL import Image as PILImage
 
+from polymodal.attacks.evaluate import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Pairs, Ranks, attack_scores
 from polymodal.corpora.corpus import Corpus
 from polymodal.errors import UserError
-from polymodal.evaluation.attacks import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Found, Pairs, attack_scores
 from polymodal.evaluation.statistics import Score
 from polymodal.modalities.image import open_image
-from polymodal.serving.pictures import save_picture
+from polymodal.serving.images import save_image
 from polymodal.training.run import Run, write_json
 from polymodal.types import Attack
 
-SHOWN = 6  # pictures of a sheet
+SHOWN = 6  # images of a sheet
 WITHIN = 10  # a pair counts as found when it stands among so many
 
 
 def attack_runs(
     attack: Attack, runs: Mapping[str, Run], corpus: Corpus, split: str, examples: int, seed: int, out: str
 ) -> list[tuple[str, str, str, Score, Score]]:
-    """Attack every run and try all of them; writes `attack.json` and a sheet of pictures for each run into `out`.
+    """Attack every run and try all of them; writes `attack.json` and a sheet of images for each run into `out`.
 
     Returns the run that the attack knows, the run that it is tried on, the direction of the search, the share of
     matches found before, and the share of these that is not found any more. Raises UserError for a split without
@@ -40,9 +40,9 @@ def attack_runs(
     rows, every = [], []
     for number, (source, run) in enumerate(runs.items()):
         pairs = Pairs.of(corpus, run, split, examples)
-        before = {name: Found.of(target, pairs) for name, target in runs.items()}  # at the size that the source sees
+        before = {name: Ranks.of(target, pairs) for name, target in runs.items()}  # at the size that the source sees
         scores, changed = attack_scores(attack, source, runs, corpus, pairs, before, seed)
-        save_picture(sheet(pairs, changed), str(folder / f"{number}-{run.name}.png"))
+        save_image(attack_sheet(pairs, changed), str(folder / f"{number}-{run.name}.png"))
         every += scores
         by_name = {score.name: score for score in scores}
         for target in runs:
@@ -58,23 +58,23 @@ def _record(score: Score) -> dict[str, Any]:
     return {"name": score.name, "chance": score.chance} | score.estimate()._asdict()
 
 
-def sheet(pairs: Pairs, changed: Pairs) -> PILImage.Image:
-    """Pictures before and after, the difference between them at full contrast, and the captions that lost a word."""
+def attack_sheet(pairs: Pairs, changed: Pairs) -> PILImage.Image:
+    """Images before and after, the difference between them at full contrast, and the captions that lost a word."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = np.linspace(0, len(pairs.pictures) - 1, min(SHOWN, len(pairs.pictures))).astype(int)
+    shown = np.linspace(0, len(pairs.images) - 1, min(SHOWN, len(pairs.images))).astype(int)
     figure, axes = pyplot.subplots(
         len(shown), 4, figsize=(11, 1.9 * len(shown)), width_ratios=(1, 1, 1, 3), squeeze=False
     )
     for row, place in zip(axes, shown.tolist(), strict=True):
-        before, after = (np.asarray(side.pictures[place], dtype=np.float32) for side in (pairs, changed))
+        before, after = (np.asarray(side.images[place], dtype=np.float32) for side in (pairs, changed))
         difference = after - before
         contrast = 0.5 + difference / (2 * max(np.abs(difference).max(), 1))
-        for axis, picture in zip(row, (before / 255, after / 255, contrast), strict=False):
-            axis.imshow(picture.clip(0, 1))
+        for axis, image in zip(row, (before / 255, after / 255, contrast), strict=False):
+            axis.imshow(image.clip(0, 1))
         told = zip(pairs.captions[place], changed.captions[place], strict=True)
         said = "\n".join(_shortened(old) + (f"\n   → {_shortened(new)}" if new != old else "") for old, new in told)
         row[3].text(0, 0.5, said, va="center", fontsize=8)

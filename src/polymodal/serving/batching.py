@@ -13,16 +13,16 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Busy(Exception):
+class QueueFull(Exception):
     """The queue is full."""
 
 
-class Late(Exception):
+class DeadlineExceeded(Exception):
     """The deadline passed before the answer was there."""
 
 
 @dataclass
-class _Asked:
+class _Request:
     """The values of one request, which are answered together. kind: only values of one kind are computed together."""
 
     kind: str
@@ -41,21 +41,21 @@ class MicroBatcher:
     def __init__(
         self,
         compute: Callable[[str, list[Any]], list[Any]],
-        largest: int = 64,
+        max_batch_size: int = 64,
         patience: float = 0.002,
-        room: int = 1024,
+        queue_size: int = 1024,
         computed: Callable[[int], None] = lambda size: None,
         alone: Collection[str] = (),
     ):
         """computed: is told the size of every batch. alone: kinds of which each request is computed by itself."""
         self.compute = compute
-        self.largest = largest
+        self.max_batch_size = max_batch_size
         self.patience = patience
-        self.room = room
+        self.queue_size = queue_size
         self.computed = computed
         self.alone = alone
         self.waiting = 0
-        self._queue: asyncio.Queue[_Asked] = asyncio.Queue()
+        self._queue: asyncio.Queue[_Request] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._worker: asyncio.Task[None] | None = None
 
@@ -80,15 +80,15 @@ class MicroBatcher:
         """
         if not values:
             return []
-        if self.waiting + len(values) > self.room:
-            raise Busy
-        asked = _Asked(kind, values, time.monotonic() + seconds)
+        if self.waiting + len(values) > self.queue_size:
+            raise QueueFull
+        asked = _Request(kind, values, time.monotonic() + seconds)
         self.waiting += len(values)
         self._queue.put_nowait(asked)
         try:
             return await asyncio.wait_for(asked.answer, seconds)
         except TimeoutError as error:
-            raise Late from error
+            raise DeadlineExceeded from error
 
     async def _work(self) -> None:
         while True:
@@ -97,10 +97,10 @@ class MicroBatcher:
                 await self._answer(kind, some)
             self.waiting -= sum(len(asked.values) for asked in batch)
 
-    async def _gathered(self) -> list[_Asked]:
+    async def _gathered(self) -> list[_Request]:
         batch = [await self._queue.get()]
         size, closes = len(batch[0].values), time.monotonic() + self.patience
-        while size < self.largest:
+        while size < self.max_batch_size:
             try:
                 asked = self._queue.get_nowait()
             except asyncio.QueueEmpty:
@@ -114,7 +114,7 @@ class MicroBatcher:
             size += len(asked.values)
         return batch
 
-    async def _answer(self, kind: str, batch: list[_Asked]) -> None:
+    async def _answer(self, kind: str, batch: list[_Request]) -> None:
         """What nobody waits for any longer is not computed."""
         batch = [asked for asked in batch if not asked.answer.done() and asked.until > time.monotonic()]
         values = [value for asked in batch for value in asked.values]
@@ -139,7 +139,7 @@ class MicroBatcher:
     async def _in_thread(self, kind: str, values: list[Any]) -> list[Any]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self.compute, kind, values)
 
-    def _by_kind(self, batch: list[_Asked]) -> Iterator[tuple[str, list[_Asked]]]:
+    def _by_kind(self, batch: list[_Request]) -> Iterator[tuple[str, list[_Request]]]:
         for kind in dict.fromkeys(asked.kind for asked in batch):
             some = [asked for asked in batch if asked.kind == kind]
             for group in [[asked] for asked in some] if kind in self.alone else [some]:
@@ -164,7 +164,7 @@ class BoundedThreads:
         A TimeoutError of the call's own is Late, too.
         """
         if self._free.locked() and self.waiting >= self.room:
-            raise Busy
+            raise QueueFull
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(seconds):
@@ -177,7 +177,7 @@ class BoundedThreads:
                 work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
                 return await asyncio.wrap_future(work)
         except TimeoutError as error:
-            raise Late from error
+            raise DeadlineExceeded from error
 
     async def stop(self) -> None:
         """Wait for the calls that run."""

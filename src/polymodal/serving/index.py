@@ -26,15 +26,15 @@ import pyarrow as pa
 from jaxtyping import Float
 from PIL import Image as PILImage
 
+from polymodal.corpora.contact_sheet import has_images, image_of
 from polymodal.corpora.corpus import Corpus
-from polymodal.corpora.sheet import has_pictures, picture_of
 from polymodal.data.loader import Reader
 from polymodal.errors import UnreadableExample, UserError, needs, unusable
-from polymodal.evaluation.suite import item_of, modalities_asked
+from polymodal.evaluation.evaluate import item_of, modalities_asked
 from polymodal.modalities import Image, Table, Text, Video
 from polymodal.modalities.image import encoded, open_image, to_rgb
 from polymodal.serving.embedding import vectors_of
-from polymodal.training.features import weights_key
+from polymodal.training.feature_cache import weights_key
 from polymodal.training.run import Run, load_run
 from polymodal.types import Example
 
@@ -42,7 +42,7 @@ TABLE, ABOUT = "examples", b"polymodal"
 CHUNK = 512  # examples that are embedded and written together
 THUMBNAIL = 160  # pixels of the longer side
 ANN_FROM = 50_000  # examples from which an approximate index answers sooner than looking at all
-OWN = ("key", "split", "caption", "text", "vector", "thumbnail", "digest")
+RESERVED_COLUMNS = ("key", "split", "caption", "text", "vector", "thumbnail", "digest")
 
 Report = Callable[[int, int], None]  # rows that were looked at, of how many
 
@@ -67,7 +67,7 @@ class Built(NamedTuple):
     skipped: dict[str, str]
 
 
-class Found(NamedTuple):
+class Hit(NamedTuple):
     """One example. similarity: cosine, from -1 to 1. thumbnail: a JPEG, where there is something to see."""
 
     key: str
@@ -78,12 +78,12 @@ class Found(NamedTuple):
     thumbnail: bytes | None
 
     @property
-    def picture(self) -> PILImage.Image | None:
+    def image(self) -> PILImage.Image | None:
         """The thumbnail, opened."""
         return None if self.thumbnail is None else open_image(self.thumbnail)
 
     def record(self, thumbnail: bool = False) -> dict[str, Any]:
-        """For JSON. thumbnail: whether with the small picture, in base64."""
+        """For JSON. thumbnail: whether with the small image, in base64."""
         shown = base64.b64encode(self.thumbnail).decode() if thumbnail and self.thumbnail is not None else None
         return self._asdict() | {"thumbnail": shown}
 
@@ -142,7 +142,7 @@ class Index:
         self.place = place
         self.table = _opened(place)
         self.about = _about(self.table)
-        self.columns = {field.name: field.type for field in self.table.schema if field.name not in OWN[2:]}
+        self.columns = {field.name: field.type for field in self.table.schema if field.name not in RESERVED_COLUMNS[2:]}
         self.filters = list(self.columns)
 
     def __len__(self) -> int:
@@ -173,7 +173,7 @@ class Index:
         where: str | None = None,
         words: str | None = None,
         seconds: float | None = None,
-    ) -> list[Found]:
+    ) -> list[Hit]:
         """The examples most similar to a normalised vector, best first.
 
         where: a condition in SQL on keys, splits and metadata, which the engine runs as it is (for conditions of others
@@ -190,7 +190,7 @@ class Index:
             from lancedb.rerankers import RRFReranker
 
             search = self.table.search(query_type="hybrid", vector_column_name="vector").vector(query).text(words)
-            search = search.distance_type("cosine").limit(max(FUSED * count, 100)).rerank(RRFReranker())
+            search = search.distance_type("cosine").limit(max(RRF_K * count, 100)).rerank(RRFReranker())
         if where is not None:
             search = search.where(where)
         try:
@@ -208,23 +208,23 @@ class Index:
     def nearest(table: Any, query: Float[np.ndarray, " dim"], count: int) -> Any:
         """A search by vectors alone, which LanceDB has not begun yet."""
         search = table.search(query, vector_column_name="vector").distance_type("cosine").limit(count)
-        return search.nprobes(PROBED)
+        return search.nprobes(NPROBES)
 
-    def _found(self, row: dict[str, Any], query: Float[np.ndarray, " dim"]) -> Found:
+    def _found(self, row: dict[str, Any], query: Float[np.ndarray, " dim"]) -> Hit:
         similarity = float(np.array(row["vector"], np.float32) @ query)
-        own = {name: row[name] for name in self.filters if name not in OWN}
-        return Found(row["key"], similarity, row["caption"], row["split"], own, row["thumbnail"])
+        own = {name: row[name] for name in self.filters if name not in RESERVED_COLUMNS}
+        return Hit(row["key"], similarity, row["caption"], row["split"], own, row["thumbnail"])
 
 
 def embedded_query(run: Run, words: str = "", image: Any = None, sound: Any = None) -> Float[np.ndarray, " dim"]:
-    """The normalised vector of words, or of a picture or a sound (paths or encoded bytes).
+    """The normalised vector of words, or of an image or a sound (paths or encoded bytes).
 
     Raises UserError unless it is one of them, for a run that does not take it, and for a file that is none.
     """
     given = {"text": words.strip() or None, "image": image, "sound": sound}
     asked = {name: value for name, value in given.items() if value is not None}
     if len(asked) != 1:
-        raise UserError("Say what to look for: words, a picture (--image), or a sound (--audio).")
+        raise UserError("Say what to look for: words, an image (--image), or a sound (--audio).")
     try:
         (vector,) = run.embed(1, **{name: [value] for name, value in asked.items()}).values()
     except UnreadableExample as error:
@@ -232,8 +232,8 @@ def embedded_query(run: Run, words: str = "", image: Any = None, sound: Any = No
     return vector[0].numpy()
 
 
-PROBED = 60  # parts of an approximate index that are looked at
-FUSED = 10  # times as many examples as asked for are looked at, by vectors and by words, before places are combined
+NPROBES = 60  # parts of an approximate index that are looked at
+RRF_K = 10  # times as many examples as asked for are looked at, by vectors and by words, before places are combined
 
 
 class _Source:
@@ -245,8 +245,8 @@ class _Source:
 
     def __init__(self, corpus: Corpus):
         self.corpus = corpus
-        self.said = corpus.columns[corpus.column_of(Text)] if corpus.holds(Text) else None
-        self.seen = has_pictures(corpus)
+        self.said = corpus.columns[corpus.column_with(Text)] if corpus.has_modality(Text) else None
+        self.seen = has_images(corpus)
         self.split = {int(row): split for split, rows in corpus.splits.items() for row in rows}
         self.keys: list[str] = []
         times: Counter[str] = Counter()
@@ -268,7 +268,7 @@ class _Source:
             kind = pa.string()
         if kind in (pa.string(), pa.bool_()) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
             name = re.sub(r"\W", "_", name)
-            self.metadata[f"{name}_" if name in OWN else name] = column, cell, kind
+            self.metadata[f"{name}_" if name in RESERVED_COLUMNS else name] = column, cell, kind
 
     def _cells(self, row: int) -> dict[str, Any]:
         """The metadata of one row."""
@@ -295,7 +295,7 @@ class _Source:
     def _thumbnail(self, row: int) -> bytes | None:
         """None where there is nothing to see, such as a shape without an icon."""
         try:
-            return thumbnail(picture_of(self.corpus, row)) if self.seen else None
+            return thumbnail(image_of(self.corpus, row)) if self.seen else None
         except UnreadableExample:
             return None
 
@@ -325,9 +325,9 @@ class _Source:
         return table.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
 
 
-def thumbnail(picture: PILImage.Image) -> bytes:
+def thumbnail(image: PILImage.Image) -> bytes:
     """A JPEG on white, at most `THUMBNAIL` pixels wide and high."""
-    small = to_rgb(picture).copy()
+    small = to_rgb(image).copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     return encoded(small, "JPEG", quality=85)
 

@@ -22,7 +22,7 @@ WHAT_FOR = {
     "curation": "curate",
     "ray": "curate --runner ray",
     "worlds": "the corpora worlds and driving",
-    "hub": "published weights: --init hf:..., --vision, --text, --audio, --lm; export --to transformers",
+    "hub": "pretrained weights: --init hf:..., --vision, --text-encoder, --audio, --lm; export --to transformers",
     "index": "index, and search in an index",
     "serve": "serve",
     "page": "serve --page",
@@ -39,7 +39,7 @@ PROGRAMS = {  # any of these names -> what for
 
 
 @dataclass(frozen=True)
-class Part:
+class Component:
     """Something optional. missing: what to install for it; nothing where it is ready."""
 
     name: str
@@ -74,20 +74,20 @@ def disk() -> tuple[Path, int, int]:
     return cache, held, shutil.disk_usage(there).free
 
 
-def extras() -> list[Part]:
+def extras() -> list[Component]:
     """The optional groups of packages (`pip install 'polymodal[NAME]'`), with what is missing of each."""
     try:
         about = importlib.metadata.metadata("polymodal")
     except importlib.metadata.PackageNotFoundError:
         return []
     names = about.get_all("Provides-Extra") or []
-    return [Part(name, WHAT_FOR.get(name, ""), tuple(sorted(_missing(name)))) for name in names]
+    return [Component(name, WHAT_FOR.get(name, ""), tuple(sorted(_missing(name)))) for name in names]
 
 
-def programs() -> list[Part]:
+def programs() -> list[Component]:
     """Programs beside Python that some corpora need."""
     return [
-        Part(names[0], what_for, () if any(shutil.which(name) for name in names) else (names[0],))
+        Component(names[0], what_for, () if any(shutil.which(name) for name in names) else (names[0],))
         for names, what_for in PROGRAMS.items()
     ]
 

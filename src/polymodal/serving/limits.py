@@ -21,51 +21,51 @@ from fastapi.routing import APIRoute
 from PIL import Image as PILImage
 from starlette.concurrency import run_in_threadpool
 
-from polymodal.data.columns import refuse_others
+from polymodal.constraints import PositiveFloat, PositiveInt
+from polymodal.data.columns import reject_unknown_columns
 from polymodal.errors import UnreadableExample, UserError, unusable
 from polymodal.modalities import Audio, Image
 from polymodal.modalities.image import to_rgb
-from polymodal.ranges import Count, Positive
-from polymodal.serving.batching import Busy, Late
+from polymodal.serving.batching import DeadlineExceeded, QueueFull
 
 MAX_FIELDS = 20  # of a request
 MAX_CHANNELS, MAX_SAMPLES, RATES = 8, 32_000_000, (1_000, 384_000)  # of a sound; samples of all channels
 HELD = 16  # requests of the largest size that are kept in memory at the same time
 # Others are decoded by a program that Pillow starts, or hold images of another size than their header says.
-PICTURE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 
 
 @dataclass(frozen=True)
 class Limits:
     """What a request may hold, and how long it may take."""
 
-    body_bytes: Count = 32 * 2**20
+    body_bytes: PositiveInt = 32 * 2**20
     """Bytes of a request."""
-    pixels: Count = 50_000_000
-    """Pixels of a picture."""
-    request_pixels: Count = 100_000_000
-    """Pixels of all pictures of a request."""
-    seconds: Positive = 60.0
+    pixels: PositiveInt = 50_000_000
+    """Pixels of an image."""
+    request_pixels: PositiveInt = 100_000_000
+    """Pixels of all images of a request."""
+    seconds: PositiveFloat = 60.0
     """Seconds of a sound."""
-    request_seconds: Positive = 600.0
+    request_seconds: PositiveFloat = 600.0
     """Seconds of all sounds of a request."""
-    characters: Count = 10_000
+    characters: PositiveInt = 10_000
     """Characters of a text, a question or a template."""
-    request_characters: Count = 640_000
+    request_characters: PositiveInt = 640_000
     """Characters of all texts of a request, the template with each label included."""
-    items: Count = 64
-    """Texts, pictures or sounds of a request."""
-    labels: Count = 256
+    items: PositiveInt = 64
+    """Texts, images or sounds of a request."""
+    labels: PositiveInt = 256
     """Labels of a request."""
-    deadline: Positive = 30.0
+    deadline: PositiveFloat = 30.0
     """Seconds after which a request is answered with 504."""
-    head_deadline: Positive = 10.0
+    head_deadline: PositiveFloat = 10.0
     """Seconds after which a connection is closed whose request line and headers are not complete."""
-    connections: Count = 1000
+    connections: PositiveInt = 1000
     """Connections that are open at the same time; more are answered with 503."""
 
 
-class Refused(Exception):
+class HTTPError(Exception):
     """A request that is not answered, with its status and the code and message of the error."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None):
@@ -76,20 +76,26 @@ class Refused(Exception):
         return JSONResponse({"error": {"code": self.code, "message": self.message}}, self.status, self.headers)
 
 
-REFUSED = (Refused, UserError, UnreadableExample, Busy, Late)  # what clients can cause, or wait for
+CLIENT_ERRORS = (
+    HTTPError,
+    UserError,
+    UnreadableExample,
+    QueueFull,
+    DeadlineExceeded,
+)  # what clients can cause, or wait for
 
 
-def refusal(error: Exception) -> Refused:
+def error_response(error: Exception) -> HTTPError:
     """What is answered in place of one of the errors in `REFUSED`."""
-    if isinstance(error, Refused):
+    if isinstance(error, HTTPError):
         return error
-    if isinstance(error, Busy):
-        return Refused(429, "busy", "Too many requests wait; try again in a second.", {"Retry-After": "1"})
-    if isinstance(error, Late):
-        return Refused(504, "too_late", "The answer was not there before the deadline.")
+    if isinstance(error, QueueFull):
+        return HTTPError(429, "busy", "Too many requests wait; try again in a second.", {"Retry-After": "1"})
+    if isinstance(error, DeadlineExceeded):
+        return HTTPError(504, "too_late", "The answer was not there before the deadline.")
     if isinstance(error, UnreadableExample):
-        return Refused(400, "unreadable", str(unusable(error)))
-    return Refused(400, "invalid_request", str(error))
+        return HTTPError(400, "unreadable", str(unusable(error)))
+    return HTTPError(400, "invalid_request", str(error))
 
 
 def usable_key(key: str | None) -> str | None:
@@ -131,7 +137,7 @@ class Held:
             else:  # granted at the same time
                 self._release(amount)
             if isinstance(error, TimeoutError):
-                raise Late from error
+                raise DeadlineExceeded from error
             raise
 
     def _release(self, amount: int) -> None:
@@ -151,19 +157,19 @@ def parsed(body: bytes, limits: Limits) -> Any:
     """
     parts = sum(body.count(mark) for mark in (b",", b"[", b"{"))
     if parts > limits.request_characters + 4 * limits.items + limits.labels + 100:
-        raise Refused(413, "too_many", "The request has too many values.")
+        raise HTTPError(413, "too_many", "The request has too many values.")
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, json.JSONDecodeError) else "it is damaged or nested too deeply"
-        raise Refused(400, "invalid_request", f"The request is not JSON: {reason}.") from error
+        raise HTTPError(400, "invalid_request", f"The request is not JSON: {reason}.") from error
     if isinstance(asked, dict):
         if len(asked) > MAX_FIELDS:
-            raise Refused(400, "invalid_request", f"A request has at most {MAX_FIELDS} fields.")
+            raise HTTPError(400, "invalid_request", f"A request has at most {MAX_FIELDS} fields.")
         for name, value in asked.items():
             _check_field(ascii(name[:100])[1:-1], value, limits)
     elif isinstance(asked, list):
-        raise Refused(400, "invalid_request", "The request is not a JSON object.")
+        raise HTTPError(400, "invalid_request", "The request is not a JSON object.")
     return asked
 
 
@@ -172,23 +178,25 @@ def _check_field(name: str, value: Any, limits: Limits) -> None:
         check_count(value, limits.labels if name == "labels" else limits.items)
         for place, one in enumerate(value):
             if not isinstance(one, str):
-                raise Refused(400, "invalid_request", f"{name}.{place}: Input should be a valid string.")
+                raise HTTPError(400, "invalid_request", f"{name}.{place}: Input should be a valid string.")
     elif isinstance(value, dict):
-        raise Refused(400, "invalid_request", f"{name}: Input should be no object.")
+        raise HTTPError(400, "invalid_request", f"{name}: Input should be no object.")
     if name not in ("image", "sound"):
         check_lengths([one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)], limits)
 
 
 def check_count(values: Sequence[Any], largest: int) -> None:
     if len(values) > largest:
-        raise Refused(413, "too_many", f"A request has at most {largest} values of a kind.")
+        raise HTTPError(413, "too_many", f"A request has at most {largest} values of a kind.")
 
 
 def check_lengths(texts: Sequence[str], limits: Limits) -> None:
     if any(len(text) > limits.characters for text in texts):
-        raise Refused(413, "too_long", f"A text has at most {limits.characters:,} characters.")
+        raise HTTPError(413, "too_long", f"A text has at most {limits.characters:,} characters.")
     if sum(map(len, texts)) > limits.request_characters:
-        raise Refused(413, "too_long", f"The texts of a request have at most {limits.request_characters:,} characters.")
+        raise HTTPError(
+            413, "too_long", f"The texts of a request have at most {limits.request_characters:,} characters."
+        )
 
 
 def check_characters(text: str, place: str = "") -> None:
@@ -196,14 +204,14 @@ def check_characters(text: str, place: str = "") -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise Refused(400, "invalid_request", f"{place}Half of a surrogate pair is no character.") from error
+        raise HTTPError(400, "invalid_request", f"{place}Half of a surrogate pair is no character.") from error
 
 
 def check_texts(texts: Sequence[str], limits: Limits, largest: int) -> None:
     check_count(texts, largest)
     check_lengths(texts, limits)
     if not all(text.strip() for text in texts):
-        raise Refused(400, "empty", "A text is empty.")
+        raise HTTPError(400, "empty", "A text is empty.")
     for text in texts:
         check_characters(text)
 
@@ -214,13 +222,13 @@ def label_texts(labels: Sequence[str], template: str, limits: Limits) -> list[st
     check_lengths([template], limits)
     places = template.count("{}")
     if not places:
-        raise Refused(400, "invalid_request", "The template has a place for the label: {}.")
+        raise HTTPError(400, "invalid_request", "The template has a place for the label: {}.")
     lengths = [len(template) + places * (len(label) - 2) for label in labels]
     if max(lengths, default=0) > limits.characters:
-        raise Refused(413, "too_long", f"A label in its template has at most {limits.characters:,} characters.")
+        raise HTTPError(413, "too_long", f"A label in its template has at most {limits.characters:,} characters.")
     if sum(lengths) > limits.request_characters:
         said = f"The labels in their template have at most {limits.request_characters:,} characters together."
-        raise Refused(413, "too_long", said)
+        raise HTTPError(413, "too_long", said)
     return [template.replace("{}", label) for label in labels]
 
 
@@ -250,11 +258,11 @@ def bounded_route(limits: Limits) -> type[APIRoute]:
 
 
 class Decoder:
-    """Decodes the pictures and sounds of requests. What their headers say is looked at first, and summed."""
+    """Decodes the images and sounds of requests. What their headers say is looked at first, and summed."""
 
     def __init__(self, limits: Limits):
         self.limits = limits
-        self.pictures, self.sounds = Image(), Audio(longest=limits.seconds)
+        self.images, self.sounds = Image(), Audio(longest=limits.seconds)
         self.held = Held(limits.request_pixels)
 
     @asynccontextmanager
@@ -265,7 +273,7 @@ class Decoder:
         texts: int | None = None,
         takes: Sequence[str] | None = None,
     ) -> AsyncIterator[dict[str, list[Any]]]:
-        """Texts as they are; pictures and sounds of encoded bytes, or of base64. They count as long as this is open.
+        """Texts as they are; images and sounds of encoded bytes, or of base64. They count as long as this is open.
 
         ends: by `time.monotonic`. texts: how many there may be, in place of `Limits.items`. takes: the columns that are
         decoded; others are refused. Raises Refused, UserError, UnreadableExample, and Late when other requests hold
@@ -273,12 +281,12 @@ class Decoder:
         """
         opened, size = await run_in_threadpool(self._opened, columns, texts or self.limits.items)
         if takes is not None:
-            refuse_others(columns, takes)
+            reject_unknown_columns(columns, takes)
         async with self.held.hold(size, ends - time.monotonic()):
             yield await run_in_threadpool(self._loaded, opened)
 
     def _opened(self, columns: Mapping[str, list[Any]], texts: int) -> tuple[dict[str, list[Any]], int]:
-        """Pictures of which the header alone is read, and sounds as files; and about how many values they decode to."""
+        """Images of which the header alone is read, and sounds as files; and about how many values they decode to."""
         opened, size = dict(columns), 0
         for column, values in columns.items():
             if column == "text":
@@ -286,27 +294,27 @@ class Decoder:
                 continue
             check_count(values, self.limits.items)
             if column == "image":
-                opened[column], pixels = self._opened_pictures(values)
+                opened[column], pixels = self._opened_images(values)
                 size += pixels
             else:
                 opened[column], samples = self._opened_sounds(values)
                 size += samples
         return opened, size
 
-    def _opened_pictures(self, values: Sequence[str | bytes]) -> tuple[list[PILImage.Image], int]:
+    def _opened_images(self, values: Sequence[str | bytes]) -> tuple[list[PILImage.Image], int]:
         opened, total = [], 0
         for value in values:
-            picture = self.pictures.decode(_bytes(value))
-            if picture.format not in PICTURE_FORMATS:
-                raise UnreadableExample(f"a picture is in none of the formats {', '.join(PICTURE_FORMATS)}")
-            pixels = picture.width * picture.height
+            image = self.images.decode(_bytes(value))
+            if image.format not in IMAGE_FORMATS:
+                raise UnreadableExample(f"an image is in none of the formats {', '.join(IMAGE_FORMATS)}")
+            pixels = image.width * image.height
             if pixels > self.limits.pixels:
-                raise Refused(413, "too_large", f"A picture has at most {self.limits.pixels:,} pixels.")
+                raise HTTPError(413, "too_large", f"An image has at most {self.limits.pixels:,} pixels.")
             total += pixels
             if total > self.limits.request_pixels:
-                said = f"The pictures of a request have at most {self.limits.request_pixels:,} pixels together."
-                raise Refused(413, "too_large", said)
-            opened.append(picture)
+                said = f"The images of a request have at most {self.limits.request_pixels:,} pixels together."
+                raise HTTPError(413, "too_large", said)
+            opened.append(image)
         return opened, total
 
     def _opened_sounds(self, values: Sequence[str | bytes]) -> tuple[list[bytes], int]:
@@ -317,7 +325,7 @@ class Decoder:
             seconds, largest = seconds + duration, max(largest, samples)
             if seconds > self.limits.request_seconds:
                 said = f"The sounds of a request have at most {self.limits.request_seconds:g} seconds together."
-                raise Refused(413, "too_long", said)
+                raise HTTPError(413, "too_long", said)
             opened.append(file)
         return opened, round(seconds * self.sounds.rate) + largest
 
@@ -334,22 +342,22 @@ class Decoder:
         if not 1 <= about.channels <= MAX_CHANNELS:
             raise UnreadableExample(f"a sound has at most {MAX_CHANNELS} channels")
         if about.duration > self.limits.seconds:
-            raise Refused(413, "too_long", f"A sound has at most {self.limits.seconds:g} seconds.")
+            raise HTTPError(413, "too_long", f"A sound has at most {self.limits.seconds:g} seconds.")
         samples = about.frames * about.channels
         if samples > MAX_SAMPLES:
-            raise Refused(413, "too_long", f"A sound has at most {MAX_SAMPLES:,} samples.")
+            raise HTTPError(413, "too_long", f"A sound has at most {MAX_SAMPLES:,} samples.")
         return about.duration, samples
 
     def _loaded(self, opened: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """One after the other, so that only one is in another form at a time."""
-        decode: dict[str, Callable[[Any], Any]] = {"text": str, "image": self._picture, "sound": self._sound}
+        decode: dict[str, Callable[[Any], Any]] = {"text": str, "image": self._image, "sound": self._sound}
         return {column: [decode[column](value) for value in values] for column, values in opened.items()}
 
-    def _picture(self, picture: PILImage.Image) -> PILImage.Image:
+    def _image(self, image: PILImage.Image) -> PILImage.Image:
         try:
-            return to_rgb(picture)
+            return to_rgb(image)
         except (OSError, ValueError, SyntaxError) as error:
-            raise UnreadableExample("the picture is damaged") from error
+            raise UnreadableExample("the image is damaged") from error
 
     def _sound(self, file: bytes) -> np.ndarray:
         return self.sounds.decode(file)
@@ -367,7 +375,7 @@ class Bodies:
 
         length: the header of that name. largest: bytes. What is too large is not kept in memory first.
         """
-        too_large = Refused(413, "too_large", f"A request has at most {largest:,} bytes.", {"Connection": "close"})
+        too_large = HTTPError(413, "too_large", f"A request has at most {largest:,} bytes.", {"Connection": "close"})
         if length.isdigit() and int(length[:20]) > largest:
             raise too_large
         body, more, ends = bytearray(), True, time.monotonic() + self.limits.deadline
@@ -377,14 +385,14 @@ class Bodies:
                     message = await asyncio.wait_for(receive(), ends - time.monotonic())
                 except TimeoutError as error:
                     said = "The request did not come in time."
-                    raise Refused(408, "too_slow", said, {"Connection": "close"}) from error
+                    raise HTTPError(408, "too_slow", said, {"Connection": "close"}) from error
                 if message["type"] == "http.disconnect":
-                    raise Refused(408, "too_slow", "The client has left.")
+                    raise HTTPError(408, "too_slow", "The client has left.")
                 chunk = message.get("body", b"")
                 if len(body) + len(chunk) > largest:
                     raise too_large
                 if self.bytes + len(chunk) > HELD * self.limits.body_bytes:
-                    raise Busy
+                    raise QueueFull
                 self.bytes += len(chunk)
                 body += chunk
                 more = message.get("more_body", False)
@@ -403,4 +411,4 @@ def _bytes(value: str | bytes) -> bytes:
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Refused(400, "invalid_request", "A picture or sound is not base64.") from error
+        raise HTTPError(400, "invalid_request", "An image or sound is not base64.") from error

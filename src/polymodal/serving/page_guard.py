@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polymodal.serving.limits import Refused
+from polymodal.serving.limits import HTTPError
 
 PAGE = "/page"  # has a login of its own
 API = f"{PAGE}/gradio_api/"
@@ -42,7 +42,7 @@ def check_page_path(path: str) -> None:
     else:
         allowed = path.removeprefix(PAGE).lstrip("/").split("/")[0] not in CLOSED
     if not allowed:
-        raise Refused(404, "no_such_place", "The page has nothing there.")
+        raise HTTPError(404, "no_such_place", "The page has nothing there.")
 
 
 def largest_page_body(path: str, largest: int) -> int:

@@ -14,7 +14,7 @@ from polymodal.types import CaptionScore, Metric
 def score_captions(metric: Metric, captions: Path, out: Path) -> list[tuple[str, CaptionScore]]:
     """Judge the captions of a file of JSON lines; writes each line again with its score and those of its objects.
 
-    A line has `caption`, `references` (other captions of the picture) and, where there was a detector, `detections`
+    A line has `caption`, `references` (other captions of the image) and, where there was a detector, `detections`
     (names of objects). Raises UserError for a file that is not like that, and for a place that takes none.
     """
     try:

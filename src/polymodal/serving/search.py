@@ -1,4 +1,4 @@
-"""Find pictures, or what else texts are about, by words, exactly, over a whole corpus."""
+"""Find images, or what else texts are about, by words, exactly, over a whole corpus."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from PIL import ImageDraw, ImageFont
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
+from polymodal.evaluation.evaluate import item_of, modalities_asked
 from polymodal.evaluation.retrieval import top
-from polymodal.evaluation.suite import item_of, modalities_asked
 from polymodal.modalities import Text
 from polymodal.training.run import Run
 
 TILE, MARGIN = 128, 12  # pixels of the contact sheet
 
 
-class Hit(NamedTuple):
+class CorpusHit(NamedTuple):
     """One example that was found. caption: the first that it has in the corpus, in its main language if it can be."""
 
     row: int
@@ -29,8 +29,8 @@ class Hit(NamedTuple):
     caption: str
 
 
-def search_corpus(run: Run, corpus: Corpus, query: str, count: int = 8, split: str = "test") -> list[Hit]:
-    """The pictures, clips or point clouds most similar to some words, best first; `split` may be `all`.
+def search_corpus(run: Run, corpus: Corpus, query: str, count: int = 8, split: str = "test") -> list[CorpusHit]:
+    """The images, clips or point clouds most similar to some words, best first; `split` may be `all`.
 
     Raises UserError without a query, or when the run does not embed texts.
     """
@@ -47,10 +47,10 @@ def search_corpus(run: Run, corpus: Corpus, query: str, count: int = 8, split: s
     if item is None:
         raise UserError(f"The run '{run.name}' embeds nothing that '{corpus.name}' has and texts are about.")
     found = run.embed(256, **{item: [example[item] for example in examples]})[item]
-    similarity, said = found @ asked[0], corpus.columns[corpus.column_of(Text)]
+    similarity, said = found @ asked[0], corpus.columns[corpus.column_with(Text)]
     assert isinstance(said, Text)
     return [
-        Hit(
+        CorpusHit(
             int(rows[n]),
             corpus.key(int(rows[n])),
             float(similarity[n]),
@@ -61,18 +61,18 @@ def search_corpus(run: Run, corpus: Corpus, query: str, count: int = 8, split: s
 
 
 def contact_sheet(found: Sequence[tuple[PILImage.Image, float]], columns: int = 4) -> PILImage.Image:
-    """Pictures in reading order, each with its place and similarity."""
+    """Images in reading order, each with its place and similarity."""
     columns = min(columns, len(found))
     lines = -(-len(found) // columns)
     font = ImageFont.load_default(size=13)
     width, height = TILE + MARGIN, TILE + MARGIN + 18
     sheet = PILImage.new("RGB", (columns * width + MARGIN, lines * height + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, (picture, similarity) in enumerate(found):
+    for place, (image, similarity) in enumerate(found):
         left, top_edge = MARGIN + place % columns * width, MARGIN + place // columns * height
-        scale = TILE / max(picture.size)
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        small = picture.resize(size, PILImage.Resampling.LANCZOS)
+        scale = TILE / max(image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        small = image.resize(size, PILImage.Resampling.LANCZOS)
         sheet.paste(small, (left + (TILE - size[0]) // 2, top_edge + (TILE - size[1]) // 2))
         draw.text((left, top_edge + TILE + 2), f"{place + 1}   {similarity:.3f}", fill="#444444", font=font)
     return sheet

@@ -25,31 +25,31 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from polymodal.errors import UserError
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities.image import encoded
-from polymodal.serving.asking import ask_about
 from polymodal.serving.batching import MicroBatcher
 from polymodal.serving.filters import MAX_CHARACTERS
-from polymodal.serving.generation import generate_pictures
+from polymodal.serving.image_generation import generate_images
 from polymodal.serving.index import Index
 from polymodal.serving.limits import (
-    REFUSED,
+    CLIENT_ERRORS,
     Bodies,
+    HTTPError,
     Limits,
-    Refused,
     bounded_route,
     check_characters,
-    refusal,
+    error_response,
     usable_key,
 )
 from polymodal.serving.page_guard import check_page_path, is_page, largest_page_body
 from polymodal.serving.service import CALL, Service
+from polymodal.serving.vqa import answer_about
 from polymodal.training.run import Run
-from polymodal.types import CanAnswer, CanGenerate, CanWrite
+from polymodal.types import CanClassifyAnswers, CanGenerateImages, CanGenerateText
 
 log = logging.getLogger("polymodal.server")
 OPEN = ("/healthz", "/readyz")  # that ask for no key
 
 
-class Asked(BaseModel):
+class RequestModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="after")
@@ -61,9 +61,9 @@ class Asked(BaseModel):
         return self
 
 
-class Values(Asked):
+class EmbedRequest(RequestModel):
     text: list[str] = Field([], description="Texts.")
-    image: list[str] = Field([], description="Encoded pictures (PNG, JPEG, WebP ...) in base64.")
+    image: list[str] = Field([], description="Encoded images (PNG, JPEG, WebP ...) in base64.")
     sound: list[str] = Field([], description="Encoded sounds (WAV, FLAC, Ogg ...) in base64.")
 
 
@@ -74,33 +74,33 @@ CONDITION = (
 )
 
 
-class Query(Asked):
+class SearchRequest(RequestModel):
     text: str | None = None
-    image: str | None = Field(None, description="A picture in base64, in place of words.")
+    image: str | None = Field(None, description="An image in base64, in place of words.")
     sound: str | None = Field(None, description="A sound in base64, in place of words.")
     top: int = Field(10, ge=1, le=100)
     where: str | None = Field(None, max_length=MAX_CHARACTERS, description=CONDITION)
     hybrid: bool = Field(False, description="Also look for the words in the captions.")
-    thumbnails: bool = Field(False, description="With small pictures, JPEG in base64.")
+    thumbnails: bool = Field(False, description="With small images, JPEG in base64.")
 
 
-class Labels(Asked):
+class ClassifyRequest(RequestModel):
     image: list[str] = []
     sound: list[str] = []
     labels: list[str] = Field(min_length=1)
     template: str = Field("{}", description="A text about a label, which stands in it as {}.")
 
 
-class Wanted(Asked):
-    image: list[str] = Field([], description="Pictures to say something of.")
-    question: str = Field("", description="About each picture; without it, a caption.")
-    words: list[str] = Field([], description="What to make pictures of.")
-    count: int = Field(1, ge=1, le=16, description="Pictures of each.")
+class GenerateRequest(RequestModel):
+    image: list[str] = Field([], description="Images to say something of.")
+    question: str = Field("", description="About each image; without it, a caption.")
+    words: list[str] = Field([], description="What to make images of.")
+    count: int = Field(1, ge=1, le=16, description="Images of each.")
     steps: int = Field(8, ge=1, le=100)
     seed: int = Field(0, ge=0, lt=2**63)
 
 
-class OpenAIEmbeddings(Asked):
+class OpenAIEmbeddingRequest(RequestModel):
     model_config = ConfigDict(extra="ignore")
     input: str | list[str]
     model: str = ""
@@ -112,16 +112,16 @@ def create_app(
     index: Index | None = None,
     limits: Limits | None = None,
     api_key: str | None = None,
-    largest_batch: int = 64,
-    room: int = 1024,
+    max_batch_size: int = 64,
+    queue_size: int = 1024,
     page: bool = False,
-    beside: Sequence[tuple[Run, Index]] = (),
+    extra_indexes: Sequence[tuple[Run, Index]] = (),
 ) -> FastAPI:
     """The application.
 
-    largest_batch: values that are computed together; room: values that may wait for that. page: whether there is one to
-    click in, at /page; beside: more runs that answer there. With a key, the page asks for it as the password of the
-    user `polymodal`.
+    max_batch_size: values that are computed together; queue_size: values that may wait for that. page: whether
+    there is one to click in, at /page; extra_indexes: more runs that answer there. With a key, the page asks for it as
+    the password of the user `polymodal`.
     """
     api_key, limits = usable_key(api_key), limits or Limits()
     registry = CollectorRegistry()
@@ -132,14 +132,17 @@ def create_app(
         def compute(kind: str, values: list[Any]) -> list[Any]:
             if kind == CALL:
                 return [call() for call in values]
-            return list(run.embed(largest_batch, **{kind: values})[kind].numpy())
+            return list(run.embed(max_batch_size, **{kind: values})[kind].numpy())
 
         return Service(
-            run, index, limits, MicroBatcher(compute, largest_batch, room=room, computed=sizes.observe, alone=(CALL,))
+            run,
+            index,
+            limits,
+            MicroBatcher(compute, max_batch_size, queue_size=queue_size, computed=sizes.observe, alone=(CALL,)),
         )
 
     service = service_of(run, index)
-    services = [service, *(service_of(*other) for other in beside)]
+    services = [service, *(service_of(*other) for other in extra_indexes)]
     waiting = Gauge("polymodal_waiting", "Values that wait", registry=registry)
     waiting.set_function(lambda: sum(each.batcher.waiting + each.searches.waiting for each in services))
 
@@ -158,8 +161,8 @@ def create_app(
     app.add_middleware(_Guard, service=service, api_key=api_key, registry=registry)
     app.router.route_class = bounded_route(limits)
     _errors(app)
-    _about_itself(app, service, registry)
-    _answers(app, service)
+    _status_routes(app, service, registry)
+    _routes(app, service)
     if page:
         from polymodal.serving.web_page import mount_page
 
@@ -167,7 +170,7 @@ def create_app(
     return app
 
 
-def _about_itself(app: FastAPI, service: Service, registry: CollectorRegistry) -> None:
+def _status_routes(app: FastAPI, service: Service, registry: CollectorRegistry) -> None:
     @app.get("/healthz")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
@@ -175,7 +178,7 @@ def _about_itself(app: FastAPI, service: Service, registry: CollectorRegistry) -
     @app.get("/readyz")
     async def ready() -> dict[str, str]:
         if not service.ready:
-            raise Refused(503, "not_ready", "The server is starting or stopping.")
+            raise HTTPError(503, "not_ready", "The server is starting or stopping.")
         return {"status": "ready"}
 
     @app.get("/metrics")
@@ -183,47 +186,47 @@ def _about_itself(app: FastAPI, service: Service, registry: CollectorRegistry) -
         return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
 
 
-def _answers(app: FastAPI, service: Service) -> None:
+def _routes(app: FastAPI, service: Service) -> None:
     run, examples = service.run, {name: Body(openapi_examples=of) for name, of in _examples(service.run).items()}
 
     @app.post("/embed")
-    async def embed(asked: Annotated[Values, examples["embed"]]) -> dict[str, list[list[float]]]:
+    async def embed(asked: Annotated[EmbedRequest, examples["embed"]]) -> dict[str, list[list[float]]]:
         """L2-normalised vectors, in the order of what was given."""
         found = await service.vectors(**asked.model_dump())
         return {name: vectors.tolist() for name, vectors in found.items()}
 
     @app.post("/score")
-    async def score(asked: Annotated[Values, examples["score"]]) -> dict[str, list[list[float]]]:
-        """Cosines of every text (rows) with every picture or sound (columns)."""
+    async def score(asked: Annotated[EmbedRequest, examples["score"]]) -> dict[str, list[list[float]]]:
+        """Cosines of every text (rows) with every image or sound (columns)."""
         if not asked.text or bool(asked.image) == bool(asked.sound):
-            raise Refused(400, "invalid_request", "Give texts, and pictures or sounds to compare them with.")
+            raise HTTPError(400, "invalid_request", "Give texts, and images or sounds to compare them with.")
         found = await service.vectors(**asked.model_dump())
         return {"similarity": (found["text"] @ found["image" if asked.image else "sound"].T).tolist()}
 
     @app.post("/classify")
     async def classify(
-        asked: Annotated[Labels, examples["classify"]],
+        asked: Annotated[ClassifyRequest, examples["classify"]],
     ) -> dict[str, list[dict[str, float]]]:
-        """For each picture or sound, how likely each label is: a softmax over similarities with texts about them."""
+        """For each image or sound, how likely each label is: a softmax over similarities with texts about them."""
         if bool(asked.image) == bool(asked.sound):
-            raise Refused(400, "invalid_request", "Give pictures or sounds to classify.")
+            raise HTTPError(400, "invalid_request", "Give images or sounds to classify.")
         column = "image" if asked.image else "sound"
         found = await service.likely(column, getattr(asked, column), asked.labels, asked.template)
         return {"probabilities": found}
 
     @app.post("/search", include_in_schema=service.index is not None)
-    async def search(asked: Annotated[Query, examples["search"]]) -> dict[str, list[dict[str, Any]]]:
-        """The examples of the index most similar to words, a picture or a sound, best first."""
+    async def search(asked: Annotated[SearchRequest, examples["search"]]) -> dict[str, list[dict[str, Any]]]:
+        """The examples of the index most similar to words, an image or a sound, best first."""
         given = {name: value for name in ("text", "image", "sound") if (value := getattr(asked, name)) is not None}
         if len(given) != 1 or (asked.hybrid and asked.text is None):
-            raise Refused(400, "invalid_request", "Give a text, a picture or a sound; hybrid search needs a text.")
+            raise HTTPError(400, "invalid_request", "Give a text, an image or a sound; hybrid search needs a text.")
         ((column, value),) = given.items()
         found = await service.found(column, value, asked.top, asked.where, asked.hybrid)
         return {"results": [hit.record(asked.thumbnails) for hit in found]}
 
     @app.post("/v1/embeddings")
     async def openai_embeddings(
-        asked: Annotated[OpenAIEmbeddings, examples["openai"]],
+        asked: Annotated[OpenAIEmbeddingRequest, examples["openai"]],
     ) -> dict[str, Any]:
         """Vectors of texts in the shape of OpenAI's API."""
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
@@ -236,26 +239,28 @@ def _answers(app: FastAPI, service: Service) -> None:
         usage = {"prompt_tokens": count, "total_tokens": count}
         return {"object": "list", "data": data, "model": run.name, "usage": usage}
 
-    @app.post("/generate", include_in_schema=isinstance(run.model, CanWrite | CanAnswer | CanGenerate))
-    async def generate(asked: Annotated[Wanted, examples["generate"]]) -> dict[str, Any]:
-        """Texts about pictures, or pictures of words, whatever the run's method makes."""
+    @app.post(
+        "/generate", include_in_schema=isinstance(run.model, CanGenerateText | CanClassifyAnswers | CanGenerateImages)
+    )
+    async def generate(asked: Annotated[GenerateRequest, examples["generate"]]) -> dict[str, Any]:
+        """Texts about images, or images of words, whatever the run's method makes."""
         if bool(asked.image) == bool(asked.words):
-            raise Refused(400, "invalid_request", "Give pictures to say something of, or words to make pictures of.")
+            raise HTTPError(400, "invalid_request", "Give images to say something of, or words to make images of.")
         ends = service.ends
         if asked.words:
-            if not isinstance(run.model, CanGenerate):
+            if not isinstance(run.model, CanGenerateImages):
                 raise UserError(f"The run '{run.name}' cannot generate.")
             async with service.decoder.decoded({"text": asked.words}, ends) as given:
                 words = given["text"]
                 made = await service.call(
-                    lambda: generate_pictures(run, words, asked.count, asked.steps, asked.seed), ends
+                    lambda: generate_images(run, words, asked.count, asked.steps, asked.seed), ends
                 )
-            return {"images": [[_png(picture) for picture in row] for row in made]}
-        if not isinstance(run.model, CanWrite | CanAnswer):
+            return {"images": [[_png(image) for image in row] for row in made]}
+        if not isinstance(run.model, CanGenerateText | CanClassifyAnswers):
             raise UserError(f"The run '{run.name}' cannot answer.")
         async with service.decoder.decoded({"image": asked.image}, ends) as given:
-            pictures = given["image"]
-            texts = await service.call(lambda: ask_about(run, pictures, asked.question, Decoding(), asked.seed), ends)
+            images = given["image"]
+            texts = await service.call(lambda: answer_about(run, images, asked.question, Decoding(), asked.seed), ends)
         return {"texts": texts}
 
 
@@ -263,29 +268,31 @@ def _errors(app: FastAPI) -> None:
     """Every error in one shape; what the user cannot have caused is logged."""
 
     async def answered(request: Request, error: Exception) -> JSONResponse:
-        return refusal(error).response()
+        return error_response(error).response()
 
-    for kind in REFUSED:
+    for kind in CLIENT_ERRORS:
         app.add_exception_handler(kind, answered)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(_printable(str(part)) for part in first["loc"] if part != "body")
-        return Refused(400, "invalid_request", f"{where}: {first['msg']}." if where else f"{first['msg']}.").response()
+        return HTTPError(
+            400, "invalid_request", f"{where}: {first['msg']}." if where else f"{first['msg']}."
+        ).response()
 
     @app.exception_handler(HTTPException)
     async def no_such(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 400:  # of the body alone
             said = "The body is not JSON in UTF-8, is nested too deeply, or has a number of too many digits."
-            return Refused(400, "invalid_request", said).response()
+            return HTTPError(400, "invalid_request", said).response()
         said = f"{request.method} {request.url.path} is not answered; /docs shows what is."
-        return Refused(error.status_code, "no_such_place", said, dict(error.headers or {})).response()
+        return HTTPError(error.status_code, "no_such_place", said, dict(error.headers or {})).response()
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("%s failed", request.url.path, exc_info=error)
-        return Refused(500, "internal", "Something went wrong; the server's log says what.").response()
+        return HTTPError(500, "internal", "Something went wrong; the server's log says what.").response()
 
 
 class _Guard:
@@ -311,8 +318,8 @@ class _Guard:
 
         try:
             await self._answer(scope, receive, noted)
-        except REFUSED as error:
-            await refusal(error).response()(scope, receive, noted)
+        except CLIENT_ERRORS as error:
+            await error_response(error).response()(scope, receive, noted)
         except _Left:
             status = 499
         finally:
@@ -341,7 +348,7 @@ class _Guard:
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
         if not hmac.compare_digest(given, f"Bearer {self.api_key}".encode()):
-            raise Refused(401, "no_key", "Send the key: Authorization: Bearer KEY.", {"WWW-Authenticate": "Bearer"})
+            raise HTTPError(401, "no_key", "Send the key: Authorization: Bearer KEY.", {"WWW-Authenticate": "Bearer"})
 
 
 class _Left(Exception):
@@ -392,18 +399,22 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _png(picture: PILImage.Image) -> str:
-    return base64.b64encode(encoded(picture)).decode()
+def _png(image: PILImage.Image) -> str:
+    return base64.b64encode(encoded(image)).decode()
 
 
 def _examples(run: Run) -> dict[str, dict[str, Any]]:
     """Requests that this run answers, for the documentation at /docs."""
     columns = getattr(run.processor, "columns", {"text": None, "image": None})
-    picture = _png(PILImage.new("RGB", (32, 32), (200, 30, 30)))
-    shown = {"image": [picture]} if "image" in columns else {}
+    image = _png(PILImage.new("RGB", (32, 32), (200, 30, 30)))
+    shown = {"image": [image]} if "image" in columns else {}
     text = {"text": ["a red fruit"]} if "text" in columns else {}
-    made = {"image": [picture], "question": "What is it?"} if isinstance(run.model, CanWrite | CanAnswer) else {}
-    if isinstance(run.model, CanGenerate):
+    made = (
+        {"image": [image], "question": "What is it?"}
+        if isinstance(run.model, CanGenerateText | CanClassifyAnswers)
+        else {}
+    )
+    if isinstance(run.model, CanGenerateImages):
         made = {"words": ["a red fruit"]}
     values = {
         "embed": text | shown,

@@ -10,12 +10,12 @@ import torch
 
 from polymodal.serving.batching import BoundedThreads, MicroBatcher
 from polymodal.serving.filters import engine_filter
-from polymodal.serving.index import Found, Index
-from polymodal.serving.limits import Decoder, Limits, Refused, label_texts
+from polymodal.serving.index import Hit, Index
+from polymodal.serving.limits import Decoder, HTTPError, Limits, label_texts
 from polymodal.training.run import Run
 
 CALL = "call"  # what the batcher computes by itself
-USUAL_SCALE = 1 / 0.07  # of similarities, for methods that learn none
+DEFAULT_LOGIT_SCALE = 1 / 0.07  # of similarities, for methods that learn none
 SEARCHES = 4  # of the index, at the same time; LanceDB computes each on several cores
 
 
@@ -24,7 +24,7 @@ class Service:
 
     def __init__(self, run: Run, index: Index | None, limits: Limits, batcher: MicroBatcher):
         self.run, self.index, self.limits, self.batcher = run, index, limits, batcher
-        self.searches = BoundedThreads(SEARCHES, batcher.room)
+        self.searches = BoundedThreads(SEARCHES, batcher.queue_size)
         self.ready = False
         self.decoder = Decoder(limits)
 
@@ -39,13 +39,13 @@ class Service:
         return answer
 
     async def vectors(self, **columns: list[Any]) -> dict[str, np.ndarray]:
-        """Of texts, and of encoded pictures and sounds (bytes, or base64)."""
+        """Of texts, and of encoded images and sounds (bytes, or base64)."""
         return await self._vectors(columns, self.limits.items)
 
     async def _vectors(self, columns: dict[str, list[Any]], most_texts: int) -> dict[str, np.ndarray]:
         given = {name: values for name, values in columns.items() if values}
         if not given:
-            raise Refused(400, "empty", "Give at least one text, picture or sound.")
+            raise HTTPError(400, "empty", "Give at least one text, image or sound.")
         ends = self.ends
         async with self.decoder.decoded(given, ends, most_texts, self.columns) as decoded:
             parts = [self.batcher.ask(name, values, ends - time.monotonic()) for name, values in decoded.items()]
@@ -58,26 +58,26 @@ class Service:
 
     async def found(
         self, column: str, value: Any, count: int, where: str | None = None, hybrid: bool = False
-    ) -> list[Found]:
-        """The examples of the index most similar to a text, a picture or a sound, best first.
+    ) -> list[Hit]:
+        """The examples of the index most similar to a text, an image or a sound, best first.
 
         where: a client's condition, in the grammar of `serving.filters`. Raises UserError for one outside it, Busy, and
         Late after the deadline.
         """
         if self.index is None:
-            raise Refused(404, "no_index", "This server has no index; start it with --index DIR.")
+            raise HTTPError(404, "no_index", "This server has no index; start it with --index DIR.")
         ends = self.ends
         condition = None if where is None else engine_filter(where, self.index.columns)
         (vector,) = (await self.vectors(**{column: [value]}))[column]
         words, find = value if hybrid else None, self.index.find
 
-        def search() -> list[Found]:
+        def search() -> list[Hit]:
             return find(vector, count, condition, words, ends - time.monotonic())
 
         return await self.searches.ask(search, ends - time.monotonic())
 
     async def likely(self, column: str, values: list[Any], labels: list[str], template: str) -> list[dict[str, float]]:
-        """For each picture or sound, how likely each label is: a softmax over similarities with texts about them."""
+        """For each image or sound, how likely each label is: a softmax over similarities with texts about them."""
         texts = label_texts(labels, template, self.limits)
         found = await self._vectors({"text": texts, column: values}, self.limits.labels)
         similar = torch.from_numpy(found[column] @ found["text"].T)
@@ -87,4 +87,4 @@ class Service:
     def scale(self) -> float:
         """What similarities are multiplied with before a softmax: what the method has learned."""
         learned = getattr(self.run.model, "scale", None)
-        return float(learned.detach()) if isinstance(learned, torch.Tensor) else USUAL_SCALE
+        return float(learned.detach()) if isinstance(learned, torch.Tensor) else DEFAULT_LOGIT_SCALE

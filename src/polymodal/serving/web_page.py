@@ -19,13 +19,13 @@ from gradio.utils import get_upload_folder
 from PIL import Image as PILImage
 
 from polymodal.serving.filters import MAX_CHARACTERS
-from polymodal.serving.limits import REFUSED, refusal
+from polymodal.serving.limits import CLIENT_ERRORS, error_response
 from polymodal.serving.page_guard import PAGE
 from polymodal.serving.service import Service
 
 log = logging.getLogger("polymodal.server")
 
-# As many pictures beside each other as there is room for, on a telephone, too.
+# As many images beside each other as there is room for, on a telephone, too.
 STYLE = ".grid-container { grid-template-columns: repeat(auto-fill, minmax(105px, 1fr)) !important; }"
 
 
@@ -83,8 +83,8 @@ def _search_tab(services: Sequence[Service]) -> None:
     with gr.Row():
         words = gr.Textbox(label="Words", placeholder="a red fruit", scale=3, autofocus=True, elem_id="words")
         button = gr.Button("Search", variant="primary", scale=1, min_width=100)
-    with gr.Accordion("A picture or a sound in place of words, conditions", open=False, elem_id="more"):
-        picture = gr.File(label="Picture", height=110, visible="image" in columns, elem_id="picture")
+    with gr.Accordion("An image or a sound in place of words, conditions", open=False, elem_id="more"):
+        image = gr.File(label="Picture", height=110, visible="image" in columns, elem_id="picture")
         sound = gr.File(label="Sound", height=110, visible="sound" in columns, elem_id="sound")
         with gr.Row():
             where = gr.Textbox(label="Condition", placeholder=_example(asked[0]), max_length=MAX_CHARACTERS)
@@ -98,12 +98,12 @@ def _search_tab(services: Sequence[Service]) -> None:
             )
 
     async def search(
-        words: str | None, picture: str | None, sound: str | None, where: str | None, count: int, hybrid: bool
+        words: str | None, image: str | None, sound: str | None, where: str | None, count: int, hybrid: bool
     ) -> Any:
-        given = {"text": (words or "").strip() or None, "image": picture, "sound": sound}
+        given = {"text": (words or "").strip() or None, "image": image, "sound": sound}
         values = {name: value for name, value in given.items() if value is not None}
         if len(values) != 1:
-            raise _sentence("Give words, or a picture, or a sound: one of them.")
+            raise _sentence("Give words, or an image, or a sound: one of them.")
         (name,) = values
         value = values[name] if name == "text" else Path(values[name]).read_bytes()
         found = []
@@ -111,10 +111,10 @@ def _search_tab(services: Sequence[Service]) -> None:
         for service in asked:
             with _sentences():
                 hits = await service.found(name, value, int(count), condition, also_words)
-            found.append([(hit.picture or _blank(), f"{hit.similarity:.3f}  {hit.caption or hit.key}") for hit in hits])
+            found.append([(hit.image or _blank(), f"{hit.similarity:.3f}  {hit.caption or hit.key}") for hit in hits])
         return found[0] if len(found) == 1 else found
 
-    inputs = [words, picture, sound, where, count, hybrid]
+    inputs = [words, image, sound, where, count, hybrid]
     gr.on([button.click, words.submit], search, inputs, galleries, api_visibility="private")
 
 
@@ -131,37 +131,37 @@ def _blank() -> PILImage.Image:
 def _classes_tab(service: Service) -> None:
     with gr.Row():
         with gr.Column():
-            picture = gr.File(label="Picture", height=110, elem_id="classified")
+            image = gr.File(label="Picture", height=110, elem_id="classified")
             labels = gr.Textbox(label="Labels, one a line", lines=4, placeholder="fruit\nanimal", elem_id="labels")
             template = gr.Textbox(label="What is said of a label", value="{}")
             button = gr.Button("Classify", variant="primary")
         likely = gr.Label(label="How likely each is")
 
-    async def classify(picture: str | None, labels: str | None, template: str) -> dict[str, float]:
+    async def classify(image: str | None, labels: str | None, template: str) -> dict[str, float]:
         names = [line.strip() for line in (labels or "").splitlines() if line.strip()]
-        if picture is None or not names:
-            raise _sentence("Give a picture, and at least one label.")
+        if image is None or not names:
+            raise _sentence("Give an image, and at least one label.")
         with _sentences():
-            (found,) = await service.likely("image", [Path(picture).read_bytes()], names, template)
+            (found,) = await service.likely("image", [Path(image).read_bytes()], names, template)
         return found
 
-    button.click(classify, [picture, labels, template], likely, api_visibility="private")
+    button.click(classify, [image, labels, template], likely, api_visibility="private")
 
 
 def _training_tab(services: Sequence[Service]) -> None:
-    losses, figures = [], []
+    losses, metrics = [], []
     for service in services:
         for entry in service.run.history:
             where = {"run": service.run.name, "step": entry["step"]}
             losses += [where | {"value": value, "name": name} for name, value in entry.get("losses", {}).items()]
-            figures += [where | {"value": value, "name": name} for name, value in entry.get("validation", {}).items()]
+            metrics += [where | {"value": value, "name": name} for name, value in entry.get("validation", {}).items()]
         cost = service.run.record
         gr.Markdown(
             f"**{service.run.name}**: `{cost['recipe']['name']}`, {cost['budget']}, seed {cost['seed']}; "
             f"data: {', '.join(f'{name} {value}' for name, value in cost['corpus'].items() if value)}"
         )
     _plot(losses, "Losses in training")
-    _plot([one for one in figures if one["name"].endswith(("R@10", "accuracy"))], "On the validation split")
+    _plot([one for one in metrics if one["name"].endswith(("R@10", "accuracy", "acc@0.5"))], "On the validation split")
 
 
 def _plot(values: list[dict[str, Any]], title: str) -> None:
@@ -178,8 +178,8 @@ def _sentences() -> Iterator[None]:
     """What a user can put right is shown as a sentence."""
     try:
         yield
-    except REFUSED as error:
-        raise _sentence(refusal(error).message, error) from error
+    except CLIENT_ERRORS as error:
+        raise _sentence(error_response(error).message, error) from error
 
 
 def _sentence(said: str, error: Exception | None = None) -> gr.Error:

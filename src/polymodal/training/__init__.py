@@ -1,7 +1,7 @@
-"""The loop, its optimiser, its checkpoints, and what a run leaves behind."""
+"""The loop, its optimizer, its checkpoints, and what a run leaves behind."""
 
-from polymodal.training.execution import Execution
 from polymodal.training.run import Run, load_run
+from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.trainer import Interrupted, train
 
-__all__ = ["Execution", "Interrupted", "Run", "load_run", "train"]
+__all__ = ["Interrupted", "Run", "RuntimeConfig", "load_run", "train"]

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from polymodal.errors import UserError
-from polymodal.training.average import MovingAverage
-from polymodal.training.processes import Processes
+from polymodal.training.ema import ExponentialMovingAverage
+from polymodal.training.parallel import World
 
 PREFIX = "checkpoint-"
 PATIENCE = 600.0  # seconds that the first process waits for the files of the others
@@ -33,7 +33,7 @@ PATIENCE = 600.0  # seconds that the first process waits for the files of the ot
 def save_weights(weights: dict[str, Tensor], path: Path) -> None:
     """Named tensors as one safetensors file; replaces an older file in one step.
 
-    What has two names, such as tied weights of published models, is written twice, for the format shares nothing.
+    What has two names, such as tied weights of pretrained models, is written twice, for the format shares nothing.
     """
     aside = path.with_name(f".{path.name}.partial")
     places: set[int] = set()
@@ -54,25 +54,25 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def training_tensors(
-    model: nn.Module, average: MovingAverage | None, optimiser: torch.optim.Optimizer
+    model: nn.Module, ema: ExponentialMovingAverage | None, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """Everything that training changes, by name: weights, buffers, their average, and the optimiser's moments."""
+    """Everything that training changes, by name: weights, buffers, their average, and the optimizer's moments."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    if average is not None:
-        tensors |= {f"average.{name}": tensor for name, tensor in average.averages.items()}
+    if ema is not None:
+        tensors |= {f"ema.{name}": tensor for name, tensor in ema.averages.items()}
     for name, parameter in model.named_parameters():
-        for moment, tensor in optimiser.state.get(parameter, {}).items():
-            tensors[f"optimiser.{name}.{moment}"] = tensor
+        for moment, tensor in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{name}.{moment}"] = tensor
     return tensors
 
 
 class CheckpointWriter:
     """Writes `checkpoint-STEP` into a run's folder, one at a time, beside the training."""
 
-    def __init__(self, directory: Path, keep: int, place: Processes):
+    def __init__(self, directory: Path, keep_checkpoints: int, world: World):
         self.directory = directory
-        self.keep = keep
-        self.place = place
+        self.keep_checkpoints = keep_checkpoints
+        self.world = world
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -85,12 +85,12 @@ class CheckpointWriter:
         copies, begins = {}, {}
         for name, tensor in tensors.items():
             if isinstance(tensor, DTensor):
-                begins[name] = [rows_of_process(tensor, self.place)[0], len(tensor)]
-            elif not self.place.first:
+                begins[name] = [rows_of_process(tensor, self.world)[0], len(tensor)]
+            elif not self.world.first:
                 continue
             copies[name] = local(tensor).detach().to("cpu", copy=True).contiguous()
-        text = json.dumps(state) if self.place.first else ""
-        writers = max(self.place.collect(self.place.rank + 1 if copies else 0))
+        text = json.dumps(state) if self.world.first else ""
+        writers = max(self.world.all_gather_object(self.world.rank + 1 if copies else 0))
         arguments = (copies, begins, text, state["step"], writers)
         self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint")
         self._thread.start()
@@ -107,21 +107,21 @@ class CheckpointWriter:
     def _write(self, copies: dict[str, Tensor], begins: dict[str, Any], state: str, step: int, writers: int) -> None:
         aside = self.directory / f".{PREFIX}{step}.partial"
         try:
-            if self.place.first:
+            if self.world.first:
                 aside.mkdir(exist_ok=True)
                 (aside / "state.json").write_text(state, encoding="utf-8")
             if copies:
-                file = aside / f"tensors-{self.place.rank + 1}-of-{writers}.safetensors"
+                file = aside / f"tensors-{self.world.rank + 1}-of-{writers}.safetensors"
                 unfinished = self.directory / f".{file.name}.partial"
                 _write(copies, unfinished, self.directory, {"begins": json.dumps(begins)})
                 aside.mkdir(exist_ok=True)
                 os.replace(unfinished, file)
-            if self.place.first:
+            if self.world.first:
                 _wait_for(aside, writers)
                 final = self.directory / f"{PREFIX}{step}"
                 shutil.rmtree(final, ignore_errors=True)
                 os.rename(aside, final)
-                for old in checkpoints(self.directory)[: -self.keep]:
+                for old in checkpoints(self.directory)[: -self.keep_checkpoints]:
                     shutil.rmtree(old)
         except UserError as error:
             shutil.rmtree(aside, ignore_errors=True)
@@ -134,24 +134,24 @@ class CheckpointWriter:
 def load_checkpoint(
     path: Path,
     model: nn.Module,
-    average: MovingAverage | None,
-    optimiser: torch.optim.Optimizer,
-    place: Processes,
+    ema: ExponentialMovingAverage | None,
+    optimizer: torch.optim.Optimizer,
+    world: World,
 ) -> None:
     """Put everything that training changes back as it was. Raises UserError when a part of it is missing."""
     saved = SavedTensors(path)
     with torch.no_grad():
-        for name, tensor in training_tensors(model, average, optimiser).items():
-            if not name.startswith("optimiser."):
-                saved.copy_into(name, tensor, place)
+        for name, tensor in training_tensors(model, ema, optimizer).items():
+            if not name.startswith("optimizer."):
+                saved.copy_into(name, tensor, world)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 moments = {}
-                for moment in saved.below(f"optimiser.{name}."):
+                for moment in saved.below(f"optimizer.{name}."):
                     like = torch.zeros_like(parameter) if moment != "step" else torch.zeros((), device=parameter.device)
-                    moments[moment] = saved.copy_into(f"optimiser.{name}.{moment}", like, place)
+                    moments[moment] = saved.copy_into(f"optimizer.{name}.{moment}", like, world)
                 if moments:
-                    optimiser.state[parameter] = moments
+                    optimizer.state[parameter] = moments
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -176,10 +176,10 @@ class SavedTensors:
         found = (name.removeprefix(prefix) for name in self.pieces if name.startswith(prefix))
         return [rest for rest in found if "." not in rest]
 
-    def copy_into(self, name: str, tensor: Tensor, place: Processes) -> Tensor:
+    def copy_into(self, name: str, tensor: Tensor, world: World) -> Tensor:
         """Fill a tensor, or this process's rows of one. Raises UserError when the checkpoint does not have it whole."""
         own = local(tensor)
-        first, end = rows_of_process(tensor, place) if isinstance(tensor, DTensor) else (0, len(own) if own.ndim else 1)
+        first, end = rows_of_process(tensor, world) if isinstance(tensor, DTensor) else (0, len(own) if own.ndim else 1)
         filled = 0
         for begin, file in self.pieces.get(name, []):
             if own.ndim == 0:
@@ -201,10 +201,10 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def rows_of_process(tensor: DTensor, place: Processes) -> tuple[int, int]:
+def rows_of_process(tensor: DTensor, world: World) -> tuple[int, int]:
     """First and last row (exclusive) that this process holds: FSDP2 cuts the first dimension as `torch.chunk` does."""
-    size = -(-len(tensor) // place.count)
-    first = min(place.rank * size, len(tensor))
+    size = -(-len(tensor) // world.size)
+    first = min(world.rank * size, len(tensor))
     return first, first + len(tensor.to_local())
 
 

@@ -24,12 +24,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader, TrainingData
 from polymodal.data.sequence import PackedSequences
-from polymodal.draws import mix
 from polymodal.errors import UserError
 from polymodal.layers.lora import add_lora, merge_lora
 from polymodal.layers.transformer import Transformer
 from polymodal.modalities.text import Tokens
-from polymodal.training.average import MovingAverage
+from polymodal.rng import splitmix64
 from polymodal.training.checkpoint import (
     CheckpointWriter,
     checkpoints,
@@ -39,13 +38,14 @@ from polymodal.training.checkpoint import (
     remove_unfinished,
     training_tensors,
 )
-from polymodal.training.execution import Execution
-from polymodal.training.features import CachedEncoder, cached_encoders, frozen_names, is_frozen
-from polymodal.training.gradients import backward, total
-from polymodal.training.harmony import Harmony
-from polymodal.training.optimiser import adamw, clip_gradients, learning_rate
-from polymodal.training.processes import Processes, check_batch, reshard, spread, whole
+from polymodal.training.ema import ExponentialMovingAverage
+from polymodal.training.feature_cache import CachedEncoder, cached_encoders, frozen_names, is_frozen
+from polymodal.training.grad_cache import backward, weighted_sum
+from polymodal.training.gradient_harmonization import GradientHarmonizer
+from polymodal.training.optimizer import adamw, clip_gradients, learning_rate
+from polymodal.training.parallel import World, check_batch, full_tensor, parallelize, reshard
 from polymodal.training.run import SKIPPED, Run, evaluating, to_device, write_text
+from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.tracking import Tracker
 from polymodal.types import Batch, Budget
 
@@ -60,8 +60,8 @@ class Interrupted(UserError):
 class Progress:
     """Where a run stands; all of it goes into its checkpoints.
 
-    seconds: of training, without validation. tokens, places: real tokens, and places that they were laid out in.
-    left_out: steps without an update, because a loss or gradient was not finite.
+    seconds: of training, without validation. tokens, positions: real tokens, and positions that hold them or padding.
+    skipped_steps: steps without an update, because a loss or gradient was not finite.
     """
 
     step: int = 0
@@ -69,10 +69,10 @@ class Progress:
     examples: int = 0
     seconds: float = 0.0
     tokens: int = 0
-    places: int = 0
+    positions: int = 0
     flops: float = 0.0
-    left_out: int = 0
-    left_out_in_a_row: int = 0
+    skipped_steps: int = 0
+    consecutive_skipped_steps: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def fraction(self, budget: Budget) -> float:
@@ -81,54 +81,56 @@ class Progress:
         )
 
     @property
-    def fill(self) -> float:
+    def packing_efficiency(self) -> float:
         """The share of places that hold a real token; 1 where there are no sequences."""
-        return self.tokens / self.places if self.places else 1.0
+        return self.tokens / self.positions if self.positions else 1.0
 
-    def log(self, **figures: Any) -> dict[str, Any]:
+    def log(self, **metrics: Any) -> dict[str, Any]:
         where = {"step": self.step, "examples": self.examples, "seconds": round(self.seconds, 3)}
-        self.history.append(where | figures)
+        self.history.append(where | metrics)
         return self.history[-1]
 
 
-class Loop:
+class Trainer:
     """Steps of one run; goes on from the newest checkpoint of its folder, if there is one."""
 
-    def __init__(self, run: Run, corpus: Corpus, budget: Budget, seed: int, execution: Execution, place: Processes):
+    def __init__(self, run: Run, corpus: Corpus, budget: Budget, seed: int, runtime: RuntimeConfig, world: World):
         self.run = run
         self.corpus = corpus
         self.budget = budget
         self.seed = seed
-        self.execution = execution
-        self.every = Budget.parse(execution.checkpoint_every)
-        self.place = place
+        self.runtime = runtime
+        self.every = Budget.parse(runtime.save_interval)
+        self.world = world
         self.recipe = recipe = run.recipe
         self.stages = recipe.stages()
         if not self.stages:
             raise UserError("Nothing would be trained: the shares of all stages are 0.")
-        shares = [stage.share for stage in self.stages]
+        shares = [stage.fraction for stage in self.stages]
         self.ends = [end / sum(shares) for end in accumulate(shares)]
-        self.model = run.model.to(place.device).train()
+        self.model = run.model.to(world.device).train()
         if recipe.lora_rank:
-            add_lora(self.model, recipe.lora_rank, recipe.lora_targets)
+            add_lora(self.model, recipe.lora_rank, recipe.lora_target_modules)
         self.learnable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         self.frozen = frozen_names(self.model, recipe.freeze)
         for module in self.model.modules():
             if isinstance(module, Transformer):
-                module.recompute = execution.recompute
-            if execution.compile and isinstance(module, nn.ModuleList):
+                module.activation_checkpointing = runtime.activation_checkpointing
+            if runtime.compile and isinstance(module, nn.ModuleList):
                 for entry in module:
                     entry.compile()
         self.cached: dict[str, CachedEncoder] = {}
         self.flops_an_example = 0.0
         self.losses_of: Any = None  # the method's losses, averaging gradients over processes where there are several
-        self.harmony = Harmony(recipe.harmonise) if recipe.harmonise != "none" else None
-        group = recipe.harmonise_group if self.harmony is not None else 0
-        check_batch(recipe.batch_size, group, place.count)
-        self.pieces = group or execution.micro_batch or recipe.batch_size // place.count
-        self.sharded = execution.parallel == "fsdp" and place.count > 1
-        if self.harmony is not None and self.sharded:
-            raise UserError("--harmonise needs whole gradients of each loss; use --parallel ddp with it.")
+        self.harmonizer = (
+            GradientHarmonizer(recipe.gradient_harmonization) if recipe.gradient_harmonization != "none" else None
+        )
+        group = recipe.gradient_group_size if self.harmonizer is not None else 0
+        check_batch(recipe.batch_size, group, world.size)
+        self.pieces = group or runtime.micro_batch or recipe.batch_size // world.size
+        self.sharded = runtime.parallel == "fsdp" and world.size > 1
+        if self.harmonizer is not None and self.sharded:
+            raise UserError("--gradient-harmonization needs whole gradients of each loss; use --parallel ddp with it.")
         self.unlogged: list[dict[str, Tensor]] = []
         self.skipped_before: dict[str, str] = {}
         self.stopping = False
@@ -142,31 +144,33 @@ class Loop:
             self.progress = Progress()
         run.history = self.progress.history
         self._enter(self.progress.stage, fresh=state is None)
-        self.average = MovingAverage(self.model, recipe.ema) if recipe.ema else None
+        self.ema = ExponentialMovingAverage(self.model, recipe.ema_decay) if recipe.ema_decay else None
         if held is not None:
-            load_checkpoint(held, self.model, self.average, self.optimiser, place)
+            load_checkpoint(held, self.model, self.ema, self.optimizer, world)
             self.data.taken = taken
         self._keep_features()
         self.saved = copy.copy(self.progress)
         writes = run.directory is not None
-        self.writer = CheckpointWriter(run.directory, execution.keep, place) if run.directory is not None else None
-        self.tracker = Tracker(execution.track if writes and place.first else "none", run, self.progress.step)
+        self.writer = (
+            CheckpointWriter(run.directory, runtime.keep_checkpoints, world) if run.directory is not None else None
+        )
+        self.tracker = Tracker(runtime.logger if writes and world.first else "none", run, self.progress.step)
 
     def _newest_checkpoint(self) -> Path | None:
         if self.run.directory is None:
             return None
-        if self.place.first:
+        if self.world.first:
             remove_unfinished(self.run.directory)
-        self.place.agree(0)  # no process looks before the first one has tidied up
+        self.world.all_reduce_max(0)  # no process looks before the first one has tidied up
         return next(reversed(checkpoints(self.run.directory)), None)
 
     def _enter(self, number: int, fresh: bool) -> None:
-        """Begin a stage: what trains, on which data, with a new optimiser."""
+        """Begin a stage: what trains, on which data, with a new optimizer."""
         self._release_features()
         stage = self.stages[number]
-        recipe, model, place, execution = self.recipe, self.model, self.place, self.execution
-        if fresh and stage.start is not None:
-            stage.start(model)
+        recipe, model, world, runtime = self.recipe, self.model, self.world, self.runtime
+        if fresh and stage.on_start is not None:
+            stage.on_start(model)
         for name, parameter in model.named_parameters():
             wanted = any(fnmatchcase(name, pattern) for pattern in stage.trainable)
             parameter.requires_grad_(name in self.learnable and wanted and name not in self.frozen)
@@ -176,41 +180,41 @@ class Loop:
         corpus = self.corpus if stage.corpus is None else stage.corpus()
         self.reader = Reader(corpus, self.run.processor)
         self.reader.skipped |= self.skipped_before
-        workers = execution.workers if execution.workers is not None else 0 if place.device.type == "cpu" else 4
+        workers = runtime.num_threads if runtime.num_threads is not None else 0 if world.device.type == "cpu" else 4
         self.data = TrainingData(
             self.reader,
             recipe.batch_size,
-            int(mix(np.array([self.seed * len(self.stages) + number], dtype=np.uint64))[0] >> np.uint64(33)),
+            int(splitmix64(np.array([self.seed * len(self.stages) + number], dtype=np.uint64))[0] >> np.uint64(33)),
             stage.training_batch or recipe.training_batch,
             micro_batch=self.pieces,
-            process=place.rank,
-            processes=place.count,
-            workers=workers,
-            worker_processes=execution.worker_processes,
-            bucket=recipe.bucket,
-            padded=recipe.padded,
+            process=world.rank,
+            processes=world.size,
+            num_threads=workers,
+            num_workers=runtime.num_workers,
+            length_bucketing=recipe.length_bucketing,
+            length_modality=recipe.length_modality,
         )
         measured = self.run.record.setdefault("flops_by_stage", {})
         cut = self.sharded and self.losses_of is not None  # in an earlier stage
         all_used = True
-        if not cut and (str(number) not in measured or (place.count > 1 and not self.sharded)):
-            batch = to_device(self.data.batch(0)[0], place.device)
+        if not cut and (str(number) not in measured or (world.size > 1 and not self.sharded)):
+            batch = to_device(self.data.batch(0)[0], world.device)
             operations, all_used = flops(model, batch, stage.loss_weights)
             measured.setdefault(str(number), operations / self.pieces)
         # What is cut over processes already cannot be measured: a stage that begins there counts as the one before.
         self.flops_an_example = measured.get(str(number), self.flops_an_example)
         # DistributedDataParallel is built for what trains now; FSDP2 looks again in every step.
         if not cut:
-            one_pass = self.harmony is None and self.pieces == recipe.batch_size // place.count
-            self.losses_of = spread(model, place, execution.parallel, one_pass, all_used)
+            one_pass = self.harmonizer is None and self.pieces == recipe.batch_size // world.size
+            self.losses_of = parallelize(model, world, runtime.parallel, one_pass, all_used)
             self.averages_itself = self.losses_of != model.losses
-        self.optimiser = adamw(model, recipe, stage.learning_rates)
+        self.optimizer = adamw(model, recipe, stage.lr_scales)
 
     def _keep_features(self) -> None:
         """From now on frozen towers look up what they have seen, under a key of the weights that they have now."""
         # A sharded tower gathers its weights together with the other processes, which may have nothing new to compute.
-        if self.execution.cache_features and not self.sharded:
-            unchanged = [name for name in self.recipe.unaugmented() if is_frozen(self.model.get_submodule(name))]
+        if self.runtime.cache_features and not self.sharded:
+            unchanged = [name for name in self.recipe.cacheable_encoders() if is_frozen(self.model.get_submodule(name))]
             self.cached = cached_encoders(self.model, unchanged)
 
     def _training_mode(self) -> None:
@@ -240,7 +244,7 @@ class Loop:
         return min(max((self.fraction - begin) / (self.ends[number] - begin), 0.0), 1.0)
 
     def step(self, stop: bool = False) -> dict[str, Tensor]:
-        """Take one batch and one step of the optimiser; returns the losses. stop: whether this process was asked to."""
+        """Take one batch and one step of the optimizer; returns the losses. stop: whether this process was asked to."""
         progress, recipe = self.progress, self.recipe
         while progress.stage + 1 < len(self.stages) and self.fraction >= self.ends[progress.stage] - 1e-9:
             self.log_losses()  # the next stage may have others
@@ -251,25 +255,25 @@ class Loop:
             self._keep_features()
         stage = self.stages[progress.stage]
         started = time.perf_counter()
-        batches = [to_device(batch, self.place.device) for batch in next(self.data)]
+        batches = [to_device(batch, self.world.device) for batch in next(self.data)]
         self.reader.check()
-        rate = stage.learning_rate * learning_rate(recipe, self.stage_fraction)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * group["scale"]
-        self.optimiser.zero_grad(set_to_none=True)
-        trained = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
-        if self.harmony is not None:
-            losses = self.harmony.backward(
-                self.model, batches, stage.loss_weights, self._forward, self.stage_fraction, self.place
+        rate = stage.lr_scale * learning_rate(recipe, self.stage_fraction)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        self.optimizer.zero_grad(set_to_none=True)
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        if self.harmonizer is not None:
+            losses = self.harmonizer.backward(
+                self.model, batches, stage.loss_weights, self._forward, self.stage_fraction, self.world
             )
         else:
             losses = backward(self.model, self.losses_of, batches, stage.loss_weights, self._forward)
             self._average_gradients(trained)
-        norm = clip_gradients(trained, recipe.clip_norm)
+        norm = clip_gradients(trained, recipe.max_grad_norm)
         bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
         if not math.isfinite(norm):
             bad.append("gradient")
-        not_finite, stopping, elapsed = self.place.agree(bool(bad), stop, time.perf_counter() - started)
+        not_finite, stopping, elapsed = self.world.all_reduce_max(bool(bad), stop, time.perf_counter() - started)
         self.stopping = bool(stopping)
         progress.step += 1
         progress.examples += recipe.batch_size
@@ -281,65 +285,67 @@ class Loop:
                 "This recipe's batches have no tokens; give the budget in steps, examples, flops or seconds."
             )
         if not_finite:
-            self._leave_out(bad, losses)
+            self._skip_step(bad, losses)
         else:
-            progress.left_out_in_a_row = 0
-            self.optimiser.step()
-            if self.average is not None:
-                self.average.follow()
+            progress.consecutive_skipped_steps = 0
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update()
             self.unlogged.append(losses)
         return losses
 
     @contextmanager
     def _forward(self, piece: int) -> Iterator[None]:
-        """The surroundings of a forward pass: precision, and random numbers that follow from seed, step and place.
+        """The surroundings of a forward pass: precision, and random numbers that follow from seed, step and rank.
 
         Nothing random is carried from step to step, so a run that goes on draws what it would have drawn.
         """
-        numbers = np.array([self.seed, self.progress.step, self.place.rank, piece], dtype=np.uint64)
+        numbers = np.array([self.seed, self.progress.step, self.world.rank, piece], dtype=np.uint64)
         seed = np.uint64(0)
         for number in numbers:
-            seed = mix(np.array([seed + number + np.uint64(1)]))[0]
+            seed = splitmix64(np.array([seed + number + np.uint64(1)]))[0]
         torch.manual_seed(int(seed >> np.uint64(1)))
         np.random.seed(int(seed >> np.uint64(32)))
         random.seed(int(seed))
-        half = self.execution.precision == "bfloat16"
-        with torch.autocast(self.place.device.type, torch.bfloat16, enabled=half):
+        half = self.runtime.precision == "bfloat16"
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=half):
             yield
 
     def _average_gradients(self, trained: list[nn.Parameter]) -> None:
         """What DistributedDataParallel and FSDP2 did not: several passes, or scalars, which cannot be cut."""
-        if self.place.count == 1 or self.averages_itself:
+        if self.world.size == 1 or self.averages_itself:
             return
         left = [p.grad for p in trained if p.grad is not None and not (self.sharded and p.ndim)]
-        self.place.average(left)
+        self.world.all_reduce_mean(left)
 
     def _count_tokens(self, batches: list[Batch]) -> None:
         for batch in batches:
             for value in batch.values():
                 if isinstance(value, Tokens | PackedSequences):
-                    self.progress.tokens += value.token_count * self.place.count
-                    self.progress.places += value.place_count * self.place.count
+                    self.progress.tokens += value.token_count * self.world.size
+                    self.progress.positions += value.position_count * self.world.size
 
-    def _leave_out(self, bad: list[str], losses: Mapping[str, Tensor]) -> None:
+    def _skip_step(self, bad: list[str], losses: Mapping[str, Tensor]) -> None:
         """Note a step that is not finite. Raises UserError when there were too many in a row."""
         progress = self.progress
-        progress.left_out += 1
-        progress.left_out_in_a_row += 1
+        progress.skipped_steps += 1
+        progress.consecutive_skipped_steps += 1
         keys = self.data.keys(self.data.taken - 1)
-        reports = self.place.collect((bad, keys))
+        reports = self.world.all_gather_object((bad, keys))
         names, keys = next(report for report in reports if report[0])
-        progress.log(left_out={"not_finite": names, "keys": keys})
-        if progress.left_out_in_a_row > self.execution.skip_not_finite:
+        progress.log(skipped_step={"not_finite": names, "keys": keys})
+        if progress.consecutive_skipped_steps > self.runtime.max_nonfinite_steps:
             name = names[0]
             what = "The gradient is not finite" if name == "gradient" else f"The loss '{name}' is {float(losses[name])}"
             more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
             again = (
-                f" after {progress.left_out_in_a_row - 1} such steps in a row" if progress.left_out_in_a_row > 1 else ""
+                f" after {progress.consecutive_skipped_steps - 1} such steps in a row"
+                if progress.consecutive_skipped_steps > 1
+                else ""
             )
             raise UserError(
                 f"{what} at step {progress.step}{again}, with the examples {', '.join(keys[:KEYS_SHOWN])}{more}; use a "
-                "smaller --learning-rate or a --clip-norm, or look at these examples."
+                "smaller --learning-rate or a --max-grad-norm, or look at these examples."
             )
 
     def log_losses(self) -> None:
@@ -348,28 +354,28 @@ class Loop:
             return
         names = sorted(self.unlogged[0])
         means = torch.stack([torch.stack([losses[name].float() for losses in self.unlogged]).mean() for name in names])
-        self.place.average([means])
-        rate = self.optimiser.param_groups[0]["lr"]
+        self.world.all_reduce_mean([means])
+        rate = self.optimizer.param_groups[0]["lr"]
         losses = dict(zip(names, means.tolist(), strict=True))
         stage = {"stage": self.stages[self.progress.stage].name} if len(self.stages) > 1 else {}
-        harmony = {"harmony": self.harmony.report()} if self.harmony is not None else {}
+        harmony = {"gradient_harmonization": self.harmonizer.report()} if self.harmonizer is not None else {}
         self.tracker.log(self.progress.log(learning_rate=rate, losses=losses, **stage, **harmony))
         self.unlogged.clear()
 
-    def validate(self, figures: Callable[[nn.Module, Any], Mapping[str, float]]) -> None:
+    def validate(self, validate: Callable[[nn.Module, Any], Mapping[str, float]]) -> None:
         """Log figures of the method as it stands."""
         with self.averaged(), evaluating(self.model) as method:
-            self.tracker.log(self.progress.log(validation=dict(figures(method, self.run.processor))))
+            self.tracker.log(self.progress.log(validation=dict(validate(method, self.run.processor))))
             reshard(self.model)
         self._training_mode()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The weights that the run is about: their moving average, if the recipe has one."""
-        if self.average is None:
+        if self.ema is None:
             yield
         else:
-            with self.average.applied():
+            with self.ema.swap_in():
                 yield
 
     @property
@@ -393,16 +399,16 @@ class Loop:
         self.log_losses()
         self.saved = copy.copy(self.progress)
         state = vars(self.progress) | {"taken": self.data.taken, "skipped": self._all_skipped()}
-        self.writer.save(training_tensors(self.model, self.average, self.optimiser), state)
+        self.writer.save(training_tensors(self.model, self.ema, self.optimizer), state)
 
     def _all_skipped(self) -> dict[str, str]:
         """Unreadable examples of all processes and stages; also writes the list of them, and the curves."""
         skipped = {
             key: reason
-            for found in self.place.collect(self.skipped_before | self.reader.skipped)
+            for found in self.world.all_gather_object(self.skipped_before | self.reader.skipped)
             for key, reason in found.items()
         }
-        if self.place.first and self.run.directory is not None:
+        if self.world.first and self.run.directory is not None:
             lines = [json.dumps({"key": key, "reason": reason}) for key, reason in sorted(skipped.items())]
             write_text(self.run.directory / SKIPPED, "".join(f"{line}\n" for line in lines))
             self.run.save_history()
@@ -416,14 +422,14 @@ class Loop:
         self.save()
         self.writer.wait()
         self.tracker.close()
-        if self.place.first:
+        if self.world.first:
             self.run.record["state"] = "interrupted"
             self.run.save_record()
         return Interrupted(f"Stopped and saved at step {step}; go on with: polymodal resume {directory}")
 
     def rescue(self, error: UserError) -> UserError:
         """Save what was trained before the data went missing, and say how to go on."""
-        if self.writer is None or self.place.count > 1:  # the other processes are still waiting for this step
+        if self.writer is None or self.world.size > 1:  # the other processes are still waiting for this step
             return error
         self.save()
         self.writer.wait()
@@ -433,13 +439,13 @@ class Loop:
         """Write the result, remove the checkpoints."""
         run, progress = self.run, self.progress
         self._release_features()
-        if self.average is not None:
-            self.average.apply()
-        state = {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
+        if self.ema is not None:
+            self.ema.apply()
+        state = {name: full_tensor(tensor) for name, tensor in self.model.state_dict().items()}
         if self.sharded:
             self.model = self.recipe.build(run.processor)
             if self.recipe.lora_rank:
-                add_lora(self.model, self.recipe.lora_rank, self.recipe.lora_targets)
+                add_lora(self.model, self.recipe.lora_rank, self.recipe.lora_target_modules)
             self.model.load_state_dict(state)
         merge_lora(self.model)
         run.model = self.model.requires_grad_(True).eval()
@@ -451,10 +457,10 @@ class Loop:
             "seconds": round(progress.seconds, 3),
             "tokens": progress.tokens,
             "flops_an_example": progress.flops / progress.examples,
-            "fill": round(progress.fill, 4),
-            "left_out_steps": progress.left_out,
+            "packing_efficiency": round(progress.packing_efficiency, 4),
+            "skipped_steps": progress.skipped_steps,
             "skipped": len(skipped),
-            "processes": self.place.count,
+            "processes": self.world.size,
         }
         self.tracker.close()
         # DistributedDataParallel must be gone before the processes part: it would end their threads while it holds the
@@ -463,11 +469,11 @@ class Loop:
         gc.collect()
         if self.writer is not None:
             self.writer.wait()
-            if self.place.first:
+            if self.world.first:
                 run.save_result()
                 run.save_record()
                 remove_checkpoints(self.writer.directory)
-            self.place.agree(0)  # no process goes on before the result is there
+            self.world.all_reduce_max(0)  # no process goes on before the result is there
         return run
 
 
@@ -479,7 +485,7 @@ def flops(model: Any, batch: Batch, weights: Mapping[str, float]) -> tuple[int, 
     state = torch.get_rng_state()
     twin = copy.deepcopy(model)
     with FlopCounterMode(display=False) as counter:
-        total(twin.losses(batch), weights).backward()
+        weighted_sum(twin.losses(batch), weights).backward()
     torch.set_rng_state(state)
     all_used = all(parameter.grad is not None for parameter in twin.parameters() if parameter.requires_grad)
     return counter.get_total_flops(), all_used

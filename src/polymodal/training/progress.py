@@ -25,7 +25,7 @@ def cells(progress: Where, reached: float, losses: Mapping[str, Any]) -> dict[st
         "state": f"{reached:.0%}",
         "rate": f"{progress.examples / seconds:,.0f}",
         "tokens": f"{progress.tokens / seconds:,.0f}",
-        "fill": f"{progress.fill:.0%}",
+        "packing_efficiency": f"{progress.packing_efficiency:.0%}",
         "memory": f"{memory_in_use() / 2**30:.1f} GiB",
         "left": f"{left // 60}:{left % 60:02d}",
         "losses": "  ".join(f"{name} {float(value):.3f}" for name, value in losses.items()),
@@ -34,7 +34,7 @@ def cells(progress: Where, reached: float, losses: Mapping[str, Any]) -> dict[st
 
 def speed(said: Mapping[str, str]) -> str:
     """The cells about speed and memory, in a few words."""
-    tokens = f", {said['tokens']} tokens/s ({said['fill']} full)" if said["tokens"] != "0" else ""
+    tokens = f", {said['tokens']} tokens/s ({said['packing_efficiency']} full)" if said["tokens"] != "0" else ""
     return f"{said['rate']} examples/s{tokens}, {said['memory']}"
 
 

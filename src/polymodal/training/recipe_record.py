@@ -26,9 +26,9 @@ from typing import Any
 from polymodal.errors import UserError
 from polymodal.training import trust
 
-OWN_RECIPE = "recipe.py"  # the copy that a run keeps of a recipe file from outside any package
+USER_RECIPE = "recipe.py"  # the copy that a run keeps of a recipe file from outside any package
 PACKAGE = "polymodal"
-_OWN_MODULE = "polymodal_own_recipe_"
+_USER_MODULE = "polymodal_own_recipe_"
 _sources: dict[str, bytes] = {}  # of own modules by name, as they were executed
 _trained_here: set[type] = set()  # classes outside the package that this process has trained with
 
@@ -45,25 +45,25 @@ def recipe_record(recipe: Any, name: str | None = None) -> dict[str, Any]:
 
 def class_name(kind: type) -> str:
     """How a record names a class: `module:Name`, or `recipe.py:Name` of a file that is in no package."""
-    where = OWN_RECIPE if kind.__module__.startswith(_OWN_MODULE) else kind.__module__
+    where = USER_RECIPE if kind.__module__.startswith(_USER_MODULE) else kind.__module__
     return f"{where}:{kind.__qualname__}"
 
 
-def own_file(recipe: Any) -> Path | None:
+def user_file(recipe: Any) -> Path | None:
     """The file of a recipe that is in no package; None for one that is."""
     module = sys.modules[type(recipe).__module__]
-    if not module.__name__.startswith(_OWN_MODULE):
+    if not module.__name__.startswith(_USER_MODULE):
         return None
     assert module.__file__ is not None
     return Path(module.__file__)
 
 
-def keep_own_recipe(recipe: Any, directory: Path) -> None:
+def save_user_recipe(recipe: Any, directory: Path) -> None:
     """Copy a recipe file that is in no package into the run, so that the run can be read without the original.
 
     This code, and that of modules outside this package, is trusted from now on.
     """
-    source, copy = own_file(recipe), directory / OWN_RECIPE
+    source, copy = user_file(recipe), directory / USER_RECIPE
     if source is not None and source.resolve() != copy.resolve():
         copy.write_bytes(_sources[type(recipe).__module__])
     files = {}
@@ -139,9 +139,9 @@ class _Reader:
     def named(self, text: Any) -> Any:
         """The dataclass that a record names. Raises UserError for anything else, and for code that is not trusted."""
         where, _, name = text.partition(":") if isinstance(text, str) else ("", "", "")
-        if not (where == OWN_RECIPE or all(part.isidentifier() for part in where.split("."))) or not name:
+        if not (where == USER_RECIPE or all(part.isidentifier() for part in where.split("."))) or not name:
             raise UserError(f"{self.file} names no class of a recipe: {text!r}.")
-        if where == OWN_RECIPE:
+        if where == USER_RECIPE:
             module = self._own_module
         elif where.partition(".")[0] == PACKAGE:
             module = self._import(where)
@@ -157,7 +157,7 @@ class _Reader:
     @cached_property
     def _own_module(self) -> types.ModuleType:
         """The run's recipe file, executed: the very bytes that were looked at, and no cache of Python's."""
-        path = self.directory / OWN_RECIPE
+        path = self.directory / USER_RECIPE
         code = _read(path)
         if not (self.trust_code or trust.is_trusted(code)):
             raise trust.untrusted(self.directory, "would run", path, code)
@@ -300,7 +300,7 @@ def _read(path: Path) -> bytes:
 
 def _executed(path: Path, code: bytes) -> types.ModuleType:
     """The module that these bytes of a file make."""
-    name = f"{_OWN_MODULE}{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    name = f"{_USER_MODULE}{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or not isinstance(spec.loader, SourceFileLoader):
         raise UserError(f"{path} is not a Python file.")

@@ -47,7 +47,7 @@ class Run:
         return f"{self.record['recipe']['name']}: {self.record['state']} after {steps:,} steps{kept}"
 
     def embed(self, batch_size: int = 256, **columns: list[Any]) -> dict[str, Tensor]:
-        """L2-normalised vectors of pictures and texts: `run.embed(text=["a red fruit"], image=["apple.png"])`.
+        """L2-normalised vectors of images and texts: `run.embed(text=["a red fruit"], image=["apple.png"])`.
 
         Raises UserError when the method has no embedding.
         """

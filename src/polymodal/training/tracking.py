@@ -27,7 +27,7 @@ class Tracker:
             try:
                 package = importlib.import_module(kind)
             except ImportError as error:
-                raise UserError(f"--track {kind} needs the package '{kind}': pip install {kind}") from error
+                raise UserError(f"--logger {kind} needs the package '{kind}': pip install {kind}") from error
             # Both have the same three functions: trackio is made to take the place of wandb.
             self.other = package.init(project="polymodal", name=run.name, config=run.record)
 

@@ -19,20 +19,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polymodal.constraints import validate_constraints
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.stream import MissingData
 from polymodal.errors import UserError
 from polymodal.modalities.text import Tokenizer
-from polymodal.ranges import check_ranges
-from polymodal.training.execution import Execution
-from polymodal.training.loop import Interrupted, Loop, Progress
-from polymodal.training.processes import check_batch, processes
-from polymodal.training.recipe_record import keep_own_recipe, recipe_record
+from polymodal.training.initialization import (
+    copy_matching_weights,
+    from_init,
+    load_pretrained,
+    tokenizer_of,
+    with_tokenizer,
+)
+from polymodal.training.loop import Interrupted, Progress, Trainer
+from polymodal.training.parallel import check_batch, join_world
+from polymodal.training.recipe_record import recipe_record, save_user_recipe
 from polymodal.training.run import RECORD, WEIGHTS, Run, load_run, read_record, write_json
-from polymodal.training.start import from_init, load_published, share_weights, tokenizer_of, with_tokenizer
+from polymodal.training.runtime import RuntimeConfig
 from polymodal.types import Budget
 
-__all__ = ["Interrupted", "OnStep", "Progress", "Validate", "share_weights", "train"]
+__all__ = ["Interrupted", "OnStep", "Progress", "Validate", "copy_matching_weights", "train"]
 
 LOG_EVERY = 10  # steps between two entries of the history
 
@@ -53,30 +59,30 @@ def train(
     init: Path | str | None = None,
     validate: Validate | None = None,
     validations: int = 8,
-    execution: Execution | None = None,
+    runtime: RuntimeConfig | None = None,
     on_step: OnStep | None = None,
     trust_code: bool = False,
 ) -> Run:
     """Train a recipe on a corpus and return the run.
 
-    recipe: a `polymodal.types.Recipe` with the fields of `Optimisation`.
+    recipe: a `polymodal.types.Recipe` with the fields of `OptimizerConfig`.
     seed: of the weights, the order of the examples and every random choice; the same seed and a budget in steps or
     examples give the same weights.
     out: the run's folder. When it holds the same run, unfinished, that one goes on; when finished, it is returned.
     weights_like: a freshly built module whose parameters are taken over wherever name and shape agree (paired runs).
     tokenizer: in place of one that is learned on the corpus; that of `weights_like`, whose vectors are of its words.
     init: a finished run whose weights are taken over wherever name and shape agree, and its tokenizer with them; or
-    `hf:NAME`, a published model that the recipe was made for (`training.start.with_published`).
+    `hf:NAME`, a pretrained model that the recipe was made for (`training.initialization.with_pretrained`).
     validate: called `validations` times, evenly over the budget; its time does not count.
-    execution: device, processes, precision, memory and checkpoints; none of it changes the results but by rounding.
+    runtime: device, processes, precision, memory and checkpoints; none of it changes the results but by rounding.
     trust_code: of the finished run in `out` or `init`, see `load_run`.
 
     Raises UserError for a hyper-parameter outside its range, a folder that holds another run, a corpus that the recipe
     cannot use, a disk that cannot be
     written, or losses that are not finite; Interrupted after Ctrl-C or SIGTERM.
     """
-    check_ranges(recipe)
-    execution = execution or Execution()
+    validate_constraints(recipe)
+    runtime = runtime or RuntimeConfig()
     directory = Path(out) if out is not None else None
     record: dict[str, Any] = {
         "recipe": recipe_record(recipe, name),
@@ -86,16 +92,16 @@ def train(
     }
     if init is not None:
         record["init"] = str(init)
-    with processes(execution.device) as place, stop_signals() as stop:
-        check_batch(recipe.batch_size, execution.micro_batch, place.count)
+    with join_world(runtime.device) as world, stop_signals() as stop:
+        check_batch(recipe.batch_size, runtime.micro_batch, world.size)
         finished = directory is not None and _holds_finished(directory, record)
-        place.agree(0)  # no process writes before all have looked
+        world.all_reduce_max(0)  # no process writes before all have looked
         if directory is not None and finished:
             return load_run(directory, trust_code)
-        record |= {"state": "running", "command": command_line(), "execution": dataclasses.asdict(execution)}
+        record |= {"state": "running", "command": command_line(), "runtime": dataclasses.asdict(runtime)}
         record["process"] = {"host": socket.gethostname(), "pid": os.getpid()}
-        with _given_up_on_error(directory if place.first else None):
-            if directory is not None and place.first:
+        with _given_up_on_error(directory if world.first else None):
+            if directory is not None and world.first:
                 directory.mkdir(parents=True, exist_ok=True)
                 write_json(directory / RECORD, record)
             torch.manual_seed(seed)
@@ -105,22 +111,22 @@ def train(
             if tokenizer is not None:
                 processor = with_tokenizer(recipe, processor, tokenizer)
             model = recipe.build(processor)
-            load_published(model)
+            load_pretrained(model)
             if weights_like is not None:
-                share_weights(weights_like, model)
+                copy_matching_weights(weights_like, model)
             if init is not None:
                 from_init(init)(model)
             record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
             run = Run(recipe, model, processor, record, directory=directory)
-            if directory is not None and place.first:
-                keep_own_recipe(recipe, directory)
+            if directory is not None and world.first:
+                save_user_recipe(recipe, directory)
                 processor.save(directory)
                 run.save_record()
-            loop = Loop(run, corpus, budget, seed, execution, place)
+            trainer = Trainer(run, corpus, budget, seed, runtime, world)
         try:
-            return _train(loop, stop, validate, validations, on_step)
+            return _train(trainer, stop, validate, validations, on_step)
         finally:
-            loop.data.close()
+            trainer.data.close()
 
 
 @contextmanager
@@ -136,28 +142,28 @@ def _given_up_on_error(directory: Path | None) -> Iterator[None]:
 
 
 def _train(
-    loop: Loop, stop: threading.Event, validate: Validate | None, validations: int, on_step: OnStep | None
+    trainer: Trainer, stop: threading.Event, validate: Validate | None, validations: int, on_step: OnStep | None
 ) -> Run:
     """Steps until the budget is used, and all that happens between them."""
-    while (before := loop.fraction) < 1:
+    while (before := trainer.fraction) < 1:
         try:
-            losses = loop.step(stop.is_set())
+            losses = trainer.step(stop.is_set())
         except MissingData as error:
-            raise loop.rescue(error) from error
-        reached = loop.fraction
-        if loop.progress.step % LOG_EVERY == 0 or reached >= 1:
-            loop.log_losses()
+            raise trainer.rescue(error) from error
+        reached = trainer.fraction
+        if trainer.progress.step % LOG_EVERY == 0 or reached >= 1:
+            trainer.log_losses()
         if validate is not None and int(reached * validations) > int(before * validations):
-            loop.validate(validate)
-        if on_step is not None and loop.place.first:
-            on_step(loop.progress, reached, losses)
+            trainer.validate(validate)
+        if on_step is not None and trainer.world.first:
+            on_step(trainer.progress, reached, losses)
         if reached >= 1:
             break
-        if loop.stopping or (stop.is_set() and loop.place.count == 1):
-            raise loop.interrupt()
-        if loop.checkpoint_due:
-            loop.save()
-    return loop.finish()
+        if trainer.stopping or (stop.is_set() and trainer.world.size == 1):
+            raise trainer.interrupt()
+        if trainer.checkpoint_due:
+            trainer.save()
+    return trainer.finish()
 
 
 def command_line() -> str:

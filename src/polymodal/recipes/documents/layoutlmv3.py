@@ -17,19 +17,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.masking import hidden_blocks, hidden_spans
+from polymodal.data.masking import mask_blocks, mask_spans
 from polymodal.data.page import NO_FIELD, PageProcessor, first_pieces, random_windows
-from polymodal.draws import Draws
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig
 from polymodal.errors import UserError
-from polymodal.layers.word_head import WordHead
+from polymodal.layers.mlm_head import MlmHead
 from polymodal.modalities.document import BOX_SCALE, PageTokens, Word
 from polymodal.modalities.text import TextTokenizer, Tokenizer
-from polymodal.objectives.masked import mean_cross_entropy
-from polymodal.ranges import Count, NotNegative, Positive, Share
-from polymodal.training.optimiser import Optimisation
+from polymodal.objectives.masked_cross_entropy import masked_cross_entropy
+from polymodal.rng import ExampleRNG
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
 paper = Paper(
@@ -41,14 +41,14 @@ paper = Paper(
 )
 
 
-def in_hidden_patch(
-    boxes: Int[Tensor, "batch length 4"], hidden: Bool[Tensor, "batch patches"], grid: int
+def in_masked_patch(
+    boxes: Int[Tensor, "batch length 4"], masked: Bool[Tensor, "batch patches"], grid: int
 ) -> Bool[Tensor, "batch length"]:
     """Whether any of the patches that a box touches is hidden. boxes: in thousandths of the page."""
     first = (boxes[..., :2] * grid // BOX_SCALE).clamp(max=grid - 1)
     last = ((boxes[..., 2:] - 1).maximum(boxes[..., :2]) * grid // BOX_SCALE).clamp(max=grid - 1)
     # Summed over all patches above and to the left, four corners tell how many are hidden inside a rectangle.
-    sums = F.pad(hidden.unflatten(1, (grid, grid)).long().cumsum(1).cumsum(2), (1, 0, 1, 0))
+    sums = F.pad(masked.unflatten(1, (grid, grid)).long().cumsum(1).cumsum(2), (1, 0, 1, 0))
     page = torch.arange(len(boxes), device=boxes.device)[:, None]
     (left, top), (right, bottom) = first.unbind(-1), (last + 1).unbind(-1)
     inside = sums[page, bottom, right] - sums[page, top, right] - sums[page, bottom, left] + sums[page, top, left]
@@ -63,165 +63,176 @@ class LayoutLMv3(nn.Module):
         super().__init__()
         width = recipe.encoder.width
         self.recipe = recipe
-        self.tokenizer = recipe.tokenizer.build(recipe.encoder.patch)
+        self.tokenizer = recipe.tokenizer.build(recipe.encoder.patch_size)
         self.encoder = recipe.encoder.build(vocabulary)
-        self.word_head = WordHead(width, vocabulary)
-        self.patch_head = nn.Linear(width, recipe.tokenizer.codes)
+        self.mlm_head = MlmHead(width, vocabulary)
+        self.patch_head = nn.Linear(width, recipe.tokenizer.codebook_size)
         self.alignment_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
         self.field_head = nn.Sequential(nn.Dropout(recipe.encoder.dropout), nn.Linear(width, fields))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Of the image tokenizer for pictures alone, of fields for tagged pages, else of what is hidden."""
+        """Of the image tokenizer for images alone, of fields for tagged pages, else of what is hidden."""
         if "words" not in batch:
             return self.tokenizer.losses(batch["image"])
         if "fields" in batch:
             tokens, _ = self.encoder(batch["words"], batch["image"])
             logits = self.field_head(tokens).flatten(0, 1)
-            return {"fields": F.cross_entropy(logits, batch["fields"].flatten(), ignore_index=NO_FIELD)}
-        return self._pretraining_losses(batch["words"], batch["image"], batch["hidden_words"], batch["hidden_patches"])
+            return {"token_classification": F.cross_entropy(logits, batch["fields"].flatten(), ignore_index=NO_FIELD)}
+        return self._pretraining_losses(batch["words"], batch["image"], batch["masked_words"], batch["masked_patches"])
 
     def _pretraining_losses(
         self,
         words: PageTokens,
         image: Float[Tensor, "batch 3 size size"],
-        hidden_words: Bool[Tensor, "batch length"],
-        hidden_patches: Bool[Tensor, "batch patches"],
+        masked_words: Bool[Tensor, "batch length"],
+        masked_patches: Bool[Tensor, "batch patches"],
     ) -> dict[str, Tensor]:
         """Hidden words, hidden patches, and whether words in sight lie on patches in sight; equal weights."""
-        tokens, patches = self.encoder(words, image, hidden_words, hidden_patches)
-        named = self.word_head(tokens[hidden_words], self.encoder.word.weight)
-        losses = {"words": mean_cross_entropy(named, words.tokens.ids[hidden_words])}
-        if self.recipe.image_modelling:
-            codes = self.tokenizer.encode(image)[hidden_patches]
-            losses["patches"] = mean_cross_entropy(self.patch_head(patches[:, 1:][hidden_patches]), codes)
-        if self.recipe.alignment:
-            aligned = ~in_hidden_patch(words.boxes, hidden_patches, self.recipe.encoder.grid)
-            asked = (words.word >= 0) & ~hidden_words  # or the model would link hidden words to hidden patches
+        tokens, patches = self.encoder(words, image, masked_words, masked_patches)
+        named = self.mlm_head(tokens[masked_words], self.encoder.word.weight)
+        losses = {"mlm": masked_cross_entropy(named, words.tokens.ids[masked_words])}
+        if self.recipe.use_mim:
+            codes = self.tokenizer.encode(image)[masked_patches]
+            losses["mim"] = masked_cross_entropy(self.patch_head(patches[:, 1:][masked_patches]), codes)
+        if self.recipe.use_wpa:
+            aligned = ~in_masked_patch(words.boxes, masked_patches, self.recipe.encoder.grid)
+            asked = (words.word >= 0) & ~masked_words  # or the model would link hidden words to hidden patches
             guess = self.alignment_head(tokens[asked]).squeeze(-1)
-            losses["alignment"] = F.binary_cross_entropy_with_logits(guess, aligned[asked].float())
+            losses["wpa"] = F.binary_cross_entropy_with_logits(guess, aligned[asked].float())
         return losses
 
-    def tag_words(self, batch: Batch) -> Float[Tensor, "words fields"]:
+    def classify_tokens(self, batch: Batch) -> Float[Tensor, "words fields"]:
         """Logits of the fields of all words of the batch, page by page."""
         tokens, _ = self.encoder(batch["words"], batch["image"])
         return self.field_head(tokens[first_pieces(batch["words"])])
 
     def features(self, batch: Batch) -> dict[str, Float[Tensor, "batch width"]]:
-        """The start mark after it has read words and picture, and the mean of the patches of the picture alone."""
+        """The start mark after it has read words and image, and the mean of the patches of the image alone."""
         tokens, _ = self.encoder(batch["words"], batch["image"])
-        return {"page": tokens[:, 0], "image": self.encoder.see(batch["image"])[:, 1:].mean(1)}
+        return {"page": tokens[:, 0], "image": self.encoder.encode_image(batch["image"])[:, 1:].mean(1)}
 
 
 @dataclass(frozen=True)
-class Recipe(Optimisation):
-    batch_size: Count = 32
-    learning_rate: NotNegative = 2e-3
+class Recipe(OptimizerConfig):
+    batch_size: PositiveInt = 32
+    learning_rate: NonNegativeFloat = 2e-3
     encoder: PageEncoderConfig = PageEncoderConfig()
     tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
     """What gives patches their codes; trained first, then frozen."""
-    vocabulary: Count = 2048
+    vocab_size: PositiveInt = 2048
     """Entries of the byte-level BPE tokenizer."""
-    hidden_words: Share = 0.3
+    mlm_probability: UnitInterval = 0.3
     """Share of a page's words that are hidden."""
-    span: Positive = 3.0
+    mean_span_length: PositiveFloat = 3.0
     """Mean length of a hidden span, in words (Poisson)."""
-    hidden_patches: Share = 0.4
+    image_mask_ratio: UnitInterval = 0.4
     """Share of a page's patches that are hidden."""
-    image_modelling: bool = True
+    use_mim: bool = True
     """Whether the codes of hidden patches are predicted; without, there is no image tokenizer and patches stay in
     sight."""
-    alignment: bool = True
+    use_wpa: bool = True
     """Whether every word in sight tells if its patch is in sight; needs hidden patches."""
-    segment_boxes: bool = True
+    segment_level_layout: bool = True
     """Whether a word stands in the box of its whole segment, as with an OCR engine's lines, or in its own."""
-    longest_window: Count = 64
+    max_words: PositiveInt = 64
     """Words in a row that training takes of a page."""
-    tokenizer_share: Share = 0.1
+    tokenizer_fraction: UnitInterval = 0.1
     """Share of the budget that trains the image tokenizer."""
-    fine_tuning: Share = 0.4
+    finetune_fraction: UnitInterval = 0.4
     """Share of the budget that learns the corpus's fields with all weights; 0 pre-trains only."""
 
     def __post_init__(self) -> None:
-        if self.alignment and not self.image_modelling:
-            raise UserError("--alignment asks for hidden patches, and there are none with --no-image-modelling.")
-        if self.image_modelling and self.fine_tuning < 1 < self.tokenizer_share + self.fine_tuning:
-            raise UserError("--tokenizer-share and --fine-tuning are shares of the budget, together at most 1.")
+        if self.use_wpa and not self.use_mim:
+            raise UserError("--use-wpa asks for hidden patches, and there are none with --no-use-mim.")
+        if self.use_mim and self.finetune_fraction < 1 < self.tokenizer_fraction + self.finetune_fraction:
+            raise UserError(
+                "--tokenizer-fraction and --finetune-fraction are shares of the budget, together at most 1."
+            )
 
     def stages(self) -> tuple[Stage, ...]:
-        codes = self.tokenizer_share if self.image_modelling and self.fine_tuning < 1 else 0.0
-        body = ("encoder.*", "word_head.*", "patch_head.*", "alignment_head.*")
+        codes = self.tokenizer_fraction if self.use_mim and self.finetune_fraction < 1 else 0.0
+        body = ("encoder.*", "mlm_head.*", "patch_head.*", "alignment_head.*")
         stages = (
-            Stage("image tokenizer", codes, ("tokenizer.*",), learning_rate=3.0, training_batch=self.picture_batch),
-            Stage("pre-training", 1 - codes - self.fine_tuning, body),
-            Stage("fine-tuning", self.fine_tuning, ("encoder.*", "field_head.*"), training_batch=self.tagged_batch),
+            Stage("image tokenizer", codes, ("tokenizer.*",), lr_scale=3.0, training_batch=self.image_batch),
+            Stage("pre-training", 1 - codes - self.finetune_fraction, body),
+            Stage(
+                "fine-tuning",
+                self.finetune_fraction,
+                ("encoder.*", "field_head.*"),
+                training_batch=self.token_classification_batch,
+            ),
         )
-        return tuple(stage for stage in stages if stage.share > 0)
+        return tuple(stage for stage in stages if stage.fraction > 0)
 
     def processor(self, corpus: Corpus) -> PageProcessor:
-        return PageProcessor.fit(corpus, self._learn_words, self.encoder.size, self.segment_boxes)
+        return PageProcessor.fit(corpus, self._learn_words, self.encoder.image_size, self.segment_level_layout)
 
     def _learn_words(self, texts: Iterable[str]) -> Tokenizer:
-        return TextTokenizer.train(texts, self.vocabulary, self.encoder.context)
+        return TextTokenizer.train(texts, self.vocab_size, self.encoder.context_length)
 
     def load_processor(self, directory: Path) -> PageProcessor:
-        return PageProcessor.load(directory, self.encoder.context)
+        return PageProcessor.load(directory, self.encoder.context_length)
 
     def build(self, processor: PageProcessor) -> LayoutLMv3:
-        return LayoutLMv3(self, processor.words.tokenizer.vocabulary, len(processor.words.fields))
+        return LayoutLMv3(self, processor.words.tokenizer.vocab_size, len(processor.words.fields))
 
-    def picture_batch(self, examples: list[Example], processor: PageProcessor, draws: Draws) -> Batch:
-        """Pictures alone."""
+    def image_batch(self, examples: list[Example], processor: PageProcessor, example_rng: ExampleRNG) -> Batch:
+        """Images alone."""
         return processor(image=[example["image"] for example in examples])
 
-    def training_batch(self, examples: list[Example], processor: PageProcessor, draws: Draws) -> Batch:
-        """A window of every page's words, the picture, and what is hidden of both."""
-        batch = self._windows(examples, processor, draws)[1]
+    def training_batch(self, examples: list[Example], processor: PageProcessor, example_rng: ExampleRNG) -> Batch:
+        """A window of every page's words, the image, and what is hidden of both."""
+        batch = self._windows(examples, processor, example_rng)[1]
         of_word = batch["words"].word
-        spans = hidden_spans((of_word.max(1).values + 1).tolist(), self.hidden_words, draws, self.span)
+        spans = mask_spans(
+            (of_word.max(1).values + 1).tolist(), self.mlm_probability, example_rng, self.mean_span_length
+        )
         hidden = F.pad(spans, (0, 1)).gather(1, of_word % (spans.shape[1] + 1))  # marks look at the padding
-        patches = hidden_blocks(self.encoder.grid, self.hidden_patches * self.image_modelling, draws)
-        return batch | {"hidden_words": hidden, "hidden_patches": patches}
+        patches = mask_blocks(self.encoder.grid, self.image_mask_ratio * self.use_mim, example_rng)
+        return batch | {"masked_words": hidden, "masked_patches": patches}
 
-    def tagged_batch(self, examples: list[Example], processor: PageProcessor, draws: Draws) -> Batch:
-        """A window of every page's words with their fields, and the picture."""
-        pages, batch = self._windows(examples, processor, draws)
+    def token_classification_batch(
+        self, examples: list[Example], processor: PageProcessor, example_rng: ExampleRNG
+    ) -> Batch:
+        """A window of every page's words with their fields, and the image."""
+        pages, batch = self._windows(examples, processor, example_rng)
         return batch | {"fields": processor.words.field_numbers(pages, batch["words"])}
 
     def _windows(
-        self, examples: list[Example], processor: PageProcessor, draws: Draws
+        self, examples: list[Example], processor: PageProcessor, example_rng: ExampleRNG
     ) -> tuple[list[list[Word]], Batch]:
-        pages = random_windows([example["words"] for example in examples], self.longest_window, draws)
+        pages = random_windows([example["words"] for example in examples], self.max_words, example_rng)
         return pages, processor(words=pages, image=[example["image"] for example in examples])
 
     @classmethod
     def paper(cls) -> Recipe:
         """LayoutLMv3-base on IIT-CDIP (section 3.1, released model configuration)."""
         return cls(
-            encoder=PageEncoderConfig(context=512, size=224, width=768, depth=12, heads=12),
-            tokenizer=ImageTokenizerConfig(codes=8192, dim=32, width=256),
-            vocabulary=50_265,
-            longest_window=512,
+            encoder=PageEncoderConfig(context_length=512, image_size=224, width=768, depth=12, num_heads=12),
+            tokenizer=ImageTokenizerConfig(codebook_size=8192, codebook_dim=32, width=256),
+            vocab_size=50_265,
+            max_words=512,
             batch_size=2048,
             learning_rate=1e-4,
             weight_decay=1e-2,
             betas=(0.9, 0.98),
-            warmup=0.048,
+            warmup_ratio=0.048,
         )
 
 
 _base = Recipe()
 claim = Claim(
     sentence="Naming hidden patches and aligning words with patches makes better pages than hiding words alone.",
-    baseline=dataclasses.replace(_base, image_modelling=False, alignment=False),
+    baseline=dataclasses.replace(_base, use_mim=False, use_wpa=False),
     treatment=_base,
     corpus="documents",
     budget=Budget(steps=500),
     seeds=3,
     metrics=(
-        "test/fields/F1",
+        "test/fields/entity_f1",
         "test/fields/word_accuracy",
         "test/linear_probe_kind/page/accuracy",
         "test/linear_probe_kind/image/accuracy",
     ),
-    paper_figures="FUNSD F1 after 150,000 steps: 89.4 with words alone, 89.2 with patches, 89.8 with alignment",
+    paper_results="FUNSD F1 after 150,000 steps: 89.4 with words alone, 89.2 with patches, 89.8 with alignment",
 )

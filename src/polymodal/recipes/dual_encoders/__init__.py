@@ -1,4 +1,4 @@
-"""Two towers and a loss between them: pictures and texts meet only in the embedding space."""
+"""Two towers and a loss between them: images and texts meet only in the embedding space."""
 
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
 

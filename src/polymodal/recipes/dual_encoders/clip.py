@@ -1,4 +1,4 @@
-"""CLIP: a picture and its caption are each other's only match among all of the batch.
+"""CLIP: an image and its caption are each other's only match among all of the batch.
 
 Both towers are trained from scratch with a symmetric cross-entropy over the cosine similarities of all pairs of the
 batch, with a learned temperature (figure 3 of the paper; temperature and clipping in section 2.5).
@@ -27,7 +27,7 @@ paper = Paper(
 
 
 class CLIP(DualEncoder):
-    def compare(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def contrastive_losses(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
         """contrastive: symmetric InfoNCE of the pairs."""
         return {"contrastive": info_nce(vectors["image"], vectors["text"], self.scale)}
 
@@ -35,18 +35,20 @@ class CLIP(DualEncoder):
 @dataclass(frozen=True)
 class Recipe(DualEncoderRecipe):
     def build(self, processor: ImageTextProcessor) -> CLIP:
-        return CLIP(self, processor.tokenizer.vocabulary)
+        return CLIP(self, processor.tokenizer.vocab_size)
 
     @classmethod
     def paper(cls) -> Recipe:
         """ViT-B/32 (tables 18 to 20 of the paper)."""
         return cls(
-            image=ImageEncoderConfig(size=224, patch=32, width=768, depth=12, heads=12, pooling="class"),
-            text=TextEncoderConfig(49408, context=77, width=512, depth=12, heads=8, causal=True, pooling="end"),
-            dim=512,
+            image=ImageEncoderConfig(image_size=224, patch_size=32, width=768, depth=12, num_heads=12, pool_type="cls"),
+            text=TextEncoderConfig(
+                49408, context_length=77, width=512, depth=12, num_heads=8, causal=True, pool_type="eos"
+            ),
+            embed_dim=512,
             word_dropout=0.0,
             batch_size=32768,
             learning_rate=5e-4,
             weight_decay=0.2,
-            warmup=2000 / 390_000,
+            warmup_ratio=2000 / 390_000,
         )

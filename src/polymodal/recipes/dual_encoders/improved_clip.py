@@ -1,9 +1,9 @@
 """Improved CLIP: strong augmentation in both modalities, label smoothing and a projector of their own.
 
 The paper ("CLIP-rocket") asks whether gains of CLIP with an added non-contrastive loss come from the loss or from the
-recipe. Beside the plain pair there are K strongly augmented views of picture and caption, compared only with each other
+recipe. Beside the plain pair there are K strongly augmented views of image and caption, compared only with each other
 through a separate projector: L = (L_plain + K L_strong) / (1 + K). The four added losses that it studies are the option
-`addition`; with `strong_views=0` the recipe is CLIP.
+`ssl_loss`; with `num_strong_views=0` the recipe is CLIP.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 from polymodal.data.image_text import ImageTextProcessor
-from polymodal.draws import Draws
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
-from polymodal.layers.processes import all_rows
+from polymodal.layers.distributed import all_gather_with_grad
+from polymodal.layers.ema_teacher import EMATeacher
 from polymodal.layers.projector import projector
-from polymodal.layers.teacher import Teacher
 from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, may_flip
 from polymodal.modalities.text_augmentation import TextAugmentation, augment_text
 from polymodal.objectives.contrastive import info_nce
-from polymodal.objectives.non_contrastive import assignment_loss, barlow_twins, prediction_loss, sinkhorn
-from polymodal.ranges import Count, NotNegative, Share, Whole
+from polymodal.objectives.non_contrastive import barlow_twins, negative_cosine_similarity, sinkhorn, swav_loss
 from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, DualEncoder, DualEncoderRecipe
+from polymodal.rng import ExampleRNG
 from polymodal.types import Batch, Budget, Claim, Example, Paper
 
 paper = Paper(
@@ -42,8 +42,8 @@ paper = Paper(
     modalities=("image", "text"),
 )
 
-Addition = Literal["none", "siamlip", "byolip", "barlip", "swalip"]
-"""SimSiam, BYOL, Barlow Twins and SwAV with picture and caption as the two views."""
+SSLLoss = Literal["none", "siamlip", "byolip", "barlip", "swalip"]
+"""SimSiam, BYOL, Barlow Twins and SwAV with image and caption as the two views."""
 
 
 class ImprovedCLIP(DualEncoder):
@@ -51,23 +51,25 @@ class ImprovedCLIP(DualEncoder):
         super().__init__(recipe, vocabulary)
         self.recipe = recipe
         widths = {"image": recipe.image.width, "text": recipe.text.width}
-        if recipe.strong_views and recipe.separate_projectors:
-            hidden = recipe.projector_hidden
-            self.strong = nn.ModuleDict({m: projector([w, hidden, hidden, recipe.dim]) for m, w in widths.items()})
+        if recipe.num_strong_views and recipe.separate_projectors:
+            hidden = recipe.projector_hidden_dim
+            self.strong = nn.ModuleDict(
+                {m: projector([w, hidden, hidden, recipe.embed_dim]) for m, w in widths.items()}
+            )
             self.log_strong_scale = nn.Parameter(torch.tensor(1 / 0.1).log())
-        if recipe.addition in ("siamlip", "byolip", "barlip"):
-            hidden, out, barlow = recipe.addition_hidden, recipe.addition_dim, recipe.addition == "barlip"
+        if recipe.ssl_loss in ("siamlip", "byolip", "barlip"):
+            hidden, out, barlow = recipe.ssl_hidden_dim, recipe.ssl_output_dim, recipe.ssl_loss == "barlip"
             self.added = nn.ModuleDict(
                 {m: projector([w, hidden, hidden, out], last_norm=barlow) for m, w in widths.items()}
             )
             if not barlow:
                 self.predictor = nn.ModuleDict({m: projector([out, out // 2, out]) for m in widths})
-        if recipe.addition == "byolip":
-            self.teacher = Teacher(self._students(), recipe.momentum)
+        if recipe.ssl_loss == "byolip":
+            self.teacher = EMATeacher(self._students(), recipe.ema_momentum)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """contrastive: plain and strong pairs; and the added loss, if any, with its weight."""
-        images, texts, views = batch["image"], batch["text"], 1 + self.recipe.strong_views
+        images, texts, views = batch["image"], batch["text"], 1 + self.recipe.num_strong_views
         features = {"image": self.image_encoder.pooled(images), "text": self.text_encoder.pooled(texts)}
         plain = {name: feature.chunk(views)[0] for name, feature in features.items()}
         strong = {name: feature.chunk(views)[1:] for name, feature in features.items()}
@@ -75,17 +77,17 @@ class ImprovedCLIP(DualEncoder):
         text = F.normalize(self.text_projection(plain["text"]), dim=-1)
         contrastive = info_nce(image, text, self.scale)
         if views > 1:
-            pictures = [self._strong("image", feature) for feature in strong["image"]]
+            strong_images = [self._strong("image", feature) for feature in strong["image"]]
             captions = [self._strong("text", feature) for feature in strong["text"]]
-            pairs = list(itertools.product(pictures, captions))
+            pairs = list(itertools.product(strong_images, captions))
             smoothing = self.recipe.label_smoothing
             local = torch.stack([info_nce(a, b, self._strong_scale, smoothing) for a, b in pairs]).mean()
             contrastive = (contrastive + (views - 1) * local) / views
         losses = {"contrastive": contrastive}
-        if self.recipe.addition == "swalip":
-            losses["swalip"] = self.recipe.addition_weight * self._swapped_assignments(pictures, captions)
-        elif self.recipe.addition != "none":
-            losses[self.recipe.addition] = self.recipe.addition_weight * self._added_loss(features, batch, views)
+        if self.recipe.ssl_loss == "swalip":
+            losses["swalip"] = self.recipe.ssl_loss_weight * self._swapped_assignments(strong_images, captions)
+        elif self.recipe.ssl_loss != "none":
+            losses[self.recipe.ssl_loss] = self.recipe.ssl_loss_weight * self._ssl_loss(features, batch, views)
         return losses
 
     def _strong(self, modality: str, feature: Tensor) -> Float[Tensor, "batch dim"]:
@@ -98,20 +100,20 @@ class ImprovedCLIP(DualEncoder):
         own = self.recipe.separate_projectors
         return self.log_strong_scale.exp().clamp(max=LARGEST_SCALE) if own else self.scale
 
-    def _added_loss(self, features: dict[str, Tensor], batch: Batch, views: int) -> Tensor:
+    def _ssl_loss(self, features: dict[str, Tensor], batch: Batch, views: int) -> Tensor:
         """The mean over the plain pair and all pairs of strong views."""
         images, texts = (self.added[name](features[name]).chunk(views) for name in ("image", "text"))
         pairs = [(0, 0), *itertools.product(range(1, views), repeat=2)]
-        if self.recipe.addition == "barlip":
+        if self.recipe.ssl_loss == "barlip":
             return 0.025 * torch.stack([barlow_twins(images[i], texts[j]) for i, j in pairs]).mean()
         image_targets, text_targets = images, texts
-        if self.recipe.addition == "byolip":
+        if self.recipe.ssl_loss == "byolip":
             image_targets, text_targets = self._teacher_targets(batch, views)
         predict_text, predict_image = self.predictor["image"], self.predictor["text"]
         terms = [
             (
-                prediction_loss(predict_text(images[i]), text_targets[j])
-                + prediction_loss(predict_image(texts[j]), image_targets[i])
+                negative_cosine_similarity(predict_text(images[i]), text_targets[j])
+                + negative_cosine_similarity(predict_image(texts[j]), image_targets[i])
             )
             / 2
             for i, j in pairs
@@ -125,7 +127,7 @@ class ImprovedCLIP(DualEncoder):
     def _teacher_targets(self, batch: Batch, views: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The teacher looks at the same views; it moves here, once a training step."""
         if self.training:
-            self.teacher.follow(self._students())
+            self.teacher.update(self._students())
         image_encoder, text_encoder, image_projector, text_projector = self.teacher
         assert isinstance(image_encoder, Encoder)
         assert isinstance(text_encoder, Encoder)
@@ -133,88 +135,90 @@ class ImprovedCLIP(DualEncoder):
         text = text_projector(text_encoder.pooled(batch["text"]))
         return image.chunk(views), text.chunk(views)
 
-    def _swapped_assignments(self, pictures: list[Tensor], captions: list[Tensor]) -> Tensor:
+    def _swapped_assignments(self, images: list[Tensor], captions: list[Tensor]) -> Tensor:
         """Each pair of views predicts the balanced assignment of the other views of the same examples.
 
         An assignment is balanced over the whole batch, so that every process looks at all of it.
         """
-        pictures, captions = ([all_rows(view) for view in views] for views in (pictures, captions))
-        count, terms = len(pictures), []
+        images, captions = ([all_gather_with_grad(view) for view in views] for views in (images, captions))
+        count, terms = len(images), []
         for i, j in itertools.product(range(count), repeat=2):
-            target = (pictures[count - 1 - i] @ captions[count - 1 - j].T).detach()
-            logits = self._strong_scale * pictures[i] @ captions[j].T
-            terms.append(assignment_loss(logits, sinkhorn(target)) + assignment_loss(logits.T, sinkhorn(target.T)))
+            target = (images[count - 1 - i] @ captions[count - 1 - j].T).detach()
+            logits = self._strong_scale * images[i] @ captions[j].T
+            terms.append(swav_loss(logits, sinkhorn(target)) + swav_loss(logits.T, sinkhorn(target.T)))
         return torch.stack(terms).mean()
 
 
 @dataclass(frozen=True)
 class Recipe(DualEncoderRecipe):
-    strong_views: Whole = 2
-    """K: strongly augmented views of each picture and caption; 0 is plain CLIP."""
+    num_strong_views: NonNegativeInt = 2
+    """K: strongly augmented views of each image and caption; 0 is plain CLIP."""
     strong_augmentation: ImageAugmentation = STRONG
     text_augmentation: TextAugmentation = TextAugmentation()
-    label_smoothing: Share = 0.1
+    label_smoothing: UnitInterval = 0.1
     """Share of the target spread over the batch, in the loss of the strong views only."""
     separate_projectors: bool = True
     """Whether strong views have a projector and a temperature of their own."""
-    projector_hidden: Count = 512
+    projector_hidden_dim: PositiveInt = 512
     """Hidden width of that projector (4096 in the paper)."""
-    addition: Addition = "none"
+    ssl_loss: SSLLoss = "none"
     """A non-contrastive loss beside the contrastive one."""
-    addition_weight: NotNegative = 1.0
+    ssl_loss_weight: NonNegativeFloat = 1.0
     """Its weight (0.2 for swalip in the paper, 1 for the others)."""
-    addition_hidden: Count = 512
+    ssl_hidden_dim: PositiveInt = 512
     """Hidden width of its projector (2048; 3000 for barlip)."""
-    addition_dim: Count = 128
+    ssl_output_dim: PositiveInt = 128
     """Its output dimensions (128; 8192 for barlip)."""
-    momentum: Share = 0.99
+    ema_momentum: UnitInterval = 0.99
     """Decay of byolip's teacher."""
 
     def __post_init__(self) -> None:
-        if self.addition == "swalip" and (self.label_smoothing or self.strong_views < 2):
-            raise UserError("swalip needs --label-smoothing 0 and at least two --strong-views.")
+        if self.ssl_loss == "swalip" and (self.label_smoothing or self.num_strong_views < 2):
+            raise UserError("swalip needs --label-smoothing 0 and at least two --num-strong-views.")
 
     def build(self, processor: ImageTextProcessor) -> ImprovedCLIP:
-        return ImprovedCLIP(self, processor.tokenizer.vocabulary)
+        return ImprovedCLIP(self, processor.tokenizer.vocab_size)
 
-    def unaugmented(self) -> tuple[str, ...]:
-        return super().unaugmented() if not self.strong_views else ()
+    def cacheable_encoders(self) -> tuple[str, ...]:
+        return super().cacheable_encoders() if not self.num_strong_views else ()
 
-    def training_batch(self, examples: list[Example], processor: ImageTextProcessor, draws: Draws) -> Batch:
+    def training_batch(self, examples: list[Example], processor: ImageTextProcessor, example_rng: ExampleRNG) -> Batch:
         """The plain view and caption of each example first, then K strong ones, one after the other along the batch."""
         pixels = processor.pixels([example["image"] for example in examples])
-        each = list(zip(examples, draws.generators, strict=True))
+        each = list(zip(examples, example_rng.generators, strict=True))
         flip = may_flip([example["text"] for example in examples])
-        views = [augment(pixels, self.augmentation, draws, flip)]
-        texts = self.drawn_captions(examples, processor, draws)
-        for _ in range(self.strong_views):
-            views.append(augment(pixels, self.strong_augmentation, draws, flip))
-            texts += [augment_text(processor.draw(e["text"], rng), self.text_augmentation, rng) for e, rng in each]
-        return {"image": processor.normalise(torch.cat(views)), "text": processor.tokenizer(texts)}
+        views = [augment(pixels, self.augmentation, example_rng, flip)]
+        texts = self.sample_captions(examples, processor, example_rng)
+        for _ in range(self.num_strong_views):
+            views.append(augment(pixels, self.strong_augmentation, example_rng, flip))
+            texts += [
+                augment_text(processor.sample_caption(e["text"], rng), self.text_augmentation, rng) for e, rng in each
+            ]
+        return {"image": processor.normalize(torch.cat(views)), "text": processor.tokenizer(texts)}
 
     @classmethod
     def paper(cls) -> Recipe:
         """ViT-B/16 on CC12M (released code)."""
         return cls(
-            image=ImageEncoderConfig(size=224, patch=16, width=768, depth=12, heads=12, pooling="class"),
+            image=ImageEncoderConfig(image_size=224, patch_size=16, width=768, depth=12, num_heads=12, pool_type="cls"),
             text=TextEncoderConfig(
-                49408, context=77, width=512, depth=12, heads=8, causal=True, pooling="end", dropout=0.05
+                49408, context_length=77, width=512, depth=12, num_heads=8, causal=True, pool_type="eos", dropout=0.05
             ),
-            dim=256,
+            embed_dim=256,
             batch_size=4096,
             learning_rate=3e-3,
-            projector_hidden=4096,
-            addition_hidden=2048,
+            projector_hidden_dim=4096,
+            ssl_hidden_dim=2048,
         )
 
 
 claim = Claim(
     sentence="Strong augmentation, label smoothing and a projector of its own make CLIP better; added losses hardly.",
-    baseline=Recipe(strong_views=0),
+    baseline=Recipe(num_strong_views=0),
     treatment=Recipe(),
     further={
-        "baseline + siamlip": Recipe(strong_views=0, addition="siamlip"),
-        "treatment + siamlip": Recipe(addition="siamlip"),
+        "baseline + siamlip": Recipe(num_strong_views=0, ssl_loss="siamlip"),
+        "treatment + siamlip": Recipe(ssl_loss="siamlip"),
     },
     corpus="emoji",
     budget=Budget(steps=2000),
@@ -222,9 +226,9 @@ claim = Claim(
     metrics=(
         "test/text_to_image/R@10",
         "test/text_to_image/MRR",
-        "test/zero_shot_by_name/top-1",
+        "test/zero_shot/concept/top-1",
         "test_twitter/text_to_image/R@10",
-        "test_twitter/zero_shot_by_name/top-1",
+        "test_twitter/zero_shot/concept/top-1",
     ),
-    paper_figures="up to 25 % relative in zero-shot accuracy; the advantage of added losses vanishes with the recipe",
+    paper_results="up to 25 % relative in zero-shot accuracy; the advantage of added losses vanishes with the recipe",
 )

@@ -1,4 +1,4 @@
-"""SPARC: each word is contrasted with the patches it belongs to, inside its own picture-caption pair.
+"""SPARC: each word is contrasted with the patches it belongs to, inside its own image-caption pair.
 
 Beside CLIP's global loss, every caption token groups the patches that are most similar to it (sparse weights, section
 2.2: min-max over patches, threshold 1/P, linear normalisation) and must recognise its group among the groups of the
@@ -16,12 +16,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from polymodal.constraints import NonNegativeFloat
 from polymodal.data.image_text import ImageTextProcessor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.objectives.contrastive import info_nce
-from polymodal.ranges import NotNegative
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
 from polymodal.types import Batch, Budget, Claim, Paper
 
@@ -81,60 +81,60 @@ class SPARC(DualEncoder):
         super().__init__(recipe, vocabulary)
         self.recipe = recipe
 
-    def represent(self, batch: Batch) -> dict[str, Tensor]:
-        """The vectors of pictures and captions, and each pair's own local loss."""
+    def encode(self, batch: Batch) -> dict[str, Tensor]:
+        """The vectors of images and captions, and each pair's own local loss."""
         patches, image = self.image_encoder(batch["image"])
         packed, packing, text = self.text_encoder(batch["text"])
-        represented = {
+        encoded = {
             "image": F.normalize(self.image_projection(image), dim=-1),
             "text": F.normalize(self.text_projection(text), dim=-1),
         }
         if self.recipe.local_weight:
             tokens = packing.pad(self.text_projection(packed))
-            represented["local"] = local_loss(
-                tokens, self.image_projection(patches), batch["text"].words, self.scale, self.recipe.grouping
+            encoded["local"] = local_loss(
+                tokens, self.image_projection(patches), batch["text"].content_mask, self.scale, self.recipe.grouping
             )
-        return represented
+        return encoded
 
-    def compare(self, represented: dict[str, Tensor]) -> dict[str, Tensor]:
+    def contrastive_losses(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
         """global: InfoNCE of the pairs; local: tokens against patches in each pair. Both with their weights."""
-        losses = {"global": self.recipe.global_weight * info_nce(represented["image"], represented["text"], self.scale)}
-        if "local" in represented:
-            losses["local"] = self.recipe.local_weight * represented["local"].mean()
+        losses = {"global": self.recipe.global_weight * info_nce(encoded["image"], encoded["text"], self.scale)}
+        if "local" in encoded:
+            losses["local"] = self.recipe.local_weight * encoded["local"].mean()
         return losses
 
 
 @dataclass(frozen=True)
 class Recipe(DualEncoderRecipe):
-    global_weight: NotNegative = 0.5
+    global_weight: NonNegativeFloat = 0.5
     """Weight of the global loss (section 2.3)."""
-    local_weight: NotNegative = 0.5
+    local_weight: NonNegativeFloat = 0.5
     """Weight of the local loss; swept over 0.5, 1, 5 and 10 in the paper; 0 is CLIP."""
     grouping: Grouping = "sparse"
     """How tokens group patches: the paper's way, or one of its ablations (section 4.6)."""
 
     def build(self, processor: ImageTextProcessor) -> SPARC:
-        return SPARC(self, processor.tokenizer.vocabulary)
+        return SPARC(self, processor.tokenizer.vocab_size)
 
     @classmethod
     def paper(cls) -> Recipe:
         """ViT-B/16 (section 4.1 and appendix D)."""
         return cls(
-            image=ImageEncoderConfig(size=224, patch=16, width=768, depth=12, heads=12),
-            text=TextEncoderConfig(32000, context=57, width=768, depth=12, heads=12),
-            dim=512,
+            image=ImageEncoderConfig(image_size=224, patch_size=16, width=768, depth=12, num_heads=12),
+            text=TextEncoderConfig(32000, context_length=57, width=768, depth=12, num_heads=12),
+            embed_dim=512,
             word_dropout=0.0,
             batch_size=16348,
             learning_rate=9e-4,
             weight_decay=0.1,
-            warmup=2500 / 200_000,
+            warmup_ratio=2500 / 200_000,
         )
 
 
 _towers = Recipe(
-    image=ImageEncoderConfig(size=96, patch=12, depth=1),
-    text=TextEncoderConfig(depth=1, context=48),  # the local loss needs tokens that know their context
-    augmentation=ImageAugmentation(crop=(0.9, 1.0), flip=0.5),
+    image=ImageEncoderConfig(image_size=96, patch_size=12, depth=1),
+    text=TextEncoderConfig(depth=1, context_length=48),  # the local loss needs tokens that know their context
+    augmentation=ImageAugmentation(scale=(0.9, 1.0), hflip_prob=0.5),
     word_dropout=0.0,
     batch_size=64,
     learning_rate=2e-3,
@@ -152,11 +152,11 @@ claim = Claim(
     seeds=5,
     metrics=(
         "test/segmentation/mIoU",
-        "test/pointing/accuracy",
-        "test/word_to_region/R@1",
+        "test/pointing_game/accuracy",
+        "test/phrase_grounding/R@1",
         "test/text_to_image/R@1",
         "test_twitter/segmentation/mIoU",
         "test_twitter/text_to_image/R@1",
     ),
-    paper_figures="zero-shot segmentation mIoU on Pascal VOC 27.4 against 23.0 of CLIP (ViT-B/16)",
+    paper_results="zero-shot segmentation mIoU on Pascal VOC 27.4 against 23.0 of CLIP (ViT-B/16)",
 )

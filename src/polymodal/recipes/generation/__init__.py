@@ -1,1 +1,1 @@
-"""Pictures from noise, under a condition."""
+"""Images from noise, under a condition."""

@@ -1,1 +1,1 @@
-"""Where in the picture is it: methods that answer with boxes."""
+"""Where in the image is it: methods that answer with boxes."""

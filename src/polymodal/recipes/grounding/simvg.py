@@ -1,7 +1,7 @@
-"""SimVG: the encoder itself fuses picture and words, with a token for the object that is meant; a head reads its box.
+"""SimVG: the encoder itself fuses image and words, with a token for the object that is meant; a head reads its box.
 
 Patches, words and one object token go through one transformer, which has learned from captions before. Two branches
-then find boxes: a decoder whose queries are made of the words, and a perceptron on the object token alone, which is
+then find boxes: a decoder whose queries are made of the words, and an MLP on the object token alone, which is
 fast. They learn together; the surer the decoder is of boxes that are right, the more the token learns from it and the
 less from the truth (dynamic weight-balance distillation, section 3.3).
 """
@@ -21,25 +21,25 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.constraints import DecayRate, NonNegativeFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.instructions import one_of
-from polymodal.data.masking import hidden_spans
+from polymodal.data.instructions import choice
+from polymodal.data.masking import mask_spans
 from polymodal.data.referring import Referred, ReferringProcessor
-from polymodal.draws import Draws
 from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.errors import UserError
-from polymodal.layers.detection import BoxHead, QueryDecoder, keep_signal
+from polymodal.layers.detection import BoxHead, DETRDecoder, kaiming_init_
+from polymodal.layers.distributed import all_gather
+from polymodal.layers.mlm_head import MlmHead
 from polymodal.layers.positions import sine_positions, sine_positions_2d
-from polymodal.layers.processes import gather
-from polymodal.layers.word_head import WordHead
-from polymodal.modalities.boxes import BoxSets, intersection_over_union, to_corners
+from polymodal.modalities.boxes import PaddedBoxes, cxcywh_to_xyxy, intersection_over_union
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import TextTokenizer, Tokenizer, Tokens
 from polymodal.objectives.contrastive import info_nce
-from polymodal.objectives.detection import OBJECT, detection_loss, match
-from polymodal.objectives.masked import mean_cross_entropy
-from polymodal.ranges import BelowOne, Count, NotNegative, Share
-from polymodal.training.optimiser import Optimisation
+from polymodal.objectives.detection import OBJECT, detection_loss, hungarian_match
+from polymodal.objectives.masked_cross_entropy import masked_cross_entropy
+from polymodal.rng import ExampleRNG
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
 paper = Paper(
@@ -50,36 +50,38 @@ paper = Paper(
     modalities=("image", "text", "boxes"),
 )
 
-Found = tuple[Float[Tensor, "*shape 2"], Float[Tensor, "*shape 4"]]  # logits of object and none; centre, width, height
+DetectedBoxes = tuple[
+    Float[Tensor, "*shape 2"], Float[Tensor, "*shape 4"]
+]  # logits of object and none; centre, width, height
 
 
 @torch.no_grad()
-def taught(
-    logits: Float[Tensor, "batch queries 2"], boxes: Float[Tensor, "batch queries 4"], targets: BoxSets
-) -> tuple[BoxSets, Float[Tensor, ""]]:
+def distillation_targets(
+    logits: Float[Tensor, "batch queries 2"], boxes: Float[Tensor, "batch queries 4"], targets: PaddedBoxes
+) -> tuple[PaddedBoxes, Float[Tensor, ""]]:
     """The teacher's own boxes for the objects that there are, and how good they are: from 0 to 1 (section 3.3).
 
     How good: the mean over all objects of the batch that have a query of its score times the IoU of its box; 0 without
     any.
     """
-    example, query, target = match(logits, boxes, targets)
+    example, query, target = hungarian_match(logits, boxes, targets)
     own = boxes[example, query]
-    overlap, _ = intersection_over_union(to_corners(own), to_corners(targets.boxes[example, target]))
+    overlap, _ = intersection_over_union(cxcywh_to_xyxy(own), cxcywh_to_xyxy(targets.boxes[example, target]))
     good = overlap * logits.softmax(-1)[example, query, OBJECT]
     counts = torch.bincount(example, minlength=len(targets))
     taken = torch.zeros_like(targets.boxes)
     taken[example, torch.arange(len(example), device=example.device) - (counts.cumsum(0) - counts)[example]] = own
-    total, pairs = gather(torch.stack([good.sum(), good.new_tensor(float(len(good)))])[None]).sum(0)
-    return BoxSets(taken, counts), total / pairs.clamp(min=1)
+    total, pairs = all_gather(torch.stack([good.sum(), good.new_tensor(float(len(good)))])[None]).sum(0)
+    return PaddedBoxes(taken, counts), total / pairs.clamp(min=1)
 
 
 class TextGuidedQueries(nn.Module):
     """Learned queries that read the words, plus the largest value of each channel over them (section 3.2)."""
 
-    def __init__(self, dim: int, queries: int, heads: int, dropout: float = 0.1):
+    def __init__(self, dim: int, num_queries: int, num_heads: int, dropout: float = 0.1):
         super().__init__()
-        self.learned = nn.Parameter(0.02 * torch.randn(queries, dim))
-        self.decoder = QueryDecoder(dim, 2, heads, 2 * dim, dropout)
+        self.learned = nn.Parameter(0.02 * torch.randn(num_queries, dim))
+        self.decoder = DETRDecoder(dim, 2, num_heads, 2 * dim, dropout)
 
     def forward(
         self, words: Float[Tensor, "batch length dim"], mask: Bool[Tensor, "batch length"]
@@ -98,41 +100,41 @@ class SimVG(nn.Module):
 
     def __init__(self, recipe: Recipe, vocabulary: int):
         super().__init__()
-        width, dim = recipe.encoder.width, recipe.dim
+        width, dim = recipe.encoder.width, recipe.embed_dim
         self.recipe = recipe
-        self.queries = recipe.queries
+        self.num_queries = recipe.num_queries
         self.encoder = recipe.encoder.build(vocabulary)
-        self.word_head = WordHead(width, vocabulary)
+        self.mlm_head = MlmHead(width, vocabulary)
         self.image_projection = nn.Linear(width, dim, bias=False)
         self.text_projection = nn.Linear(width, dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.memory, self.words, self.object = (nn.Linear(width, dim) for _ in range(3))
-        heads, hidden, dropout = recipe.decoder_heads, recipe.decoder_hidden, recipe.dropout
-        self.guided = TextGuidedQueries(dim, recipe.queries, heads, dropout)
-        self.decoder = QueryDecoder(dim, recipe.decoder_depth, heads, hidden, dropout)
+        heads, hidden, dropout = recipe.decoder_attention_heads, recipe.decoder_ffn_dim, recipe.dropout
+        self.guided = TextGuidedQueries(dim, recipe.num_queries, heads, dropout)
+        self.decoder = DETRDecoder(dim, recipe.decoder_layers, heads, hidden, dropout)
         self.decoder_head = BoxHead(dim)
         self.token = nn.Sequential(nn.Linear(dim, dim), nn.ReLU())
-        keep_signal(self.token)
+        kaiming_init_(self.token)
         self.token_head = BoxHead(dim)
         self.register_buffer("places", sine_positions_2d(recipe.encoder.grid, dim, 2 * math.pi), persistent=False)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Of captions, whose words are hidden in part, or of the boxes that expressions mean."""
-        if "hidden" in batch:
-            return self._caption_losses(batch["image"], batch["text"], batch["asked"], batch["hidden"])
-        targets, distillation = batch["expressions"], self.recipe.distillation
+        if "masked_tokens" in batch:
+            return self._caption_losses(batch["image"], batch["text"], batch["mlm_targets"], batch["masked_tokens"])
+        targets, distillation = batch["expressions"], self.recipe.distill_type
         o, memory = self.fused(batch["image"], batch["text"])
         found, box = self.token_head(self.token(o))
         truth = 2 * detection_loss(found, box, targets)
         if distillation == "none":
-            return {"token": truth}
+            return {"token_branch": truth}
         logits, boxes = self.decoder_head(self.decoder(o, memory, self.places))
-        teacher, quality = taught(logits[-1], boxes[-1], targets)
+        teacher, quality = distillation_targets(logits[-1], boxes[-1], targets)
         weight = quality if distillation == "dynamic" else 0.5
         layers = zip(logits, boxes, strict=True)
         return {
-            "decoder": torch.stack([detection_loss(*layer, targets=targets) for layer in layers]).sum(),
-            "token": (1 - weight) * truth,
+            "decoder_branch": torch.stack([detection_loss(*layer, targets=targets) for layer in layers]).sum(),
+            "token_branch": (1 - weight) * truth,
             "distillation": weight * detection_loss(found, box, teacher),
         }
 
@@ -143,16 +145,16 @@ class SimVG(nn.Module):
         token, patches, words = self.encoder(image, text, self.recipe.fusion == "encoder")
         return self.object(token)[:, None] + self.guided(self.words(words), text.mask), self.memory(patches)
 
-    def locate(
+    def predict_boxes(
         self, batch: Batch
     ) -> dict[str, tuple[Float[Tensor, "batch queries 4"], Float[Tensor, "batch queries"]]]:
         """Corners, and the probability that they are of an object, by both branches."""
         o, memory = self.fused(batch["image"], batch["text"])
-        found: dict[str, Found] = {"token": self.token_head(self.token(o))}
-        if self.recipe.distillation != "none":
+        found: dict[str, DetectedBoxes] = {"token": self.token_head(self.token(o))}
+        if self.recipe.distill_type != "none":
             found["decoder"] = self.decoder_head(self.decoder(o, memory, self.places)[-1])
         return {
-            branch: (to_corners(boxes).clamp(0, 1), logits.softmax(-1)[..., OBJECT])
+            branch: (cxcywh_to_xyxy(boxes).clamp(0, 1), logits.softmax(-1)[..., OBJECT])
             for branch, (logits, boxes) in found.items()
         }
 
@@ -160,8 +162,8 @@ class SimVG(nn.Module):
         self,
         image: Float[Tensor, "batch 3 size size"],
         text: Tokens,
-        asked: Bool[Tensor, "batch length"],
-        hidden: Bool[Tensor, "batch length"],
+        mlm_targets: Bool[Tensor, "batch length"],
+        masked_tokens: Bool[Tensor, "batch length"],
     ) -> dict[str, Tensor]:
         """Whose caption is it, told without fusion; and what are the words asked for, told with it where there is any.
 
@@ -171,139 +173,151 @@ class SimVG(nn.Module):
         mean = Padded(read, text.lengths).mean()
         seen = self.image_projection(patches.mean(1))  # of patches, so that each of them tells what it shows
         pair = (F.normalize(seen, dim=-1), F.normalize(self.text_projection(mean), dim=-1))
-        _, _, fused = self.encoder(image, text, self.recipe.fusion == "encoder", hidden)
-        named = self.word_head(fused[asked], self.encoder.word.weight)
+        _, _, fused = self.encoder(image, text, self.recipe.fusion == "encoder", masked_tokens)
+        named = self.mlm_head(fused[mlm_targets], self.encoder.word.weight)
         return {
-            "contrastive": info_nce(*pair, self.log_scale.exp().clamp(max=100.0)),
-            "words": mean_cross_entropy(named, text.ids[asked]),
+            "itc": info_nce(*pair, self.log_scale.exp().clamp(max=100.0)),
+            "mlm": masked_cross_entropy(named, text.ids[mlm_targets]),
         }
 
 
 @dataclass(frozen=True)
-class Recipe(Optimisation):
-    batch_size: Count = 64
-    weight_decay: NotNegative = 0.0
+class Recipe(OptimizerConfig):
+    batch_size: PositiveInt = 64
+    weight_decay: NonNegativeFloat = 0.0
     encoder: MultiwayEncoderConfig = MultiwayEncoderConfig()
-    dim: Count = 64
+    embed_dim: PositiveInt = 64
     """Channels of the branches; a multiple of 4."""
-    queries: Count = 1
+    num_queries: PositiveInt = 1
     """Boxes an expression may have: 1 for a single object, more for several or none (generalised grounding)."""
-    decoder_depth: Count = 3
+    decoder_layers: PositiveInt = 3
     """Blocks of the decoder branch."""
-    decoder_heads: Count = 4
+    decoder_attention_heads: PositiveInt = 4
     """Attention heads of the branches."""
-    decoder_hidden: Count = 128
-    """Channels of the perceptrons of the decoder branch."""
-    dropout: BelowOne = 0.0
+    decoder_ffn_dim: PositiveInt = 128
+    """Channels of the MLPs of the decoder branch."""
+    dropout: DecayRate = 0.0
     """Of the branches."""
     fusion: Literal["encoder", "head"] = "encoder"
-    """Where picture and words meet: in all blocks of the encoder, or only in the queries and the decoder."""
-    distillation: Literal["dynamic", "fixed", "none"] = "dynamic"
+    """Where image and words meet: in all blocks of the encoder, or only in the queries and the decoder."""
+    distill_type: Literal["dynamic", "fixed", "none"] = "dynamic"
     """What the token branch learns from: the truth and the decoder, weighted by the decoder's quality or half and half;
     or the truth alone, without a decoder."""
-    hidden_words: Share = 0.5
+    mlm_probability: UnitInterval = 0.5
     """Share of a caption's words that are asked for (BEiT-3, section 2.2)."""
-    shown_words: Share = 0.2
+    keep_prob: UnitInterval = 0.2
     """Share of the words asked for that stay in sight, or what is read of such would be left to chance (BERT)."""
-    contrastive: NotNegative = 0.1
+    itc_weight: NonNegativeFloat = 0.1
     """Weight of telling whose caption it is, beside naming hidden words."""
-    captions: Share = 0.4
+    caption_fraction: UnitInterval = 0.4
     """Share of the budget that learns from captions."""
-    encoder_rate: NotNegative = 1.0
-    """Factor of the encoder's learning rate after captions; 0.1 in the paper, which begins with a published encoder."""
-    decoder_first: Share = 0.0
+    encoder_lr_scale: NonNegativeFloat = 1.0
+    """Factor of the encoder's learning rate after captions; 0.1 in the paper, whose encoder is pretrained."""
+    decoder_warmup_fraction: UnitInterval = 0.0
     """Share of the budget that trains the decoder branch alone, before both learn (two-stage variant)."""
 
     def __post_init__(self) -> None:
-        if self.distillation == "none" and self.decoder_first:
-            raise UserError("--decoder-first asks for a decoder, and there is none with --distillation none.")
-        if self.captions + self.decoder_first > 1:
-            raise UserError("--captions and --decoder-first are shares of the budget, together at most 1.")
+        if self.distill_type == "none" and self.decoder_warmup_fraction:
+            raise UserError("--decoder-warmup-fraction asks for a decoder, and there is none with --distill-type none.")
+        if self.caption_fraction + self.decoder_warmup_fraction > 1:
+            raise UserError(
+                "--caption-fraction and --decoder-warmup-fraction are shares of the budget, together at most 1."
+            )
 
     def stages(self) -> tuple[Stage, ...]:
-        alone, slower = {"token": 0.0, "distillation": 0.0}, {"encoder.*": self.encoder_rate}
+        alone, slower = {"token_branch": 0.0, "distillation": 0.0}, {"encoder.*": self.encoder_lr_scale}
         stages = (
             Stage(
                 "captions",
-                self.captions,
-                loss_weights={"contrastive": self.contrastive},
+                self.caption_fraction,
+                loss_weights={"itc": self.itc_weight},
                 training_batch=self.caption_batch,
             ),
-            Stage("decoder", self.decoder_first, loss_weights=alone, learning_rates=slower),
-            Stage("grounding", 1 - self.captions - self.decoder_first, learning_rates=slower),
+            Stage("decoder", self.decoder_warmup_fraction, loss_weights=alone, lr_scales=slower),
+            Stage("grounding", 1 - self.caption_fraction - self.decoder_warmup_fraction, lr_scales=slower),
         )
-        return tuple(stage for stage in stages if stage.share > 0)
+        return tuple(stage for stage in stages if stage.fraction > 0)
 
     def processor(self, corpus: Corpus) -> ReferringProcessor:
-        return ReferringProcessor.fit(corpus, self.encoder.size, self._learn_words)
+        return ReferringProcessor.fit(corpus, self.encoder.image_size, self._learn_words)
 
     def _learn_words(self, texts: Iterable[str]) -> Tokenizer:
-        return TextTokenizer.train(texts, self.encoder.vocabulary, self.encoder.context)
+        return TextTokenizer.train(texts, self.encoder.vocab_size, self.encoder.context_length)
 
     def load_processor(self, directory: Path) -> ReferringProcessor:
-        return ReferringProcessor.load(directory, TextTokenizer.load(directory, self.encoder.context))
+        return ReferringProcessor.load(directory, TextTokenizer.load(directory, self.encoder.context_length))
 
     def build(self, processor: ReferringProcessor) -> SimVG:
-        return SimVG(self, processor.text.tokenizer.vocabulary)
+        return SimVG(self, processor.text.tokenizer.vocab_size)
 
-    def caption_batch(self, examples: list[Example], processor: ReferringProcessor, draws: Draws) -> Batch:
-        """Pictures, captions, which tokens are asked for, and which of them are hidden."""
-        captions = [processor.text.draw(e["text"], rng) for e, rng in zip(examples, draws.generators, strict=True)]
+    def caption_batch(self, examples: list[Example], processor: ReferringProcessor, example_rng: ExampleRNG) -> Batch:
+        """Images, captions, which tokens are asked for, and which of them are hidden."""
+        captions = [
+            processor.text.sample_caption(e["text"], rng)
+            for e, rng in zip(examples, example_rng.generators, strict=True)
+        ]
         batch = processor(image=[example["image"] for example in examples], text=captions)
         lengths = (batch["text"].lengths - 2).tolist()
-        asked = hidden_spans(lengths, self.hidden_words, draws, mean_span=1.0)
-        shown = np.stack([rng.random(asked.shape[1]) for rng in draws.generators]) < self.shown_words
+        asked = mask_spans(lengths, self.mlm_probability, example_rng, mean_span=1.0)
+        shown = np.stack([rng.random(asked.shape[1]) for rng in example_rng.generators]) < self.keep_prob
         hidden = asked & ~torch.from_numpy(shown)
-        return batch | {"asked": F.pad(asked, (1, 1)), "hidden": F.pad(hidden, (1, 1))}
+        return batch | {"mlm_targets": F.pad(asked, (1, 1)), "masked_tokens": F.pad(hidden, (1, 1))}
 
-    def training_batch(self, examples: list[Example], processor: ReferringProcessor, draws: Draws) -> Batch:
-        """Pictures, an expression about each, and the boxes that it means."""
-        chosen = [self._drawn(e["expressions"], rng) for e, rng in zip(examples, draws.generators, strict=True)]
-        pictures, texts = [example["image"] for example in examples], [one.text for one in chosen]
-        return processor(image=pictures, text=texts, expressions=[one.boxes for one in chosen])
+    def training_batch(self, examples: list[Example], processor: ReferringProcessor, example_rng: ExampleRNG) -> Batch:
+        """Images, an expression about each, and the boxes that it means."""
+        chosen = [self._drawn(e["expressions"], rng) for e, rng in zip(examples, example_rng.generators, strict=True)]
+        images, texts = [example["image"] for example in examples], [one.text for one in chosen]
+        return processor(image=images, text=texts, expressions=[one.boxes for one in chosen])
 
     def _drawn(self, expressions: list[Referred], rng: np.random.Generator) -> Referred:
         """Of a single object where only one can be found."""
-        fitting = [one for one in expressions if self.queries > 1 or len(one.boxes) == 1] or expressions
-        return one_of(fitting, rng)
+        fitting = [one for one in expressions if self.num_queries > 1 or len(one.boxes) == 1] or expressions
+        return choice(fitting, rng)
 
     @classmethod
     def paper(cls) -> Recipe:
         """ViT-B/32 on the RefCOCO family (released configuration); Adam's amsgrad and the steps down are left out."""
         return cls(
             encoder=MultiwayEncoderConfig(
-                size=640, patch=32, vocabulary=64_010, context=20, width=768, depth=12, heads=12, drop_path=0.1
+                image_size=640,
+                patch_size=32,
+                vocab_size=64_010,
+                context_length=20,
+                width=768,
+                depth=12,
+                num_heads=12,
+                drop_path_rate=0.1,
             ),
-            dim=256,
-            encoder_rate=0.1,
-            decoder_heads=8,
-            decoder_hidden=2048,
+            embed_dim=256,
+            encoder_lr_scale=0.1,
+            decoder_attention_heads=8,
+            decoder_ffn_dim=2048,
             dropout=0.1,
             batch_size=32,
             learning_rate=5e-4,
             betas=(0.9, 0.98),
-            warmup=0.1,
-            clip_norm=0.15,
+            warmup_ratio=0.1,
+            max_grad_norm=0.15,
         )
 
 
 _base = Recipe()
 claim = Claim(
-    sentence="Fusing picture and words in the encoder finds what is meant better than fusing them in the head.",
+    sentence="Fusing image and words in the encoder finds what is meant better than fusing them in the head.",
     baseline=dataclasses.replace(_base, fusion="head"),
     treatment=_base,
-    further={"token branch alone": dataclasses.replace(_base, distillation="none")},
+    further={"token branch alone": dataclasses.replace(_base, distill_type="none")},
     corpus="referring",
     budget=Budget(steps=3000),
     seeds=3,
     metrics=(
-        "test/expressions/token/accuracy",
-        "test/expressions/decoder/accuracy",
-        "test/expressions/token/mean_IoU",
-        "test/expressions/token/gain_by_picture",
-        "test/expressions/decoder/gain_by_picture",
-        *(f"test/expressions/token/{count}_clauses/accuracy" for count in (1, 2, 3, 4)),
-        "test_twitter/expressions/token/accuracy",
+        "test/referring/token/acc@0.5",
+        "test/referring/decoder/acc@0.5",
+        "test/referring/token/mean_IoU",
+        "test/referring/token/image_gain",
+        "test/referring/decoder/image_gain",
+        *(f"test/referring/token/{count}_clauses/acc@0.5" for count in (1, 2, 3, 4)),
+        "test_twitter/referring/token/acc@0.5",
     ),
-    paper_figures="RefCOCO val 90.5 % with the decoder branch of ViT-L/32; token branch after distillation 93.0",
+    paper_results="RefCOCO val 90.5 % with the decoder branch of ViT-L/32; token branch after distillation 93.0",
 )

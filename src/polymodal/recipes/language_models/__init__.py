@@ -1,1 +1,1 @@
-"""Multimodal language models: pictures among the words of a decoder."""
+"""Multimodal language models: images among the words of a decoder."""

@@ -16,11 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.constraints import DecayRate, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.history import HistoryProcessor
-from polymodal.draws import Draws
-from polymodal.ranges import BelowOne, Count, NotNegative, Positive, Share, Whole
-from polymodal.training.optimiser import Optimisation
+from polymodal.rng import ExampleRNG
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Budget, Claim, Example, Paper
 
 paper = Paper(
@@ -41,7 +41,7 @@ def gated_attention(queries: Latents, values: Latents) -> Latents:
     return (torch.tanh(queries @ values.transpose(1, 2)) * gate) @ values
 
 
-def prototype_agreement(a: Latents, b: Latents) -> Float[Tensor, ""]:
+def prototype_mutual_information(a: Latents, b: Latents) -> Float[Tensor, ""]:
     """Jensen-Shannon bound of mutual information, negated: alike at the same prototype, unlike at others (eq. 21)."""
     similarity = a @ b.transpose(1, 2)
     own = similarity.diagonal(dim1=1, dim2=2)
@@ -52,7 +52,7 @@ def prototype_agreement(a: Latents, b: Latents) -> Float[Tensor, ""]:
     return (negative + positive).mean()
 
 
-def divergence(log_variance: Latents) -> Float[Tensor, ""]:
+def kl_divergence(log_variance: Latents) -> Float[Tensor, ""]:
     """KL to the prior, summed over prototypes and dimensions; means have unit length, so only variances count."""
     return -0.5 * (1 + log_variance - log_variance.exp()).sum((1, 2)).mean()
 
@@ -63,9 +63,9 @@ class Side(nn.Module):
     def __init__(self, recipe: Recipe, count: int):
         super().__init__()
         self.recipe = recipe
-        self.embedding = nn.Parameter(torch.empty(count, recipe.dim))
-        self.prototypes = nn.Parameter(torch.empty(recipe.prototypes, recipe.dim))
-        self.encoder = nn.Linear(count, 2 * recipe.dim)
+        self.embedding = nn.Parameter(torch.empty(count, recipe.embed_dim))
+        self.prototypes = nn.Parameter(torch.empty(recipe.num_prototypes, recipe.embed_dim))
+        self.encoder = nn.Linear(count, 2 * recipe.embed_dim)
         for weight in (self.embedding, self.prototypes, self.encoder.weight):
             nn.init.xavier_normal_(weight)
         nn.init.normal_(self.encoder.bias, std=0.01)
@@ -81,13 +81,13 @@ class Side(nn.Module):
         """A latent of unit length for each prototype, and the logarithm of its variance relative to the prior's."""
         parts = F.normalize(chosen[:, None, :] * assignment.T, dim=-1)
         smooth = parts.flatten(0, 1).T
-        for _ in range(self.recipe.layers if graph is not None else 0):
+        for _ in range(self.recipe.num_gcn_layers if graph is not None else 0):
             smooth = torch.sparse.mm(graph, smooth)
         parts = F.dropout((smooth.T.view_as(parts) + parts) / 2, self.recipe.dropout, self.training)
         mean, negated = self.encoder(parts).chunk(2, dim=-1)
         mean, log_variance = F.normalize(mean, dim=-1), -negated
         if self.training:
-            spread = self.recipe.noise * (log_variance / 2).exp()
+            spread = self.recipe.prior_std * (log_variance / 2).exp()
             mean = F.normalize(mean + torch.randn_like(mean) * spread, dim=-1)
         return mean, log_variance
 
@@ -112,12 +112,12 @@ class DGVAE(nn.Module):
         self.recipe = recipe
         self.vocabulary, words = processor.words()
         self.items = Side(recipe, len(processor.catalogue))
-        self.words = Side(recipe, len(self.vocabulary)) if recipe.words else None
+        self.words = Side(recipe, len(self.vocabulary)) if recipe.use_text else None
         self.register_buffer("item_words", words, persistent=False)
-        text, facts = processor.text_neighbours(recipe.neighbours), processor.fact_neighbours(recipe.neighbours)
+        text, facts = processor.text_neighbors(recipe.knn_k), processor.fact_neighbors(recipe.knn_k)
         weights = [
-            torch.full((edges.shape[1],), share / recipe.neighbours)
-            for edges, share in ((text, recipe.text_share), (facts, 1 - recipe.text_share))
+            torch.full((edges.shape[1],), share / recipe.knn_k)
+            for edges, share in ((text, recipe.text_graph_weight), (facts, 1 - recipe.text_graph_weight))
         ]
         self.register_buffer("edges", torch.cat([text, facts], dim=1), persistent=False)
         self.register_buffer("edge_weights", torch.cat(weights), persistent=False)
@@ -126,7 +126,7 @@ class DGVAE(nn.Module):
     @property
     def graph(self) -> Tensor | None:
         """Target x source, sparse: what an item takes of those that have it among their neighbours."""
-        if not self.recipe.graph:
+        if not self.recipe.use_item_graph:
             return None
         count = len(self.items.embedding)
         return torch.sparse_coo_tensor(self.edges.flip(0), self.edge_weights, (count, count), check_invariants=False)
@@ -156,21 +156,21 @@ class DGVAE(nn.Module):
             "read": read,
             "item_variance": variance,
             "word_variance": word_variance,
-            "agreement": prototype_agreement(items_by_words, words_by_items),
+            "agreement": prototype_mutual_information(items_by_words, words_by_items),
         }
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """items and words: negative log-likelihood and divergence; agreement of the sides, each with its weight."""
+        """item_nll, text_nll: negative log-likelihood and KL divergence; mutual_information; each with its weight."""
         recipe, chosen = self.recipe, batch["history"]
-        annealed = self.updates.clamp(max=recipe.anneal) / max(recipe.anneal, 1) * recipe.divergence_weight
+        annealed = self.updates.clamp(max=recipe.kl_anneal_steps) / max(recipe.kl_anneal_steps, 1) * recipe.kl_weight
         if self.training:
             self.updates += 1
         seen = self(chosen)
-        losses = {"items": self._likelihood(seen["items"], chosen) + annealed * divergence(seen["item_variance"])}
+        losses = {"item_nll": self._likelihood(seen["items"], chosen) + annealed * kl_divergence(seen["item_variance"])}
         if self.words is not None:
             words = self._likelihood(seen["words"], seen["read"])
-            losses["words"] = recipe.words_weight * (words + annealed * divergence(seen["word_variance"]))
-            losses["agreement"] = recipe.agreement_weight * seen["agreement"]
+            losses["text_nll"] = recipe.text_weight * (words + annealed * kl_divergence(seen["word_variance"]))
+            losses["mutual_information"] = recipe.mi_weight * seen["agreement"]
         return losses
 
     @staticmethod
@@ -197,42 +197,42 @@ class DGVAE(nn.Module):
 
 
 @dataclass(frozen=True)
-class Recipe(Optimisation):
-    batch_size: Count = 128
+class Recipe(OptimizerConfig):
+    batch_size: PositiveInt = 128
     """Histories in a step."""
-    learning_rate: NotNegative = 3e-3
+    learning_rate: NonNegativeFloat = 3e-3
     """Peak learning rate."""
-    weight_decay: NotNegative = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """None, as in the released code."""
-    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """Decay rates of AdamW's two moments."""
-    dim: Count = 64
+    embed_dim: PositiveInt = 64
     """Dimensions of embeddings and latents."""
-    prototypes: Count = 4
+    num_prototypes: PositiveInt = 4
     """Interests that a person is divided into (released code)."""
-    temperature: Positive = 0.1
+    temperature: PositiveFloat = 0.1
     """Of assignments and of the decoders."""
-    noise: NotNegative = 0.075
+    prior_std: NonNegativeFloat = 0.075
     """Standard deviation of the prior, which the latents are drawn with in training."""
-    dropout: BelowOne = 0.5
+    dropout: DecayRate = 0.5
     """Share of the encoder's inputs that are dropped."""
-    graph: bool = True
+    use_item_graph: bool = True
     """Whether histories are smoothed over the graph of similar items."""
-    layers: Whole = 2
+    num_gcn_layers: NonNegativeInt = 2
     """Steps of smoothing."""
-    neighbours: Whole = 10
+    knn_k: NonNegativeInt = 10
     """Of an item in the graph, itself among them."""
-    text_share: Share = 0.96
-    """Weight of the graph by words; the rest is that by facts, which stands where the paper has pictures."""
-    words: bool = True
+    text_graph_weight: UnitInterval = 0.96
+    """Weight of the graph by words; the rest is that by facts, which stands where the paper has images."""
+    use_text: bool = True
     """Whether there is a second side of words."""
-    words_weight: NotNegative = 0.2
+    text_weight: NonNegativeFloat = 0.2
     """Weight of that side's likelihood and divergence."""
-    agreement_weight: NotNegative = 0.2
+    mi_weight: NonNegativeFloat = 0.2
     """Weight of the mutual information between the two sides."""
-    divergence_weight: NotNegative = 0.2
+    kl_weight: NonNegativeFloat = 0.2
     """Weight of the divergence in the end (both sides)."""
-    anneal: Whole = 100
+    kl_anneal_steps: NonNegativeInt = 100
     """Updates over which that weight rises from 0."""
 
     def processor(self, corpus: Corpus) -> HistoryProcessor:
@@ -244,25 +244,25 @@ class Recipe(Optimisation):
     def build(self, processor: HistoryProcessor) -> DGVAE:
         return DGVAE(self, processor)
 
-    def training_batch(self, examples: list[Example], processor: HistoryProcessor, draws: Draws) -> Batch:
+    def training_batch(self, examples: list[Example], processor: HistoryProcessor, example_rng: ExampleRNG) -> Batch:
         """Whole histories, which are input and target."""
         return processor(history=[example["history"] for example in examples])
 
     @classmethod
     def paper(cls) -> Recipe:
         """Amazon Baby (released run-baby.sh)."""
-        return cls(batch_size=512, learning_rate=1e-3, prototypes=3, agreement_weight=0.4, anneal=4000)
+        return cls(batch_size=512, learning_rate=1e-3, num_prototypes=3, mi_weight=0.4, kl_anneal_steps=4000)
 
 
 claim = Claim(
     sentence="Words and a graph of similar items make better recommendations than what was chosen alone.",
-    baseline=Recipe(graph=False, words=False),
+    baseline=Recipe(use_item_graph=False, use_text=False),
     treatment=Recipe(),
     further={
-        "without the graph": Recipe(graph=False),
-        "without words": Recipe(words=False),
-        "without agreement": Recipe(agreement_weight=0.0),
-        "one prototype": Recipe(prototypes=1, graph=False, words=False),
+        "without the graph": Recipe(use_item_graph=False),
+        "without words": Recipe(use_text=False),
+        "without agreement": Recipe(mi_weight=0.0),
+        "one prototype": Recipe(num_prototypes=1, use_item_graph=False, use_text=False),
     },
     corpus="viewers",
     budget=Budget(steps=200),
@@ -276,5 +276,5 @@ claim = Claim(
         "test/most_popular/NDCG@20",
         "items/prototypes_and_labels/mutual_information",
     ),
-    paper_figures="Recall@20 on Amazon Baby .1009 against .0703 of MacridVAE (items alone) and .0579 of Multi-VAE",
+    paper_results="Recall@20 on Amazon Baby .1009 against .0703 of MacridVAE (items alone) and .0579 of Multi-VAE",
 )

@@ -1,1 +1,1 @@
-"""Pictures beside measurements: tables, molecules, cells, medicine, astronomy."""
+"""Images beside measurements: tables, molecules, cells, medicine, astronomy."""

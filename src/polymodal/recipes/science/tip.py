@@ -1,8 +1,8 @@
-"""TIP: pictures and table rows that need not be complete; a missing cell is a token that nobody reads.
+"""TIP: images and table rows that need not be complete; a missing cell is a token that nobody reads.
 
 The table encoder puts one learned token where a value is missing and hides it from all other tokens by a mask with an
-open diagonal, so that the token itself can be filled in from what is there. Three losses: pictures and rows are
-contrasted, matched with hard negatives, and hidden cells are reconstructed from the picture and the visible cells. The
+open diagonal, so that the token itself can be filled in from what is there. Three losses: images and rows are
+contrasted, matched with hard negatives, and hidden cells are reconstructed from the image and the visible cells. The
 same token stands for cells that are hidden in training and cells that are really missing (section 3 of the paper).
 """
 
@@ -20,23 +20,23 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.constraints import NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import TableColumn
 from polymodal.data.image_table import ImageTableProcessor
-from polymodal.draws import Draws
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.image import ImageEncoderConfig
-from polymodal.encoders.table import CellTokens, TableEncoderConfig
-from polymodal.layers.fusion import FusionTransformer
+from polymodal.encoders.table import FeatureTokenizer, TableEncoderConfig
+from polymodal.layers.fusion import CrossAttentionTransformer
 from polymodal.layers.projector import projector
 from polymodal.layers.transformer import Packing, Transformer
 from polymodal.modalities.image_augmentation import ImageAugmentation, augment
-from polymodal.modalities.table import TableRows, replaced, some_columns
+from polymodal.modalities.table import TableRows, replace_cells, sample_columns
 from polymodal.objectives.contrastive import info_nce
-from polymodal.objectives.masked import mean_cross_entropy
-from polymodal.objectives.matching import hard_negatives, matching_loss
-from polymodal.ranges import Count, Positive, Share, Whole
-from polymodal.training.optimiser import Optimisation
+from polymodal.objectives.itm import itm_loss, sample_hard_negatives
+from polymodal.objectives.masked_cross_entropy import masked_cross_entropy
+from polymodal.rng import ExampleRNG
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
 paper = Paper(
@@ -53,17 +53,17 @@ class IncompleteTableEncoder(Encoder):
 
     def __init__(self, config: TableEncoderConfig, numeric: int, categories: Sequence[int]):
         super().__init__()
-        self.cells = CellTokens(config.width, numeric, categories)
+        self.feature_tokenizer = FeatureTokenizer(config.width, numeric, categories)
         self.class_token = nn.Parameter(config.width**-0.5 * torch.randn(config.width))
-        self.norm_before = nn.LayerNorm(config.width)
-        self.transformer = Transformer(config.width, config.depth, config.heads)
+        self.norm_pre = nn.LayerNorm(config.width)
+        self.transformer = Transformer(config.width, config.depth, config.num_heads)
 
     def forward(self, rows: TableRows) -> tuple[Float[Tensor, "batch columns width"], Float[Tensor, "batch width"]]:
-        x = torch.cat([self.class_token.expand(len(rows), 1, -1), self.cells(rows)], dim=1)
+        x = torch.cat([self.class_token.expand(len(rows), 1, -1), self.feature_tokenizer(rows)], dim=1)
         hidden = F.pad(rows.missing, (1, 0))[:, None, :] & ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         bias = torch.zeros(hidden.shape, device=x.device).masked_fill(hidden, -math.inf)[:, None]
         packing = dataclasses.replace(Packing.of(x.new_ones(x.shape[:2], dtype=torch.bool)), bias=bias)
-        x = self.transformer(self.norm_before(x).flatten(0, 1), packing).view_as(x)
+        x = self.transformer(self.norm_pre(x).flatten(0, 1), packing).view_as(x)
         return x[:, 1:], x[:, 0]
 
 
@@ -72,21 +72,21 @@ def reconstruction_loss(
     categories: Float[Tensor, "batch categorical values"],
     rows: TableRows,
     starts: Sequence[int],
-    hidden: Bool[Tensor, "batch columns"],
+    masked: Bool[Tensor, "batch columns"],
 ) -> Float[Tensor, ""]:
     """Half the mean squared error of hidden numbers and half the mean cross-entropy of hidden categories.
 
     categories: logits of the values of all columns together, of which column c's begin at starts[c]. rows: what the
     cells really hold; those without a value do not count. Without a hidden cell, the loss is 0.
     """
-    wanted_numbers, wanted_categories = (hidden & ~rows.missing).split([numbers.shape[1], len(starts)], dim=1)
+    wanted_numbers, wanted_categories = (masked & ~rows.missing).split([numbers.shape[1], len(starts)], dim=1)
     error = (numbers - rows.numbers.nan_to_num(0.0)).square()[wanted_numbers].sum() / wanted_numbers.sum().clamp(min=1)
-    codes = rows.categories + torch.tensor(starts, dtype=torch.long, device=hidden.device)
-    return (error + mean_cross_entropy(categories[wanted_categories], codes[wanted_categories])) / 2
+    codes = rows.categories + torch.tensor(starts, dtype=torch.long, device=masked.device)
+    return (error + masked_cross_entropy(categories[wanted_categories], codes[wanted_categories])) / 2
 
 
 class TIP(nn.Module):
-    """An image tower, a table tower for incomplete rows, and a fusion in which cells read the picture."""
+    """An image tower, a table tower for incomplete rows, and a fusion in which cells read the image."""
 
     modes: Tensor
 
@@ -97,10 +97,10 @@ class TIP(nn.Module):
         self.levels = table.levels
         self.image_encoder = recipe.image.build()
         self.table_encoder = IncompleteTableEncoder(recipe.table, len(table.numeric), self.levels)
-        self.image_projection = projector([recipe.image.width, recipe.image.width, recipe.dim])
-        self.table_projection = projector([width, width, recipe.dim])
+        self.image_projection = projector([recipe.image.width, recipe.image.width, recipe.embed_dim])
+        self.table_projection = projector([width, width, recipe.embed_dim])
         self.to_fusion = nn.Sequential(nn.Linear(recipe.image.width, width), nn.LayerNorm(width))
-        self.fusion = FusionTransformer(width, recipe.fusion_depth, recipe.table.heads)
+        self.fusion = CrossAttentionTransformer(width, recipe.fusion_depth, recipe.table.num_heads)
         self.matching = nn.Linear(width, 2)
         self.number = nn.Linear(width, 1)
         self.category = nn.Linear(width, max(sum(self.levels), 1))  # a table may have numbers only
@@ -111,7 +111,7 @@ class TIP(nn.Module):
         """Where each category column's values begin among those of all columns."""
         return [sum(self.levels[:column]) for column in range(len(self.levels))]
 
-    def see(self, image: Float[Tensor, "batch 3 size size"]) -> tuple[Tensor, Tensor]:
+    def encode_image(self, image: Float[Tensor, "batch 3 size size"]) -> tuple[Tensor, Tensor]:
         """Patches as the fusion reads them, and the pooled vector."""
         patches, pooled = self.image_encoder(image)
         return self.to_fusion(patches), pooled
@@ -119,27 +119,30 @@ class TIP(nn.Module):
     def fuse(
         self, rows: TableRows, patches: Float[Tensor, "batch patches width"]
     ) -> Float[Tensor, "batch cells width"]:
-        """The class token and one token a cell, after they have read the picture."""
+        """The class token and one token a cell, after they have read the image."""
         cells, pooled = self.table_encoder(rows)
         return self.fusion(torch.cat([pooled[:, None], cells], dim=1), patches)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """A third each: contrast, matching, reconstruction."""
-        patches, pooled = self.see(batch["image"])
+        patches, pooled = self.encode_image(batch["image"])
         cells, row = self.table_encoder(self.given(batch["corrupted"]))
         image, table = self._project(pooled, row)
         similarity = image @ table.T / self.recipe.temperature
-        losses = {"contrast": info_nce(image, table, similarity.new_tensor(1 / self.recipe.temperature))}
-        other_row, other_image = hard_negatives(similarity.detach()), hard_negatives(similarity.detach().T)
+        losses = {"itc": info_nce(image, table, similarity.new_tensor(1 / self.recipe.temperature))}
+        other_row, other_image = (
+            sample_hard_negatives(similarity.detach()),
+            sample_hard_negatives(similarity.detach().T),
+        )
         tokens = torch.cat([row[:, None], cells], dim=1)
         fused = self.fusion(
             torch.cat([tokens, tokens[other_row], tokens]), torch.cat([patches, patches, patches[other_image]])
         )
-        losses["matching"] = matching_loss(self.matching(fused[:, 0]), matching=len(tokens))
-        if self.recipe.reconstruction:
-            filled = self.fuse(batch["table"].hide(batch["hidden"]), patches)
+        losses["itm"] = itm_loss(self.matching(fused[:, 0]), num_positives=len(tokens))
+        if self.recipe.use_mtr:
+            filled = self.fuse(batch["table"].mask(batch["masked_cells"]), patches)
             guesses = self._cells(filled)
-            losses["reconstruction"] = reconstruction_loss(*guesses, batch["table"], self.starts, batch["hidden"])
+            losses["mtr"] = reconstruction_loss(*guesses, batch["table"], self.starts, batch["masked_cells"])
         return {name: loss / len(losses) for name, loss in losses.items()}
 
     def _project(self, image: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,20 +154,20 @@ class TIP(nn.Module):
 
     def given(self, rows: TableRows) -> TableRows:
         """Rows to use: what is missing is left to the token, or filled with the column's mean or mode."""
-        if self.recipe.missing == "token":
+        if self.recipe.missing_strategy == "token":
             return rows
         usual = TableRows(torch.zeros_like(rows.numbers), self.modes.expand_as(rows.categories))
-        return replaced(rows, rows.missing, usual)
+        return replace_cells(rows, rows.missing, usual)
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
-        """The pooled picture, the row's class token before it has read the picture, and after."""
-        patches, pooled = self.see(batch["image"])
+        """The pooled image, the row's class token before it has read the image, and after."""
+        patches, pooled = self.encode_image(batch["image"])
         rows = self.given(batch["table"])
         return {"image": pooled, "table": self.table_encoder(rows)[1], "joint": self.fuse(rows, patches)[:, 0]}
 
-    def fill_cells(self, batch: Batch) -> tuple[Float[Tensor, "batch numeric"], list[Float[Tensor, "batch values"]]]:
+    def impute(self, batch: Batch) -> tuple[Float[Tensor, "batch numeric"], list[Float[Tensor, "batch values"]]]:
         """What each cell may hold: numbers, and logits of each category column's own values."""
-        fused = self.fuse(self.given(batch["table"]), self.see(batch["image"])[0])
+        fused = self.fuse(self.given(batch["table"]), self.encode_image(batch["image"])[0])
         numbers, categories = self._cells(fused)
         own = zip(self.starts, self.levels, strict=True)
         return numbers, [categories[:, column, a : a + n] for column, (a, n) in enumerate(own)]
@@ -200,38 +203,40 @@ class TIPClassifier(TIP):
 
 
 @dataclass(frozen=True)
-class Recipe(Optimisation):
-    image: ImageEncoderConfig = ImageEncoderConfig(size=48)
+class Recipe(OptimizerConfig):
+    image: ImageEncoderConfig = ImageEncoderConfig(image_size=48)
     table: TableEncoderConfig = TableEncoderConfig()
-    fusion_depth: Whole = 2
-    """Blocks in which cells read the picture."""
-    dim: Count = 64
-    """Dimensions in which pictures and rows are contrasted."""
-    temperature: Positive = 0.1
+    fusion_depth: NonNegativeInt = 2
+    """Blocks in which cells read the image."""
+    embed_dim: PositiveInt = 64
+    """Dimensions in which images and rows are contrasted."""
+    temperature: PositiveFloat = 0.1
     """Of the contrast; fixed (section 4.1)."""
-    corruption: Share = 0.3
+    corruption_rate: UnitInterval = 0.3
     """Share of a row's cells that are drawn anew for contrast and matching (SCARF)."""
-    hidden: Share = 0.5
+    mask_ratio: UnitInterval = 0.5
     """Share of a row's cells that are hidden and reconstructed."""
-    reconstruction: bool = True
+    use_mtr: bool = True
     """Whether hidden cells are reconstructed; without, only contrast and matching remain."""
-    missing: Literal["token", "mean"] = "token"
+    missing_strategy: Literal["token", "mean"] = "token"
     """What stands for a missing cell in use: the token that nobody reads, or the column's mean or mode."""
-    fine_tuning: Share = 0.3
+    finetune_fraction: UnitInterval = 0.3
     """Share of the budget that learns the corpus's label with all weights; 0 pre-trains only."""
-    fine_tuning_missing: tuple[Share, ...] = (0.0, 0.3, 0.5, 0.7, 0.9)
+    finetune_missing_rates: tuple[UnitInterval, ...] = (0.0, 0.3, 0.5, 0.7, 0.9)
     """Shares of missing cells that examples of the fine-tuning have, each equally often."""
-    augmentation: ImageAugmentation = ImageAugmentation(crop=(0.5, 1.0), flip=0.5)
-    unchanged: Share = 0.05
-    """Share of pictures that are not augmented (released code)."""
+    augmentation: ImageAugmentation = ImageAugmentation(scale=(0.5, 1.0), hflip_prob=0.5)
+    augmentation_rate: UnitInterval = 0.95
+    """Fraction of images that are augmented (released code)."""
 
     def stages(self) -> tuple[Stage, ...]:
-        first = Stage("pre-training", share=1 - self.fine_tuning)
-        then = Stage("fine-tuning", share=self.fine_tuning, training_batch=self.labelled_batch)
-        return tuple(stage for stage in (first, then) if stage.share > 0)
+        first = Stage("pre-training", fraction=1 - self.finetune_fraction)
+        then = Stage("fine-tuning", fraction=self.finetune_fraction, training_batch=self.labelled_batch)
+        return tuple(stage for stage in (first, then) if stage.fraction > 0)
 
     def processor(self, corpus: Corpus) -> ImageTableProcessor:
-        return ImageTableProcessor.fit(corpus, self.image.size, self.fine_tuning > 0, self.image.colours)
+        return ImageTableProcessor.fit(
+            corpus, self.image.image_size, self.finetune_fraction > 0, self.image.image_mean_std
+        )
 
     def load_processor(self, directory: Path) -> ImageTableProcessor:
         return ImageTableProcessor.load(directory)
@@ -241,68 +246,77 @@ class Recipe(Optimisation):
             return TIP(self, processor.table)
         return TIPClassifier(self, processor.table, len(processor.label.names))
 
-    def training_batch(self, examples: list[Example], processor: ImageTableProcessor, draws: Draws) -> Batch:
-        """An augmented picture; the row, the row with some cells drawn anew, and which cells to reconstruct."""
+    def training_batch(self, examples: list[Example], processor: ImageTableProcessor, example_rng: ExampleRNG) -> Batch:
+        """An augmented image; the row, the row with some cells drawn anew, and which cells to reconstruct."""
         table = processor.table([example["table"] for example in examples])
-        anew = replaced(table, some_columns(table, self.corruption, draws), processor.table.random_rows(draws))
-        hidden = some_columns(table, self.hidden, draws)
-        return {"image": self._view(examples, processor, draws), "table": table, "corrupted": anew, "hidden": hidden}
+        anew = replace_cells(
+            table, sample_columns(table, self.corruption_rate, example_rng), processor.table.random_rows(example_rng)
+        )
+        hidden = sample_columns(table, self.mask_ratio, example_rng)
+        return {
+            "image": self._view(examples, processor, example_rng),
+            "table": table,
+            "corrupted": anew,
+            "masked_cells": hidden,
+        }
 
-    def labelled_batch(self, examples: list[Example], processor: ImageTableProcessor, draws: Draws) -> Batch:
-        """An augmented picture, a row with missing cells, and the label."""
+    def labelled_batch(self, examples: list[Example], processor: ImageTableProcessor, example_rng: ExampleRNG) -> Batch:
+        """An augmented image, a row with missing cells, and the label."""
         batch = processor(table=[e["table"] for e in examples], label=[e["label"] for e in examples])
-        shares = torch.tensor(self.fine_tuning_missing)
-        share = shares[(draws.uniform() * len(shares)).long()]
-        gone = torch.stack([draws.uniform() < share for _ in range(batch["table"].missing.shape[1])], dim=1)
-        return batch | {"image": self._view(examples, processor, draws), "table": batch["table"].hide(gone)}
+        shares = torch.tensor(self.finetune_missing_rates)
+        share = shares[(example_rng.uniform() * len(shares)).long()]
+        gone = torch.stack([example_rng.uniform() < share for _ in range(batch["table"].missing.shape[1])], dim=1)
+        return batch | {"image": self._view(examples, processor, example_rng), "table": batch["table"].mask(gone)}
 
-    def _view(self, examples: list[Example], processor: ImageTableProcessor, draws: Draws) -> Tensor:
+    def _view(self, examples: list[Example], processor: ImageTableProcessor, example_rng: ExampleRNG) -> Tensor:
         plain = processor.image.pixels([example["image"] for example in examples])
-        changed = augment(plain, self.augmentation, draws)
-        unchanged = draws.uniform() < self.unchanged
-        return processor.image.normalise(torch.where(unchanged[:, None, None, None], plain, changed))
+        changed = augment(plain, self.augmentation, example_rng)
+        unchanged = example_rng.uniform() < 1 - self.augmentation_rate
+        return processor.image.normalize(torch.where(unchanged[:, None, None, None], plain, changed))
 
     @classmethod
     def paper(cls) -> Recipe:
         """The DVM cars pre-training (section 4.1 and released configuration), with ViT-S/16 in place of ResNet-50."""
         return cls(
-            image=ImageEncoderConfig(size=128, patch=16, width=384, depth=12, heads=6),
-            table=TableEncoderConfig(width=512, depth=4, heads=8),
+            image=ImageEncoderConfig(image_size=128, patch_size=16, width=384, depth=12, num_heads=6),
+            table=TableEncoderConfig(width=512, depth=4, num_heads=8),
             fusion_depth=4,
-            dim=128,
+            embed_dim=128,
             batch_size=256,
             learning_rate=3e-4,
             weight_decay=1.5e-6,
             betas=(0.9, 0.999),
-            warmup=10 / 500,
-            augmentation=ImageAugmentation(crop=(0.08, 1.0), flip=0.5, jitter=0.8, grey=0.2, blur=0.5),
+            warmup_ratio=10 / 500,
+            augmentation=ImageAugmentation(
+                scale=(0.08, 1.0), hflip_prob=0.5, color_jitter_prob=0.8, grayscale_prob=0.2, blur_prob=0.5
+            ),
         )
 
 
-_pretrained = Recipe(fine_tuning=0.0)
+_pretrained = Recipe(finetune_fraction=0.0)
 claim = Claim(
     sentence="Reconstructing cells behind a token that nobody reads keeps features useful when cells are missing.",
-    baseline=dataclasses.replace(_pretrained, reconstruction=False, missing="mean"),
+    baseline=dataclasses.replace(_pretrained, use_mtr=False, missing_strategy="mean"),
     treatment=_pretrained,
     further={
-        "token without reconstruction": dataclasses.replace(_pretrained, reconstruction=False),
-        "supervised from scratch": Recipe(fine_tuning=1.0),
+        "token without reconstruction": dataclasses.replace(_pretrained, use_mtr=False),
+        "supervised from scratch": Recipe(finetune_fraction=1.0),
     },
     corpus="furniture",
     budget=Budget(steps=400),
     seeds=3,
     metrics=(
-        "test/linear_probe_category/random_values/AUC_over_rates",
+        "test/linear_probe_category/random_values/auc_vs_missing_rate",
         "test/linear_probe_category/AUC",
         "test/linear_probe_category/random_values_50%/AUC",
         "test/linear_probe_category/random_values_90%/AUC",
-        "test/linear_probe_category/random_columns/AUC_over_rates",
-        "test/linear_probe_category/most_important/AUC_over_rates",
-        "test/linear_probe_category/least_important/AUC_over_rates",
+        "test/linear_probe_category/random_columns/auc_vs_missing_rate",
+        "test/linear_probe_category/most_important/auc_vs_missing_rate",
+        "test/linear_probe_category/least_important/auc_vs_missing_rate",
         "test/linear_probe_category/image/AUC",
         "test/linear_probe_category/accuracy",
-        "test/linear_probe_category/random_values/accuracy_over_rates",
+        "test/linear_probe_category/random_values/accuracy_vs_missing_rate",
         "test/table_to_image/R@10",
     ),
-    paper_figures="linear probe on DVM cars 99.7 % against 93 % of contrast alone; ahead at every missing rate",
+    paper_results="linear probe on DVM cars 99.7 % against 93 % of contrast alone; ahead at every missing rate",
 )

@@ -1,8 +1,8 @@
-"""Set-level guidance attack: picture and captions are pushed apart as sets, so that other models fail on them, too.
+"""Set-level guidance attack: image and captions are pushed apart as sets, so that other models fail on them, too.
 
-An attack with one picture and one caption overfits how its own model aligns the two. Here the picture stands for itself
-at several sizes, and all of its captions guide it. First each caption loses a word, away from the clean picture; then
-the picture moves, away from all edited captions; then the clean captions are edited again, away from the new picture
+An attack with one image and one caption overfits how its own model aligns the two. Here the image stands for itself
+at several sizes, and all of its captions guide it. First each caption loses a word, away from the clean image; then
+the image moves, away from all edited captions; then the clean captions are edited again, away from the new image
 (section 4 of the paper).
 """
 
@@ -17,19 +17,19 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from polymodal.corpora.corpus import Corpus
-from polymodal.encoders.image import ImageEncoderConfig
-from polymodal.encoders.text import TextEncoderConfig
-from polymodal.ranges import Count, NotNegative, Positive, Whole
-from polymodal.recipes.dual_encoders import clip, siglip
-from polymodal.recipes.security._perturbation import (
+from polymodal.attacks.masked_lm import WordModel
+from polymodal.attacks.perturbation import (
     Victim,
     padded_copy,
     projected_ascent,
     resized_copy,
     with_one_word_changed,
 )
-from polymodal.recipes.security._words import WordModel
+from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from polymodal.corpora.corpus import Corpus
+from polymodal.encoders.image import ImageEncoderConfig
+from polymodal.encoders.text import TextEncoderConfig
+from polymodal.recipes.dual_encoders import clip, siglip
 from polymodal.types import AttackClaim, Budget, Paper
 
 paper = Paper(
@@ -43,36 +43,36 @@ paper = Paper(
 
 @dataclass(frozen=True)
 class Recipe:
-    epsilon: NotNegative = 2.0
+    eps: NonNegativeFloat = 2.0
     """Largest change of a pixel's colour, of 255."""
-    steps: Whole = 10
+    num_iters: NonNegativeInt = 10
     """Steps of projected gradient ascent; 0 leaves a random change of the same size."""
-    step: NotNegative = 0.5
+    step_size: NonNegativeFloat = 0.5
     """Size of a step, of 255."""
-    scales: tuple[Positive, ...] = (0.5, 0.75, 1.25, 1.5)
-    """Further sizes of the picture, relative to its own, whose gradients are added; none for a single picture."""
-    noise: NotNegative = 0.05
+    scales: tuple[PositiveFloat, ...] = (0.5, 0.75, 1.25, 1.5)
+    """Further sizes of the image, relative to its own, whose gradients are added; none for a single image."""
+    scale_noise_std: NonNegativeFloat = 0.05
     """Standard deviation of the noise on the further sizes, on the scale 0-1 (released code)."""
-    captions: Literal["all", "first"] = "all"
-    """Whether all of a picture's captions guide it, or the first alone."""
-    guidance: Literal["other", "own"] = "other"
-    """What pictures and captions are pushed away from: each other, or each from its own clean vector (Sep-Attack)."""
-    candidates: Whole = 10
+    use_all_captions: bool = True
+    """Whether all of an image's captions guide it, or the first alone."""
+    guidance: Literal["cross", "self"] = "cross"
+    """What images and captions are pushed away from: each other, or each from its own clean vector (Sep-Attack)."""
+    top_k: NonNegativeInt = 10
     """Words of the masked language model that are tried in place of a word; 0 leaves captions as they are."""
-    edit_again: bool = True
-    """Whether the clean captions are edited anew once the picture has moved."""
-    change_pictures: bool = True
-    """Whether pictures are changed at all."""
-    momentum: NotNegative = 0.0
+    update_text_twice: bool = True
+    """Whether the clean captions are edited anew once the image has moved."""
+    attack_images: bool = True
+    """Whether images are changed at all."""
+    decay_factor: NonNegativeFloat = 0.0
     """Of the gradient from step to step (MI-FGSM); the paper's comparison uses 1."""
-    diversity: NotNegative = 0.0
-    """Probability that a step sees the picture smaller and moved (input diversity)."""
-    restarts: Count = 1
-    """Attempts from other random places; of each picture the one is kept that is least similar to its captions."""
+    input_diversity_prob: NonNegativeFloat = 0.0
+    """Probability that a step sees the image smaller and moved (input diversity)."""
+    restarts: PositiveInt = 1
+    """Attempts from other random places; of each image the one is kept that is least similar to its captions."""
 
-    def learn(self, corpus: Corpus, language: str | None, seed: int = 0) -> WordModel | None:
+    def fit(self, corpus: Corpus, language: str | None, seed: int = 0) -> WordModel | None:
         """The language model that offers other words; None where captions stay as they are."""
-        return WordModel.of(corpus, language, seed) if self.candidates else None
+        return WordModel.of(corpus, language, seed) if self.top_k else None
 
     def attack(
         self,
@@ -83,21 +83,23 @@ class Recipe:
         captions: list[list[str]],
         seed: int = 0,
     ) -> tuple[Float[Tensor, "batch 3 size size"], list[list[str]]]:
-        """The pictures and captions on which the method fails. model: what `learn` gave.
+        """The images and captions on which the method fails. model: what `fit` gave.
 
-        pixels: on the scale 0-1. captions: of each picture, one or more.
+        pixels: on the scale 0-1. captions: of each image, one or more.
         """
         victim, generator = Victim(method, processor), torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            clean = victim.see(pixels)
+            clean = victim.encode_image(pixels)
         edited = self.edit(victim, model, captions, clean)
-        if not self.change_pictures:
+        if not self.attack_images:
             return pixels, edited
-        guides = edited if self.guidance == "other" else captions
+        guides = edited if self.guidance == "cross" else captions
         changed = self.perturb(victim, pixels, guides, clean, generator)
-        if self.edit_again and self.guidance == "other":
+        if self.update_text_twice and self.guidance == "cross":
             with torch.no_grad():
-                edited = self.edit(victim, model, captions, victim.see(changed))  # from the clean ones, or 2 words go
+                edited = self.edit(
+                    victim, model, captions, victim.encode_image(changed)
+                )  # from the clean ones, or 2 words go
         return changed, edited
 
     def edit(
@@ -105,15 +107,15 @@ class Recipe:
         victim: Victim,
         model: WordModel | None,
         captions: list[list[str]],
-        pictures: Float[Tensor, "batch dim"],
+        images: Float[Tensor, "batch dim"],
     ) -> list[list[str]]:
-        """Captions with at most one other word, away from their picture's vector or from their own."""
+        """Captions with at most one other word, away from their image's vector or from their own."""
         if model is None:
             return captions
         texts = [text for own in captions for text in own]
         counts = torch.tensor([len(own) for own in captions])
-        beside = pictures.repeat_interleave(counts, 0) if self.guidance == "other" else victim.read(texts)
-        changed = iter(with_one_word_changed(victim, model, texts, beside, self.candidates))
+        beside = images.repeat_interleave(counts, 0) if self.guidance == "cross" else victim.encode_text(texts)
+        changed = iter(with_one_word_changed(victim, model, texts, beside, self.top_k))
         return [[next(changed) for _ in own] for own in captions]
 
     def perturb(
@@ -124,29 +126,29 @@ class Recipe:
         clean: Float[Tensor, "batch dim"],
         generator: torch.Generator,
     ) -> Float[Tensor, "batch 3 size size"]:
-        """Pictures within `epsilon`, away from the sum of their captions' vectors, at all sizes (equation 4)."""
-        guides = [own if self.captions == "all" else own[:1] for own in captions]
-        if self.guidance == "own":
+        """Images within `eps`, away from the sum of their captions' vectors, at all sizes (equation 4)."""
+        guides = [own if self.use_all_captions else own[:1] for own in captions]
+        if self.guidance == "self":
             away_from = clean
         else:
-            vectors = victim.read([text for own in guides for text in own])
+            vectors = victim.encode_text([text for own in guides for text in own])
             away_from = torch.stack([part.sum(0) for part in vectors.split([len(own) for own in guides])])
 
         def apart(changed: Tensor) -> Float[Tensor, ""]:
             copies = [changed]
-            copies += [resized_copy(changed, scale, self.noise, generator) for scale in self.scales]
-            if self.diversity and torch.rand((), generator=generator) < self.diversity:
+            copies += [resized_copy(changed, scale, self.scale_noise_std, generator) for scale in self.scales]
+            if self.input_diversity_prob and torch.rand((), generator=generator) < self.input_diversity_prob:
                 copies = [padded_copy(copy, 0.9, generator) for copy in copies]
-            together = [-(victim.see(copy) * away_from).sum(1).mean() for copy in copies]
+            together = [-(victim.encode_image(copy) * away_from).sum(1).mean() for copy in copies]
             return torch.stack(together).sum()
 
         best, lowest = pixels, torch.full((len(pixels),), torch.inf)
         for _ in range(self.restarts):
             found = projected_ascent(
-                pixels, apart, self.epsilon / 255, self.step / 255, self.steps, generator, self.momentum
+                pixels, apart, self.eps / 255, self.step_size / 255, self.num_iters, generator, self.decay_factor
             )
             with torch.no_grad():
-                similarity = (victim.see(found) * F.normalize(away_from, dim=1)).sum(1)
+                similarity = (victim.encode_image(found) * F.normalize(away_from, dim=1)).sum(1)
             better = similarity < lowest
             best = torch.where(better[:, None, None, None], found, best)
             lowest = torch.where(better, similarity, lowest)
@@ -158,14 +160,14 @@ class Recipe:
         return cls()
 
 
-_set = Recipe(epsilon=8.0, step=2.0)  # pictures of 32 px need more than the paper's 2 of 255
-_pair = dataclasses.replace(_set, captions="first", scales=(), edit_again=False)
+_set = Recipe(eps=8.0, step_size=2.0)  # images of 32 px need more than the paper's 2 of 255
+_pair = dataclasses.replace(_set, use_all_captions=False, scales=(), update_text_twice=False)
 _clip = clip.Recipe(image=ImageEncoderConfig(), text=TextEncoderConfig(), learning_rate=1e-3, word_dropout=0.0)
 _siglip = siglip.Recipe(image=_clip.image, text=_clip.text, learning_rate=1e-3, word_dropout=0.0)
 _deep = dataclasses.replace(
     _clip,
-    image=ImageEncoderConfig(patch=4, depth=3, pooling="class"),
-    text=TextEncoderConfig(depth=2, pooling="end"),
+    image=ImageEncoderConfig(patch_size=4, depth=3, pool_type="cls"),
+    text=TextEncoderConfig(depth=2, pool_type="eos"),
 )
 claim = AttackClaim(
     sentence="What is pushed apart as a set fools other models more often than what is pushed apart as a pair.",
@@ -173,12 +175,12 @@ claim = AttackClaim(
     treatment=_set,
     further={
         "pair, five restarts": dataclasses.replace(_pair, restarts=5),
-        "pair, momentum": dataclasses.replace(_pair, momentum=1.0),
-        "pair, edited again": dataclasses.replace(_pair, edit_again=True),
-        "each by itself": dataclasses.replace(_pair, guidance="own"),
-        "picture alone": dataclasses.replace(_pair, guidance="own", candidates=0),
-        "captions alone": dataclasses.replace(_pair, guidance="own", change_pictures=False),
-        "random pixels": dataclasses.replace(_pair, candidates=0, steps=0),
+        "pair, momentum": dataclasses.replace(_pair, decay_factor=1.0),
+        "pair, edited again": dataclasses.replace(_pair, update_text_twice=True),
+        "each by itself": dataclasses.replace(_pair, guidance="self"),
+        "image alone": dataclasses.replace(_pair, guidance="self", top_k=0),
+        "captions alone": dataclasses.replace(_pair, guidance="self", attack_images=False),
+        "random pixels": dataclasses.replace(_pair, top_k=0, num_iters=0),
     },
     victims={"clip": _clip, "siglip": _siglip, "deep clip": _deep},
     split="train",  # success counts what was right before, and models of this size know best what they learned from
@@ -198,5 +200,5 @@ claim = AttackClaim(
             for way in ("image_to_text", "text_to_image")
         ),
     ),
-    paper_figures="ALBEF to TCL 45.4 % of pictures and 55.3 % of captions, against 15.2 % and 29.5 % of Co-Attack",
+    paper_results="ALBEF to TCL 45.4 % of images and 55.3 % of captions, against 15.2 % and 29.5 % of Co-Attack",
 )

@@ -1,1 +1,1 @@
-"""Three dimensions: shapes as point clouds, beside pictures and words."""
+"""Three dimensions: shapes as point clouds, beside images and words."""

@@ -3,7 +3,7 @@
 Names of 3-D shapes are scarce and say little. Here a captioner describes rendered views, CLIP ranks what it wrote
 (`polymodal caption`), and a point cloud is brought near one view at a time and the captions of that same view: the
 views together say what no single one can. Only the point encoder, its projection and a temperature learn (section 3.2
-of ULIP-2; equation 1 of ULIP). Where no published CLIP is at hand, the two towers learn from pictures and texts first.
+of ULIP-2; equation 1 of ULIP). Where no pretrained CLIP is at hand, the two towers learn from images and texts first.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.constraints import AtLeastTwo, DecayRate, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.furniture_views import furniture_views
-from polymodal.corpora.registry import named
+from polymodal.corpora.registry import load_corpus
 from polymodal.curation.captions import Captioned, CaptionOptions, captioned, some_views, write_captions
-from polymodal.data.instructions import one_of
-from polymodal.data.objects import ObjectProcessor
-from polymodal.draws import Draws
+from polymodal.data.instructions import choice
+from polymodal.data.point_clouds import ObjectProcessor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.points import PointEncoder, PointEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
@@ -37,12 +37,12 @@ from polymodal.modalities import Points, ViewCaptions
 from polymodal.modalities.image_augmentation import augment, may_flip
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.points import any_points, augment_points
-from polymodal.modalities.text import text_numbers
+from polymodal.modalities.text import text_ids
 from polymodal.objectives.contrastive import info_nce
-from polymodal.ranges import BelowOne, Count, NotNegative, Several, Share, Whole
 from polymodal.recipes.dual_encoders import clip
 from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, SMALL_IMAGE, DualEncoder, DualEncoderRecipe
 from polymodal.recipes.language_models import mono_internvl
+from polymodal.rng import ExampleRNG
 from polymodal.training import train
 from polymodal.training.run import Run
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
@@ -55,7 +55,7 @@ paper = Paper(
     modalities=("points", "image", "text"),
 )
 
-Description = Literal["captions", "names", "category"]
+TextSource = Literal["captions", "names", "category"]
 
 
 class ULIP2(DualEncoder):
@@ -65,172 +65,178 @@ class ULIP2(DualEncoder):
         super().__init__(recipe, vocabulary)
         self.point_encoder = PointEncoder(recipe.points)
         width = recipe.points.pooled_width
-        self.point_projection = nn.Linear(width, recipe.dim, bias=False)
-        nn.init.normal_(self.point_projection.weight, std=recipe.dim**-0.5)
+        self.point_projection = nn.Linear(width, recipe.embed_dim, bias=False)
+        nn.init.normal_(self.point_projection.weight, std=recipe.embed_dim**-0.5)
         self.log_point_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def embed_points(self, points: Float[Tensor, "batch points channels"]) -> Float[Tensor, "batch dim"]:
+    def encode_points(self, points: Float[Tensor, "batch points channels"]) -> Float[Tensor, "batch dim"]:
         """L2-normalised vectors of point clouds."""
         return F.normalize(self.point_projection(self.point_encoder.pooled(points)), dim=-1)
 
     def embed_views(self, views: Padded) -> Float[Tensor, "batch dim"]:
-        """The mean over the pictures of each thing, normalised again."""
-        vectors = self.embed_image(views.values[views.mask])
+        """The mean over the images of each thing, normalised again."""
+        vectors = self.encode_image(views.values[views.mask])
         thing = torch.arange(len(views), device=vectors.device).repeat_interleave(views.lengths)
         return F.normalize(vectors.new_zeros(len(views), vectors.shape[1]).index_add(0, thing, vectors), dim=-1)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         vectors = super().embed(batch)
         if "points" in batch:
-            vectors["points"] = self.embed_points(batch["points"])
+            vectors["points"] = self.encode_points(batch["points"])
         if "views" in batch:
             vectors["views"] = self.embed_views(batch["views"])
         return vectors
 
-    def represent(self, batch: Batch) -> dict[str, Tensor]:
+    def encode(self, batch: Batch) -> dict[str, Tensor]:
         """One vector a thing of each modality; several texts of one are averaged."""
         vectors = self.embed(batch)
         own = vectors["text"].unflatten(0, (len(batch["image"]), -1))
         return vectors | {"text": F.normalize(own.mean(1), dim=-1), "group": batch["group"]}
 
-    def compare(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """points_text and points_image, or contrastive for pictures and texts without points."""
+    def contrastive_losses(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """points_text and points_image, or contrastive for images and texts without points."""
         image, text, group = vectors["image"], vectors["text"], vectors["group"]
         if "points" not in vectors:
-            return {"contrastive": info_nce(image, text, self.scale, group=group)}
+            return {"contrastive": info_nce(image, text, self.scale, labels=group)}
         points, scale = vectors["points"], self.log_point_scale.exp().clamp(max=LARGEST_SCALE)
         return {
-            "points_text": info_nce(points, text, scale, group=group),
+            "points_text": info_nce(points, text, scale, labels=group),
             "points_image": info_nce(points, image, scale),
         }
 
 
 @dataclass(frozen=True)
 class Recipe(DualEncoderRecipe):
-    learning_rate: NotNegative = 1e-3
+    learning_rate: NonNegativeFloat = 1e-3
     """Peak learning rate."""
-    image: ImageEncoderConfig = dataclasses.replace(SMALL_IMAGE, size=64)
-    word_dropout: Share = 0.0
+    image: ImageEncoderConfig = dataclasses.replace(SMALL_IMAGE, image_size=64)
+    word_dropout: UnitInterval = 0.0
     """Probability with which a word is left out while the towers train."""
     points: PointEncoderConfig = PointEncoderConfig()
-    batch_size: Several = 64
-    point_count: Count = 1024
+    batch_size: AtLeastTwo = 64
+    num_points: PositiveInt = 1024
     """Points of a cloud."""
-    descriptions: Description = "captions"
+    text_source: TextSource = "captions"
     """What a cloud is compared with: captions of a view, the thing's name, or the name of its category (ULIP)."""
-    captions: Count = 1
+    num_captions: PositiveInt = 1
     """Captions of a view, the best ones, whose vectors are averaged."""
-    views: Whole = 0
+    num_views: NonNegativeInt = 0
     """Views of a thing that are used, evenly chosen; 0 is all."""
-    point_dropout: BelowOne = 0.875
+    point_dropout: DecayRate = 0.875
     """Largest share of points that the first one replaces while training."""
-    towers: Share = 0.5
+    clip_fraction: UnitInterval = 0.5
     """Share of the budget that trains the two towers first; 0 with --init, which brings them."""
-    tower_data: str = ""
-    """Built-in corpus whose pictures and texts the towers learn from; by default the run's own views and names."""
+    clip_corpus: str = ""
+    """Built-in corpus whose images and texts the towers learn from; by default the run's own views and names."""
 
     def stages(self) -> tuple[Stage, ...]:
-        pictures = partial(named, self.tower_data) if self.tower_data else None
+        images = partial(load_corpus, self.clip_corpus) if self.clip_corpus else None
         of_towers = ("image_*", "text_*", "log_scale")
         stages = (
-            Stage("towers", self.towers, of_towers, corpus=pictures, training_batch=self.picture_batch),
-            Stage("points", 1 - self.towers, ("point_*", "log_point_scale")),
+            Stage("towers", self.clip_fraction, of_towers, corpus=images, training_batch=self.image_batch),
+            Stage("points", 1 - self.clip_fraction, ("point_*", "log_point_scale")),
         )
-        return tuple(stage for stage in stages if stage.share > 0)
+        return tuple(stage for stage in stages if stage.fraction > 0)
 
-    def unaugmented(self) -> tuple[str, ...]:
+    def cacheable_encoders(self) -> tuple[str, ...]:
         return ("image_encoder", "text_encoder")
 
     def processor(self, corpus: Corpus) -> ObjectProcessor:  # type: ignore[override]
-        if self.towers < 1:
-            corpus.column_of(Points)
-            if self.descriptions == "captions" and not corpus.holds(ViewCaptions):
+        if self.clip_fraction < 1:
+            corpus.column_with(Points)
+            if self.text_source == "captions" and not corpus.has_modality(ViewCaptions):
                 raise UserError(
                     f"The corpus '{corpus.name}' has no captions of views; write some with polymodal caption, or take "
-                    "--descriptions names."
+                    "--text-source names."
                 )
-            if self.descriptions == "category" and corpus.label is None:
-                raise UserError(f"The corpus '{corpus.name}' has no categories; take --descriptions names.")
-        every = [corpus, *([named(self.tower_data)] if self.tower_data else [])]
-        return ObjectProcessor.fit(every, self.point_count, self.image.size, self.text.tokenizer, self.image.colours)
+            if self.text_source == "category" and corpus.label is None:
+                raise UserError(f"The corpus '{corpus.name}' has no categories; take --text-source names.")
+        every = [corpus, *([load_corpus(self.clip_corpus)] if self.clip_corpus else [])]
+        return ObjectProcessor.fit(
+            every, self.num_points, self.image.image_size, self.text.tokenizer, self.image.image_mean_std
+        )
 
     def load_processor(self, directory: Path) -> ObjectProcessor:  # type: ignore[override]
         return ObjectProcessor.load(directory, self.text.load_tokenizer(directory))
 
     def build(self, processor: ObjectProcessor) -> ULIP2:
-        return ULIP2(self, processor.tokenizer.vocabulary)
+        return ULIP2(self, processor.tokenizer.vocab_size)
 
-    def picture_batch(self, examples: list[Example], processor: ObjectProcessor, draws: Draws) -> Batch:
-        """One augmented picture of each thing and one of its texts."""
-        generators = draws.generators
-        texts = self.drawn_captions(examples, processor.text, draws)
+    def image_batch(self, examples: list[Example], processor: ObjectProcessor, example_rng: ExampleRNG) -> Batch:
+        """One augmented image of each thing and one of its texts."""
+        generators = example_rng.generators
+        texts = self.sample_captions(examples, processor.text, example_rng)
         shown = [e["views"][rng.integers(len(e["views"]))] for e, rng in zip(examples, generators, strict=True)]
         flip = may_flip([example["text"] for example in examples])
-        pixels = augment(processor.views.pixels(shown), self.augmentation, draws, flip)
-        return _texts([[text] for text in texts], processor) | {"image": processor.views.normalise(pixels)}
+        pixels = augment(processor.views.pixels(shown), self.augmentation, example_rng, flip)
+        return _texts([[text] for text in texts], processor) | {"image": processor.views.normalize(pixels)}
 
-    def training_batch(self, examples: list[Example], processor: ObjectProcessor, draws: Draws) -> Batch:  # type: ignore[override]
+    def training_batch(self, examples: list[Example], processor: ObjectProcessor, example_rng: ExampleRNG) -> Batch:  # type: ignore[override]
         """A cloud of each thing, one of its views, and what is said of that view, or of the thing."""
-        generators = draws.generators
+        generators = example_rng.generators
         chosen = [self._seen(e, processor, rng) for e, rng in zip(examples, generators, strict=True)]
         views = [example["views"][view] for example, (view, _) in zip(examples, chosen, strict=True)]
-        clouds = [any_points(e["points"], self.point_count, r) for e, r in zip(examples, generators, strict=True)]
+        clouds = [any_points(e["points"], self.num_points, r) for e, r in zip(examples, generators, strict=True)]
         points = augment_points(
-            torch.from_numpy(np.stack(clouds)), draws, (0.8, 1.25), 0.1, tilt=0.06, dropout=self.point_dropout
+            torch.from_numpy(np.stack(clouds)), example_rng, (0.8, 1.25), 0.1, tilt=0.06, dropout=self.point_dropout
         )
         return _texts([texts for _, texts in chosen], processor) | {"points": points, "image": processor.views(views)}
 
     def _seen(self, example: Example, processor: ObjectProcessor, rng: np.random.Generator) -> tuple[int, list[str]]:
-        """A view by lot, and as many texts as every thing has."""
-        views = some_views(len(example["views"]), self.views)
-        if self.descriptions == "captions":
+        """A view at random, and as many texts as every thing has."""
+        views = some_views(len(example["views"]), self.num_views)
+        if self.text_source == "captions":
             described = sorted({caption.view for caption in example["captions"]})
-            view = one_of([view for view in views if view in described] or described, rng)
-            own = [caption.text for caption in example["captions"] if caption.view == view][: self.captions]
-            return view, [own[number % len(own)] for number in range(self.captions)]
-        if self.descriptions == "category":
+            view = choice([view for view in views if view in described] or described, rng)
+            own = [caption.text for caption in example["captions"] if caption.view == view][: self.num_captions]
+            return view, [own[number % len(own)] for number in range(self.num_captions)]
+        if self.text_source == "category":
             assert processor.label is not None
-            return one_of(views, rng), [processor.label.names[example["label"]].lower()]
+            return choice(views, rng), [processor.label.names[example["label"]].lower()]
         names = processor.text.text.in_main_language(example["text"])
-        return one_of(views, rng), [one_of(names, rng).text]
+        return choice(views, rng), [choice(names, rng).text]
 
     @classmethod
     def paper(cls) -> Recipe:
-        """Point-BERT of 18 blocks beside OpenCLIP ViT-bigG/14 (released configuration), whose perceptrons are wider."""
+        """Point-BERT of 18 blocks beside OpenCLIP ViT-bigG/14 (released configuration), whose MLPs are wider."""
         return cls(
-            image=ImageEncoderConfig(size=224, patch=14, width=1664, depth=48, heads=16, pooling="class"),
-            text=TextEncoderConfig(49408, context=77, width=1280, depth=32, heads=20, causal=True, pooling="end"),
+            image=ImageEncoderConfig(
+                image_size=224, patch_size=14, width=1664, depth=48, num_heads=16, pool_type="cls"
+            ),
+            text=TextEncoderConfig(
+                49408, context_length=77, width=1280, depth=32, num_heads=20, causal=True, pool_type="eos"
+            ),
             points=PointEncoderConfig(
-                groups=512,
-                neighbours=32,
+                num_groups=512,
+                group_size=32,
                 width=384,
                 depth=18,
-                heads=6,
-                group_width=256,
-                drop_path=0.1,
-                pooling="class_and_largest",
+                num_heads=6,
+                encoder_dims=256,
+                drop_path_rate=0.1,
+                pool_type="cls_max",
             ),
-            dim=1280,
-            point_count=8192,
-            towers=0.0,
+            embed_dim=1280,
+            num_points=8192,
+            clip_fraction=0.0,
             batch_size=512,
             learning_rate=3e-3,
-            warmup=1 / 250,
-            clip_norm=0.0,
+            warmup_ratio=1 / 250,
+            max_grad_norm=0.0,
         )
 
 
 def _texts(texts: Sequence[list[str]], processor: ObjectProcessor) -> Batch:
     """All texts, and a number for each thing that those with the same texts share, which are no negatives."""
     flat = [text for own in texts for text in own]
-    return {"text": processor.text(flat), "group": text_numbers(["\n".join(own) for own in texts])}
+    return {"text": processor.text(flat), "group": text_ids(["\n".join(own) for own in texts])}
 
 
 def _captioned(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:
     """Each half of the training models is described and ranked by models that learned from views of the other half."""
     views = furniture_views()
     owners = np.array([views.key(row).rpartition("/")[0] for row in range(len(views))])
-    options = CaptionOptions(temperature=0.7, views=6, seed=seed)
+    options = CaptionOptions(temperature=0.7, num_views=6, seed=seed)
     halves = np.array_split(np.random.default_rng(seed).permutation(corpus.rows("train")), 2)
 
     def training() -> Iterator[Captioned]:
@@ -245,34 +251,34 @@ def _captioned(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:
 
 
 _captioner = mono_internvl.Recipe(
-    tile=64, learning_rate=1e-3, keep_language=False, visual_experts=False, shares=(0.0, 0.3, 0.0, 0.0, 0.7)
+    tile_size=64, learning_rate=1e-3, freeze_llm=False, visual_experts=False, stage_fractions=(0.0, 0.3, 0.0, 0.0, 0.7)
 )
-_image, _text = ImageEncoderConfig(size=64), TextEncoderConfig()
+_image, _text = ImageEncoderConfig(image_size=64), TextEncoderConfig()
 _ranker = clip.Recipe(image=_image, text=_text, learning_rate=1e-3, word_dropout=0.0)
-_base = Recipe(image=_image, text=_text, towers=0.0)
+_base = Recipe(image=_image, text=_text, clip_fraction=0.0)
 claim = Claim(
     sentence="A point encoder that learns from captions a model wrote of each view names unseen shapes better than one "
     "that learns from the names of their categories.",
-    baseline=dataclasses.replace(_base, descriptions="category"),
+    baseline=dataclasses.replace(_base, text_source="category"),
     treatment=_base,
     further={
-        "names": dataclasses.replace(_base, descriptions="names"),
-        "captions of one view": dataclasses.replace(_base, views=1),
+        "names": dataclasses.replace(_base, text_source="names"),
+        "captions of one view": dataclasses.replace(_base, num_views=1),
     },
-    start=dataclasses.replace(_base, towers=1.0, tower_data="furniture_views"),
+    start=dataclasses.replace(_base, clip_fraction=1.0, clip_corpus="furniture_views"),
     start_budget=Budget(steps=800),
     start_makes=_captioned,
     corpus="furniture",
     budget=Budget(steps=500),
     seeds=3,
     metrics=(
-        "test/zero_shot_by_name/top-5",
-        "test/zero_shot_by_name/top-1",
+        "test/zero_shot/concept/top-5",
+        "test/zero_shot/concept/top-1",
         "test/zero_shot_category/accuracy",
         "test/text_to_points/R@5",
         "test/text_to_points/MRR",
         "test/image_to_points/R@1",
         "test/linear_probe_category/accuracy",
     ),
-    paper_figures="ModelNet40 zero-shot 74.0 % against 60.4 of ULIP, whose texts are names of categories",
+    paper_results="ModelNet40 zero-shot 74.0 % against 60.4 of ULIP, whose texts are names of categories",
 )

@@ -1,1 +1,1 @@
-"""Methods for moving pictures."""
+"""Methods for moving images."""

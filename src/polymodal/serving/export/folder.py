@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from polymodal.encoders.published import hub_answers
+from polymodal.encoders.pretrained import hub_answers
 from polymodal.errors import UserError, unknown
 from polymodal.recipes.dual_encoders._base import DualEncoder
 from polymodal.recipes.language_models._base import MultimodalLanguageModel

@@ -8,26 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from polymodal.data.conversation import ASSISTANT, PICTURE, PICTURE_END, USER, ConversationProcessor
-from polymodal.data.sequence import beside
+from polymodal.data.conversation import ASSISTANT, IMAGE_END, IMAGE_START, USER, ConversationProcessor
+from polymodal.data.sequence import pad_sequences
 from polymodal.encoders.language_model import LanguageModel
 from polymodal.errors import UserError
 from polymodal.modalities.image import unpatchify
 from polymodal.recipes.language_models._base import ImageEmbedding, MultimodalLanguageModel
-from polymodal.serving.export.transformers import exported_tokenizer, transformers, write_picture_settings
+from polymodal.serving.export.transformers import exported_tokenizer, transformers, write_image_settings
 from polymodal.training import Run
 
 REMOTE_CODE = Path(__file__).with_name("modeling_polymodal_language.py")
-CELL = "<cell>"  # stands in a text for a token of a picture
+CELL = "<cell>"  # stands in a text for a token of an image
 QUESTIONS = ("How many things are there?", "Was ist das?")
 
 
 def language_to_transformers(run: Run, folder: Path) -> tuple[str, float]:
-    """Weights, tokenizer and picture settings; returns the class, and the largest difference of logits."""
+    """Weights, tokenizer and image settings; returns the class, and the largest difference of logits."""
     model, tokenizer = exported_language_model(run)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_picture_settings(run, folder, whole=True)
+    write_image_settings(run, folder, whole=True)
     shutil.copyfile(REMOTE_CODE, folder / REMOTE_CODE.name)
     library = transformers()
     loaded = library.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
@@ -42,7 +42,7 @@ def exported_language_model(run: Run) -> tuple[Any, Any]:
     language, seeing = method.language_model, method.image_encoder
     if not isinstance(language, LanguageModel) or not isinstance(seeing, ImageEmbedding):
         raise UserError(
-            f"'{run.name}' has a published language model as it is, which cannot be exported with eyes yet."
+            f"'{run.name}' has a pretrained language model as it is, which cannot be exported with eyes yet."
         )
     transformers()
     from polymodal.serving.export.modeling_polymodal_language import PolymodalLanguageConfig, PolymodalLanguageModel
@@ -51,15 +51,16 @@ def exported_language_model(run: Run) -> tuple[Any, Any]:
     vocabulary = language.embedding.num_embeddings
     tokenizer.add_special_tokens({"additional_special_tokens": [CELL]})
     config = language.config
-    names = ("width", "depth", "heads", "groups", "hidden", "rotary_base", "epsilon", "tied", "attention_bias")
+    names = ("width", "depth", "num_heads", "num_kv_heads", "mlp_dim", "rope_theta", "norm_eps", "attention_bias")
     configuration = PolymodalLanguageConfig(
         vocab_size=vocabulary,
         **{name: getattr(config, name) for name in names},
+        tied=config.tie_word_embeddings,
         cell_id=tokenizer.convert_tokens_to_ids(CELL),
-        image_size=run.recipe.tile,
-        patch=run.recipe.patch,
-        patch_width=run.recipe.patch_width,
-        visual_experts=method.by_modality,
+        image_size=run.recipe.tile_size,
+        patch_size=run.recipe.patch_size,
+        patch_embed_dim=run.recipe.patch_embed_dim,
+        visual_experts=method.modality_experts,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -75,26 +76,26 @@ def exported_language_model(run: Run) -> tuple[Any, Any]:
 
 
 def prompt_text(processor: ConversationProcessor, question: str) -> str:
-    """A question about a picture of one tile, as the exported tokenizer reads it."""
-    return f"{PICTURE}{CELL * processor.image.cells}{PICTURE_END}{USER}{question}{ASSISTANT}"
+    """A question about an image of one tile, as the exported tokenizer reads it."""
+    return f"{IMAGE_START}{CELL * processor.image.tokens_per_tile}{IMAGE_END}{USER}{question}{ASSISTANT}"
 
 
 def _difference(run: Run, loaded: Any, tokenizer: Any) -> float:
-    """The largest one of logits behind a picture and a question."""
+    """The largest one of logits behind an image and a question."""
     method, processor = run.model, run.processor
     assert isinstance(method, MultimodalLanguageModel)
     assert isinstance(processor, ConversationProcessor)
-    size = processor.image.size
-    pictures = np.random.default_rng(0).integers(0, 256, (len(QUESTIONS), size, size, 3), dtype=np.uint8)
+    size = processor.image.tile_size
+    images = np.random.default_rng(0).integers(0, 256, (len(QUESTIONS), size, size, 3), dtype=np.uint8)
     worst = 0.0
-    for picture, question in zip(pictures, QUESTIONS, strict=True):
-        prompt = beside([processor.prompt(picture, question)])
+    for image, question in zip(images, QUESTIONS, strict=True):
+        prompt = pad_sequences([processor.prompt(image, question)])
         vectors, routes = method._read(prompt)
         ours = method.language_model.logits(
             method.language_model(vectors, prompt.position, prompt.document, routes)[:, -1]
         )
         ids = tokenizer(prompt_text(processor, question), return_tensors="pt")["input_ids"]
-        pixels = unpatchify(processor.image.cells_of(picture, 1)[None], processor.image.cell)
+        pixels = unpatchify(processor.image.patchify_tiles(image, 1)[None], processor.image.token_size)
         theirs = loaded(ids, pixel_values=pixels).logits[:, -1]
         worst = max(worst, float((ours - theirs).abs().max()))
     return worst

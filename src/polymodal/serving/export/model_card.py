@@ -10,7 +10,7 @@ import jinja2
 
 import polymodal
 from polymodal import evaluation
-from polymodal.corpora.registry import open_again
+from polymodal.corpora.registry import reopen
 from polymodal.errors import UserError
 from polymodal.evaluation import Score
 from polymodal.training import Run
@@ -21,21 +21,21 @@ USAGE = {
 model = CLIPModel.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 texts = tokenizer(["a red fruit"], padding=True, truncation=True, return_tensors="pt")
-vectors = model.get_text_features(**texts)  # pictures: get_image_features(pixel_values=...)""",
+vectors = model.get_text_features(**texts)  # images: get_image_features(pixel_values=...)""",
     "SiglipModel": """from transformers import AutoTokenizer, SiglipModel
 
 model = SiglipModel.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 texts = tokenizer(["a red fruit"], padding="max_length", truncation=True, return_tensors="pt")
-vectors = model.get_text_features(texts["input_ids"])  # pictures: get_image_features(pixel_values=...)""",
+vectors = model.get_text_features(texts["input_ids"])  # images: get_image_features(pixel_values=...)""",
     "AutoModelForCausalLM": """from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor
 
 model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)  # modeling_polymodal_language.py
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-pixels = CLIPImageProcessor.from_pretrained("FOLDER")(Image.open("picture.png"), return_tensors="pt").pixel_values
-picture = "<image>" + "<cell>" * model.config.image_tokens + "</image>"
-asked = tokenizer(picture + "<user>How many things are there?<assistant>", return_tensors="pt")
+pixels = CLIPImageProcessor.from_pretrained("FOLDER")(Image.open("image.png"), return_tensors="pt").pixel_values
+image = "<image>" + "<cell>" * model.config.image_tokens + "</image>"
+asked = tokenizer(image + "<user>How many things are there?<assistant>", return_tensors="pt")
 written = model.generate(**asked, pixel_values=pixels, max_new_tokens=20)
 print(tokenizer.decode(written[0, asked.input_ids.shape[1] :], skip_special_tokens=True))""",
     "AutoModel": """from transformers import AutoModel, AutoTokenizer
@@ -44,14 +44,14 @@ model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True)  # the code 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)
 texts = tokenizer(["a red fruit"], padding=True, truncation=True, return_tensors="pt")
 vectors = model.get_text_features(texts["input_ids"], texts["attention_mask"])
-# pictures: model.get_image_features(pixel_values), normalised as preprocessor_config.json says""",
+# images: model.get_image_features(pixel_values), normalised as preprocessor_config.json says""",
     "image.onnx": """import onnxruntime
 from transformers import AutoTokenizer
 
 texts = AutoTokenizer.from_pretrained("FOLDER")(["a red fruit"], padding=True, truncation=True, return_tensors="np")
 inputs = {name: texts[name] for name in ("input_ids", "attention_mask")}
 vectors = onnxruntime.InferenceSession("FOLDER/text.onnx").run(None, inputs)[0]
-# pictures: FOLDER/image.onnx with pixel_values [batch, 3, size, size], normalised as preprocessor_config.json says""",
+# images: FOLDER/image.onnx with pixel_values [batch, 3, size, size], normalised as preprocessor_config.json says""",
     "SentenceTransformer": """from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("FOLDER"TRUST)
@@ -91,7 +91,7 @@ def write_card(run: Run, folder: Path, to: str, what: str, difference: float, co
         what=what,
         difference=f"{difference:.1e}",
         description=about.description if about else unmeasured,
-        licence=(about.licence if about else "") or "not known to polymodal; say it here",
+        license=(about.license if about else "") or "not known to polymodal; say it here",
         source_of_data=(about.source if about else "") or "not known to polymodal; say it here",
         composed=about.composed if about else "",
         train_command=record["command"],
@@ -111,7 +111,7 @@ def _task(to: str, what: str) -> str:
 def _measured(run: Run) -> tuple[list[Score], str, Any]:
     """Scores, why there are none, and what is known of the data."""
     try:
-        corpus = open_again(run.record["corpus"])
+        corpus = reopen(run.record["corpus"])
     except UserError as error:
         return [], f"the data could not be opened again ({error})", None
     scores = evaluation.evaluate(run, corpus)

@@ -20,7 +20,7 @@ LARGEST_SCALE = 100.0
 
 
 class PolymodalConfig(PretrainedConfig):
-    """image, text: each tower's sizes, or `published`, the settings of a model of transformers, with its class name.
+    """image, text: each tower's sizes, or `pretrained`, the settings of a model of transformers, with its class name.
 
     dim: of the common space. bias: whether the logits have one, as SigLIP's.
     """
@@ -50,14 +50,14 @@ class DualEncoderOutput(ModelOutput):
 
 
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int, causal: bool):
+    def __init__(self, width: int, num_heads: int, causal: bool):
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.num_heads, self.causal = num_heads, causal
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        query, key, value = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         # Causal: padding stands behind all that real tokens look at.
         seen = None if mask is None or self.causal else mask[:, None, None, :]
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, is_causal=self.causal)
@@ -65,23 +65,23 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, heads: int, causal: bool):
+    def __init__(self, width: int, num_heads: int, causal: bool):
         super().__init__()
-        self.norm_1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, causal)
-        self.norm_2 = nn.LayerNorm(width)
-        self.widen = nn.Linear(width, 4 * width)
-        self.narrow = nn.Linear(4 * width, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = Attention(width, num_heads, causal)
+        self.norm2 = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.attention(self.norm_1(x), mask)
-        return x + self.narrow(F.gelu(self.widen(self.norm_2(x))))
+        x = x + self.attention(self.norm1(x), mask)
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
 class Transformer(nn.Module):
-    def __init__(self, width: int, depth: int, heads: int, causal: bool = False):
+    def __init__(self, width: int, depth: int, num_heads: int, causal: bool = False):
         super().__init__()
-        self.blocks = nn.ModuleList([Block(width, heads, causal) for _ in range(depth)])
+        self.blocks = nn.ModuleList([Block(width, num_heads, causal) for _ in range(depth)])
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         for block in self.blocks:
@@ -111,33 +111,33 @@ class ImageEncoder(nn.Module):
 
     def __init__(
         self,
-        size: int,
-        patch: int,
+        image_size: int,
+        patch_size: int,
         width: int,
         depth: int,
-        heads: int,
+        num_heads: int,
         stem: list[int],
-        pooling: str,
-        positions: str,
+        pool_type: str,
+        pos_embed: str,
         registers: int,
     ):
         super().__init__()
-        self.patch = patch // 2 ** len(stem)
-        self.pooling = pooling
-        with_class = pooling == "class"
+        self.patch_size = patch_size // 2 ** len(stem)
+        self.pool_type = pool_type
+        with_class = pool_type == "cls"
         self.stem = ConvolutionalStem(stem) if stem else nn.Identity()
-        self.patch_embedding = nn.Linear((stem[-1] if stem else 3) * self.patch**2, width, bias=False)
+        self.patch_embedding = nn.Linear((stem[-1] if stem else 3) * self.patch_size**2, width, bias=False)
         self.class_token = nn.Parameter(torch.zeros(width)) if with_class else None
-        self.positions = nn.Parameter(torch.zeros((size // patch) ** 2 + with_class, width))  # learned, or sines
+        self.positions = nn.Parameter(torch.zeros((image_size // patch_size) ** 2 + with_class, width))  # or sines
         self.registers = nn.Parameter(torch.zeros(registers, width)) if registers else None
-        self.norm_before = nn.LayerNorm(width)
-        self.transformer = Transformer(width, depth, heads)
-        self.norm_after = nn.LayerNorm(width)
+        self.norm_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(width, depth, num_heads)
+        self.norm_post = nn.LayerNorm(width)
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.stem(image)
         batch, channels, height, width = x.shape
-        p = self.patch
+        p = self.patch_size
         x = x.reshape(batch, channels, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
         x = self.patch_embedding(x.reshape(batch, -1, channels * p * p))
         if self.class_token is not None:
@@ -145,30 +145,37 @@ class ImageEncoder(nn.Module):
         x = x + self.positions
         if self.registers is not None:
             x = torch.cat([x, self.registers.expand(batch, -1, -1)], dim=1)
-        x = self.norm_after(self.transformer(self.norm_before(x)))[:, : len(self.positions)]
+        x = self.norm_post(self.transformer(self.norm_pre(x)))[:, : len(self.positions)]
         if self.class_token is not None:
             return x[:, 0]
-        return x.amax(1) if self.pooling == "max" else x.mean(1)
+        return x.amax(1) if self.pool_type == "max" else x.mean(1)
 
 
 class TextEncoder(nn.Module):
     """polymodal's text transformer; returns all tokens."""
 
     def __init__(
-        self, vocabulary: int, context: int, width: int, depth: int, heads: int, causal: bool, pooling: str = "mean"
+        self,
+        vocab_size: int,
+        context_length: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        causal: bool,
+        pool_type: str = "avg",
     ):
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, width)
-        self.positions = nn.Parameter(torch.zeros(context, width))
-        self.transformer = Transformer(width, depth, heads, causal)
-        self.norm_after = nn.LayerNorm(width)
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.positions = nn.Parameter(torch.zeros(context_length, width))
+        self.transformer = Transformer(width, depth, num_heads, causal)
+        self.norm_post = nn.LayerNorm(width)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         x = self.embedding(input_ids) + self.positions[: input_ids.shape[1]]
-        return self.norm_after(self.transformer(x, attention_mask.bool()))
+        return self.norm_post(self.transformer(x, attention_mask.bool()))
 
 
-class Published(nn.Module):
+class Pretrained(nn.Module):
     """A model of transformers in the place of a tower."""
 
     def __init__(self, settings: dict[str, Any], class_name: str, options: dict[str, Any]):
@@ -180,14 +187,14 @@ class Published(nn.Module):
 
 
 def tower(kind: type[nn.Module], sizes: dict[str, Any]) -> nn.Module:
-    return Published(**sizes["published"]) if "published" in sizes else kind(**sizes)
+    return Pretrained(**sizes["pretrained"]) if "pretrained" in sizes else kind(**sizes)
 
 
-def pool(tokens: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
-    """The mean over real tokens, the last of them (end), or the first (start)."""
-    if pooling == "start":
+def pool(tokens: Tensor, attention_mask: Tensor, pool_type: str) -> Tensor:
+    """The mean over real tokens, the last of them (eos), or the first (cls)."""
+    if pool_type == "cls":
         return tokens[:, 0]
-    if pooling == "end":
+    if pool_type == "eos":
         last = attention_mask.sum(1).long() - 1
         return tokens.gather(1, last[:, None, None].expand(-1, 1, tokens.shape[2])).squeeze(1)
     weights = attention_mask.to(tokens.dtype)[:, :, None]
@@ -195,7 +202,7 @@ def pool(tokens: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
 
 
 class PolymodalDualEncoder(PreTrainedModel):
-    """Pictures and texts in one space."""
+    """Images and texts in one space."""
 
     config_class = PolymodalConfig
 
@@ -218,14 +225,14 @@ class PolymodalDualEncoder(PreTrainedModel):
         """All weights are in the file."""
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """L2-normalised picture vectors."""
-        if isinstance(self.image_encoder, Published):
+        """L2-normalised image vectors."""
+        if isinstance(self.image_encoder, Pretrained):
             encoded = self.image_encoder.model(pixel_values=pixel_values)
             tokens = encoded.last_hidden_state
             pooled = {
                 "pooler": lambda: encoded.pooler_output,
                 "first": lambda: tokens[:, 0],
-                "mean": lambda: tokens.mean(1),
+                "avg": lambda: tokens.mean(1),
             }[self.pooled_by["image"]]()
         else:
             pooled = self.image_encoder(pixel_values)
@@ -236,7 +243,7 @@ class PolymodalDualEncoder(PreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         by = self.pooled_by["text"]
-        if not isinstance(self.text_encoder, Published):
+        if not isinstance(self.text_encoder, Pretrained):
             pooled = pool(self.text_encoder(input_ids, attention_mask), attention_mask, by)
         elif self.padded_to is not None:  # SigLIP sees padding, up to its whole length
             padding = self.text_encoder.model.config.pad_token_id

@@ -3,7 +3,7 @@
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
 This file is written beside the exported weights and needs torch and transformers alone. Its modules have the names of
-polymodal's, so the weights load as they are. A picture is one tile: in the text stand `image_tokens` times
+polymodal's, so the weights load as they are. An image is one tile: in the text stand `image_tokens` times
 `cell_id` where it is read, between the marks `<image>` and `</image>`.
 """
 
@@ -19,18 +19,18 @@ from transformers.modeling_outputs import CausalLMOutput
 
 
 class PolymodalLanguageConfig(PretrainedConfig):
-    """cell_id: stands where a picture's tokens are, beyond the vocabulary. image_size: side of a tile in pixels,
-    of which `patch` are the side of a patch; four patches are a token. patch_width: channels of a patch.
+    """cell_id: stands where an image's tokens are, beyond the vocabulary. image_size: side of a tile in pixels,
+    of which `patch_size` are the side of a patch; four patches are a token. patch_embed_dim: channels of a patch.
 
-    visual_experts: whether picture tokens have perceptrons of their own.
+    visual_experts: whether image tokens have MLPs of their own.
     """
 
     model_type = "polymodal_language_model"
     attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "width",
         "num_hidden_layers": "depth",
-        "num_attention_heads": "heads",
-        "num_key_value_heads": "groups",
+        "num_attention_heads": "num_heads",
+        "num_key_value_heads": "num_kv_heads",
     }
 
     def __init__(
@@ -38,30 +38,31 @@ class PolymodalLanguageConfig(PretrainedConfig):
         vocab_size: int = 2000,
         width: int = 128,
         depth: int = 4,
-        heads: int = 4,
-        groups: int = 2,
-        hidden: int = 352,
-        rotary_base: float = 10_000.0,
-        epsilon: float = 1e-6,
+        num_heads: int = 4,
+        num_kv_heads: int = 2,
+        mlp_dim: int = 352,
+        rope_theta: float = 10_000.0,
+        norm_eps: float = 1e-6,
         tied: bool = True,
         attention_bias: bool = False,
         cell_id: int = 2000,
         image_size: int = 96,
-        patch: int = 8,
-        patch_width: int = 64,
+        patch_size: int = 8,
+        patch_embed_dim: int = 64,
         visual_experts: bool = True,
         **kwargs: Any,
     ):
-        self.vocab_size, self.width, self.depth, self.heads, self.groups = vocab_size, width, depth, heads, groups
-        self.hidden, self.rotary_base, self.epsilon, self.tied = hidden, rotary_base, epsilon, tied
+        self.vocab_size, self.width, self.depth = vocab_size, width, depth
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        self.mlp_dim, self.rope_theta, self.norm_eps, self.tied = mlp_dim, rope_theta, norm_eps, tied
         self.attention_bias, self.cell_id, self.image_size = attention_bias, cell_id, image_size
-        self.patch, self.patch_width, self.visual_experts = patch, patch_width, visual_experts
+        self.patch_size, self.patch_embed_dim, self.visual_experts = patch_size, patch_embed_dim, visual_experts
         super().__init__(**({"use_cache": False, "tie_word_embeddings": False} | kwargs))
 
     @property
     def image_tokens(self) -> int:
-        """Of a picture."""
-        return (self.image_size // (2 * self.patch)) ** 2
+        """Of an image."""
+        return (self.image_size // (2 * self.patch_size)) ** 2
 
 
 class Attention(nn.Module):
@@ -69,15 +70,15 @@ class Attention(nn.Module):
 
     def __init__(self, config: PolymodalLanguageConfig):
         super().__init__()
-        self.size = config.width // config.heads
-        self.sizes = [config.width, config.groups * self.size, config.groups * self.size]
-        self.shared = config.heads // config.groups
+        self.head_dim = config.width // config.num_heads
+        self.sizes = [config.width, config.num_kv_heads * self.head_dim, config.num_kv_heads * self.head_dim]
+        self.shared = config.num_heads // config.num_kv_heads
         self.qkv = nn.Linear(config.width, sum(self.sizes), bias=config.attention_bias)
         self.out = nn.Linear(config.width, config.width, bias=False)
 
     def forward(self, x: Tensor, angle: Tensor, visible: Tensor) -> Tensor:
         query, key, value = (
-            part.unflatten(2, (-1, self.size)).transpose(1, 2) for part in self.qkv(x).split(self.sizes, dim=2)
+            part.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for part in self.qkv(x).split(self.sizes, dim=2)
         )
         query, key = _turned(query, angle), _turned(key, angle)
         key, value = (part.repeat_interleave(self.shared, 1) for part in (key, value))
@@ -91,10 +92,10 @@ def _turned(x: Tensor, angle: Tensor) -> Tensor:
 
 
 class SwiGLU(nn.Module):
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, mlp_dim: int):
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.gate_up = nn.Linear(width, 2 * mlp_dim, bias=False)
+        self.down = nn.Linear(mlp_dim, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -102,52 +103,52 @@ class SwiGLU(nn.Module):
 
 
 class Experts(nn.Module):
-    """A perceptron for words and, where there is one, another for picture tokens."""
+    """An MLP for words and, where there is one, another for image tokens."""
 
     def __init__(self, config: PolymodalLanguageConfig):
         super().__init__()
-        self.text = SwiGLU(config.width, config.hidden)
+        self.text = SwiGLU(config.width, config.mlp_dim)
         if config.visual_experts:
-            self.image = SwiGLU(config.width, config.hidden)
+            self.image = SwiGLU(config.width, config.mlp_dim)
 
-    def forward(self, x: Tensor, pictured: Tensor) -> Tensor:
+    def forward(self, x: Tensor, imaged: Tensor) -> Tensor:
         if not hasattr(self, "image"):
             return self.text(x)
         y = torch.empty_like(x)
-        y[~pictured], y[pictured] = self.text(x[~pictured]), self.image(x[pictured])
+        y[~imaged], y[imaged] = self.text(x[~imaged]), self.image(x[imaged])
         return y
 
 
 class Block(nn.Module):
     def __init__(self, config: PolymodalLanguageConfig):
         super().__init__()
-        self.norm_1 = nn.RMSNorm(config.width, config.epsilon)
+        self.norm1 = nn.RMSNorm(config.width, config.norm_eps)
         self.attention = Attention(config)
-        self.norm_2 = nn.RMSNorm(config.width, config.epsilon)
+        self.norm2 = nn.RMSNorm(config.width, config.norm_eps)
         self.feed_forward = Experts(config)
 
-    def forward(self, x: Tensor, angle: Tensor, visible: Tensor, pictured: Tensor) -> Tensor:
-        x = x + self.attention(self.norm_1(x), angle, visible)
-        return x + self.feed_forward(self.norm_2(x), pictured)
+    def forward(self, x: Tensor, angle: Tensor, visible: Tensor, imaged: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x), angle, visible)
+        return x + self.feed_forward(self.norm2(x), imaged)
 
 
 class Decoder(nn.Module):
     def __init__(self, config: PolymodalLanguageConfig):
         super().__init__()
-        self.size, self.rotary_base = config.width // config.heads, config.rotary_base
+        self.head_dim, self.rope_theta = config.width // config.num_heads, config.rope_theta
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm_after = nn.RMSNorm(config.width, config.epsilon)
+        self.norm_post = nn.RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, x: Tensor, real: Tensor, pictured: Tensor) -> Tensor:
+    def forward(self, x: Tensor, real: Tensor, imaged: Tensor) -> Tensor:
         position = (real.long().cumsum(1) - 1).clamp(min=0)
-        rate = self.rotary_base ** (-torch.arange(0, self.size, 2, device=x.device) / self.size)
+        rate = self.rope_theta ** (-torch.arange(0, self.head_dim, 2, device=x.device) / self.head_dim)
         angle = (position[:, None, :, None] * rate).repeat(1, 1, 1, 2)
         # A place of padding sees itself: it must see something.
         own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         visible = (real[:, None, None, :] & own.new_ones(own.shape).tril()) | own
         for block in self.blocks:
-            x = block(x, angle, visible, pictured)
-        return self.norm_after(x)
+            x = block(x, angle, visible, imaged)
+        return self.norm_post(x)
 
 
 class LanguageModel(nn.Module):
@@ -166,8 +167,8 @@ class ImageEmbedding(nn.Module):
 
     def __init__(self, config: PolymodalLanguageConfig):
         super().__init__()
-        self.patch, dim, width = config.patch, config.patch_width, config.width
-        self.patches = nn.Linear(3 * config.patch**2, dim)
+        self.patch, dim, width = config.patch_size, config.patch_embed_dim, config.width
+        self.patches = nn.Linear(3 * config.patch_size**2, dim)
         self.positions = nn.Parameter(torch.zeros(config.image_tokens, 4, dim))
         self.project = nn.Sequential(
             nn.LayerNorm(4 * dim), nn.Linear(4 * dim, width), nn.GELU(), nn.Linear(width, width)
@@ -179,14 +180,14 @@ class ImageEmbedding(nn.Module):
         return self.project(placed.flatten(2).flatten(0, 1))
 
 
-def _cut(pictures: Tensor, side: int) -> Tensor:
+def _cut(images: Tensor, side: int) -> Tensor:
     """[batch, 3, height, width] to [batch, squares, 3, side, side] in reading order."""
-    x = pictures.unflatten(3, (-1, side)).unflatten(2, (-1, side))
+    x = images.unflatten(3, (-1, side)).unflatten(2, (-1, side))
     return x.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 
 class PolymodalLanguageModel(PreTrainedModel, GenerationMixin):
-    """Words and pictures to the next word. It reads all of a text for every word that it writes."""
+    """Words and images to the next word. It reads all of a text for every word that it writes."""
 
     config_class = PolymodalLanguageConfig
     main_input_name = "input_ids"
@@ -211,14 +212,14 @@ class PolymodalLanguageModel(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         **unused: Any,
     ) -> CausalLMOutput:
-        """input_ids, attention_mask: [batch, length]. pixel_values: [pictures, 3, image_size, image_size], normalised,
+        """input_ids, attention_mask: [batch, length]. pixel_values: [images, 3, image_size, image_size], normalised,
         in the order in which they stand in the texts. The logits are [batch, length, vocab_size]."""
         real = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
-        pictured = (input_ids == self.config.cell_id) & real
+        imaged = (input_ids == self.config.cell_id) & real
         x = self.language_model.embedding(input_ids.masked_fill(input_ids >= self.config.vocab_size, 0))
         if pixel_values is not None:
-            x = x.masked_scatter(pictured[..., None], self.image_encoder(pixel_values).to(x.dtype))
-        return CausalLMOutput(logits=self.language_model.logits(self.language_model.decoder(x, real, pictured)))
+            x = x.masked_scatter(imaged[..., None], self.image_encoder(pixel_values).to(x.dtype))
+        return CausalLMOutput(logits=self.language_model.logits(self.language_model.decoder(x, real, imaged)))
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         names = ("attention_mask", "pixel_values")

@@ -1,4 +1,4 @@
-"""The towers of a run as two ONNX graphs, which onnxruntime runs without torch: pictures, and texts, to vectors."""
+"""The towers of a run as two ONNX graphs, which onnxruntime runs without torch: images, and texts, to vectors."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from polymodal.serving.export.transformers import (
     remote_dual_encoder,
     sample_pixels,
     sample_texts,
-    tokenised_samples,
-    write_picture_settings,
+    tokenized_samples,
+    write_image_settings,
 )
 from polymodal.training import Run
 
 IMAGE, TEXT = "image.onnx", "text.onnx"
 
 
-class _Pictures(nn.Module):
+class _Images(nn.Module):
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
@@ -53,14 +53,14 @@ def to_onnx(run: Run, folder: Path) -> tuple[str, float]:
         raise needs(error.name or "onnxruntime", "export", "Export to ONNX") from error
     model = remote_dual_encoder(run)
     tokenizer = exported_tokenizer(run)
-    pixels, text, given = sample_pixels(run, 3), sample_texts(run), tokenised_samples(tokenizer)
+    pixels, text, given = sample_pixels(run, 3), sample_texts(run), tokenized_samples(tokenizer)
     batch = torch.export.Dim("batch", min=1, max=65536)
-    length = torch.export.Dim("length", min=2, max=run.recipe.text.context)
-    _write(_Pictures(model), {"pixel_values": pixels}, {"pixel_values": {0: batch}}, "image_embeds", folder / IMAGE)
+    length = torch.export.Dim("length", min=2, max=run.recipe.text.context_length)
+    _write(_Images(model), {"pixel_values": pixels}, {"pixel_values": {0: batch}}, "image_embeds", folder / IMAGE)
     shapes = {name: {0: batch, 1: length} for name in given}
     _write(_Texts(model), given, shapes, "text_embeds", folder / TEXT)
     tokenizer.save_pretrained(folder)
-    write_picture_settings(run, folder)
+    write_image_settings(run, folder)
 
     method: Any = run.model.cpu().eval()
     expected = method.embed({"image": pixels[:2], "text": text})  # another batch size than the graph was made with

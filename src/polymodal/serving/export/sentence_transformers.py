@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from polymodal.encoders.published import transformers
-from polymodal.encoders.published_text import PublishedTextEncoder
+from polymodal.encoders.pretrained import transformers
+from polymodal.encoders.pretrained_text import PretrainedTextEncoder
 from polymodal.errors import UserError, needs
 from polymodal.serving.export.transformers import REMOTE_CODE, SAMPLES, exported_tokenizer, text_transformer_sizes
 from polymodal.training import Run
 
-POOLING = {"mean": "mean", "end": "lasttoken", "start": "cls"}
+POOLING = {"avg": "mean", "eos": "lasttoken", "cls": "cls"}
 
 
 def to_sentence_transformers(run: Run, folder: Path) -> tuple[str, float]:
@@ -28,8 +28,8 @@ def to_sentence_transformers(run: Run, folder: Path) -> tuple[str, float]:
     except ImportError as error:
         raise needs("sentence-transformers", "export", "Export to sentence-transformers") from error
     method: Any = run.model.cpu().eval()
-    remote = not isinstance(method.text_encoder, PublishedTextEncoder)
-    tower = _own_tower(run) if remote else _published_tower(run)
+    remote = not isinstance(method.text_encoder, PretrainedTextEncoder)
+    tower = _own_tower(run) if remote else _pretrained_tower(run)
     with tempfile.TemporaryDirectory() as aside:
         tower.save_pretrained(aside)
         exported_tokenizer(run).save_pretrained(aside)
@@ -39,7 +39,7 @@ def to_sentence_transformers(run: Run, folder: Path) -> tuple[str, float]:
             trust = {"trust_remote_code": True}
         words = Transformer(
             aside,
-            max_seq_length=run.recipe.text.context,
+            max_seq_length=run.recipe.text.context_length,
             model_kwargs=trust,
             processor_kwargs=trust,
             config_kwargs=trust,
@@ -61,10 +61,10 @@ def to_sentence_transformers(run: Run, folder: Path) -> tuple[str, float]:
 def _pooling(run: Run) -> str:
     """CLIP pools at the end mark, whatever the recipe's own towers would do."""
     settings = getattr(run.recipe.text, "settings", {})
-    return "end" if settings.get("model_type") in ("clip_text_model", "aimv2_text_model") else run.recipe.text.pooling
+    return "eos" if settings.get("model_type") in ("clip_text_model", "aimv2_text_model") else run.recipe.text.pool_type
 
 
-def _published_tower(run: Run) -> Any:
+def _pretrained_tower(run: Run) -> Any:
     method: Any = run.model
     encoder: Any = method.text_encoder
     if encoder.config.settings["model_type"].startswith("siglip"):

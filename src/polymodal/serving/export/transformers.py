@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from polymodal.encoders.image import ImageEncoderConfig
-from polymodal.encoders.published import transformers
-from polymodal.encoders.published_image import PublishedImageConfig, PublishedImageEncoder
-from polymodal.encoders.published_text import PublishedTextConfig, PublishedTextEncoder, PublishedTokenizer
+from polymodal.encoders.pretrained import transformers
+from polymodal.encoders.pretrained_image import PretrainedImageConfig, PretrainedImageEncoder
+from polymodal.encoders.pretrained_text import PretrainedTextConfig, PretrainedTextEncoder, PretrainedTokenizer
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.modalities.text import END, PAD, START, Tokenizer, Tokens
@@ -28,11 +28,11 @@ SAMPLES = ("a red fruit", "Flagge: Frankreich", "smiling face with heart-eyes", 
 
 
 def to_transformers(run: Run, folder: Path) -> tuple[str, float]:
-    """Weights, tokenizer and picture settings; returns the class, and the largest difference of logits."""
+    """Weights, tokenizer and image settings; returns the class, and the largest difference of logits."""
     model, tokenizer = exported(run)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_picture_settings(run, folder)
+    write_image_settings(run, folder)
     kind = type(model).__name__
     if kind.startswith("Polymodal"):
         shutil.copyfile(REMOTE_CODE, folder / REMOTE_CODE.name)
@@ -48,13 +48,13 @@ def to_transformers(run: Run, folder: Path) -> tuple[str, float]:
 def exported(run: Run) -> tuple[Any, Any]:
     """The method as a model of transformers, and its tokenizer."""
     image, text = run.recipe.image, run.recipe.text
-    published = isinstance(image, PublishedImageConfig) and isinstance(text, PublishedTextConfig)
-    kinds = (image.settings["model_type"], text.settings["model_type"]) if published else None
+    pretrained = isinstance(image, PretrainedImageConfig) and isinstance(text, PretrainedTextConfig)
+    kinds = (image.settings["model_type"], text.settings["model_type"]) if pretrained else None
     if kinds == ("clip_vision_model", "clip_text_model") and not hasattr(run.model, "bias"):
-        return _published_clip(run), exported_tokenizer(run)
+        return _pretrained_clip(run), exported_tokenizer(run)
     if kinds == ("siglip_vision_model", "siglip_text_model") and _projects_nothing(run):
-        return _published_siglip(run), exported_tokenizer(run)
-    if not published and _is_clip(image, text) and not hasattr(run.model, "bias"):
+        return _pretrained_siglip(run), exported_tokenizer(run)
+    if not pretrained and _is_clip(image, text) and not hasattr(run.model, "bias"):
         return _own_clip(run)
     return remote_dual_encoder(run), exported_tokenizer(run)
 
@@ -84,24 +84,24 @@ def remote_dual_encoder(run: Run) -> Any:
 def _image_sizes(run: Run) -> dict[str, Any]:
     method: Any = run.model
     config, encoder = run.recipe.image, method.image_encoder
-    if not isinstance(encoder, PublishedImageEncoder):
-        if config.positions == "rotary":
+    if not isinstance(encoder, PretrainedImageEncoder):
+        if config.pos_embed == "rotary":
             raise UserError("An image tower with rotary positions cannot be exported yet.")
-        return dataclasses.asdict(config) | {"stem": list(config.stem), "pooled_by": config.pooling}
+        return dataclasses.asdict(config) | {"stem": list(config.stem), "pooled_by": config.pool_type}
     if not encoder.pooled_by:
         raise UserError(f"An image tower of type {config.settings['model_type']} cannot be exported yet.")
-    return {"published": _published_part(encoder), "pooled_by": encoder.pooled_by}
+    return {"pretrained": _pretrained_part(encoder), "pooled_by": encoder.pooled_by}
 
 
 def _text_sizes(run: Run) -> dict[str, Any]:
     method: Any = run.model
     config, encoder = run.recipe.text, method.text_encoder
-    if not isinstance(encoder, PublishedTextEncoder):
-        return text_transformer_sizes(run) | {"pooled_by": config.pooling}
+    if not isinstance(encoder, PretrainedTextEncoder):
+        return text_transformer_sizes(run) | {"pooled_by": config.pool_type}
     has_pooler = config.settings["model_type"] in ("clip_text_model", "aimv2_text_model")
-    padded = {"padded_to": config.context} if config.settings["model_type"].startswith("siglip") else {}
-    by = "pooler" if has_pooler or padded else config.pooling
-    return {"published": _published_part(encoder), "pooled_by": by} | padded
+    padded = {"padded_to": config.context_length} if config.settings["model_type"].startswith("siglip") else {}
+    by = "pooler" if has_pooler or padded else config.pool_type
+    return {"pretrained": _pretrained_part(encoder), "pooled_by": by} | padded
 
 
 def text_transformer_sizes(run: Run) -> dict[str, Any]:
@@ -109,10 +109,10 @@ def text_transformer_sizes(run: Run) -> dict[str, Any]:
     method: Any = run.model
     sizes = dataclasses.asdict(run.recipe.text)
     sizes.pop("dropout")
-    return sizes | {"vocabulary": method.text_encoder.embedding.num_embeddings}
+    return sizes | {"vocab_size": method.text_encoder.embedding.num_embeddings}
 
 
-def _published_part(encoder: PublishedImageEncoder | PublishedTextEncoder) -> dict[str, Any]:
+def _pretrained_part(encoder: PretrainedImageEncoder | PretrainedTextEncoder) -> dict[str, Any]:
     return {
         "settings": dict(encoder.config.settings),
         "class_name": encoder.kind.__name__,
@@ -120,7 +120,7 @@ def _published_part(encoder: PublishedImageEncoder | PublishedTextEncoder) -> di
     }
 
 
-def _published_towers(method: Any) -> dict[str, Tensor]:
+def _pretrained_towers(method: Any) -> dict[str, Tensor]:
     """The weights of both towers under the names that CLIPModel and SiglipModel give them."""
     towers = {"vision_model": method.image_encoder, "text_model": method.text_encoder}
     return {
@@ -128,13 +128,13 @@ def _published_towers(method: Any) -> dict[str, Tensor]:
     }
 
 
-def _published_clip(run: Run) -> Any:
+def _pretrained_clip(run: Run) -> Any:
     method: Any = run.model
     library, image, text = transformers(), run.recipe.image, run.recipe.text
     configuration = library.CLIPConfig(
         vision_config=dict(image.settings), text_config=dict(text.settings), projection_dim=run.recipe.dim
     )
-    weights = _published_towers(method)
+    weights = _pretrained_towers(method)
     weights |= {
         "visual_projection.weight": method.image_projection.weight,
         "text_projection.weight": method.text_projection.weight,
@@ -143,11 +143,11 @@ def _published_clip(run: Run) -> Any:
     return _filled(library.CLIPModel(configuration), weights)
 
 
-def _published_siglip(run: Run) -> Any:
+def _pretrained_siglip(run: Run) -> Any:
     method: Any = run.model
     library, image, text = transformers(), run.recipe.image, run.recipe.text
     configuration = library.SiglipConfig(vision_config=dict(image.settings), text_config=dict(text.settings))
-    weights = _published_towers(method)
+    weights = _pretrained_towers(method)
     bias = getattr(run.model, "bias", torch.zeros(()))
     weights |= {"logit_scale": _log_scale(run).reshape(1), "logit_bias": bias.detach().reshape(1)}
     return _filled(library.SiglipModel(configuration), weights)
@@ -162,10 +162,10 @@ def _projects_nothing(run: Run) -> bool:
 
 def _is_clip(image: ImageEncoderConfig, text: TextEncoderConfig) -> bool:
     """Whether own towers have the shape of CLIP's: a class token, causal texts with blocks, pooled at the end mark."""
-    own = not isinstance(image, PublishedImageConfig) and not isinstance(text, PublishedTextConfig)
-    if not own or image.registers or image.stem or image.positions == "rotary":
+    own = not isinstance(image, PretrainedImageConfig) and not isinstance(text, PretrainedTextConfig)
+    if not own or image.registers or image.stem or image.pos_embed == "rotary":
         return False
-    return image.pooling == "class" and text.causal and text.pooling == "end" and text.depth > 0
+    return image.pool_type == "cls" and text.causal and text.pool_type == "eos" and text.depth > 0
 
 
 def _own_clip(run: Run) -> tuple[Any, Any]:
@@ -177,29 +177,33 @@ def _own_clip(run: Run) -> tuple[Any, Any]:
     sizes = {"hidden_act": "gelu", "layer_norm_eps": 1e-5}
     configuration = library.CLIPConfig(
         vision_config=sizes
-        | _clip_sizes(image.width, image.depth, image.heads)
-        | {"image_size": image.size, "patch_size": image.patch},
+        | _clip_sizes(image.width, image.depth, image.num_heads)
+        | {"image_size": image.image_size, "patch_size": image.patch_size},
         text_config=sizes
-        | _clip_sizes(text.width, text.depth, text.heads)
-        | {"vocab_size": vocabulary, "max_position_embeddings": text.context, "pad_token_id": tokenizer.pad_token_id}
+        | _clip_sizes(text.width, text.depth, text.num_heads)
+        | {
+            "vocab_size": vocabulary,
+            "max_position_embeddings": text.context_length,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
         | {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id},
         projection_dim=run.recipe.dim,
     )
-    pictures, words = method.image_encoder, method.text_encoder
+    images, words = method.image_encoder, method.text_encoder
     embedding = words.embedding.weight.clone()
     end, last = run.processor.tokenizer.end, vocabulary - 1  # type: ignore[attr-defined]
     embedding[[end, last]] = embedding[[last, end]]
-    kernel = pictures.patch_embedding.weight.unflatten(1, (3, image.patch, image.patch))
+    kernel = images.patch_embedding.weight.unflatten(1, (3, image.patch_size, image.patch_size))
     weights = {
-        "vision_model.embeddings.class_embedding": pictures.class_token,
+        "vision_model.embeddings.class_embedding": images.class_token,
         "vision_model.embeddings.patch_embedding.weight": kernel,
-        "vision_model.embeddings.position_embedding.weight": pictures.positions,
-        **_norm("vision_model.pre_layrnorm", pictures.norm_before),
-        **_norm("vision_model.post_layernorm", pictures.norm_after),
-        **_clip_blocks("vision_model", pictures.transformer.blocks),
+        "vision_model.embeddings.position_embedding.weight": images.positions,
+        **_norm("vision_model.pre_layrnorm", images.norm_pre),
+        **_norm("vision_model.post_layernorm", images.norm_post),
+        **_clip_blocks("vision_model", images.transformer.blocks),
         "text_model.embeddings.token_embedding.weight": embedding,
         "text_model.embeddings.position_embedding.weight": words.positions,
-        **_norm("text_model.final_layer_norm", words.norm_after),
+        **_norm("text_model.final_layer_norm", words.norm_post),
         **_clip_blocks("text_model", words.transformer.blocks),
         "visual_projection.weight": method.image_projection.weight,
         "text_projection.weight": method.text_projection.weight,
@@ -208,12 +212,12 @@ def _own_clip(run: Run) -> tuple[Any, Any]:
     return _filled(library.CLIPModel(configuration), weights), tokenizer
 
 
-def _clip_sizes(width: int, depth: int, heads: int) -> dict[str, int]:
+def _clip_sizes(width: int, depth: int, num_heads: int) -> dict[str, int]:
     return {
         "hidden_size": width,
         "intermediate_size": 4 * width,
         "num_hidden_layers": depth,
-        "num_attention_heads": heads,
+        "num_attention_heads": num_heads,
     }
 
 
@@ -227,10 +231,10 @@ def _clip_blocks(tower: str, blocks: Any) -> dict[str, Tensor]:
             weights |= {f"{name}.self_attn.{kind}_proj.weight": weight, f"{name}.self_attn.{kind}_proj.bias": bias}
         for theirs, own in (
             ("self_attn.out_proj", block.attention.out),
-            ("layer_norm1", block.norm_1),
-            ("layer_norm2", block.norm_2),
-            ("mlp.fc1", block.widen),
-            ("mlp.fc2", block.narrow),
+            ("layer_norm1", block.norm1),
+            ("layer_norm2", block.norm2),
+            ("mlp.fc1", block.fc1),
+            ("mlp.fc2", block.fc2),
         ):
             weights |= _norm(f"{name}.{theirs}", own)
     return weights
@@ -256,7 +260,7 @@ def exported_tokenizer(run: Run, end_last: bool = False, ends: bool = True) -> A
     end_last: give the end mark the highest number. ends: whether texts get it; prompts are gone on with.
     """
     own: Tokenizer = run.processor.tokenizer  # type: ignore[attr-defined]
-    if isinstance(own, PublishedTokenizer):
+    if isinstance(own, PretrainedTokenizer):
         own.tokenizer.model_max_length = own.context_length
         return own.tokenizer
     from tokenizers import Tokenizer as Backend
@@ -278,8 +282,8 @@ def exported_tokenizer(run: Run, end_last: bool = False, ends: bool = True) -> A
     )
 
 
-def write_picture_settings(run: Run, folder: Path, whole: bool = False) -> None:
-    """How pictures become pixels, as CLIPImageProcessor reads it: shorter side to size (bicubic), then the centre.
+def write_image_settings(run: Run, folder: Path, whole: bool = False) -> None:
+    """How images become pixels, as CLIPImageProcessor reads it: shorter side to size (bicubic), then the centre.
 
     whole: stretched to a square, so that nothing is cut off.
     """
@@ -303,8 +307,8 @@ def write_picture_settings(run: Run, folder: Path, whole: bool = False) -> None:
 
 
 def sample_pixels(run: Run, count: int) -> Tensor:
-    """Pictures of noise, the same every time."""
-    size = run.recipe.image.size
+    """Images of noise, the same every time."""
+    size = run.recipe.image.image_size
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
@@ -314,21 +318,21 @@ def sample_texts(run: Run) -> Tokens:
     return processor.tokenizer(list(SAMPLES))
 
 
-def tokenised_samples(tokenizer: Any) -> dict[str, Tensor]:
+def tokenized_samples(tokenizer: Any) -> dict[str, Tensor]:
     """The same texts as an exported tokenizer gives them."""
     given = tokenizer(list(SAMPLES), padding=True, truncation=True, return_tensors="pt")
     return {name: given[name] for name in ("input_ids", "attention_mask")}
 
 
 def _difference(run: Run, model: Any, tokenizer: Any) -> float:
-    """The largest one of logits, over noise pictures and a few texts."""
+    """The largest one of logits, over noise images and a few texts."""
     pixels, text = sample_pixels(run, 3), sample_texts(run)
     method: Any = run.model.cpu().eval()
     vectors = method.embed({"image": pixels, "text": text})
     own = method.scale * vectors["image"] @ vectors["text"].T + getattr(method, "bias", 0.0)
-    given = tokenised_samples(tokenizer)
+    given = tokenized_samples(tokenizer)
     if type(model).__name__ == "SiglipModel":  # it was trained on padding to the full length, without a mask
-        given = tokenizer(list(SAMPLES), padding="max_length", max_length=run.recipe.text.context, truncation=True,
-                          return_tensors="pt")  # fmt: skip
+        given = tokenizer(list(SAMPLES), padding="max_length", max_length=run.recipe.text.context_length,
+                          truncation=True, return_tensors="pt")  # fmt: skip
         given = {"input_ids": given["input_ids"]}
     return float((model(**given, pixel_values=pixels).logits_per_image - own).abs().max())

@@ -1,0 +1,169 @@
+"""How many pairs does an attack tear apart: in the model that it knows, and in models that it has never asked?
+
+Success is counted among what was right before (Zhang et al. 2022; Lu et al. 2023): of the queries whose match stood
+within the first k, the share whose match does not any more, when all images and captions are changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image as PILImage
+from torch import Tensor
+
+from polymodal.corpora.corpus import Corpus
+from polymodal.data.loader import Reader
+from polymodal.errors import UserError
+from polymodal.evaluation.evaluate import main_language
+from polymodal.evaluation.retrieval import chance_recall, ranks
+from polymodal.evaluation.statistics import Score, ratio
+from polymodal.modalities import Image, Text
+from polymodal.training.run import Run, embed, evaluating
+from polymodal.types import Attack, CanEmbed
+
+FIRST = (1, 5, 10)
+IMAGES_AT_ONCE = 64
+IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image_to_text", "text_to_image"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images as files hold them, and the captions of each; as they are, or as an attack left them."""
+
+    images: list[PILImage.Image]
+    captions: list[list[str]]
+
+    @classmethod
+    def of(cls, corpus: Corpus, source: Run, split: str, most: int) -> Pairs:
+        """At most so many examples of a split, evenly chosen, at the size that the source sees."""
+        if not {Image, Text} <= {type(modality) for modality in corpus.columns.values()}:
+            raise UserError(f"An attack needs images and captions; '{corpus.name}' has not both.")
+        reader, language = Reader(corpus, source.processor), main_language(corpus)
+        _, examples = reader.read_all(corpus.sample(split, most))
+        images, captions = [], []
+        for example in examples:
+            texts = [caption.text for caption in example["text"] if language in (None, caption.language)]
+            if texts:
+                images.append(PILImage.fromarray(example["image"]))
+                captions.append(texts)
+        if not images:
+            raise UserError(f"The split '{split}' of '{corpus.name}' has no readable image with a caption.")
+        return cls(images, captions)
+
+    @property
+    def owner(self) -> Int[np.ndarray, " captions"]:
+        """The image of each caption, all captions in a row."""
+        return np.repeat(np.arange(len(self.captions)), [len(own) for own in self.captions])
+
+    @property
+    def texts(self) -> list[str]:
+        return [text for own in self.captions for text in own]
+
+
+def perturb_pairs(attack: Attack, source: Run, corpus: Corpus, pairs: Pairs, seed: int = 0) -> Pairs:
+    """What the attack makes of pairs when it knows the source; images are rounded to 8 bits, as files hold them.
+
+    Raises UserError when the source does not embed images and captions.
+    """
+    method, processor = source.model, source.processor
+    columns: Mapping[str, Any] = getattr(processor, "columns", {})
+    if not isinstance(method, CanEmbed) or not {"image", "text"} <= set(columns):
+        raise UserError(f"The run '{source.name}' cannot be attacked: it does not embed images and captions.")
+    learned = attack.fit(corpus, main_language(corpus), seed)
+    changed = Pairs([], [])
+    with evaluating(source.model):
+        for start in range(0, len(pairs.images), IMAGES_AT_ONCE):
+            part = slice(start, start + IMAGES_AT_ONCE)
+            pixels = columns["image"].pixels([np.array(image) for image in pairs.images[part]])
+            found, captions = attack.attack(method, processor, learned, pixels, pairs.captions[part], seed + start)
+            changed.images.extend(map(PILImage.fromarray, _eight_bits(found)))
+            changed.captions.extend(captions)
+    return changed
+
+
+def _eight_bits(pixels: Float[Tensor, "batch 3 size size"]) -> list[np.ndarray]:
+    return list((pixels * 255).round().byte().permute(0, 2, 3, 1).numpy())
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of the matches of all queries of a target: of each image, and of each caption."""
+
+    by_image: Int[np.ndarray, " images"]
+    by_caption: Int[np.ndarray, " captions"]
+
+    @classmethod
+    def of(cls, target: Run, pairs: Pairs) -> Ranks:
+        vectors = embed(target.model, target.processor, image=pairs.images, text=pairs.texts)
+        images, texts, owner = vectors["image"], vectors["text"], pairs.owner
+        own = [np.flatnonzero(owner == number) for number in range(len(images))]
+        return cls(ranks(images, texts, own), ranks(texts, images, [owner[[n]] for n in range(len(owner))]))
+
+
+def success(before: Ranks, after: Ranks, owner: Int[np.ndarray, " captions"], name: str) -> list[Score]:
+    """Attack success of both directions at each k, and whether queries were right before; units are images."""
+    count = len(before.by_image)
+    captions = np.bincount(owner, minlength=count)
+    scores = []
+    for direction, old, new, unit, relevant, candidates in (
+        (IMAGE_TO_TEXT, before.by_image, after.by_image, np.arange(count), captions, len(owner)),
+        (TEXT_TO_IMAGE, before.by_caption, after.by_caption, owner, np.ones_like(owner), count),
+    ):
+        for k in FIRST:
+            chance = chance_recall(relevant, candidates, k)
+            right = np.bincount(unit, old <= k, count)
+            lost = np.bincount(unit, (old <= k) & (new > k), count)
+            asked = np.bincount(unit, minlength=count).astype(float)
+            scores.append(Score(f"{name}/{direction}/attack_success@{k}", ratio(lost, right), None, weights=right))
+            scores.append(Score(f"{name}/{direction}/R@{k}_before", right / asked, chance, weights=asked))
+    return scores
+
+
+def attack_scores(
+    attack: Attack,
+    source: str,
+    runs: Mapping[str, Run],
+    corpus: Corpus,
+    pairs: Pairs,
+    before: Mapping[str, Ranks],
+    seed: int = 0,
+) -> tuple[list[Score], Pairs]:
+    """The attack knows one of the runs and is tried on all; names are `source_to_target`. Also what it made.
+
+    before: what each run finds among the pairs as they are.
+    """
+    changed = perturb_pairs(attack, runs[source], corpus, pairs, seed)
+    scores = []
+    for name, run in runs.items():
+        scores += success(before[name], Ranks.of(run, changed), pairs.owner, f"{source}_to_{name}")
+    return scores, changed
+
+
+def summary(scores: Sequence[Score], sources: Sequence[str]) -> list[Score]:
+    """Attack success over all pairs of models, in models known (`same_model`) and unknown (`other_models`)."""
+    by_name = {score.name: score for score in scores}
+    found = []
+    for group, pairs in (
+        ("other_models", [(a, b) for a in sources for b in sources if a != b]),
+        ("same_model", [(a, a) for a in sources]),
+    ):
+        for k in FIRST:
+            for kind in (f"attack_success@{k}", f"R@{k}_before"):
+                parts = [
+                    by_name[f"{a}_to_{b}/{way}/{kind}"] for a, b in pairs for way in (IMAGE_TO_TEXT, TEXT_TO_IMAGE)
+                ]
+                if parts:
+                    found.append(_together(f"{group}/{kind}", parts))
+    return found
+
+
+def _together(name: str, parts: Sequence[Score]) -> Score:
+    """All queries of several scores on the same units."""
+    weights = np.sum([part.weights for part in parts if part.weights is not None], axis=0)
+    sums = np.sum([part.clusters * part.weights for part in parts if part.weights is not None], axis=0)
+    return dataclasses.replace(parts[0], name=name, clusters=ratio(sums, weights), weights=weights)

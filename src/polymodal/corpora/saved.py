@@ -1,0 +1,164 @@
+"""Corpora that polymodal wrote: a folder with the rows as an Arrow file, and what their columns are.
+
+Such a folder is opened by its path, like any data of the user's own, and by pyarrow or `datasets` without us.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from polymodal.corpora.corpus import About, Corpus
+from polymodal.errors import UserError
+from polymodal.modalities import Modality
+
+DESCRIPTION, ROWS = "corpus.json", "rows.arrow"
+CHUNK = 64  # rows that are written together
+
+
+def save_corpus(
+    folder: Path | str,
+    about: About,
+    columns: Mapping[str, Modality],
+    rows: Iterable[dict[str, Any]],
+    *,
+    types: Mapping[str, pa.DataType] | None = None,
+    label: str | None = None,
+    made: Callable[[], Mapping[str, Any]] | None = None,
+) -> Corpus:
+    """Write rows with `key`, `split` and the columns, and open what was written.
+
+    The folder appears when all is written: what was stopped leaves nothing behind that could be taken for whole.
+    types: of columns that are not stored as built-in corpora store the modality. label: the column that classification
+    uses. made: asked at the end, how the rows were made, for readers.
+    Raises UserError when the folder is not empty.
+    """
+    folder = Path(folder)
+    check_empty(folder)
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    fields = {name: modality.arrow_type for name, modality in columns.items()} | dict(types or {})
+    schema = pa.schema({"key": pa.string(), "split": pa.string()} | fields)
+    try:
+        with pa.ipc.new_file(str(aside / ROWS), schema) as writer:
+            made_rows = iter(rows)
+            while chunk := list(itertools.islice(made_rows, CHUNK)):
+                writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
+        described = {
+            "about": dataclasses.asdict(about),
+            "columns": {name: _record(modality) for name, modality in columns.items()},
+            "label": label,
+            "made": dict(made() if made else {}),
+        }
+        (aside / DESCRIPTION).write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)  # it is empty
+    aside.rename(folder)
+    return open_saved(folder)
+
+
+def write_with_column(
+    corpus: Corpus,
+    folder: Path | str,
+    about: About,
+    column: str,
+    modality: Modality,
+    training: Iterable[tuple[int, Any]],
+    made: Callable[[], Mapping[str, Any]] | None = None,
+) -> Corpus:
+    """A corpus with one more column: those training examples that have a value in it, and all other splits without.
+
+    training: row numbers with what is stored in the column.
+    """
+    columns = {**corpus.columns, column: modality}
+
+    def stored(row: int, split: str, value: Any) -> dict[str, Any]:
+        values = {name: corpus.raw(row, name) for name in corpus.columns}
+        return values | {"key": corpus.key(row), "split": split, column: value}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row, value in training:
+            yield stored(row, "train", value)
+        for split, others in corpus.splits.items():
+            for row in others.tolist() if split != "train" else ():
+                yield stored(row, split, None)
+
+    types = {field.name: field.type for field in corpus.table.schema if field.name in corpus.columns}
+    return save_corpus(folder, about, columns, rows(), types=types, label=corpus.label, made=made)
+
+
+def check_empty(folder: Path) -> None:
+    """Raises UserError for a folder that holds anything."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty; choose another --out, or remove it.")
+
+
+def is_saved(path: Path) -> bool:
+    return (path / DESCRIPTION).is_file()
+
+
+def load_description(path: Path | str) -> dict[str, Any]:
+    """What stands beside the rows. Raises UserError when it is damaged."""
+    try:
+        return json.loads((Path(path) / DESCRIPTION).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged; make it again.") from error
+
+
+def open_saved(path: Path | str) -> Corpus:
+    """The corpus of such a folder, memory-mapped. Raises UserError when it is damaged."""
+    path = Path(path)
+    said = load_description(path)
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path / ROWS))).read_all()
+        columns = {name: _modality(record) for name, record in said["columns"].items()}
+        about = About(**said["about"] | {"modalities": tuple(said["about"]["modalities"])})
+    except (OSError, KeyError, TypeError, AttributeError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path} is damaged or was made by another version ({error}); make it again.") from error
+    split = np.array(table.column("split").to_pylist(), dtype=object)
+    return Corpus(
+        about=about,
+        table=table,
+        columns=columns,
+        splits={name: np.flatnonzero(split == name) for name in dict.fromkeys(split) if name is not None},
+        keys="key",
+        label=said["label"],
+        choices={"data": str(path.resolve())},
+    )
+
+
+def _record(modality: Any) -> dict[str, Any]:
+    """Its class and its fields, for JSON."""
+    values = {field.name: getattr(modality, field.name) for field in dataclasses.fields(modality)}
+    stored = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return {"kind": type(modality).__name__} | stored
+
+
+def _modality(record: Mapping[str, Any]) -> Modality:
+    values = {name: _as_it_was(value) for name, value in record.items() if name != "kind"}
+    if values.get("root"):
+        values["root"] = Path(values["root"])
+    kind = vars(import_module("polymodal.modalities")).get(record["kind"])
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise TypeError(f"{record['kind']!r} is no modality")
+    made: Any = kind(**values)
+    return made
+
+
+def _as_it_was(value: Any) -> Any:
+    """JSON has no tuples, which is what modalities have."""
+    if isinstance(value, dict):
+        return {name: _as_it_was(inner) for name, inner in value.items()}
+    return tuple(_as_it_was(inner) for inner in value) if isinstance(value, list) else value

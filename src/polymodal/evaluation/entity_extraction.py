@@ -1,0 +1,84 @@
+"""Fields of forms: which words are part of what? Scored by whole fields, as FUNSD is (Jaume et al. 2019)."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from polymodal.data.loader import Reader
+from polymodal.evaluation.statistics import Score
+from polymodal.modalities.document import OTHER, Word
+from polymodal.training.run import answers
+from polymodal.types import Example, Processor
+
+Entity = tuple[int, int, str]  # the first word, the one after the last, and the field
+
+
+def entities(words: Sequence[Word], fields: Sequence[str]) -> set[Entity]:
+    """Runs of words of one segment and one field; words of no field are part of none."""
+    found, place = set(), 0
+    for (_, field), run in itertools.groupby(zip((word.segment for word in words), fields, strict=True)):
+        length = len(list(run))
+        if field != OTHER:
+            found.add((place, place + length, field))
+        place += length
+    return found
+
+
+def predict_fields(
+    method: nn.Module, processor: Processor, examples: Sequence[Example]
+) -> list[tuple[list[Word], list[str]]]:
+    """The words of each page, and the field that the method takes each for; long pages part by part."""
+    column = processor.columns["words"]  # type: ignore[attr-defined]
+    parts = [(number, part) for number, one in enumerate(examples) for part in column.windows(one["words"])]
+    columns = {"words": [part for _, part in parts], "image": [examples[number]["image"] for number, _ in parts]}
+    likely = torch.cat(answers(method, processor, "classify_tokens", columns, 64)).argmax(1).tolist()
+    numbers = iter(likely)
+    return [(one["words"], [column.fields[next(numbers)] for _ in one["words"]]) for one in examples]
+
+
+def field_scores(
+    method: nn.Module, processor: Processor, reader: Reader, split: str, most: int | None = None
+) -> list[Score]:
+    """F1 of fields, and the share of words whose field is right, on a split or on at most so many pages of it.
+
+    A field counts when all of its words, and no more of its segment, are taken for it; F1 is that of all pages together
+    (micro). Chance gives each segment the fields of another one, drawn from all of the split.
+    """
+    _, examples = reader.read_split(split, most)
+    pages = predict_fields(method, processor, examples)
+    truth = [[word.field for word in words] for words, _ in pages]
+    found = [_f1(words, right, guess) for (words, guess), right in zip(pages, truth, strict=True)]
+    lots = [_f1(words, right, guess) for (words, _), right, guess in zip(pages, truth, _chance(pages), strict=True)]
+    right = [np.equal(own, guess) for own, (_, guess) in zip(truth, pages, strict=True)]
+    counts = Counter(field for own in truth for field in own)
+    usual = counts.most_common(1)[0][1] / counts.total()
+    return [
+        _weighted(f"{split}/fields/entity_f1", found, _weighted("", lots).value),
+        _weighted(f"{split}/fields/word_accuracy", [(int(one.sum()), len(one)) for one in right], usual),
+    ]
+
+
+def _weighted(name: str, counts: Sequence[tuple[int, int]], chance: float | None = None) -> Score:
+    """counts: of each page, what is right and out of how much; pages without any do not count."""
+    right, of = np.array([(right, of) for right, of in counts if of], dtype=float).reshape(-1, 2).T
+    return Score(name, right / of, chance, weights=of)
+
+
+def _f1(words: Sequence[Word], truth: Sequence[str], guess: Sequence[str]) -> tuple[int, int]:
+    """Twice the fields in common, and the fields of both."""
+    ours, theirs = entities(words, guess), entities(words, truth)
+    return 2 * len(ours & theirs), len(ours) + len(theirs)
+
+
+def _chance(pages: Sequence[tuple[list[Word], list[str]]]) -> list[list[str]]:
+    """For each word, the field of the first word of a segment sampled at random."""
+    segments = [[list(run) for _, run in itertools.groupby(words, key=lambda word: word.segment)] for words, _ in pages]
+    firsts = [segment[0].field for page in segments for segment in page]
+    drawn = iter(np.random.default_rng(0).permutation(firsts).tolist())
+    return [[field for segment in page for field in [next(drawn)] * len(segment)] for page in segments]

@@ -1,0 +1,48 @@
+"""Retrieval by methods that look at every pair together."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from polymodal.data.loader import Reader
+from polymodal.evaluation.retrieval import ranks, retrieval_scores
+from polymodal.evaluation.statistics import Score
+from polymodal.modalities import Text
+from polymodal.training.run import answers
+from polymodal.types import Processor
+
+MAX_MATCHED = 200  # examples, all pairs of which are looked at
+BLOCK = 16  # examples that are compared with all texts at once
+
+
+def matching_scores(method: nn.Module, processor: Processor, reader: Reader, split: str, item: str) -> list[Score]:
+    """Retrieval both ways among some examples with one text each, ranked by what the method says of each pair.
+
+    item: the name of what texts are about, such as `video`. Right are all examples that have this very text.
+    """
+    _, examples = reader.read_split(split, MAX_MATCHED)
+    modality = reader.corpus.columns[reader.corpus.column_with(Text)]
+    assert isinstance(modality, Text)
+    texts = [modality.in_main_language(example["text"])[0].text for example in examples]
+    logits = torch.cat(
+        [
+            part
+            for start in range(0, len(examples), BLOCK)
+            for part in answers(
+                method,
+                processor,
+                "itm_logits",
+                {"text": texts, item: [example[item] for example in examples[start : start + BLOCK]]},
+                batch_size=len(texts),
+            )
+        ]
+    )
+    relevant = [np.array([place for place, other in enumerate(texts) if other == text]) for text in texts]
+    unit, every = np.arange(len(texts)), torch.eye(len(texts))  # so that a query's similarities are its vector
+    scores = []
+    for name, similarity in ((f"text_to_{item}", logits.T), (f"{item}_to_text", logits)):
+        found = ranks(similarity, every, relevant)
+        scores += retrieval_scores(f"{split}/matching/{name}", found, relevant, len(texts), unit)
+    return scores

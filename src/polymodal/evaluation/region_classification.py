@@ -1,0 +1,72 @@
+"""What a box holds: do the names that a method gives it say what is there?"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from polymodal.data.loader import Reader
+from polymodal.evaluation.statistics import Score
+from polymodal.modalities import Image, Video
+from polymodal.training.run import answers
+
+CONFIDENCE_THRESHOLD = 0.2  # below this probability of the likeliest name, nothing is said (ALPRO, section 3.3)
+BATCH = 256
+
+
+def region_scores(method: nn.Module, processor: Any, reader: Reader, split: str, item: str) -> list[Score]:
+    """Whether the likeliest name of each box is a word of its object's name, over objects that can be named so.
+
+    item: `video` or `image`; boxes are of its first frame. Also the share of boxes of which the method is unsure, and
+    how often it is right where it is sure. The unit is an example with all of its objects.
+    """
+    rows, examples = reader.read_split(split)
+    numbers = {name: number for number, name in enumerate(processor.entities)}
+    shown, boxes, right, unit = [], [], [], []
+    for place, (row, example) in enumerate(zip(rows.tolist(), examples, strict=True)):
+        height, width = _extent(reader, row, item)
+        for region in example["regions"]:
+            fitting = [numbers[word] for word in re.findall(r"[^\W\d_]+", region.name.lower()) if word in numbers]
+            box = in_square(region.box, height, width)
+            if fitting and box is not None:
+                shown.append(example[item])
+                boxes.append(box)
+                right.append(fitting)
+                unit.append(place)
+    if not shown:
+        return []
+    named = torch.cat(answers(method, processor, "classify_regions", {item: shown, "box": boxes}, BATCH))
+    first, sure = named.argmax(1).tolist(), (named.amax(1) >= CONFIDENCE_THRESHOLD).numpy()
+    hits = np.array([one in fitting for one, fitting in zip(first, right, strict=True)], dtype=float)
+    chance = float(np.mean([len(fitting) for fitting in right])) / len(numbers)
+    units = np.unique(unit, return_inverse=True)[1]
+    sures = np.bincount(units, sure)
+    right_and_sure = np.bincount(units, hits * sure) / np.maximum(sures, 1)
+    return [
+        Score.per_cluster(f"{split}/regions/top-1", hits, units, chance),
+        Score(f"{split}/regions/top1_confident", right_and_sure, chance, weights=sures),
+        Score.per_cluster(f"{split}/regions/abstention_rate", 1.0 - sure, units, higher_is_better=False),
+    ]
+
+
+def _extent(reader: Reader, row: int, item: str) -> tuple[int, int]:
+    """Height and width, in pixels, of what the boxes of an example are of."""
+    corpus = reader.corpus
+    if item == "video":
+        return corpus.value(row, corpus.column_with(Video)).frames.shape[1:3]
+    image = corpus.value(row, corpus.column_with(Image))
+    return image.height, image.width
+
+
+def in_square(box: tuple[int, ...], height: int, width: int) -> tuple[float, ...] | None:
+    """A box in pixels, in shares of the square that is cut out of the centre; None where nothing of it is inside."""
+    side = min(height, width)
+    offsets = ((width - side) / 2, (height - side) / 2) * 2
+    left, top, right, bottom = (
+        min(max((edge - offset) / side, 0.0), 1.0) for edge, offset in zip(box, offsets, strict=True)
+    )
+    return (left, top, right, bottom) if right > left and bottom > top else None

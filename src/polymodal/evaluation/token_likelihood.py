@@ -1,0 +1,46 @@
+"""How well the next token of documents of text and images is predicted, by modality."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from polymodal.data.instructions import longest_caption
+from polymodal.data.loader import Reader
+from polymodal.evaluation.statistics import Score
+from polymodal.training.run import answers
+from polymodal.types import CanScoreTokens, Processor
+
+BATCH = 32
+
+
+def document_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
+    """Nats a token, of each modality and of all: of the examples' documents, or of images with their longest captions
+    before and after them.
+
+    The unit is an example; guessing takes every token of a modality to be as likely.
+    """
+    assert isinstance(method, CanScoreTokens)
+    _, examples = reader.read_split(split)
+    documents: list[list[Any]] = []
+    owners: list[int] = []
+    for number, example in enumerate(examples):
+        if "document" in example:
+            own = [example["document"]]
+        else:
+            own = [[longest_caption(example), example["image"]], [example["image"], longest_caption(example)]]
+        documents += own
+        owners += [number] * len(own)
+    found = answers(method, processor, "token_nll", {"document": documents}, BATCH)
+    scores = []
+    for name in found[0]:
+        nats, count = (
+            np.bincount(owners, torch.cat([part[name][place] for part in found]).numpy()) for place in (0, 1)
+        )
+        chance = float(np.log(method.vocab_sizes[name])) if name in method.vocab_sizes else None
+        units = nats / np.maximum(count, 1)
+        scores.append(Score(f"{split}/{name}/nll_per_token", units, chance, higher_is_better=False, weights=count))
+    return scores

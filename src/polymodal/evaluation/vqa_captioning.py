@@ -1,0 +1,210 @@
+"""What a model writes and how likely it finds what people wrote: questions, captions, and texts by themselves."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from polymodal.corpora.corpus import Corpus
+from polymodal.corpora.mixture import Mixture
+from polymodal.data.conversation import DESCRIBE
+from polymodal.data.instructions import chain_of_thought_prompt, final_answer, longest_caption
+from polymodal.data.loader import Reader
+from polymodal.evaluation.statistics import Score
+from polymodal.modalities import Questions, Regions
+from polymodal.modalities.question import Question
+from polymodal.training.run import answers
+from polymodal.types import CanClassifyAnswers, CanGenerateText, Example, Processor
+
+MAX_TEXTS = 1000
+MAX_NAMED = 4000  # training examples whose objects' names are known
+BATCH = 32
+
+
+def question_scores(
+    method: nn.Module, processor: Any, reader: Reader, split: str, most: int | None = None, item: str = "image"
+) -> list[Score]:
+    """The share of questions that are answered exactly, of all and by kind; a question of each kind an example.
+
+    The unit is an example with all of its questions.
+    Letters' case does not count. Guessing gives each kind its commonest answer in training. What the image brings is
+    the share of right answers beside it, less that beside another example's image. Questions whose working is known
+    are asked once more, with it, of a method that writes. item: what is asked about, such as `video`.
+    """
+    _, examples = reader.read_split(split, most)
+    rng = np.random.default_rng(0)
+    by_example = [_one_of_each_kind(example["questions"], rng) for example in examples]
+    asked = [(example, one) for example, own in zip(examples, by_example, strict=True) for one in own]
+    unit = np.repeat(np.arange(len(examples)), [len(own) for own in by_example])
+    other = {id(one): next_one for one, next_one in zip(examples, [*examples[1:], examples[0]], strict=True)}
+    right, blind = (
+        _same_each(_answered(method, processor, item, shown, [question.question for _, question in asked]), asked)
+        for shown in ([example[item] for example, _ in asked], [other[id(one)][item] for one, _ in asked])
+    )
+    usual = most_frequent_answers(reader.corpus)
+    lucky = [_same(usual.get(question.kind, ""), question.answer) for _, question in asked]
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, (_, question) in enumerate(asked):
+        places[question.kind].append(place)
+    scores = [
+        Score.per_cluster(f"{split}/vqa/accuracy", right, unit, float(np.mean(lucky))),
+        Score.per_cluster(f"{split}/vqa/{item}_gain", right - blind, unit, 0.0),
+    ]
+    for kind, own in sorted(places.items()):
+        units, guessed = right[own], np.array(lucky, float)[own]
+        scores.append(Score(f"{split}/vqa/{kind}/accuracy", units, float(guessed.mean())))
+    known = [place for place, (_, question) in enumerate(asked) if question.rationale]
+    if known and isinstance(method, CanGenerateText):
+        chance = float(np.array(lucky, float)[known].mean())
+        some = [asked[place] for place in known]
+        scores += _chain_of_thought_scores(method, processor, split, some, unit[known], right[known], chance)
+    return scores
+
+
+def _chain_of_thought_scores(
+    method: nn.Module,
+    processor: Any,
+    split: str,
+    asked: list[tuple[Example, Question]],
+    unit: np.ndarray,
+    direct: Float[np.ndarray, " questions"],
+    chance: float,
+) -> list[Score]:
+    """The share of right final answers of workings, less that of answers without, and that of workings without any.
+
+    unit: the number of each question's example. direct: whether each question is answered rightly without a working.
+    """
+    prompts = [chain_of_thought_prompt(question.question) for _, question in asked]
+    finals = [final_answer(text) for text in _written(method, processor, [one["image"] for one, _ in asked], prompts)]
+    right = _same_each([final or "" for final in finals], asked)
+    without = np.array([final is None for final in finals], dtype=float)
+    return [
+        Score.per_cluster(f"{split}/cot/accuracy", right, unit, chance),
+        Score.per_cluster(f"{split}/cot/gain_over_direct", right - direct, unit, 0.0),
+        Score.per_cluster(f"{split}/cot/no_answer_rate", without, unit, higher_is_better=False),
+    ]
+
+
+def _answered(method: nn.Module, processor: Any, item: str, shown: list[Any], questions: list[str]) -> list[str]:
+    """What is written, or the likeliest of the answers that are known."""
+    if not isinstance(method, CanClassifyAnswers):
+        return _written(method, processor, shown, questions)
+    logits = answers(method, processor, "answer", {item: shown, "question": questions}, BATCH)
+    return [processor.answers[number] for number in torch.cat(logits).argmax(1).tolist()]
+
+
+def _written(method: nn.Module, processor: Any, images: list[Any], questions: list[str]) -> list[str]:
+    columns = {"image": images, "question": questions}
+    rows = [row for part in answers(method, processor, "generate_text", columns, BATCH) for row in part]
+    return processor.texts(rows)
+
+
+def _same_each(texts: list[str], asked: list[tuple[Example, Question]]) -> Float[np.ndarray, " questions"]:
+    pairs = zip(texts, asked, strict=True)
+    return np.array([_same(text, question.answer) for text, (_, question) in pairs], dtype=float)
+
+
+def object_hallucination_scores(
+    method: nn.Module, processor: Processor, reader: Reader, split: str, most: int | None = None
+) -> list[Score]:
+    """The share of objects in written captions that are not in the image, and of the image's that are named.
+
+    Objects are known by the names that the corpus's regions have, such as "small cat"; the shares are of all captions
+    together (CHAIR_i, Rohrbach et al. 2018, equation 1; and recall).
+    """
+    corpus = reader.corpus
+    column = corpus.column_with(Regions)
+    decode = corpus.columns[column].decode
+    stored = corpus.raw_values(corpus.sample("train", MAX_NAMED), column)
+    names = sorted({region.name.lower() for regions in stored for region in decode(regions)})
+    _, examples = reader.read_split(split, most)
+    texts = _written(method, processor, [one["image"] for one in examples], [DESCRIBE] * len(examples))
+    named = [{name for name in names if f" {name} " in f" {_words(text)} "} for text in texts]
+    there = [{region.name.lower() for region in example["regions"]} for example in examples]
+    said, found, right = (
+        np.array([len(one) for one in sets], dtype=float)
+        for sets in (named, there, [a & b for a, b in zip(named, there, strict=True)])
+    )
+    guessed = found.mean() / max(len(names), 1)  # that a name at random is in an image
+    return [
+        Score(
+            f"{split}/captions/CHAIR_i",
+            1 - right / np.maximum(said, 1),
+            1 - guessed,
+            higher_is_better=False,
+            weights=said,
+        ),
+        Score(f"{split}/captions/object_recall", right / np.maximum(found, 1), weights=found),
+    ]
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"[\w'-]+", text.lower()))
+
+
+def most_frequent_answers(corpus: Corpus, most: int = 4000) -> dict[str, str]:
+    """Kind of question -> its commonest answer in training."""
+    column = corpus.column_with(Questions)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for stored in corpus.raw_values(corpus.sample("train", most), column):
+        for question in corpus.columns[column].decode(stored):
+            counts[question.kind][question.answer] += 1
+    return {kind: counter.most_common(1)[0][0] for kind, counter in counts.items()}
+
+
+def caption_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
+    """Bits a byte that the longest caption of each image takes when it is asked for, and how many of them the image
+    saves, compared with that of another example.
+    """
+    _, examples = reader.read_split(split, MAX_TEXTS)
+    texts = [longest_caption(example) for example in examples]
+    images = [example["image"] for example in examples]
+    own, others = (
+        bits_per_byte(f"{split}/captions/bits_per_byte", method, processor, texts, shown)
+        for shown in (images, [*images[1:], images[0]])
+    )
+    saved = Score(f"{split}/captions/image_gain", others.clusters - own.clusters, 0.0, weights=own.weights)
+    return [own, saved]
+
+
+def text_scores(method: nn.Module, processor: Processor, corpus: Corpus, split: str) -> list[Score]:
+    """Bits a byte that a text by itself takes, the first of each example; 8 tell nothing.
+
+    Of a mixture, each part by itself.
+    """
+    scores = []
+    for part in corpus.corpora if isinstance(corpus, Mixture) else (corpus,):
+        _, examples = Reader(part, processor).read_split(split, MAX_TEXTS)
+        texts = [example["text"][0].text for example in examples]
+        scores.append(bits_per_byte(f"{split}/text/{part.name}/bits_per_byte", method, processor, texts))
+    return scores
+
+
+def bits_per_byte(
+    name: str, method: nn.Module, processor: Processor, texts: list[str], images: Sequence[Any] | None = None
+) -> Score:
+    """-log2 p of each text by its length in UTF-8, which compares models of any vocabulary; long texts weigh more."""
+    columns = {"answer": texts}
+    if images is not None:
+        columns |= {"image": list(images), "question": [DESCRIBE] * len(texts)}
+    found = torch.cat(answers(method, processor, "log_likelihood", columns, BATCH)).numpy()
+    size = np.array([len(text.encode()) for text in texts], dtype=float)
+    return Score(name, -found / np.log(2) / size, 8.0, higher_is_better=False, weights=size)
+
+
+def _one_of_each_kind(questions: Sequence[Question], rng: np.random.Generator) -> list[Question]:
+    by_kind: dict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        by_kind[question.kind].append(question)
+    return [own[int(rng.integers(len(own)))] for own in by_kind.values()]
+
+
+def _same(one: str, other: str) -> bool:
+    return one.strip().lower() == other.strip().lower()

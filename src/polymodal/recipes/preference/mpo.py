@@ -1,0 +1,222 @@
+"""MPO: a model learns which of its own answers are better, which are good by themselves, and to write the good ones.
+
+A model that was taught with right answers only goes wrong on its own words, above all where it works an answer out.
+Pairs of its own answers (`polymodal sample-preferences`) are learned from with three losses at once: preference (DPO),
+quality (BCO) and generation (section 3.3, equations 1 to 5), against the model as it was at first, which stays frozen.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polymodal.constraints import DecayRate, NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
+from polymodal.corpora.corpus import Corpus
+from polymodal.curation.preferences import PairOptions, write_preferences
+from polymodal.data.conversation import IMAGE, ConversationProcessor, Turn
+from polymodal.data.instructions import choice
+from polymodal.data.sequence import pad_sequences
+from polymodal.errors import UserError
+from polymodal.layers.distributed import all_gather
+from polymodal.modalities import Preferences
+from polymodal.modalities.preference import Preference
+from polymodal.objectives.autoregressive import segment_sum
+from polymodal.objectives.preference import aot, bco, dpo, hinge, ipo, orpo, robust_dpo, sppo
+from polymodal.recipes.language_models import mono_internvl
+from polymodal.recipes.language_models._base import MonolithRecipe, MultimodalLanguageModel
+from polymodal.rng import ExampleRNG
+from polymodal.training.run import Run
+from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
+
+paper = Paper(
+    slug="mpo",
+    title="Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed Preference Optimization",
+    year=2024,
+    arxiv="2411.10442",
+    modalities=("image", "text"),
+)
+
+PreferenceLoss = Literal["dpo", "robust_dpo", "hinge", "ipo", "sppo", "aot", "orpo"]
+
+
+class MPO(MultimodalLanguageModel):
+    """The model that learns, and what it was at first."""
+
+    def __init__(self, model: MultimodalLanguageModel, recipe: Recipe):
+        super().__init__(model.language_model, model.image_encoder, model.end, model.modality_experts)
+        self.recipe = recipe
+        self.reference = copy.deepcopy(model).requires_grad_(False)
+        self.mean_reward: Tensor
+        self.rewards_seen: Tensor
+        self.register_buffer("mean_reward", torch.tensor(0.0))
+        self.register_buffer("rewards_seen", torch.tensor(0.0))
+
+    def keep_reference(self) -> None:
+        """The model as it is now is what it will be compared with."""
+        self.reference.language_model.load_state_dict(self.language_model.state_dict())
+        self.reference.image_encoder.load_state_dict(self.image_encoder.state_dict())
+
+    def train(self, mode: bool = True) -> MPO:
+        super().train(mode)
+        self.reference.eval()
+        return self
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """dpo, bco and sft, with their weights; the batch has all chosen, then all rejected."""
+        recipe, rows = self.recipe, len(batch["sequences"])
+        token_losses, row = self._token_losses(batch["sequences"])
+        own = -segment_sum(token_losses, row, rows)
+        with torch.no_grad():
+            reference = self.reference.log_likelihood(batch)
+        length = segment_sum(torch.ones_like(token_losses), row, rows)
+        rewards = recipe.beta * (own - reference)
+        chosen, rejected = rewards.chunk(2)
+        losses = {}
+        if recipe.dpo_weight:
+            values = {"ipo": rewards / length, "orpo": own / length}.get(recipe.loss_type, rewards)
+            losses["dpo"] = recipe.dpo_weight * self._preference_loss(*values.chunk(2))
+        if recipe.bco_weight:
+            center = self._center(rewards.detach())
+            losses["bco"] = recipe.bco_weight * bco(chosen, rejected, center)
+        if recipe.sft_weight:
+            losses["sft"] = recipe.sft_weight * token_losses[row < rows // 2].mean()
+        return losses
+
+    def _preference_loss(self, chosen: Tensor, rejected: Tensor) -> Float[Tensor, ""]:
+        recipe = self.recipe
+        of: dict[PreferenceLoss, Callable[[], Tensor]] = {
+            "dpo": lambda: dpo(chosen, rejected, recipe.label_smoothing),
+            "robust_dpo": lambda: robust_dpo(chosen, rejected, recipe.label_smoothing),
+            "hinge": lambda: hinge(chosen, rejected),
+            "ipo": lambda: ipo(chosen, rejected, recipe.beta),
+            "sppo": lambda: sppo(chosen, rejected, recipe.beta),
+            "aot": lambda: aot(chosen, rejected),
+            "orpo": lambda: recipe.beta * orpo(chosen, rejected),
+        }
+        return of[recipe.loss_type]()
+
+    @torch.no_grad()
+    def _center(self, rewards: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
+        """The mean of all rewards so far, of all processes, those of this batch among them."""
+        everyone = all_gather(rewards)
+        self.rewards_seen += len(everyone)
+        self.mean_reward += (everyone.mean() - self.mean_reward) * len(everyone) / self.rewards_seen
+        return self.mean_reward.clone()
+
+
+@dataclass(frozen=True)
+class Recipe(MonolithRecipe):
+    batch_size: PositiveInt = 32
+    learning_rate: NonNegativeFloat = 3e-4
+    weight_decay: NonNegativeFloat = 0.05
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
+    max_tiles: PositiveInt = 1
+    """Most tiles of an image; the whole is added where there are several."""
+    beta: PositiveFloat = 0.1
+    """Factor of the log-ratios that are rewards (section 4.1)."""
+    dpo_weight: NonNegativeFloat = 0.8
+    """Weight of the loss that tells the chosen from the rejected answer."""
+    bco_weight: NonNegativeFloat = 0.2
+    """Weight of the loss that tells good answers from bad ones, each by itself."""
+    sft_weight: NonNegativeFloat = 1.0
+    """Weight of -log p of the chosen answer."""
+    loss_type: PreferenceLoss = "dpo"
+    """What tells the chosen from the rejected answer: DPO, or another that the paper compares it with."""
+    label_smoothing: UnitInterval = 0.0
+    """Share of pairs that dpo and robust_dpo take to be the wrong way round, below 0.5."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage("preferences", on_start=_keep_reference),)
+
+    def processor(self, corpus: Corpus) -> ConversationProcessor:
+        if not corpus.has_modality(Preferences):
+            raise UserError(
+                f"The corpus '{corpus.name}' has no preferences to learn from; make some with: "
+                "polymodal sample-preferences RUN."
+            )
+        return self.fitted([corpus], self.images(self.max_tiles, self.max_tiles))
+
+    def build(self, processor: ConversationProcessor) -> MPO:
+        return MPO(super().build(processor), self)
+
+    def training_batch(
+        self, examples: list[Example], processor: ConversationProcessor, example_rng: ExampleRNG
+    ) -> Batch:
+        """One pair of each example: all chosen answers, then all rejected ones, beside the same images."""
+        pairs = [one_pair(e["preferences"], rng) for e, rng in zip(examples, example_rng.generators, strict=True)]
+        images = [example[IMAGE] for example in examples]
+        said = [Turn(p.chosen, p.question) for p in pairs] + [Turn(p.rejected, p.question) for p in pairs]
+        rows = zip(images * 2, said, strict=True)
+        return {"sequences": pad_sequences([processor.sequence(image, [one], self.max_tiles) for image, one in rows])}
+
+    @classmethod
+    def paper(cls) -> Recipe:
+        """Section 4.1's optimisation, of a model as large as Mono-InternVL's (the paper's InternVL2 has 8B)."""
+        base = mono_internvl.Recipe.paper()
+        return cls(
+            language_model=base.language_model,
+            tile_size=base.tile_size,
+            patch_size=base.patch_size,
+            patch_embed_dim=base.patch_embed_dim,
+            max_tiles=6,
+            batch_size=256,
+            learning_rate=5e-6,
+        )
+
+
+def one_pair(pairs: list[Preference], rng: np.random.Generator) -> Preference:
+    """A pair of any question, each question as often: one has many pairs, a caption a single one."""
+    question = choice(sorted({pair.question for pair in pairs}), rng)
+    return choice([pair for pair in pairs if pair.question == question], rng)
+
+
+def _keep_reference(model: nn.Module) -> None:
+    assert isinstance(model, MPO)
+    model.keep_reference()
+
+
+def _own_pairs(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:
+    return write_preferences(run, corpus, folder, PairOptions(examples=3000, num_return_sequences=8, seed=seed))
+
+
+# Taught with few workings, a model answers worse with one than without, as the models of the paper did.
+_taught = mono_internvl.Recipe(
+    freeze_llm=False, visual_experts=False, stage_fractions=(0, 0, 0.6, 0, 0.4), cot_fraction=0.05
+)
+_mpo = Recipe(visual_experts=False)
+claim = Claim(
+    sentence="Learning from pairs of its own answers by preference, quality and generation together lets a model work "
+    "answers out better than generation from the chosen ones alone.",
+    # Each arm has the best learning rate of 1e-4, 3e-4 and 1e-3, by workings of the validation split.
+    baseline=dataclasses.replace(_mpo, dpo_weight=0.0, bco_weight=0.0, learning_rate=1e-3),
+    treatment=_mpo,
+    further={"DPO alone": dataclasses.replace(_mpo, dpo_weight=1.0, bco_weight=0.0, sft_weight=0.0)},
+    start=_taught,
+    start_budget=Budget(steps=1600),
+    start_makes=_own_pairs,
+    corpus="counting",
+    budget=Budget(steps=150),
+    seeds=3,
+    metrics=(
+        "test/cot/accuracy",
+        "test/cot/gain_over_direct",
+        "test/cot/no_answer_rate",
+        "test/vqa/accuracy",
+        "test/captions/CHAIR_i",
+        "test/captions/object_recall",
+        "test_twitter/cot/accuracy",
+        "test_twitter/cot/gain_over_direct",
+        "test_twitter/captions/CHAIR_i",
+    ),
+    paper_results="M3CoT 79.2 with working (+2.0 over direct answers) against 67.8 (+3.9) of generation alone and 57.0 "
+    "(-2.3) at the start; MathVista 67.0 against 64.2 and 56.8; half the made-up objects in captions",
+)

@@ -1,0 +1,40 @@
+"""Fields of pages, as a program reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from polymodal.corpora.corpus import Corpus
+from polymodal.data.loader import Reader
+from polymodal.errors import UserError
+from polymodal.evaluation.entity_extraction import entities, predict_fields
+from polymodal.modalities import Words
+from polymodal.serving.json_lines import write_json_lines
+from polymodal.training.run import Run
+from polymodal.types import CanClassifyTokens
+
+
+def write_fields(run: Run, corpus: Corpus, split: str, path: Path) -> int:
+    """One JSON object a page: its key, and its fields, each with its text and the numbers of its words.
+
+    split: `all` takes every page. Returns how many pages there are. Raises UserError for a run that does not tag words,
+    a corpus without them, a split that has none, and a place that takes no file.
+    """
+    if not isinstance(run.model, CanClassifyTokens):
+        raise UserError(f"The run '{run.name}' cannot tag words; a method that can is layoutlmv3.")
+    corpus.column_with(Words)
+    reader = Reader(corpus, run.processor)
+    rows, examples = reader.read_all(np.arange(len(corpus)) if split == "all" else corpus.rows(split))
+    if not examples:
+        raise UserError(f"The split '{split}' of '{corpus.name}' has no readable page.")
+    records = []
+    for row, (words, fields) in zip(rows.tolist(), predict_fields(run.model, run.processor, examples), strict=True):
+        found = [
+            {"field": field, "text": " ".join(word.text for word in words[first:end]), "words": [first, end]}
+            for first, end, field in sorted(entities(words, fields))
+        ]
+        records.append({"key": corpus.key(row), "fields": found})
+    write_json_lines(path, records)
+    return len(records)

@@ -1,0 +1,51 @@
+"""Questions about images or clips, to a run that writes or that chooses among answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from polymodal.errors import UnreadableExample, UserError, unusable
+from polymodal.evaluation.evaluate import has_names
+from polymodal.layers.decoding import Decoding
+from polymodal.modalities.video import SUFFIXES
+from polymodal.training.run import Run, answers, evaluating, to_device
+from polymodal.types import CanClassifyAnswers, CanGenerateText
+
+
+def answer_about(run: Run, images: Sequence[Any], question: str, decoding: Decoding, seed: int = 0) -> list[str]:
+    """What the run says of each image (paths, bytes or Pillow images); without a question, a caption.
+
+    A run that knows answers gives the likeliest of them, also about clips (paths). seed: of what is sampled at random.
+    Raises UserError for a run that does not answer, and for an image that is none.
+    """
+    if isinstance(run.model, CanClassifyAnswers) and has_names(run.processor, "answers"):
+        return [_chosen(run, image, question) for image in images]
+    if not isinstance(run.model, CanGenerateText):
+        raise UserError(f"The run '{run.name}' cannot answer; methods that can are mono_internvl and alpro.")
+    processor: Any = run.processor
+    columns: dict[str, list[Any]] = {"image": list(images)}
+    if question:
+        columns["question"] = [question] * len(images)
+    try:
+        batch = processor(**columns)
+    except UnreadableExample as error:
+        raise unusable(error) from error
+    device = next(run.model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    with evaluating(run.model):
+        return processor.texts(run.model.generate_text(to_device(batch, device), decoding, generator))
+
+
+def _chosen(run: Run, shown: Any, question: str) -> str:
+    if not question:
+        raise UserError(f"The run '{run.name}' answers questions, and writes no captions; give --question \"...\".")
+    item = "video" if str(shown).lower().endswith(SUFFIXES) else "image"
+    processor: Any = run.processor
+    try:
+        (logits,) = answers(run.model, processor, "answer", {item: [shown], "question": [question]})
+    except UnreadableExample as error:
+        raise unusable(error) from error
+    return processor.answers[int(logits[0].argmax())]

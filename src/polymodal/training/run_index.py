@@ -1,0 +1,111 @@
+"""The runs below a folder, and the curves of one, from their records alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from polymodal.errors import UserError
+from polymodal.training.run import HISTORY, RECORD, read_record
+
+
+def find_runs(root: Path) -> list[dict[str, Any]]:
+    """One row a run, by path. Raises UserError when the folder does not exist."""
+    if not root.is_dir():
+        raise UserError(f"There is no folder {root}.")
+    rows = []
+    for path in sorted(root.rglob(RECORD)):
+        try:
+            record = read_record(path.parent)
+            history = read_history(path.parent)
+            last = history[-1] if history else {}
+            rows.append(
+                {
+                    "run": str(path.parent),
+                    "recipe": record["recipe"]["name"],
+                    "corpus": data_name(record),
+                    "budget": record["budget"],
+                    "seed": record["seed"],
+                    "state": state_of(record),
+                    "steps": record.get("steps", last.get("step", 0)),
+                    "seconds": record.get("seconds", last.get("seconds", 0.0)),
+                    "parameters": record.get("parameters", 0),
+                    "best": best_metrics(history),
+                }
+            )
+        except (UserError, KeyError, TypeError):
+            continue  # some other program's run.json
+    return rows
+
+
+def data_name(record: dict[str, Any]) -> str:
+    """The corpus or the path that a run was trained on."""
+    return record["corpus"].get("corpus") or record["corpus"].get("data", "")
+
+
+def state_of(record: dict[str, Any]) -> str:
+    """`running`, `interrupted`, `killed` or `finished`. Whether a run on another machine lives is not known."""
+    process = record.get("process", {})
+    if record["state"] == "running" and process.get("host") == socket.gethostname():
+        try:
+            os.kill(process["pid"], 0)
+        except ProcessLookupError:
+            return "killed"
+        except PermissionError:
+            pass  # alive, and somebody else's
+    return record["state"]
+
+
+def read_history(directory: Path) -> list[dict[str, Any]]:
+    """What a run logged so far, as of its last checkpoint or its end."""
+    path = directory / HISTORY
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged.") from error
+
+
+def best_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
+    """The best value of every validation figure; a rank is best when it is low."""
+    best: dict[str, float] = {}
+    for entry in history:
+        for name, value in entry.get("validation", {}).items():
+            better = min if name.endswith("rank") else max
+            best[name] = better(value, best.get(name, value))
+    return best
+
+
+def curves(history: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """What can be drawn: for losses, each validation task and the learning rate, (step, value) by name."""
+    drawn: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for entry in history:
+        step = entry["step"]
+        for name, value in entry.get("losses", {}).items():
+            drawn.setdefault("losses", {}).setdefault(name, []).append((step, value))
+        for name, value in entry.get("validation", {}).items():
+            task, _, metric = name.rpartition("/")
+            if not metric.endswith("rank"):
+                drawn.setdefault(task, {}).setdefault(metric, []).append((step, value))
+        if "learning_rate" in entry:
+            drawn.setdefault("learning rate", {}).setdefault("", []).append((step, entry["learning_rate"]))
+    return {title: drawn[title] for title in sorted(drawn, key=lambda title: (title == "learning rate", title))}
+
+
+def plot(title: str, lines: dict[str, list[tuple[float, float]]], width: int, height: int = 15) -> str:
+    """A line plot for a terminal, without colours; every line has a marker of its own."""
+    import plotext
+
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plot_size(width, height)
+    for marker, (name, points) in zip(("braille", "*", "o", "+", "x"), lines.items(), strict=False):
+        steps, values = zip(*points, strict=True)
+        plotext.plot(steps, values, label=name or None, marker=marker)
+    plotext.title(title)
+    plotext.xlabel("step")
+    return plotext.uncolorize(plotext.build())
