@@ -14,7 +14,7 @@ from polymodal import recipes, source
 from polymodal.cli import main
 from polymodal.corpora import registry
 
-COMMANDS = {"security": "attack", "evaluation": "score", "curation": "curate"}  # by family; the others are trained
+COMMANDS = {"security": "attack", "metrics": "score", "data_curation": "curate"}  # by family; the others are trained
 
 
 def help_of(*words: str) -> str:
@@ -32,7 +32,7 @@ def texts() -> dict[str, Any]:
         words = [command, name] if command == "train" else [command, name, "X"]
         published = dataclasses.asdict(recipes.stand_in(name).paper())
         found[f"recipe {name}"] = [help_of(*words), published, recipes.describe(name)]
-    for command in ("resume", "ask", "serve", "caption", "prefer"):
+    for command in ("resume", "ask", "serve", "caption", "sample-preferences"):
         found[f"command {command}"] = help_of(command)
     found |= {f"corpus {name}": dataclasses.asdict(about) for name, about in registry.built_in().items()}
     return found

@@ -238,7 +238,7 @@ def test_of_a_large_validation_split_a_part_is_looked_at(small_emoji, monkeypatc
     processor = recipe.processor(small_emoji)
     model = recipe.build(processor).eval()
     whole = validation(small_emoji)(model, processor)
-    monkeypatch.setattr(suite, "MOST_VALIDATED", 8)
+    monkeypatch.setattr(suite, "MAX_VALIDATION_EXAMPLES", 8)
     part = validation(small_emoji)(model, processor)
     assert part.keys() == whole.keys()
     recall = "validation/text_to_image/R@10"

@@ -79,7 +79,7 @@ def test_modules_import_from_the_modules_of_corpora_and_not_from_the_package_of_
 
 def test_folders_import_only_from_folders_above_them():
     order = [
-        *("errors", "ranges", "types", "source", "draws", "modalities", "corpora", "data", "layers", "encoders"),
+        *("errors", "constraints", "types", "source", "rng", "modalities", "corpora", "data", "layers", "encoders"),
         *(
             "objectives",
             "models",

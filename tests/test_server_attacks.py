@@ -537,8 +537,8 @@ def test_a_slow_body_is_answered_once_and_the_connection_ends():
 
 
 def test_what_a_run_generates_is_answered_within_the_limits(served, monkeypatch):
-    monkeypatch.setattr(server_module, "CanGenerate", object)
-    monkeypatch.setattr(server_module, "CanWrite", object)
+    monkeypatch.setattr(server_module, "CanGenerateImages", object)
+    monkeypatch.setattr(server_module, "CanGenerateText", object)
     blank = PILImage.new("RGB", (8, 8))
     monkeypatch.setattr(server_module, "generate_images", lambda run, words, count, *rest: [[blank] * count] * 2)
     monkeypatch.setattr(

@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polymodal.encoders.image import ImageEncoderConfig
-from polymodal.constraints import Count
+from polymodal.constraints import PositiveInt
 from polymodal.recipes.dual_encoders import clip as start
 
 DOUBLE = 2 * 3
@@ -59,7 +59,7 @@ class Tower:
 
 @dataclass(frozen=True)
 class Recipe(start.Recipe):
-    number: Count = DOUBLE
+    number: PositiveInt = DOUBLE
     """How many."""
     kind: Kind = "b"
     tower: Tower = Tower.large()
@@ -155,16 +155,16 @@ def test_flags_of_a_users_file_reach_its_recipe(own: Path) -> None:
 
 
 def test_real_replaces_stand_ins_and_nothing_else() -> None:
-    file = Path(source.__file__).parent / "training" / "execution.py"
+    file = Path(source.__file__).parent / "training" / "runtime.py"
     own = source.Source("polymodal.training.runtime", file, lambda: sys.modules["polymodal.training.runtime"])
-    stand_in = own["Execution"](workers=3, precision="bfloat16")
+    stand_in = own["RuntimeConfig"](num_threads=3, precision="bfloat16")
     assert type(stand_in) is not RuntimeConfig
     assert source.real(stand_in) == RuntimeConfig(num_threads=3, precision="bfloat16")
     assert source.real((stand_in, 1)) == (RuntimeConfig(num_threads=3, precision="bfloat16"), 1)
     recipe = clip.Recipe()
     assert source.real(recipe) is recipe
     with pytest.raises(UserError, match="is no interval"):
-        own["Execution"](checkpoint_every="soon")
+        own["RuntimeConfig"](save_interval="soon")
 
 
 def test_a_name_that_statements_bind_in_several_ways_is_not_readable(tmp_path: Path) -> None:

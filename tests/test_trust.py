@@ -114,10 +114,10 @@ COMMANDS = {
     "serve": ("serve", "RUN"),
     "serve beside": ("serve", "TRAINED", "--page", "--extra-index", "INDEX"),
     "generate": ("generate", "RUN"),
-    "ask": ("ask", "RUN", "PICTURE"),
-    "locate": ("locate", "RUN", "PICTURE", "a shade"),
-    "tag": ("tag", "RUN", "--out", "fields.jsonl"),
-    "prefer": ("prefer", "RUN", "--out", "preferred"),
+    "ask": ("ask", "RUN", "IMAGE"),
+    "locate": ("ground", "RUN", "IMAGE", "a shade"),
+    "tag": ("extract", "RUN", "--out", "fields.jsonl"),
+    "prefer": ("sample-preferences", "RUN", "--out", "preferred"),
     "caption": ("caption", "RUN", "--out", "captioned"),
     "caption rank": ("caption", "TRAINED", "--score-with", "RUN", "--out", "captioned"),
     "train finished": ("train", "FILE", "--data", "DATA", "--budget", "1steps", "--out", "RUN"),
@@ -128,7 +128,7 @@ COMMANDS = {
 def test_no_command_executes_the_code_of_a_run_from_elsewhere(
     name, strange, trained, images, marker, polymodal, tmp_path, monkeypatch
 ):
-    words = {"RUN": strange, "TRAINED": trained, "DATA": images / "pairs.jsonl", "PICTURE": images / "3.png"}
+    words = {"RUN": strange, "TRAINED": trained, "DATA": images / "pairs.jsonl", "IMAGE": images / "3.png"}
     if "INDEX" in COMMANDS[name]:
         words["INDEX"] = index_of(trained, images, tmp_path)
         shutil.copytree(trained, tmp_path / "kept")
@@ -256,7 +256,7 @@ def test_functions_and_other_classes_are_refused_even_of_a_trusted_run(named, tr
         ({"no_such": 1}, "has no field 'no_such'"),
         ({"image": 3}, "values.image"),
         ({"image": {"width": "wide"}}, "values.image.width"),
-        ({"image": {"class": "polymodal.training.runtime:Execution"}}, "which is no ImageEncoderConfig"),
+        ({"image": {"class": "polymodal.training.runtime:RuntimeConfig"}}, "which is no ImageEncoderConfig"),
     ],
 )
 def test_values_fit_the_fields_of_the_recipe(values, said, trained, tmp_path):
@@ -377,7 +377,7 @@ def test_no_code_or_pickle_of_a_pretrained_model_is_loaded():
         if not file.startswith("serving/export/"):
             passed_on = {ast.unparse(word.value) for word in call.keywords if word.arg is None}
             assert given(call, "trust_remote_code") == "False" or "named" in passed_on, (file, call.lineno)
-    text = (SOURCE / "encoders" / "published.py").read_text()
+    text = (SOURCE / "encoders" / "pretrained.py").read_text()
     assert '{"use_safetensors": True, "trust_remote_code": False}' in text
     for file in SOURCE.rglob("*.py"):
         if "trust_remote_code=True" in file.read_text() or '"trust_remote_code": True' in file.read_text():

@@ -52,7 +52,7 @@ def test_names_are_those_of_the_actions() -> None:
 
 
 def test_an_episode_that_is_too_long_is_left_out(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worlds, "LONGEST", 1)
+    monkeypatch.setattr(worlds, "MAX_STEPS", 1)
     episodes = [worlds.play(world, seed) for seed in range(5)]
     assert all(episode is None or len(episode["actions"]) == 1 for episode in episodes)
     assert None in episodes

@@ -260,7 +260,7 @@ def caption(arguments: Arguments) -> None:
     kept = max(counts.kept, 1)
     facts = {
         "images": f"{counts.images:,}",
-        "different captions": f"{counts.distinct / max(counts.images, 1):.1f} of {options.num_return_sequences} an image",
+        "different captions": f"{counts.distinct / max(counts.images, 1):.1f} of {options.num_return_sequences}",
         "kept": f"{counts.kept:,}, of {counts.words / kept:.1f} words",
         "fit": f"{counts.fit / kept:.3f} ({'cosine with the image' if score_with else 'share of the captions'})",
         "unreadable": f"{len(counts.unreadable):,} examples",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.corpus import Corpus
     from polymodal.training.runtime import RuntimeConfig
 
-EXECUTION = "polymodal.training.runtime", "Execution"
+RUNTIME = "polymodal.training.runtime", "RuntimeConfig"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def train(arguments: Arguments) -> None:
     spec, rest = positional(arguments, "train RECIPE --corpus NAME | --data PATH [--budget 60s] [--seed 0] [--out DIR]")
     from polymodal import recipes
 
-    kinds = {"options": TrainOptions, "runtime": source.find(*EXECUTION)}
+    kinds = {"options": TrainOptions, "runtime": source.find(*RUNTIME)}
     given = parse_with_recipe(kinds, recipes.find_method(spec), rest, f"train {spec}", train)
     options = given.options
     budget, name = Budget.parse(options.budget), short_name(spec)
@@ -83,9 +83,9 @@ def train(arguments: Arguments) -> None:
 def resume(arguments: Arguments) -> None:
     """go on with a run that was stopped"""
     place, rest = positional(arguments, "resume RUN")
-    directory, execution_class = Path(place), source.find(*EXECUTION)
+    directory, runtime_class = Path(place), source.find(*RUNTIME)
     record = {} if HELP & {*rest} else _record(directory)
-    kept = _kept(execution_class, record["runtime"], directory) if record else execution_class()
+    kept = _kept(runtime_class, record["runtime"], directory) if record else runtime_class()
     given = parse_together({"runtime": kept, "trust": TrustOptions}, rest, "resume RUN", resume)
     trust_code = given.trust.trust_code
     from polymodal.corpora.registry import reopen

@@ -53,7 +53,7 @@ class Recipe(start.Recipe):
     """Weight of the example loss; 0 is {method}."""
 
     def build(self, processor: ImageTextProcessor) -> {title}:
-        return {title}(self, processor.tokenizer.vocabulary)
+        return {title}(self, processor.tokenizer.vocab_size)
 '''
 
 

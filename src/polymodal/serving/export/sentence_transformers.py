@@ -45,7 +45,7 @@ def to_sentence_transformers(run: Run, folder: Path) -> tuple[str, float]:
             config_kwargs=trust,
         )
         pooling = Pooling(run.recipe.text.width, pooling_mode=POOLING[_pooling(run)])
-        projection = Dense(run.recipe.text.width, run.recipe.dim, bias=False, activation_function=nn.Identity())
+        projection = Dense(run.recipe.text.width, run.recipe.embed_dim, bias=False, activation_function=nn.Identity())
         projection.linear.weight.copy_(method.text_projection.weight)
         model = SentenceTransformer(modules=[words, pooling, projection, Normalize()], device="cpu")
         model.save(str(folder), create_model_card=False)

@@ -69,7 +69,7 @@ def remote_dual_encoder(run: Run) -> Any:
     configuration = PolymodalConfig(
         image=_image_sizes(run) | {"pooled_width": run.recipe.image.width},
         text=_text_sizes(run) | {"pooled_width": run.recipe.text.width},
-        dim=run.recipe.dim,
+        dim=run.recipe.embed_dim,
         bias="bias" in weights,
         auto_map={
             "AutoConfig": f"{REMOTE_CODE.stem}.PolymodalConfig",
@@ -132,7 +132,7 @@ def _pretrained_clip(run: Run) -> Any:
     method: Any = run.model
     library, image, text = transformers(), run.recipe.image, run.recipe.text
     configuration = library.CLIPConfig(
-        vision_config=dict(image.settings), text_config=dict(text.settings), projection_dim=run.recipe.dim
+        vision_config=dict(image.settings), text_config=dict(text.settings), projection_dim=run.recipe.embed_dim
     )
     weights = _pretrained_towers(method)
     weights |= {
@@ -187,7 +187,7 @@ def _own_clip(run: Run) -> tuple[Any, Any]:
             "pad_token_id": tokenizer.pad_token_id,
         }
         | {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id},
-        projection_dim=run.recipe.dim,
+        projection_dim=run.recipe.embed_dim,
     )
     images, words = method.image_encoder, method.text_encoder
     embedding = words.embedding.weight.clone()
