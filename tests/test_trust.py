@@ -252,7 +252,7 @@ def test_functions_and_other_classes_are_refused_even_of_a_trusted_run(named, tr
         ({"learning_rate": "fast"}, "values.learning_rate"),
         ({"betas": [0.9]}, "values.betas"),
         ({"betas": [0.9, "0.98"]}, r"values.betas\[1\]"),
-        ({"schedule": "never"}, "values.schedule"),
+        ({"lr_scheduler": "never"}, "values.lr_scheduler"),
         ({"no_such": 1}, "has no field 'no_such'"),
         ({"image": 3}, "values.image"),
         ({"image": {"width": "wide"}}, "values.image.width"),
