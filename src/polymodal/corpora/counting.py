@@ -39,6 +39,7 @@ COUNTS = {"train": 6000, "validation": 200, "test": 500, "test_twitter": 500}
 
 about = About(
     name="counting",
+    version=2,
     description="7,200 composed images of 1 to 9 emoji, with questions of counting and comparing, and their working",
     license="images: Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0); texts: Unicode CLDR (Unicode-3.0)",
     source="composed from the corpus 'emoji'",

@@ -30,7 +30,7 @@ class Questions:
 
     def decode(self, value: list[Mapping[str, str]]) -> list[Question]:
         return [
-            Question(record["question"], record["answer"], record.get("kind") or "", record.get("working") or "")
+            Question(record["question"], record["answer"], record.get("kind") or "", record.get("rationale") or "")
             for record in value
         ]
 
