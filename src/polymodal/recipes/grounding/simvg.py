@@ -30,14 +30,14 @@ from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.detection import BoxHead, DETRDecoder, kaiming_init_
 from polymodal.layers.distributed import all_gather
-from polymodal.layers.mlm_head import MlmHead
+from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.layers.positions import sine_positions, sine_positions_2d
 from polymodal.modalities.boxes import PaddedBoxes, cxcywh_to_xyxy, intersection_over_union
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import TextTokenizer, Tokenizer, Tokens
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.detection import OBJECT, detection_loss, hungarian_match
-from polymodal.objectives.masked_cross_entropy import masked_cross_entropy
+from polymodal.objectives.masked_modeling import masked_lm_loss
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
@@ -104,7 +104,7 @@ class SimVG(nn.Module):
         self.recipe = recipe
         self.num_queries = recipe.num_queries
         self.encoder = recipe.encoder.build(vocabulary)
-        self.mlm_head = MlmHead(width, vocabulary)
+        self.mlm_head = MaskedLMHead(width, vocabulary)
         self.image_projection = nn.Linear(width, dim, bias=False)
         self.text_projection = nn.Linear(width, dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -174,10 +174,9 @@ class SimVG(nn.Module):
         seen = self.image_projection(patches.mean(1))  # of patches, so that each of them tells what it shows
         pair = (F.normalize(seen, dim=-1), F.normalize(self.text_projection(mean), dim=-1))
         _, _, fused = self.encoder(image, text, self.recipe.fusion == "encoder", masked_tokens)
-        named = self.mlm_head(fused[mlm_targets], self.encoder.word.weight)
         return {
             "itc": info_nce(*pair, self.log_scale.exp().clamp(max=100.0)),
-            "mlm": masked_cross_entropy(named, text.ids[mlm_targets]),
+            "mlm": masked_lm_loss(self.mlm_head, fused, self.encoder.word.weight, text.ids, mlm_targets),
         }
 
 

@@ -34,7 +34,8 @@ from polymodal.modalities.image_augmentation import ImageAugmentation, augment
 from polymodal.modalities.table import TableRows, replace_cells, sample_columns
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.itm import itm_loss, sample_hard_negatives
-from polymodal.objectives.masked_cross_entropy import masked_cross_entropy
+from polymodal.objectives.masked_modeling import masked_cross_entropy
+from polymodal.objectives.reduction import global_mean
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
@@ -80,7 +81,8 @@ def reconstruction_loss(
     cells really hold; those without a value do not count. Without a hidden cell, the loss is 0.
     """
     wanted_numbers, wanted_categories = (masked & ~rows.missing).split([numbers.shape[1], len(starts)], dim=1)
-    error = (numbers - rows.numbers.nan_to_num(0.0)).square()[wanted_numbers].sum() / wanted_numbers.sum().clamp(min=1)
+    squares = (numbers - rows.numbers.nan_to_num(0.0)).square()[wanted_numbers]
+    error = global_mean(squares.sum(), len(squares))
     codes = rows.categories + torch.tensor(starts, dtype=torch.long, device=masked.device)
     return (error + masked_cross_entropy(categories[wanted_categories], codes[wanted_categories])) / 2
 

@@ -32,14 +32,15 @@ from polymodal.data.video_text import UNKNOWN, VideoTextProcessor
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.errors import UserError
-from polymodal.layers.mlm_head import MlmHead
+from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.layers.transformer import Packing, Transformer
 from polymodal.modalities import Image, Text, Video
 from polymodal.modalities.image_augmentation import ImageAugmentation, may_flip
 from polymodal.modalities.text import Tokens, text_ids
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.itm import itm_loss, sample_hard_negatives
-from polymodal.objectives.masked_cross_entropy import masked_cross_entropy
+from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm_loss
+from polymodal.objectives.reduction import global_mean
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
@@ -68,7 +69,7 @@ def pem_loss(
     """
     sure = pseudo_labels.amax(1) >= threshold
     each = -(pseudo_labels * logits.log_softmax(1)).sum(1)
-    return (each * sure).sum() / sure.sum().clamp(min=1)
+    return global_mean((each * sure).sum(), sure.sum())
 
 
 def frequent_things(corpus: Corpus, most: int) -> list[str]:
@@ -162,7 +163,7 @@ class ALPRO(Towers):
         self.fusion = Transformer(width, recipe.fusion_depth, recipe.text.num_heads)
         self.fusion_norm = nn.LayerNorm(width)
         self.match_head = nn.Linear(width, 2)
-        self.mlm_head = MlmHead(width, vocabulary)
+        self.mlm_head = MaskedLMHead(width, vocabulary)
         if prompts:
             self.prompter = Prompter(recipe, vocabulary, prompts)
             self.entity_head = _mlp(width, len(prompts[0]))
@@ -196,9 +197,8 @@ class ALPRO(Towers):
         losses, patches, fused = self._paired_losses(batch, self.recipe.use_itc)
         shown = Tokens(text.ids.masked_fill(batch["masked_tokens"], self.hidden_word), text.lengths)
         words, _ = self.fuse(self.encode_text(shown)[0], text.mask, patches)
-        hidden = words[batch["masked_tokens"]]
-        named = self.mlm_head(hidden, self.text_encoder.get_parameter("embedding.weight"))
-        losses["mlm"] = masked_cross_entropy(named, text.ids[batch["masked_tokens"]])
+        embedding = self.text_encoder.get_parameter("embedding.weight")
+        losses["mlm"] = masked_lm_loss(self.mlm_head, words, embedding, text.ids, batch["masked_tokens"])
         if self.recipe.use_pem:
             inside = boxes_to_patch_mask(batch["box"], self.recipe.video.grid)
             taught = self.prompter.entity_probabilities(self._cropped(video, inside))
