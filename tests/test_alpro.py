@@ -17,7 +17,6 @@ from polymodal.corpora.clips import MOTIONS, Actor, film
 from polymodal.corpora.corpus import About
 from polymodal.corpora.scenes import sprites_of
 from polymodal.data.loader import Reader
-from polymodal.data.masking import boxes_to_patch_mask, random_boxes
 from polymodal.data.video_text import UNKNOWN, VideoColumn, VideoTextProcessor
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
@@ -26,6 +25,7 @@ from polymodal.evaluation.evaluate import evaluate, validation
 from polymodal.evaluation.image_text_matching import matching_scores
 from polymodal.evaluation.region_classification import in_square, region_scores
 from polymodal.modalities import Questions, Regions, Text, Video
+from polymodal.modalities.boxes import boxes_to_patch_mask, random_boxes
 from polymodal.modalities.text import Tokens
 from polymodal.modalities.video import encode
 from polymodal.objectives.itm import itm_loss

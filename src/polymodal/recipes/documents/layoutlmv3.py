@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.masking import mask_blocks, mask_spans
+from polymodal.data.masks import expand_words, mask_blocks, mask_spans
 from polymodal.data.page import NO_FIELD, PageProcessor, first_pieces, random_windows
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig
@@ -190,7 +190,7 @@ class Recipe(OptimizerConfig):
         spans = mask_spans(
             (of_word.max(1).values + 1).tolist(), self.mlm_probability, example_rng, self.mean_span_length
         )
-        hidden = F.pad(spans, (0, 1)).gather(1, of_word % (spans.shape[1] + 1))  # marks look at the padding
+        hidden = expand_words(spans, of_word)
         patches = mask_blocks(self.encoder.grid, self.image_mask_ratio * self.use_mim, example_rng)
         return batch | {"masked_words": hidden, "masked_patches": patches}
 

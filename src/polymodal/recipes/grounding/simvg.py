@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from polymodal.constraints import DecayRate, NonNegativeFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.instructions import choice
-from polymodal.data.masking import mask_spans
+from polymodal.data.masks import mask_spans
 from polymodal.data.referring import Referred, ReferringProcessor
 from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.errors import UserError
@@ -257,7 +257,7 @@ class Recipe(OptimizerConfig):
         ]
         batch = processor(image=[example["image"] for example in examples], text=captions)
         lengths = (batch["text"].lengths - 2).tolist()
-        asked = mask_spans(lengths, self.mlm_probability, example_rng, mean_span=1.0)
+        asked = mask_spans(lengths, self.mlm_probability, example_rng, mean_length=1.0)
         shown = np.stack([rng.random(asked.shape[1]) for rng in example_rng.generators]) < self.keep_prob
         hidden = asked & ~torch.from_numpy(shown)
         return batch | {"mlm_targets": F.pad(asked, (1, 1)), "masked_tokens": F.pad(hidden, (1, 1))}

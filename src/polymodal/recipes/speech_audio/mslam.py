@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.masking import mask_spans, mask_time_spans
+from polymodal.data.masks import mask_spans, mask_time_spans
 from polymodal.data.speech_text import SpeechTextProcessor
 from polymodal.encoders.speech_text import EncodedSpeech, SpeechTextEncoderConfig, num_output_frames
 from polymodal.errors import UserError

@@ -27,7 +27,7 @@ from polymodal.corpora._wordnet import wordnet
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import MOST_ROWS
 from polymodal.data.instructions import choice
-from polymodal.data.masking import boxes_to_patch_mask, mask_spans, random_boxes
+from polymodal.data.masks import mask_spans
 from polymodal.data.video_text import UNKNOWN, VideoTextProcessor
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
@@ -35,6 +35,7 @@ from polymodal.errors import UserError
 from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.layers.transformer import Packing, Transformer
 from polymodal.modalities import Image, Text, Video
+from polymodal.modalities.boxes import boxes_to_patch_mask, random_boxes
 from polymodal.modalities.image_augmentation import ImageAugmentation, may_flip
 from polymodal.modalities.text import Tokens, text_ids
 from polymodal.objectives.contrastive import info_nce
@@ -360,7 +361,7 @@ class Recipe(OptimizerConfig):
         """Pairs, the tokens that are hidden, and a box of each clip."""
         batch = self.paired_batch(examples, processor, example_rng)
         lengths = (batch["text"].lengths - 2).tolist()
-        hidden = mask_spans(lengths, self.mlm_probability, example_rng, mean_span=1.0)
+        hidden = mask_spans(lengths, self.mlm_probability, example_rng, mean_length=1.0)
         box = random_boxes(self.video.grid, self.crop_scale, example_rng)
         return batch | {"masked_tokens": F.pad(hidden, (1, 1)), "box": box}
 
