@@ -24,7 +24,7 @@ from polymodal.data.loader import Bucketed, Reader, TrainingData, batch_order
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.lora import LoRALinear, add_lora, merge_lora
-from polymodal.layers.projector import projector
+from polymodal.layers.projection_head import ProjectionHead
 from polymodal.modalities import Text
 from polymodal.recipes.dual_encoders import clip, siglip, sparc
 from polymodal.training import Interrupted, load_run, train
@@ -185,7 +185,7 @@ def test_batch_norm_is_not_cut_into_pieces(small_emoji):
     class Normed(clip.CLIP):
         def __init__(self, recipe, vocabulary):
             super().__init__(recipe, vocabulary)
-            self.norm = projector([8, 8, 8])
+            self.norm = ProjectionHead([8, 8, 8])
 
     recipe = clip.Recipe()
     processor = recipe.processor(small_emoji)

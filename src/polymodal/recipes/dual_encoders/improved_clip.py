@@ -25,7 +25,7 @@ from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.distributed import all_gather_with_grad
 from polymodal.layers.ema_teacher import EMATeacher
-from polymodal.layers.projector import projector
+from polymodal.layers.projection_head import ProjectionHead
 from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, may_flip
 from polymodal.modalities.text_augmentation import TextAugmentation, augment_text
 from polymodal.objectives.contrastive import info_nce
@@ -54,16 +54,16 @@ class ImprovedCLIP(DualEncoder):
         if recipe.num_strong_views and recipe.separate_projectors:
             hidden = recipe.projector_hidden_dim
             self.strong = nn.ModuleDict(
-                {m: projector([w, hidden, hidden, recipe.embed_dim]) for m, w in widths.items()}
+                {m: ProjectionHead([w, hidden, hidden, recipe.embed_dim]) for m, w in widths.items()}
             )
             self.log_strong_scale = nn.Parameter(torch.tensor(1 / 0.1).log())
         if recipe.ssl_loss in ("siamlip", "byolip", "barlip"):
             hidden, out, barlow = recipe.ssl_hidden_dim, recipe.ssl_output_dim, recipe.ssl_loss == "barlip"
             self.added = nn.ModuleDict(
-                {m: projector([w, hidden, hidden, out], last_norm=barlow) for m, w in widths.items()}
+                {m: ProjectionHead([w, hidden, hidden, out], last_norm=barlow) for m, w in widths.items()}
             )
             if not barlow:
-                self.predictor = nn.ModuleDict({m: projector([out, out // 2, out]) for m in widths})
+                self.predictor = nn.ModuleDict({m: ProjectionHead([out, out // 2, out]) for m in widths})
         if recipe.ssl_loss == "byolip":
             self.teacher = EMATeacher(self._students(), recipe.ema_momentum)
 

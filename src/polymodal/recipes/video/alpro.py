@@ -39,7 +39,7 @@ from polymodal.modalities.boxes import boxes_to_patch_mask, random_boxes
 from polymodal.modalities.image_augmentation import ImageAugmentation, may_flip
 from polymodal.modalities.text import Tokens, text_ids
 from polymodal.objectives.contrastive import info_nce
-from polymodal.objectives.itm import itm_loss, sample_hard_negatives
+from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
 from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm_loss
 from polymodal.objectives.reduction import global_mean
 from polymodal.rng import ExampleRNG
@@ -226,15 +226,10 @@ class ALPRO(Towers):
         text, group = batch["text"], batch["group"]
         (patches, seen), (words, read) = self.encode_video(batch["video"]), self.encode_text(text)
         similarity = (self.scale * seen @ read.T).detach() * float(use_itc)
-        same = group[:, None] == group
         losses = {"itc": info_nce(seen, read, self.scale, labels=group)} if use_itc else {}
-        other_text, other_video = sample_hard_negatives(similarity, same), sample_hard_negatives(similarity.T, same)
-        fused_words, fused = self.fuse(
-            torch.cat([words, words[other_text], words]),
-            torch.cat([text.mask, text.mask[other_text], text.mask]),
-            torch.cat([patches, patches, patches[other_video]]),
-        )
-        losses["itm"] = itm_loss(self.match_head(fused_words[:, 0]), len(words))
+        pairs = sample_itm_pairs(similarity, group)
+        fused_words, fused = self.fuse(words[pairs.text], text.mask[pairs.text], patches[pairs.image])
+        losses["itm"] = itm_loss(self.match_head(fused_words[:, 0]), pairs)
         return losses, patches, fused[: len(words)]
 
     def _cropped(
