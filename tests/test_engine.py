@@ -241,7 +241,7 @@ class TwoStages(clip.Recipe):
     def stages(self):
         return (
             Stage("text", fraction=1, trainable=("text_encoder.*", "text_projection.*")),
-            Stage("all but text", fraction=2, trainable=("image_*", "log_scale"), lr_scale=0.5),
+            Stage("all but text", fraction=2, trainable=("image_*", "logit_scale.*"), lr_scale=0.5),
         )
 
 
@@ -500,7 +500,7 @@ def test_a_stage_may_train_some_parameters_more_slowly(small_emoji):
         for (name, parameter), before in zip(run.model.named_parameters(), begun.parameters(), strict=True)
     }
     assert moved["text_encoder.norm_post.weight"] == 0.0
-    assert 0 < moved["image_encoder.norm_post.weight"] < 0.2 * moved["log_scale"]
+    assert 0 < moved["image_encoder.norm_post.weight"] < 0.2 * moved["logit_scale.logit_scale"]
 
 
 def test_low_rank_updates_begin_at_zero_train_alone_and_merge():

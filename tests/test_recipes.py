@@ -174,9 +174,9 @@ def test_improved_clip_loss_equals_the_formula(small_emoji):
         ce = [F.cross_entropy(x, labels, label_smoothing=smoothing) for x in (logits, logits.T)]
         return sum(ce) / 2
 
-    plain = cross_entropy(model.image_projection(images[0]), model.text_projection(texts[0]), model.scale, 0)
+    plain = cross_entropy(model.image_projection(images[0]), model.text_projection(texts[0]), model.logit_scale(), 0)
     strong = [
-        cross_entropy(model.strong["image"](a), model.strong["text"](b), model.log_strong_scale.exp(), 0.1)
+        cross_entropy(model.strong["image"](a), model.strong["text"](b), model.strong_logit_scale(), 0.1)
         for a in images[1:]
         for b in texts[1:]
     ]

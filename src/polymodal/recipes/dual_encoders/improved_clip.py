@@ -25,12 +25,13 @@ from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.distributed import all_gather_with_grad
 from polymodal.layers.ema_teacher import EMATeacher
+from polymodal.layers.logit_scale import LogitScale
 from polymodal.layers.projection_head import ProjectionHead
 from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, may_flip
 from polymodal.modalities.text_augmentation import TextAugmentation, augment_text
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.non_contrastive import barlow_twins, negative_cosine_similarity, sinkhorn, swav_loss
-from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, DualEncoder, DualEncoderRecipe
+from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.types import Batch, Budget, Claim, Example, Paper
 
@@ -56,7 +57,7 @@ class ImprovedCLIP(DualEncoder):
             self.strong = nn.ModuleDict(
                 {m: ProjectionHead([w, hidden, hidden, recipe.embed_dim]) for m, w in widths.items()}
             )
-            self.log_strong_scale = nn.Parameter(torch.tensor(1 / 0.1).log())
+            self.strong_logit_scale = LogitScale(1 / 0.1)
         if recipe.ssl_loss in ("siamlip", "byolip", "barlip"):
             hidden, out, barlow = recipe.ssl_hidden_dim, recipe.ssl_output_dim, recipe.ssl_loss == "barlip"
             self.added = nn.ModuleDict(
@@ -75,7 +76,7 @@ class ImprovedCLIP(DualEncoder):
         strong = {name: feature.chunk(views)[1:] for name, feature in features.items()}
         image = F.normalize(self.image_projection(plain["image"]), dim=-1)
         text = F.normalize(self.text_projection(plain["text"]), dim=-1)
-        contrastive = info_nce(image, text, self.scale)
+        contrastive = info_nce(image, text, self.logit_scale())
         if views > 1:
             strong_images = [self._strong("image", feature) for feature in strong["image"]]
             captions = [self._strong("text", feature) for feature in strong["text"]]
@@ -96,9 +97,8 @@ class ImprovedCLIP(DualEncoder):
         return F.normalize((self.strong if own else shared)[modality](feature), dim=-1)
 
     @property
-    def _strong_scale(self) -> Tensor:
-        own = self.recipe.separate_projectors
-        return self.log_strong_scale.exp().clamp(max=LARGEST_SCALE) if own else self.scale
+    def _strong_scale(self) -> Float[Tensor, ""]:
+        return self.strong_logit_scale() if self.recipe.separate_projectors else self.logit_scale()
 
     def _ssl_loss(self, features: dict[str, Tensor], batch: Batch, views: int) -> Tensor:
         """The mean over the plain pair and all pairs of strong views."""

@@ -30,6 +30,7 @@ from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.detection import BoxHead, DETRDecoder, kaiming_init_
 from polymodal.layers.distributed import all_gather
+from polymodal.layers.logit_scale import LogitScale
 from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.layers.positions import sine_positions, sine_positions_2d
 from polymodal.modalities.boxes import PaddedBoxes, cxcywh_to_xyxy, intersection_over_union
@@ -107,7 +108,7 @@ class SimVG(nn.Module):
         self.mlm_head = MaskedLMHead(width, vocabulary)
         self.image_projection = nn.Linear(width, dim, bias=False)
         self.text_projection = nn.Linear(width, dim, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_scale = LogitScale()
         self.memory, self.words, self.object = (nn.Linear(width, dim) for _ in range(3))
         heads, hidden, dropout = recipe.decoder_attention_heads, recipe.decoder_ffn_dim, recipe.dropout
         self.guided = TextGuidedQueries(dim, recipe.num_queries, heads, dropout)
@@ -175,7 +176,7 @@ class SimVG(nn.Module):
         pair = (F.normalize(seen, dim=-1), F.normalize(self.text_projection(mean), dim=-1))
         _, _, fused = self.encoder(image, text, self.recipe.fusion == "encoder", masked_tokens)
         return {
-            "itc": info_nce(*pair, self.log_scale.exp().clamp(max=100.0)),
+            "itc": info_nce(*pair, self.logit_scale()),
             "mlm": masked_lm_loss(self.mlm_head, fused, self.encoder.word.weight, text.ids, mlm_targets),
         }
 

@@ -9,7 +9,6 @@ them after it, and naming hidden words (section 3). No detector is needed, and a
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from polymodal.data.video_text import UNKNOWN, VideoTextProcessor
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.errors import UserError
+from polymodal.layers.logit_scale import LogitScale
 from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.layers.transformer import Packing, Transformer
 from polymodal.modalities import Image, Text, Video
@@ -100,12 +100,7 @@ class Towers(nn.Module):
         self.text_encoder = recipe.text.build(vocabulary)
         self.video_projection = nn.Linear(width, recipe.embed_dim)
         self.text_projection = nn.Linear(width, recipe.embed_dim)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-
-    @property
-    def scale(self) -> Float[Tensor, ""]:
-        """The inverse of the learned temperature, which stays within 0.001 to 0.5."""
-        return self.log_scale.exp().clamp(1 / 0.5, 1 / 0.001)
+        self.logit_scale = LogitScale(max=1 / 0.001, min=1 / 0.5)  # temperatures of the released code
 
     def encode_video(
         self, video: Float[Tensor, "batch frames 3 size size"]
@@ -149,7 +144,7 @@ class Prompter(Towers):
                 vectors = [self.encode_text(own.to(bank.device))[1].mean(0) for own in prompts]
                 bank.copy_(torch.stack(vectors))  # not normalised again
             self.made.fill_(True)
-        return (self.scale * self.encode_video(video)[1] @ self.bank[int(video.shape[1] == 1)].T).softmax(1)
+        return (self.logit_scale() * self.encode_video(video)[1] @ self.bank[int(video.shape[1] == 1)].T).softmax(1)
 
 
 class ALPRO(Towers):
@@ -191,7 +186,9 @@ class ALPRO(Towers):
             return self._finetuning_losses(batch)
         self.prompter.train(self.training)
         vectors = self.prompter.embed(batch)
-        return {"prompter": info_nce(vectors["video"], vectors["text"], self.prompter.scale, labels=batch["group"])}
+        return {
+            "prompter": info_nce(vectors["video"], vectors["text"], self.prompter.logit_scale(), labels=batch["group"])
+        }
 
     def _pretraining_losses(self, batch: Batch) -> dict[str, Tensor]:
         text, video = batch["text"], batch["video"]
@@ -225,8 +222,8 @@ class ALPRO(Towers):
         """
         text, group = batch["text"], batch["group"]
         (patches, seen), (words, read) = self.encode_video(batch["video"]), self.encode_text(text)
-        similarity = (self.scale * seen @ read.T).detach() * float(use_itc)
-        losses = {"itc": info_nce(seen, read, self.scale, labels=group)} if use_itc else {}
+        similarity = (self.logit_scale() * seen @ read.T).detach() * float(use_itc)
+        losses = {"itc": info_nce(seen, read, self.logit_scale(), labels=group)} if use_itc else {}
         pairs = sample_itm_pairs(similarity, group)
         fused_words, fused = self.fuse(words[pairs.text], text.mask[pairs.text], patches[pairs.image])
         losses["itm"] = itm_loss(self.match_head(fused_words[:, 0]), pairs)
@@ -401,7 +398,7 @@ class Recipe(OptimizerConfig):
         )
 
 
-OWN = ("video_*", "text_*", "log_scale", "fusion*", "match_head.*", "mlm_head.*", "entity_head.*", "answer_head.*")
+OWN = ("video_*", "text_*", "logit_scale.*", "fusion*", "match_head.*", "mlm_head.*", "entity_head.*", "answer_head.*")
 
 _whole = Recipe()
 claim = Claim(
