@@ -245,6 +245,47 @@ class TwoStages(clip.Recipe):
         )
 
 
+class Hooked(clip.CLIP):
+    """Pulls its logit scale up, and keeps what the trainer calls it with."""
+
+    def __init__(self, recipe, vocabulary):
+        super().__init__(recipe, vocabulary)
+        self.calls = []
+
+    def before_training(self):
+        self.calls.append((None, None))
+
+    def after_step(self, fraction):
+        self.calls.append((round(fraction, 6), self.logit_scale().item()))
+
+    def losses(self, batch):
+        return super().losses(batch) | {"up": -100.0 * self.logit_scale()}
+
+
+class OfTwoStages(clip.Recipe):
+    def stages(self):
+        return (Stage("first", fraction=1), Stage("second", fraction=1, trainable=("image_*",)))
+
+    def build(self, processor):
+        return Hooked(self, processor.tokenizer.vocab_size)
+
+
+def test_hooks_of_modules_are_called_in_every_stage_and_the_logit_scale_stays_bounded(small_emoji):
+    recipe = OfTwoStages(batch_size=16, logit_scale_init=99.0, learning_rate=0.1, warmup_ratio=0.0)
+    run = train(recipe, small_emoji, Budget(steps=4), runtime=QUIET)
+    assert [call if call == "before" else call[0] for call in run.model.calls] == [
+        "before",
+        0.5,
+        1.0,
+        "before",
+        0.5,
+        1.0,
+    ]
+    # The method's own hook comes before that of its logit scale, and sees what the step made of it.
+    assert run.model.calls[1][1] > 100
+    assert run.model.logit_scale().item() == pytest.approx(100.0)
+
+
 def test_a_stage_trains_what_it_names_and_nothing_else(small_emoji, tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMODAL_CACHE", str(tmp_path / "cache"))
     recipe = TwoStages(batch_size=16)
