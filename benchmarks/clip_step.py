@@ -67,7 +67,7 @@ def copy_weights(theirs: nn.Module, ours: nn.Module) -> None:
         "positional_embedding": "text_encoder.positions",
         "ln_final": "text_encoder.norm_post",
         "text_projection": "text_projection.weight",
-        "logit_scale": "log_scale",
+        "logit_scale": "logit_scale.logit_scale",
     }
     inside = {
         "resblocks": "blocks",

@@ -44,7 +44,8 @@ def test_it_is_blips_decoder() -> None:
     own.pos_embed.load_state_dict(embeddings.position_embeddings.state_dict())
     own.norm_pre.load_state_dict(embeddings.LayerNorm.state_dict())
     head = [*transform.dense.parameters(), *transform.LayerNorm.parameters()]
-    for parameter, value in zip(own.head.transform.parameters(), head, strict=True):
+    ours = [*own.head.dense.parameters(), *own.head.norm.parameters()]
+    for parameter, value in zip(ours, head, strict=True):
         parameter.data = value.detach()
     own.head.bias.data = theirs.cls.predictions.bias.detach()
     for block, layer in zip(own.blocks, theirs.bert.encoder.layer, strict=True):

@@ -24,7 +24,7 @@ from polymodal.data.loader import Bucketed, Reader, TrainingData, batch_order
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.lora import LoRALinear, add_lora, merge_lora
-from polymodal.layers.projector import projector
+from polymodal.layers.projection_head import ProjectionHead
 from polymodal.modalities import Text
 from polymodal.recipes.dual_encoders import clip, siglip, sparc
 from polymodal.training import Interrupted, load_run, train
@@ -185,7 +185,7 @@ def test_batch_norm_is_not_cut_into_pieces(small_emoji):
     class Normed(clip.CLIP):
         def __init__(self, recipe, vocabulary):
             super().__init__(recipe, vocabulary)
-            self.norm = projector([8, 8, 8])
+            self.norm = ProjectionHead([8, 8, 8])
 
     recipe = clip.Recipe()
     processor = recipe.processor(small_emoji)
@@ -241,8 +241,49 @@ class TwoStages(clip.Recipe):
     def stages(self):
         return (
             Stage("text", fraction=1, trainable=("text_encoder.*", "text_projection.*")),
-            Stage("all but text", fraction=2, trainable=("image_*", "log_scale"), lr_scale=0.5),
+            Stage("all but text", fraction=2, trainable=("image_*", "logit_scale.*"), lr_scale=0.5),
         )
+
+
+class Hooked(clip.CLIP):
+    """Pulls its logit scale up, and keeps what the trainer calls it with."""
+
+    def __init__(self, recipe, vocabulary):
+        super().__init__(recipe, vocabulary)
+        self.calls = []
+
+    def before_training(self):
+        self.calls.append((None, None))
+
+    def after_step(self, fraction):
+        self.calls.append((round(fraction, 6), self.logit_scale().item()))
+
+    def losses(self, batch):
+        return super().losses(batch) | {"up": -100.0 * self.logit_scale()}
+
+
+class OfTwoStages(clip.Recipe):
+    def stages(self):
+        return (Stage("first", fraction=1), Stage("second", fraction=1, trainable=("image_*",)))
+
+    def build(self, processor):
+        return Hooked(self, processor.tokenizer.vocab_size)
+
+
+def test_hooks_of_modules_are_called_in_every_stage_and_the_logit_scale_stays_bounded(small_emoji):
+    recipe = OfTwoStages(batch_size=16, logit_scale_init=99.0, learning_rate=0.1, warmup_ratio=0.0)
+    run = train(recipe, small_emoji, Budget(steps=4), runtime=QUIET)
+    assert [call if call == "before" else call[0] for call in run.model.calls] == [
+        "before",
+        0.5,
+        1.0,
+        "before",
+        0.5,
+        1.0,
+    ]
+    # The method's own hook comes before that of its logit scale, and sees what the step made of it.
+    assert run.model.calls[1][1] > 100
+    assert run.model.logit_scale().item() == pytest.approx(100.0)
 
 
 def test_a_stage_trains_what_it_names_and_nothing_else(small_emoji, tmp_path, monkeypatch):
@@ -500,7 +541,7 @@ def test_a_stage_may_train_some_parameters_more_slowly(small_emoji):
         for (name, parameter), before in zip(run.model.named_parameters(), begun.parameters(), strict=True)
     }
     assert moved["text_encoder.norm_post.weight"] == 0.0
-    assert 0 < moved["image_encoder.norm_post.weight"] < 0.2 * moved["log_scale"]
+    assert 0 < moved["image_encoder.norm_post.weight"] < 0.2 * moved["logit_scale.logit_scale"]
 
 
 def test_low_rank_updates_begin_at_zero_train_alone_and_merge():

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import polymodal as pm
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
-from polymodal.data.masking import mask_blocks, mask_spans
+from polymodal.data.masks import mask_blocks, mask_spans
 from polymodal.data.page import NO_FIELD, PageProcessor, first_pieces, in_segment_boxes
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig, patch_boxes

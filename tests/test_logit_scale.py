@@ -47,3 +47,11 @@ def test_a_start_outside_the_bounds_is_an_error(init, high, low):
 
 def test_a_start_on_a_bound_is_none():
     assert LogitScale(100.0)().item() == pytest.approx(100)
+
+
+def test_a_frozen_scale_stays_as_it_was_loaded():
+    scale = LogitScale(max=100.0)
+    with torch.no_grad():
+        scale.logit_scale.fill_(math.log(120.0))
+    scale.requires_grad_(False).after_step()
+    assert scale().item() == pytest.approx(120)

@@ -8,6 +8,7 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
+from polymodal.data.masks import restore_indices, visible_indices
 from polymodal.errors import UserError
 from polymodal.layers.patches import patchify_nd, sine_positions_nd, unpatchify_nd
 from polymodal.layers.positions import sine_positions_2d
@@ -15,10 +16,9 @@ from polymodal.modalities.image import patchify
 from polymodal.models.masked_autoencoder import (
     MaskedAutoencoder,
     MaskedAutoencoderConfig,
-    masked_patch_loss,
     random_patch_mask,
-    split_by_mask,
 )
+from polymodal.objectives.masked_modeling import masked_patch_loss
 
 
 def copied_blocks(layers: object, prefix: str) -> dict[str, Tensor]:
@@ -143,7 +143,7 @@ def test_the_lowest_noise_stays_visible() -> None:
     noise = torch.rand(5, 20)
     mask = random_patch_mask(noise, 0.75)
     assert mask.sum(1).tolist() == [15] * 5
-    keep, restore = split_by_mask(mask)
+    keep, restore = visible_indices(mask), restore_indices(mask)
     for row in range(5):
         lowest = sorted(range(20), key=lambda n: noise[row, n].item())[:5]
         assert keep[row].tolist() == sorted(lowest)
@@ -159,7 +159,7 @@ def test_masks_of_a_batch_are_taken_and_uneven_ones_refused() -> None:
     assert torch.equal(output.mask, tubes)
     assert output.tokens.shape[1] == 1 + 4
     tubes[0, 0] = False
-    with pytest.raises(UserError, match="same number of masked patches"):
+    with pytest.raises(UserError, match="same number of masked positions"):
         own(video, tubes)
 
 

@@ -16,7 +16,7 @@ import polymodal as pm
 from polymodal.corpora import Corpus
 from polymodal.corpora.corpus import About
 from polymodal.corpora.mixture import mix_corpora
-from polymodal.data.masking import mask_time_spans
+from polymodal.data.masks import mask_time_spans
 from polymodal.data.speech_text import SpeechTextProcessor
 from polymodal.encoders.speech_text import SpeechTextEncoder, SpeechTextEncoderConfig, num_output_frames
 from polymodal.errors import UserError

@@ -188,7 +188,7 @@ def test_a_pretrained_dual_encoder_gives_the_logits_of_transformers(
         ids = torch.nn.functional.pad(ids.masked_fill(~tokens.mask, 0), (0, 16 - ids.shape[1]))
     with torch.no_grad():
         vectors = method.embed({"image": image, "text": tokens})
-        logits = method.scale * vectors["image"] @ vectors["text"].T + getattr(method, "bias", 0.0)
+        logits = method.logit_scale() * vectors["image"] @ vectors["text"].T + getattr(method, "logit_bias", 0.0)
         mask = tokens.mask.long() if kind == "clip" else None
         expected = model(input_ids=ids, attention_mask=mask, pixel_values=image).logits_per_image
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)

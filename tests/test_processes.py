@@ -95,6 +95,7 @@ def test_two_processes_of_half_a_batch_equal_one_process_of_all(of_recipes, reci
 
 
 ADDITIONS = {
+    "bounded": ("--num-strong-views", "0", "--logit-scale-init", "100"),  # its bound is held after each step
     "barlip": ("--ssl-loss", "barlip"),
     "byolip": ("--ssl-loss", "byolip"),
     "swalip": ("--ssl-loss", "swalip", "--label-smoothing", "0"),

@@ -174,9 +174,9 @@ def test_improved_clip_loss_equals_the_formula(small_emoji):
         ce = [F.cross_entropy(x, labels, label_smoothing=smoothing) for x in (logits, logits.T)]
         return sum(ce) / 2
 
-    plain = cross_entropy(model.image_projection(images[0]), model.text_projection(texts[0]), model.scale, 0)
+    plain = cross_entropy(model.image_projection(images[0]), model.text_projection(texts[0]), model.logit_scale(), 0)
     strong = [
-        cross_entropy(model.strong["image"](a), model.strong["text"](b), model.log_strong_scale.exp(), 0.1)
+        cross_entropy(model.strong["image"](a), model.strong["text"](b), model.strong_logit_scale(), 0.1)
         for a in images[1:]
         for b in texts[1:]
     ]
@@ -194,14 +194,17 @@ def test_byolip_s_teacher_moves_by_average_only(small_emoji):
     processor, batch = a_batch(recipe, small_emoji)
     model = recipe.build(processor).train()
     sum(model.losses(batch).values()).backward()
-    teachers, students = list(model.teacher.parameters()), list(torch.nn.ModuleList(model._students()).parameters())
+    online = torch.nn.ModuleList(model.teacher.online.values())
+    teachers, students = list(model.teacher.parameters()), list(online.parameters())
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in teachers)
     for teacher, student in zip(teachers, students, strict=True):
-        torch.testing.assert_close(teacher, student)  # the first step copies
+        torch.testing.assert_close(teacher, student)  # the first forward pass copies
     with torch.no_grad():
         students[0].add_(1.0)
     before = teachers[0].clone()
     model.losses(batch)
+    assert torch.equal(teachers[0], before)
+    model.after_step(0.5)
     torch.testing.assert_close(teachers[0], before + 0.1, rtol=1e-4, atol=1e-4)
 
 

@@ -103,7 +103,7 @@ def test_runs_side_by_side_begin_with_the_same_run(small_emoji, tmp_path):
     beside = compare(ARMS, few, Budget(steps=1), [0], tmp_path / "beside", start=start, jobs=2)
     alone = compare(ARMS, few, Budget(steps=1), [0], tmp_path / "alone", start=start)
     for ours, theirs in zip(beside.trials, alone.trials, strict=True):
-        assert torch.equal(ours.run.model.log_scale, theirs.run.model.log_scale)
+        assert torch.equal(ours.run.model.logit_scale(), theirs.run.model.logit_scale())
     assert (tmp_path / "beside" / "start" / "seed-0" / "run.json").is_file()
 
 

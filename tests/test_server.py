@@ -81,7 +81,7 @@ def test_vectors_scores_and_classes_are_those_of_the_run(client, served):
     asked = {"image": [b64(p) for p in images], "labels": ["red", "plate 7"], "template": "a {} plate"}
     likely = client.post("/classify", json=asked).json()["probabilities"]
     classes = run.embed(text=["a red plate", "a plate 7 plate"])["text"].numpy()
-    logits = float(run.model.scale.detach()) * own["image"] @ classes.T
+    logits = float(run.model.logit_scale().detach()) * own["image"] @ classes.T
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose([[row["red"], row["plate 7"]] for row in likely], expected, atol=1e-4)
 

@@ -28,10 +28,9 @@ from polymodal.evaluation.missing_modalities import (
     fill_scores,
     missing_cells,
 )
-from polymodal.layers.fusion import CrossAttentionTransformer
+from polymodal.layers.cross_attention import CrossAttentionTransformer
 from polymodal.modalities import Table, Text
 from polymodal.modalities.table import TableRow, TableRows, replace_cells, sample_columns
-from polymodal.objectives.itm import itm_loss, sample_hard_negatives
 from polymodal.recipes.science import tip
 from polymodal.rng import ExampleRNG
 from polymodal.serving.embedding import write_embeddings
@@ -107,39 +106,12 @@ def test_without_hidden_cells_reconstruction_is_zero() -> None:
     assert numbers.grad.isfinite().all()
 
 
-def test_hard_negatives_are_never_the_own_pair_and_the_likelier_the_more_similar() -> None:
-    torch.manual_seed(0)
-    similarity = torch.tensor([[9.0, 2.0, 0.0, 0.0], [0.0, 9.0, 0.0, 3.0], [0.0, 0.0, 9.0, 0.0], [1.0, 0.0, 0.0, 9.0]])
-    similarity[:, :] -= 8 * torch.eye(4)
-    drawn = torch.stack([sample_hard_negatives(similarity) for _ in range(1000)])
-    assert (drawn != torch.arange(4)).all()
-    for row in range(4):
-        expected = similarity[row].softmax(0) + 1e-4
-        expected[row] = 0
-        counts = torch.bincount(drawn[:, row], minlength=4) / len(drawn)
-        torch.testing.assert_close(counts, expected / expected.sum(), atol=0.06, rtol=0)
-
-
-def test_alike_examples_are_no_negatives_of_each_other() -> None:
-    same = torch.eye(3, dtype=torch.bool)
-    same[0, 1] = same[1, 0] = True
-    for _ in range(20):
-        assert sample_hard_negatives(torch.zeros(3, 3), same)[:2].tolist() == [2, 2]
-    assert (sample_hard_negatives(torch.zeros(3, 3), torch.ones(3, 3, dtype=torch.bool)) != torch.arange(3)).all()
-
-
-def test_matching_asks_yes_of_the_first_pairs_only() -> None:
-    logits = torch.tensor([[-5.0, 5.0], [-5.0, 5.0], [5.0, -5.0]])
-    assert itm_loss(logits, num_positives=2) < 1e-3
-    assert itm_loss(logits, num_positives=3) > 3
-
-
 def test_fusion_ignores_padding_of_the_context() -> None:
     torch.manual_seed(0)
     fusion = CrossAttentionTransformer(16, 2, 4).eval()
     x, context = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
     mask = torch.arange(5) < torch.tensor([[5], [3]])
-    fused = fusion(x, context, mask)
+    fused = fusion(x, context, context_mask=mask)
     torch.testing.assert_close(fused[1:], fusion(x[1:], context[1:, :3]))
     assert not torch.allclose(fused[:1], fusion(x[:1], context[:1].flip(2)), atol=1e-3)
 

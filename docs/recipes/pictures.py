@@ -26,11 +26,11 @@ from polymodal.data.columns import denormalize_pixels
 from polymodal.data.conversation import DESCRIBE
 from polymodal.data.instructions import chain_of_thought_prompt
 from polymodal.data.loader import Reader
-from polymodal.data.masking import boxes_to_patch_mask
 from polymodal.evaluation.hallucination import cases, scenes_of
 from polymodal.evaluation.vqa_captioning import question_scores
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Words
+from polymodal.modalities.boxes import boxes_to_patch_mask
 from polymodal.recipes.metrics import aloha as aloha_recipe
 from polymodal.recipes.security import set_level_attack as set_level_attack_recipe
 from polymodal.recipes.speech_audio import mslam as mslam_recipe

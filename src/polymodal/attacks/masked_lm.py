@@ -15,7 +15,7 @@ from polymodal.data.columns import MOST_ROWS
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities import Text
 from polymodal.modalities.text import Tokens
-from polymodal.objectives.masked_cross_entropy import masked_cross_entropy
+from polymodal.objectives.masked_modeling import masked_cross_entropy
 
 STOP_WORDS = ENGLISH_STOP_WORDS
 MASK, UNKNOWN, FIRST = 0, 1, 2  # words are numbered from FIRST

@@ -171,6 +171,27 @@ class CrossAttentionBlock(nn.Module):
         return x + self.dropout(branch(norm(x)))
 
 
+class CrossAttentionTransformer(nn.Module):
+    """Pre-norm blocks with cross-attention to one context, and a final norm."""
+
+    def __init__(self, width: int, depth: int, num_heads: int, context_width: int | None = None):
+        """context_width: by default the width."""
+        super().__init__()
+        self.blocks = nn.ModuleList(CrossAttentionBlock(width, num_heads, context_width) for _ in range(depth))
+        self.norm_post = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length width"],
+        context: Float[Tensor, "batch keys context_width"],
+        mask: SelfAttentionMask = None,
+        context_mask: AttentionMask = None,
+    ) -> Float[Tensor, "batch length width"]:
+        for block in self.blocks:
+            x = block(x, context, mask, context_mask)
+        return self.norm_post(x)
+
+
 def causal_mask(mask: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch length length"]:
     """True where a token may attend to another: not after itself, and not padding."""
     length = mask.shape[1]

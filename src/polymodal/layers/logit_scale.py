@@ -47,8 +47,12 @@ class LogitScale(nn.Module):
             )
 
     def after_step(self, fraction: float = 0.0) -> None:
-        """Hold the bounds after an optimizer step. fraction: of the training that is done; makes no difference here."""
-        self.clamp_()
+        """Hold the bounds after an optimizer step, unless the scale is frozen.
+
+        fraction: of the stage that is done; makes no difference here.
+        """
+        if self.logit_scale.requires_grad:
+            self.clamp_()
 
     def extra_repr(self) -> str:
         return f"min={self.min}, max={self.max}"

@@ -86,7 +86,7 @@ class ProjectionHead(nn.Sequential):
         super().__init__(*layers)
         self.normalize = normalize
 
-    def forward(self, x: Float[Tensor, "rows in_features"]) -> Float[Tensor, "rows out_features"]:
+    def forward(self, x: Float[Tensor, "*rows in_features"]) -> Float[Tensor, "*rows out_features"]:
         x = super().forward(x)
         return F.normalize(x, dim=-1) if self.normalize else x
 

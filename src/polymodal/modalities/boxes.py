@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from polymodal.rng import ExampleRNG
+
+MIN_ASPECT, MAX_ASPECT = 0.3, 1 / 0.3  # height to width of a random box
 
 
 @dataclass(frozen=True)
@@ -75,3 +80,31 @@ def generalized_iou(a: Float[Tensor, "*#shape 4"], b: Float[Tensor, "*#shape 4"]
 
 def _area(corners: Tensor) -> Tensor:
     return (corners[..., 2:] - corners[..., :2]).clamp(min=0).prod(-1)
+
+
+def random_boxes(grid: int, area: tuple[float, float], example_rng: ExampleRNG) -> Float[Tensor, "batch 4"]:
+    """Sample a rectangle of patches for each image: left, top, right, bottom as fractions of the image.
+
+    grid: patches along a side. area: minimum and maximum, as fractions of the image; less where a flat or tall
+    rectangle would reach over its edge.
+    """
+    fraction = example_rng.uniform(*area)
+    aspect = example_rng.uniform(math.log(MIN_ASPECT), math.log(MAX_ASPECT)).exp()
+    sides = torch.stack([(fraction / aspect).sqrt(), (fraction * aspect).sqrt()], dim=1)  # width, height
+    sides = (sides * grid).round().clamp(1, grid)
+    positions = torch.stack([example_rng.uniform(), example_rng.uniform()], dim=1)
+    first = (positions * (grid + 1 - sides)).floor()
+    return torch.cat([first, first + sides], dim=1) / grid
+
+
+def boxes_to_patch_mask(boxes: Float[Tensor, "batch 4"], grid: int) -> Bool[Tensor, "batch patches"]:
+    """Return True for the patches, in reading order, that a box touches; at least one.
+
+    boxes: left, top, right, bottom as fractions of the image. grid: patches along a side.
+    """
+    edges = boxes * grid
+    first = (edges[:, :2] + 1e-4).floor().clamp(0, grid - 1)  # an edge on the grid belongs to one side of it
+    last = (edges[:, 2:] - 1e-4).ceil().clamp(1, grid).maximum(first + 1)
+    position = torch.arange(grid, device=boxes.device)
+    within = (position >= first[..., None]) & (position < last[..., None])  # batch, axis (x, y), position
+    return (within[:, 1, :, None] & within[:, 0, None, :]).flatten(1)

@@ -19,7 +19,7 @@ from polymodal.errors import UserError
 from polymodal.layers.cross_attention import CrossAttentionBlock, KeyValue, causal_mask, init_transformer
 from polymodal.layers.decoding import Decoding
 from polymodal.layers.generation import generate_tokens
-from polymodal.layers.mlm_head import MlmHead
+from polymodal.layers.masked_lm_head import MaskedLMHead
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class CausalDecoder(nn.Module):
         )
         self.class_norm = nn.LayerNorm(config.width) if config.class_token and not post else nn.Identity()
         self.norm_post = nn.Identity() if post else nn.LayerNorm(config.width)
-        self.head = MlmHead(config.width, config.vocab_size) if config.head == "bert" else None
+        self.head = MaskedLMHead(config.width, config.vocab_size) if config.head == "bert" else None
         init_transformer(self)
 
     def encode_text(self, ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"]) -> UnimodalText:
@@ -206,8 +206,8 @@ class CausalDecoder(nn.Module):
         """
         if ids.shape[1] + decoding.max_new_tokens - 1 > self.config.context_length:
             raise UserError(
-                f"A prompt of {ids.shape[1]} tokens and {decoding.max_new_tokens} new ones do not fit into a context of "
-                f"{self.config.context_length}; generate fewer."
+                f"A prompt of {ids.shape[1]} tokens and {decoding.max_new_tokens} new ones do not fit into a context "
+                f"of {self.config.context_length}; generate fewer."
             )
         cache = self._cache(context, context_mask)
 

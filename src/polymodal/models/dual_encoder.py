@@ -7,7 +7,6 @@ al. 2023, algorithm 1).
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -20,6 +19,8 @@ from torch.nn import functional as F
 from polymodal.constraints import PositiveFloat, PositiveInt
 from polymodal.encoders.encoder import Encoder
 from polymodal.errors import UserError
+from polymodal.layers.logit_scale import CLIP_INIT, CLIP_MAX, LogitScale
+from polymodal.layers.projection_head import LinearProjection, ProjectionHead
 from polymodal.layers.transformer import Packing
 from polymodal.modalities.padding import Padded
 from polymodal.objectives.contrastive import info_nce, siglip_loss
@@ -35,29 +36,12 @@ class DualEncoderConfig:
     projection: Literal["linear", "mlp", "identity"] = "linear"
     """Projection head of every encoder: a linear layer without bias (CLIP), an MLP with one GELU layer of the encoder's
     width, or none, which needs encoders of width `embed_dim` (SigLIP)."""
-    logit_scale_init: PositiveFloat = 1 / 0.07
+    logit_scale_init: PositiveFloat = CLIP_INIT
     """Logit scale (inverse temperature) at the start."""
-    logit_scale_max: PositiveFloat = 100.0
-    """Upper bound of the logit scale, held after every step (CLIP, section 2.5)."""
+    logit_scale_max: PositiveFloat | None = CLIP_MAX
+    """Upper bound of the logit scale, held after every step (CLIP, section 2.5); None: no bound (SigLIP)."""
     logit_bias_init: float | None = None
     """Logit bias at the start, -10 in SigLIP; None: no bias, and InfoNCE in place of the sigmoid loss."""
-
-
-class LogitScale(nn.Module):
-    """The learned inverse temperature: exp of the parameter, whose bound is held after a step by `clamp_` (CLIP)."""
-
-    def __init__(self, init: float, max: float):
-        super().__init__()
-        self.max = max
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(init)))
-
-    def forward(self) -> Float[Tensor, ""]:
-        return self.logit_scale.exp()
-
-    @torch.no_grad()
-    def clamp_(self) -> None:
-        """Bring the parameter back below its bound."""
-        self.logit_scale.clamp_(max=math.log(self.max))
 
 
 class TokenEmbeddings(NamedTuple):
@@ -95,7 +79,7 @@ class DualEncoder(nn.Module):
         for name, encoder in encoders.items():
             width = (widths or {}).get(name) or _pooled_width(encoder)
             self.add_module(f"{name}_encoder", encoder)
-            self.add_module(f"{name}_projection", projection_head(config.projection, width, config.embed_dim))
+            self.add_module(f"{name}_projection", _projection(config.projection, width, config.embed_dim))
         self.logit_scale = LogitScale(config.logit_scale_init, config.logit_scale_max)
         bias = config.logit_bias_init
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
@@ -171,18 +155,15 @@ class DualEncoder(nn.Module):
         return self.get_submodule(f"{name}_encoder"), self.get_submodule(f"{name}_projection")
 
 
-def projection_head(kind: Literal["linear", "mlp", "identity"], width: int, embed_dim: int) -> nn.Module:
-    """From an encoder's width to the embedding space; the linear one starts as CLIP's.
-
-    Raises UserError for an identity between different widths.
-    """
-    if kind == "identity":
-        if width != embed_dim:
-            raise UserError(f"Without a projection head, an encoder of width {width} needs an embed_dim of {width}.")
-        return nn.Identity()
-    last = nn.Linear(width, embed_dim, bias=False)
-    nn.init.normal_(last.weight, std=width**-0.5)
-    return last if kind == "linear" else nn.Sequential(nn.Linear(width, width), nn.GELU(), last)
+def _projection(kind: Literal["linear", "mlp", "identity"], width: int, embed_dim: int) -> nn.Module:
+    """From an encoder's width to the embedding space. Raises UserError for an identity between different widths."""
+    if kind == "linear":
+        return LinearProjection(width, embed_dim)
+    if kind == "mlp":
+        return ProjectionHead([width, width, embed_dim], norm=None, activation="gelu", bias=True)
+    if width != embed_dim:
+        raise UserError(f"Without a projection head, an encoder of width {width} needs an embed_dim of {width}.")
+    return nn.Identity()
 
 
 def _pooled_width(encoder: Any) -> int:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import DecayRate, NonNegativeInt, PositiveInt
-from polymodal.errors import UserError
+from polymodal.data.masks import restore_indices, visible_indices
 from polymodal.layers.patches import grid_of, patchify_nd, sine_positions_nd, unpatchify_nd
 from polymodal.layers.transformer import Transformer
+from polymodal.objectives.masked_modeling import masked_patch_loss, patch_mean_std
 from polymodal.types import Batch
 
 
@@ -81,44 +82,6 @@ def random_patch_mask(noise: Float[Tensor, "batch patches"], mask_ratio: float) 
     """
     visible = int(noise.shape[1] * (1 - mask_ratio))
     return noise.argsort(dim=1).argsort(dim=1) >= visible
-
-
-def split_by_mask(
-    mask: Bool[Tensor, "batch patches"],
-) -> tuple[Int[Tensor, "batch visible"], Int[Tensor, "batch patches"]]:
-    """Indices of the visible patches, and for every patch its index among [visible, masked], both in reading order.
-
-    Raises UserError where examples have different numbers of visible patches.
-    """
-    visible = (~mask).sum(1)
-    if len(visible) and bool((visible != visible[0]).any()):
-        raise UserError("Every example of a batch needs the same number of masked patches.")
-    order = mask.long().argsort(dim=1, stable=True)
-    return order[:, : int(visible[0]) if len(visible) else 0], order.argsort(dim=1)
-
-
-def masked_patch_loss(
-    prediction: Float[Tensor, "batch patches values"],
-    patches: Float[Tensor, "batch patches values"],
-    mask: Bool[Tensor, "batch patches"],
-    norm_pix: bool = True,
-) -> Float[Tensor, ""]:
-    """Mean squared error over the masked patches alone (MAE, section 3); 0 where nothing is masked.
-
-    norm_pix: whether every target patch is normalized by its own mean and (unbiased) variance.
-    """
-    target = normalize_patches(patches)[0] if norm_pix else patches
-    error = (prediction - target).square().mean(-1)
-    return (error * mask).sum() / mask.sum().clamp(min=1)
-
-
-def normalize_patches(
-    patches: Float[Tensor, "batch patches values"],
-) -> tuple[Float[Tensor, "batch patches values"], Float[Tensor, "batch patches 1"], Float[Tensor, "batch patches 1"]]:
-    """Normalized patches, and the mean and standard deviation of each."""
-    mean = patches.mean(-1, keepdim=True)
-    std = (patches.var(-1, keepdim=True) + 1e-6).sqrt()
-    return (patches - mean) / std, mean, std
 
 
 class MaskedEncoder(nn.Module):
@@ -202,9 +165,8 @@ class MaskedAutoencoder(nn.Module):
         if mask is None:
             noise = torch.rand(len(values), self.config.num_patches, device=values.device)
             mask = random_patch_mask(noise, self.config.mask_ratio)
-        ids_keep, ids_restore = split_by_mask(mask)
-        tokens = self.encoder(values, ids_keep)
-        return MaskedAutoencoderOutput(self.decoder(tokens, ids_restore), mask, tokens)
+        tokens = self.encoder(values, visible_indices(mask))
+        return MaskedAutoencoderOutput(self.decoder(tokens, restore_indices(mask)), mask, tokens)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`reconstruction` of `batch[modality]`, with the mask `batch["mask"]` where the batch has one."""
@@ -222,7 +184,7 @@ class MaskedAutoencoder(nn.Module):
         patches = patchify_nd(values, self.config.patch_size)
         prediction = output.prediction
         if self.config.norm_pix_loss:
-            _, mean, std = normalize_patches(patches)
+            mean, std = patch_mean_std(patches)
             prediction = prediction * std + mean
         pasted = torch.where(output.mask[..., None], prediction, patches)
         return unpatchify_nd(pasted, self.config.patch_size, self.config.grid)

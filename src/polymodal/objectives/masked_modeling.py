@@ -6,7 +6,6 @@ All are 0, with zero gradients, where nothing is masked, and means over the mask
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -56,6 +55,14 @@ def masked_patch_loss(
 
 def normalize_patches(patches: Float[Tensor, "*shape values"]) -> Float[Tensor, "*shape values"]:
     """Standardize each patch by its own mean and variance (MAE, section 4.1, `norm_pix_loss`)."""
-    centered = patches - patches.mean(-1, keepdim=True)
-    variance = centered.square().sum(-1, keepdim=True) / max(patches.shape[-1] - 1, 1)
-    return centered * torch.rsqrt(variance + NORM_PIX_EPS)
+    mean, std = patch_mean_std(patches)
+    return (patches - mean) / std
+
+
+def patch_mean_std(
+    patches: Float[Tensor, "*shape values"],
+) -> tuple[Float[Tensor, "*shape 1"], Float[Tensor, "*shape 1"]]:
+    """Return the mean and the (unbiased) standard deviation of each patch, which bring predictions back to pixels."""
+    mean = patches.mean(-1, keepdim=True)
+    variance = (patches - mean).square().sum(-1, keepdim=True) / max(patches.shape[-1] - 1, 1)
+    return mean, (variance + NORM_PIX_EPS).sqrt()

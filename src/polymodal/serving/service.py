@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from polymodal.layers.logit_scale import CLIP_INIT, LogitScale
 from polymodal.serving.batching import BoundedThreads, MicroBatcher
 from polymodal.serving.filters import engine_filter
 from polymodal.serving.index import Hit, Index
@@ -15,7 +16,7 @@ from polymodal.serving.limits import Decoder, HTTPError, Limits, label_texts
 from polymodal.training.run import Run
 
 CALL = "call"  # what the batcher computes by itself
-DEFAULT_LOGIT_SCALE = 1 / 0.07  # of similarities, for methods that learn none
+DEFAULT_LOGIT_SCALE = CLIP_INIT  # of similarities, for methods that learn none
 SEARCHES = 4  # of the index, at the same time; LanceDB computes each on several cores
 
 
@@ -86,5 +87,5 @@ class Service:
     @property
     def scale(self) -> float:
         """What similarities are multiplied with before a softmax: what the method has learned."""
-        learned = getattr(self.run.model, "scale", None)
-        return float(learned.detach()) if isinstance(learned, torch.Tensor) else DEFAULT_LOGIT_SCALE
+        learned = getattr(self.run.model, "logit_scale", None)
+        return float(learned().detach()) if isinstance(learned, LogitScale) else DEFAULT_LOGIT_SCALE

@@ -171,6 +171,7 @@ class Trainer:
         recipe, model, world, runtime = self.recipe, self.model, self.world, self.runtime
         if fresh and stage.on_start is not None:
             stage.on_start(model)
+        call_hooks(model, "before_training")
         for name, parameter in model.named_parameters():
             wanted = any(fnmatchcase(name, pattern) for pattern in stage.trainable)
             parameter.requires_grad_(name in self.learnable and wanted and name not in self.frozen)
@@ -289,6 +290,7 @@ class Trainer:
         else:
             progress.consecutive_skipped_steps = 0
             self.optimizer.step()
+            call_hooks(self.model, "after_step", self.stage_fraction)
             if self.ema is not None:
                 self.ema.update()
             self.unlogged.append(losses)
@@ -475,6 +477,17 @@ class Trainer:
                 remove_checkpoints(self.writer.directory)
             self.world.all_reduce_max(0)  # no process goes on before the result is there
         return run
+
+
+def call_hooks(model: nn.Module, name: str, *arguments: float) -> None:
+    """Call a method on every submodule that has one of this name.
+
+    `before_training()`: when a stage begins, before the weights are distributed. `after_step(fraction)`: after an
+    optimizer step, before the moving average of the weights; fraction: of the stage that is done.
+    """
+    for module in model.modules():
+        if (hook := getattr(module, name, None)) is not None:
+            hook(*arguments)
 
 
 def flops(model: Any, batch: Batch, weights: Mapping[str, float]) -> tuple[int, bool]:

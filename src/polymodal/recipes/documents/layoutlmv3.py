@@ -19,15 +19,16 @@ from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.masking import mask_blocks, mask_spans
+from polymodal.data.masks import expand_words, mask_blocks, mask_spans
 from polymodal.data.page import NO_FIELD, PageProcessor, first_pieces, random_windows
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig
 from polymodal.errors import UserError
-from polymodal.layers.mlm_head import MlmHead
+from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.modalities.document import BOX_SCALE, PageTokens, Word
 from polymodal.modalities.text import TextTokenizer, Tokenizer
-from polymodal.objectives.masked_cross_entropy import masked_cross_entropy
+from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm_loss
+from polymodal.objectives.reduction import global_mean
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
@@ -65,7 +66,7 @@ class LayoutLMv3(nn.Module):
         self.recipe = recipe
         self.tokenizer = recipe.tokenizer.build(recipe.encoder.patch_size)
         self.encoder = recipe.encoder.build(vocabulary)
-        self.mlm_head = MlmHead(width, vocabulary)
+        self.mlm_head = MaskedLMHead(width, vocabulary)
         self.patch_head = nn.Linear(width, recipe.tokenizer.codebook_size)
         self.alignment_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
         self.field_head = nn.Sequential(nn.Dropout(recipe.encoder.dropout), nn.Linear(width, fields))
@@ -76,8 +77,9 @@ class LayoutLMv3(nn.Module):
             return self.tokenizer.losses(batch["image"])
         if "fields" in batch:
             tokens, _ = self.encoder(batch["words"], batch["image"])
-            logits = self.field_head(tokens).flatten(0, 1)
-            return {"token_classification": F.cross_entropy(logits, batch["fields"].flatten(), ignore_index=NO_FIELD)}
+            tagged = batch["fields"] != NO_FIELD
+            loss = masked_cross_entropy(self.field_head(tokens)[tagged], batch["fields"][tagged])
+            return {"token_classification": loss}
         return self._pretraining_losses(batch["words"], batch["image"], batch["masked_words"], batch["masked_patches"])
 
     def _pretraining_losses(
@@ -89,8 +91,8 @@ class LayoutLMv3(nn.Module):
     ) -> dict[str, Tensor]:
         """Hidden words, hidden patches, and whether words in sight lie on patches in sight; equal weights."""
         tokens, patches = self.encoder(words, image, masked_words, masked_patches)
-        named = self.mlm_head(tokens[masked_words], self.encoder.word.weight)
-        losses = {"mlm": masked_cross_entropy(named, words.tokens.ids[masked_words])}
+        embedding = self.encoder.word.weight
+        losses = {"mlm": masked_lm_loss(self.mlm_head, tokens, embedding, words.tokens.ids, masked_words)}
         if self.recipe.use_mim:
             codes = self.tokenizer.encode(image)[masked_patches]
             losses["mim"] = masked_cross_entropy(self.patch_head(patches[:, 1:][masked_patches]), codes)
@@ -98,7 +100,8 @@ class LayoutLMv3(nn.Module):
             aligned = ~in_masked_patch(words.boxes, masked_patches, self.recipe.encoder.grid)
             asked = (words.word >= 0) & ~masked_words  # or the model would link hidden words to hidden patches
             guess = self.alignment_head(tokens[asked]).squeeze(-1)
-            losses["wpa"] = F.binary_cross_entropy_with_logits(guess, aligned[asked].float())
+            loss = F.binary_cross_entropy_with_logits(guess, aligned[asked].float(), reduction="sum")
+            losses["wpa"] = global_mean(loss, len(guess))
         return losses
 
     def classify_tokens(self, batch: Batch) -> Float[Tensor, "words fields"]:
@@ -187,7 +190,7 @@ class Recipe(OptimizerConfig):
         spans = mask_spans(
             (of_word.max(1).values + 1).tolist(), self.mlm_probability, example_rng, self.mean_span_length
         )
-        hidden = F.pad(spans, (0, 1)).gather(1, of_word % (spans.shape[1] + 1))  # marks look at the padding
+        hidden = expand_words(spans, of_word)
         patches = mask_blocks(self.encoder.grid, self.image_mask_ratio * self.use_mim, example_rng)
         return batch | {"masked_words": hidden, "masked_patches": patches}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from polymodal.encoders.pretrained_image import PretrainedImageConfig
 from polymodal.encoders.pretrained_text import PretrainedTextConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
+from polymodal.layers.logit_scale import CLIP_INIT, CLIP_MAX, LogitScale
 from polymodal.modalities.image_augmentation import NONE, WEAK, ImageAugmentation, augment, may_flip
 from polymodal.modalities.text import Tokens
 from polymodal.modalities.text_augmentation import without_words
@@ -34,7 +34,6 @@ from polymodal.types import Batch, Example
 # What learns most of `emoji` in half a minute on two cores; a transformer block on top gained nothing there.
 SMALL_IMAGE = ImageEncoderConfig(stem=(32, 64, 128), width=128, depth=0, pool_type="max")
 SMALL_TEXT = TextEncoderConfig(width=128)
-LARGEST_SCALE = 100.0  # CLIP, section 2.5: keeps the logits from growing without bound
 
 
 class DualEncoder(GradCacheMethod, nn.Module):
@@ -42,6 +41,8 @@ class DualEncoder(GradCacheMethod, nn.Module):
 
     Subclasses add `contrastive_losses` or `losses`.
     """
+
+    max_logit_scale: float | None = CLIP_MAX
 
     def __init__(self, recipe: DualEncoderRecipe, vocabulary: int):
         super().__init__()
@@ -51,12 +52,7 @@ class DualEncoder(GradCacheMethod, nn.Module):
         self.text_projection = nn.Linear(recipe.text.width, recipe.embed_dim, bias=False)
         nn.init.normal_(self.image_projection.weight, std=recipe.image.width**-0.5)
         nn.init.normal_(self.text_projection.weight, std=recipe.text.width**-0.5)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(recipe.logit_scale_init)))
-
-    @property
-    def scale(self) -> Float[Tensor, ""]:
-        """The inverse temperature, learned, at most 100."""
-        return self.log_scale.exp().clamp(max=LARGEST_SCALE)
+        self.logit_scale = LogitScale(recipe.logit_scale_init, self.max_logit_scale)
 
     def encode_image(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
         """L2-normalised image vectors."""
@@ -84,7 +80,8 @@ class DualEncoder(GradCacheMethod, nn.Module):
                 projection.weight.copy_(pretrained)
             else:
                 nn.init.eye_(projection.weight)
-        for name, own in (("logit_scale", self.log_scale), ("logit_bias", getattr(self, "bias", None))):
+        scale, bias = self.logit_scale.logit_scale, getattr(self, "logit_bias", None)
+        for name, own in (("logit_scale", scale), ("logit_bias", bias)):
             if own is not None and name in weights:
                 own.copy_(weights[name].reshape(()))
 
@@ -114,7 +111,7 @@ class DualEncoderRecipe(OptimizerConfig):
     text: TextEncoderConfig = SMALL_TEXT
     embed_dim: PositiveInt = 128
     """Dimensions of the embedding space."""
-    logit_scale_init: PositiveFloat = 1 / 0.07
+    logit_scale_init: PositiveFloat = CLIP_INIT
     """Inverse temperature at the start; it is learned (CLIP, section 2.5)."""
     augmentation: ImageAugmentation = WEAK
     word_dropout: UnitInterval = 0.3

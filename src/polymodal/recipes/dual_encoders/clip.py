@@ -29,7 +29,7 @@ paper = Paper(
 class CLIP(DualEncoder):
     def contrastive_losses(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
         """contrastive: symmetric InfoNCE of the pairs."""
-        return {"contrastive": info_nce(vectors["image"], vectors["text"], self.scale)}
+        return {"contrastive": info_nce(vectors["image"], vectors["text"], self.logit_scale())}
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,18 @@ from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 from polymodal.data.image_text import ImageTextProcessor
-from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.distributed import all_gather_with_grad
-from polymodal.layers.ema_teacher import EMATeacher
-from polymodal.layers.projector import projector
+from polymodal.layers.logit_scale import LogitScale
+from polymodal.layers.momentum_encoder import MomentumEncoder
+from polymodal.layers.projection_head import ProjectionHead
 from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, may_flip
 from polymodal.modalities.text_augmentation import TextAugmentation, augment_text
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.non_contrastive import barlow_twins, negative_cosine_similarity, sinkhorn, swav_loss
-from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, DualEncoder, DualEncoderRecipe
+from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.types import Batch, Budget, Claim, Example, Paper
 
@@ -54,18 +54,25 @@ class ImprovedCLIP(DualEncoder):
         if recipe.num_strong_views and recipe.separate_projectors:
             hidden = recipe.projector_hidden_dim
             self.strong = nn.ModuleDict(
-                {m: projector([w, hidden, hidden, recipe.embed_dim]) for m, w in widths.items()}
+                {m: ProjectionHead([w, hidden, hidden, recipe.embed_dim]) for m, w in widths.items()}
             )
-            self.log_strong_scale = nn.Parameter(torch.tensor(1 / 0.1).log())
+            self.strong_logit_scale = LogitScale(1 / 0.1)
         if recipe.ssl_loss in ("siamlip", "byolip", "barlip"):
             hidden, out, barlow = recipe.ssl_hidden_dim, recipe.ssl_output_dim, recipe.ssl_loss == "barlip"
             self.added = nn.ModuleDict(
-                {m: projector([w, hidden, hidden, out], last_norm=barlow) for m, w in widths.items()}
+                {m: ProjectionHead([w, hidden, hidden, out], last_norm=barlow) for m, w in widths.items()}
             )
             if not barlow:
-                self.predictor = nn.ModuleDict({m: projector([out, out // 2, out]) for m in widths})
+                self.predictor = nn.ModuleDict({m: ProjectionHead([out, out // 2, out]) for m in widths})
         if recipe.ssl_loss == "byolip":
-            self.teacher = EMATeacher(self._students(), recipe.ema_momentum)
+            students = {"image_encoder": self.image_encoder, "text_encoder": self.text_encoder}
+            students |= {"image_projector": self.added["image"], "text_projector": self.added["text"]}
+            self.teacher = MomentumEncoder(students, buffers="keep")
+
+    def after_step(self, fraction: float) -> None:
+        """Move the teacher (BYOL, section 3.1)."""
+        if self.recipe.ssl_loss == "byolip":
+            self.teacher.update(self.recipe.ema_momentum)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """contrastive: plain and strong pairs; and the added loss, if any, with its weight."""
@@ -75,7 +82,7 @@ class ImprovedCLIP(DualEncoder):
         strong = {name: feature.chunk(views)[1:] for name, feature in features.items()}
         image = F.normalize(self.image_projection(plain["image"]), dim=-1)
         text = F.normalize(self.text_projection(plain["text"]), dim=-1)
-        contrastive = info_nce(image, text, self.scale)
+        contrastive = info_nce(image, text, self.logit_scale())
         if views > 1:
             strong_images = [self._strong("image", feature) for feature in strong["image"]]
             captions = [self._strong("text", feature) for feature in strong["text"]]
@@ -96,9 +103,8 @@ class ImprovedCLIP(DualEncoder):
         return F.normalize((self.strong if own else shared)[modality](feature), dim=-1)
 
     @property
-    def _strong_scale(self) -> Tensor:
-        own = self.recipe.separate_projectors
-        return self.log_strong_scale.exp().clamp(max=LARGEST_SCALE) if own else self.scale
+    def _strong_scale(self) -> Float[Tensor, ""]:
+        return self.strong_logit_scale() if self.recipe.separate_projectors else self.logit_scale()
 
     def _ssl_loss(self, features: dict[str, Tensor], batch: Batch, views: int) -> Tensor:
         """The mean over the plain pair and all pairs of strong views."""
@@ -108,7 +114,10 @@ class ImprovedCLIP(DualEncoder):
             return 0.025 * torch.stack([barlow_twins(images[i], texts[j]) for i, j in pairs]).mean()
         image_targets, text_targets = images, texts
         if self.recipe.ssl_loss == "byolip":
-            image_targets, text_targets = self._teacher_targets(batch, views)
+            with self.teacher.momentum_forward():
+                image = self.teacher["image_projector"](self.teacher["image_encoder"].pooled(batch["image"]))
+                text = self.teacher["text_projector"](self.teacher["text_encoder"].pooled(batch["text"]))
+            image_targets, text_targets = image.chunk(views), text.chunk(views)
         predict_text, predict_image = self.predictor["image"], self.predictor["text"]
         terms = [
             (
@@ -119,21 +128,6 @@ class ImprovedCLIP(DualEncoder):
             for i, j in pairs
         ]
         return torch.stack(terms).mean()
-
-    def _students(self) -> list[nn.Module]:
-        return [self.image_encoder, self.text_encoder, self.added["image"], self.added["text"]]
-
-    @torch.no_grad()
-    def _teacher_targets(self, batch: Batch, views: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The teacher looks at the same views; it moves here, once a training step."""
-        if self.training:
-            self.teacher.update(self._students())
-        image_encoder, text_encoder, image_projector, text_projector = self.teacher
-        assert isinstance(image_encoder, Encoder)
-        assert isinstance(text_encoder, Encoder)
-        image = image_projector(image_encoder.pooled(batch["image"]))
-        text = text_projector(text_encoder.pooled(batch["text"]))
-        return image.chunk(views), text.chunk(views)
 
     def _swapped_assignments(self, images: list[Tensor], captions: list[Tensor]) -> Tensor:
         """Each pair of views predicts the balanced assignment of the other views of the same examples.

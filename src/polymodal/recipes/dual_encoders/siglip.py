@@ -29,13 +29,15 @@ paper = Paper(
 
 
 class SigLIP(DualEncoder):
+    max_logit_scale = None  # the released code has no bound
+
     def __init__(self, recipe: Recipe, vocabulary: int):
         super().__init__(recipe, vocabulary)
-        self.bias = nn.Parameter(torch.tensor(recipe.logit_bias_init))
+        self.logit_bias = nn.Parameter(torch.tensor(recipe.logit_bias_init))
 
     def contrastive_losses(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
         """sigmoid: binary cross-entropy of all pairs."""
-        return {"sigmoid": siglip_loss(vectors["image"], vectors["text"], self.scale, self.bias)}
+        return {"sigmoid": siglip_loss(vectors["image"], vectors["text"], self.logit_scale(), self.logit_bias)}
 
 
 @dataclass(frozen=True)

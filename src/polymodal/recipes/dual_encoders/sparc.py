@@ -91,14 +91,13 @@ class SPARC(DualEncoder):
         }
         if self.recipe.local_weight:
             tokens = packing.pad(self.text_projection(packed))
-            encoded["local"] = local_loss(
-                tokens, self.image_projection(patches), batch["text"].content_mask, self.scale, self.recipe.grouping
-            )
+            patches, mask = self.image_projection(patches), batch["text"].content_mask
+            encoded["local"] = local_loss(tokens, patches, mask, self.logit_scale(), self.recipe.grouping)
         return encoded
 
     def contrastive_losses(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
         """global: InfoNCE of the pairs; local: tokens against patches in each pair. Both with their weights."""
-        losses = {"global": self.recipe.global_weight * info_nce(encoded["image"], encoded["text"], self.scale)}
+        losses = {"global": self.recipe.global_weight * info_nce(encoded["image"], encoded["text"], self.logit_scale())}
         if "local" in encoded:
             losses["local"] = self.recipe.local_weight * encoded["local"].mean()
         return losses

@@ -24,20 +24,21 @@ from torch.nn import functional as F
 from polymodal.constraints import DecayRate, NonNegativeFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.instructions import choice
-from polymodal.data.masking import mask_spans
+from polymodal.data.masks import mask_spans
 from polymodal.data.referring import Referred, ReferringProcessor
 from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.detection import BoxHead, DETRDecoder, kaiming_init_
 from polymodal.layers.distributed import all_gather
-from polymodal.layers.mlm_head import MlmHead
+from polymodal.layers.logit_scale import LogitScale
+from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.layers.positions import sine_positions, sine_positions_2d
 from polymodal.modalities.boxes import PaddedBoxes, cxcywh_to_xyxy, intersection_over_union
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import TextTokenizer, Tokenizer, Tokens
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.detection import OBJECT, detection_loss, hungarian_match
-from polymodal.objectives.masked_cross_entropy import masked_cross_entropy
+from polymodal.objectives.masked_modeling import masked_lm_loss
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
@@ -104,10 +105,10 @@ class SimVG(nn.Module):
         self.recipe = recipe
         self.num_queries = recipe.num_queries
         self.encoder = recipe.encoder.build(vocabulary)
-        self.mlm_head = MlmHead(width, vocabulary)
+        self.mlm_head = MaskedLMHead(width, vocabulary)
         self.image_projection = nn.Linear(width, dim, bias=False)
         self.text_projection = nn.Linear(width, dim, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_scale = LogitScale()
         self.memory, self.words, self.object = (nn.Linear(width, dim) for _ in range(3))
         heads, hidden, dropout = recipe.decoder_attention_heads, recipe.decoder_ffn_dim, recipe.dropout
         self.guided = TextGuidedQueries(dim, recipe.num_queries, heads, dropout)
@@ -174,10 +175,9 @@ class SimVG(nn.Module):
         seen = self.image_projection(patches.mean(1))  # of patches, so that each of them tells what it shows
         pair = (F.normalize(seen, dim=-1), F.normalize(self.text_projection(mean), dim=-1))
         _, _, fused = self.encoder(image, text, self.recipe.fusion == "encoder", masked_tokens)
-        named = self.mlm_head(fused[mlm_targets], self.encoder.word.weight)
         return {
-            "itc": info_nce(*pair, self.log_scale.exp().clamp(max=100.0)),
-            "mlm": masked_cross_entropy(named, text.ids[mlm_targets]),
+            "itc": info_nce(*pair, self.logit_scale()),
+            "mlm": masked_lm_loss(self.mlm_head, fused, self.encoder.word.weight, text.ids, mlm_targets),
         }
 
 
@@ -258,7 +258,7 @@ class Recipe(OptimizerConfig):
         ]
         batch = processor(image=[example["image"] for example in examples], text=captions)
         lengths = (batch["text"].lengths - 2).tolist()
-        asked = mask_spans(lengths, self.mlm_probability, example_rng, mean_span=1.0)
+        asked = mask_spans(lengths, self.mlm_probability, example_rng, mean_length=1.0)
         shown = np.stack([rng.random(asked.shape[1]) for rng in example_rng.generators]) < self.keep_prob
         hidden = asked & ~torch.from_numpy(shown)
         return batch | {"mlm_targets": F.pad(asked, (1, 1)), "masked_tokens": F.pad(hidden, (1, 1))}

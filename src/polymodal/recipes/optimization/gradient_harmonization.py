@@ -24,6 +24,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.video_sound_text import VideoSoundTextProcessor
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
+from polymodal.layers.logit_scale import LogitScale
 from polymodal.layers.transformer import Packing, Transformer, mean_pool
 from polymodal.modalities import Audio, Video
 from polymodal.modalities.image import patchify
@@ -31,7 +32,6 @@ from polymodal.modalities.image_augmentation import ImageAugmentation, may_flip
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
 from polymodal.objectives.contrastive import info_nce
-from polymodal.recipes.dual_encoders._base import LARGEST_SCALE
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import GradCacheMethod
 from polymodal.training.optimizer import OptimizerConfig
@@ -70,8 +70,7 @@ class VATT(GradCacheMethod, nn.Module):
             nn.Linear(recipe.embed_dim, recipe.embed_dim), nn.ReLU(), nn.Linear(recipe.embed_dim, recipe.text_dim)
         )
         self.text_head = nn.Linear(width, recipe.text_dim)
-        self.log_sound_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.log_text_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.sound_logit_scale, self.text_logit_scale = LogitScale(), LogitScale()
 
     def _through(self, tokens: Padded) -> Float[Tensor, "batch width"]:
         """The mean of the tokens of one modality after the shared transformer."""
@@ -109,10 +108,9 @@ class VATT(GradCacheMethod, nn.Module):
 
     def contrastive_losses(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
         """video_sound and video_text."""
-        sound, text = (log.exp().clamp(max=LARGEST_SCALE) for log in (self.log_sound_scale, self.log_text_scale))
         return {
-            "video_sound": info_nce(vectors["video"], vectors["sound"], sound),
-            "video_text": info_nce(vectors["video_for_text"], vectors["text"], text),
+            "video_sound": info_nce(vectors["video"], vectors["sound"], self.sound_logit_scale()),
+            "video_text": info_nce(vectors["video_for_text"], vectors["text"], self.text_logit_scale()),
         }
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:

@@ -27,14 +27,15 @@ from polymodal.data.image_table import ImageTableProcessor
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.table import FeatureTokenizer, TableEncoderConfig
-from polymodal.layers.fusion import CrossAttentionTransformer
-from polymodal.layers.projector import projector
+from polymodal.layers.cross_attention import CrossAttentionTransformer
+from polymodal.layers.projection_head import ProjectionHead
 from polymodal.layers.transformer import Packing, Transformer
 from polymodal.modalities.image_augmentation import ImageAugmentation, augment
 from polymodal.modalities.table import TableRows, replace_cells, sample_columns
 from polymodal.objectives.contrastive import info_nce
-from polymodal.objectives.itm import itm_loss, sample_hard_negatives
-from polymodal.objectives.masked_cross_entropy import masked_cross_entropy
+from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
+from polymodal.objectives.masked_modeling import masked_cross_entropy
+from polymodal.objectives.reduction import global_mean
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
@@ -80,7 +81,8 @@ def reconstruction_loss(
     cells really hold; those without a value do not count. Without a hidden cell, the loss is 0.
     """
     wanted_numbers, wanted_categories = (masked & ~rows.missing).split([numbers.shape[1], len(starts)], dim=1)
-    error = (numbers - rows.numbers.nan_to_num(0.0)).square()[wanted_numbers].sum() / wanted_numbers.sum().clamp(min=1)
+    squares = (numbers - rows.numbers.nan_to_num(0.0)).square()[wanted_numbers]
+    error = global_mean(squares.sum(), len(squares))
     codes = rows.categories + torch.tensor(starts, dtype=torch.long, device=masked.device)
     return (error + masked_cross_entropy(categories[wanted_categories], codes[wanted_categories])) / 2
 
@@ -97,8 +99,8 @@ class TIP(nn.Module):
         self.levels = table.levels
         self.image_encoder = recipe.image.build()
         self.table_encoder = IncompleteTableEncoder(recipe.table, len(table.numeric), self.levels)
-        self.image_projection = projector([recipe.image.width, recipe.image.width, recipe.embed_dim])
-        self.table_projection = projector([width, width, recipe.embed_dim])
+        self.image_projection = ProjectionHead([recipe.image.width, recipe.image.width, recipe.embed_dim])
+        self.table_projection = ProjectionHead([width, width, recipe.embed_dim])
         self.to_fusion = nn.Sequential(nn.Linear(recipe.image.width, width), nn.LayerNorm(width))
         self.fusion = CrossAttentionTransformer(width, recipe.fusion_depth, recipe.table.num_heads)
         self.matching = nn.Linear(width, 2)
@@ -130,15 +132,10 @@ class TIP(nn.Module):
         image, table = self._project(pooled, row)
         similarity = image @ table.T / self.recipe.temperature
         losses = {"itc": info_nce(image, table, similarity.new_tensor(1 / self.recipe.temperature))}
-        other_row, other_image = (
-            sample_hard_negatives(similarity.detach()),
-            sample_hard_negatives(similarity.detach().T),
-        )
+        pairs = sample_itm_pairs(similarity.detach())
         tokens = torch.cat([row[:, None], cells], dim=1)
-        fused = self.fusion(
-            torch.cat([tokens, tokens[other_row], tokens]), torch.cat([patches, patches, patches[other_image]])
-        )
-        losses["itm"] = itm_loss(self.matching(fused[:, 0]), num_positives=len(tokens))
+        fused = self.fusion(tokens[pairs.text], patches[pairs.image])  # rows of the table in the place of texts
+        losses["itm"] = itm_loss(self.matching(fused[:, 0]), pairs)
         if self.recipe.use_mtr:
             filled = self.fuse(batch["table"].mask(batch["masked_cells"]), patches)
             guesses = self._cells(filled)

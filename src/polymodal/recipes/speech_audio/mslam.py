@@ -23,17 +23,17 @@ from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.masking import mask_spans, mask_time_spans
+from polymodal.data.masks import mask_spans, mask_time_spans
 from polymodal.data.speech_text import SpeechTextProcessor
 from polymodal.encoders.speech_text import EncodedSpeech, SpeechTextEncoderConfig, num_output_frames
 from polymodal.errors import UserError
-from polymodal.layers.mlm_head import MlmHead
+from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.layers.quantize import GumbelQuantizer, GumbelQuantizerOutput
 from polymodal.modalities import Audio, Text
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import TextTokenizer, Tokenizer, Tokens
 from polymodal.objectives.ctc import ctc_greedy_decode, ctc_loss
-from polymodal.objectives.masked_cross_entropy import masked_cross_entropy
+from polymodal.objectives.masked_modeling import masked_cross_entropy
 from polymodal.objectives.wav2vec2_contrastive import wav2vec2_contrastive_loss
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
@@ -68,7 +68,7 @@ class MSLAM(nn.Module):
         )
         self.context = nn.Linear(width, recipe.embed_dim)
         self.code_head = nn.Linear(width, recipe.num_codevector_groups * recipe.num_codevectors_per_group)
-        self.character_head = MlmHead(width, vocabulary)
+        self.character_head = MaskedLMHead(width, vocabulary)
         self.ctc_head = nn.Linear(width, vocabulary)
         self.transcriber = nn.Linear(width, vocabulary)
 

@@ -9,7 +9,6 @@ of ULIP-2; equation 1 of ULIP). Where no pretrained CLIP is at hand, the two tow
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +32,7 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.points import PointEncoder, PointEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
+from polymodal.layers.logit_scale import LogitScale
 from polymodal.modalities import Points, ViewCaptions
 from polymodal.modalities.image_augmentation import augment, may_flip
 from polymodal.modalities.padding import Padded
@@ -40,7 +40,7 @@ from polymodal.modalities.points import any_points, augment_points
 from polymodal.modalities.text import text_ids
 from polymodal.objectives.contrastive import info_nce
 from polymodal.recipes.dual_encoders import clip
-from polymodal.recipes.dual_encoders._base import LARGEST_SCALE, SMALL_IMAGE, DualEncoder, DualEncoderRecipe
+from polymodal.recipes.dual_encoders._base import SMALL_IMAGE, DualEncoder, DualEncoderRecipe
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.rng import ExampleRNG
 from polymodal.training import train
@@ -67,7 +67,7 @@ class ULIP2(DualEncoder):
         width = recipe.points.pooled_width
         self.point_projection = nn.Linear(width, recipe.embed_dim, bias=False)
         nn.init.normal_(self.point_projection.weight, std=recipe.embed_dim**-0.5)
-        self.log_point_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.point_logit_scale = LogitScale()
 
     def encode_points(self, points: Float[Tensor, "batch points channels"]) -> Float[Tensor, "batch dim"]:
         """L2-normalised vectors of point clouds."""
@@ -97,8 +97,8 @@ class ULIP2(DualEncoder):
         """points_text and points_image, or contrastive for images and texts without points."""
         image, text, group = vectors["image"], vectors["text"], vectors["group"]
         if "points" not in vectors:
-            return {"contrastive": info_nce(image, text, self.scale, labels=group)}
-        points, scale = vectors["points"], self.log_point_scale.exp().clamp(max=LARGEST_SCALE)
+            return {"contrastive": info_nce(image, text, self.logit_scale(), labels=group)}
+        points, scale = vectors["points"], self.point_logit_scale()
         return {
             "points_text": info_nce(points, text, scale, labels=group),
             "points_image": info_nce(points, image, scale),
@@ -131,10 +131,10 @@ class Recipe(DualEncoderRecipe):
 
     def stages(self) -> tuple[Stage, ...]:
         images = partial(load_corpus, self.clip_corpus) if self.clip_corpus else None
-        of_towers = ("image_*", "text_*", "log_scale")
+        of_towers = ("image_*", "text_*", "logit_scale.*")
         stages = (
             Stage("towers", self.clip_fraction, of_towers, corpus=images, training_batch=self.image_batch),
-            Stage("points", 1 - self.clip_fraction, ("point_*", "log_point_scale")),
+            Stage("points", 1 - self.clip_fraction, ("point_*",)),
         )
         return tuple(stage for stage in stages if stage.fraction > 0)
 

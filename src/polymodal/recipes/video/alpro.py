@@ -9,7 +9,6 @@ them after it, and naming hidden words (section 3). No detector is needed, and a
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -27,19 +26,22 @@ from polymodal.corpora._wordnet import wordnet
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import MOST_ROWS
 from polymodal.data.instructions import choice
-from polymodal.data.masking import boxes_to_patch_mask, mask_spans, random_boxes
+from polymodal.data.masks import mask_spans
 from polymodal.data.video_text import UNKNOWN, VideoTextProcessor
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.errors import UserError
-from polymodal.layers.mlm_head import MlmHead
+from polymodal.layers.logit_scale import LogitScale
+from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.layers.transformer import Packing, Transformer
 from polymodal.modalities import Image, Text, Video
+from polymodal.modalities.boxes import boxes_to_patch_mask, random_boxes
 from polymodal.modalities.image_augmentation import ImageAugmentation, may_flip
 from polymodal.modalities.text import Tokens, text_ids
 from polymodal.objectives.contrastive import info_nce
-from polymodal.objectives.itm import itm_loss, sample_hard_negatives
-from polymodal.objectives.masked_cross_entropy import masked_cross_entropy
+from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
+from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm_loss
+from polymodal.objectives.reduction import global_mean
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
@@ -68,7 +70,7 @@ def pem_loss(
     """
     sure = pseudo_labels.amax(1) >= threshold
     each = -(pseudo_labels * logits.log_softmax(1)).sum(1)
-    return (each * sure).sum() / sure.sum().clamp(min=1)
+    return global_mean((each * sure).sum(), sure.sum())
 
 
 def frequent_things(corpus: Corpus, most: int) -> list[str]:
@@ -98,12 +100,7 @@ class Towers(nn.Module):
         self.text_encoder = recipe.text.build(vocabulary)
         self.video_projection = nn.Linear(width, recipe.embed_dim)
         self.text_projection = nn.Linear(width, recipe.embed_dim)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-
-    @property
-    def scale(self) -> Float[Tensor, ""]:
-        """The inverse of the learned temperature, which stays within 0.001 to 0.5."""
-        return self.log_scale.exp().clamp(1 / 0.5, 1 / 0.001)
+        self.logit_scale = LogitScale(max=1 / 0.001, min=1 / 0.5)  # temperatures of the released code
 
     def encode_video(
         self, video: Float[Tensor, "batch frames 3 size size"]
@@ -147,7 +144,7 @@ class Prompter(Towers):
                 vectors = [self.encode_text(own.to(bank.device))[1].mean(0) for own in prompts]
                 bank.copy_(torch.stack(vectors))  # not normalised again
             self.made.fill_(True)
-        return (self.scale * self.encode_video(video)[1] @ self.bank[int(video.shape[1] == 1)].T).softmax(1)
+        return (self.logit_scale() * self.encode_video(video)[1] @ self.bank[int(video.shape[1] == 1)].T).softmax(1)
 
 
 class ALPRO(Towers):
@@ -162,7 +159,7 @@ class ALPRO(Towers):
         self.fusion = Transformer(width, recipe.fusion_depth, recipe.text.num_heads)
         self.fusion_norm = nn.LayerNorm(width)
         self.match_head = nn.Linear(width, 2)
-        self.mlm_head = MlmHead(width, vocabulary)
+        self.mlm_head = MaskedLMHead(width, vocabulary)
         if prompts:
             self.prompter = Prompter(recipe, vocabulary, prompts)
             self.entity_head = _mlp(width, len(prompts[0]))
@@ -189,16 +186,17 @@ class ALPRO(Towers):
             return self._finetuning_losses(batch)
         self.prompter.train(self.training)
         vectors = self.prompter.embed(batch)
-        return {"prompter": info_nce(vectors["video"], vectors["text"], self.prompter.scale, labels=batch["group"])}
+        return {
+            "prompter": info_nce(vectors["video"], vectors["text"], self.prompter.logit_scale(), labels=batch["group"])
+        }
 
     def _pretraining_losses(self, batch: Batch) -> dict[str, Tensor]:
         text, video = batch["text"], batch["video"]
         losses, patches, fused = self._paired_losses(batch, self.recipe.use_itc)
         shown = Tokens(text.ids.masked_fill(batch["masked_tokens"], self.hidden_word), text.lengths)
         words, _ = self.fuse(self.encode_text(shown)[0], text.mask, patches)
-        hidden = words[batch["masked_tokens"]]
-        named = self.mlm_head(hidden, self.text_encoder.get_parameter("embedding.weight"))
-        losses["mlm"] = masked_cross_entropy(named, text.ids[batch["masked_tokens"]])
+        embedding = self.text_encoder.get_parameter("embedding.weight")
+        losses["mlm"] = masked_lm_loss(self.mlm_head, words, embedding, text.ids, batch["masked_tokens"])
         if self.recipe.use_pem:
             inside = boxes_to_patch_mask(batch["box"], self.recipe.video.grid)
             taught = self.prompter.entity_probabilities(self._cropped(video, inside))
@@ -224,16 +222,11 @@ class ALPRO(Towers):
         """
         text, group = batch["text"], batch["group"]
         (patches, seen), (words, read) = self.encode_video(batch["video"]), self.encode_text(text)
-        similarity = (self.scale * seen @ read.T).detach() * float(use_itc)
-        same = group[:, None] == group
-        losses = {"itc": info_nce(seen, read, self.scale, labels=group)} if use_itc else {}
-        other_text, other_video = sample_hard_negatives(similarity, same), sample_hard_negatives(similarity.T, same)
-        fused_words, fused = self.fuse(
-            torch.cat([words, words[other_text], words]),
-            torch.cat([text.mask, text.mask[other_text], text.mask]),
-            torch.cat([patches, patches, patches[other_video]]),
-        )
-        losses["itm"] = itm_loss(self.match_head(fused_words[:, 0]), len(words))
+        similarity = (self.logit_scale() * seen @ read.T).detach() * float(use_itc)
+        losses = {"itc": info_nce(seen, read, self.logit_scale(), labels=group)} if use_itc else {}
+        pairs = sample_itm_pairs(similarity, group)
+        fused_words, fused = self.fuse(words[pairs.text], text.mask[pairs.text], patches[pairs.image])
+        losses["itm"] = itm_loss(self.match_head(fused_words[:, 0]), pairs)
         return losses, patches, fused[: len(words)]
 
     def _cropped(
@@ -360,7 +353,7 @@ class Recipe(OptimizerConfig):
         """Pairs, the tokens that are hidden, and a box of each clip."""
         batch = self.paired_batch(examples, processor, example_rng)
         lengths = (batch["text"].lengths - 2).tolist()
-        hidden = mask_spans(lengths, self.mlm_probability, example_rng, mean_span=1.0)
+        hidden = mask_spans(lengths, self.mlm_probability, example_rng, mean_length=1.0)
         box = random_boxes(self.video.grid, self.crop_scale, example_rng)
         return batch | {"masked_tokens": F.pad(hidden, (1, 1)), "box": box}
 
@@ -405,7 +398,7 @@ class Recipe(OptimizerConfig):
         )
 
 
-OWN = ("video_*", "text_*", "log_scale", "fusion*", "match_head.*", "mlm_head.*", "entity_head.*", "answer_head.*")
+OWN = ("video_*", "text_*", "logit_scale.*", "fusion*", "match_head.*", "mlm_head.*", "entity_head.*", "answer_head.*")
 
 _whole = Recipe()
 claim = Claim(

@@ -16,8 +16,6 @@ from torch.nn import functional as F
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-LARGEST_SCALE = 100.0
-
 
 class PolymodalConfig(PretrainedConfig):
     """image, text: each tower's sizes, or `pretrained`, the settings of a model of transformers, with its class name.
@@ -216,9 +214,9 @@ class PolymodalDualEncoder(PreTrainedModel):
         self.text_encoder = tower(TextEncoder, sizes["text"])
         self.image_projection = nn.Linear(widths["image"], config.dim, bias=False)
         self.text_projection = nn.Linear(widths["text"], config.dim, bias=False)
-        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.logit_scale = nn.Parameter(torch.zeros(()))
         if config.bias:
-            self.bias = nn.Parameter(torch.zeros(()))
+            self.logit_bias = nn.Parameter(torch.zeros(()))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -266,9 +264,9 @@ class PolymodalDualEncoder(PreTrainedModel):
         text = None if input_ids is None else self.get_text_features(input_ids, attention_mask)
         if image is None or text is None:
             return DualEncoderOutput(image_embeds=image, text_embeds=text)
-        logits = self.log_scale.exp().clamp(max=LARGEST_SCALE) * image @ text.T
+        logits = self.logit_scale.exp() * image @ text.T
         if self.config.bias:
-            logits = logits + self.bias
+            logits = logits + self.logit_bias
         return DualEncoderOutput(logits, logits.T, image, text)
 
 

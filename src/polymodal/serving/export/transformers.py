@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from polymodal.encoders.pretrained_text import PretrainedTextConfig, PretrainedT
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.modalities.text import END, PAD, START, Tokenizer, Tokens
-from polymodal.recipes.dual_encoders._base import LARGEST_SCALE
 from polymodal.training import Run
 
 REMOTE_CODE = Path(__file__).with_name("modeling_polymodal.py")
@@ -50,11 +48,11 @@ def exported(run: Run) -> tuple[Any, Any]:
     image, text = run.recipe.image, run.recipe.text
     pretrained = isinstance(image, PretrainedImageConfig) and isinstance(text, PretrainedTextConfig)
     kinds = (image.settings["model_type"], text.settings["model_type"]) if pretrained else None
-    if kinds == ("clip_vision_model", "clip_text_model") and not hasattr(run.model, "bias"):
+    if kinds == ("clip_vision_model", "clip_text_model") and not hasattr(run.model, "logit_bias"):
         return _pretrained_clip(run), exported_tokenizer(run)
     if kinds == ("siglip_vision_model", "siglip_text_model") and _projects_nothing(run):
         return _pretrained_siglip(run), exported_tokenizer(run)
-    if not pretrained and _is_clip(image, text) and not hasattr(run.model, "bias"):
+    if not pretrained and _is_clip(image, text) and not hasattr(run.model, "logit_bias"):
         return _own_clip(run)
     return remote_dual_encoder(run), exported_tokenizer(run)
 
@@ -65,12 +63,12 @@ def remote_dual_encoder(run: Run) -> Any:
     transformers()
     from polymodal.serving.export.modeling_polymodal import PolymodalConfig, PolymodalDualEncoder
 
-    weights = method.state_dict()
+    weights = method.state_dict() | {"logit_scale": _log_scale(run)}
     configuration = PolymodalConfig(
         image=_image_sizes(run) | {"pooled_width": run.recipe.image.width},
         text=_text_sizes(run) | {"pooled_width": run.recipe.text.width},
         dim=run.recipe.embed_dim,
-        bias="bias" in weights,
+        bias="logit_bias" in weights,
         auto_map={
             "AutoConfig": f"{REMOTE_CODE.stem}.PolymodalConfig",
             "AutoModel": f"{REMOTE_CODE.stem}.PolymodalDualEncoder",
@@ -148,7 +146,7 @@ def _pretrained_siglip(run: Run) -> Any:
     library, image, text = transformers(), run.recipe.image, run.recipe.text
     configuration = library.SiglipConfig(vision_config=dict(image.settings), text_config=dict(text.settings))
     weights = _pretrained_towers(method)
-    bias = getattr(run.model, "bias", torch.zeros(()))
+    bias = getattr(run.model, "logit_bias", torch.zeros(()))
     weights |= {"logit_scale": _log_scale(run).reshape(1), "logit_bias": bias.detach().reshape(1)}
     return _filled(library.SiglipModel(configuration), weights)
 
@@ -251,7 +249,7 @@ def _filled(model: Any, weights: dict[str, Tensor]) -> Any:
 
 def _log_scale(run: Run) -> Tensor:
     method: Any = run.model
-    return method.log_scale.detach().clamp(max=math.log(LARGEST_SCALE))
+    return method.logit_scale.logit_scale.detach()
 
 
 def exported_tokenizer(run: Run, end_last: bool = False, ends: bool = True) -> Any:
@@ -329,7 +327,7 @@ def _difference(run: Run, model: Any, tokenizer: Any) -> float:
     pixels, text = sample_pixels(run, 3), sample_texts(run)
     method: Any = run.model.cpu().eval()
     vectors = method.embed({"image": pixels, "text": text})
-    own = method.scale * vectors["image"] @ vectors["text"].T + getattr(method, "bias", 0.0)
+    own = method.logit_scale() * vectors["image"] @ vectors["text"].T + getattr(method, "logit_bias", 0.0)
     given = tokenized_samples(tokenizer)
     if type(model).__name__ == "SiglipModel":  # it was trained on padding to the full length, without a mask
         given = tokenizer(list(SAMPLES), padding="max_length", max_length=run.recipe.text.context_length,
