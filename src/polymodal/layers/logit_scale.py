@@ -15,17 +15,20 @@ CLIP_MAX = 100.0
 
 
 class LogitScale(nn.Module):
-    """Scale logits by exp(logit_scale), whose logarithm is the parameter.
+    """Learned logit scale (inverse temperature) exp(logit_scale); the parameter is its logarithm.
 
-    The bounds are held by `clamp_` after an optimizer step (CLIP, released code), not in the forward pass: a clamp in
-    the forward pass has no gradient beyond its bound, so that the parameter could never return by itself. `after_step`
-    is the name under which a training loop calls it.
+    The bounds are applied by `clamp_` after an optimizer step (CLIP, released code), not in the forward pass: a clamp
+    in the forward pass has no gradient beyond its bound, so that the parameter could never return. `after_step` is the
+    hook that a training loop calls.
 
     CLIP: init 1 / 0.07, max 100. ALBEF: min 2, max 1000 (temperature within 0.001 to 0.5). SigLIP: init 10, max None.
     """
 
     def __init__(self, init: float = CLIP_INIT, max: float | None = CLIP_MAX, min: float | None = None):
-        """init, max, min: of the scale, not of its logarithm. Raises UserError when init is not within the bounds."""
+        """Build the parameter.
+
+        init, max, min: of the scale, not of its logarithm. Raises UserError when init is not within the bounds.
+        """
         super().__init__()
         low, high = min if min is not None else 0.0, max if max is not None else math.inf
         if not (init > 0 and low <= init <= high):
@@ -39,7 +42,7 @@ class LogitScale(nn.Module):
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Bring the parameter back within the bounds."""
+        """Clamp the parameter to the bounds."""
         if self.min is not None or self.max is not None:
             self.logit_scale.clamp_(
                 min=None if self.min is None else math.log(self.min),
@@ -47,7 +50,7 @@ class LogitScale(nn.Module):
             )
 
     def after_step(self, fraction: float = 0.0) -> None:
-        """Hold the bounds after an optimizer step. fraction: of the training that is done; makes no difference here."""
+        """Apply the bounds after an optimizer step. fraction: of training that is done; unused here."""
         self.clamp_()
 
     def extra_repr(self) -> str:
