@@ -63,8 +63,8 @@ def clips() -> Corpus:
                 "captions": [{"text": " and ".join(said), "language": "en"}],
                 "regions": [{"name": actor.name, "box": box} for actor, box in zip(actors, boxes, strict=True)],
                 "questions": [
-                    {"question": f"What {motions[0]}?", "answer": actors[0].name, "kind": "object", "working": ""},
-                    {"question": "How many things are there?", "answer": "2", "kind": "count", "working": ""},
+                    {"question": f"What {motions[0]}?", "answer": actors[0].name, "kind": "object", "rationale": ""},
+                    {"question": "How many things are there?", "answer": "2", "kind": "count", "rationale": ""},
                 ],
             }
         )
