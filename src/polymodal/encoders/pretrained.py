@@ -151,12 +151,12 @@ class PretrainedModel(nn.Module):
         folder = folder_of(self.source, (*SETTINGS, *WEIGHTS))
         if not any(folder.glob("*.safetensors")):
             raise UserError(f"'{self.source}' has no .safetensors file; its weights cannot be read safely.")
-        options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        options |= {"use_safetensors": True, "trust_remote_code": False}  # no pickles, and no code of the source
+        named = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        named |= {"use_safetensors": True, "trust_remote_code": False}  # no pickles, and no code of the source
         try:
-            loaded, report = self.kind.from_pretrained(folder, config=self.model.config, **options, **self.options)
+            loaded, report = self.kind.from_pretrained(folder, config=self.model.config, **named, **self.options)
             if self._lacking(report):  # a class that cannot load from a checkpoint of the full model
-                full_model, report = transformers().AutoModel.from_pretrained(folder, **options)
+                full_model, report = transformers().AutoModel.from_pretrained(folder, **named)
                 loaded = next((part for part in full_model.modules() if type(part) is self.kind), loaded)
             weights = loaded.get_submodule(self.part).state_dict()
         except (OSError, ValueError, RuntimeError) as error:

@@ -10,7 +10,10 @@ from torch.nn import functional as F
 def prediction_positions(
     document: Int[Tensor, "rows length"], predicted: Bool[Tensor, "rows length"]
 ) -> tuple[Int[Tensor, " asked"], Int[Tensor, " asked"]]:
-    """Return row and column of every token to predict from its predecessor; a document's first token never is."""
+    """Return row and column of every token to predict from its predecessor; a document's first token never is.
+
+    predicted: True for tokens that the loss covers, such as those of answers in instruction tuning.
+    """
     after = predicted[:, 1:] & (document[:, 1:] == document[:, :-1]) & (document[:, 1:] > 0)
     rows, before = after.nonzero().unbind(1)
     return rows, before + 1

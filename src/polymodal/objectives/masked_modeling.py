@@ -1,8 +1,7 @@
-"""Losses of masked modeling (MLM, masked image modeling), over masked positions only: cross-entropy of tokens or codes,
-squared error of pixels.
+"""Losses of masked modeling (MLM, masked image modeling) over masked positions only.
 
-All are 0, with zero gradients, where nothing is masked, and means over the masked positions of all processes
-(`objectives.reduction`).
+Cross-entropy of tokens or codes, squared error of pixels. All are 0, with zero gradients, where nothing is masked, and
+means over the masked positions of all processes (`objectives.reduction`).
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def masked_patch_loss(
     mask: Bool[Tensor, "batch patches"],
     norm_pix: bool = True,
 ) -> Float[Tensor, ""]:
-    """Return the mean squared error over masked patches (MAE, section 3).
+    """Return the mean squared error over masked patches (MAE, section 3, with a mask ratio of 75 %).
 
     norm_pix: whether a target patch is standardized by the mean and the (unbiased) variance of its own values.
     """
