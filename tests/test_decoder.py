@@ -249,7 +249,7 @@ def test_words_are_drawn_as_often_as_their_probability_and_again_from_a_seed() -
     ],
 )
 def test_impossible_decoding_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"is at least|is above|lot"):
+    with pytest.raises(UserError, match=r"is at least|is above|does not sample"):
         Decoding(**wrong)
 
 

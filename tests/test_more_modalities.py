@@ -300,7 +300,7 @@ def test_labels_graphs_and_actions_refuse_what_they_do_not_know():
 
 def test_a_document_with_a_broken_figure_is_unreadable():
     piece = {"kind": "figure", "text": None, "figure": b"broken"}
-    with pytest.raises(UnreadableExample, match="picture"):
+    with pytest.raises(UnreadableExample, match="image"):
         Interleaved().decode([piece])
 
 

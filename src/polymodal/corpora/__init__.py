@@ -1,7 +1,7 @@
-"""Real data: the built-in corpora, one file each, and `from_path` for the user's own.
+"""Built-in corpora (datasets), one file each, and `from_path` for the user's own data.
 
-Everything here is imported on first use, so that listings and help wait for no corpus. Inside the package, modules
-import from the modules of this folder.
+Everything here is imported on first use, so that listings and help import no corpus. Inside the package, modules import
+from the modules of this folder.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.web_tasks import web_tasks
     from polymodal.corpora.worlds import worlds
 
-_MODULES = {  # of what is no built-in corpus, which is in the module of its own name
+_MODULES = {  # attribute -> module; a built-in corpus is in the module of its own name
     "About": "about",
     "Corpus": "corpus",
     "MissingData": "stream",
@@ -123,7 +123,8 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """This package, whose `emoji` is the function: an import of the module of that name would take its place."""
+    """Module type of this package, so that `emoji` stays the function: importing the submodule of that name would
+    replace it."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, ModuleType) and name in names():

@@ -1,4 +1,4 @@
-"""The user's cache: what is prepared there is whole or not there at all."""
+"""The user's cache of prepared data; its folders are created atomically."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from polymodal.errors import UserError
 
 
 def cache_directory() -> Path:
-    """`POLYMODAL_CACHE`, or `polymodal` in the user's cache folder (XDG on Linux)."""
+    """Return `POLYMODAL_CACHE`, or `polymodal` in the user's cache folder (XDG on Linux)."""
     named = os.environ.get("POLYMODAL_CACHE")
     return Path(named).expanduser() if named else user_cache_path("polymodal")
 
 
 def prepared(name: str, prepare: Callable[[Path], None]) -> Path:
-    """The folder `corpora/name` of the cache, made by `prepare(folder)` when it is not there yet.
+    """Return the folder `corpora/name` of the cache, calling `prepare(folder)` if it does not exist yet.
 
-    `prepare` writes to a temporary folder, which takes its final name only when it has returned, so a kill at
-    any instant leaves nothing half-made. A second process waits for the first. Raises UserError for a full disk
-    or a cache that cannot be written.
+    `prepare` writes to a temporary folder, which is renamed only when it returns, so a kill at any time leaves nothing
+    partial. A second process waits for the first. Raises UserError for a full disk or a cache that cannot be written.
     """
     final = cache_directory() / "corpora" / name
     if final.is_dir():
@@ -56,12 +55,12 @@ def prepared(name: str, prepare: Callable[[Path], None]) -> Path:
 
 
 def is_prepared(folder: str) -> bool:
-    """Whether `prepared` would find this folder."""
+    """Return whether `prepared` would find this folder."""
     return (cache_directory() / "corpora" / folder).is_dir()
 
 
 def remove(name: str) -> int:
-    """Delete what was prepared for a corpus, in any format; returns the bytes that were freed."""
+    """Delete the prepared data of a corpus, in any format; return the freed bytes."""
     folders = _folders(name)
     freed = sum(size_of(folder) for folder in folders)
     for folder in folders:
@@ -70,7 +69,7 @@ def remove(name: str) -> int:
 
 
 def prepared_size(name: str) -> int:
-    """Bytes that a corpus takes in the cache; 0 when it is not there."""
+    """Return the bytes of a corpus in the cache; 0 if it is not there."""
     return sum(size_of(folder) for folder in _folders(name))
 
 
@@ -79,12 +78,12 @@ def _folders(name: str) -> list[Path]:
 
 
 def disk_error(error: OSError, folder: Path) -> UserError:
-    """A sentence for an error of the file system."""
+    """Return the UserError for an error of the file system."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"The disk of {folder} is full; free some space, or set POLYMODAL_CACHE to another disk.")
     return UserError(f"{folder} cannot be used ({error.strerror or error}); set POLYMODAL_CACHE to a folder of yours.")
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+    """Return the bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

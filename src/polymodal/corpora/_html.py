@@ -1,4 +1,4 @@
-"""HTML that a corpus reads."""
+"""HTML parsing for corpora."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from polymodal.errors import needs
 
 
 def parse_html(html: str) -> Any:
-    """The tree of a page. Raises UserError without the package selectolax."""
+    """Parse a page to a tree. Raises UserError without the package selectolax."""
     try:
         from selectolax.lexbor import LexborHTMLParser
     except ImportError as error:
@@ -17,10 +17,10 @@ def parse_html(html: str) -> Any:
 
 
 def words(text: str) -> str:
-    """With one space for every run of white space, as a browser shows it."""
+    """Collapse white space to single spaces, as a browser does."""
     return " ".join(text.split())
 
 
 def lines(text: str) -> list[str]:
-    """The lines that are not empty, each with single spaces."""
+    """Return the nonempty lines, with white space collapsed."""
     return [line for line in map(words, text.split("\n")) if line]

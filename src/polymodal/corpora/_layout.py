@@ -1,4 +1,4 @@
-"""Pages on which words are written, with a box for each: what composed documents are made of."""
+"""Page layout with word boxes, for composed documents."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def font_of(family: str, size: int, bold: bool = False) -> ImageFont.FreeTypeFon
 
 @dataclass(frozen=True)
 class Style:
-    """How a document is set. size: pixels of the running text."""
+    """Font of a document. size: pixels of the body text."""
 
     family: str
     size: int
@@ -51,19 +51,19 @@ class Style:
 
     @property
     def line(self) -> int:
-        """Pixels from one line to the next."""
+        """Line height in pixels."""
         return round(1.45 * self.size)
 
 
 class Written(NamedTuple):
-    """The number of the segment that was written, and the y below it."""
+    """Result of writing: the segment id, and the y coordinate below it."""
 
     segment: int
     bottom: int
 
 
 class Page:
-    """An image and its words in the order in which they were written."""
+    """Page image with its words in writing order."""
 
     def __init__(self, width: int, height: int, style: Style):
         self.style = style
@@ -88,8 +88,8 @@ class Page:
     ) -> Written:
         """Write a segment, word by word.
 
-        x: its left side, or its right one with `right`. width: where lines break, in pixels. link: the segment of the
-        label that this is the value of.
+        x: left edge, or right edge with `right`. width: line width in pixels. link: segment of the key that this is the
+        value of.
         """
         font, step = self.style.font(scale, bold), round(scale * self.style.line)
         space = font.getlength(" ")
@@ -112,20 +112,20 @@ class Page:
         return Written(number, y)
 
     def rule(self, left: int, y: int, right: int) -> None:
-        """A thin line across."""
+        """Draw a thin horizontal line."""
         self.drawing.line((left, y, right, y), fill=RULE, width=1)
 
     def cut(self, bottom: int) -> None:
-        """Make the page as high as its content."""
+        """Crop the page to the height of its content."""
         self.image = self.image.crop((0, 0, self.image.width, min(bottom, self.image.height)))
 
     @property
     def full(self) -> bool:
-        """Whether something was written below the lower edge."""
+        """Return whether anything was written below the lower edge."""
         return any(box[3] > self.image.height for _, box, *_ in self.words)
 
     def stored(self, rng: np.random.Generator) -> dict[str, Any]:
-        """The columns `image` (as a scanner gives it: grain, and JPEG of some quality) and `words`."""
+        """Return the columns `image` (with scanner noise and JPEG compression) and `words`."""
         pixels = np.asarray(self.image, dtype=np.float32)
         grain = rng.normal(0, rng.uniform(0, 5), pixels.shape[:2])[..., None]
         image = PILImage.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
@@ -146,7 +146,7 @@ def stored_word(
     segment: int,
     link: int = NO_LINK,
 ) -> dict[str, Any]:
-    """A word as the column stores it. box and size in the same unit; the box is cut at the page's edges."""
+    """Return a word as stored in the column. box and size in the same unit; the box is clipped to the page."""
     scaled = [round(BOX_SCALE * place / size[side % 2]) for side, place in enumerate(box)]
     inside = [min(max(place, 0), BOX_SCALE) for place in scaled]
     return {"text": text, "box": inside, "field": field, "segment": segment, "link": link}

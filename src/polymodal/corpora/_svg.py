@@ -1,10 +1,11 @@
-"""Vector drawings to images."""
+"""Rendering of SVG images."""
 
 from __future__ import annotations
 
 
 def render_svg(svg: bytes, side: int) -> bytes:
-    """A PNG whose longer side has `side` pixels, transparent where nothing is drawn. Raises ValueError for no SVG."""
+    """Render to a PNG with `side` pixels on the longer side and a transparent background. Raises ValueError for
+    invalid SVG."""
     import resvg_py
 
     text = svg.decode("utf-8", errors="replace")

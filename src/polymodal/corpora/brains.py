@@ -49,7 +49,7 @@ about = About(
 
 
 def brains() -> Corpus:
-    """Open the corpus, after fetching the templates and drawing the scans (12 MB and some minutes, once).
+    """Open the corpus, fetching the templates and synthesizing the scans once (12 MB, some minutes).
 
     Raises UserError when that is not possible, such as without the package nibabel.
     """
@@ -81,7 +81,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def _tissues(files: dict[str, bytes]) -> np.ndarray:
-    """Shares of grey matter, white matter and fluid in every voxel: 3 x depth x height x width."""
+    """Return the fractions of gray matter, white matter and fluid per voxel: 3 x depth x height x width."""
     try:
         import nibabel
     except ImportError as error:
@@ -98,14 +98,15 @@ def _tissues(files: dict[str, bytes]) -> np.ndarray:
 
 
 def _coarser(volume: np.ndarray) -> np.ndarray:
-    """Means over cubes of STEP voxels (of 1 mm)."""
+    """Average over cubes of STEP voxels (of 1 mm)."""
     sides = [side // STEP for side in volume.shape]
     cut = volume[tuple(slice(side * STEP) for side in sides)]
     return cut.reshape(sides[0], STEP, sides[1], STEP, sides[2], STEP).mean(axis=(1, 3, 5))
 
 
 def subject(tissues: np.ndarray, grade: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """uint8 contrasts x depth x height x width, the mask (1 oedema, 2 rim, 3 core), and what was drawn."""
+    """Synthesize a scan: uint8 contrasts x depth x height x width, mask (1 edema, 2 rim, 3 core), and its
+    parameters."""
     from scipy.ndimage import gaussian_filter, map_coordinates
 
     shape = tissues.shape[1:]
@@ -137,7 +138,7 @@ def subject(tissues: np.ndarray, grade: str, rng: np.random.Generator) -> tuple[
 
 
 def _lesion(own: np.ndarray, grid: np.ndarray, grade: str, rng: np.random.Generator) -> np.ndarray:
-    """Oedema of irregular shape around a point of the white matter; a rim and a core in it for high grade."""
+    """Synthesize an irregular edema around a point of the white matter, with rim and core for high grade."""
     from scipy.ndimage import gaussian_filter
 
     places = np.argwhere(own[1] > 0.7)

@@ -52,7 +52,7 @@ about = About(
 
 
 def cells() -> Corpus:
-    """Open the corpus, after fetching and preparing it (2 MB, once).
+    """Open the corpus, fetching and preparing it once (2 MB).
 
     Raises UserError when that is not possible, such as without the package h5py.
     """
@@ -69,7 +69,8 @@ def cells() -> Corpus:
 
 
 def without_types(corpus: Corpus, *types: str) -> Corpus:
-    """The cells without these types in training and validation, and all of them in `test_unseen_types`."""
+    """Return the corpus without these types in training and validation, and all of their cells in
+    `test_unseen_types`."""
     for name in types:
         if name not in TYPES:
             raise unknown("cell type", name, TYPES)

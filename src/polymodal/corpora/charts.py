@@ -37,7 +37,7 @@ about = About(
 
 
 def charts() -> Corpus:
-    """Open the corpus, after fetching the tables and drawing (16 MB and some minutes, once)."""
+    """Open the corpus, fetching the tables and plotting once (16 MB, some minutes)."""
     columns: dict[str, Modality] = {
         "image": Image(),
         "table": DataTable(),
@@ -49,7 +49,8 @@ def charts() -> Corpus:
 
 
 class Chart(NamedTuple):
-    """labels: along the first axis. values: one a label; for a box the five numbers of each label, lowest first."""
+    """Data of a chart. labels: of the first axis. values: one per label; for box plots the five numbers per label,
+    ascending."""
 
     kind: str
     title: str
@@ -75,7 +76,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def choose_chart(table: dict[str, list[Any]], title: str, rng: np.random.Generator) -> list[Chart]:
-    """At most one chart of each kind that the columns allow."""
+    """Yield at most one chart of each kind that the columns permit."""
     if len(next(iter(table.values()), [])) < 4:
         return []
     numeric = [name for name, values in table.items() if isinstance(values[0], float) and len(set(values)) > 6]
@@ -119,12 +120,12 @@ def choose_chart(table: dict[str, list[Any]], title: str, rng: np.random.Generat
 
 
 def _rounded(value: float) -> float:
-    """Four significant digits."""
+    """Format with four significant digits."""
     return float(f"{value:.4g}")
 
 
 def render_chart(chart: Chart, rng: np.random.Generator) -> bytes:
-    """A PNG of about 440 x 320 px in a style of its own."""
+    """Render a PNG of about 440 x 320 px in a random style."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -179,7 +180,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def as_table(chart: Chart) -> list[dict[str, Any]]:
-    """The columns that the chart shows."""
+    """Return the columns that the chart shows."""
     named = [(chart.across, chart.labels)]
     if chart.kind == "box":
         for place, name in enumerate(("minimum", "lower quartile", "median", "upper quartile", "maximum")):
@@ -194,7 +195,7 @@ def _said(value: Any) -> str:
 
 
 def chart_questions(chart: Chart) -> list[dict[str, str]]:
-    """Questions whose answers follow from the table."""
+    """Return questions with answers computed from the table."""
     asked = [("What kind of chart is this?", chart.kind, "kind")]
     if chart.kind == "scatter":
         direction = np.corrcoef(chart.labels, chart.values)[0, 1]

@@ -53,7 +53,7 @@ about = About(
 
 
 def clips() -> Corpus:
-    """Open the corpus, after composing it (some minutes, once). Raises UserError without the package av."""
+    """Open the corpus, composing it once (some minutes). Raises UserError without the package av."""
     columns: dict[str, Modality] = {
         "video": Video(FRAMES),
         "sound": Audio(),
@@ -69,7 +69,7 @@ def clips() -> Corpus:
 
 
 class Actor(NamedTuple):
-    """A cut-out stamp. article: of its name. waveform: of its sound effect, None for a silent one."""
+    """Cut-out stamp. article: of its name. waveform: its sound effect, None for a silent one."""
 
     article: str
     name: str
@@ -114,7 +114,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def _actors(split: str) -> tuple[list[Actor], list[Actor]]:
-    """Those with and those without a sound, each name once."""
+    """Return the actors with and without a sound, each name once."""
     corpus = stamps()
     loud: dict[str, Actor] = {}
     silent: dict[str, Actor] = {}
@@ -136,9 +136,10 @@ def _actors(split: str) -> tuple[list[Actor], list[Actor]]:
 
 
 def film(actors: list[Actor], motions: list[str], rng: np.random.Generator) -> tuple[np.ndarray, list[list[int]]]:
-    """uint8 frames x SIDE x SIDE x 3, and each actor's box in the first frame (left, top, right, bottom, pixels).
+    """Return uint8 frames x SIDE x SIDE x 3, and each actor's box in the first frame (left, top, right, bottom,
+    pixels).
 
-    The first actor is in front where two meet.
+    The first actor occludes the others.
     """
     ground = tuple(int(value) for value in rng.integers(150, 256, size=3))
     paths = []

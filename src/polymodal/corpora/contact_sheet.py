@@ -1,4 +1,4 @@
-"""Contact sheets: what the examples of a corpus look like, one line an example, one cell a column."""
+"""Contact sheets: one row per example of a corpus, one cell per column."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIDTH, HEIGHT = 2.3, 1.9  # inches of a cell
 
 
 def some_rows(corpus: Corpus, count: int, seed: int = 0) -> np.ndarray:
-    """Rows to show: of the training split, at random, those with most columns first."""
+    """Sample training rows at random, those with most columns first."""
     rows = corpus.splits.get("train", np.arange(len(corpus)))
     rows = np.random.default_rng(seed).permutation(rows)[: 20 * count]
     filled = np.zeros(len(rows), int)
@@ -28,7 +28,7 @@ def some_rows(corpus: Corpus, count: int, seed: int = 0) -> np.ndarray:
 
 
 def describe_row(corpus: Corpus, row: int) -> dict[str, str]:
-    """Column -> its value in a few words, or why there is none."""
+    """Return column -> short description of its value, or the reason why it is missing."""
     said = {}
     for name, modality in corpus.columns.items():
         try:
@@ -39,7 +39,7 @@ def describe_row(corpus: Corpus, row: int) -> dict[str, str]:
 
 
 def plot_contact_sheet(corpus: Corpus, rows: np.ndarray, path: Path) -> None:
-    """Write a PNG. At most eight columns stand side by side; others go below them."""
+    """Write a PNG. At most eight columns are side by side; others are placed below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -71,12 +71,12 @@ def plot_contact_sheet(corpus: Corpus, rows: np.ndarray, path: Path) -> None:
 
 
 def has_images(corpus: Corpus) -> bool:
-    """Whether its examples can be looked at."""
+    """Return whether examples have an image or a clip."""
     return corpus.has_modality(Image) or corpus.has_modality(Video)
 
 
 def image_of(corpus: Corpus, row: int) -> PILImage.Image:
-    """What an example looks like: its image, or the middle frame of its clip. Raises UnreadableExample."""
+    """Return the image of an example, or the middle frame of its clip. Raises UnreadableExample."""
     if corpus.has_modality(Image):
         return to_rgb(corpus.value(row, corpus.column_with(Image)))
     frames = corpus.value(row, corpus.column_with(Video)).frames

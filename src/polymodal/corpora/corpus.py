@@ -1,4 +1,4 @@
-"""What a corpus is: an Arrow table on disk, the modality of each column, and splits that do not leak."""
+"""Corpus (dataset): an Arrow table on disk, the modality of each column, and splits without leakage."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from polymodal.types import Example
 
 
 class Part(NamedTuple):
-    """Rows that training draws from, and their share among the parts of a corpus (relative to the other parts).
+    """Training rows and their sampling weight relative to other parts of a corpus.
 
-    order: from a seed, an endless order of the rows with random access; without it, they are shuffled in every epoch.
+    order: maps a seed to an endless order of the rows with random access; by default, they are shuffled in every epoch.
     """
 
     rows: np.ndarray
@@ -29,16 +29,13 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Random access to examples by row number.
+    """Dataset with random access to examples by row index.
 
-    table: memory-mapped Arrow.
-    columns: the modality of each column that methods and evaluations may ask for.
-    splits: row numbers by split: `train`, `validation`, `test`, and `test_*` for shifted tests.
-    keys: a column whose values name the examples in reports.
-    label: the Category column that zero-shot classification and probing use.
-    prompts: for each label, texts that describe it.
-    choices: how to open this corpus again (`--data`, `--image-column`, `--text-column`), kept with a run.
-    keeps_decoded: whether decoded examples may be kept in memory, which pays when they come again soon.
+    table: memory-mapped Arrow. columns: the modality of each column that methods and evaluations may use. splits: row
+    indices by split: `train`, `validation`, `test`, and `test_*` for shifted tests. keys: column whose values name the
+    examples in reports. label: Category column for zero-shot classification and probing. prompts: texts that describe
+    each label. choices: how to reopen this corpus (`--data`, `--image-column`, `--text-column`), recorded in runs.
+    keeps_decoded: whether decoded examples may be kept in memory, which pays when they are reused soon.
     """
 
     about: About
@@ -63,46 +60,46 @@ class Corpus:
         return self.table.num_rows
 
     def __getitem__(self, row: int) -> Example:
-        """All columns that one example has, decoded. Raises UnreadableExample when one cannot be."""
+        """Decode all columns of one example. Raises UnreadableExample when one cannot be decoded."""
         stored = {name: self.raw(row, name) for name in self.columns}
         return {name: self.columns[name].decode(value) for name, value in stored.items() if value is not None}
 
     def value(self, row: int, column: str) -> Any:
-        """One decoded value. Raises UnreadableExample when there is none, or it cannot be decoded."""
+        """Decode one value. Raises UnreadableExample when it is missing or cannot be decoded."""
         stored = self.raw(row, column)
         if stored is None:
             raise UnreadableExample(f"there is no {column}")
         return self.columns[column].decode(stored)
 
     def has(self, *columns: str) -> np.ndarray:
-        """For each row, whether it has a value in all of these columns."""
+        """Return for each row whether it has a value in all of these columns."""
         there = np.ones(len(self), dtype=bool)
         for column in columns:
             there &= self.table.column(column).is_valid().to_numpy()
         return there
 
     def raw(self, row: int, column: str) -> Any:
-        """One value as it is stored."""
+        """Return one value as it is stored."""
         return self.table.column(column)[int(row)].as_py()
 
     def key(self, row: int) -> str:
-        """The name of an example in messages: its key, or its row number."""
+        """Return the name of an example in messages: its key, or its row index."""
         return str(self.raw(row, self.keys)) if self.keys else f"row {row}"
 
     def rows(self, split: str) -> np.ndarray:
-        """The row numbers of a split. Raises UserError for a split that the corpus does not have."""
+        """Return the row indices of a split. Raises UserError for an unknown split."""
         if split not in self.splits:
             raise UserError(f"The corpus '{self.name}' has no split '{split}'; it has {', '.join(self.splits)}.")
         return self.splits[split]
 
     def raw_values(self, rows: np.ndarray, column: str) -> list[Any]:
-        """Many values of a column, as they are stored."""
+        """Return many values of a column, as they are stored."""
         return self.table.column(column).take(rows).to_pylist()
 
     def stored_lengths(self, column: str) -> np.ndarray:
-        """How long each row's value is, told without decoding it; 0 where there is none.
+        """Return the length of each row's value without decoding it; 0 where there is none.
 
-        Bytes of texts (of all of a row together) and of encoded values; the number of elements of other lists.
+        Bytes of texts (all texts of a row) and of encoded values; the number of elements of other lists.
         """
         stored = self.table.column(column).combine_chunks()
         if not pa.types.is_list(stored.type):
@@ -113,20 +110,20 @@ class Corpus:
         return pc.fill_null(pc.list_value_length(stored), 0).to_numpy()
 
     def sample(self, split: str, count: int) -> np.ndarray:
-        """At most `count` rows of a split, evenly chosen, to learn vocabularies and statistics on."""
+        """Return at most `count` evenly spaced rows of a split, to fit vocabularies and statistics on."""
         rows = self.rows(split)
         return rows[:: -(-len(rows) // count)] if len(rows) > count else rows
 
     def parts(self, split: str) -> list[Part]:
-        """The sets of rows that training draws from, with how often: a plain corpus is one."""
+        """Return the training sources with their weights; a plain corpus has one."""
         return [Part(self.rows(split), 1.0)]
 
     def has_modality(self, kind: type) -> bool:
-        """Whether it has a column of a modality."""
+        """Return whether it has a column of a modality."""
         return any(isinstance(modality, kind) for modality in self.columns.values())
 
     def column_with(self, kind: type) -> str:
-        """The first column of a modality. Raises UserError when there is none."""
+        """Return the first column of a modality. Raises UserError when there is none."""
         for name, modality in self.columns.items():
             if isinstance(modality, kind):
                 return name
@@ -134,5 +131,5 @@ class Corpus:
         raise UserError(f"The corpus '{self.name}' has no {kind.__name__.lower()} column; it has {found}.")
 
     def with_splits(self, splits: Mapping[str, np.ndarray]) -> Corpus:
-        """The same examples, split otherwise."""
+        """Return the same examples with other splits."""
         return replace(self, splits=splits)

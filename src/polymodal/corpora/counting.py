@@ -49,7 +49,7 @@ about = About(
 
 
 def counting() -> Corpus:
-    """Open the corpus, after composing it (some seconds, once) when it is not in the cache."""
+    """Open the corpus, composing it once (some seconds)."""
     columns: dict[str, Modality] = {"image": Image(), "caption": Text(), "regions": Regions(), "questions": Questions()}
     return open_prepared(about, columns, _rows)
 
@@ -79,10 +79,9 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 def compose(
     sprites: list[Sprite], rng: np.random.Generator, shares: Sequence[tuple[float, float]] | None = None
 ) -> tuple[PILImage.Image, list[dict]]:
-    """Sprites on a pale ground, each in a cell of its own of a grid of three by three.
+    """Place sprites on a pale background, each in its own cell of a 3 x 3 grid.
 
-    shares: from which share of the image's side to which the longer side of each of them is, at most a third; by
-    default 20 to 28 %.
+    shares: range of the longer side of sprites relative to the image, at most a third; by default 20 to 28 %.
     """
     shares = shares or [(0.20, 0.28)] * len(sprites)
     ground = tuple(int(value) for value in rng.integers(170, 256, size=3))
@@ -101,12 +100,12 @@ def compose(
 
 
 def listed(there: Mapping[str, int]) -> str:
-    """'duck 2, key 1'."""
+    """Format counts: 'duck 2, key 1'."""
     return ", ".join(f"{kind} {many}" for kind, many in there.items())
 
 
 def counting_questions(there: Mapping[str, int], rng: np.random.Generator) -> list[dict[str, str]]:
-    """Questions about how many there are of some kinds, of which one may not be there at all."""
+    """Return questions about the numbers of some kinds, one of which may be absent."""
     total = str(sum(there.values()))
     absent = sorted(set(KINDS) - set(there))
     own, *others = rng.permutation(list(there)).tolist()
@@ -127,5 +126,5 @@ def counting_questions(there: Mapping[str, int], rng: np.random.Generator) -> li
 
 
 def rationale(there: Mapping[str, int], answer: str) -> str:
-    """'duck 2, key 1, so 3.'."""
+    """Format the rationale of an answer: 'duck 2, key 1, so 3.'."""
     return f"{listed(there)}, so {answer}."

@@ -28,7 +28,7 @@ about = About(
 
 
 def digits() -> Corpus:
-    """Open the corpus, after preparing it (a second, once)."""
+    """Open the corpus, preparing it once (a second)."""
     columns: dict[str, Modality] = {"image": Image(), "digit": Category(NAMES)}
     return open_prepared(about, columns, _rows, label="digit", prompts=lambda name: (f"the digit {name}",))
 

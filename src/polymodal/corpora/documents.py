@@ -74,7 +74,7 @@ about = About(
 
 
 def documents() -> Corpus:
-    """Open the corpus, after fetching and laying out (28 MB and the corpus `emoji`, some minutes, once).
+    """Open the corpus, fetching and laying it out once (28 MB and the corpus `emoji`, some minutes).
 
     Raises UserError when that is not possible, such as without the packages faker and pdfplumber.
     """
@@ -89,7 +89,7 @@ def documents() -> Corpus:
 
 
 class Goods(NamedTuple):
-    """What is sold: names in a language, of emoji of one split; the images serve as signs of the seller."""
+    """Goods for sale: names in a language, of emoji of one split; their images are the seller's logos."""
 
     names: list[str]
     images: list[PILImage.Image]
@@ -141,7 +141,7 @@ def _row(
 
 
 def goods_of(corpus: Corpus) -> dict[tuple[str, str], Goods]:
-    """By split and language: emoji of food and of things."""
+    """Return the emoji of food and of objects by split and language."""
     found: dict[tuple[str, str], Goods] = {}
     for split in ("train", "validation", "test"):
         rows = [row for row in corpus.splits[split] if corpus.raw(row, "category") in ("Food & Drink", "Objects")]
@@ -154,7 +154,7 @@ def goods_of(corpus: Corpus) -> dict[tuple[str, str], Goods]:
 
 
 def money(cents: int, language: str) -> str:
-    """12345 -> 123.45, or 123,45 where that is the custom; thousands are grouped."""
+    """Format cents: 12345 -> 123.45, or 123,45 by locale; thousands are grouped."""
     said = f"{cents / 100:,.2f}"
     return said if language == "en" else said.translate({ord(","): ".", ord("."): ","})
 
@@ -164,7 +164,7 @@ def _words(language: str) -> dict[str, str]:
 
 
 def _basket(goods: Goods, rng: np.random.Generator, most: int) -> list[tuple[str, int, int]]:
-    """Name, quantity and price in cents of different goods."""
+    """Sample name, quantity and price in cents of different goods."""
     chosen = rng.choice(len(goods.names), int(rng.integers(2, most + 1)), replace=False)
     return [(goods.names[number], int(rng.integers(1, 10)), int(rng.integers(49, 9999))) for number in chosen]
 
@@ -183,7 +183,7 @@ def _address(people: Any) -> list[str]:
 
 
 def invoice(people: Any, goods: Goods, language: str, rng: np.random.Generator) -> tuple[Page, Asked]:
-    """A4: seller, buyer, number and date, a table of goods, sums."""
+    """Lay out an A4 invoice: seller, buyer, number and date, a table of goods, sums."""
     style, said = Style.sample(rng), _words(language)
     page = Page(794, 1123, style)
     left, right, y = 70, 724, 60
@@ -249,7 +249,7 @@ def _amount(cents: int, language: str) -> str:
 
 
 def _sums(page: Page, sums: list[tuple[str, str, int]], between: tuple[int, int], y: int, language: str) -> int:
-    """Labels on the left, amounts on the right, the last of them bold."""
+    """Write labels on the left and amounts on the right, the last of them bold."""
     for place, (field, label, cents) in enumerate(sums):
         last = place == len(sums) - 1
         head = page.write(label, between[0], y, field="label", bold=last)
@@ -259,7 +259,7 @@ def _sums(page: Page, sums: list[tuple[str, str, int]], between: tuple[int, int]
 
 
 def receipt(people: Any, goods: Goods, language: str, rng: np.random.Generator) -> tuple[Page, Asked]:
-    """A narrow strip: seller, goods with amounts, total, cash and change."""
+    """Lay out a narrow receipt: seller, goods with amounts, total, cash and change."""
     style, said = Style.sample(rng, 13, 15), _words(language)
     width = int(rng.integers(360, 440))
     page = Page(width, 1123, style)
@@ -301,7 +301,7 @@ def receipt(people: Any, goods: Goods, language: str, rng: np.random.Generator) 
 
 
 def forms(found: DataSet, people: Any, rng: np.random.Generator) -> Iterator[tuple[Page, Asked]]:
-    """Records of a data set, one a page: a label and its value for each column; few levels become boxes to tick."""
+    """Lay out records of a dataset as forms, one per page: label and value per column; few levels become checkboxes."""
     table = read_table(found.csv)
     names = [name for name in table if len(set(table[name])) > 1 and max(len(said_value(v)) for v in table[name]) <= 30]
     if len(names) < 4:
@@ -344,14 +344,14 @@ def forms(found: DataSet, people: Any, rng: np.random.Generator) -> Iterator[tup
 
 
 def said_value(value: Any) -> str:
-    """Numbers without needless digits."""
+    """Format numbers without superfluous digits."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _entry(
     page: Page, table: dict[str, list[Any]], column: str, record: int, x: int, y: int, width: int, boxed: bool
 ) -> int:
-    """A label with its value on a line, in a box, or ticked among all levels; returns the y below."""
+    """Write a label with its value on a line, in a box, or checked among all levels; return the y coordinate below."""
     style, value = page.style, said_value(table[column][record])
     label = page.write(f"{column}:", x, y, field="label", bold=True, width=width)
     levels = sorted(set(map(said_value, table[column])))
@@ -376,7 +376,7 @@ def _entry(
 
 
 def letter(found: DataSet, people: Any, rng: np.random.Generator) -> tuple[Page, Asked] | None:
-    """A letter that describes a data set in the words of its documentation; None where there are too few."""
+    """Lay out a letter that describes a dataset by its documentation; None for too few paragraphs."""
     paragraphs = description(found.html)
     if sum(map(len, paragraphs)) < 200:
         return None
@@ -411,6 +411,6 @@ def letter(found: DataSet, people: Any, rng: np.random.Generator) -> tuple[Page,
 
 
 def description(html: str) -> list[str]:
-    """The paragraphs of a data set's documentation."""
+    """Return the paragraphs of a dataset's documentation."""
     found = [words(node.text()) for node in parse_html(html).css("p")]
     return [paragraph for paragraph in found if len(paragraph) > 40]

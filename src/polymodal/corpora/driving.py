@@ -45,7 +45,7 @@ about = About(
 
 
 def driving() -> Corpus:
-    """Open the corpus, after driving (some minutes, once). Raises UserError without the package highway-env."""
+    """Open the corpus, simulating it once (some minutes). Raises UserError without the package highway-env."""
     columns: dict[str, Modality] = {
         "image": Image(),
         "lidar": Points(),
@@ -58,7 +58,7 @@ def driving() -> Corpus:
 
 
 class Car(NamedTuple):
-    """Another car, seen from ours. ahead: metres from centre to centre along the road. speed: relative, in m/s."""
+    """Another car, relative to ours. ahead: meters between centers along the road. speed: relative, in m/s."""
 
     ahead: float
     lane: int
@@ -66,7 +66,7 @@ class Car(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """lane: of our car, from 0 on the left. speed: in m/s. cars: those within range."""
+    """Traffic scene. lane: of our car, from 0 on the left. speed: in m/s. cars: those within range."""
 
     lane: int
     lanes: int
@@ -74,12 +74,12 @@ class Traffic(NamedTuple):
     cars: tuple[Car, ...]
 
     def leader(self) -> Car | None:
-        """The next car ahead in our lane."""
+        """Return the next car ahead in our lane."""
         ahead = [car for car in self.cars if car.lane == self.lane and car.ahead > 0]
         return min(ahead, key=lambda car: car.ahead, default=None)
 
     def free(self, lane: int) -> bool:
-        """Whether there is such a lane, without a car beside us or close to it."""
+        """Return whether there is such a lane, without a car beside us or near."""
         return 0 <= lane < self.lanes and all(car.lane != lane or abs(car.ahead) > GAP for car in self.cars)
 
 
@@ -98,7 +98,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def drive(seed: int) -> Iterator[dict[str, Any]]:
-    """The scenes of an episode, without key and split."""
+    """Return the scenes of an episode, without key and split."""
     import gymnasium
     from highway_env.envs.common.observation import LidarObservation
 
@@ -143,7 +143,7 @@ def drive(seed: int) -> Iterator[dict[str, Any]]:
 
 
 def observe(world: Any) -> Traffic:
-    """The cars within range, from the simulator's state."""
+    """Return the cars within range, from the simulator's state."""
     own = world.vehicle
     cars = [
         Car(float(car.position[0] - own.position[0]), car.lane_index[2], float(car.speed - own.speed))
@@ -155,7 +155,8 @@ def observe(world: Any) -> Traffic:
 
 
 def hits(distances: np.ndarray, heading: float) -> np.ndarray:
-    """Points where beams met something. distances: metres; the first beam follows the road, the next turn right."""
+    """Return the points where beams hit. distances: meters; the first beam points along the road, later ones turn
+    right."""
     angles = 2 * np.pi * np.arange(len(distances)) / len(distances) - heading
     points = np.stack([distances * np.cos(angles), -distances * np.sin(angles), np.zeros(len(distances))], axis=1)
     return points[distances < RANGE].astype(np.float32)
@@ -166,7 +167,7 @@ def pace(car: Car) -> str:
 
 
 def describe(traffic: Traffic) -> str:
-    """The lane, the speed, the next car ahead, and the lanes beside."""
+    """Describe the lane, the speed, the next car ahead, and the adjacent lanes."""
     said = [f"We drive in lane {traffic.lane + 1} of {traffic.lanes} at {traffic.speed:.0f} m/s."]
     leader = traffic.leader()
     if leader is None:
@@ -180,7 +181,7 @@ def describe(traffic: Traffic) -> str:
 
 
 def driving_questions(traffic: Traffic) -> list[tuple[str, str, str]]:
-    """Question, answer, kind."""
+    """Return questions, answers and kinds."""
     leader = traffic.leader()
     asked = [
         ("How many cars are within 60 m?", str(len(traffic.cars)), "count"),

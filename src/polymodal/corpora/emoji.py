@@ -85,10 +85,10 @@ about = About(
 
 
 def emoji(english_share: float = 0.85) -> Corpus:
-    """Open the corpus, after fetching and preparing it (175 MB, once) when it is not in the cache.
+    """Open the corpus, fetching and preparing it once (175 MB).
 
-    english_share: the probability that training draws an English caption; the other 19 languages share the rest.
-    Raises UserError when it cannot be fetched (npm, network, disk, wrong archive).
+    english_share: sampling probability of an English caption in training; the other 19 languages share the rest. Raises
+    UserError when it cannot be fetched (npm, network, disk, wrong archive).
     """
     others = (1 - english_share) / (len(LANGUAGES) - 1)
     columns: dict[str, Modality] = {
@@ -104,7 +104,7 @@ def emoji(english_share: float = 0.85) -> Corpus:
 
 
 def _prompts(category: str) -> tuple[str, ...]:
-    """'Food & Drink' -> 'food & drink', 'food', 'drink'."""
+    """Return prompts of a category: 'Food & Drink' -> 'food & drink', 'food', 'drink'."""
     words = category.lower()
     return tuple(dict.fromkeys([words, *words.split(" & ")]))
 
@@ -152,13 +152,13 @@ FOLDERS = {
 
 
 def _images(vendor: str, archive: Path) -> dict[str, bytes]:
-    """File name -> PNG or SVG."""
+    """Return file name -> PNG or SVG."""
     folder = FOLDERS[vendor]
     return {name.removeprefix(folder): data for name, data in members(archive, lambda name: name.startswith(folder))}
 
 
 def _by_record(vendor: str, images: dict[str, bytes], records: list[dict], names: list[str]) -> dict[str, bytes]:
-    """`unified` code -> PNG, for the concepts that the vendor draws."""
+    """Return `unified` code -> PNG, for the concepts that the vendor has."""
     files = {_plain_code(file.removesuffix(".svg")): file for file in images} if vendor == "openmoji" else {}
     found = {}
     for record, name in zip(records, names, strict=True):
@@ -177,22 +177,22 @@ def _by_record(vendor: str, images: dict[str, bytes], records: list[dict], names
 
 
 def _plain_code(unified: str) -> str:
-    """'0031-FE0F-20E3' -> '0031-20E3'."""
+    """Remove variation selectors from a code: '0031-FE0F-20E3' -> '0031-20E3'."""
     return unified.upper().replace("-FE0F", "")
 
 
 def _character(unified: str) -> str:
-    """'1F1E6-1F1E8' -> the two characters."""
+    """Convert a code to characters, such as '1F1E6-1F1E8' to two."""
     return "".join(chr(int(code, 16)) for code in unified.split("-"))
 
 
 def _plain(character: str) -> str:
-    """Without the variation selector, which CLDR and the image packages use differently."""
+    """Remove the variation selector, which CLDR and the image packages use differently."""
     return character.replace("\ufe0f", "")
 
 
 def _annotations(*archives: Path) -> dict[str, dict[str, list[str]]]:
-    """language -> character -> [name, keywords in one line]."""
+    """Return language -> character -> [name, keywords in one line]."""
     found: dict[str, dict[str, list[str]]] = {language: {} for language in LANGUAGES}
     pattern = re.compile(r"package/annotations(?:Derived)?/([^/]+)/annotations\.json")
     for archive in archives:
@@ -219,7 +219,7 @@ GENDERED_WORDS = re.compile(
 
 
 def group_lookalikes(records: list[dict], images: list[bytes]) -> list[str]:
-    """The group of each record: transitive closure of 'the same but for gender or skin', 'same family', 'same image'.
+    """Group records by the transitive closure of equality up to gender or skin tone, family, or image.
 
     records: of emoji.json.
     """

@@ -35,7 +35,7 @@ about = About(
 
 
 def functions() -> Corpus:
-    """Open the corpus, after reading the library (some seconds, once)."""
+    """Open the corpus, parsing the library once (some seconds)."""
     columns: dict[str, Modality] = {"code": Text(), "docstring": Text(), "package": Category()}
     return open_prepared(about, columns, _rows, further={"module": pa.string(), "line": pa.int32()}, label="package")
 
@@ -66,7 +66,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def documented_functions(source: str) -> Iterator[tuple[str, int, str, str]]:
-    """Name (with its class), line, code without docstring, and docstring of every function that has one."""
+    """Return qualified name, line, code without docstring, and docstring of every function that has one."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):

@@ -56,7 +56,7 @@ about = About(
 
 
 def furniture() -> Corpus:
-    """Open the corpus, after fetching and preparing it (120 MB and some minutes, once).
+    """Open the corpus, fetching and preparing it once (120 MB, some minutes).
 
     Raises UserError when that is not possible, such as without the package trimesh.
     """
@@ -73,13 +73,13 @@ def furniture() -> Corpus:
 
 
 def prompts(category: str) -> tuple[str, ...]:
-    """What a text says that is of this category."""
+    """Return the prompts of a category."""
     return (category.lower(),)
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """An entry of a catalogue: its properties, its names by language, and the file that holds its model."""
+    """Catalogue entry: properties, names by language, and the file of its model."""
 
     key: str
     properties: dict[str, str]
@@ -145,14 +145,14 @@ def _catalogue(name: str, archive: zipfile.ZipFile) -> Iterator[_Piece]:
 
 
 def _properties(data: bytes) -> dict[str, str]:
-    """Java's format: Latin-1, `key=value`, with \\uXXXX for other characters."""
+    """Parse Java properties: Latin-1, `key=value`, with \\uXXXX for other characters."""
     text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), data.decode("latin-1"))
     lines = (line.partition("=") for line in text.splitlines() if not line.startswith("#"))
     return {key.strip(): value.strip() for key, separator, value in lines if separator}
 
 
 def _surface(piece: _Piece, trimesh: Any, rng: np.random.Generator) -> np.ndarray | None:
-    """Points on the surface, in cm: x, y up, z, colour (0-1), normal; None for a model without a surface."""
+    """Sample surface points in cm: x, y up, z, color (0-1), normal; None for a model without a surface."""
     path = PurePosixPath(piece.properties["model"])
     beside = [name for name in piece.archive.namelist() if PurePosixPath(name).parent == path.parent]
     files = {PurePosixPath(name).name: io.BytesIO(piece.archive.read(name)) for name in beside}
@@ -185,9 +185,9 @@ def _surface(piece: _Piece, trimesh: Any, rng: np.random.Generator) -> np.ndarra
 
 
 def render(surface: np.ndarray, angle: float, tilt: float = np.deg2rad(20), side: int = SIDE) -> PILImage.Image:
-    """An image of surface points (as `_surface` gives them) from `angle` about the vertical axis, slightly from above.
+    """Render surface points (of `_surface`) from `angle` about the vertical axis, slightly from above.
 
-    Near points cover far ones; light comes from the camera. Drawn at twice the size, then made smaller.
+    Near points cover far ones; light comes from the camera. Rendered at twice the size, then downsampled.
     """
     cos, sin = np.cos(angle), np.sin(angle)
     turn = np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])

@@ -34,7 +34,7 @@ about = About(
 
 
 def furniture_views() -> Corpus:
-    """Open the corpus, after preparing it and `furniture`. Raises UserError when that is not possible."""
+    """Open the corpus, preparing it and `furniture` once. Raises UserError when that is not possible."""
     columns: dict[str, Modality] = {
         "image": Image(),
         "captions": NAMES,
@@ -49,7 +49,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def view_rows(models: Corpus) -> Iterator[Row]:
-    """A row for each view of each model, with its key, split and captions. models: as `furniture` has them."""
+    """Yield a row per view of each model, with key, split and captions. models: as in `furniture`."""
     split_of = {int(row): split for split, rows in models.splits.items() for row in rows}
     for row in range(len(models)):
         model, stored = models[row], models.raw(row, "views")
@@ -67,14 +67,14 @@ def view_rows(models: Corpus) -> Iterator[Row]:
 
 
 def describe_view(pixels: UInt8[np.ndarray, "height width 3"], name: str, category: str) -> str:
-    """What is seen of a thing on a white ground: outline, one or two colours, its name and category."""
+    """Describe an object on a white background: outline, one or two colors, name and category."""
     thing: np.ndarray = np.any(pixels < 250, axis=2)
     words = [outline(thing), " and ".join(named_colors(pixels[thing])), name.lower()]
     return f"{' '.join(word for word in words if word)}, {category.lower()}"
 
 
 def outline(thing: Bool[np.ndarray, "height width"]) -> str:
-    """wide, tall, or nothing for what is neither. thing: where it is seen."""
+    """Return wide, tall, or '' for neither. thing: mask of the object."""
     rows, columns = (np.flatnonzero(thing.any(axis=axis)) for axis in (1, 0))
     if not len(rows):
         return ""
@@ -83,7 +83,7 @@ def outline(thing: Bool[np.ndarray, "height width"]) -> str:
 
 
 def named_colors(pixels: UInt8[np.ndarray, "pixels 3"]) -> list[str]:
-    """The commonest of eleven basic colour names (Berlin and Kay 1969), and the second where there is enough of it."""
+    """Return the most frequent of eleven basic color names (Berlin and Kay 1969), and the second if frequent enough."""
     if not len(pixels):
         return []
     names, counts = np.unique(_color_names(pixels / 255), return_counts=True)

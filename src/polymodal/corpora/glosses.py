@@ -25,7 +25,7 @@ about = About(
 
 
 def glosses() -> Corpus:
-    """Open the corpus, after fetching and preparing it (11 MB, once). Raises UserError when that is not possible."""
+    """Open the corpus, fetching and preparing it once (11 MB). Raises UserError when that is not possible."""
     columns: dict[str, Modality] = {"text": Text(), "part_of_speech": Category(tuple(PARTS))}
     return open_prepared(about, columns, _rows, label="part_of_speech")
 

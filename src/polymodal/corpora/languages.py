@@ -1,4 +1,4 @@
-"""Which languages a corpus has: some of them only, and how often each is drawn."""
+"""Languages of a corpus: selection and sampling weights."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MAX_CAPTIONED = 200_000  # rows that languages are counted on
 
 
 def in_languages(corpus: Corpus, languages: Sequence[str]) -> Corpus:
-    """The corpus with its captions in these languages only, BCP 47 codes, without the examples that have none.
+    """Return the corpus with captions in these languages (BCP 47 codes) only, without examples that have none.
 
-    Raises UserError for a language that no training example has, with the nearest that one has, and for shards that are
-    read where they lie, of which nobody knows beforehand what they hold.
+    Raises UserError for a language of no training example, with the nearest one, and for streamed shards, whose
+    languages are not known in advance.
     """
     kept, known = _only(corpus, tuple(languages))
     for language in languages:
@@ -32,9 +32,9 @@ def in_languages(corpus: Corpus, languages: Sequence[str]) -> Corpus:
 
 
 def _only(corpus: Corpus, languages: tuple[str, ...]) -> tuple[Corpus, set[str]]:
-    """What `in_languages` returns, and all languages of the training captions.
+    """Return the result of `in_languages`, and all languages of the training captions.
 
-    Parts of a mixture that have no text stay as they are.
+    Parts of a mixture without text stay unchanged.
     """
     if isinstance(corpus, Mixture):
         found = [_only(part, languages) if part.has_modality(Text) else (part, set[str]()) for part in corpus.corpora]
@@ -58,17 +58,17 @@ def _only(corpus: Corpus, languages: tuple[str, ...]) -> tuple[Corpus, set[str]]
 
 
 def _languages(stored: Any) -> list[str]:
-    """That of each caption of an example, as it is stored."""
+    """Return the language of each stored caption of an example."""
     records = stored if isinstance(stored, list) else [stored]
     return [record["language"] if isinstance(record, dict) else UNKNOWN_LANGUAGE for record in records if record]
 
 
 def with_language_temperature(corpus: Corpus, temperature: float) -> Corpus:
-    """The corpus with its languages drawn in shares of (captions in the language)^(1 / temperature).
+    """Return the corpus with languages sampled proportionally to (captions in the language)^(1 / temperature).
 
-    1 draws them as often as they are there, a large temperature all alike (Conneau et al. 2020, section 3.1, with
-    alpha = 1 / temperature). Of examples with captions in several languages, one caption is drawn so; examples in a
-    single language, such as speech, are themselves drawn so, unless they are parts of a mixture. Raises UserError for a
+    1 samples them by frequency, a large temperature almost uniformly (Conneau et al. 2020, section 3.1, with alpha = 1
+    / temperature). Of examples with captions in several languages, one caption is sampled; examples in a single
+    language, such as speech, are themselves sampled, unless they are parts of a mixture. Raises UserError for a
     temperature that is not positive.
     """
     if temperature <= 0:
@@ -94,7 +94,7 @@ def with_language_temperature(corpus: Corpus, temperature: float) -> Corpus:
 
 @dataclass(frozen=True, kw_only=True)
 class ByLanguage(Corpus):
-    """What `with_language_temperature` returns of a plain corpus: a part for each language that examples have alone."""
+    """Apply `with_language_temperature` to a plain corpus: one part per language of monolingual examples."""
 
     temperature: float
 

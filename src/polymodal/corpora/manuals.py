@@ -56,7 +56,7 @@ about = About(
 
 
 def manuals() -> Corpus:
-    """Open the corpus, after fetching and preparing it (336 MB, once).
+    """Open the corpus, fetching and preparing it once (336 MB).
 
     Raises UserError when that is not possible, such as without the package selectolax.
     """
@@ -117,7 +117,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def _figure(data: bytes | None) -> bytes | None:
-    """The image, made smaller where it is large; None for one that is missing, broken, or tiny."""
+    """Return the image, downscaled if it is large; None if it is missing, broken, or tiny."""
     if data is None:
         return None
     try:
@@ -139,7 +139,7 @@ NAVIGATION = {"navheader", "navfooter", "toc", "docnav", "top_logo", "bottom_log
 
 
 def parse_page(html: str) -> tuple[str, list[tuple[str, str, str | None]]]:
-    """The title, and (kind, text, path of the figure or None) of every piece in reading order."""
+    """Return the title, and (kind, text, path of the figure or None) of every segment in reading order."""
     tree = parse_html(html)
     title = tree.css_first("title")
     pieces: list[tuple[str, str, str | None]] = []

@@ -1,4 +1,4 @@
-"""Several corpora as one, drawn by weight."""
+"""Mixtures: several corpora as one, sampled by weight."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from polymodal.modalities import Category, Modality
 def mix_corpora(
     parts: Sequence[tuple[Corpus, float]], temperature: float | None = None, every_column: bool = False
 ) -> Mixture:
-    """A corpus whose examples are those of the parts, one after the other, and which training draws by weight.
+    """Return a corpus of the examples of all parts, one part after the other, sampled by weight in training.
 
-    It has the modalities that all parts have, under the names of the first one. weights: relative to each other, > 0.
-    temperature: instead of the weights, shares of (training examples)^(1 / temperature): 1 draws every example equally
-    often, a large one every part (Conneau et al. 2020, section 3.1).
-    every_column: all columns of all parts instead; a value is None where an example's part has none.
-    Raises UserError for no part, a weight that is not positive, or, without `every_column`, no common modality.
+    It has the modalities that all parts have, under the names of the first part. weights: relative, > 0. temperature:
+    instead of weights, proportional to (training examples)^(1 / temperature): 1 samples all examples equally often, a
+    large one all parts (Conneau et al. 2020, section 3.1). every_column: all columns of all parts instead; a value is
+    None where an example's part has none. Raises UserError for no part, a weight that is not positive, or, without
+    `every_column`, no common modality.
     """
     corpora, weights = [corpus for corpus, _ in parts], [weight for _, weight in parts]
     if not corpora:
@@ -67,7 +67,7 @@ def mix_corpora(
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture(Corpus):
-    """What `mix` returns. names: for each column, its name in every part, None where a part has none."""
+    """Build the mixture. names: for each column, its name in every part, None where a part has none."""
 
     corpora: tuple[Corpus, ...]
     weights: tuple[float, ...]
@@ -121,7 +121,7 @@ class Mixture(Corpus):
 
 
 def _common_columns(corpora: Sequence[Corpus]) -> dict[str, list[str | None]]:
-    """Column of the first part -> the first column of its modality in each part, where all have one."""
+    """Map columns of the first part to the first column of the same modality in each part, where all have one."""
     names: dict[str, list[str | None]] = {}
     for name, modality in corpora[0].columns.items():
         theirs = [_column(corpus, type(modality)) for corpus in corpora]
@@ -131,7 +131,7 @@ def _common_columns(corpora: Sequence[Corpus]) -> dict[str, list[str | None]]:
 
 
 def _all_columns(corpora: Sequence[Corpus]) -> dict[str, list[str | None]]:
-    """Column -> its name in each part. Columns of one modality are brought together in their order."""
+    """Map columns to their names in each part; columns of one modality are matched in order."""
     names: dict[str, list[str | None]] = {}
     kinds: dict[str, Modality] = {}
     for number, corpus in enumerate(corpora):
@@ -144,7 +144,7 @@ def _all_columns(corpora: Sequence[Corpus]) -> dict[str, list[str | None]]:
 
 
 def _alike(one: Modality, other: Modality) -> bool:
-    """Whether values of both may stand in one column: categories only when they have the same names."""
+    """Return whether values of both may share a column: categories only with the same names."""
     return type(one) is type(other) and (not isinstance(one, Category) or one == other)
 
 

@@ -85,7 +85,7 @@ about = About(
 
 
 def molecules() -> Corpus:
-    """Open the corpus, after fetching and preparing it (23 MB and some minutes, once).
+    """Open the corpus, fetching and preparing it once (23 MB, some minutes).
 
     Raises UserError when that is not possible, such as without RDKit.
     """
@@ -135,7 +135,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def _measurements(files: dict[str, bytes]) -> dict[str, dict[str, float]]:
-    """CAS number -> property -> value."""
+    """Return CAS number -> property -> value."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for name, (_, sources) in MEASURED.items():
         for file, column in sources:
@@ -147,12 +147,12 @@ def _measurements(files: dict[str, bytes]) -> dict[str, dict[str, float]]:
 
 
 def _dashed(cas: str) -> str:
-    """'100005' and '100-00-5' -> '100-00-5'."""
+    """Normalize a CAS number: '100005' and '100-00-5' -> '100-00-5'."""
     return cas if "-" in cas else f"{cas[:-3]}-{cas[-3:-1]}-{cas[-1]}"
 
 
 def _canonical(smiles: str) -> str | None:
-    """RDKit's SMILES, or None for what the corpus does not hold."""
+    """Return RDKit's SMILES, or None for a compound outside the corpus."""
     from rdkit import Chem
 
     molecule = parse_smiles(smiles)
@@ -163,7 +163,8 @@ def _canonical(smiles: str) -> str | None:
 
 
 def _readable(texts: list[str]) -> list[str]:
-    """The common name, the IUPAC name, and the shortest synonyms that are words rather than numbers of catalogues."""
+    """Return the common name, the IUPAC name, and the shortest synonyms that are words rather than catalogue
+    numbers."""
     iupac, common, *synonyms = [*texts, "", ""][: max(len(texts), 2)]
     words = [text for text in synonyms if text.isascii() and sum(c.isdigit() for c in text) <= 2 and len(text) > 4]
     return [text for text in (common, iupac, *sorted(words, key=len)[:2]) if text and len(text) <= 80]
@@ -182,7 +183,7 @@ def _scaffold(smiles: str) -> str:
 
 
 def computed(molecule: Any) -> dict[str, float]:
-    """What RDKit computes from the graph, as COMPUTED names it."""
+    """Compute the properties in COMPUTED from the graph by RDKit."""
     from rdkit.Chem import rdMolDescriptors as of
 
     values = (
@@ -195,7 +196,8 @@ def computed(molecule: Any) -> dict[str, float]:
 
 
 def describe(name: str, molecule: Any, values: dict[str, Any], drug: bool) -> str:
-    """'aspirin has the formula C9H8O4 and 180 g/mol. It has a carboxylic acid, an ester ... It melts at 408 K.'"""
+    """Describe: 'aspirin has the formula C9H8O4 and 180 g/mol. It has a carboxylic acid, an ester ... It melts at
+    408 K.'"""
     from rdkit.Chem import rdMolDescriptors
 
     formula = rdMolDescriptors.CalcMolFormula(molecule)

@@ -31,7 +31,7 @@ about = About(
 
 
 def movies() -> Corpus:
-    """Open the corpus, after fetching and preparing it (2 MB, once). Raises UserError when that is not possible."""
+    """Open the corpus, fetching and preparing it once (2 MB). Raises UserError when that is not possible."""
     columns: dict[str, Modality] = {
         "title": Text(),
         "released": Table({"year": ""}, {}),
@@ -76,7 +76,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def _graph(title: str, entity: str, facts: list[tuple[str, str, str]]) -> dict:
-    """The film and everything that it is linked with."""
+    """Return the graph of the film and everything that it is linked with."""
     names = list(dict.fromkeys([entity, *(end for head, _, tail in facts for end in (head, tail))]))
     edges = [
         {"source": names.index(head), "target": names.index(tail), "relation": relation}

@@ -79,7 +79,7 @@ return [document.title, found];
 
 
 def pages() -> Corpus:
-    """Open the corpus, after fetching and rendering (203 MB, half an hour, once).
+    """Open the corpus, fetching and rendering it once (203 MB, half an hour).
 
     Raises UserError when that is not possible, such as without the package selenium or a browser.
     """
@@ -109,9 +109,9 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 @contextmanager
 def browser(width: int = WIDTH, height: int = HEIGHT) -> Iterator[Any]:
-    """A headless Chromium with a window of so many pixels and no network, closed at the end.
+    """Start a headless Chromium with this window size and no network; it is closed at the end.
 
-    Selenium finds one that is installed, or fetches one. Raises UserError when neither works.
+    Selenium uses an installed one, or fetches one. Raises UserError when neither works.
     """
     try:
         from selenium import webdriver
@@ -144,14 +144,14 @@ def browser(width: int = WIDTH, height: int = HEIGHT) -> Iterator[Any]:
 
 
 def rendered(driver: Any, page: Path) -> tuple[str, PILImage.Image, list[Row]]:
-    """The title of a page, the image of its window, and its elements as the column `elements` stores them."""
+    """Return the title of a page, a screenshot, and its elements as stored in the column `elements`."""
     driver.get(page.as_uri())
     title, elements = shown_elements(driver)
     return title, cut_empty(screenshot(driver)), elements
 
 
 def shown_elements(driver: Any) -> tuple[str, list[Row]]:
-    """The title of the page that is open, and its elements as the column `elements` stores them."""
+    """Return the title of the open page, and its elements as stored in the column `elements`."""
     title, found = driver.execute_script(ELEMENTS)
     return title, [
         {"tag": tag, "parent": parent, "text": text, "xpath": path, "box": [round(place) for place in box]}
@@ -164,7 +164,7 @@ def screenshot(driver: Any) -> PILImage.Image:
 
 
 def cut_empty(image: PILImage.Image) -> PILImage.Image:
-    """Without the lower part that has only one colour."""
+    """Crop the lower part that has only one color."""
     pixels = np.asarray(image)
     rows = np.flatnonzero((pixels != pixels[-1, -1]).any(axis=(1, 2)))
     return image.crop((0, 0, image.width, min(image.height, int(rows[-1]) + 17))) if len(rows) else image

@@ -1,9 +1,9 @@
-"""Composed images of emoji among others of their kind, with expressions that refer to one of them, several, or none.
+"""Composed images of emoji among others of their kind, with referring expressions for one of them, several, or none.
 
-Two or three things of each image are of one kind, so that a name alone says too little: an expression adds size,
-place, or what the thing is beside, one to four clauses in all. What every expression refers to follows from what was
-drawn. `train`, `validation` and `test` are different arrangements of Google's drawings; the things of `test_twitter`
-are Twitter's drawings of the same twelve kinds.
+Two or three things of each image are of one kind, so that a name alone is ambiguous: an expression adds size, place, or
+what the thing is beside, one to four clauses in all. Referents follow from the composition. `train`, `validation` and
+`test` are different arrangements of Google's drawings; the things of `test_twitter` are Twitter's drawings of the same
+twelve kinds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ about = About(
 
 
 def referring() -> Corpus:
-    """Open the corpus, after composing it (half a minute, once) when it is not in the cache."""
+    """Open the corpus, composing it once (half a minute)."""
     columns: dict[str, Modality] = {
         "image": Image(),
         "caption": Text(),
@@ -75,9 +75,9 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def facts(sizes: Sequence[str], regions: Sequence[Mapping]) -> list[dict[str, set[str]]]:
-    """Everything that can be said of each thing, by clause.
+    """Return every attribute of each object, by clause.
 
-    A relation is to a thing that is the only one of its kind, so that it is clear which one is meant.
+    A relation refers to an object that is the only one of its kind, so that it is unambiguous.
     """
     things = [
         {"name": {region["name"]}, "size": {size}, "place": {_at(region["box"])}, "relation": set()}
@@ -100,26 +100,26 @@ def _at(box: list[int]) -> str:
 
 
 def meant(things: Sequence[Mapping[str, set[str]]], said: Said) -> list[int]:
-    """The numbers of all things of which everything is true that is said."""
+    """Return the indices of all objects for which all clauses are true."""
     return [
         number for number, thing in enumerate(things) if all(what in thing[clause] for clause, what in said.items())
     ]
 
 
 def worded(said: Said, plural: bool = False) -> str:
-    """'the small cat at the top left, above the bus', or 'every small cat ...' for several."""
+    """Compose an expression: 'the small cat at the top left, above the bus', or 'every small cat ...' for several."""
     words = ["every" if plural else "the", said.get("size", ""), said["name"], said.get("place", "")]
     text = " ".join(word for word in words if word)
     return f"{text}, {said['relation']}" if "relation" in said else text
 
 
 def describe_objects(things: Sequence[Mapping[str, set[str]]]) -> str:
-    """A caption: size, name and place of every thing."""
+    """Compose a caption: size, name and place of every object."""
     return "; ".join(" ".join(one for clause in ("size", "name", "place") for one in thing[clause]) for thing in things)
 
 
 def refer(things: Sequence[Mapping[str, set[str]]], regions: Sequence[Mapping], rng: np.random.Generator) -> list[dict]:
-    """One expression for every thing that can be told from the others, one for several things, one for none.
+    """Compose one expression per object that can be distinguished, one for several objects, and one for none.
 
     things: the first of them has others of its kind.
     """
@@ -141,7 +141,7 @@ def refer(things: Sequence[Mapping[str, set[str]]], regions: Sequence[Mapping], 
 
 
 def _sayings(thing: Mapping[str, set[str]], rng: np.random.Generator) -> list[Said]:
-    """What can be said of a thing: its name with any of the other clauses, each set of clauses once, in any order."""
+    """Yield all sets of clauses for an object, each including its name, in random order."""
     known = {clause: sorted(thing[clause])[int(rng.integers(len(thing[clause])))] for clause in thing if thing[clause]}
     there = [clause for clause in CLAUSES if clause in known]
     sets = [kept for many in range(len(there) + 1) for kept in itertools.combinations(there, many)]
@@ -152,7 +152,7 @@ def _sayings(thing: Mapping[str, set[str]], rng: np.random.Generator) -> list[Sa
 
 
 def _of_nothing(things: Sequence[Mapping[str, set[str]]], rng: np.random.Generator) -> Said:
-    """What is true of no thing: half of the time of a kind that is there, in a size or at a place that it is not."""
+    """Compose an expression without a referent: half of the time of a kind in the image, with a wrong size or place."""
     there = {name for thing in things for name in thing["name"]}
     sizes, places = tuple(SIZES), [_at([x, y, x, y]) for x in (8, 48, 88) for y in (8, 48, 88)]
     (kind,) = things[0]["name"]

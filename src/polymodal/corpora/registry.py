@@ -1,4 +1,4 @@
-"""The built-in corpora by name. The list of them is the folder itself; a corpus is imported when it is opened.
+"""Registry of built-in corpora: the list is the folder itself; a corpus is imported when it is opened.
 
 A built-in corpus is a module of this folder with `about` and a function of its own name that opens it.
 """
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 @functools.cache
 def names() -> tuple[str, ...]:
-    """The names of the built-in corpora."""
+    """Return the names of the built-in corpora."""
     files = sorted(Path(__file__).parent.glob("[!_]*.py"))
     return tuple(file.stem for file in files if "\nabout = About(" in file.read_text(encoding="utf-8"))
 
 
 def built_in() -> dict[str, About]:
-    """What is known of every built-in corpus, by name; read from the files, without importing them."""
+    """Return the metadata of every built-in corpus, by name; read from the files, without importing them."""
     return {name: source.find(f"{__package__}.{name}", "about") for name in names()}
 
 
 def state(name: str) -> dict[str, Any]:
-    """What scripts want to know of a built-in corpus; what needs its data is None while it is not in the cache."""
+    """Return the state of a built-in corpus for scripts; values that need its data are None while it is not cached."""
     about = built_in()[name]
     corpus = load_corpus(name) if is_prepared(about.folder) else None
     return {
@@ -64,7 +64,8 @@ def _check(name: str) -> None:
 
 
 def load_mixture(text: str, every_column: bool = False) -> Corpus:
-    """'emoji', or a mixture with weights such as 'emoji:3,scenes:1'. Raises UserError for any other form.
+    """Open a corpus such as 'emoji', or a weighted mixture such as 'emoji:3,scenes:1'. Raises UserError for other
+    forms.
 
     every_column: see `mix`.
     """
@@ -77,7 +78,7 @@ def load_mixture(text: str, every_column: bool = False) -> Corpus:
 
 
 def parts_of_mixture(text: str) -> list[tuple[str, float]]:
-    """The names and weights of a mixture. Raises UserError for another form, or a corpus that there is not."""
+    """Parse names and weights of a mixture. Raises UserError for another form, or an unknown corpus."""
     parts = []
     for part in text.split(","):
         name, colon, weight = part.strip().partition(":")
@@ -93,7 +94,7 @@ def parts_of_mixture(text: str) -> list[tuple[str, float]]:
 
 
 def reopen(choices: Mapping[str, Any]) -> Corpus:
-    """The corpus that a run was trained on, from what its record says."""
+    """Reopen the corpus that a run was trained on, from the run's record."""
     from polymodal.corpora.languages import in_languages, with_language_temperature
     from polymodal.corpora.mixture import mix_corpora
     from polymodal.corpora.stream import from_shards

@@ -37,7 +37,7 @@ about = About(
 
 
 def reports() -> Corpus:
-    """Open the corpus, after fetching and preparing it (29 MB, once). Raises UserError when that is not possible."""
+    """Open the corpus, fetching and preparing it once (29 MB). Raises UserError when that is not possible."""
     columns: dict[str, Modality] = {name.lower(): Text() for name in SECTIONS} | {"labels": Labels()}
     return open_prepared(about, columns, _rows)
 
@@ -61,7 +61,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def parse_report(data: bytes) -> dict:
-    """The sections by name ("" where there is none), the labels, and the report's key."""
+    """Return the sections by name ("" where there is none), the labels, and the report's key."""
     root = ElementTree.fromstring(data)
     texts = {text.get("Label"): " ".join((text.text or "").split()) for text in root.iter("AbstractText")}
     identifier = root.find("uId")

@@ -1,6 +1,6 @@
-"""Corpora that polymodal wrote: a folder with the rows as an Arrow file, and what their columns are.
+"""Corpora written by polymodal: a folder with an Arrow file of the rows, and a description of the columns.
 
-Such a folder is opened by its path, like any data of the user's own, and by pyarrow or `datasets` without us.
+Such a folder is opened by its path, like any user data, and by pyarrow or `datasets` without polymodal.
 """
 
 from __future__ import annotations
@@ -35,12 +35,10 @@ def save_corpus(
     label: str | None = None,
     made: Callable[[], Mapping[str, Any]] | None = None,
 ) -> Corpus:
-    """Write rows with `key`, `split` and the columns, and open what was written.
+    """Write rows with `key`, `split` and the columns, and open the result.
 
-    The folder appears when all is written: what was stopped leaves nothing behind that could be taken for whole.
-    types: of columns that are not stored as built-in corpora store the modality. label: the column that classification
-    uses. made: asked at the end, how the rows were made, for readers.
-    Raises UserError when the folder is not empty.
+    The folder is written atomically. types: storage types of columns that differ from those of built-in corpora. label:
+    column for classification. made: called at the end for provenance. Raises UserError when the folder is not empty.
     """
     folder = Path(folder)
     check_empty(folder)
@@ -78,9 +76,9 @@ def write_with_column(
     training: Iterable[tuple[int, Any]],
     made: Callable[[], Mapping[str, Any]] | None = None,
 ) -> Corpus:
-    """A corpus with one more column: those training examples that have a value in it, and all other splits without.
+    """Write a corpus with one more column: training examples that have a value in it, and all other splits without it.
 
-    training: row numbers with what is stored in the column.
+    training: row indices with the stored value.
     """
     columns = {**corpus.columns, column: modality}
 
@@ -100,7 +98,7 @@ def write_with_column(
 
 
 def check_empty(folder: Path) -> None:
-    """Raises UserError for a folder that holds anything."""
+    """Raise UserError for a folder that is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty; choose another --out, or remove it.")
 
@@ -110,7 +108,7 @@ def is_saved(path: Path) -> bool:
 
 
 def load_description(path: Path | str) -> dict[str, Any]:
-    """What stands beside the rows. Raises UserError when it is damaged."""
+    """Load the description. Raises UserError when it is damaged."""
     try:
         return json.loads((Path(path) / DESCRIPTION).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -118,7 +116,7 @@ def load_description(path: Path | str) -> dict[str, Any]:
 
 
 def open_saved(path: Path | str) -> Corpus:
-    """The corpus of such a folder, memory-mapped. Raises UserError when it is damaged."""
+    """Open the corpus of such a folder, memory-mapped. Raises UserError when it is damaged."""
     path = Path(path)
     said = load_description(path)
     try:
@@ -140,7 +138,7 @@ def open_saved(path: Path | str) -> Corpus:
 
 
 def _record(modality: Any) -> dict[str, Any]:
-    """Its class and its fields, for JSON."""
+    """Return class and fields of a modality, for JSON."""
     values = {field.name: getattr(modality, field.name) for field in dataclasses.fields(modality)}
     stored = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
     return {"kind": type(modality).__name__} | stored
@@ -158,7 +156,7 @@ def _modality(record: Mapping[str, Any]) -> Modality:
 
 
 def _as_it_was(value: Any) -> Any:
-    """JSON has no tuples, which is what modalities have."""
+    """Convert lists of JSON to tuples, as modalities have."""
     if isinstance(value, dict):
         return {name: _as_it_was(inner) for name, inner in value.items()}
     return tuple(_as_it_was(inner) for inner in value) if isinstance(value, list) else value

@@ -43,7 +43,7 @@ about = About(
 
 @dataclass(frozen=True)
 class Sprite:
-    """A cut-out image of one concept, cropped to what is not transparent."""
+    """Cut-out image of one concept, cropped to its opaque pixels."""
 
     name: str
     image: PILImage.Image
@@ -51,7 +51,7 @@ class Sprite:
 
 
 def scenes() -> Corpus:
-    """Open the corpus, after composing it (some seconds, once) when it is not in the cache."""
+    """Open the corpus, composing it once (some seconds)."""
     columns: dict[str, Modality] = {
         "image": Image(),
         "caption": Text(),
@@ -68,9 +68,10 @@ def scenes() -> Corpus:
 def compose(
     sprites: list[Sprite], rng: np.random.Generator, side: int = SIDE
 ) -> tuple[PILImage.Image, np.ndarray, list[dict]]:
-    """Paste sprites on a pale ground without overlap. Returns image, mask (0 ground, k the k-th sprite) and regions.
+    """Paste sprites on a pale background without overlap; return image, mask (0 background, k the k-th sprite) and
+    regions.
 
-    An object is large (36 to 46 % of the side) or small (22 to 30 %), which its name says, and faces either way.
+    An object is large (36 to 46 % of the side) or small (22 to 30 %), which its name says, and randomly flipped.
     """
     ground = tuple(int(value) for value in rng.integers(170, 256, size=3))
     image, mask = PILImage.new("RGB", (side, side), ground), np.zeros((side, side), dtype=np.uint8)
@@ -96,7 +97,7 @@ def compose(
 
 
 def caption(names: list[str]) -> str:
-    """'a small cat, a large bus and a large pear'."""
+    """Compose a caption: 'a small cat, a large bus and a large pear'."""
     words = [f"a {name}" for name in names]
     return f"{', '.join(words[:-1])} and {words[-1]}"
 
@@ -116,7 +117,7 @@ HUES = (
 
 
 def color_name(image: PILImage.Image) -> str:
-    """The name of the commonest colour among the opaque pixels."""
+    """Return the name of the most frequent color among the opaque pixels."""
     pixels = np.asarray(image.convert("RGBA")).reshape(-1, 4)
     names: dict[str, int] = {}
     for red, green, blue in pixels[pixels[:, 3] > 127][::3, :3] / 255:
@@ -133,7 +134,7 @@ def color_name(image: PILImage.Image) -> str:
 
 
 def place_name(box: list[int], side: int = SIDE) -> str:
-    """'top left', 'centre', 'bottom' ...: by thirds of the image."""
+    """Return 'top left', 'center', 'bottom' ...: by thirds of the image."""
     x, y = (box[0] + box[2]) / 2 / side, (box[1] + box[3]) / 2 / side
     words = [
         word
@@ -144,7 +145,8 @@ def place_name(box: list[int], side: int = SIDE) -> str:
 
 
 def relate(boxes: list[list[int]]) -> list[dict]:
-    """'left of' and 'above' between objects whose boxes do not overlap along that axis, as edges of a graph."""
+    """Return the relations 'left of' and 'above' between objects whose boxes do not overlap along that axis, as
+    edges."""
     edges = []
     for source, one in enumerate(boxes):
         for target, other in enumerate(boxes):
@@ -155,7 +157,7 @@ def relate(boxes: list[list[int]]) -> list[dict]:
 
 
 def scene_questions(sprites: list[Sprite], regions: list[dict], edges: list[dict], absent: str) -> list[dict[str, str]]:
-    """Questions whose answers follow from what was drawn. absent: a concept that is not in the image."""
+    """Compose questions with computed answers. absent: a concept that is not in the image."""
     names = [sprite.name for sprite in sprites]
     asked = [
         ("How many things are there?", str(len(names)), "count"),
@@ -204,7 +206,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def sprites_of(vendor: str) -> list[Sprite]:
-    """The same concepts in the same order for every vendor."""
+    """Return the same concepts in the same order for every vendor."""
     corpus = emoji()
     found: dict[str, Sprite] = {}
     for row in range(len(corpus)):

@@ -61,7 +61,7 @@ about = About(
 
 
 def series() -> Corpus:
-    """Open the corpus, after fetching and preparing it (6 MB, once). Raises UserError when that is not possible."""
+    """Open the corpus, fetching and preparing it once (6 MB). Raises UserError when that is not possible."""
     columns: dict[str, Modality] = {
         "series": Series(),
         "captions": Text(),
@@ -95,7 +95,8 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def parse_ts(text: str) -> tuple[list[str], list[tuple[str, np.ndarray]]]:
-    """The classes of a .ts file, and (class, channels x length) of each series: ':' between channels, ',' in them."""
+    """Parse a .ts file: its classes, and (class, channels x length) of each series, with ':' between channels and
+    ','."""
     header, _, body = text.partition("@data")
     declared = re.search(r"@classLabel\s+true\s+(.+)", header)
     assert declared is not None

@@ -35,7 +35,7 @@ about = About(
 
 
 def solar_cells() -> Corpus:
-    """Open the corpus, after fetching and preparing it (91 MB, once). Raises UserError when that is not possible."""
+    """Open the corpus, fetching and preparing it once (91 MB). Raises UserError when that is not possible."""
     columns: dict[str, Modality] = {
         "image": Image(),
         "attributes": Table(dict.fromkeys(MEASURED, ""), {"kind": ("mono", "poly")}),
@@ -67,7 +67,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def measure(photograph: np.ndarray) -> dict[str, float]:
-    """Numbers that an inspector might note. photograph: height x width, 0 (black) to 1."""
+    """Measure features for inspection. photograph: height x width, 0 (black) to 1."""
     mean = photograph.mean()
     middle_row, middle_column = (side // 2 for side in photograph.shape)
     left, right = photograph[:, :middle_column].mean(), photograph[:, middle_column:].mean()

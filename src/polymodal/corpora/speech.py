@@ -80,7 +80,7 @@ class Utterance(NamedTuple):
 
 
 def speech() -> Corpus:
-    """Open the corpus, after preparing it (some minutes, once), and the corpora that its texts come from.
+    """Open the corpus, preparing it once (some minutes), and the corpora of its texts.
 
     Raises UserError when that is not possible, such as without espeak-ng.
     """
@@ -126,7 +126,7 @@ def _row(utterance: Utterance, waveform: np.ndarray, phonemes: str | None, voice
 
 
 def synthesize(program: str, utterance: Utterance, number: int) -> tuple[np.ndarray | None, str, str]:
-    """Waveform at RATE (None when nothing was spoken), phonemes in IPA, and the voice; drawn from the number."""
+    """Synthesize speech: waveform at RATE (None for silence), phonemes in IPA, and the voice, sampled by the number."""
     import soundfile
 
     rng = np.random.default_rng(number)
@@ -145,7 +145,7 @@ def synthesize(program: str, utterance: Utterance, number: int) -> tuple[np.ndar
 
 
 def _some(texts: dict[str, list[tuple[str, str]]], count: int, source: str) -> Iterator[Utterance]:
-    """At most `count` different texts a language, drawn with a fixed seed. texts: language -> (text, split)."""
+    """Sample at most `count` different texts per language with a fixed seed. texts: language -> (text, split)."""
     for language, candidates in sorted(texts.items()):
         distinct = sorted(dict(reversed(candidates)).items())
         order = np.random.default_rng(len(distinct)).permutation(len(distinct))[:count]
@@ -175,7 +175,7 @@ def _captions() -> Iterator[Utterance]:
 
 
 def _one_split(texts: dict[str, list[tuple[str, str]]]) -> dict[str, list[tuple[str, str]]]:
-    """Without the texts that stand in several splits."""
+    """Remove texts that occur in several splits."""
     kept = {}
     for language, pairs in texts.items():
         splits = defaultdict(set)

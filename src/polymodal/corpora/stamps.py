@@ -44,7 +44,7 @@ about = About(
 
 
 def stamps() -> Corpus:
-    """Open the corpus, after fetching and preparing it (161 MB, once). Raises UserError when that is not possible."""
+    """Open the corpus, fetching and preparing it once (161 MB). Raises UserError when that is not possible."""
     columns: dict[str, Modality] = {
         "image": Image(),
         "captions": Text({"en": 77 * ENGLISH_SHARE / (1 - ENGLISH_SHARE)}),
@@ -98,7 +98,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def _image(files: dict[str, bytes], stamp: str) -> PILImage.Image | None:
-    """The PNG, made smaller where it is large, or the SVG where there is none."""
+    """Return the PNG, downscaled if it is large, or the rendered SVG."""
     if f"{stamp}.png" in files:
         image = Image().decode(files[f"{stamp}.png"]).convert("RGBA")
         image.thumbnail((SIDE, SIDE), PILImage.Resampling.LANCZOS)
@@ -109,7 +109,7 @@ def _image(files: dict[str, bytes], stamp: str) -> PILImage.Image | None:
 
 
 def parse_captions(data: bytes) -> list[dict[str, str]]:
-    """English first, then `<locale>.utf8=<caption>` lines, as {"text", "language"} records with BCP 47 codes."""
+    """Parse captions, English first, then `<locale>.utf8=<caption>` lines, to {"text", "language"} records (BCP 47)."""
     first, *others = data.decode("utf-8", errors="replace").splitlines() or [""]
     found = {"en": plain(first)}
     for line in others:
@@ -121,6 +121,6 @@ def parse_captions(data: bytes) -> list[dict[str, str]]:
 
 
 def plain(caption: str) -> str:
-    """One space between words, NFC, and a full stop that stands first moved to the end."""
+    """Normalize a caption: single spaces, NFC, and a leading full stop moved to the end."""
     text = unicodedata.normalize("NFC", " ".join(caption.split()))
     return f"{text[1:].strip()}." if re.match(r"\.[^\W\d]", text) else text

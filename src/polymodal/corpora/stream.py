@@ -1,8 +1,8 @@
-"""Shards that are read where they lie: Parquet or webdataset, on this disk or at any fsspec URL, larger than memory.
+"""Streaming of Parquet or webdataset shards, on disk or at any fsspec URL, for data larger than memory.
 
-Rows are read in blocks, a Parquet row group or a stretch of a tar file, and only a few blocks are in memory. Training
-shuffles the blocks of all shards, and then the rows of each few blocks in a row, all from the seed: an order with
-random access, so that a run goes on at any example, with any number of processes.
+Rows are read in blocks, a Parquet row group or a range of a tar file, and only a few blocks are in memory. Training
+shuffles the blocks of all shards, and then the rows of a few consecutive blocks, all by the seed: an order with random
+access, so that a run resumes at any example, with any number of processes.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ HELD_OUT = 5000  # examples at most of a test or validation split
 
 
 class MissingData(UserError):
-    """A shard that was there cannot be read; what was trained is not lost."""
+    """A shard became unreadable during training; progress is saved."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that are read together. where: the row group's number, or the members of each example in a tar file."""
+    """Rows that are read together. where: index of the row group, or the members of each example in a tar file."""
 
     shard: str
     first: int
@@ -49,12 +49,12 @@ class Block:
 
 
 def from_shards(url: str, image: str | None = None, text: str | None = None) -> Corpus:
-    """Pairs of images and captions from .parquet or .tar shards: a file, a folder, or a pattern with `*`.
+    """Open image-caption pairs in .parquet or .tar shards: a file, a folder, or a pattern with `*`.
 
-    url: a path, or any URL that fsspec opens (s3://bucket/*.parquet, https://..., hf://datasets/...). image, text: the
-    columns, found by type when not given. The last blocks, at most a tenth or 5,000 examples each, are `validation` and
-    `test`; equal images in two splits are not looked for, since that would read everything.
-    Raises UserError, which says what was found and what was expected.
+    url: a path, or any URL that fsspec opens (s3://bucket/*.parquet, https://..., hf://datasets/...). image, text:
+    columns, by default inferred by type. The last blocks, at most a tenth or 5,000 examples each, are `validation` and
+    `test`; equal images in two splits are not detected, since that would read everything. Raises UserError, which says
+    what was found and what was expected.
     """
     try:
         system, root = fsspec.core.url_to_fs(os.path.expanduser(url))
@@ -103,7 +103,7 @@ def from_shards(url: str, image: str | None = None, text: str | None = None) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream(Corpus):
-    """What `from_shards` returns."""
+    """Build the corpus of `from_shards`."""
 
     blocks: _Blocks
 
@@ -127,7 +127,7 @@ class Stream(Corpus):
         return f"{PurePosixPath(block.shard).name}/{name}"
 
     def sample(self, split: str, count: int) -> np.ndarray:
-        """From the first blocks, which are then read anyway."""
+        """Infer the columns from the first blocks, which are read anyway."""
         return self.rows(split)[: min(count, sum(block.count for block in self.blocks.blocks[:BLOCKS_TOGETHER]))]
 
     def parts(self, split: str) -> list[Part]:
@@ -138,13 +138,13 @@ class Stream(Corpus):
 
 
 class BlockOrder(Sequence):
-    """An endless order of row numbers with random access; every epoch has one of its own.
+    """Endless order of row indices with random access, different in every epoch.
 
     Blocks are shuffled, and then the rows of each `BLOCKS_TOGETHER` blocks, so that few are in memory at once.
     """
 
     def __init__(self, blocks: Sequence[Block], total: int, seed: int):
-        """total: only rows before this one count."""
+        """Build the order. total: number of rows to order; later rows are excluded."""
         self.blocks = [
             replace(block, count=min(block.count, total - block.first)) for block in blocks if block.first < total
         ]
@@ -179,7 +179,7 @@ class BlockOrder(Sequence):
 
 
 class _Blocks:
-    """The blocks of all shards, of which the last few that were asked for are kept."""
+    """Blocks of all shards, with an LRU cache of the last ones."""
 
     def __init__(self, system: Any, blocks: list[Block]):
         self.system = system
@@ -200,7 +200,7 @@ class _Blocks:
         return self.rows(number)[row - self.blocks[number].first]
 
     def rows(self, number: int) -> list[dict[str, Any]]:
-        """All rows of a block. Raises MissingData when it cannot be read any more."""
+        """Return all rows of a block. Raises MissingData when it cannot be read any more."""
         with self._lock:
             if number not in self._kept:
                 block = self.blocks[number]
@@ -244,7 +244,7 @@ def _read_row_group(system: Any, block: Block) -> list[dict[str, Any]]:
 
 
 def _members(system: Any, shard: str, first: int) -> list[Block]:
-    """Blocks of a tar file, from its table of members, which is read once and kept in the cache."""
+    """Index the blocks of a tar file by its table of members, which is cached."""
     info = system.info(shard)
     identity = json.dumps([shard, info.get("size"), str(info.get("mtime") or info.get("LastModified") or "")])
     kept = cache_directory() / "shards" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
@@ -271,7 +271,7 @@ def _members(system: Any, shard: str, first: int) -> list[Block]:
 
 
 def _read_members(system: Any, block: Block) -> list[dict[str, Any]]:
-    """One read from the first member to the last, then cut."""
+    """Read the range from the first to the last member at once, and split it."""
     spans = [span for _, members in block.where for span in members.values()]
     begin, end = min(offset for offset, _ in spans), max(offset + size for offset, size in spans)
     with system.open(block.shard) as file:
@@ -291,7 +291,7 @@ def _read_members(system: Any, block: Block) -> list[dict[str, Any]]:
 
 
 def _held_out(blocks: list[Block], total: int) -> tuple[int, int]:
-    """Where validation and test begin: at blocks, unless there are too few of them."""
+    """Return where validation and test begin: at block boundaries, unless there are too few."""
     each = min(total // 10, HELD_OUT)
     targets = total - 2 * each, total - each
     at_blocks = [max(block.first for block in blocks if block.first <= target) for target in targets]

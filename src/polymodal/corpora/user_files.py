@@ -1,4 +1,4 @@
-"""The user's own pairs: Parquet, CSV or JSON lines, a folder with such files, webdataset tars; images or clips."""
+"""The user's own pairs: Parquet, CSV or JSON lines, a folder of such files, webdataset tars; images or clips."""
 
 from __future__ import annotations
 
@@ -32,17 +32,15 @@ EXPECTED = "Expected a .parquet, .csv or .jsonl file, a webdataset .tar, or a fo
 
 
 def from_path(path: Path | str, image: str | None = None, text: str | None = None) -> Corpus:
-    """Pairs of images and captions from the user's own files, memory-mapped through Hugging Face `datasets`.
+    """Open image-caption pairs of the user's own files, memory-mapped through Hugging Face `datasets`.
 
-    image, text: names of the columns; found by type when not given. Images are encoded bytes, or paths, which start
-    from the folder of the file; paths of clips (.mp4, .webm ...) make a column of clips. Captions are strings or lists
-    of strings. Columns of lists of records are expressions (`text`, `boxes` in pixels), questions (`question`,
-    `answer`) or objects (`name`, `box`). A column `split` with the values `train`, `validation` and `test` is
-    respected; without it a tenth becomes `validation` and a fifth `test`,
-    such that rows with an equal image or an equal caption never straddle a split. A folder that polymodal wrote opens
-    as it is.
-
-    Raises UserError, which says what was found and what was expected, for anything that cannot be used.
+    image, text: column names, by default inferred by type. Images are encoded bytes, or paths relative to the folder of
+    the file; paths of clips (.mp4, .webm ...) make a column of clips. Captions are strings or lists of strings. Columns
+    of lists of records are referring expressions (`text`, `boxes` in pixels), questions (`question`, `answer`) or
+    objects (`name`, `box`). A column `split` with the values `train`, `validation` and `test` is respected; without it
+    a tenth becomes `validation` and a fifth `test`, such that rows with an equal image or an equal caption never
+    straddle a split. A folder written by polymodal opens as it is. Raises UserError, which says what was found and what
+    was expected, for anything that cannot be used.
     """
     path = Path(path).expanduser()
     if is_saved(path):
@@ -76,13 +74,14 @@ def from_path(path: Path | str, image: str | None = None, text: str | None = Non
 
 
 def chosen_columns(table: pa.Table, image: str | None, text: str | None) -> tuple[str, str]:
-    """The image and the caption column, found by type where no name is given. Raises UserError when there is none."""
+    """Return the image and the caption column, inferred by type where no name is given. Raises UserError when there
+    is none."""
     image = _chosen("image", image, table, _looks_like_images)
     return image, _chosen("text", text, table, lambda table, name: name != image and _is_text(table, name))
 
 
 def _records(table: pa.Table) -> dict[str, Modality]:
-    """The columns of lists of records that methods know what to do with."""
+    """Return the columns of lists of records that methods can use."""
     found: dict[str, Modality] = {}
     for column in table.schema:
         if pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type):
@@ -131,12 +130,12 @@ def _read(files: list[Path]) -> pa.Table:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says first, or its kind where it says nothing."""
+    """Return the first line of another library's error, or its type if it is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _chosen(kind: str, given: str | None, table: pa.Table, fits: Any) -> str:
-    """The column that the user named, or the only one (or the one with a usual name) that fits."""
+    """Return the column that the user named, or the only one (or the one with a common name) of the right type."""
     if given is not None:
         if given not in table.column_names:
             raise unknown("column", given, table.column_names)
@@ -202,7 +201,7 @@ def _splits(table: pa.Table, image: str, text: str | None) -> dict[str, np.ndarr
 
 
 def _keys(table: pa.Table, image: str, text: str | None) -> Iterable[tuple[int, Any]]:
-    """(row, what may not straddle a split): the image, and each caption."""
+    """Yield (row, leakage key): the image, and each caption."""
     for row, value in enumerate(table.column(image)):
         content = value.as_py()
         if isinstance(content, dict):

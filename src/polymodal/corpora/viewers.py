@@ -34,7 +34,7 @@ about = About(
 
 
 def viewers() -> Corpus:
-    """Open the corpus, after fetching and preparing it (2 MB, once). Raises UserError when that is not possible."""
+    """Open the corpus, fetching and preparing it once (2 MB). Raises UserError when that is not possible."""
     corpus = open_prepared(about, {"liked": History()}, _rows)
     return dataclasses.replace(corpus, columns={"liked": History(_catalogue(movies()))})
 

@@ -76,7 +76,7 @@ requestAnimationFrame(() => requestAnimationFrame(done));
 
 
 def web_tasks() -> Corpus:
-    """Open the corpus, after fetching and playing (2 MB and some minutes, once).
+    """Open the corpus, fetching and playing it once (2 MB, some minutes).
 
     Raises UserError when that is not possible, such as without the package selenium or a browser.
     """
@@ -110,7 +110,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def play(driver: Any, expert: Expert, seed: str) -> tuple[str, list[Row]]:
-    """The instruction of an episode of the task that is open, and the expert's steps, none where it did not succeed."""
+    """Play an episode of the open task: return its instruction and the expert's steps, none if it failed."""
     from selenium.common.exceptions import WebDriverException
 
     instruction = driver.execute_script(START, seed)
@@ -134,7 +134,7 @@ def play(driver: Any, expert: Expert, seed: str) -> tuple[str, list[Row]]:
 
 
 def _look(driver: Any) -> tuple[Row, Screen, dict[int, int]]:
-    """Image and elements, what the expert sees, and which place in the list the element of a number has."""
+    """Return image and elements, the expert's view, and the list index of each element id."""
     driver.execute_async_script(SETTLE, None)
     _, elements = shown_elements(driver)
     details = driver.execute_script(DETAILS)
@@ -154,7 +154,7 @@ def _stored(move: Move, places: dict[int, int]) -> Row:
 
 
 def _make(driver: Any, move: Move, places: dict[int, int]) -> None:
-    """Raises Lost for an element that is no longer shown."""
+    """Raise Lost for an element that is no longer visible."""
     from selenium.webdriver import ActionChains
     from selenium.webdriver.support.ui import Select
 

@@ -54,7 +54,7 @@ about = About(
 
 
 def worlds() -> Corpus:
-    """Open the corpus, after playing (some minutes, once). Raises UserError without the package minigrid."""
+    """Open the corpus, playing it once (some minutes). Raises UserError without the package minigrid."""
     columns: dict[str, Modality] = {
         "image": Image(),
         "mission": Text(),
@@ -88,7 +88,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 
 def play(world: Any, seed: int) -> dict[str, Any] | None:
-    """One episode of the expert; None when it is too long, or fails."""
+    """Play one episode of the expert; None when it is too long, or fails."""
     from minigrid.utils.baby_ai_bot import BabyAIBot
 
     with contextlib.redirect_stdout(io.StringIO()):  # it reports every world that it draws again

@@ -1,4 +1,4 @@
-"""Actions to tokens: a transformer over what an expert did, step by step."""
+"""Action encoder: a transformer over the steps of a recorded trajectory (clicks, typing, moves)."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from polymodal.modalities.action import ActionSteps
 
 @dataclass(frozen=True)
 class ActionEncoderConfig:
-    """The tower of actions."""
+    """Configuration of the action encoder."""
 
     num_actions: PositiveInt = 8
-    """Kinds of action."""
+    """Number of action types."""
     num_targets: PositiveInt = 64
-    """Elements that an action may be about; those beyond share the last vector."""
+    """Number of target elements with an embedding; those beyond share the last one."""
     context_length: PositiveInt = 64
-    """Longest sequence; of longer ones, the last steps are told by the last place."""
+    """Maximum number of steps with a position embedding; later steps share the last one."""
     width: PositiveInt = 64
-    """Channels of every token."""
+    """Embedding width of tokens."""
     depth: NonNegativeInt = 2
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
     causal: bool = True
-    """Whether a step sees only the steps before it, as for saying what comes next."""
+    """Causal attention: a step attends to earlier steps only, as for predicting the next action."""
 
     def build(self, vocab_size: int) -> ActionEncoder:
-        """vocab_size: entries of the tokenizer of what is typed."""
+        """Build the encoder. vocab_size: entries of the tokenizer of typed text."""
         return ActionEncoder(self, vocab_size)
 
 
 class ActionEncoder(Encoder):
-    """One token a step: what is done, to what, the mean of the words that are typed, and when.
+    """One token per step: embeddings of action, target, typed text (mean of its tokens) and position.
 
-    Its output has the tokens packed, with their packing, and that of the last step.
+    Returns packed tokens, their packing, and the last step's output.
     """
 
     def __init__(self, config: ActionEncoderConfig, vocab_size: int):
@@ -59,10 +59,15 @@ class ActionEncoder(Encoder):
 
     def forward(self, steps: ActionSteps) -> tuple[Float[Tensor, "total width"], Packing, Float[Tensor, "batch width"]]:
         packing = Packing.of(steps.mask)
-        place = (packing.indices % steps.number.shape[1]).clamp(max=self.config.context_length - 1)
+        position = (packing.indices % steps.number.shape[1]).clamp(max=self.config.context_length - 1)
         words = self.word(steps.text.ids) * steps.text.content_mask[..., None]
         typed = words.sum(1) / steps.text.content_mask.sum(1, keepdim=True).clamp(min=1)
         target = (packing.pack(steps.target) + 1).clamp(max=self.config.num_targets)
-        x = self.action(packing.pack(steps.number)) + self.target(target) + typed + F.embedding(place, self.positions)
+        x = (
+            self.action(packing.pack(steps.number))
+            + self.target(target)
+            + typed
+            + F.embedding(position, self.positions)
+        )
         x = self.norm_post(self.transformer(x, packing))
         return x, packing, select_rows(x, eos_index(packing))

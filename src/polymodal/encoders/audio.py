@@ -1,6 +1,6 @@
-"""Sound to tokens: patches of a log-mel spectrogram and a transformer (AST, Gong et al. 2021, section 2.1).
+"""Audio spectrogram transformer: patches of a log-mel spectrogram (AST, Gong et al. 2021, section 2.1).
 
-Unlike AST, positions in time are sines and cosines, so that a sound may have any length, and no padding is computed.
+Unlike AST, time positions are sinusoidal, so that a clip may have any length, and no padding is computed.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ from polymodal.modalities.padding import Padded
 
 @dataclass(frozen=True)
 class AudioEncoderConfig:
-    """The audio tower."""
+    """Configuration of the audio encoder."""
 
     num_mel_bins: PositiveInt = 80
-    """Mel bins of a frame."""
+    """Number of mel bins of a frame."""
     patch_frames: PositiveInt = 8
-    """Frames of a patch."""
+    """Frames per patch."""
     patch_bins: PositiveInt = 16
-    """Bins of a patch; must divide the bins."""
+    """Mel bins per patch; must divide the number of mel bins."""
     width: PositiveInt = 64
-    """Channels of every token; even."""
+    """Embedding width of tokens; even."""
     depth: NonNegativeInt = 2
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
 
 
 class AudioEncoder(Encoder):
-    """One token a patch, those of a moment together from low to high, and the pooled vector."""
+    """Audio encoder: one token per patch, ordered by time, then frequency from low to high, and the mean-pooled
+    vector."""
 
     def __init__(self, config: AudioEncoderConfig):
         super().__init__()
@@ -53,13 +54,13 @@ class AudioEncoder(Encoder):
         self.norm_post = nn.LayerNorm(config.width)
 
     def forward(self, mel: Padded) -> tuple[Padded, Float[Tensor, "batch width"]]:
-        """mel: standardized frames [batch, frames, bins]. What stands after a sound's length has no influence."""
+        """Encode log-mel spectrograms. mel: standardized frames [batch, frames, bins]; padding has no influence."""
         frames = self.config.patch_frames
         values = mel.values * mel.mask[..., None]
         values = F.pad(values, (0, 0, 0, -values.shape[1] % frames))
         patches = values.unflatten(1, (-1, frames)).unflatten(3, (self.bands, -1)).transpose(2, 3).flatten(3)
-        moments = patches.shape[1]
-        x = self.patch_embedding(patches) + self.band + sine_positions(moments, self.config.width, patches)[:, None]
+        columns = patches.shape[1]
+        x = self.patch_embedding(patches) + self.band + sine_positions(columns, self.config.width, patches)[:, None]
         lengths = -(-mel.lengths // frames) * self.bands
         tokens = Padded(x.flatten(1, 2), lengths)
         packing = Packing.of(tokens.mask)

@@ -1,4 +1,4 @@
-"""Cells to tokens: a token for every expressed gene, of its name and its level (scGPT, Cui et al. 2024)."""
+"""Cell encoder: gene expression profiles as sets of (gene, expression bin) tokens (scGPT, Cui et al. 2024)."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from polymodal.layers.transformer import Packing, Transformer, cls_index, select
 
 @dataclass(frozen=True)
 class CellEncoderConfig:
-    """The cell tower."""
+    """Configuration of the cell encoder."""
 
     num_genes: PositiveInt = 765
-    """Genes that a profile lists."""
+    """Number of genes of a profile."""
     num_expression_bins: PositiveInt = 50
-    """Levels of expression, as `modalities.cell.binned` makes them; 0 is a silent gene."""
+    """Number of expression bins of `modalities.gene_expression`; bin 0 is a silent gene."""
     width: PositiveInt = 64
-    """Channels of every token."""
+    """Embedding width of tokens."""
     depth: NonNegativeInt = 2
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
 
     def build(self) -> Encoder:
         return CellEncoder(self)
 
 
 class CellEncoder(Encoder):
-    """A transformer over a set: the class token and the expressed genes, packed, and the pooled class token.
+    """Transformer over a set: CLS token and expressed genes, packed; pooled by the CLS token.
 
-    Silent genes have no token, so they cost nothing; the order of genes does not matter, since names are learned.
+    Silent genes have no token and cost nothing; the order of genes does not matter, as gene embeddings are learned.
     """
 
     def __init__(self, config: CellEncoderConfig):
@@ -47,20 +47,20 @@ class CellEncoder(Encoder):
         self.norm_pre = nn.LayerNorm(config.width)
         self.transformer = Transformer(config.width, config.depth, config.num_heads)
         self.norm_post = nn.LayerNorm(config.width)
-        for part in (self.name, self.level):
-            nn.init.normal_(part.weight, std=0.02)
+        for embedding in (self.name, self.level):
+            nn.init.normal_(embedding.weight, std=0.02)
 
     def forward(
         self, levels: Int[Tensor, "batch genes"]
     ) -> tuple[Float[Tensor, "total width"], Packing, Float[Tensor, "batch width"]]:
-        """levels: 0 to `num_expression_bins`, in the order of the corpus's genes."""
+        """Encode cells. levels: expression bins 0 to `num_expression_bins`, in the order of the corpus's genes."""
         expressed = levels > 0
         mask = torch.cat([expressed.new_ones(len(levels), 1), expressed], dim=1)
         packing = Packing.of(mask)
-        place = packing.indices % mask.shape[1]
-        genes = place > 0
-        tokens = self.name(place[genes] - 1) + self.level(levels[expressed])
-        x = self.class_token.repeat(len(place), 1).to(tokens.dtype)
+        column = packing.indices % mask.shape[1]
+        genes = column > 0
+        tokens = self.name(column[genes] - 1) + self.level(levels[expressed])
+        x = self.class_token.repeat(len(column), 1).to(tokens.dtype)
         x = x.index_copy(0, genes.nonzero().squeeze(1), tokens)
         x = self.norm_post(self.transformer(self.norm_pre(x), packing))
         return x, packing, select_rows(x, cls_index(packing))

@@ -1,4 +1,4 @@
-"""Pages of words in places to tokens: the text side of LayoutLMv3 (Huang et al. 2022, section 2.1)."""
+"""Document text encoder: tokens with 2-D layout, the text side of LayoutLMv3 (Huang et al. 2022, section 2.1)."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from polymodal.modalities.document import PageTokens
 
 @dataclass(frozen=True)
 class DocumentEncoderConfig:
-    """The tower of pages."""
+    """Configuration of the document encoder."""
 
     context_length: PositiveInt = 512
-    """Longest page in tokens, with start and end mark."""
+    """Maximum page length in tokens, including start and end token."""
     width: PositiveInt = 64
-    """Channels of every token; even."""
+    """Embedding width of tokens; even."""
     depth: NonNegativeInt = 2
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
     spatial_bias: bool = True
-    """Whether attention sees the distances of tokens in the text, across and down the page."""
+    """Add a relative attention bias by 1-D text distance and 2-D page distance."""
 
     def build(self, vocab_size: int) -> Encoder:
-        """vocab_size: entries of the tokenizer."""
+        """Build the encoder. vocab_size: entries of the tokenizer."""
         return DocumentEncoder(self, vocab_size)
 
 
 class DocumentEncoder(Encoder):
-    """A transformer over words and their boxes; its tokens packed, with their packing, and the pooled vector."""
+    """Layout-aware text transformer; returns packed tokens, their packing, and the mean-pooled vector."""
 
     def __init__(self, config: DocumentEncoderConfig, vocab_size: int):
         super().__init__()
@@ -49,7 +49,7 @@ class DocumentEncoder(Encoder):
         )
 
     def forward(self, page: PageTokens) -> tuple[Float[Tensor, "total width"], Packing, Float[Tensor, "batch width"]]:
-        """Returns the packed tokens of all pages, where they stand, and the mean of each."""
+        """Encode pages. Returns the packed tokens of all pages, their packing, and the mean of each page."""
         packing = Packing.of(page.tokens.mask)
         if self.bias is not None:
             packing = dataclasses.replace(packing, bias=self.bias(page.boxes))

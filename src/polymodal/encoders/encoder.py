@@ -1,4 +1,4 @@
-"""What every tower has."""
+"""Base class of encoders."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 
 class Encoder(nn.Module):
-    """A tower: `forward` returns its tokens first and the pooled vector last."""
+    """Encoder (tower) whose `forward` returns tokens first and the pooled vector last."""
 
     def pooled(self, value: Any) -> Float[Tensor, "batch width"]:
-        """The pooled vector alone, for methods that look at nothing else; that is what may be kept on disk."""
+        """Return the pooled vector alone, for methods that need no tokens; this is what the feature cache stores."""
         return self(value)[-1]

@@ -1,4 +1,4 @@
-"""Graphs of any kind to tokens: rounds of graph convolution or graph attention over node vectors."""
+"""Graph encoder: graph convolution (GCN) or graph attention (GAT) over node vectors."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from polymodal.layers.graph import GraphAttention, GraphConvolution, global_mean
 
 @dataclass(frozen=True)
 class VectorGraph:
-    """Several graphs as one, without edges between them.
+    """Batch of graphs as one disconnected graph.
 
-    nodes: a vector each. ends: source and target of every edge; one without direction stands twice. graph: of each
-    node, its graph's number.
+    nodes: feature vectors. ends: source and target of every edge; an undirected edge is listed twice. graph: index of
+    each node's graph.
     """
 
     nodes: Float[Tensor, "nodes features"]
@@ -29,7 +29,7 @@ class VectorGraph:
     count: int
 
     def to(self, device: torch.device | str) -> VectorGraph:
-        nodes, ends, graph = (part.to(device) for part in (self.nodes, self.ends, self.graph))
+        nodes, ends, graph = (tensor.to(device) for tensor in (self.nodes, self.ends, self.graph))
         return VectorGraph(nodes, ends, graph, self.count)
 
     def __len__(self) -> int:
@@ -38,25 +38,25 @@ class VectorGraph:
 
 @dataclass(frozen=True)
 class GraphEncoderConfig:
-    """The graph tower."""
+    """Configuration of the graph encoder."""
 
     num_features: PositiveInt = 64
-    """Values of a node's vector."""
+    """Features per node."""
     width: PositiveInt = 64
-    """Channels of every token."""
+    """Embedding width of tokens."""
     depth: NonNegativeInt = 2
-    """Rounds of messages: how many edges away a node sees."""
+    """Number of message-passing layers: the receptive field in edges."""
     num_heads: PositiveInt = 4
-    """Attention heads; for attention only."""
+    """Attention heads; for message_passing=attention only."""
     message_passing: Literal["convolution", "attention"] = "convolution"
-    """What weighs neighbors: their degrees (GCN), or attention (GAT)."""
+    """Weights of neighbors: by degree (GCN), or by attention (GAT)."""
 
     def build(self) -> Encoder:
         return GraphEncoder(self)
 
 
 class GraphEncoder(Encoder):
-    """One token a node, and the pooled vector: their mean. The order of nodes and edges does not matter."""
+    """Message-passing encoder: one token per node, pooled by their mean; invariant to the order of nodes and edges."""
 
     def __init__(self, config: GraphEncoderConfig):
         super().__init__()

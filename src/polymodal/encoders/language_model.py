@@ -1,4 +1,4 @@
-"""Texts, and what stands among their words, to the next word: a decoder with its vocabulary."""
+"""Causal language model: a Llama-style decoder with token embedding and language modeling head."""
 
 from __future__ import annotations
 
@@ -20,46 +20,47 @@ from polymodal.modalities.text import TextTokenizer, Tokenizer
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """A decoder of text."""
+    """Configuration of a causal language model."""
 
     vocab_size: PositiveInt = 2000
-    """Entries of the byte-level BPE that is learned on the corpus."""
+    """Vocabulary size of the byte-level BPE tokenizer, which is trained on the corpus."""
     context_length: PositiveInt = 256
-    """Longest sequence in tokens, of all modalities together."""
+    """Maximum sequence length in tokens, over all modalities."""
     width: PositiveInt = 128
-    """Channels of every token."""
+    """Embedding width of tokens."""
     depth: NonNegativeInt = 4
-    """Blocks."""
+    """Number of decoder blocks."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
     num_kv_heads: PositiveInt = 2
-    """Heads of keys and values, which the attention heads share evenly."""
+    """Key-value heads of grouped-query attention (GQA); must divide the attention heads."""
     mlp_dim: PositiveInt = 352
-    """Channels inside an MLP."""
+    """Hidden width of the SwiGLU MLPs."""
     rope_theta: PositiveFloat = 10_000.0
-    """Of the wave lengths of positions."""
+    """Base of the rotary position embeddings (RoPE)."""
     norm_eps: PositiveFloat = 1e-6
-    """Of the norms."""
+    """Epsilon of the RMSNorms."""
     tie_word_embeddings: bool = True
-    """Whether words are read and written by the same vectors."""
+    """Share the weights of token embedding and language modeling head."""
     attention_bias: bool = False
-    """Whether queries, keys and values have biases, as in Qwen 2."""
+    """Biases of the query, key and value projections, as in Qwen 2."""
 
     def tokenizer(self, texts: Iterable[str], marks: Sequence[str] = ()) -> Tokenizer:
-        """One for these texts: a byte-level BPE that is learned on them. marks: further ones beside start and end."""
+        """Train a byte-level BPE tokenizer on these texts. marks: special tokens in addition to start and end."""
         return TextTokenizer.train(texts, self.vocab_size, self.context_length, marks)
 
     def load_tokenizer(self, directory: Path) -> Tokenizer:
-        """The one that `save` wrote into a run."""
+        """Load the tokenizer that was saved in a run."""
         return TextTokenizer.load(directory, self.context_length)
 
     def build(self, vocab_size: int, experts: Sequence[str] = (TEXT,)) -> LanguageModel:
-        """vocab_size: entries of the tokenizer. experts: modalities with an MLP each; one serves all."""
+        """Build the model. vocab_size: entries of the tokenizer. experts: modalities with an MLP each; a single one
+        serves all tokens."""
         return LanguageModel(self, vocab_size, experts)
 
 
 class LanguageModel(nn.Module):
-    """A decoder that reads vectors, so that other modalities can stand among its words, and tells the next word."""
+    """Decoder on embeddings, so that other modalities may be interleaved with text; predicts the next token."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class LanguageModel(nn.Module):
         mlp: Callable[[str], nn.Module] | None = None,
         block: type[DecoderBlock] = DecoderBlock,
     ):
-        """experts: modalities with an MLP each; one serves all. mlp: makes that of a modality."""
+        """Build the model. experts: modalities with an MLP each. mlp: factory of the MLP of a modality."""
         super().__init__()
         self.config = config
 
@@ -104,20 +105,20 @@ class LanguageModel(nn.Module):
         routes: ExpertAssignment | None = None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "batch length width"]:
-        """What every place knows (`layers.decoder.Decoder`), for `logits`."""
+        """Return hidden states (see `layers.decoder.Decoder`), the input of `logits`."""
         return self.decoder(vectors, position, document, routes, cache)
 
     def logits(self, states: Float[Tensor, "... width"]) -> Float[Tensor, "... vocabulary"]:
-        """Of the next word; of those places only that anyone asks, for the vocabulary is wide."""
+        """Return next-token logits; apply it to the needed positions only, as the vocabulary is large."""
         return F.linear(states, self.embedding.weight if self.head is None else self.head.weight)
 
     @torch.no_grad()
     def copy_experts(self, source: str) -> None:
-        """Every block's MLPs become copies of one modality's."""
+        """Initialize the experts of every block with the weights of one modality's expert."""
         for experts in self.decoder.experts():
-            given = experts.get_submodule(source).state_dict()
+            weights = experts.get_submodule(source).state_dict()
             for name in experts.modalities:
-                experts.get_submodule(name).load_state_dict(given)
+                experts.get_submodule(name).load_state_dict(weights)
 
     @torch.no_grad()
     def generate(
@@ -130,35 +131,35 @@ class LanguageModel(nn.Module):
         decoding: Decoding,
         generator: torch.Generator | None = None,
     ) -> list[list[int]]:
-        """Tokens that go on from each row's last place, up to the end mark, which is not among them."""
+        """Generate tokens after each row's last position, up to the end token (excluded), with a KV cache."""
         batch, length = position.shape
         cache = self.decoder.cache(batch, length + decoding.max_new_tokens)
         logits = self.logits(self(vectors, position, document, routes, cache)[:, -1])
-        after, document = position[:, -1] + 1, document[:, -1:]
+        next_position, document = position[:, -1] + 1, document[:, -1:]
         if decoding.num_beams > 1:
-            return self._search(logits, after, document, cache, end, decoding)
+            return self._search(logits, next_position, document, cache, end, decoding)
         finished = torch.zeros(batch, dtype=torch.bool, device=logits.device)
-        written: list[Tensor] = []
+        generated: list[Tensor] = []
         while True:
             token = sample(logits, decoding, generator).masked_fill(finished, end)
-            written.append(token)
+            generated.append(token)
             finished |= token == end
-            if len(written) == decoding.max_new_tokens or bool(finished.all()):
-                return truncate_at_eos(torch.stack(written, dim=1), end)
-            logits = self._next(token, after, document, cache)
-            after = after + 1
+            if len(generated) == decoding.max_new_tokens or bool(finished.all()):
+                return truncate_at_eos(torch.stack(generated, dim=1), end)
+            logits = self._next(token, next_position, document, cache)
+            next_position = next_position + 1
 
     def _next(self, token: Tensor, position: Tensor, document: Tensor, cache: KVCache) -> Tensor:
         vectors = self.embedding(token)[:, None]
         return self.logits(self(vectors, position[:, None], document, None, cache)[:, 0])
 
     def _search(
-        self, logits: Tensor, after: Tensor, document: Tensor, cache: KVCache, end: int, decoding: Decoding
+        self, logits: Tensor, next_position: Tensor, document: Tensor, cache: KVCache, end: int, decoding: Decoding
     ) -> list[list[int]]:
-        """Beam search: of each row, the text of the largest score."""
+        """Search with beams; returns the highest-scoring hypothesis of each row."""
         rows, beams = len(logits), decoding.num_beams
         row = torch.arange(rows, device=logits.device).repeat_interleave(beams)
-        cache, after, document, logits = cache.select(row), after[row], document[row], logits[row]
+        cache, next_position, document, logits = cache.select(row), next_position[row], document[row], logits[row]
         search = Beams(rows, decoding, end, logits)
         first = beams * torch.arange(rows, device=logits.device)[:, None]
         for _ in range(decoding.max_new_tokens - 1):
@@ -166,8 +167,8 @@ class LanguageModel(nn.Module):
             if bool(search.done.all()):
                 break
             cache = cache.select((first + origin).flatten())
-            logits = self._next(token.flatten(), after, document, cache)
-            after = after + 1
+            logits = self._next(token.flatten(), next_position, document, cache)
+            next_position = next_position + 1
         else:
             search.advance(logits.unflatten(0, (rows, beams)))
         return truncate_at_eos(search.best, end)

@@ -1,4 +1,4 @@
-"""Molecular graphs to tokens: a graph isomorphism network with bonds (GIN, Xu et al. 2019; GINE, Hu et al. 2020)."""
+"""Molecule encoder: graph isomorphism network with bond features (GIN, Xu et al. 2019; GINE, Hu et al. 2020)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from polymodal.modalities.molecule import ATOM_FEATURES, BOND_FEATURES, Molecule
 
 @dataclass(frozen=True)
 class GraphBatch:
-    """Several graphs as one, without edges between them. graph: of each node, its graph's number, in order."""
+    """Batch of graphs as one disconnected graph. graph: index of each node's graph, nondecreasing."""
 
     nodes: Int[Tensor, "nodes node_features"]
     ends: Int[Tensor, "2 edges"]
@@ -28,7 +28,7 @@ class GraphBatch:
     count: int
 
     def to(self, device: torch.device | str) -> GraphBatch:
-        nodes, ends, edges, graph = (part.to(device) for part in (self.nodes, self.ends, self.edges, self.graph))
+        nodes, ends, edges, graph = (tensor.to(device) for tensor in (self.nodes, self.ends, self.edges, self.graph))
         return GraphBatch(nodes, ends, edges, graph, self.count)
 
     def __len__(self) -> int:
@@ -36,7 +36,7 @@ class GraphBatch:
 
 
 def collate_molecules(molecules: Sequence[MoleculeGraph]) -> GraphBatch:
-    """Molecules to one graph."""
+    """Collate molecules into one disconnected graph."""
     sizes = [len(molecule.atoms) for molecule in molecules]
     starts = np.cumsum([0, *sizes])
     ends = np.concatenate([molecule.ends + start for molecule, start in zip(molecules, starts, strict=False)], axis=1)
@@ -51,16 +51,16 @@ def collate_molecules(molecules: Sequence[MoleculeGraph]) -> GraphBatch:
 
 @dataclass(frozen=True)
 class MoleculeEncoderConfig:
-    """The molecule tower."""
+    """Configuration of the molecule encoder."""
 
     width: PositiveInt = 64
-    """Channels of every atom."""
+    """Embedding width of atoms."""
     depth: NonNegativeInt = 3
-    """Rounds of messages: how many bonds away an atom sees."""
+    """Number of message-passing layers: the receptive field in bonds."""
 
 
 class MoleculeEncoder(Encoder):
-    """One token an atom, and the pooled vector: their mean. The order of atoms does not matter."""
+    """GINE encoder: one token per atom, pooled by their mean; invariant to the order of atoms."""
 
     def __init__(self, config: MoleculeEncoderConfig):
         super().__init__()
@@ -76,10 +76,11 @@ class MoleculeEncoder(Encoder):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.depth))
 
     def forward(self, batch: GraphBatch) -> tuple[Float[Tensor, "atoms width"], Float[Tensor, "batch width"]]:
-        x = torch.stack([table(batch.nodes[:, place]) for place, table in enumerate(self.atom)]).sum(0)
-        bonds = torch.stack([table(batch.edges[:, place]) for place, table in enumerate(self.bond)]).sum(0)
+        x = torch.stack([table(batch.nodes[:, column]) for column, table in enumerate(self.atom)]).sum(0)
+        bonds = torch.stack([table(batch.edges[:, column]) for column, table in enumerate(self.bond)]).sum(0)
         source, target = batch.ends
         for round_, (update, norm) in enumerate(zip(self.updates, self.norms, strict=True)):
             messages = scatter_sum(F.gelu(x[source] + bonds), target, len(x))
+            # GINE: MLP((1 + eps) x_i + sum_j GELU(x_j + bond_ij)), with a residual connection and layer norm.
             x = norm(x + update((1 + self.epsilon[round_]) * x + messages))
         return x, global_mean_pool(x, batch.graph, batch.count)

@@ -1,4 +1,4 @@
-"""An image and a text in one transformer with experts of each (BEiT-3, Wang et al. 2023), and an object token."""
+"""Multiway encoder of image and text with modality experts (BEiT-3, Wang et al. 2023), and an object token."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from polymodal.modalities.text import Tokens
 
 @dataclass(frozen=True)
 class MultiwayEncoderConfig:
-    """The one tower of images and texts."""
+    """Configuration of the multiway encoder."""
 
     image_size: PositiveInt = 96
-    """Side in pixels of the square image, to which any image is stretched."""
+    """Side in pixels of the square input image, to which any image is resized."""
     patch_size: PositiveInt = 32
-    """Side of a patch in pixels; must divide the size."""
+    """Side of a patch in pixels; must divide the image size."""
     vocab_size: PositiveInt = 1024
-    """Entries of the byte-level BPE that is learned on the corpus."""
+    """Vocabulary size of the byte-level BPE tokenizer, which is trained on the corpus."""
     context_length: ContextLength = 32
-    """Longest text in tokens, with start and end mark; longer ones are cut."""
+    """Maximum text length in tokens, including start and end token; longer texts are truncated."""
     width: PositiveInt = 96
-    """Channels of every token."""
+    """Embedding width of tokens."""
     depth: NonNegativeInt = 3
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
     drop_path_rate: DecayRate = 0.0
-    """Probability that an example skips half of the last block while training; less in the blocks before."""
+    """Drop path rate (stochastic depth) of the last block; rates increase linearly from 0."""
 
     @property
     def grid(self) -> int:
-        """Patches along a side."""
+        """Number of patches per side."""
         return self.image_size // self.patch_size
 
     def build(self, vocab_size: int) -> MultiwayEncoder:
-        """vocab_size: entries of the tokenizer."""
+        """Build the encoder. vocab_size: entries of the tokenizer."""
         return MultiwayEncoder(self, vocab_size)
 
 
 class MultiwayEncoder(nn.Module):
-    """Patches after a token of their own, which stands for the whole image or the object that is meant; words."""
+    """Multiway transformer over an image token (whole image, or the object referred to), patches and text."""
 
     def __init__(self, config: MultiwayEncoderConfig, vocab_size: int):
         super().__init__()
@@ -56,11 +56,11 @@ class MultiwayEncoder(nn.Module):
         self.patch = nn.Linear(3 * config.patch_size**2, width)
         self.object_token = nn.Parameter(torch.empty(width))
         self.patch_positions = nn.Parameter(torch.empty(1 + config.grid**2, width))
-        self.word = nn.Embedding(vocab_size + 1, width)  # the last one stands for hidden words
+        self.word = nn.Embedding(vocab_size + 1, width)  # the last entry is the mask token
         self.word_positions = nn.Parameter(torch.empty(config.context_length, width))
         self.transformer = MultiwayTransformer(width, config.depth, config.num_heads, config.drop_path_rate)
-        for part in (self.object_token, self.patch_positions, self.word.weight, self.word_positions):
-            nn.init.normal_(part, std=width**-0.5)
+        for parameter in (self.object_token, self.patch_positions, self.word.weight, self.word_positions):
+            nn.init.normal_(parameter, std=width**-0.5)
 
     def forward(
         self,
@@ -69,13 +69,14 @@ class MultiwayEncoder(nn.Module):
         joint: bool = True,
         word_mask: Bool[Tensor, "batch length"] | None = None,
     ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch patches width"], Float[Tensor, "batch length width"]]:
-        """joint: whether image and text attend to each other. word_mask: words that keep their place alone.
+        """Encode image and text.
 
-        Returns the object token, the patches, and the words with their padding.
+        joint: whether image and text attend to each other. word_mask: text tokens that are replaced by the mask token.
+        Returns the object token, the patch tokens, and the padded text tokens.
         """
         patches = self.patch(patchify(image, self.config.patch_size))
-        seen = torch.cat([self.object_token.expand(len(image), 1, -1), patches], dim=1) + self.patch_positions
+        image_tokens = torch.cat([self.object_token.expand(len(image), 1, -1), patches], dim=1) + self.patch_positions
         ids = text.ids if word_mask is None else text.ids.masked_fill(word_mask, self.word.num_embeddings - 1)
-        read = self.word(ids) + self.word_positions[: ids.shape[1]]
-        seen, read = self.transformer(seen, read, text.mask, joint)
-        return seen[:, 0], seen[:, 1:], read
+        text_tokens = self.word(ids) + self.word_positions[: ids.shape[1]]
+        image_tokens, text_tokens = self.transformer(image_tokens, text_tokens, text.mask, joint)
+        return image_tokens[:, 0], image_tokens[:, 1:], text_tokens

@@ -1,7 +1,7 @@
-"""Images of any shape to tokens: a vision transformer at their own resolution (NaViT, Dehghani et al. 2023).
+"""Native-resolution vision transformer for images of any aspect ratio (NaViT, Dehghani et al. 2023).
 
-The patches of all images of a batch are packed, so that none is padded; where a patch stands turns queries and keys
-(RoPE of rows and columns), so that no size of a grid is learned.
+The patches of all images of a batch are packed without padding (patch n' pack); positions are 2-D RoPE, so that no grid
+size is learned.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from polymodal.modalities.image import PatchedImages
 
 @dataclass(frozen=True)
 class NativeImageEncoderConfig:
-    """The image tower for images of any shape."""
+    """Configuration of the native-resolution image encoder."""
 
     patch_size: PositiveInt = 8
     """Side of a patch in pixels."""
     max_patches: PositiveInt = 64
-    """Patches of an image at most; larger images are made smaller."""
+    """Maximum number of patches per image; larger images are downscaled."""
     width: PositiveInt = 64
-    """Channels of every token."""
+    """Embedding width of tokens."""
     depth: NonNegativeInt = 2
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
 
     def build(self) -> NativeImageEncoder:
         return NativeImageEncoder(self)
 
 
 class NativeImageEncoder(Encoder):
-    """Its output has the tokens packed, with their packing, and the mean of each image's."""
+    """NaViT encoder; returns packed patch tokens, their packing, and the mean of each image's tokens."""
 
     def __init__(self, config: NativeImageEncoderConfig):
         super().__init__()
@@ -52,7 +52,7 @@ class NativeImageEncoder(Encoder):
     def forward(
         self, image: PatchedImages
     ) -> tuple[Float[Tensor, "total width"], Packing, Float[Tensor, "batch width"]]:
-        """image: of patches of the configuration's size."""
+        """Encode images. image: patches of the configuration's patch size."""
         packing = Packing.of(image.mask)
         x = self.norm_pre(self.patch_embedding(packing.pack(image.values)))
         size = self.config.width // self.config.num_heads

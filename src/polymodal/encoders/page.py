@@ -1,4 +1,4 @@
-"""Words in places and the image of their page in one transformer (LayoutLMv3, Huang et al. 2022, section 2.1)."""
+"""Page encoder: text with layout and page image in one transformer (LayoutLMv3, Huang et al. 2022, section 2.1)."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from polymodal.modalities.image import check_tiles, patchify
 
 @dataclass(frozen=True)
 class PageEncoderConfig:
-    """The one tower of words and image."""
+    """Configuration of the page encoder."""
 
     context_length: ContextLength = 160
-    """Longest run of words in tokens, with start and end mark."""
+    """Maximum text length in tokens, including start and end token."""
     image_size: PositiveInt = 112
-    """Side in pixels of the image, to which a page is stretched."""
+    """Side in pixels of the square input image, to which a page is resized."""
     patch_size: PositiveInt = 16
-    """Side of a patch in pixels; must divide the size."""
+    """Side of a patch in pixels; must divide the image size."""
     width: PositiveInt = 64
-    """Channels of every token; even."""
+    """Embedding width of tokens; even."""
     depth: NonNegativeInt = 3
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
     dropout: DecayRate = 0.1
-    """Of what enters the first block and of every block's output."""
+    """Dropout of the input embeddings and of attention and MLP outputs."""
 
     @property
     def grid(self) -> int:
-        """Patches along a side."""
+        """Number of patches per side."""
         return self.image_size // self.patch_size
 
     def build(self, vocab_size: int) -> PageEncoder:
-        """vocab_size: entries of the tokenizer."""
+        """Build the encoder. vocab_size: entries of the tokenizer."""
         return PageEncoder(self, vocab_size)
 
 
 class PageEncoder(nn.Module):
-    """Linear patches after the words, no convolution and no detector; attention sees all distances on the page."""
+    """LayoutLMv3: linear patch embeddings after the text tokens, with a spatial attention bias over all pairs."""
 
     patch_boxes: Tensor
 
@@ -56,7 +56,7 @@ class PageEncoder(nn.Module):
         check_tiles(config.patch_size, config.image_size)
         self.config = config
         width = config.width
-        self.word = nn.Embedding(vocab_size + 1, width)  # the last one stands for hidden words
+        self.word = nn.Embedding(vocab_size + 1, width)  # the last entry is the mask token
         self.word_positions = nn.Parameter(torch.empty(config.context_length, width))
         self.layout = LayoutEmbedding(width)
         self.word_norm = nn.LayerNorm(width)
@@ -72,8 +72,14 @@ class PageEncoder(nn.Module):
             width, config.depth, config.num_heads, dropout=config.dropout, kind=PostNormBlock
         )
         self.register_buffer("patch_boxes", patch_boxes(config.grid), persistent=False)
-        for part in (self.word.weight, self.word_positions, self.mask_token, self.class_token, self.patch_positions):
-            nn.init.normal_(part, std=0.02)
+        for parameter in (
+            self.word.weight,
+            self.word_positions,
+            self.mask_token,
+            self.class_token,
+            self.patch_positions,
+        ):
+            nn.init.normal_(parameter, std=0.02)
 
     def forward(
         self,
@@ -82,7 +88,11 @@ class PageEncoder(nn.Module):
         word_mask: Bool[Tensor, "batch length"] | None = None,
         patch_mask: Bool[Tensor, "batch patches"] | None = None,
     ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch patches_and_class width"]]:
-        """What is hidden keeps its place. Returns the tokens of words, and those of the image, the class's first."""
+        """Encode pages.
+
+        word_mask, patch_mask: tokens replaced by the mask token; positions stay. Returns the text tokens, and the image
+        tokens with the CLS token first.
+        """
         batch, length = words.tokens.ids.shape
         x = torch.cat([self._words(words, word_mask), self._patches(image, patch_mask)], dim=1)
         mask = F.pad(words.tokens.mask, (0, x.shape[1] - length), value=True)
@@ -92,7 +102,7 @@ class PageEncoder(nn.Module):
         return x[:, :length], x[:, length:]
 
     def encode_image(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch patches_and_class width"]:
-        """The image without words, as for tasks of regions."""
+        """Encode page images without text, as for vision-only tasks."""
         x = self._patches(image, None)
         mask = x.new_ones(x.shape[:2], dtype=torch.bool)
         places = torch.arange(x.shape[1], device=x.device)
@@ -118,7 +128,7 @@ class PageEncoder(nn.Module):
 
 
 def patch_boxes(grid: int) -> Int[Tensor, "patches_and_class 4"]:
-    """Where the class token and the patches stand on the page, in thousandths, as words do."""
+    """Return the boxes of the CLS token and of the patches in thousandths of the page, as text boxes have."""
     edges = torch.arange(grid + 1) * BOX_SCALE // grid
     rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     boxes = torch.stack([edges[columns], edges[rows], edges[columns + 1], edges[rows + 1]], dim=-1).flatten(0, 1)

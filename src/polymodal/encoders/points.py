@@ -1,4 +1,4 @@
-"""Point clouds to tokens: groups of near points, a small PointNet over each, and a transformer (Point-BERT, Yu et al.
+"""Point cloud encoder: groups of nearest neighbors, a mini-PointNet per group, a transformer (Point-BERT, Yu et al.
 2022, section 3.1)."""
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from polymodal.layers.transformer import Transformer
 
 @dataclass(frozen=True)
 class PointEncoderConfig:
-    """The point tower."""
+    """Configuration of the point cloud encoder."""
 
     channels: PositiveInt = 6
-    """Values of a point: three of its place, then its color."""
+    """Values per point: x, y, z, then color."""
     num_groups: PositiveInt = 32
-    """Tokens: centers that lie as far from each other as possible."""
+    """Number of groups (tokens), whose centers come from farthest point sampling (FPS)."""
     group_size: PositiveInt = 16
-    """Points of a group: the nearest to its center."""
+    """Points per group: the k nearest neighbors (kNN) of its center."""
     width: PositiveInt = 64
-    """Channels of every token."""
+    """Embedding width of tokens."""
     depth: NonNegativeInt = 2
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
     encoder_dims: NonNegativeInt = 0
-    """Channels of what is made of a group before the transformer; 0 is its width."""
+    """Width of the mini-PointNet; 0: the embedding width."""
     drop_path_rate: DecayRate = 0.0
-    """Probability that an example skips a branch of the last block; it rises to that from 0."""
+    """Drop path rate (stochastic depth) of the last block; rates increase linearly from 0."""
     pool_type: Literal["avg", "cls_max"] = "avg"
-    """Vector of the cloud: the mean over groups, or a class token beside the largest value of each channel over groups,
-    which is twice as wide (Point-BERT)."""
+    """Global pooling: mean over groups ("avg"), or CLS token concatenated with the maximum over groups ("cls_max",
+    Point-BERT), which is twice as wide."""
 
     @property
     def pooled_width(self) -> int:
-        """Channels of the pooled vector."""
+        """Width of the pooled vector."""
         return self.width * (2 if self.pool_type == "cls_max" else 1)
 
 
 class PointEncoder(Encoder):
-    """One token a group, and the pooled vector; the order of points and where the cloud lies do not matter."""
+    """Point-BERT encoder: one token per group and the pooled vector; invariant to point order and to translation."""
 
     def __init__(self, config: PointEncoderConfig):
         super().__init__()
@@ -65,17 +65,18 @@ class PointEncoder(Encoder):
     def forward(
         self, points: Float[Tensor, "batch points channels"]
     ) -> tuple[Float[Tensor, "batch groups width"], Float[Tensor, "batch pooled"]]:
-        """points: at least as many as there are groups, and as a group has neighbors."""
-        places = points[..., :3] - points[..., :3].mean(dim=1, keepdim=True)
+        """Encode point clouds. points: at least `num_groups` and `group_size` points each."""
+        xyz = points[..., :3] - points[..., :3].mean(dim=1, keepdim=True)
         with torch.no_grad():
-            chosen = farthest_point_sampling(places, self.config.num_groups)
-            centers = _take(places, chosen)
-            near = torch.cdist(centers, places).topk(self.config.group_size, largest=False).indices
-        group = _take(torch.cat([places, points[..., 3:]], dim=-1), near.flatten(1)).unflatten(1, near.shape[1:])
+            indices = farthest_point_sampling(xyz, self.config.num_groups)
+            centers = _take(xyz, indices)
+            neighbors = torch.cdist(centers, xyz).topk(self.config.group_size, largest=False).indices
+        group = _take(torch.cat([xyz, points[..., 3:]], dim=-1), neighbors.flatten(1)).unflatten(1, neighbors.shape[1:])
         group = torch.cat([group[..., :3] - centers[:, :, None], group[..., 3:]], dim=-1)
+        # Mini-PointNet: per-point MLP, max pool, concatenate to every point, MLP, max pool.
         features = self.of_point(group)
-        whole = features.amax(dim=2, keepdim=True).expand_as(features)
-        tokens = self.proj(self.of_group(torch.cat([features, whole], dim=-1)).amax(dim=2))
+        pooled_features = features.amax(dim=2, keepdim=True).expand_as(features)
+        tokens = self.proj(self.of_group(torch.cat([features, pooled_features], dim=-1)).amax(dim=2))
         tokens = tokens + self.position(centers)
         if self.class_token is None or self.class_position is None:
             x = self.norm_post(self.transformer(tokens))
@@ -85,16 +86,16 @@ class PointEncoder(Encoder):
         return x[:, 1:], torch.cat([x[:, 0], x[:, 1:].amax(dim=1)], dim=-1)
 
 
-def farthest_point_sampling(places: Float[Tensor, "batch points 3"], count: int) -> Int[Tensor, "batch count"]:
-    """Numbers of points, each the farthest from those before it; the first is the farthest from the origin."""
-    nearest = places.square().sum(dim=-1)
-    chosen = [nearest.argmax(dim=1)]
+def farthest_point_sampling(xyz: Float[Tensor, "batch points 3"], count: int) -> Int[Tensor, "batch count"]:
+    """Return indices by farthest point sampling (FPS); the first point is the farthest from the origin."""
+    nearest = xyz.square().sum(dim=-1)
+    indices = [nearest.argmax(dim=1)]
     nearest = torch.full_like(nearest, torch.inf)
     for _ in range(count - 1):
-        newest = _take(places, chosen[-1][:, None])
-        nearest = torch.minimum(nearest, (places - newest).square().sum(dim=-1))
-        chosen.append(nearest.argmax(dim=1))
-    return torch.stack(chosen, dim=1)
+        newest = _take(xyz, indices[-1][:, None])
+        nearest = torch.minimum(nearest, (xyz - newest).square().sum(dim=-1))
+        indices.append(nearest.argmax(dim=1))
+    return torch.stack(indices, dim=1)
 
 
 def _take(values: Float[Tensor, "batch points channels"], rows: Int[Tensor, "batch rows"]) -> Tensor:

@@ -1,7 +1,7 @@
-"""Pretrained sizes of towers: vision transformers, BERT, and the two towers of CLIP.
+"""Published sizes of encoders: ViT, BERT, and the towers of CLIP.
 
-They are sizes of this package's encoders. What these have in common with the originals, and what not, is their
-parameter count up to heads: `tests/test_presets.py` explains every difference.
+They configure this package's encoders, whose parameter counts equal the originals' up to heads: `tests/test_presets.py`
+explains every difference.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from polymodal.errors import unknown
 
 
 class TransformerSize(NamedTuple):
-    """Width, blocks, and attention heads; an MLP has four times the width."""
+    """Width, number of blocks and attention heads; an MLP has four times the width."""
 
     width: int
     depth: int
@@ -40,7 +40,7 @@ CLIP_SIZES = {
 
 
 class CLIPTowers(NamedTuple):
-    """Both towers of a CLIP model, and the dimensions of the space that they are projected into."""
+    """Both encoders of a CLIP model, and the dimension of the joint embedding space."""
 
     image: ImageEncoderConfig
     text: TextEncoderConfig

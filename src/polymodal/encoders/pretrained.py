@@ -1,7 +1,7 @@
-"""Encoders with pretrained weights: what all modalities share. A source is a folder, or a name on the Hugging Face hub.
+"""Pretrained encoders: parts that all modalities share. A source is a folder, or a name on the Hugging Face hub.
 
-The architecture is written into the recipe when it is read, so a run can be opened again without the source; the
-weights come in when training begins (`training/initialization.py`).
+The architecture is recorded in the recipe, so a run can be reopened without the source; weights are loaded when
+training begins (`training/initialization.py`).
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from torch import Tensor, nn
 
 from polymodal.errors import UserError, needs
 
-HUB = "hf:"  # what a source on the command line begins with
+HUB = "hf:"  # prefix of a source on the command line
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")  # architecture, tokenizer and preprocessing
 WEIGHTS = ("*.safetensors",)
 
 
 def source_name(source: str) -> str:
-    """'hf:NAME' -> 'NAME'. Raises UserError for a source without the prefix."""
+    """Return NAME of 'hf:NAME'. Raises UserError for a source without the prefix."""
     if not source.startswith(HUB) or source == HUB:
         raise UserError(f"'{source}' is no pretrained model; write hf:NAME, a name on the hub, or hf:PATH, a folder.")
     return source.removeprefix(HUB)
 
 
 def transformers() -> Any:
-    """The library, imported when a pretrained model is first used. Raises UserError when it is not installed."""
+    """Import transformers when a pretrained model is first used. Raises UserError when it is not installed."""
     try:
         import transformers
     except ImportError as error:
@@ -48,14 +48,14 @@ def transformers() -> Any:
 
 
 def folder_of(name: str, patterns: Iterable[str] = SETTINGS) -> Path:
-    """The folder with these files of a pretrained model. Raises UserError when there is none, or no network."""
+    """Return the folder with these files of a pretrained model. Raises UserError when there is none, or no network."""
     folder = Path(name).expanduser()
     return folder if folder.is_dir() else _downloaded(name, tuple(patterns))
 
 
 @cache
 def _downloaded(name: str, patterns: tuple[str, ...]) -> Path:
-    """The files in the hub's cache; the hub is asked once a process, however many parts are read."""
+    """Download files to the hub's cache, once per process."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
@@ -63,9 +63,7 @@ def _downloaded(name: str, patterns: tuple[str, ...]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns), local_files_only=not reachable))
     except GatedRepoError as error:
-        raise UserError(
-            f"'{name}' asks for a licence first; accept it on its page and log in with: hf auth login."
-        ) from error
+        raise UserError(f"'{name}' is gated; accept its license on its page and log in with: hf auth login.") from error
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         why = "nor a public model on the hub" if reachable else "nor in the cache, and the hub cannot be reached"
         raise UserError(f"'{name}' is neither a folder {why}.") from error
@@ -73,7 +71,7 @@ def _downloaded(name: str, patterns: tuple[str, ...]) -> Path:
 
 @cache
 def hub_answers() -> bool:
-    """Whether a connection opens within a few seconds; the hub's library alone would try for half a minute."""
+    """Return whether the hub is reachable within seconds; the hub's library alone would retry for half a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -90,7 +88,7 @@ def hub_answers() -> bool:
 
 
 def read_configuration(name: str) -> Any:
-    """The configuration of a pretrained model. Raises UserError when transformers does not know its type."""
+    """Read the configuration of a pretrained model. Raises UserError when transformers does not know its type."""
     folder = folder_of(name)
     if not (folder / "config.json").is_file():
         raise UserError(f"'{name}' is no model that transformers wrote (it has no config.json).")
@@ -102,13 +100,13 @@ def read_configuration(name: str) -> Any:
 
 
 def configuration_from(settings: Mapping[str, Any]) -> Any:
-    """The configuration again, from what a recipe wrote down."""
+    """Rebuild a configuration from the settings that a recipe recorded."""
     values = dict(settings)
     return transformers().AutoConfig.for_model(values.pop("model_type"), **values)
 
 
 def settings_of(configuration: Any) -> dict[str, Any]:
-    """What a recipe writes down of a configuration; JSON values only."""
+    """Return the settings of a configuration that a recipe records; JSON values only."""
     settings = json.loads(configuration.to_json_string(use_diff=True))
     for name in ("transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype"):
         settings.pop(name, None)
@@ -117,38 +115,39 @@ def settings_of(configuration: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class PretrainedConfig:
-    """What the configuration of a pretrained tower has beside that of its modality."""
+    """Fields of a pretrained encoder's configuration in addition to those of its modality."""
 
     source: str = ""
-    """A folder, or a name on the hub."""
+    """Folder, or name on the hub."""
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """The architecture, as the source's config.json has it."""
+    """Architecture, as in the source's config.json."""
 
 
 class PretrainedModel(nn.Module):
-    """A model of transformers as a part of a method; subclasses add what goes in and comes out."""
+    """A transformers model as a part of a method; subclasses adapt its input and output."""
 
     def __init__(self, source: str, settings: Mapping[str, Any], class_name: str, part: str = ""):
-        """class_name: of the transformers class, an Auto class where the configuration alone tells.
+        """Build the architecture.
 
-        part: the module of that class which is meant, where it is not the whole.
+        class_name: transformers class, an Auto class where the configuration determines it. part: submodule that is
+        used, by default the whole model.
         """
         super().__init__()
         self.source = source
         configuration = configuration_from(settings)
         library = transformers()
-        kind = getattr(library, class_name)
-        if hasattr(kind, "_model_mapping"):
-            kind = kind._model_mapping[type(configuration)]
-        takes_pooling = "add_pooling_layer" in inspect.signature(kind.__init__).parameters
+        model_class = getattr(library, class_name)
+        if hasattr(model_class, "_model_mapping"):
+            model_class = model_class._model_mapping[type(configuration)]
+        takes_pooling = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
         options = {"add_pooling_layer": False} if takes_pooling else {}  # a pooler that no loss would train
         # `_from_config` is what AutoModel calls: it chooses the attention implementation, too.
-        whole = kind._from_config(configuration, **options)
-        self.model = whole.get_submodule(part)
-        self.kind, self.part, self.options = kind, part, options
+        model = model_class._from_config(configuration, **options)
+        self.model = model.get_submodule(part)
+        self.kind, self.part, self.options = model_class, part, options
 
     def load_pretrained(self) -> None:
-        """Take the pretrained weights. Raises UserError when the source lacks some that this class needs."""
+        """Load the pretrained weights. Raises UserError when the source lacks weights that this class needs."""
         folder = folder_of(self.source, (*SETTINGS, *WEIGHTS))
         if not any(folder.glob("*.safetensors")):
             raise UserError(f"'{self.source}' has no .safetensors file; its weights cannot be read safely.")
@@ -156,9 +155,9 @@ class PretrainedModel(nn.Module):
         named |= {"use_safetensors": True, "trust_remote_code": False}  # no pickles, and no code of the source
         try:
             loaded, report = self.kind.from_pretrained(folder, config=self.model.config, **named, **self.options)
-            if self._lacking(report):  # a class that does not find itself among the parts of a whole model
-                whole, report = transformers().AutoModel.from_pretrained(folder, **named)
-                loaded = next((part for part in whole.modules() if type(part) is self.kind), loaded)
+            if self._lacking(report):  # a class that cannot load from a checkpoint of the full model
+                full_model, report = transformers().AutoModel.from_pretrained(folder, **named)
+                loaded = next((part for part in full_model.modules() if type(part) is self.kind), loaded)
             weights = loaded.get_submodule(self.part).state_dict()
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"The weights of '{self.source}' cannot be read ({type(error).__name__}).") from error
@@ -168,33 +167,33 @@ class PretrainedModel(nn.Module):
         self.model.load_state_dict(weights)
 
     def _lacking(self, report: Mapping[str, Any]) -> list[str]:
-        """Names of the weights that a load did not find, or found in another shape."""
+        """Return the names of weights that were missing, or had another shape."""
         names = [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
         return sorted(name for name in names if name.startswith(self.part))
 
     def add_lora(self, rank: int, name: str, targets: tuple[str, ...]) -> int:
-        """Put peft's low-rank updates (Hu et al. 2021) on the linear layers whose whole names match; returns how many.
+        """Add peft's LoRA (Hu et al. 2021) to the linear layers whose full names match; return how many there are.
 
         name: of this module in the method. Raises UserError when peft is not installed.
         """
         from transformers.pytorch_utils import Conv1D
 
-        chosen = [
-            own
-            for own, module in self.model.named_modules()
+        targets_found = [
+            module_name
+            for module_name, module in self.model.named_modules()
             if isinstance(module, nn.Linear | Conv1D)
-            and any(fnmatchcase(f"{name}.model.{own}", pattern) for pattern in targets)
+            and any(fnmatchcase(f"{name}.model.{module_name}", pattern) for pattern in targets)
         ]
-        if chosen:
+        if targets_found:
             try:
                 from peft import LoraConfig, inject_adapter_in_model
             except ImportError as error:
                 raise needs("peft", "hub", "--lora-rank for a pretrained model") from error
-            inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=chosen), self.model)
-        return len(chosen)
+            inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets_found), self.model)
+        return len(targets_found)
 
     def merge_lora(self) -> None:
-        """Add the low-rank updates to the weights, and put the plain layers back."""
+        """Merge the LoRA updates into the weights, and restore the plain layers."""
         for name, module in list(self.model.named_modules()):
             if hasattr(module, "merge") and hasattr(module, "get_base_layer"):
                 module.merge()
@@ -203,7 +202,7 @@ class PretrainedModel(nn.Module):
 
 
 def pretrained_weights(name: str) -> dict[str, Tensor]:
-    """All tensors of a pretrained model. Raises UserError when there are none."""
+    """Load all tensors of a pretrained model. Raises UserError when there are none."""
     folder = folder_of(name, (*SETTINGS, *WEIGHTS))
     tensors = {
         key: tensor for path in sorted(folder.glob("*.safetensors")) for key, tensor in read_tensors(path).items()
@@ -214,7 +213,7 @@ def pretrained_weights(name: str) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises UserError when it is none."""
+    """Read the tensors of a safetensors file. Raises UserError when it is not one."""
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

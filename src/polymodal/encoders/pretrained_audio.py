@@ -1,4 +1,4 @@
-"""Pretrained audio towers: Whisper's encoder, wav2vec 2.0, HuBERT, WavLM and w2v-BERT 2.0, on waveforms of 16 kHz."""
+"""Pretrained audio encoders on 16 kHz waveforms: Whisper, wav2vec 2.0, HuBERT, WavLM and w2v-BERT 2.0."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from polymodal.errors import UserError
 from polymodal.layers.transformer import Packing, mean_pool
 from polymodal.modalities.padding import Padded
 
-RATE = 16_000  # samples a second, of all these models
+RATE = 16_000  # sampling rate of all these models in Hz
 
 
 class Family(NamedTuple):
-    """The transformers class, the feature extractor, and how features become token vectors with their lengths.
+    """Transformers class, feature extractor, and conversion of features to token vectors with lengths.
 
-    part: of the class that is used; the rest is not built.
+    part: submodule that is used; the rest is not built.
     """
 
     class_name: str
@@ -41,15 +41,15 @@ class Family(NamedTuple):
 
 
 def _whisper(model: Any, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Log-mel frames of 30 s, padding included, as it was trained; two frames of 10 ms a token."""
+    """Encode log-mel spectrograms padded to 30 s, as Whisper was trained; one token per two frames of 10 ms."""
     tokens = model(features["input_features"]).last_hidden_state
     return tokens, -(-features["attention_mask"].sum(1) // 2)
 
 
 def _convolved(model: Any, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """wav2vec 2.0 and its kin: convolutions on the waveform itself, about 20 ms a token.
+    """Encode waveforms by wav2vec 2.0 and its relatives; one token per 20 ms.
 
-    Models whose convolutions are normalized over time were trained without a mask, on zeros behind a sound.
+    Models with group norm over time were trained without an attention mask, on zero padding.
     """
     sees_mask = model.config.feat_extract_norm == "layer"
     mask = features["attention_mask"]
@@ -58,7 +58,7 @@ def _convolved(model: Any, features: Mapping[str, Tensor]) -> tuple[Tensor, Tens
 
 
 def _stacked(model: Any, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """w2v-BERT 2.0: two mel frames of 10 ms stacked in a token."""
+    """Encode by w2v-BERT 2.0; two mel frames of 10 ms are stacked per token."""
     mask = features["attention_mask"]
     return model(features["input_features"], attention_mask=mask).last_hidden_state, mask.sum(1)
 
@@ -74,31 +74,33 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class PretrainedAudioConfig(PretrainedConfig, AudioEncoderConfig):
-    """An audio tower with pretrained weights; `read` fills in everything."""
+    """Configuration of a pretrained audio encoder; `read` fills in everything."""
 
     preprocessing: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """The settings of its feature extractor."""
+    """Settings of the feature extractor."""
 
     @classmethod
     def read(cls, name: str) -> PretrainedAudioConfig:
-        """The encoder of a model on the hub, or in a folder. Raises UserError when it is of no type known here."""
-        whole = read_configuration(name)
-        if whole.model_type not in FAMILIES:
-            raise UserError(f"'{name}' ({whole.model_type}) has no audio tower; use one of: {', '.join(FAMILIES)}.")
-        if whole.model_type == "whisper":
-            whole.decoder_layers = 0
+        """Read the encoder of a model on the hub or in a folder. Raises UserError for an unsupported type."""
+        configuration = read_configuration(name)
+        if configuration.model_type not in FAMILIES:
+            raise UserError(
+                f"'{name}' ({configuration.model_type}) has no audio tower; use one of: {', '.join(FAMILIES)}."
+            )
+        if configuration.model_type == "whisper":
+            configuration.decoder_layers = 0
         path = folder_of(name) / "preprocessor_config.json"
-        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if "num_mel_bins" in (settings := settings_of(whole)):
-            said.setdefault("feature_size", settings["num_mel_bins"])
-        named = ("feature_extractor_type", "processor_class", "image_processor_type")
+        preprocessing = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if "num_mel_bins" in (settings := settings_of(configuration)):
+            preprocessing.setdefault("feature_size", settings["num_mel_bins"])
+        excluded = ("feature_extractor_type", "processor_class", "image_processor_type")
         return cls(
-            width=whole.hidden_size,
-            depth=whole.num_hidden_layers,
-            num_heads=whole.num_attention_heads,
+            width=configuration.hidden_size,
+            depth=configuration.num_hidden_layers,
+            num_heads=configuration.num_attention_heads,
             source=name,
             settings=settings,
-            preprocessing={key: value for key, value in said.items() if key not in named},
+            preprocessing={key: value for key, value in preprocessing.items() if key not in excluded},
         )
 
     def build(self) -> PretrainedAudioEncoder:
@@ -106,7 +108,7 @@ class PretrainedAudioConfig(PretrainedConfig, AudioEncoderConfig):
 
 
 class PretrainedAudioEncoder(Encoder, PretrainedModel):
-    """A pretrained speech encoder; one token about every 20 ms, and their mean."""
+    """Pretrained speech encoder; one token per 20 ms or so, and their mean."""
 
     def __init__(self, config: PretrainedAudioConfig):
         family = FAMILIES[configuration_from(config.settings).model_type]
@@ -116,7 +118,7 @@ class PretrainedAudioEncoder(Encoder, PretrainedModel):
         self.extractor = getattr(transformers(), family.extractor)(**config.preprocessing)
 
     def forward(self, sound: Padded) -> tuple[Padded, Float[Tensor, "batch width"]]:
-        """sound: waveforms of 16 kHz [batch, samples], in -1 to 1. Returns the tokens, and their means."""
+        """Encode sounds. sound: 16 kHz waveforms [batch, samples] in [-1, 1]. Returns tokens and their means."""
         waves = [wave[:length].cpu().numpy() for wave, length in zip(sound.values, sound.lengths, strict=True)]
         features = self.extractor(
             waves, sampling_rate=RATE, return_tensors="pt", return_attention_mask=True, padding=self._padding

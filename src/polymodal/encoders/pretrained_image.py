@@ -1,4 +1,4 @@
-"""Pretrained image towers in the place of `ImageEncoder`: CLIP, SigLIP, SigLIP 2, DINOv2, DINOv3, ViT and AIMv2."""
+"""Pretrained image encoders instead of `ImageEncoder`: CLIP, SigLIP, SigLIP 2, DINOv2, DINOv3, ViT and AIMv2."""
 
 from __future__ import annotations
 
@@ -29,44 +29,44 @@ Encoded = tuple[Float[Tensor, "batch patches width"], Float[Tensor, "batch width
 
 
 class Family(NamedTuple):
-    """The transformers class of a type of model, and how its output becomes patch tokens and a pooled vector."""
+    """Transformers class of a model type, and conversion of its output to patch tokens and a pooled vector."""
 
     class_name: str
     encode: Callable[[Any, Tensor], Encoded]
-    pooled_by: Literal["pooler", "first", "avg", ""]  # for exports: what the class itself pools; "" none of these
+    pooled_by: Literal["pooler", "first", "avg", ""]  # for exports: pooling of the class itself; "" for others
 
 
 def _normed_class(model: Any, image: Tensor) -> Encoded:
-    """CLIP: the final norm, which the model gives to the class token alone, for all tokens."""
+    """Encode by CLIP, applying its final norm to all tokens, not to the CLS token alone."""
     tokens = model.post_layernorm(model(pixel_values=image).last_hidden_state)
     return tokens[:, 1:], tokens[:, 0]
 
 
 def _class_token(model: Any, image: Tensor) -> Encoded:
-    """The first token; behind it may stand registers (Darcet et al. 2024), which are no patches."""
+    """Encode by a model with CLS token, and possibly register tokens (Darcet et al. 2024), which are dropped."""
     tokens = model(pixel_values=image).last_hidden_state
     return tokens[:, 1 + getattr(model.config, "num_register_tokens", 0) :], tokens[:, 0]
 
 
 def _attention_pooled(model: Any, image: Tensor) -> Encoded:
-    """SigLIP: a learned query looks at all patches."""
+    """Encode by SigLIP, which pools by attention (MAP head)."""
     encoded = model(pixel_values=image)
     return encoded.last_hidden_state, encoded.pooler_output
 
 
 def _attention_pooled_patches(model: Any, image: Tensor) -> Encoded:
-    """SigLIP 2 at native resolution takes patches, whose values are ordered row, column, channel."""
+    """Encode by native-resolution SigLIP 2, whose patch values are ordered row, column, channel."""
     side = model.config.patch_size
     patches = patchify(image, side).unflatten(2, (3, side * side)).transpose(2, 3).flatten(2)
     grid = image.shape[2] // side
     shapes = torch.tensor([[grid, image.shape[3] // side]], device=image.device).expand(len(image), 2)
-    everywhere = torch.ones(patches.shape[:2], dtype=torch.long, device=image.device)
-    encoded = model(pixel_values=patches, pixel_attention_mask=everywhere, spatial_shapes=shapes)
+    mask = torch.ones(patches.shape[:2], dtype=torch.long, device=image.device)
+    encoded = model(pixel_values=patches, pixel_attention_mask=mask, spatial_shapes=shapes)
     return encoded.last_hidden_state, encoded.pooler_output
 
 
 def _mean(model: Any, image: Tensor) -> Encoded:
-    """AIMv2 without its head."""
+    """Encode by AIMv2 without its head."""
     tokens = model(pixel_values=image).last_hidden_state
     return tokens, tokens.mean(1)
 
@@ -89,22 +89,25 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class PretrainedImageConfig(PretrainedConfig, ImageEncoderConfig):
-    """An image tower with pretrained weights; `read` fills in everything."""
+    """Configuration of a pretrained image encoder; `read` fills in everything."""
 
     image_mean: tuple[float, ...] | None = None
-    """Of the red, green and blue values (0-1) that the weights were trained on; None where the source does not say."""
+    """Mean of red, green and blue (0-1) for normalization; None where the source gives none."""
     image_std: tuple[float, ...] | None = None
-    """Their spread."""
+    """Standard deviation of red, green and blue."""
 
     @classmethod
     def read(cls, name: str) -> PretrainedImageConfig:
-        """The tower of a model on the hub, or in a folder. Raises UserError when it has no image tower known here."""
-        whole = read_configuration(name)
-        tower = getattr(whole, "vision_config", whole)
+        """Read the encoder of a model on the hub or in a folder. Raises UserError when it has no supported image
+        encoder."""
+        configuration = read_configuration(name)
+        tower = getattr(configuration, "vision_config", configuration)
         if tower.model_type not in FAMILIES:
-            raise UserError(f"'{name}' ({whole.model_type}) has no image tower; use one of: {', '.join(FAMILIES)}.")
+            raise UserError(
+                f"'{name}' ({configuration.model_type}) has no image tower; use one of: {', '.join(FAMILIES)}."
+            )
         patch = _side(tower.patch_size)
-        # SigLIP 2 counts patches in place of pixels.
+        # SigLIP 2 gives the number of patches instead of the image size.
         size = _side(tower.image_size) if hasattr(tower, "image_size") else patch * math.isqrt(tower.num_patches)
         mean, std = _image_mean_std(name) or (None, None)
         return cls(
@@ -128,7 +131,7 @@ class PretrainedImageConfig(PretrainedConfig, ImageEncoderConfig):
 
 
 class PretrainedImageEncoder(Encoder, PretrainedModel):
-    """A pretrained vision transformer; patches in reading order, and the vector that its family pools."""
+    """Pretrained vision transformer; patch tokens in row-major order, and the pooled vector of its family."""
 
     def __init__(self, config: PretrainedImageConfig):
         family = FAMILIES[configuration_from(config.settings).model_type]
@@ -139,7 +142,7 @@ class PretrainedImageEncoder(Encoder, PretrainedModel):
         self.pooled_by = "avg" if headless else family.pooled_by
 
     def forward(self, image: Float[Tensor, "batch 3 size size"]) -> Encoded:
-        """image: normalized pixels. Returns the tokens of all patches, and the pooled vector."""
+        """Encode images. image: normalized pixels. Returns patch tokens and the pooled vector."""
         return self.encode(self.model, image)
 
 
@@ -148,12 +151,12 @@ def _side(size: int | list[int] | tuple[int, ...]) -> int:
 
 
 def _image_mean_std(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and spread of the source's image processor, where it comes with one."""
+    """Return mean and standard deviation of the source's image processor, if it has one."""
     folder = folder_of(name)
     for file in ("preprocessor_config.json", "processor_config.json"):
         if (folder / file).is_file():
-            said = json.loads((folder / file).read_text(encoding="utf-8"))
-            said = said.get("image_processor", said)
-            if "image_mean" in said and "image_std" in said:
-                return tuple(said["image_mean"]), tuple(said["image_std"])
+            settings = json.loads((folder / file).read_text(encoding="utf-8"))
+            settings = settings.get("image_processor", settings)
+            if "image_mean" in settings and "image_std" in settings:
+                return tuple(settings["image_mean"]), tuple(settings["image_std"])
     return None

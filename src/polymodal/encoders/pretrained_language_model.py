@@ -1,7 +1,7 @@
-"""Pretrained causal language models as the decoder of a multimodal method.
+"""Pretrained causal language models (LLMs) as the decoder of a multimodal method.
 
-Llama, Mistral and Qwen 2, and what is built like them (SmolLM, InternLM as Llama ...), become our own decoder, so that
-a method can put experts into it; any other of transformers (GPT-2, Qwen 3, Gemma ...) is taken as it is.
+Llama, Mistral, Qwen 2 and models with the same architecture (SmolLM, InternLM as Llama ...) are converted to our own
+decoder, so that a method can add experts; others (GPT-2, Qwen 3, Gemma ...) are used as they are.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from polymodal.layers.decoding import Decoding, truncate_at_eos
 from polymodal.modalities.text import Tokenizer, Tokens
 
 LIKE_LLAMA = ("llama", "mistral", "qwen2")
-MAX_CONTEXT_LENGTH = 2048  # tokens of a row, where a source allows more: what attention costs grows with the square
+MAX_CONTEXT_LENGTH = 2048  # maximum tokens per row, even where a source allows more: attention is quadratic
 
 
 class DecoderTokenizer(PretrainedTokenizer):
-    """A pretrained decoder's tokenizer, whose texts begin and end with a mark, also where the decoder has but one."""
+    """Pretrained decoder's tokenizer, which adds start and end tokens even if the decoder has only an end token."""
 
     def __call__(self, texts: list[str]) -> Tokens:
         end = self.tokenizer.eos_token_id
@@ -48,10 +48,10 @@ class DecoderTokenizer(PretrainedTokenizer):
 
 @dataclass(frozen=True)
 class PretrainedDecoderConfig(PretrainedConfig, LanguageModelConfig):
-    """A decoder with pretrained weights; `read_language_model` fills in everything."""
+    """Configuration of a pretrained decoder; `read_language_model` fills in everything."""
 
     def tokenizer(self, texts: Iterable[str], marks: Sequence[str] = ()) -> Tokenizer:
-        """The pretrained one, whatever the texts; marks are spelt."""
+        """Return the pretrained tokenizer; `texts` are ignored, and `marks` are tokenized as plain text."""
         return DecoderTokenizer.read(folder_of(self.source), self.context_length)
 
     def load_tokenizer(self, directory: Path) -> Tokenizer:
@@ -70,41 +70,43 @@ class PretrainedDecoder(LanguageModel):
 
     @torch.no_grad()
     def load_pretrained(self) -> None:
-        """Take the pretrained weights; all experts begin as the pretrained MLP.
+        """Load the pretrained weights; all experts are initialized with the pretrained MLP.
 
         Raises UserError when the source lacks some.
         """
-        given = pretrained_weights(self.source)
-        wanted = {"embedding.weight": ["model.embed_tokens.weight"], "decoder.norm_post.weight": ["model.norm.weight"]}
+        tensors = pretrained_weights(self.source)
+        sources = {"embedding.weight": ["model.embed_tokens.weight"], "decoder.norm_post.weight": ["model.norm.weight"]}
         if self.head is not None:
-            wanted["head.weight"] = ["lm_head.weight"]
-        for number, experts in enumerate(self.decoder.experts()):
-            own, there = f"decoder.blocks.{number}.", f"model.layers.{number}."
+            sources["head.weight"] = ["lm_head.weight"]
+        for index, experts in enumerate(self.decoder.experts()):
+            prefix, source_prefix = f"decoder.blocks.{index}.", f"model.layers.{index}."
             for kind in ("weight", "bias") if self.config.attention_bias else ("weight",):
-                wanted[f"{own}attention.qkv.{kind}"] = [f"{there}self_attn.{part}_proj.{kind}" for part in "qkv"]
-            wanted[f"{own}attention.out.weight"] = [f"{there}self_attn.o_proj.weight"]
-            wanted[f"{own}norm1.weight"] = [f"{there}input_layernorm.weight"]
-            wanted[f"{own}norm2.weight"] = [f"{there}post_attention_layernorm.weight"]
+                sources[f"{prefix}attention.qkv.{kind}"] = [
+                    f"{source_prefix}self_attn.{part}_proj.{kind}" for part in "qkv"
+                ]
+            sources[f"{prefix}attention.out.weight"] = [f"{source_prefix}self_attn.o_proj.weight"]
+            sources[f"{prefix}norm1.weight"] = [f"{source_prefix}input_layernorm.weight"]
+            sources[f"{prefix}norm2.weight"] = [f"{source_prefix}post_attention_layernorm.weight"]
             for expert in experts.modalities:
-                parts = [f"{there}mlp.{part}_proj.weight" for part in ("gate", "up")]
-                wanted[f"{own}feed_forward.{expert}.gate_up.weight"] = parts
-                wanted[f"{own}feed_forward.{expert}.down.weight"] = [f"{there}mlp.down_proj.weight"]
+                parts = [f"{source_prefix}mlp.{part}_proj.weight" for part in ("gate", "up")]
+                sources[f"{prefix}feed_forward.{expert}.gate_up.weight"] = parts
+                sources[f"{prefix}feed_forward.{expert}.down.weight"] = [f"{source_prefix}mlp.down_proj.weight"]
         for name, parameter in self.named_parameters():
-            lacking = [part for part in wanted[name] if part not in given]
-            if lacking:
-                raise UserError(f"'{self.source}' does not fit: no weights are there for {lacking[0]}.")
-            joined = torch.cat([given[part] for part in wanted[name]])
+            missing = [part for part in sources[name] if part not in tensors]
+            if missing:
+                raise UserError(f"'{self.source}' does not fit: no weights are there for {missing[0]}.")
+            joined = torch.cat([tensors[part] for part in sources[name]])
             if joined.shape != parameter.shape:
-                raise UserError(f"'{self.source}' does not fit: {wanted[name][0]} is of another shape.")
+                raise UserError(f"'{self.source}' does not fit: {sources[name][0]} is of another shape.")
             parameter.copy_(joined)
 
 
 @dataclass(frozen=True)
 class PretrainedLanguageModelConfig(PretrainedDecoderConfig):
-    """A decoder of transformers, taken as it is."""
+    """Configuration of a transformers decoder that is used as it is."""
 
     def build(self, vocab_size: int, experts: Sequence[str] = (TEXT,)) -> Any:
-        """Raises UserError for experts, which the pretrained architecture has no place for."""
+        """Build the model. Raises UserError for experts, which the pretrained architecture does not support."""
         if len(experts) > 1:
             raise UserError(
                 f"'{self.source}' has no place for experts by modality; Llama, Mistral, Qwen 2 and their like have."
@@ -113,7 +115,7 @@ class PretrainedLanguageModelConfig(PretrainedDecoderConfig):
 
 
 class PretrainedLanguageModel(PretrainedModel):
-    """A decoder of transformers in the place of a `LanguageModel`."""
+    """A transformers decoder with the interface of `LanguageModel`."""
 
     def __init__(self, config: PretrainedLanguageModelConfig):
         super().__init__(config.source, config.settings, "AutoModelForCausalLM")
@@ -121,7 +123,7 @@ class PretrainedLanguageModel(PretrainedModel):
 
     @property
     def embedding(self) -> nn.Module:
-        """The vectors of words."""
+        """Token embedding."""
         return self.model.get_input_embeddings()
 
     def forward(
@@ -132,14 +134,16 @@ class PretrainedLanguageModel(PretrainedModel):
         routes: ExpertAssignment | None = None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "batch length width"]:
-        """What every place knows of its document up to itself."""
-        same = (document[:, :, None] == document[:, None, :]).tril()[:, None]
-        hidden = torch.zeros_like(same, dtype=vectors.dtype).masked_fill(~same, torch.finfo(vectors.dtype).min)
+        """Return the hidden states of all positions; attention is causal within each document."""
+        visible = (document[:, :, None] == document[:, None, :]).tril()[:, None]
+        attention_bias = torch.zeros_like(visible, dtype=vectors.dtype).masked_fill(
+            ~visible, torch.finfo(vectors.dtype).min
+        )
         body = self.model.base_model
-        return body(inputs_embeds=vectors, attention_mask=hidden, position_ids=position).last_hidden_state
+        return body(inputs_embeds=vectors, attention_mask=attention_bias, position_ids=position).last_hidden_state
 
     def logits(self, states: Float[Tensor, "... width"]) -> Float[Tensor, "... vocabulary"]:
-        """Of the next word."""
+        """Return next-token logits."""
         return self.model.get_output_embeddings()(states)
 
     @torch.no_grad()
@@ -153,11 +157,11 @@ class PretrainedLanguageModel(PretrainedModel):
         decoding: Decoding,
         generator: torch.Generator | None = None,
     ) -> list[list[int]]:
-        """Tokens that go on from each row's last place, by transformers' own `generate`."""
-        if generator is not None:  # which transformers does not take
+        """Generate tokens after each row's last position, by transformers' own `generate`."""
+        if generator is not None:  # transformers takes no generator
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p} if decoding.temperature else {}
-        written = self.model.generate(
+        sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p} if decoding.temperature else {}
+        generated = self.model.generate(
             inputs_embeds=vectors,
             attention_mask=(document > 0).long(),
             max_new_tokens=decoding.max_new_tokens,
@@ -166,48 +170,56 @@ class PretrainedLanguageModel(PretrainedModel):
             length_penalty=decoding.length_penalty,
             eos_token_id=end,
             pad_token_id=end,
-            **drawn,
+            **sampling,
         )
-        return truncate_at_eos(written, end)
+        return truncate_at_eos(generated, end)
 
 
 def read_language_model(name: str) -> PretrainedDecoderConfig:
-    """The decoder of a model on the hub, or in a folder. Raises UserError when it is no causal language model."""
-    whole = read_configuration(name)
-    known = transformers().MODEL_FOR_CAUSAL_LM_MAPPING
-    own = whole if type(whole) in known else getattr(whole, "text_config", whole)
-    if type(own) not in known:
-        raise UserError(f"'{name}' ({whole.model_type}) is no causal language model.")
-    places = min(getattr(own, "max_position_embeddings", None) or MAX_CONTEXT_LENGTH, MAX_CONTEXT_LENGTH)
-    sizes: Mapping[str, Any] = {"vocab_size": own.vocab_size, "context_length": places, "width": own.hidden_size}
-    source: Mapping[str, Any] = {"source": name, "settings": settings_of(own)}
-    return (_as_own(own, sizes, source) if own is whole else None) or PretrainedLanguageModelConfig(**sizes, **source)
+    """Read the decoder of a model on the hub or in a folder. Raises UserError when it is no causal language model."""
+    configuration = read_configuration(name)
+    supported = transformers().MODEL_FOR_CAUSAL_LM_MAPPING
+    decoder = (
+        configuration if type(configuration) in supported else getattr(configuration, "text_config", configuration)
+    )
+    if type(decoder) not in supported:
+        raise UserError(f"'{name}' ({configuration.model_type}) is no causal language model.")
+    context_length = min(getattr(decoder, "max_position_embeddings", None) or MAX_CONTEXT_LENGTH, MAX_CONTEXT_LENGTH)
+    sizes: Mapping[str, Any] = {
+        "vocab_size": decoder.vocab_size,
+        "context_length": context_length,
+        "width": decoder.hidden_size,
+    }
+    source: Mapping[str, Any] = {"source": name, "settings": settings_of(decoder)}
+    return (_as_own(decoder, sizes, source) if decoder is configuration else None) or PretrainedLanguageModelConfig(
+        **sizes, **source
+    )
 
 
-def _as_own(own: Any, sizes: Mapping[str, Any], source: Mapping[str, Any]) -> PretrainedDecoderConfig | None:
-    """As our own decoder; None where the architecture has what ours has not."""
-    rotary = getattr(own, "rope_parameters", None) or {}
-    size = getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads
+def _as_own(configuration: Any, sizes: Mapping[str, Any], source: Mapping[str, Any]) -> PretrainedDecoderConfig | None:
+    """Return the configuration as our own decoder; None where the architecture is not supported."""
+    rotary = getattr(configuration, "rope_parameters", None) or {}
+    size = getattr(configuration, "head_dim", None) or configuration.hidden_size // configuration.num_attention_heads
     like_ours = (
-        own.model_type in LIKE_LLAMA
+        configuration.model_type in LIKE_LLAMA
         and rotary.get("rope_type", "default") == "default"
-        and size * own.num_attention_heads == own.hidden_size
-        and own.hidden_act == "silu"
-        and not getattr(own, "attention_bias", False)
-        and not getattr(own, "mlp_bias", False)
-        and (getattr(own, "sliding_window", None) or sizes["context_length"]) >= sizes["context_length"]
+        and size * configuration.num_attention_heads == configuration.hidden_size
+        and configuration.hidden_act == "silu"
+        and not getattr(configuration, "attention_bias", False)
+        and not getattr(configuration, "mlp_bias", False)
+        and (getattr(configuration, "sliding_window", None) or sizes["context_length"]) >= sizes["context_length"]
     )
     if not like_ours:
         return None
     return PretrainedDecoderConfig(
         **sizes,
         **source,
-        depth=own.num_hidden_layers,
-        num_heads=own.num_attention_heads,
-        num_kv_heads=own.num_key_value_heads or own.num_attention_heads,
-        mlp_dim=own.intermediate_size,
+        depth=configuration.num_hidden_layers,
+        num_heads=configuration.num_attention_heads,
+        num_kv_heads=configuration.num_key_value_heads or configuration.num_attention_heads,
+        mlp_dim=configuration.intermediate_size,
         rope_theta=float(rotary.get("rope_theta", 10_000.0)),
-        norm_eps=own.rms_norm_eps,
-        tie_word_embeddings=own.tie_word_embeddings,
-        attention_bias=own.model_type == "qwen2",
+        norm_eps=configuration.rms_norm_eps,
+        tie_word_embeddings=configuration.tie_word_embeddings,
+        attention_bias=configuration.model_type == "qwen2",
     )

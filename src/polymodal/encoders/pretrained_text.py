@@ -1,7 +1,7 @@
-"""Pretrained text towers: CLIP's and SigLIP's, and any encoder or decoder that transformers has (BERT, Qwen ...).
+"""Pretrained text encoders: those of CLIP and SigLIP, and any encoder or decoder of transformers (BERT, Qwen ...).
 
-The tokenizer of the source comes along. Encoders are pooled as their sentence-transformers folder says, else by the
-mean over tokens; decoders by their last token.
+The tokenizer comes from the source. Encoders are pooled as their sentence-transformers folder says, else by the mean
+over tokens; decoders by their last token.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from polymodal.errors import UserError
 from polymodal.layers.transformer import Packing
 from polymodal.modalities.text import Tokens
 
-MAX_CONTEXT_LENGTH = 512  # tokens of a text, where a source has no limit or a larger one; captions are far shorter
+MAX_CONTEXT_LENGTH = 512  # maximum tokens per text, where a source has no limit or a larger one
 TOKENIZER = "tokenizer"  # folder of a run
 
 
 class PretrainedTokenizer:
-    """The tokenizer of a pretrained model, with the marks that the model was trained with."""
+    """Tokenizer of a pretrained model, with the special tokens of its training."""
 
     def __init__(self, tokenizer: Any, context_length: int):
         self.tokenizer = tokenizer
         self.context_length = context_length
-        if tokenizer.pad_token is None:  # decoders have none; what stands there is never looked at
+        if tokenizer.pad_token is None:  # decoders have none; padding is masked anyway
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
 
     @classmethod
     def read(cls, folder: Path, context_length: int) -> PretrainedTokenizer:
-        """Raises UserError when the folder holds no tokenizer."""
+        """Read the tokenizer of a folder. Raises UserError when there is none."""
         try:
             return cls(transformers().AutoTokenizer.from_pretrained(folder, trust_remote_code=False), context_length)
         except (OSError, ValueError, KeyError, ImportError) as error:
@@ -60,14 +60,14 @@ class PretrainedTokenizer:
         return len(self.tokenizer)
 
     def __call__(self, texts: list[str]) -> Tokens:
-        """Cut to `context_length` with marks, padded to this batch's longest only."""
+        """Tokenize, truncated to `context_length` with special tokens, padded to the longest text of this batch."""
         encoded = self.tokenizer(
             texts, truncation=True, max_length=self.context_length, padding=True, return_tensors="pt"
         )
         return Tokens(encoded["input_ids"], encoded["attention_mask"].sum(1).clamp(min=1))
 
     def decode(self, tokens: Tokens) -> list[str]:
-        """The texts again, without marks and padding, as far as the tokenizer keeps them."""
+        """Decode to texts without special tokens and padding, as far as the tokenizer is lossless."""
         rows = [ids[:length] for ids, length in zip(tokens.ids.tolist(), tokens.lengths.tolist(), strict=True)]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
@@ -80,7 +80,7 @@ class PretrainedTokenizer:
 
 
 class Family(NamedTuple):
-    """The transformers class of a type of model, and how ids and mask become token vectors and a pooled vector.
+    """Transformers class of a model type, and conversion of ids and mask to token vectors and a pooled vector.
 
     pooled: None where the tokens are pooled here.
     """
@@ -94,13 +94,13 @@ def _masked(model: Any, text: Tokens, context: int) -> tuple[Tensor, None]:
 
 
 def _with_pooler(model: Any, text: Tokens, context: int) -> tuple[Tensor, Tensor]:
-    """CLIP: the vector at the end mark."""
+    """Encode by CLIP, which pools at the end token."""
     encoded = model(input_ids=text.ids, attention_mask=text.mask.long())
     return encoded.last_hidden_state, encoded.pooler_output
 
 
 def _padded(model: Any, text: Tokens, context: int) -> tuple[Tensor, Tensor]:
-    """SigLIP sees the padding, and pools at its last place: all texts have the whole length."""
+    """Encode by SigLIP, which attends to padding and pools at the last position: texts are padded to full length."""
     ids = text.ids.masked_fill(~text.mask, model.config.pad_token_id)
     ids = F.pad(ids, (0, context - ids.shape[1]), value=model.config.pad_token_id)
     encoded = model(input_ids=ids)
@@ -118,20 +118,22 @@ ANY = Family("AutoModel", _masked)
 
 @dataclass(frozen=True)
 class PretrainedTextConfig(PretrainedConfig, TextEncoderConfig):
-    """A text tower with pretrained weights; `read` fills in everything."""
+    """Configuration of a pretrained text encoder; `read` fills in everything."""
 
     @classmethod
     def read(cls, name: str) -> PretrainedTextConfig:
-        """The text tower of a model on the hub, or in a folder. Raises UserError when it has none."""
-        whole = read_configuration(name)
-        tower = getattr(whole, "text_config", whole)
+        """Read the text encoder of a model on the hub or in a folder. Raises UserError when it has none."""
+        configuration = read_configuration(name)
+        tower = getattr(configuration, "text_config", configuration)
         library = transformers()
-        known = tower.model_type in FAMILIES
-        if not known and (type(tower) not in library.MODEL_MAPPING or not getattr(tower, "vocab_size", None)):
-            raise UserError(f"'{name}' ({whole.model_type}) has no text tower.")
-        if not known and getattr(tower, "is_encoder_decoder", False):
-            raise UserError(f"'{name}' ({whole.model_type}) is an encoder with a decoder; use one or the other alone.")
-        decoder = not known and type(tower) in library.MODEL_FOR_CAUSAL_LM_MAPPING and not _is_bidirectional(tower)
+        has_family = tower.model_type in FAMILIES
+        if not has_family and (type(tower) not in library.MODEL_MAPPING or not getattr(tower, "vocab_size", None)):
+            raise UserError(f"'{name}' ({configuration.model_type}) has no text tower.")
+        if not has_family and getattr(tower, "is_encoder_decoder", False):
+            raise UserError(
+                f"'{name}' ({configuration.model_type}) is an encoder with a decoder; use one or the other alone."
+            )
+        decoder = not has_family and type(tower) in library.MODEL_FOR_CAUSAL_LM_MAPPING and not _is_bidirectional(tower)
         return cls(
             vocab_size=tower.vocab_size,
             context_length=min(_context_of(tower), MAX_CONTEXT_LENGTH),
@@ -145,7 +147,7 @@ class PretrainedTextConfig(PretrainedConfig, TextEncoderConfig):
         )
 
     def tokenizer(self, texts: Iterable[str]) -> PretrainedTokenizer:
-        """The source's own; `texts`, from which another would learn, are not looked at."""
+        """Return the source's tokenizer; `texts`, on which others are trained, are ignored."""
         return PretrainedTokenizer.read(folder_of(self.source), self.context_length)
 
     def load_tokenizer(self, directory: Path) -> PretrainedTokenizer:
@@ -156,7 +158,7 @@ class PretrainedTextConfig(PretrainedConfig, TextEncoderConfig):
 
 
 class PretrainedTextEncoder(Encoder, PretrainedModel):
-    """A pretrained text transformer; its tokens packed, with their packing, and the pooled vector."""
+    """Pretrained text transformer; returns packed tokens, their packing, and the pooled vector."""
 
     def __init__(self, config: PretrainedTextConfig):
         family = FAMILIES.get(configuration_from(config.settings).model_type, ANY)
@@ -165,30 +167,35 @@ class PretrainedTextEncoder(Encoder, PretrainedModel):
         self.encode = family.encode
 
     def forward(self, text: Tokens) -> tuple[Float[Tensor, "total width"], Packing, Float[Tensor, "batch width"]]:
-        """Returns the packed tokens of all texts, where they stand, and the pooled vectors."""
+        """Encode texts. Returns the packed tokens of all texts, their packing, and the pooled vectors."""
         packing = Packing.of(text.mask)
         groups = length_buckets(text.lengths)
         encoded = [self.encode(self.model, _rows(text, group), self.config.context_length) for group in groups]
-        back = torch.cat(groups).argsort()
+        inverse = torch.cat(groups).argsort()
         longest = text.ids.shape[1]
         padded = [F.pad(tokens, (0, 0, 0, longest - tokens.shape[1])) for tokens, _ in encoded]
-        packed = packing.pack(torch.cat(padded)[back])
-        own = [pooled for _, pooled in encoded if pooled is not None]
-        return packed, packing, torch.cat(own)[back] if own else pool(packed, packing, self.config.pool_type)
+        packed = packing.pack(torch.cat(padded)[inverse])
+        pooled_groups = [pooled for _, pooled in encoded if pooled is not None]
+        return (
+            packed,
+            packing,
+            torch.cat(pooled_groups)[inverse] if pooled_groups else pool(packed, packing, self.config.pool_type),
+        )
 
 
 def length_buckets(lengths: Int[Tensor, " batch"], min_size: int = 8, ratio: float = 1.5) -> list[Int[Tensor, " rows"]]:
-    """Rows in groups, from short to long, so that little padding is computed: transformers' models cannot pack.
+    """Group rows by length (length bucketing), to compute little padding: transformers' models cannot pack.
 
-    The longest of a group is at most `ratio` times its shortest, unless it would have fewer than `min_size` rows.
+    The longest text of a group is at most `ratio` times the shortest, unless the group would have fewer than `min_size`
+    rows.
     """
     order = lengths.argsort()
     sizes = lengths[order].tolist()
     starts = [0]
-    for place, size in enumerate(sizes):
-        enough = place - starts[-1] >= min_size and len(sizes) - place >= min_size
+    for index, size in enumerate(sizes):
+        enough = index - starts[-1] >= min_size and len(sizes) - index >= min_size
         if enough and size > ratio * sizes[starts[-1]]:
-            starts.append(place)
+            starts.append(index)
     return [order[begin:end] for begin, end in itertools.pairwise([*starts, len(sizes)])]
 
 
@@ -198,30 +205,30 @@ def _rows(text: Tokens, rows: Tensor) -> Tokens:
 
 
 def _context_of(tower: Any) -> int:
-    """Places for tokens; RoBERTa's count from the one behind the padding's."""
+    """Return the maximum number of tokens; RoBERTa's positions start after the padding index."""
     places = getattr(tower, "max_position_embeddings", None) or MAX_CONTEXT_LENGTH
     return places - (tower.pad_token_id + 1 if tower.model_type in ("roberta", "xlm-roberta", "camembert") else 0)
 
 
 def _is_bidirectional(tower: Any) -> bool:
-    """BERT and its kin have a class for causal use, too, which is not how they were trained."""
+    """Return whether a model is trained as an encoder; BERT and its relatives also have a causal class."""
     masked = transformers().MODEL_FOR_MASKED_LM_MAPPING
     return type(tower) in masked and not getattr(tower, "is_decoder", False)
 
 
 def _pooling_of(folder: Path) -> PoolType:
-    """What the sentence-transformers folder says. Raises UserError for a pooling that is not built here."""
+    """Read the pooling of a sentence-transformers folder. Raises UserError for an unsupported one."""
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return "avg"
-    said = json.loads(path.read_text(encoding="utf-8"))
-    known: dict[str, PoolType] = {"mean": "avg", "mean_tokens": "avg", "cls": "cls", "cls_token": "cls"}
-    known |= {"lasttoken": "eos"}
-    if "pooling_mode" in said:
-        modes = [said["pooling_mode"]]
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    supported: dict[str, PoolType] = {"mean": "avg", "mean_tokens": "avg", "cls": "cls", "cls_token": "cls"}
+    supported |= {"lasttoken": "eos"}
+    if "pooling_mode" in settings:
+        modes = [settings["pooling_mode"]]
     else:
-        modes = [key.removeprefix("pooling_mode_") for key, value in said.items() if value is True]
-    chosen = [mode for mode in modes if mode != "include_prompt"]
-    if len(chosen) == 1 and chosen[0] in known:
-        return known[chosen[0]]
-    raise UserError(f"The pooling of {folder} is {' and '.join(chosen)}; only {', '.join(known)} are built.")
+        modes = [key.removeprefix("pooling_mode_") for key, value in settings.items() if value is True]
+    modes_used = [mode for mode in modes if mode != "include_prompt"]
+    if len(modes_used) == 1 and modes_used[0] in supported:
+        return supported[modes_used[0]]
+    raise UserError(f"The pooling of {folder} is {' and '.join(modes_used)}; only {', '.join(supported)} are built.")

@@ -1,6 +1,6 @@
-"""Time series and spectra to tokens: patches and a transformer (PatchTST, Nie et al. 2023, section 3.1).
+"""Time series and spectrum encoder: patches and a transformer (PatchTST, Nie et al. 2023, section 3.1).
 
-Unlike PatchTST, a patch holds all channels of its moment, since what a method embeds is the whole series.
+Unlike PatchTST, a patch has all channels (channel mixing), since the whole series is embedded.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from polymodal.modalities.padding import Padded
 
 @dataclass(frozen=True)
 class SeriesEncoderConfig:
-    """The series tower."""
+    """Configuration of the time series encoder."""
 
     channels: PositiveInt = 1
-    """The most channels that a series has; fewer are padded with zeros, and stand for nothing."""
+    """Maximum number of channels; series with fewer are padded with zeros."""
     patch_size: PositiveInt = 16
-    """Values of a patch."""
+    """Time steps per patch."""
     width: PositiveInt = 64
-    """Channels of every token; even."""
+    """Embedding width of tokens; even."""
     depth: NonNegativeInt = 2
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
 
 
 class SeriesEncoder(Encoder):
-    """One token a patch, with all channels of a moment together, and the pooled vector."""
+    """Patch transformer: one token per patch of all channels, and the mean-pooled vector."""
 
     def __init__(self, config: SeriesEncoderConfig):
         super().__init__()
@@ -45,7 +45,7 @@ class SeriesEncoder(Encoder):
         self.norm_post = nn.LayerNorm(config.width)
 
     def forward(self, series: Padded) -> tuple[Padded, Float[Tensor, "batch width"]]:
-        """series: standardized values [batch, length, channels]. What stands behind a length has no influence."""
+        """Encode series. series: standardized values [batch, length, channels]; padding has no influence."""
         patch = self.config.patch_size
         values = series.values * series.mask[..., None]
         values = F.pad(values, (0, self.config.channels - values.shape[2], 0, -values.shape[1] % patch))

@@ -1,4 +1,4 @@
-"""Speech and characters to tokens in one Conformer; text enters above the blocks that are speech's own (SLAM)."""
+"""Shared Conformer for speech and characters; text enters above the speech-only blocks (SLAM, mSLAM)."""
 
 from __future__ import annotations
 
@@ -18,32 +18,35 @@ from polymodal.modalities.text import Tokens
 
 @dataclass(frozen=True)
 class SpeechTextEncoderConfig:
-    """The one tower of speech and text."""
+    """Configuration of the speech-text encoder."""
 
     num_mel_bins: PositiveInt = 80
-    """Mel bins of a frame of 10 ms."""
+    """Mel bins per frame of 10 ms."""
     width: PositiveInt = 64
-    """Channels of every token."""
+    """Embedding width of tokens."""
     speech_depth: NonNegativeInt = 1
-    """Blocks that see speech only."""
+    """Number of speech-only Conformer blocks."""
     shared_depth: NonNegativeInt = 2
-    """Blocks above them, which see speech and text."""
+    """Number of Conformer blocks shared by speech and text."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
     conv_kernel_size: PositiveInt = 5
-    """Places that a convolution sees; odd."""
+    """Kernel size of the depthwise convolutions; odd."""
     vocab_size: PositiveInt = 4096
-    """Characters that are known, the most frequent ones of the corpus."""
+    """Maximum vocabulary size: the most frequent characters of the corpus."""
     context_length: PositiveInt = 200
-    """Longest text in characters, with start and end mark; longer ones are cut."""
+    """Maximum text length in characters, including start and end token; longer texts are truncated."""
 
     def build(self, vocab_size: int) -> SpeechTextEncoder:
-        """vocab_size: entries of the tokenizer."""
+        """Build the encoder. vocab_size: entries of the tokenizer."""
         return SpeechTextEncoder(self, vocab_size)
 
 
 class EncodedSpeech(NamedTuple):
-    """Speech on its way, a vector every 40 ms. features: of its frames. own, shared: after its own and all blocks."""
+    """Encoded speech, one vector per 40 ms.
+
+    features: of the convolutions. own, shared: after the speech-only and after all blocks.
+    """
 
     features: Float[Tensor, "batch moments width"]
     own: Float[Tensor, "batch moments width"]
@@ -52,12 +55,12 @@ class EncodedSpeech(NamedTuple):
 
 
 def num_output_frames(frames: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-    """How many vectors so many frames make: a quarter, rounded up."""
+    """Return the number of output vectors: a quarter of the frames, rounded up."""
     return (frames + 3) // 4
 
 
 class SpeechTextEncoder(nn.Module):
-    """Two strided convolutions over frames, blocks of speech's own, blocks of both, and vectors of characters."""
+    """Speech-text encoder: convolutional subsampling by 4, speech-only blocks, shared blocks, character embeddings."""
 
     def __init__(self, config: SpeechTextEncoderConfig, vocab_size: int):
         super().__init__()
@@ -68,46 +71,46 @@ class SpeechTextEncoder(nn.Module):
         self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
         self.mask_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         self.own = Conformer(width, config.speech_depth, config.num_heads, config.conv_kernel_size)
-        self.character = nn.Embedding(vocab_size + 1, width)  # the last one stands for hidden characters
+        self.character = nn.Embedding(vocab_size + 1, width)  # the last entry is the mask token
         self.norm_text = nn.LayerNorm(width)
         self.shared = Conformer(width, config.shared_depth, config.num_heads, config.conv_kernel_size)
 
     def extract_features(self, mel: Padded) -> Padded:
-        """mel: standardized frames [batch, frames, bins]. What stands after a sound's length has no influence."""
+        """Subsample log-mel frames. mel: standardized [batch, frames, bins]; padding has no influence."""
         x = (mel.values * mel.mask[..., None]).transpose(1, 2)
         half = Padded(F.gelu(self.first(x)).transpose(1, 2), (mel.lengths + 1) // 2)
         x = (half.values * half.mask[..., None]).transpose(1, 2)
         return Padded(self.project(F.gelu(self.second(x)).transpose(1, 2)), num_output_frames(mel.lengths))
 
     def encode_speech(self, mel: Padded, mask: Bool[Tensor, "batch moments"] | None = None) -> EncodedSpeech:
-        """mask: moments whose features are not seen."""
-        found = self.extract_features(mel)
-        x = found.values
+        """Encode speech. mask: positions whose features are replaced by the mask embedding."""
+        features = self.extract_features(mel)
+        x = features.values
         if mask is not None:
             x = torch.where(mask[..., None], self.mask_embedding.to(x.dtype), x)
-        own = self.own(x, found.mask)
-        return EncodedSpeech(found.values, own, self.shared(own, found.mask), found.lengths)
+        own = self.own(x, features.mask)
+        return EncodedSpeech(features.values, own, self.shared(own, features.mask), features.lengths)
 
     def embed_text(self, text: Tokens, mask: Bool[Tensor, "batch length"] | None = None) -> Padded:
-        """Vectors of characters, with which text enters the shared blocks. mask: characters that keep their place."""
+        """Embed characters, the input of the shared blocks. mask: characters replaced by the mask token."""
         ids = text.ids if mask is None else text.ids.masked_fill(mask, self.character.num_embeddings - 1)
         return Padded(self.norm_text(self.character(ids)), text.lengths)
 
     def encode_text(self, text: Tokens, mask: Bool[Tensor, "batch length"] | None = None) -> Padded:
-        """Characters after the shared blocks."""
-        entered = self.embed_text(text, mask)
-        return Padded(self.shared(entered.values, entered.mask), text.lengths)
+        """Encode characters by the shared blocks."""
+        embedded = self.embed_text(text, mask)
+        return Padded(self.shared(embedded.values, embedded.mask), text.lengths)
 
     def encode_pair(self, speech: Padded, text: Padded) -> tuple[Float[Tensor, "n width"], Float[Tensor, "m width"]]:
-        """Both of each example in one sequence through the shared blocks: what comes out at speech, and at text.
+        """Encode speech and text of each example as one concatenated sequence (for TLM); return both parts.
 
-        speech: after its own blocks; text: as `embed_text` gives it. The results are without padding.
+        speech: after its own blocks; text: of `embed_text`. The results are without padding.
         """
-        (row, place), (text_row, text_place) = (part.mask.nonzero().unbind(1) for part in (speech, text))
-        text_place = text_place + speech.lengths[text_row]
+        (row, position), (text_row, text_position) = (padded.mask.nonzero().unbind(1) for padded in (speech, text))
+        text_position = text_position + speech.lengths[text_row]
         lengths = speech.lengths + text.lengths
         joined = speech.values.new_zeros(len(lengths), int(lengths.max()), speech.values.shape[2])
-        joined = joined.index_put((row, place), speech.values[row, place])
-        joined = joined.index_put((text_row, text_place), text.values[text.mask])
+        joined = joined.index_put((row, position), speech.values[row, position])
+        joined = joined.index_put((text_row, text_position), text.values[text.mask])
         x = self.shared(joined, Padded(joined, lengths).mask)
-        return x[row, place], x[text_row, text_place]
+        return x[row, position], x[text_row, text_position]

@@ -1,4 +1,4 @@
-"""Texts as means of fixed token vectors: small, quick, without a network; good for single words and short phrases."""
+"""Static text embeddings: means of fixed token vectors, for words and short phrases, without a network."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ PACKAGE = PyPIPackage(
 
 
 class StaticText:
-    """Token vectors that were distilled from the input embeddings of language models (WordLlama, 256 dimensions)."""
+    """Token vectors distilled from the input embeddings of language models (WordLlama, 256 dimensions)."""
 
     def __init__(self, vectors: Float[np.ndarray, "vocabulary dim"], tokenizer: tokenizers.Tokenizer):
         self.vectors = vectors
         self.tokenizer = tokenizer
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
-        """Unit vectors; that of an empty text is zero."""
-        found = np.zeros((len(texts), self.vectors.shape[1]), np.float32)
+        """Return L2-normalized embeddings; that of an empty text is zero."""
+        embeddings = np.zeros((len(texts), self.vectors.shape[1]), np.float32)
         encoded = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        for row, encoding in zip(found, encoded, strict=True):
+        for row, encoding in zip(embeddings, encoded, strict=True):
             if encoding.ids:
                 row[:] = self.vectors[encoding.ids].mean(0)
-        return found / np.linalg.norm(found, axis=1, keepdims=True).clip(min=1e-12)
+        return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(min=1e-12)
 
 
 @functools.cache
 def static_text(wanted_by: str) -> StaticText:
-    """WordLlama's vectors, after fetching them (19 MB, once). Raises UserError without network."""
+    """Load WordLlama's vectors, downloading them once (19 MB). Raises UserError without network."""
     files = dict(
         members(fetch(PACKAGE, wanted_by), lambda name: name.endswith((".safetensors", "tokenizer_config.json")))
     )

@@ -1,4 +1,4 @@
-"""Table rows to tokens: one a column, and a transformer (FT-Transformer, Gorishniy et al. 2021, section 3.3)."""
+"""Table encoder: one token per column and a transformer (FT-Transformer, Gorishniy et al. 2021, section 3.3)."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from polymodal.modalities.table import TableRows
 
 @dataclass(frozen=True)
 class TableEncoderConfig:
-    """The table tower."""
+    """Configuration of the table encoder."""
 
     width: PositiveInt = 64
-    """Channels of every token."""
+    """Embedding width of tokens."""
     depth: NonNegativeInt = 2
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
 
 
 class FeatureTokenizer(nn.Module):
-    """One token a column, numbers first: a number times its column's direction, or the embedding of a category.
+    """Feature tokenizer: one token per column, numeric first: value * weight, or a category embedding.
 
-    A missing value is a learned token of its column: what its cell would have held has no influence.
+    A missing value is a learned token per column: the content of its cell has no influence.
     """
 
     starts: Tensor
 
     def __init__(self, width: int, numeric: int, categories: Sequence[int]):
-        """numeric: number columns. categories: how many values each category column may have."""
+        """Build the embeddings. numeric: number of numeric columns. categories: cardinality of each categorical
+        column."""
         super().__init__()
         std = width**-0.5
         columns = numeric + len(categories)
@@ -49,17 +50,17 @@ class FeatureTokenizer(nn.Module):
         self.register_buffer("starts", starts, persistent=False)
 
     def forward(self, rows: TableRows) -> Float[Tensor, "batch columns width"]:
-        """rows: standardized."""
+        """Embed table rows. rows: standardized."""
         numbers = rows.numbers.nan_to_num(0.0)[..., None] * self.slope
         values = self.value(rows.categories.clamp(min=0) + self.starts)
         return torch.where(rows.missing[..., None], self.missing, torch.cat([numbers, values], dim=1)) + self.column
 
 
 class TableEncoder(Encoder):
-    """One token a column, numbers first, and the pooled vector: that of a learned class token."""
+    """FT-Transformer: one token per column, numeric first, pooled by the CLS token."""
 
     def __init__(self, config: TableEncoderConfig, numeric: int, categories: Sequence[int]):
-        """numeric: number columns. categories: how many values each category column may have."""
+        """Build the encoder. numeric: number of numeric columns. categories: cardinality of each categorical column."""
         super().__init__()
         self.config = config
         self.feature_tokenizer = FeatureTokenizer(config.width, numeric, categories)
@@ -68,7 +69,7 @@ class TableEncoder(Encoder):
         self.norm_post = nn.LayerNorm(config.width)
 
     def forward(self, rows: TableRows) -> tuple[Float[Tensor, "batch columns width"], Float[Tensor, "batch width"]]:
-        """rows: standardized."""
+        """Encode table rows. rows: standardized."""
         x = torch.cat([self.class_token.expand(len(rows), 1, -1), self.feature_tokenizer(rows)], dim=1)
         x = self.norm_post(self.transformer(x))
         return x[:, 1:], x[:, 0]

@@ -1,4 +1,4 @@
-"""Clips to tokens: patches of every frame, and attention that is joint (ViViT, Arnab et al. 2021, model 1) or divided.
+"""Video encoder: patches of frames with joint (ViViT, Arnab et al. 2021, model 1) or divided space-time attention.
 
 Divided attention goes first over time, then over space (TimeSformer, Bertasius et al. 2021, section 3.3).
 """
@@ -22,28 +22,28 @@ from polymodal.modalities.image import patchify
 
 @dataclass(frozen=True)
 class VideoEncoderConfig:
-    """The video tower."""
+    """Configuration of the video encoder."""
 
     frames: PositiveInt = 8
-    """Frames of a clip."""
+    """Number of frames per clip."""
     image_size: PositiveInt = 32
-    """Side of a square frame in pixels."""
+    """Side of the square frames in pixels."""
     patch_size: PositiveInt = 8
-    """Side of a patch in pixels; must divide the size."""
+    """Side of a patch in pixels; must divide the image size."""
     width: PositiveInt = 64
-    """Channels of every token."""
+    """Embedding width of tokens."""
     depth: NonNegativeInt = 2
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
     attention: Literal["joint", "divided"] = "divided"
-    """Whether a patch looks at all patches of all frames, or first along time and then within its frame."""
+    """Space-time attention: joint over all patches of all frames, or divided into time and then space."""
     pool_type: Literal["avg", "cls"] = "avg"
-    """Clip vector: the mean over patches, or a learned class token."""
+    """Global pooling: mean over patches, or a CLS token."""
 
     @property
     def grid(self) -> int:
-        """Patches along a side of a frame."""
+        """Number of patches per side of a frame."""
         return self.image_size // self.patch_size
 
     def build(self) -> Encoder:
@@ -51,7 +51,7 @@ class VideoEncoderConfig:
 
 
 class VideoEncoder(Encoder):
-    """One token a patch, frame after frame, each in reading order, and the pooled vector."""
+    """Video transformer: one token per patch, frame by frame in row-major order, and the pooled vector."""
 
     def __init__(self, config: VideoEncoderConfig):
         super().__init__()
@@ -76,7 +76,7 @@ class VideoEncoder(Encoder):
     def forward(
         self, video: Float[Tensor, "batch frames 3 size size"]
     ) -> tuple[Float[Tensor, "batch tokens width"], Float[Tensor, "batch width"]]:
-        """video: normalized pixels. Another number of frames than the configuration's has positions in between."""
+        """Encode clips. video: normalized pixels. Time embeddings are interpolated for another number of frames."""
         frames = video.shape[1]
         patches = patchify(video.flatten(0, 1), self.config.patch_size).unflatten(0, video.shape[:2])
         x = self.patch_embedding(patches) + self.space + self._times(frames)
@@ -97,16 +97,16 @@ class VideoEncoder(Encoder):
         return F.interpolate(self.time.permute(1, 2, 0), frames, mode="linear").permute(2, 0, 1)
 
     def _after_class(self, x: Float[Tensor, "*shape places width"]) -> Float[Tensor, "*shape all width"]:
-        """The class token, where there is one, before the patches; one in every frame where these are apart."""
+        """Prepend the CLS token, if there is one; with divided attention, to every frame."""
         if self.class_token is None:
             return x
         return torch.cat([self.class_token.expand(*x.shape[:-2], 1, -1), x], dim=-2)
 
 
 class DividedBlock(nn.Module):
-    """Attention over time at every place, then a block over the places of every frame.
+    """Divided space-time block: attention over time at every patch position, then a block over each frame.
 
-    A class token takes part in the latter only, in every frame, and becomes the mean over the frames.
+    The CLS token takes part in spatial attention only, in every frame, and becomes the mean over frames.
     """
 
     def __init__(self, width: int, num_heads: int, with_class: bool = False):
@@ -117,11 +117,11 @@ class DividedBlock(nn.Module):
         self.over_space = Block(width, num_heads)
 
     def forward(self, x: Float[Tensor, "batch frames places width"]) -> Float[Tensor, "batch frames places width"]:
-        """x: patches, with the class token before those of every frame where there is one."""
+        """Apply the block. x: patches, with the CLS token before those of every frame if there is one."""
         batch, frames, _, _ = x.shape
-        own, patches = x.split([int(self.with_class), x.shape[2] - self.with_class], dim=2)
-        along = self.norm(patches).transpose(1, 2).flatten(0, 1)
-        patches = patches + self.over_time(along).unflatten(0, (batch, -1)).transpose(1, 2)
-        x = self.over_space(torch.cat([own, patches], dim=2).flatten(0, 1)).unflatten(0, (batch, frames))
-        own, patches = x.split([int(self.with_class), x.shape[2] - self.with_class], dim=2)
-        return torch.cat([own.mean(1, keepdim=True).expand_as(own), patches], dim=2)
+        cls_token, patches = x.split([int(self.with_class), x.shape[2] - self.with_class], dim=2)
+        temporal = self.norm(patches).transpose(1, 2).flatten(0, 1)
+        patches = patches + self.over_time(temporal).unflatten(0, (batch, -1)).transpose(1, 2)
+        x = self.over_space(torch.cat([cls_token, patches], dim=2).flatten(0, 1)).unflatten(0, (batch, frames))
+        cls_token, patches = x.split([int(self.with_class), x.shape[2] - self.with_class], dim=2)
+        return torch.cat([cls_token.mean(1, keepdim=True).expand_as(cls_token), patches], dim=2)

@@ -18,26 +18,26 @@ from polymodal.modalities.padding import Padded
 
 @dataclass(frozen=True)
 class VolumeEncoderConfig:
-    """The tower of scans."""
+    """Configuration of the volume encoder."""
 
     num_contrasts: PositiveInt = 4
-    """Contrasts that a scan may have."""
+    """Number of contrasts (MRI modalities) that a scan may have."""
     image_size: tuple[PositiveInt, PositiveInt, PositiveInt] = (48, 56, 48)
     """Depth, height and width in voxels."""
     patch_size: PositiveInt = 8
-    """Side of a cube in voxels; must divide the size."""
+    """Side of a cubic patch in voxels; must divide the image size."""
     width: PositiveInt = 64
-    """Channels of every token."""
+    """Embedding width of tokens."""
     depth: NonNegativeInt = 2
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
 
 
 class VolumeEncoder(Encoder):
-    """One token a cube of each contrast that is there, and the pooled vector: their mean.
+    """3-D ViT: one token per cube of each contrast that is present, pooled by their mean.
 
-    A missing contrast has no tokens: nothing is computed for it, and its voxels have no influence.
+    A missing contrast has no tokens: it costs nothing, and its voxels have no influence.
     """
 
     def __init__(self, config: VolumeEncoderConfig):
@@ -60,7 +60,8 @@ class VolumeEncoder(Encoder):
         voxels: Float[Tensor, "batch contrasts deep high wide"],
         present: Bool[Tensor, "batch contrasts"],
     ) -> tuple[Padded, Float[Tensor, "batch width"]]:
-        """voxels: standardized. present: at least one contrast of every scan. Tokens of contrasts follow each other."""
+        """Encode scans. voxels: standardized. present: at least one contrast of every scan. Tokens are ordered by
+        contrast."""
         cubes = patchify_3d(voxels, self.config.patch_size)
         x = torch.stack([embed(cubes[:, place]) for place, embed in enumerate(self.cube_embedding)], dim=1)
         x = x + self.place + self.contrast

@@ -1,4 +1,4 @@
-"""Waveforms to tokens: the convolutions of wav2vec 2.0 (Baevski et al. 2020, section 2), then a transformer."""
+"""Waveform encoder: the convolutions of wav2vec 2.0 (Baevski et al. 2020, section 2), then a transformer."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from polymodal.layers.positions import sine_positions
 from polymodal.layers.transformer import Packing, Transformer, mean_pool
 from polymodal.modalities.padding import Padded
 
-KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # 20 ms a frame at 16 kHz
+KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # one frame per 20 ms at 16 kHz
 
 
 @dataclass(frozen=True)
 class WaveformEncoderConfig:
-    """The waveform tower, for mono sound at 16 kHz."""
+    """Configuration of the waveform encoder, for mono sound at 16 kHz."""
 
     channels: PositiveInt = 64
     """Channels of the convolutions; the paper has 512."""
     width: PositiveInt = 64
-    """Channels of every token; even."""
+    """Embedding width of tokens; even."""
     depth: NonNegativeInt = 2
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
 
     def build(self) -> Encoder:
         return WaveformEncoder(self)
 
 
 class Convolutions(nn.Module):
-    """Seven convolutions in time, each with layer normalization and GELU, as in the large models.
+    """Seven temporal convolutions with layer norm and GELU, as in the large models.
 
-    Frames are normalized one by one, so what is behind a sound's end changes no frame of its own.
+    Layer norm acts on frames, so padding changes no frame of the sound itself.
     """
 
     def __init__(self, channels: int):
@@ -57,14 +57,14 @@ class Convolutions(nn.Module):
 
 
 def frame_counts(samples: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-    """How many frames the convolutions make of so many samples."""
+    """Return the number of frames of so many samples."""
     for kernel, stride in zip(KERNELS, STRIDES, strict=True):
         samples = (samples - kernel) // stride + 1
     return samples
 
 
 class WaveformEncoder(Encoder):
-    """One token every 20 ms, and the pooled vector: their mean."""
+    """Waveform transformer: one token per 20 ms, pooled by their mean."""
 
     def __init__(self, config: WaveformEncoderConfig):
         super().__init__()
@@ -76,10 +76,10 @@ class WaveformEncoder(Encoder):
         self.norm_post = nn.LayerNorm(config.width)
 
     def forward(self, sound: Padded) -> tuple[Padded, Float[Tensor, "batch width"]]:
-        """sound: samples from -1 to 1, at least 400 each. Raises ValueError for a shorter one."""
+        """Encode waveforms. sound: samples in [-1, 1], at least 400 each. Raises ValueError for a shorter one."""
         lengths = frame_counts(sound.lengths)
         if (lengths < 1).any():
-            raise ValueError("a sound of less than 400 samples (25 ms) makes no frame")
+            raise ValueError("a waveform has at least 400 samples (25 ms)")
         x = self.project(self.norm_pre(self.convolutions(sound.values)))
         x = x + sine_positions(x.shape[1], self.config.width, x)
         packing = Packing.of(Padded(x, lengths).mask)

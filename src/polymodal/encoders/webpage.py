@@ -1,4 +1,4 @@
-"""Web pages to tokens: texts with the XPaths of their elements (MarkupLM, Li et al. 2022, section 3.2)."""
+"""Web page encoder: texts with the XPaths of their elements (MarkupLM, Li et al. 2022, section 3.2)."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from polymodal.modalities.webpage import PLACE_COUNT, TAG_COUNT, ElementTokens
 
 @dataclass(frozen=True)
 class WebpageEncoderConfig:
-    """The tower of web pages."""
+    """Configuration of the web page encoder."""
 
     context_length: PositiveInt = 512
-    """Longest page in tokens, with start and end mark."""
+    """Maximum page length in tokens, including start and end token."""
     max_xpath_depth: PositiveInt = 16
-    """Steps of an XPath that are seen; MarkupLM has 50."""
+    """Maximum XPath depth in steps; MarkupLM has 50."""
     width: PositiveInt = 64
-    """Channels of every token."""
+    """Embedding width of tokens."""
     depth: NonNegativeInt = 2
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
 
     def build(self, vocab_size: int) -> Encoder:
-        """vocab_size: entries of the tokenizer."""
+        """Build the encoder. vocab_size: entries of the tokenizer."""
         return WebpageEncoder(self, vocab_size)
 
 
 class WebpageEncoder(Encoder):
-    """A transformer over texts and paths; its tokens packed, with their packing, and the pooled vector."""
+    """Transformer over text tokens with XPath embeddings; returns packed tokens, their packing, and the mean-pooled
+    vector."""
 
     def __init__(self, config: WebpageEncoderConfig, vocab_size: int):
         super().__init__()
@@ -49,6 +50,6 @@ class WebpageEncoder(Encoder):
     def forward(
         self, page: ElementTokens
     ) -> tuple[Float[Tensor, "total width"], Packing, Float[Tensor, "batch width"]]:
-        """Returns the packed tokens of all pages, where they stand, and the mean of each."""
+        """Encode pages. Returns the packed tokens of all pages, their packing, and the mean of each page."""
         packing = Packing.of(page.tokens.mask)
         return self.text(page.tokens.ids, self.xpath(packing.pack(page.path)), packing)

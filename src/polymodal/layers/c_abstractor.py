@@ -1,4 +1,4 @@
-"""C-Abstractor: convolutions that keep what is local while the number of tokens falls (Honeybee, Cha et al. 2024)."""
+"""C-Abstractor: a convolutional connector that pools patches and keeps spatial locality (Honeybee, Cha et al. 2024)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of every position of a feature map."""
+    """Layer norm over the channels of every position of a feature map (LayerNorm2d)."""
 
     def forward(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch channels rows columns"]:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class SqueezeExcitation(nn.Module):
-    """Channels weighted by what is in the whole feature map (Hu et al. 2018)."""
+    """Squeeze-and-excitation: channel attention from the globally averaged feature map (Hu et al. 2018)."""
 
     def __init__(self, channels: int, reduced: int):
         super().__init__()
@@ -30,9 +30,9 @@ class SqueezeExcitation(nn.Module):
 
 
 class RegNetBlock(nn.Module):
-    """1 x 1, depthwise 3 x 3, squeeze-excitation, 1 x 1 around a residual (RegNet, Radosavovic et al. 2020).
+    """RegNet bottleneck: 1 x 1, depthwise 3 x 3, squeeze-excitation, 1 x 1, residual (Radosavovic et al. 2020).
 
-    With layer norm in place of batch norm and SiLU in place of ReLU, as Honeybee has it.
+    Uses layer norm instead of batch norm and SiLU instead of ReLU, as Honeybee does.
     """
 
     def __init__(self, channels_in: int, channels: int):
@@ -57,11 +57,14 @@ class RegNetBlock(nn.Module):
 
 
 class CAbstractor(nn.Module):
-    """Blocks, adaptive average pooling to a square of tokens, blocks, MLP."""
+    """Convolutional connector: RegNet blocks, adaptive average pooling to side x side tokens, RegNet blocks, MLP."""
 
     def __init__(self, width: int, out_width: int, side: int, hidden_dim: int = 1024, depth: int = 3, grid: int = 24):
-        """side: rows and columns of the output tokens. depth: blocks before and after pooling. grid: side of the patch
-        grid that position embeddings are learned for; those of another grid are interpolated."""
+        """Build the connector.
+
+        side: rows and columns of the output tokens. depth: blocks before and after pooling. grid: side of the patch
+        grid for which position embeddings are learned; they are interpolated for other grids.
+        """
         super().__init__()
         self.side = side
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, width, grid, grid))
@@ -75,10 +78,11 @@ class CAbstractor(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch patches width"], grid: Sequence[int]
     ) -> Float[Tensor, "batch outputs out_width"]:
-        """grid: rows and columns of the patches."""
+        """Return side * side output tokens. grid: rows and columns of the input patches."""
         positions: Tensor = self.pos_embed
         if tuple(grid) != tuple(positions.shape[2:]):
             positions = F.interpolate(positions, tuple(grid), mode="bicubic")
         x = tokens.transpose(1, 2).unflatten(2, tuple(grid)) + positions
+        # Section 3.2: L ResNet blocks, adaptive average pooling to sqrt(M) x sqrt(M), L ResNet blocks.
         x = self.after(F.adaptive_avg_pool2d(self.before(x), self.side))
         return self.readout(x.flatten(2).transpose(1, 2))

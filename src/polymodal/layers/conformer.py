@@ -1,8 +1,8 @@
-"""The Conformer (Gulati et al. 2020): attention for what is far, a convolution for what is near.
+"""Conformer (Gulati et al. 2020): self-attention for global context, depthwise convolution for local context.
 
-Positions are rotary, in the place of Transformer-XL's relative ones, and the convolution is followed by layer
-normalization, not by that of a batch, so that neither padding nor neighbors have an influence. Only attention and
-convolution lay sequences out in a rectangle; all else is computed for real tokens alone.
+Differences from the paper: rotary position embeddings (RoPE) instead of Transformer-XL's relative ones, and layer norm
+instead of batch norm after the depthwise convolution, so that neither padding nor other sequences influence an output.
+Only attention and convolution use padded tensors; everything else runs on packed tokens.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from polymodal.errors import UserError
 from polymodal.layers.positions import rotary_angles, rotate
 from polymodal.layers.transformer import Packing
 
-ROPE_THETA = 10_000.0  # of the wave lengths of rotary positions
+ROPE_THETA = 10_000.0  # base of the rotary wavelengths
 
 
 class RotaryAttention(nn.Module):
-    """Multi-head self-attention in which a token knows how far others are."""
+    """Multi-head self-attention with rotary position embeddings (RoPE)."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
@@ -33,27 +33,27 @@ class RotaryAttention(nn.Module):
     def forward(self, x: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "total width"]:
         qkv = packing.pad(self.qkv(x))
         query, key, value = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        place = torch.arange(qkv.shape[1], device=x.device).expand(len(qkv), -1)
-        angles = rotary_angles(place, query.shape[-1], ROPE_THETA, query)
+        position = torch.arange(qkv.shape[1], device=x.device).expand(len(qkv), -1)
+        angles = rotary_angles(position, query.shape[-1], ROPE_THETA, query)
         query, key = rotate(query, angles), rotate(key, angles)
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=packing.visible(causal=False))
         return self.out(packing.pack(y.transpose(1, 2).flatten(2)))
 
 
 class Convolution(nn.Module):
-    """A gated convolution over time, channel by channel (section 2.2)."""
+    """Convolution module: pointwise GLU gate, depthwise convolution over time, norm, SiLU, pointwise (section 2.2)."""
 
     def __init__(self, width: int, kernel_size: int):
         super().__init__()
         if kernel_size % 2 == 0:
-            raise UserError(f"A kernel of {kernel_size} places has no middle.")
+            raise UserError(f"The convolution kernel size must be odd, not {kernel_size}.")
         self.gate = nn.Linear(width, 2 * width)
         self.depthwise = nn.Conv1d(width, width, kernel_size, padding=kernel_size // 2, groups=width)
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "total width"]:
-        gated = packing.pad(F.glu(self.gate(x), dim=-1))  # with zeros for padding
+        gated = packing.pad(F.glu(self.gate(x), dim=-1))  # pointwise convolution + GLU; padding is 0
         mixed = packing.pack(self.depthwise(gated.transpose(1, 2)).transpose(1, 2))
         return self.out(F.silu(self.norm(mixed)))
 
@@ -63,7 +63,7 @@ def _half_step(width: int) -> nn.Sequential:
 
 
 class ConformerBlock(nn.Module):
-    """Half an MLP, attention, convolution, half an MLP, each added to its input; a norm (section 2.4)."""
+    """Macaron block: half-step MLP, self-attention, convolution, half-step MLP, layer norm (section 2.4)."""
 
     def __init__(self, width: int, num_heads: int, kernel_size: int):
         super().__init__()
@@ -74,6 +74,7 @@ class ConformerBlock(nn.Module):
         self.norm_post = nn.LayerNorm(width)
 
     def forward(self, x: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "total width"]:
+        # Section 2.4: x + FFN(x) / 2, then MHSA, then Conv, then LayerNorm(x + FFN(x) / 2).
         x = x + self.first(x) / 2
         x = x + self.attention(self.norm_attention(x), packing)
         x = x + self.convolution(self.norm_convolution(x), packing)
@@ -81,7 +82,7 @@ class ConformerBlock(nn.Module):
 
 
 class Conformer(nn.Module):
-    """A stack of blocks."""
+    """A stack of Conformer blocks."""
 
     def __init__(self, width: int, depth: int, num_heads: int, kernel_size: int):
         super().__init__()
@@ -90,7 +91,7 @@ class Conformer(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch length width"], mask: Bool[Tensor, "batch length"]
     ) -> Float[Tensor, "batch length width"]:
-        """mask: False for padding, which changes nothing elsewhere, and becomes 0."""
+        """Encode a padded batch. mask: False for padding, which affects no other output and becomes 0."""
         packing = Packing.of(mask)
         packed = packing.pack(x)
         for block in self.blocks:

@@ -1,7 +1,7 @@
-"""Attention from one sequence to another, and transformer blocks that have it beside self-attention.
+"""Cross-attention, and transformer blocks with self-attention and cross-attention.
 
 Masks are boolean and True where a query may attend: (batch, keys) for padding of the context, or (batch, queries,
-keys). A query that may attend to nothing gets the zero vector out of its attention, never NaN.
+keys). A query with nothing to attend to gets the zero vector from attention, never NaN.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ SelfAttentionMask = Bool[Tensor, "batch own"] | Bool[Tensor, "batch length own"]
 
 
 class KeyValue(NamedTuple):
-    """Projected keys and values of a context, which decoding computes once."""
+    """Projected keys and values of a context, computed once and reused while decoding."""
 
     keys: Float[Tensor, "batch heads keys size"]
     values: Float[Tensor, "batch heads keys size"]
 
     def select(self, rows: Tensor) -> KeyValue:
-        """Those of these rows of the batch, such as one for every beam."""
+        """Return the keys and values of these rows of the batch, for example one row per beam."""
         return KeyValue(self.keys[rows], self.values[rows])
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017) to a context; with x itself for context, self-attention."""
+    """Multi-head cross-attention (Vaswani et al. 2017); self-attention when the context is x itself."""
 
     def __init__(
         self,
@@ -42,9 +42,10 @@ class CrossAttention(nn.Module):
         head_dim: int | None = None,
         bias: bool = True,
     ):
-        """context_width: of the context, by default the width. head_dim: by default width / num_heads.
+        """Build the projections.
 
-        Raises UserError where the width does not divide into the heads.
+        context_width: width of the context, by default `width`. head_dim: by default width / num_heads. Raises
+        UserError where the width does not divide into the heads.
         """
         super().__init__()
         if head_dim is None and width % num_heads:
@@ -56,19 +57,20 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(inner, width, bias=bias)
 
     def project(self, context: Float[Tensor, "batch keys context_width"]) -> KeyValue:
-        """Keys and values of a context."""
+        """Project a context to keys and values."""
         key, value = self.key_value(context).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return KeyValue(key, value)
 
     def attend(
         self, x: Float[Tensor, "batch queries width"], context: KeyValue, mask: AttentionMask = None
     ) -> Float[Tensor, "batch queries width"]:
-        """Attention to a context that is already projected."""
+        """Attend to a context that is already projected."""
         query = self.query(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
         if mask is None:
             y = F.scaled_dot_product_attention(query, context.keys, context.values)
         else:
             visible = mask[:, None] if mask.ndim == 3 else mask[:, None, None]
+            # A softmax over no key is NaN: let such queries attend everywhere, then zero their output.
             blind = ~visible.any(-1, keepdim=True)
             y = F.scaled_dot_product_attention(query, context.keys, context.values, attn_mask=visible | blind)
             y = y.masked_fill(blind, 0)
@@ -86,13 +88,13 @@ class CrossAttention(nn.Module):
 def mlp(
     width: int, mlp_dim: int, bias: bool = True, activation: Callable[[Tensor], Tensor] | None = None
 ) -> nn.Sequential:
-    """Two linear layers with an activation in between, by default GELU."""
+    """Return a multilayer perceptron of two linear layers with an activation (default: GELU) between them."""
     middle = nn.GELU() if activation is None else Activation(activation)
     return nn.Sequential(nn.Linear(width, mlp_dim, bias=bias), middle, nn.Linear(mlp_dim, width, bias=bias))
 
 
 class Activation(nn.Module):
-    """A function as a module."""
+    """A function wrapped as a module."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]):
         super().__init__()
@@ -103,12 +105,12 @@ class Activation(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """Self-attention, cross-attention to a context, MLP, each around a residual.
+    """Self-attention, cross-attention to a context, MLP, each with a residual connection.
 
-    norm: "pre" normalizes what a branch takes (ViT, GPT), "post" the sum after it (BERT, hence ALBEF, BLIP and METER).
-    Without `cross_attention`, it is a plain transformer block, which ignores its context. gated: cross-attention is
-    multiplied by a learned number that is 0 at the start, when the block is a plain one, as in FIBER (Dou et al. 2022),
-    which adds it to the output of self-attention before the residual; in a post-norm block, no norm follows it.
+    norm: "pre" normalizes the input of a branch (ViT, GPT), "post" the sum after it (BERT, hence ALBEF, BLIP and
+    METER). Without `cross_attention`, it is a plain transformer block, which ignores its context. gated:
+    cross-attention is multiplied by a learned scalar that is 0 at initialization, as in FIBER (Dou et al. 2022), which
+    adds it to the output of self-attention before the residual; in a post-norm block, no norm follows it.
     """
 
     def __init__(
@@ -122,7 +124,7 @@ class CrossAttentionBlock(nn.Module):
         cross_attention: bool = True,
         gated: bool = False,
     ):
-        """mlp_dim: by default four times the width."""
+        """Build the block. mlp_dim: by default 4 * width."""
         super().__init__()
         self.post_norm = norm == "post"
         self.norm1 = nn.LayerNorm(width)
@@ -142,9 +144,10 @@ class CrossAttentionBlock(nn.Module):
         context_mask: AttentionMask = None,
         past: KeyValue | None = None,
     ) -> Float[Tensor, "batch length width"]:
-        """mask: of self-attention. context: its tokens, or their keys and values; None skips cross-attention.
+        """Apply the block.
 
-        past: keys and values of self-attention, those of x among them, in place of those that x would give.
+        mask: for self-attention. context: tokens, or their projected keys and values; None skips cross-attention. past:
+        keys and values of self-attention (KV cache), including those of x, used instead of projecting x.
         """
 
         def attend(y: Tensor) -> Tensor:
@@ -153,16 +156,16 @@ class CrossAttentionBlock(nn.Module):
         x = self._residual(x, self.norm1, attend)
         cross = self.cross_attention
         if context is not None and cross is not None:
-            known = context if isinstance(context, KeyValue) else cross.project(context)
+            key_value = context if isinstance(context, KeyValue) else cross.project(context)
             if self.gate is not None:
                 y = x if self.norm_cross is None else self.norm_cross(x)
-                x = x + self.gate * self.dropout(cross.attend(y, known, context_mask))
+                x = x + self.gate * self.dropout(cross.attend(y, key_value, context_mask))
             elif self.norm_cross is not None:
-                x = self._residual(x, self.norm_cross, lambda y: cross.attend(y, known, context_mask))
+                x = self._residual(x, self.norm_cross, lambda y: cross.attend(y, key_value, context_mask))
         return self._residual(x, self.norm2, self.mlp)
 
     def normed(self, x: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length width"]:
-        """What self-attention projects of x; for a KV cache."""
+        """Return the input of self-attention, from which keys and values for a KV cache are projected."""
         return x if self.post_norm else self.norm1(x)
 
     def _residual(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
@@ -193,16 +196,16 @@ class CrossAttentionTransformer(nn.Module):
 
 
 def causal_mask(mask: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch length length"]:
-    """True where a token may attend to another: not after itself, and not padding."""
+    """Return a causal mask combined with the padding mask: True where a token may attend."""
     length = mask.shape[1]
     return mask[:, None] & mask.new_ones(length, length).tril()
 
 
 @torch.no_grad()
 def init_transformer(module: nn.Module, std: float = 0.02) -> None:
-    """Normal linear layers and embeddings, zero biases, as BERT and GPT-2 start."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.normal_(part.weight, std=std)
-        if isinstance(part, nn.Linear) and part.bias is not None:
-            nn.init.zeros_(part.bias)
+    """Initialize linear layers and embeddings from N(0, std), biases with 0, as in BERT and GPT-2."""
+    for submodule in module.modules():
+        if isinstance(submodule, nn.Linear | nn.Embedding):
+            nn.init.normal_(submodule.weight, std=std)
+        if isinstance(submodule, nn.Linear) and submodule.bias is not None:
+            nn.init.zeros_(submodule.bias)

@@ -1,7 +1,7 @@
-"""The decoder of Llama (Touvron et al. 2023): grouped-query attention, rotary positions, RMSNorm and SwiGLU.
+"""Llama-style decoder (Touvron et al. 2023): grouped-query attention, RoPE, RMSNorm, SwiGLU, KV cache.
 
-Rows of tokens may hold several documents, which never see each other, and keys and values of what was read can be kept
-while words are added one by one.
+A row may hold several documents (sequence packing), which do not attend to each other. A KV cache holds the keys and
+values of earlier tokens for incremental decoding.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from polymodal.errors import UserError
 from polymodal.layers.positions import rotary_angles, rotate
 
-ExpertAssignment = Sequence[Int[Tensor, " _"]]  # for each expert, the numbers of its tokens among those of all rows
+ExpertAssignment = Sequence[Int[Tensor, " _"]]  # for each expert, indices of its tokens in the flattened batch
 
 
 class LayerKVCache(NamedTuple):
-    """Keys and values of one block. length: how many positions are filled.
+    """KV cache of one block. length: number of filled positions.
 
-    key_mask: which tokens went through the block, where some do not.
+    key_mask: False for tokens that skipped the block (mixture of depths).
     """
 
     keys: Float[Tensor, "batch num_kv_heads max_length head_dim"]
@@ -35,7 +35,7 @@ class LayerKVCache(NamedTuple):
 
 @dataclass
 class KVCache:
-    """Keys and values of every block, for what was read so far.
+    """KV cache of all blocks.
 
     document: 0 where a row has no token. key_mask: see `LayerKVCache`. length: filled positions, the same in all rows.
     """
@@ -47,20 +47,24 @@ class KVCache:
     length: int = 0
 
     def select(self, rows: Int[Tensor, " rows"]) -> KVCache:
-        """The cache of these rows, such as the best beams."""
-        keys, values, key_mask = (kept.index_select(1, rows) for kept in (self.keys, self.values, self.key_mask))
+        """Return the cache of these rows, for example of the best beams."""
+        keys, values, key_mask = (tensor.index_select(1, rows) for tensor in (self.keys, self.values, self.key_mask))
         return KVCache(keys, values, key_mask, self.document[rows], self.length)
 
     def layer(self, block: int, length: int) -> LayerKVCache:
-        """That of one block, of which so many places were taken before."""
+        """Return the cache of one block. length: positions that were filled before this step."""
         return LayerKVCache(self.keys[block], self.values[block], self.key_mask[block], length)
 
 
 class GroupedQueryAttention(nn.Module):
-    """Causal attention in which groups of heads share keys and values (Ainslie et al. 2023)."""
+    """Causal grouped-query attention (GQA): groups of query heads share keys and values (Ainslie et al. 2023)."""
 
     def __init__(self, width: int, num_heads: int, num_kv_heads: int, bias: bool = False):
-        """num_kv_heads: as many as heads is multi-head attention. bias: of all three."""
+        """Build the projections.
+
+        num_kv_heads: key-value heads; num_heads gives multi-head attention, 1 multi-query attention. bias: whether
+        query, key and value projections have one.
+        """
         super().__init__()
         if width % num_heads or num_heads % num_kv_heads:
             raise UserError(f"A width of {width}, {num_heads} heads and {num_kv_heads} groups do not divide.")
@@ -77,29 +81,31 @@ class GroupedQueryAttention(nn.Module):
         visible: Bool[Tensor, "batch 1 length keys"] | None,
         kv_cache: LayerKVCache | None = None,
     ) -> Float[Tensor, "batch length width"]:
-        """visible: None for causality alone. kv_cache: what was read before, to which this is added."""
+        """Attend causally. visible: None for a causal mask alone. kv_cache: extended in place by the keys and values of
+        x."""
         query, key, value = (
             part.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for part in self.qkv(x).split(self.sizes, dim=2)
         )
+        # RoPE is applied before caching, so that cached keys keep the angles of their own positions.
         query, key = rotate(query, angles), rotate(key, angles)
         length = x.shape[1]
         if kv_cache is not None:
-            keys, values, _, taken = kv_cache
-            keys[:, :, taken : taken + length] = key
-            values[:, :, taken : taken + length] = value
-            key, value = keys[:, :, : taken + length], values[:, :, : taken + length]
-        if length == 1:  # the heads of a group ask together: no key is repeated for them
-            asked = query.unflatten(1, (self.num_kv_heads, -1)).squeeze(3)
-            y = F.scaled_dot_product_attention(asked, key, value, attn_mask=visible).flatten(1, 2).unsqueeze(2)
+            keys, values, _, start = kv_cache
+            keys[:, :, start : start + length] = key
+            values[:, :, start : start + length] = value
+            key, value = keys[:, :, : start + length], values[:, :, : start + length]
+        if length == 1:  # one query: fold the heads of a group into the query axis instead of repeating keys
+            grouped = query.unflatten(1, (self.num_kv_heads, -1)).squeeze(3)
+            y = F.scaled_dot_product_attention(grouped, key, value, attn_mask=visible).flatten(1, 2).unsqueeze(2)
         else:
-            shared = query.shape[1] // self.num_kv_heads
-            key, value = (part.repeat_interleave(shared, 1) if shared > 1 else part for part in (key, value))
+            repeats = query.shape[1] // self.num_kv_heads
+            key, value = (part.repeat_interleave(repeats, 1) if repeats > 1 else part for part in (key, value))
             y = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, is_causal=visible is None)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+    """SwiGLU MLP: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
 
     def __init__(self, width: int, mlp_dim: int):
         super().__init__()
@@ -112,7 +118,7 @@ class SwiGLU(nn.Module):
 
 
 class ModalityExperts(nn.Module):
-    """An MLP for each modality; every token goes through its own modality's only."""
+    """Modality-specific feed-forward experts with hard routing: a token goes through its own modality's MLP (VLMo)."""
 
     def __init__(self, experts: Mapping[str, nn.Module]):
         super().__init__()
@@ -123,23 +129,26 @@ class ModalityExperts(nn.Module):
     def forward(
         self, x: Float[Tensor, "... width"], routes: ExpertAssignment | None = None
     ) -> Float[Tensor, "... width"]:
-        """routes: by modality, in the order of `modalities`; without any, all tokens are the first one's.
+        """Apply each token's expert.
 
-        A token on no route, such as padding, gets 0.
+        routes: token indices by modality, in the order of `modalities`; None sends all tokens to the first expert.
+        Tokens on no route, such as padding, become 0.
         """
         experts = [self.get_submodule(name) for name in self.modalities]
         flat = x.flatten(0, -2)
         if routes is None:
             return experts[0](flat).view_as(x)
-        # An expert without a token runs on nothing and gets zeros for gradients, which parallel training counts on.
-        found = [expert(flat.index_select(0, tokens)) for expert, tokens in zip(experts, routes, strict=True)]
-        gathered, places = torch.cat(found), torch.cat(list(routes))
-        whole = torch.empty_like(gathered) if len(places) == len(flat) else torch.zeros_like(flat, dtype=gathered.dtype)
-        return whole.index_copy(0, places, gathered).view_as(x)
+        # An expert without tokens still runs, so that its gradients are zeros rather than None, as DDP and FSDP need.
+        outputs = [expert(flat.index_select(0, tokens)) for expert, tokens in zip(experts, routes, strict=True)]
+        gathered, indices = torch.cat(outputs), torch.cat(list(routes))
+        result = (
+            torch.empty_like(gathered) if len(indices) == len(flat) else torch.zeros_like(flat, dtype=gathered.dtype)
+        )
+        return result.index_copy(0, indices, gathered).view_as(x)
 
 
 class DecoderBlock(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x))."""
+    """Pre-norm block: x + attention(norm(x)), then x + MLP(norm(x))."""
 
     def __init__(self, attention: GroupedQueryAttention, feed_forward: ModalityExperts, width: int, norm_eps: float):
         super().__init__()
@@ -161,7 +170,7 @@ class DecoderBlock(nn.Module):
 
 
 class PostSubLayerNormBlock(DecoderBlock):
-    """x + norm(attention(x)), then x + norm(MLP(x)), as in Swin V2 and Chameleon."""
+    """Block with norms after the sublayers: x + norm(attention(x)), then x + norm(MLP(x)) (Swin V2, Chameleon)."""
 
     def forward(
         self,
@@ -176,7 +185,7 @@ class PostSubLayerNormBlock(DecoderBlock):
 
 
 class Decoder(nn.Module):
-    """A stack of blocks, and the norm after them."""
+    """A stack of decoder blocks and a final RMSNorm."""
 
     def __init__(
         self,
@@ -190,7 +199,7 @@ class Decoder(nn.Module):
         attention_bias: bool = False,
         block: type[DecoderBlock] = DecoderBlock,
     ):
-        """feed_forward: makes the MLP of a block."""
+        """Build the decoder. feed_forward: factory of the MLP of a block."""
         super().__init__()
         self.num_kv_heads = num_kv_heads
         self.head_dim = width // num_heads
@@ -203,18 +212,18 @@ class Decoder(nn.Module):
         )
         self.norm_post = nn.RMSNorm(width, norm_eps)
         for name, parameter in self.named_parameters():
-            if parameter.ndim >= 2:  # of several experts at once where there are three
+            if parameter.ndim >= 2:  # 2-D weights, or 3-D for stacked experts
                 into_residual = name.endswith(("out.weight", "down.weight", "down"))
                 nn.init.normal_(parameter, std=0.02 * (2 * depth) ** -0.5 if into_residual else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
     def experts(self) -> list[ModalityExperts]:
-        """The MLPs of every block."""
+        """Return the feed-forward experts of all blocks."""
         return [block.feed_forward for block in self.modules() if isinstance(block, DecoderBlock)]
 
     def cache(self, batch: int, max_length: int) -> KVCache:
-        """An empty one, for so many rows and places, of the type and on the device of the weights."""
+        """Return an empty KV cache with the dtype and device of the weights."""
         like = self.norm_post.weight
         keys = like.new_zeros(len(self.blocks), batch, self.num_kv_heads, max_length, self.head_dim)
         key_mask = torch.ones(len(self.blocks), batch, max_length, dtype=torch.bool, device=like.device)
@@ -228,10 +237,10 @@ class Decoder(nn.Module):
         routes: ExpertAssignment | None = None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "batch length width"]:
-        """What every place knows of its document up to itself.
+        """Return the hidden states of all positions.
 
-        position: in its document. document: its number in the row, 0 where there is no token. routes: for experts.
-        cache: what was read before, to which this is added.
+        position: index within the document, for RoPE. document: segment id within the row, 0 where there is no token.
+        routes: see `ModalityExperts`. cache: KV cache of earlier tokens, extended in place.
         """
         length = x.shape[1]
         past = 0
@@ -241,10 +250,11 @@ class Decoder(nn.Module):
             cache.document[:, past : past + length] = document
             cache.length += length
             documents = cache.document[:, : cache.length]
+        # Block-diagonal mask: a token attends to tokens of its own document only.
         visible = (document[:, :, None] == documents[:, None, :])[:, None]
         if length > 1:
             visible = visible.tril(past)
         angles = rotary_angles(position, self.head_dim, self.rope_theta, x)
-        for number, block in enumerate(self.blocks):
-            x = block(x, angles, visible, routes, cache.layer(number, past) if cache is not None else None)
+        for index, block in enumerate(self.blocks):
+            x = block(x, angles, visible, routes, cache.layer(index, past) if cache is not None else None)
         return self.norm_post(x)

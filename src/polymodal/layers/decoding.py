@@ -1,4 +1,4 @@
-"""How the next token is chosen from its logits: the likeliest, at random, or several continuations at once."""
+"""Decoding strategies for text generation: greedy, temperature and top-p sampling, beam search."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from polymodal.errors import UserError
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a text is written."""
+    """Parameters of text generation."""
 
     max_new_tokens: PositiveInt = 48
-    """Most tokens that are written."""
+    """Maximum number of generated tokens."""
     temperature: NonNegativeFloat = 0.0
-    """Of the distribution that tokens are drawn from; 0 takes the likeliest."""
+    """Softmax temperature of sampling; 0 is greedy decoding."""
     top_p: PositiveUnitInterval = 1.0
-    """Tokens are drawn among the likeliest that together have this probability (Holtzman et al. 2020)."""
+    """Nucleus sampling: sample from the smallest set of tokens with this total probability (Holtzman et al. 2020)."""
     num_beams: PositiveInt = 1
-    """Continuations that are kept at once (beam search)."""
+    """Number of beams of beam search; 1 is greedy decoding or sampling."""
     length_penalty: float = 1.0
-    """Beams are compared by log-probability / length ** this."""
+    """Exponent of the length normalization of beam scores: log-probability / length ** length_penalty."""
 
     def __post_init__(self) -> None:
         validate_constraints(self)
         if self.num_beams > 1 and self.temperature > 0:
-            raise UserError("Beams are not sampled at random; leave out --num-beams or --temperature.")
+            raise UserError("Beam search does not sample; leave out --num-beams or --temperature.")
 
 
 def sample(
     logits: Float[Tensor, "batch vocabulary"], decoding: Decoding, generator: torch.Generator | None = None
 ) -> Int[Tensor, " batch"]:
-    """One token a row."""
+    """Select the next token of each row: the most probable, or sampled with temperature and top-p."""
     if decoding.temperature == 0:
         return logits.argmax(1)
     probabilities = (logits.float() / decoding.temperature).softmax(1)
@@ -47,24 +47,25 @@ def sample(
 
 
 def top_p_filter(probabilities: Float[Tensor, "batch vocabulary"], top_p: float) -> Float[Tensor, "batch vocabulary"]:
-    """The fewest likeliest tokens that have this mass together, with their probabilities; 0 for all others."""
+    """Keep the smallest set of most probable tokens with a total of at least `top_p`; others become 0 (not
+    renormalized)."""
     ordered, order = probabilities.sort(dim=1, descending=True)
     beyond = ordered.cumsum(1) - ordered >= top_p
     return torch.zeros_like(probabilities).scatter(1, order, ordered.masked_fill(beyond, 0))
 
 
 class Beams:
-    """Beam search over a batch: the likeliest beginnings that go on, and the likeliest texts that have ended.
+    """Beam search over a batch.
 
-    A text's score is its log-probability / length ** penalty, the end mark among its tokens. A row is done when none of
-    its beginnings, as long as it is now, beats its worst ended text (the rule of transformers).
+    The score of a hypothesis is its log-probability / length ** length_penalty, including the end token. A row is done
+    when none of its live beams, at the current length, beats its worst finished hypothesis (the rule of transformers).
     """
 
     def __init__(self, rows: int, decoding: Decoding, end: int, like: Tensor):
         self.decoding, self.end = decoding, end
         beams = decoding.num_beams
         self.total = like.new_full((rows, beams), -torch.inf, dtype=torch.float32)
-        self.total[:, 0] = 0.0  # all beams are the same yet
+        self.total[:, 0] = 0.0  # all beams are identical at the first step: expand one only
         self.written = torch.empty(rows, beams, 0, dtype=torch.long, device=like.device)
         self.scores = torch.full_like(self.total, -torch.inf)
         self.ended = torch.full((rows, beams, decoding.max_new_tokens), end, dtype=torch.long, device=like.device)
@@ -73,12 +74,13 @@ class Beams:
     def advance(
         self, logits: Float[Tensor, "rows beams vocabulary"]
     ) -> tuple[Int[Tensor, "rows beams"], Int[Tensor, "rows beams"]]:
-        """One more token: which beam each of the new ones goes on from, and with which token."""
+        """Extend the beams by one token. Returns, for each new beam, the index of its parent beam and its token."""
         beams, vocabulary = logits.shape[1:]
         length = self.written.shape[2] + 1
-        every = self.total[:, :, None] + logits.float().log_softmax(2)
-        total, place = every.flatten(1).topk(min(2 * beams, every[0].numel()), dim=1)
-        origin, token = place // vocabulary, place % vocabulary
+        candidates = self.total[:, :, None] + logits.float().log_softmax(2)
+        # 2 * num_beams candidates: even if num_beams of them end, enough live beams remain.
+        total, flat_index = candidates.flatten(1).topk(min(2 * beams, candidates[0].numel()), dim=1)
+        origin, token = flat_index // vocabulary, flat_index % vocabulary
         written = torch.cat([_taken(self.written, origin), token[:, :, None]], dim=2)
         ends = (token == self.end) | (length == self.decoding.max_new_tokens)
 
@@ -88,14 +90,14 @@ class Beams:
         self.scores, best = torch.cat([self.scores, score], dim=1).topk(beams, dim=1)
         self.ended = _taken(torch.cat([self.ended, padded], dim=1), best)
 
-        self.total, going = total.masked_fill(ends, -torch.inf).topk(beams, dim=1)
-        self.written = _taken(written, going)
+        self.total, live = total.masked_fill(ends, -torch.inf).topk(beams, dim=1)
+        self.written = _taken(written, live)
         self.done |= self.scores[:, -1] >= self.total[:, 0] / length**self.decoding.length_penalty
-        return origin.gather(1, going), token.gather(1, going)
+        return origin.gather(1, live), token.gather(1, live)
 
     @property
     def best(self) -> Int[Tensor, "rows longest"]:
-        """The text of the largest score of each row, filled up with end marks."""
+        """The best hypothesis of each row, padded with the end token."""
         return self.ended[:, 0]
 
 
@@ -106,6 +108,6 @@ def _taken(
 
 
 def truncate_at_eos(tokens: Int[Tensor, "batch length"], eos_id: int) -> list[list[int]]:
-    """The tokens of each row before its first end mark."""
+    """Return the tokens of each row before its first end token."""
     rows = tokens.tolist()
     return [row[: row.index(eos_id)] if eos_id in row else row for row in rows]

@@ -1,4 +1,4 @@
-"""Queries that read a sequence and become boxes (DETR, Carion et al. 2020, section 3.2 and appendix A.3)."""
+"""Transformer decoder of DETR, from object queries to boxes (Carion et al. 2020, section 3.2 and appendix A.3)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 
 class DETRDecoderLayer(nn.Module):
-    """Attention among queries, attention to a memory, MLP; each is added and normed (post-norm).
+    """DETR decoder layer: self-attention of queries, cross-attention to the memory, MLP (post-norm).
 
-    Places are added to what is compared, not to what is read.
+    Position embeddings are added to queries and keys, not to values.
     """
 
     def __init__(self, width: int, num_heads: int, mlp_dim: int, dropout: float = 0.1):
@@ -30,19 +30,19 @@ class DETRDecoderLayer(nn.Module):
         memory_pos: Float[Tensor, "length width"],
         padding: Bool[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch queries width"]:
-        """padding: True where the memory holds nothing."""
-        placed = x + query_pos
-        read, _ = self.self_attention(placed, placed, x, need_weights=False)
-        x = self.norms[0](x + self.dropout(read))
-        read, _ = self.cross_attention(
+        """Apply the layer. padding: True for padding of the memory."""
+        query = x + query_pos
+        attended, _ = self.self_attention(query, query, x, need_weights=False)
+        x = self.norms[0](x + self.dropout(attended))
+        attended, _ = self.cross_attention(
             x + query_pos, memory + memory_pos, memory, key_padding_mask=padding, need_weights=False
         )
-        x = self.norms[1](x + self.dropout(read))
+        x = self.norms[1](x + self.dropout(attended))
         return self.norms[2](x + self.dropout(self.fc2(self.dropout(F.relu(self.fc1(x))))))
 
 
 class DETRDecoder(nn.Module):
-    """A stack of such blocks, which queries enter without content."""
+    """A stack of DETR decoder layers; queries start at zero and differ by their position embeddings."""
 
     def __init__(self, width: int, depth: int, num_heads: int, mlp_dim: int, dropout: float = 0.1):
         super().__init__()
@@ -59,17 +59,17 @@ class DETRDecoder(nn.Module):
         memory_pos: Float[Tensor, "length width"],
         padding: Bool[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "depth batch queries width"]:
-        """The queries after every block, each of which is asked for boxes while training (deep supervision)."""
+        """Return the normed queries after every layer, for auxiliary losses (deep supervision)."""
         x = torch.zeros_like(query_pos)
-        every = []
+        outputs = []
         for block in self.blocks:
             x = block(x, query_pos, memory, memory_pos, padding)
-            every.append(self.norm_post(x))
-        return torch.stack(every)
+            outputs.append(self.norm_post(x))
+        return torch.stack(outputs)
 
 
 class BoxHead(nn.Module):
-    """Whether a query stands for an object, and the object's box."""
+    """Class logits (object, no object) and box of each object query."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -82,14 +82,16 @@ class BoxHead(nn.Module):
     def forward(
         self, queries: Float[Tensor, "*shape width"]
     ) -> tuple[Float[Tensor, "*shape 2"], Float[Tensor, "*shape 4"]]:
-        """Logits of object and none, and center, width and height in shares of the image."""
+        """Return logits of [object, no object] and boxes as center x, center y, width, height, relative to the image (0
+        to 1)."""
         return self.kind(queries), self.box(queries).sigmoid()
 
 
 def kaiming_init_(mlp: nn.Sequential) -> None:
-    """Weights of an MLP with ReLU by He et al. (2015), biases 0.
+    """Initialize the linear layers of a ReLU MLP by He et al. (2015), biases with 0.
 
-    With torch's own, what leaves a few layers hardly depends on what enters, and boxes stay the same for long.
+    With torch's default, activations shrink so much in a few layers that predicted boxes hardly depend on the input at
+    first.
     """
     for layer in mlp:
         if isinstance(layer, nn.Linear):

@@ -1,4 +1,7 @@
-"""The backbone of diffusion and flow models on images: DiT (Peebles and Xie 2023, section 3.2, adaLN-Zero)."""
+"""Diffusion transformer (DiT), backbone of diffusion and flow models.
+
+Peebles and Xie 2023, section 3.2, adaLN-Zero.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ from polymodal.modalities.image import check_tiles, patchify, unpatchify
 def sinusoidal_timestep_embedding(
     time: Float[Tensor, " batch"], width: int, scale: float = 1000.0
 ) -> Float[Tensor, "batch width"]:
-    """Sines and cosines of `scale` x time at geometric frequencies from 1 to 1/10,000 (Vaswani et al. 2017).
+    """Return sinusoidal embeddings of scale * time, with geometric frequencies 1 to 1/10,000 (Vaswani et al. 2017).
 
-    time: from 0 to 1. width: even.
+    time: in [0, 1]. width: even.
     """
     frequencies = torch.exp(-math.log(10_000.0) * torch.arange(width // 2, device=time.device) / (width // 2))
     angles = scale * time[:, None] * frequencies
@@ -26,7 +29,7 @@ def sinusoidal_timestep_embedding(
 
 
 class TimeEmbedding(nn.Sequential):
-    """From a time to a vector."""
+    """MLP over a sinusoidal timestep embedding."""
 
     def __init__(self, width: int):
         super().__init__(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
@@ -37,7 +40,8 @@ class TimeEmbedding(nn.Sequential):
 
 
 class AdaLNBlock(Block):
-    """A block whose norms are shifted and scaled, and whose branches are gated, by a condition; at first all closed."""
+    """Transformer block with adaptive layer norm: a condition gives shift, scale and gate; gates start at 0
+    (adaLN-Zero)."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__(width, num_heads)
@@ -51,15 +55,16 @@ class AdaLNBlock(Block):
     ) -> Float[Tensor, "batch tokens width"]:
         modulation = self.modulation(F.silu(condition))[:, None]
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation.chunk(6, dim=-1)
+        # adaLN-Zero (figure 3): x + gate * branch(norm(x) * (1 + scale) + shift).
         x = x + gate_1 * self.attention(self.norm1(x) * (1 + scale_1) + shift_1)
         return x + gate_2 * self.fc2(F.gelu(self.fc1(self.norm2(x) * (1 + scale_2) + shift_2)))
 
 
 class DiffusionTransformer(nn.Module):
-    """From an image and a condition to an image; the first output is zero."""
+    """DiT for pixels: predicts an image from a noisy image and a condition; the output is 0 at initialization."""
 
     def __init__(self, image_size: int, patch_size: int, width: int, depth: int, num_heads: int, channels: int = 3):
-        """image_size: side of the image in pixels, a multiple of `patch_size`."""
+        """Build the model. image_size: side in pixels, a multiple of `patch_size`."""
         super().__init__()
         check_tiles(patch_size, image_size)
         self.patch_size = patch_size

@@ -1,8 +1,8 @@
-"""What losses and layers that look at the whole batch need when its rows lie on several processes.
+"""Collectives for losses and layers that need the whole batch when its rows are distributed over processes (ranks).
 
-Every process holds the same number of rows; process r has rows r * rows to (r + 1) * rows - 1 of the batch. A loss
-returns the mean over its own rows, and the trainer averages gradients over processes, so a gradient that flows into
-rows of another process is summed there and not averaged. With one process all of this is the identity.
+Every rank holds the same number of rows; rank r has rows r * rows to (r + 1) * rows - 1 of the batch. A loss returns
+the mean over its own rows, and the trainer averages gradients over ranks, so a gradient with respect to the rows of
+another rank is summed there, not averaged. With one process all of this is the identity.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
 
-# torch 2.13 renamed them and warns of the old names at every call.
+# torch 2.13 renamed these and warns at every call of the old names.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
@@ -27,27 +27,27 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def all_gather(own: Float[Tensor, rows * dims]) -> Float[Tensor, all_rows * dims]:
-    """The rows of all processes, without gradient."""
+def all_gather(x: Float[Tensor, rows * dims]) -> Float[Tensor, all_rows * dims]:
+    """Gather the rows of all ranks, without gradient."""
     if world_size() == 1:
-        return own
-    everyone = own.new_empty((world_size() * len(own), *own.shape[1:]))
-    _all_gather(everyone, own.contiguous())
-    return everyone
+        return x
+    gathered = x.new_empty((world_size() * len(x), *x.shape[1:]))
+    _all_gather(gathered, x.contiguous())
+    return gathered
 
 
-def reduce_scatter(everyone: Float[Tensor, all_rows * dims]) -> Float[Tensor, rows * dims]:
-    """Each process's own rows of the sum over processes: what `gather` does, backwards."""
+def reduce_scatter(x: Float[Tensor, all_rows * dims]) -> Float[Tensor, rows * dims]:
+    """Sum over ranks and return this rank's rows: the adjoint of `all_gather`."""
     if world_size() == 1:
-        return everyone
-    own = everyone.new_empty((len(everyone) // world_size(), *everyone.shape[1:]))
-    _reduce_scatter(own, everyone.contiguous())
-    return own
+        return x
+    summed = x.new_empty((len(x) // world_size(), *x.shape[1:]))
+    _reduce_scatter(summed, x.contiguous())
+    return summed
 
 
-def all_gather_with_grad(own: Float[Tensor, rows * dims]) -> Float[Tensor, all_rows * dims]:
-    """The rows of all processes, with gradient: for statistics over the batch that have no blockwise form."""
-    return _AllGather.apply(own) if world_size() > 1 else own
+def all_gather_with_grad(x: Float[Tensor, rows * dims]) -> Float[Tensor, all_rows * dims]:
+    """Gather the rows of all ranks, with gradient, for batch statistics that have no blockwise form."""
+    return _AllGather.apply(x) if world_size() > 1 else x
 
 
 class _AllGather(Function):

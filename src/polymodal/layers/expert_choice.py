@@ -1,4 +1,4 @@
-"""Experts that choose their tokens (Zhou et al. 2022), and routers that predict it (MoMa, Lin et al. 2024)."""
+"""Mixture of experts with expert-choice routing (Zhou et al. 2022) and auxiliary routers (MoMa, Lin et al. 2024)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from torch.nn import functional as F
 
 
 class AuxiliaryRouter(nn.Module):
-    """Whether a token will be chosen, told from the token alone: sigmoid(silu(x W1) W2) above a half (equation 6)."""
+    """Predictor of the router's choice from the token alone: sigmoid(silu(x W1) W2) > 0.5 (MoMa, equation 6).
 
-    shard_separately: ClassVar[bool] = True  # its loss is no output of the block: FSDP2 would not gather it
+    Makes expert choice causal at inference.
+    """
+
+    shard_separately: ClassVar[bool] = True  # its loss is not an output of the block, so FSDP2 would not unshard it
 
     def __init__(self, width: int, choices: int):
         super().__init__()
@@ -21,35 +24,37 @@ class AuxiliaryRouter(nn.Module):
         self.out = nn.Linear(width // 2, choices, bias=False)
 
     def forward(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens choices"]:
-        """Logits."""
+        """Return the logits of being chosen."""
         return self.out(F.silu(self.hidden(x)))
 
     def loss(
         self, x: Float[Tensor, "tokens width"], chosen: Bool[Tensor, "tokens choices"]
     ) -> Float[Tensor, ""] | None:
-        """Binary cross-entropy against the choice among a whole batch; None while it does not learn, or of nothing."""
+        """Return the BCE against the choice among the whole batch; None while frozen or for no tokens."""
         if not self.out.weight.requires_grad or not len(x):
             return None
         return F.binary_cross_entropy_with_logits(self(x.detach()), chosen.to(x.dtype))
 
 
 def gumbel_sigmoid(logits: Float[Tensor, ...]) -> Float[Tensor, ...]:
-    """sigmoid(logits + G1 - G2) of two independent Gumbel samples, whose difference is logistic (equation 5)."""
-    lot = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
-    return (logits + torch.log(lot) - torch.log1p(-lot)).sigmoid()
+    """Return sigmoid(logits + G1 - G2) of two independent Gumbel samples, whose difference is logistic (equation 5)."""
+    uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
+    return (logits + torch.log(uniform) - torch.log1p(-uniform)).sigmoid()
 
 
 class ExpertChoice(nn.Module):
-    """MLPs (SwiGLU), each of which takes 1 / experts of a batch's tokens; a token goes through one on average.
+    """Mixture of experts (MoE) with expert choice: each SwiGLU expert takes its top tokens / experts of the batch.
 
-    What a token gets is the sum over the experts that chose it, by the sigmoid of its score with each; a token that
-    none chose gets 0. All experts are one matrix product. A choice among a batch sees what comes later in a text: what
-    is written or measured word by word goes by auxiliary routers (`use_predictor`), which are trained afterwards. The
-    batch is what a process computes at once, so the choice is another one with micro-batches or several processes.
+    Load balancing is exact by construction, so no auxiliary balancing loss is needed. The output is the sum over the
+    experts that chose a token, weighted by the sigmoid of its router score; a token that none chose gets 0. All experts
+    run as one batched matrix product. The top-k over a batch sees later tokens of a text (it is not causal): generation
+    and likelihoods use auxiliary routers (`use_predictor`), which are trained afterwards. The choice is made among the
+    tokens of one forward pass, so it differs with micro-batches or several processes.
     """
 
     def __init__(self, width: int, mlp_dim: int, num_experts: int, noise: bool = False):
-        """noise: Gumbel noise on the scores while training, which tells experts apart that began alike."""
+        """Build the experts. noise: add Gumbel noise to the scores while training, to break the symmetry of upcycled
+        experts."""
         super().__init__()
         self.num_experts, self.noise = num_experts, noise
         self.router = nn.Linear(width, num_experts, bias=False)
@@ -71,23 +76,24 @@ class ExpertChoice(nn.Module):
         if self.use_predictor and not self.training:
             return self._by_auxiliary(x, logits.sigmoid())
         scores = gumbel_sigmoid(logits) if self.noise and self.training else logits.sigmoid()
+        # Expert choice: top-k over tokens for each expert, with capacity k = ceil(tokens / experts).
         best = scores.topk(-(-len(x) // self.num_experts), dim=0)
         self.auxiliary_loss = self.auxiliary.loss(x, _marked(best.indices, len(x)))
         chosen = best.indices.T.flatten()
-        found = self._mlp(x[chosen].unflatten(0, (self.num_experts, -1)), slice(None))
-        return torch.zeros_like(x).index_add(0, chosen, (best.values.T[..., None] * found).flatten(0, 1).to(x.dtype))
+        outputs = self._mlp(x[chosen].unflatten(0, (self.num_experts, -1)), slice(None))
+        return torch.zeros_like(x).index_add(0, chosen, (best.values.T[..., None] * outputs).flatten(0, 1).to(x.dtype))
 
     def _by_auxiliary(
         self, x: Float[Tensor, "tokens width"], scores: Float[Tensor, "tokens experts"]
     ) -> Float[Tensor, "tokens width"]:
-        """Every token goes to the experts that its auxiliary router names, however many they are."""
-        found = torch.zeros_like(x)
-        named = self.auxiliary(x) > 0
+        """Route every token to the experts that the auxiliary router predicts, without a capacity limit."""
+        result = torch.zeros_like(x)
+        predicted = self.auxiliary(x) > 0
         for expert in range(self.num_experts):
-            tokens = named[:, expert].nonzero().squeeze(1)
-            done = self._mlp(x[tokens][None], slice(expert, expert + 1))[0]
-            found.index_add_(0, tokens, scores[tokens, expert, None] * done)
-        return found
+            tokens = predicted[:, expert].nonzero().squeeze(1)
+            output = self._mlp(x[tokens][None], slice(expert, expert + 1))[0]
+            result.index_add_(0, tokens, scores[tokens, expert, None] * output)
+        return result
 
     def _mlp(self, x: Float[Tensor, "some tokens width"], experts: slice) -> Float[Tensor, "some tokens width"]:
         gate, up = torch.bmm(x, self.gate_up[experts]).chunk(2, dim=2)
@@ -95,12 +101,12 @@ class ExpertChoice(nn.Module):
 
     @torch.no_grad()
     def upcycle(self) -> None:
-        """All experts become copies of the first, which was alone; twice as strong, for a score begins at a half."""
+        """Upcycle: copy the first expert to all, with twice the output, as an initial score is sigmoid(0) = 0.5."""
         self.gate_up.copy_(self.gate_up[:1].expand_as(self.gate_up))
         self.down.copy_(2 * self.down[:1].expand_as(self.down))
         self.single_expert.fill_(False)
 
 
-def _marked(places: Tensor, count: int) -> Bool[Tensor, "tokens choices"]:
-    """True where a token is among a choice's places."""
-    return torch.zeros(count, places.shape[1], dtype=torch.bool, device=places.device).scatter(0, places, True)
+def _marked(indices: Tensor, count: int) -> Bool[Tensor, "tokens choices"]:
+    """Return True where a token index is in an expert's selection."""
+    return torch.zeros(count, indices.shape[1], dtype=torch.bool, device=indices.device).scatter(0, indices, True)

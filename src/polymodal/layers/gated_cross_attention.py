@@ -18,15 +18,15 @@ def media_attention_mask(
     attend: Literal["last", "all"] = "last",
     document: Int[Tensor, "batch length"] | None = None,
 ) -> Bool[Tensor, "batch length media"]:
-    """Which images a text token attends to: the last one that precedes it, or all preceding ones (section 2.3).
+    """Return which images a text token attends to: the last one before it, or all earlier ones (section 2.3).
 
     A placeholder attends to its own image; text before the first image attends to none. media_positions: True at the
-    placeholder of every image; the images of a row are numbered in reading order. document: number of the sequence of
-    every position in packed rows, from 1; images of other sequences are invisible.
+    placeholder of every image; the images of a row are numbered in reading order. document: segment id of every
+    position in packed rows, from 1; images of other segments are masked.
     """
     preceding = media_positions.cumsum(1)[..., None]  # images up to each position
-    number = torch.arange(1, num_media + 1, device=media_positions.device)
-    visible = number == preceding if attend == "last" else number <= preceding
+    image_index = torch.arange(1, num_media + 1, device=media_positions.device)
+    visible = image_index == preceding if attend == "last" else image_index <= preceding
     if document is None:
         return visible
     documents = document.new_zeros(len(document), num_media + 1)
@@ -36,9 +36,9 @@ def media_attention_mask(
 
 
 class GatedCrossAttention(nn.Module):
-    """x + tanh(a) * attention(norm(x), media), then x + tanh(b) * MLP(norm(x)); a = b = 0 at the start.
+    """x + tanh(a) * attention(norm(x), media), then x + tanh(b) * MLP(norm(x)); a = b = 0 at initialization.
 
-    At the start the block changes nothing, so that a pretrained language model around it computes what it did.
+    Initially the block is the identity, so that a pretrained language model keeps its function.
     """
 
     def __init__(
@@ -50,8 +50,11 @@ class GatedCrossAttention(nn.Module):
         mlp_ratio: float = 4.0,
         activation: Callable[[Tensor], Tensor] | None = None,
     ):
-        """media_width: of the tokens of images, by default the width. head_dim: 64 in the paper, by default
-        width / num_heads. activation: squared ReLU in the paper, by default GELU (OpenFlamingo)."""
+        """Build the block.
+
+        media_width: width of the image tokens, by default `width`. head_dim: 64 in the paper, by default width /
+        num_heads. activation: squared ReLU in the paper, by default GELU (OpenFlamingo).
+        """
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.attention = CrossAttention(width, num_heads, media_width, head_dim, bias=False)
@@ -66,16 +69,17 @@ class GatedCrossAttention(nn.Module):
         media: Float[Tensor, "batch media tokens media_width"],
         mask: Bool[Tensor, "batch length media"] | None = None,
     ) -> Float[Tensor, "batch length width"]:
-        """media: tokens of every image, the same number of each. mask: see `media_attention_mask`; None: all visible.
+        """Apply the block.
 
-        A text token without a visible image gets nothing out of attention, but goes through the MLP.
+        media: tokens of every image, equally many per image. mask: see `media_attention_mask`; None: all visible. A
+        text token without a visible image gets 0 from attention, and still goes through the MLP.
         """
         return self.attend(x, self.attention.project(media.flatten(1, 2)), repeat_mask(mask, media.shape[2]))
 
     def attend(
         self, x: Float[Tensor, "batch length width"], media: KeyValue | None, mask: AttentionMask = None
     ) -> Float[Tensor, "batch length width"]:
-        """With projected media, and a mask of their single tokens; without media, through the MLP alone."""
+        """Attend to projected media, with a mask over their tokens; without media, apply the MLP alone."""
         if media is not None:
             x = x + self.attention_gate.tanh() * self.attention.attend(self.norm1(x), media, mask)
         return x + self.mlp_gate.tanh() * self.mlp(self.norm2(x))
@@ -84,5 +88,5 @@ class GatedCrossAttention(nn.Module):
 def repeat_mask(
     mask: Bool[Tensor, "batch length media"] | None, tokens: int
 ) -> Bool[Tensor, "batch length keys"] | None:
-    """From images to their tokens."""
+    """Expand a mask over images to a mask over their tokens."""
     return None if mask is None else mask.repeat_interleave(tokens, dim=2)

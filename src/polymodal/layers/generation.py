@@ -1,4 +1,4 @@
-"""The loop that writes a text token by token, for any decoder that gives the next token's logits."""
+"""Autoregressive generation loop for any decoder that returns the logits of the next token."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def generate_tokens(
     decoding: Decoding,
     generator: torch.Generator | None = None,
 ) -> list[list[int]]:
-    """Tokens of every row up to the end token, which is not among them: greedy, sampled, or by beam search.
+    """Generate tokens up to the end token (excluded): greedy, sampled, or by beam search.
 
-    logits: of the first new token. step: takes the token that was chosen in every row, and gives the logits of the next
-    one. select: makes the rows of the cache behind `step` those of these indices; called with beam search only.
+    logits: of the first new token. step: maps the selected token of every row to the logits of the next one. select:
+    reindexes the rows of the cache behind `step`; called for beam search only.
     """
     if decoding.num_beams > 1:
         return _beam_search(logits, step, select, end, decoding)
     finished = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-    written: list[Tensor] = []
+    generated: list[Tensor] = []
     while True:
         token = sample(logits, decoding, generator).masked_fill(finished, end)
-        written.append(token)
+        generated.append(token)
         finished |= token == end
-        if len(written) == decoding.max_new_tokens or bool(finished.all()):
-            return truncate_at_eos(torch.stack(written, dim=1), end)
+        if len(generated) == decoding.max_new_tokens or bool(finished.all()):
+            return truncate_at_eos(torch.stack(generated, dim=1), end)
         logits = step(token)
 
 

@@ -1,4 +1,4 @@
-"""Message passing on any graph: convolution with fixed weights, and with weights by attention."""
+"""Message passing on graphs: graph convolution (GCN) and graph attention (GAT)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from polymodal.errors import UserError
 
 
 def add_self_loops(ends: Int[Tensor, "2 edges"], nodes: int) -> Int[Tensor, "2 edges_and_nodes"]:
-    """The edges, and one from every node to itself."""
-    own = torch.arange(nodes, device=ends.device)
-    return torch.cat([ends, own.expand(2, -1)], dim=1)
+    """Add an edge from every node to itself."""
+    nodes_index = torch.arange(nodes, device=ends.device)
+    return torch.cat([ends, nodes_index.expand(2, -1)], dim=1)
 
 
 def symmetric_weights(ends: Int[Tensor, "2 edges"], nodes: int) -> Float[Tensor, " edges"]:
-    """1 / sqrt(degree of source x degree of target) of every edge (Kipf & Welling 2017, equation 2).
+    """Return 1 / sqrt(degree of source * degree of target) per edge (Kipf & Welling 2017, equation 2).
 
-    Degrees count incoming edges, so a graph without directions has each edge twice.
+    Degrees count incoming edges, so an undirected graph lists each edge in both directions.
     """
     degree = torch.bincount(ends[1], minlength=nodes).clamp(min=1).float()
     return (degree[ends[0]] * degree[ends[1]]).rsqrt()
@@ -28,14 +28,14 @@ def symmetric_weights(ends: Int[Tensor, "2 edges"], nodes: int) -> Float[Tensor,
 def scatter_sum(
     messages: Float[Tensor, "edges ..."], target: Int[Tensor, " edges"], nodes: int
 ) -> Float[Tensor, "nodes ..."]:
-    """What arrives at every node."""
+    """Sum the messages that arrive at each node."""
     return messages.new_zeros(nodes, *messages.shape[1:]).index_add(0, target, messages)
 
 
 def global_mean_pool(
     x: Float[Tensor, "nodes width"], graph: Int[Tensor, " nodes"], count: int
 ) -> Float[Tensor, "batch width"]:
-    """The mean over each graph's nodes. graph: of each node, its graph's number; count: how many graphs there are."""
+    """Average node features per graph. graph: index of each node's graph. count: number of graphs."""
     return scatter_sum(x, graph, count) / graph.bincount(minlength=count).clamp(min=1)[:, None]
 
 
@@ -50,14 +50,14 @@ class GraphConvolution(nn.Module):
     def forward(
         self, x: Float[Tensor, "nodes width_in"], ends: Int[Tensor, "2 edges"]
     ) -> Float[Tensor, "nodes width_out"]:
-        """ends: source and target of every edge; loops are added here."""
+        """Convolve. ends: source and target of every edge; self-loops are added here."""
         ends = add_self_loops(ends, len(x))
         messages = self.linear(x)[ends[0]] * symmetric_weights(ends, len(x))[:, None]
         return scatter_sum(messages, ends[1], len(x)) + self.bias
 
 
 class GraphAttention(nn.Module):
-    """GAT (Veličković et al. 2018, equations 1 to 5): a node weighs its neighbors, and itself, by attention."""
+    """GAT (Veličković et al. 2018, equations 1 to 5): attention over the neighbors of a node and itself."""
 
     def __init__(self, width_in: int, width_out: int, num_heads: int):
         super().__init__()
@@ -68,17 +68,19 @@ class GraphAttention(nn.Module):
         self.source = nn.Parameter(torch.empty(num_heads, width_out // num_heads))
         self.target = nn.Parameter(torch.empty(num_heads, width_out // num_heads))
         self.bias = nn.Parameter(torch.zeros(width_out))
-        for part in (self.source, self.target):
-            nn.init.xavier_uniform_(part)
+        for vector in (self.source, self.target):
+            nn.init.xavier_uniform_(vector)
 
     def forward(
         self, x: Float[Tensor, "nodes width_in"], ends: Int[Tensor, "2 edges"]
     ) -> Float[Tensor, "nodes width_out"]:
-        """ends: source and target of every edge; loops are added here."""
+        """Attend to neighbors. ends: source and target of every edge; self-loops are added here."""
         source, target = add_self_loops(ends, len(x))
         values = self.linear(x).unflatten(1, (self.num_heads, -1))
         sent, received = (values * self.source).sum(-1), (values * self.target).sum(-1)
+        # Equation 3: e_ij = LeakyReLU(a^T [W h_i || W h_j]), with a split into target and source parts.
         logits = F.leaky_relu(sent[source] + received[target], 0.2)
+        # Softmax over the incoming edges of each node; the maximum is subtracted for numerical stability.
         highest = logits.new_full((len(x), self.num_heads), -torch.inf)
         highest = highest.scatter_reduce(0, target[:, None].expand_as(logits), logits.detach(), "amax")
         weights = (logits - highest[target]).exp()

@@ -1,4 +1,4 @@
-"""A transformer over words that stand somewhere else than in a line, too: on a page, in a tree."""
+"""Text transformer with additional position embeddings: 2-D layout of a page, XPath of a tree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from polymodal.layers.transformer import Packing, Transformer, mean_pool
 
 
 class LayoutTextTransformer(nn.Module):
-    """Vectors of tokens, of their places in the text, and of where else they stand, through a transformer."""
+    """Transformer over the sum of token, 1-D position and layout embeddings, with mean pooling."""
 
     def __init__(self, vocab_size: int, context_length: int, width: int, depth: int, num_heads: int):
         super().__init__()
@@ -26,7 +26,10 @@ class LayoutTextTransformer(nn.Module):
     def forward(
         self, ids: Int[Tensor, "batch length"], places: Float[Tensor, "total width"], packing: Packing
     ) -> tuple[Float[Tensor, "total width"], Packing, Float[Tensor, "batch width"]]:
-        """places: where else each real token stands. Returns the packed tokens, their packing, and their means."""
+        """Encode texts.
+
+        places: layout embedding of each real token. Returns the packed tokens, their packing, and their mean per text.
+        """
         x = self.embedding(packing.pack(ids)) + F.embedding(packing.indices % ids.shape[1], self.positions)
         x = self.norm_post(self.transformer(self.norm_pre(x + places), packing))
         return x, packing, mean_pool(x, packing)

@@ -1,4 +1,4 @@
-"""LoRA: low-rank updates of linear layers, trained in place of their own weights (Hu et al. 2021, section 4)."""
+"""LoRA: low-rank adaptation of linear layers, with frozen base weights (Hu et al. 2021, section 4)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from polymodal.errors import UserError
 
 
 class LoRALinear(nn.Module):
-    """base(x) + x A^T B^T, with A (rank x in) random and B (out x rank) zero at first, so that nothing changes yet.
+    """base(x) + x A^T B^T, with A (rank x in) random and B (out x rank) zero at initialization.
 
     The paper's factor alpha / rank is left at 1: it only rescales the learning rate of B.
     """
@@ -31,14 +31,14 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """The plain layer with the update added to its weights."""
+        """Return the plain linear layer, with the update merged into its weight."""
         self.base.weight += self.lora_b @ self.lora_a
         return self.base
 
 
 @runtime_checkable
 class HasOwnLoRA(Protocol):
-    """A part that brings another library's low-rank updates, as pretrained models do."""
+    """A module with a LoRA implementation of its own, such as peft's in pretrained models."""
 
     def add_lora(self, rank: int, name: str, targets: tuple[str, ...]) -> int: ...
 
@@ -46,7 +46,7 @@ class HasOwnLoRA(Protocol):
 
 
 def add_lora(model: nn.Module, rank: int, targets: tuple[str, ...] = ("*",)) -> int:
-    """Freeze a model but for new low-rank updates of the linear layers whose names match; returns how many these are.
+    """Freeze a model and add LoRA to the linear layers whose names match; return how many there are.
 
     targets: shell patterns of module names, such as `*.attention.qkv`. Raises UserError when none matches.
     """
@@ -54,23 +54,23 @@ def add_lora(model: nn.Module, rank: int, targets: tuple[str, ...] = ("*",)) -> 
     others = [(name, module) for name, module in model.named_modules() if isinstance(module, HasOwnLoRA)]
     count = sum(module.add_lora(rank, name, targets) for name, module in others)
     inside = tuple(f"{name}." for name, _ in others)
-    found = [
+    linears = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and not name.startswith(inside)
         and any(fnmatchcase(name, pattern) for pattern in targets)
     ]
-    if not found and not count:
+    if not linears and not count:
         raise UserError(f"No linear layer has a name like {' or '.join(targets)}; see model.named_modules().")
-    for name, module in found:
+    for name, module in linears:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, LoRALinear(module, rank))
-    return len(found) + count
+    return len(linears) + count
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Put plain linear layers, with the updates in their weights, back in place."""
+    """Replace LoRA layers by plain linear layers with merged weights."""
     for name, module in list(model.named_modules()):
         if isinstance(module, HasOwnLoRA):
             module.merge_lora()

@@ -41,12 +41,12 @@ class MomentumEncoder(nn.Module):
         buffers: Literal["copy", "average", "keep"] = "copy",
         train_mode: bool = False,
     ):
-        """online: the trained modules by the names of their copies.
+        """Copy the modules.
 
-        buffers: what `update` does with buffers, such as the statistics of batch norm: take those of the modules, move
-        towards them (floating-point ones), or leave them to the copies' own forward passes. train_mode: whether copies
-        run as their modules do, with dropout and the statistics of the batch (ALBEF, MoCo, BYOL), or always as in
-        evaluation.
+        online: the trained modules by the names of their copies. buffers: what `update` does with buffers, such as the
+        running statistics of batch norm: copy those of the modules, average them (floating-point ones), or keep the
+        copies' own. train_mode: whether copies use the mode of their modules, with dropout and batch statistics (ALBEF,
+        MoCo, BYOL), or always evaluation mode.
         """
         super().__init__()
         for name, module in online.items():
@@ -60,12 +60,12 @@ class MomentumEncoder(nn.Module):
         self.eval()
 
     def __getitem__(self, name: str) -> Any:
-        """The copy of a module."""
+        """Return the copy of a module."""
         return self.get_submodule(name)
 
     @property
     def online(self) -> Mapping[str, nn.Module]:
-        """The modules that are trained."""
+        """The online (trained) modules."""
         return self.__dict__["_online"]
 
     @torch.no_grad()
@@ -105,9 +105,9 @@ class MomentumEncoder(nn.Module):
 
     @contextmanager
     def momentum_forward(self) -> Iterator[None]:
-        """Compute without gradients, in the mode that `train_mode` says; copies hold the modules' weights at least.
+        """Compute without gradients, in the mode given by `train_mode`, initializing the copies if needed.
 
-        Forward passes before the first update see the weights that the modules have now.
+        Forward passes before the first update see the current weights of the modules.
         """
         self.before_training()
         for name, module in self.online.items():
@@ -159,17 +159,17 @@ class FeatureQueue(nn.Module):
         return len(self.buffer)
 
     def __len__(self) -> int:
-        """How many features there are by now, at most `size`."""
+        """Return the number of features in the queue, at most `size`."""
         return min(int(self.enqueued), self.size)
 
     @property
     def features(self) -> Float[Tensor, "kept dim"]:
-        """The features, in no particular order; a copy, which a later `enqueue` leaves as it is."""
+        """A copy of the features, in no particular order."""
         return self.buffer[: len(self)].clone()
 
     @property
     def labels(self) -> Float[Tensor, " kept"]:
-        """The labels of the features; equal labels are positives of each other, `NO_LABEL` is none."""
+        """The labels of the features; equal labels are positives of each other, `NO_LABEL` is a positive of none."""
         return self.buffer_labels[: len(self)].clone()
 
     @torch.no_grad()
@@ -178,14 +178,14 @@ class FeatureQueue(nn.Module):
         features: Float[Tensor, "batch dim"],
         labels: Float[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
     ) -> None:
-        """Add the features of all processes, in the place of the oldest ones.
+        """Enqueue the features of all ranks and dequeue the oldest ones.
 
-        labels: of examples or of their captions. Every process has the same number of features.
+        labels: of examples or of their captions. Every rank has the same number of features.
         """
         if labels is None:
             labels = torch.full((len(features),), NO_LABEL, device=features.device)
         features, labels = all_gather(features.detach()), all_gather(labels.to(self.buffer_labels))
-        # Of more than the queue keeps, the newest.
+        # If a batch exceeds the queue, keep its newest features.
         count, skipped = len(features), max(len(features) - self.size, 0)
         slots = (self.enqueued + torch.arange(skipped, count, device=self.buffer.device)) % self.size
         self.buffer.index_copy_(0, slots, features[skipped:].to(self.buffer))

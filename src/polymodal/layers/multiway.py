@@ -1,6 +1,6 @@
-"""Blocks in which images and texts share attention, and have norms and MLPs of their own.
+"""Multiway transformer: shared self-attention, modality-specific norms and MLPs.
 
-The multiway transformer of VLMo and BEiT-3 (Bao et al. 2022, section 3.1; Wang et al. 2023, section 2.1).
+VLMo (Bao et al. 2022, section 3.1) and BEiT-3 (Wang et al. 2023, section 2.1).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from polymodal.layers.transformer import Attention, DropPath, Packing, drop_path
 
 
 class Mlp(nn.Module):
-    """A norm and an MLP of one hidden layer."""
+    """Layer norm and a multilayer perceptron (MLP) with one hidden layer."""
 
     def __init__(self, width: int, mlp_ratio: float = 4.0):
         super().__init__()
@@ -27,10 +27,10 @@ class Mlp(nn.Module):
 
 
 class MultiwayBlock(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)); norms and MLPs are those of the modality."""
+    """Pre-norm block with shared attention, in which norms and MLPs are chosen by modality."""
 
     def __init__(self, width: int, num_heads: int, drop_path_rate: float = 0.0):
-        """drop_path_rate: see `DropPath`."""
+        """Build the block. drop_path_rate: probability of skipping a branch, see `DropPath`."""
         super().__init__()
         self.image_norm = nn.LayerNorm(width)
         self.text_norm = nn.LayerNorm(width)
@@ -42,7 +42,7 @@ class MultiwayBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch length width"], packing: Packing, imaged: int
     ) -> Float[Tensor, "batch length width"]:
-        """pictured: how many tokens at the front of every sequence are of the image."""
+        """Apply the block. imaged: number of image tokens at the front of every sequence."""
         image, text = x[:, :imaged], x[:, imaged:]
         normed = torch.cat([self.image_norm(image), self.text_norm(text)], dim=1)
         x = x + self.drop_path(self.attention(normed.flatten(0, 1), packing).view_as(x))
@@ -51,10 +51,10 @@ class MultiwayBlock(nn.Module):
 
 
 class MultiwayTransformer(nn.Module):
-    """A stack of such blocks, with norms of each modality at the end."""
+    """A stack of multiway blocks with a final norm per modality."""
 
     def __init__(self, width: int, depth: int, num_heads: int, drop_path_rate: float = 0.0):
-        """drop_path_rate: of the last block; it rises to that from 0 in equal steps."""
+        """Build the blocks. drop_path_rate: of the last block; rates increase linearly from 0."""
         super().__init__()
         self.blocks = nn.ModuleList(
             MultiwayBlock(width, num_heads, rate) for rate in drop_path_schedule(drop_path_rate, depth)
@@ -69,9 +69,14 @@ class MultiwayTransformer(nn.Module):
         words: Bool[Tensor, "batch length"],
         joint: bool = True,
     ) -> tuple[Float[Tensor, "batch pictured width"], Float[Tensor, "batch length width"]]:
-        """words: False where the text is padding. joint: whether image and text attend to each other."""
-        seen = torch.ones(image.shape[:2], dtype=torch.long, device=image.device)
-        document = torch.cat([seen, words * (1 if joint else 2)], dim=1)
+        """Encode images and texts.
+
+        words: False for text padding. joint: whether image and text attend to each other (fusion encoder), or not (dual
+        encoder).
+        """
+        # Segment ids: image 1, text 1 (joint) or 2 (separate), padding 0; attention stays within a segment.
+        image_segment = torch.ones(image.shape[:2], dtype=torch.long, device=image.device)
+        document = torch.cat([image_segment, words * (1 if joint else 2)], dim=1)
         everywhere = torch.arange(document.numel(), device=image.device)
         packing = Packing(document > 0, everywhere, document)
         x = torch.cat([image, text], dim=1)

@@ -1,4 +1,4 @@
-"""Patches of grids of any number of axes: images, spectrograms (2-D), videos and volumes (3-D), series (1-D)."""
+"""N-dimensional patches: images and spectrograms (2-D), videos and volumes (3-D), series (1-D)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polymodal.errors import UserError
 
 
 def grid_of(size: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
-    """Number of patches along every axis. Raises UserError where patches do not tile the input."""
+    """Return the number of patches per axis. Raises UserError where patches do not tile the input."""
     if len(size) != len(patch_size) or any(side % patch for side, patch in zip(size, patch_size, strict=True)):
         sizes = " x ".join(map(str, size)), " x ".join(map(str, patch_size))
         raise UserError(f"Patches of {sizes[1]} do not tile an input of {sizes[0]}.")
@@ -23,9 +23,9 @@ def grid_of(size: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
 def patchify_nd(
     values: Float[Tensor, "batch channels *size"], patch_size: Sequence[int]
 ) -> Float[Tensor, "batch patches values"]:
-    """Cut a grid into patches, row-major (the last axis runs fastest).
+    """Cut a grid into patches in row-major order (the last axis varies fastest).
 
-    Values of a patch are ordered channel first, as a convolution of that kernel and stride flattens them.
+    Values of a patch are ordered channel first, as a convolution with this kernel size and stride flattens them.
     """
     grid = grid_of(values.shape[2:], patch_size)
     axes = len(grid)
@@ -37,7 +37,7 @@ def patchify_nd(
 def unpatchify_nd(
     patches: Float[Tensor, "batch patches values"], patch_size: Sequence[int], grid: Sequence[int]
 ) -> Float[Tensor, "batch channels *size"]:
-    """The inverse of `patchify_nd`."""
+    """Invert `patchify_nd`."""
     axes = len(grid)
     split = patches.reshape(len(patches), *grid, -1, *patch_size)
     order = [0, 1 + axes, *(n for axis in range(axes) for n in (1 + axis, 2 + axes + axis))]
@@ -46,10 +46,10 @@ def unpatchify_nd(
 
 
 def sine_positions_nd(grid: Sequence[int], width: int) -> Float[Tensor, "patches width"]:
-    """Fixed sine-cosine position embeddings of a grid: every axis has an equal, even number of channels.
+    """Return fixed sine-cosine position embeddings of a grid; every axis has an equal, even number of channels.
 
-    The 2-D case is that of MoCo v3 and MAE; channels that are left over are 0. Raises UserError for a width below two
-    channels per axis.
+    The 2-D case is that of MoCo v3 and MAE; leftover channels are 0. Raises UserError for a width below two channels
+    per axis.
     """
     channels = width // (2 * len(grid)) * 2
     if not channels:

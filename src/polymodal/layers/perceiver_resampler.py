@@ -1,4 +1,4 @@
-"""Perceiver resampler: any number of media tokens to a fixed number of latents (Flamingo, section 2.1 and figure 5)."""
+"""Perceiver resampler: any number of media tokens to a fixed number of latents (Flamingo, section 2.1, figure 5)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polymodal.layers.cross_attention import CrossAttention, mlp
 
 
 class PerceiverLayer(nn.Module):
-    """z + attention(q = z, kv = [x; z]), then z + MLP(z), with norms before all of them."""
+    """Pre-norm layer: z + attention(q = z, kv = [x; z]), then z + MLP(z)."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class PerceiverLayer(nn.Module):
         media: Float[Tensor, "batch tokens width"],
         mask: Bool[Tensor, "batch keys"] | None = None,
     ) -> Float[Tensor, "batch latents width"]:
-        """mask: of media tokens and latents."""
+        """Apply the layer. mask: over media tokens followed by latents."""
         normed = self.norm_latents(latents)
         context = torch.cat([self.norm_media(media), normed], dim=1)
         latents = latents + self.attention(normed, context, mask)
@@ -44,7 +44,7 @@ class PerceiverLayer(nn.Module):
 
 
 class PerceiverResampler(nn.Module):
-    """Learned latents that attend to the media tokens and to each other, and a final norm."""
+    """Learned latents that cross-attend to the media tokens and to each other, and a final norm."""
 
     def __init__(
         self,
@@ -57,8 +57,11 @@ class PerceiverResampler(nn.Module):
         mlp_ratio: float = 4.0,
         activation: Callable[[Tensor], Tensor] | None = None,
     ):
-        """max_frames: frames of a video, each with a learned time embedding; 1: none. activation: squared ReLU in the
-        paper, by default GELU."""
+        """Build the resampler.
+
+        max_frames: frames of a video, each with a learned time embedding; 1: none. activation: squared ReLU in the
+        paper, by default GELU.
+        """
         super().__init__()
         self.latents = nn.Parameter(torch.randn(num_latents, width))
         self.time = nn.Parameter(torch.randn(max_frames, 1, width)) if max_frames > 1 else None
@@ -72,7 +75,7 @@ class PerceiverResampler(nn.Module):
         media: Float[Tensor, "batch *frames tokens width"],
         mask: Bool[Tensor, "batch *frames tokens"] | None = None,
     ) -> Float[Tensor, "batch latents width"]:
-        """media: tokens of an image, or of every frame of a video. mask: False for padding."""
+        """Return the latents. media: tokens of an image, or of every frame of a video. mask: False for padding."""
         if media.ndim == 4:
             if self.time is not None:
                 if media.shape[1] > len(self.time):
@@ -88,8 +91,10 @@ class PerceiverResampler(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Learned queries that attend once to the tokens, and an MLP (mPLUG-video's visual abstractor; with one query, the
-    head of SigLIP's encoder)."""
+    """Attention pooling: learned queries that cross-attend once to the tokens, and an MLP.
+
+    mPLUG-video's visual abstractor; with one query, the MAP head of SigLIP's encoder.
+    """
 
     def __init__(self, width: int, num_heads: int, num_queries: int, mlp_ratio: float = 4.0):
         super().__init__()
@@ -101,6 +106,6 @@ class AttentionPool(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch tokens"] | None = None
     ) -> Float[Tensor, "batch queries width"]:
-        """mask: False for padding."""
+        """Return one token per query. mask: False for padding."""
         x = self.attention(self.queries.expand(len(tokens), -1, -1), tokens, mask)
         return x + self.mlp(self.norm(x))

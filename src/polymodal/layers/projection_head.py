@@ -26,10 +26,10 @@ def clip_init_(linear: nn.Linear) -> nn.Linear:
 
 
 class LinearProjection(nn.Linear):
-    """Project without bias into a space that modalities share (CLIP, figure 3)."""
+    """Linear projection without bias into the joint embedding space (CLIP, figure 3)."""
 
     def __init__(self, in_features: int, out_features: int, normalize: bool = False):
-        """normalize: whether outputs have L2 norm 1."""
+        """Build the projection. normalize: whether outputs are L2-normalized."""
         super().__init__(in_features, out_features, bias=False)
         clip_init_(self)
         self.normalize = normalize
@@ -40,7 +40,7 @@ class LinearProjection(nn.Linear):
 
 
 class ProjectionHead(nn.Sequential):
-    """An MLP: linear layers from size to size, with a norm and an activation between them.
+    """Multilayer perceptron (MLP) projection head: linear layers with a norm and an activation between them.
 
     | method | sizes | further arguments |
     |---|---|---|
@@ -62,11 +62,12 @@ class ProjectionHead(nn.Sequential):
         bias: bool = False,
         normalize: bool = False,
     ):
-        """sizes: at least input and output. norm: between the layers; "batch" is synchronized over processes.
+        """Build the head.
 
-        last_norm: whether a norm without activation ends the head. last_norm_affine: whether that norm learns a scale
-        and a shift. bias: of the linear layers that no norm follows; the others need none. normalize: whether outputs
-        have L2 norm 1. Raises UserError for fewer than two sizes, and for `last_norm` without a norm.
+        sizes: at least input and output. norm: between the layers; "batch" is synchronized over processes. last_norm:
+        whether a norm without activation ends the head. last_norm_affine: whether that norm has a learned scale and
+        shift. bias: of linear layers that no norm follows. normalize: whether outputs are L2-normalized. Raises
+        UserError for fewer than two sizes, and for `last_norm` without a norm.
         """
         if len(sizes) < 2:
             raise UserError(f"A projection head has an input and an output size, not {list(sizes)}.")

@@ -1,7 +1,9 @@
-"""Q-Former: learned queries that read an image, in one transformer with text (BLIP-2, Li et al. 2023, section 3.1).
+"""Q-Former: learned queries that attend to an image, in one transformer with text (BLIP-2, Li et al. 2023, section
+3.1).
 
-Queries and text share self-attention; every second block has cross-attention from the queries to the image; their MLPs
-are apart. What a mask lets queries and text see of each other makes the three objectives (figure 2).
+Queries and text share self-attention; every `cross_attention_frequency`-th block has cross-attention from the queries
+to the image; MLPs are separate. The self-attention mask between queries and text selects one of three objectives
+(figure 2): image-text contrastive (ITC), image-text matching (ITM), image-grounded text generation (ITG).
 """
 
 from __future__ import annotations
@@ -22,39 +24,39 @@ QFormerMode = Literal["itc", "itm", "itg"]
 
 @dataclass(frozen=True)
 class QFormerConfig:
-    """A Q-Former."""
+    """Configuration of a Q-Former."""
 
     width: PositiveInt = 64
-    """Channels of every token."""
+    """Embedding width of tokens."""
     depth: PositiveInt = 2
-    """Blocks."""
+    """Number of blocks."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
     mlp_dim: PositiveInt = 256
-    """Channels inside an MLP."""
+    """Hidden width of the MLPs."""
     num_queries: PositiveInt = 32
-    """Learned queries."""
+    """Number of learned queries."""
     media_width: PositiveInt = 64
-    """Channels of the image tokens."""
+    """Width of the image tokens."""
     cross_attention_frequency: PositiveInt = 2
-    """Cross-attention is in the first block and in every so many after it."""
+    """Cross-attention is in the first block and every so many blocks after it."""
     vocab_size: NonNegativeInt = 0
-    """Entries of the tokenizer; 0: without text, as in the second stage of BLIP-2."""
+    """Vocabulary size of the tokenizer; 0: no text branch, as in the second stage of BLIP-2."""
     context_length: PositiveInt = 64
-    """Longest text in tokens."""
+    """Maximum text length in tokens."""
     norm_eps: PositiveFloat = 1e-12
-    """Of the layer norms, as in BERT."""
+    """Epsilon of the layer norms, as in BERT."""
     dropout: DecayRate = 0.0
-    """After attention and MLPs; 0.1 in BERT."""
+    """Dropout after attention and MLPs; 0.1 in BERT."""
 
 
 def qformer_mask(
     num_queries: int, text_mask: Bool[Tensor, "batch length"], mode: QFormerMode
 ) -> Bool[Tensor, "batch total total"]:
-    """Who attends to whom among [queries; text] (figure 2, right). text_mask: False for padding.
+    """Return the self-attention mask over [queries; text] (figure 2, right). text_mask: False for padding.
 
-    itc, uni-modal: queries see queries, text sees text. itm, bi-directional: all see all. itg, multimodal causal:
-    queries see queries, a text token sees queries and the text up to itself.
+    itc, uni-modal: queries attend to queries, text to text. itm, bidirectional: all attend to all. itg, multimodal
+    causal: queries attend to queries, a text token to queries and to text up to itself.
     """
     batch, length = text_mask.shape
     mask = text_mask.new_zeros(batch, num_queries + length, num_queries + length)
@@ -71,7 +73,7 @@ def qformer_mask(
 
 
 class QFormerBlock(nn.Module):
-    """BERT's post-norm block, with cross-attention of the queries and an MLP of their own."""
+    """BERT's post-norm block, with cross-attention and a separate MLP for the queries."""
 
     def __init__(self, config: QFormerConfig, cross_attention: bool):
         super().__init__()
@@ -94,7 +96,7 @@ class QFormerBlock(nn.Module):
         media: Float[Tensor, "batch tokens media_width"] | None,
         media_mask: Bool[Tensor, "batch tokens"] | None,
     ) -> Float[Tensor, "batch total width"]:
-        """x: queries, then text; either may be missing."""
+        """Apply the block. x: queries, then text; either may be absent."""
         x = self.norm1(x + self.dropout(self.attention(x, x, mask)))
         queries, text = x[:, :num_queries], x[:, num_queries:]
         if num_queries:
@@ -107,7 +109,7 @@ class QFormerBlock(nn.Module):
 
 
 class QFormer(nn.Module):
-    """Queries, text embeddings, and the blocks."""
+    """Learned queries, text embeddings, and the blocks."""
 
     def __init__(self, config: QFormerConfig):
         super().__init__()
@@ -129,11 +131,11 @@ class QFormer(nn.Module):
         text_mask: Bool[Tensor, "batch length"] | None = None,
         mode: QFormerMode = "itm",
     ) -> tuple[Float[Tensor, "batch queries width"], Float[Tensor, "batch length width"]]:
-        """Output of the queries and of the text; the one that is not given is empty.
+        """Return the hidden states of queries and of text; the input that is not given has an empty output.
 
-        media: image tokens, of which media_mask is False for padding. ids: text, of which text_mask is False for
-        padding. mode: see `qformer_mask`; for "itg" the first token is the decoder's start mark. Media alone and text
-        alone are the two uni-modal passes. Raises UserError for text without a vocabulary.
+        media: image tokens, media_mask: False for padding. ids: text, text_mask: False for padding. mode: see
+        `qformer_mask`; for "itg" the first token is the decoder's start token. Media alone and text alone are the two
+        uni-modal passes. Raises UserError for text without a vocabulary.
         """
         parts = [] if media is None else [self.queries.expand(len(media), -1, -1)]
         num_queries = 0 if media is None else self.config.num_queries

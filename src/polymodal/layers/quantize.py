@@ -1,4 +1,4 @@
-"""Vectors to discrete codes and back."""
+"""Vector quantization: continuous vectors to discrete codes, with a nearest-neighbor or a Gumbel-softmax codebook."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polymodal.errors import UserError
 
 
 class QuantizerOutput(NamedTuple):
-    """vectors: those of the codes; gradients pass to what was quantized. codebook, commitment: losses."""
+    """Quantized vectors (straight-through), codes, and the codebook and commitment losses."""
 
     vectors: Float[Tensor, "... dim"]
     codes: Int[Tensor, ...]
@@ -22,10 +22,10 @@ class QuantizerOutput(NamedTuple):
 
 
 class VectorQuantizer(nn.Module):
-    """The nearest of a set of learned vectors (VQ-VAE, van den Oord et al. 2017, equations 1 to 3).
+    """Vector quantization to the nearest codebook vector (VQ-VAE, van den Oord et al. 2017, equations 1 to 3).
 
-    Vectors and codes are compared on the unit sphere, in few dimensions, which keeps most codes in use (ViT-VQGAN, Yu
-    et al. 2022, section 3.2).
+    Vectors and codes are L2-normalized and low-dimensional, which keeps codebook usage high (ViT-VQGAN, Yu et al. 2022,
+    section 3.2).
     """
 
     def __init__(self, codebook_size: int, codebook_dim: int):
@@ -33,33 +33,34 @@ class VectorQuantizer(nn.Module):
         self.codebook = nn.Parameter(F.normalize(torch.randn(codebook_size, codebook_dim), dim=-1))
 
     def vectors(self, codes: Int[Tensor, ...]) -> Float[Tensor, "... dim"]:
-        """The unit vectors of codes."""
+        """Return the unit vectors of codes."""
         return F.normalize(F.embedding(codes, self.codebook), dim=-1)
 
     def codes(self, x: Float[Tensor, "... dim"]) -> Int[Tensor, ...]:
-        """The nearest code of each vector, whatever its length."""
+        """Return the nearest code of each vector by cosine similarity."""
         return (x @ F.normalize(self.codebook, dim=-1).T).argmax(-1)
 
     def forward(self, x: Float[Tensor, "... dim"]) -> QuantizerOutput:
-        """Losses are mean squared distances: of codes to the vectors, and of vectors to their codes."""
+        """Quantize; losses are MSE of codes to sg(vectors) (codebook), and of vectors to sg(codes) (commitment)."""
         x = F.normalize(x, dim=-1)
         codes = self.codes(x)
         nearest = self.vectors(codes)
+        # Straight-through estimator: the gradient of the output is copied to the input.
         passed = x + (nearest - x).detach()
         return QuantizerOutput(passed, codes, F.mse_loss(nearest, x.detach()), F.mse_loss(x, nearest.detach()))
 
 
 def perplexity(codes: Int[Tensor, ...], count: int) -> float:
-    """How many of `count` codes are in use: the exponential of the entropy of their frequencies, from 1 to `count`."""
-    shares = torch.bincount(codes.flatten(), minlength=count).double() / max(codes.numel(), 1)
-    return float(torch.special.entr(shares).sum().exp())
+    """Return the codebook perplexity: the exponential of the entropy of code frequencies, from 1 to `count`."""
+    frequencies = torch.bincount(codes.flatten(), minlength=count).double() / max(codes.numel(), 1)
+    return float(torch.special.entr(frequencies).sum().exp())
 
 
-EPS = 1e-7  # added to shares: the entropy of a code that no vector would choose has no finite gradient
+EPS = 1e-7  # added to probabilities: x log x has no finite gradient at 0
 
 
 class GumbelQuantizerOutput(NamedTuple):
-    """What a Gumbel quantizer makes of vectors. diversity: loss, 0 when all codes are chosen alike often."""
+    """Quantized vectors, codes, and the diversity loss: 0 when all codes are used equally often."""
 
     vectors: Float[Tensor, "n dim"]
     codes: Int[Tensor, "n num_codebooks"]
@@ -67,10 +68,10 @@ class GumbelQuantizerOutput(NamedTuple):
 
 
 class GumbelQuantizer(nn.Module):
-    """One code of each codebook, chosen by logits with Gumbel noise (wav2vec 2.0, Baevski et al. 2020, section 2).
+    """Product quantization by Gumbel softmax, one code per codebook (wav2vec 2.0, Baevski et al. 2020, section 2).
 
-    The forward pass takes the largest, the backward pass the softmax at a temperature that falls with every training
-    step; without training there is no noise.
+    The forward pass takes the arg max (hard), the backward pass the softmax at a temperature that decays with every
+    training step; there is no noise in evaluation.
     """
 
     updates: Tensor
@@ -85,9 +86,10 @@ class GumbelQuantizer(nn.Module):
         min_temperature: float = 0.5,
         temperature_decay: float = 0.999995,
     ):
-        """codebook_dim: of the vectors, a multiple of `num_codebooks`.
+        """Build the quantizer.
 
-        temperature_decay: factor of the temperature at every step.
+        codebook_dim: total dimension of the output, a multiple of `num_codebooks`. temperature_decay: factor of the
+        temperature per step.
         """
         super().__init__()
         if codebook_dim % num_codebooks:
@@ -96,20 +98,21 @@ class GumbelQuantizer(nn.Module):
         self.max_temperature, self.min_temperature = max_temperature, min_temperature
         self.temperature_decay = temperature_decay
         self.logits = nn.Linear(width, num_codebooks * codebook_size)
-        nn.init.normal_(self.logits.weight, std=1.0)  # released code; with less, all vectors choose one code
+        nn.init.normal_(self.logits.weight, std=1.0)  # released code; less collapses to a single code
         nn.init.zeros_(self.logits.bias)
         self.codebook = nn.Parameter(torch.rand(num_codebooks, codebook_size, codebook_dim // num_codebooks))
         self.register_buffer("updates", torch.zeros(()))
 
     @property
     def temperature(self) -> Float[Tensor, ""]:
-        """Of the softmax in the backward pass."""
+        """Current temperature of the Gumbel softmax."""
         return (self.max_temperature * self.temperature_decay**self.updates).clamp(min=self.min_temperature)
 
     def forward(self, x: Float[Tensor, "n width"]) -> GumbelQuantizerOutput:
         logits = self.logits(x).unflatten(1, (self.num_codebooks, self.codebook_size))
-        shares = logits.float().softmax(-1).sum(0) / max(len(x), 1)
-        entropy = -(shares * (shares + EPS).log()).sum(-1)
+        probabilities = logits.float().softmax(-1).sum(0) / max(len(x), 1)
+        # Diversity loss (equation 4), with the perplexity exp(entropy) per codebook as in the released code.
+        entropy = -(probabilities * (probabilities + EPS).log()).sum(-1)
         diversity = 1 - entropy.exp().mean() / self.codebook_size
         codes = logits.argmax(-1)
         if self.training:

@@ -1,4 +1,4 @@
-"""Fewer tokens out of a grid of patches, without parameters: pixel shuffle and average pooling."""
+"""Token reduction on a patch grid without parameters: pixel shuffle (space-to-depth) and average pooling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from polymodal.errors import UserError
 def pixel_shuffle(
     tokens: Float[Tensor, "batch patches width"], grid: Sequence[int], factor: int = 2
 ) -> Float[Tensor, "batch outputs channels"]:
-    """factor x factor neighboring patches to one token of factor^2 times the channels (InternVL 1.5, section 3.1).
+    """Merge factor x factor neighboring patches into one token with factor^2 times the channels (InternVL 1.5, section
+    3.1).
 
     Channels are ordered by row and column of the patch in its block, as in the official code (`ps_version="v2"`). This
     is the inverse of `torch.nn.PixelShuffle`. Raises UserError where the factor does not divide the grid.
@@ -29,7 +30,7 @@ def pixel_shuffle(
 def average_pool(
     tokens: Float[Tensor, "batch patches width"], grid: Sequence[int], output_grid: Sequence[int]
 ) -> Float[Tensor, "batch outputs width"]:
-    """Adaptive average pooling to a smaller grid; where it divides the grid, plain averages of equal blocks."""
+    """Pool tokens by adaptive averaging to a smaller grid; equal blocks where it divides the grid."""
     rows, columns = output_grid
     maps = tokens.transpose(1, 2).unflatten(2, tuple(grid))
     return F.adaptive_avg_pool2d(maps, (rows, columns)).flatten(2).transpose(1, 2)

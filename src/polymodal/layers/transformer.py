@@ -1,7 +1,7 @@
-"""The transformer of CLIP: pre-norm blocks of self-attention and a GELU MLP.
+"""Transformer of CLIP: pre-norm blocks of self-attention and a GELU MLP.
 
-A batch is either dense (every sequence has the same number of tokens) or packed: the real tokens of all sequences in
-one row, so that no layer computes padding. Only attention lays packed sequences out in a rectangle.
+A batch is either dense (all sequences have the same number of tokens) or packed: the real tokens of all sequences in
+one row (sequence packing), so that no layer computes padding. Only attention pads packed sequences to a rectangle.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ QueryRows = Int[Tensor, " rows"] | None
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens of packed sequences stand. mask: True where the rectangle batch x length has a real token.
+    """Layout of packed sequences. mask: True where the rectangle batch x length has a real token.
 
-    segment_ids: where a row holds several sequences, the number of each, from 1, and 0 where there is no token; tokens
-    see only those of their own document.
-
-    bias: what is added to the logits of attention, the same in all blocks, such as one for distances on a page.
-    prefix: of each row, how many of the first tokens are seen by all, also where attention is causal (prefix LM, Raffel
-    et al. 2020, section 3.2.1). rotation: what queries and keys are turned by (`layers.positions.rotary_angles`).
+    segment_ids: where a row holds several sequences, the id of each, from 1, and 0 where there is no token; attention
+    stays within a segment. bias: added to the attention logits of all blocks, such as a relative position bias. prefix:
+    number of leading tokens per row that all tokens attend to even if attention is causal (prefix LM, Raffel et al.
+    2020, section 3.2.1). rotation: RoPE of queries and keys (`layers.positions.rotary_angles`).
     """
 
     mask: Bool[Tensor, "batch length"]
@@ -41,32 +39,33 @@ class Packing:
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "batch length"]) -> Packing:
-        """One sequence a row."""
+        """Return the packing of one sequence per row."""
         return cls(mask, mask.flatten().nonzero().squeeze(1))
 
     @classmethod
     def of_segments(cls, segment_ids: Int[Tensor, "batch length"]) -> Packing:
-        """Several sequences a row."""
+        """Return the packing of several sequences per row."""
         mask = segment_ids > 0
         return cls(mask, mask.flatten().nonzero().squeeze(1), segment_ids)
 
     def visible(self, causal: bool) -> Bool[Tensor, "batch 1 queries keys"] | None:
-        """True where a query may look at a key; None where causality alone does it."""
+        """Return True where a query may attend to a key; None where a causal mask is enough."""
         if self.segment_ids is None and (not causal or self.prefix is None):
-            # Causal: padding stands behind all that real tokens look at.
+            # Causal: right padding comes after every key that a real token attends to.
             return None if causal else self.mask[:, None, None, :]
         if self.segment_ids is None:
-            seen = self.mask[:, None, :]
+            allowed = self.mask[:, None, :]
         else:
-            seen = self.segment_ids[:, :, None] == self.segment_ids[:, None, :]
+            allowed = self.segment_ids[:, :, None] == self.segment_ids[:, None, :]
         if causal:
-            place = torch.arange(self.mask.shape[1], device=self.mask.device)
-            order = place <= place[:, None]
-            seen = seen & (order if self.prefix is None else order | (place < self.prefix[:, None, None]))
-        return seen[:, None]
+            position = torch.arange(self.mask.shape[1], device=self.mask.device)
+            order = position <= position[:, None]
+            allowed = allowed & (order if self.prefix is None else order | (position < self.prefix[:, None, None]))
+        return allowed[:, None]
 
     def attention_mask(self, causal: bool) -> Tensor | None:
-        """What scaled_dot_product_attention takes: booleans, or logits to add; None where causality alone does it."""
+        """Return the mask for scaled_dot_product_attention: boolean, or additive with `bias`; None where causality is
+        enough."""
         visible = self.visible(causal)
         if self.bias is None:
             return visible
@@ -76,11 +75,11 @@ class Packing:
         return self.bias.masked_fill(~visible, float("-inf"))
 
     def pack(self, padded: Tensor) -> Tensor:
-        """(batch, length, ...) -> (total, ...)."""
+        """Pack: (batch, length, ...) -> (total, ...)."""
         return padded.flatten(0, 1).index_select(0, self.indices)
 
     def pad(self, packed: Tensor) -> Tensor:
-        """(total, ...) -> (batch, length, ...), zeros where there is no token."""
+        """Pad: (total, ...) -> (batch, length, ...), with zeros where there is no token."""
         rectangle = packed.new_zeros((self.mask.numel(), *packed.shape[1:]))
         return rectangle.index_copy(0, self.indices, packed).unflatten(0, self.mask.shape)
 
@@ -100,7 +99,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "... width"], packing: Packing | None = None, query_rows: QueryRows = None
     ) -> Float[Tensor, "... width"]:
-        """x: (batch, tokens, width), or (total, width) with its packing. query_rows: see `Transformer.forward`."""
+        """Attend. x: (batch, tokens, width), or (total, width) with its packing. query_rows: see `Transformer`."""
         qkv = self.qkv(x)
         if packing is not None:
             qkv = packing.pad(qkv)
@@ -115,9 +114,9 @@ class Attention(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): while training, an example skips a branch with a probability.
+    """Drop path (stochastic depth, Huang et al. 2016): in training, skip a branch with probability `rate` per example.
 
-    For dense batches, or one row an example: in a packed row, examples are not apart.
+    For dense batches, or one row per example; packed rows do not separate examples.
     """
 
     def __init__(self, rate: float):
@@ -127,17 +126,18 @@ class DropPath(nn.Module):
     def forward(self, branch: Float[Tensor, "batch *length width"]) -> Float[Tensor, "batch *length width"]:
         if not (self.training and self.rate):
             return branch
-        kept = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) >= self.rate
-        return branch * kept / (1 - self.rate)
+        # Scaled by 1 / (1 - rate), so that the expectation equals the branch in evaluation.
+        keep = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) >= self.rate
+        return branch * keep / (1 - self.rate)
 
 
 def drop_path_schedule(rate: float, depth: int) -> list[float]:
-    """The rates of all blocks, from 0 to that of the last in equal steps."""
-    return [rate * number / max(depth - 1, 1) for number in range(depth)]
+    """Return the drop path rates of all blocks, linear from 0 to `rate` at the last."""
+    return [rate * index / max(depth - 1, 1) for index in range(depth)]
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x))."""
+    """Pre-norm transformer block: x + attention(norm(x)), then x + MLP(norm(x))."""
 
     def __init__(self, width: int, num_heads: int, causal: bool = False, dropout: float = 0.0, mlp_ratio: float = 4.0):
         super().__init__()
@@ -153,7 +153,7 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "... width"], packing: Packing | None = None, query_rows: QueryRows = None
     ) -> Float[Tensor, "... width"]:
-        """query_rows: see `Transformer.forward`."""
+        """Apply the block. query_rows: see `Transformer.forward`."""
         x = select_rows(x, query_rows) + self.drop_path(
             self.dropout(self.attention(self.norm1(x), packing, query_rows))
         )
@@ -161,18 +161,21 @@ class Block(nn.Module):
 
 
 class PostNormBlock(Block):
-    """norm(x + attention(x)), then norm(x + MLP(x)), as in BERT and RoBERTa."""
+    """Post-norm transformer block: norm(x + attention(x)), then norm(x + MLP(x)), as in BERT and RoBERTa."""
 
     def forward(
         self, x: Float[Tensor, "... width"], packing: Packing | None = None, query_rows: QueryRows = None
     ) -> Float[Tensor, "... width"]:
-        """query_rows: see `Transformer.forward`."""
+        """Apply the block. query_rows: see `Transformer.forward`."""
         x = self.norm1(select_rows(x, query_rows) + self.dropout(self.attention(x, packing, query_rows)))
         return self.norm2(x + self.dropout(self.fc2(F.gelu(self.fc1(x)))))
 
 
 class Transformer(nn.Module):
-    """A stack of blocks with the initialization of CLIP (Radford et al. 2021, section 2.4 and released code)."""
+    """A stack of blocks with the initialization of CLIP (Radford et al. 2021, section 2.4 and released code).
+
+    Set `activation_checkpointing` to recompute activations in the backward pass (gradient checkpointing).
+    """
 
     def __init__(
         self,
@@ -184,12 +187,13 @@ class Transformer(nn.Module):
         kind: type[Block] = Block,
         drop_path_rate: float = 0.0,
     ):
-        """drop_path_rate: see `DropPath`; that of the last block, to which it rises from 0 in equal steps."""
+        """Build the blocks. drop_path_rate: of the last block, see `DropPath`; rates increase linearly from 0."""
         super().__init__()
         blocks = [kind(width, num_heads, causal, dropout) for _ in range(depth)]
         if drop_path_rate:
             for block, rate in zip(blocks, drop_path_schedule(drop_path_rate, depth), strict=True):
                 block.drop_path = DropPath(rate)
+        # Projections into the residual stream are scaled by 1 / sqrt(2 * depth), as in GPT-2.
         residual_std = width**-0.5 * (2 * max(depth, 1)) ** -0.5
         for block in blocks:
             linears = {
@@ -202,31 +206,32 @@ class Transformer(nn.Module):
                 nn.init.normal_(linear.weight, std=std)
                 nn.init.zeros_(linear.bias)
         self.blocks = nn.ModuleList(blocks)
-        self.activation_checkpointing = False  # compute activations again in the backward pass
+        self.activation_checkpointing = False  # recompute activations in the backward pass
 
     def forward(
         self, x: Float[Tensor, "... width"], packing: Packing | None = None, query_rows: QueryRows = None
     ) -> Float[Tensor, "... width"]:
-        """query_rows: rows of the flattened tokens, where nothing but these is wanted; (rows, width) is returned.
+        """Apply the blocks. query_rows: indices into the flattened tokens to which the output is restricted, (rows,
+        width).
 
-        The last block then asks for nothing else, which saves three quarters of its products.
+        The last block then computes only these queries and their MLPs, such as those of the CLS or EOS token.
         """
-        for number, block in enumerate(self.blocks, start=1):
-            wanted = query_rows if number == len(self.blocks) else None
+        for index, block in enumerate(self.blocks, start=1):
+            rows = query_rows if index == len(self.blocks) else None
             if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, packing, wanted, use_reentrant=False)
+                x = checkpoint(block, x, packing, rows, use_reentrant=False)
             else:
-                x = block(x, packing, wanted)
+                x = block(x, packing, rows)
         return x if self.blocks else select_rows(x, query_rows)
 
 
 def select_rows(x: Float[Tensor, "... width"], query_rows: QueryRows) -> Float[Tensor, "... width"]:
-    """These rows of the flattened tokens; all tokens where none are named."""
+    """Select rows of the flattened tokens; None selects all tokens."""
     return x if query_rows is None else x.flatten(0, -2).index_select(0, query_rows)
 
 
 def mean_pool(packed: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "batch width"]:
-    """The mean over each sequence's real tokens."""
+    """Average the real tokens of each sequence."""
     lengths = packing.mask.sum(1)
     sequence = torch.arange(len(lengths), device=packed.device).repeat_interleave(lengths)
     sums = packed.new_zeros((len(lengths), packed.shape[1])).index_add(0, sequence, packed)
@@ -234,11 +239,11 @@ def mean_pool(packed: Float[Tensor, "total width"], packing: Packing) -> Float[T
 
 
 def cls_index(packing: Packing) -> Int[Tensor, " batch"]:
-    """Where the first token of each sequence stands among the packed: the start mark, or BERT's class token."""
+    """Return the index of the first token (CLS or BOS) of each sequence among the packed tokens."""
     lengths = packing.mask.sum(1)
     return lengths.cumsum(0) - lengths
 
 
 def eos_index(packing: Packing) -> Int[Tensor, " batch"]:
-    """Where the last real token of each sequence stands among the packed: the end mark."""
+    """Return the index of the last real token (EOS) of each sequence among the packed tokens."""
     return packing.mask.sum(1).cumsum(0) - 1

@@ -1,4 +1,4 @@
-"""What a value of each kind is: decoding, tensor shape, units, augmentations. One file a modality."""
+"""Modalities: for every kind of value its decoding, tensor shape, units and augmentation. One file per modality."""
 
 from polymodal.errors import UnreadableExample
 from polymodal.modalities.action import Actions

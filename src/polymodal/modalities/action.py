@@ -1,4 +1,4 @@
-"""What an expert did, step by step: named actions, with a target and a text where the action has them."""
+"""Action sequences: recorded steps of an expert, each an action type with an optional target and typed text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from polymodal.modalities.text import Tokenizer, Tokens
 
 
 class Action(NamedTuple):
-    """number: of the kind of action. target: of an element of the page, -1 for none. text: what is typed."""
+    """One action. number: index of the action type. target: index of an element of the page, -1 for none. text:
+    typed text."""
 
     number: int
     target: int = -1
@@ -27,10 +28,10 @@ class Action(NamedTuple):
 
 @dataclass(frozen=True)
 class ActionSteps:
-    """A batch of sequences of actions, padded on the right.
+    """Batch of action sequences, padded on the right.
 
-    number: of the kind of action. target: of an element, -1 for none. text: what is typed, one a real action in
-    reading order of the batch, with start and end mark alone where nothing is.
+    number: action types. target: elements, -1 for none. text: typed text, one per real action in row-major order; start
+    and end token alone where none is typed.
     """
 
     number: Int[Tensor, "batch length"]
@@ -40,7 +41,7 @@ class ActionSteps:
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[Action]], tokenizer: Tokenizer) -> ActionSteps:
-        """At least one action each."""
+        """Collate sequences of at least one action each."""
         number = pad([torch.tensor([action.number for action in actions]) for actions in sequences])
         target = pad([torch.tensor([action.target for action in actions]) for actions in sequences])
         return cls(
@@ -52,7 +53,7 @@ class ActionSteps:
 
     @property
     def mask(self) -> Bool[Tensor, "batch length"]:
-        """True where there is an action."""
+        """True for real actions."""
         return mask_of(self.lengths, self.number.shape[1])
 
     def to(self, device: torch.device | str) -> ActionSteps:
@@ -65,7 +66,7 @@ class ActionSteps:
 
 @dataclass(frozen=True)
 class Actions:
-    """A column of sequences of actions. names: every kind of action."""
+    """Column of action sequences. names: action types, by index."""
 
     names: tuple[str, ...]
 
@@ -74,7 +75,7 @@ class Actions:
         return pa.list_(pa.struct({"name": pa.string(), "target": pa.int32(), "text": pa.string()}))
 
     def decode(self, value: list[Mapping[str, Any]]) -> list[Action]:
-        """Raises UnreadableExample for an action that is not in the list."""
+        """Decode actions. Raises UnreadableExample for an unknown action type."""
         actions = []
         for record in value:
             if record["name"] not in self.names:

@@ -1,4 +1,4 @@
-"""Sound: mono float32 waveforms in [-1, 1] at a fixed rate; log-mel spectrograms of them; masking of those."""
+"""Audio: mono float32 waveforms in [-1, 1] at a fixed sampling rate, log-mel spectrograms, and SpecAugment."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from torch import Tensor
 from polymodal.errors import UnreadableExample
 from polymodal.rng import ExampleRNG
 
-RATES = (1_000, 768_000)  # lowest and highest sample rate of a file; a header may claim any
+RATES = (1_000, 768_000)  # minimum and maximum sampling rate of a file in Hz; a header may claim any
 MAX_CHANNELS = 64
-MAX_FACTOR = 20_000  # of resampling, up or down: the filter has twenty taps for each
+MAX_FACTOR = 20_000  # of up- or downsampling; the filter has 20 taps per factor
 
 
 @dataclass(frozen=True)
 class Audio:
-    """A column of encoded sounds (WAV, FLAC, Ogg Vorbis, MP3 ...).
+    """Column of encoded sounds (WAV, FLAC, Ogg Vorbis, MP3 ...).
 
-    rate: samples a second of the decoded waveform. longest: seconds; what comes after is left out.
+    rate: sampling rate of decoded waveforms in Hz. longest: maximum length in seconds; the rest is cut.
     """
 
     rate: int = 16_000
@@ -38,7 +38,7 @@ class Audio:
         return pa.binary()
 
     def decode(self, value: bytes) -> Float[np.ndarray, " samples"]:
-        """The waveform, channels averaged. Raises UnreadableExample when it cannot be decoded or holds nothing."""
+        """Decode to a mono waveform (mean of channels). Raises UnreadableExample for undecodable or empty sound."""
         import soundfile  # loads a shared library
 
         try:
@@ -59,7 +59,7 @@ class Audio:
         return f"{len(value) / self.rate:.1f} s at {self.rate / 1000:g} kHz"
 
     def plot(self, value: np.ndarray, axes: Any) -> None:
-        """The log-mel spectrogram, low frequencies at the bottom, and the waveform above it."""
+        """Plot the log-mel spectrogram with the waveform above it."""
         mel = log_mel(torch.from_numpy(value)[None], self.rate)[0]
         seconds = len(value) / self.rate
         axes.imshow(mel.T.numpy(), origin="lower", aspect="auto", cmap="magma", extent=(0, seconds, 0, 1))
@@ -72,7 +72,7 @@ class Audio:
 
 
 class Recording(NamedTuple):
-    """A text spoken by somebody. language: BCP 47 code."""
+    """Recording of a spoken text. language: BCP 47 code."""
 
     language: str
     waveform: Float[np.ndarray, " samples"]
@@ -80,7 +80,7 @@ class Recording(NamedTuple):
 
 @dataclass(frozen=True)
 class Recordings:
-    """A column of lists of encoded recordings with their language, such as one caption spoken in several. See Audio."""
+    """Column of lists of encoded recordings with their language, such as one caption spoken in several. See Audio."""
 
     audio: Audio = field(default_factory=Audio)
 
@@ -96,13 +96,13 @@ class Recordings:
         return f"{seconds:.1f} s in {', '.join(recording.language for recording in value)}"
 
     def plot(self, value: list[Recording], axes: Any) -> None:
-        """The first recording."""
+        """Plot the first recording."""
         self.audio.plot(value[0].waveform, axes)
         axes.set_title(f"spoken, {value[0].language} (of {len(value)})", fontsize=6)
 
 
 def _check_header(rate: int, channels: int) -> None:
-    """Raises UnreadableExample for a sample rate or a number of channels that no recording has."""
+    """Raise UnreadableExample for an implausible sampling rate or number of channels."""
     lowest, highest = RATES
     if not lowest <= rate <= highest:
         raise UnreadableExample(f"the sound has a sample rate of {rate:,} Hz, not between {lowest:,} and {highest:,}")
@@ -111,7 +111,7 @@ def _check_header(rate: int, channels: int) -> None:
 
 
 def _mono_blocks(file: Any, most: int) -> Iterator[Float[np.ndarray, " samples"]]:
-    """At most so many samples, channels averaged, a second at a time: the length in the header may be wrong."""
+    """Yield at most so many samples, averaged over channels, in blocks of a second: header lengths may be wrong."""
     while most > 0:
         samples = file.read(min(most, file.samplerate), dtype="float32", always_2d=True)
         if not len(samples):
@@ -121,10 +121,10 @@ def _mono_blocks(file: Any, most: int) -> Iterator[Float[np.ndarray, " samples"]
 
 
 def resampled(waveform: Float[np.ndarray, " samples"], from_rate: int, to_rate: int) -> Float[np.ndarray, " resampled"]:
-    """Band-limited resampling with a polyphase filter.
+    """Resample with a band-limited polyphase filter.
 
-    The ratio of the rates is exact where its terms are at most `MAX_FACTOR`, as those of all common rates are, else the
-    nearest such ratio.
+    The ratio of the rates is exact where its terms are at most `MAX_FACTOR`, as for all common rates, else the nearest
+    such ratio.
     """
     from scipy.signal import resample_poly  # half a second to import
 
@@ -133,7 +133,7 @@ def resampled(waveform: Float[np.ndarray, " samples"], from_rate: int, to_rate: 
 
 
 def _ratio(to_rate: int, from_rate: int) -> tuple[int, int]:
-    """Up and down factors in lowest terms, neither of them more than `MAX_FACTOR`."""
+    """Return up- and downsampling factors in lowest terms, each at most `MAX_FACTOR`."""
     if to_rate > from_rate:
         down, up = _ratio(from_rate, to_rate)
         return up, down
@@ -142,7 +142,7 @@ def _ratio(to_rate: int, from_rate: int) -> tuple[int, int]:
 
 
 def encoded(waveform: Float[np.ndarray, samples * channels], rate: int, container: str = "FLAC") -> bytes:
-    """A waveform as a file in memory, such as FLAC (lossless) or OGG."""
+    """Encode a waveform to a file in memory, such as FLAC (lossless) or OGG."""
     import soundfile
 
     buffer = io.BytesIO()
@@ -151,7 +151,7 @@ def encoded(waveform: Float[np.ndarray, samples * channels], rate: int, containe
 
 
 def mel_filters(rate: int, window: int, bins: int) -> Float[Tensor, "frequencies bins"]:
-    """Triangles of equal width on the HTK mel scale, from 0 Hz to half the rate, with peaks of 1."""
+    """Return triangular filters on the HTK mel scale, from 0 Hz to the Nyquist frequency, with peaks of 1."""
     highest = 2595 * math.log10(1 + rate / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, highest, bins + 2) / 2595) - 1)
     frequencies = np.linspace(0, rate / 2, window // 2 + 1)[:, None]
@@ -163,9 +163,9 @@ def mel_filters(rate: int, window: int, bins: int) -> Float[Tensor, "frequencies
 def log_mel(
     waveform: Float[Tensor, "batch samples"], rate: int, bins: int = 80, window: float = 0.025, hop: float = 0.010
 ) -> Float[Tensor, "batch frames bins"]:
-    """Natural logarithm of the mel power spectrum (Hann window; seconds of window and hop), floored at 1e-6.
+    """Return the natural logarithm of the mel power spectrogram (Hann window), floored at 1e-6.
 
-    A frame is centred on every hop; frame k of a waveform depends on the samples of its window alone, so padding
+    window, hop: in seconds. A frame is centered on every hop and depends on the samples of its window alone, so padding
     changes only frames that reach into it.
     """
     size, step = round(window * rate), round(hop * rate)
@@ -180,6 +180,7 @@ def log_mel(
         pad_mode="constant",
         return_complex=True,
     )
+    # Power spectrogram |STFT|^2, then mel filters.
     power = spectrum.abs().square().transpose(1, 2)
     return (power @ mel_filters(rate, length, bins).to(waveform.device)).clamp(min=1e-6).log()
 
@@ -187,12 +188,12 @@ def log_mel(
 def masked_spectrogram(
     mel: Float[Tensor, "batch frames bins"], frames: int, bins: int, example_rng: ExampleRNG
 ) -> Float[Tensor, "batch frames bins"]:
-    """One stretch of up to `frames` frames and one band of up to `bins` bins are set to the mean (SpecAugment)."""
+    """Apply SpecAugment: set one span of up to `frames` frames and one of up to `bins` mel bins to the mean."""
     masked = mel.clone()
     for size, extent, axis in ((frames, mel.shape[1], 1), (bins, mel.shape[2], 2)):
         width = example_rng.uniform(0, min(size, extent))
         start = example_rng.uniform() * (extent - width)
-        place = torch.arange(extent)
-        hidden = (place >= start[:, None]) & (place < (start + width)[:, None])
-        masked = torch.where(hidden[:, :, None] if axis == 1 else hidden[:, None], mel.mean((1, 2), True), masked)
+        index = torch.arange(extent)
+        mask = (index >= start[:, None]) & (index < (start + width)[:, None])
+        masked = torch.where(mask[:, :, None] if axis == 1 else mask[:, None], mel.mean((1, 2), True), masked)
     return masked

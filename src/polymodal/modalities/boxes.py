@@ -1,4 +1,5 @@
-"""Boxes of objects as tensors: center, width and height in shares of the image, as methods that find them learn."""
+"""Bounding boxes as tensors: center x, center y, width, height (cxcywh), relative to the image size, as DETR
+predicts."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ MIN_ASPECT, MAX_ASPECT = 0.3, 1 / 0.3  # height to width of a random box
 
 @dataclass(frozen=True)
 class PaddedBoxes:
-    """A batch of sets of boxes, as many an example as there are objects.
+    """Batch of padded sets of boxes.
 
-    boxes: center x, center y, width, height (0-1); what stands after an example's count has no meaning.
+    boxes: cxcywh in 0-1; values after an example's count have no meaning.
     """
 
     boxes: Float[Tensor, "batch most 4"]
@@ -27,17 +28,17 @@ class PaddedBoxes:
 
     @classmethod
     def of(cls, sets: Sequence[Sequence[Sequence[float]]]) -> PaddedBoxes:
-        """sets: of each example, the corners of its boxes in shares of the image."""
-        counts = [len(one) for one in sets]
+        """Collate boxes. sets: per example, xyxy boxes relative to the image size."""
+        counts = [len(example_boxes) for example_boxes in sets]
         boxes = torch.zeros(len(sets), max([*counts, 1]), 4)
-        for row, one in zip(boxes, sets, strict=True):
-            if one:
-                row[: len(one)] = xyxy_to_cxcywh(torch.tensor(one, dtype=torch.float32))
+        for row, example_boxes in zip(boxes, sets, strict=True):
+            if example_boxes:
+                row[: len(example_boxes)] = xyxy_to_cxcywh(torch.tensor(example_boxes, dtype=torch.float32))
         return cls(boxes, torch.tensor(counts))
 
     @property
     def mask(self) -> Bool[Tensor, "batch most"]:
-        """True where there is a box."""
+        """True for real boxes."""
         return torch.arange(self.boxes.shape[1], device=self.boxes.device) < self.counts[:, None]
 
     def __len__(self) -> int:
@@ -48,13 +49,13 @@ class PaddedBoxes:
 
 
 def xyxy_to_cxcywh(corners: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape 4"]:
-    """left, top, right, bottom to center x, center y, width, height."""
+    """Convert left, top, right, bottom to center x, center y, width, height."""
     first, last = corners.split(2, dim=-1)
     return torch.cat([(first + last) / 2, last - first], dim=-1)
 
 
 def cxcywh_to_xyxy(centers: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape 4"]:
-    """center x, center y, width, height to left, top, right, bottom."""
+    """Convert center x, center y, width, height to left, top, right, bottom."""
     middle, size = centers.split(2, dim=-1)
     return torch.cat([middle - size / 2, middle + size / 2], dim=-1)
 
@@ -62,20 +63,23 @@ def cxcywh_to_xyxy(centers: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape 
 def intersection_over_union(
     a: Float[Tensor, "*#shape 4"], b: Float[Tensor, "*#shape 4"]
 ) -> tuple[Float[Tensor, "*_"], Float[Tensor, "*_"]]:
-    """Of pairs of boxes, given by their corners; shapes broadcast. Returns it and the area of the union.
+    """Return IoU and area of the union of pairs of xyxy boxes, broadcasting shapes.
 
-    Two boxes without area have an overlap of 0.
+    Two boxes without area have an IoU of 0.
     """
-    inside = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
-    union = _area(a) + _area(b) - inside
-    return inside / union.clamp(min=torch.finfo(union.dtype).tiny), union
+    intersection = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    union = _area(a) + _area(b) - intersection
+    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny), union
 
 
 def generalized_iou(a: Float[Tensor, "*#shape 4"], b: Float[Tensor, "*#shape 4"]) -> Float[Tensor, "*_"]:
-    """IoU less the share of the box around both that neither covers: from -1 to 1 (GIoU, Rezatofighi et al. 2019)."""
-    overlap, union = intersection_over_union(a, b)
-    around = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
-    return overlap - (around - union) / around.clamp(min=torch.finfo(around.dtype).tiny)
+    """Return the GIoU of xyxy boxes, from -1 to 1 (Rezatofighi et al. 2019).
+
+    IoU minus the fraction of the enclosing box that neither covers.
+    """
+    iou, union = intersection_over_union(a, b)
+    enclosing = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    return iou - (enclosing - union) / enclosing.clamp(min=torch.finfo(enclosing.dtype).tiny)
 
 
 def _area(corners: Tensor) -> Tensor:

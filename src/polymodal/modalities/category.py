@@ -1,4 +1,4 @@
-"""Labels: one, or any number, of a fixed list of names."""
+"""Class labels: one (Category) or any number (Labels) of a fixed list of names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from polymodal.modalities.modality import write_text
 
 @dataclass(frozen=True)
 class Category:
-    """A column of labels, stored by name.
+    """Column of class labels, stored by name.
 
-    names: every label, in the order of their numbers; a built-in corpus fills in those that its rows hold.
+    names: class names by index; a built-in corpus fills in those of its rows.
     """
 
     names: tuple[str, ...] = ()
@@ -26,7 +26,7 @@ class Category:
         return pa.string()
 
     def decode(self, value: Any) -> int:
-        """The number of the label. Raises UnreadableExample for a name that is not in the list."""
+        """Return the class index. Raises UnreadableExample for an unknown name."""
         try:
             return self.names.index(value)
         except ValueError as error:
@@ -41,7 +41,7 @@ class Category:
 
 @dataclass(frozen=True)
 class Labels:
-    """A column of sets of labels, stored by name, of which any number holds. names: as of Category."""
+    """Column of sets of labels (multi-label), stored by name. names: as of Category."""
 
     names: tuple[str, ...] = ()
 
@@ -50,7 +50,7 @@ class Labels:
         return pa.list_(pa.string())
 
     def decode(self, value: Sequence[str]) -> tuple[int, ...]:
-        """Their numbers in increasing order. Raises UnreadableExample for a name that is not in the list."""
+        """Return the sorted class indices. Raises UnreadableExample for an unknown name."""
         unknown = [name for name in value if name not in self.names]
         if unknown:
             raise UnreadableExample(f"'{unknown[0]}' is not one of the {len(self.names)} labels")

@@ -1,4 +1,4 @@
-"""Pages with words in places: forms, letters, articles; and documents of text and figures in reading order."""
+"""Documents: pages of words with bounding boxes (forms, letters, articles), and interleaved text and figures."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from polymodal.modalities.text import Tokenizer, Tokens, joined_pieces
 
 OTHER = "other"
 NO_LINK = -1
-BOX_SCALE = 1000  # boxes are in thousandths of the page's width and height, as LayoutLM has them
+BOX_SCALE = 1000  # boxes are in thousandths of the page's width and height, as in LayoutLM
 
 
 class Word(NamedTuple):
     """A word of a page.
 
-    box: left, top, right, bottom, 0 to 1000. field: what it is part of, such as `total`. segment: its block. link: the
-    segment of the label that it is a value of, such as that of "Total:", or -1.
+    box: left, top, right, bottom, 0 to 1000. field: entity type, such as `total`. segment: id of its text block. link:
+    segment of the key that this word is a value of, such as that of "Total:", or -1.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Word(NamedTuple):
 
 @dataclass(frozen=True)
 class Words:
-    """A column of a page's words in reading order. fields: every kind of field, `other` first."""
+    """Column of the words of a page in reading order. fields: entity types, `other` first."""
 
     fields: tuple[str, ...] = (OTHER,)
 
@@ -63,11 +63,11 @@ class Words:
 
     def describe(self, value: list[Word]) -> str:
         fields = {word.field for word in value} - {OTHER}
-        said = " ".join(word.text for word in value[:12])
-        return f"{len(value)} words{f', {len(fields)} kinds of field' if fields else ''}: {said} ..."
+        text = " ".join(word.text for word in value[:12])
+        return f"{len(value)} words{f', {len(fields)} kinds of field' if fields else ''}: {text} ..."
 
     def plot(self, value: list[Word], axes: Any) -> None:
-        """Boxes in the colour of their field."""
+        """Plot boxes, colored by field."""
         from matplotlib.patches import Rectangle
 
         fields = sorted({word.field for word in value} - {OTHER})
@@ -76,13 +76,13 @@ class Words:
             color = "#c8c8c8" if word.field == OTHER else f"C{fields.index(word.field) % 10}"
             axes.add_patch(Rectangle((left, top), right - left, bottom - top, facecolor=color, linewidth=0))
         axes.set(xlim=(0, BOX_SCALE), ylim=(BOX_SCALE, 0), xticks=[], yticks=[])
-        for place, name in enumerate(fields[:10]):
-            style = {"color": f"C{place}", "fontsize": 5, "va": "top", "transform": axes.transAxes}
-            axes.text(1.02, 0.98 - 0.09 * place, name, **style)
+        for index, name in enumerate(fields[:10]):
+            style = {"color": f"C{index}", "fontsize": 5, "va": "top", "transform": axes.transAxes}
+            axes.text(1.02, 0.98 - 0.09 * index, name, **style)
 
 
 class Segment(NamedTuple):
-    """A piece of a document: text with a kind (heading, paragraph, caption, item, code), or a figure."""
+    """Element of a document: text with a kind (heading, paragraph, caption, item, code), or a figure."""
 
     kind: str
     text: str
@@ -91,14 +91,14 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Interleaved:
-    """A column of documents: text and figures in reading order."""
+    """Column of interleaved documents: text and figures in reading order."""
 
     @property
     def arrow_type(self) -> pa.DataType:
         return pa.list_(pa.struct({"kind": pa.string(), "text": pa.string(), "figure": pa.binary()}))
 
     def decode(self, value: list[Mapping[str, Any]]) -> list[Segment]:
-        """Figures are opened, not yet decoded. Raises UnreadableExample for one that is no image."""
+        """Open figures without decoding pixels yet. Raises UnreadableExample for a figure that is not an image."""
         figures = [None if piece["figure"] is None else Image().decode(piece["figure"]) for piece in value]
         return [
             Segment(piece["kind"], piece["text"] or "", figure) for piece, figure in zip(value, figures, strict=True)
@@ -110,7 +110,7 @@ class Interleaved:
         return f"{value[0].text[:60] if value else ''}: {words:,} words and {figures} figures in {len(value)} pieces"
 
     def plot(self, value: list[Segment], axes: Any) -> None:
-        """The first texts, and the first figure in the lower half."""
+        """Plot the first texts, and the first figure in the lower half."""
         texts = [segment.text for segment in value if segment.text]
         write_text(axes, "\n".join(texts), lines=8, size=6, width=52)
         figure = next((segment.figure for segment in value if segment.figure is not None), None)
@@ -122,9 +122,9 @@ class Interleaved:
 
 @dataclass(frozen=True)
 class PageTokens:
-    """A batch of pages: the pieces of their words with the boxes of the words, zeros for marks and padding.
+    """Batch of pages: tokens of words with the words' boxes, zeros for special tokens and padding.
 
-    word: the number of the word that a token is of, -1 for marks and padding.
+    word: index of the word of a token, -1 for special tokens and padding.
     """
 
     tokens: Tokens
@@ -139,7 +139,7 @@ class PageTokens:
 
 
 def page_tokens(pages: list[list[Word]], tokenizer: Tokenizer) -> PageTokens:
-    """Words in reading order to tokens; a page with more than the tokenizer's context is cut."""
+    """Tokenize words in reading order; pages beyond the tokenizer's context length are truncated."""
     tokens, part = joined_pieces([[word.text for word in page] for page in pages], tokenizer)
     boxes = torch.zeros((*part.shape, 4), dtype=torch.long)
     for row, page in enumerate(pages):

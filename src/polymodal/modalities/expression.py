@@ -1,4 +1,4 @@
-"""Expressions that refer to objects of an image, and the boxes of these objects."""
+"""Referring expressions: texts that refer to objects of an image, and the boxes of these objects."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from polymodal.modalities.region import draw_boxes
 
 
 class Expression(NamedTuple):
-    """boxes: left, top, right, bottom in pixels of the image, of all objects that are meant, which may be none.
+    """A referring expression.
 
-    clauses: how many things are said, such as name, size and place; 0 where it is not known.
+    boxes: left, top, right, bottom in pixels, of all objects referred to, possibly none. clauses: number of attributes
+    mentioned, such as name, size and location; 0 if unknown.
     """
 
     text: str
@@ -25,7 +26,7 @@ class Expression(NamedTuple):
 
 @dataclass(frozen=True)
 class Expressions:
-    """A column of lists of expressions about the example's image."""
+    """Column of lists of referring expressions for the example's image."""
 
     @property
     def arrow_type(self) -> pa.DataType:
@@ -39,12 +40,12 @@ class Expressions:
         ]
 
     def describe(self, value: list[Expression]) -> str:
-        return f"{len(value)} expressions: {'; '.join(one.text for one in value[:2])}"
+        return f"{len(value)} expressions: {'; '.join(expression.text for expression in value[:2])}"
 
     def plot(self, value: list[Expression], axes: Any) -> None:
-        """The first three of a single object, with its box; the texts of the others."""
-        single = [one for one in value if len(one.boxes) == 1][:3]
+        """Plot the first three expressions of a single object with its box; else the texts."""
+        single = [expression for expression in value if len(expression.boxes) == 1][:3]
         if single:
-            draw_boxes([(one.text, one.boxes[0]) for one in single], axes)
+            draw_boxes([(expression.text, expression.boxes[0]) for expression in single], axes)
         else:
-            write_text(axes, "\n".join(one.text for one in value))
+            write_text(axes, "\n".join(expression.text for expression in value))

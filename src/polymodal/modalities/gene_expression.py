@@ -1,4 +1,4 @@
-"""Single cells: how strongly each gene is expressed, float32, in the order of a fixed list of genes."""
+"""Gene expression profiles of single cells: float32, in the order of a fixed list of genes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polymodal.modalities.modality import from_npy
 
 @dataclass(frozen=True)
 class Cell:
-    """A column of expression profiles in NumPy's .npy format. genes: their symbols, in order."""
+    """Column of expression profiles in NumPy's .npy format. genes: their symbols, in order."""
 
     genes: tuple[str, ...] = ()
 
@@ -24,27 +24,27 @@ class Cell:
         return pa.binary()
 
     def decode(self, value: bytes) -> Float[np.ndarray, " genes"]:
-        """Raises UnreadableExample when the number of genes is another."""
+        """Decode a profile. Raises UnreadableExample for another number of genes."""
         expression = from_npy(value, 1).astype(np.float32)
         if len(expression) != len(self.genes):
             raise UnreadableExample(f"the profile has {len(expression)} genes, not {len(self.genes)}")
         return expression
 
     def describe(self, value: np.ndarray) -> str:
-        strongest = ", ".join(self.genes[place] for place in np.argsort(-value)[:5])
+        strongest = ", ".join(self.genes[gene] for gene in np.argsort(-value)[:5])
         return f"{np.count_nonzero(value > 0)} of {len(value)} genes; strongest: {strongest}"
 
     def plot(self, value: np.ndarray, axes: Any) -> None:
-        """The twelve strongest genes."""
+        """Plot the twelve most expressed genes."""
         strongest = np.argsort(-value)[:12][::-1]
-        axes.barh([self.genes[place] for place in strongest], value[strongest], color="#4c956c")
+        axes.barh([self.genes[gene] for gene in strongest], value[strongest], color="#4c956c")
         axes.tick_params(labelsize=6)
 
 
 def binned(expression: Float[np.ndarray, " genes"], bins: int) -> Int[np.ndarray, " genes"]:
-    """0 where a gene is silent, else 1 to `bins` by quantile among the cell's expressed genes (scGPT, section 4.1).
+    """Return 0 for silent genes, else 1 to `bins` by quantile among the cell's expressed genes (scGPT, section 4.1).
 
-    A cell's own quantiles take out how deeply it was sequenced.
+    Quantiles per cell remove the effect of sequencing depth.
     """
     levels = np.zeros(len(expression), np.int64)
     positive = expression > 0

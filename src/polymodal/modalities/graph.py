@@ -1,4 +1,4 @@
-"""Graphs: named nodes, and edges with a relation between them."""
+"""Graphs: named nodes, and edges with a relation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polymodal.errors import UnreadableExample
 
 
 class Edge(NamedTuple):
-    """source, target: numbers of nodes."""
+    """Directed edge. source, target: node indices."""
 
     source: int
     target: int
@@ -27,7 +27,7 @@ class NamedGraph(NamedTuple):
 
 @dataclass(frozen=True)
 class Graph:
-    """A column of small graphs, such as what an image shows or what a knowledge graph says of an item."""
+    """Column of small graphs, such as scene graphs or knowledge graphs."""
 
     @property
     def arrow_type(self) -> pa.DataType:
@@ -35,7 +35,7 @@ class Graph:
         return pa.struct({"nodes": pa.list_(pa.string()), "edges": pa.list_(edge)})
 
     def decode(self, value: Mapping[str, Any]) -> NamedGraph:
-        """Raises UnreadableExample for an edge to a node that is not there."""
+        """Decode a graph. Raises UnreadableExample for an edge to a missing node."""
         edges = tuple(Edge(edge["source"], edge["target"], edge["relation"]) for edge in value["edges"])
         if any(not 0 <= end < len(value["nodes"]) for edge in edges for end in edge[:2]):
             raise UnreadableExample("an edge of the graph leads to no node")
@@ -47,7 +47,7 @@ class Graph:
         return f"{len(value.nodes)} nodes, {len(value.edges)} edges: {said}"
 
     def plot(self, value: NamedGraph, axes: Any) -> None:
-        """Nodes on a circle, at most nine of them."""
+        """Plot at most nine nodes on a circle."""
         count = min(len(value.nodes), 9)
         places = [
             (math.cos(2 * math.pi * place / count), math.sin(2 * math.pi * place / count)) for place in range(count)

@@ -1,4 +1,4 @@
-"""What a person chose of a catalogue, oldest first."""
+"""Interaction histories: what a user chose of a catalogue, oldest first."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from polymodal.modalities.modality import write_text
 
 
 class Item(NamedTuple):
-    """An entry of a catalogue.
+    """Item of a catalogue.
 
-    text: what is written of it. facts: what it is linked with, such as its director. labels: kinds that it belongs to.
+    text: description. facts: linked entities, such as the director. labels: categories.
     """
 
     title: str
@@ -28,7 +28,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class History:
-    """A column of item numbers, oldest first. catalogue: what the numbers stand for."""
+    """Column of item indices, oldest first. catalogue: the items by index."""
 
     catalogue: tuple[Item, ...] = field(default=(), repr=False)
 
@@ -37,7 +37,7 @@ class History:
         return pa.list_(pa.int32())
 
     def decode(self, value: Sequence[int]) -> Int[np.ndarray, " items"]:
-        """Raises UnreadableExample for a number that is not in the catalogue, or comes twice."""
+        """Decode a history. Raises UnreadableExample for an unknown or repeated item."""
         items = np.array(value, np.int64)
         if len(np.unique(items)) < len(items):
             raise UnreadableExample("an item is twice in the history")
@@ -46,9 +46,9 @@ class History:
         return items
 
     def describe(self, value: Int[np.ndarray, " items"]) -> str:
-        shown = ", ".join(self.catalogue[item].title for item in value[-3:].tolist())
-        return f"{len(value)} of {len(self.catalogue)} items, at last {shown}" if len(value) else "nothing yet"
+        titles = ", ".join(self.catalogue[item].title for item in value[-3:].tolist())
+        return f"{len(value)} of {len(self.catalogue)} items, at last {titles}" if len(value) else "nothing yet"
 
     def plot(self, value: Int[np.ndarray, " items"], axes: Any) -> None:
-        """The latest ones."""
+        """Plot the titles of the latest items."""
         write_text(axes, "\n".join(self.catalogue[item].title for item in value[:-9:-1].tolist()) or "nothing yet")

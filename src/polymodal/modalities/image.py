@@ -1,6 +1,6 @@
-"""Images: an RGB array of uint8, height x width x 3, values 0-255; on the device a float tensor in [-1, 1].
+"""Images: RGB uint8 arrays, height x width x 3, values 0-255; on the device float tensors in [-1, 1].
 
-Transparent images are laid on white. An image of more than `PIXEL_LIMIT` pixels is refused before it is decoded.
+Transparent images are composited on white. An image of more than `PIXEL_LIMIT` pixels is rejected before it is decoded.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities.padding import mask_of, pad
 
 PIXEL_LIMIT = 100_000_000
-# The formats that are decoded, by Pillow's names; JPEG includes MPO, which phones write. Pillow opens more of them: EPS
-# runs Ghostscript on the file, a program that reads and writes files.
+# Accepted formats, by Pillow's names; JPEG includes MPO, which phones write. Others are unsafe: for EPS, Pillow runs
+# Ghostscript, which reads and writes files.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "ICO", "JPEG2000")
 
 
 @dataclass(frozen=True)
 class Image:
-    """A column of images: encoded bytes, `{"bytes", "path"}` records as `datasets` stores them, or paths.
+    """Column of images: encoded bytes, `{"bytes", "path"}` records as `datasets` stores them, or paths.
 
-    root: the folder that relative paths start from.
+    root: folder of relative paths.
     """
 
     root: Path | None = None
@@ -46,7 +46,7 @@ class Image:
         return pa.binary()
 
     def decode(self, value: Any) -> PILImage.Image:
-        """The image, not yet converted or resized. Raises UnreadableExample with the reason."""
+        """Open the image, not yet converted or resized. Raises UnreadableExample with the reason."""
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, PILImage.Image):
@@ -72,21 +72,21 @@ class Image:
 
 @dataclass(frozen=True)
 class Images:
-    """A column of lists of images that show the same thing, such as views of a model. See Image."""
+    """Column of lists of images of the same thing, such as views of a 3-D model. See Image."""
 
     @property
     def arrow_type(self) -> pa.DataType:
         return pa.list_(pa.binary())
 
     def decode(self, value: list[bytes]) -> list[PILImage.Image]:
-        """Raises UnreadableExample when one cannot be decoded."""
+        """Open the images. Raises UnreadableExample when one cannot be decoded."""
         return [Image().decode(image) for image in value]
 
     def describe(self, value: list[PILImage.Image]) -> str:
         return f"{len(value)} of {Image().describe(value[0])}"
 
     def plot(self, value: list[PILImage.Image], axes: Any) -> None:
-        """At most twelve, four in a line."""
+        """Plot at most twelve images in rows of four."""
         side = 128
         tiles = [np.asarray(to_rgb(image).resize((side, side))) for image in value[:12]]
         tiles += [np.full((side, side, 3), 255, np.uint8)] * (-len(tiles) % min(4, len(tiles)))
@@ -97,9 +97,10 @@ class Images:
 
 
 def open_image(file: bytes) -> PILImage.Image:
-    """Open an encoded image of one of `IMAGE_FORMATS`, not yet decoded: the only place that lets Pillow open a file.
+    """Open an encoded image of one of `IMAGE_FORMATS` without decoding pixels: the only place where Pillow opens a
+    file.
 
-    Raises UnreadableExample for any other format, and for more than `PIXEL_LIMIT` pixels.
+    Raises UnreadableExample for other formats, and for more than `PIXEL_LIMIT` pixels.
     """
     try:
         with warnings.catch_warnings():
@@ -108,9 +109,9 @@ def open_image(file: bytes) -> PILImage.Image:
     except PILImage.DecompressionBombError as error:
         raise UnreadableExample(f"the image is over the limit of {PIXEL_LIMIT:,} pixels") from error
     except Exception as error:  # Pillow raises many kinds for damaged files
-        found, known = _format_of(file), ", ".join(IMAGE_FORMATS)
-        reason = f"is {found}, which is not read" if found else "is in no format that Pillow reads"
-        raise UnreadableExample(f"the image {reason}; the formats that are read are {known}") from error
+        format_name, accepted = _format_of(file), ", ".join(IMAGE_FORMATS)
+        reason = f"is {format_name}, which is not read" if format_name else "is in no format that Pillow reads"
+        raise UnreadableExample(f"the image {reason}; the formats that are read are {accepted}") from error
     width, height = image.size
     if width * height > PIXEL_LIMIT:
         raise UnreadableExample(f"the image has {width} x {height} pixels, over the limit of {PIXEL_LIMIT:,} pixels")
@@ -118,7 +119,7 @@ def open_image(file: bytes) -> PILImage.Image:
 
 
 def _format_of(file: Any) -> str | None:
-    """The format that a file's first bytes are of, where it is one that is not read. Nothing is decoded."""
+    """Return the format of a file by its first bytes if it is not an accepted one. Nothing is decoded."""
     if not isinstance(file, bytes):
         return None
     for name, (_, accepts) in PILImage.OPEN.items():
@@ -130,14 +131,14 @@ def _format_of(file: Any) -> str | None:
 
 
 def encoded(image: PILImage.Image, container: str = "PNG", **options: Any) -> bytes:
-    """An image as a file in memory."""
+    """Encode an image to a file in memory."""
     buffer = io.BytesIO()
     image.save(buffer, format=container, **options)
     return buffer.getvalue()
 
 
 def to_rgb(image: PILImage.Image) -> PILImage.Image:
-    """Any mode to RGB; transparency is laid on white. Raises UnreadableExample for a truncated file."""
+    """Convert any mode to RGB, compositing on white. Raises UnreadableExample for a truncated file."""
     try:
         image.load()
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -150,10 +151,10 @@ def to_rgb(image: PILImage.Image) -> PILImage.Image:
 
 
 def to_square(image: PILImage.Image, size: int, stretch: bool = False) -> np.ndarray:
-    """uint8 array `size` x `size` x 3: shorter side to `size` (bicubic), then the centre, as CLIP prepares images.
+    """Resize the shorter side to `size` (bicubic) and center-crop, as CLIP does; uint8, size x size x 3.
 
-    stretch: the whole image instead, both sides to `size`, as pages of text are prepared. Large JPEG files are
-    decoded at a reduced scale, at least twice `size`, which is several times faster.
+    stretch: resize both sides to `size` instead, as for pages of text. Large JPEG files are decoded at a reduced scale
+    of at least twice `size`, which is several times faster.
     """
     image.draft("RGB", (2 * size, 2 * size))
     pixels = np.asarray(to_rgb(image))
@@ -165,25 +166,25 @@ def to_square(image: PILImage.Image, size: int, stretch: bool = False) -> np.nda
 
 
 def tile_grid(width: int, height: int, size: int, most: int) -> tuple[int, int]:
-    """How many square tiles of `size` an image is cut into, across and down: at most `most`, of the nearest shape.
+    """Return the number of columns and rows of tiles of `size` px: at most `most` tiles, of the nearest aspect ratio.
 
-    InternVL 1.5 (Chen et al. 2024, section 3.3, released code). Of two grids of one shape the larger is taken when the
-    image has more than half of its pixels.
+    Dynamic tiling of InternVL 1.5 (Chen et al. 2024, section 3.3, released code): of two grids with the same aspect
+    ratio, the larger one is used if the image has more than half of its pixels.
     """
     grids = [(across, down) for across in range(1, most + 1) for down in range(1, most // across + 1)]
-    best, least = (1, 1), float("inf")
+    best, smallest = (1, 1), float("inf")
     for across, down in sorted(grids, key=lambda grid: grid[0] * grid[1]):
-        apart = abs(width / height - across / down)
-        fills = width * height > 0.5 * size**2 * across * down
-        if apart < least or (apart == least and fills):
-            best, least = (across, down), apart
+        difference = abs(width / height - across / down)
+        large_enough = width * height > 0.5 * size**2 * across * down
+        if difference < smallest or (difference == smallest and large_enough):
+            best, smallest = (across, down), difference
     return best
 
 
 def tiles(pixels: np.ndarray, size: int, most: int) -> np.ndarray:
-    """uint8 tiles x `size` x `size` x 3: an image's tiles in reading order, and the whole where there are several.
+    """Cut an image into tiles in row-major order, followed by a thumbnail if there are several; uint8.
 
-    pixels: height x width x 3. The image is stretched to its grid (`tile_grid`).
+    pixels: height x width x 3. The image is resized to its grid (`tile_grid`).
     """
     height, width, _ = pixels.shape
     across, down = tile_grid(width, height, size, most)
@@ -193,9 +194,9 @@ def tiles(pixels: np.ndarray, size: int, most: int) -> np.ndarray:
 
 
 def to_patch_grid(image: PILImage.Image, patch: int, most: int) -> np.ndarray:
-    """uint8 rows * patch x columns * patch x 3: an image in its own shape, of at most `most` patches.
+    """Resize an image to whole patches, at most `most`, preserving its aspect ratio (NaViT, Dehghani et al. 2023).
 
-    Made smaller until they suffice, never larger, and stretched to whole patches (NaViT, Dehghani et al. 2023).
+    Images are never upscaled. uint8, rows * patch x columns * patch x 3.
     """
     pixels = np.asarray(to_rgb(image))
     height, width, _ = pixels.shape
@@ -207,9 +208,9 @@ def to_patch_grid(image: PILImage.Image, patch: int, most: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PatchedImages:
-    """Images of several shapes as sequences of patches in reading order, padded on the right.
+    """Batch of images of several shapes as padded sequences of patches in row-major order.
 
-    values: normalised pixels, ordered as by `patchify`. row, column: where a patch stands, from 0.
+    values: normalized pixels, ordered as by `patchify`. row, column: position of a patch in its grid, from 0.
     """
 
     values: Float[Tensor, "batch length values"]
@@ -219,7 +220,7 @@ class PatchedImages:
 
     @classmethod
     def of(cls, images: Sequence[Float[Tensor, "3 _ _"]], patch: int) -> PatchedImages:
-        """images: normalised pixels, whose sides are multiples of the patch."""
+        """Collate images. images: normalized pixels, whose sides are multiples of the patch size."""
         shapes = [(image.shape[1] // patch, image.shape[2] // patch) for image in images]
         values = pad([patchify(image[None], patch)[0] for image in images])
         rows = pad([torch.arange(rows).repeat_interleave(columns) for rows, columns in shapes])
@@ -228,11 +229,11 @@ class PatchedImages:
 
     @property
     def mask(self) -> Bool[Tensor, "batch length"]:
-        """True where there is a patch."""
+        """True for real patches."""
         return mask_of(self.lengths, self.row.shape[1])
 
     def to(self, device: torch.device | str) -> PatchedImages:
-        return PatchedImages(*(part.to(device) for part in (self.values, self.row, self.column, self.lengths)))
+        return PatchedImages(*(tensor.to(device) for tensor in (self.values, self.row, self.column, self.lengths)))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -240,27 +241,27 @@ class PatchedImages:
 
 def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     if pixels.shape[:2] == (height, width):
-        return pixels if pixels.flags.writeable else pixels.copy()  # as torch asks for
+        return pixels if pixels.flags.writeable else pixels.copy()  # torch.from_numpy needs a writable array
     planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-    # torch does this several times faster than Pillow, with equal results but for rounding
+    # Several times faster than Pillow, with equal results up to rounding.
     return F.interpolate(planes[None], (height, width), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def check_tiles(patch: int, size: int) -> None:
-    """Raises UserError when square patches do not tile a square image."""
+    """Raise UserError when square patches do not tile a square image."""
     if size % patch:
         raise UserError(f"Patches of {patch} px do not tile an image of {size} px.")
 
 
 def patchify(image: Float[Tensor, "batch channels height width"], patch: int) -> Float[Tensor, "batch patches values"]:
-    """Cut into square patches in reading order; a patch's values are ordered channel, row, column."""
+    """Cut into square patches in row-major order; values of a patch are ordered channel, row, column."""
     batch, channels, height, width = image.shape
     x = image.reshape(batch, channels, height // patch, patch, width // patch, patch)
     return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch**2)
 
 
 def unpatchify(patches: Float[Tensor, "batch patches values"], patch: int) -> Float[Tensor, "batch channels size size"]:
-    """The way back to a square image."""
+    """Invert `patchify` for a square image."""
     grid = math.isqrt(patches.shape[1])
     x = patches.unflatten(2, (-1, patch, patch)).unflatten(1, (grid, grid))
     return x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

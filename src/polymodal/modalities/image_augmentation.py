@@ -1,4 +1,4 @@
-"""Random changes of whole batches of images: crop, flip, colour, blur. Values stay on the scale 0-1."""
+"""Augmentation of image batches: random resized crop, flip, color jitter, grayscale, blur. Values stay in 0-1."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from polymodal.rng import ExampleRNG
 
 @dataclass(frozen=True)
 class ImageAugmentation:
-    """What may happen to an image; probabilities are drawn for each image on its own."""
+    """Augmentation probabilities and ranges; each image is augmented independently."""
 
     scale: UnitRange = (0.5, 1.0)
-    """Smallest and largest share of the area that is kept."""
+    """Minimum and maximum area of the random resized crop, as fractions of the image."""
     hflip_prob: UnitInterval = 0.0
-    """Probability of a mirror image; left and right change places."""
+    """Probability of a horizontal flip."""
     color_jitter_prob: NonNegativeFloat = 0.0
-    """Probability of changing brightness, contrast and saturation by up to 40 % and hue by up to 10 %."""
+    """Probability of color jitter: brightness, contrast and saturation by up to 40 %, hue by up to 10 %."""
     grayscale_prob: UnitInterval = 0.0
-    """Probability of losing all colour."""
+    """Probability of conversion to grayscale."""
     blur_prob: UnitInterval = 0.0
-    """Probability of a Gaussian blur of up to 2 % of the side."""
+    """Probability of a Gaussian blur with a standard deviation of up to 2 % of the side."""
 
 
 SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
@@ -46,7 +46,7 @@ def augment(
     example_rng: ExampleRNG,
     may_flip: Bool[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch 3 size size"]:
-    """A new batch, changed at random. may_flip: False where a mirror image would be wrong (texts that say "left")."""
+    """Augment a batch. may_flip: False where a flip would contradict the text ("left", "right")."""
 
     if augmentation == NONE:
         return image
@@ -70,8 +70,10 @@ def augment(
 
 
 def may_flip(captions: Sequence[list[Caption]]) -> Bool[Tensor, " batch"]:
-    """False where one of an example's English captions says "left" or "right": of its mirror image that is a lie."""
-    return torch.tensor([not any(_says_a_side(caption) for caption in of_one) for of_one in captions])
+    """Return False for examples whose English captions say "left" or "right", so that a flip would contradict them."""
+    return torch.tensor(
+        [not any(_says_a_side(caption) for caption in example_captions) for example_captions in captions]
+    )
 
 
 def _says_a_side(caption: Caption) -> bool:
@@ -89,12 +91,12 @@ def random_resized_crop(
     flip: Bool[Tensor, " batch"],
     example_rng: ExampleRNG,
 ) -> Float[Tensor, "batch 3 size size"]:
-    """A box of random place, area and shape (side ratio 3/4 to 4/3), stretched to the full size, bilinear."""
+    """Crop a box of random area and aspect ratio (3/4 to 4/3) and resize it bilinearly (random resized crop)."""
     batch = len(image)
-    share = example_rng.uniform(*area)
+    fraction = example_rng.uniform(*area)
     ratio = example_rng.uniform(math.log(3 / 4), math.log(4 / 3)).exp()
-    width = (share * ratio).sqrt().clamp(max=1.0)
-    height = (share / ratio).sqrt().clamp(max=1.0)
+    width = (fraction * ratio).sqrt().clamp(max=1.0)
+    height = (fraction / ratio).sqrt().clamp(max=1.0)
     center_x = (1 - width) * example_rng.uniform(-1, 1)
     center_y = (1 - height) * example_rng.uniform(-1, 1)
     transform = torch.zeros(batch, 2, 3)
@@ -107,14 +109,14 @@ def random_resized_crop(
 
 
 def to_grayscale(image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 1 size size"]:
-    """Luma of ITU-R BT.601."""
+    """Return the luma of ITU-R BT.601."""
     return torch.einsum("bchw,c->bhw", image, torch.tensor([0.299, 0.587, 0.114]))[:, None]
 
 
 def color_jitter(
     image: Float[Tensor, "batch 3 size size"], strength: float, hue: float, example_rng: ExampleRNG
 ) -> Float[Tensor, "batch 3 size size"]:
-    """Brightness, contrast and saturation by factors in 1 +- strength; hue by +- `hue` of a full turn."""
+    """Jitter brightness, contrast and saturation by factors of 1 +- strength, hue by +- `hue` of a full turn."""
     brightness, contrast, saturation = (_each(example_rng.uniform(1 - strength, 1 + strength)) for _ in range(3))
     image = image * brightness
     mean = to_grayscale(image).mean(dim=(2, 3), keepdim=True)
@@ -125,7 +127,7 @@ def color_jitter(
 
 
 def _hue_rotation(hue: float, example_rng: ExampleRNG) -> Float[Tensor, "batch 3 3"]:
-    """Turns colours about the grey axis (Rodrigues' formula): white, grey and black stay as they are."""
+    """Return rotations of colors about the gray axis (Rodrigues' formula), which leave grays unchanged."""
     angle = 2 * math.pi * example_rng.uniform(-hue, hue)[:, None, None]
     axis = torch.full((3, 3), 1 / 3)
     cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
@@ -135,7 +137,7 @@ def _hue_rotation(hue: float, example_rng: ExampleRNG) -> Float[Tensor, "batch 3
 def gaussian_blur(
     image: Float[Tensor, "batch 3 size size"], largest: float, example_rng: ExampleRNG
 ) -> Float[Tensor, "batch 3 size size"]:
-    """A separable Gaussian for each image; standard deviation 0.1 px up to `largest` of the side."""
+    """Blur each image by a separable Gaussian with a standard deviation of 0.1 px up to `largest` of the side."""
     batch, channels, size, _ = image.shape
     sigma = example_rng.uniform(0.1, max(0.2, largest * size))
     reach = max(1, round(2 * largest * size))

@@ -1,4 +1,4 @@
-"""Who liked it: the people who rated an item, when, and how."""
+"""Ratings of an item: by whom, when, and how high."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from jaxtyping import Int
 
 
 class Ratings(NamedTuple):
-    """users: numbers. ratings: 1 to 5. times: seconds since 1970. rank: 0 for a person's latest rating, 1 the next."""
+    """Ratings of an item. users: indices. ratings: 1 to 5. times: Unix seconds. rank: recency for the user, 0 is the
+    latest."""
 
     users: Int[np.ndarray, " ratings"]
     ratings: Int[np.ndarray, " ratings"]
@@ -22,7 +23,7 @@ class Ratings(NamedTuple):
 
 @dataclass(frozen=True)
 class Interactions:
-    """A column of an item's ratings. users: how many there are in all."""
+    """Column of the ratings of an item. users: total number of users."""
 
     users: int
 
@@ -41,7 +42,7 @@ class Interactions:
         return f"rated by {len(value.users)} of {self.users} people{mean}"
 
     def plot(self, value: Ratings, axes: Any) -> None:
-        """How many gave 1, 2, ... 5."""
+        """Plot the histogram of ratings."""
         axes.bar(range(1, 6), np.bincount(value.ratings, minlength=6)[1:6], color="#e09f3e")
         axes.tick_params(labelsize=6)
         axes.set_xlabel("rating", fontsize=6)

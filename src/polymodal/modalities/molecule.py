@@ -1,4 +1,4 @@
-"""Molecules: SMILES, and the graph of atoms and bonds that RDKit reads from it."""
+"""Molecules: SMILES, and molecular graphs parsed by RDKit."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from polymodal.errors import UnreadableExample, needs
 from polymodal.modalities.text import END, PAD, START, TextTokenizer
 
 ATOM_FEATURES = {"element": 119, "degree": 7, "charge": 11, "hydrogens": 6, "aromatic": 2, "chirality": 4, "ring": 2}
-BOND_FEATURES = {"kind": 4, "ring": 2, "stereo": 6}  # feature -> how many values it has
+BOND_FEATURES = {"kind": 4, "ring": 2, "stereo": 6}  # feature -> number of values
 
 UNKNOWN = "<unknown>"
 
 
 class MoleculeGraph(NamedTuple):
-    """smiles: canonical. atoms, bonds: feature numbers, as ATOM_FEATURES and BOND_FEATURES list them.
+    """Molecular graph. smiles: canonical. atoms, bonds: indices of ATOM_FEATURES and BOND_FEATURES values.
 
-    ends: the atoms of each bond, in both directions one after the other, as message passing needs them.
+    ends: atoms of each bond, in both directions one after the other, as message passing needs them.
     """
 
     smiles: str
@@ -35,14 +35,14 @@ class MoleculeGraph(NamedTuple):
 
 @dataclass(frozen=True)
 class Molecule:
-    """A column of SMILES."""
+    """Column of SMILES strings."""
 
     @property
     def arrow_type(self) -> pa.DataType:
         return pa.string()
 
     def decode(self, value: str) -> MoleculeGraph:
-        """Raises UnreadableExample for a string that is no molecule, UserError without RDKit."""
+        """Parse a molecule. Raises UnreadableExample for an invalid SMILES string, UserError without RDKit."""
         molecule = parse_smiles(value)
         if molecule is None:
             raise UnreadableExample(f"'{value}' is no molecule")
@@ -83,7 +83,7 @@ class Molecule:
 
 
 def parse_smiles(smiles: str) -> Any:
-    """RDKit's molecule, or None when the string is not one. Raises UserError without RDKit."""
+    """Parse a SMILES string with RDKit; None when it is invalid. Raises UserError without RDKit."""
     return _rdkit().MolFromSmiles(smiles)
 
 
@@ -92,7 +92,7 @@ def _rdkit() -> Any:
         from rdkit import Chem, rdBase
     except ImportError as error:
         raise needs("rdkit", "molecules", "Reading molecules") from error
-    rdBase.DisableLog("rdApp.*")  # the caller says what is wrong, with the example's key
+    rdBase.DisableLog("rdApp.*")  # the caller reports the error with the example's key
     return Chem
 
 
@@ -101,9 +101,9 @@ SMILES_TOKEN = r"\[[^\]]+\]|Br|Cl|%\d\d|."
 
 
 def smiles_tokenizer(smiles: Iterable[str], context_length: int) -> TextTokenizer:
-    """Atoms, bonds, branches and ring numbers as tokens (after Schwaller et al. 2019); for a text transformer.
+    """Train a SMILES tokenizer: atoms, bonds, branches and ring numbers are tokens (after Schwaller et al. 2019).
 
-    The vocabulary is every token of `smiles`; another one becomes `<unknown>`.
+    The vocabulary is every token of `smiles`; others become `<unknown>`.
     """
     split = pre_tokenizers.Split(tokenizers.Regex(SMILES_TOKEN), behavior="isolated")
     tokenizer = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))

@@ -1,4 +1,4 @@
-"""Values of different length in one tensor."""
+"""Padding of sequences of different length."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 
 def mask_of(lengths: Int[Tensor, " batch"], max_length: int) -> Bool[Tensor, "batch length"]:
-    """True where a place of a sequence, of `longest` places, is real."""
+    """Return True for real positions of padded sequences."""
     return torch.arange(max_length, device=lengths.device) < lengths[:, None]
 
 
 @dataclass(frozen=True)
 class Padded:
-    """A batch of sequences of vectors or numbers, padded with zeros on the right.
+    """Batch of sequences of vectors or scalars, padded with zeros on the right.
 
-    values: [batch, length, ...]; what stands after a sequence's length has no meaning. lengths: of each sequence.
+    values: [batch, length, ...]; values after a sequence's length have no meaning. lengths: of each sequence.
     """
 
     values: Tensor
@@ -28,11 +28,11 @@ class Padded:
 
     @property
     def mask(self) -> Bool[Tensor, "batch length"]:
-        """True where a value is real."""
+        """True for real values."""
         return mask_of(self.lengths, self.values.shape[1])
 
     def mean(self) -> Float[Tensor, "batch width"]:
-        """Of the real values of each sequence of vectors."""
+        """Average the real values of each sequence."""
         return (self.values * self.mask[..., None]).sum(1) / self.lengths[:, None]
 
     def to(self, device: torch.device | str) -> Padded:
@@ -43,7 +43,7 @@ class Padded:
 
 
 def pad(arrays: Sequence[np.ndarray | Tensor]) -> Padded:
-    """Arrays [length, ...] of equal type and equal further dimensions to one batch, as long as the longest."""
+    """Pad arrays [length, ...] of equal type and further dimensions to the longest."""
     tensors = [torch.as_tensor(array) for array in arrays]
     lengths = torch.tensor([len(tensor) for tensor in tensors])
     values = tensors[0].new_zeros(len(tensors), int(lengths.max()), *tensors[0].shape[1:])

@@ -1,4 +1,4 @@
-"""Pairs of answers to a question about an example, of which one is better."""
+"""Preference pairs: two answers to a question about an example, of which one is preferred."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polymodal.modalities.modality import write_text
 
 
 class Preference(NamedTuple):
-    """kind: how the pair was made, such as `correctness`."""
+    """Preference pair. kind: how it was made, such as `correctness`."""
 
     question: str
     chosen: str
@@ -22,7 +22,7 @@ class Preference(NamedTuple):
 
 @dataclass(frozen=True)
 class Preferences:
-    """A column of lists of preferences."""
+    """Column of lists of preference pairs."""
 
     @property
     def arrow_type(self) -> pa.DataType:
@@ -32,8 +32,8 @@ class Preferences:
         return [Preference(*(record[name] for name in Preference._fields)) for record in value]
 
     def describe(self, value: list[Preference]) -> str:
-        said = "; ".join(f"{pair.question} {pair.chosen} rather than {pair.rejected}" for pair in value[:1])
-        return f"{len(value)} preferences: {said}"
+        text = "; ".join(f"{pair.question} {pair.chosen} rather than {pair.rejected}" for pair in value[:1])
+        return f"{len(value)} preferences: {text}"
 
     def plot(self, value: list[Preference], axes: Any) -> None:
         lines = (f"{pair.question}\n+ {pair.chosen}\n- {pair.rejected}" for pair in value)

@@ -1,4 +1,4 @@
-"""Questions about an example, with answers."""
+"""Visual question answering (VQA): questions about an example, with answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from polymodal.modalities.modality import write_text
 
 
 class Question(NamedTuple):
-    """kind: what it asks for, such as `count`; for figures by kind. working: the steps to the answer, where known."""
+    """Question with its answer.
+
+    kind: question type, such as `count`, for metrics by type. rationale: chain-of-thought (steps to the answer), if
+    known.
+    """
 
     question: str
     answer: str
@@ -22,7 +26,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Questions:
-    """A column of lists of questions with their answers."""
+    """Column of lists of questions with their answers."""
 
     @property
     def arrow_type(self) -> pa.DataType:
@@ -42,5 +46,5 @@ class Questions:
 
 
 def stored_questions(asked: Iterable[tuple[str, ...]]) -> list[dict[str, str]]:
-    """Question, answer, kind and perhaps working of each, as a column of built-in corpora holds them."""
+    """Convert (question, answer, kind[, rationale]) tuples to the storage of built-in corpora."""
     return [Question(*record)._asdict() for record in asked]

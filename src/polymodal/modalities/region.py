@@ -1,4 +1,4 @@
-"""Objects in an image: their names, boxes, and a mask that says which pixel belongs to which object."""
+"""Objects in an image: names, bounding boxes, and a segmentation mask."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from polymodal.modalities.image import open_image
 
 
 class Region(NamedTuple):
-    """One object. box: left, top, right, bottom in pixels of the image."""
+    """Object with its box: left, top, right, bottom in pixels of the image."""
 
     name: str
     box: tuple[int, int, int, int]
@@ -22,7 +22,7 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True)
 class Regions:
-    """A column of lists of `{"name", "box"}` records."""
+    """Column of lists of `{"name", "box"}` records."""
 
     @property
     def arrow_type(self) -> pa.DataType:
@@ -40,14 +40,14 @@ class Regions:
 
 @dataclass(frozen=True)
 class Mask:
-    """A column of PNG label maps: 0 is background, k the k-th region of the example."""
+    """Column of PNG segmentation masks: 0 is background, k the k-th region of the example."""
 
     @property
     def arrow_type(self) -> pa.DataType:
         return pa.binary()
 
     def decode(self, value: bytes) -> np.ndarray:
-        """uint8 array, height x width. Raises UnreadableExample for a damaged file."""
+        """Decode a uint8 array, height x width. Raises UnreadableExample for a damaged file."""
         try:
             return np.asarray(open_image(value), dtype=np.uint8)
         except (OSError, SyntaxError) as error:
@@ -62,13 +62,13 @@ class Mask:
 
 
 def draw_boxes(named: Sequence[tuple[str, Sequence[float]]], axes: Any) -> None:
-    """Boxes with what is said of them, in a square that holds all."""
+    """Draw boxes with labels in a square that holds all."""
     from matplotlib.patches import Rectangle
 
     side = max((edge for _, box in named for edge in box), default=1)
-    for place, (name, box) in enumerate(named):
+    for index, (name, box) in enumerate(named):
         left, top, right, bottom = box
-        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=f"C{place % 10}"))
-        axes.text(left + 1, top + 1, name, fontsize=6, va="top", color=f"C{place % 10}")
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=f"C{index % 10}"))
+        axes.text(left + 1, top + 1, name, fontsize=6, va="top", color=f"C{index % 10}")
     axes.set(xlim=(0, side * 1.02), ylim=(side * 1.02, 0), xticks=[], yticks=[])
     axes.set_aspect("equal")

@@ -1,4 +1,4 @@
-"""Measurements over time or wavelength: float32, channels x length, at a fixed spacing."""
+"""Time series and spectra: float32, channels x length, at a fixed spacing."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from polymodal.rng import ExampleRNG
 
 @dataclass(frozen=True)
 class Series:
-    """A column of time series or spectra, of any length and number of channels, in NumPy's .npy format."""
+    """Column of time series or spectra, of any length and number of channels, in NumPy's .npy format."""
 
     @property
     def arrow_type(self) -> pa.DataType:
         return pa.binary()
 
     def decode(self, value: bytes) -> Float[np.ndarray, "channels length"]:
-        """Raises UnreadableExample for anything but a two-dimensional array."""
+        """Decode a series. Raises UnreadableExample for anything but a two-dimensional array."""
         return from_npy(value, 2).astype(np.float32)
 
     def describe(self, value: np.ndarray) -> str:
@@ -37,15 +37,15 @@ class Series:
 
 
 def standardize(series: Float[np.ndarray, "channels length"]) -> Float[np.ndarray, "channels length"]:
-    """Every channel to mean 0 and standard deviation 1; a constant channel to 0."""
-    centerd = series - series.mean(axis=1, keepdims=True)
-    return (centerd / np.maximum(centerd.std(axis=1, keepdims=True), 1e-8)).astype(np.float32)
+    """Standardize each channel to mean 0 and standard deviation 1; a constant channel to 0."""
+    centered = series - series.mean(axis=1, keepdims=True)
+    return (centered / np.maximum(centered.std(axis=1, keepdims=True), 1e-8)).astype(np.float32)
 
 
 def augment_series(
     series: Float[Tensor, "batch channels length"], example_rng: ExampleRNG, noise: float = 0.03, scale: float = 0.1
 ) -> Float[Tensor, "batch channels length"]:
-    """Gaussian noise on every value, and each series stretched in height. noise, scale: standard deviations."""
-    heights = np.stack([1 + scale * generator.standard_normal() for generator in example_rng.generators])
+    """Add Gaussian noise to every value and scale each series at random. noise, scale: standard deviations."""
+    factors = np.stack([1 + scale * generator.standard_normal() for generator in example_rng.generators])
     jitter = np.stack([generator.standard_normal(series.shape[1:]) for generator in example_rng.generators])
-    return series * torch.from_numpy(heights).to(series)[:, None, None] + noise * torch.from_numpy(jitter).to(series)
+    return series * torch.from_numpy(factors).to(series)[:, None, None] + noise * torch.from_numpy(jitter).to(series)

@@ -1,4 +1,4 @@
-"""Rows of a table: numbers with units and categories, any of which may be missing; and whole small tables."""
+"""Tables: rows of numeric and categorical values, any of which may be missing; and whole small tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from polymodal.rng import ExampleRNG
 
 
 class TableRow(NamedTuple):
-    """numbers: NaN where missing. categories: places in the lists of names, -1 where missing."""
+    """Table row. numbers: NaN where missing. categories: category indices, -1 where missing."""
 
     numbers: Float[np.ndarray, " numeric"]
     categories: Int[np.ndarray, " categorical"]
@@ -27,9 +27,9 @@ class TableRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A column of table rows.
+    """Column of table rows.
 
-    numeric: name -> unit ("" for none). categorical: name -> the values that it may have.
+    numeric: name -> unit ("" for none). categorical: name -> possible values.
     """
 
     numeric: Mapping[str, str]
@@ -40,26 +40,26 @@ class Table:
         return pa.struct(dict.fromkeys(self.numeric, pa.float64()) | dict.fromkeys(self.categorical, pa.string()))
 
     def decode(self, value: Mapping[str, Any]) -> TableRow:
-        """Raises UnreadableExample for a category that is not in the list, or a number that is not finite."""
+        """Decode a row. Raises UnreadableExample for an unknown category, or an infinite number."""
         numbers = [math.nan if value[name] is None else float(value[name]) for name in self.numeric]
         if any(math.isinf(number) for number in numbers):
             raise UnreadableExample("a number of the table row is infinite")
-        places = []
+        indices = []
         for name, levels in self.categorical.items():
             if value[name] is not None and value[name] not in levels:
                 raise UnreadableExample(f"'{value[name]}' is not a value of '{name}'")
-            places.append(-1 if value[name] is None else levels.index(value[name]))
-        return TableRow(np.array(numbers, np.float32), np.array(places, np.int64))
+            indices.append(-1 if value[name] is None else levels.index(value[name]))
+        return TableRow(np.array(numbers, np.float32), np.array(indices, np.int64))
 
     def lines(self, value: TableRow) -> list[str]:
-        """'width: 45 cm' for every number and category; '?' where it is missing."""
-        said = [
+        """Return one line per column, such as 'width: 45 cm'; '?' where a value is missing."""
+        numeric_lines = [
             f"{name}: " + ("?" if math.isnan(number) else f"{number:.4g} {unit}".strip())
             for (name, unit), number in zip(self.numeric.items(), value.numbers, strict=True)
         ]
-        return said + [
-            f"{name}: {levels[place] if place >= 0 else '?'}"
-            for (name, levels), place in zip(self.categorical.items(), value.categories, strict=True)
+        return numeric_lines + [
+            f"{name}: {levels[index] if index >= 0 else '?'}"
+            for (name, levels), index in zip(self.categorical.items(), value.categories, strict=True)
         ]
 
     def describe(self, value: TableRow) -> str:
@@ -71,7 +71,7 @@ class Table:
 
 @dataclass(frozen=True)
 class TableRows:
-    """A batch of rows. A missing number is NaN, a missing category -1, as in TableRow."""
+    """Batch of rows. A missing number is NaN, a missing category -1, as in TableRow."""
 
     numbers: Float[Tensor, "batch numeric"]
     categories: Int[Tensor, "batch categorical"]
@@ -83,16 +83,16 @@ class TableRows:
         return len(self.numbers)
 
     def __getitem__(self, rows: Any) -> TableRows:
-        """Some of the rows."""
+        """Select rows."""
         return TableRows(self.numbers[rows], self.categories[rows])
 
     @property
     def missing(self) -> Bool[Tensor, "batch columns"]:
-        """Where a value is missing; numbers first."""
+        """True where a value is missing; numeric columns first."""
         return torch.cat([self.numbers.isnan(), self.categories < 0], dim=1)
 
     def mask(self, gone: Bool[Tensor, "batch columns"]) -> TableRows:
-        """The same rows with further values missing."""
+        """Mask cells: mark further values as missing."""
         numbers, categories = gone.split([self.numbers.shape[1], self.categories.shape[1]], dim=1)
         return TableRows(
             self.numbers.masked_fill(numbers, math.nan),
@@ -101,7 +101,7 @@ class TableRows:
 
 
 def collate(rows: list[TableRow], mean: Float[np.ndarray, " numeric"], std: Float[np.ndarray, " numeric"]) -> TableRows:
-    """Rows to a batch, numbers to mean 0 and standard deviation 1. mean, std: of the training rows."""
+    """Collate rows, standardizing numbers. mean, std: of the training rows."""
     numbers = (np.stack([row.numbers for row in rows]) - mean) / std
     return TableRows(
         torch.from_numpy(numbers.astype(np.float32)), torch.from_numpy(np.stack([row.categories for row in rows]))
@@ -109,7 +109,7 @@ def collate(rows: list[TableRow], mean: Float[np.ndarray, " numeric"], std: Floa
 
 
 def column_statistics(rows: list[TableRow]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each number over the rows that have it; 0 and 1 where none has it."""
+    """Return mean and standard deviation of each numeric column, ignoring missing values; 0 and 1 without values."""
     numbers = np.stack([row.numbers for row in rows]).astype(np.float64)
     count = (~np.isnan(numbers)).sum(axis=0)
     mean = np.where(count, np.nansum(numbers, axis=0) / np.maximum(count, 1), 0.0)
@@ -118,19 +118,19 @@ def column_statistics(rows: list[TableRow]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def drop_values(rows: TableRows, share: float, example_rng: ExampleRNG) -> TableRows:
-    """Each value missing with probability `share`."""
+    """Drop each value (mark it as missing) with probability `share`."""
     return rows.mask(torch.stack([example_rng.uniform() < share for _ in range(rows.missing.shape[1])], dim=1))
 
 
 def sample_columns(rows: TableRows, share: float, example_rng: ExampleRNG) -> Bool[Tensor, "batch columns"]:
-    """True for `share` of each row's columns (rounded), chosen at random."""
+    """Sample a fraction `share` (rounded) of each row's columns at random."""
     columns = rows.missing.shape[1]
     order = torch.stack([example_rng.uniform() for _ in range(columns)], dim=1).argsort(dim=1).argsort(dim=1)
     return order < round(share * columns)
 
 
 def replace_cells(rows: TableRows, chosen: Bool[Tensor, "batch columns"], others: TableRows) -> TableRows:
-    """The rows with the chosen cells of other rows in place of their own."""
+    """Replace the selected cells by those of other rows (SCARF corruption)."""
     numbers, categories = chosen.split([rows.numbers.shape[1], rows.categories.shape[1]], dim=1)
     return TableRows(
         torch.where(numbers, others.numbers, rows.numbers), torch.where(categories, others.categories, rows.categories)
@@ -138,7 +138,7 @@ def replace_cells(rows: TableRows, chosen: Bool[Tensor, "batch columns"], others
 
 
 class Column(NamedTuple):
-    """One named column of a small table; numbers are written as in the table."""
+    """Named column of a small table; numbers are strings as in the table."""
 
     name: str
     values: tuple[str, ...]
@@ -146,21 +146,21 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class DataTable:
-    """A column of small tables, such as the one that a chart shows."""
+    """Column of small tables, such as the data of a chart."""
 
     @property
     def arrow_type(self) -> pa.DataType:
         return pa.list_(pa.struct({"name": pa.string(), "values": pa.list_(pa.string())}))
 
     def decode(self, value: list[Mapping[str, Any]]) -> list[Column]:
-        """Raises UnreadableExample when columns differ in length."""
+        """Decode a table. Raises UnreadableExample when columns differ in length."""
         columns = [Column(record["name"], tuple(record["values"])) for record in value]
         if len({len(column.values) for column in columns}) > 1:
             raise UnreadableExample("the columns of the table differ in length")
         return columns
 
     def text(self, value: list[Column]) -> str:
-        """One line a row, ' | ' between columns, headings first."""
+        """Return one line per row, ' | ' between columns, header first."""
         rows = zip(*(column.values for column in value), strict=True)
         return "\n".join([" | ".join(column.name for column in value), *(" | ".join(row) for row in rows)])
 

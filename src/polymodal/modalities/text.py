@@ -1,4 +1,4 @@
-"""Texts with their language, and the tokens made of them."""
+"""Texts with their language, tokens, and tokenizers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNKNOWN_LANGUAGE = "und"  # BCP 47's code for "undetermined"
 
 
 class Caption(NamedTuple):
-    """One text about an example; `language` is a BCP 47 code."""
+    """Text about an example; `language` is a BCP 47 code."""
 
     text: str
     language: str = UNKNOWN_LANGUAGE
@@ -37,10 +37,10 @@ class Caption(NamedTuple):
 
 @dataclass(frozen=True)
 class Text:
-    """A column of captions: a string, a list of strings, or a list of `{"text", "language"}` records.
+    """Column of captions: a string, a list of strings, or a list of `{"text", "language"}` records.
 
-    language_shares: how often training draws each language, relative to the others; languages not named share 1.
-    languages: captions in other languages are not read; empty reads all.
+    language_shares: relative sampling weights of languages in training; languages not named have weight 1. languages:
+    only captions in these languages are kept; empty keeps all.
     """
 
     language_shares: Mapping[str, float] = field(default_factory=dict)
@@ -52,12 +52,12 @@ class Text:
 
     @property
     def main_language(self) -> str | None:
-        """The language that training draws most often; None when nothing is said of it."""
+        """The language with the largest sampling weight; None without weights."""
         shares = self.language_shares
         return max(shares, key=lambda language: shares[language]) if shares else None
 
     def decode(self, value: Any) -> list[Caption]:
-        """All captions that are not blank, in the languages that are read. Raises UnreadableExample when none is."""
+        """Return all non-blank captions in the selected languages. Raises UnreadableExample when there are none."""
         records = value if isinstance(value, list | tuple | np.ndarray) else [value]
         captions = []
         for record in records:
@@ -79,50 +79,49 @@ class Text:
         write_text(axes, self.describe(value), size=9)
 
     def only(self, languages: tuple[str, ...]) -> Text:
-        """The same column, of which captions in these languages are read."""
+        """Return the same column, restricted to captions in these languages."""
         shares = {language: share for language, share in self.language_shares.items() if language in languages}
         return Text(shares, languages)
 
     def in_main_language(self, captions: list[Caption]) -> list[Caption]:
-        """Those in the main language; all where nothing is said of it, or none is in it."""
+        """Return the captions in the main language; all where there is no main language, or no caption in it."""
         main = self.main_language
         return [caption for caption in captions if main in (None, caption.language)] or captions
 
     def choose(self, captions: list[Caption], rng: np.random.Generator) -> str:
-        """One caption: first a language by its share, then a caption of that language uniformly."""
-        places = _places_by_language(tuple(caption.language for caption in captions))
-        language = next(iter(places))
-        if len(places) > 1:
-            shares = np.array([self.language_shares.get(language, 1.0) for language in places])
-            language = list(places)[int(np.searchsorted(np.cumsum(shares / shares.sum()), rng.random()))]
-        of_language = places[language]
+        """Sample a caption: first a language by its weight, then uniformly among its captions."""
+        indices = _places_by_language(tuple(caption.language for caption in captions))
+        language = next(iter(indices))
+        if len(indices) > 1:
+            shares = np.array([self.language_shares.get(language, 1.0) for language in indices])
+            language = list(indices)[int(np.searchsorted(np.cumsum(shares / shares.sum()), rng.random()))]
+        of_language = indices[language]
         return captions[of_language[int(rng.integers(len(of_language)))]].text
 
 
 @lru_cache(maxsize=1024)
 def _places_by_language(languages: tuple[str, ...]) -> dict[str, list[int]]:
-    """For each language, in alphabetical order, where it stands."""
+    """Return the caption indices of each language, in alphabetical order of languages."""
     return {
         language: [n for n, other in enumerate(languages) if other == language] for language in sorted({*languages})
     }
 
 
 def stored_texts(*texts: str, language: str = "en") -> list[dict[str, str]]:
-    """Texts of one language, as a column of built-in corpora holds them."""
+    """Return texts of one language in the storage of built-in corpora."""
     return [{"text": text, "language": language} for text in texts]
 
 
 def text_ids(texts: Sequence[str]) -> Float[Tensor, " batch"]:
-    """A number for each text, equal for equal texts, such as to tell which of a batch are no negatives."""
+    """Return an id for each text, equal for equal texts, such as to exclude false negatives of a batch."""
     return torch.tensor([float(zlib.crc32(text.encode())) for text in texts], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A batch of token sequences of different length, padded on the right.
+    """Batch of token sequences, padded on the right.
 
-    ids: token numbers; what stands after a sequence's length is padding and has no meaning.
-    lengths: the number of real tokens of each sequence, at least 1.
+    ids: values after a sequence's length are padding. lengths: number of real tokens per sequence, at least 1.
     """
 
     ids: Int[Tensor, "batch length"]
@@ -130,7 +129,7 @@ class Tokens:
 
     @classmethod
     def of(cls, rows: list[list[int]]) -> Tokens:
-        """Sequences of token numbers, padded to the longest of them."""
+        """Pad sequences of token ids to the longest."""
         lengths = [len(row) for row in rows]
         ids = np.zeros((len(rows), max(lengths)), dtype=np.int64)
         for index, row in enumerate(rows):
@@ -139,14 +138,14 @@ class Tokens:
 
     @property
     def mask(self) -> Bool[Tensor, "batch length"]:
-        """True where a token is real."""
+        """True for real tokens."""
         return mask_of(self.lengths, self.ids.shape[1])
 
     @property
     def content_mask(self) -> Bool[Tensor, "batch length"]:
-        """True where a token is a piece of the text: neither padding nor the mark at its start or end."""
-        place = torch.arange(self.ids.shape[1], device=self.ids.device)
-        return (place > 0) & (place < self.lengths[:, None] - 1)
+        """True for content tokens: neither padding nor start or end token."""
+        position = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return (position > 0) & (position < self.lengths[:, None] - 1)
 
     @property
     def token_count(self) -> int:
@@ -154,7 +153,7 @@ class Tokens:
 
     @property
     def position_count(self) -> int:
-        """Places that a text encoder computes: padding is none of them, for it packs the tokens first."""
+        """Number of positions that a text encoder computes; excludes padding, as tokens are packed."""
         return self.token_count
 
     def to(self, device: torch.device | str) -> Tokens:
@@ -166,13 +165,13 @@ class Tokens:
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Texts to tokens, with the marks that a text encoder wants; saved with a run."""
+    """Interface of tokenizers, which add the special tokens of their text encoder; saved with a run."""
 
     context_length: int
 
     @property
     def vocab_size(self) -> int:
-        """Entries, marks included."""
+        """Vocabulary size, including special tokens."""
         ...
 
     def __call__(self, texts: list[str]) -> Tokens: ...
@@ -183,7 +182,7 @@ class Tokenizer(Protocol):
 
 
 class TextTokenizer:
-    """Byte-level BPE, with which every string of every language has tokens and comes back, or characters."""
+    """Byte-level BPE tokenizer, which is lossless for any language up to case, or a character tokenizer."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, context_length: int):
         self.tokenizer = tokenizer
@@ -195,12 +194,12 @@ class TextTokenizer:
     def train(
         cls, texts: Iterable[str], vocabulary: int, context_length: int, marks: Sequence[str] = ()
     ) -> TextTokenizer:
-        """Learn a vocabulary of at most `vocabulary` entries (256 bytes and 3 marks at the least) from `texts`.
+        """Train byte-level BPE with at most `vocabulary` entries (at least 256 bytes and 3 special tokens).
 
-        marks: further ones, such as those around an image or an answer.
+        marks: further special tokens, such as those around an image or an answer.
         """
         tokenizer = tokenizers.Tokenizer(models.BPE())
-        # Lower case, as CLIP's. A space before the first word makes it the same token as in the middle of a text.
+        # Lower case, as in CLIP. A leading space gives the first word the same token as in the middle of a text.
         folded = [normalizers.Lowercase(), normalizers.NFC(), normalizers.Prepend(" ")]
         tokenizer.normalizer = normalizers.Sequence(folded)
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -216,16 +215,16 @@ class TextTokenizer:
 
     @classmethod
     def characters(cls, texts: Iterable[str], vocabulary: int, context_length: int) -> TextTokenizer:
-        """Characters for tokens, in lower case: at most `vocabulary` entries with marks, the most frequent ones.
+        """Train a lower-case character tokenizer with at most `vocabulary` entries, the most frequent characters.
 
-        What is none of them becomes a mark for the unknown.
+        Others become the unknown token.
         """
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(unicodedata.normalize("NFC", text.lower()))
         marks = [PAD, START, END, UNKNOWN]
-        known = [character for character, _ in counts.most_common(vocabulary - len(marks))]
-        entries = {entry: number for number, entry in enumerate([*marks, *known])}
+        characters = [character for character, _ in counts.most_common(vocabulary - len(marks))]
+        entries = {entry: index for index, entry in enumerate([*marks, *characters])}
         tokenizer = tokenizers.Tokenizer(models.WordLevel(entries, unk_token=UNKNOWN))
         tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.NFC()])
         tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
@@ -239,22 +238,22 @@ class TextTokenizer:
 
     @property
     def marks(self) -> set[str]:
-        """The entries that are no pieces of texts, such as start and end."""
+        """The special tokens, such as start and end."""
         return {mark.content for mark in self.tokenizer.get_added_tokens_decoder().values()}
 
     def __call__(self, texts: list[str]) -> Tokens:
-        """Start mark, the text's tokens, end mark; cut to `context_length`, padded to this batch's longest only."""
+        """Tokenize with start and end token, truncated to `context_length`, padded to the longest of the batch."""
         room = self.context_length - 2
         encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         return Tokens.of([[self.start, *encoding.ids[:room], self.end] for encoding in encoded])
 
     def pieces(self, text: str) -> tuple[list[int], list[slice]]:
-        """The text's tokens, without marks, and which of its characters each is made of."""
+        """Return the token ids without special tokens, and the character span of each."""
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        return encoding.ids, [slice(*place) for place in encoding.offsets]
+        return encoding.ids, [slice(*offsets) for offsets in encoding.offsets]
 
     def decode(self, tokens: Tokens) -> list[str]:
-        """The texts again, without marks and padding."""
+        """Decode to texts without special tokens and padding."""
         rows = [ids[:length] for ids, length in zip(tokens.ids.tolist(), tokens.lengths.tolist(), strict=True)]
         return [text.removeprefix(" ") for text in self.tokenizer.decode_batch(rows, skip_special_tokens=True)]
 
@@ -267,13 +266,13 @@ class TextTokenizer:
 
 
 def bos_eos(tokenizer: Tokenizer) -> tuple[int, int]:
-    """The marks that a tokenizer puts around a text."""
-    nothing = tokenizer([""])
-    return int(nothing.ids[0, 0]), int(nothing.ids[0, nothing.lengths[0] - 1])
+    """Return the ids of the start and end token (BOS, EOS)."""
+    empty = tokenizer([""])
+    return int(empty.ids[0, 0]), int(empty.ids[0, empty.lengths[0] - 1])
 
 
 def encode_without_special_tokens(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token numbers of each text without the marks at its start and end."""
+    """Return the token ids of each text without start and end token."""
     if not texts:
         return []
     tokens = tokenizer(texts)
@@ -282,17 +281,19 @@ def encode_without_special_tokens(tokenizer: Tokenizer, texts: list[str]) -> lis
 
 
 def joined_pieces(parts: list[list[str]], tokenizer: Tokenizer) -> tuple[Tokens, Int[Tensor, "batch length"]]:
-    """Sequences of texts that are tokenised one by one and joined between one start and one end mark.
+    """Tokenize sequences of texts one by one and join each sequence between one start and one end token.
 
-    parts: of each sequence, such as the words of a page. Also returns which part a token is of, -1 for marks and
-    padding. What is longer than the tokenizer's context is cut.
+    parts: texts per sequence, such as the words of a page. Also returns the index of the text of each token, -1 for
+    special tokens and padding. Sequences beyond the tokenizer's context length are truncated.
     """
     start, end = bos_eos(tokenizer)
     rows: list[tuple[list[int], list[int]]] = []
     for texts in parts:
         pieces = encode_without_special_tokens(tokenizer, texts)
-        owned = [(piece, number) for number, own in enumerate(pieces) for piece in own][: tokenizer.context_length - 2]
-        rows.append(([start, *(piece for piece, _ in owned), end], [-1, *(number for _, number in owned), -1]))
+        indexed = [(piece, index) for index, text_pieces in enumerate(pieces) for piece in text_pieces][
+            : tokenizer.context_length - 2
+        ]
+        rows.append(([start, *(piece for piece, _ in indexed), end], [-1, *(index for _, index in indexed), -1]))
     tokens = Tokens.of([ids for ids, _ in rows])
     longest = tokens.ids.shape[1]
     return tokens, torch.tensor([numbers + [-1] * (longest - len(numbers)) for _, numbers in rows])

@@ -1,4 +1,4 @@
-"""Random changes of captions: "easy data augmentation" (Wei and Zou 2019), on words."""
+"""Augmentation of captions: easy data augmentation (EDA, Wei and Zou 2019), on words."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ STOP_WORDS = frozenset(_SMALL.split(" "))
 
 @dataclass(frozen=True)
 class TextAugmentation:
-    """What may happen to a caption; each step on its own. Synonyms come from drawing another caption instead."""
+    """Probabilities of the steps, which are independent. EDA's synonyms come from sampling another caption instead."""
 
     remove_stop_words: UnitInterval = 0.8
-    """Probability of removing articles, prepositions and the like."""
+    """Probability of removing stop words: articles, prepositions and the like."""
     swap_prob: UnitInterval = 0.2
-    """Probability of exchanging two words."""
+    """Probability of swapping two words."""
     delete_prob: UnitInterval = 0.2
-    """Probability of dropping one word."""
+    """Probability of deleting one word."""
 
 
 def without_words(text: str, share: float, rng: np.random.Generator) -> str:
-    """The text without words at random, each with probability `share`; at least one stays.
+    """Drop each word with probability `share`; at least one stays.
 
-    What a reader that averages words learns from them does then not hang on few of them ("word dropout", Iyyer et al.
-    2015, section 3.1). Texts without spaces between words stay as they are.
+    Word dropout for encoders that average words (Iyyer et al. 2015, section 3.1). Texts without spaces between words
+    are unchanged.
     """
     words = text.split()
     if not share or len(words) < 2:
@@ -38,13 +38,13 @@ def without_words(text: str, share: float, rng: np.random.Generator) -> str:
 
 
 def augment_text(text: str, augmentation: TextAugmentation, rng: np.random.Generator) -> str:
-    """A changed caption, which keeps at least one content word. Texts without spaces between words stay as they are."""
+    """Augment a caption, keeping at least one content word. Texts without spaces between words are unchanged."""
     words = text.split()
     if rng.random() < augmentation.remove_stop_words:
         words = [word for word in words if word.lower() not in STOP_WORDS] or words
     if rng.random() < augmentation.swap_prob and len(words) > 1:
-        one, other = rng.choice(len(words), size=2, replace=False)
-        words[one], words[other] = words[other], words[one]
+        first, second = rng.choice(len(words), size=2, replace=False)
+        words[first], words[second] = words[second], words[first]
     if rng.random() < augmentation.delete_prob and len(words) > 1:
         content = [index for index, word in enumerate(words) if word.lower() not in STOP_WORDS]
         dropped = int(rng.integers(len(words)))

@@ -1,4 +1,4 @@
-"""Moving images: uint8 frames, time x height x width x 3, evenly spaced over the clip."""
+"""Video: uint8 frames, time x height x width x 3, evenly sampled over the clip."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from jaxtyping import UInt8
 from polymodal.errors import UnreadableExample, needs
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v")
-MAX_PIXELS = 20_000  # frames that are decoded of one clip
-FRAME_PIXELS = 8192 * 4320  # of a frame, at most
-# The container formats that are opened, by FFmpeg's names. It knows playlists, too, which name other files and URLs.
+MAX_PIXELS = 20_000  # maximum number of frames decoded per clip
+FRAME_PIXELS = 8192 * 4320  # maximum per frame
+# Accepted container formats, by FFmpeg's names; playlists are unsafe, as they refer to other files and URLs.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf"
 OPENING = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
 
 
 class Clip(NamedTuple):
-    """frames: RGB, 0-255. seconds: the time of each frame from the start."""
+    """Decoded clip. frames: RGB, 0-255. seconds: time of each frame from the start."""
 
     frames: UInt8[np.ndarray, "time height width 3"]
     seconds: tuple[float, ...]
@@ -31,9 +31,9 @@ class Clip(NamedTuple):
 
 @dataclass(frozen=True)
 class Video:
-    """A column of clips (MP4, WebM, Matroska ...): encoded bytes or paths.
+    """Column of clips (MP4, WebM, Matroska ...): encoded bytes or paths.
 
-    frames: how many a decoded clip has, at most. root: the folder that relative paths start from.
+    frames: maximum number of frames of a decoded clip. root: folder of relative paths.
     """
 
     frames: int = 16
@@ -44,7 +44,7 @@ class Video:
         return pa.binary()
 
     def decode(self, value: bytes | str) -> Clip:
-        """Frames from the middles of equal stretches. Raises UnreadableExample when none can be decoded."""
+        """Decode frames at the centers of equal time segments. Raises UnreadableExample when none can be decoded."""
         try:
             import av
         except ImportError as error:
@@ -64,12 +64,12 @@ class Video:
                 count = min(count, MAX_PIXELS)
                 wanted = set(sample_evenly(count, self.frames))
                 frames, seconds = [], []
-                for place, frame in enumerate(container.decode(stream)):
-                    if place in wanted:
+                for index, frame in enumerate(container.decode(stream)):
+                    if index in wanted:
                         _check_size(frame.width, frame.height)
                         frames.append(frame.to_ndarray(format="rgb24"))
                         seconds.append(float(frame.time or 0))
-                    if place >= max(wanted, default=0):
+                    if index >= max(wanted, default=0):
                         break
         except UnreadableExample:
             raise
@@ -84,7 +84,7 @@ class Video:
         return f"{time} frames of {width} x {height} px over {value.seconds[-1]:.1f} s"
 
     def plot(self, value: Clip, axes: Any) -> None:
-        """Six frames in reading order."""
+        """Plot six frames in reading order."""
         chosen = value.frames[sample_evenly(len(value.frames), 6)]
         lines = [np.concatenate(list(chosen[start : start + 3]), axis=1) for start in range(0, len(chosen) - 2, 3)]
         axes.imshow(np.concatenate(lines or [chosen[0]], axis=0))
@@ -92,20 +92,20 @@ class Video:
 
 
 def _check_size(width: int, height: int) -> None:
-    """Raises UnreadableExample for frames that are too large to decode."""
+    """Raise UnreadableExample for frames that are too large to decode."""
     if width * height > FRAME_PIXELS:
         raise UnreadableExample(f"the video has {width} x {height} pixels, over the limit of {FRAME_PIXELS:,} pixels")
 
 
 def sample_evenly(count: int, wanted: int) -> list[int]:
-    """Numbers of the frames in the middles of `wanted` equal stretches of `count` frames; all when there are fewer."""
+    """Return the indices of frames at the centers of `wanted` equal segments; all when there are fewer frames."""
     if count <= wanted:
         return list(range(count))
-    return [int((2 * place + 1) * count / (2 * wanted)) for place in range(wanted)]
+    return [int((2 * segment + 1) * count / (2 * wanted)) for segment in range(wanted)]
 
 
 def encode(frames: UInt8[np.ndarray, "time height width 3"], rate: int) -> bytes:
-    """Frames to an MP4 file in memory (H.264 where it is there, else MPEG-4). rate: frames a second."""
+    """Encode frames to an MP4 file in memory (H.264 if available, else MPEG-4). rate: frames per second."""
     try:
         import av
     except ImportError as error:

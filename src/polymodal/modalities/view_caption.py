@@ -1,4 +1,4 @@
-"""Captions of an example's images, each with the image that it describes and how well it fits."""
+"""Captions of the views of an example, each with its view and a matching score."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from polymodal.modalities.modality import write_text
 
 
 class ViewCaption(NamedTuple):
-    """view: the number of the image. fit: how well the caption fits it, such as a cosine; larger is better."""
+    """Caption of a view. view: index of the image. fit: matching score, such as CLIP's cosine similarity; higher is
+    better."""
 
     view: int
     text: str
@@ -22,14 +23,14 @@ class ViewCaption(NamedTuple):
 
 @dataclass(frozen=True)
 class ViewCaptions:
-    """A column of lists of captions of the example's images."""
+    """Column of lists of captions of the example's images."""
 
     @property
     def arrow_type(self) -> pa.DataType:
         return pa.list_(pa.struct({"view": pa.int32(), "text": pa.string(), "fit": pa.float32()}))
 
     def decode(self, value: list[Mapping[str, Any]]) -> list[ViewCaption]:
-        """View by view, the best first. Raises UnreadableExample when there is none."""
+        """Decode captions, sorted by view, then by descending score. Raises UnreadableExample when there is none."""
         captions = [ViewCaption(record["view"], record["text"], record["fit"]) for record in value]
         if not captions:
             raise UnreadableExample("no image has a caption")

@@ -1,6 +1,6 @@
-"""Three-dimensional scans: float32, contrasts x depth x height x width, some contrasts possibly missing.
+"""Volumetric scans (3-D): float32, contrasts x depth x height x width, some contrasts possibly missing.
 
-What is stored as uint8 comes on the scale 0-255, as images do.
+Stored uint8 values are in 0-255, as for images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from polymodal.modalities.modality import from_npy
 
 
 class Scan(NamedTuple):
-    """voxels: 0 where a contrast is missing. present: which contrasts there are."""
+    """Decoded scan. voxels: 0 where a contrast is missing. present: mask of available contrasts."""
 
     voxels: Float[np.ndarray, "contrasts depth height width"]
     present: Bool[np.ndarray, " contrasts"]
@@ -26,7 +26,7 @@ class Scan(NamedTuple):
 
 @dataclass(frozen=True)
 class Volume:
-    """A column of scans, each contrast in NumPy's .npy format. contrasts: their names, such as T1 and T2."""
+    """Column of scans, each contrast in NumPy's .npy format. contrasts: their names, such as T1 and T2."""
 
     contrasts: tuple[str, ...]
 
@@ -35,24 +35,24 @@ class Volume:
         return pa.struct(dict.fromkeys(self.contrasts, pa.binary()))
 
     def decode(self, value: Mapping[str, bytes | None]) -> Scan:
-        """Raises UnreadableExample when no contrast is there, or their shapes differ."""
-        found = {name: from_npy(data, 3) for name in self.contrasts if (data := value[name]) is not None}
-        shapes = {array.shape for array in found.values()}
+        """Decode a scan. Raises UnreadableExample when it has no contrast, or their shapes differ."""
+        arrays = {name: from_npy(data, 3) for name in self.contrasts if (data := value[name]) is not None}
+        shapes = {array.shape for array in arrays.values()}
         if len(shapes) != 1:
             raise UnreadableExample("the contrasts differ in shape" if shapes else "the scan has no contrast")
         voxels = np.zeros((len(self.contrasts), *shapes.pop()), np.float32)
-        for place, name in enumerate(self.contrasts):
-            if name in found:
-                voxels[place] = found[name]
-        return Scan(voxels, np.array([name in found for name in self.contrasts]))
+        for index, name in enumerate(self.contrasts):
+            if name in arrays:
+                voxels[index] = arrays[name]
+        return Scan(voxels, np.array([name in arrays for name in self.contrasts]))
 
     def describe(self, value: Scan) -> str:
         depth, height, width = value.voxels.shape[1:]
-        there = [name for name, present in zip(self.contrasts, value.present, strict=True) if present]
-        return f"{depth} x {height} x {width} voxels of {', '.join(there)}"
+        available = [name for name, present in zip(self.contrasts, value.present, strict=True) if present]
+        return f"{depth} x {height} x {width} voxels of {', '.join(available)}"
 
     def plot(self, value: Scan, axes: Any) -> None:
-        """The fullest slice along each axis, one line a contrast."""
+        """Plot the slice with the largest sum along each axis, one row per contrast."""
         size = max(value.voxels.shape[1:])
         lines = []
         for scan in value.voxels:

@@ -1,4 +1,4 @@
-"""Web pages: the tree of elements, the text in them, and where the browser put them."""
+"""Web pages: the DOM tree, texts of its elements, and their rendered boxes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from polymodal.modalities.text import Tokenizer, Tokens, joined_pieces
 
 
 class Node(NamedTuple):
-    """An element. parent: its number in the list, -1 for the root. box: pixels, left, top, right, bottom.
+    """DOM element. parent: index in the list, -1 for the root. box: left, top, right, bottom in pixels.
 
-    xpath: such as /html/body/div[2]/p. text: what stands directly in it.
+    xpath: such as /html/body/div[2]/p. text: direct text content.
     """
 
     tag: str
@@ -29,7 +29,7 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True)
 class Webpage:
-    """A column of pages: their elements, parents before children."""
+    """Column of web pages: their elements, parents before children."""
 
     @property
     def arrow_type(self) -> pa.DataType:
@@ -53,7 +53,7 @@ class Webpage:
         return f"{len(value)} elements, {sum(bool(node.text) for node in value)} with text, {depth} deep"
 
     def plot(self, value: list[Node], axes: Any) -> None:
-        """The boxes of elements with text, in a colour by their depth."""
+        """Plot the boxes of elements with text, colored by depth."""
         from matplotlib.patches import Rectangle
 
         for node in value:
@@ -70,15 +70,15 @@ class Webpage:
 
 
 def xpath_steps(xpath: str) -> list[tuple[str, int]]:
-    """'/html/body/div[2]' -> [('html', 1), ('body', 1), ('div', 2)]."""
+    """Parse an XPath: '/html/body/div[2]' -> [('html', 1), ('body', 1), ('div', 2)]."""
     steps = []
     for step in xpath.strip("/").split("/"):
-        tag, _, place = step.partition("[")
-        steps.append((tag, int(place.rstrip("]")) if place else 1))
+        tag, _, subscript = step.partition("[")
+        steps.append((tag, int(subscript.rstrip("]")) if subscript else 1))
     return steps
 
 
-# Tags of their own number, from 1; all others share the next one.
+# Tags with an id of their own, from 1; all others share the next id.
 TAGS = (
     *("html", "body", "div", "span", "p", "a", "b", "i", "em", "strong", "code", "pre", "kbd", "h1", "h2"),
     *("h3", "h4", "h5", "h6", "ul", "ol", "li", "dl", "dt", "dd", "table", "thead", "tbody", "tfoot", "tr"),
@@ -89,16 +89,16 @@ TAGS = (
     *("center", "font", "q", "samp", "var", "del", "ins", "acronym"),
 )
 TAG_NUMBERS = {tag: number for number, tag in enumerate(TAGS, start=1)}
-TAG_COUNT = len(TAGS) + 2  # with none and other
-PLACE_COUNT = 256  # of siblings of a tag; 0 for none, and the last for all later ones
+TAG_COUNT = len(TAGS) + 2  # including none and other
+PLACE_COUNT = 256  # subscripts of siblings; 0 for none, the last one for all later siblings
 
 
 @dataclass(frozen=True)
 class ElementTokens:
-    """A batch of web pages: the pieces of their texts, with the path to the element of each.
+    """Batch of web pages: tokens of texts with the XPaths of their elements.
 
-    path: tag and place of every step from the root, zeros below the element and for marks and padding. element: the
-    number of the element that a token stands in, -1 for marks and padding.
+    path: tag id and subscript of every step from the root, zeros below the element and for special tokens and padding.
+    element: index of the element of a token, -1 for special tokens and padding.
     """
 
     tokens: Tokens
@@ -113,15 +113,15 @@ class ElementTokens:
 
 
 def element_tokens(pages: list[list[Node]], tokenizer: Tokenizer, depth: int) -> ElementTokens:
-    """Texts of elements in order to tokens. depth: how many steps of a path are kept; the deepest ones are left out."""
+    """Tokenize the texts of elements in order. depth: maximum number of XPath steps; deeper ones are cut."""
     tokens, element = joined_pieces([[node.text for node in page] for page in pages], tokenizer)
     path = torch.zeros((*element.shape, depth, 2), dtype=torch.long)
     for row, page in enumerate(pages):
         steps = torch.zeros((max(len(page), 1), depth, 2), dtype=torch.long)
-        for number, node in enumerate(page):
+        for index, node in enumerate(page):
             for step, (tag, place) in enumerate(xpath_steps(node.xpath)[:depth]):
-                steps[number, step, 0] = TAG_NUMBERS.get(tag, TAG_COUNT - 1)
-                steps[number, step, 1] = min(place, PLACE_COUNT - 1)
+                steps[index, step, 0] = TAG_NUMBERS.get(tag, TAG_COUNT - 1)
+                steps[index, step, 1] = min(place, PLACE_COUNT - 1)
         real = element[row] >= 0
         path[row, real] = steps[element[row, real]]
     return ElementTokens(tokens, path, element)

@@ -1,8 +1,9 @@
-"""Contrastive losses over a batch of pairs: row i of one modality belongs to row i of the other.
+"""Contrastive losses over a batch of pairs (image-text contrastive, ITC): row i of one modality matches row i of the
+other.
 
-Neither loss ever holds the batch x batch matrix: logits are computed in blocks of rows, and computed again in the
-backward pass (a loop over blocks alone would not do, since autograd keeps each block's logits). When several processes
-train, each gives its own rows of the batch and gets the mean loss of these rows against the rows of all processes
+The batch x batch matrix of logits is never held: logits are computed in blocks of rows, and recomputed in the backward
+pass (a plain loop over blocks would not save memory, as autograd keeps the logits of each block). With several
+processes, each passes its own rows of the batch and gets the mean loss of these rows against the rows of all processes
 (see `layers.distributed`). Computed at least in float32, also under autocast.
 """
 
@@ -28,11 +29,11 @@ def info_nce(
     label_smoothing: float = 0.0,
     labels: Float[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Symmetric InfoNCE: the mean of the cross-entropies from a to b and from b to a (CLIP, figure 3).
+    """Return symmetric InfoNCE: the mean of the cross-entropies from a to b and from b to a (CLIP, figure 3).
 
-    a, b: L2-normalized. logit_scale: inverse temperature. label_smoothing: in [0, 1), the share of the target that is
-    spread over all candidates. labels: a number for each row; rows with the same number, such as those with the same
-    caption, are matches of each other, too, and share the target (UniCL, Yang et al. 2022, equations 3 and 4).
+    a, b: L2-normalized. logit_scale: inverse temperature. label_smoothing: in [0, 1), fraction of the target
+    distribution that is uniform over all candidates. labels: rows with equal labels, such as those with equal captions,
+    are positives of each other and share the target equally (UniCL, Yang et al. 2022, equations 3 and 4).
     """
     with torch.autocast(a.device.type, enabled=False):
         return _InfoNCE.apply(*_at_least_float32(a, b, logit_scale), label_smoothing, labels)
@@ -44,9 +45,10 @@ def siglip_loss(
     logit_scale: Float[Tensor, ""],
     logit_bias: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Every pair of the batch as a binary decision, summed over a row and averaged over rows (SigLIP, algorithm 1).
+    """Return the pairwise sigmoid loss, summed over each row and averaged over rows (SigLIP, algorithm 1).
 
-    a, b: L2-normalized. logit_scale: inverse temperature. logit_bias: added to every logit; starts at -10 in the paper.
+    a, b: L2-normalized. logit_scale: inverse temperature. logit_bias: added to every logit; initialized to -10 in the
+    paper.
     """
     with torch.autocast(a.device.type, enabled=False):
         return _Sigmoid.apply(*_at_least_float32(a, b, logit_scale, logit_bias))
@@ -62,7 +64,10 @@ def _row_blocks(a: Tensor, b: Tensor) -> list[slice]:
 
 
 class _InfoNCE(Function):
-    """a: this process's rows; every: the rows of b of all processes, of which this one's begin at `first`."""
+    """InfoNCE with logits recomputed in the backward pass.
+
+    a: rows of this process. every: rows of b of all processes, of which this process's begin at `ctx.first`.
+    """
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, label_smoothing: float, group: Tensor | None) -> Tensor:
@@ -72,6 +77,7 @@ class _InfoNCE(Function):
         rows, columns = a.new_empty(size), a.new_full((len(every),), -torch.inf)
         for block in _row_blocks(a, every):
             logits = (a[block] * scale) @ every.T
+            # Running log-normalizers: over all candidates of a row, and over the rows seen so far of a column.
             rows[block] = logits.logsumexp(1)
             columns = torch.logaddexp(columns, logits.logsumexp(0))
         columns = all_gather(columns[None]).logsumexp(0)
@@ -82,6 +88,7 @@ class _InfoNCE(Function):
             matches = torch.cat([_shared(groups, block, every.dtype) @ every for block in _row_blocks(a, every)])
         matching = scale * torch.linalg.vecdot(a, matches)
         everywhere = scale * (a @ every.mean(0))
+        # sum_j t_j logit_j for t = (1 - smoothing) * positives + smoothing * uniform, without the logits.
         target = (1 - label_smoothing) * matching + label_smoothing * everywhere
         return ((rows + columns[own]) / 2 - target).mean()
 
@@ -93,7 +100,8 @@ class _InfoNCE(Function):
             logits = (a[block] * scale) @ every.T
             by_row = (logits - rows[block, None]).exp_()
             by_column = logits.sub_(columns).exp_()
-            residual = by_row.add_(by_column).mul_(0.5)  # now the derivative by each logit, but for the target
+            # d loss / d logits = (softmax over rows + softmax over columns) / 2 - target.
+            residual = by_row.add_(by_column).mul_(0.5)
             residual -= ctx.label_smoothing / len(every)
             if ctx.groups is None:
                 residual.diagonal(ctx.first + block.start)[: len(residual)].sub_(1 - ctx.label_smoothing)
@@ -107,13 +115,13 @@ class _InfoNCE(Function):
 
 
 def _shared(groups: tuple[Tensor, Tensor], rows: slice, dtype: torch.dtype) -> Float[Tensor, "rows candidates"]:
-    """The target of some rows: equal shares for all candidates of their group."""
+    """Return the targets of some rows: uniform over the candidates with an equal label."""
     same = (groups[0][rows, None] == groups[1]).to(dtype)
     return same / same.sum(1, keepdim=True)
 
 
 class _Sigmoid(Function):
-    """Rows as in `_InfoNCE`."""
+    """Sigmoid loss with logits recomputed in the backward pass; variables as in `_InfoNCE`."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -123,6 +131,7 @@ class _Sigmoid(Function):
         total = a.new_zeros(())
         for block in _row_blocks(a, every):
             logits = torch.addmm(bias, a[block] * scale, every.T)
+            # softplus(-logit) for positives, softplus(logit) for negatives: flip the sign on the diagonal.
             logits.diagonal(ctx.first + block.start)[: len(logits)].neg_()
             total += F.softplus(logits).sum()
         return total / len(a)
@@ -133,6 +142,7 @@ class _Sigmoid(Function):
         grad_a, grad_every, grad_bias = torch.empty_like(a), torch.zeros_like(every), torch.zeros_like(bias)
         for block in _row_blocks(a, every):
             derivative = torch.addmm(bias, a[block] * scale, every.T).sigmoid_()
+            # d softplus(-x) / dx = sigmoid(x) - 1 on the diagonal, d softplus(x) / dx = sigmoid(x) elsewhere.
             derivative.diagonal(ctx.first + block.start)[: len(derivative)].sub_(1)
             grad_bias += derivative.sum()
             grad_a[block] = derivative @ every

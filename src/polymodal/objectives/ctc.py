@@ -1,4 +1,4 @@
-"""Connectionist temporal classification: characters along sounds of which nobody says where each one is spoken."""
+"""Connectionist temporal classification (CTC): character transcripts of speech without an alignment."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from polymodal.modalities.text import Tokens
 def ctc_loss(
     logits: Float[Tensor, "batch moments classes"], lengths: Int[Tensor, " batch"], text: Tokens
 ) -> Float[Tensor, ""]:
-    """Minus the log-probability of each text's characters along its speech, per character (Graves et al. 2006).
+    """Return the CTC loss, -log p of each text given its speech, per character (Graves et al. 2006).
 
-    text: with marks, which are not said. The class of the first mark, padding, is the blank. A text that is longer than
-    its speech allows counts nothing.
+    text: with special tokens, which are ignored. Class 0, the padding token, is the blank. A text that is too long for
+    its speech has loss 0.
     """
-    own = text.lengths - 2
-    characters = text.ids[:, 1:][torch.arange(text.ids.shape[1] - 1, device=own.device) < own[:, None]]
-    likely = logits.float().log_softmax(2).transpose(0, 1)
-    total = F.ctc_loss(likely, characters, lengths, own, blank=0, reduction="sum", zero_infinity=True)
-    return total / own.sum().clamp(min=1)
+    num_characters = text.lengths - 2
+    characters = text.ids[:, 1:][
+        torch.arange(text.ids.shape[1] - 1, device=num_characters.device) < num_characters[:, None]
+    ]
+    log_probs = logits.float().log_softmax(2).transpose(0, 1)
+    total = F.ctc_loss(log_probs, characters, lengths, num_characters, blank=0, reduction="sum", zero_infinity=True)
+    return total / num_characters.sum().clamp(min=1)
 
 
 def ctc_greedy_decode(logits: Float[Tensor, "moments classes"]) -> list[int]:
-    """The likeliest class of every moment, repetitions once, without the blank."""
+    """Decode greedily: the most probable class of every frame, with repetitions merged and blanks removed."""
     best = torch.unique_consecutive(logits.argmax(1)).tolist()
-    return [number for number in best if number]
+    return [index for index in best if index]

@@ -1,6 +1,6 @@
-"""Sets of boxes against sets of objects: a matching of least cost, then class, place and overlap of what is matched.
+"""Set prediction loss of DETR: Hungarian matching of predicted boxes to objects, then class, L1 and GIoU losses.
 
-DETR (Carion et al. 2020, section 3.1), for one class of objects: those that are meant.
+DETR (Carion et al. 2020, section 3.1), for one class of objects: those that a referring expression refers to.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from polymodal.modalities.boxes import PaddedBoxes, cxcywh_to_xyxy, generalized_
 
 OBJECT, NO_OBJECT = 0, 1  # classes
 CLASS_COEF, L1_COEF, GIOU_COEF = 1.0, 5.0, 2.0
-EOS_COEF = 0.1  # of the class of a query that finds nothing, which most are
+EOS_COEF = 0.1  # weight of the "no object" class, which most queries have
 
 
 class Assignment(NamedTuple):
-    """Which query of which example stands for which of its objects."""
+    """Matched pairs: index of the example in the batch, of its query, and of its object."""
 
     example: Int[Tensor, " pairs"]
     query: Int[Tensor, " pairs"]
@@ -32,18 +32,18 @@ class Assignment(NamedTuple):
 def hungarian_match(
     logits: Float[Tensor, "batch queries 2"], boxes: Float[Tensor, "batch queries 4"], targets: PaddedBoxes
 ) -> Assignment:
-    """The cheapest matching of each example (Hungarian), as many pairs as there are queries and objects for.
+    """Return the minimum-cost (Hungarian) assignment of queries to objects of each example.
 
-    boxes: center, width and height. The cost of a pair is -p(object) + 5 times the L1 distance - 2 times the GIoU.
+    boxes: cxcywh. Cost of a pair: -p(object) + 5 * L1 distance - 2 * GIoU.
     """
-    apart = (boxes[:, :, None] - targets.boxes[:, None]).abs().sum(-1)
-    overlap = generalized_iou(cxcywh_to_xyxy(boxes)[:, :, None], cxcywh_to_xyxy(targets.boxes)[:, None])
-    likely = logits.softmax(-1)[..., OBJECT, None]
-    cost = (L1_COEF * apart - GIOU_COEF * overlap - CLASS_COEF * likely).float().cpu().numpy()
+    l1 = (boxes[:, :, None] - targets.boxes[:, None]).abs().sum(-1)
+    giou = generalized_iou(cxcywh_to_xyxy(boxes)[:, :, None], cxcywh_to_xyxy(targets.boxes)[:, None])
+    probability = logits.softmax(-1)[..., OBJECT, None]
+    cost = (L1_COEF * l1 - GIOU_COEF * giou - CLASS_COEF * probability).float().cpu().numpy()
     triples = [
         (example, query, target)
-        for example, (one, count) in enumerate(zip(cost, targets.counts.tolist(), strict=True))
-        for query, target in zip(*linear_sum_assignment(one[:, :count]), strict=True)
+        for example, (example_cost, count) in enumerate(zip(cost, targets.counts.tolist(), strict=True))
+        for query, target in zip(*linear_sum_assignment(example_cost[:, :count]), strict=True)
     ]
     columns = torch.tensor(triples, dtype=torch.long, device=logits.device).reshape(-1, 3)
     return Assignment(*columns.unbind(1))
@@ -55,16 +55,16 @@ def detection_loss(
     targets: PaddedBoxes,
     assignment: Assignment | None = None,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of object and none, + 5 times L1, + 2 times 1 - GIoU, the last two a matched object.
+    """Return cross-entropy of object and no object + (5 * L1 + 2 * (1 - GIoU)) averaged over matched objects.
 
-    boxes: center, width and height. assignment: by default the cheapest.
+    boxes: cxcywh. assignment: by default `hungarian_match`.
     """
     example, query, target = assignment or hungarian_match(logits, boxes, targets)
     classes = torch.full(logits.shape[:2], NO_OBJECT, device=logits.device)
     classes[example, query] = OBJECT
     weights = logits.new_tensor([1.0, EOS_COEF])
     loss = CLASS_COEF * F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weights)
-    ours, theirs = boxes[example, query], targets.boxes[example, target]
-    apart = (ours - theirs).abs().sum()
-    lacking = (1 - generalized_iou(cxcywh_to_xyxy(ours), cxcywh_to_xyxy(theirs))).sum()
-    return loss + (L1_COEF * apart + GIOU_COEF * lacking) / max(len(example), 1)
+    predicted, objects = boxes[example, query], targets.boxes[example, target]
+    l1 = (predicted - objects).abs().sum()
+    giou_loss = (1 - generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(objects))).sum()
+    return loss + (L1_COEF * l1 + GIOU_COEF * giou_loss) / max(len(example), 1)

@@ -1,4 +1,4 @@
-"""From data to noise and back: interpolants, and the flow-matching loss.
+"""Noise schedules of diffusion, the DDIM step, and the flow-matching loss.
 
 Time runs from 0 (data) to 1 (noise): x_t = alpha_t x + sigma_t noise.
 """
@@ -18,39 +18,45 @@ NoiseSchedule = Literal["fm", "vp_cosine"]
 
 
 def alpha_sigma(time: Times, noise_schedule: NoiseSchedule) -> tuple[Times, Times]:
-    """Weights of data and noise; fm: 1 - t and t (optimal transport, Lipman et al. 2023), vp_cosine: on a circle."""
+    """Return alpha_t and sigma_t.
+
+    fm: 1 - t and t (flow matching with optimal transport, Lipman et al. 2023); vp_cosine: cos(pi t / 2) and sin(pi t /
+    2) (variance preserving).
+    """
     if noise_schedule == "fm":
         return 1 - time, time
     return torch.cos(0.5 * math.pi * time), torch.sin(0.5 * math.pi * time)
 
 
 def time_from_eta(eta: Times, noise_schedule: NoiseSchedule) -> Times:
-    """The time at which sigma / alpha is eta."""
+    """Return the time at which sigma / alpha equals eta."""
     return eta / (1 + eta) if noise_schedule == "fm" else torch.atan(eta) * 2 / math.pi
 
 
 def expand_dims_like(time: Times, like: Values) -> Tensor:
-    """A time an example, with axes of length one for all axes of the values."""
+    """Append axes of length one to a time per example, for broadcasting against `like`."""
     return time.view(-1, *[1] * (like.ndim - 1)).to(like.dtype)
 
 
 def add_noise(data: Values, noise: Values, time: Times, noise_schedule: NoiseSchedule = "fm") -> Values:
-    """The data at a time."""
+    """Return x_t = alpha_t data + sigma_t noise."""
     alpha, sigma = (expand_dims_like(weight, data) for weight in alpha_sigma(time, noise_schedule))
     return alpha * data + sigma * noise
 
 
 def ddim_step(x: Values, data: Values, to: Times, time: Times, noise_schedule: NoiseSchedule = "fm") -> Values:
-    """x, which is at `time`, at the earlier time `to`, if `data` is what it came from (Song et al. 2021, equation 12).
+    """Move x from `time` to the earlier time `to`, given the predicted data (DDIM, Song et al. 2021, equation 12).
 
-    With the true data, it is that data at `to` with the same noise.
+    With the true data, the result is add_noise of that data at `to` with the same noise.
     """
     alpha_s, sigma_s = alpha_sigma(to, noise_schedule)
     alpha_t, sigma_t = alpha_sigma(time, noise_schedule)
+    # x_s = alpha_s data + sigma_s noise with noise = (x_t - alpha_t data) / sigma_t.
     ratio = sigma_s / sigma_t
     return expand_dims_like(alpha_s - alpha_t * ratio, x) * data + expand_dims_like(ratio, x) * x
 
 
 def flow_matching_loss(velocity: Values, data: Values, noise: Values) -> Float[Tensor, ""]:
-    """Squared error of the velocity of the linear interpolant, which is noise - data (Lipman et al. 2023, eq. 23)."""
+    """Return the mean squared error of the velocity against noise - data (flow matching, Lipman et al. 2023, equation
+    23)."""
     return (velocity - (noise - data)).square().mean()

@@ -1,4 +1,4 @@
-"""Distillation: a student learns a teacher's logits, features, or similarities. No gradient reaches the teacher."""
+"""Knowledge distillation of a teacher's logits, features, or similarities; no gradient reaches the teacher."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from polymodal.objectives.reduction import global_mean
 def logit_distillation(
     student: Float[Tensor, "rows classes"], teacher: Float[Tensor, "rows classes"], temperature: float = 1.0
 ) -> Float[Tensor, ""]:
-    """Return T^2 KL(softmax(teacher / T) || softmax(student / T)), the mean over rows (Hinton et al. 2015, section 2).
+    """Return T^2 KL(softmax(teacher / T) ‖ softmax(student / T)), the mean over rows (Hinton et al. 2015, section 2).
 
-    T^2 keeps the size of the gradient where the temperature changes. 0 where both have the same distribution, and for
-    no rows.
+    T^2 keeps the scale of the gradient independent of the temperature. 0 for no rows.
     """
     log_p, log_q = (teacher.detach() / temperature).log_softmax(1), (student / temperature).log_softmax(1)
     divergence = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
@@ -46,11 +45,11 @@ def feature_distillation(
     normalize_teacher: bool = False,
     mask: Bool[Tensor, "*shape"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Return the distance of features, the mean over positions; 0 for none.
+    """Return the distance between features, the mean over positions; 0 for no positions.
 
-    kind: 1 - cosine; the smooth L1 loss, quadratic below `beta` (data2vec, equation 2); or the squared error.
-    normalize_teacher: whether targets are normalized over their dimensions as by a layer norm without weights
-    (data2vec 2.0; `layer_average`). mask: positions that count, such as those masked for the student.
+    kind: "cosine" is 1 - cosine similarity; "smooth_l1" is quadratic below `beta` (data2vec, equation 2); "mse" is the
+    squared error. normalize_teacher: apply a layer norm without weights to the targets (data2vec 2.0; `layer_average`).
+    mask: positions that count, such as those masked for the student.
     """
     student, teacher = student.flatten(0, -2), teacher.detach().flatten(0, -2)
     if mask is not None:

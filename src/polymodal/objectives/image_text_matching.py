@@ -98,15 +98,16 @@ def sample_hard_negatives(
     positive: Bool[Tensor, "rows candidates"],
     uniform: Float[Tensor, " rows"] | None = None,
 ) -> tuple[Int[Tensor, " rows"], Bool[Tensor, " rows"]]:
-    """Sample a negative for each row, with the probability that the softmax of its similarities gives it.
+    """Sample a hard negative for each row, with probability softmax(similarity) over the negatives.
 
-    positive: candidates that are never chosen. uniform: a random number in [0, 1) of each row, which alone decides;
-    without, torch.multinomial. Returns the candidates' indices, and False for rows that have no negative.
+    positive: candidates that are never sampled. uniform: one random number in [0, 1) per row, which alone determines
+    the choice; by default torch.multinomial. Returns the candidates' indices, and False for rows that have no negative.
     """
     weights = (similarity.float().softmax(1) + MIN_WEIGHT).masked_fill(positive, 0.0)
     valid = (~positive).any(1)
     if uniform is None:
         return torch.multinomial(weights + ~valid[:, None], 1).squeeze(1), valid
+    # Inverse transform sampling: the first candidate whose cumulative probability exceeds the uniform number.
     mass = weights.double().cumsum(1)
     index = torch.searchsorted(mass, uniform.to(mass)[:, None] * mass[:, -1:], right=True).squeeze(1)
     # Rounding may end beyond the last negative.

@@ -1,7 +1,7 @@
-"""Losses of masked modelling: cross-entropy of tokens and codes, squared error of pixels, over masked positions only.
+"""Losses of masked modeling (MLM, masked image modeling) over masked positions only.
 
-All are 0, with zero gradients, where nothing is masked, and means over the masked positions of all processes
-(`objectives.reduction`).
+Cross-entropy of tokens or codes, squared error of pixels. All are 0, with zero gradients, where nothing is masked, and
+means over the masked positions of all processes (`objectives.reduction`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def masked_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy over masked positions, given their logits alone.
 
-    Of tokens (BERT), or of the codes that a frozen image tokenizer gives masked patches (BEiT, equation 2).
+    For tokens (BERT), or for the codes that a frozen image tokenizer assigns to masked patches (BEiT, equation 2).
     """
     loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
     return global_mean(loss, len(targets))
@@ -34,7 +34,7 @@ def masked_lm_loss(
     targets: Int[Tensor, "batch length"],
     mask: Bool[Tensor, "batch length"],
 ) -> Float[Tensor, ""]:
-    """Return the masked language modelling loss; the vocabulary's logits are computed for masked positions alone."""
+    """Return the masked language modeling (MLM) loss; logits are computed for masked positions alone."""
     return masked_cross_entropy(head(hidden_states[mask], embedding), targets[mask])
 
 
@@ -44,7 +44,7 @@ def masked_patch_loss(
     mask: Bool[Tensor, "batch patches"],
     norm_pix: bool = True,
 ) -> Float[Tensor, ""]:
-    """Return the mean squared error over masked patches (MAE, section 3).
+    """Return the mean squared error over masked patches (MAE, section 3, with a mask ratio of 75 %).
 
     norm_pix: whether a target patch is standardized by the mean and the (unbiased) variance of its own values.
     """

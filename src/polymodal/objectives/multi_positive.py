@@ -1,8 +1,8 @@
-"""Contrastive losses with several positives or soft targets for an example.
+"""Contrastive losses with several positives or soft targets per example.
 
-Logits are computed in blocks of rows, and again in the backward pass, so that the rows x candidates matrix of logits is
-never held. Rows are this process's, and losses means over the rows of all processes (`objectives.reduction`). Computed
-at least in float32.
+Logits are computed in blocks of rows and recomputed in the backward pass, so that the rows x candidates matrix is never
+held. Rows are this process's, and losses means over the rows of all processes (`objectives.reduction`). Computed at
+least in float32.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def multi_positive_cross_entropy(
     key_labels: Float[Tensor, " candidates"] | Int[Tensor, " candidates"],
     logit_scale: Float[Tensor, ""] | float,
 ) -> Float[Tensor, ""]:
-    """Return the contrast of queries with keys in one direction; keys with a query's label are its positives.
+    """Return InfoNCE of queries against keys in one direction; keys with a query's label are its positives.
 
     keys: all candidates, such as momentum features of the batch followed by those of a `FeatureQueue` (MoCo, equation 1
     with a single positive). Queries without a positive do not count.
@@ -77,17 +77,17 @@ def soft_target_contrastive(
     logit_scale: Float[Tensor, ""] | float,
     targets_b_to_a: Float[Tensor, "b_rows a_candidates"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Return the mean of the cross-entropies of a with b, and of b with a, against target distributions.
+    """Return the mean of the cross-entropies from a to b and from b to a against target distributions.
 
-    targets: of this process's rows of `a` over the rows of `b` of all processes; nonnegative, and divided by their
-    sum in every row; a row of zeros does not count. So they may be the weights of a bipartite graph, such as of images
-    and captions that may describe several of them; `a` and `b` then may have different numbers of rows.
-    targets_b_to_a: likewise for `b`; by default `targets` transposed, which several processes cannot do. Identity
-    matrices give InfoNCE.
+    targets: of this process's rows of `a` over the rows of `b` of all processes; nonnegative, normalized per row here;
+    a row of zeros does not count. They may be the weights of a bipartite graph, such as of images and captions that
+    describe several of them; `a` and `b` then may differ in their number of rows. targets_b_to_a: likewise for `b`; by
+    default `targets` transposed, for one process only. Identity matrices give InfoNCE. Raises UserError where several
+    processes lack `targets_b_to_a`.
     """
     if targets_b_to_a is None:
         if world_size() > 1:
-            raise UserError("Soft targets on several processes are given for both directions.")
+            raise UserError("With several processes, give soft targets for both directions (targets_b_to_a).")
         targets_b_to_a = targets.T
     a_to_b = soft_target_cross_entropy(a, all_gather_with_grad(b), targets, logit_scale)
     return (a_to_b + soft_target_cross_entropy(b, all_gather_with_grad(a), targets_b_to_a, logit_scale)) / 2
@@ -108,7 +108,7 @@ def soft_target_cross_entropy(
 
 
 def _same(labels: Tensor, candidates: Tensor) -> Tensor:
-    """1 where a candidate has a row's label."""
+    """Return 1 where a candidate has a row's label, else 0."""
     return (labels.double()[:, None] == candidates.double()).float()
 
 
@@ -119,9 +119,9 @@ def _cross_entropy(
     targets: Callable[[slice], Tensor],
     exclude: int | None = None,
 ) -> Tensor:
-    """The mean over rows with targets.
+    """Return the mean cross-entropy over rows with targets.
 
-    targets: of some rows; made to sum to 1. exclude: candidate exclude + i is none of row i's.
+    targets: of a slice of rows; normalized here. exclude: candidate exclude + i is excluded for row i (itself).
     """
     dtype = torch.promote_types(queries.dtype, torch.float32)
 

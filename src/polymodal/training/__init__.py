@@ -1,4 +1,4 @@
-"""The loop, its optimizer, its checkpoints, and what a run leaves behind."""
+"""Training: trainer, optimizer, checkpoints, and the run that results."""
 
 from polymodal.training.run import Run, load_run
 from polymodal.training.runtime import RuntimeConfig

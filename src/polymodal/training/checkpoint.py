@@ -1,7 +1,7 @@
-"""Checkpoints: tensors in safetensors, the rest in JSON, written aside and renamed, so that one is whole or absent.
+"""Checkpoints: tensors in safetensors, the rest in JSON; written to a temporary name and renamed (atomic).
 
-Tensors that are spread over processes (FSDP2) are written by each process as its own rows, and read again by any
-number of processes. A checkpoint is copied at once and written by a thread while training goes on.
+Tensors that FSDP2 shards over processes are written by each process as its own rows, and may be read by any number of
+processes. A checkpoint is copied at once and written by a background thread while training continues.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from polymodal.training.ema import ExponentialMovingAverage
 from polymodal.training.parallel import World
 
 PREFIX = "checkpoint-"
-PATIENCE = 600.0  # seconds that the first process waits for the files of the others
+PATIENCE = 600.0  # timeout in seconds of the first process for the files of the others
 
 
 def save_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """Named tensors as one safetensors file; replaces an older file in one step.
+    """Save named tensors as one safetensors file, atomically replacing an older file.
 
-    What has two names, such as tied weights of pretrained models, is written twice, for the format shares nothing.
+    Tensors that share memory, such as tied weights of pretrained models, are written twice, as the format cannot share
+    them.
     """
     aside = path.with_name(f".{path.name}.partial")
     places: set[int] = set()
@@ -46,7 +47,7 @@ def save_weights(weights: dict[str, Tensor], path: Path) -> None:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Raises UserError when the file is damaged or its shapes are not the model's."""
+    """Load weights. Raises UserError when the file is damaged or its shapes differ from the model's."""
     try:
         model.load_state_dict(load_file(path))
     except Exception as error:
@@ -56,7 +57,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def training_tensors(
     model: nn.Module, ema: ExponentialMovingAverage | None, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """Everything that training changes, by name: weights, buffers, their average, and the optimizer's moments."""
+    """Return everything that training changes, by name: weights, buffers, their EMA, and the optimizer's moments."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     if ema is not None:
         tensors |= {f"ema.{name}": tensor for name, tensor in ema.averages.items()}
@@ -67,7 +68,7 @@ def training_tensors(
 
 
 class CheckpointWriter:
-    """Writes `checkpoint-STEP` into a run's folder, one at a time, beside the training."""
+    """Writes `checkpoint-STEP` folders of a run, one at a time, in a background thread."""
 
     def __init__(self, directory: Path, keep_checkpoints: int, world: World):
         self.directory = directory
@@ -77,7 +78,7 @@ class CheckpointWriter:
         self._error: Exception | None = None
 
     def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Copy everything now and write it soon. state: JSON values, with `step` among them.
+        """Copy all tensors now and write them in the background. state: JSON values, including `step`.
 
         Raises UserError when an earlier checkpoint could not be written.
         """
@@ -96,7 +97,7 @@ class CheckpointWriter:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the last checkpoint is on the disk. Raises UserError when it could not be written."""
+        """Wait until the last checkpoint is on disk. Raises UserError when it could not be written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -138,7 +139,7 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     world: World,
 ) -> None:
-    """Put everything that training changes back as it was. Raises UserError when a part of it is missing."""
+    """Restore everything that training changes. Raises UserError when a part of it is missing."""
     saved = SavedTensors(path)
     with torch.no_grad():
         for name, tensor in training_tensors(model, ema, optimizer).items():
@@ -155,12 +156,12 @@ def load_checkpoint(
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The JSON half of a checkpoint."""
+    """Load the JSON state of a checkpoint."""
     return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 
 class SavedTensors:
-    """The tensors of a checkpoint, wherever their rows were written."""
+    """Tensors of a checkpoint, assembled from the files of all processes."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -172,12 +173,12 @@ class SavedTensors:
                 self.pieces.setdefault(name, []).append((begins.get(name, [0])[0], file))
 
     def below(self, prefix: str) -> list[str]:
-        """What follows the prefix in the names that have it and no further dot."""
+        """Return the rest of all names with this prefix, if it has no further dot."""
         found = (name.removeprefix(prefix) for name in self.pieces if name.startswith(prefix))
         return [rest for rest in found if "." not in rest]
 
     def copy_into(self, name: str, tensor: Tensor, world: World) -> Tensor:
-        """Fill a tensor, or this process's rows of one. Raises UserError when the checkpoint does not have it whole."""
+        """Fill a tensor, or this process's shard of it. Raises UserError when rows are missing in the checkpoint."""
         own = local(tensor)
         first, end = rows_of_process(tensor, world) if isinstance(tensor, DTensor) else (0, len(own) if own.ndim else 1)
         filled = 0
@@ -197,30 +198,30 @@ class SavedTensors:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's rows of a tensor that is spread over processes; others as they are."""
+    """Return this process's shard of a DTensor; other tensors as they are."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def rows_of_process(tensor: DTensor, world: World) -> tuple[int, int]:
-    """First and last row (exclusive) that this process holds: FSDP2 cuts the first dimension as `torch.chunk` does."""
+    """Return first and last row (exclusive) of this process's shard: FSDP2 splits dimension 0 like `torch.chunk`."""
     size = -(-len(tensor) // world.size)
     first = min(world.rank * size, len(tensor))
     return first, first + len(tensor.to_local())
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
+    """Return the checkpoints of a run, oldest first."""
     return sorted(directory.glob(f"{PREFIX}*"), key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
 def remove_checkpoints(directory: Path) -> None:
-    """A finished run needs none."""
+    """Remove all checkpoints of a finished run."""
     for path in [*checkpoints(directory), *_unfinished(directory)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def remove_unfinished(directory: Path) -> None:
-    """What a killed run left half-written."""
+    """Remove partially written files of a killed run."""
     for path in _unfinished(directory):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -231,7 +232,7 @@ def _unfinished(directory: Path) -> Iterator[Path]:
 
 
 def _write(tensors: dict[str, Tensor], path: Path, directory: Path, metadata: dict[str, str] | None = None) -> None:
-    """One safetensors file, on the disk and not only in its cache. Raises UserError when there is no room for it."""
+    """Write and fsync one safetensors file. Raises UserError when the disk is full."""
     try:
         path.touch()
         mode = path.stat().st_mode  # safetensors would let the owner alone read it

@@ -1,4 +1,4 @@
-"""The moving average of a model's weights (Polyak averaging; Tarvainen and Valpola 2017)."""
+"""Exponential moving average (EMA) of a model's weights (Polyak averaging; Tarvainen and Valpola 2017)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 
 class ExponentialMovingAverage:
-    """Averaged copies of a model's parameters; works on sharded parameters too. Buffers stay the model's own."""
+    """EMA of a model's parameters, which may be sharded. Buffers are not averaged."""
 
     def __init__(self, model: nn.Module, decay: float):
-        """decay: the share of the old average that a step keeps, in (0, 1)."""
+        """Copy the parameters. decay: weight of the old average per step, in (0, 1)."""
         self.decay = decay
         self.parameters = dict(model.named_parameters())
         self.averages: dict[str, Tensor] = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        """One step towards the model."""
+        """Update: average = decay * average + (1 - decay) * parameter."""
         for name, parameter in self.parameters.items():
             self.averages[name].lerp_(parameter.detach(), 1 - self.decay)
 
@@ -33,7 +33,7 @@ class ExponentialMovingAverage:
 
     @contextmanager
     def swap_in(self) -> Iterator[None]:
-        """The model has the averaged weights inside the block, and its own again after it."""
+        """Give the model the averaged weights inside the block, and its own again afterwards."""
         self._exchange()
         try:
             yield
@@ -41,5 +41,5 @@ class ExponentialMovingAverage:
             self._exchange()
 
     def apply(self) -> None:
-        """Give the model the averaged weights for good."""
+        """Give the model the averaged weights permanently."""
         self._exchange()

@@ -1,10 +1,10 @@
-"""Frozen towers are computed once: what they make of an input is kept on disk, and looked up by the input's content.
+"""Feature cache: outputs of frozen encoders are computed once per input, kept on disk, and looked up by content hash.
 
-An encoder without trainable weights gives an unchanged input the same vectors in every epoch. While a stage trains, the
-frozen encoders of a recipe's `cacheable_encoders` therefore look their inputs up first, and compute only those that
-are new. The features of one set of weights live in one folder of the cache, so that later runs, other seeds and other
-recipes find them, too. Each process appends to files of its own, features before their keys, so that a kill at any
-instant leaves only whole entries and processes need not wait for each other.
+A frozen encoder gives the same features for the same input in every epoch. While a stage trains, the frozen encoders
+among a recipe's `cacheable_encoders` therefore look up their inputs, and compute only new ones. The features of one set
+of weights share a folder of the cache, so that later runs, other seeds and other recipes reuse them. Each process
+appends to its own files, features before keys, so that a kill at any time leaves only complete entries, and processes
+need no locks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KEY = np.dtype([("digest", f"V{DIGEST}"), ("first", "<i8"), ("count", "<i8")])
 
 
 class FeatureCache:
-    """Vectors in memory-mapped files, by the digest of what they were computed from; several vectors an entry."""
+    """Feature vectors in memory-mapped files, by the hash of their input; an entry has one or more vectors."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -71,11 +71,11 @@ class FeatureCache:
 
     @property
     def size(self) -> int:
-        """Bytes of all features that can be looked up."""
+        """Bytes of all features in the cache."""
         return sum(count for _, _, count in self.places.values()) * self.width * 4
 
     def add(self, digests: Sequence[bytes], entries: Sequence[Float[Tensor, "rows width"]]) -> None:
-        """Keep entries. Raises UserError when the disk cannot take them."""
+        """Append entries. Raises UserError when the disk cannot take them."""
         arrays = [entry.float().numpy(force=True) for entry in entries]
         try:
             if self.own is None:
@@ -100,7 +100,7 @@ class FeatureCache:
         self.maps[self.own] = None  # it has grown
 
     def get(self, digests: Iterable[bytes]) -> list[Float[np.ndarray, "rows width"]]:
-        """The entries of digests that are there."""
+        """Return the entries of these digests."""
         found = []
         for digest in digests:
             file, first, count = self.places[digest]
@@ -119,7 +119,7 @@ class FeatureCache:
 
 
 class CachedEncoder:
-    """Stands before a frozen encoder: its `forward` and `pooled` look their inputs up first, until `release`."""
+    """Replaces `forward` and `pooled` of a frozen encoder by cache lookups, until `release`."""
 
     def __init__(self, encoder: Encoder, root: Path):
         self.encoder = encoder
@@ -130,7 +130,7 @@ class CachedEncoder:
         encoder.forward = self._forward
 
     def release(self) -> None:
-        """The encoder computes everything again."""
+        """Restore the encoder's own `forward` and `pooled`."""
         del self.encoder.pooled, self.encoder.forward
 
     def _compute(self, value: Any) -> Any:
@@ -145,7 +145,7 @@ class CachedEncoder:
         return _joined([torch.from_numpy(entry.copy()) for entry in entries], value)
 
     def _entries(self, kind: str, value: Any, compute: Any) -> list[np.ndarray]:
-        """The entry of every input of a batch."""
+        """Return the entry of every input of a batch, computing missing ones."""
         digests = input_digests(value)
         if kind not in self.stores:
             self.stores[kind] = FeatureCache(self.folder / kind)
@@ -160,7 +160,7 @@ class CachedEncoder:
         return store.get(digests)
 
     def report(self) -> dict[str, int]:
-        """How many features are there, their bytes, and how many inputs were computed and looked up."""
+        """Return the number of features, their bytes, and how many inputs were computed and looked up."""
         return {
             "features": sum(len(store) for store in self.stores.values()),
             "bytes": sum(store.size for store in self.stores.values()),
@@ -170,7 +170,7 @@ class CachedEncoder:
 
 
 def cached_encoders(model: nn.Module, names: Iterable[str], root: Path | None = None) -> dict[str, CachedEncoder]:
-    """Put the named encoders, whose weights must not change until they are released, behind their features."""
+    """Cache the named encoders, whose weights must not change until they are released."""
     root = root or cache_directory() / "features"
     encoders = {name: model.get_submodule(name) for name in names}
     return {name: CachedEncoder(encoder, root) for name, encoder in encoders.items() if isinstance(encoder, Encoder)}
@@ -178,7 +178,7 @@ def cached_encoders(model: nn.Module, names: Iterable[str], root: Path | None = 
 
 @contextmanager
 def with_features(model: nn.Module, freeze: tuple[str, ...]) -> Iterator[None]:
-    """For a while, the encoders that training froze as a whole look their inputs up. freeze: the recipe's."""
+    """Cache the encoders that are completely frozen, inside the block. freeze: as in the recipe."""
     frozen = frozen_names(model, freeze)
     names = {name for name, child in model.named_children() if isinstance(child, Encoder)}
     names -= {name.partition(".")[0] for name, _ in model.named_parameters() if name not in frozen}
@@ -191,7 +191,7 @@ def with_features(model: nn.Module, freeze: tuple[str, ...]) -> Iterator[None]:
 
 
 def frozen_names(model: nn.Module, freeze: tuple[str, ...]) -> set[str]:
-    """Names of the parameters that a recipe freezes. Raises UserError for an entry that means none."""
+    """Return the names of the parameters that a recipe freezes. Raises UserError for an entry without a match."""
     names = [name for name, _ in model.named_parameters()]
     frozen = set()
     for entry in freeze:
@@ -204,13 +204,13 @@ def frozen_names(model: nn.Module, freeze: tuple[str, ...]) -> set[str]:
 
 
 def is_frozen(module: nn.Module) -> bool:
-    """Whether it has weights, and none of them trains."""
+    """Return whether a module has parameters and none of them is trainable."""
     parameters = list(module.parameters())
     return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
 def weights_key(encoder: nn.Module) -> str:
-    """A name for an encoder's architecture and weights."""
+    """Return a hash of an encoder's architecture and weights."""
     digest = hashlib.sha256(f"{type(encoder).__qualname__} {getattr(encoder, 'config', '')}".encode())
     for name, tensor in encoder.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -219,7 +219,7 @@ def weights_key(encoder: nn.Module) -> str:
 
 
 def input_digests(value: Any) -> list[bytes]:
-    """A digest of every input of a batch, which padding does not change."""
+    """Return a hash of every input of a batch, independent of padding."""
     if isinstance(value, Tokens):
         rows, lengths = value.ids, value.lengths.tolist()
     elif isinstance(value, Padded):
@@ -234,7 +234,7 @@ def input_digests(value: Any) -> list[bytes]:
 
 
 def _some(value: Any, rows: list[int]) -> Any:
-    """Some inputs of a batch, padded no more than these need."""
+    """Select inputs of a batch, with no more padding than they need."""
     if isinstance(value, Tokens | Padded):
         lengths = value.lengths[rows]
         held = value.ids if isinstance(value, Tokens) else value.values
@@ -247,7 +247,7 @@ def _device(value: Any) -> torch.device:
 
 
 def _split(output: Any) -> list[Float[Tensor, "rows width"]]:
-    """An encoder's output, cut into inputs: the pooled vector, and the tokens behind it."""
+    """Split an encoder's output by input: the pooled vector, followed by the tokens."""
     tokens, pooled = output[0], output[-1]
     if len(output) == 3:
         each = list(tokens.split(output[1].mask.sum(1).tolist()))
@@ -259,7 +259,7 @@ def _split(output: Any) -> list[Float[Tensor, "rows width"]]:
 
 
 def _joined(entries: list[Float[Tensor, "rows width"]], value: Any) -> Any:
-    """The output again, as the encoder of such an input gives it."""
+    """Invert `_split`: assemble the output that the encoder gives for such an input."""
     device = _device(value)
     pooled = torch.stack([entry[0] for entry in entries]).to(device)
     if isinstance(value, Tokens):

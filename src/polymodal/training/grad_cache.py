@@ -1,4 +1,4 @@
-"""From micro-batches to gradients: in one pass, accumulated, or with cached gradients of representations."""
+"""Backward passes: in one pass, with gradient accumulation over micro-batches, or with gradient caching (GradCache)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from polymodal.types import Batch
 
 
 class GradCacheMethod:
-    """A method in two halves: it represents each example alone, then compares the examples of a batch.
+    """Contrastive method in two parts: `encode` each example independently, then `contrastive_losses` of the batch.
 
-    Methods written so can compute a large batch in small pieces, with the very gradients of the whole batch. A subclass
-    that overrides `losses` gives this up.
+    This permits GradCache (Gao et al. 2021): a large batch in micro-batches with the exact gradients of the whole
+    batch. A subclass that overrides `losses` opts out.
     """
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
-        """Tensors with one row an example."""
+        """Encode a micro-batch. Returns tensors with one row per example."""
         raise NotImplementedError
 
     def contrastive_losses(self, representations: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Named losses of the whole batch."""
+        """Return the named losses of the whole batch."""
         raise NotImplementedError
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -37,25 +37,25 @@ class Losses(Protocol):
     def __call__(self, batch: Batch) -> dict[str, Tensor]: ...
 
 
-Forward = Callable[[int], AbstractContextManager[None]]  # what a forward pass of micro-batch number n runs in
+Forward = Callable[[int], AbstractContextManager[None]]  # context of the forward pass of micro-batch n
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The sum of the losses, each times its weight (1 where it has none; a loss of weight 0 is left out)."""
+    """Return the weighted sum of losses (default weight: 1; losses with weight 0 are left out)."""
     return torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items() if weights.get(name, 1.0)]).sum()
 
 
 def micro_batched(method: object) -> bool:
-    """Whether the method's losses are its two halves one after the other."""
+    """Return whether the method's losses support GradCache."""
     return isinstance(method, GradCacheMethod) and type(method).losses is GradCacheMethod.losses
 
 
 def backward(
     method: Any, losses_of: Losses, batches: list[Batch], weights: Mapping[str, float], forward: Forward
 ) -> dict[str, Tensor]:
-    """Add the gradient of the weighted losses to the parameters; returns the losses, detached.
+    """Accumulate gradients of the weighted losses over micro-batches; return the detached losses.
 
-    losses_of: the method's losses, or a wrapper of them that averages gradients over processes.
+    losses_of: the method's losses, or a DDP wrapper that averages gradients over processes.
     """
     if len(batches) > 1 and micro_batched(method):
         return _cached(method, batches, weights, forward)
@@ -70,9 +70,9 @@ def backward(
 
 
 def cached_representations(method: GradCacheMethod, batches: list[Batch], forward: Forward) -> dict[str, Tensor]:
-    """What represents the examples of all micro-batches, computed without a graph, and a beginning of one.
+    """Encode all micro-batches without a graph; return leaves that require gradients.
 
-    Raises UserError for a method that represents examples by the batch that they are in.
+    Raises UserError for a method with batch norm, whose representations depend on the batch.
     """
     if isinstance(method, nn.Module) and any(isinstance(module, _BatchNorm) for module in method.modules()):
         raise UserError(
@@ -90,7 +90,8 @@ def cached_representations(method: GradCacheMethod, batches: list[Batch], forwar
 def _cached(
     method: GradCacheMethod, batches: list[Batch], weights: Mapping[str, float], forward: Forward
 ) -> dict[str, Tensor]:
-    """Gradient caching (Gao et al. 2021, section 3.2): encode without a graph, compute the losses, encode again."""
+    """Apply GradCache (Gao et al. 2021, section 3.2): encode without graph, compute the losses, encode again with
+    graph."""
     whole = cached_representations(method, batches, forward)
     with forward(len(batches)):
         losses = method.contrastive_losses(whole)

@@ -1,11 +1,10 @@
-"""Cross-modality gradient harmonization (Wu et al. 2022, arXiv 2211.02077), for any method with two or more losses.
+"""Cross-modality gradient harmonization (Wu et al. 2022, arXiv 2211.02077), for methods with two or more losses.
 
-Losses that pull shared parameters in opposite directions hint at a pair that is no pair: speech that does not describe
-the image, say. Gradients are compared over each group of examples (a micro-batch; the paper: what one core holds). A
-method that compares the examples of a batch keeps all of it as negatives: a group's gradient is its share of that of
-the whole batch, and without conflicts the shares add up to it. Realignment projects conflicting gradients off each
-other (algorithm 1); the curriculum leaves out the groups that conflict most, and more of them as training goes on
-(algorithm 2).
+Conflicting gradients of shared parameters indicate a misaligned sample: speech that does not describe the image, for
+example. Gradients are compared per group of examples (a micro-batch; in the paper, the batch of one core). Contrastive
+methods keep the whole batch as negatives: a group's gradient is its part of the gradient of the whole batch, and
+without conflicts the parts add up to it. Realignment projects conflicting gradients (algorithm 1); the curriculum skips
+the groups with the strongest conflicts, and more of them as training proceeds (algorithm 2).
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ FIRST_THRESHOLD, LAST_THRESHOLD = -0.3, 0.0  # of the cosine; it rises in a stra
 
 
 def project_conflicting(gradients: Float[Tensor, "losses parameters"]) -> Float[Tensor, "losses parameters"]:
-    """Each gradient without its part against any other one (algorithm 1; for more than two losses, PCGrad's).
+    """Project each gradient off those it conflicts with (algorithm 1; PCGrad for more than two losses).
 
     For two losses: g1 - <g1, g2> / |g2|^2 g2 and likewise g2, both from the originals, when <g1, g2> < 0. More losses
-    are taken in a random order (Yu et al. 2020, algorithm 1). Gradients that agree come back as they are.
+    are processed in random order (Yu et al. 2020, algorithm 1). Gradients without conflict are returned unchanged.
     """
     squares = gradients.square().sum(1)
     aligned = gradients.clone()
@@ -42,7 +41,7 @@ def project_conflicting(gradients: Float[Tensor, "losses parameters"]) -> Float[
 
 
 def gradient_cosine(gradients: Float[Tensor, "losses parameters"]) -> float:
-    """The smallest cosine between two of the gradients; 1 when fewer than two are not zero."""
+    """Return the minimum cosine between two of the gradients; 1 when fewer than two are nonzero."""
     norms = gradients.norm(dim=1)
     directions = gradients[norms > 0] / norms[norms > 0, None]
     if len(directions) < 2:
@@ -52,7 +51,7 @@ def gradient_cosine(gradients: Float[Tensor, "losses parameters"]) -> float:
 
 
 class GradientHarmonizer:
-    """Gradients of several losses, harmonised; keeps count of what it saw until `report`."""
+    """Harmonizes gradients of several losses, and counts conflicts until `report`."""
 
     def __init__(self, kind: Literal["realign", "curriculum", "both"]):
         self.realigns = kind in ("realign", "both")
@@ -68,10 +67,10 @@ class GradientHarmonizer:
         fraction: float,
         world: World,
     ) -> dict[str, Tensor]:
-        """Set the gradients of all trainable parameters; returns the losses, detached and as they were.
+        """Set the gradients of all trainable parameters; return the detached losses.
 
-        fraction: of the training that is done, which sets the threshold. Where everything is left out, parameters have
-        no gradient, and the optimizer's step changes nothing.
+        fraction: of training that is done, which sets the threshold. If all groups are skipped, gradients are None, and
+        the optimizer step changes nothing.
         """
         parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
         sums = [torch.zeros_like(parameter) for parameter in parameters]
@@ -96,7 +95,7 @@ class GradientHarmonizer:
         return reported
 
     def report(self) -> dict[str, float]:
-        """Mean agreement, share of micro-batches in conflict and share left out, since the last report."""
+        """Return the mean gradient cosine, the conflict rate and the skip rate since the last report."""
         count = max(len(self.seen), 1)
         figures = {
             "gradient_cosine": sum(cosine for cosine, _ in self.seen) / count,
@@ -118,7 +117,7 @@ def _one_by_one(
     forward: Forward,
     reported: dict[str, Tensor],
 ) -> Iterator[Gradients]:
-    """The gradients of each micro-batch by itself. reported: gets the means of the losses."""
+    """Yield the gradients of each micro-batch on its own. reported: receives the mean losses."""
     for number, batch in enumerate(batches):
         with forward(number):
             losses = method.losses(batch)
@@ -139,7 +138,7 @@ def _of_the_whole(
     forward: Forward,
     reported: dict[str, Tensor],
 ) -> Iterator[Gradients]:
-    """Each micro-batch's share in the gradients of the whole batch, times their number (as in gradient caching)."""
+    """Yield each micro-batch's part of the gradients of the whole batch, times their number (GradCache)."""
     whole = cached_representations(method, batches, forward)
     with forward(len(batches)):
         losses = method.contrastive_losses(whole)
@@ -186,7 +185,8 @@ def _weighted(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> lis
 def _shared(
     gradients: Gradients, parameters: list[nn.Parameter]
 ) -> tuple[Float[Tensor, "losses shared"], list[list[Tensor] | None]]:
-    """The gradients by parameters that several losses have, a row a loss; of each other parameter, its own."""
+    """Return the gradients of parameters that several losses share, one row per loss, and of each other parameter
+    its own."""
     both = [sum(gradient[place] is not None for gradient in gradients) > 1 for place in range(len(parameters))]
     rows = [
         torch.cat(

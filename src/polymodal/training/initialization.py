@@ -1,4 +1,4 @@
-"""Where a method's weights come from before its first step: another run, or pretrained weights."""
+"""Initial weights of a method: from another run, or pretrained."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from polymodal.types import Processor
 
 
 def copy_matching_weights(source: nn.Module, target: nn.Module) -> int:
-    """Copy every parameter whose name and shape agree; returns how many did."""
+    """Copy all parameters whose name and shape match; return their number."""
     return _take(target, dict(source.named_parameters()))
 
 
 def from_run(directory: Path | str) -> Callable[[nn.Module], int]:
-    """Weights of a finished run, wherever name and shape agree. Raises UserError when none does."""
+    """Return an initializer from a finished run, for matching names and shapes. Raises UserError when none matches."""
 
     def start(model: nn.Module) -> int:
         path = Path(directory) / WEIGHTS
@@ -68,7 +68,7 @@ def from_pretrained(name: str, rename: Mapping[str, str], prefix: str = "") -> C
 
 
 def load_pretrained(model: nn.Module) -> int:
-    """Give every pretrained tower of a method its pretrained weights; returns how many there are."""
+    """Load the pretrained weights of every pretrained encoder of a method; return the number of encoders."""
     towers = [module for module in model.modules() if isinstance(module, PretrainedModel | PretrainedDecoder)]
     for tower in towers:
         tower.load_pretrained()
@@ -76,10 +76,10 @@ def load_pretrained(model: nn.Module) -> int:
 
 
 def with_encoders(recipe: Any, towers: Mapping[str, str | None]) -> Any:
-    """The recipe with pretrained towers in place of its own.
+    """Return the recipe with pretrained encoders instead of its own.
 
-    towers: by their flags (vision, text_encoder, audio, lm), a source each, `hf:NAME` or `hf:PATH`, or None. Raises
-    UserError when the recipe has no such tower, or the source is none.
+    towers: source of each flag (vision, text_encoder, audio, lm): `hf:NAME` or `hf:PATH`, or None. Raises UserError
+    when the recipe has no such encoder, or the source is invalid.
     """
     hints = typing.get_type_hints(type(recipe))
     for flag, source in towers.items():
@@ -98,7 +98,7 @@ def with_encoders(recipe: Any, towers: Mapping[str, str | None]) -> Any:
 
 
 def _tower_kinds() -> dict[str, tuple[type, Callable[[str], Any]]]:
-    """Flag -> the type of a recipe's field, and what reads a pretrained tower for it."""
+    """Return, per flag, the type of the recipe's field and the reader of a pretrained encoder."""
     return {
         "vision": (ImageEncoderConfig, PretrainedImageConfig.read),
         "text_encoder": (TextEncoderConfig, PretrainedTextConfig.read),
@@ -108,7 +108,7 @@ def _tower_kinds() -> dict[str, tuple[type, Callable[[str], Any]]]:
 
 
 def with_pretrained(recipe: Any, source: str) -> Any:
-    """The recipe with all that a pretrained model brings for it. Raises UserError when it takes no whole model."""
+    """Return the recipe adapted to a whole pretrained model. Raises UserError when the recipe does not support one."""
     if not hasattr(recipe, "with_pretrained"):
         raise UserError(
             "This recipe cannot start from a whole pretrained model; name one a tower: --vision, --text-encoder."
@@ -117,14 +117,15 @@ def with_pretrained(recipe: Any, source: str) -> Any:
 
 
 def from_init(init: Path | str) -> Callable[[nn.Module], object]:
-    """What `--init` means: a finished run, or `hf:NAME`, whose towers the recipe has taken over already."""
+    """Return the initializer of `--init`: a finished run, or `hf:NAME`, whose configuration the recipe has adopted
+    already."""
     if not str(init).startswith(HUB):
         return from_run(init)
     return lambda model: model.load_pretrained_weights(pretrained_weights(source_name(str(init))))  # type: ignore[operator]
 
 
 def tokenizer_of(init: Path | str, trust_code: bool = False) -> Tokenizer | None:
-    """The tokenizer of a finished run; None for a run without text, and for a pretrained model, whose recipe has it.
+    """Return the tokenizer of a finished run; None for runs without text and for pretrained models.
 
     trust_code: see `load_run`.
     """
@@ -136,9 +137,9 @@ def tokenizer_of(init: Path | str, trust_code: bool = False) -> Tokenizer | None
 
 
 def with_tokenizer(recipe: Any, processor: Processor, tokenizer: Tokenizer) -> Processor:
-    """The processor with a tokenizer that was learned before, read as the recipe wants it.
+    """Return the processor with an existing tokenizer, with the recipe's context length.
 
-    It stays as it is where it has none, where its own is a pretrained tower's, and where the marks are others.
+    Unchanged if the processor has no tokenizer, a pretrained one, or one with other special tokens.
     """
     own = getattr(processor, "tokenizer", None)
     if not (isinstance(own, TextTokenizer) and isinstance(tokenizer, TextTokenizer) and own.marks == tokenizer.marks):

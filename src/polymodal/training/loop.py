@@ -1,4 +1,4 @@
-"""One run in the making: everything that changes from step to step, and how it is saved and found again."""
+"""Trainer of one run: its state, its steps, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.tracking import Tracker
 from polymodal.types import Batch, Budget
 
-KEYS_SHOWN = 5  # of a batch whose loss is not finite
+KEYS_SHOWN = 5  # number of example keys in the error for a non-finite loss
 
 
 class Interrupted(UserError):
-    """Ctrl-C or SIGTERM; what was trained is saved."""
+    """Training was stopped by Ctrl-C or SIGTERM; progress is saved."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands; all of it goes into its checkpoints.
+    """Training state, part of every checkpoint.
 
-    seconds: of training, without validation. tokens, positions: real tokens, and positions that hold them or padding.
+    seconds: training time without validation. tokens, positions: real tokens, and positions including padding.
     skipped_steps: steps without an update, because a loss or gradient was not finite.
     """
 
@@ -82,7 +82,7 @@ class Progress:
 
     @property
     def packing_efficiency(self) -> float:
-        """The share of places that hold a real token; 1 where there are no sequences."""
+        """Fraction of positions that hold a real token; 1 without sequences."""
         return self.tokens / self.positions if self.positions else 1.0
 
     def log(self, **metrics: Any) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Progress:
 
 
 class Trainer:
-    """Steps of one run; goes on from the newest checkpoint of its folder, if there is one."""
+    """Trainer of one run; resumes from the newest checkpoint of its folder."""
 
     def __init__(self, run: Run, corpus: Corpus, budget: Budget, seed: int, runtime: RuntimeConfig, world: World):
         self.run = run
@@ -165,7 +165,7 @@ class Trainer:
         return next(reversed(checkpoints(self.run.directory)), None)
 
     def _enter(self, number: int, fresh: bool) -> None:
-        """Begin a stage: what trains, on which data, with a new optimizer."""
+        """Begin a stage: set trainable parameters, data and a new optimizer."""
         self._release_features()
         stage = self.stages[number]
         recipe, model, world, runtime = self.recipe, self.model, self.world, self.runtime
@@ -212,21 +212,21 @@ class Trainer:
         self.optimizer = adamw(model, recipe, stage.lr_scales)
 
     def _keep_features(self) -> None:
-        """From now on frozen towers look up what they have seen, under a key of the weights that they have now."""
+        """Cache the outputs of frozen encoders from now on, under a key of their current weights."""
         # A sharded tower gathers its weights together with the other processes, which may have nothing new to compute.
         if self.runtime.cache_features and not self.sharded:
             unchanged = [name for name in self.recipe.cacheable_encoders() if is_frozen(self.model.get_submodule(name))]
             self.cached = cached_encoders(self.model, unchanged)
 
     def _training_mode(self) -> None:
-        """Frozen parts evaluate: no dropout disturbs what cannot learn from it."""
+        """Set training mode, but evaluation mode for frozen modules (no dropout)."""
         self.model.train()
         for module in self.model.modules():
             if is_frozen(module):
                 module.eval()
 
     def _release_features(self) -> None:
-        """Frozen towers compute again; the record keeps what was looked up in their place."""
+        """Stop caching; the record keeps the cache statistics."""
         for name, encoder in self.cached.items():
             encoder.release()
             self.run.record.setdefault("features", {})[name] = encoder.report()
@@ -234,18 +234,18 @@ class Trainer:
 
     @property
     def fraction(self) -> float:
-        """The share of the budget that is used."""
+        """Fraction of the budget that is used."""
         return self.progress.fraction(self.budget)
 
     @property
     def stage_fraction(self) -> float:
-        """The share of the current stage's budget that is used."""
+        """Fraction of the current stage's budget that is used."""
         number = self.progress.stage
         begin = self.ends[number - 1] if number else 0.0
         return min(max((self.fraction - begin) / (self.ends[number] - begin), 0.0), 1.0)
 
     def step(self, stop: bool = False) -> dict[str, Tensor]:
-        """Take one batch and one step of the optimizer; returns the losses. stop: whether this process was asked to."""
+        """Take one optimizer step; return the losses. stop: whether this process received a stop signal."""
         progress, recipe = self.progress, self.recipe
         while progress.stage + 1 < len(self.stages) and self.fraction >= self.ends[progress.stage] - 1e-9:
             self.log_losses()  # the next stage may have others
@@ -298,9 +298,9 @@ class Trainer:
 
     @contextmanager
     def _forward(self, piece: int) -> Iterator[None]:
-        """The surroundings of a forward pass: precision, and random numbers that follow from seed, step and rank.
+        """Set up a forward pass: autocast, and random numbers derived from seed, step, rank and micro-batch.
 
-        Nothing random is carried from step to step, so a run that goes on draws what it would have drawn.
+        No random state is carried between steps, so a resumed run samples the same numbers.
         """
         numbers = np.array([self.seed, self.progress.step, self.world.rank, piece], dtype=np.uint64)
         seed = np.uint64(0)
@@ -314,7 +314,8 @@ class Trainer:
             yield
 
     def _average_gradients(self, trained: list[nn.Parameter]) -> None:
-        """What DistributedDataParallel and FSDP2 did not: several passes, or scalars, which cannot be cut."""
+        """Average gradients where DDP and FSDP2 did not: after several passes, and for scalars, which are not
+        sharded."""
         if self.world.size == 1 or self.averages_itself:
             return
         left = [p.grad for p in trained if p.grad is not None and not (self.sharded and p.ndim)]
@@ -328,7 +329,7 @@ class Trainer:
                     self.progress.positions += value.position_count * self.world.size
 
     def _skip_step(self, bad: list[str], losses: Mapping[str, Tensor]) -> None:
-        """Note a step that is not finite. Raises UserError when there were too many in a row."""
+        """Record a step with non-finite loss or gradient. Raises UserError after too many in a row."""
         progress = self.progress
         progress.skipped_steps += 1
         progress.consecutive_skipped_steps += 1
@@ -351,7 +352,7 @@ class Trainer:
             )
 
     def log_losses(self) -> None:
-        """Mean losses since the last entry, over all processes."""
+        """Log the mean losses since the last entry, over all processes."""
         if not self.unlogged:
             return
         names = sorted(self.unlogged[0])
@@ -365,7 +366,7 @@ class Trainer:
         self.unlogged.clear()
 
     def validate(self, validate: Callable[[nn.Module, Any], Mapping[str, float]]) -> None:
-        """Log figures of the method as it stands."""
+        """Log validation metrics of the current (EMA) weights."""
         with self.averaged(), evaluating(self.model) as method:
             self.tracker.log(self.progress.log(validation=dict(validate(method, self.run.processor))))
             reshard(self.model)
@@ -373,7 +374,7 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The weights that the run is about: their moving average, if the recipe has one."""
+        """Use the EMA weights inside the block, if the recipe has an EMA."""
         if self.ema is None:
             yield
         else:
@@ -395,7 +396,7 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Write a checkpoint, beside the training. Raises UserError when the one before could not be written."""
+        """Write a checkpoint in the background. Raises UserError when the previous one could not be written."""
         if self.writer is None:
             return
         self.log_losses()
@@ -404,7 +405,7 @@ class Trainer:
         self.writer.save(training_tensors(self.model, self.ema, self.optimizer), state)
 
     def _all_skipped(self) -> dict[str, str]:
-        """Unreadable examples of all processes and stages; also writes the list of them, and the curves."""
+        """Collect unreadable examples of all processes and stages; write their list, and the history."""
         skipped = {
             key: reason
             for found in self.world.all_gather_object(self.skipped_before | self.reader.skipped)
@@ -417,7 +418,7 @@ class Trainer:
         return skipped
 
     def interrupt(self) -> Interrupted:
-        """Save, and say how to go on."""
+        """Save a checkpoint and return the error that says how to resume."""
         step, directory = self.progress.step, self.run.directory
         if self.writer is None:
             return Interrupted(f"Stopped at step {step}; nothing was saved, because no folder was given.")
@@ -430,7 +431,7 @@ class Trainer:
         return Interrupted(f"Stopped and saved at step {step}; go on with: polymodal resume {directory}")
 
     def rescue(self, error: UserError) -> UserError:
-        """Save what was trained before the data went missing, and say how to go on."""
+        """Save a checkpoint after a data error and return the error that says how to resume."""
         if self.writer is None or self.world.size > 1:  # the other processes are still waiting for this step
             return error
         self.save()
@@ -438,7 +439,7 @@ class Trainer:
         return UserError(f"{error} Mend that, then go on with: polymodal resume {self.run.directory}")
 
     def finish(self) -> Run:
-        """Write the result, remove the checkpoints."""
+        """Write the final weights and remove the checkpoints."""
         run, progress = self.run, self.progress
         self._release_features()
         if self.ema is not None:
@@ -491,9 +492,9 @@ def call_hooks(model: nn.Module, name: str, *arguments: float) -> None:
 
 
 def flops(model: Any, batch: Batch, weights: Mapping[str, float]) -> tuple[int, bool]:
-    """Floating-point operations of one forward and backward pass, and whether all that trains had a part in it.
+    """Return the FLOPs of one forward and backward pass, and whether all trainable parameters got a gradient.
 
-    The model and the random state stay as they are.
+    Model and random state stay unchanged.
     """
     state = torch.get_rng_state()
     twin = copy.deepcopy(model)

@@ -1,4 +1,4 @@
-"""AdamW with decay groups, and learning rates on the share of the budget that is used."""
+"""AdamW with parameter groups, and lr schedulers over the used fraction of the budget."""
 
 from __future__ import annotations
 
@@ -28,53 +28,53 @@ from polymodal.types import Stage
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How a recipe is optimised; part of every recipe's hyper-parameters."""
+    """Optimizer hyper-parameters of every recipe."""
 
     batch_size: PositiveInt = 96
-    """Examples in a step, over all processes."""
+    """Batch size in examples, over all processes."""
     length_bucketing: NonNegativeInt = 0
-    """Batches whose examples are sorted by length together, so that less of each is padding; 0 sorts nothing."""
+    """Length bucketing: number of batches within which examples are sorted by length to reduce padding; 0: off."""
     learning_rate: NonNegativeFloat = 1e-3
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.1
-    """Decoupled decay of matrices; vectors (biases, norms, temperatures) do not decay."""
+    """Decoupled weight decay of matrices; vectors (biases, norms, logit scales) do not decay."""
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.98)
-    """Decay rates of AdamW's two moments."""
+    """AdamW beta1 and beta2."""
     lr_scheduler: Literal["cosine", "wsd", "constant"] = "cosine"
-    """After the warm-up: half a cosine to 0, stable and then a straight line to 0 (warm-up-stable-decay), or none."""
+    """Learning rate (lr) scheduler after warmup: cosine to 0, wsd (warmup-stable-decay, linear to 0), or constant."""
     warmup_ratio: UnitInterval = 0.05
-    """Share of the budget over which the learning rate rises from 0."""
+    """Fraction of the budget for linear warmup of the learning rate from 0."""
     cooldown_ratio: UnitInterval = 0.2
-    """Share of the budget at its end over which the wsd schedule falls."""
+    """Fraction of the budget at its end for the linear decay of the wsd scheduler."""
     layer_decay: PositiveUnitInterval = 1.0
-    """Factor of the learning rate from each transformer block to the one before it (BEiT); 1 is none."""
+    """Layer-wise learning rate decay: factor from each transformer block to the one below (BEiT); 1: off."""
     max_grad_norm: NonNegativeFloat = 1.0
-    """Largest norm of the whole gradient; 0 does not clip."""
+    """Gradient clipping: maximum global gradient norm; 0: off."""
     ema_decay: DecayRate = 0.0
-    """Decay a step of the moving average of the weights that becomes the result; 0 keeps the last weights."""
+    """Decay per step of the exponential moving average (EMA) of weights, which becomes the result; 0: off."""
     gradient_harmonization: Literal["none", "realign", "curriculum", "both"] = "none"
-    """For two or more losses: project conflicting gradients off each other, leave out groups of examples whose
-    gradients conflict most, or both (cross-modality gradient harmonization, Wu et al. 2022)."""
+    """For methods with two or more losses: project conflicting gradients (realign), skip groups of examples with the
+    strongest conflicts (curriculum), or both (cross-modality gradient harmonization, Wu et al. 2022)."""
     gradient_group_size: NonNegativeInt = 0
-    """Examples whose gradients are compared together, and which divide the batch; 0 takes the micro-batches."""
+    """Examples per group whose gradients are compared; must divide the batch; 0: the micro-batch."""
     freeze: tuple[str, ...] = ()
-    """Towers that keep their weights, such as text (LiT, Zhai et al. 2022), or shell patterns of parameter names."""
+    """Frozen encoders, such as text (LiT, Zhai et al. 2022), or shell patterns of parameter names."""
     lora_rank: NonNegativeInt = 0
-    """Rank of low-rank updates that are trained in place of the linear layers' own weights (LoRA); 0 trains these."""
+    """LoRA rank: train low-rank updates instead of the linear layers' own weights; 0: off."""
     lora_target_modules: tuple[str, ...] = ("*",)
-    """Shell patterns of the names of the linear layers that get a low-rank update."""
+    """Shell patterns of the names of linear layers that get LoRA."""
 
     length_modality: ClassVar[type] = Text
-    """The modality whose lengths `length_bucketing` sorts by."""
+    """Modality by whose length `length_bucketing` sorts."""
 
     def stages(self) -> tuple[Stage, ...]:
-        """What is trained, one after the other; a recipe with more than one stage says so here."""
+        """Return the training stages in order; a recipe with more than one stage overrides it."""
         return (Stage("training"),)
 
     def cacheable_encoders(self) -> tuple[str, ...]:
-        """The encoders, by their name in the method, that see an example as it is, without a random change.
+        """Return the names of the encoders that see unaugmented inputs.
 
-        Those of them that are frozen are evaluated once an input (`training/feature_cache.py`).
+        If frozen, their features are cached (`training/feature_cache.py`).
         """
         return ()
 
@@ -82,10 +82,9 @@ class OptimizerConfig:
 def adamw(
     model: nn.Module, options: OptimizerConfig, lr_scales: Mapping[str, float] | None = None
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; parameters with fewer than two dimensions do not decay.
+    """Return AdamW over the trainable parameters; parameters with fewer than two dimensions do not decay.
 
-    Each group has an `lr_scale`, the factor of its learning rate by layer-wise decay and by `lr_scales`, as in
-    `types.Stage.lr_scales`.
+    Each group has an `lr_scale`: layer-wise decay times the scale of `lr_scales`, as in `types.Stage.lr_scales`.
     """
     scales = layer_scales(model, options.layer_decay)
     for name in scales:
@@ -104,7 +103,7 @@ def adamw(
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Scale the gradients so that the norm of all of them is at most `max_norm` (0: leave them); returns that norm."""
+    """Clip gradients to a global norm of at most `max_norm` (0: do not clip); return the norm before clipping."""
     with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
     whole_ones = [parameter for parameter in with_gradient if not isinstance(parameter, DTensor)]
     sharded = [parameter for parameter in with_gradient if isinstance(parameter, DTensor)]
@@ -120,10 +119,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
 
 
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
-    """For each parameter, decay to the power of the number of layers above it in its tower (BEiT, appendix).
+    """Return, per parameter, decay ** (number of layers above it in its tower) (layer-wise lr decay, BEiT, appendix).
 
-    A tower is a direct child of the model that contains `blocks` (`layers`, `layer` or `h` in pretrained models); what
-    it holds before them counts as the layer below them, and what comes after as the layer above, which has scale 1, as
+    A tower is a direct child of the model that contains `blocks` (`layers`, `layer` or `h` in pretrained models);
+    parameters before the blocks count as the layer below them, later ones as the layer above, which has scale 1, like
     everything outside towers.
     """
     names = [name for name, _ in model.named_parameters()]
@@ -147,7 +146,7 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
 
 
 def learning_rate(options: OptimizerConfig, fraction: float) -> float:
-    """The learning rate after this share of the budget, from 0 to 1."""
+    """Return the learning rate after a fraction (0 to 1) of the budget."""
     if fraction < options.warmup_ratio:
         return options.learning_rate * max(fraction, 1e-3) / options.warmup_ratio
     if options.lr_scheduler == "constant":

@@ -1,4 +1,4 @@
-"""The processes of a run: who this one is, what all agree on, and how a model is spread over them."""
+"""Distributed training: the processes of a run, collectives, DDP and FSDP2."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FSDP_FORWARD_METHODS = (
 
 @dataclass(frozen=True)
 class World:
-    """One process of `count`. The first one writes files and speaks to the user."""
+    """This process among `size` processes. The first one (rank 0) writes files and reports to the user."""
 
     rank: int
     size: int
@@ -41,7 +41,7 @@ class World:
         return self.rank == 0
 
     def all_reduce_max(self, *values: float) -> list[float]:
-        """The largest of each value over all processes."""
+        """Return the maximum of each value over all processes."""
         if self.size == 1:
             return list(values)
         together = torch.tensor(values, dtype=torch.float64)
@@ -49,7 +49,7 @@ class World:
         return together.tolist()
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """A picklable value of every process, by rank."""
+        """Gather a picklable value of every process, by rank."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -57,7 +57,7 @@ class World:
         return found
 
     def all_reduce_mean(self, tensors: list[Tensor]) -> None:
-        """Replace every tensor by its mean over all processes, in one message."""
+        """Replace every tensor by its mean over all processes, in one all-reduce."""
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -68,17 +68,17 @@ class World:
 
 
 def launched_together() -> bool:
-    """Whether torchrun started this process as one of several."""
+    """Return whether torchrun started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def is_first() -> bool:
-    """Whether this process is the only one, or the first one that torchrun started."""
+    """Return whether this process is the only one, or rank 0 of torchrun."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def check_device(device: str | None) -> None:
-    """Raises UserError for a device that torch does not know, or that this machine has not."""
+    """Raise UserError for a device that torch does not know, or that this machine does not have."""
     try:
         torch.empty(0, device=device or "cpu")
     except (RuntimeError, AssertionError) as error:
@@ -90,10 +90,9 @@ _trainings = itertools.count()
 
 @contextmanager
 def join_world(device: str | None) -> Iterator[World]:
-    """Join the other processes that torchrun started; alone without torchrun, and in a thread.
+    """Join the processes that torchrun started; a world of one without torchrun, and in threads.
 
-    device: where to compute; by default this process's GPU when there is one. Raises UserError for one that is not
-    there.
+    device: by default this process's GPU when there is one. Raises UserError for an unavailable device.
     """
     check_device(device)
     gpu = torch.cuda.is_available() and (device is None or device.startswith("cuda"))
@@ -117,7 +116,7 @@ def join_world(device: str | None) -> Iterator[World]:
 
 
 class _Losses(nn.Module):
-    """`losses` as `forward`, which is what DistributedDataParallel calls."""
+    """Module with the method's `losses` as `forward`, as DistributedDataParallel needs."""
 
     def __init__(self, method: nn.Module):
         super().__init__()
@@ -129,13 +128,12 @@ class _Losses(nn.Module):
 
 
 def parallelize(method: Any, world: World, parallel: Parallel, whole_steps: bool, all_used: bool) -> Any:
-    """A callable that gives the losses of a batch and averages gradients over processes in its backward pass.
+    """Return a callable that computes losses and averages gradients over processes in its backward pass.
 
-    ddp: every process holds the whole model. fsdp: parameters, gradients and optimizer state are cut into as many
-    parts as there are processes (FSDP2), by the entries of every ModuleList, which are what transformers repeat, and by
-    modules that say `shard_separately`.
-    whole_steps: whether a step is one backward pass; when it is several, `World.all_reduce_mean` comes after the last.
-    all_used: whether every trainable parameter has a part in every batch; else each step looks for those that have.
+    ddp: every process holds the whole model. fsdp: parameters, gradients and optimizer state are sharded (FSDP2), by
+    the entries of every ModuleList (transformer blocks), and by modules with `shard_separately`. whole_steps: whether a
+    step is a single backward pass; otherwise `World.all_reduce_mean` follows the last one. all_used: whether every
+    trainable parameter gets a gradient in every batch; otherwise DDP searches for unused ones in each step.
     """
     if world.size == 1:
         return method.losses
@@ -148,7 +146,8 @@ def parallelize(method: Any, world: World, parallel: Parallel, whole_steps: bool
 
 
 def shard(method: nn.Module, world: World) -> None:
-    """FSDP2 on the method in place; its ways in (`losses`, `embed`, ...) collect the parameters that they need."""
+    """Shard a method by FSDP2 in place; its forward methods (`losses`, `embed`, ...) gather the parameters they
+    need."""
     mesh = init_device_mesh(world.device.type, (world.size,))
     for module in reversed(list(method.modules())):  # what is inside first
         entries = module if isinstance(module, nn.ModuleList) else [module] * getattr(module, "shard_separately", False)
@@ -163,9 +162,9 @@ def shard(method: nn.Module, world: World) -> None:
 
 
 def reshard(method: nn.Module) -> None:
-    """Let go of what FSDP2 keeps gathered after a forward pass that no backward pass follows.
+    """Reshard parameters that FSDP2 keeps gathered after a forward pass without a backward pass.
 
-    Until then `parameters()` would name copies, which nobody trains.
+    Until then `parameters()` would return copies that are not trained.
     """
     for module in method.modules():
         if isinstance(module, FSDPModule):
@@ -173,12 +172,12 @@ def reshard(method: nn.Module) -> None:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of one that is spread over processes; every process must ask."""
+    """Return a tensor, gathered if it is sharded; a collective that every process must call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def check_batch(batch_size: int, micro_batch: int, world_size: int) -> None:
-    """Raises UserError when the batch does not divide over the processes and their micro-batches."""
+    """Raise UserError when the batch does not divide over the processes and their micro-batches."""
     if batch_size % world_size:
         raise UserError(
             f"A batch of {batch_size} does not divide over {world_size} processes; use --batch-size "

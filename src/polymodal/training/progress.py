@@ -1,4 +1,4 @@
-"""The progress bar of a single run: share of the budget, rate, time left, and every named loss."""
+"""Progress bar of a run: used fraction of the budget, throughput, time left, and every named loss."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from polymodal.training.trainer import OnStep
 
 
 def cells(progress: Where, reached: float, losses: Mapping[str, Any]) -> dict[str, Any]:
-    """What a display says of a run: share done, examples and tokens a second, share of places that hold a token,
-    memory, minutes and seconds left, losses."""
+    """Return the cells of a progress display: fraction done, examples and tokens per second, packing efficiency,
+    memory, time left, losses."""
     left = int(progress.seconds * (1 - reached) / max(reached, 1e-9))
     seconds = max(progress.seconds, 1e-9)
     return {
@@ -33,13 +33,13 @@ def cells(progress: Where, reached: float, losses: Mapping[str, Any]) -> dict[st
 
 
 def speed(said: Mapping[str, str]) -> str:
-    """The cells about speed and memory, in a few words."""
+    """Return throughput and memory in a few words."""
     tokens = f", {said['tokens']} tokens/s ({said['packing_efficiency']} full)" if said["tokens"] != "0" else ""
     return f"{said['rate']} examples/s{tokens}, {said['memory']}"
 
 
 def memory_in_use() -> int:
-    """The most bytes that the GPU held for this process, or without one, that the process held in memory."""
+    """Return the peak memory in bytes: of the GPU, or of the process without one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -48,7 +48,7 @@ def memory_in_use() -> int:
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[OnStep]:
-    """A bar on standard error while the block runs; where that is no terminal, a line for every tenth of the budget."""
+    """Show a progress bar on standard error; without a terminal, print a line per tenth of the budget."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

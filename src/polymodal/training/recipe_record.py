@@ -1,7 +1,7 @@
-"""How a run remembers its recipe, so that it can be opened again: where the class is, and every hyper-parameter.
+"""Records of recipes in runs, so that a run can be reopened: class and all hyper-parameters.
 
-A record is data from anywhere. It names dataclasses of this package, which are made from values that fit their fields;
-code outside the package is imported only where it is trusted (`training/trust.py`).
+A record is untrusted data. It names dataclasses of this package, which are constructed from values that match their
+fields; code outside the package is imported only if it is trusted (`training/trust.py`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _trained_here: set[type] = set()  # classes outside the package that this proces
 
 
 def recipe_record(recipe: Any, name: str | None = None) -> dict[str, Any]:
-    """How a run names its recipe: where its class is, and the value of every hyper-parameter."""
+    """Return the record of a recipe: its class, and the value of every hyper-parameter."""
     kind = type(recipe)
     return {
         "name": name or kind.__module__.rpartition(".")[2],
@@ -44,13 +44,13 @@ def recipe_record(recipe: Any, name: str | None = None) -> dict[str, Any]:
 
 
 def class_name(kind: type) -> str:
-    """How a record names a class: `module:Name`, or `recipe.py:Name` of a file that is in no package."""
+    """Return the name of a class in records: `module:Name`, or `recipe.py:Name` for a file outside any package."""
     where = USER_RECIPE if kind.__module__.startswith(_USER_MODULE) else kind.__module__
     return f"{where}:{kind.__qualname__}"
 
 
 def user_file(recipe: Any) -> Path | None:
-    """The file of a recipe that is in no package; None for one that is."""
+    """Return the file of a recipe outside any package, else None."""
     module = sys.modules[type(recipe).__module__]
     if not module.__name__.startswith(_USER_MODULE):
         return None
@@ -59,7 +59,7 @@ def user_file(recipe: Any) -> Path | None:
 
 
 def save_user_recipe(recipe: Any, directory: Path) -> None:
-    """Copy a recipe file that is in no package into the run, so that the run can be read without the original.
+    """Copy a recipe file outside any package into the run, so that the run can be loaded without the original.
 
     This code, and that of modules outside this package, is trusted from now on.
     """
@@ -80,7 +80,7 @@ def save_user_recipe(recipe: Any, directory: Path) -> None:
 
 
 def _classes(instance: Any) -> Iterator[type]:
-    """The classes of a dataclass and of those in its fields."""
+    """Yield the classes of a dataclass and of its dataclass fields."""
     yield type(instance)
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
@@ -89,10 +89,10 @@ def _classes(instance: Any) -> Iterator[type]:
 
 
 def recipe_from_record(record: Mapping[str, Any], directory: Path, trust_code: bool = False) -> Any:
-    """The recipe of a run, with its hyper-parameters.
+    """Rebuild the recipe of a run, with its hyper-parameters.
 
-    trust_code: whether code that the run brings or names may be executed, whoever wrote it. Raises UserError for code
-    that is not trusted, a class that is not there any more, and values that do not fit it.
+    trust_code: whether code that the run contains or names may be executed. Raises UserError for untrusted code, a
+    missing class, and values that do not match it.
     """
     reader = _Reader(directory, trust_code)
     found = reader.dataclass(reader.named(record["class"]), record["values"], "values")
@@ -102,7 +102,7 @@ def recipe_from_record(record: Mapping[str, Any], directory: Path, trust_code: b
 
 
 def dataclass_values(instance: Any) -> dict[str, Any]:
-    """JSON values of all fields; a dataclass in a field says which it is where that is not the field's own type."""
+    """Return JSON values of all fields; a nested dataclass names its class if it is a subclass of the field's type."""
     hints = typing.get_type_hints(type(instance))
 
     def value(hint: Any, given: Any) -> Any:
@@ -118,7 +118,7 @@ def dataclass_values(instance: Any) -> dict[str, Any]:
 
 
 def dataclass_from(kind: Any, values: Mapping[str, Any], directory: Path, place: str) -> Any:
-    """A dataclass of this package from values in a run's record. place: where they stand in it, for errors.
+    """Rebuild a dataclass of this package from recorded values. place: their path in the record, for errors.
 
     Raises UserError for unknown names and values of another type.
     """
@@ -127,7 +127,7 @@ def dataclass_from(kind: Any, values: Mapping[str, Any], directory: Path, place:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Makes dataclasses of what the record of a run says."""
+    """Constructs dataclasses from the record of a run."""
 
     directory: Path
     trust_code: bool
@@ -137,7 +137,7 @@ class _Reader:
         return self.directory / "run.json"
 
     def named(self, text: Any) -> Any:
-        """The dataclass that a record names. Raises UserError for anything else, and for code that is not trusted."""
+        """Return the dataclass that a record names. Raises UserError for anything else, and for untrusted code."""
         where, _, name = text.partition(":") if isinstance(text, str) else ("", "", "")
         if not (where == USER_RECIPE or all(part.isidentifier() for part in where.split("."))) or not name:
             raise UserError(f"{self.file} names no class of a recipe: {text!r}.")
@@ -156,7 +156,7 @@ class _Reader:
 
     @cached_property
     def _own_module(self) -> types.ModuleType:
-        """The run's recipe file, executed: the very bytes that were looked at, and no cache of Python's."""
+        """Execute the run's recipe file: exactly the bytes that were checked, without Python's cache."""
         path = self.directory / USER_RECIPE
         code = _read(path)
         if not (self.trust_code or trust.is_trusted(code)):
@@ -164,7 +164,7 @@ class _Reader:
         return _executed(path, code)
 
     def _foreign(self, where: str, name: str) -> types.ModuleType:
-        """A module outside this package."""
+        """Import a module outside this package."""
         loaded = sys.modules.get(where)
         if loaded is not None and vars(loaded).get(name) in _trained_here:
             return loaded
@@ -188,7 +188,7 @@ class _Reader:
         )
 
     def dataclass(self, kind: Any, values: Any, place: str) -> Any:
-        """place: where the values stand in the record, for errors."""
+        """Construct a dataclass from recorded values. place: their path in the record, for errors."""
         try:
             hints = typing.get_type_hints(kind)
         except NameError as error:  # of types that are imported for type checkers alone
@@ -213,7 +213,7 @@ class _Reader:
             ) from error
 
     def _value(self, hint: Any, given: Any, place: str) -> Any:
-        """A value of JSON as the field has it: tuples for lists, dataclasses for objects."""
+        """Convert a JSON value to the type of the field: lists to tuples, objects to dataclasses."""
         kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
         if kind in (typing.Union, types.UnionType):
             return self._one_of(inner, given, place, hint)
@@ -251,7 +251,7 @@ class _Reader:
         raise self._wrong(place, given, union)
 
     def _part(self, kind: Any, given: Any, place: str) -> Any:
-        """A dataclass in a field, of its own class or the one that it names."""
+        """Construct a nested dataclass, of the field's class or the one that is named."""
         if not isinstance(given, Mapping):
             raise self._wrong(place, given, kind)
         values = dict(given)
@@ -277,11 +277,11 @@ class _Reader:
 
 
 class _Wrong(UserError):
-    """A value that is of another type than its field."""
+    """Value of another type than its field."""
 
 
 def import_file(path: Path) -> Any:
-    """Import a Python file that is in no package, which the user has named: it is trusted until the process ends.
+    """Import a Python file outside any package that the user named: trusted until the process ends.
 
     Raises UserError when it is missing or does not import.
     """
@@ -299,7 +299,7 @@ def _read(path: Path) -> bytes:
 
 
 def _executed(path: Path, code: bytes) -> types.ModuleType:
-    """The module that these bytes of a file make."""
+    """Execute the bytes of a file as a module."""
     name = f"{_USER_MODULE}{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or not isinstance(spec.loader, SourceFileLoader):
@@ -319,7 +319,7 @@ def _executed(path: Path, code: bytes) -> types.ModuleType:
 
 
 def _file_of(where: str) -> Path | None:
-    """The file of a module, which is not imported for that, nor are the packages around it."""
+    """Return the file of a module without importing it or its parent packages."""
     if where in sys.modules:
         named = getattr(sys.modules[where], "__file__", None)
         return Path(named) if named and Path(named).is_file() else None
@@ -337,7 +337,7 @@ def _file_of(where: str) -> Path | None:
 
 
 def _line_in(error: Exception, path: Path) -> str:
-    """', line 7,' for the line of the user's file where the error arose."""
+    """Return ', line 7,' for the line of the user's file where the error was raised."""
     if isinstance(error, SyntaxError):
         number = error.lineno
     else:

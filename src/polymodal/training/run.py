@@ -1,4 +1,4 @@
-"""A run: the trained method with everything that is needed to use it, and the folder it lives in."""
+"""A run: the trained method with everything that is needed to use it, and its folder."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ RECORD, WEIGHTS, HISTORY, SKIPPED = "run.json", "model.safetensors", "history.js
 
 @dataclass
 class Run:
-    """What training returns and `load_run` reads.
+    """Result of training, and of `load_run`.
 
-    record: configuration, state (`running`, `interrupted`, `finished`) and cost.
-    history: one entry a logged step, with step, examples, seconds, learning rate, losses and validation figures.
+    record: configuration, state (`running`, `interrupted`, `finished`) and cost. history: one entry per logged step,
+    with step, examples, seconds, learning rate, losses and validation metrics.
     """
 
     recipe: Any
@@ -47,7 +47,7 @@ class Run:
         return f"{self.record['recipe']['name']}: {self.record['state']} after {steps:,} steps{kept}"
 
     def embed(self, batch_size: int = 256, **columns: list[Any]) -> dict[str, Tensor]:
-        """L2-normalised vectors of images and texts: `run.embed(text=["a red fruit"], image=["apple.png"])`.
+        """Embed images and texts, L2-normalized: `run.embed(text=["a red fruit"], image=["apple.png"])`.
 
         Raises UserError when the method has no embedding.
         """
@@ -60,19 +60,19 @@ class Run:
         write_json(self.directory / RECORD, self.record)
 
     def save_result(self) -> None:
-        """The final weights and curves."""
+        """Save the final weights and the history."""
         assert self.directory is not None
         save_weights(self.model.state_dict(), self.directory / WEIGHTS)
         self.save_history()
 
     def save_history(self) -> None:
-        """The curves so far."""
+        """Save the history."""
         assert self.directory is not None
         write_text(self.directory / HISTORY, "".join(json.dumps(entry) + "\n" for entry in self.history))
 
 
 def embed(method: Any, processor: Processor, batch_size: int = 256, **columns: list[Any]) -> dict[str, Tensor]:
-    """Vectors of the values of each column, in batches, on the CPU."""
+    """Embed the values of each column, in batches; results are on the CPU."""
     vectors = {}
     for column, values in columns.items():
         parts = answers(method, processor, "embed", {column: values}, batch_size)
@@ -88,10 +88,10 @@ def answers(
     batch_size: int = 256,
     **options: Any,
 ) -> list[Any]:
-    """What a capability of the method answers to all columns together, a batch after the other, on the CPU.
+    """Call a capability of the method on all columns, batch by batch; results are on the CPU.
 
-    options: further arguments of the capability. This is not in inference mode, for FSDP2 keeps what it gathers here
-    first, and writes into it again while training.
+    options: further arguments of the capability. Not in inference mode, as FSDP2 writes again in training into the
+    tensors that it gathers here.
     """
     device = next(method.parameters()).device
     count = len(next(iter(columns.values())))
@@ -106,7 +106,7 @@ def answers(
 
 @contextmanager
 def evaluating(method: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode, and back to what it was."""
+    """Set evaluation mode inside the block, and restore the mode afterwards."""
     was_training = method.training
     try:
         yield method.eval()
@@ -115,12 +115,12 @@ def evaluating(method: nn.Module) -> Iterator[nn.Module]:
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Tensors and Tokens of a batch on the device."""
+    """Move tensors and Tokens of a batch to the device."""
     return {name: value.to(device) for name, value in batch.items()}
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write aside and rename, so that a reader never sees half a file."""
+    """Write a temporary file and rename it, so that readers never see a partial file."""
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
@@ -131,7 +131,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """The record of a run. Raises UserError when the folder is none."""
+    """Read the record of a run. Raises UserError when the folder is not a run."""
     path = directory / RECORD
     if not path.is_file():
         raise UserError(f"{directory} is not a run (it has no {RECORD}); `polymodal runs` lists the runs there are.")
@@ -144,10 +144,10 @@ def read_record(directory: Path) -> dict[str, Any]:
 
 
 def load_run(directory: Path | str, trust_code: bool = False) -> Run:
-    """A finished run, ready to use.
+    """Load a finished run.
 
-    trust_code: whether code that the run brings or names is executed though nobody has trained with it on this machine;
-    it can do whatever you can. Raises UserError when there is no run, it has not finished, or its code is not trusted.
+    trust_code: whether code that the run contains or names may be executed although it was not used for training on
+    this machine; it can do whatever you can. Raises UserError for a missing or unfinished run, or untrusted code.
     """
     directory = Path(directory)
     record = read_record(directory)

@@ -1,4 +1,4 @@
-"""The runs below a folder, and the curves of one, from their records alone."""
+"""Index of the runs below a folder, and plots of the history of one, from their records alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polymodal.training.run import HISTORY, RECORD, read_record
 
 
 def find_runs(root: Path) -> list[dict[str, Any]]:
-    """One row a run, by path. Raises UserError when the folder does not exist."""
+    """Return one row per run, sorted by path. Raises UserError when the folder does not exist."""
     if not root.is_dir():
         raise UserError(f"There is no folder {root}.")
     rows = []
@@ -42,12 +42,12 @@ def find_runs(root: Path) -> list[dict[str, Any]]:
 
 
 def data_name(record: dict[str, Any]) -> str:
-    """The corpus or the path that a run was trained on."""
+    """Return the corpus or path that a run was trained on."""
     return record["corpus"].get("corpus") or record["corpus"].get("data", "")
 
 
 def state_of(record: dict[str, Any]) -> str:
-    """`running`, `interrupted`, `killed` or `finished`. Whether a run on another machine lives is not known."""
+    """Return `running`, `interrupted`, `killed` or `finished`. A run on another machine is assumed to be alive."""
     process = record.get("process", {})
     if record["state"] == "running" and process.get("host") == socket.gethostname():
         try:
@@ -60,7 +60,7 @@ def state_of(record: dict[str, Any]) -> str:
 
 
 def read_history(directory: Path) -> list[dict[str, Any]]:
-    """What a run logged so far, as of its last checkpoint or its end."""
+    """Return the history of a run, as of its last checkpoint or its end."""
     path = directory / HISTORY
     if not path.is_file():
         return []
@@ -71,7 +71,7 @@ def read_history(directory: Path) -> list[dict[str, Any]]:
 
 
 def best_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
-    """The best value of every validation figure; a rank is best when it is low."""
+    """Return the best value of every validation metric; lower is better for ranks."""
     best: dict[str, float] = {}
     for entry in history:
         for name, value in entry.get("validation", {}).items():
@@ -81,7 +81,7 @@ def best_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def curves(history: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """What can be drawn: for losses, each validation task and the learning rate, (step, value) by name."""
+    """Return the plots of a history: losses, each validation task and the learning rate, as (step, value) by name."""
     drawn: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for entry in history:
         step = entry["step"]
@@ -97,7 +97,7 @@ def curves(history: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[floa
 
 
 def plot(title: str, lines: dict[str, list[tuple[float, float]]], width: int, height: int = 15) -> str:
-    """A line plot for a terminal, without colours; every line has a marker of its own."""
+    """Return a line plot for a terminal, without colors; every line has its own marker."""
     import plotext
 
     plotext.clear_figure()

@@ -1,4 +1,4 @@
-"""Curves while a run trains: TensorBoard, or Weights & Biases or trackio where they are installed."""
+"""Experiment tracking: TensorBoard, or Weights & Biases or trackio where they are installed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ FOLDER = "tensorboard"
 
 
 class Tracker:
-    """Passes the figures of logged steps on. kind: `tensorboard`, `wandb`, `trackio`, or `none`."""
+    """Logs metrics to a tracker. kind: `tensorboard`, `wandb`, `trackio`, or `none`."""
 
     def __init__(self, kind: str, run: Run, step: int):
-        """step: where the run goes on; later figures of an earlier attempt are dropped."""
+        """Open the tracker. step: where the run resumes; later metrics of an earlier attempt are purged."""
         self.board: Any = None
         self.other: Any = None
         if kind == "tensorboard":
@@ -28,11 +28,11 @@ class Tracker:
                 package = importlib.import_module(kind)
             except ImportError as error:
                 raise UserError(f"--logger {kind} needs the package '{kind}': pip install {kind}") from error
-            # Both have the same three functions: trackio is made to take the place of wandb.
+            # Both have the same three functions: trackio is a drop-in replacement of wandb.
             self.other = package.init(project="polymodal", name=run.name, config=run.record)
 
     def log(self, entry: dict[str, Any]) -> None:
-        """One entry of the history; its figures become curves by the place they have in it, such as losses/global."""
+        """Log one entry of the history; metrics are named by their path in it, such as losses/global."""
         figures = {name: value for name, value in flatten(entry).items() if name != "step"}
         if self.board is not None:
             for name, value in figures.items():
@@ -48,7 +48,7 @@ class Tracker:
 
 
 def flatten(entry: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a nested dictionary by their paths."""
+    """Flatten a nested dictionary to numbers by their paths."""
     numbers: dict[str, float] = {}
     for name, value in entry.items():
         if isinstance(value, dict):

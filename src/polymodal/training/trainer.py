@@ -1,4 +1,4 @@
-"""Training a recipe: the public entry, and what happens around the steps."""
+"""The entry point of training, and everything around the steps."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ __all__ = ["Interrupted", "OnStep", "Progress", "Validate", "copy_matching_weigh
 
 LOG_EVERY = 10  # steps between two entries of the history
 
-OnStep = Callable[[Progress, float, Mapping[str, Tensor]], None]  # progress, share of the budget, this step's losses
-Validate = Callable[[nn.Module, Any], Mapping[str, float]]  # method, processor -> figures by name
+OnStep = Callable[[Progress, float, Mapping[str, Tensor]], None]  # progress, budget fraction, losses of the step
+Validate = Callable[[nn.Module, Any], Mapping[str, float]]  # method, processor -> metrics by name
 
 
 def train(
@@ -66,20 +66,19 @@ def train(
     """Train a recipe on a corpus and return the run.
 
     recipe: a `polymodal.types.Recipe` with the fields of `OptimizerConfig`.
-    seed: of the weights, the order of the examples and every random choice; the same seed and a budget in steps or
-    examples give the same weights.
-    out: the run's folder. When it holds the same run, unfinished, that one goes on; when finished, it is returned.
-    weights_like: a freshly built module whose parameters are taken over wherever name and shape agree (paired runs).
-    tokenizer: in place of one that is learned on the corpus; that of `weights_like`, whose vectors are of its words.
-    init: a finished run whose weights are taken over wherever name and shape agree, and its tokenizer with them; or
-    `hf:NAME`, a pretrained model that the recipe was made for (`training.initialization.with_pretrained`).
+    seed: of weights, order of examples and all sampling; the same seed and a budget in steps or examples give the same
+    weights.
+    out: folder of the run. An unfinished run with the same configuration is resumed; a finished one is returned.
+    weights_like: module from which parameters with matching name and shape are copied (paired runs).
+    tokenizer: used instead of training one on the corpus; the tokenizer of `weights_like`, whose embeddings belong to
+    it.
+    init: finished run whose matching weights and tokenizer are used; or `hf:NAME`, a pretrained model that the recipe
+    was built for (`training.initialization.with_pretrained`).
     validate: called `validations` times, evenly over the budget; its time does not count.
-    runtime: device, processes, precision, memory and checkpoints; none of it changes the results but by rounding.
-    trust_code: of the finished run in `out` or `init`, see `load_run`.
-
+    runtime: device, processes, precision, memory and checkpoints; changes results by rounding at most.
+    trust_code: for the run in `out` or `init`, see `load_run`.
     Raises UserError for a hyper-parameter outside its range, a folder that holds another run, a corpus that the recipe
-    cannot use, a disk that cannot be
-    written, or losses that are not finite; Interrupted after Ctrl-C or SIGTERM.
+    cannot use, a disk that cannot be written, or non-finite losses; Interrupted after Ctrl-C or SIGTERM.
     """
     validate_constraints(recipe)
     runtime = runtime or RuntimeConfig()
@@ -131,7 +130,7 @@ def train(
 
 @contextmanager
 def _given_up_on_error(directory: Path | None) -> Iterator[None]:
-    """A folder that a failed set-up began is removed again, so that the mended command may use it."""
+    """Remove the new folder of a run whose set-up failed, so that the corrected command may use it."""
     new = directory is not None and not directory.exists()
     try:
         yield
@@ -144,7 +143,7 @@ def _given_up_on_error(directory: Path | None) -> Iterator[None]:
 def _train(
     trainer: Trainer, stop: threading.Event, validate: Validate | None, validations: int, on_step: OnStep | None
 ) -> Run:
-    """Steps until the budget is used, and all that happens between them."""
+    """Run steps until the budget is used, with logging, validation and checkpoints between them."""
     while (before := trainer.fraction) < 1:
         try:
             losses = trainer.step(stop.is_set())
@@ -167,14 +166,14 @@ def _train(
 
 
 def command_line() -> str:
-    """The command that the user gave, for records and reports."""
+    """Return the command that the user gave, for records and reports."""
     name = Path(sys.argv[0]).name
     return shlex.join(["polymodal" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second one of its kind stops at once. Only the main thread listens."""
+    """Yield an event that Ctrl-C and SIGTERM set; a second signal stops at once. Only the main thread listens."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -195,7 +194,7 @@ def stop_signals() -> Iterator[threading.Event]:
 
 
 def _holds_finished(directory: Path, record: dict[str, Any]) -> bool:
-    """Whether the folder holds this very run, finished. Raises UserError when it holds another one."""
+    """Return whether the folder holds this run, finished. Raises UserError when it holds another one."""
     if not directory.exists() or all(path.name.startswith(".") for path in directory.iterdir()):
         return False
     held = read_record(directory)

@@ -1,7 +1,7 @@
-"""Which code of a run may be executed: what was trained on this machine by this user, and what the user allows.
+"""Trust in code of runs: files used for training on this machine by this user, and files that the user allows.
 
-A run may bring its recipe's file, or name a module outside this package. Training remembers the SHA-256 digest of such
-a file in a file of the user's; code with another digest is neither imported nor executed unless the user says so.
+A run may contain a recipe file, or name a module outside this package. Training stores the SHA-256 digest of such a
+file in the user's state folder; code with another digest is not executed unless the user allows it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _named_here: set[str] = set()  # digests of the files that the user named to thi
 
 
 def state_directory() -> Path:
-    """`POLYMODAL_STATE`, or `polymodal` in the user's state folder (XDG on Linux)."""
+    """Return `POLYMODAL_STATE`, or `polymodal` in the user's state folder (XDG on Linux)."""
     named = os.environ.get("POLYMODAL_STATE")
     return Path(named).expanduser() if named else user_state_path("polymodal")
 
 
 def digest(code: bytes) -> str:
-    """SHA-256, as hexadecimal digits."""
+    """Return the SHA-256 hexadecimal digest."""
     return hashlib.sha256(code).hexdigest()
 
 
@@ -41,12 +41,12 @@ def allow_here(code: bytes) -> None:
 
 
 def is_trusted(code: bytes) -> bool:
-    """Whether this user has trained with this very file, or named it to this process."""
+    """Return whether this user has trained with this file, or named it to this process."""
     return digest(code) in _named_here or digest(code) in _remembered(state_directory() / TRUSTED)
 
 
 def remember(files: Mapping[Path, bytes]) -> None:
-    """Trust these files from now on, in every process of this user. Where nothing can be written, a line says so."""
+    """Trust these files from now on, in every process of this user; print a line if this cannot be stored."""
     if not files:
         return
     folder = state_directory()
@@ -66,7 +66,7 @@ def remember(files: Mapping[Path, bytes]) -> None:
 
 
 def untrusted(directory: Path, does: str, file: Path, code: bytes) -> UserError:
-    """The error for code that is not trusted. does: what would happen, such as 'would run'."""
+    """Return the error for untrusted code. does: what would happen, such as 'would run'."""
     return UserError(
         f"The run {directory} {does} {file} (SHA-256 {digest(code)[:12]}), which was not trained with on this machine; "
         "read the file, then allow it with --trust-code, or trust_code=True in Python."
@@ -74,7 +74,7 @@ def untrusted(directory: Path, does: str, file: Path, code: bytes) -> UserError:
 
 
 def _remembered(path: Path) -> dict[str, str]:
-    """Digest -> the file that it was of. What others may have written is not believed."""
+    """Read digest -> file. A file that others could have written is ignored."""
     try:
         about = path.stat()
         if os.name == "posix" and (about.st_uid != os.getuid() or about.st_mode & 0o022):
@@ -86,7 +86,7 @@ def _remembered(path: Path) -> dict[str, str]:
 
 
 def _write(path: Path, known: Mapping[str, str]) -> None:
-    """Replace the file in one step; only the user may read it."""
+    """Replace the file atomically, readable by the user only."""
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # with mode 0600
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
