@@ -11,7 +11,7 @@ help:
 	@echo "make demo   install, fetch a real corpus, compare four methods, write demo/report.html (about 6 minutes)"
 	@echo "make test   install, lint, type-check and run the tests"
 	@echo "make docs   write the documentation as a site, build/site"
-	@echo "make pages  write the documentation of the recipes anew"
+	@echo "make pages  write the generated pages and tables of the documentation"
 	@echo "make test-corpora   fetch and check every corpus (1.3 GB of packages; needs apt-get, espeak-ng and Chromium)"
 
 $(INSTALLED): pyproject.toml
@@ -40,6 +40,7 @@ test-corpora: check
 
 pages: $(INSTALLED)
 	$(BIN)/python -m polymodal.reproduce.page docs/recipes
+	$(BIN)/python tools/tables.py
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

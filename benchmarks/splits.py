@@ -1,4 +1,4 @@
-"""What a split is worth: the methods of `make demo` on test concepts sampled at random, and on those without lookalikes.
+"""What a random test split hides: the methods of `make demo` on random test concepts, and without near-duplicates.
 
 python benchmarks/splits.py [--budget 25s] [--seeds 2]
 

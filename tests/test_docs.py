@@ -56,7 +56,8 @@ def commands_of(page: Path) -> list[list[str]]:
     return [words[words.index("polymodal") + 1 :] for words in written if "polymodal" in words]
 
 
-PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")), *sorted((DOCS / "tutorials").glob("*.md"))]
+FOLDERS = (DOCS, DOCS / "tutorials", DOCS / "tasks")
+PAGES = [DOCS.parent / "README.md", *(page for folder in FOLDERS for page in sorted(folder.glob("*.md")))]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=lambda page: page.stem)

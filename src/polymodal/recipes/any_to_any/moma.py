@@ -1,4 +1,4 @@
-"""MoMa: images and words are tokens of one sequence, and each modality has experts of its own to choose among them.
+"""MoMa: early-fusion pre-training on image and text tokens, with mixture-of-experts blocks specific to a modality.
 
 A frozen tokenizer turns images into codes, which stand among the words of one vocabulary; a decoder predicts the
 next token, whichever it is. In every block a token can go only to its own modality's experts, and each of these takes

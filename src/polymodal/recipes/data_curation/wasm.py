@@ -1,4 +1,4 @@
-"""Wasm: Arabic web pages to interleaved documents that keep their structure, with limits of quality made for Arabic.
+"""Wasm: curation of Arabic web pages into interleaved image-text documents, with quality filters tuned for Arabic.
 
 The steps are OBELICS': a page is simplified, read as texts and images in order, filtered text by text, then as a
 whole. Short phrases, repeated formulas and vowel signs are usual in Arabic, so that limits made for English lose good

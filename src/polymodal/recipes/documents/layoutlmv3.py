@@ -1,4 +1,4 @@
-"""LayoutLMv3: one transformer reads a page's words and patches; hidden words and hidden patches are both named.
+"""LayoutLMv3: document pre-training with masked language modeling, masked image modeling and word-patch alignment.
 
 Words are hidden in spans and patches in blocks; words are predicted from the vocabulary, patches from the codes of a
 frozen image tokenizer. A third loss ties the two: for every word in sight, is its own patch in sight, too? There is no

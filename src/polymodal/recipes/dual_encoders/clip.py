@@ -1,4 +1,4 @@
-"""CLIP: an image and its caption are each other's only match among all of the batch.
+"""CLIP: contrastive pre-training of an image and a text encoder, with a softmax over all pairs of the batch.
 
 Both towers are trained from scratch with a symmetric cross-entropy over the cosine similarities of all pairs of the
 batch, with a learned temperature (figure 3 of the paper; temperature and clipping in section 2.5).

@@ -1,4 +1,4 @@
-"""Improved CLIP: strong augmentation in both modalities, label smoothing and a projector of their own.
+"""Improved CLIP: CLIP with strong image and text augmentation, label smoothing and a separate projection head.
 
 The paper ("CLIP-rocket") asks whether gains of CLIP with an added non-contrastive loss come from the loss or from the
 recipe. Beside the plain pair there are K strongly augmented views of image and caption, compared only with each other

@@ -1,4 +1,4 @@
-"""SigLIP: every image-caption pair of the batch is a yes-or-no question of its own.
+"""SigLIP: CLIP with a sigmoid loss, a binary classification of every image-text pair of the batch.
 
 The softmax of CLIP is replaced by a sigmoid for each pair, with a learned temperature and a learned bias (algorithm 1
 of the paper), so a pair's loss does not depend on the other pairs of the batch.

@@ -1,4 +1,4 @@
-"""SPARC: each word is contrasted with the patches it belongs to, inside its own image-caption pair.
+"""SPARC: CLIP with a fine-grained loss, contrasting each token with its group of patches within a pair.
 
 Beside CLIP's global loss, every caption token groups the patches that are most similar to it (sparse weights, section
 2.2: min-max over patches, threshold 1/P, linear normalisation) and must recognise its group among the groups of the

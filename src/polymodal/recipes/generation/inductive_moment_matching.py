@@ -1,4 +1,4 @@
-"""Inductive moment matching: a network that jumps from any noise level to any lower one, in one step or in many.
+"""IMM: inductive moment matching, image generation in one or few steps, trained without a teacher.
 
 It is told where to go as well as where it is. Samples that it brings from time t to s must be distributed as those that
 it brings from r, a little before t, to s; as r nears s these become noised data, so that all jumps are learned by

@@ -1,4 +1,4 @@
-"""SimVG: the encoder itself fuses image and words, with a token for the object that is meant; a head reads its box.
+"""SimVG: visual grounding with image-text fusion in a pre-trained encoder and a light head on an object token.
 
 Patches, words and one object token go through one transformer, which has learned from captions before. Two branches
 then find boxes: a decoder whose queries are made of the words, and an MLP on the object token alone, which is

@@ -1,4 +1,4 @@
-"""Mono-InternVL: a language model learns to see by new parameters of its own, and keeps its language meanwhile.
+"""Mono-InternVL: a vision-language model without a vision encoder, with visual experts in a frozen language model.
 
 There is no vision encoder: squares of pixels become tokens through two linear layers and stand among the words. In
 every block they go through an MLP of their own, a visual expert, which begins as a copy of the text's; attention

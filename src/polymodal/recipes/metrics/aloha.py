@@ -1,4 +1,4 @@
-"""ALOHa: objects of a caption are matched with those of its references by meaning; the worst match is its score.
+"""ALOHa: a metric of object hallucination in captions, matching objects to references by semantic similarity.
 
 A fixed list of objects, as CHAIR has it, finds only what is on the list. Here every object of the caption is compared
 with every object of the references and of a detector, in any words; each reference object may stand for one of the

@@ -1,4 +1,4 @@
-"""Gradient harmonization: two losses that pull a shared network apart hint at a triplet that is none.
+"""Gradient harmonization: conflicting gradients of two contrastive losses as a sign of misaligned triplets.
 
 Video, sound and text go through one transformer (VATT). Video is contrasted with sound in one space, and with text in
 another that is made of the first. Where sound or text do not belong to the video, the gradients of the two losses by

@@ -1,4 +1,4 @@
-"""MPO: a model learns which of its own answers are better, which are good by themselves, and to write the good ones.
+"""MPO: mixed preference optimization of multimodal LLMs, the sum of a DPO, a BCO and an SFT loss.
 
 A model that was taught with right answers only goes wrong on its own words, above all where it works an answer out.
 Pairs of its own answers (`polymodal sample-preferences`) are learned from with three losses at once: preference (DPO),

@@ -1,4 +1,4 @@
-"""DGVAE: a person is a few prototypes of interest, each seen from two sides: chosen items, and the words about them.
+"""DGVAE: a VAE recommender with disentangled user prototypes, learned from the item graph and from item text.
 
 A variational auto-encoder reads, for each prototype, the part of a history that belongs to it, smoothed over a frozen
 graph of similar items; a second one reads the words of the same items. The two sets of latents attend to each other

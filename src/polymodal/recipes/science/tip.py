@@ -1,4 +1,4 @@
-"""TIP: images and table rows that need not be complete; a missing cell is a token that nobody reads.
+"""TIP: self-supervised pre-training on images and incomplete tables.
 
 The table encoder puts one learned token where a value is missing and hides it from all other tokens by a mask with an
 open diagonal, so that the token itself can be filled in from what is there. Three losses: images and rows are

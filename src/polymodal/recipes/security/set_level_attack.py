@@ -1,4 +1,4 @@
-"""Set-level guidance attack: image and captions are pushed apart as sets, so that other models fail on them, too.
+"""SGA: set-level guidance attack, transferable adversarial images and captions against vision-language models.
 
 An attack with one image and one caption overfits how its own model aligns the two. Here the image stands for itself
 at several sizes, and all of its captions guide it. First each caption loses a word, away from the clean image; then

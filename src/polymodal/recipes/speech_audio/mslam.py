@@ -1,4 +1,4 @@
-"""mSLAM: one encoder learns from speech without text, from text without speech, and from a little of both together.
+"""mSLAM: joint pre-training on unpaired speech, unpaired text and some transcripts, with a CTC loss.
 
 Hidden speech is told from other hidden speech and named by codes of its own (w2v-BERT), hidden spans of characters are
 named (SpanBERT), and pairs are read in one sequence in which each side helps to guess the other (TLM). A CTC loss on

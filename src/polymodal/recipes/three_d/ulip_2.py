@@ -1,4 +1,4 @@
-"""ULIP-2: a point encoder joins the space of a frozen CLIP, taught by captions that a model wrote of each view.
+"""ULIP-2: a 3-D point-cloud encoder aligned with a frozen CLIP, using generated captions of rendered views.
 
 Names of 3-D shapes are scarce and say little. Here a captioner describes rendered views, CLIP ranks what it wrote
 (`polymodal caption`), and a point cloud is brought near one view at a time and the captions of that same view: the

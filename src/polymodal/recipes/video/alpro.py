@@ -1,4 +1,4 @@
-"""ALPRO: video and text are aligned before they are fused, and a first model names the things in crops of the video.
+"""ALPRO: video-text pre-training with contrastive alignment before fusion and prompting entity modeling.
 
 The first model, the prompter, learns from pairs of videos and texts alone. Then it is frozen, and says of a crop how
 likely it shows each of many things ("a video of a dog"). The method itself sees the whole video, fused with its text,

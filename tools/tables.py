@@ -1,0 +1,218 @@
+"""Write the generated tables of the README and of the documentation: recipes, tasks, capabilities, corpora.
+
+`python tools/tables.py` rewrites what stands between `<!-- NAME -->` and `<!-- /NAME -->` in every page, and
+`python tools/tables.py --check` lists the pages that are out of date, and exits with 1 if there are any.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polymodal import recipes
+from polymodal.corpora import registry
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+BLOCK = re.compile(r"<!-- (?P<name>[a-z][a-z -]*) -->\n.*?<!-- /(?P=name) -->", re.S)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of the documentation, with what makes a recipe one of its methods."""
+
+    page: str
+    title: str
+    capabilities: tuple[str, ...]
+    """Names of methods; a recipe that has one of them is listed."""
+    columns: str
+    metrics: str
+    modalities: frozenset[str] = frozenset()
+    """The recipe takes all of these."""
+
+
+TASKS = (
+    Task(
+        "retrieval", "Retrieval", ("embed", "itm_logits"), "image, video, audio or points; text",
+        "R@1, R@5, R@10, MRR, median rank", frozenset({"text"}),
+    ),
+    Task(
+        "zero-shot-classification", "Zero-shot classification", ("embed",), "image, video or points; text; label",
+        "top-1 accuracy", frozenset({"text"}),
+    ),
+    Task(
+        "vqa-and-captioning", "VQA and captioning", ("generate_text", "answer_logits", "score"),
+        "image or video; questions or captions", "accuracy, bits per byte, CHAIR_i, object recall",
+    ),
+    Task(
+        "grounding", "Grounding", ("predict_boxes", "encode_patches", "classify_regions"),
+        "image; expressions, mask or regions", "acc@0.5, mIoU, pointing accuracy, R@1",
+    ),
+    Task("documents", "Documents", ("classify_tokens", "token_nll"), "image; words or document", "entity F1, bits"),
+    Task("speech", "Speech", ("transcribe",), "audio; text", "WER, CER, language accuracy"),
+    Task("generation", "Image generation", ("generate_images",), "image; category or text", "Fréchet distance, KID"),
+    Task("recommendation", "Recommendation", ("recommend",), "history", "Recall@20, NDCG@20"),
+    Task("missing-modalities", "Missing modalities", ("impute",), "image; table; label", "AUC vs. missing rate"),
+    Task("curation", "Curation", ("steps",), "HTML pages", "fraction kept, fraction of noise dropped"),
+    Task("attacks", "Attacks", ("attack",), "image; text", "attack success rate"),
+)  # fmt: skip
+
+
+def method_classes(entry: recipes.Entry) -> tuple[type[Any], ...]:
+    """The classes that the recipe's `build` returns; the recipe itself where it has no `build`."""
+    recipe = importlib.import_module(entry.module).Recipe
+    if not hasattr(recipe, "build"):
+        return (recipe,)
+    built = typing.get_type_hints(recipe.build)["return"]
+    return typing.get_args(built) or (built,)
+
+
+def has_capability(entry: recipes.Entry, capability: str) -> bool:
+    return any(callable(getattr(kind, capability, None)) for kind in method_classes(entry))
+
+
+def tasks_of(entry: recipes.Entry) -> list[Task]:
+    return [
+        task
+        for task in TASKS
+        if task.modalities <= set(entry.modalities) and any(has_capability(entry, name) for name in task.capabilities)
+    ]
+
+
+def link(text: str, target: Path, page: Path) -> str:
+    return f"[{text}]({Path(os.path.relpath(target, page.parent)).as_posix()})"
+
+
+def recipe_link(name: str, page: Path) -> str:
+    return link(f"`{name}`", DOCS / "recipes" / f"{name}.md", page)
+
+
+def task_link(task: Task, page: Path) -> str:
+    return link(task.title, DOCS / "tasks" / f"{task.page}.md", page)
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    lines = [header, ("---",) * len(header), *rows]
+    return [f"| {' | '.join(cells)} |".replace("| --- | --- |", "|---|---|").replace(" --- ", "---") for cells in lines]
+
+
+def recipe_rows(page: Path) -> list[str]:
+    rows = [
+        (
+            recipe_link(name, page),
+            f"{entry.idea[0].upper()}{entry.idea[1:].rstrip('.')}",
+            ", ".join(entry.modalities),
+            ", ".join(task_link(task, page) for task in tasks_of(entry)),
+            f"[{entry.arxiv}](https://arxiv.org/abs/{entry.arxiv})",
+        )
+        for name, entry in recipes.entries().items()
+    ]
+    return table(("recipe", "idea", "modalities", "tasks", "paper"), rows)
+
+
+def task_rows(page: Path) -> list[str]:
+    entries = recipes.entries().values()
+    rows = [
+        (
+            task_link(task, page),
+            task.columns,
+            task.metrics,
+            ", ".join(recipe_link(entry.name, page) for entry in entries if task in tasks_of(entry)),
+        )
+        for task in TASKS
+    ]
+    return table(("task", "columns", "metrics", "methods"), rows)
+
+
+def method_rows(task: Task, page: Path) -> list[str]:
+    rows = [
+        (
+            recipe_link(entry.name, page),
+            f"{entry.idea[0].upper()}{entry.idea[1:].rstrip('.')}",
+            ", ".join(entry.modalities),
+            ", ".join(f"`{name}`" for name in task.capabilities if has_capability(entry, name)),
+        )
+        for entry in recipes.entries().values()
+        if task in tasks_of(entry)
+    ]
+    return table(("method", "idea", "modalities", "capability"), rows)
+
+
+def capability_rows(page: Path) -> list[str]:
+    entries = recipes.entries().values()
+    names = list(dict.fromkeys(name for task in TASKS for name in task.capabilities))
+    rows = [
+        (
+            f"`{name}`",
+            ", ".join(task_link(task, page) for task in TASKS if name in task.capabilities),
+            ", ".join(recipe_link(entry.name, page) for entry in entries if has_capability(entry, name)),
+        )
+        for name in names
+    ]
+    return table(("capability", "tasks", "methods"), rows)
+
+
+def corpus_rows(page: Path) -> list[str]:
+    rows = [
+        (f"`{name}`", f"{about.description[0].upper()}{about.description[1:]}", ", ".join(about.modalities))
+        for name, about in registry.built_in().items()
+    ]
+    return table(("corpus", "content", "modalities"), rows)
+
+
+def corpus_group_rows(page: Path) -> list[str]:
+    """One row per main modality, for the README."""
+    groups: dict[str, list[str]] = {}
+    for name, about in registry.built_in().items():
+        groups.setdefault(about.modalities[0], []).append(f"`{name}`")
+    return table(("modality", "corpora"), [(kind, ", ".join(names)) for kind, names in sorted(groups.items())])
+
+
+def content(name: str, page: Path) -> list[str]:
+    """The lines of the table of that name. Raises KeyError for a name that has none."""
+    if name.startswith("methods "):
+        return method_rows({task.page: task for task in TASKS}[name.removeprefix("methods ")], page)
+    tables = {
+        "recipes": recipe_rows,
+        "tasks": task_rows,
+        "capabilities": capability_rows,
+        "corpora": corpus_rows,
+        "corpora by modality": corpus_group_rows,
+    }
+    return tables[name](page)
+
+
+def rewritten(page: Path) -> str:
+    """The text of the page with its tables as they should be."""
+
+    def block(found: re.Match[str]) -> str:
+        name = found["name"]
+        return "\n".join([f"<!-- {name} -->", *content(name, page), f"<!-- /{name} -->"])
+
+    return BLOCK.sub(block, page.read_text(encoding="utf-8"))
+
+
+def pages() -> list[Path]:
+    """The pages that have a generated table."""
+    files = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted((DOCS / "tasks").glob("*.md"))]
+    return [file for file in files if BLOCK.search(file.read_text(encoding="utf-8"))]
+
+
+def main() -> int:
+    stale = [page for page in pages() if rewritten(page) != page.read_text(encoding="utf-8")]
+    for page in stale:
+        if "--check" in sys.argv:
+            print(f"{page.relative_to(ROOT)} is out of date; run `make pages`.")
+        else:
+            page.write_text(rewritten(page), encoding="utf-8")
+    return int("--check" in sys.argv and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
