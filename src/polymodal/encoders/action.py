@@ -1,4 +1,7 @@
-"""Actions to tokens: a transformer over what an expert did, step by step."""
+"""Actions to tokens: a transformer over what an expert did, step by step.
+
+Needed by: adaptagent.
+"""
 
 from __future__ import annotations
 

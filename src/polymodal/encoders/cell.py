@@ -1,4 +1,7 @@
-"""Cells to tokens: a token for every expressed gene, of its name and its level (scGPT, Cui et al. 2024)."""
+"""Cells to tokens: a token for every expressed gene, of its name and its level (scGPT, Cui et al. 2024).
+
+Needed by: scmmgpt.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Pages of words in places to tokens: the text side of LayoutLMv3 (Huang et al. 2022, section 2.1)."""
+"""Pages of words in places to tokens: the text side of LayoutLMv3 (Huang et al. 2022, section 2.1).
+
+Needed by: skim_attention, formnetv2, docllm.
+"""
 
 from __future__ import annotations
 

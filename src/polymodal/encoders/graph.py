@@ -1,4 +1,7 @@
-"""Graphs of any kind to tokens: rounds of graph convolution or graph attention over node vectors."""
+"""Graphs of any kind to tokens: rounds of graph convolution or graph attention over node vectors.
+
+Needed by: unigraph2, formnetv2.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Molecular graphs to tokens: a graph isomorphism network with bonds (GIN, Xu et al. 2019; GINE, Hu et al. 2020)."""
+"""Molecular graphs to tokens: a graph isomorphism network with bonds (GIN, Xu et al. 2019; GINE, Hu et al. 2020).
+
+Needed by: molfm.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 The patches of all images of a batch are packed, so that none is padded; where a patch stands turns queries and keys
 (RoPE of rows and columns), so that no size of a grid is learned.
+
+Needed by: comp, mindvl, navil, sail_vl2.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Time series and spectra to tokens: patches and a transformer (PatchTST, Nie et al. 2023, section 3.1).
 
 Unlike PatchTST, a patch holds all channels of its moment, since what a method embeds is the whole series.
+
+Needed by: astrom3.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class ImprovedCLIP(DualEncoder):
             if not barlow:
                 self.predictor = nn.ModuleDict({m: ProjectionHead([out, out // 2, out]) for m in widths})
         if recipe.ssl_loss == "byolip":
-            students = {"image_encoder": self.image_encoder, "text_encoder": self.text_encoder}
+            students: dict[str, nn.Module] = {"image_encoder": self.image_encoder, "text_encoder": self.text_encoder}
             students |= {"image_projector": self.added["image"], "text_projector": self.added["text"]}
             self.teacher = MomentumEncoder(students, buffers="keep")
 
