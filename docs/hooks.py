@@ -11,8 +11,8 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "polymodal"
-FOLDERS = ("modalities", "corpora", "data", "layers", "encoders", "objectives", "training", "evaluation", "curation")
-FOLDERS += ("recipes", "reproduce", "serving")
+FOLDERS = ("modalities", "corpora", "data", "layers", "encoders", "objectives", "models", "training", "evaluation")
+FOLDERS += ("curation", "recipes", "reproduce", "serving")
 
 
 def modules() -> list[PurePosixPath]:

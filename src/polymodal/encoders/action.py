@@ -1,4 +1,7 @@
-"""Action encoder: a transformer over the steps of a recorded trajectory (clicks, typing, moves)."""
+"""Action encoder: a transformer over the steps of a recorded trajectory (clicks, typing, moves).
+
+Needed by: adaptagent.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Cell encoder: gene expression profiles as sets of (gene, expression bin) tokens (scGPT, Cui et al. 2024)."""
+"""Cell encoder: gene expression profiles as sets of (gene, expression bin) tokens (scGPT, Cui et al. 2024).
+
+Needed by: scmmgpt.
+"""
 
 from __future__ import annotations
 

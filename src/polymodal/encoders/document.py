@@ -1,4 +1,7 @@
-"""Document text encoder: tokens with 2-D layout, the text side of LayoutLMv3 (Huang et al. 2022, section 2.1)."""
+"""Document text encoder: tokens with 2-D layout, the text side of LayoutLMv3 (Huang et al. 2022, section 2.1).
+
+Needed by: skim_attention, formnetv2, docllm.
+"""
 
 from __future__ import annotations
 

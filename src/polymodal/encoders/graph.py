@@ -1,4 +1,7 @@
-"""Graph encoder: graph convolution (GCN) or graph attention (GAT) over node vectors."""
+"""Graph encoder: graph convolution (GCN) or graph attention (GAT) over node vectors.
+
+Needed by: unigraph2, formnetv2.
+"""
 
 from __future__ import annotations
 

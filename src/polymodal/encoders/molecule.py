@@ -1,4 +1,7 @@
-"""Molecule encoder: graph isomorphism network with bond features (GIN, Xu et al. 2019; GINE, Hu et al. 2020)."""
+"""Molecule encoder: graph isomorphism network with bond features (GIN, Xu et al. 2019; GINE, Hu et al. 2020).
+
+Needed by: molfm.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 The patches of all images of a batch are packed without padding (patch n' pack); positions are 2-D RoPE, so that no grid
 size is learned.
+
+Needed by: comp, mindvl, navil, sail_vl2.
 """
 
 from __future__ import annotations

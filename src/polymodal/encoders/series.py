@@ -1,6 +1,8 @@
 """Time series and spectrum encoder: patches and a transformer (PatchTST, Nie et al. 2023, section 3.1).
 
 Unlike PatchTST, a patch has all channels (channel mixing), since the whole series is embedded.
+
+Needed by: astrom3.
 """
 
 from __future__ import annotations

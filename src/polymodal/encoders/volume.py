@@ -1,5 +1,8 @@
 """Scans to tokens: cubes of every contrast that is there, and one transformer over all of them (BM-MAE, Robinet et al.
-2025, section 3)."""
+2025, section 3).
+
+Needed by: bm_mae, simcrop.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Waveform encoder: the convolutions of wav2vec 2.0 (Baevski et al. 2020, section 2), then a transformer."""
+"""Waveform encoder: the convolutions of wav2vec 2.0 (Baevski et al. 2020, section 2), then a transformer.
+
+Needed by: surgical_feedback.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Web page encoder: texts with the XPaths of their elements (MarkupLM, Li et al. 2022, section 3.2)."""
+"""Web page encoder: texts with the XPaths of their elements (MarkupLM, Li et al. 2022, section 3.2).
+
+Needed by: markuplm, weblm.
+"""
 
 from __future__ import annotations
 
