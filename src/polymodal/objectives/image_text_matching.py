@@ -88,8 +88,8 @@ def positive_mask(
     """
     if labels is None:
         return own[:, None] == torch.arange(candidates, device=own.device)
-    every = labels if candidates == rows else all_gather(labels.double())
-    return labels.to(every)[:, None] == every
+    all_labels = labels if candidates == rows else all_gather(labels.double())
+    return labels.to(all_labels)[:, None] == all_labels
 
 
 @torch.no_grad()
