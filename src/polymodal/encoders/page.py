@@ -95,6 +95,7 @@ class PageEncoder(nn.Module):
         """
         batch, length = words.tokens.ids.shape
         x = torch.cat([self._words(words, word_mask), self._patches(image, patch_mask)], dim=1)
+        # Image tokens are never padding.
         mask = F.pad(words.tokens.mask, (0, x.shape[1] - length), value=True)
         boxes = torch.cat([words.boxes, self.patch_boxes.expand(batch, -1, -1)], dim=1)
         positions = torch.cat([torch.arange(length), torch.arange(len(self.patch_boxes))]).to(x.device)

@@ -56,6 +56,7 @@ def masked_patch_loss(
 
 def normalize_patches(patches: Float[Tensor, "*shape values"]) -> Float[Tensor, "*shape values"]:
     """Standardize each patch by its own mean and variance (MAE, section 4.1, `norm_pix_loss`)."""
+    # Per-patch normalization with the unbiased variance, as in the released code.
     centered = patches - patches.mean(-1, keepdim=True)
     variance = centered.square().sum(-1, keepdim=True) / max(patches.shape[-1] - 1, 1)
     return centered * torch.rsqrt(variance + NORM_PIX_EPS)

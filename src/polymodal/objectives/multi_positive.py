@@ -126,6 +126,7 @@ def _cross_entropy(
     dtype = torch.promote_types(queries.dtype, torch.float32)
 
     def block_loss(queries: Tensor, keys: Tensor, scale: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        # Block of rows; recomputed in the backward pass by checkpointing.
         logits, target = (queries[start:stop] * scale) @ keys.T, targets(slice(start, stop)).to(dtype)
         if exclude is not None:
             index = torch.arange(stop - start, device=logits.device)
