@@ -115,7 +115,7 @@ def test_a_card_says_what_was_measured(
     monkeypatch.setattr(evaluation, "evaluate", lambda run, corpus: evaluate(run, small_emoji))
     export(trained(OWN["default"]), "transformers", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    for said in ("Licence of the data", "text_to_image/R@10", "steps", "polymodal"):
+    for said in ("License of the data", "text_to_image/R@10", "steps", "polymodal"):
         assert said in card
 
 

@@ -417,7 +417,7 @@ def test_a_user_asks_a_run(run: Run, tmp_path: Path, polymodal: Callable[..., An
     said = ask("red.png", "--question", "How many things are there?", "--json", "--max-new-tokens", "5")
     assert said.returncode == 0, said.stderr
     (answer,) = json.loads(said.stdout)
-    assert answer["picture"] == "red.png"
+    assert answer["image"] == "red.png"
     assert isinstance(answer["text"], str)
     for words, sentence in (
         (("broken.png",), "The image is in no format"),

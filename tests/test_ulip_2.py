@@ -368,9 +368,9 @@ def test_one_image_an_example_is_described_too(speaker: Run, views: Corpus) -> N
 
 def test_what_cannot_caption_or_rank_is_named(speaker: Run, ranker: Run, furniture: Corpus, tmp_path: Path) -> None:
     rows = furniture.rows("train")[:1]
-    with pytest.raises(UserError, match="does not write; a method that does is mono_internvl"):
+    with pytest.raises(UserError, match="does not generate text; a method that does is mono_internvl"):
         list(captioned(ranker, furniture, rows, CaptionOptions()))
-    with pytest.raises(UserError, match="does not compare images with texts"):
+    with pytest.raises(UserError, match="does not embed images and texts"):
         list(captioned(speaker, furniture, rows, CaptionOptions(), speaker))
     with pytest.raises(UserError, match="at least 1"):
         CaptionOptions(num_return_sequences=0)

@@ -1,7 +1,7 @@
-"""How many pairs does an attack tear apart: in the model that it knows, and in models that it has never asked?
+"""Attack success rate on image-text retrieval, in the attacked (white-box) model and in others (transfer).
 
-Success is counted among what was right before (Zhang et al. 2022; Lu et al. 2023): of the queries whose match stood
-within the first k, the share whose match does not any more, when all images and captions are changed.
+Success is measured among queries that were correct before (Zhang et al. 2022; Lu et al. 2023): the fraction of queries
+with their match in the top k whose match is not any more, when all images and captions are perturbed.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image_to_text", "text_to_image"
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images as files hold them, and the captions of each; as they are, or as an attack left them."""
+    """Images and the captions of each, original or perturbed."""
 
     images: list[PILImage.Image]
     captions: list[list[str]]
 
     @classmethod
     def of(cls, corpus: Corpus, source: Run, split: str, most: int) -> Pairs:
-        """At most so many examples of a split, evenly chosen, at the size that the source sees."""
+        """Sample at most so many examples of a split, at the resolution of the source model."""
         if not {Image, Text} <= {type(modality) for modality in corpus.columns.values()}:
             raise UserError(f"An attack needs images and captions; '{corpus.name}' has not both.")
         reader, language = Reader(corpus, source.processor), main_language(corpus)
@@ -57,16 +57,16 @@ class Pairs:
 
     @property
     def owner(self) -> Int[np.ndarray, " captions"]:
-        """The image of each caption, all captions in a row."""
-        return np.repeat(np.arange(len(self.captions)), [len(own) for own in self.captions])
+        """Image index of each caption, for all captions in order."""
+        return np.repeat(np.arange(len(self.captions)), [len(captions) for captions in self.captions])
 
     @property
     def texts(self) -> list[str]:
-        return [text for own in self.captions for text in own]
+        return [text for captions in self.captions for text in captions]
 
 
 def perturb_pairs(attack: Attack, source: Run, corpus: Corpus, pairs: Pairs, seed: int = 0) -> Pairs:
-    """What the attack makes of pairs when it knows the source; images are rounded to 8 bits, as files hold them.
+    """Perturb pairs with an attack that knows the source model; images are rounded to 8 bits, as in files.
 
     Raises UserError when the source does not embed images and captions.
     """
@@ -74,14 +74,14 @@ def perturb_pairs(attack: Attack, source: Run, corpus: Corpus, pairs: Pairs, see
     columns: Mapping[str, Any] = getattr(processor, "columns", {})
     if not isinstance(method, CanEmbed) or not {"image", "text"} <= set(columns):
         raise UserError(f"The run '{source.name}' cannot be attacked: it does not embed images and captions.")
-    learned = attack.fit(corpus, main_language(corpus), seed)
+    fitted = attack.fit(corpus, main_language(corpus), seed)
     changed = Pairs([], [])
     with evaluating(source.model):
         for start in range(0, len(pairs.images), IMAGES_AT_ONCE):
             part = slice(start, start + IMAGES_AT_ONCE)
             pixels = columns["image"].pixels([np.array(image) for image in pairs.images[part]])
-            found, captions = attack.attack(method, processor, learned, pixels, pairs.captions[part], seed + start)
-            changed.images.extend(map(PILImage.fromarray, _eight_bits(found)))
+            perturbed, captions = attack.attack(method, processor, fitted, pixels, pairs.captions[part], seed + start)
+            changed.images.extend(map(PILImage.fromarray, _eight_bits(perturbed)))
             changed.captions.extend(captions)
     return changed
 
@@ -92,7 +92,7 @@ def _eight_bits(pixels: Float[Tensor, "batch 3 size size"]) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The ranks of the matches of all queries of a target: of each image, and of each caption."""
+    """Ranks of the matches of all queries of a target model, by image and by caption."""
 
     by_image: Int[np.ndarray, " images"]
     by_caption: Int[np.ndarray, " captions"]
@@ -101,12 +101,12 @@ class Ranks:
     def of(cls, target: Run, pairs: Pairs) -> Ranks:
         vectors = embed(target.model, target.processor, image=pairs.images, text=pairs.texts)
         images, texts, owner = vectors["image"], vectors["text"], pairs.owner
-        own = [np.flatnonzero(owner == number) for number in range(len(images))]
-        return cls(ranks(images, texts, own), ranks(texts, images, [owner[[n]] for n in range(len(owner))]))
+        relevant = [np.flatnonzero(owner == index) for index in range(len(images))]
+        return cls(ranks(images, texts, relevant), ranks(texts, images, [owner[[n]] for n in range(len(owner))]))
 
 
 def success(before: Ranks, after: Ranks, owner: Int[np.ndarray, " captions"], name: str) -> list[Score]:
-    """Attack success of both directions at each k, and whether queries were right before; units are images."""
+    """Return attack success and recall before the attack, for both directions and each k; clusters are images."""
     count = len(before.by_image)
     captions = np.bincount(owner, minlength=count)
     scores = []
@@ -116,11 +116,11 @@ def success(before: Ranks, after: Ranks, owner: Int[np.ndarray, " captions"], na
     ):
         for k in FIRST:
             chance = chance_recall(relevant, candidates, k)
-            right = np.bincount(unit, old <= k, count)
+            correct = np.bincount(unit, old <= k, count)
             lost = np.bincount(unit, (old <= k) & (new > k), count)
-            asked = np.bincount(unit, minlength=count).astype(float)
-            scores.append(Score(f"{name}/{direction}/attack_success@{k}", ratio(lost, right), None, weights=right))
-            scores.append(Score(f"{name}/{direction}/R@{k}_before", right / asked, chance, weights=asked))
+            queries = np.bincount(unit, minlength=count).astype(float)
+            scores.append(Score(f"{name}/{direction}/attack_success@{k}", ratio(lost, correct), None, weights=correct))
+            scores.append(Score(f"{name}/{direction}/R@{k}_before", correct / queries, chance, weights=queries))
     return scores
 
 
@@ -133,9 +133,9 @@ def attack_scores(
     before: Mapping[str, Ranks],
     seed: int = 0,
 ) -> tuple[list[Score], Pairs]:
-    """The attack knows one of the runs and is tried on all; names are `source_to_target`. Also what it made.
+    """Attack one run and evaluate all runs; metrics are named `source_to_target`. Also returns the perturbed pairs.
 
-    before: what each run finds among the pairs as they are.
+    before: ranks of each run on the original pairs.
     """
     changed = perturb_pairs(attack, runs[source], corpus, pairs, seed)
     scores = []
@@ -145,9 +145,9 @@ def attack_scores(
 
 
 def summary(scores: Sequence[Score], sources: Sequence[str]) -> list[Score]:
-    """Attack success over all pairs of models, in models known (`same_model`) and unknown (`other_models`)."""
+    """Return the success over all pairs of models: white-box (`same_model`) and transfer (`other_models`)."""
     by_name = {score.name: score for score in scores}
-    found = []
+    summaries = []
     for group, pairs in (
         ("other_models", [(a, b) for a in sources for b in sources if a != b]),
         ("same_model", [(a, a) for a in sources]),
@@ -158,12 +158,12 @@ def summary(scores: Sequence[Score], sources: Sequence[str]) -> list[Score]:
                     by_name[f"{a}_to_{b}/{way}/{kind}"] for a, b in pairs for way in (IMAGE_TO_TEXT, TEXT_TO_IMAGE)
                 ]
                 if parts:
-                    found.append(_together(f"{group}/{kind}", parts))
-    return found
+                    summaries.append(_together(f"{group}/{kind}", parts))
+    return summaries
 
 
 def _together(name: str, parts: Sequence[Score]) -> Score:
-    """All queries of several scores on the same units."""
+    """Pool the queries of several scores on the same clusters."""
     weights = np.sum([part.weights for part in parts if part.weights is not None], axis=0)
     sums = np.sum([part.clusters * part.weights for part in parts if part.weights is not None], axis=0)
     return dataclasses.replace(parts[0], name=name, clusters=ratio(sums, weights), weights=weights)

@@ -1,4 +1,4 @@
-"""Which word could stand here? A small masked language model of the corpus's captions, which is nobody's text tower."""
+"""Small masked language model (MLM) of the corpus's captions, which proposes word substitutions (BERT-Attack)."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from polymodal.modalities.text import Tokens
 from polymodal.objectives.masked_modeling import masked_cross_entropy
 
 STOP_WORDS = ENGLISH_STOP_WORDS
-MASK, UNKNOWN, FIRST = 0, 1, 2  # words are numbered from FIRST
-RARE = 2  # a word that occurs less often is unknown
+MASK, UNKNOWN, FIRST = 0, 1, 2  # ids of words begin at FIRST
+RARE = 2  # minimum count of a known word
 MASKED, KEPT, RANDOM = 0.15, 0.1, 0.1  # BERT, section 3.1
 STEPS, BATCH, RATE = 400, 64, 3e-3
 CONTEXT = 32
 
 
 class WordModel:
-    """Whole words, seen from both sides (BERT, Devlin et al. 2019), learned on training captions of one language."""
+    """Word-level bidirectional MLM (BERT, Devlin et al. 2019), trained on training captions of one language."""
 
     def __init__(self, texts: Sequence[str], seed: int = 0, steps: int = STEPS):
-        """texts: captions to learn from; 15 seconds on one core."""
+        """Train the model, 15 seconds on one core. texts: training captions."""
         counts = Counter(word for text in texts for word in split(text))
-        known = (word for word, count in counts.most_common() if count >= RARE)
-        self.words = [word for word in known if any(map(str.isalnum, word))]
-        self.numbers = {word: number for number, word in enumerate(self.words, FIRST)}
+        frequent = (word for word, count in counts.most_common() if count >= RARE)
+        self.words = [word for word in frequent if any(map(str.isalnum, word))]
+        self.numbers = {word: index for index, word in enumerate(self.words, FIRST)}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             config = TextEncoderConfig(context_length=CONTEXT, width=64, depth=2)
@@ -44,7 +44,7 @@ class WordModel:
 
     @classmethod
     def of(cls, corpus: Corpus, language: str | None, seed: int = 0) -> WordModel:
-        """language: of the captions; None takes all."""
+        """Train on the captions of a corpus. language: of the captions; None takes all."""
         column = corpus.column_with(Text)
         modality = corpus.columns[column]
         assert isinstance(modality, Text)
@@ -53,24 +53,24 @@ class WordModel:
         return _learned(tuple(caption.text for caption in captions if language in (None, caption.language)), seed)
 
     def candidates(self, places: Sequence[tuple[list[str], int]], count: int) -> list[list[str]]:
-        """The `count` likeliest words at one place of each caption, of which it sees all; no stop word among them.
+        """Return the top `count` words at one position of each caption, which is not masked; stop words are excluded.
 
-        places: captions as lists of words, and the place of the word that is to be replaced.
+        places: captions as lists of words, and the index of the word to replace.
         """
-        inside = [(words, place) for words, place in places if place < CONTEXT]
+        inside = [(words, index) for words, index in places if index < CONTEXT]
         if not inside:
             return [[] for _ in places]
         tokens = self._tokens([[self._number(word) for word in words] for words, _ in inside])
         with torch.no_grad():
-            hidden, packing, _ = self.encoder(tokens)
-            rows = packing.pad(hidden)[torch.arange(len(inside)), [place for _, place in inside]]
-            likely = self.head(rows)[:, FIRST:].topk(min(count, len(self.words))).indices.tolist()
-        found = iter(likely)
+            states, packing, _ = self.encoder(tokens)
+            rows = packing.pad(states)[torch.arange(len(inside)), [index for _, index in inside]]
+            top_ids = self.head(rows)[:, FIRST:].topk(min(count, len(self.words))).indices.tolist()
+        remaining = iter(top_ids)
         offered = []
-        for words, place in places:
-            own = clean(words[place])
-            numbers = next(found) if place < CONTEXT else []
-            offered.append([w for n in numbers if (w := self.words[n]) != own and w not in STOP_WORDS])
+        for words, index in places:
+            original = clean(words[index])
+            numbers = next(remaining) if index < CONTEXT else []
+            offered.append([w for n in numbers if (w := self.words[n]) != original and w not in STOP_WORDS])
         return offered
 
     def _number(self, word: str) -> int:
@@ -83,16 +83,17 @@ class WordModel:
         rows = [[self._number(word) for word in split(text)] for text in texts]
         optimizer = torch.optim.AdamW([*self.encoder.parameters(), *self.head.parameters()], RATE)
         for step in range(steps):
-            some = torch.randint(len(rows), (BATCH,)).tolist()
-            tokens = self._tokens([rows[number] for number in some])
-            asked = tokens.mask & (torch.rand(tokens.ids.shape) < MASKED)
-            lot = torch.rand(tokens.ids.shape)
-            shown = tokens.ids.masked_fill(asked & (lot > KEPT + RANDOM), MASK)
-            others = torch.randint(FIRST, FIRST + len(self.words), tokens.ids.shape)
-            shown = torch.where(asked & (lot < RANDOM), others, shown)
-            hidden, packing, _ = self.encoder(Tokens(shown, tokens.lengths))
-            logits = self.head(packing.pad(hidden)[asked])
-            loss = masked_cross_entropy(logits, tokens.ids[asked])
+            sampled = torch.randint(len(rows), (BATCH,)).tolist()
+            tokens = self._tokens([rows[index] for index in sampled])
+            selected = tokens.mask & (torch.rand(tokens.ids.shape) < MASKED)
+            uniform = torch.rand(tokens.ids.shape)
+            # BERT, section 3.1: of the selected words, 80 % become [MASK], 10 % random, 10 % stay.
+            inputs = tokens.ids.masked_fill(selected & (uniform > KEPT + RANDOM), MASK)
+            random_ids = torch.randint(FIRST, FIRST + len(self.words), tokens.ids.shape)
+            inputs = torch.where(selected & (uniform < RANDOM), random_ids, inputs)
+            states, packing, _ = self.encoder(Tokens(inputs, tokens.lengths))
+            logits = self.head(packing.pad(states)[selected])
+            loss = masked_cross_entropy(logits, tokens.ids[selected])
             for group in optimizer.param_groups:
                 group["lr"] = RATE * (1 - step / steps)
             optimizer.zero_grad()
@@ -106,10 +107,10 @@ def _learned(texts: tuple[str, ...], seed: int) -> WordModel:
 
 
 def clean(word: str) -> str:
-    """In lower case, without punctuation around it."""
+    """Lower-case a word and strip punctuation."""
     return word.lower().strip(".,;:!?\"'()“”‘’")
 
 
 def split(text: str) -> list[str]:
-    """The words of a text, as the model knows them; places are those of `text.split()`."""
+    """Split a text into words as the model does; indices are those of `text.split()`."""
     return [clean(word) for word in text.split()]

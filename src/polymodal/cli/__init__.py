@@ -1,4 +1,4 @@
-"""The command line: a function a command. What it needs is imported when it runs, so that help answers at once."""
+"""The command line: one function per command. Imports happen when a command runs, so that help is fast."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
 }
 
 
-# What stands before the flags of a command; where help is asked for and it is left out, these stand in. Flags of a
-# recipe are then those of the one named here.
+# Default positional arguments with --help; the flags of a recipe are then those of the recipe named here.
 STANDING_IN: dict[str, Arguments] = {
     "show": ["clip"],
     "train": ["clip"],
@@ -72,7 +71,7 @@ STANDING_IN: dict[str, Arguments] = {
 
 
 def _with_help(name: str, arguments: Arguments) -> Arguments:
-    """The arguments of a command, with something for each word that is missing where only help is asked for."""
+    """Complete missing positional arguments of a command if help is requested."""
     if not HELP & {*arguments}:
         return arguments
     words = leading_words(arguments)
@@ -80,7 +79,7 @@ def _with_help(name: str, arguments: Arguments) -> Arguments:
 
 
 def main() -> None:
-    """Entry point; exit status 0, 2 for an error the user can mend, 130 after Ctrl-C."""
+    """Entry point; exit status 0, 2 for user errors, 130 after Ctrl-C."""
     arguments = sys.argv[1:]
     try:
         if not arguments or arguments[0] in HELP:
@@ -118,8 +117,8 @@ def _help() -> None:
 
 
 def _leave() -> NoReturn:
-    """End one of several processes at once: all is written, and threads of gloo now and then abort while Python shuts
-    down, which torchrun would take for a failed run."""
+    """Exit one of several processes immediately, after everything is written: gloo threads sometimes abort during
+    Python's shutdown, which torchrun would report as a failed run."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -1,4 +1,5 @@
-"""Words and flags of a command: options as dataclasses, recipes with their hyper-parameters, runs with their data."""
+"""Arguments and flags of commands: options as dataclasses, recipes with their hyper-parameters, runs with their
+data."""
 
 from __future__ import annotations
 
@@ -22,22 +23,23 @@ HELP = {"-h", "--help"}
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which data: a built-in corpus, or your own files."""
+    """The data: a built-in corpus, or your own files."""
 
     corpus: str | None = None
-    """A built-in corpus (`polymodal corpora` lists them), or a mixture with weights, such as emoji:3,scenes:1."""
+    """Built-in corpus (dataset; `polymodal corpora` lists them), or a weighted mixture, such as emoji:3,scenes:1."""
     data: str | None = None
-    """Your pairs: a .parquet, .csv, .jsonl or webdataset .tar file, or a folder with such files."""
+    """Your own pairs: a .parquet, .csv, .jsonl or webdataset .tar file, or a folder of such files."""
     image_column: str | None = None
-    """The column of images or clips of --data, when it cannot be told by its type."""
+    """Column of images or clips in --data, if it cannot be inferred from its type."""
     text_column: str | None = None
-    """The caption column of --data, when it cannot be told by its type."""
+    """Caption column in --data, if it cannot be inferred from its type."""
     stream: bool = False
-    """Read the .parquet or .tar shards of --data where they lie, for data larger than memory; URLs always are."""
+    """Stream the .parquet or .tar shards of --data, for data larger than memory; URLs are always streamed."""
     language: str | None = None
-    """Captions in these languages only, such as de or de,fr; examples that have none are left out."""
+    """Use captions in these languages only, such as de or de,fr; examples without any are skipped."""
     language_temperature: float | None = None
-    """Draw languages in shares of (captions in the language)^(1 / temperature): 1 as they are, 100 all alike."""
+    """Sample languages with probability proportional to (number of captions)^(1 / temperature): 1 as they are, 100
+    almost uniform."""
 
     def open(self) -> Corpus:
         from polymodal.corpora.languages import in_languages, with_language_temperature
@@ -50,7 +52,7 @@ class DataOptions:
         return corpus
 
     def check(self) -> None:
-        """Raises UserError where the data that are asked for cannot be there. Nothing slow is imported for it."""
+        """Raise UserError for missing or contradictory options, without slow imports."""
         if self.corpus and self.data:
             raise UserError("Give --corpus or --data, not both.")
         if not self.data and (self.image_column or self.text_column):
@@ -84,27 +86,27 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class PresetOptions:
-    """Where hyper-parameters start from."""
+    """Preset of hyper-parameters."""
 
     paper: bool = False
-    """The paper's hyper-parameters where no flag says otherwise; without it, those of the small preset."""
+    """Start from the paper's hyper-parameters instead of the small preset."""
 
 
 @dataclass(frozen=True)
 class TowerOptions:
-    """Pretrained towers in place of the recipe's own."""
+    """Pretrained encoders instead of the recipe's own."""
 
     vision: str | None = None
-    """hf:NAME or hf:PATH: a pretrained image tower (CLIP, SigLIP, SigLIP 2, DINOv2, DINOv3, ViT, AIMv2)."""
+    """hf:NAME or hf:PATH: pretrained image encoder (CLIP, SigLIP, SigLIP 2, DINOv2, DINOv3, ViT, AIMv2)."""
     text_encoder: str | None = None
-    """hf:NAME or hf:PATH: a pretrained text tower (CLIP, SigLIP, BERT, MiniLM, ModernBERT, any decoder)."""
+    """hf:NAME or hf:PATH: pretrained text encoder (CLIP, SigLIP, BERT, MiniLM, ModernBERT, any decoder)."""
     audio: str | None = None
-    """hf:NAME or hf:PATH: a pretrained audio tower (Whisper, wav2vec 2.0, HuBERT, WavLM, w2v-BERT)."""
+    """hf:NAME or hf:PATH: pretrained audio encoder (Whisper, wav2vec 2.0, HuBERT, WavLM, w2v-BERT)."""
     lm: str | None = None
-    """hf:NAME or hf:PATH: a pretrained language model (Qwen, Llama, SmolLM, GPT-2 ...)."""
+    """hf:NAME or hf:PATH: pretrained language model (LLM: Qwen, Llama, SmolLM, GPT-2 ...)."""
 
     def applied(self, recipe: Any) -> Any:
-        """The recipe with these towers."""
+        """Return the recipe with these encoders."""
         towers = dataclasses.asdict(self)
         if not any(towers.values()):
             return recipe
@@ -116,8 +118,8 @@ class TowerOptions:
 @dataclass(frozen=True)
 class TrustOptions:
     trust_code: bool = False
-    """Execute the code that a run brings or names, though it was not trained with on this machine. It can do all that
-    you can."""
+    """Execute code that a run contains or names, although it was not used for training on this machine. It can do
+    anything that you can."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +136,13 @@ class NoOptions:
 def parse(
     options: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None], default: Any = None
 ) -> Any:
-    """A dataclass from flags, and from words where a field has no default.
+    """Parse flags to a dataclass; fields without a default are positional.
 
-    default: an instance whose values stand where no flag is given. Raises UserError for a number outside its range.
+    default: instance with the default values. Raises UserError for a number outside its range.
     """
-    found = _from_flags(options, arguments, usage, command, default)
-    validate_constraints(found)
-    return found
+    parsed = _from_flags(options, arguments, usage, command, default)
+    validate_constraints(parsed)
+    return parsed
 
 
 def _from_flags(
@@ -148,23 +150,23 @@ def _from_flags(
 ) -> Any:
     import tyro
 
-    given: dict[str, Any] = {} if default is None else {"default": default}
+    keywords: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(
         options,
         args=arguments,
         prog=f"polymodal {usage}",
         description=command.__doc__,
         config=(tyro.conf.PositionalRequiredArgs,),
-        **given,
+        **keywords,
     )
 
 
 def parse_together(
     kinds: dict[str, Any], arguments: Arguments, usage: str, command: Callable[[Arguments], None]
 ) -> Any:
-    """Several dataclasses from one list of flags, without a prefix for any; they are attributes of what comes back.
+    """Parse several dataclasses from one list of flags without prefixes; they are attributes of the result.
 
-    kinds: classes, or instances whose values stand where no flag is given.
+    kinds: classes, or instances with the default values.
     """
     import tyro
 
@@ -181,9 +183,9 @@ def parse_together(
 def parse_with_recipe(
     kinds: dict[str, Any], kind: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None]
 ) -> Any:
-    """As `parse_together`, and a recipe of this kind, from the paper's preset with --paper.
+    """Parse as `parse_together`, with a recipe of this kind; --paper selects the paper's preset.
 
-    kind: may be a stand-in, of which `source.real` makes the recipe.
+    kind: may be a stand-in, from which `source.real` makes the recipe.
     """
     if "--paper" in arguments and not hasattr(kind, "paper"):
         raise UserError("This recipe has no preset of a paper; leave --paper out.")
@@ -195,44 +197,45 @@ def parse_with_recipe(
 
 
 def leading_words(arguments: Arguments) -> Arguments:
-    """The words before the first flag."""
+    """Return the arguments before the first flag."""
     first = next((index for index, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     return arguments[:first]
 
 
 def positional(arguments: Arguments, usage: str) -> tuple[str, Arguments]:
-    """The first word, and what follows it. Raises UserError with the usage where there is none."""
+    """Return the first argument, and the rest. Raises UserError with the usage where there is none."""
     if arguments and not arguments[0].startswith("-"):
         return arguments[0], arguments[1:]
     raise UserError(f"Usage: polymodal {usage}")
 
 
 def recipe_that(does: str, spec: str, otherwise: str, family: str) -> type[Any]:
-    """The stand-in of the recipe class with this method. Raises UserError for others, with those of the family."""
+    """Return the stand-in of the recipe class with this method. Raises UserError for others, listing the family's
+    recipes."""
     from polymodal import recipes
 
     kind = recipes.stand_in(spec)
     if not hasattr(kind, does):
-        known = ", ".join(name for name, entry in recipes.entries().items() if entry.family == family)
-        raise UserError(f"The recipe '{spec}' is {otherwise}; these are: {known}.")
+        available = ", ".join(name for name, entry in recipes.entries().items() if entry.family == family)
+        raise UserError(f"The recipe '{spec}' is {otherwise}; these are: {available}.")
     return kind
 
 
 def short_name(spec: str) -> str:
-    """'./my_method.py:Mine' -> 'my_method:Mine'; 'package.module:Recipe' -> 'module:Recipe'."""
-    place, colon, name = spec.partition(":")
-    return (Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]) + colon + name
+    """Shorten a spec: './my_method.py:Mine' -> 'my_method:Mine'; 'package.module:Recipe' -> 'module:Recipe'."""
+    module, colon, name = spec.partition(":")
+    return (Path(module).stem if module.endswith(".py") else module.rpartition(".")[2]) + colon + name
 
 
 @dataclass(frozen=True)
 class RunOptions(DataOptions, TrustOptions):
-    """For commands that use a run on data."""
+    """Options of commands that use a run on data."""
 
 
-def run_and_corpus(place: str, options: RunOptions) -> tuple[Any, Corpus]:
-    """A run, and the data that the options name, or else its own."""
+def run_and_corpus(path: str, options: RunOptions) -> tuple[Any, Corpus]:
+    """Load a run, and the data that the options name, or else the run's own."""
     from polymodal.corpora.registry import reopen
     from polymodal.training import load_run
 
-    run = load_run(place, options.trust_code)
+    run = load_run(path, options.trust_code)
     return run, options.open() if options.given else reopen(run.record["corpus"])

@@ -1,4 +1,4 @@
-"""What commands print: tables, JSON, sizes, progress."""
+"""Output of commands: tables, JSON, sizes, progress."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def terminal() -> Any:
-    """Where sentences go; lines are not broken, so that commands in them can be copied."""
+    """Return a console without line wrapping, so that commands in the output can be copied."""
     from rich.console import Console
 
     return Console(soft_wrap=True)
 
 
 def print_table(headings: list[str], rows: list[list[str]], right: Any = ()) -> None:
-    """right: which columns are numbers, and stand to the right."""
+    """Print a table. right: indices of right-aligned (numeric) columns."""
     from rich.console import Console
     from rich.table import Table
 
@@ -40,13 +40,13 @@ def megabytes(count: int) -> str:
 
 
 def said_of_unreadable(skipped: dict[str, str]) -> str:
-    """skipped: keys of examples, with reasons. '' for none."""
+    """Return a note on unreadable examples; '' for none. skipped: key -> reason."""
     return f"; {len(skipped)} could not be read: {', '.join(list(skipped)[:3])}" if skipped else ""
 
 
 @contextmanager
 def waiting(doing: str) -> Iterator[None]:
-    """A sign of life and the time so far, beside what is printed; nothing where nobody looks at a terminal."""
+    """Show a spinner with elapsed time, on terminals only."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -59,11 +59,11 @@ def waiting(doing: str) -> Iterator[None]:
 
 @contextmanager
 def bar(description: str, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with rate and time left; gives what reports how many are done, of how many."""
+    """Show a progress bar with rate and time left; yields a function that reports (done, total)."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    said = TextColumn(f"{{task.completed:,}} of {{task.total:,}} {what}, {{task.fields[rate]:,.0f}} a second")
-    columns = TextColumn("{task.description}"), BarColumn(), said, TimeRemainingColumn()
+    text_column = TextColumn(f"{{task.completed:,}} of {{task.total:,}} {what}, {{task.fields[rate]:,.0f}} a second")
+    columns = TextColumn("{task.description}"), BarColumn(), text_column, TimeRemainingColumn()
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task(description, total=0, rate=0.0)
 
@@ -75,11 +75,11 @@ def bar(description: str, what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def counted(tables: Any, what: str) -> Any:
-    """The same tables, with how many rows have come and how fast; how many will come is not known."""
+    """Yield tables while showing the number of rows so far and the rate; the total is unknown."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    said = TextColumn("{task.description} {task.completed:,} pages, {task.fields[rate]:,.0f} a second")
-    with Progress(SpinnerColumn(), said, TimeElapsedColumn(), transient=True) as progress:
+    text_column = TextColumn("{task.description} {task.completed:,} pages, {task.fields[rate]:,.0f} a second")
+    with Progress(SpinnerColumn(), text_column, TimeElapsedColumn(), transient=True) as progress:
         task = progress.add_task(what, total=None, rate=0.0)
         for table in tables:
             progress.advance(task, len(table))

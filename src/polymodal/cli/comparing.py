@@ -31,21 +31,21 @@ from polymodal.types import Budget
 
 @dataclass(frozen=True)
 class JobOptions:
-    """How runs follow each other."""
+    """Parallelism of runs."""
 
     jobs: PositiveInt = 1
-    """How many runs are under way at a time, each with its share of the cores, or on the next of several GPUs; with a
-    budget in seconds they share those, too. Pays for runs of a minute and more."""
+    """Number of runs in parallel, each with its share of the CPU cores, or on the next of several GPUs; with a
+    budget in seconds they share those, too. Worthwhile for runs of a minute and more."""
 
 
 @dataclass(frozen=True)
 class CompareOptions(RunOptions, JobOptions):
     budget: str = "60s"
-    """Of each run: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
+    """Budget per run: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
     seeds: PositiveInt = 2
-    """How many paired seeds."""
+    """Number of paired seeds."""
     out: str = "comparison"
-    """Folder for results.json, report.html and the runs; running again goes on where it stopped."""
+    """Folder for results.json, report.html and the runs; the same command resumes."""
 
 
 def compare(arguments: Arguments) -> None:
@@ -69,17 +69,17 @@ def compare(arguments: Arguments) -> None:
     console = terminal()
     print("\n" + textwrap.fill(comparison_verdict(comparison), min(shutil.get_terminal_size().columns, 120)) + "\n")
     console.print(terminal_table(comparison))
-    console.print(f"\nReport: {options.out}/report.html   every figure: {options.out}/results.json", highlight=False)
+    console.print(f"\nReport: {options.out}/report.html   all metrics: {options.out}/results.json", highlight=False)
 
 
 def _recipe_with_flags(spec: str) -> Any:
-    """'sparc --local-weight 1' -> that recipe with that hyper-parameter."""
+    """Parse a recipe with flags: 'sparc --local-weight 1'."""
     given = _parsed(spec)
     return given.towers.applied(source.real(given.recipe))
 
 
 def _parsed(spec: str) -> Any:
-    """The options of a recipe with flags, and its stand-in. Raises UserError before anything slow is imported."""
+    """Parse a recipe with flags, as a stand-in. Raises UserError before slow imports."""
     from polymodal import recipes
 
     name, *flags = _words(spec)
@@ -106,14 +106,14 @@ def reproduce(arguments: Arguments) -> None:
     @dataclass(frozen=True)
     class Options(JobOptions, TrustOptions):
         budget: str | None = None
-        """Of each run, instead of the claim's own."""
+        """Budget per run, instead of the claim's own."""
         seeds: PositiveInt | None = None
-        """How many paired seeds, instead of the claim's own."""
+        """Number of paired seeds, instead of the claim's own."""
         claim: str = "claim"
-        """Which one, by its name in the recipe's file, where that makes several."""
+        """Name of the claim, if the recipe has several."""
         out: str | None = None
-        """Folder for claim.json, report.html and the runs; by default reproduce/RECIPE, of a further claim
-        reproduce/RECIPE-CLAIM."""
+        """Folder for claim.json, report.html and the runs; by default reproduce/RECIPE, or reproduce/RECIPE-CLAIM
+        for a further claim."""
 
     options = parse(Options, rest, "reproduce RECIPE", reproduce)
     from polymodal.evaluation.statistics import number
@@ -153,34 +153,34 @@ def reproduce(arguments: Arguments) -> None:
 
 
 def attack(arguments: Arguments) -> None:
-    """change images and captions so that runs fail on them; every run is attacked and all of them are tried"""
+    """attack runs by adversarial images and captions; every run is attacked, and all are evaluated (transfer)"""
     usage = "attack RECIPE RUN [RUN ...] [--split test] [--examples 300] [--out attack] [--eps 4 ...]"
     spec, rest = positional(arguments, usage)
-    places = leading_words(rest)
-    if not places:
+    paths = leading_words(rest)
+    if not paths:
         raise UserError(f"Usage: polymodal {usage}")
 
     @dataclass(frozen=True)
     class Options(RunOptions):
         split: str = "test"
-        """Whose images and captions to attack."""
+        """Split whose images and captions are attacked."""
         examples: PositiveInt = 300
-        """At most so many of them."""
+        """Maximum number of attacked examples."""
         seed: NonNegativeInt = 0
-        """Of everything that the attack draws."""
+        """Random seed of the attack."""
         out: str = "attack"
-        """Folder for attack.json and images of what was changed."""
+        """Folder for attack.json and perturbed images."""
 
     kind = recipe_that("attack", spec, "no attack", "security")
-    flags = rest[len(places) :]
-    given = parse_with_recipe({"options": Options}, kind, flags, f"attack {spec} RUN [RUN ...]", attack)
+    flags = rest[len(paths) :]
+    parsed = parse_with_recipe({"options": Options}, kind, flags, f"attack {spec} RUN [RUN ...]", attack)
     from polymodal.serving.attack import attack_runs
 
-    options = given.options
-    opened = [run_and_corpus(place, options) for place in dict.fromkeys(places)]
+    options = parsed.options
+    opened = [run_and_corpus(path, options) for path in dict.fromkeys(paths)]
     names = [run.name for run, _ in opened]
     runs = {run.name if names.count(run.name) == 1 else str(run.directory): run for run, _ in opened}
-    recipe = source.real(given.recipe)
+    recipe = source.real(parsed.recipe)
     scores = attack_runs(recipe, runs, opened[0][1], options.split, options.examples, options.seed, options.out)
     print_table(
         ["made on", "tried on", "search", "R@10 before", "not found any more", "95 % interval"],
@@ -194,7 +194,7 @@ def attack(arguments: Arguments) -> None:
 
 
 def score(arguments: Arguments) -> None:
-    """judge captions by other captions of their images, and say which of their objects is made up"""
+    """score captions against reference captions of their images, and detect hallucinated objects (ALOHa)"""
     usage = "score RECIPE CAPTIONS.jsonl [--out scores.jsonl]"
     spec, rest = positional(arguments, usage)
     captions, rest = positional(rest, usage)
@@ -202,22 +202,25 @@ def score(arguments: Arguments) -> None:
     @dataclass(frozen=True)
     class Options:
         out: str = "scores.jsonl"
-        """The file to write."""
+        """Output file."""
 
     kind = recipe_that("score", spec, "no metric of captions", "evaluation")
-    given = parse_with_recipe({"options": Options}, kind, rest, f"score {spec} CAPTIONS.jsonl", score)
+    parsed = parse_with_recipe({"options": Options}, kind, rest, f"score {spec} CAPTIONS.jsonl", score)
     from polymodal.serving.scoring import score_captions
 
-    scored = score_captions(source.real(given.recipe), Path(captions), Path(given.options.out))
-    worst = sorted(scored, key=lambda one: one[1].value)[:8]
+    scored = score_captions(source.real(parsed.recipe), Path(captions), Path(parsed.options.out))
+    worst = sorted(scored, key=lambda result: result[1].value)[:8]
     print_table(
         ["score", "worst object", "caption"],
-        [[f"{one.value:.3f}", min(one.objects, key=one.objects.__getitem__, default="-"), said] for said, one in worst],
+        [
+            [f"{result.value:.3f}", min(result.objects, key=result.objects.__getitem__, default="-"), note]
+            for note, result in worst
+        ],
         right=(0,),
     )
-    mean = sum(one.value for _, one in scored) / len(scored)
-    without = sum(not one.objects for _, one in scored)
-    said = f"; {without} of them speak of no object" if without else ""
+    mean = sum(result.value for _, result in scored) / len(scored)
+    without = sum(not result.objects for _, result in scored)
+    note = f"; {without} of them speak of no object" if without else ""
     terminal().print(
-        f"Mean {mean:.3f} over {len(scored):,} captions{said}. All are in {given.options.out}.", highlight=False
+        f"Mean {mean:.3f} over {len(scored):,} captions{note}. All are in {parsed.options.out}.", highlight=False
     )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def corpora(arguments: Arguments) -> None:
-    """the built-in corpora: list, show NAME, fetch NAME..., fetch --all, remove NAME..."""
+    """the built-in corpora (datasets): list, show NAME, fetch NAME..., fetch --all, remove NAME..."""
     words = leading_words(arguments)
     action, *names = words or ["list"]
     actions = {"list": _list_corpora, "show": _show_corpora, "fetch": _fetch_corpora, "remove": _remove_corpora}
@@ -66,13 +66,13 @@ def _show_corpora(names: list[str], arguments: Arguments) -> None:
     @dataclass(frozen=True)
     class Options:
         examples: PositiveInt = 3
-        """How many examples to show."""
+        """Number of examples to show."""
         seed: NonNegativeInt = 0
-        """Which ones: another number shows others."""
+        """Random seed for choosing examples."""
         out: str | None = None
-        """Where to write the contact sheet (PNG); by default NAME.png in this folder."""
+        """Output file of the contact sheet (PNG); by default NAME.png in this folder."""
         json: bool = False
-        """Print JSON for scripts, and write no sheet unless --out is given."""
+        """Print JSON for scripts; no contact sheet unless --out is given."""
 
     options = parse(Options, arguments, "corpora show NAME", corpora)
     if len(names) != 1:
@@ -108,7 +108,7 @@ def _fetch_corpora(names: list[str], arguments: Arguments) -> None:
     @dataclass(frozen=True)
     class Options:
         all: bool = False
-        """Every corpus that is not in the cache yet."""
+        """Fetch every corpus that is not in the cache yet."""
 
     options = parse(Options, arguments, "corpora fetch NAME...", corpora)
     if not names and not options.all:
@@ -147,49 +147,51 @@ def _remove_corpora(names: list[str], arguments: Arguments) -> None:
 
     for name in names:
         freed = remove(name)
-        said = f"Removed {name} ({megabytes(freed)})." if freed else f"{name} is not in the cache."
-        terminal().print(said, highlight=False)
+        message = f"Removed {name} ({megabytes(freed)})." if freed else f"{name} is not in the cache."
+        terminal().print(message, highlight=False)
 
 
 def curate(arguments: Arguments) -> None:
-    """web pages to a corpus of interleaved documents, with counts of every step"""
+    """curate web pages to a corpus of interleaved documents, with counts of every step"""
     usage = "curate RECIPE PAGES --out FOLDER [--good TEXTS] [--runner ray]"
     spec, rest = positional(arguments, usage)
-    place, rest = positional(rest, usage)
+    path, rest = positional(rest, usage)
     kind = recipe_that("steps", spec, "no recipe of curation", "curation")
 
     @dataclass(frozen=True)
     class Options:
         out: str = "curated"
-        """The folder to write; `--data FOLDER` opens it."""
+        """Output folder; `--data FOLDER` opens it."""
         good: str | None = None
-        """A text file, or a built-in corpus with captions, in the language that is wanted: what perplexity and
-        frequent words are learned from."""
+        """Text file, or built-in corpus with captions, of good texts in the language: for perplexity and frequent
+        words."""
         flagged: str | None = None
-        """A file with a word a line that nobody wants."""
+        """File with one flagged (unwanted) word per line."""
 
     kinds = {"options": Options, "curation": source.find("polymodal.curation.pipeline", "CurationOptions")}
-    given = parse_with_recipe(kinds, kind, rest, f"curate {spec} PAGES", curate)
+    parsed = parse_with_recipe(kinds, kind, rest, f"curate {spec} PAGES", curate)
     from polymodal.corpora import registry
     from polymodal.curation.pipeline import curate_pages, figures_of, pages_in, pages_of
     from polymodal.curation.quality import good_texts, lines_of_file
     from polymodal.training import Interrupted
 
-    recipe, options = source.real(given.recipe), given.options
-    found = registry.load_corpus(place) if place in registry.names() else None
-    pages, figures = (pages_of(found), figures_of(found)) if found else (pages_in(Path(place)), None)
+    recipe, options = source.real(parsed.recipe), parsed.options
+    source_corpus = registry.load_corpus(path) if path in registry.names() else None
+    pages, figures = (
+        (pages_of(source_corpus), figures_of(source_corpus)) if source_corpus else (pages_in(Path(path)), None)
+    )
     flagged = [word for line in lines_of_file(options.flagged) for word in line.split()] if options.flagged else ()
-    known = recipe.fit(good_texts(options.good, recipe.language) if options.good else (), flagged)
-    further = {"good": options.good, "flagged": options.flagged}
+    fitted = recipe.fit(good_texts(options.good, recipe.language) if options.good else (), flagged)
+    settings = {"good": options.good, "flagged": options.flagged}
     try:
         corpus, counts = curate_pages(
             recipe,
             pages,
             options.out,
-            known,
-            source.real(given.curation),
-            place,
-            further,
+            fitted,
+            source.real(parsed.curation),
+            path,
+            settings,
             lambda one: counted(one, "Curated"),
             figures,
         )
@@ -218,29 +220,29 @@ def curate(arguments: Arguments) -> None:
 
 
 def caption(arguments: Arguments) -> None:
-    """captions of a corpus's images by a run, the best kept, as a corpus to train ulip_2 on"""
-    place, rest = positional(arguments, "caption RUN --out FOLDER [--corpus NAME | --data PATH] [--score-with RUN]")
+    """caption a corpus's images by a run, keeping the best captions, as a corpus to train ulip_2 on"""
+    path, rest = positional(arguments, "caption RUN --out FOLDER [--corpus NAME | --data PATH] [--score-with RUN]")
 
     @dataclass(frozen=True)
     class Options(RunOptions):
         out: str = "captions"
-        """The folder to write; `--data FOLDER` opens it."""
+        """Output folder; `--data FOLDER` opens it."""
         score_with: str | None = None
-        """A run that embeds images and texts, to say which captions fit; without, the commonest is the best."""
+        """Run that embeds images and texts, to rank captions by similarity (CLIP score); by default, by frequency."""
 
     kinds = {"options": Options, "captions": source.find("polymodal.curation.captions", "CaptionOptions")}
-    given = parse_together(kinds, rest, "caption RUN", caption)
+    parsed = parse_together(kinds, rest, "caption RUN", caption)
     from rich.progress import track
 
     from polymodal.curation.captions import CaptionCounts, captioned, write_captions
     from polymodal.curation.resumable import progress_file
     from polymodal.training import load_run
 
-    out, score_with, options = given.options.out, given.options.score_with, source.real(given.captions)
-    run, corpus = run_and_corpus(place, given.options)
-    ranker, counts = load_run(score_with, given.options.trust_code) if score_with else None, CaptionCounts()
+    out, score_with, options = parsed.options.out, parsed.options.score_with, source.real(parsed.captions)
+    run, corpus = run_and_corpus(path, parsed.options)
+    ranker, counts = load_run(score_with, parsed.options.trust_code) if score_with else None, CaptionCounts()
     unfinished = progress_file(Path(out))
-    found = captioned(
+    captions = captioned(
         run,
         corpus,
         corpus.rows("train"),
@@ -252,17 +254,17 @@ def caption(arguments: Arguments) -> None:
     )
 
     def made() -> dict[str, Any]:
-        made_of = {"run": place, "score_with": score_with, "corpus": corpus.name}
+        made_of = {"run": path, "score_with": score_with, "corpus": corpus.name}
         return made_of | {"options": dataclasses.asdict(options), "counts": dataclasses.asdict(counts)}
 
     with _goes_on():
-        written = write_captions(corpus, out, found, made, unfinished)
+        written = write_captions(corpus, out, captions, made, unfinished)
     kept = max(counts.kept, 1)
     facts = {
         "images": f"{counts.images:,}",
         "different captions": f"{counts.distinct / max(counts.images, 1):.1f} of {options.num_return_sequences}",
         "kept": f"{counts.kept:,}, of {counts.words / kept:.1f} words",
-        "fit": f"{counts.fit / kept:.3f} ({'cosine with the image' if score_with else 'share of the captions'})",
+        "fit": f"{counts.fit / kept:.3f} ({'cosine with the image' if score_with else 'fraction of the captions'})",
         "unreadable": f"{len(counts.unreadable):,} examples",
     }
     print_table(["", ""], [[name, value] for name, value in facts.items()])
@@ -274,7 +276,7 @@ def caption(arguments: Arguments) -> None:
 
 @contextmanager
 def _goes_on() -> Iterator[None]:
-    """Says after Ctrl-C that nothing is lost."""
+    """Report after Ctrl-C that the command can be resumed."""
     from polymodal.training import Interrupted
 
     try:
@@ -284,25 +286,25 @@ def _goes_on() -> Iterator[None]:
 
 
 def sample_preferences(arguments: Arguments) -> None:
-    """pairs of a run's own answers, the better one first, as a corpus to train mpo on"""
-    place, rest = positional(
+    """sample preference pairs from a run's own answers, as a corpus to train mpo on"""
+    path, rest = positional(
         arguments, "sample-preferences RUN --out FOLDER [--corpus NAME | --data PATH] [--num-return-sequences 16]"
     )
 
     @dataclass(frozen=True)
     class Options(RunOptions):
         out: str = "preferences"
-        """The folder to write; `--data FOLDER` opens it."""
+        """Output folder; `--data FOLDER` opens it."""
 
     kinds = {"options": Options, "pairs": source.find("polymodal.curation.preferences", "PairOptions")}
-    given = parse_together(kinds, rest, "sample-preferences RUN", sample_preferences)
+    parsed = parse_together(kinds, rest, "sample-preferences RUN", sample_preferences)
     from rich.progress import track
 
     from polymodal.corpora.saved import load_description
     from polymodal.curation.preferences import write_preferences
 
-    run, corpus = run_and_corpus(place, given.options)
-    out, pairs_options = given.options.out, source.real(given.pairs)
+    run, corpus = run_and_corpus(path, parsed.options)
+    out, pairs_options = parsed.options.out, source.real(parsed.pairs)
     with _goes_on():
         written = write_preferences(
             run, corpus, out, pairs_options, lambda items: track(items, "Asking", transient=True)
@@ -319,6 +321,6 @@ def sample_preferences(arguments: Arguments) -> None:
     print_table(["", ""], [[name, value] for name, value in facts.items()])
     terminal().print(
         f"Wrote {len(written.rows('train')):,} training examples with pairs, and all other splits, to {out}.\n"
-        f"Next: polymodal train mpo --data {out} --init {place}",
+        f"Next: polymodal train mpo --data {out} --init {path}",
         highlight=False,
     )

@@ -13,48 +13,48 @@ from polymodal.cli._printing import megabytes, print_json, print_table, terminal
 
 
 def list_(arguments: Arguments) -> None:
-    """the recipes, with family, modalities, idea and the state of their claim"""
+    """list the recipes, with family, modalities, idea and the state of their claim"""
     from polymodal.recipes import entries
 
     options = parse(JsonOptions, arguments, "list", list_)
     results = _recorded_claims()
-    found = [
+    rows = [
         dataclasses.asdict(entry)
         | {"verdict": results[name]["verdict"] if name in results else None}
         | {"claim": results[name]["verdict"] if name in results else "not yet run" if entry.has_claim else "-"}
         for name, entry in entries().items()
     ]
     if options.json:
-        print_json(found)
+        print_json(rows)
         return
     print_table(
         ["recipe", "family", "modalities", "year", "idea", "claim"],
-        [[e["name"], e["family"], " + ".join(e["modalities"]), str(e["year"]), e["idea"], e["claim"]] for e in found],
+        [[e["name"], e["family"], " + ".join(e["modalities"]), str(e["year"]), e["idea"], e["claim"]] for e in rows],
     )
 
 
 def show(arguments: Arguments) -> None:
-    """a recipe: its paper, its hyper-parameters with types, defaults and sources, its claim"""
+    """show a recipe: its paper, its hyper-parameters with types, defaults and sources, its claim"""
     spec, rest = positional(arguments, "show RECIPE [--json]")
 
     options = parse(JsonOptions, rest, "show RECIPE", show)
     from polymodal.recipes import describe
 
-    found = describe(spec)
+    about = describe(spec)
     recorded = _recorded_claims()
     result = recorded.get(spec)
     if options.json:
-        print_json(found | {"result": result})
+        print_json(about | {"result": result})
         return
     console = terminal()
-    console.print(f"[bold]{found['title']}[/bold] ({found['year']}, arXiv {found['arxiv']})\n\n{found['about']}\n")
+    console.print(f"[bold]{about['title']}[/bold] ({about['year']}, arXiv {about['arxiv']})\n\n{about['about']}\n")
     print_table(
         ["hyper-parameter", "type", "default", "meaning and source"],
-        [[row["flag"], row["type"], row["default"], row["meaning"]] for row in found["hyper_parameters"]],
+        [[row["flag"], row["type"], row["default"], row["meaning"]] for row in about["hyper_parameters"]],
     )
-    if found["claim"]:
-        _print_claim("Claim", found["claim"], result)
-    for name, sentence in found["further_claims"].items():
+    if about["claim"]:
+        _print_claim("Claim", about["claim"], result)
+    for name, sentence in about["further_claims"].items():
         _print_claim(f"Claim {name}", sentence, recorded.get(f"{spec}-{name}"))
 
 
@@ -73,7 +73,7 @@ def _print_claim(title: str, sentence: str, result: dict[str, Any] | None) -> No
 
 
 def _recorded_claims() -> dict[str, dict[str, Any]]:
-    """The results of claims that ship with the package, by recipe, or RECIPE-CLAIM; no recipe is imported for them."""
+    """Return the recorded results of claims, by recipe, or RECIPE-CLAIM, without importing recipes."""
     files = Path(__file__).parents[1].glob("reproduce/results/*.json")
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
@@ -87,7 +87,7 @@ def new(arguments: Arguments) -> None:
     @dataclass(frozen=True)
     class Options:
         source: str = "clip"
-        """The recipe to start from (--from)."""
+        """Recipe to start from (--from)."""
 
     options = parse(Options, rest, "new NAME", new)
     from polymodal.recipes import command_of, entries, find
@@ -103,7 +103,7 @@ def new(arguments: Arguments) -> None:
 
 
 def doctor(arguments: Arguments) -> None:
-    """what this installation has and lacks: versions, devices, cache, optional packages"""
+    """report this installation: versions, devices, cache, optional packages"""
 
     options = parse(JsonOptions, arguments, "doctor", doctor)
     from polymodal.serving import installation

@@ -1,4 +1,4 @@
-"""Commands about vectors: embed, index, search."""
+"""Commands about embeddings: embed, index, search."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ from polymodal.constraints import PositiveInt
 
 
 def embed(arguments: Arguments) -> None:
-    """write the vectors of images and captions to a Parquet file"""
-    place, rest = positional(arguments, "embed RUN --data PATH --out vectors.parquet")
+    """write the embeddings of images and captions to a Parquet file"""
+    path, rest = positional(arguments, "embed RUN --data PATH --out vectors.parquet")
 
     @dataclass(frozen=True)
     class Options(RunOptions):
         out: str = "vectors.parquet"
-        """The Parquet file to write."""
+        """Output Parquet file."""
 
     options = parse(Options, rest, "embed RUN", embed)
     from polymodal.serving.embedding import write_embeddings
 
-    run, corpus = run_and_corpus(place, options)
+    run, corpus = run_and_corpus(path, options)
     with waiting(f"Embedding {corpus.name}"):
         count, skipped = write_embeddings(run, corpus, Path(options.out))
-    said = f"Wrote the vectors of {count:,} examples to {options.out}{said_of_unreadable(skipped)}."
-    terminal().print(said, highlight=False)
+    message = f"Wrote the vectors of {count:,} examples to {options.out}{said_of_unreadable(skipped)}."
+    terminal().print(message, highlight=False)
 
 
 def index(arguments: Arguments) -> None:
-    """make a searchable index of a corpus or of your own data, or bring one up to date"""
-    place, rest = positional(arguments, "index RUN --data PATH --out DIR")
+    """build or update a vector index of a corpus or of your own data"""
+    path, rest = positional(arguments, "index RUN --data PATH --out DIR")
 
     @dataclass(frozen=True)
     class Options(RunOptions):
         out: str = "index"
-        """A folder, or a URL such as s3://bucket/index."""
+        """Output folder, or a URL such as s3://bucket/index."""
 
     options = parse(Options, rest, "index RUN", index)
     from polymodal.serving.index import build_index
 
-    run, corpus = run_and_corpus(place, options)
+    run, corpus = run_and_corpus(path, options)
     with bar(f"Indexing {corpus.name}", "examples") as report:
         built = build_index(run, corpus, options.out, report)
     counts = {"added": built.added, "changed": built.changed, "removed": built.removed, "as before": built.kept}
@@ -63,38 +63,38 @@ def index(arguments: Arguments) -> None:
 
 
 def search(arguments: Arguments) -> None:
-    """find images, or what else a run embeds, by words; in an index also by an image or a sound"""
+    """retrieve images, or other modalities, by text; in an index also by an image or a sound"""
     usage = 'search RUN "a red fruit" [--top 8] [--out contact-sheet.png], or search INDEX "a red fruit" [--where ...]'
-    place, rest = positional(arguments, usage)
+    path, rest = positional(arguments, usage)
     if HELP & {*rest}:  # of both: which it is follows from the folder
         with suppress(SystemExit):
-            _search_index(place, rest)
+            _search_index(path, rest)
     else:
         from polymodal.serving.index import is_index
 
-        if is_index(place):
-            _search_index(place, rest)
+        if is_index(path):
+            _search_index(path, rest)
             return
     query, rest = positional(rest, usage)
 
     @dataclass(frozen=True)
     class Options(RunOptions):
         top: PositiveInt = 8
-        """How many examples."""
+        """Number of results (top-k)."""
         split: str = "test"
-        """Which split to search; `all` searches every example."""
+        """Split to search; `all` searches every example."""
         out: str = "contact-sheet.png"
-        """Where to save the images that were found, if there are any to see."""
+        """Output file for the images of the results, if any."""
 
     options = parse(Options, rest, 'search RUN "WORDS"', search)
     from polymodal.corpora.contact_sheet import has_images, image_of
     from polymodal.serving.search import search_corpus
 
-    run, corpus = run_and_corpus(place, options)
+    run, corpus = run_and_corpus(path, options)
     with waiting(f"Looking through {corpus.name}; polymodal index does so once for many searches"):
-        found = search_corpus(run, corpus, query, options.top, options.split)
+        hits = search_corpus(run, corpus, query, options.top, options.split)
     seen = has_images(corpus)
-    _print_found(found, [image_of(corpus, hit.row) if seen else None for hit in found], options.out)
+    _print_found(hits, [image_of(corpus, hit.row) if seen else None for hit in hits], options.out)
 
 
 def _search_index(place: str, arguments: Arguments) -> None:
@@ -103,44 +103,44 @@ def _search_index(place: str, arguments: Arguments) -> None:
     @dataclass(frozen=True)
     class Options(JsonOptions, TrustOptions):
         image: str | None = None
-        """An image to look for, in place of words."""
+        """Query image, instead of words."""
         audio: str | None = None
-        """A sound to look for, in place of words."""
+        """Query sound, instead of words."""
         where: str | None = None
-        """A condition in SQL on key, split and metadata, such as "category = 'Food & Drink'"."""
+        """SQL filter on key, split and metadata, such as "category = 'Food & Drink'"."""
         hybrid: bool = False
-        """Also look for the words in the captions."""
+        """Hybrid search: also match the words in the captions."""
         top: PositiveInt = 8
-        """How many examples."""
+        """Number of results (top-k)."""
         run: str | None = None
-        """The run that made the index, if it lies elsewhere now."""
+        """Run that built the index, if it was moved."""
         out: str = "contact-sheet.png"
-        """Where to save the images that were found, if there are any to see."""
+        """Output file for the images of the results, if any."""
 
     options = parse(Options, arguments[len(words) :], 'search INDEX "WORDS"', search)
     from polymodal.serving.index import Index, embedded_query
 
     opened = Index(place)
     query = embedded_query(opened.run(options.run, options.trust_code), " ".join(words), options.image, options.audio)
-    found = opened.find(query, options.top, options.where, " ".join(words) if options.hybrid else None)
+    hits = opened.find(query, options.top, options.where, " ".join(words) if options.hybrid else None)
     if options.json:
-        print_json([hit.record() for hit in found])
+        print_json([hit.record() for hit in hits])
         return
-    _print_found(found, [hit.image for hit in found], options.out)
+    _print_found(hits, [hit.image for hit in hits], options.out)
 
 
-def _print_found(found: list[Any], images: list[Any], out: str) -> None:
-    """A table of what a search found, and its images in one. images: None where there is nothing to see."""
+def _print_found(hits: list[Any], images: list[Any], out: str) -> None:
+    """Print a table of search results, and save their images in one. images: None for results without an image."""
     from polymodal.serving.images import save_image
     from polymodal.serving.search import contact_sheet
 
-    each = zip(images, found, strict=True)
+    each = zip(images, hits, strict=True)
     seen = [(image, hit.similarity) for image, hit in each if image is not None]
     if seen:
         save_image(contact_sheet(seen), out)
     print_table(
         ["", "similarity", "example", "caption"],
-        [[str(n), f"{hit.similarity:.3f}", hit.key, hit.caption] for n, hit in enumerate(found, start=1)],
+        [[str(n), f"{hit.similarity:.3f}", hit.key, hit.caption] for n, hit in enumerate(hits, start=1)],
         right=(0, 1),
     )
     if seen:

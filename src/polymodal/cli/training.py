@@ -1,4 +1,4 @@
-"""Commands that train, and that show what was trained: train, resume, runs."""
+"""Commands about training: train, resume, runs."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ RUNTIME = "polymodal.training.runtime", "RuntimeConfig"
 @dataclass(frozen=True)
 class TrainOptions(DataOptions, TowerOptions, TrustOptions):
     budget: str = "60s"
-    """How long: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
+    """Training budget: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
     seed: NonNegativeInt = 0
-    """Of the weights, the order of the examples and every random choice."""
+    """Random seed of weights, order of examples and all sampling."""
     out: str | None = None
-    """The run's folder; by default runs/RECIPE-CORPUS-seed-N."""
+    """Folder of the run; by default runs/RECIPE-CORPUS-seed-N."""
     init: str | None = None
-    """A finished run to take weights from, wherever name and shape agree; or hf:NAME, a pretrained dual encoder."""
+    """Initialize from a finished run, wherever name and shape match; or from hf:NAME, a pretrained dual encoder."""
 
     @property
     def towers(self) -> TowerOptions:
@@ -56,7 +56,7 @@ class TrainOptions(DataOptions, TowerOptions, TrustOptions):
         )
 
     def prepared(self, recipe: Any) -> Any:
-        """The recipe with the pretrained towers, or the pretrained model, that it starts from."""
+        """Return the recipe with the pretrained encoders, or the pretrained model, to start from."""
         if self.init and self.init.startswith("hf:"):
             from polymodal.training.initialization import with_pretrained
 
@@ -70,24 +70,24 @@ def train(arguments: Arguments) -> None:
     from polymodal import recipes
 
     kinds = {"options": TrainOptions, "runtime": source.find(*RUNTIME)}
-    given = parse_with_recipe(kinds, recipes.find_method(spec), rest, f"train {spec}", train)
-    options = given.options
+    parsed = parse_with_recipe(kinds, recipes.find_method(spec), rest, f"train {spec}", train)
+    options = parsed.options
     budget, name = Budget.parse(options.budget), short_name(spec)
     options.check()
-    recipe, corpus = options.prepared(source.real(given.recipe)), options.open()
+    recipe, corpus = options.prepared(source.real(parsed.recipe)), options.open()
     out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
-    runtime = source.real(given.runtime)
+    runtime = source.real(parsed.runtime)
     _train(recipe, corpus, budget, options.seed, out, name, runtime, options.init, options.trust_code)
 
 
 def resume(arguments: Arguments) -> None:
-    """go on with a run that was stopped"""
-    place, rest = positional(arguments, "resume RUN")
-    directory, runtime_class = Path(place), source.find(*RUNTIME)
+    """resume a run that was stopped"""
+    path, rest = positional(arguments, "resume RUN")
+    directory, runtime_class = Path(path), source.find(*RUNTIME)
     record = {} if HELP & {*rest} else _record(directory)
     kept = _kept(runtime_class, record["runtime"], directory) if record else runtime_class()
-    given = parse_together({"runtime": kept, "trust": TrustOptions}, rest, "resume RUN", resume)
-    trust_code = given.trust.trust_code
+    parsed = parse_together({"runtime": kept, "trust": TrustOptions}, rest, "resume RUN", resume)
+    trust_code = parsed.trust.trust_code
     from polymodal.corpora.registry import reopen
     from polymodal.training.recipe_record import recipe_from_record
 
@@ -100,7 +100,7 @@ def resume(arguments: Arguments) -> None:
         record["seed"],
         str(directory),
         record["recipe"]["name"],
-        source.real(given.runtime),
+        source.real(parsed.runtime),
         record.get("init"),
         trust_code,
     )
@@ -113,7 +113,7 @@ def _record(directory: Path) -> dict[str, Any]:
 
 
 def _kept(kind: Any, values: dict[str, Any], directory: Path) -> Any:
-    """How the run was executed so far. Raises UserError for values of another type."""
+    """Return the recorded runtime configuration. Raises UserError for values of another type."""
     from polymodal.training.recipe_record import dataclass_from
 
     return dataclass_from(kind, values, directory, "runtime")
@@ -162,7 +162,7 @@ def _train(
 
 
 def _use_of(run: Any, out: Any) -> str:
-    """The command that shows what such a run is for."""
+    """Return the command that shows what such a run can do."""
     from polymodal.data.columns import label_of
     from polymodal.types import CanEmbed, CanGenerateImages
 
@@ -176,7 +176,7 @@ def _use_of(run: Any, out: Any) -> str:
 
 
 def _said_of_features(features: dict[str, dict[str, int]]) -> str:
-    """Of frozen towers: '12,000 features of the frozen text encoder cached, 94 MB' and so on."""
+    """Describe cached features: '12,000 features of the frozen text encoder cached, 94 MB' and so on."""
     return "".join(
         f"\n{of['features']:,} features of the frozen {name.replace('_', ' ')} cached, {megabytes(of['bytes'])}; "
         f"{of['looked_up'] / max(of['looked_up'] + of['computed'], 1):.0%} of its inputs were looked up."
@@ -185,7 +185,7 @@ def _said_of_features(features: dict[str, dict[str, int]]) -> str:
 
 
 def runs(arguments: Arguments) -> None:
-    """the runs below a folder, with state, cost and best figures; `runs show RUN` draws one's curves"""
+    """list the runs below a folder, with state, cost and best metrics; `runs show RUN` plots the curves of one"""
     words = leading_words(arguments)
     if words and words[0] != "show":
         raise unknown("action of runs", words[0], ("show",))
@@ -196,30 +196,30 @@ def runs(arguments: Arguments) -> None:
     @dataclass(frozen=True)
     class Options(JsonOptions):
         root: str = "."
-        """The folder to look in."""
+        """Folder to search for runs."""
 
     options = parse(Options, arguments, "runs", runs)
     from polymodal.training.run_index import find_runs
 
-    found = find_runs(Path(options.root))
+    run_rows = find_runs(Path(options.root))
     if options.json:
-        print_json(found)
-    elif not found:
+        print_json(run_rows)
+    elif not run_rows:
         terminal().print("No runs here yet; start one with: polymodal train clip --corpus emoji")
     else:
         headings = ["run", "recipe", "corpus", "budget", "seed", "state", "steps", "seconds"]
-        rows = [[str(run[heading]) for heading in headings] + [_best(run["best"])] for run in found]
+        rows = [[str(run[heading]) for heading in headings] + [_best(run["best"])] for run in run_rows]
         print_table([*headings, "best on validation"], rows)
 
 
 def _best(metrics: dict[str, float]) -> str:
-    """The figure that most depends on the whole ranking: R@10 where there is one, else the first."""
+    """Return the best R@10 where there is one, else the first metric."""
     name = next((name for name in metrics if name.endswith("R@10")), next(iter(metrics), None))
     return f"{name.rpartition('/')[2]} {100 * metrics[name]:.1f} %" if name else "-"
 
 
 def _show_run(arguments: Arguments) -> None:
-    place, rest = positional(arguments, "runs show RUN [--json]")
+    path, rest = positional(arguments, "runs show RUN [--json]")
 
     @dataclass(frozen=True)
     class Options:
@@ -230,7 +230,7 @@ def _show_run(arguments: Arguments) -> None:
     from polymodal.training.run import read_record
     from polymodal.training.run_index import best_metrics, curves, data_name, plot, read_history, state_of
 
-    directory = Path(place)
+    directory = Path(path)
     record, history = read_record(directory), read_history(directory)
     if options.json:
         print_json(record | {"state": state_of(record), "best": best_metrics(history), "history": history})

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 
 def evaluate(arguments: Arguments) -> None:
-    """score a run on the test splits of its corpus, or of another"""
-    place, rest = positional(arguments, "evaluate RUN [--corpus NAME | --data PATH] [--json]")
+    """evaluate a run on the test splits of its corpus, or of another"""
+    path, rest = positional(arguments, "evaluate RUN [--corpus NAME | --data PATH] [--json]")
 
     @dataclass(frozen=True)
     class Options(RunOptions, JsonOptions):
@@ -39,11 +39,11 @@ def evaluate(arguments: Arguments) -> None:
     options = parse(Options, rest, "evaluate RUN", evaluate)
     from polymodal import evaluation
 
-    run, corpus = run_and_corpus(place, options)
-    with waiting(f"Scoring {place} on {corpus.name}"):
+    run, corpus = run_and_corpus(path, options)
+    with waiting(f"Scoring {path} on {corpus.name}"):
         scores = evaluation.evaluate(run, corpus)
     if not scores:
-        raise UserError(f"The run {place} has no capability that can be tested on '{corpus.name}'.")
+        raise UserError(f"The run {path} has no capability that can be tested on '{corpus.name}'.")
     if options.json:
         print_json([_score_record(score) for score in scores])
         return
@@ -59,37 +59,37 @@ def _score_record(score: Score) -> dict[str, Any]:
 
 
 def generate(arguments: Arguments) -> None:
-    """make images with a run that generates: of every class, or of what is said"""
+    """generate images with a run: of every class, or from text prompts"""
     usage = 'generate RUN [CLASS | "WORDS" ...] [--steps 8] [--count 8] [--out generated.png]'
-    place, rest = positional(arguments, usage)
+    path, rest = positional(arguments, usage)
     words = leading_words(rest)
 
     @dataclass(frozen=True)
     class Options(TrustOptions):
         steps: PositiveInt = 8
-        """Evaluations of the network an image; more take longer and may be better."""
+        """Number of sampling steps (network evaluations) per image."""
         count: PositiveInt = 8
-        """Images of each."""
+        """Number of images per class or prompt."""
         seed: NonNegativeInt = 0
-        """Of the noise that the images begin with."""
+        """Random seed of the initial noise."""
         out: str = "generated.png"
-        """Where to save the sheet of images."""
+        """Output file of the sheet of images."""
 
     options = parse(Options, rest[len(words) :], 'generate RUN [CLASS | "WORDS" ...]', generate)
     from polymodal.serving.image_generation import generate_images, image_sheet, known_classes
     from polymodal.serving.images import save_image
     from polymodal.training import load_run
 
-    run = load_run(place, options.trust_code)
-    wanted = words or known_classes(run)
-    rows = generate_images(run, wanted, options.count, options.steps, options.seed)
-    save_image(image_sheet(rows, wanted), options.out)
+    run = load_run(path, options.trust_code)
+    targets = words or known_classes(run)
+    rows = generate_images(run, targets, options.count, options.steps, options.seed)
+    save_image(image_sheet(rows, targets), options.out)
     terminal().print(f"Wrote {len(rows)} x {options.count} images to {options.out}.", highlight=False)
 
 
 def ask(arguments: Arguments) -> None:
-    """what a run says of images or clips: captions, or answers to a question"""
-    place, rest = positional(arguments, 'ask RUN IMAGE [IMAGE ...] [--question "How many things are there?"]')
+    """generate text about images or clips: captions, or answers to a question (VQA)"""
+    path, rest = positional(arguments, 'ask RUN IMAGE [IMAGE ...] [--question "How many things are there?"]')
     images = leading_words(rest)
     if not images:
         raise UserError("Say which images: polymodal ask RUN IMAGE [IMAGE ...].")
@@ -98,30 +98,30 @@ def ask(arguments: Arguments) -> None:
     @dataclass(frozen=True)
     class Options(decoding_class, JsonOptions, TrustOptions):
         question: str = ""
-        """About every image; without, each gets a caption."""
+        """Question about every image (VQA); without it, each gets a caption."""
         seed: NonNegativeInt = 0
-        """Of words that are sampled at random (--temperature)."""
+        """Random seed for sampling (used with --temperature)."""
 
     options = parse(Options, rest[len(images) :], "ask RUN IMAGE [IMAGE ...]", ask)
     from polymodal.serving.vqa import answer_about
     from polymodal.training import load_run
 
     decoding = decoding_class(**{name: getattr(options, name) for name in decoding_class.__dataclass_fields__})
-    run = load_run(place, options.trust_code)
-    said = answer_about(run, images, options.question, source.real(decoding), options.seed)
+    run = load_run(path, options.trust_code)
+    texts = answer_about(run, images, options.question, source.real(decoding), options.seed)
     if options.json:
-        print_json([{"picture": image, "text": text} for image, text in zip(images, said, strict=True)])
+        print_json([{"image": image, "text": text} for image, text in zip(images, texts, strict=True)])
     else:
         print_table(
-            ["picture", "answer" if options.question else "caption"],
-            [[image, text] for image, text in zip(images, said, strict=True)],
+            ["image", "answer" if options.question else "caption"],
+            [[image, text] for image, text in zip(images, texts, strict=True)],
         )
 
 
 def ground(arguments: Arguments) -> None:
-    """where in an image is what a text means: boxes, and the image with them"""
+    """ground texts in an image (referring expressions, phrase grounding): boxes, and the image with them"""
     usage = 'ground RUN IMAGE "TEXT" ["TEXT" ...] [--out located.png]'
-    place, rest = positional(arguments, usage)
+    path, rest = positional(arguments, usage)
     image, rest = positional(rest, usage)
     texts = leading_words(rest)
     if not texts:
@@ -130,9 +130,9 @@ def ground(arguments: Arguments) -> None:
     @dataclass(frozen=True)
     class Options(JsonOptions, TrustOptions):
         branch: str = ""
-        """Which of the method's ways to find boxes, such as token or decoder; by default the first."""
+        """Prediction branch of the method, such as token or decoder; by default the first."""
         out: str = "located.png"
-        """Where to save the image with the boxes."""
+        """Output file of the image with the boxes."""
 
     options = parse(Options, rest[len(texts) :], 'ground RUN IMAGE "TEXT" ["TEXT" ...]', ground)
     from polymodal.serving.grounding import draw_grounded_boxes
@@ -140,48 +140,48 @@ def ground(arguments: Arguments) -> None:
     from polymodal.serving.images import save_image
     from polymodal.training import load_run
 
-    shown, found = find(load_run(place, options.trust_code), image, texts, options.branch)
-    save_image(draw_grounded_boxes(shown, found), options.out)
+    image_array, boxes = find(load_run(path, options.trust_code), image, texts, options.branch)
+    save_image(draw_grounded_boxes(image_array, boxes), options.out)
     if options.json:
-        print_json([one._asdict() for one in found])
+        print_json([grounded._asdict() for grounded in boxes])
         return
     print_table(
         ["text", "left", "top", "right", "bottom", "sure"],
-        [[one.text, *map(str, one.box), f"{one.sure:.2f}"] for one in found],
+        [[grounded.text, *map(str, grounded.box), f"{grounded.sure:.2f}"] for grounded in boxes],
         right=(1, 2, 3, 4, 5),
     )
     terminal().print(f"The image with the boxes is {options.out}.", highlight=False)
 
 
 def extract(arguments: Arguments) -> None:
-    """write which field each word of the pages is part of, as JSON lines"""
-    place, rest = positional(arguments, "extract RUN [--data PATH] [--split test] [--out fields.jsonl]")
+    """extract the entities of document pages: the field of each word, as JSON lines"""
+    path, rest = positional(arguments, "extract RUN [--data PATH] [--split test] [--out fields.jsonl]")
 
     @dataclass(frozen=True)
     class Options(RunOptions):
         split: str = "test"
-        """Whose pages; `all` takes every one."""
+        """Split of the pages; `all` takes every page."""
         out: str = "fields.jsonl"
-        """The file to write."""
+        """Output file."""
 
     options = parse(Options, rest, "extract RUN", extract)
     from polymodal.serving.token_classification import write_fields
 
-    run, corpus = run_and_corpus(place, options)
+    run, corpus = run_and_corpus(path, options)
     count = write_fields(run, corpus, options.split, Path(options.out))
     terminal().print(f"Wrote the fields of {count:,} pages to {options.out}.", highlight=False)
 
 
 def export(arguments: Arguments) -> None:
-    """write a run for transformers, onnxruntime or sentence-transformers, or upload it to the hub"""
-    place, rest = positional(arguments, "export RUN --to transformers|onnx|sentence-transformers OUT [--push NAME]")
+    """export a run for transformers, onnxruntime or sentence-transformers, or upload it to the hub"""
+    path, rest = positional(arguments, "export RUN --to transformers|onnx|sentence-transformers OUT [--push NAME]")
 
     @dataclass(frozen=True)
     class Options(TrustOptions):
         out: str = field(kw_only=True)
-        """The folder to write."""
+        """Output folder."""
         to: str = "transformers"
-        """transformers, onnx or sentence-transformers."""
+        """Target format: transformers, onnx or sentence-transformers."""
         push: str | None = None
         """Also upload the folder to the hub under this name, such as my-name/my-model."""
 
@@ -191,7 +191,7 @@ def export(arguments: Arguments) -> None:
     from polymodal.training.trainer import command_line
 
     with waiting(f"Writing {options.out} and scoring the run for its card"):
-        written = exports.export(load_run(place, options.trust_code), options.to, Path(options.out), command_line())
+        written = exports.export(load_run(path, options.trust_code), options.to, Path(options.out), command_line())
     console = terminal()
     console.print(
         f"Wrote {written.folder}: {written.what}; its outputs differ from the run's by at most "
@@ -203,31 +203,32 @@ def export(arguments: Arguments) -> None:
 
 
 def serve(arguments: Arguments) -> None:
-    """answer over HTTP: vectors, search, scores, classes, and what the run generates"""
-    place, rest = positional(arguments, "serve RUN [--index DIR] [--port 8000]")
+    """serve a run over HTTP: embeddings, search, scores, classes, and generation"""
+    path, rest = positional(arguments, "serve RUN [--index DIR] [--port 8000]")
 
     @dataclass(frozen=True)
     class Options(TrustOptions):
         index: str | None = None
-        """An index that the run has made, for /search."""
+        """Vector index built by the run, for /search."""
         host: str = "127.0.0.1"
-        """The address to listen at; 0.0.0.0 is every one of this machine."""
+        """Host address to bind; 0.0.0.0 binds all interfaces."""
         port: Port = 8000
-        """The port to listen at."""
+        """Port to bind."""
         api_key: str | None = None
-        """What clients have to send as their key; POLYMODAL_API_KEY does the same. Without it, everybody may ask."""
+        """API key that clients must send; POLYMODAL_API_KEY does the same. Without it, requests are not
+        authenticated."""
         max_batch_size: PositiveInt = 64
-        """Texts, images or sounds that are computed together, at most."""
+        """Maximum number of texts, images or sounds per batch."""
         queue_size: PositiveInt = 1024
-        """Of them, how many may wait; more are answered with 429."""
+        """Maximum number of queued inputs; further requests get status 429."""
         page: bool = False
-        """Also show a page to click in, at /page."""
+        """Also serve a web page (Gradio) at /page."""
         extra_index: tuple[str, ...] = ()
-        """Indexes of other runs, which answer beside this one on the page."""
+        """Indexes of other runs, shown beside this one on the page."""
 
     kinds = {"options": Options, "limits": source.find("polymodal.serving.limits", "Limits")}
-    given = parse_together(kinds, rest, "serve RUN", serve)
-    options, limits = given.options, source.real(given.limits)
+    parsed = parse_together(kinds, rest, "serve RUN", serve)
+    options, limits = parsed.options, source.real(parsed.limits)
     try:
         from polymodal.serving.limits import usable_key
         from polymodal.serving.server import create_app
@@ -237,7 +238,7 @@ def serve(arguments: Arguments) -> None:
     from polymodal.serving.index import Index
     from polymodal.training import load_run
 
-    run, index = load_run(place, options.trust_code), None
+    run, index = load_run(path, options.trust_code), None
     if options.index is not None:
         index = Index(options.index)
         index.check(run)
@@ -253,7 +254,7 @@ def serve(arguments: Arguments) -> None:
 
 
 def _listen(app: Any, name: str, host: str, port: int, limits: Limits) -> None:
-    """Until Ctrl-C or SIGTERM; requests that are being answered are answered first."""
+    """Serve until Ctrl-C or SIGTERM; requests in progress are completed first."""
     import socket
 
     from polymodal.serving.protocol import answer_at

@@ -121,7 +121,7 @@ class Page:
 
     @property
     def full(self) -> bool:
-        """Return whether anything was written below the lower edge."""
+        """Whether anything was written below the lower edge."""
         return any(box[3] > self.image.height for _, box, *_ in self.words)
 
     def stored(self, rng: np.random.Generator) -> dict[str, Any]:
@@ -147,6 +147,6 @@ def stored_word(
     link: int = NO_LINK,
 ) -> dict[str, Any]:
     """Return a word as stored in the column. box and size in the same unit; the box is clipped to the page."""
-    scaled = [round(BOX_SCALE * place / size[side % 2]) for side, place in enumerate(box)]
-    inside = [min(max(place, 0), BOX_SCALE) for place in scaled]
+    scaled = [round(BOX_SCALE * box_edges / size[side % 2]) for side, box_edges in enumerate(box)]
+    inside = [min(max(box_edges, 0), BOX_SCALE) for box_edges in scaled]
     return {"text": text, "box": inside, "field": field, "segment": segment, "link": link}

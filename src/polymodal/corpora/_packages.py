@@ -145,8 +145,8 @@ def fetch(package: Package, wanted_by: str) -> Path:
 def _failure(
     package: Package, wanted_by: str, done: subprocess.CompletedProcess[str], downloads: Path, by_hand: str
 ) -> UserError:
-    said = done.stderr + done.stdout
-    if "ENOSPC" in said or "No space left" in said:
+    output = done.stderr + done.stdout
+    if "ENOSPC" in output or "No space left" in output:
         return UserError(f"The disk of {downloads} is full; free some space, or set POLYMODAL_CACHE to another.")
     lines = (done.stderr or done.stdout).strip().splitlines()
     reason = lines[-1].strip() if lines else f"exit status {done.returncode}"

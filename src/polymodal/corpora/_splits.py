@@ -46,16 +46,16 @@ def thumbnail(image: PILImage.Image) -> np.ndarray:
 def join_alike(groups: Groups, thumbnails: np.ndarray, tolerance: float = 4.0, mirrored: bool = False) -> None:
     """Join rows whose thumbnails differ by at most `tolerance` on average; mirrored: also compare mirror images."""
     flat = thumbnails.reshape(len(thumbnails), -1)
-    for row, own in enumerate(thumbnails):
-        for seen in (own, own[:, ::-1]) if mirrored else (own,):
-            difference = np.abs(flat[row:] - seen.reshape(-1)).mean(axis=1)
+    for row, thumbnail_row in enumerate(thumbnails):
+        for seen_rows in (thumbnail_row, thumbnail_row[:, ::-1]) if mirrored else (thumbnail_row,):
+            difference = np.abs(flat[row:] - seen_rows.reshape(-1)).mean(axis=1)
             groups.join([row, *(row + np.flatnonzero(difference <= tolerance))])
 
 
 def split_by_hash(group: str, test: float = 0.2, validation: float = 0.1) -> str:
     """Return the split of a group by hash, independent of other groups."""
-    place = int.from_bytes(hashlib.sha256(group.encode()).digest()[:4]) / 2**32
-    return "test" if place < test else "validation" if place < test + validation else "train"
+    position = int.from_bytes(hashlib.sha256(group.encode()).digest()[:4]) / 2**32
+    return "test" if position < test else "validation" if position < test + validation else "train"
 
 
 def split_groups(

@@ -43,7 +43,7 @@ class Lost(Exception):
 
 @dataclass(frozen=True)
 class Screen:
-    """Return the visible elements, without those of the instruction."""
+    """Visible elements of a page, without those of the instruction."""
 
     elements: tuple[Element, ...]
 
@@ -59,24 +59,24 @@ class Screen:
         ]
 
     def first(self, tag: str = "", classes: str = "", text: str | None = None, kind: str = "") -> Element:
-        """Return the only such element. Raises Lost where there is none."""
+        """Return the first such element. Raises Lost where there is none."""
         return any_of(self.all(tag, classes, text, kind))
 
     def around(self, element: Element) -> Iterator[Element]:
         """Return the ancestors of an element, from its parent on."""
-        of = {one.number: one for one in self.elements}
-        while (found := of.get(element.parent)) is not None:
-            element = found
+        of = {other.number: other for other in self.elements}
+        while (parent := of.get(element.parent)) is not None:
+            element = parent
             yield element
 
     def inside(self, element: Element) -> Screen:
         """Return the descendants of an element; parents come before children."""
-        numbers, found = {element.number}, []
-        for one in self.elements:
-            if one.parent in numbers:
-                numbers.add(one.number)
-                found.append(one)
-        return Screen(tuple(found))
+        numbers, descendants = {element.number}, []
+        for other in self.elements:
+            if other.parent in numbers:
+                numbers.add(other.number)
+                descendants.append(other)
+        return Screen(tuple(descendants))
 
 
 Moves = Generator[Move, Screen, None]

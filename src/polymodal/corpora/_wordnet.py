@@ -79,16 +79,16 @@ class WordNet:
 
     def share_of_senses(self, noun: str, kind: str) -> float:
         """Return the fraction of senses of a noun that are of a kind."""
-        found = [any(kind in self.words[one] for one in self._closure(sense)) for sense in self.senses[noun]]
-        return sum(found) / len(found)
+        is_kind = [any(kind in self.words[synset] for synset in self._closure(sense)) for sense in self.senses[noun]]
+        return sum(is_kind) / len(is_kind)
 
     def _closure(self, synset: int) -> Iterator[int]:
-        waiting, seen = [synset], set()
+        waiting, visited = [synset], set()
         while waiting:
-            if (one := waiting.pop()) not in seen:
-                seen.add(one)
-                yield one
-                waiting += self.above.get(one, [])
+            if (current := waiting.pop()) not in visited:
+                visited.add(current)
+                yield current
+                waiting += self.above.get(current, [])
 
 
 @functools.cache

@@ -29,13 +29,13 @@ def some_rows(corpus: Corpus, count: int, seed: int = 0) -> np.ndarray:
 
 def describe_row(corpus: Corpus, row: int) -> dict[str, str]:
     """Return column -> short description of its value, or the reason why it is missing."""
-    said = {}
+    descriptions = {}
     for name, modality in corpus.columns.items():
         try:
-            said[name] = modality.describe(corpus.value(row, name))
+            descriptions[name] = modality.describe(corpus.value(row, name))
         except UnreadableExample as error:
-            said[name] = f"({error})"
-    return said
+            descriptions[name] = f"({error})"
+    return descriptions
 
 
 def plot_contact_sheet(corpus: Corpus, rows: np.ndarray, path: Path) -> None:
@@ -52,16 +52,16 @@ def plot_contact_sheet(corpus: Corpus, rows: np.ndarray, path: Path) -> None:
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots(len(rows) * lines, across, squeeze=False)
     for line, row in enumerate(rows):
-        for place in range(across * lines):
-            cell = axes[line * lines + place // across][place % across]
-            if place >= len(names):
+        for index in range(across * lines):
+            cell = axes[line * lines + index // across][index % across]
+            if index >= len(names):
                 cell.axis("off")
                 continue
-            modality = corpus.columns[names[place]]
+            modality = corpus.columns[names[index]]
             if line == 0 or lines > 1:
-                cell.set_title(names[place], fontsize=8, color="#555555")
+                cell.set_title(names[index], fontsize=8, color="#555555")
             try:
-                modality.plot(corpus.value(int(row), names[place]), cell)
+                modality.plot(corpus.value(int(row), names[index]), cell)
             except UnreadableExample:
                 cell.axis("off")
                 cell.text(0.5, 0.5, "—", ha="center", va="center", color="#999999")

@@ -73,10 +73,10 @@ class Corpus:
 
     def has(self, *columns: str) -> np.ndarray:
         """Return for each row whether it has a value in all of these columns."""
-        there = np.ones(len(self), dtype=bool)
+        present = np.ones(len(self), dtype=bool)
         for column in columns:
-            there &= self.table.column(column).is_valid().to_numpy()
-        return there
+            present &= self.table.column(column).is_valid().to_numpy()
+        return present
 
     def raw(self, row: int, column: str) -> Any:
         """Return one value as it is stored."""
@@ -127,8 +127,8 @@ class Corpus:
         for name, modality in self.columns.items():
             if isinstance(modality, kind):
                 return name
-        found = ", ".join(f"{name} ({type(modality).__name__.lower()})" for name, modality in self.columns.items())
-        raise UserError(f"The corpus '{self.name}' has no {kind.__name__.lower()} column; it has {found}.")
+        available = ", ".join(f"{name} ({type(modality).__name__.lower()})" for name, modality in self.columns.items())
+        raise UserError(f"The corpus '{self.name}' has no {kind.__name__.lower()} column; it has {available}.")
 
     def with_splits(self, splits: Mapping[str, np.ndarray]) -> Corpus:
         """Return the same examples with other splits."""

@@ -155,8 +155,8 @@ def goods_of(corpus: Corpus) -> dict[tuple[str, str], Goods]:
 
 def money(cents: int, language: str) -> str:
     """Format cents: 12345 -> 123.45, or 123,45 by locale; thousands are grouped."""
-    said = f"{cents / 100:,.2f}"
-    return said if language == "en" else said.translate({ord(","): ".", ord("."): ","})
+    text = f"{cents / 100:,.2f}"
+    return text if language == "en" else text.translate({ord(","): ".", ord("."): ","})
 
 
 def _words(language: str) -> dict[str, str]:

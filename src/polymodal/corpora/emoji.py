@@ -193,19 +193,19 @@ def _plain(character: str) -> str:
 
 def _annotations(*archives: Path) -> dict[str, dict[str, list[str]]]:
     """Return language -> character -> [name, keywords in one line]."""
-    found: dict[str, dict[str, list[str]]] = {language: {} for language in LANGUAGES}
+    annotations: dict[str, dict[str, list[str]]] = {language: {} for language in LANGUAGES}
     pattern = re.compile(r"package/annotations(?:Derived)?/([^/]+)/annotations\.json")
     for archive in archives:
         for name, data in members(archive):
             match = pattern.fullmatch(name)
-            if match is None or match[1] not in found:
+            if match is None or match[1] not in annotations:
                 continue
             (outer,) = json.loads(data).values()
             for character, entry in outer["annotations"].items():
                 if "tts" in entry:
                     texts = [entry["tts"][0], ", ".join(entry.get("default", []))]
-                    found[match[1]][_plain(character)] = [text for text in dict.fromkeys(texts) if text]
-    return found
+                    annotations[match[1]][_plain(character)] = [text for text in dict.fromkeys(texts) if text]
+    return annotations
 
 
 PEOPLE = {"1F468", "1F469", "1F9D1"}  # man, woman, person

@@ -43,17 +43,17 @@ def functions() -> Corpus:
 def _rows(prepare: Preparation) -> Iterator[Row]:
     library = Path(sysconfig.get_path("stdlib"))
     files = [path for path in sorted(library.rglob("*.py")) if not LEFT_OUT & set(path.relative_to(library).parts)]
-    found = []
+    documented = []
     for path in prepare.track(files, "Reading the standard library"):
         name = ".".join(path.relative_to(library).with_suffix("").parts)
         module = name.removesuffix(".__init__")
-        found += [(module, *function) for function in documented_functions(path.read_text(errors="replace"))]
-    same = Groups(len(found))
-    same.join_equal((row, ("module", module)) for row, (module, *_) in enumerate(found))
-    same.join_equal((row, ("code", code)) for row, (_, _, _, code, _) in enumerate(found))
-    groups = [found[same.root(row)][0] for row in range(len(found))]
-    split_of = split_groups([""] * len(found), groups)
-    for (module, name, line, code, docstring), group in zip(found, groups, strict=True):
+        documented += [(module, *function) for function in documented_functions(path.read_text(errors="replace"))]
+    same = Groups(len(documented))
+    same.join_equal((row, ("module", module)) for row, (module, *_) in enumerate(documented))
+    same.join_equal((row, ("code", code)) for row, (_, _, _, code, _) in enumerate(documented))
+    groups = [documented[same.root(row)][0] for row in range(len(documented))]
+    split_of = split_groups([""] * len(documented), groups)
+    for (module, name, line, code, docstring), group in zip(documented, groups, strict=True):
         yield {
             "key": f"python{VERSION}/{module}.{name}:{line}",
             "split": split_of[group],

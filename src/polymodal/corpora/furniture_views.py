@@ -88,7 +88,10 @@ def named_colors(pixels: UInt8[np.ndarray, "pixels 3"]) -> list[str]:
         return []
     names, counts = np.unique(_color_names(pixels / 255), return_counts=True)
     first, *rest = np.argsort(-counts, kind="stable")
-    return [str(names[first]), *(str(names[one]) for one in rest[:1] if counts[one] >= SECOND_COLOR * len(pixels))]
+    return [
+        str(names[first]),
+        *(str(names[color]) for color in rest[:1] if counts[color] >= SECOND_COLOR * len(pixels)),
+    ]
 
 
 def _color_names(values: Float[np.ndarray, "pixels 3"]) -> np.ndarray[Any, np.dtype[np.str_]]:

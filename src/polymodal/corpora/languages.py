@@ -40,21 +40,21 @@ def _only(corpus: Corpus, languages: tuple[str, ...]) -> tuple[Corpus, set[str]]
         found = [_only(part, languages) if part.has_modality(Text) else (part, set[str]()) for part in corpus.corpora]
         weighted = [(part, weight) for (part, _), weight in zip(found, corpus.weights, strict=True)]
         mixed = mix_corpora(weighted, every_column=bool(corpus.choices.get("every_column")))
-        return mixed, set[str]().union(*(known for _, known in found))
+        return mixed, set[str]().union(*(available for _, available in found))
     if corpus.choices.get("stream"):
         raise UserError(
             "--language reads all captions first, which shards that are read where they lie are too many for."
         )
-    column, splits, known = corpus.column_with(Text), {}, set[str]()
+    column, splits, available = corpus.column_with(Text), {}, set[str]()
     for split, rows in corpus.splits.items():
         spoken = [{*_languages(value)} for value in corpus.raw_values(rows, column)]
-        wanted = np.array([not own.isdisjoint(languages) for own in spoken], dtype=bool)
-        if wanted.any() or split == "train":
-            splits[split] = rows[wanted]
+        selected = np.array([not spoken_languages.isdisjoint(languages) for spoken_languages in spoken], dtype=bool)
+        if selected.any() or split == "train":
+            splits[split] = rows[selected]
         if split == "train":
-            known = known.union(*spoken)
+            available = available.union(*spoken)
     columns = {name: kind.only(languages) if isinstance(kind, Text) else kind for name, kind in corpus.columns.items()}
-    return replace(corpus, columns=columns, splits=splits), known
+    return replace(corpus, columns=columns, splits=splits), available
 
 
 def _languages(stored: Any) -> list[str]:
@@ -94,7 +94,7 @@ def with_language_temperature(corpus: Corpus, temperature: float) -> Corpus:
 
 @dataclass(frozen=True, kw_only=True)
 class ByLanguage(Corpus):
-    """Apply `with_language_temperature` to a plain corpus: one part per language of monolingual examples."""
+    """Corpus with one part per language of monolingual examples; see `with_language_temperature`."""
 
     temperature: float
 

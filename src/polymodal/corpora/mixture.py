@@ -67,7 +67,8 @@ def mix_corpora(
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture(Corpus):
-    """Build the mixture. names: for each column, its name in every part, None where a part has none."""
+    """Corpus made of several corpora; see `mix_corpora`. names: for each column, its name in every part, None for
+    none."""
 
     corpora: tuple[Corpus, ...]
     weights: tuple[float, ...]
@@ -77,16 +78,16 @@ class Mixture(Corpus):
         return sum(map(len, self.corpora))
 
     def value(self, row: int, column: str) -> Any:
-        number, corpus, own = self._find(row)
-        name = self.names[column][number]
+        index, corpus, part_row = self._find(row)
+        name = self.names[column][index]
         if name is None:
             raise UnreadableExample(f"there is no {column}")
-        return corpus.value(own, name)
+        return corpus.value(part_row, name)
 
     def raw(self, row: int, column: str) -> Any:
-        number, corpus, own = self._find(row)
-        name = self.names[column][number]
-        return None if name is None else corpus.raw(own, name)
+        index, corpus, part_row = self._find(row)
+        name = self.names[column][index]
+        return None if name is None else corpus.raw(part_row, name)
 
     def raw_values(self, rows: np.ndarray, column: str) -> list[Any]:
         return [self.raw(row, column) for row in rows]
@@ -100,23 +101,23 @@ class Mixture(Corpus):
         )
 
     def key(self, row: int) -> str:
-        _, corpus, own = self._find(row)
-        return f"{corpus.name}/{corpus.key(own)}"
+        _, corpus, part_row = self._find(row)
+        return f"{corpus.name}/{corpus.key(part_row)}"
 
     def parts(self, split: str) -> list[Part]:
-        found, begin = [], 0
+        parts, begin = [], 0
         for corpus, weight in zip(self.corpora, self.weights, strict=True):
             if len(corpus.splits.get(split, ())):
-                found += [Part(part.rows + begin, weight * part.weight, part.order) for part in corpus.parts(split)]
+                parts += [Part(part.rows + begin, weight * part.weight, part.order) for part in corpus.parts(split)]
             begin += len(corpus)
-        return found
+        return parts
 
     def _find(self, row: int) -> tuple[int, Corpus, int]:
-        own = int(row)
-        for number, corpus in enumerate(self.corpora):
-            if own < len(corpus):
-                return number, corpus, own
-            own -= len(corpus)
+        part_row = int(row)
+        for index, corpus in enumerate(self.corpora):
+            if part_row < len(corpus):
+                return index, corpus, part_row
+            part_row -= len(corpus)
         raise IndexError(row)
 
 
@@ -134,12 +135,12 @@ def _all_columns(corpora: Sequence[Corpus]) -> dict[str, list[str | None]]:
     """Map columns to their names in each part; columns of one modality are matched in order."""
     names: dict[str, list[str | None]] = {}
     kinds: dict[str, Modality] = {}
-    for number, corpus in enumerate(corpora):
-        for own, modality in corpus.columns.items():
-            free = (name for name in names if _alike(kinds[name], modality) and names[name][number] is None)
-            name = next(free, own if own not in names else f"{corpus.name}_{own}")
+    for index, corpus in enumerate(corpora):
+        for column, modality in corpus.columns.items():
+            free = (name for name in names if _alike(kinds[name], modality) and names[name][index] is None)
+            name = next(free, column if column not in names else f"{corpus.name}_{column}")
             kinds.setdefault(name, modality)
-            names.setdefault(name, [None] * len(corpora))[number] = own
+            names.setdefault(name, [None] * len(corpora))[index] = column
     return names
 
 

@@ -136,14 +136,14 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 def _measurements(files: dict[str, bytes]) -> dict[str, dict[str, float]]:
     """Return CAS number -> property -> value."""
-    found: dict[str, dict[str, float]] = defaultdict(dict)
+    measurements: dict[str, dict[str, float]] = defaultdict(dict)
     for name, (_, sources) in MEASURED.items():
         for file, column in sources:
             reader = csv.DictReader(io.StringIO(files[file].decode()), delimiter="\t")
             for row in reader:
                 if value := (row.get(column) or "").strip():
-                    found[_dashed(row["CAS"])].setdefault(name, float(value))
-    return found
+                    measurements[_dashed(row["CAS"])].setdefault(name, float(value))
+    return measurements
 
 
 def _dashed(cas: str) -> str:

@@ -101,9 +101,7 @@ def _at(box: list[int]) -> str:
 
 def meant(things: Sequence[Mapping[str, set[str]]], said: Said) -> list[int]:
     """Return the indices of all objects for which all clauses are true."""
-    return [
-        number for number, thing in enumerate(things) if all(what in thing[clause] for clause, what in said.items())
-    ]
+    return [index for index, thing in enumerate(things) if all(what in thing[clause] for clause, what in said.items())]
 
 
 def worded(said: Said, plural: bool = False) -> str:

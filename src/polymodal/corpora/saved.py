@@ -118,11 +118,11 @@ def load_description(path: Path | str) -> dict[str, Any]:
 def open_saved(path: Path | str) -> Corpus:
     """Open the corpus of such a folder, memory-mapped. Raises UserError when it is damaged."""
     path = Path(path)
-    said = load_description(path)
+    description = load_description(path)
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path / ROWS))).read_all()
-        columns = {name: _modality(record) for name, record in said["columns"].items()}
-        about = About(**said["about"] | {"modalities": tuple(said["about"]["modalities"])})
+        columns = {name: _modality(record) for name, record in description["columns"].items()}
+        about = About(**description["about"] | {"modalities": tuple(description["about"]["modalities"])})
     except (OSError, KeyError, TypeError, AttributeError, pa.ArrowInvalid) as error:
         raise UserError(f"{path} is damaged or was made by another version ({error}); make it again.") from error
     split = np.array(table.column("split").to_pylist(), dtype=object)
@@ -132,7 +132,7 @@ def open_saved(path: Path | str) -> Corpus:
         columns=columns,
         splits={name: np.flatnonzero(split == name) for name in dict.fromkeys(split) if name is not None},
         keys="key",
-        label=said["label"],
+        label=description["label"],
         choices={"data": str(path.resolve())},
     )
 

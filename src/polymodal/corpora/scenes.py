@@ -148,9 +148,9 @@ def relate(boxes: list[list[int]]) -> list[dict]:
     """Return the relations 'left of' and 'above' between objects whose boxes do not overlap along that axis, as
     edges."""
     edges = []
-    for source, one in enumerate(boxes):
+    for source, first in enumerate(boxes):
         for target, other in enumerate(boxes):
-            for relation, clear in (("left of", one[2] <= other[0]), ("above", one[3] <= other[1])):
+            for relation, clear in (("left of", first[2] <= other[0]), ("above", first[3] <= other[1])):
                 if clear:
                     edges.append({"source": source, "target": target, "relation": relation})
     return edges

@@ -111,13 +111,13 @@ def _image(files: dict[str, bytes], stamp: str) -> PILImage.Image | None:
 def parse_captions(data: bytes) -> list[dict[str, str]]:
     """Parse captions, English first, then `<locale>.utf8=<caption>` lines, to {"text", "language"} records (BCP 47)."""
     first, *others = data.decode("utf-8", errors="replace").splitlines() or [""]
-    found = {"en": plain(first)}
+    captions = {"en": plain(first)}
     for line in others:
         locale, separator, caption = line.partition(".utf8=")
         if separator:
             language = locale.replace("_", "-").replace("sr@latin", "sr-Latn").replace("@", "-")
-            found.setdefault(language, plain(caption))
-    return [{"text": text, "language": language} for language, text in found.items() if text]
+            captions.setdefault(language, plain(caption))
+    return [{"text": text, "language": language} for language, text in captions.items() if text]
 
 
 def plain(caption: str) -> str:

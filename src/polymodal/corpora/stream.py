@@ -103,7 +103,7 @@ def from_shards(url: str, image: str | None = None, text: str | None = None) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream(Corpus):
-    """Build the corpus of `from_shards`."""
+    """Corpus of shards that are streamed; see `from_shards`."""
 
     blocks: _Blocks
 
@@ -127,7 +127,7 @@ class Stream(Corpus):
         return f"{PurePosixPath(block.shard).name}/{name}"
 
     def sample(self, split: str, count: int) -> np.ndarray:
-        """Infer the columns from the first blocks, which are read anyway."""
+        """Return the first rows of a split, from blocks that are read anyway."""
         return self.rows(split)[: min(count, sum(block.count for block in self.blocks.blocks[:BLOCKS_TOGETHER]))]
 
     def parts(self, split: str) -> list[Part]:
@@ -150,29 +150,31 @@ class BlockOrder(Sequence):
         ]
         self.total = total
         self.seed = seed
-        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None  # the newest: its blocks, where windows begin
-        self._window: tuple[tuple[int, int], np.ndarray] | None = None  # the newest window's rows
+        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = (
+            None  # newest epoch: order of blocks, first positions of windows
+        )
+        self._window: tuple[tuple[int, int], np.ndarray] | None = None  # rows of the newest window
 
     def __len__(self) -> int:
         return self.total << 20
 
     def __getitem__(self, index: Any) -> Any:
-        epoch, place = divmod(int(index), self.total)
+        epoch, position = divmod(int(index), self.total)
         order, begins = self._order_of(epoch)
-        window = int(np.searchsorted(begins, place, side="right")) - 1
-        return self._rows_of(epoch, window, order)[place - begins[window]]
+        window = int(np.searchsorted(begins, position, side="right")) - 1
+        return self._rows_of(epoch, window, order)[position - begins[window]]
 
     def _order_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         if self._epoch is None or self._epoch[0] != epoch:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.blocks))
-            begins = np.cumsum([0, *(self.blocks[number].count for number in order)])
+            begins = np.cumsum([0, *(self.blocks[index].count for index in order)])
             self._epoch = epoch, order, np.append(begins[:-1][::BLOCKS_TOGETHER], begins[-1])
         return self._epoch[1:]
 
     def _rows_of(self, epoch: int, window: int, order: np.ndarray) -> np.ndarray:
         if self._window is None or self._window[0] != (epoch, window):
             chosen = order[window * BLOCKS_TOGETHER : (window + 1) * BLOCKS_TOGETHER]
-            rows = [np.arange(b.first, b.first + b.count) for b in (self.blocks[number] for number in chosen)]
+            rows = [np.arange(b.first, b.first + b.count) for b in (self.blocks[index] for index in chosen)]
             shuffled = np.random.default_rng([self.seed, epoch, window]).permutation(np.concatenate(rows))
             self._window = (epoch, window), shuffled
         return self._window[1]
@@ -196,8 +198,8 @@ class _Blocks:
         return self.blocks[self._number(row)]
 
     def row(self, row: int) -> dict[str, Any]:
-        number = self._number(row)
-        return self.rows(number)[row - self.blocks[number].first]
+        index = self._number(row)
+        return self.rows(index)[row - self.blocks[index].first]
 
     def rows(self, number: int) -> list[dict[str, Any]]:
         """Return all rows of a block. Raises MissingData when it cannot be read any more."""
@@ -219,12 +221,12 @@ class _Blocks:
 
 def _shards(system: Any, root: str) -> list[str]:
     if system.isdir(root):
-        found = [*system.glob(f"{root}/*.parquet"), *system.glob(f"{root}/*.tar")]
+        paths = [*system.glob(f"{root}/*.parquet"), *system.glob(f"{root}/*.tar")]
     elif "*" in root:
-        found = system.glob(root)
+        paths = system.glob(root)
     else:
-        found = [root] if system.exists(root) else []
-    return sorted(path for path in found if path.endswith((".parquet", ".tar")))
+        paths = [root] if system.exists(root) else []
+    return sorted(path for path in paths if path.endswith((".parquet", ".tar")))
 
 
 def _row_groups(system: Any, shard: str, first: int) -> list[Block]:
@@ -247,9 +249,9 @@ def _members(system: Any, shard: str, first: int) -> list[Block]:
     """Index the blocks of a tar file by its table of members, which is cached."""
     info = system.info(shard)
     identity = json.dumps([shard, info.get("size"), str(info.get("mtime") or info.get("LastModified") or "")])
-    kept = cache_directory() / "shards" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
-    if kept.is_file():
-        examples = json.loads(kept.read_text())
+    index_file = cache_directory() / "shards" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+    if index_file.is_file():
+        examples = json.loads(index_file.read_text())
     else:
         members: dict[str, dict[str, tuple[int, int]]] = {}
         with system.open(shard) as file, tarfile.open(fileobj=file) as tar:
@@ -260,13 +262,13 @@ def _members(system: Any, shard: str, first: int) -> list[Block]:
                     key = f"{folder}/{key}" if folder else key
                     members.setdefault(key, {})[suffix.lower()] = (member.offset_data, member.size)
         examples = list(members.items())
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        aside = kept.with_suffix(f".{os.getpid()}.partial")
+        index_file.parent.mkdir(parents=True, exist_ok=True)
+        aside = index_file.with_suffix(f".{os.getpid()}.partial")
         aside.write_text(json.dumps(examples))
-        os.replace(aside, kept)
+        os.replace(aside, index_file)
     return [
-        Block(shard, first + place, len(examples[place : place + TAR_BLOCK]), examples[place : place + TAR_BLOCK])
-        for place in range(0, len(examples), TAR_BLOCK)
+        Block(shard, first + start, len(examples[start : start + TAR_BLOCK]), examples[start : start + TAR_BLOCK])
+        for start in range(0, len(examples), TAR_BLOCK)
     ]
 
 

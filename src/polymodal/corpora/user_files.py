@@ -82,14 +82,14 @@ def chosen_columns(table: pa.Table, image: str | None, text: str | None) -> tupl
 
 def _records(table: pa.Table) -> dict[str, Modality]:
     """Return the columns of lists of records that methods can use."""
-    found: dict[str, Modality] = {}
+    modalities: dict[str, Modality] = {}
     for column in table.schema:
         if pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type):
             fields = {field.name for field in column.type.value_type}
             kind = next((kind for names, kind in RECORDS.items() if fields >= set(names)), None)
             if kind is not None:
-                found[column.name] = kind()
-    return found
+                modalities[column.name] = kind()
+    return modalities
 
 
 def _files(path: Path) -> list[Path]:
@@ -100,8 +100,8 @@ def _files(path: Path) -> list[Path]:
             raise UserError(f"{path} ends in '{path.suffix}'. {EXPECTED}.")
         return [path]
     for suffix in READERS:
-        if found := sorted(path.glob(f"*{suffix}")):
-            return found
+        if files := sorted(path.glob(f"*{suffix}")):
+            return files
     names = sorted(item.name for item in path.iterdir())
     found_text = f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" if names else "nothing"
     raise UserError(f"The folder {path} holds {found_text}. {EXPECTED}.")
@@ -142,15 +142,15 @@ def _chosen(kind: str, given: str | None, table: pa.Table, fits: Any) -> str:
         if not fits(table, given):
             raise UserError(f"The column '{given}' is {table.schema.field(given).type}, which is no {kind} column.")
         return given
-    found = [name for name in table.column_names if fits(table, name)]
-    usual = [name for name in CAPTION_NAMES if name in found] if kind == "text" else []
-    if len(found) == 1 or usual:
-        return (usual or found)[0]
+    candidates = [name for name in table.column_names if fits(table, name)]
+    usual = [name for name in CAPTION_NAMES if name in candidates] if kind == "text" else []
+    if len(candidates) == 1 or usual:
+        return (usual or candidates)[0]
     columns = ", ".join(f"{field.name} ({_short(field.type)})" for field in table.schema)
     what = "image bytes, or paths of images or clips" if kind == "image" else "captions"
-    if not found:
+    if not candidates:
         raise UserError(f"No column has {what}; the columns are {columns}. Name one with --{kind} COLUMN.")
-    raise UserError(f"Several columns may have {what}: {', '.join(found)}. Name one with --{kind} COLUMN.")
+    raise UserError(f"Several columns may have {what}: {', '.join(candidates)}. Name one with --{kind} COLUMN.")
 
 
 def _short(kind: pa.DataType) -> str:
@@ -188,8 +188,10 @@ def _is_string(kind: pa.DataType) -> bool:
 
 def _splits(table: pa.Table, image: str, text: str | None) -> dict[str, np.ndarray]:
     if "split" in table.column_names and _is_string(table.schema.field("split").type):
-        given = np.array(table.column("split").to_pylist(), dtype=object)
-        named = {name: np.flatnonzero(given == name) for name in pc.unique(table.column("split")).to_pylist() if name}
+        split_column = np.array(table.column("split").to_pylist(), dtype=object)
+        named = {
+            name: np.flatnonzero(split_column == name) for name in pc.unique(table.column("split")).to_pylist() if name
+        }
         if "train" in named:
             return named
     groups = Groups(table.num_rows)

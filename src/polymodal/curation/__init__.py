@@ -1,1 +1,1 @@
-"""Data that are made of other data, by a trained model where one is needed."""
+"""Curation: datasets made of other data, by a trained model where one is needed."""

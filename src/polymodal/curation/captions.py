@@ -1,7 +1,7 @@
-"""Captions of images by a model, the best kept: what ULIP-2 makes of rendered views (Xue et al. 2024, section 3.1).
+"""Synthetic captions of images by a model, the best kept.
 
-Of each image several captions are drawn. A second model that compares images with texts says which fit; without
-one, the caption that was drawn most often is the best.
+ULIP-2's captions of rendered views (Xue et al. 2024, section 3.1). Several captions are sampled per image and ranked by
+a second model's image-text similarity (CLIP score); without a second model, the most frequent caption ranks first.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from polymodal.training.feature_cache import weights_key
 from polymodal.training.run import Run, answers
 from polymodal.types import CanEmbed, CanGenerateText
 
-CHUNK = 8  # examples that are described together
-BATCH = 256  # captions that are written at once
+CHUNK = 8  # examples per resumable chunk
+BATCH = 256  # captions generated at once
 COLUMN = "view_captions"
 
 
 @dataclass(frozen=True)
 class CaptionOptions:
-    """How captions are made."""
+    """Options of captioning."""
 
     num_return_sequences: PositiveInt = 10
-    """Captions that are drawn of each image."""
+    """Number of captions sampled per image."""
     top_k: PositiveInt = 1
-    """Captions of an image that are kept, the best first."""
+    """Keep the top-k captions per image, best first."""
     num_views: NonNegativeInt = 0
-    """Images of an example that are described, evenly chosen; 0 is all."""
+    """Number of views captioned per example, evenly chosen; 0: all."""
     temperature: PositiveFloat = 1.0
-    """Of the distribution that captions are drawn from."""
+    """Softmax temperature of sampling."""
     max_new_tokens: PositiveInt = 32
-    """Most tokens of a caption."""
+    """Maximum number of tokens per caption."""
     seed: NonNegativeInt = 0
-    """Of everything that is drawn."""
+    """Random seed for sampling."""
 
     def __post_init__(self) -> None:
         validate_constraints(self)
@@ -59,7 +59,7 @@ class CaptionOptions:
 
 @dataclass
 class CaptionCounts:
-    """What came out. distinct: different captions that were drawn of the images. unreadable: key -> why."""
+    """Statistics of captioning. distinct: number of different sampled captions. unreadable: key -> reason."""
 
     images: int = 0
     distinct: int = 0
@@ -74,7 +74,7 @@ class CaptionCounts:
         self.fit += sum(caption.fit for caption in captions)
 
 
-Captioned = tuple[int, list[ViewCaption]]  # a row number, and the captions of its images
+Captioned = tuple[int, list[ViewCaption]]  # row index, captions of its images
 
 
 def captioned(
@@ -87,24 +87,27 @@ def captioned(
     track: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
     unfinished: Path | None = None,
 ) -> Iterator[Captioned]:
-    """Captions of all images of these rows; rows that cannot be read, or of which nothing was written, are left out.
+    """Yield captions of all images of these rows, without rows that cannot be read or have no caption.
 
-    ranker: a run that embeds images and texts. track: shows how far it is. unfinished: a file from which the same
-    work goes on after a stop. Raises UserError for a run that cannot write, a ranker that cannot embed, or a corpus
-    without images.
+    ranker: run that embeds images and texts. track: wraps the chunks to report progress. unfinished: file for resuming
+    after a stop. Raises UserError for a run that cannot generate text, a ranker that cannot embed, or a corpus without
+    images.
     """
     if not isinstance(run.model, CanGenerateText):
-        raise UserError(f"The run '{run.name}' does not write; a method that does is mono_internvl.")
+        raise UserError(f"The run '{run.name}' does not generate text; a method that does is mono_internvl.")
     if ranker is not None and not isinstance(ranker.model, CanEmbed):
-        raise UserError(f"The run '{ranker.name}' does not compare images with texts; a method that does is clip.")
+        raise UserError(f"The run '{ranker.name}' does not embed images and texts; a method that does is clip.")
     counts = counts if counts is not None else CaptionCounts()
     column, device = _column(corpus), next(run.model.parameters()).device
 
     def described(number: int, chunk: np.ndarray) -> dict[str, Any]:
-        own = CaptionCounts()
+        chunk_counts = CaptionCounts()
         generator = generator_of(options.seed, number, device)
-        found = _captions_of(run, corpus, chunk, column, options, ranker, own, generator)
-        return {"captions": [(row, captions) for row, captions in found], "counts": dataclasses.asdict(own)}
+        captioned_rows = _captions_of(run, corpus, chunk, column, options, ranker, chunk_counts, generator)
+        return {
+            "captions": [(row, captions) for row, captions in captioned_rows],
+            "counts": dataclasses.asdict(chunk_counts),
+        }
 
     def asked() -> dict[str, Any]:
         return {
@@ -131,18 +134,20 @@ def _captions_of(
     counts: CaptionCounts,
     generator: torch.Generator,
 ) -> list[Captioned]:
-    """Those of a few rows, which are described together."""
-    seen = [(row, view, image) for row in rows.tolist() for view, image in _views(corpus, row, column, options, counts)]
-    if not seen:
+    """Caption the images of a few rows together."""
+    views = [
+        (row, view, image) for row in rows.tolist() for view, image in _views(corpus, row, column, options, counts)
+    ]
+    if not views:
         return []
-    images = [image for _, _, image in seen]
-    drawn = [Counter(texts) for texts in _sample_captions(run, images, options, generator)]
-    fits = _fits(ranker, images, drawn) if ranker else [_frequencies(counter) for counter in drawn]
+    images = [image for _, _, image in views]
+    samples = [Counter(texts) for texts in _sample_captions(run, images, options, generator)]
+    fits = _fits(ranker, images, samples) if ranker else [_frequencies(counter) for counter in samples]
     best: dict[int, list[ViewCaption]] = {}
-    for (row, view, _), found in zip(seen, fits, strict=True):
-        ranked = sorted(found, key=lambda text: (-found[text], text))[: options.top_k]
-        best.setdefault(row, []).extend(ViewCaption(view, text, found[text]) for text in ranked)
-    counts.images += len(seen)
+    for (row, view, _), scores in zip(views, fits, strict=True):
+        ranked = sorted(scores, key=lambda text: (-scores[text], text))[: options.top_k]
+        best.setdefault(row, []).extend(ViewCaption(view, text, scores[text]) for text in ranked)
+    counts.images += len(views)
     counts.distinct += sum(map(len, fits))
     for captions in best.values():
         counts.add(captions)
@@ -156,10 +161,10 @@ def write_captions(
     made: Callable[[], dict[str, Any]] | None = None,
     unfinished: Path | None = None,
 ) -> Corpus:
-    """A corpus of the training examples that have captions, with them, and of all other splits as they are.
+    """Write a corpus of the training examples that have captions, with them, and of all other splits unchanged.
 
-    unfinished: the file of `captioned`, which goes when it is not needed any more.
-    Raises UserError for a folder that is not empty, and when no caption came out.
+    unfinished: progress file of `captioned`, which is removed at the end. Raises UserError for a folder that is not
+    empty, and when there are no captions.
     """
 
     def rows() -> Iterator[tuple[int, list[dict[str, Any]]]]:
@@ -175,7 +180,7 @@ def write_captions(
         corpus.about,
         name=f"{corpus.name}-captioned",
         description=f"{corpus.about.description}; with captions that a model wrote",
-        composed="; ".join(said for said in (corpus.about.composed, "captions are a model's own") if said),
+        composed="; ".join(text for text in (corpus.about.composed, "captions are a model's own") if text),
     )
     written = write_with_column(corpus, folder, about, COLUMN, ViewCaptions(), rows(), made)
     if unfinished is not None:
@@ -184,7 +189,7 @@ def write_captions(
 
 
 def _column(corpus: Corpus) -> str:
-    """The column of several images an example, or else that of one."""
+    """Return the column of several images per example, else that of one."""
     return corpus.column_with(Images if corpus.has_modality(Images) else Image)
 
 
@@ -201,17 +206,17 @@ def _views(
 
 
 def some_views(there: int, wanted: int) -> list[int]:
-    """Numbers of evenly chosen images of an example; all where 0, or more than there are, are wanted."""
+    """Return evenly spaced view indices; all for wanted = 0, or more than there are."""
     count = min(wanted, there) or there
-    return [number * there // count for number in range(count)]
+    return [index * there // count for index in range(count)]
 
 
 def _sample_captions(
     run: Run, images: Sequence[PILImage.Image], options: CaptionOptions, generator: torch.Generator
 ) -> list[list[str]]:
-    """Captions of each image; what is empty is left out."""
-    shown = [image for image in map(np.asarray, images) for _ in range(options.num_return_sequences)]
-    columns: dict[str, list[Any]] = {"image": shown, "question": [DESCRIBE] * len(shown)}
+    """Sample captions of each image; empty ones are dropped."""
+    repeated = [image for image in map(np.asarray, images) for _ in range(options.num_return_sequences)]
+    columns: dict[str, list[Any]] = {"image": repeated, "question": [DESCRIBE] * len(repeated)}
     decoding = Decoding(options.max_new_tokens, options.temperature)
     parts = answers(run.model, run.processor, "generate_text", columns, BATCH, decoding=decoding, generator=generator)
     texts = run.processor.texts([ids for part in parts for ids in part])  # type: ignore[attr-defined]
@@ -219,19 +224,19 @@ def _sample_captions(
     return [[text for text in texts[start : start + options.num_return_sequences] if text] for start in starts]
 
 
-def _frequencies(drawn: Counter[str]) -> dict[str, float]:
-    return {text: count / drawn.total() for text, count in drawn.items()}
+def _frequencies(samples: Counter[str]) -> dict[str, float]:
+    return {text: count / samples.total() for text, count in samples.items()}
 
 
-def _fits(ranker: Run, images: list[PILImage.Image], drawn: Sequence[Counter[str]]) -> list[dict[str, float]]:
-    """The cosine of each caption with its image."""
-    texts = [text for counter in drawn for text in counter]
+def _fits(ranker: Run, images: list[PILImage.Image], samples: Sequence[Counter[str]]) -> list[dict[str, float]]:
+    """Return the cosine similarity of each caption with its image (CLIP score)."""
+    texts = [text for counter in samples for text in counter]
     if not texts:
-        return [{} for _ in drawn]
+        return [{} for _ in samples]
     vectors = ranker.embed(image=images, text=texts)
-    owner = np.repeat(np.arange(len(drawn)), [len(counter) for counter in drawn])
+    owner = np.repeat(np.arange(len(samples)), [len(counter) for counter in samples])
     cosines = (vectors["image"][torch.from_numpy(owner)] * vectors["text"]).sum(1).tolist()
-    found: list[dict[str, float]] = [{} for _ in drawn]
-    for number, text, cosine in zip(owner.tolist(), texts, cosines, strict=True):
-        found[number][text] = cosine
-    return found
+    scores: list[dict[str, float]] = [{} for _ in samples]
+    for index, text, cosine in zip(owner.tolist(), texts, cosines, strict=True):
+        scores[index][text] = cosine
+    return scores

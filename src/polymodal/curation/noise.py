@@ -1,7 +1,7 @@
-"""How well a recipe of curation tells good texts from bad ones: known noise is put among the paragraphs of real pages.
+"""Benchmark of curation recipes: synthetic noise is inserted among the paragraphs of real pages.
 
-Good are paragraphs of at least three words whose letters are those of the page's script, which no limit of quality
-asks for in this way. The noise is of seven kinds that web pages are full of, made of the pages themselves.
+Good paragraphs have at least three words, whose letters are of the page's script; no quality filter tests exactly that.
+The noise has seven kinds that are common on web pages, made from the pages themselves.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from polymodal.curation.web import Block, blocks_of
 from polymodal.evaluation.statistics import Score
 from polymodal.types import Curation
 
-SCRIPTS = {"ar": "ARABIC", "fa": "ARABIC", "ru": "CYRILLIC", "el": "GREEK"}  # others are in Latin letters
-EDITIONS = {"ar": "/ar-MA/", "fa": "/fa-IR/", "en": "/en-US/"}  # part of the keys of pages in a language
+SCRIPTS = {"ar": "ARABIC", "fa": "ARABIC", "ru": "CYRILLIC", "el": "GREEK"}  # other languages: Latin
+EDITIONS = {"ar": "/ar-MA/", "fa": "/fa-IR/", "en": "/en-US/"}  # part of the page keys of a language
 OTHERS = ("fr", "de", "en", "es")  # languages of paragraphs that do not belong on a page
-NOISE_FRACTION = 0.3  # of noise, relative to a page's good paragraphs, for each kind
+NOISE_FRACTION = 0.3  # number of noise paragraphs of each kind, relative to a page's good paragraphs
 
 
 class Noisy(NamedTuple):
-    """A page with noise among its paragraphs. kinds: of each block: good, a kind of noise, or nothing for neither."""
+    """Page with inserted noise. kinds: of each block: good, a kind of noise, or empty for neither."""
 
     key: str
     blocks: list[Block]
@@ -34,14 +34,14 @@ class Noisy(NamedTuple):
 
 
 def pages_in_language(corpus: Corpus, language: str, splits: Sequence[str]) -> list[tuple[str, list[Block]]]:
-    """Pages of `manuals` that are in a language, with their keys; what nobody has translated is English on them."""
+    """Return the pages of `manuals` in a language, with their keys; untranslated parts are in English."""
     mark = EDITIONS.get(language, f"/{language}-")
     rows = [int(row) for split in splits for row in corpus.rows(split) if mark in corpus.key(int(row))]
     return [(corpus.key(row), blocks_of(corpus.raw(row, "html"))) for row in rows]
 
 
 def is_good(block: Block, language: str) -> bool:
-    """Whether a block is a paragraph in the language's script."""
+    """Return whether a block is a paragraph in the language's script."""
     letters = [character for character in block.text if character.isalpha()]
     if block.image or block.kind == "code" or len(words_of(block.text)) < 3:
         return False
@@ -54,12 +54,12 @@ def good_paragraphs(pages: Sequence[tuple[str, list[Block]]], language: str) -> 
 
 
 def with_noise(key: str, blocks: list[Block], language: str, foreign: Sequence[str], rng: np.random.Generator) -> Noisy:
-    """A page with noise of every kind at places at random. foreign: paragraphs of other languages."""
+    """Insert noise of every kind at random positions of a page. foreign: paragraphs of other languages."""
     placed = [(block, "good" if is_good(block, language) else "") for block in blocks]
     good = [block.text for block, kind in placed if kind]
     count = max(1, round(NOISE_FRACTION * len(good)))
     short = [block.text for block in blocks if not block.image and len(block.text.split()) < 3] or ["1", "2"]
-    made: dict[str, Callable[[], str]] = {
+    generators: dict[str, Callable[[], str]] = {
         "navigation": lambda: " | ".join(rng.choice(short, min(len(short), 8))),
         "spam": lambda: f"{' '.join(_one(good, rng).split()[:3])} ! " * int(rng.integers(6, 15)),
         "symbols": lambda: "".join(rng.choice(list("-=*#/|0123456789: "), int(rng.integers(20, 60)))),
@@ -67,10 +67,10 @@ def with_noise(key: str, blocks: list[Block], language: str, foreign: Sequence[s
         "wrong_language": lambda: _one(foreign, rng),
         "shuffled": lambda: " ".join("".join(rng.permutation(list(word))) for word in _one(good, rng).split()),
     }
-    noise = [(make(), kind) for kind, make in made.items() for _ in range(count)] if good else []
+    noise = [(make(), kind) for kind, make in generators.items() for _ in range(count)] if good else []
     for text, kind in noise:
-        place = int(rng.integers(len(placed) + 1))
-        placed.insert(place, (Block("paragraph", text, text), kind))
+        index = int(rng.integers(len(placed) + 1))
+        placed.insert(index, (Block("paragraph", text, text), kind))
     for text in rng.choice(good, min(count, len(good)), replace=False) if good else ():
         again = _nearly(text, rng)
         placed.append((Block("paragraph", again, again), "repeated"))  # behind its original, which is the one to keep
@@ -82,27 +82,27 @@ def _one(texts: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def _nearly(text: str, rng: np.random.Generator) -> str:
-    """The text with one word of fifteen, at least one, left out."""
+    """Delete one word in fifteen, at least one (near-duplicate)."""
     words = text.split()
-    gone = set(rng.choice(len(words), max(1, len(words) // 15), replace=False).tolist())
-    return " ".join(word for number, word in enumerate(words) if number not in gone)
+    dropped = set(rng.choice(len(words), max(1, len(words) // 15), replace=False).tolist())
+    return " ".join(word for index, word in enumerate(words) if index not in dropped)
 
 
 def curation_scores(recipe: Curation, corpus: Corpus, language: str, most: int, seed: int) -> list[Score]:
-    """The share of good paragraphs that a recipe keeps, also after each of its steps, and of each kind of noise that it
-    drops, page by page.
+    """Return the recall of good paragraphs, also after each step, and of each kind of noise the fraction dropped, per
+    page.
 
-    The recipe learns from good paragraphs of training pages. most: other pages that are looked at.
+    The recipe is fitted to good paragraphs of training pages. most: maximum number of other pages that are evaluated.
     """
     rng = np.random.default_rng(seed)
-    known = recipe.fit(good_paragraphs(pages_in_language(corpus, language, ["train"]), language))
+    fitted = recipe.fit(good_paragraphs(pages_in_language(corpus, language, ["train"]), language))
     foreign = [
         text
         for other in OTHERS
         if other != language
         for text in good_paragraphs(pages_in_language(corpus, other, ["test"])[:12], other)
     ]
-    steps = recipe.steps(known)
+    steps = recipe.steps(fitted)
     shares: dict[str, list[tuple[float, int]]] = defaultdict(list)
     after: dict[str, list[tuple[float, int]]] = {name: [] for name in steps}
     for key, blocks in pages_in_language(corpus, language, ["validation", "test"])[:most]:
@@ -114,8 +114,8 @@ def curation_scores(recipe: Curation, corpus: Corpus, language: str, most: int, 
             after[name].append((_share(kept_of(page.blocks, left), good), sum(good)))
         survived = kept_of(page.blocks, left)
         for kind in dict.fromkeys(page.kinds):
-            own = [other == kind for other in page.kinds]
-            shares[kind].append((_share(survived, own), sum(own)))
+            of_kind = [other == kind for other in page.kinds]
+            shares[kind].append((_share(survived, of_kind), sum(of_kind)))
     scores = [_score("good/kept", shares["good"], dropped=False)]
     scores += [_score(f"good/kept_after_{name}", pairs, dropped=False) for name, pairs in after.items()]
     noise = sorted(kind for kind in shares if kind not in ("", "good"))
@@ -124,21 +124,22 @@ def curation_scores(recipe: Curation, corpus: Corpus, language: str, most: int, 
 
 
 def kept_of(before: Sequence[Block], after: Sequence[Block]) -> list[bool]:
-    """For each block, whether it is still there. after: in the same order, without what is not printed."""
-    rest = iter(after)
-    following = next(rest, None)
-    stays = []
+    """Return for each block whether it is kept. after: remaining blocks in the same order, without unprintable
+    characters."""
+    remaining = iter(after)
+    following = next(remaining, None)
+    kept = []
     for block in before:
         same = following is not None and printable(block.markdown) == printable(following.markdown)
-        stays.append(same)
+        kept.append(same)
         if same:
-            following = next(rest, None)
-    return stays
+            following = next(remaining, None)
+    return kept
 
 
 def _share(chosen: Sequence[bool], among: Sequence[bool]) -> float:
-    """Of those that are meant, the share that is chosen; 0 of none."""
-    return sum(one for one, meant in zip(chosen, among, strict=True) if meant) / max(sum(among), 1)
+    """Return the fraction of the blocks in `among` that are in `chosen`; 0 for none."""
+    return sum(is_chosen for is_chosen, included in zip(chosen, among, strict=True) if included) / max(sum(among), 1)
 
 
 def _score(name: str, shares: Sequence[tuple[float, int]], dropped: bool) -> Score:

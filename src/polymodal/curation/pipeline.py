@@ -1,7 +1,7 @@
-"""Pages in, a corpus out: a recipe of curation on Daft, on this machine or on a Ray cluster, shard by shard.
+"""Curation pipeline: pages to a corpus by a curation recipe on Daft, locally or on a Ray cluster, shard by shard.
 
-What is finished stays: the same command goes on after a kill. Every step says how many pages, texts and images came
-to it and left it, and why others did not.
+Finished shards are kept: the same command resumes after a kill. Each step reports how many pages, texts and images it
+received and kept, and the reasons for dropping others.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ Executor = Literal["native", "ray"]
 DOCUMENTS, DROPPED, SETTINGS = "documents.parquet", "dropped.parquet", "settings.json"
 LISTS = ("texts", "images", "images_captions", "metadata")
 MARKDOWN = pa.schema({"key": pa.string(), "markdown": pa.string()} | dict.fromkeys(LISTS, pa.list_(pa.string())))
-KINDS = {"row": "cell"}  # of blocks that documents have another name for
-BATCH = 32  # pages that a process gets at once
-QUERY = 20_000  # pages in memory at once, for which processes are started
+KINDS = {"row": "cell"}  # block kind -> document segment kind
+BATCH = 32  # pages per batch of a worker process
+QUERY = 20_000  # pages per Daft query, in memory at once
 
 
 Figures = Callable[[str, str], bytes | None]
-"""From the key of a page and an address on it to the figure that stands there; None where it is not at hand."""
+"""Maps (page key, image address) to the encoded figure; None where it is not available."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CurationOptions:
-    """Where and in which pieces pages are curated."""
+    """Executor and shard size of curation."""
 
     runner: Executor = "native"
-    """Daft's runner: native on this machine, or ray on the cluster of RAY_ADDRESS, by default one on this machine."""
+    """Daft runner: native (local), or ray on the cluster of RAY_ADDRESS, by default a local one."""
     shard: PositiveInt = 512
-    """Pages that are written together, and need not be done again after a stop."""
+    """Pages per shard, the unit of resuming."""
 
     def __post_init__(self) -> None:
         validate_constraints(self)
@@ -63,7 +63,7 @@ class CurationOptions:
 
 @dataclasses.dataclass
 class StepStats:
-    """What came to a step and what left it; reasons: why texts, or whole pages, did not."""
+    """Statistics of a step: counts in and out, and reasons for dropping texts or whole pages."""
 
     pages_in: int = 0
     pages_out: int = 0
@@ -75,7 +75,7 @@ class StepStats:
 
 
 def pages_in(source: Path) -> Iterator[dict[str, str]]:
-    """Pages of a folder of HTML files, or of a Parquet or JSON lines file with a column html and perhaps url.
+    """Read pages from a folder of HTML files, or a Parquet or JSON lines file with a column html and optionally url.
 
     Raises UserError for anything else, and where there is none.
     """
@@ -109,25 +109,25 @@ def _of_table(source: Path) -> Iterator[dict[str, str]]:
         for first, batch in enumerate(batches):
             if "html" not in batch.schema.names:
                 raise UserError(f"{source} has no column html; it has {', '.join(batch.schema.names)}.")
-            for number, row in enumerate(batch.to_pylist()):
-                key = row.get("key") or row.get("url") or f"{first}/{number}"
+            for index, row in enumerate(batch.to_pylist()):
+                key = row.get("key") or row.get("url") or f"{first}/{index}"
                 yield {"key": str(key), "html": row["html"] or "", "base": str(row.get("url") or "")}
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{source} is neither Parquet nor JSON lines that can be read ({error}).") from error
 
 
 def pages_of(corpus: Corpus, rows: Sequence[int] | None = None) -> Iterator[dict[str, str]]:
-    """Pages of a corpus that keeps them as they were found, such as `manuals`, with their splits."""
+    """Yield the raw pages of a corpus that has them, such as `manuals`, with their splits."""
     if "html" not in corpus.table.column_names:
         raise UserError(f"The corpus '{corpus.name}' has no pages as they were found (a column html); manuals has.")
-    split_of = {int(row): split for split, own in corpus.splits.items() for row in own}
+    split_of = {int(row): split for split, split_rows in corpus.splits.items() for row in split_rows}
     for row in range(len(corpus)) if rows is None else rows:
         page = {"key": corpus.key(row), "html": corpus.raw(row, "html"), "base": ""}
         yield page | ({"split": split_of[row]} if row in split_of else {})
 
 
 def figures_of(corpus: Corpus) -> Figures:
-    """The figures of a corpus of documents that keeps the addresses that they have on its pages."""
+    """Return a lookup of figures in a corpus of documents that stores their addresses."""
     if "addresses" not in corpus.table.column_names:
         return lambda key, address: None
     column = corpus.column_with(Interleaved)
@@ -142,13 +142,13 @@ def figures_of(corpus: Corpus) -> Figures:
 
 
 def plain_texts(folder: Path) -> dict[str, list[str]]:
-    """By key, the texts of every document that `curate_pages` wrote into a folder, without marks."""
-    found = pq.read_table(folder / DOCUMENTS, columns=["key", "texts"])
-    return {row["key"]: [text for text in row["texts"] if text is not None] for row in found.to_pylist()}
+    """Return, by key, the plain texts of every document that `curate_pages` wrote into a folder."""
+    table = pq.read_table(folder / DOCUMENTS, columns=["key", "texts"])
+    return {row["key"]: [text for text in row["texts"] if text is not None] for row in table.to_pylist()}
 
 
 def figures_below(root: Path) -> Figures:
-    """The files of a folder. Addresses of the web stay in the Markdown; nothing is fetched, and no other file read."""
+    """Return a lookup of figures below a folder. Web addresses are not fetched, and no file outside is read."""
     root = root.resolve()
 
     def read(key: str, address: str) -> bytes | None:
@@ -175,12 +175,11 @@ def curate_pages(
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     figures: Figures | None = None,
 ) -> tuple[Corpus, dict[str, StepStats]]:
-    """A corpus of the documents that pages come to, and what every step did.
+    """Curate pages; return the corpus of documents and the statistics of every step.
 
-    known: what the recipe has learned (`Curation.fit`). source: where the pages are from. further: what else tells
-    this run from others, such as where good texts are from. figures: by default the files below `source`, where it is a
-    folder, and nothing else.
-    Raises UserError for a folder that is not empty, one that another command began, and when nothing is left.
+    known: fitted state of the recipe (`Curation.fit`). source: origin of the pages. further: further settings that
+    identify this run, such as the source of good texts. figures: by default the files below `source`, if it is a
+    folder. Raises UserError for a folder that is not empty, one that another command began, and when nothing is left.
     """
     options, out = options or CurationOptions(), Path(out)
     check_empty(out)
@@ -208,11 +207,11 @@ def curate_pages(
 def _tables(
     pages: Iterable[Mapping[str, str]], steps: Mapping[str, CurationStep], options: CurationOptions
 ) -> Iterator[pa.Table]:
-    """What becomes of pages, a shard at a time."""
-    rest = iter(pages)
-    while some := list(itertools.islice(rest, QUERY)):
+    """Yield the results of pages, one table per shard."""
+    remaining = iter(pages)
+    while batch := list(itertools.islice(remaining, QUERY)):
         waiting: list[pa.Table] = []
-        for table in run_pipeline(some, steps, options.runner):
+        for table in run_pipeline(batch, steps, options.runner):
             waiting.append(table)
             if sum(map(len, waiting)) >= options.shard:
                 yield pa.concat_tables(waiting)
@@ -224,11 +223,11 @@ def _tables(
 def run_pipeline(
     pages: Sequence[Mapping[str, str]], steps: Mapping[str, CurationStep], runner: Executor = "native"
 ) -> Iterator[pa.Table]:
-    """The blocks of pages after each step, and what each step dropped, as they are finished, in order.
+    """Yield tables with the blocks of pages after all steps and what each step dropped, in order.
 
-    Columns key and split, blocks that are left, dropped texts with step and reason, and how many texts and figures
-    there were when the page was read and after each step. One Daft function does all steps of a page, in a process for
-    each core. Raises UserError without the package daft.
+    Columns: key and split, remaining blocks, dropped texts with step and reason, and the number of texts and figures
+    when the page was read and after each step. One Daft function runs all steps of a page, in one process per core.
+    Raises UserError without the package daft.
     """
     daft = _daft(runner)
     text = daft.DataType.string()
@@ -236,14 +235,14 @@ def run_pipeline(
     dropped = daft.DataType.list(daft.DataType.struct(dict.fromkeys(("step", *Rejection._fields), text)))
     numbers = daft.DataType.list(daft.DataType.int64())
     parts = {"blocks": blocks, "dropped": dropped, "texts": numbers, "figures": numbers}
-    made = daft.DataType.struct(parts)
+    result_type = daft.DataType.struct(parts)
 
     @daft.cls(use_process=True, max_concurrency=min(os.cpu_count() or 1, len(pages)))
     class Worker:
         def __init__(self, steps: Mapping[str, CurationStep]):
             self.steps = steps
 
-        @daft.method(return_dtype=made)
+        @daft.method(return_dtype=result_type)
         def curated(self, html: str, base: str) -> dict[str, Any]:
             return steps_of_page(html, base, self.steps)
 
@@ -257,7 +256,7 @@ def run_pipeline(
 
 
 def _daft(runner: Executor) -> Any:
-    """The library, quiet, and with no word to its makers of who uses it unless the user says so."""
+    """Import and configure Daft, without progress output and, unless the user opts in, without telemetry."""
     for name in ("DAFT_ANALYTICS_ENABLED", "DAFT_PROGRESS_BAR", "DAFT_SHOW_QUERY_ID", "RAY_USAGE_STATS_ENABLED"):
         os.environ.setdefault(name, "0")
     try:
@@ -277,21 +276,21 @@ def _daft(runner: Executor) -> Any:
 
 
 def steps_of_page(html: str, base: str, steps: Mapping[str, CurationStep]) -> dict[str, Any]:
-    """What `curated` has of a page, as plain values."""
+    """Apply all steps to a page; returns the plain values of `run_pipeline`'s columns."""
     blocks = blocks_of(html, base)
-    every, gone = [blocks], []
+    stages, rejections = [blocks], []
     for name, step in steps.items():
         blocks, dropped = step(blocks)
-        every.append(blocks)
-        gone += [{"step": name, **one._asdict()} for one in dropped]
-    figures = [sum(bool(block.image) for block in some) for some in every]
-    texts = [len(some) - count for some, count in zip(every, figures, strict=True)]
+        stages.append(blocks)
+        rejections += [{"step": name, **rejection._asdict()} for rejection in dropped]
+    figures = [sum(bool(block.image) for block in stage) for stage in stages]
+    texts = [len(stage) - count for stage, count in zip(stages, figures, strict=True)]
     left = [block._asdict() for block in blocks]
-    return {"blocks": left, "dropped": gone, "texts": texts, "figures": figures}
+    return {"blocks": left, "dropped": rejections, "texts": texts, "figures": figures}
 
 
 def _begin(aside: Path, settings: dict[str, Any]) -> None:
-    """A folder for shards; one of the same command goes on. Raises UserError for one of another."""
+    """Create the folder of shards, or resume that of the same command. Raises UserError for that of another."""
     file, settings = aside / SETTINGS, _plain(settings)
     if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != settings:
         raise UserError(
@@ -306,16 +305,16 @@ def _counted(shards: Sequence[Path], steps: Iterable[str]) -> dict[str, StepStat
     for shard in shards:
         for row in pq.read_table(shard, columns=["dropped", "texts", "figures"]).to_pylist():
             texts, figures = [0, *row["texts"]], [0, *row["figures"]]
-            there = [True, *(bool(text + figure) for text, figure in zip(texts[1:], figures[1:], strict=True))]
-            for place, count in enumerate(counts.values()):
-                count.pages_in += there[place]
-                count.pages_out += there[place + 1]
-                count.texts_in += texts[place]
-                count.texts_out += texts[place + 1]
-                count.figures_in += figures[place]
-                count.figures_out += figures[place + 1]
-            for one in row["dropped"]:
-                counts[one["step"]].reasons[one["reason"]] += 1
+            present = [True, *(bool(text + figure) for text, figure in zip(texts[1:], figures[1:], strict=True))]
+            for index, count in enumerate(counts.values()):
+                count.pages_in += present[index]
+                count.pages_out += present[index + 1]
+                count.texts_in += texts[index]
+                count.texts_out += texts[index + 1]
+                count.figures_in += figures[index]
+                count.figures_out += figures[index + 1]
+            for rejection in row["dropped"]:
+                counts[rejection["step"]].reasons[rejection["reason"]] += 1
     return counts
 
 
@@ -328,7 +327,7 @@ def _written(
     figures: Figures,
 ) -> Corpus:
     def documents() -> Iterator[tuple[str, dict[str, Any], list[Block]]]:
-        """Key, page and blocks."""
+        """Yield key, page and blocks of each document."""
         for shard in shards:
             for row in pq.read_table(shard, columns=["key", "split", "blocks"]).to_pylist():
                 if not row["blocks"]:
@@ -365,16 +364,16 @@ def _written(
 
 
 def _write_table(file: Path, schema: pa.Schema, records: Iterator[dict[str, Any]]) -> None:
-    """A Parquet file, some records at a time; it appears when it is whole."""
+    """Write a Parquet file in batches, atomically."""
     aside = file.with_name(f".{file.name}.partial")
     with pq.ParquetWriter(aside, schema) as writer:
-        while some := list(itertools.islice(records, 1024)):
-            writer.write_table(pa.Table.from_pylist(some, schema))
+        while chunk := list(itertools.islice(records, 1024)):
+            writer.write_table(pa.Table.from_pylist(chunk, schema))
     os.replace(aside, file)
 
 
 def _document(blocks: Sequence[Block], page: str, figures: Figures) -> list[dict[str, Any]]:
-    """Texts as Markdown, and the figures that are at hand."""
+    """Return the segments of a document: texts as Markdown, and available figures."""
     pieces: list[dict[str, Any]] = []
     for block in blocks:
         if not block.image:
@@ -385,5 +384,5 @@ def _document(blocks: Sequence[Block], page: str, figures: Figures) -> list[dict
 
 
 def _plain(value: Any) -> Any:
-    """For JSON, which has no infinity."""
+    """Convert to plain JSON values; infinity becomes a string."""
     return json.loads(json.dumps(value, default=str), parse_constant=str)

@@ -1,7 +1,7 @@
-"""Pairs of answers of a model's own, the better one first (MPO, Wang et al. 2024, section 3.2).
+"""Preference pairs between a model's own answers (MPO, Wang et al. 2024, section 3.2).
 
-Where the answer to a question is known, answers that reach it are better than answers that do not. Where none is, as
-for captions, a caption is better than its own first half as the model goes on with it when it does not see the image.
+If the answer to a question is known, correct answers are preferred to incorrect ones. Otherwise, as for captions, a
+caption is preferred to its own prefix continued without the image (DropoutNTP).
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ from polymodal.training.feature_cache import weights_key
 from polymodal.training.run import Run, answers
 from polymodal.types import CanGenerateText, Example
 
-CHUNK = 16  # examples that are asked about together
+CHUNK = 16  # examples per resumable chunk
 COLUMN = "preferences"
 
 
 @dataclass(frozen=True)
 class PairOptions:
-    """How pairs are made."""
+    """Options of sampling preference pairs."""
 
     examples: PositiveInt = 1000
-    """At most so many training examples are asked about."""
+    """Maximum number of training examples."""
     num_return_sequences: AtLeastTwo = 16
-    """Answers that are drawn to each question; the paper draws at most 32."""
+    """Number of answers sampled per question; at most 32 in the paper."""
     temperature: PositiveFloat = 1.0
-    """Of the distribution that answers are drawn from."""
+    """Softmax temperature of sampling."""
     max_new_tokens: PositiveInt = 64
-    """Most tokens of an answer."""
+    """Maximum number of tokens per answer."""
     max_pairs: PositiveInt = 15
-    """Of one question."""
+    """Maximum number of pairs per question."""
     caption_fraction: UnitInterval = 0.5
-    """Share of the examples that also give a pair of captions."""
+    """Fraction of examples that also give a pair of captions."""
     prefix_fraction: PositiveUnitInterval = 0.5
-    """Share of a caption's words after which the model goes on without the image; 0.25 and 0.75 were worse."""
+    """Fraction of a caption's words that is kept before continuing without the image; 0.25 and 0.75 were worse."""
     seed: NonNegativeInt = 0
-    """Of everything that is drawn."""
+    """Random seed for sampling."""
 
     def __post_init__(self) -> None:
         validate_constraints(self)
@@ -70,7 +70,7 @@ class PairOptions:
 
 @dataclass
 class PairCounts:
-    """What came out of asking. right: of all answers, with a final answer or without; pairs: by kind."""
+    """Statistics of sampling. right: number of correct answers; pairs: by kind."""
 
     questions: int = 0
     answers: int = 0
@@ -95,16 +95,16 @@ def write_preferences(
     options: PairOptions | None = None,
     track: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
 ) -> Corpus:
-    """A corpus of the training examples that have pairs, with them, and of all other splits as they are.
+    """Write a corpus of the training examples that have pairs, with them, and of all other splits unchanged.
 
-    track: shows how far it is. The same call goes on where one was stopped. Raises UserError for a run that cannot
-    write, a corpus without images, a folder that is not empty, and when no pair came out.
+    track: wraps the chunks to report progress. The same call resumes after a stop. Raises UserError for a run that
+    cannot generate text, a corpus without images, a folder that is not empty, and when there are no pairs.
     """
     options = options or PairOptions()
     folder = Path(folder)
     check_empty(folder)
     if not isinstance(run.model, CanGenerateText):
-        raise UserError(f"The run '{run.name}' does not write; a method that does is mono_internvl.")
+        raise UserError(f"The run '{run.name}' does not generate text; a method that does is mono_internvl.")
     corpus.column_with(Image)
     counts, unfinished = PairCounts(), progress_file(folder)
 
@@ -142,18 +142,18 @@ def _pairs(
     track: Callable[..., Iterable[np.ndarray]],
     unfinished: Path,
 ) -> Iterator[tuple[int, list[Preference]]]:
-    """The rows of training examples that have pairs, with them."""
+    """Yield the rows of training examples that have pairs, with them."""
     reader, device = Reader(corpus, run.processor), next(run.model.parameters()).device
 
     def asked_about(number: int, chunk: np.ndarray) -> dict[str, Any]:
-        own, rng = PairCounts(), ExampleRNG.of(options.seed, number, 1).generators[0]
+        chunk_counts, rng = PairCounts(), ExampleRNG.of(options.seed, number, 1).generators[0]
         generator = generator_of(options.seed, number, device)
         rows, examples = reader.read_all(chunk)
-        pairs = _pairs_of(run, examples, options, own, rng, generator)
+        pairs = _pairs_of(run, examples, options, chunk_counts, rng, generator)
         for made in pairs:
-            own.add(made)
-        found = [(row, made) for row, made in zip(rows.tolist(), pairs, strict=True) if made]
-        return {"pairs": found, "counts": dataclasses.asdict(own)}
+            chunk_counts.add(made)
+        rows_with_pairs = [(row, made) for row, made in zip(rows.tolist(), pairs, strict=True) if made]
+        return {"pairs": rows_with_pairs, "counts": dataclasses.asdict(chunk_counts)}
 
     def asked() -> dict[str, Any]:
         options_said = dataclasses.asdict(options)
@@ -174,7 +174,7 @@ def _pairs_of(
     rng: np.random.Generator,
     generator: torch.Generator,
 ) -> list[list[Preference]]:
-    """Those of each of a few examples, which are asked about together."""
+    """Sample the pairs of a few examples together."""
     decoding = Decoding(options.max_new_tokens, options.temperature)
 
     def drawn(**columns: list[Any]) -> list[str]:
@@ -206,12 +206,17 @@ def _judged(
     drawn: Callable[..., list[str]],
     rng: np.random.Generator,
 ) -> Iterator[list[Preference]]:
-    """Of each example, pairs of right and wrong answers to one question, with the working where it is known."""
+    """Yield pairs of correct and incorrect answers to one question per example, by chain-of-thought if its rationale
+    is known."""
     if not examples:
         return
-    chosen = [choice([q for q in one["questions"] if q.rationale] or one["questions"], rng) for one in examples]
-    prompts = [chain_of_thought_prompt(one.question) if one.rationale else one.question for one in chosen]
-    images = [one[IMAGE] for one in examples for _ in range(options.num_return_sequences)]
+    chosen = [
+        choice([q for q in example["questions"] if q.rationale] or example["questions"], rng) for example in examples
+    ]
+    prompts = [
+        chain_of_thought_prompt(example.question) if example.rationale else example.question for example in chosen
+    ]
+    images = [example[IMAGE] for example in examples for _ in range(options.num_return_sequences)]
     texts = drawn(image=images, question=[prompt for prompt in prompts for _ in range(options.num_return_sequences)])
     for number, (question, prompt) in enumerate(zip(chosen, prompts, strict=True)):
         own = texts[number * options.num_return_sequences : (number + 1) * options.num_return_sequences]
@@ -228,10 +233,10 @@ def _judged(
 def correctness_pairs(
     question: str, finals: dict[str, str | None], truth: str, most: int, rng: np.random.Generator
 ) -> list[Preference]:
-    """Each right answer before each wrong one, at most so many at random.
+    """Pair each correct with each incorrect answer; return at most `most` pairs at random.
 
-    finals: from an answer to what it comes to, None where it comes to nothing. A wrong answer whose end contains the
-    truth may be right after all: it makes no pair.
+    finals: answer -> final answer, None where there is none. An incorrect answer that contains the truth may be
+    correct: it makes no pair.
     """
     truth = truth.lower()
     right = [text for text, final in finals.items() if final == truth]
@@ -241,18 +246,19 @@ def correctness_pairs(
         for better in right
         for worse in wrong
     ]
-    return [pairs[place] for place in rng.permutation(len(pairs))[:most]]
+    return [pairs[index] for index in rng.permutation(len(pairs))[:most]]
 
 
 def _blind(
     examples: list[Example], options: PairOptions, drawn: Callable[..., list[str]]
 ) -> Iterator[Preference | None]:
-    """Of each example, its caption before one that goes on blindly (DropoutNTP); None where both are the same."""
+    """Yield, per example, its caption preferred to one continued without the image (DropoutNTP); None where both are
+    equal."""
     if not examples:
         return
-    asked = [DESCRIBE] * len(examples)
-    captions = drawn(image=[one[IMAGE] for one in examples], question=asked)
+    prompts = [DESCRIBE] * len(examples)
+    captions = drawn(image=[example[IMAGE] for example in examples], question=prompts)
     begun = [" ".join(text.split()[: max(1, int(options.prefix_fraction * len(text.split())))]) for text in captions]
-    for caption, start, rest in zip(captions, begun, drawn(question=asked, begun=begun), strict=True):
+    for caption, start, rest in zip(captions, begun, drawn(question=prompts, begun=begun), strict=True):
         blind = f"{start} {rest}".strip()
         yield Preference(DESCRIBE, caption, blind, "dropout") if caption and blind != caption else None

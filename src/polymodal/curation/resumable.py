@@ -1,4 +1,4 @@
-"""Long work of a model that goes on after a stop: what came of each chunk of examples is kept until all is done."""
+"""Resumable work of a model: results of finished chunks are kept in a file until all are done."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polymodal.rng import ExampleRNG
 
 
 def progress_file(folder: Path) -> Path:
-    """Where what comes of chunks is kept while the folder is made."""
+    """Return the progress file of an output folder."""
     return folder.with_name(f".{folder.name}.unfinished.jsonl")
 
 
@@ -26,56 +26,56 @@ def run_resumably(
     file: Path | None = None,
     settings: Callable[[], Mapping[str, Any]] = dict,
 ) -> Iterator[Any]:
-    """What `work` makes of each chunk and its number, values of JSON, in order; what the file has is not made again.
+    """Yield `work(index, chunk)` for each chunk in order, as JSON values; results in the file are not recomputed.
 
-    file: its first line is what `asked` gives, all that the work depends on; a line a chunk follows, each written when
-    it is done. Without a file nothing is kept. Raises UserError for a file that was begun with something else asked.
+    file: the first line is `settings()`, everything that the work depends on; one line per finished chunk follows.
+    Without a file nothing is kept. Raises UserError for a file with other settings.
     """
     if file is None:
-        yield from (work(number, chunk) for number, chunk in enumerate(chunks))
+        yield from (work(index, chunk) for index, chunk in enumerate(chunks))
         return
     first = json.dumps(settings(), sort_keys=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    done = _whole_lines(file)
-    if done and done[0] != first:
+    stored = _whole_lines(file)
+    if stored and stored[0] != first:
         raise UserError(
             f"{file} was begun with another run, other data or options; remove it, or choose another --out."
         )
     with file.open("a", encoding="utf-8") as kept:
-        if not done:
+        if not stored:
             kept.write(first + "\n")
-        for number, chunk in enumerate(chunks):
-            if number + 1 < len(done):
-                yield json.loads(done[number + 1])
+        for index, chunk in enumerate(chunks):
+            if index + 1 < len(stored):
+                yield json.loads(stored[index + 1])
                 continue
-            made = work(number, chunk)
-            kept.write(json.dumps(made) + "\n")
+            result = work(index, chunk)
+            kept.write(json.dumps(result) + "\n")
             kept.flush()
-            yield made
+            yield result
 
 
 def _whole_lines(file: Path) -> list[str]:
-    """The lines of a file; one that was cut off while it was written is taken out."""
+    """Read the complete lines of a file, truncating a partial last line."""
     if not file.is_file():
         return []
     content = file.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(file, whole)
-    return content[:whole].decode().splitlines()
+    complete = content.rfind(b"\n") + 1
+    if complete < len(content):
+        os.truncate(file, complete)
+    return content[:complete].decode().splitlines()
 
 
 def generator_of(seed: int, chunk: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Random numbers of a chunk, whatever was drawn for others before."""
+    """Return a random generator that depends on seed and chunk only."""
     return torch.Generator(device).manual_seed(int(ExampleRNG.of(seed, chunk, 1).seeds[0] >> 1))
 
 
 def merge_counts(total: Any, more: Any) -> None:
-    """Add the counts of a dataclass to those of another; in dicts, what both have is added, too."""
+    """Add the counts of a dataclass to those of another, dicts by key."""
     for field in dataclasses.fields(total):
-        there, new = getattr(total, field.name), getattr(more, field.name)
-        if isinstance(there, dict):
-            both = there | {key: there[key] + value if key in there else value for key, value in new.items()}
+        old, new = getattr(total, field.name), getattr(more, field.name)
+        if isinstance(old, dict):
+            combined = old | {key: old[key] + value if key in old else value for key, value in new.items()}
         else:
-            both = there + new
-        setattr(total, field.name, both)
+            combined = old + new
+        setattr(total, field.name, combined)

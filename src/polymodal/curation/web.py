@@ -1,7 +1,7 @@
 """Web pages to blocks of text and images in reading order, each with its Markdown.
 
-The page is simplified as OBELICS does (Laurençon et al. 2023, appendix A.1): navigation, footers, dates and what is no
-content go, tags that only style a text are opened. Other than there, lists, tables and code keep their form, so that
+Pages are simplified as in OBELICS (Laurençon et al. 2023, appendix A.1): navigation, footers, dates and non-content
+elements are removed, styling tags are unwrapped. Unlike there, lists, tables and code keep their structure, so that
 they can be written as Markdown.
 """
 
@@ -26,17 +26,17 @@ STYLE = {
     *("samp", "small", "span", "strong", "sub", "sup", "time", "tt", "u", "var"),
 }
 STRONG, EMPHASIS = {"b", "strong"}, {"em", "i"}
-FOOTER = {"footer", "site-info"}  # classes of elements that go
-NAVIGATION = {"footer", "header", "navigation", "nav", "navbar", "menu"}  # id, class or title of a div that goes
-MORE = "more-link"  # class of what stands between two articles of a page
+FOOTER = {"footer", "site-info"}  # classes of removed elements
+NAVIGATION = {"footer", "header", "navigation", "nav", "navbar", "menu"}  # id, class or title of removed divs
+MORE = "more-link"  # class of separators between articles of a page
 SOURCES = ("src", "data-src", "data-original", "data-lazy-src", "srcset", "data-srcset")
 
 
 class Block(NamedTuple):
-    """A piece of a page: a text, or an image.
+    """Text or image of a page.
 
-    kind: heading, paragraph, item, row, code or figure. text: without marks; a figure's caption. markdown: with them.
-    image: address of a figure, "" for a text.
+    kind: heading, paragraph, item, row, code or figure. text: plain text; the caption of a figure. markdown: with
+    markup. image: address of a figure, "" for a text.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Block(NamedTuple):
 
 
 def blocks_of(html: str, base: str = "") -> list[Block]:
-    """The content of a page in reading order. base: what addresses of images are relative to.
+    """Return the content of a page in reading order. base: URL for relative image addresses.
 
     Raises UserError without the package selectolax.
     """
@@ -60,29 +60,29 @@ def blocks_of(html: str, base: str = "") -> list[Block]:
 
 
 def markdown_of(blocks: list[Block]) -> str:
-    """The page as Markdown; items of a list and rows of a table stand close together."""
+    """Join blocks to Markdown; list items and table rows are not separated by blank lines."""
     parts: list[str] = []
-    for number, block in enumerate(blocks):
-        if number:
-            close = block.kind == blocks[number - 1].kind and block.kind in ("item", "row")
+    for index, block in enumerate(blocks):
+        if index:
+            close = block.kind == blocks[index - 1].kind and block.kind in ("item", "row")
             parts.append("\n" if close else "\n\n")
         parts.append(block.markdown)
     return "".join(parts)
 
 
 def visible(markdown: str, text: str) -> list[bool]:
-    """For every character of a block's Markdown, whether it is one of the block's text, and no mark."""
-    shown = [False] * len(markdown)
-    place = 0
+    """Return for every character of a block's Markdown whether it is text rather than markup."""
+    is_text = [False] * len(markdown)
+    start = 0
     for character in text:
-        found = markdown.find(character, place)
-        if found >= 0:
-            shown[found], place = True, found + 1
-    return shown
+        index = markdown.find(character, start)
+        if index >= 0:
+            is_text[index], start = True, index + 1
+    return is_text
 
 
 def parallel_lists(blocks: list[Block]) -> dict[str, list[str | None]]:
-    """The four lists of OBELICS: at each place either a text or an image, its caption, and what kind it is."""
+    """Return the four parallel lists of OBELICS: a text or an image at each index, its caption, and its kind."""
     return {
         "texts": [None if block.image else block.text for block in blocks],
         "images": [block.image or None for block in blocks],
@@ -93,7 +93,7 @@ def parallel_lists(blocks: list[Block]) -> dict[str, list[str | None]]:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where in the page a text stands. prefix: what its first line begins with; later ones are indented alike."""
+    """Context of a text in the page. prefix: Markdown prefix of the first line; later lines are indented alike."""
 
     kind: str = "paragraph"
     prefix: str = ""
@@ -102,7 +102,7 @@ class _Place:
 
 @dataclass
 class _Walk:
-    """Goes through a page and gathers texts until a block ends."""
+    """Traverses a page and collects texts until a block ends."""
 
     base: str
     blocks: list[Block] = field(default_factory=list)
@@ -138,10 +138,10 @@ class _Walk:
         mark = "**" if node.tag in STRONG else "*" if node.tag in EMPHASIS else ""
         first = len(self.marked)
         self.through(node, place)
-        said = "".join(self.marked[first:])
-        if mark and said.strip() and "\n" not in said.strip():
-            lead, trail = said[: len(said) - len(said.lstrip())], said[len(said.rstrip()) :]
-            self.marked[first:] = [f"{lead}{mark}{said.strip()}{mark}{trail}"]
+        inner = "".join(self.marked[first:])
+        if mark and inner.strip() and "\n" not in inner.strip():
+            lead, trail = inner[: len(inner) - len(inner.lstrip())], inner[len(inner.rstrip()) :]
+            self.marked[first:] = [f"{lead}{mark}{inner.strip()}{mark}{trail}"]
 
     def _block(self, node: Any, tag: str, place: _Place) -> None:
         if tag == "picture":
@@ -165,18 +165,18 @@ class _Walk:
             self.end()
 
     def _list(self, node: Any, tag: str, place: _Place) -> None:
-        number = 0
+        index = 0
         for child in node.iter(include_text=True):
             if child.tag != "li":
                 self._child(child, place)
                 continue
             self.end()
-            number += 1
-            inside = _Place("item", "  " * place.depth + ("- " if tag == "ul" else f"{number}. "), place.depth + 1)
+            index += 1
+            inside = _Place("item", "  " * place.depth + ("- " if tag == "ul" else f"{index}. "), place.depth + 1)
             before = len(self.blocks)
             self.through(child, inside)
             self.end()
-            if len(self.blocks) > before + 1:  # only its first text has the mark
+            if len(self.blocks) > before + 1:  # only the first text has the bullet
                 self.blocks[before + 1 :] = [_indented(block, inside) for block in self.blocks[before + 1 :]]
 
     def _row(self, node: Any) -> None:
@@ -203,12 +203,12 @@ class _Walk:
             return
         self.end()
         caption = words(node.attributes.get("alt") or node.attributes.get("title") or "")
-        whole = urljoin(self.base, address) if self.base else address
-        self.blocks.append(Block("figure", caption, f"![{caption}]({whole})", whole))
+        url = urljoin(self.base, address) if self.base else address
+        self.blocks.append(Block("figure", caption, f"![{caption}]({url})", url))
 
     def end(self) -> None:
-        """The texts so far are a block."""
-        plain, marked = ("\n".join(lines("".join(said))) for said in (self.plain, self.marked))
+        """Emit the collected texts as a block."""
+        plain, marked = ("\n".join(lines("".join(pieces))) for pieces in (self.plain, self.marked))
         self.plain, self.marked = [], []
         if plain:
             prefix = self.place.prefix
@@ -217,7 +217,7 @@ class _Walk:
 
 
 def _indented(block: Block, place: _Place) -> Block:
-    """What follows the first text of an item, under it; items of an inner list have an indentation of their own."""
+    """Indent blocks that follow the first text of a list item; items of nested lists have their own indentation."""
     if block.kind != "item" or not block.markdown.startswith(place.prefix):
         return block
     text = block.markdown.removeprefix(place.prefix)
@@ -225,7 +225,7 @@ def _indented(block: Block, place: _Place) -> Block:
 
 
 def source_of(node: Any) -> str:
-    """The address of an image: the first attribute of those that pages use, of which no list and no data is taken."""
+    """Return the address of an image: the first usable source attribute, excluding srcset lists and data URLs."""
     for name in SOURCES:
         value = (node.attributes.get(name) or "").strip()
         if value and "," not in value and " " not in value and not value.startswith("data:"):
@@ -238,7 +238,7 @@ def _classes(node: Any) -> set[str]:
 
 
 def _is_furniture(node: Any) -> bool:
-    """Whether an element is navigation, a footer, or a date, and no content."""
+    """Return whether an element is navigation, a footer, or a date without content."""
     classes = _classes(node)
     if classes & FOOTER:
         return True

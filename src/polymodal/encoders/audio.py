@@ -58,8 +58,10 @@ class AudioEncoder(Encoder):
         frames = self.config.patch_frames
         values = mel.values * mel.mask[..., None]
         values = F.pad(values, (0, 0, 0, -values.shape[1] % frames))
+        # (batch, time patches, bands, frames * bins): non-overlapping patches of the spectrogram.
         patches = values.unflatten(1, (-1, frames)).unflatten(3, (self.bands, -1)).transpose(2, 3).flatten(3)
         columns = patches.shape[1]
+        # Position = learned embedding of the band + sinusoidal embedding of time.
         x = self.patch_embedding(patches) + self.band + sine_positions(columns, self.config.width, patches)[:, None]
         lengths = -(-mel.lengths // frames) * self.bands
         tokens = Padded(x.flatten(1, 2), lengths)

@@ -62,6 +62,7 @@ class CellEncoder(Encoder):
         packing = Packing.of(mask)
         column = packing.indices % mask.shape[1]
         genes = column > 0
+        # Token = gene embedding + expression bin embedding.
         tokens = self.name(column[genes] - 1) + self.level(levels[expressed])
         x = self.class_token.repeat(len(column), 1).to(tokens.dtype)
         x = x.index_copy(0, genes.nonzero().squeeze(1), tokens)

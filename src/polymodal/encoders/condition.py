@@ -45,5 +45,5 @@ class ConditionEncoder(nn.Module):
             assert self.text_encoder is not None
             assert self.projection is not None
             embedding = self.projection(self.text_encoder.pooled(batch["text"]))
-        shown = batch.get(f"{name}_shown")
-        return embedding if shown is None else torch.where(shown[:, None], embedding, null)
+        present = batch.get(f"{name}_shown")
+        return embedding if present is None else torch.where(present[:, None], embedding, null)

@@ -77,5 +77,6 @@ class GraphEncoder(Encoder):
     def forward(self, batch: VectorGraph) -> tuple[Float[Tensor, "nodes width"], Float[Tensor, "batch width"]]:
         x = self.project(batch.nodes)
         for messages, norm in zip(self.rounds, self.norms, strict=True):
+            # Pre-norm residual message passing.
             x = x + F.gelu(messages(norm(x), batch.ends))
         return x, global_mean_pool(x, batch.graph, batch.count)

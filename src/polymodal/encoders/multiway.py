@@ -76,6 +76,7 @@ class MultiwayEncoder(nn.Module):
         """
         patches = self.patch(patchify(image, self.config.patch_size))
         image_tokens = torch.cat([self.object_token.expand(len(image), 1, -1), patches], dim=1) + self.patch_positions
+        # Masked tokens get the mask token's id, the last row of the embedding.
         ids = text.ids if word_mask is None else text.ids.masked_fill(word_mask, self.word.num_embeddings - 1)
         text_tokens = self.word(ids) + self.word_positions[: ids.shape[1]]
         image_tokens, text_tokens = self.transformer(image_tokens, text_tokens, text.mask, joint)

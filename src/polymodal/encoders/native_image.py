@@ -58,6 +58,7 @@ class NativeImageEncoder(Encoder):
         packing = Packing.of(image.mask)
         x = self.norm_pre(self.patch_embedding(packing.pack(image.values)))
         size = self.config.width // self.config.num_heads
+        # 2-D RoPE by row and column: any grid, no learned positions.
         angles = rotary_angles_2d(image.row, image.column, size, ROPE_THETA, x)
         x = self.norm_post(self.transformer(x, replace(packing, rotation=angles)))
         return x, packing, mean_pool(x, packing)

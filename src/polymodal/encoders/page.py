@@ -95,18 +95,19 @@ class PageEncoder(nn.Module):
         """
         batch, length = words.tokens.ids.shape
         x = torch.cat([self._words(words, word_mask), self._patches(image, patch_mask)], dim=1)
+        # Image tokens are never padding.
         mask = F.pad(words.tokens.mask, (0, x.shape[1] - length), value=True)
         boxes = torch.cat([words.boxes, self.patch_boxes.expand(batch, -1, -1)], dim=1)
-        places = torch.cat([torch.arange(length), torch.arange(len(self.patch_boxes))]).to(x.device)
-        x = self._transformed(x, mask, boxes, places)
+        positions = torch.cat([torch.arange(length), torch.arange(len(self.patch_boxes))]).to(x.device)
+        x = self._transformed(x, mask, boxes, positions)
         return x[:, :length], x[:, length:]
 
     def encode_image(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch patches_and_class width"]:
         """Encode page images without text, as for vision-only tasks."""
         x = self._patches(image, None)
         mask = x.new_ones(x.shape[:2], dtype=torch.bool)
-        places = torch.arange(x.shape[1], device=x.device)
-        return self._transformed(x, mask, self.patch_boxes.expand(len(x), -1, -1), places)
+        positions = torch.arange(x.shape[1], device=x.device)
+        return self._transformed(x, mask, self.patch_boxes.expand(len(x), -1, -1), positions)
 
     def _words(self, words: PageTokens, word_mask: Bool[Tensor, "batch length"] | None) -> Tensor:
         ids = words.tokens.ids
@@ -122,8 +123,8 @@ class PageEncoder(nn.Module):
         x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
         return self.patch_norm(self.dropout(x + self.patch_positions))
 
-    def _transformed(self, x: Tensor, mask: Tensor, boxes: Tensor, places: Tensor) -> Tensor:
-        packing = dataclasses.replace(Packing.of(mask), bias=self.bias(boxes, places))
+    def _transformed(self, x: Tensor, mask: Tensor, boxes: Tensor, positions: Tensor) -> Tensor:
+        packing = dataclasses.replace(Packing.of(mask), bias=self.bias(boxes, positions))
         return packing.pad(self.transformer(packing.pack(self.dropout(self.norm(x))), packing))
 
 

@@ -70,6 +70,7 @@ class PointEncoder(Encoder):
         with torch.no_grad():
             indices = farthest_point_sampling(xyz, self.config.num_groups)
             centers = _take(xyz, indices)
+            # kNN groups around FPS centers; coordinates are relative to the center.
             neighbors = torch.cdist(centers, xyz).topk(self.config.group_size, largest=False).indices
         group = _take(torch.cat([xyz, points[..., 3:]], dim=-1), neighbors.flatten(1)).unflatten(1, neighbors.shape[1:])
         group = torch.cat([group[..., :3] - centers[:, :, None], group[..., 3:]], dim=-1)
@@ -77,6 +78,7 @@ class PointEncoder(Encoder):
         features = self.of_point(group)
         pooled_features = features.amax(dim=2, keepdim=True).expand_as(features)
         tokens = self.proj(self.of_group(torch.cat([features, pooled_features], dim=-1)).amax(dim=2))
+        # Position embedding: an MLP of the center's coordinates.
         tokens = tokens + self.position(centers)
         if self.class_token is None or self.class_position is None:
             x = self.norm_post(self.transformer(tokens))

@@ -51,6 +51,7 @@ class SeriesEncoder(Encoder):
         patch = self.config.patch_size
         values = series.values * series.mask[..., None]
         values = F.pad(values, (0, self.config.channels - values.shape[2], 0, -values.shape[1] % patch))
+        # Non-overlapping patches over time, all channels in one token.
         x = self.patch_embedding(values.unflatten(1, (-1, patch)).flatten(2))
         x = x + sine_positions(x.shape[1], self.config.width, x)
         lengths = -(-series.lengths // patch)

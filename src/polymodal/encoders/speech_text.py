@@ -78,6 +78,7 @@ class SpeechTextEncoder(nn.Module):
     def extract_features(self, mel: Padded) -> Padded:
         """Subsample log-mel frames. mel: standardized [batch, frames, bins]; padding has no influence."""
         x = (mel.values * mel.mask[..., None]).transpose(1, 2)
+        # Two convolutions of stride 2: one vector per 4 frames (40 ms); padding is zeroed before each.
         half = Padded(F.gelu(self.first(x)).transpose(1, 2), (mel.lengths + 1) // 2)
         x = (half.values * half.mask[..., None]).transpose(1, 2)
         return Padded(self.project(F.gelu(self.second(x)).transpose(1, 2)), num_output_frames(mel.lengths))
@@ -109,6 +110,7 @@ class SpeechTextEncoder(nn.Module):
         (row, position), (text_row, text_position) = (padded.mask.nonzero().unbind(1) for padded in (speech, text))
         text_position = text_position + speech.lengths[text_row]
         lengths = speech.lengths + text.lengths
+        # Concatenate speech and text of each example without padding in between.
         joined = speech.values.new_zeros(len(lengths), int(lengths.max()), speech.values.shape[2])
         joined = joined.index_put((row, position), speech.values[row, position])
         joined = joined.index_put((text_row, text_position), text.values[text.mask])

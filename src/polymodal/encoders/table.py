@@ -51,6 +51,7 @@ class FeatureTokenizer(nn.Module):
 
     def forward(self, rows: TableRows) -> Float[Tensor, "batch columns width"]:
         """Embed table rows. rows: standardized."""
+        # Numeric: x_j * w_j + b_j; categorical: embedding + b_j (FT-Transformer, section 3.3).
         numbers = rows.numbers.nan_to_num(0.0)[..., None] * self.slope
         values = self.value(rows.categories.clamp(min=0) + self.starts)
         return torch.where(rows.missing[..., None], self.missing, torch.cat([numbers, values], dim=1)) + self.column

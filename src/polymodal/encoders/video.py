@@ -121,6 +121,7 @@ class DividedBlock(nn.Module):
         batch, frames, _, _ = x.shape
         cls_token, patches = x.split([int(self.with_class), x.shape[2] - self.with_class], dim=2)
         temporal = self.norm(patches).transpose(1, 2).flatten(0, 1)
+        # Temporal attention: tokens of one patch position over all frames, then spatial attention per frame.
         patches = patches + self.over_time(temporal).unflatten(0, (batch, -1)).transpose(1, 2)
         x = self.over_space(torch.cat([cls_token, patches], dim=2).flatten(0, 1)).unflatten(0, (batch, frames))
         cls_token, patches = x.split([int(self.with_class), x.shape[2] - self.with_class], dim=2)

@@ -66,8 +66,9 @@ class VolumeEncoder(Encoder):
         """Encode scans. voxels: standardized. present: at least one contrast of every scan. Tokens are ordered by
         contrast."""
         cubes = patchify_3d(voxels, self.config.patch_size)
-        x = torch.stack([embed(cubes[:, place]) for place, embed in enumerate(self.cube_embedding)], dim=1)
+        x = torch.stack([embed(cubes[:, index]) for index, embed in enumerate(self.cube_embedding)], dim=1)
         x = x + self.place + self.contrast
+        # Tokens of missing contrasts are left out by the packing.
         packing = Packing.of(present[:, :, None].expand(x.shape[:3]).flatten(1))
         packed = self.norm_post(self.transformer(packing.pack(x.flatten(1, 2)), packing))
         lengths = packing.mask.sum(dim=1)

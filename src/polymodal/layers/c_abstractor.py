@@ -26,6 +26,7 @@ class SqueezeExcitation(nn.Module):
         self.fc2 = nn.Conv2d(reduced, channels, 1)
 
     def forward(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch channels rows columns"]:
+        # Squeeze: global average; excitation: bottleneck MLP, sigmoid; then scale each channel.
         return x * self.fc2(F.silu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
 
 
@@ -51,6 +52,7 @@ class RegNetBlock(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "batch inputs rows columns"]) -> Float[Tensor, "batch channels rows columns"]:
+        # 1 x 1 expansion, depthwise 3 x 3, squeeze-excitation, 1 x 1 projection, residual.
         y = F.silu(self.norm1(self.conv1(x)))
         y = self.excitation(F.silu(self.norm2(self.conv2(y))))
         return F.silu(self.norm3(self.conv3(y)) + self.shortcut(x))
@@ -80,6 +82,7 @@ class CAbstractor(nn.Module):
     ) -> Float[Tensor, "batch outputs out_width"]:
         """Return side * side output tokens. grid: rows and columns of the input patches."""
         positions: Tensor = self.pos_embed
+        # Interpolate learned position embeddings to the grid of this image.
         if tuple(grid) != tuple(positions.shape[2:]):
             positions = F.interpolate(positions, tuple(grid), mode="bicubic")
         x = tokens.transpose(1, 2).unflatten(2, tuple(grid)) + positions

@@ -35,6 +35,7 @@ class RotaryAttention(nn.Module):
         query, key, value = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         position = torch.arange(qkv.shape[1], device=x.device).expand(len(qkv), -1)
         angles = rotary_angles(position, query.shape[-1], ROPE_THETA, query)
+        # RoPE instead of the paper's relative sinusoidal positions.
         query, key = rotate(query, angles), rotate(key, angles)
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=packing.visible(causal=False))
         return self.out(packing.pack(y.transpose(1, 2).flatten(2)))
@@ -54,6 +55,7 @@ class Convolution(nn.Module):
 
     def forward(self, x: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "total width"]:
         gated = packing.pad(F.glu(self.gate(x), dim=-1))  # pointwise convolution + GLU; padding is 0
+        # Depthwise convolution over time; padding is 0, so it acts as the convolution's own padding.
         mixed = packing.pack(self.depthwise(gated.transpose(1, 2)).transpose(1, 2))
         return self.out(F.silu(self.norm(mixed)))
 

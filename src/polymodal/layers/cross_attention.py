@@ -153,12 +153,14 @@ class CrossAttentionBlock(nn.Module):
         def attend(y: Tensor) -> Tensor:
             return self.self_attention.attend(y, past or self.self_attention.project(y), mask)
 
+        # Self-attention, then cross-attention to the context, then the MLP.
         x = self._residual(x, self.norm1, attend)
         cross = self.cross_attention
         if context is not None and cross is not None:
             key_value = context if isinstance(context, KeyValue) else cross.project(context)
             if self.gate is not None:
                 y = x if self.norm_cross is None else self.norm_cross(x)
+                # FIBER: the gate is 0 at initialization, so a pretrained block is unchanged.
                 x = x + self.gate * self.dropout(cross.attend(y, key_value, context_mask))
             elif self.norm_cross is not None:
                 x = self._residual(x, self.norm_cross, lambda y: cross.attend(y, key_value, context_mask))

@@ -91,6 +91,7 @@ class GroupedQueryAttention(nn.Module):
         length = x.shape[1]
         if kv_cache is not None:
             keys, values, _, start = kv_cache
+            # Append to the cache in place and attend to everything in it.
             keys[:, :, start : start + length] = key
             values[:, :, start : start + length] = value
             key, value = keys[:, :, : start + length], values[:, :, : start + length]
@@ -99,6 +100,7 @@ class GroupedQueryAttention(nn.Module):
             y = F.scaled_dot_product_attention(grouped, key, value, attn_mask=visible).flatten(1, 2).unsqueeze(2)
         else:
             repeats = query.shape[1] // self.num_kv_heads
+            # Repeat each key-value head for the query heads of its group.
             key, value = (part.repeat_interleave(repeats, 1) if repeats > 1 else part for part in (key, value))
             y = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, is_causal=visible is None)
         return self.out(y.transpose(1, 2).flatten(2))
@@ -213,6 +215,7 @@ class Decoder(nn.Module):
         self.norm_post = nn.RMSNorm(width, norm_eps)
         for name, parameter in self.named_parameters():
             if parameter.ndim >= 2:  # 2-D weights, or 3-D for stacked experts
+                # Projections into the residual stream are scaled by 1 / sqrt(2 * depth), as in GPT-2.
                 into_residual = name.endswith(("out.weight", "down.weight", "down"))
                 nn.init.normal_(parameter, std=0.02 * (2 * depth) ** -0.5 if into_residual else 0.02)
             elif name.endswith("bias"):
@@ -246,6 +249,7 @@ class Decoder(nn.Module):
         past = 0
         documents = document
         if cache is not None:
+            # Queries are the new tokens; keys are the cached and the new ones.
             past = cache.length
             cache.document[:, past : past + length] = document
             cache.length += length

@@ -50,6 +50,7 @@ def top_p_filter(probabilities: Float[Tensor, "batch vocabulary"], top_p: float)
     """Keep the smallest set of most probable tokens with a total of at least `top_p`; others become 0 (not
     renormalized)."""
     ordered, order = probabilities.sort(dim=1, descending=True)
+    # A token is dropped if the tokens before it already have a total of top_p.
     beyond = ordered.cumsum(1) - ordered >= top_p
     return torch.zeros_like(probabilities).scatter(1, order, ordered.masked_fill(beyond, 0))
 
@@ -82,16 +83,19 @@ class Beams:
         total, flat_index = candidates.flatten(1).topk(min(2 * beams, candidates[0].numel()), dim=1)
         origin, token = flat_index // vocabulary, flat_index % vocabulary
         written = torch.cat([_taken(self.written, origin), token[:, :, None]], dim=2)
+        # A hypothesis ends with the end token, or at the maximum length.
         ends = (token == self.end) | (length == self.decoding.max_new_tokens)
 
         ending = ends & (torch.arange(total.shape[1], device=token.device) < beams) & ~self.done[:, None]
         score = (total / length**self.decoding.length_penalty).masked_fill(~ending, -torch.inf)
         padded = F.pad(written, (0, self.decoding.max_new_tokens - length), value=self.end)
+        # Merge with the finished hypotheses and keep the best num_beams.
         self.scores, best = torch.cat([self.scores, score], dim=1).topk(beams, dim=1)
         self.ended = _taken(torch.cat([self.ended, padded], dim=1), best)
 
         self.total, live = total.masked_fill(ends, -torch.inf).topk(beams, dim=1)
         self.written = _taken(written, live)
+        # Stop a row when its best live beam cannot beat its worst finished hypothesis.
         self.done |= self.scores[:, -1] >= self.total[:, 0] / length**self.decoding.length_penalty
         return origin.gather(1, live), token.gather(1, live)
 

@@ -31,6 +31,7 @@ class DETRDecoderLayer(nn.Module):
         padding: Bool[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch queries width"]:
         """Apply the layer. padding: True for padding of the memory."""
+        # Position embeddings are added to queries and keys in every layer, not to values.
         query = x + query_pos
         attended, _ = self.self_attention(query, query, x, need_weights=False)
         x = self.norms[0](x + self.dropout(attended))
@@ -60,6 +61,7 @@ class DETRDecoder(nn.Module):
         padding: Bool[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "depth batch queries width"]:
         """Return the normed queries after every layer, for auxiliary losses (deep supervision)."""
+        # Object queries: zero content, learned position embeddings.
         x = torch.zeros_like(query_pos)
         outputs = []
         for block in self.blocks:

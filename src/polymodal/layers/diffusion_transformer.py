@@ -23,6 +23,7 @@ def sinusoidal_timestep_embedding(
 
     time: in [0, 1]. width: even.
     """
+    # Geometric progression of frequencies, as in the transformer's sinusoidal positions.
     frequencies = torch.exp(-math.log(10_000.0) * torch.arange(width // 2, device=time.device) / (width // 2))
     angles = scale * time[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
@@ -74,6 +75,7 @@ class DiffusionTransformer(nn.Module):
         self.norm_post = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, channels * patch_size**2)
+        # Zero initialization: the model predicts 0 at first (DiT, adaLN-Zero).
         for linear in (self.modulation, self.out):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -84,5 +86,6 @@ class DiffusionTransformer(nn.Module):
         x = self.into(patchify(image, self.patch_size)) + self.positions
         for block in self.blocks:
             x = block(x, condition)
+        # Final layer: adaptive layer norm without a gate, then a linear layer to pixels.
         shift, scale = self.modulation(F.silu(condition))[:, None].chunk(2, dim=-1)
         return unpatchify(self.out(self.norm_post(x) * (1 + scale) + shift), self.patch_size)

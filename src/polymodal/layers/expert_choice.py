@@ -72,6 +72,7 @@ class ExpertChoice(nn.Module):
     def forward(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
         if self.single_expert:
             return self._mlp(x[None], slice(0, 1))[0]
+        # Router scores of each token for each expert, through a sigmoid as in MoMa instead of a softmax.
         logits = self.router(x)
         if self.use_predictor and not self.training:
             return self._by_auxiliary(x, logits.sigmoid())
@@ -96,6 +97,7 @@ class ExpertChoice(nn.Module):
         return result
 
     def _mlp(self, x: Float[Tensor, "some tokens width"], experts: slice) -> Float[Tensor, "some tokens width"]:
+        # All experts as one batched matrix product: SwiGLU(x) = down(silu(gate) * up).
         gate, up = torch.bmm(x, self.gate_up[experts]).chunk(2, dim=2)
         return torch.bmm(F.silu(gate) * up, self.down[experts])
 

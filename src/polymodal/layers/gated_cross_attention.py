@@ -81,6 +81,7 @@ class GatedCrossAttention(nn.Module):
     ) -> Float[Tensor, "batch length width"]:
         """Attend to projected media, with a mask over their tokens; without media, apply the MLP alone."""
         if media is not None:
+            # tanh gates (section 2.2): 0 at initialization, so the frozen language model is unchanged.
             x = x + self.attention_gate.tanh() * self.attention.attend(self.norm1(x), media, mask)
         return x + self.mlp_gate.tanh() * self.mlp(self.norm2(x))
 

@@ -52,6 +52,7 @@ class GraphConvolution(nn.Module):
     ) -> Float[Tensor, "nodes width_out"]:
         """Convolve. ends: source and target of every edge; self-loops are added here."""
         ends = add_self_loops(ends, len(x))
+        # Equation 2: D^(-1/2) (A + I) D^(-1/2) X W, as messages along edges.
         messages = self.linear(x)[ends[0]] * symmetric_weights(ends, len(x))[:, None]
         return scatter_sum(messages, ends[1], len(x)) + self.bias
 
@@ -84,5 +85,6 @@ class GraphAttention(nn.Module):
         highest = logits.new_full((len(x), self.num_heads), -torch.inf)
         highest = highest.scatter_reduce(0, target[:, None].expand_as(logits), logits.detach(), "amax")
         weights = (logits - highest[target]).exp()
+        # alpha_ij = softmax_j(e_ij), then h_i = sum_j alpha_ij W h_j per head (equations 3 to 5).
         weights = weights / scatter_sum(weights, target, len(x))[target]
         return scatter_sum(weights[..., None] * values[source], target, len(x)).flatten(1) + self.bias

@@ -30,6 +30,7 @@ class LayoutTextTransformer(nn.Module):
 
         places: layout embedding of each real token. Returns the packed tokens, their packing, and their mean per text.
         """
+        # Token + 1-D position + layout embeddings, all summed.
         x = self.embedding(packing.pack(ids)) + F.embedding(packing.indices % ids.shape[1], self.positions)
         x = self.norm_post(self.transformer(self.norm_pre(x + places), packing))
         return x, packing, mean_pool(x, packing)

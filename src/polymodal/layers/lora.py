@@ -32,6 +32,7 @@ class LoRALinear(nn.Module):
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """Return the plain linear layer, with the update merged into its weight."""
+        # W + B A (section 4.1).
         self.base.weight += self.lora_b @ self.lora_a
         return self.base
 

@@ -85,6 +85,7 @@ class MixtureOfDepths(nn.Module):
         allowed = allowed | torch.eye(length, dtype=torch.bool, device=x.device)
         output = self.block(selected, rotation, allowed, _routes_of(routes, indices, real, chosen.shape[1]))
         flat_indices = indices + chosen.shape[1] * torch.arange(len(x), device=x.device)[:, None]
+        # x + sigmoid(r) * (block(x) - x): the router gets a gradient through its weight.
         mixed = selected + weight * (output - selected)
         return x.flatten(0, 1).index_copy(0, flat_indices[real], mixed[real].to(x.dtype)).view_as(x)
 

@@ -187,6 +187,7 @@ class FeatureQueue(nn.Module):
         features, labels = all_gather(features.detach()), all_gather(labels.to(self.buffer_labels))
         # If a batch exceeds the queue, keep its newest features.
         count, skipped = len(features), max(len(features) - self.size, 0)
+        # Ring buffer: the oldest features are overwritten.
         slots = (self.enqueued + torch.arange(skipped, count, device=self.buffer.device)) % self.size
         self.buffer.index_copy_(0, slots, features[skipped:].to(self.buffer))
         self.buffer_labels.index_copy_(0, slots, labels[skipped:])

@@ -44,6 +44,7 @@ class MultiwayBlock(nn.Module):
     ) -> Float[Tensor, "batch length width"]:
         """Apply the block. imaged: number of image tokens at the front of every sequence."""
         image, text = x[:, :imaged], x[:, imaged:]
+        # Modality-specific norms, shared attention over the concatenated sequence.
         normed = torch.cat([self.image_norm(image), self.text_norm(text)], dim=1)
         x = x + self.drop_path(self.attention(normed.flatten(0, 1), packing).view_as(x))
         image, text = x[:, :imaged], x[:, imaged:]

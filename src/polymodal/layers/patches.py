@@ -29,6 +29,7 @@ def patchify_nd(
     """
     grid = grid_of(values.shape[2:], patch_size)
     axes = len(grid)
+    # (batch, channels, n1, p1, n2, p2, ...) -> (batch, n1, n2, ..., channels, p1, p2, ...).
     split = values.reshape(*values.shape[:2], *(n for pair in zip(grid, patch_size, strict=True) for n in pair))
     order = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
     return split.permute(order).reshape(len(values), math.prod(grid), -1)

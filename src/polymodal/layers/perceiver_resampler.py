@@ -38,6 +38,7 @@ class PerceiverLayer(nn.Module):
     ) -> Float[Tensor, "batch latents width"]:
         """Apply the layer. mask: over media tokens followed by latents."""
         normed = self.norm_latents(latents)
+        # Keys and values are the media tokens and the latents themselves (figure 5).
         context = torch.cat([self.norm_media(media), normed], dim=1)
         latents = latents + self.attention(normed, context, mask)
         return latents + self.mlp(self.norm_mlp(latents))

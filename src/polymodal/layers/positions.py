@@ -44,6 +44,7 @@ def rotary_angles(
 
     head_dim: even. theta: base of the wavelengths. The results have the dtype of `like`.
     """
+    # Angle of pair i at position m: m * theta^(-2i / d).
     rate = theta ** (-torch.arange(0, head_dim, 2, device=position.device) / head_dim)
     angle = (position[:, None, :, None] * rate).repeat(1, 1, 1, 2)
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
@@ -73,6 +74,7 @@ def rotate(
 
     Channel i is paired with channel i + head_dim / 2, as in transformers' Llama.
     """
+    # (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) for each pair of channels.
     cosine, sine = angles
     first, second = x.chunk(2, dim=-1)
     return x * cosine + torch.cat([-second, first], dim=-1) * sine
@@ -184,5 +186,6 @@ class XPathEmbedding(nn.Module):
     def forward(self, path: Int[Tensor, "... depth 2"]) -> Float[Tensor, "... width"]:
         """Embed paths. path: tag id and subscript of every step, from the root."""
         tags, places = self.sizes
+        # Each depth has its own tables: the id is offset by depth * size.
         steps = self.tag(path[..., 0] + self.step * tags) + self.place(path[..., 1] + self.step * places)
         return self.fc2(self.fc1(steps.flatten(-2)).relu())

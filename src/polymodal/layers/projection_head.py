@@ -103,6 +103,7 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
             return super().forward(x)
         count = world_size() * len(x)
         values = x.to(torch.promote_types(x.dtype, torch.float32))
+        # Mean and biased variance over the batch of all processes, with gradient.
         mean = all_gather_with_grad(values.mean(0, keepdim=True)).mean(0)
         variance = all_gather_with_grad((values - mean).square().mean(0, keepdim=True)).mean(0)
         with torch.no_grad():

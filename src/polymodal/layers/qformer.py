@@ -97,6 +97,7 @@ class QFormerBlock(nn.Module):
         media_mask: Bool[Tensor, "batch tokens"] | None,
     ) -> Float[Tensor, "batch total width"]:
         """Apply the block. x: queries, then text; either may be absent."""
+        # Shared self-attention of queries and text; the mask selects ITC, ITM or ITG.
         x = self.norm1(x + self.dropout(self.attention(x, x, mask)))
         queries, text = x[:, :num_queries], x[:, num_queries:]
         if num_queries:

@@ -109,6 +109,7 @@ class GumbelQuantizer(nn.Module):
         return (self.max_temperature * self.temperature_decay**self.updates).clamp(min=self.min_temperature)
 
     def forward(self, x: Float[Tensor, "n width"]) -> GumbelQuantizerOutput:
+        # One distribution over codes per codebook (equation 1).
         logits = self.logits(x).unflatten(1, (self.num_codebooks, self.codebook_size))
         probabilities = logits.float().softmax(-1).sum(0) / max(len(x), 1)
         # Diversity loss (equation 4), with the perplexity exp(entropy) per codebook as in the released code.

@@ -23,6 +23,7 @@ def pixel_shuffle(
     rows, columns = grid
     if rows % factor or columns % factor:
         raise UserError(f"A grid of {rows} x {columns} patches does not divide into blocks of {factor} x {factor}.")
+    # Split rows and columns into blocks, then concatenate the channels of each block.
     blocks = tokens.reshape(len(tokens), rows // factor, factor, columns // factor, factor, -1)
     return blocks.transpose(2, 3).flatten(3).flatten(1, 2)
 

@@ -100,6 +100,7 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "... width"], packing: Packing | None = None, query_rows: QueryRows = None
     ) -> Float[Tensor, "... width"]:
         """Attend. x: (batch, tokens, width), or (total, width) with its packing. query_rows: see `Transformer`."""
+        # Project packed tokens, pad only for attention, and pack its output again.
         qkv = self.qkv(x)
         if packing is not None:
             qkv = packing.pad(qkv)
@@ -233,6 +234,7 @@ def select_rows(x: Float[Tensor, "... width"], query_rows: QueryRows) -> Float[T
 def mean_pool(packed: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "batch width"]:
     """Average the real tokens of each sequence."""
     lengths = packing.mask.sum(1)
+    # Segment mean: sum the tokens of each sequence, divide by its length.
     sequence = torch.arange(len(lengths), device=packed.device).repeat_interleave(lengths)
     sums = packed.new_zeros((len(lengths), packed.shape[1])).index_add(0, sequence, packed)
     return sums / lengths[:, None]

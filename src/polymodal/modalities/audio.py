@@ -155,6 +155,7 @@ def mel_filters(rate: int, window: int, bins: int) -> Float[Tensor, "frequencies
     highest = 2595 * math.log10(1 + rate / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, highest, bins + 2) / 2595) - 1)
     frequencies = np.linspace(0, rate / 2, window // 2 + 1)[:, None]
+    # Each filter rises to its center frequency and falls to the next one.
     rising = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1])
     return torch.from_numpy(np.clip(np.minimum(rising, falling), 0, None)).float()

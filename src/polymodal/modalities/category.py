@@ -57,7 +57,7 @@ class Labels:
         return tuple(sorted(self.names.index(name) for name in value))
 
     def describe(self, value: tuple[int, ...]) -> str:
-        return ", ".join(self.names[number] for number in value) or "none"
+        return ", ".join(self.names[index] for index in value) or "none"
 
     def plot(self, value: tuple[int, ...], axes: Any) -> None:
-        write_text(axes, "\n".join(self.names[number] for number in value) or "none", size=9, weight="bold")
+        write_text(axes, "\n".join(self.names[index] for index in value) or "none", size=9, weight="bold")

@@ -43,22 +43,22 @@ class Graph:
 
     def describe(self, value: NamedGraph) -> str:
         first = value.edges[:3]
-        said = "; ".join(f"{value.nodes[edge.source]} - {edge.relation} - {value.nodes[edge.target]}" for edge in first)
-        return f"{len(value.nodes)} nodes, {len(value.edges)} edges: {said}"
+        text = "; ".join(f"{value.nodes[edge.source]} - {edge.relation} - {value.nodes[edge.target]}" for edge in first)
+        return f"{len(value.nodes)} nodes, {len(value.edges)} edges: {text}"
 
     def plot(self, value: NamedGraph, axes: Any) -> None:
         """Plot at most nine nodes on a circle."""
         count = min(len(value.nodes), 9)
-        places = [
-            (math.cos(2 * math.pi * place / count), math.sin(2 * math.pi * place / count)) for place in range(count)
+        positions = [
+            (math.cos(2 * math.pi * index / count), math.sin(2 * math.pi * index / count)) for index in range(count)
         ]
         for edge in value.edges:
             if max(edge.source, edge.target) < count:
-                start, end = places[edge.source], places[edge.target]
+                start, end = positions[edge.source], positions[edge.target]
                 axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "#999999", "linewidth": 0.6})
                 middle = 0.4 * start[0] + 0.6 * end[0], 0.4 * start[1] + 0.6 * end[1]
                 axes.text(*middle, edge.relation.rpartition(".")[2], fontsize=4.5, color="#777777", ha="center")
-        for (x, y), name in zip(places, value.nodes, strict=False):
+        for (x, y), name in zip(positions, value.nodes, strict=False):
             axes.text(x, y, name[:22], fontsize=6, ha="center", va="center", bbox={"facecolor": "#e3f2fd", "pad": 1})
         axes.set(xlim=(-1.6, 1.6), ylim=(-1.3, 1.3))
         axes.axis("off")

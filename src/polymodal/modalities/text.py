@@ -62,8 +62,8 @@ class Text:
         captions = []
         for record in records:
             caption = Caption(record["text"], record["language"]) if isinstance(record, dict) else Caption(record)
-            wanted = not self.languages or caption.language in self.languages
-            if wanted and isinstance(caption.text, str) and caption.text.strip():
+            selected = not self.languages or caption.language in self.languages
+            if selected and isinstance(caption.text, str) and caption.text.strip():
                 captions.append(caption)
         if not captions:
             raise UnreadableExample("the caption is empty")

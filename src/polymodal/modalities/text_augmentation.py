@@ -33,8 +33,8 @@ def without_words(text: str, share: float, rng: np.random.Generator) -> str:
     words = text.split()
     if not share or len(words) < 2:
         return text
-    kept = [word for word, chance in zip(words, rng.random(len(words)), strict=True) if chance >= share]
-    return " ".join(kept) if kept else words[int(rng.integers(len(words)))]
+    remaining = [word for word, chance in zip(words, rng.random(len(words)), strict=True) if chance >= share]
+    return " ".join(remaining) if remaining else words[int(rng.integers(len(words)))]
 
 
 def augment_text(text: str, augmentation: TextAugmentation, rng: np.random.Generator) -> str:

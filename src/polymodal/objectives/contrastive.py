@@ -71,6 +71,7 @@ class _InfoNCE(Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, label_smoothing: float, group: Tensor | None) -> Tensor:
+        # Candidates are the rows of b of all processes; queries are this process's rows of a.
         every, size = all_gather(b), len(a)
         groups = None if group is None else (group, all_gather(group))
         own = slice(rank() * size, (rank() + 1) * size)
@@ -80,6 +81,7 @@ class _InfoNCE(Function):
             # Running log-normalizers: over all candidates of a row, and over the rows seen so far of a column.
             rows[block] = logits.logsumexp(1)
             columns = torch.logaddexp(columns, logits.logsumexp(0))
+        # A column's normalizer covers the rows of all processes.
         columns = all_gather(columns[None]).logsumexp(0)
         ctx.save_for_backward(a, every, scale, rows, columns)
         ctx.label_smoothing, ctx.first, ctx.groups = label_smoothing, own.start, groups

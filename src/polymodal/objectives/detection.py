@@ -36,6 +36,7 @@ def hungarian_match(
 
     boxes: cxcywh. Cost of a pair: -p(object) + 5 * L1 distance - 2 * GIoU.
     """
+    # Cost matrices of all pairs of queries and objects.
     l1 = (boxes[:, :, None] - targets.boxes[:, None]).abs().sum(-1)
     giou = generalized_iou(cxcywh_to_xyxy(boxes)[:, :, None], cxcywh_to_xyxy(targets.boxes)[:, None])
     probability = logits.softmax(-1)[..., OBJECT, None]
@@ -62,6 +63,7 @@ def detection_loss(
     example, query, target = assignment or hungarian_match(logits, boxes, targets)
     classes = torch.full(logits.shape[:2], NO_OBJECT, device=logits.device)
     classes[example, query] = OBJECT
+    # Unmatched queries are labeled "no object", down-weighted against class imbalance.
     weights = logits.new_tensor([1.0, EOS_COEF])
     loss = CLASS_COEF * F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weights)
     predicted, objects = boxes[example, query], targets.boxes[example, target]

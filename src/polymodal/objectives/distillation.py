@@ -20,6 +20,7 @@ def logit_distillation(
 
     T^2 keeps the scale of the gradient independent of the temperature. 0 for no rows.
     """
+    # KL(p || q) for the teacher's p and the student's q, both at temperature T.
     log_p, log_q = (teacher.detach() / temperature).log_softmax(1), (student / temperature).log_softmax(1)
     divergence = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
     return global_mean(temperature**2 * divergence, len(student))

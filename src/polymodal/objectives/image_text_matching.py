@@ -88,8 +88,8 @@ def positive_mask(
     """
     if labels is None:
         return own[:, None] == torch.arange(candidates, device=own.device)
-    every = labels if candidates == rows else all_gather(labels.double())
-    return labels.to(every)[:, None] == every
+    all_labels = labels if candidates == rows else all_gather(labels.double())
+    return labels.to(all_labels)[:, None] == all_labels
 
 
 @torch.no_grad()
@@ -103,6 +103,7 @@ def sample_hard_negatives(
     positive: candidates that are never sampled. uniform: one random number in [0, 1) per row, which alone determines
     the choice; by default torch.multinomial. Returns the candidates' indices, and False for rows that have no negative.
     """
+    # Harder negatives (higher similarity) are sampled more often; positives never.
     weights = (similarity.float().softmax(1) + MIN_WEIGHT).masked_fill(positive, 0.0)
     valid = (~positive).any(1)
     if uniform is None:

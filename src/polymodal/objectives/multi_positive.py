@@ -126,11 +126,12 @@ def _cross_entropy(
     dtype = torch.promote_types(queries.dtype, torch.float32)
 
     def block_loss(queries: Tensor, keys: Tensor, scale: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        # Block of rows; recomputed in the backward pass by checkpointing.
         logits, target = (queries[start:stop] * scale) @ keys.T, targets(slice(start, stop)).to(dtype)
         if exclude is not None:
-            own = torch.arange(stop - start, device=logits.device)
-            logits = logits.index_put((own, own + exclude + start), logits.new_tensor(-torch.inf))
-            target = target.index_put((own, own + exclude + start), target.new_tensor(0.0))
+            index = torch.arange(stop - start, device=logits.device)
+            logits = logits.index_put((index, index + exclude + start), logits.new_tensor(-torch.inf))
+            target = target.index_put((index, index + exclude + start), target.new_tensor(0.0))
         mass = target.sum(1)
         # sum_j t_j (logsumexp - logit_j) / sum_j t_j, in which 0 times a logit of -inf is 0.
         matching = torch.where(target > 0, target * logits, 0.0).sum(1) / torch.where(mass > 0, mass, 1.0)

@@ -25,6 +25,7 @@ def barlow_twins(
     that of all processes.
     """
     a, b = all_gather_with_grad(a), all_gather_with_grad(b)
+    # C_ij of equation 2: correlation of dimension i of a with dimension j of b.
     correlation = a.T @ b / len(a)
     diagonal = correlation.diagonal()
     return (diagonal - 1).square().sum() + off_diagonal * (correlation.square().sum() - diagonal.square().sum())

@@ -72,6 +72,7 @@ def orpo(chosen: Rewards, rejected: Rewards) -> Loss:
 
     chosen, rejected: mean log-probability per token, below 0.
     """
+    # log odds = log p - log(1 - p).
     odds = (chosen - rejected) - (_log_of_rest(chosen) - _log_of_rest(rejected))
     return -F.logsigmoid(odds).mean()
 

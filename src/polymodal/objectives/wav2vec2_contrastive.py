@@ -32,8 +32,10 @@ def wav2vec2_contrastive_loss(
     others = (others + (others >= index[:, None])).minimum(size[:, None] - 1)
     negatives = F.normalize(targets, dim=1)[first[:, None] + others]
     query, target = F.normalize(context, dim=1), F.normalize(targets, dim=1)
+    # Cosine similarities with the true target and with the distractors.
     positive = torch.linalg.vecdot(query, target)[:, None]
     negative = torch.einsum("nd,nkd->nk", query, negatives)
     same = (negatives == target[:, None]).all(-1)
+    # -log softmax of the true target (index 0) at the temperature.
     logits = torch.cat([positive, negative.masked_fill(same, -torch.inf)], dim=1) / temperature
     return -logits.float().log_softmax(1)[:, 0].mean()

@@ -1,4 +1,4 @@
-"""Attacks on a user's own runs: a table of who falls with whom, and images to look at."""
+"""Attacks on a user's own runs: transfer matrix of attack success (source x target), and images to look at."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from polymodal.serving.images import save_image
 from polymodal.training.run import Run, write_json
 from polymodal.types import Attack
 
-SHOWN = 6  # images of a sheet
-WITHIN = 10  # a pair counts as found when it stands among so many
+SHOWN = 6  # images per sheet
+WITHIN = 10  # k of R@k: a pair counts as retrieved in the top k
 
 
 def attack_runs(
     attack: Attack, runs: Mapping[str, Run], corpus: Corpus, split: str, examples: int, seed: int, out: str
 ) -> list[tuple[str, str, str, Score, Score]]:
-    """Attack every run and try all of them; writes `attack.json` and a sheet of images for each run into `out`.
+    """Attack every run and evaluate all runs; write `attack.json` and a sheet of images per run into `out`.
 
-    Returns the run that the attack knows, the run that it is tried on, the direction of the search, the share of
-    matches found before, and the share of these that is not found any more. Raises UserError for a split without
-    examples, runs that do not embed, and a folder that cannot be written.
+    Returns, per row, the attacked run (source), the evaluated run (target), the retrieval direction, R@10 before, and
+    the attack success rate. Raises UserError for a split without examples, runs that do not embed, and a folder that
+    cannot be written.
     """
     folder = Path(out)
     try:
@@ -59,7 +59,7 @@ def _record(score: Score) -> dict[str, Any]:
 
 
 def attack_sheet(pairs: Pairs, changed: Pairs) -> PILImage.Image:
-    """Images before and after, the difference between them at full contrast, and the captions that lost a word."""
+    """Plot images before and after, their difference at full contrast, and the captions that lost a word."""
     import matplotlib
 
     matplotlib.use("Agg")

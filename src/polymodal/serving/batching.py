@@ -1,4 +1,4 @@
-"""Requests of many clients, answered together: a bounded queue in front of one thread that computes."""
+"""Dynamic batching of requests of many clients: a bounded queue in front of one computing thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DeadlineExceeded(Exception):
 
 @dataclass
 class _Request:
-    """The values of one request, which are answered together. kind: only values of one kind are computed together."""
+    """Values of one request, which are answered together. kind: only values of one kind form a batch."""
 
     kind: str
     values: list[Any]
@@ -32,10 +32,11 @@ class _Request:
 
 
 class MicroBatcher:
-    """Gathers what is asked for while the last batch is computed, and for a short while when nothing is.
+    """Batches values while the previous batch is computed, or within a short delay when idle.
 
-    compute: from a kind and values to an answer for each; runs in one thread. largest: values of a batch. patience:
-    seconds that a first value waits for others. room: values that may wait; beyond them `ask` raises Busy.
+    compute: maps a kind and values to one answer per value; runs in one thread. largest: maximum batch size. patience:
+    seconds that a first value waits for others. room: maximum number of queued values; beyond them `ask` raises
+    QueueFull.
     """
 
     def __init__(
@@ -47,7 +48,8 @@ class MicroBatcher:
         computed: Callable[[int], None] = lambda size: None,
         alone: Collection[str] = (),
     ):
-        """computed: is told the size of every batch. alone: kinds of which each request is computed by itself."""
+        """Build the batcher. computed: callback for the size of every batch. alone: kinds whose requests are
+        computed separately."""
         self.compute = compute
         self.max_batch_size = max_batch_size
         self.patience = patience
@@ -60,11 +62,11 @@ class MicroBatcher:
         self._worker: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to answer, in the event loop that is running."""
+        """Start in the running event loop."""
         self._worker = asyncio.get_running_loop().create_task(self._work())
 
     async def stop(self) -> None:
-        """Answer what waits, then end."""
+        """Answer what is queued, then stop."""
         while self.waiting:
             await asyncio.sleep(0.01)
         if self._worker is not None:
@@ -74,9 +76,9 @@ class MicroBatcher:
         self._thread.shutdown()
 
     async def ask(self, kind: str, values: list[Any], seconds: float) -> list[Any]:
-        """An answer for each value, within so many seconds.
+        """Return an answer for each value, within so many seconds.
 
-        Raises Busy, Late, or what `compute` raises for these values alone.
+        Raises QueueFull, DeadlineExceeded, or what `compute` raises for these values alone.
         """
         if not values:
             return []
@@ -115,7 +117,7 @@ class MicroBatcher:
         return batch
 
     async def _answer(self, kind: str, batch: list[_Request]) -> None:
-        """What nobody waits for any longer is not computed."""
+        """Drop requests that were cancelled or timed out."""
         batch = [asked for asked in batch if not asked.answer.done() and asked.until > time.monotonic()]
         values = [value for asked in batch for value in asked.values]
         if not values:
@@ -149,7 +151,7 @@ class MicroBatcher:
 class BoundedThreads:
     """Run calls in a bounded number of threads; a call whose caller has left keeps its thread until it ends.
 
-    threads: calls that run at once. room: calls that may wait for a thread; beyond them `ask` raises Busy.
+    threads: maximum number of running calls. room: maximum number of queued calls; beyond them `ask` raises QueueFull.
     """
 
     def __init__(self, threads: int, room: int):
@@ -159,9 +161,9 @@ class BoundedThreads:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="search")
 
     async def ask(self, call: Callable[[], T], seconds: float) -> T:
-        """Return what `call` returns. Raises Busy, Late after so many seconds, or what `call` raises.
+        """Return what `call` returns. Raises QueueFull, DeadlineExceeded after so many seconds, or what `call` raises.
 
-        A TimeoutError of the call's own is Late, too.
+        A TimeoutError of the call is DeadlineExceeded, too.
         """
         if self._free.locked() and self.waiting >= self.room:
             raise QueueFull
@@ -180,5 +182,5 @@ class BoundedThreads:
             raise DeadlineExceeded from error
 
     async def stop(self) -> None:
-        """Wait for the calls that run."""
+        """Wait for running calls."""
         await asyncio.to_thread(self._threads.shutdown)

@@ -1,4 +1,4 @@
-"""Vectors of a whole corpus in one Parquet file, for whatever comes next: an index, a notebook, a database."""
+"""Embeddings of a whole corpus in one Parquet file, for an index, a notebook, or a database."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from polymodal.training.run import Run
 from polymodal.types import Example
 
 CHUNK = 1024  # examples in memory at once
-EMBEDDED = ("text", "views", *ITEMS, *QUERIES)  # what methods embed of an example; more may be known of it
+EMBEDDED = ("text", "views", *ITEMS, *QUERIES)  # columns that methods embed
 
 
 def write_embeddings(run: Run, corpus: Corpus, out: Path) -> tuple[int, dict[str, str]]:
-    """A column key, and one of vectors for each that the run embeds, such as image and text (lists of float32).
+    """Write a column of keys, and a column of embeddings per modality that the run embeds (lists of float32).
 
-    Returns how many examples were written, and key -> reason for those that could not be read. The file appears whole
-    or not at all. Raises UserError when the run cannot embed or the file cannot be written.
+    Returns the number of examples, and key -> reason for unreadable ones. The file is written atomically. Raises
+    UserError when the run cannot embed or the file cannot be written.
     """
     reader = Reader(corpus, run.processor, memory=0)
     written = 0
@@ -56,7 +56,7 @@ def write_embeddings(run: Run, corpus: Corpus, out: Path) -> tuple[int, dict[str
 
 
 def vectors_of(run: Run, column: str, examples: list[Example]) -> Float[np.ndarray, "examples dim"]:
-    """One L2-normalised vector an example; that of several captions is their mean, normalised again."""
+    """Return one L2-normalized embedding per example; for several captions, their normalized mean."""
     values = [example[column] for example in examples]
     if column != "text":
         return run.embed(256, **{column: values})[column].numpy()

@@ -31,7 +31,7 @@ import pyarrow as pa
 from polymodal.errors import UserError
 
 MAX_CHARACTERS = 1000
-MAX_DEPTH = 8  # of parentheses and NOT
+MAX_DEPTH = 8  # nesting of parentheses and NOT
 MAX_LITERALS = 100
 MAX_LITERAL = 300  # characters of a string or a number
 MAX_WILDCARDS = 16  # in all patterns of LIKE together: the engine's time grows with their number
@@ -43,13 +43,13 @@ Literal = bool | int | float | str
 class Comparison:
     column: str
     operator: str
-    """=, !=, <, <=, > or >=."""
+    """Comparison by =, !=, <, <=, > or >=."""
     value: Literal
 
 
 @dataclass(frozen=True)
 class Among:
-    """IN."""
+    """Membership in a list (IN)."""
 
     column: str
     values: tuple[Literal, ...]
@@ -73,7 +73,7 @@ class Like:
 
 @dataclass(frozen=True)
 class Missing:
-    """IS NULL."""
+    """Test for missing values (IS NULL)."""
 
     column: str
     negated: bool = False
@@ -173,7 +173,7 @@ class _Parser:
         return self.tokens[self.place]
 
     def _taken(self, *texts: str) -> str | None:
-        """The next keyword or sign, if it is one of these, which is then passed."""
+        """Consume and return the next token if it is one of these."""
         token = self._next
         if token.kind not in ("keyword", "sign") or token.text not in texts:
             return None
@@ -354,7 +354,7 @@ def _is_leaf(condition: Condition) -> bool:
 
 
 def _kind(of: pa.DataType) -> str | None:
-    """string, bool, int or float; None for a type that conditions do not compare."""
+    """Return string, bool, int or float; None for types without comparisons."""
     if pa.types.is_string(of) or pa.types.is_large_string(of):
         return "string"
     if pa.types.is_boolean(of):
@@ -365,7 +365,7 @@ def _kind(of: pa.DataType) -> str | None:
 
 
 def _written(literal: Literal, column: str, of: pa.DataType) -> str:
-    """A literal as the engine reads it. Raises UserError where the column's type does not hold it."""
+    """Return a literal in the engine's syntax. Raises UserError for a value that the column's type does not hold."""
     kind = _kind(of)
     if kind == "string":
         if not isinstance(literal, str):

@@ -1,4 +1,4 @@
-"""Where in an image is what a text means? Boxes, and the image with them drawn in."""
+"""Visual grounding of texts (referring expressions, phrases): boxes, and the image with boxes drawn in."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from polymodal.training.run import Run, answers
 from polymodal.types import CanDetect
 
 COLORS = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080")
-SIDE = 480  # least side in pixels of an image that boxes are drawn in
+SIDE = 480  # minimum side in pixels of the image with boxes
 
 
 class GroundedBox(NamedTuple):
-    """box: left, top, right, bottom in pixels of the image. sure: from 0 to 1."""
+    """Predicted box: left, top, right, bottom in pixels. sure: confidence from 0 to 1."""
 
     text: str
     box: tuple[int, int, int, int]
@@ -29,10 +29,10 @@ class GroundedBox(NamedTuple):
 
 
 def ground(run: Run, path: str, texts: Sequence[str], branch: str = "") -> tuple[PILImage.Image, list[GroundedBox]]:
-    """The image, and for each text the boxes that the run is surer of than not; of a single query, its only one.
+    """Return the image, and the boxes of each text with a confidence above 0.5; with a single query, its only box.
 
-    branch: one of the ways that the method has to find boxes; the first, unless it is given.
-    Raises UserError for a run that finds no boxes, a branch that it does not have, and a file that is no image.
+    branch: prediction branch of the method; by default the first. Raises UserError for a run that does not predict
+    boxes, an unknown branch, and an unreadable image.
     """
     if not isinstance(run.model, CanDetect):
         raise UserError(f"The run '{run.name}' cannot find boxes; a method that can is simvg.")
@@ -55,7 +55,7 @@ def ground(run: Run, path: str, texts: Sequence[str], branch: str = "") -> tuple
 
 
 def draw_grounded_boxes(image: PILImage.Image, located: Sequence[GroundedBox]) -> PILImage.Image:
-    """The image, enlarged where it is small, with every box and its text in the colour of the text."""
+    """Draw boxes and texts, one color per text, into the image, enlarged if it is small."""
     factor = max(1, -(-SIDE // min(image.size)))
     shown = image.resize((image.width * factor, image.height * factor), PILImage.Resampling.LANCZOS)
     pen = ImageDraw.Draw(shown)

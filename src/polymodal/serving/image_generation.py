@@ -1,4 +1,4 @@
-"""Images from a run that generates, and a sheet of them."""
+"""Image generation by a run, and a sheet of the images."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from polymodal.errors import UserError, unknown
 from polymodal.training.run import Run, evaluating, to_device
 from polymodal.types import CanGenerateImages
 
-SIDE, MARGIN = 64, 4  # of an image of the sheet
+SIDE, MARGIN = 64, 4  # pixels per image of the sheet
 
 
 def generate_images(run: Run, words: Sequence[str], count: int, steps: int, seed: int = 0) -> list[list[Any]]:
-    """`count` images (Pillow) for each of the words, which are a class of the run or, where it reads them, any words.
+    """Generate `count` images (Pillow) per class name or, if the run is text-conditional, per prompt.
 
-    Raises UserError when the run cannot generate, or for words that it does not know.
+    Raises UserError when the run does not generate images, or for an unknown class.
     """
     if not isinstance(run.model, CanGenerateImages):
         raise UserError(f"The run '{run.name}' cannot generate: its method has no `generate`.")
@@ -47,7 +47,7 @@ def generate_images(run: Run, words: Sequence[str], count: int, steps: int, seed
 
 
 def known_classes(run: Run) -> list[str]:
-    """What a run can generate without being told anything else. Raises UserError when that is nothing."""
+    """Return the classes that a run can generate. Raises UserError when there are none."""
     label = label_of(run.processor)
     if not isinstance(run.model, CanGenerateImages) or label is None:
         raise UserError(f"Say what '{run.name}' is to generate, in words.")
@@ -55,7 +55,7 @@ def known_classes(run: Run) -> list[str]:
 
 
 def image_sheet(rows: Sequence[Sequence[PILImage.Image]], titles: Sequence[str]) -> PILImage.Image:
-    """A line for each label, with its name at the left."""
+    """Arrange images in a sheet, one row per label."""
     font = ImageFont.load_default(size=14)
     left = MARGIN + max(round(font.getlength(title)) for title in titles) + 2 * MARGIN
     step = SIDE + MARGIN

@@ -1,4 +1,4 @@
-"""Images that commands write."""
+"""Output images of commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from polymodal.errors import UserError
 
 
 def save_image(image: PILImage.Image, path: str) -> None:
-    """In the format that the name ends with. Raises UserError for an unknown ending, or a place that takes no file."""
+    """Save in the format of the file extension. Raises UserError for an unknown one, or an unwritable path."""
     try:
         image.save(path)
     except ValueError as error:

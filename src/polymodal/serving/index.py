@@ -1,7 +1,7 @@
-"""A collection that can be searched: a run's vectors with keys, captions, thumbnails and metadata, in LanceDB.
+"""Vector index: a run's embeddings with keys, captions, thumbnails and metadata, in LanceDB.
 
-An index mirrors its data: a second run embeds what is new or has changed, and takes out what is gone. Every chunk is
-written as a whole, so that a stopped run goes on where it was. It lies in a folder, or at any URL that LanceDB opens.
+An index mirrors its data: building again embeds new and changed examples, and removes deleted ones. Chunks are written
+atomically, so that a stopped build resumes. An index is in a folder, or at any URL that LanceDB opens.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from polymodal.training.run import Run, load_run
 from polymodal.types import Example
 
 TABLE, ABOUT = "examples", b"polymodal"
-CHUNK = 512  # examples that are embedded and written together
+CHUNK = 512  # examples per embedded and written chunk
 THUMBNAIL = 160  # pixels of the longer side
-ANN_FROM = 50_000  # examples from which an approximate index answers sooner than looking at all
+ANN_FROM = 50_000  # number of examples from which approximate nearest neighbor search is faster than exact search
 RESERVED_COLUMNS = ("key", "split", "caption", "text", "vector", "thumbnail", "digest")
 
-Report = Callable[[int, int], None]  # rows that were looked at, of how many
+Report = Callable[[int, int], None]  # rows done, total
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What an index was made of. run: its folder. weights: their digest. item: what of an example was embedded."""
+    """Provenance of an index. run: its folder. weights: their digest. item: embedded modality."""
 
     run: str
     weights: str
@@ -58,7 +58,7 @@ class Origin:
 
 
 class Built(NamedTuple):
-    """Examples that were added, embedded anew, taken out, and left as they were; skipped: key -> why."""
+    """Numbers of added, changed, removed and unchanged examples; skipped: key -> reason."""
 
     added: int
     changed: int
@@ -68,7 +68,7 @@ class Built(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """One example. similarity: cosine, from -1 to 1. thumbnail: a JPEG, where there is something to see."""
+    """Search result. similarity: cosine, from -1 to 1. thumbnail: JPEG, if the example has an image."""
 
     key: str
     similarity: float
@@ -79,22 +79,22 @@ class Hit(NamedTuple):
 
     @property
     def image(self) -> PILImage.Image | None:
-        """The thumbnail, opened."""
+        """The decoded thumbnail."""
         return None if self.thumbnail is None else open_image(self.thumbnail)
 
     def record(self, thumbnail: bool = False) -> dict[str, Any]:
-        """For JSON. thumbnail: whether with the small image, in base64."""
+        """Return a JSON record. thumbnail: include the thumbnail in base64."""
         shown = base64.b64encode(self.thumbnail).decode() if thumbnail and self.thumbnail is not None else None
         return self._asdict() | {"thumbnail": shown}
 
 
 def is_index(place: str) -> bool:
-    """Whether a folder holds an index; a URL is taken for one."""
+    """Return whether a folder holds an index; URLs are assumed to."""
     return "://" in place or (Path(place) / f"{TABLE}.lance").is_dir()
 
 
 def build_index(run: Run, corpus: Corpus, place: str, report: Report = lambda done, total: None) -> Built:
-    """Make an index of a corpus, or bring one up to date.
+    """Build or update the index of a corpus.
 
     Raises UserError for a run that embeds nothing of the corpus, an index of other weights or other data, and a place
     that cannot be written.
@@ -134,7 +134,7 @@ def build_index(run: Run, corpus: Corpus, place: str, report: Report = lambda do
 
 
 class Index:
-    """An index that is there, to be searched. Raises UserError when there is none at the place."""
+    """An existing index for searching. Raises UserError when there is none."""
 
     def __init__(self, place: str):
         if not is_index(place):
@@ -149,17 +149,17 @@ class Index:
         return self.table.count_rows()
 
     def run(self, place: str | None = None, trust_code: bool = False) -> Run:
-        """The run that made it, which embeds queries.
+        """Load the run that built the index, for embedding queries.
 
-        place: where it lies now, if it was moved. trust_code: see `load_run`; an index names a run of anybody's.
-        Raises UserError for one with other weights, whose vectors mean something else.
+        place: its folder, if it was moved. trust_code: see `load_run`; an index may name anybody's run. Raises
+        UserError for a run with other weights, whose embeddings are incompatible.
         """
         run = load_run(place or self.about.run, trust_code)
         self.check(run)
         return run
 
     def check(self, run: Run) -> None:
-        """Raises UserError for a run with other weights."""
+        """Raise UserError for a run with other weights."""
         if weights_key(run.model) != self.about.weights:
             raise UserError(
                 f"The index {self.place} was made with other weights than those of {run.directory}; "
@@ -174,12 +174,12 @@ class Index:
         words: str | None = None,
         seconds: float | None = None,
     ) -> list[Hit]:
-        """The examples most similar to a normalised vector, best first.
+        """Return the examples most similar to a normalized vector, best first (top-k).
 
-        where: a condition in SQL on keys, splits and metadata, which the engine runs as it is (for conditions of others
-        see `serving.filters`). words: also asked for in the captions; places in both lists are then combined
-        (reciprocal rank fusion). seconds: after which the engine stops, between two batches of rows. Raises UserError
-        for a condition that cannot be understood, and TimeoutError.
+        where: SQL condition on keys, splits and metadata, passed to the engine as it is (for untrusted conditions see
+        `serving.filters`). words: full-text query on captions; both rankings are combined by reciprocal rank fusion
+        (RRF). seconds: timeout, checked between batches of rows. Raises UserError for an invalid condition, and
+        TimeoutError.
         """
         begin, timeout = time.monotonic(), None if seconds is None else timedelta(seconds=max(seconds, 1e-3))
         if count < 1:
@@ -206,7 +206,7 @@ class Index:
 
     @staticmethod
     def nearest(table: Any, query: Float[np.ndarray, " dim"], count: int) -> Any:
-        """A search by vectors alone, which LanceDB has not begun yet."""
+        """Return the LanceDB query of a vector search, not yet executed."""
         search = table.search(query, vector_column_name="vector").distance_type("cosine").limit(count)
         return search.nprobes(NPROBES)
 
@@ -217,9 +217,9 @@ class Index:
 
 
 def embedded_query(run: Run, words: str = "", image: Any = None, sound: Any = None) -> Float[np.ndarray, " dim"]:
-    """The normalised vector of words, or of an image or a sound (paths or encoded bytes).
+    """Embed and normalize a query: words, or an image or a sound (paths or encoded bytes).
 
-    Raises UserError unless it is one of them, for a run that does not take it, and for a file that is none.
+    Raises UserError unless it is exactly one of them, for a run that does not embed it, and for an unreadable file.
     """
     given = {"text": words.strip() or None, "image": image, "sound": sound}
     asked = {name: value for name, value in given.items() if value is not None}
@@ -232,15 +232,15 @@ def embedded_query(run: Run, words: str = "", image: Any = None, sound: Any = No
     return vector[0].numpy()
 
 
-NPROBES = 60  # parts of an approximate index that are looked at
-RRF_K = 10  # times as many examples as asked for are looked at, by vectors and by words, before places are combined
+NPROBES = 60  # number of IVF partitions searched (nprobes)
+RRF_K = 10  # candidates per result of vector and full-text search, before their ranks are fused
 
 
 class _Source:
-    """What an index keeps of a corpus, beside vectors.
+    """Columns of an index from a corpus, besides vectors.
 
-    keys: of every row; where several have one, it is numbered from the second on. metadata: what examples can be
-    filtered by, the plain columns of the table and the cells of its table rows: name -> (column, cell, type).
+    keys: of every row; duplicates are numbered from the second on. metadata: columns for filters, the plain columns of
+    the table and the cells of its table rows: name -> (column, cell, type).
     """
 
     def __init__(self, corpus: Corpus):
@@ -271,7 +271,7 @@ class _Source:
             self.metadata[f"{name}_" if name in RESERVED_COLUMNS else name] = column, cell, kind
 
     def _cells(self, row: int) -> dict[str, Any]:
-        """The metadata of one row."""
+        """Return the metadata of a row."""
         raw = {column: self.corpus.raw(row, column) for column, _, _ in self.metadata.values()}
         return {
             name: raw[column] if cell is None else (raw[column] or {}).get(cell)
@@ -279,7 +279,7 @@ class _Source:
         }
 
     def digest(self, row: int) -> str:
-        """Of all that is stored of an example; of a file, its path, size and time of change."""
+        """Return a digest of everything stored for an example; for files, of path, size and modification time."""
         digest = hashlib.blake2b(repr(self._cells(row)).encode(), digest_size=16)
         for name, modality in self.corpus.columns.items():
             value = self.corpus.raw(row, name)
@@ -293,7 +293,7 @@ class _Source:
         return digest.hexdigest()
 
     def _thumbnail(self, row: int) -> bytes | None:
-        """None where there is nothing to see, such as a shape without an icon."""
+        """Return the thumbnail, or None for examples without an image."""
         try:
             return thumbnail(image_of(self.corpus, row)) if self.seen else None
         except UnreadableExample:
@@ -302,7 +302,7 @@ class _Source:
     def table(
         self, rows: np.ndarray, examples: list[Example], digests: list[str], vectors: Float[np.ndarray, "rows dim"]
     ) -> pa.Table:
-        """As it is stored."""
+        """Return the rows to store."""
         records = []
         for row, example, digest in zip(rows.tolist(), examples, digests, strict=True):
             captions = example.get("text", [])
@@ -326,7 +326,7 @@ class _Source:
 
 
 def thumbnail(image: PILImage.Image) -> bytes:
-    """A JPEG on white, at most `THUMBNAIL` pixels wide and high."""
+    """Return a JPEG on white, at most `THUMBNAIL` pixels wide and high."""
     small = to_rgb(image).copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     return encoded(small, "JPEG", quality=85)
@@ -346,7 +346,7 @@ def _connected(place: str) -> Any:
 
 @contextmanager
 def _saying(what: str) -> Iterator[None]:
-    """What LanceDB raises becomes a sentence."""
+    """Convert exceptions of LanceDB to UserError."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
@@ -354,7 +354,7 @@ def _saying(what: str) -> Iterator[None]:
 
 
 def _is_there(place: str) -> bool:
-    """Whether there is an index already, also at a URL."""
+    """Return whether there is an index already, also at a URL."""
     if not is_index(place):
         return False
     with _saying(f"{place} cannot be opened"):
@@ -367,7 +367,7 @@ def _opened(place: str) -> Any:
 
 
 def _about(table: Any) -> Origin:
-    """Raises UserError for a table that polymodal has not made."""
+    """Return the provenance. Raises UserError for a table that polymodal did not build."""
     stored = (table.schema.metadata or {}).get(ABOUT)
     if stored is None:
         raise UserError("This LanceDB table was not made by polymodal index.")
@@ -391,13 +391,13 @@ def _named(data: Mapping[str, Any]) -> str:
 
 
 def _digests(table: Any) -> dict[str, str]:
-    """Key -> digest of all that it holds."""
+    """Return key -> digest of all entries."""
     stored = table.search().select(["key", "digest"]).limit(table.count_rows()).to_arrow()
     return dict(zip(stored["key"].to_pylist(), stored["digest"].to_pylist(), strict=True))
 
 
 def _write(place: str, table: Any, rows: pa.Table, about: Origin, replacing: bool) -> Any:
-    """The table, which is made with its first rows."""
+    """Return the table, creating it with its first rows."""
     with _saying(f"The index {place} cannot be written, but what was written stays"):
         if table is None:
             described = rows.replace_schema_metadata({ABOUT: json.dumps(asdict(about))})
@@ -416,7 +416,7 @@ def _remove(table: Any, keys: list[str]) -> None:
 
 
 def _arrange(table: Any) -> None:
-    """Small pieces become large ones, words can be looked up, and vectors too where that pays."""
+    """Compact small fragments, and build the full-text and, if worthwhile, the vector index."""
     from lancedb.index import FTS
 
     table.optimize()
@@ -428,10 +428,10 @@ def _arrange(table: Any) -> None:
 
 
 def ann_index(table: Any) -> None:
-    """Parts around centres, of which a search looks at the nearest ones; within them it is exact.
+    """Build an IVF index: partitions around centroids, of which a search scans the nearest ones exactly.
 
-    Graphs over vectors of 8 bits (HNSW), which LanceDB has as well, are no faster here, find less, and take far longer
-    to build (benchmarks/search.py).
+    HNSW over 8-bit quantized vectors, which LanceDB has as well, is no faster here, has lower recall, and takes far
+    longer to build (benchmarks/search.py).
     """
     from lancedb.index import IvfFlat
 
@@ -439,6 +439,6 @@ def ann_index(table: Any) -> None:
 
 
 def _said(error: Exception) -> str:
-    """The first sentence of what LanceDB says, without the kinds of its errors."""
+    """Return the first sentence of an error of LanceDB, without error types."""
     first = re.split(r"\.\s|\n", str(error).strip())[0].rstrip(".")
     return re.sub(r"^((Invalid input|Schema error|lance error|LanceError\(\w+\))[,:] )+", "", first)

@@ -1,4 +1,4 @@
-"""What this installation has and lacks: versions, devices, the cache, optional packages and programs."""
+"""State of the installation: versions, devices, the cache, optional packages and programs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PROGRAMS = {  # any of these names -> what for
 
 @dataclass(frozen=True)
 class Component:
-    """Something optional. missing: what to install for it; nothing where it is ready."""
+    """Optional component. missing: packages or programs to install; empty if it is ready."""
 
     name: str
     what_for: str
@@ -48,13 +48,13 @@ class Component:
 
 
 def versions() -> dict[str, str]:
-    """Of polymodal, Python and what results depend on most."""
+    """Return the versions of polymodal, Python and the main dependencies."""
     packages = ("polymodal", "torch", "numpy", "datasets", "grain", "tokenizers", "transformers")
     return {"python": platform.python_version()} | {name: _version(name) or "not installed" for name in packages}
 
 
 def devices() -> list[str]:
-    """Processor and GPUs, with their memory."""
+    """Return processor and GPUs, with their memory."""
     import torch
 
     found = [f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads for torch"]
@@ -67,7 +67,7 @@ def devices() -> list[str]:
 
 
 def disk() -> tuple[Path, int, int]:
-    """The cache, its bytes, and the free bytes where it lies."""
+    """Return the cache folder, its size in bytes, and the free bytes of its disk."""
     cache = cache_directory()
     held = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) if cache.is_dir() else 0
     there = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
@@ -75,7 +75,7 @@ def disk() -> tuple[Path, int, int]:
 
 
 def extras() -> list[Component]:
-    """The optional groups of packages (`pip install 'polymodal[NAME]'`), with what is missing of each."""
+    """Return the optional dependency groups (`pip install 'polymodal[NAME]'`), with missing packages."""
     try:
         about = importlib.metadata.metadata("polymodal")
     except importlib.metadata.PackageNotFoundError:
@@ -85,7 +85,7 @@ def extras() -> list[Component]:
 
 
 def programs() -> list[Component]:
-    """Programs beside Python that some corpora need."""
+    """Return the external programs that some corpora need."""
     return [
         Component(names[0], what_for, () if any(shutil.which(name) for name in names) else (names[0],))
         for names, what_for in PROGRAMS.items()
@@ -93,7 +93,7 @@ def programs() -> list[Component]:
 
 
 def _missing(extra: str) -> Iterator[str]:
-    """Requirements of an extra, and of extras that it names, that are not met."""
+    """Yield the unmet requirements of an extra, and of extras that it includes."""
     for line in importlib.metadata.requires("polymodal") or ():
         needed = Requirement(line)
         if needed.marker is None or not needed.marker.evaluate({"extra": extra}):

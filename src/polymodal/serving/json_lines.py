@@ -1,4 +1,4 @@
-"""Answers for other programs, one JSON object a line."""
+"""Output as JSON lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polymodal.training.run import write_text
 
 
 def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """The file appears whole or not at all. Raises UserError for a place that takes none."""
+    """Write a file atomically. Raises UserError for an unwritable path."""
     text = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
     try:
         write_text(path, text)

@@ -1,4 +1,4 @@
-"""What the server accepts: limits of a request, checks of them before anything is built, and the errors they give."""
+"""Limits of requests, checks of them before anything is decoded, and the resulting errors."""
 
 from __future__ import annotations
 
@@ -28,45 +28,45 @@ from polymodal.modalities import Audio, Image
 from polymodal.modalities.image import to_rgb
 from polymodal.serving.batching import DeadlineExceeded, QueueFull
 
-MAX_FIELDS = 20  # of a request
-MAX_CHANNELS, MAX_SAMPLES, RATES = 8, 32_000_000, (1_000, 384_000)  # of a sound; samples of all channels
-HELD = 16  # requests of the largest size that are kept in memory at the same time
-# Others are decoded by a program that Pillow starts, or hold images of another size than their header says.
+MAX_FIELDS = 20  # per request
+MAX_CHANNELS, MAX_SAMPLES, RATES = 8, 32_000_000, (1_000, 384_000)  # per sound; samples over all channels
+HELD = 16  # maximum number of largest requests in memory at the same time
+# Other formats start external programs, or contain images of another size than in their header.
 IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may hold, and how long it may take."""
+    """Limits of a request in size and time."""
 
     body_bytes: PositiveInt = 32 * 2**20
-    """Bytes of a request."""
+    """Maximum bytes per request."""
     pixels: PositiveInt = 50_000_000
-    """Pixels of an image."""
+    """Maximum pixels per image."""
     request_pixels: PositiveInt = 100_000_000
-    """Pixels of all images of a request."""
+    """Maximum pixels of all images of a request."""
     seconds: PositiveFloat = 60.0
-    """Seconds of a sound."""
+    """Maximum seconds per sound."""
     request_seconds: PositiveFloat = 600.0
-    """Seconds of all sounds of a request."""
+    """Maximum seconds of all sounds of a request."""
     characters: PositiveInt = 10_000
-    """Characters of a text, a question or a template."""
+    """Maximum characters of a text, a question or a template."""
     request_characters: PositiveInt = 640_000
-    """Characters of all texts of a request, the template with each label included."""
+    """Maximum characters of all texts of a request, including the template with each label."""
     items: PositiveInt = 64
-    """Texts, images or sounds of a request."""
+    """Maximum number of texts, images or sounds per request."""
     labels: PositiveInt = 256
-    """Labels of a request."""
+    """Maximum number of labels per request."""
     deadline: PositiveFloat = 30.0
-    """Seconds after which a request is answered with 504."""
+    """Timeout in seconds, after which a request is answered with 504."""
     head_deadline: PositiveFloat = 10.0
-    """Seconds after which a connection is closed whose request line and headers are not complete."""
+    """Timeout in seconds for the request line and headers, after which the connection is closed."""
     connections: PositiveInt = 1000
-    """Connections that are open at the same time; more are answered with 503."""
+    """Maximum number of open connections; more are answered with 503."""
 
 
 class HTTPError(Exception):
-    """A request that is not answered, with its status and the code and message of the error."""
+    """Error response, with HTTP status, and code and message of the error."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None):
         super().__init__(message)
@@ -82,11 +82,11 @@ CLIENT_ERRORS = (
     UnreadableExample,
     QueueFull,
     DeadlineExceeded,
-)  # what clients can cause, or wait for
+)  # errors that clients can cause, and timeouts
 
 
 def error_response(error: Exception) -> HTTPError:
-    """What is answered in place of one of the errors in `REFUSED`."""
+    """Return the response to one of `CLIENT_ERRORS`."""
     if isinstance(error, HTTPError):
         return error
     if isinstance(error, QueueFull):
@@ -99,14 +99,14 @@ def error_response(error: Exception) -> HTTPError:
 
 
 def usable_key(key: str | None) -> str | None:
-    """Raises UserError for a key that is empty, such as that of a variable that is not set."""
+    """Check the API key. Raises UserError for an empty key, such as that of an unset variable."""
     if key is not None and not key.strip():
         raise UserError("The API key is empty; give one with --api-key or POLYMODAL_API_KEY, or neither.")
     return key
 
 
 class Held:
-    """Bounds an amount that all requests hold together. Who comes later waits, in order."""
+    """Bounds the total amount held by all requests; later ones wait in order (fair semaphore)."""
 
     def __init__(self, size: int):
         self.size = self.free = size
@@ -114,7 +114,7 @@ class Held:
 
     @asynccontextmanager
     async def hold(self, amount: int, seconds: float) -> AsyncIterator[None]:
-        """Wait at most `seconds` for the amount, then hold it. Raises Late."""
+        """Acquire the amount within `seconds`. Raises DeadlineExceeded."""
         amount = min(amount, self.size)
         if self._waiting or amount > self.free:
             await self._wait(amount, seconds)
@@ -151,9 +151,9 @@ class Held:
 
 
 def parsed(body: bytes, limits: Limits) -> Any:
-    """The JSON of a request, whose lists hold a bounded number of texts of a bounded length. Raises Refused.
+    """Parse the JSON of a request, with bounded list and text lengths. Raises HTTPError.
 
-    The number of values is bounded before anything is built: a byte of JSON can become a hundred of memory.
+    The number of values is bounded before parsing: a byte of JSON can take a hundred bytes of memory.
     """
     parts = sum(body.count(mark) for mark in (b",", b"[", b"{"))
     if parts > limits.request_characters + 4 * limits.items + limits.labels + 100:
@@ -200,7 +200,7 @@ def check_lengths(texts: Sequence[str], limits: Limits) -> None:
 
 
 def check_characters(text: str, place: str = "") -> None:
-    """Raise Refused for half of a surrogate pair, which JSON can escape and UTF-8 cannot encode."""
+    """Raise HTTPError for a lone surrogate, which JSON can escape and UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -217,7 +217,7 @@ def check_texts(texts: Sequence[str], limits: Limits, largest: int) -> None:
 
 
 def label_texts(labels: Sequence[str], template: str, limits: Limits) -> list[str]:
-    """A text about each label. How long they become is looked at before they are made."""
+    """Return a text per label. Their total length is checked before they are built."""
     check_count(labels, limits.labels)
     check_lengths([template], limits)
     places = template.count("{}")
@@ -233,7 +233,8 @@ def label_texts(labels: Sequence[str], template: str, limits: Limits) -> list[st
 
 
 def bounded_route(limits: Limits) -> type[APIRoute]:
-    """A route that parses and checks the body in another thread, before pydantic makes an error for each value."""
+    """Return a route class that parses and checks the body in a thread, before pydantic builds an error for each
+    value."""
 
     class _Request(Request):
         parsed: Any = None
@@ -258,7 +259,7 @@ def bounded_route(limits: Limits) -> type[APIRoute]:
 
 
 class Decoder:
-    """Decodes the images and sounds of requests. What their headers say is looked at first, and summed."""
+    """Decodes images and sounds of requests, after checking and summing the sizes in their headers."""
 
     def __init__(self, limits: Limits):
         self.limits = limits
@@ -273,11 +274,12 @@ class Decoder:
         texts: int | None = None,
         takes: Sequence[str] | None = None,
     ) -> AsyncIterator[dict[str, list[Any]]]:
-        """Texts as they are; images and sounds of encoded bytes, or of base64. They count as long as this is open.
+        """Decode images and sounds (encoded bytes or base64); texts are unchanged. Their memory counts inside the
+        block.
 
-        ends: by `time.monotonic`. texts: how many there may be, in place of `Limits.items`. takes: the columns that are
-        decoded; others are refused. Raises Refused, UserError, UnreadableExample, and Late when other requests hold
-        too much until the end.
+        ends: deadline by `time.monotonic`. texts: maximum number of texts, instead of `Limits.items`. takes: accepted
+        columns; others are rejected. Raises HTTPError, UserError, UnreadableExample, and DeadlineExceeded when other
+        requests hold too much memory until the deadline.
         """
         opened, size = await run_in_threadpool(self._opened, columns, texts or self.limits.items)
         if takes is not None:
@@ -286,7 +288,7 @@ class Decoder:
             yield await run_in_threadpool(self._loaded, opened)
 
     def _opened(self, columns: Mapping[str, list[Any]], texts: int) -> tuple[dict[str, list[Any]], int]:
-        """Images of which the header alone is read, and sounds as files; and about how many values they decode to."""
+        """Open images by their headers and sounds as files; also returns the approximate number of decoded values."""
         opened, size = dict(columns), 0
         for column, values in columns.items():
             if column == "text":
@@ -330,7 +332,7 @@ class Decoder:
         return opened, round(seconds * self.sounds.rate) + largest
 
     def _check_sound(self, file: bytes) -> tuple[float, int]:
-        """Seconds and samples of a sound, by its header alone."""
+        """Return seconds and samples of a sound by its header."""
         import soundfile
 
         try:
@@ -349,7 +351,7 @@ class Decoder:
         return about.duration, samples
 
     def _loaded(self, opened: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """One after the other, so that only one is in another form at a time."""
+        """Decode one by one, so that at most one intermediate form is in memory."""
         decode: dict[str, Callable[[Any], Any]] = {"text": str, "image": self._image, "sound": self._sound}
         return {column: [decode[column](value) for value in values] for column, values in opened.items()}
 
@@ -364,16 +366,16 @@ class Decoder:
 
 
 class Bodies:
-    """Receives the bodies of requests, and bounds their bytes, one by one and all together."""
+    """Receives request bodies, and bounds their bytes, each and in total."""
 
     def __init__(self, limits: Limits):
         self.limits = limits
         self.bytes = 0
 
     async def receive(self, length: bytes, receive: Callable[[], Any], largest: int) -> bytes:
-        """All of a body; `release` has to follow. Raises Refused.
+        """Receive a body; `release` must follow. Raises HTTPError.
 
-        length: the header of that name. largest: bytes. What is too large is not kept in memory first.
+        length: the Content-Length header. largest: maximum bytes. Too large bodies are never kept in memory.
         """
         too_large = HTTPError(413, "too_large", f"A request has at most {largest:,} bytes.", {"Connection": "close"})
         if length.isdigit() and int(length[:20]) > largest:

@@ -1,4 +1,4 @@
-"""What a browser may ask of the page's server: what the page itself asks for, and nothing else."""
+"""Guard of the web page's routes: allows what the page itself requests, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from polymodal.serving.limits import HTTPError
 
 PAGE = "/page"  # has a login of its own
 API = f"{PAGE}/gradio_api/"
-# Beside these, gradio answers calls of functions by name, fetches addresses (`proxy=`), runs code of components, ...
+# Other routes of gradio call functions by name, fetch addresses (`proxy=`), run code of components, ...
 NEEDED = (
     "app_id",
     "cancel",
@@ -25,16 +25,16 @@ NEEDED = (
     "user",
 )
 CLOSED = ("gradio_api", "monitoring")  # beside the page itself
-FORM_BYTES = 2**20  # of what is asked on the page, without its files
+FORM_BYTES = 2**20  # maximum bytes of a form without its files
 
 
 def is_page(path: str) -> bool:
-    """Only the page: `/pages` is none."""
+    """Return whether a path is the page or below it; `/pages` is not."""
     return path == PAGE or path.startswith(f"{PAGE}/")
 
 
 def check_page_path(path: str) -> None:
-    """Raises Refused for what the page does not need, and for files at an address, which gradio would fetch."""
+    """Raise HTTPError for routes that the page does not need, and for file URLs, which gradio would fetch."""
     if path.startswith(API):
         asked = path.removeprefix(API)
         name = next((name for name in NEEDED if _is(asked, name)), None)
@@ -46,7 +46,7 @@ def check_page_path(path: str) -> None:
 
 
 def largest_page_body(path: str, largest: int) -> int:
-    """Bytes that a request of the page may have; largest: those of an upload."""
+    """Return the maximum bytes of a page request; largest: of an upload."""
     return largest if path.rstrip("/") == f"{API}upload" else min(largest, FORM_BYTES)
 
 

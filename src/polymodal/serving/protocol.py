@@ -1,4 +1,4 @@
-"""Connections of the server: how many there are, and how long one may take to say what it wants."""
+"""Connections of the server: their number, and timeouts for slow clients."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from polymodal.serving.limits import Limits
 
 log = logging.getLogger("polymodal.server")
-BACKLOG = 256  # connections that the kernel keeps until they are accepted, all at once
-OTHER_FILES = 256  # descriptors for the index, threads, uploads ...
-STALLED = 30.0  # seconds without a byte taken, after which a client is given up that does not read its answer
-QUIET = 60.0  # seconds between two lines of the log about descriptors
+BACKLOG = 256  # listen backlog: connections that wait to be accepted
+OTHER_FILES = 256  # file descriptors reserved for the index, threads, uploads ...
+STALLED = 30.0  # timeout in seconds for a client that does not read its response
+QUIET = 60.0  # minimum seconds between log lines about file descriptors
 
 
 def _brief(status: str, code: str, message: str) -> bytes:
@@ -31,9 +31,9 @@ SLOW = _brief("408 Request Timeout", "too_slow", "The head of the request did no
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 with a bound on connections, and deadlines for the head of a request and for a client that reads.
+    """HTTP/1.1 with a maximum number of connections, and timeouts for request heads and for clients that do not read.
 
-    Uvicorn itself waits without end for the rest of a head, and for a client to take its answer.
+    Uvicorn itself has no timeout for either.
     """
 
     connections_limit = 1000
@@ -74,7 +74,7 @@ class Protocol(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _watch_head(self) -> None:
-        """From the first byte of a head, or the connection, until the head is complete."""
+        """Watch the time from the first byte of a head, or from the connection, until the head is complete."""
         if not self._waits_for_head or self.transport.is_closing():
             self._cancel_head()
         elif self._head is None:
@@ -114,7 +114,7 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Uvicorn's, whose log does not grow with every connection that no descriptor is left for."""
+    """Uvicorn server that does not log every connection for lack of file descriptors."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(_OneLine())
@@ -122,7 +122,7 @@ class Server(uvicorn.Server):
 
 
 class _OneLine:
-    """Logs that descriptors have run out, at most once a minute; asyncio does so 256 times a second."""
+    """Logs a lack of file descriptors at most once a minute; asyncio does so 256 times a second."""
 
     def __init__(self) -> None:
         self.said = float("-inf")
@@ -151,12 +151,12 @@ def configured(app: Any, limits: Limits) -> uvicorn.Config:
 
 
 def answer_at(listener: socket.socket, app: Any, limits: Limits) -> None:
-    """Until Ctrl-C or SIGTERM."""
+    """Serve until Ctrl-C or SIGTERM."""
     Server(configured(app, limits)).run(sockets=[listener])
 
 
 def _connections(wanted: int) -> int:
-    """How many connections there are descriptors for, at most as many as wanted."""
+    """Return the number of connections for which there are file descriptors, at most `wanted`."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

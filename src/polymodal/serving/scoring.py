@@ -1,4 +1,4 @@
-"""Captions of a user's own, judged."""
+"""Scores of a user's own captions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from polymodal.types import CaptionScore, Metric
 
 
 def score_captions(metric: Metric, captions: Path, out: Path) -> list[tuple[str, CaptionScore]]:
-    """Judge the captions of a file of JSON lines; writes each line again with its score and those of its objects.
+    """Score the captions of a JSON lines file; write each line with its score and those of its objects.
 
-    A line has `caption`, `references` (other captions of the image) and, where there was a detector, `detections`
-    (names of objects). Raises UserError for a file that is not like that, and for a place that takes none.
+    A line has `caption`, `references` (other captions of the image) and, optionally, `detections` (object names of a
+    detector). Raises UserError for an invalid file, and for an unwritable path.
     """
     try:
         lines = [line for line in captions.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""Find images, or what else texts are about, by words, exactly, over a whole corpus."""
+"""Exact text-to-image (or other modality) retrieval over a whole corpus."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TILE, MARGIN = 128, 12  # pixels of the contact sheet
 
 
 class CorpusHit(NamedTuple):
-    """One example that was found. caption: the first that it has in the corpus, in its main language if it can be."""
+    """Retrieved example. caption: its first one, in the corpus's main language if possible."""
 
     row: int
     key: str
@@ -30,7 +30,7 @@ class CorpusHit(NamedTuple):
 
 
 def search_corpus(run: Run, corpus: Corpus, query: str, count: int = 8, split: str = "test") -> list[CorpusHit]:
-    """The images, clips or point clouds most similar to some words, best first; `split` may be `all`.
+    """Return the images, clips or point clouds most similar to a text, best first (top-k); `split` may be `all`.
 
     Raises UserError without a query, or when the run does not embed texts.
     """
@@ -61,7 +61,7 @@ def search_corpus(run: Run, corpus: Corpus, query: str, count: int = 8, split: s
 
 
 def contact_sheet(found: Sequence[tuple[PILImage.Image, float]], columns: int = 4) -> PILImage.Image:
-    """Images in reading order, each with its place and similarity."""
+    """Arrange images in row-major order, each with rank and similarity."""
     columns = min(columns, len(found))
     lines = -(-len(found) // columns)
     font = ImageFont.load_default(size=13)

@@ -1,7 +1,7 @@
-"""A run behind HTTP: vectors, search, scores, classes and texts, as JSON.
+"""HTTP server of a run: embeddings, search, scores, classes and generation, as JSON.
 
-Requests of many clients are computed together. What a request may hold is limited, nothing in it is fetched or opened
-by name, and every error has one shape: `{"error": {"code": ..., "message": ...}}`.
+Requests of many clients are batched. Their size is limited, nothing in them is fetched or opened by name, and every
+error has one shape: `{"error": {"code": ..., "message": ...}}`.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ from polymodal.training.run import Run
 from polymodal.types import CanClassifyAnswers, CanGenerateImages, CanGenerateText
 
 log = logging.getLogger("polymodal.server")
-OPEN = ("/healthz", "/readyz")  # that ask for no key
+OPEN = ("/healthz", "/readyz")  # without API key
 
 
 class RequestModel(BaseModel):
@@ -76,26 +76,26 @@ CONDITION = (
 
 class SearchRequest(RequestModel):
     text: str | None = None
-    image: str | None = Field(None, description="An image in base64, in place of words.")
-    sound: str | None = Field(None, description="A sound in base64, in place of words.")
+    image: str | None = Field(None, description="Query image in base64, instead of text.")
+    sound: str | None = Field(None, description="Query sound in base64, instead of text.")
     top: int = Field(10, ge=1, le=100)
     where: str | None = Field(None, max_length=MAX_CHARACTERS, description=CONDITION)
-    hybrid: bool = Field(False, description="Also look for the words in the captions.")
-    thumbnails: bool = Field(False, description="With small images, JPEG in base64.")
+    hybrid: bool = Field(False, description="Hybrid search: also match the words in the captions.")
+    thumbnails: bool = Field(False, description="Include thumbnails, JPEG in base64.")
 
 
 class ClassifyRequest(RequestModel):
     image: list[str] = []
     sound: list[str] = []
     labels: list[str] = Field(min_length=1)
-    template: str = Field("{}", description="A text about a label, which stands in it as {}.")
+    template: str = Field("{}", description="Prompt template, in which {} is the label.")
 
 
 class GenerateRequest(RequestModel):
-    image: list[str] = Field([], description="Images to say something of.")
-    question: str = Field("", description="About each image; without it, a caption.")
-    words: list[str] = Field([], description="What to make images of.")
-    count: int = Field(1, ge=1, le=16, description="Images of each.")
+    image: list[str] = Field([], description="Images to caption or to answer a question about, in base64.")
+    question: str = Field("", description="Question about each image; without it, a caption.")
+    words: list[str] = Field([], description="Class names or text prompts of images to generate.")
+    count: int = Field(1, ge=1, le=16, description="Number of images per class or prompt.")
     steps: int = Field(8, ge=1, le=100)
     seed: int = Field(0, ge=0, lt=2**63)
 
@@ -117,11 +117,11 @@ def create_app(
     page: bool = False,
     extra_indexes: Sequence[tuple[Run, Index]] = (),
 ) -> FastAPI:
-    """The application.
+    """Create the application.
 
-    max_batch_size: values that are computed together; queue_size: values that may wait for that. page: whether
-    there is one to click in, at /page; extra_indexes: more runs that answer there. With a key, the page asks for it as
-    the password of the user `polymodal`.
+    max_batch_size: maximum number of values per batch; queue_size: maximum number of queued values. page: add a web
+    page at /page; extra_indexes: further runs on that page. With an API key, the page asks for it as the password of
+    the user `polymodal`.
     """
     api_key, limits = usable_key(api_key), limits or Limits()
     registry = CollectorRegistry()
@@ -191,13 +191,13 @@ def _routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/embed")
     async def embed(asked: Annotated[EmbedRequest, examples["embed"]]) -> dict[str, list[list[float]]]:
-        """L2-normalised vectors, in the order of what was given."""
+        """L2-normalized embeddings, in the order of the inputs."""
         found = await service.vectors(**asked.model_dump())
         return {name: vectors.tolist() for name, vectors in found.items()}
 
     @app.post("/score")
     async def score(asked: Annotated[EmbedRequest, examples["score"]]) -> dict[str, list[list[float]]]:
-        """Cosines of every text (rows) with every image or sound (columns)."""
+        """Cosine similarities of every text (rows) with every image or sound (columns)."""
         if not asked.text or bool(asked.image) == bool(asked.sound):
             raise HTTPError(400, "invalid_request", "Give texts, and images or sounds to compare them with.")
         found = await service.vectors(**asked.model_dump())
@@ -207,7 +207,7 @@ def _routes(app: FastAPI, service: Service) -> None:
     async def classify(
         asked: Annotated[ClassifyRequest, examples["classify"]],
     ) -> dict[str, list[dict[str, float]]]:
-        """For each image or sound, how likely each label is: a softmax over similarities with texts about them."""
+        """Zero-shot classification: probabilities of the labels per image or sound, by a softmax over similarities."""
         if bool(asked.image) == bool(asked.sound):
             raise HTTPError(400, "invalid_request", "Give images or sounds to classify.")
         column = "image" if asked.image else "sound"
@@ -216,7 +216,7 @@ def _routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/search", include_in_schema=service.index is not None)
     async def search(asked: Annotated[SearchRequest, examples["search"]]) -> dict[str, list[dict[str, Any]]]:
-        """The examples of the index most similar to words, an image or a sound, best first."""
+        """The examples of the index most similar to a text, an image or a sound, best first."""
         given = {name: value for name in ("text", "image", "sound") if (value := getattr(asked, name)) is not None}
         if len(given) != 1 or (asked.hybrid and asked.text is None):
             raise HTTPError(400, "invalid_request", "Give a text, an image or a sound; hybrid search needs a text.")
@@ -228,7 +228,7 @@ def _routes(app: FastAPI, service: Service) -> None:
     async def openai_embeddings(
         asked: Annotated[OpenAIEmbeddingRequest, examples["openai"]],
     ) -> dict[str, Any]:
-        """Vectors of texts in the shape of OpenAI's API."""
+        """Text embeddings, compatible with OpenAI's API."""
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
         vectors = (await service.vectors(text=texts))["text"].astype("<f4")
         packed = asked.encoding_format == "base64"
@@ -243,7 +243,7 @@ def _routes(app: FastAPI, service: Service) -> None:
         "/generate", include_in_schema=isinstance(run.model, CanGenerateText | CanClassifyAnswers | CanGenerateImages)
     )
     async def generate(asked: Annotated[GenerateRequest, examples["generate"]]) -> dict[str, Any]:
-        """Texts about images, or images of words, whatever the run's method makes."""
+        """Generated texts about images, or generated images, depending on the run's method."""
         if bool(asked.image) == bool(asked.words):
             raise HTTPError(400, "invalid_request", "Give images to say something of, or words to make images of.")
         ends = service.ends
@@ -265,7 +265,7 @@ def _routes(app: FastAPI, service: Service) -> None:
 
 
 def _errors(app: FastAPI) -> None:
-    """Every error in one shape; what the user cannot have caused is logged."""
+    """Return every error in one shape; unexpected ones are logged."""
 
     async def answered(request: Request, error: Exception) -> JSONResponse:
         return error_response(error).response()
@@ -296,7 +296,7 @@ def _errors(app: FastAPI) -> None:
 
 
 class _Guard:
-    """Around everything: the key, the size of a request's body, and the figures of every request."""
+    """Middleware for the API key, the size of request bodies, and metrics of requests."""
 
     def __init__(self, app: ASGIApp, service: Service, api_key: str | None, registry: CollectorRegistry):
         self.app, self.service, self.api_key = app, service, api_key
@@ -352,11 +352,11 @@ class _Guard:
 
 
 class _Left(Exception):
-    """The client has closed the connection."""
+    """The client closed the connection."""
 
 
 async def _while_connected(answer: Awaitable[None], receive: Receive) -> None:
-    """Ends the answer when nobody waits for it any longer. Raises _Left."""
+    """Cancel the response when the client disconnects. Raises _Left."""
     answering, leaving = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -382,7 +382,7 @@ async def _never() -> Message:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """Gives the body once, then what comes after it, such as that the client has left."""
+    """Replay the body once, then forward later messages, such as a disconnect."""
     given = False
 
     async def next_message() -> Message:
@@ -404,7 +404,7 @@ def _png(image: PILImage.Image) -> str:
 
 
 def _examples(run: Run) -> dict[str, dict[str, Any]]:
-    """Requests that this run answers, for the documentation at /docs."""
+    """Return example requests for this run, for the documentation at /docs."""
     columns = getattr(run.processor, "columns", {"text": None, "image": None})
     image = _png(PILImage.new("RGB", (32, 32), (200, 30, 30)))
     shown = {"image": [image]} if "image" in columns else {}

@@ -1,4 +1,4 @@
-"""What a server does with its run: vectors, search and classes within the limits, computed together."""
+"""Operations of a server on its run: embedding, search and classification within limits, in batches."""
 
 import asyncio
 import time
@@ -15,13 +15,13 @@ from polymodal.serving.index import Hit, Index
 from polymodal.serving.limits import Decoder, HTTPError, Limits, label_texts
 from polymodal.training.run import Run
 
-CALL = "call"  # what the batcher computes by itself
-DEFAULT_LOGIT_SCALE = CLIP_INIT  # of similarities, for methods that learn none
-SEARCHES = 4  # of the index, at the same time; LanceDB computes each on several cores
+CALL = "call"  # kind of calls that are never batched
+DEFAULT_LOGIT_SCALE = CLIP_INIT  # for methods without a learned logit scale
+SEARCHES = 4  # maximum number of concurrent index searches; LanceDB runs each on several cores
 
 
 class Service:
-    """What the server knows: the run, its index, the limits, and the figures that it reports."""
+    """State of the server: run, index, limits, and metrics."""
 
     def __init__(self, run: Run, index: Index | None, limits: Limits, batcher: MicroBatcher):
         self.run, self.index, self.limits, self.batcher = run, index, limits, batcher
@@ -31,16 +31,16 @@ class Service:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What the run takes."""
+        """The columns that the run embeds."""
         return tuple(getattr(self.run.processor, "columns", ("text", "image")))
 
     async def call(self, what: Callable[[], Any], ends: float) -> Any:
-        """Something else that computes, in the same thread. ends: by `time.monotonic`."""
+        """Run another computation in the same thread. ends: deadline by `time.monotonic`."""
         (answer,) = await self.batcher.ask(CALL, [what], ends - time.monotonic())
         return answer
 
     async def vectors(self, **columns: list[Any]) -> dict[str, np.ndarray]:
-        """Of texts, and of encoded images and sounds (bytes, or base64)."""
+        """Embed texts, and encoded images and sounds (bytes, or base64)."""
         return await self._vectors(columns, self.limits.items)
 
     async def _vectors(self, columns: dict[str, list[Any]], most_texts: int) -> dict[str, np.ndarray]:
@@ -54,16 +54,16 @@ class Service:
 
     @property
     def ends(self) -> float:
-        """When a request that begins now is answered at the latest, by `time.monotonic`."""
+        """Return the deadline, by `time.monotonic`, of a request that begins now."""
         return time.monotonic() + self.limits.deadline
 
     async def found(
         self, column: str, value: Any, count: int, where: str | None = None, hybrid: bool = False
     ) -> list[Hit]:
-        """The examples of the index most similar to a text, an image or a sound, best first.
+        """Return the examples of the index most similar to a text, an image or a sound, best first.
 
-        where: a client's condition, in the grammar of `serving.filters`. Raises UserError for one outside it, Busy, and
-        Late after the deadline.
+        where: a client's condition, in the grammar of `serving.filters`. Raises UserError for an invalid one,
+        QueueFull, and DeadlineExceeded.
         """
         if self.index is None:
             raise HTTPError(404, "no_index", "This server has no index; start it with --index DIR.")
@@ -78,7 +78,8 @@ class Service:
         return await self.searches.ask(search, ends - time.monotonic())
 
     async def likely(self, column: str, values: list[Any], labels: list[str], template: str) -> list[dict[str, float]]:
-        """For each image or sound, how likely each label is: a softmax over similarities with texts about them."""
+        """Classify zero-shot: return the probabilities of the labels per image or sound, by a softmax over
+        similarities."""
         texts = label_texts(labels, template, self.limits)
         found = await self._vectors({"text": texts, column: values}, self.limits.labels)
         similar = torch.from_numpy(found[column] @ found["text"].T)
@@ -86,6 +87,6 @@ class Service:
 
     @property
     def scale(self) -> float:
-        """What similarities are multiplied with before a softmax: what the method has learned."""
+        """The logit scale (inverse temperature) of similarities, learned by the method if it has one."""
         learned = getattr(self.run.model, "logit_scale", None)
         return float(learned().detach()) if isinstance(learned, LogitScale) else DEFAULT_LOGIT_SCALE

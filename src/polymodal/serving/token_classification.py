@@ -1,4 +1,4 @@
-"""Fields of pages, as a program reads them."""
+"""Entity extraction (token classification) of document pages."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from polymodal.types import CanClassifyTokens
 
 
 def write_fields(run: Run, corpus: Corpus, split: str, path: Path) -> int:
-    """One JSON object a page: its key, and its fields, each with its text and the numbers of its words.
+    """Write one JSON object per page: its key, and its fields, each with text and word indices.
 
-    split: `all` takes every page. Returns how many pages there are. Raises UserError for a run that does not tag words,
-    a corpus without them, a split that has none, and a place that takes no file.
+    split: `all` takes every page. Returns the number of pages. Raises UserError for a run that does not classify
+    tokens, a corpus without words, a split without pages, and an unwritable path.
     """
     if not isinstance(run.model, CanClassifyTokens):
-        raise UserError(f"The run '{run.name}' cannot tag words; a method that can is layoutlmv3.")
+        raise UserError(
+            f"The run '{run.name}' cannot classify words (entity extraction); a method that can is layoutlmv3."
+        )
     corpus.column_with(Words)
     reader = Reader(corpus, run.processor)
     rows, examples = reader.read_all(np.arange(len(corpus)) if split == "all" else corpus.rows(split))

@@ -1,4 +1,4 @@
-"""Questions about images or clips, to a run that writes or that chooses among answers."""
+"""Captioning and visual question answering (VQA) of images or clips, by generation or classification of answers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from polymodal.types import CanClassifyAnswers, CanGenerateText
 
 
 def answer_about(run: Run, images: Sequence[Any], question: str, decoding: Decoding, seed: int = 0) -> list[str]:
-    """What the run says of each image (paths, bytes or Pillow images); without a question, a caption.
+    """Return the answer about each image (paths, bytes or Pillow images); without a question, a caption.
 
-    A run that knows answers gives the likeliest of them, also about clips (paths). seed: of what is sampled at random.
-    Raises UserError for a run that does not answer, and for an image that is none.
+    A run with a closed set of answers returns the most probable one, also for clips (paths). seed: for sampling. Raises
+    UserError for a run that does not answer, and for an unreadable image.
     """
     if isinstance(run.model, CanClassifyAnswers) and has_names(run.processor, "answers"):
         return [_chosen(run, image, question) for image in images]

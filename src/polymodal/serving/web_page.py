@@ -1,6 +1,6 @@
-"""A page to click in: search, classes of one's own, and how the run was trained. It stands beside the server's answers.
+"""Web page (Gradio): search, zero-shot classification, and training curves; mounted beside the server's routes.
 
-Its questions go through the same queue and the same limits as those of the server.
+Its requests use the same queue and limits as those of the server.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from polymodal.serving.service import Service
 
 log = logging.getLogger("polymodal.server")
 
-# As many images beside each other as there is room for, on a telephone, too.
+# As many columns as fit, also on phones.
 STYLE = ".grid-container { grid-template-columns: repeat(auto-fill, minmax(105px, 1fr)) !important; }"
 
 
 class _Page(gr.Blocks):
-    """Takes files that visitors have uploaded, and no others.
+    """Accepts files that visitors uploaded, and no others.
 
-    Gradio refuses paths of the server in place of uploads, and marks no file as public, only in pages that its own
-    `launch` has started; this one is mounted. It also fetches addresses in place of uploads.
+    Gradio rejects server paths instead of uploads, and marks no file as public, only in pages started by its own
+    `launch`; this one is mounted. It also fetches URLs instead of uploads.
     """
 
     def __init__(self, title: str):
@@ -45,7 +45,7 @@ class _Page(gr.Blocks):
     async def preprocess_data(
         self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
     ) -> list[Any]:
-        """Raises gradio's Error, for which it logs nothing more."""
+        """Raise gradio's Error, which it does not log."""
         if not _uploads(inputs):
             raise _sentence("A file has to be uploaded.")
         try:
@@ -55,7 +55,7 @@ class _Page(gr.Blocks):
 
 
 def mount_page(app: FastAPI, services: Sequence[Service], api_key: str | None) -> None:
-    """Add the page at /page. With a key, it asks for it as the password of the user `polymodal`."""
+    """Mount the page at /page. With an API key, it is the password of the user `polymodal`."""
     page, login = build_page(services), ("polymodal", api_key) if api_key else None
     largest = services[0].limits.body_bytes
     gr.mount_gradio_app(app, page, PAGE, auth=login, max_file_size=largest, css=STYLE, footer_links=[])
@@ -63,7 +63,7 @@ def mount_page(app: FastAPI, services: Sequence[Service], api_key: str | None) -
 
 
 def build_page(services: Sequence[Service]) -> _Page:
-    """services: the run that is served first; another one answers beside it."""
+    """Build the page. services: the served run first; others are shown beside it."""
     first, index = services[0], any(service.index for service in services)
     with _Page(title=f"polymodal: {first.run.name}") as page:
         gr.Markdown(f"# {' beside '.join(service.run.name for service in services)}")
@@ -165,7 +165,7 @@ def _training_tab(services: Sequence[Service]) -> None:
 
 
 def _plot(values: list[dict[str, Any]], title: str) -> None:
-    """values: run, step, name and value; a line each run and name."""
+    """Plot values: run, step, name and value; one line per run and name."""
     if values:
         frame = pd.DataFrame(values)
         if frame["run"].nunique() > 1:
@@ -175,7 +175,7 @@ def _plot(values: list[dict[str, Any]], title: str) -> None:
 
 @contextmanager
 def _sentences() -> Iterator[None]:
-    """What a user can put right is shown as a sentence."""
+    """Show user errors as a sentence."""
     try:
         yield
     except CLIENT_ERRORS as error:
@@ -183,14 +183,14 @@ def _sentences() -> Iterator[None]:
 
 
 def _sentence(said: str, error: Exception | None = None) -> gr.Error:
-    """What a visitor reads. It is one line in the log, and no traceback."""
+    """Return the error that a visitor reads; it is one line in the log, without traceback."""
     reason = f" ({type(error).__name__})" if error is not None else ""
     log.warning("page: %s%s", ascii(said[:500])[1:-1], reason)
     return gr.Error(said, print_exception=False)
 
 
 def _uploads(values: Any) -> bool:
-    """Whether all files in what was sent lie in the folder of uploads."""
+    """Return whether all submitted files are in the upload folder."""
     if isinstance(values, dict):
         path = values.get("path")
         return (not isinstance(path, str) or _uploaded(path)) and all(map(_uploads, values.values()))

@@ -1,4 +1,4 @@
-"""A trained run in the formats of other libraries; every export is compared with the run before it is kept."""
+"""Export of a trained run to the formats of other libraries; every export is verified against the run."""
 
 from polymodal.serving.export.folder import FORMATS, Export, export, push
 

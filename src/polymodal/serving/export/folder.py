@@ -1,4 +1,4 @@
-"""What every export shares: the folder appears whole or not at all, is compared with the run, and has a card."""
+"""Common parts of exports: the folder is written atomically, verified against the run, and has a model card."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from polymodal.serving.export.sentence_transformers import to_sentence_transform
 from polymodal.serving.export.transformers import to_transformers
 from polymodal.training import Run
 
-TOLERANCE = 1e-4  # between the vectors, or logits, of a run and those of its export
+TOLERANCE = 1e-4  # maximum difference between the embeddings or logits of a run and of its export
 
-# By the kind of method. Each writes into a folder and returns what it wrote in words, and the largest difference from
-# the run.
+# Exporters by type of method; each writes into a folder and returns a description and the maximum difference.
 FORMATS: dict[str, dict[type, Callable[[Run, Path], tuple[str, float]]]] = {
     "transformers": {DualEncoder: to_transformers, MultimodalLanguageModel: language_to_transformers},
     "onnx": {DualEncoder: to_onnx},
@@ -36,7 +35,7 @@ KINDS = {DualEncoder: "dual encoders", MultimodalLanguageModel: "language models
 
 @dataclass(frozen=True)
 class Export:
-    """What was written. difference: the largest one between the run's outputs and those of the export."""
+    """Result of an export. difference: maximum difference between the outputs of the run and of the export."""
 
     folder: Path
     what: str
@@ -44,7 +43,7 @@ class Export:
 
 
 def export(run: Run, to: str, out: Path, command: str = "") -> Export:
-    """Write a run in another library's format. command: for the card.
+    """Export a run to another library's format. command: for the model card.
 
     Raises UserError for an unknown format, a method with no export, an existing folder, a missing package, or an export
     whose outputs differ from the run's by more than 1e-4.
@@ -79,7 +78,7 @@ def export(run: Run, to: str, out: Path, command: str = "") -> Export:
 
 
 def push(folder: Path, name: str) -> str:
-    """Upload an export to the hub; returns its address. Raises UserError when that is refused or unreachable."""
+    """Upload an export to the hub; return its address. Raises UserError when that fails."""
     from huggingface_hub import HfApi
 
     again = f"{folder} is written; to upload it, run: hf auth login, then: hf upload {name} {folder}"

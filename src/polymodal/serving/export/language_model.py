@@ -1,4 +1,4 @@
-"""Language models that see, as transformers loads them with a file of code beside the weights."""
+"""Export of vision-language models to transformers, with custom code beside the weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from polymodal.serving.export.transformers import exported_tokenizer, transforme
 from polymodal.training import Run
 
 REMOTE_CODE = Path(__file__).with_name("modeling_polymodal_language.py")
-CELL = "<cell>"  # stands in a text for a token of an image
+CELL = "<cell>"  # placeholder of an image token in a text
 QUESTIONS = ("How many things are there?", "Was ist das?")
 
 
 def language_to_transformers(run: Run, folder: Path) -> tuple[str, float]:
-    """Weights, tokenizer and image settings; returns the class, and the largest difference of logits."""
+    """Export weights, tokenizer and image settings; return the class, and the maximum difference of logits."""
     model, tokenizer = exported_language_model(run)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -36,7 +36,7 @@ def language_to_transformers(run: Run, folder: Path) -> tuple[str, float]:
 
 
 def exported_language_model(run: Run) -> tuple[Any, Any]:
-    """The method as `modeling_polymodal_language.py` has it, and its tokenizer, which knows a word for a cell."""
+    """Return the method as `modeling_polymodal_language.py` builds it, and its tokenizer with an image placeholder."""
     method = run.model
     assert isinstance(method, MultimodalLanguageModel)
     language, seeing = method.language_model, method.image_encoder
@@ -76,12 +76,12 @@ def exported_language_model(run: Run) -> tuple[Any, Any]:
 
 
 def prompt_text(processor: ConversationProcessor, question: str) -> str:
-    """A question about an image of one tile, as the exported tokenizer reads it."""
+    """Return the prompt of a question about a one-tile image for the exported tokenizer."""
     return f"{IMAGE_START}{CELL * processor.image.tokens_per_tile}{IMAGE_END}{USER}{question}{ASSISTANT}"
 
 
 def _difference(run: Run, loaded: Any, tokenizer: Any) -> float:
-    """The largest one of logits behind an image and a question."""
+    """Return the maximum difference of logits after an image and a question."""
     method, processor = run.model, run.processor
     assert isinstance(method, MultimodalLanguageModel)
     assert isinstance(processor, ConversationProcessor)

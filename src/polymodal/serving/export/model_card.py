@@ -1,4 +1,4 @@
-"""The README of an export: how to load it, what was measured, on which data under which licence, by which command."""
+"""The README of an export (model card): usage, metrics, data with license, and command."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ LIBRARIES = {"transformers": "transformers", "onnx": "onnx", "sentence-transform
 
 
 def write_card(run: Run, folder: Path, to: str, what: str, difference: float, command: str) -> None:
-    """Evaluates the run on the test splits of its corpus, where that can be opened, and writes README.md."""
+    """Evaluate the run on the test splits of its corpus, where that can be opened, and write README.md."""
     record, recipe = run.record, run.recipe
     scores, unmeasured, about = _measured(run)
     paper = getattr(sys.modules[type(recipe).__module__], "paper", None)
@@ -102,14 +102,14 @@ def write_card(run: Run, folder: Path, to: str, what: str, difference: float, co
 
 
 def _task(to: str, what: str) -> str:
-    """As the hub names it."""
+    """Return the hub's name of the task."""
     if to == "sentence-transformers":
         return "sentence-similarity"
     return "image-text-to-text" if what.startswith("AutoModelForCausalLM") else "zero-shot-image-classification"
 
 
 def _measured(run: Run) -> tuple[list[Score], str, Any]:
-    """Scores, why there are none, and what is known of the data."""
+    """Return the scores, the reason if there are none, and metadata of the dataset."""
     try:
         corpus = reopen(run.record["corpus"])
     except UserError as error:

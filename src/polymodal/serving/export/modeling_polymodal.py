@@ -1,7 +1,7 @@
-"""A dual encoder that polymodal trained, for transformers: AutoModel.from_pretrained(FOLDER, trust_remote_code=True).
+"""A dual encoder trained by polymodal, for transformers: AutoModel.from_pretrained(FOLDER, trust_remote_code=True).
 
-This file is written beside the exported weights and needs torch and transformers alone. Its modules have the names of
-polymodal's, so the weights load as they are; sequences are padded here where polymodal packs them, with equal results.
+This file is written beside the exported weights and needs only torch and transformers. Its modules have the names of
+polymodal's, so the weights load directly; sequences are padded here where polymodal packs them, with equal results.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from transformers.utils import ModelOutput
 
 
 class PolymodalConfig(PretrainedConfig):
-    """image, text: each tower's sizes, or `pretrained`, the settings of a model of transformers, with its class name.
+    """Configuration.
 
-    dim: of the common space. bias: whether the logits have one, as SigLIP's.
+    image, text: sizes of each encoder, or `pretrained`: settings of a transformers model and its class name. dim: of
+    the joint embedding space. bias: whether the logits have a bias, as in SigLIP.
     """
 
     model_type = "polymodal_dual_encoder"
@@ -39,7 +40,7 @@ class PolymodalConfig(PretrainedConfig):
 
 @dataclass
 class DualEncoderOutput(ModelOutput):
-    """image_embeds, text_embeds: L2-normalised [batch, dim]. logits_per_image: similarities at their temperature."""
+    """Output. image_embeds, text_embeds: L2-normalized [batch, dim]. logits_per_image: scaled similarities."""
 
     logits_per_image: Tensor | None = None
     logits_per_text: Tensor | None = None
@@ -56,7 +57,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         query, key, value = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        # Causal: padding stands behind all that real tokens look at.
+        # Causal: right padding comes after every key that a real token attends to.
         seen = None if mask is None or self.causal else mask[:, None, None, :]
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, is_causal=self.causal)
         return self.out(y.transpose(1, 2).flatten(2))
@@ -105,7 +106,7 @@ class ConvolutionalStem(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """polymodal's vision transformer; returns the pooled vector."""
+    """Polymodal's vision transformer; returns the pooled vector."""
 
     def __init__(
         self,
@@ -150,7 +151,7 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """polymodal's text transformer; returns all tokens."""
+    """Polymodal's text transformer; returns all tokens."""
 
     def __init__(
         self,
@@ -174,7 +175,7 @@ class TextEncoder(nn.Module):
 
 
 class Pretrained(nn.Module):
-    """A model of transformers in the place of a tower."""
+    """A transformers model as an encoder."""
 
     def __init__(self, settings: dict[str, Any], class_name: str, options: dict[str, Any]):
         super().__init__()
@@ -189,7 +190,7 @@ def tower(kind: type[nn.Module], sizes: dict[str, Any]) -> nn.Module:
 
 
 def pool(tokens: Tensor, attention_mask: Tensor, pool_type: str) -> Tensor:
-    """The mean over real tokens, the last of them (eos), or the first (cls)."""
+    """Pool tokens: the mean over real tokens (avg), the last (eos), or the first (cls)."""
     if pool_type == "cls":
         return tokens[:, 0]
     if pool_type == "eos":
@@ -200,7 +201,7 @@ def pool(tokens: Tensor, attention_mask: Tensor, pool_type: str) -> Tensor:
 
 
 class PolymodalDualEncoder(PreTrainedModel):
-    """Images and texts in one space."""
+    """Dual encoder of images and texts."""
 
     config_class = PolymodalConfig
 
@@ -220,10 +221,10 @@ class PolymodalDualEncoder(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """All weights are in the file."""
+        """Skip initialization: all weights are in the file."""
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """L2-normalised image vectors."""
+        """Return L2-normalized image embeddings."""
         if isinstance(self.image_encoder, Pretrained):
             encoded = self.image_encoder.model(pixel_values=pixel_values)
             tokens = encoded.last_hidden_state
@@ -237,13 +238,13 @@ class PolymodalDualEncoder(PreTrainedModel):
         return F.normalize(self.image_projection(pooled), dim=-1)
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """L2-normalised text vectors. attention_mask: 0 on padding, which stands on the right."""
+        """Return L2-normalized text embeddings. attention_mask: 0 for padding, which is on the right."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         by = self.pooled_by["text"]
         if not isinstance(self.text_encoder, Pretrained):
             pooled = pool(self.text_encoder(input_ids, attention_mask), attention_mask, by)
-        elif self.padded_to is not None:  # SigLIP sees padding, up to its whole length
+        elif self.padded_to is not None:  # SigLIP attends to padding, up to its full length
             padding = self.text_encoder.model.config.pad_token_id
             ids = input_ids.masked_fill(attention_mask == 0, padding)
             ids = F.pad(ids, (0, self.padded_to - ids.shape[1]), value=padding)
@@ -271,7 +272,7 @@ class PolymodalDualEncoder(PreTrainedModel):
 
 
 class PolymodalTextConfig(PretrainedConfig):
-    """sizes: of polymodal's text transformer."""
+    """Configuration. sizes: of polymodal's text transformer."""
 
     model_type = "polymodal_text"
 
@@ -282,7 +283,7 @@ class PolymodalTextConfig(PretrainedConfig):
 
 
 class PolymodalTextModel(PreTrainedModel):
-    """polymodal's text transformer alone, as sentence-transformers wants it: all tokens in `last_hidden_state`."""
+    """Polymodal's text transformer alone, as sentence-transformers needs it: all tokens in `last_hidden_state`."""
 
     config_class = PolymodalTextConfig
 
@@ -292,7 +293,7 @@ class PolymodalTextModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """All weights are in the file."""
+        """Skip initialization: all weights are in the file."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -1,10 +1,10 @@
-"""A language model that sees, trained by polymodal, for transformers.
+"""A vision-language model trained by polymodal, for transformers.
 
-    AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
-This file is written beside the exported weights and needs torch and transformers alone. Its modules have the names of
-polymodal's, so the weights load as they are. An image is one tile: in the text stand `image_tokens` times
-`cell_id` where it is read, between the marks `<image>` and `</image>`.
+This file is written beside the exported weights and needs only torch and transformers. Its modules have the names of
+polymodal's, so the weights load directly. An image is one tile: in the text, `image_tokens` times `cell_id` are its
+placeholder, between the tokens `<image>` and `</image>`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from transformers.modeling_outputs import CausalLMOutput
 
 
 class PolymodalLanguageConfig(PretrainedConfig):
-    """cell_id: stands where an image's tokens are, beyond the vocabulary. image_size: side of a tile in pixels,
-    of which `patch_size` are the side of a patch; four patches are a token. patch_embed_dim: channels of a patch.
+    """Configuration.
 
-    visual_experts: whether image tokens have MLPs of their own.
+    cell_id: id of the image placeholder, beyond the vocabulary. image_size, patch_size: sides of a tile and of a patch
+    in pixels; a token is made of four patches. patch_embed_dim: width of a patch embedding. visual_experts: whether
+    image tokens have MLPs of their own.
     """
 
     model_type = "polymodal_language_model"
@@ -61,12 +62,12 @@ class PolymodalLanguageConfig(PretrainedConfig):
 
     @property
     def image_tokens(self) -> int:
-        """Of an image."""
+        """Number of tokens per image."""
         return (self.image_size // (2 * self.patch_size)) ** 2
 
 
 class Attention(nn.Module):
-    """Causal, with rotary positions; groups of heads share keys and values."""
+    """Causal grouped-query attention (GQA) with rotary positions (RoPE)."""
 
     def __init__(self, config: PolymodalLanguageConfig):
         super().__init__()
@@ -103,7 +104,7 @@ class SwiGLU(nn.Module):
 
 
 class Experts(nn.Module):
-    """An MLP for words and, where there is one, another for image tokens."""
+    """Modality experts: an MLP for text and, optionally, another for image tokens."""
 
     def __init__(self, config: PolymodalLanguageConfig):
         super().__init__()
@@ -143,7 +144,7 @@ class Decoder(nn.Module):
         position = (real.long().cumsum(1) - 1).clamp(min=0)
         rate = self.rope_theta ** (-torch.arange(0, self.head_dim, 2, device=x.device) / self.head_dim)
         angle = (position[:, None, :, None] * rate).repeat(1, 1, 1, 2)
-        # A place of padding sees itself: it must see something.
+        # Padding attends to itself, else its softmax is NaN.
         own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         visible = (real[:, None, None, :] & own.new_ones(own.shape).tril()) | own
         for block in self.blocks:
@@ -163,7 +164,7 @@ class LanguageModel(nn.Module):
 
 
 class ImageEmbedding(nn.Module):
-    """Tiles to tokens of four patches each."""
+    """Embeds tiles as tokens of four patches each."""
 
     def __init__(self, config: PolymodalLanguageConfig):
         super().__init__()
@@ -181,13 +182,13 @@ class ImageEmbedding(nn.Module):
 
 
 def _cut(images: Tensor, side: int) -> Tensor:
-    """[batch, 3, height, width] to [batch, squares, 3, side, side] in reading order."""
+    """Cut images: [batch, 3, height, width] to [batch, squares, 3, side, side], row-major."""
     x = images.unflatten(3, (-1, side)).unflatten(2, (-1, side))
     return x.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 
 class PolymodalLanguageModel(PreTrainedModel, GenerationMixin):
-    """Words and images to the next word. It reads all of a text for every word that it writes."""
+    """Vision-language model that predicts the next token. Generation has no KV cache: it recomputes all tokens."""
 
     config_class = PolymodalLanguageConfig
     main_input_name = "input_ids"
@@ -200,7 +201,7 @@ class PolymodalLanguageModel(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """They are loaded, never drawn."""
+        """Skip initialization: all weights are in the file."""
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.embedding
@@ -212,8 +213,11 @@ class PolymodalLanguageModel(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         **unused: Any,
     ) -> CausalLMOutput:
-        """input_ids, attention_mask: [batch, length]. pixel_values: [images, 3, image_size, image_size], normalised,
-        in the order in which they stand in the texts. The logits are [batch, length, vocab_size]."""
+        """Compute logits [batch, length, vocab_size].
+
+        input_ids, attention_mask: [batch, length]. pixel_values: [images, 3, image_size, image_size], normalized, in
+        the order of their placeholders.
+        """
         real = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
         imaged = (input_ids == self.config.cell_id) & real
         x = self.language_model.embedding(input_ids.masked_fill(input_ids >= self.config.vocab_size, 0))

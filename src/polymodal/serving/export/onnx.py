@@ -1,4 +1,4 @@
-"""The towers of a run as two ONNX graphs, which onnxruntime runs without torch: images, and texts, to vectors."""
+"""Export of the encoders of a run as two ONNX graphs for onnxruntime, without torch: image and text to embeddings."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _Texts(nn.Module):
 
 
 def to_onnx(run: Run, folder: Path) -> tuple[str, float]:
-    """image.onnx and text.onnx, of any batch size and text length; returns the largest difference of vectors."""
+    """Write image.onnx and text.onnx, with dynamic batch size and text length; return the maximum difference."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401
@@ -63,7 +63,7 @@ def to_onnx(run: Run, folder: Path) -> tuple[str, float]:
     write_image_settings(run, folder)
 
     method: Any = run.model.cpu().eval()
-    expected = method.embed({"image": pixels[:2], "text": text})  # another batch size than the graph was made with
+    expected = method.embed({"image": pixels[:2], "text": text})  # a batch size other than that of the export
     found = {}
     for name, file, inputs in (("image", IMAGE, {"pixel_values": pixels[:2]}), ("text", TEXT, given)):
         session = onnxruntime.InferenceSession(folder / file, providers=["CPUExecutionProvider"])
@@ -73,7 +73,7 @@ def to_onnx(run: Run, folder: Path) -> tuple[str, float]:
 
 
 def _write(module: nn.Module, inputs: dict[str, Tensor], shapes: dict[str, Any], output: str, path: Path) -> None:
-    """One file with the weights inside it. The exporter's remarks are kept from the terminal."""
+    """Write one file that contains the weights, without the exporter's messages."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""The text tower of a run for sentence-transformers: transformer, pooling, projection, normalisation."""
+"""Export of the text encoder of a run to sentence-transformers: transformer, pooling, projection, normalization."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POOLING = {"avg": "mean", "eos": "lasttoken", "cls": "cls"}
 
 
 def to_sentence_transformers(run: Run, folder: Path) -> tuple[str, float]:
-    """A folder that `SentenceTransformer` opens; returns the largest difference of vectors."""
+    """Write a folder for `SentenceTransformer`; return the maximum difference of embeddings."""
     transformers()
     try:
         from sentence_transformers import SentenceTransformer
@@ -59,7 +59,7 @@ def to_sentence_transformers(run: Run, folder: Path) -> tuple[str, float]:
 
 
 def _pooling(run: Run) -> str:
-    """CLIP pools at the end mark, whatever the recipe's own towers would do."""
+    """Return the pooling; CLIP always pools at the end token."""
     settings = getattr(run.recipe.text, "settings", {})
     return "eos" if settings.get("model_type") in ("clip_text_model", "aimv2_text_model") else run.recipe.text.pool_type
 

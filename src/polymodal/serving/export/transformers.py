@@ -1,5 +1,7 @@
-"""A run as a folder of transformers: CLIPModel or SiglipModel where they can express it, else AutoModel with the code
-of `modeling_polymodal.py` beside the weights."""
+"""Export of a run to transformers: as CLIPModel or SiglipModel where possible, else as AutoModel with custom code.
+
+The custom code is `modeling_polymodal.py` beside the weights.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ SAMPLES = ("a red fruit", "Flagge: Frankreich", "smiling face with heart-eyes", 
 
 
 def to_transformers(run: Run, folder: Path) -> tuple[str, float]:
-    """Weights, tokenizer and image settings; returns the class, and the largest difference of logits."""
+    """Write weights, tokenizer and image settings; return the class, and the maximum difference of logits."""
     model, tokenizer = exported(run)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -44,7 +46,7 @@ def to_transformers(run: Run, folder: Path) -> tuple[str, float]:
 
 
 def exported(run: Run) -> tuple[Any, Any]:
-    """The method as a model of transformers, and its tokenizer."""
+    """Return the method as a transformers model, and its tokenizer."""
     image, text = run.recipe.image, run.recipe.text
     pretrained = isinstance(image, PretrainedImageConfig) and isinstance(text, PretrainedTextConfig)
     kinds = (image.settings["model_type"], text.settings["model_type"]) if pretrained else None
@@ -58,7 +60,7 @@ def exported(run: Run) -> tuple[Any, Any]:
 
 
 def remote_dual_encoder(run: Run) -> Any:
-    """The method as `modeling_polymodal.py` has it."""
+    """Return the method as `modeling_polymodal.py` builds it."""
     method: Any = run.model
     transformers()
     from polymodal.serving.export.modeling_polymodal import PolymodalConfig, PolymodalDualEncoder
@@ -103,7 +105,7 @@ def _text_sizes(run: Run) -> dict[str, Any]:
 
 
 def text_transformer_sizes(run: Run) -> dict[str, Any]:
-    """What `modeling_polymodal.TextEncoder` is built from."""
+    """Return the arguments of `modeling_polymodal.TextEncoder`."""
     method: Any = run.model
     sizes = dataclasses.asdict(run.recipe.text)
     sizes.pop("dropout")
@@ -119,7 +121,7 @@ def _pretrained_part(encoder: PretrainedImageEncoder | PretrainedTextEncoder) ->
 
 
 def _pretrained_towers(method: Any) -> dict[str, Tensor]:
-    """The weights of both towers under the names that CLIPModel and SiglipModel give them."""
+    """Return the weights of both encoders under the names of CLIPModel and SiglipModel."""
     towers = {"vision_model": method.image_encoder, "text_model": method.text_encoder}
     return {
         f"{part}.{name}": tensor for part, tower in towers.items() for name, tensor in tower.model.state_dict().items()
@@ -152,14 +154,14 @@ def _pretrained_siglip(run: Run) -> Any:
 
 
 def _projects_nothing(run: Run) -> bool:
-    """SiglipModel has no projections: it can express a run only while they are the identity."""
+    """Return whether the projections are the identity, as SiglipModel has none."""
     method: Any = run.model
     projections = (method.image_projection.weight, method.text_projection.weight)
     return all(torch.equal(weight, torch.eye(*weight.shape)) for weight in projections)
 
 
 def _is_clip(image: ImageEncoderConfig, text: TextEncoderConfig) -> bool:
-    """Whether own towers have the shape of CLIP's: a class token, causal texts with blocks, pooled at the end mark."""
+    """Return whether encoders have CLIP's architecture: CLS token, causal text blocks, pooling at the end token."""
     own = not isinstance(image, PretrainedImageConfig) and not isinstance(text, PretrainedTextConfig)
     if not own or image.registers or image.stem or image.pos_embed == "rotary":
         return False
@@ -167,7 +169,7 @@ def _is_clip(image: ImageEncoderConfig, text: TextEncoderConfig) -> bool:
 
 
 def _own_clip(run: Run) -> tuple[Any, Any]:
-    """CLIPModel finds the end mark as the highest number when it is 2, so the last entry of the vocabulary takes it."""
+    """Build a CLIPModel. With eos_token_id 2 it pools at the highest id, so the end token becomes the last entry."""
     method: Any = run.model
     library, image, text = transformers(), run.recipe.image, run.recipe.text
     tokenizer = exported_tokenizer(run, end_last=True)
@@ -253,9 +255,9 @@ def _log_scale(run: Run) -> Tensor:
 
 
 def exported_tokenizer(run: Run, end_last: bool = False, ends: bool = True) -> Any:
-    """The run's tokenizer as one of transformers.
+    """Return the run's tokenizer as one of transformers.
 
-    end_last: give the end mark the highest number. ends: whether texts get it; prompts are gone on with.
+    end_last: give the end token the highest id. ends: append the end token; not for prompts, which are continued.
     """
     own: Tokenizer = run.processor.tokenizer  # type: ignore[attr-defined]
     if isinstance(own, PretrainedTokenizer):
@@ -281,9 +283,9 @@ def exported_tokenizer(run: Run, end_last: bool = False, ends: bool = True) -> A
 
 
 def write_image_settings(run: Run, folder: Path, whole: bool = False) -> None:
-    """How images become pixels, as CLIPImageProcessor reads it: shorter side to size (bicubic), then the centre.
+    """Write the settings of CLIPImageProcessor: resize the shorter side (bicubic), then center crop.
 
-    whole: stretched to a square, so that nothing is cut off.
+    whole: resize to a square without cropping.
     """
     processor: Any = run.processor
     size = processor.image.size
@@ -305,31 +307,31 @@ def write_image_settings(run: Run, folder: Path, whole: bool = False) -> None:
 
 
 def sample_pixels(run: Run, count: int) -> Tensor:
-    """Images of noise, the same every time."""
+    """Return images of random noise, always the same."""
     size = run.recipe.image.image_size
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def sample_texts(run: Run) -> Tokens:
-    """Some texts as the run tokenises them."""
+    """Return sample texts, tokenized by the run."""
     processor: Any = run.processor
     return processor.tokenizer(list(SAMPLES))
 
 
 def tokenized_samples(tokenizer: Any) -> dict[str, Tensor]:
-    """The same texts as an exported tokenizer gives them."""
+    """Return the same texts, tokenized by an exported tokenizer."""
     given = tokenizer(list(SAMPLES), padding=True, truncation=True, return_tensors="pt")
     return {name: given[name] for name in ("input_ids", "attention_mask")}
 
 
 def _difference(run: Run, model: Any, tokenizer: Any) -> float:
-    """The largest one of logits, over noise images and a few texts."""
+    """Return the maximum difference of logits, over noise images and sample texts."""
     pixels, text = sample_pixels(run, 3), sample_texts(run)
     method: Any = run.model.cpu().eval()
     vectors = method.embed({"image": pixels, "text": text})
     own = method.logit_scale() * vectors["image"] @ vectors["text"].T + getattr(method, "logit_bias", 0.0)
     given = tokenized_samples(tokenizer)
-    if type(model).__name__ == "SiglipModel":  # it was trained on padding to the full length, without a mask
+    if type(model).__name__ == "SiglipModel":  # trained with padding to the full length, without a mask
         given = tokenizer(list(SAMPLES), padding="max_length", max_length=run.recipe.text.context_length,
                           truncation=True, return_tensors="pt")  # fmt: skip
         given = {"input_ids": given["input_ids"]}
