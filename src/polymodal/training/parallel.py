@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -117,18 +117,26 @@ def join_world(device: str | None) -> Iterator[World]:
 
 
 class _Losses(nn.Module):
-    """`losses` as `forward`, which is what DistributedDataParallel calls."""
+    """A method's losses as `forward`, which is what DistributedDataParallel calls."""
 
-    def __init__(self, method: nn.Module):
+    def __init__(self, method: nn.Module, name: str):
         super().__init__()
         self.method = method
+        self.name = name
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
-        method: Any = self.method
-        return method.losses(batch)
+        return getattr(self.method, self.name)(batch)
 
 
-def parallelize(method: Any, world: World, parallel: Parallel, whole_steps: bool, all_used: bool) -> Any:
+def parallelize(
+    method: Any,
+    world: World,
+    parallel: Parallel,
+    whole_steps: bool,
+    all_used: bool,
+    losses: str = "losses",
+    forward_methods: Sequence[str] = (),
+) -> Any:
     """A callable that gives the losses of a batch and averages gradients over processes in its backward pass.
 
     ddp: every process holds the whole model. fsdp: parameters, gradients and optimizer state are cut into as many
@@ -136,18 +144,19 @@ def parallelize(method: Any, world: World, parallel: Parallel, whole_steps: bool
     modules that say `shard_separately`.
     whole_steps: whether a step is one backward pass; when it is several, `World.all_reduce_mean` comes after the last.
     all_used: whether every trainable parameter has a part in every batch; else each step looks for those that have.
+    losses: the name of the method's losses. forward_methods: what else calls parameters, for fsdp.
     """
     if world.size == 1:
-        return method.losses
+        return getattr(method, losses)
     if parallel == "fsdp":
-        shard(method, world)
-        return method.losses
+        shard(method, world, (losses, *forward_methods))
+        return getattr(method, losses)
     if not whole_steps or not any(parameter.requires_grad for parameter in method.parameters()):
-        return method.losses
-    return DistributedDataParallel(_Losses(method), find_unused_parameters=not all_used)
+        return getattr(method, losses)
+    return DistributedDataParallel(_Losses(method, losses), find_unused_parameters=not all_used)
 
 
-def shard(method: nn.Module, world: World) -> None:
+def shard(method: nn.Module, world: World, forward_methods: Sequence[str] = ()) -> None:
     """FSDP2 on the method in place; its ways in (`losses`, `embed`, ...) collect the parameters that they need."""
     mesh = init_device_mesh(world.device.type, (world.size,))
     for module in reversed(list(method.modules())):  # what is inside first
@@ -157,7 +166,7 @@ def shard(method: nn.Module, world: World) -> None:
                 fully_shard(entry, mesh=mesh)
     scalars = {parameter for parameter in method.parameters() if parameter.ndim == 0}  # which cannot be cut
     fully_shard(method, mesh=mesh, ignored_params=scalars)
-    for name in FSDP_FORWARD_METHODS:
+    for name in dict.fromkeys((*FSDP_FORWARD_METHODS, *forward_methods)):
         if hasattr(method, name):
             register_fsdp_forward_method(method, name)
 

@@ -25,7 +25,7 @@ from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.mlm_head import MlmHead
-from polymodal.modalities.document import BOX_SCALE, PageTokens, Word
+from polymodal.modalities.document import BOX_SCALE, Word
 from polymodal.modalities.text import TextTokenizer, Tokenizer
 from polymodal.objectives.masked_cross_entropy import masked_cross_entropy
 from polymodal.rng import ExampleRNG
@@ -70,24 +70,20 @@ class LayoutLMv3(nn.Module):
         self.alignment_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
         self.field_head = nn.Sequential(nn.Dropout(recipe.encoder.dropout), nn.Linear(width, fields))
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Of the image tokenizer for images alone, of fields for tagged pages, else of what is hidden."""
-        if "words" not in batch:
-            return self.tokenizer.losses(batch["image"])
-        if "fields" in batch:
-            tokens, _ = self.encoder(batch["words"], batch["image"])
-            logits = self.field_head(tokens).flatten(0, 1)
-            return {"token_classification": F.cross_entropy(logits, batch["fields"].flatten(), ignore_index=NO_FIELD)}
-        return self._pretraining_losses(batch["words"], batch["image"], batch["masked_words"], batch["masked_patches"])
+    def tokenizer_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Of the image tokenizer."""
+        return self.tokenizer.losses(batch["image"])
 
-    def _pretraining_losses(
-        self,
-        words: PageTokens,
-        image: Float[Tensor, "batch 3 size size"],
-        masked_words: Bool[Tensor, "batch length"],
-        masked_patches: Bool[Tensor, "batch patches"],
-    ) -> dict[str, Tensor]:
+    def token_classification_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Of the fields that words are tagged with."""
+        tokens, _ = self.encoder(batch["words"], batch["image"])
+        logits = self.field_head(tokens).flatten(0, 1)
+        return {"token_classification": F.cross_entropy(logits, batch["fields"].flatten(), ignore_index=NO_FIELD)}
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Hidden words, hidden patches, and whether words in sight lie on patches in sight; equal weights."""
+        words, image = batch["words"], batch["image"]
+        masked_words, masked_patches = batch["masked_words"], batch["masked_patches"]
         tokens, patches = self.encoder(words, image, masked_words, masked_patches)
         named = self.mlm_head(tokens[masked_words], self.encoder.word.weight)
         losses = {"mlm": masked_cross_entropy(named, words.tokens.ids[masked_words])}
@@ -144,25 +140,28 @@ class Recipe(OptimizerConfig):
     def __post_init__(self) -> None:
         if self.use_wpa and not self.use_mim:
             raise UserError("--use-wpa asks for hidden patches, and there are none with --no-use-mim.")
-        if self.use_mim and self.finetune_fraction < 1 < self.tokenizer_fraction + self.finetune_fraction:
-            raise UserError(
-                "--tokenizer-fraction and --finetune-fraction are shares of the budget, together at most 1."
-            )
 
     def stages(self) -> tuple[Stage, ...]:
         codes = self.tokenizer_fraction if self.use_mim and self.finetune_fraction < 1 else 0.0
         body = ("encoder.*", "mlm_head.*", "patch_head.*", "alignment_head.*")
-        stages = (
-            Stage("image tokenizer", codes, ("tokenizer.*",), lr_scale=3.0, training_batch=self.image_batch),
+        return (
+            Stage(
+                "image tokenizer",
+                codes,
+                ("tokenizer.*",),
+                lr_scale=3.0,
+                batch="image_batch",
+                losses="tokenizer_losses",
+            ),
             Stage("pre-training", 1 - codes - self.finetune_fraction, body),
             Stage(
                 "fine-tuning",
                 self.finetune_fraction,
                 ("encoder.*", "field_head.*"),
-                training_batch=self.token_classification_batch,
+                batch="token_classification_batch",
+                losses="token_classification_losses",
             ),
         )
-        return tuple(stage for stage in stages if stage.fraction > 0)
 
     def processor(self, corpus: Corpus) -> PageProcessor:
         return PageProcessor.fit(corpus, self._learn_words, self.encoder.image_size, self.segment_level_layout)
