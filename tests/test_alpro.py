@@ -32,6 +32,7 @@ from polymodal.recipes.video import alpro
 from polymodal.rng import ExampleRNG
 from polymodal.training import Run, load_run, train
 from polymodal.training.runtime import RuntimeConfig
+from polymodal.training.stages import active_stages
 from polymodal.types import Budget, CanClassifyAnswers, CanClassifyRegions, CanScorePairs
 
 QUIET = RuntimeConfig(logger="none")
@@ -185,13 +186,13 @@ def test_each_stage_has_its_losses(processor: VideoTextProcessor, clips: Corpus)
     examples = [processor.load_example(clips, row) for row in range(8)]
     assert set(model.losses(batch)) == {"itc", "itm", "mlm", "pem"}
     first = TINY.paired_batch(examples, processor, ExampleRNG.of(0, 0, 8))
-    assert set(model.losses(first)) == {"prompter"}
+    assert set(model.prompter_losses(first)) == {"prompter"}
     last = TINY.finetuning_batch(examples, processor, ExampleRNG.of(0, 0, 8))
-    assert set(model.losses(last)) == {"itc", "itm", "vqa"}
+    assert set(model.finetuning_losses(last)) == {"itc", "itm", "vqa"}
     plain = method(processor, use_itc=False, use_pem=False)
     assert set(plain.losses(batch)) == {"itm", "mlm"}
     assert [stage.name for stage in TINY.stages()] == ["prompter", "pre-training", "fine-tuning"]
-    ladder = dataclasses.replace(TINY, use_pem=False).stages()
+    ladder = active_stages(dataclasses.replace(TINY, use_pem=False))
     assert [stage.fraction for stage in ladder] == pytest.approx([0.75, 0.25]), (
         "what the prompter would take is trained on"
     )
@@ -406,7 +407,7 @@ def test_answers_that_are_not_known_teach_nothing(processor: VideoTextProcessor,
     model = method(processor)
     examples = [processor.load_example(clips, row) for row in range(4)]
     batch = TINY.finetuning_batch(examples, processor, ExampleRNG.of(0, 0, 4))
-    assert float(model.losses(batch | {"answer": torch.full((4,), UNKNOWN)})["vqa"].detach()) == 0
+    assert float(model.finetuning_losses(batch | {"answer": torch.full((4,), UNKNOWN)})["vqa"].detach()) == 0
     assert processor(answer=["no such answer", processor.answers[0]])["answer"].tolist() == [UNKNOWN, 0]
 
 

@@ -127,7 +127,7 @@ def test_losses_of_modalities_add_up_to_the_mean_over_tokens(experts: tuple[str,
 
 def test_tokenizers_learn_by_their_own_losses_only() -> None:
     own = model()
-    losses = own.losses({"image": torch.stack([image(0), image(1)])})
+    losses = own.tokenizer_losses({"image": torch.stack([image(0), image(1)])})
     assert set(losses) == {"image_pixels", "image_codebook", "image_commitment"}
     own.losses({"sequences": pad_sequences(documents())})["image"].backward()
     assert all(weight.grad is None for weight in own.tokenizer("image").parameters())

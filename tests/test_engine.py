@@ -30,7 +30,7 @@ from polymodal.recipes.dual_encoders import clip, siglip, sparc
 from polymodal.training import Interrupted, load_run, train
 from polymodal.training import checkpoint as checkpoint_file
 from polymodal.training.feature_cache import weights_key
-from polymodal.training.grad_cache import backward
+from polymodal.training.grad_cache import backward, two_halves
 from polymodal.training.gradient_harmonization import GradientHarmonizer, gradient_cosine, project_conflicting
 from polymodal.training.initialization import from_pretrained
 from polymodal.training.optimizer import adamw, layer_scales, learning_rate
@@ -328,6 +328,66 @@ def test_a_stage_without_parameters_says_so(small_emoji):
 
     with pytest.raises(UserError, match="'warm-up' trains nothing"):
         train(Typo(batch_size=16), small_emoji, Budget(steps=1))
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (Stage("first", batch="trainig_batch"), "There is no batch in .* for the stage 'first' 'trainig_batch'"),
+        (Stage("first", losses="lossess"), "There is no losses in CLIP .*; did you mean 'losses'"),
+        (Stage("first", on_start="init_form_tower"), "on_start in CLIP"),
+        (Stage("first", fraction=0.0), "fractions of all stages are 0"),
+        (Stage("first", fraction=-0.1), "leave less than nothing for 'first'"),
+    ],
+)
+def test_a_stage_names_methods_that_exist(stage, message, small_emoji, tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Wrong(clip.Recipe):
+        def stages(self):
+            return (stage, Stage("second", fraction=max(stage.fraction, 0.0)))
+
+    with pytest.raises(UserError, match=message):
+        train(Wrong(batch_size=16), small_emoji, Budget(steps=1), runtime=QUIET, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_calls_the_methods_that_it_names(small_emoji):
+    class Named(clip.CLIP):
+        begun = 0
+
+        def begin(self):
+            self.begun += 1
+
+        @two_halves("encode", "compared")
+        def own_losses(self, batch):
+            return self.compared(self.encode({"image": batch["image"], "text": batch["text"]}))
+
+        def compared(self, vectors):
+            return {"own": 2 * self.contrastive_losses(vectors)["contrastive"]}
+
+    @dataclasses.dataclass(frozen=True)
+    class Recipe(clip.Recipe):
+        def stages(self):
+            return (
+                Stage("never", 0.0, losses="none such"),
+                Stage("own", 0.5, batch="own_batch", losses="own_losses", on_start="begin"),
+                Stage("rest", 0.5),
+            )
+
+        def build(self, processor):
+            return Named(self, processor.tokenizer.vocab_size)
+
+        def own_batch(self, examples, processor, example_rng):
+            return super().training_batch(examples, processor, example_rng) | {"nobody reads it": torch.zeros(1)}
+
+    runs = [
+        train(Recipe(batch_size=16), small_emoji, Budget(steps=4), runtime=dataclasses.replace(QUIET, micro_batch=size))
+        for size in (0, 4)
+    ]
+    for run in runs:
+        assert run.model.begun == 1
+        assert [set(entry["losses"]) for entry in run.history if "losses" in entry] == [{"own"}, {"contrastive"}]
+    assert_close(weights(runs[0]), weights(runs[1]), 1e-4)  # a batch in micro-batches has the same negatives
 
 
 def test_loss_weights_of_a_stage(small_emoji):

@@ -29,6 +29,7 @@ from polymodal.recipes.any_to_any import moma
 from polymodal.rng import ExampleRNG
 from polymodal.training import Run, load_run, train
 from polymodal.training.runtime import RuntimeConfig
+from polymodal.training.stages import active_stages
 from polymodal.types import Budget, CanGenerateImages, CanGenerateText, CanScoreTokens
 
 QUIET = RuntimeConfig(logger="none")
@@ -308,7 +309,7 @@ def test_losses_of_the_modalities_add_up_to_the_mean_over_tokens(
     images = TINY.image_batch(
         Reader(few_scenes, processor).read_all(few_scenes.rows("train")[:8])[1], processor, ExampleRNG.of(0, 0, 8)
     )
-    assert set(model.losses(images)) == {"pixels", "codebook", "commitment"}
+    assert set(model.tokenizer_losses(images)) == {"pixels", "codebook", "commitment"}
 
 
 def test_codes_in_a_document_are_those_of_its_images(processor: ConversationProcessor, few_scenes: Corpus) -> None:
@@ -359,7 +360,7 @@ def test_what_is_foretold_of_a_token_does_not_hang_on_what_follows(run: Run, few
 
 
 def test_stages_learn_what_they_are_for(few_scenes: Corpus, run: Run) -> None:
-    assert [stage.name for stage in TINY.stages()] == ["image tokenizer", "experts", "routers"]
+    assert [stage.name for stage in active_stages(TINY)] == ["image tokenizer", "experts", "routers"]
     assert all(one.use_predictor for one in run.model.choosing())
     history = [entry for entry in run.history if "losses" in entry]
     assert set(history[0]["losses"]) == {"pixels", "codebook", "commitment"}
@@ -371,7 +372,7 @@ def test_stages_learn_what_they_are_for(few_scenes: Corpus, run: Run) -> None:
     of_main = matched(run.model, moma.LEARNED)
     assert not any("auxiliary" in name or name.startswith("tokenizer.") for name in of_main)
     dense = dataclasses.replace(TINY, modality_aware=False, num_text_experts=1, num_image_experts=0)
-    assert [stage.name for stage in dense.stages()] == ["image tokenizer", "experts"]
+    assert [stage.name for stage in active_stages(dense)] == ["image tokenizer", "experts"]
 
 
 def matched(model: torch.nn.Module, patterns: tuple[str, ...]) -> set[str]:

@@ -361,7 +361,7 @@ def test_batches_without_pairs_still_train_the_head(processor: SpeechTextProcess
     recipe = dataclasses.replace(TINY, pool_fractions=(1.0, 0.0, 0.0))
     examples = [processor.load_example(tones, row) for row in range(4)]
     batch = recipe.ctc_finetuning_batch(examples, processor, ExampleRNG.of(0, 0, 4))
-    loss = method(processor).losses(batch)["ctc_finetune"]
+    loss = method(processor).ctc_finetuning_losses(batch)["ctc_finetune"]
     loss.backward()
     assert loss.item() == 0
     assert method(processor).losses(batch_of(processor, tones, recipe))["ctc"].item() == 0

@@ -36,6 +36,7 @@ from polymodal.rng import ExampleRNG
 from polymodal.serving.grounding import draw_grounded_boxes, ground
 from polymodal.training import Run, load_run, train
 from polymodal.training.runtime import RuntimeConfig
+from polymodal.training.stages import active_stages
 from polymodal.types import Budget, CanDetect, Stage
 
 QUIET = RuntimeConfig(logger="none")
@@ -420,12 +421,12 @@ def test_losses_fall_and_boxes_are_found(run: Run, referring: Corpus) -> None:
 def test_stages_are_those_of_the_paper() -> None:
     names = [stage.name for stage in dataclasses.replace(TINY, decoder_warmup_fraction=0.3).stages()]
     assert names == ["captions", "decoder", "grounding"]
-    stage: Stage = dataclasses.replace(TINY, caption_fraction=0.0, decoder_warmup_fraction=0.5).stages()[0]
+    stage: Stage = active_stages(dataclasses.replace(TINY, caption_fraction=0.0, decoder_warmup_fraction=0.5))[0]
     assert stage.loss_weights == {"token_branch": 0.0, "distillation": 0.0}
     with pytest.raises(UserError, match="decoder"):
         dataclasses.replace(TINY, distill_type="none", decoder_warmup_fraction=0.3)
-    with pytest.raises(UserError, match="share"):
-        dataclasses.replace(TINY, caption_fraction=0.8, decoder_warmup_fraction=0.4)
+    with pytest.raises(UserError, match=r"'captions' .0.8., 'decoder' .0.4. leave less than nothing for 'grounding'"):
+        active_stages(dataclasses.replace(TINY, caption_fraction=0.8, decoder_warmup_fraction=0.4))
 
 
 def test_several_queries_learn_from_all_expressions(processor: ReferringProcessor, referring: Corpus) -> None:

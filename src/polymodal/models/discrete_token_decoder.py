@@ -87,7 +87,7 @@ class CodeLosses(NamedTuple):
 class DiscreteTokenDecoder(nn.Module):
     """Tokenizers, and a language model of the joint vocabulary.
 
-    Tokenizers are used without gradient; they learn only by `losses` of a batch that has no sequences.
+    Tokenizers are used without gradient; they learn only by `tokenizer_losses`.
     """
 
     def __init__(
@@ -124,18 +124,17 @@ class DiscreteTokenDecoder(nn.Module):
             raise UserError(f"There is no tokenizer of {modality} here.")
         return self.get_submodule(f"{modality}_tokenizer")
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """One loss per modality, which add up to the mean over all predicted tokens, and `z_loss` where it is weighted.
+    def tokenizer_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of the tokenizers of the modalities that the batch has."""
+        return {
+            f"{name}_{key}": loss
+            for name in self.tokenized
+            if name in batch
+            for key, loss in self.tokenizer(name).losses(batch[name]).items()
+        }
 
-        Of a batch without sequences: the losses of the tokenizers of its modalities.
-        """
-        if "sequences" not in batch:
-            return {
-                f"{name}_{key}": loss
-                for name in self.tokenized
-                if name in batch
-                for key, loss in self.tokenizer(name).losses(batch[name]).items()
-            }
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """One loss per modality, which add up to the mean over all predicted tokens, and `z_loss` if it is weighted."""
         tokens = self.token_losses(batch)
         count = max(len(tokens.nats), 1)
         losses = {

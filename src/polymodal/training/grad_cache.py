@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from polymodal.errors import UserError
 from polymodal.types import Batch
 
+LossesMethod = TypeVar("LossesMethod", bound=Callable[..., dict[str, Tensor]])
+
+
+def two_halves(encode: str, compare: str) -> Callable[[LossesMethod], LossesMethod]:
+    """Declare that a method of losses is two others of its class, one after the other.
+
+    encode: of a batch, to tensors with one row per example. compare: of these tensors, to named losses.
+    """
+
+    def declare(losses: LossesMethod) -> LossesMethod:
+        vars(losses)["halves"] = (encode, compare)
+        return losses
+
+    return declare
+
 
 class GradCacheMethod:
     """Contrastive method in two parts: `encode` each example independently, then `contrastive_losses` of the batch.
 
     This permits GradCache (Gao et al. 2021): a large batch in micro-batches with the exact gradients of the whole
-    batch. A subclass that overrides `losses` opts out.
+    batch. A subclass that overrides `losses` opts out, unless its own are `two_halves`, too.
     """
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
@@ -29,6 +44,7 @@ class GradCacheMethod:
         """Return the named losses of the whole batch."""
         raise NotImplementedError
 
+    @two_halves("encode", "contrastive_losses")
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         return self.contrastive_losses(self.encode(batch))
 
@@ -45,20 +61,26 @@ def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
     return torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items() if weights.get(name, 1.0)]).sum()
 
 
-def micro_batched(method: object) -> bool:
-    """Return whether the method's losses support GradCache."""
-    return isinstance(method, GradCacheMethod) and type(method).losses is GradCacheMethod.losses
+def halves(method: object, losses: str = "losses") -> tuple[str, str] | None:
+    """Return the names of the two parts of these losses, if the method supports GradCache for them."""
+    return getattr(getattr(type(method), losses, None), "halves", None)
 
 
 def backward(
-    method: Any, losses_of: Losses, batches: list[Batch], weights: Mapping[str, float], forward: Forward
+    method: Any,
+    losses_of: Losses,
+    batches: list[Batch],
+    weights: Mapping[str, float],
+    forward: Forward,
+    name: str = "losses",
 ) -> dict[str, Tensor]:
     """Accumulate gradients of the weighted losses over micro-batches; return the detached losses.
 
-    losses_of: the method's losses, or a DDP wrapper that averages gradients over processes.
+    losses_of: the method's losses, or a DDP wrapper that averages gradients over processes. name: of the losses in the
+    method.
     """
-    if len(batches) > 1 and micro_batched(method):
-        return _cached(method, batches, weights, forward)
+    if len(batches) > 1 and (parts := halves(method, name)):
+        return _cached(method, batches, weights, forward, parts)
     sums: dict[str, Tensor] = {}
     for number, batch in enumerate(batches):
         with forward(number):
@@ -69,7 +91,7 @@ def backward(
     return sums
 
 
-def cached_representations(method: GradCacheMethod, batches: list[Batch], forward: Forward) -> dict[str, Tensor]:
+def cached_representations(method: Any, batches: list[Batch], forward: Forward, encode: str) -> dict[str, Tensor]:
     """Encode all micro-batches without a graph; return leaves that require gradients.
 
     Raises UserError for a method with batch norm, whose representations depend on the batch.
@@ -83,23 +105,24 @@ def cached_representations(method: GradCacheMethod, batches: list[Batch], forwar
     with torch.no_grad():
         for number, batch in enumerate(batches):
             with forward(number):
-                pieces.append(method.encode(batch))
+                pieces.append(getattr(method, encode)(batch))
     return {name: torch.cat([piece[name] for piece in pieces]).requires_grad_() for name in pieces[0]}
 
 
 def _cached(
-    method: GradCacheMethod, batches: list[Batch], weights: Mapping[str, float], forward: Forward
+    method: Any, batches: list[Batch], weights: Mapping[str, float], forward: Forward, parts: tuple[str, str]
 ) -> dict[str, Tensor]:
     """Apply GradCache (Gao et al. 2021, section 3.2): encode without graph, compute the losses, encode again with
     graph."""
-    whole = cached_representations(method, batches, forward)
+    encode, compare = parts
+    whole = cached_representations(method, batches, forward, encode)
     with forward(len(batches)):
-        losses = method.contrastive_losses(whole)
+        losses = getattr(method, compare)(whole)
     weighted_sum(losses, weights).backward()
     first = 0
     for number, batch in enumerate(batches):
         with forward(number):
-            again = method.encode(batch)
+            again = getattr(method, encode)(batch)
         rows = slice(first, first + len(next(iter(again.values()))))
         first = rows.stop
         known = [(again[name], tensor.grad[rows]) for name, tensor in whole.items() if tensor.grad is not None]

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.errors import UserError
-from polymodal.training.grad_cache import Forward, cached_representations, micro_batched
+from polymodal.training.grad_cache import Forward, cached_representations, halves
 from polymodal.training.parallel import World
 from polymodal.types import Batch
 
@@ -66,19 +66,25 @@ class GradientHarmonizer:
         forward: Forward,
         fraction: float,
         world: World,
+        name: str = "losses",
     ) -> dict[str, Tensor]:
         """Set the gradients of all trainable parameters; return the detached losses.
 
-        fraction: of training that is done, which sets the threshold. If all groups are skipped, gradients are None, and
-        the optimizer step changes nothing.
+        fraction: of training that is done, which sets the threshold. name: of the losses in the method. If all groups
+        are skipped, gradients are None, and the optimizer step changes nothing.
         """
         parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
         sums = [torch.zeros_like(parameter) for parameter in parameters]
         threshold = FIRST_THRESHOLD + fraction * (LAST_THRESHOLD - FIRST_THRESHOLD)
         reported: dict[str, Tensor] = {}
         kept = torch.zeros((), device=world.device)
-        apart = _of_the_whole if len(batches) > 1 and micro_batched(method) else _one_by_one
-        for gradients in apart(method, batches, weights, parameters, forward, reported):
+        parts = halves(method, name) if len(batches) > 1 else None
+        each = (
+            _of_the_whole(method, batches, weights, parameters, forward, reported, parts)
+            if parts
+            else _one_by_one(method, batches, weights, parameters, forward, reported, name)
+        )
+        for gradients in each:
             together, rest = _shared(gradients, parameters)
             cosine = gradient_cosine(together)
             leave_out = self.leaves_out and cosine <= threshold
@@ -116,13 +122,14 @@ def _one_by_one(
     parameters: list[nn.Parameter],
     forward: Forward,
     reported: dict[str, Tensor],
+    name: str,
 ) -> Iterator[Gradients]:
     """Yield the gradients of each micro-batch on its own. reported: receives the mean losses."""
     for number, batch in enumerate(batches):
         with forward(number):
-            losses = method.losses(batch)
-        for name, loss in losses.items():
-            reported[name] = reported.get(name, 0.0) + loss.detach() / len(batches)
+            losses = getattr(method, name)(batch)
+        for loss_name, loss in losses.items():
+            reported[loss_name] = reported.get(loss_name, 0.0) + loss.detach() / len(batches)
         weighted = _weighted(losses, weights)
         yield [
             torch.autograd.grad(loss, parameters, retain_graph=place + 1 < len(weighted), allow_unused=True)
@@ -137,11 +144,13 @@ def _of_the_whole(
     parameters: list[nn.Parameter],
     forward: Forward,
     reported: dict[str, Tensor],
+    parts: tuple[str, str],
 ) -> Iterator[Gradients]:
     """Yield each micro-batch's part of the gradients of the whole batch, times their number (GradCache)."""
-    whole = cached_representations(method, batches, forward)
+    encode, compare = parts
+    whole = cached_representations(method, batches, forward, encode)
     with forward(len(batches)):
-        losses = method.contrastive_losses(whole)
+        losses = getattr(method, compare)(whole)
     reported |= {name: loss.detach() for name, loss in losses.items()}
     weighted, wanted = _weighted(losses, weights), [*whole.values(), *parameters]
     found = [
@@ -151,7 +160,7 @@ def _of_the_whole(
     first = 0
     for number, batch in enumerate(batches):
         with forward(number):
-            again = method.encode(batch)
+            again = getattr(method, encode)(batch)
         rows = slice(first, first + len(next(iter(again.values()))))
         first = rows.stop
         group: Gradients = []

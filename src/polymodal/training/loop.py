@@ -40,12 +40,13 @@ from polymodal.training.checkpoint import (
 )
 from polymodal.training.ema import ExponentialMovingAverage
 from polymodal.training.feature_cache import CachedEncoder, cached_encoders, frozen_names, is_frozen
-from polymodal.training.grad_cache import backward, weighted_sum
+from polymodal.training.grad_cache import backward, halves, weighted_sum
 from polymodal.training.gradient_harmonization import GradientHarmonizer
 from polymodal.training.optimizer import adamw, clip_gradients, learning_rate
 from polymodal.training.parallel import World, check_batch, full_tensor, parallelize, reshard
 from polymodal.training.run import SKIPPED, Run, evaluating, to_device, write_text
 from polymodal.training.runtime import RuntimeConfig
+from polymodal.training.stages import active_stages, on_start, validate_stages
 from polymodal.training.tracking import Tracker
 from polymodal.types import Batch, Budget
 
@@ -103,9 +104,8 @@ class Trainer:
         self.every = Budget.parse(runtime.save_interval)
         self.world = world
         self.recipe = recipe = run.recipe
-        self.stages = recipe.stages()
-        if not self.stages:
-            raise UserError("Nothing would be trained: the shares of all stages are 0.")
+        self.stages = active_stages(recipe)
+        validate_stages(self.stages, recipe, run.model)
         shares = [stage.fraction for stage in self.stages]
         self.ends = [end / sum(shares) for end in accumulate(shares)]
         self.model = run.model.to(world.device).train()
@@ -169,8 +169,8 @@ class Trainer:
         self._release_features()
         stage = self.stages[number]
         recipe, model, world, runtime = self.recipe, self.model, self.world, self.runtime
-        if fresh and stage.on_start is not None:
-            stage.on_start(model)
+        if fresh:
+            on_start(stage, model)()
         call_hooks(model, "before_training")
         for name, parameter in model.named_parameters():
             wanted = any(fnmatchcase(name, pattern) for pattern in stage.trainable)
@@ -186,7 +186,7 @@ class Trainer:
             self.reader,
             recipe.batch_size,
             int(splitmix64(np.array([self.seed * len(self.stages) + number], dtype=np.uint64))[0] >> np.uint64(33)),
-            stage.training_batch or recipe.training_batch,
+            getattr(recipe, stage.batch),
             micro_batch=self.pieces,
             process=world.rank,
             processes=world.size,
@@ -200,15 +200,18 @@ class Trainer:
         all_used = True
         if not cut and (str(number) not in measured or (world.size > 1 and not self.sharded)):
             batch = to_device(self.data.batch(0)[0], world.device)
-            operations, all_used = flops(model, batch, stage.loss_weights)
+            operations, all_used = flops(model, batch, stage.loss_weights, stage.losses)
             measured.setdefault(str(number), operations / self.pieces)
         # What is cut over processes already cannot be measured: a stage that begins there counts as the one before.
         self.flops_an_example = measured.get(str(number), self.flops_an_example)
         # DistributedDataParallel is built for what trains now; FSDP2 looks again in every step.
-        if not cut:
+        if cut:
+            self.losses_of = getattr(model, stage.losses)
+        else:
             one_pass = self.harmonizer is None and self.pieces == recipe.batch_size // world.size
-            self.losses_of = parallelize(model, world, runtime.parallel, one_pass, all_used)
-            self.averages_itself = self.losses_of != model.losses
+            called = [name for one in self.stages for name in (one.losses, *(halves(model, one.losses) or ()))]
+            self.losses_of = parallelize(model, world, runtime.parallel, one_pass, all_used, stage.losses, called)
+            self.averages_itself = self.losses_of != getattr(model, stage.losses)
         self.optimizer = adamw(model, recipe, stage.lr_scales)
 
     def _keep_features(self) -> None:
@@ -265,10 +268,10 @@ class Trainer:
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         if self.harmonizer is not None:
             losses = self.harmonizer.backward(
-                self.model, batches, stage.loss_weights, self._forward, self.stage_fraction, self.world
+                self.model, batches, stage.loss_weights, self._forward, self.stage_fraction, self.world, stage.losses
             )
         else:
-            losses = backward(self.model, self.losses_of, batches, stage.loss_weights, self._forward)
+            losses = backward(self.model, self.losses_of, batches, stage.loss_weights, self._forward, stage.losses)
             self._average_gradients(trained)
         norm = clip_gradients(trained, recipe.max_grad_norm)
         bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
@@ -491,7 +494,7 @@ def call_hooks(model: nn.Module, name: str, *arguments: float) -> None:
             hook(*arguments)
 
 
-def flops(model: Any, batch: Batch, weights: Mapping[str, float]) -> tuple[int, bool]:
+def flops(model: Any, batch: Batch, weights: Mapping[str, float], losses: str = "losses") -> tuple[int, bool]:
     """Return the FLOPs of one forward and backward pass, and whether all trainable parameters got a gradient.
 
     Model and random state stay unchanged.
@@ -499,7 +502,7 @@ def flops(model: Any, batch: Batch, weights: Mapping[str, float]) -> tuple[int, 
     state = torch.get_rng_state()
     twin = copy.deepcopy(model)
     with FlopCounterMode(display=False) as counter:
-        weighted_sum(twin.losses(batch), weights).backward()
+        weighted_sum(getattr(twin, losses)(batch), weights).backward()
     torch.set_rng_state(state)
     all_used = all(parameter.grad is not None for parameter in twin.parameters() if parameter.requires_grad)
     return counter.get_total_flops(), all_used

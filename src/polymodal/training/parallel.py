@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -118,34 +118,43 @@ def join_world(device: str | None) -> Iterator[World]:
 class _Losses(nn.Module):
     """Module with the method's `losses` as `forward`, as DistributedDataParallel needs."""
 
-    def __init__(self, method: nn.Module):
+    def __init__(self, method: nn.Module, name: str):
         super().__init__()
         self.method = method
+        self.name = name
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
-        method: Any = self.method
-        return method.losses(batch)
+        return getattr(self.method, self.name)(batch)
 
 
-def parallelize(method: Any, world: World, parallel: Parallel, whole_steps: bool, all_used: bool) -> Any:
+def parallelize(
+    method: Any,
+    world: World,
+    parallel: Parallel,
+    whole_steps: bool,
+    all_used: bool,
+    losses: str = "losses",
+    forward_methods: Sequence[str] = (),
+) -> Any:
     """Return a callable that computes losses and averages gradients over processes in its backward pass.
 
     ddp: every process holds the whole model. fsdp: parameters, gradients and optimizer state are sharded (FSDP2), by
     the entries of every ModuleList (transformer blocks), and by modules with `shard_separately`. whole_steps: whether a
     step is a single backward pass; otherwise `World.all_reduce_mean` follows the last one. all_used: whether every
     trainable parameter gets a gradient in every batch; otherwise DDP searches for unused ones in each step.
+    losses: the name of the method's losses. forward_methods: further methods that use parameters, for fsdp.
     """
     if world.size == 1:
-        return method.losses
+        return getattr(method, losses)
     if parallel == "fsdp":
-        shard(method, world)
-        return method.losses
+        shard(method, world, (losses, *forward_methods))
+        return getattr(method, losses)
     if not whole_steps or not any(parameter.requires_grad for parameter in method.parameters()):
-        return method.losses
-    return DistributedDataParallel(_Losses(method), find_unused_parameters=not all_used)
+        return getattr(method, losses)
+    return DistributedDataParallel(_Losses(method, losses), find_unused_parameters=not all_used)
 
 
-def shard(method: nn.Module, world: World) -> None:
+def shard(method: nn.Module, world: World, forward_methods: Sequence[str] = ()) -> None:
     """Shard a method by FSDP2 in place; its forward methods (`losses`, `embed`, ...) gather the parameters they
     need."""
     mesh = init_device_mesh(world.device.type, (world.size,))
@@ -156,7 +165,7 @@ def shard(method: nn.Module, world: World) -> None:
                 fully_shard(entry, mesh=mesh)
     scalars = {parameter for parameter in method.parameters() if parameter.ndim == 0}  # which cannot be cut
     fully_shard(method, mesh=mesh, ignored_params=scalars)
-    for name in FSDP_FORWARD_METHODS:
+    for name in dict.fromkeys((*FSDP_FORWARD_METHODS, *forward_methods)):
         if hasattr(method, name):
             register_fsdp_forward_method(method, name)
 

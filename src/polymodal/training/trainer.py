@@ -36,6 +36,7 @@ from polymodal.training.parallel import check_batch, join_world
 from polymodal.training.recipe_record import recipe_record, save_user_recipe
 from polymodal.training.run import RECORD, WEIGHTS, Run, load_run, read_record, write_json
 from polymodal.training.runtime import RuntimeConfig
+from polymodal.training.stages import active_stages
 from polymodal.types import Budget
 
 __all__ = ["Interrupted", "OnStep", "Progress", "Validate", "copy_matching_weights", "train"]
@@ -81,6 +82,7 @@ def train(
     cannot use, a disk that cannot be written, or non-finite losses; Interrupted after Ctrl-C or SIGTERM.
     """
     validate_constraints(recipe)
+    active_stages(recipe)  # raises UserError before anything is written
     runtime = runtime or RuntimeConfig()
     directory = Path(out) if out is not None else None
     record: dict[str, Any] = {

@@ -75,11 +75,12 @@ class MoMa(nn.Module):
                 blocks[number] = MixtureOfDepths(block, config.width, recipe.mod_capacity)
         self.vocab_sizes: Mapping[str, int] = {TEXT: vocabulary, IMAGE: recipe.tokenizer.codebook_size, "all": whole}
 
+    def tokenizer_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Of the image tokenizer."""
+        return self.tokenizer.losses(batch[IMAGE])
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Of the tokenizer for images alone; else text and image, which add up to the mean over all tokens, and
-        routers, while they learn to predict."""
-        if IMAGE in batch:
-            return self.tokenizer.losses(batch[IMAGE])
+        """Text and image, which add up to the mean over all tokens, and routers, while they learn to predict."""
         nats, imaged, _ = self._token_losses(batch["sequences"])
         losses = {TEXT: nats[~imaged].sum() / len(nats), IMAGE: nats[imaged].sum() / len(nats)}
         foretold = [one.auxiliary_loss for one in self.choosing() if one.auxiliary_loss is not None]
@@ -136,6 +137,23 @@ class MoMa(nn.Module):
     def choosing(self) -> list[ExpertChoice | MixtureOfDepths]:
         """All that choose tokens among a batch."""
         return [module for module in self.modules() if isinstance(module, ExpertChoice | MixtureOfDepths)]
+
+    def use_single_expert(self) -> None:
+        """Every token goes to its modality's first expert."""
+        for one in self.choosing():
+            if isinstance(one, ExpertChoice):
+                one.single_expert.fill_(True)
+
+    def upcycle(self) -> None:
+        """All experts become copies of their modality's first one, and tokens are chosen among them (section 2.5)."""
+        for one in self.choosing():
+            if isinstance(one, ExpertChoice):
+                one.upcycle()
+
+    def use_auxiliary_routers(self) -> None:
+        """Choices are predicted from a token alone, and the routers that do so learn (section 2.4)."""
+        for one in self.choosing():
+            one.use_predictor.fill_(True)
 
     def _sums(self, sequences: PackedSequences) -> dict[str, tuple[Tensor, Tensor]]:
         nats, imaged, row = self._token_losses(sequences)
@@ -224,14 +242,21 @@ class Recipe(ConversationRecipe):
         alone = self.upcycling_fraction * main
         choosing = max(self.experts.values()) > 1 or self.mod_capacity > 0
         stages = [
-            Stage("image tokenizer", tokenizer, ("tokenizer.*",), lr_scale=0.3, training_batch=self.image_batch),
-            Stage("one expert", alone, LEARNED, on_start=_leave_alone),
-            Stage("experts", main - alone, LEARNED, on_start=_upcycle if alone else None),
+            Stage(
+                "image tokenizer",
+                tokenizer,
+                ("tokenizer.*",),
+                lr_scale=0.3,
+                batch="image_batch",
+                losses="tokenizer_losses",
+            ),
+            Stage("one expert", alone, LEARNED, on_start="use_single_expert"),
+            Stage("experts", main - alone, LEARNED, on_start="upcycle" if alone else None),
         ]
         if choosing:
             only = {TEXT: 0.0, IMAGE: 0.0}
-            stages.append(Stage("routers", routers, ("*.auxiliary.*",), only, on_start=_foretell))
-        return tuple(stage for stage in stages if stage.fraction > 0)
+            stages.append(Stage("routers", routers, ("*.auxiliary.*",), only, on_start="use_auxiliary_routers"))
+        return tuple(stages)
 
     def processor(self, corpus: Corpus) -> ConversationProcessor:
         return self.fitted([corpus], TiledImageColumn(self.tile_size, self.patch_size, 1, self.tile_size))
@@ -289,26 +314,6 @@ class Recipe(ConversationRecipe):
             learning_rate=1e-4,
             warmup_ratio=0.008,
         )
-
-
-def _leave_alone(model: nn.Module) -> None:
-    assert isinstance(model, MoMa)
-    for one in model.choosing():
-        if isinstance(one, ExpertChoice):
-            one.single_expert.fill_(True)
-
-
-def _upcycle(model: nn.Module) -> None:
-    assert isinstance(model, MoMa)
-    for one in model.choosing():
-        if isinstance(one, ExpertChoice):
-            one.upcycle()
-
-
-def _foretell(model: nn.Module) -> None:
-    assert isinstance(model, MoMa)
-    for one in model.choosing():
-        one.use_predictor.fill_(True)
 
 
 _moma = Recipe(stage_fractions=(0.0, 0.95, 0.05))

@@ -25,7 +25,7 @@ from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.masked_lm_head import MaskedLMHead
-from polymodal.modalities.document import BOX_SCALE, PageTokens, Word
+from polymodal.modalities.document import BOX_SCALE, Word
 from polymodal.modalities.text import TextTokenizer, Tokenizer
 from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm_loss
 from polymodal.objectives.reduction import global_mean
@@ -71,25 +71,21 @@ class LayoutLMv3(nn.Module):
         self.alignment_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
         self.field_head = nn.Sequential(nn.Dropout(recipe.encoder.dropout), nn.Linear(width, fields))
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Of the image tokenizer for images alone, of fields for tagged pages, else of what is hidden."""
-        if "words" not in batch:
-            return self.tokenizer.losses(batch["image"])
-        if "fields" in batch:
-            tokens, _ = self.encoder(batch["words"], batch["image"])
-            tagged = batch["fields"] != NO_FIELD
-            loss = masked_cross_entropy(self.field_head(tokens)[tagged], batch["fields"][tagged])
-            return {"token_classification": loss}
-        return self._pretraining_losses(batch["words"], batch["image"], batch["masked_words"], batch["masked_patches"])
+    def tokenizer_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the losses of the image tokenizer."""
+        return self.tokenizer.losses(batch["image"])
 
-    def _pretraining_losses(
-        self,
-        words: PageTokens,
-        image: Float[Tensor, "batch 3 size size"],
-        masked_words: Bool[Tensor, "batch length"],
-        masked_patches: Bool[Tensor, "batch patches"],
-    ) -> dict[str, Tensor]:
+    def token_classification_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the cross-entropy of the fields of tagged words."""
+        tokens, _ = self.encoder(batch["words"], batch["image"])
+        tagged = batch["fields"] != NO_FIELD
+        loss = masked_cross_entropy(self.field_head(tokens)[tagged], batch["fields"][tagged])
+        return {"token_classification": loss}
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Hidden words, hidden patches, and whether words in sight lie on patches in sight; equal weights."""
+        words, image = batch["words"], batch["image"]
+        masked_words, masked_patches = batch["masked_words"], batch["masked_patches"]
         tokens, patches = self.encoder(words, image, masked_words, masked_patches)
         embedding = self.encoder.word.weight
         losses = {"mlm": masked_lm_loss(self.mlm_head, tokens, embedding, words.tokens.ids, masked_words)}
@@ -147,25 +143,28 @@ class Recipe(OptimizerConfig):
     def __post_init__(self) -> None:
         if self.use_wpa and not self.use_mim:
             raise UserError("--use-wpa asks for hidden patches, and there are none with --no-use-mim.")
-        if self.use_mim and self.finetune_fraction < 1 < self.tokenizer_fraction + self.finetune_fraction:
-            raise UserError(
-                "--tokenizer-fraction and --finetune-fraction are shares of the budget, together at most 1."
-            )
 
     def stages(self) -> tuple[Stage, ...]:
         codes = self.tokenizer_fraction if self.use_mim and self.finetune_fraction < 1 else 0.0
         body = ("encoder.*", "mlm_head.*", "patch_head.*", "alignment_head.*")
-        stages = (
-            Stage("image tokenizer", codes, ("tokenizer.*",), lr_scale=3.0, training_batch=self.image_batch),
+        return (
+            Stage(
+                "image tokenizer",
+                codes,
+                ("tokenizer.*",),
+                lr_scale=3.0,
+                batch="image_batch",
+                losses="tokenizer_losses",
+            ),
             Stage("pre-training", 1 - codes - self.finetune_fraction, body),
             Stage(
                 "fine-tuning",
                 self.finetune_fraction,
                 ("encoder.*", "field_head.*"),
-                training_batch=self.token_classification_batch,
+                batch="token_classification_batch",
+                losses="token_classification_losses",
             ),
         )
-        return tuple(stage for stage in stages if stage.fraction > 0)
 
     def processor(self, corpus: Corpus) -> PageProcessor:
         return PageProcessor.fit(corpus, self._learn_words, self.encoder.image_size, self.segment_level_layout)

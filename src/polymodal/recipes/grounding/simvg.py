@@ -120,9 +120,7 @@ class SimVG(nn.Module):
         self.register_buffer("places", sine_positions_2d(recipe.encoder.grid, dim, 2 * math.pi), persistent=False)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Of captions, whose words are hidden in part, or of the boxes that expressions mean."""
-        if "masked_tokens" in batch:
-            return self._caption_losses(batch["image"], batch["text"], batch["mlm_targets"], batch["masked_tokens"])
+        """Of the boxes that expressions mean, by both branches."""
         targets, distillation = batch["expressions"], self.recipe.distill_type
         o, memory = self.fused(batch["image"], batch["text"])
         found, box = self.token_head(self.token(o))
@@ -159,17 +157,10 @@ class SimVG(nn.Module):
             for branch, (logits, boxes) in found.items()
         }
 
-    def _caption_losses(
-        self,
-        image: Float[Tensor, "batch 3 size size"],
-        text: Tokens,
-        mlm_targets: Bool[Tensor, "batch length"],
-        masked_tokens: Bool[Tensor, "batch length"],
-    ) -> dict[str, Tensor]:
-        """Whose caption is it, told without fusion; and what are the words asked for, told with it where there is any.
-
-        hidden: those that are not in sight.
-        """
+    def caption_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Whose caption is it, told without fusion; and what the words asked for are, told with it if there is any."""
+        image, text = batch["image"], batch["text"]
+        mlm_targets, masked_tokens = batch["mlm_targets"], batch["masked_tokens"]
         _, patches, read = self.encoder(image, text, joint=False)
         mean = Padded(read, text.lengths).mean()
         seen = self.image_projection(patches.mean(1))  # of patches, so that each of them tells what it shows
@@ -219,24 +210,20 @@ class Recipe(OptimizerConfig):
     def __post_init__(self) -> None:
         if self.distill_type == "none" and self.decoder_warmup_fraction:
             raise UserError("--decoder-warmup-fraction asks for a decoder, and there is none with --distill-type none.")
-        if self.caption_fraction + self.decoder_warmup_fraction > 1:
-            raise UserError(
-                "--caption-fraction and --decoder-warmup-fraction are shares of the budget, together at most 1."
-            )
 
     def stages(self) -> tuple[Stage, ...]:
         alone, slower = {"token_branch": 0.0, "distillation": 0.0}, {"encoder.*": self.encoder_lr_scale}
-        stages = (
+        return (
             Stage(
                 "captions",
                 self.caption_fraction,
                 loss_weights={"itc": self.itc_weight},
-                training_batch=self.caption_batch,
+                batch="caption_batch",
+                losses="caption_losses",
             ),
             Stage("decoder", self.decoder_warmup_fraction, loss_weights=alone, lr_scales=slower),
             Stage("grounding", 1 - self.caption_fraction - self.decoder_warmup_fraction, lr_scales=slower),
         )
-        return tuple(stage for stage in stages if stage.fraction > 0)
 
     def processor(self, corpus: Corpus) -> ReferringProcessor:
         return ReferringProcessor.fit(corpus, self.encoder.image_size, self._learn_words)

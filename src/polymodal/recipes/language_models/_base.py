@@ -43,6 +43,10 @@ class MultimodalLanguageModel(nn.Module):
         """The mean of -log p over all tokens that are asked for."""
         return {"lm": self._token_losses(batch["sequences"])[0].mean()}
 
+    def copy_experts(self) -> None:
+        """The image's MLPs become copies of the text's."""
+        self.language_model.copy_experts(TEXT)
+
     def log_likelihood(self, batch: Batch) -> Float[Tensor, " batch"]:
         """The log-probability of each row's answer, with its end mark; a row holds one sequence."""
         losses, rows = self._token_losses(batch["sequences"])

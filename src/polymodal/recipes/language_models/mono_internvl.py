@@ -15,17 +15,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from torch import nn
 
 from polymodal.constraints import NonNegativeFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import load_mixture
 from polymodal.data.conversation import IMAGE, ConversationProcessor, Turn
 from polymodal.data.instructions import TASKS, caption_turns, choice, longest_caption, ocr_turn, question_turns
-from polymodal.data.sequence import TEXT
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.modalities import Image, Text
-from polymodal.recipes.language_models._base import MonolithRecipe, MultimodalLanguageModel
+from polymodal.recipes.language_models._base import MonolithRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
@@ -72,27 +70,26 @@ class Recipe(MonolithRecipe):
         if not self.freeze_llm:
             seeing = tasks = ("*",)
         language, concepts, semantics, alignment, instructions = self.stage_fractions
-        stages = (
+        return (
             Stage(
                 "language",
                 language,
                 ("language_model.*",),
                 corpus=partial(_opened, self.text_corpus) if self.text_corpus else None,
-                training_batch=self.text_batch,
+                batch="text_batch",
             ),
             Stage(
                 "concepts",
                 concepts,
                 seeing,
                 corpus=partial(_opened, self.concept_corpus) if self.concept_corpus else None,
-                training_batch=self.concept_batch,
-                on_start=_copy_experts if self.visual_experts else None,
+                batch="concept_batch",
+                on_start="copy_experts" if self.visual_experts else None,
             ),
-            Stage("semantics", semantics, seeing, training_batch=self.semantic_batch),
-            Stage("alignment", alignment, tasks, training_batch=self.task_batch),
+            Stage("semantics", semantics, seeing, batch="semantic_batch"),
+            Stage("alignment", alignment, tasks, batch="task_batch"),
             Stage("instructions", instructions, lr_scale=0.3),
         )
-        return tuple(stage for stage in stages if stage.fraction > 0)
 
     def open_text_corpus(self) -> Corpus | None:
         """What the language model learns from first; None for the run's own corpus."""
@@ -201,11 +198,6 @@ def exchanged(captions: list[str], fraction: float, example_rng: ExampleRNG) -> 
     """Captions of a batch, of which a share is replaced by the one before."""
     wrong = (example_rng.uniform() < fraction).tolist()
     return [captions[number - 1] if wrong[number] else own for number, own in enumerate(captions)]
-
-
-def _copy_experts(model: nn.Module) -> None:
-    assert isinstance(model, MultimodalLanguageModel)
-    model.language_model.copy_experts(TEXT)
 
 
 def _opened(name: str) -> Corpus:

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from polymodal.constraints import DecayRate, NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
@@ -135,7 +135,7 @@ class Recipe(MonolithRecipe):
     """Share of pairs that dpo and robust_dpo take to be the wrong way round, below 0.5."""
 
     def stages(self) -> tuple[Stage, ...]:
-        return (Stage("preferences", on_start=_keep_reference),)
+        return (Stage("preferences", on_start="keep_reference"),)
 
     def processor(self, corpus: Corpus) -> ConversationProcessor:
         if not corpus.has_modality(Preferences):
@@ -177,11 +177,6 @@ def one_pair(pairs: list[Preference], rng: np.random.Generator) -> Preference:
     """A pair of any question, each question as often: one has many pairs, a caption a single one."""
     question = choice(sorted({pair.question for pair in pairs}), rng)
     return choice([pair for pair in pairs if pair.question == question], rng)
-
-
-def _keep_reference(model: nn.Module) -> None:
-    assert isinstance(model, MPO)
-    model.keep_reference()
 
 
 def _own_pairs(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:

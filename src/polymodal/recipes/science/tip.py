@@ -181,16 +181,15 @@ class TIP(nn.Module):
 
 
 class TIPClassifier(TIP):
-    """With a linear head for each feature; a batch with labels trains them, and all below them (section 3.4)."""
+    """With a linear head for each feature; fine-tuning trains them, and all below them (section 3.4)."""
 
     def __init__(self, recipe: Recipe, table: TableColumn, classes: int):
         super().__init__(recipe, table)
         sizes = {"image": recipe.image.width, "table": recipe.table.width, "joint": recipe.table.width}
         self.heads = nn.ModuleDict({name: nn.Linear(size, classes) for name, size in sizes.items()})
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        if "label" not in batch:
-            return super().losses(batch)
+    def classification_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Of rows with missing cells and the corpus's label."""
         return {"classification": F.cross_entropy(self.classify(batch), batch["label"])}
 
     def classify(self, batch: Batch) -> Float[Tensor, "batch classes"]:
@@ -226,9 +225,10 @@ class Recipe(OptimizerConfig):
     """Fraction of images that are augmented (released code)."""
 
     def stages(self) -> tuple[Stage, ...]:
-        first = Stage("pre-training", fraction=1 - self.finetune_fraction)
-        then = Stage("fine-tuning", fraction=self.finetune_fraction, training_batch=self.labelled_batch)
-        return tuple(stage for stage in (first, then) if stage.fraction > 0)
+        return (
+            Stage("pre-training", 1 - self.finetune_fraction),
+            Stage("fine-tuning", self.finetune_fraction, batch="labelled_batch", losses="classification_losses"),
+        )
 
     def processor(self, corpus: Corpus) -> ImageTableProcessor:
         return ImageTableProcessor.fit(

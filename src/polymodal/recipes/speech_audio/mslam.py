@@ -72,12 +72,14 @@ class MSLAM(nn.Module):
         self.ctc_head = nn.Linear(width, vocabulary)
         self.transcriber = nn.Linear(width, vocabulary)
 
+    def ctc_finetuning_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Of transcription."""
+        heard = self.encoder.encode_speech(batch["sound"])
+        loss = ctc_loss(self.transcriber(heard.shared), heard.lengths, batch["transcript"])
+        return {"ctc_finetune": loss * (batch["num_pairs"] > 0)}
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Of transcription for a batch that asks for it, else of hidden speech, hidden text, and pairs."""
-        if "num_pairs" in batch:
-            heard = self.encoder.encode_speech(batch["sound"])
-            loss = ctc_loss(self.transcriber(heard.shared), heard.lengths, batch["transcript"])
-            return {"ctc_finetune": loss * (batch["num_pairs"] > 0)}
+        """Of hidden speech, hidden text, and pairs."""
         hidden, weight = batch["masked_sound"], self.recipe.paired_weight * (batch["paired"] > 0)
         heard = self.encoder.encode_speech(batch["sound"], hidden)
         chosen, context = self.quantizer(heard.features[hidden]), self.context(heard.own[hidden])
@@ -196,11 +198,16 @@ class Recipe(OptimizerConfig):
     def stages(self) -> tuple[Stage, ...]:
         learning = ("encoder.*", "transcriber.*") if self.finetune_encoder else ("transcriber.*",)
         before = ("encoder.*", "quantizer.*", "context.*", "*_head.*")
-        stages = (
+        return (
             Stage("pre-training", 1 - self.ctc_finetune_fraction, before),
-            Stage("transcription", self.ctc_finetune_fraction, learning, training_batch=self.ctc_finetuning_batch),
+            Stage(
+                "transcription",
+                self.ctc_finetune_fraction,
+                learning,
+                batch="ctc_finetuning_batch",
+                losses="ctc_finetuning_losses",
+            ),
         )
-        return tuple(stage for stage in stages if stage.fraction > 0)
 
     def processor(self, corpus: Corpus) -> SpeechTextProcessor:
         for kind in (Audio, Text):

@@ -44,6 +44,7 @@ from polymodal.recipes.dual_encoders._base import SMALL_IMAGE, DualEncoder, Dual
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.rng import ExampleRNG
 from polymodal.training import train
+from polymodal.training.grad_cache import two_halves
 from polymodal.training.run import Run
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
@@ -93,11 +94,17 @@ class ULIP2(DualEncoder):
         own = vectors["text"].unflatten(0, (len(batch["image"]), -1))
         return vectors | {"text": F.normalize(own.mean(1), dim=-1), "group": batch["group"]}
 
+    @two_halves("encode", "tower_contrastive_losses")
+    def tower_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Of images and texts without points."""
+        return self.tower_contrastive_losses(self.encode(batch))
+
+    def tower_contrastive_losses(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"contrastive": info_nce(vectors["image"], vectors["text"], self.logit_scale(), labels=vectors["group"])}
+
     def contrastive_losses(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """points_text and points_image, or contrastive for images and texts without points."""
+        """points_text and points_image."""
         image, text, group = vectors["image"], vectors["text"], vectors["group"]
-        if "points" not in vectors:
-            return {"contrastive": info_nce(image, text, self.logit_scale(), labels=group)}
         points, scale = vectors["points"], self.point_logit_scale()
         return {
             "points_text": info_nce(points, text, scale, labels=group),
@@ -132,11 +139,10 @@ class Recipe(DualEncoderRecipe):
     def stages(self) -> tuple[Stage, ...]:
         images = partial(load_corpus, self.clip_corpus) if self.clip_corpus else None
         of_towers = ("image_*", "text_*", "logit_scale.*")
-        stages = (
-            Stage("towers", self.clip_fraction, of_towers, corpus=images, training_batch=self.image_batch),
+        return (
+            Stage("towers", self.clip_fraction, of_towers, corpus=images, batch="image_batch", losses="tower_losses"),
             Stage("points", 1 - self.clip_fraction, ("point_*",)),
         )
-        return tuple(stage for stage in stages if stage.fraction > 0)
 
     def cacheable_encoders(self) -> tuple[str, ...]:
         return ("image_encoder", "text_encoder")

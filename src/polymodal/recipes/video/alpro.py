@@ -178,19 +178,16 @@ class ALPRO(Towers):
         fused = whole.pad(self.fusion_norm(packed))
         return fused[:, : words.shape[1]], fused[:, words.shape[1] :]
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Of pre-training for a batch with boxes, of fine-tuning for one with answers, else of the prompter."""
-        if "box" in batch:
-            return self._pretraining_losses(batch)
-        if "answer" in batch:
-            return self._finetuning_losses(batch)
+    def prompter_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Of the prompter alone."""
         self.prompter.train(self.training)
         vectors = self.prompter.embed(batch)
         return {
             "prompter": info_nce(vectors["video"], vectors["text"], self.prompter.logit_scale(), labels=batch["group"])
         }
 
-    def _pretraining_losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Of pre-training: which belong together (before fusion and after it), hidden words, and entities in crops."""
         text, video = batch["text"], batch["video"]
         losses, patches, fused = self._paired_losses(batch, self.recipe.use_itc)
         shown = Tokens(text.ids.masked_fill(batch["masked_tokens"], self.hidden_word), text.lengths)
@@ -204,7 +201,8 @@ class ALPRO(Towers):
             losses["pem"] = pem_loss(self.entity_head(mean), taught, self.recipe.pseudo_label_threshold)
         return losses
 
-    def _finetuning_losses(self, batch: Batch) -> dict[str, Tensor]:
+    def finetuning_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Of retrieval, and of answers where the corpus has questions."""
         losses, patches, _ = self._paired_losses(batch, use_itc=True)
         if "question" in batch:
             asked = batch["question"]
@@ -304,19 +302,14 @@ class Recipe(OptimizerConfig):
             raise UserError("Words and patches are fused: --video.width and --text.width are the same.")
         if type(self.text) is not TextEncoderConfig:
             raise UserError("alpro names hidden words, which pretrained text towers have no place for here.")
-        if self.prompter_fraction + self.finetune_fraction >= 1:
-            raise UserError(
-                "--prompter-fraction and --finetune-fraction are shares of the budget, together less than 1."
-            )
 
     def stages(self) -> tuple[Stage, ...]:
         first = self.prompter_fraction * self.use_pem
-        stages = (
-            Stage("prompter", first, ("prompter.*",), training_batch=self.paired_batch),
+        return (
+            Stage("prompter", first, ("prompter.*",), batch="paired_batch", losses="prompter_losses"),
             Stage("pre-training", 1 - first - self.finetune_fraction, OWN),
-            Stage("fine-tuning", self.finetune_fraction, OWN, training_batch=self.finetuning_batch),
+            Stage("fine-tuning", self.finetune_fraction, OWN, batch="finetuning_batch", losses="finetuning_losses"),
         )
-        return tuple(stage for stage in stages if stage.fraction > 0)
 
     def processor(self, corpus: Corpus) -> VideoTextProcessor:
         if not corpus.has_modality(Video):
@@ -363,7 +356,7 @@ class Recipe(OptimizerConfig):
         """Pairs, and a question about each clip with the number of its answer, where the corpus has questions."""
         batch = self.paired_batch(examples, processor, example_rng)
         if not processor.answers:
-            return batch | {"answer": torch.full((len(examples),), UNKNOWN)}
+            return batch
         asked = [choice(e["questions"], rng) for e, rng in zip(examples, example_rng.generators, strict=True)]
         questions, answers = [one.question for one in asked], [one.answer for one in asked]
         return batch | processor(question=questions, answer=answers)

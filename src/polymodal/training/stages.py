@@ -1,0 +1,55 @@
+"""The stages of a recipe: which of them train, and whether the methods that they name exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from polymodal.errors import UserError, unknown
+from polymodal.types import Stage
+
+ROUNDING = 1e-9  # a fraction below it is what rounding left of 0
+
+
+def active_stages(recipe: Any) -> tuple[Stage, ...]:
+    """The stages of a recipe that have a fraction of the budget.
+
+    Raises UserError for a negative fraction, which a stage that gets the remainder has where the others add up to more
+    than 1, and where no stage is left.
+    """
+    stages = recipe.stages()
+    for stage in stages:
+        if stage.fraction < -ROUNDING:
+            others = ", ".join(f"'{one.name}' ({one.fraction:.3g})" for one in stages if one.fraction > ROUNDING)
+            raise UserError(
+                f"The stages {others} leave less than nothing for '{stage.name}' ({stage.fraction:.3g}); make their "
+                "fractions of the budget smaller, so that together they are at most 1."
+            )
+    active = tuple(stage for stage in stages if stage.fraction > ROUNDING)
+    if not active:
+        raise UserError("Nothing would be trained: the fractions of all stages are 0.")
+    return active
+
+
+def validate_stages(stages: Sequence[Stage], recipe: Any, method: Any) -> None:
+    """Raises UserError for a stage that names a method which the recipe or the method does not have."""
+    for stage in stages:
+        for owner, name, what in _named(stage, recipe, method):
+            if not callable(getattr(owner, name, None)):
+                known = [one for one in dir(type(owner)) if not one.startswith("_") and callable(getattr(owner, one))]
+                raise unknown(f"{what} in {type(owner).__name__} for the stage '{stage.name}'", name, known)
+
+
+def on_start(stage: Stage, method: Any) -> Callable[[], object]:
+    """What the stage does before its first step."""
+    start = stage.on_start
+    if start is None:
+        return lambda: None
+    return getattr(method, start) if isinstance(start, str) else lambda: start(method)
+
+
+def _named(stage: Stage, recipe: Any, method: Any) -> Iterator[tuple[Any, str, str]]:
+    yield recipe, stage.batch, "batch"
+    yield method, stage.losses, "losses"
+    if isinstance(stage.on_start, str):
+        yield method, stage.on_start, "on_start"
