@@ -28,7 +28,7 @@ from polymodal.data.instructions import chain_of_thought_prompt
 from polymodal.data.loader import Reader
 from polymodal.data.masking import boxes_to_patch_mask
 from polymodal.evaluation.hallucination import cases, scenes_of
-from polymodal.evaluation.vqa_captioning import question_scores
+from polymodal.evaluation.tasks.vqa_captioning import question_scores
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Words
 from polymodal.recipes.metrics import aloha as aloha_recipe

@@ -156,23 +156,20 @@ def _train(
     terminal().print(
         f"Trained {record['steps']:,} steps, {record['examples']:,} examples in {record['seconds']:.0f} s: "
         f"{out}.{skipped}{_said_of_features(record.get('features', {}))}"
-        f"\nNext: polymodal evaluate {out}{_use_of(run, out)}",
+        f"\nNext: polymodal evaluate {out}{_use_of(run, corpus, out)}",
         highlight=False,
     )
 
 
-def _use_of(run: Any, out: Any) -> str:
-    """The command that shows what such a run is for."""
-    from polymodal.data.columns import label_of
-    from polymodal.types import CanEmbed, CanGenerateImages
+def _use_of(run: Any, corpus: Any, out: Any) -> str:
+    """The command that shows the run at the first task that has one."""
+    from polymodal.data.loader import Reader
+    from polymodal.evaluation.evaluate import applicable_tasks
+    from polymodal.evaluation.task import TaskInputs
 
-    if isinstance(run.model, CanGenerateImages):
-        words = "" if label_of(run.processor) else ' "a red fruit"'
-        return f"   or   polymodal generate {out}{words}"
-    if not isinstance(run.model, CanEmbed):
-        return ""
-    with_text = "text" in getattr(run.processor, "columns", ("text",))
-    return f'   or   polymodal search {out} "a red fruit"' if with_text else f"   or   polymodal embed {out}"
+    inputs = TaskInputs(run.model, run.processor, Reader(corpus, run.processor), run.recipe)
+    hint = next((task.hint for task in applicable_tasks(inputs) if task.hint), "")
+    return f"   or   polymodal {hint.replace('RUN', str(out))}" if hint else ""
 
 
 def _said_of_features(features: dict[str, dict[str, int]]) -> str:

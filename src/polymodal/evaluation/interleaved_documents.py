@@ -18,11 +18,11 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.conversation import IMAGE, IMAGE_END, IMAGE_START, ConversationProcessor
 from polymodal.data.sequence import TEXT, Span, pad_sequences
 from polymodal.evaluation.statistics import Score
+from polymodal.evaluation.tasks.token_likelihood import CanScoreTokens
 from polymodal.modalities import Interleaved
 from polymodal.modalities.document import Segment as Piece
 from polymodal.modalities.text import TextTokenizer
 from polymodal.training.run import evaluating, to_device
-from polymodal.types import CanScoreTokens
 
 BATCH = 16
 ImagePlacement = Callable[[str, str], list[bool]]

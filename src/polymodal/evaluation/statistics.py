@@ -43,6 +43,17 @@ def number(name: str, value: float) -> str:
     return f"{factor * value:.{digits}f}" + (" %" if is_percentage(name) else "")
 
 
+Unit = Literal["percent", "rank", "distance", "variances", "bits per byte", "nats per token"]
+
+
+@dataclass(frozen=True)
+class MetricKind:
+    """What the values of a metric mean. unit: percent is a value between 0 and 1 that is shown times 100."""
+
+    unit: Unit = "percent"
+    higher_is_better: bool = True
+
+
 @dataclass(frozen=True)
 class Score:
     """One figure of one run.

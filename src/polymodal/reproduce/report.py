@@ -16,16 +16,17 @@ from PIL import Image as PILImage
 from polymodal.corpora.contact_sheet import has_images, image_of
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
-from polymodal.evaluation.evaluate import ITEMS, ItemVectors, PairedTest, item_of, main_language, modalities_asked
+from polymodal.evaluation.capabilities import CanEmbed
+from polymodal.evaluation.embeddings import ItemVectors, PairedTest, main_language
 from polymodal.evaluation.retrieval import top
 from polymodal.evaluation.statistics import is_percentage, scale
+from polymodal.evaluation.task import ITEMS, available_modalities, item_of
 from polymodal.modalities import Text
 from polymodal.reproduce import leaderboard
 from polymodal.reproduce.curves import COLORS, axes_of, svg, validation_metric
 from polymodal.reproduce.leaderboard import format_name
 from polymodal.reproduce.result import ComparisonResult
 from polymodal.training.trainer import LOG_EVERY, command_line
-from polymodal.types import CanEmbed
 
 QUERIES, SHOWN, THUMBNAIL = 6, 5, 56
 
@@ -135,7 +136,7 @@ def _grids(comparison: ComparisonResult) -> list[SearchGrid]:
     """Captions drawn at random from the test split, with the images that each arm's first run finds."""
     corpus = comparison.corpus
     runs = {arm.label: comparison.of(arm)[0].run for arm in comparison.arms}
-    asked = [modalities_asked(corpus, run.processor) for run in runs.values() if isinstance(run.model, CanEmbed)]
+    asked = [available_modalities(corpus, run.processor) for run in runs.values() if isinstance(run.model, CanEmbed)]
     items = {item_of(kinds) if Text in kinds else None for kinds in asked}
     item = items.pop() if len(items) == 1 else None
     if len(asked) < len(runs) or item is None or not has_images(corpus):
