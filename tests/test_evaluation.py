@@ -245,4 +245,4 @@ def test_of_a_large_validation_split_a_part_is_looked_at(small_emoji, monkeypatc
     part = validation(small_emoji)(model, processor)
     assert part.keys() == whole.keys()
     recall = "validation/text_to_image/R@10"
-    assert (part[recall], whole[recall] < 1) == (1, True), "of eight images, the right one is among ten"
+    assert (part[recall].value, whole[recall].value < 1) == (1, True), "of eight images, the right one is among ten"

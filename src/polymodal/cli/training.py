@@ -205,14 +205,19 @@ def runs(arguments: Arguments) -> None:
         terminal().print("No runs here yet; start one with: polymodal train clip --corpus emoji")
     else:
         headings = ["run", "recipe", "corpus", "budget", "seed", "state", "steps", "seconds"]
-        rows = [[str(run[heading]) for heading in headings] + [_best(run["best"])] for run in found]
+        rows = [[str(run[heading]) for heading in headings] + [_best(run["best"], run["metrics"])] for run in found]
         print_table([*headings, "best on validation"], rows)
 
 
-def _best(metrics: dict[str, float]) -> str:
-    """The figure that most depends on the whole ranking: R@10 where there is one, else the first."""
-    name = next((name for name in metrics if name.endswith("R@10")), next(iter(metrics), None))
-    return f"{name.rpartition('/')[2]} {100 * metrics[name]:.1f} %" if name else "-"
+def _best(values: dict[str, float], kinds: dict[str, dict[str, Any]]) -> str:
+    """The headline metric of the run's task, else the first."""
+    from polymodal.evaluation.statistics import number
+
+    placed = {name: kind["headline"] for name, kind in kinds.items() if kind["headline"] is not None and name in values}
+    name = min(placed, key=placed.__getitem__, default=next(iter(values), None))
+    if name is None:
+        return "-"
+    return f"{name.rpartition('/')[2]} {number(kinds.get(name, {}).get('unit', 'percent'), values[name])}"
 
 
 def _show_run(arguments: Arguments) -> None:
@@ -230,7 +235,7 @@ def _show_run(arguments: Arguments) -> None:
     directory = Path(place)
     record, history = read_record(directory), read_history(directory)
     if options.json:
-        print_json(record | {"state": state_of(record), "best": best_metrics(history), "history": history})
+        print_json(record | {"state": state_of(record), "best": best_metrics(history, record), "history": history})
         return
     last = history[-1] if history else {}
     facts = {
@@ -248,7 +253,7 @@ def _show_run(arguments: Arguments) -> None:
     }
     print_table(["", ""], [[name, str(value)] for name, value in facts.items()])
     width = min(shutil.get_terminal_size().columns, 100)
-    for title, lines in curves(history).items():
+    for title, lines in curves(history, record).items():
         print("\n" + plot(title, lines, width))
     if not history:
         print("No curves yet; they are written with every checkpoint.")

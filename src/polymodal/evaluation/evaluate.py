@@ -37,7 +37,7 @@ def evaluate(run: Run, corpus: Corpus, reader: Reader | None = None) -> list[Sco
     inputs = TaskInputs(run.model, run.processor, reader or Reader(corpus, run.processor), run.recipe)
     keep = run.record["runtime"]["cache_features"]
     with with_features(run.model, run.recipe.freeze) if keep else nullcontext():
-        return [score for task in applicable_tasks(inputs) for score in task.score(inputs)]
+        return [score for task in applicable_tasks(inputs) for score in task.described(task.score(inputs))]
 
 
 def validation(corpus: Corpus) -> Any:
@@ -51,10 +51,12 @@ def validation(corpus: Corpus) -> Any:
     corpus = corpus.with_splits({**corpus.splits, "validation": corpus.sample("validation", MAX_VALIDATION_EXAMPLES)})
     readers: dict[int, Reader] = {}
 
-    def metrics(method: nn.Module, processor: Processor) -> Mapping[str, float]:
+    def metrics(method: nn.Module, processor: Processor) -> Mapping[str, Score]:
         reader = readers.setdefault(id(processor), Reader(corpus, processor))
         inputs = TaskInputs(method, processor, reader)
-        validate = next((task.validate for task in applicable_tasks(inputs) if task.validate), None)
-        return {score.name: score.value for score in validate(inputs)} if validate else {}
+        for task in applicable_tasks(inputs):
+            if task.validate is not None:
+                return {score.name: score for score in task.described(task.validate(inputs))}
+        return {}
 
     return metrics

@@ -77,7 +77,9 @@ def document_reading_scores(
     scores = []
     for name, nats in (("words", words), ("words_and_marks", words + marks)):
         units = np.bincount(pages, nats) / math.log(2) / size
-        scores.append(Score(f"{split}/{name}/bits_per_byte", units, 8, higher_is_better=False, weights=size))
+        scores.append(
+            Score(f"{split}/{name}/bits_per_byte", units, 8, higher_is_better=False, weights=size, unit="bits per byte")
+        )
     if questions:
         scores.append(_chosen(method, processor, documents, questions, f"{split}/image_paragraph_choice/accuracy"))
     return scores

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +29,7 @@ from polymodal.types import Processor
 # What texts are compared with: the first of them that a corpus has. Methods know a column of each by this name.
 ITEMS: dict[str, type] = {"points": Points, "video": Video, "image": Image, "sound": Audio}
 QUERIES: dict[str, type] = {"table": Table, "sound": Audio}  # what items are retrieved by, besides texts
+HEADLINES_PER_TASK = 100
 WITH_TEXT = tuple((Text, modality) for modality in ITEMS.values())
 
 
@@ -99,6 +101,32 @@ class Task:
             return False
         fits = not self.requires or any({*kinds} <= inputs.modalities for kinds in self.requires)
         return fits and self.condition(inputs)
+
+    def described(self, scores: Iterable[Score]) -> list[Score]:
+        """The scores with the units and the headline positions that the task declares."""
+        return [
+            replace(score, unit=self.kind_of(score.name).unit, headline=self._headline_position(score.name))
+            for score in scores
+        ]
+
+    def kind_of(self, name: str) -> MetricKind:
+        """What the values of a score of this name mean. Raises StopIteration for a metric that is not declared."""
+        return next(kind for pattern, kind in self.metrics.items() if _ends_with(name, pattern))
+
+    def _headline_position(self, name: str) -> int | None:
+        split, _, rest = name.partition("/")
+        parts = (rest if split in ("test", "validation") else name).split("/")
+        for position, pattern in enumerate(self.headline):
+            wanted = pattern.split("/")
+            if len(wanted) == len(parts) and _ends_with("/".join(parts), pattern):
+                return HEADLINES_PER_TASK * self.order + position
+        return None
+
+
+def _ends_with(name: str, pattern: str) -> bool:
+    """Whether the last parts of a name fit those of a pattern."""
+    pairs = zip(reversed(name.split("/")), reversed(pattern.split("/")), strict=False)
+    return all(fnmatchcase(part, wanted) for part, wanted in pairs)
 
 
 def available_modalities(corpus: Corpus, processor: Any) -> set[type]:
