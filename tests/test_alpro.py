@@ -21,9 +21,10 @@ from polymodal.data.video_text import UNKNOWN, VideoColumn, VideoTextProcessor
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.errors import UnreadableExample, UserError
+from polymodal.evaluation.capabilities import CanClassifyAnswers
 from polymodal.evaluation.evaluate import evaluate, validation
-from polymodal.evaluation.image_text_matching import matching_scores
-from polymodal.evaluation.region_classification import in_square, region_scores
+from polymodal.evaluation.tasks.image_text_matching import CanScorePairs, matching_scores
+from polymodal.evaluation.tasks.region_classification import CanClassifyRegions, in_square, region_scores
 from polymodal.modalities import Questions, Regions, Text, Video
 from polymodal.modalities.boxes import boxes_to_patch_mask, random_boxes
 from polymodal.modalities.text import Tokens
@@ -33,7 +34,7 @@ from polymodal.rng import ExampleRNG
 from polymodal.training import Run, load_run, train
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.stages import active_stages
-from polymodal.types import Budget, CanClassifyAnswers, CanClassifyRegions, CanScorePairs
+from polymodal.types import Budget
 
 QUIET = RuntimeConfig(logger="none")
 TINY = alpro.Recipe(

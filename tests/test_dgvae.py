@@ -14,7 +14,7 @@ from polymodal.corpora import Corpus
 from polymodal.data.history import HistoryProcessor
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.evaluation import evaluate, validation
-from polymodal.evaluation.recommendation import ranking_scores
+from polymodal.evaluation.tasks.recommendation import ranking_scores
 from polymodal.modalities import History
 from polymodal.modalities.history import Item
 from polymodal.recipes.recommendation import dgvae

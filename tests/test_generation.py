@@ -16,7 +16,7 @@ from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate, validation
-from polymodal.evaluation.image_generation import frechet_distance, image_classifier, kernel_distance, real_images
+from polymodal.evaluation.tasks.image_generation import frechet_distance, image_classifier, kernel_distance, real_images
 from polymodal.layers.diffusion_transformer import DiffusionTransformer, sinusoidal_timestep_embedding
 from polymodal.modalities.image import patchify, unpatchify
 from polymodal.modalities.text import Tokens

@@ -22,8 +22,8 @@ from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig, patch_boxes
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate
-from polymodal.evaluation.entity_extraction import entities, field_scores
 from polymodal.evaluation.statistics import Score
+from polymodal.evaluation.tasks.entity_extraction import entities, field_scores
 from polymodal.layers.quantize import VectorQuantizer, perplexity
 from polymodal.layers.transformer import PostNormBlock
 from polymodal.modalities.document import PageTokens, Word

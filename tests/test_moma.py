@@ -17,8 +17,10 @@ from polymodal.data.loader import Reader
 from polymodal.data.sequence import TEXT, pad_sequences
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.language_model import LanguageModelConfig
+from polymodal.evaluation.capabilities import CanGenerateText
 from polymodal.evaluation.evaluate import evaluate, validation
-from polymodal.evaluation.token_likelihood import document_scores
+from polymodal.evaluation.tasks.image_generation import CanGenerateImages
+from polymodal.evaluation.tasks.token_likelihood import CanScoreTokens, document_scores
 from polymodal.layers.decoder import Decoder, ModalityExperts, PostSubLayerNormBlock, SwiGLU
 from polymodal.layers.decoding import Decoding
 from polymodal.layers.expert_choice import AuxiliaryRouter, ExpertChoice, gumbel_sigmoid
@@ -30,7 +32,7 @@ from polymodal.rng import ExampleRNG
 from polymodal.training import Run, load_run, train
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.stages import active_stages
-from polymodal.types import Budget, CanGenerateImages, CanGenerateText, CanScoreTokens
+from polymodal.types import Budget
 
 QUIET = RuntimeConfig(logger="none")
 SMALL = LanguageModelConfig(

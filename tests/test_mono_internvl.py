@@ -24,8 +24,11 @@ from polymodal.data.loader import Reader
 from polymodal.data.sequence import pad_sequences
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.errors import UserError
+from polymodal.evaluation.byte_likelihood import bits_per_byte
+from polymodal.evaluation.capabilities import CanGenerateText
 from polymodal.evaluation.evaluate import evaluate
-from polymodal.evaluation.vqa_captioning import bits_per_byte, most_frequent_answers, question_scores, text_scores
+from polymodal.evaluation.question_answering import most_frequent_answers, question_scores
+from polymodal.evaluation.tasks.language_modeling import HasTextCorpus, text_scores
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Image, Text
 from polymodal.modalities.image import tile_grid, tiles
@@ -38,7 +41,7 @@ from polymodal.serving.vqa import answer_about
 from polymodal.training import Run, load_run, train
 from polymodal.training.initialization import with_encoders
 from polymodal.training.runtime import RuntimeConfig
-from polymodal.types import Budget, CanGenerateText, HasTextCorpus
+from polymodal.types import Budget
 from tiny_checkpoints import save, save_tokenizer
 
 LLAMA = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -23,7 +23,8 @@ from polymodal.data.loader import Reader
 from polymodal.data.sequence import pad_sequences
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.errors import UserError
-from polymodal.evaluation.vqa_captioning import object_hallucination_scores, question_scores
+from polymodal.evaluation.question_answering import question_scores
+from polymodal.evaluation.tasks.vqa_captioning import object_hallucination_scores
 from polymodal.modalities.preference import Preference
 from polymodal.modalities.question import Question
 from polymodal.objectives.autoregressive import segment_sum

@@ -21,7 +21,7 @@ from polymodal.data.speech_text import SpeechTextProcessor
 from polymodal.encoders.speech_text import SpeechTextEncoder, SpeechTextEncoderConfig, num_output_frames
 from polymodal.errors import UserError
 from polymodal.evaluation.evaluate import evaluate
-from polymodal.evaluation.transcription import error_rate
+from polymodal.evaluation.tasks.transcription import CanTranscribe, error_rate
 from polymodal.layers.conformer import Conformer
 from polymodal.layers.quantize import GumbelQuantizer, perplexity
 from polymodal.modalities import Audio, Category, Text
@@ -34,7 +34,7 @@ from polymodal.recipes.speech_audio import mslam
 from polymodal.rng import ExampleRNG
 from polymodal.training import Run, load_run, train
 from polymodal.training.runtime import RuntimeConfig
-from polymodal.types import Budget, CanTranscribe
+from polymodal.types import Budget
 
 QUIET = RuntimeConfig(logger="none")
 SMALL = SpeechTextEncoderConfig(num_mel_bins=40, width=32, speech_depth=1, shared_depth=1, num_heads=2, vocab_size=60)

@@ -12,6 +12,8 @@ from polymodal import recipes
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate
+from polymodal.evaluation.capabilities import CanEmbed
+from polymodal.evaluation.tasks.grounding import CanEncodePatches
 from polymodal.modalities.image_augmentation import STRONG, may_flip
 from polymodal.modalities.text import Caption
 from polymodal.objectives.contrastive import info_nce
@@ -19,7 +21,7 @@ from polymodal.recipes.dual_encoders import clip, improved_clip, siglip, sparc
 from polymodal.recipes.new import write_starting_point
 from polymodal.rng import ExampleRNG
 from polymodal.training import train
-from polymodal.types import Budget, CanEmbed, CanEncodePatches
+from polymodal.types import Budget
 
 SMALL = {"batch_size": 48}
 VARIANTS = {

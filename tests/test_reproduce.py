@@ -215,9 +215,13 @@ def test_a_figure_that_is_no_share_is_not_drawn_in_percent(comparison):
         {"step": step, "seconds": float(step), "losses": {"text": 1.0}, "validation": {"validation/nll_per_token": 2.5}}
         for step in (1, 2)
     ]
-    trials = [replace(trial, run=replace(trial.run, history=looked)) for trial in comparison.trials]
+    kinds = {"validation/nll_per_token": {"unit": "nats per token", "higher_is_better": False, "headline": None}}
+    trials = [
+        replace(trial, run=replace(trial.run, history=looked, record=trial.run.record | {"metrics": kinds}))
+        for trial in comparison.trials
+    ]
     image = _curves(replace(comparison, trials=trials))
-    assert "nats a token" in image
+    assert "nats per token" in image
     assert ">%</text>" not in image
     assert ">250" not in image
     assert ">%</text>" in _curves(comparison)

@@ -7,9 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from polymodal.data.loader import Reader
-from polymodal.evaluation.grounding import grounding_scores
+from polymodal.evaluation.tasks.grounding import grounding_scores
 from polymodal.recipes.dual_encoders import clip
-from polymodal.training.run import Run
 
 
 class Oracle(nn.Module):
@@ -50,8 +49,9 @@ def few_scenes(scenes):
 def test_grounding_scores_of_an_oracle_and_of_noise(few_scenes, knows):
     torch.manual_seed(0)
     processor = clip.Recipe().processor(few_scenes)
-    run = Run(None, Oracle(few_scenes, "test", processor, knows), processor, {"recipe": {"name": "oracle"}})
-    scores = {score.name: score for score in grounding_scores(run, few_scenes, Reader(few_scenes, processor), "test")}
+    oracle = Oracle(few_scenes, "test", processor, knows)
+    found = grounding_scores(oracle, processor, Reader(few_scenes, processor), "test")
+    scores = {score.name: score for score in found}
     overlap, pointing = scores["test/segmentation/mIoU"], scores["test/pointing_game/accuracy"]
     region = scores["test/phrase_grounding/R@1"]
     if knows:

@@ -21,7 +21,7 @@ from polymodal.data.loader import Reader
 from polymodal.data.referring import ReferringProcessor
 from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.errors import UserError
-from polymodal.evaluation.referring import all_matched, referring_scores
+from polymodal.evaluation.tasks.referring import CanDetect, all_matched, referring_scores
 from polymodal.modalities.boxes import (
     PaddedBoxes,
     cxcywh_to_xyxy,
@@ -37,7 +37,7 @@ from polymodal.serving.grounding import draw_grounded_boxes, ground
 from polymodal.training import Run, load_run, train
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.stages import active_stages
-from polymodal.types import Budget, CanDetect, Stage
+from polymodal.types import Budget, Stage
 
 QUIET = RuntimeConfig(logger="none")
 SMALL = MultiwayEncoderConfig(image_size=48, patch_size=16, vocab_size=400, context_length=24, width=32, depth=2)

@@ -19,15 +19,16 @@ from polymodal.data.loader import Reader
 from polymodal.encoders.table import TableEncoderConfig
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate, validation
-from polymodal.evaluation.evaluate import modalities_asked
 from polymodal.evaluation.missing_modalities import (
     PROTOCOLS,
     Labelled,
     columns_by_importance,
     columns_of,
-    fill_scores,
     missing_cells,
 )
+from polymodal.evaluation.task import available_modalities
+from polymodal.evaluation.tasks.label_classification import CanClassify
+from polymodal.evaluation.tasks.table_imputation import fill_scores
 from polymodal.layers.cross_attention import CrossAttentionTransformer
 from polymodal.modalities import Table, Text
 from polymodal.modalities.table import TableRow, TableRows, replace_cells, sample_columns
@@ -37,7 +38,7 @@ from polymodal.serving.embedding import write_embeddings
 from polymodal.serving.search import search_corpus
 from polymodal.training import load_run, train
 from polymodal.training.run import answers
-from polymodal.types import Budget, CanClassify
+from polymodal.types import Budget
 
 
 def table(batch: int = 6, numeric: int = 3, seed: int = 0) -> TableRows:
@@ -211,8 +212,8 @@ def test_images_and_rows_are_embedded_and_words_refused(trained, solar_cells: Co
 
 def test_texts_of_the_corpus_are_not_asked_of_a_method_that_takes_none(trained, solar_cells: Corpus) -> None:
     described = dataclasses.replace(solar_cells, columns=dict(solar_cells.columns) | {"captions": Text()})
-    assert modalities_asked(described, trained.processor) == modalities_asked(solar_cells, trained.processor)
-    assert Text in modalities_asked(described, processor=None)
+    assert available_modalities(described, trained.processor) == available_modalities(solar_cells, trained.processor)
+    assert Text in available_modalities(described, processor=None)
 
 
 def test_a_table_of_numbers_alone_is_filled_in_too(solar_cells: Corpus) -> None:
@@ -221,7 +222,7 @@ def test_a_table_of_numbers_alone_is_filled_in_too(solar_cells: Corpus) -> None:
     columns = dict(solar_cells.columns) | {"attributes": Table(kind.numeric, {})}
     numbers = dataclasses.replace(solar_cells, columns=columns)
     run = train(tip.Recipe(batch_size=16), numbers, Budget(steps=3))
-    scores = fill_scores(run, Reader(numbers, run.processor), "validation")
+    scores = fill_scores(run.model, run.processor, Reader(numbers, run.processor), "validation")
     assert [score.name.rpartition("/")[2] for score in scores] == ["mse", "mse"]
 
 

@@ -27,7 +27,7 @@ from polymodal.data.conversation import DESCRIBE
 from polymodal.data.instructions import chain_of_thought_prompt
 from polymodal.data.loader import Reader
 from polymodal.evaluation.hallucination import cases, scenes_of
-from polymodal.evaluation.vqa_captioning import question_scores
+from polymodal.evaluation.tasks.vqa_captioning import question_scores
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Words
 from polymodal.modalities.boxes import boxes_to_patch_mask

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_c
 from polymodal.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from polymodal.corpora.corpus import Corpus
@@ -247,143 +246,6 @@ class Method(Protocol):
 
 
 @runtime_checkable
-class CanEmbed(Protocol):
-    """Capability: one L2-normalised vector a modality, comparable by inner product."""
-
-    def embed(self, batch: Batch) -> dict[str, Tensor]: ...
-
-
-@runtime_checkable
-class CanClassify(Protocol):
-    """Capability: logits of the classes of the corpus's label."""
-
-    def classify(self, batch: Batch) -> Tensor: ...
-
-
-@runtime_checkable
-class HasFeatures(Protocol):
-    """Capability: vectors of an example of several modalities, one or more, each for a linear probe of its own."""
-
-    def features(self, batch: Batch) -> dict[str, Tensor]: ...
-
-
-@runtime_checkable
-class CanImputeTable(Protocol):
-    """Capability: what a table row's missing values may be: numbers, and one distribution a category column."""
-
-    def impute(self, batch: Batch) -> tuple[Tensor, list[Tensor]]: ...
-
-
-@runtime_checkable
-class CanClassifyTokens(Protocol):
-    """Capability: logits of the fields of all words of a batch of pages, page by page: (words, fields)."""
-
-    def classify_tokens(self, batch: Batch) -> Tensor: ...
-
-
-@runtime_checkable
-class CanDetect(Protocol):
-    """Capability: the boxes of what the texts of a batch mean in its images.
-
-    num_queries: how many boxes are given for each.
-    """
-
-    num_queries: int
-
-    def predict_boxes(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """For each way to find them, corners (left, top, right, bottom in shares of the image) and how sure it is."""
-        ...
-
-
-@runtime_checkable
-class CanGenerateImages(Protocol):
-    """Capability: images, normalised as the processor's, for the conditions of a batch, in so many steps."""
-
-    def generate_images(self, batch: Batch, steps: int, generator: torch.Generator | None = None) -> Tensor: ...
-
-
-@runtime_checkable
-class CanGenerateText(Protocol):
-    """Capability: what follows each prompt of a batch, as token numbers."""
-
-    def generate_text(
-        self, batch: Batch, decoding: Any = None, generator: torch.Generator | None = None
-    ) -> list[list[int]]:
-        """decoding: a `layers.decoding.Decoding`; by default the likeliest words."""
-        ...
-
-
-@runtime_checkable
-class CanClassifyAnswers(Protocol):
-    """Capability: logits of the answers that the processor knows (`answers`) to one question about each example."""
-
-    def answer_logits(self, batch: Batch) -> Tensor: ...
-
-
-@runtime_checkable
-class CanTranscribe(Protocol):
-    """Capability: what is said in each sound, or what is heard in each text, as token numbers."""
-
-    def transcribe(self, batch: Batch) -> list[list[int]]: ...
-
-
-@runtime_checkable
-class CanScorePairs(Protocol):
-    """Capability: a logit for every item and every text of a batch that the two belong together: (items, texts)."""
-
-    def itm_logits(self, batch: Batch) -> Tensor: ...
-
-
-@runtime_checkable
-class CanClassifyRegions(Protocol):
-    """Capability: for a box in each example, the probabilities of the names that the processor knows (`entities`)."""
-
-    def classify_regions(self, batch: Batch) -> Tensor: ...
-
-
-@runtime_checkable
-class HasLikelihood(Protocol):
-    """Capability: the log-probability of each answer of a batch."""
-
-    def log_likelihood(self, batch: Batch) -> Tensor: ...
-
-
-@runtime_checkable
-class CanScoreTokens(Protocol):
-    """Capability: how well the next token of documents is predicted, by modality.
-
-    vocab_sizes: how many tokens there are of each modality.
-    """
-
-    vocab_sizes: Mapping[str, int]
-
-    def token_nll(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """For each modality, the sum of -log p over a row's tokens, and how many they are."""
-        ...
-
-
-@runtime_checkable
-class HasTextCorpus(Protocol):
-    """Of a recipe: what its language model learned from before it saw images; None for the run's own corpus."""
-
-    def open_text_corpus(self) -> Corpus | None: ...
-
-
-@runtime_checkable
-class CanRecommend(Protocol):
-    """Capability: a score for every item of the catalogue, higher for what the person may choose next."""
-
-    def recommend(self, batch: Batch) -> Tensor: ...
-
-
-@runtime_checkable
-class HasPrototypes(Protocol):
-    """Capability: how much each item of the catalogue belongs to each of a few prototypes; rows sum to 1."""
-
-    def item_prototypes(self) -> Tensor: ...
-
-
-@runtime_checkable
 class Attack(Protocol):
     """What a recipe of an attack does: images and captions that a method takes for strangers."""
 
@@ -437,10 +299,3 @@ class Curation(Protocol):
     def documents(self, blocks: list[Any]) -> list[list[Any]]:
         """What the blocks that are left of a page are trained on as: one document, or several."""
         ...
-
-
-@runtime_checkable
-class CanEncodePatches(Protocol):
-    """Capability: vectors of image patches in the space of the text embedding."""
-
-    def encode_patches(self, image: torch.Tensor) -> Tensor: ...

@@ -19,12 +19,13 @@ from torch import Tensor
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
-from polymodal.evaluation.evaluate import main_language
+from polymodal.evaluation.capabilities import CanEmbed
+from polymodal.evaluation.embeddings import main_language
 from polymodal.evaluation.retrieval import chance_recall, ranks
 from polymodal.evaluation.statistics import Score, ratio
 from polymodal.modalities import Image, Text
 from polymodal.training.run import Run, embed, evaluating
-from polymodal.types import Attack, CanEmbed
+from polymodal.types import Attack
 
 FIRST = (1, 5, 10)
 IMAGES_AT_ONCE = 64

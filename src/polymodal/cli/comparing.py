@@ -136,10 +136,12 @@ def reproduce(arguments: Arguments) -> None:
             [
                 name,
                 *(
-                    number(name, comparison.estimate(arm, name).value) if arm in comparison.having(name) else "–"
+                    number(comparison.unit(name), comparison.estimate(arm, name).value)
+                    if arm in comparison.having(name)
+                    else "–"
                     for arm in comparison.arms
                 ),
-                format_difference(name, comparison.difference(comparison.arms[1], name))
+                format_difference(comparison.unit(name), comparison.difference(comparison.arms[1], name))
                 if comparison.can_be_compared(name)
                 else "–",
             ]

@@ -67,7 +67,7 @@ def _print_claim(title: str, sentence: str, result: dict[str, Any] | None) -> No
 
         console.print(
             f"[bold]Here[/bold]: {result['verdict']}; {result['metric']} "
-            f"{format_difference(result['metric'], Estimate(**result['difference']))} "
+            f"{format_difference(result['units'][result['metric']], Estimate(**result['difference']))} "
             f"over {len(result['seeds'])} seeds of {result['budget']}."
         )
 

@@ -156,23 +156,20 @@ def _train(
     terminal().print(
         f"Trained {record['steps']:,} steps, {record['examples']:,} examples in {record['seconds']:.0f} s: "
         f"{out}.{skipped}{_said_of_features(record.get('features', {}))}"
-        f"\nNext: polymodal evaluate {out}{_use_of(run, out)}",
+        f"\nNext: polymodal evaluate {out}{_use_of(run, corpus, out)}",
         highlight=False,
     )
 
 
-def _use_of(run: Any, out: Any) -> str:
-    """Return the command that shows what such a run can do."""
-    from polymodal.data.columns import label_of
-    from polymodal.types import CanEmbed, CanGenerateImages
+def _use_of(run: Any, corpus: Any, out: Any) -> str:
+    """Return the command that shows the run at the first task that has one."""
+    from polymodal.data.loader import Reader
+    from polymodal.evaluation.evaluate import applicable_tasks
+    from polymodal.evaluation.task import TaskInputs
 
-    if isinstance(run.model, CanGenerateImages):
-        words = "" if label_of(run.processor) else ' "a red fruit"'
-        return f"   or   polymodal generate {out}{words}"
-    if not isinstance(run.model, CanEmbed):
-        return ""
-    with_text = "text" in getattr(run.processor, "columns", ("text",))
-    return f'   or   polymodal search {out} "a red fruit"' if with_text else f"   or   polymodal embed {out}"
+    inputs = TaskInputs(run.model, run.processor, Reader(corpus, run.processor), run.recipe)
+    hint = next((task.hint for task in applicable_tasks(inputs) if task.hint), "")
+    return f"   or   polymodal {hint.replace('RUN', str(out))}" if hint else ""
 
 
 def _said_of_features(features: dict[str, dict[str, int]]) -> str:
@@ -208,14 +205,19 @@ def runs(arguments: Arguments) -> None:
         terminal().print("No runs here yet; start one with: polymodal train clip --corpus emoji")
     else:
         headings = ["run", "recipe", "corpus", "budget", "seed", "state", "steps", "seconds"]
-        rows = [[str(run[heading]) for heading in headings] + [_best(run["best"])] for run in run_rows]
+        rows = [[str(run[heading]) for heading in headings] + [_best(run["best"], run["metrics"])] for run in run_rows]
         print_table([*headings, "best on validation"], rows)
 
 
-def _best(metrics: dict[str, float]) -> str:
-    """Return the best R@10 where there is one, else the first metric."""
-    name = next((name for name in metrics if name.endswith("R@10")), next(iter(metrics), None))
-    return f"{name.rpartition('/')[2]} {100 * metrics[name]:.1f} %" if name else "-"
+def _best(values: dict[str, float], kinds: dict[str, dict[str, Any]]) -> str:
+    """Return the headline metric of the run's task, else the first."""
+    from polymodal.evaluation.statistics import number
+
+    placed = {name: kind["headline"] for name, kind in kinds.items() if kind["headline"] is not None and name in values}
+    name = min(placed, key=placed.__getitem__, default=next(iter(values), None))
+    if name is None:
+        return "-"
+    return f"{name.rpartition('/')[2]} {number(kinds.get(name, {}).get('unit', 'percent'), values[name])}"
 
 
 def _show_run(arguments: Arguments) -> None:
@@ -233,7 +235,7 @@ def _show_run(arguments: Arguments) -> None:
     directory = Path(path)
     record, history = read_record(directory), read_history(directory)
     if options.json:
-        print_json(record | {"state": state_of(record), "best": best_metrics(history), "history": history})
+        print_json(record | {"state": state_of(record), "best": best_metrics(history, record), "history": history})
         return
     last = history[-1] if history else {}
     facts = {
@@ -251,7 +253,7 @@ def _show_run(arguments: Arguments) -> None:
     }
     print_table(["", ""], [[name, str(value)] for name, value in facts.items()])
     width = min(shutil.get_terminal_size().columns, 100)
-    for title, lines in curves(history).items():
+    for title, lines in curves(history, record).items():
         print("\n" + plot(title, lines, width))
     if not history:
         print("No curves yet; they are written with every checkpoint.")

@@ -23,13 +23,13 @@ from polymodal.corpora.saved import write_with_column
 from polymodal.curation.resumable import generator_of, merge_counts, run_resumably
 from polymodal.data.conversation import DESCRIBE
 from polymodal.errors import UnreadableExample, UserError
+from polymodal.evaluation.capabilities import CanEmbed, CanGenerateText
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Image, Images, ViewCaptions
 from polymodal.modalities.image import to_rgb
 from polymodal.modalities.view_caption import ViewCaption
 from polymodal.training.feature_cache import weights_key
 from polymodal.training.run import Run, answers
-from polymodal.types import CanEmbed, CanGenerateText
 
 CHUNK = 8  # examples per resumable chunk
 BATCH = 256  # captions generated at once

@@ -31,13 +31,14 @@ from polymodal.data.conversation import DESCRIBE, IMAGE
 from polymodal.data.instructions import chain_of_thought_prompt, choice, final_answer
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
+from polymodal.evaluation.capabilities import CanGenerateText
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Image, Preferences
 from polymodal.modalities.preference import Preference
 from polymodal.rng import ExampleRNG
 from polymodal.training.feature_cache import weights_key
 from polymodal.training.run import Run, answers
-from polymodal.types import CanGenerateText, Example
+from polymodal.types import Example
 
 CHUNK = 16  # examples per resumable chunk
 COLUMN = "preferences"

@@ -18,11 +18,11 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.conversation import IMAGE, IMAGE_END, IMAGE_START, ConversationProcessor
 from polymodal.data.sequence import TEXT, Span, pad_sequences
 from polymodal.evaluation.statistics import Score
+from polymodal.evaluation.tasks.token_likelihood import CanScoreTokens
 from polymodal.modalities import Interleaved
 from polymodal.modalities.document import Segment as Piece
 from polymodal.modalities.text import TextTokenizer
 from polymodal.training.run import evaluating, to_device
-from polymodal.types import CanScoreTokens
 
 BATCH = 16
 ImagePlacement = Callable[[str, str], list[bool]]
@@ -77,7 +77,9 @@ def document_reading_scores(
     scores = []
     for name, nats in (("words", words), ("words_and_marks", words + marks)):
         units = np.bincount(pages, nats) / math.log(2) / size
-        scores.append(Score(f"{split}/{name}/bits_per_byte", units, 8, higher_is_better=False, weights=size))
+        scores.append(
+            Score(f"{split}/{name}/bits_per_byte", units, 8, higher_is_better=False, weights=size, unit="bits per byte")
+        )
     if questions:
         scores.append(_chosen(method, processor, documents, questions, f"{split}/image_paragraph_choice/accuracy"))
     return scores

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polymodal.evaluation.statistics import Score, means_by_cluster
+from polymodal.evaluation.statistics import MetricKind, Score, means_by_cluster
 
 RECALLS = (1, 5, 10)
+METRICS = {"R@*": MetricKind(), "MRR": MetricKind(), "median_rank": MetricKind("rank", higher_is_better=False)}
 _BLOCK = 4_194_304  # similarities in memory at once
 
 

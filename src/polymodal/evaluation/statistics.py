@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -25,22 +25,33 @@ class Estimate(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def is_percentage(name: str) -> bool:
-    """Whether a figure of this name lies between 0 and 1 and is shown in percent; ranks, distances, bits do not."""
-    return not name.endswith(("rank", "distance", "mse", "bits_per_byte", "captions/image_gain", "nll_per_token"))
+Unit = Literal["percent", "rank", "distance", "variances", "bits per byte", "nats per token"]
 
 
-def scale(name: str, value: float) -> tuple[int, int]:
-    """What a figure is multiplied with to be shown, and its digits after the point."""
-    if is_percentage(name):
+@dataclass(frozen=True)
+class MetricKind:
+    """What the values of a metric mean. unit: percent is a value between 0 and 1 that is shown times 100."""
+
+    unit: Unit = "percent"
+    higher_is_better: bool = True
+
+
+def scale(unit: str, value: float) -> tuple[int, int]:
+    """The factor that a value is shown with, and its number of digits after the point."""
+    if unit == "percent":
         return 100, 1
-    return 1, 1 if name.endswith("rank") or abs(value) >= 10 else 3
+    return 1, 1 if unit == "rank" or abs(value) >= 10 else 3
 
 
-def number(name: str, value: float) -> str:
-    """'25.3 %', '12.0' or '0.031': a figure as tables show it."""
-    factor, digits = scale(name, value)
-    return f"{factor * value:.{digits}f}" + (" %" if is_percentage(name) else "")
+def number(unit: str, value: float) -> str:
+    """'25.3 %', '12.0' or '0.031': a value as tables show it."""
+    factor, digits = scale(unit, value)
+    return f"{factor * value:.{digits}f}" + (" %" if unit == "percent" else "")
+
+
+def axis_label(unit: str) -> str:
+    """The label of an axis that shows values of a unit."""
+    return "%" if unit == "percent" else unit
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,8 @@ class Score:
     weights: of the units in the mean, such as the number of words of a page; None weighs all alike. The mean of nothing
     is 0.
     chance: what guessing gets; None where that has no meaning.
+    unit: of the values, which a task sets. headline: position among the scores that tables show, lowest first; None for
+    all others.
     """
 
     name: str
@@ -61,6 +74,8 @@ class Score:
     higher_is_better: bool = True
     statistic: Literal["mean", "median"] = "mean"
     weights: np.ndarray | None = None
+    unit: Unit = "percent"
+    headline: int | None = None
 
     @property
     def value(self) -> float:
@@ -72,9 +87,9 @@ class Score:
     def shown(self) -> tuple[str, str, str]:
         """The figure, its interval and what guessing gets, as tables show them."""
         value, low, high = self.estimate()
-        factor, digits = scale(self.name, value)
-        chance = "-" if self.chance is None else number(self.name, self.chance)
-        return number(self.name, value), f"{factor * low:.{digits}f} to {factor * high:.{digits}f}", chance
+        factor, digits = scale(self.unit, value)
+        chance = "-" if self.chance is None else number(self.unit, self.chance)
+        return number(self.unit, value), f"{factor * low:.{digits}f} to {factor * high:.{digits}f}", chance
 
     def estimate(self) -> Estimate:
         """The figure with its percentile bootstrap interval over the units."""
@@ -99,6 +114,8 @@ class Score:
             "chance": self.chance,
             "higher_is_better": self.higher_is_better,
             "statistic": self.statistic,
+            "unit": self.unit,
+            "headline": self.headline,
             "clusters": [round(float(unit), 6) for unit in self.clusters],
         } | ({} if self.weights is None else {"weights": self.weights.tolist()})
 
@@ -184,3 +201,9 @@ def _combined(by_arm: list[list[float]], unit_variance: float, units: int) -> Es
     weights = seed_variance**2 / max(freedom, 1) + unit_variance**2 / max(units - 1, 1)
     half = float(special.stdtrit(variance**2 / weights, 0.975) * variance**0.5)
     return Estimate(mean, mean - half, mean + half)
+
+
+def headlines(scores: Iterable[Score]) -> list[Score]:
+    """The scores that tables show, the most important first."""
+    placed = [(score.headline, score) for score in scores if score.headline is not None]
+    return [score for _, score in sorted(placed, key=lambda pair: pair[0])]

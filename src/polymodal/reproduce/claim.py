@@ -116,6 +116,7 @@ def claim_record(spec: str, claim: Claim, comparison: ComparisonResult) -> dict[
             for name in claim.metrics
             for having in [comparison.having(name)]
         },
+        "units": {name: comparison.unit(name) for name in claim.metrics},
         "curves": learning_curves(comparison, claim.metrics),
         "cost": {arm.label: comparison.cost(arm) for arm in comparison.arms},
     }

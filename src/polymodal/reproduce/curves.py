@@ -13,7 +13,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from polymodal.evaluation.statistics import is_percentage, scale
+from polymodal.evaluation.statistics import axis_label, scale
 from polymodal.reproduce.leaderboard import format_name
 from polymodal.reproduce.result import ComparisonResult
 
@@ -46,19 +46,28 @@ def svg(figure: Figure) -> str:
 
 
 def validation_metric(comparison: ComparisonResult, wanted: Sequence[str] = ()) -> str:
-    """What curves show: the first of `wanted`, which are figures of the test split, that was looked at on the way.
+    """What curves show: the first of `wanted`, which are metrics of the test split, that was logged during training.
 
-    Without one it is R@10, else the first share that was logged, else the first figure, else ''.
+    Without one it is the headline metric of the validation, else the first, else ''.
     """
     logged = (
         name for trial in comparison.trials for entry in trial.run.history for name in entry.get("validation", ())
     )
     names = list(dict.fromkeys(logged))
+    kinds = _validation_kinds(comparison)
+    placed = [(kinds[name]["headline"], name) for name in names if kinds.get(name, {}).get("headline") is not None]
     likely = [name.replace("test/", "validation/", 1) for name in wanted]
-    likely += (
-        [name for name in names if name.endswith("R@10")] + [name for name in names if is_percentage(name)] + names
-    )
+    likely += [name for _, name in sorted(placed)] + names
     return next((name for name in likely if name in names), "")
+
+
+def validation_unit(comparison: ComparisonResult, name: str) -> str:
+    """The unit of a metric of the validation split."""
+    return _validation_kinds(comparison).get(name, {}).get("unit", "percent")
+
+
+def _validation_kinds(comparison: ComparisonResult) -> dict[str, dict[str, Any]]:
+    return {name: kind for trial in comparison.trials for name, kind in trial.run.record.get("metrics", {}).items()}
 
 
 def learning_curves(comparison: ComparisonResult, wanted: Sequence[str]) -> dict[str, Any] | None:
@@ -77,7 +86,7 @@ def learning_curves(comparison: ComparisonResult, wanted: Sequence[str]) -> dict
             "steps": [round(mean(step for step, _ in look)) for look in together],
             "values": [round(mean(value for _, value in look), 5) for look in together],
         }
-    return {"metric": name, "arms": arms}
+    return {"metric": name, "unit": validation_unit(comparison, name), "arms": arms}
 
 
 def _looks(history: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
@@ -87,12 +96,12 @@ def _looks(history: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
 
 def plot_curves(curves: dict[str, Any]) -> str:
     """What `learning_curves` found, as an SVG."""
-    name = curves["metric"]
+    name, unit = curves["metric"], curves["unit"]
     figure, (axes,) = axes_of(1, 6, 2.8)
     for (label, curve), color in zip(curves["arms"].items(), COLORS * 9, strict=False):
-        factor, _ = scale(name, 0.0)
+        factor, _ = scale(unit, 0.0)
         values = [factor * value for value in curve["values"]]
         axes.plot(curve["steps"], values, marker="o", markersize=3, linewidth=1.4, color=color, label=label)
-    axes.set(xlabel="steps", ylabel="%" if is_percentage(name) else None, title=f"{format_name(name)} while training")
+    axes.set(xlabel="steps", ylabel=axis_label(unit), title=f"{format_name(name)} while training")
     axes.legend(frameon=False)
     return svg(figure)

@@ -12,11 +12,12 @@ from rich.live import Live
 from rich.table import Table
 
 from polymodal.evaluation import Score
+from polymodal.evaluation.statistics import headlines, number
 from polymodal.training.progress import cells
 from polymodal.training.trainer import OnStep, Progress
 from polymodal.types import Budget
 
-HEADLINE = ("R@1", "R@10", "MRR")
+MAX_METRICS = 3
 FINISHED = "[green]finished"
 
 
@@ -28,8 +29,8 @@ class ProgressReporter(ABC):
         """What is new of a trial: its state, rate, time left and losses, as texts."""
 
     @abstractmethod
-    def say_finished(self, label: str, seed: int, found: Mapping[str, str]) -> None:
-        """found: headline metrics, as texts."""
+    def say_finished(self, label: str, seed: int, found: str) -> None:
+        """found: headline metrics with their values."""
 
     def on_step(self, label: str, seed: int) -> OnStep:
         def show(progress: Progress, reached: float, losses: Mapping[str, Any]) -> None:
@@ -43,8 +44,8 @@ class ProgressReporter(ABC):
         self.show(label, seed, state="scoring", left="")
 
     def finished(self, label: str, seed: int, scores: Mapping[str, Score]) -> None:
-        metrics = {name: scores.get(f"test/text_to_image/{name}") for name in HEADLINE}
-        found = {name: f"{score.value:.1%}" for name, score in metrics.items() if score is not None}
+        shown = headlines(scores.values())[:MAX_METRICS]
+        found = ", ".join(f"{score.name.removeprefix('test/')} {number(score.unit, score.value)}" for score in shown)
         self.say_finished(label, seed, found)
 
 
@@ -55,7 +56,7 @@ class Display(ProgressReporter):
         self.console = console or Console(stderr=True)
         self.budget = budget
         self.state: dict[tuple[str, int], list[str]] = {
-            (label, seed): ["waiting", "", "", "", *[""] * len(HEADLINE)] for seed in seeds for label in labels
+            (label, seed): ["waiting", "", "", "", ""] for seed in seeds for label in labels
         }
         self.live = Live(console=self.console, auto_refresh=False, get_renderable=self.table)
 
@@ -69,23 +70,22 @@ class Display(ProgressReporter):
             self.live.stop()
 
     def table(self) -> Table:
-        headings = ["recipe", "seed", "state", "examples/s", "time left", "losses", *HEADLINE]
-        table = Table(*headings, caption=f"budget {self.budget} a run; text to image on the test split", box=None)
+        headings = ["recipe", "seed", "state", "examples/s", "time left", "losses", "test metrics"]
+        table = Table(*headings, caption=f"budget {self.budget} a run", box=None)
         for (label, seed), shown in self.state.items():
             table.add_row(label, str(seed), *shown)
         return table
 
     def show(self, label: str, seed: int, **changes: str) -> None:
-        places = {"state": 0, "rate": 1, "left": 2, "losses": 3} | {name: 4 + i for i, name in enumerate(HEADLINE)}
+        columns = {"state": 0, "rate": 1, "left": 2, "losses": 3, "metrics": 4}
         for name, text in changes.items():
-            self.state[label, seed][places[name]] = text
+            self.state[label, seed][columns[name]] = text
         if self.console.is_terminal:
             self.live.refresh()
 
-    def say_finished(self, label: str, seed: int, found: Mapping[str, str]) -> None:
+    def say_finished(self, label: str, seed: int, found: str) -> None:
         if self.state[label, seed][0] == FINISHED:
             return
-        self.show(label, seed, state=FINISHED, left="", **found)
+        self.show(label, seed, state=FINISHED, left="", metrics=found)
         if not self.console.is_terminal:
-            said = ", ".join(f"{name} {value}" for name, value in found.items())
-            self.console.print(f"{label}, seed {seed}: finished{': ' + said if said else ''}", highlight=False)
+            self.console.print(f"{label}, seed {seed}: finished{': ' + found if found else ''}", highlight=False)

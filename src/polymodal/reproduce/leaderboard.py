@@ -7,28 +7,8 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from polymodal.evaluation.statistics import Estimate, number, scale
+from polymodal.evaluation.statistics import Estimate, headlines, number, scale
 from polymodal.reproduce.result import Arm, ComparisonResult
-
-HEADLINE = (
-    "test/text_to_image/R@10",
-    "test/text_to_image/R@1",
-    "test/text_to_image/MRR",
-    "test/image_to_text/R@10",
-    "test/segmentation/mIoU",
-    "test/pointing_game/accuracy",
-    "test/phrase_grounding/R@1",
-    "test/zero_shot_category/accuracy",
-    "test/linear_probe_category/accuracy",
-    "test_twitter/text_to_image/R@10",
-    "test/recommendation/Recall@20",
-    "test/recommendation/NDCG@20",
-    "test/most_popular/Recall@20",
-    "test/generation_in_1/frechet_distance",
-    "test/generation_in_4/frechet_distance",
-    "test/generation_in_32/frechet_distance",
-    "test/generation_in_1/accuracy",
-)
 
 
 @dataclass(frozen=True)
@@ -44,8 +24,9 @@ class Row:
 
 def headline(comparison: ComparisonResult) -> list[str]:
     """The scores that the table shows; the first decides the order."""
-    names = [name for name in HEADLINE if name in comparison.score_names]
-    return names or comparison.score_names[:6]
+    common = comparison.score_names
+    names = [score.name for score in headlines(comparison.trials[0].scores[name] for name in common)]
+    return names or common[:6]
 
 
 def rows(comparison: ComparisonResult) -> list[Row]:
@@ -75,6 +56,7 @@ def comparison_verdict(comparison: ComparisonResult) -> str:
     if len(comparison.arms) == 1:
         return f"One method; its figures are those of {len(comparison.seeds)} seeds."
     best, second = rows(comparison)[:2]
+    unit = comparison.unit(names[0])
     gap = comparison.difference(best.arm, names[0], second.arm)
     if not gap.differs_from_zero:
         clear = "not distinguishable at this budget and number of seeds"
@@ -83,8 +65,8 @@ def comparison_verdict(comparison: ComparisonResult) -> str:
     else:
         clear = "clearly ahead"
     return (
-        f"{best.arm.label} leads on {format_name(names[0])} with {format_metric(names[0], best.estimates[0])}; against "
-        f"{second.arm.label} the difference is {format_difference(names[0], gap)}: {clear}."
+        f"{best.arm.label} leads on {format_name(names[0])} with {format_metric(unit, best.estimates[0])}; against "
+        f"{second.arm.label} the difference is {format_difference(unit, gap)}: {clear}."
     )
 
 
@@ -95,28 +77,28 @@ def format_name(name: str) -> str:
     return words if split == "test" else f"{words} ({split.removeprefix('test_')})"
 
 
-def format_metric(name: str, estimate: Estimate) -> str:
+def format_metric(unit: str, estimate: Estimate) -> str:
     """'25.3 % [23.1, 27.5]'."""
-    factor, digits = scale(name, estimate.value)
-    return f"{number(name, estimate.value)} [{factor * estimate.low:.{digits}f}, {factor * estimate.high:.{digits}f}]"
+    factor, digits = scale(unit, estimate.value)
+    return f"{number(unit, estimate.value)} [{factor * estimate.low:.{digits}f}, {factor * estimate.high:.{digits}f}]"
 
 
-def format_difference(name: str, estimate: Estimate) -> str:
-    """'+2.1 [-0.4, +4.6]', in percentage points, or in the figure's own unit."""
-    factor, digits = scale(name, estimate.value)
+def format_difference(unit: str, estimate: Estimate) -> str:
+    """'+2.1 [-0.4, +4.6]', in percentage points, or in the metric's own unit."""
+    factor, digits = scale(unit, estimate.value)
     value, low, high = (f"{factor * end:+.{digits}f}" for end in estimate)
     return f"{value} [{low}, {high}]"
 
 
-def format_short(name: str, estimate: Estimate, sign: str = "") -> str:
-    """'25.3 ± 2.2': the figure and half its interval."""
-    factor, digits = scale(name, estimate.value)
+def format_short(unit: str, estimate: Estimate, sign: str = "") -> str:
+    """'25.3 ± 2.2': the value and half its interval."""
+    factor, digits = scale(unit, estimate.value)
     return f"{factor * estimate.value:{sign}.{digits}f} ± {factor * (estimate.high - estimate.low) / 2:.{digits}f}"
 
 
 def chance(comparison: ComparisonResult, name: str) -> str:
     level = comparison.trials[0].scores[name].chance
-    return "-" if level is None else number(name, level)
+    return "-" if level is None else number(comparison.unit(name), level)
 
 
 def terminal_table(comparison: ComparisonResult) -> Table:
@@ -129,8 +111,8 @@ def terminal_table(comparison: ComparisonResult) -> Table:
     for row in rows(comparison):
         table.add_row(
             f"[bold]{row.arm.label}[/bold]" if row.leads else row.arm.label,
-            *(format_short(name, estimate) for name, estimate in zip(names, row.estimates, strict=False)),
-            "" if row.difference is None else format_short(names[0], row.difference, sign="+"),
+            *(format_short(comparison.unit(name), e) for name, e in zip(names, row.estimates, strict=False)),
+            "" if row.difference is None else format_short(comparison.unit(names[0]), row.difference, sign="+"),
             f"{row.cost['seconds']:.0f} s",
         )
     table.add_row("[dim]chance", *(f"[dim]{chance(comparison, name)}" for name in names))

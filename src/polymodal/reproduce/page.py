@@ -1,6 +1,7 @@
 """A page of documentation for a recipe, made of what its file says and of what its claim measured.
 
-`python -m polymodal.reproduce.page docs/recipes` writes one page for every recipe of the package.
+`python -m polymodal.reproduce.page docs/recipes` writes one page for every recipe of the package,
+and beside the folder `tasks.md`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from polymodal import recipes
-from polymodal.evaluation.statistics import Estimate, number
+from polymodal.evaluation import tasks
+from polymodal.evaluation.statistics import Estimate, MetricKind, number
 from polymodal.reproduce.curves import plot_curves
 from polymodal.reproduce.leaderboard import format_difference, format_metric
 
@@ -87,24 +89,56 @@ def _measured(again: str, claim: str | None, result: dict[str, Any] | None) -> l
         "",
         f"Here, on `{result['corpus']}`{languages} with {result['budget']} and {len(result['seeds'])} paired seeds: "
         f"**{result['verdict']}**, by {result['metric']}: "
-        f"{format_difference(result['metric'], Estimate(**result['difference']))}"
-        + (f" (chance {number(result['metric'], result['chance'])})" if result["chance"] is not None else "")
+        f"{format_difference(result['units'][result['metric']], Estimate(**result['difference']))}"
+        + (
+            f" (chance {number(result['units'][result['metric']], result['chance'])})"
+            if result["chance"] is not None
+            else ""
+        )
         + ".",
         "",
         f"| metric | {' | '.join(arms)} |",
         "|---|" + "---|" * len(arms),
     ]
     for metric, by_arm in result["metrics"].items():
-        lines.append(f"| {metric} | {' | '.join(_estimate(metric, by_arm.get(arm)) for arm in arms)} |")
+        lines.append(
+            f"| {metric} | {' | '.join(_estimate(result['units'][metric], by_arm.get(arm)) for arm in arms)} |"
+        )
     seconds = " | ".join(f"{result['cost'][arm]['seconds']:.0f} s" for arm in arms)
     return [*lines, f"| training | {seconds} |", "", f"Brackets: 95 % intervals. Again: `{again}`."]
 
 
-def _estimate(metric: str, record: dict[str, Any] | None) -> str:
+def _estimate(unit: str, record: dict[str, Any] | None) -> str:
     """Nothing for an arm that has no such score."""
     if record is None:
         return "–"
-    return format_metric(metric, Estimate(*(record[end] for end in ("value", "low", "high"))))
+    return format_metric(unit, Estimate(*(record[end] for end in ("value", "low", "high"))))
+
+
+def tasks_page() -> str:
+    """Markdown: every task with what it asks of a method and a corpus, and the metrics that it gives."""
+    lines = [
+        "# Tasks",
+        "",
+        "`polymodal evaluate` scores a run by every task whose capability the method has and whose modalities the "
+        "corpus has. A capability is a method of this name. Arrows say whether higher (↑) or lower (↓) is better.",
+        "",
+        "| task | what it asks | capability | modalities | metrics |",
+        "|---|---|---|---|---|",
+    ]
+    for name, task in tasks.entries().items():
+        module = sys.modules[f"{tasks.__name__}.{name}"]
+        about = " ".join((module.__doc__ or "").partition("\n\n")[0].split())
+        calls = ", ".join(f"`{method}`" for method in task.forward_methods)
+        kinds = " or ".join(" + ".join(kind.__name__ for kind in kinds) for kinds in task.requires) or "any"
+        metrics = ", ".join(_metric(pattern, kind) for pattern, kind in task.metrics.items())
+        link = f"[`{name}`](../src/polymodal/evaluation/tasks/{name}.py)"
+        lines.append(f"| {link} | {about} | {calls} | {kinds} | {metrics} |")
+    return "\n".join(lines) + "\n"
+
+
+def _metric(pattern: str, kind: MetricKind) -> str:
+    return f"{pattern.replace('*', '…')} ({'↑' if kind.higher_is_better else '↓'}, {kind.unit})"
 
 
 def write_pages(folder: Path) -> list[Path]:
@@ -121,5 +155,11 @@ def write_pages(folder: Path) -> list[Path]:
     return written
 
 
+def write_tasks(path: Path) -> None:
+    """The page of all tasks."""
+    path.write_text(tasks_page(), encoding="utf-8")
+
+
 if __name__ == "__main__":
     write_pages(Path(sys.argv[1]))
+    write_tasks(Path(sys.argv[1]).parent / "tasks.md")

@@ -7,7 +7,7 @@ import pickle
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -48,7 +48,7 @@ class _PipeReporter(ProgressReporter):
     def show(self, label: str, seed: int, **changes: str) -> None:
         self.telling.send(("show", (label, seed, changes)))
 
-    def say_finished(self, label: str, seed: int, found: Mapping[str, str]) -> None:
+    def say_finished(self, label: str, seed: int, found: str) -> None:
         self.telling.send(("finished", (label, seed, found)))
 
 

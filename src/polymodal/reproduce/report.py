@@ -16,16 +16,17 @@ from PIL import Image as PILImage
 from polymodal.corpora.contact_sheet import has_images, image_of
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
-from polymodal.evaluation.evaluate import ITEMS, ItemVectors, PairedTest, item_of, main_language, modalities_asked
+from polymodal.evaluation.capabilities import CanEmbed
+from polymodal.evaluation.embeddings import ItemVectors, PairedTest, main_language
 from polymodal.evaluation.retrieval import top
-from polymodal.evaluation.statistics import is_percentage, scale
+from polymodal.evaluation.statistics import axis_label, scale
+from polymodal.evaluation.task import ITEMS, available_modalities, item_of
 from polymodal.modalities import Text
 from polymodal.reproduce import leaderboard
-from polymodal.reproduce.curves import COLORS, axes_of, svg, validation_metric
+from polymodal.reproduce.curves import COLORS, axes_of, svg, validation_metric, validation_unit
 from polymodal.reproduce.leaderboard import format_name
 from polymodal.reproduce.result import ComparisonResult
 from polymodal.training.trainer import LOG_EVERY, command_line
-from polymodal.types import CanEmbed
 
 QUERIES, SHOWN, THUMBNAIL = 6, 5, 56
 
@@ -55,7 +56,8 @@ def report(comparison: ComparisonResult) -> str:
 def _curves(comparison: ComparisonResult) -> str:
     """The loss, and one figure on the validation split, over seconds of training; a thin line a seed."""
     name = validation_metric(comparison)
-    factor, _ = scale(name, 0.0)
+    unit = validation_unit(comparison, name)
+    factor, _ = scale(unit, 0.0)
     figure, (losses, validation) = axes_of(2, 10, 3.1)
     for arm, color in zip(comparison.arms, COLORS * 9, strict=False):
         for number, trial in enumerate(comparison.of(arm)):
@@ -70,7 +72,7 @@ def _curves(comparison: ComparisonResult) -> str:
     losses.set(xlabel="seconds of training", ylabel="sum of the losses", title="Training loss (each method's own)")
     validation.set(
         xlabel="seconds of training",
-        ylabel="%" if is_percentage(name) else None,
+        ylabel=axis_label(unit),
         title=f"{format_name(name.replace('validation', 'test', 1))}, validation split",
     )
     validation.set_ylim(bottom=0)
@@ -135,7 +137,7 @@ def _grids(comparison: ComparisonResult) -> list[SearchGrid]:
     """Captions drawn at random from the test split, with the images that each arm's first run finds."""
     corpus = comparison.corpus
     runs = {arm.label: comparison.of(arm)[0].run for arm in comparison.arms}
-    asked = [modalities_asked(corpus, run.processor) for run in runs.values() if isinstance(run.model, CanEmbed)]
+    asked = [available_modalities(corpus, run.processor) for run in runs.values() if isinstance(run.model, CanEmbed)]
     items = {item_of(kinds) if Text in kinds else None for kinds in asked}
     item = items.pop() if len(items) == 1 else None
     if len(asked) < len(runs) or item is None or not has_images(corpus):

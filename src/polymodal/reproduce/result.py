@@ -11,7 +11,7 @@ from typing import Any
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation import Score
-from polymodal.evaluation.statistics import Estimate, aggregate_seeds, paired_difference
+from polymodal.evaluation.statistics import Estimate, Unit, aggregate_seeds, paired_difference
 from polymodal.training import Run
 from polymodal.training.trainer import command_line
 from polymodal.types import Budget
@@ -62,6 +62,10 @@ class ComparisonResult:
         """The arms that have this score: one without a decoder has none of it."""
         return [arm for arm in self.arms if all(name in trial.scores for trial in self.of(arm))]
 
+    def unit(self, name: str) -> Unit:
+        """The unit of a score, of which some arm may have none."""
+        return next((trial.scores[name].unit for trial in self.trials if name in trial.scores), "percent")
+
     def estimate(self, arm: Arm, name: str) -> Estimate:
         """The mean over seeds, with its 95 % interval over seeds and test units."""
         scores, *others = self._scores(name, [arm, *(other for other in self.having(name) if other != arm)])
@@ -101,6 +105,7 @@ class ComparisonResult:
                 name: {
                     "chance": one[name].chance,
                     "higher_is_better": one[name].higher_is_better,
+                    "unit": one[name].unit,
                     "test_units": len(one[name].clusters),
                     "arms": {
                         arm.label: self.estimate(arm, name)._asdict()

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
-from polymodal.evaluation.evaluate import ITEMS, QUERIES
+from polymodal.evaluation.task import ITEMS, QUERIES
 from polymodal.training.run import Run
 from polymodal.types import Example
 

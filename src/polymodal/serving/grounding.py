@@ -10,11 +10,10 @@ from PIL import Image as PILImage
 from PIL import ImageDraw
 
 from polymodal.errors import UnreadableExample, UserError, unusable
-from polymodal.evaluation.referring import SCORE_THRESHOLD
+from polymodal.evaluation.tasks.referring import SCORE_THRESHOLD, CanDetect
 from polymodal.modalities import Image
 from polymodal.modalities.image import to_rgb
 from polymodal.training.run import Run, answers
-from polymodal.types import CanDetect
 
 COLORS = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080")
 SIDE = 480  # minimum side in pixels of the image with boxes

@@ -11,8 +11,8 @@ from PIL import ImageDraw, ImageFont
 
 from polymodal.data.columns import label_of
 from polymodal.errors import UserError, unknown
+from polymodal.evaluation.tasks.image_generation import CanGenerateImages
 from polymodal.training.run import Run, evaluating, to_device
-from polymodal.types import CanGenerateImages
 
 SIDE, MARGIN = 64, 4  # pixels per image of the sheet
 

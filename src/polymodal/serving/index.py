@@ -30,7 +30,7 @@ from polymodal.corpora.contact_sheet import has_images, image_of
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UnreadableExample, UserError, needs, unusable
-from polymodal.evaluation.evaluate import item_of, modalities_asked
+from polymodal.evaluation.task import available_modalities, item_of
 from polymodal.modalities import Image, Table, Text, Video
 from polymodal.modalities.image import encoded, open_image, to_rgb
 from polymodal.serving.embedding import vectors_of
@@ -99,7 +99,7 @@ def build_index(run: Run, corpus: Corpus, place: str, report: Report = lambda do
     Raises UserError for a run that embeds nothing of the corpus, an index of other weights or other data, and a place
     that cannot be written.
     """
-    asked = modalities_asked(corpus, run.processor)
+    asked = available_modalities(corpus, run.processor)
     item = item_of(asked) or ("text" if Text in asked else None)
     if item is None:
         raise UserError(f"The run '{run.name}' embeds nothing that '{corpus.name}' has.")

@@ -23,6 +23,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polymodal.errors import UserError
+from polymodal.evaluation.capabilities import CanClassifyAnswers, CanGenerateText
+from polymodal.evaluation.tasks.image_generation import CanGenerateImages
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities.image import encoded
 from polymodal.serving.batching import MicroBatcher
@@ -43,7 +45,6 @@ from polymodal.serving.page_guard import check_page_path, is_page, largest_page_
 from polymodal.serving.service import CALL, Service
 from polymodal.serving.vqa import answer_about
 from polymodal.training.run import Run
-from polymodal.types import CanClassifyAnswers, CanGenerateImages, CanGenerateText
 
 log = logging.getLogger("polymodal.server")
 OPEN = ("/healthz", "/readyz")  # without API key

@@ -9,11 +9,10 @@ import numpy as np
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
-from polymodal.evaluation.entity_extraction import entities, predict_fields
+from polymodal.evaluation.tasks.entity_extraction import CanClassifyTokens, entities, predict_fields
 from polymodal.modalities import Words
 from polymodal.serving.json_lines import write_json_lines
 from polymodal.training.run import Run
-from polymodal.types import CanClassifyTokens
 
 
 def write_fields(run: Run, corpus: Corpus, split: str, path: Path) -> int:

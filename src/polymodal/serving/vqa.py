@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from polymodal.errors import UnreadableExample, UserError, unusable
-from polymodal.evaluation.evaluate import has_names
+from polymodal.evaluation.capabilities import CanClassifyAnswers, CanGenerateText
+from polymodal.evaluation.task import has_names
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities.video import SUFFIXES
 from polymodal.training.run import Run, answers, evaluating, to_device
-from polymodal.types import CanClassifyAnswers, CanGenerateText
 
 
 def answer_about(run: Run, images: Sequence[Any], question: str, decoding: Decoding, seed: int = 0) -> list[str]:
@@ -45,7 +45,7 @@ def _chosen(run: Run, shown: Any, question: str) -> str:
     item = "video" if str(shown).lower().endswith(SUFFIXES) else "image"
     processor: Any = run.processor
     try:
-        (logits,) = answers(run.model, processor, "answer", {item: [shown], "question": [question]})
+        (logits,) = answers(run.model, processor, "answer_logits", {item: [shown], "question": [question]})
     except UnreadableExample as error:
         raise unusable(error) from error
     return processor.answers[int(logits[0].argmax())]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -55,6 +55,27 @@ KEYS_SHOWN = 5  # number of example keys in the error for a non-finite loss
 
 class Interrupted(UserError):
     """Training was stopped by Ctrl-C or SIGTERM; progress is saved."""
+
+
+class Measured(Protocol):
+    """A metric of the validation split, such as an `evaluation.Score`."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def higher_is_better(self) -> bool: ...
+    @property
+    def headline(self) -> int | None: ...
+
+
+Validate = Callable[[nn.Module, Any], Mapping[str, Measured]]  # method, processor -> metrics by name
+
+
+def meaning(metric: Measured) -> dict[str, Any]:
+    """What a record says of a metric beside its values."""
+    return {name: getattr(metric, name) for name in ("unit", "higher_is_better", "headline")}
 
 
 @dataclass
@@ -368,10 +389,12 @@ class Trainer:
         self.tracker.log(self.progress.log(learning_rate=rate, losses=losses, **stage, **harmony))
         self.unlogged.clear()
 
-    def validate(self, validate: Callable[[nn.Module, Any], Mapping[str, float]]) -> None:
-        """Log validation metrics of the current (EMA) weights."""
+    def validate(self, validate: Validate) -> None:
+        """Log validation metrics of the current (EMA) weights, and record what their values mean."""
         with self.averaged(), evaluating(self.model) as method:
-            self.tracker.log(self.progress.log(validation=dict(validate(method, self.run.processor))))
+            found = validate(method, self.run.processor)
+            self.tracker.log(self.progress.log(validation={name: score.value for name, score in found.items()}))
+            self.run.record.setdefault("metrics", {}).update({name: meaning(score) for name, score in found.items()})
             reshard(self.model)
         self._training_mode()
 

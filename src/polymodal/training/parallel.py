@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,11 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from polymodal.errors import UserError
 
 Parallel = Literal["ddp", "fsdp"]
-FSDP_FORWARD_METHODS = (
-    *("losses", "encode", "contrastive_losses", "embed", "encode_image", "encode_text", "encode_patches", "classify"),
-    *("features", "impute", "classify_tokens", "recommend", "item_prototypes", "generate_images", "generate_text"),
-    *("log_likelihood", "token_nll", "predict_boxes", "answer_logits", "itm_logits", "classify_regions", "transcribe"),
-)
+TRAINING_METHODS = ("losses", "encode", "contrastive_losses")
 
 
 @dataclass(frozen=True)
@@ -165,8 +161,13 @@ def shard(method: nn.Module, world: World, forward_methods: Sequence[str] = ()) 
                 fully_shard(entry, mesh=mesh)
     scalars = {parameter for parameter in method.parameters() if parameter.ndim == 0}  # which cannot be cut
     fully_shard(method, mesh=mesh, ignored_params=scalars)
-    for name in dict.fromkeys((*FSDP_FORWARD_METHODS, *forward_methods)):
-        if hasattr(method, name):
+    register_forward_methods(method, (*TRAINING_METHODS, *forward_methods))
+
+
+def register_forward_methods(method: nn.Module, names: Iterable[str]) -> None:
+    """Let further methods of a module under FSDP2 gather the parameters that they need; nothing without FSDP2."""
+    for name in dict.fromkeys(names) if isinstance(method, FSDPModule) else ():
+        if hasattr(method, name) and name not in vars(method):
             register_fsdp_forward_method(method, name)
 
 

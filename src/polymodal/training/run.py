@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_map_only
 
 from polymodal.errors import UserError
 from polymodal.training.checkpoint import load_weights, save_weights
+from polymodal.training.parallel import register_forward_methods
 from polymodal.training.recipe_record import recipe_from_record
-from polymodal.types import CanEmbed, Processor
+from polymodal.types import Processor
 
 RECORD, WEIGHTS, HISTORY, SKIPPED = "run.json", "model.safetensors", "history.jsonl", "skipped.jsonl"
 
@@ -51,7 +52,7 @@ class Run:
 
         Raises UserError when the method has no embedding.
         """
-        if not isinstance(self.model, CanEmbed):
+        if not hasattr(self.model, "embed"):
             raise UserError(f"The run '{self.name}' cannot embed: its method has no `embed`.")
         return embed(self.model, self.processor, batch_size, **columns)
 
@@ -93,6 +94,7 @@ def answers(
     options: further arguments of the capability. Not in inference mode, as FSDP2 writes again in training into the
     tensors that it gathers here.
     """
+    register_forward_methods(method, (capability,))
     device = next(method.parameters()).device
     count = len(next(iter(columns.values())))
     found = []

@@ -33,7 +33,8 @@ def find_runs(root: Path) -> list[dict[str, Any]]:
                     "steps": record.get("steps", last.get("step", 0)),
                     "seconds": record.get("seconds", last.get("seconds", 0.0)),
                     "parameters": record.get("parameters", 0),
-                    "best": best_metrics(history),
+                    "best": best_metrics(history, record),
+                    "metrics": record.get("metrics", {}),
                 }
             )
         except (UserError, KeyError, TypeError):
@@ -70,18 +71,20 @@ def read_history(directory: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} is damaged.") from error
 
 
-def best_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the best value of every validation metric; lower is better for ranks."""
+def best_metrics(history: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, float]:
+    """Return the best value of every validation metric, by the direction that the run's record has for it."""
     best: dict[str, float] = {}
+    kinds = record.get("metrics", {})
     for entry in history:
         for name, value in entry.get("validation", {}).items():
-            better = min if name.endswith("rank") else max
+            better = max if kinds.get(name, {}).get("higher_is_better", True) else min
             best[name] = better(value, best.get(name, value))
     return best
 
 
-def curves(history: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+def curves(history: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """Return the plots of a history: losses, each validation task and the learning rate, as (step, value) by name."""
+    kinds = record.get("metrics", {})
     drawn: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for entry in history:
         step = entry["step"]
@@ -89,7 +92,7 @@ def curves(history: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[floa
             drawn.setdefault("losses", {}).setdefault(name, []).append((step, value))
         for name, value in entry.get("validation", {}).items():
             task, _, metric = name.rpartition("/")
-            if not metric.endswith("rank"):
+            if kinds.get(name, {}).get("unit") != "rank":
                 drawn.setdefault(task, {}).setdefault(metric, []).append((step, value))
         if "learning_rate" in entry:
             drawn.setdefault("learning rate", {}).setdefault("", []).append((step, entry["learning_rate"]))

@@ -31,7 +31,7 @@ from polymodal.training.initialization import (
     tokenizer_of,
     with_tokenizer,
 )
-from polymodal.training.loop import Interrupted, Progress, Trainer
+from polymodal.training.loop import Interrupted, Progress, Trainer, Validate
 from polymodal.training.parallel import check_batch, join_world
 from polymodal.training.recipe_record import recipe_record, save_user_recipe
 from polymodal.training.run import RECORD, WEIGHTS, Run, load_run, read_record, write_json
@@ -44,7 +44,6 @@ __all__ = ["Interrupted", "OnStep", "Progress", "Validate", "copy_matching_weigh
 LOG_EVERY = 10  # steps between two entries of the history
 
 OnStep = Callable[[Progress, float, Mapping[str, Tensor]], None]  # progress, budget fraction, losses of the step
-Validate = Callable[[nn.Module, Any], Mapping[str, float]]  # method, processor -> metrics by name
 
 
 def train(

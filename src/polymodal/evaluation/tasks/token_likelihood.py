@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from polymodal.data.instructions import longest_caption
 from polymodal.data.loader import Reader
-from polymodal.evaluation.statistics import Score
+from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.evaluation.task import Task
+from polymodal.modalities import Image, Interleaved, Text
 from polymodal.training.run import answers
-from polymodal.types import CanScoreTokens, Processor
+from polymodal.types import Batch, Processor
 
 BATCH = 32
+
+
+@runtime_checkable
+class CanScoreTokens(Protocol):
+    """Capability: how well the next token of documents is predicted, by modality.
+
+    vocab_sizes: how many tokens there are of each modality.
+    """
+
+    vocab_sizes: Mapping[str, int]
+
+    def token_nll(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """For each modality, the sum of -log p over a row's tokens, and how many they are."""
+        ...
 
 
 def document_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
@@ -44,3 +61,15 @@ def document_scores(method: nn.Module, processor: Processor, reader: Reader, spl
         units = nats / np.maximum(count, 1)
         scores.append(Score(f"{split}/{name}/nll_per_token", units, chance, higher_is_better=False, weights=count))
     return scores
+
+
+task = Task(
+    capability=CanScoreTokens,
+    requires=((Image, Text), (Interleaved,)),
+    order=120,
+    score=lambda inputs: inputs.over_test_splits(document_scores),
+    validate=lambda inputs: document_scores(inputs.method, inputs.processor, inputs.reader, "validation"),
+    metrics={"nll_per_token": MetricKind("nats per token", higher_is_better=False)},
+    headline=("*/nll_per_token",),
+    forward_methods=("token_nll",),
+)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 from torch import nn
 
 from polymodal.data.loader import Reader
-from polymodal.evaluation.statistics import Score
+from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.evaluation.task import Task
+from polymodal.modalities import Audio, Text
 from polymodal.training.run import answers
+from polymodal.types import Batch
 
 BATCH = 64
+
+
+@runtime_checkable
+class CanTranscribe(Protocol):
+    """Capability: what is said in each sound, or what is heard in each text, as token numbers."""
+
+    def transcribe(self, batch: Batch) -> list[list[int]]: ...
 
 
 def transcription_scores(
@@ -57,3 +67,14 @@ def error_rate(name: str, said: list[Any], wanted: list[Any]) -> Score:
 
 def _words(texts: list[str]) -> list[list[str]]:
     return [text.split() for text in texts]
+
+
+task = Task(
+    capability=CanTranscribe,
+    requires=((Audio, Text),),
+    order=40,
+    score=lambda inputs: inputs.over_test_splits(transcription_scores),
+    metrics={"*_error_rate": MetricKind(higher_is_better=False), "gain_by_order": MetricKind()},
+    headline=("transcripts/word_error_rate", "transcripts/character_error_rate"),
+    forward_methods=("transcribe",),
+)

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import nn
+from torch import Tensor, nn
 
 from polymodal.data.history import HistoryProcessor
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
-from polymodal.evaluation.statistics import Score
-from polymodal.training.run import answers, evaluating
-from polymodal.types import CanRecommend, HasPrototypes, Processor
+from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.evaluation.task import Task
+from polymodal.modalities import History
+from polymodal.training.run import answers
+from polymodal.types import Batch, Processor
 
 FIRST = (10, 20, 50)
 KNOWN = 0.8  # share of a history, its beginning, that the method sees
+
+
+@runtime_checkable
+class CanRecommend(Protocol):
+    """Capability: a score for every item of the catalogue, higher for what the person may choose next."""
+
+    def recommend(self, batch: Batch) -> Tensor: ...
 
 
 def ranking_scores(
@@ -73,17 +83,13 @@ def recommendation_scores(method: nn.Module, processor: Processor, reader: Reade
     return found + ranking_scores(f"{split}/most_popular", np.tile(times, (len(known), 1)), known, wanted)
 
 
-def prototype_scores(method: nn.Module, processor: Processor) -> list[Score]:
-    """How much an item's prototype tells of its first label: mutual information, adjusted so that chance is 0."""
-    from sklearn.metrics import adjusted_mutual_info_score
-
-    assert isinstance(processor, HistoryProcessor)
-    assert isinstance(method, HasPrototypes)
-    labelled = [(number, item.labels[0]) for number, item in enumerate(processor.catalogue) if item.labels]
-    if not labelled:
-        return []
-    with evaluating(method), torch.no_grad():
-        prototypes = method.item_prototypes().argmax(1).numpy(force=True)
-    numbers, labels = zip(*labelled, strict=True)
-    agreement = adjusted_mutual_info_score(labels, prototypes[list(numbers)])
-    return [Score("items/prototypes_and_labels/mutual_information", np.array([agreement]), 0.0)]
+task = Task(
+    capability=CanRecommend,
+    requires=((History,),),
+    order=150,
+    score=lambda inputs: inputs.over_test_splits(recommendation_scores),
+    validate=lambda inputs: recommendation_scores(inputs.method, inputs.processor, inputs.reader, "validation"),
+    metrics={"Recall@*": MetricKind(), "NDCG@*": MetricKind()},
+    headline=("recommendation/Recall@20", "recommendation/NDCG@20", "most_popular/Recall@20"),
+    forward_methods=("recommend",),
+)

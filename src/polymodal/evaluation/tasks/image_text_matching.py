@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
-from polymodal.evaluation.retrieval import ranks, retrieval_scores
+from polymodal.evaluation.retrieval import METRICS, ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
+from polymodal.evaluation.task import ITEMS, WITH_TEXT, Task, TaskInputs
 from polymodal.modalities import Text
 from polymodal.training.run import answers
-from polymodal.types import Processor
+from polymodal.types import Batch, Processor
 
 MAX_MATCHED = 200  # examples, all pairs of which are looked at
 BLOCK = 16  # examples that are compared with all texts at once
+
+
+@runtime_checkable
+class CanScorePairs(Protocol):
+    """Capability: a logit for every item and every text of a batch that the two belong together: (items, texts)."""
+
+    def itm_logits(self, batch: Batch) -> Tensor: ...
 
 
 def matching_scores(method: nn.Module, processor: Processor, reader: Reader, split: str, item: str) -> list[Score]:
@@ -46,3 +56,18 @@ def matching_scores(method: nn.Module, processor: Processor, reader: Reader, spl
         found = ranks(similarity, every, relevant)
         scores += retrieval_scores(f"{split}/matching/{name}", found, relevant, len(texts), unit)
     return scores
+
+
+def _scores(inputs: TaskInputs) -> list[Score]:
+    return inputs.over_test_splits(matching_scores, inputs.item)
+
+
+task = Task(
+    capability=CanScorePairs,
+    requires=WITH_TEXT,
+    order=20,
+    score=_scores,
+    metrics=METRICS,
+    headline=tuple(f"matching/text_to_{item}/{metric}" for item in ITEMS for metric in ("R@10", "R@1", "MRR")),
+    forward_methods=("itm_logits",),
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,16 +12,32 @@ from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
 from polymodal.data.referring import Referred
-from polymodal.evaluation.statistics import Score
+from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.evaluation.task import Task
+from polymodal.modalities import Expressions
 from polymodal.modalities.boxes import intersection_over_union
 from polymodal.training.run import answers
-from polymodal.types import CanDetect, Example, Processor
+from polymodal.types import Batch, Example, Processor
 
 IOU_THRESHOLD = 0.5  # IoU of a box that counts as found
 SCORE_THRESHOLD = 0.5  # how sure a method is of a box that it gives
 BATCH = 128
 
 PredictedBoxes = dict[str, tuple[Float[Tensor, "expressions queries 4"], Float[Tensor, "expressions queries"]]]
+
+
+@runtime_checkable
+class CanDetect(Protocol):
+    """Capability: the boxes of what the texts of a batch mean in its images.
+
+    num_queries: how many boxes are given for each.
+    """
+
+    num_queries: int
+
+    def predict_boxes(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """For each way to find them, corners (left, top, right, bottom in shares of the image) and how sure it is."""
+        ...
 
 
 def referring_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
@@ -116,3 +133,16 @@ def all_matched(boxes: Float[Tensor, "found 4"], truth: Sequence[Sequence[float]
     overlap = intersection_over_union(boxes[:, None], torch.tensor(truth)[None])[0].numpy()
     near: Bool[np.ndarray, "found objects"] = overlap >= IOU_THRESHOLD
     return bool(near[linear_sum_assignment(~near)].all())
+
+
+task = Task(
+    capability=CanDetect,
+    requires=((Expressions,),),
+    order=130,
+    score=lambda inputs: inputs.over_test_splits(referring_scores),
+    validate=lambda inputs: referring_scores(inputs.method, inputs.processor, inputs.reader, "validation"),
+    metrics=dict.fromkeys(("acc@0.5", "mean_IoU", "*_gain", "sets", "accuracy"), MetricKind()),
+    headline=("referring/*/acc@0.5", "referring/*/sets"),
+    forward_methods=("predict_boxes",),
+    hint="ground RUN",
+)

@@ -5,18 +5,29 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
-from polymodal.evaluation.statistics import Score
+from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.evaluation.task import Task
+from polymodal.modalities import Words
 from polymodal.modalities.document import OTHER, Word
 from polymodal.training.run import answers
-from polymodal.types import Example, Processor
+from polymodal.types import Batch, Example, Processor
 
+VALIDATION_PAGES = 150  # a look at long pages takes longer than many steps
 Entity = tuple[int, int, str]  # the first word, the one after the last, and the field
+
+
+@runtime_checkable
+class CanClassifyTokens(Protocol):
+    """Capability: logits of the fields of all words of a batch of pages, page by page: (words, fields)."""
+
+    def classify_tokens(self, batch: Batch) -> Tensor: ...
 
 
 def entities(words: Sequence[Word], fields: Sequence[str]) -> set[Entity]:
@@ -82,3 +93,18 @@ def _chance(pages: Sequence[tuple[list[Word], list[str]]]) -> list[list[str]]:
     firsts = [segment[0].field for page in segments for segment in page]
     drawn = iter(np.random.default_rng(0).permutation(firsts).tolist())
     return [[field for segment in page for field in [next(drawn)] * len(segment)] for page in segments]
+
+
+task = Task(
+    capability=CanClassifyTokens,
+    requires=((Words,),),
+    order=110,
+    score=lambda inputs: inputs.over_test_splits(field_scores),
+    validate=lambda inputs: field_scores(
+        inputs.method, inputs.processor, inputs.reader, "validation", VALIDATION_PAGES
+    ),
+    metrics={"entity_f1": MetricKind(), "word_accuracy": MetricKind()},
+    headline=("fields/entity_f1", "fields/word_accuracy"),
+    forward_methods=("classify_tokens",),
+    hint="extract RUN",
+)

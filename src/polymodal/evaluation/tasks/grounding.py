@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
-from polymodal.evaluation.statistics import Score
-from polymodal.modalities import Mask, Regions
+from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.evaluation.task import Task
+from polymodal.modalities import Image, Mask, Regions
 from polymodal.modalities.region import Region
-from polymodal.training.run import Run, embed, evaluating, to_device
+from polymodal.training.run import embed, evaluating, to_device
 
 BATCH = 128
+from polymodal.types import Processor
+
+
+@runtime_checkable
+class CanEncodePatches(Protocol):
+    """Capability: vectors of image patches in the space of the text embedding."""
+
+    def encode_patches(self, image: torch.Tensor) -> Tensor: ...
 
 
 def segment(
@@ -37,7 +45,7 @@ def intersection_over_union(predicted: np.ndarray, truth: np.ndarray) -> float:
     return float((predicted & truth).sum() / (predicted | truth).sum())
 
 
-def grounding_scores(run: Run, corpus: Corpus, reader: Reader, split: str) -> list[Score]:
+def grounding_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
     """Three questions about where; the images are square, and the unit of the first two is an image.
 
     segmentation: mean IoU of an image's objects, told apart by their names. The ground does not count: each pixel of
@@ -47,12 +55,13 @@ def grounding_scores(run: Run, corpus: Corpus, reader: Reader, split: str) -> li
     phrase_grounding: does a name find its box, among all boxes of the split? A box's vector is the mean over
     its patches.
     """
+    corpus = reader.corpus
     rows, examples = reader.read_all(corpus.rows(split))
-    patches = _patch_vectors(run, [example["image"] for example in examples])
+    patches = _patch_vectors(method, processor, [example["image"] for example in examples])
     regions = [corpus.value(row, corpus.column_with(Regions)) for row in rows]
     truths = [corpus.value(row, corpus.column_with(Mask)) for row in rows]
     names = sorted({region.name for found in regions for region in found})
-    vectors = dict(zip(names, embed(run.model, run.processor, text=names)["text"], strict=True))
+    vectors = dict(zip(names, embed(method, processor, text=names)["text"], strict=True))
     values = np.array(
         [
             _one_image(of_image, torch.stack([vectors[region.name] for region in found]), truth)
@@ -68,12 +77,11 @@ def grounding_scores(run: Run, corpus: Corpus, reader: Reader, split: str) -> li
 
 
 @torch.no_grad()
-def _patch_vectors(run: Run, images: list[Any]) -> Float[Tensor, "images patches dim"]:
-    model: Any = run.model
-    device = next(model.parameters()).device
-    with evaluating(model):
-        batches = [run.processor(image=images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
-        return torch.cat([model.encode_patches(to_device(batch, device)["image"]).cpu() for batch in batches])
+def _patch_vectors(method: Any, processor: Processor, images: list[Any]) -> Float[Tensor, "images patches dim"]:
+    device = next(method.parameters()).device
+    with evaluating(method):
+        batches = [processor(image=images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+        return torch.cat([method.encode_patches(to_device(batch, device)["image"]).cpu() for batch in batches])
 
 
 def _one_image(
@@ -128,3 +136,14 @@ def region_cells(box: tuple[int, ...], shape: tuple[int, ...], grid: int) -> tup
     top, bottom = (round(edge * grid / height) for edge in box[1::2])
     left, top = min(left, grid - 1), min(top, grid - 1)
     return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+task = Task(
+    capability=CanEncodePatches,
+    requires=((Image, Mask),),
+    order=80,
+    score=lambda inputs: inputs.over_test_splits(grounding_scores),
+    metrics={"mIoU": MetricKind(), "accuracy": MetricKind(), "R@*": MetricKind(), "MRR": MetricKind()},
+    headline=("segmentation/mIoU", "pointing_game/accuracy", "phrase_grounding/R@1"),
+    forward_methods=("embed", "encode_patches"),
+)

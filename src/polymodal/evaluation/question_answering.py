@@ -1,8 +1,7 @@
-"""What a model writes and how likely it finds what people wrote: questions, captions, and texts by themselves."""
+"""Questions about images or clips: the fraction answered exactly, of all and by kind, and what the image adds."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -13,19 +12,22 @@ from jaxtyping import Float
 from torch import nn
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.corpora.mixture import Mixture
-from polymodal.data.conversation import DESCRIBE
-from polymodal.data.instructions import chain_of_thought_prompt, final_answer, longest_caption
+from polymodal.data.instructions import chain_of_thought_prompt, final_answer
 from polymodal.data.loader import Reader
-from polymodal.evaluation.statistics import Score
-from polymodal.modalities import Questions, Regions
+from polymodal.evaluation.capabilities import CanClassifyAnswers, CanGenerateText
+from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.modalities import Questions
 from polymodal.modalities.question import Question
 from polymodal.training.run import answers
-from polymodal.types import CanClassifyAnswers, CanGenerateText, Example, Processor
+from polymodal.types import Example
 
-MAX_TEXTS = 1000
-MAX_NAMED = 4000  # training examples whose objects' names are known
 BATCH = 32
+METRICS = {
+    "accuracy": MetricKind(),
+    "*_gain": MetricKind(),
+    "gain_over_direct": MetricKind(),
+    "no_answer_rate": MetricKind(higher_is_better=False),
+}
 
 
 def question_scores(
@@ -82,7 +84,9 @@ def _chain_of_thought_scores(
     unit: the number of each question's example. direct: whether each question is answered rightly without a working.
     """
     prompts = [chain_of_thought_prompt(question.question) for _, question in asked]
-    finals = [final_answer(text) for text in _written(method, processor, [one["image"] for one, _ in asked], prompts)]
+    finals = [
+        final_answer(text) for text in written_texts(method, processor, [one["image"] for one, _ in asked], prompts)
+    ]
     right = _same_each([final or "" for final in finals], asked)
     without = np.array([final is None for final in finals], dtype=float)
     return [
@@ -95,12 +99,12 @@ def _chain_of_thought_scores(
 def _answered(method: nn.Module, processor: Any, item: str, shown: list[Any], questions: list[str]) -> list[str]:
     """What is written, or the likeliest of the answers that are known."""
     if not isinstance(method, CanClassifyAnswers):
-        return _written(method, processor, shown, questions)
-    logits = answers(method, processor, "answer", {item: shown, "question": questions}, BATCH)
+        return written_texts(method, processor, shown, questions)
+    logits = answers(method, processor, "answer_logits", {item: shown, "question": questions}, BATCH)
     return [processor.answers[number] for number in torch.cat(logits).argmax(1).tolist()]
 
 
-def _written(method: nn.Module, processor: Any, images: list[Any], questions: list[str]) -> list[str]:
+def written_texts(method: nn.Module, processor: Any, images: list[Any], questions: list[str]) -> list[str]:
     columns = {"image": images, "question": questions}
     rows = [row for part in answers(method, processor, "generate_text", columns, BATCH) for row in part]
     return processor.texts(rows)
@@ -111,44 +115,6 @@ def _same_each(texts: list[str], asked: list[tuple[Example, Question]]) -> Float
     return np.array([_same(text, question.answer) for text, (_, question) in pairs], dtype=float)
 
 
-def object_hallucination_scores(
-    method: nn.Module, processor: Processor, reader: Reader, split: str, most: int | None = None
-) -> list[Score]:
-    """The share of objects in written captions that are not in the image, and of the image's that are named.
-
-    Objects are known by the names that the corpus's regions have, such as "small cat"; the shares are of all captions
-    together (CHAIR_i, Rohrbach et al. 2018, equation 1; and recall).
-    """
-    corpus = reader.corpus
-    column = corpus.column_with(Regions)
-    decode = corpus.columns[column].decode
-    stored = corpus.raw_values(corpus.sample("train", MAX_NAMED), column)
-    names = sorted({region.name.lower() for regions in stored for region in decode(regions)})
-    _, examples = reader.read_split(split, most)
-    texts = _written(method, processor, [one["image"] for one in examples], [DESCRIBE] * len(examples))
-    named = [{name for name in names if f" {name} " in f" {_words(text)} "} for text in texts]
-    there = [{region.name.lower() for region in example["regions"]} for example in examples]
-    said, found, right = (
-        np.array([len(one) for one in sets], dtype=float)
-        for sets in (named, there, [a & b for a, b in zip(named, there, strict=True)])
-    )
-    guessed = found.mean() / max(len(names), 1)  # that a name at random is in an image
-    return [
-        Score(
-            f"{split}/captions/CHAIR_i",
-            1 - right / np.maximum(said, 1),
-            1 - guessed,
-            higher_is_better=False,
-            weights=said,
-        ),
-        Score(f"{split}/captions/object_recall", right / np.maximum(found, 1), weights=found),
-    ]
-
-
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"[\w'-]+", text.lower()))
-
-
 def most_frequent_answers(corpus: Corpus, most: int = 4000) -> dict[str, str]:
     """Kind of question -> its commonest answer in training."""
     column = corpus.column_with(Questions)
@@ -157,46 +123,6 @@ def most_frequent_answers(corpus: Corpus, most: int = 4000) -> dict[str, str]:
         for question in corpus.columns[column].decode(stored):
             counts[question.kind][question.answer] += 1
     return {kind: counter.most_common(1)[0][0] for kind, counter in counts.items()}
-
-
-def caption_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
-    """Bits a byte that the longest caption of each image takes when it is asked for, and how many of them the image
-    saves, compared with that of another example.
-    """
-    _, examples = reader.read_split(split, MAX_TEXTS)
-    texts = [longest_caption(example) for example in examples]
-    images = [example["image"] for example in examples]
-    own, others = (
-        bits_per_byte(f"{split}/captions/bits_per_byte", method, processor, texts, shown)
-        for shown in (images, [*images[1:], images[0]])
-    )
-    saved = Score(f"{split}/captions/image_gain", others.clusters - own.clusters, 0.0, weights=own.weights)
-    return [own, saved]
-
-
-def text_scores(method: nn.Module, processor: Processor, corpus: Corpus, split: str) -> list[Score]:
-    """Bits a byte that a text by itself takes, the first of each example; 8 tell nothing.
-
-    Of a mixture, each part by itself.
-    """
-    scores = []
-    for part in corpus.corpora if isinstance(corpus, Mixture) else (corpus,):
-        _, examples = Reader(part, processor).read_split(split, MAX_TEXTS)
-        texts = [example["text"][0].text for example in examples]
-        scores.append(bits_per_byte(f"{split}/text/{part.name}/bits_per_byte", method, processor, texts))
-    return scores
-
-
-def bits_per_byte(
-    name: str, method: nn.Module, processor: Processor, texts: list[str], images: Sequence[Any] | None = None
-) -> Score:
-    """-log2 p of each text by its length in UTF-8, which compares models of any vocabulary; long texts weigh more."""
-    columns = {"answer": texts}
-    if images is not None:
-        columns |= {"image": list(images), "question": [DESCRIBE] * len(texts)}
-    found = torch.cat(answers(method, processor, "log_likelihood", columns, BATCH)).numpy()
-    size = np.array([len(text.encode()) for text in texts], dtype=float)
-    return Score(name, -found / np.log(2) / size, 8.0, higher_is_better=False, weights=size)
 
 
 def _one_of_each_kind(questions: Sequence[Question], rng: np.random.Generator) -> list[Question]:

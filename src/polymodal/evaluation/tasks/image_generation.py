@@ -7,7 +7,7 @@ for, and are its features distributed as those of real test images (Fréchet and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,16 +16,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.corpora.corpus import Corpus
+from polymodal.data.columns import label_of
 from polymodal.data.conditioned_image import ConditionedImageProcessor
 from polymodal.data.loader import Reader
 from polymodal.evaluation.classification import balanced_accuracy
-from polymodal.evaluation.statistics import Score
+from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.evaluation.task import Task, TaskInputs
+from polymodal.modalities import Image
 from polymodal.training.run import evaluating, to_device
-from polymodal.types import Batch, CanGenerateImages, Processor
+from polymodal.types import Batch, Processor
 
 STEPS = (1, 2, 4, 8, 32)
+VALIDATION_STEPS = (1, 8)
 BATCH = 128
 PASSES = 15  # of the classifier over the training images
+
+
+@runtime_checkable
+class CanGenerateImages(Protocol):
+    """Capability: images, normalised as the processor's, for the conditions of a batch, in so many steps."""
+
+    def generate_images(self, batch: Batch, steps: int, generator: torch.Generator | None = None) -> Tensor: ...
 
 
 class ImageClassifier(nn.Module):
@@ -132,3 +143,24 @@ def real_images(processor: Processor, reader: Reader, split: str) -> Batch:
     _, examples = reader.read_all(reader.corpus.rows(split))
     assert isinstance(processor, ConditionedImageProcessor)
     return processor(image=[example["image"] for example in examples]) | processor.conditions(examples)
+
+
+def _has_labeled_images(inputs: TaskInputs) -> bool:
+    """Whether images have a label that the method takes, so that a classifier can judge generated ones."""
+    return inputs.corpus.label is not None and label_of(inputs.processor) is not None
+
+
+task = Task(
+    capability=CanGenerateImages,
+    requires=((Image,),),
+    condition=_has_labeled_images,
+    order=160,
+    score=lambda inputs: inputs.over_test_splits(generation_scores),
+    validate=lambda inputs: generation_scores(
+        inputs.method, inputs.processor, inputs.reader, "validation", VALIDATION_STEPS
+    ),
+    metrics={"accuracy": MetricKind(), "*_distance": MetricKind("distance", higher_is_better=False)},
+    headline=(*(f"generation_in_{steps}/frechet_distance" for steps in (1, 4, 32)), "generation_in_1/accuracy"),
+    forward_methods=("generate_images",),
+    hint="generate RUN",
+)

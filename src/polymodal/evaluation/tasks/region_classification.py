@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
-from polymodal.evaluation.statistics import Score
-from polymodal.modalities import Image, Video
+from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.evaluation.task import ITEMS, Task, TaskInputs, has_names
+from polymodal.modalities import Image, Regions, Video
 from polymodal.training.run import answers
+from polymodal.types import Batch
 
 CONFIDENCE_THRESHOLD = 0.2  # below this probability of the likeliest name, nothing is said (ALPRO, section 3.3)
 BATCH = 256
+
+
+@runtime_checkable
+class CanClassifyRegions(Protocol):
+    """Capability: for a box in each example, the probabilities of the names that the processor knows (`entities`)."""
+
+    def classify_regions(self, batch: Batch) -> Tensor: ...
 
 
 def region_scores(method: nn.Module, processor: Any, reader: Reader, split: str, item: str) -> list[Score]:
@@ -70,3 +79,23 @@ def in_square(box: tuple[int, ...], height: int, width: int) -> tuple[float, ...
         min(max((edge - offset) / side, 0.0), 1.0) for edge, offset in zip(box, offsets, strict=True)
     )
     return (left, top, right, bottom) if right > left and bottom > top else None
+
+
+def _scores(inputs: TaskInputs) -> list[Score]:
+    return inputs.over_test_splits(region_scores, inputs.item)
+
+
+task = Task(
+    capability=CanClassifyRegions,
+    requires=tuple((Regions, modality) for modality in ITEMS.values()),
+    condition=lambda inputs: has_names(inputs.processor, "entities"),
+    order=50,
+    score=_scores,
+    metrics={
+        "top-1": MetricKind(),
+        "top1_confident": MetricKind(),
+        "abstention_rate": MetricKind(higher_is_better=False),
+    },
+    headline=("regions/top-1",),
+    forward_methods=("classify_regions",),
+)

@@ -1,0 +1,100 @@
+"""Retrieval between texts and what they are about, zero-shot classification by texts, and a linear probe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from polymodal.corpora.corpus import Corpus
+from polymodal.evaluation.capabilities import CanEmbed
+from polymodal.evaluation.classification import balanced_accuracy, linear_probe, prompt_ensemble, zero_shot
+from polymodal.evaluation.embeddings import ItemVectors, PairedTest, main_language
+from polymodal.evaluation.retrieval import METRICS
+from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.evaluation.task import ITEMS, WITH_TEXT, Task, TaskInputs
+from polymodal.modalities import Category, Text
+from polymodal.training.run import embed
+
+
+def cross_modal_scores(inputs: TaskInputs) -> list[Score]:
+    """Both directions on every test split; captions of other languages than the main one find items of `test`."""
+    method, processor, reader, corpus, item = inputs.method, inputs.processor, inputs.reader, inputs.corpus, inputs.item
+    assert item is not None
+    items = {split: ItemVectors.of(method, processor, reader, split, item) for split in inputs.test_splits}
+    main, scores = main_language(corpus), []
+    for split, vectors in items.items():
+        test = PairedTest.of(method, processor, vectors, main)
+        scores += test.text_to_item(f"{split}/text_to_{item}") + test.item_to_text(f"{split}/{item}_to_text")
+        scores += test.zero_shot_concept(f"{split}/zero_shot/concept")
+    if corpus.label is not None:
+        scores += _label_scores(inputs, corpus.label, item, items)
+    for language in _other_languages(corpus, main):
+        test = PairedTest.of(method, processor, items["test"], language)
+        found = test.text_to_item(f"test/text_to_{item}_{language}")
+        scores += [score for score in found if score.name.endswith("R@10")]
+    return scores
+
+
+def validation_scores(inputs: TaskInputs) -> list[Score]:
+    """Retrieval of items by captions of the main language."""
+    item = inputs.item
+    assert item is not None
+    items = ItemVectors.of(inputs.method, inputs.processor, inputs.reader, "validation", item)
+    test = PairedTest.of(inputs.method, inputs.processor, items, main_language(inputs.corpus))
+    return test.text_to_item(f"validation/text_to_{item}")
+
+
+def _other_languages(corpus: Corpus, main: str | None) -> list[str]:
+    text = corpus.columns[corpus.column_with(Text)]
+    assert isinstance(text, Text)
+    return [language for language in text.language_shares if language != main] if "test" in corpus.splits else []
+
+
+def _label_scores(inputs: TaskInputs, label: str, item: str, items: Mapping[str, ItemVectors]) -> list[Score]:
+    """Zero-shot by the corpus's prompts, and a linear probe, on every split in `items`."""
+    corpus = inputs.corpus
+    modality = corpus.columns[label]
+    assert isinstance(modality, Category)
+    scores = []
+    labels = {split: _labels(corpus, label, found) for split, found in items.items()}
+    if corpus.prompts:
+        prompts = [list(corpus.prompts[name]) for name in modality.names]
+        vectors = embed(inputs.method, inputs.processor, text=[text for texts in prompts for text in texts])["text"]
+        classes = prompt_ensemble(vectors.split([len(texts) for texts in prompts]))
+        for split, found in items.items():
+            scores.append(zero_shot(f"{split}/zero_shot_{label}/accuracy", found.vectors, labels[split], classes))
+    if {"train", "validation"} <= set(corpus.splits):
+        train, tuning = (
+            ItemVectors.of(inputs.method, inputs.processor, inputs.reader, part, item)
+            for part in ("train", "validation")
+        )
+        probe = linear_probe(
+            (train.vectors.numpy(), _labels(corpus, label, train)),
+            (tuning.vectors.numpy(), _labels(corpus, label, tuning)),
+        )
+        for split, found in items.items():
+            predicted = probe.predict(found.vectors.numpy())
+            scores.append(balanced_accuracy(f"{split}/linear_probe_{label}/accuracy", predicted, labels[split]))
+    return scores
+
+
+def _labels(corpus: Corpus, label: str, items: ItemVectors) -> np.ndarray:
+    return np.array([corpus.value(row, label) for row in items.rows])
+
+
+task = Task(
+    capability=CanEmbed,
+    requires=WITH_TEXT,
+    order=10,
+    score=cross_modal_scores,
+    validate=validation_scores,
+    metrics=METRICS | {"top-*": MetricKind(), "accuracy": MetricKind()},
+    headline=(
+        *(f"text_to_{item}/{metric}" for item in ITEMS for metric in ("R@10", "R@1", "MRR")),
+        *(f"{item}_to_text/R@10" for item in ITEMS),
+        *("zero_shot_*/accuracy", "linear_probe_*/accuracy", "test_twitter/text_to_image/R@10"),
+    ),
+    forward_methods=("embed",),
+    hint='search RUN "a red fruit"',
+)

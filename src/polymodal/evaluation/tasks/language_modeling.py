@@ -1,0 +1,53 @@
+"""Bits per byte of texts alone, of the corpus that a recipe's language model learned from first."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+
+from polymodal.corpora.corpus import Corpus
+from polymodal.corpora.mixture import Mixture
+from polymodal.data.loader import Reader
+from polymodal.evaluation.byte_likelihood import MAX_TEXTS, bits_per_byte
+from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.evaluation.task import Task, TaskInputs
+from polymodal.evaluation.tasks.vqa_captioning import CanWrite
+from polymodal.modalities import Image, Text
+from polymodal.types import Processor
+
+
+@runtime_checkable
+class HasTextCorpus(Protocol):
+    """Of a recipe: what its language model learned from before it saw images; None for the run's own corpus."""
+
+    def open_text_corpus(self) -> Corpus | None: ...
+
+
+def text_scores(method: nn.Module, processor: Processor, corpus: Corpus, split: str) -> list[Score]:
+    """Bits a byte that a text by itself takes, the first of each example; 8 tell nothing.
+
+    Of a mixture, each part by itself.
+    """
+    scores = []
+    for part in corpus.corpora if isinstance(corpus, Mixture) else (corpus,):
+        _, examples = Reader(part, processor).read_split(split, MAX_TEXTS)
+        texts = [example["text"][0].text for example in examples]
+        scores.append(bits_per_byte(f"{split}/text/{part.name}/bits_per_byte", method, processor, texts))
+    return scores
+
+
+def _scores(inputs: TaskInputs) -> list[Score]:
+    corpus = inputs.recipe.open_text_corpus() if isinstance(inputs.recipe, HasTextCorpus) else None
+    return [] if corpus is None else text_scores(inputs.method, inputs.processor, corpus, "test")
+
+
+task = Task(
+    capability=CanWrite,
+    requires=((Image, Text),),
+    order=145,
+    score=_scores,
+    metrics={"bits_per_byte": MetricKind("bits per byte", higher_is_better=False)},
+    headline=("text/*/bits_per_byte",),
+    forward_methods=("log_likelihood",),
+)

@@ -1,0 +1,62 @@
+"""Retrieval between the columns of an example without texts: of its image by its table row, or of its clip by sound."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from polymodal.data.loader import Reader
+from polymodal.evaluation.capabilities import CanEmbed
+from polymodal.evaluation.retrieval import METRICS, ranks, retrieval_scores
+from polymodal.evaluation.statistics import Score
+from polymodal.evaluation.task import ITEMS, QUERIES, Task, TaskInputs
+from polymodal.modalities import Table, Text
+from polymodal.training.run import embed
+from polymodal.types import Processor
+
+PAIRS = (("table", "image"), ("sound", "video"))
+
+
+def paired_items(
+    method: nn.Module, processor: Processor, reader: Reader, split: str, query: str, item: str
+) -> list[Score]:
+    """Retrieval of each example's item by its query, such as its image by its table row.
+
+    Right are the items of all examples with the very same query, such as the same sound.
+    """
+    rows, examples = reader.read_split(split)
+    vectors = embed(method, processor, 256, **{name: [example[name] for example in examples] for name in (query, item)})
+    having: dict[Any, list[int]] = defaultdict(list)
+    queries = [e[query].tobytes() if isinstance(e[query], np.ndarray) else n for n, e in enumerate(examples)]
+    for place, value in enumerate(queries):
+        having[value].append(place)
+    relevant = [np.array(having[value]) for value in queries]
+    found = ranks(vectors[query], vectors[item], relevant)
+    return retrieval_scores(f"{split}/{query}_to_{item}", found, relevant, len(rows), np.arange(len(rows)))
+
+
+def _scores(inputs: TaskInputs) -> list[Score]:
+    pairs = [pair for pair in PAIRS if {QUERIES[pair[0]], ITEMS[pair[1]]} <= inputs.modalities]
+    return [score for pair in pairs for score in inputs.over_test_splits(paired_items, *pair)]
+
+
+def _validate(inputs: TaskInputs) -> list[Score]:
+    if Table not in inputs.modalities or Text in inputs.modalities:
+        return []
+    return paired_items(inputs.method, inputs.processor, inputs.reader, "validation", "table", "image")
+
+
+task = Task(
+    capability=CanEmbed,
+    requires=tuple((QUERIES[query], ITEMS[item]) for query, item in PAIRS),
+    order=70,
+    score=_scores,
+    validate=_validate,
+    metrics=METRICS,
+    headline=("*/R@10", "*/R@1", "*/MRR"),
+    forward_methods=("embed",),
+    hint="embed RUN",
+)

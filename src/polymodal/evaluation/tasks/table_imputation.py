@@ -1,0 +1,79 @@
+"""Reconstruction of missing cells of a table."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from polymodal.data.loader import Reader
+from polymodal.evaluation.missing_modalities import Labelled, columns_of, missing_cells
+from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.evaluation.task import Task
+from polymodal.modalities import Table
+from polymodal.training.run import answers
+from polymodal.types import Batch
+
+
+@runtime_checkable
+class CanImputeTable(Protocol):
+    """Capability: what a table row's missing values may be: numbers, and one distribution a category column."""
+
+    def impute(self, batch: Batch) -> tuple[Tensor, list[Tensor]]: ...
+
+
+def fill_scores(method: nn.Module, processor: Any, reader: Reader, split: str, rate: float = 0.5) -> list[Score]:
+    """How well hidden cells of the table are filled in, with the example's own image and with another example's.
+
+    Errors of numbers are squared, in variances of the training rows; chance guesses their mean. Categories: accuracy;
+    chance guesses the most frequent value.
+    """
+    _, examples = reader.read_all(reader.corpus.rows(split))
+    rows = [example["table"] for example in examples]
+    columns = sum(map(len, rows[0]))
+    gone = missing_cells("random_values", rate, len(rows), range(columns), np.random.default_rng(0))
+    truth = processor(table=rows)["table"]
+    wanted = torch.from_numpy(gone) & ~truth.missing
+    lacking = Labelled(examples, np.zeros(len(examples), np.int64)).without(gone).examples
+    images = [example["image"] for example in examples]
+    scores = []
+    for name, shown in (("imputation", images), ("imputation_with_shuffled_image", [*images[1:], images[0]])):
+        given = [example | {"image": image} for example, image in zip(lacking, shown, strict=True)]
+        batches = answers(method, processor, "impute", columns_of(given))
+        numbers = torch.cat([batch[0] for batch in batches])
+        error = _by_example((numbers - truth.numbers).square(), wanted[:, : numbers.shape[1]])
+        if len(error):
+            guess = _by_example(truth.numbers.square(), wanted[:, : numbers.shape[1]])
+            scores.append(Score(f"{split}/{name}/mse", error, float(guess.mean()), higher_is_better=False))
+        places = torch.cat([_places(batch[1], len(batch[0])) for batch in batches])
+        right = _by_example((places == truth.categories).float(), wanted[:, numbers.shape[1] :])
+        if len(right):
+            usual = truth.categories == truth.categories.mode(dim=0).values
+            chance = _by_example(usual.float(), wanted[:, numbers.shape[1] :])
+            scores.append(Score(f"{split}/{name}/accuracy", right, float(chance.mean())))
+    return scores
+
+
+def _places(logits: list[Tensor], rows: int) -> Int[Tensor, "rows categorical"]:
+    return torch.stack([column.argmax(1) for column in logits], dim=1) if logits else torch.empty(rows, 0).long()
+
+
+def _by_example(values: Float[Tensor, "examples columns"], wanted: Bool[Tensor, "examples columns"]) -> np.ndarray:
+    """The mean over the wanted cells of every example that has any."""
+    count = wanted.sum(1)
+    sums = values.nan_to_num(0.0).where(wanted, 0.0).sum(1)
+    return (sums[count > 0] / count[count > 0]).double().numpy()
+
+
+task = Task(
+    capability=CanImputeTable,
+    requires=((Table,),),
+    order=100,
+    score=lambda inputs: inputs.over_test_splits(fill_scores),
+    metrics={"mse": MetricKind("variances", higher_is_better=False), "accuracy": MetricKind()},
+    headline=("imputation/mse", "imputation/accuracy"),
+    forward_methods=("impute",),
+)

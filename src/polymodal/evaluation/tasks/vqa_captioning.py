@@ -1,0 +1,120 @@
+"""Captions and answers that a model writes, and how likely it finds the captions that people wrote."""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from torch import nn
+
+from polymodal.data.conversation import DESCRIBE
+from polymodal.data.instructions import longest_caption
+from polymodal.data.loader import Reader
+from polymodal.evaluation.byte_likelihood import MAX_TEXTS, bits_per_byte
+from polymodal.evaluation.capabilities import CanGenerateText, HasLikelihood
+from polymodal.evaluation.question_answering import METRICS, question_scores, written_texts
+from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.evaluation.task import Task, TaskInputs
+from polymodal.modalities import Image, Questions, Regions, Text
+from polymodal.types import Processor
+
+MAX_NAMED = 4000  # training examples whose objects' names are known
+VALIDATION_EXAMPLES = 40  # with questions; writing takes longer than a step
+
+
+@runtime_checkable
+class CanWrite(CanGenerateText, HasLikelihood, Protocol):
+    """Capability: generate a text, and give the log-probability of one."""
+
+
+def written_scores(
+    method: nn.Module, processor: Processor, reader: Reader, split: str, most: int | None = None
+) -> list[Score]:
+    """Captions, and questions where the corpus has them. most: examples with questions."""
+    has_questions = reader.corpus.has_modality(Questions)
+    asked = question_scores(method, processor, reader, split, most) if has_questions else []
+    return asked + caption_scores(method, processor, reader, split)
+
+
+def object_hallucination_scores(
+    method: nn.Module, processor: Processor, reader: Reader, split: str, most: int | None = None
+) -> list[Score]:
+    """The share of objects in written captions that are not in the image, and of the image's that are named.
+
+    Objects are known by the names that the corpus's regions have, such as "small cat"; the shares are of all captions
+    together (CHAIR_i, Rohrbach et al. 2018, equation 1; and recall).
+    """
+    corpus = reader.corpus
+    column = corpus.column_with(Regions)
+    decode = corpus.columns[column].decode
+    stored = corpus.raw_values(corpus.sample("train", MAX_NAMED), column)
+    names = sorted({region.name.lower() for regions in stored for region in decode(regions)})
+    _, examples = reader.read_split(split, most)
+    texts = written_texts(method, processor, [one["image"] for one in examples], [DESCRIBE] * len(examples))
+    named = [{name for name in names if f" {name} " in f" {_words(text)} "} for text in texts]
+    there = [{region.name.lower() for region in example["regions"]} for example in examples]
+    said, found, right = (
+        np.array([len(one) for one in sets], dtype=float)
+        for sets in (named, there, [a & b for a, b in zip(named, there, strict=True)])
+    )
+    guessed = found.mean() / max(len(names), 1)  # that a name at random is in an image
+    return [
+        Score(
+            f"{split}/captions/CHAIR_i",
+            1 - right / np.maximum(said, 1),
+            1 - guessed,
+            higher_is_better=False,
+            weights=said,
+        ),
+        Score(f"{split}/captions/object_recall", right / np.maximum(found, 1), weights=found),
+    ]
+
+
+def caption_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
+    """Bits a byte that the longest caption of each image takes when it is asked for, and how many of them the image
+    saves, compared with that of another example.
+    """
+    _, examples = reader.read_split(split, MAX_TEXTS)
+    texts = [longest_caption(example) for example in examples]
+    images = [example["image"] for example in examples]
+    own, others = (
+        bits_per_byte(f"{split}/captions/bits_per_byte", method, processor, texts, shown)
+        for shown in (images, [*images[1:], images[0]])
+    )
+    saved = Score(f"{split}/captions/image_gain", others.clusters - own.clusters, 0.0, weights=own.weights)
+    return [own, saved]
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"[\w'-]+", text.lower()))
+
+
+def _split_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
+    scores = written_scores(method, processor, reader, split)
+    if reader.corpus.has_modality(Regions):
+        scores += object_hallucination_scores(method, processor, reader, split)
+    return scores
+
+
+def _validate(inputs: TaskInputs) -> list[Score]:
+    return written_scores(inputs.method, inputs.processor, inputs.reader, "validation", VALIDATION_EXAMPLES)
+
+
+task = Task(
+    capability=CanWrite,
+    requires=((Image, Text),),
+    order=140,
+    score=lambda inputs: inputs.over_test_splits(_split_scores),
+    validate=_validate,
+    metrics={
+        "captions/image_gain": MetricKind("bits per byte"),
+        "bits_per_byte": MetricKind("bits per byte", higher_is_better=False),
+        "CHAIR_i": MetricKind(higher_is_better=False),
+        "object_recall": MetricKind(),
+    }
+    | METRICS,
+    headline=("vqa/accuracy", "vqa/image_gain", "captions/bits_per_byte", "captions/CHAIR_i"),
+    forward_methods=("generate_text", "log_likelihood"),
+    hint="ask RUN IMAGE",
+)
