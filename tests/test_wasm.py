@@ -499,7 +499,7 @@ def test_good_texts_come_from_a_file_or_captions(tmp_path: Path) -> None:
 
 
 def test_the_recipe_is_listed_and_its_claim_is_about_limits() -> None:
-    assert recipes.entries()["wasm"].family == "curation"
+    assert recipes.entries()["wasm"].family == "data_curation"
     claim = wasm.claim
     assert claim.treatment == wasm.Recipe()
     assert claim.baseline.layout == claim.treatment.layout
