@@ -54,7 +54,7 @@ Loose text <a href="x">linked</a>.
 <ol><li>one</li><li>two</li></ol>
 <table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2|3 <img src="y.png" alt="Y"></td></tr></table>
 <pre>code  here
-  two</pre><blockquote>said</blockquote><img data-src="pic.jpg" alt="A  image"><img src="data:image/png;base64,AA">
+  two</pre><blockquote>said</blockquote><img data-src="pic.jpg" alt="An  image"><img src="data:image/png;base64,AA">
 <button>press</button><div class="site-info">footer</div></body></html>"""
 PARAGRAPH = "يشرح هذا الفصل كيف يدير المسؤول خوادم المؤسسة وكيف يثبت البرامج عليها من مستودعات التوزيعة الرسمية"
 
@@ -348,8 +348,8 @@ def test_pages_become_a_corpus_with_counts_of_every_step(site: Path, tmp_path: P
 
 def test_a_run_that_was_stopped_goes_on(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known, options, out = OPEN.fit(()), CurationOptions(shard=1), tmp_path / "out"
-    module = __import__("polymodal.curation.pipeline", fromlist=["curated"])
-    real, seen = module.curated, []
+    module = __import__("polymodal.curation.pipeline", fromlist=["run_pipeline"])
+    real, seen = module.run_pipeline, []
 
     def one_by_one(pages, steps, runner):
         for page in pages:
@@ -358,7 +358,7 @@ def test_a_run_that_was_stopped_goes_on(site: Path, tmp_path: Path, monkeypatch:
             if len(seen) == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "curated", one_by_one)
+    monkeypatch.setattr(module, "run_pipeline", one_by_one)
     with pytest.raises(KeyboardInterrupt):
         curate_pages(OPEN, pages_in(site), out, known, options, site)
     assert not out.exists()
@@ -499,7 +499,7 @@ def test_good_texts_come_from_a_file_or_captions(tmp_path: Path) -> None:
 
 
 def test_the_recipe_is_listed_and_its_claim_is_about_limits() -> None:
-    assert recipes.entries()["wasm"].family == "curation"
+    assert recipes.entries()["wasm"].family == "data_curation"
     claim = wasm.claim
     assert claim.treatment == wasm.Recipe()
     assert claim.baseline.layout == claim.treatment.layout

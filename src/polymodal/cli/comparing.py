@@ -206,7 +206,7 @@ def score(arguments: Arguments) -> None:
         out: str = "scores.jsonl"
         """Output file."""
 
-    kind = recipe_that("score", spec, "no metric of captions", "evaluation")
+    kind = recipe_that("score", spec, "no metric of captions", "metrics")
     parsed = parse_with_recipe({"options": Options}, kind, rest, f"score {spec} CAPTIONS.jsonl", score)
     from polymodal.serving.scoring import score_captions
 

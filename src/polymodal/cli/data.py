@@ -156,7 +156,7 @@ def curate(arguments: Arguments) -> None:
     usage = "curate RECIPE PAGES --out FOLDER [--good TEXTS] [--runner ray]"
     spec, rest = positional(arguments, usage)
     path, rest = positional(rest, usage)
-    kind = recipe_that("steps", spec, "no recipe of curation", "curation")
+    kind = recipe_that("steps", spec, "no recipe of curation", "data_curation")
 
     @dataclass(frozen=True)
     class Options:
