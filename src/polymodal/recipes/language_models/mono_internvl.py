@@ -25,7 +25,8 @@ from polymodal.data.instructions import TASKS, caption_turns, choice, longest_ca
 from polymodal.data.sequence import TEXT
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.modalities import Image, Text
-from polymodal.recipes.language_models._base import MonolithRecipe, MultimodalLanguageModel
+from polymodal.models.vision_language_model import VisionLanguageModel
+from polymodal.recipes.language_models._base import MonolithRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
 
@@ -204,7 +205,7 @@ def exchanged(captions: list[str], fraction: float, example_rng: ExampleRNG) -> 
 
 
 def _copy_experts(model: nn.Module) -> None:
-    assert isinstance(model, MultimodalLanguageModel)
+    assert isinstance(model, VisionLanguageModel)
     model.language_model.copy_experts(TEXT)
 
 

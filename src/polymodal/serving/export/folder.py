@@ -13,8 +13,8 @@ import torch
 
 from polymodal.encoders.pretrained import hub_answers
 from polymodal.errors import UserError, unknown
+from polymodal.models.vision_language_model import VisionLanguageModel
 from polymodal.recipes.dual_encoders._base import DualEncoder
-from polymodal.recipes.language_models._base import MultimodalLanguageModel
 from polymodal.serving.export.language_model import language_to_transformers
 from polymodal.serving.export.model_card import write_card
 from polymodal.serving.export.onnx import to_onnx
@@ -27,11 +27,11 @@ TOLERANCE = 1e-4  # between the vectors, or logits, of a run and those of its ex
 # By the kind of method. Each writes into a folder and returns what it wrote in words, and the largest difference from
 # the run.
 FORMATS: dict[str, dict[type, Callable[[Run, Path], tuple[str, float]]]] = {
-    "transformers": {DualEncoder: to_transformers, MultimodalLanguageModel: language_to_transformers},
+    "transformers": {DualEncoder: to_transformers, VisionLanguageModel: language_to_transformers},
     "onnx": {DualEncoder: to_onnx},
     "sentence-transformers": {DualEncoder: to_sentence_transformers},
 }
-KINDS = {DualEncoder: "dual encoders", MultimodalLanguageModel: "language models that see"}
+KINDS = {DualEncoder: "dual encoders", VisionLanguageModel: "language models that see"}
 
 
 @dataclass(frozen=True)
