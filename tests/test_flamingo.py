@@ -58,12 +58,12 @@ def test_it_starts_as_its_language_model() -> None:
     alone.load_state_dict({name: value for name, value in state.items() if ".gated." not in name})
     states = alone(alone.embedding(sequences.ids), sequences.position, sequences.document)
     assert torch.equal(logits(own, sequences, images()), alone.logits(states))
-    own.losses({"sequences": sequences, "image": images()})["text"].backward()
+    own.losses({"sequences": sequences, "image": images()})["lm"].backward()
     trained = {name for name, weight in own.named_parameters() if weight.grad is not None and weight.grad.any()}
     assert trained
     assert all(name.endswith("gate") for name in trained)  # the rest learns once the gates are open
     model_open = model()
-    model_open.losses({"sequences": sequences, "image": images()})["text"].backward()
+    model_open.losses({"sequences": sequences, "image": images()})["lm"].backward()
     trained = {name for name, weight in model_open.named_parameters() if weight.grad is not None}
     assert all(".gated." in name or name.startswith("resampler") for name in trained)
     assert "resampler.latents" in trained

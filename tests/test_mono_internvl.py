@@ -32,8 +32,9 @@ from polymodal.evaluation.tasks.language_modeling import HasTextCorpus, text_sco
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Image, Text
 from polymodal.modalities.image import tile_grid, tiles
+from polymodal.models.vision_language_model import VisionLanguageModel
 from polymodal.recipes.language_models import mono_internvl
-from polymodal.recipes.language_models._base import ImageEmbedding, MultimodalLanguageModel
+from polymodal.recipes.language_models._base import ImageEmbedding
 from polymodal.reproduce.compare import Start, compare
 from polymodal.reproduce.result import Arm
 from polymodal.rng import ExampleRNG
@@ -73,7 +74,7 @@ def run(few_scenes: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(TINY, few_scenes, Budget(steps=50), out=out, runtime=QUIET)
 
 
-def method(processor: ConversationProcessor, recipe: mono_internvl.Recipe = TINY) -> MultimodalLanguageModel:
+def method(processor: ConversationProcessor, recipe: mono_internvl.Recipe = TINY) -> VisionLanguageModel:
     torch.manual_seed(0)
     return recipe.build(processor).eval()
 
@@ -387,7 +388,7 @@ def test_the_pretrained_size(processor: ConversationProcessor) -> None:
         embedding = ImageEmbedding(
             recipe.patch_size, recipe.tokens_per_tile, recipe.patch_embed_dim, recipe.language_model.width
         )
-        model = MultimodalLanguageModel(language_model, embedding, processor.end, modality_experts=True)
+        model = VisionLanguageModel({"image": embedding}, language_model, processor.end, experts=["image"])
     of_text = sum(
         parameter.numel()
         for name, parameter in model.language_model.named_parameters()

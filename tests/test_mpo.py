@@ -268,7 +268,7 @@ def test_generation_is_the_mean_over_tokens_of_chosen_answers(pairs: Corpus, tau
     half = len(batch["sequences"]) // 2
     with torch.no_grad():
         generation = model.losses(batch)["sft"]
-        token_losses, row = model._token_losses(batch["sequences"])
+        token_losses, row, _ = model.token_losses(batch)
     chosen = row < half
     assert generation.item() == pytest.approx(token_losses[chosen].mean().item(), abs=1e-5)
     asked = batch["sequences"].predicted
@@ -283,7 +283,7 @@ def test_answers_together_are_as_likely_as_apart(pairs: Corpus, taught: Run) -> 
     lots = zip(examples, ExampleRNG.of(0, 0, 8).generators, strict=True)
     drawn = [mpo.one_pair(example["preferences"], rng) for example, rng in lots]
     with torch.no_grad():
-        losses, row = model._token_losses(sequences)
+        losses, row, _ = model.token_losses({"sequences": sequences})
         together = -segment_sum(losses, row, len(sequences))
         for number, (example, pair) in enumerate(zip(examples, drawn, strict=True)):
             alone = pad_sequences([processor.sequence(example["image"], [Turn(pair.rejected, pair.question)])])
@@ -303,7 +303,8 @@ def test_a_shared_beginning_cancels_in_the_margin(taught: Run, pairs: Corpus) ->
     image = processor.image.open(image)
     batch = pad_sequences([processor.sequence(image, [Turn(text, DESCRIBE)]) for text in said])
     with torch.no_grad():
-        (own, rows), (reference, _) = model._token_losses(batch), model.reference._token_losses(batch)
+        own, rows, _ = model.token_losses({"sequences": batch})
+        reference = model.reference.token_losses({"sequences": batch}).nats
     gain = [(reference - own)[rows == row] for row in (0, 1)]
     shared = int((batch.ids[0][batch.predicted[0]][:3] == batch.ids[1][batch.predicted[1]][:3]).sum())
     assert shared >= 2

@@ -110,7 +110,7 @@ def test_splicing_is_what_transformers_llava_does(tmp_path: Path) -> None:
         batch = {"sequences": pad_sequences([sequence])}
         logits = own.language_model.logits(own.hidden_states(batch))
         torch.testing.assert_close(logits, expected.logits, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(own.losses(batch)["text"], expected.loss, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(own.losses(batch)["lm"], expected.loss, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "experts"), [("pixel_shuffle", ()), ("perceiver_resampler", ("image",))])
@@ -168,7 +168,7 @@ def test_a_sample_is_a_sequence_wherever_it_is_packed() -> None:
     own = model(average="sample")
     expected = torch.stack([own.token_losses({"sequences": pad_sequences([s])}).nats.mean() for s in examples()]).mean()
     for sequences in (pad_sequences(examples()), pack(examples(), 20), pack(examples(), 40)):
-        torch.testing.assert_close(own.losses({"sequences": sequences})["text"], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(own.losses({"sequences": sequences})["lm"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_generation_is_the_likeliest_token_step_by_step() -> None:
@@ -223,7 +223,7 @@ def test_experts_get_the_tokens_of_their_modality() -> None:
 def test_what_is_frozen_does_not_learn() -> None:
     own = model().train()
     names = freeze(own, "language_model.*", "image_encoder.encoder.*")
-    own.losses({"sequences": pack(examples(), 40)})["text"].backward()
+    own.losses({"sequences": pack(examples(), 40)})["lm"].backward()
     trained = {name for name, weight in own.named_parameters() if weight.grad is not None}
     assert trained == {name for name, _ in own.named_parameters()} - set(names)
     assert all(name.startswith("image_encoder.connector") for name in trained)

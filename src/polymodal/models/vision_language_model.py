@@ -136,9 +136,13 @@ class VisionLanguageModel(nn.Module):
         self.experts = tuple(experts)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """`text`: -log p of the predicted tokens, averaged as configured."""
+        """`lm`: -log p of the predicted tokens, averaged as configured."""
         losses = self.token_losses(batch)
-        return {"text": reduce_token_losses(losses.nats, losses.samples, self.loss_reduction)}
+        return {"lm": reduce_token_losses(losses.nats, losses.samples, self.loss_reduction)}
+
+    def copy_experts(self) -> None:
+        """Initialize the MLPs of every modality with those of text."""
+        self.language_model.copy_experts(TEXT)
 
     def log_likelihood(self, batch: Batch) -> Float[Tensor, " batch"]:
         """The log-probability of each row's predicted tokens; a row has one sequence."""
@@ -151,7 +155,7 @@ class VisionLanguageModel(nn.Module):
         """Continuations of the `prompts` of a batch, which end in the last column, without the end token."""
         prompts: PackedSequences = batch["prompts"]
         vectors, routes = self.embed_sequences(prompts, batch)
-        return self.language_model.write(
+        return self.language_model.generate(
             vectors, prompts.position, prompts.document, routes, self.end, decoding or Decoding(), generator
         )
 

@@ -1,11 +1,10 @@
-"""What the recipes of this family share: a decoder with images among its words, which is asked and which writes."""
+"""What the recipes of this family share: conversations, and the patch embedding of a monolithic decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,75 +13,12 @@ from torch import Tensor, nn
 from polymodal.constraints import PositiveInt
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.conversation import IMAGE, SPECIAL_TOKENS, ConversationProcessor, TiledImageColumn
-from polymodal.data.sequence import TEXT, PackedSequences
+from polymodal.data.sequence import TEXT
 from polymodal.encoders.language_model import LanguageModelConfig
-from polymodal.layers.decoder import ExpertAssignment
-from polymodal.layers.decoding import Decoding
 from polymodal.modalities.image import patchify, unpatchify
 from polymodal.modalities.text import Tokenizer
-from polymodal.objectives.autoregressive import next_token_losses, prediction_positions, segment_sum
+from polymodal.models.vision_language_model import VisionLanguageModel
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Batch
-
-
-class MultimodalLanguageModel(nn.Module):
-    """A language model that reads the tokens of images among its own."""
-
-    def __init__(self, language_model: nn.Module, image_encoder: nn.Module, end: int, modality_experts: bool):
-        """language_model: a `LanguageModel`, or a pretrained one. image_encoder: the cells of all tiles, one after the
-        other, to as many tokens. end: the mark after an answer. modality_experts: whether the language model has MLPs
-        of two kinds, text's first and the image's second.
-        """
-        super().__init__()
-        self.image_encoder = image_encoder
-        self.language_model: Any = language_model
-        self.end = end
-        self.modality_experts = modality_experts
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The mean of -log p over all tokens that are asked for."""
-        return {"lm": self._token_losses(batch["sequences"])[0].mean()}
-
-    def copy_experts(self) -> None:
-        """The image's MLPs become copies of the text's."""
-        self.language_model.copy_experts(TEXT)
-
-    def log_likelihood(self, batch: Batch) -> Float[Tensor, " batch"]:
-        """The log-probability of each row's answer, with its end mark; a row holds one sequence."""
-        losses, rows = self._token_losses(batch["sequences"])
-        return -segment_sum(losses, rows, len(batch["sequences"]))
-
-    def generate_text(
-        self, batch: Batch, decoding: Decoding | None = None, generator: torch.Generator | None = None
-    ) -> list[list[int]]:
-        """What the model goes on with after each prompt, as token numbers without the end mark."""
-        prompts: PackedSequences = batch["prompts"]
-        vectors, routes = self._read(prompts)
-        return self.language_model.generate(
-            vectors, prompts.position, prompts.document, routes, self.end, decoding or Decoding(), generator
-        )
-
-    def _token_losses(self, sequences: PackedSequences) -> tuple[Tensor, Tensor]:
-        """-log p of every token that is asked for, and its row."""
-        vectors, routes = self._read(sequences)
-        states = self.language_model(vectors, sequences.position, sequences.document, routes)
-        rows, places = prediction_positions(sequences.document, sequences.predicted)
-        logits = self.language_model.logits(states[rows, places - 1])
-        return next_token_losses(logits, sequences.ids[rows, places]), rows
-
-    def _read(self, sequences: PackedSequences) -> tuple[Float[Tensor, "rows length width"], ExpertAssignment | None]:
-        """Vectors of all places, and which of them are text and which are of images, for the experts."""
-        vectors = self.language_model.embedding(sequences.ids)
-        if IMAGE in sequences.features:
-            imaged = sequences.of(IMAGE)
-            seen = self.image_encoder(sequences.features[IMAGE])
-            vectors = vectors.masked_scatter(imaged[..., None], seen.to(vectors.dtype))
-        else:
-            imaged = torch.zeros_like(sequences.predicted)
-        if not self.modality_experts:
-            return vectors, None
-        flat = imaged.flatten()
-        return vectors, [(~flat).nonzero().squeeze(1), flat.nonzero().squeeze(1)]
 
 
 class ImageEmbedding(nn.Module):
@@ -148,10 +84,10 @@ class MonolithRecipe(ConversationRecipe):
         """default_max_tiles: of an image, unless a batch says else, which may have `max_tiles`."""
         return TiledImageColumn(self.tile_size, 2 * self.patch_size, default_max_tiles, self.tile_size * max_tiles)
 
-    def build(self, processor: ConversationProcessor) -> MultimodalLanguageModel:
+    def build(self, processor: ConversationProcessor) -> VisionLanguageModel:
         embedding = ImageEmbedding(
             self.patch_size, self.tokens_per_tile, self.patch_embed_dim, self.language_model.width
         )
         experts = (TEXT, IMAGE) if self.visual_experts else (TEXT,)
         language_model = self.language_model.build(processor.tokenizer.vocab_size, experts)
-        return MultimodalLanguageModel(language_model, embedding, processor.end, self.visual_experts)
+        return VisionLanguageModel({IMAGE: embedding}, language_model, processor.end, experts=experts[1:])

@@ -29,10 +29,12 @@ from polymodal.errors import UserError
 from polymodal.layers.distributed import all_gather
 from polymodal.modalities import Preferences
 from polymodal.modalities.preference import Preference
+from polymodal.models.vision_language_model import VisionLanguageModel
 from polymodal.objectives.autoregressive import segment_sum
 from polymodal.objectives.preference import aot, bco, dpo, hinge, ipo, orpo, robust_dpo, sppo
+from polymodal.objectives.reduction import global_mean
 from polymodal.recipes.language_models import mono_internvl
-from polymodal.recipes.language_models._base import MonolithRecipe, MultimodalLanguageModel
+from polymodal.recipes.language_models._base import MonolithRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.training.run import Run
 from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
@@ -48,11 +50,12 @@ paper = Paper(
 PreferenceLoss = Literal["dpo", "robust_dpo", "hinge", "ipo", "sppo", "aot", "orpo"]
 
 
-class MPO(MultimodalLanguageModel):
+class MPO(VisionLanguageModel):
     """The model that learns, and what it was at first."""
 
-    def __init__(self, model: MultimodalLanguageModel, recipe: Recipe):
-        super().__init__(model.language_model, model.image_encoder, model.end, model.modality_experts)
+    def __init__(self, model: VisionLanguageModel, recipe: Recipe):
+        encoders = {name: model.get_submodule(f"{name}_encoder") for name in model.encoded}
+        super().__init__(encoders, model.language_model, model.end, model.loss_reduction, model.experts)
         self.recipe = recipe
         self.reference = copy.deepcopy(model).requires_grad_(False)
         self.mean_reward: Tensor
@@ -62,8 +65,8 @@ class MPO(MultimodalLanguageModel):
 
     def keep_reference(self) -> None:
         """The model as it is now is what it will be compared with."""
-        self.reference.language_model.load_state_dict(self.language_model.state_dict())
-        self.reference.image_encoder.load_state_dict(self.image_encoder.state_dict())
+        for name in ("language_model", *(f"{name}_encoder" for name in self.encoded)):
+            self.reference.get_submodule(name).load_state_dict(self.get_submodule(name).state_dict())
 
     def train(self, mode: bool = True) -> MPO:
         super().train(mode)
@@ -73,7 +76,7 @@ class MPO(MultimodalLanguageModel):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """dpo, bco and sft, with their weights; the batch has all chosen, then all rejected."""
         recipe, rows = self.recipe, len(batch["sequences"])
-        token_losses, row = self._token_losses(batch["sequences"])
+        token_losses, row, _ = self.token_losses(batch)
         own = -segment_sum(token_losses, row, rows)
         with torch.no_grad():
             reference = self.reference.log_likelihood(batch)
@@ -88,7 +91,8 @@ class MPO(MultimodalLanguageModel):
             center = self._center(rewards.detach())
             losses["bco"] = recipe.bco_weight * bco(chosen, rejected, center)
         if recipe.sft_weight:
-            losses["sft"] = recipe.sft_weight * token_losses[row < rows // 2].mean()
+            of_chosen = token_losses[row < rows // 2]
+            losses["sft"] = recipe.sft_weight * global_mean(of_chosen.sum(), len(of_chosen))
         return losses
 
     def _preference_loss(self, chosen: Tensor, rejected: Tensor) -> Float[Tensor, ""]:

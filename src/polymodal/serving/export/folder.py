@@ -13,8 +13,8 @@ import torch
 
 from polymodal.encoders.pretrained import hub_answers
 from polymodal.errors import UserError, unknown
+from polymodal.models.vision_language_model import VisionLanguageModel
 from polymodal.recipes.dual_encoders._base import DualEncoder
-from polymodal.recipes.language_models._base import MultimodalLanguageModel
 from polymodal.serving.export.language_model import language_to_transformers
 from polymodal.serving.export.model_card import write_card
 from polymodal.serving.export.onnx import to_onnx
@@ -26,11 +26,11 @@ TOLERANCE = 1e-4  # maximum difference between the embeddings or logits of a run
 
 # Exporters by type of method; each writes into a folder and returns a description and the maximum difference.
 FORMATS: dict[str, dict[type, Callable[[Run, Path], tuple[str, float]]]] = {
-    "transformers": {DualEncoder: to_transformers, MultimodalLanguageModel: language_to_transformers},
+    "transformers": {DualEncoder: to_transformers, VisionLanguageModel: language_to_transformers},
     "onnx": {DualEncoder: to_onnx},
     "sentence-transformers": {DualEncoder: to_sentence_transformers},
 }
-KINDS = {DualEncoder: "dual encoders", MultimodalLanguageModel: "language models that see"}
+KINDS = {DualEncoder: "dual encoders", VisionLanguageModel: "language models that see"}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from polymodal.data.sequence import pad_sequences
 from polymodal.encoders.language_model import LanguageModel
 from polymodal.errors import UserError
 from polymodal.modalities.image import unpatchify
-from polymodal.recipes.language_models._base import ImageEmbedding, MultimodalLanguageModel
+from polymodal.models.vision_language_model import VisionLanguageModel
+from polymodal.recipes.language_models._base import ImageEmbedding
 from polymodal.serving.export.transformers import exported_tokenizer, transformers, write_image_settings
 from polymodal.training import Run
 
@@ -38,7 +39,7 @@ def language_to_transformers(run: Run, folder: Path) -> tuple[str, float]:
 def exported_language_model(run: Run) -> tuple[Any, Any]:
     """Return the method as `modeling_polymodal_language.py` builds it, and its tokenizer with an image placeholder."""
     method = run.model
-    assert isinstance(method, MultimodalLanguageModel)
+    assert isinstance(method, VisionLanguageModel)
     language, seeing = method.language_model, method.image_encoder
     if not isinstance(language, LanguageModel) or not isinstance(seeing, ImageEmbedding):
         raise UserError(
@@ -60,7 +61,7 @@ def exported_language_model(run: Run) -> tuple[Any, Any]:
         image_size=run.recipe.tile_size,
         patch_size=run.recipe.patch_size,
         patch_embed_dim=run.recipe.patch_embed_dim,
-        visual_experts=method.modality_experts,
+        visual_experts=bool(method.experts),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -83,14 +84,14 @@ def prompt_text(processor: ConversationProcessor, question: str) -> str:
 def _difference(run: Run, loaded: Any, tokenizer: Any) -> float:
     """Return the maximum difference of logits after an image and a question."""
     method, processor = run.model, run.processor
-    assert isinstance(method, MultimodalLanguageModel)
+    assert isinstance(method, VisionLanguageModel)
     assert isinstance(processor, ConversationProcessor)
     size = processor.image.tile_size
     images = np.random.default_rng(0).integers(0, 256, (len(QUESTIONS), size, size, 3), dtype=np.uint8)
     worst = 0.0
     for image, question in zip(images, QUESTIONS, strict=True):
         prompt = pad_sequences([processor.prompt(image, question)])
-        vectors, routes = method._read(prompt)
+        vectors, routes = method.embed_sequences(prompt, {})
         ours = method.language_model.logits(
             method.language_model(vectors, prompt.position, prompt.document, routes)[:, -1]
         )
