@@ -26,7 +26,7 @@ from polymodal.curation.pipeline import pages_of, run_pipeline, steps_of_page
 from polymodal.curation.quality import Judge, Knowledge
 from polymodal.curation.web import blocks_of
 from polymodal.recipes.data_curation import wasm
-from polymodal.types import CurationStep
+from polymodal.curation.steps import CurationStep
 
 ROUNDS = 3
 _steps: Mapping[str, CurationStep] = {}

@@ -16,6 +16,7 @@ from polymodal.corpora import Corpus
 from polymodal.corpora._wordnet import WordNet, wordnet
 from polymodal.encoders.static_text import static_text
 from polymodal.errors import UserError
+from polymodal.evaluation.caption_metric import Metric
 from polymodal.evaluation.hallucination import cases, hallucination_scores, listed_class, precisions, scenes_of
 from polymodal.evaluation.statistics import Score
 from polymodal.recipes.metrics._chair import Chair
@@ -25,7 +26,7 @@ from polymodal.reproduce.claim import claim_record
 from polymodal.reproduce.metrics import compare_metrics
 from polymodal.reproduce.result import Arm
 from polymodal.serving.scoring import score_captions
-from polymodal.types import Budget, Metric, MetricClaim
+from polymodal.types import Budget, MetricClaim
 
 BY = "test"
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from polymodal.attacks.attack import Attack
 from polymodal.attacks.evaluate import Pairs, Ranks, attack_scores, perturb_pairs, success, summary
 from polymodal.attacks.masked_lm import STOP_WORDS, WordModel, clean
 from polymodal.attacks.perturbation import (
@@ -32,7 +33,7 @@ from polymodal.reproduce.result import Arm
 from polymodal.serving.attack import attack_runs
 from polymodal.training import Run, train
 from polymodal.training.runtime import RuntimeConfig
-from polymodal.types import Attack, AttackClaim, Budget
+from polymodal.types import AttackClaim, Budget
 
 QUIET = RuntimeConfig(logger="none")
 SET = set_level_attack.Recipe(eps=8.0, step_size=2.0)

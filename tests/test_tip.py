@@ -27,6 +27,7 @@ from polymodal.evaluation.missing_modalities import (
     missing_cells,
 )
 from polymodal.evaluation.task import available_modalities
+from polymodal.evaluation.tasks import label_classification
 from polymodal.evaluation.tasks.label_classification import CanClassify
 from polymodal.evaluation.tasks.table_imputation import fill_scores
 from polymodal.layers.cross_attention import CrossAttentionTransformer
@@ -179,9 +180,8 @@ def test_every_loss_falls_and_every_capability_answers(trained, solar_cells: Cor
 def test_evaluation_knows_missing_cells_and_a_loaded_run_scores_the_same(
     trained, solar_cells: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        incomplete_tables, "PROTOCOLS", ("random_values",)
-    )  # the others differ in which cells they take
+    # The other protocols differ in which cells they take.
+    monkeypatch.setattr(label_classification, "PROTOCOLS", ("random_values",))
     scores = {score.name: score for score in evaluate(trained, solar_cells)}
     for way in ("linear_probe", "classify"):
         assert scores[f"test/{way}_grade/accuracy"].chance == 0.25

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from polymodal.errors import UserError
 
@@ -188,14 +188,6 @@ class CuratedTrainingClaim(Claim):
     model: Any = None
 
 
-@dataclass(frozen=True)
-class CaptionScore:
-    """What a metric says of a caption. value: 1 is right. objects: what the caption speaks of, each with its score."""
-
-    value: float
-    objects: Mapping[str, float]
-
-
 class Recipe(Protocol):
     """A frozen dataclass of hyper-parameters that builds a method (see CONTRIBUTING for how to write one)."""
 
@@ -243,59 +235,3 @@ class Method(Protocol):
     """
 
     def losses(self, batch: Batch) -> dict[str, Tensor]: ...
-
-
-@runtime_checkable
-class Attack(Protocol):
-    """What a recipe of an attack does: images and captions that a method takes for strangers."""
-
-    def fit(self, corpus: Corpus, language: str | None, seed: int = 0) -> Any:
-        """What it must know beforehand, such as a language model. language: of the captions."""
-        ...
-
-    def attack(
-        self, method: Any, processor: Any, learned: Any, pixels: Tensor, captions: list[list[str]], seed: int = 0
-    ) -> tuple[Tensor, list[list[str]]]:
-        """Changed images on the scale 0-1, and changed captions of each."""
-        ...
-
-
-@runtime_checkable
-class Metric(Protocol):
-    """What a recipe of a metric does: judge a caption by other captions and by detected objects of its image."""
-
-    def score(self, caption: str, references: Sequence[str], detections: Sequence[str] = ()) -> CaptionScore: ...
-
-
-class Rejection(NamedTuple):
-    """A text that a step of curation left out, and why."""
-
-    reason: str
-    text: str
-
-
-class FilterResult(NamedTuple):
-    """What a step of curation made of a page's blocks (`curation.web.Block`)."""
-
-    kept: list[Any]
-    dropped: list[Rejection]
-
-
-CurationStep = Callable[[list[Any]], FilterResult]
-
-
-@runtime_checkable
-class Curation(Protocol):
-    """What a recipe of curation does: pages to documents worth training on, step by step."""
-
-    def fit(self, good: Iterable[str], flagged: Iterable[str] = ()) -> Any:
-        """What it must know of the language beforehand, from good texts."""
-        ...
-
-    def steps(self, known: Any) -> Mapping[str, CurationStep]:
-        """Name -> what happens to the blocks of a page; a page without blocks is dropped."""
-        ...
-
-    def documents(self, blocks: list[Any]) -> list[list[Any]]:
-        """What the blocks that are left of a page are trained on as: one document, or several."""
-        ...

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from PIL import Image as PILImage
 from torch import Tensor
 
+from polymodal.attacks.attack import Attack
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
@@ -25,7 +26,6 @@ from polymodal.evaluation.retrieval import chance_recall, ranks
 from polymodal.evaluation.statistics import Score, ratio
 from polymodal.modalities import Image, Text
 from polymodal.training.run import Run, embed, evaluating
-from polymodal.types import Attack
 
 FIRST = (1, 5, 10)
 IMAGES_AT_ONCE = 64

@@ -15,9 +15,9 @@ import numpy as np
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.curation.quality import printable, words_of
+from polymodal.curation.steps import Curation
 from polymodal.curation.web import Block, blocks_of
 from polymodal.evaluation.statistics import Score
-from polymodal.types import Curation
 
 SCRIPTS = {"ar": "ARABIC", "fa": "ARABIC", "ru": "CYRILLIC", "el": "GREEK"}  # other languages: Latin
 EDITIONS = {"ar": "/ar-MA/", "fa": "/fa-IR/", "en": "/en-US/"}  # part of the page keys of a language

@@ -27,13 +27,13 @@ from polymodal.constraints import PositiveInt, validate_constraints
 from polymodal.corpora._splits import split_by_hash
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.corpora.saved import check_empty, save_corpus
+from polymodal.curation.steps import Curation, CurationStep, Rejection
 from polymodal.curation.web import Block, blocks_of, markdown_of, parallel_lists
 from polymodal.errors import UnreadableExample, UserError, needs
 from polymodal.modalities import Image, Interleaved
 from polymodal.modalities.image import to_rgb
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import write_json
-from polymodal.types import Curation, CurationStep, Rejection
 
 Executor = Literal["native", "ray"]
 DOCUMENTS, DROPPED, SETTINGS = "documents.parquet", "dropped.parquet", "settings.json"

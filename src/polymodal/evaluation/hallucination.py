@@ -18,9 +18,9 @@ from jaxtyping import Float
 from polymodal.corpora._wordnet import WordNet, wordnet
 from polymodal.corpora.corpus import Corpus
 from polymodal.errors import UserError
+from polymodal.evaluation.caption_metric import CaptionScore, Metric
 from polymodal.evaluation.statistics import Score
 from polymodal.modalities import Regions, Text
-from polymodal.types import CaptionScore, Metric
 
 Kind = Literal["true", "in_list", "out_of_list", "added", "synonym", "doubted"]
 WRONG: tuple[Kind, ...] = ("in_list", "out_of_list", "added")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from polymodal.attacks.attack import Attack
 from polymodal.attacks.evaluate import Pairs, Ranks, attack_scores, summary
 from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation.statistics import Score
@@ -14,7 +15,7 @@ from polymodal.reproduce.compare import RESULTS, SCORES, compare, untrained
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.result import Arm, ComparisonResult, Trial
 from polymodal.training.run import Run, write_json, write_text
-from polymodal.types import Attack, AttackClaim, Budget
+from polymodal.types import AttackClaim, Budget
 
 
 def compare_attacks(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as PILImage
 
+from polymodal.attacks.attack import Attack
 from polymodal.attacks.evaluate import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Pairs, Ranks, attack_scores
 from polymodal.corpora.corpus import Corpus
 from polymodal.errors import UserError
@@ -17,7 +18,6 @@ from polymodal.evaluation.statistics import Score
 from polymodal.modalities.image import open_image
 from polymodal.serving.images import save_image
 from polymodal.training.run import Run, write_json
-from polymodal.types import Attack
 
 SHOWN = 6  # images per sheet
 WITHIN = 10  # k of R@k: a pair counts as retrieved in the top k

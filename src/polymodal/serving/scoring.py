@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from polymodal.errors import UserError
+from polymodal.evaluation.caption_metric import CaptionScore, Metric
 from polymodal.serving.json_lines import write_json_lines
-from polymodal.types import CaptionScore, Metric
 
 
 def score_captions(metric: Metric, captions: Path, out: Path) -> list[tuple[str, CaptionScore]]:

@@ -19,10 +19,11 @@ from rapidfuzz import fuzz, process
 
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt, UnitInterval
 from polymodal.curation.quality import Judge, Knowledge, QualityFilters, clean_text, printable
+from polymodal.curation.steps import CurationStep, FilterResult, Rejection
 from polymodal.curation.web import Block
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.recipes.any_to_any import moma
-from polymodal.types import Budget, CuratedTrainingClaim, CurationClaim, CurationStep, FilterResult, Paper, Rejection
+from polymodal.types import Budget, CuratedTrainingClaim, CurationClaim, Paper
 
 paper = Paper(
     slug="wasm",

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polymodal.corpora._wordnet import wordnet
+from polymodal.evaluation.caption_metric import CaptionScore
 from polymodal.evaluation.hallucination import listed_class
 from polymodal.recipes.metrics._objects import object_lines, root
-from polymodal.types import CaptionScore
 
 WANTED_BY = "metric 'CHAIR'"
 

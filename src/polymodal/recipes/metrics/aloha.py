@@ -21,9 +21,10 @@ from scipy.optimize import linear_sum_assignment
 from polymodal.corpora._wordnet import WordNet, wordnet
 from polymodal.encoders.static_text import static_text
 from polymodal.errors import UserError, needs
+from polymodal.evaluation.caption_metric import CaptionScore
 from polymodal.recipes.metrics._chair import Chair
 from polymodal.recipes.metrics._objects import object_lines, root
-from polymodal.types import Budget, CaptionScore, MetricClaim, Paper
+from polymodal.types import Budget, MetricClaim, Paper
 
 paper = Paper(
     slug="aloha",
