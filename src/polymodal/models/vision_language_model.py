@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polymodal.data.sequence import PackedSequences
+from polymodal.data.sequence import TEXT, PackedSequences
 from polymodal.errors import UserError
 from polymodal.layers.decoder import ExpertAssignment
 from polymodal.layers.decoding import Decoding
