@@ -9,7 +9,6 @@ recipe of two or more losses can do that; here are the model and the measurement
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ from polymodal.recipes.dual_encoders._base import LARGEST_SCALE
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import GradCacheMethod
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Batch, Budget, Claim, Example, Paper
+from polymodal.types import Batch, Example, Paper
 
 paper = Paper(
     slug="gradient-harmonization",
@@ -200,27 +199,3 @@ class Recipe(OptimizerConfig):
             learning_rate=1e-4,
             warmup_ratio=10_000 / 500_000,
         )
-
-
-_swapped = Recipe(mismatch_rate=0.4)
-_aligned = Recipe()
-claim = Claim(
-    sentence="Where sounds and texts do not always belong to their video, realigned gradients and a curriculum by "
-    "their agreement make better retrieval than the plain sum.",
-    baseline=_swapped,
-    treatment=dataclasses.replace(_swapped, gradient_harmonization="both"),
-    further={
-        "nothing swapped": _aligned,
-        "nothing swapped, both": dataclasses.replace(_aligned, gradient_harmonization="both"),
-    },
-    corpus="clips",
-    budget=Budget(steps=600),
-    seeds=3,
-    metrics=(
-        "test/text_to_video/R@10",
-        "test/text_to_video/R@1",
-        "test/sound_to_video/R@10",
-        "test/linear_probe_motion/accuracy",
-    ),
-    paper_results="better than VATT on UCF101, HMDB51, ESC-50, YouCook2 and MSR-VTT; figures are not in the abstract",
-)
