@@ -54,7 +54,8 @@ def gradient_cosine(gradients: Float[Tensor, "losses parameters"]) -> float:
 class GradientHarmonizer:
     """Gradients of several losses, harmonised; keeps count of what it saw until `report`."""
 
-    def __init__(self, kind: Literal["realign", "curriculum", "both"]):
+    def __init__(self, kind: Literal["realign", "curriculum", "both"], group_size: int = 0):
+        self.group_size = group_size
         self.realigns = kind in ("realign", "both")
         self.leaves_out = kind in ("curriculum", "both")
         self.seen: list[tuple[float, bool]] = []  # agreement of each micro-batch, and whether it was left out
@@ -101,7 +102,7 @@ class GradientHarmonizer:
             parameter.grad = value / kept if kept else None
         return reported
 
-    def report(self) -> dict[str, float]:
+    def report(self) -> dict[str, dict[str, float]]:
         """Mean agreement, share of micro-batches in conflict and share left out, since the last report."""
         count = max(len(self.seen), 1)
         figures = {
@@ -110,7 +111,7 @@ class GradientHarmonizer:
             "skip_rate": sum(left_out for _, left_out in self.seen) / count,
         }
         self.seen.clear()
-        return figures
+        return {"gradient_harmonization": figures}
 
 
 Gradients = list[tuple[Tensor | None, ...]]  # of each loss, by each parameter

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from polymodal.constraints import (
@@ -22,8 +22,36 @@ from polymodal.constraints import (
     UnitInterval,
 )
 from polymodal.modalities import Text
-from polymodal.training.parallel import full_tensor
-from polymodal.types import Stage
+from polymodal.training.grad_cache import Forward
+from polymodal.training.parallel import World, full_tensor
+from polymodal.types import Batch, Stage
+
+
+class GradientTransform(Protocol):
+    """From the gradients of each loss by groups of examples to the gradient of a step."""
+
+    group_size: int
+    """Examples of a group, which divide the batch of a process; 0 takes the micro-batches."""
+
+    def backward(
+        self,
+        method: Any,
+        batches: list[Batch],
+        weights: Mapping[str, float],
+        forward: Forward,
+        fraction: float,
+        world: World,
+        name: str,
+    ) -> dict[str, Tensor]:
+        """Set the gradients of all trainable parameters; returns the losses, detached.
+
+        fraction: of the stage that is done. name: of the losses in the method.
+        """
+        ...
+
+    def report(self) -> dict[str, Any]:
+        """What the run's history notes of the steps since the last report."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,11 +80,6 @@ class OptimizerConfig:
     """Largest norm of the whole gradient; 0 does not clip."""
     ema_decay: DecayRate = 0.0
     """Decay a step of the moving average of the weights that becomes the result; 0 keeps the last weights."""
-    gradient_harmonization: Literal["none", "realign", "curriculum", "both"] = "none"
-    """For two or more losses: project conflicting gradients off each other, leave out groups of examples whose
-    gradients conflict most, or both (cross-modality gradient harmonization, Wu et al. 2022)."""
-    gradient_group_size: NonNegativeInt = 0
-    """Examples whose gradients are compared together, and which divide the batch; 0 takes the micro-batches."""
     freeze: tuple[str, ...] = ()
     """Towers that keep their weights, such as text (LiT, Zhai et al. 2022), or shell patterns of parameter names."""
     lora_rank: NonNegativeInt = 0
@@ -70,6 +93,10 @@ class OptimizerConfig:
     def stages(self) -> tuple[Stage, ...]:
         """What is trained, one after the other; a recipe with more than one stage says so here."""
         return (Stage("training"),)
+
+    def gradient_transform(self) -> GradientTransform | None:
+        """What makes one gradient of those of each loss; None adds them up. One is made for each run."""
+        return None
 
     def cacheable_encoders(self) -> tuple[str, ...]:
         """The encoders, by their name in the method, that see an example as it is, without a random change.

@@ -4,7 +4,7 @@ Video, sound and text go through one transformer (VATT). Video is contrasted wit
 another that is made of the first. Where sound or text do not belong to the video, the gradients of the two losses by
 the shared weights tend to conflict: then they are projected off each other (`--gradient-harmonization realign`), groups
 of triplets whose gradients conflict most are left out, more of them as training goes on (`curriculum`), or both. Any
-recipe of two or more losses can do that; here are the model and the measurement.
+recipe of two or more losses can do that by its `gradient_transform`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -33,6 +34,7 @@ from polymodal.objectives.contrastive import info_nce
 from polymodal.recipes.dual_encoders._base import LARGEST_SCALE
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import GradCacheMethod
+from polymodal.training.gradient_harmonization import GradientHarmonizer
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Example, Paper
 
@@ -131,7 +133,11 @@ class VATT(GradCacheMethod, nn.Module):
 @dataclass(frozen=True)
 class Recipe(OptimizerConfig):
     batch_size: AtLeastTwo = 64
+    gradient_harmonization: Literal["none", "realign", "curriculum", "both"] = "none"
+    """Project conflicting gradients off each other (algorithm 1), leave out groups of examples whose gradients conflict
+    most (algorithm 2), or both."""
     gradient_group_size: NonNegativeInt = 4
+    """Examples whose gradients are compared together, and which divide the batch; 0 takes the micro-batches."""
     video: VideoEncoderConfig = VideoEncoderConfig(frames=3, image_size=48)
     """Frames and patches of a clip; width, depth and heads of the one transformer."""
     text: TextEncoderConfig = TextEncoderConfig(vocab_size=2000, context_length=48)
@@ -149,6 +155,10 @@ class Recipe(OptimizerConfig):
     mismatch_rate: UnitInterval = 0.0
     """Share of triplets whose text, or as often whose sound, is another example's, to measure what that does."""
     augmentation: ImageAugmentation = ImageAugmentation(scale=(0.6, 1.0), hflip_prob=0.5)
+
+    def gradient_transform(self) -> GradientHarmonizer | None:
+        kind = self.gradient_harmonization
+        return None if kind == "none" else GradientHarmonizer(kind, self.gradient_group_size)
 
     def processor(self, corpus: Corpus) -> VideoSoundTextProcessor:
         for kind in (Video, Audio):
