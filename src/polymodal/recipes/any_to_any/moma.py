@@ -44,7 +44,7 @@ paper = Paper(
 
 LEARNED = tuple(  # the parameters of the language model but for the auxiliary routers
     f"language_model.{part}"
-    for part in ("embedding.*", "head.*", "*.attention.*", "*norm_*", "*.router.*", "*.gate_up*", "*.down*")
+    for part in ("embedding.*", "head.*", "*.attention.*", "*norm*", "*.router.*", "*.gate_up*", "*.down*")
 )
 
 
