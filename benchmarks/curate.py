@@ -21,6 +21,7 @@ from typing import Any
 
 import polymodal as pm
 from in_turn import median_ratio, seconds_in_turn
+from polymodal.claims import wasm as claims
 from polymodal.curation.noise import good_paragraphs, pages_in_language
 from polymodal.curation.pipeline import pages_of, run_pipeline, steps_of_page
 from polymodal.curation.quality import Judge, Knowledge
@@ -62,7 +63,7 @@ def against_datatrove(texts: Sequence[str]) -> None:
     except ImportError as error:
         print(f"not compared with datatrove: {error}")
         return
-    limits = replace(wasm.OBELICS_DOCUMENT, language=0.0, perplexity=math.inf)
+    limits = replace(claims.OBELICS_DOCUMENT, language=0.0, perplexity=math.inf)
     judge = Judge(limits, Knowledge.of("en", texts, ()))
     kept: dict[str, int] = {}
 

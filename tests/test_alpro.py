@@ -392,8 +392,8 @@ def test_own_clips_are_read_by_their_paths(tmp_path: Path, clips: Corpus) -> Non
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match="are the same"):
         alpro.Recipe(video=VideoEncoderConfig(width=32))
-    with pytest.raises(UserError, match="less than 1"):
-        alpro.Recipe(prompter_fraction=0.5, finetune_fraction=0.5)
+    with pytest.raises(UserError, match="leave less than nothing for 'pre-training'"):
+        active_stages(alpro.Recipe(prompter_fraction=0.6, finetune_fraction=0.5))
 
 
 def test_the_paper_preset_has_the_papers_size(processor: VideoTextProcessor) -> None:

@@ -517,30 +517,44 @@ def test_harmonized_gradients(kind, fraction, expected):
     else:
         torch.testing.assert_close(method.shared.grad, torch.tensor(expected))
         torch.testing.assert_close(method.own.grad, torch.ones(1))
-    report = harmony.report()
+    report = harmony.report()["gradient_harmonization"]
     assert report["gradient_cosine"] == pytest.approx(-(0.5**0.5))
     assert (report["conflict_rate"], report["skip_rate"]) == (1.0, float(expected is None))
 
 
+@dataclasses.dataclass(frozen=True)
+class Realigned(sparc.Recipe):
+    def gradient_transform(self):
+        return GradientHarmonizer("realign")
+
+
+@dataclasses.dataclass(frozen=True)
+class Both(sparc.Recipe):
+    def gradient_transform(self):
+        return GradientHarmonizer("both")
+
+
+@dataclasses.dataclass(frozen=True)
+class OneLoss(clip.Recipe):
+    def gradient_transform(self):
+        return GradientHarmonizer("both")
+
+
 def test_agreeing_gradients_are_the_plain_ones_bit_for_bit(small_emoji):
     plain = train(sparc.Recipe(batch_size=16), small_emoji, Budget(steps=1), runtime=QUIET)
-    kept = train(
-        sparc.Recipe(batch_size=16, gradient_harmonization="realign"), small_emoji, Budget(steps=1), runtime=QUIET
-    )
+    kept = train(Realigned(batch_size=16), small_emoji, Budget(steps=1), runtime=QUIET)
     (entry,) = [entry for entry in kept.history if "gradient_harmonization" in entry]
     if entry["gradient_harmonization"]["conflict_rate"] == 0:
         assert_close(weights(plain), weights(kept), tolerance=1e-6)
     assert entry["losses"] == plain.history[-1]["losses"]
     pieces = dataclasses.replace(QUIET, micro_batch=4)
-    both = train(
-        sparc.Recipe(batch_size=16, gradient_harmonization="both"), small_emoji, Budget(steps=10), runtime=pieces
-    )
+    both = train(Both(batch_size=16), small_emoji, Budget(steps=10), runtime=pieces)
     assert set(both.history[-1]["gradient_harmonization"]) == {"gradient_cosine", "conflict_rate", "skip_rate"}
 
 
 def test_a_single_loss_has_nothing_to_harmonize(small_emoji):
     with pytest.raises(UserError, match="only 'contrastive'"):
-        train(clip.Recipe(batch_size=16, gradient_harmonization="both"), small_emoji, Budget(steps=1), runtime=QUIET)
+        train(OneLoss(batch_size=16), small_emoji, Budget(steps=1), runtime=QUIET)
 
 
 # Optimisation

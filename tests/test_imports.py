@@ -88,6 +88,7 @@ def test_folders_import_only_from_folders_above_them():
             "curation",
             "attacks",
             "recipes",
+            "claims",
             "reproduce",
             "serving",
             "cli",

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from torch.nn import functional as F
 
 import polymodal as pm
+from polymodal.claims import ulip_2 as claims
 from polymodal.cli import main
 from polymodal.corpora import Corpus
 from polymodal.corpora._prepared import Preparation
@@ -438,7 +439,7 @@ def test_the_paper_preset_is_as_large_as_it_says(furniture: Corpus) -> None:
 
 
 def test_the_claim_differs_only_in_what_is_said() -> None:
-    claim = ulip_2.claim
+    claim = claims.claim
     changed = {
         field.name
         for arm in (claim.baseline, *claim.further.values())

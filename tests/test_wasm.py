@@ -18,6 +18,7 @@ from PIL import Image as PILImage
 
 import polymodal as pm
 from polymodal import recipes
+from polymodal.claims import wasm as claims
 from polymodal.cli import main
 from polymodal.corpora import Corpus
 from polymodal.corpora._html import parse_html
@@ -420,7 +421,7 @@ def test_noise_stands_among_paragraphs_and_is_known(arabic: Corpus) -> None:
 def test_limits_for_arabic_keep_more_of_it(arabic: Corpus) -> None:
     ours, theirs = (
         {score.name: score for score in curation_scores(recipe, arabic, "ar", 12, seed=0)}
-        for recipe in (wasm.claim.treatment, wasm.claim.baseline)
+        for recipe in (claims.claim.treatment, claims.claim.baseline)
     )
     assert ours["good/kept_after_paragraph"].value > theirs["good/kept_after_paragraph"].value + 0.1
     assert ours["noise/dropped"].value > 0.95
@@ -500,7 +501,7 @@ def test_good_texts_come_from_a_file_or_captions(tmp_path: Path) -> None:
 
 def test_the_recipe_is_listed_and_its_claim_is_about_limits() -> None:
     assert recipes.entries()["wasm"].family == "data_curation"
-    claim = wasm.claim
+    claim = claims.claim
     assert claim.treatment == wasm.Recipe()
     assert claim.baseline.layout == claim.treatment.layout
     with pytest.raises(UserError, match="trains nothing; use it with: polymodal curate wasm PAGES"):

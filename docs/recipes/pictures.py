@@ -20,6 +20,8 @@ import torch
 
 from polymodal import corpora
 from polymodal.attacks.evaluate import Pairs, perturb_pairs
+from polymodal.claims import mslam as mslam_claims
+from polymodal.claims import set_level_attack as set_level_attack_claims
 from polymodal.corpora._wordnet import wordnet
 from polymodal.corpora.saved import open_saved
 from polymodal.data.columns import denormalize_pixels
@@ -32,8 +34,6 @@ from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Words
 from polymodal.modalities.boxes import boxes_to_patch_mask
 from polymodal.recipes.metrics import aloha as aloha_recipe
-from polymodal.recipes.security import set_level_attack as set_level_attack_recipe
-from polymodal.recipes.speech_audio import mslam as mslam_recipe
 from polymodal.rng import ExampleRNG
 from polymodal.serving.attack import attack_sheet
 from polymodal.serving.image_generation import generate_images
@@ -174,7 +174,7 @@ def set_level_attack(results: Path) -> None:
     """Images and captions before and after, and who falls with whom under which attack."""
     victim = next(iter(sorted((results / "victims").glob("*/runs/*/seed-0"))))
     emoji = corpora.emoji()
-    attack, source = set_level_attack_recipe.claim.treatment, load_run(victim)
+    attack, source = set_level_attack_claims.claim.treatment, load_run(victim)
     pairs = Pairs.of(emoji, source, "train", 48)
     attack_sheet(pairs, perturb_pairs(attack, source, emoji, pairs)).save(HERE / "set_level_attack.png")
 
@@ -460,7 +460,7 @@ def alpro(results: Path) -> None:
 def mslam(results: Path) -> None:
     """Test speech as frames, what was said, what the transcribing head hears, and what it reads in the text itself."""
     runs: dict[str, Any] = {arm: load_run(results / "runs" / arm / "seed-0") for arm in ("baseline", "treatment")}
-    speech = corpora.in_languages(corpora.speech(), mslam_recipe.claim.languages)
+    speech = corpora.in_languages(corpora.speech(), mslam_claims.claim.languages)
     processor = runs["treatment"].processor
     rows = [row for row in speech.rows("test").tolist() if len(speech.value(row, "captions")[0].text) < 40]
     chosen = np.random.default_rng(1).permutation(rows)[:6].tolist()

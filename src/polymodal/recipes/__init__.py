@@ -55,11 +55,20 @@ class Entry:
 
 def entries() -> dict[str, Entry]:
     """All recipes of the package by name."""
-    return {name: _read(file) for name, file in _files().items()}
+    return {name: _read(file, _assigned(_tree(_claim_file(name)))) for name, file in _files().items()}
 
 
 def _files() -> dict[str, Path]:
     return {file.stem: file for file in sorted(Path(__file__).parent.glob("*/[!_]*.py"))}
+
+
+def _claim_file(name: str) -> Path:
+    return Path(__file__).parents[1] / "claims" / f"{name}.py"
+
+
+def _tree(file: Path) -> ast.Module:
+    """The statements of a file; of one that does not exist, none."""
+    return ast.parse(file.read_text(encoding="utf-8") if file.is_file() else "")
 
 
 def _module_of(file: Path) -> str:
@@ -133,14 +142,9 @@ def _import_module(place: str) -> Any:
         raise UserError(f"The module '{place}' cannot be imported: {error}") from error
 
 
-def _read(file: Path) -> Entry:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    assigned = {
-        node.targets[0].id: node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-    paper = assigned["paper"]
+def _read(file: Path, claims: Mapping[str, ast.expr]) -> Entry:
+    tree = _tree(file)
+    paper = _assigned(tree)["paper"]
     assert isinstance(paper, ast.Call)
     said = {word.arg: ast.literal_eval(word.value) for word in paper.keywords}
     idea = (ast.get_docstring(tree) or "").partition("\n\n")[0].replace("\n", " ")
@@ -153,10 +157,19 @@ def _read(file: Path) -> Entry:
         year=said["year"],
         arxiv=said["arxiv"],
         modalities=said["modalities"],
-        has_claim="claim" in assigned,
-        corpus=_claim_corpus(assigned.get("claim")),
+        has_claim=FIRST_CLAIM in claims,
+        corpus=_claim_corpus(claims.get(FIRST_CLAIM)),
         method=_built_class(tree),
     )
+
+
+def _assigned(tree: ast.Module) -> dict[str, ast.expr]:
+    """The module-level values by name."""
+    return {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
 
 
 def _claim_corpus(claim: ast.expr | None) -> str:
@@ -172,12 +185,18 @@ def _built_class(tree: ast.Module) -> str:
     return "Recipe"
 
 
-FIRST_CLAIM = "claim"  # its name in the recipe's file
+FIRST_CLAIM = "claim"  # its name in the file of claims
 
 
 def claims(spec: str) -> dict[str, Claim]:
-    """The claims that stand beside a recipe, by their names in its file."""
-    return _claims_in(vars(sys.modules[find(spec).__module__]))
+    """The claims about a recipe by name: those of `polymodal/claims/NAME.py`, or of a user's file those that it has."""
+    module = _claim_module(spec)
+    return _claims_in(vars(importlib.import_module(module) if module else sys.modules[find(spec).__module__]))
+
+
+def _claim_module(spec: str) -> str | None:
+    name = spec.partition(":")[0]
+    return f"polymodal.claims.{name}" if name in _files() and _claim_file(name).is_file() else None
 
 
 def _claims_in(names: Mapping[str, Any]) -> dict[str, Claim]:
@@ -198,7 +217,9 @@ def describe(spec: str) -> dict[str, Any]:
 def _described(spec: str, kind: type[Any]) -> dict[str, Any]:
     module = sys.modules[kind.__module__]
     paper = getattr(module, "paper", None)
-    sentences = {name: claim.sentence for name, claim in _claims_in(source.values(module)).items()}
+    own = _claim_module(spec)
+    values = source.values(source.read(own).module if own else module)
+    sentences = {name: claim.sentence for name, claim in _claims_in(values).items()}
     return {
         "name": spec,
         "title": paper.title if paper else kind.__name__,

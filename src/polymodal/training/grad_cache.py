@@ -97,10 +97,7 @@ def cached_representations(method: Any, batches: list[Batch], forward: Forward, 
     Raises UserError for a method with batch norm, whose representations depend on the batch.
     """
     if isinstance(method, nn.Module) and any(isinstance(module, _BatchNorm) for module in method.modules()):
-        raise UserError(
-            "This method has batch norm, which looks at the whole batch; leave out --micro-batch and "
-            "--gradient-group-size."
-        )
+        raise UserError("This method has batch norm, which looks at the whole batch; leave out --micro-batch.")
     pieces = []
     with torch.no_grad():
         for number, batch in enumerate(batches):

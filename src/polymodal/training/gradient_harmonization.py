@@ -53,7 +53,8 @@ def gradient_cosine(gradients: Float[Tensor, "losses parameters"]) -> float:
 class GradientHarmonizer:
     """Harmonizes gradients of several losses, and counts conflicts until `report`."""
 
-    def __init__(self, kind: Literal["realign", "curriculum", "both"]):
+    def __init__(self, kind: Literal["realign", "curriculum", "both"], group_size: int = 0):
+        self.group_size = group_size
         self.realigns = kind in ("realign", "both")
         self.leaves_out = kind in ("curriculum", "both")
         self.seen: list[tuple[float, bool]] = []  # agreement of each micro-batch, and whether it was left out
@@ -100,7 +101,7 @@ class GradientHarmonizer:
             parameter.grad = value / kept if kept else None
         return reported
 
-    def report(self) -> dict[str, float]:
+    def report(self) -> dict[str, dict[str, float]]:
         """Return the mean gradient cosine, the conflict rate and the skip rate since the last report."""
         count = max(len(self.seen), 1)
         figures = {
@@ -109,7 +110,7 @@ class GradientHarmonizer:
             "skip_rate": sum(left_out for _, left_out in self.seen) / count,
         }
         self.seen.clear()
-        return figures
+        return {"gradient_harmonization": figures}
 
 
 Gradients = list[tuple[Tensor | None, ...]]  # of each loss, by each parameter

@@ -41,7 +41,6 @@ from polymodal.training.checkpoint import (
 from polymodal.training.ema import ExponentialMovingAverage
 from polymodal.training.feature_cache import CachedEncoder, cached_encoders, frozen_names, is_frozen
 from polymodal.training.grad_cache import backward, halves, weighted_sum
-from polymodal.training.gradient_harmonization import GradientHarmonizer
 from polymodal.training.optimizer import adamw, clip_gradients, learning_rate
 from polymodal.training.parallel import World, check_batch, full_tensor, parallelize, reshard
 from polymodal.training.run import SKIPPED, Run, evaluating, to_device, write_text
@@ -143,15 +142,13 @@ class Trainer:
         self.cached: dict[str, CachedEncoder] = {}
         self.flops_an_example = 0.0
         self.losses_of: Any = None  # the method's losses, averaging gradients over processes where there are several
-        self.harmonizer = (
-            GradientHarmonizer(recipe.gradient_harmonization) if recipe.gradient_harmonization != "none" else None
-        )
-        group = recipe.gradient_group_size if self.harmonizer is not None else 0
+        self.transform = recipe.gradient_transform()
+        group = self.transform.group_size if self.transform is not None else 0
         check_batch(recipe.batch_size, group, world.size)
         self.pieces = group or runtime.micro_batch or recipe.batch_size // world.size
         self.sharded = runtime.parallel == "fsdp" and world.size > 1
-        if self.harmonizer is not None and self.sharded:
-            raise UserError("--gradient-harmonization needs whole gradients of each loss; use --parallel ddp with it.")
+        if self.transform is not None and self.sharded:
+            raise UserError("This recipe needs whole gradients of each loss; use --parallel ddp with it.")
         self.unlogged: list[dict[str, Tensor]] = []
         self.skipped_before: dict[str, str] = {}
         self.stopping = False
@@ -229,7 +226,7 @@ class Trainer:
         if cut:
             self.losses_of = getattr(model, stage.losses)
         else:
-            one_pass = self.harmonizer is None and self.pieces == recipe.batch_size // world.size
+            one_pass = self.transform is None and self.pieces == recipe.batch_size // world.size
             called = [name for one in self.stages for name in (one.losses, *(halves(model, one.losses) or ()))]
             self.losses_of = parallelize(model, world, runtime.parallel, one_pass, all_used, stage.losses, called)
             self.averages_itself = self.losses_of != getattr(model, stage.losses)
@@ -287,8 +284,8 @@ class Trainer:
             group["lr"] = rate * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        if self.harmonizer is not None:
-            losses = self.harmonizer.backward(
+        if self.transform is not None:
+            losses = self.transform.backward(
                 self.model, batches, stage.loss_weights, self._forward, self.stage_fraction, self.world, stage.losses
             )
         else:
@@ -385,8 +382,8 @@ class Trainer:
         rate = self.optimizer.param_groups[0]["lr"]
         losses = dict(zip(names, means.tolist(), strict=True))
         stage = {"stage": self.stages[self.progress.stage].name} if len(self.stages) > 1 else {}
-        harmony = {"gradient_harmonization": self.harmonizer.report()} if self.harmonizer is not None else {}
-        self.tracker.log(self.progress.log(learning_rate=rate, losses=losses, **stage, **harmony))
+        report = self.transform.report() if self.transform is not None else {}
+        self.tracker.log(self.progress.log(learning_rate=rate, losses=losses, **stage, **report))
         self.unlogged.clear()
 
     def validate(self, validate: Validate) -> None:

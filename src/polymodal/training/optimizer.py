@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from polymodal.constraints import (
@@ -22,8 +22,36 @@ from polymodal.constraints import (
     UnitInterval,
 )
 from polymodal.modalities import Text
-from polymodal.training.parallel import full_tensor
-from polymodal.types import Stage
+from polymodal.training.grad_cache import Forward
+from polymodal.training.parallel import World, full_tensor
+from polymodal.types import Batch, Stage
+
+
+class GradientTransform(Protocol):
+    """From the gradients of each loss by groups of examples to the gradient of a step."""
+
+    group_size: int
+    """Examples of a group, which divide the batch of a process; 0 takes the micro-batches."""
+
+    def backward(
+        self,
+        method: Any,
+        batches: list[Batch],
+        weights: Mapping[str, float],
+        forward: Forward,
+        fraction: float,
+        world: World,
+        name: str,
+    ) -> dict[str, Tensor]:
+        """Set the gradients of all trainable parameters; returns the losses, detached.
+
+        fraction: of the stage that is done. name: of the losses in the method.
+        """
+        ...
+
+    def report(self) -> dict[str, Any]:
+        """What the run's history notes of the steps since the last report."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,11 +80,6 @@ class OptimizerConfig:
     """Gradient clipping: maximum global gradient norm; 0: off."""
     ema_decay: DecayRate = 0.0
     """Decay per step of the exponential moving average (EMA) of weights, which becomes the result; 0: off."""
-    gradient_harmonization: Literal["none", "realign", "curriculum", "both"] = "none"
-    """For methods with two or more losses: project conflicting gradients (realign), skip groups of examples with the
-    strongest conflicts (curriculum), or both (cross-modality gradient harmonization, Wu et al. 2022)."""
-    gradient_group_size: NonNegativeInt = 0
-    """Examples per group whose gradients are compared; must divide the batch; 0: the micro-batch."""
     freeze: tuple[str, ...] = ()
     """Frozen encoders, such as text (LiT, Zhai et al. 2022), or shell patterns of parameter names."""
     lora_rank: NonNegativeInt = 0
@@ -70,6 +93,10 @@ class OptimizerConfig:
     def stages(self) -> tuple[Stage, ...]:
         """Return the training stages in order; a recipe with more than one stage overrides it."""
         return (Stage("training"),)
+
+    def gradient_transform(self) -> GradientTransform | None:
+        """What makes one gradient of those of each loss; None adds them up. One is made for each run."""
+        return None
 
     def cacheable_encoders(self) -> tuple[str, ...]:
         """Return the names of the encoders that see unaugmented inputs.

@@ -21,9 +21,7 @@ from polymodal.constraints import NonNegativeFloat, NonNegativeInt, UnitInterval
 from polymodal.curation.quality import Judge, Knowledge, QualityFilters, clean_text, printable
 from polymodal.curation.steps import CurationStep, FilterResult, Rejection
 from polymodal.curation.web import Block
-from polymodal.encoders.language_model import LanguageModelConfig
-from polymodal.recipes.any_to_any import moma
-from polymodal.types import Budget, CuratedTrainingClaim, CurationClaim, Paper
+from polymodal.types import Paper
 
 paper = Paper(
     slug="wasm",
@@ -159,81 +157,3 @@ def sift_page(blocks: list[Block], judge: Judge) -> FilterResult:
     text = "\n\n".join(block.text for block in blocks if not block.image)
     reason = judge.why_not(text) if text else "no_text"
     return FilterResult(blocks, []) if reason is None else FilterResult([], [Rejection(reason, text)])
-
-
-# As OBELICS has them for English, but for the share of common words: its list is of a size that no corpus here gives.
-OBELICS_PARAGRAPH = QualityFilters(
-    min_words=4,
-    max_words=1000,
-    character_repetition=0.1,
-    word_repetition=0.1,
-    special_characters=0.3,
-    stop_words=0.3,
-    flagged_words=0.01,
-    punctuation=0.001,
-)
-OBELICS_DOCUMENT = QualityFilters(
-    min_words=10,
-    max_words=2000,
-    character_repetition=0.1,
-    word_repetition=0.2,
-    special_characters=0.275,
-    stop_words=0.35,
-    flagged_words=0.01,
-    punctuation=0.03,
-    language=0.8,
-    perplexity=1500,
-)
-_obelics = Recipe(paragraph_filters=OBELICS_PARAGRAPH, document_filters=OBELICS_DOCUMENT, dedup_similarity=101)
-claim = CurationClaim(
-    sentence="Limits made for Arabic keep more good Arabic paragraphs than those that OBELICS made for English, and no "
-    "more noise.",
-    baseline=_obelics,
-    treatment=Recipe(),
-    further={
-        "OBELICS without stop words": replace(
-            _obelics,
-            paragraph_filters=replace(OBELICS_PARAGRAPH, stop_words=0.0),
-            document_filters=replace(OBELICS_DOCUMENT, stop_words=0.0),
-        ),
-        "Wasm without perplexity": Recipe(paragraph_filters=replace(PARAGRAPH, perplexity=math.inf)),
-    },
-    corpus="manuals",
-    language="ar",
-    budget=Budget(examples=40),
-    seeds=3,
-    metrics=(
-        "good/kept",
-        "good/kept_after_paragraph",
-        "noise/dropped",
-        *(
-            f"noise/{kind}/dropped"
-            for kind in ("mojibake", "navigation", "repeated", "shuffled", "spam", "symbols", "wrong_language")
-        ),
-    ),
-    paper_results="thresholds are compared in words only",
-)
-
-_english = Recipe(language="en", max_characters=1000)
-structure = CuratedTrainingClaim(
-    sentence="A model that learns from documents which keep their structure, images in their place, predicts the "
-    "words of new ones better than one that learns from the same documents as plain text behind their images.",
-    baseline=replace(_english, layout="flat"),
-    treatment=_english,
-    model=moma.Recipe(
-        batch_size=16,
-        learning_rate=2.5e-3,
-        language_model=LanguageModelConfig(
-            vocab_size=1000, context_length=640, num_kv_heads=4, tie_word_embeddings=False
-        ),
-        num_text_experts=1,
-        num_image_experts=1,
-        stage_fractions=(0.5, 0.5, 0.0),
-    ),
-    corpus="manuals",
-    languages=("en",),
-    budget=Budget(steps=1200),
-    seeds=3,
-    metrics=("test/words/bits_per_byte", "test/words_and_marks/bits_per_byte", "test/image_paragraph_choice/accuracy"),
-    paper_results="no model is trained",
-)

@@ -7,7 +7,6 @@ convolution and no detector below, and the same body then tags words, classifies
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm
 from polymodal.objectives.reduction import global_mean
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
+from polymodal.types import Batch, Example, Paper, Stage
 
 paper = Paper(
     slug="layoutlmv3",
@@ -220,21 +219,3 @@ class Recipe(OptimizerConfig):
             betas=(0.9, 0.98),
             warmup_ratio=0.048,
         )
-
-
-_base = Recipe()
-claim = Claim(
-    sentence="Naming hidden patches and aligning words with patches makes better pages than hiding words alone.",
-    baseline=dataclasses.replace(_base, use_mim=False, use_wpa=False),
-    treatment=_base,
-    corpus="documents",
-    budget=Budget(steps=500),
-    seeds=3,
-    metrics=(
-        "test/fields/entity_f1",
-        "test/fields/word_accuracy",
-        "test/linear_probe_kind/page/accuracy",
-        "test/linear_probe_kind/image/accuracy",
-    ),
-    paper_results="FUNSD F1 after 150,000 steps: 89.4 with words alone, 89.2 with patches, 89.8 with alignment",
-)

@@ -7,7 +7,6 @@ other tokens of the same caption. No token is compared with another pair's patch
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,10 +19,9 @@ from polymodal.constraints import NonNegativeFloat
 from polymodal.data.image_text import ImageTextProcessor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
-from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.objectives.contrastive import info_nce
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
-from polymodal.types import Batch, Budget, Claim, Paper
+from polymodal.types import Batch, Paper
 
 paper = Paper(
     slug="sparc",
@@ -128,34 +126,3 @@ class Recipe(DualEncoderRecipe):
             weight_decay=0.1,
             warmup_ratio=2500 / 200_000,
         )
-
-
-_towers = Recipe(
-    image=ImageEncoderConfig(image_size=96, patch_size=12, depth=1),
-    text=TextEncoderConfig(depth=1, context_length=48),  # the local loss needs tokens that know their context
-    augmentation=ImageAugmentation(scale=(0.9, 1.0), hflip_prob=0.5),
-    word_dropout=0.0,
-    batch_size=64,
-    learning_rate=2e-3,
-)
-claim = Claim(
-    sentence="The sparse local loss makes patch vectors tell where the objects of a caption are, better than CLIP's.",
-    baseline=dataclasses.replace(_towers, local_weight=0.0),
-    treatment=_towers,
-    further={
-        "softmax grouping": dataclasses.replace(_towers, grouping="softmax"),
-        "no threshold": dataclasses.replace(_towers, grouping="no_threshold"),
-    },
-    corpus="scenes",
-    budget=Budget(steps=1000),
-    seeds=5,
-    metrics=(
-        "test/segmentation/mIoU",
-        "test/pointing_game/accuracy",
-        "test/phrase_grounding/R@1",
-        "test/text_to_image/R@1",
-        "test_twitter/segmentation/mIoU",
-        "test_twitter/text_to_image/R@1",
-    ),
-    paper_results="zero-shot segmentation mIoU on Pascal VOC 27.4 against 23.0 of CLIP (ViT-B/16)",
-)

@@ -8,7 +8,6 @@ less from the truth (dynamic weight-balance distillation, section 3.3).
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ from polymodal.objectives.detection import OBJECT, detection_loss, hungarian_mat
 from polymodal.objectives.masked_modeling import masked_lm_loss
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
+from polymodal.types import Batch, Example, Paper, Stage
 
 paper = Paper(
     slug="simvg",
@@ -286,25 +285,3 @@ class Recipe(OptimizerConfig):
             warmup_ratio=0.1,
             max_grad_norm=0.15,
         )
-
-
-_base = Recipe()
-claim = Claim(
-    sentence="Fusing image and words in the encoder finds what is meant better than fusing them in the head.",
-    baseline=dataclasses.replace(_base, fusion="head"),
-    treatment=_base,
-    further={"token branch alone": dataclasses.replace(_base, distill_type="none")},
-    corpus="referring",
-    budget=Budget(steps=3000),
-    seeds=3,
-    metrics=(
-        "test/referring/token/acc@0.5",
-        "test/referring/decoder/acc@0.5",
-        "test/referring/token/mean_IoU",
-        "test/referring/token/image_gain",
-        "test/referring/decoder/image_gain",
-        *(f"test/referring/token/{count}_clauses/acc@0.5" for count in (1, 2, 3, 4)),
-        "test_twitter/referring/token/acc@0.5",
-    ),
-    paper_results="RefCOCO val 90.5 % with the decoder branch of ViT-L/32; token branch after distillation 93.0",
-)

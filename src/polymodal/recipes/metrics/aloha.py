@@ -22,9 +22,8 @@ from polymodal.corpora._wordnet import WordNet, wordnet
 from polymodal.encoders.static_text import static_text
 from polymodal.errors import UserError, needs
 from polymodal.evaluation.caption_metric import CaptionScore
-from polymodal.recipes.metrics._chair import Chair
 from polymodal.recipes.metrics._objects import object_lines, root
-from polymodal.types import Budget, MetricClaim, Paper
+from polymodal.types import Paper
 
 paper = Paper(
     slug="aloha",
@@ -142,30 +141,3 @@ def _model(similarity_model: str) -> Any:
             f"'{similarity_model}' is no sentence-transformers model that can be read: {str(error).splitlines()[0]}"
         ) from error
     return functools.partial(model.encode, normalize_embeddings=True, show_progress_bar=False)
-
-
-claim = MetricClaim(
-    sentence="Objects matched by meaning show what is made up, also where a fixed list of objects does not reach.",
-    baseline=Chair(),
-    treatment=Recipe(),
-    further={
-        "exact words": Recipe(similarity_model="exact"),
-        "nearest, not one to one": Recipe(matching="nearest"),
-        "mean of objects": Recipe(reduction="mean"),
-    },
-    corpus="scenes",
-    budget=Budget(examples=400),
-    seeds=3,
-    metrics=(
-        "out_of_list/average_precision",
-        "in_list/average_precision",
-        "added/average_precision",
-        "out_of_list/average_precision_among_synonyms",
-        "in_list/average_precision_among_synonyms",
-        "out_of_list/localisation",
-        "in_list/localisation",
-        "synonym/false_alarms",
-        "doubted/changed_scores",
-    ),
-    paper_results="13.6 % more hallucinated objects found than by CHAIR on HAT, 30.8 % more on nocaps-FOIL",
-)

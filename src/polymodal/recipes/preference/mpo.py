@@ -8,10 +8,8 @@ quality (BCO) and generation (section 3.3, equations 1 to 5), against the model 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -21,7 +19,6 @@ from torch import Tensor
 
 from polymodal.constraints import DecayRate, NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.curation.preferences import PairOptions, write_preferences
 from polymodal.data.conversation import IMAGE, ConversationProcessor, Turn
 from polymodal.data.instructions import choice
 from polymodal.data.sequence import pad_sequences
@@ -36,8 +33,7 @@ from polymodal.objectives.reduction import global_mean
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.language_models._base import MonolithRecipe
 from polymodal.rng import ExampleRNG
-from polymodal.training.run import Run
-from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
+from polymodal.types import Batch, Example, Paper, Stage
 
 paper = Paper(
     slug="mpo",
@@ -181,41 +177,3 @@ def one_pair(pairs: list[Preference], rng: np.random.Generator) -> Preference:
     """A pair of any question, each question as often: one has many pairs, a caption a single one."""
     question = choice(sorted({pair.question for pair in pairs}), rng)
     return choice([pair for pair in pairs if pair.question == question], rng)
-
-
-def _own_pairs(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:
-    return write_preferences(run, corpus, folder, PairOptions(examples=3000, num_return_sequences=8, seed=seed))
-
-
-# Taught with few workings, a model answers worse with one than without, as the models of the paper did.
-_taught = mono_internvl.Recipe(
-    freeze_llm=False, visual_experts=False, stage_fractions=(0, 0, 0.6, 0, 0.4), cot_fraction=0.05
-)
-_mpo = Recipe(visual_experts=False)
-claim = Claim(
-    sentence="Learning from pairs of its own answers by preference, quality and generation together lets a model work "
-    "answers out better than generation from the chosen ones alone.",
-    # Each arm has the best learning rate of 1e-4, 3e-4 and 1e-3, by workings of the validation split.
-    baseline=dataclasses.replace(_mpo, dpo_weight=0.0, bco_weight=0.0, learning_rate=1e-3),
-    treatment=_mpo,
-    further={"DPO alone": dataclasses.replace(_mpo, dpo_weight=1.0, bco_weight=0.0, sft_weight=0.0)},
-    start=_taught,
-    start_budget=Budget(steps=1600),
-    start_makes=_own_pairs,
-    corpus="counting",
-    budget=Budget(steps=150),
-    seeds=3,
-    metrics=(
-        "test/cot/accuracy",
-        "test/cot/gain_over_direct",
-        "test/cot/no_answer_rate",
-        "test/vqa/accuracy",
-        "test/captions/CHAIR_i",
-        "test/captions/object_recall",
-        "test_twitter/cot/accuracy",
-        "test_twitter/cot/gain_over_direct",
-        "test_twitter/captions/CHAIR_i",
-    ),
-    paper_results="M3CoT 79.2 with working (+2.0 over direct answers) against 67.8 (+3.9) of generation alone and 57.0 "
-    "(-2.3) at the start; MathVista 67.0 against 64.2 and 56.8; half the made-up objects in captions",
-)

@@ -21,7 +21,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.history import HistoryProcessor
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Batch, Budget, Claim, Example, Paper
+from polymodal.types import Batch, Example, Paper
 
 paper = Paper(
     slug="dgvae",
@@ -252,29 +252,3 @@ class Recipe(OptimizerConfig):
     def paper(cls) -> Recipe:
         """Amazon Baby (released run-baby.sh)."""
         return cls(batch_size=512, learning_rate=1e-3, num_prototypes=3, mi_weight=0.4, kl_anneal_steps=4000)
-
-
-claim = Claim(
-    sentence="Words and a graph of similar items make better recommendations than what was chosen alone.",
-    baseline=Recipe(use_item_graph=False, use_text=False),
-    treatment=Recipe(),
-    further={
-        "without the graph": Recipe(use_item_graph=False),
-        "without words": Recipe(use_text=False),
-        "without agreement": Recipe(mi_weight=0.0),
-        "one prototype": Recipe(num_prototypes=1, use_item_graph=False, use_text=False),
-    },
-    corpus="viewers",
-    budget=Budget(steps=200),
-    seeds=5,
-    metrics=(
-        "test/recommendation/Recall@20",
-        "test/recommendation/NDCG@20",
-        "test/recommendation/Recall@10",
-        "test/recommendation/Recall@50",
-        "test/most_popular/Recall@20",
-        "test/most_popular/NDCG@20",
-        "items/prototypes_and_labels/mutual_information",
-    ),
-    paper_results="Recall@20 on Amazon Baby .1009 against .0703 of MacridVAE (items alone) and .0579 of Multi-VAE",
-)

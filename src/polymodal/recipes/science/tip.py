@@ -38,7 +38,7 @@ from polymodal.objectives.masked_modeling import masked_cross_entropy
 from polymodal.objectives.reduction import global_mean
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
+from polymodal.types import Batch, Example, Paper, Stage
 
 paper = Paper(
     slug="tip",
@@ -288,32 +288,3 @@ class Recipe(OptimizerConfig):
                 scale=(0.08, 1.0), hflip_prob=0.5, color_jitter_prob=0.8, grayscale_prob=0.2, blur_prob=0.5
             ),
         )
-
-
-_pretrained = Recipe(finetune_fraction=0.0)
-claim = Claim(
-    sentence="Reconstructing cells behind a token that nobody reads keeps features useful when cells are missing.",
-    baseline=dataclasses.replace(_pretrained, use_mtr=False, missing_strategy="mean"),
-    treatment=_pretrained,
-    further={
-        "token without reconstruction": dataclasses.replace(_pretrained, use_mtr=False),
-        "supervised from scratch": Recipe(finetune_fraction=1.0),
-    },
-    corpus="furniture",
-    budget=Budget(steps=400),
-    seeds=3,
-    metrics=(
-        "test/linear_probe_category/random_values/auc_vs_missing_rate",
-        "test/linear_probe_category/AUC",
-        "test/linear_probe_category/random_values_50%/AUC",
-        "test/linear_probe_category/random_values_90%/AUC",
-        "test/linear_probe_category/random_columns/auc_vs_missing_rate",
-        "test/linear_probe_category/most_important/auc_vs_missing_rate",
-        "test/linear_probe_category/least_important/auc_vs_missing_rate",
-        "test/linear_probe_category/image/AUC",
-        "test/linear_probe_category/accuracy",
-        "test/linear_probe_category/random_values/accuracy_vs_missing_rate",
-        "test/table_to_image/R@10",
-    ),
-    paper_results="linear probe on DVM cars 99.7 % against 93 % of contrast alone; ahead at every missing rate",
-)

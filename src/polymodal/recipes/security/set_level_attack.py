@@ -8,7 +8,6 @@ the image moves, away from all edited captions; then the clean captions are edit
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,10 +26,7 @@ from polymodal.attacks.perturbation import (
 )
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from polymodal.corpora.corpus import Corpus
-from polymodal.encoders.image import ImageEncoderConfig
-from polymodal.encoders.text import TextEncoderConfig
-from polymodal.recipes.dual_encoders import clip, siglip
-from polymodal.types import AttackClaim, Budget, Paper
+from polymodal.types import Paper
 
 paper = Paper(
     slug="set-level-attack",
@@ -158,47 +154,3 @@ class Recipe:
     def paper(cls) -> Recipe:
         """Flickr30K and COCO at 224 to 384 px (section 5.1), which are the defaults."""
         return cls()
-
-
-_set = Recipe(eps=8.0, step_size=2.0)  # images of 32 px need more than the paper's 2 of 255
-_pair = dataclasses.replace(_set, use_all_captions=False, scales=(), update_text_twice=False)
-_clip = clip.Recipe(image=ImageEncoderConfig(), text=TextEncoderConfig(), learning_rate=1e-3, word_dropout=0.0)
-_siglip = siglip.Recipe(image=_clip.image, text=_clip.text, learning_rate=1e-3, word_dropout=0.0)
-_deep = dataclasses.replace(
-    _clip,
-    image=ImageEncoderConfig(patch_size=4, depth=3, pool_type="cls"),
-    text=TextEncoderConfig(depth=2, pool_type="eos"),
-)
-claim = AttackClaim(
-    sentence="What is pushed apart as a set fools other models more often than what is pushed apart as a pair.",
-    baseline=_pair,
-    treatment=_set,
-    further={
-        "pair, five restarts": dataclasses.replace(_pair, restarts=5),
-        "pair, momentum": dataclasses.replace(_pair, decay_factor=1.0),
-        "pair, edited again": dataclasses.replace(_pair, update_text_twice=True),
-        "each by itself": dataclasses.replace(_pair, guidance="self"),
-        "image alone": dataclasses.replace(_pair, guidance="self", top_k=0),
-        "captions alone": dataclasses.replace(_pair, guidance="self", attack_images=False),
-        "random pixels": dataclasses.replace(_pair, top_k=0, num_iters=0),
-    },
-    victims={"clip": _clip, "siglip": _siglip, "deep clip": _deep},
-    split="train",  # success counts what was right before, and models of this size know best what they learned from
-    corpus="emoji",
-    budget=Budget(steps=600),
-    seeds=3,
-    metrics=(
-        "other_models/attack_success@1",
-        "other_models/attack_success@10",
-        "same_model/attack_success@1",
-        "same_model/attack_success@10",
-        "other_models/R@1_before",
-        *(
-            f"{source}_to_{target}/{way}/attack_success@1"
-            for source in ("clip", "siglip", "deep clip")
-            for target in ("clip", "siglip", "deep clip")
-            for way in ("image_to_text", "text_to_image")
-        ),
-    ),
-    paper_results="ALBEF to TCL 45.4 % of images and 55.3 % of captions, against 15.2 % and 29.5 % of Co-Attack",
-)

@@ -8,7 +8,6 @@ them after it, and naming hidden words (section 3). No detector is needed, and a
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -44,7 +43,7 @@ from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm
 from polymodal.objectives.reduction import global_mean
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Batch, Budget, Claim, Example, Paper, Stage
+from polymodal.types import Batch, Example, Paper, Stage
 
 paper = Paper(
     slug="alpro",
@@ -392,26 +391,3 @@ class Recipe(OptimizerConfig):
 
 
 OWN = ("video_*", "text_*", "logit_scale.*", "fusion*", "match_head.*", "mlm_head.*", "entity_head.*", "answer_head.*")
-
-_whole = Recipe()
-claim = Claim(
-    sentence="Telling pairs before fusion, and naming crops as a prompter does, make better retrieval and answers than "
-    "matching and hidden words alone.",
-    baseline=dataclasses.replace(_whole, use_itc=False, use_pem=False),
-    treatment=_whole,
-    further={"contrast alone": dataclasses.replace(_whole, use_pem=False)},
-    corpus="clips",
-    budget=Budget(steps=2000),
-    seeds=3,
-    metrics=(
-        "test/matching/text_to_video/R@1",
-        "test/text_to_video/R@1",
-        "test/vqa/accuracy",
-        "test/vqa/object/accuracy",
-        "test_new/matching/text_to_video/R@1",
-        "test/regions/top-1",
-        "test/regions/top1_confident",
-    ),
-    paper_results="MSRVTT retrieval R@1 28.5 with matching and hidden words, 32.8 with contrast, 33.9 with entities; "
-    "MSVD questions 43.3, 45.5 and 45.9",
-)
