@@ -19,6 +19,7 @@ import polymodal as pm
 from polymodal.corpora.about import About
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor, fit_processor
 from polymodal.modalities import Audio, Category, Image, Images, Points, Questions, Text, Video
 from polymodal.modalities.audio import encoded as encoded_sound
 from polymodal.modalities.image import encoded as encoded_image
@@ -222,10 +223,10 @@ def test_batches_are_those_of_before(case: str, tmp_path: Path) -> None:
     module, name, *_ = CASES[case]
     recipe = importlib.import_module(f"polymodal.recipes.{module}").Recipe(**CHOICES.get(case, {}))
     corpus = few(name)
-    processor = recipe.processor(corpus)
+    processor = fit_processor(recipe, corpus)
     golden = json.loads(GOLDEN.read_text())[case]
     processor.save(tmp_path)
-    for one in (processor, recipe.load_processor(tmp_path)):
+    for one in (processor, Processor.load(tmp_path, recipe.columns())):
         found = batches(recipe, one, corpus, case)
         assert found.keys() == golden.keys()
         for batch, tensors in golden.items():

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from polymodal.data.loader import Reader
+from polymodal.data.processor import fit_processor
 from polymodal.evaluation.grounding import grounding_scores
 from polymodal.recipes.dual_encoders import clip
 from polymodal.training.run import Run
@@ -49,7 +50,7 @@ def few_scenes(scenes):
 @pytest.mark.parametrize("knows", [True, False])
 def test_grounding_scores_of_an_oracle_and_of_noise(few_scenes, knows):
     torch.manual_seed(0)
-    processor = clip.Recipe().processor(few_scenes)
+    processor = fit_processor(clip.Recipe(), few_scenes)
     run = Run(None, Oracle(few_scenes, "test", processor, knows), processor, {"recipe": {"name": "oracle"}})
     scores = {score.name: score for score in grounding_scores(run, few_scenes, Reader(few_scenes, processor), "test")}
     overlap, pointing = scores["test/segmentation/mIoU"], scores["test/pointing_game/accuracy"]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import nn
 
-from polymodal.data.history import HistoryProcessor
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.statistics import Score
 from polymodal.training.run import answers, evaluating
-from polymodal.types import CanRecommend, HasPrototypes, Processor
+from polymodal.types import CanRecommend, HasPrototypes
 
 FIRST = (10, 20, 50)
 KNOWN = 0.8  # share of a history, its beginning, that the method sees
@@ -52,13 +52,12 @@ def ranking_scores(
     return found
 
 
-def recommendation_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
+def recommendation_scores(method: nn.Module, processor: Any, reader: Reader, split: str) -> list[Score]:
     """Of each person's history the first 80 % are given, and the rest is to be found.
 
     Beside the method, the order of how often training people chose an item, which is the same for all.
     """
     corpus = reader.corpus
-    assert isinstance(processor, HistoryProcessor)
     assert isinstance(method, CanRecommend)
     histories = [example["history"] for example in reader.read_all(corpus.rows(split))[1]]
     cut = [max(1, round(KNOWN * len(history))) for history in histories]
@@ -69,17 +68,16 @@ def recommendation_scores(method: nn.Module, processor: Processor, reader: Reade
     scores = torch.cat(answers(method, processor, "recommend", {"history": list(known)})).numpy()
     found = ranking_scores(f"{split}/recommendation", scores, known, wanted)
     trained = [example["history"] for example in reader.read_all(corpus.rows("train"))[1]]
-    times = np.bincount(np.concatenate(trained), minlength=len(processor.catalogue)).astype(float)
+    times = np.bincount(np.concatenate(trained), minlength=len(processor.history.catalogue)).astype(float)
     return found + ranking_scores(f"{split}/most_popular", np.tile(times, (len(known), 1)), known, wanted)
 
 
-def prototype_scores(method: nn.Module, processor: Processor) -> list[Score]:
+def prototype_scores(method: nn.Module, processor: Any) -> list[Score]:
     """How much an item's prototype tells of its first label: mutual information, adjusted so that chance is 0."""
     from sklearn.metrics import adjusted_mutual_info_score
 
-    assert isinstance(processor, HistoryProcessor)
     assert isinstance(method, HasPrototypes)
-    labelled = [(number, item.labels[0]) for number, item in enumerate(processor.catalogue) if item.labels]
+    labelled = [(number, item.labels[0]) for number, item in enumerate(processor.history.catalogue) if item.labels]
     if not labelled:
         return []
     with evaluating(method), torch.no_grad():
