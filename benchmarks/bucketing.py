@@ -13,6 +13,7 @@ import torch
 from in_turn import median_ratio, seconds_in_turn
 from polymodal import corpora
 from polymodal.data.loader import Reader, TrainingData
+from polymodal.data.processor import fit_processor
 from polymodal.recipes.speech_audio import mslam
 
 BATCHES, WINDOW, ROUNDS = 32, 16, 3
@@ -21,7 +22,7 @@ BATCHES, WINDOW, ROUNDS = 32, 16, 3
 def main() -> None:
     corpus = corpora.speech()
     recipe = mslam.Recipe(pool_fractions=(1, 0, 0))
-    processor = recipe.processor(corpus)
+    processor = fit_processor(recipe, corpus)
     torch.manual_seed(0)
     model = recipe.build(processor)
     steps, fill = {}, {}

@@ -25,9 +25,9 @@ from polymodal.claims import wasm as claims
 from polymodal.curation.noise import good_paragraphs, pages_in_language
 from polymodal.curation.pipeline import pages_of, run_pipeline, steps_of_page
 from polymodal.curation.quality import Judge, Knowledge
+from polymodal.curation.steps import CurationStep
 from polymodal.curation.web import blocks_of
 from polymodal.recipes.data_curation import wasm
-from polymodal.curation.steps import CurationStep
 
 ROUNDS = 3
 _steps: Mapping[str, CurationStep] = {}

@@ -27,8 +27,9 @@ from PIL import Image as PILImage
 
 from polymodal import corpora
 from polymodal.corpora.stream import from_shards
-from polymodal.data.image_text import ImageTextProcessor
+from polymodal.data.columns import ImageColumn, TextColumn
 from polymodal.data.loader import Reader, TrainingData
+from polymodal.data.processor import Processor
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities.image import Image, to_rgb, to_square
 
@@ -64,11 +65,11 @@ def whole_then_resized(image: PILImage.Image) -> np.ndarray:
     return np.array(image.crop((left, top, left + SIZE, top + SIZE)))
 
 
-def batch_of(processor: ImageTextProcessor, images: list[Any], texts: list[str]) -> dict[str, Any]:
-    return {"image": processor.normalize(processor.pixels(images)), "text": processor.tokenizer(texts)}
+def batch_of(processor: Processor, images: list[Any], texts: list[str]) -> dict[str, Any]:
+    return {"image": processor.image.normalize(processor.image.pixels(images)), "text": processor.tokenizer(texts)}
 
 
-def with_webdataset(folder: Path, processor: ImageTextProcessor, tuned: bool) -> Iterator[dict[str, Any]]:
+def with_webdataset(folder: Path, processor: Processor, tuned: bool) -> Iterator[dict[str, Any]]:
     shards = [str(path) for path in sorted(folder.glob("*.tar"))]
     examples = webdataset.WebDataset(shards, shardshuffle=SHARDS, empty_check=False).repeat().shuffle(1000)
     if tuned:
@@ -81,10 +82,10 @@ def with_webdataset(folder: Path, processor: ImageTextProcessor, tuned: bool) ->
         yield batch_of(processor, list(images), list(texts))
 
 
-def with_polymodal(folder: Path, processor: ImageTextProcessor, **ahead: int) -> Generator[dict[str, Any]]:
+def with_polymodal(folder: Path, processor: Processor, **ahead: int) -> Generator[dict[str, Any]]:
     corpus = from_shards(str(folder))
 
-    def make(examples: list[Any], processor: ImageTextProcessor, _: Any) -> dict[str, Any]:
+    def make(examples: list[Any], processor: Processor, _: Any) -> dict[str, Any]:
         texts = [example["text"][0].text for example in examples]
         return batch_of(processor, [example["image"] for example in examples], texts)
 
@@ -104,7 +105,7 @@ def rate(batches: Iterator[dict[str, Any]]) -> float:
     return BATCH * BATCHES / (time.perf_counter() - begin)
 
 
-def ahead_of_the_step(folder: Path, processor: ImageTextProcessor) -> None:
+def ahead_of_the_step(folder: Path, processor: Processor) -> None:
     """Whoever prepares batches is started and ended in every round, so that nobody works while others are timed."""
     cores = os.cpu_count() or 1
     ways = {"when asked": {}, "threads": {"num_threads": cores}, "processes": {"num_workers": cores}}
@@ -126,7 +127,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_shards(folder)
-        processor = ImageTextProcessor.fit(corpora.emoji(), SIZE, TextEncoderConfig().tokenizer)
+        processor = Processor.fit(
+            [corpora.emoji()], {"image": ImageColumn(SIZE), "text": TextColumn(TextEncoderConfig())}
+        )
         make: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
             "polymodal": lambda: with_polymodal(folder, processor),
             "webdataset": lambda: with_webdataset(folder, processor, tuned=False),

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import polymodal as pm
 from polymodal.constraints import NonNegativeFloat
-from polymodal.data.image_text import ImageTextProcessor
+from polymodal.data.processor import Processor
 from polymodal.recipes.dual_encoders import clip
 from polymodal.types import Batch
 
@@ -44,7 +44,7 @@ class Recipe(clip.Recipe):
     uniformity_weight: NonNegativeFloat = 0.1
     """Weight of the uniformity loss; 0 is CLIP."""
 
-    def build(self, processor: ImageTextProcessor) -> UniformCLIP:
+    def build(self, processor: Processor) -> UniformCLIP:
         return UniformCLIP(self, processor.tokenizer.vocab_size)
 
 

@@ -17,7 +17,8 @@ from polymodal.corpora.clips import MOTIONS, Actor, film
 from polymodal.corpora.corpus import About
 from polymodal.corpora.scenes import sprites_of
 from polymodal.data.loader import Reader
-from polymodal.data.video_text import UNKNOWN, VideoColumn, VideoTextProcessor
+from polymodal.data.processor import Processor, fit_processor
+from polymodal.data.video_text import UNKNOWN, VideoColumn
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.errors import UnreadableExample, UserError
@@ -78,8 +79,8 @@ def clips() -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def processor(clips: Corpus) -> VideoTextProcessor:
-    return TINY.processor(clips)
+def processor(clips: Corpus) -> Processor:
+    return fit_processor(TINY, clips)
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +89,12 @@ def run(clips: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(TINY, clips, Budget(steps=100), out=out, validate=validation(clips), runtime=QUIET)
 
 
-def method(processor: VideoTextProcessor, **changes: object) -> alpro.ALPRO:
+def method(processor: Processor, **changes: object) -> alpro.ALPRO:
     torch.manual_seed(0)
     return dataclasses.replace(TINY, **changes).build(processor).eval()
 
 
-def batch_of(processor: VideoTextProcessor, corpus: Corpus, recipe: alpro.Recipe = TINY, count: int = 8) -> dict:
+def batch_of(processor: Processor, corpus: Corpus, recipe: alpro.Recipe = TINY, count: int = 8) -> dict:
     examples = [processor.load_example(corpus, row) for row in corpus.rows("train")[:count].tolist()]
     return recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, count))
 
@@ -124,7 +125,7 @@ def test_stills_among_clips_stand_still() -> None:
     assert column.pixels([still[:1]]).shape == (1, 1, 3, 8, 8)
 
 
-def test_all_frames_of_a_clip_are_changed_alike(processor: VideoTextProcessor, clips: Corpus) -> None:
+def test_all_frames_of_a_clip_are_changed_alike(processor: Processor, clips: Corpus) -> None:
     example = processor.load_example(clips, 0)
     still = example | {"video": np.repeat(example["video"][:1], 16, axis=0)}
     recipe = dataclasses.replace(TINY, augmentation=dataclasses.replace(TINY.augmentation, color_jitter_prob=1.0))
@@ -152,7 +153,7 @@ def test_boxes_stand_on_the_grid_and_have_the_area() -> None:
     assert boxes_to_patch_mask(torch.tensor([[0.5, 0.5, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0]]), 4).sum(1).tolist() == [1, 1]
 
 
-def test_things_are_nouns_of_the_texts(processor: VideoTextProcessor, clips: Corpus) -> None:
+def test_things_are_nouns_of_the_texts(processor: Processor, clips: Corpus) -> None:
     named = {region.name for row in clips.rows("train") for region in clips.value(int(row), "regions")}
     assert set(processor.entities) <= named, "no verb, and no word of the motions"
     assert len(processor.entities) > len(named) / 2
@@ -162,7 +163,7 @@ def test_things_are_nouns_of_the_texts(processor: VideoTextProcessor, clips: Cor
 def test_texts_that_name_nothing_are_refused(clips: Corpus) -> None:
     silent = clips.table.set_column(1, "captions", pa.array([[{"text": "и так далее", "language": "ru"}]] * 112))
     with pytest.raises(UserError, match="--no-use-pem"):
-        TINY.processor(dataclasses.replace(clips, table=silent))
+        fit_processor(TINY, dataclasses.replace(clips, table=silent))
 
 
 # Losses
@@ -182,7 +183,7 @@ def test_a_prompter_that_is_unsure_teaches_nothing() -> None:
     assert alpro.pem_loss(logits[:1], surest_is_not_the_first, 0.2).item() > 0, "of entity 0, too"
 
 
-def test_each_stage_has_its_losses(processor: VideoTextProcessor, clips: Corpus) -> None:
+def test_each_stage_has_its_losses(processor: Processor, clips: Corpus) -> None:
     model, batch = method(processor), batch_of(processor, clips)
     examples = [processor.load_example(clips, row) for row in range(8)]
     assert set(model.losses(batch)) == {"itc", "itm", "mlm", "pem"}
@@ -199,7 +200,7 @@ def test_each_stage_has_its_losses(processor: VideoTextProcessor, clips: Corpus)
     )
 
 
-def test_the_prompter_is_frozen_and_out_of_the_optimizer(processor: VideoTextProcessor, clips: Corpus) -> None:
+def test_the_prompter_is_frozen_and_out_of_the_optimizer(processor: Processor, clips: Corpus) -> None:
     model, batch = method(processor).train(), batch_of(processor, clips)
     sum(model.losses(batch).values()).backward()
     assert all(parameter.grad is None for parameter in model.prompter.parameters())
@@ -214,9 +215,7 @@ def test_the_prompter_is_frozen_and_out_of_the_optimizer(processor: VideoTextPro
     assert kept == [name for name in names if name.startswith("prompter.")]
 
 
-def test_names_are_made_of_the_trained_words_and_are_probabilities(
-    processor: VideoTextProcessor, clips: Corpus
-) -> None:
+def test_names_are_made_of_the_trained_words_and_are_probabilities(processor: Processor, clips: Corpus) -> None:
     model, batch = method(processor), batch_of(processor, clips)
     prompter = model.prompter
     with torch.no_grad():
@@ -234,9 +233,7 @@ def test_names_are_made_of_the_trained_words_and_are_probabilities(
     assert bool(again.prompter.made), "a run that goes on keeps them"
 
 
-def test_the_crop_keeps_its_place_and_the_average_is_over_its_patches(
-    processor: VideoTextProcessor, clips: Corpus
-) -> None:
+def test_the_crop_keeps_its_place_and_the_average_is_over_its_patches(processor: Processor, clips: Corpus) -> None:
     """What is outside the box has no influence on the teacher, and the student's tokens are those inside it."""
     model, batch = method(processor), batch_of(processor, clips)
     inside = boxes_to_patch_mask(batch["box"], 4)
@@ -254,7 +251,7 @@ def test_the_crop_keeps_its_place_and_the_average_is_over_its_patches(
     assert torch.allclose(seen[0], by_hand, atol=1e-5)
 
 
-def test_the_paired_losses_by_hand(processor: VideoTextProcessor, clips: Corpus, monkeypatch) -> None:
+def test_the_paired_losses_by_hand(processor: Processor, clips: Corpus, monkeypatch) -> None:
     """Two pairs: each one's only negative is the other."""
     model, batch = method(processor), batch_of(processor, clips, count=2)
     losses, _, _ = model._paired_losses(batch, use_itc=True)
@@ -271,7 +268,7 @@ def test_the_paired_losses_by_hand(processor: VideoTextProcessor, clips: Corpus,
     assert float(losses["itc"]) == pytest.approx(float(both), abs=1e-5)
 
 
-def test_padding_of_texts_changes_nothing(processor: VideoTextProcessor, clips: Corpus) -> None:
+def test_padding_of_texts_changes_nothing(processor: Processor, clips: Corpus) -> None:
     model, batch = method(processor), batch_of(processor, clips)
     text = batch["text"]
     longer = Tokens(torch.nn.functional.pad(text.ids, (0, 5), value=7), text.lengths)
@@ -281,7 +278,7 @@ def test_padding_of_texts_changes_nothing(processor: VideoTextProcessor, clips: 
     assert torch.allclose(*asked, atol=1e-5)
 
 
-def test_hidden_words_are_not_seen(processor: VideoTextProcessor, clips: Corpus) -> None:
+def test_hidden_words_are_not_seen(processor: Processor, clips: Corpus) -> None:
     """The words' loss with other words at the hidden places differs by what is wanted only."""
     model, batch = method(processor), batch_of(processor, clips)
     assert bool(batch["masked_tokens"].any())
@@ -322,7 +319,7 @@ def test_everything_is_asked_of_it(run: Run, clips: Corpus) -> None:
     assert any("validation/text_to_video/R@1" in entry.get("validation", {}) for entry in run.history)
 
 
-def test_scores_of_a_method_that_knows_are_perfect(processor: VideoTextProcessor, clips: Corpus) -> None:
+def test_scores_of_a_method_that_knows_are_perfect(processor: Processor, clips: Corpus) -> None:
     """Pairs and boxes that are told rightly, by a stand-in that looks at the texts and boxes themselves."""
     names, reader = list(processor.entities), Reader(clips, processor)
     _, examples = reader.read_split("test")
@@ -396,7 +393,7 @@ def test_what_does_not_fit_is_refused() -> None:
         active_stages(alpro.Recipe(prompter_fraction=0.6, finetune_fraction=0.5))
 
 
-def test_the_paper_preset_has_the_papers_size(processor: VideoTextProcessor) -> None:
+def test_the_paper_preset_has_the_papers_size(processor: Processor) -> None:
     preset = alpro.Recipe.paper()
     with torch.device("meta"):
         model = alpro.ALPRO(preset, 30_522, [], 1500)
@@ -404,7 +401,7 @@ def test_the_paper_preset_has_the_papers_size(processor: VideoTextProcessor) -> 
     assert 225e6 < counted < 240e6, "TimeSformer-B (121 million) and BERT-base (110 million)"
 
 
-def test_answers_that_are_not_known_teach_nothing(processor: VideoTextProcessor, clips: Corpus) -> None:
+def test_answers_that_are_not_known_teach_nothing(processor: Processor, clips: Corpus) -> None:
     model = method(processor)
     examples = [processor.load_example(clips, row) for row in range(4)]
     batch = TINY.finetuning_batch(examples, processor, ExampleRNG.of(0, 0, 4))

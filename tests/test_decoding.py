@@ -14,14 +14,14 @@ from PIL import Image as PILImage
 from scipy.signal import resample_poly
 
 import polymodal as pm
-from polymodal.data.image_text import ImageTextProcessor
+from polymodal.data.columns import ImageColumn, LearnedTokenizer, TextColumn
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Audio, Image, Mask, Video
 from polymodal.modalities import audio as sounds
 from polymodal.modalities import video as clips
 from polymodal.modalities.image import IMAGE_FORMATS, encoded, open_image, to_rgb
-from polymodal.modalities.text import TextTokenizer
 
 SOURCE = Path(pm.__file__).parent
 RED = PILImage.new("RGB", (20, 20), (200, 30, 30))
@@ -83,7 +83,9 @@ def test_an_eps_image_of_a_training_set_is_skipped_and_named(kind, tmp_path):
     corpus = open_corpus(str(tmp_path / "pairs.parquet"))
 
     reader = Reader(
-        corpus, ImageTextProcessor.fit(corpus, 16, lambda texts: TextTokenizer.train(texts, 300, 16)), memory=0
+        corpus,
+        Processor.fit([corpus], {"image": ImageColumn(16), "text": TextColumn(LearnedTokenizer(300, 16))}),
+        memory=0,
     )
     rows, _ = reader.read_all(np.arange(len(corpus)))
     assert len(rows) == 23

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from polymodal import corpora
 from polymodal.corpora import Corpus
-from polymodal.data.history import HistoryProcessor
+from polymodal.data.history import HistoryColumn
+from polymodal.data.processor import Processor, fit_processor
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.evaluation import evaluate, validation
 from polymodal.evaluation.tasks.recommendation import ranking_scores
@@ -37,7 +38,7 @@ def viewers() -> Corpus:
 def small(**choices) -> dgvae.DGVAE:
     torch.manual_seed(0)
     recipe = dgvae.Recipe(embed_dim=8, knn_k=3, **choices)
-    return recipe.build(HistoryProcessor(ITEMS))
+    return recipe.build(Processor({}, {"history": HistoryColumn(ITEMS)}))
 
 
 def test_gated_attention_and_agreement_follow_their_formulas() -> None:
@@ -96,14 +97,14 @@ def test_the_sparse_graph_smooths_as_the_dense_one() -> None:
 
 
 def test_neighbors_share_words_or_facts() -> None:
-    processor = HistoryProcessor(ITEMS)
+    processor = HistoryColumn(ITEMS)
     for source, target in processor.text_neighbors(3).T.tolist():
         assert set(ITEMS[source].text.split()) & set(ITEMS[target].text.split())
     for source, target in processor.fact_neighbors(3).T.tolist():
         assert ITEMS[source].facts == ITEMS[target].facts
     counts = torch.bincount(processor.text_neighbors(3)[0], minlength=10)
     assert (counts <= 3).all()
-    alone = HistoryProcessor([Item("a", "one two"), Item("b", "one two")]).fact_neighbors(5)
+    alone = HistoryColumn([Item("a", "one two"), Item("b", "one two")]).fact_neighbors(5)
     assert alone.tolist() == [[0, 1], [0, 1]]
 
 
@@ -162,7 +163,7 @@ def test_a_history_of_unknown_or_repeated_items_is_refused() -> None:
 def test_histories_need_a_catalogue(viewers: Corpus) -> None:
     bare = dataclasses.replace(viewers, columns={"liked": History()})
     with pytest.raises(UserError, match="catalogue"):
-        dgvae.Recipe().processor(bare)
+        fit_processor(dgvae.Recipe(), bare)
 
 
 def test_people_are_on_one_side_and_liked_films_in_the_order_of_time(viewers: Corpus) -> None:
@@ -210,7 +211,7 @@ def test_explanations_name_unseen_films_and_words_of_each_prototype(trained) -> 
     for items, words in person:
         assert len(items) == len(words) == 4
         assert not set(items) & set(history.tolist())
-        assert set(words) <= set(run.model.vocab_size)
+        assert set(words) <= set(run.model.vocabulary)
 
 
 def test_what_such_a_run_cannot_do_is_said(trained) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 
 from polymodal import corpora
 from polymodal.data.loader import Bucketed, Reader, TrainingData, batch_order
+from polymodal.data.processor import fit_processor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.lora import LoRALinear, add_lora, merge_lora
@@ -70,7 +71,7 @@ def data_of(corpus, recipe, processor, **options):
 
 def test_batches_are_the_same_for_any_number_of_processes_workers_and_pieces(small_emoji):
     recipe = clip.Recipe()
-    processor = recipe.processor(small_emoji)
+    processor = fit_processor(recipe, small_emoji)
     whole = data_of(small_emoji, recipe, processor)
     halves = [data_of(small_emoji, recipe, processor, process=p, processes=2, micro_batch=4) for p in range(2)]
     ahead = [data_of(small_emoji, recipe, processor, **how) for how in ({"num_threads": 3}, {"num_workers": 2})]
@@ -102,7 +103,7 @@ def test_what_processes_cannot_read_is_counted_and_ends_the_run_with_a_sentence(
     for row in rows[:5]:
         table[row]["image"] = b"no image"
     some = dataclasses.replace(small_emoji, table=pa.Table.from_pylist(table, small_emoji.table.schema))
-    processor = recipe.processor(some)
+    processor = fit_processor(recipe, some)
     data = data_of(some, recipe, processor, num_workers=2)
     for _ in range(2 * len(rows) // 24):
         assert sum(len(batch["image"]) for batch in next(data)) == 24
@@ -154,7 +155,7 @@ def test_how_long_values_are_without_decoding_them(small_emoji):
 
 def test_training_with_buckets_goes_on_as_if_it_had_not_stopped(small_emoji):
     recipe = clip.Recipe(length_bucketing=4)
-    processor = recipe.processor(small_emoji)
+    processor = fit_processor(recipe, small_emoji)
     whole = data_of(small_emoji, recipe, processor, length_bucketing=4)
     halves = [
         data_of(small_emoji, recipe, processor, length_bucketing=4, process=p, processes=2, num_threads=p)
@@ -171,7 +172,7 @@ def test_training_with_buckets_goes_on_as_if_it_had_not_stopped(small_emoji):
 @pytest.mark.parametrize("name", RECIPES)
 def test_cached_gradients_of_small_pieces_equal_those_of_the_whole_batch(name, small_emoji):
     recipe = RECIPES[name]()
-    processor = recipe.processor(small_emoji)
+    processor = fit_processor(recipe, small_emoji)
     torch.manual_seed(0)
     model = recipe.build(processor)
     whole, pieces = (data_of(small_emoji, recipe, processor, micro_batch=size).batch(0) for size in (24, 4))
@@ -188,7 +189,7 @@ def test_batch_norm_is_not_cut_into_pieces(small_emoji):
             self.norm = ProjectionHead([8, 8, 8])
 
     recipe = clip.Recipe()
-    processor = recipe.processor(small_emoji)
+    processor = fit_processor(recipe, small_emoji)
     model = Normed(recipe, processor.tokenizer.vocab_size)
     pieces = data_of(small_emoji, recipe, processor, micro_batch=12).batch(0)
     with pytest.raises(UserError, match="batch norm"):
@@ -201,7 +202,7 @@ def test_a_method_with_losses_of_its_own_takes_the_mean_over_pieces(small_emoji)
             return super().losses(batch) | {"brightness": self.encode_image(batch["image"]).mean()}
 
     recipe = clip.Recipe()
-    processor = recipe.processor(small_emoji)
+    processor = fit_processor(recipe, small_emoji)
     model = Own(recipe, processor.tokenizer.vocab_size)
     pieces = data_of(small_emoji, recipe, processor, micro_batch=12).batch(0)
     losses, gradients = gradients_of(model, pieces)
@@ -284,7 +285,7 @@ def test_a_stage_trains_what_it_names_and_nothing_else(small_emoji, tmp_path, mo
     recipe = TwoStages(batch_size=16)
     begin = train(recipe, small_emoji, Budget(steps=1), runtime=QUIET)  # weights before the second step
     torch.manual_seed(0)
-    fresh = dict(recipe.build(recipe.processor(small_emoji)).named_parameters())
+    fresh = dict(recipe.build(fit_processor(recipe, small_emoji)).named_parameters())
     for name, tensor in begin.model.named_parameters():
         assert torch.equal(tensor, fresh[name]) or name.startswith("text_"), name
     run = train(recipe, small_emoji, Budget(steps=30), runtime=QUIET, out=tmp_path / "whole")
@@ -312,7 +313,7 @@ def test_a_stage_trains_what_it_names_and_nothing_else(small_emoji, tmp_path, mo
 
 
 def test_frozen_parameters_have_no_gradient_and_no_optimizer_state(small_emoji):
-    model = clip.Recipe().build(clip.Recipe().processor(small_emoji))
+    model = clip.Recipe().build(fit_processor(clip.Recipe(), small_emoji))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("image_"))
     optimizer = adamw(model, clip.Recipe())
@@ -438,7 +439,7 @@ def test_a_run_starts_from_another_run_and_from_pretrained_weights(small_emoji, 
     fewer = small_emoji.with_splits({name: rows[:40] for name, rows in small_emoji.splits.items()})
     texts = ["a red fruit", "flag: france", "smiling face"]
     assert (
-        siglip.Recipe().processor(fewer)(text=texts)["text"].ids.tolist()
+        fit_processor(siglip.Recipe(), fewer)(text=texts)["text"].ids.tolist()
         != first.processor(text=texts)["text"].ids.tolist()
     )
     third = train(recipe, fewer, Budget(steps=1), init=tmp_path / "first", runtime=QUIET)
@@ -569,7 +570,7 @@ def test_stable_then_decaying_and_constant_rates():
 
 def test_layer_decay_falls_from_the_head_to_the_patches(small_emoji):
     recipe = clip.Recipe(image=dataclasses.replace(BLOCKS, stem=(8,)))
-    model = recipe.build(recipe.processor(small_emoji))
+    model = recipe.build(fit_processor(recipe, small_emoji))
     scales = layer_scales(model, 0.5)
     assert scales["image_projection.weight"] == scales["image_encoder.norm_post.weight"] == 1.0
     assert scales["image_encoder.transformer.blocks.1.norm1.weight"] == 0.5
@@ -588,7 +589,7 @@ def test_a_stage_may_train_some_parameters_more_slowly(small_emoji):
             return (Stage("training", lr_scale=0.5, lr_scales=rates),)
 
     recipe = Slow(batch_size=32)
-    model = recipe.build(recipe.processor(small_emoji))
+    model = recipe.build(fit_processor(recipe, small_emoji))
     rates = recipe.stages()[0].lr_scales
     scales = {
         id(parameter): group["lr_scale"]
@@ -601,7 +602,7 @@ def test_a_stage_may_train_some_parameters_more_slowly(small_emoji):
     assert of["image_encoder.positions"] == 0.1
     assert of["image_projection.weight"] == 1.0
     torch.manual_seed(0)
-    begun = recipe.build(recipe.processor(small_emoji))
+    begun = recipe.build(fit_processor(recipe, small_emoji))
     run = train(recipe, small_emoji, Budget(steps=3), weights_like=begun)
     moved = {
         name: float((parameter - before).detach().abs().max())
@@ -637,7 +638,7 @@ def test_a_run_with_low_rank_updates_is_a_plain_run_afterwards(small_emoji, tmp_
     recipe = clip.Recipe(image=BLOCKS, batch_size=16, lora_rank=2, lora_target_modules=("*.attention.*",))
     run = train(recipe, small_emoji, Budget(steps=5), out=tmp_path / "run", runtime=QUIET)
     torch.manual_seed(0)
-    fresh = dict(recipe.build(recipe.processor(small_emoji)).named_parameters())
+    fresh = dict(recipe.build(fit_processor(recipe, small_emoji)).named_parameters())
     changed = {name for name, tensor in run.model.named_parameters() if not torch.equal(tensor, fresh[name])}
     assert changed
     assert all(".attention." in name and name.endswith("weight") for name in changed)

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
+from polymodal.data.processor import fit_processor
 from polymodal.evaluation.classification import (
     area_under_curve,
     balanced_accuracy,
@@ -238,7 +239,7 @@ def test_a_probe_is_the_regression_that_an_exact_solver_finds():
 
 def test_of_a_large_validation_split_a_part_is_looked_at(small_emoji, monkeypatch):
     recipe = clip.Recipe()
-    processor = recipe.processor(small_emoji)
+    processor = fit_processor(recipe, small_emoji)
     model = recipe.build(processor).eval()
     whole = validation(small_emoji)(model, processor)
     monkeypatch.setattr(importlib.import_module("polymodal.evaluation.evaluate"), "MAX_VALIDATION_EXAMPLES", 8)

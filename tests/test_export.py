@@ -331,7 +331,8 @@ def test_transformers_writes_what_a_language_model_that_sees_writes(
     pixels = processor([to_rgb(image) for image in images], return_tensors="pt")["pixel_values"]
     written = model.generate(**asked, pixel_values=pixels, max_new_tokens=12, do_sample=False)
     theirs = [row[asked["input_ids"].shape[1] :].tolist() for row in written]
-    theirs = [row[: row.index(run.processor.end)] if run.processor.end in row else row for row in theirs]
+    end = run.processor.conversation.end
+    theirs = [row[: row.index(end)] if end in row else row for row in theirs]
     batch = run.processor(image=[to_rgb(image) for image in images], question=questions)
     assert theirs == run.model.generate_text(batch, Decoding(max_new_tokens=12))
     other = model(**{name: value[:1] for name, value in asked.items()}, pixel_values=1 - pixels[:1]).logits

@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 from polymodal import corpora
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
+from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate, validation
 from polymodal.evaluation.tasks.image_generation import frechet_distance, image_classifier, kernel_distance, real_images
@@ -221,7 +222,7 @@ def trained(digits: Corpus, tmp_path_factory: pytest.TempPathFactory):
 
 
 def test_the_classifier_that_judges_knows_real_digits(digits: Corpus) -> None:
-    processor = imm.Recipe(**TINY).processor(digits)
+    processor = fit_processor(imm.Recipe(**TINY), digits)
     reader = Reader(digits, processor)
     known = real_images(processor, reader, "train")
     classifier = image_classifier(digits, known)
@@ -285,7 +286,7 @@ def test_images_from_words(small_emoji: Corpus, tmp_path) -> None:
 )
 def test_what_does_not_go_together_is_refused(choices: dict, said: str, digits: Corpus) -> None:
     recipe = imm.Recipe(**TINY, **choices)
-    processor = recipe.processor(digits)
+    processor = fit_processor(recipe, digits)
     with pytest.raises(UserError, match=said):
         recipe.build(processor)
 

@@ -16,6 +16,7 @@ from polymodal.corpora import Corpus
 from polymodal.corpora.clips import MOTIONS, Actor, film
 from polymodal.corpora.corpus import About
 from polymodal.corpora.scenes import sprites_of
+from polymodal.data.processor import fit_processor
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.errors import UserError
@@ -72,7 +73,7 @@ def clips() -> Corpus:
 
 def batches_of(recipe: harmonization.Recipe, corpus: Corpus, groups: int) -> tuple[harmonization.VATT, list[dict]]:
     torch.manual_seed(0)
-    processor = recipe.processor(corpus)
+    processor = fit_processor(recipe, corpus)
     examples = [processor.load_example(corpus, row) for row in range(16)]
     size = len(examples) // groups
     return recipe.build(processor), [
@@ -150,7 +151,7 @@ def test_a_parameter_of_both_halves_gets_the_gradients_of_both() -> None:
 
 def test_swapped_triplets_get_the_text_or_the_sound_of_another(clips: Corpus) -> None:
     recipe = dataclasses.replace(TINY, mismatch_rate=0.5)
-    processor = recipe.processor(clips)
+    processor = fit_processor(recipe, clips)
     examples = [processor.load_example(clips, row) for row in range(64)]
     plain, mixed = (one.training_batch(examples, processor, ExampleRNG.of(0, 0, 64)) for one in (TINY, recipe))
     assert torch.equal(plain["video"], mixed["video"])

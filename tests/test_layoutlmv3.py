@@ -17,7 +17,8 @@ import polymodal as pm
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.masks import mask_blocks, mask_spans
-from polymodal.data.page import NO_FIELD, PageProcessor, first_pieces, in_segment_boxes
+from polymodal.data.page import NO_FIELD, first_pieces, in_segment_boxes
+from polymodal.data.processor import Processor, fit_processor
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig, patch_boxes
 from polymodal.errors import UserError
@@ -55,17 +56,17 @@ def pages() -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def processor(pages: Corpus) -> PageProcessor:
-    return TINY.processor(pages)
+def processor(pages: Corpus) -> Processor:
+    return fit_processor(TINY, pages)
 
 
 @pytest.fixture
-def batch(pages: Corpus, processor: PageProcessor) -> Batch:
+def batch(pages: Corpus, processor: Processor) -> Batch:
     examples = [processor.load_example(pages, row) for row in pages.rows("train")[:16].tolist()]
     return TINY.training_batch(examples, processor, ExampleRNG.of(0, 0, 16))
 
 
-def method(processor: PageProcessor, recipe: layoutlmv3.Recipe = TINY) -> layoutlmv3.LayoutLMv3:
+def method(processor: Processor, recipe: layoutlmv3.Recipe = TINY) -> layoutlmv3.LayoutLMv3:
     torch.manual_seed(0)
     return recipe.build(processor).eval()
 
@@ -131,7 +132,7 @@ def test_hidden_patches_under_a_box_against_brute_force() -> None:
     assert not layoutlmv3.in_masked_patch(boxes, torch.zeros(20, 49, dtype=torch.bool), 7).any()
 
 
-def test_the_network_is_that_of_transformers(processor: PageProcessor) -> None:
+def test_the_network_is_that_of_transformers(processor: Processor) -> None:
     from transformers import LayoutLMv3Config, LayoutLMv3Model
 
     torch.manual_seed(0)
@@ -224,7 +225,7 @@ def test_patches_stand_on_the_page_as_words_do() -> None:
     assert boxes[-1].tolist() == [750, 750, 1000, 1000]
 
 
-def test_what_is_hidden_is_not_read(batch: Batch, processor: PageProcessor) -> None:
+def test_what_is_hidden_is_not_read(batch: Batch, processor: Processor) -> None:
     own = method(processor)
     words, hidden = batch["words"], batch["masked_words"]
     assert hidden.any()
@@ -254,7 +255,7 @@ def test_a_word_is_hidden_as_a_whole(batch: Batch) -> None:
 
 
 def test_losses_at_the_start_are_those_of_guessing_and_the_tokenizer_gets_no_gradient(
-    batch: Batch, processor: PageProcessor
+    batch: Batch, processor: Processor
 ) -> None:
     own = method(processor)
     losses = own.losses(batch)
@@ -266,7 +267,7 @@ def test_losses_at_the_start_are_those_of_guessing_and_the_tokenizer_gets_no_gra
     assert own.encoder.mask_token.grad.abs().sum() > 0
 
 
-def test_without_hidden_patches_every_word_is_aligned(batch: Batch, processor: PageProcessor) -> None:
+def test_without_hidden_patches_every_word_is_aligned(batch: Batch, processor: Processor) -> None:
     own = method(processor)
     with torch.no_grad():
         own.alignment_head[-1].weight.zero_()
@@ -278,7 +279,7 @@ def test_without_hidden_patches_every_word_is_aligned(batch: Batch, processor: P
         assert own.losses(batch)["wpa"] > 0.1
 
 
-def test_alignment_asks_for_words_in_sight_only(batch: Batch, processor: PageProcessor) -> None:
+def test_alignment_asks_for_words_in_sight_only(batch: Batch, processor: Processor) -> None:
     own = method(processor)
     everything = batch | {"masked_words": batch["words"].word >= 0}
     everything["masked_words"][0, 1] = False  # but for the first piece of the first page
@@ -313,7 +314,7 @@ def test_a_segment_is_one_box() -> None:
     assert [w.box for w in in_segment_boxes(page)] == [(5, 0, 110, 10), (5, 0, 110, 10), (7, 0, 17, 10)]
 
 
-def test_long_pages_are_tagged_part_by_part(processor: PageProcessor) -> None:
+def test_long_pages_are_tagged_part_by_part(processor: Processor) -> None:
     page = [word(f"word{number}", left=number) for number in range(200)]
     parts = processor.words.windows(page)
     assert [w for part in parts for w in part] == page
@@ -326,7 +327,7 @@ def test_long_pages_are_tagged_part_by_part(processor: PageProcessor) -> None:
     assert processor.words.windows([word("a"), endless, word("b")]) == [[word("a")], [endless], [word("b")]]
 
 
-def test_field_numbers_stand_at_first_pieces(processor: PageProcessor) -> None:
+def test_field_numbers_stand_at_first_pieces(processor: Processor) -> None:
     page = [word("Antidisestablishmentarianism", "label"), word("1", "value"), word("x", "no such field")]
     tokens = processor.words([page, page[1:2]])
     numbers = processor.words.field_numbers([page, page[1:2]], tokens)
@@ -346,7 +347,7 @@ def test_weighted_pages_give_the_figure_of_all_together() -> None:
 class Oracle(torch.nn.Module):
     """Tags every word as the corpus does, except for those of one field."""
 
-    def __init__(self, processor: PageProcessor, pages: Corpus, wrong: str):
+    def __init__(self, processor: Processor, pages: Corpus, wrong: str):
         super().__init__()
         self.nothing = torch.nn.Parameter(torch.zeros(1))
         self.fields = processor.words.fields
@@ -361,7 +362,7 @@ class Oracle(torch.nn.Module):
         return F.one_hot(torch.tensor([next(self.answers) for _ in range(count)]), len(self.fields)).float()
 
 
-def test_field_scores_of_a_method_that_knows(pages: Corpus, processor: PageProcessor) -> None:
+def test_field_scores_of_a_method_that_knows(pages: Corpus, processor: Processor) -> None:
     reader = Reader(pages, processor)
     perfect = {s.name: s for s in field_scores(Oracle(processor, pages, ""), processor, reader, "test")}
     assert perfect["test/fields/entity_f1"].value == 1
@@ -401,7 +402,7 @@ def test_it_trains_on_real_pages_and_comes_back_as_it_was(pages: Corpus, tmp_pat
 def test_without_image_modelling_no_patch_is_hidden_and_no_codes_are_learned(pages: Corpus) -> None:
     plain = dataclasses.replace(TINY, use_mim=False, use_wpa=False)
     assert [stage.name for stage in active_stages(plain)] == ["pre-training", "fine-tuning"]
-    processor = plain.processor(pages)
+    processor = fit_processor(plain, pages)
     examples = [processor.load_example(pages, row) for row in pages.rows("train")[:4].tolist()]
     batch = plain.training_batch(examples, processor, ExampleRNG.of(0, 0, 4))
     assert not batch["masked_patches"].any()
@@ -416,7 +417,7 @@ def test_fine_tuning_alone_trains_no_tokenizer() -> None:
 
 def test_bad_input_is_said(emoji: Corpus) -> None:
     with pytest.raises(UserError, match="words"):
-        TINY.processor(emoji)
+        fit_processor(TINY, emoji)
     with pytest.raises(UserError, match="wpa"):
         dataclasses.replace(TINY, use_mim=False)
 
@@ -429,7 +430,7 @@ def test_the_paper_preset_has_the_size_of_the_paper() -> None:
     assert millions == pytest.approx(126, abs=1)  # LayoutLMv3-base has 126 million (paper, table 1: 133 with heads)
 
 
-def test_fields_are_written_for_programs(pages: Corpus, processor: PageProcessor, tmp_path: Path) -> None:
+def test_fields_are_written_for_programs(pages: Corpus, processor: Processor, tmp_path: Path) -> None:
     run = Run(TINY, Oracle(processor, pages, ""), processor, {"recipe": {"name": "oracle"}})
     assert write_fields(run, pages, "test", tmp_path / "fields.jsonl") == len(pages.rows("test"))
     records = [json.loads(line) for line in (tmp_path / "fields.jsonl").read_text().splitlines()]

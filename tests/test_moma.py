@@ -12,8 +12,9 @@ import torch
 
 from polymodal.corpora import About, Corpus
 from polymodal.corpora.saved import save_corpus
-from polymodal.data.conversation import IMAGE, IMAGE_START, ConversationProcessor
+from polymodal.data.conversation import IMAGE, IMAGE_START
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor, fit_processor
 from polymodal.data.sequence import TEXT, pad_sequences
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.language_model import LanguageModelConfig
@@ -55,8 +56,8 @@ def few_scenes(scenes: Corpus) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def processor(few_scenes: Corpus) -> ConversationProcessor:
-    return TINY.processor(few_scenes)
+def processor(few_scenes: Corpus) -> Processor:
+    return fit_processor(TINY, few_scenes)
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +65,12 @@ def run(few_scenes: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(TINY, few_scenes, Budget(steps=60), out=tmp_path_factory.mktemp("moma") / "run", runtime=QUIET)
 
 
-def method(processor: ConversationProcessor, **changes: object) -> moma.MoMa:
+def method(processor: Processor, **changes: object) -> moma.MoMa:
     torch.manual_seed(0)
     return dataclasses.replace(TINY, **changes).build(processor)
 
 
-def batch_of(processor: ConversationProcessor, corpus: Corpus) -> dict:
+def batch_of(processor: Processor, corpus: Corpus) -> dict:
     _, examples = Reader(corpus, processor).read_all(corpus.rows("train")[:8])
     return TINY.training_batch(examples, processor, ExampleRNG.of(0, 0, 8))
 
@@ -247,17 +248,17 @@ def test_padding_never_goes_in() -> None:
 # The method
 
 
-def test_a_document_holds_texts_and_whole_images_in_their_order(processor: ConversationProcessor) -> None:
+def test_a_document_holds_texts_and_whole_images_in_their_order(processor: Processor) -> None:
     image = np.full((32, 32, 3), 200, np.uint8)
-    made = pad_sequences([processor.document(["a red cat", image, "and a dog"])])
+    made = pad_sequences([processor.conversation.document(["a red cat", image, "and a dog"])])
     assert int(made.of(IMAGE).sum()) == processor.image.tokens_per_tile == 16
     assert made.predicted[0].tolist() == [False] + [True] * (made.ids.shape[1] - 1)
     assert processor.texts([made.ids[0][~made.of(IMAGE)[0]].tolist()])[0] == "a red cat and a dog"
-    crowded = processor.document([image] * 9)
-    assert sum(map(len, crowded)) <= processor.context
+    crowded = processor.conversation.document([image] * 9)
+    assert sum(map(len, crowded)) <= processor.conversation.context
     assert sum(len(segment) for segment in crowded if segment.modality == IMAGE) % 16 == 0, "no image is cut"
     prompt = processor(text=["a red cat"])["prompts"]
-    assert prompt.ids[0, -1].item() == processor.marks[IMAGE_START][-1]
+    assert prompt.ids[0, -1].item() == processor.conversation.marks[IMAGE_START][-1]
 
 
 def test_documents_of_a_corpus_are_read_in_their_order(few_scenes: Corpus, tmp_path: Path) -> None:
@@ -297,9 +298,7 @@ def piece(kind: str, text: str, figure: bytes | None = None) -> dict:
     return {"kind": kind, "text": text, "figure": figure}
 
 
-def test_losses_of_the_modalities_add_up_to_the_mean_over_tokens(
-    processor: ConversationProcessor, few_scenes: Corpus
-) -> None:
+def test_losses_of_the_modalities_add_up_to_the_mean_over_tokens(processor: Processor, few_scenes: Corpus) -> None:
     model = method(processor, router_noise=False).train().requires_grad_(False)
     batch = batch_of(processor, few_scenes)
     losses = model.losses(batch)
@@ -314,7 +313,7 @@ def test_losses_of_the_modalities_add_up_to_the_mean_over_tokens(
     assert set(model.tokenizer_losses(images)) == {"pixels", "codebook", "commitment"}
 
 
-def test_codes_in_a_document_are_those_of_its_images(processor: ConversationProcessor, few_scenes: Corpus) -> None:
+def test_codes_in_a_document_are_those_of_its_images(processor: Processor, few_scenes: Corpus) -> None:
     model = method(processor)
     rows = few_scenes.rows("train")[:3]
     images = [processor.image.open(few_scenes.value(row, "image")) for row in rows]
@@ -326,9 +325,7 @@ def test_codes_in_a_document_are_those_of_its_images(processor: ConversationProc
     assert torch.equal(ids[~sequences.of(IMAGE)], sequences.ids[~sequences.of(IMAGE)])
 
 
-def test_a_image_sends_no_gradient_to_experts_of_the_words(
-    processor: ConversationProcessor, few_scenes: Corpus
-) -> None:
+def test_a_image_sends_no_gradient_to_experts_of_the_words(processor: Processor, few_scenes: Corpus) -> None:
     model = method(processor).train()
     seen = {TEXT: [], IMAGE: []}
     for experts in model.language_model.decoder.experts():
@@ -404,7 +401,7 @@ def test_other_arms_train_and_foretell(changes: dict, few_scenes: Corpus) -> Non
         assert not any(one.single_expert for one in found.model.choosing())
 
 
-def test_arms_have_equal_operations(processor: ConversationProcessor, few_scenes: Corpus) -> None:
+def test_arms_have_equal_operations(processor: Processor, few_scenes: Corpus) -> None:
     """By torch's own count of the forward pass; the routers are what is more."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -455,7 +452,7 @@ def test_a_run_reads_again_as_it_was(run: Run, few_scenes: Corpus) -> None:
     assert before["test/all/nll_per_token"] < math.log(again.model.vocab_sizes["all"])
 
 
-def test_the_pretrained_size(processor: ConversationProcessor) -> None:
+def test_the_pretrained_size(processor: Processor) -> None:
     """Table 1: 1.4B dense and 7.1B with four experts of each modality."""
     recipe = moma.Recipe.paper()
     dense = dataclasses.replace(recipe, modality_aware=False, num_text_experts=1, num_image_experts=0)

@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from polymodal.corpora import Corpus, mix_corpora
-from polymodal.data.conversation import ASSISTANT, IMAGE, IMAGE_END, IMAGE_START, USER, ConversationProcessor, Turn
+from polymodal.data.conversation import ASSISTANT, IMAGE, IMAGE_END, IMAGE_START, USER, Turn
+from polymodal.data.conversation_format import ConversationFormat
 from polymodal.data.instructions import ocr_turn
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor, fit_processor
 from polymodal.data.sequence import pad_sequences
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.errors import UserError
@@ -64,8 +66,8 @@ def few_scenes(scenes: Corpus) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def processor(few_scenes: Corpus) -> ConversationProcessor:
-    return TINY.processor(few_scenes)
+def processor(few_scenes: Corpus) -> Processor:
+    return fit_processor(TINY, few_scenes)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def run(few_scenes: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(TINY, few_scenes, Budget(steps=50), out=out, runtime=QUIET)
 
 
-def method(processor: ConversationProcessor, recipe: mono_internvl.Recipe = TINY) -> VisionLanguageModel:
+def method(processor: Processor, recipe: mono_internvl.Recipe = TINY) -> VisionLanguageModel:
     torch.manual_seed(0)
     return recipe.build(processor).eval()
 
@@ -110,57 +112,55 @@ def test_tiles_are_the_image_again_with_the_whole_at_the_end() -> None:
 # Conversations to sequences
 
 
-def test_a_conversation_asks_the_loss_for_answers_and_their_ends_alone(processor: ConversationProcessor) -> None:
+def test_a_conversation_asks_the_loss_for_answers_and_their_ends_alone(processor: Processor) -> None:
     image = np.full((48, 48, 3), 200, np.uint8)
     said = [Turn("a red cat"), Turn("two", "How many things are there?")]
-    packed = processor.pack([processor.sequence(image, said)])
+    packed = processor.conversation.pack([processor.conversation.sequence(image, said)])
     row, asked = packed.ids[0].tolist(), packed.predicted[0]
     predicted = [ids for ids, there in zip(row, asked.tolist(), strict=True) if there]
-    assert predicted.count(processor.end) == 2
+    assert predicted.count(processor.conversation.end) == 2
     assert processor.texts([predicted])[0] == "a red cat two"
     imaged = packed.of(IMAGE)[0]
     assert int(imaged.sum()) == processor.image.tokens_per_tile == len(packed.features[IMAGE])
     assert not (asked & imaged).any()
-    marks = [processor.marks[mark][0] for mark in (IMAGE_START, IMAGE_END, USER, ASSISTANT)]
+    marks = [processor.conversation.marks[mark][0] for mark in (IMAGE_START, IMAGE_END, USER, ASSISTANT)]
     places = [row.index(mark) for mark in marks]
     assert places == sorted(places), "the image stands between its marks, the question between its own"
     assert list(range(places[0] + 1, places[1])) == imaged.nonzero().squeeze(1).tolist()
 
 
-def test_a_prompt_is_the_beginning_of_its_conversation(processor: ConversationProcessor) -> None:
+def test_a_prompt_is_the_beginning_of_its_conversation(processor: Processor) -> None:
     image = np.full((48, 48, 3), 200, np.uint8)
     question = "Where is the cat?"
-    prompt = pad_sequences([processor.prompt(image, question)])
-    whole = pad_sequences([processor.sequence(image, [Turn("left", question)])])
+    prompt = pad_sequences([processor.conversation.prompt(image, question)])
+    whole = pad_sequences([processor.conversation.sequence(image, [Turn("left", question)])])
     length = prompt.ids.shape[1]
     assert torch.equal(whole.ids[:, :length], prompt.ids)
     assert whole.predicted[0, length:].all()
 
 
-def test_prompts_of_different_length_end_together(processor: ConversationProcessor) -> None:
+def test_prompts_of_different_length_end_together(processor: Processor) -> None:
     prompts = processor(question=["Where?", "Where is the large red cat, and is it left of the bus?"])["prompts"]
     assert (prompts.document[:, -1] == 1).all()
     assert prompts.document[0, 0] == 0
     assert prompts.position[:, -1].tolist() == [int(row.sum()) - 1 for row in prompts.document]
 
 
-def test_what_is_too_long_is_cut_and_a_image_never_is(processor: ConversationProcessor) -> None:
+def test_what_is_too_long_is_cut_and_a_image_never_is(processor: Processor) -> None:
     image = np.full((48, 48, 3), 200, np.uint8)
     long = "many words " * 200
     for said in ([Turn(long)], [Turn(long, long)], [Turn("yes", long)], [Turn("no", "no?")] * 99):
-        sequence = processor.sequence(image, said)
-        assert sum(map(len, sequence)) <= processor.context
-        packed = processor.pack([sequence])
+        sequence = processor.conversation.sequence(image, said)
+        assert sum(map(len, sequence)) <= processor.conversation.context
+        packed = processor.conversation.pack([sequence])
         assert packed.predicted.any()
         assert int(packed.of(IMAGE).sum()) == processor.image.tokens_per_tile
-    small = ConversationProcessor(processor.image, processor.columns["text"], context=20)
+    small = ConversationFormat(20, processor.columns)
     with pytest.raises(UserError, match="leaves no room in a context of 20"):
         small.sequence(image, [Turn("yes")])
 
 
-def test_what_a_corpus_lacks_is_not_read(
-    small_emoji: Corpus, few_scenes: Corpus, processor: ConversationProcessor
-) -> None:
+def test_what_a_corpus_lacks_is_not_read(small_emoji: Corpus, few_scenes: Corpus, processor: Processor) -> None:
     assert set(processor.load_example(few_scenes, 0)) == {"image", "text", "questions", "regions"}
     assert set(processor.load_example(small_emoji, 0)) == {"image", "text"}
     both = mix_corpora([(small_emoji, 1.0), (few_scenes, 1.0)], every_column=True)
@@ -170,14 +170,14 @@ def test_what_a_corpus_lacks_is_not_read(
     assert len({caption.text for caption in captions}) == 3, "scenes have three columns of captions"
 
 
-def test_boxes_are_in_thousandths(few_scenes: Corpus, processor: ConversationProcessor) -> None:
+def test_boxes_are_in_thousandths(few_scenes: Corpus, processor: Processor) -> None:
     example = processor.load_example(few_scenes, 0)
     stored = few_scenes.value(0, "regions")
     for region, own in zip(example["regions"], stored, strict=True):
         assert region.box == tuple(round(edge * 1000 / 96) for edge in own.box)
 
 
-def test_written_words_are_in_the_image_and_in_a_caption(few_scenes: Corpus, processor: ConversationProcessor) -> None:
+def test_written_words_are_in_the_image_and_in_a_caption(few_scenes: Corpus, processor: Processor) -> None:
     said = set()
     for row in range(30):
         example = processor.load_example(few_scenes, row)
@@ -194,7 +194,7 @@ def test_written_words_are_in_the_image_and_in_a_caption(few_scenes: Corpus, pro
 # The model
 
 
-def test_an_expert_that_was_copied_changes_nothing(processor: ConversationProcessor, few_scenes: Corpus) -> None:
+def test_an_expert_that_was_copied_changes_nothing(processor: Processor, few_scenes: Corpus) -> None:
     """At the first step, the model is the language model on the vectors of images."""
     with_experts = method(processor)
     without = method(processor, dataclasses.replace(TINY, visual_experts=False))
@@ -206,7 +206,7 @@ def test_an_expert_that_was_copied_changes_nothing(processor: ConversationProces
         torch.testing.assert_close(with_experts.losses(batch)["lm"], without.losses(batch)["lm"])
 
 
-def batch_of(processor: ConversationProcessor, corpus: Corpus, recipe: mono_internvl.Recipe = TINY) -> dict:
+def batch_of(processor: Processor, corpus: Corpus, recipe: mono_internvl.Recipe = TINY) -> dict:
     _, examples = Reader(corpus, processor).read_all(corpus.rows("train")[:8])
     return recipe.semantic_batch(examples, processor, ExampleRNG.of(0, 0, 8))
 
@@ -229,7 +229,7 @@ def test_language_stays_bit_for_bit_while_images_are_learned(few_scenes: Corpus,
 
 
 def test_the_gradient_reaches_pixels_through_the_frozen_language_model(
-    processor: ConversationProcessor, few_scenes: Corpus
+    processor: Processor, few_scenes: Corpus
 ) -> None:
     model = method(processor).train()
     patterns = TINY.stages()[1].trainable
@@ -243,30 +243,31 @@ def test_the_gradient_reaches_pixels_through_the_frozen_language_model(
             assert (parameter.grad.abs().sum() > 0) == (".blocks.1.feed_forward." not in name), name
 
 
-def test_a_batch_without_images_runs_and_no_parameter_is_left_out(processor: ConversationProcessor) -> None:
+def test_a_batch_without_images_runs_and_no_parameter_is_left_out(processor: Processor) -> None:
     model = method(processor).train()
-    texts = processor.pack([processor.sequence(None, [Turn("a small cat")])])
+    texts = processor.conversation.pack([processor.conversation.sequence(None, [Turn("a small cat")])])
     model.losses({"sequences": texts})["lm"].backward()
     experts = [p for name, p in model.named_parameters() if ".feed_forward.image." in name]
     assert experts
     assert all(p.grad is not None and (p.grad == 0).all() for p in experts)
 
 
-def test_packing_and_padding_do_not_change_what_is_likely(processor: ConversationProcessor, few_scenes: Corpus) -> None:
+def test_packing_and_padding_do_not_change_what_is_likely(processor: Processor, few_scenes: Corpus) -> None:
     model = method(processor)
     images = [few_scenes.value(row, "image") for row in range(3)]
     texts = ["a cat", "a large cat and a small bus with a tree", "two"]
     with torch.no_grad():
         together = model.log_likelihood(processor(image=images, answer=texts))
         alone = [model.log_likelihood(processor(image=[p], answer=[t])) for p, t in zip(images, texts, strict=True)]
-        said = [processor.sequence(processor.image.open(p), [Turn(t)]) for p, t in zip(images, texts, strict=True)]
-        packed = model.losses({"sequences": processor.pack(said)})["lm"]
+        form = processor.conversation
+        said = [form.sequence(processor.image.open(p), [Turn(t)]) for p, t in zip(images, texts, strict=True)]
+        packed = model.losses({"sequences": form.pack(said)})["lm"]
         rows = pad_sequences(said)
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(packed, -together.sum() / rows.predicted.sum(), atol=1e-4, rtol=1e-4)
 
 
-def test_several_tiles_are_seen_at_their_places(processor: ConversationProcessor) -> None:
+def test_several_tiles_are_seen_at_their_places(processor: Processor) -> None:
     """Two tiles and the whole: three times the tokens, and the second tile changes its own only."""
     model = method(processor)
     column = dataclasses.replace(processor.image, max_tiles=2)
@@ -304,7 +305,7 @@ def test_it_learns_in_all_stages_answers_and_comes_back_from_disk(run: Run, few_
 
 
 @pytest.mark.parametrize("stage", range(5))
-def test_batches_follow_from_their_seed(stage: int, processor: ConversationProcessor, few_scenes: Corpus) -> None:
+def test_batches_follow_from_their_seed(stage: int, processor: Processor, few_scenes: Corpus) -> None:
     _, examples = Reader(few_scenes, processor).read_all(few_scenes.rows("train")[:8])
     make = getattr(TINY, TINY.stages()[stage].batch)
     one, again, other = (make(examples, processor, ExampleRNG.of(seed, 0, 8))["sequences"] for seed in (0, 0, 1))
@@ -322,7 +323,7 @@ def test_as_many_captions_are_exchanged_as_was_asked_for() -> None:
 
 
 def test_chance_is_the_commonest_answer_and_the_gain_of_blind_answers_is_none(
-    few_scenes: Corpus, processor: ConversationProcessor
+    few_scenes: Corpus, processor: Processor
 ) -> None:
     class AlwaysYes(torch.nn.Module):
         def __init__(self) -> None:
@@ -369,7 +370,7 @@ def test_a_pretrained_language_model_learns_to_see(kind: str, few_scenes: Corpus
             train(recipe, few_scenes, Budget(steps=1), runtime=QUIET)
         recipe = dataclasses.replace(recipe, visual_experts=False, freeze_llm=False)
     run = train(recipe, few_scenes, Budget(steps=8), out=tmp_path / "run", runtime=QUIET)
-    assert isinstance(run.processor, ConversationProcessor)
+    assert isinstance(run.processor, Processor)
     texts = ["a large cat", "a small bus and a cat"]
     assert torch.isfinite(run.model.log_likelihood(run.processor(answer=texts))).all()
     again = load_run(tmp_path / "run")
@@ -379,7 +380,7 @@ def test_a_pretrained_language_model_learns_to_see(kind: str, few_scenes: Corpus
     )
 
 
-def test_the_pretrained_size(processor: ConversationProcessor) -> None:
+def test_the_pretrained_size(processor: Processor) -> None:
     """InternLM2 has 1.89e9 parameters; with an expert in every block and the embedding there are 3.1e9 of them."""
     with torch.device("meta"):
         recipe = mono_internvl.Recipe.paper()
@@ -388,7 +389,8 @@ def test_the_pretrained_size(processor: ConversationProcessor) -> None:
         embedding = ImageEmbedding(
             recipe.patch_size, recipe.tokens_per_tile, recipe.patch_embed_dim, recipe.language_model.width
         )
-        model = VisionLanguageModel({"image": embedding}, language_model, processor.end, experts=["image"])
+        end = processor.conversation.end
+        model = VisionLanguageModel({"image": embedding}, language_model, end, experts=["image"])
     of_text = sum(
         parameter.numel()
         for name, parameter in model.language_model.named_parameters()
@@ -439,4 +441,4 @@ def test_a_corpus_without_captions_or_images_is_refused(scenes: Corpus) -> None:
     for kind in (Text, Image):
         others = {name: modality for name, modality in scenes.columns.items() if not isinstance(modality, kind)}
         with pytest.raises(UserError, match=f"has no {kind.__name__.lower()} column"):
-            mono_internvl.Recipe().processor(dataclasses.replace(scenes, columns=others))
+            fit_processor(mono_internvl.Recipe(), dataclasses.replace(scenes, columns=others))

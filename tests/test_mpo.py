@@ -273,7 +273,7 @@ def test_generation_is_the_mean_over_tokens_of_chosen_answers(pairs: Corpus, tau
     assert generation.item() == pytest.approx(token_losses[chosen].mean().item(), abs=1e-5)
     asked = batch["sequences"].predicted
     assert int(chosen.sum()) == int(asked[:half].sum())
-    assert processor.end in batch["sequences"].ids[0][asked[0]].tolist(), "the end mark counts"
+    assert processor.conversation.end in batch["sequences"].ids[0][asked[0]].tolist(), "the end mark counts"
 
 
 def test_answers_together_are_as_likely_as_apart(pairs: Corpus, taught: Run) -> None:
@@ -286,7 +286,8 @@ def test_answers_together_are_as_likely_as_apart(pairs: Corpus, taught: Run) -> 
         losses, row, _ = model.token_losses({"sequences": sequences})
         together = -segment_sum(losses, row, len(sequences))
         for number, (example, pair) in enumerate(zip(examples, drawn, strict=True)):
-            alone = pad_sequences([processor.sequence(example["image"], [Turn(pair.rejected, pair.question)])])
+            form = processor.conversation
+            alone = pad_sequences([form.sequence(example["image"], [Turn(pair.rejected, pair.question)])])
             expected = model.log_likelihood({"sequences": alone})[0]
             torch.testing.assert_close(together[len(examples) + number], expected, atol=1e-3, rtol=1e-4)
 
@@ -301,7 +302,7 @@ def test_a_shared_beginning_cancels_in_the_margin(taught: Run, pairs: Corpus) ->
     image = pairs.value(pairs.rows("train")[0], "image")
     said = ["duck 2, key 1.", "duck 2, cat 3, bomb 1."]
     image = processor.image.open(image)
-    batch = pad_sequences([processor.sequence(image, [Turn(text, DESCRIBE)]) for text in said])
+    batch = pad_sequences([processor.conversation.sequence(image, [Turn(text, DESCRIBE)]) for text in said])
     with torch.no_grad():
         own, rows, _ = model.token_losses({"sequences": batch})
         reference = model.reference.token_losses({"sequences": batch}).nats

@@ -17,7 +17,7 @@ from polymodal.corpora import Corpus
 from polymodal.corpora.corpus import About
 from polymodal.corpora.mixture import mix_corpora
 from polymodal.data.masks import mask_time_spans
-from polymodal.data.speech_text import SpeechTextProcessor
+from polymodal.data.processor import Processor, fit_processor
 from polymodal.encoders.speech_text import SpeechTextEncoder, SpeechTextEncoderConfig, num_output_frames
 from polymodal.errors import UserError
 from polymodal.evaluation.evaluate import evaluate
@@ -87,8 +87,8 @@ def tones() -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def processor(tones: Corpus) -> SpeechTextProcessor:
-    return TINY.processor(tones)
+def processor(tones: Corpus) -> Processor:
+    return fit_processor(TINY, tones)
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +98,12 @@ def run(tones: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(recipe, tones, Budget(steps=300), out=out, runtime=QUIET)
 
 
-def method(processor: SpeechTextProcessor, **changes: object) -> mslam.MSLAM:
+def method(processor: Processor, **changes: object) -> mslam.MSLAM:
     torch.manual_seed(0)
     return dataclasses.replace(TINY, **changes).build(processor).eval()
 
 
-def batch_of(processor: SpeechTextProcessor, corpus: Corpus, recipe: mslam.Recipe = TINY, count: int = 24) -> dict:
+def batch_of(processor: Processor, corpus: Corpus, recipe: mslam.Recipe = TINY, count: int = 24) -> dict:
     examples = [processor.load_example(corpus, row) for row in corpus.rows("train")[:count].tolist()]
     return recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, count))
 
@@ -131,7 +131,7 @@ def test_a_conformer_sees_order() -> None:
     assert not torch.allclose(turned, conformer(x, mask), atol=1e-3)
 
 
-def test_padded_speech_is_heard_as_it_is_alone(processor: SpeechTextProcessor, tones: Corpus) -> None:
+def test_padded_speech_is_heard_as_it_is_alone(processor: Processor, tones: Corpus) -> None:
     """Frames behind the end reach neither convolutions nor the codes' features."""
     encoder = SpeechTextEncoder(SMALL, 20).eval()
     for frames in (37, 38, 39, 40):
@@ -250,7 +250,7 @@ def test_ctc_sums_over_all_ways_to_say_it() -> None:
     assert ctc_greedy_decode(likely) == [1, 1, 2]
 
 
-def test_text_leaves_speechs_own_blocks_alone(processor: SpeechTextProcessor, tones: Corpus) -> None:
+def test_text_leaves_speechs_own_blocks_alone(processor: Processor, tones: Corpus) -> None:
     model = method(processor)
     batch = batch_of(processor, tones, dataclasses.replace(TINY, pool_fractions=(0.0, 1.0, 0.0)))
     losses = model.losses(batch)
@@ -261,7 +261,7 @@ def test_text_leaves_speechs_own_blocks_alone(processor: SpeechTextProcessor, to
     assert all(parameter.grad is not None for parameter in model.encoder.shared.parameters())
 
 
-def test_arms_have_the_same_speech_and_their_own_losses(processor: SpeechTextProcessor, tones: Corpus) -> None:
+def test_arms_have_the_same_speech_and_their_own_losses(processor: Processor, tones: Corpus) -> None:
     batch = batch_of(processor, tones)
     wanted = {
         ("none", False): {"contrastive", "w2v_bert"},
@@ -277,7 +277,7 @@ def test_arms_have_the_same_speech_and_their_own_losses(processor: SpeechTextPro
         assert all(float(losses[name].detach()) > 0 for name in names)
 
 
-def test_pairs_are_found_again_among_all_speech(processor: SpeechTextProcessor, tones: Corpus) -> None:
+def test_pairs_are_found_again_among_all_speech(processor: Processor, tones: Corpus) -> None:
     """The codes that the joint sequence is to name are those of the pairs' own hidden moments."""
     model, batch = method(processor), batch_of(processor, tones)
     heard = model.encoder.encode_speech(batch["sound"], batch["masked_sound"])
@@ -291,7 +291,7 @@ def test_pairs_are_found_again_among_all_speech(processor: SpeechTextProcessor, 
     assert torch.equal(seen[0], by_hand)
 
 
-def test_transcripts_cannot_be_copied(processor: SpeechTextProcessor, tones: Corpus) -> None:
+def test_transcripts_cannot_be_copied(processor: Processor, tones: Corpus) -> None:
     """The CTC loss reads speech alone: another transcript in the batch's joint sequence changes nothing in it."""
     model, batch = method(processor), batch_of(processor, tones)
     hidden = batch["masked_transcript"]
@@ -302,7 +302,7 @@ def test_transcripts_cannot_be_copied(processor: SpeechTextProcessor, tones: Cor
     assert torch.equal(before, after)
 
 
-def test_pools_do_not_share_a_text(processor: SpeechTextProcessor, tones: Corpus) -> None:
+def test_pools_do_not_share_a_text(processor: Processor, tones: Corpus) -> None:
     pools: dict[str, set[str]] = {}
     counts: dict[str, int] = {}
     for row in range(len(tones)):
@@ -357,7 +357,7 @@ def test_speech_and_texts_of_different_corpora_are_mixed(tones: Corpus) -> None:
     assert losses["ctc"] == losses["tlm"] == 0
 
 
-def test_batches_without_pairs_still_train_the_head(processor: SpeechTextProcessor, tones: Corpus) -> None:
+def test_batches_without_pairs_still_train_the_head(processor: Processor, tones: Corpus) -> None:
     recipe = dataclasses.replace(TINY, pool_fractions=(1.0, 0.0, 0.0))
     examples = [processor.load_example(tones, row) for row in range(4)]
     batch = recipe.ctc_finetuning_batch(examples, processor, ExampleRNG.of(0, 0, 4))
@@ -381,7 +381,7 @@ def test_what_does_not_fit_is_refused(tones: Corpus) -> None:
     with pytest.raises(UserError, match="--ctc-finetune-fraction is from 0 to 1"):
         train(mslam.Recipe(ctc_finetune_fraction=2.0), tones, Budget(steps=1))
     with pytest.raises(UserError, match="no audio column"):
-        TINY.processor(dataclasses.replace(tones, columns={"captions": Text()}))
+        fit_processor(TINY, dataclasses.replace(tones, columns={"captions": Text()}))
 
 
 def test_the_paper_preset_has_the_papers_size() -> None:

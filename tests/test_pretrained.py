@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from polymodal.corpora import Corpus
+from polymodal.data.processor import fit_processor
 from polymodal.encoders import pretrained
 from polymodal.encoders.pretrained import folder_of
 from polymodal.encoders.pretrained_audio import PretrainedAudioConfig
@@ -177,7 +178,7 @@ def test_a_pretrained_dual_encoder_gives_the_logits_of_transformers(
         model.logit_scale.fill_(2.0)
     model.save_pretrained(folder)
     recipe = with_pretrained({"clip": clip, "siglip": siglip}[kind].Recipe(), f"hf:{folder}")
-    processor = recipe.processor(emoji)
+    processor = fit_processor(recipe, emoji)
     method = recipe.build(processor).eval()
     load_pretrained(method)
     method.load_pretrained_weights(pretrained.pretrained_weights(str(folder)))

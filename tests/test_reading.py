@@ -20,7 +20,8 @@ from polymodal.corpora import About, Corpus
 from polymodal.corpora.saved import save_corpus
 from polymodal.curation.pipeline import curate_pages, figures_of, pages_of, plain_texts
 from polymodal.curation.web import Block, blocks_of, visible
-from polymodal.data.conversation import IMAGE, ConversationProcessor
+from polymodal.data.conversation import IMAGE
+from polymodal.data.processor import Processor, fit_processor
 from polymodal.data.sequence import TEXT
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.language_model import LanguageModelConfig
@@ -163,7 +164,7 @@ class Evenly(torch.nn.Module):
 
 def scores_of(method: torch.nn.Module, made: tuple[Corpus, Path], asked: list[ParagraphChoice]) -> dict[str, Any]:
     corpus, folder = made
-    processor = TINY.processor(corpus)
+    processor = fit_processor(TINY, corpus)
     found = document_reading_scores(method, processor, corpus, plain_texts(folder), visible, asked, "test")
     return {score.name: score for score in found}
 
@@ -171,8 +172,8 @@ def scores_of(method: torch.nn.Module, made: tuple[Corpus, Path], asked: list[Pa
 def test_bits_are_those_of_words_with_their_marks_and_without(documents: dict[str, tuple[Corpus, Path]]) -> None:
     asked = image_paragraph_choice(documents["markdown"][0], "test")
     for layout, (corpus, folder) in documents.items():
-        processor = TINY.processor(corpus)
-        assert isinstance(processor, ConversationProcessor)
+        processor = fit_processor(TINY, corpus)
+        assert isinstance(processor, Processor)
         scores = scores_of(Evenly(256), documents[layout], asked)
         plain = plain_texts(folder)["page-9"]
         size = sum(map(len, plain))
@@ -191,7 +192,7 @@ def test_bits_are_those_of_words_with_their_marks_and_without(documents: dict[st
 def test_a_text_is_chosen_by_what_the_image_says_of_it(documents: dict[str, tuple[Corpus, Path]]) -> None:
     made = documents["markdown"]
     asked = image_paragraph_choice(made[0], "test")
-    (red,) = TINY.processor(made[0]).tokenizer.pieces("red")[0]
+    (red,) = fit_processor(TINY, made[0]).tokenizer.pieces("red")[0]
     score = scores_of(Evenly(256, red), made, asked)["test/image_paragraph_choice/accuracy"]
     # page-10 is red; of the others, whose texts the image makes no likelier, the first is taken
     assert sorted(score.clusters.tolist()) == [0.0, 0.0, 1.0]

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import polymodal as pm
 from polymodal import recipes
 from polymodal.data.loader import Reader
+from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate
 from polymodal.evaluation.capabilities import CanEmbed
@@ -40,7 +41,7 @@ VARIANTS = {
 
 
 def a_batch(recipe, corpus, count=12, seed=0):
-    processor = recipe.processor(corpus)
+    processor = fit_processor(recipe, corpus)
     _, examples = Reader(corpus, processor).read_all(corpus.rows("train")[:count])
     return processor, recipe.training_batch(examples, processor, ExampleRNG.of(seed, 0, count))
 

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from polymodal.data.loader import Reader
+from polymodal.data.processor import fit_processor
 from polymodal.evaluation.tasks.grounding import grounding_scores
 from polymodal.recipes.dual_encoders import clip
 
@@ -48,7 +49,7 @@ def few_scenes(scenes):
 @pytest.mark.parametrize("knows", [True, False])
 def test_grounding_scores_of_an_oracle_and_of_noise(few_scenes, knows):
     torch.manual_seed(0)
-    processor = clip.Recipe().processor(few_scenes)
+    processor = fit_processor(clip.Recipe(), few_scenes)
     oracle = Oracle(few_scenes, "test", processor, knows)
     found = grounding_scores(oracle, processor, Reader(few_scenes, processor), "test")
     scores = {score.name: score for score in found}

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import polymodal as pm
 from polymodal.corpora import Corpus, from_path
 from polymodal.data.loader import Reader
-from polymodal.data.referring import ReferringProcessor
+from polymodal.data.processor import Processor, fit_processor
 from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.errors import UserError
 from polymodal.evaluation.tasks.referring import CanDetect, all_matched, referring_scores
@@ -59,8 +59,8 @@ def referring() -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def processor(referring: Corpus) -> ReferringProcessor:
-    return TINY.processor(referring)
+def processor(referring: Corpus) -> Processor:
+    return fit_processor(TINY, referring)
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +68,12 @@ def run(referring: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(TINY, referring, Budget(steps=60), out=tmp_path_factory.mktemp("simvg") / "run", runtime=QUIET)
 
 
-def method(processor: ReferringProcessor, **changes: object) -> simvg.SimVG:
+def method(processor: Processor, **changes: object) -> simvg.SimVG:
     torch.manual_seed(0)
     return dataclasses.replace(TINY, **changes).build(processor).eval()
 
 
-def batch_of(processor: ReferringProcessor, corpus: Corpus, recipe: simvg.Recipe = TINY, count: int = 8) -> dict:
+def batch_of(processor: Processor, corpus: Corpus, recipe: simvg.Recipe = TINY, count: int = 8) -> dict:
     examples = [processor.load_example(corpus, row) for row in corpus.rows("train")[:count].tolist()]
     return recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, count))
 
@@ -183,9 +183,7 @@ def test_the_teacher_teaches_the_boxes_that_stand_for_objects() -> None:
     assert float(quality) == pytest.approx((0.5 + 0.5 + 0.5 * 0.5) / 3)
 
 
-def test_what_the_decoder_teaches_changes_nothing_in_the_decoder(
-    processor: ReferringProcessor, referring: Corpus
-) -> None:
+def test_what_the_decoder_teaches_changes_nothing_in_the_decoder(processor: Processor, referring: Corpus) -> None:
     model = method(processor)
     losses = model.losses(batch_of(processor, referring))
     (losses["token_branch"] + losses["distillation"]).backward()
@@ -194,7 +192,7 @@ def test_what_the_decoder_teaches_changes_nothing_in_the_decoder(
     assert all(parameter.grad is not None for parameter in model.token_head.parameters())
 
 
-def test_the_weights_of_truth_and_teacher_add_up(processor: ReferringProcessor, referring: Corpus) -> None:
+def test_the_weights_of_truth_and_teacher_add_up(processor: Processor, referring: Corpus) -> None:
     batch = batch_of(processor, referring)
     model = method(processor)
     losses = model.losses(batch)
@@ -219,7 +217,7 @@ def longer(text: Tokens, by: int) -> Tokens:
     return Tokens(torch.nn.functional.pad(text.ids, (0, by), value=7), text.lengths)
 
 
-def test_padding_changes_nothing(processor: ReferringProcessor, referring: Corpus) -> None:
+def test_padding_changes_nothing(processor: Processor, referring: Corpus) -> None:
     model = method(processor)
     batch = batch_of(processor, referring)
     plain = model.predict_boxes(batch)
@@ -229,7 +227,7 @@ def test_padding_changes_nothing(processor: ReferringProcessor, referring: Corpu
         assert torch.allclose(sure, padded[branch][1], atol=1e-5)
 
 
-def test_words_reach_patches_only_where_the_encoder_fuses(processor: ReferringProcessor, referring: Corpus) -> None:
+def test_words_reach_patches_only_where_the_encoder_fuses(processor: Processor, referring: Corpus) -> None:
     batch = batch_of(processor, referring)
     others = Tokens(batch["text"].ids.flip(0), batch["text"].lengths.flip(0))
     for fusion, told in (("encoder", True), ("head", False)):
@@ -241,7 +239,7 @@ def test_words_reach_patches_only_where_the_encoder_fuses(processor: ReferringPr
         assert not torch.allclose(*found, atol=1e-6), "the queries read the words in any case"
 
 
-def test_norms_and_mlps_are_each_modalitys_own(processor: ReferringProcessor, referring: Corpus) -> None:
+def test_norms_and_mlps_are_each_modalitys_own(processor: Processor, referring: Corpus) -> None:
     """Without attention between them, a change of the text's parameters leaves the image's tokens as they are."""
     model, batch = method(processor), batch_of(processor, referring)
     before = model.encoder(batch["image"], batch["text"], joint=False)
@@ -268,7 +266,7 @@ def test_dropped_paths_keep_the_mean() -> None:
         assert torch.equal(drop_path.eval()(torch.ones(4, 1, 1)), torch.ones(4, 1, 1))
 
 
-def test_queries_come_from_all_words_and_no_other(processor: ReferringProcessor) -> None:
+def test_queries_come_from_all_words_and_no_other(processor: Processor) -> None:
     torch.manual_seed(0)
     guided = simvg.TextGuidedQueries(16, 3, 4).eval()
     words, mask = torch.randn(2, 5, 16), torch.tensor([[True] * 5, [True, True, False, False, False]])
@@ -342,7 +340,7 @@ class Oracle(torch.nn.Module):
 
     num_queries = 3
 
-    def __init__(self, processor: ReferringProcessor, corpus: Corpus, knows: bool):
+    def __init__(self, processor: Processor, corpus: Corpus, knows: bool):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.processor, self.knows = processor, knows
@@ -367,7 +365,7 @@ class Oracle(torch.nn.Module):
 
 
 def test_who_knows_all_has_everything_and_who_knows_nothing_has_nothing(
-    processor: ReferringProcessor, referring: Corpus
+    processor: Processor, referring: Corpus
 ) -> None:
     reader = Reader(referring, processor)
     scores = {}
@@ -429,7 +427,7 @@ def test_stages_are_those_of_the_paper() -> None:
         active_stages(dataclasses.replace(TINY, caption_fraction=0.8, decoder_warmup_fraction=0.4))
 
 
-def test_several_queries_learn_from_all_expressions(processor: ReferringProcessor, referring: Corpus) -> None:
+def test_several_queries_learn_from_all_expressions(processor: Processor, referring: Corpus) -> None:
     recipe = dataclasses.replace(TINY, num_queries=3)
     counts = Counter(batch_of(processor, referring, recipe, 64)["expressions"].counts.tolist())
     assert set(counts) >= {0, 1, 2}
@@ -498,7 +496,7 @@ def test_ones_own_expressions(referring: Corpus, tmp_path: Path) -> None:
 
 def test_a_corpus_without_expressions_is_one_sentence(scenes: Corpus) -> None:
     with pytest.raises(UserError, match="has no expressions column"):
-        TINY.processor(scenes)
+        fit_processor(TINY, scenes)
 
 
 def test_the_paper_s_size() -> None:

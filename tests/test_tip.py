@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from polymodal.corpora import Corpus
 from polymodal.data.columns import TableColumn
 from polymodal.data.loader import Reader
+from polymodal.data.processor import fit_processor
 from polymodal.encoders.table import TableEncoderConfig
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate, validation
@@ -133,7 +134,7 @@ def solar_cells() -> Corpus:
 
 
 def test_random_rows_follow_the_columns_of_the_training_rows(solar_cells: Corpus) -> None:
-    column = TableColumn.fit(solar_cells)
+    column = TableColumn().fit([solar_cells], {})
     rows = [column.load(solar_cells, row) for row in solar_cells.rows("train").tolist()]
     drawn = column.random_rows(ExampleRNG.of(0, 0, 4000))
     own = column(rows)
@@ -237,7 +238,7 @@ def test_the_important_columns_are_those_that_tell_the_label() -> None:
 
 def test_mean_and_mode_stand_in_where_the_recipe_says_so(solar_cells: Corpus) -> None:
     recipe = tip.Recipe(finetune_fraction=0.0, missing_strategy="mean", use_mtr=False)
-    processor = recipe.processor(solar_cells)
+    processor = fit_processor(recipe, solar_cells)
     method = recipe.build(processor)
     assert not isinstance(method, CanClassify)
     nothing = TableRows(torch.full((1, 8), math.nan), torch.full((1, 1), -1))
@@ -247,11 +248,11 @@ def test_mean_and_mode_stand_in_where_the_recipe_says_so(solar_cells: Corpus) ->
     _, examples = Reader(solar_cells, processor).read_all(solar_cells.rows("train")[:8])
     batch = recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, 8))
     assert set(method.losses(batch)) == {"itc", "itm"}
-    assert isinstance(tip.Recipe().build(tip.Recipe().processor(solar_cells)), CanClassify)
+    assert isinstance(tip.Recipe().build(fit_processor(tip.Recipe(), solar_cells)), CanClassify)
 
 
 def test_a_corpus_without_labels_can_only_be_pre_trained_on(solar_cells: Corpus) -> None:
     unlabelled = dataclasses.replace(solar_cells, label=None)
     with pytest.raises(UserError, match="no label"):
-        tip.Recipe().processor(unlabelled)
-    tip.Recipe(finetune_fraction=0.0).processor(unlabelled)
+        fit_processor(tip.Recipe(), unlabelled)
+    fit_processor(tip.Recipe(finetune_fraction=0.0), unlabelled)

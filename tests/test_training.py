@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from polymodal import corpora
+from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.recipes.dual_encoders import clip
 from polymodal.training import Interrupted, load_run, train
@@ -163,7 +164,7 @@ def test_learning_rate_rises_then_falls_to_zero():
 
 
 def test_vectors_do_not_decay(small_emoji):
-    model = RECIPE.build(RECIPE.processor(small_emoji))
+    model = RECIPE.build(fit_processor(RECIPE, small_emoji))
     decayed, kept = adamw(model, RECIPE).param_groups
     assert kept["weight_decay"] == 0
     assert decayed["weight_decay"] == RECIPE.weight_decay

@@ -277,7 +277,7 @@ def test_records_of_all_recipes_read_as_they_were():
         for recipe in [kind()] + ([kind.paper()] if hasattr(kind, "paper") else []):
             record = json.loads(json.dumps(recipe_record(recipe)))
             assert dataclass_from(kind, record["values"], Path("run"), "values") == recipe
-            if hasattr(kind, "load_processor"):
+            if hasattr(kind, "columns"):
                 assert recipe_from_record(record, Path("run")) == recipe
 
 

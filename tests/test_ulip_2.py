@@ -23,7 +23,7 @@ from polymodal.corpora.furniture_views import describe_view, named_colors, outli
 from polymodal.corpora.saved import open_saved, save_corpus
 from polymodal.curation.captions import CaptionCounts, CaptionOptions, captioned, some_views, write_captions
 from polymodal.data.loader import Reader
-from polymodal.data.point_clouds import ObjectProcessor
+from polymodal.data.processor import Processor, fit_processor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.encoders.points import PointEncoderConfig
@@ -127,7 +127,7 @@ def learned(towers: Run, numbered: Corpus, tmp_path_factory: pytest.TempPathFact
     )
 
 
-def examples_of(corpus: Corpus, processor: ObjectProcessor, split: str = "train") -> list:
+def examples_of(corpus: Corpus, processor: Processor, split: str = "train") -> list:
     return Reader(corpus, processor).read_split(split)[1]
 
 
@@ -181,7 +181,7 @@ def test_views_keep_the_split_of_their_model(furniture: Corpus, views: Corpus) -
 
 def test_a_image_and_its_captions_are_of_the_same_view(furniture: Corpus, numbered: Corpus) -> None:
     recipe = dataclasses.replace(TINY, num_captions=2)
-    processor = recipe.processor(numbered)
+    processor = fit_processor(recipe, numbered)
     examples = examples_of(numbered, processor)[:8]
     for seed in range(6):
         batch = recipe.training_batch(examples, processor, ExampleRNG.of(seed, 0, len(examples)))
@@ -199,7 +199,7 @@ def test_a_image_and_its_captions_are_of_the_same_view(furniture: Corpus, number
 
 def test_of_one_view_only_that_is_shown(numbered: Corpus) -> None:
     recipe = dataclasses.replace(TINY, num_views=1)
-    processor = recipe.processor(numbered)
+    processor = fit_processor(recipe, numbered)
     batch = recipe.training_batch(examples_of(numbered, processor), processor, ExampleRNG.of(0, 0, 24))
     assert {text.split()[1] for text in processor.tokenizer.decode(batch["text"])} == {"0"}
     assert some_views(12, 4) == [0, 3, 6, 9]
@@ -210,7 +210,7 @@ def test_of_one_view_only_that_is_shown(numbered: Corpus) -> None:
 @pytest.mark.parametrize("descriptions", ["names", "category"])
 def test_names_and_categories_stand_for_captions(furniture: Corpus, descriptions: ulip_2.TextSource) -> None:
     recipe = dataclasses.replace(TINY, text_source=descriptions)
-    processor = recipe.processor(furniture)
+    processor = fit_processor(recipe, furniture)
     examples = examples_of(furniture, processor)
     batch = recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, len(examples)))
     names = [next(c.text for c in example["text"] if c.language == "en").lower() for example in examples]
@@ -237,7 +237,7 @@ def test_several_texts_are_normalized_before_and_after_their_mean(learned: Run, 
 
 def test_the_loss_is_two_logarithms_at_first_and_nothing_when_aligned(furniture: Corpus) -> None:
     torch.manual_seed(0)
-    processor = dataclasses.replace(TINY, text_source="names").processor(furniture)
+    processor = fit_processor(dataclasses.replace(TINY, text_source="names"), furniture)
     model = dataclasses.replace(TINY, embed_dim=512).build(processor)
     group = torch.arange(64, dtype=torch.float64)
     apart = {name: F.normalize(torch.randn(64, 512), dim=1) for name in ("points", "image", "text")}
@@ -421,15 +421,15 @@ def run_command(*arguments: str) -> None:
 
 def test_a_corpus_without_captions_says_what_to_do(furniture: Corpus, emoji: Corpus) -> None:
     with pytest.raises(UserError, match="no captions of views; write some with polymodal caption"):
-        TINY.processor(furniture)
+        fit_processor(TINY, furniture)
     with pytest.raises(UserError, match="no points column"):
-        TINY.processor(emoji)
+        fit_processor(TINY, emoji)
     with pytest.raises(UserError, match="--clip-fraction is from 0 to 1"):
         train(dataclasses.replace(TINY, clip_fraction=1.5), furniture, Budget(steps=1))
 
 
 def test_the_paper_preset_is_as_large_as_it_says(furniture: Corpus) -> None:
-    processor = dataclasses.replace(TINY, text_source="names").processor(furniture)
+    processor = fit_processor(dataclasses.replace(TINY, text_source="names"), furniture)
     with torch.device("meta"):
         model = ulip_2.Recipe.paper().build(processor)
     sizes = {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}

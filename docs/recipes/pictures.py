@@ -71,7 +71,7 @@ def dgvae(results: Path) -> None:
     viewers = corpora.viewers()
     row = max(viewers.rows("test").tolist(), key=lambda row: -abs(len(viewers.value(row, "liked")) - 40))
     history = viewers.value(row, "liked")
-    catalogue = run.processor.catalogue
+    catalogue = run.processor.history.catalogue
     (prototypes,) = run.model.eval().explain(run.processor(history=[history]), count=6)
     columns = [("liked before", [catalogue[item].title for item in history[-12:]], [])]
     columns += [

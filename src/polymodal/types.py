@@ -191,12 +191,8 @@ class CuratedTrainingClaim(Claim):
 class Recipe(Protocol):
     """A frozen dataclass of hyper-parameters that builds a method (see CONTRIBUTING for how to write one)."""
 
-    def processor(self, corpus: Corpus) -> Processor:
-        """What turns this corpus's examples into batches, fitted on its training split only."""
-        ...
-
-    def load_processor(self, directory: Path) -> Processor:
-        """The processor that `save` wrote into a run."""
+    def columns(self) -> Mapping[str, Any]:
+        """What is read of an example, by name (`data.processor.Declared`), from which the processor is made."""
         ...
 
     def build(self, processor: Processor) -> nn.Module:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -22,55 +21,75 @@ from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Category, Image, Table, Text, Video
 from polymodal.modalities.image import to_square
 from polymodal.modalities.table import TableRow, TableRows, collate, column_statistics
-from polymodal.modalities.text import Caption, Tokenizer, Tokens
+from polymodal.modalities.text import Caption, TextTokenizer, Tokenizer, Tokens
 from polymodal.modalities.video import Clip
 from polymodal.rng import ExampleRNG
-from polymodal.types import Batch, Example
 
 MOST_ROWS, DRAWS = 200_000, 8  # that a vocabulary is learned on; captions drawn of each
 QUANTILES = 257  # of a number column that are kept
 SETTINGS = "processor.json"
 
 
-@runtime_checkable
-class Column(Protocol):
-    """One modality of an example, under the name that methods know it by."""
+class Column:
+    """One modality of an example, under the name that methods know it by.
+
+    A recipe declares it unfitted; `fit` and `restore` give the one that reads and collates.
+    reads: the modalities that it is read from, any of them.
+    """
+
+    reads: ClassVar[tuple[type, ...]] = ()
+
+    def available(self, corpora: Sequence[Corpus]) -> bool:
+        """Whether any of the corpora has a modality that it reads."""
+        return any(corpus.has_modality(kind) for corpus in corpora for kind in self.reads)
+
+    def check(self, corpus: Corpus) -> None:
+        """Raise UserError: the corpus lacks what a required column reads."""
+        corpus.column_with(self.reads[0])
+
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> Column:
+        """The column with what it learns from training splits. fitted: the columns that are declared before it."""
+        return self
 
     def load(self, corpus: Corpus, row: int) -> Any:
         """The decoded value. Raises UnreadableExample."""
-        ...
+        raise NotImplementedError
 
     def __call__(self, values: list[Any], /) -> Any:
         """Values to what methods take: a tensor, or a batch class of the modality."""
-        ...
+        raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
-        """What it was made with, for JSON; it is made again from that."""
-        ...
+        """What it has learned, for JSON."""
+        return {}
 
     def save(self, directory: Path) -> None:
         """Files of its own, beside the settings."""
-        ...
+
+    def restore(self, settings: Mapping[str, Any], directory: Path) -> Column:
+        """The column with these settings and the files in the directory."""
+        return self
 
 
-class ColumnsProcessor:
-    """The processor (`types.Processor`) of the columns that it is given by name."""
+@dataclass(frozen=True)
+class BaseColumn(Column):
+    """A column whose fields are all that it needs."""
 
-    def __init__(self, **columns: Column):
-        self.columns: Mapping[str, Column] = columns
+    def settings(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
 
-    def load_example(self, corpus: Corpus, row: int) -> Example:
-        return {name: column.load(corpus, row) for name, column in self.columns.items()}
+    def restore(self, settings: Mapping[str, Any], directory: Path) -> BaseColumn:
+        return dataclasses.replace(self, **settings)
 
-    def __call__(self, **columns: list[Any]) -> Batch:
-        reject_unknown_columns(columns, self.columns)
-        return {name: self.columns[name](values) for name, values in columns.items()}
 
-    def save(self, directory: Path) -> None:
-        for column in self.columns.values():
-            column.save(directory)
-        settings = {name: column.settings() for name, column in self.columns.items()}
-        (directory / SETTINGS).write_text(json.dumps(settings, indent=2))
+class PassThroughColumn(BaseColumn):
+    """A list of what is known of an example, from the first column of a modality."""
+
+    def load(self, corpus: Corpus, row: int) -> list[Any]:
+        return corpus.value(row, corpus.column_with(self.reads[0]))
+
+    def __call__(self, values: list[Any]) -> Any:
+        return values
 
 
 def reject_unknown_columns(columns: Iterable[str], known: Iterable[str]) -> None:
@@ -81,66 +100,31 @@ def reject_unknown_columns(columns: Iterable[str], known: Iterable[str]) -> None
             raise UserError(f"This method does not take {name}; it takes {', '.join(taken)}.")
 
 
-def load_columns(directory: Path, **kinds: Callable[..., Column]) -> dict[str, Column]:
-    """The columns that a processor wrote. kinds: what makes each of them from its settings."""
-    settings = json.loads((directory / SETTINGS).read_text())
-    return {name: kind(**settings[name]) for name, kind in kinds.items() if name in settings}
-
-
-@dataclass(frozen=True)
-class BaseColumn:
-    """A column whose fields are all that it needs."""
-
-    def settings(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    def save(self, directory: Path) -> None:
-        """Nothing but the settings."""
-
-
-class PassThroughColumn(BaseColumn):
-    """A list of what is known of an example, from the first column of a modality."""
-
-    kind: ClassVar[type]
-
-    def load(self, corpus: Corpus, row: int) -> list[Any]:
-        return corpus.value(row, corpus.column_with(self.kind))
-
-    def __call__(self, values: list[Any]) -> Any:
-        return values
-
-
-def read_available_columns(
-    columns: Mapping[str, Column], kinds: Mapping[str, tuple[type, ...]], corpus: Corpus, row: int
-) -> Example:
-    """What an example has of some columns. kinds: of each column, the modalities that it reads."""
-    there = {type(modality) for name, modality in corpus.columns.items() if corpus.raw(row, name) is not None}
-    return {name: column.load(corpus, row) for name, column in columns.items() if there & {*kinds[name]}}
-
-
 @dataclass(frozen=True)
 class ImageColumn(BaseColumn):
     """Square images.
 
     size: side in pixels. mean, std: of the red, green and blue values on the scale 0-1, which become 0 and 1.
-    stretch: whether the whole image is stretched to the square; else its centre is cut out.
+    They are learned from the training images where they are empty. stretch: whether the whole image is stretched to the
+    square; else its centre is cut out.
     """
 
+    reads: ClassVar[tuple[type, ...]] = (Image,)
     size: int
-    mean: Sequence[float] = (0.5, 0.5, 0.5)
-    std: Sequence[float] = (0.5, 0.5, 0.5)
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
     stretch: bool = False
 
     @classmethod
-    def fit(
-        cls,
-        corpus: Corpus,
-        size: int,
-        colors: tuple[Sequence[float], Sequence[float]] | None = None,
-        stretch: bool = False,
-    ) -> ImageColumn:
-        """With the mean and spread of the training images, or `colours` in their place."""
-        return cls(size, *(colors or color_statistics(corpus)), stretch)
+    def of(cls, size: int, colors: tuple[Sequence[float], Sequence[float]] | None) -> ImageColumn:
+        """colors: mean and standard deviation of an image encoder's training; learned from the corpus without."""
+        return cls(size, *colors) if colors else cls(size)
+
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> ImageColumn:
+        if self.mean:
+            return self
+        mean, std = color_statistics(corpora[0])
+        return dataclasses.replace(self, mean=mean, std=std)
 
     def load(self, corpus: Corpus, row: int) -> np.ndarray:
         return to_square(corpus.value(row, corpus.column_with(Image)), self.size, self.stretch)
@@ -201,30 +185,71 @@ def color_statistics(corpus: Corpus, sample: int = 500) -> tuple[list[float], li
     return values.mean(0).round(4).tolist(), values.std(0).clip(min=0.05).round(4).tolist()
 
 
-class TextColumn:
+@runtime_checkable
+class TokenizerSource(Protocol):
+    """What learns or loads the tokenizer of a column of texts; configurations of text encoders do."""
+
+    def tokenizer(self, texts: Iterable[str]) -> Tokenizer: ...
+
+    def load_tokenizer(self, directory: Path) -> Tokenizer: ...
+
+
+@dataclass(frozen=True)
+class LearnedTokenizer:
+    """A tokenizer that is always learned from the corpus. characters: whether its tokens are single characters."""
+
+    vocab_size: int
+    context_length: int
+    characters: bool = False
+
+    def tokenizer(self, texts: Iterable[str]) -> Tokenizer:
+        learn = TextTokenizer.characters if self.characters else TextTokenizer.train
+        return learn(texts, self.vocab_size, self.context_length)
+
+    def load_tokenizer(self, directory: Path) -> Tokenizer:
+        return TextTokenizer.load(directory, self.context_length)
+
+
+class TokenizedColumn(Column):
+    """A column with a tokenizer."""
+
+    def __init__(self, source: TokenizerSource, tokenizer: Tokenizer | None = None):
+        self.source = source
+        if tokenizer is not None:
+            self.tokenizer = tokenizer
+
+    def save(self, directory: Path) -> None:
+        self.tokenizer.save(directory)
+
+
+class TextColumn(TokenizedColumn):
     """Captions: all of an example's are read, and strings become tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, language_shares: Mapping[str, float] | None = None):
-        """language_shares: how often training draws a caption in each language, relative to the others."""
-        self.tokenizer = tokenizer
+    reads: ClassVar[tuple[type, ...]] = (Text,)
+
+    def __init__(
+        self,
+        source: TokenizerSource,
+        tokenizer: Tokenizer | None = None,
+        language_shares: Mapping[str, float] | None = None,
+    ):
+        """tokenizer: the fitted one. language_shares: how often training draws a caption in each language."""
+        super().__init__(source, tokenizer)
         self.text = Text(dict(language_shares or {}))
 
-    @classmethod
-    def fit(cls, corpus: Corpus, learn: Callable[[Iterable[str]], Tokenizer]) -> TextColumn:
-        """Learn a tokenizer from captions of the training split."""
-        return cls.fit_all([corpus], learn)
-
-    @classmethod
-    def fit_all(cls, corpora: Sequence[Corpus], learn: Callable[[Iterable[str]], Tokenizer]) -> TextColumn:
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> TextColumn:
         """Learn a tokenizer from captions of the training splits; the shares of languages are those of the first."""
         texts, shares = [], []
-        for corpus in corpora:
+        for corpus in [corpus for corpus in corpora if corpus.has_modality(Text)] or corpora:
             column = corpus.column_with(Text)
             modality = corpus.columns[column]
             assert isinstance(modality, Text)
             shares.append(modality.language_shares)
             texts.append(_sample_captions(corpus.raw_values(corpus.sample("train", MOST_ROWS), column), modality))
-        return cls(learn(itertools.chain(*texts)), shares[0])
+        return type(self)(self.source, self.source.tokenizer(itertools.chain(*texts)), shares[0])
+
+    def restore(self, settings: Mapping[str, Any], directory: Path) -> TextColumn:
+        return type(self)(self.source, self.source.load_tokenizer(directory), **settings)
 
     def load(self, corpus: Corpus, row: int) -> list[Caption]:
         return corpus.value(row, corpus.column_with(Text))
@@ -239,8 +264,9 @@ class TextColumn:
     def settings(self) -> dict[str, Any]:
         return {"language_shares": dict(self.text.language_shares)}
 
-    def save(self, directory: Path) -> None:
-        self.tokenizer.save(directory)
+    def texts(self, rows: Sequence[list[int]]) -> list[str]:
+        """The texts of token numbers, which have no marks."""
+        return self.tokenizer.decode(Tokens.of([list(row) or [0] for row in rows]))
 
 
 def _sample_captions(rows: list[Any], modality: Text) -> Iterator[str]:
@@ -261,16 +287,17 @@ class TableColumn(BaseColumn):
     often each value occurs in them.
     """
 
-    numeric: Sequence[str]
-    categorical: Mapping[str, Sequence[str]]
-    mean: Sequence[float]
-    std: Sequence[float]
-    quantiles: Sequence[Sequence[float]]
-    shares: Sequence[Sequence[float]]
+    reads = (Table,)
+    numeric: Sequence[str] = ()
+    categorical: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+    quantiles: Sequence[Sequence[float]] = ()
+    shares: Sequence[Sequence[float]] = ()
 
-    @classmethod
-    def fit(cls, corpus: Corpus) -> TableColumn:
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> TableColumn:
         """Raises UserError when no row of the training split can be read."""
+        corpus = corpora[0]
         column = corpus.column_with(Table)
         table = corpus.columns[column]
         assert isinstance(table, Table)
@@ -288,7 +315,7 @@ class TableColumn(BaseColumn):
         counts = [
             np.bincount(p[p >= 0], minlength=len(v)) for p, v in zip(places, table.categorical.values(), strict=True)
         ]
-        return cls(
+        return TableColumn(
             list(table.numeric),
             {name: list(values) for name, values in table.categorical.items()},
             mean.tolist(),
@@ -330,15 +357,22 @@ class TableColumn(BaseColumn):
 class LabelColumn(BaseColumn):
     """The corpus's label. names: of the classes, in the order of their numbers."""
 
-    names: Sequence[str]
+    reads = (Category,)
+    names: Sequence[str] = ()
 
-    @classmethod
-    def fit(cls, corpus: Corpus) -> LabelColumn:
-        """Raises UserError when the corpus has no label."""
+    def available(self, corpora: Sequence[Corpus]) -> bool:
+        return bool(corpora[0].label)
+
+    def check(self, corpus: Corpus) -> None:
+        raise UserError(f"The corpus '{corpus.name}' has no label to learn to classify by.")
+
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> LabelColumn:
+        corpus = corpora[0]
         modality = corpus.columns[corpus.label] if corpus.label is not None else None
         if not isinstance(modality, Category):
-            raise UserError(f"The corpus '{corpus.name}' has no label to learn to classify by.")
-        return cls(list(modality.names))
+            self.check(corpus)
+        assert isinstance(modality, Category)
+        return LabelColumn(list(modality.names))
 
     def load(self, corpus: Corpus, row: int) -> int:
         assert corpus.label is not None

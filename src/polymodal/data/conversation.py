@@ -1,10 +1,10 @@
-"""Images and what is said about them, as sequences for a language model: captions, questions with answers, texts."""
+"""Columns of images in tiles and of what is said about them: captions, questions with answers, boxes, documents."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,28 +18,52 @@ from torch import Tensor
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import (
     BaseColumn,
-    ColumnsProcessor,
+    Column,
     PassThroughColumn,
     TextColumn,
     color_statistics,
     denormalize_pixels,
-    load_columns,
     normalize_pixels,
-    read_available_columns,
-    reject_unknown_columns,
 )
-from polymodal.data.sequence import TEXT, PackedSequences, Span, pack, pad_sequences
-from polymodal.data.sequence import SpanSequence as Segments
-from polymodal.errors import UnreadableExample, UserError
+from polymodal.data.processor import Sparse
+from polymodal.errors import UnreadableExample
 from polymodal.modalities import Image, Interleaved, Preferences, Questions, Regions, Text
 from polymodal.modalities.image import check_tiles, patchify, tiles, to_rgb
 from polymodal.modalities.region import Region
-from polymodal.modalities.text import Caption, Tokenizer, Tokens, bos_eos, encode_without_special_tokens
-from polymodal.types import Batch, Example
+from polymodal.modalities.text import Caption, Tokenizer, Tokens, bos_eos
 
-IMAGE = "image"
+IMAGE, DOCUMENT = "image", "document"
 DESCRIBE = "Describe the picture."
 SPECIAL_TOKENS = IMAGE_START, IMAGE_END, USER, ASSISTANT = "<image>", "</image>", "<user>", "<assistant>"
+
+
+@dataclass(frozen=True)
+class MarkedTokenizer:
+    """The tokenizer of a language model, learned with the marks of conversations.
+
+    source: a configuration with `tokenizer(texts, special_tokens)` and `load_tokenizer(directory)`.
+    """
+
+    source: Any
+
+    def tokenizer(self, texts: Iterable[str]) -> Tokenizer:
+        return self.source.tokenizer(texts, SPECIAL_TOKENS)
+
+    def load_tokenizer(self, directory: Path) -> Tokenizer:
+        return self.source.load_tokenizer(directory)
+
+
+def conversation_columns(image: TiledImageColumn, source: Any) -> dict[str, Sparse]:
+    """What is read of images and what is said of them, whatever of that a row has. source: see `MarkedTokenizer`."""
+    columns: dict[str, Column] = {
+        IMAGE: image,
+        "text": CaptionsColumn(MarkedTokenizer(source)),
+        DOCUMENT: DocumentColumn(image),
+        "questions": QuestionsColumn(),
+        "regions": RegionsColumn(),
+        "preferences": PreferencesColumn(),
+    }
+    return {name: Sparse(column) for name, column in columns.items()}
 
 
 class Turn(NamedTuple):
@@ -58,6 +82,7 @@ class TiledImageColumn(BaseColumn):
     and blue on the scale 0-1, which become 0 and 1.
     """
 
+    reads = (Image,)
     tile_size: int
     token_size: int
     max_tiles: int
@@ -72,6 +97,13 @@ class TiledImageColumn(BaseColumn):
     def tokens_per_tile(self) -> int:
         """Tokens of a tile."""
         return (self.tile_size // self.token_size) ** 2
+
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> TiledImageColumn:
+        """With the mean and spread of the first corpus's colors, where it has images."""
+        if not corpora[0].has_modality(Image):
+            return self
+        mean, std = color_statistics(corpora[0])
+        return dataclasses.replace(self, mean=mean, std=std)
 
     def load(self, corpus: Corpus, row: int) -> np.ndarray:
         return self.open(corpus.value(row, corpus.column_with(Image)))
@@ -103,8 +135,18 @@ class TiledImageColumn(BaseColumn):
 class CaptionsColumn(TextColumn):
     """All captions of an example in its main language, from every text column of the corpus."""
 
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> CaptionsColumn:
+        """Learn a tokenizer on texts and questions of all corpora."""
+        texts = (text for corpus in corpora for text in _texts(corpus))
+        return CaptionsColumn(self.source, self.source.tokenizer(texts))
+
     def load(self, corpus: Corpus, row: int) -> list[Caption]:
         return all_captions(corpus, row)
+
+    def texts(self, rows: Sequence[list[int]]) -> list[str]:
+        """What was written, without marks."""
+        _, end = bos_eos(self.tokenizer)
+        return [text.strip() for text in self.tokenizer.decode(Tokens.of([row or [end] for row in rows]))]
 
 
 def all_captions(corpus: Corpus, row: int) -> list[Caption]:
@@ -121,19 +163,19 @@ def all_captions(corpus: Corpus, row: int) -> list[Caption]:
 class QuestionsColumn(PassThroughColumn):
     """Questions about an example, with answers."""
 
-    kind = Questions
+    reads = (Questions,)
 
 
 class PreferencesColumn(PassThroughColumn):
     """Pairs of answers to questions about an example, the better one first."""
 
-    kind = Preferences
+    reads = (Preferences,)
 
 
 class RegionsColumn(PassThroughColumn):
     """Objects of an example's image, with boxes in thousandths of its sides."""
 
-    kind = Regions
+    reads = (Regions,)
 
     def load(self, corpus: Corpus, row: int) -> list[Region]:
         width, height = corpus.value(row, corpus.column_with(Image)).size
@@ -145,8 +187,10 @@ class RegionsColumn(PassThroughColumn):
 
 
 @dataclass(frozen=True)
-class DocumentColumn:
-    """Texts and images of a page in their order."""
+class DocumentColumn(Column):
+    """Texts and images of a page in their order. image: the column of images, for their size."""
+
+    reads = (Interleaved,)
 
     image: TiledImageColumn
 
@@ -163,180 +207,6 @@ class DocumentColumn:
 
     def __call__(self, documents: list[Any]) -> list[Any]:
         return documents
-
-    def settings(self) -> dict[str, Any]:
-        return {}
-
-    def save(self, directory: Path) -> None:
-        """Nothing that the image's column does not save."""
-
-
-DOCUMENT = "document"
-KINDS: dict[str, tuple[type, ...]] = {
-    IMAGE: (Image,),
-    DOCUMENT: (Interleaved,),
-    "text": (Text,),
-    "questions": (Questions,),
-    "regions": (Regions,),
-    "preferences": (Preferences,),
-}
-
-
-class ConversationProcessor(ColumnsProcessor):
-    """Reads images and what is said of them, whatever of that a corpus has, and makes sequences of them."""
-
-    def __init__(self, image: TiledImageColumn, text: CaptionsColumn, context: int):
-        super().__init__(
-            image=image,
-            text=text,
-            document=DocumentColumn(image),
-            questions=QuestionsColumn(),
-            regions=RegionsColumn(),
-            preferences=PreferencesColumn(),
-        )
-        self.image = image
-        self.context = context
-        self.tokenizer = text.tokenizer
-        self.start, self.end = bos_eos(self.tokenizer)
-        self.marks = dict(
-            zip(SPECIAL_TOKENS, encode_without_special_tokens(self.tokenizer, list(SPECIAL_TOKENS)), strict=True)
-        )
-
-    @classmethod
-    def fit(
-        cls,
-        corpora: Sequence[Corpus],
-        learn: Callable[[Iterable[str]], Tokenizer],
-        image: TiledImageColumn,
-        context: int,
-    ) -> ConversationProcessor:
-        """Learn a tokenizer on texts and questions of all corpora, and colours on the images of the first.
-
-        image: what is known of the images beforehand.
-        """
-        column = image
-        if corpora[0].has_modality(Image):
-            mean, std = color_statistics(corpora[0])
-            column = dataclasses.replace(image, mean=mean, std=std)
-        texts = (text for corpus in corpora for text in _texts(corpus))
-        return cls(column, CaptionsColumn(learn(texts)), context)
-
-    @classmethod
-    def load(cls, directory: Path, tokenizer: Tokenizer, context: int) -> ConversationProcessor:
-        """The one that `save` wrote."""
-
-        def captions(**settings: Any) -> CaptionsColumn:
-            return CaptionsColumn(tokenizer, **settings)
-
-        columns = load_columns(directory, image=TiledImageColumn, text=captions)
-        return cls(**columns, context=context)  # type: ignore[arg-type]
-
-    def load_example(self, corpus: Corpus, row: int) -> Example:
-        return read_available_columns(self.columns, KINDS, corpus, row)
-
-    def __call__(self, **columns: list[Any]) -> Batch:
-        """For `generate_text`: prompts of images, questions, or both, one a row; `begun` is how the answer begins.
-
-        With `answer`, whole sequences in whose answers the loss is asked for; answers alone are texts. `document` alone
-        gives `sequences` of texts and images in any order, `text` alone prompts of texts that an image follows.
-        """
-        reject_unknown_columns(columns, ("answer", IMAGE, "question", "begun", DOCUMENT, "text"))
-        if DOCUMENT in columns:
-            return {"sequences": pad_sequences([self.document(self._opened(parts)) for parts in columns[DOCUMENT]])}
-        if "text" in columns:
-            return {"prompts": pad_sequences([self._before_image(text) for text in columns["text"]], pad_left=True)}
-        count = len(next(iter(columns.values())))
-        nothing: list[Any] = [None] * count
-        images = self.image(columns[IMAGE]) if IMAGE in columns else nothing
-        questions = columns.get("question", [""] * count)
-        if "answer" in columns:
-            said = [
-                self.sequence(image, [Turn(answer, question)])
-                for image, question, answer in zip(images, questions, columns["answer"], strict=True)
-            ]
-            return {"sequences": pad_sequences(said)}
-        begun = columns.get("begun", [""] * count)
-        asked = [self.prompt(*one) for one in zip(images, questions, begun, strict=True)]
-        return {"prompts": pad_sequences(asked, pad_left=True)}
-
-    def prompt(self, image: np.ndarray | None, question: str, begun: str = "") -> Segments:
-        """Start mark, the image between marks, the question, and how the answer begins; the model goes on.
-
-        A long question is cut.
-        """
-        opening = self._opening(image, None)
-        asked = opening + self._ask(question, self.context - 1 - sum(map(len, opening)))
-        room = self.context - 1 - sum(map(len, asked))
-        return [*asked, _text(encode_without_special_tokens(self.tokenizer, [begun])[0][:room])] if begun else asked
-
-    def sequence(self, image: np.ndarray | None, said: Sequence[Turn], max_tiles: int | None = None) -> Segments:
-        """An image and what is said of it, in turn; what does not fit the context any more is left out or cut.
-
-        The loss is asked for in the answers and their end marks.
-        """
-        segments = self._opening(image, max_tiles)
-        for number, (answer, question) in enumerate(said):
-            answered = [*encode_without_special_tokens(self.tokenizer, [answer])[0], self.end]
-            left = self.context - sum(map(len, segments))
-            if number and left < len(answered) + len(question):  # a character is at most a token
-                break
-            segments += self._ask(question, left - min(len(answered), left // 2))
-            segments.append(_text(answered[: self.context - sum(map(len, segments))], predicted=True))
-        return segments
-
-    def document(self, parts: Sequence[str | np.ndarray]) -> Segments:
-        """Texts and images in this order between start and end mark; the loss asks for all of them.
-
-        What does not fit the context any more is left out, of a text its end.
-        """
-        segments, room = [_text([self.start])], self.context - 2
-        for part in parts:
-            if isinstance(part, str):
-                piece = [_text(encode_without_special_tokens(self.tokenizer, [part])[0][:room], predicted=True)]
-            else:
-                cells = Span(IMAGE, self.image.patchify_tiles(part, None))
-                piece = [_text(self.marks[IMAGE_START], True), cells, _text(self.marks[IMAGE_END], True)]
-            length = sum(map(len, piece))
-            if length > room:
-                break
-            segments, room = segments + piece, room - length
-        return [*segments, _text([self.end], predicted=True)]
-
-    def pack(self, sequences: Sequence[Segments]) -> PackedSequences:
-        """As many as fit share a row of the model's context."""
-        return pack(sequences, self.context)
-
-    def _opened(self, parts: Sequence[Any]) -> list[str | np.ndarray]:
-        return [part if isinstance(part, str) else self.image.open(part) for part in parts]
-
-    def _before_image(self, text: str) -> Segments:
-        room = self.context - self.image.tokens_per_tile - 4
-        ids = encode_without_special_tokens(self.tokenizer, [text])[0][:room]
-        return [_text([self.start, *ids, *self.marks[IMAGE_START]])]
-
-    def _opening(self, image: np.ndarray | None, max_tiles: int | None) -> Segments:
-        if image is None:
-            return [_text([self.start])]
-        cells = self.image.patchify_tiles(image, max_tiles)
-        if len(cells) + 16 > self.context:
-            raise UserError(f"An image of {len(cells)} tokens leaves no room in a context of {self.context}.")
-        before, after = [self.start, *self.marks[IMAGE_START]], self.marks[IMAGE_END]
-        return [_text(before), Span(IMAGE, cells, predicted=False), _text(after)]
-
-    def _ask(self, question: str, room: int) -> Segments:
-        """The question between its marks, in at most so many places; nothing for none."""
-        if not question:
-            return []
-        asked = [*self.marks[USER], *encode_without_special_tokens(self.tokenizer, [question])[0]]
-        return [_text([*asked[: room - len(self.marks[ASSISTANT])], *self.marks[ASSISTANT]])]
-
-    def texts(self, rows: list[list[int]]) -> list[str]:
-        """What was written, without marks."""
-        return [text.strip() for text in self.tokenizer.decode(Tokens.of([row or [self.end] for row in rows]))]
-
-
-def _text(ids: list[int], predicted: bool = False) -> Span:
-    return Span(TEXT, torch.tensor(ids, dtype=torch.long), predicted)
 
 
 def _texts(corpus: Corpus, most: int = 20_000) -> Iterator[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import ColumnsProcessor
+from polymodal.data.columns import Column
 from polymodal.errors import UserError
 from polymodal.modalities import History
 from polymodal.modalities.history import Item
@@ -21,11 +22,22 @@ CATALOGUE = "catalogue.json"
 WORD = r"[^\W_]{2,}"
 
 
-class HistoryColumn:
+class HistoryColumn(Column):
     """What a person chose, as a 1 for every chosen item of the catalogue and 0 for all others."""
 
-    def __init__(self, catalogue: Sequence[Item]):
+    reads = (History,)
+
+    def __init__(self, catalogue: Sequence[Item] = ()):
         self.catalogue = tuple(catalogue)
+
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> HistoryColumn:
+        """Raises UserError when the catalogue is empty."""
+        corpus = corpora[0]
+        histories = corpus.columns[corpus.column_with(History)]
+        assert isinstance(histories, History)
+        if not histories.catalogue:
+            raise UserError(f"The corpus '{corpus.name}' has histories, but no catalogue of items.")
+        return HistoryColumn(histories.catalogue)
 
     def load(self, corpus: Corpus, row: int) -> Int[np.ndarray, " items"]:
         return corpus.value(row, corpus.column_with(History))
@@ -37,38 +49,12 @@ class HistoryColumn:
             row[torch.as_tensor(np.asarray(items, np.int64))] = 1.0
         return chosen
 
-    def settings(self) -> dict[str, object]:
-        return {}
-
     def save(self, directory: Path) -> None:
         (directory / CATALOGUE).write_text(json.dumps(self.catalogue, ensure_ascii=False), encoding="utf-8")
 
-
-class HistoryProcessor(ColumnsProcessor):
-    """Reads examples as `{"history": item numbers}`, and knows the catalogue."""
-
-    def __init__(self, catalogue: Sequence[Item]):
-        self.history = HistoryColumn(catalogue)
-        super().__init__(history=self.history)
-
-    @classmethod
-    def fit(cls, corpus: Corpus) -> HistoryProcessor:
-        """Raises UserError when the catalogue is empty."""
-        histories = corpus.columns[corpus.column_with(History)]
-        assert isinstance(histories, History)
-        if not histories.catalogue:
-            raise UserError(f"The corpus '{corpus.name}' has histories, but no catalogue of items.")
-        return cls(histories.catalogue)
-
-    @classmethod
-    def load(cls, directory: Path) -> HistoryProcessor:
-        """The one that `save` wrote."""
+    def restore(self, settings: Mapping[str, Any], directory: Path) -> HistoryColumn:
         records = json.loads((directory / CATALOGUE).read_text(encoding="utf-8"))
-        return cls([Item(title, text, tuple(facts), tuple(labels)) for title, text, facts, labels in records])
-
-    @property
-    def catalogue(self) -> tuple[Item, ...]:
-        return self.history.catalogue
+        return HistoryColumn([Item(title, text, tuple(facts), tuple(labels)) for title, text, facts, labels in records])
 
     def words(self) -> tuple[list[str], Float[Tensor, "items words"]]:
         """The words that two items or more have, and each item's TF-IDF weights of them, without normalisation."""

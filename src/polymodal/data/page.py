@@ -1,9 +1,9 @@
-"""Pages to tensors: words with their boxes, the image of the page, and the field that each word is part of."""
+"""Words of pages with their boxes, and the field that each word is part of."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,36 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import MOST_ROWS, ColumnsProcessor, ImageColumn, load_columns
+from polymodal.data.columns import MOST_ROWS, Column, TokenizedColumn, TokenizerSource
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Words
 from polymodal.modalities.document import OTHER, PageTokens, Word, page_tokens
-from polymodal.modalities.text import TextTokenizer, Tokenizer
+from polymodal.modalities.text import Tokenizer
 from polymodal.rng import ExampleRNG
 
 NO_FIELD = -100  # of tokens that stand for no word's field; what cross-entropy leaves out
 
 
-class WordsColumn:
+class WordsColumn(TokenizedColumn):
     """The words of a page in reading order."""
 
-    def __init__(self, tokenizer: Tokenizer, fields: Sequence[str], segment_level_layout: bool = True):
-        """fields: every kind of field. segment_level_layout: whether a word stands in the box of its whole segment."""
-        self.tokenizer = tokenizer
+    reads = (Words,)
+
+    def __init__(
+        self,
+        source: TokenizerSource,
+        segment_level_layout: bool = True,
+        tokenizer: Tokenizer | None = None,
+        fields: Sequence[str] = (),
+    ):
+        """segment_level_layout: whether a word stands in the box of its whole segment. fields: every kind of field."""
+        super().__init__(source, tokenizer)
         self.fields = tuple(fields)
         self.segment_level_layout = segment_level_layout
 
-    @classmethod
-    def fit(
-        cls, corpus: Corpus, learn: Callable[[Iterable[str]], Tokenizer], segment_level_layout: bool = True
-    ) -> WordsColumn:
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> WordsColumn:
         """Learn a tokenizer from the words of the training pages."""
+        corpus = corpora[0]
         column = corpus.column_with(Words)
         modality = corpus.columns[column]
         assert isinstance(modality, Words)
@@ -44,7 +50,11 @@ class WordsColumn:
         for raw in corpus.raw_values(corpus.sample("train", MOST_ROWS), column):
             with contextlib.suppress(UnreadableExample):
                 pages.append(" ".join(word.text for word in modality.decode(raw)))
-        return cls(learn(pages), modality.fields, segment_level_layout)
+        tokenizer = self.source.tokenizer(pages)
+        return WordsColumn(self.source, self.segment_level_layout, tokenizer, modality.fields)
+
+    def restore(self, settings: Mapping[str, Any], directory: Path) -> WordsColumn:
+        return WordsColumn(self.source, tokenizer=self.source.load_tokenizer(directory), **settings)
 
     def load(self, corpus: Corpus, row: int) -> list[Word]:
         words = corpus.value(row, corpus.column_with(Words))
@@ -78,36 +88,6 @@ class WordsColumn:
 
     def settings(self) -> dict[str, Any]:
         return {"fields": list(self.fields), "segment_level_layout": self.segment_level_layout}
-
-    def save(self, directory: Path) -> None:
-        self.tokenizer.save(directory)
-
-
-class PageProcessor(ColumnsProcessor):
-    """Reads examples as `{"words": [Word, ...], "image": uint8 array}`; the whole page is stretched to the square."""
-
-    def __init__(self, words: WordsColumn, image: ImageColumn):
-        super().__init__(words=words, image=image)
-        self.words = words
-        self.image = image
-
-    @classmethod
-    def fit(
-        cls, corpus: Corpus, learn: Callable[[Iterable[str]], Tokenizer], image_size: int, segment_level_layout: bool
-    ) -> PageProcessor:
-        return cls(
-            WordsColumn.fit(corpus, learn, segment_level_layout), ImageColumn.fit(corpus, image_size, stretch=True)
-        )
-
-    @classmethod
-    def load(cls, directory: Path, context: int) -> PageProcessor:
-        """The one that `save` wrote."""
-        tokenizer = TextTokenizer.load(directory, context)
-
-        def words(**settings: Any) -> WordsColumn:
-            return WordsColumn(tokenizer, **settings)
-
-        return cls(**load_columns(directory, words=words, image=ImageColumn))  # type: ignore[arg-type]
 
 
 def in_segment_boxes(words: list[Word]) -> list[Word]:

@@ -1,12 +1,9 @@
-"""Things as point clouds, views, names and captions of views, to tensors."""
+"""Columns of things: point clouds, images of all sides, and captions of these images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,31 +11,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import (
-    BaseColumn,
-    ColumnsProcessor,
-    ImageColumn,
-    LabelColumn,
-    PassThroughColumn,
-    TextColumn,
-    color_statistics,
-    load_columns,
-    read_available_columns,
-    reject_unknown_columns,
-)
+from polymodal.data.columns import BaseColumn, ImageColumn, PassThroughColumn
 from polymodal.errors import UnreadableExample
-from polymodal.modalities import Category, Image, Images, Points, Text, ViewCaptions
+from polymodal.modalities import Image, Images, Points, ViewCaptions
 from polymodal.modalities.image import to_square
-from polymodal.modalities.padding import pad
+from polymodal.modalities.padding import Padded, pad
 from polymodal.modalities.points import normalize_points, some_points, with_color
-from polymodal.modalities.text import Tokenizer
-from polymodal.types import Batch, Example
 
 
 @dataclass(frozen=True)
 class PointsColumn(BaseColumn):
     """Clouds of so many points, centred in the unit sphere, with colours."""
 
+    reads = (Points,)
     num_points: int
 
     def load(self, corpus: Corpus, row: int) -> Float[np.ndarray, "points 6"]:
@@ -59,6 +44,8 @@ class PointsColumn(BaseColumn):
 class ViewsColumn(ImageColumn):
     """All images of a thing, as squares of one size."""
 
+    reads: ClassVar[tuple[type, ...]] = (Images, Image)
+
     def load(self, corpus: Corpus, row: int) -> np.ndarray:
         """uint8 views x size x size x 3; the image itself where an example has a single one."""
         if not corpus.has_modality(Images):
@@ -67,73 +54,16 @@ class ViewsColumn(ImageColumn):
             [to_square(one, self.size, self.stretch) for one in corpus.value(row, corpus.column_with(Images))]
         )
 
+    def __call__(self, things: list[Any]) -> Padded:  # type: ignore[override]
+        """things: of each, its views, as `images` takes them."""
+        return pad([self.images(list(views)) for views in things])
+
+    def images(self, images: list[Any]) -> Float[Tensor, "batch 3 size size"]:
+        """One image of each thing: arrays, Pillow images, paths or encoded bytes."""
+        return super().__call__(images)
+
 
 class ViewCaptionsColumn(PassThroughColumn):
     """Captions of views, the best first for each."""
 
-    kind = ViewCaptions
-
-
-KINDS: dict[str, tuple[type, ...]] = {
-    "points": (Points,),
-    "views": (Images, Image),
-    "text": (Text,),
-    "captions": (ViewCaptions,),
-    "label": (Category,),
-}
-
-
-class ObjectProcessor(ColumnsProcessor):
-    """Reads whatever an example has of `{"points", "views", "text", "captions", "label"}`.
-
-    Batches are made of points, texts, single images (`image`), and `views`, which are all images of each thing.
-    """
-
-    def __init__(self, points: PointsColumn, views: ViewsColumn, text: TextColumn, label: LabelColumn | None = None):
-        further = {"label": label} if label else {}
-        super().__init__(points=points, views=views, text=text, captions=ViewCaptionsColumn(), **further)
-        self.points = points
-        self.views = views
-        self.text = text
-        self.label = label
-
-    @classmethod
-    def fit(
-        cls,
-        corpora: Sequence[Corpus],
-        num_points: int,
-        image_size: int,
-        learn: Callable[[Iterable[str]], Tokenizer],
-        colors: tuple[Sequence[float], Sequence[float]] | None = None,
-    ) -> ObjectProcessor:
-        """Learn a tokenizer from captions of all corpora, and colours from images of the first.
-
-        num_points: of a cloud. colours: mean and spread that an image tower was trained with, in place of the corpus's.
-        """
-        first = corpora[0]
-        text = TextColumn.fit_all([corpus for corpus in corpora if corpus.has_modality(Text)], learn)
-        views = ViewsColumn(image_size, *(colors or color_statistics(first)))
-        return cls(PointsColumn(num_points), views, text, LabelColumn.fit(first) if first.label else None)
-
-    @classmethod
-    def load(cls, directory: Path, tokenizer: Tokenizer) -> ObjectProcessor:
-        """The one that `save` wrote. tokenizer: the run's."""
-        kinds = {"points": PointsColumn, "views": ViewsColumn, "text": partial(TextColumn, tokenizer)}
-        return cls(**load_columns(directory, **kinds, label=LabelColumn))  # type: ignore[arg-type]
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.text.tokenizer
-
-    def load_example(self, corpus: Corpus, row: int) -> Example:
-        return read_available_columns(self.columns, KINDS, corpus, row)
-
-    def __call__(self, **columns: list[Any]) -> Batch:
-        reject_unknown_columns(columns, ("points", "image", "views", "text"))
-        batch: Batch = {}
-        for name, values in columns.items():
-            if name == "views":
-                batch[name] = pad([self.views(list(views)) for views in values])
-            else:
-                batch[name] = (self.views if name == "image" else self.columns[name])(values)
-        return batch
+    reads = (ViewCaptions,)

@@ -1,12 +1,12 @@
-"""Clips or still images, texts, and questions with answers from a list, to tensors."""
+"""Columns of clips, of still images as clips, of answers from a list, and of regions."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,17 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import (
     MOST_ROWS,
     BaseColumn,
-    ColumnsProcessor,
+    Column,
     ImageColumn,
     PassThroughColumn,
-    TextColumn,
     color_statistics,
-    load_columns,
     normalize_pixels,
-    read_available_columns,
-    reject_unknown_columns,
 )
-from polymodal.modalities import Image, Questions, Regions, Text, Video
+from polymodal.modalities import Questions, Regions, Video
 from polymodal.modalities.image import to_square
 from polymodal.modalities.image_augmentation import ImageAugmentation, augment
-from polymodal.modalities.text import Tokenizer
 from polymodal.modalities.video import Clip, sample_evenly
 from polymodal.rng import ExampleRNG
-from polymodal.types import Batch, Example
 
 UNKNOWN = -100  # the number of an answer that is not in the list, which losses leave out
 Frames = UInt8[np.ndarray, "frames size size 3"]
@@ -50,10 +44,15 @@ class VideoColumn(BaseColumn):
     0-1, which become 0 and 1.
     """
 
+    reads = (Video,)
     frames: int
     size: int
     mean: Sequence[float] = (0.5, 0.5, 0.5)
     std: Sequence[float] = (0.5, 0.5, 0.5)
+
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> VideoColumn:
+        mean, std = color_statistics(corpora[0])
+        return dataclasses.replace(self, mean=mean, std=std)
 
     def load(self, corpus: Corpus, row: int) -> Frames:
         """All frames that the corpus decodes of a clip, so that training can draw some."""
@@ -103,7 +102,12 @@ class VideoColumn(BaseColumn):
 
 
 class StillColumn(ImageColumn):
-    """Images as clips of a single frame."""
+    """Images as clips of a single frame, with the colors of the column `video`."""
+
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> StillColumn:
+        video = fitted["video"]
+        assert isinstance(video, VideoColumn)
+        return dataclasses.replace(self, mean=video.mean, std=video.std)
 
     def __call__(self, images: list[Any]) -> Float[Tensor, "batch 1 3 size size"]:
         return super().__call__(images)[:, None]
@@ -111,101 +115,48 @@ class StillColumn(ImageColumn):
 
 @dataclass(frozen=True)
 class AnswersColumn(PassThroughColumn):
-    """Questions about an example, and their answers as numbers. names: the answers that are known, commonest first."""
+    """Questions about an example, and their answers as numbers.
 
-    kind = Questions
-    names: Sequence[str]
+    max_answers: how many are learned, the most frequent ones. answers: those that are known, the most frequent first.
+    """
 
-    @classmethod
-    def fit(cls, corpus: Corpus, most: int) -> AnswersColumn:
-        """The commonest answers of the training split, at most so many; none where it has no questions."""
-        if not most or not corpus.has_modality(Questions):
-            return cls([])
+    reads = (Questions,)
+    max_answers: int
+    answers: Sequence[str] = ()
+
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> AnswersColumn:
+        """With the most frequent answers of the training split; none where it has no questions."""
+        corpus = corpora[0]
+        if not self.max_answers or not corpus.has_modality(Questions):
+            return self
         column = corpus.column_with(Questions)
         stored = corpus.raw_values(corpus.sample("train", MOST_ROWS), column)
         asked = (question for raw in stored if raw is not None for question in corpus.columns[column].decode(raw))
-        return cls([answer for answer, _ in Counter(question.answer for question in asked).most_common(most)])
+        counts = Counter(question.answer for question in asked)
+        return dataclasses.replace(self, answers=[answer for answer, _ in counts.most_common(self.max_answers)])
 
     def __call__(self, answers: list[str]) -> Int[Tensor, " batch"]:
-        numbers = {name: number for number, name in enumerate(self.names)}
+        numbers = {name: number for number, name in enumerate(self.answers)}
         return torch.tensor([numbers.get(answer, UNKNOWN) for answer in answers])
 
 
 @dataclass(frozen=True)
 class RegionsColumn(PassThroughColumn):
-    """Things in the first frame, and boxes as numbers. names: what a thing in a box may be."""
+    """Things in the first frame, and boxes as numbers.
 
-    kind = Regions
-    names: Sequence[str]
+    find_entities: gives the names of what a thing in a box may be, from a corpus. entities: these names.
+    """
+
+    reads = (Regions,)
+    find_entities: Callable[[Corpus], Sequence[str]]
+    entities: Sequence[str] = ()
+
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> RegionsColumn:
+        return dataclasses.replace(self, entities=list(self.find_entities(corpora[0])))
+
+    def settings(self) -> dict[str, Any]:
+        return {"entities": list(self.entities)}
 
     def __call__(self, boxes: list[tuple[float, ...]]) -> Float[Tensor, "batch 4"]:
         """boxes: left, top, right, bottom in shares of the square frame."""
         return torch.tensor(boxes)
-
-
-KINDS: dict[str, tuple[type, ...]] = {
-    "video": (Video,),
-    "image": (Image,),
-    "text": (Text,),
-    "questions": (Questions,),
-    "regions": (Regions,),
-}
-# What a batch is made of -> the column that makes it.
-MADE_BY = {
-    "video": "video",
-    "image": "image",
-    "text": "text",
-    "question": "text",
-    "answer": "questions",
-    "box": "regions",
-}
-
-
-class VideoTextProcessor(ColumnsProcessor):
-    """Reads whatever an example has of `{"video", "image", "text", "questions", "regions"}`.
-
-    An image is a clip of one frame. Batches are made of clips, images, texts, questions with answers, and boxes.
-    """
-
-    def __init__(self, video: VideoColumn, text: TextColumn, questions: AnswersColumn, regions: RegionsColumn):
-        still = StillColumn(video.size, video.mean, video.std)
-        super().__init__(video=video, image=still, text=text, questions=questions, regions=regions)
-        self.video = video
-        self.text = text
-        self.answers = questions.names
-        self.entities = regions.names
-
-    @classmethod
-    def fit(
-        cls,
-        corpus: Corpus,
-        frames: int,
-        size: int,
-        learn: Callable[[Iterable[str]], Tokenizer],
-        num_answers: int,
-        entities: Sequence[str] = (),
-    ) -> VideoTextProcessor:
-        """Learn a tokenizer from captions of the training split, the colours of its images, and its answers.
-
-        frames, size: of a clip. answers: the most that are learned. entities: names of what a thing may be.
-        """
-        text = TextColumn.fit(corpus, learn)
-        video = VideoColumn(frames, size, *color_statistics(corpus))
-        return cls(video, text, AnswersColumn.fit(corpus, num_answers), RegionsColumn(list(entities)))
-
-    @classmethod
-    def load(cls, directory: Path, tokenizer: Tokenizer) -> VideoTextProcessor:
-        """The one that `save` wrote. tokenizer: the run's."""
-        kinds: dict[str, Any] = {"video": VideoColumn, "questions": AnswersColumn, "regions": RegionsColumn}
-        return cls(**load_columns(directory, text=partial(TextColumn, tokenizer), **kinds))  # type: ignore[arg-type]
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.text.tokenizer
-
-    def load_example(self, corpus: Corpus, row: int) -> Example:
-        return read_available_columns(self.columns, KINDS, corpus, row)
-
-    def __call__(self, **columns: list[Any]) -> Batch:
-        reject_unknown_columns(columns, MADE_BY)
-        return {name: self.columns[MADE_BY[name]](values) for name, values in columns.items()}

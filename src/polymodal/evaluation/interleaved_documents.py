@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.conversation import IMAGE, IMAGE_END, IMAGE_START, ConversationProcessor
+from polymodal.data.conversation import IMAGE, IMAGE_END, IMAGE_START
+from polymodal.data.processor import Processor
 from polymodal.data.sequence import TEXT, Span, pad_sequences
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.tasks.token_likelihood import CanScoreTokens
@@ -55,7 +56,7 @@ def image_paragraph_choice(corpus: Corpus, split: str) -> list[ParagraphChoice]:
 
 def document_reading_scores(
     method: nn.Module,
-    processor: ConversationProcessor,
+    processor: Processor,
     corpus: Corpus,
     plain: Mapping[str, Sequence[str]],
     shown: ImagePlacement,
@@ -95,7 +96,7 @@ class TypedSpan(NamedTuple):
 
 def _chosen(
     method: nn.Module,
-    processor: ConversationProcessor,
+    processor: Processor,
     documents: Mapping[str, list[Piece]],
     questions: Sequence[ParagraphChoice],
     name: str,
@@ -123,7 +124,7 @@ def _pages(keys: Sequence[str]) -> np.ndarray:
 
 
 def _whole(
-    processor: ConversationProcessor, pieces: Sequence[Piece], plain: Sequence[str], shown: ImagePlacement
+    processor: Processor, pieces: Sequence[Piece], plain: Sequence[str], shown: ImagePlacement
 ) -> list[TypedSpan]:
     """A document as it is learned: texts that follow each other are one, line by line."""
     found: list[TypedSpan] = []
@@ -140,7 +141,7 @@ def _whole(
     return found + _text(processor, text, words)
 
 
-def _text(processor: ConversationProcessor, text: str, words: Sequence[bool]) -> list[TypedSpan]:
+def _text(processor: Processor, text: str, words: Sequence[bool]) -> list[TypedSpan]:
     """The tokens of a text; one is words where any of its characters is."""
     assert isinstance(processor.tokenizer, TextTokenizer)
     numbers, places = processor.tokenizer.pieces(text)
@@ -152,20 +153,18 @@ def _text(processor: ConversationProcessor, text: str, words: Sequence[bool]) ->
     ]
 
 
-def _image(processor: ConversationProcessor, piece: Piece) -> list[TypedSpan]:
+def _image(processor: Processor, piece: Piece) -> list[TypedSpan]:
     assert piece.figure is not None
     cells = processor.image.patchify_tiles(processor.image.open(piece.figure), None)
-    before, after = (torch.tensor(processor.marks[mark]) for mark in (IMAGE_START, IMAGE_END))
+    before, after = (torch.tensor(processor.conversation.marks[mark]) for mark in (IMAGE_START, IMAGE_END))
     return [TypedSpan("picture", TEXT, before), TypedSpan("picture", IMAGE, cells), TypedSpan("picture", TEXT, after)]
 
 
-def _nats(
-    method: nn.Module, processor: ConversationProcessor, documents: Sequence[Sequence[TypedSpan]], kind: str
-) -> np.ndarray:
+def _nats(method: nn.Module, processor: Processor, documents: Sequence[Sequence[TypedSpan]], kind: str) -> np.ndarray:
     """-log p of what is of this kind in every document."""
     assert isinstance(method, CanScoreTokens)
     device = next(method.parameters()).device
-    start = Span(TEXT, torch.tensor([processor.start]), predicted=False)
+    start = Span(TEXT, torch.tensor([processor.conversation.start]), predicted=False)
     order = sorted(range(len(documents)), key=lambda number: sum(len(one.values) for one in documents[number]))
     nats = np.zeros(len(documents))
     with evaluating(method), torch.no_grad():

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from polymodal.data.image_text import ImageTextProcessor
+from polymodal.data.processor import Processor
 from polymodal.recipes.{family} import {source} as start
 from polymodal.types import Batch
 
@@ -52,7 +52,7 @@ class Recipe(start.Recipe):
     uniformity: float = 0.1
     """Weight of the example loss; 0 is {method}."""
 
-    def build(self, processor: ImageTextProcessor) -> {title}:
+    def build(self, processor: Processor) -> {title}:
         return {title}(self, processor.tokenizer.vocab_size)
 '''
 

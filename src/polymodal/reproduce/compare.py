@@ -20,6 +20,7 @@ import torch
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import reopen
 from polymodal.corpora.saved import is_saved, open_saved
+from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.evaluation import Score, evaluate, validation
 from polymodal.reproduce.display import Display, ProgressReporter
@@ -138,7 +139,7 @@ class _Plan:
         if self.start is None:
             torch.manual_seed(seed)
             first = self.arms[0].recipe
-            return _Beginning(first.build(first.processor(corpus)), corpus)
+            return _Beginning(first.build(fit_processor(first, corpus)), corpus)
         run = train(
             self.start.recipe,
             corpus,

@@ -11,7 +11,7 @@ from polymodal.corpora.saved import is_saved, open_saved
 from polymodal.curation.noise import curation_scores
 from polymodal.curation.pipeline import curate_pages, figures_of, pages_of, plain_texts
 from polymodal.curation.web import visible
-from polymodal.data.conversation import ConversationProcessor
+from polymodal.data.processor import Processor
 from polymodal.errors import UserError
 from polymodal.evaluation import Score, validation
 from polymodal.evaluation.interleaved_documents import ParagraphChoice, document_reading_scores, image_paragraph_choice
@@ -101,5 +101,5 @@ def _curated(arm: Arm, corpus: Corpus, folder: Path) -> Corpus:
 
 
 def _reading(run: Run, corpus: Corpus, folder: Path, questions: list[ParagraphChoice]) -> list[Score]:
-    assert isinstance(run.processor, ConversationProcessor)
+    assert isinstance(run.processor, Processor)
     return document_reading_scores(run.model, run.processor, corpus, plain_texts(folder), visible, questions, "test")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from polymodal.data.processor import Processor
 from polymodal.encoders.audio import AudioEncoderConfig
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.language_model import LanguageModelConfig
@@ -27,7 +28,6 @@ from polymodal.errors import UserError
 from polymodal.modalities.text import TextTokenizer, Tokenizer
 from polymodal.training.recipe_record import recipe_from_record
 from polymodal.training.run import WEIGHTS, read_record
-from polymodal.types import Processor
 
 
 def copy_matching_weights(source: nn.Module, target: nn.Module) -> int:
@@ -133,7 +133,7 @@ def tokenizer_of(init: Path | str, trust_code: bool = False) -> Tokenizer | None
     if str(init).startswith(HUB) or not (directory / WEIGHTS).is_file():
         return None
     recipe = recipe_from_record(read_record(directory)["recipe"], directory, trust_code)
-    return getattr(recipe.load_processor(directory), "tokenizer", None)
+    return getattr(Processor.load(directory, recipe.columns()), "tokenizer", None)
 
 
 def with_tokenizer(recipe: Any, processor: Processor, tokenizer: Tokenizer) -> Processor:
@@ -147,7 +147,7 @@ def with_tokenizer(recipe: Any, processor: Processor, tokenizer: Tokenizer) -> P
     with tempfile.TemporaryDirectory() as folder:
         processor.save(Path(folder))
         tokenizer.save(Path(folder))
-        return recipe.load_processor(Path(folder))
+        return Processor.load(Path(folder), recipe.columns())
 
 
 def _taken(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> int:

@@ -96,7 +96,7 @@ def recipe_from_record(record: Mapping[str, Any], directory: Path, trust_code: b
     """
     reader = _Reader(directory, trust_code)
     found = reader.dataclass(reader.named(record["class"]), record["values"], "values")
-    if not (hasattr(found, "build") and hasattr(found, "load_processor")):
+    if not (hasattr(found, "build") and hasattr(found, "columns")):
         raise UserError(f"{reader.file} names {record['class']}, which is no recipe of a method.")
     return found
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from polymodal.data import processor as processors
 from polymodal.errors import UserError
 from polymodal.training.checkpoint import load_weights, save_weights
 from polymodal.training.parallel import register_forward_methods
@@ -156,7 +157,7 @@ def load_run(directory: Path | str, trust_code: bool = False) -> Run:
     if not (directory / WEIGHTS).is_file():
         raise UserError(f"The run {directory} has not finished; go on with: polymodal resume {directory}")
     recipe = recipe_from_record(record["recipe"], directory, trust_code)
-    processor = recipe.load_processor(directory)
+    processor = processors.Processor.load(directory, recipe.columns())
     model = recipe.build(processor)
     load_weights(model, directory / WEIGHTS)
     model.eval()

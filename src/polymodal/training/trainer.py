@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from polymodal.constraints import validate_constraints
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.stream import MissingData
+from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.modalities.text import Tokenizer
 from polymodal.training.initialization import (
@@ -105,7 +106,7 @@ def train(
                 directory.mkdir(parents=True, exist_ok=True)
                 write_json(directory / RECORD, record)
             torch.manual_seed(seed)
-            processor = recipe.processor(corpus)
+            processor = fit_processor(recipe, corpus)
             if init is not None and tokenizer is None:
                 tokenizer = tokenizer_of(init, trust_code)
             if tokenizer is not None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import label_of
-from polymodal.data.conditioned_image import ConditionedImageProcessor
+from polymodal.data.conditions import conditions
 from polymodal.data.loader import Reader
 from polymodal.evaluation.classification import balanced_accuracy
 from polymodal.evaluation.statistics import MetricKind, Score
@@ -141,8 +141,7 @@ def generation_scores(
 def real_images(processor: Processor, reader: Reader, split: str) -> Batch:
     """The images of a split with their conditions."""
     _, examples = reader.read_all(reader.corpus.rows(split))
-    assert isinstance(processor, ConditionedImageProcessor)
-    return processor(image=[example["image"] for example in examples]) | processor.conditions(examples)
+    return processor(image=[example["image"] for example in examples]) | conditions(processor, examples)
 
 
 def _has_labeled_images(inputs: TaskInputs) -> bool:

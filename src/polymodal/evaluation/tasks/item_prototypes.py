@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polymodal.data.history import HistoryProcessor
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task
 from polymodal.training.run import evaluating
-from polymodal.types import Processor
 
 
 @runtime_checkable
@@ -22,13 +20,12 @@ class HasPrototypes(Protocol):
     def item_prototypes(self) -> Tensor: ...
 
 
-def prototype_scores(method: nn.Module, processor: Processor) -> list[Score]:
+def prototype_scores(method: nn.Module, processor: Any) -> list[Score]:
     """How much an item's prototype tells of its first label: mutual information, adjusted so that chance is 0."""
     from sklearn.metrics import adjusted_mutual_info_score
 
-    assert isinstance(processor, HistoryProcessor)
     assert isinstance(method, HasPrototypes)
-    labelled = [(number, item.labels[0]) for number, item in enumerate(processor.catalogue) if item.labels]
+    labelled = [(number, item.labels[0]) for number, item in enumerate(processor.history.catalogue) if item.labels]
     if not labelled:
         return []
     with evaluating(method), torch.no_grad():

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polymodal.data.history import HistoryProcessor
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task
 from polymodal.modalities import History
 from polymodal.training.run import answers
-from polymodal.types import Batch, Processor
+from polymodal.types import Batch
 
 FIRST = (10, 20, 50)
 KNOWN = 0.8  # share of a history, its beginning, that the method sees
@@ -62,13 +61,12 @@ def ranking_scores(
     return found
 
 
-def recommendation_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
+def recommendation_scores(method: nn.Module, processor: Any, reader: Reader, split: str) -> list[Score]:
     """Of each person's history the first 80 % are given, and the rest is to be found.
 
     Beside the method, the order of how often training people chose an item, which is the same for all.
     """
     corpus = reader.corpus
-    assert isinstance(processor, HistoryProcessor)
     assert isinstance(method, CanRecommend)
     histories = [example["history"] for example in reader.read_all(corpus.rows(split))[1]]
     cut = [max(1, round(KNOWN * len(history))) for history in histories]
@@ -79,7 +77,7 @@ def recommendation_scores(method: nn.Module, processor: Processor, reader: Reade
     scores = torch.cat(answers(method, processor, "recommend", {"history": list(known)})).numpy()
     found = ranking_scores(f"{split}/recommendation", scores, known, wanted)
     trained = [example["history"] for example in reader.read_all(corpus.rows("train"))[1]]
-    times = np.bincount(np.concatenate(trained), minlength=len(processor.catalogue)).astype(float)
+    times = np.bincount(np.concatenate(trained), minlength=len(processor.history.catalogue)).astype(float)
     return found + ranking_scores(f"{split}/most_popular", np.tile(times, (len(known), 1)), known, wanted)
 
 

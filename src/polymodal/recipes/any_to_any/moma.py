@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
-from polymodal.corpora.corpus import Corpus
-from polymodal.data.conversation import DOCUMENT, IMAGE, ConversationProcessor, TiledImageColumn
+from polymodal.data.conversation import DOCUMENT, IMAGE, TiledImageColumn
 from polymodal.data.instructions import choice
+from polymodal.data.processor import Declared, Processor
 from polymodal.data.sequence import TEXT, PackedSequences
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.language_model import LanguageModel, LanguageModelConfig
@@ -257,13 +257,13 @@ class Recipe(ConversationRecipe):
             stages.append(Stage("routers", routers, ("*.auxiliary.*",), only, on_start="use_auxiliary_routers"))
         return tuple(stages)
 
-    def processor(self, corpus: Corpus) -> ConversationProcessor:
-        return self.fitted([corpus], TiledImageColumn(self.tile_size, self.patch_size, 1, self.tile_size))
+    def columns(self) -> Declared:
+        return self.conversation(TiledImageColumn(self.tile_size, self.patch_size, 1, self.tile_size))
 
-    def build(self, processor: ConversationProcessor) -> MoMa:
-        return MoMa(self, processor.tokenizer.vocab_size, processor.end)
+    def build(self, processor: Processor) -> MoMa:
+        return MoMa(self, processor.tokenizer.vocab_size, processor.conversation.end)
 
-    def image_batch(self, examples: list[Example], processor: ConversationProcessor, example_rng: ExampleRNG) -> Batch:
+    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """Whole images, for the tokenizer: those of the examples, or of their documents, one of each that has any."""
         images = []
         for example, rng in zip(examples, example_rng.generators, strict=True):
@@ -273,17 +273,15 @@ class Recipe(ConversationRecipe):
         cells = [processor.image.patchify_tiles(image, 1) for image in images or [blank]]
         return {IMAGE: unpatchify(torch.stack(cells), self.patch_size)}
 
-    def training_batch(
-        self, examples: list[Example], processor: ConversationProcessor, example_rng: ExampleRNG
-    ) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """Documents, packed: the examples' own, or of an image and one of its captions in either order."""
         documents = []
         for example, rng in zip(examples, example_rng.generators, strict=True):
             parts = example.get(DOCUMENT)
             if parts is None:
                 parts = [choice(example["text"], rng).text, example[IMAGE]][:: 1 if rng.random() < 0.5 else -1]
-            documents.append(processor.document(parts))
-        return {"sequences": processor.pack(documents)}
+            documents.append(processor.conversation.document(parts))
+        return {"sequences": processor.conversation.pack(documents)}
 
     @classmethod
     def paper(cls) -> Recipe:

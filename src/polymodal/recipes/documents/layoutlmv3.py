@@ -7,9 +7,7 @@ convolution and no detector below, and the same body then tags words, classifies
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
-from polymodal.corpora.corpus import Corpus
+from polymodal.data.columns import ImageColumn, LearnedTokenizer
 from polymodal.data.masks import expand_words, mask_blocks, mask_spans
-from polymodal.data.page import NO_FIELD, PageProcessor, first_pieces, random_windows
+from polymodal.data.page import NO_FIELD, WordsColumn, first_pieces, random_windows
+from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.modalities.document import BOX_SCALE, Word
-from polymodal.modalities.text import TextTokenizer, Tokenizer
 from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm_loss
 from polymodal.objectives.reduction import global_mean
 from polymodal.rng import ExampleRNG
@@ -165,23 +163,19 @@ class Recipe(OptimizerConfig):
             ),
         )
 
-    def processor(self, corpus: Corpus) -> PageProcessor:
-        return PageProcessor.fit(corpus, self._learn_words, self.encoder.image_size, self.segment_level_layout)
+    def columns(self) -> Declared:
+        tokenizer = LearnedTokenizer(self.vocab_size, self.encoder.context_length)
+        image = ImageColumn(self.encoder.image_size, stretch=True)
+        return {"words": WordsColumn(tokenizer, self.segment_level_layout), "image": image}
 
-    def _learn_words(self, texts: Iterable[str]) -> Tokenizer:
-        return TextTokenizer.train(texts, self.vocab_size, self.encoder.context_length)
-
-    def load_processor(self, directory: Path) -> PageProcessor:
-        return PageProcessor.load(directory, self.encoder.context_length)
-
-    def build(self, processor: PageProcessor) -> LayoutLMv3:
+    def build(self, processor: Processor) -> LayoutLMv3:
         return LayoutLMv3(self, processor.words.tokenizer.vocab_size, len(processor.words.fields))
 
-    def image_batch(self, examples: list[Example], processor: PageProcessor, example_rng: ExampleRNG) -> Batch:
+    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """Images alone."""
         return processor(image=[example["image"] for example in examples])
 
-    def training_batch(self, examples: list[Example], processor: PageProcessor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """A window of every page's words, the image, and what is hidden of both."""
         batch = self._windows(examples, processor, example_rng)[1]
         of_word = batch["words"].word
@@ -193,14 +187,14 @@ class Recipe(OptimizerConfig):
         return batch | {"masked_words": hidden, "masked_patches": patches}
 
     def token_classification_batch(
-        self, examples: list[Example], processor: PageProcessor, example_rng: ExampleRNG
+        self, examples: list[Example], processor: Processor, example_rng: ExampleRNG
     ) -> Batch:
         """A window of every page's words with their fields, and the image."""
         pages, batch = self._windows(examples, processor, example_rng)
         return batch | {"fields": processor.words.field_numbers(pages, batch["words"])}
 
     def _windows(
-        self, examples: list[Example], processor: PageProcessor, example_rng: ExampleRNG
+        self, examples: list[Example], processor: Processor, example_rng: ExampleRNG
     ) -> tuple[list[list[Word]], Batch]:
         pages = random_windows([example["words"] for example in examples], self.max_words, example_rng)
         return pages, processor(words=pages, image=[example["image"] for example in examples])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -13,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import AtLeastTwo, NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
-from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import TextColumn
-from polymodal.data.image_text import ImageTextProcessor
+from polymodal.data.columns import ImageColumn, TextColumn
+from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.pretrained import read_configuration
 from polymodal.encoders.pretrained_image import PretrainedImageConfig
@@ -130,26 +128,21 @@ class DualEncoderRecipe(OptimizerConfig):
     def cacheable_encoders(self) -> tuple[str, ...]:
         return ("text_encoder", "image_encoder") if self.augmentation == NONE else ("text_encoder",)
 
-    def processor(self, corpus: Corpus) -> ImageTextProcessor:
-        """The towers' image size, colours and tokenizer; what they do not bring is learned on the training split."""
-        return ImageTextProcessor.fit(corpus, self.image.image_size, self.text.tokenizer, self.image.image_mean_std)
+    def columns(self) -> Declared:
+        """The encoders' image size, colors and tokenizer; what they do not bring is learned on the training split."""
+        image = ImageColumn.of(self.image.image_size, self.image.image_mean_std)
+        return {"image": image, "text": TextColumn(self.text)}
 
-    def load_processor(self, directory: Path) -> ImageTextProcessor:
-        return ImageTextProcessor.load(directory, self.text.load_tokenizer(directory))
-
-    def training_batch(self, examples: list[Example], processor: ImageTextProcessor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """One augmented view of each image and one of its captions."""
-        pixels = processor.pixels([example["image"] for example in examples])
+        pixels = processor.image.pixels([example["image"] for example in examples])
         pixels = augment(pixels, self.augmentation, example_rng, may_flip([example["text"] for example in examples]))
-        captions = self.sample_captions(examples, processor, example_rng)
-        return {"image": processor.normalize(pixels), "text": processor.tokenizer(captions)}
+        captions = self.sample_captions(examples, processor.text, example_rng)
+        return {"image": processor.image.normalize(pixels), "text": processor.text(captions)}
 
-    def sample_captions(
-        self, examples: list[Example], processor: ImageTextProcessor | TextColumn, example_rng: ExampleRNG
-    ) -> list[str]:
+    def sample_captions(self, examples: list[Example], text: TextColumn, example_rng: ExampleRNG) -> list[str]:
         """One of the captions of each, without some of its words."""
         each = zip(examples, example_rng.generators, strict=True)
         return [
-            without_words(processor.sample_caption(example["text"], rng), self.word_dropout, rng)
-            for example, rng in each
+            without_words(text.sample_caption(example["text"], rng), self.word_dropout, rng) for example, rng in each
         ]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from polymodal.data.image_text import ImageTextProcessor
+from polymodal.data.processor import Processor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.objectives.contrastive import info_nce
@@ -34,7 +34,7 @@ class CLIP(DualEncoder):
 
 @dataclass(frozen=True)
 class Recipe(DualEncoderRecipe):
-    def build(self, processor: ImageTextProcessor) -> CLIP:
+    def build(self, processor: Processor) -> CLIP:
         return CLIP(self, processor.tokenizer.vocab_size)
 
     @classmethod

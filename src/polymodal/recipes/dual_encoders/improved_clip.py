@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
-from polymodal.data.image_text import ImageTextProcessor
+from polymodal.data.processor import Processor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
@@ -170,25 +170,26 @@ class Recipe(DualEncoderRecipe):
         if self.ssl_loss == "swalip" and (self.label_smoothing or self.num_strong_views < 2):
             raise UserError("swalip needs --label-smoothing 0 and at least two --num-strong-views.")
 
-    def build(self, processor: ImageTextProcessor) -> ImprovedCLIP:
+    def build(self, processor: Processor) -> ImprovedCLIP:
         return ImprovedCLIP(self, processor.tokenizer.vocab_size)
 
     def cacheable_encoders(self) -> tuple[str, ...]:
         return super().cacheable_encoders() if not self.num_strong_views else ()
 
-    def training_batch(self, examples: list[Example], processor: ImageTextProcessor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """The plain view and caption of each example first, then K strong ones, one after the other along the batch."""
-        pixels = processor.pixels([example["image"] for example in examples])
+        pixels = processor.image.pixels([example["image"] for example in examples])
         each = list(zip(examples, example_rng.generators, strict=True))
         flip = may_flip([example["text"] for example in examples])
         views = [augment(pixels, self.augmentation, example_rng, flip)]
-        texts = self.sample_captions(examples, processor, example_rng)
+        texts = self.sample_captions(examples, processor.text, example_rng)
         for _ in range(self.num_strong_views):
             views.append(augment(pixels, self.strong_augmentation, example_rng, flip))
             texts += [
-                augment_text(processor.sample_caption(e["text"], rng), self.text_augmentation, rng) for e, rng in each
+                augment_text(processor.text.sample_caption(e["text"], rng), self.text_augmentation, rng)
+                for e, rng in each
             ]
-        return {"image": processor.normalize(torch.cat(views)), "text": processor.tokenizer(texts)}
+        return {"image": processor.image.normalize(torch.cat(views)), "text": processor.text(texts)}
 
     @classmethod
     def paper(cls) -> Recipe:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from polymodal.constraints import PositiveFloat
-from polymodal.data.image_text import ImageTextProcessor
+from polymodal.data.processor import Processor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.objectives.contrastive import siglip_loss
@@ -47,7 +47,7 @@ class Recipe(DualEncoderRecipe):
     logit_bias_init: float = -5.0
     """Bias at the start: about the log-odds of a match, -log(batch); -10 in the paper (section 3.2), for 32,768."""
 
-    def build(self, processor: ImageTextProcessor) -> SigLIP:
+    def build(self, processor: Processor) -> SigLIP:
         return SigLIP(self, processor.tokenizer.vocab_size)
 
     @classmethod

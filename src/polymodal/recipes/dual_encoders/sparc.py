@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat
-from polymodal.data.image_text import ImageTextProcessor
+from polymodal.data.processor import Processor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.objectives.contrastive import info_nce
@@ -110,7 +110,7 @@ class Recipe(DualEncoderRecipe):
     grouping: Grouping = "sparse"
     """How tokens group patches: the paper's way, or one of its ablations (section 4.6)."""
 
-    def build(self, processor: ImageTextProcessor) -> SPARC:
+    def build(self, processor: Processor) -> SPARC:
         return SPARC(self, processor.tokenizer.vocab_size)
 
     @classmethod

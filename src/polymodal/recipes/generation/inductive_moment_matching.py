@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,11 +18,14 @@ from torch import Tensor, nn
 
 from polymodal.constraints import DecayRate, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.conditioned_image import ConditionedImageProcessor
+from polymodal.data.columns import ImageColumn, LabelColumn, TextColumn
+from polymodal.data.conditions import conditions
+from polymodal.data.processor import Declared, Optional, Processor
 from polymodal.encoders.condition import ConditionEncoder
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.diffusion_transformer import DiffusionTransformer, TimeEmbedding
+from polymodal.modalities import Text
 from polymodal.modalities.image_augmentation import NONE, ImageAugmentation, augment
 from polymodal.objectives.diffusion import (
     NoiseSchedule,
@@ -234,13 +236,17 @@ class Recipe(OptimizerConfig):
     """From time to time directly, or through data and fresh noise."""
     augmentation: ImageAugmentation = NONE
 
-    def processor(self, corpus: Corpus) -> ConditionedImageProcessor:
-        return ConditionedImageProcessor.fit(corpus, self.image_size, self.text.tokenizer)
+    def columns(self) -> Declared:
+        image = ImageColumn(self.image_size)
+        return {"image": image, "label": Optional(LabelColumn()), "text": Optional(TextColumn(self.text))}
 
-    def load_processor(self, directory: Path) -> ConditionedImageProcessor:
-        return ConditionedImageProcessor.load(directory, self.text.load_tokenizer)
+    def training_corpora(self, corpus: Corpus) -> list[Corpus]:
+        """Raise UserError: the corpus has neither a label nor texts."""
+        if corpus.label is None and not corpus.has_modality(Text):
+            raise UserError(f"The corpus '{corpus.name}' has neither a label nor texts to generate images from.")
+        return [corpus]
 
-    def build(self, processor: ConditionedImageProcessor) -> JumpNetwork:
+    def build(self, processor: Processor) -> JumpNetwork:
         if self.objective == "mmd" and self.batch_size % self.num_particles:
             raise UserError(
                 f"A batch of {self.batch_size} does not divide into groups of {self.num_particles} particles."
@@ -252,18 +258,16 @@ class Recipe(OptimizerConfig):
         classes = len(processor.label.names) if processor.label is not None else 0
         return JumpNetwork(self, classes, processor.text.tokenizer.vocab_size if processor.text is not None else 0)
 
-    def training_batch(
-        self, examples: list[Example], processor: ConditionedImageProcessor, example_rng: ExampleRNG
-    ) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """Images, their labels and captions, and for which of them either is shown."""
         pixels = processor.image.pixels([example["image"] for example in examples])
         image = processor.image.normalize(augment(pixels, self.augmentation, example_rng))
-        conditions = processor.conditions(examples, example_rng.generators)
+        shown_with = conditions(processor, examples, example_rng.generators)
         any_shown, which = example_rng.uniform() >= self.cond_drop_prob, example_rng.uniform()
-        both = len(conditions) > 1
+        both = len(shown_with) > 1
         hidden = {"label": both & (which < 0.25), "text": both & (which > 0.75)}  # either is to do alone, too
-        shown = {f"{name}_shown": any_shown & ~hidden[name] for name in conditions}
-        return {"image": image} | conditions | shown
+        shown = {f"{name}_shown": any_shown & ~hidden[name] for name in shown_with}
+        return {"image": image} | shown_with | shown
 
     @classmethod
     def paper(cls) -> Recipe:

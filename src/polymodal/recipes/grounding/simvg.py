@@ -9,9 +9,7 @@ less from the truth (dynamic weight-balance distillation, section 3.3).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -21,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import DecayRate, NonNegativeFloat, PositiveInt, UnitInterval
-from polymodal.corpora.corpus import Corpus
+from polymodal.data.columns import ImageColumn, LearnedTokenizer
 from polymodal.data.instructions import choice
 from polymodal.data.masks import mask_spans
-from polymodal.data.referring import Referred, ReferringProcessor
+from polymodal.data.processor import Declared, Processor
+from polymodal.data.referring import CaptionsOrExpressionsColumn, ExpressionsColumn, Referred
 from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.detection import BoxHead, DETRDecoder, kaiming_init_
@@ -34,7 +33,7 @@ from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.layers.positions import sine_positions, sine_positions_2d
 from polymodal.modalities.boxes import PaddedBoxes, cxcywh_to_xyxy, intersection_over_union
 from polymodal.modalities.padding import Padded
-from polymodal.modalities.text import TextTokenizer, Tokenizer, Tokens
+from polymodal.modalities.text import Tokens
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.detection import OBJECT, detection_loss, hungarian_match
 from polymodal.objectives.masked_modeling import masked_lm_loss
@@ -224,19 +223,18 @@ class Recipe(OptimizerConfig):
             Stage("grounding", 1 - self.caption_fraction - self.decoder_warmup_fraction, lr_scales=slower),
         )
 
-    def processor(self, corpus: Corpus) -> ReferringProcessor:
-        return ReferringProcessor.fit(corpus, self.encoder.image_size, self._learn_words)
+    def columns(self) -> Declared:
+        tokenizer = LearnedTokenizer(self.encoder.vocab_size, self.encoder.context_length)
+        return {
+            "image": ImageColumn(self.encoder.image_size, stretch=True),
+            "text": CaptionsOrExpressionsColumn(tokenizer),
+            "expressions": ExpressionsColumn(),
+        }
 
-    def _learn_words(self, texts: Iterable[str]) -> Tokenizer:
-        return TextTokenizer.train(texts, self.encoder.vocab_size, self.encoder.context_length)
-
-    def load_processor(self, directory: Path) -> ReferringProcessor:
-        return ReferringProcessor.load(directory, TextTokenizer.load(directory, self.encoder.context_length))
-
-    def build(self, processor: ReferringProcessor) -> SimVG:
+    def build(self, processor: Processor) -> SimVG:
         return SimVG(self, processor.text.tokenizer.vocab_size)
 
-    def caption_batch(self, examples: list[Example], processor: ReferringProcessor, example_rng: ExampleRNG) -> Batch:
+    def caption_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """Images, captions, which tokens are asked for, and which of them are hidden."""
         captions = [
             processor.text.sample_caption(e["text"], rng)
@@ -249,7 +247,7 @@ class Recipe(OptimizerConfig):
         hidden = asked & ~torch.from_numpy(shown)
         return batch | {"mlm_targets": F.pad(asked, (1, 1)), "masked_tokens": F.pad(hidden, (1, 1))}
 
-    def training_batch(self, examples: list[Example], processor: ReferringProcessor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """Images, an expression about each, and the boxes that it means."""
         chosen = [self._drawn(e["expressions"], rng) for e, rng in zip(examples, example_rng.generators, strict=True)]
         images, texts = [example["image"] for example in examples], [one.text for one in chosen]

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.constraints import PositiveInt
-from polymodal.corpora.corpus import Corpus
-from polymodal.data.conversation import IMAGE, SPECIAL_TOKENS, ConversationProcessor, TiledImageColumn
+from polymodal.data.conversation import IMAGE, TiledImageColumn, conversation_columns
+from polymodal.data.conversation_format import ConversationFormat
+from polymodal.data.processor import BatchFormat, Declared, Processor
 from polymodal.data.sequence import TEXT
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.modalities.image import patchify, unpatchify
-from polymodal.modalities.text import Tokenizer
 from polymodal.models.vision_language_model import VisionLanguageModel
 from polymodal.training.optimizer import OptimizerConfig
 
@@ -50,16 +49,11 @@ class ConversationRecipe(OptimizerConfig):
 
     language_model: LanguageModelConfig = LanguageModelConfig()
 
-    def fitted(self, corpora: Sequence[Corpus], image: TiledImageColumn) -> ConversationProcessor:
-        """A processor that learns words and colours on these corpora. image: what is known of images beforehand."""
-        return ConversationProcessor.fit(corpora, self._learn_words, image, self.language_model.context_length)
-
-    def _learn_words(self, texts: Iterable[str]) -> Tokenizer:
-        return self.language_model.tokenizer(texts, SPECIAL_TOKENS)
-
-    def load_processor(self, directory: Path) -> ConversationProcessor:
-        tokenizer = self.language_model.load_tokenizer(directory)
-        return ConversationProcessor.load(directory, tokenizer, self.language_model.context_length)
+    def conversation(self, image: TiledImageColumn) -> Declared:
+        """The columns of conversations, and the format that makes sequences of them."""
+        columns = conversation_columns(image, self.language_model)
+        form = partial(ConversationFormat, self.language_model.context_length)
+        return {**columns, "conversation": BatchFormat(form)}
 
 
 @dataclass(frozen=True)
@@ -84,10 +78,11 @@ class MonolithRecipe(ConversationRecipe):
         """default_max_tiles: of an image, unless a batch says else, which may have `max_tiles`."""
         return TiledImageColumn(self.tile_size, 2 * self.patch_size, default_max_tiles, self.tile_size * max_tiles)
 
-    def build(self, processor: ConversationProcessor) -> VisionLanguageModel:
+    def build(self, processor: Processor) -> VisionLanguageModel:
         embedding = ImageEmbedding(
             self.patch_size, self.tokens_per_tile, self.patch_embed_dim, self.language_model.width
         )
         experts = (TEXT, IMAGE) if self.visual_experts else (TEXT,)
         language_model = self.language_model.build(processor.tokenizer.vocab_size, experts)
-        return VisionLanguageModel({IMAGE: embedding}, language_model, processor.end, experts=experts[1:])
+        end = processor.conversation.end
+        return VisionLanguageModel({IMAGE: embedding}, language_model, end, experts=experts[1:])

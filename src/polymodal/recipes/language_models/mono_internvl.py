@@ -18,8 +18,9 @@ import numpy as np
 from polymodal.constraints import NonNegativeFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import load_mixture
-from polymodal.data.conversation import IMAGE, ConversationProcessor, Turn
+from polymodal.data.conversation import IMAGE, Turn
 from polymodal.data.instructions import TASKS, caption_turns, choice, longest_caption, ocr_turn, question_turns
+from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.modalities import Image, Text
 from polymodal.recipes.language_models._base import MonolithRecipe
@@ -94,14 +95,18 @@ class Recipe(MonolithRecipe):
         """What the language model learns from first; None for the run's own corpus."""
         return _opened(self.text_corpus) if self.text_corpus else None
 
-    def processor(self, corpus: Corpus) -> ConversationProcessor:
+    def columns(self) -> Declared:
+        return self.conversation(self.images(self.max_tiles[-1], max(self.max_tiles)))
+
+    def training_corpora(self, corpus: Corpus) -> list[Corpus]:
+        """All corpora that stages learn from. Raises UserError when the corpus lacks what a stage needs."""
         corpus.column_with(Text)
         if any(self.stage_fractions[2:]):
             corpus.column_with(Image)
         others = [_opened(name) for name in dict.fromkeys((self.text_corpus, self.concept_corpus)) if name]
-        return self.fitted([corpus, *others], self.images(self.max_tiles[-1], max(self.max_tiles)))
+        return [corpus, *others]
 
-    def text_batch(self, examples: list[Example], processor: ConversationProcessor, example_rng: ExampleRNG) -> Batch:
+    def text_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """Texts without images: what there is about an example in any order, then questions that it answers."""
         said = []
         for example, rng in zip(examples, example_rng.generators, strict=True):
@@ -110,24 +115,20 @@ class Recipe(MonolithRecipe):
                 texts
                 + (question_turns(example, rng, self.max_turns, self.cot_fraction) if "questions" in example else [])
             )
-        return {"sequences": processor.pack([processor.sequence(None, one) for one in said])}
+        return {"sequences": processor.conversation.pack([processor.conversation.sequence(None, one) for one in said])}
 
-    def concept_batch(
-        self, examples: list[Example], processor: ConversationProcessor, example_rng: ExampleRNG
-    ) -> Batch:
+    def concept_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """A caption of each image, some of which belong to another one."""
         captions = [choice(e["text"], rng).text for e, rng in zip(examples, example_rng.generators, strict=True)]
         said = [[Turn(caption)] for caption in exchanged(captions, self.caption_noise, example_rng)]
         return self._shown([example[IMAGE] for example in examples], said, processor, self.max_tiles[0])
 
-    def semantic_batch(
-        self, examples: list[Example], processor: ConversationProcessor, example_rng: ExampleRNG
-    ) -> Batch:
+    def semantic_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """The longest caption of each image."""
         said = [[Turn(longest_caption(example))] for example in examples]
         return self._shown([example[IMAGE] for example in examples], said, processor, self.max_tiles[1])
 
-    def task_batch(self, examples: list[Example], processor: ConversationProcessor, example_rng: ExampleRNG) -> Batch:
+    def task_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """Captions, questions, boxes of objects and written words, whichever there are, each as often."""
         images, said = [], []
         for example, rng in zip(examples, example_rng.generators, strict=True):
@@ -142,9 +143,7 @@ class Recipe(MonolithRecipe):
                 said.append(tasks[number](example, rng, self.max_turns))
         return self._shown(images, said, processor, self.max_tiles[2])
 
-    def training_batch(
-        self, examples: list[Example], processor: ConversationProcessor, example_rng: ExampleRNG
-    ) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """Questions about three images of four, and captions that are asked for."""
         said = [
             question_turns(example, rng, self.max_turns, self.cot_fraction)
@@ -158,11 +157,12 @@ class Recipe(MonolithRecipe):
         self,
         images: Sequence[np.ndarray],
         said: Sequence[list[Turn]],
-        processor: ConversationProcessor,
+        processor: Processor,
         max_tiles: int,
     ) -> Batch:
         pairs = zip(images, said, strict=True)
-        return {"sequences": processor.pack([processor.sequence(*pair, max_tiles) for pair in pairs])}
+        form = processor.conversation
+        return {"sequences": form.pack([form.sequence(*pair, max_tiles) for pair in pairs])}
 
     @classmethod
     def paper(cls) -> Recipe:

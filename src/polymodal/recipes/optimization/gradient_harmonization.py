@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -20,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import AtLeastTwo, NonNegativeInt, PositiveInt, UnitInterval
-from polymodal.corpora.corpus import Corpus
-from polymodal.data.video_sound_text import VideoSoundTextProcessor
+from polymodal.data.columns import TextColumn
+from polymodal.data.processor import Declared, Processor
+from polymodal.data.speech_text import SoundColumn
+from polymodal.data.video_text import VideoColumn
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.layers.logit_scale import LogitScale
 from polymodal.layers.transformer import Packing, Transformer, mean_pool
-from polymodal.modalities import Audio, Video
 from polymodal.modalities.image import patchify
 from polymodal.modalities.image_augmentation import ImageAugmentation, may_flip
 from polymodal.modalities.padding import Padded
@@ -158,23 +158,18 @@ class Recipe(OptimizerConfig):
         kind = self.gradient_harmonization
         return None if kind == "none" else GradientHarmonizer(kind, self.gradient_group_size)
 
-    def processor(self, corpus: Corpus) -> VideoSoundTextProcessor:
-        for kind in (Video, Audio):
-            corpus.column_with(kind)
+    def columns(self) -> Declared:
         longest = self.audio_patch_frames * self.max_audio_tokens / 100
-        return VideoSoundTextProcessor.fit(
-            corpus, self.video.frames, self.video.image_size, self.num_mel_bins, longest, self.text.tokenizer
-        )
+        return {
+            "video": VideoColumn(self.video.frames, self.video.image_size),
+            "sound": SoundColumn(self.num_mel_bins, max_audio_seconds=longest),
+            "text": TextColumn(self.text),
+        }
 
-    def load_processor(self, directory: Path) -> VideoSoundTextProcessor:
-        return VideoSoundTextProcessor.load(directory, self.text.load_tokenizer(directory))
-
-    def build(self, processor: VideoSoundTextProcessor) -> VATT:
+    def build(self, processor: Processor) -> VATT:
         return VATT(self, processor.tokenizer.vocab_size)
 
-    def training_batch(
-        self, examples: list[Example], processor: VideoSoundTextProcessor, example_rng: ExampleRNG
-    ) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """Some frames of each clip, changed alike, its sound, and one of its texts; some are another example's."""
         lot = example_rng.uniform().tolist()
         other = [*range(1, len(examples)), 0]

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from polymodal.constraints import DecayRate, NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.conversation import IMAGE, ConversationProcessor, Turn
+from polymodal.data.conversation import IMAGE, Turn
 from polymodal.data.instructions import choice
+from polymodal.data.processor import Declared, Processor
 from polymodal.data.sequence import pad_sequences
 from polymodal.errors import UserError
 from polymodal.layers.distributed import all_gather
@@ -137,26 +138,29 @@ class Recipe(MonolithRecipe):
     def stages(self) -> tuple[Stage, ...]:
         return (Stage("preferences", on_start="keep_reference"),)
 
-    def processor(self, corpus: Corpus) -> ConversationProcessor:
+    def columns(self) -> Declared:
+        return self.conversation(self.images(self.max_tiles, self.max_tiles))
+
+    def training_corpora(self, corpus: Corpus) -> list[Corpus]:
+        """Raise UserError: the corpus has no preferences."""
         if not corpus.has_modality(Preferences):
             raise UserError(
                 f"The corpus '{corpus.name}' has no preferences to learn from; make some with: "
                 "polymodal sample-preferences RUN."
             )
-        return self.fitted([corpus], self.images(self.max_tiles, self.max_tiles))
+        return [corpus]
 
-    def build(self, processor: ConversationProcessor) -> MPO:
+    def build(self, processor: Processor) -> MPO:
         return MPO(super().build(processor), self)
 
-    def training_batch(
-        self, examples: list[Example], processor: ConversationProcessor, example_rng: ExampleRNG
-    ) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """One pair of each example: all chosen answers, then all rejected ones, beside the same images."""
         pairs = [one_pair(e["preferences"], rng) for e, rng in zip(examples, example_rng.generators, strict=True)]
         images = [example[IMAGE] for example in examples]
         said = [Turn(p.chosen, p.question) for p in pairs] + [Turn(p.rejected, p.question) for p in pairs]
         rows = zip(images * 2, said, strict=True)
-        return {"sequences": pad_sequences([processor.sequence(image, [one], self.max_tiles) for image, one in rows])}
+        form = processor.conversation
+        return {"sequences": pad_sequences([form.sequence(image, [one], self.max_tiles) for image, one in rows])}
 
     @classmethod
     def paper(cls) -> Recipe:

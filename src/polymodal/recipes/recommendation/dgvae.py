@@ -9,7 +9,6 @@ prototype explain its items (section III of the paper).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import DecayRate, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
-from polymodal.corpora.corpus import Corpus
-from polymodal.data.history import HistoryProcessor
+from polymodal.data.history import HistoryColumn
+from polymodal.data.processor import Declared, Processor
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Example, Paper
@@ -107,14 +106,14 @@ class DGVAE(nn.Module):
     edge_weights: Tensor
     item_words: Tensor
 
-    def __init__(self, recipe: Recipe, processor: HistoryProcessor):
+    def __init__(self, recipe: Recipe, history: HistoryColumn):
         super().__init__()
         self.recipe = recipe
-        self.vocabulary, words = processor.words()
-        self.items = Side(recipe, len(processor.catalogue))
+        self.vocabulary, words = history.words()
+        self.items = Side(recipe, len(history.catalogue))
         self.words = Side(recipe, len(self.vocabulary)) if recipe.use_text else None
         self.register_buffer("item_words", words, persistent=False)
-        text, facts = processor.text_neighbors(recipe.knn_k), processor.fact_neighbors(recipe.knn_k)
+        text, facts = history.text_neighbors(recipe.knn_k), history.fact_neighbors(recipe.knn_k)
         weights = [
             torch.full((edges.shape[1],), share / recipe.knn_k)
             for edges, share in ((text, recipe.text_graph_weight), (facts, 1 - recipe.text_graph_weight))
@@ -235,16 +234,13 @@ class Recipe(OptimizerConfig):
     kl_anneal_steps: NonNegativeInt = 100
     """Updates over which that weight rises from 0."""
 
-    def processor(self, corpus: Corpus) -> HistoryProcessor:
-        return HistoryProcessor.fit(corpus)
+    def columns(self) -> Declared:
+        return {"history": HistoryColumn()}
 
-    def load_processor(self, directory: Path) -> HistoryProcessor:
-        return HistoryProcessor.load(directory)
+    def build(self, processor: Processor) -> DGVAE:
+        return DGVAE(self, processor.history)
 
-    def build(self, processor: HistoryProcessor) -> DGVAE:
-        return DGVAE(self, processor)
-
-    def training_batch(self, examples: list[Example], processor: HistoryProcessor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """Whole histories, which are input and target."""
         return processor(history=[example["history"] for example in examples])
 

@@ -12,7 +12,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -21,9 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
-from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import TableColumn
-from polymodal.data.image_table import ImageTableProcessor
+from polymodal.data.columns import ImageColumn, LabelColumn, TableColumn
+from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.table import FeatureTokenizer, TableEncoderConfig
@@ -230,20 +228,17 @@ class Recipe(OptimizerConfig):
             Stage("fine-tuning", self.finetune_fraction, batch="labelled_batch", losses="classification_losses"),
         )
 
-    def processor(self, corpus: Corpus) -> ImageTableProcessor:
-        return ImageTableProcessor.fit(
-            corpus, self.image.image_size, self.finetune_fraction > 0, self.image.image_mean_std
-        )
+    def columns(self) -> Declared:
+        image = ImageColumn.of(self.image.image_size, self.image.image_mean_std)
+        label = {"label": LabelColumn()} if self.finetune_fraction > 0 else {}
+        return {"image": image, "table": TableColumn(), **label}
 
-    def load_processor(self, directory: Path) -> ImageTableProcessor:
-        return ImageTableProcessor.load(directory)
-
-    def build(self, processor: ImageTableProcessor) -> TIP:
-        if processor.label is None:
+    def build(self, processor: Processor) -> TIP:
+        if "label" not in processor.columns:
             return TIP(self, processor.table)
         return TIPClassifier(self, processor.table, len(processor.label.names))
 
-    def training_batch(self, examples: list[Example], processor: ImageTableProcessor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """An augmented image; the row, the row with some cells drawn anew, and which cells to reconstruct."""
         table = processor.table([example["table"] for example in examples])
         anew = replace_cells(
@@ -257,7 +252,7 @@ class Recipe(OptimizerConfig):
             "masked_cells": hidden,
         }
 
-    def labelled_batch(self, examples: list[Example], processor: ImageTableProcessor, example_rng: ExampleRNG) -> Batch:
+    def labelled_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """An augmented image, a row with missing cells, and the label."""
         batch = processor(table=[e["table"] for e in examples], label=[e["label"] for e in examples])
         shares = torch.tensor(self.finetune_missing_rates)
@@ -265,7 +260,7 @@ class Recipe(OptimizerConfig):
         gone = torch.stack([example_rng.uniform() < share for _ in range(batch["table"].missing.shape[1])], dim=1)
         return batch | {"image": self._view(examples, processor, example_rng), "table": batch["table"].mask(gone)}
 
-    def _view(self, examples: list[Example], processor: ImageTableProcessor, example_rng: ExampleRNG) -> Tensor:
+    def _view(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Tensor:
         plain = processor.image.pixels([example["image"] for example in examples])
         changed = augment(plain, self.augmentation, example_rng)
         unchanged = example_rng.uniform() < 1 - self.augmentation_rate

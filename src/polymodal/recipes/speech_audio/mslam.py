@@ -9,9 +9,7 @@ encoder but not a space. Text enters above the blocks that speech has for itself
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,15 +20,17 @@ from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
+from polymodal.data.columns import LabelColumn, LearnedTokenizer, TextColumn
 from polymodal.data.masks import mask_spans, mask_time_spans
-from polymodal.data.speech_text import SpeechTextProcessor
+from polymodal.data.processor import Declared, Optional, Processor, Sparse
+from polymodal.data.speech_text import SoundColumn
 from polymodal.encoders.speech_text import EncodedSpeech, SpeechTextEncoderConfig, num_output_frames
 from polymodal.errors import UserError
 from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.layers.quantize import GumbelQuantizer, GumbelQuantizerOutput
 from polymodal.modalities import Audio, Text
 from polymodal.modalities.padding import Padded
-from polymodal.modalities.text import TextTokenizer, Tokenizer, Tokens
+from polymodal.modalities.text import Tokens
 from polymodal.objectives.ctc import ctc_greedy_decode, ctc_loss
 from polymodal.objectives.masked_modeling import masked_cross_entropy
 from polymodal.objectives.wav2vec2_contrastive import wav2vec2_contrastive_loss
@@ -208,20 +208,21 @@ class Recipe(OptimizerConfig):
             ),
         )
 
-    def processor(self, corpus: Corpus) -> SpeechTextProcessor:
+    def columns(self) -> Declared:
+        tokenizer = LearnedTokenizer(self.encoder.vocab_size, self.encoder.context_length, characters=True)
+        return {
+            "sound": Sparse(SoundColumn(self.encoder.num_mel_bins, max_audio_seconds=self.max_audio_seconds)),
+            "text": Sparse(TextColumn(tokenizer)),
+            "label": Optional(Sparse(LabelColumn())),
+        }
+
+    def training_corpora(self, corpus: Corpus) -> list[Corpus]:
+        """Raise UserError: the corpus has no sounds or no texts."""
         for kind in (Audio, Text):
             corpus.column_with(kind)
-        return SpeechTextProcessor.fit(
-            corpus, self.encoder.num_mel_bins, self.max_audio_seconds, self._learn_characters
-        )
+        return [corpus]
 
-    def _learn_characters(self, texts: Iterable[str]) -> Tokenizer:
-        return TextTokenizer.characters(texts, self.encoder.vocab_size, self.encoder.context_length)
-
-    def load_processor(self, directory: Path) -> SpeechTextProcessor:
-        return SpeechTextProcessor.load(directory, TextTokenizer.load(directory, self.encoder.context_length))
-
-    def build(self, processor: SpeechTextProcessor) -> MSLAM:
+    def build(self, processor: Processor) -> MSLAM:
         return MSLAM(self, processor.tokenizer.vocab_size)
 
     def pool(self, example: Example) -> Pool:
@@ -241,7 +242,7 @@ class Recipe(OptimizerConfig):
             else "pairs"
         )
 
-    def training_batch(self, examples: list[Example], processor: SpeechTextProcessor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """Sounds, texts, which of the sounds have transcripts, and what is hidden of each.
 
         Of what there is none, an empty one stands in, in which nothing is hidden: all processes take the same steps.
@@ -283,9 +284,7 @@ class Recipe(OptimizerConfig):
             return torch.zeros_like(text.ids, dtype=torch.bool)
         return F.pad(mask_spans((text.lengths - 2).tolist(), share, example_rng, self.mean_span_length), (1, 1))
 
-    def ctc_finetuning_batch(
-        self, examples: list[Example], processor: SpeechTextProcessor, example_rng: ExampleRNG
-    ) -> Batch:
+    def ctc_finetuning_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """Sounds and transcripts of the pool of pairs, and how many they are; an empty one stands in for none."""
         pairs = [(e, rng) for e, rng in zip(examples, example_rng.generators, strict=True) if self.pool(e) == "pairs"]
         texts = [processor.text.sample_caption(example["text"], rng) for example, rng in pairs]

@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,8 +24,10 @@ from polymodal.constraints import AtLeastTwo, DecayRate, NonNegativeFloat, NonNe
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import load_corpus
 from polymodal.curation.captions import some_views
+from polymodal.data.columns import LabelColumn, TextColumn
 from polymodal.data.instructions import choice
-from polymodal.data.point_clouds import ObjectProcessor
+from polymodal.data.point_clouds import PointsColumn, ViewCaptionsColumn, ViewsColumn
+from polymodal.data.processor import Declared, Optional, Processor, SharedColumn, Sparse
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.points import PointEncoder, PointEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
@@ -142,7 +143,18 @@ class Recipe(DualEncoderRecipe):
     def cacheable_encoders(self) -> tuple[str, ...]:
         return ("image_encoder", "text_encoder")
 
-    def processor(self, corpus: Corpus) -> ObjectProcessor:  # type: ignore[override]
+    def columns(self) -> Declared:
+        return {
+            "points": Sparse(PointsColumn(self.num_points)),
+            "views": Sparse(ViewsColumn.of(self.image.image_size, self.image.image_mean_std)),
+            "text": Sparse(TextColumn(self.text)),
+            "captions": Sparse(ViewCaptionsColumn()),
+            "label": Optional(Sparse(LabelColumn())),
+            "image": SharedColumn("views", "images"),
+        }
+
+    def training_corpora(self, corpus: Corpus) -> list[Corpus]:
+        """The corpus and that of the encoders. Raises UserError for a corpus without what clouds are compared with."""
         if self.clip_fraction < 1:
             corpus.column_with(Points)
             if self.text_source == "captions" and not corpus.has_modality(ViewCaptions):
@@ -152,18 +164,12 @@ class Recipe(DualEncoderRecipe):
                 )
             if self.text_source == "category" and corpus.label is None:
                 raise UserError(f"The corpus '{corpus.name}' has no categories; take --text-source names.")
-        every = [corpus, *([load_corpus(self.clip_corpus)] if self.clip_corpus else [])]
-        return ObjectProcessor.fit(
-            every, self.num_points, self.image.image_size, self.text.tokenizer, self.image.image_mean_std
-        )
+        return [corpus, *([load_corpus(self.clip_corpus)] if self.clip_corpus else [])]
 
-    def load_processor(self, directory: Path) -> ObjectProcessor:  # type: ignore[override]
-        return ObjectProcessor.load(directory, self.text.load_tokenizer(directory))
-
-    def build(self, processor: ObjectProcessor) -> ULIP2:
+    def build(self, processor: Processor) -> ULIP2:
         return ULIP2(self, processor.tokenizer.vocab_size)
 
-    def image_batch(self, examples: list[Example], processor: ObjectProcessor, example_rng: ExampleRNG) -> Batch:
+    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """One augmented image of each thing and one of its texts."""
         generators = example_rng.generators
         texts = self.sample_captions(examples, processor.text, example_rng)
@@ -172,7 +178,7 @@ class Recipe(DualEncoderRecipe):
         pixels = augment(processor.views.pixels(shown), self.augmentation, example_rng, flip)
         return _texts([[text] for text in texts], processor) | {"image": processor.views.normalize(pixels)}
 
-    def training_batch(self, examples: list[Example], processor: ObjectProcessor, example_rng: ExampleRNG) -> Batch:  # type: ignore[override]
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """A cloud of each thing, one of its views, and what is said of that view, or of the thing."""
         generators = example_rng.generators
         chosen = [self._seen(e, processor, rng) for e, rng in zip(examples, generators, strict=True)]
@@ -181,9 +187,12 @@ class Recipe(DualEncoderRecipe):
         points = augment_points(
             torch.from_numpy(np.stack(clouds)), example_rng, (0.8, 1.25), 0.1, tilt=0.06, dropout=self.point_dropout
         )
-        return _texts([texts for _, texts in chosen], processor) | {"points": points, "image": processor.views(views)}
+        return _texts([texts for _, texts in chosen], processor) | {
+            "points": points,
+            "image": processor.views.images(views),
+        }
 
-    def _seen(self, example: Example, processor: ObjectProcessor, rng: np.random.Generator) -> tuple[int, list[str]]:
+    def _seen(self, example: Example, processor: Processor, rng: np.random.Generator) -> tuple[int, list[str]]:
         """A view at random, and as many texts as every thing has."""
         views = some_views(len(example["views"]), self.num_views)
         if self.text_source == "captions":
@@ -227,7 +236,7 @@ class Recipe(DualEncoderRecipe):
         )
 
 
-def _texts(texts: Sequence[list[str]], processor: ObjectProcessor) -> Batch:
+def _texts(texts: Sequence[list[str]], processor: Processor) -> Batch:
     """All texts, and a number for each thing that those with the same texts share, which are no negatives."""
     flat = [text for own in texts for text in own]
     return {"text": processor.text(flat), "group": text_ids(["\n".join(own) for own in texts])}

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +23,11 @@ from torch.nn import functional as F
 from polymodal.constraints import AtLeastTwo, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval, UnitRange
 from polymodal.corpora._wordnet import wordnet
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import MOST_ROWS
+from polymodal.data.columns import MOST_ROWS, TextColumn
 from polymodal.data.instructions import choice
 from polymodal.data.masks import mask_spans
-from polymodal.data.video_text import UNKNOWN, VideoTextProcessor
+from polymodal.data.processor import Declared, Processor, SharedColumn, Sparse
+from polymodal.data.video_text import UNKNOWN, AnswersColumn, RegionsColumn, StillColumn, VideoColumn
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.errors import UserError
@@ -70,6 +71,10 @@ def pem_loss(
     sure = pseudo_labels.amax(1) >= threshold
     each = -(pseudo_labels * logits.log_softmax(1)).sum(1)
     return global_mean((each * sure).sum(), sure.sum())
+
+
+def _no_entities(corpus: Corpus) -> list[str]:
+    return []
 
 
 def frequent_things(corpus: Corpus, most: int) -> list[str]:
@@ -310,19 +315,26 @@ class Recipe(OptimizerConfig):
             Stage("fine-tuning", self.finetune_fraction, OWN, batch="finetuning_batch", losses="finetuning_losses"),
         )
 
-    def processor(self, corpus: Corpus) -> VideoTextProcessor:
+    def columns(self) -> Declared:
+        entities = partial(frequent_things, most=self.num_entities) if self.use_pem else _no_entities
+        return {
+            "video": Sparse(VideoColumn(self.video.frames, self.video.image_size)),
+            "image": Sparse(StillColumn(self.video.image_size)),
+            "text": Sparse(TextColumn(self.text)),
+            "questions": Sparse(AnswersColumn(self.num_answers if self.finetune_fraction else 0)),
+            "regions": Sparse(RegionsColumn(entities)),
+            "question": SharedColumn("text"),
+            "answer": SharedColumn("questions"),
+            "box": SharedColumn("regions"),
+        }
+
+    def training_corpora(self, corpus: Corpus) -> list[Corpus]:
+        """Raise UserError: the corpus has neither clips nor images."""
         if not corpus.has_modality(Video):
             corpus.column_with(Image)
-        entities = frequent_things(corpus, self.num_entities) if self.use_pem else []
-        answers = self.num_answers if self.finetune_fraction else 0
-        return VideoTextProcessor.fit(
-            corpus, self.video.frames, self.video.image_size, self.text.tokenizer, answers, entities
-        )
+        return [corpus]
 
-    def load_processor(self, directory: Path) -> VideoTextProcessor:
-        return VideoTextProcessor.load(directory, self.text.load_tokenizer(directory))
-
-    def build(self, processor: VideoTextProcessor) -> ALPRO:
+    def build(self, processor: Processor) -> ALPRO:
         prompts = [
             [processor.text([prompt.format(entity) for prompt in kind]) for entity in processor.entities]
             for kind in PROMPTS
@@ -330,7 +342,7 @@ class Recipe(OptimizerConfig):
         ]
         return ALPRO(self, processor.tokenizer.vocab_size, prompts, len(processor.answers))
 
-    def paired_batch(self, examples: list[Example], processor: VideoTextProcessor, example_rng: ExampleRNG) -> Batch:
+    def paired_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """Some frames of each clip, changed alike, one of its texts, and which texts are the same."""
         clips = [example["video"] if "video" in example else example["image"][None] for example in examples]
         flip = may_flip([example["text"] for example in examples])
@@ -341,7 +353,7 @@ class Recipe(OptimizerConfig):
         ]
         return {"video": video, "text": processor.text(texts), "group": text_ids(texts)}
 
-    def training_batch(self, examples: list[Example], processor: VideoTextProcessor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """Pairs, the tokens that are hidden, and a box of each clip."""
         batch = self.paired_batch(examples, processor, example_rng)
         lengths = (batch["text"].lengths - 2).tolist()
@@ -349,9 +361,7 @@ class Recipe(OptimizerConfig):
         box = random_boxes(self.video.grid, self.crop_scale, example_rng)
         return batch | {"masked_tokens": F.pad(hidden, (1, 1)), "box": box}
 
-    def finetuning_batch(
-        self, examples: list[Example], processor: VideoTextProcessor, example_rng: ExampleRNG
-    ) -> Batch:
+    def finetuning_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """Pairs, and a question about each clip with the number of its answer, where the corpus has questions."""
         batch = self.paired_batch(examples, processor, example_rng)
         if not processor.answers:

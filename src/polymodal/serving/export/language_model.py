@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from polymodal.data.conversation import ASSISTANT, IMAGE_END, IMAGE_START, USER, ConversationProcessor
+from polymodal.data.conversation import ASSISTANT, IMAGE_END, IMAGE_START, USER
+from polymodal.data.processor import Processor
 from polymodal.data.sequence import pad_sequences
 from polymodal.encoders.language_model import LanguageModel
 from polymodal.errors import UserError
@@ -76,7 +77,7 @@ def exported_language_model(run: Run) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def prompt_text(processor: ConversationProcessor, question: str) -> str:
+def prompt_text(processor: Processor, question: str) -> str:
     """Return the prompt of a question about a one-tile image for the exported tokenizer."""
     return f"{IMAGE_START}{CELL * processor.image.tokens_per_tile}{IMAGE_END}{USER}{question}{ASSISTANT}"
 
@@ -85,12 +86,12 @@ def _difference(run: Run, loaded: Any, tokenizer: Any) -> float:
     """Return the maximum difference of logits after an image and a question."""
     method, processor = run.model, run.processor
     assert isinstance(method, VisionLanguageModel)
-    assert isinstance(processor, ConversationProcessor)
+    assert isinstance(processor, Processor)
     size = processor.image.tile_size
     images = np.random.default_rng(0).integers(0, 256, (len(QUESTIONS), size, size, 3), dtype=np.uint8)
     worst = 0.0
     for image, question in zip(images, QUESTIONS, strict=True):
-        prompt = pad_sequences([processor.prompt(image, question)])
+        prompt = pad_sequences([processor.conversation.prompt(image, question)])
         vectors, routes = method.embed_sequences(prompt, {})
         ours = method.language_model.logits(
             method.language_model(vectors, prompt.position, prompt.document, routes)[:, -1]

@@ -1,0 +1,25 @@
+"""What images are generated from: a class, words, or both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from polymodal.types import Batch, Example
+
+
+def conditions(processor: Any, examples: list[Example], generators: list[np.random.Generator] | None = None) -> Batch:
+    """Labels and texts of examples, whichever the processor has.
+
+    generators: sample a caption of each, in place of the first.
+    """
+    given: dict[str, list[Any]] = {}
+    if processor.label is not None:
+        given["label"] = [example["label"] for example in examples]
+    if processor.text is not None and generators is None:
+        given["text"] = [example["text"][0].text for example in examples]
+    elif processor.text is not None:
+        drawn = zip(examples, generators or (), strict=True)
+        given["text"] = [processor.text.sample_caption(example["text"], generator) for example, generator in drawn]
+    return processor(**given)

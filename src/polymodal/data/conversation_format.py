@@ -1,0 +1,147 @@
+"""How images and what is said of them become sequences of a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from polymodal.data.columns import Column, reject_unknown_columns
+from polymodal.data.conversation import (
+    ASSISTANT,
+    DOCUMENT,
+    IMAGE,
+    IMAGE_END,
+    IMAGE_START,
+    SPECIAL_TOKENS,
+    USER,
+    CaptionsColumn,
+    TiledImageColumn,
+    Turn,
+)
+from polymodal.data.sequence import TEXT, PackedSequences, Span, pack, pad_sequences
+from polymodal.data.sequence import SpanSequence as Segments
+from polymodal.errors import UserError
+from polymodal.modalities.text import bos_eos, encode_without_special_tokens
+from polymodal.types import Batch
+
+TAKEN = ("answer", IMAGE, "question", "begun", DOCUMENT, "text")
+
+
+class ConversationFormat:
+    """Sequences of marks, images, questions and answers, in the words of the column `text`."""
+
+    def __init__(self, context: int, columns: Mapping[str, Column]):
+        """context: the most tokens of a sequence. columns: the fitted ones."""
+        image, text = columns[IMAGE], columns["text"]
+        assert isinstance(image, TiledImageColumn)
+        assert isinstance(text, CaptionsColumn)
+        self.context = context
+        self.image = image
+        self.tokenizer = text.tokenizer
+        self.start, self.end = bos_eos(self.tokenizer)
+        self.marks = dict(
+            zip(SPECIAL_TOKENS, encode_without_special_tokens(self.tokenizer, list(SPECIAL_TOKENS)), strict=True)
+        )
+
+    def __call__(self, **columns: list[Any]) -> Batch:
+        """For `generate_text`: prompts of images, questions, or both, one a row; `begun` is how the answer begins.
+
+        With `answer`, whole sequences in whose answers the loss is asked for; answers alone are texts. `document` alone
+        gives `sequences` of texts and images in any order, `text` alone prompts of texts that an image follows.
+        """
+        reject_unknown_columns(columns, TAKEN)
+        if DOCUMENT in columns:
+            return {"sequences": pad_sequences([self.document(self._opened(parts)) for parts in columns[DOCUMENT]])}
+        if "text" in columns:
+            return {"prompts": pad_sequences([self._before_image(text) for text in columns["text"]], pad_left=True)}
+        count = len(next(iter(columns.values())))
+        nothing: list[Any] = [None] * count
+        images = self.image(columns[IMAGE]) if IMAGE in columns else nothing
+        questions = columns.get("question", [""] * count)
+        if "answer" in columns:
+            said = [
+                self.sequence(image, [Turn(answer, question)])
+                for image, question, answer in zip(images, questions, columns["answer"], strict=True)
+            ]
+            return {"sequences": pad_sequences(said)}
+        begun = columns.get("begun", [""] * count)
+        asked = [self.prompt(*one) for one in zip(images, questions, begun, strict=True)]
+        return {"prompts": pad_sequences(asked, pad_left=True)}
+
+    def prompt(self, image: np.ndarray | None, question: str, begun: str = "") -> Segments:
+        """Start mark, the image between marks, the question, and how the answer begins; the model goes on.
+
+        A long question is cut.
+        """
+        opening = self._opening(image, None)
+        asked = opening + self._ask(question, self.context - 1 - sum(map(len, opening)))
+        room = self.context - 1 - sum(map(len, asked))
+        return [*asked, _text(encode_without_special_tokens(self.tokenizer, [begun])[0][:room])] if begun else asked
+
+    def sequence(self, image: np.ndarray | None, said: Sequence[Turn], max_tiles: int | None = None) -> Segments:
+        """An image and what is said of it, in turn; what does not fit the context any more is left out or cut.
+
+        The loss is asked for in the answers and their end marks.
+        """
+        segments = self._opening(image, max_tiles)
+        for number, (answer, question) in enumerate(said):
+            answered = [*encode_without_special_tokens(self.tokenizer, [answer])[0], self.end]
+            left = self.context - sum(map(len, segments))
+            if number and left < len(answered) + len(question):  # a character is at most a token
+                break
+            segments += self._ask(question, left - min(len(answered), left // 2))
+            segments.append(_text(answered[: self.context - sum(map(len, segments))], predicted=True))
+        return segments
+
+    def document(self, parts: Sequence[str | np.ndarray]) -> Segments:
+        """Texts and images in this order between start and end mark; the loss asks for all of them.
+
+        What does not fit the context any more is left out, of a text its end.
+        """
+        segments, room = [_text([self.start])], self.context - 2
+        for part in parts:
+            if isinstance(part, str):
+                piece = [_text(encode_without_special_tokens(self.tokenizer, [part])[0][:room], predicted=True)]
+            else:
+                cells = Span(IMAGE, self.image.patchify_tiles(part, None))
+                piece = [_text(self.marks[IMAGE_START], True), cells, _text(self.marks[IMAGE_END], True)]
+            length = sum(map(len, piece))
+            if length > room:
+                break
+            segments, room = segments + piece, room - length
+        return [*segments, _text([self.end], predicted=True)]
+
+    def pack(self, sequences: Sequence[Segments]) -> PackedSequences:
+        """As many as fit share a row of the model's context."""
+        return pack(sequences, self.context)
+
+    def _opened(self, parts: Sequence[Any]) -> list[str | np.ndarray]:
+        return [part if isinstance(part, str) else self.image.open(part) for part in parts]
+
+    def _before_image(self, text: str) -> Segments:
+        room = self.context - self.image.tokens_per_tile - 4
+        ids = encode_without_special_tokens(self.tokenizer, [text])[0][:room]
+        return [_text([self.start, *ids, *self.marks[IMAGE_START]])]
+
+    def _opening(self, image: np.ndarray | None, max_tiles: int | None) -> Segments:
+        if image is None:
+            return [_text([self.start])]
+        cells = self.image.patchify_tiles(image, max_tiles)
+        if len(cells) + 16 > self.context:
+            raise UserError(f"An image of {len(cells)} tokens leaves no room in a context of {self.context}.")
+        before, after = [self.start, *self.marks[IMAGE_START]], self.marks[IMAGE_END]
+        return [_text(before), Span(IMAGE, cells, predicted=False), _text(after)]
+
+    def _ask(self, question: str, room: int) -> Segments:
+        """The question between its marks, in at most so many places; nothing for none."""
+        if not question:
+            return []
+        asked = [*self.marks[USER], *encode_without_special_tokens(self.tokenizer, [question])[0]]
+        return [_text([*asked[: room - len(self.marks[ASSISTANT])], *self.marks[ASSISTANT]])]
+
+
+def _text(ids: list[int], predicted: bool = False) -> Span:
+    return Span(TEXT, torch.tensor(ids, dtype=torch.long), predicted)
