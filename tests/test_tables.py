@@ -11,7 +11,6 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import tables
-
 from polymodal import recipes
 
 
