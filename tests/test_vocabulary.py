@@ -147,7 +147,7 @@ def test_pages_have_none() -> None:
         ("the share of hidden words", 2),
         ("rows share an image; the shared encoder of figure 3", 0),
         ("drawn by lot", 1),
-        ("the best figures of a run", 1),
+        ("the best figures, and figures for a run", 2),
         ("Text and figures in reading order", 0),
     ],
 )
