@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ RESULTS = Path(__file__).with_name("results")
 def recipe_page(name: str, image: str | None = None) -> str:
     """Markdown. image: a link to one that shows the recipe at work."""
     found, entry, result = recipes.describe(name), recipes.entries()[name], result_of(name)
+    about, terms = split_terms(found["about"])
     lines = [
         f"# `{name}`",
         "",
@@ -33,12 +35,17 @@ def recipe_page(name: str, image: str | None = None) -> str:
         f"Takes {' and '.join(entry.modalities)}; family `{entry.family}`, "
         f"[`{name}.py`](../../src/polymodal/recipes/{entry.family}/{name}.py).",
         "",
-        found["about"],
+        about,
         "",
     ]
     if image:
         lines += [f"![{name} at work]({image})", ""]
-    lines += ["## From the paper to the code", "", "| in the file | what it is |", "|---|---|"]
+    lines += ["## Run it on your data", "", *own_data(entry), ""]
+    lines += ["## From the paper to the code", ""]
+    if terms:
+        lines += ["| in the paper | in the code |", "|---|---|"]
+        lines += [*(f"| {term} | `{code}` |" for term, code in terms.items()), ""]
+    lines += ["| in the file | what it is |", "|---|---|"]
     lines += [f"| `{part}` | {said} |" for part, said in _parts(entry.file)]
     again = f"polymodal reproduce {name}"
     lines += ["", "## Measured", "", *_measured(again, found["claim"], result), "", *_curves(name, result)]
@@ -48,6 +55,66 @@ def recipe_page(name: str, image: str | None = None) -> str:
     lines += ["## Hyper-parameters", "", "| flag | default | meaning and source |", "|---|---|---|"]
     lines += [f"| `{row['flag']}` | {row['default']} | {row['meaning']} |" for row in found["hyper_parameters"]]
     return "\n".join(lines) + "\n"
+
+
+TERMS = re.compile(r"\n*^Terms: (?P<terms>.*?)(?=\n\n|\Z)", re.M | re.S)
+
+
+def split_terms(docstring: str) -> tuple[str, dict[str, str]]:
+    """A recipe's docstring without its paragraph `Terms: ITC = losses.itc, PEM = pem_loss`, and those terms."""
+    match = TERMS.search(docstring)
+    if match is None:
+        return docstring, {}
+    pairs = [pair.split(" = ") for pair in " ".join(match["terms"].split()).rstrip(".").split(", ")]
+    return (docstring[: match.start()] + docstring[match.end() :]).strip(), {pair[0]: pair[1] for pair in pairs}
+
+
+OWN_DATA = "../tutorials/own-data.md"
+DECLARED = ("table", "words", "history", "points", "category", "audio")  # modalities that no file says by itself
+
+
+def own_data(entry: recipes.Entry) -> list[str]:
+    """Markdown: the columns that the recipe needs, and the command that trains it, or uses it, on a user's data."""
+    kind, name = recipes.stand_in(entry.name), entry.name
+    columns, path = f"[columns of files]({OWN_DATA}#columns-of-files)", "pairs.parquet"
+    if not hasattr(kind, "build"):
+        command = {
+            "steps": f"curate {name} pages/ --good good.txt --out documents",
+            "score": f"score {name} captions.jsonl",
+            "attack": f"attack {name} runs/first runs/second --data pairs.parquet",
+        }[next(verb for verb in ("steps", "score", "attack") if hasattr(kind, verb))]
+        needs = {
+            "curate": "A folder of HTML pages, and a text file of good quality.",
+            "score": 'JSON lines of `{"caption": "...", "references": ["...", "..."]}`.',
+            "attack": f"Trained runs, and a file of images with captions ({columns}).",
+        }[command.partition(" ")[0]]
+        return [needs, "", "```console", f"$ polymodal {command}", "```"]
+    declared = [modality for modality in entry.modalities if modality in DECLARED]
+    if entry.family == "preference":
+        needs = (
+            "Pairs of a better and a worse answer, which `polymodal sample-preferences runs/start --out pairs` writes."
+        )
+        path = "pairs --init runs/start"
+    elif declared:
+        needs = f"A corpus with {_listed(entry.modalities)}; declare it [in Python]({OWN_DATA}#other-modalities)."
+        path = "corpus"
+    elif "boxes" in entry.modalities:
+        needs = f"JSON lines with an image, a caption and a list of expressions with boxes ({columns})."
+        path = "expressions.jsonl"
+    elif "video" in entry.modalities:
+        needs = f"A table with paths of clips and their captions ({columns})."
+        path = "clips.csv"
+    else:
+        needs = (
+            f"A table with images and captions ({columns}); a list of questions and answers is used where there is one."
+        )
+        if entry.family == "dual_encoders":
+            needs = f"A table with images and captions ({columns})."
+    return [needs, "", "```console", f"$ polymodal train {name} --data {path} --budget 1h --out runs/{name}", "```"]
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
 def _parts(file: Path) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,8 @@
 Words are hidden in spans and patches in blocks; words are predicted from the vocabulary, patches from the codes of a
 frozen image tokenizer. A third loss ties the two: for every word in sight, is its own patch in sight, too? There is no
 convolution and no detector below, and the same body then tags words, classifies pages and sees regions (section 2).
+
+Terms: MLM = losses.mlm, MIM = losses.mim, WPA (word-patch alignment) = losses.wpa.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 It is told where to go as well as where it is. Samples that it brings from time t to s must be distributed as those that
 it brings from r, a little before t, to s; as r nears s these become noised data, so that all jumps are learned by
 induction, without a teacher and without simulation (sections 4 to 6 of the method's paper, arXiv 2503.07565).
+
+Terms: MMD of samples at s from t and from r = losses.mmd.
 """
 
 from __future__ import annotations

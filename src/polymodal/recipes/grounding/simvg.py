@@ -4,6 +4,8 @@ Patches, words and one object token go through one transformer, which has learne
 then find boxes: a decoder whose queries are made of the words, and an MLP on the object token alone, which is
 fast. They learn together; the surer the decoder is of boxes that are right, the more the token learns from it and the
 less from the truth (dynamic weight-balance distillation, section 3.3).
+
+Terms: token branch = losses.token_branch, decoder branch = losses.decoder_branch.
 """
 
 from __future__ import annotations

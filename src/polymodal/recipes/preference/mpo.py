@@ -3,6 +3,8 @@
 A model that was taught with right answers only goes wrong on its own words, above all where it works an answer out.
 Pairs of its own answers (`polymodal sample-preferences`) are learned from with three losses at once: preference (DPO),
 quality (BCO) and generation (section 3.3, equations 1 to 5), against the model as it was at first, which stays frozen.
+
+Terms: preference loss = losses.dpo, quality loss = losses.bco, generation loss = losses.sft.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ The table encoder puts one learned token where a value is missing and hides it f
 open diagonal, so that the token itself can be filled in from what is there. Three losses: images and rows are
 contrasted, matched with hard negatives, and hidden cells are reconstructed from the image and the visible cells. The
 same token stands for cells that are hidden in training and cells that are really missing (section 3 of the paper).
+
+Terms: ITC = losses.itc, ITM = losses.itm, MTR (masked tabular reconstruction) = losses.mtr.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ Hidden speech is told from other hidden speech and named by codes of its own (w2
 named (SpanBERT), and pairs are read in one sequence in which each side helps to guess the other (TLM). A CTC loss on
 the speech of pairs makes its positions hold the very characters that text is made of: without it, the two share an
 encoder but not a space. Text enters above the blocks that speech has for itself (section 3).
+
+Terms: w2v-BERT = losses.w2v_bert, SpanBERT = losses.span_bert, TLM = losses.tlm, CTC = losses.ctc.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ The first model, the prompter, learns from pairs of videos and texts alone. Then
 likely it shows each of many things ("a video of a dog"). The method itself sees the whole video, fused with its text,
 and must say the same of the crop's place (prompting entity modelling), beside telling pairs before fusion, telling
 them after it, and naming hidden words (section 3). No detector is needed, and any noun can be a thing.
+
+Terms: VTC = losses.itc, VTM = losses.itm, MLM = losses.mlm, PEM (prompting entity modeling) = losses.pem.
 """
 
 from __future__ import annotations
