@@ -654,7 +654,7 @@ def poisoned(recipe_type, at, times):
     class Poisoned(clip.CLIP):
         calls = 0
 
-        def compare(self, vectors):
+        def contrastive_losses(self, vectors):
             if self.training and torch.is_grad_enabled():
                 type(self).calls += 1
             losses = super().contrastive_losses(vectors)
