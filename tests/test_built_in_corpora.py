@@ -146,7 +146,7 @@ def test_tables_for_charts_keep_numbers_and_leave_gaps_out():
 
 def test_answers_about_a_chart_follow_from_its_table():
     chart = module("charts").Chart("bar", "t", "fruit", "weight", ["apple", "pear", "plum"], [3.0, 9.0, 1.5])
-    answers = {record["question"]: record["answer"] for record in module("charts").ask(chart)}
+    answers = {record["question"]: record["answer"] for record in module("charts").chart_questions(chart)}
     assert answers["Where is the weight highest?"] == "pear"
     assert answers["Where is the weight lowest?"] == "plum"
     assert answers["What is the weight for apple?"] == "3"

@@ -64,7 +64,7 @@ def test_lidar_meets_the_cars_of_the_scene(monkeypatch: pytest.MonkeyPatch) -> N
             kept.append(list(last))
         return points
 
-    monkeypatch.setattr(driving, "seen", remembered)
+    monkeypatch.setattr(driving, "observe", remembered)
     monkeypatch.setattr(driving, "hits", kept_hits)
     scenes = [scene for seed in range(6) for scene in driving.drive(seed)]
     assert len(scenes) >= 6

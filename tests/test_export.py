@@ -179,7 +179,8 @@ def test_pretrained_towers_of_other_kinds_are_exported_with_code(
     save(transformers.AutoModel.from_config(IMAGE_MODELS[kind]()), tmp_path / "image")
     text = save_tokenizer(tmp_path / "image", ["a red fruit"] * 20) if kind == "siglip" else bert_folder
     recipe = with_encoders(
-        siglip.Recipe(batch_size=16, learning_rate=1e-4), {"vision": f"hf:{tmp_path / 'image'}", "text": f"hf:{text}"}
+        siglip.Recipe(batch_size=16, learning_rate=1e-4),
+        {"vision": f"hf:{tmp_path / 'image'}", "text_encoder": f"hf:{text}"},
     )
     run = train(recipe, small_emoji, Budget(steps=2), out=tmp_path / "run")
     assert export(run, "transformers", tmp_path / "out").what.startswith("AutoModel")
@@ -217,7 +218,7 @@ def test_sentence_transformers_gives_the_vectors(
     folder = {"bert": bert_folder, "clip": clip_folder}.get(towers)
     recipe = OWN["mean with blocks"]
     if folder is not None:
-        recipe = with_encoders(dataclasses.replace(recipe, freeze=("text",)), {"text": f"hf:{folder}"})
+        recipe = with_encoders(dataclasses.replace(recipe, freeze=("text",)), {"text_encoder": f"hf:{folder}"})
     run = trained(recipe)
     export(run, "sentence-transformers", tmp_path / "out")
     assert "custom code" not in capsys.readouterr().out  # it would ask, and wait for an answer

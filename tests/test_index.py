@@ -192,7 +192,7 @@ def test_an_example_without_a_image_to_show_is_found_all_the_same(run, tmp_path,
             raise UnreadableExample("there is no image")
         return shown(corpus, row)
 
-    monkeypatch.setattr(index_file, "picture_of", some)
+    monkeypatch.setattr(index_file, "image_of", some)
     build_index(run, corpora.from_path(written(tmp_path, records(20))), str(tmp_path / "index"))
     found = Index(str(tmp_path / "index")).find(embedded_query(run, "a plate"), 20)
     assert len(found) == 20

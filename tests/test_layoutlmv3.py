@@ -441,7 +441,7 @@ def test_fields_are_written_for_programs(pages: Corpus, processor: Processor, tm
         first, end = field["words"]
         assert {w.field for w in words[first:end]} == {field["field"]}
         assert field["text"] == " ".join(w.text for w in words[first:end])
-    with pytest.raises(UserError, match="cannot tag"):
+    with pytest.raises(UserError, match="cannot classify words"):
         write_fields(Run(TINY, torch.nn.Linear(1, 1), processor, {"recipe": {"name": "x"}}), pages, "test", tmp_path)
     again = Run(TINY, Oracle(processor, pages, ""), processor, {"recipe": {"name": "oracle"}})
     with pytest.raises(UserError, match="cannot be written"):

@@ -181,7 +181,7 @@ def test_masked_tokens_are_replaced_kept_or_made_random_in_berts_proportions():
     tokens = tokens_of([102] * 200, vocab_size=1000)
     mask = torch.rand(200, 102, generator=torch.Generator().manual_seed(1)) < 0.5
     masked = mask_tokens(tokens, mask, 1000, ExampleRNG.of(0, 0, 200), vocab_size=1000)
-    assert torch.equal(masked.mask, mask & tokens.words)
+    assert torch.equal(masked.mask, mask & tokens.content_mask)
     assert torch.equal(masked.targets, tokens.ids)
     given = masked.inputs.ids
     assert torch.equal(given[~masked.mask], tokens.ids[~masked.mask])
@@ -196,7 +196,7 @@ def test_masked_tokens_are_replaced_kept_or_made_random_in_berts_proportions():
 
 def test_replaced_tokens_do_not_depend_on_the_batch():
     tokens, rng = tokens_of([12, 30, 7]), ExampleRNG.of(0, 0, 3)
-    whole = mask_tokens(tokens, tokens.words, 50, rng, 50, 0.3, 0.3)
+    whole = mask_tokens(tokens, tokens.content_mask, 50, rng, 50, 0.3, 0.3)
     alone = Tokens(tokens.ids[2:, :7], tokens.lengths[2:])
     again = mask_tokens(alone, alone.content_mask, 50, part(ExampleRNG.of(0, 0, 3), [2]), 50, 0.3, 0.3)
     assert torch.equal(again.inputs.ids, whole.inputs.ids[2:, :7])
@@ -204,17 +204,17 @@ def test_replaced_tokens_do_not_depend_on_the_batch():
 
 def test_without_kept_and_random_tokens_all_are_mask_tokens_and_nothing_is_drawn():
     tokens, rng = tokens_of([9, 4]), ExampleRNG.of(0, 0, 2)
-    masked = mask_tokens(tokens, tokens.words, 50, rng, keep_prob=0.0, random_prob=0.0)
-    assert torch.equal(masked.inputs.ids == 50, tokens.words)
+    masked = mask_tokens(tokens, tokens.content_mask, 50, rng, keep_prob=0.0, random_prob=0.0)
+    assert torch.equal(masked.inputs.ids == 50, tokens.content_mask)
     assert rng.generators[0].random() == ExampleRNG.of(0, 0, 1).generators[0].random()
 
 
 def test_masking_without_sense_is_an_error():
     tokens = tokens_of([9, 4])
     with pytest.raises(UserError, match="at most 1"):
-        mask_tokens(tokens, tokens.words, 50, ExampleRNG.of(0, 0, 2), 50, 0.6, 0.6)
+        mask_tokens(tokens, tokens.content_mask, 50, ExampleRNG.of(0, 0, 2), 50, 0.6, 0.6)
     with pytest.raises(UserError, match="vocab_size"):
-        mask_tokens(tokens, tokens.words, 50, ExampleRNG.of(0, 0, 2))
+        mask_tokens(tokens, tokens.content_mask, 50, ExampleRNG.of(0, 0, 2))
 
 
 def test_masked_values_are_one_value_and_targets_the_whole():

@@ -432,7 +432,7 @@ def test_images_are_made_of_words_and_words_of_images(run: Run, few_scenes: Corp
     drawn = [fresh.generate_images(prompts, 8, torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     assert not torch.equal(*drawn)
     texts = run.model.generate_text(run.processor(image=[few_scenes.value(0, "image")]), Decoding(max_new_tokens=5))
-    assert all(token < run.model.vocab_size for token in texts[0])
+    assert all(token < run.model.vocabulary for token in texts[0])
     painted = polymodal("generate", str(run.directory), "a cat", "--count", "3")
     assert painted.returncode == 0, painted.stderr
     assert (tmp_path / "generated.png").is_file()

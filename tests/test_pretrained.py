@@ -204,7 +204,7 @@ def test_a_locked_pretrained_text_tower_trains_the_rest_and_opens_without_its_so
     source.mkdir()
     for file in bert_folder.iterdir():
         (source / file.name).write_bytes(file.read_bytes())
-    recipe = with_encoders(clip.Recipe(freeze=("text",), batch_size=32), {"text": f"hf:{source}"})
+    recipe = with_encoders(clip.Recipe(freeze=("text",), batch_size=32), {"text_encoder": f"hf:{source}"})
     run = train(recipe, small_emoji, Budget(steps=12), out=tmp_path / "run")
     losses = [entry["losses"]["contrastive"] for entry in run.history if "losses" in entry]
     assert losses[-1] < losses[0]
@@ -225,7 +225,7 @@ def test_peft_trains_low_rank_updates_of_a_pretrained_tower(
     targets = ("text_encoder.model.*.query", "text_encoder.model.*.value", "*_projection")
     recipe = with_encoders(
         clip.Recipe(batch_size=32, lora_rank=2, lora_target_modules=targets, learning_rate=1e-2),
-        {"text": f"hf:{bert_folder}"},
+        {"text_encoder": f"hf:{bert_folder}"},
     )
     run = train(recipe, small_emoji, Budget(steps=6), out=tmp_path / "run")
     pretrained = transformers.BertModel.from_pretrained(bert_folder, add_pooling_layer=False).state_dict()

@@ -542,7 +542,7 @@ def test_what_a_run_generates_is_answered_within_the_limits(served, monkeypatch)
     blank = PILImage.new("RGB", (8, 8))
     monkeypatch.setattr(server_module, "generate_images", lambda run, words, count, *rest: [[blank] * count] * 2)
     monkeypatch.setattr(
-        server_module, "ask_about", lambda run, images, question, *rest: [f"{question} {images[0].size}"]
+        server_module, "answer_about", lambda run, images, question, *rest: [f"{question} {images[0].size}"]
     )
     with TestClient(create_app(served[0])) as client:
         made = client.post("/generate", json={"words": ["a", "b"], "count": 3}).json()["images"]

@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 
 from polymodal.data.loader import Reader
+from polymodal.data.processor import fit_processor
 from polymodal.evaluation import tasks
 from polymodal.evaluation.capabilities import CanEmbed
 from polymodal.evaluation.evaluate import evaluate, validation
@@ -47,7 +48,7 @@ def test_a_task_declares_what_it_asks_and_what_it_measures(name):
 
 def test_every_score_of_a_method_has_the_unit_and_direction_of_its_task(small_emoji):
     recipe = clip.Recipe()
-    processor = recipe.processor(small_emoji)
+    processor = fit_processor(recipe, small_emoji)
     model = recipe.build(processor).eval()
     run = Run(recipe, model, processor, {"runtime": {"cache_features": False}})
     inputs = TaskInputs(model, processor, Reader(small_emoji, processor), recipe)

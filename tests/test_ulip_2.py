@@ -191,7 +191,7 @@ def test_a_image_and_its_captions_are_of_the_same_view(furniture: Corpus, number
             first, second = texts[2 * number], texts[2 * number + 1]
             assert (first[2], second[2]) == ("best", "worse")
             assert first[1] == second[1]
-            shown = processor.views([example["views"][int(first[1])]])[0]
+            shown = processor(image=[example["views"][int(first[1])]])["image"][0]
             assert torch.equal(batch["image"][number], shown)
     seen = {int(text[1]) for text in texts}
     assert 11 not in seen  # it has no caption
@@ -394,7 +394,7 @@ def test_captions_and_training_on_the_command_line(
     captions = corpus.value(int(corpus.rows("train")[0]), "view_captions")
     assert [caption.view for caption in captions] == [0, 4, 8]
     made = json.loads((out / "corpus.json").read_text())["made"]
-    assert made["counts"]["pictures"] == 72
+    assert made["counts"]["images"] == 72
     assert made["options"]["views"] == 3
     with pytest.raises(SystemExit) as stopped:
         run_command("caption", *arguments)

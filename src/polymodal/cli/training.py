@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,11 +48,6 @@ class TrainOptions(DataOptions, TowerOptions, TrustOptions):
     @property
     def towers(self) -> TowerOptions:
         return TowerOptions(self.vision, self.text_encoder, self.audio, self.lm)
-
-    def check(self) -> None:
-        return (
-            super().check() if self.towers.text_encoder is None else dataclasses.replace(self, text_column=None).check()
-        )
 
     def prepared(self, recipe: Any) -> Any:
         """Return the recipe with the pretrained encoders, or the pretrained model, to start from."""

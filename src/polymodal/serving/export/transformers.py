@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polymodal.data.conversation import TiledImageColumn
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.pretrained import transformers
 from polymodal.encoders.pretrained_image import PretrainedImageConfig, PretrainedImageEncoder
@@ -288,7 +289,8 @@ def write_image_settings(run: Run, folder: Path, whole: bool = False) -> None:
     whole: resize to a square without cropping.
     """
     processor: Any = run.processor
-    size = processor.image.size
+    image = processor.image
+    size = image.tile_size if isinstance(image, TiledImageColumn) else image.size
     said = {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
