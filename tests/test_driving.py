@@ -19,7 +19,7 @@ def traffic(*cars: tuple[float, int, float], lane: int = 1) -> Any:
 
 
 def answers(scene: Any) -> dict[str, str]:
-    return {question: answer for question, answer, _ in driving.ask(scene)}
+    return {question: answer for question, answer, _ in driving.driving_questions(scene)}
 
 
 def test_answers_follow_from_the_cars() -> None:
@@ -52,7 +52,7 @@ def test_beams_are_points_ahead_and_to_the_left() -> None:
 
 def test_lidar_meets_the_cars_of_the_scene(monkeypatch: pytest.MonkeyPatch) -> None:
     last, kept = [], []
-    seen, hits = driving.seen, driving.hits
+    seen, hits = driving.observe, driving.hits
 
     def remembered(world: Any) -> Any:
         last[:] = [car.position - world.vehicle.position for car in world.road.vehicles if car is not world.vehicle]

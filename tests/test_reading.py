@@ -186,7 +186,7 @@ def test_bits_are_those_of_words_with_their_marks_and_without(documents: dict[st
         words = scores["test/words/bits_per_byte"].clusters[2] * size / 8
         assert words == pytest.approx(round(words))
         assert words < whole  # "#", "**" and the ends of lines
-        np.testing.assert_array_equal(scores["test/words/bits_per_byte"].weights, [64, 65, 64])  # 10, 11, 9
+        np.testing.assert_array_equal(scores["test/words/bits_per_byte"].weights, [62, 63, 62])  # 10, 11, 9
 
 
 def test_a_text_is_chosen_by_what_the_image_says_of_it(documents: dict[str, tuple[Corpus, Path]]) -> None:

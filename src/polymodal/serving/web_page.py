@@ -84,7 +84,7 @@ def _search_tab(services: Sequence[Service]) -> None:
         words = gr.Textbox(label="Words", placeholder="a red fruit", scale=3, autofocus=True, elem_id="words")
         button = gr.Button("Search", variant="primary", scale=1, min_width=100)
     with gr.Accordion("An image or a sound in place of words, conditions", open=False, elem_id="more"):
-        image = gr.File(label="Picture", height=110, visible="image" in columns, elem_id="picture")
+        image = gr.File(label="Image", height=110, visible="image" in columns, elem_id="image")
         sound = gr.File(label="Sound", height=110, visible="sound" in columns, elem_id="sound")
         with gr.Row():
             where = gr.Textbox(label="Condition", placeholder=_example(asked[0]), max_length=MAX_CHARACTERS)
@@ -131,7 +131,7 @@ def _blank() -> PILImage.Image:
 def _classes_tab(service: Service) -> None:
     with gr.Row():
         with gr.Column():
-            image = gr.File(label="Picture", height=110, elem_id="classified")
+            image = gr.File(label="Image", height=110, elem_id="classified")
             labels = gr.Textbox(label="Labels, one a line", lines=4, placeholder="fruit\nanimal", elem_id="labels")
             template = gr.Textbox(label="What is said of a label", value="{}")
             button = gr.Button("Classify", variant="primary")
