@@ -122,6 +122,10 @@ def _cached(
             again = getattr(method, encode)(batch)
         rows = slice(first, first + len(next(iter(again.values()))))
         first = rows.stop
-        known = [(again[name], tensor.grad[rows]) for name, tensor in whole.items() if tensor.grad is not None]
+        known = [
+            (again[name], tensor.grad[rows])
+            for name, tensor in whole.items()
+            if tensor.grad is not None and again[name].requires_grad  # a frozen encoder has no graph
+        ]
         torch.autograd.backward([piece for piece, _ in known], [gradient for _, gradient in known])
     return {name: loss.detach() for name, loss in losses.items()}

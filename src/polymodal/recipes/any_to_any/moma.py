@@ -284,6 +284,21 @@ class Recipe(ConversationRecipe):
         return {"sequences": processor.conversation.pack(documents)}
 
     @classmethod
+    def tiny(cls) -> Recipe:
+        """Return the smallest preset, for tests."""
+        return cls(
+            language_model=LanguageModelConfig(
+                vocab_size=300, context_length=96, width=16, depth=2, num_heads=2, num_kv_heads=2, mlp_dim=32
+            ),
+            tokenizer=ImageTokenizerConfig(codebook_size=16, codebook_dim=4, width=16),
+            tile_size=32,
+            patch_size=16,
+            upcycling_fraction=0.5,
+            stage_fractions=(0.25, 0.5, 0.25),
+            batch_size=4,
+        )
+
+    @classmethod
     def paper(cls) -> Recipe:
         """The 1.4B model with four experts of each modality, 7.1B parameters in all (section 3.1, table 1).
 

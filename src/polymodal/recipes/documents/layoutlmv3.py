@@ -202,6 +202,17 @@ class Recipe(OptimizerConfig):
         return pages, processor(words=pages, image=[example["image"] for example in examples])
 
     @classmethod
+    def tiny(cls) -> Recipe:
+        """Return the smallest preset, for tests."""
+        return cls(
+            encoder=PageEncoderConfig(context_length=24, image_size=32, width=16, depth=1, num_heads=2),
+            tokenizer=ImageTokenizerConfig(codebook_size=16, width=16),
+            vocab_size=300,
+            max_words=8,
+            batch_size=4,
+        )
+
+    @classmethod
     def paper(cls) -> Recipe:
         """LayoutLMv3-base on IIT-CDIP (section 3.1, released model configuration)."""
         return cls(

@@ -192,6 +192,19 @@ class Recipe(DualEncoderRecipe):
         return {"image": processor.image.normalize(torch.cat(views)), "text": processor.text(texts)}
 
     @classmethod
+    def tiny(cls) -> Recipe:
+        """Return the smallest preset, for tests."""
+        return cls(
+            image=ImageEncoderConfig(patch_size=16, width=16, depth=1, num_heads=2),
+            text=TextEncoderConfig(300, context_length=24, width=16, depth=1, num_heads=2),
+            embed_dim=16,
+            projector_hidden_dim=16,
+            ssl_hidden_dim=16,
+            ssl_output_dim=16,
+            batch_size=4,
+        )
+
+    @classmethod
     def paper(cls) -> Recipe:
         """ViT-B/16 on CC12M (released code)."""
         return cls(

@@ -51,6 +51,17 @@ class Recipe(DualEncoderRecipe):
         return SigLIP(self, processor.tokenizer.vocab_size)
 
     @classmethod
+    def tiny(cls) -> Recipe:
+        """Return the smallest preset, for tests."""
+        return cls(
+            image=ImageEncoderConfig(patch_size=16, width=16, depth=1, num_heads=2),
+            text=TextEncoderConfig(300, context_length=24, width=16, depth=1, num_heads=2),
+            embed_dim=16,
+            batch_size=4,
+            logit_bias_init=-1.5,
+        )
+
+    @classmethod
     def paper(cls) -> Recipe:
         """ViT-B/16 at 224 px, batch 32,768 (sections 4.2 and 4.6)."""
         return cls(

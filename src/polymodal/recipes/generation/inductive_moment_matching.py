@@ -272,6 +272,19 @@ class Recipe(OptimizerConfig):
         return {"image": image} | shown_with | shown
 
     @classmethod
+    def tiny(cls) -> Recipe:
+        """Return the smallest preset, for tests."""
+        return cls(
+            text=TextEncoderConfig(300, context_length=24, width=16, depth=1, num_heads=2),
+            image_size=8,
+            width=16,
+            depth=1,
+            num_heads=2,
+            num_particles=2,
+            batch_size=4,
+        )
+
+    @classmethod
     def paper(cls) -> Recipe:
         """CIFAR-10 (table 6 of the method's paper), with DiT-B in place of the U-Net."""
         return cls(

@@ -261,6 +261,21 @@ class Recipe(OptimizerConfig):
         return choice(fitting, rng)
 
     @classmethod
+    def tiny(cls) -> Recipe:
+        """Return the smallest preset, for tests."""
+        return cls(
+            encoder=MultiwayEncoderConfig(
+                image_size=32, patch_size=16, vocab_size=300, context_length=24, width=16, depth=1, num_heads=2
+            ),
+            embed_dim=16,
+            decoder_layers=1,
+            decoder_attention_heads=2,
+            decoder_ffn_dim=32,
+            decoder_warmup_fraction=0.3,
+            batch_size=4,
+        )
+
+    @classmethod
     def paper(cls) -> Recipe:
         """ViT-B/32 on the RefCOCO family (released configuration); Adam's amsgrad and the steps down are left out."""
         return cls(

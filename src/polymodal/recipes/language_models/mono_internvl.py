@@ -165,6 +165,20 @@ class Recipe(MonolithRecipe):
         return {"sequences": form.pack([form.sequence(*pair, max_tiles) for pair in pairs])}
 
     @classmethod
+    def tiny(cls) -> Recipe:
+        """Return the smallest preset, for tests."""
+        return cls(
+            language_model=LanguageModelConfig(
+                vocab_size=300, context_length=96, width=16, depth=1, num_heads=2, num_kv_heads=1, mlp_dim=32
+            ),
+            tile_size=32,
+            patch_size=8,
+            patch_embed_dim=16,
+            batch_size=4,
+            max_turns=2,
+        )
+
+    @classmethod
     def paper(cls) -> Recipe:
         """InternLM2-1.8B with visual experts (section 4.1; released model configuration)."""
         return cls(

@@ -189,6 +189,19 @@ class Recipe(OptimizerConfig):
         }
 
     @classmethod
+    def tiny(cls) -> Recipe:
+        """Return the smallest preset, for tests."""
+        return cls(
+            video=VideoEncoderConfig(frames=2, patch_size=16, width=16, depth=1, num_heads=2),
+            text=TextEncoderConfig(300, context_length=24),
+            num_mel_bins=20,
+            max_audio_tokens=6,
+            embed_dim=16,
+            text_dim=16,
+            batch_size=4,
+        )
+
+    @classmethod
     def paper(cls) -> Recipe:
         """VATT's modality-agnostic backbone (medium) on HowTo100M and AudioSet, in groups of one core."""
         return cls(

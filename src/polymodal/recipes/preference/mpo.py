@@ -165,6 +165,18 @@ class Recipe(MonolithRecipe):
         return {"sequences": pad_sequences([form.sequence(image, [one], self.max_tiles) for image, one in rows])}
 
     @classmethod
+    def tiny(cls) -> Recipe:
+        """Return the smallest preset, for tests."""
+        base = mono_internvl.Recipe.tiny()
+        return cls(
+            language_model=base.language_model,
+            tile_size=base.tile_size,
+            patch_size=base.patch_size,
+            patch_embed_dim=base.patch_embed_dim,
+            batch_size=base.batch_size,
+        )
+
+    @classmethod
     def paper(cls) -> Recipe:
         """Section 4.1's optimisation, of a model as large as Mono-InternVL's (the paper's InternVL2 has 8B)."""
         base = mono_internvl.Recipe.paper()

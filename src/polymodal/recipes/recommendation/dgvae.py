@@ -245,6 +245,11 @@ class Recipe(OptimizerConfig):
         return processor(history=[example["history"] for example in examples])
 
     @classmethod
+    def tiny(cls) -> Recipe:
+        """Return the smallest preset, for tests."""
+        return cls(embed_dim=16, num_prototypes=2, num_gcn_layers=1, knn_k=3, kl_anneal_steps=4, batch_size=4)
+
+    @classmethod
     def paper(cls) -> Recipe:
         """Amazon Baby (released run-baby.sh)."""
         return cls(batch_size=512, learning_rate=1e-3, num_prototypes=3, mi_weight=0.4, kl_anneal_steps=4000)

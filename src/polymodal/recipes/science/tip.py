@@ -269,6 +269,17 @@ class Recipe(OptimizerConfig):
         return processor.image.normalize(torch.where(unchanged[:, None, None, None], plain, changed))
 
     @classmethod
+    def tiny(cls) -> Recipe:
+        """Return the smallest preset, for tests."""
+        return cls(
+            image=ImageEncoderConfig(patch_size=16, width=16, depth=1, num_heads=2),
+            table=TableEncoderConfig(width=16, depth=1, num_heads=2),
+            fusion_depth=1,
+            embed_dim=16,
+            batch_size=4,
+        )
+
+    @classmethod
     def paper(cls) -> Recipe:
         """The DVM cars pre-training (section 4.1 and released configuration), with ViT-S/16 in place of ResNet-50."""
         return cls(

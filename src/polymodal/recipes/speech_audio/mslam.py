@@ -298,6 +298,21 @@ class Recipe(OptimizerConfig):
         }
 
     @classmethod
+    def tiny(cls) -> Recipe:
+        """Return the smallest preset, for tests."""
+        return cls(
+            encoder=SpeechTextEncoderConfig(
+                num_mel_bins=20, width=16, shared_depth=1, num_heads=2, vocab_size=60, context_length=32
+            ),
+            max_audio_seconds=2.0,
+            pool_fractions=(0.25, 0.25, 0.5),
+            embed_dim=16,
+            num_codevectors_per_group=16,
+            num_negatives=4,
+            batch_size=4,
+        )
+
+    @classmethod
     def paper(cls) -> Recipe:
         """The model of 0.6 billion parameters (section 4); widths of the first convolutions are those of w2v-BERT."""
         return cls(

@@ -207,6 +207,18 @@ class Recipe(DualEncoderRecipe):
         return choice(views, rng), [choice(names, rng).text]
 
     @classmethod
+    def tiny(cls) -> Recipe:
+        """Return the smallest preset, for tests."""
+        return cls(
+            image=ImageEncoderConfig(patch_size=16, width=16, depth=1, num_heads=2),
+            text=TextEncoderConfig(300, context_length=24, width=16, depth=1, num_heads=2),
+            embed_dim=16,
+            points=PointEncoderConfig(num_groups=8, group_size=4, width=16, depth=1, num_heads=2),
+            num_points=64,
+            batch_size=4,
+        )
+
+    @classmethod
     def paper(cls) -> Recipe:
         """Point-BERT of 18 blocks beside OpenCLIP ViT-bigG/14 (released configuration), whose MLPs are wider."""
         return cls(

@@ -373,6 +373,19 @@ class Recipe(OptimizerConfig):
         return batch | processor(question=questions, answer=answers)
 
     @classmethod
+    def tiny(cls) -> Recipe:
+        """Return the smallest preset, for tests."""
+        return cls(
+            video=VideoEncoderConfig(frames=2, patch_size=16, width=16, depth=1, num_heads=2),
+            text=TextEncoderConfig(300, context_length=24, width=16, depth=1, num_heads=2, pool_type="cls"),
+            fusion_depth=1,
+            embed_dim=16,
+            use_pem=False,
+            num_answers=16,
+            batch_size=4,
+        )
+
+    @classmethod
     def paper(cls) -> Recipe:
         """TimeSformer-B/16 and BERT-base cut in half (section 4.1, released configuration)."""
         return cls(
