@@ -13,6 +13,7 @@ import torch
 import polymodal as pm
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
+from polymodal.data.processor import fit_processor
 from polymodal.recipes.dual_encoders import clip
 from polymodal.rng import ExampleRNG
 
@@ -20,7 +21,7 @@ from polymodal.rng import ExampleRNG
 def train(corpus: Corpus, recipe: clip.Recipe, steps: int, seed: int = 0) -> tuple[clip.CLIP, Reader]:
     """Data, model and loop. Returns the model and the reader of the corpus."""
     torch.manual_seed(seed)
-    processor = recipe.processor(corpus)  # the tokenizer, and the mean color of the training images
+    processor = fit_processor(recipe, corpus)  # the tokenizer, and the mean color of the training images
     model = recipe.build(processor)  # an image and a text encoder, each with a projection, and a logit scale
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     reader, order = Reader(corpus, processor), np.random.default_rng(seed)
