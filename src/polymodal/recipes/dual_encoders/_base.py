@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -114,6 +115,16 @@ class DualEncoderRecipe(OptimizerConfig):
     augmentation: ImageAugmentation = WEAK
     word_dropout: UnitInterval = 0.3
     """Probability with which a word of a caption is left out while training (Iyyer et al. 2015, section 3.1)."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Return the smallest preset, for tests."""
+        return cls(
+            image=ImageEncoderConfig(patch_size=16, width=16, depth=1, num_heads=2),
+            text=TextEncoderConfig(300, context_length=24, width=16, depth=1, num_heads=2),
+            embed_dim=16,
+            batch_size=4,
+        )
 
     def with_pretrained(self, name: str) -> DualEncoderRecipe:
         """This recipe with the towers and the space of a pretrained dual encoder. Raises UserError when it is none."""

@@ -8,9 +8,10 @@ through a separate projector: L = (L_plain + K L_strong) / (1 + K). The four add
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -192,17 +193,8 @@ class Recipe(DualEncoderRecipe):
         return {"image": processor.image.normalize(torch.cat(views)), "text": processor.text(texts)}
 
     @classmethod
-    def tiny(cls) -> Recipe:
-        """Return the smallest preset, for tests."""
-        return cls(
-            image=ImageEncoderConfig(patch_size=16, width=16, depth=1, num_heads=2),
-            text=TextEncoderConfig(300, context_length=24, width=16, depth=1, num_heads=2),
-            embed_dim=16,
-            projector_hidden_dim=16,
-            ssl_hidden_dim=16,
-            ssl_output_dim=16,
-            batch_size=4,
-        )
+    def tiny(cls) -> Self:
+        return dataclasses.replace(super().tiny(), projector_hidden_dim=16, ssl_hidden_dim=16, ssl_output_dim=16)
 
     @classmethod
     def paper(cls) -> Recipe:

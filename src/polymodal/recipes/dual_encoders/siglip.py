@@ -6,7 +6,9 @@ of the paper), so a pair's loss does not depend on the other pairs of the batch.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -51,15 +53,8 @@ class Recipe(DualEncoderRecipe):
         return SigLIP(self, processor.tokenizer.vocab_size)
 
     @classmethod
-    def tiny(cls) -> Recipe:
-        """Return the smallest preset, for tests."""
-        return cls(
-            image=ImageEncoderConfig(patch_size=16, width=16, depth=1, num_heads=2),
-            text=TextEncoderConfig(300, context_length=24, width=16, depth=1, num_heads=2),
-            embed_dim=16,
-            batch_size=4,
-            logit_bias_init=-1.5,
-        )
+    def tiny(cls) -> Self:
+        return dataclasses.replace(super().tiny(), logit_bias_init=-1.5)
 
     @classmethod
     def paper(cls) -> Recipe:

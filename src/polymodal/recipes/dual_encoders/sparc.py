@@ -114,16 +114,6 @@ class Recipe(DualEncoderRecipe):
         return SPARC(self, processor.tokenizer.vocab_size)
 
     @classmethod
-    def tiny(cls) -> Recipe:
-        """Return the smallest preset, for tests."""
-        return cls(
-            image=ImageEncoderConfig(patch_size=16, width=16, depth=1, num_heads=2),
-            text=TextEncoderConfig(300, context_length=24, width=16, depth=1, num_heads=2),
-            embed_dim=16,
-            batch_size=4,
-        )
-
-    @classmethod
     def paper(cls) -> Recipe:
         """ViT-B/16 (section 4.1 and appendix D)."""
         return cls(

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -207,15 +207,11 @@ class Recipe(DualEncoderRecipe):
         return choice(views, rng), [choice(names, rng).text]
 
     @classmethod
-    def tiny(cls) -> Recipe:
-        """Return the smallest preset, for tests."""
-        return cls(
-            image=ImageEncoderConfig(patch_size=16, width=16, depth=1, num_heads=2),
-            text=TextEncoderConfig(300, context_length=24, width=16, depth=1, num_heads=2),
-            embed_dim=16,
+    def tiny(cls) -> Self:
+        return dataclasses.replace(
+            super().tiny(),
             points=PointEncoderConfig(num_groups=8, group_size=4, width=16, depth=1, num_heads=2),
             num_points=64,
-            batch_size=4,
         )
 
     @classmethod
