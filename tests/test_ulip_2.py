@@ -395,7 +395,7 @@ def test_captions_and_training_on_the_command_line(
     assert [caption.view for caption in captions] == [0, 4, 8]
     made = json.loads((out / "corpus.json").read_text())["made"]
     assert made["counts"]["images"] == 72
-    assert made["options"]["views"] == 3
+    assert made["options"]["num_views"] == 3
     with pytest.raises(SystemExit) as stopped:
         run_command("caption", *arguments)
     assert stopped.value.code == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -98,6 +98,9 @@ class DualEncoder(GradCacheMethod, nn.Module):
         return vectors
 
 
+AnyRecipe = TypeVar("AnyRecipe", bound="DualEncoderRecipe")
+
+
 @dataclass(frozen=True)
 class DualEncoderRecipe(OptimizerConfig):
     """Hyper-parameters of the family. The defaults train in a minute on two cores; `paper()` has the published ones."""
@@ -117,7 +120,7 @@ class DualEncoderRecipe(OptimizerConfig):
     """Probability with which a word of a caption is left out while training (Iyyer et al. 2015, section 3.1)."""
 
     @classmethod
-    def tiny(cls) -> Self:
+    def tiny(cls: type[AnyRecipe]) -> AnyRecipe:
         """Return the smallest preset, for tests."""
         return cls(
             image=ImageEncoderConfig(patch_size=16, width=16, depth=1, num_heads=2),

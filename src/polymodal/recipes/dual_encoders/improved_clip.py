@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -193,7 +193,7 @@ class Recipe(DualEncoderRecipe):
         return {"image": processor.image.normalize(torch.cat(views)), "text": processor.text(texts)}
 
     @classmethod
-    def tiny(cls) -> Self:
+    def tiny(cls) -> Recipe:
         return dataclasses.replace(super().tiny(), projector_hidden_dim=16, ssl_hidden_dim=16, ssl_output_dim=16)
 
     @classmethod

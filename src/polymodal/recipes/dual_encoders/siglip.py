@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +52,7 @@ class Recipe(DualEncoderRecipe):
         return SigLIP(self, processor.tokenizer.vocab_size)
 
     @classmethod
-    def tiny(cls) -> Self:
+    def tiny(cls) -> Recipe:
         return dataclasses.replace(super().tiny(), logit_bias_init=-1.5)
 
     @classmethod

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
@@ -207,7 +207,7 @@ class Recipe(DualEncoderRecipe):
         return choice(views, rng), [choice(names, rng).text]
 
     @classmethod
-    def tiny(cls) -> Self:
+    def tiny(cls) -> Recipe:
         return dataclasses.replace(
             super().tiny(),
             points=PointEncoderConfig(num_groups=8, group_size=4, width=16, depth=1, num_heads=2),
