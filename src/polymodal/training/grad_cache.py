@@ -29,6 +29,12 @@ def two_halves(encode: str, compare: str) -> Callable[[LossesMethod], LossesMeth
     return declare
 
 
+def whole_batch(losses: LossesMethod) -> LossesMethod:
+    """Declare that losses compare the examples of a batch without `two_halves`: micro-batches are then refused."""
+    vars(losses)["whole_batch"] = True
+    return losses
+
+
 class GradCacheMethod:
     """Contrastive method in two parts: `encode` each example independently, then `contrastive_losses` of the batch.
 

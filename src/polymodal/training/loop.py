@@ -45,7 +45,7 @@ from polymodal.training.optimizer import adamw, clip_gradients, learning_rate
 from polymodal.training.parallel import World, check_batch, full_tensor, parallelize, reshard
 from polymodal.training.run import SKIPPED, Run, evaluating, to_device, write_text
 from polymodal.training.runtime import RuntimeConfig
-from polymodal.training.stages import active_stages, on_start, validate_stages
+from polymodal.training.stages import active_stages, check_micro_batches, on_start, validate_stages
 from polymodal.training.tracking import Tracker
 from polymodal.types import Batch, Budget
 
@@ -126,6 +126,8 @@ class Trainer:
         self.recipe = recipe = run.recipe
         self.stages = active_stages(recipe)
         validate_stages(self.stages, recipe, run.model)
+        if runtime.micro_batch:
+            check_micro_batches(self.stages, run.model)
         shares = [stage.fraction for stage in self.stages]
         self.ends = [end / sum(shares) for end in accumulate(shares)]
         self.model = run.model.to(world.device).train()

@@ -40,6 +40,16 @@ def validate_stages(stages: Sequence[Stage], recipe: Any, method: Any) -> None:
                 raise unknown(f"{what} in {type(owner).__name__} for the stage '{stage.name}'", name, known)
 
 
+def check_micro_batches(stages: Sequence[Stage], method: Any) -> None:
+    """Raises UserError for losses that micro-batches would change, because they compare the examples of a batch."""
+    for stage in stages:
+        if getattr(getattr(type(method), stage.losses, None), "whole_batch", False):
+            raise UserError(
+                f"The losses of the stage '{stage.name}' compare the examples of a batch, which micro-batches would "
+                "change; leave --micro-batch out, and use --activation-checkpointing to save memory."
+            )
+
+
 def on_start(stage: Stage, method: Any) -> Callable[[], object]:
     """What the stage does before its first step."""
     start = stage.on_start

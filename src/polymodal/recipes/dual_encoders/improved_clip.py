@@ -33,6 +33,7 @@ from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.non_contrastive import barlow_twins, negative_cosine_similarity, sinkhorn, swav_loss
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
 from polymodal.rng import ExampleRNG
+from polymodal.training.grad_cache import whole_batch
 from polymodal.types import Batch, Example, Paper
 
 paper = Paper(
@@ -75,6 +76,7 @@ class ImprovedCLIP(DualEncoder):
         if self.recipe.ssl_loss == "byolip":
             self.teacher.update(self.recipe.ema_momentum)
 
+    @whole_batch
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """contrastive: plain and strong pairs; and the added loss, if any, with its weight."""
         images, texts, views = batch["image"], batch["text"], 1 + self.recipe.num_strong_views

@@ -40,6 +40,7 @@ from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.detection import OBJECT, detection_loss, hungarian_match
 from polymodal.objectives.masked_modeling import masked_lm_loss
 from polymodal.rng import ExampleRNG
+from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Example, Paper, Stage
 
@@ -157,6 +158,7 @@ class SimVG(nn.Module):
             for branch, (logits, boxes) in found.items()
         }
 
+    @whole_batch
     def caption_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Whose caption is it, told without fusion; and what the words asked for are, told with it if there is any."""
         image, text = batch["image"], batch["text"]

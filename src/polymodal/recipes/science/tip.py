@@ -37,6 +37,7 @@ from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
 from polymodal.objectives.masked_modeling import masked_cross_entropy
 from polymodal.objectives.reduction import global_mean
 from polymodal.rng import ExampleRNG
+from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Example, Paper, Stage
 
@@ -125,6 +126,7 @@ class TIP(nn.Module):
         cells, pooled = self.table_encoder(rows)
         return self.fusion(torch.cat([pooled[:, None], cells], dim=1), patches)
 
+    @whole_batch
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """A third each: contrast, matching, reconstruction."""
         patches, pooled = self.encode_image(batch["image"])

@@ -45,6 +45,7 @@ from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
 from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm_loss
 from polymodal.objectives.reduction import global_mean
 from polymodal.rng import ExampleRNG
+from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Example, Paper, Stage
 
@@ -184,6 +185,7 @@ class ALPRO(Towers):
         fused = whole.pad(self.fusion_norm(packed))
         return fused[:, : words.shape[1]], fused[:, words.shape[1] :]
 
+    @whole_batch
     def prompter_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Of the prompter alone."""
         self.prompter.train(self.training)
@@ -192,6 +194,7 @@ class ALPRO(Towers):
             "prompter": info_nce(vectors["video"], vectors["text"], self.prompter.logit_scale(), labels=batch["group"])
         }
 
+    @whole_batch
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Of pre-training: which belong together (before fusion and after it), hidden words, and entities in crops."""
         text, video = batch["text"], batch["video"]
@@ -207,6 +210,7 @@ class ALPRO(Towers):
             losses["pem"] = pem_loss(self.entity_head(mean), taught, self.recipe.pseudo_label_threshold)
         return losses
 
+    @whole_batch
     def finetuning_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Of retrieval, and of answers where the corpus has questions."""
         losses, patches, _ = self._paired_losses(batch, use_itc=True)
