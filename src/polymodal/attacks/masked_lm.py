@@ -11,7 +11,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from torch import nn
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import MOST_ROWS
+from polymodal.data.columns import MAX_ROWS
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities import Text
 from polymodal.modalities.text import Tokens
@@ -48,7 +48,7 @@ class WordModel:
         column = corpus.column_with(Text)
         modality = corpus.columns[column]
         assert isinstance(modality, Text)
-        rows = corpus.raw_values(corpus.sample("train", MOST_ROWS), column)
+        rows = corpus.raw_values(corpus.sample("train", MAX_ROWS), column)
         captions = [caption for row in rows for caption in modality.decode(row)]
         return _learned(tuple(caption.text for caption in captions if language in (None, caption.language)), seed)
 

@@ -25,7 +25,7 @@ from polymodal.modalities.text import Caption, TextTokenizer, Tokenizer, Tokens
 from polymodal.modalities.video import Clip
 from polymodal.rng import ExampleRNG
 
-MOST_ROWS, DRAWS = 200_000, 8  # that a vocabulary is learned on; captions drawn of each
+MAX_ROWS, DRAWS = 200_000, 8  # that a vocabulary is learned on; captions drawn of each
 QUANTILES = 257  # of a number column that are kept
 SETTINGS = "processor.json"
 
@@ -245,7 +245,7 @@ class TextColumn(TokenizedColumn):
             modality = corpus.columns[column]
             assert isinstance(modality, Text)
             shares.append(modality.language_shares)
-            texts.append(_sample_captions(corpus.raw_values(corpus.sample("train", MOST_ROWS), column), modality))
+            texts.append(_sample_captions(corpus.raw_values(corpus.sample("train", MAX_ROWS), column), modality))
         return type(self)(self.source, self.source.tokenizer(itertools.chain(*texts)), shares[0])
 
     def restore(self, settings: Mapping[str, Any], directory: Path) -> TextColumn:
@@ -302,7 +302,7 @@ class TableColumn(BaseColumn):
         table = corpus.columns[column]
         assert isinstance(table, Table)
         rows = []
-        for raw in corpus.raw_values(corpus.sample("train", MOST_ROWS), column):
+        for raw in corpus.raw_values(corpus.sample("train", MAX_ROWS), column):
             with contextlib.suppress(UnreadableExample):
                 rows.append(table.decode(raw))
         if not rows:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import MOST_ROWS, Column, TokenizedColumn, TokenizerSource
+from polymodal.data.columns import MAX_ROWS, Column, TokenizedColumn, TokenizerSource
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Words
 from polymodal.modalities.document import OTHER, PageTokens, Word, page_tokens
@@ -47,7 +47,7 @@ class WordsColumn(TokenizedColumn):
         modality = corpus.columns[column]
         assert isinstance(modality, Words)
         pages = []
-        for raw in corpus.raw_values(corpus.sample("train", MOST_ROWS), column):
+        for raw in corpus.raw_values(corpus.sample("train", MAX_ROWS), column):
             with contextlib.suppress(UnreadableExample):
                 pages.append(" ".join(word.text for word in modality.decode(raw)))
         tokenizer = self.source.tokenizer(pages)

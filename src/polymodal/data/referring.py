@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from PIL import Image as PILImage
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import MOST_ROWS, BaseColumn, Column, TextColumn
+from polymodal.data.columns import MAX_ROWS, BaseColumn, Column, TextColumn
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Expressions, Image, Text
 from polymodal.modalities.boxes import PaddedBoxes
@@ -56,7 +56,7 @@ class CaptionsOrExpressionsColumn(TextColumn):
     def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> CaptionsOrExpressionsColumn:
         """Learn a tokenizer from captions and expressions of the training split."""
         corpus = corpora[0]
-        sample = corpus.sample("train", MOST_ROWS)
+        sample = corpus.sample("train", MAX_ROWS)
         columns = [name for name, kind in corpus.columns.items() if isinstance(kind, Text | Expressions)]
         texts = [
             said.text

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import (
-    MOST_ROWS,
+    MAX_ROWS,
     BaseColumn,
     Column,
     ImageColumn,
@@ -130,7 +130,7 @@ class AnswersColumn(PassThroughColumn):
         if not self.max_answers or not corpus.has_modality(Questions):
             return self
         column = corpus.column_with(Questions)
-        stored = corpus.raw_values(corpus.sample("train", MOST_ROWS), column)
+        stored = corpus.raw_values(corpus.sample("train", MAX_ROWS), column)
         asked = (question for raw in stored if raw is not None for question in corpus.columns[column].decode(raw))
         counts = Counter(question.answer for question in asked)
         return dataclasses.replace(self, answers=[answer for answer, _ in counts.most_common(self.max_answers)])

@@ -6,7 +6,7 @@ import re
 
 from polymodal.corpora._wordnet import WordNet
 
-LONGEST = 3  # words of a noun
+MAX_NOUN_WORDS = 3
 _PLACES = """left right top bottom centre center middle side front back foreground background corner edge upper lower"""
 _STOP = """
 a an the some this that its it his her their of in on at to with and or but is are was be one two three four five six
@@ -70,7 +70,7 @@ def _noun(words: list[str], place: int, lexicon: WordNet) -> tuple[str | None, i
     A word that may be something else is a noun where its place says so: after an article or an attribute and before no
     other noun, as "seal" in "a large seal"; not "orange" in "an orange cat".
     """
-    for length in range(min(LONGEST, len(words) - place), 0, -1):
+    for length in range(min(MAX_NOUN_WORDS, len(words) - place), 0, -1):
         part = words[place : place + length]
         entry = lexicon.noun(" ".join(part))
         if entry is None or not lexicon.is_thing(entry):
@@ -92,7 +92,7 @@ def _noun(words: list[str], place: int, lexicon: WordNet) -> tuple[str | None, i
 def root(phrase: str, lexicon: WordNet) -> str:
     """The noun at the end of a phrase: "red car" -> "car"."""
     words = phrase.split()
-    for length in range(min(LONGEST, len(words)), 0, -1):
+    for length in range(min(MAX_NOUN_WORDS, len(words)), 0, -1):
         if lexicon.noun(" ".join(words[-length:])) is not None:
             return " ".join(words[-length:])
     return words[-1] if words else phrase

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from polymodal.constraints import AtLeastTwo, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval, UnitRange
 from polymodal.corpora._wordnet import wordnet
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import MOST_ROWS, TextColumn
+from polymodal.data.columns import MAX_ROWS, TextColumn
 from polymodal.data.instructions import choice
 from polymodal.data.masks import mask_spans
 from polymodal.data.processor import Declared, Processor, SharedColumn, Sparse
@@ -88,7 +88,7 @@ def frequent_things(corpus: Corpus, most: int) -> list[str]:
     column, lexicon = corpus.column_with(Text), wordnet("alpro")
     modality: Any = corpus.columns[column]
     counts: Counter[str] = Counter()
-    for raw in corpus.raw_values(corpus.sample("train", MOST_ROWS), column):
+    for raw in corpus.raw_values(corpus.sample("train", MAX_ROWS), column):
         for caption in modality.in_main_language(modality.decode(raw)):
             counts.update(re.findall(r"[^\W\d_]+", caption.text.lower()))
     things = [word for word, _ in counts.most_common() if lexicon.is_mostly_thing(word)][:most]
