@@ -133,13 +133,29 @@ def test_groups_that_conflict_are_left_out_or_projected_by_hand() -> None:
 
 def test_a_parameter_of_both_halves_gets_the_gradients_of_both() -> None:
     class Both(Opposed):
-        def compare(self, vectors: dict) -> dict:
+        def contrastive_losses(self, vectors: dict) -> dict:
             return {
                 name: loss + self.shared.square().sum() for name, loss in super().contrastive_losses(vectors).items()
             }
 
     groups = [{name: torch.rand(2, 2) for name in ("first", "second")} for _ in range(3)]
     method = Both()
+    whole = {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
+    sum(method.losses(whole).values()).backward()
+    plain = gradients(method)
+    method.zero_grad(set_to_none=True)
+    GradientHarmonizer("curriculum").backward(method, groups, {}, lambda _: nullcontext(), -1.0, ALONE)
+    assert torch.allclose(method.shared.grad, plain["shared"])
+    assert torch.allclose(method.scale.grad, plain["scale"])
+
+
+def test_a_frozen_encoder_takes_no_part() -> None:
+    class HalfFrozen(Opposed):
+        def encode(self, batch: dict) -> dict[str, torch.Tensor]:
+            return super().encode(batch) | {"first": batch["first"]}
+
+    groups = [{name: torch.rand(2, 2) for name in ("first", "second")} for _ in range(2)]
+    method = HalfFrozen()
     whole = {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
     sum(method.losses(whole).values()).backward()
     plain = gradients(method)

@@ -167,7 +167,11 @@ def _of_the_whole(
         group: Gradients = []
         for place, gradient in enumerate(found):
             by_vector = dict(zip(whole, gradient[: len(whole)], strict=True))
-            known = {name: value[rows] * len(batches) for name, value in by_vector.items() if value is not None}
+            known = {
+                name: value[rows] * len(batches)
+                for name, value in by_vector.items()
+                if value is not None and again[name].requires_grad  # a frozen encoder has no graph
+            }
             through = torch.autograd.grad(
                 [again[name] for name in known],
                 parameters,
