@@ -252,6 +252,9 @@ def test_a_claim_about_attacks_trains_its_victims_once(small_emoji: Corpus, tmp_
     weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     began = [json.loads((path.parent / "run.json").read_text())["seed"] for path in weights]
     assert sorted(began) == [0, 1], "victims that begin alike are attacked alike"
+    assert [trial.run.record["steps"] for trial in found.trials] == [
+        trial.arm.recipe.num_iters for trial in found.trials
+    ]
     record = claim_record("set_level_attack", claim, found)
     assert set(record["metrics"]) == set(claim.metrics)
     assert record["verdict"] in ("supported", "not supported at this scale", "contradicted")

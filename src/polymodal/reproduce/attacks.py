@@ -74,5 +74,5 @@ def _trial(
         folder.mkdir(parents=True, exist_ok=True)
         write_text(kept, json.dumps({"seconds": seconds, "scores": [score.to_json() for score in scores]}))
     # Cost is that of crafting on every model and asking every model; what was trained stands in `victims`.
-    run = untrained(attack, seconds, getattr(attack, "steps", 0), len(pairs.images), folder)
+    run = untrained(attack, seconds, getattr(attack, "num_iters", 0), len(pairs.images), folder)
     return Trial(arm, seed, run, {score.name: score for score in scores})
