@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
+from polymodal.claim import MetricClaim
 from polymodal.corpora import Corpus
 from polymodal.corpora._wordnet import WordNet, wordnet
 from polymodal.encoders.static_text import static_text
@@ -26,7 +27,7 @@ from polymodal.reproduce.claim import claim_record
 from polymodal.reproduce.metrics import compare_metrics
 from polymodal.reproduce.result import Arm
 from polymodal.serving.scoring import score_captions
-from polymodal.types import Budget, MetricClaim
+from polymodal.types import Budget
 
 BY = "test"
 

@@ -23,6 +23,7 @@ from polymodal.attacks.perturbation import (
     with_one_word_changed,
     words_by_importance,
 )
+from polymodal.claim import AttackClaim
 from polymodal.corpora import Corpus
 from polymodal.errors import UserError
 from polymodal.recipes.dual_encoders import clip, siglip
@@ -33,7 +34,7 @@ from polymodal.reproduce.result import Arm
 from polymodal.serving.attack import attack_runs
 from polymodal.training import Run, train
 from polymodal.training.runtime import RuntimeConfig
-from polymodal.types import AttackClaim, Budget
+from polymodal.types import Budget
 
 QUIET = RuntimeConfig(logger="none")
 SET = set_level_attack.Recipe(eps=8.0, step_size=2.0)

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
+from polymodal.claim import CuratedTrainingClaim, CurationClaim
 from polymodal.corpora import About, Corpus
 from polymodal.corpora.saved import save_corpus
 from polymodal.curation.pipeline import curate_pages, figures_of, pages_of, plain_texts
@@ -35,7 +36,7 @@ from polymodal.recipes.data_curation import wasm
 from polymodal.reproduce.claim import claim_of
 from polymodal.reproduce.curation import compare_training_on_curated
 from polymodal.reproduce.result import Arm
-from polymodal.types import Budget, CuratedTrainingClaim, CurationClaim
+from polymodal.types import Budget
 from test_wasm import PAGE
 
 OPEN = wasm.Recipe(

@@ -13,6 +13,7 @@ import torch
 
 import polymodal as pm
 from polymodal import recipes
+from polymodal.claim import Claim
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.evaluation.statistics import Estimate
@@ -27,7 +28,7 @@ from polymodal.reproduce.page import recipe_page
 from polymodal.reproduce.parallel import Job, run_in_parallel
 from polymodal.reproduce.report import _curves
 from polymodal.training import load_run
-from polymodal.types import Budget, Claim
+from polymodal.types import Budget
 
 ARMS = [Arm("clip", clip.Recipe(batch_size=32)), Arm("siglip", siglip.Recipe(batch_size=32))]
 

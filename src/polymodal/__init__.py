@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from polymodal.claim import Claim
 from polymodal.errors import UserError
-from polymodal.types import Budget, Claim, Paper, Stage
+from polymodal.types import Budget, Paper, Stage
 
 if TYPE_CHECKING:
     from polymodal import corpora, recipes

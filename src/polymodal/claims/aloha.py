@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from polymodal.claim import MetricClaim
 from polymodal.recipes.metrics._chair import Chair
 from polymodal.recipes.metrics.aloha import Recipe
-from polymodal.types import Budget, MetricClaim
+from polymodal.types import Budget
 
 claim = MetricClaim(
     sentence="Objects matched by meaning show what is made up, also where a fixed list of objects does not reach.",

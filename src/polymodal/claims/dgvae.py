@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from polymodal.claim import Claim
 from polymodal.recipes.recommendation.dgvae import Recipe
-from polymodal.types import Budget, Claim
+from polymodal.types import Budget
 
 claim = Claim(
     sentence="Words and a graph of similar items make better recommendations than what was chosen alone.",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from polymodal.claim import Claim
 from polymodal.recipes.optimization.gradient_harmonization import Recipe
-from polymodal.types import Budget, Claim
+from polymodal.types import Budget
 
 _swapped = Recipe(mismatch_rate=0.4)
 _aligned = Recipe()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from polymodal.claim import Claim
 from polymodal.recipes.dual_encoders.improved_clip import Recipe
-from polymodal.types import Budget, Claim
+from polymodal.types import Budget
 
 claim = Claim(
     sentence="Strong augmentation, label smoothing and a projector of its own make CLIP better; added losses hardly.",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from polymodal.claim import Claim
 from polymodal.recipes.generation.inductive_moment_matching import Recipe
-from polymodal.types import Budget, Claim
+from polymodal.types import Budget
 
 _jumps = Recipe(image_size=8, width=64, depth=3, learning_rate=2e-3)
 claim = Claim(

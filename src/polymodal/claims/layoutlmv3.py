@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from polymodal.claim import Claim
 from polymodal.recipes.documents.layoutlmv3 import Recipe
-from polymodal.types import Budget, Claim
+from polymodal.types import Budget
 
 _base = Recipe()
 claim = Claim(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from polymodal.claim import Claim
 from polymodal.recipes.any_to_any.moma import Recipe
-from polymodal.types import Budget, Claim
+from polymodal.types import Budget
 
 _moma = Recipe(stage_fractions=(0.0, 0.95, 0.05))
 claim = Claim(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from polymodal.claim import Claim
 from polymodal.recipes.language_models.mono_internvl import Recipe
-from polymodal.types import Budget, Claim
+from polymodal.types import Budget
 
 _seeing = Recipe(
     text_corpus="glosses,scenes", concept_corpus="emoji", caption_noise=0.2, stage_fractions=(0.0, 0.1, 0.45, 0.25, 0.2)

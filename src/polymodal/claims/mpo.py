@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from polymodal.claim import Claim
 from polymodal.corpora.corpus import Corpus
 from polymodal.curation.preferences import PairOptions, write_preferences
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.preference.mpo import Recipe
 from polymodal.training.run import Run
-from polymodal.types import Budget, Claim
+from polymodal.types import Budget
 
 
 def _own_pairs(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:

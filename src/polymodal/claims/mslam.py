@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from polymodal.claim import Claim
 from polymodal.recipes.speech_audio.mslam import Recipe
-from polymodal.types import Budget, Claim
+from polymodal.types import Budget
 
 _whole = Recipe()
 claim = Claim(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from polymodal.claim import AttackClaim
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.recipes.dual_encoders import clip, siglip
 from polymodal.recipes.security.set_level_attack import Recipe
-from polymodal.types import AttackClaim, Budget
+from polymodal.types import Budget
 
 _set = Recipe(eps=8.0, step_size=2.0)  # images of 32 px need more than the paper's 2 of 255
 _pair = dataclasses.replace(_set, use_all_captions=False, scales=(), update_text_twice=False)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from polymodal.claim import Claim
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.recipes.dual_encoders.sparc import Recipe
-from polymodal.types import Budget, Claim
+from polymodal.types import Budget
 
 _towers = Recipe(
     image=ImageEncoderConfig(image_size=96, patch_size=12, depth=1),

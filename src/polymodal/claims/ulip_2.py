@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from polymodal.claim import Claim
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.furniture_views import furniture_views
 from polymodal.curation.captions import Captioned, CaptionOptions, captioned, write_captions
@@ -18,7 +19,7 @@ from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.three_d.ulip_2 import Recipe
 from polymodal.training import train
 from polymodal.training.run import Run
-from polymodal.types import Budget, Claim
+from polymodal.types import Budget
 
 
 def _captioned(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:

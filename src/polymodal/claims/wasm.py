@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from polymodal.claim import CuratedTrainingClaim, CurationClaim
 from polymodal.curation.quality import QualityFilters
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.recipes.any_to_any import moma
 from polymodal.recipes.data_curation.wasm import PARAGRAPH, Recipe
-from polymodal.types import Budget, CuratedTrainingClaim, CurationClaim
+from polymodal.types import Budget
 
 # As OBELICS has them for English, but for the share of common words: its list is of a size that no corpus here gives.
 OBELICS_PARAGRAPH = QualityFilters(

@@ -25,7 +25,7 @@ from polymodal.constraints import describe_constraint
 from polymodal.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from polymodal.types import Claim
+    from polymodal.claim import Claim
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _claim_module(spec: str) -> str | None:
 
 
 def _claims_in(names: Mapping[str, Any]) -> dict[str, Claim]:
-    from polymodal.types import Claim
+    from polymodal.claim import Claim
 
     return {name: value for name, value in names.items() if isinstance(value, Claim)}
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from polymodal.attacks.attack import Attack
 from polymodal.attacks.evaluate import Pairs, Ranks, attack_scores, summary
+from polymodal.claim import AttackClaim
 from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation.statistics import Score
 from polymodal.reproduce.compare import RESULTS, SCORES, compare, untrained
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.result import Arm, ComparisonResult, Trial
 from polymodal.training.run import Run, write_json, write_text
-from polymodal.types import AttackClaim, Budget
+from polymodal.types import Budget
 
 
 def compare_attacks(

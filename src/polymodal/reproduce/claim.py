@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polymodal import recipes
+from polymodal.claim import AttackClaim, Claim, CuratedTrainingClaim, CurationClaim, MetricClaim
 from polymodal.corpora.languages import in_languages
 from polymodal.corpora.registry import load_corpus
 from polymodal.errors import UserError, unknown
@@ -19,7 +20,7 @@ from polymodal.reproduce.display import Display
 from polymodal.reproduce.metrics import compare_metrics
 from polymodal.reproduce.result import Arm, ComparisonResult
 from polymodal.training.run import write_json
-from polymodal.types import AttackClaim, Budget, Claim, CuratedTrainingClaim, CurationClaim, MetricClaim
+from polymodal.types import Budget
 
 CLAIM = "claim.json"
 Verdict = Literal["supported", "not supported at this scale", "contradicted"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from polymodal.claim import CuratedTrainingClaim, CurationClaim
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.saved import is_saved, open_saved
 from polymodal.curation.noise import curation_scores
@@ -22,7 +23,7 @@ from polymodal.reproduce.result import Arm, ComparisonResult, Trial
 from polymodal.training import Interrupted, Run, train
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import write_json
-from polymodal.types import Budget, CuratedTrainingClaim, CurationClaim
+from polymodal.types import Budget
 
 
 def compare_curations(

@@ -1,0 +1,80 @@
+"""The kinds of claims that `polymodal reproduce` tests. Importing this module is cheap: no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polymodal.types import Budget
+
+if TYPE_CHECKING:
+    from polymodal.corpora.corpus import Corpus
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence of the paper that `polymodal reproduce` tests: treatment against baseline, paired seeds.
+
+    baseline, treatment and further arms are recipes that differ only in the idea; the first metric decides. start: a
+    recipe that is trained first, once a seed and for `start_budget`, whose weights all arms begin with, such as a
+    language model that is to learn to see. start_makes: from the run of `start`, the corpus, a folder and the seed, the
+    corpus that arms are trained on, which it writes there, such as preferences between the model's own answers.
+    languages: of the corpus, these only; empty means all.
+    """
+
+    sentence: str
+    baseline: Any
+    treatment: Any
+    corpus: str
+    budget: Budget
+    seeds: int
+    metrics: tuple[str, ...]
+    further: Mapping[str, Any] = field(default_factory=dict)
+    start: Any = None
+    start_budget: Budget | None = None
+    start_makes: Callable[[Any, Corpus, Path, int], Corpus] | None = None
+    languages: tuple[str, ...] = ()
+    paper_results: str = ""
+
+
+@dataclass(frozen=True)
+class AttackClaim(Claim):
+    """A claim about attacks, which baseline, treatment and further arms are.
+
+    victims: recipes that are trained first, each from seeds of its own. An attack knows one of them and is tried on
+    all; the figures of models that it did not know are averaged. split: whose examples are attacked, at most so many.
+    """
+
+    victims: Mapping[str, Any] = field(default_factory=dict)
+    split: str = "test"
+    examples: int = 300
+
+
+@dataclass(frozen=True)
+class MetricClaim(Claim):
+    """A claim about metrics of captions, which baseline, treatment and further arms are; nothing is trained.
+
+    The budget is the number of images whose captions are judged; a seed draws what is exchanged in them.
+    """
+
+
+@dataclass(frozen=True)
+class CurationClaim(Claim):
+    """A claim about recipes of curation, which baseline, treatment and further arms are; nothing is trained.
+
+    The budget is the largest number of pages that noise is put into; a seed draws it. language: of the good texts.
+    """
+
+    language: str = "en"
+
+
+@dataclass(frozen=True)
+class CuratedTrainingClaim(Claim):
+    """A claim about recipes of curation by what a model learns from the documents that each of them makes.
+
+    model: the recipe that is trained on them, for the budget.
+    """
+
+    model: Any = None
