@@ -25,15 +25,14 @@ from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.dual_encoders import clip
 from polymodal.training.grad_cache import backward
-from polymodal.training.optimizer import adamw, clip_gradients
+from polymodal.training.optimizer import OptimizerConfig, adamw, clip_gradients
 
 CONTEXT, VOCABULARY, START, END = 77, 49408, 49406, 49407
 RECIPE = clip.Recipe(
     image=ImageEncoderConfig(image_size=224, patch_size=32, width=384, depth=6, num_heads=6, pool_type="cls"),
     text=TextEncoderConfig(VOCABULARY, CONTEXT, width=256, depth=6, num_heads=4, causal=True, pool_type="eos"),
     embed_dim=256,
-    learning_rate=1e-4,
-    weight_decay=0.2,
+    optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.2),
 )
 
 

@@ -23,7 +23,9 @@ def train(corpus: Corpus, recipe: clip.Recipe, steps: int, seed: int = 0) -> tup
     torch.manual_seed(seed)
     processor = fit_processor(recipe, corpus)  # the tokenizer, and the mean color of the training images
     model = recipe.build(processor)  # an image and a text encoder, each with a projection, and a logit scale
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.optimizer.learning_rate, weight_decay=recipe.optimizer.weight_decay
+    )
     reader, order = Reader(corpus, processor), np.random.default_rng(seed)
     for step in range(steps):
         rows = order.choice(corpus.rows("train"), recipe.batch_size, replace=False)

@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ KILLS, BUDGET = 20, Budget(steps=400)
 
 
 def child(out: Path) -> None:
-    recipe = clip.Recipe(batch_size=16, ema_decay=0.9)
+    recipe = clip.Recipe(batch_size=16, optimizer=replace(clip.Recipe.optimizer, ema_decay=0.9))
     often = RuntimeConfig(save_interval="1steps", logger="none")
     train(recipe, CORPUS, BUDGET, out=out, runtime=often)
 

@@ -33,6 +33,7 @@ from polymodal.modalities.video import encode
 from polymodal.recipes.video import alpro
 from polymodal.rng import ExampleRNG
 from polymodal.training import Run, load_run, train
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.stages import active_stages
 from polymodal.types import Budget
@@ -40,7 +41,7 @@ from polymodal.types import Budget
 QUIET = RuntimeConfig(logger="none")
 TINY = alpro.Recipe(
     batch_size=16,
-    learning_rate=3e-3,
+    optimizer=OptimizerConfig(learning_rate=3e-3),
     video=VideoEncoderConfig(frames=2, image_size=32, patch_size=8, width=32, depth=1, num_heads=2),
     text=TextEncoderConfig(vocab_size=400, context_length=24, width=32, depth=1, num_heads=2, pool_type="cls"),
     fusion_depth=1,

@@ -233,6 +233,22 @@ def test_the_papers_preset_is_a_flag():
     assert comparing._recipe_with_flags("clip --batch-size 8") == clip.Recipe(batch_size=8)
 
 
+def test_the_optimizer_s_flags_need_no_prefix():
+    from polymodal.recipes.dual_encoders import clip
+
+    for flag in ("--learning-rate", "--optimizer.learning-rate"):
+        found = comparing._recipe_with_flags(f"clip {flag} 0.5")
+        assert found.optimizer == dataclasses.replace(clip.Recipe.optimizer, learning_rate=0.5)
+
+
+def test_help_begins_with_the_method_s_own_flags(capsys):
+    with pytest.raises(SystemExit):
+        comparing._recipe_with_flags("sparc --help")
+    printed = capsys.readouterr().out
+    places = [printed.index(flag) for flag in ("--local-weight", "--batch-size", "--freeze", "--vision")]
+    assert places == sorted(places)
+
+
 def test_a_recipe_without_a_preset_says_so(tmp_path):
     path = tmp_path / "own.py"
     path.write_text(

@@ -34,7 +34,7 @@ from polymodal.training.feature_cache import weights_key
 from polymodal.training.grad_cache import backward, two_halves
 from polymodal.training.gradient_harmonization import GradientHarmonizer, gradient_cosine, project_conflicting
 from polymodal.training.initialization import from_pretrained
-from polymodal.training.optimizer import adamw, layer_scales, learning_rate
+from polymodal.training.optimizer import OptimizerConfig, adamw, layer_scales, learning_rate
 from polymodal.training.parallel import World
 from polymodal.training.run_index import find_runs
 from polymodal.training.runtime import RuntimeConfig
@@ -272,7 +272,11 @@ class OfTwoStages(clip.Recipe):
 
 
 def test_hooks_of_modules_are_called_in_every_stage_and_the_logit_scale_stays_bounded(small_emoji):
-    recipe = OfTwoStages(batch_size=16, logit_scale_init=99.0, learning_rate=0.1, warmup_ratio=0.0)
+    recipe = OfTwoStages(
+        batch_size=16,
+        logit_scale_init=99.0,
+        optimizer=dataclasses.replace(OfTwoStages.optimizer, learning_rate=0.1, warmup_ratio=0.0),
+    )
     run = train(recipe, small_emoji, Budget(steps=4), runtime=QUIET)
     assert [call[0] for call in run.model.calls] == [None, 0.5, 1.0, None, 0.5, 1.0]  # fractions of the stage
     # The method's own hook comes before that of its logit scale, and sees what the step made of it.
@@ -292,7 +296,7 @@ def test_a_stage_trains_what_it_names_and_nothing_else(small_emoji, tmp_path, mo
     stages = [entry["stage"] for entry in run.history if "losses" in entry]
     assert stages == ["text", "all but text", "all but text"]
     rates = [entry["learning_rate"] for entry in run.history if "losses" in entry]
-    assert max(rates[1:]) <= 0.5 * recipe.learning_rate
+    assert max(rates[1:]) <= 0.5 * recipe.optimizer.learning_rate
     first, second = run.record["flops_by_stage"].values()
     assert first != second
     assert min(first, second) < run.record["flops_an_example"] < max(first, second)
@@ -433,7 +437,7 @@ def test_budgets_of_tokens_and_operations(budget, small_emoji):
 def test_a_run_starts_from_another_run_and_from_pretrained_weights(small_emoji, tmp_path):
     towers = {"image": BLOCKS, "batch_size": 16}
     first = train(clip.Recipe(**towers), small_emoji, Budget(steps=3), out=tmp_path / "first", runtime=QUIET)
-    recipe = siglip.Recipe(**towers, learning_rate=0.0)
+    recipe = siglip.Recipe(**towers, optimizer=OptimizerConfig(learning_rate=0.0))
     second = train(recipe, small_emoji, Budget(steps=1), init=tmp_path / "first", runtime=QUIET)
     assert torch.equal(weights(second)["image_projection.weight"], weights(first)["image_projection.weight"])
     fewer = small_emoji.with_splits({name: rows[:40] for name, rows in small_emoji.splits.items()})
@@ -562,10 +566,24 @@ def test_a_single_loss_has_nothing_to_harmonize(small_emoji):
 
 
 def test_stable_then_decaying_and_constant_rates():
-    wsd = clip.Recipe(learning_rate=1.0, warmup_ratio=0.1, cooldown_ratio=0.25, lr_scheduler="wsd")
+    wsd = OptimizerConfig(learning_rate=1.0, warmup_ratio=0.1, cooldown_ratio=0.25, lr_scheduler="wsd")
     assert [learning_rate(wsd, f) for f in (0.05, 0.1, 0.5, 0.75, 0.875, 1.0)] == [0.5, 1, 1, 1, 0.5, 0]
-    constant = clip.Recipe(learning_rate=1.0, lr_scheduler="constant")
+    constant = OptimizerConfig(learning_rate=1.0, lr_scheduler="constant")
     assert learning_rate(constant, 0.9) == learning_rate(constant, 1.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        ("linear", [0.5, 1.0, 0.55, 0.1]),
+        ("cosine", [0.5, 1.0, 0.55, 0.1]),
+        ("wsd", [0.5, 1.0, 1.0, 0.1]),
+        ("inverse_sqrt", [0.5, 1.0, (0.2 / 0.6) ** 0.5, 0.2**0.5]),
+    ],
+)
+def test_the_rate_falls_to_its_minimum(scheduler, expected):
+    config = OptimizerConfig(learning_rate=2.0, warmup_ratio=0.2, min_lr_ratio=0.1, lr_scheduler=scheduler)
+    assert [learning_rate(config, f) / 2 for f in (0.1, 0.2, 0.6, 1.0)] == pytest.approx(expected)
 
 
 def test_layer_decay_falls_from_the_head_to_the_patches(small_emoji):
@@ -744,7 +762,12 @@ def test_killed_at_random_instants_a_run_ends_in_the_same_weights(emoji, tmp_pat
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        whole = train(clip.Recipe(batch_size=16, ema_decay=0.9), corpora.emoji(), Budget(steps=400), runtime=QUIET)
+        whole = train(
+            clip.Recipe(batch_size=16, optimizer=dataclasses.replace(clip.Recipe.optimizer, ema_decay=0.9)),
+            corpora.emoji(),
+            Budget(steps=400),
+            runtime=QUIET,
+        )
     finally:
         torch.set_num_threads(threads)
     killed = load_file(tmp_path / "run" / "model.safetensors")

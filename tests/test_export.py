@@ -29,6 +29,7 @@ from polymodal.recipes.language_models import mono_internvl
 from polymodal.serving.export import export, push
 from polymodal.training import Run, train
 from polymodal.training.initialization import with_encoders
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Budget
 from tiny_checkpoints import IMAGE_MODELS, save, save_tokenizer
 
@@ -151,7 +152,9 @@ print(tuple(model.get_text_features(texts["input_ids"], texts["attention_mask"])
 def test_a_tuned_pretrained_clip_becomes_a_clip_again(clip_folder: Path, small_emoji: Corpus, tmp_path: Path) -> None:
     from polymodal.training.initialization import with_pretrained
 
-    recipe = with_pretrained(clip.Recipe(batch_size=16, learning_rate=1e-4), f"hf:{clip_folder}")
+    recipe = with_pretrained(
+        clip.Recipe(batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-4)), f"hf:{clip_folder}"
+    )
     run = train(recipe, small_emoji, Budget(steps=2), init=f"hf:{clip_folder}", out=tmp_path / "run")
     written = export(run, "transformers", tmp_path / "out")
     assert written.what == "CLIPModel"
@@ -179,7 +182,7 @@ def test_pretrained_towers_of_other_kinds_are_exported_with_code(
     save(transformers.AutoModel.from_config(IMAGE_MODELS[kind]()), tmp_path / "image")
     text = save_tokenizer(tmp_path / "image", ["a red fruit"] * 20) if kind == "siglip" else bert_folder
     recipe = with_encoders(
-        siglip.Recipe(batch_size=16, learning_rate=1e-4),
+        siglip.Recipe(batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-4)),
         {"vision": f"hf:{tmp_path / 'image'}", "text_encoder": f"hf:{text}"},
     )
     run = train(recipe, small_emoji, Budget(steps=2), out=tmp_path / "run")

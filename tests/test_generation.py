@@ -216,7 +216,11 @@ def digits() -> Corpus:
 
 @pytest.fixture(scope="module")
 def trained(digits: Corpus, tmp_path_factory: pytest.TempPathFactory):
-    recipe = imm.Recipe(**TINY, batch_size=64, learning_rate=2e-3, ema_decay=0.9)
+    recipe = imm.Recipe(
+        **TINY,
+        batch_size=64,
+        optimizer=dataclasses.replace(imm.Recipe.optimizer, learning_rate=2e-3, ema_decay=0.9),
+    )
     out = tmp_path_factory.mktemp("digits") / "run"
     return train(recipe, digits, Budget(steps=80), out=out, validate=validation(digits))
 
@@ -233,7 +237,12 @@ def test_the_classifier_that_judges_knows_real_digits(digits: Corpus) -> None:
 
 @pytest.mark.parametrize("objective", ["consistency", "flow"])
 def test_the_other_objectives_train(objective: str, digits: Corpus) -> None:
-    recipe = imm.Recipe(**TINY, objective=objective, batch_size=64, learning_rate=2e-3)
+    recipe = imm.Recipe(
+        **TINY,
+        objective=objective,
+        batch_size=64,
+        optimizer=dataclasses.replace(imm.Recipe.optimizer, learning_rate=2e-3),
+    )
     losses = [e["losses"][objective] for e in train(recipe, digits, Budget(steps=60)).history if "losses" in e]
     assert losses[-1] < losses[0]
 
@@ -262,7 +271,11 @@ def test_generated_images_are_looked_at_while_it_trains(trained) -> None:
 
 
 def test_images_from_words(small_emoji: Corpus, tmp_path) -> None:
-    recipe = imm.Recipe(**TINY | {"image_size": 8}, batch_size=32, learning_rate=2e-3)
+    recipe = imm.Recipe(
+        **TINY | {"image_size": 8},
+        batch_size=32,
+        optimizer=dataclasses.replace(imm.Recipe.optimizer, learning_rate=2e-3),
+    )
     train(recipe, small_emoji, Budget(steps=10), out=tmp_path / "run")
     run = load_run(tmp_path / "run")
     category = run.processor.label.names[0]

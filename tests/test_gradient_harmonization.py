@@ -30,6 +30,7 @@ from polymodal.rng import ExampleRNG
 from polymodal.training import load_run, train
 from polymodal.training.grad_cache import GradCacheMethod, backward
 from polymodal.training.gradient_harmonization import GradientHarmonizer
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.parallel import World
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.types import Budget
@@ -38,7 +39,7 @@ QUIET = RuntimeConfig(logger="none")
 ALONE = World(0, 1, torch.device("cpu"))
 TINY = harmonization.Recipe(
     batch_size=16,
-    learning_rate=3e-3,
+    optimizer=OptimizerConfig(learning_rate=3e-3),
     video=VideoEncoderConfig(frames=2, image_size=32, patch_size=16, width=32, depth=1, num_heads=2),
     text=TextEncoderConfig(vocab_size=400, context_length=24),
     num_mel_bins=20,

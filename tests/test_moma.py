@@ -31,6 +31,7 @@ from polymodal.modalities.text import stored_texts
 from polymodal.recipes.any_to_any import moma
 from polymodal.rng import ExampleRNG
 from polymodal.training import Run, load_run, train
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.stages import active_stages
 from polymodal.types import Budget
@@ -44,7 +45,7 @@ TINY = moma.Recipe(
     tokenizer=ImageTokenizerConfig(codebook_size=32, codebook_dim=4, width=16),
     tile_size=32,
     batch_size=8,
-    learning_rate=1e-2,
+    optimizer=OptimizerConfig(learning_rate=1e-2),
     stage_fractions=(0.3, 0.5, 0.2),
 )
 

@@ -43,6 +43,7 @@ from polymodal.rng import ExampleRNG
 from polymodal.serving.vqa import answer_about
 from polymodal.training import Run, load_run, train
 from polymodal.training.initialization import with_encoders
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.types import Budget
 from tiny_checkpoints import save, save_tokenizer
@@ -54,7 +55,13 @@ SMALL = LanguageModelConfig(
     vocab_size=600, context_length=160, width=32, depth=2, num_heads=4, num_kv_heads=2, mlp_dim=64
 )
 TINY = mono_internvl.Recipe(
-    language_model=SMALL, tile_size=48, patch_size=8, patch_embed_dim=16, batch_size=8, max_turns=3, learning_rate=1e-2
+    language_model=SMALL,
+    tile_size=48,
+    patch_size=8,
+    patch_embed_dim=16,
+    batch_size=8,
+    max_turns=3,
+    optimizer=OptimizerConfig(learning_rate=1e-2),
 )
 
 

@@ -36,6 +36,7 @@ from polymodal.reproduce.result import Arm
 from polymodal.rng import ExampleRNG
 from polymodal.training import Run, load_run, train
 from polymodal.training.initialization import from_run
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.types import Budget
 
@@ -45,9 +46,16 @@ SMALL = LanguageModelConfig(
 )
 SHAPE = {"language_model": SMALL, "tile_size": 48, "patch_size": 8, "patch_embed_dim": 16}
 TINY = mono_internvl.Recipe(
-    **SHAPE, batch_size=16, max_turns=5, learning_rate=2e-2, stage_fractions=(0, 0, 0, 0, 1), visual_experts=False
+    **SHAPE,
+    batch_size=16,
+    max_turns=5,
+    optimizer=OptimizerConfig(learning_rate=2e-2),
+    stage_fractions=(0, 0, 0, 0, 1),
+    visual_experts=False,
 )
-LEARN = mpo.Recipe(**SHAPE, visual_experts=False, batch_size=8, learning_rate=2e-3)
+LEARN = mpo.Recipe(
+    **SHAPE, visual_experts=False, batch_size=8, optimizer=dataclasses.replace(mpo.Recipe.optimizer, learning_rate=2e-3)
+)
 OPTIONS = PairOptions(examples=24, num_return_sequences=8, caption_fraction=1.0, max_new_tokens=24)
 
 
@@ -404,7 +412,12 @@ def test_a_comparison_trains_on_what_its_start_makes(counting: Corpus, tmp_path:
 def test_the_paper_preset_has_the_published_figures() -> None:
     recipe = mpo.Recipe.paper()
     assert (recipe.dpo_weight, recipe.bco_weight, recipe.sft_weight, recipe.beta) == (0.8, 0.2, 1.0, 0.1)
-    assert (recipe.learning_rate, recipe.weight_decay, recipe.batch_size, recipe.warmup_ratio) == (
+    assert (
+        recipe.optimizer.learning_rate,
+        recipe.optimizer.weight_decay,
+        recipe.batch_size,
+        recipe.optimizer.warmup_ratio,
+    ) == (
         5e-6,
         0.05,
         256,

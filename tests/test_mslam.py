@@ -39,7 +39,12 @@ from polymodal.types import Budget
 QUIET = RuntimeConfig(logger="none")
 SMALL = SpeechTextEncoderConfig(num_mel_bins=40, width=32, speech_depth=1, shared_depth=1, num_heads=2, vocab_size=60)
 TINY = mslam.Recipe(
-    batch_size=24, learning_rate=5e-3, encoder=SMALL, embed_dim=16, num_codevectors_per_group=16, num_negatives=20
+    batch_size=24,
+    optimizer=dataclasses.replace(mslam.Recipe.optimizer, learning_rate=5e-3),
+    encoder=SMALL,
+    embed_dim=16,
+    num_codevectors_per_group=16,
+    num_negatives=20,
 )
 RATE = 16_000
 LETTERS = {"a": 300.0, "b": 600.0, "c": 1200.0, "d": 2400.0, "e": 4800.0, " ": 0.0}

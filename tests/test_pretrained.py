@@ -28,6 +28,7 @@ from polymodal.recipes.dual_encoders import clip, siglip
 from polymodal.training import load_run, train
 from polymodal.training.feature_cache import frozen_names
 from polymodal.training.initialization import load_pretrained, with_encoders, with_pretrained
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Budget
 from tiny_checkpoints import IMAGE_MODELS, SMALL, TEXT_MODELS, save, save_tokenizer
 
@@ -224,7 +225,9 @@ def test_peft_trains_low_rank_updates_of_a_pretrained_tower(
 ) -> None:
     targets = ("text_encoder.model.*.query", "text_encoder.model.*.value", "*_projection")
     recipe = with_encoders(
-        clip.Recipe(batch_size=32, lora_rank=2, lora_target_modules=targets, learning_rate=1e-2),
+        clip.Recipe(
+            batch_size=32, lora_rank=2, lora_target_modules=targets, optimizer=OptimizerConfig(learning_rate=1e-2)
+        ),
         {"text_encoder": f"hf:{bert_folder}"},
     )
     run = train(recipe, small_emoji, Budget(steps=6), out=tmp_path / "run")

@@ -23,6 +23,7 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.errors import UserError
 from polymodal.recipes.dual_encoders import clip
 from polymodal.training import train
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.types import Budget
 
@@ -101,7 +102,7 @@ def test_presets_and_claims_are_inside(name: str) -> None:
 
 def test_training_refuses_what_is_outside(small_emoji) -> None:
     for recipe, said in (
-        (clip.Recipe(learning_rate=-1.0), "--learning-rate is at least 0"),
+        (clip.Recipe(optimizer=OptimizerConfig(learning_rate=-1.0)), "--optimizer.learning-rate is at least 0"),
         (clip.Recipe(image=ImageEncoderConfig(depth=-1)), "--image.depth is at least 0"),
         (clip.Recipe(image=ImageEncoderConfig(image_size=30)), "Patches of 8 px do not tile an image of 30 px"),
     ):

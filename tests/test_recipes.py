@@ -27,7 +27,9 @@ from polymodal.types import Budget
 SMALL = {"batch_size": 48}
 VARIANTS = {
     "clip": clip.Recipe(**SMALL),
-    "clip with moving average": clip.Recipe(**SMALL, ema_decay=0.9),
+    "clip with moving average": clip.Recipe(
+        **SMALL, optimizer=dataclasses.replace(clip.Recipe.optimizer, ema_decay=0.9)
+    ),
     "siglip": siglip.Recipe(**SMALL),
     "sparc": sparc.Recipe(**SMALL),
     "sparc softmax": sparc.Recipe(**SMALL, grouping="softmax"),

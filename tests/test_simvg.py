@@ -42,7 +42,12 @@ from polymodal.types import Budget, Stage
 QUIET = RuntimeConfig(logger="none")
 SMALL = MultiwayEncoderConfig(image_size=48, patch_size=16, vocab_size=400, context_length=24, width=32, depth=2)
 TINY = simvg.Recipe(
-    encoder=SMALL, embed_dim=32, decoder_layers=2, decoder_ffn_dim=32, batch_size=16, learning_rate=3e-3
+    encoder=SMALL,
+    embed_dim=32,
+    decoder_layers=2,
+    decoder_ffn_dim=32,
+    batch_size=16,
+    optimizer=dataclasses.replace(simvg.Recipe.optimizer, learning_rate=3e-3),
 )
 corner = st.floats(0, 1, width=32)
 corners = st.tuples(corner, corner, corner, corner).map(

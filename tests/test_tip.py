@@ -39,6 +39,7 @@ from polymodal.rng import ExampleRNG
 from polymodal.serving.embedding import write_embeddings
 from polymodal.serving.search import search_corpus
 from polymodal.training import load_run, train
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.run import answers
 from polymodal.types import Budget
 
@@ -161,7 +162,7 @@ def test_protocols_take_as_many_cells_as_they_say(protocol: str) -> None:
 
 @pytest.fixture(scope="module")
 def trained(solar_cells: Corpus, tmp_path_factory: pytest.TempPathFactory):
-    recipe = tip.Recipe(batch_size=32, learning_rate=2e-3)
+    recipe = tip.Recipe(batch_size=32, optimizer=OptimizerConfig(learning_rate=2e-3))
     out = tmp_path_factory.mktemp("tip") / "run"
     return train(recipe, solar_cells, Budget(steps=60), out=out, validate=validation(solar_cells))
 

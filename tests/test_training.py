@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.recipes.dual_encoders import clip
 from polymodal.training import Interrupted, load_run, train
-from polymodal.training.optimizer import adamw, learning_rate
+from polymodal.training.optimizer import OptimizerConfig, adamw, learning_rate
 from polymodal.training.trainer import copy_matching_weights
 from polymodal.types import Budget
 from test_corpora import own_csv, png
@@ -43,7 +44,7 @@ def test_two_runs_of_one_seed_have_equal_weights_and_another_seed_has_not(small_
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(small_emoji, tmp_path, ema):
-    recipe = clip.Recipe(batch_size=32, ema_decay=ema)
+    recipe = clip.Recipe(batch_size=32, optimizer=replace(clip.Recipe.optimizer, ema_decay=ema))
     whole = train(recipe, small_emoji, Budget(steps=12))
 
     def stop_at_five(progress, reached, losses):
@@ -137,7 +138,14 @@ def test_a_batch_larger_than_the_corpus_says_what_to_use(small_emoji):
 
 def test_a_loss_that_is_not_finite_stops_with_its_name(small_emoji):
     with pytest.raises(UserError, match="The loss 'contrastive' is nan"):
-        train(clip.Recipe(batch_size=32, learning_rate=1e30, max_grad_norm=0), small_emoji, Budget(steps=40))
+        train(
+            clip.Recipe(
+                batch_size=32,
+                optimizer=OptimizerConfig(learning_rate=1e30, max_grad_norm=0),
+            ),
+            small_emoji,
+            Budget(steps=40),
+        )
 
 
 def test_training_works_outside_the_main_thread(small_emoji):
@@ -155,7 +163,7 @@ def test_a_budget_of_seconds_or_examples_is_kept(small_emoji):
 
 
 def test_learning_rate_rises_then_falls_to_zero():
-    options = clip.Recipe(learning_rate=1.0, warmup_ratio=0.1)
+    options = OptimizerConfig(learning_rate=1.0, warmup_ratio=0.1)
     rates = [learning_rate(options, fraction / 100) for fraction in range(101)]
     assert max(rates) == rates[10] == pytest.approx(1)
     assert np.all(np.diff(rates[:10]) > 0)

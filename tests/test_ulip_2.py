@@ -37,6 +37,7 @@ from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.three_d import ulip_2
 from polymodal.rng import ExampleRNG
 from polymodal.training import Run, train
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.types import Budget
 
@@ -50,7 +51,7 @@ TINY = ulip_2.Recipe(
     batch_size=16,
     embed_dim=32,
     clip_fraction=0.0,
-    learning_rate=3e-3,
+    optimizer=OptimizerConfig(learning_rate=3e-3),
 )
 SPEAKER = mono_internvl.Recipe(
     language_model=LanguageModelConfig(
@@ -60,7 +61,7 @@ SPEAKER = mono_internvl.Recipe(
     patch_size=8,
     patch_embed_dim=16,
     batch_size=16,
-    learning_rate=1e-2,
+    optimizer=OptimizerConfig(learning_rate=1e-2),
     freeze_llm=False,
     visual_experts=False,
     stage_fractions=(0.0, 0.0, 0.0, 0.0, 1.0),

@@ -133,7 +133,7 @@ class Recipe(Protocol):
         ...
 
     def stages(self) -> tuple[Stage, ...]:
-        """What is trained, one after the other; `OptimizerConfig` has a single stage."""
+        """What is trained, one after the other; `TrainingRecipe` has a single stage."""
         ...
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:

@@ -27,7 +27,9 @@ claim = Claim(
     sentence="Learning from pairs of its own answers by preference, quality and generation together lets a model work "
     "answers out better than generation from the chosen ones alone.",
     # Each arm has the best learning rate of 1e-4, 3e-4 and 1e-3, by workings of the validation split.
-    baseline=dataclasses.replace(_mpo, dpo_weight=0.0, bco_weight=0.0, learning_rate=1e-3),
+    baseline=dataclasses.replace(
+        _mpo, dpo_weight=0.0, bco_weight=0.0, optimizer=dataclasses.replace(_mpo.optimizer, learning_rate=1e-3)
+    ),
     treatment=_mpo,
     further={"DPO alone": dataclasses.replace(_mpo, dpo_weight=1.0, bco_weight=0.0, sft_weight=0.0)},
     start=_taught,

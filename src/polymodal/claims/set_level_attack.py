@@ -9,12 +9,20 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.recipes.dual_encoders import clip, siglip
 from polymodal.recipes.security.set_level_attack import Recipe
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Budget
 
 _set = Recipe(eps=8.0, step_size=2.0)  # images of 32 px need more than the paper's 2 of 255
 _pair = dataclasses.replace(_set, use_all_captions=False, scales=(), update_text_twice=False)
-_clip = clip.Recipe(image=ImageEncoderConfig(), text=TextEncoderConfig(), learning_rate=1e-3, word_dropout=0.0)
-_siglip = siglip.Recipe(image=_clip.image, text=_clip.text, learning_rate=1e-3, word_dropout=0.0)
+_clip = clip.Recipe(
+    image=ImageEncoderConfig(),
+    text=TextEncoderConfig(),
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    word_dropout=0.0,
+)
+_siglip = siglip.Recipe(
+    image=_clip.image, text=_clip.text, optimizer=OptimizerConfig(learning_rate=1e-3), word_dropout=0.0
+)
 _deep = dataclasses.replace(
     _clip,
     image=ImageEncoderConfig(patch_size=4, depth=3, pool_type="cls"),

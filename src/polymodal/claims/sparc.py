@@ -9,6 +9,7 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.recipes.dual_encoders.sparc import Recipe
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Budget
 
 _towers = Recipe(
@@ -17,7 +18,7 @@ _towers = Recipe(
     augmentation=ImageAugmentation(scale=(0.9, 1.0), hflip_prob=0.5),
     word_dropout=0.0,
     batch_size=64,
-    learning_rate=2e-3,
+    optimizer=OptimizerConfig(learning_rate=2e-3),
 )
 claim = Claim(
     sentence="The sparse local loss makes patch vectors tell where the objects of a caption are, better than CLIP's.",

@@ -18,6 +18,7 @@ from polymodal.recipes.dual_encoders import clip
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.three_d.ulip_2 import Recipe
 from polymodal.training import train
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.run import Run
 from polymodal.types import Budget
 
@@ -41,10 +42,14 @@ def _captioned(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:
 
 
 _captioner = mono_internvl.Recipe(
-    tile_size=64, learning_rate=1e-3, freeze_llm=False, visual_experts=False, stage_fractions=(0.0, 0.3, 0.0, 0.0, 0.7)
+    tile_size=64,
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    freeze_llm=False,
+    visual_experts=False,
+    stage_fractions=(0.0, 0.3, 0.0, 0.0, 0.7),
 )
 _image, _text = ImageEncoderConfig(image_size=64), TextEncoderConfig()
-_ranker = clip.Recipe(image=_image, text=_text, learning_rate=1e-3, word_dropout=0.0)
+_ranker = clip.Recipe(image=_image, text=_text, optimizer=OptimizerConfig(learning_rate=1e-3), word_dropout=0.0)
 _base = Recipe(image=_image, text=_text, clip_fraction=0.0)
 claim = Claim(
     sentence="A point encoder that learns from captions a model wrote of each view names unseen shapes better than one "

@@ -10,6 +10,7 @@ from polymodal.curation.quality import QualityFilters
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.recipes.any_to_any import moma
 from polymodal.recipes.data_curation.wasm import PARAGRAPH, Recipe
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Budget
 
 # As OBELICS has them for English, but for the share of common words: its list is of a size that no corpus here gives.
@@ -72,7 +73,7 @@ structure = CuratedTrainingClaim(
     treatment=_english,
     model=moma.Recipe(
         batch_size=16,
-        learning_rate=2.5e-3,
+        optimizer=OptimizerConfig(learning_rate=2.5e-3),
         language_model=LanguageModelConfig(
             vocab_size=1000, context_length=640, num_kv_heads=4, tie_word_embeddings=False
         ),

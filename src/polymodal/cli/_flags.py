@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from polymodal import source
 from polymodal.constraints import validate_constraints
 from polymodal.errors import UserError
 
@@ -178,22 +177,6 @@ def parse_together(
     for name in kinds:
         validate_constraints(getattr(together, name))
     return together
-
-
-def parse_with_recipe(
-    kinds: dict[str, Any], kind: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None]
-) -> Any:
-    """Parse as `parse_together`, with a recipe of this kind; --paper selects the paper's preset.
-
-    kind: may be a stand-in, from which `source.real` makes the recipe.
-    """
-    if "--paper" in arguments and not hasattr(kind, "paper"):
-        raise UserError("This recipe has no preset of a paper; leave --paper out.")
-    try:
-        recipe = kind.paper() if "--paper" in arguments else kind
-        return parse_together(kinds | {"preset": PresetOptions, "recipe": recipe}, arguments, usage, command)
-    except source.NotReadable:  # a method of the stand-in needs what is not imported yet
-        return parse_with_recipe(kinds, source.imported(kind), arguments, usage, command)
 
 
 def leading_words(arguments: Arguments) -> Arguments:

@@ -17,13 +17,13 @@ from polymodal.cli._flags import (
     TrustOptions,
     leading_words,
     parse,
-    parse_with_recipe,
     positional,
     recipe_that,
     run_and_corpus,
     short_name,
 )
 from polymodal.cli._printing import print_table, terminal
+from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.errors import UserError
 from polymodal.types import Budget

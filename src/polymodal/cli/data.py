@@ -18,12 +18,12 @@ from polymodal.cli._flags import (
     leading_words,
     parse,
     parse_together,
-    parse_with_recipe,
     positional,
     recipe_that,
     run_and_corpus,
 )
 from polymodal.cli._printing import counted, megabytes, print_json, print_table, terminal
+from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.errors import UserError, unknown
 

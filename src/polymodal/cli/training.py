@@ -18,11 +18,11 @@ from polymodal.cli._flags import (
     leading_words,
     parse,
     parse_together,
-    parse_with_recipe,
     positional,
     short_name,
 )
 from polymodal.cli._printing import megabytes, print_json, print_table, terminal
+from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.constraints import NonNegativeInt
 from polymodal.errors import unknown
 from polymodal.types import Budget

@@ -235,7 +235,7 @@ def _described(spec: str, kind: type[Any]) -> dict[str, Any]:
 
 def _hyper_parameters(recipe: Any, prefix: str = "") -> Iterator[dict[str, Any]]:
     """flag, type, default, and the text below the field, which says its meaning and source."""
-    hints, texts = typing.get_type_hints(type(recipe)), _field_texts(type(recipe))
+    hints, texts = typing.get_type_hints(type(recipe)), field_texts(type(recipe))
     with_ranges = typing.get_type_hints(type(recipe), include_extras=True)
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
@@ -253,7 +253,7 @@ def _hyper_parameters(recipe: Any, prefix: str = "") -> Iterator[dict[str, Any]]
         }
 
 
-def _field_texts(kind: type) -> dict[str, str]:
+def field_texts(kind: type) -> dict[str, str]:
     """The string that stands below each field of a dataclass and of those it derives from."""
     texts: dict[str, str] = {}
     for one in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):

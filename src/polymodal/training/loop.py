@@ -164,7 +164,7 @@ class Trainer:
             self.progress = Progress()
         run.history = self.progress.history
         self._enter(self.progress.stage, fresh=state is None)
-        self.ema = ExponentialMovingAverage(self.model, recipe.ema_decay) if recipe.ema_decay else None
+        self.ema = ExponentialMovingAverage(self.model, decay) if (decay := recipe.optimizer.ema_decay) else None
         if held is not None:
             load_checkpoint(held, self.model, self.ema, self.optimizer, world)
             self.data.taken = taken
@@ -232,7 +232,7 @@ class Trainer:
             called = [name for one in self.stages for name in (one.losses, *(halves(model, one.losses) or ()))]
             self.losses_of = parallelize(model, world, runtime.parallel, one_pass, all_used, stage.losses, called)
             self.averages_itself = self.losses_of != getattr(model, stage.losses)
-        self.optimizer = adamw(model, recipe, stage.lr_scales)
+        self.optimizer = adamw(model, self.recipe.optimizer, stage.lr_scales)
 
     def _keep_features(self) -> None:
         """Cache the outputs of frozen encoders from now on, under a key of their current weights."""
@@ -281,7 +281,7 @@ class Trainer:
         started = time.perf_counter()
         batches = [to_device(batch, self.world.device) for batch in next(self.data)]
         self.reader.check()
-        rate = stage.lr_scale * learning_rate(recipe, self.stage_fraction)
+        rate = stage.lr_scale * learning_rate(recipe.optimizer, self.stage_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
@@ -293,7 +293,7 @@ class Trainer:
         else:
             losses = backward(self.model, self.losses_of, batches, stage.loss_weights, self._forward, stage.losses)
             self._average_gradients(trained)
-        norm = clip_gradients(trained, recipe.max_grad_norm)
+        norm = clip_gradients(trained, recipe.optimizer.max_grad_norm)
         bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
         if not math.isfinite(norm):
             bad.append("gradient")

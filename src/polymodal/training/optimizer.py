@@ -7,69 +7,39 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from polymodal.constraints import (
     DecayRate,
     NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
+    PositiveFloat,
     PositiveUnitInterval,
     UnitInterval,
 )
-from polymodal.modalities import Text
-from polymodal.training.grad_cache import Forward
-from polymodal.training.parallel import World, full_tensor
-from polymodal.types import Batch, Stage
-
-
-class GradientTransform(Protocol):
-    """From the gradients of each loss by groups of examples to the gradient of a step."""
-
-    group_size: int
-    """Examples of a group, which divide the batch of a process; 0 takes the micro-batches."""
-
-    def backward(
-        self,
-        method: Any,
-        batches: list[Batch],
-        weights: Mapping[str, float],
-        forward: Forward,
-        fraction: float,
-        world: World,
-        name: str,
-    ) -> dict[str, Tensor]:
-        """Set the gradients of all trainable parameters; returns the losses, detached.
-
-        fraction: of the stage that is done. name: of the losses in the method.
-        """
-        ...
-
-    def report(self) -> dict[str, Any]:
-        """What the run's history notes of the steps since the last report."""
-        ...
+from polymodal.training.parallel import full_tensor
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimizer hyper-parameters of every recipe."""
+    """Hyper-parameters of AdamW, its learning-rate schedule and the averaging of weights: `Recipe.optimizer`."""
 
-    batch_size: PositiveInt = 96
-    """Batch size in examples, over all processes."""
-    length_bucketing: NonNegativeInt = 0
-    """Length bucketing: number of batches within which examples are sorted by length to reduce padding; 0: off."""
     learning_rate: NonNegativeFloat = 1e-3
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay of matrices; vectors (biases, norms, logit scales) do not decay."""
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.98)
     """AdamW beta1 and beta2."""
-    lr_scheduler: Literal["cosine", "wsd", "constant"] = "cosine"
-    """Learning rate (lr) scheduler after warmup: cosine to 0, wsd (warmup-stable-decay, linear to 0), or constant."""
+    eps: PositiveFloat = 1e-6
+    """AdamW epsilon, added to the root of the second moment."""
+    lr_scheduler: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = "cosine"
+    """Learning rate (lr) scheduler after warmup: cosine or linear to the minimum, inverse_sqrt (peak times the root of
+    warmup over used budget, Vaswani et al. 2017), wsd (warmup-stable-decay, linear to the minimum), or constant."""
+    min_lr_ratio: UnitInterval = 0.0
+    """Minimum learning rate at the end of the cosine, linear and wsd schedulers, relative to the peak."""
     warmup_ratio: UnitInterval = 0.05
     """Fraction of the budget for linear warmup of the learning rate from 0."""
     cooldown_ratio: UnitInterval = 0.2
@@ -80,40 +50,14 @@ class OptimizerConfig:
     """Gradient clipping: maximum global gradient norm; 0: off."""
     ema_decay: DecayRate = 0.0
     """Decay per step of the exponential moving average (EMA) of weights, which becomes the result; 0: off."""
-    freeze: tuple[str, ...] = ()
-    """Frozen encoders, such as text (LiT, Zhai et al. 2022), or shell patterns of parameter names."""
-    lora_rank: NonNegativeInt = 0
-    """LoRA rank: train low-rank updates instead of the linear layers' own weights; 0: off."""
-    lora_target_modules: tuple[str, ...] = ("*",)
-    """Shell patterns of the names of linear layers that get LoRA."""
-
-    length_modality: ClassVar[type] = Text
-    """Modality by whose length `length_bucketing` sorts."""
-
-    def stages(self) -> tuple[Stage, ...]:
-        """Return the training stages in order; a recipe with more than one stage overrides it."""
-        return (Stage("training"),)
-
-    def gradient_transform(self) -> GradientTransform | None:
-        """What makes one gradient of those of each loss; None adds them up. One is made for each run."""
-        return None
-
-    def cacheable_encoders(self) -> tuple[str, ...]:
-        """Return the names of the encoders that see unaugmented inputs.
-
-        If frozen, their features are cached (`training/feature_cache.py`).
-        """
-        return ()
 
 
-def adamw(
-    model: nn.Module, options: OptimizerConfig, lr_scales: Mapping[str, float] | None = None
-) -> torch.optim.AdamW:
+def adamw(model: nn.Module, config: OptimizerConfig, lr_scales: Mapping[str, float] | None = None) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters; parameters with fewer than two dimensions do not decay.
 
     Each group has an `lr_scale`: layer-wise decay times the scale of `lr_scales`, as in `types.Stage.lr_scales`.
     """
-    scales = layer_scales(model, options.layer_decay)
+    scales = layer_scales(model, config.layer_decay)
     for name in scales:
         fitting = (factor for pattern, factor in (lr_scales or {}).items() if fnmatchcase(name, pattern))
         scales[name] *= next(fitting, 1.0)
@@ -123,10 +67,10 @@ def adamw(
             kind = (parameter.ndim >= 2, scales[name], isinstance(parameter, DTensor))
             members.setdefault(kind, []).append(parameter)
     groups = [
-        {"params": parameters, "weight_decay": options.weight_decay if matrix else 0.0, "lr_scale": scale}
+        {"params": parameters, "weight_decay": config.weight_decay if matrix else 0.0, "lr_scale": scale}
         for (matrix, scale, _), parameters in sorted(members.items(), key=lambda item: item[0], reverse=True)
     ]
-    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=options.betas, eps=1e-6, fused=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
@@ -172,13 +116,21 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     return scales
 
 
-def learning_rate(options: OptimizerConfig, fraction: float) -> float:
+def learning_rate(config: OptimizerConfig, fraction: float) -> float:
     """Return the learning rate after a fraction (0 to 1) of the budget."""
-    if fraction < options.warmup_ratio:
-        return options.learning_rate * max(fraction, 1e-3) / options.warmup_ratio
-    if options.lr_scheduler == "constant":
-        return options.learning_rate
-    if options.lr_scheduler == "wsd":
-        return options.learning_rate * min(1.0, (1 - fraction) / options.cooldown_ratio)
-    decayed = (fraction - options.warmup_ratio) / (1 - options.warmup_ratio)
-    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * decayed))
+    peak, lowest, warmup = config.learning_rate, config.min_lr_ratio, config.warmup_ratio
+    if fraction < warmup:
+        return peak * max(fraction, 1e-3) / warmup
+    done = (fraction - warmup) / max(1 - warmup, 1e-9)  # of what follows the warmup
+    match config.lr_scheduler:
+        case "constant":
+            return peak
+        case "inverse_sqrt":
+            return peak * math.sqrt(max(warmup, 1e-3) / max(fraction, warmup, 1e-3))
+        case "wsd":
+            decay = min(1.0, (1 - fraction) / max(config.cooldown_ratio, 1e-9))
+        case "linear":
+            decay = 1 - done
+        case "cosine":
+            decay = 0.5 * (1 + math.cos(math.pi * done))
+    return peak * (lowest + (1 - lowest) * decay)

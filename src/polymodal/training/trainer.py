@@ -66,7 +66,7 @@ def train(
 ) -> Run:
     """Train a recipe on a corpus and return the run.
 
-    recipe: a `polymodal.types.Recipe` with the fields of `OptimizerConfig`.
+    recipe: a `polymodal.types.Recipe` that derives from `training.recipe.TrainingRecipe`.
     seed: of weights, order of examples and all sampling; the same seed and a budget in steps or examples give the same
     weights.
     out: folder of the run. An unfinished run with the same configuration is resumed; a finished one is returned.

@@ -32,6 +32,7 @@ from polymodal.modalities.image import unpatchify
 from polymodal.objectives.autoregressive import next_token_losses, prediction_positions, segment_sum
 from polymodal.recipes.language_models._base import ConversationRecipe
 from polymodal.rng import ExampleRNG
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Example, Paper, Stage
 
 paper = Paper(
@@ -191,7 +192,7 @@ class MoMa(nn.Module):
 @dataclass(frozen=True)
 class Recipe(ConversationRecipe):
     batch_size: PositiveInt = 32
-    learning_rate: NonNegativeFloat = 1e-2
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-2)
     language_model: LanguageModelConfig = LanguageModelConfig(
         vocab_size=1000, num_kv_heads=4, tie_word_embeddings=False
     )
@@ -323,6 +324,5 @@ class Recipe(ConversationRecipe):
             upcycling_fraction=0.02,
             stage_fractions=(0.0, 0.95, 0.05),
             batch_size=1536,
-            learning_rate=1e-4,
-            warmup_ratio=0.008,
+            optimizer=OptimizerConfig(learning_rate=1e-4, warmup_ratio=0.008),
         )

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
+from polymodal.constraints import PositiveFloat, PositiveInt, UnitInterval
 from polymodal.data.columns import ImageColumn, LearnedTokenizer
 from polymodal.data.masks import expand_words, mask_blocks, mask_spans
 from polymodal.data.page import NO_FIELD, WordsColumn, first_pieces, random_windows
@@ -30,6 +30,7 @@ from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm
 from polymodal.objectives.reduction import global_mean
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
+from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Batch, Example, Paper, Stage
 
 paper = Paper(
@@ -111,9 +112,9 @@ class LayoutLMv3(nn.Module):
 
 
 @dataclass(frozen=True)
-class Recipe(OptimizerConfig):
+class Recipe(TrainingRecipe):
     batch_size: PositiveInt = 32
-    learning_rate: NonNegativeFloat = 2e-3
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3)
     encoder: PageEncoderConfig = PageEncoderConfig()
     tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
     """What gives patches their codes; trained first, then frozen."""
@@ -221,8 +222,5 @@ class Recipe(OptimizerConfig):
             vocab_size=50_265,
             max_words=512,
             batch_size=2048,
-            learning_rate=1e-4,
-            weight_decay=1e-2,
-            betas=(0.9, 0.98),
-            warmup_ratio=0.048,
+            optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=1e-2, betas=(0.9, 0.98), warmup_ratio=0.048),
         )

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.constraints import AtLeastTwo, NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
+from polymodal.constraints import AtLeastTwo, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.data.columns import ImageColumn, TextColumn
 from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.image import ImageEncoderConfig
@@ -28,6 +28,7 @@ from polymodal.modalities.text_augmentation import without_words
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import GradCacheMethod
 from polymodal.training.optimizer import OptimizerConfig
+from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Batch, Example
 
 # What learns most of `emoji` in half a minute on two cores; a transformer block on top gained nothing there.
@@ -102,13 +103,12 @@ AnyRecipe = TypeVar("AnyRecipe", bound="DualEncoderRecipe")
 
 
 @dataclass(frozen=True)
-class DualEncoderRecipe(OptimizerConfig):
+class DualEncoderRecipe(TrainingRecipe):
     """Hyper-parameters of the family. The defaults train in a minute on two cores; `paper()` has the published ones."""
 
     batch_size: AtLeastTwo = 96
     """Examples in a step, over all processes; each is told from the others."""
-    learning_rate: NonNegativeFloat = 2e-3
-    """Peak learning rate."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3)
     image: ImageEncoderConfig = SMALL_IMAGE
     text: TextEncoderConfig = SMALL_TEXT
     embed_dim: PositiveInt = 128

@@ -15,6 +15,7 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.objectives.contrastive import info_nce
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Paper
 
 paper = Paper(
@@ -48,7 +49,5 @@ class Recipe(DualEncoderRecipe):
             embed_dim=512,
             word_dropout=0.0,
             batch_size=32768,
-            learning_rate=5e-4,
-            weight_decay=0.2,
-            warmup_ratio=2000 / 390_000,
+            optimizer=OptimizerConfig(learning_rate=5e-4, weight_decay=0.2, warmup_ratio=2000 / 390_000),
         )

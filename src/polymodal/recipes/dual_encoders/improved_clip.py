@@ -34,6 +34,7 @@ from polymodal.objectives.non_contrastive import barlow_twins, negative_cosine_s
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Example, Paper
 
 paper = Paper(
@@ -208,7 +209,7 @@ class Recipe(DualEncoderRecipe):
             ),
             embed_dim=256,
             batch_size=4096,
-            learning_rate=3e-3,
+            optimizer=OptimizerConfig(learning_rate=3e-3),
             projector_hidden_dim=4096,
             ssl_hidden_dim=2048,
         )

@@ -18,6 +18,7 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.objectives.contrastive import siglip_loss
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Paper
 
 paper = Paper(
@@ -63,8 +64,6 @@ class Recipe(DualEncoderRecipe):
             text=TextEncoderConfig(32000, context_length=64, width=768, depth=12, num_heads=12, pool_type="eos"),
             embed_dim=768,
             batch_size=32768,
-            learning_rate=1e-3,
-            weight_decay=1e-4,
-            betas=(0.9, 0.95),
+            optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=1e-4, betas=(0.9, 0.95)),
             logit_bias_init=-10.0,
         )

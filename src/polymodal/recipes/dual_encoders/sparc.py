@@ -21,6 +21,7 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.objectives.contrastive import info_nce
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Paper
 
 paper = Paper(
@@ -122,7 +123,5 @@ class Recipe(DualEncoderRecipe):
             embed_dim=512,
             word_dropout=0.0,
             batch_size=16348,
-            learning_rate=9e-4,
-            weight_decay=0.1,
-            warmup_ratio=2500 / 200_000,
+            optimizer=OptimizerConfig(learning_rate=9e-4, weight_decay=0.1, warmup_ratio=2500 / 200_000),
         )

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polymodal.constraints import DecayRate, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
+from polymodal.constraints import NonNegativeInt, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import ImageColumn, LabelColumn, TextColumn
 from polymodal.data.conditions import conditions
@@ -41,6 +41,7 @@ from polymodal.objectives.diffusion import (
 )
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
+from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Batch, Example, Paper
 
 paper = Paper(
@@ -190,15 +191,10 @@ class JumpNetwork(nn.Module):
 
 
 @dataclass(frozen=True)
-class Recipe(OptimizerConfig):
+class Recipe(TrainingRecipe):
     batch_size: PositiveInt = 128
     """Images in a step."""
-    weight_decay: NonNegativeFloat = 0.0
-    """None, as in the paper."""
-    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
-    """Decay rates of AdamW's two moments."""
-    ema_decay: DecayRate = 0.99
-    """Decay a step of the moving average of the weights that becomes the result."""
+    optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0, betas=(0.9, 0.999), ema_decay=0.99)
     image_size: PositiveInt = 16
     """Side of the images in pixels."""
     patch_size: PositiveInt = 2
@@ -289,8 +285,7 @@ class Recipe(OptimizerConfig):
         """CIFAR-10 (table 6 of the method's paper), with DiT-B in place of the U-Net."""
         return cls(
             batch_size=4096,
-            learning_rate=1e-4,
-            ema_decay=0.9999,
+            optimizer=OptimizerConfig(weight_decay=0.0, betas=(0.9, 0.999), learning_rate=1e-4, ema_decay=0.9999),
             image_size=32,
             width=768,
             depth=12,

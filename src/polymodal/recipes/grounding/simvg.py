@@ -42,6 +42,7 @@ from polymodal.objectives.masked_modeling import masked_lm_loss
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
+from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Batch, Example, Paper, Stage
 
 paper = Paper(
@@ -175,9 +176,9 @@ class SimVG(nn.Module):
 
 
 @dataclass(frozen=True)
-class Recipe(OptimizerConfig):
+class Recipe(TrainingRecipe):
     batch_size: PositiveInt = 64
-    weight_decay: NonNegativeFloat = 0.0
+    optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0)
     encoder: MultiwayEncoderConfig = MultiwayEncoderConfig()
     embed_dim: PositiveInt = 64
     """Channels of the branches; a multiple of 4."""
@@ -297,8 +298,7 @@ class Recipe(OptimizerConfig):
             decoder_ffn_dim=2048,
             dropout=0.1,
             batch_size=32,
-            learning_rate=5e-4,
-            betas=(0.9, 0.98),
-            warmup_ratio=0.1,
-            max_grad_norm=0.15,
+            optimizer=OptimizerConfig(
+                weight_decay=0.0, learning_rate=5e-4, betas=(0.9, 0.98), warmup_ratio=0.1, max_grad_norm=0.15
+            ),
         )

@@ -17,7 +17,7 @@ from polymodal.data.sequence import TEXT
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.modalities.image import patchify, unpatchify
 from polymodal.models.vision_language_model import VisionLanguageModel
-from polymodal.training.optimizer import OptimizerConfig
+from polymodal.training.recipe import TrainingRecipe
 
 
 class ImageEmbedding(nn.Module):
@@ -44,7 +44,7 @@ class ImageEmbedding(nn.Module):
 
 
 @dataclass(frozen=True)
-class ConversationRecipe(OptimizerConfig):
+class ConversationRecipe(TrainingRecipe):
     """A language model that reads and writes conversations about images, or documents with them."""
 
     language_model: LanguageModelConfig = LanguageModelConfig()

@@ -25,6 +25,7 @@ from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.modalities import Image, Text
 from polymodal.recipes.language_models._base import MonolithRecipe
 from polymodal.rng import ExampleRNG
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Example, Paper, Stage
 
 paper = Paper(
@@ -39,7 +40,7 @@ paper = Paper(
 @dataclass(frozen=True)
 class Recipe(MonolithRecipe):
     batch_size: PositiveInt = 32
-    learning_rate: NonNegativeFloat = 2e-3
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3)
     max_tiles: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (1, 1, 1, 1)
     """Largest number of tiles of an image in the four stages that see; the whole is added where there are several."""
     freeze_llm: bool = True
@@ -200,10 +201,7 @@ class Recipe(MonolithRecipe):
             max_tiles=(4, 6, 11, 24),  # 1,280 to 6,400 tokens with the whole image
             stage_fractions=(0.0, 0.696, 0.195, 0.104, 0.005),
             batch_size=128,
-            learning_rate=1e-4,
-            weight_decay=0.01,
-            betas=(0.9, 0.999),
-            warmup_ratio=0.03,
+            optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.01, betas=(0.9, 0.999), warmup_ratio=0.03),
         )
 
 

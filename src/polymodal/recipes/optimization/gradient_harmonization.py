@@ -36,6 +36,7 @@ from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import GradCacheMethod
 from polymodal.training.gradient_harmonization import GradientHarmonizer
 from polymodal.training.optimizer import OptimizerConfig
+from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Batch, Example, Paper
 
 paper = Paper(
@@ -129,7 +130,7 @@ class VATT(GradCacheMethod, nn.Module):
 
 
 @dataclass(frozen=True)
-class Recipe(OptimizerConfig):
+class Recipe(TrainingRecipe):
     batch_size: AtLeastTwo = 64
     gradient_harmonization: Literal["none", "realign", "curriculum", "both"] = "none"
     """Project conflicting gradients off each other (algorithm 1), leave out groups of examples whose gradients conflict
@@ -212,6 +213,5 @@ class Recipe(OptimizerConfig):
             text_dim=256,
             gradient_harmonization="both",
             batch_size=2048,
-            learning_rate=1e-4,
-            warmup_ratio=10_000 / 500_000,
+            optimizer=OptimizerConfig(learning_rate=1e-4, warmup_ratio=10_000 / 500_000),
         )

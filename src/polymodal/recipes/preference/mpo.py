@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polymodal.constraints import DecayRate, NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
+from polymodal.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.conversation import IMAGE, Turn
 from polymodal.data.instructions import choice
@@ -36,6 +36,7 @@ from polymodal.objectives.reduction import global_mean
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.language_models._base import MonolithRecipe
 from polymodal.rng import ExampleRNG
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Example, Paper, Stage
 
 paper = Paper(
@@ -119,9 +120,7 @@ class MPO(VisionLanguageModel):
 @dataclass(frozen=True)
 class Recipe(MonolithRecipe):
     batch_size: PositiveInt = 32
-    learning_rate: NonNegativeFloat = 3e-4
-    weight_decay: NonNegativeFloat = 0.05
-    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, weight_decay=0.05, betas=(0.9, 0.999))
     max_tiles: PositiveInt = 1
     """Most tiles of an image; the whole is added where there are several."""
     beta: PositiveFloat = 0.1
@@ -187,7 +186,7 @@ class Recipe(MonolithRecipe):
             patch_embed_dim=base.patch_embed_dim,
             max_tiles=6,
             batch_size=256,
-            learning_rate=5e-6,
+            optimizer=OptimizerConfig(weight_decay=0.05, betas=(0.9, 0.999), learning_rate=5e-6),
         )
 
 

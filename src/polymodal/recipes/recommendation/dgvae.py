@@ -20,6 +20,7 @@ from polymodal.data.history import HistoryColumn
 from polymodal.data.processor import Declared, Processor
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
+from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Batch, Example, Paper
 
 paper = Paper(
@@ -196,15 +197,10 @@ class DGVAE(nn.Module):
 
 
 @dataclass(frozen=True)
-class Recipe(OptimizerConfig):
+class Recipe(TrainingRecipe):
     batch_size: PositiveInt = 128
     """Histories in a step."""
-    learning_rate: NonNegativeFloat = 3e-3
-    """Peak learning rate."""
-    weight_decay: NonNegativeFloat = 0.0
-    """None, as in the released code."""
-    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
-    """Decay rates of AdamW's two moments."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-3, weight_decay=0.0, betas=(0.9, 0.999))
     embed_dim: PositiveInt = 64
     """Dimensions of embeddings and latents."""
     num_prototypes: PositiveInt = 4
@@ -252,4 +248,10 @@ class Recipe(OptimizerConfig):
     @classmethod
     def paper(cls) -> Recipe:
         """Amazon Baby (released run-baby.sh)."""
-        return cls(batch_size=512, learning_rate=1e-3, num_prototypes=3, mi_weight=0.4, kl_anneal_steps=4000)
+        return cls(
+            batch_size=512,
+            optimizer=OptimizerConfig(weight_decay=0.0, betas=(0.9, 0.999), learning_rate=1e-3),
+            num_prototypes=3,
+            mi_weight=0.4,
+            kl_anneal_steps=4000,
+        )

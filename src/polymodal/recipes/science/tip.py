@@ -39,6 +39,7 @@ from polymodal.objectives.reduction import global_mean
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
+from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Batch, Example, Paper, Stage
 
 paper = Paper(
@@ -201,7 +202,7 @@ class TIPClassifier(TIP):
 
 
 @dataclass(frozen=True)
-class Recipe(OptimizerConfig):
+class Recipe(TrainingRecipe):
     image: ImageEncoderConfig = ImageEncoderConfig(image_size=48)
     table: TableEncoderConfig = TableEncoderConfig()
     fusion_depth: NonNegativeInt = 2
@@ -290,10 +291,9 @@ class Recipe(OptimizerConfig):
             fusion_depth=4,
             embed_dim=128,
             batch_size=256,
-            learning_rate=3e-4,
-            weight_decay=1.5e-6,
-            betas=(0.9, 0.999),
-            warmup_ratio=10 / 500,
+            optimizer=OptimizerConfig(
+                learning_rate=3e-4, weight_decay=1.5e-6, betas=(0.9, 0.999), warmup_ratio=10 / 500
+            ),
             augmentation=ImageAugmentation(
                 scale=(0.08, 1.0), hflip_prob=0.5, color_jitter_prob=0.8, grayscale_prob=0.2, blur_prob=0.5
             ),

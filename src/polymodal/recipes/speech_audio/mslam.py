@@ -38,6 +38,7 @@ from polymodal.objectives.masked_modeling import masked_cross_entropy
 from polymodal.objectives.wav2vec2_contrastive import wav2vec2_contrastive_loss
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
+from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Batch, Example, Paper, Stage
 
 paper = Paper(
@@ -146,10 +147,9 @@ class MSLAM(nn.Module):
 
 
 @dataclass(frozen=True)
-class Recipe(OptimizerConfig):
+class Recipe(TrainingRecipe):
     batch_size: PositiveInt = 64
-    learning_rate: NonNegativeFloat = 3e-3
-    weight_decay: NonNegativeFloat = 0.01
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-3, weight_decay=0.01)
     encoder: SpeechTextEncoderConfig = SpeechTextEncoderConfig()
     max_audio_seconds: PositiveFloat = 4.0
     """Seconds of a sound; what comes after is left out."""
@@ -328,7 +328,7 @@ class Recipe(OptimizerConfig):
             paired_text_mask_ratio=0.15,
             paired_weight=0.03,
             batch_size=10_496,
-            learning_rate=6e-4,
-            warmup_ratio=40_000 / 1_300_000,
-            betas=(0.9, 0.98),
+            optimizer=OptimizerConfig(
+                weight_decay=0.01, learning_rate=6e-4, warmup_ratio=40_000 / 1_300_000, betas=(0.9, 0.98)
+            ),
         )

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.constraints import AtLeastTwo, DecayRate, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
+from polymodal.constraints import AtLeastTwo, DecayRate, NonNegativeInt, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import load_corpus
 from polymodal.curation.captions import some_views
@@ -42,6 +42,7 @@ from polymodal.objectives.contrastive import info_nce
 from polymodal.recipes.dual_encoders._base import SMALL_IMAGE, DualEncoder, DualEncoderRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import two_halves
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Example, Paper, Stage
 
 paper = Paper(
@@ -110,8 +111,7 @@ class ULIP2(DualEncoder):
 
 @dataclass(frozen=True)
 class Recipe(DualEncoderRecipe):
-    learning_rate: NonNegativeFloat = 1e-3
-    """Peak learning rate."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3)
     image: ImageEncoderConfig = dataclasses.replace(SMALL_IMAGE, image_size=64)
     word_dropout: UnitInterval = 0.0
     """Probability with which a word is left out while the towers train."""
@@ -238,9 +238,7 @@ class Recipe(DualEncoderRecipe):
             num_points=8192,
             clip_fraction=0.0,
             batch_size=512,
-            learning_rate=3e-3,
-            warmup_ratio=1 / 250,
-            max_grad_norm=0.0,
+            optimizer=OptimizerConfig(learning_rate=3e-3, warmup_ratio=1 / 250, max_grad_norm=0.0),
         )
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.constraints import AtLeastTwo, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval, UnitRange
+from polymodal.constraints import AtLeastTwo, NonNegativeInt, PositiveInt, UnitInterval, UnitRange
 from polymodal.corpora._wordnet import wordnet
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import MAX_ROWS, TextColumn
@@ -47,6 +47,7 @@ from polymodal.objectives.reduction import global_mean
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
+from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Batch, Example, Paper, Stage
 
 paper = Paper(
@@ -278,9 +279,9 @@ def _shown(batch: Batch) -> Float[Tensor, "batch frames 3 size size"]:
 
 
 @dataclass(frozen=True)
-class Recipe(OptimizerConfig):
+class Recipe(TrainingRecipe):
     batch_size: AtLeastTwo = 48
-    learning_rate: NonNegativeFloat = 1.5e-3
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1.5e-3)
     video: VideoEncoderConfig = VideoEncoderConfig(frames=3, image_size=48)
     text: TextEncoderConfig = TextEncoderConfig(vocab_size=2000, context_length=48, depth=1, pool_type="cls")
     fusion_depth: NonNegativeInt = 2
@@ -408,13 +409,15 @@ class Recipe(OptimizerConfig):
             mlm_probability=0.15,
             embed_dim=256,
             batch_size=256,
-            learning_rate=1e-4,
-            weight_decay=1e-3,
-            betas=(0.9, 0.98),
-            warmup_ratio=0.05,
-            lr_scheduler="wsd",
-            cooldown_ratio=0.95,
-            max_grad_norm=20.0,
+            optimizer=OptimizerConfig(
+                learning_rate=1e-4,
+                weight_decay=1e-3,
+                betas=(0.9, 0.98),
+                warmup_ratio=0.05,
+                lr_scheduler="wsd",
+                cooldown_ratio=0.95,
+                max_grad_norm=20.0,
+            ),
             augmentation=ImageAugmentation(scale=(0.2, 1.0), hflip_prob=0.5, color_jitter_prob=0.5),
         )
 

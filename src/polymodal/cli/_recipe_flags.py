@@ -1,0 +1,76 @@
+"""Flags of recipes: those of the method first, then those that all trained recipes share."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+from polymodal import source
+from polymodal.cli._flags import Arguments, PresetOptions, parse_together
+from polymodal.errors import UserError
+
+OPTIMIZER = "optimizer"  # the field of a recipe with the hyper-parameters of its optimizer
+
+
+def parse_with_recipe(
+    kinds: dict[str, Any], kind: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None]
+) -> Any:
+    """Parse as `parse_together`, with a recipe of this kind; --paper selects the paper's preset.
+
+    kind: may be a stand-in, from which `source.real` makes the recipe.
+    """
+    if "--paper" in arguments and not hasattr(kind, "paper"):
+        raise UserError("This recipe has no preset of a paper; leave --paper out.")
+    try:
+        recipe = kind.paper() if "--paper" in arguments else kind
+        flags = _flags_of(recipe)
+        parsed = parse_together({"recipe": flags} | kinds | {"preset": PresetOptions}, arguments, usage, command)
+        return dataclasses.replace(parsed, recipe=_recipe_of(parsed.recipe, kind))
+    except source.NotReadable:  # a method of the stand-in needs what is not imported yet
+        return parse_with_recipe(kinds, source.imported(kind), arguments, usage, command)
+
+
+def _flags_of(recipe: Any) -> type[Any]:
+    """Return a dataclass with a recipe's fields in the order of the help text.
+
+    recipe: class, or instance with the default values. The fields of the dataclass that all recipes derive from come
+    last. Those of the optimizer, such as --optimizer.learning-rate, may be written without the prefix.
+    """
+    kind = recipe if isinstance(recipe, type) else type(recipe)
+    root = next(base for base in reversed(kind.__mro__) if dataclasses.is_dataclass(base))
+    shared = {field.name for field in dataclasses.fields(root)} if root is not kind else set()
+    fields = sorted(_fields_of(recipe), key=lambda field: field[0] in shared)
+    return dataclasses.make_dataclass(kind.__name__, fields, frozen=True)
+
+
+def _fields_of(values: Any, with_alias: bool = False) -> Iterator[tuple[str, Any, Any]]:
+    """Yield name, annotated type and default of each field. values: class, or instance with the default values."""
+    import tyro
+
+    from polymodal.recipes import field_texts
+
+    kind = values if isinstance(values, type) else type(values)
+    hints, texts = typing.get_type_hints(kind, include_extras=True), field_texts(kind)
+    for field in dataclasses.fields(kind):
+        name, default = field.name, getattr(values, field.name, dataclasses.MISSING)
+        hint: Any = hints[name]
+        if name == OPTIMIZER and dataclasses.is_dataclass(default):
+            hint = dataclasses.make_dataclass(hint.__name__, _fields_of(default, with_alias=True), frozen=True)
+            default = hint()
+        alias = (f"--{name.replace('_', '-')}",) if with_alias else None
+        flag = Annotated[hint, tyro.conf.arg(help=texts.get(name), aliases=alias)]
+        yield name, flag, dataclasses.field(default=default, kw_only=True)
+
+
+def _recipe_of(flags: Any, kind: type[Any]) -> Any:
+    """Return the recipe with the values of its flags."""
+    values = _values_of(flags)
+    if dataclasses.is_dataclass(values.get(OPTIMIZER)):
+        values[OPTIMIZER] = typing.get_type_hints(kind)[OPTIMIZER](**_values_of(values[OPTIMIZER]))
+    return kind(**values)
+
+
+def _values_of(flags: Any) -> dict[str, Any]:
+    return {field.name: getattr(flags, field.name) for field in dataclasses.fields(flags)}

@@ -1,0 +1,79 @@
+"""What the recipes of trained methods have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from polymodal.constraints import NonNegativeInt, PositiveInt
+from polymodal.modalities import Text
+from polymodal.training.grad_cache import Forward
+from polymodal.training.optimizer import OptimizerConfig
+from polymodal.training.parallel import World
+from polymodal.types import Batch, Stage
+
+
+class GradientTransform(Protocol):
+    """From the gradients of each loss by groups of examples to the gradient of a step."""
+
+    group_size: int
+    """Examples of a group, which divide the batch of a process; 0 takes the micro-batches."""
+
+    def backward(
+        self,
+        method: Any,
+        batches: list[Batch],
+        weights: Mapping[str, float],
+        forward: Forward,
+        fraction: float,
+        world: World,
+        name: str,
+    ) -> dict[str, Tensor]:
+        """Set the gradients of all trainable parameters; returns the losses, detached.
+
+        fraction: of the stage that is done. name: of the losses in the method.
+        """
+        ...
+
+    def report(self) -> dict[str, Any]:
+        """What the run's history notes of the steps since the last report."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """Fields and defaults of the recipes of trained methods, see `types.Recipe`."""
+
+    batch_size: PositiveInt = 96
+    """Batch size in examples, over all processes."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its learning-rate schedule."""
+    length_bucketing: NonNegativeInt = 0
+    """Length bucketing: number of batches within which examples are sorted by length to reduce padding; 0: off."""
+    freeze: tuple[str, ...] = ()
+    """Frozen encoders, such as text (LiT, Zhai et al. 2022), or shell patterns of parameter names."""
+    lora_rank: NonNegativeInt = 0
+    """LoRA rank: train low-rank updates instead of the linear layers' own weights; 0: off."""
+    lora_target_modules: tuple[str, ...] = ("*",)
+    """Shell patterns of the names of linear layers that get LoRA."""
+
+    length_modality: ClassVar[type] = Text
+    """Modality by whose length `length_bucketing` sorts."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the training stages in order; a recipe with more than one stage overrides it."""
+        return (Stage("training"),)
+
+    def gradient_transform(self) -> GradientTransform | None:
+        """What makes one gradient of those of each loss; None adds them up. One is made for each run."""
+        return None
+
+    def cacheable_encoders(self) -> tuple[str, ...]:
+        """Return the names of the encoders that see unaugmented inputs.
+
+        If frozen, their features are cached (`training/feature_cache.py`).
+        """
+        return ()
