@@ -79,7 +79,7 @@ def find(spec: str) -> type[Any]:
     """The recipe class that a user's words name. Raises UserError, with the nearest name, when there is none."""
     place, _, name = spec.partition(":")
     if place.endswith(".py"):
-        from polymodal.training.recipe_record import import_file  # imports torch, which listings do without
+        from polymodal.training.recipe_file import import_file  # imports torch, which listings do without
 
         module = import_file(Path(place).expanduser())
     elif place in (known := _files()):
@@ -112,7 +112,7 @@ def stand_in(spec: str) -> type[Any]:
 
 def _own_source(file: Path) -> source.Source:
     def load() -> Any:
-        from polymodal.training.recipe_record import import_file
+        from polymodal.training.recipe_file import import_file
 
         return import_file(file)
 

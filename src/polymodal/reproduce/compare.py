@@ -27,7 +27,8 @@ from polymodal.reproduce.display import Display, ProgressReporter
 from polymodal.reproduce.parallel import Job, run_in_parallel
 from polymodal.reproduce.result import Arm, ComparisonResult, Trial
 from polymodal.training import Interrupted, Run, train
-from polymodal.training.recipe_record import recipe_record, user_file
+from polymodal.training.recipe_file import user_file
+from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import write_json, write_text
 from polymodal.training.trainer import command_line
 from polymodal.types import Budget

@@ -20,7 +20,7 @@ import torch
 from polymodal.errors import UserError
 from polymodal.reproduce.display import ProgressReporter
 from polymodal.training import Interrupted
-from polymodal.training.recipe_record import import_file
+from polymodal.training.recipe_file import import_file
 from polymodal.training.trainer import stop_signals
 
 LISTEN = 0.2  # seconds between two looks at whether Ctrl-C was pressed

@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import importlib
 import importlib.util
 import sys
-import traceback
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
 from polymodal.errors import UserError
 from polymodal.training import trust
-
-USER_RECIPE = "recipe.py"  # the copy that a run keeps of a recipe file from outside any package
-PACKAGE = "polymodal"
-_USER_MODULE = "polymodal_own_recipe_"
-_sources: dict[str, bytes] = {}  # of own modules by name, as they were executed
-_trained_here: set[type] = set()  # classes outside the package that this process has trained with
+from polymodal.training.recipe_file import (
+    PACKAGE,
+    USER_MODULE,
+    USER_RECIPE,
+    execute,
+    file_of_module,
+    read_code,
+    trained_here,
+)
 
 
 def recipe_record(recipe: Any, name: str | None = None) -> dict[str, Any]:
@@ -45,47 +44,8 @@ def recipe_record(recipe: Any, name: str | None = None) -> dict[str, Any]:
 
 def class_name(kind: type) -> str:
     """Return the name of a class in records: `module:Name`, or `recipe.py:Name` for a file outside any package."""
-    where = USER_RECIPE if kind.__module__.startswith(_USER_MODULE) else kind.__module__
+    where = USER_RECIPE if kind.__module__.startswith(USER_MODULE) else kind.__module__
     return f"{where}:{kind.__qualname__}"
-
-
-def user_file(recipe: Any) -> Path | None:
-    """Return the file of a recipe outside any package, else None."""
-    module = sys.modules[type(recipe).__module__]
-    if not module.__name__.startswith(_USER_MODULE):
-        return None
-    assert module.__file__ is not None
-    return Path(module.__file__)
-
-
-def save_user_recipe(recipe: Any, directory: Path) -> None:
-    """Copy a recipe file outside any package into the run, so that the run can be loaded without the original.
-
-    This code, and that of modules outside this package, is trusted from now on.
-    """
-    source, copy = user_file(recipe), directory / USER_RECIPE
-    if source is not None and source.resolve() != copy.resolve():
-        copy.write_bytes(_sources[type(recipe).__module__])
-    files = {}
-    for kind in _classes(recipe):
-        module = sys.modules[kind.__module__]
-        if module.__name__.partition(".")[0] != PACKAGE:
-            _trained_here.add(kind)
-            if module.__name__ in _sources:
-                files[Path(module.__file__ or "")] = _sources[module.__name__]
-            elif (file := _file_of(module.__name__)) is not None:
-                with suppress(OSError):
-                    files[file] = file.read_bytes()
-    trust.remember(files)
-
-
-def _classes(instance: Any) -> Iterator[type]:
-    """Yield the classes of a dataclass and of its dataclass fields."""
-    yield type(instance)
-    for field in dataclasses.fields(instance):
-        value = getattr(instance, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _classes(value)
 
 
 def recipe_from_record(record: Mapping[str, Any], directory: Path, trust_code: bool = False) -> Any:
@@ -158,17 +118,17 @@ class _Reader:
     def _own_module(self) -> types.ModuleType:
         """Execute the run's recipe file: exactly the bytes that were checked, without Python's cache."""
         path = self.directory / USER_RECIPE
-        code = _read(path)
+        code = read_code(path)
         if not (self.trust_code or trust.is_trusted(code)):
             raise trust.untrusted(self.directory, "would run", path, code)
-        return _executed(path, code)
+        return execute(path, code)
 
     def _foreign(self, where: str, name: str) -> types.ModuleType:
         """Import a module outside this package."""
         loaded = sys.modules.get(where)
-        if loaded is not None and vars(loaded).get(name) in _trained_here:
+        if loaded is not None and vars(loaded).get(name) in trained_here:
             return loaded
-        file = None if where == "__main__" and name not in vars(loaded) else _file_of(where)
+        file = None if where == "__main__" and name not in vars(loaded) else file_of_module(where)
         if file is None:
             raise self._not_there(f"{where}:{name}", f"there is no file of a module {where}")
         code = file.read_bytes()
@@ -278,69 +238,3 @@ class _Reader:
 
 class _Wrong(UserError):
     """Value of another type than its field."""
-
-
-def import_file(path: Path) -> Any:
-    """Import a Python file outside any package that the user named: trusted until the process ends.
-
-    Raises UserError when it is missing or does not import.
-    """
-    code = _read(path)
-    module = _executed(path, code)
-    trust.allow_here(code)
-    return module
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"There is no file {path}.") from error
-
-
-def _executed(path: Path, code: bytes) -> types.ModuleType:
-    """Execute the bytes of a file as a module."""
-    name = f"{_USER_MODULE}{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or not isinstance(spec.loader, SourceFileLoader):
-        raise UserError(f"{path} is not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        exec(spec.loader.source_to_code(code, str(path)), vars(module))
-    except UserError:
-        raise
-    except Exception as error:
-        del sys.modules[name]
-        line = _line_in(error, path)
-        raise UserError(f"{path}{line} does not import: {type(error).__name__}: {error}") from error
-    _sources[name] = code
-    return module
-
-
-def _file_of(where: str) -> Path | None:
-    """Return the file of a module without importing it or its parent packages."""
-    if where in sys.modules:
-        named = getattr(sys.modules[where], "__file__", None)
-        return Path(named) if named and Path(named).is_file() else None
-    top, *parts = where.split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return None
-    for number in range(len(parts)):
-        if spec is None or spec.submodule_search_locations is None:
-            return None
-        name = ".".join([top, *parts[: number + 1]])
-        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
-    return Path(spec.origin) if spec and spec.has_location and spec.origin and Path(spec.origin).is_file() else None
-
-
-def _line_in(error: Exception, path: Path) -> str:
-    """Return ', line 7,' for the line of the user's file where the error was raised."""
-    if isinstance(error, SyntaxError):
-        number = error.lineno
-    else:
-        frames = traceback.extract_tb(error.__traceback__)
-        number = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
-    return f", line {number}," if number else ""

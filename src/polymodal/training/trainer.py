@@ -22,22 +22,19 @@ from torch import Tensor, nn
 from polymodal.constraints import validate_constraints
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.stream import MissingData
-from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.modalities.text import Tokenizer
-from polymodal.training.initialization import (
-    copy_matching_weights,
-    from_init,
-    load_pretrained,
-    tokenizer_of,
-    with_tokenizer,
-)
-from polymodal.training.loop import Interrupted, Progress, Trainer, Validate
+from polymodal.training.ending import Interrupted, finish, interrupt, rescue
+from polymodal.training.initialization import copy_matching_weights, initial_method
+from polymodal.training.loop import Trainer
 from polymodal.training.parallel import check_batch, join_world
-from polymodal.training.recipe_record import recipe_record, save_user_recipe
+from polymodal.training.progress import Progress
+from polymodal.training.recipe_file import save_user_recipe
+from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import RECORD, WEIGHTS, Run, load_run, read_record, write_json
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.stages import active_stages
+from polymodal.training.validation import Validate
 from polymodal.types import Budget
 
 __all__ = ["Interrupted", "OnStep", "Progress", "Validate", "copy_matching_weights", "train"]
@@ -85,49 +82,56 @@ def train(
     active_stages(recipe)  # raises UserError before anything is written
     runtime = runtime or RuntimeConfig()
     directory = Path(out) if out is not None else None
-    record: dict[str, Any] = {
-        "recipe": recipe_record(recipe, name),
-        "corpus": dict(corpus.choices),
-        "budget": str(budget),
-        "seed": seed,
-    }
-    if init is not None:
-        record["init"] = str(init)
+    record = _new_record(recipe, name, corpus, budget, seed, init)
     with join_world(runtime.device) as world, stop_signals() as stop:
         check_batch(recipe.batch_size, runtime.micro_batch, world.size)
         finished = directory is not None and _holds_finished(directory, record)
         world.all_reduce_max(0)  # no process writes before all have looked
         if directory is not None and finished:
             return load_run(directory, trust_code)
-        record |= {"state": "running", "command": command_line(), "runtime": dataclasses.asdict(runtime)}
-        record["process"] = {"host": socket.gethostname(), "pid": os.getpid()}
-        with _given_up_on_error(directory if world.first else None):
-            if directory is not None and world.first:
-                directory.mkdir(parents=True, exist_ok=True)
-                write_json(directory / RECORD, record)
+        written = directory if world.first else None
+        with _given_up_on_error(written):
+            _announce(record, runtime, written)
             torch.manual_seed(seed)
-            processor = fit_processor(recipe, corpus)
-            if init is not None and tokenizer is None:
-                tokenizer = tokenizer_of(init, trust_code)
-            if tokenizer is not None:
-                processor = with_tokenizer(recipe, processor, tokenizer)
-            model = recipe.build(processor)
-            load_pretrained(model)
-            if weights_like is not None:
-                copy_matching_weights(weights_like, model)
-            if init is not None:
-                from_init(init)(model)
+            processor, model = initial_method(recipe, corpus, weights_like, tokenizer, init, trust_code)
             record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
             run = Run(recipe, model, processor, record, directory=directory)
-            if directory is not None and world.first:
-                save_user_recipe(recipe, directory)
-                processor.save(directory)
-                run.save_record()
+            if written is not None:
+                _save_configuration(run, written)
             trainer = Trainer(run, corpus, budget, seed, runtime, world)
         try:
             return _train(trainer, stop, validate, validations, on_step)
         finally:
-            trainer.data.close()
+            trainer.active.data.close()
+
+
+def _new_record(
+    recipe: Any, name: str | None, corpus: Corpus, budget: Budget, seed: int, init: Path | str | None
+) -> dict[str, Any]:
+    """Return the configuration by which a folder is found to hold this run."""
+    record = {
+        "recipe": recipe_record(recipe, name),
+        "corpus": dict(corpus.choices),
+        "budget": str(budget),
+        "seed": seed,
+    }
+    return record if init is None else record | {"init": str(init)}
+
+
+def _announce(record: dict[str, Any], runtime: RuntimeConfig, directory: Path | None) -> None:
+    """Add to the record how and where the run is executed; write it to its folder, in the first process."""
+    record |= {"state": "running", "command": command_line(), "runtime": dataclasses.asdict(runtime)}
+    record["process"] = {"host": socket.gethostname(), "pid": os.getpid()}
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / RECORD, record)
+
+
+def _save_configuration(run: Run, directory: Path) -> None:
+    """Save what does not change in training: a user's recipe file, the processor, and the record."""
+    save_user_recipe(run.recipe, directory)
+    run.processor.save(directory)
+    run.save_record()
 
 
 @contextmanager
@@ -150,7 +154,7 @@ def _train(
         try:
             losses = trainer.step(stop.is_set())
         except MissingData as error:
-            raise trainer.rescue(error) from error
+            raise rescue(trainer, error) from error
         reached = trainer.fraction
         if trainer.progress.step % LOG_EVERY == 0 or reached >= 1:
             trainer.log_losses()
@@ -161,10 +165,10 @@ def _train(
         if reached >= 1:
             break
         if trainer.stopping or (stop.is_set() and trainer.world.size == 1):
-            raise trainer.interrupt()
+            raise interrupt(trainer)
         if trainer.checkpoint_due:
             trainer.save()
-    return trainer.finish()
+    return finish(trainer)
 
 
 def command_line() -> str:
