@@ -127,13 +127,13 @@ def open_clip_step(model: nn.Module, images: Tensor, captions: Tensor, fused: bo
 
 
 def our_step(model: nn.Module, images: Tensor, captions: Tokens) -> Callable[[], float]:
-    optimizer = adamw(model, RECIPE)
+    optimizer = adamw(model, RECIPE.optimizer)
     batch = {"image": images, "text": captions}
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
         losses = backward(model, model.losses, [batch], {}, lambda _: nullcontext())
-        clip_gradients(model.parameters(), RECIPE.max_grad_norm)
+        clip_gradients(model.parameters(), RECIPE.optimizer.max_grad_norm)
         optimizer.step()
         return float(sum(losses.values()))
 

@@ -320,7 +320,7 @@ def test_frozen_parameters_have_no_gradient_and_no_optimizer_state(small_emoji):
     model = clip.Recipe().build(fit_processor(clip.Recipe(), small_emoji))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("image_"))
-    optimizer = adamw(model, clip.Recipe())
+    optimizer = adamw(model, OptimizerConfig())
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert held == {id(parameter) for name, parameter in model.named_parameters() if name.startswith("image_")}
 
@@ -611,7 +611,7 @@ def test_a_stage_may_train_some_parameters_more_slowly(small_emoji):
     rates = recipe.stages()[0].lr_scales
     scales = {
         id(parameter): group["lr_scale"]
-        for group in adamw(model, recipe, rates).param_groups
+        for group in adamw(model, recipe.optimizer, rates).param_groups
         for parameter in group["params"]
     }
     of = {name: scales[id(parameter)] for name, parameter in model.named_parameters()}

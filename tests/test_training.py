@@ -173,9 +173,9 @@ def test_learning_rate_rises_then_falls_to_zero():
 
 def test_vectors_do_not_decay(small_emoji):
     model = RECIPE.build(fit_processor(RECIPE, small_emoji))
-    decayed, kept = adamw(model, RECIPE).param_groups
+    decayed, kept = adamw(model, RECIPE.optimizer).param_groups
     assert kept["weight_decay"] == 0
-    assert decayed["weight_decay"] == RECIPE.weight_decay
+    assert decayed["weight_decay"] == RECIPE.optimizer.weight_decay
     assert {parameter.ndim for parameter in kept["params"]} == {0, 1}
     assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
 
