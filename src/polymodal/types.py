@@ -22,13 +22,17 @@ Batch = dict[str, Any]  # what a method sees: column name -> Tensor or polymodal
 
 @dataclass(frozen=True)
 class Paper:
-    """The publication that a recipe implements. Written as a literal, so that listings need not import torch."""
+    """The publication that a recipe implements. Written as a literal, so that listings need not import torch.
+
+    code: official code that the recipe was checked against, as OWNER/REPOSITORY@COMMIT; empty if there is none.
+    """
 
     slug: str
     title: str
     year: int
     arxiv: str
     modalities: tuple[str, ...]
+    code: str = ""
 
 
 @dataclass(frozen=True)
