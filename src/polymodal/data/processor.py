@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import SETTINGS, Column, reject_unknown_columns
+from polymodal.data.columns.column import Column, reject_unknown_columns
 from polymodal.modalities.text import Tokenizer
 from polymodal.types import Batch, Example
+
+SETTINGS = "processor.json"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
-from polymodal.data.conversation import DOCUMENT, IMAGE, TiledImageColumn
+from polymodal.data.columns.tiled_image import TiledImageColumn
+from polymodal.data.conversation import DOCUMENT, IMAGE
 from polymodal.data.instructions import choice
 from polymodal.data.processor import Declared, Processor
 from polymodal.data.sequence import TEXT, PackedSequences

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
-from polymodal.data.columns import ImageColumn, LearnedTokenizer
+from polymodal.data.columns.image import ImageColumn
+from polymodal.data.columns.text import LearnedTokenizer
+from polymodal.data.columns.words import NO_FIELD, WordsColumn, first_pieces, random_windows
 from polymodal.data.masks import expand_words, mask_blocks, mask_spans
-from polymodal.data.page import NO_FIELD, WordsColumn, first_pieces, random_windows
 from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig

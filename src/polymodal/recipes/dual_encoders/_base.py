@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import AtLeastTwo, NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
-from polymodal.data.columns import ImageColumn, TextColumn
+from polymodal.data.columns.image import ImageColumn
+from polymodal.data.columns.text import TextColumn
 from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.pretrained import read_configuration

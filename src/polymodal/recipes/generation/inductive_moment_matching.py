@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from polymodal.constraints import DecayRate, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import ImageColumn, LabelColumn, TextColumn
+from polymodal.data.columns.image import ImageColumn
+from polymodal.data.columns.label import LabelColumn
+from polymodal.data.columns.text import TextColumn
 from polymodal.data.conditions import conditions
 from polymodal.data.processor import Declared, Optional, Processor
 from polymodal.encoders.condition import ConditionEncoder

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import DecayRate, NonNegativeFloat, PositiveInt, UnitInterval
-from polymodal.data.columns import ImageColumn, LearnedTokenizer
+from polymodal.data.columns.expressions import CaptionsOrExpressionsColumn, ExpressionsColumn, ReferringExpression
+from polymodal.data.columns.image import ImageColumn
+from polymodal.data.columns.text import LearnedTokenizer
 from polymodal.data.instructions import choice
 from polymodal.data.masks import mask_spans
 from polymodal.data.processor import Declared, Processor
-from polymodal.data.referring import CaptionsOrExpressionsColumn, ExpressionsColumn, Referred
 from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.detection import BoxHead, DETRDecoder, kaiming_init_
@@ -257,7 +258,7 @@ class Recipe(OptimizerConfig):
         images, texts = [example["image"] for example in examples], [one.text for one in chosen]
         return processor(image=images, text=texts, expressions=[one.boxes for one in chosen])
 
-    def _drawn(self, expressions: list[Referred], rng: np.random.Generator) -> Referred:
+    def _drawn(self, expressions: list[ReferringExpression], rng: np.random.Generator) -> ReferringExpression:
         """Of a single object where only one can be found."""
         fitting = [one for one in expressions if self.num_queries > 1 or len(one.boxes) == 1] or expressions
         return choice(fitting, rng)

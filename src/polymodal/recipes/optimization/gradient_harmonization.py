@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import AtLeastTwo, NonNegativeInt, PositiveInt, UnitInterval
-from polymodal.data.columns import TextColumn
+from polymodal.data.columns.audio import AudioColumn
+from polymodal.data.columns.text import TextColumn
+from polymodal.data.columns.video import VideoColumn
 from polymodal.data.processor import Declared, Processor
-from polymodal.data.speech_text import SoundColumn
-from polymodal.data.video_text import VideoColumn
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.layers.logit_scale import LogitScale
@@ -162,7 +162,7 @@ class Recipe(OptimizerConfig):
         longest = self.audio_patch_frames * self.max_audio_tokens / 100
         return {
             "video": VideoColumn(self.video.frames, self.video.image_size),
-            "sound": SoundColumn(self.num_mel_bins, max_audio_seconds=longest),
+            "sound": AudioColumn(self.num_mel_bins, max_audio_seconds=longest),
             "text": TextColumn(self.text),
         }
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import DecayRate, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
-from polymodal.data.history import HistoryColumn
+from polymodal.data.columns.history import HistoryColumn
 from polymodal.data.processor import Declared, Processor
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
-from polymodal.data.columns import ImageColumn, LabelColumn, TableColumn
+from polymodal.data.columns.image import ImageColumn
+from polymodal.data.columns.label import LabelColumn
+from polymodal.data.columns.table import TableColumn
 from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.image import ImageEncoderConfig

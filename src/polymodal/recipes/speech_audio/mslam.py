@@ -22,10 +22,11 @@ from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import LabelColumn, LearnedTokenizer, TextColumn
+from polymodal.data.columns.audio import AudioColumn
+from polymodal.data.columns.label import LabelColumn
+from polymodal.data.columns.text import LearnedTokenizer, TextColumn
 from polymodal.data.masks import mask_spans, mask_time_spans
 from polymodal.data.processor import Declared, Optional, Processor, Sparse
-from polymodal.data.speech_text import SoundColumn
 from polymodal.encoders.speech_text import EncodedSpeech, SpeechTextEncoderConfig, num_output_frames
 from polymodal.errors import UserError
 from polymodal.layers.masked_lm_head import MaskedLMHead
@@ -213,7 +214,7 @@ class Recipe(OptimizerConfig):
     def columns(self) -> Declared:
         tokenizer = LearnedTokenizer(self.encoder.vocab_size, self.encoder.context_length, characters=True)
         return {
-            "sound": Sparse(SoundColumn(self.encoder.num_mel_bins, max_audio_seconds=self.max_audio_seconds)),
+            "sound": Sparse(AudioColumn(self.encoder.num_mel_bins, max_audio_seconds=self.max_audio_seconds)),
             "text": Sparse(TextColumn(tokenizer)),
             "label": Optional(Sparse(LabelColumn())),
         }

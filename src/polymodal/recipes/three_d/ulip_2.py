@@ -24,9 +24,11 @@ from polymodal.constraints import AtLeastTwo, DecayRate, NonNegativeFloat, NonNe
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import load_corpus
 from polymodal.curation.captions import some_views
-from polymodal.data.columns import LabelColumn, TextColumn
+from polymodal.data.columns.label import LabelColumn
+from polymodal.data.columns.points import PointsColumn
+from polymodal.data.columns.text import TextColumn
+from polymodal.data.columns.views import ViewCaptionsColumn, ViewsColumn
 from polymodal.data.instructions import choice
-from polymodal.data.point_clouds import PointsColumn, ViewCaptionsColumn, ViewsColumn
 from polymodal.data.processor import Declared, Optional, Processor, SharedColumn, Sparse
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.points import PointEncoder, PointEncoderConfig

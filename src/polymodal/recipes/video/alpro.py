@@ -25,11 +25,14 @@ from torch.nn import functional as F
 from polymodal.constraints import AtLeastTwo, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval, UnitRange
 from polymodal.corpora._wordnet import wordnet
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import MAX_ROWS, TextColumn
+from polymodal.data.columns.column import MAX_ROWS
+from polymodal.data.columns.questions import UNKNOWN_ANSWER, AnswersColumn
+from polymodal.data.columns.regions import EntityRegionsColumn
+from polymodal.data.columns.text import TextColumn
+from polymodal.data.columns.video import SingleFrameColumn, VideoColumn
 from polymodal.data.instructions import choice
 from polymodal.data.masks import mask_spans
 from polymodal.data.processor import Declared, Processor, SharedColumn, Sparse
-from polymodal.data.video_text import UNKNOWN, AnswersColumn, RegionsColumn, StillColumn, VideoColumn
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.errors import UserError
@@ -217,7 +220,7 @@ class ALPRO(Towers):
         if "question" in batch:
             asked = batch["question"]
             words, _ = self.fuse(self.encode_text(asked)[0], asked.mask, patches)
-            known = batch["answer"] != UNKNOWN
+            known = batch["answer"] != UNKNOWN_ANSWER
             losses["vqa"] = masked_cross_entropy(self.answer_head(words[known, 0]), batch["answer"][known])
         return losses
 
@@ -325,10 +328,10 @@ class Recipe(OptimizerConfig):
         entities = partial(frequent_things, most=self.num_entities) if self.use_pem else _no_entities
         return {
             "video": Sparse(VideoColumn(self.video.frames, self.video.image_size)),
-            "image": Sparse(StillColumn(self.video.image_size)),
+            "image": Sparse(SingleFrameColumn(self.video.image_size)),
             "text": Sparse(TextColumn(self.text)),
             "questions": Sparse(AnswersColumn(self.num_answers if self.finetune_fraction else 0)),
-            "regions": Sparse(RegionsColumn(entities)),
+            "regions": Sparse(EntityRegionsColumn(entities)),
             "question": SharedColumn("text"),
             "answer": SharedColumn("questions"),
             "box": SharedColumn("regions"),
