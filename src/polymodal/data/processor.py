@@ -115,8 +115,8 @@ class Processor:
             if name not in self.sparse or there & {*column.reads}
         }
 
-    def __call__(self, **values: list[Any]) -> Batch:
-        """Values of some columns, as `load_example` or a user gives them, to tensors.
+    def __call__(self, **values: list[Any]) -> Any:
+        """Collate values of some columns, as `load_example` or a user gives them, to a batch of tensors.
 
         Raises UserError for a column that the method does not take.
         """

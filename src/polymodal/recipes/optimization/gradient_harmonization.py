@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -45,6 +45,12 @@ paper = Paper(
     arxiv="2211.02077",
     modalities=("video", "audio", "text"),
 )
+
+
+class TripletBatch(TypedDict):
+    video: Float[Tensor, "batch frames 3 size size"]
+    sound: Padded
+    text: Tokens
 
 
 class VATT(GradCacheMethod, nn.Module):
@@ -100,7 +106,7 @@ class VATT(GradCacheMethod, nn.Module):
         tokens = self.word(text.ids) + self.order[: text.ids.shape[1]]
         return self.text_head(self._through(Padded(tokens, text.lengths)))
 
-    def encode(self, batch: Batch) -> dict[str, Tensor]:
+    def encode(self, batch: TripletBatch) -> dict[str, Tensor]:
         """Video and sound in their space, and video and text in theirs; normalised."""
         seen = self.encode_video(batch["video"])
         vectors = {"video": seen, "sound": self.encode_audio(batch["sound"]), "video_for_text": self.deeper(seen)}
@@ -169,7 +175,7 @@ class Recipe(OptimizerConfig):
     def build(self, processor: Processor) -> VATT:
         return VATT(self, processor.tokenizer.vocab_size)
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TripletBatch:
         """Some frames of each clip, changed alike, its sound, and one of its texts; some are another example's."""
         lot = example_rng.uniform().tolist()
         other = [*range(1, len(examples)), 0]
