@@ -60,7 +60,7 @@ def conversation_columns(image: TiledImageColumn, source: Any) -> dict[str, Spar
         "text": CaptionsColumn(MarkedTokenizer(source)),
         DOCUMENT: DocumentColumn(image),
         "questions": QuestionsColumn(),
-        "regions": RegionsColumn(),
+        "regions": ConversationRegionsColumn(),
         "preferences": PreferencesColumn(),
     }
     return {name: Sparse(column) for name, column in columns.items()}
@@ -172,7 +172,7 @@ class PreferencesColumn(PassThroughColumn):
     reads = (Preferences,)
 
 
-class RegionsColumn(PassThroughColumn):
+class ConversationRegionsColumn(PassThroughColumn):
     """Objects of an example's image, with boxes in thousandths of its sides."""
 
     reads = (Regions,)
