@@ -51,7 +51,7 @@ LEARNED = tuple(  # the parameters of the language model but for the auxiliary r
 )
 
 
-class MoMaImageBatch(TypedDict):
+class TokenizerBatch(TypedDict):
     image: Float[Tensor, "batch 3 size size"]
 
 
@@ -81,7 +81,7 @@ class MoMa(nn.Module):
                 blocks[number] = MixtureOfDepths(block, config.width, recipe.mod_capacity)
         self.vocab_sizes: Mapping[str, int] = {TEXT: vocabulary, IMAGE: recipe.tokenizer.codebook_size, "all": whole}
 
-    def tokenizer_losses(self, batch: MoMaImageBatch) -> dict[str, Tensor]:
+    def tokenizer_losses(self, batch: TokenizerBatch) -> dict[str, Tensor]:
         """Of the image tokenizer."""
         return self.tokenizer.losses(batch["image"])
 
@@ -270,7 +270,7 @@ class Recipe(ConversationRecipe):
     def build(self, processor: Processor) -> MoMa:
         return MoMa(self, processor.tokenizer.vocab_size, processor.conversation.end)
 
-    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> MoMaImageBatch:
+    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TokenizerBatch:
         """Whole images, for the tokenizer: those of the examples, or of their documents, one of each that has any."""
         images = []
         for example, rng in zip(examples, example_rng.generators, strict=True):

@@ -58,11 +58,11 @@ def in_masked_patch(
     return inside > 0
 
 
-class DocumentImageBatch(TypedDict):
+class ImageBatch(TypedDict):
     image: Float[Tensor, "batch 3 size size"]
 
 
-class PageBatch(DocumentImageBatch):
+class PageBatch(ImageBatch):
     words: PageTokens
 
 
@@ -94,7 +94,7 @@ class LayoutLMv3(nn.Module):
         self.alignment_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
         self.field_head = nn.Sequential(nn.Dropout(recipe.encoder.dropout), nn.Linear(width, fields))
 
-    def tokenizer_losses(self, batch: DocumentImageBatch) -> dict[str, Tensor]:
+    def tokenizer_losses(self, batch: ImageBatch) -> dict[str, Tensor]:
         """Return the losses of the image tokenizer."""
         return self.tokenizer.losses(batch["image"])
 
@@ -197,7 +197,7 @@ class Recipe(TrainingRecipe):
     def build(self, processor: Processor) -> LayoutLMv3:
         return LayoutLMv3(self, processor.words.tokenizer.vocab_size, len(processor.words.fields))
 
-    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> DocumentImageBatch:
+    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ImageBatch:
         """Images alone."""
         return processor(image=[example["image"] for example in examples])
 
