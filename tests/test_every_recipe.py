@@ -31,13 +31,6 @@ from polymodal.types import Batch, Stage
 NAMES = [name for name in recipes.entries() if hasattr(recipes.find(name), "build")]
 STEPS = 20
 EMBEDDED = ("image", "text", "video", "sound", "points", "views", "table")
-MEAN = "Losses are means over the tokens or objects of a micro-batch, which are weighted equally whatever their number."
-KNOWN_FAULTS = {  # of gradients with micro-batches
-    "simvg": MEAN,
-    "mono_internvl": MEAN,
-    "mpo": MEAN,
-    "mslam": MEAN,
-}
 SAMPLED = {  # the gradients differ by design
     "moma": "Experts choose among the tokens of a forward pass.",
     "inductive_moment_matching": "Times and noise are sampled in the forward pass.",
@@ -180,14 +173,10 @@ def test_micro_batches_train(run: Run, corpus: Corpus) -> None:
     assert all(map(math.isfinite, losses))
 
 
-def test_micro_batches_have_the_gradients_of_the_whole_batch(
-    run: Run, corpus: Corpus, request: pytest.FixtureRequest
-) -> None:
+def test_micro_batches_have_the_gradients_of_the_whole_batch(run: Run, corpus: Corpus) -> None:
     name = name_of(run)
     if name in SAMPLED:
         pytest.skip(SAMPLED[name])
-    if name in KNOWN_FAULTS:
-        request.applymarker(pytest.mark.xfail(reason=KNOWN_FAULTS[name], strict=True, raises=AssertionError))
     model = built(run).eval()
     names = learnable(model)
     for stage in active_stages(run.recipe):

@@ -212,9 +212,11 @@ def test_the_quantizer_passes_gradients_cools_and_counts_its_codes() -> None:
     assert chosen.codes.shape == (50, 2)
     chosen.vectors.sum().backward()
     assert torch.count_nonzero(x.grad) > 0
+    assert float(quantizer.temperature) == 2.0, "one for all micro-batches of a step"
+    quantizer.after_step(0.0)
     assert float(quantizer.temperature) == 1.0
     for _ in range(3):
-        quantizer(x)
+        quantizer.after_step(0.0)
     assert float(quantizer.temperature) == 0.5, "not colder than that"
     quantizer.eval()
     one, two = quantizer(x), quantizer(x)

@@ -291,7 +291,9 @@ class Trainer:
                 self.model, batches, stage.loss_weights, self._forward, self.stage_fraction, self.world, stage.losses
             )
         else:
-            losses = backward(self.model, self.losses_of, batches, stage.loss_weights, self._forward, stage.losses)
+            losses = backward(
+                self.model, self.losses_of, batches, stage.loss_weights, self._forward, stage.losses, self.world
+            )
             self._average_gradients(trained)
         norm = clip_gradients(trained, recipe.max_grad_norm)
         bad = [name for name, loss in losses.items() if not math.isfinite(loss)]

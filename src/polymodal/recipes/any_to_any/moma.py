@@ -29,7 +29,8 @@ from polymodal.layers.decoding import Decoding, sample
 from polymodal.layers.expert_choice import ExpertChoice
 from polymodal.layers.mixture_of_depths import MixtureOfDepths
 from polymodal.modalities.image import unpatchify
-from polymodal.objectives.autoregressive import next_token_losses, prediction_positions, segment_sum
+from polymodal.objectives.autoregressive import next_token_losses, num_predicted, prediction_positions, segment_sum
+from polymodal.objectives.reduction import global_mean, mean_over
 from polymodal.recipes.language_models._base import ConversationRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.types import Batch, Example, Paper, Stage
@@ -78,10 +79,16 @@ class MoMa(nn.Module):
         """Of the image tokenizer."""
         return self.tokenizer.losses(batch[IMAGE])
 
+    def loss_counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Predicted tokens of both modalities together."""
+        count = num_predicted(batch["sequences"].document, batch["sequences"].predicted)
+        return {TEXT: count, IMAGE: count}
+
+    @mean_over("loss_counts")
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Text and image, which add up to the mean over all tokens, and routers, while they learn to predict."""
         nats, imaged, _ = self._token_losses(batch["sequences"])
-        losses = {TEXT: nats[~imaged].sum() / len(nats), IMAGE: nats[imaged].sum() / len(nats)}
+        losses = {name: global_mean(nats[own].sum(), len(nats)) for name, own in ((TEXT, ~imaged), (IMAGE, imaged))}
         foretold = [one.auxiliary_loss for one in self.choosing() if one.auxiliary_loss is not None]
         return losses | ({"routers": torch.stack(foretold).mean()} if foretold else {})
 

@@ -35,8 +35,10 @@ from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
 from polymodal.objectives.ctc import ctc_greedy_decode, ctc_loss
 from polymodal.objectives.masked_modeling import masked_cross_entropy
+from polymodal.objectives.reduction import mean_over
 from polymodal.objectives.wav2vec2_contrastive import wav2vec2_contrastive_loss
 from polymodal.rng import ExampleRNG
+from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Batch, Example, Paper, Stage
 
@@ -73,12 +75,18 @@ class MSLAM(nn.Module):
         self.ctc_head = nn.Linear(width, vocabulary)
         self.transcriber = nn.Linear(width, vocabulary)
 
+    def num_characters(self, batch: Batch) -> dict[str, Tensor]:
+        """Characters of the transcripts."""
+        return {"ctc_finetune": (batch["transcript"].lengths - 2).sum()}
+
+    @mean_over("num_characters")
     def ctc_finetuning_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Of transcription."""
         heard = self.encoder.encode_speech(batch["sound"])
         loss = ctc_loss(self.transcriber(heard.shared), heard.lengths, batch["transcript"])
         return {"ctc_finetune": loss * (batch["num_pairs"] > 0)}
 
+    @whole_batch  # codes are diverse over all frames together
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Of hidden speech, hidden text, and pairs."""
         hidden, weight = batch["masked_sound"], self.recipe.paired_weight * (batch["paired"] > 0)
