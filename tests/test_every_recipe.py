@@ -24,8 +24,7 @@ from polymodal.errors import UserError
 from polymodal.rng import ExampleRNG
 from polymodal.training import Run, RuntimeConfig, load_run
 from polymodal.training.grad_cache import backward, weighted_sum
-from polymodal.training.loop import call_hooks
-from polymodal.training.stages import active_stages, on_start
+from polymodal.training.stages import active_stages, call_hooks, on_start
 from polymodal.types import Batch, Stage
 
 NAMES = [name for name in recipes.entries() if hasattr(recipes.find(name), "build")]

@@ -127,7 +127,7 @@ def _train(
     from polymodal.evaluation import validation
     from polymodal.training import train as run_training
     from polymodal.training.parallel import is_first
-    from polymodal.training.progress import progress_bar
+    from polymodal.training.progress_bar import progress_bar
 
     with progress_bar(f"{name} on {corpus.name}") as on_step:
         run = run_training(

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from polymodal.evaluation import Score
 from polymodal.evaluation.statistics import headlines, number
-from polymodal.training.progress import cells
-from polymodal.training.trainer import OnStep, Progress
+from polymodal.training.progress import Progress
+from polymodal.training.progress_bar import cells
+from polymodal.training.trainer import OnStep
 from polymodal.types import Budget
 
 MAX_METRICS = 3

@@ -1,75 +1,73 @@
-"""Progress bar of a run: used fraction of the budget, throughput, time left, and every named loss."""
+"""What a run has used of its budget and logged: counters and history, which every checkpoint holds."""
 
 from __future__ import annotations
 
-import resource
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-
-from polymodal.training.loop import Progress as Where
-from polymodal.training.trainer import OnStep
+from polymodal.data.sequence import PackedSequences
+from polymodal.modalities.text import Tokens
+from polymodal.types import Batch, Budget
 
 
-def cells(progress: Where, reached: float, losses: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the cells of a progress display: fraction done, examples and tokens per second, packing efficiency,
-    memory, time left, losses."""
-    left = int(progress.seconds * (1 - reached) / max(reached, 1e-9))
-    seconds = max(progress.seconds, 1e-9)
-    return {
-        "state": f"{reached:.0%}",
-        "rate": f"{progress.examples / seconds:,.0f}",
-        "tokens": f"{progress.tokens / seconds:,.0f}",
-        "packing_efficiency": f"{progress.packing_efficiency:.0%}",
-        "memory": f"{memory_in_use() / 2**30:.1f} GiB",
-        "left": f"{left // 60}:{left % 60:02d}",
-        "losses": "  ".join(f"{name} {float(value):.3f}" for name, value in losses.items()),
-    }
+@dataclass
+class Progress:
+    """Training state, part of every checkpoint.
 
+    seconds: training time without validation. tokens, positions: real tokens, and positions including padding.
+    skipped_steps: steps without an update, because a loss or gradient was not finite.
+    """
 
-def speed(said: Mapping[str, str]) -> str:
-    """Return throughput and memory in a few words."""
-    tokens = f", {said['tokens']} tokens/s ({said['packing_efficiency']} full)" if said["tokens"] != "0" else ""
-    return f"{said['rate']} examples/s{tokens}, {said['memory']}"
+    step: int = 0
+    stage: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    positions: int = 0
+    flops: float = 0.0
+    skipped_steps: int = 0
+    consecutive_skipped_steps: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
 
+    def fraction(self, budget: Budget) -> float:
+        """Return the used fraction of a budget."""
+        return budget.fraction(
+            steps=self.step, examples=self.examples, seconds=self.seconds, tokens=self.tokens, flops=self.flops
+        )
 
-def memory_in_use() -> int:
-    """Return the peak memory in bytes: of the GPU, or of the process without one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
+    def fraction_since(self, earlier: Progress, interval: Budget) -> float:
+        """Return the fraction of an interval that was used since an earlier state of this run."""
+        return interval.fraction(
+            steps=self.step - earlier.step,
+            examples=self.examples - earlier.examples,
+            seconds=self.seconds - earlier.seconds,
+            tokens=self.tokens - earlier.tokens,
+            flops=self.flops - earlier.flops,
+        )
 
+    @property
+    def packing_efficiency(self) -> float:
+        """Fraction of positions that hold a real token; 1 without sequences."""
+        return self.tokens / self.positions if self.positions else 1.0
 
-@contextmanager
-def progress_bar(title: str) -> Iterator[OnStep]:
-    """Show a progress bar on standard error; without a terminal, print a line per tenth of the budget."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[state]}  {task.fields[left]} left  {task.fields[speed]}  "),
-        TextColumn("{task.fields[losses]}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=1.0, state="", left="", speed="", losses="")
-        tenths = 0
+    def count_step(self, examples: int, seconds: float, flops: float) -> None:
+        """Count one optimizer step over all processes."""
+        self.step += 1
+        self.examples += examples
+        self.seconds += seconds
+        self.flops += flops
 
-        def show(progress: Where, reached: float, losses: Mapping[str, Any]) -> None:
-            nonlocal tenths
-            if console.is_terminal:
-                if progress.step % 5 == 0 or reached >= 1:
-                    said = cells(progress, reached, losses)
-                    bar.update(task, completed=reached, speed=speed(said), **said)
-            elif int(10 * reached) > tenths:
-                tenths = int(10 * reached)
-                said = cells(progress, reached, losses)
-                line = f"{title}: {said['state']}, {said['left']} left, {speed(said)}, {said['losses']}"
-                console.print(line, highlight=False, soft_wrap=True)
+    def count_tokens(self, batches: Sequence[Batch], processes: int) -> None:
+        """Count the tokens of this process's micro-batches, for all processes."""
+        for batch in batches:
+            for value in batch.values():
+                if isinstance(value, Tokens | PackedSequences):
+                    self.tokens += value.token_count * processes
+                    self.positions += value.position_count * processes
 
-        yield show
+    def log(self, **metrics: Any) -> dict[str, Any]:
+        """Append an entry to the history and return it."""
+        where = {"step": self.step, "examples": self.examples, "seconds": round(self.seconds, 3)}
+        self.history.append(where | metrics)
+        return self.history[-1]

@@ -67,6 +67,12 @@ class Run:
         save_weights(self.model.state_dict(), self.directory / WEIGHTS)
         self.save_history()
 
+    def save_skipped(self, skipped: Mapping[str, str]) -> None:
+        """Save the list of unreadable examples. skipped: the reason for each key."""
+        assert self.directory is not None
+        lines = [json.dumps({"key": key, "reason": reason}) for key, reason in sorted(skipped.items())]
+        write_text(self.directory / SKIPPED, "".join(f"{line}\n" for line in lines))
+
     def save_history(self) -> None:
         """Save the history."""
         assert self.directory is not None

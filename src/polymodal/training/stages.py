@@ -1,11 +1,16 @@
-"""The stages of a recipe: which of them train, and whether the methods that they name exist."""
+"""The stages of a recipe: which of them train, whether the methods that they name exist, and which parameters each
+one trains."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
+from fnmatch import fnmatchcase
 from typing import Any
 
+from torch import nn
+
 from polymodal.errors import UserError, unknown
+from polymodal.training.feature_cache import is_frozen
 from polymodal.types import Stage
 
 ROUNDING = 1e-9  # a fraction below it is what rounding left of 0
@@ -58,8 +63,42 @@ def on_start(stage: Stage, method: Any) -> Callable[[], object]:
     return getattr(method, start) if isinstance(start, str) else lambda: start(method)
 
 
+def set_trainable(stage: Stage, model: nn.Module, learnable: Set[str]) -> None:
+    """Let the stage's parameters require gradients, and no others. learnable: names of what a stage may train.
+
+    Raises UserError when none is left.
+    """
+    for name, parameter in model.named_parameters():
+        selected = any(fnmatchcase(name, pattern) for pattern in stage.trainable)
+        parameter.requires_grad_(selected and name in learnable)
+    training_mode(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"The stage '{stage.name}' trains nothing: no parameter is called {stage.trainable}.")
+
+
+def training_mode(model: nn.Module) -> None:
+    """Set training mode, but evaluation mode for frozen modules (no dropout)."""
+    model.train()
+    for module in model.modules():
+        if is_frozen(module):
+            module.eval()
+
+
+def call_hooks(model: nn.Module, name: str, *arguments: float) -> None:
+    """Call a method on every submodule that has one of this name.
+
+    `before_training()`: when a stage begins, before the weights are distributed. `after_step(fraction)`: after an
+    optimizer step, before the moving average of the weights; fraction: of the stage that is done.
+    """
+    for module in model.modules():
+        if (hook := getattr(module, name, None)) is not None:
+            hook(*arguments)
+
+
 def _named(stage: Stage, recipe: Any, method: Any) -> Iterator[tuple[Any, str, str]]:
     yield recipe, stage.batch, "batch"
     yield method, stage.losses, "losses"
+    if (counts := getattr(getattr(type(method), stage.losses, None), "counts", None)) is not None:
+        yield method, counts, "counts"
     if isinstance(stage.on_start, str):
         yield method, stage.on_start, "on_start"

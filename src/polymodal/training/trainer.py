@@ -25,6 +25,7 @@ from polymodal.corpora.stream import MissingData
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.modalities.text import Tokenizer
+from polymodal.training.ending import Interrupted, finish, interrupt, rescue
 from polymodal.training.initialization import (
     copy_matching_weights,
     from_init,
@@ -32,12 +33,14 @@ from polymodal.training.initialization import (
     tokenizer_of,
     with_tokenizer,
 )
-from polymodal.training.loop import Interrupted, Progress, Trainer, Validate
+from polymodal.training.loop import Trainer
 from polymodal.training.parallel import check_batch, join_world
+from polymodal.training.progress import Progress
 from polymodal.training.recipe_record import recipe_record, save_user_recipe
 from polymodal.training.run import RECORD, WEIGHTS, Run, load_run, read_record, write_json
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.stages import active_stages
+from polymodal.training.validation import Validate
 from polymodal.types import Budget
 
 __all__ = ["Interrupted", "OnStep", "Progress", "Validate", "copy_matching_weights", "train"]
@@ -127,7 +130,7 @@ def train(
         try:
             return _train(trainer, stop, validate, validations, on_step)
         finally:
-            trainer.data.close()
+            trainer.active.data.close()
 
 
 @contextmanager
@@ -150,7 +153,7 @@ def _train(
         try:
             losses = trainer.step(stop.is_set())
         except MissingData as error:
-            raise trainer.rescue(error) from error
+            raise rescue(trainer, error) from error
         reached = trainer.fraction
         if trainer.progress.step % LOG_EVERY == 0 or reached >= 1:
             trainer.log_losses()
@@ -161,10 +164,10 @@ def _train(
         if reached >= 1:
             break
         if trainer.stopping or (stop.is_set() and trainer.world.size == 1):
-            raise trainer.interrupt()
+            raise interrupt(trainer)
         if trainer.checkpoint_due:
             trainer.save()
-    return trainer.finish()
+    return finish(trainer)
 
 
 def command_line() -> str:

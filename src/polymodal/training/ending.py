@@ -1,0 +1,94 @@
+"""How a run ends: finished, interrupted by the user, or stopped by an error in the data; what is saved then."""
+
+from __future__ import annotations
+
+import gc
+
+from torch import nn
+
+from polymodal.errors import UserError
+from polymodal.layers.lora import add_lora, merge_lora
+from polymodal.training.checkpoint import remove_checkpoints
+from polymodal.training.loop import Trainer
+from polymodal.training.parallel import full_tensor
+from polymodal.training.run import Run
+
+
+class Interrupted(UserError):
+    """Training was stopped by Ctrl-C or SIGTERM; progress is saved."""
+
+
+def interrupt(trainer: Trainer) -> Interrupted:
+    """Save a checkpoint and return the error that says how to resume."""
+    run, step = trainer.run, trainer.progress.step
+    if trainer.writer is None:
+        return Interrupted(f"Stopped at step {step}; nothing was saved, because no folder was given.")
+    trainer.save()
+    trainer.writer.wait()
+    trainer.tracker.close()
+    if trainer.world.first:
+        run.record["state"] = "interrupted"
+        run.save_record()
+    return Interrupted(f"Stopped and saved at step {step}; go on with: polymodal resume {run.directory}")
+
+
+def rescue(trainer: Trainer, error: UserError) -> UserError:
+    """Save a checkpoint after a data error and return the error that says how to resume."""
+    if trainer.writer is None or trainer.world.size > 1:  # the other processes are still waiting for this step
+        return error
+    trainer.save()
+    trainer.writer.wait()
+    return UserError(f"{error} Mend that, then go on with: polymodal resume {trainer.run.directory}")
+
+
+def finish(trainer: Trainer) -> Run:
+    """Write the final weights and remove the checkpoints."""
+    run = trainer.run
+    trainer.release_features()
+    run.model = _final_model(trainer)
+    skipped = trainer.write_skipped()
+    _record_costs(trainer, len(skipped))
+    trainer.tracker.close()
+    # DistributedDataParallel must be gone before the processes part: it would end their threads while it holds the
+    # interpreter's lock, which these may be waiting for.
+    trainer.active.losses_of = None
+    gc.collect()
+    if trainer.writer is not None:
+        trainer.writer.wait()
+        if trainer.world.first:
+            run.save_result()
+            run.save_record()
+            remove_checkpoints(trainer.writer.directory)
+        trainer.world.all_reduce_max(0)  # no process goes on before the result is there
+    return run
+
+
+def _final_model(trainer: Trainer) -> nn.Module:
+    """Return the whole model with its final weights: averaged, gathered from all processes, and with LoRA merged."""
+    if trainer.ema is not None:
+        trainer.ema.apply()
+    state = {name: full_tensor(tensor) for name, tensor in trainer.model.state_dict().items()}
+    if trainer.sharded:
+        recipe = trainer.recipe
+        trainer.model = recipe.build(trainer.run.processor)
+        if recipe.lora_rank:
+            add_lora(trainer.model, recipe.lora_rank, recipe.lora_target_modules)
+        trainer.model.load_state_dict(state)
+    merge_lora(trainer.model)
+    return trainer.model.requires_grad_(True).eval()
+
+
+def _record_costs(trainer: Trainer, skipped: int) -> None:
+    progress = trainer.progress
+    trainer.run.record |= {
+        "state": "finished",
+        "steps": progress.step,
+        "examples": progress.examples,
+        "seconds": round(progress.seconds, 3),
+        "tokens": progress.tokens,
+        "flops_an_example": progress.flops / progress.examples,
+        "packing_efficiency": round(progress.packing_efficiency, 4),
+        "skipped_steps": progress.skipped_steps,
+        "skipped": skipped,
+        "processes": trainer.world.size,
+    }
