@@ -266,11 +266,11 @@ def test_text_leaves_speechs_own_blocks_alone(processor: Processor, tones: Corpu
 def test_arms_have_the_same_speech_and_their_own_losses(processor: Processor, tones: Corpus) -> None:
     batch = batch_of(processor, tones)
     wanted = {
-        ("none", False): {"contrastive", "w2v_bert"},
-        ("none", True): {"contrastive", "w2v_bert", "span_bert"},
-        ("tlm", True): {"contrastive", "w2v_bert", "span_bert", "tlm"},
-        ("tlm+ctc", True): {"contrastive", "w2v_bert", "span_bert", "tlm", "ctc"},
-        ("ctc", False): {"contrastive", "w2v_bert", "ctc"},
+        ("none", False): {"contrastive", "diversity", "w2v_bert"},
+        ("none", True): {"contrastive", "diversity", "w2v_bert", "span_bert"},
+        ("tlm", True): {"contrastive", "diversity", "w2v_bert", "span_bert", "tlm"},
+        ("tlm+ctc", True): {"contrastive", "diversity", "w2v_bert", "span_bert", "tlm", "ctc"},
+        ("ctc", False): {"contrastive", "diversity", "w2v_bert", "ctc"},
     }
     for (pairs, text), names in wanted.items():
         torch.manual_seed(3)

@@ -86,7 +86,7 @@ class MSLAM(nn.Module):
         loss = ctc_loss(self.transcriber(heard.shared), heard.lengths, batch["transcript"])
         return {"ctc_finetune": loss * (batch["num_pairs"] > 0)}
 
-    @whole_batch  # codes are diverse over all frames together
+    @whole_batch  # diversity is that of the codes of all frames
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Of hidden speech, hidden text, and pairs."""
         hidden, weight = batch["masked_sound"], self.recipe.paired_weight * (batch["paired"] > 0)
@@ -94,7 +94,8 @@ class MSLAM(nn.Module):
         chosen, context = self.quantizer(heard.features[hidden]), self.context(heard.own[hidden])
         contrast = wav2vec2_contrastive_loss(context, chosen.vectors, hidden.sum(1), self.recipe.num_negatives)
         losses = {
-            "contrastive": contrast + self.recipe.diversity_loss_weight * chosen.diversity,
+            "contrastive": contrast,
+            "diversity": self.recipe.diversity_loss_weight * chosen.diversity,
             "w2v_bert": self._code_loss(heard.shared[hidden], chosen.codes),
         }
         if self.recipe.unpaired_text:
@@ -115,9 +116,10 @@ class MSLAM(nn.Module):
         speech = Padded(heard.own[pairs], heard.lengths[pairs])
         spelled = self.encoder.embed_text(batch["transcript"], batch["masked_transcript"])
         said, read = self.encoder.encode_pair(speech, spelled)
-        of_pair = torch.zeros_like(hidden[:, 0]).index_fill(0, pairs, True)
+        paired = batch["paired"] > 0  # or frames of the sound that stands in for a pair would count
+        of_pair = torch.zeros_like(hidden[:, 0]).index_fill(0, pairs, True) & paired
         codes = chosen.codes[of_pair[hidden.nonzero()[:, 0]]]
-        own = hidden[pairs][speech.mask]
+        own = (hidden[pairs] & paired)[speech.mask]
         characters = batch["masked_transcript"][batch["transcript"].mask]
         wanted = batch["transcript"].ids[batch["masked_transcript"]]
         return self._code_loss(said[own], codes) + self._character_loss(read[characters], wanted)
