@@ -22,13 +22,18 @@ Batch = dict[str, Any]  # what a method sees: column name -> Tensor or polymodal
 
 @dataclass(frozen=True)
 class Paper:
-    """The publication that a recipe implements. Written as a literal, so that listings need not import torch."""
+    """The publication that a recipe implements. Written as a literal, so that listings need not import torch.
+
+    parameters: published counts of the method of `Recipe.paper()`, by shell patterns of parameter names; none where no
+    count is published.
+    """
 
     slug: str
     title: str
     year: int
     arxiv: str
     modalities: tuple[str, ...]
+    parameters: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

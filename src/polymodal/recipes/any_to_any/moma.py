@@ -41,6 +41,7 @@ paper = Paper(
     year=2024,
     arxiv="2407.21770",
     modalities=("image", "text"),
+    parameters={"language_model.*": 7.1e9},  # table 1: four experts of each modality
 )
 
 LEARNED = tuple(  # the parameters of the language model but for the auxiliary routers

@@ -38,6 +38,7 @@ paper = Paper(
     year=2022,
     arxiv="2204.08387",
     modalities=("image", "words"),
+    parameters={"encoder.*": 126e6},  # the released base model, without heads
 )
 
 

@@ -48,6 +48,7 @@ paper = Paper(
     year=2022,
     arxiv="2202.01374",
     modalities=("audio", "text"),
+    parameters={"*": 0.6e9},  # section 4: the model of 0.6 billion parameters
 )
 
 Pool = Literal["speech", "text", "pairs"]
