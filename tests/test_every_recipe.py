@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+import batch_variants
 import polymodal as pm
 import synthetic
 from polymodal import recipes
@@ -178,6 +179,66 @@ def test_a_saved_run_is_the_same_run(run: Run, corpus: Corpus) -> None:
     vectors, others = (one.embed(**columns) for one in (run, again))
     for name in columns:
         assert torch.equal(vectors[name], others[name]), name
+
+
+def losses_of(model: Any, stage: Stage, batch: Batch) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return getattr(model, stage.losses)(batch)
+
+
+def test_padding_changes_no_loss(run: Run, corpus: Corpus) -> None:
+    model = built(run).eval()
+    for stage in active_stages(run.recipe):
+        enter(model, stage, learnable(model))
+        model.eval()
+        batch = batch_of(run, corpus, stage)
+        losses = losses_of(model, stage, batch)
+        padded = losses_of(model, stage, batch_variants.with_padding(batch))
+        assert {name: loss.item() for name, loss in padded.items()} == pytest.approx(
+            {name: loss.item() for name, loss in losses.items()}, rel=1e-4, abs=1e-6
+        ), stage.name
+
+
+def test_padding_changes_no_embedding(run: Run, corpus: Corpus) -> None:
+    if not hasattr(run.model, "embed"):
+        pytest.skip("This method embeds nothing.")
+    example, tested = examples_of(run, corpus)[0], 0
+    for name, longer in batch_variants.LONGER.items():
+        if name in example:
+            value = example[name][0].text if name == "text" else example[name]
+            alone, both = (run.embed(**{name: values})[name] for values in ([value], [value, longer(value)]))
+            assert torch.allclose(torch.as_tensor(both[:1]), torch.as_tensor(alone), atol=1e-5), name
+            tested += 1
+    assert tested or "text" not in example
+
+
+def test_empty_modalities_have_finite_losses_and_gradients(run: Run, corpus: Corpus) -> None:
+    examples, model = examples_of(run, corpus), built(run)
+    for stage in active_stages(run.recipe):
+        enter(model, stage, learnable(model))
+
+        def make(examples: list[dict[str, Any]], stage: Stage = stage) -> Batch:
+            rng = ExampleRNG.of(0, 0, len(examples))
+            return getattr(run.recipe, stage.batch)(examples, run.processor, rng)
+
+        columns = [
+            (name, count) for name in batch_variants.EMPTY if name in examples[0] for count in (1, len(examples))
+        ]
+        batches = {where: make(batch_variants.emptied(examples, *where)) for where in columns}
+        whole = make(examples)
+        if any(name.startswith("masked_") for name in whole):
+            batches |= {
+                ("masked", 0): batch_variants.none_masked(whole),
+                ("masked", 1): batch_variants.all_masked(whole),
+            }
+        for where, batch in batches.items():
+            losses = losses_of(model, stage, batch)
+            assert all(loss.isfinite() for loss in losses.values()), (stage.name, where, losses)
+            model.zero_grad(set_to_none=True)
+            if any(loss.requires_grad for loss in losses.values()):
+                weighted_sum(losses, stage.loss_weights).backward()
+            for name, parameter in model.named_parameters():
+                assert parameter.grad is None or parameter.grad.isfinite().all(), (stage.name, where, name)
 
 
 def test_scores_are_finite(run: Run, corpus: Corpus) -> None:
