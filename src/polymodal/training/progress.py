@@ -17,12 +17,16 @@ from polymodal.training.trainer import OnStep
 
 
 def cells(progress: Where, reached: float, losses: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the cells of a progress display: fraction done, examples and tokens per second, packing efficiency,
-    memory, time left, losses."""
+    """Return the cells of a progress display: fraction done, steps, examples, FLOPs and seconds so far, examples and
+    tokens per second, packing efficiency, memory, time left, losses."""
     left = int(progress.seconds * (1 - reached) / max(reached, 1e-9))
     seconds = max(progress.seconds, 1e-9)
     return {
         "state": f"{reached:.0%}",
+        "steps": f"{progress.step:,}",
+        "examples": f"{progress.examples:,}",
+        "flops": f"{progress.flops:.2g}",
+        "seconds": f"{progress.seconds:.0f}",
         "rate": f"{progress.examples / seconds:,.0f}",
         "tokens": f"{progress.tokens / seconds:,.0f}",
         "packing_efficiency": f"{progress.packing_efficiency:.0%}",

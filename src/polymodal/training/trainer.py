@@ -105,29 +105,55 @@ def train(
             if directory is not None and world.first:
                 directory.mkdir(parents=True, exist_ok=True)
                 write_json(directory / RECORD, record)
-            torch.manual_seed(seed)
-            processor = fit_processor(recipe, corpus)
-            if init is not None and tokenizer is None:
-                tokenizer = tokenizer_of(init, trust_code)
-            if tokenizer is not None:
-                processor = with_tokenizer(recipe, processor, tokenizer)
-            model = recipe.build(processor)
-            load_pretrained(model)
-            if weights_like is not None:
-                copy_matching_weights(weights_like, model)
-            if init is not None:
-                from_init(init)(model)
-            record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-            run = Run(recipe, model, processor, record, directory=directory)
+            run = build_run(
+                recipe,
+                corpus,
+                record,
+                seed,
+                tokenizer=tokenizer,
+                weights_like=weights_like,
+                init=init,
+                directory=directory,
+                trust_code=trust_code,
+            )
             if directory is not None and world.first:
                 save_user_recipe(recipe, directory)
-                processor.save(directory)
+                run.processor.save(directory)
                 run.save_record()
             trainer = Trainer(run, corpus, budget, seed, runtime, world)
         try:
             return _train(trainer, stop, validate, validations, on_step)
         finally:
             trainer.data.close()
+
+
+def build_run(
+    recipe: Any,
+    corpus: Corpus,
+    record: dict[str, Any],
+    seed: int,
+    *,
+    tokenizer: Tokenizer | None = None,
+    weights_like: nn.Module | None = None,
+    init: Path | str | None = None,
+    directory: Path | None = None,
+    trust_code: bool = False,
+) -> Run:
+    """Fit the processor and build the method with its first weights; the arguments are those of `train`."""
+    torch.manual_seed(seed)
+    processor = fit_processor(recipe, corpus)
+    if init is not None and tokenizer is None:
+        tokenizer = tokenizer_of(init, trust_code)
+    if tokenizer is not None:
+        processor = with_tokenizer(recipe, processor, tokenizer)
+    model = recipe.build(processor)
+    load_pretrained(model)
+    if weights_like is not None:
+        copy_matching_weights(weights_like, model)
+    if init is not None:
+        from_init(init)(model)
+    record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    return Run(recipe, model, processor, record, directory=directory)
 
 
 @contextmanager
