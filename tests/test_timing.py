@@ -126,6 +126,26 @@ def test_a_slow_arm_has_a_few_steps_and_that_is_said(small_emoji, monkeypatch):
     assert few_steps({"clip": FEW_STEPS}, "60s") == ""
 
 
+def test_threads_that_wait_for_cores_are_timed_one_by_one(small_emoji, monkeypatch):
+    def seconds(kind, *_):
+        if torch.get_num_threads() == 1:
+            return 0.2 if kind is siglip.Recipe else 0.1
+        return 0.125 if kind is siglip.Recipe else 0.3  # where a step of clip waits for cores
+
+    waited = iter([0.0, 1000.0, 0.0, 0.0])
+    monkeypatch.setattr(timing, "waited_by_all_threads", lambda: next(waited))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        busy = timed(small_emoji, FakeClock(monkeypatch, seconds))
+        assert torch.get_num_threads() == 2
+        idle = timed(small_emoji, FakeClock(monkeypatch, seconds))
+    finally:
+        torch.set_num_threads(before)
+    assert busy == {"clip": pytest.approx(60 / (0.1 / 1.6), abs=1), "siglip": pytest.approx(60 / 0.125, abs=1)}
+    assert idle == {"clip": pytest.approx(60 / 0.3, abs=1), "siglip": pytest.approx(60 / 0.125, abs=1)}
+
+
 def test_timing_leaves_random_numbers_and_features_as_they_were(small_emoji, tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMODAL_CACHE", str(tmp_path / "cache"))
     torch.manual_seed(3)

@@ -42,8 +42,8 @@ def compare_attacks(
         budgets = budgets_in_steps(timed, budget, [0], directory, shown)
     for place, victim in enumerate(victims):
         own_seeds = [seed * len(claim.victims) + place for seed in range(seeds)]
-        own = directory / "victims" / victim.folder
-        models = compare([victim], corpus, budgets[victim.label], own_seeds, own, display)
+        folder = directory / "victims" / victim.folder
+        models = compare([victim], corpus, budgets[victim.label], own_seeds, folder, display)
         trained[victim.label] = [trial.run for trial in models.trials]
     trials = []
     for seed in range(seeds):

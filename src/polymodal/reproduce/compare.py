@@ -164,8 +164,8 @@ class _Plan:
         plan, begin = self, _Beginning(None, corpus)
         if self.start is not None:
             first = [TimedArm(START, self.start.recipe, corpus)]
-            known = given if given is not None and START in given else None
-            budgets = budgets_in_steps(first, self.start.budget, seeds, self.directory, display, given=known)
+            start_steps = given if given is not None and START in given else None
+            budgets = budgets_in_steps(first, self.start.budget, seeds, self.directory, display, given=start_steps)
             plan = replace(plan, budgets=budgets)
             if given is None and budget.seconds is not None:
                 with _resumable(self.directory):

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -44,6 +44,7 @@ MAX_BATCHES = 8  # in a turn
 TIMING = 0.1  # fraction of an arm's budget that its timing takes, where a step is short enough
 MIN_STEPS, FEW_STEPS = 3, 10
 SPAN = 10**15  # examples of the budget that turns are placed in
+BUSY = 0.05  # fraction of the time that threads wait for a core
 LOADING_THREADS = 4  # with a GPU (`RuntimeConfig.num_threads`)
 
 Clock = Callable[[], float]
@@ -74,14 +75,14 @@ class StageCost:
 
     def of(self, steps: int) -> float:
         """The seconds of the stage in a run of so many steps."""
-        own = self.fraction * steps
-        return own * self.seconds + min(own, self.epoch) * self.first
+        steps_of_stage = self.fraction * steps
+        return steps_of_stage * self.seconds + min(steps_of_stage, self.epoch) * self.first
 
 
 def steps_that_fit(costs: Sequence[StageCost], seconds: float) -> int:
     """The largest number of steps whose stages take no more than the seconds; at least `MIN_STEPS`, and one a stage."""
-    at_most = int(seconds / sum(cost.fraction * cost.seconds for cost in costs)) + 1
-    fitting = bisect.bisect_right(range(1, at_most + 1), seconds, key=lambda n: sum(cost.of(n) for cost in costs))
+    max_steps = int(seconds / _mean_seconds(costs)) + 1
+    fitting = bisect.bisect_right(range(1, max_steps + 1), seconds, key=lambda n: sum(cost.of(n) for cost in costs))
     return max(fitting, MIN_STEPS, len(costs))
 
 
@@ -108,7 +109,7 @@ def budgets_in_steps(
     about = {
         arm.label: {"budget": str(budget), "recipe": json.loads(json.dumps(recipe_record(arm.recipe)))} for arm in arms
     }
-    known = {
+    recorded = {
         label: kept[label]["steps"]
         for label, facts in about.items()
         if label in kept and facts.items() <= kept[label].items()
@@ -117,29 +118,31 @@ def budgets_in_steps(
         for label in about:
             if label not in given:
                 raise UserError(f"There is no number of steps for '{label}', only for {', '.join(given)}.")
-            if known.get(label, given[label]) != given[label]:
-                raise UserError(f"{directory} holds runs of '{label}' with {known[label]} steps; choose another --out.")
-        found: dict[str, dict[str, Any]] = {label: {"steps": given[label]} for label in about}
-    elif len(known) == len(about):
-        found = {label: {"steps": steps} for label, steps in known.items()}
+            if recorded.get(label, given[label]) != given[label]:
+                raise UserError(
+                    f"{directory} holds runs of '{label}' with {recorded[label]} steps; choose another --out."
+                )
+        timings: dict[str, dict[str, Any]] = {label: {"steps": given[label]} for label in about}
+    elif len(recorded) == len(about):
+        timings = {label: {"steps": steps} for label, steps in recorded.items()}
     else:
         assert budget.seconds is not None
         display.timing([arm.label for arm in arms], seeds)
         costs = time_arms(arms, budget.seconds, seeds[0], jobs)
         measured = {label: steps_that_fit(stages, budget.seconds) for label, stages in costs.items()}
-        scale = median(steps / measured[label] for label, steps in known.items()) if known else 1.0
-        found = {
+        scale = median(steps / measured[label] for label, steps in recorded.items()) if recorded else 1.0
+        timings = {
             label: {
-                "steps": known.get(label, max(round(scale * measured[label]), MIN_STEPS)),
+                "steps": recorded.get(label, max(round(scale * measured[label]), MIN_STEPS)),
                 "seconds_per_step": [float(f"{stage.seconds:.4g}") for stage in costs[label]],
                 "seconds_per_first_visit": [float(f"{stage.first:.4g}") for stage in costs[label]],
             }
             for label in about
         }
-    if path is not None and known.keys() != about.keys():
+    if path is not None and recorded.keys() != about.keys():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, kept | {label: about[label] | found[label] for label in about})
-    steps = {label: found[label]["steps"] for label in about}
+        write_json(path, kept | {label: about[label] | timings[label] for label in about})
+    steps = {label: timings[label]["steps"] for label in about}
     display.timed(steps, seeds, few_steps(steps, str(budget)))
     return {label: Budget(steps=count) for label, count in steps.items()}
 
@@ -163,15 +166,15 @@ def recorded_steps(path: Path) -> tuple[Budget, dict[str, int]]:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         budget = Budget.parse(held["budget"])
-        found = [(run["arm"], int(run["steps"])) for run in held["runs"]]
+        steps_of_runs = [(run["arm"], int(run["steps"])) for run in held["runs"]]
     except FileNotFoundError as error:
         raise UserError(f"There is no file {path}; --steps-from names the results.json of a comparison.") from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not the results.json of a comparison.") from error
-    steps = dict(found)
+    steps = dict(steps_of_runs)
     if held.get("start_steps") is not None:
         steps[START] = held["start_steps"]
-    if any(steps[arm] != count for arm, count in found):
+    if any(steps[arm] != count for arm, count in steps_of_runs):
         raise UserError(f"In {path} the seeds of an arm differ in steps; compare anew with --budget.")
     return budget, steps
 
@@ -195,18 +198,23 @@ def waited_by_all_threads() -> float:
 
 
 def time_arms(
-    arms: Sequence[TimedArm], seconds: float, seed: int = 0, jobs: int = 1, clock: Clock | None = None
+    arms: Sequence[TimedArm], seconds: float, seed: int = 0, jobs: int = 1, clock: Clock = undisturbed_seconds
 ) -> dict[str, list[StageCost]]:
     """Seconds of a step in every stage of every arm, measured in alternating turns.
 
     Nothing remains of it: models, random states and features of frozen encoders are those of before. jobs: as in
     `compare`; each run will have so much of the cores. Raises Interrupted after Ctrl-C or SIGTERM, and UserError where
     the arms do not fit into the memory of a GPU together.
+
+    Threads of a step wait for each other, and on a busy machine for cores, which no clock tells apart. Where they
+    waited, the arms are timed again with one thread, of which the clock can tell; several are faster than one by the
+    largest factor of any arm, the one that was disturbed least.
     """
+    threads = max(1, torch.get_num_threads() // jobs)
     with (
         tempfile.TemporaryDirectory() as features,
         features_kept_in(Path(features)),
-        _unchanged(torch.get_num_threads() // jobs),
+        _unchanged(),
         join_world(None) as world,
         stop_signals() as stop,
     ):
@@ -215,36 +223,59 @@ def time_arms(
             if stop.is_set():
                 raise Interrupted("Stopped while the recipes were timed; the same command starts anew.")
 
-        try:
-            watches = [_Stopwatch(arm, seconds, seed, world, clock or undisturbed_seconds, look) for arm in arms]
-            for stage in range(max(watch.stages for watch in watches)):
-                active = [watch for watch in watches if stage < watch.stages]
-                for watch in active:
-                    watch.enter(stage)
-                for turn in range(TURNS):
-                    for watch in active:
-                        watch.turn(turn)
-                for watch in active:
-                    watch.leave()
+        def timed(threads: int) -> dict[str, list[StageCost]]:
+            torch.set_num_threads(threads)
+            watches = [_Stopwatch(arm, seconds, seed, world, clock, look) for arm in arms]
+            _take_turns(watches)
             return {watch.label: watch.costs for watch in watches}
+
+        try:
+            began, waited = time.perf_counter(), waited_by_all_threads()
+            costs = timed(threads)
+            waited = (waited_by_all_threads() - waited) / (time.perf_counter() - began) / threads
+            if threads == 1 or waited < BUSY or world.device.type != "cpu":
+                return costs
+            alone = timed(1)
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(
                 "The recipes do not fit into the GPU's memory together, which timing them needs; give --budget in "
                 "steps, examples, tokens or flops."
             ) from error
+    gain = max(_mean_seconds(alone[label]) / _mean_seconds(costs[label]) for label in costs)
+    gain = min(max(gain, 1.0), float(threads))
+    return {
+        label: [replace(stage, seconds=stage.seconds / gain, first=stage.first / gain) for stage in stages]
+        for label, stages in alone.items()
+    }
+
+
+def _mean_seconds(stages: Sequence[StageCost]) -> float:
+    return sum(stage.fraction * stage.seconds for stage in stages)
+
+
+def _take_turns(watches: Sequence[_Stopwatch]) -> None:
+    """Time every stage of all arms."""
+    for stage in range(max(watch.stages for watch in watches)):
+        active = [watch for watch in watches if stage < watch.stages]
+        for watch in active:
+            watch.enter(stage)
+        for turn in range(TURNS):
+            for watch in active:
+                watch.turn(turn)
+        for watch in active:
+            watch.leave()
 
 
 @contextmanager
-def _unchanged(threads: int) -> Iterator[None]:
-    """Restore all random states, and the number of threads, which is another one inside the block."""
-    before = torch.get_num_threads()
+def _unchanged() -> Iterator[None]:
+    """Restore all random states and the number of threads."""
+    threads = torch.get_num_threads()
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    torch.set_num_threads(max(1, threads))
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])
         random.setstate(states[2])

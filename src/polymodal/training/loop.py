@@ -154,6 +154,7 @@ class Trainer:
         self.unlogged: list[dict[str, Tensor]] = []
         self.skipped_before: dict[str, str] = {}
         self.stopping = False
+        self.updating = 0.0  # seconds of the last update, which count with the next step: processes agree on it there
 
         held = self._newest_checkpoint()
         state = load_state(held) if held is not None else None
@@ -297,13 +298,16 @@ class Trainer:
         bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
         if not math.isfinite(norm):
             bad.append("gradient")
-        not_finite, stopping, elapsed = self.world.all_reduce_max(bool(bad), stop, time.perf_counter() - started)
+        not_finite, stopping, elapsed = self.world.all_reduce_max(
+            bool(bad), stop, time.perf_counter() - started + self.updating
+        )
         self.stopping = bool(stopping)
         progress.step += 1
         progress.examples += recipe.batch_size
         progress.seconds += elapsed
         progress.flops += recipe.batch_size * self.flops_an_example
         self._count_tokens(batches)
+        started = time.perf_counter()
         if self.budget.tokens is not None and not progress.tokens:
             raise UserError(
                 "This recipe's batches have no tokens; give the budget in steps, examples, flops or seconds."
@@ -317,6 +321,7 @@ class Trainer:
             if self.ema is not None:
                 self.ema.update()
             self.unlogged.append(losses)
+        self.updating = time.perf_counter() - started
         return losses
 
     @contextmanager
