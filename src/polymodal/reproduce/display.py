@@ -96,7 +96,7 @@ class Display(ProgressReporter):
         for label, count in steps.items():
             for seed in seeds:
                 self.show(label, seed, state="waiting", steps=f"of {count:,}")
-        listed = ", ".join(f"{label} {count:,}" for label, count in steps.items())
+        listed = ", ".join(f"{label}: {count:,}" for label, count in steps.items())
         self.console.print(f"Steps of a run ({self.budget}): {listed}", highlight=False, soft_wrap=True)
         if warning:
             self.console.print(f"[yellow]{warning}", highlight=False, soft_wrap=True)
