@@ -45,7 +45,7 @@ class Budget:
     """How long a run may train; exactly one of them is set.
 
     tokens: of sequences, without padding. flops: floating-point operations, counted on the first batch.
-    seconds: wall-clock seconds of training; validation and checkpoints do not count.
+    seconds: wall-clock seconds of training; validation and checkpoints do not count. Comparisons turn them into steps.
     """
 
     steps: int | None = None
