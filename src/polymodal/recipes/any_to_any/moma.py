@@ -96,7 +96,7 @@ class MoMa(nn.Module):
     def losses(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """Text and image, which add up to the mean over all tokens, and routers, while they learn to predict."""
         nats, imaged, _ = self._token_losses(batch["sequences"])
-        losses = {name: global_mean(nats[own].sum(), len(nats)) for name, own in ((TEXT, ~imaged), (IMAGE, imaged))}
+        losses = {name: global_mean(nats[mask].sum(), len(nats)) for name, mask in ((TEXT, ~imaged), (IMAGE, imaged))}
         foretold = [one.auxiliary_loss for one in self.choosing() if one.auxiliary_loss is not None]
         return losses | ({"routers": torch.stack(foretold).mean()} if foretold else {})
 
