@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ install_import_hook([f"polymodal.{folder}" for folder in FOLDERS], CHECKER)
 
 import polymodal as pm
 from polymodal.corpora import Corpus
+from polymodal.corpora.saved import save_corpus
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,6 +52,30 @@ def small_emoji(emoji: Corpus) -> Corpus:
     return emoji.with_splits(
         {name: np.sort(rng.permutation(rows)[: len(rows) // 5]) for name, rows in emoji.splits.items()}
     )
+
+
+def saved_part(corpus: Corpus, folder: Path, **rows: int) -> Path:
+    """A folder that `--data` opens, with so many rows of every split."""
+    about = dataclasses.replace(corpus.about, name=f"few_{corpus.name}")
+    stored = (
+        {"key": corpus.key(int(row)), "split": split} | {name: corpus.raw(int(row), name) for name in corpus.columns}
+        for split, count in rows.items()
+        for row in corpus.rows(split)[:count]
+    )
+    types = {field.name: field.type for field in corpus.table.schema if field.name in corpus.columns}
+    save_corpus(folder, about, corpus.columns, stored, types=types, label=corpus.label)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def few_emoji(small_emoji: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with some rows of it, for commands that train a few steps."""
+    return saved_part(small_emoji, tmp_path_factory.mktemp("few") / "emoji", train=160, validation=24, test=24)
+
+
+@pytest.fixture(scope="session")
+def few_scenes(scenes: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_part(scenes, tmp_path_factory.mktemp("few") / "scenes", train=48, validation=8, test=8)
 
 
 @pytest.fixture(scope="session")
