@@ -27,7 +27,7 @@ from polymodal.corpora.saved import save_corpus
 
 
 def pytest_collection_finish() -> None:
-    """Everything that is imported stays: the collector need not look at it after every training (a third of the time)."""
+    """What is imported stays: the garbage collector, which every training calls, then has a third of the work."""
     gc.collect()
     gc.freeze()
 
@@ -52,6 +52,12 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def emoji() -> Corpus:
     """The real corpus; fetched on first use."""
     return pm.corpora.emoji()
+
+
+@pytest.fixture
+def emoji_is_small(small_emoji: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that run in this process open `small_emoji` by the name of the whole."""
+    monkeypatch.setattr(sys.modules["polymodal.corpora.emoji"], "emoji", lambda: small_emoji)
 
 
 @pytest.fixture(scope="session")

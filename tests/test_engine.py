@@ -765,8 +765,8 @@ def test_killed_at_random_instants_a_run_ends_in_the_same_weights(few_emoji, tmp
 # Seeing it
 
 
-def test_runs_lists_states_and_show_draws_curves(polymodal, tmp_path):
-    options = ["--corpus", "emoji", "--batch-size", "16", "--out", "run"]
+def test_runs_lists_states_and_show_draws_curves(polymodal, few_emoji, tmp_path):
+    options = ["--data", str(few_emoji), "--batch-size", "16", "--out", "run"]
     done = polymodal("train", "clip", "--budget", "30steps", *options)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
