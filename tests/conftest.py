@@ -58,6 +58,7 @@ def emoji() -> Corpus:
 def emoji_is_small(small_emoji: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that run in this process open `small_emoji` by the name of the whole."""
     monkeypatch.setattr(sys.modules["polymodal.corpora.emoji"], "emoji", lambda: small_emoji)
+    monkeypatch.setattr(pm.corpora, "emoji", lambda: small_emoji)
 
 
 @pytest.fixture(scope="session")
