@@ -96,7 +96,7 @@ def few_emoji(small_emoji: Corpus, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def few_scenes(scenes: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved_part(scenes, tmp_path_factory.mktemp("few") / "scenes", train=48, validation=8, test=8)
+    return saved_part(scenes, tmp_path_factory.mktemp("few") / "scenes", train=48, validation=3, test=3)
 
 
 @pytest.fixture(scope="session")
