@@ -42,8 +42,8 @@ class JobOptions:
 class CompareOptions(RunOptions, JobOptions):
     budget: str = "60s"
     """Budget per run: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
-    seeds: PositiveInt = 2
-    """Number of paired seeds."""
+    seeds: PositiveInt = 3
+    """Number of paired seeds. One gives no ranking, and the intervals of two are wide."""
     out: str = "comparison"
     """Folder for results.json, report.html and the runs; the same command resumes."""
 
@@ -114,44 +114,43 @@ def reproduce(arguments: Arguments) -> None:
         out: str | None = None
         """Folder for claim.json, report.html and the runs; by default reproduce/RECIPE, or reproduce/RECIPE-CLAIM
         for a further claim."""
+        again: bool = False
+        """Measure a claim once more that was measured with the same code; its result keeps the earlier ones."""
+        tune: bool = False
+        """First train every arm with each of the claim's tuning values, and take its best by the validation split."""
 
     options = parse(Options, rest, "reproduce RECIPE", reproduce)
-    from polymodal.evaluation.statistics import number
     from polymodal.recipes import FIRST_CLAIM
     from polymodal.reproduce.claim import claim_of
     from polymodal.reproduce.claim import reproduce as test_claim
-    from polymodal.reproduce.leaderboard import format_difference
+    from polymodal.reproduce.claim_text import claim_rows, decision_sentence, how_often, secondary_sentence
 
     claim = claim_of(spec, options.claim)
     out = options.out or f"reproduce/{short_name(spec)}" + f"-{options.claim}" * (options.claim != FIRST_CLAIM)
     budget = Budget.parse(options.budget) if options.budget else None
-    result, comparison = test_claim(
-        spec, out, budget, options.seeds, name=options.claim, jobs=options.jobs, trust_code=options.trust_code
+    result, _ = test_claim(
+        spec,
+        out,
+        budget,
+        options.seeds,
+        name=options.claim,
+        jobs=options.jobs,
+        trust_code=options.trust_code,
+        again=options.again,
+        tune=options.tune,
     )
     console = terminal()
     console.print(f"[bold]{claim.sentence}[/bold]")
+    arms = [*result["cost"]]
     print_table(
-        ["metric", *(arm.label for arm in comparison.arms), "treatment against baseline"],
-        [
-            [
-                name,
-                *(
-                    number(comparison.unit(name), comparison.estimate(arm, name).value)
-                    if arm in comparison.having(name)
-                    else "–"
-                    for arm in comparison.arms
-                ),
-                format_difference(comparison.unit(name), comparison.difference(comparison.arms[1], name))
-                if comparison.can_be_compared(name)
-                else "–",
-            ]
-            for name in claim.metrics
-        ],
-        right=range(1, 2 + len(comparison.arms)),
+        ["metric", "chance", *arms, "treatment against baseline"],
+        claim_rows(result),
+        right=range(1, 3 + len(arms)),
     )
-    console.print(
-        f"\nVerdict: [bold]{result['verdict']}[/bold] (by {result['metric']}).   {out}/claim.json", highlight=False
-    )
+    print("\n" + secondary_sentence(result))
+    if said := how_often(result):
+        print(said)
+    console.print(f"\nVerdict: {decision_sentence(result, '[bold]', '[/bold]')}   {out}/claim.json", highlight=False)
 
 
 def attack(arguments: Arguments) -> None:

@@ -160,10 +160,11 @@ def hallucination_scores(metric: Metric, corpus: Corpus, most: int, seed: int) -
     values = _by_kind(test, judged)
     scenes = {kind: np.array([case.scene for case in test if case.kind == kind]) for kind in KINDS}
     scores = []
-    for name, kinds in (
-        ("average_precision", ("true",)),
-        ("average_precision_among_synonyms", ("true", "synonym")),
-    ):
+    correct: dict[str, tuple[Kind, ...]] = {
+        "average_precision": ("true",),
+        "average_precision_among_synonyms": ("true", "synonym"),
+    }
+    for name, kinds in correct.items():
         right, scenes_of_right = (np.concatenate([of[kind] for kind in kinds]) for of in (values, scenes))
         scores += [
             average_precision(f"{kind}/{name}", values[kind], right, scenes[kind], scenes_of_right) for kind in WRONG
