@@ -16,7 +16,7 @@ from polymodal.evaluation.classification import (
     area_under_curve,
     balanced_accuracy,
     linear_probe,
-    most_likely,
+    predicted_classes,
     prompt_ensemble,
     zero_shot,
 )
@@ -319,7 +319,7 @@ def test_predictions_that_are_no_numbers_are_wrong():
     labels = np.array([0, 0, 1, 1])
     broken = torch.full((4, 3), torch.nan)
     assert zero_shot("", broken, labels, torch.eye(3)).value == 0
-    assert most_likely(broken.numpy()).tolist() == [-1] * 4
+    assert predicted_classes(broken.numpy()).tolist() == [-1] * 4
     likely = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.3, 0.7]])
     assert area_under_curve("", likely, labels).value == 1
     likely[0] = np.nan

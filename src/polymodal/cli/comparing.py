@@ -148,8 +148,8 @@ def reproduce(arguments: Arguments) -> None:
         right=range(1, 3 + len(arms)),
     )
     print("\n" + secondary_sentence(result))
-    if said := how_often(result):
-        print(said)
+    if earlier := how_often(result):
+        print(earlier)
     console.print(f"\nVerdict: {decision_sentence(result, '[bold]', '[/bold]')}   {out}/claim.json", highlight=False)
 
 

@@ -20,7 +20,7 @@ def prompt_ensemble(prompts: Sequence[Float[Tensor, "_ dim"]]) -> Float[Tensor, 
     return F.normalize(torch.stack([vectors.mean(0) for vectors in prompts]), dim=-1)
 
 
-def most_likely(scores: Float[np.ndarray, "examples classes"]) -> Int[np.ndarray, " examples"]:
+def predicted_classes(scores: Float[np.ndarray, "examples classes"]) -> Int[np.ndarray, " examples"]:
     """The class with the highest score of each example; -1, which is no class, where a score is no number."""
     return np.where(np.isnan(scores).any(1), -1, np.nan_to_num(scores, nan=-np.inf).argmax(1))
 
@@ -51,24 +51,24 @@ def area_under_curve(name: str, likely: Float[np.ndarray, "examples classes"], l
 
     likely: how likely each class is, on any scale; a NaN ranks an example wrongly. The unit is an example, with its
     influence both as one of its class and as one of the others: the fraction of the others that it ranks above, and of
-    the class that it ranks below (DeLong et al. 1988, equations 4 to 6; the area is the mean of either).
+    the class that it ranks below (the components of DeLong et al. 1988; the area is the mean of either).
     """
     classes = np.unique(labels)
     influence = np.zeros(len(labels))
     areas, single = [], []
     for label in classes:
-        own = labels == label
-        positive = np.nan_to_num(likely[own, label], nan=-np.inf)
-        negative = np.where(np.isnan(likely[~own, label]), np.inf, likely[~own, label])
+        of_class = labels == label
+        positive = np.nan_to_num(likely[of_class, label], nan=-np.inf)
+        negative = np.where(np.isnan(likely[~of_class, label]), np.inf, likely[~of_class, label])
         above = _fraction_below(positive, negative)
         below = 1 - _fraction_below(negative, positive)
         areas.append(float(above.mean()))
-        for members, fractions in ((own, above), (~own, below)):
+        for members, fractions in ((of_class, above), (~of_class, below)):
             count = len(fractions)
             if count > 1:
                 spread = (count * (count - 1.0)) ** 0.5
                 influence[members] += len(labels) / len(classes) / spread * (fractions - fractions.mean())
-            elif count and members is own:
+            elif count and members is of_class:
                 single.append((np.flatnonzero(members)[0], areas[-1]))
     value = float(np.mean(areas))
     for place, area in single:
@@ -90,7 +90,7 @@ def zero_shot(
     classes: Float[Tensor, "classes dim"],
 ) -> Score:
     """Balanced accuracy of the class whose text vector is most similar; also classes without an image are offered."""
-    score = balanced_accuracy(name, most_likely((images @ classes.T).numpy()), labels)
+    score = balanced_accuracy(name, predicted_classes((images @ classes.T).numpy()), labels)
     return replace(score, chance=1 / len(classes))
 
 
@@ -105,7 +105,7 @@ class LinearProbe:
     classes_: np.ndarray
 
     def predict(self, vectors: Float[np.ndarray, "examples dim"]) -> np.ndarray:
-        likely = most_likely(self.predict_proba(vectors))
+        likely = predicted_classes(self.predict_proba(vectors))
         return np.where(likely < 0, -1, self.classes_[likely])
 
     def predict_proba(self, vectors: Float[np.ndarray, "examples dim"]) -> Float[np.ndarray, "examples classes"]:

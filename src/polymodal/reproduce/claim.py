@@ -76,8 +76,8 @@ def reproduce(
     corpus, budget, seeds = load_corpus(claim.corpus), budget or claim.budget, seeds or claim.seeds
     if claim.languages:
         corpus = in_languages(corpus, claim.languages)
-    known = recorded_result(spec, name) if spec in recipes.entries() else None
-    previous = commit(commitment(claim, budget, seeds, tune), Path(out), known, again)
+    recorded = recorded_result(spec, name) if spec in recipes.entries() else None
+    previous = commit(commitment(claim, budget, seeds, tune), Path(out), recorded, again)
     tuning = None
     if isinstance(claim, AttackClaim):
         comparison = compare_attacks(arms, claim, corpus, budget, seeds, out, display)

@@ -61,15 +61,15 @@ def _effect(unit: str, value: float) -> str:
 def secondary_sentence(result: Mapping[str, Any]) -> str:
     """What the intervals of all other metrics and arms are worth."""
     count = result.get("secondary_comparisons", 0)
-    found = [
+    different = [
         f"{metric} of {arm} ({format_p(one['p_holm'])})"
         for metric, arms in result["metrics"].items()
         for arm, one in arms.items()
         if one.get("p_holm", 1.0) < 0.05
     ]
-    told = f" After Holm's correction over {count} such comparisons these differ ({MARK}): {', '.join(found)}."
+    marked = f" After Holm's correction over {count} such comparisons these differ ({MARK}): {', '.join(different)}."
     none = f" After Holm's correction over {count} such comparisons none differs."
-    corrected = (told if found else none) if is_current(result) and count else ""
+    corrected = (marked if different else none) if is_current(result) and count else ""
     return (
         f"Brackets: 95 % intervals; those of metrics that do not decide are not corrected for their number.{corrected}"
     )

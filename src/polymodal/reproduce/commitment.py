@@ -76,19 +76,19 @@ def commitment(claim: Claim, budget: Budget, seeds: int, tune: bool) -> dict[str
     }
 
 
-def commit(planned: Mapping[str, Any], out: Path, known: Path | None, again: bool) -> dict[str, Any] | None:
+def commit(planned: Mapping[str, Any], out: Path, recorded: Path | None, again: bool) -> dict[str, Any] | None:
     """Write down what is to be measured; returns the last finished result, if there is one.
 
-    known: a result that is kept elsewhere, such as in the package. What `out` holds of another measurement, or of this
-    one when it is made again, is moved to a folder beside it. Raises UserError when the measurement was made and is not
-    to be made again.
+    recorded: a result that is kept elsewhere, such as in the package. What `out` holds of another measurement, or of
+    this one when it is made again, is moved to a folder beside it. Raises UserError when the measurement was made and
+    is not to be made again.
     """
     finished, begun = _read(out / CLAIM), _read(out / COMMITTED)
-    previous = finished or (_read(known) if known else None)
+    previous = finished or (_read(recorded) if recorded else None)
     if previous and _same(previous.get("committed"), planned) and not again:
         raise UserError(
             f"This claim was measured with this code already: {previous['verdict']} "
-            f"({(out / CLAIM) if finished else known}). "
+            f"({(out / CLAIM) if finished else recorded}). "
             "Give --again to measure it once more; the new result keeps the old one."
         )
     if finished or (begun and not _same(begun, planned)):

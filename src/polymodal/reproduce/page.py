@@ -172,11 +172,11 @@ def _measured(again: str, claim: str | None, result: dict[str, Any] | None) -> l
         lines.append(f"| {metric} | {' | '.join(cells).replace('*', chr(92) + '*')} |")
     seconds = " | ".join(f"{result['cost'][arm]['seconds']:.0f} s" for arm in arms)
     lines += [f"| training | | {seconds} |", ""]
-    said = [secondary_sentence(result).replace("*", "\\*"), how_tuned(result), how_often(result)]
+    notes = [secondary_sentence(result).replace("*", "\\*"), how_tuned(result), how_often(result)]
     if is_current(result) and (committed := result.get("committed")):
-        said.append(f"Written down before: claim {committed['claim']}, code {committed['code']}.")
+        notes.append(f"Written down before: claim {committed['claim']}, code {committed['code']}.")
         again += " --again"
-    return [*lines, " ".join(filter(None, [*said, f"Again: `{again}`."]))]
+    return [*lines, " ".join(filter(None, [*notes, f"Again: `{again}`."]))]
 
 
 def tasks_page() -> str:

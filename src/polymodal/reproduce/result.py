@@ -105,8 +105,8 @@ class ComparisonResult:
     def chance(self, name: str) -> float | None:
         """What guessing gets, on average where seeds have tests of their own; None where it is not known."""
         levels = [trial.scores[name].chance for trial in self.trials if name in trial.scores]
-        known = [level for level in levels if level is not None]
-        return mean(known) if known else None
+        given = [level for level in levels if level is not None]
+        return mean(given) if given else None
 
     def higher_is_better(self, name: str) -> bool:
         return next((trial.scores[name].higher_is_better for trial in self.trials if name in trial.scores), True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
-from polymodal.evaluation.classification import most_likely
+from polymodal.evaluation.classification import predicted_classes
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task
 from polymodal.modalities import Words
@@ -50,7 +50,7 @@ def predict_fields(
     column = processor.columns["words"]  # type: ignore[attr-defined]
     parts = [(number, part) for number, one in enumerate(examples) for part in column.windows(one["words"])]
     columns = {"words": [part for _, part in parts], "image": [examples[number]["image"] for number, _ in parts]}
-    likely = most_likely(torch.cat(answers(method, processor, "classify_tokens", columns, 64)).numpy()).tolist()
+    likely = predicted_classes(torch.cat(answers(method, processor, "classify_tokens", columns, 64)).numpy()).tolist()
     fields = iter([column.fields[number] if number >= 0 else NO_FIELD for number in likely])
     return [(one["words"], [next(fields) for _ in one["words"]]) for one in examples]
 

@@ -19,7 +19,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns import label_of
 from polymodal.data.conditions import conditions
 from polymodal.data.loader import Reader
-from polymodal.evaluation.classification import balanced_accuracy, most_likely
+from polymodal.evaluation.classification import balanced_accuracy, predicted_classes
 from polymodal.evaluation.statistics import MetricKind, Score, group_numbers
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image
@@ -128,7 +128,7 @@ def _moments_without(
     centered = images - images.mean(0)  # so that sums of squares lose no digits
     count = len(images) - members.sum(1)
     mean = -(members @ centered) / count[:, None]
-    inside = torch.stack([centered[own].T @ centered[own] for own in members.bool()])
+    inside = torch.stack([centered[group].T @ centered[group] for group in members.bool()])
     outside = centered.T @ centered - inside - count[:, None, None] * mean[:, :, None] * mean[:, None]
     return mean + images.mean(0), outside / (count - 1)[:, None, None]
 
@@ -165,7 +165,7 @@ def generation_scores(
             generator = torch.Generator().manual_seed(0)
             made = method.generate_images(to_device(conditions, device), steps, generator).cpu()
             task = f"{split}/generation_in_{steps}"
-            scores.append(balanced_accuracy(f"{task}/accuracy", most_likely(classifier(made).numpy()), labels))
+            scores.append(balanced_accuracy(f"{task}/accuracy", predicted_classes(classifier(made).numpy()), labels))
             scores.append(frechet_distance(f"{task}/frechet_distance", classifier.features(made), of_real, groups))
             scores.append(kernel_distance(f"{task}/kernel_distance", classifier.features(made), of_real))
         seen = classifier(real["image"]).argmax(1).numpy()

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
-from polymodal.evaluation.classification import most_likely
+from polymodal.evaluation.classification import predicted_classes
 from polymodal.evaluation.statistics import MetricKind, Score, group_numbers
 from polymodal.evaluation.task import Task
 from polymodal.training.run import evaluating
@@ -34,7 +34,7 @@ def prototype_scores(method: nn.Module, processor: Any) -> list[Score]:
     if not labelled:
         return []
     with evaluating(method), torch.no_grad():
-        prototypes = most_likely(method.item_prototypes().numpy(force=True))
+        prototypes = predicted_classes(method.item_prototypes().numpy(force=True))
     numbers, labels = zip(*labelled, strict=True)
     name = "items/prototypes_and_labels/mutual_information"
     return [adjusted_mutual_information(name, np.array(labels), prototypes[list(numbers)])]
