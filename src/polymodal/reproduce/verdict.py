@@ -167,7 +167,7 @@ def corrected_p_values(
 
     def is_secondary(arm: Arm, metric: str) -> bool:
         decides = arm == treatment and metric in deciding
-        return not decides and not comparison.is_copy(arm, metric) and comparison.arms[0] in comparison.having(metric)
+        return not decides and comparison.arms[0] in comparison.having(metric) and not comparison.is_copy(arm, metric)
 
     return holm(
         {
