@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from polymodal import corpora
 from polymodal.corpora import Corpus
-from polymodal.data.history import HistoryColumn
+from polymodal.data.columns.history import HistoryColumn
 from polymodal.data.processor import Processor, fit_processor
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.evaluation import evaluate, validation

@@ -360,7 +360,7 @@ def test_what_is_foretold_of_a_token_does_not_hang_on_what_follows(run: Run, few
 
 
 def test_stages_learn_what_they_are_for(few_scenes: Corpus, run: Run) -> None:
-    assert [stage.name for stage in active_stages(TINY)] == ["image tokenizer", "experts", "routers"]
+    assert [stage.name for stage in active_stages(TINY)] == ["tokenizer", "experts", "routers"]
     assert all(one.use_predictor for one in run.model.choosing())
     history = [entry for entry in run.history if "losses" in entry]
     assert set(history[0]["losses"]) == {"pixels", "codebook", "commitment"}
@@ -372,7 +372,7 @@ def test_stages_learn_what_they_are_for(few_scenes: Corpus, run: Run) -> None:
     of_main = matched(run.model, moma.LEARNED)
     assert not any("auxiliary" in name or name.startswith("tokenizer.") for name in of_main)
     dense = dataclasses.replace(TINY, modality_aware=False, num_text_experts=1, num_image_experts=0)
-    assert [stage.name for stage in active_stages(dense)] == ["image tokenizer", "experts"]
+    assert [stage.name for stage in active_stages(dense)] == ["tokenizer", "experts"]
 
 
 def matched(model: torch.nn.Module, patterns: tuple[str, ...]) -> set[str]:

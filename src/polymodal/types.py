@@ -17,18 +17,24 @@ if TYPE_CHECKING:
     from polymodal.rng import ExampleRNG
 
 Example = dict[str, Any]  # column name -> decoded value of a modality
-Batch = dict[str, Any]  # what a method sees: column name -> Tensor or polymodal.modalities.text.Tokens
+# Name -> tensor, or a batch class of a modality (such as modalities.text.Tokens). The batches of a recipe's stages are
+# TypedDicts, declared beside the method that reads them, with key, type and shape of every value.
+Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Paper:
-    """The publication that a recipe implements. Written as a literal, so that listings need not import torch."""
+    """The publication that a recipe implements. Written as a literal, so that listings need not import torch.
+
+    code: official code that the recipe was checked against, as OWNER/REPOSITORY@COMMIT; empty if there is none.
+    """
 
     slug: str
     title: str
     year: int
     arxiv: str
     modalities: tuple[str, ...]
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,8 +155,8 @@ class Processor(Protocol):
         """One example, decoded. Raises UnreadableExample."""
         ...
 
-    def __call__(self, **columns: list[Any]) -> Batch:
-        """Values of some columns, as `load_example` or a user gives them, to tensors."""
+    def __call__(self, **columns: list[Any]) -> Any:
+        """Collate values of some columns, as `load_example` or a user gives them, to a batch of tensors."""
         ...
 
     def save(self, directory: Path) -> None: ...
@@ -163,4 +169,6 @@ class Method(Protocol):
     A `Stage` may name another method than `losses`.
     """
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]: ...
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """batch: of the stage, typed by the method."""
+        ...

@@ -10,14 +10,14 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from polymodal.constraints import NonNegativeFloat
-from polymodal.data.sequence import TEXT, PackedSequences
+from polymodal.data.sequence import TEXT, PackedSequences, PromptBatch, SequenceBatch
 from polymodal.errors import UserError
 from polymodal.layers.decoder import ExpertAssignment
 from polymodal.layers.decoding import Decoding, sample
@@ -73,6 +73,12 @@ class JointVocabulary:
         """The index of each entry's modality."""
         bounds = torch.tensor([*self.offsets.values()][1:], device=ids.device)
         return torch.bucketize(ids, bounds, right=True)
+
+
+class GuidedPromptBatch(PromptBatch):
+    """unconditional_prompts: the same rows without their condition, for classifier-free guidance."""
+
+    unconditional_prompts: NotRequired[PackedSequences]
 
 
 class CodeLosses(NamedTuple):
@@ -133,7 +139,7 @@ class DiscreteTokenDecoder(nn.Module):
             for key, loss in self.tokenizer(name).losses(batch[name]).items()
         }
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """One loss per modality, which add up to the mean over all predicted tokens, and `z_loss` if it is weighted."""
         tokens = self.token_losses(batch)
         count = max(len(tokens.nats), 1)
@@ -150,7 +156,7 @@ class DiscreteTokenDecoder(nn.Module):
         """Entries of each modality, and of `all`."""
         return {**self.vocabulary.sizes, "all": self.vocabulary.total}
 
-    def token_nll(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    def token_nll(self, batch: SequenceBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """By modality and of `all`: the sum of -log p over a row's predicted tokens, and how many there are."""
         tokens, rows = self.token_losses(batch), len(batch["sequences"])
         masks = {name: tokens.modality == index for index, name in enumerate(self.vocabulary.modalities)}
@@ -164,9 +170,9 @@ class DiscreteTokenDecoder(nn.Module):
             for name, mask in masks.items()
         }
 
-    def token_losses(self, batch: Batch) -> CodeLosses:
+    def token_losses(self, batch: SequenceBatch) -> CodeLosses:
         """Of all predicted tokens of the `sequences` of a batch."""
-        sequences: PackedSequences = batch["sequences"]
+        sequences = batch["sequences"]
         ids = self.token_ids(sequences)
         states = self._states(ids, sequences.position, sequences.document)
         rows, positions = prediction_positions(sequences.document, sequences.predicted)
@@ -195,7 +201,7 @@ class DiscreteTokenDecoder(nn.Module):
 
     @torch.no_grad()
     def generate_text(
-        self, batch: Batch, decoding: Decoding | None = None, generator: torch.Generator | None = None
+        self, batch: PromptBatch, decoding: Decoding | None = None, generator: torch.Generator | None = None
     ) -> list[list[int]]:
         """Text that follows the `prompts` of a batch, without the end token; codes are impossible, and items are not
         begun."""
@@ -215,7 +221,7 @@ class DiscreteTokenDecoder(nn.Module):
 
     @torch.no_grad()
     def generate_codes(
-        self, batch: Batch, modality: str, decoding: Decoding, generator: torch.Generator | None = None
+        self, batch: GuidedPromptBatch, modality: str, decoding: Decoding, generator: torch.Generator | None = None
     ) -> Int[Tensor, "batch codes"]:
         """The codes of one item of a modality that follow each of the `prompts`; nothing else is possible.
 
@@ -242,14 +248,14 @@ class DiscreteTokenDecoder(nn.Module):
         return torch.stack(codes, dim=1)
 
     def generate_items(
-        self, batch: Batch, modality: str, decoding: Decoding, generator: torch.Generator | None = None
+        self, batch: GuidedPromptBatch, modality: str, decoding: Decoding, generator: torch.Generator | None = None
     ) -> Tensor:
         """What the codes of `generate_codes` stand for, such as images."""
         return self.tokenizer(modality).decode(self.generate_codes(batch, modality, decoding, generator))
 
     @torch.no_grad()
     def generate_interleaved(
-        self, batch: Batch, decoding: Decoding, generator: torch.Generator | None = None
+        self, batch: PromptBatch, decoding: Decoding, generator: torch.Generator | None = None
     ) -> list[list[tuple[str, list[int]]]]:
         """Text and items of other modalities in any order that follow each of the `prompts`.
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polymodal.data.sequence import TEXT, PackedSequences
+from polymodal.data.sequence import TEXT, PackedSequences, PromptBatch, SequenceBatch
 from polymodal.errors import UserError
 from polymodal.layers.decoder import ExpertAssignment
 from polymodal.layers.decoding import Decoding
@@ -135,7 +135,7 @@ class VisionLanguageModel(nn.Module):
         self.loss_reduction: LossReduction = loss_reduction
         self.experts = tuple(experts)
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """`lm`: -log p of the predicted tokens, averaged as configured."""
         losses = self.token_losses(batch)
         return {"lm": reduce_token_losses(losses.nats, losses.samples, self.loss_reduction)}
@@ -144,24 +144,24 @@ class VisionLanguageModel(nn.Module):
         """Initialize the MLPs of every modality with those of text."""
         self.language_model.copy_experts(TEXT)
 
-    def log_likelihood(self, batch: Batch) -> Float[Tensor, " batch"]:
+    def log_likelihood(self, batch: SequenceBatch) -> Float[Tensor, " batch"]:
         """The log-probability of each row's predicted tokens; a row has one sequence."""
         losses = self.token_losses(batch)
         return -segment_sum(losses.nats, losses.rows, len(batch["sequences"]))
 
     def generate_text(
-        self, batch: Batch, decoding: Decoding | None = None, generator: torch.Generator | None = None
+        self, batch: PromptBatch, decoding: Decoding | None = None, generator: torch.Generator | None = None
     ) -> list[list[int]]:
         """Continuations of the `prompts` of a batch, which end in the last column, without the end token."""
-        prompts: PackedSequences = batch["prompts"]
+        prompts = batch["prompts"]
         vectors, routes = self.embed_sequences(prompts, batch)
         return self.language_model.generate(
             vectors, prompts.position, prompts.document, routes, self.end, decoding or Decoding(), generator
         )
 
-    def token_losses(self, batch: Batch) -> TokenLosses:
+    def token_losses(self, batch: SequenceBatch) -> TokenLosses:
         """Of all predicted tokens of the `sequences` of a batch."""
-        sequences: PackedSequences = batch["sequences"]
+        sequences = batch["sequences"]
         states = self.hidden_states(batch)
         rows, positions = prediction_positions(sequences.document, sequences.predicted)
         logits = self.language_model.logits(states[rows, positions - 1])  # of these alone: the vocabulary is wide
@@ -169,9 +169,9 @@ class VisionLanguageModel(nn.Module):
         samples = rows * (int(sequences.document.max()) + 1) + sequences.document[rows, positions]
         return TokenLosses(nats, rows, samples)
 
-    def hidden_states(self, batch: Batch) -> Float[Tensor, "rows length width"]:
+    def hidden_states(self, batch: SequenceBatch) -> Float[Tensor, "rows length width"]:
         """Last states of all positions of the `sequences` of a batch."""
-        sequences: PackedSequences = batch["sequences"]
+        sequences = batch["sequences"]
         vectors, routes = self.embed_sequences(sequences, batch)
         return self.language_model(vectors, sequences.position, sequences.document, routes)
 

@@ -226,6 +226,7 @@ def _described(spec: str, kind: type[Any]) -> dict[str, Any]:
         "year": paper.year if paper else None,
         "arxiv": paper.arxiv if paper else None,
         "modalities": list(paper.modalities) if paper else [],
+        "code": paper.code if paper else "",
         "about": inspect.cleandoc(module.__doc__ or "").strip(),
         "hyper_parameters": list(_hyper_parameters(kind())),
         "claim": sentences.pop(FIRST_CLAIM, None),

@@ -35,6 +35,8 @@ def recipe_page(name: str, image: str | None = None) -> str:
         f"Takes {' and '.join(entry.modalities)}; family `{entry.family}`, "
         f"[`{name}.py`](../../src/polymodal/recipes/{entry.family}/{name}.py).",
         "",
+        _code(found["code"]),
+        "",
         about,
         "",
     ]
@@ -55,6 +57,13 @@ def recipe_page(name: str, image: str | None = None) -> str:
     lines += ["## Hyper-parameters", "", "| flag | default | meaning and source |", "|---|---|---|"]
     lines += [f"| `{row['flag']}` | {row['default']} | {row['meaning']} |" for row in found["hyper_parameters"]]
     return "\n".join(lines) + "\n"
+
+
+def _code(code: str) -> str:
+    repository, _, commit = code.partition("@")
+    if not code:
+        return "Written from the paper; not compared with official code."
+    return f"Checked against [{repository}](https://github.com/{repository}/tree/{commit}) at commit `{commit[:10]}`."
 
 
 TERMS = re.compile(r"\n*^Terms: (?P<terms>.*?)(?=\n\n|\Z)", re.M | re.S)

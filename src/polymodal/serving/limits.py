@@ -22,7 +22,7 @@ from PIL import Image as PILImage
 from starlette.concurrency import run_in_threadpool
 
 from polymodal.constraints import PositiveFloat, PositiveInt
-from polymodal.data.columns import reject_unknown_columns
+from polymodal.data.columns.column import reject_unknown_columns
 from polymodal.errors import UnreadableExample, UserError, unusable
 from polymodal.modalities import Audio, Image
 from polymodal.modalities.image import to_rgb

@@ -42,7 +42,7 @@ class GradCacheMethod:
     batch. A subclass that overrides `losses` opts out, unless its own are `two_halves`, too.
     """
 
-    def encode(self, batch: Batch) -> dict[str, Tensor]:
+    def encode(self, batch: Any) -> dict[str, Tensor]:
         """Encode a micro-batch. Returns tensors with one row per example."""
         raise NotImplementedError
 
@@ -51,7 +51,7 @@ class GradCacheMethod:
         raise NotImplementedError
 
     @two_halves("encode", "contrastive_losses")
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Any) -> dict[str, Tensor]:
         return self.contrastive_losses(self.encode(batch))
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -23,11 +24,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
-from polymodal.data.conversation import DOCUMENT, IMAGE, IMAGE_END, IMAGE_START, TiledImageColumn
-from polymodal.data.conversation_format import ConversationFormat
+from polymodal.data.columns.tiled_image import TiledImageColumn
+from polymodal.data.conversation import DOCUMENT, IMAGE, IMAGE_END, IMAGE_START
 from polymodal.data.instructions import choice
 from polymodal.data.processor import Declared, Processor
-from polymodal.data.sequence import TEXT
+from polymodal.data.sequence import TEXT, PromptBatch, SequenceBatch
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.language_model import LanguageModel, LanguageModelConfig
 from polymodal.encoders.pretrained import PretrainedConfig
@@ -48,7 +49,7 @@ from polymodal.models.discrete_token_decoder import CodeFormat, DiscreteTokenDec
 from polymodal.recipes.language_models._base import ConversationRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Batch, Example, Paper, Stage
+from polymodal.types import Example, Paper, Stage
 
 paper = Paper(
     slug="moma",
@@ -62,6 +63,10 @@ LEARNED = tuple(  # the parameters of the language model but for the auxiliary r
     f"language_model.{part}"
     for part in ("embedding.*", "head.*", "*.attention.*", "*norm*", "*.router.*", "*.gate_up*", "*.down*")
 )
+
+
+class ImageBatch(TypedDict):
+    image: Float[Tensor, "batch 3 size size"]
 
 
 class MoMa(DiscreteTokenDecoder):
@@ -83,22 +88,17 @@ class MoMa(DiscreteTokenDecoder):
             nn.init.normal_(language_model.embedding.weight)
         if recipe.mod_capacity:
             route_alternate_blocks(language_model.decoder, recipe.mod_capacity)
-        super().__init__(
-            language_model,
-            vocabulary,
-            {IMAGE: recipe.tokenizer.build(recipe.patch_size)},
-            {IMAGE: image_format},
-            end,
-            experts=(IMAGE,) if recipe.modality_aware else (),
-        )
+        tokenizers = {IMAGE: recipe.tokenizer.build(recipe.patch_size)}
+        experts = (IMAGE,) if recipe.modality_aware else ()
+        super().__init__(language_model, vocabulary, tokenizers, {IMAGE: image_format}, end, experts=experts)
         self.image_decoding = recipe.image_decoding
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """text and image, which add up to the mean over all tokens; and routers (BCE), while auxiliary ones learn."""
         losses, routers = super().losses(batch), auxiliary_losses(self)
         return losses | ({"routers": torch.stack(routers).mean()} if routers else {})
 
-    def token_nll(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    def token_nll(self, batch: SequenceBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """By modality and of `all`: sums of -log p and counts by row; with auxiliary routers in use, the same again
         with the choice among the batch, as NAME_by_whole_batch."""
         sums = super().token_nll(batch)
@@ -109,7 +109,7 @@ class MoMa(DiscreteTokenDecoder):
         return sums
 
     def generate_images(
-        self, batch: Batch, steps: int = 0, generator: torch.Generator | None = None
+        self, batch: PromptBatch, steps: int = 0, generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch 3 size size"]:
         """Normalized images that follow each prompt's text, sampled code by code. steps: has no effect."""
         return self.generate_items(batch, IMAGE, self.image_decoding, generator)
@@ -186,13 +186,13 @@ class Recipe(ConversationRecipe):
         return self.conversation(TiledImageColumn(self.tile_size, self.patch_size, 1, self.tile_size))
 
     def build(self, processor: Processor) -> MoMa:
-        form: ConversationFormat = processor.conversation
+        form = processor.conversation
         form.check_fits(self.tokens_per_tile)
         begin, end = (form.marks[mark][-1] for mark in (IMAGE_START, IMAGE_END))
         image_format = CodeFormat(begin, end, self.tokens_per_tile)
         return MoMa(self, processor.tokenizer.vocab_size, image_format, form.end)
 
-    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ImageBatch:
         """Whole images for the tokenizer: of the examples, or one of each document that has any."""
         images = []
         for example, rng in zip(examples, example_rng.generators, strict=True):
@@ -202,7 +202,7 @@ class Recipe(ConversationRecipe):
         cells = [processor.image.patchify_tiles(image, 1) for image in images or [blank]]
         return {IMAGE: unpatchify(torch.stack(cells), self.patch_size)}
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """Packed documents: the examples' own, or an image and one of its captions in either order."""
         documents = []
         for example, rng in zip(examples, example_rng.generators, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import AtLeastTwo, PositiveFloat, PositiveInt, UnitInterval
-from polymodal.data.columns import ImageColumn, TextColumn
+from polymodal.data.columns.image import ImageColumn
+from polymodal.data.columns.text import TextColumn
 from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.pretrained import read_configuration
@@ -34,6 +35,13 @@ from polymodal.types import Batch, Example
 # What learns most of `emoji` in half a minute on two cores; a transformer block on top gained nothing there.
 SMALL_IMAGE = ImageEncoderConfig(stem=(32, 64, 128), width=128, depth=0, pool_type="max")
 SMALL_TEXT = TextEncoderConfig(width=128)
+
+
+class ImageTextBatch(TypedDict):
+    """Pairs of an image and a caption."""
+
+    image: Float[Tensor, "batch 3 size size"]
+    text: Tokens
 
 
 class DualEncoder(GradCacheMethod, nn.Module):
@@ -85,7 +93,7 @@ class DualEncoder(GradCacheMethod, nn.Module):
             if own is not None and name in weights:
                 own.copy_(weights[name].reshape(()))
 
-    def encode(self, batch: Batch) -> dict[str, Tensor]:
+    def encode(self, batch: ImageTextBatch) -> dict[str, Tensor]:
         """What is compared: the vectors of images and captions."""
         return self.embed(batch)
 
@@ -147,7 +155,7 @@ class DualEncoderRecipe(TrainingRecipe):
         image = ImageColumn.of(self.image.image_size, self.image.image_mean_std)
         return {"image": image, "text": TextColumn(self.text)}
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ImageTextBatch:
         """One augmented view of each image and one of its captions."""
         pixels = processor.image.pixels([example["image"] for example in examples])
         pixels = augment(pixels, self.augmentation, example_rng, may_flip([example["text"] for example in examples]))

@@ -31,11 +31,11 @@ from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, a
 from polymodal.modalities.text_augmentation import TextAugmentation, augment_text
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.non_contrastive import barlow_twins, negative_cosine_similarity, sinkhorn, swav_loss
-from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
+from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe, ImageTextBatch
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Batch, Example, Paper
+from polymodal.types import Example, Paper
 
 paper = Paper(
     slug="improved-clip-baselines",
@@ -78,7 +78,7 @@ class ImprovedCLIP(DualEncoder):
             self.teacher.update(self.recipe.ema_momentum)
 
     @whole_batch
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: ImageTextBatch) -> dict[str, Tensor]:
         """contrastive: plain and strong pairs; and the added loss, if any, with its weight."""
         images, texts, views = batch["image"], batch["text"], 1 + self.recipe.num_strong_views
         features = {"image": self.image_encoder.pooled(images), "text": self.text_encoder.pooled(texts)}
@@ -110,7 +110,7 @@ class ImprovedCLIP(DualEncoder):
     def _strong_scale(self) -> Float[Tensor, ""]:
         return self.strong_logit_scale() if self.recipe.separate_projectors else self.logit_scale()
 
-    def _ssl_loss(self, features: dict[str, Tensor], batch: Batch, views: int) -> Tensor:
+    def _ssl_loss(self, features: dict[str, Tensor], batch: ImageTextBatch, views: int) -> Tensor:
         """The mean over the plain pair and all pairs of strong views."""
         images, texts = (self.added[name](features[name]).chunk(views) for name in ("image", "text"))
         pairs = [(0, 0), *itertools.product(range(1, views), repeat=2)]
@@ -180,7 +180,7 @@ class Recipe(DualEncoderRecipe):
     def cacheable_encoders(self) -> tuple[str, ...]:
         return super().cacheable_encoders() if not self.num_strong_views else ()
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ImageTextBatch:
         """The plain view and caption of each example first, then K strong ones, one after the other along the batch."""
         pixels = processor.image.pixels([example["image"] for example in examples])
         each = list(zip(examples, example_rng.generators, strict=True))

@@ -20,9 +20,9 @@ from polymodal.data.processor import Processor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.objectives.contrastive import info_nce
-from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
+from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe, ImageTextBatch
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Batch, Paper
+from polymodal.types import Paper
 
 paper = Paper(
     slug="sparc",
@@ -80,7 +80,7 @@ class SPARC(DualEncoder):
         super().__init__(recipe, vocabulary)
         self.recipe = recipe
 
-    def encode(self, batch: Batch) -> dict[str, Tensor]:
+    def encode(self, batch: ImageTextBatch) -> dict[str, Tensor]:
         """The vectors of images and captions, and each pair's own local loss."""
         patches, image = self.image_encoder(batch["image"])
         packed, packing, text = self.text_encoder(batch["text"])

@@ -24,7 +24,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.conversation import IMAGE, Turn
 from polymodal.data.instructions import choice
 from polymodal.data.processor import Declared, Processor
-from polymodal.data.sequence import pad_sequences
+from polymodal.data.sequence import SequenceBatch, pad_sequences
 from polymodal.errors import UserError
 from polymodal.layers.distributed import all_gather
 from polymodal.modalities import Preferences
@@ -37,7 +37,7 @@ from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.language_models._base import MonolithRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Batch, Example, Paper, Stage
+from polymodal.types import Example, Paper, Stage
 
 paper = Paper(
     slug="mpo",
@@ -73,7 +73,7 @@ class MPO(VisionLanguageModel):
         self.reference.eval()
         return self
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """dpo, bco and sft, with their weights; the batch has all chosen, then all rejected."""
         recipe, rows = self.recipe, len(batch["sequences"])
         token_losses, row, _ = self.token_losses(batch)
@@ -154,7 +154,7 @@ class Recipe(MonolithRecipe):
     def build(self, processor: Processor) -> MPO:
         return MPO(super().build(processor), self)
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """One pair of each example: all chosen answers, then all rejected ones, beside the same images."""
         pairs = [one_pair(e["preferences"], rng) for e, rng in zip(examples, example_rng.generators, strict=True)]
         images = [example[IMAGE] for example in examples]

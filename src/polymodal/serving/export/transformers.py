@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polymodal.data.conversation import TiledImageColumn
+from polymodal.data.columns.tiled_image import TiledImageColumn
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.pretrained import transformers
 from polymodal.encoders.pretrained_image import PretrainedImageConfig, PretrainedImageEncoder
