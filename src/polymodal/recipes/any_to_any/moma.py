@@ -28,7 +28,7 @@ from polymodal.data.columns.tiled_image import TiledImageColumn
 from polymodal.data.conversation import DOCUMENT, IMAGE, IMAGE_END, IMAGE_START
 from polymodal.data.instructions import choice
 from polymodal.data.processor import Declared, Processor
-from polymodal.data.sequence import TEXT, PromptBatch, SequenceBatch
+from polymodal.data.sequence import TEXT, SequenceBatch
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.language_model import LanguageModel, LanguageModelConfig
 from polymodal.encoders.pretrained import PretrainedConfig
@@ -45,7 +45,7 @@ from polymodal.layers.expert_choice import (
 )
 from polymodal.layers.mixture_of_depths import route_alternate_blocks
 from polymodal.modalities.image import unpatchify
-from polymodal.models.discrete_token_decoder import CodeFormat, DiscreteTokenDecoder, JointVocabulary
+from polymodal.models.discrete_token_decoder import CodeFormat, DiscreteTokenDecoder, GuidedPromptBatch, JointVocabulary
 from polymodal.recipes.language_models._base import ConversationRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
@@ -109,7 +109,7 @@ class MoMa(DiscreteTokenDecoder):
         return sums
 
     def generate_images(
-        self, batch: PromptBatch, steps: int = 0, generator: torch.Generator | None = None
+        self, batch: GuidedPromptBatch, steps: int = 0, generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch 3 size size"]:
         """Normalized images that follow each prompt's text, sampled code by code. steps: has no effect."""
         return self.generate_items(batch, IMAGE, self.image_decoding, generator)
@@ -200,7 +200,7 @@ class Recipe(ConversationRecipe):
             images += [example[IMAGE]] if IMAGE in example else [choice(figures, rng)] if figures else []
         blank = np.full((self.tile_size, self.tile_size, 3), 255, np.uint8)
         cells = [processor.image.patchify_tiles(image, 1) for image in images or [blank]]
-        return {IMAGE: unpatchify(torch.stack(cells), self.patch_size)}
+        return {"image": unpatchify(torch.stack(cells), self.patch_size)}
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """Packed documents: the examples' own, or an image and one of its captions in either order."""
