@@ -16,7 +16,7 @@ import torch
 
 from polymodal import corpora
 from polymodal.corpora.stream import BLOCKS_TOGETHER, BlockOrder
-from polymodal.data.loader import batch_order
+from polymodal.data.batch_order import batch_order
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Text
 from polymodal.recipes.dual_encoders import clip

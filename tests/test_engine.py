@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from polymodal import corpora
-from polymodal.data.loader import Bucketed, Reader, TrainingData, batch_order
+from polymodal.data.batch_order import Bucketed, batch_order
+from polymodal.data.loader import Reader, TrainingData
 from polymodal.data.processor import fit_processor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.errors import UserError

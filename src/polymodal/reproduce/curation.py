@@ -10,7 +10,8 @@ from polymodal.claim import CuratedTrainingClaim, CurationClaim
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.saved import is_saved, open_saved
 from polymodal.curation.noise import curation_scores
-from polymodal.curation.pipeline import curate_pages, figures_of, pages_of, plain_texts
+from polymodal.curation.page_sources import images_of, pages_of
+from polymodal.curation.pipeline import curate_pages, plain_texts
 from polymodal.curation.web import visible
 from polymodal.data.processor import Processor
 from polymodal.errors import UserError
@@ -98,7 +99,7 @@ def _curated(arm: Arm, corpus: Corpus, folder: Path) -> Corpus:
     rows = [int(row) for split in corpus.splits.values() for row in split]
     pages, known = pages_of(corpus, rows), arm.recipe.fit(())
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return curate_pages(arm.recipe, pages, folder, known, source=corpus.name, figures=figures_of(corpus))[0]
+    return curate_pages(arm.recipe, pages, folder, known, source=corpus.name, figures=images_of(corpus))[0]
 
 
 def _reading(run: Run, corpus: Corpus, folder: Path, questions: list[ParagraphChoice]) -> list[Score]:

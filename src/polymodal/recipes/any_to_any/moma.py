@@ -45,7 +45,8 @@ from polymodal.layers.expert_choice import (
 )
 from polymodal.layers.mixture_of_depths import route_alternate_blocks
 from polymodal.modalities.image import unpatchify
-from polymodal.models.discrete_token_decoder import CodeFormat, DiscreteTokenDecoder, GuidedPromptBatch, JointVocabulary
+from polymodal.models.discrete_token_decoder import DiscreteTokenDecoder, GuidedPromptBatch
+from polymodal.models.joint_vocabulary import CodeFormat, JointVocabulary
 from polymodal.recipes.language_models._base import ConversationRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
@@ -65,7 +66,7 @@ LEARNED = tuple(  # the parameters of the language model but for the auxiliary r
 )
 
 
-class ImageBatch(TypedDict):
+class TokenizerBatch(TypedDict):
     image: Float[Tensor, "batch 3 size size"]
 
 
@@ -192,7 +193,7 @@ class Recipe(ConversationRecipe):
         image_format = CodeFormat(begin, end, self.tokens_per_tile)
         return MoMa(self, processor.tokenizer.vocab_size, image_format, form.end)
 
-    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ImageBatch:
+    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TokenizerBatch:
         """Whole images for the tokenizer: of the examples, or one of each document that has any."""
         images = []
         for example, rng in zip(examples, example_rng.generators, strict=True):

@@ -97,19 +97,19 @@ class TextGuidedQueries(nn.Module):
         return self.decoder(learned, words, places, ~mask)[-1] + most + learned
 
 
-class ImageTextBatch(TypedDict):
+class ImageWithTextBatch(TypedDict):
     image: Float[Tensor, "batch 3 size size"]
     text: Tokens
 
 
-class CaptionBatch(ImageTextBatch):
+class CaptionBatch(ImageWithTextBatch):
     """mlm_targets: True for tokens to predict. masked_tokens: those of them that are masked."""
 
     mlm_targets: Bool[Tensor, "batch length"]
     masked_tokens: Bool[Tensor, "batch length"]
 
 
-class GroundingBatch(ImageTextBatch):
+class GroundingBatch(ImageWithTextBatch):
     """text: referring expressions. expressions: the boxes of the objects that each refers to."""
 
     expressions: PaddedBoxes
@@ -166,7 +166,7 @@ class SimVG(nn.Module):
         return self.object(token)[:, None] + self.guided(self.words(words), text.mask), self.memory(patches)
 
     def predict_boxes(
-        self, batch: ImageTextBatch
+        self, batch: ImageWithTextBatch
     ) -> dict[str, tuple[Float[Tensor, "batch queries 4"], Float[Tensor, "batch queries"]]]:
         """Corners, and the probability that they are of an object, by both branches."""
         o, memory = self.fused(batch["image"], batch["text"])
@@ -264,7 +264,7 @@ class Recipe(TrainingRecipe):
             processor.text.sample_caption(e["text"], rng)
             for e, rng in zip(examples, example_rng.generators, strict=True)
         ]
-        batch: ImageTextBatch = processor(image=[example["image"] for example in examples], text=captions)
+        batch: ImageWithTextBatch = processor(image=[example["image"] for example in examples], text=captions)
         lengths = (batch["text"].lengths - 2).tolist()
         asked = mask_spans(lengths, self.mlm_probability, example_rng, mean_length=1.0)
         shown = np.stack([rng.random(asked.shape[1]) for rng in example_rng.generators]) < self.keep_prob

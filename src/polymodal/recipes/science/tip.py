@@ -96,7 +96,7 @@ class ImageTableBatch(TypedDict):
     table: TableRows
 
 
-class PretrainBatch(ImageTableBatch):
+class TablePairBatch(ImageTableBatch):
     """corrupted: rows with resampled cells, for ITC and ITM. masked_cells: True for cells to reconstruct (MTR)."""
 
     corrupted: TableRows
@@ -146,7 +146,7 @@ class TIP(nn.Module):
         return self.fusion(torch.cat([pooled[:, None], cells], dim=1), patches)
 
     @whole_batch
-    def losses(self, batch: PretrainBatch) -> dict[str, Tensor]:
+    def losses(self, batch: TablePairBatch) -> dict[str, Tensor]:
         """A third each: contrast, matching, reconstruction."""
         patches, pooled = self.encode_image(batch["image"])
         cells, row = self.table_encoder(self.given(batch["corrupted"]))
@@ -263,7 +263,7 @@ class Recipe(TrainingRecipe):
             return TIP(self, processor.table)
         return TIPClassifier(self, processor.table, len(processor.label.names))
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> PretrainBatch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TablePairBatch:
         """An augmented image; the row, the row with some cells drawn anew, and which cells to reconstruct."""
         table = processor.table([example["table"] for example in examples])
         anew = replace_cells(

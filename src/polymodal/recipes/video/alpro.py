@@ -109,7 +109,7 @@ class VideoTextBatch(TypedDict):
     group: Float[Tensor, " batch"]
 
 
-class PretrainBatch(VideoTextBatch):
+class VideoMLMBatch(VideoTextBatch):
     """masked_tokens: True for tokens of MLM. box: the crop of PEM, as fractions of the frame."""
 
     masked_tokens: Bool[Tensor, "batch length"]
@@ -221,7 +221,7 @@ class ALPRO(Towers):
         }
 
     @whole_batch
-    def losses(self, batch: PretrainBatch) -> dict[str, Tensor]:
+    def losses(self, batch: VideoMLMBatch) -> dict[str, Tensor]:
         """Of pre-training: which belong together (before fusion and after it), hidden words, and entities in crops."""
         text, video = batch["text"], batch["video"]
         losses, patches, fused = self._paired_losses(batch, self.recipe.use_itc)
@@ -385,7 +385,7 @@ class Recipe(TrainingRecipe):
         ]
         return {"video": video, "text": processor.text(texts), "group": text_ids(texts)}
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> PretrainBatch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> VideoMLMBatch:
         """Pairs, the tokens that are hidden, and a box of each clip."""
         batch = self.paired_batch(examples, processor, example_rng)
         lengths = (batch["text"].lengths - 2).tolist()
