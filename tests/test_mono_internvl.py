@@ -13,14 +13,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from polymodal.corpora import Corpus, mix_corpora
-from polymodal.data.conversation import ASSISTANT, IMAGE, IMAGE_END, IMAGE_START, USER, Turn
-from polymodal.data.conversation_format import ConversationFormat
-from polymodal.data.instructions import ocr_turn
+from polymodal.corpora import Corpus
+from polymodal.data.conversation import IMAGE, Turn
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor, fit_processor
 from polymodal.data.sequence import pad_sequences
@@ -33,7 +29,6 @@ from polymodal.evaluation.question_answering import most_frequent_answers, quest
 from polymodal.evaluation.tasks.language_modeling import HasTextCorpus, text_scores
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Image, Text
-from polymodal.modalities.image import tile_grid, tiles
 from polymodal.models.vision_language_model import VisionLanguageModel
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.language_models._base import ImageEmbedding
@@ -86,116 +81,6 @@ def run(few_scenes: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def method(processor: Processor, recipe: mono_internvl.Recipe = TINY) -> VisionLanguageModel:
     torch.manual_seed(0)
     return recipe.build(processor).eval()
-
-
-# Images to tiles
-
-
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 12))
-@settings(max_examples=50, deadline=None)
-def test_no_other_grid_is_nearer_to_the_shape_of_a_image(width: int, height: int, most: int) -> None:
-    across, down = tile_grid(width, height, 448, most)
-    assert 1 <= across * down <= most
-    apart = abs(width / height - across / down)
-    grids = [(i, j) for i in range(1, most + 1) for j in range(1, most + 1) if i * j <= most]
-    assert apart <= min(abs(width / height - i / j) for i, j in grids)
-
-
-def test_of_grids_of_one_shape_a_large_image_takes_the_larger() -> None:
-    assert tile_grid(448, 448, 448, 4) == (1, 1)
-    assert tile_grid(896, 896, 448, 4) == (2, 2)
-    assert tile_grid(1344, 448, 448, 6) == (3, 1)
-
-
-def test_tiles_are_the_image_again_with_the_whole_at_the_end() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)
-    cut = tiles(pixels, 32, 2)
-    assert cut.shape == (3, 32, 32, 3)
-    assert np.array_equal(np.concatenate([cut[0], cut[1]], axis=1), pixels)
-    assert abs(cut[2].mean() - pixels.mean()) < 1
-    assert tiles(pixels, 32, 1).shape == (1, 32, 32, 3)
-
-
-# Conversations to sequences
-
-
-def test_a_conversation_asks_the_loss_for_answers_and_their_ends_alone(processor: Processor) -> None:
-    image = np.full((48, 48, 3), 200, np.uint8)
-    said = [Turn("a red cat"), Turn("two", "How many things are there?")]
-    packed = processor.conversation.pack([processor.conversation.sequence(image, said)])
-    row, asked = packed.ids[0].tolist(), packed.predicted[0]
-    predicted = [ids for ids, there in zip(row, asked.tolist(), strict=True) if there]
-    assert predicted.count(processor.conversation.end) == 2
-    assert processor.texts([predicted])[0] == "a red cat two"
-    imaged = packed.of(IMAGE)[0]
-    assert int(imaged.sum()) == processor.image.tokens_per_tile == len(packed.features[IMAGE])
-    assert not (asked & imaged).any()
-    marks = [processor.conversation.marks[mark][0] for mark in (IMAGE_START, IMAGE_END, USER, ASSISTANT)]
-    places = [row.index(mark) for mark in marks]
-    assert places == sorted(places), "the image stands between its marks, the question between its own"
-    assert list(range(places[0] + 1, places[1])) == imaged.nonzero().squeeze(1).tolist()
-
-
-def test_a_prompt_is_the_beginning_of_its_conversation(processor: Processor) -> None:
-    image = np.full((48, 48, 3), 200, np.uint8)
-    question = "Where is the cat?"
-    prompt = pad_sequences([processor.conversation.prompt(image, question)])
-    whole = pad_sequences([processor.conversation.sequence(image, [Turn("left", question)])])
-    length = prompt.ids.shape[1]
-    assert torch.equal(whole.ids[:, :length], prompt.ids)
-    assert whole.predicted[0, length:].all()
-
-
-def test_prompts_of_different_length_end_together(processor: Processor) -> None:
-    prompts = processor(question=["Where?", "Where is the large red cat, and is it left of the bus?"])["prompts"]
-    assert (prompts.document[:, -1] == 1).all()
-    assert prompts.document[0, 0] == 0
-    assert prompts.position[:, -1].tolist() == [int(row.sum()) - 1 for row in prompts.document]
-
-
-def test_what_is_too_long_is_cut_and_a_image_never_is(processor: Processor) -> None:
-    image = np.full((48, 48, 3), 200, np.uint8)
-    long = "many words " * 200
-    for said in ([Turn(long)], [Turn(long, long)], [Turn("yes", long)], [Turn("no", "no?")] * 99):
-        sequence = processor.conversation.sequence(image, said)
-        assert sum(map(len, sequence)) <= processor.conversation.context
-        packed = processor.conversation.pack([sequence])
-        assert packed.predicted.any()
-        assert int(packed.of(IMAGE).sum()) == processor.image.tokens_per_tile
-    small = ConversationFormat(20, processor.columns)
-    with pytest.raises(UserError, match="leaves no room in a context of 20"):
-        small.sequence(image, [Turn("yes")])
-
-
-def test_what_a_corpus_lacks_is_not_read(small_emoji: Corpus, few_scenes: Corpus, processor: Processor) -> None:
-    assert set(processor.load_example(few_scenes, 0)) == {"image", "text", "questions", "regions"}
-    assert set(processor.load_example(small_emoji, 0)) == {"image", "text"}
-    both = mix_corpora([(small_emoji, 1.0), (few_scenes, 1.0)], every_column=True)
-    assert set(processor.load_example(both, 0)) == {"image", "text"}
-    assert set(processor.load_example(both, len(small_emoji))) == {"image", "text", "questions", "regions"}
-    captions = processor.load_example(both, len(small_emoji))["text"]
-    assert len({caption.text for caption in captions}) == 3, "scenes have three columns of captions"
-
-
-def test_boxes_are_in_thousandths(few_scenes: Corpus, processor: Processor) -> None:
-    example = processor.load_example(few_scenes, 0)
-    stored = few_scenes.value(0, "regions")
-    for region, own in zip(example["regions"], stored, strict=True):
-        assert region.box == tuple(round(edge * 1000 / 96) for edge in own.box)
-
-
-def test_written_words_are_in_the_image_and_in_a_caption(few_scenes: Corpus, processor: Processor) -> None:
-    said = set()
-    for row in range(30):
-        example = processor.load_example(few_scenes, row)
-        page, text = ocr_turn(example, np.random.default_rng(row))
-        assert page.shape == example[IMAGE].shape
-        assert any(text in caption.text for caption in example["text"])
-        dark = (page.mean(2) < 128).any(axis=0)
-        assert dark.any()
-        assert not dark[[0, -1]].all(), "nothing is cut"
-        said.add(len(text.split()))
-    assert said == {1, 2}
 
 
 # The model

@@ -123,6 +123,7 @@ class ConversationFormat:
         return [part if isinstance(part, str) else self.image.open(part) for part in parts]
 
     def _before_image(self, text: str) -> Segments:
+        self.check_fits(self.image.tokens_per_tile)
         room = self.context - self.image.tokens_per_tile - 4
         ids = encode_without_special_tokens(self.tokenizer, [text])[0][:room]
         return [_text([self.start, *ids, *self.marks[IMAGE_START]])]

@@ -7,9 +7,8 @@ Since such a choice sees later tokens, auxiliary routers learn at the end to pre
 2.4). As in Chameleon, a norm follows attention and MLP (Swin V2): the norm cancels the gate of a token that a single
 expert takes, so that the router learns only from tokens of two experts or more (`--no-post-norm` compares).
 
-Terms: modality-aware experts = ModalityExperts of ExpertChoice; expert-choice routing, Gumbel-Sigmoid, auxiliary
-routers, upcycling (1t1i to ntni) = layers.expert_choice; MoD = layers.mixture_of_depths; moe_8x = `modality_aware`
-off; eta = reproduce.speed_up.
+Terms: expert choice = ExpertChoice, Gumbel-Sigmoid = gumbel_sigmoid, auxiliary router = AuxiliaryRouter, upcycling
+(1t1i to ntni) = upcycle, MoD = MixtureOfDepths, moe_8x = --no-modality-aware, eta = speed_up_factor.
 """
 
 from __future__ import annotations
