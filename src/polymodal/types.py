@@ -27,6 +27,8 @@ class Paper:
     """The publication that a recipe implements. Written as a literal, so that listings need not import torch.
 
     code: official code that the recipe was checked against, as OWNER/REPOSITORY@COMMIT; empty if there is none.
+    parameters: published counts of the method of `Recipe.paper()`, by shell patterns of parameter names; none where no
+    count is published.
     """
 
     slug: str
@@ -35,6 +37,7 @@ class Paper:
     arxiv: str
     modalities: tuple[str, ...]
     code: str = ""
+    parameters: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

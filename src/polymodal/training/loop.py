@@ -163,7 +163,9 @@ class Trainer:
             return self.transform.backward(
                 self.model, batches, stage.loss_weights, self._forward, self.stage_fraction, self.world, stage.losses
             )
-        losses = backward(self.model, self.active.losses_of, batches, stage.loss_weights, self._forward, stage.losses)
+        losses = backward(
+            self.model, self.active.losses_of, batches, stage.loss_weights, self._forward, stage.losses, self.world
+        )
         self._average_gradients(trained)
         return losses
 

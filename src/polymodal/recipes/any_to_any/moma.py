@@ -46,6 +46,7 @@ from polymodal.layers.mixture_of_depths import route_alternate_blocks
 from polymodal.modalities.image import unpatchify
 from polymodal.models.discrete_token_decoder import DiscreteTokenDecoder, GuidedPromptBatch
 from polymodal.models.joint_vocabulary import CodeFormat, JointVocabulary
+from polymodal.objectives.reduction import mean_over
 from polymodal.recipes.language_models._base import ConversationRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
@@ -93,6 +94,7 @@ class MoMa(DiscreteTokenDecoder):
         super().__init__(language_model, vocabulary, tokenizers, {IMAGE: image_format}, end, experts=experts)
         self.image_decoding = recipe.image_decoding
 
+    @mean_over("loss_counts")
     def losses(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """text and image, which add up to the mean over all tokens; and routers (BCE), while auxiliary ones learn."""
         losses, routers = super().losses(batch), auxiliary_losses(self)

@@ -140,6 +140,7 @@ class SimVG(nn.Module):
         self.token_head = BoxHead(dim)
         self.register_buffer("places", sine_positions_2d(recipe.encoder.grid, dim, 2 * math.pi), persistent=False)
 
+    @whole_batch  # the quality of the teacher is that of all its boxes
     def losses(self, batch: GroundingBatch) -> dict[str, Tensor]:
         """Of the boxes that expressions mean, by both branches."""
         targets, distillation = batch["expressions"], self.recipe.distill_type
