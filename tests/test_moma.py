@@ -49,20 +49,13 @@ def method(processor: Processor, **changes: object) -> moma.MoMa:
     return dataclasses.replace(TINY, **changes).build(processor).eval()
 
 
-def test_losses_of_the_modalities_add_up_to_the_mean_over_tokens(processor: Processor, batch: dict) -> None:
-    model = method(processor).requires_grad_(False)
-    losses, sums = model.losses(batch), model.token_nll(batch)
-    torch.testing.assert_close(losses[TEXT] + losses[IMAGE], sums["all"][0].sum() / sums["all"][1].sum())
-    assert int(sums[IMAGE][1].sum()) == 8 * 16
-    assert 5 < losses[TEXT] + losses[IMAGE] < 7, "about the logarithm of 432 entries"
-
-
 def test_an_image_sends_no_gradient_to_experts_of_text(processor: Processor, batch: dict) -> None:
     model = method(processor).train()
     experts, seen = model.language_model.decoder.experts()[0], {}
     for name in (TEXT, IMAGE):
         experts.get_submodule(name).register_forward_hook(lambda _, x, __, n=name: seen.update({n: len(x[0])}))
-    model.losses(batch)
+    losses = model.losses(batch)
+    assert 5.5 < losses[TEXT] + losses[IMAGE] < 6.7, "about the logarithm of 432 entries"
     assert seen == {TEXT: int((batch["sequences"].document > 0).sum()) - 8 * 16, IMAGE: 8 * 16}, "padding is nobody's"
     sequences = processor(document=[[np.full((32, 32, 3), 120, np.uint8)]])["sequences"]
     ids = model.token_ids(sequences)
@@ -94,7 +87,7 @@ def test_arms_have_equal_operations(processor: Processor, batch: dict) -> None:
     }
     arms |= {"moma": {}, "mod": {"mod_capacity": 0.25, "language_model": dataclasses.replace(wide, depth=7)}}
     for name, changes in arms.items():
-        model = method(processor, **{"language_model": wide, **changes})
+        model = method(processor, **{"language_model": wide, **changes}).requires_grad_(False)
         with FlopCounterMode(display=False) as counter:
             assert all(value.isfinite() for value in model.losses(batch).values())
         flops[name] = counter.get_total_flops() / 1e6
@@ -129,7 +122,7 @@ def test_images_follow_words_and_words_follow_images(processor: Processor) -> No
 
 def test_what_cannot_be_trained_is_refused(processor: Processor) -> None:
     with pytest.raises(UserError, match="Leave --lm out"):
-        dataclasses.replace(TINY, language_model=PretrainedDecoderConfig(source="x", settings="{}", width=32))
+        dataclasses.replace(TINY, language_model=PretrainedDecoderConfig(source="x"))
     with pytest.raises(UserError, match="An image of 256 tokens leaves no room in a context of 120"):
         method(processor, tile_size=128)
 

@@ -32,16 +32,9 @@ from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.language_model import LanguageModel, LanguageModelConfig
 from polymodal.encoders.pretrained import PretrainedConfig
 from polymodal.errors import UserError
+from polymodal.layers import expert_choice
 from polymodal.layers.decoder import DecoderBlock, PostSubLayerNormBlock, SwiGLU
 from polymodal.layers.decoding import Decoding
-from polymodal.layers.expert_choice import (
-    ExpertChoice,
-    auxiliary_losses,
-    batch_routers,
-    upcycle,
-    use_auxiliary_routers,
-    use_single_expert,
-)
 from polymodal.layers.mixture_of_depths import route_alternate_blocks
 from polymodal.modalities.image import unpatchify
 from polymodal.models.discrete_token_decoder import DiscreteTokenDecoder, GuidedPromptBatch
@@ -58,6 +51,7 @@ paper = Paper(
     year=2024,
     arxiv="2407.21770",
     modalities=("image", "text"),
+    parameters={"language_model.*": 7.1e9},  # table 1: four experts of each modality
 )
 
 LEARNED = tuple(  # the parameters of the language model but for the auxiliary routers
@@ -81,7 +75,7 @@ class MoMa(DiscreteTokenDecoder):
         def mlp(modality: str) -> nn.Module:
             if counts[modality] == 1:
                 return SwiGLU(config.width, config.mlp_dim)
-            return ExpertChoice(config.width, config.mlp_dim, counts[modality], recipe.router_noise)
+            return expert_choice.ExpertChoice(config.width, config.mlp_dim, counts[modality], recipe.router_noise)
 
         block = PostSubLayerNormBlock if recipe.post_norm else DecoderBlock
         language_model = LanguageModel(config, vocabulary.total, tuple(counts), mlp, block)
@@ -97,17 +91,17 @@ class MoMa(DiscreteTokenDecoder):
     @mean_over("loss_counts")
     def losses(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """text and image, which add up to the mean over all tokens; and routers (BCE), while auxiliary ones learn."""
-        losses, routers = super().losses(batch), auxiliary_losses(self)
+        losses, routers = super().losses(batch), expert_choice.auxiliary_losses(self)
         return losses | ({"routers": torch.stack(routers).mean()} if routers else {})
 
     def token_nll(self, batch: SequenceBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """By modality and of `all`: sums of -log p and counts by row; with auxiliary routers in use, the same again
         with the choice among the batch, as NAME_by_whole_batch."""
         sums = super().token_nll(batch)
-        if any(router.use_predictor for router in batch_routers(self)):
-            use_auxiliary_routers(self, False)
+        if any(router.use_predictor for router in expert_choice.batch_routers(self)):
+            expert_choice.use_auxiliary_routers(self, False)
             sums |= {f"{name}_by_whole_batch": own for name, own in super().token_nll(batch).items()}
-            use_auxiliary_routers(self)
+            expert_choice.use_auxiliary_routers(self)
         return sums
 
     def generate_images(
@@ -176,12 +170,14 @@ class Recipe(ConversationRecipe):
             Stage(
                 "tokenizer", tokenizer, ("image_tokenizer.*",), {}, 0.3, batch="image_batch", losses="tokenizer_losses"
             ),
-            Stage("one expert", single, LEARNED, on_start=use_single_expert),
-            Stage("experts", main - single, LEARNED, on_start=upcycle if single else None),
+            Stage("one expert", single, LEARNED, on_start=expert_choice.use_single_expert),
+            Stage("experts", main - single, LEARNED, on_start=expert_choice.upcycle if single else None),
         ]
         if max(self.experts.values()) > 1 or self.mod_capacity > 0:
             only = {TEXT: 0.0, IMAGE: 0.0}
-            stages.append(Stage("routers", routers, ("*.auxiliary.*",), only, on_start=use_auxiliary_routers))
+            stages.append(
+                Stage("routers", routers, ("*.auxiliary.*",), only, on_start=expert_choice.use_auxiliary_routers)
+            )
         return tuple(stages)
 
     def columns(self) -> Declared:
