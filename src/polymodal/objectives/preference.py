@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from polymodal.layers.distributed import all_gather, all_gather_with_grad
 
-PreferenceLoss = Literal["dpo", "robust_dpo", "hinge", "ipo", "sppo", "aot", "orpo"]
+PreferenceLoss = Literal["dpo", "robust_dpo", "hinge", "ipo", "sppo", "aot", "aot_unpaired", "orpo"]
 Rewards = Float[Tensor, " pairs"]
 Loss = Float[Tensor, ""]
 
@@ -56,10 +56,18 @@ def sppo(chosen: Rewards, rejected: Rewards, beta: float) -> Loss:
     return ((chosen / beta - middle).square() + (rejected / beta + middle).square()).mean()
 
 
-def aot(chosen: Rewards, rejected: Rewards) -> Loss:
+def aot(policy: Rewards, reference: Rewards) -> Loss:
+    """Return DPO between the k-th largest margin of the policy and the k-th largest one of the reference model.
+
+    AOT (Melnyk et al. 2024). policy, reference: beta * (log p of the chosen - log p of the rejected answer).
+    """
+    return dpo(policy.sort().values, reference.sort().values)
+
+
+def aot_unpaired(chosen: Rewards, rejected: Rewards) -> Loss:
     """Return DPO between the k-th highest chosen and the k-th highest rejected reward of the batch.
 
-    AOT, unpaired (Melnyk et al. 2024).
+    AOT for answers that are not in pairs (Melnyk et al. 2024).
     """
     return dpo(chosen.sort().values, rejected.sort().values)
 
@@ -93,7 +101,7 @@ def preference_loss(
     """Return the loss of pairs by its name.
 
     log_probs, reference: sums of log p over the tokens of the chosen and the rejected answer, by policy and reference
-    model. lengths: their tokens, by which IPO and ORPO divide. AOT sorts the rewards of all processes.
+    model. lengths: their tokens, by which IPO and ORPO divide. AOT sorts those of all processes.
     """
     if kind == "orpo":
         mean = log_probs / lengths
@@ -102,6 +110,9 @@ def preference_loss(
     if kind == "ipo":
         rewards = rewards / lengths
     if kind == "aot":
+        margins = (beta * (one[:, 0] - one[:, 1]) for one in (log_probs, reference))
+        return aot(*map(all_gather_with_grad, margins))
+    if kind == "aot_unpaired":
         rewards = all_gather_with_grad(rewards)
     chosen, rejected = rewards[:, 0], rewards[:, 1]
     match kind:
@@ -115,8 +126,8 @@ def preference_loss(
             return ipo(chosen, rejected, beta)
         case "sppo":
             return sppo(chosen, rejected, beta)
-        case "aot":
-            return aot(chosen, rejected)
+        case "aot_unpaired":
+            return aot_unpaired(chosen, rejected)
 
 
 class RewardShift(nn.Module):
