@@ -88,7 +88,8 @@ def train(
     Raises UserError for a hyper-parameter outside its range, a folder that holds another run, a corpus that the recipe
     cannot use, a disk that cannot be written, or non-finite losses; Interrupted after Ctrl-C or SIGTERM.
     """
-    recipe = recipe_started_from(recipe, init, trust_code)
+    if weights_like is None:
+        recipe = recipe_started_from(recipe, init, trust_code)
     validate_constraints(recipe)
     active_stages(recipe)  # raises UserError before anything is written
     runtime = runtime or RuntimeConfig()
