@@ -20,6 +20,7 @@ from polymodal.data.conversation import IMAGE, Turn
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor, fit_processor
 from polymodal.data.sequence import pad_sequences
+from polymodal.encoders.image_embedding import ImageEmbedding
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.errors import UserError
 from polymodal.evaluation.byte_likelihood import bits_per_byte
@@ -31,7 +32,6 @@ from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Image, Text
 from polymodal.models.vision_language_model import VisionLanguageModel
 from polymodal.recipes.language_models import mono_internvl
-from polymodal.recipes.language_models._base import ImageEmbedding
 from polymodal.reproduce.compare import Start, compare
 from polymodal.reproduce.result import Arm
 from polymodal.rng import ExampleRNG
