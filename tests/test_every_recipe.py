@@ -32,7 +32,6 @@ STEPS = 20
 EMBEDDED = ("image", "text", "video", "sound", "points", "views", "table")
 MEAN = "Losses are means over the tokens or objects of a micro-batch, which are weighted equally whatever their number."
 KNOWN_FAULTS = {  # of gradients with micro-batches
-    "simvg": MEAN,
     "mono_internvl": MEAN,
     "mpo": MEAN,
     "mslam": MEAN,

@@ -13,7 +13,6 @@ import pyarrow as pa
 from polymodal.errors import UnreadableExample
 from polymodal.modalities.image import open_image
 
-
 Box = TypeVar("Box", bound=tuple[float, ...])
 
 

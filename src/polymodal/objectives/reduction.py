@@ -9,7 +9,7 @@ from torch import Tensor
 from polymodal.layers.distributed import all_gather, world_size
 
 
-def global_mean(total: Float[Tensor, ""], count: Int[Tensor, ""] | int) -> Float[Tensor, ""]:
+def global_mean(total: Float[Tensor, ""], count: Int[Tensor, ""] | Float[Tensor, ""] | int) -> Float[Tensor, ""]:
     """Return this process's sum of terms over the mean number of terms per process; 0 where no process has any.
 
     The trainer averages it over processes, which gives the mean over all terms: averaging each process's own mean would
