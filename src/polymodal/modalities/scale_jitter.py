@@ -39,11 +39,13 @@ def large_scale_jitter(
     window = _window(np.array(boxes, dtype=float).reshape(-1, 4), side, rng)
     if side == 1 or window is None:
         return image, tuple(boxes)
-    left, top = window
-    first_x, first_y, pixels = round(left * size), round(top * size), max(1, round(side * size))
-    crop = image[:, first_y : first_y + pixels, first_x : first_x + pixels]
-    moved = (tuple(_edge((edge - start) / side) for edge, start in zip(box, window * 2, strict=True)) for box in boxes)
-    return _resized(crop, size), tuple((a, b, c, d) for a, b, c, d in moved)
+    pixels = max(1, round(side * size))
+    left, top = (min(round(edge * size), size - pixels) for edge in window)
+    crop = image[:, top : top + pixels, left : left + pixels]
+    moved = [
+        [(edge * size - start) / pixels for edge, start in zip(box, (left, top) * 2, strict=True)] for box in boxes
+    ]
+    return _resized(crop, size), tuple((_edge(a), _edge(b), _edge(c), _edge(d)) for a, b, c, d in moved)
 
 
 def jitter_batch(

@@ -105,7 +105,7 @@ class SimVG(MultiwayPretraining):
 
     @whole_batch  # the weight of the distillation is a mean over the batch
     def losses(self, batch: GroundingBatch) -> dict[str, Tensor]:
-        """Detection losses of both branches, and of the token branch with the decoder's boxes (equations 4 to 6)."""
+        """Detection losses of both branches, and of the token branch with the decoder's boxes (section 3.3)."""
         targets, distill_type = batch["expressions"], self.recipe.distill_type
         query, object_query, memory = self.queries(batch["image"], batch["text"])
         logits, boxes = self.token_head(self.token(object_query))
