@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -23,7 +24,8 @@ from polymodal.training.runtime import RuntimeConfig
 from polymodal.types import Budget
 
 QUIET = RuntimeConfig(logger="none")
-TINY = simvg.Recipe.tiny()
+SMALL = simvg.Recipe.tiny()
+TINY = dataclasses.replace(SMALL, encoder=dataclasses.replace(SMALL.encoder, image_size=48, vocab_size=400))
 
 
 @pytest.fixture(scope="module")
