@@ -92,8 +92,8 @@ def test_losses_and_pseudo_labels_are_those_of_the_released_code(monkeypatch: py
     # Boxes of the golden masks: all patches but the first, and all but the bottom left one, are in no rectangle.
     monkeypatch.setattr(alpro, "boxes_to_patch_mask", lambda *_: golden["outside"].flatten(1) == 0)
     monkeypatch.setattr(model, "mlm_loss", lambda *_: torch.zeros(()))
-    zeros = {"video": torch.zeros(2, 2, 3, 4, 4), "box": torch.zeros(2, 4), "masked_text": text}
-    losses = model.losses({**zeros, "text": text, "group": torch.arange(2.0), "mlm_mask": text.mask})
+    zeros = {"video": torch.zeros(2, 2, 3, 4, 4), "box": torch.zeros(2, 4), "mlm_text": text}
+    losses = model.losses({**zeros, "text": text, "group": torch.arange(2.0), "masked_tokens": text.mask})
     for name in ("itc", "itm", "pem"):
         assert float(losses[name].detach()) == pytest.approx(float(golden[name]), rel=1e-5), name
 
@@ -131,7 +131,7 @@ def test_prompts_are_in_words_of_the_captions(processor: Processor, clips: Corpu
 
 def test_masked_and_unknown_tokens_are_not_seen(processor: Processor, clips: Corpus) -> None:
     model, batch = built(processor), batch_of(processor, clips, count=40)
-    masked, mask, ids = batch["masked_text"].ids, batch["mlm_mask"], batch["text"].ids
+    masked, mask, ids = batch["mlm_text"].ids, batch["masked_tokens"], batch["text"].ids
     assert torch.equal(masked[~mask], ids[~mask])
     assert float((masked[mask] == processor.tokenizer.vocab_size).float().mean()) == pytest.approx(0.8, abs=0.1)
     text = batch["text"]

@@ -27,6 +27,8 @@ class Paper:
     """The publication that a recipe implements. Written as a literal, so that listings need not import torch.
 
     code: official code that the recipe was checked against, as OWNER/REPOSITORY@COMMIT; empty if there is none.
+    parameters: published counts of the method of `Recipe.paper()`, by shell patterns of parameter names; none where no
+    count is published.
     """
 
     slug: str
@@ -35,6 +37,7 @@ class Paper:
     arxiv: str
     modalities: tuple[str, ...]
     code: str = ""
+    parameters: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Budget:
     """How long a run may train; exactly one of them is set.
 
     tokens: of sequences, without padding. flops: floating-point operations, counted on the first batch.
-    seconds: wall-clock seconds of training; validation and checkpoints do not count.
+    seconds: wall-clock seconds of training; validation and checkpoints do not count. Comparisons turn them into steps.
     """
 
     steps: int | None = None
@@ -166,7 +169,8 @@ class Processor(Protocol):
 class Method(Protocol):
     """What the trainer needs: named losses, already weighted; the trainer adds them up.
 
-    A `Stage` may name another method than `losses`.
+    A `Stage` may name another method than `losses`. Losses that are means over units other than examples name the
+    method that counts these in a batch (`objectives.reduction.mean_over`).
     """
 
     def losses(self, batch: Any) -> dict[str, Tensor]:

@@ -22,12 +22,12 @@ from polymodal.objectives.masked_modeling import masked_lm_loss
 
 
 class CaptionBatch(TypedDict):
-    """masked_text: what MLM is given. mlm_mask: True for tokens that it predicts."""
+    """mlm_text: what MLM is given. masked_tokens: True for tokens that it predicts."""
 
     image: Float[Tensor, "batch 3 size size"]
     text: Tokens
-    masked_text: Tokens
-    mlm_mask: Bool[Tensor, "batch length"]
+    mlm_text: Tokens
+    masked_tokens: Bool[Tensor, "batch length"]
 
 
 class MultiwayPretraining(nn.Module):
@@ -52,8 +52,8 @@ class MultiwayPretraining(nn.Module):
         # Means over patches and words, so that each of them tells what it shows.
         image_embedding = F.normalize(self.image_projection(patches.mean(1)), dim=-1)
         text_embedding = F.normalize(self.text_projection(Padded(words, text.lengths).mean()), dim=-1)
-        _, _, fused = self.encoder(batch["image"], batch["masked_text"], joint)
+        _, _, fused = self.encoder(batch["image"], batch["mlm_text"], joint)
         return {
             "itc": info_nce(image_embedding, text_embedding, self.logit_scale()),
-            "mlm": masked_lm_loss(self.mlm_head, fused, self.encoder.word.weight, text.ids, batch["mlm_mask"]),
+            "mlm": masked_lm_loss(self.mlm_head, fused, self.encoder.word.weight, text.ids, batch["masked_tokens"]),
         }

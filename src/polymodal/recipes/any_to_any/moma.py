@@ -31,7 +31,8 @@ from polymodal.layers.decoding import Decoding, sample
 from polymodal.layers.expert_choice import ExpertChoice
 from polymodal.layers.mixture_of_depths import MixtureOfDepths
 from polymodal.modalities.image import unpatchify
-from polymodal.objectives.autoregressive import next_token_losses, prediction_positions, segment_sum
+from polymodal.objectives.autoregressive import next_token_losses, num_predicted, prediction_positions, segment_sum
+from polymodal.objectives.reduction import global_mean, mean_over
 from polymodal.recipes.language_models._base import ConversationRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
@@ -43,6 +44,7 @@ paper = Paper(
     year=2024,
     arxiv="2407.21770",
     modalities=("image", "text"),
+    parameters={"language_model.*": 7.1e9},  # table 1: four experts of each modality
 )
 
 LEARNED = tuple(  # the parameters of the language model but for the auxiliary routers
@@ -85,10 +87,16 @@ class MoMa(nn.Module):
         """Of the image tokenizer."""
         return self.tokenizer.losses(batch["image"])
 
+    def loss_counts(self, batch: SequenceBatch) -> dict[str, Tensor]:
+        """Predicted tokens of both modalities together."""
+        count = num_predicted(batch["sequences"].document, batch["sequences"].predicted)
+        return {TEXT: count, IMAGE: count}
+
+    @mean_over("loss_counts")
     def losses(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """Text and image, which add up to the mean over all tokens, and routers, while they learn to predict."""
         nats, imaged, _ = self._token_losses(batch["sequences"])
-        losses = {TEXT: nats[~imaged].sum() / len(nats), IMAGE: nats[imaged].sum() / len(nats)}
+        losses = {name: global_mean(nats[mask].sum(), len(nats)) for name, mask in ((TEXT, ~imaged), (IMAGE, imaged))}
         foretold = [one.auxiliary_loss for one in self.choosing() if one.auxiliary_loss is not None]
         return losses | ({"routers": torch.stack(foretold).mean()} if foretold else {})
 

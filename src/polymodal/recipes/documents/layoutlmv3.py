@@ -29,7 +29,7 @@ from polymodal.errors import UserError
 from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.modalities.document import BOX_SCALE, PageTokens, Word
 from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm_loss
-from polymodal.objectives.reduction import global_mean
+from polymodal.objectives.reduction import global_mean, mean_over
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.recipe import TrainingRecipe
@@ -41,6 +41,7 @@ paper = Paper(
     year=2022,
     arxiv="2204.08387",
     modalities=("image", "words"),
+    parameters={"encoder.*": 126e6},  # the released base model, without heads
 )
 
 
@@ -98,6 +99,7 @@ class LayoutLMv3(nn.Module):
         """Return the losses of the image tokenizer."""
         return self.tokenizer.losses(batch["image"])
 
+    @mean_over("num_tagged")
     def token_classification_losses(self, batch: LabelledPageBatch) -> dict[str, Tensor]:
         """Return the cross-entropy of the fields of tagged words."""
         tokens, _ = self.encoder(batch["words"], batch["image"])
@@ -105,6 +107,17 @@ class LayoutLMv3(nn.Module):
         loss = masked_cross_entropy(self.field_head(tokens)[tagged], batch["fields"][tagged])
         return {"token_classification": loss}
 
+    def num_tagged(self, batch: LabelledPageBatch) -> dict[str, Tensor]:
+        """Tokens with a field."""
+        return {"token_classification": (batch["fields"] != NO_FIELD).sum()}
+
+    def pretraining_counts(self, batch: MaskedPageBatch) -> dict[str, Tensor]:
+        """Masked words, masked patches, and visible words, which have an alignment."""
+        masked_words = batch["masked_words"]
+        visible = (batch["words"].word >= 0) & ~masked_words
+        return {"mlm": masked_words.sum(), "mim": batch["masked_patches"].sum(), "wpa": visible.sum()}
+
+    @mean_over("pretraining_counts")
     def losses(self, batch: MaskedPageBatch) -> dict[str, Tensor]:
         """Hidden words, hidden patches, and whether words in sight lie on patches in sight; equal weights."""
         words, image = batch["words"], batch["image"]

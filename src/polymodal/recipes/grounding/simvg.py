@@ -54,6 +54,7 @@ paper = Paper(
     arxiv="2409.17531",
     modalities=("image", "text", "boxes"),
     code="Dmmm1997/SimVG@29df6a45784b8731b73a58efc9401e918aab53e4",
+    parameters={"encoder.*": 222e6},  # BEiT-3 base of the released code, in patches of 32
 )
 
 Queries = Float[Tensor, "batch queries dim"]
@@ -214,7 +215,12 @@ class Recipe(TrainingRecipe):
         mask = expand_content(mask_random((text.lengths - 2).tolist(), self.mlm_probability, example_rng), text)
         masked = mask_tokens(text, mask, mask_id, example_rng, keep_prob=self.keep_prob, random_prob=0.0)
         image = processor.image([example["image"] for example in examples])
-        return {"image": image, "text": text, "masked_text": Tokens(masked.ids, text.lengths), "mlm_mask": masked.mask}
+        return {
+            "image": image,
+            "text": text,
+            "mlm_text": Tokens(masked.ids, text.lengths),
+            "masked_tokens": masked.mask,
+        }
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> GroundingBatch:
         """Images, an expression about each, and the boxes of its objects."""

@@ -166,12 +166,14 @@ class DGVAE(nn.Module):
             "agreement": prototype_mutual_information(items_by_words, words_by_items),
         }
 
+    def after_step(self, fraction: float) -> None:
+        """Count an update, with which the weight of the divergence rises."""
+        self.updates += 1
+
     def losses(self, batch: HistoryBatch) -> dict[str, Tensor]:
         """item_nll, text_nll: negative log-likelihood and KL divergence; mutual_information; each with its weight."""
         recipe, chosen = self.recipe, batch["history"]
         annealed = self.updates.clamp(max=recipe.kl_anneal_steps) / max(recipe.kl_anneal_steps, 1) * recipe.kl_weight
-        if self.training:
-            self.updates += 1
         seen = self(chosen)
         losses = {"item_nll": self._likelihood(seen["items"], chosen) + annealed * kl_divergence(seen["item_variance"])}
         if self.words is not None:

@@ -53,6 +53,7 @@ paper = Paper(
     year=2023,
     arxiv="2305.08275",
     modalities=("points", "image", "text"),
+    parameters={"point_encoder.*": 32.5e6},  # section 4.5: the default size of the 3D encoder
 )
 
 TextSource = Literal["captions", "names", "category"]

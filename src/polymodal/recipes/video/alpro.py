@@ -60,16 +60,17 @@ paper = Paper(
     arxiv="2112.09583",
     modalities=("video", "image", "text"),
     code="salesforce/ALPRO@4ff61636b0956ca0391b3d1df6d04db3d1a546b9",
+    parameters={"video_encoder.*": 121.4e6},  # TimeSformer-B/16 of the released code without its classifier
 )
 
 METHOD = ("video_*", "text_*", "logit_scale.*", "fusion*", "itm_head.*", "mlm_head.*", "pem_head.*", "answer_head.*")
 
 
 class VideoMLMBatch(VideoTextBatch):
-    """masked_text: what MLM is given; mlm_mask: tokens that it predicts. box: PEM's crop, as fractions of the frame."""
+    """mlm_text: what MLM is given; masked_tokens: tokens that it predicts. box: PEM's crop, as fractions of the frame."""
 
-    masked_text: Tokens
-    mlm_mask: Bool[Tensor, "batch length"]
+    mlm_text: Tokens
+    masked_tokens: Bool[Tensor, "batch length"]
     box: Float[Tensor, "batch 4"]
 
 
@@ -98,7 +99,7 @@ class ALPRO(AlignBeforeFuse):
     def losses(self, batch: VideoMLMBatch) -> dict[str, Tensor]:
         """VTC, VTM, MLM and PEM."""
         losses, visual, fused_visual = self.pair_losses(batch, self.recipe.use_itc)
-        losses["mlm"] = self.mlm_loss(batch["masked_text"], batch["text"], batch["mlm_mask"], visual)
+        losses["mlm"] = self.mlm_loss(batch["mlm_text"], batch["text"], batch["masked_tokens"], visual)
         if self.recipe.use_pem:
             # The prompter sees the crop; the method predicts from the crop's patches after fusion of the whole video.
             crop = boxes_to_patch_mask(batch["box"], self.recipe.video.grid)
@@ -207,7 +208,7 @@ class Recipe(TrainingRecipe):
         mask = expand_content(mask_random((text.lengths - 2).tolist(), self.mlm_probability, example_rng, 1), text)
         masked = mask_tokens(text, mask, vocab_size, example_rng, vocab_size)
         box = random_boxes(self.video.grid, self.crop_scale, example_rng)
-        return {**batch, "masked_text": Tokens(masked.ids, text.lengths), "mlm_mask": masked.mask, "box": box}
+        return {**batch, "mlm_text": Tokens(masked.ids, text.lengths), "masked_tokens": masked.mask, "box": box}
 
     def finetuning_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> FinetuneBatch:
         """Pairs, and a question about each clip with its answer, where the corpus has questions."""
