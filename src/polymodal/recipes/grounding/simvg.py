@@ -81,6 +81,7 @@ class SimVG(MultiwayPretraining):
         width, dim = recipe.encoder.width, recipe.embed_dim
         super().__init__(recipe.encoder, vocab_size, dim)
         self.recipe, self.num_queries = recipe, recipe.num_queries
+        self.joint = recipe.fusion == "encoder"
         self.memory_projection, self.word_projection, self.object_projection = (nn.Linear(width, dim) for _ in range(3))
         heads, dropout = recipe.decoder_attention_heads, recipe.dropout
         self.tqg = TextGuidedQueries(dim, recipe.num_queries, heads, dropout)
@@ -90,11 +91,6 @@ class SimVG(MultiwayPretraining):
         self.token_head = BoxHead(dim)
         positions = sine_positions_2d(recipe.encoder.grid, dim, 2 * math.pi)
         self.register_buffer("patch_positions", positions, persistent=False)
-
-    @property
-    def joint(self) -> bool:
-        """Whether image and text attend to each other in the encoder."""
-        return self.recipe.fusion == "encoder"
 
     def queries(
         self, image: Float[Tensor, "batch 3 size size"], text: Tokens
@@ -113,10 +109,10 @@ class SimVG(MultiwayPretraining):
         ground_truth = TOKEN_WEIGHT * detection_loss(logits, boxes, targets)
         if distill_type == "none":
             return {"token_branch": ground_truth}
-        found = self.decoder_head(self.decoder(query, memory, self.patch_positions))
+        each_logits, each_boxes = self.decoder_head(self.decoder(query, memory, self.patch_positions))
         # Deep supervision: a loss after every layer of the decoder.
-        layers = [detection_loss(*layer, targets=targets) for layer in zip(*found, strict=True)]
-        teacher, quality = matched_targets(found[0][-1], found[1][-1], targets)
+        layers = [detection_loss(*layer, targets=targets) for layer in zip(each_logits, each_boxes, strict=True)]
+        teacher, quality = matched_targets(each_logits[-1], each_boxes[-1], targets)
         weight = quality if distill_type == "dynamic" else 0.5
         return {
             "decoder_branch": torch.stack(layers).sum(),
@@ -210,25 +206,21 @@ class Recipe(TrainingRecipe):
 
     def caption_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> CaptionBatch:
         """Images, a caption of each, and the caption masked."""
-        captions = sample_captions(examples, processor, example_rng)
-        text, mask_id = processor.text(captions), processor.text.tokenizer.vocab_size
+        text = processor.text(sample_captions(examples, processor, example_rng))
+        mask_id = processor.text.tokenizer.vocab_size
         mask = expand_content(mask_random((text.lengths - 2).tolist(), self.mlm_probability, example_rng), text)
         masked = mask_tokens(text, mask, mask_id, example_rng, keep_prob=self.keep_prob, random_prob=0.0)
         image = processor.image([example["image"] for example in examples])
-        return {
-            "image": image,
-            "text": text,
-            "mlm_text": Tokens(masked.ids, text.lengths),
-            "masked_tokens": masked.mask,
-        }
+        mlm_text = Tokens(masked.ids, text.lengths)
+        return {"image": image, "text": text, "mlm_text": mlm_text, "masked_tokens": masked.mask}
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> GroundingBatch:
         """Images, an expression about each, and the boxes of its objects."""
         chosen = [self._sampled(e["expressions"], rng) for e, rng in zip(examples, example_rng.generators, strict=True)]
         image = processor.image([example["image"] for example in examples])
         image, boxes = jitter_batch(image, [one.boxes for one in chosen], self.scale_jitter, example_rng)
-        text, targets = processor.text([one.text for one in chosen]), processor.expressions(boxes)
-        return {"image": image, "text": text, "expressions": targets}
+        text = processor.text([one.text for one in chosen])
+        return {"image": image, "text": text, "expressions": processor.expressions(boxes)}
 
     def _sampled(self, expressions: list[ReferringExpression], rng: np.random.Generator) -> ReferringExpression:
         """Sample an expression, of a single object where there is one query."""

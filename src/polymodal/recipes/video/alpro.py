@@ -67,7 +67,7 @@ METHOD = ("video_*", "text_*", "logit_scale.*", "fusion*", "itm_head.*", "mlm_he
 
 
 class VideoMLMBatch(VideoTextBatch):
-    """mlm_text: what MLM is given; masked_tokens: tokens that it predicts. box: PEM's crop, as fractions of the frame."""
+    """mlm_text: what MLM is given; masked_tokens: what it predicts. box: PEM's crop, as fractions of the frame."""
 
     mlm_text: Tokens
     masked_tokens: Bool[Tensor, "batch length"]
