@@ -31,6 +31,12 @@ class MaskedInput:
     mask: Bool[Tensor, "batch length"]
 
     @property
+    def ids(self) -> Int[Tensor, "batch length"]:
+        """The token ids that the model is given."""
+        assert isinstance(self.inputs, Tokens)
+        return self.inputs.ids
+
+    @property
     def masked_targets(self) -> Tensor:
         """The targets at the masked positions, example after example: (masked, ...)."""
         return self.targets[self.mask]

@@ -146,7 +146,7 @@ class DualEncoderModel(nn.Module):
             losses[f"{a}_{b}"] = loss
         return losses
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Any) -> dict[str, Tensor]:
         return self.contrastive_losses(self.encode(batch))
 
     def _parts(self, name: str) -> tuple[Any, nn.Module]:
