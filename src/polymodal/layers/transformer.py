@@ -187,10 +187,18 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
         kind: type[Block] = Block,
         drop_path_rate: float = 0.0,
+        qkv_bias: bool = True,
     ):
-        """Build the blocks. drop_path_rate: of the last block, see `DropPath`; rates increase linearly from 0."""
+        """Build the blocks.
+
+        drop_path_rate: of the last block, see `DropPath`; rates increase linearly from 0. qkv_bias: whether queries,
+        keys and values have biases.
+        """
         super().__init__()
         blocks = [kind(width, num_heads, causal, dropout) for _ in range(depth)]
+        if not qkv_bias:
+            for block in blocks:
+                block.attention.qkv = nn.Linear(width, 3 * width, bias=False)
         if drop_path_rate:
             for block, rate in zip(blocks, drop_path_schedule(drop_path_rate, depth), strict=True):
                 block.drop_path = DropPath(rate)
@@ -205,19 +213,26 @@ class Transformer(nn.Module):
             }
             for linear, std in linears.items():
                 nn.init.normal_(linear.weight, std=std)
-                nn.init.zeros_(linear.bias)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
         self.blocks = nn.ModuleList(blocks)
         self.activation_checkpointing = False  # recompute activations in the backward pass
 
     def forward(
-        self, x: Float[Tensor, "... width"], packing: Packing | None = None, query_rows: QueryRows = None
+        self,
+        x: Float[Tensor, "... width"],
+        packing: Packing | None = None,
+        query_rows: QueryRows = None,
+        positions: Float[Tensor, "... width"] | None = None,
     ) -> Float[Tensor, "... width"]:
-        """Apply the blocks. query_rows: indices into the flattened tokens to which the output is restricted, (rows,
-        width).
+        """Apply the blocks.
 
-        The last block then computes only these queries and their MLPs, such as those of the CLS or EOS token.
+        query_rows: indices into the flattened tokens to which the output is restricted, (rows, width). The last block
+        then computes only these queries and their MLPs, such as those of the CLS or EOS token. positions: added to the
+        input of every block (Point-BERT, Point-MAE).
         """
         for index, block in enumerate(self.blocks, start=1):
+            x = x if positions is None else x + positions
             rows = query_rows if index == len(self.blocks) else None
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, packing, rows, use_reentrant=False)
