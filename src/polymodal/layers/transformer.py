@@ -93,6 +93,7 @@ class Attention(nn.Module):
             raise UserError(f"A width of {width} does not divide into {num_heads} heads.")
         self.num_heads = num_heads
         self.causal = causal
+        self.dropout = 0.0  # of attention weights; `Transformer` sets it
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
@@ -109,7 +110,8 @@ class Attention(nn.Module):
             query, key = rotate(query, packing.rotation), rotate(key, packing.rotation)
         mask = packing.attention_mask(self.causal) if packing is not None else None
         causal = self.causal and mask is None
-        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal)
         y = y.transpose(1, 2).flatten(2)
         return self.out(select_rows(y if packing is None else packing.pack(y), query_rows))
 
@@ -188,16 +190,18 @@ class Transformer(nn.Module):
         kind: type[Block] = Block,
         drop_path_rate: float = 0.0,
         qkv_bias: bool = True,
+        attention_dropout: float = 0.0,
     ):
         """Build the blocks.
 
         drop_path_rate: of the last block, see `DropPath`; rates increase linearly from 0. qkv_bias: whether queries,
-        keys and values have biases.
+        keys and values have biases. attention_dropout: of attention weights, as in BERT.
         """
         super().__init__()
         blocks = [kind(width, num_heads, causal, dropout) for _ in range(depth)]
-        if not qkv_bias:
-            for block in blocks:
+        for block in blocks:
+            block.attention.dropout = attention_dropout
+            if not qkv_bias:
                 block.attention.qkv = nn.Linear(width, 3 * width, bias=False)
         if drop_path_rate:
             for block, rate in zip(blocks, drop_path_schedule(drop_path_rate, depth), strict=True):
