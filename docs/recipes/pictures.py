@@ -134,9 +134,9 @@ def layoutlmv3(results: Path) -> None:
         tokens, patches = model.encoder(batch["words"], batch["image"], batch["masked_words"], batch["masked_patches"])
         codes = model.tokenizer.encode(batch["image"])
         decoded = model.tokenizer.decode(codes)
-        guessed = torch.where(batch["masked_patches"], model.patch_head(patches[:, 1:]).argmax(-1), codes)
+        guessed = torch.where(batch["masked_patches"], model.mim_head(patches[:, 1:]).argmax(-1), codes)
         filled = model.tokenizer.decode(guessed)
-        in_sight = model.alignment_head(tokens).squeeze(-1).sigmoid()[0]
+        in_sight = model.wpa_head(tokens).squeeze(-1).sigmoid()[0]
         tagged = model.classify_tokens(processor(words=[example["words"]], image=[example["image"]])).argmax(1).tolist()
     grid = recipe.encoder.grid
     gone = batch["masked_patches"][0].view(grid, grid).repeat_interleave(recipe.encoder.patch_size, 0)

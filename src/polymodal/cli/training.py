@@ -43,7 +43,8 @@ class TrainOptions(DataOptions, TowerOptions, TrustOptions):
     out: str | None = None
     """Folder of the run; by default runs/RECIPE-CORPUS-seed-N."""
     init: str | None = None
-    """Initialize from a finished run, wherever name and shape match; or from hf:NAME, a pretrained dual encoder."""
+    """Initialize from a finished run, wherever name and shape match; or from hf:NAME, a pretrained model that the
+    recipe supports."""
 
     @property
     def towers(self) -> TowerOptions:
