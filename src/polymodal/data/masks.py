@@ -8,6 +8,7 @@ Masks come first (`mask_spans`, `mask_patches`, ...), then what is done to the i
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def mask_tokens(
         kept = mask & (choices < keep_prob)
         random = mask & (choices >= keep_prob) & (choices < keep_prob + random_prob)
         ids = torch.where(random, replacements, torch.where(kept, tokens.ids, ids))
-    return MaskedInput(Tokens(ids, tokens.lengths), tokens.ids, mask)
+    return MaskedInput(dataclasses.replace(tokens, ids=ids), tokens.ids, mask)
 
 
 def mask_values(

@@ -99,10 +99,10 @@ class ULIP2(DualEncoder):
     def tower_contrastive_losses(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"contrastive": info_nce(vectors["image"], vectors["text"], self.logit_scale(), labels=vectors["group"])}
 
-    def contrastive_losses(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def contrastive_losses(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
         """points_text and points_image."""
-        image, text, group = vectors["image"], vectors["text"], vectors["group"]
-        points, scale = vectors["points"], self.point_logit_scale()
+        image, text, group = encoded["image"], encoded["text"], encoded["group"]
+        points, scale = encoded["points"], self.point_logit_scale()
         return {
             "points_text": info_nce(points, text, scale, labels=group),
             "points_image": info_nce(points, image, scale),

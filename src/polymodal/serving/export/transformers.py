@@ -51,11 +51,12 @@ def exported(run: Run) -> tuple[Any, Any]:
     image, text = run.recipe.image, run.recipe.text
     pretrained = isinstance(image, PretrainedImageConfig) and isinstance(text, PretrainedTextConfig)
     kinds = (image.settings["model_type"], text.settings["model_type"]) if pretrained else None
-    if kinds == ("clip_vision_model", "clip_text_model") and not hasattr(run.model, "logit_bias"):
+    like_clip = not _has_bias(run) and not hasattr(run.model, "image_head")
+    if kinds == ("clip_vision_model", "clip_text_model") and like_clip:
         return _pretrained_clip(run), exported_tokenizer(run)
     if kinds == ("siglip_vision_model", "siglip_text_model") and _projects_nothing(run):
         return _pretrained_siglip(run), exported_tokenizer(run)
-    if not pretrained and _is_clip(image, text) and not hasattr(run.model, "logit_bias"):
+    if not pretrained and _is_clip(image, text) and like_clip:
         return _own_clip(run)
     return remote_dual_encoder(run), exported_tokenizer(run)
 
@@ -72,6 +73,7 @@ def remote_dual_encoder(run: Run) -> Any:
         text=_text_sizes(run) | {"pooled_width": run.recipe.text.width},
         dim=run.recipe.embed_dim,
         bias="logit_bias" in weights,
+        head="image_head.0.weight" in weights,
         auto_map={
             "AutoConfig": f"{REMOTE_CODE.stem}.PolymodalConfig",
             "AutoModel": f"{REMOTE_CODE.stem}.PolymodalDualEncoder",
@@ -149,14 +151,22 @@ def _pretrained_siglip(run: Run) -> Any:
     library, image, text = transformers(), run.recipe.image, run.recipe.text
     configuration = library.SiglipConfig(vision_config=dict(image.settings), text_config=dict(text.settings))
     weights = _pretrained_towers(method)
-    bias = getattr(run.model, "logit_bias", torch.zeros(()))
-    weights |= {"logit_scale": _log_scale(run).reshape(1), "logit_bias": bias.detach().reshape(1)}
+    bias = method.logit_bias.detach() if _has_bias(run) else torch.zeros(())
+    weights |= {"logit_scale": _log_scale(run).reshape(1), "logit_bias": bias.reshape(1)}
     return _filled(library.SiglipModel(configuration), weights)
+
+
+def _has_bias(run: Run) -> bool:
+    """Return whether the logits have a bias, as in SigLIP."""
+    method: Any = run.model
+    return method.logit_bias is not None
 
 
 def _projects_nothing(run: Run) -> bool:
     """Return whether the projections are the identity, as SiglipModel has none."""
     method: Any = run.model
+    if hasattr(method, "image_head"):
+        return False
     projections = (method.image_projection.weight, method.text_projection.weight)
     return all(torch.equal(weight, torch.eye(*weight.shape)) for weight in projections)
 
@@ -322,7 +332,7 @@ def sample_texts(run: Run) -> Tokens:
 
 def tokenized_samples(tokenizer: Any) -> dict[str, Tensor]:
     """Return the same texts, tokenized by an exported tokenizer."""
-    given = tokenizer(list(SAMPLES), padding=True, truncation=True, return_tensors="pt")
+    given = tokenizer(list(SAMPLES), padding=True, truncation=True, return_tensors="pt", return_attention_mask=True)
     return {name: given[name] for name in ("input_ids", "attention_mask")}
 
 
@@ -331,7 +341,7 @@ def _difference(run: Run, model: Any, tokenizer: Any) -> float:
     pixels, text = sample_pixels(run, 3), sample_texts(run)
     method: Any = run.model.cpu().eval()
     vectors = method.embed({"image": pixels, "text": text})
-    own = method.logit_scale() * vectors["image"] @ vectors["text"].T + getattr(method, "logit_bias", 0.0)
+    own = method.logits(vectors["image"], vectors["text"])
     given = tokenized_samples(tokenizer)
     if type(model).__name__ == "SiglipModel":  # trained with padding to the full length, without a mask
         given = tokenizer(list(SAMPLES), padding="max_length", max_length=run.recipe.text.context_length,
