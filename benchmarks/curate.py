@@ -23,7 +23,8 @@ import polymodal as pm
 from in_turn import median_ratio, seconds_in_turn
 from polymodal.claims import wasm as claims
 from polymodal.curation.noise import good_paragraphs, pages_in_language
-from polymodal.curation.pipeline import pages_of, run_pipeline, steps_of_page
+from polymodal.curation.page_sources import pages_of
+from polymodal.curation.pipeline import run_pipeline, steps_of_page
 from polymodal.curation.quality import Judge, Knowledge
 from polymodal.curation.steps import CurationStep
 from polymodal.curation.web import blocks_of

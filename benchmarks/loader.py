@@ -27,7 +27,8 @@ from PIL import Image as PILImage
 
 from polymodal import corpora
 from polymodal.corpora.stream import from_shards
-from polymodal.data.columns import ImageColumn, TextColumn
+from polymodal.data.columns.image import ImageColumn
+from polymodal.data.columns.text import TextColumn
 from polymodal.data.loader import Reader, TrainingData
 from polymodal.data.processor import Processor
 from polymodal.encoders.text import TextEncoderConfig

@@ -23,7 +23,8 @@ from sklearn.mixture import GaussianMixture
 
 from polymodal import corpora
 from polymodal.recipes.dual_encoders import clip
-from polymodal.serving.index import Index, ann_index
+from polymodal.serving.index import Index
+from polymodal.serving.index_table import ann_index
 from polymodal.training import train
 from polymodal.types import Budget
 

@@ -16,9 +16,10 @@ from polymodal.corpora import Corpus, from_path
 from polymodal.corpora.clips import MOTIONS, Actor, film
 from polymodal.corpora.corpus import About
 from polymodal.corpora.scenes import sprites_of
+from polymodal.data.columns.questions import UNKNOWN_ANSWER
+from polymodal.data.columns.video import VideoColumn
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor, fit_processor
-from polymodal.data.video_text import UNKNOWN, VideoColumn
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.errors import UnreadableExample, UserError
@@ -406,8 +407,8 @@ def test_answers_that_are_not_known_teach_nothing(processor: Processor, clips: C
     model = method(processor)
     examples = [processor.load_example(clips, row) for row in range(4)]
     batch = TINY.finetuning_batch(examples, processor, ExampleRNG.of(0, 0, 4))
-    assert float(model.finetuning_losses(batch | {"answer": torch.full((4,), UNKNOWN)})["vqa"].detach()) == 0
-    assert processor(answer=["no such answer", processor.answers[0]])["answer"].tolist() == [UNKNOWN, 0]
+    assert float(model.finetuning_losses(batch | {"answer": torch.full((4,), UNKNOWN_ANSWER)})["vqa"].detach()) == 0
+    assert processor(answer=["no such answer", processor.answers[0]])["answer"].tolist() == [UNKNOWN_ANSWER, 0]
 
 
 def test_the_corpus_is_listed() -> None:

@@ -14,7 +14,8 @@ from PIL import Image as PILImage
 from scipy.signal import resample_poly
 
 import polymodal as pm
-from polymodal.data.columns import ImageColumn, LearnedTokenizer, TextColumn
+from polymodal.data.columns.image import ImageColumn
+from polymodal.data.columns.text import LearnedTokenizer, TextColumn
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
 from polymodal.errors import UnreadableExample

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from polymodal import corpora
 from polymodal.corpora import Corpus
-from polymodal.data.history import HistoryColumn
+from polymodal.data.columns.history import HistoryColumn
 from polymodal.data.processor import Processor, fit_processor
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.evaluation import evaluate, validation
@@ -127,6 +127,8 @@ def test_the_divergence_s_weight_rises_with_the_updates_which_a_checkpoint_keeps
     batch = {"history": (torch.rand(4, 10) < 0.4).float()}
     for _ in range(3):
         method.losses(batch)
+        method.losses(batch)  # of another micro-batch
+        method.after_step(0.0)
     assert method.state_dict()["updates"] == 3
     method.eval()
     method.losses(batch)

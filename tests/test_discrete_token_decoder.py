@@ -15,12 +15,8 @@ from polymodal.encoders.language_model import LanguageModel, LanguageModelConfig
 from polymodal.errors import UserError
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities.image import patchify
-from polymodal.models.discrete_token_decoder import (
-    CodeFormat,
-    DiscreteTokenDecoder,
-    DiscreteTokenDecoderConfig,
-    JointVocabulary,
-)
+from polymodal.models.discrete_token_decoder import DiscreteTokenDecoder, DiscreteTokenDecoderConfig
+from polymodal.models.joint_vocabulary import CodeFormat, JointVocabulary
 
 END, BEGIN_IMAGE, END_IMAGE, BEGIN_SPEECH, END_SPEECH = 2, 3, 4, 5, 6
 MARKS = {BEGIN_IMAGE, END_IMAGE, BEGIN_SPEECH, END_SPEECH}

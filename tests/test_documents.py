@@ -11,8 +11,10 @@ from PIL import Image as PILImage
 
 from polymodal.corpora import _pdf
 from polymodal.corpora._data_sets import DataSet, read_table
+from polymodal.corpora._forms_and_letters import forms, letter
+from polymodal.corpora._invoices import Goods, invoice, money, receipt
 from polymodal.corpora._layout import Page, Style
-from polymodal.corpora.documents import LOCALES, Goods, forms, invoice, letter, money, receipt
+from polymodal.corpora._letterhead import LOCALES
 from polymodal.modalities import Words
 from polymodal.modalities.document import Word
 

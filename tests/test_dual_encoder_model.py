@@ -11,19 +11,19 @@ from polymodal.encoders.points import PointEncoder, PointEncoderConfig
 from polymodal.encoders.text import TextEncoder, TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.modalities.text import Tokens
-from polymodal.models.dual_encoder import DualEncoder, DualEncoderConfig
+from polymodal.models.dual_encoder import DualEncoderConfig, DualEncoderModel
 
 TEXTS = Tokens.of([[1, 5, 6, 2], [1, 7, 2], [1, 9, 8, 4, 2]])
 
 
-def model(with_points: bool = False, **settings: object) -> DualEncoder:
+def model(with_points: bool = False, **settings: object) -> DualEncoderModel:
     torch.manual_seed(0)
     encoders = {
         "image": ImageEncoder(ImageEncoderConfig(width=32, depth=1)),
         "text": TextEncoder(TextEncoderConfig(width=16, depth=1), 20),
     }
     points = {"points": PointEncoder(PointEncoderConfig())} if with_points else {}
-    return DualEncoder(points | encoders, DualEncoderConfig(embed_dim=24, **settings)).eval()  # type: ignore[arg-type]
+    return DualEncoderModel(points | encoders, DualEncoderConfig(embed_dim=24, **settings)).eval()  # type: ignore[arg-type]
 
 
 def batch() -> dict[str, object]:
@@ -96,7 +96,7 @@ def test_the_logit_scale_is_bounded_after_a_step() -> None:
 
 def test_the_same_encoder_may_serve_two_modalities() -> None:
     encoder = ImageEncoder(ImageEncoderConfig(width=24, depth=1))
-    own = DualEncoder({"image": encoder, "sketch": encoder}, DualEncoderConfig(24, "identity"))
+    own = DualEncoderModel({"image": encoder, "sketch": encoder}, DualEncoderConfig(24, "identity"))
     image = batch()["image"]
     torch.testing.assert_close(own.encode_modality("sketch", image), own.encode_image(image))
     assert sum(weight.numel() for weight in own.parameters()) == sum(w.numel() for w in encoder.parameters()) + 1
@@ -108,4 +108,4 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match="embed_dim of 32"):
         model(projection="identity")
     with pytest.raises(UserError, match="two modalities"):
-        DualEncoder({"image": ImageEncoder(ImageEncoderConfig())})
+        DualEncoderModel({"image": ImageEncoder(ImageEncoderConfig())})

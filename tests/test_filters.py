@@ -16,7 +16,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from polymodal.errors import UserError
-from polymodal.serving.filters import MAX_LITERALS, MAX_WILDCARDS, engine_filter
+from polymodal.serving.filter_syntax import MAX_LITERALS, MAX_WILDCARDS
+from polymodal.serving.filters import engine_filter
 
 TYPES = {
     "key": pa.string(),

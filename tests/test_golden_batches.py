@@ -7,13 +7,15 @@ import importlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from jaxtyping import Float, Int
 from PIL import Image as PILImage
+from torch import Tensor
 
 import polymodal as pm
 from polymodal.corpora.about import About
@@ -26,6 +28,7 @@ from polymodal.modalities.image import encoded as encoded_image
 from polymodal.modalities.modality import to_npy
 from polymodal.modalities.video import encode as encode_video
 from polymodal.rng import ExampleRNG
+from typed_batches import batch_type, check_batch
 
 CHOICES: dict[str, dict[str, Any]] = {"ulip_2": {"text_source": "names"}, "alpro": {"use_pem": False}}
 GOLDEN = Path(__file__).parent / "golden" / "batches.json"
@@ -214,6 +217,8 @@ def batches(recipe: Any, processor: Any, corpus: Corpus, case: str) -> dict[str,
     _, examples = Reader(corpus, processor).read_all(corpus.rows("train")[:ROWS])
     assert len(examples) == ROWS
     made = {name: getattr(recipe, name)(examples, processor, ExampleRNG.of(0, 0, ROWS)) for name in makers}
+    for name, batch in made.items():
+        check_batch(batch, batch_type(recipe, name))
     made |= {f"asked {number}": processor(**values) for number, values in enumerate(asked(examples))}
     return {name: digest(batch) for name, batch in made.items()}
 
@@ -233,3 +238,28 @@ def test_batches_are_those_of_before(case: str, tmp_path: Path) -> None:
             assert found[batch].keys() == tensors.keys(), batch
             for tensor, numbers in tensors.items():
                 np.testing.assert_allclose(found[batch][tensor], numbers, rtol=1e-6, atol=1e-6, err_msg=tensor)
+
+
+class Pairs(TypedDict):
+    image: Float[Tensor, "batch 3 size size"]
+    group: NotRequired[Int[Tensor, " batch"]]
+
+
+@pytest.mark.parametrize(
+    ("batch", "fault"),
+    [
+        ({"image": torch.zeros(2, 3, 4, 4), "group": torch.zeros(2, dtype=torch.long)}, None),
+        ({"image": torch.zeros(2, 3, 4, 4)}, None),
+        ({"group": torch.zeros(2, dtype=torch.long)}, "Pairs"),  # a key is missing
+        ({"image": torch.zeros(2, 3, 4, 4), "label": torch.zeros(2)}, "Pairs"),  # a key too many
+        ({"image": torch.zeros(2, 3, 4, 5)}, "image"),
+        ({"image": torch.zeros(2, 3, 4, 4), "group": torch.zeros(3, dtype=torch.long)}, "group"),
+        ({"image": torch.zeros(2, 3, 4, 4), "group": torch.zeros(2)}, "group"),
+    ],
+)
+def test_batches_that_are_not_as_declared_are_found(batch: dict[str, Any], fault: str | None) -> None:
+    if fault is None:
+        check_batch(batch, Pairs)
+    else:
+        with pytest.raises(AssertionError, match=fault):
+            check_batch(batch, Pairs)

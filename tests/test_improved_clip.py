@@ -20,10 +20,10 @@ from polymodal.errors import UserError
 from polymodal.layers.projection_head import SyncBatchNorm1d
 from polymodal.recipes.dual_encoders import clip, improved_clip
 from polymodal.recipes.dual_encoders._multi_view import barlip_loss, cl2l_loss, siamlip_loss, swalip_loss
-from polymodal.recipes.dual_encoders.improved_clip import ImprovedCLIP, Recipe
+from polymodal.recipes.dual_encoders.improved_clip import ImprovedCLIP, MultiViewBatch, Recipe
 from polymodal.rng import ExampleRNG
 from polymodal.training import train
-from polymodal.types import Batch, Budget
+from polymodal.types import Budget
 
 PATH = Path(__file__).parent / "golden/improved_clip.npz"
 GOLDEN = {name: torch.from_numpy(value) for name, value in np.load(PATH).items()}
@@ -35,7 +35,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return synthetic.corpus(tmp_path_factory.mktemp("synthetic") / "corpus")
 
 
-def built(corpus: Corpus, seed: int = 0, **choices: Any) -> tuple[ImprovedCLIP, Batch]:
+def built(corpus: Corpus, seed: int = 0, **choices: Any) -> tuple[ImprovedCLIP, MultiViewBatch]:
     recipe = dataclasses.replace(Recipe.tiny(), **choices)
     processor = fit_processor(recipe, corpus)
     assert isinstance(processor, Processor)
@@ -113,7 +113,9 @@ def test_local_views_have_projectors_of_their_own_and_stand_one_after_the_other(
 def test_dropout_is_of_local_captions_only(corpus: Corpus) -> None:
     recipe = Recipe.tiny()
     model, batch = built(corpus, text=dataclasses.replace(recipe.text, dropout=0.5))
-    first, second = (improved_clip._views(model.train().text_encoder, "text", batch) for _ in range(2))
+    first, second = (
+        improved_clip._views(model.train().text_encoder, batch["text"], batch["local_text"]) for _ in range(2)
+    )
     torch.testing.assert_close(first[0], second[0])
     assert not torch.allclose(first[1], second[1])
     assert all(part.training for part in model.modules())

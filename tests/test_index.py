@@ -15,8 +15,9 @@ from polymodal import corpora
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities.image import encoded
 from polymodal.recipes.dual_encoders import clip
-from polymodal.serving import index as index_file
-from polymodal.serving.index import Index, build_index, embedded_query
+from polymodal.serving import index_build, index_rows, index_table
+from polymodal.serving.index import Index, embedded_query
+from polymodal.serving.index_build import build_index
 from polymodal.serving.search import search_corpus
 from polymodal.training import train
 from polymodal.types import Budget
@@ -71,7 +72,7 @@ def test_an_index_finds_what_looking_at_everything_finds(run, tmp_path):
     assert {hit.key for hit in found} == {hit.key for hit in exact}
     assert found[0].metadata.keys() == {"price", "shop"}
     assert found[0].caption.endswith(f"number {found[0].metadata['price']:.0f}")
-    assert max(found[0].image.size) <= index_file.THUMBNAIL
+    assert max(found[0].image.size) <= index_rows.THUMBNAIL
     some_row = 11
     (same, *_) = opened.find(embedded_query(again, image=corpus.raw(some_row, "image")), 3)
     assert same.key == "k11"
@@ -148,7 +149,7 @@ def test_an_index_lies_at_a_url(run, tmp_path):
 
 
 def test_a_stopped_run_goes_on(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(index_file, "CHUNK", 16)
+    monkeypatch.setattr(index_build, "CHUNK", 16)
     corpus = corpora.from_path(written(tmp_path, records()))
 
     def stop(done: int, total: int) -> None:
@@ -185,14 +186,14 @@ def test_what_cannot_be_read_any_more_is_taken_out(run, tmp_path):
 
 
 def test_an_example_without_a_image_to_show_is_found_all_the_same(run, tmp_path, monkeypatch):
-    shown = index_file.image_of
+    shown = index_rows.image_of
 
     def some(corpus, row):
         if row % 2:
             raise UnreadableExample("there is no image")
         return shown(corpus, row)
 
-    monkeypatch.setattr(index_file, "image_of", some)
+    monkeypatch.setattr(index_rows, "image_of", some)
     build_index(run, corpora.from_path(written(tmp_path, records(20))), str(tmp_path / "index"))
     found = Index(str(tmp_path / "index")).find(embedded_query(run, "a plate"), 20)
     assert len(found) == 20
@@ -217,7 +218,7 @@ def test_an_index_of_other_weights_or_other_data_is_refused(run, tmp_path):
 
 
 def test_approximate_search_finds_nearly_all(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(index_file, "ANN_FROM", 2000)
+    monkeypatch.setattr(index_table, "ANN_FROM", 2000)
     rng = np.random.default_rng(0)
     rows = [
         {"id": f"n{n}", "image": image(tuple(rng.integers(10, 235, 3).tolist()), 0), "caption": f"number {n}"}

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 import polymodal as pm
 from polymodal.corpora import Corpus
+from polymodal.data.columns.words import NO_FIELD, first_pieces, in_segment_boxes
 from polymodal.data.loader import Reader
 from polymodal.data.masks import mask_blocks, mask_spans
-from polymodal.data.page import NO_FIELD, first_pieces, in_segment_boxes
 from polymodal.data.processor import Processor, fit_processor
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig, patch_boxes

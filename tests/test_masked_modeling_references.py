@@ -6,7 +6,8 @@ import transformers
 from transformers.models.bert.modeling_bert import BertLMPredictionHead
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
-from polymodal.data.masks import mask_patches, mask_random, mask_time_spans, mask_tokens, restore_indices
+from polymodal.data.masked_input import mask_tokens
+from polymodal.data.masks import mask_patches, mask_random, mask_time_spans, restore_indices
 from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.modalities.image import patchify
 from polymodal.modalities.text import Tokens

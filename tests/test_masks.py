@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from polymodal.data.masked_input import MaskedInput, mask_tokens, mask_values
 from polymodal.data.masks import (
-    MaskedInput,
     expand_content,
     expand_words,
     mask_blocks,
@@ -18,9 +18,7 @@ from polymodal.data.masks import (
     mask_spans,
     mask_spectrogram,
     mask_time_spans,
-    mask_tokens,
     mask_tubes,
-    mask_values,
     restore_indices,
     visible_indices,
 )

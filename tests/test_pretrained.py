@@ -325,6 +325,7 @@ def test_every_wrong_source_is_one_sentence(
     assert not list((tmp_path / "runs").iterdir())  # what the command began is gone, so that the mended one may use it
 
 
+@pytest.mark.usefixtures("emoji_is_small")
 def test_init_and_towers_from_the_command_line(polymodal: Any, clip_folder: Path, bert_folder: Path) -> None:
     common = ("train", "clip", "--corpus", "emoji", "--budget", "2steps", "--batch-size", "16")
     done = polymodal(*common, "--init", f"hf:{clip_folder}", "--out", "a")

@@ -10,8 +10,9 @@ import pytest
 
 from polymodal.corpora.about import About
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import LabelColumn, LearnedTokenizer, TextColumn
-from polymodal.data.point_clouds import PointsColumn
+from polymodal.data.columns.label import LabelColumn
+from polymodal.data.columns.points import PointsColumn
+from polymodal.data.columns.text import LearnedTokenizer, TextColumn
 from polymodal.data.processor import Declared, Optional, Processor, SharedColumn, Sparse
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Category, Points, Text

@@ -19,8 +19,9 @@ from PIL import Image as PILImage
 from polymodal.claim import CuratedTrainingClaim, CurationClaim
 from polymodal.corpora import About, Corpus
 from polymodal.corpora.saved import save_corpus
-from polymodal.curation.pipeline import curate_pages, figures_of, pages_of, plain_texts
-from polymodal.curation.web import Block, blocks_of, visible
+from polymodal.curation.page_sources import images_of, pages_of
+from polymodal.curation.pipeline import curate_pages, plain_texts
+from polymodal.curation.web import PageBlock, blocks_of, visible
 from polymodal.data.conversation import IMAGE
 from polymodal.data.processor import Processor, fit_processor
 from polymodal.data.sequence import TEXT
@@ -69,13 +70,15 @@ def test_what_is_seen_of_a_block_is_its_text() -> None:
         if not block.image:
             shown = visible(block.markdown, block.text)
             assert "".join(one for one, seen in zip(block.markdown, shown, strict=True) if seen) == block.text
-    heading = Block("heading", "# 1", "## # 1")
+    heading = PageBlock("heading", "# 1", "## # 1")
     assert visible(heading.markdown, heading.text).count(True) == 3
 
 
 @given(st.lists(st.one_of(st.just(0), st.integers(1, 50)), max_size=20), st.integers(4, 40))
 def test_a_page_is_cut_between_blocks_and_nothing_is_lost(sizes: list[int], longest: int) -> None:
-    blocks = [Block("paragraph", "x" * size, "") if size else Block("figure", "", "", "a.png") for size in sizes]
+    blocks = [
+        PageBlock("paragraph", "x" * size, "") if size else PageBlock("figure", "", "", "a.png") for size in sizes
+    ]
     parts = wasm.cut(blocks, longest)
     assert [block for part in parts for block in part] == blocks
     for part in parts:
@@ -112,7 +115,7 @@ def documents(site: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     made = {}
     for layout in ("markdown", "flat"):
         recipe = dataclasses.replace(OPEN, layout=layout)
-        corpus, _ = curate_pages(recipe, pages_of(site), root / layout, recipe.fit(()), figures=figures_of(site))
+        corpus, _ = curate_pages(recipe, pages_of(site), root / layout, recipe.fit(()), figures=images_of(site))
         made[layout] = corpus, root / layout
     return made
 

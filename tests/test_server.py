@@ -33,8 +33,10 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.modalities.image import encoded
 from polymodal.recipes.dual_encoders import clip
 from polymodal.serving.batching import BoundedThreads, DeadlineExceeded, MicroBatcher, QueueFull
-from polymodal.serving.index import Index, build_index
-from polymodal.serving.server import Limits, create_app
+from polymodal.serving.index import Index
+from polymodal.serving.index_build import build_index
+from polymodal.serving.limits import Limits
+from polymodal.serving.server import create_app
 from polymodal.training import train
 from polymodal.types import Budget
 

@@ -23,11 +23,13 @@ from PIL import Image as PILImage
 from polymodal import corpora
 from polymodal.errors import UserError
 from polymodal.modalities.image import encoded
-from polymodal.serving import limits as limits_module
-from polymodal.serving import server as server_module
+from polymodal.serving import request_body, request_decoder, routes
 from polymodal.serving.batching import DeadlineExceeded, MicroBatcher
-from polymodal.serving.index import Index, build_index
-from polymodal.serving.limits import Decoder, Held, HTTPError, Limits, label_texts, parsed
+from polymodal.serving.http_errors import HTTPError
+from polymodal.serving.index import Index
+from polymodal.serving.index_build import build_index
+from polymodal.serving.limits import Limits, label_texts, parsed
+from polymodal.serving.request_decoder import Held, RequestDecoder
 from polymodal.serving.server import create_app
 from polymodal.training import train
 from polymodal.types import Budget
@@ -57,7 +59,7 @@ def client(served):
 def page(served, tmp_path, monkeypatch):
     """A client of a page that takes images and sounds, and the folder of its uploads."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
-    monkeypatch.setattr(server_module.Service, "columns", ("image", "text", "sound"))
+    monkeypatch.setattr(routes.Service, "columns", ("image", "text", "sound"))
     with TestClient(create_app(*served, page=True)) as client:
         yield client, tmp_path / "uploads"
 
@@ -218,7 +220,7 @@ def test_a_body_is_parsed_outside_of_the_event_loop(client, monkeypatch):
             asyncio.get_running_loop()
         return own(body, limits)
 
-    monkeypatch.setattr(limits_module, "parsed", noted)
+    monkeypatch.setattr(request_body, "parsed", noted)
     assert client.post("/embed", json={"text": ["a"]}).status_code == 200
     assert len(threads) == 1
 
@@ -276,7 +278,7 @@ def claimed(side: int) -> bytes:
 
 def test_the_pixels_of_a_request_are_summed_before_any_is_decoded(served, monkeypatch):
     decoded = []
-    monkeypatch.setattr(limits_module, "to_rgb", lambda image: decoded.append(image) or image.convert("RGB"))
+    monkeypatch.setattr(request_decoder, "to_rgb", lambda image: decoded.append(image) or image.convert("RGB"))
     limits = Limits(pixels=1_000_000, request_pixels=2_000_000)
     with TestClient(create_app(served[0], limits=limits)) as client:
         answer = client.post("/embed", json={"image": [b64(claimed(800))] * 4})
@@ -290,7 +292,7 @@ def test_the_pixels_of_a_request_are_summed_before_any_is_decoded(served, monkey
 
 def test_images_of_all_requests_are_bounded_together(served, monkeypatch):
     run, _ = served
-    held, most, quick = 0, 0, server_module.MicroBatcher.ask
+    held, most, quick = 0, 0, MicroBatcher.ask
 
     async def counted(self, kind, values, seconds):
         nonlocal held, most
@@ -302,7 +304,7 @@ def test_images_of_all_requests_are_bounded_together(served, monkeypatch):
         finally:
             held -= len(values)
 
-    monkeypatch.setattr(server_module.MicroBatcher, "ask", counted)
+    monkeypatch.setattr(MicroBatcher, "ask", counted)
     limits = Limits(request_pixels=2 * 100 * 100)  # two images of 100 x 100 at the same time
     image = b64(png(size=(100, 100)))
     with TestClient(create_app(run, limits=limits)) as client, ThreadPoolExecutor(8) as threads:
@@ -367,20 +369,20 @@ def wav(rate: int, channels: int = 1, samples: int = 16) -> bytes:
 def deaf(monkeypatch):
     """A decoder, and what it decoded."""
     decoded = []
-    monkeypatch.setattr(limits_module.Audio, "decode", lambda self, file: decoded.append(file) or np.zeros(1600))
+    monkeypatch.setattr(request_decoder.Audio, "decode", lambda self, file: decoded.append(file) or np.zeros(1600))
     return decoded
 
 
 @pytest.mark.parametrize("rate", [999_983, 49_999_991, 384_001, 999])
 def test_rates_that_no_sound_has_are_refused_by_the_header(deaf, rate):
-    with pytest.raises(limits_module.UnreadableExample, match="samples a second"):
+    with pytest.raises(request_decoder.UnreadableExample, match="samples a second"):
         decode(Limits(), [wav(rate)])
     assert not deaf
 
 
 def decode(limits, sounds, takes=("sound",)):
     async def scenario():
-        decoder = Decoder(limits)
+        decoder = RequestDecoder(limits)
         async with decoder.decoded({"sound": sounds}, time.monotonic() + 5, takes=takes) as decoded:
             assert decoder.held.free < decoder.held.size
             return decoded["sound"]
@@ -389,7 +391,7 @@ def decode(limits, sounds, takes=("sound",)):
 
 
 def test_sounds_are_bounded_one_by_one_and_together(deaf):
-    with pytest.raises(limits_module.UnreadableExample, match="channels"):
+    with pytest.raises(request_decoder.UnreadableExample, match="channels"):
         decode(Limits(), [wav(16_000, channels=9)])
     with pytest.raises(HTTPError, match="together"):
         decode(Limits(request_seconds=2.5), [sound(1)] * 3)
@@ -509,13 +511,13 @@ def test_work_of_a_client_that_has_left_is_not_begun(served, monkeypatch):
 
 def test_bodies_of_all_requests_are_bounded_together():
     async def scenario():
-        bodies = limits_module.Bodies(Limits(body_bytes=100))
+        bodies = request_body.Bodies(Limits(body_bytes=100))
 
         async def receive():
             return {"type": "http.request", "body": b"a" * 90, "more_body": False}
 
         kept = [await bodies.receive(b"90", receive, 100) for _ in range(17)]
-        with pytest.raises(limits_module.QueueFull):
+        with pytest.raises(request_body.QueueFull):
             await bodies.receive(b"90", receive, 100)
         bodies.release(kept.pop())
         kept.append(await bodies.receive(b"90", receive, 100))
@@ -528,7 +530,7 @@ def test_bodies_of_all_requests_are_bounded_together():
 
 def test_a_slow_body_is_answered_once_and_the_connection_ends():
     async def scenario():
-        bodies = limits_module.Bodies(Limits(deadline=0.05))
+        bodies = request_body.Bodies(Limits(deadline=0.05))
         with pytest.raises(HTTPError) as refused:
             await bodies.receive(b"10", asyncio.Event().wait, 100)
         assert (refused.value.status, refused.value.headers["Connection"]) == (408, "close")
@@ -537,13 +539,11 @@ def test_a_slow_body_is_answered_once_and_the_connection_ends():
 
 
 def test_what_a_run_generates_is_answered_within_the_limits(served, monkeypatch):
-    monkeypatch.setattr(server_module, "CanGenerateImages", object)
-    monkeypatch.setattr(server_module, "CanGenerateText", object)
+    monkeypatch.setattr(routes, "CanGenerateImages", object)
+    monkeypatch.setattr(routes, "CanGenerateText", object)
     blank = PILImage.new("RGB", (8, 8))
-    monkeypatch.setattr(server_module, "generate_images", lambda run, words, count, *rest: [[blank] * count] * 2)
-    monkeypatch.setattr(
-        server_module, "answer_about", lambda run, images, question, *rest: [f"{question} {images[0].size}"]
-    )
+    monkeypatch.setattr(routes, "generate_images", lambda run, words, count, *rest: [[blank] * count] * 2)
+    monkeypatch.setattr(routes, "answer_about", lambda run, images, question, *rest: [f"{question} {images[0].size}"])
     with TestClient(create_app(served[0])) as client:
         made = client.post("/generate", json={"words": ["a", "b"], "count": 3}).json()["images"]
         assert [len(row) for row in made] == [3, 3]

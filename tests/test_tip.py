@@ -14,7 +14,7 @@ from scipy.stats import ks_2samp
 from torch.nn import functional as F
 
 from polymodal.corpora import Corpus
-from polymodal.data.columns import TableColumn
+from polymodal.data.columns.table import TableColumn
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
 from polymodal.encoders.table import TableEncoderConfig

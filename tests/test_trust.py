@@ -162,7 +162,7 @@ def test_no_command_executes_the_code_of_a_run_from_elsewhere(
 
 
 def index_of(run: Path, images: Path, folder: Path) -> Path:
-    from polymodal.serving.index import build_index
+    from polymodal.serving.index_build import build_index
 
     build_index(load_run(run), pm.corpora.from_path(images / "pairs.jsonl"), str(folder / "index"))
     return folder / "index"

@@ -28,7 +28,8 @@ from polymodal.corpora.manuals import HANDBOOK
 from polymodal.corpora.saved import open_saved
 from polymodal.curation.ngrams import NGramModel, normalize_text
 from polymodal.curation.noise import curation_scores, good_paragraphs, is_good, kept_of, with_noise
-from polymodal.curation.pipeline import CurationOptions, curate_pages, pages_in
+from polymodal.curation.page_sources import pages_in
+from polymodal.curation.pipeline import CurationOptions, curate_pages
 from polymodal.curation.quality import (
     Judge,
     Knowledge,
@@ -41,7 +42,7 @@ from polymodal.curation.quality import (
     word_repetition,
     words_of,
 )
-from polymodal.curation.web import Block, blocks_of, markdown_of, parallel_lists
+from polymodal.curation.web import PageBlock, blocks_of, markdown_of, parallel_lists
 from polymodal.errors import UserError
 from polymodal.recipes.data_curation import wasm
 from polymodal.recipes.data_curation.wasm import almost_the_same, drop_repeated, sift_page
@@ -236,22 +237,22 @@ def test_what_is_usual_surprises_less(known: Knowledge) -> None:
 # Steps
 
 
-def blocks(*texts: str) -> list[Block]:
-    return [Block("paragraph", text, text) for text in texts]
+def blocks(*texts: str) -> list[PageBlock]:
+    return [PageBlock("paragraph", text, text) for text in texts]
 
 
 def test_of_texts_that_are_almost_the_same_the_first_stays() -> None:
     texts = ["the same text as ever", "something else", "the same texts as ever", "the same text as never", "short"]
     assert almost_the_same(texts, 80) == [False, False, True, True, False]
     assert almost_the_same(texts, 101) == [False] * 5
-    image = Block("figure", "", "![](a)", "a")
+    image = PageBlock("figure", "", "![](a)", "a")
     kept, dropped = drop_repeated([*blocks(*texts), image, image], 80)
     assert [block.text for block in kept] == [texts[0], texts[1], texts[4], "", ""]
     assert [one.text for one in dropped] == texts[2:4]
 
 
 def test_a_page_without_text_is_dropped_as_a_whole() -> None:
-    image = Block("figure", "", "![](a)", "a")
+    image = PageBlock("figure", "", "![](a)", "a")
     assert sift_page([image], Judge(QualityFilters(), Knowledge("ar"))) == ([], [("no_text", "")])
     assert sift_page([*blocks("one two"), image], Judge(QualityFilters(min_words=2), Knowledge("ar"))).kept[1] == image
 
@@ -382,9 +383,12 @@ def test_ray_gives_the_same_documents(handbook: Path, known: Knowledge, tmp_path
     for path in sorted(handbook.iterdir())[::20]:
         (few / path.name).write_bytes(path.read_bytes())
     made = {}
-    for runner in ("native", "ray"):  # Daft takes one runner a process
+    for runner in ("native", "ray"):  # Daft takes one runner a process: this one has the first
         command = ["curate", "wasm", str(few), "--out", str(tmp_path / runner), "--runner", runner]
-        subprocess.run([sys.executable, "-m", "polymodal", *command], check=True, capture_output=True, timeout=240)
+        if runner == "native":
+            run_command(*command)
+        else:
+            subprocess.run([sys.executable, "-m", "polymodal", *command], check=True, capture_output=True, timeout=240)
         made[runner] = pq.read_table(tmp_path / runner / "documents.parquet").to_pylist()
     assert made["native"]
     assert made["native"] == made["ray"]

@@ -20,7 +20,8 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.modalities.image import encoded
 from polymodal.recipes.dual_encoders import clip
 from polymodal.recipes.optimization import gradient_harmonization
-from polymodal.serving.index import Index, build_index, embedded_query
+from polymodal.serving.index import Index, embedded_query
+from polymodal.serving.index_build import build_index
 from polymodal.training import train
 from polymodal.types import Budget
 

@@ -11,7 +11,7 @@ import pytest
 from corpus_modules import module
 from polymodal.corpora import _web_experts as experts
 from polymodal.corpora._packages import fetch, members, unpack
-from polymodal.corpora._web_experts import Element, Lost, Screen
+from polymodal.corpora._web_screen import Element, Lost, Screen
 from polymodal.modalities import Actions, Webpage
 
 tasks = module("web_tasks")

@@ -6,14 +6,11 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import sys
-import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from polymodal import recipes
 from polymodal.corpora import registry
@@ -64,24 +61,11 @@ TASKS = (
 )  # fmt: skip
 
 
-def method_classes(entry: recipes.Entry) -> tuple[type[Any], ...]:
-    """The classes that the recipe's `build` returns; the recipe itself where it has no `build`."""
-    recipe = importlib.import_module(entry.module).Recipe
-    if not hasattr(recipe, "build"):
-        return (recipe,)
-    built = typing.get_type_hints(recipe.build)["return"]
-    return typing.get_args(built) or (built,)
-
-
-def has_capability(entry: recipes.Entry, capability: str) -> bool:
-    return any(callable(getattr(kind, capability, None)) for kind in method_classes(entry))
-
-
 def tasks_of(entry: recipes.Entry) -> list[Task]:
     return [
         task
         for task in TASKS
-        if task.modalities <= set(entry.modalities) and any(has_capability(entry, name) for name in task.capabilities)
+        if task.modalities <= set(entry.modalities) and recipes.has_capability(entry, *task.capabilities)
     ]
 
 
@@ -136,7 +120,7 @@ def method_rows(task: Task, page: Path) -> list[str]:
             recipe_link(entry.name, page),
             f"{entry.idea[0].upper()}{entry.idea[1:].rstrip('.')}",
             ", ".join(entry.modalities),
-            ", ".join(f"`{name}`" for name in task.capabilities if has_capability(entry, name)),
+            ", ".join(f"`{name}`" for name in task.capabilities if recipes.has_capability(entry, name)),
         )
         for entry in recipes.entries().values()
         if task in tasks_of(entry)
@@ -151,7 +135,7 @@ def capability_rows(page: Path) -> list[str]:
         (
             f"`{name}`",
             ", ".join(task_link(task, page) for task in TASKS if name in task.capabilities),
-            ", ".join(recipe_link(entry.name, page) for entry in entries if has_capability(entry, name)),
+            ", ".join(recipe_link(entry.name, page) for entry in entries if recipes.has_capability(entry, name)),
         )
         for name in names
     ]

@@ -24,7 +24,7 @@ from polymodal.claims import mslam as mslam_claims
 from polymodal.claims import set_level_attack as set_level_attack_claims
 from polymodal.corpora._wordnet import wordnet
 from polymodal.corpora.saved import open_saved
-from polymodal.data.columns import denormalize_pixels
+from polymodal.data.columns.image import denormalize_pixels
 from polymodal.data.conversation import DESCRIBE
 from polymodal.data.instructions import chain_of_thought_prompt
 from polymodal.data.loader import Reader

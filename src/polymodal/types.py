@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from polymodal.rng import ExampleRNG
 
 Example = dict[str, Any]  # column name -> decoded value of a modality
-Batch = dict[str, Any]  # what a method sees: column name -> Tensor or polymodal.modalities.text.Tokens
+# Name -> tensor, or a batch class of a modality (such as modalities.text.Tokens). The batches of a recipe's stages are
+# TypedDicts, declared beside the method that reads them, with key, type and shape of every value.
+Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Paper:
     """The publication that a recipe implements. Written as a literal, so that listings need not import torch.
 
     code: official code that the recipe was checked against, as OWNER/REPOSITORY@COMMIT; empty if there is none.
+    parameters: published counts of the method of `Recipe.paper()`, by shell patterns of parameter names; none where no
+    count is published.
     """
 
     slug: str
@@ -33,6 +37,7 @@ class Paper:
     arxiv: str
     modalities: tuple[str, ...]
     code: str = ""
+    parameters: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Budget:
     """How long a run may train; exactly one of them is set.
 
     tokens: of sequences, without padding. flops: floating-point operations, counted on the first batch.
-    seconds: wall-clock seconds of training; validation and checkpoints do not count.
+    seconds: wall-clock seconds of training; validation and checkpoints do not count. Comparisons turn them into steps.
     """
 
     steps: int | None = None
@@ -153,8 +158,8 @@ class Processor(Protocol):
         """One example, decoded. Raises UnreadableExample."""
         ...
 
-    def __call__(self, **columns: list[Any]) -> Batch:
-        """Values of some columns, as `load_example` or a user gives them, to tensors."""
+    def __call__(self, **columns: list[Any]) -> Any:
+        """Collate values of some columns, as `load_example` or a user gives them, to a batch of tensors."""
         ...
 
     def save(self, directory: Path) -> None: ...
@@ -164,7 +169,10 @@ class Processor(Protocol):
 class Method(Protocol):
     """What the trainer needs: named losses, already weighted; the trainer adds them up.
 
-    A `Stage` may name another method than `losses`.
+    A `Stage` may name another method than `losses`. Losses that are means over units other than examples name the
+    method that counts these in a batch (`objectives.reduction.mean_over`).
     """
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]: ...
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """batch: of the stage, typed by the method."""
+        ...

@@ -11,7 +11,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from torch import nn
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import MAX_ROWS
+from polymodal.data.columns.column import MAX_ROWS
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities import Text
 from polymodal.modalities.text import Tokens

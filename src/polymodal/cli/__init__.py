@@ -9,7 +9,8 @@ from typing import NoReturn
 
 from polymodal.cli._flags import HELP, Arguments, leading_words
 from polymodal.cli.comparing import attack, compare, reproduce, score
-from polymodal.cli.data import caption, corpora, curate, sample_preferences
+from polymodal.cli.corpora import corpora
+from polymodal.cli.curation import caption, curate, sample_preferences
 from polymodal.cli.recipes import doctor, list_, new, show
 from polymodal.cli.searching import embed, index, search
 from polymodal.cli.training import resume, runs, train

@@ -34,14 +34,18 @@ class JobOptions:
     """Parallelism of runs."""
 
     jobs: PositiveInt = 1
-    """Number of runs in parallel, each with its share of the CPU cores, or on the next of several GPUs; with a
-    budget in seconds they share those, too. Worthwhile for runs of a minute and more."""
+    """Number of runs in parallel, each with its share of the CPU cores, or on the next of several GPUs. Worthwhile for
+    runs of a minute and more."""
 
 
 @dataclass(frozen=True)
 class CompareOptions(RunOptions, JobOptions):
     budget: str = "60s"
-    """Budget per run: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
+    """Budget per run: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h. A time is turned into a number of
+    steps for each recipe, by timing all of them in alternation before the first run."""
+    steps_from: str | None = None
+    """results.json of an earlier comparison, whose budget and number of steps of each recipe are used, and lead to the
+    same weights."""
     seeds: PositiveInt = 2
     """Number of paired seeds."""
     out: str = "comparison"
@@ -55,20 +59,32 @@ def compare(arguments: Arguments) -> None:
     if not specs:
         raise UserError("Name the recipes to compare: polymodal compare clip siglip --corpus emoji.")
 
-    budget = Budget.parse(options.budget)
+    budget, steps = Budget.parse(options.budget), None
     for spec in specs:
         _parsed(spec)
     options.check()
     from polymodal import reproduce
-    from polymodal.reproduce.leaderboard import comparison_verdict, terminal_table
+    from polymodal.reproduce.leaderboard import comparison_verdict, cost_table, terminal_table
+    from polymodal.reproduce.timing import recorded_steps
 
+    if options.steps_from is not None:
+        budget, steps = recorded_steps(Path(options.steps_from))
     arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
     comparison = reproduce.compare(
-        arms, options.open(), budget, options.seeds, options.out, jobs=options.jobs, trust_code=options.trust_code
+        arms,
+        options.open(),
+        budget,
+        options.seeds,
+        options.out,
+        jobs=options.jobs,
+        trust_code=options.trust_code,
+        steps=steps,
     )
     console = terminal()
     print("\n" + textwrap.fill(comparison_verdict(comparison), min(shutil.get_terminal_size().columns, 120)) + "\n")
     console.print(terminal_table(comparison))
+    console.print()
+    console.print(cost_table(comparison))
     console.print(f"\nReport: {options.out}/report.html   all metrics: {options.out}/results.json", highlight=False)
 
 
@@ -109,6 +125,8 @@ def reproduce(arguments: Arguments) -> None:
         """Budget per run, instead of the claim's own."""
         seeds: PositiveInt | None = None
         """Number of paired seeds, instead of the claim's own."""
+        steps_from: str | None = None
+        """results.json of an earlier reproduction, whose budget and number of steps of each arm are used."""
         claim: str = "claim"
         """Name of the claim, if the recipe has several."""
         out: str | None = None
@@ -120,13 +138,23 @@ def reproduce(arguments: Arguments) -> None:
     from polymodal.recipes import FIRST_CLAIM
     from polymodal.reproduce.claim import claim_of
     from polymodal.reproduce.claim import reproduce as test_claim
-    from polymodal.reproduce.leaderboard import format_difference
+    from polymodal.reproduce.leaderboard import cost_table, format_difference
+    from polymodal.reproduce.timing import recorded_steps
 
     claim = claim_of(spec, options.claim)
     out = options.out or f"reproduce/{short_name(spec)}" + f"-{options.claim}" * (options.claim != FIRST_CLAIM)
-    budget = Budget.parse(options.budget) if options.budget else None
+    budget, steps = Budget.parse(options.budget) if options.budget else None, None
+    if options.steps_from is not None:
+        budget, steps = recorded_steps(Path(options.steps_from))
     result, comparison = test_claim(
-        spec, out, budget, options.seeds, name=options.claim, jobs=options.jobs, trust_code=options.trust_code
+        spec,
+        out,
+        budget,
+        options.seeds,
+        name=options.claim,
+        jobs=options.jobs,
+        trust_code=options.trust_code,
+        steps=steps,
     )
     console = terminal()
     console.print(f"[bold]{claim.sentence}[/bold]")
@@ -149,6 +177,8 @@ def reproduce(arguments: Arguments) -> None:
         ],
         right=range(1, 2 + len(comparison.arms)),
     )
+    console.print()
+    console.print(cost_table(comparison))
     console.print(
         f"\nVerdict: [bold]{result['verdict']}[/bold] (by {result['metric']}).   {out}/claim.json", highlight=False
     )

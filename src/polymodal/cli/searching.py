@@ -51,7 +51,7 @@ def index(arguments: Arguments) -> None:
         """Output folder, or a URL such as s3://bucket/index."""
 
     options = parse(Options, rest, "index RUN", index)
-    from polymodal.serving.index import build_index
+    from polymodal.serving.index_build import build_index
 
     run, corpus = run_and_corpus(path, options)
     with bar(f"Indexing {corpus.name}", "examples") as report:
@@ -70,7 +70,7 @@ def search(arguments: Arguments) -> None:
         with suppress(SystemExit):
             _search_index(path, rest)
     else:
-        from polymodal.serving.index import is_index
+        from polymodal.serving.index_table import is_index
 
         if is_index(path):
             _search_index(path, rest)

@@ -230,7 +230,7 @@ def serve(arguments: Arguments) -> None:
     parsed = parse_together(kinds, rest, "serve RUN", serve)
     options, limits = parsed.options, source.real(parsed.limits)
     try:
-        from polymodal.serving.limits import usable_key
+        from polymodal.serving.request_guard import usable_key
         from polymodal.serving.server import create_app
     except ImportError as error:
         raise needs(error.name or "fastapi", "serve", "A server") from error

@@ -39,7 +39,7 @@ class MissingData(UserError):
 
 
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """Rows that are read together. where: index of the row group, or the members of each example in a tar file."""
 
     shard: str
@@ -63,7 +63,7 @@ def from_shards(url: str, image: str | None = None, text: str | None = None) -> 
         raise UserError(f"{url} cannot be opened: {first_line(error)}") from error
     if not shards:
         raise UserError(f"There is no .parquet or .tar shard at {url}.")
-    blocks: list[Block] = []
+    blocks: list[RowBlock] = []
     for shard in shards:
         find = _row_groups if shard.endswith(".parquet") else _members
         first = blocks[-1].first + blocks[-1].count if blocks else 0
@@ -143,7 +143,7 @@ class BlockOrder(Sequence):
     Blocks are shuffled, and then the rows of each `BLOCKS_TOGETHER` blocks, so that few are in memory at once.
     """
 
-    def __init__(self, blocks: Sequence[Block], total: int, seed: int):
+    def __init__(self, blocks: Sequence[RowBlock], total: int, seed: int):
         """Build the order. total: number of rows to order; later rows are excluded."""
         self.blocks = [
             replace(block, count=min(block.count, total - block.first)) for block in blocks if block.first < total
@@ -183,7 +183,7 @@ class BlockOrder(Sequence):
 class _Blocks:
     """Blocks of all shards, with an LRU cache of the last ones."""
 
-    def __init__(self, system: Any, blocks: list[Block]):
+    def __init__(self, system: Any, blocks: list[RowBlock]):
         self.system = system
         self.blocks = blocks
         self.firsts = np.array([block.first for block in blocks])
@@ -194,7 +194,7 @@ class _Blocks:
     def _number(self, row: int) -> int:
         return int(np.searchsorted(self.firsts, row, side="right")) - 1
 
-    def of(self, row: int) -> Block:
+    def of(self, row: int) -> RowBlock:
         return self.blocks[self._number(row)]
 
     def row(self, row: int) -> dict[str, Any]:
@@ -229,23 +229,23 @@ def _shards(system: Any, root: str) -> list[str]:
     return sorted(path for path in paths if path.endswith((".parquet", ".tar")))
 
 
-def _row_groups(system: Any, shard: str, first: int) -> list[Block]:
+def _row_groups(system: Any, shard: str, first: int) -> list[RowBlock]:
     with system.open(shard) as file:
         metadata = pq.read_metadata(file)
     blocks = []
     for group in range(metadata.num_row_groups):
         count = metadata.row_group(group).num_rows
-        blocks.append(Block(shard, first, count, group))
+        blocks.append(RowBlock(shard, first, count, group))
         first += count
     return blocks
 
 
-def _read_row_group(system: Any, block: Block) -> list[dict[str, Any]]:
+def _read_row_group(system: Any, block: RowBlock) -> list[dict[str, Any]]:
     with system.open(block.shard) as file:
         return pq.ParquetFile(file).read_row_group(block.where).to_pylist()
 
 
-def _members(system: Any, shard: str, first: int) -> list[Block]:
+def _members(system: Any, shard: str, first: int) -> list[RowBlock]:
     """Index the blocks of a tar file by its table of members, which is cached."""
     info = system.info(shard)
     identity = json.dumps([shard, info.get("size"), str(info.get("mtime") or info.get("LastModified") or "")])
@@ -267,12 +267,12 @@ def _members(system: Any, shard: str, first: int) -> list[Block]:
         aside.write_text(json.dumps(examples))
         os.replace(aside, index_file)
     return [
-        Block(shard, first + start, len(examples[start : start + TAR_BLOCK]), examples[start : start + TAR_BLOCK])
+        RowBlock(shard, first + start, len(examples[start : start + TAR_BLOCK]), examples[start : start + TAR_BLOCK])
         for start in range(0, len(examples), TAR_BLOCK)
     ]
 
 
-def _read_members(system: Any, block: Block) -> list[dict[str, Any]]:
+def _read_members(system: Any, block: RowBlock) -> list[dict[str, Any]]:
     """Read the range from the first to the last member at once, and split it."""
     spans = [span for _, members in block.where for span in members.values()]
     begin, end = min(offset for offset, _ in spans), max(offset + size for offset, size in spans)
@@ -292,7 +292,7 @@ def _read_members(system: Any, block: Block) -> list[dict[str, Any]]:
     return rows
 
 
-def _held_out(blocks: list[Block], total: int) -> tuple[int, int]:
+def _held_out(blocks: list[RowBlock], total: int) -> tuple[int, int]:
     """Return where validation and test begin: at block boundaries, unless there are too few."""
     each = min(total // 10, HELD_OUT)
     targets = total - 2 * each, total - each

@@ -20,7 +20,8 @@ from typing import Any
 from polymodal.corpora._packages import PyPIPackage, members, unpack
 from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora._splits import split_by_hash
-from polymodal.corpora._web_experts import EXPERTS, Element, Expert, Lost, Move, Screen
+from polymodal.corpora._web_experts import EXPERTS
+from polymodal.corpora._web_screen import Element, Expert, Lost, Move, Screen
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.corpora.pages import browser, screenshot, shown_elements
 from polymodal.modalities import Actions, Category, Image, Modality, Text, Webpage

@@ -16,7 +16,7 @@ import numpy as np
 from polymodal.corpora.corpus import Corpus
 from polymodal.curation.quality import printable, words_of
 from polymodal.curation.steps import Curation
-from polymodal.curation.web import Block, blocks_of
+from polymodal.curation.web import PageBlock, blocks_of
 from polymodal.evaluation.statistics import Score
 
 SCRIPTS = {"ar": "ARABIC", "fa": "ARABIC", "ru": "CYRILLIC", "el": "GREEK"}  # other languages: Latin
@@ -29,18 +29,18 @@ class Noisy(NamedTuple):
     """Page with inserted noise. kinds: of each block: good, a kind of noise, or empty for neither."""
 
     key: str
-    blocks: list[Block]
+    blocks: list[PageBlock]
     kinds: list[str]
 
 
-def pages_in_language(corpus: Corpus, language: str, splits: Sequence[str]) -> list[tuple[str, list[Block]]]:
+def pages_in_language(corpus: Corpus, language: str, splits: Sequence[str]) -> list[tuple[str, list[PageBlock]]]:
     """Return the pages of `manuals` in a language, with their keys; untranslated parts are in English."""
     mark = EDITIONS.get(language, f"/{language}-")
     rows = [int(row) for split in splits for row in corpus.rows(split) if mark in corpus.key(int(row))]
     return [(corpus.key(row), blocks_of(corpus.raw(row, "html"))) for row in rows]
 
 
-def is_good(block: Block, language: str) -> bool:
+def is_good(block: PageBlock, language: str) -> bool:
     """Return whether a block is a paragraph in the language's script."""
     letters = [character for character in block.text if character.isalpha()]
     if block.image or block.kind == "code" or len(words_of(block.text)) < 3:
@@ -49,11 +49,13 @@ def is_good(block: Block, language: str) -> bool:
     return sum(unicodedata.name(letter, "").startswith(script) for letter in letters) >= 0.8 * len(letters) > 0
 
 
-def good_paragraphs(pages: Sequence[tuple[str, list[Block]]], language: str) -> list[str]:
+def good_paragraphs(pages: Sequence[tuple[str, list[PageBlock]]], language: str) -> list[str]:
     return [block.text for _, blocks in pages for block in blocks if is_good(block, language)]
 
 
-def with_noise(key: str, blocks: list[Block], language: str, foreign: Sequence[str], rng: np.random.Generator) -> Noisy:
+def with_noise(
+    key: str, blocks: list[PageBlock], language: str, foreign: Sequence[str], rng: np.random.Generator
+) -> Noisy:
     """Insert noise of every kind at random positions of a page. foreign: paragraphs of other languages."""
     placed = [(block, "good" if is_good(block, language) else "") for block in blocks]
     good = [block.text for block, kind in placed if kind]
@@ -70,10 +72,11 @@ def with_noise(key: str, blocks: list[Block], language: str, foreign: Sequence[s
     noise = [(make(), kind) for kind, make in generators.items() for _ in range(count)] if good else []
     for text, kind in noise:
         index = int(rng.integers(len(placed) + 1))
-        placed.insert(index, (Block("paragraph", text, text), kind))
+        placed.insert(index, (PageBlock("paragraph", text, text), kind))
     for text in rng.choice(good, min(count, len(good)), replace=False) if good else ():
         again = _nearly(text, rng)
-        placed.append((Block("paragraph", again, again), "repeated"))  # behind its original, which is the one to keep
+        # Behind its original, which is the one to keep.
+        placed.append((PageBlock("paragraph", again, again), "repeated"))
     return Noisy(key, [block for block, _ in placed], [kind for _, kind in placed])
 
 
@@ -123,7 +126,7 @@ def curation_scores(recipe: Curation, corpus: Corpus, language: str, most: int, 
     return scores + [_score(f"noise/{kind}/dropped", shares[kind], dropped=True) for kind in noise]
 
 
-def kept_of(before: Sequence[Block], after: Sequence[Block]) -> list[bool]:
+def kept_of(before: Sequence[PageBlock], after: Sequence[PageBlock]) -> list[bool]:
     """Return for each block whether it is kept. after: remaining blocks in the same order, without unprintable
     characters."""
     remaining = iter(after)

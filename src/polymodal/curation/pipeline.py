@@ -7,7 +7,6 @@ received and kept, and the reasons for dropping others.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import logging
@@ -15,10 +14,8 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,11 +24,11 @@ from polymodal.constraints import PositiveInt, validate_constraints
 from polymodal.corpora._splits import split_by_hash
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.corpora.saved import check_empty, save_corpus
+from polymodal.curation.page_sources import PageImages, images_below
 from polymodal.curation.steps import Curation, CurationStep, Rejection
-from polymodal.curation.web import Block, blocks_of, markdown_of, parallel_lists
-from polymodal.errors import UnreadableExample, UserError, needs
-from polymodal.modalities import Image, Interleaved
-from polymodal.modalities.image import to_rgb
+from polymodal.curation.web import PageBlock, blocks_of, markdown_of, parallel_lists
+from polymodal.errors import UserError, needs
+from polymodal.modalities import Interleaved
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import write_json
 
@@ -42,10 +39,6 @@ MARKDOWN = pa.schema({"key": pa.string(), "markdown": pa.string()} | dict.fromke
 KINDS = {"row": "cell"}  # block kind -> document segment kind
 BATCH = 32  # pages per batch of a worker process
 QUERY = 20_000  # pages per Daft query, in memory at once
-
-
-Figures = Callable[[str, str], bytes | None]
-"""Maps (page key, image address) to the encoded figure; None where it is not available."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,94 +67,10 @@ class StepStats:
     reasons: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
-def pages_in(source: Path) -> Iterator[dict[str, str]]:
-    """Read pages from a folder of HTML files, or a Parquet or JSON lines file with a column html and optionally url.
-
-    Raises UserError for anything else, and where there is none.
-    """
-    if source.is_dir():
-        files = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".html", ".htm", ".xhtml"))
-        if not files:
-            raise UserError(f"{source} has no .html file.")
-        for path in files:
-            html = path.read_text(encoding="utf-8", errors="replace")
-            folder = path.parent.relative_to(source).as_posix()
-            yield {
-                "key": path.relative_to(source).as_posix(),
-                "html": html,
-                "base": "" if folder == "." else f"{folder}/",
-            }
-        return
-    if not source.is_file():
-        raise UserError(f"There is no file or folder {source}.")
-    yield from _of_table(source)
-
-
-def _of_table(source: Path) -> Iterator[dict[str, str]]:
-    from pyarrow import dataset
-    from pyarrow import json as arrow_json
-
-    try:
-        if source.suffix == ".parquet":
-            batches = dataset.dataset(source).to_batches()
-        else:
-            batches = iter(arrow_json.read_json(source).to_batches())
-        for first, batch in enumerate(batches):
-            if "html" not in batch.schema.names:
-                raise UserError(f"{source} has no column html; it has {', '.join(batch.schema.names)}.")
-            for index, row in enumerate(batch.to_pylist()):
-                key = row.get("key") or row.get("url") or f"{first}/{index}"
-                yield {"key": str(key), "html": row["html"] or "", "base": str(row.get("url") or "")}
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{source} is neither Parquet nor JSON lines that can be read ({error}).") from error
-
-
-def pages_of(corpus: Corpus, rows: Sequence[int] | None = None) -> Iterator[dict[str, str]]:
-    """Yield the raw pages of a corpus that has them, such as `manuals`, with their splits."""
-    if "html" not in corpus.table.column_names:
-        raise UserError(f"The corpus '{corpus.name}' has no pages as they were found (a column html); manuals has.")
-    split_of = {int(row): split for split, split_rows in corpus.splits.items() for row in split_rows}
-    for row in range(len(corpus)) if rows is None else rows:
-        page = {"key": corpus.key(row), "html": corpus.raw(row, "html"), "base": ""}
-        yield page | ({"split": split_of[row]} if row in split_of else {})
-
-
-def figures_of(corpus: Corpus) -> Figures:
-    """Return a lookup of figures in a corpus of documents that stores their addresses."""
-    if "addresses" not in corpus.table.column_names:
-        return lambda key, address: None
-    column = corpus.column_with(Interleaved)
-    rows = {corpus.key(row): row for row in range(len(corpus))}
-
-    @functools.lru_cache(maxsize=1)  # a page is asked for all of its figures, one after the other
-    def of_page(key: str) -> dict[str, bytes]:
-        pieces = (piece["figure"] for piece in corpus.raw(rows[key], column))
-        return dict(zip(corpus.raw(rows[key], "addresses"), filter(None, pieces), strict=True))
-
-    return lambda key, address: of_page(key).get(address)
-
-
 def plain_texts(folder: Path) -> dict[str, list[str]]:
     """Return, by key, the plain texts of every document that `curate_pages` wrote into a folder."""
     table = pq.read_table(folder / DOCUMENTS, columns=["key", "texts"])
     return {row["key"]: [text for text in row["texts"] if text is not None] for row in table.to_pylist()}
-
-
-def figures_below(root: Path) -> Figures:
-    """Return a lookup of figures below a folder. Web addresses are not fetched, and no file outside is read."""
-    root = root.resolve()
-
-    def read(key: str, address: str) -> bytes | None:
-        path = (root / unquote(address)).resolve()
-        if "://" in address or not path.is_relative_to(root):
-            return None
-        with suppress(OSError, UnreadableExample):
-            data = path.read_bytes()
-            to_rgb(Image().decode(data))
-            return data
-        return None
-
-    return read
 
 
 def curate_pages(
@@ -173,7 +82,7 @@ def curate_pages(
     source: Path | str = "",
     further: Mapping[str, Any] | None = None,
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-    figures: Figures | None = None,
+    figures: PageImages | None = None,
 ) -> tuple[Corpus, dict[str, StepStats]]:
     """Curate pages; return the corpus of documents and the statistics of every step.
 
@@ -198,7 +107,7 @@ def curate_pages(
         shutil.rmtree(aside)
         raise UserError(f"Nothing is left of {next(iter(counts.values())).pages_in:,} pages.")
     if figures is None and source and Path(source).is_dir():
-        figures = figures_below(Path(source))
+        figures = images_below(Path(source))
     corpus = _written(recipe, shards, out, source, counts, figures or (lambda key, address: None))
     shutil.rmtree(aside)
     return corpus, counts
@@ -231,7 +140,7 @@ def run_pipeline(
     """
     daft = _daft(runner)
     text = daft.DataType.string()
-    blocks = daft.DataType.list(daft.DataType.struct(dict.fromkeys(Block._fields, text)))
+    blocks = daft.DataType.list(daft.DataType.struct(dict.fromkeys(PageBlock._fields, text)))
     dropped = daft.DataType.list(daft.DataType.struct(dict.fromkeys(("step", *Rejection._fields), text)))
     numbers = daft.DataType.list(daft.DataType.int64())
     parts = {"blocks": blocks, "dropped": dropped, "texts": numbers, "figures": numbers}
@@ -324,15 +233,15 @@ def _written(
     out: Path,
     source: Path | str,
     counts: Mapping[str, StepStats],
-    figures: Figures,
+    figures: PageImages,
 ) -> Corpus:
-    def documents() -> Iterator[tuple[str, dict[str, Any], list[Block]]]:
+    def documents() -> Iterator[tuple[str, dict[str, Any], list[PageBlock]]]:
         """Yield key, page and blocks of each document."""
         for shard in shards:
             for row in pq.read_table(shard, columns=["key", "split", "blocks"]).to_pylist():
                 if not row["blocks"]:
                     continue
-                parts = recipe.documents([Block(**block) for block in row["blocks"]])
+                parts = recipe.documents([PageBlock(**block) for block in row["blocks"]])
                 for number, blocks in enumerate(parts):
                     yield row["key"] if len(parts) == 1 else f"{row['key']}#{number}", row, blocks
 
@@ -372,7 +281,7 @@ def _write_table(file: Path, schema: pa.Schema, records: Iterator[dict[str, Any]
     os.replace(aside, file)
 
 
-def _document(blocks: Sequence[Block], page: str, figures: Figures) -> list[dict[str, Any]]:
+def _document(blocks: Sequence[PageBlock], page: str, figures: PageImages) -> list[dict[str, Any]]:
     """Return the segments of a document: texts as Markdown, and available figures."""
     pieces: list[dict[str, Any]] = []
     for block in blocks:

@@ -14,7 +14,7 @@ class Rejection(NamedTuple):
 
 
 class FilterResult(NamedTuple):
-    """What a step of curation made of a page's blocks (`curation.web.Block`)."""
+    """What a step of curation made of a page's blocks (`curation.web.PageBlock`)."""
 
     kept: list[Any]
     dropped: list[Rejection]

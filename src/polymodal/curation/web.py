@@ -32,7 +32,7 @@ MORE = "more-link"  # class of separators between articles of a page
 SOURCES = ("src", "data-src", "data-original", "data-lazy-src", "srcset", "data-srcset")
 
 
-class Block(NamedTuple):
+class PageBlock(NamedTuple):
     """Text or image of a page.
 
     kind: heading, paragraph, item, row, code or figure. text: plain text; the caption of a figure. markdown: with
@@ -45,7 +45,7 @@ class Block(NamedTuple):
     image: str = ""
 
 
-def blocks_of(html: str, base: str = "") -> list[Block]:
+def blocks_of(html: str, base: str = "") -> list[PageBlock]:
     """Return the content of a page in reading order. base: URL for relative image addresses.
 
     Raises UserError without the package selectolax.
@@ -59,7 +59,7 @@ def blocks_of(html: str, base: str = "") -> list[Block]:
     return walk.blocks
 
 
-def markdown_of(blocks: list[Block]) -> str:
+def markdown_of(blocks: list[PageBlock]) -> str:
     """Join blocks to Markdown; list items and table rows are not separated by blank lines."""
     parts: list[str] = []
     for index, block in enumerate(blocks):
@@ -81,7 +81,7 @@ def visible(markdown: str, text: str) -> list[bool]:
     return is_text
 
 
-def parallel_lists(blocks: list[Block]) -> dict[str, list[str | None]]:
+def parallel_lists(blocks: list[PageBlock]) -> dict[str, list[str | None]]:
     """Return the four parallel lists of OBELICS: a text or an image at each index, its caption, and its kind."""
     return {
         "texts": [None if block.image else block.text for block in blocks],
@@ -105,7 +105,7 @@ class _Walk:
     """Traverses a page and collects texts until a block ends."""
 
     base: str
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[PageBlock] = field(default_factory=list)
     plain: list[str] = field(default_factory=list)
     marked: list[str] = field(default_factory=list)
     place: _Place = field(default_factory=_Place)
@@ -187,7 +187,7 @@ class _Walk:
             line = "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
             head = all(cell.tag == "th" for cell in cells)
             under = f"\n|{'---|' * len(cells)}" if head else ""
-            self.blocks.append(Block("row", " ".join(text for text in texts if text), line + under))
+            self.blocks.append(PageBlock("row", " ".join(text for text in texts if text), line + under))
         for image in node.css("img"):
             self._figure(image)
 
@@ -195,7 +195,7 @@ class _Walk:
         self.end()
         text = (node.text(deep=True) or "").strip("\n")
         if text.strip():
-            self.blocks.append(Block("code", text, f"```\n{text}\n```"))
+            self.blocks.append(PageBlock("code", text, f"```\n{text}\n```"))
 
     def _figure(self, node: Any) -> None:
         address = source_of(node)
@@ -204,7 +204,7 @@ class _Walk:
         self.end()
         caption = words(node.attributes.get("alt") or node.attributes.get("title") or "")
         url = urljoin(self.base, address) if self.base else address
-        self.blocks.append(Block("figure", caption, f"![{caption}]({url})", url))
+        self.blocks.append(PageBlock("figure", caption, f"![{caption}]({url})", url))
 
     def end(self) -> None:
         """Emit the collected texts as a block."""
@@ -213,10 +213,10 @@ class _Walk:
         if plain:
             prefix = self.place.prefix
             later = "\n" + (prefix if prefix == "> " else " " * len(prefix) if self.place.kind == "item" else "")
-            self.blocks.append(Block(self.place.kind, plain, prefix + marked.replace("\n", later)))
+            self.blocks.append(PageBlock(self.place.kind, plain, prefix + marked.replace("\n", later)))
 
 
-def _indented(block: Block, place: _Place) -> Block:
+def _indented(block: PageBlock, place: _Place) -> PageBlock:
     """Indent blocks that follow the first text of a list item; items of nested lists have their own indentation."""
     if block.kind != "item" or not block.markdown.startswith(place.prefix):
         return block

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
+from jaxtyping import Bool, Int
+from torch import Tensor
 
-from polymodal.types import Batch, Example
+from polymodal.modalities.text import Tokens
+from polymodal.types import Example
 
 
-def conditions(processor: Any, examples: list[Example], generators: list[np.random.Generator] | None = None) -> Batch:
-    """Labels and texts of examples, whichever the processor has.
+class ConditionBatch(TypedDict, total=False):
+    """Conditions of generated images, whichever there are. label_shown, text_shown: False where dropped (CFG)."""
+
+    label: Int[Tensor, " batch"]
+    text: Tokens
+    label_shown: Bool[Tensor, " batch"]
+    text_shown: Bool[Tensor, " batch"]
+
+
+def conditions(
+    processor: Any, examples: list[Example], generators: list[np.random.Generator] | None = None
+) -> ConditionBatch:
+    """Collate labels and texts of examples, whichever the processor has.
 
     generators: sample a caption of each, in place of the first.
     """

@@ -8,19 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from polymodal.data.columns import Column, reject_unknown_columns
-from polymodal.data.conversation import (
-    ASSISTANT,
-    DOCUMENT,
-    IMAGE,
-    IMAGE_END,
-    IMAGE_START,
-    SPECIAL_TOKENS,
-    USER,
-    CaptionsColumn,
-    TiledImageColumn,
-    Turn,
-)
+from polymodal.data.columns.captions import CaptionsColumn
+from polymodal.data.columns.column import Column, reject_unknown_columns
+from polymodal.data.columns.tiled_image import TiledImageColumn
+from polymodal.data.conversation import ASSISTANT, DOCUMENT, IMAGE, IMAGE_END, IMAGE_START, SPECIAL_TOKENS, USER, Turn
 from polymodal.data.sequence import TEXT, PackedSequences, Span, pack, pad_sequences
 from polymodal.data.sequence import SpanSequence as Segments
 from polymodal.errors import UserError

@@ -1,22 +1,19 @@
-"""Masks of masked modelling, over text, image patches, video and audio, and what a model is given in place of an input.
+"""Masks of masked modelling, over text, image patches, video and audio.
 
 A mask is True at the positions that are masked and predicted. Every function takes the random numbers from the
 streams of the examples (`polymodal.rng`), so that an example's mask does not depend on the batch that it is in.
-Masks come first (`mask_spans`, `mask_patches`, ...), then what is done to the input at them (`mask_tokens`,
-`mask_values`), with one result type for all modalities (`MaskedInput`).
+`data/masked_input.py` has what is done to the input at the masked positions.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,78 +23,6 @@ from polymodal.rng import ExampleRNG
 
 MIN_ASPECT, MAX_ASPECT = 0.3, 1 / 0.3  # height to width of a block (BEiT, algorithm 1)
 MAX_ATTEMPTS = 20  # that place no new block, after which a mask stays as it is
-IGNORE_INDEX = -100  # torch.nn.functional.cross_entropy's default
-
-
-@dataclass(frozen=True)
-class MaskedInput:
-    """An input with masked positions, and what is predicted at them.
-
-    inputs: what the model is given. targets: the values or token ids of all positions before masking. mask: True at
-    the positions that are predicted, whatever the model is given there.
-    """
-
-    inputs: Tokens | Tensor
-    targets: Tensor
-    mask: Bool[Tensor, "batch length"]
-
-    @property
-    def masked_targets(self) -> Tensor:
-        """The targets at the masked positions, example after example: (masked, ...)."""
-        return self.targets[self.mask]
-
-    def labels(self, ignore_index: int = IGNORE_INDEX) -> Int[Tensor, "batch length"]:
-        """Return the target ids at masked positions and `ignore_index` elsewhere, as transformers' collators do."""
-        return self.targets.masked_fill(~self.mask, ignore_index)
-
-    def to(self, device: torch.device | str) -> MaskedInput:
-        return MaskedInput(self.inputs.to(device), self.targets.to(device), self.mask.to(device))
-
-
-def mask_tokens(
-    tokens: Tokens,
-    mask: Bool[Tensor, "batch length"],
-    mask_id: int,
-    rng: ExampleRNG,
-    vocab_size: int = 0,
-    keep_prob: float = 0.1,
-    random_prob: float = 0.1,
-) -> MaskedInput:
-    """Replace masked tokens by the mask token, by a random token, or leave them (BERT, section 3.1 and appendix C.2).
-
-    mask: of positions; marks at the start and the end and padding stay as they are. vocab_size: random tokens have ids
-    below it. keep_prob, random_prob: probabilities of a masked token to be left and to be replaced by a random one; the
-    mask token stands for all others. Raises UserError for probabilities that add up to more than 1, and for random
-    tokens without a vocabulary.
-    """
-    if min(keep_prob, random_prob) < 0 or keep_prob + random_prob > 1:
-        raise UserError(f"Probabilities to keep ({keep_prob:g}) and to replace ({random_prob:g}) add up to at most 1.")
-    if random_prob and vocab_size < 1:
-        raise UserError("Random tokens need a vocab_size of at least 1.")
-    mask = mask & tokens.content_mask
-    ids = tokens.ids.masked_fill(mask, mask_id)
-    if keep_prob or random_prob:
-        replacements, choices = tokens.ids.clone(), torch.ones(tokens.ids.shape, dtype=torch.float64)
-        for row, content in enumerate(tokens.content_mask):
-            generator, count = rng.generators[row], int(content.sum())
-            choices[row, content] = torch.from_numpy(generator.random(count))
-            if random_prob:
-                replacements[row, content] = torch.from_numpy(generator.integers(vocab_size, size=count))
-        kept = mask & (choices < keep_prob)
-        random = mask & (choices >= keep_prob) & (choices < keep_prob + random_prob)
-        ids = torch.where(random, replacements, torch.where(kept, tokens.ids, ids))
-    return MaskedInput(dataclasses.replace(tokens, ids=ids), tokens.ids, mask)
-
-
-def mask_values(
-    values: Float[Tensor, "batch length *dims"], mask: Bool[Tensor, "batch length"], value: float = 0.0
-) -> MaskedInput:
-    """Replace the masked patches or frames by one value, such as zero, as SimMIM and SpecAugment do.
-
-    A method with a learned mask token, or one that does not encode masked positions (`visible_indices`), needs the
-    mask alone.
-    """
-    return MaskedInput(values.masked_fill(mask.view(*mask.shape, *[1] * (values.ndim - 2)), value), values, mask)
 
 
 def mask_random(

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import SETTINGS, Column, reject_unknown_columns
+from polymodal.data.columns.column import Column, reject_unknown_columns
 from polymodal.modalities.text import Tokenizer
 from polymodal.types import Batch, Example
+
+SETTINGS = "processor.json"
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,8 @@ class Processor:
             if name not in self.sparse or there & {*column.reads}
         }
 
-    def __call__(self, **values: list[Any]) -> Batch:
-        """Values of some columns, as `load_example` or a user gives them, to tensors.
+    def __call__(self, **values: list[Any]) -> Any:
+        """Collate values of some columns, as `load_example` or a user gives them, to a batch of tensors.
 
         Raises UserError for a column that the method does not take.
         """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass, field, replace
+from typing import TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -76,6 +77,18 @@ class PackedSequences:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+class SequenceBatch(TypedDict):
+    """Whole sequences, whose predicted positions have a loss. Features of modalities may stand beside them by name."""
+
+    sequences: PackedSequences
+
+
+class PromptBatch(TypedDict):
+    """Sequences to continue, one a row, which end in the last column (`pad_left`)."""
+
+    prompts: PackedSequences
 
 
 def first_fit(lengths: Listing[int], capacity: int) -> list[list[int]]:

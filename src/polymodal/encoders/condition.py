@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polymodal.data.conditions import ConditionBatch
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.types import Batch
 
@@ -25,11 +26,10 @@ class ConditionEncoder(nn.Module):
         self.text_encoder = text.build(vocab_size) if vocab_size else None
         self.projection = nn.Linear(text.width, width) if vocab_size else None
 
-    def forward(self, batch: Batch) -> Float[Tensor, "*batch width"]:
+    def forward(self, batch: ConditionBatch) -> Float[Tensor, "*batch width"]:
         """Encode the conditions of a batch.
 
-        batch: "label" (class indices) and "text" (Tokens), with "label_shown" and "text_shown" False where the
-        condition is dropped (CFG training). Without either, the null vectors alone, which have no batch axis.
+        Without any, the result is the null vectors alone, which have no batch axis.
         """
         embeddings = list(torch.broadcast_tensors(*(self._part(name, batch) for name in self.nothing)))
         return torch.stack(embeddings).sum(0)

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from polymodal.constraints import NonNegativeInt, PositiveFloat, PositiveInt
 from polymodal.data.sequence import TEXT
 from polymodal.layers.decoder import Decoder, DecoderBlock, ExpertAssignment, KVCache, ModalityExperts, SwiGLU
-from polymodal.layers.decoding import Beams, Decoding, sample, truncate_at_eos
+from polymodal.layers.decoding import Decoding
+from polymodal.layers.generation import generate_tokens
 from polymodal.modalities.text import TextTokenizer, Tokenizer
 
 
@@ -136,39 +137,16 @@ class LanguageModel(nn.Module):
         cache = self.decoder.cache(batch, length + decoding.max_new_tokens)
         logits = self.logits(self(vectors, position, document, routes, cache)[:, -1])
         next_position, document = position[:, -1] + 1, document[:, -1:]
-        if decoding.num_beams > 1:
-            return self._search(logits, next_position, document, cache, end, decoding)
-        finished = torch.zeros(batch, dtype=torch.bool, device=logits.device)
-        generated: list[Tensor] = []
-        while True:
-            token = sample(logits, decoding, generator).masked_fill(finished, end)
-            generated.append(token)
-            finished |= token == end
-            if len(generated) == decoding.max_new_tokens or bool(finished.all()):
-                return truncate_at_eos(torch.stack(generated, dim=1), end)
-            logits = self._next(token, next_position, document, cache)
-            next_position = next_position + 1
 
-    def _next(self, token: Tensor, position: Tensor, document: Tensor, cache: KVCache) -> Tensor:
-        vectors = self.embedding(token)[:, None]
-        return self.logits(self(vectors, position[:, None], document, None, cache)[:, 0])
-
-    def _search(
-        self, logits: Tensor, next_position: Tensor, document: Tensor, cache: KVCache, end: int, decoding: Decoding
-    ) -> list[list[int]]:
-        """Search with beams; returns the highest-scoring hypothesis of each row."""
-        rows, beams = len(logits), decoding.num_beams
-        row = torch.arange(rows, device=logits.device).repeat_interleave(beams)
-        cache, next_position, document, logits = cache.select(row), next_position[row], document[row], logits[row]
-        search = Beams(rows, decoding, end, logits)
-        first = beams * torch.arange(rows, device=logits.device)[:, None]
-        for _ in range(decoding.max_new_tokens - 1):
-            origin, token = search.advance(logits.unflatten(0, (rows, beams)))
-            if bool(search.done.all()):
-                break
-            cache = cache.select((first + origin).flatten())
-            logits = self._next(token.flatten(), next_position, document, cache)
+        def step(token: Tensor) -> Tensor:
+            nonlocal next_position
+            vectors = self.embedding(token)[:, None]
+            states = self(vectors, next_position[:, None], document, None, cache)
             next_position = next_position + 1
-        else:
-            search.advance(logits.unflatten(0, (rows, beams)))
-        return truncate_at_eos(search.best, end)
+            return self.logits(states[:, 0])
+
+        def select(rows: Tensor) -> None:
+            nonlocal cache, next_position, document
+            cache, next_position, document = cache.select(rows), next_position[rows], document[rows]
+
+        return generate_tokens(logits, step, select, end, decoding, generator)

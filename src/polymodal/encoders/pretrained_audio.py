@@ -28,7 +28,7 @@ from polymodal.modalities.padding import Padded
 RATE = 16_000  # sampling rate of all these models in Hz
 
 
-class Family(NamedTuple):
+class AudioFamily(NamedTuple):
     """Transformers class, feature extractor, and conversion of features to token vectors with lengths.
 
     part: submodule that is used; the rest is not built.
@@ -64,11 +64,11 @@ def _stacked(model: Any, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor
 
 
 FAMILIES = {
-    "whisper": Family("WhisperModel", "WhisperFeatureExtractor", _whisper, part="encoder"),
-    "wav2vec2": Family("Wav2Vec2Model", "Wav2Vec2FeatureExtractor", _convolved),
-    "hubert": Family("HubertModel", "Wav2Vec2FeatureExtractor", _convolved),
-    "wavlm": Family("WavLMModel", "Wav2Vec2FeatureExtractor", _convolved),
-    "wav2vec2-bert": Family("Wav2Vec2BertModel", "SeamlessM4TFeatureExtractor", _stacked),
+    "whisper": AudioFamily("WhisperModel", "WhisperFeatureExtractor", _whisper, part="encoder"),
+    "wav2vec2": AudioFamily("Wav2Vec2Model", "Wav2Vec2FeatureExtractor", _convolved),
+    "hubert": AudioFamily("HubertModel", "Wav2Vec2FeatureExtractor", _convolved),
+    "wavlm": AudioFamily("WavLMModel", "Wav2Vec2FeatureExtractor", _convolved),
+    "wav2vec2-bert": AudioFamily("Wav2Vec2BertModel", "SeamlessM4TFeatureExtractor", _stacked),
 }
 
 

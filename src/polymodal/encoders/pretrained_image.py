@@ -28,7 +28,7 @@ from polymodal.modalities.image import patchify
 Encoded = tuple[Float[Tensor, "batch patches width"], Float[Tensor, "batch width"]]
 
 
-class Family(NamedTuple):
+class ImageFamily(NamedTuple):
     """Transformers class of a model type, and conversion of its output to patch tokens and a pooled vector."""
 
     class_name: str
@@ -76,14 +76,14 @@ def _head_or_mean(model: Any, image: Tensor) -> Encoded:
 
 
 FAMILIES = {
-    "clip_vision_model": Family("CLIPVisionModel", _normed_class, "pooler"),
-    "siglip_vision_model": Family("SiglipVisionModel", _attention_pooled, "pooler"),
-    "siglip2_vision_model": Family("Siglip2VisionModel", _attention_pooled_patches, ""),
-    "dinov2": Family("Dinov2Model", _class_token, "first"),
-    "dinov2_with_registers": Family("Dinov2WithRegistersModel", _class_token, "first"),
-    "dinov3_vit": Family("DINOv3ViTModel", _class_token, "first"),
-    "vit": Family("ViTModel", _class_token, "first"),
-    "aimv2_vision_model": Family("Aimv2VisionModel", _head_or_mean, "pooler"),
+    "clip_vision_model": ImageFamily("CLIPVisionModel", _normed_class, "pooler"),
+    "siglip_vision_model": ImageFamily("SiglipVisionModel", _attention_pooled, "pooler"),
+    "siglip2_vision_model": ImageFamily("Siglip2VisionModel", _attention_pooled_patches, ""),
+    "dinov2": ImageFamily("Dinov2Model", _class_token, "first"),
+    "dinov2_with_registers": ImageFamily("Dinov2WithRegistersModel", _class_token, "first"),
+    "dinov3_vit": ImageFamily("DINOv3ViTModel", _class_token, "first"),
+    "vit": ImageFamily("ViTModel", _class_token, "first"),
+    "aimv2_vision_model": ImageFamily("Aimv2VisionModel", _head_or_mean, "pooler"),
 }
 
 

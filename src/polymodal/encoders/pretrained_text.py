@@ -86,7 +86,7 @@ class PretrainedTokenizer:
         return cls.read(directory / TOKENIZER, context_length)
 
 
-class Family(NamedTuple):
+class TextFamily(NamedTuple):
     """Transformers class of a model type, and conversion of ids and mask to token vectors and a pooled vector.
 
     pooled: None where the tokens are pooled here.
@@ -115,12 +115,12 @@ def _padded(model: Any, text: Tokens, context: int) -> tuple[Tensor, Tensor]:
 
 
 FAMILIES = {
-    "clip_text_model": Family("CLIPTextModel", _with_pooler),
-    "aimv2_text_model": Family("Aimv2TextModel", _with_pooler),
-    "siglip_text_model": Family("SiglipTextModel", _padded),
-    "siglip2_text_model": Family("Siglip2TextModel", _padded),
+    "clip_text_model": TextFamily("CLIPTextModel", _with_pooler),
+    "aimv2_text_model": TextFamily("Aimv2TextModel", _with_pooler),
+    "siglip_text_model": TextFamily("SiglipTextModel", _padded),
+    "siglip2_text_model": TextFamily("Siglip2TextModel", _padded),
 }
-ANY = Family("AutoModel", _masked)
+ANY = TextFamily("AutoModel", _masked)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Audio: mono float32 waveforms in [-1, 1] at a fixed sampling rate, log-mel spectrograms, and SpecAugment."""
+"""Audio: mono float32 waveforms in [-1, 1] at a fixed sampling rate, and log-mel spectrograms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polymodal.errors import UnreadableExample
-from polymodal.rng import ExampleRNG
 
 RATES = (1_000, 768_000)  # minimum and maximum sampling rate of a file in Hz; a header may claim any
 MAX_CHANNELS = 64
@@ -184,17 +183,3 @@ def log_mel(
     # Power spectrogram |STFT|^2, then mel filters.
     power = spectrum.abs().square().transpose(1, 2)
     return (power @ mel_filters(rate, length, bins).to(waveform.device)).clamp(min=1e-6).log()
-
-
-def masked_spectrogram(
-    mel: Float[Tensor, "batch frames bins"], frames: int, bins: int, example_rng: ExampleRNG
-) -> Float[Tensor, "batch frames bins"]:
-    """Apply SpecAugment: set one span of up to `frames` frames and one of up to `bins` mel bins to the mean."""
-    masked = mel.clone()
-    for size, extent, axis in ((frames, mel.shape[1], 1), (bins, mel.shape[2], 2)):
-        width = example_rng.uniform(0, min(size, extent))
-        start = example_rng.uniform() * (extent - width)
-        index = torch.arange(extent)
-        mask = (index >= start[:, None]) & (index < (start + width)[:, None])
-        masked = torch.where(mask[:, :, None] if axis == 1 else mask[:, None], mel.mean((1, 2), True), masked)
-    return masked

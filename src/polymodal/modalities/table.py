@@ -137,7 +137,7 @@ def replace_cells(rows: TableRows, chosen: Bool[Tensor, "batch columns"], others
     )
 
 
-class Column(NamedTuple):
+class NamedColumn(NamedTuple):
     """Named column of a small table; numbers are strings as in the table."""
 
     name: str
@@ -152,20 +152,20 @@ class DataTable:
     def arrow_type(self) -> pa.DataType:
         return pa.list_(pa.struct({"name": pa.string(), "values": pa.list_(pa.string())}))
 
-    def decode(self, value: list[Mapping[str, Any]]) -> list[Column]:
+    def decode(self, value: list[Mapping[str, Any]]) -> list[NamedColumn]:
         """Decode a table. Raises UnreadableExample when columns differ in length."""
-        columns = [Column(record["name"], tuple(record["values"])) for record in value]
+        columns = [NamedColumn(record["name"], tuple(record["values"])) for record in value]
         if len({len(column.values) for column in columns}) > 1:
             raise UnreadableExample("the columns of the table differ in length")
         return columns
 
-    def text(self, value: list[Column]) -> str:
+    def text(self, value: list[NamedColumn]) -> str:
         """Return one line per row, ' | ' between columns, header first."""
         rows = zip(*(column.values for column in value), strict=True)
         return "\n".join([" | ".join(column.name for column in value), *(" | ".join(row) for row in rows)])
 
-    def describe(self, value: list[Column]) -> str:
+    def describe(self, value: list[NamedColumn]) -> str:
         return f"{len(value[0].values) if value else 0} rows of {', '.join(column.name for column in value)}"
 
-    def plot(self, value: list[Column], axes: Any) -> None:
+    def plot(self, value: list[NamedColumn], axes: Any) -> None:
         write_text(axes, self.text(value), lines=12, family="monospace", size=7)

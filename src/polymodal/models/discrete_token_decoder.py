@@ -6,33 +6,27 @@ offset in it. The decoder predicts the next token, whichever modality it is of (
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polymodal.constraints import NonNegativeFloat
-from polymodal.data.sequence import TEXT, PackedSequences
+from polymodal.data.sequence import TEXT, PackedSequences, PromptBatch, SequenceBatch
 from polymodal.errors import UserError
 from polymodal.layers.decoder import ExpertAssignment
 from polymodal.layers.decoding import Decoding, sample
 from polymodal.layers.generation import generate_tokens
 from polymodal.modalities.image import unpatchify
-from polymodal.objectives.autoregressive import next_token_losses, prediction_positions, segment_sum
+from polymodal.models.interleaved_writer import InterleavedWriter
+from polymodal.models.joint_vocabulary import CodeFormat, JointVocabulary
+from polymodal.objectives.autoregressive import next_token_losses, num_predicted, prediction_positions, segment_sum
+from polymodal.objectives.reduction import global_mean, mean_over
 from polymodal.types import Batch
-
-
-class CodeFormat(NamedTuple):
-    """How an item of a modality stands in a sequence: `begin`, so many codes, `end`. begin, end: text tokens."""
-
-    begin: int
-    end: int
-    num_codes: int
 
 
 @dataclass(frozen=True)
@@ -45,34 +39,10 @@ class DiscreteTokenDecoderConfig:
     """Classifier-free guidance of generated codes: 1 is none; it needs prompts without their condition."""
 
 
-class JointVocabulary:
-    """One vocabulary of all modalities: the entries of each follow those of the one before, text first."""
+class GuidedPromptBatch(PromptBatch):
+    """unconditional_prompts: the same rows without their condition, for classifier-free guidance."""
 
-    def __init__(self, sizes: Mapping[str, int]):
-        """sizes: entries of each modality, in order. Raises UserError where the first is not text."""
-        if next(iter(sizes), None) != TEXT:
-            raise UserError("A joint vocabulary begins with the entries of text.")
-        self.sizes = dict(sizes)
-        self.modalities = tuple(sizes)
-        self.offsets = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0), strict=False))
-        self.total = sum(sizes.values())
-
-    def slice_of(self, modality: str) -> slice:
-        """The entries of a modality."""
-        return slice(self.offsets[modality], self.offsets[modality] + self.sizes[modality])
-
-    def encode(self, modality: str, codes: Int[Tensor, ...]) -> Int[Tensor, ...]:
-        """Codes of a tokenizer to entries of the joint vocabulary."""
-        return codes + self.offsets[modality]
-
-    def decode(self, modality: str, ids: Int[Tensor, ...]) -> Int[Tensor, ...]:
-        """Entries to codes of the modality's tokenizer."""
-        return ids - self.offsets[modality]
-
-    def modality_of(self, ids: Int[Tensor, ...]) -> Int[Tensor, ...]:
-        """The index of each entry's modality."""
-        bounds = torch.tensor([*self.offsets.values()][1:], device=ids.device)
-        return torch.bucketize(ids, bounds, right=True)
+    unconditional_prompts: NotRequired[PackedSequences]
 
 
 class CodeLosses(NamedTuple):
@@ -133,19 +103,25 @@ class DiscreteTokenDecoder(nn.Module):
             for key, loss in self.tokenizer(name).losses(batch[name]).items()
         }
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def loss_counts(self, batch: SequenceBatch) -> dict[str, Tensor]:
+        """Predicted tokens of all modalities together, for each loss."""
+        count = num_predicted(batch["sequences"].document, batch["sequences"].predicted)
+        return dict.fromkeys((*self.vocabulary.modalities, "z_loss"), count)
+
+    @mean_over("loss_counts")
+    def losses(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """One loss per modality, which add up to the mean over all predicted tokens, and `z_loss` if it is weighted."""
         tokens = self.token_losses(batch)
-        count = max(len(tokens.nats), 1)
+        count = len(tokens.nats)
         losses = {
-            name: tokens.nats[tokens.modality == index].sum() / count
+            name: global_mean(tokens.nats[tokens.modality == index].sum(), count)
             for index, name in enumerate(self.vocabulary.modalities)
         }
         if self.config.z_loss:
-            losses["z_loss"] = self.config.z_loss * tokens.log_z.square().sum() / count
+            losses["z_loss"] = self.config.z_loss * global_mean(tokens.log_z.square().sum(), count)
         return losses
 
-    def token_log_probs(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    def token_log_probs(self, batch: SequenceBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """By modality and of `all`: the sum of -log p over a row's predicted tokens, and how many there are."""
         tokens, rows = self.token_losses(batch), len(batch["sequences"])
         masks = {name: tokens.modality == index for index, name in enumerate(self.vocabulary.modalities)}
@@ -159,9 +135,9 @@ class DiscreteTokenDecoder(nn.Module):
             for name, mask in masks.items()
         }
 
-    def token_losses(self, batch: Batch) -> CodeLosses:
+    def token_losses(self, batch: SequenceBatch) -> CodeLosses:
         """Of all predicted tokens of the `sequences` of a batch."""
-        sequences: PackedSequences = batch["sequences"]
+        sequences = batch["sequences"]
         ids = self.token_ids(sequences)
         states = self._states(ids, sequences.position, sequences.document)
         rows, positions = prediction_positions(sequences.document, sequences.predicted)
@@ -190,7 +166,7 @@ class DiscreteTokenDecoder(nn.Module):
 
     @torch.no_grad()
     def generate_text(
-        self, batch: Batch, decoding: Decoding | None = None, generator: torch.Generator | None = None
+        self, batch: PromptBatch, decoding: Decoding | None = None, generator: torch.Generator | None = None
     ) -> list[list[int]]:
         """Text that follows the `prompts` of a batch, without the end token; codes are impossible, and items are not
         begun."""
@@ -210,7 +186,7 @@ class DiscreteTokenDecoder(nn.Module):
 
     @torch.no_grad()
     def generate_codes(
-        self, batch: Batch, modality: str, decoding: Decoding, generator: torch.Generator | None = None
+        self, batch: GuidedPromptBatch, modality: str, decoding: Decoding, generator: torch.Generator | None = None
     ) -> Int[Tensor, "batch codes"]:
         """The codes of one item of a modality that follow each of the `prompts`; nothing else is possible.
 
@@ -237,14 +213,14 @@ class DiscreteTokenDecoder(nn.Module):
         return torch.stack(codes, dim=1)
 
     def generate_items(
-        self, batch: Batch, modality: str, decoding: Decoding, generator: torch.Generator | None = None
+        self, batch: GuidedPromptBatch, modality: str, decoding: Decoding, generator: torch.Generator | None = None
     ) -> Tensor:
         """What the codes of `generate_codes` stand for, such as images."""
         return self.tokenizer(modality).decode(self.generate_codes(batch, modality, decoding, generator))
 
     @torch.no_grad()
     def generate_interleaved(
-        self, batch: Batch, decoding: Decoding, generator: torch.Generator | None = None
+        self, batch: PromptBatch, decoding: Decoding, generator: torch.Generator | None = None
     ) -> list[list[tuple[str, list[int]]]]:
         """Text and items of other modalities in any order that follow each of the `prompts`.
 
@@ -255,34 +231,18 @@ class DiscreteTokenDecoder(nn.Module):
         if decoding.num_beams > 1:
             raise UserError("Beam search is for text alone; sample interleaved sequences, or take the likeliest token.")
         session = _Session(self, batch["prompts"], decoding.max_new_tokens)
-        writers = [_Writer(self.formats, self.end) for _ in range(len(session.logits))]
+        writers = [InterleavedWriter(self.vocabulary, self.formats, self.end) for _ in range(len(session.logits))]
         for number in range(decoding.max_new_tokens):
             left = decoding.max_new_tokens - number
-            allowed = torch.stack([self._allowed(writer, left, session.logits) for writer in writers])
+            allowed = torch.stack([writer.allowed(left, session.logits.device) for writer in writers])
             token = sample(session.logits.masked_fill(~allowed, -torch.inf), decoding, generator)
             for writer, entry in zip(writers, token.tolist(), strict=True):
-                writer.add(entry, self.vocabulary)
+                writer.add(entry)
             if all(writer.finished for writer in writers):
                 break
             if left > 1:
                 session.step(token)
         return [writer.stretches for writer in writers]
-
-    def _allowed(self, writer: _Writer, left: int, like: Tensor) -> Bool[Tensor, " vocabulary"]:
-        """Which entries may come next. left: tokens that may still be written."""
-        allowed = torch.zeros(self.vocabulary.total, dtype=torch.bool, device=like.device)
-        if writer.finished:
-            allowed[self.end] = True
-        elif writer.modality is None:
-            allowed[self.vocabulary.slice_of(TEXT)] = True
-            for form in self.formats.values():
-                allowed[form.begin] = left >= form.num_codes + 2
-                allowed[form.end] = False
-        elif writer.remaining:
-            allowed[self.vocabulary.slice_of(writer.modality)] = True
-        else:
-            allowed[self.formats[writer.modality].end] = True
-        return allowed
 
     def _codes(self, name: str, features: Tensor) -> Int[Tensor, " codes"]:
         """Codes of all items one after the other. Features of two axes are the cells of images, one per code."""
@@ -328,34 +288,3 @@ class _Session:
         states = self.model._states(ids, position, document, self.cache)
         self.logits: Tensor = self.model.language_model.logits(states[:, -1])
         return self.logits
-
-
-class _Writer:
-    """What a row of an interleaved sequence has so far. modality, remaining: of the item that is begun."""
-
-    def __init__(self, formats: Mapping[str, CodeFormat], end: int):
-        self.formats, self.end = formats, end
-        self.stretches: list[tuple[str, list[int]]] = []
-        self.modality: str | None = None
-        self.remaining = 0
-        self.finished = False
-
-    def add(self, entry: int, vocabulary: JointVocabulary) -> None:
-        if self.finished:
-            return
-        if self.modality is None:
-            begun = [name for name, form in self.formats.items() if form.begin == entry]
-            if entry == self.end:
-                self.finished = True
-            elif begun:
-                self.modality, self.remaining = begun[0], self.formats[begun[0]].num_codes
-                self.stretches.append((begun[0], []))
-            else:
-                if not self.stretches or self.stretches[-1][0] != TEXT:
-                    self.stretches.append((TEXT, []))
-                self.stretches[-1][1].append(entry)
-        elif self.remaining:
-            self.stretches[-1][1].append(entry - vocabulary.offsets[self.modality])
-            self.remaining -= 1
-        else:
-            self.modality = None

@@ -52,7 +52,7 @@ class TokenEmbeddings(NamedTuple):
     pooled: Float[Tensor, "batch dim"]
 
 
-class DualEncoder(nn.Module):
+class DualEncoderModel(nn.Module):
     """Encoders by modality name, each with a projection head into one space, and a logit scale.
 
     Encoder and head of a modality NAME are the submodules `NAME_encoder` and `NAME_projection`. Encoders may share

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from polymodal.constraints import NonNegativeInt, PositiveInt
-from polymodal.data.sequence import PackedSequences
+from polymodal.data.sequence import PackedSequences, PromptBatch, SequenceBatch
 from polymodal.errors import UserError
 from polymodal.layers.cross_attention import KeyValue
 from polymodal.layers.decoder import ExpertAssignment
@@ -113,12 +113,12 @@ class Flamingo(VisionLanguageModel):
             )
             blocks[index] = GatedDecoderBlock(blocks[index], gated)
 
-    def hidden_states(self, batch: Batch) -> Float[Tensor, "rows length width"]:
+    def hidden_states(self, batch: SequenceBatch) -> Float[Tensor, "rows length width"]:
         with self._conditioned(batch["sequences"], batch):
             return super().hidden_states(batch)
 
     def generate_text(
-        self, batch: Batch, decoding: Decoding | None = None, generator: torch.Generator | None = None
+        self, batch: PromptBatch, decoding: Decoding | None = None, generator: torch.Generator | None = None
     ) -> list[list[int]]:
         """Continuations of the `prompts` of a batch; the images of a prompt are all before its end."""
         with torch.no_grad(), self._conditioned(batch["prompts"], batch):

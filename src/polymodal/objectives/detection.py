@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.modalities.boxes import PaddedBoxes, cxcywh_to_xyxy, generalized_iou
+from polymodal.objectives.reduction import global_mean
 
 OBJECT, NO_OBJECT = 0, 1  # classes
 CLASS_COEF, L1_COEF, GIOU_COEF = 1.0, 5.0, 2.0
@@ -58,15 +59,16 @@ def detection_loss(
 ) -> Float[Tensor, ""]:
     """Return cross-entropy of object and no object + (5 * L1 + 2 * (1 - GIoU)) averaged over matched objects.
 
-    boxes: cxcywh. assignment: by default `hungarian_match`.
+    boxes: cxcywh. assignment: by default `hungarian_match`. Both means are over all processes.
     """
     example, query, target = assignment or hungarian_match(logits, boxes, targets)
     classes = torch.full(logits.shape[:2], NO_OBJECT, device=logits.device)
     classes[example, query] = OBJECT
     # Unmatched queries are labeled "no object", down-weighted against class imbalance.
     weights = logits.new_tensor([1.0, EOS_COEF])
-    loss = CLASS_COEF * F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weights)
+    loss = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weights, reduction="sum")
+    loss = CLASS_COEF * global_mean(loss, weights[classes].sum())
     predicted, objects = boxes[example, query], targets.boxes[example, target]
     l1 = (predicted - objects).abs().sum()
     giou_loss = (1 - generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(objects))).sum()
-    return loss + (L1_COEF * l1 + GIOU_COEF * giou_loss) / max(len(example), 1)
+    return loss + global_mean(L1_COEF * l1 + GIOU_COEF * giou_loss, len(example))

@@ -133,6 +133,14 @@ def command_of(kind: type[Any], spec: str) -> str:
     return next(use for does, use in uses.items() if hasattr(kind, does))
 
 
+def has_capability(entry: Entry, *capabilities: str) -> bool:
+    """Whether what the recipe builds, or the recipe itself where it builds nothing, has one of these methods."""
+    recipe = find(entry.name)
+    built = typing.get_type_hints(recipe.build)["return"] if hasattr(recipe, "build") else recipe
+    kinds = typing.get_args(built) or (built,)
+    return any(callable(getattr(kind, name, None)) for kind in kinds for name in capabilities)
+
+
 def _import_module(place: str) -> Any:
     if "" not in sys.path:
         sys.path.insert(0, "")  # a command, unlike `python -m`, does not look in the working folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,16 +55,20 @@ def reproduce(
     name: str = FIRST_CLAIM,
     jobs: int = 1,
     trust_code: bool = False,
+    steps: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, Any], ComparisonResult]:
     """Run a recipe's claim; writes `claim.json`, `results.json` and, for methods, `report.html` into `out`.
 
     budget, seeds: those of the claim unless given. name: of the claim, where a recipe makes several. jobs: runs at a
     time (`compare`), of a claim about methods that are trained. trust_code: of finished runs in `out`, see
-    `load_run`. Returns what `claim.json` holds, and the comparison.
+    `load_run`. steps: of each arm of a claim about methods that are trained, in place of those that a budget in seconds
+    would give (`timing.recorded_steps`). Returns what `claim.json` holds, and the comparison.
     """
     claim = claim_of(spec, name)
     if jobs > 1 and type(claim) is not Claim:
         raise UserError(f"Only runs that train can be side by side, which '{spec}' does not compare; take --jobs 1.")
+    if steps is not None and type(claim) is not Claim:
+        raise UserError(f"Only runs that train have steps, which '{spec}' does not compare; leave --steps-from out.")
     arms = [Arm("baseline", claim.baseline), Arm("treatment", claim.treatment)]
     arms += [Arm(label, recipe) for label, recipe in claim.further.items()]
     corpus, budget, seeds = load_corpus(claim.corpus), budget or claim.budget, seeds or claim.seeds
@@ -81,7 +86,7 @@ def reproduce(
         start = None
         if claim.start is not None:
             start = Start(claim.start, claim.start_budget or budget, claim.start_makes)
-        comparison = compare(arms, corpus, budget, seeds, out, display, start, jobs, trust_code)
+        comparison = compare(arms, corpus, budget, seeds, out, display, start, jobs, trust_code, steps)
     result = claim_record(spec, claim, comparison)
     write_json(Path(out) / CLAIM, result)
     return result, comparison

@@ -10,7 +10,8 @@ from polymodal.claim import CuratedTrainingClaim, CurationClaim
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.saved import is_saved, open_saved
 from polymodal.curation.noise import curation_scores
-from polymodal.curation.pipeline import curate_pages, figures_of, pages_of, plain_texts
+from polymodal.curation.page_sources import images_of, pages_of
+from polymodal.curation.pipeline import curate_pages, plain_texts
 from polymodal.curation.web import visible
 from polymodal.data.processor import Processor
 from polymodal.errors import UserError
@@ -20,6 +21,7 @@ from polymodal.reproduce.compare import RESULTS, kept_scores
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.metrics import score_untrained
 from polymodal.reproduce.result import Arm, ComparisonResult, Trial
+from polymodal.reproduce.timing import TimedArm, budgets_in_steps
 from polymodal.training import Interrupted, Run, train
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import write_json
@@ -65,6 +67,8 @@ def compare_training_on_curated(
     display = display or Display([arm.label for arm in arms], every, budget)
     trials = []
     with display:
+        timed = [TimedArm(arm.label, claim.model, made[arm]) for arm in arms]
+        budgets = budgets_in_steps(timed, budget, every, directory, display)
         for seed in every:
             for arm in arms:
                 folder = directory / "runs" / arm.folder / f"seed-{seed}"
@@ -72,7 +76,7 @@ def compare_training_on_curated(
                     run = train(
                         claim.model,
                         made[arm],
-                        budget,
+                        budgets[arm.label],
                         seed=seed,
                         out=folder,
                         name=arm.label,
@@ -98,7 +102,7 @@ def _curated(arm: Arm, corpus: Corpus, folder: Path) -> Corpus:
     rows = [int(row) for split in corpus.splits.values() for row in split]
     pages, known = pages_of(corpus, rows), arm.recipe.fit(())
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return curate_pages(arm.recipe, pages, folder, known, source=corpus.name, figures=figures_of(corpus))[0]
+    return curate_pages(arm.recipe, pages, folder, known, source=corpus.name, figures=images_of(corpus))[0]
 
 
 def _reading(run: Run, corpus: Corpus, folder: Path, questions: list[ParagraphChoice]) -> list[Score]:

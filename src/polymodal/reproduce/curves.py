@@ -81,7 +81,7 @@ def learning_curves(comparison: ComparisonResult, wanted: Sequence[str]) -> dict
     arms = {}
     for arm in comparison.arms:
         looks = [_looks(trial.run.history, name) for trial in comparison.of(arm)]
-        together = list(zip(*looks, strict=False))  # with a budget in seconds, a slower seed may have had fewer
+        together = list(zip(*looks, strict=False))  # with a budget in tokens, seeds may differ
         arms[arm.label] = {
             "steps": [round(mean(step for step, _ in look)) for look in together],
             "values": [round(mean(value for _, value in look), 5) for look in together],

@@ -9,6 +9,9 @@ from rich.table import Table
 
 from polymodal.evaluation.statistics import Estimate, headlines, number, scale
 from polymodal.reproduce.result import Arm, ComparisonResult
+from polymodal.reproduce.timing import few_steps
+
+COST = ("steps", "examples", "FLOPs", "seconds", "M parameters")
 
 
 @dataclass(frozen=True)
@@ -102,18 +105,50 @@ def chance(comparison: ComparisonResult, name: str) -> str:
 
 
 def terminal_table(comparison: ComparisonResult) -> Table:
-    """Mean with half its 95 % interval, paired difference to the first recipe, and seconds a run."""
+    """Mean with half its 95 % interval, and paired difference to the first recipe."""
     names = headline(comparison)[:4]
     table = Table(box=None, pad_edge=False)
     table.add_column("recipe", overflow="fold", min_width=16)
-    for heading in (*map(format_name, names), f"against {comparison.arms[0].label}", "time"):
+    for heading in (*map(format_name, names), f"against {comparison.arms[0].label}"):
         table.add_column(textwrap.fill(heading, 12), justify="right", no_wrap=True)
     for row in rows(comparison):
         table.add_row(
             f"[bold]{row.arm.label}[/bold]" if row.leads else row.arm.label,
             *(format_short(comparison.unit(name), e) for name, e in zip(names, row.estimates, strict=False)),
             "" if row.difference is None else format_short(comparison.unit(names[0]), row.difference, sign="+"),
-            f"{row.cost['seconds']:.0f} s",
         )
     table.add_row("[dim]chance", *(f"[dim]{chance(comparison, name)}" for name in names))
     return table
+
+
+def cost_table(comparison: ComparisonResult) -> Table:
+    """Steps, examples, FLOPs and seconds of a run of every arm, in their order."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("cost of a run", overflow="fold", min_width=16)
+    for heading in COST:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for arm in comparison.arms:
+        table.add_row(arm.label, *format_cost(comparison.cost(arm)))
+    return table
+
+
+def format_cost(cost: dict[str, float]) -> list[str]:
+    """The cells of `COST`: '350', '89,600', '1.2e+12', '25.1', '0.21'."""
+    return [
+        f"{cost['steps']:,.0f}",
+        f"{cost['examples']:,.0f}",
+        f"{cost['flops']:.2g}",
+        f"{cost['seconds']:.1f}",
+        f"{cost['parameters'] / 1e6:.2f}",
+    ]
+
+
+def steps_note(comparison: ComparisonResult) -> str:
+    """How a budget in seconds became steps, and which arms have few of them."""
+    if comparison.budget.seconds is None:
+        return ""
+    steps = {arm.label: comparison.cost(arm)["steps"] for arm in comparison.arms}
+    return (
+        "Before the first run all recipes were timed in alternation; each trains for the steps that fit into "
+        f"{comparison.budget}, the same for every seed. {few_steps(steps, str(comparison.budget))}"
+    )

@@ -39,9 +39,17 @@ class Trial:
     scores: dict[str, Score]
 
 
+def flops_of(run: Run) -> float:
+    """Floating-point operations of the training of a run."""
+    return run.record["flops_an_example"] * run.record["examples"]
+
+
 @dataclass(frozen=True)
 class ComparisonResult:
-    """All trials, seed by seed in the order of the arms."""
+    """All trials, seed by seed in the order of the arms.
+
+    start_steps: of what all arms begin with, where there is such a run and its budget is a number of steps.
+    """
 
     arms: list[Arm]
     corpus: Corpus
@@ -49,6 +57,7 @@ class ComparisonResult:
     seeds: list[int]
     trials: list[Trial]
     directory: Path | None = None
+    start_steps: int | None = None
 
     def of(self, arm: Arm) -> list[Trial]:
         return [trial for trial in self.trials if trial.arm == arm]
@@ -86,9 +95,9 @@ class ComparisonResult:
         return [[trial.scores[name] for trial in self.of(arm)] for arm in arms]
 
     def cost(self, arm: Arm) -> dict[str, float]:
-        """Mean seconds, steps and examples of a run; parameters; floating-point operations an example."""
-        records = [trial.run.record for trial in self.of(arm)]
-        keys = ("seconds", "steps", "examples", "parameters", "flops_an_example", "skipped")
+        """Mean seconds, steps, examples and FLOPs of a run; parameters; FLOPs of an example."""
+        records = [trial.run.record | {"flops": flops_of(trial.run)} for trial in self.of(arm)]
+        keys = ("seconds", "steps", "examples", "flops", "parameters", "flops_an_example", "skipped")
         return {key: mean(record[key] for record in records) for key in keys}
 
     def to_json(self) -> dict[str, Any]:
@@ -98,6 +107,7 @@ class ComparisonResult:
             "command": command_line(),
             "corpus": dict(self.corpus.choices),
             "budget": str(self.budget),
+            "start_steps": self.start_steps,
             "seeds": self.seeds,
             "interval": "95 %, over seeds and test units",
             "arms": {arm.label: self.of(arm)[0].run.record["recipe"] | {"cost": self.cost(arm)} for arm in self.arms},
@@ -118,7 +128,9 @@ class ComparisonResult:
             },
             "runs": [
                 {"arm": trial.arm.label, "seed": trial.seed, "directory": str(trial.run.directory or "")}
-                | {key: trial.run.record[key] for key in ("steps", "examples", "seconds", "command")}
+                | {key: trial.run.record[key] for key in ("steps", "examples")}
+                | {"flops": flops_of(trial.run)}
+                | {key: trial.run.record[key] for key in ("seconds", "command")}
                 for trial in self.trials
             ],
         }

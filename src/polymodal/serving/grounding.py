@@ -13,6 +13,7 @@ from polymodal.errors import UnreadableExample, UserError, unusable
 from polymodal.evaluation.tasks.referring import SCORE_THRESHOLD, CanDetect
 from polymodal.modalities import Image
 from polymodal.modalities.image import to_rgb
+from polymodal.serving.missing_capability import lacks
 from polymodal.training.run import Run, answers
 
 COLORS = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080")
@@ -34,7 +35,7 @@ def ground(run: Run, path: str, texts: Sequence[str], branch: str = "") -> tuple
     boxes, an unknown branch, and an unreadable image.
     """
     if not isinstance(run.model, CanDetect):
-        raise UserError(f"The run '{run.name}' cannot find boxes; a method that can is simvg.")
+        raise lacks(run, "predict boxes", "predict_boxes")
     try:
         image = to_rgb(Image().decode(path))
         columns: dict[str, list[Any]] = {"image": [image] * len(texts), "text": list(texts)}

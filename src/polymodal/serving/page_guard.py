@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polymodal.serving.limits import HTTPError
+from polymodal.serving.http_errors import HTTPError
 
 PAGE = "/page"  # has a login of its own
 API = f"{PAGE}/gradio_api/"

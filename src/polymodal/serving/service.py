@@ -11,8 +11,10 @@ import torch
 from polymodal.layers.logit_scale import CLIP_INIT, LogitScale
 from polymodal.serving.batching import BoundedThreads, MicroBatcher
 from polymodal.serving.filters import engine_filter
+from polymodal.serving.http_errors import HTTPError
 from polymodal.serving.index import Hit, Index
-from polymodal.serving.limits import Decoder, HTTPError, Limits, label_texts
+from polymodal.serving.limits import Limits, label_texts
+from polymodal.serving.request_decoder import RequestDecoder
 from polymodal.training.run import Run
 
 CALL = "call"  # kind of calls that are never batched
@@ -27,7 +29,7 @@ class Service:
         self.run, self.index, self.limits, self.batcher = run, index, limits, batcher
         self.searches = BoundedThreads(SEARCHES, batcher.queue_size)
         self.ready = False
-        self.decoder = Decoder(limits)
+        self.decoder = RequestDecoder(limits)
 
     @property
     def columns(self) -> tuple[str, ...]:

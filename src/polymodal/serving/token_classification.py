@@ -12,6 +12,7 @@ from polymodal.errors import UserError
 from polymodal.evaluation.tasks.entity_extraction import CanClassifyTokens, entities, predict_fields
 from polymodal.modalities import Words
 from polymodal.serving.json_lines import write_json_lines
+from polymodal.serving.missing_capability import lacks
 from polymodal.training.run import Run
 
 
@@ -22,9 +23,7 @@ def write_fields(run: Run, corpus: Corpus, split: str, path: Path) -> int:
     tokens, a corpus without words, a split without pages, and an unwritable path.
     """
     if not isinstance(run.model, CanClassifyTokens):
-        raise UserError(
-            f"The run '{run.name}' cannot classify words (entity extraction); a method that can is layoutlmv3."
-        )
+        raise lacks(run, "classify words (entity extraction)", "classify_tokens")
     corpus.column_with(Words)
     reader = Reader(corpus, run.processor)
     rows, examples = reader.read_all(np.arange(len(corpus)) if split == "all" else corpus.rows(split))

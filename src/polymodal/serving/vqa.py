@@ -12,6 +12,7 @@ from polymodal.evaluation.capabilities import CanClassifyAnswers, CanGenerateTex
 from polymodal.evaluation.task import has_names
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities.video import SUFFIXES
+from polymodal.serving.missing_capability import lacks
 from polymodal.training.run import Run, answers, evaluating, to_device
 
 
@@ -24,7 +25,7 @@ def answer_about(run: Run, images: Sequence[Any], question: str, decoding: Decod
     if isinstance(run.model, CanClassifyAnswers) and has_names(run.processor, "answers"):
         return [_chosen(run, image, question) for image in images]
     if not isinstance(run.model, CanGenerateText):
-        raise UserError(f"The run '{run.name}' cannot answer; methods that can are mono_internvl and alpro.")
+        raise lacks(run, "answer", "generate_text", "answer_logits")
     processor: Any = run.processor
     columns: dict[str, list[Any]] = {"image": list(images)}
     if question:

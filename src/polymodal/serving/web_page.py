@@ -18,8 +18,8 @@ from fastapi import FastAPI
 from gradio.utils import get_upload_folder
 from PIL import Image as PILImage
 
-from polymodal.serving.filters import MAX_CHARACTERS
-from polymodal.serving.limits import CLIENT_ERRORS, error_response
+from polymodal.serving.filter_syntax import MAX_CHARACTERS
+from polymodal.serving.http_errors import CLIENT_ERRORS, error_response
 from polymodal.serving.page_guard import PAGE
 from polymodal.serving.service import Service
 

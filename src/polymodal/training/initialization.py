@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from polymodal.corpora.corpus import Corpus
-from polymodal.data.processor import Processor, fit_processor
+from polymodal.data.processor import Processor
 from polymodal.encoders.audio import AudioEncoderConfig
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.language_model import LanguageModelConfig
@@ -29,29 +28,6 @@ from polymodal.errors import UserError
 from polymodal.modalities.text import TextTokenizer, Tokenizer
 from polymodal.training.recipe_record import recipe_from_record
 from polymodal.training.run import WEIGHTS, read_record
-
-
-def initial_method(
-    recipe: Any,
-    corpus: Corpus,
-    weights_like: nn.Module | None,
-    tokenizer: Tokenizer | None,
-    init: Path | str | None,
-    trust_code: bool,
-) -> tuple[Processor, Any]:
-    """Return the fitted processor and the method with its initial weights; the arguments are those of `train`."""
-    processor = fit_processor(recipe, corpus)
-    if init is not None and tokenizer is None:
-        tokenizer = tokenizer_of(init, trust_code)
-    if tokenizer is not None:
-        processor = with_tokenizer(recipe, processor, tokenizer)
-    model = recipe.build(processor)
-    load_pretrained(model)
-    if weights_like is not None:
-        copy_matching_weights(weights_like, model)
-    if init is not None:
-        from_init(init)(model)
-    return processor, model
 
 
 def copy_matching_weights(source: nn.Module, target: nn.Module) -> int:

@@ -17,12 +17,16 @@ from polymodal.training.trainer import OnStep
 
 
 def cells(progress: Progress, reached: float, losses: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the cells of a progress display: fraction done, examples and tokens per second, packing efficiency,
-    memory, time left, losses."""
+    """Return the cells of a progress display: fraction done, steps, examples, FLOPs and seconds so far, examples and
+    tokens per second, packing efficiency, memory, time left, losses."""
     left = int(progress.seconds * (1 - reached) / max(reached, 1e-9))
     seconds = max(progress.seconds, 1e-9)
     return {
         "state": f"{reached:.0%}",
+        "steps": f"{progress.step:,}",
+        "examples": f"{progress.examples:,}",
+        "flops": f"{progress.flops:.2g}",
+        "seconds": f"{progress.seconds:.0f}",
         "rate": f"{progress.examples / seconds:,.0f}",
         "tokens": f"{progress.tokens / seconds:,.0f}",
         "packing_efficiency": f"{progress.packing_efficiency:.0%}",
@@ -32,18 +36,18 @@ def cells(progress: Progress, reached: float, losses: Mapping[str, Any]) -> dict
     }
 
 
-def speed(said: Mapping[str, str]) -> str:
+def speed(shown: Mapping[str, str]) -> str:
     """Return throughput and memory in a few words."""
-    tokens = f", {said['tokens']} tokens/s ({said['packing_efficiency']} full)" if said["tokens"] != "0" else ""
-    return f"{said['rate']} examples/s{tokens}, {said['memory']}"
+    tokens = f", {shown['tokens']} tokens/s ({shown['packing_efficiency']} full)" if shown["tokens"] != "0" else ""
+    return f"{shown['rate']} examples/s{tokens}, {shown['memory']}"
 
 
 def memory_in_use() -> int:
     """Return the peak memory in bytes: of the GPU, or of the process without one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 @contextmanager
@@ -64,12 +68,12 @@ def progress_bar(title: str) -> Iterator[OnStep]:
             nonlocal tenths
             if console.is_terminal:
                 if progress.step % 5 == 0 or reached >= 1:
-                    said = cells(progress, reached, losses)
-                    bar.update(task, completed=reached, speed=speed(said), **said)
+                    shown = cells(progress, reached, losses)
+                    bar.update(task, completed=reached, speed=speed(shown), **shown)
             elif int(10 * reached) > tenths:
                 tenths = int(10 * reached)
-                said = cells(progress, reached, losses)
-                line = f"{title}: {said['state']}, {said['left']} left, {speed(said)}, {said['losses']}"
+                shown = cells(progress, reached, losses)
+                line = f"{title}: {shown['state']}, {shown['left']} left, {speed(shown)}, {shown['losses']}"
                 console.print(line, highlight=False, soft_wrap=True)
 
         yield show

@@ -19,7 +19,7 @@ from polymodal.errors import UserError
 from polymodal.training.checkpoint import load_weights, save_weights
 from polymodal.training.parallel import register_forward_methods
 from polymodal.training.recipe_record import recipe_from_record
-from polymodal.types import Processor
+from polymodal.types import Batch, Processor
 
 RECORD, WEIGHTS, HISTORY, SKIPPED = "run.json", "model.safetensors", "history.jsonl", "skipped.jsonl"
 
@@ -123,7 +123,7 @@ def evaluating(method: nn.Module) -> Iterator[nn.Module]:
         method.train(was_training)
 
 
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def to_device(batch: Batch, device: torch.device) -> Batch:
     """Move tensors and Tokens of a batch to the device."""
     return {name: value.to(device) for name, value in batch.items()}
 

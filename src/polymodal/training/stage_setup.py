@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -48,10 +48,10 @@ class ActiveStage:
     averages_itself: bool
     flops_an_example: float
     optimizer: torch.optim.AdamW
+    reader: Reader = field(init=False)
 
-    @property
-    def reader(self) -> Reader:
-        return self.data.reader
+    def __post_init__(self) -> None:
+        self.reader = self.data.reader
 
 
 class StageSetup:

@@ -22,10 +22,17 @@ from torch import Tensor, nn
 from polymodal.constraints import validate_constraints
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.stream import MissingData
+from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.modalities.text import Tokenizer
 from polymodal.training.ending import Interrupted, finish, interrupt, rescue
-from polymodal.training.initialization import copy_matching_weights, initial_method
+from polymodal.training.initialization import (
+    copy_matching_weights,
+    from_init,
+    load_pretrained,
+    tokenizer_of,
+    with_tokenizer,
+)
 from polymodal.training.loop import Trainer
 from polymodal.training.parallel import check_batch, join_world
 from polymodal.training.progress import Progress
@@ -92,10 +99,8 @@ def train(
         written = directory if world.first else None
         with _given_up_on_error(written):
             _announce(record, runtime, written)
-            torch.manual_seed(seed)
-            processor, model = initial_method(recipe, corpus, weights_like, tokenizer, init, trust_code)
-            record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-            run = Run(recipe, model, processor, record, directory=directory)
+            start: dict[str, Any] = {"tokenizer": tokenizer, "weights_like": weights_like, "init": init}
+            run = build_run(recipe, corpus, record, seed, **start, directory=directory, trust_code=trust_code)
             if written is not None:
                 _save_configuration(run, written)
             trainer = Trainer(run, corpus, budget, seed, runtime, world)
@@ -132,6 +137,35 @@ def _save_configuration(run: Run, directory: Path) -> None:
     save_user_recipe(run.recipe, directory)
     run.processor.save(directory)
     run.save_record()
+
+
+def build_run(
+    recipe: Any,
+    corpus: Corpus,
+    record: dict[str, Any],
+    seed: int,
+    *,
+    tokenizer: Tokenizer | None = None,
+    weights_like: nn.Module | None = None,
+    init: Path | str | None = None,
+    directory: Path | None = None,
+    trust_code: bool = False,
+) -> Run:
+    """Fit the processor and build the method with its first weights; the arguments are those of `train`."""
+    torch.manual_seed(seed)
+    processor = fit_processor(recipe, corpus)
+    if init is not None and tokenizer is None:
+        tokenizer = tokenizer_of(init, trust_code)
+    if tokenizer is not None:
+        processor = with_tokenizer(recipe, processor, tokenizer)
+    model = recipe.build(processor)
+    load_pretrained(model)
+    if weights_like is not None:
+        copy_matching_weights(weights_like, model)
+    if init is not None:
+        from_init(init)(model)
+    record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    return Run(recipe, model, processor, record, directory=directory)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import label_of
+from polymodal.data.columns.label import label_of
 from polymodal.data.conditions import conditions
 from polymodal.data.loader import Reader
 from polymodal.evaluation.classification import balanced_accuracy

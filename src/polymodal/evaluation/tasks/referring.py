@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from polymodal.data.columns.expressions import ReferringExpression
 from polymodal.data.loader import Reader
-from polymodal.data.referring import Referred
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task
 from polymodal.modalities import Expressions
@@ -97,7 +97,7 @@ def _located(
     }
 
 
-def _boxes(expressions: Sequence[Referred]) -> set[tuple[float, ...]]:
+def _boxes(expressions: Sequence[ReferringExpression]) -> set[tuple[float, ...]]:
     """All that are meant by any of them."""
     return {box for one in expressions for box in one.boxes}
 
@@ -109,7 +109,9 @@ def _overlap(found: tuple[Tensor, Tensor], truth: Float[Tensor, "expressions 4"]
     return intersection_over_union(likeliest, truth)[0].double().numpy()
 
 
-def _set_scores(name: str, found: tuple[Tensor, Tensor], asked: Sequence[Referred], owner: np.ndarray) -> list[Score]:
+def _set_scores(
+    name: str, found: tuple[Tensor, Tensor], asked: Sequence[ReferringExpression], owner: np.ndarray
+) -> list[Score]:
     """owner: for each expression, the number of its image."""
     whole = np.array(
         [all_matched(own[sure > SCORE_THRESHOLD], one.boxes) for own, sure, one in zip(*found, asked, strict=True)],

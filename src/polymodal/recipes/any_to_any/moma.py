@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
-from polymodal.data.conversation import DOCUMENT, IMAGE, TiledImageColumn
+from polymodal.data.columns.tiled_image import TiledImageColumn
+from polymodal.data.conversation import DOCUMENT, IMAGE
 from polymodal.data.instructions import choice
 from polymodal.data.processor import Declared, Processor
-from polymodal.data.sequence import TEXT, PackedSequences
+from polymodal.data.sequence import TEXT, PackedSequences, PromptBatch, SequenceBatch
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.language_model import LanguageModel, LanguageModelConfig
 from polymodal.errors import UserError
@@ -29,11 +31,12 @@ from polymodal.layers.decoding import Decoding, sample
 from polymodal.layers.expert_choice import ExpertChoice
 from polymodal.layers.mixture_of_depths import MixtureOfDepths
 from polymodal.modalities.image import unpatchify
-from polymodal.objectives.autoregressive import next_token_losses, prediction_positions, segment_sum
+from polymodal.objectives.autoregressive import next_token_losses, num_predicted, prediction_positions, segment_sum
+from polymodal.objectives.reduction import global_mean, mean_over
 from polymodal.recipes.language_models._base import ConversationRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Batch, Example, Paper, Stage
+from polymodal.types import Example, Paper, Stage
 
 paper = Paper(
     slug="moma",
@@ -41,12 +44,17 @@ paper = Paper(
     year=2024,
     arxiv="2407.21770",
     modalities=("image", "text"),
+    parameters={"language_model.*": 7.1e9},  # table 1: four experts of each modality
 )
 
 LEARNED = tuple(  # the parameters of the language model but for the auxiliary routers
     f"language_model.{part}"
     for part in ("embedding.*", "head.*", "*.attention.*", "*norm*", "*.router.*", "*.gate_up*", "*.down*")
 )
+
+
+class TokenizerBatch(TypedDict):
+    image: Float[Tensor, "batch 3 size size"]
 
 
 class MoMa(nn.Module):
@@ -75,21 +83,27 @@ class MoMa(nn.Module):
                 blocks[number] = MixtureOfDepths(block, config.width, recipe.mod_capacity)
         self.vocab_sizes: Mapping[str, int] = {TEXT: vocabulary, IMAGE: recipe.tokenizer.codebook_size, "all": whole}
 
-    def tokenizer_losses(self, batch: Batch) -> dict[str, Tensor]:
+    def tokenizer_losses(self, batch: TokenizerBatch) -> dict[str, Tensor]:
         """Of the image tokenizer."""
-        return self.tokenizer.losses(batch[IMAGE])
+        return self.tokenizer.losses(batch["image"])
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def loss_counts(self, batch: SequenceBatch) -> dict[str, Tensor]:
+        """Predicted tokens of both modalities together."""
+        count = num_predicted(batch["sequences"].document, batch["sequences"].predicted)
+        return {TEXT: count, IMAGE: count}
+
+    @mean_over("loss_counts")
+    def losses(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """Text and image, which add up to the mean over all tokens, and routers, while they learn to predict."""
         nats, imaged, _ = self._token_losses(batch["sequences"])
-        losses = {TEXT: nats[~imaged].sum() / len(nats), IMAGE: nats[imaged].sum() / len(nats)}
+        losses = {name: global_mean(nats[mask].sum(), len(nats)) for name, mask in ((TEXT, ~imaged), (IMAGE, imaged))}
         foretold = [one.auxiliary_loss for one in self.choosing() if one.auxiliary_loss is not None]
         return losses | ({"routers": torch.stack(foretold).mean()} if foretold else {})
 
-    def token_nll(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    def token_nll(self, batch: SequenceBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """Sums of -log p and counts by row, of text, image and all; and where experts chose by predicting, of the same
         with the choice among the whole batch."""
-        sequences: PackedSequences = batch["sequences"]
+        sequences = batch["sequences"]
         found = self._sums(sequences)
         foretelling = [one for one in self.choosing() if one.use_predictor]
         if foretelling:
@@ -101,10 +115,10 @@ class MoMa(nn.Module):
         return found
 
     def generate_text(
-        self, batch: Batch, decoding: Decoding | None = None, generator: torch.Generator | None = None
+        self, batch: PromptBatch, decoding: Decoding | None = None, generator: torch.Generator | None = None
     ) -> list[list[int]]:
         """The words that follow each prompt, such as an image's caption, without the end mark."""
-        prompts: PackedSequences = batch["prompts"]
+        prompts = batch["prompts"]
         vectors, routes, _ = self._read(prompts)
         decoding = decoding or Decoding()
         return self.language_model.generate(
@@ -113,10 +127,10 @@ class MoMa(nn.Module):
 
     @torch.no_grad()
     def generate_images(
-        self, batch: Batch, steps: int = 0, generator: torch.Generator | None = None
+        self, batch: PromptBatch, steps: int = 0, generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch 3 size size"]:
         """Normalised images that follow each prompt's text, drawn code by code. steps: there is no choice of them."""
-        prompts: PackedSequences = batch["prompts"]
+        prompts = batch["prompts"]
         vectors, routes, _ = self._read(prompts)
         rows, length = prompts.position.shape
         cache = self.language_model.decoder.cache(rows, length + self.recipe.tokens_per_tile)
@@ -264,7 +278,7 @@ class Recipe(ConversationRecipe):
     def build(self, processor: Processor) -> MoMa:
         return MoMa(self, processor.tokenizer.vocab_size, processor.conversation.end)
 
-    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TokenizerBatch:
         """Whole images, for the tokenizer: those of the examples, or of their documents, one of each that has any."""
         images = []
         for example, rng in zip(examples, example_rng.generators, strict=True):
@@ -272,9 +286,9 @@ class Recipe(ConversationRecipe):
             images += [example[IMAGE]] if IMAGE in example else [choice(figures, rng)] if figures else []
         blank = np.full((self.tile_size, self.tile_size, 3), 255, np.uint8)
         cells = [processor.image.patchify_tiles(image, 1) for image in images or [blank]]
-        return {IMAGE: unpatchify(torch.stack(cells), self.patch_size)}
+        return {"image": unpatchify(torch.stack(cells), self.patch_size)}
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """Documents, packed: the examples' own, or of an image and one of its captions in either order."""
         documents = []
         for example, rng in zip(examples, example_rng.generators, strict=True):

@@ -20,7 +20,7 @@ from rapidfuzz import fuzz, process
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt, UnitInterval
 from polymodal.curation.quality import Judge, Knowledge, QualityFilters, clean_text, printable
 from polymodal.curation.steps import CurationStep, FilterResult, Rejection
-from polymodal.curation.web import Block
+from polymodal.curation.web import PageBlock
 from polymodal.types import Paper
 
 paper = Paper(
@@ -97,15 +97,15 @@ class Recipe:
             return limits
         return replace(limits, perplexity=known.perplexity_of(self.perplexity_quantile))
 
-    def documents(self, blocks: list[Block]) -> list[list[Block]]:
+    def documents(self, blocks: list[PageBlock]) -> list[list[PageBlock]]:
         """The blocks of a page as they are to be trained on."""
         parts = cut(blocks, self.max_characters) if self.max_characters else [blocks]
         return parts if self.layout == "markdown" else [flattened(part) for part in parts]
 
 
-def cut(blocks: list[Block], max_characters: int) -> list[list[Block]]:
+def cut(blocks: list[PageBlock], max_characters: int) -> list[list[PageBlock]]:
     """In their order, as many to a part as fit: a text takes its characters, an image a quarter of the whole."""
-    parts: list[list[Block]] = []
+    parts: list[list[PageBlock]] = []
     room = 0
     for block in blocks:
         size = max_characters // 4 if block.image else len(block.text)
@@ -117,15 +117,15 @@ def cut(blocks: list[Block], max_characters: int) -> list[list[Block]]:
     return parts
 
 
-def flattened(blocks: list[Block]) -> list[Block]:
+def flattened(blocks: list[PageBlock]) -> list[PageBlock]:
     """All images, and then all texts without marks."""
     plain = [block._replace(kind="paragraph", markdown=block.text) for block in blocks if not block.image]
     return [block for block in blocks if block.image] + plain
 
 
-def sift_texts(blocks: list[Block], judge: Judge) -> FilterResult:
+def sift_texts(blocks: list[PageBlock], judge: Judge) -> FilterResult:
     """Texts without what is not printed, and only those that keep the limits; images stay."""
-    kept: list[Block] = []
+    kept: list[PageBlock] = []
     dropped: list[Rejection] = []
     for block in blocks:
         if block.image:
@@ -139,7 +139,7 @@ def sift_texts(blocks: list[Block], judge: Judge) -> FilterResult:
     return FilterResult(kept, dropped)
 
 
-def drop_repeated(blocks: list[Block], similarity: float) -> FilterResult:
+def drop_repeated(blocks: list[PageBlock], similarity: float) -> FilterResult:
     """Without texts that are almost the same as one before; images stay."""
     places = [number for number, block in enumerate(blocks) if not block.image]
     repeated = almost_the_same([blocks[number].text for number in places], similarity)
@@ -150,7 +150,7 @@ def drop_repeated(blocks: list[Block], similarity: float) -> FilterResult:
     )
 
 
-def sift_page(blocks: list[Block], judge: Judge) -> FilterResult:
+def sift_page(blocks: list[PageBlock], judge: Judge) -> FilterResult:
     """All blocks, or none where the texts together do not keep the limits."""
     if not blocks:
         return FilterResult([], [])

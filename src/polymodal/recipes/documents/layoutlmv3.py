@@ -10,6 +10,7 @@ Terms: MLM = losses.mlm, MIM = losses.mim, WPA (word-patch alignment) = losses.w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,21 +18,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import PositiveFloat, PositiveInt, UnitInterval
-from polymodal.data.columns import ImageColumn, LearnedTokenizer
+from polymodal.data.columns.image import ImageColumn
+from polymodal.data.columns.text import LearnedTokenizer
+from polymodal.data.columns.words import NO_FIELD, WordsColumn, first_pieces, random_windows
 from polymodal.data.masks import expand_words, mask_blocks, mask_spans
-from polymodal.data.page import NO_FIELD, WordsColumn, first_pieces, random_windows
 from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.masked_lm_head import MaskedLMHead
-from polymodal.modalities.document import BOX_SCALE, Word
+from polymodal.modalities.document import BOX_SCALE, PageTokens, Word
 from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm_loss
-from polymodal.objectives.reduction import global_mean
+from polymodal.objectives.reduction import global_mean, mean_over
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.recipe import TrainingRecipe
-from polymodal.types import Batch, Example, Paper, Stage
+from polymodal.types import Example, Paper, Stage
 
 paper = Paper(
     slug="layoutlmv3",
@@ -39,6 +41,7 @@ paper = Paper(
     year=2022,
     arxiv="2204.08387",
     modalities=("image", "words"),
+    parameters={"encoder.*": 126e6},  # the released base model, without heads
 )
 
 
@@ -56,6 +59,27 @@ def in_masked_patch(
     return inside > 0
 
 
+class ImageBatch(TypedDict):
+    image: Float[Tensor, "batch 3 size size"]
+
+
+class PageBatch(ImageBatch):
+    words: PageTokens
+
+
+class MaskedPageBatch(PageBatch):
+    """masked_words, masked_patches: True where masked."""
+
+    masked_words: Bool[Tensor, "batch length"]
+    masked_patches: Bool[Tensor, "batch patches"]
+
+
+class LabelledPageBatch(PageBatch):
+    """fields: class of the field at the first token of each word, `NO_FIELD` elsewhere."""
+
+    fields: Int[Tensor, "batch length"]
+
+
 class LayoutLMv3(nn.Module):
     """The encoder of words and patches, and the heads that name what is hidden."""
 
@@ -71,18 +95,30 @@ class LayoutLMv3(nn.Module):
         self.alignment_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
         self.field_head = nn.Sequential(nn.Dropout(recipe.encoder.dropout), nn.Linear(width, fields))
 
-    def tokenizer_losses(self, batch: Batch) -> dict[str, Tensor]:
+    def tokenizer_losses(self, batch: ImageBatch) -> dict[str, Tensor]:
         """Return the losses of the image tokenizer."""
         return self.tokenizer.losses(batch["image"])
 
-    def token_classification_losses(self, batch: Batch) -> dict[str, Tensor]:
+    @mean_over("num_tagged")
+    def token_classification_losses(self, batch: LabelledPageBatch) -> dict[str, Tensor]:
         """Return the cross-entropy of the fields of tagged words."""
         tokens, _ = self.encoder(batch["words"], batch["image"])
         tagged = batch["fields"] != NO_FIELD
         loss = masked_cross_entropy(self.field_head(tokens)[tagged], batch["fields"][tagged])
         return {"token_classification": loss}
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def num_tagged(self, batch: LabelledPageBatch) -> dict[str, Tensor]:
+        """Tokens with a field."""
+        return {"token_classification": (batch["fields"] != NO_FIELD).sum()}
+
+    def pretraining_counts(self, batch: MaskedPageBatch) -> dict[str, Tensor]:
+        """Masked words, masked patches, and visible words, which have an alignment."""
+        masked_words = batch["masked_words"]
+        visible = (batch["words"].word >= 0) & ~masked_words
+        return {"mlm": masked_words.sum(), "mim": batch["masked_patches"].sum(), "wpa": visible.sum()}
+
+    @mean_over("pretraining_counts")
+    def losses(self, batch: MaskedPageBatch) -> dict[str, Tensor]:
         """Hidden words, hidden patches, and whether words in sight lie on patches in sight; equal weights."""
         words, image = batch["words"], batch["image"]
         masked_words, masked_patches = batch["masked_words"], batch["masked_patches"]
@@ -100,12 +136,12 @@ class LayoutLMv3(nn.Module):
             losses["wpa"] = global_mean(loss, len(guess))
         return losses
 
-    def classify_tokens(self, batch: Batch) -> Float[Tensor, "words fields"]:
+    def classify_tokens(self, batch: PageBatch) -> Float[Tensor, "words fields"]:
         """Logits of the fields of all words of the batch, page by page."""
         tokens, _ = self.encoder(batch["words"], batch["image"])
         return self.field_head(tokens[first_pieces(batch["words"])])
 
-    def features(self, batch: Batch) -> dict[str, Float[Tensor, "batch width"]]:
+    def features(self, batch: PageBatch) -> dict[str, Float[Tensor, "batch width"]]:
         """The start mark after it has read words and image, and the mean of the patches of the image alone."""
         tokens, _ = self.encoder(batch["words"], batch["image"])
         return {"page": tokens[:, 0], "image": self.encoder.encode_image(batch["image"])[:, 1:].mean(1)}
@@ -174,11 +210,11 @@ class Recipe(TrainingRecipe):
     def build(self, processor: Processor) -> LayoutLMv3:
         return LayoutLMv3(self, processor.words.tokenizer.vocab_size, len(processor.words.fields))
 
-    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ImageBatch:
         """Images alone."""
         return processor(image=[example["image"] for example in examples])
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> MaskedPageBatch:
         """A window of every page's words, the image, and what is hidden of both."""
         batch = self._windows(examples, processor, example_rng)[1]
         of_word = batch["words"].word
@@ -187,18 +223,18 @@ class Recipe(TrainingRecipe):
         )
         hidden = expand_words(spans, of_word)
         patches = mask_blocks(self.encoder.grid, self.image_mask_ratio * self.use_mim, example_rng)
-        return batch | {"masked_words": hidden, "masked_patches": patches}
+        return {**batch, "masked_words": hidden, "masked_patches": patches}
 
     def token_classification_batch(
         self, examples: list[Example], processor: Processor, example_rng: ExampleRNG
-    ) -> Batch:
+    ) -> LabelledPageBatch:
         """A window of every page's words with their fields, and the image."""
         pages, batch = self._windows(examples, processor, example_rng)
-        return batch | {"fields": processor.words.field_numbers(pages, batch["words"])}
+        return {**batch, "fields": processor.words.field_numbers(pages, batch["words"])}
 
     def _windows(
         self, examples: list[Example], processor: Processor, example_rng: ExampleRNG
-    ) -> tuple[list[list[Word]], Batch]:
+    ) -> tuple[list[list[Word]], PageBatch]:
         pages = random_windows([example["words"] for example in examples], self.max_words, example_rng)
         return pages, processor(words=pages, image=[example["image"] for example in examples])
 

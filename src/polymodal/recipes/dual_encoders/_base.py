@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.constraints import AtLeastTwo, PositiveFloat, PositiveInt, UnitInterval
-from polymodal.data.columns import ImageColumn, TextColumn
+from polymodal.data.columns.image import ImageColumn
+from polymodal.data.columns.text import TextColumn
 from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.image import ImageEncoderConfig
@@ -22,20 +24,28 @@ from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.logit_scale import CLIP_INIT, CLIP_MAX
 from polymodal.modalities.image_augmentation import NONE, WEAK, ImageAugmentation, augment, may_flip
+from polymodal.modalities.text import Tokens
 from polymodal.modalities.text_augmentation import without_words
-from polymodal.models import dual_encoder as models
+from polymodal.models.dual_encoder import DualEncoderConfig, DualEncoderModel
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import two_halves
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.recipe import TrainingRecipe
-from polymodal.types import Batch, Example
+from polymodal.types import Example
 
 # What learns most of `emoji` in half a minute on two cores; a transformer block on top gained nothing there.
 SMALL_IMAGE = ImageEncoderConfig(stem=(32, 64, 128), width=128, depth=0, pool_type="max")
 SMALL_TEXT = TextEncoderConfig(width=128)
 
 
-class DualEncoder(models.DualEncoder):
+class ImageTextBatch(TypedDict):
+    """Pairs of an image and a caption."""
+
+    image: Float[Tensor, "batch 3 size size"]
+    text: Tokens
+
+
+class DualEncoder(DualEncoderModel):
     """`models.dual_encoder` for images and captions, with linear projections; it trains with GradCache.
 
     Subclasses have `contrastive_losses` of their own, and `encode` or `losses` where they compare more than pairs.
@@ -54,7 +64,7 @@ class DualEncoder(models.DualEncoder):
         logit_bias_init: float | None = None,
     ):
         encoders = {"image": recipe.image.build(), "text": recipe.text.build(vocabulary)}
-        space = models.DualEncoderConfig(
+        space = DualEncoderConfig(
             recipe.embed_dim,
             logit_scale_init=recipe.logit_scale_init,
             logit_scale_max=logit_scale_max,
@@ -63,7 +73,7 @@ class DualEncoder(models.DualEncoder):
         super().__init__(encoders, space)
 
     @two_halves("encode", "contrastive_losses")
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: ImageTextBatch) -> dict[str, Tensor]:  # type: ignore[override]
         return super().losses(batch)
 
     @torch.no_grad()
@@ -133,7 +143,7 @@ class DualEncoderRecipe(TrainingRecipe):
         image = ImageColumn.of(self.image.image_size, self.image.image_mean_std)
         return {"image": image, "text": TextColumn(self.text)}
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ImageTextBatch:
         """One augmented view of each image and one of its captions."""
         pixels = processor.image.pixels([example["image"] for example in examples])
         pixels = augment(pixels, self.augmentation, example_rng, may_flip([example["text"] for example in examples]))

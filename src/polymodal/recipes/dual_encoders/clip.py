@@ -27,6 +27,7 @@ paper = Paper(
     year=2021,
     arxiv="2103.00020",
     modalities=("image", "text"),
+    parameters={"*": 151_277_313},  # the released ViT-B/32
 )
 
 

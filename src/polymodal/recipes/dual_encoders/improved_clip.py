@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 from polymodal.corpora._wordnet import wordnet
 from polymodal.data.processor import Processor
+from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.presets import vit
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
@@ -34,13 +35,14 @@ from polymodal.layers.logit_scale import LogitScale
 from polymodal.layers.momentum_encoder import MomentumEncoder
 from polymodal.layers.projection_head import ProjectionHead
 from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, may_flip
+from polymodal.modalities.text import Tokens
 from polymodal.modalities.text_augmentation import TextAugmentation, augment_text, without_stop_words
-from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
+from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe, ImageTextBatch
 from polymodal.recipes.dual_encoders._multi_view import Views, barlip_loss, cl2l_loss, siamlip_loss, swalip_loss
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Batch, Example, Paper
+from polymodal.types import Example, Paper
 
 paper = Paper(
     slug="improved-clip-baselines",
@@ -52,6 +54,13 @@ paper = Paper(
 )
 
 SSLLoss = Literal["none", "siamlip", "byolip", "barlip", "swalip"]
+
+
+class MultiViewBatch(ImageTextBatch):
+    """The global views, and K local ones of all pairs, one after the other; these are left out if K is 0."""
+
+    local_image: NotRequired[Float[Tensor, "views 3 size size"]]
+    local_text: NotRequired[Tokens]
 
 
 class ImprovedCLIP(DualEncoder):
@@ -93,10 +102,11 @@ class ImprovedCLIP(DualEncoder):
         return self._local(name, self._parts(name)[0].pooled(value))
 
     @whole_batch
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: MultiViewBatch) -> dict[str, Tensor]:  # type: ignore[override]
         """contrastive: the CL2L loss; and the added loss, if any, with its weight."""
         recipe = self.recipe
-        images, texts = _views(self.image_encoder, "image", batch), _views(self.text_encoder, "text", batch)
+        images = _views(self.image_encoder, batch["image"], batch.get("local_image"))
+        texts = _views(self.text_encoder, batch["text"], batch.get("local_text"))
         z_image = F.normalize(self.image_projection(images[0]), dim=-1)
         z_text = F.normalize(self.text_projection(texts[0]), dim=-1)
         h = ([self._local("image", view) for view in images[1:]], [self._local("text", view) for view in texts[1:]])
@@ -118,7 +128,7 @@ class ImprovedCLIP(DualEncoder):
         own = self.recipe.num_strong_views and self.recipe.separate_projectors
         return self.local_logit_scale() if own else self.logit_scale()
 
-    def _ssl_loss(self, images: Views, texts: Views, batch: Batch) -> Tensor:
+    def _ssl_loss(self, images: Views, texts: Views, batch: MultiViewBatch) -> Tensor:
         # Batch norms see one view at a time.
         v = _each(self.ssl_projectors["image"], images), _each(self.ssl_projectors["text"], texts)
         if self.recipe.ssl_loss == "barlip":
@@ -126,8 +136,8 @@ class ImprovedCLIP(DualEncoder):
         p = _each(self.ssl_predictors["image"], v[0]), _each(self.ssl_predictors["text"], v[1])
         if self.recipe.ssl_loss == "byolip":
             with self.teacher.momentum_forward():
-                images = _views(self.teacher["image_encoder"], "image", batch)
-                texts = _views(self.teacher["text_encoder"], "text", batch)
+                images = _views(self.teacher["image_encoder"], batch["image"], batch.get("local_image"))
+                texts = _views(self.teacher["text_encoder"], batch["text"], batch.get("local_text"))
                 v = _each(self.teacher["image_projector"], images), _each(self.teacher["text_projector"], texts)
         return siamlip_loss(p, v)
 
@@ -136,12 +146,12 @@ def _each(module: nn.Module, views: Views) -> list[Tensor]:
     return [module(view) for view in views]
 
 
-def _views(encoder: Any, modality: str, batch: Batch) -> list[Float[Tensor, "batch width"]]:
+def _views(encoder: Encoder, global_view: Any, local_views: Any) -> list[Float[Tensor, "batch width"]]:
     """Pooled features of the global view, without dropout, and of the local ones, with it."""
     with _without_dropout(encoder):
-        views = [encoder.pooled(batch[modality])]
-    if f"local_{modality}" in batch:
-        views += encoder.pooled(batch[f"local_{modality}"]).split(len(views[0]))
+        views = [encoder.pooled(global_view)]
+    if local_views is not None:
+        views += encoder.pooled(local_views).split(len(views[0]))
     return views
 
 
@@ -198,7 +208,7 @@ class Recipe(DualEncoderRecipe):
     def cacheable_encoders(self) -> tuple[str, ...]:
         return super().cacheable_encoders() if not self.num_strong_views else ()
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> MultiViewBatch:
         """image, text: the global views; local_image, local_text: K local ones, one after the other along the batch."""
         pixels = processor.image.pixels([example["image"] for example in examples])
         each = list(zip(examples, example_rng.generators, strict=True))
@@ -208,7 +218,7 @@ class Recipe(DualEncoderRecipe):
         if self.weak_stop_words:
             pairs = zip(texts, example_rng.generators, strict=True)
             texts = [without_stop_words(text, self.weak_stop_words, rng) for text, rng in pairs]
-        batch = {"image": processor.image.normalize(image), "text": processor.text(texts)}
+        batch: MultiViewBatch = {"image": processor.image.normalize(image), "text": processor.text(texts)}
         views, texts = [], []
         for _ in range(self.num_strong_views):
             views.append(augment(pixels, self.strong_augmentation, example_rng, flip))
@@ -217,7 +227,8 @@ class Recipe(DualEncoderRecipe):
                 for e, rng in each
             ]
         if views:
-            batch |= {"local_image": processor.image.normalize(torch.cat(views)), "local_text": processor.text(texts)}
+            batch["local_image"] = processor.image.normalize(torch.cat(views))
+            batch["local_text"] = processor.text(texts)
         return batch
 
     @classmethod

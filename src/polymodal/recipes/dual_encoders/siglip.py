@@ -31,6 +31,7 @@ paper = Paper(
     year=2023,
     arxiv="2303.15343",
     modalities=("image", "text"),
+    parameters={"*": 203_155_970},  # the released siglip-base-patch16-224
 )
 
 

@@ -28,9 +28,15 @@ from polymodal.encoders.presets import vit
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities.image_augmentation import NONE
 from polymodal.objectives.contrastive import info_nce
-from polymodal.recipes.dual_encoders._base import SMALL_IMAGE, SMALL_TEXT, DualEncoder, DualEncoderRecipe
+from polymodal.recipes.dual_encoders._base import (
+    SMALL_IMAGE,
+    SMALL_TEXT,
+    DualEncoder,
+    DualEncoderRecipe,
+    ImageTextBatch,
+)
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Batch, Paper
+from polymodal.types import Paper
 
 paper = Paper(
     slug="sparc",
@@ -101,7 +107,7 @@ class SPARC(DualEncoder):
         """L2-normalized embeddings of patches, g_v(h_v(patch)), for zero-shot segmentation (section 4.4)."""
         return F.normalize(self.image_projection(self.image_head(self.image_encoder(image)[0])), dim=-1)
 
-    def encode(self, batch: Batch) -> dict[str, Tensor]:
+    def encode(self, batch: ImageTextBatch) -> dict[str, Tensor]:  # type: ignore[override]
         """The embeddings of images and captions, and each pair's own local loss."""
         patches, image = self.image_encoder(batch["image"])
         packed, packing, text = self.text_encoder(batch["text"])

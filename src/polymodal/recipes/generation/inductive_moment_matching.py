@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from polymodal.constraints import NonNegativeInt, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import ImageColumn, LabelColumn, TextColumn
-from polymodal.data.conditions import conditions
+from polymodal.data.columns.image import ImageColumn
+from polymodal.data.columns.label import LabelColumn
+from polymodal.data.columns.text import TextColumn
+from polymodal.data.conditions import ConditionBatch, conditions
 from polymodal.data.processor import Declared, Optional, Processor
 from polymodal.encoders.condition import ConditionEncoder
 from polymodal.encoders.text import TextEncoderConfig
@@ -42,7 +44,7 @@ from polymodal.objectives.diffusion import (
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.recipe import TrainingRecipe
-from polymodal.types import Batch, Example, Paper
+from polymodal.types import Example, Paper
 
 paper = Paper(
     slug="inductive-moment-matching",
@@ -89,6 +91,12 @@ def loss_weight(time: Times, noise_schedule: NoiseSchedule, b: float, a: float) 
     return 0.5 * torch.sigmoid(b - log_ratio) * slope * alpha**a / (alpha**2 + sigma**2)
 
 
+class GenerationBatch(ConditionBatch):
+    """Normalized images and the conditions that they are generated from."""
+
+    image: Float[Tensor, "batch 3 size size"]
+
+
 class JumpNetwork(nn.Module):
     """Takes images from one noise level to a lower one; generates by doing so from pure noise."""
 
@@ -126,7 +134,7 @@ class JumpNetwork(nn.Module):
         scaled = x / expand_dims_like(SIGMA * (alpha**2 + sigma**2).sqrt(), x)
         return self.backbone(scaled, self.from_time(time) + self.to_time(to) + condition)
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: GenerationBatch) -> dict[str, Tensor]:
         """mmd, consistency or flow, as the recipe says."""
         recipe, data = self.recipe, SIGMA * batch["image"]
         noise = SIGMA * torch.randn_like(data)
@@ -171,7 +179,7 @@ class JumpNetwork(nn.Module):
         return torch.minimum(earlier, time - SMALLEST_GAP).clamp(min=recipe.t_min)
 
     @torch.no_grad()
-    def generate_images(self, batch: Batch, steps: int, generator: torch.Generator | None = None) -> Images:
+    def generate_images(self, batch: ConditionBatch, steps: int, generator: torch.Generator | None = None) -> Images:
         """An image for each label or text, normalised as the processor's, in `steps` jumps at equally spaced times."""
         recipe, condition = self.recipe, self.condition(batch)
         count, device = len(condition), condition.device
@@ -256,16 +264,18 @@ class Recipe(TrainingRecipe):
         classes = len(processor.label.names) if processor.label is not None else 0
         return JumpNetwork(self, classes, processor.text.tokenizer.vocab_size if processor.text is not None else 0)
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> GenerationBatch:
         """Images, their labels and captions, and for which of them either is shown."""
         pixels = processor.image.pixels([example["image"] for example in examples])
         image = processor.image.normalize(augment(pixels, self.augmentation, example_rng))
-        shown_with = conditions(processor, examples, example_rng.generators)
+        batch: GenerationBatch = {"image": image, **conditions(processor, examples, example_rng.generators)}
         any_shown, which = example_rng.uniform() >= self.cond_drop_prob, example_rng.uniform()
-        both = len(shown_with) > 1
-        hidden = {"label": both & (which < 0.25), "text": both & (which > 0.75)}  # either is to do alone, too
-        shown = {f"{name}_shown": any_shown & ~hidden[name] for name in shown_with}
-        return {"image": image} | shown_with | shown
+        both = "label" in batch and "text" in batch  # each is to generate alone, too
+        if "label" in batch:
+            batch["label_shown"] = any_shown & ~(both & (which < 0.25))
+        if "text" in batch:
+            batch["text_shown"] = any_shown & ~(both & (which > 0.75))
+        return batch
 
     @classmethod
     def tiny(cls) -> Recipe:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import DecayRate, NonNegativeFloat, PositiveInt, UnitInterval
-from polymodal.data.columns import ImageColumn, LearnedTokenizer
+from polymodal.data.columns.expressions import CaptionsOrExpressionsColumn, ExpressionsColumn, ReferringExpression
+from polymodal.data.columns.image import ImageColumn
+from polymodal.data.columns.text import LearnedTokenizer
 from polymodal.data.instructions import choice
 from polymodal.data.masks import mask_spans
 from polymodal.data.processor import Declared, Processor
-from polymodal.data.referring import CaptionsOrExpressionsColumn, ExpressionsColumn, Referred
 from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.detection import BoxHead, DETRDecoder, kaiming_init_
@@ -43,7 +44,7 @@ from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.recipe import TrainingRecipe
-from polymodal.types import Batch, Example, Paper, Stage
+from polymodal.types import Example, Paper, Stage
 
 paper = Paper(
     slug="simvg",
@@ -96,6 +97,24 @@ class TextGuidedQueries(nn.Module):
         return self.decoder(learned, words, places, ~mask)[-1] + most + learned
 
 
+class ImageWithTextBatch(TypedDict):
+    image: Float[Tensor, "batch 3 size size"]
+    text: Tokens
+
+
+class CaptionBatch(ImageWithTextBatch):
+    """mlm_targets: True for tokens to predict. masked_tokens: those of them that are masked."""
+
+    mlm_targets: Bool[Tensor, "batch length"]
+    masked_tokens: Bool[Tensor, "batch length"]
+
+
+class GroundingBatch(ImageWithTextBatch):
+    """text: referring expressions. expressions: the boxes of the objects that each refers to."""
+
+    expressions: PaddedBoxes
+
+
 class SimVG(nn.Module):
     """The encoder, what it learns from captions with, and the two branches."""
 
@@ -121,7 +140,8 @@ class SimVG(nn.Module):
         self.token_head = BoxHead(dim)
         self.register_buffer("places", sine_positions_2d(recipe.encoder.grid, dim, 2 * math.pi), persistent=False)
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    @whole_batch  # the quality of the teacher is that of all its boxes
+    def losses(self, batch: GroundingBatch) -> dict[str, Tensor]:
         """Of the boxes that expressions mean, by both branches."""
         targets, distillation = batch["expressions"], self.recipe.distill_type
         o, memory = self.fused(batch["image"], batch["text"])
@@ -147,7 +167,7 @@ class SimVG(nn.Module):
         return self.object(token)[:, None] + self.guided(self.words(words), text.mask), self.memory(patches)
 
     def predict_boxes(
-        self, batch: Batch
+        self, batch: ImageWithTextBatch
     ) -> dict[str, tuple[Float[Tensor, "batch queries 4"], Float[Tensor, "batch queries"]]]:
         """Corners, and the probability that they are of an object, by both branches."""
         o, memory = self.fused(batch["image"], batch["text"])
@@ -160,7 +180,7 @@ class SimVG(nn.Module):
         }
 
     @whole_batch
-    def caption_losses(self, batch: Batch) -> dict[str, Tensor]:
+    def caption_losses(self, batch: CaptionBatch) -> dict[str, Tensor]:
         """Whose caption is it, told without fusion; and what the words asked for are, told with it if there is any."""
         image, text = batch["image"], batch["text"]
         mlm_targets, masked_tokens = batch["mlm_targets"], batch["masked_tokens"]
@@ -239,26 +259,26 @@ class Recipe(TrainingRecipe):
     def build(self, processor: Processor) -> SimVG:
         return SimVG(self, processor.text.tokenizer.vocab_size)
 
-    def caption_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def caption_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> CaptionBatch:
         """Images, captions, which tokens are asked for, and which of them are hidden."""
         captions = [
             processor.text.sample_caption(e["text"], rng)
             for e, rng in zip(examples, example_rng.generators, strict=True)
         ]
-        batch = processor(image=[example["image"] for example in examples], text=captions)
+        batch: ImageWithTextBatch = processor(image=[example["image"] for example in examples], text=captions)
         lengths = (batch["text"].lengths - 2).tolist()
         asked = mask_spans(lengths, self.mlm_probability, example_rng, mean_length=1.0)
         shown = np.stack([rng.random(asked.shape[1]) for rng in example_rng.generators]) < self.keep_prob
         hidden = asked & ~torch.from_numpy(shown)
-        return batch | {"mlm_targets": F.pad(asked, (1, 1)), "masked_tokens": F.pad(hidden, (1, 1))}
+        return {**batch, "mlm_targets": F.pad(asked, (1, 1)), "masked_tokens": F.pad(hidden, (1, 1))}
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> GroundingBatch:
         """Images, an expression about each, and the boxes that it means."""
         chosen = [self._drawn(e["expressions"], rng) for e, rng in zip(examples, example_rng.generators, strict=True)]
         images, texts = [example["image"] for example in examples], [one.text for one in chosen]
         return processor(image=images, text=texts, expressions=[one.boxes for one in chosen])
 
-    def _drawn(self, expressions: list[Referred], rng: np.random.Generator) -> Referred:
+    def _drawn(self, expressions: list[ReferringExpression], rng: np.random.Generator) -> ReferringExpression:
         """Of a single object where only one can be found."""
         fitting = [one for one in expressions if self.num_queries > 1 or len(one.boxes) == 1] or expressions
         return choice(fitting, rng)

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.constraints import PositiveInt
-from polymodal.data.conversation import IMAGE, TiledImageColumn, conversation_columns
+from polymodal.data.columns.tiled_image import TiledImageColumn
+from polymodal.data.conversation import IMAGE, conversation_columns
 from polymodal.data.conversation_format import ConversationFormat
 from polymodal.data.processor import BatchFormat, Declared, Processor
 from polymodal.data.sequence import TEXT

@@ -21,12 +21,13 @@ from polymodal.corpora.registry import load_mixture
 from polymodal.data.conversation import IMAGE, Turn
 from polymodal.data.instructions import TASKS, caption_turns, choice, longest_caption, ocr_turn, question_turns
 from polymodal.data.processor import Declared, Processor
+from polymodal.data.sequence import SequenceBatch
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.modalities import Image, Text
 from polymodal.recipes.language_models._base import MonolithRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Batch, Example, Paper, Stage
+from polymodal.types import Example, Paper, Stage
 
 paper = Paper(
     slug="mono-internvl",
@@ -107,7 +108,7 @@ class Recipe(MonolithRecipe):
         others = [_opened(name) for name in dict.fromkeys((self.text_corpus, self.concept_corpus)) if name]
         return [corpus, *others]
 
-    def text_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def text_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """Texts without images: what there is about an example in any order, then questions that it answers."""
         said = []
         for example, rng in zip(examples, example_rng.generators, strict=True):
@@ -118,18 +119,18 @@ class Recipe(MonolithRecipe):
             )
         return {"sequences": processor.conversation.pack([processor.conversation.sequence(None, one) for one in said])}
 
-    def concept_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def concept_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """A caption of each image, some of which belong to another one."""
         captions = [choice(e["text"], rng).text for e, rng in zip(examples, example_rng.generators, strict=True)]
         said = [[Turn(caption)] for caption in exchanged(captions, self.caption_noise, example_rng)]
         return self._shown([example[IMAGE] for example in examples], said, processor, self.max_tiles[0])
 
-    def semantic_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def semantic_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """The longest caption of each image."""
         said = [[Turn(longest_caption(example))] for example in examples]
         return self._shown([example[IMAGE] for example in examples], said, processor, self.max_tiles[1])
 
-    def task_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def task_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """Captions, questions, boxes of objects and written words, whichever there are, each as often."""
         images, said = [], []
         for example, rng in zip(examples, example_rng.generators, strict=True):
@@ -144,7 +145,7 @@ class Recipe(MonolithRecipe):
                 said.append(tasks[number](example, rng, self.max_turns))
         return self._shown(images, said, processor, self.max_tiles[2])
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """Questions about three images of four, and captions that are asked for."""
         said = [
             question_turns(example, rng, self.max_turns, self.cot_fraction)
@@ -160,7 +161,7 @@ class Recipe(MonolithRecipe):
         said: Sequence[list[Turn]],
         processor: Processor,
         max_tiles: int,
-    ) -> Batch:
+    ) -> SequenceBatch:
         pairs = zip(images, said, strict=True)
         form = processor.conversation
         return {"sequences": form.pack([form.sequence(*pair, max_tiles) for pair in pairs])}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import AtLeastTwo, NonNegativeInt, PositiveInt, UnitInterval
-from polymodal.data.columns import TextColumn
+from polymodal.data.columns.audio import AudioColumn
+from polymodal.data.columns.text import TextColumn
+from polymodal.data.columns.video import VideoColumn
 from polymodal.data.processor import Declared, Processor
-from polymodal.data.speech_text import SoundColumn
-from polymodal.data.video_text import VideoColumn
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.layers.logit_scale import LogitScale
@@ -46,6 +46,12 @@ paper = Paper(
     arxiv="2211.02077",
     modalities=("video", "audio", "text"),
 )
+
+
+class TripletBatch(TypedDict):
+    video: Float[Tensor, "batch frames 3 size size"]
+    sound: Padded
+    text: Tokens
 
 
 class VATT(GradCacheMethod, nn.Module):
@@ -101,7 +107,7 @@ class VATT(GradCacheMethod, nn.Module):
         tokens = self.word(text.ids) + self.order[: text.ids.shape[1]]
         return self.text_head(self._through(Padded(tokens, text.lengths)))
 
-    def encode(self, batch: Batch) -> dict[str, Tensor]:
+    def encode(self, batch: TripletBatch) -> dict[str, Tensor]:
         """Video and sound in their space, and video and text in theirs; normalised."""
         seen = self.encode_video(batch["video"])
         vectors = {"video": seen, "sound": self.encode_audio(batch["sound"]), "video_for_text": self.deeper(seen)}
@@ -163,14 +169,14 @@ class Recipe(TrainingRecipe):
         longest = self.audio_patch_frames * self.max_audio_tokens / 100
         return {
             "video": VideoColumn(self.video.frames, self.video.image_size),
-            "sound": SoundColumn(self.num_mel_bins, max_audio_seconds=longest),
+            "sound": AudioColumn(self.num_mel_bins, max_audio_seconds=longest),
             "text": TextColumn(self.text),
         }
 
     def build(self, processor: Processor) -> VATT:
         return VATT(self, processor.tokenizer.vocab_size)
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TripletBatch:
         """Some frames of each clip, changed alike, its sound, and one of its texts; some are another example's."""
         lot = example_rng.uniform().tolist()
         other = [*range(1, len(examples)), 0]

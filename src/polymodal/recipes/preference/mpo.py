@@ -24,9 +24,9 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.conversation import IMAGE, Turn
 from polymodal.data.instructions import choice
 from polymodal.data.processor import Declared, Processor
-from polymodal.data.sequence import pad_sequences
+from polymodal.data.sequence import SequenceBatch, pad_sequences
 from polymodal.errors import UserError
-from polymodal.layers.distributed import all_gather
+from polymodal.layers.distributed import all_gather, all_gather_with_grad
 from polymodal.modalities import Preferences
 from polymodal.modalities.preference import Preference
 from polymodal.models.vision_language_model import VisionLanguageModel
@@ -36,8 +36,9 @@ from polymodal.objectives.reduction import global_mean
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.language_models._base import MonolithRecipe
 from polymodal.rng import ExampleRNG
+from polymodal.training.grad_cache import two_halves
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Batch, Example, Paper, Stage
+from polymodal.types import Example, Paper, Stage
 
 paper = Paper(
     slug="mpo",
@@ -73,14 +74,26 @@ class MPO(VisionLanguageModel):
         self.reference.eval()
         return self
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    @two_halves("log_probabilities", "preference_losses")
+    def losses(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """dpo, bco and sft, with their weights; the batch has all chosen, then all rejected."""
-        recipe, rows = self.recipe, len(batch["sequences"])
+        return self.preference_losses(self.log_probabilities(batch))
+
+    def log_probabilities(self, batch: SequenceBatch) -> dict[str, Float[Tensor, "pairs answers"]]:
+        """Of the chosen and of the rejected answer of each pair: log p by this model and by the reference; tokens."""
+        rows = len(batch["sequences"])
         token_losses, row, _ = self.token_losses(batch)
         own = -segment_sum(token_losses, row, rows)
         with torch.no_grad():
             reference = self.reference.log_likelihood(batch)
         length = segment_sum(torch.ones_like(token_losses), row, rows)
+        by_row = {"own": own, "reference": reference, "length": length}
+        return {name: values.view(2, -1).T for name, values in by_row.items()}
+
+    def preference_losses(self, answers: dict[str, Float[Tensor, "pairs answers"]]) -> dict[str, Tensor]:
+        """Of all pairs of the batch, given their `log_probabilities`."""
+        recipe = self.recipe
+        own, reference, length = (answers[name].T.flatten() for name in ("own", "reference", "length"))
         rewards = recipe.beta * (own - reference)
         chosen, rejected = rewards.chunk(2)
         losses = {}
@@ -91,8 +104,7 @@ class MPO(VisionLanguageModel):
             center = self._center(rewards.detach())
             losses["bco"] = recipe.bco_weight * bco(chosen, rejected, center)
         if recipe.sft_weight:
-            of_chosen = token_losses[row < rows // 2]
-            losses["sft"] = recipe.sft_weight * global_mean(of_chosen.sum(), len(of_chosen))
+            losses["sft"] = recipe.sft_weight * global_mean(-own.chunk(2)[0].sum(), length.chunk(2)[0].sum())
         return losses
 
     def _preference_loss(self, chosen: Tensor, rejected: Tensor) -> Float[Tensor, ""]:
@@ -103,7 +115,7 @@ class MPO(VisionLanguageModel):
             "hinge": lambda: hinge(chosen, rejected),
             "ipo": lambda: ipo(chosen, rejected, recipe.beta),
             "sppo": lambda: sppo(chosen, rejected, recipe.beta),
-            "aot": lambda: aot(chosen, rejected),
+            "aot": lambda: aot(all_gather_with_grad(chosen), all_gather_with_grad(rejected)),
             "orpo": lambda: recipe.beta * orpo(chosen, rejected),
         }
         return of[recipe.loss_type]()
@@ -154,7 +166,7 @@ class Recipe(MonolithRecipe):
     def build(self, processor: Processor) -> MPO:
         return MPO(super().build(processor), self)
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """One pair of each example: all chosen answers, then all rejected ones, beside the same images."""
         pairs = [one_pair(e["preferences"], rng) for e, rng in zip(examples, example_rng.generators, strict=True)]
         images = [example[IMAGE] for example in examples]

@@ -9,6 +9,7 @@ prototype explain its items (section III of the paper).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from jaxtyping import Float
@@ -16,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import DecayRate, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
-from polymodal.data.history import HistoryColumn
+from polymodal.data.columns.history import HistoryColumn
 from polymodal.data.processor import Declared, Processor
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.recipe import TrainingRecipe
-from polymodal.types import Batch, Example, Paper
+from polymodal.types import Example, Paper
 
 paper = Paper(
     slug="dgvae",
@@ -99,6 +100,12 @@ class Side(nn.Module):
         return assignment.clamp(min=1e-20).log().T + similarity.float()
 
 
+class HistoryBatch(TypedDict):
+    """history: 1 for each item that a user interacted with, else 0."""
+
+    history: Float[Tensor, "batch items"]
+
+
 class DGVAE(nn.Module):
     """The two sides, what ties them, and the recommendation that both give."""
 
@@ -159,12 +166,14 @@ class DGVAE(nn.Module):
             "agreement": prototype_mutual_information(items_by_words, words_by_items),
         }
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def after_step(self, fraction: float) -> None:
+        """Count an update, with which the weight of the divergence rises."""
+        self.updates += 1
+
+    def losses(self, batch: HistoryBatch) -> dict[str, Tensor]:
         """item_nll, text_nll: negative log-likelihood and KL divergence; mutual_information; each with its weight."""
         recipe, chosen = self.recipe, batch["history"]
         annealed = self.updates.clamp(max=recipe.kl_anneal_steps) / max(recipe.kl_anneal_steps, 1) * recipe.kl_weight
-        if self.training:
-            self.updates += 1
         seen = self(chosen)
         losses = {"item_nll": self._likelihood(seen["items"], chosen) + annealed * kl_divergence(seen["item_variance"])}
         if self.words is not None:
@@ -177,7 +186,7 @@ class DGVAE(nn.Module):
     def _likelihood(by_prototype: Tensor, target: Float[Tensor, "batch count"]) -> Float[Tensor, ""]:
         return -(target * by_prototype.logsumexp(1).log_softmax(-1)).sum(-1).mean()
 
-    def recommend(self, batch: Batch) -> Float[Tensor, "batch items"]:
+    def recommend(self, batch: HistoryBatch) -> Float[Tensor, "batch items"]:
         """A score for every item, also for those that were chosen already."""
         return self(batch["history"])["items"].logsumexp(1)
 
@@ -185,7 +194,7 @@ class DGVAE(nn.Module):
         return self.items.assignment()
 
     @torch.no_grad()
-    def explain(self, batch: Batch, count: int = 5) -> list[list[tuple[list[int], list[str]]]]:
+    def explain(self, batch: HistoryBatch, count: int = 5) -> list[list[tuple[list[int], list[str]]]]:
         """For each person and prototype, the numbers of the strongest items not yet chosen, and the strongest words."""
         seen = self(batch["history"])
         items = seen["items"].masked_fill(batch["history"][:, None, :] > 0, -torch.inf).topk(count).indices
@@ -236,7 +245,7 @@ class Recipe(TrainingRecipe):
     def build(self, processor: Processor) -> DGVAE:
         return DGVAE(self, processor.history)
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> HistoryBatch:
         """Whole histories, which are input and target."""
         return processor(history=[example["history"] for example in examples])
 

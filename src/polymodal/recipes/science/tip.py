@@ -14,15 +14,17 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
-from polymodal.data.columns import ImageColumn, LabelColumn, TableColumn
+from polymodal.data.columns.image import ImageColumn
+from polymodal.data.columns.label import LabelColumn
+from polymodal.data.columns.table import TableColumn
 from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.image import ImageEncoderConfig
@@ -89,6 +91,22 @@ def reconstruction_loss(
     return (error + masked_cross_entropy(categories[wanted_categories], codes[wanted_categories])) / 2
 
 
+class ImageTableBatch(TypedDict):
+    image: Float[Tensor, "batch 3 size size"]
+    table: TableRows
+
+
+class TablePairBatch(ImageTableBatch):
+    """corrupted: rows with resampled cells, for ITC and ITM. masked_cells: True for cells to reconstruct (MTR)."""
+
+    corrupted: TableRows
+    masked_cells: Bool[Tensor, "batch cells"]
+
+
+class LabelledBatch(ImageTableBatch):
+    label: Int[Tensor, " batch"]
+
+
 class TIP(nn.Module):
     """An image tower, a table tower for incomplete rows, and a fusion in which cells read the image."""
 
@@ -128,7 +146,7 @@ class TIP(nn.Module):
         return self.fusion(torch.cat([pooled[:, None], cells], dim=1), patches)
 
     @whole_batch
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: TablePairBatch) -> dict[str, Tensor]:
         """A third each: contrast, matching, reconstruction."""
         patches, pooled = self.encode_image(batch["image"])
         cells, row = self.table_encoder(self.given(batch["corrupted"]))
@@ -159,13 +177,15 @@ class TIP(nn.Module):
         usual = TableRows(torch.zeros_like(rows.numbers), self.modes.expand_as(rows.categories))
         return replace_cells(rows, rows.missing, usual)
 
-    def features(self, batch: Batch) -> dict[str, Tensor]:
+    def features(self, batch: ImageTableBatch) -> dict[str, Tensor]:
         """The pooled image, the row's class token before it has read the image, and after."""
         patches, pooled = self.encode_image(batch["image"])
         rows = self.given(batch["table"])
         return {"image": pooled, "table": self.table_encoder(rows)[1], "joint": self.fuse(rows, patches)[:, 0]}
 
-    def impute(self, batch: Batch) -> tuple[Float[Tensor, "batch numeric"], list[Float[Tensor, "batch values"]]]:
+    def impute(
+        self, batch: ImageTableBatch
+    ) -> tuple[Float[Tensor, "batch numeric"], list[Float[Tensor, "batch values"]]]:
         """What each cell may hold: numbers, and logits of each category column's own values."""
         fused = self.fuse(self.given(batch["table"]), self.encode_image(batch["image"])[0])
         numbers, categories = self._cells(fused)
@@ -191,11 +211,11 @@ class TIPClassifier(TIP):
         sizes = {"image": recipe.image.width, "table": recipe.table.width, "joint": recipe.table.width}
         self.heads = nn.ModuleDict({name: nn.Linear(size, classes) for name, size in sizes.items()})
 
-    def classification_losses(self, batch: Batch) -> dict[str, Tensor]:
+    def classification_losses(self, batch: LabelledBatch) -> dict[str, Tensor]:
         """Of rows with missing cells and the corpus's label."""
         return {"classification": F.cross_entropy(self.classify(batch), batch["label"])}
 
-    def classify(self, batch: Batch) -> Float[Tensor, "batch classes"]:
+    def classify(self, batch: ImageTableBatch) -> Float[Tensor, "batch classes"]:
         """The mean of the logits of three linear heads, one a feature."""
         features = self.features(batch)
         return torch.stack([head(features[name]) for name, head in self.heads.items()]).mean(0)
@@ -243,7 +263,7 @@ class Recipe(TrainingRecipe):
             return TIP(self, processor.table)
         return TIPClassifier(self, processor.table, len(processor.label.names))
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TablePairBatch:
         """An augmented image; the row, the row with some cells drawn anew, and which cells to reconstruct."""
         table = processor.table([example["table"] for example in examples])
         anew = replace_cells(
@@ -257,13 +277,14 @@ class Recipe(TrainingRecipe):
             "masked_cells": hidden,
         }
 
-    def labelled_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def labelled_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> LabelledBatch:
         """An augmented image, a row with missing cells, and the label."""
         batch = processor(table=[e["table"] for e in examples], label=[e["label"] for e in examples])
         shares = torch.tensor(self.finetune_missing_rates)
         share = shares[(example_rng.uniform() * len(shares)).long()]
         gone = torch.stack([example_rng.uniform() < share for _ in range(batch["table"].missing.shape[1])], dim=1)
-        return batch | {"image": self._view(examples, processor, example_rng), "table": batch["table"].mask(gone)}
+        image = self._view(examples, processor, example_rng)
+        return {"image": image, "table": batch["table"].mask(gone), "label": batch["label"]}
 
     def _view(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Tensor:
         plain = processor.image.pixels([example["image"] for example in examples])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import LabelColumn, LearnedTokenizer, TextColumn
+from polymodal.data.columns.audio import AudioColumn
+from polymodal.data.columns.label import LabelColumn
+from polymodal.data.columns.text import LearnedTokenizer, TextColumn
 from polymodal.data.masks import mask_spans, mask_time_spans
 from polymodal.data.processor import Declared, Optional, Processor, Sparse
-from polymodal.data.speech_text import SoundColumn
 from polymodal.encoders.speech_text import EncodedSpeech, SpeechTextEncoderConfig, num_output_frames
 from polymodal.errors import UserError
 from polymodal.layers.masked_lm_head import MaskedLMHead
@@ -35,8 +36,10 @@ from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
 from polymodal.objectives.ctc import ctc_greedy_decode, ctc_loss
 from polymodal.objectives.masked_modeling import masked_cross_entropy
+from polymodal.objectives.reduction import mean_over
 from polymodal.objectives.wav2vec2_contrastive import wav2vec2_contrastive_loss
 from polymodal.rng import ExampleRNG
+from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Batch, Example, Paper, Stage
@@ -47,10 +50,35 @@ paper = Paper(
     year=2022,
     arxiv="2202.01374",
     modalities=("audio", "text"),
+    parameters={"*": 0.6e9},  # section 4: the model of 0.6 billion parameters
 )
 
 Pool = Literal["speech", "text", "pairs"]
 POOLS: tuple[Pool, ...] = ("speech", "text", "pairs")
+
+
+class SpeechTextBatch(TypedDict):
+    """Speech, unpaired text, and transcripts of some of the speech. Masks are True where masked.
+
+    pairs: rows of `sound` with a transcript; where `paired`, their number, is 0, row 0 stands in.
+    """
+
+    sound: Padded
+    masked_sound: Bool[Tensor, "sounds frames"]
+    text: Tokens
+    masked_text: Bool[Tensor, "texts length"]
+    paired: Int[Tensor, ""]
+    pairs: Int[Tensor, " pairs"]
+    transcript: Tokens
+    masked_transcript: Bool[Tensor, "pairs characters"]
+
+
+class CTCBatch(TypedDict):
+    """num_pairs: 0 where an empty pair stands in."""
+
+    sound: Padded
+    transcript: Tokens
+    num_pairs: Int[Tensor, ""]
 
 
 class MSLAM(nn.Module):
@@ -74,20 +102,27 @@ class MSLAM(nn.Module):
         self.ctc_head = nn.Linear(width, vocabulary)
         self.transcriber = nn.Linear(width, vocabulary)
 
-    def ctc_finetuning_losses(self, batch: Batch) -> dict[str, Tensor]:
+    def num_characters(self, batch: CTCBatch) -> dict[str, Tensor]:
+        """Characters of the transcripts."""
+        return {"ctc_finetune": (batch["transcript"].lengths - 2).sum()}
+
+    @mean_over("num_characters")
+    def ctc_finetuning_losses(self, batch: CTCBatch) -> dict[str, Tensor]:
         """Of transcription."""
         heard = self.encoder.encode_speech(batch["sound"])
         loss = ctc_loss(self.transcriber(heard.shared), heard.lengths, batch["transcript"])
         return {"ctc_finetune": loss * (batch["num_pairs"] > 0)}
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    @whole_batch  # diversity is that of the codes of all frames
+    def losses(self, batch: SpeechTextBatch) -> dict[str, Tensor]:
         """Of hidden speech, hidden text, and pairs."""
         hidden, weight = batch["masked_sound"], self.recipe.paired_weight * (batch["paired"] > 0)
         heard = self.encoder.encode_speech(batch["sound"], hidden)
         chosen, context = self.quantizer(heard.features[hidden]), self.context(heard.own[hidden])
         contrast = wav2vec2_contrastive_loss(context, chosen.vectors, hidden.sum(1), self.recipe.num_negatives)
         losses = {
-            "contrastive": contrast + self.recipe.diversity_loss_weight * chosen.diversity,
+            "contrastive": contrast,
+            "diversity": self.recipe.diversity_loss_weight * chosen.diversity,
             "w2v_bert": self._code_loss(heard.shared[hidden], chosen.codes),
         }
         if self.recipe.unpaired_text:
@@ -102,15 +137,18 @@ class MSLAM(nn.Module):
             losses["ctc"] = weight * ctc_loss(logits, lengths, batch["transcript"])
         return losses
 
-    def _tlm_loss(self, heard: EncodedSpeech, chosen: GumbelQuantizerOutput, batch: Batch) -> Float[Tensor, ""]:
+    def _tlm_loss(
+        self, heard: EncodedSpeech, chosen: GumbelQuantizerOutput, batch: SpeechTextBatch
+    ) -> Float[Tensor, ""]:
         """Hidden speech and hidden characters of pairs, each named with both in sight (translation language model)."""
         pairs, hidden = batch["pairs"], batch["masked_sound"]
         speech = Padded(heard.own[pairs], heard.lengths[pairs])
         spelled = self.encoder.embed_text(batch["transcript"], batch["masked_transcript"])
         said, read = self.encoder.encode_pair(speech, spelled)
-        of_pair = torch.zeros_like(hidden[:, 0]).index_fill(0, pairs, True)
+        paired = batch["paired"] > 0  # or frames of the sound that stands in for a pair would count
+        of_pair = torch.zeros_like(hidden[:, 0]).index_fill(0, pairs, True) & paired
         codes = chosen.codes[of_pair[hidden.nonzero()[:, 0]]]
-        own = hidden[pairs][speech.mask]
+        own = (hidden[pairs] & paired)[speech.mask]
         characters = batch["masked_transcript"][batch["transcript"].mask]
         wanted = batch["transcript"].ids[batch["masked_transcript"]]
         return self._code_loss(said[own], codes) + self._character_loss(read[characters], wanted)
@@ -213,7 +251,7 @@ class Recipe(TrainingRecipe):
     def columns(self) -> Declared:
         tokenizer = LearnedTokenizer(self.encoder.vocab_size, self.encoder.context_length, characters=True)
         return {
-            "sound": Sparse(SoundColumn(self.encoder.num_mel_bins, max_audio_seconds=self.max_audio_seconds)),
+            "sound": Sparse(AudioColumn(self.encoder.num_mel_bins, max_audio_seconds=self.max_audio_seconds)),
             "text": Sparse(TextColumn(tokenizer)),
             "label": Optional(Sparse(LabelColumn())),
         }
@@ -244,7 +282,7 @@ class Recipe(TrainingRecipe):
             else "pairs"
         )
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SpeechTextBatch:
         """Sounds, texts, which of the sounds have transcripts, and what is hidden of each.
 
         Of what there is none, an empty one stands in, in which nothing is hidden: all processes take the same steps.
@@ -286,7 +324,7 @@ class Recipe(TrainingRecipe):
             return torch.zeros_like(text.ids, dtype=torch.bool)
         return F.pad(mask_spans((text.lengths - 2).tolist(), share, example_rng, self.mean_span_length), (1, 1))
 
-    def ctc_finetuning_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def ctc_finetuning_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> CTCBatch:
         """Sounds and transcripts of the pool of pairs, and how many they are; an empty one stands in for none."""
         pairs = [(e, rng) for e, rng in zip(examples, example_rng.generators, strict=True) if self.pool(e) == "pairs"]
         texts = [processor.text.sample_caption(example["text"], rng) for example, rng in pairs]

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ from polymodal.constraints import AtLeastTwo, DecayRate, NonNegativeInt, Positiv
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import load_corpus
 from polymodal.curation.captions import some_views
-from polymodal.data.columns import LabelColumn, TextColumn
+from polymodal.data.columns.label import LabelColumn
+from polymodal.data.columns.points import PointsColumn
+from polymodal.data.columns.text import TextColumn
+from polymodal.data.columns.views import ViewCaptionsColumn, ViewsColumn
 from polymodal.data.instructions import choice
-from polymodal.data.point_clouds import PointsColumn, ViewCaptionsColumn, ViewsColumn
 from polymodal.data.processor import Declared, Optional, Processor, SharedColumn, Sparse
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.points import PointEncoder, PointEncoderConfig
@@ -37,7 +39,7 @@ from polymodal.modalities import Points, ViewCaptions
 from polymodal.modalities.image_augmentation import augment, may_flip
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.points import any_points, augment_points
-from polymodal.modalities.text import text_ids
+from polymodal.modalities.text import Tokens, text_ids
 from polymodal.objectives.contrastive import info_nce
 from polymodal.recipes.dual_encoders._base import SMALL_IMAGE, DualEncoder, DualEncoderRecipe
 from polymodal.rng import ExampleRNG
@@ -51,9 +53,25 @@ paper = Paper(
     year=2023,
     arxiv="2305.08275",
     modalities=("points", "image", "text"),
+    parameters={"point_encoder.*": 32.5e6},  # section 4.5: the default size of the 3D encoder
 )
 
 TextSource = Literal["captions", "names", "category"]
+
+
+class TextBatch(TypedDict):
+    """text: equally many texts of each object, object by object. group: id that objects with equal texts share."""
+
+    text: Tokens
+    group: Float[Tensor, " batch"]
+
+
+class ViewTextBatch(TextBatch):
+    image: Float[Tensor, "batch 3 size size"]
+
+
+class PointsBatch(ViewTextBatch):
+    points: Float[Tensor, "batch points 6"]
 
 
 class ULIP2(DualEncoder):
@@ -85,14 +103,14 @@ class ULIP2(DualEncoder):
             vectors["views"] = self.embed_views(batch["views"])
         return vectors
 
-    def encode(self, batch: Batch) -> dict[str, Tensor]:
+    def encode(self, batch: ViewTextBatch) -> dict[str, Tensor]:  # type: ignore[override]
         """One vector a thing of each modality; several texts of one are averaged."""
         vectors = self.embed(batch)
         own = vectors["text"].unflatten(0, (len(batch["image"]), -1))
         return vectors | {"text": F.normalize(own.mean(1), dim=-1), "group": batch["group"]}
 
     @two_halves("encode", "tower_contrastive_losses")
-    def tower_losses(self, batch: Batch) -> dict[str, Tensor]:
+    def tower_losses(self, batch: ViewTextBatch) -> dict[str, Tensor]:
         """Of images and texts without points."""
         return self.tower_contrastive_losses(self.encode(batch))
 
@@ -169,16 +187,16 @@ class Recipe(DualEncoderRecipe):
     def build(self, processor: Processor) -> ULIP2:
         return ULIP2(self, processor.tokenizer.vocab_size)
 
-    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ViewTextBatch:
         """One augmented image of each thing and one of its texts."""
         generators = example_rng.generators
         texts = self.sample_captions(examples, processor.text, example_rng)
         shown = [e["views"][rng.integers(len(e["views"]))] for e, rng in zip(examples, generators, strict=True)]
         flip = may_flip([example["text"] for example in examples])
         pixels = augment(processor.views.pixels(shown), self.augmentation, example_rng, flip)
-        return _texts([[text] for text in texts], processor) | {"image": processor.views.normalize(pixels)}
+        return {**_texts([[text] for text in texts], processor), "image": processor.views.normalize(pixels)}
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> PointsBatch:
         """A cloud of each thing, one of its views, and what is said of that view, or of the thing."""
         generators = example_rng.generators
         chosen = [self._seen(e, processor, rng) for e, rng in zip(examples, generators, strict=True)]
@@ -187,10 +205,8 @@ class Recipe(DualEncoderRecipe):
         points = augment_points(
             torch.from_numpy(np.stack(clouds)), example_rng, (0.8, 1.25), 0.1, tilt=0.06, dropout=self.point_dropout
         )
-        return _texts([texts for _, texts in chosen], processor) | {
-            "points": points,
-            "image": processor.views.images(views),
-        }
+        texts = _texts([texts for _, texts in chosen], processor)
+        return {**texts, "points": points, "image": processor.views.images(views)}
 
     def _seen(self, example: Example, processor: Processor, rng: np.random.Generator) -> tuple[int, list[str]]:
         """A view at random, and as many texts as every thing has."""
@@ -242,7 +258,7 @@ class Recipe(DualEncoderRecipe):
         )
 
 
-def _texts(texts: Sequence[list[str]], processor: Processor) -> Batch:
+def _texts(texts: Sequence[list[str]], processor: Processor) -> TextBatch:
     """All texts, and a number for each thing that those with the same texts share, which are no negatives."""
     flat = [text for own in texts for text in own]
     return {"text": processor.text(flat), "group": text_ids(["\n".join(own) for own in texts])}

@@ -15,21 +15,24 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import AtLeastTwo, NonNegativeInt, PositiveInt, UnitInterval, UnitRange
 from polymodal.corpora._wordnet import wordnet
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import MAX_ROWS, TextColumn
+from polymodal.data.columns.column import MAX_ROWS
+from polymodal.data.columns.questions import UNKNOWN_ANSWER, AnswersColumn
+from polymodal.data.columns.regions import EntityRegionsColumn
+from polymodal.data.columns.text import TextColumn
+from polymodal.data.columns.video import SingleFrameColumn, VideoColumn
 from polymodal.data.instructions import choice
 from polymodal.data.masks import mask_spans
 from polymodal.data.processor import Declared, Processor, SharedColumn, Sparse
-from polymodal.data.video_text import UNKNOWN, AnswersColumn, RegionsColumn, StillColumn, VideoColumn
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.errors import UserError
@@ -96,6 +99,28 @@ def frequent_things(corpus: Corpus, most: int) -> list[str]:
     if len(things) < 2:
         raise UserError(f"Texts of '{corpus.name}' name no things in English; take --no-use-pem.")
     return things
+
+
+class VideoTextBatch(TypedDict):
+    """group: id of each text (`text_ids`); equal texts are no negatives of each other."""
+
+    video: Float[Tensor, "batch frames 3 size size"]
+    text: Tokens
+    group: Float[Tensor, " batch"]
+
+
+class VideoMLMBatch(VideoTextBatch):
+    """masked_tokens: True for tokens of MLM. box: the crop of PEM, as fractions of the frame."""
+
+    masked_tokens: Bool[Tensor, "batch length"]
+    box: Float[Tensor, "batch 4"]
+
+
+class FinetuneBatch(VideoTextBatch):
+    """answer: class of the answer to the question; both where the corpus has questions."""
+
+    question: NotRequired[Tokens]
+    answer: NotRequired[Int[Tensor, " batch"]]
 
 
 class Towers(nn.Module):
@@ -187,7 +212,7 @@ class ALPRO(Towers):
         return fused[:, : words.shape[1]], fused[:, words.shape[1] :]
 
     @whole_batch
-    def prompter_losses(self, batch: Batch) -> dict[str, Tensor]:
+    def prompter_losses(self, batch: VideoTextBatch) -> dict[str, Tensor]:
         """Of the prompter alone."""
         self.prompter.train(self.training)
         vectors = self.prompter.embed(batch)
@@ -196,7 +221,7 @@ class ALPRO(Towers):
         }
 
     @whole_batch
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: VideoMLMBatch) -> dict[str, Tensor]:
         """Of pre-training: which belong together (before fusion and after it), hidden words, and entities in crops."""
         text, video = batch["text"], batch["video"]
         losses, patches, fused = self._paired_losses(batch, self.recipe.use_itc)
@@ -212,18 +237,18 @@ class ALPRO(Towers):
         return losses
 
     @whole_batch
-    def finetuning_losses(self, batch: Batch) -> dict[str, Tensor]:
+    def finetuning_losses(self, batch: FinetuneBatch) -> dict[str, Tensor]:
         """Of retrieval, and of answers where the corpus has questions."""
         losses, patches, _ = self._paired_losses(batch, use_itc=True)
         if "question" in batch:
             asked = batch["question"]
             words, _ = self.fuse(self.encode_text(asked)[0], asked.mask, patches)
-            known = batch["answer"] != UNKNOWN
+            known = batch["answer"] != UNKNOWN_ANSWER
             losses["vqa"] = masked_cross_entropy(self.answer_head(words[known, 0]), batch["answer"][known])
         return losses
 
     def _paired_losses(
-        self, batch: Batch, use_itc: bool
+        self, batch: VideoTextBatch, use_itc: bool
     ) -> tuple[dict[str, Tensor], Float[Tensor, "batch patches width"], Float[Tensor, "batch patches width"]]:
         """Which belong together, told before fusion and after it; patches before, and after with their own text.
 
@@ -326,10 +351,10 @@ class Recipe(TrainingRecipe):
         entities = partial(frequent_things, most=self.num_entities) if self.use_pem else _no_entities
         return {
             "video": Sparse(VideoColumn(self.video.frames, self.video.image_size)),
-            "image": Sparse(StillColumn(self.video.image_size)),
+            "image": Sparse(SingleFrameColumn(self.video.image_size)),
             "text": Sparse(TextColumn(self.text)),
             "questions": Sparse(AnswersColumn(self.num_answers if self.finetune_fraction else 0)),
-            "regions": Sparse(RegionsColumn(entities)),
+            "regions": Sparse(EntityRegionsColumn(entities)),
             "question": SharedColumn("text"),
             "answer": SharedColumn("questions"),
             "box": SharedColumn("regions"),
@@ -349,7 +374,7 @@ class Recipe(TrainingRecipe):
         ]
         return ALPRO(self, processor.tokenizer.vocab_size, prompts, len(processor.answers))
 
-    def paired_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def paired_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> VideoTextBatch:
         """Some frames of each clip, changed alike, one of its texts, and which texts are the same."""
         clips = [example["video"] if "video" in example else example["image"][None] for example in examples]
         flip = may_flip([example["text"] for example in examples])
@@ -360,22 +385,22 @@ class Recipe(TrainingRecipe):
         ]
         return {"video": video, "text": processor.text(texts), "group": text_ids(texts)}
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> VideoMLMBatch:
         """Pairs, the tokens that are hidden, and a box of each clip."""
         batch = self.paired_batch(examples, processor, example_rng)
         lengths = (batch["text"].lengths - 2).tolist()
         hidden = mask_spans(lengths, self.mlm_probability, example_rng, mean_length=1.0)
         box = random_boxes(self.video.grid, self.crop_scale, example_rng)
-        return batch | {"masked_tokens": F.pad(hidden, (1, 1)), "box": box}
+        return {**batch, "masked_tokens": F.pad(hidden, (1, 1)), "box": box}
 
-    def finetuning_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
+    def finetuning_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> FinetuneBatch:
         """Pairs, and a question about each clip with the number of its answer, where the corpus has questions."""
         batch = self.paired_batch(examples, processor, example_rng)
         if not processor.answers:
-            return batch
+            return {**batch}
         asked = [choice(e["questions"], rng) for e, rng in zip(examples, example_rng.generators, strict=True)]
         questions, answers = [one.question for one in asked], [one.answer for one in asked]
-        return batch | processor(question=questions, answer=answers)
+        return {**batch, "question": processor.text(questions), "answer": processor.questions(answers)}
 
     @classmethod
     def tiny(cls) -> Recipe:

@@ -13,14 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from polymodal.errors import needs
-from polymodal.serving.export.transformers import (
-    exported_tokenizer,
-    remote_dual_encoder,
-    sample_pixels,
-    sample_texts,
-    tokenized_samples,
-    write_image_settings,
-)
+from polymodal.serving.export.preprocessing import exported_tokenizer, write_image_settings
+from polymodal.serving.export.samples import sample_pixels, sample_texts, tokenized_samples
+from polymodal.serving.export.transformers import remote_dual_encoder
 from polymodal.training import Run
 
 IMAGE, TEXT = "image.onnx", "text.onnx"

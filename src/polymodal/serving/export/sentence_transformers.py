@@ -13,7 +13,9 @@ from torch import nn
 from polymodal.encoders.pretrained import transformers
 from polymodal.encoders.pretrained_text import PretrainedTextEncoder
 from polymodal.errors import UserError, needs
-from polymodal.serving.export.transformers import REMOTE_CODE, SAMPLES, exported_tokenizer, text_transformer_sizes
+from polymodal.serving.export.preprocessing import exported_tokenizer
+from polymodal.serving.export.samples import SAMPLES
+from polymodal.serving.export.transformers import REMOTE_CODE, text_transformer_sizes
 from polymodal.training import Run
 
 POOLING = {"avg": "mean", "eos": "lasttoken", "cls": "cls"}

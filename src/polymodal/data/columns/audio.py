@@ -1,4 +1,4 @@
-"""Sounds as log-mel frames."""
+"""Audio as log-mel spectrograms."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import torch
 from jaxtyping import Float
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import BaseColumn, Column
+from polymodal.data.columns.column import BaseColumn, Column
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Audio
 from polymodal.modalities.audio import log_mel
 from polymodal.modalities.padding import Padded, pad
 
-SAMPLE = 300  # sounds whose frames are looked at for mean and spread
+SAMPLE = 300  # training examples from which mean and standard deviation are computed
 
 
 @dataclass(frozen=True)
-class SoundColumn(BaseColumn):
-    """Sounds as log-mel frames of 10 ms.
+class AudioColumn(BaseColumn):
+    """Audio as log-mel spectrograms with frames of 10 ms.
 
-    rate: samples a second. longest: seconds; what comes after is left out. mean, std: of all values of the training
-    sounds, which become 0 and 1.
+    rate: sampling rate in Hz. max_audio_seconds: longer audio is truncated. mean, std: over all values of the training
+    spectrograms, for normalization.
     """
 
     reads = (Audio,)
@@ -38,8 +38,8 @@ class SoundColumn(BaseColumn):
     mean: float = 0.0
     std: float = 1.0
 
-    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> SoundColumn:
-        """With the mean and spread of the training sounds."""
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> AudioColumn:
+        """Learn the mean and standard deviation of the training spectrograms."""
         corpus = corpora[0]
         modality = corpus.columns[corpus.column_with(Audio)]
         assert isinstance(modality, Audio)
@@ -55,7 +55,7 @@ class SoundColumn(BaseColumn):
         return self.frames(corpus.value(row, corpus.column_with(Audio)))
 
     def frames(self, waveform: Float[np.ndarray, " samples"]) -> Float[np.ndarray, "frames bins"]:
-        """Not yet standardised."""
+        """Compute the log-mel spectrogram, not yet normalized."""
         some = torch.from_numpy(waveform[: int(self.max_audio_seconds * self.rate)])
         return log_mel(some[None], self.rate, self.num_mel_bins)[0].numpy()
 

@@ -1,4 +1,4 @@
-"""Columns of expressions that refer to objects, and of captions in corpora that may have expressions alone."""
+"""Referring expressions with the boxes of the objects that they refer to."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any, ClassVar, NamedTuple
 from PIL import Image as PILImage
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import MAX_ROWS, BaseColumn, Column, TextColumn
+from polymodal.data.columns.column import MAX_ROWS, BaseColumn, Column
+from polymodal.data.columns.text import TextColumn
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Expressions, Image, Text
 from polymodal.modalities.boxes import PaddedBoxes
 from polymodal.modalities.text import Caption
 
-XYXY = tuple[float, float, float, float]  # left, top, right, bottom in shares of the image
+XYXY = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image
 
 
-class Referred(NamedTuple):
-    """An expression, and the boxes of all objects that it means."""
+class ReferringExpression(NamedTuple):
+    """An expression and the boxes of all objects that it refers to."""
 
     text: str
     boxes: tuple[XYXY, ...]
@@ -27,29 +28,32 @@ class Referred(NamedTuple):
 
 
 class ExpressionsColumn(BaseColumn):
-    """Expressions with their boxes in shares of the image."""
+    """Referring expressions; boxes are fractions of the image."""
 
     reads = (Expressions,)
 
-    def load(self, corpus: Corpus, row: int) -> list[Referred]:
+    def load(self, corpus: Corpus, row: int) -> list[ReferringExpression]:
         image: PILImage.Image = corpus.value(row, corpus.column_with(Image))
         sides = (image.width, image.height) * 2
-        said = corpus.value(row, corpus.column_with(Expressions))
-        if not said:
+        expressions = corpus.value(row, corpus.column_with(Expressions))
+        if not expressions:
             raise UnreadableExample("there is no expression")
-        return [Referred(one.text, tuple(_shares(box, sides) for box in one.boxes), one.clauses) for one in said]
+        return [
+            ReferringExpression(one.text, tuple(_fractions(box, sides) for box in one.boxes), one.clauses)
+            for one in expressions
+        ]
 
     def __call__(self, sets: list[tuple[XYXY, ...]]) -> PaddedBoxes:
         return PaddedBoxes.of(sets)
 
 
-def _shares(box: tuple[float, ...], sides: tuple[int, ...]) -> XYXY:
+def _fractions(box: tuple[float, ...], sides: tuple[int, ...]) -> XYXY:
     left, top, right, bottom = (min(max(edge / side, 0.0), 1.0) for edge, side in zip(box, sides, strict=True))
     return left, top, right, bottom
 
 
 class CaptionsOrExpressionsColumn(TextColumn):
-    """Captions; a corpus without captions has its expressions in their place."""
+    """Captions; the referring expressions of a corpus without captions."""
 
     reads: ClassVar[tuple[type, ...]] = (Text, Expressions)
 
@@ -59,10 +63,10 @@ class CaptionsOrExpressionsColumn(TextColumn):
         sample = corpus.sample("train", MAX_ROWS)
         columns = [name for name, kind in corpus.columns.items() if isinstance(kind, Text | Expressions)]
         texts = [
-            said.text
+            expression.text
             for column in columns
             for raw in corpus.raw_values(sample, column)
-            for said in _decoded(corpus.columns[column], raw)
+            for expression in _decoded(corpus.columns[column], raw)
         ]
         return type(self)(self.source, self.source.tokenizer(texts))
 

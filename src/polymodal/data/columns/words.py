@@ -1,4 +1,4 @@
-"""Words of pages with their boxes, and the field that each word is part of."""
+"""Words of a page with their bounding boxes, and the form field of each word."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import MAX_ROWS, Column, TokenizedColumn, TokenizerSource
+from polymodal.data.columns.column import MAX_ROWS, Column
+from polymodal.data.columns.text import TokenizedColumn, TokenizerSource
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Words
 from polymodal.modalities.document import OTHER, PageTokens, Word, page_tokens
 from polymodal.modalities.text import Tokenizer
 from polymodal.rng import ExampleRNG
 
-NO_FIELD = -100  # of tokens that stand for no word's field; what cross-entropy leaves out
+NO_FIELD = -100  # class of tokens without a field label; cross-entropy ignores it
 
 
 class WordsColumn(TokenizedColumn):
@@ -35,7 +36,7 @@ class WordsColumn(TokenizedColumn):
         tokenizer: Tokenizer | None = None,
         fields: Sequence[str] = (),
     ):
-        """segment_level_layout: whether a word stands in the box of its whole segment. fields: every kind of field."""
+        """segment_level_layout: each word has the box of its segment. fields: names of the field classes."""
         super().__init__(source, tokenizer)
         self.fields = tuple(fields)
         self.segment_level_layout = segment_level_layout
@@ -64,7 +65,7 @@ class WordsColumn(TokenizedColumn):
         return page_tokens(pages, self.tokenizer)
 
     def windows(self, words: list[Word]) -> list[list[Word]]:
-        """A page cut into runs of words that each fit the tokenizer's context; at least one."""
+        """Split a page into windows of words that fit the tokenizer's context; at least one window."""
         room = self.tokenizer.context_length - 2
         pieces = (self.tokenizer([word.text for word in words]).lengths - 2).tolist() if words else []
         runs: list[list[Word]] = [[]]
@@ -78,7 +79,7 @@ class WordsColumn(TokenizedColumn):
         return runs
 
     def field_numbers(self, pages: list[list[Word]], tokens: PageTokens) -> Int[Tensor, "batch length"]:
-        """The field of each word at the word's first piece, `NO_FIELD` at all other tokens."""
+        """Return the field class of each word at its first token, `NO_FIELD` at all other tokens."""
         numbers = {name: number for number, name in enumerate(self.fields)}
         labels = torch.full_like(tokens.word, NO_FIELD)
         for row, (page, first) in enumerate(zip(pages, first_pieces(tokens), strict=True)):
@@ -91,7 +92,7 @@ class WordsColumn(TokenizedColumn):
 
 
 def in_segment_boxes(words: list[Word]) -> list[Word]:
-    """Each word with the box around its segment, as an OCR engine's lines give it."""
+    """Give each word the bounding box of its segment, as OCR engines return for lines."""
     around: dict[int, tuple[int, int, int, int]] = {}
     for word in words:
         left, top, right, bottom = around.get(word.segment, word.box)
@@ -101,7 +102,7 @@ def in_segment_boxes(words: list[Word]) -> list[Word]:
 
 
 def random_windows(pages: list[list[Word]], max_words: int, example_rng: ExampleRNG) -> list[list[Word]]:
-    """At most `longest` words in a row of every page."""
+    """Sample a window of at most `max_words` consecutive words of each page."""
     starts = [
         int(rng.integers(max(len(page) - max_words, 0) + 1))
         for page, rng in zip(pages, example_rng.generators, strict=True)
@@ -110,6 +111,6 @@ def random_windows(pages: list[list[Word]], max_words: int, example_rng: Example
 
 
 def first_pieces(tokens: PageTokens) -> Bool[Tensor, "batch length"]:
-    """True at the first token of every word."""
+    """Return True at the first token of every word."""
     before = F.pad(tokens.word[:, :-1], (1, 0), value=-1)
     return (tokens.word >= 0) & (tokens.word != before)

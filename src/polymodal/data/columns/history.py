@@ -1,4 +1,4 @@
-"""Histories to tensors, and a catalogue to words and to a graph of items that are alike."""
+"""Interaction histories of users with the items of a catalogue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns import Column
+from polymodal.data.columns.column import Column
 from polymodal.errors import UserError
 from polymodal.modalities import History
 from polymodal.modalities.history import Item
@@ -23,7 +23,7 @@ WORD = r"[^\W_]{2,}"
 
 
 class HistoryColumn(Column):
-    """What a person chose, as a 1 for every chosen item of the catalogue and 0 for all others."""
+    """Multi-hot interaction vectors: 1 for each item that a user interacted with, else 0."""
 
     reads = (History,)
 
@@ -43,7 +43,7 @@ class HistoryColumn(Column):
         return corpus.value(row, corpus.column_with(History))
 
     def __call__(self, histories: list[Int[np.ndarray, " _"]]) -> Float[Tensor, "batch items"]:
-        """histories: item numbers, of any count."""
+        """histories: item indices of each user."""
         chosen = torch.zeros(len(histories), len(self.catalogue))
         for row, items in zip(chosen, histories, strict=True):
             row[torch.as_tensor(np.asarray(items, np.int64))] = 1.0
@@ -57,7 +57,7 @@ class HistoryColumn(Column):
         return HistoryColumn([Item(title, text, tuple(facts), tuple(labels)) for title, text, facts, labels in records])
 
     def words(self) -> tuple[list[str], Float[Tensor, "items words"]]:
-        """The words that two items or more have, and each item's TF-IDF weights of them, without normalisation."""
+        """Return the words that occur in at least two items, and the TF-IDF weights of the items, not normalized."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         vectoriser = TfidfVectorizer(token_pattern=WORD, min_df=2, stop_words="english", norm=None)
@@ -65,30 +65,30 @@ class HistoryColumn(Column):
         return vectoriser.get_feature_names_out().tolist(), torch.from_numpy(weights.toarray()).float()
 
     def text_neighbors(self, count: int) -> Int[Tensor, "2 edges"]:
-        """From each item to the `count` items with the most similar words; itself is the first of them."""
+        """Return edges from each item to itself and its nearest items by text, `count` in all."""
         return _neighbors([item.text for item in self.catalogue], count, WORD)
 
     def fact_neighbors(self, count: int) -> Int[Tensor, "2 edges"]:
-        """The same by the facts that items share; without facts, an item has only itself."""
+        """Return edges like `text_neighbors` by shared facts; an item without facts has only its self-loop."""
         return _neighbors(["\n".join(item.facts) for item in self.catalogue], count, r"[^\n]+")
 
 
 def _neighbors(texts: list[str], count: int, token_pattern: str) -> Int[Tensor, "2 edges"]:
-    """By the cosine of TF-IDF vectors."""
+    """Nearest neighbors by the cosine of TF-IDF vectors."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.neighbors import NearestNeighbors
 
-    own = np.arange(len(texts))
-    loops = np.stack([own, own])
+    items = np.arange(len(texts))
+    loops = np.stack([items, items])
     if not any(texts):
         return torch.from_numpy(loops)
     vectors = TfidfVectorizer(token_pattern=token_pattern, lowercase=True).fit_transform(texts)
     if count > 1 and len(texts) > 1:
         among = NearestNeighbors(n_neighbors=min(count, len(texts)), metric="cosine").fit(vectors)
-        distance, found = among.kneighbors(vectors)
-        source = np.repeat(own, found.shape[1])
-        alike = (distance.ravel() < 1) & (found.ravel() != source)
-        others = np.stack([source[alike], found.ravel()[alike]])
+        distance, neighbors = among.kneighbors(vectors)
+        source = np.repeat(items, neighbors.shape[1])
+        alike = (distance.ravel() < 1) & (neighbors.ravel() != source)
+        others = np.stack([source[alike], neighbors.ravel()[alike]])
         rank = np.concatenate([np.arange(n) for n in np.bincount(others[0], minlength=len(texts))])
         loops = np.concatenate([loops, others[:, rank < count - 1]], axis=1)
     return torch.from_numpy(loops.astype(np.int64))

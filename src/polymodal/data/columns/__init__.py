@@ -1,0 +1,1 @@
+"""The kinds of columns that recipes declare, one file a kind."""

@@ -1,0 +1,107 @@
+"""Square images, and the mean and standard deviation of their colors."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image as PILImage
+from torch import Tensor
+
+from polymodal.corpora.corpus import Corpus
+from polymodal.data.columns.column import BaseColumn, Column
+from polymodal.errors import UnreadableExample
+from polymodal.modalities import Image, Video
+from polymodal.modalities.image import to_square
+from polymodal.modalities.video import Clip
+
+
+@dataclass(frozen=True)
+class ImageColumn(BaseColumn):
+    """Square images.
+
+    size: side in pixels. mean, std: of red, green and blue on the scale 0-1, for normalization; learned from the
+    training images if empty. stretch: resize to the square without keeping the aspect ratio, instead of a center crop.
+    """
+
+    reads: ClassVar[tuple[type, ...]] = (Image,)
+    size: int
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+    stretch: bool = False
+
+    @classmethod
+    def of(cls, size: int, colors: tuple[Sequence[float], Sequence[float]] | None) -> ImageColumn:
+        """colors: mean and standard deviation of an image encoder's training; learned from the corpus without."""
+        return cls(size, *colors) if colors else cls(size)
+
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> ImageColumn:
+        if self.mean:
+            return self
+        mean, std = color_statistics(corpora[0])
+        return dataclasses.replace(self, mean=mean, std=std)
+
+    def load(self, corpus: Corpus, row: int) -> np.ndarray:
+        return to_square(corpus.value(row, corpus.column_with(Image)), self.size, self.stretch)
+
+    def __call__(self, images: list[Any]) -> Float[Tensor, "batch 3 size size"]:
+        """images: arrays from `load`, Pillow images, paths or encoded bytes."""
+        return self.normalize(self.pixels(images))
+
+    def pixels(self, images: list[Any]) -> Float[Tensor, "batch 3 size size"]:
+        """Values on the scale 0-1."""
+        arrays = [image if isinstance(image, np.ndarray) else self._open(image) for image in images]
+        return torch.stack([torch.from_numpy(array).permute(2, 0, 1) for array in arrays]).float().div_(255)
+
+    def normalize(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
+        """Normalize values on the scale 0-1 to mean 0 and standard deviation 1 over the training images."""
+        return normalize_pixels(pixels, self.mean, self.std)
+
+    def shown(self, normalized: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
+        """Undo `normalize`: values on the scale 0-1, to plot."""
+        return denormalize_pixels(normalized, self.mean, self.std)
+
+    def _open(self, image: PILImage.Image | Path | str | bytes) -> np.ndarray:
+        return to_square(Image().decode(str(image) if isinstance(image, Path) else image), self.size, self.stretch)
+
+
+def normalize_pixels(
+    pixels: Float[Tensor, "batch 3 height width"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "batch 3 height width"]:
+    """Normalize values on the scale 0-1 to mean 0 and standard deviation 1 per color."""
+    center, spread = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return torch.addcmul(-center / spread, pixels, 1 / spread)
+
+
+def denormalize_pixels(
+    pixels: Float[Tensor, "batch 3 height width"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "batch 3 height width"]:
+    """Undo `normalize_pixels`, clamped to the scale 0-1."""
+    center, spread = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (mean, std))
+    return (pixels * spread + center).clamp(0, 1)
+
+
+def color_statistics(corpus: Corpus, sample: int = 500) -> tuple[list[float], list[float]]:
+    """Compute mean and standard deviation of red, green and blue on the scale 0-1 over a sample of the training images.
+
+    A corpus with clips counts the first frame of each. They are computed for each corpus, because drawings on white,
+    on black, and photographs differ too much for the statistics of one data set.
+    """
+    column = corpus.column_with(Video if corpus.has_modality(Video) else Image)
+    images = []
+    for row in corpus.sample("train", sample):
+        with contextlib.suppress(UnreadableExample):  # the loader counts and names them
+            value = corpus.value(row, column)
+            image = PILImage.fromarray(value.frames[0]) if isinstance(value, Clip) else value
+            images.append(to_square(image, 16))
+    if not images:
+        return [0.5] * 3, [0.5] * 3
+    values = np.stack(images).reshape(-1, 3) / 255
+    return values.mean(0).round(4).tolist(), values.std(0).clip(min=0.05).round(4).tolist()

@@ -1,0 +1,39 @@
+"""Point clouds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from polymodal.corpora.corpus import Corpus
+from polymodal.data.columns.column import BaseColumn
+from polymodal.errors import UnreadableExample
+from polymodal.modalities import Points
+from polymodal.modalities.points import normalize_points, some_points, with_color
+
+
+@dataclass(frozen=True)
+class PointsColumn(BaseColumn):
+    """Point clouds with `num_points` points in the unit sphere, with colors."""
+
+    reads = (Points,)
+    num_points: int
+
+    def load(self, corpus: Corpus, row: int) -> Float[np.ndarray, "points 6"]:
+        """Load all points. Raises UnreadableExample for an empty point cloud."""
+        return self.prepared(corpus.value(row, corpus.column_with(Points)))
+
+    def prepared(self, points: np.ndarray) -> Float[np.ndarray, "points 6"]:
+        if not len(points) or points.shape[1] < 3:
+            raise UnreadableExample("there are no points")
+        return np.concatenate([normalize_points(points[:, :3]), with_color(points)[:, 3:]], axis=1).astype(np.float32)
+
+    def __call__(self, clouds: list[Any]) -> Float[Tensor, "batch points 6"]:
+        """clouds: arrays with a row for each point: x, y (up), z, and optionally red, green and blue from 0 to 1."""
+        prepared = [self.prepared(np.asarray(cloud, dtype=np.float32)) for cloud in clouds]
+        return torch.from_numpy(np.stack([some_points(cloud, self.num_points) for cloud in prepared]))

@@ -1,0 +1,53 @@
+"""Objects of an image with their bounding boxes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from polymodal.corpora.corpus import Corpus
+from polymodal.data.columns.column import Column, PassThroughColumn
+from polymodal.modalities import Image, Regions
+from polymodal.modalities.region import Region
+
+
+class RegionsColumn(PassThroughColumn):
+    """Objects of an image; boxes are whole thousandths of its width and height."""
+
+    reads = (Regions,)
+
+    def load(self, corpus: Corpus, row: int) -> list[Region]:
+        width, height = corpus.value(row, corpus.column_with(Image)).size
+        scale = (1000 / width, 1000 / height) * 2
+        return [
+            region._replace(box=tuple(round(edge * by) for edge, by in zip(region.box, scale, strict=True)))
+            for region in super().load(corpus, row)
+        ]
+
+
+@dataclass(frozen=True)
+class EntityRegionsColumn(PassThroughColumn):
+    """Objects of a clip's first frame; boxes become tensors.
+
+    find_entities: returns the names of the entities in a corpus. entities: these names.
+    """
+
+    reads = (Regions,)
+    find_entities: Callable[[Corpus], Sequence[str]]
+    entities: Sequence[str] = ()
+
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> EntityRegionsColumn:
+        return dataclasses.replace(self, entities=list(self.find_entities(corpora[0])))
+
+    def settings(self) -> dict[str, Any]:
+        return {"entities": list(self.entities)}
+
+    def __call__(self, boxes: list[tuple[float, ...]]) -> Float[Tensor, "batch 4"]:
+        """boxes: left, top, right, bottom as fractions of the square frame."""
+        return torch.tensor(boxes)

@@ -1,0 +1,52 @@
+"""One vocabulary for text tokens and the discrete codes of other modalities, and how codes stand in a sequence."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from polymodal.data.sequence import TEXT
+from polymodal.errors import UserError
+
+
+class CodeFormat(NamedTuple):
+    """How an item of a modality stands in a sequence: `begin`, so many codes, `end`. begin, end: text tokens."""
+
+    begin: int
+    end: int
+    num_codes: int
+
+
+class JointVocabulary:
+    """One vocabulary of all modalities: the entries of each follow those of the one before, text first."""
+
+    def __init__(self, sizes: Mapping[str, int]):
+        """sizes: entries of each modality, in order. Raises UserError where the first is not text."""
+        if next(iter(sizes), None) != TEXT:
+            raise UserError("A joint vocabulary begins with the entries of text.")
+        self.sizes = dict(sizes)
+        self.modalities = tuple(sizes)
+        self.offsets = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0), strict=False))
+        self.total = sum(sizes.values())
+
+    def slice_of(self, modality: str) -> slice:
+        """The entries of a modality."""
+        return slice(self.offsets[modality], self.offsets[modality] + self.sizes[modality])
+
+    def encode(self, modality: str, codes: Int[Tensor, ...]) -> Int[Tensor, ...]:
+        """Codes of a tokenizer to entries of the joint vocabulary."""
+        return codes + self.offsets[modality]
+
+    def decode(self, modality: str, ids: Int[Tensor, ...]) -> Int[Tensor, ...]:
+        """Entries to codes of the modality's tokenizer."""
+        return ids - self.offsets[modality]
+
+    def modality_of(self, ids: Int[Tensor, ...]) -> Int[Tensor, ...]:
+        """The index of each entry's modality."""
+        bounds = torch.tensor([*self.offsets.values()][1:], device=ids.device)
+        return torch.bucketize(ids, bounds, right=True)
