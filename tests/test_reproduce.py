@@ -19,7 +19,8 @@ from polymodal.errors import UserError
 from polymodal.evaluation.statistics import Estimate
 from polymodal.recipes.dual_encoders import clip, siglip
 from polymodal.reproduce import Arm, compare, reproduce
-from polymodal.reproduce.claim import claim_of, claim_record, verdict
+from polymodal.reproduce.claim import claim_of, claim_record
+from polymodal.reproduce.claim_text import verdict_of
 from polymodal.reproduce.compare import Start
 from polymodal.reproduce.curves import learning_curves, plot_curves
 from polymodal.reproduce.display import Display, ProgressReporter
@@ -27,6 +28,7 @@ from polymodal.reproduce.leaderboard import rows, terminal_table
 from polymodal.reproduce.page import recipe_page
 from polymodal.reproduce.parallel import Job, run_in_parallel
 from polymodal.reproduce.report import _curves
+from polymodal.reproduce.verdict import STATISTICS, Evidence, decide, verdict
 from polymodal.training import load_run
 from polymodal.types import Budget
 
@@ -166,7 +168,7 @@ def test_verdicts(interval, higher, expected):
 def test_claim_record_names_verdict_and_metrics(comparison):
     claim = Claim("s", ARMS[0].recipe, ARMS[1].recipe, "emoji", Budget(steps=8), 2, ("test/text_to_image/MRR",))
     record = claim_record("siglip", claim, comparison)
-    assert record["verdict"] in ("supported", "not supported at this scale", "contradicted")
+    assert (record["verdict"], record["why"]) == ("no verdict", "2 seeds, and a verdict needs 3")
     assert record["difference"]["value"] == pytest.approx(record["treatment"]["value"] - record["baseline"]["value"])
 
 
@@ -244,8 +246,14 @@ def test_recorded_claims_are_those_of_the_recipes():
         assert record["claim"] == claim.sentence
         assert record["budget"] == str(claim.budget)
         assert len(record["seeds"]) >= 3
-        assert record["verdict"] == verdict(Estimate(**record["difference"]), record.get("higher_is_better", True))
         assert list(record["metrics"]) == list(claim.metrics)
+        if record.get("statistics") != STATISTICS:
+            assert verdict_of(record) == "to be measured again"
+            continue
+        evidence = [Evidence.from_json(one) for one in record["deciding"]]
+        assert tuple(one.metric for one in evidence) == claim.deciding_metrics
+        assert record["verdict"] == decide(evidence, len(record["seeds"])).verdict
+        assert record["committed"]["claim"]
 
 
 @pytest.mark.parametrize("name", recipes.entries())

@@ -46,8 +46,8 @@ class CompareOptions(RunOptions, JobOptions):
     steps_from: str | None = None
     """results.json of an earlier comparison, whose budget and number of steps of each recipe are used, and lead to the
     same weights."""
-    seeds: PositiveInt = 2
-    """Number of paired seeds."""
+    seeds: PositiveInt = 3
+    """Number of paired seeds. One gives no ranking, and the intervals of two are wide."""
     out: str = "comparison"
     """Folder for results.json, report.html and the runs; the same command resumes."""
 
@@ -132,13 +132,17 @@ def reproduce(arguments: Arguments) -> None:
         out: str | None = None
         """Folder for claim.json, report.html and the runs; by default reproduce/RECIPE, or reproduce/RECIPE-CLAIM
         for a further claim."""
+        again: bool = False
+        """Measure a claim once more that was measured with the same code; its result keeps the earlier ones."""
+        tune: bool = False
+        """First train every arm with each of the claim's tuning values, and take its best by the validation split."""
 
     options = parse(Options, rest, "reproduce RECIPE", reproduce)
-    from polymodal.evaluation.statistics import number
     from polymodal.recipes import FIRST_CLAIM
     from polymodal.reproduce.claim import claim_of
     from polymodal.reproduce.claim import reproduce as test_claim
-    from polymodal.reproduce.leaderboard import cost_table, format_difference
+    from polymodal.reproduce.claim_text import claim_rows, decision_sentence, how_often, secondary_sentence
+    from polymodal.reproduce.leaderboard import cost_table
     from polymodal.reproduce.timing import recorded_steps
 
     claim = claim_of(spec, options.claim)
@@ -155,33 +159,23 @@ def reproduce(arguments: Arguments) -> None:
         jobs=options.jobs,
         trust_code=options.trust_code,
         steps=steps,
+        again=options.again,
+        tune=options.tune,
     )
     console = terminal()
     console.print(f"[bold]{claim.sentence}[/bold]")
+    arms = [*result["cost"]]
     print_table(
-        ["metric", *(arm.label for arm in comparison.arms), "treatment against baseline"],
-        [
-            [
-                name,
-                *(
-                    number(comparison.unit(name), comparison.estimate(arm, name).value)
-                    if arm in comparison.having(name)
-                    else "–"
-                    for arm in comparison.arms
-                ),
-                format_difference(comparison.unit(name), comparison.difference(comparison.arms[1], name))
-                if comparison.can_be_compared(name)
-                else "–",
-            ]
-            for name in claim.metrics
-        ],
-        right=range(1, 2 + len(comparison.arms)),
+        ["metric", "chance", *arms, "treatment against baseline"],
+        claim_rows(result),
+        right=range(1, 3 + len(arms)),
     )
     console.print()
     console.print(cost_table(comparison))
-    console.print(
-        f"\nVerdict: [bold]{result['verdict']}[/bold] (by {result['metric']}).   {out}/claim.json", highlight=False
-    )
+    print("\n" + secondary_sentence(result))
+    if earlier := how_often(result):
+        print(earlier)
+    console.print(f"\nVerdict: {decision_sentence(result, '[bold]', '[/bold]')}   {out}/claim.json", highlight=False)
 
 
 def attack(arguments: Arguments) -> None:

@@ -92,7 +92,7 @@ class PairedTest:
         classes = prompt_ensemble([self.text_vectors[torch.from_numpy(self.owner == number)] for number in asking])
         relevant = [np.array([place]) for place in range(len(asking))]
         found = ranks(self.items[torch.from_numpy(asking)], classes, relevant)
-        return [Score(f"{name}/top-{k}", (found <= k).astype(float), k / len(asking)) for k in (1, 5)]
+        return [Score(f"{name}/top-{k}", (found <= k).astype(float), min(k / len(asking), 1.0)) for k in (1, 5)]
 
 
 def main_language(corpus: Corpus) -> str | None:

@@ -64,7 +64,7 @@ def compare(
     arms: Sequence[Arm | Any],
     corpus: Corpus,
     budget: Budget,
-    seeds: int | Sequence[int] = 2,
+    seeds: int | Sequence[int] = 3,
     out: Path | str | None = None,
     display: Display | None = None,
     start: Start | None = None,

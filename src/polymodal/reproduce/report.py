@@ -47,6 +47,7 @@ def report(comparison: ComparisonResult) -> str:
         splits=[(split, len(comparison.corpus.rows(split))) for split in comparison.corpus.splits],
         colors=dict(zip((arm.label for arm in comparison.arms), COLORS * 9, strict=False)),
         curves=_curves(comparison),
+        uncorrected=leaderboard.UNCORRECTED,
         languages=_bars_by_language(comparison),
         vendors=_bars_by_split(comparison, splits) if len(splits) > 1 else "",
         grids=_grids(comparison),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
+from polymodal.evaluation.classification import predicted_classes
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task
 from polymodal.modalities import Words
@@ -20,6 +21,7 @@ from polymodal.training.run import answers
 from polymodal.types import Batch, Example, Processor
 
 VALIDATION_PAGES = 150  # a look at long pages takes longer than many steps
+NO_FIELD = ""  # of a word whose logits are no numbers: never right
 Entity = tuple[int, int, str]  # the first word, the one after the last, and the field
 
 
@@ -48,9 +50,9 @@ def predict_fields(
     column = processor.columns["words"]  # type: ignore[attr-defined]
     parts = [(number, part) for number, one in enumerate(examples) for part in column.windows(one["words"])]
     columns = {"words": [part for _, part in parts], "image": [examples[number]["image"] for number, _ in parts]}
-    likely = torch.cat(answers(method, processor, "classify_tokens", columns, 64)).argmax(1).tolist()
-    numbers = iter(likely)
-    return [(one["words"], [column.fields[next(numbers)] for _ in one["words"]]) for one in examples]
+    likely = predicted_classes(torch.cat(answers(method, processor, "classify_tokens", columns, 64)).numpy()).tolist()
+    fields = iter([column.fields[number] if number >= 0 else NO_FIELD for number in likely])
+    return [(one["words"], [next(fields) for _ in one["words"]]) for one in examples]
 
 
 def field_scores(

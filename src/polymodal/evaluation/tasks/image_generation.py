@@ -19,8 +19,8 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.label import label_of
 from polymodal.data.conditions import conditions
 from polymodal.data.loader import Reader
-from polymodal.evaluation.classification import balanced_accuracy
-from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.evaluation.classification import balanced_accuracy, predicted_classes
+from polymodal.evaluation.statistics import MetricKind, Score, group_numbers
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image
 from polymodal.training.run import evaluating, to_device
@@ -30,6 +30,7 @@ STEPS = (1, 2, 4, 8, 32)
 VALIDATION_STEPS = (1, 8)
 BATCH = 128
 PASSES = 15  # of the classifier over the training images
+IMAGE_GROUPS = 50  # that are left out in turn for the interval of a Fréchet distance
 
 
 @runtime_checkable
@@ -82,32 +83,67 @@ def image_classifier(corpus: Corpus, train: Batch) -> ImageClassifier:
 def kernel_distance(name: str, made: Float[Tensor, "images dim"], real: Float[Tensor, "others dim"]) -> Score:
     """Squared maximum mean discrepancy under the kernel (1 + x·y / dim)³, without bias (KID, Bińkowski et al. 2018).
 
-    The unit is a generated image: how much more it is alike the other generated ones than the real ones, plus what is
-    the same for all images.
+    Of equally many images, the unit is a generated one with the real one whose conditions it has, and its influence is
+    that on the sums over pairs, each of which has it twice (a U-statistic, Hoeffding 1948). Otherwise it is a generated
+    one, and the real ones are taken as given.
     """
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (1 + a.double() @ b.double().T / a.shape[1]) ** 3
 
     own, theirs = kernel(made, made).fill_diagonal_(0), kernel(real, real).fill_diagonal_(0)
-    alike = own.sum(1) / (len(made) - 1) - 2 * kernel(made, real).mean(1)
-    constant = theirs.sum() / (len(real) * (len(real) - 1))
-    return Score(name, (alike + constant).numpy(), higher_is_better=False)
+    alike, alike_real, between = own.sum(1) / (len(made) - 1), theirs.sum(1) / (len(real) - 1), kernel(made, real)
+    value = float(alike.mean() + alike_real.mean() - 2 * between.mean())
+    influence = 2 * (alike - between.mean(1))
+    if len(made) == len(real):
+        influence += 2 * (alike_real - between.mean(0))
+    return Score.from_influence(name, value, influence.numpy(), higher_is_better=False)
 
 
-def frechet_distance(name: str, made: Float[Tensor, "images dim"], real: Float[Tensor, "others dim"]) -> Score:
+def frechet_distance(
+    name: str, made: Float[Tensor, "images dim"], real: Float[Tensor, "others dim"], groups: int = IMAGE_GROUPS
+) -> Score:
     """Squared distance of the normal distributions with the means and covariances of both (FID, Heusel et al. 2017).
 
-    It grows as samples get fewer, so it compares only what was made of equally many.
+    It grows as samples get fewer, so it compares only what was made of equally many. groups: parts of the images, each
+    generated one with the real one whose conditions it has, that are left out in turn for the interval; with 1 there is
+    no interval. Images that are no numbers have no distance.
     """
-    a, b = made.double(), real.double()
-    mean = (a.mean(0) - b.mean(0)).square().sum()
-    first, second = torch.cov(a.T), torch.cov(b.T)
-    values, vectors = torch.linalg.eigh(first)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
-    distance = mean + first.trace() + second.trace() - 2 * cross
-    return Score(name, np.array([float(distance.clamp(min=0))]), higher_is_better=False)
+    if not (made.isfinite().all() and real.isfinite().all()):
+        return Score(name, np.array([np.nan]), higher_is_better=False)
+    whole = [one.double() for one in (made, real)]
+    value = float(_frechet(*(m[None] for one in whole for m in (one.mean(0), torch.cov(one.T)))))
+    groups = min(groups, len(made) // 2, len(real) // 2)
+    if groups < 2:
+        return Score(name, np.array([value]), higher_is_better=False)
+    left_out = _frechet(*(moment for one in whole for moment in _moments_without(one, groups)))
+    return Score.from_jackknife(name, value, left_out.numpy(), higher_is_better=False)
+
+
+def _moments_without(
+    images: Float[Tensor, "images dim"], groups: int
+) -> tuple[Float[Tensor, "groups dim"], Float[Tensor, "groups dim dim"]]:
+    """Means and covariances of the images outside each group."""
+    members = F.one_hot(torch.from_numpy(group_numbers(len(images), groups)), groups).double().T
+    centered = images - images.mean(0)  # so that sums of squares lose no digits
+    count = len(images) - members.sum(1)
+    mean = -(members @ centered) / count[:, None]
+    inside = torch.stack([centered[group].T @ centered[group] for group in members.bool()])
+    outside = centered.T @ centered - inside - count[:, None, None] * mean[:, :, None] * mean[:, None]
+    return mean + images.mean(0), outside / (count - 1)[:, None, None]
+
+
+def _frechet(
+    mean: Float[Tensor, "groups dim"],
+    covariance: Float[Tensor, "groups dim dim"],
+    other_mean: Float[Tensor, "groups dim"],
+    other_covariance: Float[Tensor, "groups dim dim"],
+) -> Float[Tensor, " groups"]:
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.clamp(min=0).sqrt()[:, None] @ vectors.mT
+    cross = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp(min=0).sqrt().sum(1)
+    traces = (covariance + other_covariance).diagonal(dim1=1, dim2=2).sum(1)
+    return ((mean - other_mean).square().sum(1) + traces - 2 * cross).clamp(min=0)
 
 
 def generation_scores(
@@ -121,6 +157,7 @@ def generation_scores(
     labels = real["label"].numpy()
     conditions = {name: value for name, value in real.items() if name != "image"}
     device = next(method.parameters()).device
+    groups = 1 if split == "validation" else IMAGE_GROUPS  # curves have no intervals
     scores = []
     with evaluating(method), torch.no_grad():
         of_real = classifier.features(real["image"])
@@ -128,13 +165,13 @@ def generation_scores(
             generator = torch.Generator().manual_seed(0)
             made = method.generate_images(to_device(conditions, device), steps, generator).cpu()
             task = f"{split}/generation_in_{steps}"
-            scores.append(balanced_accuracy(f"{task}/accuracy", classifier(made).argmax(1).numpy(), labels))
-            scores.append(frechet_distance(f"{task}/frechet_distance", classifier.features(made), of_real))
+            scores.append(balanced_accuracy(f"{task}/accuracy", predicted_classes(classifier(made).numpy()), labels))
+            scores.append(frechet_distance(f"{task}/frechet_distance", classifier.features(made), of_real, groups))
             scores.append(kernel_distance(f"{task}/kernel_distance", classifier.features(made), of_real))
         seen = classifier(real["image"]).argmax(1).numpy()
         scores.append(balanced_accuracy(f"{split}/real_images/accuracy", seen, labels))
         others = classifier.features(train["image"][: len(labels)])
-        scores.append(frechet_distance(f"{split}/real_images/frechet_distance", others, of_real))
+        scores.append(frechet_distance(f"{split}/real_images/frechet_distance", others, of_real, groups))
     return scores
 
 

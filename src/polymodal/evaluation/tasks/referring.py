@@ -103,10 +103,11 @@ def _boxes(expressions: Sequence[ReferringExpression]) -> set[tuple[float, ...]]
 
 
 def _overlap(found: tuple[Tensor, Tensor], truth: Float[Tensor, "expressions 4"]) -> Float[np.ndarray, " expressions"]:
-    """IoU of the likeliest box with the true one."""
+    """IoU of the likeliest box with the true one; 0 where a probability or the box is no number."""
     boxes, sure = found
     likeliest = boxes[torch.arange(len(boxes)), sure.argmax(1)]
-    return intersection_over_union(likeliest, truth)[0].double().numpy()
+    overlap = intersection_over_union(likeliest, truth)[0].double()
+    return overlap.where(~sure.isnan().any(1), 0.0).nan_to_num(0.0).numpy()
 
 
 def _set_scores(
@@ -114,7 +115,10 @@ def _set_scores(
 ) -> list[Score]:
     """owner: for each expression, the number of its image."""
     whole = np.array(
-        [all_matched(own[sure > SCORE_THRESHOLD], one.boxes) for own, sure, one in zip(*found, asked, strict=True)],
+        [
+            not sure.isnan().any() and all_matched(own[sure > SCORE_THRESHOLD], one.boxes)
+            for own, sure, one in zip(*found, asked, strict=True)
+        ],
         dtype=float,
     )
     empty = np.array([not one.boxes for one in asked])
@@ -132,7 +136,7 @@ def all_matched(boxes: Float[Tensor, "found 4"], truth: Sequence[Sequence[float]
         return False
     if not len(boxes):
         return True
-    overlap = intersection_over_union(boxes[:, None], torch.tensor(truth)[None])[0].numpy()
+    overlap = intersection_over_union(boxes[:, None], torch.tensor(truth)[None])[0].nan_to_num(0.0).numpy()
     near: Bool[np.ndarray, "found objects"] = overlap >= IOU_THRESHOLD
     return bool(near[linear_sum_assignment(~near)].all())
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
+from polymodal.evaluation.classification import predicted_classes
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import ITEMS, Task, TaskInputs, has_names
 from polymodal.modalities import Image, Regions, Video
@@ -49,7 +50,7 @@ def region_scores(method: nn.Module, processor: Any, reader: Reader, split: str,
     if not shown:
         return []
     named = torch.cat(answers(method, processor, "classify_regions", {item: shown, "box": boxes}, BATCH))
-    first, sure = named.argmax(1).tolist(), (named.amax(1) >= CONFIDENCE_THRESHOLD).numpy()
+    first, sure = predicted_classes(named.numpy()).tolist(), (named.amax(1) >= CONFIDENCE_THRESHOLD).numpy()
     hits = np.array([one in fitting for one, fitting in zip(first, right, strict=True)], dtype=float)
     chance = float(np.mean([len(fitting) for fitting in right])) / len(numbers)
     units = np.unique(unit, return_inverse=True)[1]
