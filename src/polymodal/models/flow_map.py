@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polymodal.encoders.condition import ConditionEncoder
-from polymodal.layers.diffusion_transformer import DiffusionTransformer, TimeEmbedding
+from polymodal.layers.diffusion_transformer import TimeEmbedding
 from polymodal.objectives.diffusion import (
     SIGMA_DATA,
     FlowMapType,
@@ -33,13 +32,14 @@ TimeInput = Literal["identity", "stride", "none"]
 class FlowMap(nn.Module):
     """Denoiser of images with a condition and two times.
 
-    temb_type: second time input: s, t - s, or none (a flow, which knows no destination).
+    backbone: takes images and the sum of all embeddings. condition: a `ConditionEncoder`. temb_type: second time input:
+    s, t - s, or none (a flow, which knows no destination).
     """
 
     def __init__(
         self,
-        backbone: DiffusionTransformer,
-        condition: ConditionEncoder,
+        backbone: nn.Module,
+        condition: nn.Module,
         width: int,
         f_type: FlowMapType,
         temb_type: TimeInput,

@@ -78,7 +78,7 @@ class IMM(nn.Module):
     def __init__(self, recipe: Recipe, num_classes: int, vocab_size: int = 0):
         """Build the method. num_classes, vocab_size: of the conditions, 0 where there are none."""
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.unconditional = recipe, not (num_classes or vocab_size)
         self.flow_map = FlowMap(
             DiffusionTransformer(recipe.image_size, recipe.patch_size, recipe.width, recipe.depth, recipe.num_heads),
             ConditionEncoder(recipe.width, recipe.text, num_classes, vocab_size),
