@@ -115,7 +115,7 @@ def inductive_moment_matching(results: Path) -> None:
             axes.set(xticks=[], yticks=[])
             if arm == next(iter(runs)):
                 axes.set_title(f"{count} step{'s' * (count > 1)}", fontsize=9)
-        name = {"baseline": "flow matching", "treatment": "four particles"}.get(arm, arm.replace("_", " "))
+        name = {"baseline": "one particle (consistency)", "treatment": "four particles"}.get(arm, arm.replace("_", " "))
         axes_row[0].set_ylabel(name.replace(" ", "\n", 1), fontsize=8, rotation=0, ha="right", va="center")
     figure.savefig(HERE / "inductive_moment_matching.png", dpi=130)
 
