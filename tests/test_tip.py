@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from polymodal.corpora import Corpus
 from polymodal.data.columns.table import TableColumn
-from polymodal.data.loader import Reader
-from polymodal.data.processor import fit_processor
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.table import TableEncoderConfig
-from polymodal.errors import UserError
-from polymodal.evaluation.task import available_modalities
-from polymodal.evaluation.tasks.label_classification import CanClassify
-from polymodal.evaluation.tasks.table_imputation import fill_scores
-from polymodal.modalities import Table, Text
 from polymodal.modalities.table import TableRows
 from polymodal.objectives.image_text_matching import ITMPairs
 from polymodal.recipes.science import tip
-from polymodal.rng import ExampleRNG
-from polymodal.training import train
-from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Budget
 
 GOLDEN = {name: torch.from_numpy(a) for name, a in np.load(Path(__file__).parent / "golden" / "tip.npz").items()}
 

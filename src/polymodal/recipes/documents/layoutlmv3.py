@@ -196,7 +196,8 @@ class Recipe(TrainingRecipe):
         )
 
     def columns(self) -> Declared:
-        image = ImageColumn(self.encoder.image_size, *(self.encoder.image_mean_std or ()), stretch=True)
+        mean, std = self.encoder.image_mean_std or ((), ())
+        image = ImageColumn(self.encoder.image_size, mean, std, stretch=True)
         tokenizer = self.encoder.tokenizer_source(self.vocab_size)
         return {"words": WordsColumn(tokenizer, self.segment_level_layout), "image": image}
 

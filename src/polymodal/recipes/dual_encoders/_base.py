@@ -73,7 +73,7 @@ class DualEncoder(DualEncoderModel):
         super().__init__(encoders, space)
 
     @two_halves("encode", "contrastive_losses")
-    def losses(self, batch: ImageTextBatch) -> dict[str, Tensor]:  # type: ignore[override]
+    def losses(self, batch: ImageTextBatch) -> dict[str, Tensor]:
         return super().losses(batch)
 
     @torch.no_grad()
