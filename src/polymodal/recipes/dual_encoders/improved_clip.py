@@ -6,8 +6,8 @@ compared only with each other through separate projectors. The four added losses
 `ssl_loss`; with `num_strong_views=0` the recipe is CLIP. Of the released code, SwALIP with prototypes, drop path and
 convolutional image encoders are left out; its dropout is on the input of blocks, here on the output of their branches.
 
-Of the released code, z is given by image_projection and text_projection, h by local_projectors, v by ssl_projectors
-and p by ssl_predictors; the losses are functions of `_multi_view.py`.
+The released code's z come from image_projection and text_projection, h from local_projectors, v from ssl_projectors
+and p from ssl_predictors; the losses are in `_multi_view.py`.
 
 Terms: CL2L loss = losses.contrastive, SiamLIP = losses.siamlip, BYOLIP = losses.byolip, BarLIP = losses.barlip,
 SwALIP = losses.swalip.
@@ -15,9 +15,7 @@ SwALIP = losses.swalip.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired
 
@@ -36,6 +34,7 @@ from polymodal.errors import UserError
 from polymodal.layers.logit_scale import LogitScale
 from polymodal.layers.momentum_encoder import MomentumEncoder
 from polymodal.layers.projection_head import ProjectionHead
+from polymodal.layers.transformer import without_dropout
 from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, may_flip
 from polymodal.modalities.text import Tokens
 from polymodal.modalities.text_augmentation import TextAugmentation, augment_text, without_stop_words
@@ -115,14 +114,16 @@ class ImprovedCLIP(DualEncoder):
         return losses
 
     def _local(self, modality: str, feature: Tensor) -> Float[Tensor, "batch dim"]:
-        separate = self.recipe.separate_projectors
         shared = {"image": self.image_projection, "text": self.text_projection}
-        return F.normalize((self.local_projectors if separate else shared)[modality](feature), dim=-1)
+        return F.normalize((self.local_projectors if self._separate else shared)[modality](feature), dim=-1)
+
+    @property
+    def _separate(self) -> bool:
+        return self.recipe.num_strong_views > 0 and self.recipe.separate_projectors
 
     @property
     def _local_scale(self) -> Float[Tensor, ""]:
-        separate = self.recipe.num_strong_views and self.recipe.separate_projectors
-        return self.local_logit_scale() if separate else self.logit_scale()
+        return self.local_logit_scale() if self._separate else self.logit_scale()
 
     def _ssl_loss(self, images: Views, texts: Views, batch: MultiViewBatch) -> Tensor:
         # Batch norms see one view at a time.
@@ -138,7 +139,7 @@ class ImprovedCLIP(DualEncoder):
         return siamlip_loss(p, v)
 
 
-def _heads(widths: dict[str, int], sizes: list[int], **options: bool) -> nn.ModuleDict:
+def _heads(widths: dict[str, int], sizes: list[int], **options: Any) -> nn.ModuleDict:
     """A projection head per modality. widths: of their inputs."""
     return nn.ModuleDict({m: ProjectionHead([width, *sizes], **options) for m, width in widths.items()})
 
@@ -149,23 +150,11 @@ def _each(module: nn.Module, views: Views) -> list[Tensor]:
 
 def _views(encoder: Encoder, global_view: Any, local_views: Any) -> list[Float[Tensor, "batch width"]]:
     """Pooled features of the global view, without dropout, and of the local ones, with it."""
-    with _without_dropout(encoder):
+    with without_dropout(encoder):
         views = [encoder.pooled(global_view)]
     if local_views is not None:
         views += encoder.pooled(local_views).split(len(views[0]))
     return views
-
-
-@contextlib.contextmanager
-def _without_dropout(module: nn.Module) -> Iterator[None]:
-    active = [part for part in module.modules() if isinstance(part, nn.Dropout) and part.training]
-    for part in active:
-        part.eval()
-    try:
-        yield
-    finally:
-        for part in active:
-            part.train()
 
 
 @dataclass(frozen=True)
