@@ -30,6 +30,7 @@ from polymodal.reproduce.parallel import Job, run_in_parallel
 from polymodal.reproduce.result import Arm, ComparisonResult, Trial
 from polymodal.reproduce.timing import START, TimedArm, budgets_in_steps
 from polymodal.training import Interrupted, Run, train
+from polymodal.training.initialization import recipe_started_from
 from polymodal.training.recipe_file import user_file
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import write_json, write_text
@@ -183,6 +184,8 @@ class _Plan:
     def beginning(self, corpus: Corpus, seed: int, watcher: ProgressReporter, unkept: Path) -> _Beginning:
         """unkept: a folder for what is made, where there is no other."""
         if self.start is None:
+            for arm in self.arms:
+                recipe_started_from(arm.recipe, None)  # raises UserError for one that begins with a run
             torch.manual_seed(seed)
             first = self.arms[0].recipe
             return _Beginning(first.build(fit_processor(first, corpus)), corpus)
