@@ -31,6 +31,7 @@ claim = Claim(
     },
     start=_language,
     start_budget=Budget(steps=600),
+    start_scored=True,
     corpus="scenes",
     budget=Budget(steps=900),
     seeds=3,

@@ -37,6 +37,7 @@ claim = Claim(
     start=_taught,
     start_budget=Budget(steps=1600),
     start_makes=_own_pairs,
+    start_scored=True,
     corpus="counting",
     budget=Budget(steps=150),
     seeds=3,
