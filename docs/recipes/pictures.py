@@ -115,7 +115,7 @@ def inductive_moment_matching(results: Path) -> None:
             axes.set(xticks=[], yticks=[])
             if arm == next(iter(runs)):
                 axes.set_title(f"{count} step{'s' * (count > 1)}", fontsize=9)
-        name = {"baseline": "flow matching", "treatment": "four particles"}.get(arm, arm.replace("_", " "))
+        name = {"baseline": "one particle (consistency)", "treatment": "four particles"}.get(arm, arm.replace("_", " "))
         axes_row[0].set_ylabel(name.replace(" ", "\n", 1), fontsize=8, rotation=0, ha="right", va="center")
     figure.savefig(HERE / "inductive_moment_matching.png", dpi=130)
 
@@ -134,9 +134,9 @@ def layoutlmv3(results: Path) -> None:
         tokens, patches = model.encoder(batch["words"], batch["image"], batch["masked_words"], batch["masked_patches"])
         codes = model.tokenizer.encode(batch["image"])
         decoded = model.tokenizer.decode(codes)
-        guessed = torch.where(batch["masked_patches"], model.patch_head(patches[:, 1:]).argmax(-1), codes)
+        guessed = torch.where(batch["masked_patches"], model.mim_head(patches[:, 1:]).argmax(-1), codes)
         filled = model.tokenizer.decode(guessed)
-        in_sight = model.alignment_head(tokens).squeeze(-1).sigmoid()[0]
+        in_sight = model.wpa_head(tokens).squeeze(-1).sigmoid()[0]
         tagged = model.classify_tokens(processor(words=[example["words"]], image=[example["image"]])).argmax(1).tolist()
     grid = recipe.encoder.grid
     gone = batch["masked_patches"][0].view(grid, grid).repeat_interleave(recipe.encoder.patch_size, 0)

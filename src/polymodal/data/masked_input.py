@@ -5,6 +5,7 @@ One result type for all modalities (`MaskedInput`); `data/masks.py` chooses the 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -81,7 +82,7 @@ def mask_tokens(
         kept = mask & (choices < keep_prob)
         random = mask & (choices >= keep_prob) & (choices < keep_prob + random_prob)
         ids = torch.where(random, replacements, torch.where(kept, tokens.ids, ids))
-    return MaskedInput(Tokens(ids, tokens.lengths), tokens.ids, mask)
+    return MaskedInput(dataclasses.replace(tokens, ids=ids), tokens.ids, mask)
 
 
 def mask_values(
