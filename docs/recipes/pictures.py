@@ -488,10 +488,10 @@ def mslam(results: Path) -> None:
 
 
 def gradient_harmonization(results: Path) -> None:
-    """What the gradients of both losses say of the data: with and without exchanged sounds and texts, over training."""
-    arms = {"treatment": "two of five texts or sounds exchanged", "nothing_swapped_both": "nothing exchanged"}
-    said = {"gradient_cosine": "cosine of both gradients", "conflict_rate": "share of groups that conflict"}
-    said["skip_rate"] = "share of groups left out"
+    """What the gradients of both losses say of the data: with and without misaligned triplets, over training."""
+    arms = {"treatment": "40 % of the triplets misaligned", "aligned_both": "all triplets aligned"}
+    said = {"gradient_cosine": "cosine of both gradients", "conflict_rate": "fraction of triplets that conflict"}
+    said["skip_rate"] = "fraction of triplets skipped"
     figure, every = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
     for axes, (name, title) in zip(every, said.items(), strict=True):
         for number, (arm, label) in enumerate(arms.items()):

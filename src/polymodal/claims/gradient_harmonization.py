@@ -11,10 +11,13 @@ from __future__ import annotations
 import dataclasses
 
 from polymodal.claim import Claim
+from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.recipes.optimization.gradient_harmonization import Recipe
 from polymodal.types import Budget
 
-_misaligned = Recipe(mismatch_rate=0.4, gradient_granularity="feature")
+_misaligned = Recipe(
+    mismatch_rate=0.4, gradient_granularity="feature", video=VideoEncoderConfig(frames=2), max_audio_tokens=10
+)
 _aligned = dataclasses.replace(_misaligned, mismatch_rate=0.0)
 claim = Claim(
     sentence="Where audio and text do not always belong to their video, realigned gradients and a curriculum by their "
@@ -29,7 +32,7 @@ claim = Claim(
         "aligned, both": dataclasses.replace(_aligned, gradient_harmonization="both"),
     },
     corpus="clips",
-    budget=Budget(steps=600),
+    budget=Budget(steps=400),
     seeds=3,
     metrics=(
         "test/text_to_video/R@10",

@@ -1,4 +1,4 @@
-"""CHAIR, the baseline of metrics of hallucination: a fixed list of objects (Rohrbach et al. 2018)."""
+"""CHAIR: object hallucination by a fixed list of objects (Rohrbach et al. 2018)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from polymodal.corpora._wordnet import wordnet
 from polymodal.evaluation.caption_metric import CaptionScore
 from polymodal.evaluation.hallucination import listed_class
-from polymodal.recipes.metrics._objects import object_lines, root
+from polymodal.evaluation.object_parser import object_lines, root
 
 WANTED_BY = "metric 'CHAIR'"
 
 
 @dataclass(frozen=True)
 class Chair:
-    """Mentions of the 80 classes of COCO, or of their kinds, that no reference has; all other words are not seen."""
+    """Mentions of the 80 classes of COCO, or of their hyponyms, that no reference has; other objects are not seen."""
 
     def score(self, caption: str, references: Sequence[str], detections: Sequence[str] = ()) -> CaptionScore:
-        """1 - CHAIR_i: the share of mentions that are right, 1 without any; an object's score is 0 or 1."""
+        """Return 1 - CHAIR_i: the fraction of mentions that are right, 1 without any; an object's score is 0 or 1."""
         known = {one for text in references for one in self._classes(text).values()}
         known |= {found for name in detections if (found := listed_class(name.lower(), wordnet(WANTED_BY)))}
         objects = {phrase: float(one in known) for phrase, one in self._classes(caption).items()}
