@@ -18,7 +18,7 @@ from PIL import Image as PILImage
 
 from polymodal.corpora.about import About
 from polymodal.corpora.corpus import Corpus
-from polymodal.corpora.saved import save_corpus
+from polymodal.corpora.saved import open_saved, save_corpus
 from polymodal.modalities import (
     Audio,
     Category,
@@ -76,7 +76,13 @@ def corpus(folder: Path) -> Corpus:
     """Write the corpus into a folder, and open it."""
     about = About("synthetic", "composed for tests", "CC0-1.0", "tests/synthetic.py", ("image", "text"))
     stored = columns() | {"history": History()}  # a catalogue is not part of what is stored
-    return replace(save_corpus(folder, about, stored, rows(), label="label"), columns=columns())
+    save_corpus(folder, about, stored, rows(), label="label")
+    return open_corpus(folder)
+
+
+def open_corpus(folder: Path) -> Corpus:
+    """Open the corpus that was written into a folder."""
+    return replace(open_saved(folder), columns=columns())
 
 
 def rows() -> Iterator[dict[str, Any]]:

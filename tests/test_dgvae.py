@@ -127,6 +127,8 @@ def test_the_divergence_s_weight_rises_with_the_updates_which_a_checkpoint_keeps
     batch = {"history": (torch.rand(4, 10) < 0.4).float()}
     for _ in range(3):
         method.losses(batch)
+        method.losses(batch)  # of another micro-batch
+        method.after_step(0.0)
     assert method.state_dict()["updates"] == 3
     method.eval()
     method.losses(batch)

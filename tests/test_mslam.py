@@ -217,9 +217,11 @@ def test_the_quantizer_passes_gradients_cools_and_counts_its_codes() -> None:
     assert chosen.codes.shape == (50, 2)
     chosen.vectors.sum().backward()
     assert torch.count_nonzero(x.grad) > 0
+    assert float(quantizer.temperature) == 2.0, "one for all micro-batches of a step"
+    quantizer.after_step(0.0)
     assert float(quantizer.temperature) == 1.0
     for _ in range(3):
-        quantizer(x)
+        quantizer.after_step(0.0)
     assert float(quantizer.temperature) == 0.5, "not colder than that"
     quantizer.eval()
     one, two = quantizer(x), quantizer(x)
@@ -269,11 +271,11 @@ def test_text_leaves_speechs_own_blocks_alone(processor: Processor, tones: Corpu
 def test_arms_have_the_same_speech_and_their_own_losses(processor: Processor, tones: Corpus) -> None:
     batch = batch_of(processor, tones)
     wanted = {
-        ("none", False): {"contrastive", "w2v_bert"},
-        ("none", True): {"contrastive", "w2v_bert", "span_bert"},
-        ("tlm", True): {"contrastive", "w2v_bert", "span_bert", "tlm"},
-        ("tlm+ctc", True): {"contrastive", "w2v_bert", "span_bert", "tlm", "ctc"},
-        ("ctc", False): {"contrastive", "w2v_bert", "ctc"},
+        ("none", False): {"contrastive", "diversity", "w2v_bert"},
+        ("none", True): {"contrastive", "diversity", "w2v_bert", "span_bert"},
+        ("tlm", True): {"contrastive", "diversity", "w2v_bert", "span_bert", "tlm"},
+        ("tlm+ctc", True): {"contrastive", "diversity", "w2v_bert", "span_bert", "tlm", "ctc"},
+        ("ctc", False): {"contrastive", "diversity", "w2v_bert", "ctc"},
     }
     for (pairs, text), names in wanted.items():
         torch.manual_seed(3)

@@ -130,7 +130,7 @@ def pair_logits(target: Run, pairs: Pairs) -> Float[Tensor, "images texts"]:
     """Return the image-text matching logits of all pairs."""
     parts = []
     for start in range(0, len(pairs.images), MATCHED_AT_ONCE):
-        columns = {"text": pairs.texts, "image": pairs.images[start : start + MATCHED_AT_ONCE]}
+        columns: dict[str, list[Any]] = {"text": pairs.texts, "image": pairs.images[start : start + MATCHED_AT_ONCE]}
         parts += answers(target.model, target.processor, "itm_logits", columns, batch_size=len(pairs.texts))
     return torch.cat(parts)
 

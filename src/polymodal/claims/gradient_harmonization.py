@@ -40,5 +40,7 @@ claim = Claim(
         "test/text_to_video/R@1",
         "test/linear_probe_motion/accuracy",
     ),
+    deciding=("test/text_to_video/R@10", "test/sound_to_video/R@10"),
+    tuning={"optimizer.learning_rate": (5e-4, 1e-3, 2e-3)},
     paper_results="better than VATT on UCF101, HMDB51, ESC-50, YouCook2 and MSR-VTT; figures are not in the abstract",
 )

@@ -33,17 +33,16 @@ _deep = dataclasses.replace(
     image=ImageEncoderConfig(patch_size=4, depth=3, pool_type="cls"),
     text=TextEncoderConfig(depth=2, pool_type="eos"),
 )
-_without_text = {"top_k": 0}  # images only
 claim = AttackClaim(
     sentence="Images and captions perturbed as sets fool other models more often than those perturbed as pairs.",
     baseline=_pair,
     treatment=_set,
     further={
         # The image part alone: the word that a caption loses decides most of the success of both arms above.
-        "pair, images only": dataclasses.replace(_pair, **_without_text),
-        "set, images only": dataclasses.replace(_set, **_without_text),
-        "all captions, one scale, images only": dataclasses.replace(_set, scales=(), **_without_text),
-        "one caption, all scales, images only": dataclasses.replace(_set, use_all_captions=False, **_without_text),
+        "pair, images only": dataclasses.replace(_pair, top_k=0),
+        "set, images only": dataclasses.replace(_set, top_k=0),
+        "all captions, one scale, images only": dataclasses.replace(_set, scales=(), top_k=0),
+        "one caption, all scales, images only": dataclasses.replace(_set, use_all_captions=False, top_k=0),
         "pair, five restarts": dataclasses.replace(_pair, restarts=5),
         "pair, attacked again": dataclasses.replace(_pair, update_text_twice=True),
         "Sep-Attack": dataclasses.replace(_pair, guidance="self"),

@@ -32,7 +32,7 @@ def all_gather(x: Float[Tensor, rows * dims]) -> Float[Tensor, all_rows * dims]:
     if world_size() == 1:
         return x
     gathered = x.new_empty((world_size() * len(x), *x.shape[1:]))
-    _all_gather(gathered, x.contiguous())
+    _all_gather(gathered, x.detach().contiguous())
     return gathered
 
 

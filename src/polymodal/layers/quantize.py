@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.errors import UserError
+from polymodal.layers.distributed import all_gather, all_gather_with_grad
 
 
 class QuantizerOutput(NamedTuple):
@@ -60,7 +61,7 @@ EPS = 1e-7  # added to probabilities: x log x has no finite gradient at 0
 
 
 class GumbelQuantizerOutput(NamedTuple):
-    """Quantized vectors, codes, and the diversity loss: 0 when all codes are used equally often."""
+    """Quantized vectors, codes, and the diversity loss of all processes: 0 when all codes are used equally often."""
 
     vectors: Float[Tensor, "n dim"]
     codes: Int[Tensor, "n num_codebooks"]
@@ -108,18 +109,23 @@ class GumbelQuantizer(nn.Module):
         """Current temperature of the Gumbel softmax."""
         return (self.max_temperature * self.temperature_decay**self.updates).clamp(min=self.min_temperature)
 
+    def after_step(self, fraction: float) -> None:
+        """Count an update, which cools; nothing where the quantizer is frozen."""
+        self.updates += self.training
+
     def forward(self, x: Float[Tensor, "n width"]) -> GumbelQuantizerOutput:
         # One distribution over codes per codebook (equation 1).
         logits = self.logits(x).unflatten(1, (self.num_codebooks, self.codebook_size))
-        probabilities = logits.float().softmax(-1).sum(0) / max(len(x), 1)
+        usage, count = logits.float().softmax(-1).sum(0), x.new_tensor([len(x)], dtype=torch.float32)
+        count = all_gather(count).sum()
+        probabilities = all_gather_with_grad(usage[None]).sum(0) / count.clamp(min=1)
         # Diversity loss (equation 4), with the perplexity exp(entropy) per codebook as in the released code.
         entropy = -(probabilities * (probabilities + EPS).log()).sum(-1)
         diversity = 1 - entropy.exp().mean() / self.codebook_size
         codes = logits.argmax(-1)
         if self.training:
             chosen = F.gumbel_softmax(logits.float(), float(self.temperature), hard=True).to(x.dtype)
-            self.updates += 1
         else:
             chosen = F.one_hot(codes, self.codebook_size).to(x.dtype)
         vectors = torch.einsum("nbc,bcd->nbd", chosen, self.codebook).flatten(1)
-        return GumbelQuantizerOutput(vectors, codes, diversity * (len(x) > 0))
+        return GumbelQuantizerOutput(vectors, codes, diversity * (count > 0))

@@ -24,7 +24,8 @@ from polymodal.layers.generation import generate_tokens
 from polymodal.modalities.image import unpatchify
 from polymodal.models.interleaved_writer import InterleavedWriter
 from polymodal.models.joint_vocabulary import CodeFormat, JointVocabulary
-from polymodal.objectives.autoregressive import next_token_losses, prediction_positions, segment_sum
+from polymodal.objectives.autoregressive import next_token_losses, num_predicted, prediction_positions, segment_sum
+from polymodal.objectives.reduction import global_mean, mean_over
 from polymodal.types import Batch
 
 
@@ -102,19 +103,30 @@ class DiscreteTokenDecoder(nn.Module):
             for key, loss in self.tokenizer(name).losses(batch[name]).items()
         }
 
+    def loss_counts(self, batch: SequenceBatch) -> dict[str, Tensor]:
+        """Predicted tokens of all modalities together, for each loss."""
+        count = num_predicted(batch["sequences"].document, batch["sequences"].predicted)
+        return dict.fromkeys((*self.vocabulary.modalities, "z_loss"), count)
+
+    @mean_over("loss_counts")
     def losses(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """One loss per modality, which add up to the mean over all predicted tokens, and `z_loss` if it is weighted."""
         tokens = self.token_losses(batch)
-        count = max(len(tokens.nats), 1)
+        count = len(tokens.nats)
         losses = {
-            name: tokens.nats[tokens.modality == index].sum() / count
+            name: global_mean(tokens.nats[tokens.modality == index].sum(), count)
             for index, name in enumerate(self.vocabulary.modalities)
         }
         if self.config.z_loss:
-            losses["z_loss"] = self.config.z_loss * tokens.log_z.square().sum() / count
+            losses["z_loss"] = self.config.z_loss * global_mean(tokens.log_z.square().sum(), count)
         return losses
 
-    def token_log_probs(self, batch: SequenceBatch) -> dict[str, tuple[Tensor, Tensor]]:
+    @property
+    def vocab_sizes(self) -> Mapping[str, int]:
+        """Entries of each modality, and of `all`."""
+        return {**self.vocabulary.sizes, "all": self.vocabulary.total}
+
+    def token_nll(self, batch: SequenceBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """By modality and of `all`: the sum of -log p over a row's predicted tokens, and how many there are."""
         tokens, rows = self.token_losses(batch), len(batch["sequences"])
         masks = {name: tokens.modality == index for index, name in enumerate(self.vocabulary.modalities)}
@@ -248,14 +260,15 @@ class DiscreteTokenDecoder(nn.Module):
         vectors = self.language_model.embedding(ids)
         return self.language_model(vectors, position, document, self._routes(ids, document), cache)
 
-    def _routes(self, ids: Tensor, document: Tensor) -> ExpertAssignment | None:
+    def _routes(self, ids: Tensor, document: Tensor) -> ExpertAssignment:
         """By expert, the flat indices of its tokens; padding has none, and text those that are of no other expert."""
-        if not self.experts:
-            return None
-        modality, there = self.vocabulary.modality_of(ids), document > 0
-        of = [(modality == self.vocabulary.modalities.index(name)) & there for name in self.experts]
-        text = there & ~torch.stack(of).any(0)
-        return [mask.flatten().nonzero().squeeze(1) for mask in (text, *of)]
+        modality, text = self.vocabulary.modality_of(ids), document > 0
+        routes = []
+        for name in self.experts:
+            own = (modality == self.vocabulary.modalities.index(name)) & (document > 0)
+            routes.append(own.flatten().nonzero().squeeze(1))
+            text = text & ~own
+        return [text.flatten().nonzero().squeeze(1), *routes]
 
 
 class _Session:

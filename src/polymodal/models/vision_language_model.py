@@ -21,10 +21,10 @@ from polymodal.data.sequence import TEXT, PackedSequences, PromptBatch, Sequence
 from polymodal.errors import UserError
 from polymodal.layers.decoder import ExpertAssignment
 from polymodal.layers.decoding import Decoding
-from polymodal.layers.distributed import all_gather
 from polymodal.modalities.image import unpatchify
 from polymodal.models.connector import Connector, ConnectorConfig
 from polymodal.objectives.autoregressive import next_token_losses, prediction_positions, segment_sum
+from polymodal.objectives.reduction import global_mean, mean_over
 from polymodal.types import Batch
 
 LossReduction = Literal["token", "sample", "square"]
@@ -56,19 +56,19 @@ class TokenLosses(NamedTuple):
     samples: Int[Tensor, " predicted"]
 
 
+def token_weights(samples: Int[Tensor, " predicted"], average: LossReduction = "token") -> Float[Tensor, " predicted"]:
+    """The weight of each predicted token: n^-a in a sample of n tokens, with a = 0 (token), 1 (sample) or 0.5 (square)
+    (InternVL 2.5 and 3)."""
+    counts = torch.bincount(samples, minlength=1).float()
+    return counts[samples] ** -EXPONENTS[average]
+
+
 def reduce_token_losses(
     nats: Float[Tensor, " predicted"], samples: Int[Tensor, " predicted"], average: LossReduction = "token"
 ) -> Float[Tensor, ""]:
-    """The weighted mean of token losses; 0 where nothing is predicted.
-
-    A token of a sample of n tokens has the weight n^-a with a = 0 (token), 1 (sample) or 0.5 (square) (InternVL 2.5
-    and 3). Weights are divided by their mean sum over processes, so that the averaged gradient is that of the whole
-    batch.
-    """
-    counts = torch.bincount(samples, minlength=1).to(nats.dtype)
-    weights = counts[samples] ** -EXPONENTS[average]
-    total = all_gather(weights.sum()[None]).mean()
-    return (weights * nats).sum() / total.clamp(min=1e-12)
+    """The mean of token losses over all processes, weighted by `token_weights`; 0 where nothing is predicted."""
+    weights = token_weights(samples, average).to(nats.dtype)
+    return global_mean((weights * nats).sum(), weights.sum())
 
 
 class VisionTokens(nn.Module):
@@ -135,6 +135,11 @@ class VisionLanguageModel(nn.Module):
         self.loss_reduction: LossReduction = loss_reduction
         self.experts = tuple(experts)
 
+    def loss_counts(self, batch: SequenceBatch) -> dict[str, Tensor]:
+        """The weights of all predicted tokens together."""
+        return {"lm": token_weights(self.predictions(batch["sequences"])[2], self.loss_reduction).sum()}
+
+    @mean_over("loss_counts")
     def losses(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """`lm`: -log p of the predicted tokens, averaged as configured."""
         losses = self.token_losses(batch)
@@ -163,11 +168,19 @@ class VisionLanguageModel(nn.Module):
         """Of all predicted tokens of the `sequences` of a batch."""
         sequences = batch["sequences"]
         states = self.hidden_states(batch)
-        rows, positions = prediction_positions(sequences.document, sequences.predicted)
+        rows, positions, samples = self.predictions(sequences)
         logits = self.language_model.logits(states[rows, positions - 1])  # of these alone: the vocabulary is wide
         nats = next_token_losses(logits, sequences.ids[rows, positions])
-        samples = rows * (int(sequences.document.max()) + 1) + sequences.document[rows, positions]
         return TokenLosses(nats, rows, samples)
+
+    @staticmethod
+    def predictions(
+        sequences: PackedSequences,
+    ) -> tuple[Int[Tensor, " predicted"], Int[Tensor, " predicted"], Int[Tensor, " predicted"]]:
+        """Row, column and sample of every predicted token."""
+        rows, positions = prediction_positions(sequences.document, sequences.predicted)
+        samples = rows * (int(sequences.document.max()) + 1) + sequences.document[rows, positions]
+        return rows, positions, samples
 
     def hidden_states(self, batch: SequenceBatch) -> Float[Tensor, "rows length width"]:
         """Last states of all positions of the `sequences` of a batch."""

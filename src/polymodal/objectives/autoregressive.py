@@ -19,6 +19,11 @@ def prediction_positions(
     return rows, before + 1
 
 
+def num_predicted(document: Int[Tensor, "rows length"], predicted: Bool[Tensor, "rows length"]) -> Int[Tensor, ""]:
+    """Return the number of tokens to predict, as in `prediction_positions`."""
+    return (predicted[:, 1:] & (document[:, 1:] == document[:, :-1]) & (document[:, 1:] > 0)).sum()
+
+
 def next_token_losses(
     logits: Float[Tensor, "asked vocabulary"], tokens: Int[Tensor, " asked"]
 ) -> Float[Tensor, " asked"]:

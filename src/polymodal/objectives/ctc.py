@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.modalities.text import Tokens
+from polymodal.objectives.reduction import global_mean
 
 
 def ctc_loss(
@@ -16,7 +17,7 @@ def ctc_loss(
     """Return the CTC loss, -log p of each text given its speech, per character (Graves et al. 2006).
 
     text: with special tokens, which are ignored. Class 0, the padding token, is the blank. A text that is too long for
-    its speech has loss 0.
+    its speech has loss 0. The mean is over the characters of all processes.
     """
     num_characters = text.lengths - 2
     characters = text.ids[:, 1:][
@@ -24,7 +25,7 @@ def ctc_loss(
     ]
     log_probs = logits.float().log_softmax(2).transpose(0, 1)
     total = F.ctc_loss(log_probs, characters, lengths, num_characters, blank=0, reduction="sum", zero_infinity=True)
-    return total / num_characters.sum().clamp(min=1)
+    return global_mean(total, num_characters.sum())
 
 
 def ctc_greedy_decode(logits: Float[Tensor, "moments classes"]) -> list[int]:

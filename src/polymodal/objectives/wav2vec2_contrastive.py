@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from polymodal.objectives.reduction import global_mean
+
 
 def wav2vec2_contrastive_loss(
     context: Float[Tensor, "masked dim"],
@@ -19,11 +21,11 @@ def wav2vec2_contrastive_loss(
 
     Cosine similarity / temperature; negatives are sampled with replacement from the other masked frames (Baevski et al.
     2020, equation 3), and those equal to the target are ignored. context, targets: of all masked frames, sequence after
-    sequence. counts: masked frames per sequence. The mean over frames; 0 for a sequence with a single one, and for
-    none.
+    sequence. counts: masked frames per sequence. The mean over frames of all processes; 0 for a sequence with a single
+    one, and for none.
     """
     if not len(context):
-        return context.sum() * 0.0
+        return global_mean(context.sum(), 0)
     size = counts.repeat_interleave(counts)  # masked frames in the sequence of every frame
     first = (counts.cumsum(0) - counts).repeat_interleave(counts)
     index = torch.arange(len(context), device=context.device) - first
@@ -38,4 +40,4 @@ def wav2vec2_contrastive_loss(
     same = (negatives == target[:, None]).all(-1)
     # -log softmax of the true target (index 0) at the temperature.
     logits = torch.cat([positive, negative.masked_fill(same, -torch.inf)], dim=1) / temperature
-    return -logits.float().log_softmax(1)[:, 0].mean()
+    return global_mean(-logits.float().log_softmax(1)[:, 0].sum(), len(context))

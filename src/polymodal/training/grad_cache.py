@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from polymodal.errors import UserError
+from polymodal.training.parallel import World
 from polymodal.types import Batch
+
+ALONE = World(0, 1, torch.device("cpu"))
 
 LossesMethod = TypeVar("LossesMethod", bound=Callable[..., dict[str, Tensor]])
 
@@ -72,6 +75,29 @@ def halves(method: object, losses: str = "losses") -> tuple[str, str] | None:
     return getattr(getattr(type(method), losses, None), "halves", None)
 
 
+def micro_batch_weights(
+    method: object, batches: list[Batch], name: str = "losses", world: World = ALONE
+) -> list[dict[str, Tensor]]:
+    """Return the weights of the losses of each micro-batch, of which those of a loss add up to 1.
+
+    A loss that is a mean over units (`mean_over`) weighs as much as the micro-batch has units, in all processes
+    together: its own forward pass divides by their mean number (`objectives.reduction.global_mean`). Losses that are
+    not here weigh the same in every micro-batch, as all have the same number of examples. A collective.
+    """
+    method_of_counts = getattr(getattr(type(method), name, None), "counts", None)
+    if method_of_counts is None or len(batches) == 1:
+        return [{} for _ in batches]
+    counts = [getattr(method, method_of_counts)(batch) for batch in batches]
+    names = list(counts[0])
+    table = torch.stack(
+        [torch.stack([torch.as_tensor(count[name], device=world.device).float() for name in names]) for count in counts]
+    )
+    world.all_reduce_mean([table])
+    total = table.sum(0)
+    table = torch.where(total > 0, table / torch.where(total > 0, total, 1.0), 1 / len(batches))
+    return [dict(zip(names, row, strict=True)) for row in table]
+
+
 def backward(
     method: Any,
     losses_of: Losses,
@@ -79,6 +105,7 @@ def backward(
     weights: Mapping[str, float],
     forward: Forward,
     name: str = "losses",
+    world: World = ALONE,
 ) -> dict[str, Tensor]:
     """Accumulate gradients of the weighted losses over micro-batches; return the detached losses.
 
@@ -88,21 +115,26 @@ def backward(
     if len(batches) > 1 and (parts := halves(method, name)):
         return _cached(method, batches, weights, forward, parts)
     sums: dict[str, Tensor] = {}
-    for number, batch in enumerate(batches):
+    for number, (batch, unit_weights) in enumerate(
+        zip(batches, micro_batch_weights(method, batches, name, world), strict=True)
+    ):
         with forward(number):
-            losses = losses_of(batch)
-        (weighted_sum(losses, weights) / len(batches)).backward()
-        for name, loss in losses.items():
-            sums[name] = sums.get(name, 0.0) + loss.detach() / len(batches)
+            losses = {
+                loss: unit_weights.get(loss, 1 / len(batches)) * value for loss, value in losses_of(batch).items()
+            }
+        weighted_sum(losses, weights).backward()
+        for loss, value in losses.items():
+            sums[loss] = sums.get(loss, 0.0) + value.detach()
     return sums
 
 
 def cached_representations(method: Any, batches: list[Batch], forward: Forward, encode: str) -> dict[str, Tensor]:
     """Encode all micro-batches without a graph; return leaves that require gradients.
 
-    Raises UserError for a method with batch norm, whose representations depend on the batch.
+    Raises UserError for a method whose batch norm is trained: its representations depend on the batch.
     """
-    if isinstance(method, nn.Module) and any(isinstance(module, _BatchNorm) for module in method.modules()):
+    modules = method.modules() if isinstance(method, nn.Module) else ()
+    if any(isinstance(module, _BatchNorm) and module.training for module in modules):
         raise UserError("This method has batch norm, which looks at the whole batch; leave out --micro-batch.")
     pieces = []
     with torch.no_grad():

@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from polymodal.errors import UserError
-from polymodal.training.grad_cache import Forward, cached_representations, encode_again, halves
+from polymodal.training.grad_cache import Forward, cached_representations, encode_again, halves, micro_batch_weights
 from polymodal.training.parallel import World
 from polymodal.types import Batch
 
@@ -133,7 +133,7 @@ class GradientHarmonizer:
         each = (
             _of_the_whole(method, batches, weights, parameters, forward, reported, parts)
             if parts
-            else _one_by_one(method, batches, weights, parameters, forward, reported, name)
+            else _one_by_one(method, batches, weights, parameters, forward, reported, name, world)
         )
         for batch, gradients in zip(batches, each, strict=True):
             together, rest = _shared(gradients, parameters, compared)
@@ -249,11 +249,16 @@ def _one_by_one(
     forward: Forward,
     reported: dict[str, Tensor],
     name: str,
+    world: World,
 ) -> Iterator[Gradients]:
     """Yield the gradients of each micro-batch on its own. reported: receives the mean losses."""
-    for number, batch in enumerate(batches):
+    shares = micro_batch_weights(method, batches, name, world)
+    for number, (batch, unit_weights) in enumerate(zip(batches, shares, strict=True)):
         with forward(number):
             losses = getattr(method, name)(batch)
+        losses = {
+            loss: unit_weights.get(loss, 1 / len(batches)) * len(batches) * value for loss, value in losses.items()
+        }
         for loss_name, loss in losses.items():
             reported[loss_name] = reported.get(loss_name, 0.0) + loss.detach() / len(batches)
         weighted = _weighted(losses, weights)

@@ -98,5 +98,7 @@ def call_hooks(model: nn.Module, name: str, *arguments: float) -> None:
 def _named(stage: Stage, recipe: Any, method: Any) -> Iterator[tuple[Any, str, str]]:
     yield recipe, stage.batch, "batch"
     yield method, stage.losses, "losses"
+    if (counts := getattr(getattr(type(method), stage.losses, None), "counts", None)) is not None:
+        yield method, counts, "counts"
     if isinstance(stage.on_start, str):
         yield method, stage.on_start, "on_start"

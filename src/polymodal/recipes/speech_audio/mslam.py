@@ -36,8 +36,10 @@ from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
 from polymodal.objectives.ctc import ctc_greedy_decode, ctc_loss
 from polymodal.objectives.masked_modeling import masked_cross_entropy
+from polymodal.objectives.reduction import mean_over
 from polymodal.objectives.wav2vec2_contrastive import wav2vec2_contrastive_loss
 from polymodal.rng import ExampleRNG
+from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Batch, Example, Paper, Stage
@@ -48,6 +50,7 @@ paper = Paper(
     year=2022,
     arxiv="2202.01374",
     modalities=("audio", "text"),
+    parameters={"*": 0.6e9},  # section 4: the model of 0.6 billion parameters
 )
 
 Pool = Literal["speech", "text", "pairs"]
@@ -99,12 +102,18 @@ class MSLAM(nn.Module):
         self.ctc_head = nn.Linear(width, vocabulary)
         self.transcriber = nn.Linear(width, vocabulary)
 
+    def num_characters(self, batch: CTCBatch) -> dict[str, Tensor]:
+        """Characters of the transcripts."""
+        return {"ctc_finetune": (batch["transcript"].lengths - 2).sum()}
+
+    @mean_over("num_characters")
     def ctc_finetuning_losses(self, batch: CTCBatch) -> dict[str, Tensor]:
         """Of transcription."""
         heard = self.encoder.encode_speech(batch["sound"])
         loss = ctc_loss(self.transcriber(heard.shared), heard.lengths, batch["transcript"])
         return {"ctc_finetune": loss * (batch["num_pairs"] > 0)}
 
+    @whole_batch  # diversity is that of the codes of all frames
     def losses(self, batch: SpeechTextBatch) -> dict[str, Tensor]:
         """Of hidden speech, hidden text, and pairs."""
         hidden, weight = batch["masked_sound"], self.recipe.paired_weight * (batch["paired"] > 0)
@@ -112,7 +121,8 @@ class MSLAM(nn.Module):
         chosen, context = self.quantizer(heard.features[hidden]), self.context(heard.own[hidden])
         contrast = wav2vec2_contrastive_loss(context, chosen.vectors, hidden.sum(1), self.recipe.num_negatives)
         losses = {
-            "contrastive": contrast + self.recipe.diversity_loss_weight * chosen.diversity,
+            "contrastive": contrast,
+            "diversity": self.recipe.diversity_loss_weight * chosen.diversity,
             "w2v_bert": self._code_loss(heard.shared[hidden], chosen.codes),
         }
         if self.recipe.unpaired_text:
@@ -135,9 +145,10 @@ class MSLAM(nn.Module):
         speech = Padded(heard.own[pairs], heard.lengths[pairs])
         spelled = self.encoder.embed_text(batch["transcript"], batch["masked_transcript"])
         said, read = self.encoder.encode_pair(speech, spelled)
-        of_pair = torch.zeros_like(hidden[:, 0]).index_fill(0, pairs, True)
+        paired = batch["paired"] > 0  # or frames of the sound that stands in for a pair would count
+        of_pair = torch.zeros_like(hidden[:, 0]).index_fill(0, pairs, True) & paired
         codes = chosen.codes[of_pair[hidden.nonzero()[:, 0]]]
-        own = hidden[pairs][speech.mask]
+        own = (hidden[pairs] & paired)[speech.mask]
         characters = batch["masked_transcript"][batch["transcript"].mask]
         wanted = batch["transcript"].ids[batch["masked_transcript"]]
         return self._code_loss(said[own], codes) + self._character_loss(read[characters], wanted)
