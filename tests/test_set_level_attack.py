@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import polymodal as pm
+import synthetic
+from polymodal.attacks.evaluate import Pairs, Ranks, pair_logits, perturb_pairs
 from polymodal.attacks.perturbation import Victim, projected_ascent, words_by_importance
 from polymodal.recipes.security.set_level_attack import Recipe
+from polymodal.recipes.video import alpro
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "set_level_attack.npz")
 VOCABULARY = {word: number for number, word in enumerate(GOLDEN["vocabulary"].tolist())}
@@ -116,3 +120,15 @@ def test_restarts_keep_the_least_similar_image() -> None:
     ]  # fmt: skip
     assert (similarity[1] <= similarity[0] + 1e-7).all()
     assert (similarity[1] < similarity[0] - 1e-7).any()
+
+
+def test_a_fused_model_is_attacked_and_reranks(tmp_path: Path) -> None:
+    """ALPRO as source, by its unimodal features, and as target, by the matching head of its fusion encoder."""
+    corpus = synthetic.corpus(tmp_path / "corpus")
+    run = pm.train(dataclasses.replace(alpro.Recipe.tiny(), use_pem=False), corpus, pm.Budget(steps=4))
+    pairs = Pairs.of(corpus, run, "train", 4)
+    perturbed = perturb_pairs(Recipe(top_k=0, num_iters=1), run, corpus, pairs)
+    assert any(np.any(np.array(a) != np.array(b)) for a, b in zip(pairs.images, perturbed.images, strict=True))
+    order = (-pair_logits(run, pairs)).argsort(1)
+    best = [1 + min(order[n].tolist().index(text) for text in (2 * n, 2 * n + 1)) for n in range(4)]
+    assert Ranks.of(run, pairs).by_image.tolist() == best
