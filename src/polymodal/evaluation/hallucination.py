@@ -109,7 +109,7 @@ def cases(scenes: Sequence[Scene], lexicon: WordNet, seed: int) -> list[Case]:
         for kind, other in drawn.items():
             found.append(Case(kind, _exchanged(scene.caption, name, other), scene.references, count, other, number))
         found.append(Case("added", f"{scene.caption} and a {extra}", scene.references, more, extra, number))
-        similar = _most_similar(nouns, [*absent["in_list"], *absent["out_of_list"]], lexicon)
+        similar = _nearest_absent(nouns, [*absent["in_list"], *absent["out_of_list"]], lexicon)
         found.append(Case("similar", f"{scene.caption} and a {similar}", scene.references, more, similar, number))
         if right := {noun: names for noun in nouns if (names := _other_names(noun, lexicon))}:
             noun = str(rng.choice(list(right)))
@@ -134,14 +134,14 @@ def _absent(names: Sequence[str], scene: Scene, lexicon: WordNet) -> list[str]:
     ]
 
 
-def _most_similar(names: Sequence[str], absent: Sequence[str], lexicon: WordNet) -> str:
+def _nearest_absent(names: Sequence[str], absent: Sequence[str], lexicon: WordNet) -> str:
     """Return the absent object that shares most hypernyms with one of the names, as a wolf with a dog."""
 
     def shared(name: str) -> float:
         noun = lexicon.noun(name)
-        own = {*lexicon.kinds(noun)} if noun else set()
+        hypernyms = {*lexicon.kinds(noun)} if noun else set()
         kinds = [{*lexicon.kinds(here)} for one in names if (here := lexicon.noun(one))]
-        return max(len(own & other) / len(own | other) for other in kinds)
+        return max(len(hypernyms & other) / len(hypernyms | other) for other in kinds)
 
     return max(sorted(absent), key=shared)
 

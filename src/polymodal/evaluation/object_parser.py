@@ -106,10 +106,10 @@ class ChatModelParser:
 
     def messages(self, what: str, captions: Sequence[str]) -> list[dict[str, str]]:
         """Return the conversation, which ends with the captions."""
-        found = [{"role": "system", "content": INSTRUCTION.format(what=what)}]
+        conversation = [{"role": "system", "content": INSTRUCTION.format(what=what)}]
         for texts, answer in EXAMPLES:
-            found += [{"role": "user", "content": "\n".join(texts)}, {"role": "assistant", "content": answer}]
-        return [*found, {"role": "user", "content": "\n".join(captions)}]
+            conversation += [{"role": "user", "content": "\n".join(texts)}, {"role": "assistant", "content": answer}]
+        return [*conversation, {"role": "user", "content": "\n".join(captions)}]
 
     def _answer(self, what: str, captions: Sequence[str]) -> str:
         inputs: Any = self.tokenizer.apply_chat_template(
@@ -131,7 +131,7 @@ def object_lines(caption: str, lexicon: WordNet) -> str:
     Alternatives stand on one line, "a dog or a cat" as "- dog or cat". Repeated objects are named once. Only physical
     entities count, and no words for places in the image, nor what is negated.
     """
-    found: dict[str, None] = {}
+    objects: dict[str, None] = {}
     for clause in re.split(r"[,.;:!?]| and ", f" {HEDGE.sub(MARK, caption.lower())} "):
         alternatives = [phrases for part in clause.split(" or ") if (phrases := _phrases(part, lexicon))]
         if len(alternatives) > 1:
@@ -139,16 +139,16 @@ def object_lines(caption: str, lexicon: WordNet) -> str:
             others = [*alternatives[0][:-1], *(phrase for part in alternatives[1:] for phrase in part[1:])]
             doubt = UNCERTAIN if any(phrase.endswith(UNCERTAIN) for phrase in between) else CERTAIN
             joined = " or ".join(phrase.removesuffix(UNCERTAIN) for phrase in between)
-            found |= dict.fromkeys([f"{joined}{doubt}", *others])
+            objects |= dict.fromkeys([f"{joined}{doubt}", *others])
         else:
-            found |= dict.fromkeys(phrase for part in alternatives for phrase in part)
-    return "\n".join(f"- {phrase}" for phrase in found)
+            objects |= dict.fromkeys(phrase for part in alternatives for phrase in part)
+    return "\n".join(f"- {phrase}" for phrase in objects)
 
 
 def _phrases(text: str, lexicon: WordNet) -> list[str]:
     """Return the noun phrases of a clause: attributes and a noun, with "(possibly)" behind the first after a hedge."""
     words = re.findall(rf"{MARK}|[^\W_][\w'-]*", text)
-    found: list[str] = []
+    phrases: list[str] = []
     attributes: list[str] = []
     uncertain = negated = False
     place = 0
@@ -156,7 +156,7 @@ def _phrases(text: str, lexicon: WordNet) -> list[str]:
         noun, length = _noun(words, place, lexicon)
         if noun is not None:
             if not negated:
-                found.append(" ".join([*attributes, noun]) + (UNCERTAIN if uncertain else CERTAIN))
+                phrases.append(" ".join([*attributes, noun]) + (UNCERTAIN if uncertain else CERTAIN))
             attributes, uncertain, negated = [], False, False
         elif words[place] in lexicon.adjectives and words[place] not in STOP | PLACES | NEGATIONS:
             attributes.append(words[place])
@@ -165,7 +165,7 @@ def _phrases(text: str, lexicon: WordNet) -> list[str]:
             uncertain |= words[place] == MARK
             negated |= words[place] in NEGATIONS
         place += max(length, 1)
-    return found
+    return phrases
 
 
 def _noun(words: list[str], place: int, lexicon: WordNet) -> tuple[str | None, int]:

@@ -90,11 +90,11 @@ class VATTModel(nn.Module):
     def encode_audio(self, audio: Padded) -> Float[Tensor, "batch dim"]:
         """Return embeddings in the space of video and audio, not normalized; longer audio is truncated."""
         frames = self.audio_patch.in_features // audio.values.shape[2]
-        longest = frames * len(self.audio_position)
-        values = (audio.values * audio.mask[..., None])[:, :longest]
+        max_frames = frames * len(self.audio_position)
+        values = (audio.values * audio.mask[..., None])[:, :max_frames]
         values = F.pad(values, (0, 0, 0, -values.shape[1] % frames))
         tokens = self.audio_patch(values.unflatten(1, (-1, frames)).flatten(2))
-        lengths = (audio.lengths.clamp(max=longest) + frames - 1) // frames
+        lengths = (audio.lengths.clamp(max=max_frames) + frames - 1) // frames
         return self.audio_to_va(self._shared(Padded(tokens + self.audio_position[: tokens.shape[1]], lengths), "audio"))
 
     def encode_text(self, text: Tokens) -> Float[Tensor, "batch dim"]:

@@ -171,17 +171,19 @@ class GradientHarmonizer:
         features = cached_representations(method, batches, forward, parts[0])
         with forward(len(batches)):
             losses = getattr(method, parts[1])(features)
-        found = [
+        by_loss = [
             torch.autograd.grad(loss, [*features.values(), *parameters], retain_graph=True, allow_unused=True)
             for loss in _weighted(losses, weights)
         ]
-        by_feature = {key: [own[n] for own in found if own[n] is not None] for n, key in enumerate(features)}
-        common = [key for key, own in by_feature.items() if len(own) == len(found)]
+        by_feature = {
+            key: [gradient[n] for gradient in by_loss if gradient[n] is not None] for n, key in enumerate(features)
+        }
+        common = [key for key, values in by_feature.items() if len(values) == len(by_loss)]
         if not common:
             raise UserError("No feature is used by all losses: use --gradient-granularity group.")
         widths = [features[key].flatten(1).shape[1] for key in common]
         gradients = torch.stack(
-            [torch.cat([by_feature[key][n].flatten(1) for key in common], 1) for n in range(len(found))]
+            [torch.cat([by_feature[key][n].flatten(1) for key in common], 1) for n in range(len(by_loss))]
         )
         cosines = gradient_cosine(gradients)
         keep = cosines > threshold if self.skips else torch.ones_like(cosines, dtype=torch.bool)
@@ -198,14 +200,16 @@ class GradientHarmonizer:
         scale = keep.float() * (len(keep) / kept if kept else 0.0)
         total = dict(zip(common, gradients.sum(0).split(widths, 1), strict=True))
         total |= {
-            key: torch.stack(own).sum(0).flatten(1) for key, own in by_feature.items() if own and key not in total
+            key: torch.stack(values).sum(0).flatten(1)
+            for key, values in by_feature.items()
+            if values and key not in total
         }
         upstream = {key: (scale[:, None] * value).view_as(features[key]) for key, value in total.items()}
         encode_again(method, batches, forward, parts[0], upstream)
         for n, parameter in enumerate(parameters, start=len(features)):
-            for own in found:
-                if own[n] is not None:  # of what is used in the comparison only, such as the temperature
-                    parameter.grad = _sum(parameter.grad, own[n])
+            for gradient in by_loss:
+                if gradient[n] is not None:  # of what is used in the comparison only, such as the temperature
+                    parameter.grad = _sum(parameter.grad, gradient[n])
         for parameter in parameters:
             parameter.grad = (
                 (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad) if kept else None

@@ -59,8 +59,8 @@ def parse_objects(lines: str, reference: bool) -> list[Entry]:
         line = line.strip()
         if len(line) < 3 or not line.startswith("-") or ("possibly" in line and not reference):
             continue
-        said = line.lstrip("- ").partition("(")[0].replace("possibly", "")
-        parts = tuple(part for one in re.split(r",| or ", said) if (part := " ".join(one.split())))
+        text = line.lstrip("- ").partition("(")[0].replace("possibly", "")
+        parts = tuple(part for one in re.split(r",| or ", text) if (part := " ".join(one.split())))
         if parts:
             entries[parts] = None
     return list(entries)
@@ -68,10 +68,10 @@ def parse_objects(lines: str, reference: bool) -> list[Entry]:
 
 def match_objects(similarity: Float[np.ndarray, "targets references"]) -> Float[np.ndarray, " targets"]:
     """Return the similarity of each target to its reference in the maximum matching; 0 without one (equation 2)."""
-    found = np.zeros(len(similarity))
+    scores = np.zeros(len(similarity))
     targets, references = linear_sum_assignment(similarity, maximize=True)
-    found[targets] = similarity[targets, references]
-    return found
+    scores[targets] = similarity[targets, references]
+    return scores
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ class Recipe:
         targets = parse_objects(caption, reference=False)
         if self.coco_only:
             targets = self._with_roots(targets)
-        known = self._with_roots(parse_objects(references, reference=True))
-        known = list(dict.fromkeys([*known, *((name.lower(),) for name in detections)]))
-        return self.compare(targets, known)
+        reference_objects = self._with_roots(parse_objects(references, reference=True))
+        reference_objects = list(dict.fromkeys([*reference_objects, *((name.lower(),) for name in detections)]))
+        return self.compare(targets, reference_objects)
 
     def _with_roots(self, references: list[Entry]) -> list[Entry]:
         """Add to each entry one of its root nouns; to those of the references, or "red car" would be two objects."""
@@ -140,11 +140,14 @@ class Recipe:
         for chosen in itertools.product(*targets):
             for others in itertools.product(*references):
                 # Duplicates are removed before matching.
-                phrases, known = ([*dict.fromkeys(filter(self._counts, side))] for side in (chosen, others))
-                found = self._matched(phrases, self._similarity(tuple(phrases), tuple(known)))
-                if (value := self._reduced([*found.values()])) > best.value:
+                phrases, reference_objects = ([*dict.fromkeys(filter(self._counts, side))] for side in (chosen, others))
+                scores_by_phrase = self._matched(phrases, self._similarity(tuple(phrases), tuple(reference_objects)))
+                if (value := self._reduced([*scores_by_phrase.values()])) > best.value:
                     pairs = zip(targets, chosen, strict=True)
-                    best = CaptionScore(value, {" or ".join(entry): found[one] for entry, one in pairs if one in found})
+                    best = CaptionScore(
+                        value,
+                        {" or ".join(entry): scores_by_phrase[one] for entry, one in pairs if one in scores_by_phrase},
+                    )
         return best
 
     def _counts(self, phrase: str) -> bool:
@@ -158,8 +161,8 @@ class Recipe:
     def _matched(self, names: Sequence[str], similarity: Float[np.ndarray, "targets references"]) -> dict[str, float]:
         if not similarity.size:
             return dict.fromkeys(names, 0.0)
-        found = match_objects(similarity) if self.matching == "hungarian" else similarity.max(axis=1)
-        return dict(zip(names, found.clip(0, 1).tolist(), strict=True))
+        matched = match_objects(similarity) if self.matching == "hungarian" else similarity.max(axis=1)
+        return dict(zip(names, matched.clip(0, 1).tolist(), strict=True))
 
     def _similarity(self, one: Entry, other: Entry) -> Float[np.ndarray, "targets references"]:
         """Return the similarity of all pairs of phrases, the cosine of their embeddings."""

@@ -5,8 +5,8 @@ copies, and all of its captions guide it. First at most one word of each caption
 then the image is perturbed, away from all adversarial captions; then the clean captions are attacked again, away from
 the adversarial image (section 4 of the paper). Differs from the released code: candidates for a word come from a small
 masked language model of whole words, trained on the corpus, so there are no candidates of several sub-words, and they
-are those of the word itself, where the released code reads the logits one token too early. Fused models are attacked by their unimodal embeddings,
-and re-rank by their matching head as targets.
+are those of the word itself, where the released code reads the logits one token too early. Fused models are attacked by
+their unimodal embeddings, and re-rank by their matching head as targets.
 
 Terms: SGA = Recipe.attack, PGD = attacks.perturbation.projected_ascent, scale-invariant image set =
 attacks.perturbation.resized_copy, BERT-Attack = attacks.perturbation.with_one_word_changed, Sep-Attack =
