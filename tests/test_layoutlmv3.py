@@ -15,10 +15,13 @@ import synthetic
 from polymodal.claims.layoutlmv3 import claim
 from polymodal.corpora import Corpus
 from polymodal.data.columns.words import first_pieces
-from polymodal.data.masks import in_masked_patch
+from polymodal.data.loader import Reader
+from polymodal.data.masks import in_masked_patch, patch_range
 from polymodal.data.processor import Processor, fit_processor
 from polymodal.encoders.page import patch_boxes
 from polymodal.errors import UnreadableExample, UserError
+from polymodal.evaluation.task import TaskInputs
+from polymodal.evaluation.tasks.page_patches import page_patch_scores
 from polymodal.modalities.document import PageTokens, Word, page_tokens
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.documents import layoutlmv3
@@ -221,3 +224,27 @@ def test_stages_follow_the_tasks() -> None:
     arms = (claim.baseline, claim.treatment, *claim.further.values())
     assert len({(arm.use_mim, arm.use_wpa) for arm in arms}) == len(arms) == 3
     assert all(dataclasses.replace(arm, use_mim=True, use_wpa=True) == claim.treatment for arm in arms)
+
+
+class Oracle(torch.nn.Module):
+    """Patch tokens say where they are, on pages of one layout; a word's token is that of the first patch of its box."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.zeros(1))
+
+    def encode_page(self, batch: Batch) -> dict[str, torch.Tensor]:
+        first, _ = patch_range(batch["words"].boxes, TINY.encoder.grid)
+        text = F.one_hot(first[..., 1] * TINY.encoder.grid + first[..., 0], PATCHES).float()
+        patches = torch.eye(PATCHES).expand(len(text), -1, -1)
+        return {"text": text, "patches": patches, "image": patches}
+
+
+def test_a_method_that_knows_points_at_every_word(pages: Corpus, processor: Processor) -> None:
+    inputs = TaskInputs(Oracle(), processor, Reader(pages, processor))
+    scores = {score.name: score for score in page_patch_scores(inputs)}
+    pointing, probe = scores["test/word_to_patch/hit_rate"], scores["test/patch_fields/accuracy"]
+    assert pointing.value == 1
+    assert 1 / PATCHES <= pointing.chance < 0.3
+    assert probe.value == 1
+    assert probe.chance == 0.5  # "color" or "other": four by four patches are coarser than words

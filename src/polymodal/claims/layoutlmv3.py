@@ -20,6 +20,8 @@ claim = Claim(
     budget=Budget(steps=300),
     seeds=3,
     metrics=(
+        "test/patch_fields/accuracy",
+        "test/word_to_patch/hit_rate",
         "test/fields/entity_f1",
         "test/fields/word_accuracy",
         "test/linear_probe_kind/image/accuracy",

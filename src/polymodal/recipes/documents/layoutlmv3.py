@@ -136,6 +136,12 @@ class LayoutLMv3(nn.Module):
         tokens, _ = self.encoder(batch["words"], batch["image"])
         return {"page": tokens[:, 0], "image": self.encoder.encode_image(batch["image"])[:, 1:].mean(1)}
 
+    def encode_page(self, batch: PageBatch) -> dict[str, Float[Tensor, "batch tokens width"]]:
+        """Return the tokens of the text and of the patches, and the patch tokens of the image alone."""
+        text, patches = self.encoder(batch["words"], batch["image"])
+        image = self.encoder.encode_image(batch["image"])
+        return {"text": text, "patches": patches[:, 1:], "image": image[:, 1:]}
+
     def load_pretrained_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Load released weights of the encoder; heads and image tokenizer stay random."""
         self.encoder.load_layoutlmv3(weights)
@@ -196,7 +202,8 @@ class Recipe(TrainingRecipe):
         )
 
     def columns(self) -> Declared:
-        image = ImageColumn(self.encoder.image_size, *(self.encoder.image_mean_std or ()), stretch=True)
+        mean, std = self.encoder.image_mean_std or ((), ())
+        image = ImageColumn(self.encoder.image_size, mean, std, stretch=True)
         tokenizer = self.encoder.tokenizer_source(self.vocab_size)
         return {"words": WordsColumn(tokenizer, self.segment_level_layout), "image": image}
 
