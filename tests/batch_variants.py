@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from polymodal.data.columns.words import NO_FIELD
 from torch import Tensor
 from torch.nn import functional as F
 
+from polymodal.data.columns.words import NO_FIELD
 from polymodal.data.sequence import PackedSequences
 from polymodal.encoders.speech_text import num_output_frames
 from polymodal.modalities.boxes import PaddedBoxes
@@ -24,7 +24,6 @@ PADDING = 4  # positions more
 OF_TOKENS = {  # entries of a batch that say something of each token of another one
     "masked_words": "words",
     "fields": "words",
-    "mlm_targets": "text",
     "masked_tokens": "text",
     "masked_text": "text",
     "masked_transcript": "transcript",

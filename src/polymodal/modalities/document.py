@@ -15,6 +15,7 @@ from torch import Tensor
 from polymodal.errors import UserError
 from polymodal.modalities.image import Image, to_rgb
 from polymodal.modalities.modality import write_text
+from polymodal.modalities.region import checked_box
 from polymodal.modalities.text import Tokenizer, Tokens, joined_pieces
 
 OTHER = "other"
@@ -57,8 +58,15 @@ class Words:
         )
 
     def decode(self, value: list[Mapping[str, Any]]) -> list[Word]:
+        """Decode words. Raises UnreadableExample for a box that is none."""
         return [
-            Word(word["text"], tuple(word["box"]), word["field"] or OTHER, word["segment"] or 0, word["link"])
+            Word(
+                word["text"],
+                checked_box(tuple(word["box"]), BOX_SCALE),
+                word["field"] or OTHER,
+                word["segment"] or 0,
+                word["link"],
+            )
             for word in value
         ]
 

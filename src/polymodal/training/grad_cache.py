@@ -115,9 +115,13 @@ def backward(
     if len(batches) > 1 and (parts := halves(method, name)):
         return _cached(method, batches, weights, forward, parts)
     sums: dict[str, Tensor] = {}
-    for number, (batch, own) in enumerate(zip(batches, micro_batch_weights(method, batches, name, world), strict=True)):
+    for number, (batch, unit_weights) in enumerate(
+        zip(batches, micro_batch_weights(method, batches, name, world), strict=True)
+    ):
         with forward(number):
-            losses = {loss: own.get(loss, 1 / len(batches)) * value for loss, value in losses_of(batch).items()}
+            losses = {
+                loss: unit_weights.get(loss, 1 / len(batches)) * value for loss, value in losses_of(batch).items()
+            }
         weighted_sum(losses, weights).backward()
         for loss, value in losses.items():
             sums[loss] = sums.get(loss, 0.0) + value.detach()

@@ -35,16 +35,17 @@ def ranking_scores(
     """Recall and NDCG among the first 10, 20 and 50. known: items that are never recommended, since they were chosen.
 
     Recall is the share of the wanted items that are there, NDCG discounts each by the logarithm of its place and
-    divides by the best order. The unit is a person; chance is the expectation of a random order.
+    divides by the best order. (MultVAE's Recall@k divides by the smaller of k and the number of wanted items.) The
+    unit is a person; chance is the expectation of a random order. An item whose score is NaN is never found.
     """
     largest = min(max(FIRST), scores.shape[1])
     hit, gains, best, candidates = [], [], [], []
     discount = 1 / np.log2(np.arange(largest) + 2)
     for row, seen, right in zip(scores, known, wanted, strict=True):
-        open_to = row.copy()
+        open_to = np.nan_to_num(row, nan=-np.inf)
         open_to[seen] = -np.inf
         order = np.argsort(-open_to, kind="stable")[:largest]
-        hit.append(np.isin(order, right))
+        hit.append(np.isin(order, right) & (open_to[order] > -np.inf))
         candidates.append(len(row) - len(seen))
         best.append(np.cumsum(discount * (np.arange(largest) < len(right))))
         gains.append(np.cumsum(hit[-1] * discount))

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
+from polymodal.evaluation.classification import predicted_classes
 from polymodal.evaluation.missing_modalities import Labelled, columns_of, missing_cells
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task
@@ -51,20 +52,29 @@ def fill_scores(method: nn.Module, processor: Any, reader: Reader, split: str, r
         places = torch.cat([_places(batch[1], len(batch[0])) for batch in batches])
         right = _by_example((places == truth.categories).float(), wanted[:, numbers.shape[1] :])
         if len(right):
-            usual = truth.categories == truth.categories.mode(dim=0).values
+            usual = truth.categories == _modes(truth.categories, wanted[:, numbers.shape[1] :])
             chance = _by_example(usual.float(), wanted[:, numbers.shape[1] :])
             scores.append(Score(f"{split}/{name}/accuracy", right, float(chance.mean())))
     return scores
 
 
+def _modes(
+    categories: Int[Tensor, "examples columns"], wanted: Bool[Tensor, "examples columns"]
+) -> Int[Tensor, " columns"]:
+    """The value that most wanted cells of each column have; -1 for a column without any."""
+    columns = [column[cells] for column, cells in zip(categories.T, wanted.T, strict=True)]
+    return torch.stack([column.mode().values if len(column) else torch.tensor(-1) for column in columns])
+
+
 def _places(logits: list[Tensor], rows: int) -> Int[Tensor, "rows categorical"]:
-    return torch.stack([column.argmax(1) for column in logits], dim=1) if logits else torch.empty(rows, 0).long()
+    places = [torch.from_numpy(predicted_classes(column.numpy())) for column in logits]
+    return torch.stack(places, dim=1) if places else torch.empty(rows, 0).long()
 
 
 def _by_example(values: Float[Tensor, "examples columns"], wanted: Bool[Tensor, "examples columns"]) -> np.ndarray:
-    """The mean over the wanted cells of every example that has any."""
+    """The mean over the wanted cells of every example that has any; what is no number makes the mean none."""
     count = wanted.sum(1)
-    sums = values.nan_to_num(0.0).where(wanted, 0.0).sum(1)
+    sums = values.where(wanted, 0.0).sum(1)
     return (sums[count > 0] / count[count > 0]).double().numpy()
 
 

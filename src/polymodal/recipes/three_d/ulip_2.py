@@ -122,13 +122,13 @@ class ULIP2(DualEncoder):
     def tower_contrastive_losses(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"contrastive": info_nce(vectors["image"], vectors["text"], self.logit_scale(), labels=vectors["group"])}
 
-    def contrastive_losses(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def contrastive_losses(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
         """L_P2T and L_P2I, each the mean of both directions (ULIP, equation 1); objects with equal texts are no
         negatives of each other."""
-        points, scale = vectors["points"], self.point_logit_scale()
+        points, scale = encoded["points"], self.point_logit_scale()
         return {
-            "points_text": info_nce(points, vectors["text"], scale, labels=vectors["group"]),
-            "points_image": info_nce(points, vectors["image"], scale),
+            "points_text": info_nce(points, encoded["text"], scale, labels=encoded["group"]),
+            "points_image": info_nce(points, encoded["image"], scale),
         }
 
 
