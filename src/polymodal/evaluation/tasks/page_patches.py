@@ -34,7 +34,7 @@ class EncodesPages(Protocol):
 
 
 class PagePatches(NamedTuple):
-    """Patches that words lie in, over all pages: vectors of the image alone, name of the field, number of the page."""
+    """Patches that words lie in, over all pages: vectors of the image alone, class of the field, number of the page."""
 
     vectors: Float[np.ndarray, "patches width"]
     fields: np.ndarray
@@ -62,6 +62,7 @@ def majority_fields(words: Sequence[Word], grid: int) -> dict[int, str]:
 
 def page_patch_scores(inputs: TaskInputs) -> list[Score]:
     """Score both tasks on the test splits; the probe is trained on the training split."""
+    numbers = {field: number for number, field in enumerate(inputs.processor.words.fields)}
     parts: dict[str, PagePatches] = {}
     scores: list[Score] = []
     for split in inputs.corpus.splits:
@@ -73,7 +74,7 @@ def page_patch_scores(inputs: TaskInputs) -> list[Score]:
         grid = math.isqrt(len(vectors[0]))
         labels = [majority_fields(words, grid) for words in pages["words"]]
         chosen = [vector[list(label)] for vector, label in zip(vectors, labels, strict=True)]
-        fields = np.array([field for label in labels for field in label.values()])
+        fields = np.array([numbers.get(field, 0) for label in labels for field in label.values()], dtype=np.int64)
         owner = np.repeat(np.arange(len(labels)), [len(label) for label in labels])
         parts[split] = PagePatches(np.concatenate(chosen), fields, owner)
         if split.startswith("test"):
