@@ -111,7 +111,7 @@ def test_only_points_and_their_temperature_are_trained(corpus: Corpus, tmp_path:
     vectors = model.encode_text(texts)
     wanted = F.normalize(vectors[::2] + vectors[1::2], dim=1)  # normalized before and after the mean
     torch.testing.assert_close(model.encode(batch)["text"], wanted)
-    with pytest.raises(UserError, match=r"not trained: load them with --init"):
+    with pytest.raises(UserError, match="not trained: load them with --init"):
         train(frozen, corpus, Budget(steps=1))
 
 

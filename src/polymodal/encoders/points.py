@@ -139,7 +139,7 @@ class PointEncoder(Encoder):
             if given is None or given.shape != weight.shape:
                 shape = "no such weight" if given is None else f"one of shape {tuple(given.shape)}"
                 raise UserError(
-                    f"The Point-BERT weights do not fit the point encoder: {name} has shape {tuple(weight.shape)} here, "
+                    f"The Point-BERT weights do not fit: {name} has shape {tuple(weight.shape)} here, "
                     f"and there is {shape}; Point-BERT has --points.channels 3 --points.depth 12 (ULIP-2: 6 and 18) "
                     "--points.width 384 --points.encoder-dims 256 --points.encoder-hidden-dims 128 "
                     "--points.pool-type cls_max."

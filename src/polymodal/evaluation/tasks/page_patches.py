@@ -47,7 +47,7 @@ def touched(words: Sequence[Word], grid: int) -> np.ndarray:
     for number, word in enumerate(words):
         (left, top), (right, bottom) = (one.tolist() for one in patch_range(torch.tensor(word.box), grid))
         inside[number, top : bottom + 1, left : right + 1] = True
-    return inside.reshape(len(words), -1)
+    return inside.reshape(len(words), grid * grid)
 
 
 def majority_fields(words: Sequence[Word], grid: int) -> dict[int, str]:
