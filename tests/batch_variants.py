@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from polymodal.data.columns.words import NO_FIELD
 from torch import Tensor
 from torch.nn import functional as F
 
+from polymodal.data.columns.words import NO_FIELD
 from polymodal.data.sequence import PackedSequences
 from polymodal.encoders.speech_text import num_output_frames
 from polymodal.modalities.boxes import PaddedBoxes
