@@ -17,8 +17,8 @@ GIVEN = 0.8  # fraction of a history, its beginning, that the method sees
 class SplitHistories:
     """Histories of the users of a split, oldest item first, that have any item to hold out."""
 
-    given: list[Int[ndarray, " given"]]
-    held_out: list[Int[ndarray, " held_out"]]
+    given: list[Int[ndarray, " _"]]
+    held_out: list[Int[ndarray, " _"]]
 
     @classmethod
     def of(cls, reader: Reader, split: str) -> SplitHistories:
