@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-corpora check pages docs clean
+.PHONY: demo test test-slow test-corpora check pages docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   install, fetch a real corpus, compare four methods, write demo/report.html (about 6 minutes)"
 	@echo "make test   install, lint, type-check and run the tests"
+	@echo "make test-slow   run the tests that repeat from end to end what quicker tests hold (about 4 minutes)"
 	@echo "make docs   write the documentation as a site, build/site"
 	@echo "make pages  write the generated pages and tables of the documentation"
 	@echo "make test-corpora   fetch and check every corpus (1.3 GB of packages; needs apt-get, espeak-ng and Chromium)"
@@ -32,6 +33,9 @@ check: $(INSTALLED)
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadscope
+
+test-slow: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow and not corpora' -n auto --dist load
 
 test-corpora: check
 	$(BIN)/pip install --quiet --editable '.[corpora]'

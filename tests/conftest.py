@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -21,6 +23,20 @@ install_import_hook([f"polymodal.{folder}" for folder in FOLDERS], CHECKER)
 
 import polymodal as pm
 from polymodal.corpora import Corpus
+from polymodal.corpora.saved import save_corpus
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the garbage collector, which every training calls, then has a third of the work."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported_later() -> Iterator[None]:
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,6 +54,13 @@ def emoji() -> Corpus:
     return pm.corpora.emoji()
 
 
+@pytest.fixture
+def emoji_is_small(small_emoji: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that run in this process open `small_emoji` by the name of the whole."""
+    monkeypatch.setattr(sys.modules["polymodal.corpora.emoji"], "emoji", lambda: small_emoji)
+    monkeypatch.setattr(pm.corpora, "emoji", lambda: small_emoji)
+
+
 @pytest.fixture(scope="session")
 def scenes() -> Corpus:
     return pm.corpora.scenes()
@@ -50,6 +73,30 @@ def small_emoji(emoji: Corpus) -> Corpus:
     return emoji.with_splits(
         {name: np.sort(rng.permutation(rows)[: len(rows) // 5]) for name, rows in emoji.splits.items()}
     )
+
+
+def saved_part(corpus: Corpus, folder: Path, **rows: int) -> Path:
+    """A folder that `--data` opens, with so many rows of every split."""
+    about = dataclasses.replace(corpus.about, name=f"few_{corpus.name}")
+    stored = (
+        {"key": corpus.key(int(row)), "split": split} | {name: corpus.raw(int(row), name) for name in corpus.columns}
+        for split, count in rows.items()
+        for row in corpus.rows(split)[:count]
+    )
+    types = {field.name: field.type for field in corpus.table.schema if field.name in corpus.columns}
+    save_corpus(folder, about, corpus.columns, stored, types=types, label=corpus.label)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def few_emoji(small_emoji: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with some rows of it, for commands that train a few steps."""
+    return saved_part(small_emoji, tmp_path_factory.mktemp("few") / "emoji", train=160, validation=24, test=24)
+
+
+@pytest.fixture(scope="session")
+def few_scenes(scenes: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_part(scenes, tmp_path_factory.mktemp("few") / "scenes", train=48, validation=3, test=3)
 
 
 @pytest.fixture(scope="session")

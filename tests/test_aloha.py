@@ -18,14 +18,15 @@ from polymodal.corpora._wordnet import WordNet, wordnet
 from polymodal.encoders.static_text import static_text
 from polymodal.errors import UserError
 from polymodal.evaluation.caption_metric import Metric
-from polymodal.evaluation.hallucination import cases, hallucination_scores, listed_class, precisions, scenes_of
-from polymodal.evaluation.statistics import Score
+from polymodal.evaluation.hallucination import average_precision, cases, hallucination_scores, listed_class, scenes_of
+from polymodal.evaluation.statistics import Estimate
 from polymodal.recipes.metrics._chair import Chair
 from polymodal.recipes.metrics._objects import object_lines, root
 from polymodal.recipes.metrics.aloha import Recipe, match_objects, parse_objects
 from polymodal.reproduce.claim import claim_record
 from polymodal.reproduce.metrics import compare_metrics
 from polymodal.reproduce.result import Arm
+from polymodal.reproduce.verdict import Evidence
 from polymodal.serving.scoring import score_captions
 from polymodal.types import Budget
 
@@ -160,7 +161,22 @@ def test_average_precision_is_a_mean_over_wrong_captions() -> None:
     wrong, right = rng.integers(0, 6, 40) / 5, rng.integers(1, 7, 60) / 5
     labels = np.r_[np.ones(40), np.zeros(60)]
     wanted = average_precision_score(labels, -np.r_[wrong, right])
-    assert Score("AP", precisions(wrong, right)).value == pytest.approx(wanted)
+    alone = np.arange(100)
+    assert average_precision("AP", wrong, right, alone[:40], alone[40:]).value == pytest.approx(wanted)
+
+
+def test_an_average_precision_without_a_scene_is_that_of_the_other_captions() -> None:
+    rng = np.random.default_rng(1)
+    scenes_of_wrong, scenes_of_right = rng.integers(8, size=20), rng.integers(8, size=30)
+    wrong, right = rng.normal(size=20), rng.normal(1, size=30)
+    score = average_precision("", wrong, right, scenes_of_wrong, scenes_of_right)
+    left_out = []
+    for scene in range(8):
+        kept, others = wrong[scenes_of_wrong != scene], right[scenes_of_right != scene]
+        labels = np.r_[np.ones(len(kept)), np.zeros(len(others))]
+        left_out.append(average_precision_score(labels, -np.r_[kept, others]))
+    expected = score.value - 7 * (np.array(left_out) - np.mean(left_out))
+    np.testing.assert_allclose(score.clusters, expected)
 
 
 def test_spoilt_captions_are_spoilt_as_they_say(scenes: Corpus, lexicon: WordNet) -> None:
@@ -198,9 +214,10 @@ def test_a_claim_about_metrics(scenes: Corpus, tmp_path: Path) -> None:
     metrics = ("out_of_list/average_precision", "synonym/false_alarms")
     claim = MetricClaim("", Chair(), Recipe(), "scenes", Budget(examples=30), 2, metrics)
     arms = [Arm("baseline", claim.baseline), Arm("treatment", claim.treatment)]
-    record = claim_record("aloha", claim, compare_metrics(arms, scenes, claim.budget, 2, tmp_path))
-    assert record["verdict"] == "supported"
-    assert json.loads((tmp_path / "results.json").read_text())["seeds"] == [0, 1]
+    record = claim_record("aloha", claim, compare_metrics(arms, scenes, claim.budget, 3, tmp_path))
+    assert record["verdict"] == "supported", "though the baseline is at chance by construction"
+    assert not Evidence.from_json(record["deciding"][0]).clears_chance(Estimate(**record["baseline"]))
+    assert json.loads((tmp_path / "results.json").read_text())["seeds"] == [0, 1, 2]
     with pytest.raises(UserError, match="400examples"):
         compare_metrics(arms, scenes, Budget(steps=3), 1, tmp_path)
 

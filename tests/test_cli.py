@@ -30,10 +30,16 @@ def own_data(tmp_path_factory):
     return folder / "pairs.parquet"
 
 
+@pytest.fixture(params=["polymodal", pytest.param("polymodal_process", marks=pytest.mark.slow)])
+def command_line(request):
+    """In this process; `make test-slow` also starts a process for every command."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
-def a_run(polymodal_process, own_data, tmp_path):
+def a_run(command_line, own_data, tmp_path):
     cache = {"POLYMODAL_CACHE": str(tmp_path / "c")}
-    done = polymodal_process("train", "clip", "--data", str(own_data), *SMALL, "--out", "run", **cache)
+    done = command_line("train", "clip", "--data", str(own_data), *SMALL, "--out", "run", **cache)
     assert done.returncode == 0, done.stderr
     return "run"
 
@@ -137,23 +143,23 @@ def test_every_command_explains_itself(polymodal):
     assert "--image.width" in done.stdout
 
 
-def test_train_evaluate_embed_search_runs(polymodal_process, a_run, own_data, tmp_path):
+def test_train_evaluate_embed_search_runs(command_line, a_run, own_data, tmp_path):
     cache = {"POLYMODAL_CACHE": str(tmp_path / "c")}
-    found = json.loads(polymodal_process("runs", "--json").stdout)
+    found = json.loads(command_line("runs", "--json").stdout)
     assert [(run["run"], run["state"], run["recipe"]) for run in found] == [("run", "finished", "clip")]
-    scores = json.loads(polymodal_process("evaluate", a_run, "--json", **cache).stdout)
+    scores = json.loads(command_line("evaluate", a_run, "--json", **cache).stdout)
     assert {"test/text_to_image/R@10", "test/image_to_text/median_rank"} <= {score["name"] for score in scores}
     assert all(score["low"] <= score["value"] <= score["high"] for score in scores)
-    done = polymodal_process("embed", a_run, "--data", str(own_data), "--out", "x.parquet", **cache)
+    done = command_line("embed", a_run, "--data", str(own_data), "--out", "x.parquet", **cache)
     assert done.returncode == 0, done.stderr
     table = pq.read_table(tmp_path / "x.parquet")
     assert table.num_rows == 60
     assert table.schema.field("image").type.list_size == 128
-    done = polymodal_process("search", a_run, "a thing", "--top", "5", "--out", "sheet.png", **cache)
+    done = command_line("search", a_run, "a thing", "--top", "5", "--out", "sheet.png", **cache)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.strip().splitlines()) == 1 + 5 + 1
     assert PILImage.open(tmp_path / "sheet.png").width > 400
-    done = polymodal_process("search", a_run, " ", **cache)
+    done = command_line("search", a_run, " ", **cache)
     assert (done.returncode, "query is empty" in done.stderr) == (2, True)
 
 
@@ -175,7 +181,7 @@ def test_own_method_is_written_and_compared(polymodal, own_data, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_stopping_saves_and_says_how_to_go_on(polymodal, own_data, tmp_path, number):
     environment = os.environ | {"POLYMODAL_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "polymodal", "train", "clip", "--data", str(own_data)]
@@ -195,11 +201,11 @@ def test_stopping_saves_and_says_how_to_go_on(polymodal, own_data, tmp_path, num
     assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 60
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_stopped_comparison_goes_on_with_the_same_command(polymodal, own_data, tmp_path, jobs):
     environment = os.environ | {"POLYMODAL_CACHE": str(tmp_path / "cache")}
     words = ["compare", "clip --batch-size 16", "siglip --batch-size 16", "--data", str(own_data)]
-    words += ["--budget", "40steps", "--seeds", "1", "--out", "c", "--jobs", jobs]
+    words += ["--budget", "30steps", "--seeds", "1", "--out", "c", "--jobs", jobs]
     command = [sys.executable, "-m", "polymodal", *words]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True

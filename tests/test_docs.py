@@ -32,6 +32,7 @@ def status_of_main() -> object:
     return 0
 
 
+@pytest.mark.usefixtures("emoji_is_small")
 @pytest.mark.parametrize("page", sorted((DOCS / "tutorials").glob("*.md")), ids=lambda page: page.stem)
 def test_every_command_and_code_block_of_a_tutorial_runs(page, tmp_path, monkeypatch, capsys):
     """In this process: importing everything anew for every command would take most of the time."""

@@ -750,11 +750,14 @@ def test_wrong_options_are_one_sentence(small_emoji):
         train(clip.Recipe(batch_size=16), small_emoji, Budget(steps=1), runtime=RuntimeConfig(micro_batch=5))
 
 
-def test_killed_at_random_instants_a_run_ends_in_the_same_weights(emoji, tmp_path):
+def test_killed_at_random_instants_a_run_ends_in_the_same_weights(few_emoji, tmp_path):
     """Twenty SIGKILLs, at least some of them during a checkpoint."""
     script = Path(__file__).with_name("killed_run.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "run")], capture_output=True, text=True, timeout=300
+        [sys.executable, str(script), str(few_emoji), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     kills, during_a_write = map(int, done.stdout.split())
@@ -765,8 +768,8 @@ def test_killed_at_random_instants_a_run_ends_in_the_same_weights(emoji, tmp_pat
     try:
         whole = train(
             clip.Recipe(batch_size=16, optimizer=dataclasses.replace(clip.Recipe.optimizer, ema_decay=0.9)),
-            corpora.emoji(),
-            Budget(steps=400),
+            corpora.from_path(few_emoji),
+            Budget(steps=200),
             runtime=QUIET,
         )
     finally:
@@ -775,17 +778,17 @@ def test_killed_at_random_instants_a_run_ends_in_the_same_weights(emoji, tmp_pat
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, killed[name]), name
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert (record["state"], record["steps"]) == ("finished", 400)
+    assert (record["state"], record["steps"]) == ("finished", 200)
     history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in history if "losses" in entry][-1] == 400
+    assert [entry["step"] for entry in history if "losses" in entry][-1] == 200
     assert np.all(np.diff([entry["step"] for entry in history]) >= 0)
 
 
 # Seeing it
 
 
-def test_runs_lists_states_and_show_draws_curves(polymodal, tmp_path):
-    options = ["--corpus", "emoji", "--batch-size", "16", "--out", "run"]
+def test_runs_lists_states_and_show_draws_curves(polymodal, few_emoji, tmp_path):
+    options = ["--data", str(few_emoji), "--batch-size", "16", "--out", "run"]
     done = polymodal("train", "clip", "--budget", "30steps", *options)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
@@ -805,8 +808,8 @@ def test_runs_lists_states_and_show_draws_curves(polymodal, tmp_path):
         assert said in done.stderr
 
 
-def test_a_killed_run_says_so_and_is_resumed(tmp_path):
-    command = [sys.executable, "-m", "polymodal", "train", "clip", "--corpus", "emoji", "--budget", "100000steps"]
+def test_a_killed_run_says_so_and_is_resumed(few_emoji, tmp_path):
+    command = [sys.executable, "-m", "polymodal", "train", "clip", "--data", str(few_emoji), "--budget", "100000steps"]
     command += ["--batch-size", "16", "--save-interval", "5steps", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120

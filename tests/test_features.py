@@ -122,11 +122,12 @@ def test_evaluation_looks_up_what_training_froze_as_a_whole(small_emoji: Corpus)
 
 @pytest.mark.parametrize("kind", [clip, sparc])
 def test_training_on_features_equals_training_through_the_frozen_tower(kind: object, small_emoji: Corpus) -> None:
+    few = small_emoji.with_splits({name: rows[:96] for name, rows in small_emoji.splits.items()})
     recipe = kind.Recipe(
         freeze=("text", "image"), augmentation=NONE, text=TextEncoderConfig(depth=1, dropout=0.3), batch_size=32
     )
     runs = [
-        train(recipe, small_emoji, Budget(steps=40), runtime=RuntimeConfig(cache_features=cached))
+        train(recipe, few, Budget(steps=14), runtime=RuntimeConfig(cache_features=cached))
         for cached in (False, True, True)
     ]
     plain, cold, warm = (run.model.state_dict() for run in runs)

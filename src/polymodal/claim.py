@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polymodal.errors import UserError
 from polymodal.types import Budget
 
 if TYPE_CHECKING:
@@ -17,11 +18,17 @@ if TYPE_CHECKING:
 class Claim:
     """One sentence of the paper that `polymodal reproduce` tests: treatment against baseline, paired seeds.
 
-    baseline, treatment and further arms are recipes that differ only in the idea; the first metric decides. start: a
-    recipe that is trained first, once a seed and for `start_budget`, whose weights all arms begin with, such as a
-    language model that is to learn to see. start_makes: from the run of `start`, the corpus, a folder and the seed, the
-    corpus that arms are trained on, which it writes there, such as preferences between the model's own answers.
+    baseline, treatment and further arms are recipes that differ only in the idea. start: a recipe that is trained
+    first, once a seed and for `start_budget`, whose weights all arms begin with, such as a language model that is to
+    learn to see. start_makes: from the run of `start`, the corpus, a folder and the seed, the corpus that arms are
+    trained on, which it writes there, such as preferences between the model's own answers.
     languages: of the corpus, these only; empty means all.
+    deciding: the metrics that decide, all of which have to agree, as the parts of a sentence with "and"; by default the
+    first of `metrics`. margins: by how much the treatment may be worse on a deciding metric, in its own values, for a
+    part of the sentence such as "and no more noise"; where there is none it has to be better. tuning: values of a
+    hyper-parameter, such as {"learning_rate": (5e-4, 1e-3, 2e-3)}, of which `reproduce --tune` takes the best for each
+    arm by the validation split.
+    Raises UserError for a deciding metric, or a margin, of no metric.
     """
 
     sentence: str
@@ -37,6 +44,17 @@ class Claim:
     start_makes: Callable[[Any, Corpus, Path, int], Corpus] | None = None
     languages: tuple[str, ...] = ()
     paper_results: str = ""
+    deciding: tuple[str, ...] = ()
+    margins: Mapping[str, float] = field(default_factory=dict)
+    tuning: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if strange := [*({*self.deciding} - {*self.metrics}), *({*self.margins} - {*self.deciding_metrics})]:
+            raise UserError(f"'{strange[0]}' is to decide a claim but is none of its metrics; write it in both places.")
+
+    @property
+    def deciding_metrics(self) -> tuple[str, ...]:
+        return self.deciding or self.metrics[:1]
 
 
 @dataclass(frozen=True)

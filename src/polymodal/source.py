@@ -14,10 +14,11 @@ import ast
 import builtins
 import dataclasses
 import functools
+import hashlib
 import importlib
 import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -170,6 +171,40 @@ def real(value: Any) -> Any:
         return kind(**given)
     changed = {name: one for name, one in given.items() if one is not held[name]}
     return dataclasses.replace(value, **changed) if changed else value
+
+
+def code_version(modules: Iterable[str]) -> str:
+    """A hash of modules and of all modules of the package that they import, also inside functions.
+
+    A module outside the package counts by its file, with what it imports from the package. Line endings do not count.
+    """
+    texts: dict[str, bytes] = {}
+    waiting = sorted({*modules})
+    while waiting:
+        module = waiting.pop()
+        file = _file(module) or getattr(sys.modules.get(module), "__file__", None)
+        if module in texts or file is None:
+            continue
+        texts[module] = Path(file).read_bytes().replace(b"\r\n", b"\n")
+        waiting += sorted(_imported_modules(ast.parse(texts[module])))
+    whole = hashlib.sha256()
+    for module, text in sorted(texts.items()):
+        # A module outside the package may have another name each time.
+        whole.update((module if module.partition(".")[0] == PACKAGE else "").encode() + b"\0" + text + b"\0")
+    return whole.hexdigest()[:16]
+
+
+def _imported_modules(tree: ast.AST) -> Iterator[str]:
+    """The modules of the package that are imported anywhere, but not for type checkers alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if _file(alias.name))
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if _file(name) else node.module for name in names if _file(node.module))
+        yield from _imported_modules(node)
 
 
 def _member(module: str, name: str) -> Any:

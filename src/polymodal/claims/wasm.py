@@ -63,6 +63,8 @@ claim = CurationClaim(
             for kind in ("mojibake", "navigation", "repeated", "shuffled", "spam", "symbols", "wrong_language")
         ),
     ),
+    deciding=("good/kept", "noise/dropped"),
+    margins={"noise/dropped": 0.02},
     paper_results="thresholds are compared in words only",
 )
 _english = Recipe(language="en", max_characters=1000)

@@ -34,16 +34,20 @@ class JobOptions:
     """Parallelism of runs."""
 
     jobs: PositiveInt = 1
-    """Number of runs in parallel, each with its share of the CPU cores, or on the next of several GPUs; with a
-    budget in seconds they share those, too. Worthwhile for runs of a minute and more."""
+    """Number of runs in parallel, each with its share of the CPU cores, or on the next of several GPUs. Worthwhile for
+    runs of a minute and more."""
 
 
 @dataclass(frozen=True)
 class CompareOptions(RunOptions, JobOptions):
     budget: str = "60s"
-    """Budget per run: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
-    seeds: PositiveInt = 2
-    """Number of paired seeds."""
+    """Budget per run: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h. A time is turned into a number of
+    steps for each recipe, by timing all of them in alternation before the first run."""
+    steps_from: str | None = None
+    """results.json of an earlier comparison, whose budget and number of steps of each recipe are used, and lead to the
+    same weights."""
+    seeds: PositiveInt = 3
+    """Number of paired seeds. One gives no ranking, and the intervals of two are wide."""
     out: str = "comparison"
     """Folder for results.json, report.html and the runs; the same command resumes."""
 
@@ -55,20 +59,32 @@ def compare(arguments: Arguments) -> None:
     if not specs:
         raise UserError("Name the recipes to compare: polymodal compare clip siglip --corpus emoji.")
 
-    budget = Budget.parse(options.budget)
+    budget, steps = Budget.parse(options.budget), None
     for spec in specs:
         _parsed(spec)
     options.check()
     from polymodal import reproduce
-    from polymodal.reproduce.leaderboard import comparison_verdict, terminal_table
+    from polymodal.reproduce.leaderboard import comparison_verdict, cost_table, terminal_table
+    from polymodal.reproduce.timing import recorded_steps
 
+    if options.steps_from is not None:
+        budget, steps = recorded_steps(Path(options.steps_from))
     arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
     comparison = reproduce.compare(
-        arms, options.open(), budget, options.seeds, options.out, jobs=options.jobs, trust_code=options.trust_code
+        arms,
+        options.open(),
+        budget,
+        options.seeds,
+        options.out,
+        jobs=options.jobs,
+        trust_code=options.trust_code,
+        steps=steps,
     )
     console = terminal()
     print("\n" + textwrap.fill(comparison_verdict(comparison), min(shutil.get_terminal_size().columns, 120)) + "\n")
     console.print(terminal_table(comparison))
+    console.print()
+    console.print(cost_table(comparison))
     console.print(f"\nReport: {options.out}/report.html   all metrics: {options.out}/results.json", highlight=False)
 
 
@@ -109,49 +125,60 @@ def reproduce(arguments: Arguments) -> None:
         """Budget per run, instead of the claim's own."""
         seeds: PositiveInt | None = None
         """Number of paired seeds, instead of the claim's own."""
+        steps_from: str | None = None
+        """results.json of an earlier reproduction, whose budget and number of steps of each arm are used."""
         claim: str = "claim"
         """Name of the claim, if the recipe has several."""
         out: str | None = None
         """Folder for claim.json, report.html and the runs; by default reproduce/RECIPE, or reproduce/RECIPE-CLAIM
         for a further claim."""
+        again: bool = False
+        """Measure a claim once more that was measured with the same code; its result keeps the earlier ones."""
+        tune: bool = False
+        """First train every arm with each of the claim's tuning values, and take its best by the validation split."""
 
     options = parse(Options, rest, "reproduce RECIPE", reproduce)
-    from polymodal.evaluation.statistics import number
     from polymodal.recipes import FIRST_CLAIM
-    from polymodal.reproduce.claim import claim_of
     from polymodal.reproduce.claim import reproduce as test_claim
-    from polymodal.reproduce.leaderboard import format_difference
+    from polymodal.reproduce.timing import recorded_steps
 
-    claim = claim_of(spec, options.claim)
     out = options.out or f"reproduce/{short_name(spec)}" + f"-{options.claim}" * (options.claim != FIRST_CLAIM)
-    budget = Budget.parse(options.budget) if options.budget else None
+    budget, steps = Budget.parse(options.budget) if options.budget else None, None
+    if options.steps_from is not None:
+        budget, steps = recorded_steps(Path(options.steps_from))
     result, comparison = test_claim(
-        spec, out, budget, options.seeds, name=options.claim, jobs=options.jobs, trust_code=options.trust_code
+        spec,
+        out,
+        budget,
+        options.seeds,
+        name=options.claim,
+        jobs=options.jobs,
+        trust_code=options.trust_code,
+        steps=steps,
+        again=options.again,
+        tune=options.tune,
     )
+    _print_claim(result, comparison, out)
+
+
+def _print_claim(result: dict[str, Any], comparison: Any, out: str) -> None:
+    from polymodal.reproduce.claim_text import claim_rows, decision_sentence, how_often, secondary_sentence
+    from polymodal.reproduce.leaderboard import cost_table
+
     console = terminal()
-    console.print(f"[bold]{claim.sentence}[/bold]")
+    console.print(f"[bold]{result['claim']}[/bold]")
+    arms = [*result["cost"]]
     print_table(
-        ["metric", *(arm.label for arm in comparison.arms), "treatment against baseline"],
-        [
-            [
-                name,
-                *(
-                    number(comparison.unit(name), comparison.estimate(arm, name).value)
-                    if arm in comparison.having(name)
-                    else "–"
-                    for arm in comparison.arms
-                ),
-                format_difference(comparison.unit(name), comparison.difference(comparison.arms[1], name))
-                if comparison.can_be_compared(name)
-                else "–",
-            ]
-            for name in claim.metrics
-        ],
-        right=range(1, 2 + len(comparison.arms)),
+        ["metric", "chance", *arms, "treatment against baseline"],
+        claim_rows(result),
+        right=range(1, 3 + len(arms)),
     )
-    console.print(
-        f"\nVerdict: [bold]{result['verdict']}[/bold] (by {result['metric']}).   {out}/claim.json", highlight=False
-    )
+    console.print()
+    console.print(cost_table(comparison))
+    print("\n" + secondary_sentence(result))
+    if earlier := how_often(result):
+        print(earlier)
+    console.print(f"\nVerdict: {decision_sentence(result, '[bold]', '[/bold]')}   {out}/claim.json", highlight=False)
 
 
 def attack(arguments: Arguments) -> None:

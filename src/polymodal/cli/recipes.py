@@ -62,13 +62,11 @@ def _print_claim(title: str, sentence: str, result: dict[str, Any] | None) -> No
     console = terminal()
     console.print(f"\n[bold]{title}[/bold]: {sentence}")
     if result:
-        from polymodal.evaluation.statistics import Estimate
-        from polymodal.reproduce.leaderboard import format_difference
+        from polymodal.reproduce.claim_text import decision_sentence
 
         console.print(
-            f"[bold]Here[/bold]: {result['verdict']}; {result['metric']} "
-            f"{format_difference(result['units'][result['metric']], Estimate(**result['difference']))} "
-            f"over {len(result['seeds'])} seeds of {result['budget']}."
+            f"[bold]Here[/bold], with {len(result['seeds'])} seeds of {result['budget']}: "
+            f"{decision_sentence(result, '', '')}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,33 +20,67 @@ def prompt_ensemble(prompts: Sequence[Float[Tensor, "_ dim"]]) -> Float[Tensor, 
     return F.normalize(torch.stack([vectors.mean(0) for vectors in prompts]), dim=-1)
 
 
+def predicted_classes(scores: Float[np.ndarray, "examples classes"]) -> Int[np.ndarray, " examples"]:
+    """The class with the highest score of each example; -1, which is no class, where a score is no number."""
+    return np.where(np.isnan(scores).any(1), -1, np.nan_to_num(scores, nan=-np.inf).argmax(1))
+
+
 def balanced_accuracy(name: str, predicted: np.ndarray, labels: np.ndarray) -> Score:
-    """The mean over classes of the share that is right, so that a frequent class does not count for more.
+    """The mean over classes of the fraction that is right, so that a frequent class does not count for more.
 
-    The unit is an example, weighted so that the mean over examples is the mean over classes.
+    The unit is an example, with its influence on that mean.
     """
-    return Score(name, (predicted == labels) * _weights(labels), 1 / len(np.unique(labels)))
+    value, influence = _mean_over_classes((predicted == labels).astype(float), labels)
+    return Score.from_influence(name, value, influence, 1 / len(np.unique(labels)))
 
 
-def _weights(labels: np.ndarray) -> Float[np.ndarray, " examples"]:
-    """Of every example, so that the mean over examples is the mean over classes."""
+def _mean_over_classes(values: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean over classes of their mean values, and the influence of each example on it, as by leaving it out.
+
+    The only example of a class is taken as one of the examples of all such classes, since it has no spread.
+    """
     classes, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    return len(labels) / (len(classes) * counts[inverse])
+    means = np.bincount(inverse, values) / counts
+    of_class = counts[inverse]
+    scale = len(labels) / (len(classes) * np.where(of_class > 1, (of_class * (of_class - 1.0)) ** 0.5, 1.0))
+    return float(means.mean()), scale * (values - np.where(of_class > 1, means[inverse], means.mean()))
 
 
 def area_under_curve(name: str, likely: Float[np.ndarray, "examples classes"], labels: np.ndarray) -> Score:
     """The mean over classes of the area under the ROC curve of that class against all others.
 
-    likely: how likely each class is, on any scale. The unit is an example: the share of examples of other classes for
-    which its own class is less likely (the area is the mean of that over a class, Hanley and McNeil 1982), weighted as
-    in `balanced_accuracy`.
+    likely: how likely each class is, on any scale; a NaN ranks an example wrongly. The unit is an example, with its
+    influence both as one of its class and as one of the others: the fraction of the others that it ranks above, and of
+    the class that it ranks below (the components of DeLong et al. 1988; the area is the mean of either).
     """
-    places = np.empty(len(labels))
-    for label in np.unique(labels):
-        own, others = likely[labels == label, label], np.sort(likely[labels != label, label])
-        below, not_above = np.searchsorted(others, own, "left"), np.searchsorted(others, own, "right")
-        places[labels == label] = (below + not_above) / 2 / max(len(others), 1)
-    return Score(name, places * _weights(labels), 0.5)
+    classes = np.unique(labels)
+    influence = np.zeros(len(labels))
+    areas, single = [], []
+    for label in classes:
+        of_class = labels == label
+        positive = np.nan_to_num(likely[of_class, label], nan=-np.inf)
+        negative = np.where(np.isnan(likely[~of_class, label]), np.inf, likely[~of_class, label])
+        above = _fraction_below(positive, negative)
+        below = 1 - _fraction_below(negative, positive)
+        areas.append(float(above.mean()))
+        for members, fractions in ((of_class, above), (~of_class, below)):
+            count = len(fractions)
+            if count > 1:
+                spread = (count * (count - 1.0)) ** 0.5
+                influence[members] += len(labels) / len(classes) / spread * (fractions - fractions.mean())
+            elif count and members is of_class:
+                single.append((np.flatnonzero(members)[0], areas[-1]))
+    value = float(np.mean(areas))
+    for place, area in single:
+        influence[place] += len(labels) / len(classes) * (area - value)
+    return Score.from_influence(name, value, influence, 0.5)
+
+
+def _fraction_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """For each value, the fraction of the others that are smaller; equal ones count half."""
+    ordered = np.sort(others)
+    smaller, not_larger = np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
+    return (smaller + not_larger) / 2 / max(len(others), 1)
 
 
 def zero_shot(
@@ -54,32 +89,64 @@ def zero_shot(
     labels: Int[np.ndarray, " images"],
     classes: Float[Tensor, "classes dim"],
 ) -> Score:
-    """Balanced accuracy of the class whose text vector is most similar, among the classes that occur in `labels`."""
-    present = np.unique(labels)
-    nearest = (images @ classes[torch.from_numpy(present)].T).argmax(1).numpy()
-    return balanced_accuracy(name, present[nearest], labels)
+    """Balanced accuracy of the class whose text vector is most similar; also classes without an image are offered."""
+    score = balanced_accuracy(name, predicted_classes((images @ classes.T).numpy()), labels)
+    return replace(score, chance=1 / len(classes))
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A fitted probe. A vector that is no number has the class -1, which is none, and NaN probabilities.
+
+    model: of scikit-learn; None where there was nothing to fit.
+    """
+
+    model: Any
+    classes_: np.ndarray
+
+    def predict(self, vectors: Float[np.ndarray, "examples dim"]) -> np.ndarray:
+        likely = predicted_classes(self.predict_proba(vectors))
+        return np.where(likely < 0, -1, self.classes_[likely])
+
+    def predict_proba(self, vectors: Float[np.ndarray, "examples dim"]) -> Float[np.ndarray, "examples classes"]:
+        likely = np.full((len(vectors), len(self.classes_)), np.nan)
+        usable = _are_numbers(vectors)
+        if self.model is not None and usable.any():
+            likely[usable] = self.model.predict_proba(vectors[usable])
+        return likely
+
+
+def _are_numbers(vectors: np.ndarray) -> np.ndarray:
+    return np.isfinite(vectors).all(1)
 
 
 def linear_probe(
     train: tuple[np.ndarray, np.ndarray],
     validation: tuple[np.ndarray, np.ndarray],
     strengths: Sequence[float] = (0.01, 0.1, 1.0),
-) -> Any:
-    """A logistic regression of scikit-learn on frozen, standardised vectors; each part is vectors and labels.
+) -> LinearProbe:
+    """A logistic regression of scikit-learn on frozen, standardized vectors; each part is vectors and labels.
 
-    strengths: inverse regularisations, of which the best on the validation part is taken.
+    strengths: inverse regularization strengths, of which the best on the validation part is taken. Vectors that are no
+    numbers are left out.
     """
 
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    def fitted(strength: float) -> tuple[float, Any]:
+    usable = _are_numbers(train[0])
+    vectors, labels = train[0][usable], train[1][usable]
+    if len(np.unique(labels)) < 2:
+        return LinearProbe(None, np.unique(train[1]))
+
+    def fitted(strength: float) -> tuple[float, LinearProbe]:
         # Newton's steps by conjugate gradients: the whole Hessian has (classes x dimensions) squared entries.
         regression = LogisticRegression(
             C=strength, solver="newton-cg", tol=1e-6, max_iter=1000, class_weight="balanced"
         )
-        model = make_pipeline(StandardScaler(), regression).fit(*train)
-        return balanced_accuracy("", model.predict(validation[0]), validation[1]).value, model
+        model = make_pipeline(StandardScaler(), regression).fit(vectors, labels)
+        probe = LinearProbe(model, model.classes_)
+        return balanced_accuracy("", probe.predict(validation[0]), validation[1]).value, probe
 
     return max((fitted(strength) for strength in strengths), key=lambda pair: pair[0])[1]

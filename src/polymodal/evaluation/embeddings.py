@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.errors import UserError
 from polymodal.evaluation.classification import prompt_ensemble
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
 from polymodal.modalities import Text
 from polymodal.training.run import embed
-from polymodal.types import Example, Processor
+from polymodal.types import Example
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class PairedTest:
         classes = prompt_ensemble([self.text_vectors[torch.from_numpy(self.owner == number)] for number in asking])
         relevant = [np.array([place]) for place in range(len(asking))]
         found = ranks(self.items[torch.from_numpy(asking)], classes, relevant)
-        return [Score(f"{name}/top-{k}", (found <= k).astype(float), k / len(asking)) for k in (1, 5)]
+        return [Score(f"{name}/top-{k}", (found <= k).astype(float), min(k / len(asking), 1.0)) for k in (1, 5)]
 
 
 def main_language(corpus: Corpus) -> str | None:

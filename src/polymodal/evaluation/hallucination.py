@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from polymodal.corpora._wordnet import WordNet, wordnet
 from polymodal.corpora.corpus import Corpus
 from polymodal.errors import UserError
 from polymodal.evaluation.caption_metric import CaptionScore, Metric
-from polymodal.evaluation.statistics import Score
+from polymodal.evaluation.statistics import Score, ratio
 from polymodal.modalities import Regions, Text
 
 Kind = Literal["true", "in_list", "out_of_list", "added", "synonym", "doubted"]
@@ -52,13 +52,17 @@ def listed_class(name: str, lexicon: WordNet) -> str | None:
 
 @dataclass(frozen=True)
 class Case:
-    """A caption to judge. objects: how many it names. wrong: the one that it makes up; None where it is right."""
+    """A caption to judge. objects: how many it names. wrong: the one that it makes up; None where it is right.
+
+    scene: the number of its scene.
+    """
 
     kind: Kind
     caption: str
     references: tuple[str, ...]
     objects: int
     wrong: str | None = None
+    scene: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def cases(scenes: Sequence[Scene], lexicon: WordNet, seed: int) -> list[Case]:
     others = [name for name in known if not listed_class(name, lexicon)]
     rng = np.random.default_rng(seed)
     found = []
-    for scene in scenes:
+    for number, scene in enumerate(scenes):
         nouns = [name for name in scene.names if lexicon.noun(name)]
         if not nouns:
             continue
@@ -105,15 +109,15 @@ def cases(scenes: Sequence[Scene], lexicon: WordNet, seed: int) -> list[Case]:
         drawn = {kind: str(rng.choice(names)) for kind, names in absent.items()}
         extra = drawn["in_list" if rng.random() < 0.5 else "out_of_list"]
         count, more = len(scene.names), len(scene.names) + 1
-        found.append(Case("true", scene.caption, scene.references, count))
+        found.append(Case("true", scene.caption, scene.references, count, scene=number))
         for kind, other in drawn.items():
-            found.append(Case(kind, _exchanged(scene.caption, name, other), scene.references, count, other))
-        found.append(Case("added", f"{scene.caption} and a {extra}", scene.references, more, extra))
+            found.append(Case(kind, _exchanged(scene.caption, name, other), scene.references, count, other, number))
+        found.append(Case("added", f"{scene.caption} and a {extra}", scene.references, more, extra, number))
         if right := {noun: names for noun in nouns if (names := _other_names(noun, lexicon))}:
             noun = str(rng.choice(list(right)))
             renamed = _exchanged(scene.caption, noun, str(rng.choice(right[noun])))
-            found.append(Case("synonym", renamed, scene.references, count))
-        found.append(Case("doubted", f"{scene.caption} and possibly a {extra}", scene.references, more))
+            found.append(Case("synonym", renamed, scene.references, count, scene=number))
+        found.append(Case("doubted", f"{scene.caption} and possibly a {extra}", scene.references, more, scene=number))
     return sorted(found, key=lambda case: KINDS.index(case.kind))
 
 
@@ -154,14 +158,17 @@ def hallucination_scores(metric: Metric, corpus: Corpus, most: int, seed: int) -
     threshold = _threshold(_by_kind(tuning, _judged(metric, tuning)))
     judged = _judged(metric, test)
     values = _by_kind(test, judged)
+    scenes = {kind: np.array([case.scene for case in test if case.kind == kind]) for kind in KINDS}
     scores = []
-    for name, right in (
-        ("average_precision", values["true"]),
-        ("average_precision_among_synonyms", np.concatenate([values["true"], values["synonym"]])),
-    ):
-        for kind in WRONG:
-            chance = len(values[kind]) / (len(values[kind]) + len(right))
-            scores.append(Score(f"{kind}/{name}", precisions(values[kind], right), chance))
+    correct: dict[str, tuple[Kind, ...]] = {
+        "average_precision": ("true",),
+        "average_precision_among_synonyms": ("true", "synonym"),
+    }
+    for name, kinds in correct.items():
+        right, scenes_of_right = (np.concatenate([of[kind] for kind in kinds]) for of in (values, scenes))
+        scores += [
+            average_precision(f"{kind}/{name}", values[kind], right, scenes[kind], scenes_of_right) for kind in WRONG
+        ]
     for kind in WRONG:
         those = [(case, one) for case, one in zip(test, judged, strict=True) if case.kind == kind and case.wrong]
         found = np.array([_localized(one, case.wrong or "") for case, one in those], dtype=float)
@@ -185,15 +192,32 @@ def _by_kind(tested: Sequence[Case], judged: Sequence[CaptionScore]) -> dict[Kin
     }
 
 
-def precisions(wrong: Float[np.ndarray, " wrong"], right: Float[np.ndarray, " right"]) -> Float[np.ndarray, " wrong"]:
-    """For each wrong caption, the share of wrong ones among all that score no higher; the mean is average precision."""
-    lower_wrong = (wrong[None] <= wrong[:, None]).sum(1)
-    lower_right = (right[None] <= wrong[:, None]).sum(1)
-    return lower_wrong / (lower_wrong + lower_right)
+def average_precision(
+    name: str,
+    wrong: Float[np.ndarray, " wrong"],
+    right: Float[np.ndarray, " right"],
+    scenes_of_wrong: Int[np.ndarray, " wrong"],
+    scenes_of_right: Int[np.ndarray, " right"],
+) -> Score:
+    """The mean over wrong captions of the fraction of wrong ones among all that score no higher; chance is their part
+    of all. The unit is a scene with all of its captions, left out in turn.
+    """
+    every = np.concatenate([scenes_of_wrong, scenes_of_right])
+    numbers, places = np.unique(every, return_inverse=True)
+    of_wrong, of_right = (np.eye(len(numbers))[part] for part in np.split(places, [len(wrong)]))
+    lower_wrong = (wrong[None] <= wrong[:, None]) @ of_wrong  # by scene
+    lower_right = (right[None] <= wrong[:, None]) @ of_right
+    all_wrong, all_right = lower_wrong.sum(1), lower_right.sum(1)
+    value = float((all_wrong / (all_wrong + all_right)).mean())
+    # Without a scene, its captions are in no count, and its wrong ones are no rows of the mean.
+    rest_wrong, rest_right = all_wrong[:, None] - lower_wrong, all_right[:, None] - lower_right
+    precision = ratio(rest_wrong, rest_wrong + rest_right) * (1 - of_wrong)
+    left_out = ratio(precision.sum(0), (1 - of_wrong).sum(0))
+    return Score.from_jackknife(name, value, left_out, len(wrong) / len(every))
 
 
 def _threshold(values: Mapping[Kind, Float[np.ndarray, " cases"]]) -> float:
-    """Where flagged wrong captions less flagged true ones, in shares, are most; wrong ones of all kinds together."""
+    """Where the fraction of flagged wrong captions, of all kinds, less that of flagged true ones is largest."""
     wrong = np.concatenate([values[kind] for kind in WRONG])
     places = np.unique(np.concatenate([wrong, values["true"]]))
     gains = [(wrong <= place).mean() - (values["true"] <= place).mean() for place in places]

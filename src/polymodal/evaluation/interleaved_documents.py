@@ -18,6 +18,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.conversation import IMAGE, IMAGE_END, IMAGE_START
 from polymodal.data.processor import Processor
 from polymodal.data.sequence import TEXT, Span, pad_sequences
+from polymodal.evaluation.classification import predicted_classes
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.tasks.token_likelihood import CanScoreTokens
 from polymodal.modalities import Interleaved
@@ -111,7 +112,7 @@ def _chosen(
         counts.append(len(texts))
     nats = np.split(_nats(method, processor, asked, "words"), np.cumsum([2 * count for count in counts])[:-1])
     right = [
-        float(np.argmin(own[count:] - own[:count]) == question.right)
+        float(predicted_classes((own[:count] - own[count:])[None])[0] == question.right)
         for own, count, question in zip(nats, counts, questions, strict=True)
     ]
     chance = float(np.mean([1 / count for count in counts]))

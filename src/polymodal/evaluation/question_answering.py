@@ -15,6 +15,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.instructions import chain_of_thought_prompt, final_answer
 from polymodal.data.loader import Reader
 from polymodal.evaluation.capabilities import CanClassifyAnswers, CanGenerateText
+from polymodal.evaluation.classification import predicted_classes
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.modalities import Questions
 from polymodal.modalities.question import Question
@@ -101,7 +102,8 @@ def _answered(method: nn.Module, processor: Any, item: str, shown: list[Any], qu
     if not isinstance(method, CanClassifyAnswers):
         return written_texts(method, processor, shown, questions)
     logits = answers(method, processor, "answer_logits", {item: shown, "question": questions}, BATCH)
-    return [processor.answers[number] for number in torch.cat(logits).argmax(1).tolist()]
+    likely = predicted_classes(torch.cat(logits).numpy()).tolist()
+    return [processor.answers[number] if number >= 0 else "" for number in likely]
 
 
 def written_texts(method: nn.Module, processor: Any, images: list[Any], questions: list[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """Retrieval between modalities: ranks, the metrics made of them, and what guessing would get.
 
 A query may have several right answers (all captions of an image); its rank is that of the first one found. A candidate
-that is exactly as similar as the right one counts as ranked before it, so that a collapsed embedding scores nothing.
+that is exactly as similar as the right one counts as ranked before it, and so does one whose similarity is NaN; a right
+one of similarity NaN comes last. So neither a collapsed embedding nor a broken one scores anything.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def ranks(
         right = torch.zeros_like(similarity, dtype=torch.bool)
         for row, numbers in zip(right, relevant[start : start + rows], strict=True):
             row[torch.from_numpy(numbers)] = True
-        best = similarity.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        found[start : start + rows] = 1 + ((similarity >= best) & ~right).sum(1).numpy()
+        best = similarity.masked_fill(~right | similarity.isnan(), -torch.inf).amax(1, keepdim=True)
+        found[start : start + rows] = 1 + (~(similarity < best) & ~right).sum(1).numpy()
     return found
 
 
@@ -40,23 +41,27 @@ def top(
     queries: Float[Tensor, "queries dim"], candidates: Float[Tensor, "candidates dim"], count: int
 ) -> Int[np.ndarray, "queries count"]:
     """The numbers of the most similar candidates, best first."""
-    return (queries @ candidates.T).topk(min(count, len(candidates))).indices.numpy()
+    return (queries @ candidates.T).nan_to_num(nan=-torch.inf).topk(min(count, len(candidates))).indices.numpy()
 
 
 def retrieval_scores(
     name: str, found: Int[np.ndarray, " queries"], relevant: Sequence[np.ndarray], candidates: int, unit: np.ndarray
 ) -> list[Score]:
-    """R@1, R@5, R@10, MRR and the median rank. unit: for each query, the number of the unit that it belongs to."""
+    """R@1, R@5, R@10, MRR and the median rank. unit: for each query, the number of the unit that it belongs to.
+
+    Units count alike, however many queries they have, and so they do in chance.
+    """
     counts = np.array([len(right) for right in relevant])
+    _, places, sizes = np.unique(unit, return_inverse=True, return_counts=True)
+    weights = 1 / sizes[places]
     scores = [
-        Score(f"{name}/R@{k}", means_by_cluster(found <= k, unit)[0], chance_recall(counts, candidates, k))
+        Score(f"{name}/R@{k}", means_by_cluster(found <= k, unit)[0], chance_recall(counts, candidates, k, weights))
         for k in RECALLS
     ]
-    scores.append(
-        Score(f"{name}/MRR", means_by_cluster(1 / found, unit)[0], chance_reciprocal_rank(counts, candidates))
-    )
+    chance = chance_reciprocal_rank(counts, candidates, weights)
+    scores.append(Score(f"{name}/MRR", means_by_cluster(1 / found, unit)[0], chance))
     median = _medians_by_unit(found, unit)
-    chance = chance_median_rank(counts, candidates)
+    chance = chance_median_rank(counts, candidates, weights)
     scores.append(Score(f"{name}/median_rank", median, chance, higher_is_better=False, statistic="median"))
     return scores
 
@@ -74,22 +79,23 @@ def _survival(relevant: int, candidates: int) -> np.ndarray:
     return np.concatenate([[1.0], np.cumprod(factors)])
 
 
-def _mean_survival(counts: np.ndarray, candidates: int) -> np.ndarray:
-    values, times = np.unique(counts, return_counts=True)
+def _mean_survival(counts: np.ndarray, candidates: int, weights: np.ndarray | None) -> np.ndarray:
+    values, places = np.unique(counts, return_inverse=True)
+    times = np.bincount(places, weights)
     return sum(_survival(int(m), candidates) * t for m, t in zip(values, times, strict=True)) / times.sum()
 
 
-def chance_recall(counts: np.ndarray, candidates: int, k: int) -> float:
-    """The expected R@k of a random order. counts: relevant candidates of each query."""
-    return float(1 - _mean_survival(counts, candidates)[min(k, candidates)])
+def chance_recall(counts: np.ndarray, candidates: int, k: int, weights: np.ndarray | None = None) -> float:
+    """The expected R@k of a random order. counts: relevant candidates of each query; weights: of the queries."""
+    return float(1 - _mean_survival(counts, candidates, weights)[min(k, candidates)])
 
 
-def chance_reciprocal_rank(counts: np.ndarray, candidates: int) -> float:
+def chance_reciprocal_rank(counts: np.ndarray, candidates: int, weights: np.ndarray | None = None) -> float:
     """The expected MRR of a random order."""
-    at_rank = -np.diff(_mean_survival(counts, candidates))
+    at_rank = -np.diff(_mean_survival(counts, candidates, weights))
     return float((at_rank / np.arange(1, candidates + 1)).sum())
 
 
-def chance_median_rank(counts: np.ndarray, candidates: int) -> float:
+def chance_median_rank(counts: np.ndarray, candidates: int, weights: np.ndarray | None = None) -> float:
     """The median rank of a random order."""
-    return float(np.argmax(_mean_survival(counts, candidates) <= 0.5))
+    return float(np.argmax(_mean_survival(counts, candidates, weights) <= 0.5))

@@ -1,20 +1,34 @@
-"""Figures with their uncertainty: from one run by the bootstrap, from several seeds with the spread between them."""
+"""Scores with their uncertainty: of one run over the test units, of several seeds over seeds and test units.
+
+The unit of a score is what the test set samples independently, such as an image with all of its captions. A score that
+is a mean (or a ratio of sums) of units has the values of the units. A score that is not, such as an area under a ROC
+curve, an average precision or a Fréchet distance, has its value plus the influence of each unit on it: from a formula
+(`Score.from_influence`), or from leaving out parts of the units (`Score.from_jackknife`). So every score is a mean of
+units, and the spread of the units says how far it is from what other test units would give.
+
+`benchmarks/interval_coverage.py` simulates how often the intervals hold the truth.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from scipy import special
 
+from polymodal.evaluation.units import number, scale
+
 RESAMPLES = 1000
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Estimate(NamedTuple):
-    """A figure and its 95 % interval."""
+    """A value and its 95 % interval."""
 
     value: float
     low: float
@@ -36,31 +50,13 @@ class MetricKind:
     higher_is_better: bool = True
 
 
-def scale(unit: str, value: float) -> tuple[int, int]:
-    """The factor that a value is shown with, and its number of digits after the point."""
-    if unit == "percent":
-        return 100, 1
-    return 1, 1 if unit == "rank" or abs(value) >= 10 else 3
-
-
-def number(unit: str, value: float) -> str:
-    """'25.3 %', '12.0' or '0.031': a value as tables show it."""
-    factor, digits = scale(unit, value)
-    return f"{factor * value:.{digits}f}" + (" %" if unit == "percent" else "")
-
-
-def axis_label(unit: str) -> str:
-    """The label of an axis that shows values of a unit."""
-    return "%" if unit == "percent" else unit
-
-
 @dataclass(frozen=True)
 class Score:
-    """One figure of one run.
+    """One score of one run.
 
     name: split/task/metric, such as `test/text_to_image/R@10`.
-    clusters: the metric on each independent unit of the test (a concept with all of its captions, say); the figure is
-    their mean or median.
+    clusters: the metric on each independent unit of the test (a concept with all of its captions, say), or the score
+    plus the unit's influence on it; the score is their mean or median.
     weights: of the units in the mean, such as the number of words of a page; None weighs all alike. The mean of nothing
     is 0.
     chance: what guessing gets; None where that has no meaning.
@@ -85,14 +81,14 @@ class Score:
         return float(ratio(self.clusters @ weights, weights.sum()))
 
     def shown(self) -> tuple[str, str, str]:
-        """The figure, its interval and what guessing gets, as tables show them."""
+        """The value, its interval and what guessing gets, as tables show them."""
         value, low, high = self.estimate()
         factor, digits = scale(self.unit, value)
         chance = "-" if self.chance is None else number(self.unit, self.chance)
         return number(self.unit, value), f"{factor * low:.{digits}f} to {factor * high:.{digits}f}", chance
 
     def estimate(self) -> Estimate:
-        """The figure with its percentile bootstrap interval over the units."""
+        """The value with its percentile bootstrap interval over the units."""
         low, high = np.percentile(_resampled([self])[0], [2.5, 97.5])
         return Estimate(self.value, float(low), float(high))
 
@@ -106,6 +102,42 @@ class Score:
         """
         means, counts = means_by_cluster(values, unit)
         return cls(name, means, chance, higher_is_better, weights=counts.astype(float))
+
+    @classmethod
+    def from_influence(
+        cls,
+        name: str,
+        value: float,
+        influence: np.ndarray,
+        chance: float | None = None,
+        higher_is_better: bool = True,
+    ) -> Score:
+        """A score that is no mean of units. influence: of each unit; the score's variance is that of their mean."""
+        return cls(name, value + influence - np.mean(influence), chance, higher_is_better)
+
+    @classmethod
+    def from_jackknife(
+        cls,
+        name: str,
+        value: float,
+        left_out: np.ndarray,
+        chance: float | None = None,
+        higher_is_better: bool = True,
+    ) -> Score:
+        """A score that is no mean of units. left_out: its value without each unit, or without each group of units.
+
+        With fewer than two parts it has one unit, which no verdict takes for an interval.
+        """
+        if len(left_out) < 2:
+            return cls(name, np.array([value]), chance, higher_is_better)
+        return cls.from_influence(name, value, -(len(left_out) - 1) * left_out, chance, higher_is_better)
+
+    def influence(self) -> np.ndarray:
+        """By how much each unit moves the mean, times the number of units; 0 on average (of a mean, not a median)."""
+        if self.weights is None:
+            return self.clusters - self.clusters.mean()
+        whole = self.weights.sum()
+        return self.weights * (self.clusters - self.value) * (len(self.weights) / whole if whole > 0 else 0.0)
 
     def to_json(self) -> dict[str, Any]:
         """With the units, so that runs can be compared unit by unit later."""
@@ -131,35 +163,107 @@ def means_by_cluster(values: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, 
     return np.bincount(places, values, len(counts)) / counts, counts
 
 
-def aggregate_seeds(scores: Sequence[Score], alike: Sequence[Sequence[Score]] = ()) -> Estimate:
+def group_numbers(units: int, groups: int) -> np.ndarray:
+    """For each unit, the number of the group that it is left out with: at random, and of sizes that differ by one."""
+    return np.random.default_rng(0).permutation(units) % max(min(groups, units), 1)
+
+
+@dataclass(frozen=True)
+class TwoErrors:
+    """A mean over seeds, with the standard errors of its two sources of chance and their degrees of freedom.
+
+    The squares of the two half-widths add up, each with its own quantile of Student's t (after Graybill and Wang 1980).
+    Adding the variances under one quantile with Welch and Satterthwaite's degrees of freedom does not cover with two or
+    three seeds: where the seeds happen to agree, it takes the quantile of the units for both.
+    """
+
+    value: float
+    seed_error: float
+    seed_freedom: float
+    unit_error: float
+    unit_freedom: float
+
+    def half_width(self, level: float = 0.95) -> float:
+        outside = (1 - level) / 2
+        return math.hypot(
+            _quantile(self.seed_freedom, outside) * self.seed_error,
+            _quantile(self.unit_freedom, outside) * self.unit_error,
+        )
+
+    def interval(self, level: float = 0.95) -> Estimate:
+        half = self.half_width(level)
+        return Estimate(self.value, self.value - half, self.value + half)
+
+    def p_value(self, null: float = 0.0) -> float:
+        """1 less the level of the largest interval that does not hold `null`; two-sided."""
+        distance = abs(self.value - null)
+        if distance == 0:
+            return 1.0
+        if self.seed_error == self.unit_error == 0:
+            return 0.0
+        low, high = -12.0, 0.0  # decimal logarithms
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.half_width(1 - 10**middle) < distance else (middle, high)
+        return 10**high
+
+
+def _quantile(freedom: float, outside: float) -> float:
+    return -float(special.stdtrit(freedom, outside)) if freedom > 0 else 0.0
+
+
+def aggregate_seeds(scores: Sequence[Score]) -> Estimate:
     """The mean over seeds, with an interval that counts two sources of chance: the seed, and the choice of test units.
 
-    scores: one a seed, on the same units. alike: those of further arms; the spread between seeds is taken to be the
-    same in all arms, as in an analysis of variance, so that two seeds of four arms say more about it than two of one;
-    `_combined` says which arm is left out.
-
-    The variances of the two sources add up; the degrees of freedom are Welch and Satterthwaite's. One seed gives the
-    interval over the test units alone.
+    scores: one a seed, on the same units. Other arms say nothing about this one: arms that vary less than it would make
+    its interval too narrow. One seed gives the interval over the test units alone.
     """
-    spread = _resampled(scores).mean(axis=0).var()
-    by_arm = [[score.value for score in arm] for arm in (scores, *alike)]
-    return _combined(by_arm, float(spread), len(scores[0].clusters))
+    return seed_and_unit_errors(scores).interval()
 
 
-def paired_difference(
-    scores: Sequence[Score], baselines: Sequence[Score], alike: Sequence[Sequence[Score]] = ()
-) -> Estimate:
-    """The mean over seeds of score minus baseline, each pair from the same seed and on the same test units.
+def paired_difference(scores: Sequence[Score], baselines: Sequence[Score], level: float = 0.95) -> Estimate:
+    """The mean over seeds of score minus baseline, each pair from the same seed and on the same test units."""
+    return seed_and_unit_errors(scores, baselines).interval(level)
 
-    alike: the scores of further arms, whose differences to the baseline are taken to vary as much between seeds.
+
+def seed_and_unit_errors(scores: Sequence[Score], baselines: Sequence[Score] = ()) -> TwoErrors:
+    """The mean over seeds of scores, or of their differences to baselines, with both of its errors."""
+    values = np.array([score.value for score in scores])
+    if baselines:
+        values = values - [score.value for score in baselines]
+    seeds, units = len(scores), len(scores[0].clusters)
+    seed_error = float(np.std(values, ddof=1)) / seeds**0.5 if seeds > 1 else 0.0
+    if scores[0].statistic == "median":
+        resampled = _resampled(scores) - (_resampled(baselines) if baselines else 0.0)
+        unit_error = float(np.std(resampled.mean(axis=0), ddof=1))
+    else:
+        influence = np.mean([score.influence() for score in scores], axis=0)
+        if baselines:
+            influence = influence - np.mean([score.influence() for score in baselines], axis=0)
+        unit_error = float(np.sqrt(np.sum(influence**2) / max(units * (units - 1), 1)))
+    return TwoErrors(float(values.mean()), seed_error, seeds - 1, unit_error, units - 1)
+
+
+def are_copies(scores: Sequence[Score], others: Sequence[Score]) -> bool:
+    """Whether two arms have the same units at every seed, as two recipes that do the same."""
+    return all(np.array_equal(one.clusters, other.clusters) for one, other in zip(scores, others, strict=True))
+
+
+def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
+    """The p-values, corrected for how many they are: each is the level at which its hypothesis is rejected (Holm 1979).
+
+    A set of hypotheses that are all true has one below 0.05 in at most 5 % of the cases.
     """
-    ours, theirs = _resampled(scores), _resampled(baselines)
-    by_arm = [[one.value - base.value for one, base in zip(arm, baselines, strict=True)] for arm in (scores, *alike)]
-    return _combined(by_arm, float((ours - theirs).mean(axis=0).var()), len(scores[0].clusters))
+    corrected: dict[Key, float] = {}
+    largest = 0.0
+    for place, (key, value) in enumerate(sorted(p_values.items(), key=lambda pair: pair[1])):
+        largest = max(largest, min((len(p_values) - place) * value, 1.0))
+        corrected[key] = largest
+    return {key: corrected[key] for key in p_values}
 
 
 def _resampled(scores: Sequence[Score]) -> np.ndarray:
-    """seeds x resamples: the figure of each seed on the same resampled units."""
+    """seeds x resamples: the value of each seed on the same resampled units."""
     units = np.stack([score.clusters for score in scores])
     chosen, times = _resamples(units.shape[1])
     if scores[0].statistic == "median":
@@ -180,27 +284,6 @@ def _resamples(count: int) -> tuple[np.ndarray, np.ndarray]:
     times = np.zeros((RESAMPLES, count))
     np.add.at(times, (np.arange(RESAMPLES)[:, None], chosen), 1)
     return chosen, times
-
-
-def _combined(by_arm: list[list[float]], unit_variance: float, units: int) -> Estimate:
-    """by_arm: values by seed; the first arm is the one to estimate, all that vary alike tell how much seeds vary.
-
-    From three seeds on, an arm that varies more than chance allows (F test, 5 %), such as one that collapses now and
-    then, says nothing about the others.
-    """
-    mean, seeds = float(np.mean(by_arm[0])), len(by_arm[0])
-    variances = [float(np.var(values, ddof=1)) for values in by_arm] if seeds > 1 else []
-    if seeds > 2:
-        largest = special.fdtri(seeds - 1, seeds - 1, 0.95) * variances[0]
-        variances = [variances[0], *(one for one in variances[1:] if one <= largest)]
-    freedom = len(variances) * (seeds - 1)
-    seed_variance = float(np.mean(variances)) / seeds if freedom else 0.0
-    variance = seed_variance + unit_variance
-    if variance == 0:
-        return Estimate(mean, mean, mean)
-    weights = seed_variance**2 / max(freedom, 1) + unit_variance**2 / max(units - 1, 1)
-    half = float(special.stdtrit(variance**2 / weights, 0.975) * variance**0.5)
-    return Estimate(mean, mean - half, mean + half)
 
 
 def headlines(scores: Iterable[Score]) -> list[Score]:

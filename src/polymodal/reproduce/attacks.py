@@ -15,6 +15,7 @@ from polymodal.evaluation.statistics import Score
 from polymodal.reproduce.compare import RESULTS, SCORES, compare, untrained
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.result import Arm, ComparisonResult, Trial
+from polymodal.reproduce.timing import TimedArm, budgets_in_steps
 from polymodal.training.run import Run, write_json, write_text
 from polymodal.types import Budget
 
@@ -35,9 +36,14 @@ def compare_attacks(
     """
     directory = Path(out)
     trained: dict[str, list[Run]] = {}
-    for place, victim in enumerate(Arm(*one) for one in claim.victims.items()):
+    victims = [Arm(*one) for one in claim.victims.items()]
+    timed = [TimedArm(victim.label, victim.recipe, corpus) for victim in victims]
+    with Display([victim.label for victim in victims], [0], budget) as shown:
+        budgets = budgets_in_steps(timed, budget, [0], directory, shown)
+    for place, victim in enumerate(victims):
         own_seeds = [seed * len(claim.victims) + place for seed in range(seeds)]
-        models = compare([victim], corpus, budget, own_seeds, directory / "victims" / victim.folder, display)
+        folder = directory / "victims" / victim.folder
+        models = compare([victim], corpus, budgets[victim.label], own_seeds, folder, display)
         trained[victim.label] = [trial.run for trial in models.trials]
     trials = []
     for seed in range(seeds):

@@ -1,15 +1,17 @@
 """Compare methods fairly: the same data in the same order, the same budget, paired seeds, one table.
 
 Each arm runs once a seed. At a seed all arms start from the same weights wherever names and shapes agree, see the
-examples in the same order, and are scored on the same test units, so that differences are paired.
+examples in the same order, and are scored on the same test units, so that differences are paired. A budget in seconds
+becomes steps of each arm before the first run (`reproduce.timing`).
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +28,7 @@ from polymodal.evaluation import Score, evaluate, validation
 from polymodal.reproduce.display import Display, ProgressReporter
 from polymodal.reproduce.parallel import Job, run_in_parallel
 from polymodal.reproduce.result import Arm, ComparisonResult, Trial
+from polymodal.reproduce.timing import START, TimedArm, budgets_in_steps
 from polymodal.training import Interrupted, Run, train
 from polymodal.training.recipe_file import user_file
 from polymodal.training.recipe_record import recipe_record
@@ -34,7 +37,7 @@ from polymodal.training.trainer import command_line
 from polymodal.types import Budget
 
 SCORES, RESULTS, REPORT = "scores.json", "results.json", "report.html"
-START, MADE = "start", "made"  # what all arms begin with, and what it makes for them
+MADE = "made"  # what the start makes for all arms
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,24 @@ def compare(
     arms: Sequence[Arm | Any],
     corpus: Corpus,
     budget: Budget,
-    seeds: int | Sequence[int] = 2,
+    seeds: int | Sequence[int] = 3,
     out: Path | str | None = None,
     display: Display | None = None,
     start: Start | None = None,
     jobs: int = 1,
     trust_code: bool = False,
+    steps: Mapping[str, int] | None = None,
 ) -> ComparisonResult:
     """Train and score every arm at every seed; finished runs in `out` are not run again.
 
     arms: `Arm`s, or recipes, which are then named after their file.
+    budget: of a run; seconds are turned into steps once, the same for every seed, which `out` keeps in `steps.json`.
     out: a folder for the runs, `results.json` and `report.html`; without it nothing is written.
     start: what all arms begin with at a seed, in place of fresh weights.
     jobs: how many runs are under way at a time, each in a process of its own with its share of the cores, or on the
     next of several GPUs; needs `out`, and a corpus that its `choices` open again.
     trust_code: of finished runs in `out`, see `load_run`.
+    steps: of each arm by its label, in place of those that the budget would give (`timing.recorded_steps`).
     Raises UserError for fewer than one arm, two arms of the same name, or a folder that holds other runs.
     """
     named = [arm if isinstance(arm, Arm) else Arm(_label(arm), arm) for arm in arms]
@@ -91,21 +97,19 @@ def compare(
         raise UserError("--jobs is at least 1.")
     if jobs > 1 and directory is None:
         raise UserError("Several jobs need a folder for their runs; give out.")
-    plan = _Plan(named, budget, start, directory, trust_code)
+    plan = _Plan(named, {}, start, directory, trust_code)
     display = display or Display([START] * (start is not None) + [arm.label for arm in named], every, budget)
     trials = []
     with display, tempfile.TemporaryDirectory() as unkept:
-        try:
+        plan = plan.in_steps(corpus, budget, every, display, Path(unkept), jobs, steps)
+        with _resumable(directory):
             if jobs > 1:
                 plan.side_by_side(corpus, every, jobs, display)
             for seed in every:
                 begin = plan.beginning(corpus, seed, display, Path(unkept))
                 trials += [plan.trial(arm, corpus, seed, begin, display) for arm in named]
-        except Interrupted as stopped:
-            if directory is None:
-                raise
-            raise Interrupted("Stopped and saved; the same command goes on where it was.") from stopped
-    comparison = ComparisonResult(named, corpus, budget, every, trials, directory)
+    started = plan.budgets[START].steps if start is not None else None
+    comparison = ComparisonResult(named, corpus, budget, every, trials, directory, started)
     if directory is not None:
         from polymodal.reproduce.report import report  # matplotlib and jinja2 are slow to import
 
@@ -114,23 +118,64 @@ def compare(
     return comparison
 
 
+@contextmanager
+def _resumable(directory: Path | None) -> Iterator[None]:
+    """Say of an interrupted comparison how it goes on."""
+    try:
+        yield
+    except Interrupted as stopped:
+        if directory is None:
+            raise
+        raise Interrupted("Stopped and saved; the same command goes on where it was.") from stopped
+
+
 class _Beginning(NamedTuple):
     """What the arms of a seed have in common. tokenizer: None where each learns its own, which comes out alike."""
 
-    weights: torch.nn.Module
+    weights: torch.nn.Module | None
     corpus: Corpus
     tokenizer: Any = None
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a comparison asks of every seed. directory: for the runs; None keeps them in memory."""
+    """What a comparison asks of every seed. budgets: of runs, by label, none of them in seconds; directory: for the
+    runs; None keeps them in memory."""
 
     arms: list[Arm]
-    budget: Budget
+    budgets: Mapping[str, Budget]
     start: Start | None
     directory: Path | None
     trust_code: bool = False
+
+    def in_steps(
+        self,
+        corpus: Corpus,
+        budget: Budget,
+        seeds: Sequence[int],
+        display: Display,
+        unkept: Path,
+        jobs: int,
+        given: Mapping[str, int] | None,
+    ) -> _Plan:
+        """Give every arm its budget, and time arms where it is in seconds.
+
+        What arms begin with is timed and trained before them, at the first seed, as it makes what they are trained on.
+        """
+        plan, begin = self, _Beginning(None, corpus)
+        if self.start is not None:
+            first = [TimedArm(START, self.start.recipe, corpus)]
+            start_steps = given if given is not None and START in given else None
+            budgets = budgets_in_steps(first, self.start.budget, seeds, self.directory, display, given=start_steps)
+            plan = replace(plan, budgets=budgets)
+            if given is None and budget.seconds is not None:
+                with _resumable(self.directory):
+                    begin = plan.beginning(corpus, seeds[0], display, unkept)
+        timed = [TimedArm(arm.label, arm.recipe, begin.corpus, begin.tokenizer, begin.weights) for arm in self.arms]
+        return replace(
+            plan,
+            budgets=dict(plan.budgets) | budgets_in_steps(timed, budget, seeds, self.directory, display, jobs, given),
+        )
 
     def folder(self, arm: Arm, seed: int) -> Path | None:
         return self.directory / "runs" / arm.folder / f"seed-{seed}" if self.directory else None
@@ -144,7 +189,7 @@ class _Plan:
         run = train(
             self.start.recipe,
             corpus,
-            self.start.budget,
+            self.budgets[START],
             seed=seed,
             out=self.directory / START / f"seed-{seed}" if self.directory else None,
             name=START,
@@ -163,7 +208,7 @@ class _Plan:
         run = train(
             arm.recipe,
             begin.corpus,
-            self.budget,
+            self.budgets[arm.label],
             seed=seed,
             out=folder,
             name=arm.label,

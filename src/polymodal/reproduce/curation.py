@@ -21,6 +21,7 @@ from polymodal.reproduce.compare import RESULTS, kept_scores
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.metrics import score_untrained
 from polymodal.reproduce.result import Arm, ComparisonResult, Trial
+from polymodal.reproduce.timing import TimedArm, budgets_in_steps
 from polymodal.training import Interrupted, Run, train
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import write_json
@@ -66,6 +67,8 @@ def compare_training_on_curated(
     display = display or Display([arm.label for arm in arms], every, budget)
     trials = []
     with display:
+        timed = [TimedArm(arm.label, claim.model, made[arm]) for arm in arms]
+        budgets = budgets_in_steps(timed, budget, every, directory, display)
         for seed in every:
             for arm in arms:
                 folder = directory / "runs" / arm.folder / f"seed-{seed}"
@@ -73,7 +76,7 @@ def compare_training_on_curated(
                     run = train(
                         claim.model,
                         made[arm],
-                        budget,
+                        budgets[arm.label],
                         seed=seed,
                         out=folder,
                         name=arm.label,

@@ -12,13 +12,24 @@ from rich.live import Live
 from rich.table import Table
 
 from polymodal.evaluation import Score
-from polymodal.evaluation.statistics import headlines, number
+from polymodal.evaluation.statistics import headlines
+from polymodal.evaluation.units import number
 from polymodal.training.progress import Progress
 from polymodal.training.progress_bar import cells
 from polymodal.training.trainer import OnStep
 from polymodal.types import Budget
 
 MAX_METRICS = 3
+COLUMNS = {
+    "state": "state",
+    "steps": "steps",
+    "examples": "examples",
+    "flops": "FLOPs",
+    "seconds": "seconds",
+    "left": "time left",
+    "losses": "losses",
+    "metrics": "test metrics",
+}
 FINISHED = "[green]finished"
 
 
@@ -27,7 +38,7 @@ class ProgressReporter(ABC):
 
     @abstractmethod
     def show(self, label: str, seed: int, **changes: str) -> None:
-        """What is new of a trial: its state, rate, time left and losses, as texts."""
+        """What is new of a trial: its state, steps, examples, FLOPs, seconds, time left and losses, as texts."""
 
     @abstractmethod
     def say_finished(self, label: str, seed: int, found: str) -> None:
@@ -37,7 +48,7 @@ class ProgressReporter(ABC):
         def show(progress: Progress, reached: float, losses: Mapping[str, Any]) -> None:
             if progress.step % 5 == 0 or reached >= 1:
                 said = cells(progress, reached, losses)
-                self.show(label, seed, **{name: said[name] for name in ("state", "rate", "left", "losses")})
+                self.show(label, seed, **{name: said[name] for name in COLUMNS if name in said})
 
         return show
 
@@ -56,8 +67,8 @@ class Display(ProgressReporter):
     def __init__(self, labels: Sequence[str], seeds: Sequence[int], budget: Budget, console: Console | None = None):
         self.console = console or Console(stderr=True)
         self.budget = budget
-        self.state: dict[tuple[str, int], list[str]] = {
-            (label, seed): ["waiting", "", "", "", ""] for seed in seeds for label in labels
+        self.state: dict[tuple[str, int], dict[str, str]] = {
+            (label, seed): dict.fromkeys(COLUMNS, "") | {"state": "waiting"} for seed in seeds for label in labels
         }
         self.live = Live(console=self.console, auto_refresh=False, get_renderable=self.table)
 
@@ -71,21 +82,34 @@ class Display(ProgressReporter):
             self.live.stop()
 
     def table(self) -> Table:
-        headings = ["recipe", "seed", "state", "examples/s", "time left", "losses", "test metrics"]
-        table = Table(*headings, caption=f"budget {self.budget} a run", box=None)
+        table = Table("recipe", "seed", *COLUMNS.values(), caption=f"budget {self.budget} a run", box=None)
         for (label, seed), shown in self.state.items():
-            table.add_row(label, str(seed), *shown)
+            table.add_row(label, str(seed), *shown.values())
         return table
 
+    def timing(self, labels: Sequence[str], seeds: Sequence[int]) -> None:
+        """Say that arms are being timed."""
+        for label in labels:
+            for seed in seeds:
+                self.show(label, seed, state="timing")
+
+    def timed(self, steps: Mapping[str, int], seeds: Sequence[int], warning: str = "") -> None:
+        """Say how many steps a run of each arm has, and what is wrong with them."""
+        for label, count in steps.items():
+            for seed in seeds:
+                self.show(label, seed, state="waiting", steps=f"of {count:,}")
+        listed = ", ".join(f"{label}: {count:,}" for label, count in steps.items())
+        self.console.print(f"Steps of a run ({self.budget}): {listed}", highlight=False, soft_wrap=True)
+        if warning:
+            self.console.print(f"[yellow]{warning}", highlight=False, soft_wrap=True)
+
     def show(self, label: str, seed: int, **changes: str) -> None:
-        columns = {"state": 0, "rate": 1, "left": 2, "losses": 3, "metrics": 4}
-        for name, text in changes.items():
-            self.state[label, seed][columns[name]] = text
+        self.state[label, seed] |= changes
         if self.console.is_terminal:
             self.live.refresh()
 
     def say_finished(self, label: str, seed: int, found: str) -> None:
-        if self.state[label, seed][0] == FINISHED:
+        if self.state[label, seed]["state"] == FINISHED:
             return
         self.show(label, seed, state=FINISHED, left="", metrics=found)
         if not self.console.is_terminal:

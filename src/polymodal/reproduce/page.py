@@ -16,11 +16,18 @@ from typing import Any
 
 from polymodal import recipes
 from polymodal.evaluation import tasks
-from polymodal.evaluation.statistics import Estimate, MetricKind, number
+from polymodal.evaluation.statistics import MetricKind
+from polymodal.reproduce.claim import RECORDED, recorded_result
+from polymodal.reproduce.claim_text import (
+    chance_of,
+    decision_sentence,
+    how_often,
+    how_tuned,
+    is_current,
+    measured,
+    secondary_sentence,
+)
 from polymodal.reproduce.curves import plot_curves
-from polymodal.reproduce.leaderboard import format_difference, format_metric
-
-RESULTS = Path(__file__).with_name("results")
 
 
 def recipe_page(name: str, image: str | None = None) -> str:
@@ -143,7 +150,7 @@ def _first_line(node: ast.ClassDef | ast.FunctionDef) -> str:
 
 def result_of(name: str, claim: str = recipes.FIRST_CLAIM) -> dict[str, Any] | None:
     """What `reproduce` wrote of a recipe's claim, and the package keeps: of further claims as RECIPE-CLAIM."""
-    path = RESULTS / (f"{name}.json" if claim == recipes.FIRST_CLAIM else f"{name}-{claim}.json")
+    path = recorded_result(name, claim)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
@@ -164,31 +171,21 @@ def _measured(again: str, claim: str | None, result: dict[str, Any] | None) -> l
         f"In the paper: {result['paper']}.",
         "",
         f"Here, on `{result['corpus']}`{languages} with {result['budget']} and {len(result['seeds'])} paired seeds: "
-        f"**{result['verdict']}**, by {result['metric']}: "
-        f"{format_difference(result['units'][result['metric']], Estimate(**result['difference']))}"
-        + (
-            f" (chance {number(result['units'][result['metric']], result['chance'])})"
-            if result["chance"] is not None
-            else ""
-        )
-        + ".",
+        f"{decision_sentence(result)}",
         "",
-        f"| metric | {' | '.join(arms)} |",
-        "|---|" + "---|" * len(arms),
+        f"| metric | chance | {' | '.join(arms)} |",
+        "|---|---|" + "---|" * len(arms),
     ]
-    for metric, by_arm in result["metrics"].items():
-        lines.append(
-            f"| {metric} | {' | '.join(_estimate(result['units'][metric], by_arm.get(arm)) for arm in arms)} |"
-        )
+    for metric in result["metrics"]:
+        cells = [chance_of(result, metric), *(measured(result, metric, arm) for arm in arms)]
+        lines.append(f"| {metric} | {' | '.join(cells).replace('*', chr(92) + '*')} |")
     seconds = " | ".join(f"{result['cost'][arm]['seconds']:.0f} s" for arm in arms)
-    return [*lines, f"| training | {seconds} |", "", f"Brackets: 95 % intervals. Again: `{again}`."]
-
-
-def _estimate(unit: str, record: dict[str, Any] | None) -> str:
-    """Nothing for an arm that has no such score."""
-    if record is None:
-        return "–"
-    return format_metric(unit, Estimate(*(record[end] for end in ("value", "low", "high"))))
+    lines += [f"| training | | {seconds} |", ""]
+    notes = [secondary_sentence(result).replace("*", "\\*"), how_tuned(result), how_often(result)]
+    if is_current(result) and (committed := result.get("committed")):
+        notes.append(f"Written down before: claim {committed['claim']}, code {committed['code']}.")
+        again += " --again"
+    return [*lines, " ".join(filter(None, [*notes, f"Again: `{again}`."]))]
 
 
 def tasks_page() -> str:
@@ -225,7 +222,7 @@ def write_pages(folder: Path) -> list[Path]:
         path = folder / f"{name}.md"
         path.write_text(recipe_page(name, image), encoding="utf-8")
         written.append(path)
-    for result in RESULTS.glob("*.json"):
+    for result in RECORDED.glob("*.json"):
         if curves := json.loads(result.read_text(encoding="utf-8")).get("curves"):
             (folder / f"{result.stem}-curves.svg").write_text(plot_curves(curves), encoding="utf-8")
     return written

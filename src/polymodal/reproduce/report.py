@@ -19,8 +19,8 @@ from polymodal.data.loader import Reader
 from polymodal.evaluation.capabilities import CanEmbed
 from polymodal.evaluation.embeddings import ItemVectors, PairedTest, main_language
 from polymodal.evaluation.retrieval import top
-from polymodal.evaluation.statistics import axis_label, scale
 from polymodal.evaluation.task import ITEMS, available_modalities, item_of
+from polymodal.evaluation.units import axis_label, scale
 from polymodal.modalities import Text
 from polymodal.reproduce import leaderboard
 from polymodal.reproduce.curves import COLORS, axes_of, svg, validation_metric, validation_unit
@@ -47,6 +47,7 @@ def report(comparison: ComparisonResult) -> str:
         splits=[(split, len(comparison.corpus.rows(split))) for split in comparison.corpus.splits],
         colors=dict(zip((arm.label for arm in comparison.arms), COLORS * 9, strict=False)),
         curves=_curves(comparison),
+        uncorrected=leaderboard.UNCORRECTED,
         languages=_bars_by_language(comparison),
         vendors=_bars_by_split(comparison, splits) if len(splits) > 1 else "",
         grids=_grids(comparison),

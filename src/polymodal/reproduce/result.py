@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -11,7 +10,14 @@ from typing import Any
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation import Score
-from polymodal.evaluation.statistics import Estimate, Unit, aggregate_seeds, paired_difference
+from polymodal.evaluation.statistics import (
+    Estimate,
+    Unit,
+    aggregate_seeds,
+    are_copies,
+    paired_difference,
+    seed_and_unit_errors,
+)
 from polymodal.training import Run
 from polymodal.training.trainer import command_line
 from polymodal.types import Budget
@@ -39,9 +45,17 @@ class Trial:
     scores: dict[str, Score]
 
 
+def flops_of(run: Run) -> float:
+    """Floating-point operations of the training of a run."""
+    return run.record["flops_an_example"] * run.record["examples"]
+
+
 @dataclass(frozen=True)
 class ComparisonResult:
-    """All trials, seed by seed in the order of the arms."""
+    """All trials, seed by seed in the order of the arms.
+
+    start_steps: of what all arms begin with, where there is such a run and its budget is a number of steps.
+    """
 
     arms: list[Arm]
     corpus: Corpus
@@ -49,6 +63,7 @@ class ComparisonResult:
     seeds: list[int]
     trials: list[Trial]
     directory: Path | None = None
+    start_steps: int | None = None
 
     def of(self, arm: Arm) -> list[Trial]:
         return [trial for trial in self.trials if trial.arm == arm]
@@ -68,27 +83,50 @@ class ComparisonResult:
 
     def estimate(self, arm: Arm, name: str) -> Estimate:
         """The mean over seeds, with its 95 % interval over seeds and test units."""
-        scores, *others = self._scores(name, [arm, *(other for other in self.having(name) if other != arm)])
-        return aggregate_seeds(scores, others)
+        return aggregate_seeds(self._scores(arm, name))
 
     def can_be_compared(self, name: str) -> bool:
         """Whether the baseline (the first arm) and the second one have this score."""
         return {arm.label for arm in self.arms[:2]} <= {arm.label for arm in self.having(name)}
 
-    def difference(self, arm: Arm, name: str, baseline: Arm | None = None) -> Estimate:
-        """Arm minus baseline (the first arm, unless another is given), paired by seed and test unit."""
-        base = baseline or self.arms[0]
-        further = [other for other in self.having(name) if other not in (arm, base)]
-        theirs, ours, *others = self._scores(name, [base, arm, *further])
-        return paired_difference(ours, theirs, others)
+    def difference(self, arm: Arm, name: str, baseline: Arm | None = None, level: float = 0.95) -> Estimate:
+        """Arm minus baseline (the first arm, unless another is given), paired by seed and test unit.
 
-    def _scores(self, name: str, arms: Sequence[Arm]) -> list[list[Score]]:
-        return [[trial.scores[name] for trial in self.of(arm)] for arm in arms]
+        level: of the interval.
+        """
+        return paired_difference(self._scores(arm, name), self._scores(baseline or self.arms[0], name), level)
+
+    def p_value(self, arm: Arm, name: str) -> float:
+        """How likely a difference to the first arm that is as large would be by chance; two-sided, not corrected."""
+        return seed_and_unit_errors(self._scores(arm, name), self._scores(self.arms[0], name)).p_value()
+
+    def is_copy(self, arm: Arm, name: str) -> bool:
+        """Whether an arm has the same score as the first one on every test unit at every seed."""
+        return arm != self.arms[0] and are_copies(self._scores(arm, name), self._scores(self.arms[0], name))
+
+    def by_seed(self, arm: Arm, name: str) -> dict[str, float]:
+        """The score at every seed; seeds are texts, as in JSON."""
+        return {str(trial.seed): trial.scores[name].value for trial in self.of(arm)}
+
+    def test_units(self, name: str) -> int:
+        return next((len(trial.scores[name].clusters) for trial in self.trials if name in trial.scores), 0)
+
+    def chance(self, name: str) -> float | None:
+        """What guessing gets, on average where seeds have tests of their own; None where it is not known."""
+        levels = [trial.scores[name].chance for trial in self.trials if name in trial.scores]
+        given = [level for level in levels if level is not None]
+        return mean(given) if given else None
+
+    def higher_is_better(self, name: str) -> bool:
+        return next((trial.scores[name].higher_is_better for trial in self.trials if name in trial.scores), True)
+
+    def _scores(self, arm: Arm, name: str) -> list[Score]:
+        return [trial.scores[name] for trial in self.of(arm)]
 
     def cost(self, arm: Arm) -> dict[str, float]:
-        """Mean seconds, steps and examples of a run; parameters; floating-point operations an example."""
-        records = [trial.run.record for trial in self.of(arm)]
-        keys = ("seconds", "steps", "examples", "parameters", "flops_an_example", "skipped")
+        """Mean seconds, steps, examples and FLOPs of a run; parameters; FLOPs of an example."""
+        records = [trial.run.record | {"flops": flops_of(trial.run)} for trial in self.of(arm)]
+        keys = ("seconds", "steps", "examples", "flops", "parameters", "flops_an_example", "skipped")
         return {key: mean(record[key] for record in records) for key in keys}
 
     def to_json(self) -> dict[str, Any]:
@@ -98,19 +136,23 @@ class ComparisonResult:
             "command": command_line(),
             "corpus": dict(self.corpus.choices),
             "budget": str(self.budget),
+            "start_steps": self.start_steps,
             "seeds": self.seeds,
-            "interval": "95 %, over seeds and test units",
+            "interval": "95 %, over seeds and test units; not corrected for the number of metrics and arms",
             "arms": {arm.label: self.of(arm)[0].run.record["recipe"] | {"cost": self.cost(arm)} for arm in self.arms},
             "scores": {
                 name: {
-                    "chance": one[name].chance,
+                    "chance": self.chance(name),
                     "higher_is_better": one[name].higher_is_better,
                     "unit": one[name].unit,
                     "test_units": len(one[name].clusters),
                     "arms": {
                         arm.label: self.estimate(arm, name)._asdict()
-                        | {"by_seed": {trial.seed: trial.scores[name].value for trial in self.of(arm)}}
-                        | {"difference_to_first": self.difference(arm, name)._asdict()}
+                        | {"by_seed": self.by_seed(arm, name)}
+                        | {
+                            "difference_to_first": self.difference(arm, name)._asdict()
+                            | {"copy": self.is_copy(arm, name)}
+                        }
                         for arm in self.arms
                     },
                 }
@@ -118,7 +160,9 @@ class ComparisonResult:
             },
             "runs": [
                 {"arm": trial.arm.label, "seed": trial.seed, "directory": str(trial.run.directory or "")}
-                | {key: trial.run.record[key] for key in ("steps", "examples", "seconds", "command")}
+                | {key: trial.run.record[key] for key in ("steps", "examples")}
+                | {"flops": flops_of(trial.run)}
+                | {key: trial.run.record[key] for key in ("seconds", "command")}
                 for trial in self.trials
             ],
         }

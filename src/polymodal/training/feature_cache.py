@@ -14,6 +14,7 @@ import hashlib
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
 
 DIGEST = 16  # bytes of a key; two of 2^60 inputs share one with a probability below one in a hundred
+ROOT: ContextVar[Path | None] = ContextVar("ROOT", default=None)  # by default in the cache
 KEY = np.dtype([("digest", f"V{DIGEST}"), ("first", "<i8"), ("count", "<i8")])
 
 
@@ -171,9 +173,19 @@ class CachedEncoder:
 
 def cached_encoders(model: nn.Module, names: Iterable[str], root: Path | None = None) -> dict[str, CachedEncoder]:
     """Cache the named encoders, whose weights must not change until they are released."""
-    root = root or cache_directory() / "features"
+    root = root or ROOT.get() or cache_directory() / "features"
     encoders = {name: model.get_submodule(name) for name in names}
     return {name: CachedEncoder(encoder, root) for name, encoder in encoders.items() if isinstance(encoder, Encoder)}
+
+
+@contextmanager
+def features_kept_in(root: Path) -> Iterator[None]:
+    """Cache features in this folder inside the block, and leave the user's cache as it is."""
+    token = ROOT.set(root)
+    try:
+        yield
+    finally:
+        ROOT.reset(token)
 
 
 @contextmanager

@@ -115,9 +115,13 @@ def backward(
     if len(batches) > 1 and (parts := halves(method, name)):
         return _cached(method, batches, weights, forward, parts)
     sums: dict[str, Tensor] = {}
-    for number, (batch, own) in enumerate(zip(batches, micro_batch_weights(method, batches, name, world), strict=True)):
+    for number, (batch, unit_weights) in enumerate(
+        zip(batches, micro_batch_weights(method, batches, name, world), strict=True)
+    ):
         with forward(number):
-            losses = {loss: own.get(loss, 1 / len(batches)) * value for loss, value in losses_of(batch).items()}
+            losses = {
+                loss: unit_weights.get(loss, 1 / len(batches)) * value for loss, value in losses_of(batch).items()
+            }
         weighted_sum(losses, weights).backward()
         for loss, value in losses.items():
             sums[loss] = sums.get(loss, 0.0) + value.detach()
@@ -127,9 +131,10 @@ def backward(
 def cached_representations(method: Any, batches: list[Batch], forward: Forward, encode: str) -> dict[str, Tensor]:
     """Encode all micro-batches without a graph; return leaves that require gradients.
 
-    Raises UserError for a method with batch norm, whose representations depend on the batch.
+    Raises UserError for a method whose batch norm is trained: its representations depend on the batch.
     """
-    if isinstance(method, nn.Module) and any(isinstance(module, _BatchNorm) for module in method.modules()):
+    modules = method.modules() if isinstance(method, nn.Module) else ()
+    if any(isinstance(module, _BatchNorm) and module.training for module in modules):
         raise UserError("This method has batch norm, which looks at the whole batch; leave out --micro-batch.")
     pieces = []
     with torch.no_grad():

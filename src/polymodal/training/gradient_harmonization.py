@@ -128,10 +128,12 @@ def _one_by_one(
 ) -> Iterator[Gradients]:
     """Yield the gradients of each micro-batch on its own. reported: receives the mean losses."""
     shares = micro_batch_weights(method, batches, name, world)
-    for number, (batch, own) in enumerate(zip(batches, shares, strict=True)):
+    for number, (batch, unit_weights) in enumerate(zip(batches, shares, strict=True)):
         with forward(number):
             losses = getattr(method, name)(batch)
-        losses = {loss: own.get(loss, 1 / len(batches)) * len(batches) * value for loss, value in losses.items()}
+        losses = {
+            loss: unit_weights.get(loss, 1 / len(batches)) * len(batches) * value for loss, value in losses.items()
+        }
         for loss_name, loss in losses.items():
             reported[loss_name] = reported.get(loss_name, 0.0) + loss.detach() / len(batches)
         weighted = _weighted(losses, weights)

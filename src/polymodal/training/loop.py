@@ -58,6 +58,7 @@ class Trainer:
         self.stopping = False
         self.save_interval = Budget.parse(runtime.save_interval)
         self._resume_or_begin()
+        self.updating = 0.0  # seconds of the last update, which count with the next step: processes agree on it there
         self.writer = CheckpointWriter(run.directory, runtime.keep_checkpoints, world) if run.directory else None
         self.tracker = Tracker(runtime.logger if self.writer and world.first else "none", run, self.progress.step)
 
@@ -123,10 +124,12 @@ class Trainer:
         trained = [parameter for group in active.optimizer.param_groups for parameter in group["params"]]
         losses = self._backward(batches, trained)
         bad = nonfinite_names(losses, clip_gradients(trained, recipe.optimizer.max_grad_norm))
-        not_finite, stopping, elapsed = self.world.all_reduce_max(bool(bad), stop, time.perf_counter() - started)
+        elapsed = time.perf_counter() - started + self.updating
+        not_finite, stopping, elapsed = self.world.all_reduce_max(bool(bad), stop, elapsed)
         self.stopping = bool(stopping)
         progress.count_step(recipe.batch_size, elapsed, recipe.batch_size * active.flops_an_example)
         progress.count_tokens(batches, self.world.size)
+        started = time.perf_counter()
         if self.budget.tokens is not None and not progress.tokens:
             raise UserError(
                 "This recipe's batches have no tokens; give the budget in steps, examples, flops or seconds."
@@ -136,6 +139,7 @@ class Trainer:
         else:
             self._update_weights()
             self.unlogged.append(losses)
+        self.updating = time.perf_counter() - started
         return losses
 
     def _enter_due_stages(self) -> None:

@@ -21,7 +21,7 @@ from polymodal.modalities.region import Region
 from polymodal.training.run import embed, evaluating, to_device
 
 BATCH = 128
-from polymodal.types import Processor
+from polymodal.data.processor import Processor
 
 
 @runtime_checkable
@@ -91,14 +91,17 @@ def _one_image(
     grid = int(len(patches) ** 0.5)
     given = segment(patches, names, *truth.shape).numpy()
     objects = truth > 0
-    pointed = (names @ patches.T).argmax(1)
+    similarity = names @ patches.T
+    pointed = similarity.argmax(1)
+    broken = bool(similarity.isnan().any())  # finds nothing
     values = []
     for number in range(len(names)):
         own = truth == number + 1
-        overlap = intersection_over_union((given == number) & objects, own)
+        overlap = 0.0 if broken else intersection_over_union((given == number) & objects, own)
         picked, both = objects.sum() / len(names), own.sum() / len(names)
         covered = _coverage(own, grid).ravel() >= 0.5
-        values.append((overlap, both / (picked + own.sum() - both), float(covered[pointed[number]]), covered.mean()))
+        pointing = 0.0 if broken else float(covered[pointed[number]])
+        values.append((overlap, both / (picked + own.sum() - both), pointing, covered.mean()))
     return tuple(np.mean(values, axis=0).tolist())
 
 

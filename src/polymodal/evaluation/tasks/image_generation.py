@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,17 +19,19 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.label import label_of
 from polymodal.data.conditions import conditions
 from polymodal.data.loader import Reader
-from polymodal.evaluation.classification import balanced_accuracy
-from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.data.processor import Processor
+from polymodal.evaluation.classification import balanced_accuracy, predicted_classes
+from polymodal.evaluation.statistics import MetricKind, Score, group_numbers
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image
 from polymodal.training.run import evaluating, to_device
-from polymodal.types import Batch, Processor
+from polymodal.types import Batch
 
 STEPS = (1, 2, 4, 8, 32)
 VALIDATION_STEPS = (1, 8)
 BATCH = 128
 PASSES = 15  # of the classifier over the training images
+IMAGE_GROUPS = 50  # that are left out in turn for the interval of a Fréchet distance
 
 
 @runtime_checkable
@@ -37,6 +39,11 @@ class CanGenerateImages(Protocol):
     """Capability: images, normalised as the processor's, for the conditions of a batch, in so many steps."""
 
     def generate_images(self, batch: Batch, steps: int, generator: torch.Generator | None = None) -> Tensor: ...
+
+
+def is_unconditional(method: Any) -> bool:
+    """Return whether a method generates images from nothing; its batches have `num_images` in place of conditions."""
+    return bool(getattr(method, "unconditional", False))
 
 
 class ImageClassifier(nn.Module):
@@ -61,9 +68,10 @@ class ImageClassifier(nn.Module):
 _trained: dict[Any, ImageClassifier] = {}  # one for every corpus and size in this process
 
 
-def image_classifier(corpus: Corpus, train: Batch) -> ImageClassifier:
+def image_classifier(
+    corpus: Corpus, image: Float[Tensor, "images 3 size size"], label: Int[Tensor, " images"]
+) -> ImageClassifier:
     """Trained on the real training images, the same for all methods and seeds."""
-    image, label = train["image"], train["label"]
     key = (corpus.about.folder, tuple(image.shape), float(image.sum()))
     if key not in _trained:
         with torch.random.fork_rng(devices=[]):
@@ -82,45 +90,85 @@ def image_classifier(corpus: Corpus, train: Batch) -> ImageClassifier:
 def kernel_distance(name: str, made: Float[Tensor, "images dim"], real: Float[Tensor, "others dim"]) -> Score:
     """Squared maximum mean discrepancy under the kernel (1 + x·y / dim)³, without bias (KID, Bińkowski et al. 2018).
 
-    The unit is a generated image: how much more it is alike the other generated ones than the real ones, plus what is
-    the same for all images.
+    Of equally many images, the unit is a generated one with the real one whose conditions it has, and its influence is
+    that on the sums over pairs, each of which has it twice (a U-statistic, Hoeffding 1948). Otherwise it is a generated
+    one, and the real ones are taken as given.
     """
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (1 + a.double() @ b.double().T / a.shape[1]) ** 3
 
     own, theirs = kernel(made, made).fill_diagonal_(0), kernel(real, real).fill_diagonal_(0)
-    alike = own.sum(1) / (len(made) - 1) - 2 * kernel(made, real).mean(1)
-    constant = theirs.sum() / (len(real) * (len(real) - 1))
-    return Score(name, (alike + constant).numpy(), higher_is_better=False)
+    alike, alike_real, between = own.sum(1) / (len(made) - 1), theirs.sum(1) / (len(real) - 1), kernel(made, real)
+    value = float(alike.mean() + alike_real.mean() - 2 * between.mean())
+    influence = 2 * (alike - between.mean(1))
+    if len(made) == len(real):
+        influence += 2 * (alike_real - between.mean(0))
+    return Score.from_influence(name, value, influence.numpy(), higher_is_better=False)
 
 
-def frechet_distance(name: str, made: Float[Tensor, "images dim"], real: Float[Tensor, "others dim"]) -> Score:
+def frechet_distance(
+    name: str, made: Float[Tensor, "images dim"], real: Float[Tensor, "others dim"], groups: int = IMAGE_GROUPS
+) -> Score:
     """Squared distance of the normal distributions with the means and covariances of both (FID, Heusel et al. 2017).
 
-    It grows as samples get fewer, so it compares only what was made of equally many.
+    It grows as samples get fewer, so it compares only what was made of equally many. groups: parts of the images, each
+    generated one with the real one whose conditions it has, that are left out in turn for the interval; with 1 there is
+    no interval. Images that are no numbers have no distance.
     """
-    a, b = made.double(), real.double()
-    mean = (a.mean(0) - b.mean(0)).square().sum()
-    first, second = torch.cov(a.T), torch.cov(b.T)
-    values, vectors = torch.linalg.eigh(first)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
-    distance = mean + first.trace() + second.trace() - 2 * cross
-    return Score(name, np.array([float(distance.clamp(min=0))]), higher_is_better=False)
+    if not (made.isfinite().all() and real.isfinite().all()):
+        return Score(name, np.array([np.nan]), higher_is_better=False)
+    whole = [one.double() for one in (made, real)]
+    value = float(_frechet(*(m[None] for one in whole for m in (one.mean(0), torch.cov(one.T)))))
+    groups = min(groups, len(made) // 2, len(real) // 2)
+    if groups < 2:
+        return Score(name, np.array([value]), higher_is_better=False)
+    left_out = _frechet(*(moment for one in whole for moment in _moments_without(one, groups)))
+    return Score.from_jackknife(name, value, left_out.numpy(), higher_is_better=False)
+
+
+def _moments_without(
+    images: Float[Tensor, "images dim"], groups: int
+) -> tuple[Float[Tensor, "groups dim"], Float[Tensor, "groups dim dim"]]:
+    """Means and covariances of the images outside each group."""
+    members = F.one_hot(torch.from_numpy(group_numbers(len(images), groups)), groups).double().T
+    centered = images - images.mean(0)  # so that sums of squares lose no digits
+    count = len(images) - members.sum(1)
+    mean = -(members @ centered) / count[:, None]
+    inside = torch.stack([centered[group].T @ centered[group] for group in members.bool()])
+    outside = centered.T @ centered - inside - count[:, None, None] * mean[:, :, None] * mean[:, None]
+    return mean + images.mean(0), outside / (count - 1)[:, None, None]
+
+
+def _frechet(
+    mean: Float[Tensor, "groups dim"],
+    covariance: Float[Tensor, "groups dim dim"],
+    other_mean: Float[Tensor, "groups dim"],
+    other_covariance: Float[Tensor, "groups dim dim"],
+) -> Float[Tensor, " groups"]:
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.clamp(min=0).sqrt()[:, None] @ vectors.mT
+    cross = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp(min=0).sqrt().sum(1)
+    traces = (covariance + other_covariance).diagonal(dim1=1, dim2=2).sum(1)
+    return ((mean - other_mean).square().sum(1) + traces - 2 * cross).clamp(min=0)
 
 
 def generation_scores(
     method: nn.Module, processor: Processor, reader: Reader, split: str, steps_asked: Sequence[int] = STEPS
 ) -> list[Score]:
-    """One image for label and text of each image, for several numbers of steps, and the real ones beside."""
+    """One image for label and text of each image, for several numbers of steps, and real training images beside.
+
+    The real ones have the classes of those that they are compared with, as the generated ones have. Of unconditional
+    generation, there is no accuracy, and they are sampled from all.
+    """
     assert isinstance(method, CanGenerateImages)
-    train = real_images(processor, reader, "train")
-    classifier = image_classifier(reader.corpus, train)
-    real = real_images(processor, reader, split)
-    labels = real["label"].numpy()
+    train, real = real_images(processor, reader, "train"), real_images(processor, reader, split)
+    known, labels = (classes_of(processor, reader, batch, part) for batch, part in ((train, "train"), (real, split)))
+    classifier = image_classifier(reader.corpus, train["image"], known)
+    conditional = label_of(processor) is not None
     conditions = {name: value for name, value in real.items() if name != "image"}
     device = next(method.parameters()).device
+    groups = 1 if split == "validation" else IMAGE_GROUPS  # curves have no intervals
     scores = []
     with evaluating(method), torch.no_grad():
         of_real = classifier.features(real["image"])
@@ -128,13 +176,16 @@ def generation_scores(
             generator = torch.Generator().manual_seed(0)
             made = method.generate_images(to_device(conditions, device), steps, generator).cpu()
             task = f"{split}/generation_in_{steps}"
-            scores.append(balanced_accuracy(f"{task}/accuracy", classifier(made).argmax(1).numpy(), labels))
-            scores.append(frechet_distance(f"{task}/frechet_distance", classifier.features(made), of_real))
+            if conditional:
+                seen = predicted_classes(classifier(made).numpy())
+                scores.append(balanced_accuracy(f"{task}/accuracy", seen, labels.numpy()))
+            scores.append(frechet_distance(f"{task}/frechet_distance", classifier.features(made), of_real, groups))
             scores.append(kernel_distance(f"{task}/kernel_distance", classifier.features(made), of_real))
         seen = classifier(real["image"]).argmax(1).numpy()
-        scores.append(balanced_accuracy(f"{split}/real_images/accuracy", seen, labels))
-        others = classifier.features(train["image"][: len(labels)])
-        scores.append(frechet_distance(f"{split}/real_images/frechet_distance", others, of_real))
+        scores.append(balanced_accuracy(f"{split}/real_images/accuracy", seen, labels.numpy()))
+        rows = rows_of_classes(known, labels) if conditional else rows_of_classes(0 * known, 0 * labels)
+        others = classifier.features(train["image"][rows])
+        scores.append(frechet_distance(f"{split}/real_images/frechet_distance", others, of_real, groups))
     return scores
 
 
@@ -144,9 +195,32 @@ def real_images(processor: Processor, reader: Reader, split: str) -> Batch:
     return processor(image=[example["image"] for example in examples]) | conditions(processor, examples)
 
 
+def classes_of(processor: Processor, reader: Reader, batch: Batch, split: str) -> Int[Tensor, " images"]:
+    """Return the class of each image of `real_images`, by the corpus where the method takes no labels."""
+    if label_of(processor) is not None:
+        return batch["label"]
+    corpus = reader.corpus
+    assert corpus.label is not None
+    return torch.tensor([corpus.value(int(row), corpus.label) for row in corpus.rows(split)])
+
+
+def rows_of_classes(known: Int[Tensor, " images"], wanted: Int[Tensor, " others"]) -> Int[Tensor, " others"]:
+    """Sample an image of each wanted class: different ones, unless a class has fewer than are wanted."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.zeros_like(wanted)
+    for label in wanted.unique():
+        places, candidates = (wanted == label).nonzero()[:, 0], (known == label).nonzero()[:, 0]
+        if not len(candidates):  # a class that training has not
+            candidates = torch.arange(len(known))
+        order = candidates[torch.randperm(len(candidates), generator=generator)]
+        rows[places] = order.repeat(-(-len(places) // len(order)))[: len(places)]
+    return rows
+
+
 def _has_labeled_images(inputs: TaskInputs) -> bool:
-    """Whether images have a label that the method takes, so that a classifier can judge generated ones."""
-    return inputs.corpus.label is not None and label_of(inputs.processor) is not None
+    """Whether images have labels, by which a classifier can judge what is generated from them, or from nothing."""
+    labelled = label_of(inputs.processor) is not None or is_unconditional(inputs.method)
+    return inputs.corpus.label is not None and labelled
 
 
 task = Task(

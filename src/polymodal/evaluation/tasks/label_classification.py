@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polymodal.evaluation.classification import area_under_curve, balanced_accuracy, linear_probe
+from polymodal.evaluation.classification import area_under_curve, balanced_accuracy, linear_probe, predicted_classes
 from polymodal.evaluation.missing_modalities import (
     PROTOCOLS,
     RATES,
@@ -85,7 +85,7 @@ def _scores(inputs: TaskInputs, parts: Mapping[str, Labelled], label: str, condi
 
     def add(split: str, task: str, likely: np.ndarray) -> None:
         labels = tests[split].labels
-        scores.append(balanced_accuracy(f"{split}/{task}/{condition}accuracy", likely.argmax(1), labels))
+        scores.append(balanced_accuracy(f"{split}/{task}/{condition}accuracy", predicted_classes(likely), labels))
         scores.append(area_under_curve(f"{split}/{task}/{condition}AUC", likely, labels))
 
     if isinstance(inputs.method, CanClassify):

@@ -9,13 +9,14 @@ import numpy as np
 from torch import nn
 
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.evaluation.capabilities import CanEmbed
 from polymodal.evaluation.retrieval import METRICS, ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.task import ITEMS, QUERIES, Task, TaskInputs
 from polymodal.modalities import Table, Text
+from polymodal.modalities.table import TableRow
 from polymodal.training.run import embed
-from polymodal.types import Processor
 
 PAIRS = (("table", "image"), ("sound", "video"))
 
@@ -30,12 +31,21 @@ def paired_items(
     rows, examples = reader.read_split(split)
     vectors = embed(method, processor, 256, **{name: [example[name] for example in examples] for name in (query, item)})
     having: dict[Any, list[int]] = defaultdict(list)
-    queries = [e[query].tobytes() if isinstance(e[query], np.ndarray) else n for n, e in enumerate(examples)]
+    queries = [_identity(example[query], number) for number, example in enumerate(examples)]
     for place, value in enumerate(queries):
         having[value].append(place)
     relevant = [np.array(having[value]) for value in queries]
     found = ranks(vectors[query], vectors[item], relevant)
     return retrieval_scores(f"{split}/{query}_to_{item}", found, relevant, len(rows), np.arange(len(rows)))
+
+
+def _identity(query: Any, number: int) -> Any:
+    """What equal queries have in common; of a kind that is not known here, the number of the example."""
+    if isinstance(query, np.ndarray):
+        return query.tobytes()
+    if isinstance(query, TableRow):
+        return query.numbers.tobytes(), query.categories.tobytes()
+    return number
 
 
 def _scores(inputs: TaskInputs) -> list[Score]:

@@ -37,16 +37,16 @@ def ranking_scores(
     Recall is the fraction of the held-out items among the first k. Normalized Recall divides by min(k, number of
     held-out items) instead, as Multi-VAE and its successors do (Liang et al. 2018, section 4.2). NDCG discounts hits by
     the logarithm of the rank and is normalized by the best order. The unit is a user; chance is the expectation of a
-    random order.
+    random order. An item whose score is NaN is never found.
     """
     largest = min(max(TOP_K), scores.shape[1])
     hits, gains, ideal_gains, candidates = [], [], [], []
     discount = 1 / np.log2(np.arange(largest) + 2)
     for user_scores, seen, relevant in zip(scores, given, held_out, strict=True):
-        open_scores = user_scores.copy()
+        open_scores = np.nan_to_num(user_scores, nan=-np.inf)
         open_scores[seen] = -np.inf
         order = np.argsort(-open_scores, kind="stable")[:largest]
-        hits.append(np.isin(order, relevant))
+        hits.append(np.isin(order, relevant) & (open_scores[order] > -np.inf))
         candidates.append(len(user_scores) - len(seen))
         ideal_gains.append(np.cumsum(discount * (np.arange(largest) < len(relevant))))
         gains.append(np.cumsum(hits[-1] * discount))

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from polymodal.data.columns.expressions import ReferringExpression
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task
 from polymodal.modalities import Expressions
 from polymodal.modalities.boxes import intersection_over_union
 from polymodal.training.run import answers
-from polymodal.types import Batch, Example, Processor
+from polymodal.types import Batch, Example
 
 IOU_THRESHOLD = 0.5  # IoU of a box that counts as found
 SCORE_THRESHOLD = 0.5  # how sure a method is of a box that it gives
@@ -103,10 +104,11 @@ def _boxes(expressions: Sequence[ReferringExpression]) -> set[tuple[float, ...]]
 
 
 def _overlap(found: tuple[Tensor, Tensor], truth: Float[Tensor, "expressions 4"]) -> Float[np.ndarray, " expressions"]:
-    """IoU of the likeliest box with the true one."""
+    """IoU of the likeliest box with the true one; 0 where a probability or the box is no number."""
     boxes, sure = found
     likeliest = boxes[torch.arange(len(boxes)), sure.argmax(1)]
-    return intersection_over_union(likeliest, truth)[0].double().numpy()
+    overlap = intersection_over_union(likeliest, truth)[0].double()
+    return overlap.where(~sure.isnan().any(1), 0.0).nan_to_num(0.0).numpy()
 
 
 def _set_scores(
@@ -114,7 +116,10 @@ def _set_scores(
 ) -> list[Score]:
     """owner: for each expression, the number of its image."""
     whole = np.array(
-        [all_matched(own[sure > SCORE_THRESHOLD], one.boxes) for own, sure, one in zip(*found, asked, strict=True)],
+        [
+            not sure.isnan().any() and all_matched(own[sure > SCORE_THRESHOLD], one.boxes)
+            for own, sure, one in zip(*found, asked, strict=True)
+        ],
         dtype=float,
     )
     empty = np.array([not one.boxes for one in asked])
@@ -132,7 +137,7 @@ def all_matched(boxes: Float[Tensor, "found 4"], truth: Sequence[Sequence[float]
         return False
     if not len(boxes):
         return True
-    overlap = intersection_over_union(boxes[:, None], torch.tensor(truth)[None])[0].numpy()
+    overlap = intersection_over_union(boxes[:, None], torch.tensor(truth)[None])[0].nan_to_num(0.0).numpy()
     near: Bool[np.ndarray, "found objects"] = overlap >= IOU_THRESHOLD
     return bool(near[linear_sum_assignment(~near)].all())
 

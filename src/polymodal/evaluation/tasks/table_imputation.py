@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
+from polymodal.evaluation.classification import predicted_classes
 from polymodal.evaluation.missing_modalities import Labelled, columns_of, missing_cells
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task
@@ -72,13 +73,14 @@ def imputation_scores(
 
 
 def _argmax(logits: list[Tensor], rows: int) -> Int[Tensor, "rows categorical"]:
-    return torch.stack([column.argmax(1) for column in logits], dim=1) if logits else torch.empty(rows, 0).long()
+    classes = [torch.from_numpy(predicted_classes(column.numpy())) for column in logits]
+    return torch.stack(classes, dim=1) if classes else torch.empty(rows, 0).long()
 
 
 def _by_example(values: Float[Tensor, "examples columns"], scored: Bool[Tensor, "examples columns"]) -> np.ndarray:
-    """Return the mean over the scored cells of every example that has any."""
+    """Return the mean over the scored cells of every example that has any; NaN where one of them is NaN."""
     count = scored.sum(1)
-    sums = values.nan_to_num(0.0).where(scored, 0.0).sum(1)
+    sums = values.where(scored, 0.0).sum(1)
     return (sums[count > 0] / count[count > 0]).double().numpy()
 
 

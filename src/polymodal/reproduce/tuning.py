@@ -1,0 +1,147 @@
+"""Tune the arms of a claim alike: the same values of a hyper-parameter for each, judged on the validation split."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from polymodal.corpora.corpus import Corpus
+from polymodal.errors import UserError
+from polymodal.evaluation import validation
+from polymodal.reproduce.compare import Start, _Plan
+from polymodal.reproduce.display import Display
+from polymodal.reproduce.result import Arm
+from polymodal.training import train
+from polymodal.training.run import write_json
+from polymodal.types import Budget
+
+TUNING = "tuning.json"
+SEED = 1000  # none of those that measure
+
+
+def with_value(recipe: Any, name: str, value: Any) -> Any:
+    """A recipe with another value of a hyper-parameter. name: of a field, `optimizer.learning_rate` of one inside it.
+
+    A field that the recipe has not itself is looked for in its `optimizer`. Raises UserError when there is none.
+    """
+    first, _, rest = name.partition(".")
+    names = {field.name for field in dataclasses.fields(recipe)}
+    if first not in names and "optimizer" in names and not rest:
+        first, rest = "optimizer", first
+    if first not in names:
+        raise UserError(f"A claim tunes '{name}', which is no hyper-parameter of {type(recipe).__module__}.")
+    changed = with_value(getattr(recipe, first), rest, value) if rest else value
+    return dataclasses.replace(recipe, **{first: changed})
+
+
+def grid(tuning: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """All combinations of the values."""
+    for values in itertools.product(*tuning.values()):
+        yield dict(zip(tuning, values, strict=True))
+
+
+def tune(
+    arms: Sequence[Arm],
+    tuning: Mapping[str, Sequence[Any]],
+    corpus: Corpus,
+    budget: Budget,
+    out: Path,
+    deciding: Sequence[str],
+    start: Start | None = None,
+    trust_code: bool = False,
+) -> tuple[list[Arm], dict[str, Any]]:
+    """Train every arm with every combination of values, at a seed of its own; the arms with their best, and the record.
+
+    The best is that with the best validation metric at the end of its budget: the first of `deciding` that is logged,
+    else the headline metric. No test split is read. Finished runs in `out` are not made again; writes `tuning.json`.
+    Raises UserError without values, or without a validation split.
+    """
+    if not tuning:
+        raise UserError("This claim names no values to tune; add tuning={'learning_rate': (5e-4, 1e-3)} to it.")
+    validate = validation(corpus)
+    if validate is None:
+        raise UserError(f"Tuning needs a validation split, which '{corpus.name}' has not.")
+    display = Display([arm.label for arm in arms] + ["start"] * (start is not None), [SEED], budget)
+    with display, tempfile.TemporaryDirectory() as unkept:
+        plan = _Plan(list(arms), {}, start, out, trust_code)
+        plan = plan.in_steps(corpus, budget, [SEED], display, Path(unkept), jobs=1, given=None)
+    tried: dict[str, list[dict[str, Any]]] = {}
+    kinds: dict[str, dict[str, Any]] = {}
+    for arm in arms:
+        tried[arm.label] = []
+        for number, values in enumerate(grid(tuning)):
+            recipe = arm.recipe
+            for name, value in values.items():
+                recipe = with_value(recipe, name, value)
+            run = _trained(plan, Arm(arm.label, recipe), corpus, out / arm.folder / f"{number}")
+            looks = [entry["validation"] for entry in run.history if "validation" in entry]
+            kinds |= run.record.get("metrics", {})
+            tried[arm.label].append({"values": values, "validation": looks[-1] if looks else {}})
+    metric = _metric(tried, kinds, deciding)
+    higher = kinds.get(metric, {}).get("higher_is_better", True)
+
+    def quality(one: Mapping[str, Any]) -> float:
+        value = one["validation"][metric] * (1 if higher else -1)
+        return value if math.isfinite(value) else -math.inf
+
+    best = {label: max(every, key=quality)["values"] for label, every in tried.items()}
+    record = {
+        "grid": {name: list(values) for name, values in tuning.items()},
+        "metric": metric,
+        "higher_is_better": higher,
+        "seed": SEED,
+        "arms": {
+            label: [{"values": one["values"], "value": one["validation"][metric]} for one in every]
+            for label, every in tried.items()
+        },
+        "best": best,
+    }
+    write_json(out / TUNING, record)
+    return [_with_values(arm, best[arm.label]) for arm in arms], record
+
+
+def _with_values(arm: Arm, values: Mapping[str, Any]) -> Arm:
+    recipe = arm.recipe
+    for name, value in values.items():
+        recipe = with_value(recipe, name, value)
+    return Arm(arm.label, recipe)
+
+
+def _metric(
+    tried: Mapping[str, Sequence[Mapping[str, Any]]], kinds: Mapping[str, Mapping[str, Any]], deciding: Sequence[str]
+) -> str:
+    """What all runs logged: the first of the deciding metrics on the validation split, else the headline one."""
+    logged = [one["validation"] for every in tried.values() for one in every]
+    common = [name for name in logged[0] if all(name in names for names in logged)]
+    if not common:
+        raise UserError("Tuning needs a metric of the validation split, and these methods have none in common.")
+    placed = sorted(common, key=lambda name: (kinds.get(name, {}).get("headline") is None,
+                                              kinds.get(name, {}).get("headline") or 0))  # fmt: skip
+    wanted = [name.replace("test/", "validation/", 1) for name in deciding]
+    return next((name for name in [*wanted, *placed] if name in common), placed[0])
+
+
+def _trained(plan: _Plan, arm: Arm, corpus: Corpus, folder: Path) -> Any:
+    """A run of the arm from what all arms of a seed begin with."""
+    budget = plan.budgets[arm.label]
+    display = Display([arm.label, *(["start"] if plan.start else [])], [SEED], budget)
+    with display, tempfile.TemporaryDirectory() as unkept:
+        begin = plan.beginning(corpus, SEED, display, Path(unkept))
+        return train(
+            arm.recipe,
+            begin.corpus,
+            budget,
+            seed=SEED,
+            out=folder,
+            name=arm.label,
+            weights_like=begin.weights,
+            tokenizer=begin.tokenizer,
+            validate=validation(corpus),
+            on_step=display.on_step(arm.label, SEED),
+            trust_code=plan.trust_code,
+        )
