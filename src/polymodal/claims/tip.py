@@ -29,6 +29,8 @@ claim = Claim(
         "test/classify_grade/random_values_70%/AUC",
         "test/imputation/mse_reduction_by_image",
         "test/classify_grade/AUC",
+        "test/classify_grade/random_values_30%/AUC",
+        "test/classify_grade/random_values_50%/AUC",
         "test/classify_grade/random_values_90%/AUC",
         "test/classify_grade/random_columns/auc_vs_missing_rate",
         "test/classify_grade/most_important/auc_vs_missing_rate",
