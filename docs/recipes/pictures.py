@@ -47,9 +47,9 @@ RATES = (0, 30, 50, 70, 90)
 
 
 def tip(results: Path) -> None:
-    """Area under the ROC curve by the share of missing cells, for every arm; a bar is a 95 % interval."""
+    """Plot the area under the ROC curve by the rate of missing cells, for every arm; bars are 95 % intervals."""
     scores = json.loads((results / "results.json").read_text())["scores"]
-    task = next("/".join(name.split("/")[:2]) for name in scores if name.startswith("test/linear_probe"))
+    task = next("/".join(name.split("/")[:2]) for name in scores if name.startswith("test/classify_"))
     names = [f"{task}/AUC", *(f"{task}/random_values_{rate}%/AUC" for rate in RATES[1:])]
     figure, axes = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
     for place, arm in enumerate(scores[names[0]]["arms"]):
@@ -60,9 +60,7 @@ def tip(results: Path) -> None:
             [100 * (one["high"] - one["value"]) for one in found],
         ]
         axes.errorbar([rate + 0.8 * place for rate in RATES], values, errors, marker="o", capsize=2, lw=1.4, label=arm)
-    image = scores[f"{task}/image/AUC"]["arms"]["treatment"]["value"]
-    axes.axhline(100 * image, color="#888888", ls=":", lw=1, label="image alone (treatment)")
-    axes.set(xlabel="table cells that are missing, %", ylabel="AUC of a linear probe, %", xticks=RATES)
+    axes.set(xlabel="table cells that are missing, %", ylabel="AUC, %", xticks=RATES)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(HERE / "tip.png", dpi=130)
 
