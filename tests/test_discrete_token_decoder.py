@@ -111,7 +111,7 @@ def test_losses_of_modalities_add_up_to_the_mean_over_tokens(experts: tuple[str,
         for name, expected in nats.items():
             torch.testing.assert_close(losses[name], torch.stack(expected).sum() / len(log_z), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(losses["z_loss"], 0.01 * torch.stack(log_z).square().mean(), rtol=1e-4, atol=1e-6)
-    sums = own.token_log_probs({"sequences": pad_sequences(documents())})
+    sums = own.token_nll({"sequences": pad_sequences(documents())})
     assert {name: count.tolist() for name, (_, count) in sums.items()} == {
         TEXT: [5, 3, 3],
         "image": [4, 0, 0],

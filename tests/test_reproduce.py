@@ -22,7 +22,7 @@ from polymodal.reproduce import Arm, compare, reproduce
 from polymodal.reproduce.claim import claim_of, claim_record
 from polymodal.reproduce.claim_text import verdict_of
 from polymodal.reproduce.compare import Start
-from polymodal.reproduce.curves import learning_curves, plot_curves
+from polymodal.reproduce.curves import learning_curves, plot_curves, speed_up_factor, speed_up_factors
 from polymodal.reproduce.display import Display, ProgressReporter
 from polymodal.reproduce.leaderboard import rows, terminal_table
 from polymodal.reproduce.page import recipe_page
@@ -212,6 +212,30 @@ def test_learning_curves_are_means_over_the_seeds(comparison):
     image = plot_curves(curves)
     assert image.startswith("<svg")
     assert ">siglip</text>" in image
+
+
+def test_the_speed_up_factor_is_what_the_baseline_spent_over_what_reaches_its_loss():
+    baseline = [(100.0, 3.0), (200.0, 2.5), (400.0, 2.0)]
+    assert speed_up_factor(baseline, baseline) == 1
+    assert speed_up_factor(baseline, [(100.0, 2.5), (200.0, 1.5), (400.0, 1.0)]) == pytest.approx(400 / 150)
+    assert speed_up_factor(baseline, [(50.0, 2.0), (400.0, 1.0)]) == 8
+    assert speed_up_factor(baseline, [(100.0, 3.0), (400.0, 2.1)]) is None
+
+
+def test_speed_up_factors_are_of_losses_alone(comparison):
+    def history(step_of_two: int) -> list[dict]:
+        values = ((1, 3.0), (step_of_two, 2.0), (8, 2.0))
+        return [{"step": step, "validation": {"validation/nll_per_token": value}} for step, value in values]
+
+    score = replace(comparison.trials[0].scores["test/text_to_image/MRR"], higher_is_better=False)
+    trials = [
+        replace(t, run=replace(t.run, history=history(8 if t.arm == comparison.arms[0] else 4)))
+        for t in comparison.trials
+    ]
+    trials = [replace(t, scores=t.scores | {"test/nll_per_token": score}) for t in trials]
+    found = speed_up_factors(replace(comparison, trials=trials), ["test/text_to_image/MRR", "test/nll_per_token"])
+    costs = [comparison.cost(arm)["flops_an_example"] for arm in comparison.arms]
+    assert found == {"validation/nll_per_token": {"siglip": pytest.approx(2 * costs[0] / costs[1])}}
 
 
 def test_a_figure_that_is_no_share_is_not_drawn_in_percent(comparison):

@@ -29,10 +29,11 @@ from polymodal.data.conversation import DESCRIBE
 from polymodal.data.instructions import chain_of_thought_prompt
 from polymodal.data.loader import Reader
 from polymodal.evaluation.hallucination import cases, scenes_of
+from polymodal.evaluation.tasks.region_classification import first_frame
 from polymodal.evaluation.tasks.vqa_captioning import question_scores
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Words
-from polymodal.modalities.boxes import boxes_to_patch_mask
+from polymodal.modalities.boxes import boxes_to_patch_mask, keep_patches
 from polymodal.recipes.metrics import aloha as aloha_recipe
 from polymodal.rng import ExampleRNG
 from polymodal.serving.attack import attack_sheet
@@ -133,9 +134,9 @@ def layoutlmv3(results: Path) -> None:
         tokens, patches = model.encoder(batch["words"], batch["image"], batch["masked_words"], batch["masked_patches"])
         codes = model.tokenizer.encode(batch["image"])
         decoded = model.tokenizer.decode(codes)
-        guessed = torch.where(batch["masked_patches"], model.patch_head(patches[:, 1:]).argmax(-1), codes)
+        guessed = torch.where(batch["masked_patches"], model.mim_head(patches[:, 1:]).argmax(-1), codes)
         filled = model.tokenizer.decode(guessed)
-        in_sight = model.alignment_head(tokens).squeeze(-1).sigmoid()[0]
+        in_sight = model.wpa_head(tokens).squeeze(-1).sigmoid()[0]
         tagged = model.classify_tokens(processor(words=[example["words"]], image=[example["image"]])).argmax(1).tolist()
     grid = recipe.encoder.grid
     gone = batch["masked_patches"][0].view(grid, grid).repeat_interleave(recipe.encoder.patch_size, 0)
@@ -427,10 +428,10 @@ def alpro(results: Path) -> None:
         example = processor.load_example(clips, row)
         frames, region = example["video"], example["regions"][0]
         box = tuple(edge / 96 for edge in region.box)
-        batch = processor(video=[frames], box=[box])
+        batch = processor(video=[first_frame(frames)], box=[box])
         with torch.no_grad():
             named = model.classify_regions(batch)[0].topk(4)
-            cropped = model._cropped(batch["video"], boxes_to_patch_mask(batch["box"], run.recipe.video.grid))
+            cropped = keep_patches(batch["video"], boxes_to_patch_mask(batch["box"], run.recipe.video.grid))
         for place, number in enumerate((0, 7, 15)):
             axes[place].imshow(frames[number])
         shown = denormalize_pixels(cropped[0], processor.video.mean, processor.video.std)

@@ -90,7 +90,8 @@ class ConversationFormat:
     def document(self, parts: Sequence[str | np.ndarray]) -> Segments:
         """Texts and images in this order between start and end mark; the loss asks for all of them.
 
-        What does not fit the context any more is left out, of a text its end.
+        What does not fit the context any more is left out, of a text its end. Raises UserError for an image that never
+        fits.
         """
         segments, room = [_text([self.start])], self.context - 2
         for part in parts:
@@ -98,12 +99,21 @@ class ConversationFormat:
                 piece = [_text(encode_without_special_tokens(self.tokenizer, [part])[0][:room], predicted=True)]
             else:
                 cells = Span(IMAGE, self.image.patchify_tiles(part, None))
+                self.check_fits(len(cells))
                 piece = [_text(self.marks[IMAGE_START], True), cells, _text(self.marks[IMAGE_END], True)]
             length = sum(map(len, piece))
             if length > room:
                 break
             segments, room = segments + piece, room - length
         return [*segments, _text([self.end], predicted=True)]
+
+    def check_fits(self, tokens: int) -> None:
+        """Raise UserError where an image of so many tokens leaves no room for a text."""
+        if tokens + 16 > self.context:
+            raise UserError(
+                f"An image of {tokens} tokens leaves no room in a context of {self.context}; make images smaller or "
+                "the context of the language model longer."
+            )
 
     def pack(self, sequences: Sequence[Segments]) -> PackedSequences:
         """As many as fit share a row of the model's context."""
@@ -113,6 +123,7 @@ class ConversationFormat:
         return [part if isinstance(part, str) else self.image.open(part) for part in parts]
 
     def _before_image(self, text: str) -> Segments:
+        self.check_fits(self.image.tokens_per_tile)
         room = self.context - self.image.tokens_per_tile - 4
         ids = encode_without_special_tokens(self.tokenizer, [text])[0][:room]
         return [_text([self.start, *ids, *self.marks[IMAGE_START]])]
@@ -121,8 +132,7 @@ class ConversationFormat:
         if image is None:
             return [_text([self.start])]
         cells = self.image.patchify_tiles(image, max_tiles)
-        if len(cells) + 16 > self.context:
-            raise UserError(f"An image of {len(cells)} tokens leaves no room in a context of {self.context}.")
+        self.check_fits(len(cells))
         before, after = [self.start, *self.marks[IMAGE_START]], self.marks[IMAGE_END]
         return [_text(before), Span(IMAGE, cells, predicted=False), _text(after)]
 

@@ -15,6 +15,7 @@ from polymodal.types import Example
 
 THINK = "Think step by step."  # after a question whose working is to be written before its answer
 FINAL = "Final answer:"  # between a working and its answer
+MISSING = "\U0010ffff"  # a character that no font has
 
 
 def choice(values: Sequence[Any], rng: np.random.Generator) -> Any:
@@ -73,20 +74,34 @@ TASKS: dict[str, Callable[[Example, np.random.Generator, int], list[Turn]]] = {
 }
 
 
-def ocr_turn(example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """Two words of a caption, drawn in dark on a pale ground as large as the example's image; one where two are wide.
+def ocr_turn(example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str] | None:
+    """Return two words of a caption, drawn in dark on a pale page as large as the example's image; one where two are
+    wide.
 
-    A word that is wider than the image is cut.
+    A word that is wider than the image is cut. None where the font lacks a letter of the words.
     """
     words = choice(example["text"], rng).text.split()
     start = int(rng.integers(max(len(words) - 1, 1)))
     text = " ".join(words[start : start + 2])
     height, width, _ = example[IMAGE].shape
-    page = PILImage.new("RGB", (width, height), tuple(int(value) for value in rng.integers(200, 256, 3)))
     font = ImageFont.load_default(size=max(height // 7, 8))
+    if not can_draw(font, text):
+        return None
+    page = PILImage.new("RGB", (width, height), tuple(int(value) for value in rng.integers(200, 256, 3)))
     text = text if font.getlength(text) < width else words[start]
     left, top, right, bottom = font.getbbox(text)
     corner = [int(rng.integers(max(room, 1))) for room in (width - right + left, height - bottom + top)]
     ink = tuple(int(value) for value in rng.integers(0, 90, 3))
     ImageDraw.Draw(page).text((corner[0] - left, corner[1] - top), text, ink, font)
     return np.asarray(page), text
+
+
+def can_draw(font: Any, text: str) -> bool:
+    """Return whether a font has a glyph for every letter: for what it lacks, all fonts draw one and the same box."""
+    box = bytes(font.getmask(MISSING))
+    return bool(text.strip()) and all(bytes(font.getmask(letter)) != box for letter in set(text) - {" "})
+
+
+def exchanged(captions: Sequence[str], wrong: Sequence[bool]) -> list[str]:
+    """Return captions, of which the wrong ones are replaced by the one before: noisy pairs."""
+    return [captions[number - 1] if wrong[number] else own for number, own in enumerate(captions)]

@@ -43,7 +43,10 @@ def sample(
     probabilities = (logits.float() / decoding.temperature).softmax(1)
     if decoding.top_p < 1:
         probabilities = top_p_filter(probabilities, decoding.top_p)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    if generator is None:
+        return torch.multinomial(probabilities, 1).squeeze(1)
+    drawn = torch.multinomial(probabilities.to(generator.device), 1, generator=generator)
+    return drawn.squeeze(1).to(logits.device)
 
 
 def top_p_filter(probabilities: Float[Tensor, "batch vocabulary"], top_p: float) -> Float[Tensor, "batch vocabulary"]:

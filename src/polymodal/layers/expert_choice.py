@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -42,41 +43,70 @@ def gumbel_sigmoid(logits: Float[Tensor, ...]) -> Float[Tensor, ...]:
     return (logits + torch.log(uniform) - torch.log1p(-uniform)).sigmoid()
 
 
-class ExpertChoice(nn.Module):
+class BatchRouter(nn.Module):
+    """A module that selects tokens by top-k over the whole batch, with the auxiliary router that predicts the choice.
+
+    Top-k over a batch sees later tokens of a text (it is not causal): generation and likelihoods use the auxiliary
+    router (`use_predictor`), which is trained afterwards.
+    """
+
+    def __init__(self, width: int, choices: int):
+        super().__init__()
+        self.router = nn.Linear(width, choices, bias=False)
+        self.auxiliary = AuxiliaryRouter(width, choices)
+        self.auxiliary_loss: Tensor | None = None
+        self.use_predictor: Tensor
+        self.register_buffer("use_predictor", torch.tensor(False))
+
+
+def batch_routers(model: nn.Module) -> Iterator[BatchRouter]:
+    """Yield all modules that select tokens among a batch."""
+    yield from (module for module in model.modules() if isinstance(module, BatchRouter))
+
+
+def use_auxiliary_routers(model: nn.Module, used: bool = True) -> None:
+    """Predict all choices from a token alone in evaluation mode (MoMa, section 2.4), or select among the batch."""
+    for module in batch_routers(model):
+        module.use_predictor.fill_(used)
+
+
+def auxiliary_losses(model: nn.Module) -> list[Float[Tensor, ""]]:
+    """Return the losses of the auxiliary routers that learn, of the last forward pass."""
+    return [module.auxiliary_loss for module in batch_routers(model) if module.auxiliary_loss is not None]
+
+
+class ExpertChoice(BatchRouter):
     """Mixture of experts (MoE) with expert choice: each SwiGLU expert takes its top tokens / experts of the batch.
 
     Load balancing is exact by construction, so no auxiliary balancing loss is needed. The output is the sum over the
     experts that chose a token, weighted by the sigmoid of its router score; a token that none chose gets 0. All experts
-    run as one batched matrix product. The top-k over a batch sees later tokens of a text (it is not causal): generation
-    and likelihoods use auxiliary routers (`use_predictor`), which are trained afterwards. The choice is made among the
-    tokens of one forward pass, so it differs with micro-batches or several processes.
+    run as one batched matrix product. The choice is made among the tokens of one forward pass, so it differs with
+    micro-batches or several processes.
     """
 
     def __init__(self, width: int, mlp_dim: int, num_experts: int, noise: bool = False):
-        """Build the experts. noise: add Gumbel noise to the scores while training, to break the symmetry of upcycled
-        experts."""
-        super().__init__()
+        """Build the experts. noise: add Gumbel noise to the scores while the router trains, to break the symmetry of
+        upcycled experts."""
+        super().__init__(width, num_experts)
         self.num_experts, self.noise = num_experts, noise
-        self.router = nn.Linear(width, num_experts, bias=False)
-        self.auxiliary = AuxiliaryRouter(width, num_experts)
         self.gate_up = nn.Parameter(torch.empty(num_experts, width, 2 * mlp_dim))
         self.down = nn.Parameter(torch.empty(num_experts, mlp_dim, width))
         nn.init.normal_(self.gate_up, std=width**-0.5)
         nn.init.normal_(self.down, std=mlp_dim**-0.5)
-        self.auxiliary_loss: Tensor | None = None
-        self.use_predictor: Tensor
         self.single_expert: Tensor
-        self.register_buffer("use_predictor", torch.tensor(False))
         self.register_buffer("single_expert", torch.tensor(False))
 
     def forward(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
+        self.auxiliary_loss = None
         if self.single_expert:
             return self._mlp(x[None], slice(0, 1))[0]
         # Router scores of each token for each expert, through a sigmoid as in MoMa instead of a softmax.
         logits = self.router(x)
         if self.use_predictor and not self.training:
             return self._by_auxiliary(x, logits.sigmoid())
-        scores = gumbel_sigmoid(logits) if self.noise and self.training else logits.sigmoid()
+        # No noise once the router is frozen: the auxiliary router learns the choice of inference, which has none.
+        noisy = self.noise and self.training and self.router.weight.requires_grad
+        scores = gumbel_sigmoid(logits) if noisy else logits.sigmoid()
         # Expert choice: top-k over tokens for each expert, with capacity k = ceil(tokens / experts).
         best = scores.topk(-(-len(x) // self.num_experts), dim=0)
         self.auxiliary_loss = self.auxiliary.loss(x, _marked(best.indices, len(x)))
@@ -107,6 +137,23 @@ class ExpertChoice(nn.Module):
         self.gate_up.copy_(self.gate_up[:1].expand_as(self.gate_up))
         self.down.copy_(2 * self.down[:1].expand_as(self.down))
         self.single_expert.fill_(False)
+
+
+def expert_choices(model: nn.Module) -> Iterator[ExpertChoice]:
+    """Yield all mixtures of experts with expert choice."""
+    yield from (module for module in model.modules() if isinstance(module, ExpertChoice))
+
+
+def use_single_expert(model: nn.Module) -> None:
+    """Send every token to the first expert of each mixture, which is dense then: the start of upcycling."""
+    for experts in expert_choices(model):
+        experts.single_expert.fill_(True)
+
+
+def upcycle(model: nn.Module) -> None:
+    """Upcycle every mixture of experts (MoMa, section 2.5)."""
+    for experts in expert_choices(model):
+        experts.upcycle()
 
 
 def _marked(indices: Tensor, count: int) -> Bool[Tensor, "tokens choices"]:

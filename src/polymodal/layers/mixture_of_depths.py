@@ -6,29 +6,23 @@ import math
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from polymodal.layers.decoder import DecoderBlock, ExpertAssignment, LayerKVCache
-from polymodal.layers.expert_choice import AuxiliaryRouter
+from polymodal.layers.decoder import Decoder, DecoderBlock, ExpertAssignment, LayerKVCache
+from polymodal.layers.expert_choice import BatchRouter
 
 
-class MixtureOfDepths(nn.Module):
+class MixtureOfDepths(BatchRouter):
     """A block applied to the top-scoring tokens of the batch; the others skip it by the residual connection.
 
     y = x + sigmoid(score) * (block(x) - x) for the selected tokens, which attend to each other alone; the others are
-    not computed. Top-k over a batch sees later tokens of a text (it is not causal): generation and likelihoods use an
-    auxiliary router (`use_predictor`), which is trained afterwards.
+    not computed.
     """
 
     def __init__(self, block: DecoderBlock, width: int, capacity: float):
         """Wrap a block. capacity: fraction of all tokens that go through it."""
-        super().__init__()
+        super().__init__(width, 1)
         self.block, self.capacity = block, capacity
-        self.router = nn.Linear(width, 1, bias=False)
-        self.auxiliary = AuxiliaryRouter(width, 1)
-        self.auxiliary_loss: Tensor | None = None
-        self.use_predictor: Tensor
-        self.register_buffer("use_predictor", torch.tensor(False))
 
     def forward(
         self,
@@ -51,6 +45,7 @@ class MixtureOfDepths(nn.Module):
         if routes is not None:
             real = torch.cat(list(routes))
         chosen = torch.zeros(len(flat), dtype=torch.bool, device=x.device)
+        self.auxiliary_loss = None
         if self.use_predictor and not self.training:
             chosen[real] = self.auxiliary(flat[real])[:, 0] > 0
         else:
@@ -104,6 +99,15 @@ class MixtureOfDepths(nn.Module):
         kv_cache.key_mask[:, kv_cache.length : until] = chosen
         output = self.block(x, angles, visible & kv_cache.key_mask[:, None, None, :until], routes, kv_cache)
         return torch.where(chosen[..., None], x + score.sigmoid() * (output - x), x)
+
+
+def route_alternate_blocks(decoder: Decoder, capacity: float) -> None:
+    """Wrap every other block of a decoder, beginning with the first (MoMa, section 2.3)."""
+    width = decoder.norm_post.weight.numel()
+    for index in range(0, len(decoder.blocks), 2):
+        block = decoder.blocks[index]
+        assert isinstance(block, DecoderBlock)
+        decoder.blocks[index] = MixtureOfDepths(block, width, capacity)
 
 
 def _at(values: Float[Tensor, "batch length channels"], indices: Tensor) -> Float[Tensor, "batch some channels"]:

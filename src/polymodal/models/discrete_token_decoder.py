@@ -121,7 +121,12 @@ class DiscreteTokenDecoder(nn.Module):
             losses["z_loss"] = self.config.z_loss * global_mean(tokens.log_z.square().sum(), count)
         return losses
 
-    def token_log_probs(self, batch: SequenceBatch) -> dict[str, tuple[Tensor, Tensor]]:
+    @property
+    def vocab_sizes(self) -> Mapping[str, int]:
+        """Entries of each modality, and of `all`."""
+        return {**self.vocabulary.sizes, "all": self.vocabulary.total}
+
+    def token_nll(self, batch: SequenceBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """By modality and of `all`: the sum of -log p over a row's predicted tokens, and how many there are."""
         tokens, rows = self.token_losses(batch), len(batch["sequences"])
         masks = {name: tokens.modality == index for index, name in enumerate(self.vocabulary.modalities)}
@@ -255,14 +260,15 @@ class DiscreteTokenDecoder(nn.Module):
         vectors = self.language_model.embedding(ids)
         return self.language_model(vectors, position, document, self._routes(ids, document), cache)
 
-    def _routes(self, ids: Tensor, document: Tensor) -> ExpertAssignment | None:
+    def _routes(self, ids: Tensor, document: Tensor) -> ExpertAssignment:
         """By expert, the flat indices of its tokens; padding has none, and text those that are of no other expert."""
-        if not self.experts:
-            return None
-        modality, there = self.vocabulary.modality_of(ids), document > 0
-        of = [(modality == self.vocabulary.modalities.index(name)) & there for name in self.experts]
-        text = there & ~torch.stack(of).any(0)
-        return [mask.flatten().nonzero().squeeze(1) for mask in (text, *of)]
+        modality, text = self.vocabulary.modality_of(ids), document > 0
+        routes = []
+        for name in self.experts:
+            own = (modality == self.vocabulary.modalities.index(name)) & (document > 0)
+            routes.append(own.flatten().nonzero().squeeze(1))
+            text = text & ~own
+        return [text.flatten().nonzero().squeeze(1), *routes]
 
 
 class _Session:

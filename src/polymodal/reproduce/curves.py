@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from statistics import mean
 from typing import Any
@@ -13,7 +14,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from polymodal.evaluation.statistics import axis_label, scale
+from polymodal.evaluation.units import axis_label, scale
 from polymodal.reproduce.leaderboard import format_name
 from polymodal.reproduce.result import ComparisonResult
 
@@ -86,7 +87,51 @@ def learning_curves(comparison: ComparisonResult, wanted: Sequence[str]) -> dict
             "steps": [round(mean(step for step, _ in look)) for look in together],
             "values": [round(mean(value for _, value in look), 5) for look in together],
         }
-    return {"metric": name, "unit": validation_unit(comparison, name), "arms": arms}
+    speed_ups = speed_up_factors(comparison, wanted)
+    return {"metric": name, "unit": validation_unit(comparison, name), "arms": arms, "speed_up": speed_ups}
+
+
+Curve = Sequence[tuple[float, float]]  # of what was spent, such as steps or FLOPs, and the loss after it
+
+
+def speed_up_factor(baseline: Curve, other: Curve) -> float | None:
+    """What the baseline spent over what the other spends to reach the baseline's final loss (MoMa's eta).
+
+    None where the other never reaches it. Between two points of a curve the loss is taken to be linear.
+    """
+    spent, final = baseline[-1]
+    if other[0][1] <= final:
+        return spent / other[0][0]
+    for (before, high), (after, low) in itertools.pairwise(other):
+        if low <= final < high:
+            return spent / (before + (after - before) * (high - final) / (high - low))
+    return None
+
+
+def speed_up_factors(comparison: ComparisonResult, wanted: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """By validation loss and arm, the speed-up factor in training FLOPs over the first arm; means over seeds.
+
+    wanted: metrics of the test split, of which those count that are lower when better and were logged on validation.
+    """
+    found: dict[str, dict[str, float | None]] = {}
+    for name in wanted:
+        scores = [trial.scores[name] for trial in comparison.trials if name in trial.scores]
+        if not scores or scores[0].higher_is_better:
+            continue
+        logged, curves = name.replace("test/", "validation/", 1), []
+        for arm in comparison.arms:
+            seeds = [_looks(trial.run.history, logged) for trial in comparison.of(arm)]
+            cost = comparison.cost(arm)
+            flops = cost["flops_an_example"] * cost["examples"] / cost["steps"]
+            looks = list(zip(*seeds, strict=False))
+            curves.append([(flops * mean(s for s, _ in look), mean(v for _, v in look)) for look in looks])
+        baseline, *others = curves
+        if all(map(len, curves)):
+            labels = [arm.label for arm in comparison.arms[1:]]
+            found[logged] = {
+                label: speed_up_factor(baseline, other) for label, other in zip(labels, others, strict=True)
+            }
+    return found
 
 
 def _looks(history: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:

@@ -131,9 +131,10 @@ def backward(
 def cached_representations(method: Any, batches: list[Batch], forward: Forward, encode: str) -> dict[str, Tensor]:
     """Encode all micro-batches without a graph; return leaves that require gradients.
 
-    Raises UserError for a method with batch norm, whose representations depend on the batch.
+    Raises UserError for a method whose batch norm is trained: its representations depend on the batch.
     """
-    if isinstance(method, nn.Module) and any(isinstance(module, _BatchNorm) for module in method.modules()):
+    modules = method.modules() if isinstance(method, nn.Module) else ()
+    if any(isinstance(module, _BatchNorm) and module.training for module in modules):
         raise UserError("This method has batch norm, which looks at the whole batch; leave out --micro-batch.")
     pieces = []
     with torch.no_grad():

@@ -6,11 +6,13 @@ import dataclasses
 import re
 import tempfile
 import typing
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -148,6 +150,32 @@ def with_tokenizer(recipe: Any, processor: Processor, tokenizer: Tokenizer) -> P
         processor.save(Path(folder))
         tokenizer.save(Path(folder))
         return Processor.load(Path(folder), recipe.columns())
+
+
+def recipe_started_from(recipe: Any, init: Path | str | None, trust_code: bool = False) -> Any:
+    """Return the recipe adapted to the run that it starts from, if it has `starting_from`, as MPO has.
+
+    `starting_from` gets the recipe of the run, or None for no run, and raises UserError for what it cannot start from.
+    """
+    if not hasattr(recipe, "starting_from"):
+        return recipe
+    if init is None or not (Path(init) / WEIGHTS).is_file():
+        return recipe.starting_from(None) if init is None else recipe
+    return recipe.starting_from(recipe_from_record(read_record(Path(init))["recipe"], Path(init), trust_code))
+
+
+def missing_weights(model: nn.Module, init: Path | str) -> list[str]:
+    """Return the trainable parameters that a finished run does not have in name and shape, and warn of them."""
+    if not (Path(init) / WEIGHTS).is_file():
+        return []
+    with safe_open(Path(init) / WEIGHTS, "pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    learned = ((name, own) for name, own in model.named_parameters() if own.requires_grad)
+    missing = [name for name, own in learned if shapes.get(name) != tuple(own.shape)]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        warnings.warn(f"{init} has no weights for {', '.join(missing[:3])}{more}; they begin at random.", stacklevel=2)
+    return missing
 
 
 def _taken(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> int:

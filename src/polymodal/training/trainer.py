@@ -30,6 +30,8 @@ from polymodal.training.initialization import (
     copy_matching_weights,
     from_init,
     load_pretrained,
+    missing_weights,
+    recipe_started_from,
     tokenizer_of,
     with_tokenizer,
 )
@@ -77,14 +79,17 @@ def train(
     weights_like: module from which parameters with matching name and shape are copied (paired runs).
     tokenizer: used instead of training one on the corpus; the tokenizer of `weights_like`, whose embeddings belong to
     it.
-    init: finished run whose matching weights and tokenizer are used; or `hf:NAME`, a pretrained model that the recipe
-    was built for (`training.initialization.with_pretrained`).
+    init: finished run whose matching weights and tokenizer are used, and to whose architecture a recipe with
+    `starting_from` adapts; a warning and `not_initialized` in the record name the parameters that it lacks. Or
+    `hf:NAME`, a pretrained model that the recipe was built for (`training.initialization.with_pretrained`).
     validate: called `validations` times, evenly over the budget; its time does not count.
     runtime: device, processes, precision, memory and checkpoints; changes results by rounding at most.
     trust_code: for the run in `out` or `init`, see `load_run`.
     Raises UserError for a hyper-parameter outside its range, a folder that holds another run, a corpus that the recipe
     cannot use, a disk that cannot be written, or non-finite losses; Interrupted after Ctrl-C or SIGTERM.
     """
+    if weights_like is None:
+        recipe = recipe_started_from(recipe, init, trust_code)
     validate_constraints(recipe)
     active_stages(recipe)  # raises UserError before anything is written
     runtime = runtime or RuntimeConfig()
@@ -152,6 +157,8 @@ def build_run(
     trust_code: bool = False,
 ) -> Run:
     """Fit the processor and build the method with its first weights; the arguments are those of `train`."""
+    if init is None and weights_like is None and (reason := recipe.missing_init()):
+        raise UserError(reason)
     torch.manual_seed(seed)
     processor = fit_processor(recipe, corpus)
     if init is not None and tokenizer is None:
@@ -164,6 +171,7 @@ def build_run(
         copy_matching_weights(weights_like, model)
     if init is not None:
         from_init(init)(model)
+        record["not_initialized"] = missing_weights(model, init)
     record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     return Run(recipe, model, processor, record, directory=directory)
 

@@ -19,12 +19,13 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.label import label_of
 from polymodal.data.conditions import conditions
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.evaluation.classification import balanced_accuracy, predicted_classes
 from polymodal.evaluation.statistics import MetricKind, Score, group_numbers
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image
 from polymodal.training.run import evaluating, to_device
-from polymodal.types import Batch, Processor
+from polymodal.types import Batch
 
 STEPS = (1, 2, 4, 8, 32)
 VALIDATION_STEPS = (1, 8)

@@ -1,13 +1,9 @@
-"""What the recipes of this family share: conversations, and the patch embedding of a monolithic decoder."""
+"""What the recipes of this family share: conversations, and a language model that sees through a patch embedding."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from polymodal.constraints import PositiveInt
 from polymodal.data.columns.tiled_image import TiledImageColumn
@@ -15,33 +11,10 @@ from polymodal.data.conversation import IMAGE, conversation_columns
 from polymodal.data.conversation_format import ConversationFormat
 from polymodal.data.processor import BatchFormat, Declared, Processor
 from polymodal.data.sequence import TEXT
+from polymodal.encoders.image_embedding import ImageEmbedding
 from polymodal.encoders.language_model import LanguageModelConfig
-from polymodal.modalities.image import patchify, unpatchify
 from polymodal.models.vision_language_model import VisionLanguageModel
 from polymodal.training.recipe import TrainingRecipe
-
-
-class ImageEmbedding(nn.Module):
-    """Cells of four neighbouring patches to tokens: patch embedding with positions, pixel shuffle, MLP."""
-
-    def __init__(self, patch_size: int, tokens_per_tile: int, patch_embed_dim: int, width: int):
-        """patch_size: in pixels. patch_embed_dim, width: channels of a patch, and of a token."""
-        super().__init__()
-        self.patch_size = patch_size
-        self.patches = nn.Linear(3 * patch_size**2, patch_embed_dim)
-        self.positions = nn.Parameter(0.02 * torch.randn(tokens_per_tile, 4, patch_embed_dim))
-        last = nn.Linear(width, width)
-        self.project = nn.Sequential(
-            nn.LayerNorm(4 * patch_embed_dim), nn.Linear(4 * patch_embed_dim, width), nn.GELU(), last
-        )
-        nn.init.normal_(last.weight, std=0.02)  # as short as the vectors of words, or the blocks would hardly turn them
-        nn.init.zeros_(last.bias)
-
-    def forward(self, cells: Float[Tensor, "places values"]) -> Float[Tensor, "places width"]:
-        """cells: the pixels of whole tiles, one after the other."""
-        four = patchify(unpatchify(cells[:, None], 2 * self.patch_size), self.patch_size)
-        placed = self.patches(four).unflatten(0, (-1, len(self.positions))) + self.positions
-        return self.project(placed.flatten(2).flatten(0, 1))
 
 
 @dataclass(frozen=True)
@@ -59,16 +32,16 @@ class ConversationRecipe(TrainingRecipe):
 
 @dataclass(frozen=True)
 class MonolithRecipe(ConversationRecipe):
-    """A language model that sees through an embedding of patches and, if wanted, MLPs for images."""
+    """A language model that sees through a patch embedding and, if wanted, visual experts."""
 
     tile_size: PositiveInt = 96
     """Side of a tile in pixels."""
     patch_size: PositiveInt = 8
-    """Side of a patch in pixels; four patches become one token."""
+    """Side of a patch in pixels; pixel shuffle makes one visual token of 2 x 2 patches."""
     patch_embed_dim: PositiveInt = 64
     """Channels of a patch."""
     visual_experts: bool = True
-    """Whether image tokens have MLPs of their own; without, they share those of the text."""
+    """Whether visual tokens have MLPs of their own; without, they share those of text."""
 
     @property
     def tokens_per_tile(self) -> int:

@@ -1,17 +1,23 @@
 """Mono-InternVL: a vision-language model without a vision encoder, with visual experts in a frozen language model.
 
-There is no vision encoder: squares of pixels become tokens through two linear layers and stand among the words. In
-every block they go through an MLP of their own, a visual expert, which begins as a copy of the text's; attention
-is shared. While the text's parameters are frozen, only experts and embedding learn, first from many short and noisy
-captions (concepts), then from long ones (semantics); then attention joins them on tasks (alignment), and at the end
-all parameters on instructions (section 3.3). Before that, a language model that is not pretrained learns its language.
+Patches become visual tokens through a patch embedding, pixel shuffle and an MLP projector, and stand among the words.
+In every block they go through an MLP of their own, a visual expert, which is initialized as a copy of the text's MLP;
+attention is shared. Endogenous visual pre-training (EViP, section 3.3) has stages from much noisy to little good data:
+with the language model frozen (delta tuning), embedding and experts learn from short noisy captions (S1.1, concepts)
+and from long ones (S1.2, semantics); attention joins them on tasks (S1.3, alignment); all parameters learn from
+instructions (S2). Before that, a language model that is not pretrained learns its language.
+
+Terms: visual expert = feed_forward.image, patch embedding = ImageEmbedding, delta tuning = freeze_llm, concept learning
+= concept_batch, semantic learning = semantic_batch, alignment learning = task_batch, instruction tuning =
+training_batch, caption noise = exchanged, EViP = stages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +25,15 @@ from polymodal.constraints import NonNegativeFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import load_mixture
 from polymodal.data.conversation import IMAGE, Turn
-from polymodal.data.instructions import TASKS, caption_turns, choice, longest_caption, ocr_turn, question_turns
+from polymodal.data.instructions import (
+    TASKS,
+    caption_turns,
+    choice,
+    exchanged,
+    longest_caption,
+    ocr_turn,
+    question_turns,
+)
 from polymodal.data.processor import Declared, Processor
 from polymodal.data.sequence import SequenceBatch
 from polymodal.encoders.language_model import LanguageModelConfig
@@ -35,7 +49,11 @@ paper = Paper(
     year=2024,
     arxiv="2410.08202",
     modalities=("image", "text"),
+    code="OpenGVLab/Mono-InternVL@5b17ab452759bcaefb514e1761d554d4daf09edd",
+    parameters={"*": 3.1e9},  # the released 2B model: 1.8 billion active
 )
+
+CONCEPTS, SEMANTICS, TASK, INSTRUCTIONS = range(4)  # S1.1, S1.2, S1.3 and S2
 
 
 @dataclass(frozen=True)
@@ -43,20 +61,24 @@ class Recipe(MonolithRecipe):
     batch_size: PositiveInt = 32
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3)
     max_tiles: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (1, 1, 1, 1)
-    """Largest number of tiles of an image in the four stages that see; the whole is added where there are several."""
+    """Maximum number of tiles of an image in S1.1, S1.2, S1.3 and S2; a thumbnail is added where there are several."""
     freeze_llm: bool = True
-    """Whether the text's parameters are frozen while concepts and semantics are learned, and all but attention while
-    tasks are."""
+    """Freeze the language model while concepts and semantics are learned, and all of it but attention on tasks."""
+    copy_llm_mlps: bool = True
+    """Initialize visual experts as copies of the text's MLPs in the first stage with images; off when --init names a
+    run that has trained them."""
+    staged: bool = True
+    """EViP's order of S1.1 to S1.3; without, one stage mixes their data at random in the same proportions."""
     text_corpus: str = ""
     """Built-in corpus whose texts the language model learns from first; by default the run's own."""
     concept_corpus: str = ""
     """Built-in corpus whose images and short captions teach concepts; by default the run's own."""
     caption_noise: UnitInterval = 0.0
-    """Share of the concepts' captions that are exchanged, to imitate pairs from the web."""
+    """Fraction of captions that are exchanged while concepts are learned, to imitate pairs from the web."""
     max_turns: PositiveInt = 8
-    """Most questions about an image in one conversation."""
+    """Maximum number of questions about an image in one conversation."""
     cot_fraction: UnitInterval = 0.5
-    """Share of the questions whose working is known that are answered with it."""
+    """Fraction of the questions with a known rationale that are answered with chain of thought."""
     stage_fractions: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (
         0.2,
         0.2,
@@ -64,33 +86,35 @@ class Recipe(MonolithRecipe):
         0.2,
         0.1,
     )
-    """Of the budget: language, concepts, semantics, alignment, instructions."""
+    """Fractions of the budget: language, concepts, semantics, alignment, instructions."""
+
+    def starting_from(self, source: Any) -> Recipe:
+        """Return the recipe for a run of this kind to start from, whose visual experts stay if it has trained them."""
+        trained = isinstance(source, Recipe) and source.visual_experts and any(source.stage_fractions[1:])
+        return replace(self, copy_llm_mlps=False) if trained else self
 
     def stages(self) -> tuple[Stage, ...]:
-        seeing: tuple[str, ...] = ("image_encoder.*", "*.feed_forward.image.*")
-        tasks = (*seeing, "*.attention.*")
+        visual: tuple[str, ...] = ("image_encoder.*", "*.feed_forward.image.*")
+        tasks = (*visual, "*.attention.*")
         if not self.freeze_llm:
-            seeing = tasks = ("*",)
-        language, concepts, semantics, alignment, instructions = self.stage_fractions
+            visual = tasks = ("*",)
+        language, *evip, instructions = self.stage_fractions
+        text_corpus = partial(_opened, self.text_corpus) if self.text_corpus else None
+        concept_corpus = partial(_opened, self.concept_corpus) if self.concept_corpus else None
+        stages = [
+            Stage("concepts", evip[0], visual, corpus=concept_corpus, batch="concept_batch"),
+            Stage("semantics", evip[1], visual, batch="semantic_batch"),
+            Stage("alignment", evip[2], tasks, batch="task_batch"),
+        ]
+        if not self.staged:
+            stages = [Stage("mixture", sum(evip), tasks, batch="mixed_batch")]
+        stages.append(Stage("instructions", instructions, lr_scale=0.4))
+        if self.visual_experts and self.copy_llm_mlps:  # in the first stage with images that has a share
+            first = next((number for number, stage in enumerate(stages) if stage.fraction), 0)
+            stages[first] = replace(stages[first], on_start="copy_experts")
         return (
-            Stage(
-                "language",
-                language,
-                ("language_model.*",),
-                corpus=partial(_opened, self.text_corpus) if self.text_corpus else None,
-                batch="text_batch",
-            ),
-            Stage(
-                "concepts",
-                concepts,
-                seeing,
-                corpus=partial(_opened, self.concept_corpus) if self.concept_corpus else None,
-                batch="concept_batch",
-                on_start="copy_experts" if self.visual_experts else None,
-            ),
-            Stage("semantics", semantics, seeing, batch="semantic_batch"),
-            Stage("alignment", alignment, tasks, batch="task_batch"),
-            Stage("instructions", instructions, lr_scale=0.3),
+            Stage("language", language, ("language_model.*",), corpus=text_corpus, batch="text_batch"),
+            *stages,
         )
 
     def open_text_corpus(self) -> Corpus | None:
@@ -121,50 +145,61 @@ class Recipe(MonolithRecipe):
 
     def concept_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """A caption of each image, some of which belong to another one."""
-        captions = [choice(e["text"], rng).text for e, rng in zip(examples, example_rng.generators, strict=True)]
-        said = [[Turn(caption)] for caption in exchanged(captions, self.caption_noise, example_rng)]
-        return self._shown([example[IMAGE] for example in examples], said, processor, self.max_tiles[0])
+        return self._batch(examples, processor, example_rng, [CONCEPTS] * len(examples))
 
     def semantic_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """The longest caption of each image."""
-        said = [[Turn(longest_caption(example))] for example in examples]
-        return self._shown([example[IMAGE] for example in examples], said, processor, self.max_tiles[1])
+        return self._batch(examples, processor, example_rng, [SEMANTICS] * len(examples))
 
     def task_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
-        """Captions, questions, boxes of objects and written words, whichever there are, each as often."""
-        images, said = [], []
-        for example, rng in zip(examples, example_rng.generators, strict=True):
-            tasks = [ask for name, ask in TASKS.items() if name in example]
-            number = int(rng.integers(len(tasks) + 1))
-            if number == len(tasks):
-                image, words = ocr_turn(example, rng)
-                images.append(image)
-                said.append([Turn(words, "What is written there?")])
-            else:
-                images.append(example[IMAGE])
-                said.append(tasks[number](example, rng, self.max_turns))
-        return self._shown(images, said, processor, self.max_tiles[2])
+        """Captions, questions, boxes of objects and rendered words, whichever there are, each as often."""
+        return self._batch(examples, processor, example_rng, [TASK] * len(examples))
+
+    def mixed_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
+        """Concepts, semantics and tasks, each example at random in the proportions of their stages."""
+        until = np.cumsum(self.stage_fractions[1:4])
+        stages = np.searchsorted(until, example_rng.uniform().numpy() * until[-1], side="right")
+        return self._batch(examples, processor, example_rng, stages.tolist())
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """Questions about three images of four, and captions that are asked for."""
-        said = [
-            question_turns(example, rng, self.max_turns, self.cot_fraction)
-            if "questions" in example and rng.random() < 0.75
-            else caption_turns(example, rng, self.max_turns)
-            for example, rng in zip(examples, example_rng.generators, strict=True)
-        ]
-        return self._shown([example[IMAGE] for example in examples], said, processor, self.max_tiles[3])
+        return self._batch(examples, processor, example_rng, [INSTRUCTIONS] * len(examples))
 
-    def _shown(
-        self,
-        images: Sequence[np.ndarray],
-        said: Sequence[list[Turn]],
-        processor: Processor,
-        max_tiles: int,
+    def _batch(
+        self, examples: list[Example], processor: Processor, example_rng: ExampleRNG, stages: Sequence[int]
     ) -> SequenceBatch:
-        pairs = zip(images, said, strict=True)
+        """Each example as in its stage."""
+        each = zip(stages, examples, example_rng.generators, strict=True)
+        said = [self._conversation(stage, example, rng) for stage, example, rng in each]
+        concepts = [number for number, stage in enumerate(stages) if stage == CONCEPTS]
+        if concepts:
+            wrong = (example_rng.uniform() < self.caption_noise).tolist()
+            captions = exchanged([said[number][1][0].answer for number in concepts], [wrong[n] for n in concepts])
+            for number, caption in zip(concepts, captions, strict=True):
+                said[number] = (said[number][0], [Turn(caption)])
         form = processor.conversation
-        return {"sequences": form.pack([form.sequence(*pair, max_tiles) for pair in pairs])}
+        rows = [form.sequence(*one, self.max_tiles[stage]) for one, stage in zip(said, stages, strict=True)]
+        return {"sequences": form.pack(rows)}
+
+    def _conversation(self, stage: int, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, list[Turn]]:
+        """An image, and what is said of it in this stage."""
+        image = example[IMAGE]
+        if stage == CONCEPTS:
+            return image, [Turn(choice(example["text"], rng).text)]
+        if stage == SEMANTICS:
+            return image, [Turn(longest_caption(example))]
+        if stage == INSTRUCTIONS:
+            if "questions" in example and rng.random() < 0.75:
+                return image, question_turns(example, rng, self.max_turns, self.cot_fraction)
+            return image, caption_turns(example, rng, self.max_turns)
+        tasks = [ask for name, ask in TASKS.items() if name in example]
+        number = int(rng.integers(len(tasks) + 1))
+        if number < len(tasks):
+            return image, tasks[number](example, rng, self.max_turns)
+        if (rendered := ocr_turn(example, rng)) is None:
+            return image, choice(tasks, rng)(example, rng, self.max_turns)
+        page, words = rendered
+        return page, [Turn(words, "What is written there?")]
 
     @classmethod
     def tiny(cls) -> Recipe:
@@ -204,12 +239,6 @@ class Recipe(MonolithRecipe):
             batch_size=128,
             optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.01, betas=(0.9, 0.999), warmup_ratio=0.03),
         )
-
-
-def exchanged(captions: list[str], fraction: float, example_rng: ExampleRNG) -> list[str]:
-    """Captions of a batch, of which a share is replaced by the one before."""
-    wrong = (example_rng.uniform() < fraction).tolist()
-    return [captions[number - 1] if wrong[number] else own for number, own in enumerate(captions)]
 
 
 def _opened(name: str) -> Corpus:

@@ -1,18 +1,21 @@
 """MPO: mixed preference optimization of multimodal LLMs, the sum of a DPO, a BCO and an SFT loss.
 
-A model that was taught with right answers only goes wrong on its own words, above all where it works an answer out.
-Pairs of its own answers (`polymodal sample-preferences`) are learned from with three losses at once: preference (DPO),
-quality (BCO) and generation (section 3.3, equations 1 to 5), against the model as it was at first, which stays frozen.
+A model that was fine-tuned on correct answers alone goes wrong when it continues its own text, above all in chains of
+thought. It learns here from pairs of its own answers (`polymodal sample-preferences RUN`: sampled answers that are
+right and wrong, and DropoutNTP) with three losses at once: preference (DPO), quality (BCO) and generation (SFT)
+(section 3.3, equations 1 to 5), against the model as it was at first, which stays frozen as the reference. The
+architecture is that of the run of `--init`, whose weights it starts from.
 
-Terms: preference loss = losses.dpo, quality loss = losses.bco, generation loss = losses.sft.
+Terms: preference loss L_p = losses.dpo, quality loss L_q = losses.bco, generation loss L_g = losses.sft,
+reward shift delta = RewardShift, TR-DPO = ref_model_mixup_alpha, DropoutNTP = curation.preferences, MMPR
+= sample-preferences.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +29,11 @@ from polymodal.data.instructions import choice
 from polymodal.data.processor import Declared, Processor
 from polymodal.data.sequence import SequenceBatch, pad_sequences
 from polymodal.errors import UserError
-from polymodal.layers.distributed import all_gather, all_gather_with_grad
 from polymodal.modalities import Preferences
 from polymodal.modalities.preference import Preference
 from polymodal.models.vision_language_model import VisionLanguageModel
 from polymodal.objectives.autoregressive import segment_sum
-from polymodal.objectives.preference import aot, bco, dpo, hinge, ipo, orpo, robust_dpo, sppo
+from polymodal.objectives.preference import PreferenceLoss, RewardShift, bco, preference_loss
 from polymodal.objectives.reduction import global_mean
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.language_models._base import MonolithRecipe
@@ -46,28 +48,35 @@ paper = Paper(
     year=2024,
     arxiv="2411.10442",
     modalities=("image", "text"),
+    code="OpenGVLab/InternVL@2410d1dbf208f0e799459aff9376e5747dbf41a2",
 )
-
-PreferenceLoss = Literal["dpo", "robust_dpo", "hinge", "ipo", "sppo", "aot", "orpo"]
 
 
 class MPO(VisionLanguageModel):
-    """The model that learns, and what it was at first."""
+    """The policy, and the frozen reference model that its rewards are relative to."""
 
     def __init__(self, model: VisionLanguageModel, recipe: Recipe):
         encoders = {name: model.get_submodule(f"{name}_encoder") for name in model.encoded}
         super().__init__(encoders, model.language_model, model.end, model.loss_reduction, model.experts)
         self.recipe = recipe
         self.reference = copy.deepcopy(model).requires_grad_(False)
-        self.mean_reward: Tensor
-        self.rewards_seen: Tensor
-        self.register_buffer("mean_reward", torch.tensor(0.0))
-        self.register_buffer("rewards_seen", torch.tensor(0.0))
+        self.reward_shift = RewardShift()
+        self.steps: Tensor
+        self.register_buffer("steps", torch.tensor(0))
 
-    def keep_reference(self) -> None:
-        """The model as it is now is what it will be compared with."""
-        for name in ("language_model", *(f"{name}_encoder" for name in self.encoded)):
-            self.reference.get_submodule(name).load_state_dict(self.get_submodule(name).state_dict())
+    @torch.no_grad()
+    def update_reference(self, alpha: float = 1.0) -> None:
+        """Move the reference to alpha * policy + (1 - alpha) * reference."""
+        policy = dict(self.named_parameters())
+        for name, own in self.reference.named_parameters():
+            own.lerp_(policy[name], alpha)
+
+    def after_step(self, fraction: float) -> None:
+        """Update the reference every few steps, if it moves at all (TR-DPO, Gorbatovski et al. 2024)."""
+        self.steps += 1
+        alpha, every = self.recipe.ref_model_mixup_alpha, self.recipe.ref_model_sync_steps
+        if alpha and self.steps % every == 0:
+            self.update_reference(alpha)
 
     def train(self, mode: bool = True) -> MPO:
         super().train(mode)
@@ -76,57 +85,36 @@ class MPO(VisionLanguageModel):
 
     @two_halves("log_probabilities", "preference_losses")
     def losses(self, batch: SequenceBatch) -> dict[str, Tensor]:
-        """dpo, bco and sft, with their weights; the batch has all chosen, then all rejected."""
+        """dpo, bco and sft, with their weights; the batch has all chosen, then all rejected answers."""
         return self.preference_losses(self.log_probabilities(batch))
 
-    def log_probabilities(self, batch: SequenceBatch) -> dict[str, Float[Tensor, "pairs answers"]]:
-        """Of the chosen and of the rejected answer of each pair: log p by this model and by the reference; tokens."""
+    def log_probabilities(self, batch: SequenceBatch) -> dict[str, Float[Tensor, "pairs 2"]]:
+        """Of the chosen and of the rejected answer of each pair: log p by policy and by reference; tokens."""
         rows = len(batch["sequences"])
         token_losses, row, _ = self.token_losses(batch)
-        own = -segment_sum(token_losses, row, rows)
         with torch.no_grad():
             reference = self.reference.log_likelihood(batch)
-        length = segment_sum(torch.ones_like(token_losses), row, rows)
-        by_row = {"own": own, "reference": reference, "length": length}
+        by_row = {
+            "policy": -segment_sum(token_losses, row, rows),
+            "reference": reference,
+            "length": segment_sum(torch.ones_like(token_losses), row, rows),
+        }
         return {name: values.view(2, -1).T for name, values in by_row.items()}
 
-    def preference_losses(self, answers: dict[str, Float[Tensor, "pairs answers"]]) -> dict[str, Tensor]:
+    def preference_losses(self, answers: dict[str, Float[Tensor, "pairs 2"]]) -> dict[str, Tensor]:
         """Of all pairs of the batch, given their `log_probabilities`."""
-        recipe = self.recipe
-        own, reference, length = (answers[name].T.flatten() for name in ("own", "reference", "length"))
-        rewards = recipe.beta * (own - reference)
-        chosen, rejected = rewards.chunk(2)
-        losses = {}
-        if recipe.dpo_weight:
-            values = {"ipo": rewards / length, "orpo": own / length}.get(recipe.loss_type, rewards)
-            losses["dpo"] = recipe.dpo_weight * self._preference_loss(*values.chunk(2))
-        if recipe.bco_weight:
-            center = self._center(rewards.detach())
-            losses["bco"] = recipe.bco_weight * bco(chosen, rejected, center)
-        if recipe.sft_weight:
-            losses["sft"] = recipe.sft_weight * global_mean(-own.chunk(2)[0].sum(), length.chunk(2)[0].sum())
+        recipe, losses = self.recipe, {}
+        policy, reference, length = answers["policy"], answers["reference"], answers["length"]
+        if recipe.dpo_weight:  # L_p, equation 2
+            pairs = policy, reference, length
+            loss = preference_loss(recipe.loss_type, *pairs, recipe.beta, recipe.label_smoothing)
+            losses["dpo"] = recipe.dpo_weight * loss
+        if recipe.bco_weight:  # L_q, equations 3 and 4; delta is updated before its use
+            rewards = recipe.beta * (policy - reference)
+            losses["bco"] = recipe.bco_weight * bco(rewards[:, 0], rewards[:, 1], self.reward_shift(rewards))
+        if recipe.sft_weight:  # L_g, equation 5: the mean over the tokens of all chosen answers
+            losses["sft"] = recipe.sft_weight * global_mean(-policy[:, 0].sum(), length[:, 0].sum())
         return losses
-
-    def _preference_loss(self, chosen: Tensor, rejected: Tensor) -> Float[Tensor, ""]:
-        recipe = self.recipe
-        of: dict[PreferenceLoss, Callable[[], Tensor]] = {
-            "dpo": lambda: dpo(chosen, rejected, recipe.label_smoothing),
-            "robust_dpo": lambda: robust_dpo(chosen, rejected, recipe.label_smoothing),
-            "hinge": lambda: hinge(chosen, rejected),
-            "ipo": lambda: ipo(chosen, rejected, recipe.beta),
-            "sppo": lambda: sppo(chosen, rejected, recipe.beta),
-            "aot": lambda: aot(all_gather_with_grad(chosen), all_gather_with_grad(rejected)),
-            "orpo": lambda: recipe.beta * orpo(chosen, rejected),
-        }
-        return of[recipe.loss_type]()
-
-    @torch.no_grad()
-    def _center(self, rewards: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
-        """The mean of all rewards so far, of all processes, those of this batch among them."""
-        everyone = all_gather(rewards)
-        self.rewards_seen += len(everyone)
-        self.mean_reward += (everyone.mean() - self.mean_reward) * len(everyone) / self.rewards_seen
-        return self.mean_reward.clone()
 
 
 @dataclass(frozen=True)
@@ -134,22 +122,38 @@ class Recipe(MonolithRecipe):
     batch_size: PositiveInt = 32
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, weight_decay=0.05, betas=(0.9, 0.999))
     max_tiles: PositiveInt = 1
-    """Most tiles of an image; the whole is added where there are several."""
+    """Maximum number of tiles of an image; the thumbnail is added where there are several."""
     beta: PositiveFloat = 0.1
     """Factor of the log-ratios that are rewards (section 4.1)."""
     dpo_weight: NonNegativeFloat = 0.8
-    """Weight of the loss that tells the chosen from the rejected answer."""
+    """Weight of the preference loss."""
     bco_weight: NonNegativeFloat = 0.2
-    """Weight of the loss that tells good answers from bad ones, each by itself."""
+    """Weight of the quality loss."""
     sft_weight: NonNegativeFloat = 1.0
-    """Weight of -log p of the chosen answer."""
+    """Weight of the generation loss, -log p of the chosen answer a token; with DPO or BCO alone: DPO+, BCO+."""
     loss_type: PreferenceLoss = "dpo"
-    """What tells the chosen from the rejected answer: DPO, or another that the paper compares it with."""
+    """Preference loss: DPO, or another that the paper compares it with (table 4)."""
     label_smoothing: UnitInterval = 0.0
-    """Share of pairs that dpo and robust_dpo take to be the wrong way round, below 0.5."""
+    """Assumed probability of flipped pairs for dpo (cDPO) and robust_dpo, below 0.5."""
+    ref_model_mixup_alpha: UnitInterval = 0.0
+    """TR-DPO: how far the reference moves towards the policy in an update; 0: it stays."""
+    ref_model_sync_steps: PositiveInt = 64
+    """TR-DPO: steps between two updates of the reference."""
+
+    def starting_from(self, source: Any) -> Recipe:
+        """Return the recipe with the architecture of a run's recipe. Raises UserError for none, or another kind."""
+        if source is None:
+            raise UserError(
+                "MPO learns from the answers of a trained model, which is also its reference; name the run whose pairs "
+                "these are by --init RUN."
+            )
+        if not isinstance(source, MonolithRecipe):
+            raise UserError("MPO starts from runs of mono_internvl or of mpo; --init names a run of another recipe.")
+        own = ("language_model", "tile_size", "patch_size", "patch_embed_dim", "visual_experts")
+        return replace(self, **{name: getattr(source, name) for name in own})
 
     def stages(self) -> tuple[Stage, ...]:
-        return (Stage("preferences", on_start="keep_reference"),)
+        return (Stage("preferences", on_start="update_reference"),)
 
     def columns(self) -> Declared:
         return self.conversation(self.images(self.max_tiles, self.max_tiles))
@@ -179,27 +183,14 @@ class Recipe(MonolithRecipe):
     def tiny(cls) -> Recipe:
         """Return the smallest preset, for tests."""
         base = mono_internvl.Recipe.tiny()
-        return cls(
-            language_model=base.language_model,
-            tile_size=base.tile_size,
-            patch_size=base.patch_size,
-            patch_embed_dim=base.patch_embed_dim,
-            batch_size=base.batch_size,
-        )
+        return cls(batch_size=base.batch_size).starting_from(base)
 
     @classmethod
     def paper(cls) -> Recipe:
-        """Section 4.1's optimisation, of a model as large as Mono-InternVL's (the paper's InternVL2 has 8B)."""
-        base = mono_internvl.Recipe.paper()
-        return cls(
-            language_model=base.language_model,
-            tile_size=base.tile_size,
-            patch_size=base.patch_size,
-            patch_embed_dim=base.patch_embed_dim,
-            max_tiles=6,
-            batch_size=256,
-            optimizer=OptimizerConfig(weight_decay=0.05, betas=(0.9, 0.999), learning_rate=5e-6),
-        )
+        """Section 4.1's optimization, of a model as large as Mono-InternVL's (the paper's InternVL2 has 8B)."""
+        optimizer = OptimizerConfig(learning_rate=5e-6, weight_decay=0.05, betas=(0.9, 0.999), eps=1e-8)
+        recipe = cls(max_tiles=6, batch_size=256, optimizer=optimizer).starting_from(mono_internvl.Recipe.paper())
+        return replace(recipe, language_model=replace(recipe.language_model, context_length=6144))
 
 
 def one_pair(pairs: list[Preference], rng: np.random.Generator) -> Preference:

@@ -11,12 +11,12 @@ import numpy as np
 from polymodal.data.conversation import ASSISTANT, IMAGE_END, IMAGE_START, USER
 from polymodal.data.processor import Processor
 from polymodal.data.sequence import pad_sequences
+from polymodal.encoders.image_embedding import ImageEmbedding
 from polymodal.encoders.language_model import LanguageModel
 from polymodal.encoders.pretrained import transformers
 from polymodal.errors import UserError
 from polymodal.modalities.image import unpatchify
 from polymodal.models.vision_language_model import VisionLanguageModel
-from polymodal.recipes.language_models._base import ImageEmbedding
 from polymodal.serving.export.preprocessing import exported_tokenizer, write_image_settings
 from polymodal.training import Run
 
