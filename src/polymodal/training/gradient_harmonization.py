@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
+from torch import Tensor, nn
 
 from polymodal.errors import UserError
 from polymodal.training.grad_cache import Forward, cached_representations, encode_again, halves
