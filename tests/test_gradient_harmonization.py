@@ -16,7 +16,7 @@ from polymodal.errors import UserError
 from polymodal.evaluation.evaluate import evaluate
 from polymodal.modalities.padding import Padded
 from polymodal.models.vatt import drop_tokens
-from polymodal.recipes.optimization.gradient_harmonization import VATT, Recipe, TripletBatch
+from polymodal.recipes.optimization.gradient_harmonization import VATT, Recipe, TripletBatch, exchanged
 from polymodal.rng import ExampleRNG
 from polymodal.training import train
 from polymodal.training.optimizer import OptimizerConfig
@@ -66,9 +66,9 @@ def test_padding_changes_no_embedding_of_audio(corpus: Corpus) -> None:
 def test_text_is_compared_in_a_space_behind_that_of_audio(corpus: Corpus) -> None:
     """FAC head of the released code, by hand; and `embed`, which has both spaces side by side."""
     method, batch = method_and_batch(dataclasses.replace(TINY, num_texts=2), corpus)
-    features = method.encode(batch)
+    features = {name: value.detach() for name, value in method.encode(batch).items()}
     assert features["text"].shape == (12, 2, 16)
-    linear = method.va_to_vt[1]
+    linear = method.va_to_vt[1].requires_grad_(False)
     video = F.normalize(F.relu(features["video"]) @ linear.weight.T + linear.bias, dim=1)
     text = F.normalize(features["text"], dim=2)
     loss = 0.0
@@ -87,11 +87,15 @@ def test_text_is_compared_in_a_space_behind_that_of_audio(corpus: Corpus) -> Non
 
 
 def test_exchanged_triplets_are_marked(corpus: Corpus) -> None:
-    plain, mixed = (method_and_batch(dataclasses.replace(TINY, mismatch_rate=r), corpus)[1] for r in (0.0, 0.6))
+    plain, mixed = (method_and_batch(dataclasses.replace(TINY, mismatch_rate=r), corpus)[1] for r in (0.0, 0.9))
     texts = [not torch.equal(a, b) for a, b in zip(plain["text"].ids, mixed["text"].ids, strict=True)]
     sounds = (plain["sound"].values != mixed["sound"].values).flatten(1).any(1).tolist()
     assert "misaligned" not in plain
-    assert mixed["misaligned"].tolist() == [text or sound for text, sound in zip(texts, sounds, strict=True)]
+    assert mixed["misaligned"].sum() > 3
+    for changed, name in ((texts, "texts"), (sounds, "sounds")):
+        assert not torch.tensor(changed)[~mixed["misaligned"]].any(), name
+    assert exchanged(torch.tensor([True, False, True, True, False])) == [2, 1, 3, 0, 4], "each once, none twice"
+    assert exchanged(torch.tensor([False, True])) == [0, 1], "one has no other"
     assert any(texts)
     assert any(sounds)
     assert not any(text and sound for text, sound in zip(texts, sounds, strict=True))

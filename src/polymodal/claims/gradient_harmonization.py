@@ -2,8 +2,9 @@
 
 Triplets are compared one by one, by the gradients of their video feature: with 40 % of triplets misaligned at random, a
 group of four is all aligned in 13 % of cases only. The micro-batch is the whole batch in every arm, so that the same
-triplets are misaligned in all of them. The mechanism itself is `misalignment_auc` in the history of a run: how well the
-cosine tells misaligned triplets from others, 0.5 by chance.
+triplets are misaligned in all of them; texts are exchanged among each other, so that none becomes its own negative. The
+mechanism itself is `misalignment_auc` in the history of a run: how well the cosine tells misaligned triplets from
+others, 0.5 by chance.
 """
 
 from __future__ import annotations

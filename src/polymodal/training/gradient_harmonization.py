@@ -11,7 +11,7 @@ the groups with the strongest conflicts, and more of them as training proceeds (
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -21,7 +21,15 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from polymodal.errors import UserError
-from polymodal.training.grad_cache import Forward, cached_representations, encode_again, halves, micro_batch_weights
+from polymodal.training.grad_cache import Forward, cached_representations, encode_again, halves
+from polymodal.training.group_gradients import (
+    add_gradients,
+    add_optional,
+    gradients_of_groups,
+    gradients_of_parts,
+    split_shared,
+    weighted_losses,
+)
 from polymodal.training.parallel import World
 from polymodal.types import Batch
 
@@ -131,12 +139,12 @@ class GradientHarmonizer:
         kept = torch.zeros((), device=world.device)
         parts = halves(method, name) if len(batches) > 1 else None
         each = (
-            _of_the_whole(method, batches, weights, parameters, forward, reported, parts)
+            gradients_of_parts(method, batches, weights, parameters, forward, reported, parts)
             if parts
-            else _one_by_one(method, batches, weights, parameters, forward, reported, name, world)
+            else gradients_of_groups(method, batches, weights, parameters, forward, reported, name, world)
         )
         for batch, gradients in zip(batches, each, strict=True):
-            together, rest = _shared(gradients, parameters, compared)
+            together, rest = split_shared(gradients, parameters, compared)
             cosine = gradient_cosine(together)
             skip = self.skips and bool(cosine <= threshold)
             self._note(
@@ -147,7 +155,7 @@ class GradientHarmonizer:
             kept += 1
             if self.realigns and cosine < 0:
                 together = project_conflicting(together)
-            _add(sums, together.sum(0), rest)
+            add_gradients(sums, together.sum(0), rest)
         world.all_reduce_mean([kept, *sums])
         for parameter, value in zip(parameters, sums, strict=True):
             parameter.grad = value / kept if kept else None
@@ -173,7 +181,7 @@ class GradientHarmonizer:
             losses = getattr(method, parts[1])(features)
         by_loss = [
             torch.autograd.grad(loss, [*features.values(), *parameters], retain_graph=True, allow_unused=True)
-            for loss in _weighted(losses, weights)
+            for loss in weighted_losses(losses, weights)
         ]
         by_feature = {
             key: [gradient[n] for gradient in by_loss if gradient[n] is not None] for n, key in enumerate(features)
@@ -206,14 +214,7 @@ class GradientHarmonizer:
         }
         upstream = {key: (scale[:, None] * value).view_as(features[key]) for key, value in total.items()}
         encode_again(method, batches, forward, parts[0], upstream)
-        for n, parameter in enumerate(parameters, start=len(features)):
-            for gradient in by_loss:
-                if gradient[n] is not None:  # of what is used in the comparison only, such as the temperature
-                    parameter.grad = _sum(parameter.grad, gradient[n])
-        for parameter in parameters:
-            parameter.grad = (
-                (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad) if kept else None
-            )
+        _add_direct(parameters, [gradient[len(features) :] for gradient in by_loss], bool(kept))
         if kept:
             world.all_reduce_mean([parameter.grad for parameter in parameters if parameter.grad is not None])
         return {loss: value.detach() for loss, value in losses.items()}
@@ -242,129 +243,13 @@ class GradientHarmonizer:
         return {"gradient_harmonization": metrics}
 
 
-Gradients = list[tuple[Tensor | None, ...]]  # of each loss, by each parameter
-
-
-def _one_by_one(
-    method: Any,
-    batches: list[Batch],
-    weights: Mapping[str, float],
-    parameters: list[nn.Parameter],
-    forward: Forward,
-    reported: dict[str, Tensor],
-    name: str,
-    world: World,
-) -> Iterator[Gradients]:
-    """Yield the gradients of each micro-batch on its own. reported: receives the mean losses."""
-    shares = micro_batch_weights(method, batches, name, world)
-    for number, (batch, unit_weights) in enumerate(zip(batches, shares, strict=True)):
-        with forward(number):
-            losses = getattr(method, name)(batch)
-        losses = {
-            loss: unit_weights.get(loss, 1 / len(batches)) * len(batches) * value for loss, value in losses.items()
-        }
-        for loss_name, loss in losses.items():
-            reported[loss_name] = reported.get(loss_name, 0.0) + loss.detach() / len(batches)
-        weighted = _weighted(losses, weights)
-        yield [
-            torch.autograd.grad(loss, parameters, retain_graph=place + 1 < len(weighted), allow_unused=True)
-            for place, loss in enumerate(weighted)
-        ]
-
-
-def _of_the_whole(
-    method: Any,
-    batches: list[Batch],
-    weights: Mapping[str, float],
-    parameters: list[nn.Parameter],
-    forward: Forward,
-    reported: dict[str, Tensor],
-    parts: tuple[str, str],
-) -> Iterator[Gradients]:
-    """Yield each micro-batch's part of the gradients of the whole batch, times their number (GradCache).
-
-    Parameters that are used in the comparison only have the gradient of the whole batch in each of them.
-    """
-    encode, compare = parts
-    whole = cached_representations(method, batches, forward, encode)
-    with forward(len(batches)):
-        losses = getattr(method, compare)(whole)
-    reported |= {name: loss.detach() for name, loss in losses.items()}
-    weighted, wanted = _weighted(losses, weights), [*whole.values(), *parameters]
-    found = [
-        torch.autograd.grad(loss, wanted, retain_graph=place + 1 < len(weighted), allow_unused=True)
-        for place, loss in enumerate(weighted)
-    ]
-    first = 0
-    for number, batch in enumerate(batches):
-        with forward(number):
-            again = getattr(method, encode)(batch)
-        rows = slice(first, first + len(next(iter(again.values()))))
-        first = rows.stop
-        group: Gradients = []
-        for place, gradient in enumerate(found):
-            by_vector = dict(zip(whole, gradient[: len(whole)], strict=True))
-            known = {
-                name: value[rows] * len(batches)
-                for name, value in by_vector.items()
-                if value is not None and again[name].requires_grad  # a frozen encoder has no graph
-            }
-            through = torch.autograd.grad(
-                [again[name] for name in known],
-                parameters,
-                list(known.values()),
-                retain_graph=place + 1 < len(found),
-                allow_unused=True,
-            )
-            direct = gradient[len(whole) :]  # of what is used in the comparison only, such as the temperature
-            group.append(tuple(map(_sum, through, direct)))
-        yield group
-
-
-def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    return other if one is None else one if other is None else one + other
-
-
-def _weighted(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> list[Tensor]:
-    if len(losses) < 2:
-        raise UserError(
-            f"--gradient-harmonization needs two or more losses; this recipe has only '{next(iter(losses))}'."
-        )
-    return [weights.get(name, 1.0) * loss for name, loss in losses.items() if weights.get(name, 1.0)]
-
-
-def _shared(
-    gradients: Gradients, parameters: list[nn.Parameter], compared: list[bool]
-) -> tuple[Float[Tensor, "losses shared"], list[list[Tensor] | None]]:
-    """Return the gradients of parameters that several losses share, one row per loss, and of each other parameter
-    its own. compared: whether a parameter may be among them."""
-    both = [
-        chosen and sum(gradient[place] is not None for gradient in gradients) > 1
-        for place, chosen in enumerate(compared)
-    ]
-    rows = [
-        torch.cat(
-            [
-                (torch.zeros_like(parameter) if value is None else value).flatten()
-                for parameter, value, several in zip(parameters, gradient, both, strict=True)
-                if several
-            ]
-        )
-        for gradient in gradients
-        if any(both)
-    ]
-    rest = [
-        None if several else [own for gradient in gradients if (own := gradient[place]) is not None]
-        for place, several in enumerate(both)
-    ]
-    return torch.stack(rows) if rows else parameters[0].new_zeros(1, 0), rest
-
-
-def _add(sums: list[Tensor], together: Float[Tensor, " shared"], rest: list[list[Tensor] | None]) -> None:
-    pieces = iter(together.split([value.numel() for value, own in zip(sums, rest, strict=True) if own is None]))
-    for value, own in zip(sums, rest, strict=True):
-        if own is None:
-            value += next(pieces).view_as(value)
-        else:
-            for gradient in own:
-                value += gradient
+def _add_direct(parameters: list[nn.Parameter], by_loss: list[tuple[Tensor | None, ...]], kept: bool) -> None:
+    """Add the gradients of what is used in the comparison only, such as the temperature; None where all are skipped."""
+    for n, parameter in enumerate(parameters):
+        for gradient in by_loss:
+            if gradient[n] is not None:
+                parameter.grad = add_optional(parameter.grad, gradient[n])
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if not kept:
+            parameter.grad = None

@@ -79,6 +79,14 @@ class VATT(GradCacheMethod, VATTModel):
         return VATTModel.contrastive_losses(self, features)
 
 
+def exchanged(chosen: Bool[Tensor, " batch"]) -> list[int]:
+    """Return the indices of examples, of which the chosen ones are rotated, so that each still occurs once."""
+    indices, places = list(range(len(chosen))), chosen.nonzero().flatten().tolist()
+    for place, other in zip(places, [*places[1:], *places[:1]], strict=True):
+        indices[place] = other
+    return indices
+
+
 @dataclass(frozen=True)
 class Recipe(TrainingRecipe):
     batch_size: AtLeastTwo = 64
@@ -157,10 +165,9 @@ class Recipe(TrainingRecipe):
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TripletBatch:
         """Sample frames of each clip, augmented alike, its audio and some of its texts; misalign some triplets."""
-        uniform = example_rng.uniform().tolist()
-        other = [*range(1, len(examples)), 0]
-        texts = [other[n] if one < self.mismatch_rate / 2 else n for n, one in enumerate(uniform)]
-        sounds = [other[n] if one >= 1 - self.mismatch_rate / 2 else n for n, one in enumerate(uniform)]
+        uniform = example_rng.uniform()
+        texts = exchanged(uniform < self.mismatch_rate / 2)
+        sounds = exchanged(uniform >= 1 - self.mismatch_rate / 2)
         captions = [example.get("text", []) for example in examples]
         flip = may_flip(captions)
         sampled = [
