@@ -14,9 +14,9 @@ import statistics
 import torch
 
 from in_turn import median_ratio, seconds_in_turn
-from polymodal.layers.detection import BoxHead, DETRDecoder
+from polymodal.layers.detection import BoxHead, DETRDecoder, TextGuidedQueries
 from polymodal.layers.positions import sine_positions_2d
-from polymodal.recipes.grounding.simvg import Recipe, TextGuidedQueries
+from polymodal.recipes.grounding.simvg import Recipe
 
 WORDS, ROUNDS = 20, 40
 
@@ -28,7 +28,7 @@ def main() -> None:
     dim, grid = recipe.embed_dim, recipe.encoder.grid
     guided = TextGuidedQueries(dim, recipe.num_queries, recipe.decoder_attention_heads).eval()
     decoder = DETRDecoder(dim, recipe.decoder_layers, recipe.decoder_attention_heads, recipe.decoder_ffn_dim).eval()
-    token = torch.nn.Sequential(torch.nn.Linear(dim, dim), torch.nn.ReLU())
+    token = torch.nn.Linear(dim, dim)
     of_decoder, of_token = BoxHead(dim), BoxHead(dim)
     places = sine_positions_2d(grid, dim, 6.28)
     for batch in (1, 16):

@@ -24,7 +24,6 @@ PADDING = 4  # positions more
 OF_TOKENS = {  # entries of a batch that say something of each token of another one
     "masked_words": "words",
     "fields": "words",
-    "mlm_targets": "text",
     "masked_tokens": "text",
     "masked_text": "text",
     "masked_transcript": "transcript",

@@ -71,7 +71,7 @@ def test_tokens_come_out_padded_beside_the_embedding() -> None:
     patches = own.encode_tokens("image", batch()["image"])
     assert patches.tokens.shape == (3, 16, 24)
     assert bool(patches.mask.all())
-    torch.testing.assert_close(own.embed_patches(batch()["image"]), F.normalize(patches.tokens, dim=-1))
+    torch.testing.assert_close(own.encode_patches(batch()["image"]), F.normalize(patches.tokens, dim=-1))
 
 
 def test_every_pair_of_three_modalities_has_a_loss_and_missing_ones_have_none() -> None:

@@ -75,7 +75,7 @@ def trained(small_emoji: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Ca
 def own_logits(run: Run, pixels: torch.Tensor) -> torch.Tensor:
     method: Any = run.model
     vectors = method.embed({"image": pixels, "text": run.processor(text=TEXTS)["text"]})
-    return method.logit_scale() * vectors["image"] @ vectors["text"].T + getattr(method, "logit_bias", 0.0)
+    return method.logits(vectors["image"], vectors["text"])
 
 
 def test_rotary_positions_are_refused_with_a_sentence(trained: Callable[[Any], Run], tmp_path: Path) -> None:

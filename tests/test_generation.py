@@ -1,9 +1,10 @@
-"""Inductive moment matching: jumps, discrepancies, schedules, samplers; figures of generated images."""
+"""Image generation: noise schedules, flow maps held to official numbers, metrics, and generation by runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +18,28 @@ from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate, validation
-from polymodal.evaluation.tasks.image_generation import frechet_distance, image_classifier, kernel_distance, real_images
+from polymodal.evaluation.tasks.image_generation import (
+    frechet_distance,
+    image_classifier,
+    kernel_distance,
+    real_images,
+    rows_of_classes,
+)
 from polymodal.layers.diffusion_transformer import DiffusionTransformer, sinusoidal_timestep_embedding
 from polymodal.modalities.image import patchify, unpatchify
 from polymodal.modalities.text import Tokens
-from polymodal.objectives.diffusion import add_noise, alpha_sigma, ddim_step, flow_matching_loss, time_from_eta
+from polymodal.models.flow_map import FlowMap
+from polymodal.objectives.diffusion import (
+    add_noise,
+    alpha_sigma,
+    ddim_step,
+    eta_from_time,
+    flow_matching_loss,
+    loss_weight,
+    sampling_times,
+    time_from_eta,
+)
+from polymodal.objectives.mmd import laplace_mmd
 from polymodal.recipes.generation import inductive_moment_matching as imm
 from polymodal.rng import ExampleRNG
 from polymodal.serving.image_generation import generate_images, known_classes
@@ -29,23 +47,126 @@ from polymodal.serving.images import save_image
 from polymodal.training import load_run, train
 from polymodal.types import Budget
 
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 TINY = {"image_size": 8, "patch_size": 2, "width": 32, "depth": 2, "num_heads": 2}
-CHOICES = [
-    (parameters, interpolant) for parameters in ("euler", "edm", "identity") for interpolant in ("fm", "vp_cosine")
-]
-
-
-def network(**choices) -> imm.JumpNetwork:
-    """With random weights also where a fresh one begins at zero."""
-    torch.manual_seed(0)
-    method = imm.JumpNetwork(imm.Recipe(**TINY, **choices), classes=3)
-    for parameter in method.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return method.eval()
 
 
 def times(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32)
+
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "inductive_moment_matching.npz")
+MAPS = [("fm", f_type) for f_type in ("euler_fm", "simple_edm", "identity")]
+MAPS += [("vp_cosine", f_type) for f_type in ("simple_edm", "identity")]
+
+
+def golden(name: str) -> torch.Tensor:
+    return torch.from_numpy(GOLDEN[name]).float()
+
+
+class Known(torch.nn.Module):
+    """The network that the official numbers were made with."""
+
+    def forward(self, x: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        self.seen = x, times
+        t, s, label = times[..., None, None, None].unbind(1)
+        return torch.tanh(x) * torch.cos(t) + torch.sin(s) + 0.3 * label
+
+
+class AsInput(torch.nn.Module):
+    """A time embedding that shows the time. place: of t, s and the condition."""
+
+    def __init__(self, place: int):
+        super().__init__()
+        self.place = place
+
+    def forward(self, time: torch.Tensor) -> torch.Tensor:
+        return time[:, None] * torch.eye(3)[self.place]
+
+
+def known_map(schedule: str, f_type: str, temb_type: str = "identity") -> FlowMap:
+    condition = lambda batch: torch.zeros(3)  # noqa: E731
+    made = FlowMap(Known(), torch.nn.Identity(), 4, f_type, temb_type, schedule)
+    made.embed_t, made.embed_s, made.condition.forward = AsInput(0), AsInput(1), condition
+    return made
+
+
+@pytest.mark.parametrize(("schedule", "f_type"), MAPS)
+@pytest.mark.parametrize("temb_type", ["identity", "stride"])
+def test_flow_maps_have_the_official_numbers(schedule: str, f_type: str, temb_type: str) -> None:
+    x, s, t = (golden(name) for name in ("x", "s", "t"))
+    made = known_map(schedule, f_type, temb_type)
+    torch.testing.assert_close(made(x, s, t, torch.zeros(4, 3)), golden(f"{schedule}/{f_type}/{temb_type}/f"), **CLOSE)
+    scaled, times = made.backbone.seen
+    torch.testing.assert_close(scaled, golden(f"{schedule}/c_in_x"), **CLOSE)
+    for place, name in enumerate("ts"):  # the embedding of times multiplies by 1000 itself
+        torch.testing.assert_close(1000 * times[:, place], golden(f"{schedule}/{f_type}/{temb_type}/c_noise_{name}"))
+    torch.testing.assert_close(made(x, t, t, torch.zeros(4, 3)), x)
+
+
+def test_guidance_has_the_official_numbers() -> None:
+    x, s, t = (golden(name) for name in ("x", "s", "t"))
+    condition = torch.tensor([0.0, 0.0, 1.0]).expand(4, -1)
+    torch.testing.assert_close(known_map("fm", "euler_fm")(x, s, t, condition, 1.5), golden("cfg_1.5"), **CLOSE)
+
+
+@pytest.mark.parametrize("f_type", ["simple_edm", "euler_fm"])
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("uniform_4", {"steps": 4}),
+        ("edm_3", {"steps": 3, "discretization": "edm"}),
+        ("mid", {"steps": 2, "mid_nt": (1.4,)}),
+    ],
+)
+def test_samplers_have_the_official_numbers(
+    name: str, choices: dict, f_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, times = known_map("fm", f_type), sampling_times(0.994, 0.006, **choices)
+    found = made.sample(golden("x"), times, torch.zeros(4, 3))
+    torch.testing.assert_close(found, golden(f"pushforward/{name}/{f_type}"), **CLOSE)
+    fresh = iter(golden("restart_noise"))
+    monkeypatch.setattr(torch, "randn", lambda *shape, generator: next(fresh))
+    found = made.sample(golden("x"), times, torch.zeros(4, 3), restart=True)
+    torch.testing.assert_close(found, golden(f"restart/{name}/{f_type}"), **CLOSE)
+
+
+@pytest.mark.parametrize("schedule", ["fm", "vp_cosine"])
+def test_noise_schedules_have_the_official_numbers(schedule: str) -> None:
+    x, y, s, t = (golden(name) for name in ("x", "y", "s", "t"))
+    torch.testing.assert_close(ddim_step(x, y, s, t, schedule), golden(f"{schedule}/ddim"), **CLOSE)
+    torch.testing.assert_close(add_noise(y, x, t, schedule), golden(f"{schedule}/add_noise"), **CLOSE)
+    torch.testing.assert_close(eta_from_time(t, schedule).float(), golden(f"{schedule}/eta"), rtol=1e-5, atol=1e-5)
+    for k in (8, 15):
+        recipe = imm.Recipe(**TINY, noise_schedule=schedule, f_type="simple_edm", mapping_k=k)
+        time = golden("times")[1:]  # s is below all of them
+        r = imm.IMM(recipe, 3).mapping(torch.zeros_like(time), time)
+        torch.testing.assert_close(r, torch.minimum(golden(f"{schedule}/r_{k}")[1:], time - imm.MIN_GAP), **CLOSE)
+
+
+@pytest.mark.parametrize("schedule", ["fm", "vp_cosine"])
+def test_the_loss_weight_has_the_slope_of_the_log_signal_to_noise_ratio(schedule: str) -> None:
+    t = torch.linspace(0.05, 0.95, 7, dtype=torch.float64, requires_grad=True)
+    alpha, sigma = alpha_sigma(t, schedule)
+    log_snr = 2 * (alpha / sigma).log()
+    (slope,) = torch.autograd.grad(log_snr.sum(), t)
+    expected = -0.5 * slope * alpha**2 / (alpha**2 + sigma**2) / (1 + (log_snr - 4).exp())
+    torch.testing.assert_close(loss_weight(t, schedule, 4.0, 2.0), expected)
+
+
+def test_the_mmd_in_plain_loops() -> None:
+    torch.manual_seed(0)
+    a, b, weight = torch.randn(2, 4, 6), torch.randn(2, 3, 6), times(1.0, 3.0)
+    found = laplace_mmd(a, b, weight)
+    for group in range(2):
+        kernel = lambda x, y, w=weight[group]: math.exp(-w * (x - y).norm() / 6)  # noqa: E731
+        means = [
+            np.mean([kernel(x, y) for x in first[group] for y in second[group]])
+            for first, second in ((a, a), (b, b), (a, b))
+        ]
+        assert found[group].item() == pytest.approx(means[0] + means[1] - 2 * means[2], abs=1e-5)
+    assert (found > 0).all()
+    torch.testing.assert_close(laplace_mmd(a, a[:, [2, 0, 3, 1]], weight), torch.zeros(2), atol=1e-6, rtol=0)
 
 
 def test_patches_and_back() -> None:
@@ -87,95 +208,9 @@ def test_flow_matching_wants_noise_minus_data() -> None:
     assert flow_matching_loss(torch.zeros(2, 4), data, noise) > 0
 
 
-@pytest.mark.parametrize(("parameterization", "noise_schedule"), CHOICES)
-def test_a_jump_to_where_it_is_changes_nothing(parameterization: str, noise_schedule: str) -> None:
-    method = network(parameterization=parameterization, noise_schedule=noise_schedule)
-    x, condition = torch.randn(2, 3, 8, 8), method.condition({"label": torch.tensor([0, 2])})
-    torch.testing.assert_close(method.jump(x, times(0.3, 0.8), times(0.3, 0.8), condition), x)
-    assert not torch.allclose(method.jump(x, times(0.1, 0.2), times(0.3, 0.8), condition), x, atol=1e-3)
-
-
-@pytest.mark.parametrize(("parameterization", "noise_schedule"), CHOICES)
-def test_the_coefficient_is_the_output_s_share_of_a_jump(parameterization: str, noise_schedule: str) -> None:
-    method = network(parameterization=parameterization, noise_schedule=noise_schedule)
-    x, condition, to, time = torch.randn(2, 3, 8, 8), torch.randn(2, 32), times(0.1, 0.4), times(0.3, 0.8)
-    method._output = lambda x, to, time, condition: torch.zeros_like(x)
-    without = method.jump(x, to, time, condition)
-    method._output = lambda x, to, time, condition: torch.ones_like(x)
-    share = (method.jump(x, to, time, condition) - without).abs().flatten(1).mean(1)
-    torch.testing.assert_close(
-        share, imm.coefficient(to, time, parameterization, noise_schedule).abs(), atol=1e-5, rtol=1e-4
-    )
-
-
-def test_the_discrepancy_is_that_of_the_plain_sums() -> None:
-    torch.manual_seed(0)
-    a, b, weight = torch.randn(2, 4, 6), torch.randn(2, 4, 6), times(1.0, 3.0)
-    found = imm.laplace_discrepancy(a, b, weight)
-    for group in range(2):
-        kernel = lambda x, y, w=weight[group]: math.exp(-w * (x - y).norm() / 6)  # noqa: E731
-        sums = [
-            sum(kernel(x, y) for x in first[group] for y in second[group]) / 16
-            for first, second in ((a, a), (b, b), (a, b))
-        ]
-        assert found[group].item() == pytest.approx(sums[0] + sums[1] - 2 * sums[2], abs=1e-5)
-    assert (found > 0).all()
-    torch.testing.assert_close(
-        imm.laplace_discrepancy(a, a[:, [2, 0, 3, 1]], weight), torch.zeros(2), atol=1e-6, rtol=0
-    )
-
-
-@pytest.mark.parametrize("noise_schedule", ["fm", "vp_cosine"])
-def test_a_jump_is_learned_from_a_little_before_it_and_its_weight_is_finite(noise_schedule: str) -> None:
-    method = network(noise_schedule=noise_schedule)
-    time = torch.linspace(0.01, 0.994, 50)
-    earlier = method.before(time)
-    assert (earlier < time).all()
-    assert (earlier >= method.recipe.t_min).all()
-    (alpha_r, sigma_r), (alpha, sigma) = (alpha_sigma(when.double(), noise_schedule) for when in (earlier, time))
-    steps = (sigma / alpha - sigma_r / alpha_r)[(earlier > method.recipe.t_min + 1e-6) & (time < 0.9)]
-    assert len(steps) > 5
-    torch.testing.assert_close(steps, steps[:1].expand_as(steps), rtol=1e-2, atol=0)
-    weight = imm.loss_weight(time, noise_schedule, 5.0, 1.0)
-    assert weight.isfinite().all()
-    assert (weight >= 0).all()
-
-
-@pytest.mark.parametrize("particles", [1, 2, 4])
-def test_the_network_runs_twice_a_step_whatever_the_particles(particles: int) -> None:
-    method = network(num_particles=particles)
-    calls = []
-    forward = method.backbone.forward
-    method.backbone.forward = lambda *given: calls.append(torch.is_grad_enabled()) or forward(*given)
-    batch = {"image": torch.randn(8, 3, 8, 8), "label": torch.zeros(8).long()}
-    method.losses(batch)["mmd"].backward()
-    assert calls == [True, False]
-
-
-@pytest.mark.parametrize("steps", [1, 2, 7])
-def test_a_perfect_flow_arrives_at_the_data(steps: int) -> None:
-    method = network(objective="flow")
-    data = torch.randn(3, 8, 8)
-    method._output = lambda x, to, time, condition: (x - data) / time.view(-1, 1, 1, 1) / imm.SIGMA
-    made = method.generate_images({"label": torch.tensor([0, 1])}, steps, torch.Generator().manual_seed(0))
-    distance = (made - data / imm.SIGMA).abs().max()
-    assert distance < 0.02 * (1 + (data / imm.SIGMA).abs().max() + 4)
-
-
-@pytest.mark.parametrize("sampler", ["pushforward", "restart"])
-def test_the_same_seed_makes_the_same_images_and_guidance_of_one_is_none(sampler: str) -> None:
-    method = network(sampler=sampler)
-    batch = {"label": torch.tensor([0, 1, 2])}
-    first, again, other = (method.generate_images(batch, 3, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.allclose(first, other, atol=1e-3)
-    guided = network(sampler=sampler, cfg_scale=2.0)
-    assert not torch.allclose(guided.generate_images(batch, 3, torch.Generator().manual_seed(0)), first, atol=1e-3)
-
-
 def test_label_and_text_add_up_and_what_is_hidden_does_not_count() -> None:
     torch.manual_seed(0)
-    method = imm.JumpNetwork(imm.Recipe(**TINY), classes=3, vocabulary=50).eval()
+    method = imm.IMM(imm.Recipe(**TINY), num_classes=3, vocab_size=50).eval().flow_map
     label, text = torch.tensor([0, 1]), Tokens(torch.tensor([[1, 5, 2], [1, 7, 2]]), torch.tensor([3, 3]))
     both = method.condition({"label": label, "text": text})
     nothing = method.condition({})
@@ -229,22 +264,33 @@ def test_the_classifier_that_judges_knows_real_digits(digits: Corpus) -> None:
     processor = fit_processor(imm.Recipe(**TINY), digits)
     reader = Reader(digits, processor)
     known = real_images(processor, reader, "train")
-    classifier = image_classifier(digits, known)
+    classifier = image_classifier(digits, known["image"], known["label"])
     batch = real_images(processor, reader, "test")
     assert (classifier(batch["image"]).argmax(1) == batch["label"]).float().mean() > 0.9
-    assert image_classifier(digits, known) is classifier
+    assert image_classifier(digits, known["image"], known["label"]) is classifier
 
 
-@pytest.mark.parametrize("objective", ["consistency", "flow"])
-def test_the_other_objectives_train(objective: str, digits: Corpus) -> None:
-    recipe = imm.Recipe(
-        **TINY,
-        objective=objective,
-        batch_size=64,
-        optimizer=dataclasses.replace(imm.Recipe.optimizer, learning_rate=2e-3),
-    )
-    losses = [e["losses"][objective] for e in train(recipe, digits, Budget(steps=60)).history if "losses" in e]
-    assert losses[-1] < losses[0]
+def test_real_images_that_generated_ones_are_compared_with_have_their_classes() -> None:
+    known, wanted = torch.arange(60) % 3, torch.tensor([2, 0, 0, 1, 2] * 6)
+    rows = rows_of_classes(known, wanted)
+    assert torch.equal(known[rows], wanted)
+    assert len(rows.unique()) == 30
+    assert torch.equal(rows, rows_of_classes(known, wanted))
+    assert (rows[:5] > 10).any()  # not the first ones
+    few = rows_of_classes(torch.tensor([0, 0, 1]), torch.tensor([0, 0, 0, 1, 5]))
+    assert torch.equal(few[:4] == 2, torch.tensor([False, False, False, True]))
+
+
+def test_unconditional_generation_is_scored_without_accuracy(digits: Corpus) -> None:
+    recipe = imm.Recipe(**TINY, conditions=())
+    few = digits.with_splits(digits.splits | {"test": digits.rows("test")[:60]})
+    run = train(recipe, few, Budget(steps=2))
+    scores = {score.name: score for score in evaluate(run, few)}
+    assert scores["test/generation_in_2/frechet_distance"].value > scores["test/real_images/frechet_distance"].value
+    assert "test/generation_in_2/accuracy" not in scores
+    (row,) = generate_images(run, [""], 3, 1)
+    assert len(row) == 3
+    assert known_classes(run) == [""]
 
 
 def test_moments_train_and_are_scored_by_steps(trained, digits: Corpus) -> None:
@@ -291,17 +337,6 @@ def test_images_from_words(small_emoji: Corpus, tmp_path) -> None:
     assert label.mean().item() == pytest.approx(0.9 * 0.75, abs=0.1)
     assert (label * text).mean().item() == pytest.approx(0.45, abs=0.1)
     assert known_classes(run) == list(run.processor.label.names)
-
-
-@pytest.mark.parametrize(
-    ("choices", "said"),
-    [({"batch_size": 30}, "groups of 4"), ({"objective": "flow", "noise_schedule": "vp_cosine"}, "fm")],
-)
-def test_what_does_not_go_together_is_refused(choices: dict, said: str, digits: Corpus) -> None:
-    recipe = imm.Recipe(**TINY, **choices)
-    processor = fit_processor(recipe, digits)
-    with pytest.raises(UserError, match=said):
-        recipe.build(processor)
 
 
 def test_the_command_makes_a_sheet(trained, polymodal, tmp_path) -> None:

@@ -1,58 +1,40 @@
-"""LayoutLMv3: words and patches in one encoder, what is hidden of both, and fields that are scored as a whole."""
+"""LayoutLMv3: the network and weights of transformers, masks of words and patches, word-patch alignment."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections import defaultdict
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-import polymodal as pm
+import synthetic
+from polymodal.claims.layoutlmv3 import claim
 from polymodal.corpora import Corpus
-from polymodal.data.columns.words import NO_FIELD, first_pieces, in_segment_boxes
-from polymodal.data.loader import Reader
-from polymodal.data.masks import mask_blocks, mask_spans
+from polymodal.data.columns.words import first_pieces
+from polymodal.data.masks import in_masked_patch
 from polymodal.data.processor import Processor, fit_processor
-from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
-from polymodal.encoders.page import PageEncoderConfig, patch_boxes
-from polymodal.errors import UserError
-from polymodal.evaluation import evaluate
-from polymodal.evaluation.statistics import Score
-from polymodal.evaluation.tasks.entity_extraction import entities, field_scores
-from polymodal.layers.quantize import VectorQuantizer, perplexity
-from polymodal.layers.transformer import PostNormBlock
-from polymodal.modalities.document import PageTokens, Word
+from polymodal.encoders.page import patch_boxes
+from polymodal.errors import UnreadableExample, UserError
+from polymodal.modalities.document import PageTokens, Word, page_tokens
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.documents import layoutlmv3
 from polymodal.rng import ExampleRNG
-from polymodal.serving.token_classification import write_fields
-from polymodal.training import Run, load_run, train
-from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.stages import active_stages
-from polymodal.types import Batch, Budget
+from polymodal.types import Batch
 
-TINY = layoutlmv3.Recipe(
-    encoder=PageEncoderConfig(context_length=64, image_size=32, patch_size=8, width=32, depth=1, num_heads=2),
-    tokenizer=ImageTokenizerConfig(codebook_size=16, width=8),
-    vocab_size=600,
-    max_words=30,
-    tokenizer_fraction=0.4,
+TINY = dataclasses.replace(
+    layoutlmv3.Recipe.tiny(),
+    encoder=dataclasses.replace(layoutlmv3.Recipe.tiny().encoder, patch_size=8),
     batch_size=16,
 )
+PATCHES = TINY.encoder.grid**2
 
 
 @pytest.fixture(scope="module")
-def pages() -> Corpus:
-    """Two hundred pages of the real corpus, every kind of them."""
-    corpus = pm.corpora.documents()
-    rng = np.random.default_rng(0)
-    return corpus.with_splits({name: np.sort(rng.permutation(rows)[:70]) for name, rows in corpus.splits.items()})
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return synthetic.corpus(tmp_path_factory.mktemp("layoutlmv3") / "corpus")
 
 
 @pytest.fixture(scope="module")
@@ -71,192 +53,58 @@ def method(processor: Processor, recipe: layoutlmv3.Recipe = TINY) -> layoutlmv3
     return recipe.build(processor).eval()
 
 
-def test_spans_hide_their_share_in_runs() -> None:
-    lengths = [200] * 50 + [1, 0, 2]
-    hidden = mask_spans(lengths, 0.3, ExampleRNG.of(0, 0, len(lengths)))
-    assert (hidden[:50].sum(1) == 60).all()
-    assert hidden[50:].sum(1).tolist() == [0, 0, 1]
-    starts = hidden[:50] & ~F.pad(hidden[:50, :-1], (1, 0))
-    assert 2.5 < 60 * 50 / starts.sum() < 6  # spans of Poisson(3), some of which touch
-    again = mask_spans(lengths, 0.3, ExampleRNG.of(0, 0, len(lengths)))
-    assert torch.equal(hidden, again)
-
-
-@pytest.mark.parametrize("grid", [7, 14])
-def test_blocks_hide_their_share_in_rectangles(grid: int) -> None:
-    hidden = mask_blocks(grid, 0.4, ExampleRNG.of(0, 0, 200))
-    shares = hidden.float().mean(1)
-    assert shares.max() <= 0.41
-    assert 0.38 < shares.mean() < 0.41
-    squares = hidden.unflatten(1, (grid, grid))
-    beside = (squares[:, :, 1:] == squares[:, :, :-1]).float().mean()
-    assert beside > 0.75  # 0.52 if every patch were hidden by itself
-    assert hidden.float().mean(0).std() < 0.2
-    assert not mask_blocks(grid, 0.0, ExampleRNG.of(0, 0, 3)).any()
-
-
-def test_patches_are_codes_on_the_unit_sphere() -> None:
-    torch.manual_seed(0)
-    quantizer = VectorQuantizer(6, 4)
-    x = torch.randn(3, 5, 4, requires_grad=True)
-    found = quantizer(x)
-    by_distance = torch.cdist(F.normalize(x, dim=-1), F.normalize(quantizer.codebook, dim=-1)[None]).argmin(-1)
-    assert torch.equal(found.codes, by_distance)
-    torch.testing.assert_close(found.vectors, quantizer.vectors(found.codes))
-    found.vectors.sum().backward()
-    assert quantizer.codebook.grad is None  # what is decoded teaches the encoder; the codebook has a loss of its own
-    own = torch.autograd.grad(F.normalize(x, dim=-1).sum(), x)[0]
-    torch.testing.assert_close(x.grad, own)
-    found = quantizer(x)
-    assert torch.autograd.grad(found.codebook, x, retain_graph=True, allow_unused=True)[0] is None
-    assert torch.autograd.grad(found.commitment, quantizer.codebook, allow_unused=True)[0] is None
-
-
-def test_perplexity_counts_the_codes_in_use() -> None:
-    assert perplexity(torch.arange(8), 16) == pytest.approx(8)
-    assert perplexity(torch.zeros(8, dtype=torch.long), 16) == pytest.approx(1)
-
-
-def test_hidden_patches_under_a_box_against_brute_force() -> None:
-    rng = np.random.default_rng(0)
-    corners = np.sort(rng.integers(0, 1001, (20, 30, 2, 2)), axis=2)  # page, word, (first, last), (x, y)
-    boxes = torch.from_numpy(corners.reshape(20, 30, 4))
-    hidden = torch.from_numpy(rng.random((20, 49)) < 0.1)
-    found = layoutlmv3.in_masked_patch(boxes, hidden, 7)
-    for page, word in np.ndindex(20, 30):
-        left, top, right, bottom = boxes[page, word].tolist()
-        columns = {min(x * 7 // 1000, 6) for x in range(left, max(right, left + 1))}
-        rows = {min(y * 7 // 1000, 6) for y in range(top, max(bottom, top + 1))}
-        wanted = any(hidden[page, row * 7 + column] for row in rows for column in columns)
-        assert found[page, word] == wanted
-    assert not layoutlmv3.in_masked_patch(boxes, torch.zeros(20, 49, dtype=torch.bool), 7).any()
-
-
-def test_the_network_is_that_of_transformers(processor: Processor) -> None:
-    from transformers import LayoutLMv3Config, LayoutLMv3Model
-
-    torch.manual_seed(0)
-    width, heads = 48, 4
-    theirs = LayoutLMv3Model(
-        LayoutLMv3Config(
-            vocab_size=51,
-            hidden_size=width,
-            num_hidden_layers=2,
-            num_attention_heads=heads,
-            intermediate_size=4 * width,
-            max_position_embeddings=66,
-            max_2d_position_embeddings=1001,
-            coordinate_size=8,
-            shape_size=8,
-            input_size=32,
-            patch_size=8,
-            pad_token_id=1,
-            rel_pos_bins=32,
-            max_rel_pos=128,
-            rel_2d_pos_bins=64,
-            max_rel_2d_pos=256,
-        )
-    ).eval()
-    with torch.no_grad():  # their biases start at values that would hide a mistake
-        for name in ("rel_pos_bias", "rel_pos_x_bias", "rel_pos_y_bias"):
-            getattr(theirs.encoder, name).weight.normal_()
-        theirs.cls_token.normal_()
-    ours = (
-        PageEncoderConfig(context_length=64, image_size=32, patch_size=8, width=width, depth=2, num_heads=heads)
-        .build(50)
-        .eval()
-    )
-    copy_weights(theirs, ours, heads)
-    boxes = torch.randint(0, 500, (3, 9, 4)) + torch.tensor([0, 0, 500, 500])
-    ids, lengths = torch.randint(2, 50, (3, 9)), torch.tensor([9, 4, 7])
-    words = PageTokens(Tokens(ids, lengths), boxes, torch.zeros(3, 9, dtype=torch.long))
-    image = torch.randn(3, 3, 32, 32)
-    mask = words.tokens.mask
-    with torch.no_grad():
-        tokens, patches = ours(words, image)
-        wanted = theirs(input_ids=ids, bbox=boxes, attention_mask=mask.long(), pixel_values=image).last_hidden_state
-        alone = theirs(pixel_values=image).last_hidden_state
-    torch.testing.assert_close(tokens[mask], wanted[:, :9][mask], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(patches, wanted[:, 9:], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(ours.encode_image(image), alone, atol=1e-4, rtol=1e-4)
-
-
-def copy_weights(theirs: torch.nn.Module, ours: torch.nn.Module, heads: int) -> None:
-    text = theirs.embeddings
-    with torch.no_grad():
-        ours.word.weight.copy_(text.word_embeddings.weight)
-        ours.word_positions.copy_(text.position_embeddings.weight[2:] + text.token_type_embeddings.weight[0])
-        for mine, name in (("across", "x"), ("down", "y"), ("high", "h"), ("wide", "w")):
-            getattr(ours.layout, mine).weight.copy_(getattr(text, f"{name}_position_embeddings").weight)
-        ours.patch.weight.copy_(theirs.patch_embed.proj.weight.flatten(1))
-        ours.patch.bias.copy_(theirs.patch_embed.proj.bias)
-        ours.class_token.copy_(theirs.cls_token.flatten())
-        ours.patch_positions.copy_(theirs.pos_embed[0])
-        scale = (ours.config.width // heads) ** 0.5
-        for mine, name in (("text", ""), ("across", "_x"), ("down", "_y")):
-            theirs_bias = getattr(theirs.encoder, f"rel_pos{name}_bias").weight
-            getattr(ours.bias, mine).weight.copy_(theirs_bias.T / scale)
-    for mine, other in (
-        (ours.word_norm, text.LayerNorm),
-        (ours.patch_norm, theirs.norm),
-        (ours.norm, theirs.LayerNorm),
-    ):
-        mine.load_state_dict(other.state_dict())
-    for block, layer in zip(ours.transformer.blocks, theirs.encoder.layer, strict=True):
-        attention = layer.attention.self
-        parts = [attention.query, attention.key, attention.value]
-        with torch.no_grad():
-            block.attention.qkv.weight.copy_(torch.cat([part.weight for part in parts]))
-            block.attention.qkv.bias.copy_(torch.cat([part.bias for part in parts]))
-        for mine, other in (
-            (block.attention.out, layer.attention.output.dense),
-            (block.norm1, layer.attention.output.LayerNorm),
-            (block.fc1, layer.intermediate.dense),
-            (block.fc2, layer.output.dense),
-            (block.norm2, layer.output.LayerNorm),
-        ):
-            mine.load_state_dict(other.state_dict())
-
-
-def test_patches_stand_on_the_page_as_words_do() -> None:
+def test_patch_boxes_are_on_the_scale_of_word_boxes() -> None:
     boxes = patch_boxes(4)
     assert boxes[0].tolist() == [1, 1, 999, 999]
     assert boxes[1 + 6].tolist() == [500, 250, 750, 500]  # second row, third column
     assert boxes[-1].tolist() == [750, 750, 1000, 1000]
 
 
-def test_what_is_hidden_is_not_read(batch: Batch, processor: Processor) -> None:
+@pytest.mark.parametrize("box", [(0, 0, 1300, 10), (-1, 0, 5, 5), (500, 0, 400, 10)])
+def test_invalid_boxes_are_named(
+    box: tuple[int, int, int, int], pages: Corpus, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = [Word("fine", (0, 0, 1000, 1000)), Word("wrong", box)]
+    with pytest.raises(UserError, match=r"the word 'wrong' has the box .*; boxes are left, top, right, bottom"):
+        page_tokens([page], processor.tokenizer)
+    monkeypatch.setattr(Corpus, "value", lambda *_: page)
+    with pytest.raises(UnreadableExample, match="the word 'wrong'"):
+        processor.words.load(pages, 0)
+
+
+def test_masked_words_and_patches_are_not_read(batch: Batch, processor: Processor) -> None:
     own = method(processor)
-    words, hidden = batch["words"], batch["masked_words"]
-    assert hidden.any()
-    assert not (hidden & (words.word < 0)).any()
-    others = torch.where(hidden, (words.tokens.ids + 7) % 500, words.tokens.ids)
-    changed = dataclasses.replace(words, tokens=Tokens(others, words.tokens.lengths))
-    size = TINY.encoder.image_size // TINY.encoder.grid
+    words, masked = batch["words"], batch["masked_words"]
+    assert masked.any()
+    assert not (masked & (words.word < 0)).any()
+    ids = torch.where(masked, (words.tokens.ids + 7) % 200, words.tokens.ids)
+    changed = dataclasses.replace(words, tokens=Tokens(ids, words.tokens.lengths))
     in_pixels = batch["masked_patches"].unflatten(1, (TINY.encoder.grid,) * 2)
-    in_pixels = in_pixels.repeat_interleave(size, 1).repeat_interleave(size, 2)[:, None]
+    in_pixels = in_pixels.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
     image = torch.where(in_pixels, torch.randn_like(batch["image"]), batch["image"])
     with torch.no_grad():
-        found = own.encoder(words, batch["image"], hidden, batch["masked_patches"])
-        same = own.encoder(changed, image, hidden, batch["masked_patches"])
-        seen = own.encoder(changed, image)
-    for one, other, open_eyed in zip(found, same, seen, strict=True):
+        found = own.encoder(words, batch["image"], masked, batch["masked_patches"])
+        same = own.encoder(changed, image, masked, batch["masked_patches"])
+        unmasked = own.encoder(changed, image)
+    for one, other, different in zip(found, same, unmasked, strict=True):
         torch.testing.assert_close(one, other)
-        assert not torch.allclose(one, open_eyed, atol=1e-3)
+        assert not torch.allclose(one, different, atol=1e-3)
 
 
-def test_a_word_is_hidden_as_a_whole(batch: Batch) -> None:
-    of_word, hidden = batch["words"].word, batch["masked_words"]
-    for numbers, gone in zip(of_word, hidden, strict=True):
-        for number in range(int(numbers.max()) + 1):
-            assert gone[numbers == number].unique().numel() == 1
-    words = sum(int(numbers.max()) + 1 for numbers in of_word)
-    assert 0.25 < int((hidden & first_pieces(batch["words"])).sum()) / words < 0.35
+def test_whole_words_are_masked(pages: Corpus, processor: Processor) -> None:
+    examples = [processor.load_example(pages, row) for row in pages.rows("train").tolist()]
+    share, count = 0, 0
+    for seed in range(20):
+        made = TINY.training_batch(examples, processor, ExampleRNG.of(seed, 0, len(examples)))
+        of_word, masked = made["words"].word, made["masked_words"]
+        for row, gone in zip(of_word, masked, strict=True):
+            assert all(gone[row == number].unique().numel() == 1 for number in range(int(row.max()) + 1))
+        share += int((masked & first_pieces(made["words"])).sum())
+        count += int(first_pieces(made["words"]).sum())
+    assert 0.25 < share / count < 0.35
 
 
-def test_losses_at_the_start_are_those_of_guessing_and_the_tokenizer_gets_no_gradient(
-    batch: Batch, processor: Processor
-) -> None:
+def test_losses_at_the_start_are_those_of_guessing(batch: Batch, processor: Processor) -> None:
     own = method(processor)
     losses = own.losses(batch)
     assert losses["mlm"].item() == pytest.approx(math.log(processor.words.tokenizer.vocab_size), rel=0.1)
@@ -267,182 +115,47 @@ def test_losses_at_the_start_are_those_of_guessing_and_the_tokenizer_gets_no_gra
     assert own.encoder.mask_token.grad.abs().sum() > 0
 
 
-def test_without_hidden_patches_every_word_is_aligned(batch: Batch, processor: Processor) -> None:
+def test_alignment_is_predicted_for_unmasked_words_alone(batch: Batch, processor: Processor) -> None:
     own = method(processor)
+    one_word = batch | {"masked_words": batch["words"].word >= 0}
+    one_word["masked_words"][0, 1] = False
+    tokens, _ = own.encoder(batch["words"], batch["image"], one_word["masked_words"], batch["masked_patches"])
+    masked = in_masked_patch(batch["words"].boxes, batch["masked_patches"], TINY.encoder.grid)[0, 1]
+    wanted = F.binary_cross_entropy_with_logits(own.wpa_head(tokens[0, 1]), (~masked).float()[None])
+    torch.testing.assert_close(own.losses(one_word)["wpa"], wanted)
+    nothing = batch | {"masked_words": batch["words"].word >= 0}
+    empty = PageTokens(Tokens(batch["words"].tokens.ids[:, :2], torch.full((16,), 2)), torch.zeros(16, 2, 4).long(),
+                       torch.full((16, 2), -1))  # fmt: skip
+    blank = batch | {"words": empty, "masked_words": torch.zeros(16, 2, dtype=torch.bool)}
+    assert [own.losses(case)["wpa"].item() for case in (nothing, blank)] == [0, 0]  # and no NaN
+    assert own.token_classification_losses(blank | {"fields": torch.full((16, 2), -100)})["token_classification"] == 0
     with torch.no_grad():
-        own.alignment_head[-1].weight.zero_()
-        own.alignment_head[-1].bias.fill_(20.0)  # "in sight", surely
-        nothing = batch | {"masked_patches": torch.zeros_like(batch["masked_patches"])}
-        losses = own.losses(nothing)
-        assert losses["wpa"] < 1e-6
+        own.wpa_head[-1].weight.zero_()
+        own.wpa_head[-1].bias.fill_(20.0)  # "aligned", surely
+        losses = own.losses(batch | {"masked_patches": torch.zeros(16, PATCHES, dtype=torch.bool)})
+        assert losses["wpa"] < 1e-6  # all words are aligned where no patch is masked
         assert losses["mim"] == 0
         assert own.losses(batch)["wpa"] > 0.1
 
 
-def test_alignment_asks_for_words_in_sight_only(batch: Batch, processor: Processor) -> None:
-    own = method(processor)
-    everything = batch | {"masked_words": batch["words"].word >= 0}
-    everything["masked_words"][0, 1] = False  # but for the first piece of the first page
-    losses = own.losses(everything)
-    tokens, _ = own.encoder(batch["words"], batch["image"], everything["masked_words"], batch["masked_patches"])
-    hidden = layoutlmv3.in_masked_patch(batch["words"].boxes, batch["masked_patches"], TINY.encoder.grid)[0, 1]
-    guess = own.alignment_head(tokens[0, 1])
-    wanted = F.binary_cross_entropy_with_logits(guess, (~hidden).float()[None])
-    torch.testing.assert_close(losses["wpa"], wanted)
+def test_dropout_reaches_attention_weights(processor: Processor) -> None:
+    attention = method(processor).train().encoder.transformer.blocks[0].attention
+    x = torch.randn(1, 5, TINY.encoder.width)
+    assert attention.dropout == 0.1
+    assert not torch.equal(attention(x), attention(x))
+    assert torch.equal(attention.eval()(x), attention(x))
 
 
-def test_post_norm_puts_the_norm_on_the_sum() -> None:
-    torch.manual_seed(0)
-    block = PostNormBlock(8, 2).eval()
-    x = torch.randn(2, 5, 8)
-    after = block.norm1(x + block.attention(x))
-    torch.testing.assert_close(block(x), block.norm2(after + block.fc2(F.gelu(block.fc1(after)))))
+def test_stages_follow_the_tasks() -> None:
+    def names(**changed: object) -> list[str]:
+        return [stage.name for stage in active_stages(dataclasses.replace(TINY, **changed))]
 
-
-def word(text: str, field: str = "other", segment: int = 0, left: int = 0) -> Word:
-    return Word(text, (left, 0, left + 10, 10), field, segment)
-
-
-def test_fields_are_runs_of_one_segment() -> None:
-    page = [word("To:", "label", 0), *(word(w, "person", 1) for w in ["Ann", "Lee"]), word("Bo", "person", 2)]
-    assert entities(page, [w.field for w in page]) == {(0, 1, "label"), (1, 3, "person"), (3, 4, "person")}
-    assert entities(page, ["other", "person", "label", "other"]) == {(1, 2, "person"), (2, 3, "label")}
-
-
-def test_a_segment_is_one_box() -> None:
-    page = [word("a", segment=1, left=5), word("b", segment=1, left=100), word("c", segment=2, left=7)]
-    assert [w.box for w in in_segment_boxes(page)] == [(5, 0, 110, 10), (5, 0, 110, 10), (7, 0, 17, 10)]
-
-
-def test_long_pages_are_tagged_part_by_part(processor: Processor) -> None:
-    page = [word(f"word{number}", left=number) for number in range(200)]
-    parts = processor.words.windows(page)
-    assert [w for part in parts for w in part] == page
-    assert len(parts) > 3
-    for part in parts:
-        tokens = processor.words([part])
-        assert int(tokens.word.max()) + 1 == len(part)  # nothing was cut
-    assert processor.words.windows([]) == [[]]
-    endless = word("x" * 3000)
-    assert processor.words.windows([word("a"), endless, word("b")]) == [[word("a")], [endless], [word("b")]]
-
-
-def test_field_numbers_stand_at_first_pieces(processor: Processor) -> None:
-    page = [word("Antidisestablishmentarianism", "label"), word("1", "value"), word("x", "no such field")]
-    tokens = processor.words([page, page[1:2]])
-    numbers = processor.words.field_numbers([page, page[1:2]], tokens)
-    names = [[processor.words.fields[n] for n in row[row != NO_FIELD].tolist()] for row in numbers]
-    assert names == [["label", "value", "other"], ["value"]]
-    assert torch.equal(numbers != NO_FIELD, first_pieces(tokens))
-
-
-def test_weighted_pages_give_the_figure_of_all_together() -> None:
-    counts = np.array([[3.0, 4.0], [0.0, 2.0], [5.0, 5.0]])
-    score = Score("test/fields/entity_f1", counts[:, 0] / counts[:, 1], weights=counts[:, 1])
-    assert score.value == pytest.approx(8 / 11)
-    assert Score.from_json(score.to_json()).estimate() == score.estimate()
-    assert score.estimate().low < 8 / 11 < score.estimate().high
-
-
-class Oracle(torch.nn.Module):
-    """Tags every word as the corpus does, except for those of one field."""
-
-    def __init__(self, processor: Processor, pages: Corpus, wrong: str):
-        super().__init__()
-        self.nothing = torch.nn.Parameter(torch.zeros(1))
-        self.fields = processor.words.fields
-        self.answers = iter(
-            self.fields.index("other" if w.field == wrong else w.field)
-            for row in pages.rows("test").tolist()
-            for w in processor.load_example(pages, row)["words"]
-        )
-
-    def classify_tokens(self, batch: Batch) -> torch.Tensor:
-        count = int(first_pieces(batch["words"]).sum())
-        return F.one_hot(torch.tensor([next(self.answers) for _ in range(count)]), len(self.fields)).float()
-
-
-def test_field_scores_of_a_method_that_knows(pages: Corpus, processor: Processor) -> None:
-    reader = Reader(pages, processor)
-    perfect = {s.name: s for s in field_scores(Oracle(processor, pages, ""), processor, reader, "test")}
-    assert perfect["test/fields/entity_f1"].value == 1
-    assert perfect["test/fields/word_accuracy"].value == 1
-    chance = perfect["test/fields/entity_f1"].chance
-    assert chance is not None
-    assert 0 < chance < 0.5
-    lacking = {s.name: s for s in field_scores(Oracle(processor, pages, "label"), processor, reader, "test")}
-    assert chance < lacking["test/fields/entity_f1"].value < 1
-
-
-def test_it_trains_on_real_pages_and_comes_back_as_it_was(pages: Corpus, tmp_path: Path) -> None:
-    courses: dict[str, list[float]] = defaultdict(list)
-
-    def note(_progress: object, _reached: float, losses: dict[str, torch.Tensor]) -> None:
-        for name, loss in losses.items():
-            courses[name].append(float(loss))
-
-    budget, quiet = Budget(steps=100), RuntimeConfig(logger="none")
-    run = train(TINY, pages, budget, out=tmp_path / "run", runtime=quiet, on_step=note)
-    assert set(courses) == {"pixels", "codebook", "commitment", "mlm", "mim", "wpa", "token_classification"}
-    for name in ("pixels", "mlm", "mim", "token_classification"):
-        tenth = max(len(courses[name]) // 5, 1)
-        assert np.mean(courses[name][-tenth:]) < np.mean(courses[name][:tenth]), name
-    scores = {score.name: score for score in evaluate(run, pages)}
-    assert {"test/fields/entity_f1", "test/fields/word_accuracy", "test/linear_probe_kind/image/accuracy"} <= set(
-        scores
-    )
-    accuracy = scores["test/linear_probe_kind/page/accuracy"]
-    assert accuracy.value > accuracy.chance
-    again = load_run(tmp_path / "run")
-    reader = Reader(pages, again.processor)
-    found = field_scores(again.model, again.processor, reader, "test")
-    np.testing.assert_allclose(found[0].clusters, scores["test/fields/entity_f1"].clusters)
-
-
-def test_without_image_modelling_no_patch_is_hidden_and_no_codes_are_learned(pages: Corpus) -> None:
-    plain = dataclasses.replace(TINY, use_mim=False, use_wpa=False)
-    assert [stage.name for stage in active_stages(plain)] == ["pre-training", "fine-tuning"]
-    processor = fit_processor(plain, pages)
-    examples = [processor.load_example(pages, row) for row in pages.rows("train")[:4].tolist()]
-    batch = plain.training_batch(examples, processor, ExampleRNG.of(0, 0, 4))
-    assert not batch["masked_patches"].any()
-    assert set(method(processor, plain).losses(batch)) == {"mlm"}
-
-
-def test_fine_tuning_alone_trains_no_tokenizer() -> None:
-    assert [stage.name for stage in active_stages(dataclasses.replace(TINY, finetune_fraction=1.0))] == ["fine-tuning"]
-    last = active_stages(dataclasses.replace(TINY, finetune_fraction=0.0))[-1]
-    assert last.name == "pre-training"
-
-
-def test_bad_input_is_said(emoji: Corpus) -> None:
-    with pytest.raises(UserError, match="words"):
-        fit_processor(TINY, emoji)
+    assert names(use_mim=False, use_wpa=False) == ["pre-training", "fine-tuning"]
+    assert names(finetune_fraction=1.0) == ["fine-tuning"]
+    assert names(finetune_fraction=0.0) == ["image tokenizer", "pre-training"]
+    assert active_stages(layoutlmv3.Recipe.paper())[-1].name == "pre-training"
     with pytest.raises(UserError, match="wpa"):
         dataclasses.replace(TINY, use_mim=False)
-
-
-def test_the_paper_preset_has_the_size_of_the_paper() -> None:
-    recipe = layoutlmv3.Recipe.paper()
-    with torch.device("meta"):
-        encoder = recipe.encoder.build(recipe.vocab_size)
-    millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
-    assert millions == pytest.approx(126, abs=1)  # LayoutLMv3-base has 126 million (paper, table 1: 133 with heads)
-
-
-def test_fields_are_written_for_programs(pages: Corpus, processor: Processor, tmp_path: Path) -> None:
-    run = Run(TINY, Oracle(processor, pages, ""), processor, {"recipe": {"name": "oracle"}})
-    assert write_fields(run, pages, "test", tmp_path / "fields.jsonl") == len(pages.rows("test"))
-    records = [json.loads(line) for line in (tmp_path / "fields.jsonl").read_text().splitlines()]
-    row = int(pages.rows("test")[0])
-    words = processor.load_example(pages, row)["words"]
-    assert records[0]["key"] == pages.key(row)
-    for field in records[0]["fields"]:
-        first, end = field["words"]
-        assert {w.field for w in words[first:end]} == {field["field"]}
-        assert field["text"] == " ".join(w.text for w in words[first:end])
-    with pytest.raises(UserError, match="cannot classify words"):
-        write_fields(Run(TINY, torch.nn.Linear(1, 1), processor, {"recipe": {"name": "x"}}), pages, "test", tmp_path)
-    again = Run(TINY, Oracle(processor, pages, ""), processor, {"recipe": {"name": "oracle"}})
-    with pytest.raises(UserError, match="cannot be written"):
-        write_fields(again, pages, "test", tmp_path / "nowhere" / "fields.jsonl")
+    arms = (claim.baseline, claim.treatment, *claim.further.values())
+    assert len({(arm.use_mim, arm.use_wpa) for arm in arms}) == len(arms) == 3
+    assert all(dataclasses.replace(arm, use_mim=True, use_wpa=True) == claim.treatment for arm in arms)

@@ -13,7 +13,13 @@ from polymodal.modalities import Category, Image, Text
 from polymodal.modalities.image import to_rgb, to_square
 from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, to_grayscale
 from polymodal.modalities.text import Caption, TextTokenizer
-from polymodal.modalities.text_augmentation import STOP_WORDS, TextAugmentation, augment_text, without_words
+from polymodal.modalities.text_augmentation import (
+    STOP_WORDS,
+    TextAugmentation,
+    augment_text,
+    without_stop_words,
+    without_words,
+)
 from polymodal.rng import ExampleRNG
 
 
@@ -146,7 +152,7 @@ def test_words_are_left_out_by_their_share_and_one_stays():
 
 def test_text_augmentation_keeps_a_content_word_and_adds_none():
     rng = np.random.default_rng(0)
-    always = TextAugmentation(remove_stop_words=1.0, swap_prob=1.0, delete_prob=1.0)
+    always = TextAugmentation(remove_stop_words=1.0, swap_weight=1.0, delete_weight=1.0)
     for text in ("cat", "the cat", "a cat of the sea", "of the", "Katze", "猫"):
         for _ in range(30):
             words = augment_text(text, always, rng).split()
@@ -154,6 +160,24 @@ def test_text_augmentation_keeps_a_content_word_and_adds_none():
             assert set(words) <= set(text.split())
             if set(text.split()) - STOP_WORDS:
                 assert set(words) - STOP_WORDS
+
+
+def test_a_caption_gets_exactly_one_operation_as_often_as_the_released_code_says():
+    rng, text = np.random.default_rng(0), "one two three four"
+    augmentation = TextAugmentation(remove_stop_words=0.0, synonym_weight=0.4)
+    results = [
+        augment_text(text, augmentation, rng, lambda word: ["TWO"] if word == "two" else []) for _ in range(3000)
+    ]
+    replaced = [result == "one TWO three four" for result in results]
+    swapped = [result != text and sorted(result.split()) == sorted(text.split()) for result in results]
+    assert np.mean(replaced) == pytest.approx(0.4, abs=0.03)
+    assert np.mean(swapped) == pytest.approx(0.4, abs=0.03)
+    rest = [result for result, one, two in zip(results, replaced, swapped, strict=True) if not one and not two]
+    assert len(rest) / 3000 == pytest.approx(0.2, abs=0.03)
+    assert np.mean([result == text for result in rest]) == pytest.approx(0.9**4, abs=0.05)  # each word stays with 0.9
+    assert all(set(result.split()) <= set(text.split()) for result in rest)
+    assert without_stop_words("a cat of the sea", 1.0, rng) == "cat sea"
+    assert without_stop_words("of the", 1.0, rng) == "of the"
 
 
 def test_random_numbers_belong_to_the_example_and_look_uniform():

@@ -98,7 +98,7 @@ def test_copies_evaluate_unless_they_are_to_run_as_their_modules():
 @pytest.mark.parametrize("buffers", ["copy", "average", "keep"])
 def test_statistics_of_batch_norm_are_copied_averaged_or_the_copies_own(buffers):
     torch.manual_seed(0)
-    method = Method(buffers=buffers).train()
+    method = Method(buffers=buffers, train_mode=buffers == "keep").train()
     method.momentum.update(0.9)
     before = method.momentum["encoder"][1].running_mean.clone()
     method.encoder(10 + torch.randn(64, 3))
@@ -111,6 +111,8 @@ def test_statistics_of_batch_norm_are_copied_averaged_or_the_copies_own(buffers)
     own = Method(buffers="keep", train_mode=True).train()
     own.targets(torch.randn(64, 3))
     assert own.momentum["encoder"][1].num_batches_tracked == 1
+    with pytest.raises(UserError, match="train_mode=True"):
+        Method(buffers="keep")
 
 
 def test_the_momentum_rises_from_its_base_to_one():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from golden_points import GOLDEN, SMALL, checkpoint
 from polymodal.encoders.action import ActionEncoderConfig
 from polymodal.encoders.audio import AudioEncoder, AudioEncoderConfig
 from polymodal.encoders.cell import CellEncoder, CellEncoderConfig
@@ -19,7 +22,7 @@ from polymodal.encoders.video import VideoEncoder, VideoEncoderConfig
 from polymodal.encoders.volume import VolumeEncoder, VolumeEncoderConfig, patchify_3d
 from polymodal.encoders.waveform import Convolutions, WaveformEncoder, WaveformEncoderConfig, frame_counts
 from polymodal.errors import UserError
-from polymodal.layers.graph import GraphAttention, GraphConvolution
+from polymodal.layers.graph import GraphAttention, GraphConvolution, propagate, symmetric_weights
 from polymodal.modalities import Molecule
 from polymodal.modalities.action import Action, ActionSteps
 from polymodal.modalities.padding import Padded, pad
@@ -39,17 +42,29 @@ def audio_encoder() -> AudioEncoder:
     return AudioEncoder(AudioEncoderConfig(num_mel_bins=32)).eval()
 
 
-def test_neither_order_nor_place_of_points_matters(point_encoder):
+def test_the_order_of_points_does_not_matter(point_encoder):
     points = torch.randn(3, 50, 6)
     tokens, pooled = point_encoder(points)
     assert tokens.shape == (3, 8, 64)
     assert pooled.shape == (3, 64)
-    shuffled = points[:, torch.randperm(50)]
-    moved = points + torch.tensor([3.0, -2.0, 1.0, 0, 0, 0])
-    for other in (shuffled, moved):
-        again, pooled_again = point_encoder(other)
-        assert torch.allclose(tokens, again, atol=1e-4)
-        assert torch.allclose(pooled, pooled_again, atol=1e-4)
+    again, pooled_again = point_encoder(points[:, torch.randperm(50)])
+    assert torch.allclose(tokens, again, atol=1e-4)
+    assert torch.allclose(pooled, pooled_again, atol=1e-4)
+    assert not torch.allclose(pooled, point_encoder(points + 0.1)[1], atol=1e-3)  # positions are absolute
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("colored", 6), ("plain", 3)])
+def test_the_encoder_is_that_of_the_official_code(kind: str, channels: int) -> None:
+    encoder = PointEncoder(dataclasses.replace(SMALL, channels=channels))
+    encoder.load_point_bert(checkpoint(kind))
+    points = torch.from_numpy(GOLDEN["points"])
+    for mode in ("eval", "train"):
+        pooled = encoder.train(mode == "train")(points)[1]
+        torch.testing.assert_close(pooled, torch.from_numpy(GOLDEN[f"{kind}_{mode}"]), atol=1e-5, rtol=1e-5)
+    pooled.square().sum().backward()
+    norm = encoder.transformer.blocks[0].attention.qkv.weight.grad.norm()
+    assert float(norm) == pytest.approx(float(GOLDEN[f"{kind}_gradient"]), rel=1e-5)
+    np.testing.assert_allclose(encoder.first_conv[1].running_var, GOLDEN[f"{kind}_running_var"], rtol=1e-5)
 
 
 def test_the_class_token_stands_beside_the_largest_values():
@@ -107,7 +122,7 @@ def test_gradients_reach_every_parameter_and_weights_come_back(point_encoder, au
     for encoder, batch in ((point_encoder, torch.randn(2, 30, 6)), (audio_encoder, pad([torch.randn(16, 32)] * 2))):
         encoder(batch)[1].square().sum().backward()
         assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in encoder.parameters())
-        copy = type(encoder)(encoder.config)
+        copy = type(encoder)(encoder.config).eval()
         copy.load_state_dict(encoder.state_dict())
         assert torch.equal(copy(batch)[1], encoder(batch)[1])
 
@@ -324,3 +339,11 @@ def test_steps_see_what_was_done_before_them():
         assert not torch.allclose(changed[0], pooled[0], atol=1e-4)
     pooled.square().sum().backward()
     assert all(parameter.grad is not None for parameter in encoder.parameters())
+
+
+def test_convolutions_without_weights_multiply_by_the_normalized_adjacency() -> None:
+    ends, x = torch.tensor([[0, 0, 1, 2, 3, 3, 4], [0, 1, 1, 2, 3, 0, 4]]), torch.randn(2, 3, 5)
+    dense, degree = torch.zeros(5, 5), torch.tensor([2.0, 1, 1, 2, 1])  # of the rows
+    for source, target in ends.T.tolist():
+        dense[source, target] = (degree[source] * degree[target]) ** -0.5
+    torch.testing.assert_close(propagate(x, ends, symmetric_weights(ends.flip(0), 5), 2), x @ dense @ dense)

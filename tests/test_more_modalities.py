@@ -129,6 +129,15 @@ def test_turning_points_keeps_heights_distances_and_colors():
     assert not torch.allclose(turned[..., 0], points[..., 0])
 
 
+def test_isotropic_augmentation_scales_all_axes_by_one_number() -> None:
+    points = torch.randn(50, 30, 6)
+    changed = augment_points(points, ExampleRNG.of(0, 0, 50), (0.8, 1.25), 0.1, isotropic=True)
+    before, after = (torch.stack([torch.pdist(cloud[:, :3]) for cloud in one]) for one in (points, changed))
+    ratio = after / before
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), atol=1e-4, rtol=1e-4)
+    assert 0.8 <= float(ratio.min()) < 0.9 < 1.15 < float(ratio.max()) <= 1.25
+
+
 def test_the_first_point_stands_for_those_that_are_dropped():
     points = torch.randn(40, 200, 6)
     changed = augment_points(points, ExampleRNG.of(0, 0, 40), scale=(1.0, 1.0), shift=0.0, dropout=0.8)
@@ -138,9 +147,9 @@ def test_the_first_point_stands_for_those_that_are_dropped():
     assert float(lost.min()) < 0.1
 
 
-def test_tilting_keeps_distances_and_turns_a_little():
+def test_perturbing_rotations_keep_distances():
     points = torch.randn(30, 20, 6)
-    turned = augment_points(points, ExampleRNG.of(0, 0, 30), scale=(1.0, 1.0), shift=0.0, tilt=0.06)
+    turned = augment_points(points, ExampleRNG.of(0, 0, 30), scale=(1.0, 1.0), shift=0.0, rotate_perturbation=0.06)
     for one, other in zip(points, turned, strict=True):
         assert torch.allclose(torch.pdist(one[:, :3]), torch.pdist(other[:, :3]), atol=1e-4)
     heights = (turned[..., 1] - points[..., 1]).abs() / points[..., :3].norm(dim=2)

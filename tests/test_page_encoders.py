@@ -74,8 +74,8 @@ def test_places_are_embedded_as_in_layoutlmv3() -> None:
     sizes = {"hidden_size": 96, "coordinate_size": 16, "shape_size": 16, "max_2d_position_embeddings": 1001}
     config = LayoutLMv3Config(**sizes, num_hidden_layers=1, num_attention_heads=4)
     theirs, own = LayoutLMv3TextEmbeddings(config), LayoutEmbedding(96)
-    for part, name in ((own.across, "x"), (own.down, "y"), (own.wide, "w"), (own.high, "h")):
-        getattr(theirs, f"{name}_position_embeddings").load_state_dict(part.state_dict())
+    for name, part in own.named_children():
+        getattr(theirs, name).load_state_dict(part.state_dict())
     boxes = torch.randint(0, 500, (2, 7, 4))
     boxes[..., 2:] += boxes[..., :2]
     torch.testing.assert_close(own(boxes), theirs.calculate_spatial_position_embeddings(boxes))
@@ -85,7 +85,7 @@ def test_places_are_embedded_as_in_layoutlmv3() -> None:
         expected = encoder.relative_position_bucket(distances, num_buckets=buckets, max_distance=furthest)
         assert torch.equal(relative_bucket(distances, buckets, furthest), expected)
     bias = SpatialBias(4)
-    for part, name in ((bias.text, "rel_pos_bias"), (bias.across, "rel_pos_x_bias"), (bias.down, "rel_pos_y_bias")):
+    for name, part in bias.named_children():
         getattr(encoder, name).weight.data = part.weight.data.T
     place = torch.arange(7).expand(2, 7)
     with torch.no_grad():

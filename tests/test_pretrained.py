@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from polymodal.layers.decoding import Decoding
 from polymodal.modalities.padding import pad
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.dual_encoders import clip, siglip
+from polymodal.serving.export.transformers import to_transformers
 from polymodal.training import load_run, train
 from polymodal.training.feature_cache import frozen_names
 from polymodal.training.initialization import load_pretrained, with_encoders, with_pretrained
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Budget
-from tiny_checkpoints import IMAGE_MODELS, SMALL, TEXT_MODELS, save, save_tokenizer
+from tiny_checkpoints import IMAGE_MODELS, SMALL, TEXT_MODELS, save, save_siglip_tokenizer
 
 
 @pytest.mark.parametrize("kind", IMAGE_MODELS)
@@ -171,12 +173,12 @@ def test_a_pretrained_dual_encoder_gives_the_logits_of_transformers(
 ) -> None:
     if kind == "siglip":
         save(transformers.SiglipModel(IMAGE_MODELS["siglip"]()), tmp_path)
-        folder = save_tokenizer(tmp_path, ["a red fruit"] * 20)
+        folder = save_siglip_tokenizer(tmp_path, ["a red fruit"] * 20)
     else:
         folder = clip_folder
     model = transformers.AutoModel.from_pretrained(folder).eval()
-    with torch.no_grad():  # wide random weights would give a temperature out of reach of any training
-        model.logit_scale.fill_(2.0)
+    with torch.no_grad():  # what released models print: SigLIP L/16-384, and CLIP's clamp at 4.6052
+        model.logit_scale.fill_(math.log(118.2) if kind == "siglip" else 4.6052)
     model.save_pretrained(folder)
     recipe = with_pretrained({"clip": clip, "siglip": siglip}[kind].Recipe(), f"hf:{folder}")
     processor = fit_processor(recipe, emoji)
@@ -186,16 +188,40 @@ def test_a_pretrained_dual_encoder_gives_the_logits_of_transformers(
     texts = ["a red fruit", "a smiling face with heart eyes"]
     tokens, image = processor.tokenizer(texts), torch.randn(3, 3, 32, 32)
     ids = tokens.ids
-    if kind == "siglip":
-        ids = torch.nn.functional.pad(ids.masked_fill(~tokens.mask, 0), (0, 16 - ids.shape[1]))
+    if kind == "siglip":  # padded to the full length with the tokenizer's padding, which the configuration has wrong
+        padding = {"padding": "max_length", "max_length": 16, "truncation": True}
+        ids = processor.tokenizer.tokenizer(texts, **padding, return_tensors="pt")["input_ids"]
+        assert tokens.content_mask.sum(1).tolist() == (tokens.lengths - 1).tolist()
+        assert bool(tokens.content_mask[:, 0].all())  # no start mark
     with torch.no_grad():
         vectors = method.embed({"image": image, "text": tokens})
-        logits = method.logit_scale() * vectors["image"] @ vectors["text"].T + getattr(method, "logit_bias", 0.0)
+        logits = method.logits(vectors["image"], vectors["text"])
         mask = tokens.mask.long() if kind == "clip" else None
         expected = model(input_ids=ids, attention_mask=mask, pixel_values=image).logits_per_image
-    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-4)
     if kind == "clip":
         assert processor.image.mean == (0.48, 0.45, 0.4)
+    (loss,) = method.losses({"image": image[:2], "text": tokens}).values()
+    loss.backward()
+    assert method.logit_scale.logit_scale.grad.abs() > 1e-4  # beyond the bound, it still learns
+
+
+def test_a_siglip_run_is_exported_at_its_own_temperature(tmp_path: Path, small_emoji: Corpus) -> None:
+    source = tmp_path / "source"
+    model = transformers.SiglipModel(IMAGE_MODELS["siglip"]())
+    save(model, source)
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(118.2))
+    model.save_pretrained(source)
+    save_siglip_tokenizer(source, ["a red fruit"] * 20)
+    optimizer = OptimizerConfig(learning_rate=1e-5)
+    recipe = with_pretrained(siglip.Recipe(batch_size=8, optimizer=optimizer), f"hf:{source}")
+    run = train(recipe, small_emoji, Budget(steps=2), init=f"hf:{source}")
+    assert run.model.logit_scale().item() == pytest.approx(118.2, rel=1e-3)
+    (tmp_path / "export").mkdir()
+    assert to_transformers(run, tmp_path / "export")[1] < 1e-3
+    exported = transformers.AutoModel.from_pretrained(tmp_path / "export", trust_remote_code=True)
+    assert exported.logit_scale.exp().item() == pytest.approx(118.2, rel=1e-3)
 
 
 def test_a_locked_pretrained_text_tower_trains_the_rest_and_opens_without_its_source(

@@ -268,7 +268,7 @@ def test_recorded_claims_are_those_of_the_recipes():
         recipe, _, further = file.stem.partition("-")
         claim = claim_of(recipe, further or recipes.FIRST_CLAIM)
         assert len(record["seeds"]) >= 3
-        if record.get("statistics") != STATISTICS:  # perhaps of a claim that was written anew since
+        if record.get("statistics") != STATISTICS:  # of an earlier claim, perhaps
             assert verdict_of(record) == "to be measured again"
             continue
         assert record["claim"] == claim.sentence

@@ -13,8 +13,9 @@ from polymodal.data.processor import fit_processor
 from polymodal.evaluation import tasks
 from polymodal.evaluation.capabilities import CanEmbed
 from polymodal.evaluation.evaluate import evaluate, validation
-from polymodal.evaluation.statistics import Score, headlines, number
+from polymodal.evaluation.statistics import Score, headlines
 from polymodal.evaluation.task import TaskInputs
+from polymodal.evaluation.units import number
 from polymodal.recipes.dual_encoders import clip
 from polymodal.reproduce.page import tasks_page
 from polymodal.training.run import Run

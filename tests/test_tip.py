@@ -1,259 +1,130 @@
-"""TIP: what is missing is read by nobody; hidden cells are reconstructed; the protocols of missing cells."""
+"""TIP: the released code's numbers, batches, parts that can be left out, and training on real data."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
-from scipy.stats import ks_2samp
-from torch.nn import functional as F
+from torch import Tensor
 
+import synthetic
 from polymodal.corpora import Corpus
 from polymodal.data.columns.table import TableColumn
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
+from polymodal.encoders.encoder import Encoder
+from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.table import TableEncoderConfig
-from polymodal.errors import UserError
-from polymodal.evaluation import evaluate, validation
-from polymodal.evaluation.missing_modalities import (
-    PROTOCOLS,
-    Labelled,
-    columns_by_importance,
-    columns_of,
-    missing_cells,
-)
-from polymodal.evaluation.task import available_modalities
-from polymodal.evaluation.tasks import label_classification
-from polymodal.evaluation.tasks.label_classification import CanClassify
-from polymodal.evaluation.tasks.table_imputation import fill_scores
-from polymodal.layers.cross_attention import CrossAttentionTransformer
-from polymodal.modalities import Table, Text
-from polymodal.modalities.table import TableRow, TableRows, replace_cells, sample_columns
+from polymodal.evaluation.tasks.table_imputation import imputation_scores
+from polymodal.modalities.table import TableRows
+from polymodal.objectives.image_text_matching import ITMPairs
 from polymodal.recipes.science import tip
 from polymodal.rng import ExampleRNG
-from polymodal.serving.embedding import write_embeddings
-from polymodal.serving.search import search_corpus
-from polymodal.training import load_run, train
+from polymodal.training import train
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.training.run import answers
 from polymodal.types import Budget
 
-
-def table(batch: int = 6, numeric: int = 3, seed: int = 0) -> TableRows:
-    generator = torch.Generator().manual_seed(seed)
-    categories = torch.stack([torch.randint(n, (batch,), generator=generator) for n in (3, 2)], dim=1)
-    return TableRows(torch.randn(batch, numeric, generator=generator), categories)
+GOLDEN = {name: torch.from_numpy(a) for name, a in np.load(Path(__file__).parent / "golden" / "tip.npz").items()}
 
 
-def encoder() -> tip.IncompleteTableEncoder:
-    torch.manual_seed(0)
-    return tip.IncompleteTableEncoder(TableEncoderConfig(), 3, (3, 2)).eval()
+class Tokens(Encoder):
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = image.flatten(2).transpose(1, 2)
+        return tokens, tokens[:, 0]
 
 
-@pytest.mark.parametrize("column", [1, 4])
-def test_nobody_reads_a_missing_cell_but_it_reads_what_is_there(column: int) -> None:
-    own = encoder()
-    gone = torch.zeros(6, 5, dtype=torch.bool)
-    gone[:, column] = True
-    rows = table().mask(gone)
-    cells, pooled = own(rows)
-    with torch.no_grad():
-        own.feature_tokenizer.missing[column] += torch.randn(64)
-    others, same_pooled = own(rows)
-    torch.testing.assert_close(same_pooled, pooled)
-    seen = [c for c in range(5) if c != column]
-    torch.testing.assert_close(others[:, seen], cells[:, seen])
-    assert not torch.allclose(others[:, column], cells[:, column], atol=1e-3)
-    changed = replace_cells(rows, ~gone, table(seed=1))
-    assert not torch.allclose(own(changed)[0][:, column], others[:, column], atol=1e-3)
+@pytest.fixture
+def released() -> tip.TIPClassifier:
+    """A model with the weights of the released one."""
+    image, table = ImageEncoderConfig(width=3, num_heads=1), TableEncoderConfig(width=16, num_heads=8)
+    recipe = tip.Recipe(image=image, table=table, fusion_depth=1, embed_dim=6)
+    columns = TableColumn(["a", "b", "c"], {"d": "xyz", "e": "xy"}, shares=[[1.0, 0, 0], [1.0, 0]])
+    model = tip.TIPClassifier(recipe, columns, 3)
+    model.image_encoder = Tokens()
+    model.load_state_dict({name[6:]: value for name, value in GOLDEN.items() if name.startswith("state.")})
+    return model
 
 
-def test_a_row_without_any_cell_has_a_finite_constant_vector() -> None:
-    everything = torch.ones(6, 5, dtype=torch.bool)
-    cells, pooled = encoder()(table().mask(everything))
-    assert cells.isfinite().all()
-    torch.testing.assert_close(pooled, pooled[:1].expand_as(pooled))
+def rows(prefix: str = "") -> TableRows:
+    return TableRows(GOLDEN[f"{prefix}numbers"], GOLDEN[f"{prefix}categories"])
 
 
-def test_reconstruction_counts_hidden_cells_that_hold_a_value() -> None:
-    rows = table()
-    rows.numbers[0, 0], rows.categories[1, 1] = math.nan, -1
-    hidden = torch.rand(6, 5, generator=torch.Generator().manual_seed(1)) < 0.6
-    hidden[0, 0] = hidden[1, 4] = True
-    numbers = torch.randn(6, 3, requires_grad=True)
-    logits = torch.randn(6, 2, 5, requires_grad=True)
-    loss = tip.reconstruction_loss(numbers, logits, rows, (0, 3), hidden)
-    squares, entropies = [], []
-    for row in range(6):
-        for column in range(3):
-            if hidden[row, column] and not rows.numbers[row, column].isnan():
-                squares.append((numbers[row, column] - rows.numbers[row, column]) ** 2)
-        for column, start in enumerate((0, 3)):
-            if hidden[row, 3 + column] and rows.categories[row, column] >= 0:
-                entropies.append(F.cross_entropy(logits[row, column], rows.categories[row, column] + start))
-    torch.testing.assert_close(loss, (torch.stack(squares).mean() + torch.stack(entropies).mean()) / 2)
-    loss.backward()
-    assert numbers.grad[0, 0] == 0
-    assert (numbers.grad[~hidden[:, :3]] == 0).all()
-
-
-def test_without_hidden_cells_reconstruction_is_zero() -> None:
-    numbers, logits = torch.randn(6, 3, requires_grad=True), torch.randn(6, 2, 5, requires_grad=True)
-    loss = tip.reconstruction_loss(numbers, logits, table(), (0, 3), torch.zeros(6, 5, dtype=torch.bool))
-    assert loss == 0
-    loss.backward()
-    assert numbers.grad.isfinite().all()
-
-
-def test_fusion_ignores_padding_of_the_context() -> None:
-    torch.manual_seed(0)
-    fusion = CrossAttentionTransformer(16, 2, 4).eval()
-    x, context = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
-    mask = torch.arange(5) < torch.tensor([[5], [3]])
-    fused = fusion(x, context, context_mask=mask)
-    torch.testing.assert_close(fused[1:], fusion(x[1:], context[1:, :3]))
-    assert not torch.allclose(fused[:1], fusion(x[:1], context[:1].flip(2)), atol=1e-3)
-
-
-def test_some_columns_are_chosen_in_every_row() -> None:
-    chosen = sample_columns(table(200), 0.3, ExampleRNG.of(0, 0, 200))
-    assert (chosen.sum(1) == round(0.3 * 5)).all()
-    assert (chosen.float().mean(0) - 0.4).abs().max() < 0.1
-
-
-@pytest.fixture(scope="module")
-def solar_cells() -> Corpus:
-    from polymodal import corpora
-
-    corpus = corpora.solar_cells()
-    return corpus.with_splits({name: rows[:: 6 if name == "train" else 3] for name, rows in corpus.splits.items()})
-
-
-def test_random_rows_follow_the_columns_of_the_training_rows(solar_cells: Corpus) -> None:
-    column = TableColumn().fit([solar_cells], {})
-    rows = [column.load(solar_cells, row) for row in solar_cells.rows("train").tolist()]
-    drawn = column.random_rows(ExampleRNG.of(0, 0, 4000))
-    own = column(rows)
-    for ours, theirs in zip(drawn.numbers.T, own.numbers.T, strict=True):
-        assert ks_2samp(ours, theirs).statistic < 0.03
-    assert drawn.numbers[:, 1].double().unique().numel() > 100
-    share = (drawn.categories == 1).float().mean(0) - (own.categories == 1).float().mean(0)
-    assert share.abs().max() < 0.03
-    assert column.modes == own.categories.mode(0).values.tolist()
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_protocols_take_as_many_cells_as_they_say(protocol: str) -> None:
-    gone = missing_cells(protocol, 0.5, 40, [2, 0, 3, 1], np.random.default_rng(0))
-    assert gone.mean() == 0.5
-    if protocol == "random_values":
-        assert 0 < gone[:, 0].mean() < 1
-    else:
-        assert set(gone.mean(0)) == {0.0, 1.0}
-    expected = {"most_important": [1, 0, 1, 0], "least_important": [0, 1, 0, 1]}
-    if protocol in expected:
-        assert gone[0].tolist() == [bool(cell) for cell in expected[protocol]]
-
-
-@pytest.fixture(scope="module")
-def trained(solar_cells: Corpus, tmp_path_factory: pytest.TempPathFactory):
-    recipe = tip.Recipe(batch_size=32, optimizer=OptimizerConfig(learning_rate=2e-3))
-    out = tmp_path_factory.mktemp("tip") / "run"
-    return train(recipe, solar_cells, Budget(steps=60), out=out, validate=validation(solar_cells))
-
-
-def test_every_loss_falls_and_every_capability_answers(trained, solar_cells: Corpus) -> None:
-    logged = [entry["losses"] for entry in trained.history if "losses" in entry]
-    first = {name: losses[name] for losses in reversed(logged) for name in losses}
-    last = {name: losses[name] for losses in logged for name in losses}
-    assert set(first) == {"itc", "itm", "mtr", "classification"}
-    for name in first:
-        assert last[name] < first[name], name
-    assert any("validation/table_to_image/R@10" in entry.get("validation", {}) for entry in trained.history)
-    vectors = trained.embed(image=[solar_cells.value(0, "image")], table=[solar_cells.value(0, "attributes")])
-    torch.testing.assert_close(vectors["table"].norm(dim=1), torch.ones(1))
-
-
-def test_evaluation_knows_missing_cells_and_a_loaded_run_scores_the_same(
-    trained, solar_cells: Corpus, monkeypatch: pytest.MonkeyPatch
+def test_losses_and_gradients_are_those_of_the_released_code(
+    released: tip.TIPClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The other protocols differ in which cells they take.
-    monkeypatch.setattr(label_classification, "PROTOCOLS", ("random_values",))
-    scores = {score.name: score for score in evaluate(trained, solar_cells)}
-    for way in ("linear_probe", "classify"):
-        assert scores[f"test/{way}_grade/accuracy"].chance == 0.25
-        whole = [scores[f"test/{way}_grade/accuracy"]]
-        rates = [scores[f"test/{way}_grade/random_values_{rate}%/accuracy"] for rate in (30, 50, 70, 90)]
-        area = np.trapezoid([score.value for score in whole + rates], (0, 0.3, 0.5, 0.7, 0.9)) / 0.9
-        assert scores[f"test/{way}_grade/random_values/accuracy_vs_missing_rate"].value == pytest.approx(area)
-    assert scores["test/linear_probe_grade/image/accuracy"].value > 0.25
-    assert scores["test/imputation/mse"].value < scores["test/imputation/mse"].chance
-    assert scores["test/table_to_image/R@10"].value > 0
-    examples = Labelled.of(Reader(solar_cells, trained.processor), "validation", "grade").examples
-    before, after = (
-        answers(run.model, run.processor, "features", columns_of(examples))
-        for run in (trained, load_run(trained.directory))
-    )
-    for batch, again in zip(before, after, strict=True):
-        for name, vectors in batch.items():
-            torch.testing.assert_close(again[name], vectors)
+    own, texts, images = torch.arange(5), GOLDEN["negative_rows"], GOLDEN["negative_images"]
+    labels, valid = (torch.arange(15) < 5).long(), torch.ones(15, dtype=torch.bool)
+    pairs = ITMPairs(torch.cat([own, own, images]), torch.cat([own, texts, own]), labels, valid)
+    monkeypatch.setattr(tip, "sample_itm_pairs", lambda *arguments: pairs)
+    batch: tip.TablePairBatch = {
+        "image": GOLDEN["image"],
+        "table": rows(),
+        "corrupted": rows("corrupted."),
+        "masked_cells": GOLDEN["masked_cells"],
+    }
+    losses = released.losses(batch)
+    for name, loss in losses.items():
+        torch.testing.assert_close(3 * loss, GOLDEN[name], rtol=1e-5, atol=1e-5)
+    torch.stack(list(losses.values())).sum().backward()
+    for name in (name for name in GOLDEN if name.startswith("gradient.")):
+        gradient = released.get_parameter(name.removeprefix("gradient.")).grad
+        torch.testing.assert_close(gradient, GOLDEN[name], rtol=1e-5, atol=1e-5)
 
 
-def test_images_and_rows_are_embedded_and_words_refused(trained, solar_cells: Corpus, tmp_path: Path) -> None:
-    few = dataclasses.replace(solar_cells, table=solar_cells.table.slice(0, 5))
-    assert write_embeddings(trained, few, tmp_path / "vectors.parquet") == (5, {})
-    assert pq.read_table(tmp_path / "vectors.parquet").column_names == ["key", "image", "table"]
-    with pytest.raises(UserError, match="does not take text"):
-        search_corpus(trained, solar_cells, "a crack")
+def test_rows_with_missing_cells_are_encoded_imputed_and_classified_as_by_the_released_code(
+    released: tip.TIPClassifier,
+) -> None:
+    batch: tip.ImageTableBatch = {"image": GOLDEN["image"], "table": rows().mask(GOLDEN["missing"])}
+    tokens = released.encode_table(batch["table"])[:, [0, 4, 5, 1, 2, 3]]  # there, categories come first
+    torch.testing.assert_close(tokens, GOLDEN["table_tokens"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(released.classify(batch), GOLDEN["class_logits"], rtol=1e-5, atol=1e-5)
+    numbers, (first, second) = released.impute(batch)
+    torch.testing.assert_close(numbers, GOLDEN["imputed_numbers"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(first, GOLDEN["imputed_categories"][:, 0, :3], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(second, GOLDEN["imputed_categories"][:, 1, 3:], rtol=1e-5, atol=1e-5)
 
 
-def test_texts_of_the_corpus_are_not_asked_of_a_method_that_takes_none(trained, solar_cells: Corpus) -> None:
-    described = dataclasses.replace(solar_cells, columns=dict(solar_cells.columns) | {"captions": Text()})
-    assert available_modalities(described, trained.processor) == available_modalities(solar_cells, trained.processor)
-    assert Text in available_modalities(described, processor=None)
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("tip") / "corpus"
+    synthetic.corpus(folder)
+    return synthetic.open_corpus(folder)
 
 
-def test_a_table_of_numbers_alone_is_filled_in_too(solar_cells: Corpus) -> None:
-    kind = solar_cells.columns["attributes"]
-    assert isinstance(kind, Table)
-    columns = dict(solar_cells.columns) | {"attributes": Table(kind.numeric, {})}
-    numbers = dataclasses.replace(solar_cells, columns=columns)
-    run = train(tip.Recipe(batch_size=16), numbers, Budget(steps=3))
-    scores = fill_scores(run.model, run.processor, Reader(numbers, run.processor), "validation")
-    assert [score.name.rpartition("/")[2] for score in scores] == ["mse", "mse"]
+@pytest.mark.parametrize(
+    "choice", [{}, {"missing_strategy": "mean", "use_mtr": False}, {"classifier_features": ("image",)}]
+)
+def test_one_of_four_cells_is_resampled_two_are_masked_and_parts_can_be_left_out(choice: dict, corpus: Corpus) -> None:
+    recipe = dataclasses.replace(tip.Recipe.tiny(), **choice)
+    processor = fit_processor(recipe, corpus)
+    examples = Reader(corpus, processor).read_all(corpus.rows("train")[:4])[1]
+    batch = recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, 4))
+    numbers = batch["corrupted"].numbers.nan_to_num(9) != batch["table"].numbers.nan_to_num(9)
+    changed = numbers.sum(1) + (batch["corrupted"].categories != batch["table"].categories).sum(1)
+    assert (changed <= 1).all()  # 30 % of four, rounded down
+    assert changed.any()
+    assert (batch["masked_cells"].sum(1) == 2).all()
+    model = recipe.build(processor)
+    assert set(model.losses(batch)) == {"itc", "itm"} | ({"mtr"} if recipe.use_mtr else set())
+    labelled = recipe.labelled_batch(examples, processor, ExampleRNG.of(0, 0, 4))
+    assert list(model.features(labelled)) == list(recipe.classifier_features)
+    filled = model.fill_missing(TableRows(torch.full((1, 2), torch.nan), torch.full((1, 2), -1)))
+    assert filled.missing.all() == (recipe.missing_strategy == "token")
+    if recipe.missing_strategy == "mean":
+        assert (filled.numbers == 0).all()
+        assert filled.categories.tolist() == [processor.table.modes]
 
 
-def test_the_important_columns_are_those_that_tell_the_label() -> None:
-    rng = np.random.default_rng(0)
-    labels = rng.integers(2, size=200)
-    numbers = rng.normal(size=(200, 3))
-    numbers[:, 1] = labels + 0.1 * numbers[:, 1]
-    examples = [{"table": TableRow(row.astype(np.float32), np.array([0]))} for row in numbers]
-    assert columns_by_importance(Labelled(examples, labels))[0] == 1
-
-
-def test_mean_and_mode_stand_in_where_the_recipe_says_so(solar_cells: Corpus) -> None:
-    recipe = tip.Recipe(finetune_fraction=0.0, missing_strategy="mean", use_mtr=False)
-    processor = fit_processor(recipe, solar_cells)
-    method = recipe.build(processor)
-    assert not isinstance(method, CanClassify)
-    nothing = TableRows(torch.full((1, 8), math.nan), torch.full((1, 1), -1))
-    usual = method.given(nothing)
-    assert (usual.numbers == 0).all()
-    assert usual.categories.tolist() == [processor.table.modes]
-    _, examples = Reader(solar_cells, processor).read_all(solar_cells.rows("train")[:8])
-    batch = recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, 8))
-    assert set(method.losses(batch)) == {"itc", "itm"}
-    assert isinstance(tip.Recipe().build(fit_processor(tip.Recipe(), solar_cells)), CanClassify)
-
-
-def test_a_corpus_without_labels_can_only_be_pre_trained_on(solar_cells: Corpus) -> None:
-    unlabelled = dataclasses.replace(solar_cells, label=None)
-    with pytest.raises(UserError, match="no label"):
-        fit_processor(tip.Recipe(), unlabelled)
-    fit_processor(tip.Recipe(finetune_fraction=0.0), unlabelled)
+def test_masked_cells_are_imputed_better_with_their_own_image(corpus: Corpus) -> None:
+    """Colors of images tell hue and shade."""
+    image = ImageEncoderConfig(image_size=32, patch_size=16, width=32, depth=1)
+    recipe = dataclasses.replace(tip.Recipe.tiny(), image=image, finetune_fraction=0.0, batch_size=12)
+    recipe = dataclasses.replace(recipe, optimizer=OptimizerConfig(learning_rate=1e-2))
+    run = train(recipe, corpus, Budget(steps=60))
+    scores = {s.name: s for s in imputation_scores(run.model, run.processor, Reader(corpus, run.processor), "train")}
+    assert scores["train/imputation/mse"].value < scores["train/imputation/mse"].chance
+    assert scores["train/imputation/mse_reduction_by_image"].value > 0.2
+    assert scores["train/imputation/accuracy_gain_by_image"].value > 0.1

@@ -52,6 +52,17 @@ def save(model: Any, folder: Path) -> Path:
 
 def save_tokenizer(folder: Path, texts: list[str]) -> Path:
     """A small BPE with CLIP's kind of marks: start 1, end 3, padding 0."""
+    marked = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 3)])
+    return _save_tokenizer(folder, texts, marked, bos_token="<s>", pad_token="<pad>")
+
+
+def save_siglip_tokenizer(folder: Path, texts: list[str]) -> Path:
+    """A small BPE with SigLIP's kind of marks: no start, end 3, which is also the padding, and no attention mask."""
+    marked = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 3)])
+    return _save_tokenizer(folder, texts, marked, pad_token="</s>", model_input_names=["input_ids"])
+
+
+def _save_tokenizer(folder: Path, texts: list[str], marked: Any, **settings: Any) -> Path:
     tokenizer = Tokenizer(models.BPE(unk_token="<pad>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
@@ -60,10 +71,8 @@ def save_tokenizer(folder: Path, texts: list[str]) -> Path:
     tokenizer.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=300, special_tokens=marks, initial_alphabet=alphabet, show_progress=False)
     )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 3)]
+    tokenizer.post_processor = marked
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", **settings).save_pretrained(
+        folder
     )
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    ).save_pretrained(folder)
     return folder

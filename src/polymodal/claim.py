@@ -94,7 +94,7 @@ class CurationClaim(Claim):
 class CuratedTrainingClaim(Claim):
     """A claim about recipes of curation by what a model learns from the documents that each of them makes.
 
-    model: the recipe that is trained on them, for the budget.
+    model: the recipe that is trained on them, for the budget. `start` is trained on the documents of the treatment.
     """
 
     model: Any = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from polymodal.errors import UserError
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from polymodal.corpora.corpus import Corpus
+    from polymodal.data.processor import Processor
     from polymodal.rng import ExampleRNG
 
 Example = dict[str, Any]  # column name -> decoded value of a modality
@@ -54,51 +54,39 @@ class Budget:
     tokens: int | None = None
     flops: float | None = None
 
-    UNITS: ClassVar[Mapping[str, tuple[str, float]]] = {
-        "steps": ("steps", 1),
-        "step": ("steps", 1),
-        "examples": ("examples", 1),
-        "s": ("seconds", 1),
-        "seconds": ("seconds", 1),
-        "m": ("seconds", 60),
-        "min": ("seconds", 60),
-        "h": ("seconds", 3600),
-        "tokens": ("tokens", 1),
-        "flops": ("flops", 1),
-    }
+    SECONDS: ClassVar[Mapping[str, int]] = {"s": 1, "seconds": 1, "m": 60, "min": 60, "h": 3600}
 
     def __post_init__(self) -> None:
-        if len(self._given) != 1 or not next(iter(self._given.values())) > 0:
+        if len(self._given) != 1 or not self._given[self.unit] > 0:
             raise UserError(
                 "A budget is one positive number of steps, examples, tokens, flops or seconds, such as 200steps or 60s."
             )
 
     @property
     def _given(self) -> dict[str, float]:
-        amounts = {name: getattr(self, name) for name in ("steps", "examples", "seconds", "tokens", "flops")}
-        return {name: amount for name, amount in amounts.items() if amount is not None}
+        return {name: amount for name, amount in vars(self).items() if amount is not None}
 
     @property
     def unit(self) -> str:
         """steps, examples, seconds, tokens or flops."""
-        return next(iter(self._given))
+        return next(iter(self._given), "")
 
     @classmethod
     def parse(cls, text: str) -> Budget:
         """Read '200steps', '5000examples', '1e6tokens', '1e15flops', '60s', '20m' or '1.5h'; else raises UserError."""
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[+]?[0-9]+)?)\s*([a-z]+)\s*", text.lower())
-        if match is None or match[2] not in cls.UNITS:
+        word = match[2] if match else ""
+        unit = "seconds" if word in cls.SECONDS else "steps" if word == "step" else word
+        if match is None or unit not in cls.__dataclass_fields__:
             raise UserError(f"'{text}' is not a budget; write for example 200steps, 5000examples, 60s, 20m or 2h.")
-        unit, factor = cls.UNITS[match[2]]
-        amount = float(match[1]) * factor
-        whole = unit not in ("seconds", "flops")
+        amount, whole = float(match[1]) * cls.SECONDS.get(word, 1), unit not in ("seconds", "flops")
         if whole and amount != int(amount):
             raise UserError(f"'{text}' is not a budget; {unit} are whole numbers.")
         given: dict[str, Any] = {unit: int(amount) if whole else amount}
         return cls(**given)
 
     def fraction(self, **used: float) -> float:
-        """The share of the budget that is used, from 0 to 1. used: how much of each unit."""
+        """Return the used fraction of the budget, from 0 to 1. used: how much of each unit."""
         return min(used[self.unit] / self._given[self.unit], 1.0)
 
     def __str__(self) -> str:
@@ -148,21 +136,6 @@ class Recipe(Protocol):
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Batch:
         """Examples to a batch, with this recipe's augmentation; every random choice comes from `example_rng`."""
         ...
-
-
-@runtime_checkable
-class Processor(Protocol):
-    """Examples to tensors without augmentation; saved with the run."""
-
-    def load_example(self, corpus: Corpus, row: int) -> Example:
-        """One example, decoded. Raises UnreadableExample."""
-        ...
-
-    def __call__(self, **columns: list[Any]) -> Any:
-        """Collate values of some columns, as `load_example` or a user gives them, to a batch of tensors."""
-        ...
-
-    def save(self, directory: Path) -> None: ...
 
 
 @runtime_checkable

@@ -139,13 +139,9 @@ def reproduce(arguments: Arguments) -> None:
 
     options = parse(Options, rest, "reproduce RECIPE", reproduce)
     from polymodal.recipes import FIRST_CLAIM
-    from polymodal.reproduce.claim import claim_of
     from polymodal.reproduce.claim import reproduce as test_claim
-    from polymodal.reproduce.claim_text import claim_rows, decision_sentence, how_often, secondary_sentence
-    from polymodal.reproduce.leaderboard import cost_table
     from polymodal.reproduce.timing import recorded_steps
 
-    claim = claim_of(spec, options.claim)
     out = options.out or f"reproduce/{short_name(spec)}" + f"-{options.claim}" * (options.claim != FIRST_CLAIM)
     budget, steps = Budget.parse(options.budget) if options.budget else None, None
     if options.steps_from is not None:
@@ -162,8 +158,15 @@ def reproduce(arguments: Arguments) -> None:
         again=options.again,
         tune=options.tune,
     )
+    _print_claim(result, comparison, out)
+
+
+def _print_claim(result: dict[str, Any], comparison: Any, out: str) -> None:
+    from polymodal.reproduce.claim_text import claim_rows, decision_sentence, how_often, secondary_sentence
+    from polymodal.reproduce.leaderboard import cost_table
+
     console = terminal()
-    console.print(f"[bold]{claim.sentence}[/bold]")
+    console.print(f"[bold]{result['claim']}[/bold]")
     arms = [*result["cost"]]
     print_table(
         ["metric", "chance", *arms, "treatment against baseline"],

@@ -43,7 +43,8 @@ class TrainOptions(DataOptions, TowerOptions, TrustOptions):
     out: str | None = None
     """Folder of the run; by default runs/RECIPE-CORPUS-seed-N."""
     init: str | None = None
-    """Initialize from a finished run, wherever name and shape match; or from hf:NAME, a pretrained dual encoder."""
+    """Initialize from a finished run, wherever name and shape match; or from hf:NAME, a pretrained model that the
+    recipe supports."""
 
     @property
     def towers(self) -> TowerOptions:
@@ -205,7 +206,7 @@ def runs(arguments: Arguments) -> None:
 
 def _best(values: dict[str, float], kinds: dict[str, dict[str, Any]]) -> str:
     """Return the headline metric of the run's task, else the first."""
-    from polymodal.evaluation.statistics import number
+    from polymodal.evaluation.units import number
 
     placed = {name: kind["headline"] for name, kind in kinds.items() if kind["headline"] is not None and name in values}
     name = min(placed, key=placed.__getitem__, default=next(iter(values), None))

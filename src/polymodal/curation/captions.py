@@ -219,7 +219,7 @@ def _sample_captions(
     columns: dict[str, list[Any]] = {"image": repeated, "question": [DESCRIBE] * len(repeated)}
     decoding = Decoding(options.max_new_tokens, options.temperature)
     parts = answers(run.model, run.processor, "generate_text", columns, BATCH, decoding=decoding, generator=generator)
-    texts = run.processor.texts([ids for part in parts for ids in part])  # type: ignore[attr-defined]
+    texts = run.processor.texts([ids for part in parts for ids in part])
     starts = range(0, len(texts), options.num_return_sequences)
     return [[text for text in texts[start : start + options.num_return_sequences] if text] for start in starts]
 

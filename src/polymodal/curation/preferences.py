@@ -188,7 +188,7 @@ def _pairs_of(
             decoding=decoding,
             generator=generator,
         )
-        return run.processor.texts([row for part in ids for row in part])  # type: ignore[attr-defined]
+        return run.processor.texts([row for part in ids for row in part])
 
     pairs: list[list[Preference]] = [[] for _ in examples]
     asked = [number for number, example in enumerate(examples) if example.get("questions")]

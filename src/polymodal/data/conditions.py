@@ -1,20 +1,27 @@
-"""What images are generated from: a class, words, or both."""
+"""What images are generated from: a class, words, both, or nothing."""
 
 from __future__ import annotations
 
 from typing import Any, TypedDict
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from polymodal.data.columns.label import label_of
 from polymodal.modalities.text import Tokens
+from polymodal.rng import ExampleRNG
 from polymodal.types import Example
 
 
 class ConditionBatch(TypedDict, total=False):
-    """Conditions of generated images, whichever there are. label_shown, text_shown: False where dropped (CFG)."""
+    """Conditions of generated images, whichever there are. label_shown, text_shown: False where dropped (CFG).
 
+    num_images: of unconditional generation, in place of all conditions.
+    """
+
+    num_images: Int[Tensor, ""]
     label: Int[Tensor, " batch"]
     text: Tokens
     label_shown: Bool[Tensor, " batch"]
@@ -29,11 +36,26 @@ def conditions(
     generators: sample a caption of each, in place of the first.
     """
     given: dict[str, list[Any]] = {}
-    if processor.label is not None:
+    text = getattr(processor, "text", None)
+    if label_of(processor) is not None:
         given["label"] = [example["label"] for example in examples]
-    if processor.text is not None and generators is None:
+    if text is not None and generators is None:
         given["text"] = [example["text"][0].text for example in examples]
-    elif processor.text is not None:
+    elif text is not None:
         drawn = zip(examples, generators or (), strict=True)
-        given["text"] = [processor.text.sample_caption(example["text"], generator) for example, generator in drawn]
-    return processor(**given)
+        given["text"] = [text.sample_caption(example["text"], generator) for example, generator in drawn]
+    return processor(**given) if given else {"num_images": torch.tensor(len(examples))}
+
+
+def drop_conditions(batch: ConditionBatch, probability: float, example_rng: ExampleRNG) -> None:
+    """Sample which examples train without their conditions, for classifier-free guidance.
+
+    With both label and text, an example keeps only the text, only the label, or both, with probabilities of 1/4, 1/4
+    and 1/2, so that each alone suffices for generation.
+    """
+    kept, which = example_rng.uniform() >= probability, example_rng.uniform()
+    both = "label" in batch and "text" in batch
+    if "label" in batch:
+        batch["label_shown"] = kept & ~(both & (which < 0.25))
+    if "text" in batch:
+        batch["text_shown"] = kept & ~(both & (which > 0.75))

@@ -17,10 +17,11 @@ import torch
 from polymodal.corpora.corpus import Corpus
 from polymodal.data._grain import grain
 from polymodal.data.batch_order import batch_order
+from polymodal.data.processor import Processor
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Text
 from polymodal.rng import ExampleRNG
-from polymodal.types import Batch, Example, Processor
+from polymodal.types import Batch, Example
 
 MEMORY_FOR_EXAMPLES = 4 * 2**30
 MAX_SKIPPED = 0.1

@@ -5,6 +5,7 @@ One result type for all modalities (`MaskedInput`); `data/masks.py` chooses the 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,12 @@ class MaskedInput:
     inputs: Tokens | Tensor
     targets: Tensor
     mask: Bool[Tensor, "batch length"]
+
+    @property
+    def ids(self) -> Int[Tensor, "batch length"]:
+        """The token ids that the model is given."""
+        assert isinstance(self.inputs, Tokens)
+        return self.inputs.ids
 
     @property
     def masked_targets(self) -> Tensor:
@@ -75,7 +82,7 @@ def mask_tokens(
         kept = mask & (choices < keep_prob)
         random = mask & (choices >= keep_prob) & (choices < keep_prob + random_prob)
         ids = torch.where(random, replacements, torch.where(kept, tokens.ids, ids))
-    return MaskedInput(Tokens(ids, tokens.lengths), tokens.ids, mask)
+    return MaskedInput(dataclasses.replace(tokens, ids=ids), tokens.ids, mask)
 
 
 def mask_values(

@@ -14,12 +14,15 @@ from polymodal.types import Batch
 class ConditionEncoder(nn.Module):
     """Sum of a label embedding and a projected text; a learned null vector replaces what is absent or dropped.
 
-    The null vectors make classifier-free guidance (CFG) possible.
+    The null vectors make classifier-free guidance (CFG) possible. With neither labels nor texts, the condition is 0.
     """
+
+    zero: Tensor
 
     def __init__(self, width: int, text: TextEncoderConfig, num_classes: int, vocab_size: int):
         """Build the encoder. num_classes, vocab_size: 0 where there are no labels or no texts."""
         super().__init__()
+        self.register_buffer("zero", torch.zeros(width), persistent=False)
         names = [name for name, count in (("label", num_classes), ("text", vocab_size)) if count]
         self.nothing = nn.ParameterDict({name: nn.Parameter(torch.randn(width)) for name in names})
         self.label = nn.Embedding(num_classes, width) if num_classes else None
@@ -29,8 +32,10 @@ class ConditionEncoder(nn.Module):
     def forward(self, batch: ConditionBatch) -> Float[Tensor, "*batch width"]:
         """Encode the conditions of a batch.
 
-        Without any, the result is the null vectors alone, which have no batch axis.
+        Without any, the result is the sum of the null vectors, which has no batch axis.
         """
+        if not self.nothing:
+            return self.zero
         embeddings = list(torch.broadcast_tensors(*(self._part(name, batch) for name in self.nothing)))
         return torch.stack(embeddings).sum(0)
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.encoders.encoder import Encoder
 from polymodal.errors import UserError
+from polymodal.layers.perceiver_resampler import MAPHead
 from polymodal.layers.positions import rotary_angles_2d, sine_positions_2d
 from polymodal.layers.transformer import Packing, QueryRows, Transformer
 from polymodal.modalities.image import check_tiles, patchify
@@ -39,8 +40,8 @@ class ImageEncoderConfig:
     stem: tuple[PositiveInt, ...] = ()
     """Channels of the convolutional stem: 3 x 3 convolutions of stride 2 before the patches (Xiao et al. 2021); by
     default, patches are cut from the pixels."""
-    pool_type: Literal["avg", "max", "cls"] = "avg"
-    """Global pooling: mean or maximum over patches, or a CLS token."""
+    pool_type: Literal["avg", "max", "cls", "map"] = "avg"
+    """Global pooling: mean or maximum over patches, a CLS token, or multihead attention pooling (MAP, SigLIP)."""
     pos_embed: Literal["learned", "sine", "rotary"] = "learned"
     """Position embeddings: learned, fixed 2-D sine-cosine, or 2-D rotary (RoPE)."""
     registers: NonNegativeInt = 0
@@ -92,6 +93,7 @@ class ImageEncoder(Encoder):
         self.norm_pre = nn.LayerNorm(config.width)
         self.transformer = Transformer(config.width, config.depth, config.num_heads)
         self.norm_post = nn.LayerNorm(config.width)
+        self.map_head = MAPHead(config.width, config.num_heads) if config.pool_type == "map" else None
 
     def forward(
         self, image: Float[Tensor, "batch 3 size size"]
@@ -101,6 +103,8 @@ class ImageEncoder(Encoder):
         x = self.norm_post(self._transformed(self._embedded(image)))[:, : self.grid**2 + self.with_class]
         if self.with_class:
             return x[:, 1:], x[:, 0]
+        if self.map_head is not None:
+            return x, self.map_head(x)
         return x, x.amax(1) if self.config.pool_type == "max" else x.mean(1)
 
     def pooled(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch width"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.constraints import ContextLength, DecayRate, NonNegativeInt, PositiveInt
@@ -63,21 +63,15 @@ class MultiwayEncoder(nn.Module):
             nn.init.normal_(parameter, std=width**-0.5)
 
     def forward(
-        self,
-        image: Float[Tensor, "batch 3 size size"],
-        text: Tokens,
-        joint: bool = True,
-        word_mask: Bool[Tensor, "batch length"] | None = None,
+        self, image: Float[Tensor, "batch 3 size size"], text: Tokens, joint: bool = True
     ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch patches width"], Float[Tensor, "batch length width"]]:
-        """Encode image and text.
+        """Encode image and text; the mask token's id is the vocabulary's size.
 
-        joint: whether image and text attend to each other. word_mask: text tokens that are replaced by the mask token.
-        Returns the object token, the patch tokens, and the padded text tokens.
+        joint: whether image and text attend to each other. Returns the object token, the patch tokens, and the padded
+        text tokens.
         """
         patches = self.patch(patchify(image, self.config.patch_size))
         image_tokens = torch.cat([self.object_token.expand(len(image), 1, -1), patches], dim=1) + self.patch_positions
-        # Masked tokens get the mask token's id, the last row of the embedding.
-        ids = text.ids if word_mask is None else text.ids.masked_fill(word_mask, self.word.num_embeddings - 1)
-        text_tokens = self.word(ids) + self.word_positions[: ids.shape[1]]
+        text_tokens = self.word(text.ids) + self.word_positions[: text.ids.shape[1]]
         image_tokens, text_tokens = self.transformer(image_tokens, text_tokens, text.mask, joint)
         return image_tokens[:, 0], image_tokens[:, 1:], text_tokens

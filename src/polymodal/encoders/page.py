@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +13,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import ContextLength, DecayRate, NonNegativeInt, PositiveInt
+from polymodal.data.columns.text import LearnedTokenizer, TokenizerSource
+from polymodal.errors import UserError
 from polymodal.layers.positions import LayoutEmbedding, SpatialBias
 from polymodal.layers.transformer import Packing, PostNormBlock, Transformer
 from polymodal.modalities.document import BOX_SCALE, PageTokens
 from polymodal.modalities.image import check_tiles, patchify
+
+# Names in LayoutLMv3's released weights -> names here, applied in order. What differs in shape is converted below.
+LAYOUTLMV3_NAMES = (
+    (r"^layoutlmv3\.", ""),
+    (r"^embeddings\.LayerNorm\.", "word_norm."),
+    (r"^embeddings\.word_embeddings\.", "word."),
+    (r"^embeddings\.([xyhw])_", r"layout.\1_"),
+    (r"^norm\.", "patch_norm."),
+    (r"^LayerNorm\.", "norm."),
+    (r"^patch_embed\.proj\.", "patch."),
+    (r"^cls_token", "class_token"),
+    (r"^pos_embed", "patch_positions"),
+    (r"^encoder\.rel_pos", "bias.rel_pos"),
+    (r"^encoder\.layer\.", "transformer.blocks."),
+    (r"\.attention\.output\.dense\.", ".attention.out."),
+    (r"\.attention\.output\.LayerNorm\.", ".norm1."),
+    (r"\.intermediate\.dense\.", ".fc1."),
+    (r"\.output\.dense\.", ".fc2."),
+    (r"\.output\.LayerNorm\.", ".norm2."),
+)
+FIRST_POSITION = 2  # RoBERTa counts positions from the id of padding, 1, on
 
 
 @dataclass(frozen=True)
@@ -34,12 +59,21 @@ class PageEncoderConfig:
     num_heads: PositiveInt = 4
     """Attention heads per block."""
     dropout: DecayRate = 0.1
-    """Dropout of the input embeddings and of attention and MLP outputs."""
+    """Dropout of the input embeddings, of attention weights, and of attention and MLP outputs."""
 
     @property
     def grid(self) -> int:
         """Number of patches per side."""
         return self.image_size // self.patch_size
+
+    @property
+    def image_mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and standard deviation of colors that the encoder expects; None: those of the corpus."""
+        return None
+
+    def tokenizer_source(self, vocab_size: int) -> TokenizerSource:
+        """Return the source of the tokenizer: one of `vocab_size` entries that is trained on the corpus."""
+        return LearnedTokenizer(vocab_size, self.context_length)
 
     def build(self, vocab_size: int) -> PageEncoder:
         """Build the encoder. vocab_size: entries of the tokenizer."""
@@ -69,7 +103,12 @@ class PageEncoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.bias = SpatialBias(config.num_heads)
         self.transformer = Transformer(
-            width, config.depth, config.num_heads, dropout=config.dropout, kind=PostNormBlock
+            width,
+            config.depth,
+            config.num_heads,
+            dropout=config.dropout,
+            kind=PostNormBlock,
+            attention_dropout=config.dropout,
         )
         self.register_buffer("patch_boxes", patch_boxes(config.grid), persistent=False)
         for parameter in (
@@ -101,6 +140,51 @@ class PageEncoder(nn.Module):
         positions = torch.cat([torch.arange(length), torch.arange(len(self.patch_boxes))]).to(x.device)
         x = self._transformed(x, mask, boxes, positions)
         return x[:, :length], x[:, length:]
+
+    @torch.no_grad()
+    def load_layoutlmv3(self, weights: Mapping[str, Tensor]) -> None:
+        """Load the weights of transformers' LayoutLMv3Model, or of a model with a head on it.
+
+        The mask token of patches stays as it is: released weights have none. Raises UserError when another weight is
+        missing or has another shape.
+        """
+        given = {}
+        for name, tensor in weights.items():
+            for pattern, replacement in LAYOUTLMV3_NAMES:
+                name = re.sub(pattern, replacement, name)
+            given[name] = tensor
+        try:
+            self._convert(given)
+        except KeyError as error:
+            raise UserError(f"These are no weights of LayoutLMv3: {error.args[0]} is not there.") from error
+        for name, weight in self.state_dict().items():
+            if name == "mask_token":
+                continue
+            if name not in given or given[name].shape != weight.shape:
+                shape = tuple(given[name].shape) if name in given else "missing"
+                raise UserError(f"The weights do not fit: {name} is {tuple(weight.shape)} here, and {shape} there.")
+            weight.copy_(given[name])
+
+    def _convert(self, given: dict[str, Tensor]) -> None:
+        """Change, in place, the shapes of released weights to those here."""
+        given["word.weight"] = torch.cat([given["word.weight"], given["word.weight"][-1:]])  # <mask> is the last entry
+        token_type = given["embeddings.token_type_embeddings.weight"][0]  # all tokens have type 0
+        positions = given["embeddings.position_embeddings.weight"] + token_type
+        given["word_positions"] = positions[FIRST_POSITION : FIRST_POSITION + self.config.context_length]
+        for coordinate in "xyhw":  # they have 1,024 rows, of which 1,001 are used
+            name = f"layout.{coordinate}_position_embeddings.weight"
+            given[name] = given[name][: BOX_SCALE + 1]
+        given["patch.weight"] = given["patch.weight"].flatten(1)
+        given["class_token"] = given["class_token"].flatten()
+        given["patch_positions"] = given["patch_positions"][0]
+        scale = (self.config.width // self.config.num_heads) ** 0.5  # the bias is divided like the logits
+        for name in ("rel_pos_bias", "rel_pos_x_bias", "rel_pos_y_bias"):
+            given[f"bias.{name}.weight"] = given[f"bias.{name}.weight"].T / scale
+        for index in range(self.config.depth):
+            block = f"transformer.blocks.{index}.attention"
+            for kind in ("weight", "bias"):
+                parts = [given[f"{block}.self.{part}.{kind}"] for part in ("query", "key", "value")]
+                given[f"{block}.qkv.{kind}"] = torch.cat(parts)
 
     def encode_image(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch patches_and_class width"]:
         """Encode page images without text, as for vision-only tasks."""

@@ -51,7 +51,7 @@ def vit(
     size: str,
     patch_size: int = 16,
     image_size: int = 224,
-    pooling: Literal["avg", "max", "cls"] = "cls",
+    pooling: Literal["avg", "max", "cls", "map"] = "cls",
 ) -> ImageEncoderConfig:
     """Return a vision transformer such as ViT-B/16: `vit("B", 16)`.
 

@@ -202,13 +202,34 @@ class PretrainedModel(nn.Module):
 
 
 def pretrained_weights(name: str) -> dict[str, Tensor]:
-    """Load all tensors of a pretrained model. Raises UserError when there are none."""
+    """Load all tensors of a pretrained model: a folder, a name on the hub, or a file of torch.save.
+
+    Raises UserError when there are none.
+    """
+    if Path(name).is_file() and not name.endswith(".safetensors"):
+        return _checkpoint_tensors(Path(name))
+    if Path(name).is_file():
+        return read_tensors(Path(name))
     folder = folder_of(name, (*SETTINGS, *WEIGHTS))
     tensors = {
         key: tensor for path in sorted(folder.glob("*.safetensors")) for key, tensor in read_tensors(path).items()
     }
     if not tensors:
         raise UserError(f"'{name}' has no .safetensors file; its weights cannot be read safely.")
+    return tensors
+
+
+def _checkpoint_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the weights in a file of torch.save, without executing code that it contains."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read safely; save its weights as safetensors.") from error
+    nested = [value for value in checkpoint.values() if isinstance(value, Mapping)] if checkpoint else []
+    state = max(nested, key=len, default=checkpoint)  # beside the state of an optimizer and the like
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{path} has no weights.")
     return tensors
 
 

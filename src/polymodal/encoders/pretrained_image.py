@@ -109,7 +109,7 @@ class PretrainedImageConfig(PretrainedConfig, ImageEncoderConfig):
         patch = _side(tower.patch_size)
         # SigLIP 2 gives the number of patches instead of the image size.
         size = _side(tower.image_size) if hasattr(tower, "image_size") else patch * math.isqrt(tower.num_patches)
-        mean, std = _image_mean_std(name) or (None, None)
+        mean, std = image_mean_std(name) or (None, None)
         return cls(
             image_size=size,
             patch_size=patch,
@@ -150,7 +150,7 @@ def _side(size: int | list[int] | tuple[int, ...]) -> int:
     return size if isinstance(size, int) else size[0]
 
 
-def _image_mean_std(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def image_mean_std(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Return mean and standard deviation of the source's image processor, if it has one."""
     folder = folder_of(name)
     for file in ("preprocessor_config.json", "processor_config.json"):

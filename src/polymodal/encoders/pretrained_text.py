@@ -46,6 +46,7 @@ class PretrainedTokenizer:
         if tokenizer.pad_token is None:  # decoders have none; padding is masked anyway
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
+        self.special_tokens = _special_tokens(tokenizer)
 
     @classmethod
     def read(cls, folder: Path, context_length: int) -> PretrainedTokenizer:
@@ -61,10 +62,16 @@ class PretrainedTokenizer:
 
     def __call__(self, texts: list[str]) -> Tokens:
         """Tokenize, truncated to `context_length` with special tokens, padded to the longest text of this batch."""
+        # The tokenizers of SigLIP and SigLIP 2 return no attention mask by themselves.
         encoded = self.tokenizer(
-            texts, truncation=True, max_length=self.context_length, padding=True, return_tensors="pt"
+            texts,
+            truncation=True,
+            max_length=self.context_length,
+            padding=True,
+            return_tensors="pt",
+            return_attention_mask=True,
         )
-        return Tokens(encoded["input_ids"], encoded["attention_mask"].sum(1).clamp(min=1))
+        return Tokens(encoded["input_ids"], encoded["attention_mask"].sum(1).clamp(min=1), self.special_tokens)
 
     def decode(self, tokens: Tokens) -> list[str]:
         """Decode to texts without special tokens and padding, as far as the tokenizer is lossless."""
@@ -143,7 +150,7 @@ class PretrainedTextConfig(PretrainedConfig, TextEncoderConfig):
             causal=decoder or tower.model_type == "clip_text_model",
             pool_type="eos" if decoder else _pooling_of(folder_of(name)),
             source=name,
-            settings=settings_of(tower),
+            settings=settings_of(tower) | _padding_of(name, tower),
         )
 
     def tokenizer(self, texts: Iterable[str]) -> PretrainedTokenizer:
@@ -202,6 +209,22 @@ def length_buckets(lengths: Int[Tensor, " batch"], min_size: int = 8, ratio: flo
 def _rows(text: Tokens, rows: Tensor) -> Tokens:
     lengths = text.lengths[rows]
     return Tokens(text.ids[rows][:, : int(lengths.max())], lengths)
+
+
+def _special_tokens(tokenizer: Any) -> tuple[int, int]:
+    """Return the number of special tokens that a tokenizer adds at the start and at the end of a text."""
+    content, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    size = len(content)
+    start = next((n for n in range(len(whole) - size + 1) if whole[n : n + size] == content), 0)
+    return start, len(whole) - start - size
+
+
+def _padding_of(name: str, tower: Any) -> dict[str, int]:
+    """Return the padding id of the tokenizer for SigLIP, which attends to padding; SigLIP 2's configuration has
+    another."""
+    if not tower.model_type.startswith("siglip"):
+        return {}
+    return {"pad_token_id": PretrainedTokenizer.read(folder_of(name), MAX_CONTEXT_LENGTH).tokenizer.pad_token_id}
 
 
 def _context_of(tower: Any) -> int:

@@ -1,17 +1,19 @@
-"""Table encoder: one token per column and a transformer (FT-Transformer, Gorishniy et al. 2021, section 3.3)."""
+"""Table encoders: one token per column and a transformer (FT-Transformer, Gorishniy et al. 2021, section 3.3)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.encoders.encoder import Encoder
-from polymodal.layers.transformer import Transformer
+from polymodal.layers.transformer import Packing, Transformer
 from polymodal.modalities.table import TableRows
 
 
@@ -67,10 +69,40 @@ class TableEncoder(Encoder):
         self.feature_tokenizer = FeatureTokenizer(config.width, numeric, categories)
         self.class_token = nn.Parameter(config.width**-0.5 * torch.randn(config.width))
         self.transformer = Transformer(config.width, config.depth, config.num_heads)
-        self.norm_post = nn.LayerNorm(config.width)
+        self.norm_post: nn.Module = nn.LayerNorm(config.width)
+
+    def embed_cells(self, rows: TableRows) -> Float[Tensor, "batch columns_and_one width"]:
+        """Return the CLS token and one token per column, before the transformer."""
+        return torch.cat([self.class_token.expand(len(rows), 1, -1), self.feature_tokenizer(rows)], dim=1)
 
     def forward(self, rows: TableRows) -> tuple[Float[Tensor, "batch columns width"], Float[Tensor, "batch width"]]:
         """Encode table rows. rows: standardized."""
-        x = torch.cat([self.class_token.expand(len(rows), 1, -1), self.feature_tokenizer(rows)], dim=1)
-        x = self.norm_post(self.transformer(x))
+        x = self.norm_post(self.transformer(self.embed_cells(rows)))
+        return x[:, 1:], x[:, 0]
+
+
+class IncompleteTableEncoder(TableEncoder):
+    """Table encoder in which no token attends to a missing cell but the cell's own token (TIP, Du et al. 2024, section
+    3.1).
+
+    Layer norm comes before the blocks, and none after them (released code). The released encoder shares the missing
+    token and the weight of numbers between columns, and has a bias for numbers; here each column has its own, with the
+    bias in the column embedding, which contains that encoder.
+    """
+
+    def __init__(self, config: TableEncoderConfig, numeric: int, categories: Sequence[int]):
+        super().__init__(config, numeric, categories)
+        self.norm_pre = nn.LayerNorm(config.width)
+        self.norm_post = nn.Identity()
+
+    def forward(self, rows: TableRows) -> tuple[Float[Tensor, "batch columns width"], Float[Tensor, "batch width"]]:
+        """Encode incomplete table rows. rows: standardized."""
+        x = self.norm_pre(self.embed_cells(rows))
+        # Key j is masked for every query i != j where cell j is missing. CLS is never masked, and the diagonal is open:
+        # a missing cell's token can attend to the row and be filled in.
+        missing = F.pad(rows.missing, (1, 0))[:, None, :]
+        masked = missing & ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        bias = torch.zeros(masked.shape, device=x.device).masked_fill(masked, -math.inf)[:, None]
+        packing = replace(Packing.of(x.new_ones(x.shape[:2], dtype=torch.bool)), bias=bias)
+        x = self.transformer(x.flatten(0, 1), packing).view_as(x)
         return x[:, 1:], x[:, 0]

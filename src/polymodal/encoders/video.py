@@ -1,6 +1,7 @@
 """Video encoder: patches of frames with joint (ViViT, Arnab et al. 2021, model 1) or divided space-time attention.
 
 Divided attention goes first over time, then over space (TimeSformer, Bertasius et al. 2021, section 3.3).
+A layer norm before the blocks, as in CLIP, is in neither.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.constraints import NonNegativeInt, PositiveInt
+from polymodal.constraints import DecayRate, NonNegativeInt, PositiveInt
 from polymodal.encoders.encoder import Encoder
 from polymodal.errors import UserError
-from polymodal.layers.transformer import Attention, Block, Transformer
+from polymodal.layers.transformer import Attention, Block, DropPath, Transformer, drop_path_schedule
 from polymodal.modalities.image import patchify
 
 
@@ -40,6 +41,8 @@ class VideoEncoderConfig:
     """Space-time attention: joint over all patches of all frames, or divided into time and then space."""
     pool_type: Literal["avg", "cls"] = "avg"
     """Global pooling: mean over patches, or a CLS token."""
+    drop_path_rate: DecayRate = 0.0
+    """Drop path rate (stochastic depth) of the last block; rates increase linearly from 0."""
 
     @property
     def grid(self) -> int:
@@ -67,9 +70,15 @@ class VideoEncoder(Encoder):
         self.norm_pre = nn.LayerNorm(config.width)
         self.transformer: nn.Module
         if config.attention == "joint":
-            self.transformer = Transformer(config.width, config.depth, config.num_heads)
+            self.transformer = Transformer(
+                config.width, config.depth, config.num_heads, drop_path_rate=config.drop_path_rate
+            )
         else:
-            blocks = (DividedBlock(config.width, config.num_heads, self.with_class) for _ in range(config.depth))
+            rates = drop_path_schedule(config.drop_path_rate, config.depth)
+            blocks = [DividedBlock(config.width, config.num_heads, self.with_class, rate) for rate in rates]
+            for block in blocks[1:]:  # all blocks but the first begin without attention over time (released code)
+                nn.init.zeros_(block.temporal_fc.weight)
+                nn.init.zeros_(block.temporal_fc.bias)
             self.transformer = nn.ModuleList(blocks)
         self.norm_post = nn.LayerNorm(config.width)
 
@@ -103,26 +112,37 @@ class VideoEncoder(Encoder):
         return torch.cat([self.class_token.expand(*x.shape[:-2], 1, -1), x], dim=-2)
 
 
-class DividedBlock(nn.Module):
-    """Divided space-time block: attention over time at every patch position, then a block over each frame.
+class DividedBlock(Block):
+    """Divided space-time block: attention over time at every patch position, attention within every frame, then an MLP.
 
-    The CLS token takes part in spatial attention only, in every frame, and becomes the mean over frames.
+    The CLS token takes part in spatial attention only, in every frame, and is updated by the mean over frames.
     """
 
-    def __init__(self, width: int, num_heads: int, with_class: bool = False):
-        super().__init__()
+    def __init__(self, width: int, num_heads: int, with_class: bool = False, drop_path_rate: float = 0.0):
+        """Build the block. drop_path_rate: probability of skipping a branch, see `DropPath`."""
+        super().__init__(width, num_heads)
         self.with_class = with_class
-        self.norm = nn.LayerNorm(width)
-        self.over_time = Attention(width, num_heads)
-        self.over_space = Block(width, num_heads)
+        self.temporal_norm = nn.LayerNorm(width)
+        self.temporal_attention = Attention(width, num_heads)
+        self.temporal_fc = nn.Linear(width, width)
+        self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Float[Tensor, "batch frames places width"]) -> Float[Tensor, "batch frames places width"]:
+    def forward(  # type: ignore[override]
+        self, x: Float[Tensor, "batch frames places width"]
+    ) -> Float[Tensor, "batch frames places width"]:
         """Apply the block. x: patches, with the CLS token before those of every frame if there is one."""
         batch, frames, _, _ = x.shape
-        cls_token, patches = x.split([int(self.with_class), x.shape[2] - self.with_class], dim=2)
-        temporal = self.norm(patches).transpose(1, 2).flatten(0, 1)
-        # Temporal attention: tokens of one patch position over all frames, then spatial attention per frame.
-        patches = patches + self.over_time(temporal).unflatten(0, (batch, -1)).transpose(1, 2)
-        x = self.over_space(torch.cat([cls_token, patches], dim=2).flatten(0, 1)).unflatten(0, (batch, frames))
-        cls_token, patches = x.split([int(self.with_class), x.shape[2] - self.with_class], dim=2)
-        return torch.cat([cls_token.mean(1, keepdim=True).expand_as(cls_token), patches], dim=2)
+        cls_token, patches = self._split(x)
+        # Temporal attention: the tokens of one patch position over all frames.
+        temporal = self.temporal_norm(patches).transpose(1, 2).flatten(0, 1)
+        temporal = self.drop_path(self.temporal_attention(temporal)).unflatten(0, (batch, -1)).transpose(1, 2)
+        x = torch.cat([cls_token, patches + self.temporal_fc(temporal)], dim=2)
+        # Spatial attention within every frame; the CLS token's updates are averaged over frames.
+        spatial = self.drop_path(self.attention(self.norm1(x.flatten(0, 1)))).unflatten(0, (batch, frames))
+        cls_update, patch_update = self._split(spatial)
+        x = x + torch.cat([cls_update.mean(1, keepdim=True).expand_as(cls_update), patch_update], dim=2)
+        return x + self.drop_path(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+
+    def _split(self, x: Float[Tensor, "batch frames places width"]) -> tuple[Tensor, Tensor]:
+        """Return the CLS token (or no token) and the patches of every frame."""
+        return x[:, :, : int(self.with_class)], x[:, :, int(self.with_class) :]

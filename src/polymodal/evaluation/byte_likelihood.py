@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from polymodal.data.conversation import DESCRIBE
+from polymodal.data.processor import Processor
 from polymodal.evaluation.statistics import Score
 from polymodal.training.run import answers
-from polymodal.types import Processor
 
 BATCH = 32
 MAX_TEXTS = 1000

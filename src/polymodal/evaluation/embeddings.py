@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.errors import UserError
 from polymodal.evaluation.classification import prompt_ensemble
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
 from polymodal.modalities import Text
 from polymodal.training.run import embed
-from polymodal.types import Example, Processor
+from polymodal.types import Example
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from torch import nn
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.evaluation import tasks
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.training.feature_cache import with_features
 from polymodal.training.parallel import register_forward_methods
 from polymodal.training.run import Run
-from polymodal.types import Processor
 
 MAX_VALIDATION_EXAMPLES = 2000  # of a large split, since it is looked at eight times a run
 

@@ -20,6 +20,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from scipy import special
 
+from polymodal.evaluation.units import number, scale
+
 RESAMPLES = 1000
 
 Key = TypeVar("Key", bound=Hashable)
@@ -46,24 +48,6 @@ class MetricKind:
 
     unit: Unit = "percent"
     higher_is_better: bool = True
-
-
-def scale(unit: str, value: float) -> tuple[int, int]:
-    """The factor that a value is shown with, and its number of digits after the point."""
-    if unit == "percent":
-        return 100, 1
-    return 1, 1 if unit == "rank" or abs(value) >= 10 else 3
-
-
-def number(unit: str, value: float) -> str:
-    """'25.3 %', '12.0' or '0.031': a value as tables show it."""
-    factor, digits = scale(unit, value)
-    return f"{factor * value:.{digits}f}" + (" %" if unit == "percent" else "")
-
-
-def axis_label(unit: str) -> str:
-    """The label of an axis that shows values of a unit."""
-    return "%" if unit == "percent" else unit
 
 
 @dataclass(frozen=True)

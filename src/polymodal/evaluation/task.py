@@ -12,6 +12,7 @@ from torch import nn
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.modalities import (
     Audio,
@@ -24,7 +25,6 @@ from polymodal.modalities import (
     Video,
     Words,
 )
-from polymodal.types import Processor
 
 # What texts are compared with: the first of them that a corpus has. Methods know a column of each by this name.
 ITEMS: dict[str, type] = {"points": Points, "video": Video, "image": Image, "sound": Audio}

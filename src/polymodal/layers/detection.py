@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from polymodal.layers.positions import sine_positions
 
 
 class DETRDecoderLayer(nn.Module):
@@ -68,6 +72,27 @@ class DETRDecoder(nn.Module):
             x = block(x, query_pos, memory, memory_pos, padding)
             outputs.append(self.norm_post(x))
         return torch.stack(outputs)
+
+
+class TextGuidedQueries(nn.Module):
+    """Learned queries that read the words, plus the maximum of each channel over the words (TQG).
+
+    SimVG (Dai et al. 2024, section 3.2).
+    """
+
+    def __init__(self, dim: int, num_queries: int, num_heads: int, dropout: float = 0.1):
+        super().__init__()
+        self.query_embed = nn.Parameter(0.02 * torch.randn(num_queries, dim))
+        self.decoder = DETRDecoder(dim, 2, num_heads, 2 * dim, dropout)
+
+    def forward(
+        self, words: Float[Tensor, "batch length dim"], mask: Bool[Tensor, "batch length"]
+    ) -> Float[Tensor, "batch queries dim"]:
+        """mask: False for padding."""
+        max_pooled = words.masked_fill(~mask[..., None], -math.inf).amax(1, keepdim=True)
+        positions = sine_positions(words.shape[1], words.shape[2], words)
+        query_embed = self.query_embed.expand(len(words), -1, -1)
+        return self.decoder(query_embed, words, positions, ~mask)[-1] + max_pooled + query_embed
 
 
 class BoxHead(nn.Module):

@@ -1,4 +1,4 @@
-"""Message passing on graphs: graph convolution (GCN) and graph attention (GAT)."""
+"""Message passing on graphs: graph convolution (GCN), also without weights (LightGCN), and graph attention (GAT)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,22 @@ def scatter_sum(
 ) -> Float[Tensor, "nodes ..."]:
     """Sum the messages that arrive at each node."""
     return messages.new_zeros(nodes, *messages.shape[1:]).index_add(0, target, messages)
+
+
+def propagate(
+    x: Float[Tensor, "*batch nodes"], ends: Int[Tensor, "2 edges"], weights: Float[Tensor, " edges"], num_layers: int
+) -> Float[Tensor, "*batch nodes"]:
+    """Apply graph convolutions without parameters: x A^num_layers (LightGCN, He et al. 2020, equation 3).
+
+    x: one value per node. ends, weights: the sparse A, from source (row) to target (column).
+    """
+    nodes = x.shape[-1]
+    # A^T, as torch multiplies sparse matrices from the left only.
+    transposed = torch.sparse_coo_tensor(ends.flip(0), weights, (nodes, nodes), check_invariants=False)
+    flat = x.reshape(-1, nodes).T
+    for _ in range(num_layers):
+        flat = torch.sparse.mm(transposed, flat)
+    return flat.T.view_as(x)
 
 
 def global_mean_pool(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from polymodal.errors import UserError
 from polymodal.layers.distributed import all_gather
@@ -46,9 +47,13 @@ class MomentumEncoder(nn.Module):
         online: the trained modules by the names of their copies. buffers: what `update` does with buffers, such as the
         running statistics of batch norm: copy those of the modules, average them (floating-point ones), or keep the
         copies' own. train_mode: whether copies use the mode of their modules, with dropout and batch statistics (ALBEF,
-        MoCo, BYOL), or always evaluation mode.
+        MoCo, BYOL), or always evaluation mode. Raises UserError for batch norms whose running statistics would stay at
+        their initial values: buffers="keep" without train_mode.
         """
         super().__init__()
+        batch_norms = any(isinstance(part, _BatchNorm) for module in online.values() for part in module.modules())
+        if buffers == "keep" and not train_mode and batch_norms:
+            raise UserError("A momentum encoder that keeps its own batch norm statistics needs train_mode=True.")
         for name, module in online.items():
             self.add_module(name, copy.deepcopy(module).requires_grad_(False))
         # Not registered: the modules are in the state dict of the method that owns them.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from polymodal.errors import UserError
 from polymodal.layers.cross_attention import CrossAttention, mlp
@@ -92,17 +94,24 @@ class PerceiverResampler(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Attention pooling: learned queries that cross-attend once to the tokens, and an MLP.
+    """Attention pooling: learned queries that cross-attend once to the tokens, and an MLP (mPLUG-video's visual
+    abstractor)."""
 
-    mPLUG-video's visual abstractor; with one query, the MAP head of SigLIP's encoder.
-    """
-
-    def __init__(self, width: int, num_heads: int, num_queries: int, mlp_ratio: float = 4.0):
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        num_queries: int,
+        mlp_ratio: float = 4.0,
+        activation: Callable[[Tensor], Tensor] | None = None,
+        norm_eps: float = 1e-5,
+    ):
+        """activation: by default GELU."""
         super().__init__()
         self.queries = nn.Parameter(0.02 * torch.randn(num_queries, width))
         self.attention = CrossAttention(width, num_heads)
-        self.norm = nn.LayerNorm(width)
-        self.mlp = mlp(width, int(mlp_ratio * width))
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = mlp(width, int(mlp_ratio * width), activation=activation)
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch tokens"] | None = None
@@ -110,3 +119,41 @@ class AttentionPool(nn.Module):
         """Return one token per query. mask: False for padding."""
         x = self.attention(self.queries.expand(len(tokens), -1, -1), tokens, mask)
         return x + self.mlp(self.norm(x))
+
+
+class MAPHead(nn.Module):
+    """Multihead attention pooling (MAP) to one vector by one learned query, the probe (Zhai et al. 2022, section 3.2),
+    as SigLIP has it."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.pool = AttentionPool(width, num_heads, 1, activation=partial(F.gelu, approximate="tanh"), norm_eps=1e-6)
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch tokens"] | None = None
+    ) -> Float[Tensor, "batch width"]:
+        """Return the pooled vector. mask: False for padding."""
+        return self.pool(tokens, mask)[:, 0]
+
+    def load_pretrained_weights(self, weights: Mapping[str, Tensor], prefix: str = "vision_model.head.") -> None:
+        """Load the head of a SigLIP or SigLIP 2 checkpoint on the hub.
+
+        weights: of the whole model. prefix: of the head's names. Raises UserError where there is no head, or one of
+        another size.
+        """
+        head = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        width = self.pool.queries.shape[1]
+        try:
+            state = {"queries": head["probe"][0]}
+            for kind in ("weight", "bias"):
+                in_proj = head[f"attention.in_proj_{kind}"]  # query, key and value, one below the other
+                state[f"attention.query.{kind}"], state[f"attention.key_value.{kind}"] = (
+                    in_proj[:width],
+                    in_proj[width:],
+                )
+                state[f"attention.out.{kind}"] = head[f"attention.out_proj.{kind}"]
+                state[f"norm.{kind}"] = head[f"layernorm.{kind}"]
+                state |= {f"mlp.{place}.{kind}": head[f"mlp.{name}.{kind}"] for place, name in ((0, "fc1"), (2, "fc2"))}
+            self.pool.load_state_dict(state)
+        except (KeyError, RuntimeError) as error:
+            raise UserError(f"There is no attention pooling head of width {width} under '{prefix}'.") from error

@@ -95,17 +95,18 @@ class LayoutEmbedding(nn.Module):
         coordinate = (width - 2 * size) // 4
         if width % 2 or size < 1:
             raise UserError(f"A width of {width} does not divide into six parts.")
-        self.across = nn.Embedding(scale + 1, coordinate)
-        self.down = nn.Embedding(scale + 1, coordinate)
-        self.wide = nn.Embedding(scale + 1, size)
-        self.high = nn.Embedding(scale + 1, size)
-        for embedding in (self.across, self.down, self.wide, self.high):
-            nn.init.normal_(embedding.weight, std=0.02)
+        self.x_position_embeddings = nn.Embedding(scale + 1, coordinate)
+        self.y_position_embeddings = nn.Embedding(scale + 1, coordinate)
+        self.w_position_embeddings = nn.Embedding(scale + 1, size)
+        self.h_position_embeddings = nn.Embedding(scale + 1, size)
+        for embedding in self.children():
+            nn.init.normal_(embedding.weight, std=0.02)  # type: ignore[arg-type]
 
     def forward(self, boxes: Int[Tensor, "... 4"]) -> Float[Tensor, "... width"]:
         left, top, right, bottom = boxes.unbind(-1)
-        parts = [self.across(left), self.down(top), self.across(right), self.down(bottom)]
-        return torch.cat([*parts, self.high(bottom - top), self.wide(right - left)], dim=-1)
+        x, y = self.x_position_embeddings, self.y_position_embeddings
+        width, height = self.w_position_embeddings(right - left), self.h_position_embeddings(bottom - top)
+        return torch.cat([x(left), y(top), x(right), y(bottom), height, width], dim=-1)
 
 
 def relative_bucket(distance: Int[Tensor, ...], buckets: int, furthest: int) -> Int[Tensor, ...]:
@@ -134,11 +135,11 @@ class SpatialBias(nn.Module):
         """Build the tables. scale: coordinates are integers from 0 to `scale`."""
         super().__init__()
         self.scale = scale
-        self.text = nn.Embedding(32, num_heads)
-        self.across = nn.Embedding(64, num_heads)
-        self.down = nn.Embedding(64, num_heads)
+        self.rel_pos_bias = nn.Embedding(32, num_heads)
+        self.rel_pos_x_bias = nn.Embedding(64, num_heads)
+        self.rel_pos_y_bias = nn.Embedding(64, num_heads)
         self.register_buffer("bucket", relative_bucket(torch.arange(-scale, scale + 1), 64, 256), persistent=False)
-        for embedding in (self.text, self.across, self.down):
+        for embedding in (self.rel_pos_bias, self.rel_pos_x_bias, self.rel_pos_y_bias):
             nn.init.normal_(embedding.weight, std=0.02)
 
     def forward(
@@ -149,13 +150,13 @@ class SpatialBias(nn.Module):
         places: position of each token in the sequence, by default consecutive.
         """
         position = torch.arange(boxes.shape[1], device=boxes.device) if places is None else places
-        text = self.text(relative_bucket(position[None, :] - position[:, None], 32, 128)).permute(2, 0, 1)
+        text = self.rel_pos_bias(relative_bucket(position[None, :] - position[:, None], 32, 128)).permute(2, 0, 1)
         across, down = (
             self.bucket[side[:, None, :] - side[:, :, None] + self.scale] for side in (boxes[..., 0], boxes[..., 3])
         )
         # Selected from one table of both distances, heads first, the gradient costs a fifth of two embeddings'.
-        both = self.across.weight.T[:, :, None] + self.down.weight.T[:, None, :]
-        pairs = (across * self.down.num_embeddings + down).flatten()
+        both = self.rel_pos_x_bias.weight.T[:, :, None] + self.rel_pos_y_bias.weight.T[:, None, :]
+        pairs = (across * self.rel_pos_y_bias.num_embeddings + down).flatten()
         page = both.flatten(1).index_select(1, pairs).unflatten(1, across.shape)
         return page.transpose(0, 1) + text
 

@@ -6,6 +6,8 @@ one row (sequence packing), so that no layer computes padding. Only attention pa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -93,6 +95,7 @@ class Attention(nn.Module):
             raise UserError(f"A width of {width} does not divide into {num_heads} heads.")
         self.num_heads = num_heads
         self.causal = causal
+        self.dropout = 0.0  # of attention weights; `Transformer` sets it
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
@@ -109,7 +112,8 @@ class Attention(nn.Module):
             query, key = rotate(query, packing.rotation), rotate(key, packing.rotation)
         mask = packing.attention_mask(self.causal) if packing is not None else None
         causal = self.causal and mask is None
-        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal)
         y = y.transpose(1, 2).flatten(2)
         return self.out(select_rows(y if packing is None else packing.pack(y), query_rows))
 
@@ -130,6 +134,19 @@ class DropPath(nn.Module):
         # Scaled by 1 / (1 - rate), so that the expectation equals the branch in evaluation.
         keep = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) >= self.rate
         return branch * keep / (1 - self.rate)
+
+
+@contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """Turn off the dropout of a module in training mode inside the block."""
+    active = [part for part in module.modules() if isinstance(part, nn.Dropout) and part.training]
+    for part in active:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part in active:
+            part.train()
 
 
 def drop_path_schedule(rate: float, depth: int) -> list[float]:
@@ -187,10 +204,20 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
         kind: type[Block] = Block,
         drop_path_rate: float = 0.0,
+        qkv_bias: bool = True,
+        attention_dropout: float = 0.0,
     ):
-        """Build the blocks. drop_path_rate: of the last block, see `DropPath`; rates increase linearly from 0."""
+        """Build the blocks.
+
+        drop_path_rate: of the last block, see `DropPath`; rates increase linearly from 0. qkv_bias: whether queries,
+        keys and values have biases. attention_dropout: of attention weights, as in BERT.
+        """
         super().__init__()
         blocks = [kind(width, num_heads, causal, dropout) for _ in range(depth)]
+        for block in blocks:
+            block.attention.dropout = attention_dropout
+            if not qkv_bias:
+                block.attention.qkv = nn.Linear(width, 3 * width, bias=False)
         if drop_path_rate:
             for block, rate in zip(blocks, drop_path_schedule(drop_path_rate, depth), strict=True):
                 block.drop_path = DropPath(rate)
@@ -205,19 +232,26 @@ class Transformer(nn.Module):
             }
             for linear, std in linears.items():
                 nn.init.normal_(linear.weight, std=std)
-                nn.init.zeros_(linear.bias)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
         self.blocks = nn.ModuleList(blocks)
         self.activation_checkpointing = False  # recompute activations in the backward pass
 
     def forward(
-        self, x: Float[Tensor, "... width"], packing: Packing | None = None, query_rows: QueryRows = None
+        self,
+        x: Float[Tensor, "... width"],
+        packing: Packing | None = None,
+        query_rows: QueryRows = None,
+        positions: Float[Tensor, "... width"] | None = None,
     ) -> Float[Tensor, "... width"]:
-        """Apply the blocks. query_rows: indices into the flattened tokens to which the output is restricted, (rows,
-        width).
+        """Apply the blocks.
 
-        The last block then computes only these queries and their MLPs, such as those of the CLS or EOS token.
+        query_rows: indices into the flattened tokens to which the output is restricted, (rows, width). The last block
+        then computes only these queries and their MLPs, such as those of the CLS or EOS token. positions: added to the
+        input of every block (Point-BERT, Point-MAE).
         """
         for index, block in enumerate(self.blocks, start=1):
+            x = x if positions is None else x + positions
             rows = query_rows if index == len(self.blocks) else None
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, packing, rows, use_reentrant=False)

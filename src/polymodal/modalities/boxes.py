@@ -112,3 +112,23 @@ def boxes_to_patch_mask(boxes: Float[Tensor, "batch 4"], grid: int) -> Bool[Tens
     position = torch.arange(grid, device=boxes.device)
     within = (position >= first[..., None]) & (position < last[..., None])  # batch, axis (x, y), position
     return (within[:, 1, :, None] & within[:, 0, None, :]).flatten(1)
+
+
+def keep_patches(
+    image: Float[Tensor, "batch *frames 3 size size"], patch_mask: Bool[Tensor, "batch patches"]
+) -> Float[Tensor, "batch *frames 3 size size"]:
+    """Set pixels outside the patches of a mask to 0; a clip has one mask for all frames.
+
+    patch_mask: True for patches that stay, of a square grid in reading order.
+    """
+    grid = math.isqrt(patch_mask.shape[1])
+    patch = image.shape[-1] // grid
+    pixels = patch_mask.unflatten(1, (grid, grid)).repeat_interleave(patch, 1).repeat_interleave(patch, 2)
+    return image * pixels.view(len(image), *[1] * (image.ndim - 3), *pixels.shape[1:])
+
+
+def mean_over_patches(
+    hidden_states: Float[Tensor, "batch patches width"], patch_mask: Bool[Tensor, "batch patches"]
+) -> Float[Tensor, "batch width"]:
+    """Average the hidden states of the patches of a mask, at least one for each example."""
+    return (hidden_states * patch_mask[..., None]).sum(1) / patch_mask.sum(1, keepdim=True)

@@ -12,8 +12,10 @@ from jaxtyping import Int
 from PIL import Image as PILImage
 from torch import Tensor
 
+from polymodal.errors import UserError
 from polymodal.modalities.image import Image, to_rgb
 from polymodal.modalities.modality import write_text
+from polymodal.modalities.region import checked_box
 from polymodal.modalities.text import Tokenizer, Tokens, joined_pieces
 
 OTHER = "other"
@@ -56,8 +58,15 @@ class Words:
         )
 
     def decode(self, value: list[Mapping[str, Any]]) -> list[Word]:
+        """Decode words. Raises UnreadableExample for a box that is none."""
         return [
-            Word(word["text"], tuple(word["box"]), word["field"] or OTHER, word["segment"] or 0, word["link"])
+            Word(
+                word["text"],
+                checked_box(tuple(word["box"]), BOX_SCALE),
+                word["field"] or OTHER,
+                word["segment"] or 0,
+                word["link"],
+            )
             for word in value
         ]
 
@@ -138,8 +147,25 @@ class PageTokens:
         return PageTokens(self.tokens.to(device), self.boxes.to(device), self.word.to(device))
 
 
+def invalid_box(words: list[Word]) -> str:
+    """Return what is wrong with the first box that is outside the page or has its corners swapped; empty if none is."""
+    for word in words:
+        left, top, right, bottom = word.box
+        if not (0 <= left <= right <= BOX_SCALE and 0 <= top <= bottom <= BOX_SCALE):
+            return (
+                f"the word '{word.text}' has the box {tuple(word.box)}; boxes are left, top, right, bottom in "
+                f"thousandths of the page, from 0 to {BOX_SCALE}"
+            )
+    return ""
+
+
 def page_tokens(pages: list[list[Word]], tokenizer: Tokenizer) -> PageTokens:
-    """Tokenize words in reading order; pages beyond the tokenizer's context length are truncated."""
+    """Tokenize words in reading order; pages beyond the tokenizer's context length are truncated.
+
+    Raises UserError for an invalid box.
+    """
+    if fault := next(filter(None, map(invalid_box, pages)), ""):
+        raise UserError(f"A page cannot be read: {fault}.")
     tokens, part = joined_pieces([[word.text for word in page] for page in pages], tokenizer)
     boxes = torch.zeros((*part.shape, 4), dtype=torch.long)
     for row, page in enumerate(pages):

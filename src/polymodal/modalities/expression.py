@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from polymodal.modalities.modality import write_text
-from polymodal.modalities.region import draw_boxes
+from polymodal.modalities.region import checked_box, draw_boxes
 
 
 class Expression(NamedTuple):
@@ -34,8 +34,13 @@ class Expressions:
         return pa.list_(pa.struct({"text": pa.string(), "boxes": boxes, "clauses": pa.int32()}))
 
     def decode(self, value: list[Mapping[str, Any]]) -> list[Expression]:
+        """Decode expressions. Raises UnreadableExample for a box that is none."""
         return [
-            Expression(record["text"], tuple(tuple(box) for box in record["boxes"]), record.get("clauses") or 0)
+            Expression(
+                record["text"],
+                tuple(checked_box(tuple(box)) for box in record["boxes"]),
+                record.get("clauses") or 0,
+            )
             for record in value
         ]
 

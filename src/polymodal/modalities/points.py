@@ -62,25 +62,26 @@ def augment_points(
     scale: tuple[float, float] = (2 / 3, 3 / 2),
     shift: float = 0.2,
     jitter: float = 0.0,
-    tilt: float = 0.0,
+    rotate_perturbation: float = 0.0,
     dropout: float = 0.0,
+    isotropic: bool = False,
 ) -> Float[Tensor, "batch points channels"]:
     """Rotate each cloud about the vertical axis, scale it along each axis and shift it; colors stay.
 
     scale, shift: uniform ranges per axis, as in PointNet++ and Point-BERT. jitter: standard deviation of noise per
-    point. tilt: standard deviation in radians of a rotation about each axis, clipped at three times that. dropout:
-    maximum fraction of points replaced by the first point (point dropout); the fraction is uniform from 0 to it.
+    point. rotate_perturbation: standard deviation in radians of a rotation about each axis, clipped at three times
+    that. dropout: maximum fraction of points replaced by the first point (point dropout); the fraction is uniform from
+    0 to it. isotropic: whether one scale holds for all axes, as in ULIP.
     """
     if dropout:
         points = _dropped(points, example_rng, dropout)
-    if tilt:
-        points = torch.cat(
-            [points[..., :3] @ _tilts(example_rng, tilt).to(points).transpose(1, 2), points[..., 3:]], dim=-1
-        )
+    if rotate_perturbation:
+        rotation = _small_rotations(example_rng, rotate_perturbation).to(points)
+        points = torch.cat([points[..., :3] @ rotation.transpose(1, 2), points[..., 3:]], dim=-1)
     angle = example_rng.uniform(0, 2 * math.pi)
     cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
     rotation = torch.stack([cos, zero, sin, zero, one, zero, -sin, zero, cos], dim=-1).view(-1, 3, 3).to(points)
-    factors = torch.stack([example_rng.uniform(*scale) for _ in range(3)], dim=-1).to(points)
+    factors = torch.stack([example_rng.uniform(*scale) for _ in range(1 if isotropic else 3)], dim=-1).to(points)
     offset = torch.stack([example_rng.uniform(-shift, shift) for _ in range(3)], dim=-1).to(points)
     xyz = points[..., :3] @ rotation.transpose(1, 2) * factors[:, None] + offset[:, None]
     if jitter:
@@ -95,7 +96,7 @@ def _dropped(points: Float[Tensor, "batch points channels"], example_rng: Exampl
     return torch.where((chances < fraction[:, None]).to(points.device)[..., None], points[:, :1], points)
 
 
-def _tilts(example_rng: ExampleRNG, deviation: float) -> Float[Tensor, "batch 3 3"]:
+def _small_rotations(example_rng: ExampleRNG, deviation: float) -> Float[Tensor, "batch 3 3"]:
     """Return small rotations about the three axes, composed."""
     from scipy.spatial.transform import Rotation  # slow to import
 

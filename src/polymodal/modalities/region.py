@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from polymodal.errors import UnreadableExample
 from polymodal.modalities.image import open_image
+
+Box = TypeVar("Box", bound=tuple[float, ...])
+
+
+def checked_box(box: Box, limit: float = math.inf) -> Box:
+    """Return the box if it is left, top, right, bottom with 0 <= left <= right <= limit and alike for top and bottom.
+
+    Raises UnreadableExample for another box, such as one of x, y, width, height.
+    """
+    if len(box) != 4 or not (0 <= box[0] <= box[2] <= limit and 0 <= box[1] <= box[3] <= limit):
+        within = f" within 0 to {limit:g}" if limit < math.inf else ", none below 0"
+        values = ", ".join(f"{edge:g}" for edge in box)
+        raise UnreadableExample(f"a box is left, top, right, bottom in this order{within}, not ({values})")
+    return box
 
 
 class Region(NamedTuple):
@@ -29,7 +44,8 @@ class Regions:
         return pa.list_(pa.struct({"name": pa.string(), "box": pa.list_(pa.int32())}))
 
     def decode(self, value: Any) -> list[Region]:
-        return [Region(record["name"], tuple(record["box"])) for record in value]
+        """Decode objects. Raises UnreadableExample for a box that is none."""
+        return [Region(record["name"], checked_box(tuple(record["box"]))) for record in value]
 
     def describe(self, value: list[Region]) -> str:
         return "; ".join(f"{region.name} at {', '.join(map(str, region.box))}" for region in value)

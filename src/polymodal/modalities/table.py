@@ -91,6 +91,16 @@ class TableRows:
         """True where a value is missing; numeric columns first."""
         return torch.cat([self.numbers.isnan(), self.categories < 0], dim=1)
 
+    def filled(self, modes: Int[Tensor, " categorical"]) -> TableRows:
+        """Fill missing cells with the column's mean, which is 0, or mode."""
+        categories = torch.where(self.categories < 0, modes, self.categories)
+        return TableRows(self.numbers.nan_to_num(0.0), categories)
+
+    def identity(self) -> Int[Tensor, " batch"]:
+        """Return a number for each row that is equal for equal rows. Rows with missing numbers equal none."""
+        cells = torch.cat([self.numbers.double(), self.categories.double()], dim=1)
+        return torch.unique(cells, dim=0, return_inverse=True)[1]
+
     def mask(self, gone: Bool[Tensor, "batch columns"]) -> TableRows:
         """Mask cells: mark further values as missing."""
         numbers, categories = gone.split([self.numbers.shape[1], self.categories.shape[1]], dim=1)
@@ -117,16 +127,16 @@ def column_statistics(rows: list[TableRow]) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.where(variance > 1e-12, np.sqrt(variance), 1.0)
 
 
-def drop_values(rows: TableRows, share: float, example_rng: ExampleRNG) -> TableRows:
-    """Drop each value (mark it as missing) with probability `share`."""
-    return rows.mask(torch.stack([example_rng.uniform() < share for _ in range(rows.missing.shape[1])], dim=1))
+def drop_values(rows: TableRows, rate: float | Float[Tensor, " batch"], example_rng: ExampleRNG) -> TableRows:
+    """Drop each value (mark it as missing) with probability `rate`, which may differ between rows."""
+    return rows.mask(torch.stack([example_rng.uniform() < rate for _ in range(rows.missing.shape[1])], dim=1))
 
 
-def sample_columns(rows: TableRows, share: float, example_rng: ExampleRNG) -> Bool[Tensor, "batch columns"]:
-    """Sample a fraction `share` (rounded) of each row's columns at random."""
+def sample_columns(rows: TableRows, count: int, example_rng: ExampleRNG) -> Bool[Tensor, "batch columns"]:
+    """Sample `count` of each row's columns at random."""
     columns = rows.missing.shape[1]
-    order = torch.stack([example_rng.uniform() for _ in range(columns)], dim=1).argsort(dim=1).argsort(dim=1)
-    return order < round(share * columns)
+    rank = torch.stack([example_rng.uniform() for _ in range(columns)], dim=1).argsort(dim=1).argsort(dim=1)
+    return rank < count
 
 
 def replace_cells(rows: TableRows, chosen: Bool[Tensor, "batch columns"], others: TableRows) -> TableRows:

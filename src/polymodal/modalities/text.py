@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import unicodedata
 import zlib
 from collections import Counter
@@ -122,10 +123,12 @@ class Tokens:
     """Batch of token sequences, padded on the right.
 
     ids: values after a sequence's length are padding. lengths: number of real tokens per sequence, at least 1.
+    special_tokens: number of special tokens at the start and the end, such as (0, 1) for T5 and SigLIP.
     """
 
     ids: Int[Tensor, "batch length"]
     lengths: Int[Tensor, " batch"]
+    special_tokens: tuple[int, int] = (1, 1)
 
     @classmethod
     def of(cls, rows: list[list[int]]) -> Tokens:
@@ -145,7 +148,8 @@ class Tokens:
     def content_mask(self) -> Bool[Tensor, "batch length"]:
         """True for content tokens: neither padding nor start or end token."""
         position = torch.arange(self.ids.shape[1], device=self.ids.device)
-        return (position > 0) & (position < self.lengths[:, None] - 1)
+        start, end = self.special_tokens
+        return (position >= start) & (position < self.lengths[:, None] - end)
 
     @property
     def token_count(self) -> int:
@@ -157,7 +161,7 @@ class Tokens:
         return self.token_count
 
     def to(self, device: torch.device | str) -> Tokens:
-        return Tokens(self.ids.to(device), self.lengths.to(device))
+        return dataclasses.replace(self, ids=self.ids.to(device), lengths=self.lengths.to(device))
 
     def __len__(self) -> int:
         return len(self.lengths)

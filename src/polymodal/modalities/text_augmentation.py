@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from polymodal.constraints import UnitInterval
+from polymodal.constraints import NonNegativeFloat, UnitInterval
 
 _SMALL = "a an and are as at be by for from in is it its of on or that the this to was were will with"
 STOP_WORDS = frozenset(_SMALL.split(" "))
+EDA_DELETION = 0.1  # probability of each word in EDA's random deletion (alpha of the paper, section 2)
 
 
 @dataclass(frozen=True)
 class TextAugmentation:
-    """Probabilities of the steps, which are independent. EDA's synonyms come from sampling another caption instead."""
+    """Removal of stop words, then exactly one operation of EDA (Wei and Zou 2019, section 2) on a caption."""
 
     remove_stop_words: UnitInterval = 0.8
     """Probability of removing stop words: articles, prepositions and the like."""
-    swap_prob: UnitInterval = 0.2
-    """Probability of swapping two words."""
-    delete_prob: UnitInterval = 0.2
-    """Probability of deleting one word."""
+    synonym_weight: NonNegativeFloat = 0.0
+    """How often a word is replaced by a synonym of WordNet (a download), relative to the other operations."""
+    swap_weight: NonNegativeFloat = 0.4
+    """How often two words are swapped, relative to the other operations."""
+    delete_weight: NonNegativeFloat = 0.2
+    """How often each word is deleted with probability 0.1, relative to the other operations."""
 
 
 def without_words(text: str, share: float, rng: np.random.Generator) -> str:
@@ -37,17 +41,42 @@ def without_words(text: str, share: float, rng: np.random.Generator) -> str:
     return " ".join(remaining) if remaining else words[int(rng.integers(len(words)))]
 
 
-def augment_text(text: str, augmentation: TextAugmentation, rng: np.random.Generator) -> str:
-    """Augment a caption, keeping at least one content word. Texts without spaces between words are unchanged."""
+def without_stop_words(text: str, probability: float, rng: np.random.Generator) -> str:
+    """Remove all stop words with this probability, unless no word would be left."""
+    if rng.random() >= probability:
+        return text
+    return " ".join(word for word in text.split() if word.lower() not in STOP_WORDS) or text
+
+
+def augment_text(
+    text: str,
+    augmentation: TextAugmentation,
+    rng: np.random.Generator,
+    synonyms: Callable[[str], Sequence[str]] | None = None,
+) -> str:
+    """Augment a caption, keeping at least one content word. Texts without spaces between words are unchanged.
+
+    synonyms: of a word; without them, or for a caption whose words have none, a synonym replacement changes nothing.
+    """
+    text = without_stop_words(text, augmentation.remove_stop_words, rng)
+    weights = np.array([augmentation.synonym_weight, augmentation.swap_weight, augmentation.delete_weight])
     words = text.split()
-    if rng.random() < augmentation.remove_stop_words:
-        words = [word for word in words if word.lower() not in STOP_WORDS] or words
-    if rng.random() < augmentation.swap_prob and len(words) > 1:
+    if not weights.any() or not words:
+        return text
+    operation = ("synonym", "swap", "delete")[int(rng.choice(3, p=weights / weights.sum()))]
+    if operation == "delete":
+        remaining = without_words(text, EDA_DELETION, rng)
+        return remaining if _has_content(remaining) or not _has_content(text) else text
+    if operation == "swap" and len(words) > 1:
         first, second = rng.choice(len(words), size=2, replace=False)
         words[first], words[second] = words[second], words[first]
-    if rng.random() < augmentation.delete_prob and len(words) > 1:
-        content = [index for index, word in enumerate(words) if word.lower() not in STOP_WORDS]
-        dropped = int(rng.integers(len(words)))
-        if content != [dropped]:
-            del words[dropped]
+    if operation == "synonym" and synonyms is not None:
+        candidates = [(index, options) for index, word in enumerate(words) if (options := synonyms(word))]
+        if candidates:
+            index, options = candidates[int(rng.integers(len(candidates)))]
+            words[index] = options[int(rng.integers(len(options)))]
     return " ".join(words)
+
+
+def _has_content(text: str) -> bool:
+    return any(word.lower() not in STOP_WORDS for word in text.split())

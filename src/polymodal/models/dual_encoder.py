@@ -77,8 +77,9 @@ class DualEncoderModel(nn.Module):
         self.config = config
         self.modalities = tuple(encoders)
         for name, encoder in encoders.items():
-            width = (widths or {}).get(name) or _pooled_width(encoder)
             self.add_module(f"{name}_encoder", encoder)
+        for name, encoder in encoders.items():
+            width = (widths or {}).get(name) or _pooled_width(encoder)
             self.add_module(f"{name}_projection", _projection(config.projection, width, config.embed_dim))
         self.logit_scale = LogitScale(config.logit_scale_init, config.logit_scale_max)
         bias = config.logit_bias_init
@@ -118,7 +119,7 @@ class DualEncoderModel(nn.Module):
             return TokenEmbeddings(projection(tokens.values), tokens.mask, embedding)
         return TokenEmbeddings(projection(tokens), tokens.new_ones(tokens.shape[:2], dtype=torch.bool), embedding)
 
-    def embed_patches(self, image: Any) -> Float[Tensor, "batch patches dim"]:
+    def encode_patches(self, image: Any) -> Float[Tensor, "batch patches dim"]:
         """L2-normalized embeddings of all patches of images, in the space of the other modalities."""
         return F.normalize(self.encode_tokens("image", image).tokens, dim=-1)
 
@@ -135,7 +136,7 @@ class DualEncoderModel(nn.Module):
         similarity = self.logit_scale() * a @ b.T
         return similarity if self.logit_bias is None else similarity + self.logit_bias
 
-    def contrastive_losses(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def contrastive_losses(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
         """The loss of every pair of modalities of the batch, named such as `image_text`."""
         losses = {}
         for a, b in itertools.combinations([name for name in self.modalities if name in encoded], 2):
@@ -146,7 +147,7 @@ class DualEncoderModel(nn.Module):
             losses[f"{a}_{b}"] = loss
         return losses
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Any) -> dict[str, Tensor]:
         return self.contrastive_losses(self.encode(batch))
 
     def _parts(self, name: str) -> tuple[Any, nn.Module]:

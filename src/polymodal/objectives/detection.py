@@ -13,7 +13,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from polymodal.modalities.boxes import PaddedBoxes, cxcywh_to_xyxy, generalized_iou
+from polymodal.layers.distributed import all_gather
+from polymodal.modalities.boxes import PaddedBoxes, cxcywh_to_xyxy, generalized_iou, intersection_over_union
 from polymodal.objectives.reduction import global_mean
 
 OBJECT, NO_OBJECT = 0, 1  # classes
@@ -57,9 +58,10 @@ def detection_loss(
     targets: PaddedBoxes,
     assignment: Assignment | None = None,
 ) -> Float[Tensor, ""]:
-    """Return cross-entropy of object and no object + (5 * L1 + 2 * (1 - GIoU)) averaged over matched objects.
+    """Return cross-entropy of object and no object + the sum over matched objects of (5 * L1 + 2 * (1 - GIoU)) / number
+    of objects (DETR, released code).
 
-    boxes: cxcywh. assignment: by default `hungarian_match`. Both means are over all processes.
+    boxes: cxcywh. assignment: by default `hungarian_match`. Weights and objects are counted over all processes.
     """
     example, query, target = assignment or hungarian_match(logits, boxes, targets)
     classes = torch.full(logits.shape[:2], NO_OBJECT, device=logits.device)
@@ -71,4 +73,26 @@ def detection_loss(
     predicted, objects = boxes[example, query], targets.boxes[example, target]
     l1 = (predicted - objects).abs().sum()
     giou_loss = (1 - generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(objects))).sum()
-    return loss + global_mean(L1_COEF * l1 + GIOU_COEF * giou_loss, len(example))
+    return loss + global_mean(L1_COEF * l1 + GIOU_COEF * giou_loss, targets.counts.sum())
+
+
+@torch.no_grad()
+def matched_targets(
+    logits: Float[Tensor, "batch queries 2"], boxes: Float[Tensor, "batch queries 4"], targets: PaddedBoxes
+) -> tuple[PaddedBoxes, Float[Tensor, ""]]:
+    """Return a teacher's boxes of matched objects as targets, and their quality (SimVG, Dai et al. 2024, section 3.3).
+
+    boxes: cxcywh. The quality, from 0 to 1, is the mean over matched objects of all processes of the object's
+    probability times the IoU with the ground truth; 0 without objects.
+    """
+    example, query, target = hungarian_match(logits, boxes, targets)
+    matched = boxes[example, query]
+    iou, _ = intersection_over_union(cxcywh_to_xyxy(matched), cxcywh_to_xyxy(targets.boxes[example, target]))
+    quality = iou * logits.softmax(-1)[example, query, OBJECT]
+    counts = torch.bincount(example, minlength=len(targets))
+    # Matched boxes of each example, from its first place on.
+    place = torch.arange(len(example), device=example.device) - (counts.cumsum(0) - counts)[example]
+    taken = torch.zeros_like(targets.boxes)
+    taken[example, place] = matched
+    total, pairs = all_gather(torch.stack([quality.sum(), quality.new_tensor(float(len(quality)))])[None]).sum(0)
+    return PaddedBoxes(taken, counts), total / pairs.clamp(min=1)

@@ -1,4 +1,4 @@
-"""Noise schedules of diffusion, the DDIM step, and the flow-matching loss.
+"""Noise schedules of diffusion, the DDIM step, flow maps and their sampling times, and the flow-matching loss.
 
 Time runs from 0 (data) to 1 (noise): x_t = alpha_t x + sigma_t noise.
 """
@@ -15,6 +15,9 @@ from torch import Tensor
 Times = Float[Tensor, " batch"]
 Values = Float[Tensor, "batch *shape"]
 NoiseSchedule = Literal["fm", "vp_cosine"]
+FlowMapType = Literal["euler_fm", "simple_edm", "identity"]
+SIGMA_DATA = 0.5  # standard deviation of data and of noise (EDM, Karras et al. 2022)
+EDM_RHO = 7  # EDM, table 1
 
 
 def alpha_sigma(time: Times, noise_schedule: NoiseSchedule) -> tuple[Times, Times]:
@@ -31,6 +34,25 @@ def alpha_sigma(time: Times, noise_schedule: NoiseSchedule) -> tuple[Times, Time
 def time_from_eta(eta: Times, noise_schedule: NoiseSchedule) -> Times:
     """Return the time at which sigma / alpha equals eta."""
     return eta / (1 + eta) if noise_schedule == "fm" else torch.atan(eta) * 2 / math.pi
+
+
+def eta_from_time(time: Times, noise_schedule: NoiseSchedule) -> Times:
+    """Return eta = sigma / alpha, in double precision, as it is large near time 1."""
+    alpha, sigma = alpha_sigma(time.double(), noise_schedule)
+    return sigma / alpha
+
+
+def loss_weight(time: Times, noise_schedule: NoiseSchedule, b: float, a: float) -> Times:
+    """Return the weight of a time (IMM, Zhou et al. 2025, equation 13), lambda_t being the log signal-to-noise ratio.
+
+    0.5 sigmoid(b - lambda_t) (-d lambda_t / dt) alpha_t^a / (alpha_t^2 + sigma_t^2): that of the evidence lower bound
+    with sigmoid weighting (Kingma and Gao 2023), times a power of alpha.
+    """
+    alpha, sigma = alpha_sigma(time, noise_schedule)
+    log_snr = 2 * (alpha / sigma).log()
+    # -d lambda_t / dt: 2 / (t (1 - t)) for fm, and 2 pi / sin(pi t) for vp_cosine.
+    slope = 2 / (time * (1 - time)) if noise_schedule == "fm" else 2 * math.pi / torch.sin(math.pi * time)
+    return 0.5 * torch.sigmoid(b - log_snr) * slope * alpha**a / (alpha**2 + sigma**2)
 
 
 def expand_dims_like(time: Times, like: Values) -> Tensor:
@@ -54,6 +76,46 @@ def ddim_step(x: Values, data: Values, to: Times, time: Times, noise_schedule: N
     # x_s = alpha_s data + sigma_s noise with noise = (x_t - alpha_t data) / sigma_t.
     ratio = sigma_s / sigma_t
     return expand_dims_like(alpha_s - alpha_t * ratio, x) * data + expand_dims_like(ratio, x) * x
+
+
+def flow_map_coefficients(
+    to: Times, time: Times, f_type: FlowMapType, noise_schedule: NoiseSchedule
+) -> tuple[Times, Times]:
+    """Return c_skip and c_out of the flow map f_{s,t}(x_t) = c_skip x_t + c_out G(x_t, s, t) with s = `to`, t = `time`.
+
+    identity: G predicts the data, and f is its DDIM step. simple_edm: G is EDM's preconditioned network. euler_fm: G is
+    a velocity, and f is an Euler step (IMM, Zhou et al. 2025, section 5). All have f_{t,t}(x) = x.
+    """
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = (alpha_sigma(when, noise_schedule) for when in (to, time))
+    if f_type == "euler_fm":
+        return torch.ones_like(time), -SIGMA_DATA * (time - to)
+    if f_type == "identity":
+        return sigma_s / sigma_t, alpha_s - alpha_t * sigma_s / sigma_t
+    variance = alpha_t**2 + sigma_t**2
+    c_skip = (alpha_t * alpha_s + sigma_t * sigma_s) / variance
+    return c_skip, -SIGMA_DATA * (alpha_s * sigma_t - alpha_t * sigma_s) * variance.rsqrt()
+
+
+def sampling_times(
+    t_max: float,
+    t_min: float,
+    steps: int,
+    noise_schedule: NoiseSchedule = "fm",
+    discretization: Literal["uniform", "edm"] = "uniform",
+    mid_nt: tuple[float, ...] = (),
+) -> Float[Tensor, " times"]:
+    """Return the steps + 1 decreasing times of a sampler, in double precision.
+
+    uniform: equally spaced. edm: eta = sigma / alpha to the power of 1/7 is equally spaced (EDM, equation 5). mid_nt:
+    etas between the first and the last, which are used if they make as many steps.
+    """
+    ends = torch.tensor([t_max, t_min], dtype=torch.float64)
+    if mid_nt and steps == len(mid_nt) + 1:
+        return torch.cat([ends[:1], time_from_eta(torch.tensor(mid_nt).double(), noise_schedule), ends[1:]])
+    if discretization == "uniform":
+        return torch.linspace(t_max, t_min, steps + 1, dtype=torch.float64)
+    first, last = (eta_from_time(ends, noise_schedule) ** (1 / EDM_RHO)).tolist()
+    return time_from_eta(torch.linspace(first, last, steps + 1, dtype=torch.float64) ** EDM_RHO, noise_schedule)
 
 
 def flow_matching_loss(velocity: Values, data: Values, noise: Values) -> Float[Tensor, ""]:

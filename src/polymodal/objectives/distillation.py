@@ -26,6 +26,19 @@ def logit_distillation(
     return global_mean(temperature**2 * divergence, len(student))
 
 
+def confident_cross_entropy(
+    logits: Float[Tensor, "rows classes"], teacher: Float[Tensor, "rows classes"], threshold: float = 0.0
+) -> Float[Tensor, ""]:
+    """Return the cross-entropy with the teacher's probabilities, the mean over rows where it is confident.
+
+    threshold: minimum probability of the teacher's most likely class; 0 where no row has it.
+    """
+    teacher = teacher.detach()
+    confident = teacher.amax(1) >= threshold
+    cross_entropy = -(teacher * logits.log_softmax(1)).sum(1)
+    return global_mean((cross_entropy * confident).sum(), confident.sum())
+
+
 def soft_and_hard_distillation(
     student: Float[Tensor, "rows classes"],
     teacher: Float[Tensor, "rows classes"],

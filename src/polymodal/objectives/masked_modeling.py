@@ -1,16 +1,20 @@
 """Losses of masked modeling (MLM, masked image modeling) over masked positions only.
 
-Cross-entropy of tokens or codes, squared error of pixels. All are 0, with zero gradients, where nothing is masked, and
-means over the masked positions of all processes (`objectives.reduction`).
+Cross-entropy of tokens, codes or categories, squared error of pixels or numbers. All are 0, with zero gradients, where
+nothing is masked, and means over the masked positions of all processes (`objectives.reduction`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.layers.masked_lm_head import MaskedLMHead
+from polymodal.modalities.table import TableRows
 from polymodal.objectives.reduction import global_mean
 
 NORM_PIX_EPS = 1e-6  # MAE, released code
@@ -51,6 +55,26 @@ def masked_patch_loss(
     prediction, target = prediction[mask], normalize_patches(patches[mask]) if norm_pix else patches[mask]
     error = (prediction - target).square().mean(-1).sum()
     return global_mean(error, mask.sum())
+
+
+def masked_table_loss(
+    numbers: Float[Tensor, "batch numeric"],
+    category_logits: Float[Tensor, "batch categorical values"],
+    rows: TableRows,
+    offsets: Sequence[int],
+    mask: Bool[Tensor, "batch columns"],
+) -> Float[Tensor, ""]:
+    """Return the loss of masked tabular reconstruction (MTR): half the mean squared error of masked numbers plus half
+    the mean cross-entropy of masked categories (TIP, Du et al. 2024, section 3.2).
+
+    category_logits: over the values of all columns together, of which those of column c begin at offsets[c]. rows: the
+    original table; masked cells that were missing there do not count. mask: numeric columns first.
+    """
+    masked_numbers, masked_categories = (mask & ~rows.missing).split([numbers.shape[1], len(offsets)], dim=1)
+    squares = (numbers - rows.numbers.nan_to_num(0.0)).square()[masked_numbers]
+    codes = rows.categories + torch.tensor(offsets, dtype=torch.long, device=mask.device)
+    cross_entropy = masked_cross_entropy(category_logits[masked_categories], codes[masked_categories])
+    return (global_mean(squares.sum(), len(squares)) + cross_entropy) / 2
 
 
 def normalize_patches(patches: Float[Tensor, "*shape values"]) -> Float[Tensor, "*shape values"]:

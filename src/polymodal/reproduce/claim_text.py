@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from polymodal.evaluation.statistics import Estimate, number, scale
+from polymodal.evaluation.statistics import Estimate
+from polymodal.evaluation.units import number, scale
 from polymodal.reproduce.leaderboard import format_difference, format_metric, format_p
 from polymodal.reproduce.verdict import STATISTICS, TO_BE_MEASURED_AGAIN
 

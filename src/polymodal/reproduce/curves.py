@@ -14,7 +14,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from polymodal.evaluation.statistics import axis_label, scale
+from polymodal.evaluation.units import axis_label, scale
 from polymodal.reproduce.leaderboard import format_name
 from polymodal.reproduce.result import ComparisonResult
 

@@ -12,7 +12,8 @@ from rich.live import Live
 from rich.table import Table
 
 from polymodal.evaluation import Score
-from polymodal.evaluation.statistics import headlines, number
+from polymodal.evaluation.statistics import headlines
+from polymodal.evaluation.units import number
 from polymodal.training.progress import Progress
 from polymodal.training.progress_bar import cells
 from polymodal.training.trainer import OnStep

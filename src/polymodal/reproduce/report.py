@@ -19,8 +19,8 @@ from polymodal.data.loader import Reader
 from polymodal.evaluation.capabilities import CanEmbed
 from polymodal.evaluation.embeddings import ItemVectors, PairedTest, main_language
 from polymodal.evaluation.retrieval import top
-from polymodal.evaluation.statistics import axis_label, scale
 from polymodal.evaluation.task import ITEMS, available_modalities, item_of
+from polymodal.evaluation.units import axis_label, scale
 from polymodal.modalities import Text
 from polymodal.reproduce import leaderboard
 from polymodal.reproduce.curves import COLORS, axes_of, svg, validation_metric, validation_unit

@@ -11,7 +11,7 @@ from PIL import ImageDraw, ImageFont
 
 from polymodal.data.columns.label import label_of
 from polymodal.errors import UserError, unknown
-from polymodal.evaluation.tasks.image_generation import CanGenerateImages
+from polymodal.evaluation.tasks.image_generation import CanGenerateImages, is_unconditional
 from polymodal.training.run import Run, evaluating, to_device
 
 SIDE, MARGIN = 64, 4  # pixels per image of the sheet
@@ -20,7 +20,8 @@ SIDE, MARGIN = 64, 4  # pixels per image of the sheet
 def generate_images(run: Run, words: Sequence[str], count: int, steps: int, seed: int = 0) -> list[list[Any]]:
     """Generate `count` images (Pillow) per class name or, if the run is text-conditional, per prompt.
 
-    Raises UserError when the run does not generate images, or for an unknown class.
+    Words say nothing to an unconditional run. Raises UserError when the run does not generate images, or for an unknown
+    class.
     """
     if not isinstance(run.model, CanGenerateImages):
         raise UserError(f"The run '{run.name}' cannot generate: its method has no `generate`.")
@@ -29,12 +30,15 @@ def generate_images(run: Run, words: Sequence[str], count: int, steps: int, seed
     processor: Any = run.processor
     label = label_of(processor)
     names = list(label.names) if label is not None else []
+    unconditional = is_unconditional(run.model)
     device = next(run.model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     rows = []
     with evaluating(run.model):
         for word in words:
-            if word in names:
+            if unconditional:
+                batch = {"num_images": torch.tensor(count)}
+            elif word in names:
                 batch = processor(label=[names.index(word)] * count)
             elif getattr(processor, "text", True) is None:
                 raise unknown("label of this run", word, names)
@@ -47,8 +51,13 @@ def generate_images(run: Run, words: Sequence[str], count: int, steps: int, seed
 
 
 def known_classes(run: Run) -> list[str]:
-    """Return the classes that a run can generate. Raises UserError when there are none."""
+    """Return the classes that a run can generate; one without a name of an unconditional run.
+
+    Raises UserError when there are none.
+    """
     label = label_of(run.processor)
+    if isinstance(run.model, CanGenerateImages) and is_unconditional(run.model):
+        return [""]
     if not isinstance(run.model, CanGenerateImages) or label is None:
         raise UserError(f"Say what '{run.name}' is to generate, in words.")
     return list(label.names)

@@ -131,9 +131,10 @@ def backward(
 def cached_representations(method: Any, batches: list[Batch], forward: Forward, encode: str) -> dict[str, Tensor]:
     """Encode all micro-batches without a graph; return leaves that require gradients.
 
-    Raises UserError for a method with batch norm, whose representations depend on the batch.
+    Raises UserError for a method whose batch norm is trained: its representations depend on the batch.
     """
-    if isinstance(method, nn.Module) and any(isinstance(module, _BatchNorm) for module in method.modules()):
+    modules = method.modules() if isinstance(method, nn.Module) else ()
+    if any(isinstance(module, _BatchNorm) and module.training for module in modules):
         raise UserError("This method has batch norm, which looks at the whole batch; leave out --micro-batch.")
     pieces = []
     with torch.no_grad():
@@ -153,6 +154,23 @@ def _cached(
     with forward(len(batches)):
         losses = getattr(method, compare)(whole)
     weighted_sum(losses, weights).backward()
+    encode_again(
+        method,
+        batches,
+        forward,
+        encode,
+        {name: tensor.grad for name, tensor in whole.items() if tensor.grad is not None},
+    )
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+def encode_again(
+    method: Any, batches: list[Batch], forward: Forward, encode: str, gradients: Mapping[str, Tensor]
+) -> None:
+    """Encode each micro-batch with a graph and pass the gradients of its representations on to the parameters.
+
+    gradients: of the representations of the whole batch, by name.
+    """
     first = 0
     for number, batch in enumerate(batches):
         with forward(number):
@@ -160,9 +178,8 @@ def _cached(
         rows = slice(first, first + len(next(iter(again.values()))))
         first = rows.stop
         known = [
-            (again[name], tensor.grad[rows])
-            for name, tensor in whole.items()
-            if tensor.grad is not None and again[name].requires_grad  # a frozen encoder has no graph
+            (again[name], gradient[rows])
+            for name, gradient in gradients.items()
+            if again[name].requires_grad  # a frozen encoder has no graph
         ]
         torch.autograd.backward([piece for piece, _ in known], [gradient for _, gradient in known])
-    return {name: loss.detach() for name, loss in losses.items()}

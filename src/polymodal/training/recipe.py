@@ -67,6 +67,10 @@ class TrainingRecipe:
         """Return the training stages in order; a recipe with more than one stage overrides it."""
         return (Stage("training"),)
 
+    def missing_init(self) -> str:
+        """Return why training cannot start without `--init`, as a sentence for the user; empty if it can."""
+        return ""
+
     def gradient_transform(self) -> GradientTransform | None:
         """What makes one gradient of those of each loss; None adds them up. One is made for each run."""
         return None

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from polymodal.data import processor as processors
+from polymodal.data.processor import Processor
 from polymodal.errors import UserError
 from polymodal.training.checkpoint import load_weights, save_weights
 from polymodal.training.parallel import register_forward_methods
 from polymodal.training.recipe_record import recipe_from_record
-from polymodal.types import Batch, Processor
+from polymodal.types import Batch
 
 RECORD, WEIGHTS, HISTORY, SKIPPED = "run.json", "model.safetensors", "history.jsonl", "skipped.jsonl"
 

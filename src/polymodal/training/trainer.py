@@ -157,6 +157,8 @@ def build_run(
     trust_code: bool = False,
 ) -> Run:
     """Fit the processor and build the method with its first weights; the arguments are those of `train`."""
+    if init is None and weights_like is None and (reason := recipe.missing_init()):
+        raise UserError(reason)
     torch.manual_seed(seed)
     processor = fit_processor(recipe, corpus)
     if init is not None and tokenizer is None:

@@ -88,17 +88,21 @@ def denormalize_pixels(
     return (pixels * spread + center).clamp(0, 1)
 
 
-def color_statistics(corpus: Corpus, sample: int = 500) -> tuple[list[float], list[float]]:
+def color_statistics(
+    corpus: Corpus, sample: int = 500, kinds: Sequence[type] = (Video, Image)
+) -> tuple[list[float], list[float]]:
     """Compute mean and standard deviation of red, green and blue on the scale 0-1 over a sample of the training images.
 
-    A corpus with clips counts the first frame of each. They are computed for each corpus, because drawings on white,
-    on black, and photographs differ too much for the statistics of one data set.
+    A corpus with clips counts the first frame of each, one with several images of an object one of them. They are
+    computed for each corpus, because drawings on white, on black, and photographs differ too much for the statistics of
+    one data set. kinds: modalities to look for, in this order.
     """
-    column = corpus.column_with(Video if corpus.has_modality(Video) else Image)
+    column = corpus.column_with(next((kind for kind in kinds if corpus.has_modality(kind)), kinds[-1]))
     images = []
     for row in corpus.sample("train", sample):
         with contextlib.suppress(UnreadableExample):  # the loader counts and names them
             value = corpus.value(row, column)
+            value = value[row % len(value)] if isinstance(value, list) else value
             image = PILImage.fromarray(value.frames[0]) if isinstance(value, Clip) else value
             images.append(to_square(image, 16))
     if not images:

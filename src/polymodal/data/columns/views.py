@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,17 +11,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns.column import PassThroughColumn
-from polymodal.data.columns.image import ImageColumn
+from polymodal.data.columns.column import Column, PassThroughColumn
+from polymodal.data.columns.image import ImageColumn, color_statistics
 from polymodal.modalities import Image, Images, ViewCaptions
 from polymodal.modalities.image import to_square
 from polymodal.modalities.padding import Padded, pad
+from polymodal.modalities.view_caption import ViewCaption
 
 
 class ViewsColumn(ImageColumn):
     """All views of an object as square images."""
 
     reads: ClassVar[tuple[type, ...]] = (Images, Image)
+
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> ViewsColumn:
+        """Compute the color statistics of the views themselves."""
+        if self.mean:
+            return self
+        corpus = next((corpus for corpus in corpora if self.available([corpus])), corpora[0])
+        mean, std = color_statistics(corpus, kinds=self.reads)
+        return dataclasses.replace(self, mean=mean, std=std)
 
     def load(self, corpus: Corpus, row: int) -> np.ndarray:
         """Load uint8 views x size x size x 3; a corpus of single images gives one view."""
@@ -42,3 +53,16 @@ class ViewCaptionsColumn(PassThroughColumn):
     """Captions of each view, the best first."""
 
     reads = (ViewCaptions,)
+
+    def sample(
+        self, captions: Sequence[ViewCaption], views: Sequence[int], count: int, rng: np.random.Generator
+    ) -> tuple[int, list[str]]:
+        """Sample one of the given views that has captions, or any that has; return it with its `count` best captions.
+
+        Captions repeat where a view has fewer.
+        """
+        described = sorted({caption.view for caption in captions})
+        candidates = [view for view in views if view in described] or described
+        view = candidates[int(rng.integers(len(candidates)))]
+        best = [caption.text for caption in captions if caption.view == view][:count]
+        return view, [best[number % len(best)] for number in range(count)]

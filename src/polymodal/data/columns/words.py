@@ -17,7 +17,7 @@ from polymodal.data.columns.column import MAX_ROWS, Column
 from polymodal.data.columns.text import TokenizedColumn, TokenizerSource
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Words
-from polymodal.modalities.document import OTHER, PageTokens, Word, page_tokens
+from polymodal.modalities.document import OTHER, PageTokens, Word, invalid_box, page_tokens
 from polymodal.modalities.text import Tokenizer
 from polymodal.rng import ExampleRNG
 
@@ -58,7 +58,10 @@ class WordsColumn(TokenizedColumn):
         return WordsColumn(self.source, tokenizer=self.source.load_tokenizer(directory), **settings)
 
     def load(self, corpus: Corpus, row: int) -> list[Word]:
+        """Load the words of a page. Raises UnreadableExample for an invalid box."""
         words = corpus.value(row, corpus.column_with(Words))
+        if fault := invalid_box(words):
+            raise UnreadableExample(fault)
         return in_segment_boxes(words) if self.segment_level_layout else words
 
     def __call__(self, pages: list[list[Word]]) -> PageTokens:

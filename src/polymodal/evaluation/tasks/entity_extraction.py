@@ -5,20 +5,21 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.evaluation.classification import predicted_classes
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task
 from polymodal.modalities import Words
 from polymodal.modalities.document import OTHER, Word
 from polymodal.training.run import answers
-from polymodal.types import Batch, Example, Processor
+from polymodal.types import Batch, Example
 
 VALIDATION_PAGES = 150  # a look at long pages takes longer than many steps
 NO_FIELD = ""  # of a word whose logits are no numbers: never right
@@ -47,7 +48,7 @@ def predict_fields(
     method: nn.Module, processor: Processor, examples: Sequence[Example]
 ) -> list[tuple[list[Word], list[str]]]:
     """The words of each page, and the field that the method takes each for; long pages part by part."""
-    column = processor.columns["words"]  # type: ignore[attr-defined]
+    column: Any = processor.columns["words"]
     parts = [(number, part) for number, one in enumerate(examples) for part in column.windows(one["words"])]
     columns = {"words": [part for _, part in parts], "image": [examples[number]["image"] for number, _ in parts]}
     likely = predicted_classes(torch.cat(answers(method, processor, "classify_tokens", columns, 64)).numpy()).tolist()

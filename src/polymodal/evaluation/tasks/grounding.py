@@ -21,7 +21,7 @@ from polymodal.modalities.region import Region
 from polymodal.training.run import embed, evaluating, to_device
 
 BATCH = 128
-from polymodal.types import Processor
+from polymodal.data.processor import Processor
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,12 +19,13 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.label import label_of
 from polymodal.data.conditions import conditions
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.evaluation.classification import balanced_accuracy, predicted_classes
 from polymodal.evaluation.statistics import MetricKind, Score, group_numbers
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image
 from polymodal.training.run import evaluating, to_device
-from polymodal.types import Batch, Processor
+from polymodal.types import Batch
 
 STEPS = (1, 2, 4, 8, 32)
 VALIDATION_STEPS = (1, 8)
@@ -38,6 +39,11 @@ class CanGenerateImages(Protocol):
     """Capability: images, normalised as the processor's, for the conditions of a batch, in so many steps."""
 
     def generate_images(self, batch: Batch, steps: int, generator: torch.Generator | None = None) -> Tensor: ...
+
+
+def is_unconditional(method: Any) -> bool:
+    """Return whether a method generates images from nothing; its batches have `num_images` in place of conditions."""
+    return bool(getattr(method, "unconditional", False))
 
 
 class ImageClassifier(nn.Module):
@@ -62,9 +68,10 @@ class ImageClassifier(nn.Module):
 _trained: dict[Any, ImageClassifier] = {}  # one for every corpus and size in this process
 
 
-def image_classifier(corpus: Corpus, train: Batch) -> ImageClassifier:
+def image_classifier(
+    corpus: Corpus, image: Float[Tensor, "images 3 size size"], label: Int[Tensor, " images"]
+) -> ImageClassifier:
     """Trained on the real training images, the same for all methods and seeds."""
-    image, label = train["image"], train["label"]
     key = (corpus.about.folder, tuple(image.shape), float(image.sum()))
     if key not in _trained:
         with torch.random.fork_rng(devices=[]):
@@ -149,12 +156,16 @@ def _frechet(
 def generation_scores(
     method: nn.Module, processor: Processor, reader: Reader, split: str, steps_asked: Sequence[int] = STEPS
 ) -> list[Score]:
-    """One image for label and text of each image, for several numbers of steps, and the real ones beside."""
+    """One image for label and text of each image, for several numbers of steps, and real training images beside.
+
+    The real ones have the classes of those that they are compared with, as the generated ones have. Of unconditional
+    generation, there is no accuracy, and they are sampled from all.
+    """
     assert isinstance(method, CanGenerateImages)
-    train = real_images(processor, reader, "train")
-    classifier = image_classifier(reader.corpus, train)
-    real = real_images(processor, reader, split)
-    labels = real["label"].numpy()
+    train, real = real_images(processor, reader, "train"), real_images(processor, reader, split)
+    known, labels = (classes_of(processor, reader, batch, part) for batch, part in ((train, "train"), (real, split)))
+    classifier = image_classifier(reader.corpus, train["image"], known)
+    conditional = label_of(processor) is not None
     conditions = {name: value for name, value in real.items() if name != "image"}
     device = next(method.parameters()).device
     groups = 1 if split == "validation" else IMAGE_GROUPS  # curves have no intervals
@@ -165,12 +176,15 @@ def generation_scores(
             generator = torch.Generator().manual_seed(0)
             made = method.generate_images(to_device(conditions, device), steps, generator).cpu()
             task = f"{split}/generation_in_{steps}"
-            scores.append(balanced_accuracy(f"{task}/accuracy", predicted_classes(classifier(made).numpy()), labels))
+            if conditional:
+                seen = predicted_classes(classifier(made).numpy())
+                scores.append(balanced_accuracy(f"{task}/accuracy", seen, labels.numpy()))
             scores.append(frechet_distance(f"{task}/frechet_distance", classifier.features(made), of_real, groups))
             scores.append(kernel_distance(f"{task}/kernel_distance", classifier.features(made), of_real))
         seen = classifier(real["image"]).argmax(1).numpy()
-        scores.append(balanced_accuracy(f"{split}/real_images/accuracy", seen, labels))
-        others = classifier.features(train["image"][: len(labels)])
+        scores.append(balanced_accuracy(f"{split}/real_images/accuracy", seen, labels.numpy()))
+        rows = rows_of_classes(known, labels) if conditional else rows_of_classes(0 * known, 0 * labels)
+        others = classifier.features(train["image"][rows])
         scores.append(frechet_distance(f"{split}/real_images/frechet_distance", others, of_real, groups))
     return scores
 
@@ -181,9 +195,32 @@ def real_images(processor: Processor, reader: Reader, split: str) -> Batch:
     return processor(image=[example["image"] for example in examples]) | conditions(processor, examples)
 
 
+def classes_of(processor: Processor, reader: Reader, batch: Batch, split: str) -> Int[Tensor, " images"]:
+    """Return the class of each image of `real_images`, by the corpus where the method takes no labels."""
+    if label_of(processor) is not None:
+        return batch["label"]
+    corpus = reader.corpus
+    assert corpus.label is not None
+    return torch.tensor([corpus.value(int(row), corpus.label) for row in corpus.rows(split)])
+
+
+def rows_of_classes(known: Int[Tensor, " images"], wanted: Int[Tensor, " others"]) -> Int[Tensor, " others"]:
+    """Sample an image of each wanted class: different ones, unless a class has fewer than are wanted."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.zeros_like(wanted)
+    for label in wanted.unique():
+        places, candidates = (wanted == label).nonzero()[:, 0], (known == label).nonzero()[:, 0]
+        if not len(candidates):  # a class that training has not
+            candidates = torch.arange(len(known))
+        order = candidates[torch.randperm(len(candidates), generator=generator)]
+        rows[places] = order.repeat(-(-len(places) // len(order)))[: len(places)]
+    return rows
+
+
 def _has_labeled_images(inputs: TaskInputs) -> bool:
-    """Whether images have a label that the method takes, so that a classifier can judge generated ones."""
-    return inputs.corpus.label is not None and label_of(inputs.processor) is not None
+    """Whether images have labels, by which a classifier can judge what is generated from them, or from nothing."""
+    labelled = label_of(inputs.processor) is not None or is_unconditional(inputs.method)
+    return inputs.corpus.label is not None and labelled
 
 
 task = Task(

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.evaluation.retrieval import METRICS, ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.task import ITEMS, WITH_TEXT, Task, TaskInputs
 from polymodal.modalities import Text
 from polymodal.training.run import answers
-from polymodal.types import Batch, Processor
+from polymodal.types import Batch
 
 MAX_MATCHED = 200  # examples, all pairs of which are looked at
 BLOCK = 16  # examples that are compared with all texts at once

@@ -9,12 +9,12 @@ from torch import nn
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.mixture import Mixture
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.evaluation.byte_likelihood import MAX_TEXTS, bits_per_byte
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.evaluation.tasks.vqa_captioning import CanWrite
 from polymodal.modalities import Image, Text
-from polymodal.types import Processor
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.evaluation.capabilities import CanEmbed
 from polymodal.evaluation.retrieval import METRICS, ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
@@ -16,7 +17,6 @@ from polymodal.evaluation.task import ITEMS, QUERIES, Task, TaskInputs
 from polymodal.modalities import Table, Text
 from polymodal.modalities.table import TableRow
 from polymodal.training.run import embed
-from polymodal.types import Processor
 
 PAIRS = (("table", "image"), ("sound", "video"))
 

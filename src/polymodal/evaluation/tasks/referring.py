@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from polymodal.data.columns.expressions import ReferringExpression
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task
 from polymodal.modalities import Expressions
 from polymodal.modalities.boxes import intersection_over_union
 from polymodal.training.run import answers
-from polymodal.types import Batch, Example, Processor
+from polymodal.types import Batch, Example
 
 IOU_THRESHOLD = 0.5  # IoU of a box that counts as found
 SCORE_THRESHOLD = 0.5  # how sure a method is of a box that it gives

@@ -17,13 +17,17 @@ from polymodal.modalities import Image, Regions, Video
 from polymodal.training.run import answers
 from polymodal.types import Batch
 
-CONFIDENCE_THRESHOLD = 0.2  # below this probability of the likeliest name, nothing is said (ALPRO, section 3.3)
 BATCH = 256
 
 
 @runtime_checkable
 class CanClassifyRegions(Protocol):
-    """Capability: for a box in each example, the probabilities of the names that the processor knows (`entities`)."""
+    """Capability: for a box in each example, the probabilities of the names that the processor knows (`entities`).
+
+    pseudo_label_threshold: below this probability of the most likely name, the method is not confident.
+    """
+
+    pseudo_label_threshold: float
 
     def classify_regions(self, batch: Batch) -> Tensor: ...
 
@@ -31,8 +35,9 @@ class CanClassifyRegions(Protocol):
 def region_scores(method: nn.Module, processor: Any, reader: Reader, split: str, item: str) -> list[Score]:
     """Whether the likeliest name of each box is a word of its object's name, over objects that can be named so.
 
-    item: `video` or `image`; boxes are of its first frame. Also the share of boxes of which the method is unsure, and
-    how often it is right where it is sure. The unit is an example with all of its objects.
+    item: `video` or `image`. Boxes are of the first frame, so a clip is shown as its first frame, repeated: objects
+    move out of their boxes later. Also the fraction of boxes of which the method is not confident, and the accuracy
+    where it is. The unit is an example with all of its objects.
     """
     rows, examples = reader.read_split(split)
     numbers = {name: number for number, name in enumerate(processor.entities)}
@@ -43,14 +48,16 @@ def region_scores(method: nn.Module, processor: Any, reader: Reader, split: str,
             fitting = [numbers[word] for word in re.findall(r"[^\W\d_]+", region.name.lower()) if word in numbers]
             box = in_square(region.box, height, width)
             if fitting and box is not None:
-                shown.append(example[item])
+                shown.append(first_frame(example[item]) if item == "video" else example[item])
                 boxes.append(box)
                 right.append(fitting)
                 unit.append(place)
     if not shown:
         return []
+    confident: Any = method
     named = torch.cat(answers(method, processor, "classify_regions", {item: shown, "box": boxes}, BATCH))
-    first, sure = predicted_classes(named.numpy()).tolist(), (named.amax(1) >= CONFIDENCE_THRESHOLD).numpy()
+    first = predicted_classes(named.numpy()).tolist()
+    sure = (named.amax(1) >= confident.pseudo_label_threshold).numpy()
     hits = np.array([one in fitting for one, fitting in zip(first, right, strict=True)], dtype=float)
     chance = float(np.mean([len(fitting) for fitting in right])) / len(numbers)
     units = np.unique(unit, return_inverse=True)[1]
@@ -61,6 +68,11 @@ def region_scores(method: nn.Module, processor: Any, reader: Reader, split: str,
         Score(f"{split}/regions/top1_confident", right_and_sure, chance, weights=sures),
         Score.per_cluster(f"{split}/regions/abstention_rate", 1.0 - sure, units, higher_is_better=False),
     ]
+
+
+def first_frame(clip: np.ndarray) -> np.ndarray:
+    """The first frame of a clip, repeated over its length."""
+    return np.repeat(clip[:1], len(clip), axis=0)
 
 
 def _extent(reader: Reader, row: int, item: str) -> tuple[int, int]:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from polymodal.data.instructions import longest_caption
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task
 from polymodal.modalities import Image, Interleaved, Text
 from polymodal.training.run import answers
-from polymodal.types import Batch, Processor
+from polymodal.types import Batch
 
 BATCH = 32
 

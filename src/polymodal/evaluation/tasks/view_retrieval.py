@@ -6,13 +6,13 @@ import numpy as np
 from torch import nn
 
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.evaluation.capabilities import CanEmbed
 from polymodal.evaluation.retrieval import METRICS, ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.task import Task
 from polymodal.modalities import Images, Points
 from polymodal.training.run import embed
-from polymodal.types import Processor
 
 
 def view_to_points(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:

@@ -11,13 +11,13 @@ from torch import nn
 from polymodal.data.conversation import DESCRIBE
 from polymodal.data.instructions import longest_caption
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.evaluation.byte_likelihood import MAX_TEXTS, bits_per_byte
 from polymodal.evaluation.capabilities import CanGenerateText, HasLikelihood
 from polymodal.evaluation.question_answering import METRICS, question_scores, written_texts
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image, Questions, Regions, Text
-from polymodal.types import Processor
 
 MAX_NAMED = 4000  # training examples whose objects' names are known
 VALIDATION_EXAMPLES = 40  # with questions; writing takes longer than a step

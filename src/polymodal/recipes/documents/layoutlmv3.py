@@ -1,33 +1,39 @@
 """LayoutLMv3: document pre-training with masked language modeling, masked image modeling and word-patch alignment.
 
-Words are hidden in spans and patches in blocks; words are predicted from the vocabulary, patches from the codes of a
-frozen image tokenizer. A third loss ties the two: for every word in sight, is its own patch in sight, too? There is no
-convolution and no detector below, and the same body then tags words, classifies pages and sees regions (section 2).
+One transformer encodes the words of a page with their layout and linear patch embeddings of its image. Words are masked
+in spans and predicted from the vocabulary; patches are masked in blocks and predicted as the codes of a frozen image
+tokenizer; and for every unmasked word a binary classifier predicts whether its patches are unmasked (section 2). Then
+the encoder is fine-tuned to classify words by field; `--init hf:microsoft/layoutlmv3-base` loads the released encoder.
 
-Terms: MLM = losses.mlm, MIM = losses.mim, WPA (word-patch alignment) = losses.wpa.
+Terms: MLM = losses.mlm, MIM = losses.mim, WPA (word-patch alignment) = losses.wpa, 1-D and 2-D relative position bias =
+encoder.bias, layout embedding = encoder.layout.
+
+Differs from the paper: the image tokenizer is a VQ-VAE that is trained
+first, not DiT's; question answering (DocVQA) and layout analysis with a detector (PubLayNet) are left out.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import PositiveFloat, PositiveInt, UnitInterval
 from polymodal.data.columns.image import ImageColumn
-from polymodal.data.columns.text import LearnedTokenizer
 from polymodal.data.columns.words import NO_FIELD, WordsColumn, first_pieces, random_windows
-from polymodal.data.masks import expand_words, mask_blocks, mask_spans
+from polymodal.data.masks import expand_words, in_masked_patch, mask_blocks, mask_spans
 from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig
+from polymodal.encoders.pretrained_page import PretrainedPageConfig
 from polymodal.errors import UserError
 from polymodal.layers.masked_lm_head import MaskedLMHead
-from polymodal.modalities.document import BOX_SCALE, PageTokens, Word
+from polymodal.modalities.document import PageTokens, Word
 from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm_loss
 from polymodal.objectives.reduction import global_mean, mean_over
 from polymodal.rng import ExampleRNG
@@ -41,22 +47,9 @@ paper = Paper(
     year=2022,
     arxiv="2204.08387",
     modalities=("image", "words"),
+    code="microsoft/unilm@768a3c873f598bb9b4d4dfb9267b099e35f8fe56",
     parameters={"encoder.*": 126e6},  # the released base model, without heads
 )
-
-
-def in_masked_patch(
-    boxes: Int[Tensor, "batch length 4"], masked: Bool[Tensor, "batch patches"], grid: int
-) -> Bool[Tensor, "batch length"]:
-    """Whether any of the patches that a box touches is hidden. boxes: in thousandths of the page."""
-    first = (boxes[..., :2] * grid // BOX_SCALE).clamp(max=grid - 1)
-    last = ((boxes[..., 2:] - 1).maximum(boxes[..., :2]) * grid // BOX_SCALE).clamp(max=grid - 1)
-    # Summed over all patches above and to the left, four corners tell how many are hidden inside a rectangle.
-    sums = F.pad(masked.unflatten(1, (grid, grid)).long().cumsum(1).cumsum(2), (1, 0, 1, 0))
-    page = torch.arange(len(boxes), device=boxes.device)[:, None]
-    (left, top), (right, bottom) = first.unbind(-1), (last + 1).unbind(-1)
-    inside = sums[page, bottom, right] - sums[page, top, right] - sums[page, bottom, left] + sums[page, top, left]
-    return inside > 0
 
 
 class ImageBatch(TypedDict):
@@ -81,18 +74,18 @@ class LabelledPageBatch(PageBatch):
 
 
 class LayoutLMv3(nn.Module):
-    """The encoder of words and patches, and the heads that name what is hidden."""
+    """Encoder of words and patches, image tokenizer, and the heads of MLM, MIM, WPA and token classification."""
 
     def __init__(self, recipe: Recipe, vocabulary: int, fields: int):
-        """fields: kinds of field that words are tagged with."""
+        """fields: number of classes of fields."""
         super().__init__()
         width = recipe.encoder.width
         self.recipe = recipe
         self.tokenizer = recipe.tokenizer.build(recipe.encoder.patch_size)
         self.encoder = recipe.encoder.build(vocabulary)
         self.mlm_head = MaskedLMHead(width, vocabulary)
-        self.patch_head = nn.Linear(width, recipe.tokenizer.codebook_size)
-        self.alignment_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+        self.mim_head = nn.Linear(width, recipe.tokenizer.codebook_size)
+        self.wpa_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
         self.field_head = nn.Sequential(nn.Dropout(recipe.encoder.dropout), nn.Linear(width, fields))
 
     def tokenizer_losses(self, batch: ImageBatch) -> dict[str, Tensor]:
@@ -119,7 +112,7 @@ class LayoutLMv3(nn.Module):
 
     @mean_over("pretraining_counts")
     def losses(self, batch: MaskedPageBatch) -> dict[str, Tensor]:
-        """Hidden words, hidden patches, and whether words in sight lie on patches in sight; equal weights."""
+        """Return the losses of MLM, MIM and WPA, which have equal weights (section 2.2)."""
         words, image = batch["words"], batch["image"]
         masked_words, masked_patches = batch["masked_words"], batch["masked_patches"]
         tokens, patches = self.encoder(words, image, masked_words, masked_patches)
@@ -127,24 +120,34 @@ class LayoutLMv3(nn.Module):
         losses = {"mlm": masked_lm_loss(self.mlm_head, tokens, embedding, words.tokens.ids, masked_words)}
         if self.recipe.use_mim:
             codes = self.tokenizer.encode(image)[masked_patches]
-            losses["mim"] = masked_cross_entropy(self.patch_head(patches[:, 1:][masked_patches]), codes)
+            losses["mim"] = masked_cross_entropy(self.mim_head(patches[:, 1:][masked_patches]), codes)
         if self.recipe.use_wpa:
             aligned = ~in_masked_patch(words.boxes, masked_patches, self.recipe.encoder.grid)
-            asked = (words.word >= 0) & ~masked_words  # or the model would link hidden words to hidden patches
-            guess = self.alignment_head(tokens[asked]).squeeze(-1)
-            loss = F.binary_cross_entropy_with_logits(guess, aligned[asked].float(), reduction="sum")
-            losses["wpa"] = global_mean(loss, len(guess))
+            visible = (words.word >= 0) & ~masked_words  # masked words are left out (section 2.2, WPA)
+            logits = self.wpa_head(tokens[visible]).squeeze(-1)
+            loss = F.binary_cross_entropy_with_logits(logits, aligned[visible].float(), reduction="sum")
+            losses["wpa"] = global_mean(loss, len(logits))
         return losses
 
     def classify_tokens(self, batch: PageBatch) -> Float[Tensor, "words fields"]:
-        """Logits of the fields of all words of the batch, page by page."""
+        """Return the field logits of all words of the batch, page by page, at the first token of each word."""
         tokens, _ = self.encoder(batch["words"], batch["image"])
         return self.field_head(tokens[first_pieces(batch["words"])])
 
     def features(self, batch: PageBatch) -> dict[str, Float[Tensor, "batch width"]]:
-        """The start mark after it has read words and image, and the mean of the patches of the image alone."""
-        tokens, _ = self.encoder(batch["words"], batch["image"])
-        return {"page": tokens[:, 0], "image": self.encoder.encode_image(batch["image"])[:, 1:].mean(1)}
+        """Return the CLS token of words and image, and the mean of the patch tokens of the image alone."""
+        tokens = self.encode_page(batch)
+        return {"page": tokens["text"][:, 0], "image": tokens["image"].mean(1)}
+
+    def encode_page(self, batch: PageBatch) -> dict[str, Float[Tensor, "batch tokens width"]]:
+        """Return the tokens of the text and of the patches, and the patch tokens of the image alone."""
+        text, patches = self.encoder(batch["words"], batch["image"])
+        image = self.encoder.encode_image(batch["image"])
+        return {"text": text, "patches": patches[:, 1:], "image": image[:, 1:]}
+
+    def load_pretrained_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Load released weights of the encoder; heads and image tokenizer stay random."""
+        self.encoder.load_layoutlmv3(weights)
 
 
 @dataclass(frozen=True)
@@ -153,82 +156,74 @@ class Recipe(TrainingRecipe):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3)
     encoder: PageEncoderConfig = PageEncoderConfig()
     tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
-    """What gives patches their codes; trained first, then frozen."""
+    """Image tokenizer whose codes MIM predicts; trained first, then frozen."""
     vocab_size: PositiveInt = 2048
-    """Entries of the byte-level BPE tokenizer."""
+    """Vocabulary size of the byte-level BPE tokenizer that is trained on the corpus."""
     mlm_probability: UnitInterval = 0.3
-    """Share of a page's words that are hidden."""
+    """Fraction of a page's words that are masked."""
     mean_span_length: PositiveFloat = 3.0
-    """Mean length of a hidden span, in words (Poisson)."""
+    """Mean length of a masked span in words (Poisson)."""
     image_mask_ratio: UnitInterval = 0.4
-    """Share of a page's patches that are hidden."""
+    """Fraction of a page's patches that are masked."""
     use_mim: bool = True
-    """Whether the codes of hidden patches are predicted; without, there is no image tokenizer and patches stay in
-    sight."""
+    """Whether patches are masked and their codes predicted (MIM); without, there is no image tokenizer."""
     use_wpa: bool = True
-    """Whether every word in sight tells if its patch is in sight; needs hidden patches."""
+    """Whether word-patch alignment (WPA) is predicted; needs MIM."""
     segment_level_layout: bool = True
-    """Whether a word stands in the box of its whole segment, as with an OCR engine's lines, or in its own."""
+    """Whether a word has the box of its segment, as an OCR engine gives for a line, instead of its own."""
     max_words: PositiveInt = 64
-    """Words in a row that training takes of a page."""
+    """Maximum number of consecutive words of a page in a training batch."""
     tokenizer_fraction: UnitInterval = 0.1
-    """Share of the budget that trains the image tokenizer."""
+    """Fraction of the budget that trains the image tokenizer."""
     finetune_fraction: UnitInterval = 0.4
-    """Share of the budget that learns the corpus's fields with all weights; 0 pre-trains only."""
+    """Fraction of the budget for fine-tuning on the fields of words; 0 pre-trains only; 1 with --init hf:."""
 
     def __post_init__(self) -> None:
         if self.use_wpa and not self.use_mim:
-            raise UserError("--use-wpa asks for hidden patches, and there are none with --no-use-mim.")
+            raise UserError("--use-wpa needs masked patches, and there are none with --no-use-mim.")
 
     def stages(self) -> tuple[Stage, ...]:
         codes = self.tokenizer_fraction if self.use_mim and self.finetune_fraction < 1 else 0.0
-        body = ("encoder.*", "mlm_head.*", "patch_head.*", "alignment_head.*")
+        body = ("encoder.*", "mlm_head.*", "mim_head.*", "wpa_head.*")
+        tuned, fields = ("encoder.*", "field_head.*"), "token_classification"
         return (
-            Stage(
-                "image tokenizer",
-                codes,
-                ("tokenizer.*",),
-                lr_scale=3.0,
-                batch="image_batch",
-                losses="tokenizer_losses",
-            ),
+            Stage("image tokenizer", codes, ("tokenizer.*",), {}, 3.0, batch="image_batch", losses="tokenizer_losses"),
             Stage("pre-training", 1 - codes - self.finetune_fraction, body),
-            Stage(
-                "fine-tuning",
-                self.finetune_fraction,
-                ("encoder.*", "field_head.*"),
-                batch="token_classification_batch",
-                losses="token_classification_losses",
-            ),
+            Stage("fine-tuning", self.finetune_fraction, tuned, batch=f"{fields}_batch", losses=f"{fields}_losses"),
         )
 
     def columns(self) -> Declared:
-        tokenizer = LearnedTokenizer(self.vocab_size, self.encoder.context_length)
-        image = ImageColumn(self.encoder.image_size, stretch=True)
+        mean, std = self.encoder.image_mean_std or ((), ())
+        image = ImageColumn(self.encoder.image_size, mean, std, stretch=True)
+        tokenizer = self.encoder.tokenizer_source(self.vocab_size)
         return {"words": WordsColumn(tokenizer, self.segment_level_layout), "image": image}
+
+    def with_pretrained(self, name: str) -> Recipe:
+        """Return the recipe with a released encoder and its tokenizer, which is fine-tuned on whole pages."""
+        encoder = PretrainedPageConfig.read(name)
+        return dataclasses.replace(self, encoder=encoder, finetune_fraction=1.0, max_words=encoder.context_length)
 
     def build(self, processor: Processor) -> LayoutLMv3:
         return LayoutLMv3(self, processor.words.tokenizer.vocab_size, len(processor.words.fields))
 
     def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ImageBatch:
-        """Images alone."""
+        """Return the page images."""
         return processor(image=[example["image"] for example in examples])
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> MaskedPageBatch:
-        """A window of every page's words, the image, and what is hidden of both."""
+        """Return a window of words of each page, its image, and the masks of both."""
         batch = self._windows(examples, processor, example_rng)[1]
         of_word = batch["words"].word
         spans = mask_spans(
             (of_word.max(1).values + 1).tolist(), self.mlm_probability, example_rng, self.mean_span_length
         )
-        hidden = expand_words(spans, of_word)
         patches = mask_blocks(self.encoder.grid, self.image_mask_ratio * self.use_mim, example_rng)
-        return {**batch, "masked_words": hidden, "masked_patches": patches}
+        return {**batch, "masked_words": expand_words(spans, of_word), "masked_patches": patches}
 
     def token_classification_batch(
         self, examples: list[Example], processor: Processor, example_rng: ExampleRNG
     ) -> LabelledPageBatch:
-        """A window of every page's words with their fields, and the image."""
+        """Return a window of words of each page, its image, and the fields of the words."""
         pages, batch = self._windows(examples, processor, example_rng)
         return {**batch, "fields": processor.words.field_numbers(pages, batch["words"])}
 
@@ -251,12 +246,16 @@ class Recipe(TrainingRecipe):
 
     @classmethod
     def paper(cls) -> Recipe:
-        """LayoutLMv3-base on IIT-CDIP (section 3.1, released model configuration)."""
+        """LayoutLMv3-base, pre-trained on IIT-CDIP for 500,000 steps (section 3.1, released model configuration).
+
+        The image tokenizer is not DiT's but a VQ-VAE with as many codes, to be trained first.
+        """
         return cls(
             encoder=PageEncoderConfig(context_length=512, image_size=224, width=768, depth=12, num_heads=12),
             tokenizer=ImageTokenizerConfig(codebook_size=8192, codebook_dim=32, width=256),
             vocab_size=50_265,
             max_words=512,
+            finetune_fraction=0.0,
             batch_size=2048,
             optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=1e-2, betas=(0.9, 0.98), warmup_ratio=0.048),
         )

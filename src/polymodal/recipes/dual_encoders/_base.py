@@ -1,4 +1,4 @@
-"""What the recipes of this family share: the towers, their projections, and a batch of one view an image."""
+"""What the recipes of this family share: the dual encoder of images and captions, and a batch of one view an image."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from typing import TypedDict, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from polymodal.constraints import AtLeastTwo, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.data.columns.image import ImageColumn
 from polymodal.data.columns.text import TextColumn
 from polymodal.data.processor import Declared, Processor
+from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.pretrained import read_configuration
 from polymodal.encoders.pretrained_image import PretrainedImageConfig
 from polymodal.encoders.pretrained_text import PretrainedTextConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
-from polymodal.layers.logit_scale import CLIP_INIT, CLIP_MAX, LogitScale
+from polymodal.layers.logit_scale import CLIP_INIT, CLIP_MAX
 from polymodal.modalities.image_augmentation import NONE, WEAK, ImageAugmentation, augment, may_flip
 from polymodal.modalities.text import Tokens
 from polymodal.modalities.text_augmentation import without_words
+from polymodal.models.dual_encoder import DualEncoderConfig, DualEncoderModel
 from polymodal.rng import ExampleRNG
-from polymodal.training.grad_cache import GradCacheMethod
+from polymodal.training.grad_cache import two_halves
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.recipe import TrainingRecipe
-from polymodal.types import Batch, Example
+from polymodal.types import Example
 
 # What learns most of `emoji` in half a minute on two cores; a transformer block on top gained nothing there.
 SMALL_IMAGE = ImageEncoderConfig(stem=(32, 64, 128), width=128, depth=0, pool_type="max")
@@ -44,35 +45,36 @@ class ImageTextBatch(TypedDict):
     text: Tokens
 
 
-class DualEncoder(GradCacheMethod, nn.Module):
-    """An image tower and a text tower with linear projections into one space.
+class DualEncoder(DualEncoderModel):
+    """`models.dual_encoder` for images and captions, with linear projections; it trains with GradCache.
 
-    Subclasses add `contrastive_losses` or `losses`.
+    Subclasses have `contrastive_losses` of their own, and `encode` or `losses` where they compare more than pairs.
     """
 
-    max_logit_scale: float | None = CLIP_MAX
+    image_encoder: Encoder
+    text_encoder: Encoder
+    image_projection: nn.Linear
+    text_projection: nn.Linear
 
-    def __init__(self, recipe: DualEncoderRecipe, vocabulary: int):
-        super().__init__()
-        self.image_encoder = recipe.image.build()
-        self.text_encoder = recipe.text.build(vocabulary)
-        self.image_projection = nn.Linear(recipe.image.width, recipe.embed_dim, bias=False)
-        self.text_projection = nn.Linear(recipe.text.width, recipe.embed_dim, bias=False)
-        nn.init.normal_(self.image_projection.weight, std=recipe.image.width**-0.5)
-        nn.init.normal_(self.text_projection.weight, std=recipe.text.width**-0.5)
-        self.logit_scale = LogitScale(recipe.logit_scale_init, self.max_logit_scale)
+    def __init__(
+        self,
+        recipe: DualEncoderRecipe,
+        vocabulary: int,
+        logit_scale_max: float | None = CLIP_MAX,
+        logit_bias_init: float | None = None,
+    ):
+        encoders = {"image": recipe.image.build(), "text": recipe.text.build(vocabulary)}
+        space = DualEncoderConfig(
+            recipe.embed_dim,
+            logit_scale_init=recipe.logit_scale_init,
+            logit_scale_max=logit_scale_max,
+            logit_bias_init=logit_bias_init,
+        )
+        super().__init__(encoders, space)
 
-    def encode_image(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
-        """L2-normalised image vectors."""
-        return F.normalize(self.image_projection(self.image_encoder.pooled(image)), dim=-1)
-
-    def encode_text(self, text: Tokens) -> Float[Tensor, "batch dim"]:
-        """L2-normalised caption vectors."""
-        return F.normalize(self.text_projection(self.text_encoder.pooled(text)), dim=-1)
-
-    def encode_patches(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch patches dim"]:
-        """L2-normalised vectors of all patches, in the space of the captions."""
-        return F.normalize(self.image_projection(self.image_encoder(image)[0]), dim=-1)
+    @two_halves("encode", "contrastive_losses")
+    def losses(self, batch: ImageTextBatch) -> dict[str, Tensor]:
+        return super().losses(batch)
 
     @torch.no_grad()
     def load_pretrained_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -88,23 +90,9 @@ class DualEncoder(GradCacheMethod, nn.Module):
                 projection.weight.copy_(pretrained)
             else:
                 nn.init.eye_(projection.weight)
-        scale, bias = self.logit_scale.logit_scale, getattr(self, "logit_bias", None)
-        for name, own in (("logit_scale", scale), ("logit_bias", bias)):
+        for name, own in (("logit_scale", self.logit_scale.logit_scale), ("logit_bias", self.logit_bias)):
             if own is not None and name in weights:
                 own.copy_(weights[name].reshape(()))
-
-    def encode(self, batch: ImageTextBatch) -> dict[str, Tensor]:
-        """What is compared: the vectors of images and captions."""
-        return self.embed(batch)
-
-    def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """L2-normalised vectors of the modalities that the batch has."""
-        vectors = {}
-        if "image" in batch:
-            vectors["image"] = self.encode_image(batch["image"])
-        if "text" in batch:
-            vectors["text"] = self.encode_text(batch["text"])
-        return vectors
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound="DualEncoderRecipe")

@@ -1,17 +1,23 @@
 """Improved CLIP: CLIP with strong image and text augmentation, label smoothing and a separate projection head.
 
 The paper ("CLIP-rocket") asks whether gains of CLIP with an added non-contrastive loss come from the loss or from the
-recipe. Beside the plain pair there are K strongly augmented views of image and caption, compared only with each other
-through a separate projector: L = (L_plain + K L_strong) / (1 + K). The four added losses that it studies are the option
-`ssl_loss`; with `num_strong_views=0` the recipe is CLIP.
+recipe. Beside the weakly augmented (global) pair there are K strongly augmented (local) views of image and caption,
+compared only with each other through separate projectors. The four added losses that it studies are the option
+`ssl_loss`; with `num_strong_views=0` the recipe is CLIP. Of the released code, SwALIP with prototypes, drop path and
+convolutional image encoders are left out; its dropout is on the input of blocks, here on the output of their branches.
+
+The released code's z come from image_projection and text_projection, h from local_projectors, v from ssl_projectors
+and p from ssl_predictors; the losses are in `_multi_view.py`.
+
+Terms: CL2L loss = losses.contrastive, SiamLIP = losses.siamlip, BYOLIP = losses.byolip, BarLIP = losses.barlip,
+SwALIP = losses.swalip.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NotRequired
 
 import torch
 from jaxtyping import Float
@@ -19,19 +25,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
+from polymodal.corpora._wordnet import wordnet
 from polymodal.data.processor import Processor
-from polymodal.encoders.image import ImageEncoderConfig
+from polymodal.encoders.encoder import Encoder
+from polymodal.encoders.presets import vit
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
-from polymodal.layers.distributed import all_gather_with_grad
 from polymodal.layers.logit_scale import LogitScale
 from polymodal.layers.momentum_encoder import MomentumEncoder
 from polymodal.layers.projection_head import ProjectionHead
+from polymodal.layers.transformer import without_dropout
 from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, may_flip
-from polymodal.modalities.text_augmentation import TextAugmentation, augment_text
-from polymodal.objectives.contrastive import info_nce
-from polymodal.objectives.non_contrastive import barlow_twins, negative_cosine_similarity, sinkhorn, swav_loss
+from polymodal.modalities.text import Tokens
+from polymodal.modalities.text_augmentation import TextAugmentation, augment_text, without_stop_words
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe, ImageTextBatch
+from polymodal.recipes.dual_encoders._multi_view import Views, barlip_loss, cl2l_loss, siamlip_loss, swalip_loss
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
@@ -43,10 +51,17 @@ paper = Paper(
     year=2023,
     arxiv="2305.08675",
     modalities=("image", "text"),
+    code="facebookresearch/clip-rocket@ebd9e5863caec05e7a76719a1fb52e9cbaf59562",
 )
 
 SSLLoss = Literal["none", "siamlip", "byolip", "barlip", "swalip"]
-"""SimSiam, BYOL, Barlow Twins and SwAV with image and caption as the two views."""
+
+
+class MultiViewBatch(ImageTextBatch):
+    """The global views, and K local ones of all pairs, one after the other; these are left out if K is 0."""
+
+    local_image: NotRequired[Float[Tensor, "views 3 size size"]]
+    local_text: NotRequired[Tokens]
 
 
 class ImprovedCLIP(DualEncoder):
@@ -55,124 +70,127 @@ class ImprovedCLIP(DualEncoder):
         self.recipe = recipe
         widths = {"image": recipe.image.width, "text": recipe.text.width}
         if recipe.num_strong_views and recipe.separate_projectors:
-            hidden = recipe.projector_hidden_dim
-            self.strong = nn.ModuleDict(
-                {m: ProjectionHead([w, hidden, hidden, recipe.embed_dim]) for m, w in widths.items()}
-            )
-            self.strong_logit_scale = LogitScale(1 / 0.1)
-        if recipe.ssl_loss in ("siamlip", "byolip", "barlip"):
-            hidden, out, barlow = recipe.ssl_hidden_dim, recipe.ssl_output_dim, recipe.ssl_loss == "barlip"
-            self.added = nn.ModuleDict(
-                {m: ProjectionHead([w, hidden, hidden, out], last_norm=barlow) for m, w in widths.items()}
-            )
-            if not barlow:
-                self.predictor = nn.ModuleDict({m: ProjectionHead([out, out // 2, out]) for m in widths})
+            sizes = [recipe.projector_hidden_dim] * 2 + [recipe.embed_dim]
+            self.local_projectors = _heads(widths, sizes, bias=True)
+            self.local_logit_scale = LogitScale(1 / 0.1)
+        mlp_dim, out = recipe.ssl_hidden_dim, recipe.ssl_output_dim
+        if recipe.ssl_loss == "barlip":
+            self.ssl_projectors = _heads(widths, [mlp_dim, mlp_dim, out], last_norm=True)
+        elif recipe.ssl_loss in ("siamlip", "byolip"):
+            self.ssl_projectors = _heads(widths, [mlp_dim, out], last_norm=True, last_norm_affine=False)
+            self.ssl_predictors = _heads(dict.fromkeys(widths, out), [mlp_dim, out], bias=True)
         if recipe.ssl_loss == "byolip":
-            students: dict[str, nn.Module] = {"image_encoder": self.image_encoder, "text_encoder": self.text_encoder}
-            students |= {"image_projector": self.added["image"], "text_projector": self.added["text"]}
-            self.teacher = MomentumEncoder(students, buffers="keep")
+            online: dict[str, nn.Module] = {"image_encoder": self.image_encoder, "text_encoder": self.text_encoder}
+            online |= {f"{m}_projector": self.ssl_projectors[m] for m in widths}
+            # Batch norms of the teacher use the statistics of its own batches.
+            self.teacher = MomentumEncoder(online, buffers="keep", train_mode=True)
 
     def after_step(self, fraction: float) -> None:
-        """Move the teacher (BYOL, section 3.1)."""
+        """Move the teacher (BYOLIP)."""
         if self.recipe.ssl_loss == "byolip":
             self.teacher.update(self.recipe.ema_momentum)
 
+    def encode_modality(self, name: str, value: Any) -> Float[Tensor, "batch dim"]:
+        """L2-normalized embeddings by the projector that is evaluated, z or h."""
+        if self.recipe.eval_projector == "z":
+            return super().encode_modality(name, value)
+        return self._local(name, self._parts(name)[0].pooled(value))
+
     @whole_batch
-    def losses(self, batch: ImageTextBatch) -> dict[str, Tensor]:
-        """contrastive: plain and strong pairs; and the added loss, if any, with its weight."""
-        images, texts, views = batch["image"], batch["text"], 1 + self.recipe.num_strong_views
-        features = {"image": self.image_encoder.pooled(images), "text": self.text_encoder.pooled(texts)}
-        plain = {name: feature.chunk(views)[0] for name, feature in features.items()}
-        strong = {name: feature.chunk(views)[1:] for name, feature in features.items()}
-        image = F.normalize(self.image_projection(plain["image"]), dim=-1)
-        text = F.normalize(self.text_projection(plain["text"]), dim=-1)
-        contrastive = info_nce(image, text, self.logit_scale())
-        if views > 1:
-            strong_images = [self._strong("image", feature) for feature in strong["image"]]
-            captions = [self._strong("text", feature) for feature in strong["text"]]
-            pairs = list(itertools.product(strong_images, captions))
-            smoothing = self.recipe.label_smoothing
-            local = torch.stack([info_nce(a, b, self._strong_scale, smoothing) for a, b in pairs]).mean()
-            contrastive = (contrastive + (views - 1) * local) / views
-        losses = {"contrastive": contrastive}
-        if self.recipe.ssl_loss == "swalip":
-            losses["swalip"] = self.recipe.ssl_loss_weight * self._swapped_assignments(strong_images, captions)
-        elif self.recipe.ssl_loss != "none":
-            losses[self.recipe.ssl_loss] = self.recipe.ssl_loss_weight * self._ssl_loss(features, batch, views)
+    def losses(self, batch: MultiViewBatch) -> dict[str, Tensor]:  # type: ignore[override]
+        """contrastive: the CL2L loss; and the added loss, if any, with its weight."""
+        recipe = self.recipe
+        images = _views(self.image_encoder, batch["image"], batch.get("local_image"))
+        texts = _views(self.text_encoder, batch["text"], batch.get("local_text"))
+        z_image = F.normalize(self.image_projection(images[0]), dim=-1)
+        z_text = F.normalize(self.text_projection(texts[0]), dim=-1)
+        h = ([self._local("image", view) for view in images[1:]], [self._local("text", view) for view in texts[1:]])
+        contrastive = cl2l_loss((z_image, z_text), h, self.logit_scale(), self._local_scale, recipe.label_smoothing)
+        losses = {"contrastive": contrastive * (2 if recipe.loss_avg_or_sum == "sum" else 1)}
+        if recipe.ssl_loss == "swalip":
+            losses["swalip"] = recipe.ssl_loss_weight * swalip_loss(h, self._local_scale)
+        elif recipe.ssl_loss != "none":
+            losses[recipe.ssl_loss] = recipe.ssl_loss_weight * self._ssl_loss(images, texts, batch)
         return losses
 
-    def _strong(self, modality: str, feature: Tensor) -> Float[Tensor, "batch dim"]:
-        own = self.recipe.separate_projectors
+    def _local(self, modality: str, feature: Tensor) -> Float[Tensor, "batch dim"]:
         shared = {"image": self.image_projection, "text": self.text_projection}
-        return F.normalize((self.strong if own else shared)[modality](feature), dim=-1)
+        return F.normalize((self.local_projectors if self._separate else shared)[modality](feature), dim=-1)
 
     @property
-    def _strong_scale(self) -> Float[Tensor, ""]:
-        return self.strong_logit_scale() if self.recipe.separate_projectors else self.logit_scale()
+    def _separate(self) -> bool:
+        return self.recipe.num_strong_views > 0 and self.recipe.separate_projectors
 
-    def _ssl_loss(self, features: dict[str, Tensor], batch: ImageTextBatch, views: int) -> Tensor:
-        """The mean over the plain pair and all pairs of strong views."""
-        images, texts = (self.added[name](features[name]).chunk(views) for name in ("image", "text"))
-        pairs = [(0, 0), *itertools.product(range(1, views), repeat=2)]
+    @property
+    def _local_scale(self) -> Float[Tensor, ""]:
+        return self.local_logit_scale() if self._separate else self.logit_scale()
+
+    def _ssl_loss(self, images: Views, texts: Views, batch: MultiViewBatch) -> Tensor:
+        # Batch norms see one view at a time.
+        v = _each(self.ssl_projectors["image"], images), _each(self.ssl_projectors["text"], texts)
         if self.recipe.ssl_loss == "barlip":
-            return 0.025 * torch.stack([barlow_twins(images[i], texts[j]) for i, j in pairs]).mean()
-        image_targets, text_targets = images, texts
+            return barlip_loss(v)
+        p = _each(self.ssl_predictors["image"], v[0]), _each(self.ssl_predictors["text"], v[1])
         if self.recipe.ssl_loss == "byolip":
             with self.teacher.momentum_forward():
-                image = self.teacher["image_projector"](self.teacher["image_encoder"].pooled(batch["image"]))
-                text = self.teacher["text_projector"](self.teacher["text_encoder"].pooled(batch["text"]))
-            image_targets, text_targets = image.chunk(views), text.chunk(views)
-        predict_text, predict_image = self.predictor["image"], self.predictor["text"]
-        terms = [
-            (
-                negative_cosine_similarity(predict_text(images[i]), text_targets[j])
-                + negative_cosine_similarity(predict_image(texts[j]), image_targets[i])
-            )
-            / 2
-            for i, j in pairs
-        ]
-        return torch.stack(terms).mean()
+                images = _views(self.teacher["image_encoder"], batch["image"], batch.get("local_image"))
+                texts = _views(self.teacher["text_encoder"], batch["text"], batch.get("local_text"))
+                v = _each(self.teacher["image_projector"], images), _each(self.teacher["text_projector"], texts)
+        return siamlip_loss(p, v)
 
-    def _swapped_assignments(self, images: list[Tensor], captions: list[Tensor]) -> Tensor:
-        """Each pair of views predicts the balanced assignment of the other views of the same examples.
 
-        An assignment is balanced over the whole batch, so that every process looks at all of it.
-        """
-        images, captions = ([all_gather_with_grad(view) for view in views] for views in (images, captions))
-        count, terms = len(images), []
-        for i, j in itertools.product(range(count), repeat=2):
-            target = (images[count - 1 - i] @ captions[count - 1 - j].T).detach()
-            logits = self._strong_scale * images[i] @ captions[j].T
-            terms.append(swav_loss(logits, sinkhorn(target)) + swav_loss(logits.T, sinkhorn(target.T)))
-        return torch.stack(terms).mean()
+def _heads(widths: dict[str, int], sizes: list[int], **options: Any) -> nn.ModuleDict:
+    """A projection head per modality. widths: of their inputs."""
+    return nn.ModuleDict({m: ProjectionHead([width, *sizes], **options) for m, width in widths.items()})
+
+
+def _each(module: nn.Module, views: Views) -> list[Tensor]:
+    return [module(view) for view in views]
+
+
+def _views(encoder: Encoder, global_view: Any, local_views: Any) -> list[Float[Tensor, "batch width"]]:
+    """Pooled features of the global view, without dropout, and of the local ones, with it."""
+    with without_dropout(encoder):
+        views = [encoder.pooled(global_view)]
+    if local_views is not None:
+        views += encoder.pooled(local_views).split(len(views[0]))
+    return views
 
 
 @dataclass(frozen=True)
 class Recipe(DualEncoderRecipe):
     num_strong_views: NonNegativeInt = 2
-    """K: strongly augmented views of each image and caption; 0 is plain CLIP."""
+    """K: strongly augmented (local) views of each image and caption; 0 is plain CLIP."""
     strong_augmentation: ImageAugmentation = STRONG
     text_augmentation: TextAugmentation = TextAugmentation()
+    weak_stop_words: UnitInterval = 0.0
+    """Probability of removing the stop words of the global caption (0.8 in the released code)."""
     label_smoothing: UnitInterval = 0.1
-    """Share of the target spread over the batch, in the loss of the strong views only."""
+    """Fraction of the target spread over the batch, in the loss of the local views only."""
     separate_projectors: bool = True
-    """Whether strong views have a projector and a temperature of their own."""
+    """Whether local views have a projector and a temperature of their own."""
+    loss_avg_or_sum: Literal["avg", "sum"] = "avg"
+    """Whether the contrastive loss is the mean of both directions, or their sum."""
     projector_hidden_dim: PositiveInt = 512
     """Hidden width of that projector (4096 in the paper)."""
     ssl_loss: SSLLoss = "none"
-    """A non-contrastive loss beside the contrastive one."""
+    """A non-contrastive loss beside the contrastive one: SimSiam, BYOL, Barlow Twins or SwAV of image and caption."""
     ssl_loss_weight: NonNegativeFloat = 1.0
-    """Its weight (0.2 for swalip in the paper, 1 for the others)."""
+    """Its weight (0.2 for swalip in the released code, 1 for the others)."""
     ssl_hidden_dim: PositiveInt = 512
-    """Hidden width of its projector (2048; 3000 for barlip)."""
+    """Hidden width of its projector and predictor (2048; 3000 for barlip)."""
     ssl_output_dim: PositiveInt = 128
     """Its output dimensions (128; 8192 for barlip)."""
     ema_momentum: UnitInterval = 0.99
     """Decay of byolip's teacher."""
+    eval_projector: Literal["z", "h"] = "z"
+    """Projector of the embeddings that a run gives: of the global views (z), or of the local ones (h)."""
 
     def __post_init__(self) -> None:
         if self.ssl_loss == "swalip" and (self.label_smoothing or self.num_strong_views < 2):
             raise UserError("swalip needs --label-smoothing 0 and at least two --num-strong-views.")
+        if self.eval_projector == "h" and not (self.num_strong_views and self.separate_projectors):
+            raise UserError("--eval-projector h needs --num-strong-views and --separate-projectors.")
 
     def build(self, processor: Processor) -> ImprovedCLIP:
         return ImprovedCLIP(self, processor.tokenizer.vocab_size)
@@ -180,20 +198,28 @@ class Recipe(DualEncoderRecipe):
     def cacheable_encoders(self) -> tuple[str, ...]:
         return super().cacheable_encoders() if not self.num_strong_views else ()
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ImageTextBatch:
-        """The plain view and caption of each example first, then K strong ones, one after the other along the batch."""
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> MultiViewBatch:
+        """image, text: the global views; local_image, local_text: K local ones, one after the other along the batch."""
         pixels = processor.image.pixels([example["image"] for example in examples])
         each = list(zip(examples, example_rng.generators, strict=True))
         flip = may_flip([example["text"] for example in examples])
-        views = [augment(pixels, self.augmentation, example_rng, flip)]
+        image = augment(pixels, self.augmentation, example_rng, flip)
         texts = self.sample_captions(examples, processor.text, example_rng)
+        if self.weak_stop_words:
+            pairs = zip(texts, example_rng.generators, strict=True)
+            texts = [without_stop_words(text, self.weak_stop_words, rng) for text, rng in pairs]
+        batch: MultiViewBatch = {"image": processor.image.normalize(image), "text": processor.text(texts)}
+        views, texts = [], []
         for _ in range(self.num_strong_views):
             views.append(augment(pixels, self.strong_augmentation, example_rng, flip))
             texts += [
-                augment_text(processor.text.sample_caption(e["text"], rng), self.text_augmentation, rng)
+                augment_text(processor.text.sample_caption(e["text"], rng), self.text_augmentation, rng, _synonyms)
                 for e, rng in each
             ]
-        return {"image": processor.image.normalize(torch.cat(views)), "text": processor.text(texts)}
+        if views:
+            batch["local_image"] = processor.image.normalize(torch.cat(views))
+            batch["local_text"] = processor.text(texts)
+        return batch
 
     @classmethod
     def tiny(cls) -> Recipe:
@@ -201,15 +227,29 @@ class Recipe(DualEncoderRecipe):
 
     @classmethod
     def paper(cls) -> Recipe:
-        """ViT-B/16 on CC12M (released code)."""
+        """ViT-B/16 on YFCC15M (repro_exps.txt, main.py and models.py of the released code), 32 epochs."""
         return cls(
-            image=ImageEncoderConfig(image_size=224, patch_size=16, width=768, depth=12, num_heads=12, pool_type="cls"),
+            image=vit("B", 16),
             text=TextEncoderConfig(
-                49408, context_length=77, width=512, depth=12, num_heads=8, causal=True, pool_type="eos", dropout=0.05
+                49408, context_length=77, width=512, depth=12, num_heads=8, causal=True, pool_type="eos"
             ),
             embed_dim=256,
+            augmentation=ImageAugmentation(scale=(0.5, 1.0)),
+            text_augmentation=TextAugmentation(synonym_weight=0.4),
+            word_dropout=0.0,
+            weak_stop_words=0.8,
+            loss_avg_or_sum="sum",
             batch_size=4096,
-            optimizer=OptimizerConfig(learning_rate=3e-3),
+            optimizer=OptimizerConfig(
+                learning_rate=3e-3, eps=1e-8, min_lr_ratio=1e-5 / 3e-3, warmup_ratio=1 / 32, max_grad_norm=0.0
+            ),
             projector_hidden_dim=4096,
             ssl_hidden_dim=2048,
         )
+
+
+def _synonyms(word: str) -> list[str]:
+    """Synonyms of a noun in its most frequent sense. Raises UserError without npm or network."""
+    database = wordnet("--text-augmentation.synonym-weight")
+    noun = database.noun(word.lower())
+    return [] if noun is None else [synonym.replace("_", " ") for synonym in database.synonyms(noun)]

@@ -1,7 +1,13 @@
 """SigLIP: CLIP with a sigmoid loss, a binary classification of every image-text pair of the batch.
 
 The softmax of CLIP is replaced by a sigmoid for each pair, with a learned temperature and a learned bias (algorithm 1
-of the paper), so a pair's loss does not depend on the other pairs of the batch.
+of the paper), so a pair's loss does not depend on the other pairs of the batch. The temperature has no bound. Images
+are pooled by attention (MAP head) in `paper()`, as in the released models.
+
+Algorithm 1's t_prime and b are logit_scale and logit_bias of `models.dual_encoder`; the MAP head is
+`layers.perceiver_resampler.MAPHead`.
+
+Terms: algorithm 1 = SigLIP.contrastive_losses, MAP head = image.map.
 """
 
 from __future__ import annotations
@@ -9,13 +15,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from polymodal.constraints import PositiveFloat
 from polymodal.data.processor import Processor
-from polymodal.encoders.image import ImageEncoderConfig
+from polymodal.encoders.presets import vit
 from polymodal.encoders.text import TextEncoderConfig
+from polymodal.modalities.image_augmentation import NONE
 from polymodal.objectives.contrastive import siglip_loss
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe
 from polymodal.training.optimizer import OptimizerConfig
@@ -32,15 +38,13 @@ paper = Paper(
 
 
 class SigLIP(DualEncoder):
-    max_logit_scale = None  # the released code has no bound
-
     def __init__(self, recipe: Recipe, vocabulary: int):
-        super().__init__(recipe, vocabulary)
-        self.logit_bias = nn.Parameter(torch.tensor(recipe.logit_bias_init))
+        super().__init__(recipe, vocabulary, logit_scale_max=None, logit_bias_init=recipe.logit_bias_init)
 
-    def contrastive_losses(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def contrastive_losses(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
         """sigmoid: binary cross-entropy of all pairs."""
-        return {"sigmoid": siglip_loss(vectors["image"], vectors["text"], self.logit_scale(), self.logit_bias)}
+        assert self.logit_bias is not None
+        return {"sigmoid": siglip_loss(encoded["image"], encoded["text"], self.logit_scale(), self.logit_bias)}
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,22 @@ class Recipe(DualEncoderRecipe):
 
     @classmethod
     def tiny(cls) -> Recipe:
-        return dataclasses.replace(super().tiny(), logit_bias_init=-1.5)
+        tiny = super().tiny()
+        return dataclasses.replace(tiny, image=dataclasses.replace(tiny.image, pool_type="map"), logit_bias_init=-1.5)
 
     @classmethod
     def paper(cls) -> Recipe:
-        """ViT-B/16 at 224 px, batch 32,768 (sections 4.2 and 4.6)."""
+        """ViT-B/16 at 224 px, batch 32,768 (sections 4.2 and 4.6); the released model has 203,155,970 parameters.
+
+        The paper's optimizer is Adafactor. The released model has no projection of images, a bias in that of captions
+        and in the patch embedding, no norm before the blocks, and attends to padding: it is read by `--init`.
+        """
         return cls(
-            image=ImageEncoderConfig(image_size=224, patch_size=16, width=768, depth=12, num_heads=12),
+            image=vit("B", 16, pooling="map"),
             text=TextEncoderConfig(32000, context_length=64, width=768, depth=12, num_heads=12, pool_type="eos"),
             embed_dim=768,
+            augmentation=NONE,
+            word_dropout=0.0,
             batch_size=32768,
             optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=1e-4, betas=(0.9, 0.95)),
             logit_bias_init=-10.0,

@@ -1,26 +1,42 @@
 """SPARC: CLIP with a fine-grained loss, contrasting each token with its group of patches within a pair.
 
 Beside CLIP's global loss, every caption token groups the patches that are most similar to it (sparse weights, section
-2.2: min-max over patches, threshold 1/P, linear normalisation) and must recognise its group among the groups of the
-other tokens of the same caption. No token is compared with another pair's patches, so the cost stays that of CLIP.
+2.2: min-max over patches, threshold 1/P, linear normalization) and must recognize its group among the groups of the
+other tokens of the same caption. No token is compared with another pair's patches: the loss costs as much as one more
+layer, and grows linearly with the batch.
+
+The paper's f_v and f_t are image_encoder and text_encoder, h_v is image_head, g_v and g_t are image_projection and
+text_projection.
+
+Terms: a (alignment weights) = grouping_weights, c (language-grouped vision embeddings) = local_loss,
+L_g = losses.global, L_f = losses.local.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.constraints import NonNegativeFloat
+from polymodal.constraints import NonNegativeFloat, UnitInterval
 from polymodal.data.processor import Processor
 from polymodal.encoders.image import ImageEncoderConfig
+from polymodal.encoders.presets import vit
 from polymodal.encoders.text import TextEncoderConfig
+from polymodal.modalities.image_augmentation import NONE
 from polymodal.objectives.contrastive import info_nce
-from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe, ImageTextBatch
+from polymodal.recipes.dual_encoders._base import (
+    SMALL_IMAGE,
+    SMALL_TEXT,
+    DualEncoder,
+    DualEncoderRecipe,
+    ImageTextBatch,
+)
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Paper
 
@@ -40,7 +56,7 @@ def grouping_weights(
 ) -> Float[Tensor, "batch length patches"]:
     """How much each token takes of each patch; rows sum to one (section 2.2, equations 2 to 4).
 
-    tokens, patches: not normalised, since norms matter to the grouping. sparse: the paper's; no_threshold: without the
+    tokens, patches: not normalized, since norms matter to the grouping. sparse: the paper's; no_threshold: without the
     cut at 1/P; softmax: of the similarities (the paper's ablations). A token that is equally similar to all patches
     takes the same of each.
     """
@@ -79,16 +95,30 @@ class SPARC(DualEncoder):
     def __init__(self, recipe: Recipe, vocabulary: int):
         super().__init__(recipe, vocabulary)
         self.recipe = recipe
+        width = recipe.image.width
+        # h_v, which lets patches and the whole image encode another granularity (section 2.1).
+        self.image_head = nn.Sequential(nn.Linear(width, width), nn.GELU())
 
-    def encode(self, batch: ImageTextBatch) -> dict[str, Tensor]:
-        """The vectors of images and captions, and each pair's own local loss."""
+    def encode_modality(self, name: str, value: Any) -> Float[Tensor, "batch dim"]:
+        """L2-normalized embeddings; those of images are g_v(h_v(mean of the patches))."""
+        if name != "image":
+            return super().encode_modality(name, value)
+        return F.normalize(self.image_projection(self.image_head(self.image_encoder.pooled(value))), dim=-1)
+
+    def encode_patches(self, image: Any) -> Float[Tensor, "batch patches dim"]:
+        """L2-normalized embeddings of patches, g_v(h_v(patch)), for zero-shot segmentation (section 4.4)."""
+        return F.normalize(self.image_projection(self.image_head(self.image_encoder(image)[0])), dim=-1)
+
+    def encode(self, batch: ImageTextBatch) -> dict[str, Tensor]:  # type: ignore[override]
+        """The embeddings of images and captions, and each pair's own local loss."""
         patches, image = self.image_encoder(batch["image"])
         packed, packing, text = self.text_encoder(batch["text"])
         encoded = {
-            "image": F.normalize(self.image_projection(image), dim=-1),
+            "image": F.normalize(self.image_projection(self.image_head(image)), dim=-1),
             "text": F.normalize(self.text_projection(text), dim=-1),
         }
         if self.recipe.local_weight:
+            # The local loss has no h_v (section 2.2), and the temperature of the global loss.
             tokens = packing.pad(self.text_projection(packed))
             patches, mask = self.image_projection(patches), batch["text"].content_mask
             encoded["local"] = local_loss(tokens, patches, mask, self.logit_scale(), self.recipe.grouping)
@@ -104,6 +134,10 @@ class SPARC(DualEncoder):
 
 @dataclass(frozen=True)
 class Recipe(DualEncoderRecipe):
+    image: ImageEncoderConfig = dataclasses.replace(SMALL_IMAGE, depth=1, pool_type="avg")
+    text: TextEncoderConfig = dataclasses.replace(SMALL_TEXT, depth=1)  # tokens know their context
+    word_dropout: UnitInterval = 0.0
+    """Probability with which a word of a caption is left out while training."""
     global_weight: NonNegativeFloat = 0.5
     """Weight of the global loss (section 2.3)."""
     local_weight: NonNegativeFloat = 0.5
@@ -116,12 +150,12 @@ class Recipe(DualEncoderRecipe):
 
     @classmethod
     def paper(cls) -> Recipe:
-        """ViT-B/16 (section 4.1 and appendix D)."""
+        """ViT-B/16 (section 4.1 and appendix D); learning rate and weight decay are of those swept; 200,000 steps."""
         return cls(
-            image=ImageEncoderConfig(image_size=224, patch_size=16, width=768, depth=12, num_heads=12),
+            image=vit("B", 16, pooling="avg"),
             text=TextEncoderConfig(32000, context_length=57, width=768, depth=12, num_heads=12),
             embed_dim=512,
-            word_dropout=0.0,
+            augmentation=NONE,
             batch_size=16348,
             optimizer=OptimizerConfig(learning_rate=9e-4, weight_decay=0.1, warmup_ratio=2500 / 200_000),
         )

@@ -1,16 +1,18 @@
 """IMM: inductive moment matching, image generation in one or few steps, trained without a teacher.
 
-It is told where to go as well as where it is. Samples that it brings from time t to s must be distributed as those that
-it brings from r, a little before t, to s; as r nears s these become noised data, so that all jumps are learned by
-induction, without a teacher and without simulation (sections 4 to 6 of the method's paper, arXiv 2503.07565).
+The network f_{s,t} is told where to go, s, as well as where it is, t. Samples that it takes from t to s must be
+distributed as those that it takes from r, a little before t, to s; as r reaches s these are noised data, so that steps
+of any length are learned by induction, without a teacher and without simulation (sections 4 to 6 of the method's paper,
+arXiv 2503.07565). Differs from the paper in: DiT in place of DDPM++ for CIFAR-10; AdamW in place of RAdam; no dropout;
+no latents (ImageNet-256). With the default `mapping_k` of 8, which suits short training, r equals s for half of the
+samples: they are matched with noised data directly, without induction.
 
-Terms: MMD of samples at s from t and from r = losses.mmd.
+Terms: f_{s,t} = FlowMap, c_skip and c_out = flow_map_coefficients, r(s,t) = IMM.mapping, MMD = laplace_mmd, w(s,t)
+= loss_weight, M = num_particles, CFG = cfg_scale.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,28 +21,32 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.constraints import NonNegativeInt, PositiveInt, UnitInterval
-from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.image import ImageColumn
 from polymodal.data.columns.label import LabelColumn
 from polymodal.data.columns.text import TextColumn
-from polymodal.data.conditions import ConditionBatch, conditions
+from polymodal.data.conditions import ConditionBatch, conditions, drop_conditions
 from polymodal.data.processor import Declared, Optional, Processor
 from polymodal.encoders.condition import ConditionEncoder
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
-from polymodal.layers.diffusion_transformer import DiffusionTransformer, TimeEmbedding
-from polymodal.modalities import Text
+from polymodal.layers.diffusion_transformer import DiffusionTransformer
 from polymodal.modalities.image_augmentation import NONE, ImageAugmentation, augment
+from polymodal.models.flow_map import FlowMap, Images, TimeInput
 from polymodal.objectives.diffusion import (
+    SIGMA_DATA,
+    FlowMapType,
     NoiseSchedule,
     Times,
     add_noise,
-    alpha_sigma,
     ddim_step,
-    expand_dims_like,
+    eta_from_time,
+    flow_map_coefficients,
     flow_matching_loss,
+    loss_weight,
+    sampling_times,
     time_from_eta,
 )
+from polymodal.objectives.mmd import laplace_mmd
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.recipe import TrainingRecipe
@@ -52,43 +58,12 @@ paper = Paper(
     year=2025,
     arxiv="2503.07154",
     modalities=("image", "category"),
+    code="lumalabs/imm@c9473e9395910d3dd03ffffb6b0a8b4fb760c3a1",
 )
 
-Objective = Literal["mmd", "consistency", "flow"]
-Parameterization = Literal["euler", "edm", "identity"]
-Images = Float[Tensor, "batch channels size size"]
-SIGMA = 0.5  # standard deviation of data and of noise
-SMALLEST_GAP = 1e-4  # between two times
-
-
-def laplace_discrepancy(
-    a: Float[Tensor, "groups particles dim"], b: Float[Tensor, "groups particles dim"], weight: Float[Tensor, " groups"]
-) -> Float[Tensor, " groups"]:
-    """Squared maximum mean discrepancy of two sets of particles under exp(-weight * distance / dim) (equation 12)."""
-
-    def mean_kernel(x: Tensor, y: Tensor) -> Tensor:
-        distance = (x[:, :, None] - y[:, None, :]).square().sum(-1).clamp(min=1e-16).sqrt()
-        return torch.exp(-weight[:, None, None] * distance / x.shape[-1]).mean((1, 2))
-
-    return mean_kernel(a, a) + mean_kernel(b, b) - 2 * mean_kernel(a, b)
-
-
-def coefficient(to: Times, time: Times, parameterization: Parameterization, noise_schedule: NoiseSchedule) -> Times:
-    """How much the network's output counts in a jump, without its sign."""
-    (alpha_s, sigma_s), (alpha_t, sigma_t) = alpha_sigma(to, noise_schedule), alpha_sigma(time, noise_schedule)
-    if parameterization == "euler":
-        return SIGMA * (time - to)
-    if parameterization == "identity":
-        return alpha_s - alpha_t * sigma_s / sigma_t
-    return SIGMA * (alpha_s * sigma_t - alpha_t * sigma_s) / (alpha_t**2 + sigma_t**2).sqrt()
-
-
-def loss_weight(time: Times, noise_schedule: NoiseSchedule, b: float, a: float) -> Times:
-    """The weight of a time: as the evidence bound has it, times powers of alpha (equation 13)."""
-    alpha, sigma = alpha_sigma(time, noise_schedule)
-    log_ratio = 2 * (alpha / sigma).log()
-    slope = 2 / (time * (1 - time)) if noise_schedule == "fm" else 2 * math.pi / torch.sin(math.pi * time)
-    return 0.5 * torch.sigmoid(b - log_ratio) * slope * alpha**a / (alpha**2 + sigma**2)
+MIN_GAP = 1e-4  # between t and r
+MIN_COEFFICIENT = 1e-3  # of |c_out(s, t)|, which is 0 at s = t
+LOG_NORMAL = (-1.1, 2.0)  # mean and standard deviation of log eta
 
 
 class GenerationBatch(ConditionBatch):
@@ -97,208 +72,185 @@ class GenerationBatch(ConditionBatch):
     image: Float[Tensor, "batch 3 size size"]
 
 
-class JumpNetwork(nn.Module):
+class IMM(nn.Module):
     """Takes images from one noise level to a lower one; generates by doing so from pure noise."""
 
-    def __init__(self, recipe: Recipe, classes: int, vocabulary: int = 0):
-        """classes, vocabulary: of the labels and texts that images are generated from, 0 where there are none."""
+    def __init__(self, recipe: Recipe, num_classes: int, vocab_size: int = 0):
+        """Build the method. num_classes, vocab_size: of the conditions, 0 where there are none."""
         super().__init__()
-        self.recipe = recipe
-        self.backbone = DiffusionTransformer(
-            recipe.image_size, recipe.patch_size, recipe.width, recipe.depth, recipe.num_heads
+        self.recipe, self.unconditional = recipe, not (num_classes or vocab_size)
+        self.flow_map = FlowMap(
+            DiffusionTransformer(recipe.image_size, recipe.patch_size, recipe.width, recipe.depth, recipe.num_heads),
+            ConditionEncoder(recipe.width, recipe.text, num_classes, vocab_size),
+            recipe.width,
+            recipe.f_type,
+            recipe.temb_type,
+            recipe.noise_schedule,
         )
-        self.from_time = TimeEmbedding(recipe.width)
-        self.to_time = TimeEmbedding(recipe.width)
-        self.condition = ConditionEncoder(recipe.width, recipe.text, classes, vocabulary)
-
-    def jump(self, x: Images, to: Times, time: Times, condition: Tensor, cfg_scale: float = 1.0) -> Images:
-        """x, which is at `time`, at `to`. cfg_scale: weight of what the condition adds, 1 as it is."""
-        recipe = self.recipe
-        output = self._output(x, to, time, condition)
-        if cfg_scale != 1.0:
-            without = self._output(x, to, time, self.condition({}).expand_as(condition))
-            output = cfg_scale * output + (1 - cfg_scale) * without
-        if recipe.parameterization == "identity":
-            return ddim_step(x, output, to, time, recipe.noise_schedule)
-        share = expand_dims_like(coefficient(to, time, recipe.parameterization, recipe.noise_schedule), x)
-        if recipe.parameterization == "euler":
-            return x - share * output
-        (alpha_s, sigma_s), (alpha_t, sigma_t) = (alpha_sigma(when, recipe.noise_schedule) for when in (to, time))
-        kept = (alpha_t * alpha_s + sigma_t * sigma_s) / (alpha_t**2 + sigma_t**2)
-        return expand_dims_like(kept, x) * x - share * output
-
-    def _output(self, x: Images, to: Times, time: Times, condition: Tensor) -> Images:
-        alpha, sigma = alpha_sigma(time, self.recipe.noise_schedule)
-        if self.recipe.objective == "flow":
-            to = time  # a flow knows no destination
-        scaled = x / expand_dims_like(SIGMA * (alpha**2 + sigma**2).sqrt(), x)
-        return self.backbone(scaled, self.from_time(time) + self.to_time(to) + condition)
 
     def losses(self, batch: GenerationBatch) -> dict[str, Tensor]:
-        """mmd, consistency or flow, as the recipe says."""
-        recipe, data = self.recipe, SIGMA * batch["image"]
-        noise = SIGMA * torch.randn_like(data)
-        condition = self.condition(batch)
-        particles = recipe.num_particles if recipe.objective == "mmd" else 1
-        groups = len(data) // particles
-        low, high = recipe.t_min, recipe.t_max
-        time = low + (high - low) * torch.rand(groups, device=data.device).clamp(min=0.01)
+        """Compute mmd, consistency or flow, as the recipe says."""
+        recipe, data = self.recipe, SIGMA_DATA * batch["image"]
+        noise = SIGMA_DATA * torch.randn_like(data)
+        condition = self.flow_map.condition(batch).expand(len(data), -1)
+        num_particles = min(recipe.num_particles, len(data)) if recipe.objective == "mmd" else 1
+        groups = len(data) // num_particles
+        t = self.sample_times(groups, data.device)
+        s = recipe.t_min + (t - recipe.t_min) * torch.rand(groups, device=data.device)
         if recipe.objective == "flow":
-            x = add_noise(data, noise, time)
-            return {"flow": flow_matching_loss(SIGMA * self._output(x, time, time, condition), data, noise)}
-        to = low + (time - low) * torch.rand(groups, device=data.device)
-        middle = torch.maximum(to, self.before(time))
-        weight = loss_weight(time, recipe.noise_schedule, recipe.loss_weight_b, recipe.loss_weight_a)
-        kernel = 1 / coefficient(to, time, recipe.parameterization, recipe.noise_schedule).clamp(min=1e-3)
+            velocity = self.flow_map.network(add_noise(data, noise, t), s, t, condition)
+            return {"flow": flow_matching_loss(SIGMA_DATA * velocity, data, noise)}
+        r = self.mapping(s, t)
+        weight = loss_weight(t, recipe.noise_schedule, recipe.loss_weight_b, recipe.loss_weight_a)
+        # Equation 12: the kernel's weight is 1 / |c_out(s, t)|, as f moves x by c_out times the network's output.
+        c_out = flow_map_coefficients(s, t, recipe.f_type, recipe.noise_schedule)[1]
+        kernel_weight = 1 / c_out.abs().clamp(min=MIN_COEFFICIENT)
 
-        every = [when.repeat_interleave(particles) for when in (to, middle, time)]
-        rows = slice(0, groups * particles)
+        # All particles of a group share s, r and t; x_r has the data and the noise of x_t (section 4.4).
+        rows = slice(0, groups * num_particles)
         data, noise, condition = data[rows], noise[rows], condition[rows]
-        x = add_noise(data, noise, every[2], recipe.noise_schedule)
-        nearer = ddim_step(x, data, every[1], every[2], recipe.noise_schedule)
-        ours = self.jump(x, every[0], every[2], condition)
+        of_s, of_r, of_t = (times.repeat_interleave(num_particles) for times in (s, r, t))
+        x_t = add_noise(data, noise, of_t, recipe.noise_schedule)
+        x_r = ddim_step(x_t, data, of_r, of_t, recipe.noise_schedule)
+        y_t = self.flow_map(x_t, of_s, of_t, condition)
         with torch.no_grad():
-            target = self.jump(nearer, every[0], every[1], condition)
-        ours, target = (points.flatten(1).unflatten(0, (groups, particles)) for points in (ours, target))
+            y_r = self.flow_map(x_r, of_s, of_r, condition)
+        y_t, y_r = (y.flatten(1).unflatten(0, (groups, num_particles)) for y in (y_t, y_r))
         if recipe.objective == "consistency":
-            error = (ours - target).square().mean((1, 2))
-            return {"consistency": (weight * kernel * error).mean()}
-        return {"mmd": (weight * laplace_discrepancy(ours, target, kernel)).mean()}
+            error = (y_t - y_r).square().mean((1, 2))
+            return {"consistency": (weight * kernel_weight * error).mean()}
+        return {"mmd": (weight * laplace_mmd(y_t, y_r, kernel_weight)).mean()}
 
-    def before(self, time: Times) -> Times:
-        """The time from which a jump is learned: a fixed step of noise over data less, and always less."""
+    def sample_times(self, count: int, device: torch.device) -> Times:
+        """Sample t from U(t_min, t_max), or eta from a log-normal distribution."""
         recipe = self.recipe
+        if recipe.time_distribution == "uniform":
+            return recipe.t_min + (recipe.t_max - recipe.t_min) * torch.rand(count, device=device)
+        mean, std = LOG_NORMAL
+        eta = (mean + std * torch.randn(count, device=device)).exp()
+        return time_from_eta(eta, recipe.noise_schedule).clamp(recipe.t_min, recipe.t_max)
 
-        def noise_over_data(when: Tensor) -> Tensor:
-            alpha, sigma = alpha_sigma(when.double(), recipe.noise_schedule)
-            return sigma / alpha
-
-        least, most = noise_over_data(torch.tensor([recipe.t_min, recipe.t_max]))
-        eta = noise_over_data(time) - (most - least) / 2**recipe.mapping_k
-        earlier = time_from_eta(eta.clamp(min=0.0), recipe.noise_schedule).to(time.dtype)
-        return torch.minimum(earlier, time - SMALLEST_GAP).clamp(min=recipe.t_min)
+    def mapping(self, s: Times, t: Times) -> Times:
+        """Return r(s, t) = max(s, eta^-1(eta_t - (eta_max - eta_min) / 2^k)), at least a gap below t or s itself."""
+        recipe, schedule = self.recipe, self.recipe.noise_schedule
+        eta_min, eta_max = eta_from_time(torch.tensor([recipe.t_min, recipe.t_max]), schedule).tolist()
+        eta = eta_from_time(t, schedule) - (eta_max - eta_min) / 2**recipe.mapping_k
+        r = time_from_eta(eta.clamp(min=0.0), schedule).to(t.dtype)
+        return torch.maximum(torch.minimum(r, t - MIN_GAP), s)
 
     @torch.no_grad()
     def generate_images(self, batch: ConditionBatch, steps: int, generator: torch.Generator | None = None) -> Images:
-        """An image for each label or text, normalised as the processor's, in `steps` jumps at equally spaced times."""
-        recipe, condition = self.recipe, self.condition(batch)
-        count, device = len(condition), condition.device
-        shape = (count, 3, recipe.image_size, recipe.image_size)
-        noise = torch.randn(shape, generator=generator).to(device)
-        times = torch.linspace(recipe.t_max, recipe.t_min, steps + 1, device=device)
-        x = SIGMA * noise
-        for now, then in itertools.pairwise(times):
-            start, end = now.expand(count), then.expand(count)
-            if recipe.sampler == "pushforward":
-                x = self.jump(x, end, start, condition, recipe.cfg_scale)
-            else:
-                data = self.jump(x, torch.full_like(start, recipe.t_min), start, condition, recipe.cfg_scale)
-                again = SIGMA * torch.randn(shape, generator=generator).to(device)
-                x = add_noise(data, again, end, recipe.noise_schedule) if then > recipe.t_min else data
-        return x / SIGMA
+        """Generate an image for each condition, normalized as the processor's, in `steps` steps."""
+        recipe, condition = self.recipe, self.flow_map.condition(batch)
+        count = len(condition) if condition.ndim > 1 else int(batch["num_images"])
+        noise = SIGMA_DATA * torch.randn((count, 3, recipe.image_size, recipe.image_size), generator=generator)
+        times = sampling_times(
+            recipe.t_max, recipe.t_min, steps, recipe.noise_schedule, recipe.discretization, recipe.mid_nt
+        )
+        condition, restart = condition.expand(count, -1), recipe.sampler == "restart"
+        x = noise.to(condition.device)
+        return self.flow_map.sample(x, times.to(x), condition, recipe.cfg_scale, restart, generator) / SIGMA_DATA
 
 
 @dataclass(frozen=True)
 class Recipe(TrainingRecipe):
     batch_size: PositiveInt = 128
-    """Images in a step."""
     optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0, betas=(0.9, 0.999), ema_decay=0.99)
     image_size: PositiveInt = 16
-    """Side of the images in pixels."""
+    """Image side in pixels."""
     patch_size: PositiveInt = 2
-    """Side of a patch in pixels."""
+    """Patch side in pixels."""
     width: PositiveInt = 96
-    """Channels of every token."""
+    """Embedding width of tokens."""
     depth: NonNegativeInt = 4
     """Transformer blocks."""
     num_heads: PositiveInt = 4
-    """Attention heads of a block."""
-    objective: Objective = "mmd"
-    """mmd: the paper's. consistency: one particle, squared distance. flow: flow matching with Euler's steps."""
+    """Attention heads per block."""
+    objective: Literal["mmd", "consistency", "flow"] = "mmd"
+    """mmd: the paper's. consistency: one particle, squared distance. flow: flow matching, sampled by Euler steps."""
     num_particles: PositiveInt = 4
-    """Images whose distribution is compared; they share their times (section 5)."""
-    parameterization: Parameterization = "euler"
-    """What the network's output means: a velocity, EDM's mixture, or the image itself (appendix)."""
+    """Particles M: images of a group, whose distribution is compared; they share their times (section 5)."""
+    f_type: FlowMapType = "euler_fm"
+    """Parameterization: what the network predicts is a velocity, EDM's mixture, or the data (section 5)."""
+    temb_type: TimeInput = "identity"
+    """Second time input of the network: s, t - s, or none, as flow matching has it."""
     noise_schedule: NoiseSchedule = "fm"
-    """How data become noise; flow takes fm only."""
+    """How data become noise; flow and euler_fm take fm only."""
+    time_distribution: Literal["uniform", "log_normal"] = "uniform"
+    """Of t in training; log_normal is that of eta = sigma / alpha, with mean -1.1 and standard deviation 2."""
     mapping_k: NonNegativeInt = 8
-    """A jump is learned from one that starts 1/2^mapping_k of the largest noise-over-data earlier. 12 to 15 in the
-    paper, whose training is a thousand times as long."""
+    """k of r(s,t): r is 1/2^k of the largest eta before t. 12 to 15 in the paper, whose training is a thousand times as
+    long; with 8, r = s for half of the samples."""
     t_min: UnitInterval = 0.006
-    """Smallest time: the end of sampling."""
+    """Smallest time epsilon, the end of sampling."""
     t_max: UnitInterval = 0.994
-    """Largest time: the begin of sampling."""
+    """Largest time T, the start of sampling."""
     loss_weight_b: float = 5.0
-    """Of the log signal-to-noise ratio at which the loss's weight falls off (b of equation 13)."""
+    """b of equation 13: log signal-to-noise ratio at which the loss weight falls off."""
     loss_weight_a: float = 1.0
-    """Of alpha in that weight (a of equation 13): 1 for single steps, 2 for several."""
+    """a of equation 13, the power of alpha: 1 for one step, 2 for several."""
+    conditions: tuple[Literal["label", "text"], ...] = ("label", "text")
+    """What images are generated from, as far as the corpus has it; none: unconditional generation."""
     text: TextEncoderConfig = TextEncoderConfig()
-    """Reads the words that images are generated from, where the corpus has any."""
+    """Text encoder of the conditions."""
     cond_drop_prob: UnitInterval = 0.1
-    """Share of examples that train without their label and text, for guidance."""
+    """Probability that an example trains without its conditions, for classifier-free guidance."""
     cfg_scale: float = 1.0
-    """Weight of label and text in sampling; other values than 1 run the network twice a step."""
+    """Scale of classifier-free guidance in sampling; other values than 1 run the network twice a step."""
     sampler: Literal["pushforward", "restart"] = "pushforward"
-    """From time to time directly, or through data and fresh noise."""
+    """From time to time directly, or to data and by fresh noise to the next time."""
+    discretization: Literal["uniform", "edm"] = "uniform"
+    """Sampling times: equally spaced, or by EDM's schedule with rho = 7."""
+    mid_nt: tuple[float, ...] = ()
+    """Etas of the times between the first and the last, for sampling in one step more than there are."""
     augmentation: ImageAugmentation = NONE
 
     def columns(self) -> Declared:
-        image = ImageColumn(self.image_size)
-        return {"image": image, "label": Optional(LabelColumn()), "text": Optional(TextColumn(self.text))}
+        given = {"label": Optional(LabelColumn()), "text": Optional(TextColumn(self.text))}
+        return {"image": ImageColumn(self.image_size), **{name: given[name] for name in dict.fromkeys(self.conditions)}}
 
-    def training_corpora(self, corpus: Corpus) -> list[Corpus]:
-        """Raise UserError: the corpus has neither a label nor texts."""
-        if corpus.label is None and not corpus.has_modality(Text):
-            raise UserError(f"The corpus '{corpus.name}' has neither a label nor texts to generate images from.")
-        return [corpus]
-
-    def build(self, processor: Processor) -> JumpNetwork:
+    def build(self, processor: Processor) -> IMM:
         if self.objective == "mmd" and self.batch_size % self.num_particles:
             raise UserError(
                 f"A batch of {self.batch_size} does not divide into groups of {self.num_particles} particles."
             )
         if self.t_min >= self.t_max:
-            raise UserError("--t-min, the earliest time, is below --t-max.")
-        if self.objective == "flow" and (self.noise_schedule, self.parameterization) != ("fm", "euler"):
-            raise UserError("The objective flow goes with --noise-schedule fm and --parameterization euler.")
-        classes = len(processor.label.names) if processor.label is not None else 0
-        return JumpNetwork(self, classes, processor.text.tokenizer.vocab_size if processor.text is not None else 0)
+            raise UserError("--t-min, the end of sampling, is below --t-max.")
+        if self.objective == "flow" and self.f_type != "euler_fm":
+            raise UserError("Flow matching goes with --f-type euler_fm.")
+        if self.f_type == "euler_fm" and self.noise_schedule != "fm":
+            raise UserError("--f-type euler_fm goes with --noise-schedule fm.")
+        label, text = (getattr(processor, name, None) for name in ("label", "text"))
+        return IMM(self, len(label.names) if label else 0, text.tokenizer.vocab_size if text else 0)
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> GenerationBatch:
-        """Images, their labels and captions, and for which of them either is shown."""
+        """Collate images, their conditions, and which of these are dropped."""
         pixels = processor.image.pixels([example["image"] for example in examples])
         image = processor.image.normalize(augment(pixels, self.augmentation, example_rng))
         batch: GenerationBatch = {"image": image, **conditions(processor, examples, example_rng.generators)}
-        any_shown, which = example_rng.uniform() >= self.cond_drop_prob, example_rng.uniform()
-        both = "label" in batch and "text" in batch  # each is to generate alone, too
-        if "label" in batch:
-            batch["label_shown"] = any_shown & ~(both & (which < 0.25))
-        if "text" in batch:
-            batch["text_shown"] = any_shown & ~(both & (which > 0.75))
+        drop_conditions(batch, self.cond_drop_prob, example_rng)
         return batch
 
     @classmethod
     def tiny(cls) -> Recipe:
         """Return the smallest preset, for tests."""
-        return cls(
-            text=TextEncoderConfig(300, context_length=24, width=16, depth=1, num_heads=2),
-            image_size=8,
-            width=16,
-            depth=1,
-            num_heads=2,
-            num_particles=2,
-            batch_size=4,
-        )
+        text = TextEncoderConfig(300, context_length=24, width=16, depth=1, num_heads=2)
+        return cls(text=text, image_size=8, width=16, depth=1, num_heads=2, num_particles=2, batch_size=4)
 
     @classmethod
     def paper(cls) -> Recipe:
-        """CIFAR-10 (table 6 of the method's paper), with DiT-B in place of the U-Net."""
+        """Unconditional CIFAR-10 (released configuration; table 6 of the method's paper), with DiT-B for the U-Net."""
         return cls(
             batch_size=4096,
-            optimizer=OptimizerConfig(weight_decay=0.0, betas=(0.9, 0.999), learning_rate=1e-4, ema_decay=0.9999),
+            optimizer=OptimizerConfig(
+                1e-4, 0.0, (0.9, 0.999), 1e-8, "constant", warmup_ratio=0.0, max_grad_norm=0.0, ema_decay=0.9999
+            ),
             image_size=32,
             width=768,
             depth=12,
             num_heads=12,
+            f_type="simple_edm",
             mapping_k=15,
+            conditions=(),
+            mid_nt=(1.4,),
         )

@@ -1,9 +1,16 @@
 """DGVAE: a VAE recommender with disentangled user prototypes, learned from the item graph and from item text.
 
-A variational auto-encoder reads, for each prototype, the part of a history that belongs to it, smoothed over a frozen
-graph of similar items; a second one reads the words of the same items. The two sets of latents attend to each other
-through gates, and are tied prototype by prototype; both sides are decoded from their sum, so that the words of a
-prototype explain its items (section III of the paper).
+A variational auto-encoder with prototypes (MacridVAE) encodes, for each prototype, the part of a user's interactions
+that belongs to it, smoothed over a frozen graph of similar items; a second one encodes the words of the same items. The
+two sets of latents attend to each other through gates, and their mutual information is maximized prototype by
+prototype. Both sides are decoded from the sum, so that a prototype's words explain its items (section III).
+
+The paper turns images into words by a captioner; here, the second graph is of shared facts, and words are of the text
+alone.
+
+Terms: MacridVAE = MacridVAE, prototype assignment = MacridVAE.prototype_assignment, cross attention = gated_attention,
+ELBO of interactions = losses.item_nll, ELBO of words = losses.text_nll, mutual information regularizer =
+losses.mutual_information, interpretability = DGVAE.explain.
 """
 
 from __future__ import annotations
@@ -19,6 +26,9 @@ from torch.nn import functional as F
 from polymodal.constraints import DecayRate, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.data.columns.history import HistoryColumn
 from polymodal.data.processor import Declared, Processor
+from polymodal.layers.graph import propagate, symmetric_weights
+from polymodal.objectives.mutual_information import jensen_shannon_loss
+from polymodal.objectives.variational import kl_divergence, kl_weight, reparameterize
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.recipe import TrainingRecipe
@@ -30,73 +40,65 @@ paper = Paper(
     year=2024,
     arxiv="2402.16110",
     modalities=("history", "text", "graph"),
+    code="enoche/DGVAE@460a3682c7379442cd88285d1e6799a61efe4652",
 )
 
 Latents = Float[Tensor, "batch prototypes dim"]
+LogProbs = Float[Tensor, "batch prototypes entries"]  # of each prototype, not normalized
+Assignment = Float[Tensor, "entries prototypes"]
 
 
 def gated_attention(queries: Latents, values: Latents) -> Latents:
-    """[tanh(Q Xᵀ) * sigmoid(D - mean of D's row)] X with D the negative L1 distances (section III-D)."""
+    """Return [tanh(Q Xᵀ) * sigmoid(D - mean of D's row)] X with D the negative L1 distances (section III-D)."""
     distance = -torch.cdist(queries, values, p=1)
     gate = torch.sigmoid(distance - distance.mean(-1, keepdim=True))
     return (torch.tanh(queries @ values.transpose(1, 2)) * gate) @ values
 
 
-def prototype_mutual_information(a: Latents, b: Latents) -> Float[Tensor, ""]:
-    """Jensen-Shannon bound of mutual information, negated: alike at the same prototype, unlike at others (eq. 21)."""
-    similarity = a @ b.transpose(1, 2)
-    own = similarity.diagonal(dim1=1, dim2=2)
-    positive, count = F.softplus(-own), similarity.shape[1]
-    if count == 1:
-        return positive.mean()
-    negative = (F.softplus(similarity).sum(-1) - F.softplus(own)) / (count - 1)
-    return (negative + positive).mean()
+class MacridVAE(nn.Module):
+    """VAE of interactions with prototypes (Ma et al. 2019), whose inputs are smoothed over a graph.
 
-
-def kl_divergence(log_variance: Latents) -> Float[Tensor, ""]:
-    """KL to the prior, summed over prototypes and dimensions; means have unit length, so only variances count."""
-    return -0.5 * (1 + log_variance - log_variance.exp()).sum((1, 2)).mean()
-
-
-class Side(nn.Module):
-    """The auto-encoder of items, or that of words: embeddings, prototypes and one linear encoder for all of these."""
+    Entries are items, or words for the text side. One linear layer encodes all prototypes.
+    """
 
     def __init__(self, recipe: Recipe, count: int):
         super().__init__()
         self.recipe = recipe
-        self.embedding = nn.Parameter(torch.empty(count, recipe.embed_dim))
+        self.item_embeddings = nn.Parameter(torch.empty(count, recipe.embed_dim))
         self.prototypes = nn.Parameter(torch.empty(recipe.num_prototypes, recipe.embed_dim))
         self.encoder = nn.Linear(count, 2 * recipe.embed_dim)
-        for weight in (self.embedding, self.prototypes, self.encoder.weight):
+        for weight in (self.item_embeddings, self.prototypes, self.encoder.weight):
             nn.init.xavier_normal_(weight)
         nn.init.normal_(self.encoder.bias, std=0.01)
 
-    def assignment(self) -> Float[Tensor, "count prototypes"]:
-        """How much each item or word belongs to each prototype; drawn by Gumbel softmax in training. Rows sum to 1."""
-        logits = F.normalize(self.embedding, dim=1) @ F.normalize(self.prototypes, dim=1).T / self.recipe.temperature
+    def prototype_assignment(self) -> Assignment:
+        """Return the probability of each prototype for each entry; sampled by Gumbel softmax in training."""
+        items, prototypes = F.normalize(self.item_embeddings, dim=1), F.normalize(self.prototypes, dim=1)
+        logits = items @ prototypes.T / self.recipe.temperature
         return F.gumbel_softmax(logits, dim=1) if self.training else logits.softmax(1)
 
     def encode(
-        self, chosen: Float[Tensor, "batch count"], assignment: Float[Tensor, "count prototypes"], graph: Tensor | None
+        self,
+        interactions: Float[Tensor, "batch entries"],
+        assignment: Assignment,
+        graph: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Latents, Latents]:
-        """A latent of unit length for each prototype, and the logarithm of its variance relative to the prior's."""
-        parts = F.normalize(chosen[:, None, :] * assignment.T, dim=-1)
-        smooth = parts.flatten(0, 1).T
-        for _ in range(self.recipe.num_gcn_layers if graph is not None else 0):
-            smooth = torch.sparse.mm(graph, smooth)
-        parts = F.dropout((smooth.T.view_as(parts) + parts) / 2, self.recipe.dropout, self.training)
-        mean, negated = self.encoder(parts).chunk(2, dim=-1)
-        mean, log_variance = F.normalize(mean, dim=-1), -negated
+        """Return a latent of unit length for each prototype, and its log-variance relative to the prior's.
+
+        graph: edges and their weights; None is the graph of self-loops.
+        """
+        x = F.normalize(interactions[:, None, :] * assignment.T, dim=-1)
+        smoothed = x if graph is None else propagate(x, *graph, self.recipe.num_gcn_layers)
+        x = F.dropout((smoothed + x) / 2, self.recipe.dropout, self.training)
+        mean, negative_log_variance = self.encoder(x).chunk(2, dim=-1)
+        mean, log_variance = F.normalize(mean, dim=-1), -negative_log_variance
         if self.training:
-            spread = self.recipe.prior_std * (log_variance / 2).exp()
-            mean = F.normalize(mean + torch.randn_like(mean) * spread, dim=-1)
+            mean = F.normalize(reparameterize(mean, log_variance, self.recipe.prior_std), dim=-1)
         return mean, log_variance
 
-    def by_prototype(
-        self, latents: Latents, assignment: Float[Tensor, "count prototypes"]
-    ) -> Float[Tensor, "batch prototypes count"]:
-        """Logarithm of what each prototype gives to each item or word; summed over prototypes it is the score."""
-        similarity = latents @ F.normalize(self.embedding, dim=1).T / self.recipe.temperature
+    def decode(self, latents: Latents, assignment: Assignment) -> LogProbs:
+        """Return log(c_ik exp(z_k e_i / tau)); its logsumexp over prototypes is an entry's logit."""
+        similarity = latents @ F.normalize(self.item_embeddings, dim=1).T / self.recipe.temperature
         return assignment.clamp(min=1e-20).log().T + similarity.float()
 
 
@@ -107,7 +109,7 @@ class HistoryBatch(TypedDict):
 
 
 class DGVAE(nn.Module):
-    """The two sides, what ties them, and the recommendation that both give."""
+    """MacridVAEs of interactions and of words, with a shared sum of latents."""
 
     updates: Tensor
     edges: Tensor
@@ -118,126 +120,118 @@ class DGVAE(nn.Module):
         super().__init__()
         self.recipe = recipe
         self.vocabulary, words = history.words()
-        self.items = Side(recipe, len(history.catalogue))
-        self.words = Side(recipe, len(self.vocabulary)) if recipe.use_text else None
+        count = len(history.catalogue)
+        self.rating_vae = MacridVAE(recipe, count)
+        self.text_vae = MacridVAE(recipe, len(self.vocabulary)) if recipe.use_text else None
         self.register_buffer("item_words", words, persistent=False)
-        text, facts = history.text_neighbors(recipe.knn_k), history.fact_neighbors(recipe.knn_k)
-        weights = [
-            torch.full((edges.shape[1],), share / recipe.knn_k)
-            for edges, share in ((text, recipe.text_graph_weight), (facts, 1 - recipe.text_graph_weight))
-        ]
-        self.register_buffer("edges", torch.cat([text, facts], dim=1), persistent=False)
+        # A = 0.96 A_text + 0.04 A_facts, each normalized by the numbers of neighbors of both items.
+        graphs = history.text_neighbors(recipe.knn_k), history.fact_neighbors(recipe.knn_k)
+        shares = recipe.text_graph_weight, 1 - recipe.text_graph_weight
+        weights = [share * symmetric_weights(g.flip(0), count) for g, share in zip(graphs, shares, strict=True)]
+        self.register_buffer("edges", torch.cat(graphs, dim=1), persistent=False)
         self.register_buffer("edge_weights", torch.cat(weights), persistent=False)
         self.register_buffer("updates", torch.tensor(0))
 
-    @property
-    def graph(self) -> Tensor | None:
-        """Target x source, sparse: what an item takes of those that have it among their neighbours."""
-        if not self.recipe.use_item_graph:
-            return None
-        count = len(self.items.embedding)
-        return torch.sparse_coo_tensor(self.edges.flip(0), self.edge_weights, (count, count), check_invariants=False)
+    def user_words(self, history: Float[Tensor, "batch items"]) -> Float[Tensor, "batch words"]:
+        """Return the sum of the TF-IDF vectors of a user's items, of unit length."""
+        return F.normalize(history @ self.item_words, dim=1)
 
-    def read_words(self, chosen: Float[Tensor, "batch items"]) -> Float[Tensor, "batch words"]:
-        """TF-IDF of the words of all chosen items together, of unit length."""
-        return F.normalize(chosen @ self.item_words, dim=1)
-
-    def forward(self, chosen: Float[Tensor, "batch items"]) -> dict[str, Tensor]:
-        """All that losses, recommendation and explanation are made of.
-
-        items, words: by_prototype of either side; read: the words of what was chosen. Without the second side, only
-        those of the items are there.
-        """
-        item_assignment = self.items.assignment()
-        latents, variance = self.items.encode(chosen, item_assignment, self.graph)
-        if self.words is None:
-            return {"items": self.items.by_prototype(latents, item_assignment), "item_variance": variance}
-        read = self.read_words(chosen)
-        word_assignment = self.words.assignment()
-        of_words, word_variance = self.words.encode(read, word_assignment, None)
-        items_by_words, words_by_items = gated_attention(of_words, latents), gated_attention(latents, of_words)
-        both = items_by_words + words_by_items
+    def forward(self, history: Float[Tensor, "batch items"]) -> dict[str, Tensor]:
+        """Return `MacridVAE.decode` and log-variances of both sides, the words, and the mutual information; without the
+        text side, the items' alone."""
+        graph = (self.edges, self.edge_weights) if self.recipe.use_item_graph else None
+        item_assignment = self.rating_vae.prototype_assignment()
+        z_items, item_log_variance = self.rating_vae.encode(history, item_assignment, graph)
+        if self.text_vae is None:
+            items = self.rating_vae.decode(z_items, item_assignment)
+            return {"items": items, "item_log_variance": item_log_variance}
+        text = self.user_words(history)
+        word_assignment = self.text_vae.prototype_assignment()
+        z_words, word_log_variance = self.text_vae.encode(text, word_assignment)
+        items_by_words, words_by_items = gated_attention(z_words, z_items), gated_attention(z_items, z_words)
+        z = items_by_words + words_by_items
         return {
-            "items": self.items.by_prototype(both, item_assignment),
-            "words": self.words.by_prototype(both, word_assignment),
-            "read": read,
-            "item_variance": variance,
-            "word_variance": word_variance,
-            "agreement": prototype_mutual_information(items_by_words, words_by_items),
+            "items": self.rating_vae.decode(z, item_assignment),
+            "words": self.text_vae.decode(z, word_assignment),
+            "text": text,
+            "item_log_variance": item_log_variance,
+            "word_log_variance": word_log_variance,
+            "mutual_information": jensen_shannon_loss(items_by_words, words_by_items),
         }
 
     def after_step(self, fraction: float) -> None:
-        """Count an update, with which the weight of the divergence rises."""
+        """Count an update, for KL annealing."""
         self.updates += 1
 
     def losses(self, batch: HistoryBatch) -> dict[str, Tensor]:
-        """item_nll, text_nll: negative log-likelihood and KL divergence; mutual_information; each with its weight."""
-        recipe, chosen = self.recipe, batch["history"]
-        annealed = self.updates.clamp(max=recipe.kl_anneal_steps) / max(recipe.kl_anneal_steps, 1) * recipe.kl_weight
-        seen = self(chosen)
-        losses = {"item_nll": self._likelihood(seen["items"], chosen) + annealed * kl_divergence(seen["item_variance"])}
-        if self.words is not None:
-            words = self._likelihood(seen["words"], seen["read"])
-            losses["text_nll"] = recipe.text_weight * (words + annealed * kl_divergence(seen["word_variance"]))
-            losses["mutual_information"] = recipe.mi_weight * seen["agreement"]
+        """Return item_nll and text_nll (negative ELBOs) and mutual_information, each with its weight."""
+        recipe, output = self.recipe, self(batch["history"])
+        beta = kl_weight(self.updates, recipe.kl_anneal_steps, recipe.kl_weight)
+        item_nll = self._cross_entropy(output["items"], batch["history"])
+        losses = {"item_nll": item_nll + beta * kl_divergence(output["item_log_variance"])}
+        if self.text_vae is not None:
+            text_nll = self._cross_entropy(output["words"], output["text"])
+            losses["text_nll"] = recipe.text_weight * (text_nll + beta * kl_divergence(output["word_log_variance"]))
+            losses["mutual_information"] = recipe.mi_weight * output["mutual_information"]
         return losses
 
     @staticmethod
-    def _likelihood(by_prototype: Tensor, target: Float[Tensor, "batch count"]) -> Float[Tensor, ""]:
-        return -(target * by_prototype.logsumexp(1).log_softmax(-1)).sum(-1).mean()
+    def _cross_entropy(log_probs: LogProbs, target: Float[Tensor, "batch entries"]) -> Float[Tensor, ""]:
+        return -(target * log_probs.logsumexp(1).log_softmax(-1)).sum(-1).mean()
 
     def recommend(self, batch: HistoryBatch) -> Float[Tensor, "batch items"]:
-        """A score for every item, also for those that were chosen already."""
+        """Return the logits of all items, including those of the history."""
         return self(batch["history"])["items"].logsumexp(1)
 
     def item_prototypes(self) -> Float[Tensor, "items prototypes"]:
-        return self.items.assignment()
+        """Return the prototype assignment of the items."""
+        return self.rating_vae.prototype_assignment()
 
     @torch.no_grad()
     def explain(self, batch: HistoryBatch, count: int = 5) -> list[list[tuple[list[int], list[str]]]]:
-        """For each person and prototype, the numbers of the strongest items not yet chosen, and the strongest words."""
-        seen = self(batch["history"])
-        items = seen["items"].masked_fill(batch["history"][:, None, :] > 0, -torch.inf).topk(count).indices
-        words = seen["words"].topk(count).indices if self.words is not None else items[..., :0]
+        """Return, for each user and prototype, the top items that are not in the history, and the top words."""
+        output = self(batch["history"])
+        items = output["items"].masked_fill(batch["history"][:, None, :] > 0, -torch.inf).topk(count).indices
+        words = output["words"].topk(count).indices if self.text_vae is not None else items[..., :0]
         return [
-            [(i.tolist(), [self.vocabulary[word] for word in w.tolist()]) for i, w in zip(*person, strict=True)]
-            for person in zip(items, words, strict=True)
+            [(i.tolist(), [self.vocabulary[word] for word in w.tolist()]) for i, w in zip(*user, strict=True)]
+            for user in zip(items, words, strict=True)
         ]
 
 
 @dataclass(frozen=True)
 class Recipe(TrainingRecipe):
     batch_size: PositiveInt = 128
-    """Histories in a step."""
+    """Users per step."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-3, weight_decay=0.0, betas=(0.9, 0.999))
     embed_dim: PositiveInt = 64
     """Dimensions of embeddings and latents."""
     num_prototypes: PositiveInt = 4
-    """Interests that a person is divided into (released code)."""
+    """Number of prototypes K, the interests of a user (released code)."""
     temperature: PositiveFloat = 0.1
-    """Of assignments and of the decoders."""
+    """Temperature tau of the prototype assignment and of the decoders."""
     prior_std: NonNegativeFloat = 0.075
-    """Standard deviation of the prior, which the latents are drawn with in training."""
+    """Standard deviation of the prior, with which latents are sampled in training."""
     dropout: DecayRate = 0.5
-    """Share of the encoder's inputs that are dropped."""
+    """Dropout of the encoder's inputs."""
     use_item_graph: bool = True
-    """Whether histories are smoothed over the graph of similar items."""
+    """Whether interactions are smoothed over the graph of similar items."""
     num_gcn_layers: NonNegativeInt = 2
-    """Steps of smoothing."""
+    """Graph convolutions (without parameters)."""
     knn_k: NonNegativeInt = 10
-    """Of an item in the graph, itself among them."""
+    """Nearest neighbors k of an item in a graph, including itself."""
     text_graph_weight: UnitInterval = 0.96
-    """Weight of the graph by words; the rest is that by facts, which stands where the paper has images."""
+    """Weight of the graph of similar texts; the rest is of shared facts, in place of the paper's image features."""
     use_text: bool = True
-    """Whether there is a second side of words."""
+    """Whether there is a text side."""
     text_weight: NonNegativeFloat = 0.2
-    """Weight of that side's likelihood and divergence."""
+    """Weight lambda_text of the text side's ELBO."""
     mi_weight: NonNegativeFloat = 0.2
-    """Weight of the mutual information between the two sides."""
+    """Weight lambda_reg of the mutual information between the two sides."""
     kl_weight: NonNegativeFloat = 0.2
-    """Weight of the divergence in the end (both sides)."""
+    """Weight of both KL divergences after annealing."""
     kl_anneal_steps: NonNegativeInt = 100
-    """Updates over which that weight rises from 0."""
+    """Updates over which that weight rises linearly."""
 
     def columns(self) -> Declared:
         return {"history": HistoryColumn()}
@@ -246,7 +240,7 @@ class Recipe(TrainingRecipe):
         return DGVAE(self, processor.history)
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> HistoryBatch:
-        """Whole histories, which are input and target."""
+        """Return whole histories, which are input and target."""
         return processor(history=[example["history"] for example in examples])
 
     @classmethod
@@ -256,11 +250,9 @@ class Recipe(TrainingRecipe):
 
     @classmethod
     def paper(cls) -> Recipe:
-        """Amazon Baby (released run-baby.sh)."""
-        return cls(
-            batch_size=512,
-            optimizer=OptimizerConfig(weight_decay=0.0, betas=(0.9, 0.999), learning_rate=1e-3),
-            num_prototypes=3,
-            mi_weight=0.4,
-            kl_anneal_steps=4000,
+        """Return the Amazon Baby preset (released run-baby.sh and main.py); Adam without schedule or clipping."""
+        optimizer = OptimizerConfig(
+            1e-3, 0.0, (0.9, 0.999), 1e-8, lr_scheduler="constant", warmup_ratio=0.0, max_grad_norm=0.0
         )
+        # min(0.2, updates / 20000) reaches 0.2 after 4000 updates.
+        return cls(batch_size=512, optimizer=optimizer, num_prototypes=3, mi_weight=0.4, kl_anneal_steps=4000)

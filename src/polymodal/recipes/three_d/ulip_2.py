@@ -1,21 +1,23 @@
 """ULIP-2: a 3-D point-cloud encoder aligned with a frozen CLIP, using generated captions of rendered views.
 
-Names of 3-D shapes are scarce and say little. Here a captioner describes rendered views, CLIP ranks what it wrote
-(`polymodal caption`), and a point cloud is brought near one view at a time and the captions of that same view: the
-views together say what no single one can. Only the point encoder, its projection and a temperature learn (section 3.2
-of ULIP-2; equation 1 of ULIP). Where no pretrained CLIP is at hand, the two towers learn from images and texts first.
+Texts of 3-D shapes are scarce and say little. Here a captioner describes rendered views, CLIP ranks its captions
+(`polymodal caption`), and a step aligns a point cloud with one view, sampled at random, and with captions of that view.
+Only the point encoder, its projection and a temperature are trained (ULIP-2, section 3.2; ULIP, equation 1). The
+frozen CLIP comes from `--init`; without one, its two encoders are trained in a first stage. Differs from the paper:
+views are not cropped at random, so that their vectors can be cached, and FPS starts at the farthest point.
+
+Terms: L_P2I = losses.points_image, L_P2T = losses.points_text (InfoNCE = info_nce), f_P = point_encoder (Point-BERT:
+FPS = farthest_point_sampling, mini-PointNet = first_conv and second_conv), W = point_projection.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, cast
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,13 +34,15 @@ from polymodal.data.instructions import choice
 from polymodal.data.processor import Declared, Optional, Processor, SharedColumn, Sparse
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.points import PointEncoder, PointEncoderConfig
+from polymodal.encoders.pretrained import pretrained_weights
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.logit_scale import LogitScale
+from polymodal.layers.transformer import Packing, mean_pool
 from polymodal.modalities import Points, ViewCaptions
 from polymodal.modalities.image_augmentation import augment, may_flip
 from polymodal.modalities.padding import Padded
-from polymodal.modalities.points import any_points, augment_points
+from polymodal.modalities.points import augment_points
 from polymodal.modalities.text import Tokens, text_ids
 from polymodal.objectives.contrastive import info_nce
 from polymodal.recipes.dual_encoders._base import SMALL_IMAGE, DualEncoder, DualEncoderRecipe
@@ -53,6 +57,7 @@ paper = Paper(
     year=2023,
     arxiv="2305.08275",
     modalities=("points", "image", "text"),
+    code="salesforce/ULIP@f194ddbfc1219ee1030e866b8be62d77539a3642",
     parameters={"point_encoder.*": 32.5e6},  # section 4.5: the default size of the 3D encoder
 )
 
@@ -60,7 +65,7 @@ TextSource = Literal["captions", "names", "category"]
 
 
 class TextBatch(TypedDict):
-    """text: equally many texts of each object, object by object. group: id that objects with equal texts share."""
+    """text: equally many texts per object, object by object. group: id that objects with equal texts share."""
 
     text: Tokens
     group: Float[Tensor, " batch"]
@@ -86,14 +91,13 @@ class ULIP2(DualEncoder):
         self.point_logit_scale = LogitScale()
 
     def encode_points(self, points: Float[Tensor, "batch points channels"]) -> Float[Tensor, "batch dim"]:
-        """L2-normalised vectors of point clouds."""
+        """L2-normalized vectors of point clouds."""
         return F.normalize(self.point_projection(self.point_encoder.pooled(points)), dim=-1)
 
     def embed_views(self, views: Padded) -> Float[Tensor, "batch dim"]:
-        """The mean over the images of each thing, normalised again."""
+        """Normalized mean over the views of each object."""
         vectors = self.encode_image(views.values[views.mask])
-        thing = torch.arange(len(views), device=vectors.device).repeat_interleave(views.lengths)
-        return F.normalize(vectors.new_zeros(len(views), vectors.shape[1]).index_add(0, thing, vectors), dim=-1)
+        return F.normalize(mean_pool(vectors, Packing.of(views.mask)), dim=-1)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         vectors = super().embed(batch)
@@ -104,26 +108,26 @@ class ULIP2(DualEncoder):
         return vectors
 
     def encode(self, batch: ViewTextBatch) -> dict[str, Tensor]:  # type: ignore[override]
-        """One vector a thing of each modality; several texts of one are averaged."""
+        """One vector per object and modality; the vectors of an object's texts are averaged and normalized again."""
         vectors = self.embed(batch)
-        own = vectors["text"].unflatten(0, (len(batch["image"]), -1))
-        return vectors | {"text": F.normalize(own.mean(1), dim=-1), "group": batch["group"]}
+        texts = vectors["text"].unflatten(0, (len(batch["image"]), -1))
+        return vectors | {"text": F.normalize(texts.mean(1), dim=-1), "group": batch["group"]}
 
     @two_halves("encode", "tower_contrastive_losses")
     def tower_losses(self, batch: ViewTextBatch) -> dict[str, Tensor]:
-        """Of images and texts without points."""
+        """Image-text loss of the first stage."""
         return self.tower_contrastive_losses(self.encode(batch))
 
     def tower_contrastive_losses(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"contrastive": info_nce(vectors["image"], vectors["text"], self.logit_scale(), labels=vectors["group"])}
 
-    def contrastive_losses(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """points_text and points_image."""
-        image, text, group = vectors["image"], vectors["text"], vectors["group"]
-        points, scale = vectors["points"], self.point_logit_scale()
+    def contrastive_losses(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """L_P2T and L_P2I, each the mean of both directions (ULIP, equation 1); objects with equal texts are no
+        negatives of each other."""
+        points, scale = encoded["points"], self.point_logit_scale()
         return {
-            "points_text": info_nce(points, text, scale, labels=group),
-            "points_image": info_nce(points, image, scale),
+            "points_text": info_nce(points, encoded["text"], scale, labels=encoded["group"]),
+            "points_image": info_nce(points, encoded["image"], scale),
         }
 
 
@@ -132,31 +136,44 @@ class Recipe(DualEncoderRecipe):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3)
     image: ImageEncoderConfig = dataclasses.replace(SMALL_IMAGE, image_size=64)
     word_dropout: UnitInterval = 0.0
-    """Probability with which a word is left out while the towers train."""
+    """Probability with which a word is dropped in the first stage."""
     points: PointEncoderConfig = PointEncoderConfig()
     batch_size: AtLeastTwo = 64
     num_points: PositiveInt = 1024
-    """Points of a cloud."""
+    """Number of points per cloud."""
+    point_weights: str = ""
+    """Point-BERT weights that the point encoder starts from, as in ULIP: a checkpoint (.pt or .safetensors), a folder,
+    or a name on the hub; empty: random weights, as in ULIP-2."""
     text_source: TextSource = "captions"
-    """What a cloud is compared with: captions of a view, the thing's name, or the name of its category (ULIP)."""
+    """Texts that a cloud is aligned with: captions of a view, names of the object, or the category's name (ULIP)."""
     num_captions: PositiveInt = 1
-    """Captions of a view, the best ones, whose vectors are averaged."""
+    """Captions per view whose vectors are averaged, the best ones (top-k)."""
     num_views: NonNegativeInt = 0
-    """Views of a thing that are used, evenly chosen; 0 is all."""
+    """Views per object that are used, evenly spaced; 0: all."""
     point_dropout: DecayRate = 0.875
-    """Largest share of points that the first one replaces while training."""
+    """Maximum fraction of points replaced by the first point in training (ULIP, released code)."""
     clip_fraction: UnitInterval = 0.5
-    """Share of the budget that trains the two towers first; 0 with --init, which brings them."""
+    """Fraction of the budget that trains the image and text encoder first; 0 with --init, which loads them."""
     clip_corpus: str = ""
-    """Built-in corpus whose images and texts the towers learn from; by default the run's own views and names."""
+    """Built-in corpus with images and texts for the first stage; by default the run's own views and names."""
 
     def stages(self) -> tuple[Stage, ...]:
         images = partial(load_corpus, self.clip_corpus) if self.clip_corpus else None
-        of_towers = ("image_*", "text_*", "logit_scale.*")
+        towers = ("image_*", "text_*", "logit_scale.*")
+        load = partial(_load_point_bert, self.point_weights) if self.point_weights else None
         return (
-            Stage("towers", self.clip_fraction, of_towers, corpus=images, batch="image_batch", losses="tower_losses"),
-            Stage("points", 1 - self.clip_fraction, ("point_*",)),
+            Stage("towers", self.clip_fraction, towers, corpus=images, batch="image_batch", losses="tower_losses"),
+            Stage("points", 1 - self.clip_fraction, ("point_*",), on_start=load),
         )
+
+    def missing_init(self) -> str:
+        if self.clip_fraction:
+            return ""
+        return "With --clip-fraction 0 both encoders are not trained: load them with --init, a run of clip or hf:NAME."
+
+    def with_pretrained(self, name: str) -> Recipe:
+        """Return the recipe with the frozen encoders of a pretrained CLIP."""
+        return dataclasses.replace(cast(Recipe, super().with_pretrained(name)), clip_fraction=0.0)
 
     def cacheable_encoders(self) -> tuple[str, ...]:
         return ("image_encoder", "text_encoder")
@@ -172,14 +189,11 @@ class Recipe(DualEncoderRecipe):
         }
 
     def training_corpora(self, corpus: Corpus) -> list[Corpus]:
-        """The corpus and that of the encoders. Raises UserError for a corpus without what clouds are compared with."""
+        """Return the corpora of both stages. Raises UserError for a corpus without the texts of `text_source`."""
         if self.clip_fraction < 1:
             corpus.column_with(Points)
             if self.text_source == "captions" and not corpus.has_modality(ViewCaptions):
-                raise UserError(
-                    f"The corpus '{corpus.name}' has no captions of views; write some with polymodal caption, or take "
-                    "--text-source names."
-                )
+                raise UserError(f"'{corpus.name}' has no captions of views; write some with polymodal caption.")
             if self.text_source == "category" and corpus.label is None:
                 raise UserError(f"The corpus '{corpus.name}' has no categories; take --text-source names.")
         return [corpus, *([load_corpus(self.clip_corpus)] if self.clip_corpus else [])]
@@ -188,7 +202,7 @@ class Recipe(DualEncoderRecipe):
         return ULIP2(self, processor.tokenizer.vocab_size)
 
     def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ViewTextBatch:
-        """One augmented image of each thing and one of its texts."""
+        """One augmented view per object and one of its texts."""
         generators = example_rng.generators
         texts = self.sample_captions(examples, processor.text, example_rng)
         shown = [e["views"][rng.integers(len(e["views"]))] for e, rng in zip(examples, generators, strict=True)]
@@ -197,25 +211,22 @@ class Recipe(DualEncoderRecipe):
         return {**_texts([[text] for text in texts], processor), "image": processor.views.normalize(pixels)}
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> PointsBatch:
-        """A cloud of each thing, one of its views, and what is said of that view, or of the thing."""
+        """An augmented point cloud per object, one of its views, and texts of that view or of the object."""
         generators = example_rng.generators
-        chosen = [self._seen(e, processor, rng) for e, rng in zip(examples, generators, strict=True)]
+        chosen = [self._sampled(e, processor, rng) for e, rng in zip(examples, generators, strict=True)]
         views = [example["views"][view] for example, (view, _) in zip(examples, chosen, strict=True)]
-        clouds = [any_points(e["points"], self.num_points, r) for e, r in zip(examples, generators, strict=True)]
-        points = augment_points(
-            torch.from_numpy(np.stack(clouds)), example_rng, (0.8, 1.25), 0.1, tilt=0.06, dropout=self.point_dropout
+        points = processor.points.sample([example["points"] for example in examples], example_rng)
+        points = augment_points(  # ULIP, released code
+            points, example_rng, (0.8, 1.25), 0.1, rotate_perturbation=0.06, dropout=self.point_dropout, isotropic=True
         )
         texts = _texts([texts for _, texts in chosen], processor)
         return {**texts, "points": points, "image": processor.views.images(views)}
 
-    def _seen(self, example: Example, processor: Processor, rng: np.random.Generator) -> tuple[int, list[str]]:
-        """A view at random, and as many texts as every thing has."""
+    def _sampled(self, example: Example, processor: Processor, rng: np.random.Generator) -> tuple[int, list[str]]:
+        """Sample a view, and return it with as many texts as every object has."""
         views = some_views(len(example["views"]), self.num_views)
         if self.text_source == "captions":
-            described = sorted({caption.view for caption in example["captions"]})
-            view = choice([view for view in views if view in described] or described, rng)
-            own = [caption.text for caption in example["captions"] if caption.view == view][: self.num_captions]
-            return view, [own[number % len(own)] for number in range(self.num_captions)]
+            return processor.captions.sample(example["captions"], views, self.num_captions, rng)
         if self.text_source == "category":
             assert processor.label is not None
             return choice(views, rng), [processor.label.names[example["label"]].lower()]
@@ -232,33 +243,30 @@ class Recipe(DualEncoderRecipe):
 
     @classmethod
     def paper(cls) -> Recipe:
-        """Point-BERT of 18 blocks beside OpenCLIP ViT-bigG/14 (released configuration), whose MLPs are wider."""
+        """ULIP-2: Point-BERT on 10,000 colored points, OpenCLIP ViT-bigG/14 (whose MLPs are wider).
+
+        The optimizer is that of ULIP's released code: 250 epochs of 8 x 64 objects.
+        """
+        image = ImageEncoderConfig(image_size=224, patch_size=14, width=1664, depth=48, num_heads=16, pool_type="cls")
+        text = TextEncoderConfig(49408, 77, width=1280, depth=32, num_heads=20, causal=True, pool_type="eos")
+        rates = OptimizerConfig(3e-3, eps=1e-8, warmup_ratio=1 / 250, min_lr_ratio=1 / 300, max_grad_norm=0.0)
         return cls(
-            image=ImageEncoderConfig(
-                image_size=224, patch_size=14, width=1664, depth=48, num_heads=16, pool_type="cls"
-            ),
-            text=TextEncoderConfig(
-                49408, context_length=77, width=1280, depth=32, num_heads=20, causal=True, pool_type="eos"
-            ),
-            points=PointEncoderConfig(
-                num_groups=512,
-                group_size=32,
-                width=384,
-                depth=18,
-                num_heads=6,
-                encoder_dims=256,
-                drop_path_rate=0.1,
-                pool_type="cls_max",
-            ),
+            image=image,
+            text=text,
+            points=PointEncoderConfig.point_bert(depth=18, channels=6),
             embed_dim=1280,
-            num_points=8192,
+            num_points=10_000,
             clip_fraction=0.0,
             batch_size=512,
-            optimizer=OptimizerConfig(learning_rate=3e-3, warmup_ratio=1 / 250, max_grad_norm=0.0),
+            optimizer=rates,
         )
 
 
-def _texts(texts: Sequence[list[str]], processor: Processor) -> TextBatch:
-    """All texts, and a number for each thing that those with the same texts share, which are no negatives."""
-    flat = [text for own in texts for text in own]
-    return {"text": processor.text(flat), "group": text_ids(["\n".join(own) for own in texts])}
+def _texts(texts: list[list[str]], processor: Processor) -> TextBatch:
+    """Return the texts of all objects, and an id of each object that those with equal texts share."""
+    flat = [text for one in texts for text in one]
+    return {"text": processor.text(flat), "group": text_ids(["\n".join(one) for one in texts])}
+
+
+def _load_point_bert(source: str, model: nn.Module) -> None:
+    model.get_submodule("point_encoder").load_point_bert(pretrained_weights(source))  # type: ignore[operator]

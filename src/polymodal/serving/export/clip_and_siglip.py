@@ -44,7 +44,7 @@ def pretrained_siglip(run: Run) -> Any:
     library, image, text = transformers(), run.recipe.image, run.recipe.text
     configuration = library.SiglipConfig(vision_config=dict(image.settings), text_config=dict(text.settings))
     weights = _pretrained_towers(method)
-    bias = getattr(run.model, "logit_bias", torch.zeros(()))
+    bias = torch.zeros(()) if method.logit_bias is None else method.logit_bias
     weights |= {"logit_scale": log_scale(run).reshape(1), "logit_bias": bias.detach().reshape(1)}
     return _filled(library.SiglipModel(configuration), weights)
 
@@ -52,6 +52,8 @@ def pretrained_siglip(run: Run) -> Any:
 def projects_nothing(run: Run) -> bool:
     """Return whether the projections are the identity, as SiglipModel has none."""
     method: Any = run.model
+    if hasattr(method, "image_head"):
+        return False
     projections = (method.image_projection.weight, method.text_projection.weight)
     return all(torch.equal(weight, torch.eye(*weight.shape)) for weight in projections)
 

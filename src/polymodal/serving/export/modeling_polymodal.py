@@ -21,7 +21,8 @@ class PolymodalConfig(PretrainedConfig):
     """Configuration.
 
     image, text: sizes of each encoder, or `pretrained`: settings of a transformers model and its class name. dim: of
-    the joint embedding space. bias: whether the logits have a bias, as in SigLIP.
+    the joint embedding space. bias: whether the logits have a bias, as in SigLIP. head: whether a non-linear layer
+    comes before the image projection, as in SPARC.
     """
 
     model_type = "polymodal_dual_encoder"
@@ -32,9 +33,10 @@ class PolymodalConfig(PretrainedConfig):
         text: dict[str, Any] | None = None,
         dim: int = 128,
         bias: bool = False,
+        head: bool = False,
         **kwargs: Any,
     ):
-        self.image, self.text, self.dim, self.bias = image or {}, text or {}, dim, bias
+        self.image, self.text, self.dim, self.bias, self.head = image or {}, text or {}, dim, bias, head
         super().__init__(**kwargs)
 
 
@@ -105,6 +107,46 @@ class ConvolutionalStem(nn.Module):
         return x
 
 
+class CrossAttention(nn.Module):
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        key, value = self.key_value(context).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query = self.query(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        return self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+class AttentionPool(nn.Module):
+    """Attention pooling by one learned query."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.queries = nn.Parameter(torch.zeros(1, width))
+        self.attention = CrossAttention(width, num_heads)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.attention(self.queries.expand(len(tokens), -1, -1), tokens)
+        return x + self.mlp(self.norm(x))
+
+
+class MAPHead(nn.Module):
+    """Multihead attention pooling (MAP) to one vector."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.pool = AttentionPool(width, num_heads)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.pool(tokens)[:, 0]
+
+
 class ImageEncoder(nn.Module):
     """Polymodal's vision transformer; returns the pooled vector."""
 
@@ -132,6 +174,7 @@ class ImageEncoder(nn.Module):
         self.norm_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, depth, num_heads)
         self.norm_post = nn.LayerNorm(width)
+        self.map_head = MAPHead(width, num_heads) if pool_type == "map" else None
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.stem(image)
@@ -147,6 +190,8 @@ class ImageEncoder(nn.Module):
         x = self.norm_post(self.transformer(self.norm_pre(x)))[:, : len(self.positions)]
         if self.class_token is not None:
             return x[:, 0]
+        if self.map_head is not None:
+            return self.map_head(x)
         return x.amax(1) if self.pool_type == "max" else x.mean(1)
 
 
@@ -213,6 +258,8 @@ class PolymodalDualEncoder(PreTrainedModel):
         self.padded_to = sizes["text"].pop("padded_to", None)
         self.image_encoder = tower(ImageEncoder, sizes["image"])
         self.text_encoder = tower(TextEncoder, sizes["text"])
+        width = widths["image"]
+        self.image_head = nn.Sequential(nn.Linear(width, width), nn.GELU()) if config.head else nn.Identity()
         self.image_projection = nn.Linear(widths["image"], config.dim, bias=False)
         self.text_projection = nn.Linear(widths["text"], config.dim, bias=False)
         self.logit_scale = nn.Parameter(torch.zeros(()))
@@ -235,7 +282,7 @@ class PolymodalDualEncoder(PreTrainedModel):
             }[self.pooled_by["image"]]()
         else:
             pooled = self.image_encoder(pixel_values)
-        return F.normalize(self.image_projection(pooled), dim=-1)
+        return F.normalize(self.image_projection(self.image_head(pooled)), dim=-1)
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return L2-normalized text embeddings. attention_mask: 0 for padding, which is on the right."""

@@ -18,7 +18,7 @@ def exported_tokenizer(run: Run, end_last: bool = False, ends: bool = True) -> A
 
     end_last: give the end token the highest id. ends: append the end token; not for prompts, which are continued.
     """
-    tokenizer: Tokenizer = run.processor.tokenizer  # type: ignore[attr-defined]
+    tokenizer: Tokenizer = run.processor.tokenizer
     if isinstance(tokenizer, PretrainedTokenizer):
         tokenizer.tokenizer.model_max_length = tokenizer.context_length
         return tokenizer.tokenizer

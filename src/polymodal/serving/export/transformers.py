@@ -52,11 +52,12 @@ def exported(run: Run) -> tuple[Any, Any]:
     image, text = run.recipe.image, run.recipe.text
     pretrained = isinstance(image, PretrainedImageConfig) and isinstance(text, PretrainedTextConfig)
     kinds = (image.settings["model_type"], text.settings["model_type"]) if pretrained else None
-    if kinds == ("clip_vision_model", "clip_text_model") and not hasattr(run.model, "logit_bias"):
+    like_clip = run.model.logit_bias is None and not hasattr(run.model, "image_head")
+    if kinds == ("clip_vision_model", "clip_text_model") and like_clip:
         return pretrained_clip(run), exported_tokenizer(run)
     if kinds == ("siglip_vision_model", "siglip_text_model") and projects_nothing(run):
         return pretrained_siglip(run), exported_tokenizer(run)
-    if not pretrained and is_clip(image, text) and not hasattr(run.model, "logit_bias"):
+    if not pretrained and is_clip(image, text) and like_clip:
         return own_clip(run)
     return remote_dual_encoder(run), exported_tokenizer(run)
 
@@ -73,6 +74,7 @@ def remote_dual_encoder(run: Run) -> Any:
         text=_text_sizes(run) | {"pooled_width": run.recipe.text.width},
         dim=run.recipe.embed_dim,
         bias="logit_bias" in weights,
+        head="image_head.0.weight" in weights,
         auto_map={
             "AutoConfig": f"{REMOTE_CODE.stem}.PolymodalConfig",
             "AutoModel": f"{REMOTE_CODE.stem}.PolymodalDualEncoder",
@@ -127,7 +129,7 @@ def _difference(run: Run, model: Any, tokenizer: Any) -> float:
     pixels, text = sample_pixels(run, 3), sample_texts(run)
     method: Any = run.model.cpu().eval()
     vectors = method.embed({"image": pixels, "text": text})
-    own = method.logit_scale() * vectors["image"] @ vectors["text"].T + getattr(method, "logit_bias", 0.0)
+    own = method.logits(vectors["image"], vectors["text"])
     given = tokenized_samples(tokenizer)
     if type(model).__name__ == "SiglipModel":  # trained with padding to the full length, without a mask
         given = tokenizer(list(SAMPLES), padding="max_length", max_length=run.recipe.text.context_length,
