@@ -104,4 +104,4 @@ def can_draw(font: Any, text: str) -> bool:
 
 def exchanged(captions: Sequence[str], wrong: Sequence[bool]) -> list[str]:
     """Return captions, of which the wrong ones are replaced by the one before: noisy pairs."""
-    return [captions[number - 1] if wrong[number] else own for number, own in enumerate(captions)]
+    return [captions[number - 1] if wrong[number] else caption for number, caption in enumerate(captions)]

@@ -265,9 +265,9 @@ class DiscreteTokenDecoder(nn.Module):
         modality, text = self.vocabulary.modality_of(ids), document > 0
         routes = []
         for name in self.experts:
-            own = (modality == self.vocabulary.modalities.index(name)) & (document > 0)
-            routes.append(own.flatten().nonzero().squeeze(1))
-            text = text & ~own
+            mask = (modality == self.vocabulary.modalities.index(name)) & (document > 0)
+            routes.append(mask.flatten().nonzero().squeeze(1))
+            text = text & ~mask
         return [text.flatten().nonzero().squeeze(1), *routes]
 
 

@@ -113,7 +113,7 @@ def speed_up_factors(comparison: ComparisonResult, wanted: Sequence[str]) -> dic
 
     wanted: metrics of the test split, of which those count that are lower when better and were logged on validation.
     """
-    found: dict[str, dict[str, float | None]] = {}
+    factors: dict[str, dict[str, float | None]] = {}
     for name in wanted:
         scores = [trial.scores[name] for trial in comparison.trials if name in trial.scores]
         if not scores or scores[0].higher_is_better:
@@ -128,10 +128,10 @@ def speed_up_factors(comparison: ComparisonResult, wanted: Sequence[str]) -> dic
         baseline, *others = curves
         if all(map(len, curves)):
             labels = [arm.label for arm in comparison.arms[1:]]
-            found[logged] = {
+            factors[logged] = {
                 label: speed_up_factor(baseline, other) for label, other in zip(labels, others, strict=True)
             }
-    return found
+    return factors
 
 
 def _looks(history: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:

@@ -192,8 +192,8 @@ def _measured(again: str, claim: str | None, result: dict[str, Any] | None) -> l
 def _at_start(result: dict[str, Any]) -> str:
     """Return what was measured before the arms were trained, if it was."""
     scores = (result.get("start_scores") or {}).items()
-    figures = "; ".join(f"{metric} {number(result['units'][metric], mean(values))}" for metric, values in scores)
-    return f"At the start, before all arms: {figures}." if figures else ""
+    listed = "; ".join(f"{metric} {number(result['units'][metric], mean(values))}" for metric, values in scores)
+    return f"At the start, before all arms: {listed}." if listed else ""
 
 
 def tasks_page() -> str:

@@ -170,8 +170,8 @@ def missing_weights(model: nn.Module, init: Path | str) -> list[str]:
         return []
     with safe_open(Path(init) / WEIGHTS, "pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    learned = ((name, own) for name, own in model.named_parameters() if own.requires_grad)
-    missing = [name for name, own in learned if shapes.get(name) != tuple(own.shape)]
+    trainable = {name: tuple(weight.shape) for name, weight in model.named_parameters() if weight.requires_grad}
+    missing = [name for name, shape in trainable.items() if shapes.get(name) != shape]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         warnings.warn(f"{init} has no weights for {', '.join(missing[:3])}{more}; they begin at random.", stacklevel=2)

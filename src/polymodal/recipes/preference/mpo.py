@@ -68,8 +68,8 @@ class MPO(VisionLanguageModel):
     def update_reference(self, alpha: float = 1.0) -> None:
         """Move the reference to alpha * policy + (1 - alpha) * reference."""
         policy = dict(self.named_parameters())
-        for name, own in self.reference.named_parameters():
-            own.lerp_(policy[name], alpha)
+        for name, parameter in self.reference.named_parameters():
+            parameter.lerp_(policy[name], alpha)
 
     def after_step(self, fraction: float) -> None:
         """Update the reference every few steps, if it moves at all (TR-DPO, Gorbatovski et al. 2024)."""
@@ -149,8 +149,8 @@ class Recipe(MonolithRecipe):
             )
         if not isinstance(source, MonolithRecipe):
             raise UserError("MPO starts from runs of mono_internvl or of mpo; --init names a run of another recipe.")
-        own = ("language_model", "tile_size", "patch_size", "patch_embed_dim", "visual_experts")
-        return replace(self, **{name: getattr(source, name) for name in own})
+        architecture = ("language_model", "tile_size", "patch_size", "patch_embed_dim", "visual_experts")
+        return replace(self, **{name: getattr(source, name) for name in architecture})
 
     def stages(self) -> tuple[Stage, ...]:
         return (Stage("preferences", on_start="update_reference"),)
