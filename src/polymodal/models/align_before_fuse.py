@@ -6,7 +6,7 @@ ALBEF (Li et al. 2021, section 3) for clips, with merged attention in place of c
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -71,9 +71,16 @@ class VideoTextEncoders(DualEncoderModel):
         packed, packing, pooled = self.text_encoder(text)
         return packing.pad(packed), F.normalize(self.text_projection(pooled), dim=-1)
 
+    def encode_modality(self, name: str, value: Any) -> Float[Tensor, "batch dim"]:
+        """Return L2-normalized embeddings; images are clips of one frame."""
+        return super().encode_modality("video" if name == "image" else name, value)
+
+    def encode_patches(self, image: Clips) -> Float[Tensor, "batch patches dim"]:
+        """Return L2-normalized embeddings of all patches, averaged over frames, in the space of the texts."""
+        return F.normalize(self.video_projection(self.video_tokens(image)[0][:, 1:]), dim=-1)
+
     def embed(self, batch: Batch) -> dict[str, Tensor]:
-        encoders = {"video": "video", "image": "video", "text": "text"}
-        return {name: self.encode_modality(encoder, batch[name]) for name, encoder in encoders.items() if name in batch}
+        return {name: self.encode_modality(name, batch[name]) for name in ("video", "image", "text") if name in batch}
 
 
 class AlignBeforeFuse(VideoTextEncoders):
