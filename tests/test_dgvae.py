@@ -1,237 +1,113 @@
-"""DGVAE and recommendation: formulas in plain loops, what must not leak, ranking figures, and training on real data."""
+"""DGVAE: the released code's numbers, annealing by updates, and parts that can be left out."""
 
 from __future__ import annotations
 
-import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from polymodal import corpora
-from polymodal.corpora import Corpus
+import polymodal as pm
+import synthetic
 from polymodal.data.columns.history import HistoryColumn
-from polymodal.data.processor import Processor, fit_processor
-from polymodal.errors import UnreadableExample, UserError
-from polymodal.evaluation import evaluate, validation
-from polymodal.evaluation.tasks.recommendation import ranking_scores
-from polymodal.modalities import History
+from polymodal.data.processor import Processor
 from polymodal.modalities.history import Item
 from polymodal.recipes.recommendation import dgvae
-from polymodal.serving.embedding import write_embeddings
-from polymodal.serving.search import search_corpus
-from polymodal.training import load_run, train
-from polymodal.types import Budget
+from polymodal.training import RuntimeConfig
 
+GENRES = ["war", "love", "war", "space", "love", "space", "war", "love", "space", "war"]
 ITEMS = tuple(
-    Item(f"film {n}", f"{genre} story {n % 3}0s", (f"person {n % 4}",), (genre,))
-    for n, genre in enumerate(["war", "love", "war", "space", "love", "space", "war", "love", "space", "war"])
+    Item(f"film {n}", f"{genre} story {n % 3}0s", (f"person {n % 4}",), (genre,)) for n, genre in enumerate(GENRES)
 )
-
-
-@pytest.fixture(scope="module")
-def viewers() -> Corpus:
-    return corpora.viewers()
+GOLDEN = {name: torch.from_numpy(a) for name, a in np.load(Path(__file__).parent / "golden" / "dgvae.npz").items()}
 
 
 def small(**choices) -> dgvae.DGVAE:
     torch.manual_seed(0)
-    recipe = dgvae.Recipe(embed_dim=8, knn_k=3, **choices)
+    recipe = dgvae.Recipe(**{"embed_dim": 8, "knn_k": 3} | choices)
     return recipe.build(Processor({}, {"history": HistoryColumn(ITEMS)}))
 
 
-def test_gated_attention_and_agreement_follow_their_formulas() -> None:
-    torch.manual_seed(0)
-    a, b = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
-    attended = dgvae.gated_attention(a, b)
-    agreement = torch.zeros(())
-    for n in range(2):
-        distance = torch.stack([torch.stack([-(a[n, i] - b[n, j]).abs().sum() for j in range(3)]) for i in range(3)])
-        for i in range(3):
-            weights = torch.stack(
-                [torch.tanh(a[n, i] @ b[n, j]) * torch.sigmoid(distance[i, j] - distance[i].mean()) for j in range(3)]
-            )
-            torch.testing.assert_close(attended[n, i], weights @ b[n])
-            others = torch.stack([F.softplus(a[n, i] @ b[n, j]) for j in range(3) if j != i]).mean()
-            agreement += (others + F.softplus(-a[n, i] @ b[n, i])) / 6
-    torch.testing.assert_close(dgvae.prototype_mutual_information(a, b), agreement)
-    assert dgvae.prototype_mutual_information(a[:, :1], b[:, :1]).isfinite()
+def histories(users: int = 4) -> torch.Tensor:
+    return (torch.rand(users, 10, generator=torch.Generator().manual_seed(0)) < 0.4).float()
 
 
-def test_the_divergence_is_zero_at_the_prior_and_positive_elsewhere() -> None:
-    assert dgvae.kl_divergence(torch.zeros(2, 3, 4)) == 0
-    for value in (-2.0, 0.5):
-        assert dgvae.kl_divergence(torch.full((2, 3, 4), value)) > 0
+@pytest.fixture
+def released(monkeypatch: pytest.MonkeyPatch) -> dgvae.DGVAE:
+    """A model with the weights, words and graph of the released one, and its noise in training."""
+    words = (["w"] * 7, GOLDEN["item_words"])
+    for name, value in (("words", words), ("text_neighbors", GOLDEN["text_edges"])):
+        monkeypatch.setattr(HistoryColumn, name, lambda column, *count, value=value: value)
+    monkeypatch.setattr(HistoryColumn, "fact_neighbors", lambda column, count: GOLDEN["image_edges"])
+    model = small(embed_dim=6, num_prototypes=3, dropout=0.0, mi_weight=0.4, kl_anneal_steps=4000)
+    weights = {name: value for name, value in GOLDEN.items() if name.startswith(("rating_vae.", "text_vae."))}
+    model.load_state_dict(weights | {"updates": torch.tensor(1000)})
+    gumbel = {10: GOLDEN["gumbel.rating_vae"], 7: GOLDEN["gumbel.text_vae"]}
+    drawn = iter((GOLDEN["noise.rating_vae"], GOLDEN["noise.text_vae"]))
+    monkeypatch.setattr(F, "gumbel_softmax", lambda logits, dim: (logits + gumbel[len(logits)]).softmax(dim))
+    monkeypatch.setattr(torch, "randn_like", lambda mean: next(drawn))
+    return model
 
 
-def test_scores_are_those_of_the_plain_sum_over_prototypes() -> None:
-    method = small().eval()
-    chosen = (torch.rand(4, 10) < 0.4).float()
-    assignment = method.items.assignment()
+def test_scores_are_those_of_the_released_code(released: dgvae.DGVAE) -> None:
+    output = released.eval()(GOLDEN["history"])
+    for name, probs, logits in (("items", "item_probs", "item_logits"), ("words", "word_probs", "word_logits")):
+        torch.testing.assert_close(output[name], GOLDEN[probs].log(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(output[name].logsumexp(1), GOLDEN[logits], rtol=1e-5, atol=1e-5)
+
+
+def test_the_loss_and_its_gradients_are_those_of_the_released_code(released: dgvae.DGVAE) -> None:
+    loss = torch.stack(list(released.losses({"history": GOLDEN["history"]}).values())).sum()
+    torch.testing.assert_close(loss, GOLDEN["loss"], rtol=1e-5, atol=1e-5)
+    loss.backward()
+    for name, own in (("item_embeddings", "rating_vae.item_embeddings"), ("text_prototypes", "text_vae.prototypes")):
+        torch.testing.assert_close(released.get_parameter(own).grad, GOLDEN[f"gradient.{name}"], rtol=1e-5, atol=1e-5)
+
+
+def test_without_words_and_graph_it_is_the_released_macridvae(released: dgvae.DGVAE) -> None:
+    released.text_vae, released.recipe = None, dgvae.Recipe(use_item_graph=False, kl_anneal_steps=4000)
+    (loss,) = released.losses({"history": GOLDEN["history"]}).values()
+    torch.testing.assert_close(loss, GOLDEN["macridvae_loss"], rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_is_random_in_evaluation_and_empty_histories_and_long_latents_are_finite() -> None:
+    model, batch = small(), {"history": histories()}
+    assert not torch.equal(model.recommend(batch), model.recommend(batch))
+    sum(model.losses({"history": torch.zeros(1, 10)}).values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    model.eval()
+    assert torch.equal(model.recommend(batch), model.recommend(batch))
+    assert model.recommend({"history": torch.zeros(1, 10)}).isfinite().all()
+    assignment = model.item_prototypes()
     torch.testing.assert_close(assignment.sum(1), torch.ones(10))
-    latents, _ = method.items.encode(chosen, assignment, method.graph)
+    latents, _ = model.rating_vae.encode(batch["history"], assignment)
     torch.testing.assert_close(latents.norm(dim=-1), torch.ones(4, 4))
-    embedding = F.normalize(method.items.embedding.double(), dim=1)
-    plain = sum(
-        assignment[:, k].double() * torch.exp(latents[:, k].double() @ embedding.T / 0.1) for k in range(4)
-    ).log()
-    scores = method.items.by_prototype(latents, assignment).logsumexp(1)
-    torch.testing.assert_close(scores, plain.float(), atol=1e-4, rtol=1e-4)
-    far = method.items.by_prototype(20 * latents, assignment).logsumexp(1)
-    assert far.isfinite().all()
+    assert model.rating_vae.decode(20 * latents, assignment).logsumexp(1).isfinite().all()
 
 
-def test_the_sparse_graph_smooths_as_the_dense_one() -> None:
-    method = small(dropout=0.0).eval()
-    chosen = (torch.rand(4, 10) < 0.4).float()
-    assignment = method.items.assignment()
-    dense = torch.zeros(10, 10)
-    for (source, target), weight in zip(method.edges.T.tolist(), method.edge_weights.tolist(), strict=True):
-        dense[source, target] += weight
-    assert (dense.diagonal() > 0).all()
-    parts = F.normalize(chosen[:, None, :] * assignment.T, dim=-1)
-    smooth = (parts @ dense @ dense + parts) / 2
-    expected = F.normalize(method.items.encoder(smooth)[..., :8], dim=-1)
-    torch.testing.assert_close(method.items.encode(chosen, assignment, method.graph)[0], expected)
+def test_kl_annealing_counts_updates_not_micro_batches(tmp_path: Path) -> None:
+    synthetic.corpus(tmp_path / "corpus")
+    corpus = synthetic.open_corpus(tmp_path / "corpus")
+    run = pm.train(dgvae.Recipe.tiny(), corpus, pm.Budget(steps=3), runtime=RuntimeConfig(micro_batch=2))
+    assert run.model.state_dict()["updates"] == 3
 
 
-def test_neighbors_share_words_or_facts() -> None:
-    processor = HistoryColumn(ITEMS)
-    for source, target in processor.text_neighbors(3).T.tolist():
-        assert set(ITEMS[source].text.split()) & set(ITEMS[target].text.split())
-    for source, target in processor.fact_neighbors(3).T.tolist():
-        assert ITEMS[source].facts == ITEMS[target].facts
-    counts = torch.bincount(processor.text_neighbors(3)[0], minlength=10)
-    assert (counts <= 3).all()
-    alone = HistoryColumn([Item("a", "one two"), Item("b", "one two")]).fact_neighbors(5)
-    assert alone.tolist() == [[0, 1], [0, 1]]
-
-
-def test_nothing_is_random_in_evaluation_and_nobody_is_without_an_answer() -> None:
-    method = small()
-    batch = {"history": (torch.rand(4, 10) < 0.4).float()}
-    assert not torch.equal(method.recommend(batch), method.recommend(batch))
-    method.eval()
-    assert torch.equal(method.recommend(batch), method.recommend(batch))
-    nobody = {"history": torch.zeros(1, 10)}
-    assert method.recommend(nobody).isfinite().all()
-    method.train()
-    losses = method.losses(nobody)
-    sum(losses.values()).backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
-
-
-def test_the_divergence_s_weight_rises_with_the_updates_which_a_checkpoint_keeps() -> None:
-    method = small(kl_anneal_steps=4)
-    batch = {"history": (torch.rand(4, 10) < 0.4).float()}
-    for _ in range(3):
-        method.losses(batch)
-        method.losses(batch)  # of another micro-batch
-        method.after_step(0.0)
-    assert method.state_dict()["updates"] == 3
-    method.eval()
-    method.losses(batch)
-    assert method.updates == 3
-
-
-def test_ranking_figures_of_a_known_order() -> None:
-    scores = np.array([[9.0, 8.0, 7.0, 6.0, 5.0] + [0.0] * 95])
-    found = {s.name: s for s in ranking_scores("test", scores, [np.array([0])], [np.array([1, 4, 60])])}
-    assert found["test/Recall@10"].value == pytest.approx(2 / 3)
-    gain = 1 / np.log2(2) + 1 / np.log2(5)
-    best = sum(1 / np.log2(place + 2) for place in range(3))
-    assert found["test/NDCG@10"].value == pytest.approx(gain / best)
-    assert found["test/Recall@10"].chance == pytest.approx(10 / 99)
-
-
-def test_chance_is_what_random_scores_get() -> None:
-    rng = np.random.default_rng(0)
-    people = 3000
-    wanted = [rng.permutation(60)[: rng.integers(1, 9)] + 40 for _ in range(people)]
-    known = [rng.permutation(40)[: rng.integers(1, 30)] for _ in range(people)]
-    for score in ranking_scores("test", rng.random((people, 100)), known, wanted):
-        assert score.value == pytest.approx(score.chance, rel=0.06), score.name
-
-
-def test_a_history_of_unknown_or_repeated_items_is_refused() -> None:
-    kind = History(ITEMS)
-    assert kind.decode([3, 1]).tolist() == [3, 1]
-    for wrong in ([10], [-1], [1, 1]):
-        with pytest.raises(UnreadableExample):
-            kind.decode(wrong)
-
-
-def test_histories_need_a_catalogue(viewers: Corpus) -> None:
-    bare = dataclasses.replace(viewers, columns={"liked": History()})
-    with pytest.raises(UserError, match="catalogue"):
-        fit_processor(dgvae.Recipe(), bare)
-
-
-def test_people_are_on_one_side_and_liked_films_in_the_order_of_time(viewers: Corpus) -> None:
-    films = corpora.movies()
-    assert sum(map(len, viewers.splits.values())) == len(viewers) > 800
-    history = viewers.value(0, "liked")
-    person = int(viewers.key(0).removeprefix("person ")) - 1
-    times, stars = [], []
-    for film in history.tolist():
-        ratings = films.value(film, "ratings")
-        own = int(np.flatnonzero(ratings.users == person)[0])
-        times.append(int(ratings.times[own]))
-        stars.append(int(ratings.ratings[own]))
-    assert times == sorted(times)
-    assert min(stars) >= 4
-
-
-@pytest.fixture(scope="module")
-def trained(viewers: Corpus, tmp_path_factory: pytest.TempPathFactory):
-    few = viewers.with_splits({name: rows[::2] for name, rows in viewers.splits.items()})
-    out = tmp_path_factory.mktemp("dgvae") / "run"
-    return few, train(dgvae.Recipe(batch_size=64), few, Budget(steps=60), out=out, validate=validation(few))
-
-
-def test_training_on_real_histories_beats_the_most_popular_films(trained) -> None:
-    viewers, run = trained
-    logged = [entry["losses"] for entry in run.history if "losses" in entry]
-    for name in ("item_nll", "text_nll"):
-        assert logged[-1][name] < logged[0][name]
-    scores = {score.name: score for score in evaluate(run, viewers)}
-    own, popular = (scores[f"test/{way}/Recall@50"] for way in ("recommendation", "most_popular"))
-    assert own.value > popular.value > 2 * own.chance
-    assert "items/prototypes_and_labels/mutual_information" in scores
-    assert any("validation/recommendation/Recall@20" in entry.get("validation", {}) for entry in run.history)
-    again = {score.name: score for score in evaluate(load_run(run.directory), viewers)}
-    for name, score in scores.items():
-        np.testing.assert_allclose(again[name].clusters, score.clusters, atol=1e-6, err_msg=name)
-
-
-def test_explanations_name_unseen_films_and_words_of_each_prototype(trained) -> None:
-    viewers, run = trained
-    history = viewers.value(int(viewers.rows("test")[0]), "liked")
-    (person,) = run.model.explain(run.processor(history=[history]), count=4)
-    assert len(person) == 4
-    for items, words in person:
-        assert len(items) == len(words) == 4
-        assert not set(items) & set(history.tolist())
-        assert set(words) <= set(run.model.vocabulary)
-
-
-def test_what_such_a_run_cannot_do_is_said(trained) -> None:
-    viewers, run = trained
-    with pytest.raises(UserError, match="cannot embed"):
-        search_corpus(run, viewers, "war")
-    with pytest.raises(UserError, match="cannot embed"):
-        write_embeddings(run, viewers, run.directory / "vectors.parquet")
-    with pytest.raises(UserError, match="takes history"):
-        run.processor(text=["war"])
-
-
-@pytest.mark.parametrize(
-    "choice", [{"use_item_graph": False}, {"use_text": False}, {"use_text": False, "num_prototypes": 1}]
-)
+@pytest.mark.parametrize("choice", [{"use_item_graph": False}, {"use_text": False}, {"num_prototypes": 1}])
 def test_every_part_can_be_left_out(choice: dict) -> None:
-    method = small(**choice)
-    losses = method.losses({"history": (torch.rand(4, 10) < 0.4).float()})
+    model = small(**choice)
+    losses = model.losses({"history": histories()})
     assert ("text_nll" in losses) == choice.get("use_text", True)
     sum(losses.values()).backward()
-    assert all(p.grad is not None for p in method.parameters())
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_explanations_name_items_outside_the_history_and_words_of_each_prototype() -> None:
+    model, history = small().eval(), histories(2)
+    for user, chosen in zip(model.explain({"history": history}, count=3), history, strict=True):
+        assert len(user) == 4
+        for items, words in user:
+            assert len(items) == len(words) == 3
+            assert not chosen[items].any()
+            assert set(words) <= set(model.vocabulary)

@@ -132,6 +132,10 @@ def test_byolip_s_teacher_moves_by_average_only_and_normalizes_by_its_own_batche
     model, batch = built(corpus, ssl_loss="byolip", ema_momentum=0.9)
     model.train().losses(batch)["byolip"].backward()
     assert all(weight.grad is None and not weight.requires_grad for weight in model.teacher.parameters())
+    with model.teacher.momentum_forward():
+        feature = model.teacher["image_encoder"].pooled(batch["image"])
+        target = model.teacher["image_projector"](feature)
+    torch.testing.assert_close(target.mean(0), torch.zeros(16), rtol=0, atol=1e-5)  # of this very batch
     with torch.no_grad():
         model.image_encoder.positions.add_(1.0)
     before = model.teacher["image_encoder"].positions.clone()

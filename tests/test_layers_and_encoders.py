@@ -13,6 +13,7 @@ from polymodal.encoders.image import ImageEncoder, ImageEncoderConfig
 from polymodal.encoders.native_image import NativeImageEncoderConfig
 from polymodal.encoders.text import TextEncoder, TextEncoderConfig
 from polymodal.errors import UserError
+from polymodal.layers.cross_attention import CrossAttentionTransformer
 from polymodal.layers.positions import rotary_angles_2d, rotate, sine_positions_2d
 from polymodal.layers.transformer import (
     DropPath,
@@ -314,3 +315,13 @@ def test_registers_and_sine_positions_leave_a_token_a_patch(pool_type):
     with torch.no_grad():
         encoder.registers += 1.0 * torch.randn(3, 64)
     assert not torch.allclose(encoder(image)[1], pooled, atol=1e-4)
+
+
+def test_fusion_ignores_padding_of_the_context() -> None:
+    torch.manual_seed(0)
+    fusion = CrossAttentionTransformer(16, 2, 4).eval()
+    x, context = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
+    mask = torch.arange(5) < torch.tensor([[5], [3]])
+    fused = fusion(x, context, context_mask=mask)
+    torch.testing.assert_close(fused[1:], fusion(x[1:], context[1:, :3]))
+    assert not torch.allclose(fused[:1], fusion(x[:1], context[:1].flip(2)), atol=1e-3)

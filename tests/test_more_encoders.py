@@ -22,7 +22,7 @@ from polymodal.encoders.video import VideoEncoder, VideoEncoderConfig
 from polymodal.encoders.volume import VolumeEncoder, VolumeEncoderConfig, patchify_3d
 from polymodal.encoders.waveform import Convolutions, WaveformEncoder, WaveformEncoderConfig, frame_counts
 from polymodal.errors import UserError
-from polymodal.layers.graph import GraphAttention, GraphConvolution
+from polymodal.layers.graph import GraphAttention, GraphConvolution, propagate, symmetric_weights
 from polymodal.modalities import Molecule
 from polymodal.modalities.action import Action, ActionSteps
 from polymodal.modalities.padding import Padded, pad
@@ -339,3 +339,11 @@ def test_steps_see_what_was_done_before_them():
         assert not torch.allclose(changed[0], pooled[0], atol=1e-4)
     pooled.square().sum().backward()
     assert all(parameter.grad is not None for parameter in encoder.parameters())
+
+
+def test_convolutions_without_weights_multiply_by_the_normalized_adjacency() -> None:
+    ends, x = torch.tensor([[0, 0, 1, 2, 3, 3, 4], [0, 1, 1, 2, 3, 0, 4]]), torch.randn(2, 3, 5)
+    dense, degree = torch.zeros(5, 5), torch.tensor([2.0, 1, 1, 2, 1])  # of the rows
+    for source, target in ends.T.tolist():
+        dense[source, target] = (degree[source] * degree[target]) ** -0.5
+    torch.testing.assert_close(propagate(x, ends, symmetric_weights(ends.flip(0), 5), 2), x @ dense @ dense)

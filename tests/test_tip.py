@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
+import synthetic
+from polymodal.corpora import Corpus
 from polymodal.data.columns.table import TableColumn
+from polymodal.data.loader import Reader
+from polymodal.data.processor import fit_processor
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.table import TableEncoderConfig
+from polymodal.evaluation.tasks.table_imputation import imputation_scores
 from polymodal.modalities.table import TableRows
 from polymodal.objectives.image_text_matching import ITMPairs
 from polymodal.recipes.science import tip
+from polymodal.rng import ExampleRNG
+from polymodal.training import train
+from polymodal.training.optimizer import OptimizerConfig
+from polymodal.types import Budget
 
 GOLDEN = {name: torch.from_numpy(a) for name, a in np.load(Path(__file__).parent / "golden" / "tip.npz").items()}
 
@@ -46,9 +56,8 @@ def test_losses_and_gradients_are_those_of_the_released_code(
     released: tip.TIPClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, texts, images = torch.arange(5), GOLDEN["negative_rows"], GOLDEN["negative_images"]
-    pairs = ITMPairs(
-        torch.cat([own, own, images]), torch.cat([own, texts, own]), (torch.arange(15) < 5).long(), torch.ones(15) > 0
-    )
+    labels, valid = (torch.arange(15) < 5).long(), torch.ones(15, dtype=torch.bool)
+    pairs = ITMPairs(torch.cat([own, own, images]), torch.cat([own, texts, own]), labels, valid)
     monkeypatch.setattr(tip, "sample_itm_pairs", lambda *arguments: pairs)
     batch: tip.TablePairBatch = {
         "image": GOLDEN["image"],
@@ -76,3 +85,46 @@ def test_rows_with_missing_cells_are_encoded_imputed_and_classified_as_by_the_re
     torch.testing.assert_close(numbers, GOLDEN["imputed_numbers"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(first, GOLDEN["imputed_categories"][:, 0, :3], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(second, GOLDEN["imputed_categories"][:, 1, 3:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("tip") / "corpus"
+    synthetic.corpus(folder)
+    return synthetic.open_corpus(folder)
+
+
+@pytest.mark.parametrize(
+    "choice", [{}, {"missing_strategy": "mean", "use_mtr": False}, {"classifier_features": ("image",)}]
+)
+def test_one_of_four_cells_is_resampled_two_are_masked_and_parts_can_be_left_out(choice: dict, corpus: Corpus) -> None:
+    recipe = dataclasses.replace(tip.Recipe.tiny(), **choice)
+    processor = fit_processor(recipe, corpus)
+    examples = Reader(corpus, processor).read_all(corpus.rows("train")[:4])[1]
+    batch = recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, 4))
+    numbers = batch["corrupted"].numbers.nan_to_num(9) != batch["table"].numbers.nan_to_num(9)
+    changed = numbers.sum(1) + (batch["corrupted"].categories != batch["table"].categories).sum(1)
+    assert (changed <= 1).all()  # 30 % of four, rounded down
+    assert changed.any()
+    assert (batch["masked_cells"].sum(1) == 2).all()
+    model = recipe.build(processor)
+    assert set(model.losses(batch)) == {"itc", "itm"} | ({"mtr"} if recipe.use_mtr else set())
+    labelled = recipe.labelled_batch(examples, processor, ExampleRNG.of(0, 0, 4))
+    assert list(model.features(labelled)) == list(recipe.classifier_features)
+    filled = model.fill_missing(TableRows(torch.full((1, 2), torch.nan), torch.full((1, 2), -1)))
+    assert filled.missing.all() == (recipe.missing_strategy == "token")
+    if recipe.missing_strategy == "mean":
+        assert (filled.numbers == 0).all()
+        assert filled.categories.tolist() == [processor.table.modes]
+
+
+def test_masked_cells_are_imputed_better_with_their_own_image(corpus: Corpus) -> None:
+    """Colors of images tell hue and shade."""
+    image = ImageEncoderConfig(image_size=32, patch_size=16, width=32, depth=1)
+    recipe = dataclasses.replace(tip.Recipe.tiny(), image=image, finetune_fraction=0.0, batch_size=12)
+    recipe = dataclasses.replace(recipe, optimizer=OptimizerConfig(learning_rate=1e-2))
+    run = train(recipe, corpus, Budget(steps=60))
+    scores = {s.name: s for s in imputation_scores(run.model, run.processor, Reader(corpus, run.processor), "train")}
+    assert scores["train/imputation/mse"].value < scores["train/imputation/mse"].chance
+    assert scores["train/imputation/mse_reduction_by_image"].value > 0.2
+    assert scores["train/imputation/accuracy_gain_by_image"].value > 0.1

@@ -8,30 +8,45 @@ from polymodal.claim import Claim
 from polymodal.recipes.science.tip import Recipe
 from polymodal.types import Budget
 
-_pretrained = Recipe(finetune_fraction=0.0)
+_treatment = Recipe(finetune_fraction=0.4)
 claim = Claim(
-    sentence="Reconstructing cells behind a token that nobody reads keeps features useful when cells are missing.",
-    baseline=dataclasses.replace(_pretrained, use_mtr=False, missing_strategy="mean"),
-    treatment=_pretrained,
+    sentence="Pre-training with masked tabular reconstruction, and the missing token with its attention mask, classify"
+    " better than contrast and matching with mean imputation, over all rates of missing cells and when most are.",
+    baseline=dataclasses.replace(_treatment, use_mtr=False, missing_strategy="mean"),
+    treatment=_treatment,
     further={
-        "token without reconstruction": dataclasses.replace(_pretrained, use_mtr=False),
-        "supervised from scratch": Recipe(finetune_fraction=1.0),
+        "mean imputation with reconstruction": dataclasses.replace(_treatment, missing_strategy="mean"),
+        "supervised late fusion": Recipe(
+            finetune_fraction=1.0, classifier_features=("image", "table"), missing_strategy="mean"
+        ),
+        "supervised, image only": Recipe(finetune_fraction=1.0, classifier_features=("image",)),
     },
-    corpus="furniture",
-    budget=Budget(steps=400),
-    seeds=3,
+    corpus="solar_cells",  # eight numbers and a category of 1,768 photographs; 656 test rows of four grades
+    budget=Budget(steps=250),
+    seeds=5,
     metrics=(
-        "test/linear_probe_category/random_values/auc_vs_missing_rate",
-        "test/linear_probe_category/AUC",
-        "test/linear_probe_category/random_values_50%/AUC",
-        "test/linear_probe_category/random_values_90%/AUC",
-        "test/linear_probe_category/random_columns/auc_vs_missing_rate",
-        "test/linear_probe_category/most_important/auc_vs_missing_rate",
-        "test/linear_probe_category/least_important/auc_vs_missing_rate",
-        "test/linear_probe_category/image/AUC",
-        "test/linear_probe_category/accuracy",
-        "test/linear_probe_category/random_values/accuracy_vs_missing_rate",
-        "test/table_to_image/R@10",
+        "test/classify_grade/random_values/auc_vs_missing_rate",
+        "test/classify_grade/random_values_70%/AUC",
+        "test/imputation/mse_reduction_by_image",
+        "test/classify_grade/AUC",
+        "test/classify_grade/random_values_30%/AUC",
+        "test/classify_grade/random_values_50%/AUC",
+        "test/classify_grade/random_values_90%/AUC",
+        "test/classify_grade/random_columns/auc_vs_missing_rate",
+        "test/classify_grade/most_important/auc_vs_missing_rate",
+        "test/classify_grade/least_important/auc_vs_missing_rate",
+        "test/classify_grade/random_values/accuracy_vs_missing_rate",
+        "test/linear_probe_grade/random_values/auc_vs_missing_rate",
+        "test/linear_probe_grade/AUC",
+        "test/imputation/mse",
+        "test/imputation_with_shuffled_image/mse",
+        "test/imputation/accuracy",
+        "test/imputation_with_shuffled_image/accuracy",
     ),
+    deciding=(
+        "test/classify_grade/random_values/auc_vs_missing_rate",
+        "test/classify_grade/random_values_70%/AUC",
+    ),
+    tuning={"learning_rate": (5e-4, 1e-3, 2e-3)},
     paper_results="linear probe on DVM cars 99.7 % against 93 % of contrast alone; ahead at every missing rate",
 )

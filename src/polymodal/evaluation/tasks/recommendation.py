@@ -1,4 +1,4 @@
-"""Recommendation: is what a person chose next among the first of all items that were not chosen before?"""
+"""Recommendation: do the held-out items of a user's history rank first among all items that the user has not seen?"""
 
 from __future__ import annotations
 
@@ -11,75 +11,72 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
-from polymodal.errors import UserError
+from polymodal.evaluation.histories import SplitHistories
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task
 from polymodal.modalities import History
 from polymodal.training.run import answers
 from polymodal.types import Batch
 
-FIRST = (10, 20, 50)
-KNOWN = 0.8  # share of a history, its beginning, that the method sees
+TOP_K = (10, 20, 50)
+FEW = 5  # items that a user with a short history has
 
 
 @runtime_checkable
 class CanRecommend(Protocol):
-    """Capability: a score for every item of the catalogue, higher for what the person may choose next."""
+    """Capability: a score for every item of the catalogue, higher for what the user may choose next."""
 
     def recommend(self, batch: Batch) -> Tensor: ...
 
 
 def ranking_scores(
-    name: str, scores: Float[np.ndarray, "people items"], known: Sequence[np.ndarray], wanted: Sequence[np.ndarray]
+    name: str, scores: Float[np.ndarray, "users items"], given: Sequence[np.ndarray], held_out: Sequence[np.ndarray]
 ) -> list[Score]:
-    """Recall and NDCG among the first 10, 20 and 50. known: items that are never recommended, since they were chosen.
+    """Recall@k, normalized Recall@k and NDCG@k for k of 10, 20 and 50. given: items that are never recommended.
 
-    Recall is the share of the wanted items that are there, NDCG discounts each by the logarithm of its place and
-    divides by the best order. (MultVAE's Recall@k divides by the smaller of k and the number of wanted items.) The
-    unit is a person; chance is the expectation of a random order. An item whose score is NaN is never found.
+    Recall is the fraction of the held-out items among the first k. Normalized Recall divides by min(k, number of
+    held-out items) instead, as Multi-VAE and its successors do (Liang et al. 2018, section 4.2). NDCG discounts hits by
+    the logarithm of the rank and is normalized by the best order. The unit is a user; chance is the expectation of a
+    random order. An item whose score is NaN is never found.
     """
-    largest = min(max(FIRST), scores.shape[1])
-    hit, gains, best, candidates = [], [], [], []
+    largest = min(max(TOP_K), scores.shape[1])
+    hits, gains, ideal_gains, candidates = [], [], [], []
     discount = 1 / np.log2(np.arange(largest) + 2)
-    for row, seen, right in zip(scores, known, wanted, strict=True):
-        open_to = np.nan_to_num(row, nan=-np.inf)
-        open_to[seen] = -np.inf
-        order = np.argsort(-open_to, kind="stable")[:largest]
-        hit.append(np.isin(order, right) & (open_to[order] > -np.inf))
-        candidates.append(len(row) - len(seen))
-        best.append(np.cumsum(discount * (np.arange(largest) < len(right))))
-        gains.append(np.cumsum(hit[-1] * discount))
-    counts = np.array([len(right) for right in wanted])
-    likely = counts / np.array(candidates)  # that an item at any place is wanted
-    found = []
-    for first in FIRST:
-        last = min(first, largest) - 1
-        recall = np.cumsum(hit, axis=1)[:, last] / counts
-        found.append(Score(f"{name}/Recall@{first}", recall, float(((last + 1) / np.array(candidates)).mean())))
-        ideal = np.stack(best)[:, last]
-        chance = float((likely * discount[: last + 1].sum() / ideal).mean())
-        found.append(Score(f"{name}/NDCG@{first}", np.stack(gains)[:, last] / ideal, chance))
+    for user_scores, seen, relevant in zip(scores, given, held_out, strict=True):
+        open_scores = np.nan_to_num(user_scores, nan=-np.inf)
+        open_scores[seen] = -np.inf
+        order = np.argsort(-open_scores, kind="stable")[:largest]
+        hits.append(np.isin(order, relevant) & (open_scores[order] > -np.inf))
+        candidates.append(len(user_scores) - len(seen))
+        ideal_gains.append(np.cumsum(discount * (np.arange(largest) < len(relevant))))
+        gains.append(np.cumsum(hits[-1] * discount))
+    counts, found = np.array([len(relevant) for relevant in held_out]), []
+    relevance = counts / np.array(candidates)  # probability that a random candidate is held out
+    for k in TOP_K:
+        last = min(k, largest)
+        hit = np.cumsum(hits, axis=1)[:, last - 1]
+        for metric, divisor in ((f"Recall@{k}", counts), (f"normalized_Recall@{k}", np.minimum(k, counts))):
+            found.append(Score(f"{name}/{metric}", hit / divisor, float((relevance * last / divisor).mean())))
+        ideal = np.stack(ideal_gains)[:, last - 1]
+        chance = float((relevance * discount[:last].sum() / ideal).mean())
+        found.append(Score(f"{name}/NDCG@{k}", np.stack(gains)[:, last - 1] / ideal, chance))
     return found
 
 
 def recommendation_scores(method: nn.Module, processor: Any, reader: Reader, split: str) -> list[Score]:
-    """Of each person's history the first 80 % are given, and the rest is to be found.
-
-    Beside the method, the order of how often training people chose an item, which is the same for all.
-    """
-    corpus = reader.corpus
+    """Rank items given the first 80 % of each user's history, and given its first 5 items alone, for the same held-out
+    items; the popularity baseline ranks by how many training users chose an item."""
+    corpus, histories = reader.corpus, SplitHistories.of(reader, split)
     assert isinstance(method, CanRecommend)
-    histories = [example["history"] for example in reader.read_all(corpus.rows(split))[1]]
-    cut = [max(1, round(KNOWN * len(history))) for history in histories]
-    pairs = [(h[:end], h[end:]) for h, end in zip(histories, cut, strict=True) if end < len(h)]
-    if not pairs:
-        raise UserError(f"No history of the split '{split}' of '{corpus.name}' is long enough to hold some of it back.")
-    known, wanted = zip(*pairs, strict=True)
-    scores = torch.cat(answers(method, processor, "recommend", {"history": list(known)})).numpy()
-    found = ranking_scores(f"{split}/recommendation", scores, known, wanted)
+    found = []
+    few = [items[:FEW] for items in histories.given]
+    for name, given in ((f"{split}/recommendation", histories.given), (f"{split}/recommendation_from_{FEW}", few)):
+        scores = torch.cat(answers(method, processor, "recommend", {"history": given})).numpy()
+        found += ranking_scores(name, scores, histories.given, histories.held_out)
     trained = [example["history"] for example in reader.read_all(corpus.rows("train"))[1]]
     times = np.bincount(np.concatenate(trained), minlength=len(processor.history.catalogue)).astype(float)
-    return found + ranking_scores(f"{split}/most_popular", np.tile(times, (len(known), 1)), known, wanted)
+    popularity = np.tile(times, (len(histories.given), 1))
+    return found + ranking_scores(f"{split}/most_popular", popularity, histories.given, histories.held_out)
 
 
 task = Task(
@@ -88,7 +85,7 @@ task = Task(
     order=150,
     score=lambda inputs: inputs.over_test_splits(recommendation_scores),
     validate=lambda inputs: recommendation_scores(inputs.method, inputs.processor, inputs.reader, "validation"),
-    metrics={"Recall@*": MetricKind(), "NDCG@*": MetricKind()},
+    metrics={"Recall@*": MetricKind(), "normalized_Recall@*": MetricKind(), "NDCG@*": MetricKind()},
     headline=("recommendation/Recall@20", "recommendation/NDCG@20", "most_popular/Recall@20"),
     forward_methods=("recommend",),
 )

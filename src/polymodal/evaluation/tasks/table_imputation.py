@@ -21,60 +21,66 @@ from polymodal.types import Batch
 
 @runtime_checkable
 class CanImputeTable(Protocol):
-    """Capability: what a table row's missing values may be: numbers, and one distribution a category column."""
+    """Capability: impute a row's missing cells: numbers, and logits for each categorical column."""
 
     def impute(self, batch: Batch) -> tuple[Tensor, list[Tensor]]: ...
 
 
-def fill_scores(method: nn.Module, processor: Any, reader: Reader, split: str, rate: float = 0.5) -> list[Score]:
-    """How well hidden cells of the table are filled in, with the example's own image and with another example's.
+def imputation_scores(
+    method: nn.Module, processor: Any, reader: Reader, split: str, missing_rate: float = 0.5
+) -> list[Score]:
+    """Impute masked cells of the table with the example's own image and with another example's.
 
-    Errors of numbers are squared, in variances of the training rows; chance guesses their mean. Categories: accuracy;
-    chance guesses the most frequent value.
+    mse: squared errors of numbers, in variances of the training rows; chance is the mean of the training rows.
+    accuracy: of categories; chance is the most frequent value of the training rows. Where imputation reads the image,
+    mse_reduction and accuracy_gain of the own image over the other one, within an example, are above 0.
     """
     _, examples = reader.read_all(reader.corpus.rows(split))
     rows = [example["table"] for example in examples]
     columns = sum(map(len, rows[0]))
-    gone = missing_cells("random_values", rate, len(rows), range(columns), np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    masked = missing_cells("random_values", missing_rate, len(rows), range(columns), rng)
     truth = processor(table=rows)["table"]
-    wanted = torch.from_numpy(gone) & ~truth.missing
-    lacking = Labelled(examples, np.zeros(len(examples), np.int64)).without(gone).examples
+    scored = torch.from_numpy(masked) & ~truth.missing
+    incomplete = Labelled(examples, np.zeros(len(examples), np.int64)).without(masked).examples
     images = [example["image"] for example in examples]
-    scores = []
-    for name, shown in (("imputation", images), ("imputation_with_shuffled_image", [*images[1:], images[0]])):
-        given = [example | {"image": image} for example, image in zip(lacking, shown, strict=True)]
+    order = rng.permutation(len(images))
+    another = np.roll(order, 1)[np.argsort(order)]  # a random cycle, in which no example keeps its image
+    conditions = {"imputation": images, "imputation_with_shuffled_image": [images[n] for n in another]}
+    scores: list[Score] = []
+    errors: list[np.ndarray] = []
+    accuracies: list[np.ndarray] = []
+    for name, shown in conditions.items():
+        given = [example | {"image": image} for example, image in zip(incomplete, shown, strict=True)]
         batches = answers(method, processor, "impute", columns_of(given))
         numbers = torch.cat([batch[0] for batch in batches])
-        error = _by_example((numbers - truth.numbers).square(), wanted[:, : numbers.shape[1]])
-        if len(error):
-            guess = _by_example(truth.numbers.square(), wanted[:, : numbers.shape[1]])
-            scores.append(Score(f"{split}/{name}/mse", error, float(guess.mean()), higher_is_better=False))
-        places = torch.cat([_places(batch[1], len(batch[0])) for batch in batches])
-        right = _by_example((places == truth.categories).float(), wanted[:, numbers.shape[1] :])
-        if len(right):
-            usual = truth.categories == _modes(truth.categories, wanted[:, numbers.shape[1] :])
-            chance = _by_example(usual.float(), wanted[:, numbers.shape[1] :])
-            scores.append(Score(f"{split}/{name}/accuracy", right, float(chance.mean())))
+        numeric, categorical = scored.split([numbers.shape[1], columns - numbers.shape[1]], dim=1)
+        errors.append(_by_example((numbers - truth.numbers).square(), numeric))
+        if len(errors[-1]):
+            chance = _by_example(truth.numbers.square(), numeric)
+            scores.append(Score(f"{split}/{name}/mse", errors[-1], float(chance.mean()), higher_is_better=False))
+        imputed = torch.cat([_argmax(batch[1], len(batch[0])) for batch in batches])
+        accuracies.append(_by_example((imputed == truth.categories).float(), categorical))
+        if len(accuracies[-1]):
+            modes = torch.tensor(processor.table.modes, dtype=torch.long)
+            chance = _by_example((truth.categories == modes).float(), categorical)
+            scores.append(Score(f"{split}/{name}/accuracy", accuracies[-1], float(chance.mean())))
+    if len(errors[0]):
+        scores.append(Score(f"{split}/imputation/mse_reduction_by_image", errors[1] - errors[0], 0.0))
+    if len(accuracies[0]):
+        scores.append(Score(f"{split}/imputation/accuracy_gain_by_image", accuracies[0] - accuracies[1], 0.0))
     return scores
 
 
-def _modes(
-    categories: Int[Tensor, "examples columns"], wanted: Bool[Tensor, "examples columns"]
-) -> Int[Tensor, " columns"]:
-    """The value that most wanted cells of each column have; -1 for a column without any."""
-    columns = [column[cells] for column, cells in zip(categories.T, wanted.T, strict=True)]
-    return torch.stack([column.mode().values if len(column) else torch.tensor(-1) for column in columns])
+def _argmax(logits: list[Tensor], rows: int) -> Int[Tensor, "rows categorical"]:
+    classes = [torch.from_numpy(predicted_classes(column.numpy())) for column in logits]
+    return torch.stack(classes, dim=1) if classes else torch.empty(rows, 0).long()
 
 
-def _places(logits: list[Tensor], rows: int) -> Int[Tensor, "rows categorical"]:
-    places = [torch.from_numpy(predicted_classes(column.numpy())) for column in logits]
-    return torch.stack(places, dim=1) if places else torch.empty(rows, 0).long()
-
-
-def _by_example(values: Float[Tensor, "examples columns"], wanted: Bool[Tensor, "examples columns"]) -> np.ndarray:
-    """The mean over the wanted cells of every example that has any; what is no number makes the mean none."""
-    count = wanted.sum(1)
-    sums = values.where(wanted, 0.0).sum(1)
+def _by_example(values: Float[Tensor, "examples columns"], scored: Bool[Tensor, "examples columns"]) -> np.ndarray:
+    """Return the mean over the scored cells of every example that has any; NaN where one of them is NaN."""
+    count = scored.sum(1)
+    sums = values.where(scored, 0.0).sum(1)
     return (sums[count > 0] / count[count > 0]).double().numpy()
 
 
@@ -82,8 +88,13 @@ task = Task(
     capability=CanImputeTable,
     requires=((Table,),),
     order=100,
-    score=lambda inputs: inputs.over_test_splits(fill_scores),
-    metrics={"mse": MetricKind("variances", higher_is_better=False), "accuracy": MetricKind()},
+    score=lambda inputs: inputs.over_test_splits(imputation_scores),
+    metrics={
+        "mse": MetricKind("variances", higher_is_better=False),
+        "mse_reduction_by_image": MetricKind("variances"),
+        "accuracy": MetricKind(),
+        "accuracy_gain_by_image": MetricKind(),
+    },
     headline=("imputation/mse", "imputation/accuracy"),
     forward_methods=("impute",),
 )

@@ -6,7 +6,9 @@ tokenizer; and for every unmasked word a binary classifier predicts whether its 
 the encoder is fine-tuned to classify words by field; `--init hf:microsoft/layoutlmv3-base` loads the released encoder.
 
 Terms: MLM = losses.mlm, MIM = losses.mim, WPA (word-patch alignment) = losses.wpa, 1-D and 2-D relative position bias =
-encoder.bias, layout embedding = encoder.layout. Differs from the paper: the image tokenizer is a VQ-VAE that is trained
+encoder.bias, layout embedding = encoder.layout.
+
+Differs from the paper: the image tokenizer is a VQ-VAE that is trained
 first, not DiT's; question answering (DocVQA) and layout analysis with a detector (PubLayNet) are left out.
 """
 

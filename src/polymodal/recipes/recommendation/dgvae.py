@@ -27,6 +27,7 @@ from polymodal.constraints import DecayRate, NonNegativeFloat, NonNegativeInt, P
 from polymodal.data.columns.history import HistoryColumn
 from polymodal.data.processor import Declared, Processor
 from polymodal.layers.graph import propagate, symmetric_weights
+from polymodal.objectives.mutual_information import jensen_shannon_loss
 from polymodal.objectives.variational import kl_divergence, kl_weight, reparameterize
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
@@ -52,18 +53,6 @@ def gated_attention(queries: Latents, values: Latents) -> Latents:
     distance = -torch.cdist(queries, values, p=1)
     gate = torch.sigmoid(distance - distance.mean(-1, keepdim=True))
     return (torch.tanh(queries @ values.transpose(1, 2)) * gate) @ values
-
-
-def prototype_mutual_information(a: Latents, b: Latents) -> Float[Tensor, ""]:
-    """Return the negative Jensen-Shannon bound of mutual information: positives are latents of the same prototype,
-    negatives of the others (equation 21)."""
-    similarity = a @ b.transpose(1, 2)
-    own = similarity.diagonal(dim1=1, dim2=2)
-    positive, count = F.softplus(-own), similarity.shape[1]
-    if count == 1:
-        return positive.mean()
-    negative = (F.softplus(similarity).sum(-1) - F.softplus(own)) / (count - 1)
-    return (negative + positive).mean()
 
 
 class MacridVAE(nn.Module):
@@ -167,7 +156,7 @@ class DGVAE(nn.Module):
             "text": text,
             "item_log_variance": item_log_variance,
             "word_log_variance": word_log_variance,
-            "mutual_information": prototype_mutual_information(items_by_words, words_by_items),
+            "mutual_information": jensen_shannon_loss(items_by_words, words_by_items),
         }
 
     def after_step(self, fraction: float) -> None:
