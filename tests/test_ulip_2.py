@@ -24,6 +24,7 @@ from polymodal.recipes.dual_encoders import clip
 from polymodal.recipes.three_d import ulip_2
 from polymodal.rng import ExampleRNG
 from polymodal.training import train
+from polymodal.training.initialization import copy_matching_weights
 from polymodal.types import Budget
 
 TINY = dataclasses.replace(ulip_2.Recipe.tiny(), num_captions=2)
@@ -111,6 +112,11 @@ def test_only_points_and_their_temperature_are_trained(corpus: Corpus, tmp_path:
     vectors = model.encode_text(texts)
     wanted = F.normalize(vectors[::2] + vectors[1::2], dim=1)  # normalized before and after the mean
     torch.testing.assert_close(model.encode(batch)["text"], wanted)
+    again = frozen.build(run.processor)
+    assert copy_matching_weights(run.model, again) == len(list(again.parameters()))
+    statistics = [one.point_encoder.first_conv[1].running_var for one in (run.model, again)]
+    assert torch.equal(*statistics)
+    assert not torch.equal(statistics[0], torch.ones_like(statistics[0]))
     with pytest.raises(UserError, match="not trained: load them with --init"):
         train(frozen, corpus, Budget(steps=1))
 

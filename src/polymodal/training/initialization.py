@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from polymodal.data.processor import Processor
 from polymodal.encoders.audio import AudioEncoderConfig
@@ -33,8 +34,8 @@ from polymodal.training.run import WEIGHTS, read_record
 
 
 def copy_matching_weights(source: nn.Module, target: nn.Module) -> int:
-    """Copy all parameters whose name and shape match; return their number."""
-    return _take(target, dict(source.named_parameters()))
+    """Copy all parameters and statistics of batch norm whose name and shape match; return the number of parameters."""
+    return _take(target, dict(source.named_parameters()) | dict(source.named_buffers()))
 
 
 def from_run(directory: Path | str) -> Callable[[nn.Module], int]:
@@ -189,14 +190,20 @@ def _taken(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> int:
 
 
 def _take(model: nn.Module, tensors: Mapping[str, Tensor]) -> int:
+    statistics = [
+        (f"{name}.{kind}", getattr(module, kind))
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+        for kind in ("running_mean", "running_var")
+    ]
     count = 0
     with torch.no_grad():
-        for name, own in model.named_parameters():
+        for name, own in [*model.named_parameters(), *statistics]:
             given = tensors.get(name)
             if given is not None and given.shape == own.shape:
                 whole = given.to(own.device, own.dtype)
                 own.copy_(
                     distribute_tensor(whole, own.device_mesh, own.placements) if isinstance(own, DTensor) else whole
                 )
-                count += 1
+                count += isinstance(own, nn.Parameter)
     return count

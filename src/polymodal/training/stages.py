@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from polymodal.errors import UserError, unknown
 from polymodal.training.feature_cache import is_frozen
@@ -46,12 +47,19 @@ def validate_stages(stages: Sequence[Stage], recipe: Any, method: Any) -> None:
 
 
 def check_micro_batches(stages: Sequence[Stage], method: Any) -> None:
-    """Raises UserError for losses that micro-batches would change, because they compare the examples of a batch."""
+    """Raises UserError for losses that micro-batches would change, because they compare the examples of a batch, and
+    for batch norm that a stage trains."""
+    modules = method.named_modules() if isinstance(method, nn.Module) else ()
+    norms = [f"{name}.weight" for name, module in modules if isinstance(module, _BatchNorm)]
     for stage in stages:
         if getattr(getattr(type(method), stage.losses, None), "whole_batch", False):
             raise UserError(
                 f"The losses of the stage '{stage.name}' compare the examples of a batch, which micro-batches would "
                 "change; leave --micro-batch out, and use --activation-checkpointing to save memory."
+            )
+        if any(fnmatchcase(name, pattern) for name in norms for pattern in stage.trainable):
+            raise UserError(
+                f"The stage '{stage.name}' trains batch norm, which looks at the whole batch; leave out --micro-batch."
             )
 
 
