@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from polymodal.attacks.attack import Attack
-from polymodal.attacks.evaluate import Pairs, Ranks, attack_scores, perturb_pairs, success, summary
+from polymodal.attacks.evaluate import Pairs, Ranks, attack_scores, perturb_pairs, reranked, success, summary
 from polymodal.attacks.masked_lm import STOP_WORDS, WordModel, clean
 from polymodal.attacks.perturbation import (
     Victim,
@@ -127,6 +127,9 @@ def test_the_language_model_knows_what_stands_beside_what(words: WordModel) -> N
     assert "flag" not in first
     assert not STOP_WORDS & {*first, *second}
     assert beyond == []  # a word behind what the model reads stays
+    (every,), (likely,) = (words.candidates([(["apple"], 0)], 10, floor) for floor in (-1e9, 0.3))
+    assert likely == every[: len(likely)], "a floor of the logit leaves out the last"
+    assert words.candidates([(["apple"], 0)], 10, 1e9) == [[]]
     rng = np.random.default_rng(0)
     rows = [text for text in ("flag: Japan", "flag: Peru", "woman running", "man running") for _ in range(30)]
     model = WordModel(
@@ -156,24 +159,21 @@ def test_at_most_one_word_changes_and_the_caption_moves_away(victim: Victim, wor
         assert not {clean(word) for word in different} & STOP_WORDS
 
 
-def test_one_caption_and_one_size_is_the_attack_on_a_pair(victim: Victim, pairs: Pairs) -> None:
-    one = [own[:1] for own in pairs.captions[:8]]
-    clean_vectors = victim.encode_image(pixels(pairs)).detach()
-    ways = [
-        recipe.perturb(victim, pixels(pairs), captions, clean_vectors, torch.Generator().manual_seed(0))
-        for recipe, captions in ((dataclasses.replace(SET, scales=()), one), (PAIR, pairs.captions[:8]))
-    ]
-    torch.testing.assert_close(ways[0], ways[1], rtol=0, atol=0)
-    guides = victim.encode_text([own[0] for own in one])
-    by_hand = projected_ascent(
-        pixels(pairs),
-        lambda changed: -(victim.encode_image(changed) * guides).sum(1).mean(),
-        8 / 255,
-        2 / 255,
-        10,
-        torch.Generator().manual_seed(0),
+def test_words_behind_the_maximum_length_stay(victim: Victim, words: WordModel, pairs: Pairs) -> None:
+    away = victim.encode_text(pairs.texts[:20])
+    for length in (2, 3):
+        changed = with_one_word_changed(victim, words, pairs.texts[:20], away, 10, length)
+        for old, new in zip(pairs.texts, changed, strict=False):
+            assert old.split()[length - 1 :] == new.split()[length - 1 :]
+
+
+def test_a_fused_model_reranks_the_most_similar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """k = 2: the third candidate cannot win whatever its logit."""
+    monkeypatch.setattr("polymodal.attacks.evaluate.RERANKED", 2)
+    scores = reranked(
+        torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]]), torch.tensor([[0.0, 1.0, 9.0], [9.0, 1.0, 2.0]])
     )
-    torch.testing.assert_close(ways[1], by_hand)
+    assert scores.argsort(1, descending=True).tolist() == [[1, 0, 2], [2, 1, 0]]
 
 
 def test_captions_are_edited_from_the_clean_ones_in_the_last_pass(source: Run, words: WordModel, pairs: Pairs) -> None:
@@ -181,16 +181,6 @@ def test_captions_are_edited_from_the_clean_ones_in_the_last_pass(source: Run, w
     for old, new in zip(pairs.captions, captions, strict=False):
         for one, other in zip(old, new, strict=True):
             assert sum(a != b for a, b in zip(one.split(), other.split(), strict=True)) <= 1
-
-
-@pytest.mark.parametrize("restarts", [1, 3])
-def test_restarts_keep_the_least_similar_image(victim: Victim, pairs: Pairs, restarts: int) -> None:
-    clean_vectors = victim.encode_image(pixels(pairs)).detach()
-    recipe = dataclasses.replace(PAIR, restarts=restarts)
-    found = recipe.perturb(victim, pixels(pairs), pairs.captions[:8], clean_vectors, torch.Generator().manual_seed(0))
-    once = PAIR.perturb(victim, pixels(pairs), pairs.captions[:8], clean_vectors, torch.Generator().manual_seed(0))
-    guides = victim.encode_text([own[0] for own in pairs.captions[:8]])
-    assert ((victim.encode_image(found) * guides).sum(1) <= (victim.encode_image(once) * guides).sum(1) + 1e-6).all()
 
 
 def test_what_an_attack_leaves_is_what_files_hold(source: Run, small_emoji: Corpus) -> None:

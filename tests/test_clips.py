@@ -187,3 +187,11 @@ def test_own_clips_are_read_by_their_paths(tmp_path: Path, clips: Corpus) -> Non
     assert run.embed(video=[tmp_path / "3.mp4"])["video"].shape == (1, 16)
     with pytest.raises((UnreadableExample, UserError), match="cannot be"):
         run.embed(video=[tmp_path / "none.mp4"])
+
+
+def test_prompts_are_in_words_of_the_captions(processor: Processor, clips: Corpus) -> None:
+    captions = [caption.text for row in clips.rows("train") for caption in clips.value(int(row), "captions")]
+    known = set(processor.text(captions).ids.flatten().tolist())
+    ids = torch.cat([prompts.ids.flatten() for kind in TINY.build(processor).prompter.prompts for prompts in kind])
+    assert float(torch.isin(ids, torch.tensor(sorted(known))).float().mean()) > 0.9
+    assert len(set(alpro.Recipe.paper().video_prompts)) == len(set(alpro.Recipe.paper().image_prompts)) == 12

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polymodal.errors import UnreadableExample
+from polymodal.layers.detection import TextGuidedQueries
 from polymodal.modalities import Expressions, Regions, Words
 from polymodal.modalities.boxes import (
     PaddedBoxes,
@@ -220,3 +221,14 @@ def test_a_box_that_is_none_is_named(box: tuple[int, ...]) -> None:
     with pytest.raises(UnreadableExample, match="within 0 to 1000"):
         Words().decode([word | {"box": (0, 0, 1300, 10)}])
     assert Words().decode([word | {"box": (0, 0, 1000, 10)}])[0].box == (0, 0, 1000, 10)
+
+
+def test_queries_come_from_all_words_and_no_other() -> None:
+    torch.manual_seed(0)
+    tqg = TextGuidedQueries(16, 3, 4).eval()
+    words, mask = torch.randn(2, 5, 16), torch.tensor([[True] * 5, [True, True, False, False, False]])
+    queries = tqg(words, mask)
+    words[1, 2:] = 99.0
+    assert torch.allclose(tqg(words, mask), queries)
+    words[1, 1] += 1.0
+    assert not torch.allclose(tqg(words, mask)[1], queries[1])

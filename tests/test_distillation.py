@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from polymodal.layers.momentum_encoder import FeatureQueue
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.distillation import (
+    confident_cross_entropy,
     feature_distillation,
     layer_average,
     logit_distillation,
@@ -127,3 +128,11 @@ def test_the_contrast_of_albef_with_a_queue():
     one_hot = torch.cat([torch.eye(5), torch.zeros(5, 6)], 1)
     mixed = 0.4 * (14 * image_m @ keys.T).softmax(1) + 0.6 * one_hot
     torch.testing.assert_close(loss, -(mixed * (14 * image @ keys.T).log_softmax(1)).sum(1).mean())
+
+
+def test_a_teacher_that_is_not_confident_teaches_nothing() -> None:
+    logits = torch.randn(3, 4, requires_grad=True)
+    labels = torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.25] * 4, [0.1, 0.1, 0.1, 0.7]])
+    by_hand = -(labels * logits.log_softmax(1)).sum(1)[[0, 2]].mean()
+    assert torch.allclose(confident_cross_entropy(logits, labels, 0.3), by_hand), "of entity 0, too"
+    assert confident_cross_entropy(logits, labels, 0.9).item() == 0

@@ -1,227 +1,133 @@
-"""Gradient harmonization on VATT: shares of a batch's gradient, swapped triplets, and two spaces side by side."""
+"""VATT with gradient harmonization: its losses, missing and exchanged modalities, DropToken and the paper's preset."""
 
 from __future__ import annotations
 
 import dataclasses
-from contextlib import nullcontext
+from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from torch import nn
+from torch.nn import functional as F
 
-import polymodal as pm
+import synthetic
 from polymodal.corpora import Corpus
-from polymodal.corpora.clips import MOTIONS, Actor, film
-from polymodal.corpora.corpus import About
-from polymodal.corpora.scenes import sprites_of
 from polymodal.data.processor import fit_processor
-from polymodal.encoders.text import TextEncoderConfig
-from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.errors import UserError
 from polymodal.evaluation.evaluate import evaluate
-from polymodal.modalities import Audio, Text, Video
-from polymodal.modalities.audio import encoded
 from polymodal.modalities.padding import Padded
-from polymodal.modalities.video import encode
-from polymodal.recipes.optimization import gradient_harmonization as harmonization
+from polymodal.models.vatt import drop_tokens
+from polymodal.recipes.optimization.gradient_harmonization import VATT, Recipe, TripletBatch
 from polymodal.rng import ExampleRNG
-from polymodal.training import load_run, train
-from polymodal.training.grad_cache import GradCacheMethod, backward
-from polymodal.training.gradient_harmonization import GradientHarmonizer
+from polymodal.training import train
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.training.parallel import World
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.types import Budget
 
 QUIET = RuntimeConfig(logger="none")
-ALONE = World(0, 1, torch.device("cpu"))
-TINY = harmonization.Recipe(
-    batch_size=16,
-    optimizer=OptimizerConfig(learning_rate=3e-3),
-    video=VideoEncoderConfig(frames=2, image_size=32, patch_size=16, width=32, depth=1, num_heads=2),
-    text=TextEncoderConfig(vocab_size=400, context_length=24),
-    num_mel_bins=20,
-    embed_dim=16,
-    text_dim=16,
-)
+TINY = dataclasses.replace(Recipe.tiny(), batch_size=12, optimizer=OptimizerConfig(learning_rate=3e-3))
 
 
 @pytest.fixture(scope="module")
-def clips() -> Corpus:
-    """A thing that moves and hums a tone of its own, and what is said of it."""
-    sprites, rows = sprites_of("google")[:6], []
-    for number in range(96):
-        rng = np.random.default_rng(number)
-        place, motion = int(rng.integers(len(sprites))), str(rng.choice(list(MOTIONS)))
-        frames, _ = film([Actor("a", sprites[place].name, sprites[place].image, None)], [motion], rng)
-        tone = 0.5 * np.sin(2 * np.pi * 200 * (1 + place) * np.arange(16_000) / 16_000)
-        rows.append(
-            {
-                "video": encode(frames, 8),
-                "sound": encoded(tone.astype(np.float32), 16_000),
-                "captions": [{"text": f"a {sprites[place].name} {motion}", "language": "en"}],
-            }
-        )
-    return Corpus(
-        about=About("humming", "clips", "none", "here", ("video", "audio", "text")),
-        table=pa.Table.from_pylist(rows),
-        columns={"video": Video(8), "sound": Audio(), "captions": Text()},
-        splits={"train": np.arange(64), "validation": np.arange(64, 80), "test": np.arange(80, 96)},
-    )
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return synthetic.corpus(tmp_path_factory.mktemp("synthetic") / "corpus")
 
 
-def batches_of(recipe: harmonization.Recipe, corpus: Corpus, groups: int) -> tuple[harmonization.VATT, list[dict]]:
+def method_and_batch(
+    recipe: Recipe, corpus: Corpus, without: dict[str, int] | None = None
+) -> tuple[VATT, TripletBatch]:
+    """without: the examples that lack a modality."""
     torch.manual_seed(0)
     processor = fit_processor(recipe, corpus)
-    examples = [processor.load_example(corpus, row) for row in range(16)]
-    size = len(examples) // groups
-    return recipe.build(processor), [
-        recipe.training_batch(examples[first : first + size], processor, ExampleRNG.of(0, first, size))
-        for first in range(0, len(examples), size)
-    ]
+    examples = [processor.load_example(corpus, row) for row in range(12)]
+    for modality, place in (without or {}).items():
+        del examples[place][modality]
+    return recipe.build(processor), recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, 12))
 
 
-def gradients(method: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+def test_a_triplet_without_a_modality_has_the_other_loss_only(corpus: Corpus) -> None:
+    """Its feature has no gradient of the missing loss, neither as a row nor as a negative of other rows."""
+    method, batch = method_and_batch(TINY, corpus, {"sound": 3, "text": 5})
+    features = method.encode(batch)
+    losses = method.contrastive_losses(features)
+    for loss, missing, other in (("video_audio", 3, 5), ("video_text", 5, 3)):
+        (gradient,) = torch.autograd.grad(losses[loss], features["video"], retain_graph=True)
+        assert not gradient[missing].any()
+        assert gradient[other].any()
+    complete = {name: value[torch.arange(12) != 3] for name, value in features.items()}
+    torch.testing.assert_close(method.contrastive_losses(complete)["video_audio"], losses["video_audio"])
 
 
-@pytest.mark.parametrize("groups", [1, 4])
-def test_without_conflict_the_shares_are_the_gradient_of_the_whole_batch(clips: Corpus, groups: int) -> None:
-    """The curriculum at its first threshold leaves nothing out where nothing is below it; all is then as plain."""
-    method, batches = batches_of(TINY, clips, groups)
-    plain_losses = backward(method, method.losses, batches, {}, lambda _: nullcontext())
-    plain = gradients(method)
-    method.zero_grad(set_to_none=True)
-    harmony = GradientHarmonizer("curriculum")
-    losses = harmony.backward(method, batches, {}, lambda _: nullcontext(), -1.0, ALONE)
-    assert harmony.report()["gradient_harmonization"]["skip_rate"] == 0
-    assert {name: float(loss) for name, loss in losses.items()} == pytest.approx(
-        {name: float(loss) for name, loss in plain_losses.items()}, rel=1e-5
-    )
-    for name, value in gradients(method).items():
-        assert torch.allclose(value, plain[name], atol=2e-6), name
-    assert set(gradients(method)) == set(plain)
+def test_padding_changes_no_embedding_of_audio(corpus: Corpus) -> None:
+    method, batch = method_and_batch(TINY, corpus)
+    longer = Padded(F.pad(batch["sound"].values, (0, 0, 0, 13), value=9.0), batch["sound"].lengths)
+    torch.testing.assert_close(method.encode_audio(batch["sound"]), method.encode_audio(longer), atol=1e-5, rtol=0)
 
 
-class Opposed(GradCacheMethod, nn.Module):
-    """Two losses of one shared vector, which pull apart for the second half of the examples."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shared, self.scale = nn.Parameter(torch.tensor([1.0, 1.0])), nn.Parameter(torch.tensor(1.0))
-
-    def encode(self, batch: dict) -> dict[str, torch.Tensor]:
-        return {"first": batch["first"] * self.shared, "second": batch["second"] * self.shared}
-
-    def contrastive_losses(self, vectors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"one": self.scale * vectors["first"].sum(1).mean(), "other": vectors["second"].sum(1).mean()}
-
-
-def test_groups_that_conflict_are_left_out_or_projected_by_hand() -> None:
-    agreeing = {"first": torch.tensor([[1.0, 0.0]]), "second": torch.tensor([[1.0, 1.0]])}
-    against = {"first": torch.tensor([[1.0, 0.0]]), "second": torch.tensor([[-1.0, 1.0]])}
-    method = Opposed()
-    GradientHarmonizer("curriculum").backward(method, [agreeing, against], {}, lambda _: nullcontext(), 1.0, ALONE)
-    assert torch.allclose(method.shared.grad, torch.tensor([2.0, 1.0])), "the agreeing one alone"
-    assert torch.allclose(method.scale.grad, torch.tensor(1.0)), "what only the comparison has, once"
-    method.zero_grad(set_to_none=True)
-    GradientHarmonizer("realign").backward(method, [agreeing, against], {}, lambda _: nullcontext(), 1.0, ALONE)
-    # (1, 0) and (-1, 1) become (1/2, 1/2) and (0, 1); the mean over both groups.
-    assert torch.allclose(method.shared.grad, torch.tensor([(2.0 + 0.5) / 2, (1.0 + 1.5) / 2]))
+def test_text_is_compared_in_a_space_behind_that_of_audio(corpus: Corpus) -> None:
+    """FAC head of the released code, by hand; and `embed`, which has both spaces side by side."""
+    method, batch = method_and_batch(dataclasses.replace(TINY, num_texts=2), corpus)
+    features = method.encode(batch)
+    assert features["text"].shape == (12, 2, 16)
+    linear = method.va_to_vt[1]
+    video = F.normalize(F.relu(features["video"]) @ linear.weight.T + linear.bias, dim=1)
+    text = F.normalize(features["text"], dim=2)
+    loss = 0.0
+    for row in range(12):
+        own = sum(float((video[row] @ text[row, n] / 0.07).exp()) for n in range(2))
+        every = [
+            float((video[a] @ text[b, n] / 0.07).exp())
+            for a, b in [*((row, b) for b in range(12)), *((a, row) for a in range(12))]
+            for n in range(2)
+        ]
+        loss -= float(torch.tensor(own / sum(every)).log()) / 12
+    assert float(method.contrastive_losses(features)["video_text"]) == pytest.approx(loss, rel=1e-5)
+    vectors = method.embed({"video": batch["video"], "sound": batch["sound"]})
+    audio = F.normalize(features["audio"], dim=1) @ F.normalize(features["video"], dim=1).T
+    torch.testing.assert_close(vectors["sound"] @ vectors["video"].T * 2**0.5, audio)
 
 
-def test_a_parameter_of_both_halves_gets_the_gradients_of_both() -> None:
-    class Both(Opposed):
-        def contrastive_losses(self, vectors: dict) -> dict:
-            return {
-                name: loss + self.shared.square().sum() for name, loss in super().contrastive_losses(vectors).items()
-            }
-
-    groups = [{name: torch.rand(2, 2) for name in ("first", "second")} for _ in range(3)]
-    method = Both()
-    whole = {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
-    sum(method.losses(whole).values()).backward()
-    plain = gradients(method)
-    method.zero_grad(set_to_none=True)
-    GradientHarmonizer("curriculum").backward(method, groups, {}, lambda _: nullcontext(), -1.0, ALONE)
-    assert torch.allclose(method.shared.grad, plain["shared"])
-    assert torch.allclose(method.scale.grad, plain["scale"])
-
-
-def test_a_frozen_encoder_takes_no_part() -> None:
-    class HalfFrozen(Opposed):
-        def encode(self, batch: dict) -> dict[str, torch.Tensor]:
-            return super().encode(batch) | {"first": batch["first"]}
-
-    groups = [{name: torch.rand(2, 2) for name in ("first", "second")} for _ in range(2)]
-    method = HalfFrozen()
-    whole = {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
-    sum(method.losses(whole).values()).backward()
-    plain = gradients(method)
-    method.zero_grad(set_to_none=True)
-    GradientHarmonizer("curriculum").backward(method, groups, {}, lambda _: nullcontext(), -1.0, ALONE)
-    assert torch.allclose(method.shared.grad, plain["shared"])
-    assert torch.allclose(method.scale.grad, plain["scale"])
-
-
-def test_swapped_triplets_get_the_text_or_the_sound_of_another(clips: Corpus) -> None:
-    recipe = dataclasses.replace(TINY, mismatch_rate=0.5)
-    processor = fit_processor(recipe, clips)
-    examples = [processor.load_example(clips, row) for row in range(64)]
-    plain, mixed = (one.training_batch(examples, processor, ExampleRNG.of(0, 0, 64)) for one in (TINY, recipe))
-    assert torch.equal(plain["video"], mixed["video"])
-    texts = [a != b for a, b in zip(*(processor.tokenizer.decode(b["text"]) for b in (plain, mixed)), strict=True)]
+def test_exchanged_triplets_are_marked(corpus: Corpus) -> None:
+    plain, mixed = (method_and_batch(dataclasses.replace(TINY, mismatch_rate=r), corpus)[1] for r in (0.0, 0.6))
+    texts = [not torch.equal(a, b) for a, b in zip(plain["text"].ids, mixed["text"].ids, strict=True)]
     sounds = (plain["sound"].values != mixed["sound"].values).flatten(1).any(1).tolist()
+    assert "misaligned" not in plain
+    assert mixed["misaligned"].tolist() == [text or sound for text, sound in zip(texts, sounds, strict=True)]
+    assert any(texts)
+    assert any(sounds)
     assert not any(text and sound for text, sound in zip(texts, sounds, strict=True))
-    assert 6 <= sum(texts) <= 24, "a quarter, but for those whose neighbour says the same"
-    assert 6 <= sum(sounds) <= 24
 
 
-def test_padding_of_sounds_and_texts_changes_nothing(clips: Corpus) -> None:
-    method, (batch,) = batches_of(TINY, clips, 1)
-    longer = Padded(nn.functional.pad(batch["sound"].values, (0, 0, 0, 13), value=9.0), batch["sound"].lengths)
-    assert torch.allclose(method.encode_audio(batch["sound"]), method.encode_audio(longer), atol=1e-5)
+def test_drop_token_keeps_some_tokens_in_their_order() -> None:
+    tokens = Padded(torch.arange(20.0).view(2, 10, 1), torch.tensor([10, 5]))
+    kept = drop_tokens(tokens, 0.5)
+    assert kept.lengths.tolist() == [5, 2]
+    for row, length in zip(kept.values[..., 0], (5, 2), strict=True):
+        assert (row[:length].diff() > 0).all()
+    assert kept.values[1, :2].max() < 15, "no padding"
+    assert len({tuple(drop_tokens(tokens, 0.5).values[0, :, 0].tolist()) for _ in range(20)}) > 10
 
 
-def test_one_vector_a_modality_has_both_spaces(clips: Corpus) -> None:
-    method, (batch,) = batches_of(TINY, clips, 1)
-    vectors, apart = method.embed(batch), method.encode(batch)
-    for name in ("video", "sound", "text"):
-        assert torch.allclose(vectors[name].norm(dim=1), torch.ones(16), atol=1e-5)
-    assert torch.allclose(
-        vectors["text"] @ vectors["video"].T * 2**0.5, apart["text"] @ apart["video_for_text"].T, atol=1e-5
-    )
-    assert torch.allclose(vectors["sound"] @ vectors["video"].T * 2**0.5, apart["sound"] @ apart["video"].T, atol=1e-5)
-
-
-def test_it_learns_in_groups_and_is_asked_for_sounds(clips: Corpus, tmp_path) -> None:
-    recipe = dataclasses.replace(TINY, gradient_harmonization="both")
-    run = train(recipe, clips, Budget(steps=60), out=tmp_path / "run", runtime=QUIET)
-    entries = [entry for entry in run.history if "losses" in entry]
-    for loss in ("video_sound", "video_text"):
-        assert entries[-1]["losses"][loss] < entries[0]["losses"][loss]
-    assert 0 <= entries[-1]["gradient_harmonization"]["skip_rate"] <= 1
-    scores = {score.name: score for score in evaluate(run, clips)}
-    assert scores["test/sound_to_video/R@1"].value > scores["test/sound_to_video/R@1"].chance
-    assert "test/text_to_video/R@1" in scores
-    again = load_run(tmp_path / "run")
-    assert torch.equal(again.embed(text=["a thing"])["text"], run.embed(text=["a thing"])["text"])
-
-
-def test_groups_divide_the_batch(clips: Corpus) -> None:
-    with pytest.raises(UserError, match="divide"):
-        train(
-            dataclasses.replace(TINY, gradient_harmonization="both", gradient_group_size=5),
-            clips,
-            Budget(steps=1),
-            runtime=QUIET,
+def test_it_learns_by_groups_and_by_features(corpus: Corpus, tmp_path: Path) -> None:
+    for granularity in ("group", "feature"):
+        recipe = dataclasses.replace(
+            TINY, gradient_harmonization="both", gradient_granularity=granularity, mismatch_rate=0.3
         )
+        run = train(recipe, corpus, Budget(steps=20), out=tmp_path / granularity, runtime=QUIET)
+        entries = [entry for entry in run.history if "losses" in entry]
+        assert sum(entries[-1]["losses"].values()) < sum(entries[0]["losses"].values())
+        assert 0 < entries[-1]["gradient_harmonization"]["skip_rate"] < 1
+        assert 0 < entries[-1]["gradient_harmonization"]["misalignment_auc"] < 1
+    scores = {score.name: score for score in evaluate(run, corpus)}
+    assert scores["test/sound_to_video/R@5"].value > scores["test/sound_to_video/R@5"].chance
+    with pytest.raises(UserError, match="divide"):
+        train(dataclasses.replace(recipe, gradient_granularity="group", gradient_group_size=5), corpus, Budget(steps=1))
 
 
-def test_the_paper_preset_has_the_papers_size() -> None:
+def test_the_preset_of_the_paper_is_vatt_ma_medium(corpus: Corpus) -> None:
+    recipe = Recipe.paper()
+    processor = fit_processor(dataclasses.replace(recipe, video=TINY.video, text=TINY.text), corpus)
     with torch.device("meta"):
-        model = harmonization.VATT(harmonization.Recipe.paper(), 65_536)
-    assert 300e6 < sum(parameter.numel() for parameter in model.parameters()) < 420e6
-    assert "gradient_harmonization" in pm.recipes.entries()
+        model = recipe.build(processor)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    heads = ("video_to_va", "audio_to_va", "va_to_vt", "text_to_vt", "word_")
+    assert sum(size for name, size in sizes.items() if not name.startswith(heads)) == pytest.approx(155e6, rel=0.01)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import ByteLevelBPETokenizer
 from torch.nn import functional as F
 
 import synthetic
@@ -23,9 +21,8 @@ from polymodal.modalities.document import PageTokens, Word, page_tokens
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.documents import layoutlmv3
 from polymodal.rng import ExampleRNG
-from polymodal.training import load_run, train
 from polymodal.training.stages import active_stages
-from polymodal.types import Batch, Budget
+from polymodal.types import Batch
 
 TINY = dataclasses.replace(
     layoutlmv3.Recipe.tiny(),
@@ -54,65 +51,6 @@ def batch(pages: Corpus, processor: Processor) -> Batch:
 def method(processor: Processor, recipe: layoutlmv3.Recipe = TINY) -> layoutlmv3.LayoutLMv3:
     torch.manual_seed(0)
     return recipe.build(processor).eval()
-
-
-@pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
-    """A tiny LayoutLMv3 as the hub holds it, with weights that would not hide a mistake."""
-    from transformers import LayoutLMv3Config, LayoutLMv3ForTokenClassification
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("layoutlmv3") / "released"
-    tokenizer = ByteLevelBPETokenizer(add_prefix_space=True)
-    marks = ["<s>", "<pad>", "</s>", "<unk>"]
-    tokenizer.train_from_iterator(["a red square there is a blue cross here"] * 9, 300, special_tokens=marks)
-    tokenizer.add_special_tokens(["<mask>"])
-    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192}
-    sizes |= {"coordinate_size": 8, "shape_size": 8, "input_size": 32, "patch_size": 8, "visual_bbox_size": 4}
-    sizes |= {"vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 66}
-    model = LayoutLMv3ForTokenClassification(LayoutLMv3Config(**sizes)).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.add_(0.3 * torch.randn_like(weight))
-            if "rel_pos" in name:
-                weight.normal_()
-    model.save_pretrained(folder)
-    tokenizer.save_model(str(folder))
-    return folder, model.layoutlmv3
-
-
-def test_released_weights_give_what_transformers_gives(
-    released: tuple[Path, torch.nn.Module], pages: Corpus, tmp_path: Path
-) -> None:
-    folder, theirs = released
-    recipe = TINY.with_pretrained(str(folder))
-    assert (recipe.finetune_fraction, recipe.max_words) == (1.0, 64)
-    frozen = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, learning_rate=0.0))
-    train(frozen, pages, Budget(steps=1), init=f"hf:{folder}", out=tmp_path / "run")
-    run = load_run(tmp_path / "run")
-    ours, processor = run.model.encoder.eval(), run.processor
-    assert tuple(processor.image.mean) == (0.5, 0.5, 0.5)
-    examples = [processor.load_example(pages, row) for row in pages.rows("train")[:3].tolist()]
-    made = processor(words=[e["words"][: 4 - n] for n, e in enumerate(examples)], image=[e["image"] for e in examples])
-    words, image, mask = made["words"], made["image"], made["words"].tokens.mask
-    first = processor.tokenizer.decode(Tokens(words.tokens.ids[:1], words.tokens.lengths[:1]))[0]
-    assert first.split() == [word.text for word in examples[0]["words"][:4]]
-    ids = words.tokens.ids.masked_fill(~mask, 1)  # <pad>, from which transformers counts positions
-    with torch.no_grad():
-        tokens, patches = ours(words, image)
-        wanted = theirs(input_ids=ids, bbox=words.boxes, attention_mask=mask.long(), pixel_values=image)[0]
-        alone = theirs(pixel_values=image).last_hidden_state
-    length = ids.shape[1]
-    torch.testing.assert_close(tokens[mask], wanted[:, :length][mask], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(patches, wanted[:, length:], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(ours.encode_image(image), alone, atol=1e-5, rtol=1e-4)
-    with pytest.raises(UserError, match="no weights of LayoutLMv3: embeddings"):
-        ours.load_layoutlmv3({"word.weight": torch.zeros(3, 48)})
-
-
-def test_what_is_no_layoutlmv3_is_refused(clip_folder: Path) -> None:
-    with pytest.raises(UserError, match="is no LayoutLMv3; take hf:microsoft/layoutlmv3-base"):
-        TINY.with_pretrained(str(clip_folder))
 
 
 def test_patch_boxes_are_on_the_scale_of_word_boxes() -> None:

@@ -138,3 +138,22 @@ def test_logits_are_not_held_for_the_backward_pass(monkeypatch):
     with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x.numel()) or x, lambda x: x):
         supcon_loss(features, torch.arange(64) // 2, 5.0)
     assert max(held) <= features.numel()
+
+
+@pytest.mark.parametrize("bag", [1, 3])
+def test_mil_nce_against_plain_loops(bag: int) -> None:
+    """As the released VATT: both directions in one denominator; rows that lack a modality take no part."""
+    a, b = vectors(5, 0), vectors(5 * bag, 1).unflatten(0, (5, bag))
+    for valid in (torch.ones(5, dtype=torch.bool), torch.tensor([True, False, True, True, False])):
+        kept, terms = valid.nonzero().flatten().tolist(), []
+        for i in kept:
+            own = sum((SCALE * a[i] @ b[i, p]).exp() for p in range(bag))
+            every = [(SCALE * a[i] @ b[j, p]).exp() + (SCALE * a[j] @ b[i, p]).exp() for j in kept for p in range(bag)]
+            terms.append(-(own / sum(every)).log())
+        value, found = gradients(lambda a, b, mask=valid: multi_positive.mil_nce(a, b, SCALE, mask), a, b)
+        torch.testing.assert_close(value, torch.stack(terms).mean())
+        assert all(not gradient[~valid].any() and gradient.isfinite().all() for gradient in found)
+    nothing = torch.zeros(5, dtype=torch.bool)
+    value, found = gradients(lambda a, b: multi_positive.mil_nce(a, b, SCALE, nothing), a, b)
+    assert value == 0
+    assert not any(gradient.any() for gradient in found)

@@ -23,6 +23,7 @@ from polymodal.errors import UserError
 from polymodal.evaluation import evaluate
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.tasks.entity_extraction import entities, field_scores
+from polymodal.evaluation.tasks.page_patches import majority_fields, touched
 from polymodal.layers.quantize import VectorQuantizer, perplexity
 from polymodal.layers.transformer import PostNormBlock
 from polymodal.modalities.document import Word
@@ -241,3 +242,12 @@ def test_fields_are_written_for_programs(pages: Corpus, processor: Processor, tm
     again = Run(TINY, Oracle(processor, pages, ""), processor, {"recipe": {"name": "oracle"}})
     with pytest.raises(UserError, match="cannot be written"):
         write_fields(again, pages, "test", tmp_path / "nowhere" / "fields.jsonl")
+
+
+def test_patches_under_words_and_their_majority_field() -> None:
+    words = [word("a", "x", left=0), word("b", "y", left=0), word("c", "y", left=5)]
+    inside = touched([word("a", left=495), word("b", left=0)._replace(box=(0, 0, 1000, 1000))], 2)
+    assert inside.tolist() == [[True, True, False, False], [True] * 4]
+    assert majority_fields(words, 2) == {0: "y"}
+    assert majority_fields([*words, word("e", "x", left=600)], 2) == {0: "y", 1: "x"}
+    assert majority_fields([], 2) == {}

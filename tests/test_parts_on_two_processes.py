@@ -18,7 +18,7 @@ from polymodal.layers.momentum_encoder import FeatureQueue, MomentumEncoder
 from polymodal.layers.projection_head import SyncBatchNorm1d
 from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
 from polymodal.objectives.masked_modeling import masked_cross_entropy
-from polymodal.objectives.multi_positive import multi_positive_info_nce, soft_target_contrastive, supcon_loss
+from polymodal.objectives.multi_positive import mil_nce, multi_positive_info_nce, soft_target_contrastive, supcon_loss
 from polymodal.rng import ExampleRNG
 
 
@@ -132,11 +132,12 @@ def contrastive_loss(name, a, b, scale, rows):
     return {
         "supcon": lambda: supcon_loss(a, LABELS[rows], scale) + 0 * b.sum(),
         "multi-positive": lambda: multi_positive_info_nce(a, b, LABELS[rows], scale),
+        "MIL-NCE": lambda: mil_nce(a, b.unflatten(1, (2, -1)).repeat(1, 1, 2), scale, LABELS[rows] < 3),
         "soft targets": lambda: soft_target_contrastive(a, b, forth, scale, back),
     }[name]()
 
 
-CONTRASTIVE = ("supcon", "multi-positive", "soft targets")
+CONTRASTIVE = ("supcon", "multi-positive", "MIL-NCE", "soft targets")
 
 
 def contrasted(rank, rows=None):

@@ -224,6 +224,26 @@ def test_a_claim_trains_one_model_on_what_each_arm_makes(site: Corpus, tmp_path:
     assert "layout" in str(first.to_json()["arms"]["baseline"]["values"])
 
 
+def test_arms_of_a_claim_about_documents_begin_with_the_same_start(site: Corpus, tmp_path: Path) -> None:
+    claim = CuratedTrainingClaim(
+        sentence="",
+        baseline=dataclasses.replace(OPEN, layout="flat"),
+        treatment=OPEN,
+        model=TINY,
+        start=TINY,
+        start_budget=Budget(steps=2),
+        corpus="site",
+        budget=Budget(steps=2),
+        seeds=1,
+        metrics=("test/words/bits_per_byte",),
+    )
+    arms = [Arm("baseline", claim.baseline), Arm("treatment", claim.treatment)]
+    compared = compare_training_on_curated(arms, claim, site, claim.budget, 1, tmp_path / "out")
+    start = tmp_path / "out" / "runs" / "start" / "seed-0"
+    assert (start / "model.safetensors").is_file()
+    assert all(compared.of(arm)[0].run.record["init"] == str(start) for arm in arms)
+
+
 def test_a_recipe_may_make_several_claims() -> None:
     assert list(claims("wasm")) == ["claim", "structure"]
     assert isinstance(claim_of("wasm"), CurationClaim)

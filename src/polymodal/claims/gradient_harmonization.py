@@ -1,32 +1,46 @@
-"""The claim of `gradient_harmonization`, for `polymodal reproduce gradient_harmonization`."""
+"""The claim of `gradient_harmonization`, for `polymodal reproduce gradient_harmonization`.
+
+Triplets are compared one by one, by the gradients of their video feature: with 40 % of triplets misaligned at random, a
+group of four is all aligned in 13 % of cases only. The micro-batch is the whole batch in every arm, so that the same
+triplets are misaligned in all of them. The mechanism itself is `misalignment_auc` in the history of a run: how well the
+cosine tells misaligned triplets from others, 0.5 by chance.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 
 from polymodal.claim import Claim
+from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.recipes.optimization.gradient_harmonization import Recipe
 from polymodal.types import Budget
 
-_swapped = Recipe(mismatch_rate=0.4)
-_aligned = Recipe()
+_misaligned = Recipe(
+    mismatch_rate=0.4, gradient_granularity="feature", video=VideoEncoderConfig(frames=2), max_audio_tokens=10
+)
+_aligned = dataclasses.replace(_misaligned, mismatch_rate=0.0)
 claim = Claim(
-    sentence="Where sounds and texts do not always belong to their video, realigned gradients and a curriculum by "
-    "their agreement make better retrieval than the plain sum.",
-    baseline=_swapped,
-    treatment=dataclasses.replace(_swapped, gradient_harmonization="both"),
+    sentence="Where audio and text do not always belong to their video, realigned gradients and a curriculum by their "
+    "agreement give better retrieval than the plain sum.",
+    baseline=_misaligned,
+    treatment=dataclasses.replace(_misaligned, gradient_harmonization="both"),
     further={
-        "nothing swapped": _aligned,
-        "nothing swapped, both": dataclasses.replace(_aligned, gradient_harmonization="both"),
+        "realignment": dataclasses.replace(_misaligned, gradient_harmonization="realign"),
+        "curriculum": dataclasses.replace(_misaligned, gradient_harmonization="curriculum"),
+        "as many skipped at random": dataclasses.replace(_misaligned, gradient_harmonization="random"),
+        "aligned": _aligned,
+        "aligned, both": dataclasses.replace(_aligned, gradient_harmonization="both"),
     },
     corpus="clips",
-    budget=Budget(steps=600),
+    budget=Budget(steps=400),
     seeds=3,
     metrics=(
         "test/text_to_video/R@10",
-        "test/text_to_video/R@1",
         "test/sound_to_video/R@10",
+        "test/text_to_video/R@1",
         "test/linear_probe_motion/accuracy",
     ),
+    deciding=("test/text_to_video/R@10", "test/sound_to_video/R@10"),
+    tuning={"optimizer.learning_rate": (5e-4, 1e-3, 2e-3)},
     paper_results="better than VATT on UCF101, HMDB51, ESC-50, YouCook2 and MSR-VTT; figures are not in the abstract",
 )

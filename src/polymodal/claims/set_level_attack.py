@@ -1,4 +1,9 @@
-"""The claim of `set_level_attack`, for `polymodal reproduce set_level_attack`."""
+"""The claim of `set_level_attack`, for `polymodal reproduce set_level_attack`.
+
+The victims' training images are attacked. Captions of `emoji` are short: one word is often all that a caption says, so
+that a caption with another word is no adversarial example but another caption. The arms `images only` leave captions
+unchanged.
+"""
 
 from __future__ import annotations
 
@@ -29,20 +34,26 @@ _deep = dataclasses.replace(
     text=TextEncoderConfig(depth=2, pool_type="eos"),
 )
 claim = AttackClaim(
-    sentence="What is pushed apart as a set fools other models more often than what is pushed apart as a pair.",
+    sentence="Images and captions perturbed as sets fool other models more often than those perturbed as pairs.",
     baseline=_pair,
     treatment=_set,
     further={
+        # The image part alone: the word that a caption loses decides most of the success of both arms above.
+        "pair, images only": dataclasses.replace(_pair, top_k=0),
+        "set, images only": dataclasses.replace(_set, top_k=0),
+        "all captions, one scale, images only": dataclasses.replace(_set, scales=(), top_k=0),
+        "one caption, all scales, images only": dataclasses.replace(_set, use_all_captions=False, top_k=0),
         "pair, five restarts": dataclasses.replace(_pair, restarts=5),
-        "pair, momentum": dataclasses.replace(_pair, decay_factor=1.0),
-        "pair, edited again": dataclasses.replace(_pair, update_text_twice=True),
-        "each by itself": dataclasses.replace(_pair, guidance="self"),
-        "image alone": dataclasses.replace(_pair, guidance="self", top_k=0),
-        "captions alone": dataclasses.replace(_pair, guidance="self", attack_images=False),
+        "pair, attacked again": dataclasses.replace(_pair, update_text_twice=True),
+        "Sep-Attack": dataclasses.replace(_pair, guidance="self"),
+        "captions only": dataclasses.replace(_pair, guidance="self", attack_images=False),
         "random pixels": dataclasses.replace(_pair, top_k=0, num_iters=0),
     },
     victims={"clip": _clip, "siglip": _siglip, "deep clip": _deep},
-    split="train",  # success counts what was right before, and models of this size know best what they learned from
+    # Training images of the victims: success counts queries that were right before, and on the test split of `emoji`
+    # models of this size are right too seldom.
+    split="train",
+    examples=200,
     corpus="emoji",
     budget=Budget(steps=600),
     seeds=3,

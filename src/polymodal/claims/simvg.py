@@ -1,30 +1,54 @@
-"""The claim of `simvg`, for `polymodal reproduce simvg`."""
+"""The claims of `simvg`, for `polymodal reproduce simvg`: fusion in the encoder, and distillation (`--claim dwbd`)."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from polymodal.claim import Claim
+from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.recipes.grounding.simvg import Recipe
 from polymodal.types import Budget
 
-_base = Recipe()
+# Patches of 16 px, a third of an object's side; the default's 32 px are as large as an object.
+_base = Recipe(batch_size=32, encoder=MultiwayEncoderConfig(patch_size=16))
+TUNING = {"optimizer.learning_rate": (5e-4, 1e-3, 2e-3)}
+CLAUSES = (1, 2, 3, 4)
 claim = Claim(
-    sentence="Fusing image and words in the encoder finds what is meant better than fusing them in the head.",
+    sentence="Fusing image and words in the encoder finds what is meant better than fusing them in the decoder of the "
+    "head.",
     baseline=dataclasses.replace(_base, fusion="head"),
     treatment=_base,
-    further={"token branch alone": dataclasses.replace(_base, distill_type="none")},
     corpus="referring",
-    budget=Budget(steps=3000),
+    budget=Budget(steps=1500),
+    seeds=3,
+    metrics=(
+        "test/referring/decoder/acc@0.5",  # the token branch fuses nothing with fusion in the head
+        "test/referring/decoder/mean_IoU",
+        "test/referring/decoder/image_gain",
+        *(f"test/referring/decoder/{count}_clauses/acc@0.5" for count in CLAUSES),
+        "test/referring/token/acc@0.5",
+        "test/referring/token/image_gain",
+        "test_twitter/referring/decoder/acc@0.5",
+    ),
+    tuning=TUNING,
+    paper_results="RefCOCO val 90.5 % with the decoder branch of ViT-L/32",
+)
+dwbd = Claim(
+    sentence="Distillation from the decoder branch, weighted by the decoder's quality, makes the token branch better "
+    "than the ground truth alone.",
+    baseline=dataclasses.replace(_base, distill_type="none"),
+    treatment=_base,
+    further={"fixed weight": dataclasses.replace(_base, distill_type="fixed")},
+    corpus="referring",
+    budget=Budget(steps=1000),
     seeds=3,
     metrics=(
         "test/referring/token/acc@0.5",
-        "test/referring/decoder/acc@0.5",
         "test/referring/token/mean_IoU",
         "test/referring/token/image_gain",
-        "test/referring/decoder/image_gain",
-        *(f"test/referring/token/{count}_clauses/acc@0.5" for count in (1, 2, 3, 4)),
-        "test_twitter/referring/token/acc@0.5",
+        "test/referring/decoder/acc@0.5",
+        *(f"test/referring/token/{count}_clauses/acc@0.5" for count in CLAUSES),
     ),
-    paper_results="RefCOCO val 90.5 % with the decoder branch of ViT-L/32; token branch after distillation 93.0",
+    tuning=TUNING,
+    paper_results="the token branch is about 1 point below the decoder; RefCOCO val 93.0 % with two-stage distillation",
 )

@@ -1,4 +1,4 @@
-"""The claim of `ulip_2`, for `polymodal reproduce ulip_2`."""
+"""The claims of `ulip_2`, for `polymodal reproduce ulip_2`: number of views, and kind of text (`--claim captions`)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import numpy as np
 
 from polymodal.claim import Claim
 from polymodal.corpora.corpus import Corpus
-from polymodal.corpora.furniture_views import furniture_views
+from polymodal.corpora.furniture_views import describe_view, furniture_views
 from polymodal.curation.captions import Captioned, CaptionOptions, captioned, write_captions
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
+from polymodal.modalities.image import to_rgb
+from polymodal.modalities.view_caption import ViewCaption
 from polymodal.recipes.dual_encoders import clip
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.three_d.ulip_2 import Recipe
@@ -23,11 +25,24 @@ from polymodal.training.run import Run
 from polymodal.types import Budget
 
 
+def _described(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:
+    """Write the composed description of every view, so that no arm is limited by a captioner that is often wrong."""
+
+    def training() -> Iterator[Captioned]:
+        for row in corpus.rows("train").tolist():
+            example, category = corpus[row], corpus.raw(row, "category")
+            name = next(caption.text for caption in example["captions"] if caption.language == "en")
+            images = (np.asarray(to_rgb(image)) for image in example["views"])
+            yield row, [ViewCaption(v, describe_view(pixels, name, category), 1.0) for v, pixels in enumerate(images)]
+
+    return write_captions(corpus, folder, training())
+
+
 def _captioned(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:
-    """Each half of the training models is described and ranked by models that learned from views of the other half."""
+    """Write captions of each half of the training models by models that were trained on views of the other half."""
     views = furniture_views()
     owners = np.array([views.key(row).rpartition("/")[0] for row in range(len(views))])
-    options = CaptionOptions(temperature=0.7, num_views=6, seed=seed)
+    options = CaptionOptions(temperature=0.7, num_views=6, top_k=3, seed=seed)
     halves = np.array_split(np.random.default_rng(seed).permutation(corpus.rows("train")), 2)
 
     def training() -> Iterator[Captioned]:
@@ -51,29 +66,59 @@ _captioner = mono_internvl.Recipe(
 _image, _text = ImageEncoderConfig(image_size=64), TextEncoderConfig()
 _ranker = clip.Recipe(image=_image, text=_text, optimizer=OptimizerConfig(learning_rate=1e-3), word_dropout=0.0)
 _base = Recipe(image=_image, text=_text, clip_fraction=0.0)
+_start = dataclasses.replace(_base, clip_fraction=1.0, clip_corpus="furniture_views")
+TUNING = {"optimizer.learning_rate": (5e-4, 1e-3, 2e-3)}
 claim = Claim(
-    sentence="A point encoder that learns from captions a model wrote of each view names unseen shapes better than one "
-    "that learns from the names of their categories.",
+    sentence="A point encoder that is aligned with twelve views of each object and their captions retrieves objects by "
+    "images of any side better than one that is aligned with a single view.",
+    baseline=dataclasses.replace(_base, num_views=1),
+    treatment=_base,
+    further={
+        "two views": dataclasses.replace(_base, num_views=2),
+        "four views": dataclasses.replace(_base, num_views=4),
+    },
+    start=_start,
+    start_budget=Budget(steps=600),
+    start_makes=_described,
+    corpus="furniture",
+    budget=Budget(steps=300),
+    seeds=5,
+    metrics=(
+        "test/image_to_points/R@1",
+        "test/zero_shot_category/accuracy",
+        "test/zero_shot/concept/top-5",
+        "test/text_to_points/R@5",
+        "test/text_to_points/MRR",
+        "test/linear_probe_category/accuracy",
+    ),
+    tuning=TUNING,
+    paper_results="ModelNet40 zero-shot 54.8 % with one view, 58.1 with two, 69.3 with 15, 69.7 with 30",
+)
+captions = Claim(
+    sentence="A point encoder that is aligned with generated captions of views names unseen shapes, and their "
+    "categories, better than one that is aligned with the names of categories.",
     baseline=dataclasses.replace(_base, text_source="category"),
     treatment=_base,
     further={
         "names": dataclasses.replace(_base, text_source="names"),
-        "captions of one view": dataclasses.replace(_base, num_views=1),
+        "three captions": dataclasses.replace(_base, num_captions=3),
     },
-    start=dataclasses.replace(_base, clip_fraction=1.0, clip_corpus="furniture_views"),
-    start_budget=Budget(steps=800),
+    start=_start,
+    start_budget=Budget(steps=600),
     start_makes=_captioned,
     corpus="furniture",
-    budget=Budget(steps=500),
+    budget=Budget(steps=300),
     seeds=3,
     metrics=(
         "test/zero_shot/concept/top-5",
-        "test/zero_shot/concept/top-1",
         "test/zero_shot_category/accuracy",
+        "test/zero_shot/concept/top-1",
         "test/text_to_points/R@5",
-        "test/text_to_points/MRR",
         "test/image_to_points/R@1",
         "test/linear_probe_category/accuracy",
     ),
-    paper_results="ModelNet40 zero-shot 74.0 % against 60.4 of ULIP, whose texts are names of categories",
+    deciding=("test/zero_shot/concept/top-5", "test/zero_shot_category/accuracy"),
+    tuning=TUNING,
+    paper_results="ModelNet40 zero-shot 69.7 % with captions of BLIP-2, 67.7 of BLIP, 60.4 with names of categories; "
+    "three captions of a view 66.7",
 )

@@ -56,6 +56,12 @@ def curate(arguments: Arguments) -> None:
     )
     flagged = [word for line in lines_of_file(options.flagged) for word in line.split()] if options.flagged else ()
     fitted = recipe.fit(good_texts(options.good, recipe.language) if options.good else (), flagged)
+    unused = recipe.unused_filters(fitted) if hasattr(recipe, "unused_filters") else []
+    if unused:
+        terminal().print(
+            f"Not applied without good texts (--good) or flagged words (--flagged): {', '.join(unused)}.",
+            highlight=False,
+        )
     settings = {"good": options.good, "flagged": options.flagged}
     curation = source.real(parsed.curation)
     with _goes_on("pages"):

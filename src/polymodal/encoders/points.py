@@ -91,14 +91,14 @@ class PointEncoder(Encoder):
     def __init__(self, config: PointEncoderConfig):
         super().__init__()
         self.config = config
-        width, hidden, out = config.width, config.encoder_hidden_dims, config.encoder_dims or config.width
+        width, dims, out = config.width, config.encoder_hidden_dims, config.encoder_dims or config.width
         norm = SyncBatchNorm1d if config.norm == "batch" else nn.LayerNorm
         # Mini-PointNet: 1 x 1 convolutions are linear layers of every point.
         self.first_conv = nn.Sequential(
-            nn.Linear(config.channels, hidden), norm(hidden), nn.ReLU(), nn.Linear(hidden, 2 * hidden)
+            nn.Linear(config.channels, dims), norm(dims), nn.ReLU(), nn.Linear(dims, 2 * dims)
         )
         self.second_conv = nn.Sequential(
-            nn.Linear(4 * hidden, 4 * hidden), norm(4 * hidden), nn.ReLU(), nn.Linear(4 * hidden, out)
+            nn.Linear(4 * dims, 4 * dims), norm(4 * dims), nn.ReLU(), nn.Linear(4 * dims, out)
         )
         self.reduce_dim = nn.Linear(out, width)
         self.pos_embed = nn.Sequential(nn.Linear(3, POSITION_WIDTH), nn.GELU(), nn.Linear(POSITION_WIDTH, width))
@@ -132,19 +132,19 @@ class PointEncoder(Encoder):
             for pattern, replacement in POINT_BERT_NAMES:
                 name = re.sub(pattern, replacement, name)
             renamed[name] = tensor
-        for name, own in self.state_dict().items():
+        for name, weight in self.state_dict().items():
             given = renamed.get(name)
             if given is not None and "_conv." in name and given.ndim == 3:
                 given = given.squeeze(2)  # a convolution over single points
-            if given is None or given.shape != own.shape:
-                found = "no such weight" if given is None else f"one of shape {tuple(given.shape)}"
+            if given is None or given.shape != weight.shape:
+                shape = "no such weight" if given is None else f"one of shape {tuple(given.shape)}"
                 raise UserError(
-                    f"The Point-BERT weights do not fit the point encoder: {name} has shape {tuple(own.shape)} here, "
-                    f"and there is {found}; Point-BERT has --points.channels 3 --points.depth 12 (ULIP-2: 6 and 18) "
+                    f"The Point-BERT weights do not fit: {name} has shape {tuple(weight.shape)} here, "
+                    f"and there is {shape}; Point-BERT has --points.channels 3 --points.depth 12 (ULIP-2: 6 and 18) "
                     "--points.width 384 --points.encoder-dims 256 --points.encoder-hidden-dims 128 "
                     "--points.pool-type cls_max."
                 )
-            own.copy_(given)
+            weight.copy_(given)
 
     def _grouped(
         self, points: Float[Tensor, "batch points channels"]

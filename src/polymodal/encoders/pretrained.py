@@ -226,8 +226,8 @@ def _checkpoint_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         raise UserError(f"{path} cannot be read safely; save its weights as safetensors.") from error
     nested = [value for value in checkpoint.values() if isinstance(value, Mapping)] if checkpoint else []
-    found = max(nested, key=len, default=checkpoint)  # beside the state of an optimizer and the like
-    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    state = max(nested, key=len, default=checkpoint)  # beside the state of an optimizer and the like
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path} has no weights.")
     return tensors

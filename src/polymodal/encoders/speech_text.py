@@ -45,12 +45,12 @@ class SpeechTextEncoderConfig:
 class EncodedSpeech(NamedTuple):
     """Encoded speech, one vector per 40 ms.
 
-    features: of the convolutions. own, shared: after the speech-only and after all blocks.
+    features: of the convolutions. contrastive, multimodal: after the speech-only (contrastive) block and after both.
     """
 
-    features: Float[Tensor, "batch moments width"]
-    own: Float[Tensor, "batch moments width"]
-    shared: Float[Tensor, "batch moments width"]
+    features: Float[Tensor, "batch frames width"]
+    contrastive: Float[Tensor, "batch frames width"]
+    multimodal: Float[Tensor, "batch frames width"]
     lengths: Int[Tensor, " batch"]
 
 
@@ -70,10 +70,10 @@ class SpeechTextEncoder(nn.Module):
         self.second = nn.Conv1d(width, width, 3, stride=2, padding=1)
         self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
         self.mask_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
-        self.own = Conformer(width, config.speech_depth, config.num_heads, config.conv_kernel_size)
+        self.contrastive_block = Conformer(width, config.speech_depth, config.num_heads, config.conv_kernel_size)
         self.character = nn.Embedding(vocab_size + 1, width)  # the last entry is the mask token
         self.norm_text = nn.LayerNorm(width)
-        self.shared = Conformer(width, config.shared_depth, config.num_heads, config.conv_kernel_size)
+        self.multimodal_block = Conformer(width, config.shared_depth, config.num_heads, config.conv_kernel_size)
 
     def extract_features(self, mel: Padded) -> Padded:
         """Subsample log-mel frames. mel: standardized [batch, frames, bins]; padding has no influence."""
@@ -83,14 +83,14 @@ class SpeechTextEncoder(nn.Module):
         x = (half.values * half.mask[..., None]).transpose(1, 2)
         return Padded(self.project(F.gelu(self.second(x)).transpose(1, 2)), num_output_frames(mel.lengths))
 
-    def encode_speech(self, mel: Padded, mask: Bool[Tensor, "batch moments"] | None = None) -> EncodedSpeech:
+    def encode_speech(self, mel: Padded, mask: Bool[Tensor, "batch frames"] | None = None) -> EncodedSpeech:
         """Encode speech. mask: positions whose features are replaced by the mask embedding."""
         features = self.extract_features(mel)
         x = features.values
         if mask is not None:
             x = torch.where(mask[..., None], self.mask_embedding.to(x.dtype), x)
-        own = self.own(x, features.mask)
-        return EncodedSpeech(features.values, own, self.shared(own, features.mask), features.lengths)
+        context = self.contrastive_block(x, features.mask)
+        return EncodedSpeech(features.values, context, self.multimodal_block(context, features.mask), features.lengths)
 
     def embed_text(self, text: Tokens, mask: Bool[Tensor, "batch length"] | None = None) -> Padded:
         """Embed characters, the input of the shared blocks. mask: characters replaced by the mask token."""
@@ -100,7 +100,7 @@ class SpeechTextEncoder(nn.Module):
     def encode_text(self, text: Tokens, mask: Bool[Tensor, "batch length"] | None = None) -> Padded:
         """Encode characters by the shared blocks."""
         embedded = self.embed_text(text, mask)
-        return Padded(self.shared(embedded.values, embedded.mask), text.lengths)
+        return Padded(self.multimodal_block(embedded.values, embedded.mask), text.lengths)
 
     def encode_pair(self, speech: Padded, text: Padded) -> tuple[Float[Tensor, "n width"], Float[Tensor, "m width"]]:
         """Encode speech and text of each example as one concatenated sequence (for TLM); return both parts.
@@ -114,5 +114,5 @@ class SpeechTextEncoder(nn.Module):
         joined = speech.values.new_zeros(len(lengths), int(lengths.max()), speech.values.shape[2])
         joined = joined.index_put((row, position), speech.values[row, position])
         joined = joined.index_put((text_row, text_position), text.values[text.mask])
-        x = self.shared(joined, Padded(joined, lengths).mask)
+        x = self.multimodal_block(joined, Padded(joined, lengths).mask)
         return x[row, position], x[text_row, text_position]

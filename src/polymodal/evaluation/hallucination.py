@@ -1,8 +1,9 @@
 """Does a metric see what a caption makes up? Captions of composed scenes, true and spoilt in known ways.
 
 In the design of HAT and nocaps-FOIL (Petryk et al. 2024, section 4): one object of a true caption is exchanged for one
-that is not there, on the list of COCO's classes or outside of it; one is added; one is called by another right name,
-which is no mistake; one is added with doubt, which is none, either.
+that is not there, on the list of COCO's classes or outside of it; one is added, any absent one or the one most similar
+to what is there, which one-to-one matching is for; one is called by another right name, which is no mistake; one is
+added with doubt, which is none, either.
 """
 
 from __future__ import annotations
@@ -19,22 +20,13 @@ from polymodal.corpora._wordnet import WordNet, wordnet
 from polymodal.corpora.corpus import Corpus
 from polymodal.errors import UserError
 from polymodal.evaluation.caption_metric import CaptionScore, Metric
+from polymodal.evaluation.coco import COCO_CLASSES
 from polymodal.evaluation.statistics import Score, ratio
 from polymodal.modalities import Regions, Text
 
-Kind = Literal["true", "in_list", "out_of_list", "added", "synonym", "doubted"]
-WRONG: tuple[Kind, ...] = ("in_list", "out_of_list", "added")
+Kind = Literal["true", "in_list", "out_of_list", "added", "similar", "synonym", "doubted"]
+WRONG: tuple[Kind, ...] = ("in_list", "out_of_list", "added", "similar")
 KINDS: tuple[Kind, ...] = ("true", *WRONG, "synonym", "doubted")
-# COCO's 80 classes, under the names that WordNet has for them.
-_CLASSES = """
-person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter bench
-bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag necktie suitcase frisbee ski
-snowboard ball kite baseball_bat baseball_glove skateboard surfboard racket bottle wineglass cup fork knife spoon bowl
-banana apple sandwich orange broccoli carrot hotdog pizza doughnut cake chair sofa pot_plant bed table toilet
-television laptop mouse remote_control keyboard cellular_telephone microwave oven toaster sink refrigerator book clock
-vase scissors teddy hair_dryer toothbrush
-"""
-COCO = frozenset(_CLASSES.split())
 PERSON = "person"
 
 
@@ -43,10 +35,14 @@ def listed_class(name: str, lexicon: WordNet) -> str | None:
 
     A person is only what is one in most senses, because WordNet puts the tiger in a man before the animal.
     """
+    if name in COCO_CLASSES:
+        return COCO_CLASSES[name]
     noun = lexicon.noun(name)
     if noun is None:
         return None
-    found = next((one for one in lexicon.kinds(noun) if one in COCO), None)
+    if noun.replace("_", " ") in COCO_CLASSES:
+        return COCO_CLASSES[noun.replace("_", " ")]
+    found = next((one for one in lexicon.kinds(noun) if one in COCO_CLASSES.values()), None)
     return None if found == PERSON and lexicon.share_of_senses(noun, PERSON) <= 0.5 else found
 
 
@@ -113,6 +109,8 @@ def cases(scenes: Sequence[Scene], lexicon: WordNet, seed: int) -> list[Case]:
         for kind, other in drawn.items():
             found.append(Case(kind, _exchanged(scene.caption, name, other), scene.references, count, other, number))
         found.append(Case("added", f"{scene.caption} and a {extra}", scene.references, more, extra, number))
+        similar = _nearest_absent(nouns, [*absent["in_list"], *absent["out_of_list"]], lexicon)
+        found.append(Case("similar", f"{scene.caption} and a {similar}", scene.references, more, similar, number))
         if right := {noun: names for noun in nouns if (names := _other_names(noun, lexicon))}:
             noun = str(rng.choice(list(right)))
             renamed = _exchanged(scene.caption, noun, str(rng.choice(right[noun])))
@@ -134,6 +132,18 @@ def _absent(names: Sequence[str], scene: Scene, lexicon: WordNet) -> list[str]:
         and not set(lexicon.kinds(noun)) & set(here)
         and listed_class(name, lexicon) not in classes
     ]
+
+
+def _nearest_absent(names: Sequence[str], absent: Sequence[str], lexicon: WordNet) -> str:
+    """Return the absent object that shares most hypernyms with one of the names, as a wolf with a dog."""
+
+    def shared(name: str) -> float:
+        noun = lexicon.noun(name)
+        hypernyms = {*lexicon.kinds(noun)} if noun else set()
+        kinds = [{*lexicon.kinds(here)} for one in names if (here := lexicon.noun(one))]
+        return max(len(hypernyms & other) / len(hypernyms | other) for other in kinds)
+
+    return max(sorted(absent), key=shared)
 
 
 def _other_names(name: str, lexicon: WordNet) -> list[str]:

@@ -38,16 +38,16 @@ class MultiwayBlock(nn.Module):
         super().__init__()
         if width % num_heads:
             raise UserError(f"A width of {width} does not divide into {num_heads} heads.")
-        hidden = int(mlp_ratio * width)
+        mlp_dim = int(mlp_ratio * width)
         self.num_heads = num_heads
         self.norm1 = Multiway(lambda: nn.LayerNorm(width))
         self.qkv = Multiway(lambda: nn.Linear(width, 3 * width))
         self.attention_norm = Multiway(lambda: nn.LayerNorm(width))
         self.out = Multiway(lambda: nn.Linear(width, width))
         self.norm2 = Multiway(lambda: nn.LayerNorm(width))
-        self.fc1 = Multiway(lambda: nn.Linear(width, hidden))
-        self.mlp_norm = Multiway(lambda: nn.LayerNorm(hidden))
-        self.fc2 = Multiway(lambda: nn.Linear(hidden, width))
+        self.fc1 = Multiway(lambda: nn.Linear(width, mlp_dim))
+        self.mlp_norm = Multiway(lambda: nn.LayerNorm(mlp_dim))
+        self.fc2 = Multiway(lambda: nn.Linear(mlp_dim, width))
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(
@@ -61,8 +61,8 @@ class MultiwayBlock(nn.Module):
         query, key, value = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible).transpose(1, 2).flatten(2)
         x = x + self.drop_path(self.out(self.attention_norm(attended, image_length), image_length))
-        hidden = F.gelu(self.fc1(self.norm2(x, image_length), image_length))
-        return x + self.drop_path(self.fc2(self.mlp_norm(hidden, image_length), image_length))
+        activations = F.gelu(self.fc1(self.norm2(x, image_length), image_length))
+        return x + self.drop_path(self.fc2(self.mlp_norm(activations, image_length), image_length))
 
 
 class MultiwayTransformer(nn.Module):

@@ -141,16 +141,19 @@ class MAPHead(nn.Module):
         weights: of the whole model. prefix: of the head's names. Raises UserError where there is no head, or one of
         another size.
         """
-        found = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        head = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         width = self.pool.queries.shape[1]
         try:
-            own = {"queries": found["probe"][0]}
+            state = {"queries": head["probe"][0]}
             for kind in ("weight", "bias"):
-                in_proj = found[f"attention.in_proj_{kind}"]  # query, key and value, one below the other
-                own[f"attention.query.{kind}"], own[f"attention.key_value.{kind}"] = in_proj[:width], in_proj[width:]
-                own[f"attention.out.{kind}"] = found[f"attention.out_proj.{kind}"]
-                own[f"norm.{kind}"] = found[f"layernorm.{kind}"]
-                own |= {f"mlp.{place}.{kind}": found[f"mlp.{name}.{kind}"] for place, name in ((0, "fc1"), (2, "fc2"))}
-            self.pool.load_state_dict(own)
+                in_proj = head[f"attention.in_proj_{kind}"]  # query, key and value, one below the other
+                state[f"attention.query.{kind}"], state[f"attention.key_value.{kind}"] = (
+                    in_proj[:width],
+                    in_proj[width:],
+                )
+                state[f"attention.out.{kind}"] = head[f"attention.out_proj.{kind}"]
+                state[f"norm.{kind}"] = head[f"layernorm.{kind}"]
+                state |= {f"mlp.{place}.{kind}": head[f"mlp.{name}.{kind}"] for place, name in ((0, "fc1"), (2, "fc2"))}
+            self.pool.load_state_dict(state)
         except (KeyError, RuntimeError) as error:
             raise UserError(f"There is no attention pooling head of width {width} under '{prefix}'.") from error

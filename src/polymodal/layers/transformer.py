@@ -6,6 +6,8 @@ one row (sequence packing), so that no layer computes padding. Only attention pa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -132,6 +134,19 @@ class DropPath(nn.Module):
         # Scaled by 1 / (1 - rate), so that the expectation equals the branch in evaluation.
         keep = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) >= self.rate
         return branch * keep / (1 - self.rate)
+
+
+@contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """Turn off the dropout of a module in training mode inside the block."""
+    active = [part for part in module.modules() if isinstance(part, nn.Dropout) and part.training]
+    for part in active:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part in active:
+            part.train()
 
 
 def drop_path_schedule(rate: float, depth: int) -> list[float]:

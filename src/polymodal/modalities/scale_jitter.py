@@ -56,8 +56,8 @@ def jitter_batch(
 ) -> tuple[Float[Tensor, "batch 3 size size"], list[tuple[Box, ...]]]:
     """Apply `large_scale_jitter` to each image with its boxes."""
     each = zip(images, boxes, example_rng.generators, strict=True)
-    jittered = [large_scale_jitter(image, own, scale, rng) for image, own, rng in each]
-    return torch.stack([image for image, _ in jittered]), [own for _, own in jittered]
+    jittered = [large_scale_jitter(image, image_boxes, scale, rng) for image, image_boxes, rng in each]
+    return torch.stack([image for image, _ in jittered]), [image_boxes for _, image_boxes in jittered]
 
 
 def _window(boxes: np.ndarray, side: float, rng: np.random.Generator) -> tuple[float, float] | None:

@@ -71,9 +71,9 @@ def augment_text(
         first, second = rng.choice(len(words), size=2, replace=False)
         words[first], words[second] = words[second], words[first]
     if operation == "synonym" and synonyms is not None:
-        found = [(index, options) for index, word in enumerate(words) if (options := synonyms(word))]
-        if found:
-            index, options = found[int(rng.integers(len(found)))]
+        candidates = [(index, options) for index, word in enumerate(words) if (options := synonyms(word))]
+        if candidates:
+            index, options = candidates[int(rng.integers(len(candidates)))]
             words[index] = options[int(rng.integers(len(options)))]
     return " ".join(words)
 

@@ -131,19 +131,20 @@ class AlignBeforeFuse(VideoTextEncoders):
 
     def finetuning_losses(self, batch: FinetuneBatch) -> dict[str, Tensor]:
         """Return ITC and ITM losses, and that of answers where the corpus has questions."""
-        losses, _, _ = self.pair_losses(batch)
+        losses, visual, _ = self.pair_losses(batch)
         if "question" in batch:
-            known = batch["answer"] != UNKNOWN_ANSWER
-            losses["vqa"] = masked_cross_entropy(self.answer_logits(batch)[known], batch["answer"][known])
+            in_vocabulary = batch["answer"] != UNKNOWN_ANSWER
+            logits = self._answer_logits(batch["question"], visual)[in_vocabulary]
+            losses["vqa"] = masked_cross_entropy(logits, batch["answer"][in_vocabulary])
         return losses
 
     def answer_logits(self, batch: Batch) -> Float[Tensor, "batch answers"]:
-        """Return the logits of the known answers to one question about each clip or image."""
-        return self.answer_head(self.fused_cls(batch, batch["question"]))
+        """Return the logits of the answers to one question about each clip or image."""
+        return self._answer_logits(batch["question"], self.video_tokens(clips_of(batch))[0])
 
-    def fused_cls(self, batch: Batch, text: Tokens) -> Float[Tensor, "batch width"]:
-        """Return the first token of texts after fusion, each with its clip or image."""
-        return self.fuse(self.text_tokens(text)[0], text.mask, self.video_tokens(clips_of(batch))[0])[0][:, 0]
+    def _answer_logits(self, question: Tokens, visual: Visual) -> Float[Tensor, "batch answers"]:
+        fused, _ = self.fuse(self.text_tokens(question)[0], question.mask, visual)
+        return self.answer_head(fused[:, 0])
 
     def itm_logits(self, batch: Batch) -> Float[Tensor, "items texts"]:
         """Return the logit that each text matches each clip or image."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -105,6 +105,32 @@ def soft_target_cross_entropy(
     `objectives.distillation.momentum_soft_targets`).
     """
     return _cross_entropy(queries, keys, logit_scale, lambda rows: targets[rows])
+
+
+def mil_nce(
+    a: Float[Tensor, "batch dim"],
+    b: Float[Tensor, "batch positives dim"],
+    logit_scale: Float[Tensor, ""] | float,
+    valid: Bool[Tensor, " batch"] | None = None,
+) -> Float[Tensor, ""]:
+    """Return MIL-NCE (Miech et al. 2020, equation 1): the positives of a row are a bag, of which any may match.
+
+    -log(sum of exp over the row's own bag / sum of exp over all bags from the row and over all rows from its bag), as
+    in the released code of VATT, where a row's own bag stands once in each of the two sums. a, b: L2-normalized.
+    logit_scale: inverse temperature. valid: False for rows that lack a or b; they are neither rows nor candidates.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        dtype = torch.promote_types(a.dtype, torch.float32)
+        a, b = a.to(dtype) * logit_scale, b.to(dtype)
+        valid = a.new_ones(len(a), dtype=torch.bool) if valid is None else valid
+        every_a, every_b = all_gather_with_grad(a), all_gather_with_grad(b)
+        missing = ~all_gather(valid.to(dtype)).bool()
+        a_to_b = torch.einsum("id,jpd->ijp", a, every_b).masked_fill(missing[:, None], -torch.inf).flatten(1)
+        b_to_a = torch.einsum("jd,ipd->ijp", every_a, b).masked_fill(missing[:, None], -torch.inf).flatten(1)
+        positive = torch.einsum("id,ipd->ip", a, b).logsumexp(1)
+        # Rows that are left out would have no candidate, and a gradient that is not a number.
+        logits = torch.cat([a_to_b, b_to_a], 1)[valid]
+        return global_mean((logits.logsumexp(1) - positive[valid]).sum(), valid.sum())
 
 
 def _same(labels: Tensor, candidates: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def reproduce(
     else:
         start = None
         if claim.start is not None:
-            start = Start(claim.start, claim.start_budget or budget, claim.start_makes)
+            start = Start(claim.start, claim.start_budget or budget, claim.start_makes, claim.start_scored)
         if tune:
             folder = Path(out) / "tuning"
             arms, tuning = tuned(arms, claim.tuning, corpus, budget, folder, claim.deciding_metrics, start, trust_code)
@@ -127,6 +127,11 @@ def claim_record(spec: str, claim: Claim, comparison: ComparisonResult) -> dict[
         "languages": claim.languages,
         "budget": str(comparison.budget),
         "start": str(claim.start_budget) if claim.start_budget else None,
+        "start_scores": {
+            name: [scores[name] for scores in comparison.start_scores]
+            for name in claim.metrics
+            if comparison.start_scores and all(name in scores for scores in comparison.start_scores)
+        },
         "seeds": comparison.seeds,
         "secondary_comparisons": len(corrected),
         "metrics": {

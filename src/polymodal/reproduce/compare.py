@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from polymodal.reproduce.parallel import Job, run_in_parallel
 from polymodal.reproduce.result import Arm, ComparisonResult, Trial
 from polymodal.reproduce.timing import START, TimedArm, budgets_in_steps
 from polymodal.training import Interrupted, Run, train
+from polymodal.training.initialization import recipe_started_from
 from polymodal.training.recipe_file import user_file
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import write_json, write_text
@@ -45,11 +47,13 @@ class Start:
     """What all arms of a comparison begin with: a recipe that is trained first, once a seed.
 
     makes: the corpus that arms are trained on (`types.Claim.start_makes`); by default the comparison's own.
+    scored: whether its own figures are wanted, too.
     """
 
     recipe: Any
     budget: Budget
     makes: Callable[[Any, Corpus, Path, int], Corpus] | None = None
+    scored: bool = False
 
 
 def untrained(recipe: Any, seconds: float, steps: int, examples: int, directory: Path | None = None) -> Run:
@@ -99,7 +103,7 @@ def compare(
         raise UserError("Several jobs need a folder for their runs; give out.")
     plan = _Plan(named, {}, start, directory, trust_code)
     display = display or Display([START] * (start is not None) + [arm.label for arm in named], every, budget)
-    trials = []
+    trials, starts = [], []
     with display, tempfile.TemporaryDirectory() as unkept:
         plan = plan.in_steps(corpus, budget, every, display, Path(unkept), jobs, steps)
         with _resumable(directory):
@@ -107,9 +111,10 @@ def compare(
                 plan.side_by_side(corpus, every, jobs, display)
             for seed in every:
                 begin = plan.beginning(corpus, seed, display, Path(unkept))
+                starts.append(begin.scores)
                 trials += [plan.trial(arm, corpus, seed, begin, display) for arm in named]
     started = plan.budgets[START].steps if start is not None else None
-    comparison = ComparisonResult(named, corpus, budget, every, trials, directory, started)
+    comparison = ComparisonResult(named, corpus, budget, every, trials, directory, started, starts)
     if directory is not None:
         from polymodal.reproduce.report import report  # matplotlib and jinja2 are slow to import
 
@@ -130,11 +135,15 @@ def _resumable(directory: Path | None) -> Iterator[None]:
 
 
 class _Beginning(NamedTuple):
-    """What the arms of a seed have in common. tokenizer: None where each learns its own, which comes out alike."""
+    """What the arms of a seed have in common.
+
+    tokenizer: None where each learns its own, which comes out alike. scores: of the start, where they are wanted.
+    """
 
     weights: torch.nn.Module | None
     corpus: Corpus
     tokenizer: Any = None
+    scores: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -183,6 +192,8 @@ class _Plan:
     def beginning(self, corpus: Corpus, seed: int, watcher: ProgressReporter, unkept: Path) -> _Beginning:
         """unkept: a folder for what is made, where there is no other."""
         if self.start is None:
+            for arm in self.arms:
+                recipe_started_from(arm.recipe, None)  # raises UserError for one that begins with a run
             torch.manual_seed(seed)
             first = self.arms[0].recipe
             return _Beginning(first.build(fit_processor(first, corpus)), corpus)
@@ -196,11 +207,15 @@ class _Plan:
             on_step=watcher.on_step(START, seed),
             trust_code=self.trust_code,
         )
+        scores: dict[str, float] = {}
+        if self.start.scored:
+            folder = self.directory / START / f"seed-{seed}" if self.directory else None
+            scores = {score.name: score.value for score in kept_scores(folder, lambda: evaluate(run, corpus))}
         if self.start.makes is not None:
             made = (self.directory or unkept) / MADE / f"seed-{seed}"
             corpus = open_saved(made) if is_saved(made) else self.start.makes(run, corpus, made, seed)
         watcher.finished(START, seed, {})
-        return _Beginning(run.model, corpus, getattr(run.processor, "tokenizer", None))
+        return _Beginning(run.model, corpus, getattr(run.processor, "tokenizer", None), scores)
 
     def trial(self, arm: Arm, corpus: Corpus, seed: int, begin: _Beginning, watcher: ProgressReporter) -> Trial:
         """Train on what the arms have in common, and score on the comparison's corpus."""

@@ -21,7 +21,7 @@ from polymodal.reproduce.compare import RESULTS, kept_scores
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.metrics import score_untrained
 from polymodal.reproduce.result import Arm, ComparisonResult, Trial
-from polymodal.reproduce.timing import TimedArm, budgets_in_steps
+from polymodal.reproduce.timing import START, TimedArm, budgets_in_steps
 from polymodal.training import Interrupted, Run, train
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import write_json
@@ -58,7 +58,8 @@ def compare_training_on_curated(
     """Curate all pages with every arm, and train the claim's model on each at every seed; writes `results.json`.
 
     Documents and runs in `out` are not made again. Which text belongs to an image is taken from the second arm's
-    documents, where images stand in their place. trust_code: of finished runs in `out`, see `load_run`.
+    documents, where images stand in their place, and so is what the claim's `start` is trained on, once a seed, with
+    whose weights all arms begin. trust_code: of finished runs in `out`, see `load_run`.
     """
     directory, every = Path(out), list(range(seeds))
     curated = directory / "curated"
@@ -70,6 +71,18 @@ def compare_training_on_curated(
         timed = [TimedArm(arm.label, claim.model, made[arm]) for arm in arms]
         budgets = budgets_in_steps(timed, budget, every, directory, display)
         for seed in every:
+            start = None
+            if claim.start is not None:
+                start = directory / "runs" / START / f"seed-{seed}"
+                train(
+                    claim.start,
+                    made[arms[1]],
+                    claim.start_budget or budget,
+                    seed=seed,
+                    out=start,
+                    name=START,
+                    trust_code=trust_code,
+                )
             for arm in arms:
                 folder = directory / "runs" / arm.folder / f"seed-{seed}"
                 try:
@@ -80,6 +93,7 @@ def compare_training_on_curated(
                         seed=seed,
                         out=folder,
                         name=arm.label,
+                        init=start,
                         validate=validation(made[arm]),
                         on_step=display.on_step(arm.label, seed),
                         trust_code=trust_code,

@@ -12,11 +12,12 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from polymodal import recipes
 from polymodal.evaluation import tasks
-from polymodal.evaluation.statistics import MetricKind
+from polymodal.evaluation.statistics import MetricKind, number
 from polymodal.reproduce.claim import RECORDED, recorded_result
 from polymodal.reproduce.claim_text import (
     chance_of,
@@ -181,11 +182,18 @@ def _measured(again: str, claim: str | None, result: dict[str, Any] | None) -> l
         lines.append(f"| {metric} | {' | '.join(cells).replace('*', chr(92) + '*')} |")
     seconds = " | ".join(f"{result['cost'][arm]['seconds']:.0f} s" for arm in arms)
     lines += [f"| training | | {seconds} |", ""]
-    notes = [secondary_sentence(result).replace("*", "\\*"), how_tuned(result), how_often(result)]
+    notes = [_at_start(result), secondary_sentence(result).replace("*", "\\*"), how_tuned(result), how_often(result)]
     if is_current(result) and (committed := result.get("committed")):
         notes.append(f"Written down before: claim {committed['claim']}, code {committed['code']}.")
         again += " --again"
     return [*lines, " ".join(filter(None, [*notes, f"Again: `{again}`."]))]
+
+
+def _at_start(result: dict[str, Any]) -> str:
+    """Return what was measured before the arms were trained, if it was."""
+    scores = (result.get("start_scores") or {}).items()
+    figures = "; ".join(f"{metric} {number(result['units'][metric], mean(values))}" for metric, values in scores)
+    return f"At the start, before all arms: {figures}." if figures else ""
 
 
 def tasks_page() -> str:

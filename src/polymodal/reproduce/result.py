@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -55,6 +56,7 @@ class ComparisonResult:
     """All trials, seed by seed in the order of the arms.
 
     start_steps: of what all arms begin with, where there is such a run and its budget is a number of steps.
+    start_scores: of that run, one mapping a seed, where they were wanted.
     """
 
     arms: list[Arm]
@@ -64,6 +66,7 @@ class ComparisonResult:
     trials: list[Trial]
     directory: Path | None = None
     start_steps: int | None = None
+    start_scores: Sequence[Mapping[str, float]] = ()
 
     def of(self, arm: Arm) -> list[Trial]:
         return [trial for trial in self.trials if trial.arm == arm]

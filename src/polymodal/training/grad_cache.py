@@ -154,6 +154,23 @@ def _cached(
     with forward(len(batches)):
         losses = getattr(method, compare)(whole)
     weighted_sum(losses, weights).backward()
+    encode_again(
+        method,
+        batches,
+        forward,
+        encode,
+        {name: tensor.grad for name, tensor in whole.items() if tensor.grad is not None},
+    )
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+def encode_again(
+    method: Any, batches: list[Batch], forward: Forward, encode: str, gradients: Mapping[str, Tensor]
+) -> None:
+    """Encode each micro-batch with a graph and pass the gradients of its representations on to the parameters.
+
+    gradients: of the representations of the whole batch, by name.
+    """
     first = 0
     for number, batch in enumerate(batches):
         with forward(number):
@@ -161,9 +178,8 @@ def _cached(
         rows = slice(first, first + len(next(iter(again.values()))))
         first = rows.stop
         known = [
-            (again[name], tensor.grad[rows])
-            for name, tensor in whole.items()
-            if tensor.grad is not None and again[name].requires_grad  # a frozen encoder has no graph
+            (again[name], gradient[rows])
+            for name, gradient in gradients.items()
+            if again[name].requires_grad  # a frozen encoder has no graph
         ]
         torch.autograd.backward([piece for piece, _ in known], [gradient for _, gradient in known])
-    return {name: loss.detach() for name, loss in losses.items()}

@@ -1,7 +1,8 @@
 """Cross-modality gradient harmonization (Wu et al. 2022, arXiv 2211.02077), for methods with two or more losses.
 
 Conflicting gradients of shared parameters indicate a misaligned sample: speech that does not describe the image, for
-example. Gradients are compared per group of examples (a micro-batch; in the paper, the batch of one core). Contrastive
+example. Gradients are compared per group of examples (a micro-batch; in the paper, the batch of one core; groups of one
+are single triplets), or per example by the gradients of a feature that the losses share, which is cheaper. Contrastive
 methods keep the whole batch as negatives: a group's gradient is its part of the gradient of the whole batch, and
 without conflicts the parts add up to it. Realignment projects conflicting gradients (algorithm 1); the curriculum skips
 the groups with the strongest conflicts, and more of them as training proceeds (algorithm 2).
@@ -9,55 +10,88 @@ the groups with the strongest conflicts, and more of them as training proceeds (
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from polymodal.errors import UserError
-from polymodal.training.grad_cache import Forward, cached_representations, halves, micro_batch_weights
+from polymodal.training.grad_cache import Forward, cached_representations, encode_again, halves, micro_batch_weights
 from polymodal.training.parallel import World
 from polymodal.types import Batch
 
+Kind = Literal["realign", "curriculum", "both", "random"]
 FIRST_THRESHOLD, LAST_THRESHOLD = -0.3, 0.0  # of the cosine; it rises in a straight line
 
 
-def project_conflicting(gradients: Float[Tensor, "losses parameters"]) -> Float[Tensor, "losses parameters"]:
+def project_conflicting(
+    gradients: Float[Tensor, "losses *rows parameters"],
+) -> Float[Tensor, "losses *rows parameters"]:
     """Project each gradient off those it conflicts with (algorithm 1; PCGrad for more than two losses).
 
-    For two losses: g1 - <g1, g2> / |g2|^2 g2 and likewise g2, both from the originals, when <g1, g2> < 0. More losses
+    For two losses: g1 - <g1, g2> / |g2|^2 g2 and likewise g2, both from the originals, where <g1, g2> < 0. More losses
     are processed in random order (Yu et al. 2020, algorithm 1). Gradients without conflict are returned unchanged.
+    rows: examples, each of which is projected by itself.
     """
-    squares = gradients.square().sum(1)
+    squares = gradients.square().sum(-1, keepdim=True)
     aligned = gradients.clone()
     for one in range(len(gradients)):
         for other in torch.randperm(len(gradients)).tolist():
-            along = aligned[one] @ gradients[other]
-            if other != one and along < 0 and squares[other] > 0:
-                aligned[one] -= along / squares[other] * gradients[other]
+            along = (aligned[one] * gradients[other]).sum(-1, keepdim=True)
+            conflict = (along < 0) & (squares[other] > 0)
+            if other != one and bool(conflict.any()):
+                step = torch.where(conflict, along / squares[other], 0.0) * gradients[other]
+                aligned[one] = torch.where(conflict, aligned[one] - step, aligned[one])
     return aligned
 
 
-def gradient_cosine(gradients: Float[Tensor, "losses parameters"]) -> float:
-    """Return the minimum cosine between two of the gradients; 1 when fewer than two are nonzero."""
-    norms = gradients.norm(dim=1)
-    directions = gradients[norms > 0] / norms[norms > 0, None]
-    if len(directions) < 2:
-        return 1.0
-    cosines = directions @ directions.T
-    return float(cosines[~torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)].min())
+def gradient_cosine(gradients: Float[Tensor, "losses *rows parameters"]) -> Float[Tensor, "*rows"]:
+    """Return the minimum cosine between two of the gradients; 1 where fewer than two are nonzero."""
+    norms = gradients.norm(dim=-1, keepdim=True)
+    directions = gradients / torch.where(norms > 0, norms, 1.0)
+    cosines = torch.ones_like(norms[0, ..., 0])
+    for one, other in itertools.combinations(range(len(gradients)), 2):
+        both = (norms[one] * norms[other])[..., 0] > 0
+        cosines = torch.where(both, cosines.minimum((directions[one] * directions[other]).sum(-1)), cosines)
+    return cosines
 
 
 class GradientHarmonizer:
     """Harmonizes gradients of several losses, and counts conflicts until `report`."""
 
-    def __init__(self, kind: Literal["realign", "curriculum", "both"], group_size: int = 0):
-        self.group_size = group_size
+    def __init__(
+        self,
+        kind: Kind,
+        group_size: int = 0,
+        granularity: Literal["group", "feature"] = "group",
+        shared: Sequence[str] = ("*",),
+        misaligned: str = "",
+    ):
+        """Build the transform.
+
+        kind: realign (algorithm 1), curriculum (algorithm 2), both, or random, the control that skips as many examples
+        as the curriculum, sampled at random. granularity: what is compared, the gradients of shared parameters by each
+        group of examples, or those of each example's feature that several losses use, for one backward pass through the
+        encoders (needs a method in two halves). shared: shell patterns of the names of the parameters that are
+        compared and projected, of those that several losses use. misaligned: key of the batches that is True for
+        examples known to be misaligned; the report then says how well the cosine finds them. Raises UserError for
+        random groups.
+        """
+        if kind == "random" and granularity == "group":
+            raise UserError("Examples are skipped at random by their features: use --gradient-granularity feature.")
+        self.kind, self.granularity, self.group_size = kind, granularity, group_size
+        self.shared, self.misaligned = tuple(shared), misaligned
         self.realigns = kind in ("realign", "both")
-        self.leaves_out = kind in ("curriculum", "both")
-        self.seen: list[tuple[float, bool]] = []  # agreement of each micro-batch, and whether it was left out
+        self.skips = kind != "realign"
+        # Of each group or example: cosine, whether it was skipped, and whether it is misaligned.
+        self.cosines: list[float] = []
+        self.skipped: list[bool] = []
+        self.labels: list[bool] = []
 
     def backward(
         self,
@@ -74,9 +108,25 @@ class GradientHarmonizer:
         fraction: of training that is done, which sets the threshold. name: of the losses in the method. If all groups
         are skipped, gradients are None, and the optimizer step changes nothing.
         """
-        parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
-        sums = [torch.zeros_like(parameter) for parameter in parameters]
         threshold = FIRST_THRESHOLD + fraction * (LAST_THRESHOLD - FIRST_THRESHOLD)
+        if self.granularity == "feature":
+            return self._by_feature(method, batches, weights, forward, threshold, world, name)
+        return self._by_group(method, batches, weights, forward, threshold, world, name)
+
+    def _by_group(
+        self,
+        method: Any,
+        batches: list[Batch],
+        weights: Mapping[str, float],
+        forward: Forward,
+        threshold: float,
+        world: World,
+        name: str,
+    ) -> dict[str, Tensor]:
+        names = [name for name, parameter in method.named_parameters() if parameter.requires_grad]
+        parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
+        compared = [any(fnmatchcase(one, pattern) for pattern in self.shared) for one in names]
+        sums = [torch.zeros_like(parameter) for parameter in parameters]
         reported: dict[str, Tensor] = {}
         kept = torch.zeros((), device=world.device)
         parts = halves(method, name) if len(batches) > 1 else None
@@ -85,12 +135,14 @@ class GradientHarmonizer:
             if parts
             else _one_by_one(method, batches, weights, parameters, forward, reported, name, world)
         )
-        for gradients in each:
-            together, rest = _shared(gradients, parameters)
+        for batch, gradients in zip(batches, each, strict=True):
+            together, rest = _shared(gradients, parameters, compared)
             cosine = gradient_cosine(together)
-            leave_out = self.leaves_out and cosine <= threshold
-            self.seen.append((cosine, leave_out))
-            if leave_out:
+            skip = self.skips and bool(cosine <= threshold)
+            self._note(
+                cosine[None], torch.tensor([skip]), batch[self.misaligned].any()[None] if self.misaligned else None
+            )
+            if skip:
                 continue
             kept += 1
             if self.realigns and cosine < 0:
@@ -101,16 +153,93 @@ class GradientHarmonizer:
             parameter.grad = value / kept if kept else None
         return reported
 
-    def report(self) -> dict[str, dict[str, float]]:
-        """Return the mean gradient cosine, the conflict rate and the skip rate since the last report."""
-        count = max(len(self.seen), 1)
-        figures = {
-            "gradient_cosine": sum(cosine for cosine, _ in self.seen) / count,
-            "conflict_rate": sum(cosine < 0 for cosine, _ in self.seen) / count,
-            "skip_rate": sum(left_out for _, left_out in self.seen) / count,
+    def _by_feature(
+        self,
+        method: Any,
+        batches: list[Batch],
+        weights: Mapping[str, float],
+        forward: Forward,
+        threshold: float,
+        world: World,
+        name: str,
+    ) -> dict[str, Tensor]:
+        """Compare and project, for each example, the gradients of the features that several losses use (GradCache)."""
+        parts = halves(method, name)
+        if parts is None:
+            raise UserError("This method does not encode examples one by one: use --gradient-granularity group.")
+        parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
+        features = cached_representations(method, batches, forward, parts[0])
+        with forward(len(batches)):
+            losses = getattr(method, parts[1])(features)
+        by_loss = [
+            torch.autograd.grad(loss, [*features.values(), *parameters], retain_graph=True, allow_unused=True)
+            for loss in _weighted(losses, weights)
+        ]
+        by_feature = {
+            key: [gradient[n] for gradient in by_loss if gradient[n] is not None] for n, key in enumerate(features)
         }
-        self.seen.clear()
-        return {"gradient_harmonization": figures}
+        common = [key for key, values in by_feature.items() if len(values) == len(by_loss)]
+        if not common:
+            raise UserError("No feature is used by all losses: use --gradient-granularity group.")
+        widths = [features[key].flatten(1).shape[1] for key in common]
+        gradients = torch.stack(
+            [torch.cat([by_feature[key][n].flatten(1) for key in common], 1) for n in range(len(by_loss))]
+        )
+        cosines = gradient_cosine(gradients)
+        keep = cosines > threshold if self.skips else torch.ones_like(cosines, dtype=torch.bool)
+        if self.kind == "random":
+            keep = keep[torch.randperm(len(keep))]
+        self._note(
+            cosines, ~keep, torch.cat([batch[self.misaligned] for batch in batches]) if self.misaligned else None
+        )
+        if self.realigns:
+            gradients = project_conflicting(gradients)
+        kept = keep.sum().float()
+        world.all_reduce_mean([kept])
+        # The mean over the examples that are kept; those that are skipped have a gradient of zero.
+        scale = keep.float() * (len(keep) / kept if kept else 0.0)
+        total = dict(zip(common, gradients.sum(0).split(widths, 1), strict=True))
+        total |= {
+            key: torch.stack(values).sum(0).flatten(1)
+            for key, values in by_feature.items()
+            if values and key not in total
+        }
+        upstream = {key: (scale[:, None] * value).view_as(features[key]) for key, value in total.items()}
+        encode_again(method, batches, forward, parts[0], upstream)
+        for n, parameter in enumerate(parameters, start=len(features)):
+            for gradient in by_loss:
+                if gradient[n] is not None:  # of what is used in the comparison only, such as the temperature
+                    parameter.grad = _sum(parameter.grad, gradient[n])
+        for parameter in parameters:
+            parameter.grad = (
+                (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad) if kept else None
+            )
+        if kept:
+            world.all_reduce_mean([parameter.grad for parameter in parameters if parameter.grad is not None])
+        return {loss: value.detach() for loss, value in losses.items()}
+
+    def _note(self, cosines: Tensor, skipped: Tensor, misaligned: Tensor | None) -> None:
+        self.cosines += cosines.tolist()
+        self.skipped += skipped.tolist()
+        self.labels += [] if misaligned is None else misaligned.tolist()
+
+    def report(self) -> dict[str, dict[str, float]]:
+        """Return the mean gradient cosine, the conflict rate and the skip rate since the last report.
+
+        With known misaligned examples also `misalignment_auc`, the probability that a misaligned example has a lower
+        cosine than an aligned one; it is left out where either is absent.
+        """
+        count = max(len(self.cosines), 1)
+        metrics = {
+            "gradient_cosine": sum(self.cosines) / count,
+            "conflict_rate": sum(cosine < 0 for cosine in self.cosines) / count,
+            "skip_rate": sum(self.skipped) / count,
+        }
+        if 0 < sum(self.labels) < len(self.labels):
+            metrics["misalignment_auc"] = float(roc_auc_score(self.labels, [-cosine for cosine in self.cosines]))
+        for noted in (self.cosines, self.skipped, self.labels):
+            noted.clear()
+        return {"gradient_harmonization": metrics}
 
 
 Gradients = list[tuple[Tensor | None, ...]]  # of each loss, by each parameter
@@ -152,7 +281,10 @@ def _of_the_whole(
     reported: dict[str, Tensor],
     parts: tuple[str, str],
 ) -> Iterator[Gradients]:
-    """Yield each micro-batch's part of the gradients of the whole batch, times their number (GradCache)."""
+    """Yield each micro-batch's part of the gradients of the whole batch, times their number (GradCache).
+
+    Parameters that are used in the comparison only have the gradient of the whole batch in each of them.
+    """
     encode, compare = parts
     whole = cached_representations(method, batches, forward, encode)
     with forward(len(batches)):
@@ -202,11 +334,14 @@ def _weighted(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> lis
 
 
 def _shared(
-    gradients: Gradients, parameters: list[nn.Parameter]
+    gradients: Gradients, parameters: list[nn.Parameter], compared: list[bool]
 ) -> tuple[Float[Tensor, "losses shared"], list[list[Tensor] | None]]:
     """Return the gradients of parameters that several losses share, one row per loss, and of each other parameter
-    its own."""
-    both = [sum(gradient[place] is not None for gradient in gradients) > 1 for place in range(len(parameters))]
+    its own. compared: whether a parameter may be among them."""
+    both = [
+        chosen and sum(gradient[place] is not None for gradient in gradients) > 1
+        for place, chosen in enumerate(compared)
+    ]
     rows = [
         torch.cat(
             [

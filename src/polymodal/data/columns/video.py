@@ -101,4 +101,7 @@ class SingleFrameColumn(ImageColumn):
         return dataclasses.replace(self, mean=video.mean, std=video.std)
 
     def __call__(self, images: list[Any]) -> Float[Tensor, "batch 1 3 size size"]:
-        return super().__call__(images)[:, None]
+        return self.normalize(self.pixels(images))
+
+    def normalize(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 1 3 size size"]:
+        return super().normalize(pixels)[:, None]

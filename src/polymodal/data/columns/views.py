@@ -28,8 +28,8 @@ class ViewsColumn(ImageColumn):
         """Compute the color statistics of the views themselves."""
         if self.mean:
             return self
-        known = next((corpus for corpus in corpora if self.available([corpus])), corpora[0])
-        mean, std = color_statistics(known, kinds=self.reads)
+        corpus = next((corpus for corpus in corpora if self.available([corpus])), corpora[0])
+        mean, std = color_statistics(corpus, kinds=self.reads)
         return dataclasses.replace(self, mean=mean, std=std)
 
     def load(self, corpus: Corpus, row: int) -> np.ndarray:

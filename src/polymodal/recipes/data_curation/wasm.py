@@ -1,9 +1,15 @@
 """Wasm: curation of Arabic web pages into interleaved image-text documents, with quality filters tuned for Arabic.
 
-The steps are OBELICS': a page is simplified, read as texts and images in order, filtered text by text, then as a
-whole. Short phrases, repeated formulas and vowel signs are usual in Arabic, so that limits made for English lose good
-text; they are chosen anew, tests by English word lists are off, and every paragraph must be Arabic. Of texts of a page
-that are almost the same, the first stays. What is left is written as Markdown, images in their place (section 3).
+The steps are those of OBELICS: a page is simplified, read as texts and images in order, filtered text by text
+(node-level), deduplicated, and filtered as a whole (document-level). Short phrases, repeated formulas and vowel signs
+are usual in Arabic, so that thresholds made for English lose good text; they are chosen anew, tests by English word
+lists are off, and every paragraph must be Arabic. A list or table is judged as one paragraph. What is left is written
+as Markdown, images in their place (section 3). Left out: the selection of pages from Common Crawl's index and reading
+WARC files (pages come as HTML files, Parquet or JSON lines); audio and video; Needleman-Wunsch, for which the release
+has a Levenshtein ratio, too.
+
+Terms: node-level filter = filter_nodes, document-level filter = filter_documents, deduplication = drop_repeated,
+thresholds = QualityFilters, perplexity = NGramModel.
 """
 
 from __future__ import annotations
@@ -12,13 +18,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
 from rapidfuzz import fuzz, process
 
-from polymodal.constraints import NonNegativeFloat, NonNegativeInt, UnitInterval
-from polymodal.curation.quality import Judge, Knowledge, QualityFilters, clean_text, printable
+from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
+from polymodal.curation.quality import Judge, Knowledge, QualityFilters, clean_text, printable, unused_filters
 from polymodal.curation.steps import CurationStep, FilterResult, Rejection
 from polymodal.curation.web import PageBlock
 from polymodal.types import Paper
@@ -29,7 +36,10 @@ paper = Paper(
     year=2025,
     arxiv="2511.07080",
     modalities=("image", "text"),
+    code="misraj-ai/wasm@516ffa5b785e77dc893e5c08b6341eb72afb6427",
 )
+RUNS = ("item", "row")  # kinds of blocks that make one paragraph together: lists and tables
+CHUNK = 256  # texts that are compared with all before them at once
 
 PARAGRAPH = QualityFilters(
     min_words=3,
@@ -45,32 +55,35 @@ DOCUMENT = QualityFilters(min_words=8, special_characters=0.23, flagged_words=0.
 
 
 def almost_the_same(texts: list[str], similarity: float) -> list[bool]:
-    """For each text, whether one before it that stays is as similar as that: an edit similarity from 0 to 100."""
-    if len(texts) < 2 or similarity > 100:
-        return [False] * len(texts)
-    similar = process.cdist(texts, texts, scorer=fuzz.ratio, score_cutoff=similarity, dtype=np.float32) >= similarity
-    repeated: list[bool] = []
-    for number, row in enumerate(similar):
-        repeated.append(any(row[before] and not repeated[before] for before in range(number)))
+    """Return for each text whether one before it is as similar as that: an edit similarity from 0 to 100."""
+    repeated = [False] * len(texts)
+    for start in range(0, len(texts) if similarity <= 100 else 0, CHUNK):
+        chunk = texts[start : start + CHUNK]
+        before = texts[: start + len(chunk)]
+        similar = process.cdist(chunk, before, scorer=fuzz.ratio, score_cutoff=similarity, dtype=np.float32)
+        for index, row in enumerate(similar, start):
+            repeated[index] = bool((row[:index] >= similarity).any())
     return repeated
 
 
 @dataclass(frozen=True)
 class Recipe:
     language: str = "ar"
-    """Of the texts that are wanted, as ISO 639-1 names it."""
+    """Language of the texts, by ISO 639-1."""
     paragraph_filters: QualityFilters = PARAGRAPH
     document_filters: QualityFilters = DOCUMENT
     dedup_similarity: NonNegativeFloat = 80.0
-    """Edit similarity, from 0 to 100, at which the later of two texts of a page goes; above 100, none does."""
+    """Edit similarity, 0 to 100, at which the later of two texts of a page is dropped; above 100, none is."""
     layout: Literal["markdown", "flat"] = "markdown"
     """Markdown with images in their place, or plain text behind all images."""
     max_characters: NonNegativeInt = 0
     """Characters of a document, of which an image takes a quarter; longer pages become several, cut between blocks; 0
     keeps them whole."""
     perplexity_quantile: UnitInterval = 0.98
-    """Share of good paragraphs whose perplexity is allowed, in place of limits that belong to the paper's language
-    model; 0 takes the limits as they are."""
+    """Quantile of the perplexity of good paragraphs, and of documents of them, that is the threshold, in place of those
+    that belong to the paper's language model; 0 takes the thresholds as they are."""
+    num_stop_words: PositiveInt = 100
+    """Number of most frequent words of good texts that count as stop words."""
 
     @classmethod
     def paper(cls) -> Recipe:
@@ -79,27 +92,34 @@ class Recipe:
 
     def fit(self, good: Iterable[str], flagged: Iterable[str] = ()) -> Knowledge:
         """What is known of the language. good: texts of it; without any, perplexity and word lists ask for nothing."""
-        return Knowledge.of(self.language, good, flagged)
+        return Knowledge.of(self.language, good, flagged, stop=self.num_stop_words)
+
+    def unused_filters(self, known: Knowledge) -> list[str]:
+        """Return the filters that ask for nothing without good texts or flagged words."""
+        return list(
+            dict.fromkeys(unused_filters(self.paragraph_filters, known) + unused_filters(self.document_filters, known))
+        )
 
     def steps(self, known: Knowledge) -> dict[str, CurationStep]:
         """What happens to the blocks of a page, one after the other."""
-        paragraphs, documents = (
-            Judge(self._limited(limits, known), known) for limits in (self.paragraph_filters, self.document_filters)
-        )
         return {
-            "paragraph": partial(sift_texts, judge=paragraphs),
+            "paragraph": partial(filter_nodes, judge=Judge(self._calibrated(self.paragraph_filters, known), known)),
             "repeated": partial(drop_repeated, similarity=self.dedup_similarity),
-            "document": partial(sift_page, judge=documents),
+            "document": partial(
+                filter_documents, judge=Judge(self._calibrated(self.document_filters, known, True), known)
+            ),
         }
 
-    def _limited(self, limits: QualityFilters, known: Knowledge) -> QualityFilters:
+    def _calibrated(self, limits: QualityFilters, known: Knowledge, documents: bool = False) -> QualityFilters:
         if not self.perplexity_quantile or limits.perplexity == math.inf:
             return limits
-        return replace(limits, perplexity=known.perplexity_of(self.perplexity_quantile))
+        return replace(limits, perplexity=known.perplexity_of(self.perplexity_quantile, documents))
 
     def documents(self, blocks: list[PageBlock]) -> list[list[PageBlock]]:
         """The blocks of a page as they are to be trained on."""
-        parts = cut(blocks, self.max_characters) if self.max_characters else [blocks]
+        parts = [list(part) for _, part in groupby(blocks, lambda block: block.document)]
+        if self.max_characters:
+            parts = [piece for part in parts for piece in cut(part, self.max_characters)]
         return parts if self.layout == "markdown" else [flattened(part) for part in parts]
 
 
@@ -123,37 +143,60 @@ def flattened(blocks: list[PageBlock]) -> list[PageBlock]:
     return [block for block in blocks if block.image] + plain
 
 
-def sift_texts(blocks: list[PageBlock], judge: Judge) -> FilterResult:
-    """Texts without what is not printed, and only those that keep the limits; images stay."""
+def paragraphs_of(blocks: list[PageBlock]) -> list[list[PageBlock]]:
+    """Group blocks that are judged together: the items of a list and the rows of a table; others are alone."""
+    groups: list[list[PageBlock]] = []
+    for block in blocks:
+        before = groups[-1][-1] if groups else None
+        if before is not None and block.kind in RUNS and (before.kind, before.document) == (block.kind, block.document):
+            groups[-1].append(block)
+        else:
+            groups.append([block])
+    return groups
+
+
+def filter_nodes(blocks: list[PageBlock], judge: Judge) -> FilterResult:
+    """Keep the texts that pass the filters, without unprintable characters; images stay.
+
+    Of a list that passes as a whole, items in another language are dropped, such as those that nobody has translated.
+    """
     kept: list[PageBlock] = []
     dropped: list[Rejection] = []
-    for block in blocks:
-        if block.image:
-            kept.append(block)
+    for group in paragraphs_of(blocks):
+        if group[0].image:
+            kept += group
             continue
-        text = block.text if block.kind == "code" else clean_text(block.text)
-        if (reason := judge.why_not(text)) is None:
-            kept.append(block._replace(text=text, markdown=printable(block.markdown)))
-        else:
-            dropped.append(Rejection(reason, block.text))
+        texts = [block.text if block.kind == "code" else clean_text(block.text) for block in group]
+        reason = judge.why_not("\n".join(texts))
+        for block, text in zip(group, texts, strict=True):
+            foreign = block.kind == "item" and len(group) > 1 and judge.is_foreign(text)
+            if why := reason or ("language" if foreign else None):
+                dropped.append(Rejection(why, block.text))
+            else:
+                kept.append(block._replace(text=text, markdown=printable(block.markdown)))
     return FilterResult(kept, dropped)
 
 
 def drop_repeated(blocks: list[PageBlock], similarity: float) -> FilterResult:
-    """Without texts that are almost the same as one before; images stay."""
-    places = [number for number, block in enumerate(blocks) if not block.image]
-    repeated = almost_the_same([blocks[number].text for number in places], similarity)
-    gone = {number for number, again in zip(places, repeated, strict=True) if again}
+    """Drop texts, lists and tables that are almost the same as one before; images stay."""
+    groups = paragraphs_of(blocks)
+    numbers = [number for number, group in enumerate(groups) if not group[0].image]
+    texts = ["\n".join(block.text for block in groups[number]) for number in numbers]
+    repeated = {number for number, again in zip(numbers, almost_the_same(texts, similarity), strict=True) if again}
     return FilterResult(
-        [block for number, block in enumerate(blocks) if number not in gone],
-        [Rejection("repeated", blocks[number].text) for number in sorted(gone)],
+        [block for number, group in enumerate(groups) if number not in repeated for block in group],
+        [Rejection("repeated", block.text) for number in sorted(repeated) for block in groups[number]],
     )
 
 
-def sift_page(blocks: list[PageBlock], judge: Judge) -> FilterResult:
-    """All blocks, or none where the texts together do not keep the limits."""
-    if not blocks:
-        return FilterResult([], [])
-    text = "\n\n".join(block.text for block in blocks if not block.image)
-    reason = judge.why_not(text) if text else "no_text"
-    return FilterResult(blocks, []) if reason is None else FilterResult([], [Rejection(reason, text)])
+def filter_documents(blocks: list[PageBlock], judge: Judge) -> FilterResult:
+    """Keep the documents of a page whose texts together pass the filters."""
+    result = FilterResult([], [])
+    for _, part in groupby(blocks, lambda block: block.document):
+        document = list(part)
+        text = "\n\n".join(block.text for block in document if not block.image)
+        if (reason := judge.why_not(text) if text else "no_text") is None:
+            result.kept.extend(document)
+        else:
+            result.dropped.append(Rejection(reason, text))
+    return result

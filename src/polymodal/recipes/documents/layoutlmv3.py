@@ -6,7 +6,10 @@ tokenizer; and for every unmasked word a binary classifier predicts whether its 
 the encoder is fine-tuned to classify words by field; `--init hf:microsoft/layoutlmv3-base` loads the released encoder.
 
 Terms: MLM = losses.mlm, MIM = losses.mim, WPA (word-patch alignment) = losses.wpa, 1-D and 2-D relative position bias =
-encoder.bias, layout embedding = encoder.layout, DiT tokenizer = tokenizer (a VQ-VAE here).
+encoder.bias, layout embedding = encoder.layout.
+
+Differs from the paper: the image tokenizer is a VQ-VAE that is trained
+first, not DiT's; question answering (DocVQA) and layout analysis with a detector (PubLayNet) are left out.
 """
 
 from __future__ import annotations
@@ -133,8 +136,14 @@ class LayoutLMv3(nn.Module):
 
     def features(self, batch: PageBatch) -> dict[str, Float[Tensor, "batch width"]]:
         """Return the CLS token of words and image, and the mean of the patch tokens of the image alone."""
-        tokens, _ = self.encoder(batch["words"], batch["image"])
-        return {"page": tokens[:, 0], "image": self.encoder.encode_image(batch["image"])[:, 1:].mean(1)}
+        tokens = self.encode_page(batch)
+        return {"page": tokens["text"][:, 0], "image": tokens["image"].mean(1)}
+
+    def encode_page(self, batch: PageBatch) -> dict[str, Float[Tensor, "batch tokens width"]]:
+        """Return the tokens of the text and of the patches, and the patch tokens of the image alone."""
+        text, patches = self.encoder(batch["words"], batch["image"])
+        image = self.encoder.encode_image(batch["image"])
+        return {"text": text, "patches": patches[:, 1:], "image": image[:, 1:]}
 
     def load_pretrained_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Load released weights of the encoder; heads and image tokenizer stay random."""
@@ -176,23 +185,11 @@ class Recipe(TrainingRecipe):
     def stages(self) -> tuple[Stage, ...]:
         codes = self.tokenizer_fraction if self.use_mim and self.finetune_fraction < 1 else 0.0
         body = ("encoder.*", "mlm_head.*", "mim_head.*", "wpa_head.*")
+        tuned, fields = ("encoder.*", "field_head.*"), "token_classification"
         return (
-            Stage(
-                "image tokenizer",
-                codes,
-                ("tokenizer.*",),
-                lr_scale=3.0,
-                batch="image_batch",
-                losses="tokenizer_losses",
-            ),
+            Stage("image tokenizer", codes, ("tokenizer.*",), {}, 3.0, batch="image_batch", losses="tokenizer_losses"),
             Stage("pre-training", 1 - codes - self.finetune_fraction, body),
-            Stage(
-                "fine-tuning",
-                self.finetune_fraction,
-                ("encoder.*", "field_head.*"),
-                batch="token_classification_batch",
-                losses="token_classification_losses",
-            ),
+            Stage("fine-tuning", self.finetune_fraction, tuned, batch=f"{fields}_batch", losses=f"{fields}_losses"),
         )
 
     def columns(self) -> Declared:

@@ -3,8 +3,9 @@
 Both encoders are trained from scratch with a symmetric cross-entropy over the cosine similarities of all pairs of the
 batch, with a learned temperature (figure 3 of the paper), which is bounded after every step (section 2.5).
 
-Terms: image_encoder = models.dual_encoder.DualEncoder.image_encoder, W_i = image_projection, W_t = text_projection,
-t (temperature parameter) = layers.logit_scale.LogitScale, figure 3 = objectives.contrastive.info_nce.
+Figure 3's W_i, W_t and t are image_projection, text_projection and logit_scale of `models.dual_encoder`.
+
+Terms: symmetric loss of figure 3 = CLIP.contrastive_losses.
 """
 
 from __future__ import annotations

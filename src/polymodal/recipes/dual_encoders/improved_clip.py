@@ -6,16 +6,16 @@ compared only with each other through separate projectors. The four added losses
 `ssl_loss`; with `num_strong_views=0` the recipe is CLIP. Of the released code, SwALIP with prototypes, drop path and
 convolutional image encoders are left out; its dropout is on the input of blocks, here on the output of their branches.
 
-Terms: CL2L loss = cl2l_loss, SiamLIP and BYOLIP = siamlip_loss, BarLIP = barlip_loss, SwALIP = swalip_loss,
-z (global embedding) = image_projection and text_projection, h (local embedding) = local_projectors,
-v (non-contrastive embedding) = ssl_projectors, p (prediction) = ssl_predictors.
+The released code's z come from image_projection and text_projection, h from local_projectors, v from ssl_projectors
+and p from ssl_predictors; the losses are in `_multi_view.py`.
+
+Terms: CL2L loss = losses.contrastive, SiamLIP = losses.siamlip, BYOLIP = losses.byolip, BarLIP = losses.barlip,
+SwALIP = losses.swalip.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired
 
@@ -34,6 +34,7 @@ from polymodal.errors import UserError
 from polymodal.layers.logit_scale import LogitScale
 from polymodal.layers.momentum_encoder import MomentumEncoder
 from polymodal.layers.projection_head import ProjectionHead
+from polymodal.layers.transformer import without_dropout
 from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, may_flip
 from polymodal.modalities.text import Tokens
 from polymodal.modalities.text_augmentation import TextAugmentation, augment_text, without_stop_words
@@ -69,21 +70,15 @@ class ImprovedCLIP(DualEncoder):
         self.recipe = recipe
         widths = {"image": recipe.image.width, "text": recipe.text.width}
         if recipe.num_strong_views and recipe.separate_projectors:
-            hidden = recipe.projector_hidden_dim
-            self.local_projectors = nn.ModuleDict(
-                {m: ProjectionHead([w, hidden, hidden, recipe.embed_dim], bias=True) for m, w in widths.items()}
-            )
+            sizes = [recipe.projector_hidden_dim] * 2 + [recipe.embed_dim]
+            self.local_projectors = _heads(widths, sizes, bias=True)
             self.local_logit_scale = LogitScale(1 / 0.1)
-        hidden, out = recipe.ssl_hidden_dim, recipe.ssl_output_dim
+        mlp_dim, out = recipe.ssl_hidden_dim, recipe.ssl_output_dim
         if recipe.ssl_loss == "barlip":
-            self.ssl_projectors = nn.ModuleDict(
-                {m: ProjectionHead([w, hidden, hidden, out], last_norm=True) for m, w in widths.items()}
-            )
+            self.ssl_projectors = _heads(widths, [mlp_dim, mlp_dim, out], last_norm=True)
         elif recipe.ssl_loss in ("siamlip", "byolip"):
-            self.ssl_projectors = nn.ModuleDict(
-                {m: ProjectionHead([w, hidden, out], last_norm=True, last_norm_affine=False) for m, w in widths.items()}
-            )
-            self.ssl_predictors = nn.ModuleDict({m: ProjectionHead([out, hidden, out], bias=True) for m in widths})
+            self.ssl_projectors = _heads(widths, [mlp_dim, out], last_norm=True, last_norm_affine=False)
+            self.ssl_predictors = _heads(dict.fromkeys(widths, out), [mlp_dim, out], bias=True)
         if recipe.ssl_loss == "byolip":
             online: dict[str, nn.Module] = {"image_encoder": self.image_encoder, "text_encoder": self.text_encoder}
             online |= {f"{m}_projector": self.ssl_projectors[m] for m in widths}
@@ -119,14 +114,16 @@ class ImprovedCLIP(DualEncoder):
         return losses
 
     def _local(self, modality: str, feature: Tensor) -> Float[Tensor, "batch dim"]:
-        own = self.recipe.separate_projectors
         shared = {"image": self.image_projection, "text": self.text_projection}
-        return F.normalize((self.local_projectors if own else shared)[modality](feature), dim=-1)
+        return F.normalize((self.local_projectors if self._separate else shared)[modality](feature), dim=-1)
+
+    @property
+    def _separate(self) -> bool:
+        return self.recipe.num_strong_views > 0 and self.recipe.separate_projectors
 
     @property
     def _local_scale(self) -> Float[Tensor, ""]:
-        own = self.recipe.num_strong_views and self.recipe.separate_projectors
-        return self.local_logit_scale() if own else self.logit_scale()
+        return self.local_logit_scale() if self._separate else self.logit_scale()
 
     def _ssl_loss(self, images: Views, texts: Views, batch: MultiViewBatch) -> Tensor:
         # Batch norms see one view at a time.
@@ -142,29 +139,22 @@ class ImprovedCLIP(DualEncoder):
         return siamlip_loss(p, v)
 
 
+def _heads(widths: dict[str, int], sizes: list[int], **options: Any) -> nn.ModuleDict:
+    """A projection head per modality. widths: of their inputs."""
+    return nn.ModuleDict({m: ProjectionHead([width, *sizes], **options) for m, width in widths.items()})
+
+
 def _each(module: nn.Module, views: Views) -> list[Tensor]:
     return [module(view) for view in views]
 
 
 def _views(encoder: Encoder, global_view: Any, local_views: Any) -> list[Float[Tensor, "batch width"]]:
     """Pooled features of the global view, without dropout, and of the local ones, with it."""
-    with _without_dropout(encoder):
+    with without_dropout(encoder):
         views = [encoder.pooled(global_view)]
     if local_views is not None:
         views += encoder.pooled(local_views).split(len(views[0]))
     return views
-
-
-@contextlib.contextmanager
-def _without_dropout(module: nn.Module) -> Iterator[None]:
-    active = [part for part in module.modules() if isinstance(part, nn.Dropout) and part.training]
-    for part in active:
-        part.eval()
-    try:
-        yield
-    finally:
-        for part in active:
-            part.train()
 
 
 @dataclass(frozen=True)
@@ -260,6 +250,6 @@ class Recipe(DualEncoderRecipe):
 
 def _synonyms(word: str) -> list[str]:
     """Synonyms of a noun in its most frequent sense. Raises UserError without npm or network."""
-    found = wordnet("--text-augmentation.synonym-weight")
-    noun = found.noun(word.lower())
-    return [] if noun is None else [synonym.replace("_", " ") for synonym in found.synonyms(noun)]
+    database = wordnet("--text-augmentation.synonym-weight")
+    noun = database.noun(word.lower())
+    return [] if noun is None else [synonym.replace("_", " ") for synonym in database.synonyms(noun)]

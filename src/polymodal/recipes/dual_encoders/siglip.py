@@ -4,8 +4,10 @@ The softmax of CLIP is replaced by a sigmoid for each pair, with a learned tempe
 of the paper), so a pair's loss does not depend on the other pairs of the batch. The temperature has no bound. Images
 are pooled by attention (MAP head) in `paper()`, as in the released models.
 
-Terms: algorithm 1 = objectives.contrastive.siglip_loss, t_prime = logit_scale.logit_scale, b = logit_bias,
-MAP head = layers.perceiver_resampler.MAPHead.
+Algorithm 1's t_prime and b are logit_scale and logit_bias of `models.dual_encoder`; the MAP head is
+`layers.perceiver_resampler.MAPHead`.
+
+Terms: algorithm 1 = SigLIP.contrastive_losses, MAP head = image.map.
 """
 
 from __future__ import annotations

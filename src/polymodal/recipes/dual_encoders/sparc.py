@@ -5,9 +5,11 @@ Beside CLIP's global loss, every caption token groups the patches that are most 
 other tokens of the same caption. No token is compared with another pair's patches: the loss costs as much as one more
 layer, and grows linearly with the batch.
 
-Terms: f_v = image_encoder, f_t = text_encoder, h_v = image_head, g_v = image_projection, g_t = text_projection,
-a (alignment weights) = grouping_weights, c (language-grouped vision embeddings) = local_loss, L_g = losses.global,
-L_f = losses.local.
+The paper's f_v and f_t are image_encoder and text_encoder, h_v is image_head, g_v and g_t are image_projection and
+text_projection.
+
+Terms: a (alignment weights) = grouping_weights, c (language-grouped vision embeddings) = local_loss,
+L_g = losses.global, L_f = losses.local.
 """
 
 from __future__ import annotations

@@ -61,12 +61,12 @@ Queries = Float[Tensor, "batch queries dim"]
 TOKEN_WEIGHT = 2.0  # of the token branch's loss with the ground truth, beside 1 for the other two (released code)
 
 
-class ImageTextBatch(TypedDict):
+class ImageWithTextBatch(TypedDict):
     image: Float[Tensor, "batch 3 size size"]
     text: Tokens
 
 
-class GroundingBatch(ImageTextBatch):
+class GroundingBatch(ImageWithTextBatch):
     """text: referring expressions. expressions: the boxes of the objects that each refers to."""
 
     expressions: PaddedBoxes
@@ -121,7 +121,7 @@ class SimVG(MultiwayPretraining):
         }
 
     def predict_boxes(
-        self, batch: ImageTextBatch
+        self, batch: ImageWithTextBatch
     ) -> dict[str, tuple[Float[Tensor, "batch queries 4"], Float[Tensor, "batch queries"]]]:
         """Return xyxy boxes and the probability that they are of an object, by both branches."""
         query, object_query, memory = self.queries(batch["image"], batch["text"])

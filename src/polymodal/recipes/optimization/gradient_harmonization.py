@@ -1,43 +1,43 @@
 """Gradient harmonization: conflicting gradients of two contrastive losses as a sign of misaligned triplets.
 
-Video, sound and text go through one transformer (VATT). Video is contrasted with sound in one space, and with text in
-another that is made of the first. Where sound or text do not belong to the video, the gradients of the two losses by
-the shared weights tend to conflict: then they are projected off each other (`--gradient-harmonization realign`), groups
-of triplets whose gradients conflict most are left out, more of them as training goes on (`curriculum`), or both. Any
-recipe of two or more losses can do that by its `gradient_transform`.
+Video, audio and text go through one transformer (VATT). Where audio or text do not belong to the video, the gradients
+of the two losses by the shared weights tend to conflict. Then they are projected off each other, triplets whose
+gradients conflict most are skipped, more of them as training proceeds, or both. Any recipe with two or more losses can
+do so by its `gradient_transform`. Differs from the paper: audio is a log-mel spectrogram, not raw samples; the heads
+have no batch norm; the curriculum's thresholds, -0.3 to 0, could not be checked, as the paper has no public code.
+
+Terms: VATT = models.vatt.VATTModel, gradient realignment = training.gradient_harmonization.project_conflicting,
+curriculum = training.gradient_harmonization.GradientHarmonizer, NCE and MIL-NCE = objectives.multi_positive.mil_nce,
+DropToken = models.vatt.drop_tokens, FAC head = VATTModel.va_to_vt.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
+import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn import functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
 
-from polymodal.constraints import AtLeastTwo, NonNegativeInt, PositiveInt, UnitInterval
+from polymodal.constraints import AtLeastTwo, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.data.columns.audio import AudioColumn
 from polymodal.data.columns.text import TextColumn
 from polymodal.data.columns.video import VideoColumn
-from polymodal.data.processor import Declared, Processor
+from polymodal.data.processor import Declared, Processor, Sparse
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
-from polymodal.layers.logit_scale import LogitScale
-from polymodal.layers.transformer import Packing, Transformer, mean_pool
-from polymodal.modalities.image import patchify
 from polymodal.modalities.image_augmentation import ImageAugmentation, may_flip
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
-from polymodal.objectives.contrastive import info_nce
+from polymodal.models.vatt import VATTModel
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import GradCacheMethod
 from polymodal.training.gradient_harmonization import GradientHarmonizer
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.recipe import TrainingRecipe
-from polymodal.types import Batch, Example, Paper
+from polymodal.types import Example, Paper
 
 paper = Paper(
     slug="gradient-harmonization",
@@ -49,151 +49,138 @@ paper = Paper(
 
 
 class TripletBatch(TypedDict):
+    """Triplets. text: `num_texts` of each video, one after the other. has_sound, has_text: False where it is missing;
+    absent where all have it. misaligned: True where the recipe exchanged text or audio."""
+
     video: Float[Tensor, "batch frames 3 size size"]
     sound: Padded
     text: Tokens
+    has_sound: NotRequired[Bool[Tensor, " batch"]]
+    has_text: NotRequired[Bool[Tensor, " batch"]]
+    misaligned: NotRequired[Bool[Tensor, " batch"]]
 
 
-class VATT(GradCacheMethod, nn.Module):
-    """A way in for each modality, one transformer for all, and two spaces, of which the second is made of the first."""
-
-    def __init__(self, recipe: Recipe, vocabulary: int):
-        super().__init__()
-        config, width = recipe.video, recipe.video.width
-        self.recipe = recipe
-        std = width**-0.5
-        self.patch = nn.Linear(3 * config.patch_size**2, width)
-        self.places = nn.Parameter(std * torch.randn(config.frames, config.grid**2, width))
-        self.stretch = nn.Linear(recipe.audio_patch_frames * recipe.num_mel_bins, width)
-        self.moments = nn.Parameter(std * torch.randn(recipe.max_audio_tokens, width))
-        self.word = nn.Embedding(vocabulary, width)
-        self.order = nn.Parameter(std * torch.randn(recipe.text.context_length, width))
-        nn.init.normal_(self.word.weight, std=std)
-        self.norm_pre = nn.LayerNorm(width)
-        self.backbone = Transformer(width, config.depth, config.num_heads)
-        self.norm_post = nn.LayerNorm(width)
-        self.video_head, self.sound_head = nn.Linear(width, recipe.embed_dim), nn.Linear(width, recipe.embed_dim)
-        # Without the paper's batch norm, which would see the few examples of a group.
-        self.deeper = nn.Sequential(
-            nn.Linear(recipe.embed_dim, recipe.embed_dim), nn.ReLU(), nn.Linear(recipe.embed_dim, recipe.text_dim)
-        )
-        self.text_head = nn.Linear(width, recipe.text_dim)
-        self.sound_logit_scale, self.text_logit_scale = LogitScale(), LogitScale()
-
-    def _through(self, tokens: Padded) -> Float[Tensor, "batch width"]:
-        """The mean of the tokens of one modality after the shared transformer."""
-        packing = Packing.of(tokens.mask)
-        packed = self.backbone(self.norm_pre(packing.pack(tokens.values)), packing)
-        return mean_pool(self.norm_post(packed), packing)
-
-    def encode_video(self, video: Float[Tensor, "batch frames 3 size size"]) -> Float[Tensor, "batch dim"]:
-        """In the space of video and sound, not yet normalised."""
-        patches = self.patch(patchify(video.flatten(0, 1), self.recipe.video.patch_size)).unflatten(0, video.shape[:2])
-        tokens = (patches + self.places[: video.shape[1]]).flatten(1, 2)
-        lengths = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
-        return self.video_head(self._through(Padded(tokens, lengths)))
-
-    def encode_audio(self, sound: Padded) -> Float[Tensor, "batch dim"]:
-        """In the space of video and sound, not yet normalised. What is longer than the longest sound is left out."""
-        frames, most = self.recipe.audio_patch_frames, self.recipe.max_audio_tokens
-        values = (sound.values * sound.mask[..., None])[:, : frames * most]
-        values = F.pad(values, (0, 0, 0, -values.shape[1] % frames))
-        tokens = self.stretch(values.unflatten(1, (-1, frames)).flatten(2))
-        lengths = (sound.lengths.clamp(max=frames * most) + frames - 1) // frames
-        return self.sound_head(self._through(Padded(tokens + self.moments[: tokens.shape[1]], lengths)))
-
-    def encode_text(self, text: Tokens) -> Float[Tensor, "batch text_dim"]:
-        """In the space of video and text, not yet normalised."""
-        tokens = self.word(text.ids) + self.order[: text.ids.shape[1]]
-        return self.text_head(self._through(Padded(tokens, text.lengths)))
+class VATT(GradCacheMethod, VATTModel):
+    """VATT with losses in two halves, so that gradients can be compared by example."""
 
     def encode(self, batch: TripletBatch) -> dict[str, Tensor]:
-        """Video and sound in their space, and video and text in theirs; normalised."""
-        seen = self.encode_video(batch["video"])
-        vectors = {"video": seen, "sound": self.encode_audio(batch["sound"]), "video_for_text": self.deeper(seen)}
-        vectors["text"] = self.encode_text(batch["text"])
-        return {name: F.normalize(vector, dim=1) for name, vector in vectors.items()}
-
-    def contrastive_losses(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """video_sound and video_text."""
+        """Return the features of each triplet, not normalized. `video`, in its space with audio, has both losses."""
+        video = self.encode_video(batch["video"])
+        ones = torch.ones(len(video), device=video.device)
         return {
-            "video_sound": info_nce(vectors["video"], vectors["sound"], self.sound_logit_scale()),
-            "video_text": info_nce(vectors["video_for_text"], vectors["text"], self.text_logit_scale()),
+            "video": video,
+            "audio": self.encode_audio(batch["sound"]),
+            "text": self.encode_text(batch["text"]).unflatten(0, (len(video), -1)),
+            "has_audio": batch["has_sound"].to(ones) if "has_sound" in batch else ones,
+            "has_text": batch["has_text"].to(ones) if "has_text" in batch else ones,
         }
 
-    def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """Both spaces side by side: sound has nothing in that of texts, and text nothing in that of sounds."""
-        vectors = {}
-        if "video" in batch:
-            seen = self.encode_video(batch["video"])
-            both = [F.normalize(seen, dim=1), F.normalize(self.deeper(seen), dim=1)]
-            vectors["video"] = torch.cat(both, dim=1) / math.sqrt(2)
-        if "sound" in batch:
-            vectors["sound"] = F.pad(F.normalize(self.encode_audio(batch["sound"]), dim=1), (0, self.recipe.text_dim))
-        if "text" in batch:
-            vectors["text"] = F.pad(F.normalize(self.encode_text(batch["text"]), dim=1), (self.recipe.embed_dim, 0))
-        return vectors
+    def contrastive_losses(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return VATTModel.contrastive_losses(self, features)
 
 
 @dataclass(frozen=True)
 class Recipe(TrainingRecipe):
     batch_size: AtLeastTwo = 64
-    gradient_harmonization: Literal["none", "realign", "curriculum", "both"] = "none"
-    """Project conflicting gradients off each other (algorithm 1), leave out groups of examples whose gradients conflict
-    most (algorithm 2), or both."""
+    gradient_harmonization: Literal["none", "realign", "curriculum", "both", "random"] = "none"
+    """Project conflicting gradients (realign, algorithm 1), skip triplets whose gradients conflict most (curriculum,
+    algorithm 2), or both; random skips as many triplets as the curriculum, sampled at random."""
+    gradient_granularity: Literal["group", "feature"] = "group"
+    """What is compared: gradients of shared parameters by each group of triplets, or gradients of each triplet's video
+    feature."""
     gradient_group_size: NonNegativeInt = 4
-    """Examples whose gradients are compared together, and which divide the batch; 0 takes the micro-batches."""
+    """Triplets of a group, which divide the batch of a process; 1 is a single triplet, 0 takes the micro-batches."""
+    gradient_parameters: tuple[str, ...] = ("backbone.*",)
+    """Shell patterns of the names of the shared parameters whose gradients are compared and projected."""
     video: VideoEncoderConfig = VideoEncoderConfig(frames=3, image_size=48)
-    """Frames and patches of a clip; width, depth and heads of the one transformer."""
+    """Frames and patches of a clip; width, depth, heads and pooling (cls: AGG token) of the one transformer."""
+    temporal_patch_size: PositiveInt = 1
+    """Frames of a video token (voxel)."""
+    patch_drop_rate: UnitInterval = 0.0
+    """Fraction of video and audio tokens that training drops (DropToken)."""
     text: TextEncoderConfig = TextEncoderConfig(vocab_size=2000, context_length=48)
-    """Vocabulary and longest text."""
+    """Vocabulary and maximum length of texts."""
+    word_dim: PositiveInt | None = None
+    """Dimensions of word embeddings, which are projected to the width; None: the width."""
+    num_texts: PositiveInt = 1
+    """Texts of each video that are a bag of positives (MIL-NCE)."""
     num_mel_bins: PositiveInt = 80
-    """Mel bins of a sound."""
+    """Mel bins of a spectrogram."""
     audio_patch_frames: PositiveInt = 10
-    """Frames of 10 ms that make one token of a sound; the paper takes raw samples."""
+    """Spectrogram frames of 10 ms per audio token."""
     max_audio_tokens: PositiveInt = 20
-    """Tokens of the longest sound."""
+    """Maximum number of audio tokens."""
     embed_dim: PositiveInt = 64
-    """Dimensions of the space of video and sound."""
+    """Dimensions of the space of video and audio."""
     text_dim: PositiveInt = 64
-    """Dimensions of the space of video and text, which is made of the first."""
+    """Dimensions of the space of video and text, to which the first is projected."""
+    temperature: PositiveFloat = 0.07
+    """Temperature of both losses."""
     mismatch_rate: UnitInterval = 0.0
-    """Share of triplets whose text, or as often whose sound, is another example's, to measure what that does."""
+    """Fraction of triplets whose text, or as often whose audio, is another example's, to measure what that does."""
     augmentation: ImageAugmentation = ImageAugmentation(scale=(0.6, 1.0), hflip_prob=0.5)
 
     def gradient_transform(self) -> GradientHarmonizer | None:
-        kind = self.gradient_harmonization
-        return None if kind == "none" else GradientHarmonizer(kind, self.gradient_group_size)
+        if self.gradient_harmonization == "none":
+            return None
+        group = 0 if self.gradient_granularity == "feature" else self.gradient_group_size
+        return GradientHarmonizer(
+            self.gradient_harmonization,
+            group,
+            self.gradient_granularity,
+            self.gradient_parameters,
+            "misaligned" if self.mismatch_rate else "",
+        )
 
     def columns(self) -> Declared:
         longest = self.audio_patch_frames * self.max_audio_tokens / 100
         return {
             "video": VideoColumn(self.video.frames, self.video.image_size),
-            "sound": AudioColumn(self.num_mel_bins, max_audio_seconds=longest),
-            "text": TextColumn(self.text),
+            "sound": Sparse(AudioColumn(self.num_mel_bins, max_audio_seconds=longest)),
+            "text": Sparse(TextColumn(self.text)),
         }
 
     def build(self, processor: Processor) -> VATT:
-        return VATT(self, processor.tokenizer.vocab_size)
+        return VATT(
+            self.video,
+            processor.tokenizer.vocab_size,
+            self.text.context_length,
+            self.audio_patch_frames * self.num_mel_bins,
+            self.max_audio_tokens,
+            self.embed_dim,
+            self.text_dim,
+            self.word_dim,
+            self.temporal_patch_size,
+            self.patch_drop_rate,
+            self.temperature,
+        )
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TripletBatch:
-        """Some frames of each clip, changed alike, its sound, and one of its texts; some are another example's."""
-        lot = example_rng.uniform().tolist()
+        """Sample frames of each clip, augmented alike, its audio and some of its texts; misalign some triplets."""
+        uniform = example_rng.uniform().tolist()
         other = [*range(1, len(examples)), 0]
-        texts = [other[n] if one < self.mismatch_rate / 2 else n for n, one in enumerate(lot)]
-        sounds = [other[n] if one >= 1 - self.mismatch_rate / 2 else n for n, one in enumerate(lot)]
-        flip = may_flip([example["text"] for example in examples])
-        said = [
-            processor.text.sample_caption(e["text"], rng)
-            for e, rng in zip(examples, example_rng.generators, strict=True)
+        texts = [other[n] if one < self.mismatch_rate / 2 else n for n, one in enumerate(uniform)]
+        sounds = [other[n] if one >= 1 - self.mismatch_rate / 2 else n for n, one in enumerate(uniform)]
+        captions = [example.get("text", []) for example in examples]
+        flip = may_flip(captions)
+        sampled = [
+            [processor.text.sample_caption(own, rng) if own else "" for _ in range(self.num_texts)]
+            for own, rng in zip(captions, example_rng.generators, strict=True)
         ]
-        return {
-            "video": processor.video.changed(
-                [example["video"] for example in examples], self.augmentation, example_rng, flip
-            ),
-            "sound": processor.sound([examples[n]["sound"] for n in sounds]),
-            "text": processor.text([said[n] for n in texts]),
+        clips = [example["video"] for example in examples]
+        silence = np.zeros((1, self.num_mel_bins), np.float32)  # of examples without audio, which no loss sees
+        batch: TripletBatch = {
+            "video": processor.video.changed(clips, self.augmentation, example_rng, flip),
+            "sound": processor.sound([examples[n].get("sound", silence) for n in sounds]),
+            "text": processor.text([text for n in texts for text in sampled[n]]),
         }
+        if any("sound" not in example for example in examples):
+            batch["has_sound"] = torch.tensor(["sound" in examples[n] for n in sounds])
+        if not all(captions):
+            batch["has_text"] = torch.tensor([bool(captions[n]) for n in texts])
+        if self.mismatch_rate:
+            batch["misaligned"] = torch.tensor([(texts[n], sounds[n]) != (n, n) for n in range(len(examples))])
+        return batch
 
     @classmethod
     def tiny(cls) -> Recipe:
@@ -210,14 +197,35 @@ class Recipe(TrainingRecipe):
 
     @classmethod
     def paper(cls) -> Recipe:
-        """VATT's modality-agnostic backbone (medium) on HowTo100M and AudioSet, in groups of one core."""
+        """Return VATT-MA-Medium (155M parameters without words) on HowTo100M and AudioSet, in groups of one core.
+
+        Values are those of the released configs of VATT (UniTMedium, FACBridge, SymmetricNCE, Pretrain). The released
+        model reads 128 raw samples at 48 kHz per audio token; here 3.2 s of audio are 32 tokens. Warmup of 10k steps,
+        as in the paper, is 5k in the released config.
+        """
         return cls(
-            video=VideoEncoderConfig(frames=32, image_size=224, patch_size=16, width=1024, depth=24, num_heads=16),
+            video=VideoEncoderConfig(
+                frames=32, image_size=224, patch_size=16, width=1024, depth=12, num_heads=16, pool_type="cls"
+            ),
+            temporal_patch_size=4,
+            patch_drop_rate=0.5,
             text=TextEncoderConfig(65_536, context_length=16),
-            max_audio_tokens=240,
+            word_dim=300,
+            num_texts=5,
+            max_audio_tokens=32,
             embed_dim=512,
             text_dim=256,
+            temperature=0.07,
             gradient_harmonization="both",
+            gradient_group_size=8,  # 2048 triplets on 256 cores
             batch_size=2048,
-            optimizer=OptimizerConfig(learning_rate=1e-4, warmup_ratio=10_000 / 500_000),
+            optimizer=OptimizerConfig(
+                learning_rate=1e-4,
+                min_lr_ratio=0.5,
+                warmup_ratio=10_000 / 500_000,
+                weight_decay=0.0,
+                betas=(0.9, 0.999),
+                eps=1e-7,
+                max_grad_norm=0.0,
+            ),
         )

@@ -1,20 +1,19 @@
 """mSLAM: joint pre-training on unpaired speech, unpaired text and some transcripts, with a CTC loss.
 
-Hidden speech is told from other hidden speech and named by codes of its own (w2v-BERT), hidden spans of characters are
-named (SpanBERT), and pairs are read in one sequence in which each side helps to guess the other (TLM). A CTC loss on
-the speech of pairs makes its positions hold the very characters that text is made of: without it, the two share an
-encoder but not a space. Text enters above the blocks that speech has for itself (section 3).
+Masked speech is contrasted and predicted (w2v-BERT), masked spans of characters are predicted (SpanBERT), and pairs are
+read as one sequence (TLM). A CTC loss on the speech of pairs makes frames hold the characters that text is made of, or
+speech and text share an encoder but no space. Text enters above the contrastive block of speech (section 3). Differs
+from the paper in: fine-tuning by CTC alone, without a decoder for translation; T = 3 is `--language-temperature 3`.
 
-Terms: w2v-BERT = losses.w2v_bert, SpanBERT = losses.span_bert, TLM = losses.tlm, CTC = losses.ctc.
+Terms: w2v-BERT = models.w2v_bert.W2vBertHeads, SpanBERT = losses.span_bert, TLM = tlm_loss, CTC = losses.ctc,
+contrastive block = encoder.contrastive_block, masked-prediction block = encoder.multimodal_block.
 """
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -26,23 +25,23 @@ from polymodal.data.columns.audio import AudioColumn
 from polymodal.data.columns.label import LabelColumn
 from polymodal.data.columns.text import LearnedTokenizer, TextColumn
 from polymodal.data.masks import mask_spans, mask_time_spans
+from polymodal.data.pools import pool_of
 from polymodal.data.processor import Declared, Optional, Processor, Sparse
 from polymodal.encoders.speech_text import EncodedSpeech, SpeechTextEncoderConfig, num_output_frames
 from polymodal.errors import UserError
 from polymodal.layers.masked_lm_head import MaskedLMHead
-from polymodal.layers.quantize import GumbelQuantizer, GumbelQuantizerOutput
 from polymodal.modalities import Audio, Text
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
-from polymodal.objectives.ctc import ctc_greedy_decode, ctc_loss
-from polymodal.objectives.masked_modeling import masked_cross_entropy
-from polymodal.objectives.reduction import mean_over
-from polymodal.objectives.wav2vec2_contrastive import wav2vec2_contrastive_loss
+from polymodal.models.speech_recognizer import CTCBatch, SpeechRecognizer, ctc_batch, silence
+from polymodal.models.w2v_bert import W2vBertConfig
+from polymodal.objectives.ctc import ctc_loss
+from polymodal.objectives.masked_modeling import masked_lm_loss
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.recipe import TrainingRecipe
-from polymodal.types import Batch, Example, Paper, Stage
+from polymodal.types import Example, Paper, Stage
 
 paper = Paper(
     slug="mslam",
@@ -53,15 +52,11 @@ paper = Paper(
     parameters={"*": 0.6e9},  # section 4: the model of 0.6 billion parameters
 )
 
-Pool = Literal["speech", "text", "pairs"]
-POOLS: tuple[Pool, ...] = ("speech", "text", "pairs")
+POOLS = ("speech", "text", "pairs")
 
 
 class SpeechTextBatch(TypedDict):
-    """Speech, unpaired text, and transcripts of some of the speech. Masks are True where masked.
-
-    pairs: rows of `sound` with a transcript; where `paired`, their number, is 0, row 0 stands in.
-    """
+    """Speech, text, and transcripts. pairs: rows of `sound` with one; where `paired`, their number, is 0, row 0."""
 
     sound: Padded
     masked_sound: Bool[Tensor, "sounds frames"]
@@ -73,115 +68,52 @@ class SpeechTextBatch(TypedDict):
     masked_transcript: Bool[Tensor, "pairs characters"]
 
 
-class CTCBatch(TypedDict):
-    """num_pairs: 0 where an empty pair stands in."""
+class MSLAM(SpeechRecognizer):
+    """The encoder, and the heads of all losses."""
 
-    sound: Padded
-    transcript: Tokens
-    num_pairs: Int[Tensor, ""]
+    def __init__(self, recipe: Recipe, vocab_size: int):
+        super().__init__(recipe.encoder.build(vocab_size), vocab_size)
+        self.recipe, width = recipe, recipe.encoder.width
+        self.w2v_bert = recipe.w2v_bert.build(width)
+        self.character_head = MaskedLMHead(width, vocab_size)
+        self.ctc_head = nn.Linear(width, vocab_size)
 
-
-class MSLAM(nn.Module):
-    """The encoder, the quantizer that makes speech its own vocabulary, and a head for each thing to be named."""
-
-    def __init__(self, recipe: Recipe, vocabulary: int):
-        super().__init__()
-        width = recipe.encoder.width
-        self.recipe = recipe
-        self.encoder = recipe.encoder.build(vocabulary)
-        self.quantizer = GumbelQuantizer(
-            width,
-            recipe.num_codevector_groups,
-            recipe.num_codevectors_per_group,
-            recipe.embed_dim,
-            temperature_decay=recipe.gumbel_temperature_decay,
-        )
-        self.context = nn.Linear(width, recipe.embed_dim)
-        self.code_head = nn.Linear(width, recipe.num_codevector_groups * recipe.num_codevectors_per_group)
-        self.character_head = MaskedLMHead(width, vocabulary)
-        self.ctc_head = nn.Linear(width, vocabulary)
-        self.transcriber = nn.Linear(width, vocabulary)
-
-    def num_characters(self, batch: CTCBatch) -> dict[str, Tensor]:
-        """Characters of the transcripts."""
-        return {"ctc_finetune": (batch["transcript"].lengths - 2).sum()}
-
-    @mean_over("num_characters")
-    def ctc_finetuning_losses(self, batch: CTCBatch) -> dict[str, Tensor]:
-        """Of transcription."""
-        heard = self.encoder.encode_speech(batch["sound"])
-        loss = ctc_loss(self.transcriber(heard.shared), heard.lengths, batch["transcript"])
-        return {"ctc_finetune": loss * (batch["num_pairs"] > 0)}
-
-    @whole_batch  # diversity is that of the codes of all frames
+    @whole_batch  # the diversity loss is that of the codes of all frames
     def losses(self, batch: SpeechTextBatch) -> dict[str, Tensor]:
-        """Of hidden speech, hidden text, and pairs."""
-        hidden, weight = batch["masked_sound"], self.recipe.paired_weight * (batch["paired"] > 0)
-        heard = self.encoder.encode_speech(batch["sound"], hidden)
-        chosen, context = self.quantizer(heard.features[hidden]), self.context(heard.own[hidden])
-        contrast = wav2vec2_contrastive_loss(context, chosen.vectors, hidden.sum(1), self.recipe.num_negatives)
-        losses = {
-            "contrastive": contrast,
-            "diversity": self.recipe.diversity_loss_weight * chosen.diversity,
-            "w2v_bert": self._code_loss(heard.shared[hidden], chosen.codes),
-        }
-        if self.recipe.unpaired_text:
-            read = self.encoder.encode_text(batch["text"], batch["masked_text"]).values[batch["masked_text"]]
-            losses["span_bert"] = self.recipe.mlm_weight * self._character_loss(
-                read, batch["text"].ids[batch["masked_text"]]
-            )
-        if self.recipe.paired_losses in ("tlm", "tlm+ctc"):
-            losses["tlm"] = weight * self._tlm_loss(heard, chosen, batch)
-        if self.recipe.paired_losses in ("ctc", "tlm+ctc"):
-            logits, lengths = self.ctc_head(heard.shared[batch["pairs"]]), heard.lengths[batch["pairs"]]
-            losses["ctc"] = weight * ctc_loss(logits, lengths, batch["transcript"])
+        """Compute the losses of masked speech, masked text, and pairs."""
+        recipe, mask = self.recipe, batch["masked_sound"]
+        paired_weight = recipe.paired_weight * (batch["paired"] > 0)
+        speech = self.encoder.encode_speech(batch["sound"], mask)
+        losses, codes = self.w2v_bert(speech, mask)
+        if recipe.unpaired_text:
+            text, masked = batch["text"], batch["masked_text"]
+            states, embedding = self.encoder.encode_text(text, masked).values, self.encoder.character.weight
+            mlm = masked_lm_loss(self.character_head, states, embedding, text.ids, masked)
+            losses["span_bert"] = recipe.mlm_weight * mlm
+        if "tlm" in recipe.paired_losses:
+            losses["tlm"] = paired_weight * self.tlm_loss(speech, codes, batch)
+        if "ctc" in recipe.paired_losses:
+            # On masked speech alone: with the transcript in sight, the head would copy it.
+            logits, lengths = self.ctc_head(speech.multimodal[batch["pairs"]]), speech.lengths[batch["pairs"]]
+            losses["ctc"] = paired_weight * ctc_loss(logits, lengths, batch["transcript"])
         return losses
 
-    def _tlm_loss(
-        self, heard: EncodedSpeech, chosen: GumbelQuantizerOutput, batch: SpeechTextBatch
+    def tlm_loss(
+        self, speech: EncodedSpeech, codes: Int[Tensor, "masked codebooks"], batch: SpeechTextBatch
     ) -> Float[Tensor, ""]:
-        """Hidden speech and hidden characters of pairs, each named with both in sight (translation language model)."""
-        pairs, hidden = batch["pairs"], batch["masked_sound"]
-        speech = Padded(heard.own[pairs], heard.lengths[pairs])
-        spelled = self.encoder.embed_text(batch["transcript"], batch["masked_transcript"])
-        said, read = self.encoder.encode_pair(speech, spelled)
+        """Compute the translation language modeling (TLM) loss: masked speech and text of pairs, as one sequence."""
+        pairs, mask, transcript = batch["pairs"], batch["masked_sound"], batch["transcript"]
+        frames = Padded(speech.contrastive[pairs], speech.lengths[pairs])
+        characters = self.encoder.embed_text(transcript, batch["masked_transcript"])
+        frame_states, character_states = self.encoder.encode_pair(frames, characters)
         paired = batch["paired"] > 0  # or frames of the sound that stands in for a pair would count
-        of_pair = torch.zeros_like(hidden[:, 0]).index_fill(0, pairs, True) & paired
-        codes = chosen.codes[of_pair[hidden.nonzero()[:, 0]]]
-        own = (hidden[pairs] & paired)[speech.mask]
-        characters = batch["masked_transcript"][batch["transcript"].mask]
-        wanted = batch["transcript"].ids[batch["masked_transcript"]]
-        return self._code_loss(said[own], codes) + self._character_loss(read[characters], wanted)
-
-    def _code_loss(self, tokens: Float[Tensor, "n width"], codes: Int[Tensor, "n books"]) -> Float[Tensor, ""]:
-        """Of the code of each book; codes do not learn to be predicted."""
-        logits = self.code_head(tokens).unflatten(
-            1, (self.recipe.num_codevector_groups, self.recipe.num_codevectors_per_group)
-        )
-        return masked_cross_entropy(logits.flatten(0, 1), codes.flatten())
-
-    def _character_loss(self, tokens: Float[Tensor, "n width"], characters: Int[Tensor, " n"]) -> Float[Tensor, ""]:
-        return masked_cross_entropy(self.character_head(tokens, self.encoder.character.weight), characters)
-
-    def _tops(self, batch: Batch) -> dict[str, Padded]:
-        """What comes out of the shared blocks for each modality that the batch has."""
-        tops = {}
-        if "sound" in batch:
-            heard = self.encoder.encode_speech(batch["sound"])
-            tops["sound"] = Padded(heard.shared, heard.lengths)
-        if "text" in batch:
-            tops["text"] = self.encoder.encode_text(batch["text"])
-        return tops
-
-    def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """L2-normalised means of the last tokens of speech and of text."""
-        return {name: F.normalize(top.mean(), dim=1) for name, top in self._tops(batch).items()}
-
-    def transcribe(self, batch: Batch) -> list[list[int]]:
-        """The characters of each sound; or of each text, which the head for speech has never seen."""
-        (top,) = self._tops(batch).values()
-        logits = self.transcriber(top.values)
-        return [ctc_greedy_decode(own[:length]) for own, length in zip(logits, top.lengths.tolist(), strict=True)]
+        of_pair = torch.zeros_like(mask[:, 0]).index_fill(0, pairs, True) & paired
+        pair_codes = codes[of_pair[mask.nonzero()[:, 0]]]
+        masked_frames = frame_states[(mask[pairs] & paired)[frames.mask]]
+        targets, masked = (tokens[transcript.mask][None] for tokens in (transcript.ids, batch["masked_transcript"]))
+        embedding, states = self.encoder.character.weight, character_states[None]
+        mlm = masked_lm_loss(self.character_head, states, embedding, targets, masked)
+        return self.w2v_bert.masked_prediction_loss(masked_frames, pair_codes) + mlm
 
 
 @dataclass(frozen=True)
@@ -190,62 +122,46 @@ class Recipe(TrainingRecipe):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-3, weight_decay=0.01)
     encoder: SpeechTextEncoderConfig = SpeechTextEncoderConfig()
     max_audio_seconds: PositiveFloat = 4.0
-    """Seconds of a sound; what comes after is left out."""
-    embed_dim: PositiveInt = 64
-    """Dimensions in which hidden speech is contrasted with codes."""
-    num_codevector_groups: PositiveInt = 1
-    """Books of codes."""
-    num_codevectors_per_group: PositiveInt = 64
-    """Codes of a book."""
-    gumbel_temperature_decay: UnitInterval = 0.999
-    """Factor of the quantizer's temperature at every step, from 2.0 down to 0.5."""
-    num_negatives: PositiveInt = 100
-    """Other hidden moments of the same speech that each is told from."""
-    diversity_loss_weight: NonNegativeFloat = 1.0
-    """Weight of choosing all codes alike often; with the paper's 0.1, pairs make nearly all speech one code here."""
+    """Maximum length of a sound in seconds; the rest is cut off."""
+    w2v_bert: W2vBertConfig = W2vBertConfig()
     mask_time_prob: UnitInterval = 0.065
-    """Probability that a moment begins a hidden stretch of speech."""
+    """Probability that a masked span of speech begins at a frame."""
     mask_time_length: PositiveInt = 10
-    """Moments of 40 ms in a hidden stretch."""
+    """Length of a masked span of speech in frames of 40 ms."""
     text_mask_ratio: UnitInterval = 0.15
-    """Share of a text's characters that are hidden."""
+    """Mask ratio of the characters of unpaired text."""
     mean_span_length: PositiveFloat = 5.0
-    """Mean length of a hidden span in characters."""
+    """Mean length of a masked span of text in characters."""
     paired_text_mask_ratio: UnitInterval = 0.5
-    """Share of a pair's characters that are hidden when both are read together."""
+    """Mask ratio of the characters of a pair (TLM)."""
     unpaired_text: bool = True
-    """Whether text by itself is learned from."""
+    """Train on unpaired text (SpanBERT)."""
     paired_losses: Literal["tlm+ctc", "tlm", "ctc", "none"] = "tlm+ctc"
-    """What pairs are used for: reading both together, characters along speech (CTC), both losses, or nothing."""
+    """Losses of pairs: TLM, CTC, both, or none."""
     mlm_weight: NonNegativeFloat = 0.3
-    """Of hidden characters, beside speech."""
+    """Weight of the loss of unpaired text; that of speech has 1."""
     paired_weight: NonNegativeFloat = 1.0
-    """Of both losses of pairs, beside speech; the paper has 0.03 for millions of steps."""
+    """Weight of the losses of pairs; the paper has 0.03, for millions of steps."""
     pool_fractions: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.3, 0.3, 0.4)
-    """Of examples that have both: the shares of which only the sound, only the text, and both are used."""
+    """Relative sizes of the pools of examples with both modalities: used as speech, as text, and as pairs."""
     ctc_finetune_fraction: UnitInterval = 0.15
-    """Share of the budget at the end that learns to transcribe the pairs; 0 pre-trains only."""
+    """Fraction of the budget at its end for CTC fine-tuning on the pairs; 0 pre-trains only."""
     finetune_encoder: bool = False
-    """Whether the encoder is fine-tuned, too; without, a linear head learns on the frozen encoder (a linear probe)."""
+    """Fine-tune the encoder, too; without, a linear probe is trained on the frozen encoder."""
 
     length_modality = Audio
 
     def __post_init__(self) -> None:
         if len(self.pool_fractions) != 3 or sum(self.pool_fractions) <= 0:
-            raise UserError("--pool-fractions are three shares: of speech alone, of text alone, and of pairs.")
+            raise UserError("--pool-fractions are three relative sizes: of speech, of text, and of pairs.")
 
     def stages(self) -> tuple[Stage, ...]:
-        learning = ("encoder.*", "transcriber.*") if self.finetune_encoder else ("transcriber.*",)
-        before = ("encoder.*", "quantizer.*", "context.*", "*_head.*")
+        pretrained = ("encoder.*", "w2v_bert.*", "character_head.*", "ctc_head.*")
+        finetuned = ("encoder.*", "asr_head.*") if self.finetune_encoder else ("asr_head.*",)
+        batch, losses = "ctc_finetuning_batch", "ctc_finetuning_losses"
         return (
-            Stage("pre-training", 1 - self.ctc_finetune_fraction, before),
-            Stage(
-                "transcription",
-                self.ctc_finetune_fraction,
-                learning,
-                batch="ctc_finetuning_batch",
-                losses="ctc_finetuning_losses",
-            ),
+            Stage("pre-training", 1 - self.ctc_finetune_fraction, pretrained),
+            Stage("transcription", self.ctc_finetune_fraction, finetuned, batch=batch, losses=losses),
         )
 
     def columns(self) -> Declared:
@@ -265,108 +181,80 @@ class Recipe(TrainingRecipe):
     def build(self, processor: Processor) -> MSLAM:
         return MSLAM(self, processor.tokenizer.vocab_size)
 
-    def pool(self, example: Example) -> Pool:
-        """What is used of an example: what it has, and where it has both, what the lot of its texts says."""
+    def pool(self, example: Example) -> str:
+        """Return what is used of an example: what it has or, of both, what the hash of its texts says."""
         if "text" not in example or "sound" not in example:
             return "speech" if "sound" in example else "text"
-        lot = (
-            zlib.crc32("\n".join(caption.text for caption in example["text"]).encode())
-            / 2**32
-            * sum(self.pool_fractions)
-        )
-        return (
-            "speech"
-            if lot < self.pool_fractions[0]
-            else "text"
-            if lot < self.pool_fractions[0] + self.pool_fractions[1]
-            else "pairs"
-        )
+        return POOLS[pool_of("\n".join(caption.text for caption in example["text"]), self.pool_fractions)]
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SpeechTextBatch:
-        """Sounds, texts, which of the sounds have transcripts, and what is hidden of each.
+        """Collate sounds, texts, which of the sounds have transcripts, and the masks.
 
-        Of what there is none, an empty one stands in, in which nothing is hidden: all processes take the same steps.
+        Of what there is none, an empty one without masks stands in: all processes take the same steps.
         """
         pools = [self.pool(example) for example in examples]
         speech, text, pairs = ([n for n, pool in enumerate(pools) if pool == kind] for kind in POOLS)
         heard = speech + pairs
-        sound = processor.sound([examples[n]["sound"] for n in heard] or [self._silence()])
-        drawn = [
+        sound = processor.sound([examples[n]["sound"] for n in heard] or [silence(self.encoder.num_mel_bins)])
+        captions = [
             processor.text.sample_caption(e["text"], rng) if "text" in e else ""
             for e, rng in zip(examples, example_rng.generators, strict=True)
         ]
-        texts, transcripts = (processor.text([drawn[n] for n in rows] or [""]) for rows in (text, pairs))
-        spans = [(texts, self.text_mask_ratio, text), (transcripts, self.paired_text_mask_ratio, pairs)]
-        hidden, hidden_transcript = (
-            self._mask_text(t, share, ExampleRNG(example_rng.seeds[rows])) for t, share, rows in spans
+        texts, transcripts = (processor.text([captions[n] for n in rows] or [""]) for rows in (text, pairs))
+        masks = [(texts, self.text_mask_ratio, text), (transcripts, self.paired_text_mask_ratio, pairs)]
+        masked_text, masked_transcript = (
+            self._mask_text(tokens, ratio, ExampleRNG(example_rng.seeds[rows])) for tokens, ratio, rows in masks
         )
-        lengths = num_output_frames(sound.lengths).tolist()
-        stretches = mask_time_spans(
-            lengths if heard else [], self.mask_time_prob, self.mask_time_length, ExampleRNG(example_rng.seeds[heard])
-        )
+        lengths, rng = num_output_frames(sound.lengths).tolist(), ExampleRNG(example_rng.seeds[heard])
+        masked_sound = mask_time_spans(lengths if heard else [], self.mask_time_prob, self.mask_time_length, rng)
         return {
             "sound": sound,
-            "masked_sound": stretches if heard else torch.zeros(1, lengths[0], dtype=torch.bool),
+            "masked_sound": masked_sound if heard else torch.zeros(1, lengths[0], dtype=torch.bool),
             "text": texts,
-            "masked_text": hidden,
+            "masked_text": masked_text,
             "paired": torch.tensor(len(pairs)),
             "pairs": torch.arange(len(speech), len(heard)) if pairs else torch.zeros(1, dtype=torch.long),
             "transcript": transcripts,
-            "masked_transcript": hidden_transcript,
+            "masked_transcript": masked_transcript,
         }
 
-    def _silence(self) -> Float[np.ndarray, "frames bins"]:
-        return np.zeros((8, self.encoder.num_mel_bins), dtype=np.float32)
-
-    def _mask_text(self, text: Tokens, share: float, example_rng: ExampleRNG) -> Bool[Tensor, "batch length"]:
-        """Spans of characters; nothing of a text that stands in for none."""
+    def _mask_text(self, text: Tokens, ratio: float, example_rng: ExampleRNG) -> Bool[Tensor, "batch length"]:
+        """Mask spans of characters; nothing of a text that stands in for none."""
         if not len(example_rng.seeds):
             return torch.zeros_like(text.ids, dtype=torch.bool)
-        return F.pad(mask_spans((text.lengths - 2).tolist(), share, example_rng, self.mean_span_length), (1, 1))
+        return F.pad(mask_spans((text.lengths - 2).tolist(), ratio, example_rng, self.mean_span_length), (1, 1))
 
     def ctc_finetuning_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> CTCBatch:
-        """Sounds and transcripts of the pool of pairs, and how many they are; an empty one stands in for none."""
-        pairs = [(e, rng) for e, rng in zip(examples, example_rng.generators, strict=True) if self.pool(e) == "pairs"]
-        texts = [processor.text.sample_caption(example["text"], rng) for example, rng in pairs]
-        sounds = [example["sound"] for example, _ in pairs]
-        return {
-            "sound": processor.sound(sounds or [self._silence()]),
-            "transcript": processor.text(texts or [""]),
-            "num_pairs": torch.tensor(len(pairs)),
-        }
+        """Collate sounds and transcripts of the pairs."""
+        pairs = [n for n, example in enumerate(examples) if self.pool(example) == "pairs"]
+        rng = ExampleRNG(example_rng.seeds[pairs])
+        return ctc_batch([examples[n] for n in pairs], processor, rng, self.encoder.num_mel_bins)
 
     @classmethod
     def tiny(cls) -> Recipe:
         """Return the smallest preset, for tests."""
+        size = {"num_mel_bins": 20, "width": 16, "shared_depth": 1, "num_heads": 2}
         return cls(
-            encoder=SpeechTextEncoderConfig(
-                num_mel_bins=20, width=16, shared_depth=1, num_heads=2, vocab_size=60, context_length=32
-            ),
+            encoder=SpeechTextEncoderConfig(**size, vocab_size=60, context_length=32),
+            w2v_bert=W2vBertConfig(embed_dim=16, num_codevectors_per_group=16, num_negatives=4),
             max_audio_seconds=2.0,
             pool_fractions=(0.25, 0.25, 0.5),
-            embed_dim=16,
-            num_codevectors_per_group=16,
-            num_negatives=4,
             batch_size=4,
         )
 
     @classmethod
     def paper(cls) -> Recipe:
-        """The model of 0.6 billion parameters (section 4); widths of the first convolutions are those of w2v-BERT."""
+        """The model of 0.6 billion parameters (section 4), pre-training only; widths are those of w2v-BERT."""
+        warmup = 40_000 / 1_300_000
         return cls(
-            encoder=SpeechTextEncoderConfig(
-                width=1024, speech_depth=8, shared_depth=16, num_heads=8, context_length=512
-            ),
+            encoder=SpeechTextEncoderConfig(80, 1024, speech_depth=8, shared_depth=16, num_heads=8, context_length=512),
+            w2v_bert=W2vBertConfig(1024, 1, 1024, gumbel_temperature_decay=0.999995, diversity_loss_weight=0.1),
             max_audio_seconds=16.0,
-            embed_dim=1024,
-            num_codevectors_per_group=1024,
-            diversity_loss_weight=0.1,
-            gumbel_temperature_decay=0.999995,
             mean_span_length=20.0,
             paired_text_mask_ratio=0.15,
             paired_weight=0.03,
             batch_size=10_496,
-            optimizer=OptimizerConfig(
-                weight_decay=0.01, learning_rate=6e-4, warmup_ratio=40_000 / 1_300_000, betas=(0.9, 0.98)
-            ),
+            pool_fractions=(2048.0, 8192.0, 256.0),
+            ctc_finetune_fraction=0.0,
+            optimizer=OptimizerConfig(6e-4, 0.01, (0.9, 0.98), lr_scheduler="inverse_sqrt", warmup_ratio=warmup),
         )

@@ -3,7 +3,8 @@
 Texts of 3-D shapes are scarce and say little. Here a captioner describes rendered views, CLIP ranks its captions
 (`polymodal caption`), and a step aligns a point cloud with one view, sampled at random, and with captions of that view.
 Only the point encoder, its projection and a temperature are trained (ULIP-2, section 3.2; ULIP, equation 1). The
-frozen CLIP comes from `--init`; without one, its two encoders are trained in a first stage.
+frozen CLIP comes from `--init`; without one, its two encoders are trained in a first stage. Differs from the paper:
+views are not cropped at random, so that their vectors can be cached, and FPS starts at the farthest point.
 
 Terms: L_P2I = losses.points_image, L_P2T = losses.points_text (InfoNCE = info_nce), f_P = point_encoder (Point-BERT:
 FPS = farthest_point_sampling, mini-PointNet = first_conv and second_conv), W = point_projection.
@@ -12,13 +13,11 @@ FPS = farthest_point_sampling, mini-PointNet = first_conv and second_conv), W = 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypedDict, cast
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,6 +38,7 @@ from polymodal.encoders.pretrained import pretrained_weights
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.logit_scale import LogitScale
+from polymodal.layers.transformer import Packing, mean_pool
 from polymodal.modalities import Points, ViewCaptions
 from polymodal.modalities.image_augmentation import augment, may_flip
 from polymodal.modalities.padding import Padded
@@ -97,8 +97,7 @@ class ULIP2(DualEncoder):
     def embed_views(self, views: Padded) -> Float[Tensor, "batch dim"]:
         """Normalized mean over the views of each object."""
         vectors = self.encode_image(views.values[views.mask])
-        row = torch.arange(len(views), device=vectors.device).repeat_interleave(views.lengths)
-        return F.normalize(vectors.new_zeros(len(views), vectors.shape[1]).index_add(0, row, vectors), dim=-1)
+        return F.normalize(mean_pool(vectors, Packing.of(views.mask)), dim=-1)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         vectors = super().embed(batch)
@@ -170,10 +169,7 @@ class Recipe(DualEncoderRecipe):
     def missing_init(self) -> str:
         if self.clip_fraction:
             return ""
-        return (
-            "With --clip-fraction 0 the image and text encoders are not trained: load them with --init, from a run of "
-            "clip or hf:NAME, or train them first with --clip-fraction 0.5."
-        )
+        return "With --clip-fraction 0 both encoders are not trained: load them with --init, a run of clip or hf:NAME."
 
     def with_pretrained(self, name: str) -> Recipe:
         """Return the recipe with the frozen encoders of a pretrained CLIP."""
@@ -266,7 +262,7 @@ class Recipe(DualEncoderRecipe):
         )
 
 
-def _texts(texts: Sequence[list[str]], processor: Processor) -> TextBatch:
+def _texts(texts: list[list[str]], processor: Processor) -> TextBatch:
     """Return the texts of all objects, and an id of each object that those with equal texts share."""
     flat = [text for one in texts for text in one]
     return {"text": processor.text(flat), "group": text_ids(["\n".join(one) for one in texts])}

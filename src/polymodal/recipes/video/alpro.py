@@ -129,6 +129,8 @@ class Recipe(TrainingRecipe):
     """Whether pre-training has VTC, by whose similarities VTM's negatives are sampled."""
     use_pem: bool = True
     """Whether pre-training has PEM; needs an English corpus and WordNet (11 MB, once)."""
+    pem_weight: NonNegativeFloat = 1.0
+    """Weight of PEM; 0 trains the prompter and pre-trains without it, in as many steps."""
     num_entities: PositiveInt = 1000
     """Number of entities: the most frequent nouns of the texts."""
     video_prompts: tuple[str, ...] = ("a {}",)
@@ -165,7 +167,7 @@ class Recipe(TrainingRecipe):
         finetuning: dict[str, Any] = {"batch": "finetuning_batch", "losses": "finetuning_losses"}
         return (
             Stage("prompter", first, ("prompter.*",), batch="paired_batch", losses="prompter_losses"),
-            Stage("pre-training", 1 - first - last, METHOD),
+            Stage("pre-training", 1 - first - last, METHOD, loss_weights={"pem": self.pem_weight}),
             Stage("fine-tuning", last, METHOD, lr_scale=self.finetune_lr_scale, **finetuning),
         )
 

@@ -43,7 +43,7 @@ print(tokenizer.decode(written[0, asked.input_ids.shape[1] :], skip_special_toke
 model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True)  # the code is modeling_polymodal.py
 tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)
 texts = tokenizer(["a red fruit"], padding=True, truncation=True, return_tensors="pt")
-vectors = model.get_text_features(texts["input_ids"], texts["attention_mask"])
+vectors = model.get_text_features(texts["input_ids"], texts.get("attention_mask"))
 # images: model.get_image_features(pixel_values), normalised as preprocessor_config.json says""",
     "image.onnx": """import onnxruntime
 from transformers import AutoTokenizer

@@ -27,5 +27,6 @@ def sample_texts(run: Run) -> Tokens:
 
 def tokenized_samples(tokenizer: Any) -> dict[str, Tensor]:
     """Return the same texts, tokenized by an exported tokenizer."""
-    given = tokenizer(list(SAMPLES), padding=True, truncation=True, return_tensors="pt")
+    options = {"padding": True, "truncation": True, "return_attention_mask": True}  # SigLIP's gives none by itself
+    given = tokenizer(list(SAMPLES), **options, return_tensors="pt")
     return {name: given[name] for name in ("input_ids", "attention_mask")}
