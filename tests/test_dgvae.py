@@ -108,6 +108,7 @@ def test_explanations_name_items_outside_the_history_and_words_of_each_prototype
     for user, chosen in zip(model.explain({"history": history}, count=3), history, strict=True):
         assert len(user) == 4
         for items, words in user:
-            assert len(items) == len(words) == 3
+            assert len(items) == len(words) == 3  # of seven words in all
             assert not chosen[items].any()
             assert set(words) <= set(model.vocabulary)
+    assert len(model.explain({"history": history}, count=9)[0][0][1]) == 7

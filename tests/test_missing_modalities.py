@@ -211,3 +211,13 @@ def test_equal_rows_have_equal_numbers_and_missing_numbers_equal_none() -> None:
     assert len(set(identity.tolist())) == 3
     rows.numbers[:, 0] = math.nan
     assert len(set(rows.identity().tolist())) == 4
+
+
+def test_missing_cells_are_filled_with_mean_and_mode() -> None:
+    rows = table(2)
+    missing = torch.tensor([[True, False, False, True, False], [False] * 5])
+    filled = rows.mask(missing).filled(torch.tensor([2, 1]))
+    assert filled.numbers[0, 0] == 0
+    assert filled.categories[0, 0] == 2
+    assert not filled.missing.any()
+    torch.testing.assert_close(filled.numbers[~missing[:, :3]], rows.numbers[~missing[:, :3]])

@@ -42,25 +42,26 @@ def ranking_scores(
     largest = min(max(TOP_K), scores.shape[1])
     hits, gains, ideal_gains, candidates = [], [], [], []
     discount = 1 / np.log2(np.arange(largest) + 2)
-    for user_scores, seen, relevant in zip(scores, given, held_out, strict=True):
+    for user_scores, excluded, relevant in zip(scores, given, held_out, strict=True):
         open_scores = np.nan_to_num(user_scores, nan=-np.inf)
-        open_scores[seen] = -np.inf
+        open_scores[excluded] = -np.inf
         order = np.argsort(-open_scores, kind="stable")[:largest]
         hits.append(np.isin(order, relevant) & (open_scores[order] > -np.inf))
-        candidates.append(len(user_scores) - len(seen))
+        candidates.append(len(user_scores) - len(excluded))
         ideal_gains.append(np.cumsum(discount * (np.arange(largest) < len(relevant))))
         gains.append(np.cumsum(hits[-1] * discount))
-    counts, found = np.array([len(relevant) for relevant in held_out]), []
+    counts = np.array([len(relevant) for relevant in held_out])
+    ranked: list[Score] = []
     relevance = counts / np.array(candidates)  # probability that a random candidate is held out
     for k in TOP_K:
         last = min(k, largest)
         hit = np.cumsum(hits, axis=1)[:, last - 1]
         for metric, divisor in ((f"Recall@{k}", counts), (f"normalized_Recall@{k}", np.minimum(k, counts))):
-            found.append(Score(f"{name}/{metric}", hit / divisor, float((relevance * last / divisor).mean())))
+            ranked.append(Score(f"{name}/{metric}", hit / divisor, float((relevance * last / divisor).mean())))
         ideal = np.stack(ideal_gains)[:, last - 1]
         chance = float((relevance * discount[:last].sum() / ideal).mean())
-        found.append(Score(f"{name}/NDCG@{k}", np.stack(gains)[:, last - 1] / ideal, chance))
-    return found
+        ranked.append(Score(f"{name}/NDCG@{k}", np.stack(gains)[:, last - 1] / ideal, chance))
+    return ranked
 
 
 def recommendation_scores(method: nn.Module, processor: Any, reader: Reader, split: str) -> list[Score]:
@@ -68,15 +69,15 @@ def recommendation_scores(method: nn.Module, processor: Any, reader: Reader, spl
     items; the popularity baseline ranks by how many training users chose an item."""
     corpus, histories = reader.corpus, SplitHistories.of(reader, split)
     assert isinstance(method, CanRecommend)
-    found = []
+    ranked: list[Score] = []
     few = [items[:FEW] for items in histories.given]
     for name, given in ((f"{split}/recommendation", histories.given), (f"{split}/recommendation_from_{FEW}", few)):
         scores = torch.cat(answers(method, processor, "recommend", {"history": given})).numpy()
-        found += ranking_scores(name, scores, histories.given, histories.held_out)
+        ranked += ranking_scores(name, scores, histories.given, histories.held_out)
     trained = [example["history"] for example in reader.read_all(corpus.rows("train"))[1]]
     times = np.bincount(np.concatenate(trained), minlength=len(processor.history.catalogue)).astype(float)
     popularity = np.tile(times, (len(histories.given), 1))
-    return found + ranking_scores(f"{split}/most_popular", popularity, histories.given, histories.held_out)
+    return ranked + ranking_scores(f"{split}/most_popular", popularity, histories.given, histories.held_out)
 
 
 task = Task(

@@ -191,8 +191,9 @@ class DGVAE(nn.Module):
     def explain(self, batch: HistoryBatch, count: int = 5) -> list[list[tuple[list[int], list[str]]]]:
         """Return, for each user and prototype, the top items that are not in the history, and the top words."""
         output = self(batch["history"])
-        items = output["items"].masked_fill(batch["history"][:, None, :] > 0, -torch.inf).topk(count).indices
-        words = output["words"].topk(count).indices if self.text_vae is not None else items[..., :0]
+        unseen = output["items"].masked_fill(batch["history"][:, None, :] > 0, -torch.inf)
+        items = unseen.argsort(descending=True)[..., :count]
+        words = items[..., :0] if self.text_vae is None else output["words"].argsort(descending=True)[..., :count]
         return [
             [(i.tolist(), [self.vocabulary[word] for word in w.tolist()]) for i, w in zip(*user, strict=True)]
             for user in zip(items, words, strict=True)

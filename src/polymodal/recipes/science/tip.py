@@ -6,7 +6,7 @@ pairs with hard negatives, and reconstructs masked cells from the image and the 
 cells have the same token, so that fine-tuned models degrade little when cells are missing (section 3 of the paper).
 
 Terms: ITC = losses.itc, ITM = losses.itm, MTR (masked tabular reconstruction) = losses.mtr, tabular encoder =
-TIP.table_encoder, multimodal encoder = TIP.multimodal_encoder, ensemble of linear heads = TIPClassifier.classify.
+TIP.encode_table, ensemble of linear heads = TIPClassifier.classify.
 """
 
 from __future__ import annotations
