@@ -203,7 +203,8 @@ def classes_of(processor: Processor, reader: Reader, batch: Batch, split: str) -
         return batch["label"]
     corpus = reader.corpus
     assert corpus.label is not None
-    return torch.tensor([corpus.value(int(row), corpus.label) for row in corpus.rows(split)])
+    readable, _ = reader.read_all(corpus.rows(split))
+    return torch.tensor([corpus.value(row, corpus.label) for row in readable.tolist()])
 
 
 def rows_of_classes(labels: Int[Tensor, " images"], wanted: Int[Tensor, " others"]) -> Int[Tensor, " others"]:
