@@ -212,7 +212,7 @@ class _Walk:
     def _captioned(self, node: Any, place: _Place) -> None:
         """Read a figure; its figcaption is the caption of its first image, before alternative text and title."""
         caption = node.css_first("figcaption")
-        said = words(caption.text(deep=True, separator=" ")) if caption is not None else ""
+        figcaption = words(caption.text(deep=True, separator=" ")) if caption is not None else ""
         if caption is not None:
             caption.decompose()
         self.end()
@@ -220,9 +220,9 @@ class _Walk:
         self.through(node, place)
         self.end()
         for index in range(first, len(self.blocks)):
-            if said and self.blocks[index].image:
+            if figcaption and self.blocks[index].image:
                 url = self.blocks[index].image
-                self.blocks[index] = self.blocks[index]._replace(text=said, markdown=f"![{said}]({url})")
+                self.blocks[index] = self.blocks[index]._replace(text=figcaption, markdown=f"![{figcaption}]({url})")
                 break
 
     def _figure(self, node: Any) -> None:
@@ -234,8 +234,8 @@ class _Walk:
         caption = given["alt"] or given["title"]
         url = urljoin(self.base, address) if self.base else address
         name = re.sub(r"[\W_]+", " ", PurePosixPath(unquote(urlsplit(url).path)).stem).strip()
-        known = {"alt": given["alt"], "file_name": name, "width": given["width"], "height": given["height"]}
-        metadata = json.dumps({"kind": "figure", **known}, ensure_ascii=False)
+        attributes = {"alt": given["alt"], "file_name": name, "width": given["width"], "height": given["height"]}
+        metadata = json.dumps({"kind": "figure", **attributes}, ensure_ascii=False)
         self._add(PageBlock("figure", caption, f"![{caption}]({url})", url, metadata))
 
     def _add(self, block: PageBlock) -> None:

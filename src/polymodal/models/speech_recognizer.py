@@ -83,4 +83,4 @@ class SpeechRecognizer(nn.Module):
         """Return the characters of each sound; or of each text, which the head for speech has never seen."""
         (states,) = self.encode(batch).values()
         logits = self.asr_head(states.values)
-        return [ctc_greedy_decode(own[:length]) for own, length in zip(logits, states.lengths.tolist(), strict=True)]
+        return [ctc_greedy_decode(row[:length]) for row, length in zip(logits, states.lengths.tolist(), strict=True)]

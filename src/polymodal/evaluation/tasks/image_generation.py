@@ -163,8 +163,10 @@ def generation_scores(
     """
     assert isinstance(method, CanGenerateImages)
     train, real = real_images(processor, reader, "train"), real_images(processor, reader, split)
-    known, labels = (classes_of(processor, reader, batch, part) for batch, part in ((train, "train"), (real, split)))
-    classifier = image_classifier(reader.corpus, train["image"], known)
+    train_labels, labels = (
+        classes_of(processor, reader, batch, part) for batch, part in ((train, "train"), (real, split))
+    )
+    classifier = image_classifier(reader.corpus, train["image"], train_labels)
     conditional = label_of(processor) is not None
     conditions = {name: value for name, value in real.items() if name != "image"}
     device = next(method.parameters()).device
@@ -177,13 +179,13 @@ def generation_scores(
             made = method.generate_images(to_device(conditions, device), steps, generator).cpu()
             task = f"{split}/generation_in_{steps}"
             if conditional:
-                seen = predicted_classes(classifier(made).numpy())
-                scores.append(balanced_accuracy(f"{task}/accuracy", seen, labels.numpy()))
+                predicted = predicted_classes(classifier(made).numpy())
+                scores.append(balanced_accuracy(f"{task}/accuracy", predicted, labels.numpy()))
             scores.append(frechet_distance(f"{task}/frechet_distance", classifier.features(made), of_real, groups))
             scores.append(kernel_distance(f"{task}/kernel_distance", classifier.features(made), of_real))
         seen = classifier(real["image"]).argmax(1).numpy()
         scores.append(balanced_accuracy(f"{split}/real_images/accuracy", seen, labels.numpy()))
-        rows = rows_of_classes(known, labels) if conditional else rows_of_classes(0 * known, 0 * labels)
+        rows = rows_of_classes(train_labels, labels) if conditional else rows_of_classes(0 * train_labels, 0 * labels)
         others = classifier.features(train["image"][rows])
         scores.append(frechet_distance(f"{split}/real_images/frechet_distance", others, of_real, groups))
     return scores
@@ -201,17 +203,18 @@ def classes_of(processor: Processor, reader: Reader, batch: Batch, split: str) -
         return batch["label"]
     corpus = reader.corpus
     assert corpus.label is not None
-    return torch.tensor([corpus.value(int(row), corpus.label) for row in corpus.rows(split)])
+    readable, _ = reader.read_all(corpus.rows(split))
+    return torch.tensor([corpus.value(row, corpus.label) for row in readable.tolist()])
 
 
-def rows_of_classes(known: Int[Tensor, " images"], wanted: Int[Tensor, " others"]) -> Int[Tensor, " others"]:
+def rows_of_classes(labels: Int[Tensor, " images"], wanted: Int[Tensor, " others"]) -> Int[Tensor, " others"]:
     """Sample an image of each wanted class: different ones, unless a class has fewer than are wanted."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.zeros_like(wanted)
     for label in wanted.unique():
-        places, candidates = (wanted == label).nonzero()[:, 0], (known == label).nonzero()[:, 0]
+        places, candidates = (wanted == label).nonzero()[:, 0], (labels == label).nonzero()[:, 0]
         if not len(candidates):  # a class that training has not
-            candidates = torch.arange(len(known))
+            candidates = torch.arange(len(labels))
         order = candidates[torch.randperm(len(candidates), generator=generator)]
         rows[places] = order.repeat(-(-len(places) // len(order)))[: len(places)]
     return rows

@@ -94,10 +94,12 @@ class Recipe:
         """What is known of the language. good: texts of it; without any, perplexity and word lists ask for nothing."""
         return Knowledge.of(self.language, good, flagged, stop=self.num_stop_words)
 
-    def unused_filters(self, known: Knowledge) -> list[str]:
+    def unused_filters(self, knowledge: Knowledge) -> list[str]:
         """Return the filters that ask for nothing without good texts or flagged words."""
         return list(
-            dict.fromkeys(unused_filters(self.paragraph_filters, known) + unused_filters(self.document_filters, known))
+            dict.fromkeys(
+                unused_filters(self.paragraph_filters, knowledge) + unused_filters(self.document_filters, knowledge)
+            )
         )
 
     def steps(self, known: Knowledge) -> dict[str, CurationStep]:
