@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from polymodal.encoders.pretrained_text import PretrainedTextEncoder
 from polymodal.errors import UserError, needs
 from polymodal.serving.export.preprocessing import exported_tokenizer
 from polymodal.serving.export.samples import SAMPLES
-from polymodal.serving.export.transformers import REMOTE_CODE, text_transformer_sizes
+from polymodal.serving.export.transformers import REMOTE_CODE, copy_remote_code, text_transformer_sizes
 from polymodal.training import Run
 
 POOLING = {"avg": "mean", "eos": "lasttoken", "cls": "cls"}
@@ -37,7 +36,7 @@ def to_sentence_transformers(run: Run, folder: Path) -> tuple[str, float]:
         exported_tokenizer(run).save_pretrained(aside)
         trust = {}
         if remote:
-            shutil.copyfile(REMOTE_CODE, Path(aside) / REMOTE_CODE.name)
+            copy_remote_code(Path(aside))
             trust = {"trust_remote_code": True}
         words = Transformer(
             aside,
@@ -52,7 +51,7 @@ def to_sentence_transformers(run: Run, folder: Path) -> tuple[str, float]:
         model = SentenceTransformer(modules=[words, pooling, projection, Normalize()], device="cpu")
         model.save(str(folder), create_model_card=False)
     if remote:
-        shutil.copyfile(REMOTE_CODE, folder / REMOTE_CODE.name)
+        copy_remote_code(folder)
     loaded = SentenceTransformer(str(folder), device="cpu", trust_remote_code=remote)
     found = torch.from_numpy(loaded.encode(list(SAMPLES), show_progress_bar=False))
     expected = method.embed({"text": run.processor(text=list(SAMPLES))["text"]})["text"]

@@ -27,6 +27,7 @@ from polymodal.serving.export.samples import SAMPLES, sample_pixels, sample_text
 from polymodal.training import Run
 
 REMOTE_CODE = Path(__file__).with_name("modeling_polymodal.py")
+ENCODERS = Path(__file__).with_name("modeling_polymodal_encoders.py")  # which it imports
 
 
 def to_transformers(run: Run, folder: Path) -> tuple[str, float]:
@@ -37,7 +38,7 @@ def to_transformers(run: Run, folder: Path) -> tuple[str, float]:
     write_image_settings(run, folder)
     kind = type(model).__name__
     if kind.startswith("Polymodal"):
-        shutil.copyfile(REMOTE_CODE, folder / REMOTE_CODE.name)
+        copy_remote_code(folder)
         loaded = transformers().AutoModel.from_pretrained(folder, trust_remote_code=True)
         tokenizer = transformers().AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
         kind = "AutoModel, with trust_remote_code=True"
@@ -60,6 +61,12 @@ def exported(run: Run) -> tuple[Any, Any]:
     if not pretrained and is_clip(image, text) and like_clip:
         return own_clip(run)
     return remote_dual_encoder(run), exported_tokenizer(run)
+
+
+def copy_remote_code(folder: Path) -> None:
+    """Write the custom code beside the weights."""
+    for file in (REMOTE_CODE, ENCODERS):
+        shutil.copyfile(file, folder / file.name)
 
 
 def remote_dual_encoder(run: Run) -> Any:
