@@ -32,5 +32,5 @@ class MaskedTableHead(nn.Module):
 
     def by_column(self, logits: Float[Tensor, "batch categorical values"]) -> list[Float[Tensor, "batch levels"]]:
         """Restrict the logits of each categorical column to its own values."""
-        own = zip(self.offsets, self.levels, strict=True)
-        return [logits[:, column, start : start + count] for column, (start, count) in enumerate(own)]
+        starts = zip(self.offsets, self.levels, strict=True)
+        return [logits[:, column, start : start + count] for column, (start, count) in enumerate(starts)]
