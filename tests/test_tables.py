@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -53,14 +54,47 @@ def test_terms_of_a_docstring_are_a_table_of_their_own() -> None:
     assert page.split_terms("NAME: no terms.") == ("NAME: no terms.", {})
 
 
+PACKAGE = Path(recipes.__file__).parents[1]
+
+
+def identifiers(file: Path) -> set[str]:
+    """Names of functions, classes, fields, arguments and attributes, and strings such as the names of losses."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Name(id=name) | ast.Attribute(attr=name):
+                found.add(name)
+            case ast.arg(arg=name) | ast.keyword(arg=str(name)) | ast.Constant(value=str(name)):
+                found.add(name)
+    return found
+
+
+def imported_files(file: Path) -> set[Path]:
+    """The files of the package that a file imports from."""
+    modules = {
+        node.module
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("polymodal.")
+    }
+    places = [PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py") for module in modules]
+    return {place for place in places if place.is_file()}
+
+
 @pytest.mark.parametrize("name", recipes.entries())
-def test_terms_of_a_recipe_are_names_of_its_file(name: str) -> None:
-    entry = recipes.entries()[name]
-    code = ast.parse(entry.file.read_text(encoding="utf-8"))
-    _, terms = page.split_terms(ast.get_docstring(code) or "")
-    names = {node.value for node in ast.walk(code) if isinstance(node, ast.Constant)}
-    names |= {node.name for node in ast.walk(code) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    assert not [term for term in terms.values() if term.rpartition(".")[2] not in names]
+def test_terms_of_a_recipe_are_names_of_its_code(name: str) -> None:
+    """A flag, a file below the package, or the last part of a dotted name in the recipe or what it imports from."""
+    file = recipes.entries()[name].file
+    _, terms = page.split_terms(ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "")
+    near = {file, *imported_files(file)}
+    every = near.union(*map(imported_files, near))
+    names = set[str]().union(*map(identifiers, every)) | {one.stem for one in every}
+    for term, code in terms.items():
+        for part in re.split(r" and | with | \(", code):
+            word = re.sub(r"=.*", "", part.rstrip(")").removeprefix("--no-").removeprefix("--")).replace("-", "_")
+            module, _, last = word.rpartition(".")
+            elsewhere = PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
+            known = names | (identifiers(elsewhere) if elsewhere.is_file() else set())
+            assert last in known or PACKAGE.joinpath(*word.split(".")).with_suffix(".py").is_file(), f"{term} = {code}"
 
 
 @pytest.mark.parametrize("name", recipes.entries())

@@ -8,7 +8,8 @@ Since such a choice sees later tokens, auxiliary routers learn at the end to pre
 expert takes, so that the router learns only from tokens of two experts or more (`--no-post-norm` compares).
 
 Terms: expert choice = ExpertChoice, Gumbel-Sigmoid = gumbel_sigmoid, auxiliary router = AuxiliaryRouter, upcycling
-(1t1i to ntni) = upcycle, MoD = MixtureOfDepths, moe_8x = --no-modality-aware, eta = speed_up_factor.
+(1t1i to ntni) = upcycle, MoD = MixtureOfDepths, moe_8x = --no-modality-aware, eta =
+reproduce.curves.speed_up_factor.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ right and wrong, and DropoutNTP) with three losses at once: preference (DPO), qu
 architecture is that of the run of `--init`, whose weights it starts from.
 
 Terms: preference loss L_p = losses.dpo, quality loss L_q = losses.bco, generation loss L_g = losses.sft,
-reward shift delta = RewardShift, TR-DPO = ref_model_mixup_alpha, DropoutNTP = curation.preferences, MMPR
-= sample-preferences.
+reward shift delta = RewardShift, TR-DPO = ref_model_mixup_alpha, DropoutNTP and MMPR =
+curation.preferences.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ Only the point encoder, its projection and a temperature are trained (ULIP-2, se
 frozen CLIP comes from `--init`; without one, its two encoders are trained in a first stage. Differs from the paper:
 views are not cropped at random, so that their vectors can be cached, and FPS starts at the farthest point.
 
-Terms: L_P2I = losses.points_image, L_P2T = losses.points_text (InfoNCE = info_nce), f_P = point_encoder (Point-BERT:
-FPS = farthest_point_sampling, mini-PointNet = first_conv and second_conv), W = point_projection.
+Terms: L_P2I = losses.points_image, L_P2T = losses.points_text, InfoNCE = info_nce, f_P = point_encoder, FPS =
+farthest_point_sampling, mini-PointNet = first_conv and second_conv, W = point_projection.
 """
 
 from __future__ import annotations

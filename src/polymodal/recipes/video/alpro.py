@@ -7,7 +7,7 @@ fusion, matching after it, and masked language modeling (section 3). No detector
 entity.
 
 Terms: VTC (video-text contrastive) = losses.itc, VTM (video-text matching) = losses.itm, MLM = losses.mlm, PEM
-(prompting entity modeling) = losses.pem; prompter and its pseudo-labels q = ALPRO.prompter and its probabilities.
+(prompting entity modeling) = losses.pem, prompter = ALPRO.prompter.
 
 Differs from the paper in: encoders and fusion are pre-norm (BERT is post-norm) and start from random weights; stages
 share one batch size, number of frames and gradient clipping (released: prompter 512 clips; fine-tuning 8 or 16 frames,
