@@ -66,7 +66,8 @@ class PretrainedPageConfig(PageEncoderConfig):
 
     def _read(self, folder: Path) -> Tokenizer:
         try:
-            words = transformers().RobertaTokenizer.from_pretrained(folder, add_prefix_space=True)
+            library = transformers()
+            words = library.RobertaTokenizer.from_pretrained(folder, add_prefix_space=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder} has no tokenizer that can be read ({type(error).__name__}).") from error
         return PretrainedTokenizer(words, self.context_length)
