@@ -16,6 +16,7 @@ from polymodal.data.instructions import chain_of_thought_prompt, final_answer
 from polymodal.data.loader import Reader
 from polymodal.evaluation.capabilities import CanClassifyAnswers, CanGenerateText
 from polymodal.evaluation.classification import predicted_classes
+from polymodal.evaluation.panels import NEUTRAL, Line, verdict_color
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.modalities import Questions
 from polymodal.modalities.question import Question
@@ -115,6 +116,21 @@ def written_texts(method: nn.Module, processor: Any, images: list[Any], question
 def _same_each(texts: list[str], asked: list[tuple[Example, Question]]) -> Float[np.ndarray, " questions"]:
     pairs = zip(texts, asked, strict=True)
     return np.array([_same(text, question.answer) for text, (_, question) in pairs], dtype=float)
+
+
+def question_lines(
+    method: nn.Module, processor: Any, examples: Sequence[Example], item: str, most: int = 3
+) -> list[list[Line]]:
+    """For a plot, some questions of each example with the method's answers: green if correct, else the reference."""
+    asked = [(place, one) for place, example in enumerate(examples) for one in example["questions"][:most]]
+    shown = [examples[place][item] for place, _ in asked]
+    given = _answered(method, processor, item, shown, [one.question for _, one in asked])
+    lines: list[list[Line]] = [[] for _ in examples]
+    for (place, one), text in zip(asked, given, strict=True):
+        right = _same(text, one.answer)
+        lines[place].append((f"Q: {one.question}", NEUTRAL))
+        lines[place].append((f"A: {text}{'' if right else f' (reference: {one.answer})'}", verdict_color(right)))
+    return lines
 
 
 def most_frequent_answers(corpus: Corpus, most: int = 4000) -> dict[str, str]:

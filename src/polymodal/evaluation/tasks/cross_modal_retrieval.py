@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation.capabilities import CanEmbed
 from polymodal.evaluation.classification import balanced_accuracy, linear_probe, prompt_ensemble, zero_shot
 from polymodal.evaluation.embeddings import ItemVectors, PairedTest, main_language
+from polymodal.evaluation.panels import (
+    EXAMPLES,
+    MAX_CANDIDATES,
+    NOTE,
+    TOP,
+    Panel,
+    Panels,
+    clipped,
+    retrieval_panels,
+    text_panel,
+    value_panel,
+)
 from polymodal.evaluation.retrieval import METRICS
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import ITEMS, WITH_TEXT, Task, TaskInputs
@@ -54,14 +70,10 @@ def _other_languages(corpus: Corpus, main: str | None) -> list[str]:
 def _label_scores(inputs: TaskInputs, label: str, item: str, items: Mapping[str, ItemVectors]) -> list[Score]:
     """Zero-shot by the corpus's prompts, and a linear probe, on every split in `items`."""
     corpus = inputs.corpus
-    modality = corpus.columns[label]
-    assert isinstance(modality, Category)
     scores = []
     labels = {split: _labels(corpus, label, found) for split, found in items.items()}
     if corpus.prompts:
-        prompts = [list(corpus.prompts[name]) for name in modality.names]
-        vectors = embed(inputs.method, inputs.processor, text=[text for texts in prompts for text in texts])["text"]
-        classes = prompt_ensemble(vectors.split([len(texts) for texts in prompts]))
+        _, classes = _class_vectors(inputs, label)
         for split, found in items.items():
             scores.append(zero_shot(f"{split}/zero_shot_{label}/accuracy", found.vectors, labels[split], classes))
     if {"train", "validation"} <= set(corpus.splits):
@@ -83,12 +95,57 @@ def _labels(corpus: Corpus, label: str, items: ItemVectors) -> np.ndarray:
     return np.array([corpus.value(row, label) for row in items.rows])
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Captions with the items that are most similar; below, zero-shot classes where the corpus has prompts."""
+    corpus, item = inputs.corpus, inputs.item
+    assert item is not None
+    rows, examples = inputs.test_examples(MAX_CANDIDATES)
+    text = corpus.columns[corpus.column_with(Text)]
+    assert isinstance(text, Text)
+    texts = [text.in_main_language(example["text"])[0].text for example in examples]
+    chosen = np.linspace(0, len(rows) - 1, min(EXAMPLES, len(rows))).round().astype(int)
+    items = [example[item] for example in examples]
+    vectors = embed(inputs.method, inputs.processor, 256, **{item: items, "text": texts})
+    panels = retrieval_panels(
+        [text_panel([texts[number]], "query") for number in chosen],
+        vectors["text"][torch.from_numpy(chosen)] @ vectors[item].T,
+        [np.flatnonzero([other == texts[number] for other in texts]) for number in chosen],
+        lambda number, title, right: value_panel(corpus, int(rows[number]), inputs.item_column, title, right),
+        f"Retrieval among {len(rows)} test examples; green: relevant",
+    )
+    if corpus.label is None or not corpus.prompts:
+        return panels
+    classes = _zero_shot_panels(inputs, corpus.label, rows[:TOP], vectors[item][:TOP])
+    return replace(panels, rows=[*panels.rows, classes])
+
+
+def _zero_shot_panels(
+    inputs: TaskInputs, label: str, rows: np.ndarray, items: Float[Tensor, "items dim"]
+) -> list[Panel]:
+    names, vectors = _class_vectors(inputs, label)
+    panels = [text_panel(["zero-shot classification", ("predicted class", NOTE)])]
+    for row, number in zip(rows.tolist(), (items @ vectors.T).argmax(1).tolist(), strict=True):
+        right = number == inputs.corpus.value(row, label)
+        panels.append(value_panel(inputs.corpus, row, inputs.item_column, clipped(names[number], lines=1), right))
+    return panels
+
+
+def _class_vectors(inputs: TaskInputs, label: str) -> tuple[tuple[str, ...], Float[Tensor, "classes dim"]]:
+    """The classes of a label, and the ensemble of the vectors of each one's prompts."""
+    modality = inputs.corpus.columns[label]
+    assert isinstance(modality, Category)
+    prompts = [list(inputs.corpus.prompts[name]) for name in modality.names]
+    vectors = embed(inputs.method, inputs.processor, text=[text for texts in prompts for text in texts])["text"]
+    return modality.names, prompt_ensemble(vectors.split([len(texts) for texts in prompts]))
+
+
 task = Task(
     capability=CanEmbed,
     requires=WITH_TEXT,
     order=10,
     score=cross_modal_scores,
     validate=validation_scores,
+    plot=plot,
     metrics=METRICS | {"top-*": MetricKind(), "accuracy": MetricKind()},
     headline=(
         *(f"text_to_{item}/{metric}" for item in ITEMS for metric in ("R@10", "R@1", "MRR")),

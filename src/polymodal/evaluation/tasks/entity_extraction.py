@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
 from polymodal.evaluation.classification import predicted_classes
+from polymodal.evaluation.panels import Panel, Panels, text_panel, value_panel
 from polymodal.evaluation.statistics import MetricKind, Score
-from polymodal.evaluation.task import Task
-from polymodal.modalities import Words
-from polymodal.modalities.document import OTHER, Word
+from polymodal.evaluation.task import Task, TaskInputs
+from polymodal.modalities import Image, Words
+from polymodal.modalities.document import BOX_SCALE, OTHER, Word
 from polymodal.training.run import answers
 from polymodal.types import Batch, Example, Processor
 
 VALIDATION_PAGES = 150  # a look at long pages takes longer than many steps
+MAX_PLOT_PAGES = 2
 NO_FIELD = ""  # of a word whose logits are no numbers: never right
 Entity = tuple[int, int, str]  # the first word, the one after the last, and the field
 
@@ -97,6 +99,37 @@ def _chance(pages: Sequence[tuple[list[Word], list[str]]]) -> list[list[str]]:
     return [[field for segment in page for field in [next(drawn)] * len(segment)] for page in segments]
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Pages, their labelled fields, and the predicted ones; a legend of the fields."""
+    rows, examples = inputs.test_examples(MAX_PLOT_PAGES)
+    pages = predict_fields(inputs.method, inputs.processor, examples)
+    image = inputs.corpus.column_with(Image)
+    panels = []
+    for row, (words, fields) in zip(rows.tolist(), pages, strict=True):
+        used = sorted({*fields, *(word.field for word in words)} - {OTHER, NO_FIELD})
+        right = np.mean([word.field == field for word, field in zip(words, fields, strict=True)])
+        guesses = [word._replace(field=field) for word, field in zip(words, fields, strict=True)]
+        legend = [(field, f"C{number % 10}") for number, field in enumerate(used)]
+        maps = [_fields_panel(words, used, "labels"), _fields_panel(guesses, used, f"predictions: {right:.0%} correct")]
+        panels.append([value_panel(inputs.corpus, row, image), *maps, text_panel(legend)])
+    return Panels(panels, "Fields of words", (1.6, 1.6, 1.6, 1.0), 1.6)
+
+
+def _fields_panel(words: Sequence[Word], names: Sequence[str], title: str) -> Panel:
+    """The boxes of words on the page, in the color of the field; gray where there is none."""
+
+    def draw(axes: Any) -> None:
+        from matplotlib.patches import Rectangle
+
+        for word in words:
+            left, top, right, bottom = word.box
+            color = f"C{names.index(word.field) % 10}" if word.field in names else "#d0d0d0"
+            axes.add_patch(Rectangle((left, top), right - left, bottom - top, facecolor=color, linewidth=0))
+        axes.set(xlim=(0, BOX_SCALE), ylim=(BOX_SCALE, 0), xticks=[], yticks=[])
+
+    return Panel(draw, title)
+
+
 task = Task(
     capability=CanClassifyTokens,
     requires=((Words,),),
@@ -105,6 +138,7 @@ task = Task(
     validate=lambda inputs: field_scores(
         inputs.method, inputs.processor, inputs.reader, "validation", VALIDATION_PAGES
     ),
+    plot=plot,
     metrics={"entity_f1": MetricKind(), "word_accuracy": MetricKind()},
     headline=("fields/entity_f1", "fields/word_accuracy"),
     forward_methods=("classify_tokens",),

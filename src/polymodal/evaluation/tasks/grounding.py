@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.data.loader import Reader
+from polymodal.evaluation.panels import EXAMPLES, Panel, Panels, image_panel, shown_images, text_panel
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import MetricKind, Score
-from polymodal.evaluation.task import Task
+from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image, Mask, Regions
 from polymodal.modalities.region import Region
 from polymodal.training.run import embed, evaluating, to_device
+from polymodal.types import Processor
 
 BATCH = 128
-from polymodal.types import Processor
 
 
 @runtime_checkable
@@ -141,12 +142,42 @@ def region_cells(box: tuple[int, ...], shape: tuple[int, ...], grid: int) -> tup
     return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Images, the masks of their objects, and the name that is most similar at every pixel of an object."""
+    corpus = inputs.corpus
+    rows, examples = inputs.test_examples(EXAMPLES)
+    images = [example["image"] for example in examples]
+    patches = _patch_vectors(inputs.method, inputs.processor, images)
+    lines = []
+    for row, image, vectors in zip(rows.tolist(), shown_images(images), patches, strict=True):
+        regions, truth = (corpus.value(row, corpus.column_with(kind)) for kind in (Regions, Mask))
+        names = list(dict.fromkeys(region.name for region in regions))
+        texts = embed(inputs.method, inputs.processor, text=names)["text"]
+        given = np.where(truth > 0, segment(vectors, texts, *truth.shape).numpy() + 1, 0)
+        numbers = np.array([0, *(names.index(region.name) + 1 for region in regions)])
+        legend = [(name, f"C{number % 10}") for number, name in enumerate(names)]
+        maps = [_map_panel(one, title) for one, title in ((numbers[truth], "mask"), (given, "prediction"))]
+        lines.append([image_panel(image), *maps, text_panel(legend)])
+    return Panels(lines, "Segmentation by the similarity of patches and names", (1, 1, 1, 1.2))
+
+
+def _map_panel(names: Int[np.ndarray, "height width"], title: str) -> Panel:
+    """The name of every pixel by its color; 0 is white."""
+
+    def draw(axes: Any) -> None:
+        axes.imshow(np.ma.masked_equal(np.where(names > 0, (names - 1) % 10 + 1, 0), 0), cmap="tab10", vmin=1, vmax=10)
+        axes.set(xticks=[], yticks=[])
+
+    return Panel(draw, title)
+
+
 task = Task(
     capability=CanEncodePatches,
     requires=((Image, Mask),),
     order=80,
     score=lambda inputs: inputs.over_test_splits(grounding_scores),
     metrics={"mIoU": MetricKind(), "accuracy": MetricKind(), "R@*": MetricKind(), "MRR": MetricKind()},
+    plot=plot,
     headline=("segmentation/mIoU", "pointing_game/accuracy", "phrase_grounding/R@1"),
     forward_methods=("embed", "encode_patches"),
 )

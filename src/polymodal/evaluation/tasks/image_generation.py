@@ -20,15 +20,17 @@ from polymodal.data.columns.label import label_of
 from polymodal.data.conditions import conditions
 from polymodal.data.loader import Reader
 from polymodal.evaluation.classification import balanced_accuracy, predicted_classes
+from polymodal.evaluation.panels import Panels, clipped, image_panel, shown_images, text_panel
 from polymodal.evaluation.statistics import MetricKind, Score, group_numbers
 from polymodal.evaluation.task import Task, TaskInputs
-from polymodal.modalities import Image
+from polymodal.modalities import Category, Image
 from polymodal.training.run import evaluating, to_device
 from polymodal.types import Batch, Processor
 
 STEPS = (1, 2, 4, 8, 32)
 VALIDATION_STEPS = (1, 8)
 BATCH = 128
+MAX_PLOTTED, PLOTTED_STEPS = 8, (32, 4, 1)
 PASSES = 15  # of the classifier over the training images
 IMAGE_GROUPS = 50  # that are left out in turn for the interval of a Fréchet distance
 
@@ -181,6 +183,28 @@ def real_images(processor: Processor, reader: Reader, split: str) -> Batch:
     return processor(image=[example["image"] for example in examples]) | conditions(processor, examples)
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Images for the conditions of test images, in few and in many steps, and the test images themselves."""
+    rows, examples = inputs.test_examples(MAX_PLOTTED)
+    given = conditions(inputs.processor, examples)
+    device = next(inputs.method.parameters()).device
+    label, image = inputs.corpus.label, inputs.processor.image
+    assert label is not None
+    modality = inputs.corpus.columns[label]
+    assert isinstance(modality, Category)
+    names = [clipped(modality.names[inputs.corpus.value(row, label)], 16, 1) for row in rows.tolist()]
+    lines = []
+    with evaluating(inputs.method), torch.no_grad():
+        for steps in PLOTTED_STEPS:
+            generator = torch.Generator().manual_seed(0)
+            made = inputs.method.generate_images(to_device(given, device), steps, generator).cpu()  # type: ignore[operator]
+            panels = [image_panel(one) for one in image.shown(made)]
+            lines.append([text_panel([f"{steps} step{'s' * (steps > 1)}"]), *panels])
+    real = shown_images([example["image"] for example in examples])
+    lines.append([text_panel(["real"]), *(image_panel(one, name) for one, name in zip(real, names, strict=True))])
+    return Panels(lines[::-1], "Generated images", (0.5, *[0.7] * len(rows)), 0.7)
+
+
 def _has_labeled_images(inputs: TaskInputs) -> bool:
     """Whether images have a label that the method takes, so that a classifier can judge generated ones."""
     return inputs.corpus.label is not None and label_of(inputs.processor) is not None
@@ -195,6 +219,7 @@ task = Task(
     validate=lambda inputs: generation_scores(
         inputs.method, inputs.processor, inputs.reader, "validation", VALIDATION_STEPS
     ),
+    plot=plot,
     metrics={"accuracy": MetricKind(), "*_distance": MetricKind("distance", higher_is_better=False)},
     headline=(*(f"generation_in_{steps}/frechet_distance" for steps in (1, 4, 32)), "generation_in_1/accuracy"),
     forward_methods=("generate_images",),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
+from polymodal.evaluation.panels import EXAMPLES, Panels, retrieval_panels, text_panel, value_panel
 from polymodal.evaluation.retrieval import METRICS, ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.task import ITEMS, WITH_TEXT, Task, TaskInputs
@@ -17,6 +18,7 @@ from polymodal.training.run import answers
 from polymodal.types import Batch, Processor
 
 MAX_MATCHED = 200  # examples, all pairs of which are looked at
+MAX_PLOTTED = 64  # examples that are matched with every caption of a plot
 BLOCK = 16  # examples that are compared with all texts at once
 
 
@@ -62,11 +64,38 @@ def _scores(inputs: TaskInputs) -> list[Score]:
     return inputs.over_test_splits(matching_scores, inputs.item)
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Captions with the items that match best."""
+    corpus, item = inputs.corpus, inputs.item
+    assert item is not None
+    rows, examples = inputs.test_examples(MAX_PLOTTED)
+    modality = corpus.columns[corpus.column_with(Text)]
+    assert isinstance(modality, Text)
+    texts = [modality.in_main_language(example["text"])[0].text for example in examples[:: len(examples) // EXAMPLES]]
+    texts = texts[:EXAMPLES]
+    blocks = [examples[start : start + BLOCK] for start in range(0, len(examples), BLOCK)]
+    columns = [{"text": texts, item: [example[item] for example in block]} for block in blocks]
+    logits = [
+        part
+        for some in columns
+        for part in answers(inputs.method, inputs.processor, "itm_logits", some, max(BLOCK, EXAMPLES))
+    ]
+    own = [{caption.text for caption in example["text"]} for example in examples]
+    return retrieval_panels(
+        [text_panel([text], "query") for text in texts],
+        torch.cat(logits).T,
+        [np.flatnonzero([text in captions for captions in own]) for text in texts],
+        lambda number, title, right: value_panel(corpus, int(rows[number]), inputs.item_column, title, right),
+        f"Matching among {len(rows)} test examples; green: relevant",
+    )
+
+
 task = Task(
     capability=CanScorePairs,
     requires=WITH_TEXT,
     order=20,
     score=_scores,
+    plot=plot,
     metrics=METRICS,
     headline=tuple(f"matching/text_to_{item}/{metric}" for item in ITEMS for metric in ("R@10", "R@1", "MRR")),
     forward_methods=("itm_logits",),

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from polymodal.data.columns.expressions import ReferringExpression
 from polymodal.data.loader import Reader
+from polymodal.evaluation.panels import EXAMPLES, NEUTRAL, Panels, boxes_panel, clipped, shown_images, text_panel
 from polymodal.evaluation.statistics import MetricKind, Score
-from polymodal.evaluation.task import Task
+from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Expressions
 from polymodal.modalities.boxes import intersection_over_union
 from polymodal.training.run import answers
@@ -22,6 +23,7 @@ from polymodal.types import Batch, Example, Processor
 IOU_THRESHOLD = 0.5  # IoU of a box that counts as found
 SCORE_THRESHOLD = 0.5  # how sure a method is of a box that it gives
 BATCH = 128
+BRANCH_COLORS = ("#0072b2", "#d55e00", "#cc79a7", "#009e73")
 
 PredictedBoxes = dict[str, tuple[Float[Tensor, "expressions queries 4"], Float[Tensor, "expressions queries"]]]
 
@@ -141,12 +143,32 @@ def all_matched(boxes: Float[Tensor, "found 4"], truth: Sequence[Sequence[float]
     return bool(near[linear_sum_assignment(~near)].all())
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Images with an expression each: the reference box, and the box with the highest score of every branch."""
+    _, examples = inputs.test_examples(2 * EXAMPLES)
+    single = [[one for one in example["expressions"] if len(one.boxes) == 1] for example in examples]
+    kept = [(example, own[len(own) // 2]) for example, own in zip(examples, single, strict=True) if own]
+    texts, shown = [one.text for _, one in kept], [example for example, _ in kept]
+    found = _located(inputs.method, inputs.processor, shown, np.arange(len(shown)), texts)
+    images = shown_images([example["image"] for example in shown])
+    panels = []
+    for number, (image, (_, one)) in enumerate(zip(images, kept, strict=True)):
+        boxes: list[tuple[Sequence[float], str, str]] = [(one.boxes[0], "black", ":")]
+        for color, (corners, scores) in zip(BRANCH_COLORS, found.values(), strict=False):
+            boxes.append((corners[number, int(scores[number].argmax())].tolist(), color, "-"))
+        panels.append(boxes_panel(image, boxes, clipped(one.text)))
+    key = [("dotted: reference", NEUTRAL), *zip((f"box of {name}" for name in found), BRANCH_COLORS, strict=False)]
+    rows = [panels[start : start + EXAMPLES] for start in range(0, len(panels), EXAMPLES)]
+    return Panels([[*rows[0], text_panel(key)], *rows[1:]], "Referring expressions", [1.4] * EXAMPLES + [1.2])
+
+
 task = Task(
     capability=CanDetect,
     requires=((Expressions,),),
     order=130,
     score=lambda inputs: inputs.over_test_splits(referring_scores),
     validate=lambda inputs: referring_scores(inputs.method, inputs.processor, inputs.reader, "validation"),
+    plot=plot,
     metrics=dict.fromkeys(("acc@0.5", "mean_IoU", "*_gain", "sets", "accuracy"), MetricKind()),
     headline=("referring/*/acc@0.5", "referring/*/sets"),
     forward_methods=("predict_boxes",),

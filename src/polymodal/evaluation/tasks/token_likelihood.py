@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from polymodal.data.instructions import longest_caption
 from polymodal.data.loader import Reader
+from polymodal.evaluation.panels import Panels, text_panel, value_panel
 from polymodal.evaluation.statistics import MetricKind, Score
-from polymodal.evaluation.task import Task
+from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image, Interleaved, Text
 from polymodal.training.run import answers
-from polymodal.types import Batch, Processor
+from polymodal.types import Batch, Example, Processor
 
 BATCH = 32
+MAX_PLOTTED = 6  # examples
 
 
 @runtime_checkable
@@ -45,10 +47,7 @@ def document_scores(method: nn.Module, processor: Processor, reader: Reader, spl
     documents: list[list[Any]] = []
     owners: list[int] = []
     for number, example in enumerate(examples):
-        if "document" in example:
-            own = [example["document"]]
-        else:
-            own = [[longest_caption(example), example["image"]], [example["image"], longest_caption(example)]]
+        own = _documents(example)
         documents += own
         owners += [number] * len(own)
     found = answers(method, processor, "token_nll", {"document": documents}, BATCH)
@@ -63,12 +62,41 @@ def document_scores(method: nn.Module, processor: Processor, reader: Reader, spl
     return scores
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Test examples from the lowest to the highest negative log-likelihood per token, with that of each modality."""
+    rows, examples = inputs.test_examples(MAX_PLOTTED)
+    kind = Interleaved if inputs.corpus.has_modality(Interleaved) else Image
+    column = inputs.corpus.column_with(kind)
+    panels = []
+    for row, example in zip(rows.tolist(), examples, strict=True):
+        documents = {"document": _documents(example)[:1]}
+        (found,) = answers(inputs.method, inputs.processor, "token_nll", documents)
+        means = {name: float(nats.sum() / count.sum().clamp(min=1)) for name, (nats, count) in found.items()}
+        total = sum(float(nats.sum()) for nats, _ in found.values())
+        lines = [f"{name}: {value:.2f} nats per token" for name, value in means.items()]
+        if kind is Image:
+            lines.append(longest_caption(example))
+        panels.append((total, [value_panel(inputs.corpus, row, column), text_panel(lines)]))
+    ordered = [pair for _, pair in sorted(panels, key=lambda one: one[0])]
+    half = -(-len(ordered) // 2)
+    lines_of = [[*pair, *([*ordered[half:], []])[place]] for place, pair in enumerate(ordered[:half])]
+    return Panels(lines_of, "Documents from the most to the least probable", (1.0, 1.8, 1.0, 1.8))
+
+
+def _documents(example: Example) -> list[list[Any]]:
+    """The document of an example; of an image with captions, the longest one before and after the image."""
+    if "document" in example:
+        return [example["document"]]
+    return [[longest_caption(example), example["image"]], [example["image"], longest_caption(example)]]
+
+
 task = Task(
     capability=CanScoreTokens,
     requires=((Image, Text), (Interleaved,)),
     order=120,
     score=lambda inputs: inputs.over_test_splits(document_scores),
     validate=lambda inputs: document_scores(inputs.method, inputs.processor, inputs.reader, "validation"),
+    plot=plot,
     metrics={"nll_per_token": MetricKind("nats per token", higher_is_better=False)},
     headline=("*/nll_per_token",),
     forward_methods=("token_nll",),

@@ -9,8 +9,9 @@ from rapidfuzz.distance import Levenshtein
 from torch import nn
 
 from polymodal.data.loader import Reader
+from polymodal.evaluation.panels import EXAMPLES, NOTE, Panels, text_panel, value_panel, verdict_color
 from polymodal.evaluation.statistics import MetricKind, Score
-from polymodal.evaluation.task import Task
+from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Audio, Text
 from polymodal.training.run import answers
 from polymodal.types import Batch
@@ -69,11 +70,31 @@ def _words(texts: list[str]) -> list[list[str]]:
     return [text.split() for text in texts]
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Spectrograms with the reference and the transcript."""
+    rows, examples = inputs.test_examples(EXAMPLES)
+    texts = [example["text"][0].text for example in examples]
+    wanted = inputs.processor.tokenizer.decode(inputs.processor.tokenizer(texts))
+    columns = {"sound": [example["sound"] for example in examples]}
+    parts = answers(inputs.method, inputs.processor, "transcribe", columns, BATCH)
+    written = inputs.processor.texts([row for part in parts for row in part])
+    column = inputs.corpus.column_with(Audio)
+    panels = [
+        [
+            value_panel(inputs.corpus, row, column),
+            text_panel([(f"reference: {right}", NOTE), (f"transcript: {text}", verdict_color(text == right))]),
+        ]
+        for row, text, right in zip(rows.tolist(), written, wanted, strict=True)
+    ]
+    return Panels(panels, "Transcripts", (2.0, 2.8))
+
+
 task = Task(
     capability=CanTranscribe,
     requires=((Audio, Text),),
     order=40,
     score=lambda inputs: inputs.over_test_splits(transcription_scores),
+    plot=plot,
     metrics={"*_error_rate": MetricKind(higher_is_better=False), "gain_by_order": MetricKind()},
     headline=("transcripts/word_error_rate", "transcripts/character_error_rate"),
     forward_methods=("transcribe",),

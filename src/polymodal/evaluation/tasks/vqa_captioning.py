@@ -13,7 +13,8 @@ from polymodal.data.instructions import longest_caption
 from polymodal.data.loader import Reader
 from polymodal.evaluation.byte_likelihood import MAX_TEXTS, bits_per_byte
 from polymodal.evaluation.capabilities import CanGenerateText, HasLikelihood
-from polymodal.evaluation.question_answering import METRICS, question_scores, written_texts
+from polymodal.evaluation.panels import EXAMPLES, NEUTRAL, NOTE, Line, Panels, text_panel, value_panel
+from polymodal.evaluation.question_answering import METRICS, question_lines, question_scores, written_texts
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image, Questions, Regions, Text
@@ -101,12 +102,32 @@ def _validate(inputs: TaskInputs) -> list[Score]:
     return written_scores(inputs.method, inputs.processor, inputs.reader, "validation", VALIDATION_EXAMPLES)
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Images with the generated and the reference caption, and with answers to questions where there are any."""
+    rows, examples = inputs.test_examples(EXAMPLES)
+    images = [example["image"] for example in examples]
+    captions = written_texts(inputs.method, inputs.processor, images, [DESCRIBE] * len(images))
+    lines: list[list[Line]] = [
+        [(f"Caption: {text}", NEUTRAL), (f"Reference: {longest_caption(example)}", NOTE)]
+        for text, example in zip(captions, examples, strict=True)
+    ]
+    if inputs.corpus.has_modality(Questions):
+        questions = question_lines(inputs.method, inputs.processor, examples, "image")
+        lines = [own + more for own, more in zip(lines, questions, strict=True)]
+    panels = [
+        [value_panel(inputs.corpus, row, inputs.corpus.column_with(Image)), text_panel(own)]
+        for row, own in zip(rows.tolist(), lines, strict=True)
+    ]
+    return Panels(panels, "Generated captions and answers; green: correct", (1.0, 4.0))
+
+
 task = Task(
     capability=CanWrite,
     requires=((Image, Text),),
     order=140,
     score=lambda inputs: inputs.over_test_splits(_split_scores),
     validate=_validate,
+    plot=plot,
     metrics={
         "captions/image_gain": MetricKind("bits per byte"),
         "bits_per_byte": MetricKind("bits per byte", higher_is_better=False),

@@ -1,0 +1,80 @@
+"""Train small runs on built-in corpora, and write the plots of tasks that the documentation shows.
+
+`python tools/task_plots.py RUNS [NAME ...]`: RUNS is the folder that runs are trained in; those that are there are not
+trained again. NAME: only these tasks. The plots are written to `docs/tasks/plots`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polymodal as pm
+from polymodal import corpora, recipes
+from polymodal.evaluation import write_plots
+from polymodal.training import Run, load_run
+
+PLOTS = Path(__file__).resolve().parents[1] / "docs" / "tasks" / "plots"
+MAX_BYTES = 100_000
+
+
+@dataclass(frozen=True)
+class Example:
+    """A run whose plots are shown. seconds: of training. options: fields of the recipe."""
+
+    recipe: str
+    corpus: str
+    tasks: tuple[str, ...]
+    seconds: float = 120
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, folder: Path) -> Run:
+        """The run of this name in the folder, which is trained if it is not there."""
+        place = folder / f"{self.recipe}-{self.corpus}"
+        if not (place / "model.safetensors").is_file():
+            shutil.rmtree(place, ignore_errors=True)
+            recipe = recipes.find(self.recipe)(**self.options)
+            pm.train(recipe, corpora.load_corpus(self.corpus), pm.Budget(seconds=self.seconds), out=place)
+        return load_run(place)
+
+
+EXAMPLES = (
+    Example("siglip", "emoji", ("cross_modal_retrieval",), 100),
+    Example("simvg", "referring", ("referring",), 200),
+    Example("inductive_moment_matching", "digits", ("image_generation",), 120, {"image_size": 8}),
+    Example("dgvae", "viewers", ("recommendation", "item_prototypes"), 40),
+    Example("layoutlmv3", "documents", ("entity_extraction",), 200),
+    Example("mono_internvl", "scenes", ("vqa_captioning",), 240),
+    Example("sparc", "scenes", ("grounding",), 120),
+    Example("tip", "solar_cells", ("table_imputation", "label_classification"), 60),
+)
+
+
+def plots(runs: Path, names: set[str]) -> Iterator[Path]:
+    """Write the plots of the tasks, or of all without names, one after the other."""
+    PLOTS.mkdir(exist_ok=True)
+    for example in EXAMPLES:
+        if wanted := set(example.tasks) & (names or set(example.tasks)):
+            with tempfile.TemporaryDirectory() as folder:
+                for path in write_plots(example.run(runs), corpora.load_corpus(example.corpus), Path(folder)):
+                    if path.stem in wanted:
+                        assert path.stat().st_size < MAX_BYTES, path
+                        yield Path(shutil.copy(path, PLOTS / path.name))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    options = parser.parse_args()
+    for path in plots(options.runs, set(options.names)):
+        print(f"{path.relative_to(PLOTS.parents[2])}: {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
