@@ -20,7 +20,7 @@ from polymodal.training.parallel import register_forward_methods
 from polymodal.training.run import Run
 from polymodal.types import Processor
 
-MAX_VALIDATION_EXAMPLES = 2000  # of a large split, since it is looked at eight times a run
+MAX_VALIDATION_EXAMPLES = 2000  # of a large split, which is evaluated eight times a run
 
 
 def applicable_tasks(inputs: TaskInputs) -> Iterator[Task]:

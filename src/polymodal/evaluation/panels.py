@@ -60,21 +60,21 @@ class Panels:
         lines = [TITLE * max(len(panel.title.splitlines()) for panel in row) for row in self.rows]
         top = 2 * GAP + TITLE * bool(self.title)
         size = widths.sum() + GAP * (len(widths) + 1), sum(lines) + (height + GAP) * len(self.rows) + top
-        figure = Figure(figsize=size, dpi=RESOLUTION)
-        FigureCanvasAgg(figure)
-        figure.text(GAP / size[0], 1 - GAP / 2 / size[1], self.title, va="top", fontsize=9, fontweight="bold")
+        fig = Figure(figsize=size, dpi=RESOLUTION)
+        FigureCanvasAgg(fig)
+        fig.text(GAP / size[0], 1 - GAP / 2 / size[1], self.title, va="top", fontsize=9, fontweight="bold")
         for row, above in zip(self.rows, lines, strict=True):
             top += above
             left = GAP
             for panel, width in zip(row, widths, strict=False):
                 box = (left / size[0], 1 - (top + height) / size[1], width / size[0], height / size[1])
-                _draw(panel, figure.add_axes(box))
+                _draw(panel, fig.add_axes(box))
                 left += width + GAP
             top += height + GAP
         buffer = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # scripts that matplotlib's font lacks
-            figure.savefig(buffer, format="png")
+            fig.savefig(buffer, format="png")
         image = PILImage.open(buffer).convert("RGB").quantize(COLORS, dither=PILImage.Dither.NONE)
         image.save(path, "PNG", optimize=True)
 
@@ -190,6 +190,6 @@ def retrieval_panels(
     rows = []
     for query, scores, right in zip(queries, similarity, relevant, strict=True):
         best = scores.nan_to_num(-np.inf).argsort(descending=True, stable=True)[:TOP].tolist()
-        found = [item(number, f"rank {rank}", number in right) for rank, number in enumerate(best, start=1)]
-        rows.append([query, *found])
+        items = [item(number, f"rank {rank}", number in right) for rank, number in enumerate(best, start=1)]
+        rows.append([query, *items])
     return Panels(rows, title, [1.4, *[1.0] * min(TOP, similarity.shape[1])])

@@ -1,4 +1,4 @@
-"""What a task is: the capability that it asks of a method, the modalities that it needs, its scores and its metrics."""
+"""A task: the capability that a method must have, the modalities that a corpus must have, its scores and metrics."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ class TaskInputs:
     def test_splits(self) -> list[str]:
         return [split for split in self.corpus.splits if split.startswith("test")]
 
-    def test_examples(self, most: int) -> tuple[np.ndarray, list[Example]]:
+    def test_examples(self, max_examples: int) -> tuple[np.ndarray, list[Example]]:
         """Rows and examples of the first test split, at most so many, evenly spaced: what plots show."""
-        return self.reader.read_split(self.test_splits[0], most)
+        return self.reader.read_split(self.test_splits[0], max_examples)
 
     @property
     def item_column(self) -> str:

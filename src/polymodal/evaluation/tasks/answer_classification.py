@@ -1,4 +1,4 @@
-"""Questions about images or clips, to a method that chooses among the answers of its training."""
+"""Questions about images or clips (VQA) as a classification over the answers of the training set."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def plot(inputs: TaskInputs) -> Panels:
     rows, examples = inputs.test_examples(EXAMPLES)
     lines = question_lines(inputs.method, inputs.processor, examples, inputs.item)
     panels = [
-        [value_panel(inputs.corpus, row, inputs.item_column), text_panel(own)]
-        for row, own in zip(rows.tolist(), lines, strict=True)
+        [value_panel(inputs.corpus, row, inputs.item_column), text_panel(of_example)]
+        for row, of_example in zip(rows.tolist(), lines, strict=True)
     ]
     return Panels(panels, "Answers to questions; green: correct", (1.5, 3.5))
 

@@ -1,4 +1,4 @@
-"""Retrieval between texts and what they are about, zero-shot classification by texts, and a linear probe."""
+"""Retrieval between texts and images, clips, sounds or point clouds; zero-shot classification and a linear probe."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def cross_modal_scores(inputs: TaskInputs) -> list[Score]:
         scores += _label_scores(inputs, corpus.label, item, items)
     for language in _other_languages(corpus, main):
         test = PairedTest.of(method, processor, items["test"], language)
-        found = test.text_to_item(f"test/text_to_{item}_{language}")
-        scores += [score for score in found if score.name.endswith("R@10")]
+        of_language = test.text_to_item(f"test/text_to_{item}_{language}")
+        scores += [score for score in of_language if score.name.endswith("R@10")]
     return scores
 
 
@@ -71,11 +71,11 @@ def _label_scores(inputs: TaskInputs, label: str, item: str, items: Mapping[str,
     """Zero-shot by the corpus's prompts, and a linear probe, on every split in `items`."""
     corpus = inputs.corpus
     scores = []
-    labels = {split: _labels(corpus, label, found) for split, found in items.items()}
+    labels = {split: _labels(corpus, label, of_split) for split, of_split in items.items()}
     if corpus.prompts:
         _, classes = _class_vectors(inputs, label)
-        for split, found in items.items():
-            scores.append(zero_shot(f"{split}/zero_shot_{label}/accuracy", found.vectors, labels[split], classes))
+        for split, of_split in items.items():
+            scores.append(zero_shot(f"{split}/zero_shot_{label}/accuracy", of_split.vectors, labels[split], classes))
     if {"train", "validation"} <= set(corpus.splits):
         train, tuning = (
             ItemVectors.of(inputs.method, inputs.processor, inputs.reader, part, item)
@@ -85,8 +85,8 @@ def _label_scores(inputs: TaskInputs, label: str, item: str, items: Mapping[str,
             (train.vectors.numpy(), _labels(corpus, label, train)),
             (tuning.vectors.numpy(), _labels(corpus, label, tuning)),
         )
-        for split, found in items.items():
-            predicted = probe.predict(found.vectors.numpy())
+        for split, of_split in items.items():
+            predicted = probe.predict(of_split.vectors.numpy())
             scores.append(balanced_accuracy(f"{split}/linear_probe_{label}/accuracy", predicted, labels[split]))
     return scores
 
@@ -115,7 +115,8 @@ def plot(inputs: TaskInputs) -> Panels:
     )
     if corpus.label is None or not corpus.prompts:
         return panels
-    classes = _zero_shot_panels(inputs, corpus.label, rows[:TOP], vectors[item][:TOP])
+    some = np.linspace(0, len(rows) - 1, min(TOP, len(rows))).round().astype(int)
+    classes = _zero_shot_panels(inputs, corpus.label, rows[some], vectors[item][torch.from_numpy(some)])
     return replace(panels, rows=[*panels.rows, classes])
 
 
@@ -123,10 +124,13 @@ def _zero_shot_panels(
     inputs: TaskInputs, label: str, rows: np.ndarray, items: Float[Tensor, "items dim"]
 ) -> list[Panel]:
     names, vectors = _class_vectors(inputs, label)
-    panels = [text_panel(["zero-shot classification", ("predicted class", NOTE)])]
+    panels = [text_panel(["zero-shot classification", ("above each: the predicted class", NOTE)])]
     for row, number in zip(rows.tolist(), (items @ vectors.T).argmax(1).tolist(), strict=True):
-        right = number == inputs.corpus.value(row, label)
-        panels.append(value_panel(inputs.corpus, row, inputs.item_column, clipped(names[number], lines=1), right))
+        truth = inputs.corpus.value(row, label)
+        title = clipped(names[number], 20, 1)
+        if number != truth:
+            title += f"\n(label: {clipped(names[truth], 14, 1)})"
+        panels.append(value_panel(inputs.corpus, row, inputs.item_column, title, number == truth))
     return panels
 
 

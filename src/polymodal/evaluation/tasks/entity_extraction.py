@@ -1,4 +1,4 @@
-"""Fields of forms: which words are part of what? Scored by whole fields, as FUNSD is (Jaume et al. 2019)."""
+"""Entity extraction from forms: fields of words, scored by whole entities as in FUNSD (Jaume et al. 2019)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from polymodal.modalities.document import BOX_SCALE, OTHER, Word
 from polymodal.training.run import answers
 from polymodal.types import Batch, Example, Processor
 
-VALIDATION_PAGES = 150  # a look at long pages takes longer than many steps
+VALIDATION_PAGES = 150  # since long pages take longer than many training steps
 MAX_PLOT_PAGES = 2
-NO_FIELD = ""  # of a word whose logits are no numbers: never right
+NO_FIELD = ""  # of a word whose logits are NaN: never correct
 Entity = tuple[int, int, str]  # the first word, the one after the last, and the field
 
 
@@ -36,19 +36,19 @@ class CanClassifyTokens(Protocol):
 
 def entities(words: Sequence[Word], fields: Sequence[str]) -> set[Entity]:
     """Runs of words of one segment and one field; words of no field are part of none."""
-    found, place = set(), 0
+    spans, place = set(), 0
     for (_, field), run in itertools.groupby(zip((word.segment for word in words), fields, strict=True)):
         length = len(list(run))
         if field != OTHER:
-            found.add((place, place + length, field))
+            spans.add((place, place + length, field))
         place += length
-    return found
+    return spans
 
 
 def predict_fields(
     method: nn.Module, processor: Processor, examples: Sequence[Example]
 ) -> list[tuple[list[Word], list[str]]]:
-    """The words of each page, and the field that the method takes each for; long pages part by part."""
+    """The words of each page, and the predicted field of each; long pages part by part."""
     column = processor.columns["words"]  # type: ignore[attr-defined]
     parts = [(number, part) for number, one in enumerate(examples) for part in column.windows(one["words"])]
     columns = {"words": [part for _, part in parts], "image": [examples[number]["image"] for number, _ in parts]}
@@ -58,23 +58,25 @@ def predict_fields(
 
 
 def field_scores(
-    method: nn.Module, processor: Processor, reader: Reader, split: str, most: int | None = None
+    method: nn.Module, processor: Processor, reader: Reader, split: str, max_pages: int | None = None
 ) -> list[Score]:
-    """F1 of fields, and the share of words whose field is right, on a split or on at most so many pages of it.
+    """F1 of entities and accuracy of words, on a split or on at most so many pages of it.
 
-    A field counts when all of its words, and no more of its segment, are taken for it; F1 is that of all pages together
-    (micro). Chance gives each segment the fields of another one, drawn from all of the split.
+    An entity is correct when all of its words, and no others of its segment, have its field; F1 is the micro average
+    over all pages. Chance: each segment has the fields of another one of the split, sampled at random.
     """
-    _, examples = reader.read_split(split, most)
+    _, examples = reader.read_split(split, max_pages)
     pages = predict_fields(method, processor, examples)
     truth = [[word.field for word in words] for words, _ in pages]
-    found = [_f1(words, right, guess) for (words, guess), right in zip(pages, truth, strict=True)]
-    lots = [_f1(words, right, guess) for (words, _), right, guess in zip(pages, truth, _chance(pages), strict=True)]
-    right = [np.equal(own, guess) for own, (_, guess) in zip(truth, pages, strict=True)]
-    counts = Counter(field for own in truth for field in own)
+    counts_of_fields = [_f1(words, right, guess) for (words, guess), right in zip(pages, truth, strict=True)]
+    by_chance = [
+        _f1(words, right, guess) for (words, _), right, guess in zip(pages, truth, _chance(pages), strict=True)
+    ]
+    right = [np.equal(labels, guess) for labels, (_, guess) in zip(truth, pages, strict=True)]
+    counts = Counter(field for labels in truth for field in labels)
     usual = counts.most_common(1)[0][1] / counts.total()
     return [
-        _weighted(f"{split}/fields/entity_f1", found, _weighted("", lots).value),
+        _weighted(f"{split}/fields/entity_f1", counts_of_fields, _weighted("", by_chance).value),
         _weighted(f"{split}/fields/word_accuracy", [(int(one.sum()), len(one)) for one in right], usual),
     ]
 

@@ -1,7 +1,7 @@
-"""How good are images that a method generates, by the number of its steps?
+"""Quality of generated images, by the number of sampling steps.
 
-A small classifier, trained on the corpus's real training images, looks at them: does it see the class that was asked
-for, and are its features distributed as those of real test images (Fréchet and kernel distance)?
+A small classifier is trained on the corpus's real training images. Metrics: its accuracy for the requested class, and
+distances between the distributions of its features of generated and of real test images (Fréchet and kernel distance).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VALIDATION_STEPS = (1, 8)
 BATCH = 128
 MAX_PLOTTED, PLOTTED_STEPS = 8, (32, 4, 1)
 PASSES = 15  # of the classifier over the training images
-IMAGE_GROUPS = 50  # that are left out in turn for the interval of a Fréchet distance
+IMAGE_GROUPS = 50  # left out in turn for the interval of a Fréchet distance
 
 
 @runtime_checkable
@@ -93,8 +93,8 @@ def kernel_distance(name: str, made: Float[Tensor, "images dim"], real: Float[Te
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (1 + a.double() @ b.double().T / a.shape[1]) ** 3
 
-    own, theirs = kernel(made, made).fill_diagonal_(0), kernel(real, real).fill_diagonal_(0)
-    alike, alike_real, between = own.sum(1) / (len(made) - 1), theirs.sum(1) / (len(real) - 1), kernel(made, real)
+    of_made, theirs = kernel(made, made).fill_diagonal_(0), kernel(real, real).fill_diagonal_(0)
+    alike, alike_real, between = of_made.sum(1) / (len(made) - 1), theirs.sum(1) / (len(real) - 1), kernel(made, real)
     value = float(alike.mean() + alike_real.mean() - 2 * between.mean())
     influence = 2 * (alike - between.mean(1))
     if len(made) == len(real):
@@ -149,7 +149,7 @@ def _frechet(
 
 
 def generation_scores(
-    method: nn.Module, processor: Processor, reader: Reader, split: str, steps_asked: Sequence[int] = STEPS
+    method: nn.Module, processor: Processor, reader: Reader, split: str, num_steps: Sequence[int] = STEPS
 ) -> list[Score]:
     """One image for label and text of each image, for several numbers of steps, and the real ones beside."""
     assert isinstance(method, CanGenerateImages)
@@ -163,15 +163,15 @@ def generation_scores(
     scores = []
     with evaluating(method), torch.no_grad():
         of_real = classifier.features(real["image"])
-        for steps in steps_asked:
+        for steps in num_steps:
             generator = torch.Generator().manual_seed(0)
             made = method.generate_images(to_device(conditions, device), steps, generator).cpu()
             task = f"{split}/generation_in_{steps}"
             scores.append(balanced_accuracy(f"{task}/accuracy", predicted_classes(classifier(made).numpy()), labels))
             scores.append(frechet_distance(f"{task}/frechet_distance", classifier.features(made), of_real, groups))
             scores.append(kernel_distance(f"{task}/kernel_distance", classifier.features(made), of_real))
-        seen = classifier(real["image"]).argmax(1).numpy()
-        scores.append(balanced_accuracy(f"{split}/real_images/accuracy", seen, labels))
+        predicted = classifier(real["image"]).argmax(1).numpy()
+        scores.append(balanced_accuracy(f"{split}/real_images/accuracy", predicted, labels))
         others = classifier.features(train["image"][: len(labels)])
         scores.append(frechet_distance(f"{split}/real_images/frechet_distance", others, of_real, groups))
     return scores

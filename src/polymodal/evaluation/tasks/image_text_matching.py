@@ -1,4 +1,4 @@
-"""Retrieval by methods that look at every pair together."""
+"""Retrieval by image-text matching: a method scores every pair jointly."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from polymodal.modalities import Text
 from polymodal.training.run import answers
 from polymodal.types import Batch, Processor
 
-MAX_MATCHED = 200  # examples, all pairs of which are looked at
+MAX_MATCHED = 200  # examples, all pairs of which are scored
 MAX_PLOTTED = 64  # examples that are matched with every caption of a plot
-BLOCK = 16  # examples that are compared with all texts at once
+BLOCK = 16  # examples that are scored with all texts at once
 
 
 @runtime_checkable
@@ -30,9 +30,9 @@ class CanScorePairs(Protocol):
 
 
 def matching_scores(method: nn.Module, processor: Processor, reader: Reader, split: str, item: str) -> list[Score]:
-    """Retrieval both ways among some examples with one text each, ranked by what the method says of each pair.
+    """Retrieval in both directions among examples with one text each, ranked by the matching logit of each pair.
 
-    item: the name of what texts are about, such as `video`. Right are all examples that have this very text.
+    item: the name of what texts are about, such as `video`. Relevant are all examples with the same text.
     """
     _, examples = reader.read_split(split, MAX_MATCHED)
     modality = reader.corpus.columns[reader.corpus.column_with(Text)]
@@ -55,8 +55,8 @@ def matching_scores(method: nn.Module, processor: Processor, reader: Reader, spl
     unit, every = np.arange(len(texts)), torch.eye(len(texts))  # so that a query's similarities are its vector
     scores = []
     for name, similarity in ((f"text_to_{item}", logits.T), (f"{item}_to_text", logits)):
-        found = ranks(similarity, every, relevant)
-        scores += retrieval_scores(f"{split}/matching/{name}", found, relevant, len(texts), unit)
+        best_ranks = ranks(similarity, every, relevant)
+        scores += retrieval_scores(f"{split}/matching/{name}", best_ranks, relevant, len(texts), unit)
     return scores
 
 
@@ -80,11 +80,11 @@ def plot(inputs: TaskInputs) -> Panels:
         for some in columns
         for part in answers(inputs.method, inputs.processor, "itm_logits", some, max(BLOCK, EXAMPLES))
     ]
-    own = [{caption.text for caption in example["text"]} for example in examples]
+    captions_of = [{caption.text for caption in example["text"]} for example in examples]
     return retrieval_panels(
         [text_panel([text], "query") for text in texts],
         torch.cat(logits).T,
-        [np.flatnonzero([text in captions for captions in own]) for text in texts],
+        [np.flatnonzero([text in captions for captions in captions_of]) for text in texts],
         lambda number, title, right: value_panel(corpus, int(rows[number]), inputs.item_column, title, right),
         f"Matching among {len(rows)} test examples; green: relevant",
     )

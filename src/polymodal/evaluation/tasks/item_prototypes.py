@@ -27,7 +27,7 @@ class HasPrototypes(Protocol):
 
 
 def prototype_scores(method: nn.Module, processor: Any) -> list[Score]:
-    """How much an item's prototype tells of its first label: mutual information, adjusted so that chance is 0.
+    """Mutual information of an item's prototype and its first label, adjusted so that chance is 0.
 
     The unit is a group of items that is left out.
     """

@@ -1,6 +1,6 @@
 """Classification of a label, also with missing cells of a table (protocols of TIP, Du et al. 2024, section 4.3).
 
-Cells are taken away from training, validation and test rows alike before a linear probe is fitted on frozen features; a
+Cells are masked in training, validation and test rows alike before a linear probe is fitted on frozen features; a
 method that classifies by itself was trained already, so that for it only test rows lose cells.
 """
 
@@ -51,7 +51,7 @@ def classification_scores(inputs: TaskInputs) -> list[Score]:
     """By linear probes of the method's features, their probabilities averaged, and by its own classes if it has any.
 
     With a table among the columns, also for every protocol and rate of missing cells, and over all rates: the area
-    under the curve of the figure against the rate, divided by the largest rate.
+    under the curve of the metric against the rate, divided by the largest rate.
     """
     label, corpus, reader = inputs.corpus.label, inputs.corpus, inputs.reader
     assert label is not None
@@ -105,11 +105,11 @@ def _scores(inputs: TaskInputs, parts: Mapping[str, Labelled], label: str, condi
             train, tuning = ((vectors[split][name], parts[split].labels) for split in ("train", "validation"))
             probe = linear_probe(train, tuning)
             for split in tests:
-                own = np.zeros_like(likely[split])
-                own[:, probe.classes_] = probe.predict_proba(vectors[split][name])
-                likely[split] += own
+                probabilities = np.zeros_like(likely[split])
+                probabilities[:, probe.classes_] = probe.predict_proba(vectors[split][name])
+                likely[split] += probabilities
                 if not condition:
-                    add(split, f"linear_probe_{label}/{name}", own)
+                    add(split, f"linear_probe_{label}/{name}", probabilities)
         for split in tests:
             add(split, f"linear_probe_{label}", likely[split])
     return scores

@@ -27,7 +27,7 @@ def paired_items(
 ) -> list[Score]:
     """Retrieval of each example's item by its query, such as its image by its table row.
 
-    Right are the items of all examples with the very same query, such as the same sound.
+    Relevant are the items of all examples with an equal query, such as the same sound.
     """
     rows, examples = reader.read_split(split)
     vectors = embed(method, processor, 256, **{name: [example[name] for example in examples] for name in (query, item)})
@@ -36,8 +36,8 @@ def paired_items(
     for place, value in enumerate(queries):
         having[value].append(place)
     relevant = [np.array(having[value]) for value in queries]
-    found = ranks(vectors[query], vectors[item], relevant)
-    return retrieval_scores(f"{split}/{query}_to_{item}", found, relevant, len(rows), np.arange(len(rows)))
+    best_ranks = ranks(vectors[query], vectors[item], relevant)
+    return retrieval_scores(f"{split}/{query}_to_{item}", best_ranks, relevant, len(rows), np.arange(len(rows)))
 
 
 def _identity(query: Any, number: int) -> Any:

@@ -1,4 +1,4 @@
-"""Recommendation: is what a person chose next among the first of all items that were not chosen before?"""
+"""Recommendation: ranks of held-out items of users' histories among all items that they have not chosen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from polymodal.types import Batch
 
 FIRST = (10, 20, 50)
 PLOTTED = 8  # items of a user
-KNOWN = 0.8  # share of a history, its beginning, that the method sees
+KNOWN = 0.8  # fraction of a history, from its beginning, that is given to the method
 
 
 @runtime_checkable
@@ -32,36 +32,36 @@ class CanRecommend(Protocol):
 
 
 def ranking_scores(
-    name: str, scores: Float[np.ndarray, "people items"], known: Sequence[np.ndarray], wanted: Sequence[np.ndarray]
+    name: str, scores: Float[np.ndarray, "people items"], observed: Sequence[np.ndarray], wanted: Sequence[np.ndarray]
 ) -> list[Score]:
-    """Recall and NDCG among the first 10, 20 and 50. known: items that are never recommended, since they were chosen.
+    """Recall and NDCG at 10, 20 and 50. observed: items that are not recommended, since they were chosen before.
 
-    Recall is the share of the wanted items that are there, NDCG discounts each by the logarithm of its place and
+    Recall is the fraction of the held-out items among them, NDCG discounts each by the logarithm of its rank and
     divides by the best order. (MultVAE's Recall@k divides by the smaller of k and the number of wanted items.) The
-    unit is a person; chance is the expectation of a random order. An item whose score is NaN is never found.
+    unit is a person; chance is the expectation of a random order. An item whose score is NaN is never ranked.
     """
     largest = min(max(FIRST), scores.shape[1])
     hit, gains, best, candidates = [], [], [], []
     discount = 1 / np.log2(np.arange(largest) + 2)
-    for row, seen, right in zip(scores, known, wanted, strict=True):
+    for row, chosen, right in zip(scores, observed, wanted, strict=True):
         open_to = np.nan_to_num(row, nan=-np.inf)
-        open_to[seen] = -np.inf
+        open_to[chosen] = -np.inf
         order = np.argsort(-open_to, kind="stable")[:largest]
         hit.append(np.isin(order, right) & (open_to[order] > -np.inf))
-        candidates.append(len(row) - len(seen))
+        candidates.append(len(row) - len(chosen))
         best.append(np.cumsum(discount * (np.arange(largest) < len(right))))
         gains.append(np.cumsum(hit[-1] * discount))
     counts = np.array([len(right) for right in wanted])
     likely = counts / np.array(candidates)  # that an item at any place is wanted
-    found = []
+    scored = []
     for first in FIRST:
         last = min(first, largest) - 1
         recall = np.cumsum(hit, axis=1)[:, last] / counts
-        found.append(Score(f"{name}/Recall@{first}", recall, float(((last + 1) / np.array(candidates)).mean())))
+        scored.append(Score(f"{name}/Recall@{first}", recall, float(((last + 1) / np.array(candidates)).mean())))
         ideal = np.stack(best)[:, last]
         chance = float((likely * discount[: last + 1].sum() / ideal).mean())
-        found.append(Score(f"{name}/NDCG@{first}", np.stack(gains)[:, last] / ideal, chance))
-    return found
+        scored.append(Score(f"{name}/NDCG@{first}", np.stack(gains)[:, last] / ideal, chance))
+    return scored
 
 
 def recommendation_scores(method: nn.Module, processor: Any, reader: Reader, split: str) -> list[Score]:
@@ -76,12 +76,12 @@ def recommendation_scores(method: nn.Module, processor: Any, reader: Reader, spl
     pairs = [(h[:end], h[end:]) for h, end in zip(histories, cut, strict=True) if end < len(h)]
     if not pairs:
         raise UserError(f"No history of the split '{split}' of '{corpus.name}' is long enough to hold some of it back.")
-    known, wanted = zip(*pairs, strict=True)
-    scores = torch.cat(answers(method, processor, "recommend", {"history": list(known)})).numpy()
-    found = ranking_scores(f"{split}/recommendation", scores, known, wanted)
+    observed, wanted = zip(*pairs, strict=True)
+    scores = torch.cat(answers(method, processor, "recommend", {"history": list(observed)})).numpy()
+    ranked = ranking_scores(f"{split}/recommendation", scores, observed, wanted)
     trained = [example["history"] for example in reader.read_all(corpus.rows("train"))[1]]
     times = np.bincount(np.concatenate(trained), minlength=len(processor.history.catalogue)).astype(float)
-    return found + ranking_scores(f"{split}/most_popular", np.tile(times, (len(known), 1)), known, wanted)
+    return ranked + ranking_scores(f"{split}/most_popular", np.tile(times, (len(observed), 1)), observed, wanted)
 
 
 def plot(inputs: TaskInputs) -> Panels:

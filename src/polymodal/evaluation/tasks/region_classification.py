@@ -1,4 +1,4 @@
-"""What a box holds: do the names that a method gives it say what is there?"""
+"""Classification of regions: the name of the object in a given box."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from polymodal.modalities.image import to_rgb
 from polymodal.training.run import answers
 from polymodal.types import Batch
 
-CONFIDENCE_THRESHOLD = 0.2  # below this probability of the likeliest name, nothing is said (ALPRO, section 3.3)
+CONFIDENCE_THRESHOLD = 0.2  # minimum probability of the predicted name (ALPRO, section 3.3)
 BATCH = 256
 
 
@@ -32,10 +32,10 @@ class CanClassifyRegions(Protocol):
 
 
 def region_scores(method: nn.Module, processor: Any, reader: Reader, split: str, item: str) -> list[Score]:
-    """Whether the likeliest name of each box is a word of its object's name, over objects that can be named so.
+    """Top-1 accuracy of names: correct is a word of the object's name; objects without a known name are left out.
 
-    item: `video` or `image`; boxes are of its first frame. Also the share of boxes of which the method is unsure, and
-    how often it is right where it is sure. The unit is an example with all of its objects.
+    item: `video` or `image`; boxes are of its first frame. Also the fraction of boxes below the confidence
+    threshold, and the accuracy above it. The unit is an example with all of its objects.
     """
     rows, examples = reader.read_split(split)
     numbers = {name: number for number, name in enumerate(processor.entities)}
@@ -76,7 +76,7 @@ def _extent(reader: Reader, row: int, item: str) -> tuple[int, int]:
 
 
 def in_square(box: tuple[int, ...], height: int, width: int) -> tuple[float, ...] | None:
-    """A box in pixels, in shares of the square that is cut out of the centre; None where nothing of it is inside."""
+    """A box in pixels as fractions of the center crop; None where it is outside."""
     side = min(height, width)
     offsets = ((width - side) / 2, (height - side) / 2) * 2
     left, top, right, bottom = (

@@ -29,10 +29,10 @@ class CanImputeTable(Protocol):
 
 
 def fill_scores(method: nn.Module, processor: Any, reader: Reader, split: str, rate: float = 0.5) -> list[Score]:
-    """How well hidden cells of the table are filled in, with the example's own image and with another example's.
+    """Errors of imputed masked cells, with the example's own image and with the image of another example.
 
-    Errors of numbers are squared, in variances of the training rows; chance guesses their mean. Categories: accuracy;
-    chance guesses the most frequent value.
+    Errors of numbers are squared, in variances of the training rows; chance level: their mean. Categories: accuracy;
+    chance level: the most frequent value.
     """
     _, examples = reader.read_all(reader.corpus.rows(split))
     rows = [example["table"] for example in examples]
@@ -73,7 +73,7 @@ def _places(logits: list[Tensor], rows: int) -> Int[Tensor, "rows categorical"]:
 
 
 def _by_example(values: Float[Tensor, "examples columns"], wanted: Bool[Tensor, "examples columns"]) -> np.ndarray:
-    """The mean over the wanted cells of every example that has any; what is no number makes the mean none."""
+    """The mean over the wanted cells of every example that has any; a NaN makes the mean NaN."""
     count = wanted.sum(1)
     sums = values.where(wanted, 0.0).sum(1)
     return (sums[count > 0] / count[count > 0]).double().numpy()
@@ -90,22 +90,22 @@ def plot(inputs: TaskInputs) -> Panels:
     places = _places(batch[1], len(examples)).numpy()
     panels = []
     for number, (row, example) in enumerate(zip(rows.tolist(), examples, strict=True)):
-        own, masked = example["table"], gone[number]
+        table_row, masked = example["table"], gone[number]
         cells = [
-            (name, f"{own.numbers[place]:.3g}", f"{numbers[number, place]:.3g}")
+            (name, f"{table_row.numbers[place]:.3g}", f"{numbers[number, place]:.3g}")
             for place, name in enumerate(column.numeric)
         ]
         cells += [
             (
                 name,
-                values[own.categories[place]] if own.categories[place] >= 0 else "nan",
+                values[table_row.categories[place]] if table_row.categories[place] >= 0 else "nan",
                 values[places[number, place]],
             )
             for place, (name, values) in enumerate(column.categorical.items())
         ]
         lines = [
-            (f"{name}: {guess} imputed, true {truth}", NEUTRAL) if hide else (f"{name}: {truth}", NOTE)
-            for hide, (name, truth, guess) in zip(masked, cells, strict=True)
+            (f"{name}: {guess} imputed, true {truth}", NEUTRAL) if is_masked else (f"{name}: {truth}", NOTE)
+            for is_masked, (name, truth, guess) in zip(masked, cells, strict=True)
             if truth != "nan"
         ]
         lines.sort(key=lambda line: line[1] == NOTE)  # masked cells first

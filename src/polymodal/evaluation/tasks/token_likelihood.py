@@ -1,4 +1,4 @@
-"""How well the next token of documents of text and images is predicted, by modality."""
+"""Likelihood of the tokens of documents of text and images, by modality."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MAX_PLOTTED = 6  # examples
 
 @runtime_checkable
 class CanScoreTokens(Protocol):
-    """Capability: how well the next token of documents is predicted, by modality.
+    """Capability: log-likelihood of the tokens of documents, by modality.
 
-    vocab_sizes: how many tokens there are of each modality.
+    vocab_sizes: number of tokens of each modality.
     """
 
     vocab_sizes: Mapping[str, int]
@@ -40,22 +40,20 @@ def document_scores(method: nn.Module, processor: Processor, reader: Reader, spl
     """Nats a token, of each modality and of all: of the examples' documents, or of images with their longest captions
     before and after them.
 
-    The unit is an example; guessing takes every token of a modality to be as likely.
+    The unit is an example; chance: all tokens of a modality are equally likely.
     """
     assert isinstance(method, CanScoreTokens)
     _, examples = reader.read_split(split)
     documents: list[list[Any]] = []
     owners: list[int] = []
     for number, example in enumerate(examples):
-        own = _documents(example)
-        documents += own
-        owners += [number] * len(own)
-    found = answers(method, processor, "token_nll", {"document": documents}, BATCH)
+        of_example = _documents(example)
+        documents += of_example
+        owners += [number] * len(of_example)
+    nll = answers(method, processor, "token_nll", {"document": documents}, BATCH)
     scores = []
-    for name in found[0]:
-        nats, count = (
-            np.bincount(owners, torch.cat([part[name][place] for part in found]).numpy()) for place in (0, 1)
-        )
+    for name in nll[0]:
+        nats, count = (np.bincount(owners, torch.cat([part[name][place] for part in nll]).numpy()) for place in (0, 1))
         chance = float(np.log(method.vocab_sizes[name])) if name in method.vocab_sizes else None
         units = nats / np.maximum(count, 1)
         scores.append(Score(f"{split}/{name}/nll_per_token", units, chance, higher_is_better=False, weights=count))
@@ -70,9 +68,9 @@ def plot(inputs: TaskInputs) -> Panels:
     panels = []
     for row, example in zip(rows.tolist(), examples, strict=True):
         documents = {"document": _documents(example)[:1]}
-        (found,) = answers(inputs.method, inputs.processor, "token_nll", documents)
-        means = {name: float(nats.sum() / count.sum().clamp(min=1)) for name, (nats, count) in found.items()}
-        total = sum(float(nats.sum()) for nats, _ in found.values())
+        (nll,) = answers(inputs.method, inputs.processor, "token_nll", documents)
+        means = {name: float(nats.sum() / count.sum().clamp(min=1)) for name, (nats, count) in nll.items()}
+        total = sum(float(nats.sum()) for nats, _ in nll.values())
         lines = [f"{name}: {value:.2f} nats per token" for name, value in means.items()]
         if kind is Image:
             lines.append(longest_caption(example))

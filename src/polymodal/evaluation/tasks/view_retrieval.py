@@ -31,8 +31,8 @@ def view_to_points(method: nn.Module, processor: Processor, reader: Reader, spli
     owner = np.repeat(np.arange(len(examples)), [len(example["views"]) for example in examples])
     vectors = embed(method, processor, image=views, points=[example["points"] for example in examples])
     relevant = list(owner[:, None])
-    found = ranks(vectors["image"], vectors["points"], relevant)
-    return retrieval_scores(f"{split}/image_to_points", found, relevant, len(examples), owner)
+    best_ranks = ranks(vectors["image"], vectors["points"], relevant)
+    return retrieval_scores(f"{split}/image_to_points", best_ranks, relevant, len(examples), owner)
 
 
 def plot(inputs: TaskInputs) -> Panels:
