@@ -16,6 +16,7 @@ from typing import Any
 
 import polymodal as pm
 from polymodal import corpora, recipes
+from polymodal.claims import inductive_moment_matching as imm
 from polymodal.evaluation import write_plots
 from polymodal.training import Run, load_run
 
@@ -25,20 +26,21 @@ MAX_BYTES = 100_000
 
 @dataclass(frozen=True)
 class Example:
-    """A run whose plots are shown. seconds: of training. options: fields of the recipe."""
+    """A run whose plots are shown. seconds: of training. options: fields of the recipe; start: the whole recipe."""
 
     recipe: str
     corpus: str
     tasks: tuple[str, ...]
     seconds: float = 120
     options: Mapping[str, Any] = field(default_factory=dict)
+    start: Any = None
 
     def run(self, folder: Path) -> Run:
         """The run of this name in the folder, which is trained if it is not there."""
         place = folder / f"{self.recipe}-{self.corpus}"
         if not (place / "model.safetensors").is_file():
             shutil.rmtree(place, ignore_errors=True)
-            recipe = recipes.find(self.recipe)(**self.options)
+            recipe = self.start or recipes.find(self.recipe)(**self.options)
             pm.train(recipe, corpora.load_corpus(self.corpus), pm.Budget(seconds=self.seconds), out=place)
         return load_run(place)
 
@@ -46,7 +48,7 @@ class Example:
 EXAMPLES = (
     Example("siglip", "emoji", ("cross_modal_retrieval",), 100),
     Example("simvg", "referring", ("referring",), 200),
-    Example("inductive_moment_matching", "digits", ("image_generation",), 120, {"image_size": 8}),
+    Example("inductive_moment_matching", "digits", ("image_generation",), 240, start=imm.claim.treatment),
     Example("dgvae", "viewers", ("recommendation", "item_prototypes"), 40),
     Example("layoutlmv3", "documents", ("entity_extraction",), 200),
     Example("mono_internvl", "scenes", ("vqa_captioning",), 240),

@@ -195,7 +195,7 @@ def _measured(again: str, claim: str | None, result: dict[str, Any] | None) -> l
 
 
 def tasks_page(plots: Path) -> str:
-    """Markdown: every task with the capability and modalities that it requires, its metrics, and a plot of its examples.
+    """Markdown: every task with the capability and modalities that it requires, its metrics, and its plot.
 
     plots: folder beside the page with images that are named like the tasks.
     """

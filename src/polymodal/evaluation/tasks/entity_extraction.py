@@ -112,13 +112,15 @@ def plot(inputs: TaskInputs) -> Panels:
         right = np.mean([word.field == field for word, field in zip(words, fields, strict=True)])
         guesses = [word._replace(field=field) for word, field in zip(words, fields, strict=True)]
         legend = [(field, f"C{number % 10}") for number, field in enumerate(used)]
-        maps = [_fields_panel(words, used, "labels"), _fields_panel(guesses, used, f"predictions: {right:.0%} correct")]
+        page = inputs.corpus.value(row, image)
+        titled = ((words, "labels"), (guesses, f"predictions: {right:.0%} correct"))
+        maps = [_fields_panel(some, used, title, page.height / page.width) for some, title in titled]
         panels.append([value_panel(inputs.corpus, row, image), *maps, text_panel(legend)])
-    return Panels(panels, "Fields of words", (1.6, 1.6, 1.6, 1.0), 1.6)
+    return Panels(panels, "Fields of words", (1.5, 1.5, 1.5, 1.0), 1.9)
 
 
-def _fields_panel(words: Sequence[Word], names: Sequence[str], title: str) -> Panel:
-    """The boxes of words on the page, in the color of the field; gray where there is none."""
+def _fields_panel(words: Sequence[Word], names: Sequence[str], title: str, aspect: float) -> Panel:
+    """The boxes of words on the page, in the color of the field; gray where there is none. aspect: height by width."""
 
     def draw(axes: Any) -> None:
         from matplotlib.patches import Rectangle
@@ -127,7 +129,7 @@ def _fields_panel(words: Sequence[Word], names: Sequence[str], title: str) -> Pa
             left, top, right, bottom = word.box
             color = f"C{names.index(word.field) % 10}" if word.field in names else "#d0d0d0"
             axes.add_patch(Rectangle((left, top), right - left, bottom - top, facecolor=color, linewidth=0))
-        axes.set(xlim=(0, BOX_SCALE), ylim=(BOX_SCALE, 0), xticks=[], yticks=[])
+        axes.set(xlim=(0, BOX_SCALE), ylim=(BOX_SCALE, 0), aspect=aspect)
 
     return Panel(draw, title)
 
