@@ -29,7 +29,7 @@ from polymodal.errors import UserError
 from polymodal.evaluation.byte_likelihood import bits_per_byte
 from polymodal.evaluation.capabilities import CanGenerateText
 from polymodal.evaluation.evaluate import evaluate
-from polymodal.evaluation.question_answering import frequent_answers, question_scores
+from polymodal.evaluation.question_answering import most_frequent_answers, question_scores
 from polymodal.evaluation.tasks.language_modeling import HasTextCorpus, text_scores
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Image, Text
@@ -342,7 +342,7 @@ def test_chance_is_the_commonest_answer_and_the_gain_of_blind_answers_is_none(
             return [ids] * len(batch["prompts"])
 
     scores = {s.name: s for s in question_scores(AlwaysYes(), processor, Reader(few_scenes, processor), "test")}
-    usual = frequent_answers(few_scenes)
+    usual = most_frequent_answers(few_scenes)
     assert set(usual) == {"count", "presence", "colour", "size", "place", "relation"}
     assert scores["test/vqa/count/accuracy"].value == 0
     relation = scores["test/vqa/relation/accuracy"]

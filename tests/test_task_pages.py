@@ -6,6 +6,7 @@ The synthetic corpus stands in for every built-in one, and files of the reader's
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 import shlex
 import sys
@@ -17,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import polymodal.reproduce.compare
 import polymodal.training
 import synthetic
 from polymodal.corpora import registry
@@ -80,8 +80,8 @@ def reader(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "load_corpus", lambda name: corpus)
     train = training_the_smallest(polymodal.training.train)
-    for module in (polymodal.training, polymodal.reproduce.compare):
-        monkeypatch.setattr(module, "train", train)
+    for module in ("polymodal.training", "polymodal.reproduce.compare"):
+        monkeypatch.setattr(importlib.import_module(module), "train", train)
     return tmp_path
 
 

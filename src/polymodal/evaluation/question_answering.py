@@ -52,7 +52,7 @@ def question_scores(
         _same_each(_answered(method, processor, item, shown, [question.question for _, question in pairs]), pairs)
         for shown in ([example[item] for example, _ in pairs], [other[id(one)][item] for one, _ in pairs])
     )
-    usual = frequent_answers(reader.corpus)
+    usual = most_frequent_answers(reader.corpus)
     by_chance = [_same(usual.get(question.kind, ""), question.answer) for _, question in pairs]
     places: dict[str, list[int]] = defaultdict(list)
     for place, (_, question) in enumerate(pairs):
@@ -135,7 +135,7 @@ def question_lines(
     return lines
 
 
-def frequent_answers(corpus: Corpus, max_examples: int = 4000) -> dict[str, str]:
+def most_frequent_answers(corpus: Corpus, max_examples: int = 4000) -> dict[str, str]:
     """Kind of question -> its most frequent training answer."""
     column = corpus.column_with(Questions)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
