@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.data.loader import Reader
-from polymodal.evaluation.panels import EXAMPLES, Panel, Panels, image_panel, shown_images, text_panel
+from polymodal.evaluation.panels import EXAMPLES, Panel, Panels, text_panel, value_panel
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
@@ -149,7 +149,7 @@ def plot(inputs: TaskInputs) -> Panels:
     images = [example["image"] for example in examples]
     patches = _patch_vectors(inputs.method, inputs.processor, images)
     lines = []
-    for row, image, vectors in zip(rows.tolist(), shown_images(images), patches, strict=True):
+    for row, vectors in zip(rows.tolist(), patches, strict=True):
         regions, truth = (corpus.value(row, corpus.column_with(kind)) for kind in (Regions, Mask))
         names = list(dict.fromkeys(region.name for region in regions))
         texts = embed(inputs.method, inputs.processor, text=names)["text"]
@@ -157,7 +157,8 @@ def plot(inputs: TaskInputs) -> Panels:
         numbers = np.array([0, *(names.index(region.name) + 1 for region in regions)])
         legend = [(name, f"C{number % 10}") for number, name in enumerate(names)]
         maps = [_map_panel(one, title) for one, title in ((numbers[truth], "mask"), (given, "prediction"))]
-        lines.append([image_panel(image), *maps, text_panel(legend)])
+        image = value_panel(corpus, row, corpus.column_with(Image))
+        lines.append([image, *maps, text_panel(legend)])
     return Panels(lines, "Segmentation by the similarity of patches and names", (1, 1, 1, 1.2))
 
 
