@@ -84,10 +84,10 @@ def plot(inputs: TaskInputs) -> Panels:
     panels = []
     for number, column in enumerate(weights.T[:MAX_PLOTTED]):
         items = [catalogue[item] for item in column.argsort(descending=True)[:PLOTTED_ITEMS].tolist()]
-        lines = [(f"{clipped(item.title, 26, 1)} ({', '.join(item.labels[:1])})", NEUTRAL) for item in items]
+        lines = [(f"{clipped(item.title, 22, 1)} ({', '.join(item.labels[:1])})", NEUTRAL) for item in items]
         panels.append(text_panel(lines, f"prototype {number + 1}"))
     rows = [panels[start : start + EXAMPLES] for start in range(0, len(panels), EXAMPLES)]
-    return Panels(rows, "Items of each prototype, with a label", [1.6] * EXAMPLES)
+    return Panels(rows, "Items of each prototype, with a label", [1.9] * EXAMPLES, 0.8)
 
 
 task = Task(
