@@ -19,7 +19,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
 from polymodal.evaluation import tasks, write_plots
-from polymodal.evaluation.panels import Panels, image_panel, retrieval_panels, text_panel
+from polymodal.evaluation.panels import CORRECT, WRONG, Panels, image_panel, retrieval_panels, text_panel
 from polymodal.evaluation.task import TaskInputs
 from polymodal.training.run import Run
 
@@ -102,3 +102,12 @@ def test_text_is_drawn_in_its_color_and_dollars_are_no_mathematics(tmp_path: Pat
     Panels([[text_panel([("costs $5 or $6", "#ff0000")], "a $ title $")]]).save(tmp_path / "text.png")
     red, green, _ = pixels_of(tmp_path / "text.png").reshape(-1, 3).astype(int).T
     assert ((red > 200) & (green < 80)).sum() > 20
+
+
+def test_verdicts_keep_their_colors_among_many_others(tmp_path: Path) -> None:
+    colorful = image_panel(torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    Panels([[colorful, text_panel([("correct answer", CORRECT), ("wrong answer", WRONG)] * 3)]]).save(tmp_path / "text.png")
+    text = pixels_of(tmp_path / "text.png")[:, 150:].reshape(-1, 3).astype(int)
+    for color in (CORRECT, WRONG):
+        rgb = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
+        assert (abs(text - rgb).max(axis=1) < 8).sum() > 10

@@ -26,7 +26,7 @@ CORRECT, WRONG, NEUTRAL, NOTE = "#1a7f37", "#b42318", "#222222", "#6b7280"
 WIDTH, HEIGHT, TITLE, GAP = 1.3, 1.3, 0.18, 0.1  # inches of a panel, of the title above it, and between panels
 FONT_SIZE = 8.0  # points
 RESOLUTION = 100  # pixels per inch
-COLORS = 128  # of the palette of the PNG
+COLORS = 160  # of the palette of the PNG, beside those of verdicts
 
 Line = tuple[str, str]  # a text and its color
 
@@ -75,8 +75,17 @@ class Panels:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # scripts that matplotlib's font lacks
             fig.savefig(buffer, format="png")
-        image = PILImage.open(buffer).convert("RGB").quantize(COLORS, dither=PILImage.Dither.NONE)
-        image.save(path, "PNG", optimize=True)
+        image = PILImage.open(buffer).convert("RGB")
+        palette = PILImage.new("P", (1, 1))
+        palette.putpalette([*(image.quantize(COLORS).getpalette() or [])[: 3 * COLORS], *_verdict_palette()])
+        image.quantize(palette=palette, dither=PILImage.Dither.NONE).save(path, "PNG", optimize=True)
+
+
+def _verdict_palette() -> list[int]:
+    """The colors of verdicts and their mixtures with white, which a palette of the most frequent colors would lose."""
+    values = [np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)]) for color in (CORRECT, WRONG, NOTE)]
+    mixed = [part * value + (1 - part) * 255 for value in values for part in (1.0, 0.75, 0.5, 0.25)]
+    return np.concatenate(mixed).round().astype(int).tolist()
 
 
 def _draw(panel: Panel, axes: Any) -> None:
