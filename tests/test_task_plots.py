@@ -106,7 +106,9 @@ def test_text_is_drawn_in_its_color_and_dollars_are_no_mathematics(tmp_path: Pat
 
 def test_verdicts_keep_their_colors_among_many_others(tmp_path: Path) -> None:
     colorful = image_panel(torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)))
-    Panels([[colorful, text_panel([("correct answer", CORRECT), ("wrong answer", WRONG)] * 3)]]).save(tmp_path / "text.png")
+    Panels([[colorful, text_panel([("correct answer", CORRECT), ("wrong answer", WRONG)] * 3)]]).save(
+        tmp_path / "text.png"
+    )
     text = pixels_of(tmp_path / "text.png")[:, 150:].reshape(-1, 3).astype(int)
     for color in (CORRECT, WRONG):
         rgb = [int(color[at : at + 2], 16) for at in (1, 3, 5)]

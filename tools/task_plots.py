@@ -68,7 +68,6 @@ EXAMPLES = (
     Example("layoutlmv3", "documents", ("entity_extraction",), 200),
     Example("alpro", "synthetic", ("answer_classification",), 75, start=alpro.Recipe.tiny()),
     Example("sparc", "scenes", ("grounding",), 120),
-    Example("tip", "solar_cells", ("table_imputation", "label_classification"), 60),
 )
 
 
