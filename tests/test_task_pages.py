@@ -29,7 +29,6 @@ INSTEAD = {
     r"--seeds \d+": "--seeds 1",
     r"three seven": "red green",  # classes of the synthetic corpus
     r"(attack .*)": r"\1 --examples 4",
-    r"(sample-preferences \S+)": r"\1 --examples 4 --num-return-sequences 2",
 }
 ELSEWHERE = {  # commands that wait, or need a download, and the tests that run them
     "serve": "tests/test_server.py",
@@ -37,6 +36,7 @@ ELSEWHERE = {  # commands that wait, or need a download, and the tests that run 
     "curate": "tests/test_wasm.py",
     "reproduce": "tests/test_wasm.py",
     "caption": "tests/test_ulip_2.py",
+    "sample-preferences": "tests/test_mpo.py",  # saves the corpus, and a catalogue is not saved
 }
 SLOW = ("vqa-and-captioning", "attacks")
 PAGES = [
