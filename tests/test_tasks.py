@@ -17,7 +17,7 @@ from polymodal.evaluation.statistics import Score, headlines
 from polymodal.evaluation.task import TaskInputs
 from polymodal.evaluation.units import number
 from polymodal.recipes.dual_encoders import clip
-from polymodal.reproduce.page import tasks_page
+from polymodal.reproduce.page import TASK_PLOTS, tasks_page
 from polymodal.training.run import Run
 
 TASKS = tasks.entries()
@@ -100,4 +100,12 @@ def test_a_capability_is_having_the_method():
 
 def test_the_page_of_tasks_is_up_to_date():
     page = Path(__file__).parents[1] / "docs" / "tasks.md"
-    assert page.read_text(encoding="utf-8") == tasks_page(), "run `make pages`"
+    assert page.read_text(encoding="utf-8") == tasks_page(page.parent / TASK_PLOTS), "run `make pages`"
+
+
+def test_the_page_of_tasks_shows_small_plots():
+    plots = Path(__file__).parents[1] / "docs" / TASK_PLOTS
+    shown = {plot.stem: plot.stat().st_size for plot in plots.glob("*.png")}
+    assert shown.keys() >= {"cross_modal_retrieval", "referring", "answer_classification", "entity_extraction"}
+    assert shown.keys() <= {name for name, task in TASKS.items() if task.plot is not None}
+    assert max(shown.values()) < 100_000

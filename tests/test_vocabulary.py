@@ -38,7 +38,15 @@ IDENTIFIER_PARTS = {
 }
 # Whole identifiers: what the value is, instead.
 IDENTIFIERS = {"asked", "said", "seen", "known", "found", "told", "own", "draws", "hidden"}
-IDENTIFIERS_ALLOWED = {"share_memory", "most_common", "plot", "most_important", "least_important", "most_popular"}
+IDENTIFIERS_ALLOWED = {
+    "share_memory",
+    "most_common",
+    "most_frequent_answers",
+    "plot",
+    "most_important",
+    "least_important",
+    "most_popular",
+}
 
 TEXT = {
     r"\bpictures?\b": "image",

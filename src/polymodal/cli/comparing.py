@@ -34,7 +34,7 @@ class JobOptions:
     """Parallelism of runs."""
 
     jobs: PositiveInt = 1
-    """Number of runs in parallel, each with its share of the CPU cores, or on the next of several GPUs. Worthwhile for
+    """Number of runs in parallel, each with an equal part of the CPU cores, or on the next of several GPUs. Useful for
     runs of a minute and more."""
 
 

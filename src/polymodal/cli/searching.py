@@ -57,8 +57,8 @@ def index(arguments: Arguments) -> None:
     with bar(f"Indexing {corpus.name}", "examples") as report:
         built = build_index(run, corpus, options.out, report)
     counts = {"added": built.added, "changed": built.changed, "removed": built.removed, "as before": built.kept}
-    said = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing"
-    terminal().print(f"{options.out}: {said}{said_of_unreadable(built.skipped)}.", highlight=False)
+    changes = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing"
+    terminal().print(f"{options.out}: {changes}{said_of_unreadable(built.skipped)}.", highlight=False)
     terminal().print(f'Next: polymodal search {options.out} "a red fruit"', highlight=False)
 
 
@@ -93,8 +93,8 @@ def search(arguments: Arguments) -> None:
     run, corpus = run_and_corpus(path, options)
     with waiting(f"Looking through {corpus.name}; polymodal index does so once for many searches"):
         hits = search_corpus(run, corpus, query, options.top, options.split)
-    seen = has_images(corpus)
-    _print_found(hits, [image_of(corpus, hit.row) if seen else None for hit in hits], options.out)
+    with_images = has_images(corpus)
+    _print_found(hits, [image_of(corpus, hit.row) if with_images else None for hit in hits], options.out)
 
 
 def _search_index(place: str, arguments: Arguments) -> None:
@@ -135,13 +135,13 @@ def _print_found(hits: list[Any], images: list[Any], out: str) -> None:
     from polymodal.serving.search import contact_sheet
 
     each = zip(images, hits, strict=True)
-    seen = [(image, hit.similarity) for image, hit in each if image is not None]
-    if seen:
-        save_image(contact_sheet(seen), out)
+    shown = [(image, hit.similarity) for image, hit in each if image is not None]
+    if shown:
+        save_image(contact_sheet(shown), out)
     print_table(
         ["", "similarity", "example", "caption"],
         [[str(n), f"{hit.similarity:.3f}", hit.key, hit.caption] for n, hit in enumerate(hits, start=1)],
         right=(0, 1),
     )
-    if seen:
+    if shown:
         terminal().print(f"The images are in {out}.", highlight=False)

@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 
 def evaluate(arguments: Arguments) -> None:
     """evaluate a run on the test splits of its corpus, or of another"""
-    path, rest = positional(arguments, "evaluate RUN [--corpus NAME | --data PATH] [--json]")
+    path, rest = positional(arguments, "evaluate RUN [--corpus NAME | --data PATH] [--plot FOLDER] [--json]")
 
     @dataclass(frozen=True)
     class Options(RunOptions, JsonOptions):
-        pass
+        plot: str | None = None
+        """Folder for an image per task, with test examples and the answers of the method."""
 
     options = parse(Options, rest, "evaluate RUN", evaluate)
     from polymodal import evaluation
@@ -44,6 +45,7 @@ def evaluate(arguments: Arguments) -> None:
         scores = evaluation.evaluate(run, corpus)
     if not scores:
         raise UserError(f"The run {path} has no capability that can be tested on '{corpus.name}'.")
+    plots = [] if options.plot is None else evaluation.write_plots(run, corpus, Path(options.plot))
     if options.json:
         print_json([_score_record(score) for score in scores])
         return
@@ -52,6 +54,8 @@ def evaluate(arguments: Arguments) -> None:
         [[score.name, *score.shown()] for score in scores],
         right=(1, 2, 3),
     )
+    for plot in plots:
+        terminal().print(f"Wrote {plot}.", highlight=False)
 
 
 def _score_record(score: Score) -> dict[str, Any]:

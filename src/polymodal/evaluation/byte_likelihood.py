@@ -25,6 +25,6 @@ def bits_per_byte(
     columns = {"answer": texts}
     if images is not None:
         columns |= {"image": list(images), "question": [DESCRIBE] * len(texts)}
-    found = torch.cat(answers(method, processor, "log_likelihood", columns, BATCH)).numpy()
+    log_likelihood = torch.cat(answers(method, processor, "log_likelihood", columns, BATCH)).numpy()
     size = np.array([len(text.encode()) for text in texts], dtype=float)
-    return Score(name, -found / np.log(2) / size, 8.0, higher_is_better=False, weights=size)
+    return Score(name, -log_likelihood / np.log(2) / size, 8.0, higher_is_better=False, weights=size)

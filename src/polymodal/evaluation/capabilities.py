@@ -1,4 +1,4 @@
-"""Capabilities that several tasks or commands ask of a method; one that a single task asks for stands in its file."""
+"""Capabilities that several tasks or commands require of a method; one of a single task stands in its file."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def prompt_ensemble(prompts: Sequence[Float[Tensor, "_ dim"]]) -> Float[Tensor, 
 
 
 def predicted_classes(scores: Float[np.ndarray, "examples classes"]) -> Int[np.ndarray, " examples"]:
-    """The class with the highest score of each example; -1, which is no class, where a score is no number."""
+    """The class with the highest score of each example; -1, which is no class, where a score is NaN."""
     return np.where(np.isnan(scores).any(1), -1, np.nan_to_num(scores, nan=-np.inf).argmax(1))
 
 
@@ -96,7 +96,7 @@ def zero_shot(
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A fitted probe. A vector that is no number has the class -1, which is none, and NaN probabilities.
+    """A fitted probe. A vector with a NaN has the class -1, which is none, and NaN probabilities.
 
     model: of scikit-learn; None where there was nothing to fit.
     """

@@ -72,28 +72,30 @@ class PairedTest:
         for text, owner in zip(self.texts, self.owner, strict=True):
             having[text].append(owner)
         relevant = [np.unique(having[text]) for text in self.texts]
-        found = ranks(self.text_vectors, self.items, relevant)
-        return retrieval_scores(name, found, relevant, len(self.items), self.owner)
+        best_ranks = ranks(self.text_vectors, self.items, relevant)
+        return retrieval_scores(name, best_ranks, relevant, len(self.items), self.owner)
 
     def item_to_text(self, name: str) -> list[Score]:
         """Queries are items; right are all captions equal to one of their own."""
         places = defaultdict(list)
-        own: dict[int, set[str]] = defaultdict(set)
+        captions_of: dict[int, set[str]] = defaultdict(set)
         for place, (text, owner) in enumerate(zip(self.texts, self.owner, strict=True)):
             places[text].append(place)
-            own[int(owner)].add(text)
-        asking = np.array(sorted(own))
-        relevant = [np.array(sorted(place for text in own[number] for place in places[text])) for number in asking]
-        found = ranks(self.items[torch.from_numpy(asking)], self.text_vectors, relevant)
-        return retrieval_scores(name, found, relevant, len(self.texts), asking)
+            captions_of[int(owner)].add(text)
+        asking = np.array(sorted(captions_of))
+        relevant = [
+            np.array(sorted(place for text in captions_of[number] for place in places[text])) for number in asking
+        ]
+        best_ranks = ranks(self.items[torch.from_numpy(asking)], self.text_vectors, relevant)
+        return retrieval_scores(name, best_ranks, relevant, len(self.texts), asking)
 
     def zero_shot_concept(self, name: str) -> list[Score]:
         """Which concept of the split is it? A concept's class vector is the ensemble of its captions."""
         asking = np.unique(self.owner)
         classes = prompt_ensemble([self.text_vectors[torch.from_numpy(self.owner == number)] for number in asking])
         relevant = [np.array([place]) for place in range(len(asking))]
-        found = ranks(self.items[torch.from_numpy(asking)], classes, relevant)
-        return [Score(f"{name}/top-{k}", (found <= k).astype(float), min(k / len(asking), 1.0)) for k in (1, 5)]
+        best_ranks = ranks(self.items[torch.from_numpy(asking)], classes, relevant)
+        return [Score(f"{name}/top-{k}", (best_ranks <= k).astype(float), min(k / len(asking), 1.0)) for k in (1, 5)]
 
 
 def main_language(corpus: Corpus) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
+from polymodal.errors import UserError
 from polymodal.evaluation import tasks
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.task import Task, TaskInputs
@@ -18,7 +20,7 @@ from polymodal.training.feature_cache import with_features
 from polymodal.training.parallel import register_forward_methods
 from polymodal.training.run import Run
 
-MAX_VALIDATION_EXAMPLES = 2000  # of a large split, since it is looked at eight times a run
+MAX_VALIDATION_EXAMPLES = 2000  # of a large split, which is evaluated eight times a run
 
 
 def applicable_tasks(inputs: TaskInputs) -> Iterator[Task]:
@@ -38,6 +40,26 @@ def evaluate(run: Run, corpus: Corpus, reader: Reader | None = None) -> list[Sco
     keep = run.record["runtime"]["cache_features"]
     with with_features(run.model, run.recipe.freeze) if keep else nullcontext():
         return [score for task in applicable_tasks(inputs) for score in task.described(task.score(inputs))]
+
+
+def write_plots(run: Run, corpus: Corpus, folder: Path) -> list[Path]:
+    """Write `NAME.png` for every applicable task that has a plot: a few test examples with the method's answers.
+
+    Raises UserError when the folder cannot be written.
+    """
+    inputs = TaskInputs(run.model, run.processor, Reader(corpus, run.processor), run.recipe)
+    names = {id(task): name for name, task in tasks.entries().items()}
+    written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for task in applicable_tasks(inputs):
+            if task.plot is not None and inputs.test_splits:
+                path = folder / f"{names[id(task)]}.png"
+                task.plot(inputs).save(path)
+                written.append(path)
+    except OSError as error:
+        raise UserError(f"Plots cannot be written to {folder}: {error.strerror or error}.") from error
+    return written
 
 
 def validation(corpus: Corpus) -> Any:

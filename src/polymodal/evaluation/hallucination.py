@@ -31,7 +31,7 @@ PERSON = "person"
 
 
 def listed_class(name: str, lexicon: WordNet) -> str | None:
-    """The class of COCO that a noun is, or is a kind of in its commonest sense; None outside the list.
+    """The class of COCO that a noun is, or is a kind of in its most frequent sense; None outside the list.
 
     A person is only what is one in most senses, because WordNet puts the tiger in a man before the animal.
     """
@@ -42,8 +42,8 @@ def listed_class(name: str, lexicon: WordNet) -> str | None:
         return None
     if noun.replace("_", " ") in COCO_CLASSES:
         return COCO_CLASSES[noun.replace("_", " ")]
-    found = next((one for one in lexicon.kinds(noun) if one in COCO_CLASSES.values()), None)
-    return None if found == PERSON and lexicon.share_of_senses(noun, PERSON) <= 0.5 else found
+    listed = next((one for one in lexicon.kinds(noun) if one in COCO_CLASSES.values()), None)
+    return None if listed == PERSON and lexicon.share_of_senses(noun, PERSON) <= 0.5 else listed
 
 
 @dataclass(frozen=True)
@@ -70,27 +70,27 @@ class Scene:
     references: tuple[str, ...]
 
 
-def scenes_of(corpus: Corpus, split: str, most: int) -> list[Scene]:
-    """Images with named objects whose sizes are said in one caption. Raises UserError for any other corpus."""
+def scenes_of(corpus: Corpus, split: str, max_images: int) -> list[Scene]:
+    """Images with named objects whose sizes are in one caption. Raises UserError for any other corpus."""
     texts = [name for name, modality in corpus.columns.items() if isinstance(modality, Text)]
     if len(texts) < 2:
         raise UserError(f"A test of made-up objects needs several captions an image; '{corpus.name}' has none.")
     regions = corpus.column_with(Regions)
-    found = []
-    for row in corpus.sample(split, most).tolist():
-        said = [corpus.value(row, column)[0].text for column in texts]
+    scenes = []
+    for row in corpus.sample(split, max_images).tolist():
+        captions = [corpus.value(row, column)[0].text for column in texts]
         names = tuple(region.name.partition(" ")[2] for region in corpus.value(row, regions))
-        found.append(Scene(names, said[0], tuple(said[1:])))
-    return found
+        scenes.append(Scene(names, captions[0], tuple(captions[1:])))
+    return scenes
 
 
 def cases(scenes: Sequence[Scene], lexicon: WordNet, seed: int) -> list[Case]:
-    """Every kind of every scene that has one, in the order of `KINDS`; what is exchanged is drawn by the seed."""
-    known = sorted({name for scene in scenes for name in scene.names if lexicon.noun(name)})
-    listed = [name for name in known if listed_class(name, lexicon)]
-    others = [name for name in known if not listed_class(name, lexicon)]
+    """Every kind of every scene that has one, in the order of `KINDS`; what is exchanged is sampled with the seed."""
+    nouns_of_corpus = sorted({name for scene in scenes for name in scene.names if lexicon.noun(name)})
+    listed = [name for name in nouns_of_corpus if listed_class(name, lexicon)]
+    others = [name for name in nouns_of_corpus if not listed_class(name, lexicon)]
     rng = np.random.default_rng(seed)
-    found = []
+    all_cases = []
     for number, scene in enumerate(scenes):
         nouns = [name for name in scene.names if lexicon.noun(name)]
         if not nouns:
@@ -105,18 +105,20 @@ def cases(scenes: Sequence[Scene], lexicon: WordNet, seed: int) -> list[Case]:
         drawn = {kind: str(rng.choice(names)) for kind, names in absent.items()}
         extra = drawn["in_list" if rng.random() < 0.5 else "out_of_list"]
         count, more = len(scene.names), len(scene.names) + 1
-        found.append(Case("true", scene.caption, scene.references, count, scene=number))
+        all_cases.append(Case("true", scene.caption, scene.references, count, scene=number))
         for kind, other in drawn.items():
-            found.append(Case(kind, _exchanged(scene.caption, name, other), scene.references, count, other, number))
-        found.append(Case("added", f"{scene.caption} and a {extra}", scene.references, more, extra, number))
+            all_cases.append(Case(kind, _exchanged(scene.caption, name, other), scene.references, count, other, number))
+        all_cases.append(Case("added", f"{scene.caption} and a {extra}", scene.references, more, extra, number))
         similar = _nearest_absent(nouns, [*absent["in_list"], *absent["out_of_list"]], lexicon)
-        found.append(Case("similar", f"{scene.caption} and a {similar}", scene.references, more, similar, number))
+        all_cases.append(Case("similar", f"{scene.caption} and a {similar}", scene.references, more, similar, number))
         if right := {noun: names for noun in nouns if (names := _other_names(noun, lexicon))}:
             noun = str(rng.choice(list(right)))
             renamed = _exchanged(scene.caption, noun, str(rng.choice(right[noun])))
-            found.append(Case("synonym", renamed, scene.references, count, scene=number))
-        found.append(Case("doubted", f"{scene.caption} and possibly a {extra}", scene.references, more, scene=number))
-    return sorted(found, key=lambda case: KINDS.index(case.kind))
+            all_cases.append(Case("synonym", renamed, scene.references, count, scene=number))
+        all_cases.append(
+            Case("doubted", f"{scene.caption} and possibly a {extra}", scene.references, more, scene=number)
+        )
+    return sorted(all_cases, key=lambda case: KINDS.index(case.kind))
 
 
 def _absent(names: Sequence[str], scene: Scene, lexicon: WordNet) -> list[str]:
@@ -150,21 +152,21 @@ def _other_names(name: str, lexicon: WordNet) -> list[str]:
     noun = lexicon.noun(name)
     if noun is None:
         return []
-    found = [*lexicon.synonyms(noun), *lexicon.hypernyms(noun)]
-    return [word.replace("_", " ") for word in found if lexicon.noun(word) and lexicon.is_thing(word)]
+    names = [*lexicon.synonyms(noun), *lexicon.hypernyms(noun)]
+    return [word.replace("_", " ") for word in names if lexicon.noun(word) and lexicon.is_thing(word)]
 
 
 def _exchanged(caption: str, name: str, other: str) -> str:
     return re.sub(rf"\b{re.escape(name)}\b", lambda _: other, caption, count=1)
 
 
-def hallucination_scores(metric: Metric, corpus: Corpus, most: int, seed: int) -> list[Score]:
+def hallucination_scores(metric: Metric, corpus: Corpus, max_images: int, seed: int) -> list[Score]:
     """How well the metric ranks captions that make something up below true ones, and names what is made up.
 
     The threshold below which a caption is flagged is chosen on scenes of the validation split.
     """
     lexicon = wordnet("metric's test")
-    tuning, test = (cases(scenes_of(corpus, split, most), lexicon, seed) for split in ("validation", "test"))
+    tuning, test = (cases(scenes_of(corpus, split, max_images), lexicon, seed) for split in ("validation", "test"))
     threshold = _threshold(_by_kind(tuning, _judged(metric, tuning)))
     judged = _judged(metric, test)
     values = _by_kind(test, judged)
@@ -181,9 +183,9 @@ def hallucination_scores(metric: Metric, corpus: Corpus, most: int, seed: int) -
         ]
     for kind in WRONG:
         those = [(case, one) for case, one in zip(test, judged, strict=True) if case.kind == kind and case.wrong]
-        found = np.array([_localized(one, case.wrong or "") for case, one in those], dtype=float)
+        localized = np.array([_localized(one, case.wrong or "") for case, one in those], dtype=float)
         guess = float(np.mean([1 / case.objects for case, _ in those]))
-        scores.append(Score(f"{kind}/localisation", found, guess))
+        scores.append(Score(f"{kind}/localisation", localized, guess))
     flagged = (values["synonym"] <= threshold).astype(float)
     scores.append(Score("synonym/false_alarms", flagged, None, higher_is_better=False))
     changed = (values["doubted"] != values["true"]).astype(float)

@@ -44,15 +44,15 @@ def image_paragraph_choice(corpus: Corpus, split: str) -> list[ParagraphChoice]:
 
     corpus: one whose images stand in their place.
     """
-    found = []
+    choices = []
     for row in corpus.rows(split).tolist():
         is_text = [piece["figure"] is None for piece in corpus.raw(row, corpus.column_with(Interleaved))]
         texts = sum(is_text)
         images = [place for place, text in enumerate(is_text) if not text] if texts > 1 else []
         for number, place in enumerate(images):
             right = min(sum(is_text[:place]), texts - 1)
-            found.append(ParagraphChoice(corpus.key(row), number, right))
-    return found
+            choices.append(ParagraphChoice(corpus.key(row), number, right))
+    return choices
 
 
 def document_reading_scores(
@@ -102,18 +102,18 @@ def _chosen(
     questions: Sequence[ParagraphChoice],
     name: str,
 ) -> Score:
-    asked: list[list[TypedSpan]] = []
+    sequences: list[list[TypedSpan]] = []
     counts: list[int] = []
     for question in questions:
         pieces = documents[question.key]
         image = _image(processor, [piece for piece in pieces if piece.figure is not None][question.image])
         texts = [_text(processor, piece.text, [True] * len(piece.text)) for piece in pieces if piece.figure is None]
-        asked += [[*before, *text] for before in ([], image) for text in texts]
+        sequences += [[*before, *text] for before in ([], image) for text in texts]
         counts.append(len(texts))
-    nats = np.split(_nats(method, processor, asked, "words"), np.cumsum([2 * count for count in counts])[:-1])
+    nats = np.split(_nats(method, processor, sequences, "words"), np.cumsum([2 * count for count in counts])[:-1])
     right = [
-        float(predicted_classes((own[:count] - own[count:])[None])[0] == question.right)
-        for own, count, question in zip(nats, counts, questions, strict=True)
+        float(predicted_classes((values[:count] - values[count:])[None])[0] == question.right)
+        for values, count, question in zip(nats, counts, questions, strict=True)
     ]
     chance = float(np.mean([1 / count for count in counts]))
     return Score.per_cluster(name, np.array(right), _pages([question.key for question in questions]), chance)
@@ -128,18 +128,18 @@ def _whole(
     processor: Processor, pieces: Sequence[Piece], plain: Sequence[str], shown: ImagePlacement
 ) -> list[TypedSpan]:
     """A document as it is learned: texts that follow each other are one, line by line."""
-    found: list[TypedSpan] = []
+    spans: list[TypedSpan] = []
     rest = iter(plain)
     text, words = "", list[bool]()
     for piece in pieces:
         if piece.figure is not None:
-            found += _text(processor, text, words) + _image(processor, piece)
+            spans += _text(processor, text, words) + _image(processor, piece)
             text, words = "", []
             continue
         if text:
             text, words = f"{text}\n", [*words, False]
         text, words = text + piece.text, words + shown(piece.text, next(rest))
-    return found + _text(processor, text, words)
+    return spans + _text(processor, text, words)
 
 
 def _text(processor: Processor, text: str, words: Sequence[bool]) -> list[TypedSpan]:
@@ -175,6 +175,6 @@ def _nats(method: nn.Module, processor: Processor, documents: Sequence[Sequence[
                 [start, *(Span(one.modality, one.values, one.kind == kind) for one in documents[number])]
                 for number in some
             ]
-            found = method.token_nll(to_device({"sequences": pad_sequences(sequences)}, device))
-            nats[some] = found[TEXT][0].cpu().numpy()
+            by_modality = method.token_nll(to_device({"sequences": pad_sequences(sequences)}, device))
+            nats[some] = by_modality[TEXT][0].cpu().numpy()
     return nats

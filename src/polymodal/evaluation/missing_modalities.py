@@ -1,6 +1,6 @@
 """Classification and reconstruction when cells of a table are missing (protocols of TIP, Du et al. 2024, section 4.3).
 
-Cells are taken away from training, validation and test rows alike before a linear probe is fitted on frozen features; a
+Cells are masked in training, validation and test rows alike before a linear probe is fitted on frozen features; a
 method that classifies by itself was trained already, so that for it only test rows lose cells.
 """
 
@@ -77,5 +77,5 @@ def columns_by_importance(train: Labelled) -> list[int]:
 
 
 def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
-    """What a method may see of examples: all columns but the label."""
+    """The inputs of a method: all columns but the label."""
     return {name: [example[name] for example in examples] for name in examples[0] if name != "label"}

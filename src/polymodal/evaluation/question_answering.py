@@ -16,6 +16,7 @@ from polymodal.data.instructions import chain_of_thought_prompt, final_answer
 from polymodal.data.loader import Reader
 from polymodal.evaluation.capabilities import CanClassifyAnswers, CanGenerateText
 from polymodal.evaluation.classification import predicted_classes
+from polymodal.evaluation.panels import NEUTRAL, Line, verdict_color
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.modalities import Questions
 from polymodal.modalities.question import Question
@@ -32,42 +33,44 @@ METRICS = {
 
 
 def question_scores(
-    method: nn.Module, processor: Any, reader: Reader, split: str, most: int | None = None, item: str = "image"
+    method: nn.Module, processor: Any, reader: Reader, split: str, max_examples: int | None = None, item: str = "image"
 ) -> list[Score]:
-    """The share of questions that are answered exactly, of all and by kind; a question of each kind an example.
+    """Exact-match accuracy of questions, overall and by kind; one question of each kind per example.
 
     The unit is an example with all of its questions.
-    Letters' case does not count. Guessing gives each kind its commonest answer in training. What the image brings is
-    the share of right answers beside it, less that beside another example's image. Questions whose working is known
-    are asked once more, with it, of a method that writes. item: what is asked about, such as `video`.
+    Case does not count. Chance: the most frequent training answer of each kind. The gain of the image is the accuracy
+    minus that with the image of another example. Questions with a rationale are asked again with a chain-of-thought
+    prompt, if the method generates text. item: the column that questions are about, such as `video`.
     """
-    _, examples = reader.read_split(split, most)
+    _, examples = reader.read_split(split, max_examples)
     rng = np.random.default_rng(0)
     by_example = [_one_of_each_kind(example["questions"], rng) for example in examples]
-    asked = [(example, one) for example, own in zip(examples, by_example, strict=True) for one in own]
-    unit = np.repeat(np.arange(len(examples)), [len(own) for own in by_example])
+    pairs = [(example, one) for example, of_example in zip(examples, by_example, strict=True) for one in of_example]
+    unit = np.repeat(np.arange(len(examples)), [len(of_example) for of_example in by_example])
     other = {id(one): next_one for one, next_one in zip(examples, [*examples[1:], examples[0]], strict=True)}
     right, blind = (
-        _same_each(_answered(method, processor, item, shown, [question.question for _, question in asked]), asked)
-        for shown in ([example[item] for example, _ in asked], [other[id(one)][item] for one, _ in asked])
+        _same_each(_answered(method, processor, item, shown, [question.question for _, question in pairs]), pairs)
+        for shown in ([example[item] for example, _ in pairs], [other[id(one)][item] for one, _ in pairs])
     )
     usual = most_frequent_answers(reader.corpus)
-    lucky = [_same(usual.get(question.kind, ""), question.answer) for _, question in asked]
+    by_chance = [_same(usual.get(question.kind, ""), question.answer) for _, question in pairs]
     places: dict[str, list[int]] = defaultdict(list)
-    for place, (_, question) in enumerate(asked):
+    for place, (_, question) in enumerate(pairs):
         places[question.kind].append(place)
     scores = [
-        Score.per_cluster(f"{split}/vqa/accuracy", right, unit, float(np.mean(lucky))),
+        Score.per_cluster(f"{split}/vqa/accuracy", right, unit, float(np.mean(by_chance))),
         Score.per_cluster(f"{split}/vqa/{item}_gain", right - blind, unit, 0.0),
     ]
-    for kind, own in sorted(places.items()):
-        units, guessed = right[own], np.array(lucky, float)[own]
+    for kind, of_example in sorted(places.items()):
+        units, guessed = right[of_example], np.array(by_chance, float)[of_example]
         scores.append(Score(f"{split}/vqa/{kind}/accuracy", units, float(guessed.mean())))
-    known = [place for place, (_, question) in enumerate(asked) if question.rationale]
-    if known and isinstance(method, CanGenerateText):
-        chance = float(np.array(lucky, float)[known].mean())
-        some = [asked[place] for place in known]
-        scores += _chain_of_thought_scores(method, processor, split, some, unit[known], right[known], chance)
+    with_rationale = [place for place, (_, question) in enumerate(pairs) if question.rationale]
+    if with_rationale and isinstance(method, CanGenerateText):
+        chance = float(np.array(by_chance, float)[with_rationale].mean())
+        some = [pairs[place] for place in with_rationale]
+        scores += _chain_of_thought_scores(
+            method, processor, split, some, unit[with_rationale], right[with_rationale], chance
+        )
     return scores
 
 
@@ -75,20 +78,20 @@ def _chain_of_thought_scores(
     method: nn.Module,
     processor: Any,
     split: str,
-    asked: list[tuple[Example, Question]],
+    questions: list[tuple[Example, Question]],
     unit: np.ndarray,
     direct: Float[np.ndarray, " questions"],
     chance: float,
 ) -> list[Score]:
-    """The share of right final answers of workings, less that of answers without, and that of workings without any.
+    """Accuracy of final answers after a chain of thought, its gain over direct answers, and the rate without an answer.
 
-    unit: the number of each question's example. direct: whether each question is answered rightly without a working.
+    unit: the number of each question's example. direct: whether each question is answered correctly without it.
     """
-    prompts = [chain_of_thought_prompt(question.question) for _, question in asked]
+    prompts = [chain_of_thought_prompt(question.question) for _, question in questions]
     finals = [
-        final_answer(text) for text in written_texts(method, processor, [one["image"] for one, _ in asked], prompts)
+        final_answer(text) for text in written_texts(method, processor, [one["image"] for one, _ in questions], prompts)
     ]
-    right = _same_each([final or "" for final in finals], asked)
+    right = _same_each([final or "" for final in finals], questions)
     without = np.array([final is None for final in finals], dtype=float)
     return [
         Score.per_cluster(f"{split}/cot/accuracy", right, unit, chance),
@@ -98,7 +101,7 @@ def _chain_of_thought_scores(
 
 
 def _answered(method: nn.Module, processor: Any, item: str, shown: list[Any], questions: list[str]) -> list[str]:
-    """What is written, or the likeliest of the answers that are known."""
+    """The generated answers, or the most probable ones of a classifier."""
     if not isinstance(method, CanClassifyAnswers):
         return written_texts(method, processor, shown, questions)
     logits = answers(method, processor, "answer_logits", {item: shown, "question": questions}, BATCH)
@@ -112,16 +115,31 @@ def written_texts(method: nn.Module, processor: Any, images: list[Any], question
     return processor.texts(rows)
 
 
-def _same_each(texts: list[str], asked: list[tuple[Example, Question]]) -> Float[np.ndarray, " questions"]:
-    pairs = zip(texts, asked, strict=True)
-    return np.array([_same(text, question.answer) for text, (_, question) in pairs], dtype=float)
+def _same_each(texts: list[str], questions: list[tuple[Example, Question]]) -> Float[np.ndarray, " questions"]:
+    answered = zip(texts, questions, strict=True)
+    return np.array([_same(text, question.answer) for text, (_, question) in answered], dtype=float)
 
 
-def most_frequent_answers(corpus: Corpus, most: int = 4000) -> dict[str, str]:
-    """Kind of question -> its commonest answer in training."""
+def question_lines(
+    method: nn.Module, processor: Any, examples: Sequence[Example], item: str, max_questions: int = 3
+) -> list[list[Line]]:
+    """For a plot, some questions of each example with the method's answers: green if correct, else the reference."""
+    pairs = [(place, one) for place, example in enumerate(examples) for one in example["questions"][:max_questions]]
+    shown = [examples[place][item] for place, _ in pairs]
+    given = _answered(method, processor, item, shown, [one.question for _, one in pairs])
+    lines: list[list[Line]] = [[] for _ in examples]
+    for (place, one), text in zip(pairs, given, strict=True):
+        right = _same(text, one.answer)
+        lines[place].append((f"Q: {one.question}", NEUTRAL))
+        lines[place].append((f"A: {text}{'' if right else f' (reference: {one.answer})'}", verdict_color(right)))
+    return lines
+
+
+def most_frequent_answers(corpus: Corpus, max_examples: int = 4000) -> dict[str, str]:
+    """Kind of question -> its most frequent training answer."""
     column = corpus.column_with(Questions)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for stored in corpus.raw_values(corpus.sample("train", most), column):
+    for stored in corpus.raw_values(corpus.sample("train", max_examples), column):
         for question in corpus.columns[column].decode(stored):
             counts[question.kind][question.answer] += 1
     return {kind: counter.most_common(1)[0][0] for kind, counter in counts.items()}
@@ -131,7 +149,7 @@ def _one_of_each_kind(questions: Sequence[Question], rng: np.random.Generator) -
     by_kind: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
         by_kind[question.kind].append(question)
-    return [own[int(rng.integers(len(own)))] for own in by_kind.values()]
+    return [of_kind[int(rng.integers(len(of_kind)))] for of_kind in by_kind.values()]
 
 
 def _same(one: str, other: str) -> bool:

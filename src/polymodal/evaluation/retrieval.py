@@ -1,4 +1,4 @@
-"""Retrieval between modalities: ranks, the metrics made of them, and what guessing would get.
+"""Retrieval between modalities: ranks, the metrics made of them, and their chance levels.
 
 A query may have several right answers (all captions of an image); its rank is that of the first one found. A candidate
 that is exactly as similar as the right one counts as ranked before it, and so does one whose similarity is NaN; a right
@@ -25,7 +25,7 @@ def ranks(
     queries: Float[Tensor, "queries dim"], candidates: Float[Tensor, "candidates dim"], relevant: Sequence[np.ndarray]
 ) -> Int[np.ndarray, " queries"]:
     """The rank, from 1, of each query's best relevant candidate. relevant: for each query, candidate numbers."""
-    found = np.empty(len(queries), dtype=np.int64)
+    best_ranks = np.empty(len(queries), dtype=np.int64)
     rows = max(1, _BLOCK // len(candidates))
     for start in range(0, len(queries), rows):
         similarity = queries[start : start + rows] @ candidates.T
@@ -33,8 +33,8 @@ def ranks(
         for row, numbers in zip(right, relevant[start : start + rows], strict=True):
             row[torch.from_numpy(numbers)] = True
         best = similarity.masked_fill(~right | similarity.isnan(), -torch.inf).amax(1, keepdim=True)
-        found[start : start + rows] = 1 + (~(similarity < best) & ~right).sum(1).numpy()
-    return found
+        best_ranks[start : start + rows] = 1 + (~(similarity < best) & ~right).sum(1).numpy()
+    return best_ranks
 
 
 def top(
@@ -45,7 +45,11 @@ def top(
 
 
 def retrieval_scores(
-    name: str, found: Int[np.ndarray, " queries"], relevant: Sequence[np.ndarray], candidates: int, unit: np.ndarray
+    name: str,
+    best_ranks: Int[np.ndarray, " queries"],
+    relevant: Sequence[np.ndarray],
+    candidates: int,
+    unit: np.ndarray,
 ) -> list[Score]:
     """R@1, R@5, R@10, MRR and the median rank. unit: for each query, the number of the unit that it belongs to.
 
@@ -55,12 +59,14 @@ def retrieval_scores(
     _, places, sizes = np.unique(unit, return_inverse=True, return_counts=True)
     weights = 1 / sizes[places]
     scores = [
-        Score(f"{name}/R@{k}", means_by_cluster(found <= k, unit)[0], chance_recall(counts, candidates, k, weights))
+        Score(
+            f"{name}/R@{k}", means_by_cluster(best_ranks <= k, unit)[0], chance_recall(counts, candidates, k, weights)
+        )
         for k in RECALLS
     ]
     chance = chance_reciprocal_rank(counts, candidates, weights)
-    scores.append(Score(f"{name}/MRR", means_by_cluster(1 / found, unit)[0], chance))
-    median = _medians_by_unit(found, unit)
+    scores.append(Score(f"{name}/MRR", means_by_cluster(1 / best_ranks, unit)[0], chance))
+    median = _medians_by_unit(best_ranks, unit)
     chance = chance_median_rank(counts, candidates, weights)
     scores.append(Score(f"{name}/median_rank", median, chance, higher_is_better=False, statistic="median"))
     return scores

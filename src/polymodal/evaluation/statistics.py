@@ -59,7 +59,7 @@ class Score:
     plus the unit's influence on it; the score is their mean or median.
     weights: of the units in the mean, such as the number of words of a page; None weighs all alike. The mean of nothing
     is 0.
-    chance: what guessing gets; None where that has no meaning.
+    chance: the value at chance level; None where that has no meaning.
     unit: of the values, which a task sets. headline: position among the scores that tables show, lowest first; None for
     all others.
     """
@@ -81,7 +81,7 @@ class Score:
         return float(ratio(self.clusters @ weights, weights.sum()))
 
     def shown(self) -> tuple[str, str, str]:
-        """The value, its interval and what guessing gets, as tables show them."""
+        """The value, its interval and the chance level, as tables show them."""
         value, low, high = self.estimate()
         factor, digits = scale(self.unit, value)
         chance = "-" if self.chance is None else number(self.unit, self.chance)

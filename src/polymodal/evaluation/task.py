@@ -1,4 +1,4 @@
-"""What a task is: the capability that it asks of a method, the modalities that it needs, its scores and its metrics."""
+"""A task: the capability that a method must have, the modalities that a corpus must have, its scores and metrics."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
+from polymodal.evaluation.panels import Panels
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.modalities import (
     Audio,
@@ -25,6 +27,7 @@ from polymodal.modalities import (
     Video,
     Words,
 )
+from polymodal.types import Example
 
 # What texts are compared with: the first of them that a corpus has. Methods know a column of each by this name.
 ITEMS: dict[str, type] = {"points": Points, "video": Video, "image": Image, "sound": Audio}
@@ -60,6 +63,16 @@ class TaskInputs:
     def test_splits(self) -> list[str]:
         return [split for split in self.corpus.splits if split.startswith("test")]
 
+    def test_examples(self, max_examples: int) -> tuple[np.ndarray, list[Example]]:
+        """Rows and examples of the first test split, at most so many, evenly spaced: what plots show."""
+        return self.reader.read_split(self.test_splits[0], max_examples)
+
+    @property
+    def item_column(self) -> str:
+        """The column of the corpus with what `item` names."""
+        assert self.item is not None
+        return self.corpus.column_with(ITEMS[self.item])
+
     def over_test_splits(self, score: Callable[..., list[Score]], *options: Any) -> list[Score]:
         """The scores of `score(method, processor, reader, split, *options)` on every test split."""
         arguments = (self.method, self.processor, self.reader)
@@ -80,8 +93,8 @@ class Task:
     metrics: the end of each score's name, as a shell pattern, and what its values mean; the first that fits counts.
     headline: the scores that tables show, the most important first, as shell patterns of names without `test/`.
     forward_methods: what the task calls of the method, for which FSDP gathers parameters. validate: a few scores of the
-    split `validation` during training, of the first applicable task that has it. hint: the command that shows a run at
-    this task.
+    split `validation` during training, of the first applicable task that has it. plot: a few test examples with the
+    method's answers. hint: the command that shows a run at this task.
     """
 
     capability: Any
@@ -93,6 +106,7 @@ class Task:
     requires: tuple[tuple[type, ...], ...] = ()
     condition: Callable[[TaskInputs], bool] = _always
     validate: Callable[[TaskInputs], list[Score]] | None = None
+    plot: Callable[[TaskInputs], Panels] | None = None
     hint: str = ""
 
     def applies_to(self, inputs: TaskInputs) -> bool:

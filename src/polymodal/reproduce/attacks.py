@@ -47,7 +47,7 @@ def compare_attacks(
         trained[victim.label] = [trial.run for trial in models.trials]
     trials = []
     for seed in range(seeds):
-        runs = {label: own[seed] for label, own in trained.items()}
+        runs = {label: trained_runs[seed] for label, trained_runs in trained.items()}
         pairs = Pairs.of(corpus, next(iter(runs.values())), claim.split, claim.examples)
         before = {name: Ranks.of(run, pairs) for name, run in runs.items()}
         for arm in arms:
@@ -75,7 +75,7 @@ def _trial(
     else:
         began = time.perf_counter()
         crafted = [attack_scores(attack, source, runs, corpus, pairs, before, seed) for source in runs]
-        scores = [score for found, _ in crafted for score in found]
+        scores = [score for of_source, _ in crafted for score in of_source]
         scores = [*summary(scores, list(runs)), *scores]
         seconds = time.perf_counter() - began
         folder.mkdir(parents=True, exist_ok=True)

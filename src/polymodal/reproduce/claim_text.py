@@ -90,7 +90,7 @@ def claim_rows(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def chance_of(result: Mapping[str, Any], metric: str) -> str:
-    """What guessing gets; of results of the earlier method only that of the deciding metric is known."""
+    """The chance level; of results of the earlier method only that of the deciding metric is known."""
     levels = result.get("chances", {result["metric"]: result["chance"]})
     level = levels.get(metric)
     return "–" if level is None else number(result["units"][metric], level)

@@ -82,7 +82,7 @@ def compare(
     budget: of a run; seconds are turned into steps once, the same for every seed, which `out` keeps in `steps.json`.
     out: a folder for the runs, `results.json` and `report.html`; without it nothing is written.
     start: what all arms begin with at a seed, in place of fresh weights.
-    jobs: how many runs are under way at a time, each in a process of its own with its share of the cores, or on the
+    jobs: how many runs are under way at a time, each in a process of its own with an equal part of the cores, or on the
     next of several GPUs; needs `out`, and a corpus that its `choices` open again.
     trust_code: of finished runs in `out`, see `load_run`.
     steps: of each arm by its label, in place of those that the budget would give (`timing.recorded_steps`).

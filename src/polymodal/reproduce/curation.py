@@ -34,14 +34,14 @@ def compare_curations(
     """Curate as many pages as the budget has examples, at every seed; writes `results.json`."""
     if budget.examples is None:
         raise UserError("A claim about curation trains nothing; its budget is a number of pages: 40examples.")
-    most = budget.examples
+    max_pages = budget.examples
     return score_untrained(
         arms,
         corpus,
         budget,
         seeds,
         out,
-        lambda recipe, seed: curation_scores(recipe, corpus, claim.language, most, seed),
+        lambda recipe, seed: curation_scores(recipe, corpus, claim.language, max_pages, seed),
     )
 
 
@@ -101,9 +101,9 @@ def compare_training_on_curated(
                 except Interrupted as stopped:
                     raise Interrupted("Stopped and saved; the same command goes on where it was.") from stopped
                 display.scoring(arm.label, seed)
-                found = kept_scores(folder, partial(_reading, run, made[arm], curated / arm.folder, questions))
+                scores = kept_scores(folder, partial(_reading, run, made[arm], curated / arm.folder, questions))
                 run = replace(run, record=run.record | {"recipe": recipe_record(arm.recipe)})
-                trials.append(Trial(arm, seed, run, {score.name: score for score in found}))
+                trials.append(Trial(arm, seed, run, {score.name: score for score in scores}))
                 display.finished(arm.label, seed, trials[-1].scores)
     comparison = ComparisonResult(arms, corpus, budget, every, trials, directory)
     write_json(directory / RESULTS, comparison.to_json())
@@ -114,9 +114,9 @@ def _curated(arm: Arm, corpus: Corpus, folder: Path) -> Corpus:
     if is_saved(folder):
         return open_saved(folder)
     rows = [int(row) for split in corpus.splits.values() for row in split]
-    pages, known = pages_of(corpus, rows), arm.recipe.fit(())
+    pages, fitted = pages_of(corpus, rows), arm.recipe.fit(())
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return curate_pages(arm.recipe, pages, folder, known, source=corpus.name, figures=images_of(corpus))[0]
+    return curate_pages(arm.recipe, pages, folder, fitted, source=corpus.name, figures=images_of(corpus))[0]
 
 
 def _reading(run: Run, corpus: Corpus, folder: Path, questions: list[ParagraphChoice]) -> list[Score]:

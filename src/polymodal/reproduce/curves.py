@@ -1,4 +1,4 @@
-"""Learning curves: what arms had learned after every share of their budget, on the validation split."""
+"""Learning curves of arms on the validation split."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ STYLE: dict[Any, Any] = {
 
 
 def axes_of(columns: int, width: float, height: float) -> tuple[Figure, list]:
-    """A figure of so many inches with a row of plots."""
+    """A matplotlib figure in inches with a row of plots."""
     plt.rcParams.update(STYLE)
-    figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False)
-    return figure, list(axes[0])
+    fig, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False)
+    return fig, list(axes[0])
 
 
-def svg(figure: Figure) -> str:
+def svg(fig: Figure) -> str:
     """The figure as an element of a page."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
+    fig.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(fig)
     return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
 
 
@@ -72,9 +72,9 @@ def _validation_kinds(comparison: ComparisonResult) -> dict[str, dict[str, Any]]
 
 
 def learning_curves(comparison: ComparisonResult, wanted: Sequence[str]) -> dict[str, Any] | None:
-    """For each arm the steps, and the mean over seeds of a figure after them; None where nothing was looked at.
+    """For each arm the steps, and the mean over seeds of a validation metric after them; None without one.
 
-    wanted: figures of the test split, the most important first.
+    wanted: metrics of the test split, the most important first.
     """
     name = validation_metric(comparison, wanted)
     if not name:
@@ -142,11 +142,11 @@ def _looks(history: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
 def plot_curves(curves: dict[str, Any]) -> str:
     """What `learning_curves` found, as an SVG."""
     name, unit = curves["metric"], curves["unit"]
-    figure, (axes,) = axes_of(1, 6, 2.8)
+    fig, (axes,) = axes_of(1, 6, 2.8)
     for (label, curve), color in zip(curves["arms"].items(), COLORS * 9, strict=False):
         factor, _ = scale(unit, 0.0)
         values = [factor * value for value in curve["values"]]
         axes.plot(curve["steps"], values, marker="o", markersize=3, linewidth=1.4, color=color, label=label)
     axes.set(xlabel="steps", ylabel=axis_label(unit), title=f"{format_name(name)} while training")
     axes.legend(frameon=False)
-    return svg(figure)
+    return svg(fig)

@@ -41,14 +41,14 @@ class ProgressReporter(ABC):
         """What is new of a trial: its state, steps, examples, FLOPs, seconds, time left and losses, as texts."""
 
     @abstractmethod
-    def say_finished(self, label: str, seed: int, found: str) -> None:
-        """found: headline metrics with their values."""
+    def say_finished(self, label: str, seed: int, metrics: str) -> None:
+        """metrics: headline metrics with their values."""
 
     def on_step(self, label: str, seed: int) -> OnStep:
         def show(progress: Progress, reached: float, losses: Mapping[str, Any]) -> None:
             if progress.step % 5 == 0 or reached >= 1:
-                said = cells(progress, reached, losses)
-                self.show(label, seed, **{name: said[name] for name in COLUMNS if name in said})
+                texts = cells(progress, reached, losses)
+                self.show(label, seed, **{name: texts[name] for name in COLUMNS if name in texts})
 
         return show
 
@@ -57,8 +57,8 @@ class ProgressReporter(ABC):
 
     def finished(self, label: str, seed: int, scores: Mapping[str, Score]) -> None:
         shown = headlines(scores.values())[:MAX_METRICS]
-        found = ", ".join(f"{score.name.removeprefix('test/')} {number(score.unit, score.value)}" for score in shown)
-        self.say_finished(label, seed, found)
+        metrics = ", ".join(f"{score.name.removeprefix('test/')} {number(score.unit, score.value)}" for score in shown)
+        self.say_finished(label, seed, metrics)
 
 
 class Display(ProgressReporter):
@@ -108,9 +108,9 @@ class Display(ProgressReporter):
         if self.console.is_terminal:
             self.live.refresh()
 
-    def say_finished(self, label: str, seed: int, found: str) -> None:
+    def say_finished(self, label: str, seed: int, metrics: str) -> None:
         if self.state[label, seed]["state"] == FINISHED:
             return
-        self.show(label, seed, state=FINISHED, left="", metrics=found)
+        self.show(label, seed, state=FINISHED, left="", metrics=metrics)
         if not self.console.is_terminal:
-            self.console.print(f"{label}, seed {seed}: finished{': ' + found if found else ''}", highlight=False)
+            self.console.print(f"{label}, seed {seed}: finished{': ' + metrics if metrics else ''}", highlight=False)

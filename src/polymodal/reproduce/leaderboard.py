@@ -58,7 +58,7 @@ def comparison_verdict(comparison: ComparisonResult) -> str:
     """One sentence that says which arm won, and whether the data can tell."""
     names = headline(comparison)
     if len(comparison.arms) == 1:
-        return f"One method; its figures are those of {len(comparison.seeds)} seeds."
+        return f"One method; its scores are those of {len(comparison.seeds)} seeds."
     if len(comparison.seeds) == 1:
         return "One seed: no ranking, since another seed may give another one; take --seeds 3 or more."
     best, second = rows(comparison)[:2]
@@ -88,7 +88,7 @@ def differences(comparison: ComparisonResult, name: str) -> dict[str, float]:
 
 
 def difference_note(comparison: ComparisonResult, arm: Arm, name: str) -> str:
-    """What is to be said beside a difference to the first arm: that it is a copy, or its corrected p-value."""
+    """The note beside a difference to the first arm: that it is a copy, or its corrected p-value."""
     if comparison.is_copy(arm, name):
         return "a copy"
     p_value = differences(comparison, name).get(arm.label)

@@ -21,9 +21,9 @@ def compare_metrics(arms: list[Arm], corpus: Corpus, budget: Budget, seeds: int,
     """Judge the captions of as many images as the budget has examples, at every seed; writes `results.json`."""
     if budget.examples is None:
         raise UserError("A claim about metrics trains nothing; its budget is a number of images: 400examples.")
-    most = budget.examples
+    max_images = budget.examples
     return score_untrained(
-        arms, corpus, budget, seeds, out, lambda recipe, seed: hallucination_scores(recipe, corpus, most, seed)
+        arms, corpus, budget, seeds, out, lambda recipe, seed: hallucination_scores(recipe, corpus, max_images, seed)
     )
 
 

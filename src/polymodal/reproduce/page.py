@@ -30,20 +30,26 @@ from polymodal.reproduce.claim_text import (
 )
 from polymodal.reproduce.curves import plot_curves
 
+TASK_PLOTS = "tasks/plots"  # beside the page of tasks
+PLOTS_NOTE = (
+    "`polymodal evaluate RUN --plot FOLDER` writes an image for every task of the run. These are of small methods that "
+    "were trained for a minute or a few on built-in corpora (`python tools/task_plots.py RUNS`), so they make mistakes."
+)
+
 
 def recipe_page(name: str, image: str | None = None) -> str:
     """Markdown. image: a link to one that shows the recipe at work."""
-    found, entry, result = recipes.describe(name), recipes.entries()[name], result_of(name)
-    about, terms = split_terms(found["about"])
+    description, entry, result = recipes.describe(name), recipes.entries()[name], result_of(name)
+    about, terms = split_terms(description["about"])
     lines = [
         f"# `{name}`",
         "",
-        f"*{found['title']}* ({found['year']}), [arXiv {found['arxiv']}](https://arxiv.org/abs/{found['arxiv']})",
+        f"*{description['title']}* ({description['year']}), [arXiv {description['arxiv']}](https://arxiv.org/abs/{description['arxiv']})",
         "",
         f"Takes {' and '.join(entry.modalities)}; family `{entry.family}`, "
         f"[`{name}.py`](../../src/polymodal/recipes/{entry.family}/{name}.py).",
         "",
-        _code(found["code"]),
+        _code(description["code"]),
         "",
         about,
         "",
@@ -56,14 +62,14 @@ def recipe_page(name: str, image: str | None = None) -> str:
         lines += ["| in the paper | in the code |", "|---|---|"]
         lines += [*(f"| {term} | `{code}` |" for term, code in terms.items()), ""]
     lines += ["| in the file | what it is |", "|---|---|"]
-    lines += [f"| `{part}` | {said} |" for part, said in _parts(entry.file)]
+    lines += [f"| `{part}` | {first_line} |" for part, first_line in _parts(entry.file)]
     again = f"polymodal reproduce {name}"
-    lines += ["", "## Measured", "", *_measured(again, found["claim"], result), "", *_curves(name, result)]
-    for claim, sentence in found["further_claims"].items():
+    lines += ["", "## Measured", "", *_measured(again, description["claim"], result), "", *_curves(name, result)]
+    for claim, sentence in description["further_claims"].items():
         result = result_of(name, claim)
         lines += [*_measured(f"{again} --claim {claim}", sentence, result), "", *_curves(f"{name}-{claim}", result)]
     lines += ["## Hyper-parameters", "", "| flag | default | meaning and source |", "|---|---|---|"]
-    lines += [f"| `{row['flag']}` | {row['default']} | {row['meaning']} |" for row in found["hyper_parameters"]]
+    lines += [f"| `{row['flag']}` | {row['default']} | {row['meaning']} |" for row in description["hyper_parameters"]]
     return "\n".join(lines) + "\n"
 
 
@@ -142,7 +148,7 @@ def _parts(file: Path) -> Iterator[tuple[str, str]]:
         inner = node.body if isinstance(node, ast.ClassDef) else []
         methods = [part for part in inner if isinstance(part, ast.FunctionDef) and not part.name.startswith("_")]
         every = [(node.name, node), *((f"{node.name}.{method.name}", method) for method in methods)]
-        yield from ((name, said) for name, part in every if (said := _first_line(part)))
+        yield from ((name, first_line) for name, part in every if (first_line := _first_line(part)))
 
 
 def _first_line(node: ast.ClassDef | ast.FunctionDef) -> str:
@@ -196,15 +202,18 @@ def _at_start(result: dict[str, Any]) -> str:
     return f"At the start, before all arms: {listed}." if listed else ""
 
 
-def tasks_page() -> str:
-    """Markdown: every task with what it asks of a method and a corpus, and the metrics that it gives."""
+def tasks_page(plots: Path) -> str:
+    """Markdown: every task with the capability and modalities that it requires, its metrics, and its plot.
+
+    plots: folder beside the page with images that are named like the tasks.
+    """
     lines = [
         "# Tasks",
         "",
         "`polymodal evaluate` scores a run by every task whose capability the method has and whose modalities the "
         "corpus has. A capability is a method of this name. Arrows say whether higher (↑) or lower (↓) is better.",
         "",
-        "| task | what it asks | capability | modalities | metrics |",
+        "| task | content | capability | modalities | metrics |",
         "|---|---|---|---|---|",
     ]
     for name, task in tasks.entries().items():
@@ -215,6 +224,11 @@ def tasks_page() -> str:
         metrics = ", ".join(_metric(pattern, kind) for pattern, kind in task.metrics.items())
         link = f"[`{name}`](../src/polymodal/evaluation/tasks/{name}.py)"
         lines.append(f"| {link} | {about} | {calls} | {kinds} | {metrics} |")
+    lines += ["", "## Examples", "", PLOTS_NOTE]
+    for name in tasks.entries():
+        if (plots / f"{name}.png").is_file():
+            title = name.replace("_", " ").capitalize().replace("Vqa", "VQA")
+            lines += ["", f"### {title}", "", f"![{title}: test examples and answers]({TASK_PLOTS}/{name}.png)"]
     return "\n".join(lines) + "\n"
 
 
@@ -238,7 +252,7 @@ def write_pages(folder: Path) -> list[Path]:
 
 def write_tasks(path: Path) -> None:
     """The page of all tasks."""
-    path.write_text(tasks_page(), encoding="utf-8")
+    path.write_text(tasks_page(path.parent / TASK_PLOTS), encoding="utf-8")
 
 
 if __name__ == "__main__":

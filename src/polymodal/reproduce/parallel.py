@@ -1,4 +1,4 @@
-"""Trials side by side: each in a process of its own, with its share of the cores, or on the next of several GPUs."""
+"""Trials in parallel: each in a process of its own, with an equal part of the cores, or on the next of several GPUs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from polymodal.training import Interrupted
 from polymodal.training.recipe_file import import_file
 from polymodal.training.trainer import stop_signals
 
-LISTEN = 0.2  # seconds between two looks at whether Ctrl-C was pressed
+LISTEN = 0.2  # seconds between checks for Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class _PipeReporter(ProgressReporter):
     def show(self, label: str, seed: int, **changes: str) -> None:
         self.telling.send(("show", (label, seed, changes)))
 
-    def say_finished(self, label: str, seed: int, found: str) -> None:
-        self.telling.send(("finished", (label, seed, found)))
+    def say_finished(self, label: str, seed: int, metrics: str) -> None:
+        self.telling.send(("finished", (label, seed, metrics)))
 
 
 def run_in_parallel(
@@ -69,13 +69,13 @@ def run_in_parallel(
             while (waiting or running) and not stop.is_set():
                 while waiting and free:
                     job, place = waiting.popleft(), free.popleft()
-                    told, process = _begin(job, place, threads, own_files)
-                    running[told] = job, place, process
+                    receiver, process = _begin(job, place, threads, own_files)
+                    running[receiver] = job, place, process
                 ready = wait(list(running), LISTEN)
-                for told in [one for one in running if one in ready]:
-                    job, place, process = running[told]
-                    if _listen(told, job, process, watcher):
-                        del running[told]
+                for receiver in [one for one in running if one in ready]:
+                    job, place, process = running[receiver]
+                    if _listen(receiver, job, process, watcher):
+                        del running[receiver]
                         free.append(place)
         finally:
             for _, _, process in running.values():
@@ -89,7 +89,7 @@ def run_in_parallel(
 def _begin(job: Job, place: int, threads: int, own_files: Sequence[Path]) -> tuple[Connection, BaseProcess]:
     # Not forked: a process that has computed, or knows a GPU, cannot be forked safely.
     context = multiprocessing.get_context("spawn")
-    told, telling = context.Pipe(duplex=False)
+    receiver, telling = context.Pipe(duplex=False)
     try:
         pickled = pickle.dumps(job)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -98,7 +98,7 @@ def _begin(job: Job, place: int, threads: int, own_files: Sequence[Path]) -> tup
     with _without_ctrl_c():
         process.start()
     telling.close()
-    return told, process
+    return receiver, process
 
 
 @contextmanager
@@ -114,10 +114,10 @@ def _without_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _listen(told: Connection, job: Job, process: BaseProcess, watcher: ProgressReporter) -> bool:
+def _listen(receiver: Connection, job: Job, process: BaseProcess, watcher: ProgressReporter) -> bool:
     """Take in what a process says next; True when that is its end."""
     try:
-        kind, said = told.recv()
+        kind, content = receiver.recv()
     except EOFError as end:
         process.join()
         raise UserError(
@@ -125,14 +125,14 @@ def _listen(told: Connection, job: Job, process: BaseProcess, watcher: ProgressR
             "memory, which fewer --jobs need less of; the same command goes on with what is saved."
         ) from end
     if kind == "show":
-        label, seed, changes = said
+        label, seed, changes = content
         watcher.show(label, seed, **changes)
     elif kind == "finished":
-        watcher.say_finished(*said)
+        watcher.say_finished(*content)
     elif kind == "error":
-        raise UserError(said)
+        raise UserError(content)
     elif kind == "interrupted":
-        raise Interrupted(said)
+        raise Interrupted(content)
     else:
         process.join()
         return True

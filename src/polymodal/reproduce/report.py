@@ -55,11 +55,11 @@ def report(comparison: ComparisonResult) -> str:
 
 
 def _curves(comparison: ComparisonResult) -> str:
-    """The loss, and one figure on the validation split, over seconds of training; a thin line a seed."""
+    """The loss and a validation metric over seconds of training; one line per seed."""
     name = validation_metric(comparison)
     unit = validation_unit(comparison, name)
     factor, _ = scale(unit, 0.0)
-    figure, (losses, validation) = axes_of(2, 10, 3.1)
+    fig, (losses, validation) = axes_of(2, 10, 3.1)
     for arm, color in zip(comparison.arms, COLORS * 9, strict=False):
         for number, trial in enumerate(comparison.of(arm)):
             style = {"color": color, "linewidth": 1.4, "alpha": 0.85, "label": arm.label if number == 0 else None}
@@ -78,12 +78,12 @@ def _curves(comparison: ComparisonResult) -> str:
     )
     validation.set_ylim(bottom=0)
     losses.legend(frameon=False)
-    return svg(figure)
+    return svg(fig)
 
 
 def _bars(comparison: ComparisonResult, names: Sequence[str], labels: Sequence[str], title: str) -> str:
     """One group of bars a score, one bar an arm, with its interval; chance as a line across the group."""
-    figure, (axes,) = axes_of(1, max(4.5, 0.28 * len(names) * (1 + len(comparison.arms) / 2)), 3.0)
+    fig, (axes,) = axes_of(1, max(4.5, 0.28 * len(names) * (1 + len(comparison.arms) / 2)), 3.0)
     width = 0.8 / len(comparison.arms)
     places = np.arange(len(names))
     for index, (arm, color) in enumerate(zip(comparison.arms, COLORS * 9, strict=False)):
@@ -107,7 +107,7 @@ def _bars(comparison: ComparisonResult, names: Sequence[str], labels: Sequence[s
     axes.margins(x=0.02)
     axes.grid(axis="x", visible=False)
     axes.legend(frameon=False, ncols=4, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.1))
-    return svg(figure)
+    return svg(fig)
 
 
 def _bars_by_language(comparison: ComparisonResult) -> str:
@@ -135,13 +135,15 @@ class SearchGrid:
 
 
 def _grids(comparison: ComparisonResult) -> list[SearchGrid]:
-    """Captions drawn at random from the test split, with the images that each arm's first run finds."""
+    """Captions sampled at random from the test split, with the images that each arm's first run finds."""
     corpus = comparison.corpus
     runs = {arm.label: comparison.of(arm)[0].run for arm in comparison.arms}
-    asked = [available_modalities(corpus, run.processor) for run in runs.values() if isinstance(run.model, CanEmbed)]
-    items = {item_of(kinds) if Text in kinds else None for kinds in asked}
+    modalities = [
+        available_modalities(corpus, run.processor) for run in runs.values() if isinstance(run.model, CanEmbed)
+    ]
+    items = {item_of(kinds) if Text in kinds else None for kinds in modalities}
     item = items.pop() if len(items) == 1 else None
-    if len(asked) < len(runs) or item is None or not has_images(corpus):
+    if len(modalities) < len(runs) or item is None or not has_images(corpus):
         return []
     language = main_language(corpus)
     tests = {}
@@ -156,12 +158,12 @@ def _grids(comparison: ComparisonResult) -> list[SearchGrid]:
     grids = []
     for place in chosen:
         text = one.texts[place]
-        found = {
+        nearest = {
             label: top(test.text_vectors[place : place + 1], test.items, SHOWN)[0] for label, test in tests.items()
         }
         images = {
             label: [(thumbnail(corpus, int(one.rows[n])), int(n) in owners[text]) for n in numbers]
-            for label, numbers in found.items()
+            for label, numbers in nearest.items()
         }
         grids.append(SearchGrid(text, thumbnail(corpus, int(one.rows[min(owners[text])])), images))
     return grids

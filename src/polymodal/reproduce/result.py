@@ -1,4 +1,4 @@
-"""What a comparison measured: arms, their trials, and figures that are paired by seed and test unit."""
+"""What a comparison measured: arms, their trials, and scores that are paired by seed and test unit."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class ComparisonResult:
         return next((len(trial.scores[name].clusters) for trial in self.trials if name in trial.scores), 0)
 
     def chance(self, name: str) -> float | None:
-        """What guessing gets, on average where seeds have tests of their own; None where it is not known."""
+        """The chance level, on average where seeds have tests of their own; None where it is not known."""
         levels = [trial.scores[name].chance for trial in self.trials if name in trial.scores]
         given = [level for level in levels if level is not None]
         return mean(given) if given else None

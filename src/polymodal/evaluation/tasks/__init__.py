@@ -15,5 +15,5 @@ if TYPE_CHECKING:
 def entries() -> dict[str, Task]:
     """All tasks by the name of their file, in the order in which they are scored and shown."""
     names = sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
-    found: dict[str, Task] = {name: importlib.import_module(f"{__name__}.{name}").task for name in names}
-    return dict(sorted(found.items(), key=lambda entry: (entry[1].order, entry[0])))
+    by_name: dict[str, Task] = {name: importlib.import_module(f"{__name__}.{name}").task for name in names}
+    return dict(sorted(by_name.items(), key=lambda entry: (entry[1].order, entry[0])))

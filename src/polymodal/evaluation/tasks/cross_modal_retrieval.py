@@ -1,15 +1,31 @@
-"""Retrieval between texts and what they are about, zero-shot classification by texts, and a linear probe."""
+"""Retrieval between texts and images, clips, sounds or point clouds; zero-shot classification and a linear probe."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation.capabilities import CanEmbed
 from polymodal.evaluation.classification import balanced_accuracy, linear_probe, prompt_ensemble, zero_shot
 from polymodal.evaluation.embeddings import ItemVectors, PairedTest, main_language
+from polymodal.evaluation.panels import (
+    EXAMPLES,
+    MAX_CANDIDATES,
+    NOTE,
+    TOP,
+    Panel,
+    Panels,
+    clipped,
+    retrieval_panels,
+    text_panel,
+    value_panel,
+)
 from polymodal.evaluation.retrieval import METRICS
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import ITEMS, WITH_TEXT, Task, TaskInputs
@@ -31,8 +47,8 @@ def cross_modal_scores(inputs: TaskInputs) -> list[Score]:
         scores += _label_scores(inputs, corpus.label, item, items)
     for language in _other_languages(corpus, main):
         test = PairedTest.of(method, processor, items["test"], language)
-        found = test.text_to_item(f"test/text_to_{item}_{language}")
-        scores += [score for score in found if score.name.endswith("R@10")]
+        of_language = test.text_to_item(f"test/text_to_{item}_{language}")
+        scores += [score for score in of_language if score.name.endswith("R@10")]
     return scores
 
 
@@ -54,16 +70,12 @@ def _other_languages(corpus: Corpus, main: str | None) -> list[str]:
 def _label_scores(inputs: TaskInputs, label: str, item: str, items: Mapping[str, ItemVectors]) -> list[Score]:
     """Zero-shot by the corpus's prompts, and a linear probe, on every split in `items`."""
     corpus = inputs.corpus
-    modality = corpus.columns[label]
-    assert isinstance(modality, Category)
     scores = []
-    labels = {split: _labels(corpus, label, found) for split, found in items.items()}
+    labels = {split: _labels(corpus, label, of_split) for split, of_split in items.items()}
     if corpus.prompts:
-        prompts = [list(corpus.prompts[name]) for name in modality.names]
-        vectors = embed(inputs.method, inputs.processor, text=[text for texts in prompts for text in texts])["text"]
-        classes = prompt_ensemble(vectors.split([len(texts) for texts in prompts]))
-        for split, found in items.items():
-            scores.append(zero_shot(f"{split}/zero_shot_{label}/accuracy", found.vectors, labels[split], classes))
+        _, classes = _class_vectors(inputs, label)
+        for split, of_split in items.items():
+            scores.append(zero_shot(f"{split}/zero_shot_{label}/accuracy", of_split.vectors, labels[split], classes))
     if {"train", "validation"} <= set(corpus.splits):
         train, tuning = (
             ItemVectors.of(inputs.method, inputs.processor, inputs.reader, part, item)
@@ -73,8 +85,8 @@ def _label_scores(inputs: TaskInputs, label: str, item: str, items: Mapping[str,
             (train.vectors.numpy(), _labels(corpus, label, train)),
             (tuning.vectors.numpy(), _labels(corpus, label, tuning)),
         )
-        for split, found in items.items():
-            predicted = probe.predict(found.vectors.numpy())
+        for split, of_split in items.items():
+            predicted = probe.predict(of_split.vectors.numpy())
             scores.append(balanced_accuracy(f"{split}/linear_probe_{label}/accuracy", predicted, labels[split]))
     return scores
 
@@ -83,12 +95,61 @@ def _labels(corpus: Corpus, label: str, items: ItemVectors) -> np.ndarray:
     return np.array([corpus.value(row, label) for row in items.rows])
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Captions with the items that are most similar; below, zero-shot classes where the corpus has prompts."""
+    corpus, item = inputs.corpus, inputs.item
+    assert item is not None
+    rows, examples = inputs.test_examples(MAX_CANDIDATES)
+    text = corpus.columns[corpus.column_with(Text)]
+    assert isinstance(text, Text)
+    texts = [text.in_main_language(example["text"])[0].text for example in examples]
+    chosen = np.linspace(0, len(rows) - 1, min(EXAMPLES, len(rows))).round().astype(int)
+    items = [example[item] for example in examples]
+    vectors = embed(inputs.method, inputs.processor, 256, **{item: items, "text": texts})
+    panels = retrieval_panels(
+        [text_panel([texts[number]], "query") for number in chosen],
+        vectors["text"][torch.from_numpy(chosen)] @ vectors[item].T,
+        [np.flatnonzero([other == texts[number] for other in texts]) for number in chosen],
+        lambda number, title, right: value_panel(corpus, int(rows[number]), inputs.item_column, title, right),
+        f"Retrieval among {len(rows)} test examples; green: relevant",
+    )
+    if corpus.label is None or not corpus.prompts:
+        return panels
+    some = np.linspace(0, len(rows) - 1, min(TOP, len(rows))).round().astype(int)
+    classes = _zero_shot_panels(inputs, corpus.label, rows[some], vectors[item][torch.from_numpy(some)])
+    return replace(panels, rows=[*panels.rows, classes])
+
+
+def _zero_shot_panels(
+    inputs: TaskInputs, label: str, rows: np.ndarray, items: Float[Tensor, "items dim"]
+) -> list[Panel]:
+    names, vectors = _class_vectors(inputs, label)
+    panels = [text_panel(["zero-shot classification", ("above each: the predicted class", NOTE)])]
+    for row, number in zip(rows.tolist(), (items @ vectors.T).argmax(1).tolist(), strict=True):
+        truth = inputs.corpus.value(row, label)
+        title = clipped(names[number], 20, 1)
+        if number != truth:
+            title += f"\n(label: {clipped(names[truth], 14, 1)})"
+        panels.append(value_panel(inputs.corpus, row, inputs.item_column, title, number == truth))
+    return panels
+
+
+def _class_vectors(inputs: TaskInputs, label: str) -> tuple[tuple[str, ...], Float[Tensor, "classes dim"]]:
+    """The classes of a label, and the ensemble of the vectors of each one's prompts."""
+    modality = inputs.corpus.columns[label]
+    assert isinstance(modality, Category)
+    prompts = [list(inputs.corpus.prompts[name]) for name in modality.names]
+    vectors = embed(inputs.method, inputs.processor, text=[text for texts in prompts for text in texts])["text"]
+    return modality.names, prompt_ensemble(vectors.split([len(texts) for texts in prompts]))
+
+
 task = Task(
     capability=CanEmbed,
     requires=WITH_TEXT,
     order=10,
     score=cross_modal_scores,
     validate=validation_scores,
+    plot=plot,
     metrics=METRICS | {"top-*": MetricKind(), "accuracy": MetricKind()},
     headline=(
         *(f"text_to_{item}/{metric}" for item in ITEMS for metric in ("R@10", "R@1", "MRR")),

@@ -1,4 +1,4 @@
-"""Fields of forms: which words are part of what? Scored by whole fields, as FUNSD is (Jaume et al. 2019)."""
+"""Entity extraction from forms: fields of words, scored by whole entities as in FUNSD (Jaume et al. 2019)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
 from polymodal.evaluation.classification import predicted_classes
+from polymodal.evaluation.panels import Panel, Panels, text_panel, value_panel
 from polymodal.evaluation.statistics import MetricKind, Score
-from polymodal.evaluation.task import Task
-from polymodal.modalities import Words
-from polymodal.modalities.document import OTHER, Word
+from polymodal.evaluation.task import Task, TaskInputs
+from polymodal.modalities import Image, Words
+from polymodal.modalities.document import BOX_SCALE, OTHER, Word
 from polymodal.training.run import answers
 from polymodal.types import Batch, Example
 
-VALIDATION_PAGES = 150  # a look at long pages takes longer than many steps
-NO_FIELD = ""  # of a word whose logits are no numbers: never right
+VALIDATION_PAGES = 150  # since long pages take longer than many training steps
+MAX_PLOT_PAGES = 2
+NO_FIELD = ""  # of a word whose logits are NaN: never correct
 Entity = tuple[int, int, str]  # the first word, the one after the last, and the field
 
 
@@ -35,13 +37,13 @@ class CanClassifyTokens(Protocol):
 
 def entities(words: Sequence[Word], fields: Sequence[str]) -> set[Entity]:
     """Runs of words of one segment and one field; words of no field are part of none."""
-    found, place = set(), 0
+    spans, place = set(), 0
     for (_, field), run in itertools.groupby(zip((word.segment for word in words), fields, strict=True)):
         length = len(list(run))
         if field != OTHER:
-            found.add((place, place + length, field))
+            spans.add((place, place + length, field))
         place += length
-    return found
+    return spans
 
 
 def predict_fields(
@@ -57,23 +59,25 @@ def predict_fields(
 
 
 def field_scores(
-    method: nn.Module, processor: Processor, reader: Reader, split: str, most: int | None = None
+    method: nn.Module, processor: Processor, reader: Reader, split: str, max_pages: int | None = None
 ) -> list[Score]:
-    """F1 of fields, and the share of words whose field is right, on a split or on at most so many pages of it.
+    """F1 of entities and accuracy of words, on a split or on at most so many pages of it.
 
-    A field counts when all of its words, and no more of its segment, are taken for it; F1 is that of all pages together
-    (micro). Chance gives each segment the fields of another one, drawn from all of the split.
+    An entity is correct when all of its words, and no others of its segment, have its field; F1 is the micro average
+    over all pages. Chance: each segment has the fields of another one of the split, sampled at random.
     """
-    _, examples = reader.read_split(split, most)
+    _, examples = reader.read_split(split, max_pages)
     pages = predict_fields(method, processor, examples)
     truth = [[word.field for word in words] for words, _ in pages]
-    found = [_f1(words, right, guess) for (words, guess), right in zip(pages, truth, strict=True)]
-    lots = [_f1(words, right, guess) for (words, _), right, guess in zip(pages, truth, _chance(pages), strict=True)]
-    right = [np.equal(own, guess) for own, (_, guess) in zip(truth, pages, strict=True)]
-    counts = Counter(field for own in truth for field in own)
+    counts_of_fields = [_f1(words, right, guess) for (words, guess), right in zip(pages, truth, strict=True)]
+    by_chance = [
+        _f1(words, right, guess) for (words, _), right, guess in zip(pages, truth, _chance(pages), strict=True)
+    ]
+    right = [np.equal(labels, guess) for labels, (_, guess) in zip(truth, pages, strict=True)]
+    counts = Counter(field for labels in truth for field in labels)
     usual = counts.most_common(1)[0][1] / counts.total()
     return [
-        _weighted(f"{split}/fields/entity_f1", found, _weighted("", lots).value),
+        _weighted(f"{split}/fields/entity_f1", counts_of_fields, _weighted("", by_chance).value),
         _weighted(f"{split}/fields/word_accuracy", [(int(one.sum()), len(one)) for one in right], usual),
     ]
 
@@ -98,6 +102,39 @@ def _chance(pages: Sequence[tuple[list[Word], list[str]]]) -> list[list[str]]:
     return [[field for segment in page for field in [next(drawn)] * len(segment)] for page in segments]
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Pages, their labelled fields, and the predicted ones; a legend of the fields."""
+    rows, examples = inputs.test_examples(MAX_PLOT_PAGES)
+    pages = predict_fields(inputs.method, inputs.processor, examples)
+    image = inputs.corpus.column_with(Image)
+    panels = []
+    for row, (words, fields) in zip(rows.tolist(), pages, strict=True):
+        used = sorted({*fields, *(word.field for word in words)} - {OTHER, NO_FIELD})
+        right = np.mean([word.field == field for word, field in zip(words, fields, strict=True)])
+        guesses = [word._replace(field=field) for word, field in zip(words, fields, strict=True)]
+        legend = [(field, f"C{number % 10}") for number, field in enumerate(used)]
+        page = inputs.corpus.value(row, image)
+        titled = ((words, "labels"), (guesses, f"predictions: {right:.0%} correct"))
+        maps = [_fields_panel(some, used, title, page.height / page.width) for some, title in titled]
+        panels.append([value_panel(inputs.corpus, row, image), *maps, text_panel(legend)])
+    return Panels(panels, "Fields of words", (1.5, 1.5, 1.5, 1.0), 1.9)
+
+
+def _fields_panel(words: Sequence[Word], names: Sequence[str], title: str, aspect: float) -> Panel:
+    """The boxes of words on the page, in the color of the field; gray where there is none. aspect: height by width."""
+
+    def draw(axes: Any) -> None:
+        from matplotlib.patches import Rectangle
+
+        for word in words:
+            left, top, right, bottom = word.box
+            color = f"C{names.index(word.field) % 10}" if word.field in names else "#d0d0d0"
+            axes.add_patch(Rectangle((left, top), right - left, bottom - top, facecolor=color, linewidth=0))
+        axes.set(xlim=(0, BOX_SCALE), ylim=(BOX_SCALE, 0), aspect=aspect)
+
+    return Panel(draw, title)
+
+
 task = Task(
     capability=CanClassifyTokens,
     requires=((Words,),),
@@ -106,6 +143,7 @@ task = Task(
     validate=lambda inputs: field_scores(
         inputs.method, inputs.processor, inputs.reader, "validation", VALIDATION_PAGES
     ),
+    plot=plot,
     metrics={"entity_f1": MetricKind(), "word_accuracy": MetricKind()},
     headline=("fields/entity_f1", "fields/word_accuracy"),
     forward_methods=("classify_tokens",),

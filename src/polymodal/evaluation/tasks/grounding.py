@@ -1,4 +1,4 @@
-"""Where in the image? Zero-shot segmentation and pointing with patch vectors, against masks unseen in training."""
+"""Zero-shot segmentation, pointing and phrase grounding with patch vectors, against masks without training on them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
+from polymodal.evaluation.panels import EXAMPLES, Panel, Panels, text_panel, value_panel
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import MetricKind, Score
-from polymodal.evaluation.task import Task
+from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image, Mask, Regions
 from polymodal.modalities.region import Region
 from polymodal.training.run import embed, evaluating, to_device
 
 BATCH = 128
-from polymodal.data.processor import Processor
 
 
 @runtime_checkable
@@ -46,13 +47,13 @@ def intersection_over_union(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 
 def grounding_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
-    """Three questions about where; the images are square, and the unit of the first two is an image.
+    """Scores of segmentation, pointing and phrase grounding; images are square, the unit of the first two is an image.
 
-    segmentation: mean IoU of an image's objects, told apart by their names. The ground does not count: each pixel of
-    an object is given to one of the names. Chance is naming each of them at random.
-    pointing_game: is the patch most similar to a name covered by its object, by half at least? Chance is a random
+    segmentation: mean IoU of an image's objects, each pixel of which is assigned to one of their names; the background
+    does not count. Chance: a random name per pixel.
+    pointing_game: whether the object covers at least half of the patch most similar to its name. Chance: a random
     patch.
-    phrase_grounding: does a name find its box, among all boxes of the split? A box's vector is the mean over
+    phrase_grounding: retrieval of boxes by names, among all boxes of the split. A box's vector is the mean over
     its patches.
     """
     corpus = reader.corpus
@@ -60,12 +61,12 @@ def grounding_scores(method: nn.Module, processor: Processor, reader: Reader, sp
     patches = _patch_vectors(method, processor, [example["image"] for example in examples])
     regions = [corpus.value(row, corpus.column_with(Regions)) for row in rows]
     truths = [corpus.value(row, corpus.column_with(Mask)) for row in rows]
-    names = sorted({region.name for found in regions for region in found})
+    names = sorted({region.name for of_image_regions in regions for region in of_image_regions})
     vectors = dict(zip(names, embed(method, processor, text=names)["text"], strict=True))
     values = np.array(
         [
-            _one_image(of_image, torch.stack([vectors[region.name] for region in found]), truth)
-            for of_image, found, truth in zip(patches, regions, truths, strict=True)
+            _one_image(of_image, torch.stack([vectors[region.name] for region in of_image_regions]), truth)
+            for of_image, of_image_regions, truth in zip(patches, regions, truths, strict=True)
         ]
     )
     (overlap, overlap_chance), (pointing, pointing_chance) = values[:, :2].T, values[:, 2:].T
@@ -96,18 +97,18 @@ def _one_image(
     broken = bool(similarity.isnan().any())  # finds nothing
     values = []
     for number in range(len(names)):
-        own = truth == number + 1
-        overlap = 0.0 if broken else intersection_over_union((given == number) & objects, own)
-        picked, both = objects.sum() / len(names), own.sum() / len(names)
-        covered = _coverage(own, grid).ravel() >= 0.5
+        of_object = truth == number + 1
+        overlap = 0.0 if broken else intersection_over_union((given == number) & objects, of_object)
+        picked, both = objects.sum() / len(names), of_object.sum() / len(names)
+        covered = _coverage(of_object, grid).ravel() >= 0.5
         pointing = 0.0 if broken else float(covered[pointed[number]])
-        values.append((overlap, both / (picked + own.sum() - both), pointing, covered.mean()))
+        values.append((overlap, both / (picked + of_object.sum() - both), pointing, covered.mean()))
     return tuple(np.mean(values, axis=0).tolist())
 
 
-def _coverage(own: np.ndarray, grid: int) -> np.ndarray:
-    """The share of each patch that an object covers."""
-    mask = torch.from_numpy(own)[None, None].float()
+def _coverage(of_object: np.ndarray, grid: int) -> np.ndarray:
+    """The fraction of each patch that an object covers."""
+    mask = torch.from_numpy(of_object)[None, None].float()
     return F.adaptive_avg_pool2d(mask, grid)[0, 0].numpy()
 
 
@@ -121,8 +122,8 @@ def _phrase_grounding(
     grid = int(patches.shape[1] ** 0.5)
     boxes: list[Tensor] = []
     places: dict[str, list[int]] = defaultdict(list)
-    for of_image, found, truth in zip(patches.unflatten(1, (grid, grid)), regions, truths, strict=True):
-        for region in found:
+    for of_image, of_image_regions, truth in zip(patches.unflatten(1, (grid, grid)), regions, truths, strict=True):
+        for region in of_image_regions:
             left, top, right, bottom = region_cells(region.box, truth.shape, grid)
             places[region.name].append(len(boxes))
             boxes.append(F.normalize(of_image[top:bottom, left:right].flatten(0, 1).mean(0), dim=0))
@@ -141,12 +142,43 @@ def region_cells(box: tuple[int, ...], shape: tuple[int, ...], grid: int) -> tup
     return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Images, the masks of their objects, and the name that is most similar at every pixel of an object."""
+    corpus = inputs.corpus
+    rows, examples = inputs.test_examples(EXAMPLES)
+    images = [example["image"] for example in examples]
+    patches = _patch_vectors(inputs.method, inputs.processor, images)
+    lines = []
+    for row, vectors in zip(rows.tolist(), patches, strict=True):
+        regions, truth = (corpus.value(row, corpus.column_with(kind)) for kind in (Regions, Mask))
+        names = list(dict.fromkeys(region.name for region in regions))
+        texts = embed(inputs.method, inputs.processor, text=names)["text"]
+        given = np.where(truth > 0, segment(vectors, texts, *truth.shape).numpy() + 1, 0)
+        numbers = np.array([0, *(names.index(region.name) + 1 for region in regions)])
+        legend = [(name, f"C{number % 10}") for number, name in enumerate(names)]
+        maps = [_map_panel(one, title) for one, title in ((numbers[truth], "mask"), (given, "prediction"))]
+        image = value_panel(corpus, row, corpus.column_with(Image))
+        lines.append([image, *maps, text_panel(legend)])
+    return Panels(lines, "Segmentation by the similarity of patches and names", (1, 1, 1, 1.2))
+
+
+def _map_panel(names: Int[np.ndarray, "height width"], title: str) -> Panel:
+    """The name of every pixel by its color; 0 is white."""
+
+    def draw(axes: Any) -> None:
+        axes.imshow(np.ma.masked_equal(np.where(names > 0, (names - 1) % 10 + 1, 0), 0), cmap="tab10", vmin=1, vmax=10)
+        axes.set(xticks=[], yticks=[])
+
+    return Panel(draw, title)
+
+
 task = Task(
     capability=CanEncodePatches,
     requires=((Image, Mask),),
     order=80,
     score=lambda inputs: inputs.over_test_splits(grounding_scores),
     metrics={"mIoU": MetricKind(), "accuracy": MetricKind(), "R@*": MetricKind(), "MRR": MetricKind()},
+    plot=plot,
     headline=("segmentation/mIoU", "pointing_game/accuracy", "phrase_grounding/R@1"),
     forward_methods=("embed", "encode_patches"),
 )

@@ -1,7 +1,7 @@
-"""How good are images that a method generates, by the number of its steps?
+"""Quality of generated images, by the number of sampling steps.
 
-A small classifier, trained on the corpus's real training images, looks at them: does it see the class that was asked
-for, and are its features distributed as those of real test images (Fréchet and kernel distance)?
+A small classifier is trained on the corpus's real training images. Metrics: its accuracy for the requested class, and
+distances between the distributions of its features of generated and of real test images (Fréchet and kernel distance).
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ from polymodal.data.conditions import conditions
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
 from polymodal.evaluation.classification import balanced_accuracy, predicted_classes
+from polymodal.evaluation.panels import Panels, clipped, image_panel, shown_images, text_panel
 from polymodal.evaluation.statistics import MetricKind, Score, group_numbers
 from polymodal.evaluation.task import Task, TaskInputs
-from polymodal.modalities import Image
+from polymodal.modalities import Category, Image
 from polymodal.training.run import evaluating, to_device
 from polymodal.types import Batch
 
 STEPS = (1, 2, 4, 8, 32)
 VALIDATION_STEPS = (1, 8)
 BATCH = 128
+MAX_PLOTTED, PLOTTED_STEPS = 8, (32, 4, 1)
 PASSES = 15  # of the classifier over the training images
-IMAGE_GROUPS = 50  # that are left out in turn for the interval of a Fréchet distance
+IMAGE_GROUPS = 50  # left out in turn for the interval of a Fréchet distance
 
 
 @runtime_checkable
@@ -98,8 +100,8 @@ def kernel_distance(name: str, made: Float[Tensor, "images dim"], real: Float[Te
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (1 + a.double() @ b.double().T / a.shape[1]) ** 3
 
-    own, theirs = kernel(made, made).fill_diagonal_(0), kernel(real, real).fill_diagonal_(0)
-    alike, alike_real, between = own.sum(1) / (len(made) - 1), theirs.sum(1) / (len(real) - 1), kernel(made, real)
+    of_made, theirs = kernel(made, made).fill_diagonal_(0), kernel(real, real).fill_diagonal_(0)
+    alike, alike_real, between = of_made.sum(1) / (len(made) - 1), theirs.sum(1) / (len(real) - 1), kernel(made, real)
     value = float(alike.mean() + alike_real.mean() - 2 * between.mean())
     influence = 2 * (alike - between.mean(1))
     if len(made) == len(real):
@@ -154,7 +156,7 @@ def _frechet(
 
 
 def generation_scores(
-    method: nn.Module, processor: Processor, reader: Reader, split: str, steps_asked: Sequence[int] = STEPS
+    method: nn.Module, processor: Processor, reader: Reader, split: str, num_steps: Sequence[int] = STEPS
 ) -> list[Score]:
     """One image for label and text of each image, for several numbers of steps, and real training images beside.
 
@@ -174,7 +176,7 @@ def generation_scores(
     scores = []
     with evaluating(method), torch.no_grad():
         of_real = classifier.features(real["image"])
-        for steps in steps_asked:
+        for steps in num_steps:
             generator = torch.Generator().manual_seed(0)
             made = method.generate_images(to_device(conditions, device), steps, generator).cpu()
             task = f"{split}/generation_in_{steps}"
@@ -220,6 +222,28 @@ def rows_of_classes(labels: Int[Tensor, " images"], wanted: Int[Tensor, " others
     return rows
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Images for the conditions of test images, in few and in many steps, and the test images themselves."""
+    rows, examples = inputs.test_examples(MAX_PLOTTED)
+    given = conditions(inputs.processor, examples)
+    device = next(inputs.method.parameters()).device
+    label, image = inputs.corpus.label, inputs.processor.image
+    assert label is not None
+    modality = inputs.corpus.columns[label]
+    assert isinstance(modality, Category)
+    names = [clipped(modality.names[inputs.corpus.value(row, label)], 16, 1) for row in rows.tolist()]
+    lines = []
+    with evaluating(inputs.method), torch.no_grad():
+        for steps in PLOTTED_STEPS:
+            generator = torch.Generator().manual_seed(0)
+            made = inputs.method.generate_images(to_device(given, device), steps, generator).cpu()  # type: ignore[operator]
+            panels = [image_panel(one) for one in image.shown(made)]
+            lines.append([text_panel([f"{steps} step{'s' * (steps > 1)}"]), *panels])
+    real = shown_images([example["image"] for example in examples])
+    lines.append([text_panel(["real"]), *(image_panel(one, name) for one, name in zip(real, names, strict=True))])
+    return Panels(lines[::-1], "Generated images", (0.5, *[0.7] * len(rows)), 0.7)
+
+
 def _has_labeled_images(inputs: TaskInputs) -> bool:
     """Whether images have labels, by which a classifier can judge what is generated from them, or from nothing."""
     labelled = label_of(inputs.processor) is not None or is_unconditional(inputs.method)
@@ -235,6 +259,7 @@ task = Task(
     validate=lambda inputs: generation_scores(
         inputs.method, inputs.processor, inputs.reader, "validation", VALIDATION_STEPS
     ),
+    plot=plot,
     metrics={"accuracy": MetricKind(), "*_distance": MetricKind("distance", higher_is_better=False)},
     headline=(*(f"generation_in_{steps}/frechet_distance" for steps in (1, 4, 32)), "generation_in_1/accuracy"),
     forward_methods=("generate_images",),

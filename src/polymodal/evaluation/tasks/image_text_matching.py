@@ -1,4 +1,4 @@
-"""Retrieval by methods that look at every pair together."""
+"""Retrieval by image-text matching: a method scores every pair jointly."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
+from polymodal.evaluation.panels import EXAMPLES, Panels, retrieval_panels, text_panel, value_panel
 from polymodal.evaluation.retrieval import METRICS, ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.task import ITEMS, WITH_TEXT, Task, TaskInputs
@@ -17,8 +18,9 @@ from polymodal.modalities import Text
 from polymodal.training.run import answers
 from polymodal.types import Batch
 
-MAX_MATCHED = 200  # examples, all pairs of which are looked at
-BLOCK = 16  # examples that are compared with all texts at once
+MAX_MATCHED = 200  # examples, all pairs of which are scored
+MAX_PLOTTED = 64  # examples that are matched with every caption of a plot
+BLOCK = 16  # examples that are scored with all texts at once
 
 
 @runtime_checkable
@@ -29,9 +31,9 @@ class CanScorePairs(Protocol):
 
 
 def matching_scores(method: nn.Module, processor: Processor, reader: Reader, split: str, item: str) -> list[Score]:
-    """Retrieval both ways among some examples with one text each, ranked by what the method says of each pair.
+    """Retrieval in both directions among examples with one text each, ranked by the matching logit of each pair.
 
-    item: the name of what texts are about, such as `video`. Right are all examples that have this very text.
+    item: the name of what texts are about, such as `video`. Relevant are all examples with the same text.
     """
     _, examples = reader.read_split(split, MAX_MATCHED)
     modality = reader.corpus.columns[reader.corpus.column_with(Text)]
@@ -54,8 +56,8 @@ def matching_scores(method: nn.Module, processor: Processor, reader: Reader, spl
     unit, every = np.arange(len(texts)), torch.eye(len(texts))  # so that a query's similarities are its vector
     scores = []
     for name, similarity in ((f"text_to_{item}", logits.T), (f"{item}_to_text", logits)):
-        found = ranks(similarity, every, relevant)
-        scores += retrieval_scores(f"{split}/matching/{name}", found, relevant, len(texts), unit)
+        best_ranks = ranks(similarity, every, relevant)
+        scores += retrieval_scores(f"{split}/matching/{name}", best_ranks, relevant, len(texts), unit)
     return scores
 
 
@@ -63,11 +65,38 @@ def _scores(inputs: TaskInputs) -> list[Score]:
     return inputs.over_test_splits(matching_scores, inputs.item)
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Captions with the items that match best."""
+    corpus, item = inputs.corpus, inputs.item
+    assert item is not None
+    rows, examples = inputs.test_examples(MAX_PLOTTED)
+    modality = corpus.columns[corpus.column_with(Text)]
+    assert isinstance(modality, Text)
+    texts = [modality.in_main_language(example["text"])[0].text for example in examples[:: len(examples) // EXAMPLES]]
+    texts = texts[:EXAMPLES]
+    blocks = [examples[start : start + BLOCK] for start in range(0, len(examples), BLOCK)]
+    columns = [{"text": texts, item: [example[item] for example in block]} for block in blocks]
+    logits = [
+        part
+        for some in columns
+        for part in answers(inputs.method, inputs.processor, "itm_logits", some, max(BLOCK, EXAMPLES))
+    ]
+    captions_of = [{caption.text for caption in example["text"]} for example in examples]
+    return retrieval_panels(
+        [text_panel([text], "query") for text in texts],
+        torch.cat(logits).T,
+        [np.flatnonzero([text in captions for captions in captions_of]) for text in texts],
+        lambda number, title, right: value_panel(corpus, int(rows[number]), inputs.item_column, title, right),
+        f"Matching among {len(rows)} test examples; green: relevant",
+    )
+
+
 task = Task(
     capability=CanScorePairs,
     requires=WITH_TEXT,
     order=20,
     score=_scores,
+    plot=plot,
     metrics=METRICS,
     headline=tuple(f"matching/text_to_{item}/{metric}" for item in ITEMS for metric in ("R@10", "R@1", "MRR")),
     forward_methods=("itm_logits",),

@@ -10,11 +10,13 @@ from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
 from polymodal.evaluation.classification import predicted_classes
+from polymodal.evaluation.panels import EXAMPLES, NEUTRAL, Panels, clipped, text_panel
 from polymodal.evaluation.statistics import MetricKind, Score, group_numbers
-from polymodal.evaluation.task import Task
+from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.training.run import evaluating
 
 ITEM_GROUPS = 20
+MAX_PLOTTED, PLOTTED_ITEMS = 8, 5  # prototypes of a plot, and items of each
 
 
 @runtime_checkable
@@ -25,7 +27,7 @@ class HasPrototypes(Protocol):
 
 
 def prototype_scores(method: nn.Module, processor: Any) -> list[Score]:
-    """How much an item's prototype tells of its first label: mutual information, adjusted so that chance is 0.
+    """Mutual information of an item's prototype and its first label, adjusted so that chance is 0.
 
     The unit is a group of items that is left out.
     """
@@ -74,10 +76,25 @@ def _adjusted(table: Int[np.ndarray, "labels clusters"]) -> float:
     return (information - expected) / max(entropy - expected, np.finfo(float).eps)
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """The items that belong most to each prototype, with their first labels."""
+    catalogue = inputs.processor.history.catalogue
+    with evaluating(inputs.method), torch.no_grad():
+        weights = inputs.method.item_prototypes().float().cpu()  # type: ignore[operator]
+    panels = []
+    for number, column in enumerate(weights.T[:MAX_PLOTTED]):
+        items = [catalogue[item] for item in column.argsort(descending=True)[:PLOTTED_ITEMS].tolist()]
+        lines = [(f"{clipped(item.title, 22, 1)} ({', '.join(item.labels[:1])})", NEUTRAL) for item in items]
+        panels.append(text_panel(lines, f"prototype {number + 1}"))
+    rows = [panels[start : start + EXAMPLES] for start in range(0, len(panels), EXAMPLES)]
+    return Panels(rows, "Items of each prototype, with a label", [1.9] * EXAMPLES, 0.8)
+
+
 task = Task(
     capability=HasPrototypes,
     order=170,
     score=lambda inputs: prototype_scores(inputs.method, inputs.processor),
+    plot=plot,
     metrics={"mutual_information": MetricKind()},
     headline=("items/prototypes_and_labels/mutual_information",),
     forward_methods=("item_prototypes",),

@@ -1,6 +1,6 @@
 """Classification of a label, also with missing cells of a table (protocols of TIP, Du et al. 2024, section 4.3).
 
-Cells are taken away from training, validation and test rows alike before a linear probe is fitted on frozen features; a
+Cells are masked in training, validation and test rows alike before a linear probe is fitted on frozen features; a
 method that classifies by itself was trained already, so that for it only test rows lose cells.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polymodal.data.loader import Reader
 from polymodal.evaluation.classification import area_under_curve, balanced_accuracy, linear_probe, predicted_classes
 from polymodal.evaluation.missing_modalities import (
     PROTOCOLS,
@@ -22,10 +23,14 @@ from polymodal.evaluation.missing_modalities import (
     columns_of,
     missing_cells,
 )
+from polymodal.evaluation.panels import EXAMPLES, Panels, clipped, value_panel
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
+from polymodal.modalities import Category, Image, Video
 from polymodal.training.run import answers
 from polymodal.types import Batch, Example
+
+MAX_PLOT_TRAIN = 1000  # examples that the linear probe of a plot is fitted on
 
 
 @runtime_checkable
@@ -46,7 +51,7 @@ def classification_scores(inputs: TaskInputs) -> list[Score]:
     """By linear probes of the method's features, their probabilities averaged, and by its own classes if it has any.
 
     With a table among the columns, also for every protocol and rate of missing cells, and over all rates: the area
-    under the curve of the figure against the rate, divided by the largest rate.
+    under the curve of the metric against the rate, divided by the largest rate.
     """
     label, corpus, reader = inputs.corpus.label, inputs.corpus, inputs.reader
     assert label is not None
@@ -100,11 +105,11 @@ def _scores(inputs: TaskInputs, parts: Mapping[str, Labelled], label: str, condi
             train, tuning = ((vectors[split][name], parts[split].labels) for split in ("train", "validation"))
             probe = linear_probe(train, tuning)
             for split in tests:
-                own = np.zeros_like(likely[split])
-                own[:, probe.classes_] = probe.predict_proba(vectors[split][name])
-                likely[split] += own
+                probabilities = np.zeros_like(likely[split])
+                probabilities[:, probe.classes_] = probe.predict_proba(vectors[split][name])
+                likely[split] += probabilities
                 if not condition:
-                    add(split, f"linear_probe_{label}/{name}", own)
+                    add(split, f"linear_probe_{label}/{name}", probabilities)
         for split in tests:
             add(split, f"linear_probe_{label}", likely[split])
     return scores
@@ -115,11 +120,50 @@ def _features(inputs: TaskInputs, examples: Sequence[Example]) -> dict[str, np.n
     return {name: torch.cat([batch[name] for batch in batches]).numpy() for name in batches[0]}
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Test examples with the predicted class: by the method itself, else by a linear probe of all its features."""
+    label, corpus, reader = inputs.corpus.label, inputs.corpus, inputs.reader
+    assert label is not None
+    modality = corpus.columns[label]
+    assert isinstance(modality, Category)
+    rows, examples = inputs.test_examples(2 * EXAMPLES)
+    if isinstance(inputs.method, CanClassify):
+        logits = answers(inputs.method, inputs.processor, "classify", columns_of(examples))
+        predicted = predicted_classes(torch.cat(logits).numpy())
+    else:
+        parts = {split: _some(reader, split, label) for split in ("train", "validation")}
+        train, tuning = ((_joined(_features(inputs, part.examples)), part.labels) for part in parts.values())
+        predicted = linear_probe(train, tuning).predict(_joined(_features(inputs, examples)))
+    visual = [name for name, kind in corpus.columns.items() if isinstance(kind, Image | Video)]
+    column = [*visual, *(name for name in corpus.columns if name != label)][0]
+    panels = []
+    for row, number in zip(rows.tolist(), predicted.tolist(), strict=True):
+        truth = corpus.value(row, label)
+        name = modality.names[number] if number >= 0 else "none"
+        title = clipped(name, lines=1) + (
+            "" if number == truth else f"\n(label: {clipped(modality.names[truth], 14, 1)})"
+        )
+        panels.append(value_panel(corpus, row, column, title, number == truth))
+    lines = [panels[start : start + EXAMPLES] for start in range(0, len(panels), EXAMPLES)]
+    return Panels(lines, f"Predicted {label}; green: correct", [1.2] * EXAMPLES)
+
+
+def _some(reader: Reader, split: str, label: str) -> Labelled:
+    """At most `MAX_PLOT_TRAIN` examples of a split."""
+    rows, examples = reader.read_split(split, MAX_PLOT_TRAIN)
+    return Labelled(examples, np.array([reader.corpus.value(row, label) for row in rows]))
+
+
+def _joined(features: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate(list(features.values()), axis=1)
+
+
 task = Task(
     capability=CanClassify | HasFeatures,
     condition=lambda inputs: inputs.corpus.label is not None,
     order=90,
     score=classification_scores,
+    plot=plot,
     metrics={"accuracy*": MetricKind(), "AUC": MetricKind(), "auc_vs_missing_rate": MetricKind()},
     headline=("classify_*/AUC", "linear_probe_*/AUC"),
     forward_methods=("classify", "features"),

@@ -1,4 +1,4 @@
-"""Bits per byte of texts alone, of the corpus that a recipe's language model learned from first."""
+"""Bits per byte of texts alone, of the corpus on which a recipe's language model was pre-trained."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from polymodal.modalities import Image, Text
 
 @runtime_checkable
 class HasTextCorpus(Protocol):
-    """Of a recipe: what its language model learned from before it saw images; None for the run's own corpus."""
+    """Of a recipe: the corpus of its language model's pre-training on text; None for the run's own corpus."""
 
     def open_text_corpus(self) -> Corpus | None: ...
 
 
 def text_scores(method: nn.Module, processor: Processor, corpus: Corpus, split: str) -> list[Score]:
-    """Bits a byte that a text by itself takes, the first of each example; 8 tell nothing.
+    """Bits per byte of the first text of each example; chance: 8.
 
     Of a mixture, each part by itself.
     """

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
 from polymodal.evaluation.histories import SplitHistories
+from polymodal.evaluation.panels import CORRECT, EXAMPLES, NEUTRAL, NOTE, Panels, clipped, text_panel
 from polymodal.evaluation.statistics import MetricKind, Score
-from polymodal.evaluation.task import Task
+from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import History
 from polymodal.training.run import answers
 from polymodal.types import Batch
 
 TOP_K = (10, 20, 50)
 FEW = 5  # items that a user with a short history has
+PLOTTED = 8  # items of a user
 
 
 @runtime_checkable
@@ -80,12 +82,31 @@ def recommendation_scores(method: nn.Module, processor: Any, reader: Reader, spl
     return ranked + ranking_scores(f"{split}/most_popular", popularity, histories.given, histories.held_out)
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Users' histories, and the first recommended items: green if they were chosen later."""
+    catalogue = inputs.processor.history.catalogue
+    histories = SplitHistories.of(inputs.reader, inputs.test_splits[0])
+    panels = []
+    for given, held_out in list(zip(histories.given, histories.held_out, strict=True))[:EXAMPLES]:
+        wanted = set(held_out.tolist())
+        (scores,) = answers(inputs.method, inputs.processor, "recommend", {"history": [given]})
+        order = [item for item in scores[0].nan_to_num(-np.inf).argsort(descending=True).tolist() if item not in given]
+        titles = [clipped(catalogue[item].title, 40, 1) for item in given[: -PLOTTED - 1 : -1].tolist()]
+        best = [(clipped(catalogue[item].title, 40, 1), item in wanted) for item in order[:PLOTTED]]
+        marked = [(title, CORRECT if right else NEUTRAL) for title, right in best]
+        panels.append(
+            [text_panel([(title, NOTE) for title in titles], "latest items"), text_panel(marked, "recommended")]
+        )
+    return Panels(panels, "Recommended items; green: chosen later", (2.2, 2.2))
+
+
 task = Task(
     capability=CanRecommend,
     requires=((History,),),
     order=150,
     score=lambda inputs: inputs.over_test_splits(recommendation_scores),
     validate=lambda inputs: recommendation_scores(inputs.method, inputs.processor, inputs.reader, "validation"),
+    plot=plot,
     metrics={"Recall@*": MetricKind(), "normalized_Recall@*": MetricKind(), "NDCG@*": MetricKind()},
     headline=("recommendation/Recall@20", "recommendation/NDCG@20", "most_popular/Recall@20"),
     forward_methods=("recommend",),

@@ -1,4 +1,4 @@
-"""What a box holds: do the names that a method gives it say what is there?"""
+"""Classification of regions: the name of the object in a given box."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
 from polymodal.evaluation.classification import predicted_classes
+from polymodal.evaluation.panels import EXAMPLES, Panels, boxes_panel, clipped, text_panel, verdict_color
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import ITEMS, Task, TaskInputs, has_names
 from polymodal.modalities import Image, Regions, Video
+from polymodal.modalities.image import to_rgb
 from polymodal.training.run import answers
 from polymodal.types import Batch
 
@@ -33,7 +36,7 @@ class CanClassifyRegions(Protocol):
 
 
 def region_scores(method: nn.Module, processor: Any, reader: Reader, split: str, item: str) -> list[Score]:
-    """Whether the likeliest name of each box is a word of its object's name, over objects that can be named so.
+    """Top-1 accuracy of names: correct is a word of the object's name; objects without a known name are left out.
 
     item: `video` or `image`. Boxes are of the first frame, so a clip is shown as its first frame, repeated: objects
     move out of their boxes later. Also the fraction of boxes of which the method is not confident, and the accuracy
@@ -85,7 +88,7 @@ def _extent(reader: Reader, row: int, item: str) -> tuple[int, int]:
 
 
 def in_square(box: tuple[int, ...], height: int, width: int) -> tuple[float, ...] | None:
-    """A box in pixels, in shares of the square that is cut out of the centre; None where nothing of it is inside."""
+    """A box in pixels as fractions of the center crop; None where it is outside."""
     side = min(height, width)
     offsets = ((width - side) / 2, (height - side) / 2) * 2
     left, top, right, bottom = (
@@ -98,12 +101,44 @@ def _scores(inputs: TaskInputs) -> list[Score]:
     return inputs.over_test_splits(region_scores, inputs.item)
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """The first region of images or first frames, with its name and the most probable one."""
+    assert inputs.item is not None
+    rows, examples = inputs.test_examples(2 * EXAMPLES)
+    panels = []
+    for row, example in zip(rows.tolist(), examples, strict=True):
+        height, width = _extent(inputs.reader, row, inputs.item)
+        pixels = _frame(inputs, row)
+        inside = ((region, in_square(region.box, height, width)) for region in example["regions"])
+        for region, box in [(region, box) for region, box in inside if box is not None][:1]:
+            shown = first_frame(example[inputs.item]) if inputs.item == "video" else example[inputs.item]
+            columns: dict[str, list[Any]] = {inputs.item: [shown], "box": [box]}
+            (likely,) = answers(inputs.method, inputs.processor, "classify_regions", columns)
+            number = int(predicted_classes(likely.numpy())[0])
+            name = inputs.processor.entities[number] if number >= 0 else "none"
+            right = name in re.findall(r"[^\W\d_]+", region.name.lower())
+            title = f"{clipped(region.name, lines=1)}\npredicted: {clipped(name, 14, 1)}"
+            panels.append(boxes_panel(pixels, [(box, verdict_color(right), "-")], title))
+    lines = [panels[start : start + EXAMPLES] for start in range(0, len(panels), EXAMPLES)]
+    return Panels(lines or [[text_panel(["no region"])]], "Names of regions; green: correct", [1.2] * EXAMPLES)
+
+
+def _frame(inputs: TaskInputs, row: int) -> Float[Tensor, "3 side side"]:
+    """The square in the center of an image, or of the first frame of a clip, on the scale 0-1."""
+    value = inputs.corpus.value(row, inputs.item_column)
+    pixels = value.frames[0] if inputs.item == "video" else np.asarray(to_rgb(value))
+    side = min(pixels.shape[:2])
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    return torch.from_numpy(pixels[top : top + side, left : left + side].copy()).permute(2, 0, 1).float() / 255
+
+
 task = Task(
     capability=CanClassifyRegions,
     requires=tuple((Regions, modality) for modality in ITEMS.values()),
     condition=lambda inputs: has_names(inputs.processor, "entities"),
     order=50,
     score=_scores,
+    plot=plot,
     metrics={
         "top-1": MetricKind(),
         "top1_confident": MetricKind(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 from polymodal.data.loader import Reader
 from polymodal.evaluation.classification import predicted_classes
 from polymodal.evaluation.missing_modalities import Labelled, columns_of, missing_cells
+from polymodal.evaluation.panels import EXAMPLES, NEUTRAL, NOTE, Panels, text_panel, value_panel
 from polymodal.evaluation.statistics import MetricKind, Score
-from polymodal.evaluation.task import Task
-from polymodal.modalities import Table
+from polymodal.evaluation.task import Task, TaskInputs
+from polymodal.modalities import Image, Table
 from polymodal.training.run import answers
-from polymodal.types import Batch
+from polymodal.types import Batch, Example
 
 
 @runtime_checkable
@@ -84,6 +86,47 @@ def _by_example(values: Float[Tensor, "examples columns"], scored: Bool[Tensor, 
     return (sums[count > 0] / count[count > 0]).double().numpy()
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Images with their table: present cells in gray, masked cells with the imputed and the true value."""
+    rows, examples = inputs.test_examples(EXAMPLES)
+    column: Any = inputs.processor.columns["table"]
+    gone = _missing(examples, 0.5)
+    lacking = Labelled(examples, np.zeros(len(examples), np.int64)).without(gone).examples
+    (batch,) = answers(inputs.method, inputs.processor, "impute", columns_of(lacking))
+    numbers = batch[0].numpy() * np.array(column.std) + np.array(column.mean)
+    places = _argmax(batch[1], len(examples)).numpy()
+    panels = []
+    for number, (row, example) in enumerate(zip(rows.tolist(), examples, strict=True)):
+        table_row, masked = example["table"], gone[number]
+        cells = [
+            (name, f"{table_row.numbers[place]:.3g}", f"{numbers[number, place]:.3g}")
+            for place, name in enumerate(column.numeric)
+        ]
+        cells += [
+            (
+                name,
+                values[table_row.categories[place]] if table_row.categories[place] >= 0 else "nan",
+                values[places[number, place]],
+            )
+            for place, (name, values) in enumerate(column.categorical.items())
+        ]
+        lines = [
+            (f"{name}: {guess} imputed, true {truth}", NEUTRAL) if is_masked else (f"{name}: {truth}", NOTE)
+            for is_masked, (name, truth, guess) in zip(masked, cells, strict=True)
+            if truth != "nan"
+        ]
+        lines.sort(key=lambda line: line[1] == NOTE)  # masked cells first
+        image = value_panel(inputs.corpus, row, inputs.corpus.column_with(Image))
+        panels.append([image, text_panel(lines)])
+    return Panels(panels, "Imputed cells of tables, half of them masked", (1.0, 3.2))
+
+
+def _missing(examples: Sequence[Example], rate: float) -> Bool[np.ndarray, "examples columns"]:
+    """The cells that are masked, sampled at random with a fixed seed."""
+    columns = sum(map(len, examples[0]["table"]))
+    return missing_cells("random_values", rate, len(examples), range(columns), np.random.default_rng(0))
+
+
 task = Task(
     capability=CanImputeTable,
     requires=((Table,),),
@@ -95,6 +138,7 @@ task = Task(
         "accuracy": MetricKind(),
         "accuracy_gain_by_image": MetricKind(),
     },
+    plot=plot,
     headline=("imputation/mse", "imputation/accuracy"),
     forward_methods=("impute",),
 )

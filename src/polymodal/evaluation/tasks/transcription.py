@@ -1,4 +1,4 @@
-"""How well is speech written down, and does a head that learned it from speech read text, too?"""
+"""Transcription of speech: error rates, also of texts through the head that was trained on speech."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from rapidfuzz.distance import Levenshtein
 from torch import nn
 
 from polymodal.data.loader import Reader
+from polymodal.evaluation.panels import EXAMPLES, NOTE, Panels, text_panel, value_panel, verdict_color
 from polymodal.evaluation.statistics import MetricKind, Score
-from polymodal.evaluation.task import Task
+from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Audio, Text
 from polymodal.training.run import answers
 from polymodal.types import Batch
@@ -20,47 +21,52 @@ BATCH = 64
 
 @runtime_checkable
 class CanTranscribe(Protocol):
-    """Capability: what is said in each sound, or what is heard in each text, as token numbers."""
+    """Capability: the transcript of each sound or text, as token ids."""
 
     def transcribe(self, batch: Batch) -> list[list[int]]: ...
 
 
 def transcription_scores(
-    method: nn.Module, processor: Any, reader: Reader, split: str, most: int | None = None
+    method: nn.Module, processor: Any, reader: Reader, split: str, max_examples: int | None = None
 ) -> list[Score]:
-    """Error rates of characters and words, of all texts together, in lower case as the method's own characters.
+    """Character and word error rates over all texts, in the characters of the method's tokenizer.
 
-    `text_probe`: those of the text itself through the head for speech, which is low where both share a space.
-    most: examples that are listened to.
+    `text_probe`: error rates of texts through the head for speech; low where speech and text have a common space.
+    max_examples: of a split, evenly spaced.
     """
-    _, examples = reader.read_split(split, most)
+    _, examples = reader.read_split(split, max_examples)
     texts = [example["text"][0].text for example in examples]
     wanted = processor.tokenizer.decode(processor.tokenizer(texts))
-    asked = {"transcripts": {"sound": [e["sound"] for e in examples]}, "text_probe": {"text": texts}}
-    said = {
+    columns_of = {"transcripts": {"sound": [e["sound"] for e in examples]}, "text_probe": {"text": texts}}
+    transcripts = {
         name: processor.texts(
             [row for part in answers(method, processor, "transcribe", columns, BATCH) for row in part]
         )
-        for name, columns in asked.items()
+        for name, columns in columns_of.items()
     }
-    scores = [score for name, one in said.items() for score in _character_scores(f"{split}/{name}", one, wanted)]
-    return [*scores, error_rate(f"{split}/transcripts/word_error_rate", _words(said["transcripts"]), _words(wanted))]
+    scores = [score for name, one in transcripts.items() for score in _character_scores(f"{split}/{name}", one, wanted)]
+    return [
+        *scores,
+        error_rate(f"{split}/transcripts/word_error_rate", _words(transcripts["transcripts"]), _words(wanted)),
+    ]
 
 
-def _character_scores(name: str, said: list[str], wanted: list[str]) -> list[Score]:
+def _character_scores(name: str, predicted: list[str], wanted: list[str]) -> list[Score]:
     """The error rate, and by how much it is lower than against the same characters in another order."""
     rng = np.random.default_rng(0)
     mixed = ["".join(rng.permutation(list(text))) for text in wanted]
-    own, other = error_rate(f"{name}/character_error_rate", said, wanted), error_rate(name, said, mixed)
-    return [own, Score(f"{name}/gain_by_order", other.clusters - own.clusters, 0.0, weights=own.weights)]
+    rate, other = error_rate(f"{name}/character_error_rate", predicted, wanted), error_rate(name, predicted, mixed)
+    return [rate, Score(f"{name}/gain_by_order", other.clusters - rate.clusters, 0.0, weights=rate.weights)]
 
 
-def error_rate(name: str, said: list[Any], wanted: list[Any]) -> Score:
-    """Edits (Levenshtein) that make what was said into what was wanted, by its length. Sequences of anything.
+def error_rate(name: str, predicted: list[Any], wanted: list[Any]) -> Score:
+    """Levenshtein distance of prediction and reference, divided by the length of the reference.
 
-    Saying nothing has 100 %, which is the level of chance.
+    An empty prediction has 100 %, the chance level.
     """
-    edits = np.array([Levenshtein.distance(one, other) for one, other in zip(said, wanted, strict=True)], dtype=float)
+    edits = np.array(
+        [Levenshtein.distance(one, other) for one, other in zip(predicted, wanted, strict=True)], dtype=float
+    )
     lengths = np.array([max(len(one), 1) for one in wanted], dtype=float)
     return Score(name, edits / lengths, 1.0, higher_is_better=False, weights=lengths)
 
@@ -69,11 +75,31 @@ def _words(texts: list[str]) -> list[list[str]]:
     return [text.split() for text in texts]
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Spectrograms with the reference and the transcript."""
+    rows, examples = inputs.test_examples(EXAMPLES)
+    texts = [example["text"][0].text for example in examples]
+    wanted = inputs.processor.tokenizer.decode(inputs.processor.tokenizer(texts))
+    columns = {"sound": [example["sound"] for example in examples]}
+    parts = answers(inputs.method, inputs.processor, "transcribe", columns, BATCH)
+    written = inputs.processor.texts([row for part in parts for row in part])
+    column = inputs.corpus.column_with(Audio)
+    panels = [
+        [
+            value_panel(inputs.corpus, row, column),
+            text_panel([(f"reference: {right}", NOTE), (f"transcript: {text}", verdict_color(text == right))]),
+        ]
+        for row, text, right in zip(rows.tolist(), written, wanted, strict=True)
+    ]
+    return Panels(panels, "Transcripts", (2.0, 2.8))
+
+
 task = Task(
     capability=CanTranscribe,
     requires=((Audio, Text),),
     order=40,
     score=lambda inputs: inputs.over_test_splits(transcription_scores),
+    plot=plot,
     metrics={"*_error_rate": MetricKind(higher_is_better=False), "gain_by_order": MetricKind()},
     headline=("transcripts/word_error_rate", "transcripts/character_error_rate"),
     forward_methods=("transcribe",),

@@ -1,4 +1,4 @@
-"""Captions and answers that a model writes, and how likely it finds the captions that people wrote."""
+"""Generated captions and answers to questions (VQA), and the likelihood of reference captions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
 from polymodal.evaluation.byte_likelihood import MAX_TEXTS, bits_per_byte
 from polymodal.evaluation.capabilities import CanGenerateText, HasLikelihood
-from polymodal.evaluation.question_answering import METRICS, question_scores, written_texts
+from polymodal.evaluation.panels import EXAMPLES, NEUTRAL, NOTE, Line, Panels, text_panel, value_panel
+from polymodal.evaluation.question_answering import METRICS, question_lines, question_scores, written_texts
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image, Questions, Regions, Text
@@ -29,61 +30,61 @@ class CanWrite(CanGenerateText, HasLikelihood, Protocol):
 
 
 def written_scores(
-    method: nn.Module, processor: Processor, reader: Reader, split: str, most: int | None = None
+    method: nn.Module, processor: Processor, reader: Reader, split: str, max_examples: int | None = None
 ) -> list[Score]:
-    """Captions, and questions where the corpus has them. most: examples with questions."""
+    """Captions, and questions where the corpus has them. max_examples: with questions."""
     has_questions = reader.corpus.has_modality(Questions)
-    asked = question_scores(method, processor, reader, split, most) if has_questions else []
-    return asked + caption_scores(method, processor, reader, split)
+    scores = question_scores(method, processor, reader, split, max_examples) if has_questions else []
+    return scores + caption_scores(method, processor, reader, split)
 
 
 def object_hallucination_scores(
-    method: nn.Module, processor: Processor, reader: Reader, split: str, most: int | None = None
+    method: nn.Module, processor: Processor, reader: Reader, split: str, max_examples: int | None = None
 ) -> list[Score]:
-    """The share of objects in written captions that are not in the image, and of the image's that are named.
+    """The fraction of named objects that are not in the image, and of the image's objects that are named.
 
-    Objects are known by the names that the corpus's regions have, such as "small cat"; the shares are of all captions
-    together (CHAIR_i, Rohrbach et al. 2018, equation 1; and recall).
+    Objects are identified by the names of the corpus's regions, such as "small cat"; the fractions are over all
+    captions (CHAIR_i, Rohrbach et al. 2018, equation 1; and recall).
     """
     corpus = reader.corpus
     column = corpus.column_with(Regions)
     decode = corpus.columns[column].decode
     stored = corpus.raw_values(corpus.sample("train", MAX_NAMED), column)
     names = sorted({region.name.lower() for regions in stored for region in decode(regions)})
-    _, examples = reader.read_split(split, most)
+    _, examples = reader.read_split(split, max_examples)
     texts = written_texts(method, processor, [one["image"] for one in examples], [DESCRIBE] * len(examples))
     named = [{name for name in names if f" {name} " in f" {_words(text)} "} for text in texts]
     there = [{region.name.lower() for region in example["regions"]} for example in examples]
-    said, found, right = (
+    num_named, num_present, right = (
         np.array([len(one) for one in sets], dtype=float)
         for sets in (named, there, [a & b for a, b in zip(named, there, strict=True)])
     )
-    guessed = found.mean() / max(len(names), 1)  # that a name at random is in an image
+    guessed = num_present.mean() / max(len(names), 1)  # that a name at random is in an image
     return [
         Score(
             f"{split}/captions/CHAIR_i",
-            1 - right / np.maximum(said, 1),
+            1 - right / np.maximum(num_named, 1),
             1 - guessed,
             higher_is_better=False,
-            weights=said,
+            weights=num_named,
         ),
-        Score(f"{split}/captions/object_recall", right / np.maximum(found, 1), weights=found),
+        Score(f"{split}/captions/object_recall", right / np.maximum(num_present, 1), weights=num_present),
     ]
 
 
 def caption_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
-    """Bits a byte that the longest caption of each image takes when it is asked for, and how many of them the image
-    saves, compared with that of another example.
+    """Bits per byte of the longest caption of each image, and the reduction by the image, compared with the image of
+    another example.
     """
     _, examples = reader.read_split(split, MAX_TEXTS)
     texts = [longest_caption(example) for example in examples]
     images = [example["image"] for example in examples]
-    own, others = (
+    of_image, of_other = (
         bits_per_byte(f"{split}/captions/bits_per_byte", method, processor, texts, shown)
         for shown in (images, [*images[1:], images[0]])
     )
-    saved = Score(f"{split}/captions/image_gain", others.clusters - own.clusters, 0.0, weights=own.weights)
-    return [own, saved]
+    saved = Score(f"{split}/captions/image_gain", of_other.clusters - of_image.clusters, 0.0, weights=of_image.weights)
+    return [of_image, saved]
 
 
 def _words(text: str) -> str:
@@ -101,12 +102,32 @@ def _validate(inputs: TaskInputs) -> list[Score]:
     return written_scores(inputs.method, inputs.processor, inputs.reader, "validation", VALIDATION_EXAMPLES)
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Images with the generated and the reference caption, and with answers to questions where there are any."""
+    rows, examples = inputs.test_examples(EXAMPLES)
+    images = [example["image"] for example in examples]
+    captions = written_texts(inputs.method, inputs.processor, images, [DESCRIBE] * len(images))
+    lines: list[list[Line]] = [
+        [(f"Caption: {text}", NEUTRAL), (f"Reference: {longest_caption(example)}", NOTE)]
+        for text, example in zip(captions, examples, strict=True)
+    ]
+    if inputs.corpus.has_modality(Questions):
+        questions = question_lines(inputs.method, inputs.processor, examples, "image")
+        lines = [of_example + more for of_example, more in zip(lines, questions, strict=True)]
+    panels = [
+        [value_panel(inputs.corpus, row, inputs.corpus.column_with(Image)), text_panel(of_example)]
+        for row, of_example in zip(rows.tolist(), lines, strict=True)
+    ]
+    return Panels(panels, "Generated captions and answers; green: correct", (1.0, 4.0))
+
+
 task = Task(
     capability=CanWrite,
     requires=((Image, Text),),
     order=140,
     score=lambda inputs: inputs.over_test_splits(_split_scores),
     validate=_validate,
+    plot=plot,
     metrics={
         "captions/image_gain": MetricKind("bits per byte"),
         "bits_per_byte": MetricKind("bits per byte", higher_is_better=False),

@@ -1,0 +1,117 @@
+"""Every command of `docs/tasks` runs in this process: for three steps, with the smallest preset of the recipe.
+
+The synthetic corpus stands in for every built-in one, and files of the reader's own are made of its examples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import polymodal.training
+import synthetic
+from polymodal.corpora import registry
+from polymodal.corpora.corpus import Corpus
+from test_docs import BLOCK, DOCS, status_of_main
+
+INSTEAD = {
+    r"--budget \S+": "--budget 3steps",
+    r"--seeds \d+": "--seeds 1",
+    r"three seven": "red green",  # classes of the synthetic corpus
+    r"(attack .*)": r"\1 --examples 4",
+}
+ELSEWHERE = {  # commands that wait, or need a download, and the tests that run them
+    "serve": "tests/test_server.py",
+    "score": "tests/test_aloha.py",
+    "curate": "tests/test_wasm.py",
+    "reproduce": "tests/test_wasm.py",
+    "caption": "tests/test_ulip_2.py",
+    "sample-preferences": "tests/test_mpo.py",  # saves the corpus, and a catalogue is not saved
+}
+SLOW = ("vqa-and-captioning", "attacks")
+PAGES = [
+    pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in SLOW else [])
+    for page in sorted((DOCS / "tasks").glob("*.md"))
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    corpus = synthetic.corpus(tmp_path_factory.mktemp("synthetic") / "corpus")
+    return dataclasses.replace(corpus, choices={"corpus": "scenes"})  # by which runs open it again
+
+
+def smallest(recipe: Any) -> Any:
+    """The smallest preset, with what the command changes of the defaults."""
+    kind, own = type(recipe), type(recipe)()
+    changed = {name: getattr(recipe, name) for name in kind.__dataclass_fields__}
+    return dataclasses.replace(
+        kind.tiny(), **{name: value for name, value in changed.items() if value != getattr(own, name)}
+    )
+
+
+def training_the_smallest(train: Callable[..., Any]) -> Callable[..., Any]:
+    def trained(recipe: Any, *arguments: Any, **named: Any) -> Any:
+        return train(smallest(recipe), *arguments, **named)
+
+    return trained
+
+
+@pytest.fixture
+def reader(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the pages name."""
+    rows = [synthetic.row(number) for number in range(48)]
+    for number, row in enumerate(rows):
+        (tmp_path / f"{number}.png").write_bytes(row["image"])
+    (tmp_path / "picture.png").write_bytes(rows[0]["image"])
+    (tmp_path / "clip.mp4").write_bytes(rows[0]["video"])
+    captions = [row["text"][0]["text"] + f" number {number}" for number, row in enumerate(rows)]
+    pq.write_table(pa.table({"image": [row["image"] for row in rows], "caption": captions}), tmp_path / "pairs.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "load_corpus", lambda name: corpus)
+    train = training_the_smallest(polymodal.training.train)
+    for module in ("polymodal.training", "polymodal.reproduce.compare"):
+        monkeypatch.setattr(importlib.import_module(module), "train", train)
+    return tmp_path
+
+
+def own_data(page: str, folder: Path) -> None:
+    """Write the JSON lines that a page shows, one for each image, to the file that its commands name."""
+    for line in re.findall(r"^```json\n(.*?)\n```$", page, re.M | re.S):
+        (name,) = set(re.findall(r"--data (\S+\.jsonl)", page))
+        written = [line.replace('"0.png"', f'"{number}.png"') for number in range(48)]
+        (folder / name).write_text("\n".join(written) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_of_tasks_runs(
+    page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = page.read_text(encoding="utf-8")
+    own_data(text, reader)
+    lines = [line for kind, block in BLOCK.findall(text) for line in block.splitlines() if kind == "console"]
+    assert lines
+    skipped = False
+    for line in lines:
+        assert line.startswith("$ polymodal "), line
+        command = line[2:]
+        for written, instead in INSTEAD.items():
+            command = re.sub(written, instead, command)
+        words = shlex.split(command, comments=True)
+        if words[1] in ELSEWHERE:
+            skipped = skipped or "--out" in words
+            continue
+        if skipped and "--data" in words and not Path(words[words.index("--data") + 1]).exists():
+            continue  # of the data that a command would have made
+        monkeypatch.setattr(sys, "argv", words)
+        assert status_of_main() == 0, (line, capsys.readouterr().err)
