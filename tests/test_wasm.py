@@ -502,12 +502,12 @@ def test_noise_stands_among_paragraphs_and_is_known(arabic: Corpus) -> None:
     assert kept_of(noisy.blocks, page) == [kind in ("", "good") for kind in noisy.kinds]
 
 
-def test_limits_for_arabic_keep_more_of_it(arabic: Corpus) -> None:
-    ours, theirs = (
-        {score.name: score for score in curation_scores(recipe, arabic, "ar", 12, seed=0)}
-        for recipe in (claims.claim.treatment, claims.claim.baseline)
-    )
-    assert ours["good/kept_after_paragraph"].value > theirs["good/kept_after_paragraph"].value + 0.1
+def test_limits_drop_noise_and_keep_half_of_the_rest(arabic: Corpus) -> None:
+    """Which limits keep more is for the claim to measure: its arms differ in them alone."""
+    treatment, baseline = claims.claim.treatment, claims.claim.baseline
+    assert treatment.dedup_similarity == baseline.dedup_similarity
+    ours = {score.name: score for score in curation_scores(treatment, arabic, "ar", 12, seed=0)}
+    assert ours["good/kept_after_paragraph"].value > 0.4
     assert ours["noise/dropped"].value > 0.95
     keeps_all = wasm.Recipe(paragraph_filters=ALL, document_filters=ALL, dedup_similarity=101, perplexity_quantile=0.0)
     every = {score.name: score.value for score in curation_scores(keeps_all, arabic, "ar", 12, seed=0)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
@@ -61,7 +60,7 @@ class Panels:
         top = 2 * GAP + TITLE * bool(self.title)
         size = widths.sum() + GAP * (len(widths) + 1), sum(lines) + (height + GAP) * len(self.rows) + top
         fig = Figure(figsize=size, dpi=RESOLUTION)
-        FigureCanvasAgg(fig)
+        canvas = FigureCanvasAgg(fig)
         fig.text(GAP / size[0], 1 - GAP / 2 / size[1], self.title, va="top", fontsize=9, fontweight="bold")
         for row, above in zip(self.rows, lines, strict=True):
             top += above
@@ -71,11 +70,10 @@ class Panels:
                 _draw(panel, fig.add_axes(box))
                 left += width + GAP
             top += height + GAP
-        buffer = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # scripts that matplotlib's font lacks
-            fig.savefig(buffer, format="png")
-        image = PILImage.open(buffer).convert("RGB")
+            canvas.draw()
+        image = PILImage.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
         palette = PILImage.new("P", (1, 1))
         palette.putpalette([*(image.quantize(COLORS).getpalette() or [])[: 3 * COLORS], *_verdict_palette()])
         image.quantize(palette=palette, dither=PILImage.Dither.NONE).save(path, "PNG", optimize=True)
