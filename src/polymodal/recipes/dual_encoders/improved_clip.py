@@ -96,6 +96,17 @@ class ImprovedCLIP(DualEncoder):
             return super().encode_modality(name, value)
         return self._local(name, self._parts(name)[0].pooled(value))
 
+    def encode_patches(self, image: Any) -> Float[Tensor, "batch patches dim"]:
+        """L2-normalized embeddings of patches, by the projector that is evaluated."""
+        if self.recipe.eval_projector == "z":
+            return super().encode_patches(image)
+        patches = self.image_encoder(image)[0]
+        return self._local("image", patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+
+    def logits(self, a: Float[Tensor, "rows dim"], b: Float[Tensor, "columns dim"]) -> Float[Tensor, "rows columns"]:
+        """Similarities, scaled by the temperature of the projector that is evaluated."""
+        return super().logits(a, b) if self.recipe.eval_projector == "z" else self._local_scale * a @ b.T
+
     @whole_batch
     def losses(self, batch: MultiViewBatch) -> dict[str, Tensor]:  # type: ignore[override]
         """contrastive: the CL2L loss; and the added loss, if any, with its weight."""
