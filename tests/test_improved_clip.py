@@ -18,7 +18,7 @@ from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor, fit_processor
 from polymodal.errors import UserError
 from polymodal.layers.projection_head import SyncBatchNorm1d
-from polymodal.recipes.dual_encoders import clip, improved_clip
+from polymodal.recipes.dual_encoders import _multi_view, clip, improved_clip
 from polymodal.recipes.dual_encoders._multi_view import barlip_loss, cl2l_loss, siamlip_loss, swalip_loss
 from polymodal.recipes.dual_encoders.improved_clip import ImprovedCLIP, MultiViewBatch, Recipe
 from polymodal.rng import ExampleRNG
@@ -108,6 +108,40 @@ def test_local_views_have_projectors_of_their_own_and_stand_one_after_the_other(
     torch.testing.assert_close(model.losses(batch)["contrastive"], expected)
     local, _ = built(corpus, eval_projector="h")
     torch.testing.assert_close(local.eval().embed({"image": batch["local_image"]})["image"], torch.cat(h[0]))
+
+
+@torch.no_grad()
+def test_patches_and_logits_are_of_the_projector_that_is_evaluated(corpus: Corpus) -> None:
+    for projector in ("z", "h"):
+        model, batch = built(corpus, eval_projector=projector)
+        model.eval().local_logit_scale.logit_scale.fill_(1.0)
+        patches, _ = model.image_encoder(batch["image"])
+        heads = {"z": model.image_projection, "h": model.local_projectors["image"]}
+        expected = torch.stack([F.normalize(heads[projector](row), dim=-1) for row in patches])
+        torch.testing.assert_close(model.encode_patches(batch["image"]), expected)
+        vectors = model.embed({"image": batch["image"], "text": batch["text"]})
+        scale = {"z": 1 / 0.07, "h": torch.e}[projector]
+        expected = scale * vectors["image"] @ vectors["text"].T
+        torch.testing.assert_close(model.logits(vectors["image"], vectors["text"]), expected)
+
+
+def test_no_pair_of_local_views_is_its_own_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, texts = (list(F.normalize(torch.randn(3, 6, 4), dim=-1)) for _ in range(2))
+    given: list[Tensor] = []
+    kept = _multi_view.sinkhorn
+    monkeypatch.setattr(_multi_view, "sinkhorn", lambda similarity: given.append(similarity) or kept(similarity))
+    swalip_loss((images, texts), SCALES[1])
+    pairs = [image @ text.T for image in images for text in texts]
+    used = [next(n for n, pair in enumerate(pairs) if torch.equal(pair, target)) for target in given[::2]]
+    assert sorted(used) == list(range(9))
+    assert all(pair != target for pair, target in enumerate(used))
+
+
+def test_a_teacher_without_the_lora_of_its_encoder_is_refused(corpus: Corpus) -> None:
+    byolip = dataclasses.replace(Recipe.tiny(), ssl_loss="byolip", lora_rank=2)
+    with pytest.raises(UserError, match="LoRA was added to text_encoder"):
+        train(dataclasses.replace(byolip, lora_target_modules=("text_encoder.*",)), corpus, Budget(steps=1))
+    train(dataclasses.replace(byolip, lora_target_modules=("*text_encoder.*",)), corpus, Budget(steps=1))
 
 
 def test_dropout_is_of_local_captions_only(corpus: Corpus) -> None:

@@ -75,8 +75,16 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Copy the weights and buffers of the modules, such as pretrained ones that were loaded since."""
+        """Copy the weights and buffers of the modules, such as pretrained ones that were loaded since.
+
+        Raises UserError for a module whose linear layers got LoRA when those of its copy did not.
+        """
         for name, module in self.online.items():
+            if self[name].state_dict().keys() != module.state_dict().keys():
+                raise UserError(
+                    f"LoRA was added to {name} or to its momentum encoder, but not to both; let --lora-target-modules "
+                    "match the layers of both, such as '*.qkv'."
+                )
             for own, online in zip(self[name].parameters(), module.parameters(), strict=True):
                 own.copy_(online)
             for buffer, current in zip(self[name].buffers(), module.buffers(), strict=True):

@@ -53,7 +53,7 @@ def swalip_loss(h: tuple[Views, Views], local_scale: Tensor) -> Float[Tensor, ""
     images, texts = ([all_gather_with_grad(view) for view in views] for views in h)
     count, terms = len(images), []
     for i, j in itertools.product(range(count), repeat=2):
-        target = (images[count - 1 - i] @ texts[count - 1 - j].T).detach()  # of the swapped views
+        target = (images[(i + 1) % count] @ texts[(j + 1) % count].T).detach()  # of other views, swapped if K is 2
         logits = local_scale * images[i] @ texts[j].T
         terms.append((swav_loss(logits, sinkhorn(target)) + swav_loss(logits.T, sinkhorn(target.T))) / 2)
     return torch.stack(terms).mean()

@@ -1,7 +1,8 @@
 """CLIP: contrastive pre-training of an image and a text encoder, with a softmax over all pairs of the batch.
 
 Both encoders are trained from scratch with a symmetric cross-entropy over the cosine similarities of all pairs of the
-batch, with a learned temperature (figure 3 of the paper), which is bounded after every step (section 2.5).
+batch, with a learned temperature (figure 3 of the paper), which is bounded after every step (section 2.5). Blocks have
+GELU; the released weights were trained with its approximation QuickGELU, with which `--init` reads them.
 
 Figure 3's W_i, W_t and t are image_projection, text_projection and logit_scale of `models.dual_encoder`.
 

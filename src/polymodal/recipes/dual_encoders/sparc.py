@@ -3,7 +3,9 @@
 Beside CLIP's global loss, every caption token groups the patches that are most similar to it (sparse weights, section
 2.2: min-max over patches, threshold 1/P, linear normalization) and must recognize its group among the groups of the
 other tokens of the same caption. No token is compared with another pair's patches: the loss costs as much as one more
-layer, and grows linearly with the batch.
+layer, and grows linearly with the batch. Start and end tokens are masked in it, as padding is; the paper masks padding
+only. No pretrained dual encoder has h_v: with `--init hf:NAME` it begins at random values, and image embeddings are not
+those of the model until it is trained.
 
 The paper's f_v and f_t are image_encoder and text_encoder, h_v is image_head, g_v and g_t are image_projection and
 text_projection.
