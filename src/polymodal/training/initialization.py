@@ -128,7 +128,7 @@ def from_init(init: Path | str) -> Callable[[nn.Module], object]:
     def start(model: nn.Module) -> object:
         if not hasattr(model, "load_pretrained_weights"):
             raise UserError(f"{type(model).__name__} cannot start from a whole pretrained model; --init takes a run.")
-        return model.load_pretrained_weights(pretrained_weights(source_name(str(init))))
+        return model.load_pretrained_weights(pretrained_weights(source_name(str(init))))  # type: ignore[operator]
 
     return start
 
