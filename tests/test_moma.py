@@ -107,6 +107,19 @@ def test_stages_train_what_they_are_for(processor: Processor) -> None:
     assert [stage.name for stage in active_stages(dataclasses.replace(TINY, **DENSE))] == ["tokenizer", "experts"]
 
 
+def test_auxiliary_routers_of_images_meet_texts_alone(processor: Processor) -> None:
+    """The only routers are those of images: there was no loss at all, and in one process of several no gradient."""
+    model = method(processor, num_text_experts=1).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".auxiliary." in name)
+    losses = model.losses(processor(document=[["a cat and a bus"]]))
+    assert losses["routers"].item() == 0
+    losses["routers"].backward()
+    auxiliary = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert len(auxiliary) == 2 * SMALL.depth
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in auxiliary)
+
+
 def test_images_follow_words_and_words_follow_images(processor: Processor) -> None:
     model, prompts = method(processor), processor(text=["a cat", "a small bus"])
     made = [model.generate_images(prompts, 8, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
@@ -123,6 +136,8 @@ def test_images_follow_words_and_words_follow_images(processor: Processor) -> No
 def test_what_cannot_be_trained_is_refused(processor: Processor) -> None:
     with pytest.raises(UserError, match="Leave --lm out"):
         dataclasses.replace(TINY, language_model=PretrainedDecoderConfig(source="x"))
+    with pytest.raises(UserError, match="--upcycling-fraction is below 1"):
+        dataclasses.replace(TINY, upcycling_fraction=1.0)
     with pytest.raises(UserError, match="An image of 256 tokens leaves no room in a context of 120"):
         method(processor, tile_size=128)
 

@@ -24,6 +24,7 @@ from polymodal.modalities.image import patchify
 from polymodal.modalities.text import Caption
 from polymodal.models.vision_language_model import VisionLanguageModel
 from polymodal.recipes.language_models import mono_internvl
+from polymodal.recipes.preference import mpo
 from polymodal.rng import ExampleRNG
 from polymodal.training.stages import active_stages
 from polymodal.types import Budget
@@ -158,6 +159,15 @@ def test_language_stays_bit_for_bit_while_images_are_learned(few_scenes: Corpus,
     with pytest.warns(UserWarning, match="blind has no weights for language_model.decoder.blocks.0.feed_forward.image"):
         fourth = pm.train(visual, few_scenes, Budget(steps=1), init=tmp_path / "blind")
     assert len(fourth.record["not_initialized"]) == 4
+
+
+def test_trained_experts_stay_whichever_run_of_the_family_has_them() -> None:
+    language = dataclasses.replace(TINY, stage_fractions=(1, 0, 0, 0, 0))
+    after_vision = dataclasses.replace(language, copy_llm_mlps=False)  # began with a run that had trained them
+    taught = mpo.Recipe.tiny()
+    assert not any(TINY.starting_from(source).copy_llm_mlps for source in (TINY, after_vision, taught))
+    blind = (dataclasses.replace(source, visual_experts=False) for source in (TINY, taught))
+    assert all(TINY.starting_from(source).copy_llm_mlps for source in (None, language, *blind))
 
 
 @pytest.mark.parametrize("fractions", [(1, 1, 1, 1, 1), (1, 0, 1, 0, 0), (0, 0, 0, 1, 1), (0, 0, 0, 0, 1)])

@@ -135,8 +135,24 @@ def test_a_run_is_needed_whose_architecture_is_taken(corpus: Corpus, tmp_path: P
     assert run.record["not_initialized"] == []
     with pytest.raises(UserError, match="by --init RUN"):
         pm.train(TINY, corpus, Budget(steps=1))
+    with pytest.raises(UserError, match="MPO cannot start from a whole pretrained model"):
+        pm.train(TINY, corpus, Budget(steps=1), init="hf:nothing")
     with pytest.raises(UserError, match="a run of another recipe"):
         TINY.starting_from(clip.Recipe())
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"dpo_weight": 0.0, "bco_weight": 0.0, "sft_weight": 0.0}, "are all 0"),
+        ({"loss_type": "robust_dpo", "label_smoothing": 0.5}, "is below 0.5"),
+        ({"loss_type": "ipo", "label_smoothing": 0.1}, "has no effect on ipo"),
+    ],
+)
+def test_losses_that_teach_nothing_are_refused(changes: dict, sentence: str) -> None:
+    """No loss was an empty sum; half of the pairs flipped, an infinite one."""
+    with pytest.raises(UserError, match=sentence):
+        dataclasses.replace(TINY, **changes)
 
 
 def test_the_paper_preset_has_the_published_values() -> None:

@@ -21,7 +21,7 @@ from polymodal.data.instructions import FINAL, THINK, chain_of_thought_turn, fin
 from polymodal.data.loader import Reader
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.errors import UserError
-from polymodal.evaluation.question_answering import question_scores
+from polymodal.evaluation.question_answering import _same, question_scores
 from polymodal.evaluation.tasks.vqa_captioning import object_hallucination_scores
 from polymodal.modalities.preference import Preference
 from polymodal.modalities.question import Question
@@ -86,6 +86,32 @@ def test_every_right_answer_stands_before_every_wrong_one() -> None:
     assert not correctness_pairs("How many?", {"4": "4"}, "3", 15, np.random.default_rng(0))
 
 
+def test_a_full_stop_after_an_answer_makes_it_neither_right_nor_wrong() -> None:
+    """No answer with a rationale was ever right where answers of the corpus end in one."""
+    finals = {text: final_answer(text) for text in (f"so {FINAL} Yes.", f"so {FINAL} yes", f"so {FINAL} No.")}
+    made = correctness_pairs("Is it red?", finals, "Yes.", 15, np.random.default_rng(0))
+    assert {(pair.chosen, pair.rejected) for pair in made} == {
+        (f"so {FINAL} Yes.", f"so {FINAL} No."),
+        (f"so {FINAL} yes", f"so {FINAL} No."),
+    }
+    assert _same("yes", "Yes.")
+    assert not _same("no", "Yes.")
+
+
+def test_a_caption_without_spaces_is_preferred_to_a_blind_one() -> None:
+    """Half of one word is none, as in the released pipeline: the rejected answer is not the caption and more."""
+    begun = []
+
+    def drawn(**columns: list) -> list[str]:
+        begun.extend(columns.get("begun", []))
+        return ["一只红色的猫", "a red cat"] if "image" in columns else ["一辆车", "bus"]
+
+    examples = [{"image": None}, {"image": None}]
+    pairs = [(pair.chosen, pair.rejected) for pair in preferences._blind(examples, OPTIONS, drawn) if pair]
+    assert begun == ["", "a"]
+    assert pairs == [("一只红色的猫", "一辆车"), ("a red cat", "a bus")]
+
+
 def test_a_working_ends_in_its_final_answer() -> None:
     question = Question("How many things are there?", "3", "count", "cat 2, key 1, so 3.")
     said = chain_of_thought_turn(question)
@@ -107,7 +133,7 @@ def test_pairs_are_what_they_say(pairs: Corpus, counting: Corpus, taught: Run) -
             assert pair.chosen != pair.rejected
             if pair.kind == "dropout":
                 words = pair.chosen.split()
-                begun = words[: max(1, len(words) // 2)]
+                begun = words[: len(words) // 2]
                 assert pair.question == DESCRIBE
                 assert pair.rejected.split()[: len(begun)] == begun
             else:

@@ -28,7 +28,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.saved import check_empty, write_with_column
 from polymodal.curation.resumable import generator_of, merge_counts, progress_file, run_resumably
 from polymodal.data.conversation import DESCRIBE, IMAGE
-from polymodal.data.instructions import chain_of_thought_prompt, choice, final_answer
+from polymodal.data.instructions import chain_of_thought_prompt, choice, final_answer, normalized_answer
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.capabilities import CanGenerateText
@@ -221,11 +221,11 @@ def _judged(
     texts = drawn(image=images, question=[prompt for prompt in prompts for _ in range(options.num_return_sequences)])
     for number, (question, prompt) in enumerate(zip(chosen, prompts, strict=True)):
         own = texts[number * options.num_return_sequences : (number + 1) * options.num_return_sequences]
-        finals = [final_answer(text) if question.rationale else text.lower().strip() for text in own]
+        finals = [final_answer(text) if question.rationale else normalized_answer(text) for text in own]
         pairs = correctness_pairs(prompt, dict(zip(own, finals, strict=True)), question.answer, options.max_pairs, rng)
         counts.questions += 1
         counts.answers += len(own)
-        counts.right += sum(final == question.answer.lower() for final in finals)
+        counts.right += sum(final == normalized_answer(question.answer) for final in finals)
         counts.without_answer += finals.count(None)
         counts.questions_with_pairs += bool(pairs)
         yield pairs
@@ -239,7 +239,7 @@ def correctness_pairs(
     finals: answer -> final answer, None where there is none. An incorrect answer that contains the truth may be
     correct: it makes no pair.
     """
-    truth = truth.lower()
+    truth = normalized_answer(truth)
     right = [text for text, final in finals.items() if final == truth]
     wrong = [text for text, final in finals.items() if truth not in (final or "")]
     pairs = [
@@ -259,7 +259,8 @@ def _blind(
         return
     prompts = [DESCRIBE] * len(examples)
     captions = drawn(image=[example[IMAGE] for example in examples], question=prompts)
-    begun = [" ".join(text.split()[: max(1, int(options.prefix_fraction * len(text.split())))]) for text in captions]
+    # A caption of one word, as of languages without spaces, has no prefix: all of it is written without the image.
+    begun = [" ".join(text.split()[: int(options.prefix_fraction * len(text.split()))]) for text in captions]
     for caption, start, rest in zip(captions, begun, drawn(question=prompts, begun=begun), strict=True):
         blind = f"{start} {rest}".strip()
         yield Preference(DESCRIBE, caption, blind, "dropout") if caption and blind != caption else None

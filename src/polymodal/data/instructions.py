@@ -57,7 +57,12 @@ def chain_of_thought_prompt(question: str) -> str:
 def final_answer(text: str) -> str | None:
     """What a working comes to, in lower case; None where it has no final answer."""
     _, mark, answer = text.lower().rpartition(FINAL.lower())
-    return answer.strip(" .") or None if mark else None
+    return normalized_answer(answer) or None if mark else None
+
+
+def normalized_answer(text: str) -> str:
+    """An answer as it is compared: in lower case, without spaces and full stops around it."""
+    return text.lower().strip(" .")
 
 
 def grounding_turns(example: Example, rng: np.random.Generator, max_turns: int) -> list[Turn]:

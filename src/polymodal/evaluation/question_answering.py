@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import nn
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.instructions import chain_of_thought_prompt, final_answer
+from polymodal.data.instructions import chain_of_thought_prompt, final_answer, normalized_answer
 from polymodal.data.loader import Reader
 from polymodal.evaluation.capabilities import CanClassifyAnswers, CanGenerateText
 from polymodal.evaluation.classification import predicted_classes
@@ -38,9 +38,10 @@ def question_scores(
     """Exact-match accuracy of questions, overall and by kind; one question of each kind per example.
 
     The unit is an example with all of its questions.
-    Case does not count. Chance: the most frequent training answer of each kind. The gain of the image is the accuracy
-    minus that with the image of another example. Questions with a rationale are asked again with a chain-of-thought
-    prompt, if the method generates text. item: the column that questions are about, such as `video`.
+    Case does not count, nor do full stops around an answer. Chance: the most frequent training answer of each kind. The
+    gain of the image is the accuracy minus that with the image of another example. Questions with a rationale are asked
+    again with a chain-of-thought prompt, if the method generates text. item: the column that questions are about, such
+    as `video`.
     """
     _, examples = reader.read_split(split, max_examples)
     rng = np.random.default_rng(0)
@@ -153,4 +154,4 @@ def _one_of_each_kind(questions: Sequence[Question], rng: np.random.Generator) -
 
 
 def _same(one: str, other: str) -> bool:
-    return one.strip().lower() == other.strip().lower()
+    return normalized_answer(one) == normalized_answer(other)

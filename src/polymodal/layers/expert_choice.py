@@ -31,10 +31,13 @@ class AuxiliaryRouter(nn.Module):
     def loss(
         self, x: Float[Tensor, "tokens width"], chosen: Bool[Tensor, "tokens choices"]
     ) -> Float[Tensor, ""] | None:
-        """Return the BCE against the choice among the whole batch; None while frozen or for no tokens."""
-        if not self.out.weight.requires_grad or not len(x):
+        """Return the BCE against the choice among the whole batch, 0 for no tokens; None while frozen."""
+        if not self.out.weight.requires_grad:
             return None
-        return F.binary_cross_entropy_with_logits(self(x.detach()), chosen.to(x.dtype))
+        logits = self(x.detach())
+        if not len(x):  # with gradients of 0, as of other experts without tokens
+            return logits.sum()
+        return F.binary_cross_entropy_with_logits(logits, chosen.to(x.dtype))
 
 
 def gumbel_sigmoid(logits: Float[Tensor, ...]) -> Float[Tensor, ...]:

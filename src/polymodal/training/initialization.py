@@ -124,7 +124,13 @@ def from_init(init: Path | str) -> Callable[[nn.Module], object]:
     already."""
     if not str(init).startswith(HUB):
         return from_run(init)
-    return lambda model: model.load_pretrained_weights(pretrained_weights(source_name(str(init))))  # type: ignore[operator]
+
+    def start(model: nn.Module) -> object:
+        if not hasattr(model, "load_pretrained_weights"):
+            raise UserError(f"{type(model).__name__} cannot start from a whole pretrained model; --init takes a run.")
+        return model.load_pretrained_weights(pretrained_weights(source_name(str(init))))  # type: ignore[operator]
+
+    return start
 
 
 def tokenizer_of(init: Path | str, trust_code: bool = False) -> Tokenizer | None:

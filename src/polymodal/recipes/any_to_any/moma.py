@@ -146,6 +146,8 @@ class Recipe(ConversationRecipe):
     def __post_init__(self) -> None:
         if self.modality_aware and not self.num_image_experts:
             raise UserError("--num-image-experts is at least 1; with --no-modality-aware alone it may be 0.")
+        if self.upcycling_fraction == 1:
+            raise UserError("--upcycling-fraction is below 1: after it, the copies of the one expert are trained.")
         if isinstance(self.language_model, PretrainedConfig):
             raise UserError(
                 "moma trains its decoder from scratch: words and image codes share its vocabulary, and its norms and "

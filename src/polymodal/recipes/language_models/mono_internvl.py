@@ -89,9 +89,12 @@ class Recipe(MonolithRecipe):
     """Fractions of the budget: language, concepts, semantics, alignment, instructions."""
 
     def starting_from(self, source: Any) -> Recipe:
-        """Return the recipe for a run of this kind to start from, whose visual experts stay if it has trained them."""
-        trained = isinstance(source, Recipe) and source.visual_experts and any(source.stage_fractions[1:])
-        return replace(self, copy_llm_mlps=False) if trained else self
+        """Return the recipe for a run of this family to start from, whose visual experts stay if they are trained."""
+        if not isinstance(source, MonolithRecipe) or not source.visual_experts:
+            return self
+        # A run of language alone has them as they were, which are trained ones if it kept those of a run before it.
+        untrained = isinstance(source, Recipe) and source.copy_llm_mlps and not any(source.stage_fractions[1:])
+        return self if untrained else replace(self, copy_llm_mlps=False)
 
     def stages(self) -> tuple[Stage, ...]:
         visual: tuple[str, ...] = ("image_encoder.*", "*.feed_forward.image.*")

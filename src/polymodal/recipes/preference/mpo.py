@@ -140,6 +140,17 @@ class Recipe(MonolithRecipe):
     ref_model_sync_steps: PositiveInt = 64
     """TR-DPO: steps between two updates of the reference."""
 
+    def __post_init__(self) -> None:
+        if not (self.dpo_weight or self.bco_weight or self.sft_weight):
+            raise UserError("Nothing is learned where --dpo-weight, --bco-weight and --sft-weight are all 0.")
+        if self.label_smoothing and self.loss_type not in ("dpo", "robust_dpo"):
+            raise UserError(f"--label-smoothing has no effect on {self.loss_type}; leave it at 0.")
+        if self.label_smoothing >= 0.5:
+            raise UserError(
+                f"--label-smoothing is below 0.5, not {self.label_smoothing}: with half of the pairs flipped, they say "
+                "nothing."
+            )
+
     def starting_from(self, source: Any) -> Recipe:
         """Return the recipe with the architecture of a run's recipe. Raises UserError for none, or another kind."""
         if source is None:
