@@ -109,6 +109,29 @@ def test_the_loss_is_nothing_for_the_truth_and_by_hand_otherwise() -> None:
     assert float(detection_loss(sure.flip(-1), boxes, nothing)) > 5
 
 
+def test_non_finite_predictions_make_a_non_finite_loss() -> None:
+    """The trainer skips such a step; the assignment must not fail before."""
+    targets = PaddedBoxes.of([[(0.1, 0.2, 0.3, 0.6)], [(0.5, 0.5, 0.9, 0.8)]])
+    boxes = torch.rand(2, 2, 4)
+    boxes[1] = torch.nan
+    assert torch.isnan(detection_loss(torch.zeros(2, 2, 2), boxes, targets))
+    assert torch.isnan(matched_targets(torch.zeros(2, 2, 2), boxes, targets)[1])
+    boxes[1, 1] = targets.boxes[1, 0]
+    assert hungarian_match(torch.zeros(2, 2, 2), boxes, targets).query.tolist()[1] == 1, "the finite one is cheaper"
+
+
+def test_predictions_in_bfloat16_are_matched_and_taught_in_float32() -> None:
+    targets = PaddedBoxes.of([[(0.1, 0.2, 0.3, 0.6)], [(0.5, 0.5, 0.9, 0.8)]])
+    logits, boxes = torch.randn(2, 3, 2).bfloat16(), torch.rand(2, 3, 4).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        taught, quality = matched_targets(logits, boxes, targets)
+        loss = detection_loss(logits, boxes, taught)
+    wanted, wanted_quality = matched_targets(logits.float(), boxes.float(), targets)
+    assert torch.equal(taught.boxes, wanted.boxes)
+    assert torch.equal(quality, wanted_quality)
+    assert torch.equal(loss, detection_loss(logits.float(), boxes.float(), wanted))
+
+
 def test_a_perfect_teacher_replaces_the_truth_and_one_without_objects_says_nothing() -> None:
     targets = PaddedBoxes.of([[(0.1, 0.2, 0.3, 0.6)], [(0.5, 0.5, 0.9, 0.8)]])
     sure = torch.tensor([[[200.0, -200.0]]]).expand(2, 1, 2)

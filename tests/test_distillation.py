@@ -136,3 +136,9 @@ def test_a_teacher_that_is_not_confident_teaches_nothing() -> None:
     by_hand = -(labels * logits.log_softmax(1)).sum(1)[[0, 2]].mean()
     assert torch.allclose(confident_cross_entropy(logits, labels, 0.3), by_hand), "of entity 0, too"
     assert confident_cross_entropy(logits, labels, 0.9).item() == 0
+
+
+def test_confident_cross_entropy_of_bfloat16_is_computed_in_float32():
+    student, teacher = logits(0).bfloat16(), logits(1).softmax(1).bfloat16()
+    wanted = confident_cross_entropy(student.float(), teacher.float())
+    torch.testing.assert_close(confident_cross_entropy(student, teacher), wanted, rtol=1e-6, atol=0)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,30 @@ def test_who_knows_all_has_everything_and_who_knows_nothing_has_nothing(
     assert weights is not None
     assert weights.sum() == sum(len(one.boxes) == 1 for one in asked)
     assert 0.2 < (scores[True]["acc@0.5"].chance or 0) < 0.4
+
+
+def test_expressions_for_one_object_or_for_none_may_be_missing(
+    processor: Processor, referring: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in generalized or phrase grounding; what nothing is asked about has no score."""
+    oracle, reader = Oracle(processor, referring, knows=True), Reader(referring, processor)
+    rows, examples = reader.read_split("test")
+
+    def names(keep: Callable[[int], bool], num_queries: int) -> set[str]:
+        kept = [[one for one in example["expressions"] if keep(len(one.boxes))] for example in examples]
+        found = [
+            example | {"expressions": of_image} for example, of_image in zip(examples, kept, strict=True) if of_image
+        ]
+        oracle.num_queries = num_queries
+        monkeypatch.setattr(reader, "read_split", lambda _: (rows[: len(found)], found))
+        scores = referring_scores(oracle, processor, reader, "test")
+        assert all(score.value == 1 for score in scores if not score.name.endswith("gain"))
+        return {score.name.removeprefix("test/referring/oracle/") for score in scores}
+
+    assert names(lambda count: count > 1, 1) == set()
+    assert names(lambda count: count > 1, 3) == {"sets"}
+    assert names(lambda count: count == 0, 3) == {"sets", "none/accuracy"}
+    assert "acc@0.5" in names(lambda count: count == 1, 1)
 
 
 def test_a_set_is_found_when_every_object_has_a_box_of_its_own() -> None:

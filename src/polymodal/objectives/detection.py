@@ -20,6 +20,7 @@ from polymodal.objectives.reduction import global_mean
 OBJECT, NO_OBJECT = 0, 1  # classes
 CLASS_COEF, L1_COEF, GIOU_COEF = 1.0, 5.0, 2.0
 EOS_COEF = 0.1  # weight of the "no object" class, which most queries have
+NON_FINITE_COST = 1e6  # of a prediction that is NaN or infinite; above all others
 
 
 class Assignment(NamedTuple):
@@ -36,13 +37,15 @@ def hungarian_match(
 ) -> Assignment:
     """Return the minimum-cost (Hungarian) assignment of queries to objects of each example.
 
-    boxes: cxcywh. Cost of a pair: -p(object) + 5 * L1 distance - 2 * GIoU.
+    boxes: cxcywh. Cost of a pair: -p(object) + 5 * L1 distance - 2 * GIoU; of a non-finite prediction, a large number,
+    so that the loss becomes non-finite instead of the assignment failing.
     """
     # Cost matrices of all pairs of queries and objects.
     l1 = (boxes[:, :, None] - targets.boxes[:, None]).abs().sum(-1)
     giou = generalized_iou(cxcywh_to_xyxy(boxes)[:, :, None], cxcywh_to_xyxy(targets.boxes)[:, None])
     probability = logits.softmax(-1)[..., OBJECT, None]
-    cost = (L1_COEF * l1 - GIOU_COEF * giou - CLASS_COEF * probability).float().cpu().numpy()
+    costs = (L1_COEF * l1 - GIOU_COEF * giou - CLASS_COEF * probability).float()
+    cost = costs.nan_to_num(NON_FINITE_COST, NON_FINITE_COST, NON_FINITE_COST).cpu().numpy()
     triples = [
         (example, query, target)
         for example, (example_cost, count) in enumerate(zip(cost, targets.counts.tolist(), strict=True))
@@ -62,7 +65,9 @@ def detection_loss(
     of objects (DETR, released code).
 
     boxes: cxcywh. assignment: by default `hungarian_match`. Weights and objects are counted over all processes.
+    Computed in float32, also under autocast.
     """
+    logits, boxes = logits.float(), boxes.float()
     example, query, target = assignment or hungarian_match(logits, boxes, targets)
     classes = torch.full(logits.shape[:2], NO_OBJECT, device=logits.device)
     classes[example, query] = OBJECT
@@ -83,8 +88,9 @@ def matched_targets(
     """Return a teacher's boxes of matched objects as targets, and their quality (SimVG, Dai et al. 2024, section 3.3).
 
     boxes: cxcywh. The quality, from 0 to 1, is the mean over matched objects of all processes of the object's
-    probability times the IoU with the ground truth; 0 without objects.
+    probability times the IoU with the ground truth; 0 without objects. Computed in float32, also under autocast.
     """
+    logits, boxes = logits.float(), boxes.float()
     example, query, target = hungarian_match(logits, boxes, targets)
     matched = boxes[example, query]
     iou, _ = intersection_over_union(cxcywh_to_xyxy(matched), cxcywh_to_xyxy(targets.boxes[example, target]))

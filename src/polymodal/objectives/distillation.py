@@ -31,9 +31,10 @@ def confident_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Return the cross-entropy with the teacher's probabilities, the mean over rows where it is confident.
 
-    threshold: minimum probability of the teacher's most likely class; 0 where no row has it.
+    threshold: minimum probability of the teacher's most likely class; 0 where no row has it. Computed in float32, also
+    under autocast.
     """
-    teacher = teacher.detach()
+    logits, teacher = logits.float(), teacher.detach().float()
     confident = teacher.amax(1) >= threshold
     cross_entropy = -(teacher * logits.log_softmax(1)).sum(1)
     return global_mean((cross_entropy * confident).sum(), confident.sum())

@@ -57,6 +57,23 @@ def referring_scores(method: nn.Module, processor: Processor, reader: Reader, sp
     _, examples = reader.read_split(split)
     pairs = [(number, one) for number, example in enumerate(examples) for one in example["expressions"]]
     single = [(number, one) for number, one in pairs if len(one.boxes) == 1]
+    scores = _single_scores(method, processor, examples, split, single) if single else []
+    if method.num_queries > 1 and pairs:
+        owner = np.array([number for number, _ in pairs], dtype=np.int64)
+        every = _located(method, processor, examples, owner, [one.text for _, one in pairs])
+        for branch, predicted in every.items():
+            scores += _set_scores(f"{split}/referring/{branch}", predicted, [one for _, one in pairs], owner)
+    return scores
+
+
+def _single_scores(
+    method: nn.Module,
+    processor: Processor,
+    examples: list[Example],
+    split: str,
+    single: Sequence[tuple[int, ReferringExpression]],
+) -> list[Score]:
+    """single: expressions for one object, at least one, each with the number of its image."""
     owner = np.array([number for number, _ in single], dtype=np.int64)
     texts = [one.text for _, one in single]
     elsewhere = np.roll(np.arange(len(texts)), len(texts) // 2)
@@ -81,11 +98,6 @@ def referring_scores(method: nn.Module, processor: Processor, reader: Reader, sp
             of_count = clauses == count
             chance = float(by_chance[of_count].mean())
             scores.append(Score.per_cluster(f"{name}/{count}_clauses/acc@0.5", hits[of_count], owner[of_count], chance))
-    if method.num_queries > 1:
-        owner = np.array([number for number, _ in pairs], dtype=np.int64)
-        every = _located(method, processor, examples, owner, [one.text for _, one in pairs])
-        for branch, predicted in every.items():
-            scores += _set_scores(f"{split}/referring/{branch}", predicted, [one for _, one in pairs], owner)
     return scores
 
 
@@ -127,10 +139,10 @@ def _set_scores(
         dtype=float,
     )
     empty = np.array([not one.boxes for one in expressions])
-    return [
-        Score.per_cluster(f"{name}/sets", whole, owner),
-        Score.per_cluster(f"{name}/none/accuracy", whole[empty], owner[empty]),
-    ]
+    scores = [Score.per_cluster(f"{name}/sets", whole, owner)]
+    if empty.any():
+        scores.append(Score.per_cluster(f"{name}/none/accuracy", whole[empty], owner[empty]))
+    return scores
 
 
 def all_matched(boxes: Float[Tensor, "found 4"], truth: Sequence[Sequence[float]]) -> bool:
@@ -153,6 +165,8 @@ def plot(inputs: TaskInputs) -> Panels:
     kept = [
         (example, of_image[len(of_image) // 2]) for example, of_image in zip(examples, single, strict=True) if of_image
     ]
+    if not kept:
+        return Panels([[text_panel(["no expression for one object"])]], "Referring expressions")
     texts, shown = [one.text for _, one in kept], [example for example, _ in kept]
     predicted = _located(inputs.method, inputs.processor, shown, np.arange(len(shown)), texts)
     images = shown_images([example["image"] for example in shown])
