@@ -183,6 +183,11 @@ def test_the_threshold_does_not_flag_synonyms_for_one_wrong_caption() -> None:
     assert _threshold(values | {"synonym": np.ones(4)}) == 0.8
 
 
+def test_too_few_images_are_one_sentence(scenes: Corpus) -> None:
+    with pytest.raises(UserError, match="30 or more"):
+        hallucination_scores(Recipe(), scenes, 1, 0)
+
+
 def test_a_claim_about_metrics(scenes: Corpus, tmp_path: Path) -> None:
     metrics = ("out_of_list/average_precision", "synonym/false_alarms")
     claim = MetricClaim("", Chair(), Recipe(), "scenes", Budget(examples=30), 2, metrics)

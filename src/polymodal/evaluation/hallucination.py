@@ -164,10 +164,13 @@ def _exchanged(caption: str, name: str, other: str) -> str:
 def hallucination_scores(metric: Metric, corpus: Corpus, max_images: int, seed: int) -> list[Score]:
     """How well the metric ranks captions that make something up below true ones, and names what is made up.
 
-    The threshold below which a caption is flagged is chosen on scenes of the validation split.
+    The threshold below which a caption is flagged is chosen on scenes of the validation split. Raises UserError when
+    there are too few scenes for captions of every kind.
     """
     lexicon = wordnet("metric's test")
     tuning, test = (cases(scenes_of(corpus, split, max_images), lexicon, seed) for split in ("validation", "test"))
+    if any({case.kind for case in tested} < {*KINDS} for tested in (tuning, test)):
+        raise UserError(f"{max_images} images have too few objects to exchange; test metrics on 30 or more.")
     threshold = _threshold(_by_kind(tuning, _judged(metric, tuning)))
     judged = _judged(metric, test)
     values = _by_kind(test, judged)
