@@ -79,6 +79,15 @@ def test_scores_are_those_of_the_released_code(monkeypatch: pytest.MonkeyPatch) 
     assert compared > 70
 
 
+def test_both_alternatives_of_a_reference_are_references() -> None:
+    """The root nouns of "dog or cat" are an entry of their own (released code: reference mode yields two entries)."""
+    metric = Recipe()
+    assert metric.score_lines("- dog\n- cat", "- dog or cat").value == pytest.approx(1, abs=1e-5)
+    assert metric.score_lines("- dog\n- cat\n- hat", "- dog or cat").value == 0
+    assert metric.score_lines("- dog\n- wolf", "- dog\n- dog", detections=["dog"]).value == 0, "one dog"
+    assert Recipe(add_root_nouns=False).score_lines("- dog\n- cat", "- dog or cat").value == 0
+
+
 def test_many_alternatives_are_compared_by_entry() -> None:
     """Beyond `MAX_CHOICES` choices the most similar alternatives of two entries count."""
     lines = "\n".join(f"- {a} or {b}" for a, b in itertools.combinations(["dog", "cat", "car", "hat", "tree"], 2))

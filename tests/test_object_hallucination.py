@@ -17,10 +17,19 @@ from polymodal.corpora import Corpus
 from polymodal.corpora._wordnet import WordNet, wordnet
 from polymodal.encoders.static_text import static_text
 from polymodal.errors import UserError
-from polymodal.evaluation.caption_metric import Metric
+from polymodal.evaluation.caption_metric import CaptionScore, Metric
 from polymodal.evaluation.chair import Chair
 from polymodal.evaluation.coco import COCO_CLASSES
-from polymodal.evaluation.hallucination import average_precision, cases, hallucination_scores, listed_class, scenes_of
+from polymodal.evaluation.hallucination import (
+    WRONG,
+    _localized,
+    _threshold,
+    average_precision,
+    cases,
+    hallucination_scores,
+    listed_class,
+    scenes_of,
+)
 from polymodal.evaluation.object_parser import ChatModelParser, object_lines, root
 from polymodal.evaluation.statistics import Estimate
 from polymodal.recipes.metrics.aloha import Recipe, parse_objects
@@ -157,6 +166,26 @@ def test_a_metric_that_knows_and_one_that_does_not(scenes: Corpus, lexicon: Word
     assert chair["in_list/average_precision"].value > 0.8
     assert found["out_of_list/localisation"].value > found["out_of_list/localisation"].chance
     assert found["doubted/changed_scores"].value == 0
+
+
+def test_the_object_that_was_made_up_is_found_in_the_plural(lexicon: WordNet) -> None:
+    judged = CaptionScore(0.1, {"small glove": 0.1, "dog": 1.0})
+    assert _localized(judged, "gloves", lexicon)
+    assert not _localized(judged, "dog", lexicon)
+    assert not _localized(CaptionScore(0.1, {"pelican": 0.1}), "can", lexicon)
+    assert not _localized(CaptionScore(0.1, {"dog": 0.1, "cat": 0.1}), "cat", lexicon), "two are lowest"
+
+
+def test_the_threshold_does_not_flag_synonyms_for_one_wrong_caption() -> None:
+    values = {kind: np.array([0.1, 0.2, 0.2, 0.8]) for kind in WRONG}
+    values |= {"true": np.ones(4), "synonym": np.array([0.5, 0.6, 0.6, 0.7])}
+    assert _threshold(values) == 0.2
+    assert _threshold(values | {"synonym": np.ones(4)}) == 0.8
+
+
+def test_too_few_images_are_one_sentence(scenes: Corpus) -> None:
+    with pytest.raises(UserError, match="30 or more"):
+        hallucination_scores(Recipe(), scenes, 1, 0)
 
 
 def test_a_claim_about_metrics(scenes: Corpus, tmp_path: Path) -> None:

@@ -93,6 +93,11 @@ def test_importance_of_words_is_that_of_the_released_attacker() -> None:
         assert np.all(np.diff(expected[own]) <= 1e-6)
 
 
+def test_captions_without_words_stay_as_they_are() -> None:
+    empty = [["", " "], [""], [""]]
+    assert Recipe().edit(VICTIM, Offered(), empty, VICTIM.encode_image(IMAGES)) == empty
+
+
 def test_a_set_of_one_caption_and_one_scale_is_a_pair() -> None:
     """PGD away from the one caption by hand; with more captions and scales the result differs."""
     one, clean = [own[:1] for own in CAPTIONS], VICTIM.encode_image(IMAGES)

@@ -95,6 +95,8 @@ def words_by_importance(victim: Victim, captions: Sequence[list[str]]) -> list[l
     ablated = [
         " ".join([*words[:index], UNKNOWN, *words[index + 1 :]]) for words in captions for index in range(len(words))
     ]
+    if not ablated:
+        return [[] for _ in captions]
     original = victim.encode_text([" ".join(words) for words in captions]).softmax(-1)
     counts = torch.tensor([len(words) for words in captions])
     ablated_log_probs = victim.encode_text(ablated).log_softmax(-1)

@@ -21,6 +21,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.errors import UserError
 from polymodal.evaluation.caption_metric import CaptionScore, Metric
 from polymodal.evaluation.coco import COCO_CLASSES
+from polymodal.evaluation.object_parser import root
 from polymodal.evaluation.statistics import Score, ratio
 from polymodal.modalities import Regions, Text
 
@@ -163,10 +164,13 @@ def _exchanged(caption: str, name: str, other: str) -> str:
 def hallucination_scores(metric: Metric, corpus: Corpus, max_images: int, seed: int) -> list[Score]:
     """How well the metric ranks captions that make something up below true ones, and names what is made up.
 
-    The threshold below which a caption is flagged is chosen on scenes of the validation split.
+    The threshold below which a caption is flagged is chosen on scenes of the validation split. Raises UserError when
+    there are too few scenes for captions of every kind.
     """
     lexicon = wordnet("metric's test")
     tuning, test = (cases(scenes_of(corpus, split, max_images), lexicon, seed) for split in ("validation", "test"))
+    if any({case.kind for case in tested} < {*KINDS} for tested in (tuning, test)):
+        raise UserError(f"{max_images} images have too few objects to exchange; test metrics on 30 or more.")
     threshold = _threshold(_by_kind(tuning, _judged(metric, tuning)))
     judged = _judged(metric, test)
     values = _by_kind(test, judged)
@@ -183,7 +187,7 @@ def hallucination_scores(metric: Metric, corpus: Corpus, max_images: int, seed: 
         ]
     for kind in WRONG:
         those = [(case, one) for case, one in zip(test, judged, strict=True) if case.kind == kind and case.wrong]
-        localized = np.array([_localized(one, case.wrong or "") for case, one in those], dtype=float)
+        localized = np.array([_localized(one, case.wrong or "", lexicon) for case, one in those], dtype=float)
         guess = float(np.mean([1 / case.objects for case, _ in those]))
         scores.append(Score(f"{kind}/localisation", localized, guess))
     flagged = (values["synonym"] <= threshold).astype(float)
@@ -229,17 +233,20 @@ def average_precision(
 
 
 def _threshold(values: Mapping[Kind, Float[np.ndarray, " cases"]]) -> float:
-    """Where the fraction of flagged wrong captions, of all kinds, less that of flagged true ones is largest."""
-    wrong = np.concatenate([values[kind] for kind in WRONG])
-    places = np.unique(np.concatenate([wrong, values["true"]]))
-    gains = [(wrong <= place).mean() - (values["true"] <= place).mean() for place in places]
+    """Where the fraction of flagged wrong captions, of all kinds, less that of flagged right ones is largest.
+
+    Captions with a synonym are right, too: without them a threshold just below the score of true captions is best.
+    """
+    wrong, right = (np.concatenate([values[kind] for kind in kinds]) for kinds in (WRONG, ("true", "synonym")))
+    places = np.unique(np.concatenate([wrong, right]))
+    gains = [(wrong <= place).mean() - (right <= place).mean() for place in places]
     return float(places[int(np.argmax(gains))])
 
 
-def _localized(judged: CaptionScore, wrong: str) -> bool:
-    """Whether the object with the lowest score, and no other, is the one that was made up."""
+def _localized(judged: CaptionScore, wrong: str, lexicon: WordNet) -> bool:
+    """Whether the object with the lowest score, and no other, is the one that was made up, in singular or plural."""
     if not judged.objects:
         return False
     lowest = min(judged.objects.values())
     worst = [phrase for phrase, score in judged.objects.items() if score == lowest]
-    return len(worst) == 1 and worst[0].endswith(wrong)
+    return len(worst) == 1 and lexicon.noun(root(worst[0], lexicon)) == lexicon.noun(wrong)

@@ -66,6 +66,11 @@ def parse_objects(lines: str, reference: bool) -> list[Entry]:
     return list(entries)
 
 
+def _distinct(entries: Sequence[Entry]) -> list[Entry]:
+    """Leave out repeated entries, but for those with alternatives, of which each may stand for another object."""
+    return [entry for n, entry in enumerate(entries) if len(entry) > 1 or entry not in entries[:n]]
+
+
 def match_objects(similarity: Float[np.ndarray, "targets references"]) -> Float[np.ndarray, " targets"]:
     """Return the similarity of each target to its reference in the maximum matching; 0 without one (equation 2)."""
     scores = np.zeros(len(similarity))
@@ -111,22 +116,25 @@ class Recipe:
         if self.coco_only:
             targets = self._with_roots(targets)
         reference_objects = self._with_roots(parse_objects(references, reference=True))
-        reference_objects = list(dict.fromkeys([*reference_objects, *((name.lower(),) for name in detections)]))
-        return self.compare(targets, reference_objects)
+        return self.compare(targets, [*reference_objects, *((name.lower(),) for name in detections)])
 
     def _with_roots(self, references: list[Entry]) -> list[Entry]:
-        """Add to each entry one of its root nouns; to those of the references, or "red car" would be two objects."""
+        """Add to each entry one of its root nouns; to those of the references, or "red car" would be two objects.
+
+        "dog or cat" thereby stands twice and has references for a dog and a cat, as in the released code.
+        """
         if not self.add_root_nouns:
             return references
         lexicon = wordnet(WANTED_BY)
         nouns = [tuple(dict.fromkeys(root(part, lexicon) for part in entry)) for entry in references]
-        return [one for pair in zip(references, nouns, strict=True) for one in dict.fromkeys(pair)]
+        return [one for pair in zip(references, nouns, strict=True) for one in pair]
 
     def compare(self, targets: Sequence[Entry], references: Sequence[Entry]) -> CaptionScore:
         """Score the choice of alternatives with the highest caption score, in 0-1.
 
         Where there are more than `MAX_CHOICES` choices, the most similar alternatives of two entries are compared.
         """
+        targets, references = [*dict.fromkeys(targets)], _distinct(references)
         if math.prod(map(len, [*targets, *references])) > MAX_CHOICES:
             sides = [
                 [kept for entry in side if (kept := tuple(filter(self._counts, entry)))]

@@ -206,7 +206,7 @@ class Recipe(TrainingRecipe):
     def paper(cls) -> Recipe:
         """Return VATT-MA-Medium (155M parameters without words) on HowTo100M and AudioSet, in groups of one core.
 
-        Values are those of the released configs of VATT (UniTMedium, FACBridge, SymmetricNCE, Pretrain). The released
+        Values are those of the released configs of VATT (UniTMedium, FACBridge, AsymmetricNCE, Pretrain). The released
         model reads 128 raw samples at 48 kHz per audio token; here 3.2 s of audio are 32 tokens. Warmup of 10k steps,
         as in the paper, is 5k in the released config.
         """
