@@ -97,6 +97,13 @@ def test_dropout_is_that_of_the_official_code(processor: Processor) -> None:
     assert lengths == [text, text + PATCHES + 1]
 
 
+def test_heads_have_the_published_sizes() -> None:
+    with torch.device("meta"):
+        paper = layoutlmv3.LayoutLMv3(layoutlmv3.Recipe.paper(), 50_265, 2)
+    sizes = [sum(p.numel() for p in head.parameters()) / 1e6 for head in (paper.mim_head, paper.wpa_head)]
+    assert [round(size, 1) for size in sizes] == [6.9, 0.6]
+
+
 def test_masked_words_and_patches_are_not_read(batch: Batch, processor: Processor) -> None:
     own = method(processor)
     words, masked = batch["words"], batch["masked_words"]

@@ -79,12 +79,12 @@ class LayoutLMv3(nn.Module):
     def __init__(self, recipe: Recipe, vocabulary: int, fields: int):
         """fields: number of classes of fields."""
         super().__init__()
-        width = recipe.encoder.width
+        width, codes = recipe.encoder.width, recipe.tokenizer.codebook_size
         self.recipe = recipe
         self.tokenizer = recipe.tokenizer.build(recipe.encoder.patch_size)
         self.encoder = recipe.encoder.build(vocabulary)
         self.mlm_head = MaskedLMHead(width, vocabulary)
-        self.mim_head = nn.Linear(width, recipe.tokenizer.codebook_size)
+        self.mim_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, codes))
         self.wpa_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
         self.field_head = nn.Sequential(nn.Dropout(recipe.encoder.dropout), nn.Linear(width, fields))
 
