@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import pyarrow as pa
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,12 +13,12 @@ from torch.nn import functional as F
 import synthetic
 from polymodal.claims.layoutlmv3 import claim
 from polymodal.corpora import Corpus
-from polymodal.data.columns.words import first_pieces
+from polymodal.data.columns.words import first_pieces, in_segment_boxes
 from polymodal.data.masks import in_masked_patch
 from polymodal.data.processor import Processor, fit_processor
 from polymodal.encoders.page import patch_boxes
 from polymodal.errors import UnreadableExample, UserError
-from polymodal.modalities.document import PageTokens, Word, page_tokens
+from polymodal.modalities.document import PageTokens, Word, Words, page_tokens
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.documents import layoutlmv3
 from polymodal.rng import ExampleRNG
@@ -70,6 +71,37 @@ def test_invalid_boxes_are_named(
     monkeypatch.setattr(Corpus, "value", lambda *_: page)
     with pytest.raises(UnreadableExample, match="the word 'wrong'"):
         processor.words.load(pages, 0)
+
+
+def test_words_without_a_segment_keep_their_boxes(processor: Processor) -> None:
+    stored = [{"text": "a", "box": [0, 0, 10, 10]}, {"text": "b", "box": [500, 500, 600, 520]}]
+    kind = Words()
+    page = kind.decode(pa.array([stored], type=kind.arrow_type).to_pylist()[0])
+    assert [word.link for word in page] == [-1, -1]
+    assert in_segment_boxes(page) == page
+    with pytest.raises(UnreadableExample, match="left, top, right, bottom"):
+        kind.decode(pa.array([[{"text": "a", "box": None}]], type=kind.arrow_type).to_pylist()[0])
+    line = [word._replace(segment=3) for word in page]  # a user's own, which nothing has loaded
+    boxes = [
+        made.boxes[made.word >= 0].unique(dim=0).tolist() for made in (processor.words([page]), processor.words([line]))
+    ]
+    assert boxes == [[[0, 0, 10, 10], [500, 500, 600, 520]], [[0, 0, 600, 520]]]
+
+
+def test_dropout_is_that_of_the_official_code(processor: Processor) -> None:
+    encoder, lengths = method(processor).train().encoder, []
+    encoder.dropout.register_forward_hook(lambda _, given, __: lengths.append(given[0].shape[1]))
+    words = page_tokens([[Word("a", (0, 0, 1000, 1000))]], processor.tokenizer)
+    encoder(words, torch.randn(1, 3, 32, 32))
+    text = words.tokens.ids.shape[1]  # patches alone have none: their `pos_drop` is 0
+    assert lengths == [text, text + PATCHES + 1]
+
+
+def test_heads_have_the_published_sizes() -> None:
+    with torch.device("meta"):
+        paper = layoutlmv3.LayoutLMv3(layoutlmv3.Recipe.paper(), 50_265, 2)
+    sizes = [sum(p.numel() for p in head.parameters()) / 1e6 for head in (paper.mim_head, paper.wpa_head)]
+    assert [round(size, 1) for size in sizes] == [6.9, 0.6]
 
 
 def test_masked_words_and_patches_are_not_read(batch: Batch, processor: Processor) -> None:

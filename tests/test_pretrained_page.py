@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from tokenizers import ByteLevelBPETokenizer
@@ -121,4 +122,10 @@ def test_a_method_that_knows_points_at_every_word(pages: Corpus, processor: Proc
     assert pointing.value == 1
     assert 1 / PATCHES <= pointing.chance < 0.3
     assert probe.value == 1
+    place = pages.table.column_names.index("words")
+    test = {*pages.rows("test").tolist()}
+    values = [[] if row in test else value for row, value in enumerate(pages.table.column("words").to_pylist())]
+    words = pa.chunked_array([pa.array(values, type=pages.table.field(place).type)])
+    blank = dataclasses.replace(pages, table=pages.table.set_column(place, pages.table.field(place), words))
+    assert page_patch_scores(TaskInputs(Oracle(), processor, Reader(blank, processor))) == []  # nothing to score
     assert probe.chance == 0.5  # "color" or "other": four by four patches are coarser than words

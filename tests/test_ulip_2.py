@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch.nn import functional as F
@@ -18,7 +19,7 @@ from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
 from polymodal.encoders.points import PointEncoder
-from polymodal.errors import UserError
+from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities.points import GRAY
 from polymodal.recipes.dual_encoders import clip
 from polymodal.recipes.three_d import ulip_2
@@ -94,6 +95,23 @@ def test_clouds_are_centered_and_gray_and_views_have_their_own_colors(corpus: Co
     assert bool((points[..., 3:] == np.float32(GRAY)).all())
     views = np.concatenate([v for e in Reader(corpus, processor).read_split("train")[1] for v in e["views"]])
     np.testing.assert_allclose(processor.views.mean, views.reshape(-1, 3).mean(0) / 255, atol=0.02)
+
+
+def test_what_an_object_lacks_is_said_in_a_sentence(corpus: Corpus) -> None:
+    rows = corpus.rows("train")[:20].tolist()
+    place = corpus.table.column_names.index("views")
+    values = [None if row in rows else value for row, value in enumerate(corpus.table.column("views").to_pylist())]
+    views = pa.chunked_array([pa.array(values, type=corpus.table.field(place).type)])
+    lacking = dataclasses.replace(corpus, table=corpus.table.set_column(place, corpus.table.field(place), views))
+    with pytest.raises(UserError, match="reads the column 'views' of every example"):
+        train(TINY, lacking, Budget(steps=8))
+    processor = fit_processor(TINY, corpus)
+    with pytest.raises(UserError, match="no captions of its views"):
+        processor.captions.sample([], [0, 1], 1, np.random.default_rng(0))
+    with pytest.raises(UserError, match="Groups of 4 points need as many per cloud, not 3"):
+        PointEncoder(TINY.points)(torch.randn(2, 3, 6))
+    with pytest.raises(UnreadableExample, match="no finite numbers"):
+        processor.points.prepared(np.full((9, 3), np.nan, dtype=np.float32))
 
 
 def test_only_points_and_their_temperature_are_trained(corpus: Corpus, tmp_path: Path) -> None:

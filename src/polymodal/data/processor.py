@@ -10,6 +10,7 @@ from typing import Any
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.column import Column, reject_unknown_columns
+from polymodal.errors import UserError
 from polymodal.modalities.text import Tokenizer
 from polymodal.types import Batch, Example
 
@@ -52,6 +53,15 @@ class BatchFormat:
 
 
 Declared = Mapping[str, Column | Sparse | Optional | SharedColumn | BatchFormat]
+
+
+class SparseExample(dict[str, Any]):
+    """An example without the sparse columns that its row lacks. Raises UserError where one of these is read."""
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(
+            f"This method reads the column '{name}' of every example, and one has no value; leave such examples out."
+        )
 
 
 class Processor:
@@ -109,11 +119,11 @@ class Processor:
         if not self.sparse:
             return {name: column.load(corpus, row) for name, column in self.columns.items()}
         there = {type(modality) for name, modality in corpus.columns.items() if corpus.raw(row, name) is not None}
-        return {
-            name: column.load(corpus, row)
+        return SparseExample(
+            (name, column.load(corpus, row))
             for name, column in self.columns.items()
             if name not in self.sparse or there & {*column.reads}
-        }
+        )
 
     def __call__(self, **values: list[Any]) -> Any:
         """Collate values of some columns, as `load_example` or a user gives them, to a batch of tensors.

@@ -205,7 +205,7 @@ class PageEncoder(nn.Module):
         if patch_mask is not None:
             x = torch.where(patch_mask[:, :, None], self.mask_token, x)
         x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
-        return self.patch_norm(self.dropout(x + self.patch_positions))
+        return self.patch_norm(x + self.patch_positions)
 
     def _transformed(self, x: Tensor, mask: Tensor, boxes: Tensor, positions: Tensor) -> Tensor:
         packing = dataclasses.replace(Packing.of(mask), bias=self.bias(boxes, positions))

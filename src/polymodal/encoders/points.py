@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from polymodal.constraints import DecayRate, NonNegativeInt, PositiveInt
 from polymodal.encoders.encoder import Encoder
+from polymodal.encoders.pretrained import pretrained_weights
 from polymodal.errors import UserError
 from polymodal.layers.projection_head import SyncBatchNorm1d
 from polymodal.layers.transformer import Transformer
@@ -113,7 +114,7 @@ class PointEncoder(Encoder):
     def forward(
         self, points: Float[Tensor, "batch points channels"]
     ) -> tuple[Float[Tensor, "batch groups width"], Float[Tensor, "batch pooled"]]:
-        """Encode point clouds. points: at least `num_groups` and `group_size` points each."""
+        """Encode point clouds. points: at least `group_size` points each; centers repeat below `num_groups` points."""
         group, centers = self._grouped(points[..., : self.config.channels])
         x, positions = self.reduce_dim(self._mini_pointnet(group)), self.pos_embed(centers)
         if self.cls_token is not None and self.cls_pos is not None:
@@ -149,7 +150,12 @@ class PointEncoder(Encoder):
     def _grouped(
         self, points: Float[Tensor, "batch points channels"]
     ) -> tuple[Float[Tensor, "batch groups neighbors channels"], Float[Tensor, "batch groups 3"]]:
-        """Return kNN groups around FPS centers, with coordinates relative to the center, and the centers."""
+        """Return kNN groups around FPS centers, with coordinates relative to the center, and the centers.
+
+        Raises UserError for clouds with fewer points than a group.
+        """
+        if points.shape[1] < self.config.group_size:
+            raise UserError(f"Groups of {self.config.group_size} points need as many per cloud, not {points.shape[1]}.")
         with torch.no_grad():
             xyz = points[..., :3]
             centers = _take(xyz, farthest_point_sampling(xyz, self.config.num_groups))
@@ -166,6 +172,17 @@ class PointEncoder(Encoder):
         pooled = features.amax(dim=2, keepdim=True).expand_as(features)
         features = torch.cat([pooled, features], dim=-1)  # the pooled vector is first, as in the released weights
         return self.second_conv(features.flatten(0, 2)).unflatten(0, shape).amax(dim=2)
+
+
+def load_point_bert(source: str, name: str, model: nn.Module) -> None:
+    """Load Point-BERT weights into a model's point encoder.
+
+    source: checkpoint, folder, or name on the hub. name: of the encoder in the model. Raises UserError when the weights
+    cannot be read or do not fit.
+    """
+    encoder = model.get_submodule(name)
+    assert isinstance(encoder, PointEncoder)
+    encoder.load_point_bert(pretrained_weights(source))
 
 
 def farthest_point_sampling(xyz: Float[Tensor, "batch points 3"], count: int) -> Int[Tensor, "batch count"]:

@@ -20,20 +20,21 @@ from polymodal.modalities.text import Tokenizer, Tokens, joined_pieces
 
 OTHER = "other"
 NO_LINK = -1
+NO_SEGMENT = -1
 BOX_SCALE = 1000  # boxes are in thousandths of the page's width and height, as in LayoutLM
 
 
 class Word(NamedTuple):
     """A word of a page.
 
-    box: left, top, right, bottom, 0 to 1000. field: entity type, such as `total`. segment: id of its text block. link:
-    segment of the key that this word is a value of, such as that of "Total:", or -1.
+    box: left, top, right, bottom, 0 to 1000. field: entity type, such as `total`. segment: id of its text block, or -1.
+    link: segment of the key that this word is a value of, such as that of "Total:", or -1.
     """
 
     text: str
     box: tuple[int, int, int, int]
     field: str = OTHER
-    segment: int = 0
+    segment: int = NO_SEGMENT
     link: int = NO_LINK
 
 
@@ -61,11 +62,11 @@ class Words:
         """Decode words. Raises UnreadableExample for a box that is none."""
         return [
             Word(
-                word["text"],
-                checked_box(tuple(word["box"]), BOX_SCALE),
+                word["text"] or "",
+                checked_box(tuple(word["box"] or ()), BOX_SCALE),
                 word["field"] or OTHER,
-                word["segment"] or 0,
-                word["link"],
+                NO_SEGMENT if word["segment"] is None else word["segment"],
+                NO_LINK if word["link"] is None else word["link"],
             )
             for word in value
         ]

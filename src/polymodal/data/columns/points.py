@@ -26,12 +26,14 @@ class PointsColumn(BaseColumn):
     num_points: int
 
     def load(self, corpus: Corpus, row: int) -> Float[np.ndarray, "points 6"]:
-        """Load all points as they are stored. Raises UnreadableExample for an empty point cloud."""
+        """Load all points as they are stored. Raises UnreadableExample for no points, or NaN."""
         return self.prepared(corpus.value(row, corpus.column_with(Points)))
 
     def prepared(self, points: np.ndarray) -> Float[np.ndarray, "points 6"]:
         if not len(points) or points.shape[1] < 3:
             raise UnreadableExample("there are no points")
+        if not np.isfinite(points).all():
+            raise UnreadableExample("there are points that are no finite numbers")
         return with_color(points).astype(np.float32)
 
     def __call__(self, clouds: list[Any]) -> Float[Tensor, "batch points 6"]:

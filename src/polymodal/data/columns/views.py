@@ -13,10 +13,12 @@ from torch import Tensor
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.column import Column, PassThroughColumn
 from polymodal.data.columns.image import ImageColumn, color_statistics
+from polymodal.errors import UserError
 from polymodal.modalities import Image, Images, ViewCaptions
 from polymodal.modalities.image import to_square
 from polymodal.modalities.padding import Padded, pad
 from polymodal.modalities.view_caption import ViewCaption
+from polymodal.rng import ExampleRNG
 
 
 class ViewsColumn(ImageColumn):
@@ -44,6 +46,10 @@ class ViewsColumn(ImageColumn):
         """things: the views of each object, as `images` takes them."""
         return pad([self.images(list(views)) for views in things])
 
+    def sample(self, things: list[Any], example_rng: ExampleRNG) -> list[np.ndarray]:
+        """Sample one of the loaded views of each object."""
+        return [views[rng.integers(len(views))] for views, rng in zip(things, example_rng.generators, strict=True)]
+
     def images(self, images: list[Any]) -> Float[Tensor, "batch 3 size size"]:
         """Collate one image of each object: arrays, Pillow images, paths or encoded bytes."""
         return super().__call__(images)
@@ -59,9 +65,11 @@ class ViewCaptionsColumn(PassThroughColumn):
     ) -> tuple[int, list[str]]:
         """Sample one of the given views that has captions, or any that has; return it with its `count` best captions.
 
-        Captions repeat where a view has fewer.
+        Captions repeat where a view has fewer. Raises UserError where no view has any.
         """
         described = sorted({caption.view for caption in captions})
+        if not described:
+            raise UserError("A training example has no captions of its views; polymodal caption writes them.")
         candidates = [view for view in views if view in described] or described
         view = candidates[int(rng.integers(len(candidates)))]
         best = [caption.text for caption in captions if caption.view == view][:count]

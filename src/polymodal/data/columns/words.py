@@ -17,7 +17,7 @@ from polymodal.data.columns.column import MAX_ROWS, Column
 from polymodal.data.columns.text import TokenizedColumn, TokenizerSource
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Words
-from polymodal.modalities.document import OTHER, PageTokens, Word, invalid_box, page_tokens
+from polymodal.modalities.document import NO_SEGMENT, OTHER, PageTokens, Word, invalid_box, page_tokens
 from polymodal.modalities.text import Tokenizer
 from polymodal.rng import ExampleRNG
 
@@ -65,6 +65,8 @@ class WordsColumn(TokenizedColumn):
         return in_segment_boxes(words) if self.segment_level_layout else words
 
     def __call__(self, pages: list[list[Word]]) -> PageTokens:
+        if self.segment_level_layout:  # changes nothing in loaded pages; users give words with their own boxes
+            pages = [in_segment_boxes(page) for page in pages]
         return page_tokens(pages, self.tokenizer)
 
     def windows(self, words: list[Word]) -> list[list[Word]]:
@@ -95,13 +97,16 @@ class WordsColumn(TokenizedColumn):
 
 
 def in_segment_boxes(words: list[Word]) -> list[Word]:
-    """Give each word the bounding box of its segment, as OCR engines return for lines."""
+    """Give each word the bounding box of its segment, as OCR engines return for lines.
+
+    Words without a segment keep their own.
+    """
     around: dict[int, tuple[int, int, int, int]] = {}
     for word in words:
         left, top, right, bottom = around.get(word.segment, word.box)
         box = word.box
         around[word.segment] = (min(left, box[0]), min(top, box[1]), max(right, box[2]), max(bottom, box[3]))
-    return [word._replace(box=around[word.segment]) for word in words]
+    return [word if word.segment == NO_SEGMENT else word._replace(box=around[word.segment]) for word in words]
 
 
 def random_windows(pages: list[list[Word]], max_words: int, example_rng: ExampleRNG) -> list[list[Word]]:

@@ -77,7 +77,7 @@ def page_patch_scores(inputs: TaskInputs) -> list[Score]:
         fields = np.array([numbers.get(field, 0) for label in labels for field in label.values()], dtype=np.int64)
         owner = np.repeat(np.arange(len(labels)), [len(label) for label in labels])
         parts[split] = PagePatches(np.concatenate(chosen), fields, owner)
-        if split.startswith("test"):
+        if split.startswith("test") and any(pages["words"]):
             scores.append(_pointing(f"{split}/word_to_patch/hit_rate", inputs, pages, batches, grid))
     if {"train", "validation"} <= {*parts} and len(np.unique(parts["train"].fields)) > 1:
         train, tuning = ((parts[split].vectors, parts[split].fields) for split in ("train", "validation"))
@@ -85,7 +85,7 @@ def page_patch_scores(inputs: TaskInputs) -> list[Score]:
         scores += [
             _by_page(f"{split}/patch_fields/accuracy", part, probe.predict(part.vectors))
             for split, part in parts.items()
-            if split.startswith("test")
+            if split.startswith("test") and len(part.fields)
         ]
     return scores
 

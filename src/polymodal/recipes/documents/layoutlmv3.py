@@ -8,8 +8,8 @@ the encoder is fine-tuned to classify words by field; `--init hf:microsoft/layou
 Terms: MLM = losses.mlm, MIM = losses.mim, WPA (word-patch alignment) = losses.wpa, 1-D and 2-D relative position bias =
 encoder.bias, layout embedding = encoder.layout.
 
-Differs from the paper: the image tokenizer is a VQ-VAE that is trained
-first, not DiT's; question answering (DocVQA) and layout analysis with a detector (PubLayNet) are left out.
+Differs from the paper: pre-training starts from random weights, not RoBERTa's; the image tokenizer is a VQ-VAE that is
+trained first, not DiT's; question answering (DocVQA) and layout analysis with a detector (PubLayNet) are left out.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ class LayoutLMv3(nn.Module):
     def __init__(self, recipe: Recipe, vocabulary: int, fields: int):
         """fields: number of classes of fields."""
         super().__init__()
-        width = recipe.encoder.width
+        width, codes = recipe.encoder.width, recipe.tokenizer.codebook_size
         self.recipe = recipe
         self.tokenizer = recipe.tokenizer.build(recipe.encoder.patch_size)
         self.encoder = recipe.encoder.build(vocabulary)
         self.mlm_head = MaskedLMHead(width, vocabulary)
-        self.mim_head = nn.Linear(width, recipe.tokenizer.codebook_size)
+        self.mim_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, codes))
         self.wpa_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
         self.field_head = nn.Sequential(nn.Dropout(recipe.encoder.dropout), nn.Linear(width, fields))
 
@@ -214,9 +214,8 @@ class Recipe(TrainingRecipe):
         """Return a window of words of each page, its image, and the masks of both."""
         batch = self._windows(examples, processor, example_rng)[1]
         of_word = batch["words"].word
-        spans = mask_spans(
-            (of_word.max(1).values + 1).tolist(), self.mlm_probability, example_rng, self.mean_span_length
-        )
+        counts = (of_word.max(1).values + 1).tolist()
+        spans = mask_spans(counts, self.mlm_probability, example_rng, self.mean_span_length)
         patches = mask_blocks(self.encoder.grid, self.image_mask_ratio * self.use_mim, example_rng)
         return {**batch, "masked_words": expand_words(spans, of_word), "masked_patches": patches}
 

@@ -4,7 +4,8 @@ Texts of 3-D shapes are scarce and say little. Here a captioner describes render
 (`polymodal caption`), and a step aligns a point cloud with one view, sampled at random, and with captions of that view.
 Only the point encoder, its projection and a temperature are trained (ULIP-2, section 3.2; ULIP, equation 1). The
 frozen CLIP comes from `--init`; without one, its two encoders are trained in a first stage. Differs from the paper:
-views are not cropped at random, so that their vectors can be cached, and FPS starts at the farthest point.
+views are not cropped at random, so that their vectors can be cached; there are no depth views; FPS starts at the
+farthest point; and objects with equal texts are no negatives of each other.
 
 Terms: L_P2I = losses.points_image, L_P2T = losses.points_text, InfoNCE = info_nce, f_P = point_encoder, FPS =
 farthest_point_sampling, mini-PointNet = first_conv and second_conv, W = point_projection.
@@ -33,8 +34,7 @@ from polymodal.data.columns.views import ViewCaptionsColumn, ViewsColumn
 from polymodal.data.instructions import choice
 from polymodal.data.processor import Declared, Optional, Processor, SharedColumn, Sparse
 from polymodal.encoders.image import ImageEncoderConfig
-from polymodal.encoders.points import PointEncoder, PointEncoderConfig
-from polymodal.encoders.pretrained import pretrained_weights
+from polymodal.encoders.points import PointEncoder, PointEncoderConfig, load_point_bert
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.logit_scale import LogitScale
@@ -61,17 +61,12 @@ paper = Paper(
     parameters={"point_encoder.*": 32.5e6},  # section 4.5: the default size of the 3D encoder
 )
 
-TextSource = Literal["captions", "names", "category"]
 
-
-class TextBatch(TypedDict):
+class ViewTextBatch(TypedDict):
     """text: equally many texts per object, object by object. group: id that objects with equal texts share."""
 
     text: Tokens
     group: Float[Tensor, " batch"]
-
-
-class ViewTextBatch(TextBatch):
     image: Float[Tensor, "batch 3 size size"]
 
 
@@ -144,7 +139,7 @@ class Recipe(DualEncoderRecipe):
     point_weights: str = ""
     """Point-BERT weights that the point encoder starts from, as in ULIP: a checkpoint (.pt or .safetensors), a folder,
     or a name on the hub; empty: random weights, as in ULIP-2."""
-    text_source: TextSource = "captions"
+    text_source: Literal["captions", "names", "category"] = "captions"
     """Texts that a cloud is aligned with: captions of a view, names of the object, or the category's name (ULIP)."""
     num_captions: PositiveInt = 1
     """Captions per view whose vectors are averaged, the best ones (top-k)."""
@@ -160,7 +155,7 @@ class Recipe(DualEncoderRecipe):
     def stages(self) -> tuple[Stage, ...]:
         images = partial(load_corpus, self.clip_corpus) if self.clip_corpus else None
         towers = ("image_*", "text_*", "logit_scale.*")
-        load = partial(_load_point_bert, self.point_weights) if self.point_weights else None
+        load = partial(load_point_bert, self.point_weights, "point_encoder") if self.point_weights else None
         return (
             Stage("towers", self.clip_fraction, towers, corpus=images, batch="image_batch", losses="tower_losses"),
             Stage("points", 1 - self.clip_fraction, ("point_*",), on_start=load),
@@ -203,24 +198,28 @@ class Recipe(DualEncoderRecipe):
 
     def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ViewTextBatch:
         """One augmented view per object and one of its texts."""
-        generators = example_rng.generators
         texts = self.sample_captions(examples, processor.text, example_rng)
-        shown = [e["views"][rng.integers(len(e["views"]))] for e, rng in zip(examples, generators, strict=True)]
+        views = processor.views.sample([example["views"] for example in examples], example_rng)
         flip = may_flip([example["text"] for example in examples])
-        pixels = augment(processor.views.pixels(shown), self.augmentation, example_rng, flip)
-        return {**_texts([[text] for text in texts], processor), "image": processor.views.normalize(pixels)}
+        pixels = augment(processor.views.pixels(views), self.augmentation, example_rng, flip)
+        image = processor.views.normalize(pixels)
+        return {"text": processor.text(texts), "group": text_ids(texts), "image": image}
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> PointsBatch:
         """An augmented point cloud per object, one of its views, and texts of that view or of the object."""
-        generators = example_rng.generators
-        chosen = [self._sampled(e, processor, rng) for e, rng in zip(examples, generators, strict=True)]
+        each = zip(examples, example_rng.generators, strict=True)
+        chosen = [self._sampled(example, processor, rng) for example, rng in each]
         views = [example["views"][view] for example, (view, _) in zip(examples, chosen, strict=True)]
         points = processor.points.sample([example["points"] for example in examples], example_rng)
         points = augment_points(  # ULIP, released code
             points, example_rng, (0.8, 1.25), 0.1, rotate_perturbation=0.06, dropout=self.point_dropout, isotropic=True
         )
-        texts = _texts([texts for _, texts in chosen], processor)
-        return {**texts, "points": points, "image": processor.views.images(views)}
+        return {
+            "text": processor.text([text for _, texts in chosen for text in texts]),
+            "group": text_ids(["\n".join(texts) for _, texts in chosen]),
+            "image": processor.views.images(views),
+            "points": points,
+        }
 
     def _sampled(self, example: Example, processor: Processor, rng: np.random.Generator) -> tuple[int, list[str]]:
         """Sample a view, and return it with as many texts as every object has."""
@@ -228,7 +227,6 @@ class Recipe(DualEncoderRecipe):
         if self.text_source == "captions":
             return processor.captions.sample(example["captions"], views, self.num_captions, rng)
         if self.text_source == "category":
-            assert processor.label is not None
             return choice(views, rng), [processor.label.names[example["label"]].lower()]
         names = processor.text.text.in_main_language(example["text"])
         return choice(views, rng), [choice(names, rng).text]
@@ -260,13 +258,3 @@ class Recipe(DualEncoderRecipe):
             batch_size=512,
             optimizer=rates,
         )
-
-
-def _texts(texts: list[list[str]], processor: Processor) -> TextBatch:
-    """Return the texts of all objects, and an id of each object that those with equal texts share."""
-    flat = [text for one in texts for text in one]
-    return {"text": processor.text(flat), "group": text_ids(["\n".join(one) for one in texts])}
-
-
-def _load_point_bert(source: str, model: nn.Module) -> None:
-    model.get_submodule("point_encoder").load_point_bert(pretrained_weights(source))  # type: ignore[operator]
