@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import polymodal as pm
 import synthetic
 from polymodal.data.columns.history import HistoryColumn
 from polymodal.data.processor import Processor
+from polymodal.errors import UserError
 from polymodal.modalities.history import Item
 from polymodal.recipes.recommendation import dgvae
 from polymodal.training import RuntimeConfig
@@ -101,6 +103,16 @@ def test_every_part_can_be_left_out(choice: dict) -> None:
     assert ("text_nll" in losses) == choice.get("use_text", True)
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("text", ["", "a b", "the of", "unshared{}"])
+def test_a_catalogue_without_shared_words_is_refused_or_used_without_text(text: str) -> None:
+    column = HistoryColumn([Item(f"film {n}", text.format(n)) for n in range(10)])
+    with pytest.raises(UserError, match="No word occurs"):
+        dgvae.Recipe.tiny().build(Processor({}, {"history": column}))
+    model = dataclasses.replace(dgvae.Recipe.tiny(), use_text=False).build(Processor({}, {"history": column}))
+    assert set(model.losses({"history": histories()})) == {"item_nll"}
+    assert model.edges.shape[1] == 20 + 20 * (text == "the of")  # self-loops of both graphs, and equal texts
 
 
 def test_explanations_name_items_outside_the_history_and_words_of_each_prototype() -> None:

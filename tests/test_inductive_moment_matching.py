@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +13,8 @@ from polymodal.errors import UserError
 from polymodal.objectives.diffusion import SIGMA_DATA, ddim_step, eta_from_time, loss_weight
 from polymodal.objectives.mmd import laplace_mmd
 from polymodal.recipes.generation import inductive_moment_matching as imm
+from polymodal.training import RuntimeConfig, train
+from polymodal.types import Budget
 
 TINY = {"image_size": 8, "patch_size": 2, "width": 32, "depth": 2, "num_heads": 2}
 BATCH = {"image": torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)), "label": torch.arange(8) % 3}
@@ -135,9 +139,18 @@ def test_the_published_preset_is_the_released_configuration() -> None:
         ({"batch_size": 30}, "groups of 4"),
         ({"objective": "flow", "f_type": "identity"}, "euler_fm"),
         ({"noise_schedule": "vp_cosine"}, "goes with --noise-schedule fm"),
+        ({"t_max": 1.0}, "--t-max is below 1"),
     ],
 )
 def test_what_does_not_go_together_is_refused(choices: dict, said: str) -> None:
     recipe = imm.Recipe(**TINY, **choices)
     with pytest.raises(UserError, match=said):
         recipe.build(fit_processor(recipe, corpora.digits()))
+
+
+@pytest.mark.parametrize("size", [2, 6])
+def test_micro_batches_hold_whole_groups_of_particles(size: int) -> None:
+    recipe = imm.Recipe(**TINY, batch_size=12)
+    with pytest.raises(UserError, match="groups of 4 examples"):
+        train(recipe, corpora.digits(), Budget(steps=1), runtime=RuntimeConfig(micro_batch=size))
+    train(replace(recipe, objective="flow"), corpora.digits(), Budget(steps=1), runtime=RuntimeConfig(micro_batch=size))

@@ -18,6 +18,7 @@ from polymodal.data.processor import fit_processor
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.table import TableEncoderConfig
+from polymodal.errors import UserError
 from polymodal.evaluation.tasks.table_imputation import imputation_scores
 from polymodal.modalities.table import TableRows
 from polymodal.objectives.image_text_matching import ITMPairs
@@ -109,6 +110,13 @@ def test_one_of_four_cells_is_resampled_two_are_masked_and_parts_can_be_left_out
     assert list(model.features(labelled)) == list(recipe.classifier_features)
     nothing = TableRows(torch.full((1, 2), torch.nan), torch.full((1, 2), -1))
     assert model.fill_missing(nothing).missing.all() == (recipe.missing_strategy == "token")
+
+
+@pytest.mark.parametrize("choice", ["classifier_features", "finetune_missing_rates"])
+def test_heads_and_rates_are_one_or_more(choice: str, corpus: Corpus) -> None:
+    recipe = dataclasses.replace(tip.Recipe.tiny(), **{choice: ()})
+    with pytest.raises(UserError, match="one value or more"):
+        recipe.build(fit_processor(recipe, corpus))
 
 
 def test_masked_cells_are_imputed_better_with_their_own_image(corpus: Corpus) -> None:

@@ -26,6 +26,7 @@ from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.stages import (
     active_stages,
     call_hooks,
+    check_groups,
     check_micro_batches,
     on_start,
     set_trainable,
@@ -80,6 +81,7 @@ class StageSetup:
         configure_blocks(self.model, runtime)
         self.transform = recipe.gradient_transform()
         self.pieces = self._examples_per_pass()
+        check_groups(run.model, self.pieces)
 
     def _examples_per_pass(self) -> int:
         """Return the examples of each backward pass in a process. Raises UserError where the batch does not divide."""

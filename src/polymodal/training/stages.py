@@ -63,6 +63,19 @@ def check_micro_batches(stages: Sequence[Stage], method: Any) -> None:
             )
 
 
+def check_groups(method: Any, examples: int) -> None:
+    """Raises UserError when examples of a group, which the losses compare, would be in different forward passes.
+
+    A method says so by `group_size`. examples: of a forward pass.
+    """
+    size = getattr(method, "group_size", 1)
+    if examples % size:
+        raise UserError(
+            f"The losses compare groups of {size} examples, into which the {examples} of a forward pass do not divide; "
+            f"choose --batch-size and --micro-batch such that a process has a multiple of {size} in each."
+        )
+
+
 def on_start(stage: Stage, method: Any) -> Callable[[], object]:
     """What the stage does before its first step."""
     start = stage.on_start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,20 @@ class HistoryColumn(Column):
         return HistoryColumn([Item(title, text, tuple(facts), tuple(labels)) for title, text, facts, labels in records])
 
     def words(self) -> tuple[list[str], Float[Tensor, "items words"]]:
-        """Return the words that occur in at least two items, and the TF-IDF weights of the items, not normalized."""
+        """Return the words that occur in at least two items, and the TF-IDF weights of the items, not normalized.
+
+        Raises UserError when there is no such word.
+        """
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         vectoriser = TfidfVectorizer(token_pattern=WORD, min_df=2, stop_words="english", norm=None)
-        weights = vectoriser.fit_transform([item.text for item in self.catalogue])
+        try:
+            weights = vectoriser.fit_transform([item.text for item in self.catalogue])
+        except ValueError as error:  # an empty vocabulary
+            raise UserError(
+                "No word occurs in the texts of two items of the catalogue; describe the items, or leave the text side "
+                "out (--no-use-text)."
+            ) from error
         return vectoriser.get_feature_names_out().tolist(), torch.from_numpy(weights.toarray()).float()
 
     def text_neighbors(self, count: int) -> Int[Tensor, "2 edges"]:
@@ -80,7 +90,7 @@ def _neighbors(texts: list[str], count: int, token_pattern: str) -> Int[Tensor, 
 
     items = np.arange(len(texts))
     loops = np.stack([items, items])
-    if not any(texts):
+    if not any(re.search(token_pattern, text) for text in texts):
         return torch.from_numpy(loops)
     vectors = TfidfVectorizer(token_pattern=token_pattern, lowercase=True).fit_transform(texts)
     if count > 1 and len(texts) > 1:

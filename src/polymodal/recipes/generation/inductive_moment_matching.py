@@ -79,6 +79,7 @@ class IMM(nn.Module):
         """Build the method. num_classes, vocab_size: of the conditions, 0 where there are none."""
         super().__init__()
         self.recipe, self.unconditional = recipe, not (num_classes or vocab_size)
+        self.group_size = recipe.num_particles if recipe.objective == "mmd" else 1
         self.flow_map = FlowMap(
             DiffusionTransformer(recipe.image_size, recipe.patch_size, recipe.width, recipe.depth, recipe.num_heads),
             ConditionEncoder(recipe.width, recipe.text, num_classes, vocab_size),
@@ -216,6 +217,8 @@ class Recipe(TrainingRecipe):
             )
         if self.t_min >= self.t_max:
             raise UserError("--t-min, the end of sampling, is below --t-max.")
+        if self.objective != "flow" and self.t_max == 1:
+            raise UserError("--t-max is below 1, where sigma / alpha is infinite and r(s,t) is always s.")
         if self.objective == "flow" and self.f_type != "euler_fm":
             raise UserError("Flow matching goes with --f-type euler_fm.")
         if self.f_type == "euler_fm" and self.noise_schedule != "fm":

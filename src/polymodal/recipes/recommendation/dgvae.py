@@ -119,8 +119,8 @@ class DGVAE(nn.Module):
     def __init__(self, recipe: Recipe, history: HistoryColumn):
         super().__init__()
         self.recipe = recipe
-        self.vocabulary, words = history.words()
         count = len(history.catalogue)
+        self.vocabulary, words = history.words() if recipe.use_text else ([], torch.zeros(count, 0))
         self.rating_vae = MacridVAE(recipe, count)
         self.text_vae = MacridVAE(recipe, len(self.vocabulary)) if recipe.use_text else None
         self.register_buffer("item_words", words, persistent=False)

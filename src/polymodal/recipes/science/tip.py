@@ -27,6 +27,7 @@ from polymodal.data.columns.table import TableColumn
 from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.table import IncompleteTableEncoder, TableEncoderConfig
+from polymodal.errors import UserError
 from polymodal.layers.cross_attention import CrossAttentionTransformer
 from polymodal.layers.masked_table_head import MaskedTableHead
 from polymodal.layers.projection_head import ProjectionHead
@@ -206,6 +207,8 @@ class Recipe(TrainingRecipe):
         return {"image": image, "table": TableColumn(), **label}
 
     def build(self, processor: Processor) -> TIP:
+        if not (self.classifier_features and self.finetune_missing_rates):
+            raise UserError("--classifier-features and --finetune-missing-rates take one value or more.")
         if "label" not in processor.columns:
             return TIP(self, processor.table)
         return TIPClassifier(self, processor.table, len(processor.label.names))
