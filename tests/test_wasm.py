@@ -540,13 +540,15 @@ def test_noise_stands_among_paragraphs_and_is_known(arabic: Corpus) -> None:
     assert kept_of(noisy.blocks, page) == [kind in ("", "good") for kind in noisy.kinds]
 
 
-def test_limits_for_arabic_keep_more_of_it(arabic: Corpus) -> None:
+def test_limits_of_both_arms_keep_good_text_and_drop_noise(arabic: Corpus) -> None:
+    """Which of them keep more is for the claim to measure."""
     ours, theirs = (
         {score.name: score for score in curation_scores(recipe, arabic, "ar", 12, seed=0)}
         for recipe in (claims.claim.treatment, claims.claim.baseline)
     )
-    assert ours["good/kept_after_paragraph"].value > theirs["good/kept_after_paragraph"].value + 0.1
-    assert ours["noise/dropped"].value > 0.95
+    for scores in (ours, theirs):
+        assert 0.3 < scores["good/kept"].value < scores["good/kept_after_paragraph"].value < 0.9
+        assert scores["noise/dropped"].value > 0.95
     keeps_all = wasm.Recipe(paragraph_filters=ALL, document_filters=ALL, dedup_similarity=101, perplexity_quantile=0.0)
     every = {score.name: score.value for score in curation_scores(keeps_all, arabic, "ar", 12, seed=0)}
     assert every["good/kept"] == 1
