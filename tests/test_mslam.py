@@ -176,6 +176,15 @@ def test_pools_do_not_share_a_text(processor: Processor, tones: Corpus) -> None:
     assert TINY.pool({"text": []}) == "text"
 
 
+def test_transcripts_of_sounds_that_are_cut_off_are_not_used(processor: Processor) -> None:
+    recipe = dataclasses.replace(TINY, pool_fractions=(0.0, 0.0, 1.0), max_audio_seconds=0.5)
+    column = dataclasses.replace(processor.sound, max_audio_seconds=0.5)
+    waveforms = [np.zeros(int(seconds * RATE), dtype=np.float32) for seconds in (0.3, 0.49, 0.6)]
+    examples = [{"sound": column.frames(waveform), "text": [Caption("ab", "low")]} for waveform in waveforms]
+    assert [recipe.pool(example) for example in examples] == ["pairs", "pairs", "speech"]
+    assert int(recipe.ctc_finetuning_batch(examples, processor, ExampleRNG.of(0, 0, 3))["num_pairs"]) == 2
+
+
 def test_it_learns_to_hear_and_is_read_again(run: Run, tones: Corpus) -> None:
     def mean(name: str, part: slice) -> float:
         entries = [entry["losses"][name] for entry in run.history if name in entry.get("losses", {})]
@@ -248,7 +257,8 @@ def test_voices_of_the_test_are_in_no_other_split() -> None:
 def test_the_published_preset_has_the_published_batch_and_schedule() -> None:
     recipe = mslam.Recipe.paper()
     assert sum(recipe.pool_fractions) == recipe.batch_size
-    pools = [recipe.pool({"sound": 0, "text": [Caption(str(n), "en")]}) for n in range(4000)]
+    sound = np.zeros((1, 80), dtype=np.float32)
+    pools = [recipe.pool({"sound": sound, "text": [Caption(str(n), "en")]}) for n in range(4000)]
     assert pools.count("pairs") / 4000 == pytest.approx(0.024, abs=0.01)
     assert pools.count("text") / 4000 == pytest.approx(0.78, abs=0.03)
     assert recipe.optimizer.lr_scheduler == "inverse_sqrt"

@@ -82,8 +82,8 @@ def word_repetition(words: Sequence[str], length: int) -> float:
 
 
 def fraction_of(words: Sequence[str], known: frozenset[str]) -> float:
-    """Return the fraction of words that are in a set."""
-    return sum(word in known for word in words) / len(words) if words else 0.0
+    """Return the fraction of words that are in a set. known: without diacritics, which do not count."""
+    return sum(DIACRITICS.sub("", word) in known for word in words) / len(words) if words else 0.0
 
 
 def punctuation(text: str, words: Sequence[str]) -> float:
@@ -146,9 +146,9 @@ PUNCTUATED = 12  # minimum words for the punctuation filter
 class Knowledge:
     """Resources of a language that filters need.
 
-    stop_words, common_words: the most frequent words of good texts, few and many. flagged_words: unwanted words. model:
-    language model for perplexity; None disables it. perplexities, document_perplexities: sorted, of held-out good
-    texts, and of documents made of ten of them.
+    stop_words, common_words: the most frequent words of good texts, few and many. flagged_words: unwanted words. All
+    are lower-case and without diacritics. model: language model for perplexity; None disables it. perplexities,
+    document_perplexities: sorted, of held-out good texts, and of documents made of ten of them.
     """
 
     language: str
@@ -177,14 +177,14 @@ class Knowledge:
         held_documents = [
             "\n\n".join(held_out[n : n + DOCUMENT_TEXTS]) for n in range(0, len(held_out), DOCUMENT_TEXTS)
         ]
-        counts = Counter(word for text in texts for word in words_of(text))
+        counts = Counter(word for text in texts for word in words_of(DIACRITICS.sub("", text)))
         model = NGramModel.fit(training) if training else None
         ranked = [word for word, _ in counts.most_common(common)]
         return cls(
             language,
             frozenset(ranked[:stop]),
             frozenset(ranked),
-            frozenset(word.lower() for word in flagged),
+            frozenset(DIACRITICS.sub("", word.lower()) for word in flagged),
             model,
             *(
                 tuple(sorted(model.perplexity(text) for text in kind)) if model else ()

@@ -7,6 +7,7 @@ they can be written as Markdown.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -19,19 +20,25 @@ from polymodal.corpora._html import lines, parse_html, words
 
 HEADINGS = {f"h{level}": level for level in range(1, 7)}
 CONTENT = {
-    *("address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "div", "dl", "dt", "figcaption"),
-    *("figure", "hgroup", "html", "legend", "li", "main", "ol", "p", "pre", "section", "summary", "ul", *HEADINGS),
+    *("address", "article", "aside", "blink", "blockquote", "body", "caption", "center", "dd", "div", "dl", "dt"),
+    *("figcaption", "figure", "hgroup", "html", "legend", "li", "main", "marquee", "ol", "p", "pre", "section"),
+    *("summary", "ul", *HEADINGS),
     *("table", "tbody", "td", "tfoot", "th", "thead", "tr", "img", "picture", "br"),
 }
 STYLE = {
-    *("a", "abbr", "b", "bdi", "bdo", "cite", "code", "data", "dfn", "em", "font", "i", "ins", "kbd", "mark", "q", "s"),
-    *("samp", "small", "span", "strong", "sub", "sup", "time", "tt", "u", "var"),
+    *("a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "code", "data", "dfn", "em", "font", "i", "ins", "kbd"),
+    *("mark", "q", "s", "samp", "small", "span", "strike", "strong", "sub", "sup", "time", "tt", "u", "var", "wbr"),
 }
 STRONG, EMPHASIS = {"b", "strong"}, {"em", "i"}
 FOOTER = {"footer", "site-info"}  # classes of removed elements
 NAVIGATION = {"footer", "header", "navigation", "nav", "navbar", "menu"}  # id, class or title of removed divs
 MORE = "more-link"  # class of elements after which a page has another document
-SOURCES = ("src", "data-src", "data-original", "data-lazy-src", "srcset", "data-srcset")
+# Attributes of an image's address, the first ones first (released code); data-srcset is not there.
+SOURCES = (
+    *("src", "data-src", "data-src-fg", "data-scroll-image", "srcset", "data-lateloadsrc", "data-img-src"),
+    *("data-original", "data-gt-lazy-src", "data-lazy", "data-lazy-src", "src2", "data-srcset"),
+)
+MAX_DEPTH = 150  # of nested elements, below which the text is read as it is: Python's recursion is limited
 
 
 class PageBlock(NamedTuple):
@@ -119,10 +126,16 @@ class _Walk:
     marked: list[str] = field(default_factory=list)
     place: _Place = field(default_factory=_Place)
     document: int = 0
+    depth: int = 0  # of elements
 
     def through(self, node: Any, place: _Place) -> None:
+        if self.depth >= MAX_DEPTH:
+            self._say(words(node.text(deep=True, separator=" ")), place)
+            return
+        self.depth += 1
         for child in node.iter(include_text=True):
             self._child(child, place)
+        self.depth -= 1
 
     def _child(self, node: Any, place: _Place) -> None:
         tag = node.tag
@@ -194,14 +207,23 @@ class _Walk:
     def _row(self, node: Any) -> None:
         self.end()
         cells = [child for child in node.iter(include_text=False) if child.tag in ("td", "th")]
-        texts = [words(cell.text(deep=True, separator=" ")) for cell in cells]
+        content = [self._inside(cell) for cell in cells]
+        texts = [words(" ".join(block.text for block in blocks if not block.image)) for blocks in content]
         if any(texts):
             line = "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
             head = all(cell.tag == "th" for cell in cells)
             under = f"\n|{'---|' * len(cells)}" if head else ""
             self._add(PageBlock("row", " ".join(text for text in texts if text), line + under))
-        for image in node.css("img"):
-            self._figure(image)
+        for block in itertools.chain(*content):
+            if block.image:
+                self._add(block)
+
+    def _inside(self, cell: Any) -> list[PageBlock]:
+        """Read the blocks of a table's cell."""
+        walk = _Walk(self.base, depth=self.depth)
+        walk.through(cell, _Place())
+        walk.end()
+        return walk.blocks
 
     def _code(self, node: Any) -> None:
         self.end()
@@ -232,8 +254,12 @@ class _Walk:
         self.end()
         given = {name: words(node.attributes.get(name) or "") for name in ("alt", "title", "width", "height")}
         caption = given["alt"] or given["title"]
-        url = urljoin(self.base, address) if self.base else address
-        name = re.sub(r"[\W_]+", " ", PurePosixPath(unquote(urlsplit(url).path)).stem).strip()
+        try:
+            url = urljoin(self.base, address) if self.base else address
+            path = urlsplit(url).path
+        except ValueError:  # no address, such as http://[
+            return
+        name = re.sub(r"[\W_]+", " ", PurePosixPath(unquote(path)).stem).strip()
         attributes = {"alt": given["alt"], "file_name": name, "width": given["width"], "height": given["height"]}
         metadata = json.dumps({"kind": "figure", **attributes}, ensure_ascii=False)
         self._add(PageBlock("figure", caption, f"![{caption}]({url})", url, metadata))

@@ -182,10 +182,15 @@ class Recipe(TrainingRecipe):
         return MSLAM(self, processor.tokenizer.vocab_size)
 
     def pool(self, example: Example) -> str:
-        """Return what is used of an example: what it has or, of both, what the hash of its texts says."""
+        """Return what is used of an example: what it has or, of both, what the hash of its texts says.
+
+        A sound that was cut off is speech alone: its transcript says more than it does.
+        """
         if "text" not in example or "sound" not in example:
             return "speech" if "sound" in example else "text"
-        return POOLS[pool_of("\n".join(caption.text for caption in example["text"]), self.pool_fractions)]
+        pool = POOLS[pool_of("\n".join(caption.text for caption in example["text"]), self.pool_fractions)]
+        cut_off = len(example["sound"]) > int(100 * self.max_audio_seconds)  # frames of 10 ms
+        return "speech" if pool == "pairs" and cut_off else pool
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SpeechTextBatch:
         """Collate sounds, texts, which of the sounds have transcripts, and the masks.
