@@ -191,6 +191,8 @@ def test_an_interval_of_a_fraction_lies_between_0_and_1():
     assert steep.estimate().high > 1 >= replace(steep, is_fraction=True).estimate().high
     assert Score.from_json(fractions[0].to_json()).is_fraction
     assert paired_difference(fractions, fractions[::-1]).low < 0
+    nothing = Score("x", np.array([]), weights=np.array([]))
+    assert nothing.estimate() == (0, 0, 0), "of a test without a case, as of expressions without an object"
 
 
 def test_secondary_metrics_are_corrected_and_said_to_be(comparison):
