@@ -205,6 +205,8 @@ def test_success_is_counted_among_what_was_right() -> None:
     assert scores["a_to_b/text_to_image/attack_success@10"].value == 0
     same = success(before, before, np.array([0, 0, 1, 1, 2]), "a_to_b")
     assert all(score.value == 0 for score in same if "success" in score.name)
+    broken = dataclasses.replace(after, broken=True)  # by NaN, which misleads nobody
+    assert all(s.value == 0 for s in success(before, broken, np.array([0, 0, 1, 1, 2]), "a") if "success" in s.name)
     nothing = Ranks(np.array([9, 9, 9]), np.array([9] * 5))
     none_right = {score.name: score for score in success(nothing, after, np.array([0, 0, 1, 1, 2]), "a")}
     assert none_right["a/image_to_text/attack_success@1"].estimate() == (0, 0, 0)

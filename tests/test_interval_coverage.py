@@ -143,7 +143,9 @@ def test_a_distance_of_distributions_has_an_interval_over_its_images():
         left_out.append(frechet_distance("", made[kept], real[kept], 1).value)
     np.testing.assert_allclose(score.clusters, score.value - 29 * (np.array(left_out) - np.mean(left_out)), atol=1e-9)
     assert len(frechet_distance("", made, real, 1).clusters) == 1
-    assert np.isnan(frechet_distance("", made * torch.nan, real).value)
+    broken = frechet_distance("", made * torch.nan, real, 30)
+    assert np.isnan(broken.value)
+    assert np.isnan(paired_difference([broken, score], [score, score]).value), "as many units as other seeds have"
     coverage, false_positives = worst(simulation.KINDS["Frechet distance"], (0.0, 0.1), (2,), 120)
     assert coverage >= 0.9
     assert false_positives <= 0.1

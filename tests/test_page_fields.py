@@ -21,8 +21,8 @@ from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate
-from polymodal.evaluation.statistics import Score
-from polymodal.evaluation.tasks.entity_extraction import entities, field_scores
+from polymodal.evaluation.statistics import Score, paired_difference
+from polymodal.evaluation.tasks.entity_extraction import _weighted, entities, field_scores
 from polymodal.evaluation.tasks.page_patches import majority_fields, touched
 from polymodal.layers.quantize import VectorQuantizer, perplexity
 from polymodal.layers.transformer import PostNormBlock
@@ -169,6 +169,13 @@ def test_weighted_pages_give_the_figure_of_all_together() -> None:
     assert score.value == pytest.approx(8 / 11)
     assert Score.from_json(score.to_json()).estimate() == score.estimate()
     assert score.estimate().low < 8 / 11 < score.estimate().high
+
+
+def test_a_page_without_entities_keeps_its_place_whatever_is_predicted() -> None:
+    """Which pages have any depends on the predictions of an arm, and arms are compared page by page."""
+    seen, unseen = _weighted("", [(4, 4), (0, 1), (2, 4)]), _weighted("", [(2, 4), (0, 0), (2, 4)])
+    assert (seen.value, unseen.value) == (pytest.approx(6 / 9), pytest.approx(4 / 8))
+    assert paired_difference([seen] * 3, [unseen] * 3).value == pytest.approx(6 / 9 - 4 / 8)
 
 
 class Oracle(torch.nn.Module):

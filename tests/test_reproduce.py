@@ -252,7 +252,10 @@ def test_a_figure_that_is_no_share_is_not_drawn_in_percent(comparison):
     assert "nats per token" in image
     assert ">%</text>" not in image
     assert ">250" not in image
-    assert ">%</text>" in _curves(comparison)
+    drawn = _curves(comparison)
+    assert ">%</text>" in drawn
+    assert "steps" in drawn
+    assert "seconds" not in drawn, "a budget in seconds is one in steps by then"
 
 
 def test_there_are_no_learning_curves_where_nobody_looked(comparison):

@@ -21,7 +21,7 @@ from polymodal.data.processor import Processor, fit_processor
 from polymodal.data.sequence import pad_sequences
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.errors import UserError
-from polymodal.evaluation.byte_likelihood import bits_per_byte
+from polymodal.evaluation.byte_likelihood import bits_per_byte, unigram_bits
 from polymodal.evaluation.capabilities import CanGenerateText
 from polymodal.evaluation.evaluate import evaluate
 from polymodal.evaluation.question_answering import most_frequent_answers, question_scores
@@ -141,6 +141,14 @@ def test_bits_per_byte_are_those_of_the_text_alone(run: Run, few_scenes: Corpus)
     assert not score.higher_is_better
     named = text_scores(run.model, run.processor, few_scenes, "test")
     assert [one.name for one in named] == ["test/text/scenes/bits_per_byte"]
+    assert 3 < named[0].chance < 6, "of English text, far below that of uniform bytes"
+
+
+def test_chance_of_bytes_is_their_frequency_in_training() -> None:
+    assert unigram_bits((), ["some"]) == 8
+    likelihood = {"a": 4 / 260, "b": 2 / 260, "c": 1 / 260}
+    expected = -np.mean([np.log2(likelihood[letter]) for letter in "abca"])
+    assert unigram_bits(["aab", "a"], ["abc", "a"]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -12,7 +12,7 @@ import pytest
 from polymodal import source
 from polymodal.claim import Claim
 from polymodal.errors import UserError
-from polymodal.evaluation.statistics import Estimate, Score
+from polymodal.evaluation.statistics import Estimate, Score, aggregate_seeds, paired_difference
 from polymodal.recipes.dual_encoders import clip
 from polymodal.reproduce import Arm, ComparisonResult, reproduce
 from polymodal.reproduce.claim import claim_of, claim_record
@@ -62,6 +62,7 @@ def test_what_is_not_found_is_said_with_the_largest_effect_that_is_left_open():
         ({}, 1, "1 seed, and a verdict needs 3"),
         ({"units": 1}, 5, "a single test unit"),
         ({"copy": True, "difference": Estimate(0, 0, 0)}, 5, "a copy of the baseline"),
+        ({"difference": Estimate(0, 0, 0)}, 5, "equal on every test unit"),
         ({"difference": Estimate(math.nan, math.nan, math.nan)}, 5, "not a number"),
     ],
 )
@@ -166,6 +167,32 @@ def test_a_copy_of_the_baseline_differs_by_zero_and_is_said_to_be_one(comparison
     assert difference_note(comparison, comparison.arms[2], "test/good") == "a copy"
     alone = replace(comparison, arms=comparison.arms[:2])
     assert alone.difference(alone.arms[1], "test/good") == comparison.difference(alone.arms[1], "test/good")
+
+
+def test_two_arms_that_are_right_everywhere_by_one_metric_are_no_copies(comparison):
+    for trial in comparison.trials:
+        trial.scores["test/free"] = Score("test/free", np.ones(100), 0.5)
+    claim = replace(CLAIM, deciding=("test/good", "test/free"), margins={"test/free": 0.02})
+    record = claim_record("clip", claim, comparison)
+    assert not record["metrics"]["test/free"]["treatment"]["copy_of_baseline"]
+    assert record["metrics"]["test/free"]["copy"]["copy_of_baseline"]
+    assert record["verdict"] == "supported", "no worse, and better by the other metric"
+    assert claim_record("clip", replace(claim, margins={}), comparison)["verdict"] == "no verdict"
+
+
+def test_an_interval_of_a_fraction_lies_between_0_and_1():
+    values = [np.r_[np.ones(9), 0.0], np.r_[np.ones(8), 0.0, 0.0], np.ones(10)]
+    plain = [Score("x", units) for units in values]
+    fractions = [replace(score, is_fraction=True) for score in plain]
+    assert aggregate_seeds(plain).high > 1
+    assert aggregate_seeds(fractions).high == 1
+    assert aggregate_seeds(fractions)[:2] == aggregate_seeds(plain)[:2]
+    steep = Score.from_influence("x", 0.95, np.linspace(-9, 9, 10))
+    assert steep.estimate().high > 1 >= replace(steep, is_fraction=True).estimate().high
+    assert Score.from_json(fractions[0].to_json()).is_fraction
+    assert paired_difference(fractions, fractions[::-1]).low < 0
+    nothing = Score("x", np.array([]), weights=np.array([]))
+    assert nothing.estimate() == (0, 0, 0), "of a test without a case, as of expressions without an object"
 
 
 def test_secondary_metrics_are_corrected_and_said_to_be(comparison):
@@ -277,6 +304,15 @@ def test_changed_code_is_measured_again_and_the_earlier_result_is_kept(tmp_path)
     (begun / "runs").mkdir()
     commit(changed, begun, None, again=False)
     assert not (begun / "runs").exists(), "runs of other code are not gone on with"
+
+
+def test_a_repetition_that_is_stopped_and_goes_on_keeps_the_earlier_results(tmp_path):
+    out = tmp_path / "out"
+    commit(PLANNED, out, None, again=False)
+    finished(out)
+    changed = PLANNED | {"code": "c"}
+    commit(changed, out, None, again=False)
+    assert [one["verdict"] for one in history(commit(changed, out, None, again=False))] == ["supported"]
 
 
 def test_what_the_package_has_measured_counts(tmp_path):

@@ -97,10 +97,14 @@ def _eight_bits(pixels: Float[Tensor, "batch 3 size size"]) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks of the matches of all queries of a target model, by image and by caption."""
+    """Ranks of the matches of all queries of a target model, by image and by caption.
+
+    broken: the similarity of some pair is NaN, so that the ranks say nothing about the inputs.
+    """
 
     by_image: Int[np.ndarray, " images"]
     by_caption: Int[np.ndarray, " captions"]
+    broken: bool = False
 
     @classmethod
     def of(cls, target: Run, pairs: Pairs) -> Ranks:
@@ -116,6 +120,7 @@ class Ranks:
         return cls(
             ranks(by_image, candidates, relevant),
             ranks(by_text, torch.eye(len(pairs.images)), [owner[[n]] for n in range(len(owner))]),
+            bool(by_image.isnan().any() or by_text.isnan().any()),
         )
 
 
@@ -136,7 +141,10 @@ def pair_logits(target: Run, pairs: Pairs) -> Float[Tensor, "images texts"]:
 
 
 def success(before: Ranks, after: Ranks, owner: Int[np.ndarray, " captions"], name: str) -> list[Score]:
-    """Return attack success and recall before the attack, for both directions and each k; clusters are images."""
+    """Return attack success and recall before the attack, for both directions and each k; clusters are images.
+
+    A match is not lost where the target has NaN: an attack that breaks the arithmetic misleads nobody.
+    """
     count = len(before.by_image)
     captions = np.bincount(owner, minlength=count)
     scores = []
@@ -147,7 +155,7 @@ def success(before: Ranks, after: Ranks, owner: Int[np.ndarray, " captions"], na
         for k in FIRST:
             chance = chance_recall(relevant, candidates, k)
             correct = np.bincount(unit, old <= k, count)
-            lost = np.bincount(unit, (old <= k) & (new > k), count)
+            lost = np.bincount(unit, (old <= k) & (new > k) & (not after.broken), count)
             queries = np.bincount(unit, minlength=count).astype(float)
             scores.append(Score(f"{name}/{direction}/attack_success@{k}", ratio(lost, correct), None, weights=correct))
             scores.append(Score(f"{name}/{direction}/R@{k}_before", correct / queries, chance, weights=queries))

@@ -18,6 +18,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.conversation import IMAGE, IMAGE_END, IMAGE_START
 from polymodal.data.processor import Processor
 from polymodal.data.sequence import TEXT, Span, pad_sequences
+from polymodal.evaluation.byte_likelihood import unigram_bits
 from polymodal.evaluation.classification import predicted_classes
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.tasks.token_likelihood import CanScoreTokens
@@ -68,6 +69,7 @@ def document_reading_scores(
 
     plain: by key, the texts of a document as a reader sees them. The unit is a page, of whose parts the keys differ
     after a #. A text is chosen by how much likelier the image makes it.
+    Chance of bits: bytes as frequent as in the training split.
     """
     column = corpus.column_with(Interleaved)
     every = {corpus.key(row): row for row in corpus.rows(split).tolist()}
@@ -76,11 +78,22 @@ def document_reading_scores(
     words, marks = (_nats(method, processor, whole, kind) for kind in ("words", "marks"))
     pages = _pages(list(documents))
     size = np.bincount(pages, [sum(len(text.encode()) for text in plain[key]) for key in documents])
+    train = (corpus.key(row) for row in corpus.rows("train").tolist()) if "train" in corpus.splits else ()
+    chance = unigram_bits(
+        [text for key in train for text in plain.get(key, ())], [text for key in documents for text in plain[key]]
+    )
     scores = []
     for name, nats in (("words", words), ("words_and_marks", words + marks)):
         units = np.bincount(pages, nats) / math.log(2) / size
         scores.append(
-            Score(f"{split}/{name}/bits_per_byte", units, 8, higher_is_better=False, weights=size, unit="bits per byte")
+            Score(
+                f"{split}/{name}/bits_per_byte",
+                units,
+                chance,
+                higher_is_better=False,
+                weights=size,
+                unit="bits per byte",
+            )
         )
     if questions:
         scores.append(_chosen(method, processor, documents, questions, f"{split}/image_paragraph_choice/accuracy"))

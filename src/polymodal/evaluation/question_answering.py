@@ -26,8 +26,8 @@ from polymodal.types import Example
 BATCH = 32
 METRICS = {
     "accuracy": MetricKind(),
-    "*_gain": MetricKind(),
-    "gain_over_direct": MetricKind(),
+    "*_gain": MetricKind(is_fraction=False),
+    "gain_over_direct": MetricKind(is_fraction=False),
     "no_answer_rate": MetricKind(higher_is_better=False),
 }
 

@@ -38,16 +38,25 @@ class Estimate(NamedTuple):
     def differs_from_zero(self) -> bool:
         return self.low > 0 or self.high < 0
 
+    def between_0_and_1(self) -> Estimate:
+        """With the part of the interval where a fraction can be; it covers as often."""
+        low, high = (min(max(end, 0.0), 1.0) if math.isfinite(end) else end for end in self[1:])
+        return Estimate(self.value, low, high)
+
 
 Unit = Literal["percent", "rank", "distance", "variances", "bits per byte", "nats per token"]
 
 
 @dataclass(frozen=True)
 class MetricKind:
-    """What the values of a metric mean. unit: percent is a value between 0 and 1 that is shown times 100."""
+    """What the values of a metric mean. unit: percent is a value that is shown times 100.
+
+    is_fraction: the value lies between 0 and 1, as those in percent do but gains and error rates.
+    """
 
     unit: Unit = "percent"
     higher_is_better: bool = True
+    is_fraction: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class Score:
     is 0.
     chance: the value at chance level; None where that has no meaning.
     unit: of the values, which a task sets. headline: position among the scores that tables show, lowest first; None for
-    all others.
+    all others. is_fraction: the value lies between 0 and 1, and so does its interval.
     """
 
     name: str
@@ -72,6 +81,7 @@ class Score:
     weights: np.ndarray | None = None
     unit: Unit = "percent"
     headline: int | None = None
+    is_fraction: bool = False
 
     @property
     def value(self) -> float:
@@ -89,8 +99,11 @@ class Score:
 
     def estimate(self) -> Estimate:
         """The value with its percentile bootstrap interval over the units."""
+        if not len(self.clusters):
+            return Estimate(self.value, self.value, self.value)
         low, high = np.percentile(_resampled([self])[0], [2.5, 97.5])
-        return Estimate(self.value, float(low), float(high))
+        estimate = Estimate(self.value, float(low), float(high))
+        return estimate.between_0_and_1() if self.is_fraction else estimate
 
     @classmethod
     def per_cluster(
@@ -148,6 +161,7 @@ class Score:
             "statistic": self.statistic,
             "unit": self.unit,
             "headline": self.headline,
+            "is_fraction": self.is_fraction,
             "clusters": [round(float(unit), 6) for unit in self.clusters],
         } | ({} if self.weights is None else {"weights": self.weights.tolist()})
 
@@ -218,7 +232,8 @@ def aggregate_seeds(scores: Sequence[Score]) -> Estimate:
     scores: one a seed, on the same units. Other arms say nothing about this one: arms that vary less than it would make
     its interval too narrow. One seed gives the interval over the test units alone.
     """
-    return seed_and_unit_errors(scores).interval()
+    interval = seed_and_unit_errors(scores).interval()
+    return interval.between_0_and_1() if scores[0].is_fraction else interval
 
 
 def paired_difference(scores: Sequence[Score], baselines: Sequence[Score], level: float = 0.95) -> Estimate:

@@ -119,7 +119,12 @@ class Task:
     def described(self, scores: Iterable[Score]) -> list[Score]:
         """The scores with the units and the headline positions that the task declares."""
         return [
-            replace(score, unit=self.kind_of(score.name).unit, headline=self._headline_position(score.name))
+            replace(
+                score,
+                unit=(kind := self.kind_of(score.name)).unit,
+                headline=self._headline_position(score.name),
+                is_fraction=kind.unit == "percent" and kind.is_fraction,
+            )
             for score in scores
         ]
 

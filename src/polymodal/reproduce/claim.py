@@ -75,6 +75,8 @@ def reproduce(
         raise UserError(f"Only runs that train have steps, which '{spec}' does not compare; leave --steps-from out.")
     if tune and type(claim) is not Claim:
         raise UserError(f"Only methods that are trained can be tuned, which '{spec}' does not compare.")
+    if tune and not claim.tuning:
+        raise UserError("This claim names no values to tune; add tuning={'learning_rate': (5e-4, 1e-3)} to it.")
     arms = [Arm("baseline", claim.baseline), Arm("treatment", claim.treatment)]
     arms += [Arm(label, recipe) for label, recipe in claim.further.items()]
     corpus, budget, seeds = load_corpus(claim.corpus), budget or claim.budget, seeds or claim.seeds
@@ -153,7 +155,7 @@ def _measured(
     record: dict[str, Any] = comparison.estimate(arm, name)._asdict() | {"by_seed": comparison.by_seed(arm, name)}
     if comparison.arms[0] in comparison.having(name):
         record["difference"] = comparison.difference(arm, name)._asdict()
-        record["copy_of_baseline"] = comparison.is_copy(arm, name)
+        record["copy_of_baseline"] = comparison.is_copy(arm)
     if (name, arm.label) in corrected:
         record["p_holm"] = corrected[name, arm.label]
     return record

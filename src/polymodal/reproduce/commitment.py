@@ -23,7 +23,7 @@ from polymodal.training.recipe_record import class_name
 from polymodal.training.run import write_json
 from polymodal.types import Budget
 
-CLAIM, COMMITTED = "claim.json", "committed.json"
+CLAIM, COMMITTED, PREVIOUS = "claim.json", "committed.json", "previous.json"
 KEPT = ("verdict", "why", "metric", "difference", "seeds", "budget", "committed", "statistics")
 
 
@@ -79,15 +79,17 @@ def commitment(claim: Claim, budget: Budget, seeds: int, tune: bool) -> dict[str
 def commit(planned: Mapping[str, Any], out: Path, recorded: Path | None, again: bool) -> dict[str, Any] | None:
     """Write down what is to be measured; returns the last finished result, if there is one.
 
-    recorded: a result that is kept elsewhere, such as in the package. What `out` holds of another measurement, or of
-    this one when it is made again, is moved to a folder beside it. Raises UserError when the measurement was made and
+    recorded: a result that is kept elsewhere, such as in the package. `previous.json` keeps the last result for a
+    measurement that is stopped and goes on. What `out` holds of another measurement, or of this one when it is made
+    again, is moved to a folder beside it. Raises UserError when the measurement was made and
     is not to be made again.
     """
     finished, begun = _read(out / CLAIM), _read(out / COMMITTED)
-    previous = finished or (_read(recorded) if recorded else None)
-    if previous and _same(previous.get("committed"), planned) and not again:
+    held = finished or (_read(recorded) if recorded else None)
+    previous = finished or _read(out / PREVIOUS) or held  # a measurement that was stopped keeps those before it
+    if held and _same(held.get("committed"), planned) and not again:
         raise UserError(
-            f"This claim was measured with this code already: {previous['verdict']} "
+            f"This claim was measured with this code already: {held['verdict']} "
             f"({(out / CLAIM) if finished else recorded}). "
             "Give --again to measure it once more; the new result keeps the old one."
         )
@@ -96,6 +98,8 @@ def commit(planned: Mapping[str, Any], out: Path, recorded: Path | None, again: 
     out.mkdir(parents=True, exist_ok=True)
     if not (out / COMMITTED).is_file():
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        if previous is not None:
+            write_json(out / PREVIOUS, previous)
         write_json(out / COMMITTED, {**planned, "time": now})
     return previous
 

@@ -83,13 +83,13 @@ UNCORRECTED = (
 
 def differences(comparison: ComparisonResult, name: str) -> dict[str, float]:
     """Holm's p-values of the differences of all arms to the first one; a copy of it has none."""
-    others = [arm for arm in comparison.arms[1:] if not comparison.is_copy(arm, name)]
+    others = [arm for arm in comparison.arms[1:] if not comparison.is_copy(arm)]
     return holm({arm.label: comparison.p_value(arm, name) for arm in others})
 
 
 def difference_note(comparison: ComparisonResult, arm: Arm, name: str) -> str:
     """The note beside a difference to the first arm: that it is a copy, or its corrected p-value."""
-    if comparison.is_copy(arm, name):
+    if comparison.is_copy(arm):
         return "a copy"
     p_value = differences(comparison, name).get(arm.label)
     return "" if p_value is None else format_p(p_value)
@@ -123,7 +123,8 @@ def format_difference(unit: str, estimate: Estimate) -> str:
 def format_short(unit: str, estimate: Estimate, sign: str = "") -> str:
     """'25.3 ± 2.2': the value and half its interval."""
     factor, digits = scale(unit, estimate.value)
-    return f"{factor * estimate.value:{sign}.{digits}f} ± {factor * (estimate.high - estimate.low) / 2:.{digits}f}"
+    half = max(estimate.high - estimate.value, estimate.value - estimate.low)  # a fraction's end may be cut at 0 or 1
+    return f"{factor * estimate.value:{sign}.{digits}f} ± {factor * half:.{digits}f}"
 
 
 def chance(comparison: ComparisonResult, name: str) -> str:

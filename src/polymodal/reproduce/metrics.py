@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ def score_untrained(
     out: Path | str,
     scores_of: Callable[[Any, int], list[Score]],
 ) -> ComparisonResult:
-    """A comparison of recipes that train nothing; writes `results.json`. scores_of: of a recipe at a seed."""
+    """A comparison of recipes that train nothing; writes `results.json`. scores_of: of a recipe at a seed, all of
+    them fractions.
+    """
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     trials = []
@@ -44,7 +47,7 @@ def score_untrained(
             began = time.perf_counter()
             scores = scores_of(arm.recipe, seed)
             run = untrained(arm.recipe, time.perf_counter() - began, 0, budget.examples or 0)
-            trials.append(Trial(arm, seed, run, {score.name: score for score in scores}))
+            trials.append(Trial(arm, seed, run, {score.name: replace(score, is_fraction=True) for score in scores}))
     comparison = ComparisonResult(arms, corpus, budget, list(range(seeds)), trials, directory)
     write_json(directory / RESULTS, comparison.to_json())
     return comparison

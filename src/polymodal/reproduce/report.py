@@ -55,7 +55,7 @@ def report(comparison: ComparisonResult) -> str:
 
 
 def _curves(comparison: ComparisonResult) -> str:
-    """The loss and a validation metric over seconds of training; one line per seed."""
+    """The loss and a validation metric over steps of training; one line per seed."""
     name = validation_metric(comparison)
     unit = validation_unit(comparison, name)
     factor, _ = scale(unit, 0.0)
@@ -66,13 +66,13 @@ def _curves(comparison: ComparisonResult) -> str:
             logged = [entry for entry in trial.run.history if "losses" in entry]
             # The last entry of a run may be the mean of a step or two, which would look like a jump.
             whole = [entry for entry in logged if entry["step"] % LOG_EVERY == 0] or logged
-            losses.plot([e["seconds"] for e in whole], [sum(e["losses"].values()) for e in whole], **style)
+            losses.plot([e["step"] for e in whole], [sum(e["losses"].values()) for e in whole], **style)
             checked = [entry for entry in trial.run.history if "validation" in entry]
-            points = [(e["seconds"], factor * e["validation"][name]) for e in checked if name in e["validation"]]
+            points = [(e["step"], factor * e["validation"][name]) for e in checked if name in e["validation"]]
             validation.plot(*zip(*points, strict=True) if points else ((), ()), marker="o", markersize=3, **style)
-    losses.set(xlabel="seconds of training", ylabel="sum of the losses", title="Training loss (each method's own)")
+    losses.set(xlabel="steps", ylabel="sum of the losses", title="Training loss (each method's own)")
     validation.set(
-        xlabel="seconds of training",
+        xlabel="steps",
         ylabel=axis_label(unit),
         title=f"{format_name(name.replace('validation', 'test', 1))}, validation split",
     )

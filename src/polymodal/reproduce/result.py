@@ -103,9 +103,15 @@ class ComparisonResult:
         """How likely a difference to the first arm that is as large would be by chance; two-sided, not corrected."""
         return seed_and_unit_errors(self._scores(arm, name), self._scores(self.arms[0], name)).p_value()
 
-    def is_copy(self, arm: Arm, name: str) -> bool:
-        """Whether an arm has the same score as the first one on every test unit at every seed."""
-        return arm != self.arms[0] and are_copies(self._scores(arm, name), self._scores(self.arms[0], name))
+    def is_copy(self, arm: Arm) -> bool:
+        """Whether an arm has the first one's score on every test unit at every seed, by all metrics.
+
+        By one metric arms may agree without being copies, as two do that are right everywhere.
+        """
+        names = [name for name in self.trials[0].scores if {arm, self.arms[0]} <= {*self.having(name)}]
+        return arm != self.arms[0] and all(
+            are_copies(self._scores(arm, name), self._scores(self.arms[0], name)) for name in names
+        )
 
     def by_seed(self, arm: Arm, name: str) -> dict[str, float]:
         """The score at every seed; seeds are texts, as in JSON."""
@@ -152,10 +158,7 @@ class ComparisonResult:
                     "arms": {
                         arm.label: self.estimate(arm, name)._asdict()
                         | {"by_seed": self.by_seed(arm, name)}
-                        | {
-                            "difference_to_first": self.difference(arm, name)._asdict()
-                            | {"copy": self.is_copy(arm, name)}
-                        }
+                        | {"difference_to_first": self.difference(arm, name)._asdict() | {"copy": self.is_copy(arm)}}
                         for arm in self.arms
                     },
                 }

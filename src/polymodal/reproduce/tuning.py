@@ -13,7 +13,7 @@ from typing import Any
 from polymodal.corpora.corpus import Corpus
 from polymodal.errors import UserError
 from polymodal.evaluation import validation
-from polymodal.reproduce.compare import Start, _Plan
+from polymodal.reproduce.compare import Start, _Plan, _resumable
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.result import Arm
 from polymodal.training import train
@@ -78,7 +78,8 @@ def tune(
             recipe = arm.recipe
             for name, value in values.items():
                 recipe = with_value(recipe, name, value)
-            run = _trained(plan, Arm(arm.label, recipe), corpus, out / arm.folder / f"{number}")
+            with _resumable(out):
+                run = _trained(plan, Arm(arm.label, recipe), corpus, out / arm.folder / f"{number}")
             looks = [entry["validation"] for entry in run.history if "validation" in entry]
             kinds |= run.record.get("metrics", {})
             tried[arm.label].append({"values": values, "validation": looks[-1] if looks else {}})

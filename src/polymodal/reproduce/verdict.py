@@ -7,7 +7,8 @@ when one of them is against at 95 % corrected for their number, since each of th
 
 There is no verdict
 - with fewer than three seeds, or a test of one unit, since neither has an interval that covers;
-- where the treatment is a copy of the baseline: the same score on every test unit at every seed;
+- where the treatment is a copy of the baseline: the same scores on every test unit at every seed, by all metrics; or
+  where it is equal to it by a deciding metric that asks for an improvement;
 - where a score is no number;
 - where the arm that would be the better one is not above chance: its interval has to clear it. That is the treatment
   for "supported", the baseline for "contradicted", and either of them for "not supported at this scale". The worse arm
@@ -76,7 +77,7 @@ class Evidence:
             margin=margin,
             chance=comparison.chance(metric),
             units=comparison.test_units(metric),
-            copy=comparison.is_copy(treatment, metric),
+            copy=comparison.is_copy(treatment),
             difference=comparison.difference(treatment, metric),
             corrected=comparison.difference(treatment, metric, level=1 - 0.05 / deciding),
             baseline=comparison.estimate(baseline, metric),
@@ -118,9 +119,11 @@ class Evidence:
         if seeds < MIN_SEEDS:
             return f"{seeds} seed{'s' * (seeds != 1)}, and a verdict needs {MIN_SEEDS}"
         if self.copy:
-            return f"by {self.metric} the treatment is a copy of the baseline"
+            return "the treatment is a copy of the baseline"
         if self.units < 2:
             return f"{self.metric} has a single test unit"
+        if self.difference == (0, 0, 0) and not self.margin:
+            return f"by {self.metric} both arms are equal on every test unit"
         treatment, baseline = self.clears_chance(self.treatment), self.clears_chance(self.baseline)
         if self.against and not baseline:
             return f"the baseline is not above chance by {self.metric}"
@@ -167,7 +170,7 @@ def corrected_p_values(
 
     def is_secondary(arm: Arm, metric: str) -> bool:
         decides = arm == treatment and metric in deciding
-        return not decides and comparison.arms[0] in comparison.having(metric) and not comparison.is_copy(arm, metric)
+        return not decides and comparison.arms[0] in comparison.having(metric) and not comparison.is_copy(arm)
 
     return holm(
         {

@@ -15,7 +15,7 @@ from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
 from polymodal.evaluation.classification import predicted_classes
 from polymodal.evaluation.panels import Panel, Panels, text_panel, value_panel
-from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.evaluation.statistics import MetricKind, Score, ratio
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image, Words
 from polymodal.modalities.document import BOX_SCALE, OTHER, Word
@@ -83,9 +83,12 @@ def field_scores(
 
 
 def _weighted(name: str, counts: Sequence[tuple[int, int]], chance: float | None = None) -> Score:
-    """counts: of each page, what is right and out of how much; pages without any do not count."""
-    right, of = np.array([(right, of) for right, of in counts if of], dtype=float).reshape(-1, 2).T
-    return Score(name, right / of, chance, weights=of)
+    """counts: of each page, what is right and out of how much.
+
+    A page without any has no weight, and keeps its place: which these are depends on what was predicted.
+    """
+    right, of = np.array(counts, dtype=float).reshape(-1, 2).T
+    return Score(name, ratio(right, of), chance, weights=of)
 
 
 def _f1(words: Sequence[Word], truth: Sequence[str], guess: Sequence[str]) -> tuple[int, int]:

@@ -118,11 +118,11 @@ def frechet_distance(
     generated one with the real one whose conditions it has, that are left out in turn for the interval; with 1 there is
     no interval. Images that are no numbers have no distance.
     """
+    groups = min(groups, len(made) // 2, len(real) // 2)
     if not (made.isfinite().all() and real.isfinite().all()):
-        return Score(name, np.array([np.nan]), higher_is_better=False)
+        return Score(name, np.full(max(groups, 1), np.nan), higher_is_better=False)  # as many units as other seeds have
     whole = [one.double() for one in (made, real)]
     value = float(_frechet(*(m[None] for one in whole for m in (one.mean(0), torch.cov(one.T)))))
-    groups = min(groups, len(made) // 2, len(real) // 2)
     if groups < 2:
         return Score(name, np.array([value]), higher_is_better=False)
     left_out = _frechet(*(moment for one in whole for moment in _moments_without(one, groups)))

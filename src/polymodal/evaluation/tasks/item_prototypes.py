@@ -95,7 +95,7 @@ task = Task(
     order=170,
     score=lambda inputs: prototype_scores(inputs.method, inputs.processor),
     plot=plot,
-    metrics={"mutual_information": MetricKind()},
+    metrics={"mutual_information": MetricKind(is_fraction=False)},
     headline=("items/prototypes_and_labels/mutual_information",),
     forward_methods=("item_prototypes",),
 )

@@ -10,7 +10,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.mixture import Mixture
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
-from polymodal.evaluation.byte_likelihood import MAX_TEXTS, bits_per_byte
+from polymodal.evaluation.byte_likelihood import MAX_TEXTS, bits_per_byte, training_captions
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.evaluation.tasks.vqa_captioning import CanWrite
@@ -25,7 +25,7 @@ class HasTextCorpus(Protocol):
 
 
 def text_scores(method: nn.Module, processor: Processor, corpus: Corpus, split: str) -> list[Score]:
-    """Bits per byte of the first text of each example; chance: 8.
+    """Bits per byte of the first text of each example; chance: bytes as frequent as in the training split.
 
     Of a mixture, each part by itself.
     """
@@ -33,7 +33,9 @@ def text_scores(method: nn.Module, processor: Processor, corpus: Corpus, split: 
     for part in corpus.corpora if isinstance(corpus, Mixture) else (corpus,):
         _, examples = Reader(part, processor).read_split(split, MAX_TEXTS)
         texts = [example["text"][0].text for example in examples]
-        scores.append(bits_per_byte(f"{split}/text/{part.name}/bits_per_byte", method, processor, texts))
+        name = f"{split}/text/{part.name}/bits_per_byte"
+        training_texts = [captions[0].text for captions in training_captions(part)]
+        scores.append(bits_per_byte(name, method, processor, texts, training_texts=training_texts))
     return scores
 
 

@@ -188,7 +188,8 @@ task = Task(
     score=lambda inputs: inputs.over_test_splits(referring_scores),
     validate=lambda inputs: referring_scores(inputs.method, inputs.processor, inputs.reader, "validation"),
     plot=plot,
-    metrics=dict.fromkeys(("acc@0.5", "mean_IoU", "*_gain", "sets", "accuracy"), MetricKind()),
+    metrics={"*_gain": MetricKind(is_fraction=False)}
+    | dict.fromkeys(("acc@0.5", "mean_IoU", "sets", "accuracy"), MetricKind()),
     headline=("referring/*/acc@0.5", "referring/*/sets"),
     forward_methods=("predict_boxes",),
     hint="ground RUN",

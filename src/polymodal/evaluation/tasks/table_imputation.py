@@ -136,7 +136,7 @@ task = Task(
         "mse": MetricKind("variances", higher_is_better=False),
         "mse_reduction_by_image": MetricKind("variances"),
         "accuracy": MetricKind(),
-        "accuracy_gain_by_image": MetricKind(),
+        "accuracy_gain_by_image": MetricKind(is_fraction=False),
     },
     plot=plot,
     headline=("imputation/mse", "imputation/accuracy"),

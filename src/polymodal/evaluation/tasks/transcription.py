@@ -100,7 +100,10 @@ task = Task(
     order=40,
     score=lambda inputs: inputs.over_test_splits(transcription_scores),
     plot=plot,
-    metrics={"*_error_rate": MetricKind(higher_is_better=False), "gain_by_order": MetricKind()},
+    metrics={
+        "*_error_rate": MetricKind(higher_is_better=False, is_fraction=False),  # insertions may exceed the reference
+        "gain_by_order": MetricKind(is_fraction=False),
+    },
     headline=("transcripts/word_error_rate", "transcripts/character_error_rate"),
     forward_methods=("transcribe",),
 )

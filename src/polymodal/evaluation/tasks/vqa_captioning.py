@@ -12,7 +12,7 @@ from polymodal.data.conversation import DESCRIBE
 from polymodal.data.instructions import longest_caption
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
-from polymodal.evaluation.byte_likelihood import MAX_TEXTS, bits_per_byte
+from polymodal.evaluation.byte_likelihood import MAX_TEXTS, bits_per_byte, training_captions
 from polymodal.evaluation.capabilities import CanGenerateText, HasLikelihood
 from polymodal.evaluation.panels import EXAMPLES, NEUTRAL, NOTE, Line, Panels, text_panel, value_panel
 from polymodal.evaluation.question_answering import METRICS, question_lines, question_scores, written_texts
@@ -74,13 +74,14 @@ def object_hallucination_scores(
 
 def caption_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
     """Bits per byte of the longest caption of each image, and the reduction by the image, compared with the image of
-    another example.
+    another example. Chance: bytes as frequent as in the training split.
     """
     _, examples = reader.read_split(split, MAX_TEXTS)
     texts = [longest_caption(example) for example in examples]
     images = [example["image"] for example in examples]
+    training_texts = [max((one.text for one in some), key=len) for some in training_captions(reader.corpus)]
     of_image, of_other = (
-        bits_per_byte(f"{split}/captions/bits_per_byte", method, processor, texts, shown)
+        bits_per_byte(f"{split}/captions/bits_per_byte", method, processor, texts, shown, training_texts)
         for shown in (images, [*images[1:], images[0]])
     )
     saved = Score(f"{split}/captions/image_gain", of_other.clusters - of_image.clusters, 0.0, weights=of_image.weights)
