@@ -22,6 +22,7 @@ from polymodal.evaluation.classification import (
 )
 from polymodal.evaluation.embeddings import PairedTest
 from polymodal.evaluation.evaluate import validation
+from polymodal.evaluation.multiple_comparisons import holm
 from polymodal.evaluation.retrieval import (
     chance_median_rank,
     chance_recall,
@@ -34,7 +35,6 @@ from polymodal.evaluation.statistics import (
     Score,
     aggregate_seeds,
     are_copies,
-    holm,
     paired_difference,
     seed_and_unit_errors,
 )

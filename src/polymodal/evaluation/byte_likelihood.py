@@ -26,11 +26,11 @@ def unigram_bits(training_texts: Sequence[str], texts: Sequence[str]) -> float:
 
     Without training texts it is 8: all bytes are equally likely.
     """
-    seen, read = (
+    counts, read = (
         np.bincount(np.frombuffer("".join(some).encode(), dtype=np.uint8), minlength=256)
         for some in (training_texts, texts)
     )
-    likelihood = (seen + 1) / (seen.sum() + 256)
+    likelihood = (counts + 1) / (counts.sum() + 256)
     return float(-(read @ np.log2(likelihood)) / max(read.sum(), 1))
 
 

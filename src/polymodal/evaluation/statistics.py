@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import special
@@ -23,8 +23,6 @@ from scipy import special
 from polymodal.evaluation.units import number, scale
 
 RESAMPLES = 1000
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 class Estimate(NamedTuple):
@@ -262,19 +260,6 @@ def seed_and_unit_errors(scores: Sequence[Score], baselines: Sequence[Score] = (
 def are_copies(scores: Sequence[Score], others: Sequence[Score]) -> bool:
     """Whether two arms have the same units at every seed, as two recipes that do the same."""
     return all(np.array_equal(one.clusters, other.clusters) for one, other in zip(scores, others, strict=True))
-
-
-def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
-    """The p-values, corrected for how many they are: each is the level at which its hypothesis is rejected (Holm 1979).
-
-    A set of hypotheses that are all true has one below 0.05 in at most 5 % of the cases.
-    """
-    corrected: dict[Key, float] = {}
-    largest = 0.0
-    for place, (key, value) in enumerate(sorted(p_values.items(), key=lambda pair: pair[1])):
-        largest = max(largest, min((len(p_values) - place) * value, 1.0))
-        corrected[key] = largest
-    return {key: corrected[key] for key in p_values}
 
 
 def _resampled(scores: Sequence[Score]) -> np.ndarray:

@@ -14,9 +14,9 @@ def jensen_shannon_loss(a: Float[Tensor, "batch slots dim"], b: Float[Tensor, "b
     (DGVAE, equation 21). With one slot, there are no negatives.
     """
     similarity = a @ b.transpose(1, 2)
-    own = similarity.diagonal(dim1=1, dim2=2)
-    positive, count = F.softplus(-own), similarity.shape[1]
+    diagonal = similarity.diagonal(dim1=1, dim2=2)
+    positive, count = F.softplus(-diagonal), similarity.shape[1]
     if count == 1:
         return positive.mean()
-    negative = (F.softplus(similarity).sum(-1) - F.softplus(own)) / (count - 1)
+    negative = (F.softplus(similarity).sum(-1) - F.softplus(diagonal)) / (count - 1)
     return (negative + positive).mean()

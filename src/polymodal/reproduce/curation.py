@@ -71,18 +71,7 @@ def compare_training_on_curated(
         timed = [TimedArm(arm.label, claim.model, made[arm]) for arm in arms]
         budgets = budgets_in_steps(timed, budget, every, directory, display)
         for seed in every:
-            start = None
-            if claim.start is not None:
-                start = directory / "runs" / START / f"seed-{seed}"
-                train(
-                    claim.start,
-                    made[arms[1]],
-                    claim.start_budget or budget,
-                    seed=seed,
-                    out=start,
-                    name=START,
-                    trust_code=trust_code,
-                )
+            start = _started(claim, made[arms[1]], budget, seed, directory, trust_code)
             for arm in arms:
                 folder = directory / "runs" / arm.folder / f"seed-{seed}"
                 try:
@@ -108,6 +97,18 @@ def compare_training_on_curated(
     comparison = ComparisonResult(arms, corpus, budget, every, trials, directory)
     write_json(directory / RESULTS, comparison.to_json())
     return comparison
+
+
+def _started(
+    claim: CuratedTrainingClaim, corpus: Corpus, budget: Budget, seed: int, directory: Path, trust_code: bool
+) -> Path | None:
+    """Train what all arms of a seed begin with; returns its folder, or None where the claim has no `start`."""
+    if claim.start is None:
+        return None
+    folder = directory / "runs" / START / f"seed-{seed}"
+    budget = claim.start_budget or budget
+    train(claim.start, corpus, budget, seed=seed, out=folder, name=START, trust_code=trust_code)
+    return folder
 
 
 def _curated(arm: Arm, corpus: Corpus, folder: Path) -> Corpus:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from polymodal.evaluation.statistics import Estimate, headlines, holm
+from polymodal.evaluation.multiple_comparisons import holm
+from polymodal.evaluation.statistics import Estimate, headlines
 from polymodal.evaluation.units import number, scale
 from polymodal.reproduce.result import Arm, ComparisonResult
 from polymodal.reproduce.timing import few_steps

@@ -23,7 +23,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from polymodal.evaluation.statistics import Estimate, holm
+from polymodal.evaluation.multiple_comparisons import holm
+from polymodal.evaluation.statistics import Estimate
 from polymodal.reproduce.result import Arm, ComparisonResult
 
 Verdict = Literal["supported", "contradicted", "not supported at this scale", "no verdict"]

@@ -63,7 +63,7 @@ def gradients_of_parts(
         losses = getattr(method, compare)(whole)
     reported |= {name: loss.detach() for name, loss in losses.items()}
     weighted, wanted = weighted_losses(losses, weights), [*whole.values(), *parameters]
-    found = [
+    computed = [
         torch.autograd.grad(loss, wanted, retain_graph=place + 1 < len(weighted), allow_unused=True)
         for place, loss in enumerate(weighted)
     ]
@@ -74,18 +74,18 @@ def gradients_of_parts(
         rows = slice(first, first + len(next(iter(again.values()))))
         first = rows.stop
         group: Gradients = []
-        for place, gradient in enumerate(found):
+        for place, gradient in enumerate(computed):
             by_vector = dict(zip(whole, gradient[: len(whole)], strict=True))
-            known = {
+            present = {
                 name: value[rows] * len(batches)
                 for name, value in by_vector.items()
                 if value is not None and again[name].requires_grad  # a frozen encoder has no graph
             }
             through = torch.autograd.grad(
-                [again[name] for name in known],
+                [again[name] for name in present],
                 parameters,
-                list(known.values()),
-                retain_graph=place + 1 < len(found),
+                list(present.values()),
+                retain_graph=place + 1 < len(computed),
                 allow_unused=True,
             )
             direct = gradient[len(whole) :]  # of what is used in the comparison only, such as the temperature
@@ -126,17 +126,17 @@ def split_shared(
         if any(both)
     ]
     rest = [
-        None if several else [own for gradient in gradients if (own := gradient[place]) is not None]
+        None if several else [part for gradient in gradients if (part := gradient[place]) is not None]
         for place, several in enumerate(both)
     ]
     return torch.stack(rows) if rows else parameters[0].new_zeros(1, 0), rest
 
 
 def add_gradients(sums: list[Tensor], together: Float[Tensor, " shared"], rest: list[list[Tensor] | None]) -> None:
-    pieces = iter(together.split([value.numel() for value, own in zip(sums, rest, strict=True) if own is None]))
-    for value, own in zip(sums, rest, strict=True):
-        if own is None:
+    pieces = iter(together.split([value.numel() for value, part in zip(sums, rest, strict=True) if part is None]))
+    for value, part in zip(sums, rest, strict=True):
+        if part is None:
             value += next(pieces).view_as(value)
         else:
-            for gradient in own:
+            for gradient in part:
                 value += gradient

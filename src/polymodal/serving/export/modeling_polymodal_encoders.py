@@ -21,8 +21,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         query, key, value = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         # Causal: right padding comes after every key that a real token attends to.
-        seen = None if mask is None or self.causal else mask[:, None, None, :]
-        y = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, is_causal=self.causal)
+        attn_mask = None if mask is None or self.causal else mask[:, None, None, :]
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, is_causal=self.causal)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
