@@ -29,6 +29,7 @@ INSTEAD = {
     r"--seeds \d+": "--seeds 1",
     r"three seven": "red green",  # classes of the synthetic corpus
     r"(attack .*)": r"\1 --examples 4",
+    r"--init hf:\S+": "",  # a download; tests/test_pretrained_page.py loads such weights
 }
 ELSEWHERE = {  # commands that wait, or need a download, and the tests that run them
     "serve": "tests/test_server.py",
