@@ -62,7 +62,7 @@ def a_run(command_line, own_data, tmp_path):
         (["compare", "clip 'x", "--corpus", "emoji"], "no closing quotation"),
         (["compare", "", "--corpus", "emoji"], "There is no recipe ''"),
         (["train", "moma", "--corpus", "emoji", "--num-image-experts", "0"], "--num-image-experts is at least 1"),
-        (["reproduce", "clip"], "makes no claim"),
+        (["reproduce", "polymodal.recipes.dual_encoders._base:DualEncoderRecipe"], "makes no claim"),
         (["corpora", "fetsh"], "did you mean 'fetch'"),
         (["corpora", "fetch", "emojy"], "did you mean 'emoji'"),
         (["corpora", "fetch"], "Say which corpus"),
