@@ -217,10 +217,11 @@ class _Plan:
         watcher.finished(START, seed, {})
         return _Beginning(run.model, corpus, getattr(run.processor, "tokenizer", None), scores)
 
-    def trial(self, arm: Arm, corpus: Corpus, seed: int, begin: _Beginning, watcher: ProgressReporter) -> Trial:
-        """Train on what the arms have in common, and score on the comparison's corpus."""
-        folder = self.folder(arm, seed)
-        run = train(
+    def trained(
+        self, arm: Arm, corpus: Corpus, seed: int, begin: _Beginning, watcher: ProgressReporter, folder: Path | None
+    ) -> Run:
+        """Train an arm on what the arms have in common, with the comparison's corpus for validation."""
+        return train(
             arm.recipe,
             begin.corpus,
             self.budgets[arm.label],
@@ -233,6 +234,11 @@ class _Plan:
             on_step=watcher.on_step(arm.label, seed),
             trust_code=self.trust_code,
         )
+
+    def trial(self, arm: Arm, corpus: Corpus, seed: int, begin: _Beginning, watcher: ProgressReporter) -> Trial:
+        """Train on what the arms have in common, and score on the comparison's corpus."""
+        folder = self.folder(arm, seed)
+        run = self.trained(arm, corpus, seed, begin, watcher, folder)
 
         def scored() -> list[Score]:
             watcher.scoring(arm.label, seed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from polymodal.evaluation import validation
 from polymodal.reproduce.compare import Start, _Plan, _resumable
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.result import Arm
-from polymodal.training import train
+from polymodal.reproduce.timing import START
 from polymodal.training.run import write_json
 from polymodal.types import Budget
 
@@ -63,23 +62,23 @@ def tune(
     """
     if not tuning:
         raise UserError("This claim names no values to tune; add tuning={'learning_rate': (5e-4, 1e-3)} to it.")
-    validate = validation(corpus)
-    if validate is None:
+    if validation(corpus) is None:
         raise UserError(f"Tuning needs a validation split, which '{corpus.name}' has not.")
-    display = Display([arm.label for arm in arms] + ["start"] * (start is not None), [SEED], budget)
-    with display, tempfile.TemporaryDirectory() as unkept:
+    display = Display([arm.label for arm in arms] + [START] * (start is not None), [SEED], budget)
+    with display:
         plan = _Plan(list(arms), {}, start, out, trust_code)
-        plan = plan.in_steps(corpus, budget, [SEED], display, Path(unkept), jobs=1, given=None)
+        plan = plan.in_steps(corpus, budget, [SEED], display, out, jobs=1, given=None)
+        with _resumable(out):
+            begin = plan.beginning(corpus, SEED, display, out)
     tried: dict[str, list[dict[str, Any]]] = {}
     kinds: dict[str, dict[str, Any]] = {}
     for arm in arms:
         tried[arm.label] = []
         for number, values in enumerate(grid(tuning)):
-            recipe = arm.recipe
-            for name, value in values.items():
-                recipe = with_value(recipe, name, value)
-            with _resumable(out):
-                run = _trained(plan, Arm(arm.label, recipe), corpus, out / arm.folder / f"{number}")
+            display = Display([arm.label], [SEED], plan.budgets[arm.label])
+            with display, _resumable(out):
+                folder = out / arm.folder / f"{number}"
+                run = plan.trained(_with_values(arm, values), corpus, SEED, begin, display, folder)
             looks = [entry["validation"] for entry in run.history if "validation" in entry]
             kinds |= run.record.get("metrics", {})
             tried[arm.label].append({"values": values, "validation": looks[-1] if looks else {}})
@@ -125,24 +124,3 @@ def _metric(
                                               kinds.get(name, {}).get("headline") or 0))  # fmt: skip
     wanted = [name.replace("test/", "validation/", 1) for name in deciding]
     return next((name for name in [*wanted, *placed] if name in common), placed[0])
-
-
-def _trained(plan: _Plan, arm: Arm, corpus: Corpus, folder: Path) -> Any:
-    """A run of the arm from what all arms of a seed begin with."""
-    budget = plan.budgets[arm.label]
-    display = Display([arm.label, *(["start"] if plan.start else [])], [SEED], budget)
-    with display, tempfile.TemporaryDirectory() as unkept:
-        begin = plan.beginning(corpus, SEED, display, Path(unkept))
-        return train(
-            arm.recipe,
-            begin.corpus,
-            budget,
-            seed=SEED,
-            out=folder,
-            name=arm.label,
-            weights_like=begin.weights,
-            tokenizer=begin.tokenizer,
-            validate=validation(corpus),
-            on_step=display.on_step(arm.label, SEED),
-            trust_code=plan.trust_code,
-        )
