@@ -20,6 +20,7 @@ from polymodal.reproduce.curves import learning_curves
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.metrics import compare_metrics
 from polymodal.reproduce.result import Arm, ComparisonResult
+from polymodal.reproduce.tuning import check_grid
 from polymodal.reproduce.tuning import tune as tuned
 from polymodal.reproduce.verdict import STATISTICS, Evidence, corrected_p_values, decide
 from polymodal.training.run import write_json
@@ -75,8 +76,8 @@ def reproduce(
         raise UserError(f"Only runs that train have steps, which '{spec}' does not compare; leave --steps-from out.")
     if tune and type(claim) is not Claim:
         raise UserError(f"Only methods that are trained can be tuned, which '{spec}' does not compare.")
-    if tune and not claim.tuning:
-        raise UserError("This claim names no values to tune; add tuning={'learning_rate': (5e-4, 1e-3)} to it.")
+    if tune:
+        check_grid(claim.tuning)
     arms = [Arm("baseline", claim.baseline), Arm("treatment", claim.treatment)]
     arms += [Arm(label, recipe) for label, recipe in claim.further.items()]
     corpus, budget, seeds = load_corpus(claim.corpus), budget or claim.budget, seeds or claim.seeds

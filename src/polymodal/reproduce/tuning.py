@@ -38,6 +38,12 @@ def with_value(recipe: Any, name: str, value: Any) -> Any:
     return dataclasses.replace(recipe, **{first: changed})
 
 
+def check_grid(tuning: Mapping[str, Sequence[Any]]) -> None:
+    """Raise UserError for a claim without values to tune."""
+    if not tuning:
+        raise UserError("This claim names no values to tune; add tuning={'learning_rate': (5e-4, 1e-3)} to it.")
+
+
 def grid(tuning: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     """All combinations of the values."""
     for values in itertools.product(*tuning.values()):
@@ -60,8 +66,7 @@ def tune(
     else the headline metric. No test split is read. Finished runs in `out` are not made again; writes `tuning.json`.
     Raises UserError without values, or without a validation split.
     """
-    if not tuning:
-        raise UserError("This claim names no values to tune; add tuning={'learning_rate': (5e-4, 1e-3)} to it.")
+    check_grid(tuning)
     if validation(corpus) is None:
         raise UserError(f"Tuning needs a validation split, which '{corpus.name}' has not.")
     display = Display([arm.label for arm in arms] + [START] * (start is not None), [SEED], budget)
