@@ -24,13 +24,7 @@ from polymodal.recipes.documents import layoutlmv3
 from polymodal.rng import ExampleRNG
 from polymodal.training.stages import active_stages
 from polymodal.types import Batch
-
-TINY = dataclasses.replace(
-    layoutlmv3.Recipe.tiny(),
-    encoder=dataclasses.replace(layoutlmv3.Recipe.tiny().encoder, patch_size=8),
-    batch_size=16,
-)
-PATCHES = TINY.encoder.grid**2
+from tiny_pages import PATCHES, TINY
 
 
 @pytest.fixture(scope="module")

@@ -20,16 +20,9 @@ from polymodal.errors import UserError
 from polymodal.evaluation.task import TaskInputs
 from polymodal.evaluation.tasks.page_patches import page_patch_scores
 from polymodal.modalities.text import Tokens
-from polymodal.recipes.documents import layoutlmv3
 from polymodal.training import load_run, train
 from polymodal.types import Batch, Budget
-
-TINY = dataclasses.replace(
-    layoutlmv3.Recipe.tiny(),
-    encoder=dataclasses.replace(layoutlmv3.Recipe.tiny().encoder, patch_size=8),
-    batch_size=16,
-)
-PATCHES = TINY.encoder.grid**2
+from tiny_pages import PATCHES, TINY
 
 
 @pytest.fixture(scope="module")
