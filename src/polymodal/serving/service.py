@@ -80,15 +80,19 @@ class Service:
         return await self.searches.ask(search, ends - time.monotonic())
 
     async def likely(self, column: str, values: list[Any], labels: list[str], template: str) -> list[dict[str, float]]:
-        """Classify zero-shot: return the probabilities of the labels per image or sound, by a softmax over
-        similarities."""
+        """Classify zero-shot: return the probabilities of the labels per image or sound."""
         texts = label_texts(labels, template, self.limits)
         found = await self._vectors({"text": texts, column: values}, self.limits.labels)
-        similar = torch.from_numpy(found[column] @ found["text"].T)
-        return [dict(zip(labels, row, strict=True)) for row in (self.scale * similar).softmax(1).tolist()]
+        rows = self._probabilities(torch.from_numpy(found[column]), torch.from_numpy(found["text"]))
+        return [dict(zip(labels, row, strict=True)) for row in rows.tolist()]
 
-    @property
-    def scale(self) -> float:
-        """The logit scale (inverse temperature) of similarities, learned by the method if it has one."""
-        learned = getattr(self.run.model, "logit_scale", None)
-        return float(learned().detach()) if isinstance(learned, LogitScale) else DEFAULT_LOGIT_SCALE
+    @torch.no_grad()
+    def _probabilities(self, vectors: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """Return the method's own probabilities, or else a softmax over similarities, scaled as CLIP begins."""
+        model: Any = self.run.model
+        if not hasattr(model, "zero_shot_probabilities"):
+            learned = getattr(model, "logit_scale", None)
+            scale = float(learned()) if isinstance(learned, LogitScale) else DEFAULT_LOGIT_SCALE
+            return (scale * vectors @ classes.T).softmax(1)
+        device = next(model.parameters()).device
+        return model.zero_shot_probabilities(vectors.to(device), classes.to(device))

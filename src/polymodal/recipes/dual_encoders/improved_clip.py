@@ -108,6 +108,12 @@ class ImprovedCLIP(DualEncoder):
         """Similarities, scaled by the temperature of the projector that is evaluated."""
         return super().logits(a, b) if self.recipe.eval_projector == "z" else self._local_scale * a @ b.T
 
+    def missing_export(self) -> str:
+        """Why embeddings of this method cannot be exported; empty if they can."""
+        if self.recipe.eval_projector == "z":
+            return ""
+        return "Embeddings of the local projector cannot be exported so far: train with --eval-projector z."
+
     @whole_batch
     def losses(self, batch: MultiViewBatch) -> dict[str, Tensor]:  # type: ignore[override]
         """contrastive: the CL2L loss; and the added loss, if any, with its weight."""
