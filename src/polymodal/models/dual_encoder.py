@@ -139,8 +139,8 @@ class DualEncoderModel(nn.Module):
     def zero_shot_probabilities(
         self, a: Float[Tensor, "rows dim"], classes: Float[Tensor, "classes dim"]
     ) -> Float[Tensor, "rows classes"]:
-        """Probabilities of classes given by their embeddings: a softmax over the classes (CLIP, section 3.1.2), and with
-        a logit bias each class by itself, as the sigmoid loss does (SigLIP, algorithm 1)."""
+        """Probabilities of classes, which are given by their embeddings: a softmax over the classes (CLIP, section
+        3.1.2), and with a logit bias each class by itself, as in the sigmoid loss (SigLIP, algorithm 1)."""
         logits = self.logits(a, classes)
         return logits.softmax(-1) if self.logit_bias is None else logits.sigmoid()
 
