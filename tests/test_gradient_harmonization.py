@@ -135,3 +135,5 @@ def test_the_preset_of_the_paper_is_vatt_ma_medium(corpus: Corpus) -> None:
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     heads = ("video_to_va", "audio_to_va", "va_to_vt", "text_to_vt", "word_")
     assert sum(size for name, size in sizes.items() if not name.startswith(heads)) == pytest.approx(155e6, rel=0.01)
+    blocks = model.backbone.blocks
+    assert [block.dropout.p for block in blocks] == [0.1] * 12, "dropout_rate of UniTBase in the released configs"

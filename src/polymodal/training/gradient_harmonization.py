@@ -165,7 +165,7 @@ class GradientHarmonizer:
         losses = step.compare(features)
         by_loss = gradients_of_losses(losses, step, list(features.values()))
         by_feature = {
-            key: [gradient[n] for gradient in by_loss if gradient[n] is not None] for n, key in enumerate(features)
+            key: [one for gradient in by_loss if (one := gradient[n]) is not None] for n, key in enumerate(features)
         }
         common = [key for key, values in by_feature.items() if len(values) == len(by_loss)]
         if not common:
