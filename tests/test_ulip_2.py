@@ -155,3 +155,13 @@ def test_baselines_of_the_claims_differ_in_the_idea_alone(claim: Claim, field: s
     assert dataclasses.replace(claim.baseline, **{field: value}) == claim.treatment != claim.baseline
     for arm in claim.further.values():
         assert dataclasses.replace(arm, **{field: value}, num_captions=1) == claim.treatment
+
+
+@pytest.mark.parametrize(("batch", "source"), [("image_batch", "captions"), ("training_batch", "names")])
+def test_an_object_without_texts_is_a_sentence(corpus: Corpus, batch: str, source: str) -> None:
+    recipe = dataclasses.replace(TINY, text_source=source)
+    processor = fit_processor(recipe, corpus)
+    examples = Reader(corpus, processor).read_all(corpus.rows("train")[:2])[1]
+    examples[1]["text"] = []
+    with pytest.raises(UserError, match="a text of every example, and one has none"):
+        getattr(recipe, batch)(examples, processor, ExampleRNG.of(0, 0, 2))
