@@ -196,8 +196,8 @@ class GradientHarmonizer:
         upstream = {key: (scale[:, None] * value).view_as(features[key]) for key, value in total.items()}
         encode_again(step.method, step.batches, step.forward, step.parts[0], upstream)
         for parameter in step.parameters:
-            known = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = known if count else None
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = gradient if count else None
         if count:
             step.world.all_reduce_mean([parameter.grad for parameter in step.parameters if parameter.grad is not None])
         add_comparison_gradients(step, features, keep)
