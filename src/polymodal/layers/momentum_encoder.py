@@ -130,7 +130,7 @@ class MomentumEncoder(nn.Module):
     def _pairs(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the weights of a copy, each with that of its module, which may have LoRA."""
         online = dict(merged_parameters(self.online[name]))
-        yield from ((own, online[of]) for of, own in self[name].named_parameters())
+        yield from ((weight, online[of]) for of, weight in self[name].named_parameters())
 
     def train(self, mode: bool = True) -> MomentumEncoder:
         """Stay in evaluation mode; `momentum_forward` sets the mode of a forward pass."""

@@ -51,14 +51,14 @@ def only_several_objects(corpus: Corpus) -> bool:
     """Return whether a sample of the training split has expressions, and none of them refers to a single object."""
     if not corpus.has_modality(Expressions):
         return False
-    column, found = corpus.column_with(Expressions), False
+    column, has_expression = corpus.column_with(Expressions), False
     for row in corpus.sample("train", MAX_ROWS).tolist():
         with contextlib.suppress(UnreadableExample):
             for expression in corpus.value(row, column) or ():
                 if len(expression.boxes) == 1:
                     return False
-                found = True
-    return found
+                has_expression = True
+    return has_expression
 
 
 def _fractions(box: tuple[float, ...], sides: tuple[int, ...]) -> XYXY:
