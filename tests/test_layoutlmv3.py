@@ -11,13 +11,14 @@ import torch
 from torch.nn import functional as F
 
 import synthetic
-from polymodal.claims.layoutlmv3 import claim
+from polymodal.claims.layoutlmv3 import claim, fields
 from polymodal.corpora import Corpus
 from polymodal.data.columns.words import first_pieces, in_segment_boxes
 from polymodal.data.masks import in_masked_patch
 from polymodal.data.processor import Processor, fit_processor
 from polymodal.encoders.page import patch_boxes
 from polymodal.errors import UnreadableExample, UserError
+from polymodal.evaluation import validation
 from polymodal.modalities.document import PageTokens, Word, Words, page_tokens
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.documents import layoutlmv3
@@ -182,6 +183,22 @@ def test_stages_follow_the_tasks() -> None:
     assert active_stages(layoutlmv3.Recipe.paper())[-1].name == "pre-training"
     with pytest.raises(UserError, match="wpa"):
         dataclasses.replace(TINY, use_mim=False)
-    arms = (claim.baseline, claim.treatment, *claim.further.values())
-    assert len({(arm.use_mim, arm.use_wpa) for arm in arms}) == len(arms) == 3
-    assert all(dataclasses.replace(arm, use_mim=True, use_wpa=True) == claim.treatment for arm in arms)
+    for one in (claim, fields):
+        arms = (one.baseline, one.treatment, *one.further.values())
+        assert len({(arm.use_mim, arm.use_wpa) for arm in arms}) == len(arms) == 3
+        assert all(dataclasses.replace(arm, use_mim=True, use_wpa=True) == one.treatment for arm in arms)
+
+
+def test_what_has_not_been_learned_is_not_scored(pages: Corpus, processor: Processor) -> None:
+    """The claim measured patches, by the fields in them, after all arms had been fine-tuned on fields; a model without
+    fine-tuning was scored, and validated, by a head for fields that had not learned."""
+    stages = [[stage.name for stage in active_stages(one.treatment)] for one in (claim, fields)]
+    assert {"patch_fields", "word_to_patch"} <= {name.split("/")[1] for name in claim.metrics}
+    assert ["fine-tuning" in names for names in stages] == [False, True]
+    assert {name.split("/")[1] for name in fields.metrics} == {"fields"}
+    found = {}
+    for fraction in (0.0, 0.5):
+        model = method(processor, dataclasses.replace(TINY, finetune_fraction=fraction))
+        found[fraction] = [*validation(pages)(model, processor)]
+    assert found[0.0] == ["validation/word_to_patch/hit_rate"]
+    assert found[0.5] == ["validation/fields/entity_f1", "validation/fields/word_accuracy"]

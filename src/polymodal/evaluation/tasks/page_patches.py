@@ -1,4 +1,8 @@
-"""Patches of page images: which field lies in each, by a linear probe, and which of them shows a word."""
+"""Patches of page images: which field lies in each, by a linear probe, and which of them shows a word.
+
+Both ask what pre-training has learned. Of an encoder that was fine-tuned on the same fields, the scores are of what
+fine-tuning made of it, whatever it was pre-trained by.
+"""
 
 from __future__ import annotations
 
@@ -90,6 +94,15 @@ def page_patch_scores(inputs: TaskInputs) -> list[Score]:
     return scores
 
 
+def validation_scores(inputs: TaskInputs) -> list[Score]:
+    """Score words alone on the split `validation`, by which the probe is tuned."""
+    pages = _first_windows(inputs, "validation")
+    batches = answers(inputs.method, inputs.processor, "encode_page", pages, 32)
+    grid = math.isqrt(len(batches[0]["image"][0]))
+    name = "validation/word_to_patch/hit_rate"
+    return [_pointing(name, inputs, pages, batches, grid)] if any(pages["words"]) else []
+
+
 def _first_windows(inputs: TaskInputs, split: str) -> dict[str, list[Any]]:
     """Return the image of pages, and as many of their first words as the method takes."""
     examples: list[Example] = inputs.reader.read_split(split, PAGES)[1]
@@ -128,6 +141,7 @@ task = Task(
     requires=((Words, Image),),
     order=115,
     score=page_patch_scores,
+    validate=validation_scores,
     metrics={"accuracy": MetricKind(), "hit_rate": MetricKind()},
     headline=("patch_fields/accuracy", "word_to_patch/hit_rate"),
     forward_methods=("encode_page",),

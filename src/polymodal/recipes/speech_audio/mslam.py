@@ -2,8 +2,9 @@
 
 Masked speech is contrasted and predicted (w2v-BERT), masked spans of characters are predicted (SpanBERT), and pairs are
 read as one sequence (TLM). A CTC loss on the speech of pairs makes frames hold the characters that text is made of, or
-speech and text share an encoder but no space. Text enters above the contrastive block of speech (section 3). Differs
-from the paper in: fine-tuning by CTC alone, without a decoder for translation; T = 3 is `--language-temperature 3`.
+speech and text share an encoder but no space. Text enters above the contrastive block of speech (section 3). Languages
+are sampled as often as the data have them; the paper has `--language-temperature 3`. Differs from the paper in:
+fine-tuning by CTC alone, without a decoder for translation.
 
 Terms: w2v-BERT = models.w2v_bert.W2vBertHeads, SpanBERT = losses.span_bert, TLM = tlm_loss, CTC = losses.ctc,
 contrastive block = encoder.contrastive_block, masked-prediction block = encoder.multimodal_block.
