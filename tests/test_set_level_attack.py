@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import polymodal as pm
-import synthetic
 from polymodal.attacks.evaluate import Pairs, Ranks, pair_logits, perturb_pairs
 from polymodal.attacks.perturbation import Victim, projected_ascent, words_by_importance
 from polymodal.attacks.stop_words import STOP_WORDS
@@ -138,9 +137,8 @@ def test_restarts_keep_the_least_similar_image() -> None:
     assert (similarity[1] < similarity[0] - 1e-7).any()
 
 
-def test_a_fused_model_is_attacked_and_reranks(tmp_path: Path) -> None:
+def test_a_fused_model_is_attacked_and_reranks(corpus: Corpus) -> None:
     """ALPRO as source, by its unimodal features, and as target, by the matching head of its fusion encoder."""
-    corpus = synthetic.corpus(tmp_path / "corpus")
     run = pm.train(dataclasses.replace(alpro.Recipe.tiny(), use_pem=False), corpus, pm.Budget(steps=4))
     pairs = Pairs.of(corpus, run, "train", 4)
     perturbed = perturb_pairs(Recipe(top_k=0, num_iters=1), run, corpus, pairs)

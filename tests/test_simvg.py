@@ -8,7 +8,6 @@ from collections import Counter
 import pytest
 import torch
 
-import synthetic
 from polymodal.corpora import Corpus
 from polymodal.data.processor import Processor, fit_processor
 from polymodal.errors import UserError
@@ -18,11 +17,6 @@ from polymodal.rng import ExampleRNG
 from polymodal.training.stages import active_stages
 
 TINY = simvg.Recipe.tiny()
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return synthetic.corpus(tmp_path_factory.mktemp("synthetic") / "corpus")
 
 
 @pytest.fixture(scope="module")

@@ -237,7 +237,8 @@ def test_what_is_left_open_is_said(comparison):
 
 
 @pytest.mark.parametrize(
-    ("seeds", "said"), [(1, "One seed: no ranking"), (2, "no verdict, since the interval of two seeds is wide"), (3, "clearly ahead")]
+    ("seeds", "said"),
+    [(1, "One seed: no ranking"), (2, "no verdict, since the interval of two seeds is wide"), (3, "clearly ahead")],
 )
 def test_a_comparison_says_what_its_seeds_are_worth(comparison, seeds, said):
     some = made_up(seeds)
