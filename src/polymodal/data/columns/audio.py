@@ -56,12 +56,12 @@ class AudioColumn(BaseColumn):
     def load(self, corpus: Corpus, row: int) -> Float[np.ndarray, "frames bins"]:
         return self.frames(corpus.value(row, corpus.column_with(Audio)))
 
-    def is_cut_off(self, frames: Float[np.ndarray, "frames bins"], longest: float = math.inf) -> bool:
+    def is_cut_off(self, frames: Float[np.ndarray, "frames bins"], max_seconds: float = math.inf) -> bool:
         """Return whether a loaded sound reaches the maximum length, so that its end may be missing.
 
-        longest: maximum length of the corpus's modality, in seconds, at which decoding ends.
+        max_seconds: maximum length of the corpus's modality, in seconds, at which decoding ends.
         """
-        return len(frames) > int(FRAMES_PER_SECOND * min(self.max_audio_seconds, longest))
+        return len(frames) > int(FRAMES_PER_SECOND * min(self.max_audio_seconds, max_seconds))
 
     def frames(self, waveform: Float[np.ndarray, " samples"]) -> Float[np.ndarray, "frames bins"]:
         """Compute the log-mel spectrogram, not yet normalized."""

@@ -72,7 +72,7 @@ def plot(inputs: TaskInputs) -> Panels:
             lines = [(_title(catalogue, item), NEUTRAL) for item in items]
             panels.append(text_panel([*lines, (", ".join(words), CORRECT)], f"prototype {number}"))
         rows.append(panels)
-    return Panels(rows, "Items and words (green) of each user's prototypes", [1.7] * len(rows[0]), 1.1)
+    return Panels(rows, "Items and words (green) of each user's prototypes", [1.7] * len(rows[0]), 0.7)
 
 
 def _title(catalogue: Sequence[Any], item: int) -> str:
