@@ -59,19 +59,6 @@ class Subject(Protocol):
     def processor(self) -> Any: ...
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the corpus."""
-    folder = tmp_path_factory.mktemp("synthetic")
-    synthetic.corpus(folder / "corpus")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def corpus(folder: Path) -> Corpus:
-    return synthetic.open_corpus(folder / "corpus")
-
-
 @pytest.fixture(scope="module", params=NAMES)
 def run(request: pytest.FixtureRequest, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of about four steps in every stage."""
@@ -327,10 +314,10 @@ def work(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def of_two(folder: Path) -> dict[str, list[dict[str, dict[str, torch.Tensor]]]]:
+def of_two(synthetic_folder: Path) -> dict[str, list[dict[str, dict[str, torch.Tensor]]]]:
     """The gradients that two processes compute of every recipe: with whole halves of the batch, and with quarters."""
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=2)
-    return torch.load(folder / "gradients.pt", weights_only=True)
+    torch.multiprocessing.spawn(work, (str(synthetic_folder),), nprocs=2)
+    return torch.load(synthetic_folder / "gradients.pt", weights_only=True)
 
 
 def test_two_processes_have_the_gradients_of_one(

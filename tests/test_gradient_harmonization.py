@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import synthetic
 from polymodal.corpora import Corpus
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
@@ -25,11 +24,6 @@ from polymodal.types import Budget
 
 QUIET = RuntimeConfig(logger="none")
 TINY = dataclasses.replace(Recipe.tiny(), batch_size=12, optimizer=OptimizerConfig(learning_rate=3e-3))
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return synthetic.corpus(tmp_path_factory.mktemp("synthetic") / "corpus")
 
 
 def method_and_batch(

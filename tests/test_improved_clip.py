@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import synthetic
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor, fit_processor
@@ -29,11 +28,6 @@ from polymodal.types import Budget
 PATH = Path(__file__).parent / "golden/improved_clip.npz"
 GOLDEN = {name: torch.from_numpy(value) for name, value in np.load(PATH).items()}
 SCALES = (torch.tensor(1 / 0.07), torch.tensor(10.0))
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return synthetic.corpus(tmp_path_factory.mktemp("synthetic") / "corpus")
 
 
 def built(corpus: Corpus, seed: int = 0, **choices: Any) -> tuple[ImprovedCLIP, MultiViewBatch]:

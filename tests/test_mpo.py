@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import polymodal as pm
-import synthetic
 from polymodal.corpora import Corpus
 from polymodal.data.conversation import DESCRIBE, Turn
 from polymodal.data.loader import Reader
@@ -30,11 +29,6 @@ from polymodal.types import Budget
 
 GOLDEN = Path(__file__).parent / "golden" / "mpo.npz"
 TINY = mpo.Recipe.tiny()
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return synthetic.corpus(tmp_path_factory.mktemp("synthetic") / "corpus")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from collections import Counter
 import pytest
 import torch
 
-import synthetic
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor, fit_processor
@@ -23,11 +22,6 @@ from polymodal.training.stages import active_stages
 from polymodal.types import Budget
 
 TINY = simvg.Recipe.tiny()
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return synthetic.corpus(tmp_path_factory.mktemp("synthetic") / "corpus")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import torch
 import transformers
 from torch.nn import functional as F
 
-import synthetic
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
@@ -92,8 +91,8 @@ def test_a_caption_of_one_token_has_no_local_loss_and_no_gradient():
     assert tokens.grad.abs().sum() == 0
 
 
-def test_images_and_patches_pass_the_non_linear_head_and_the_local_loss_does_not(tmp_path: Path) -> None:
-    corpus, recipe = synthetic.corpus(tmp_path / "corpus"), sparc.Recipe.tiny()
+def test_images_and_patches_pass_the_non_linear_head_and_the_local_loss_does_not(corpus: Corpus) -> None:
+    recipe = sparc.Recipe.tiny()
     processor = fit_processor(recipe, corpus)
     examples = Reader(corpus, processor).read_all(corpus.rows("train")[:4])[1]
     batch = recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, 4))
@@ -122,8 +121,8 @@ def test_tokens_of_the_default_know_their_context_and_images_are_averaged() -> N
         assert recipe.word_dropout == 0
 
 
-def test_the_head_is_exported(tmp_path: Path) -> None:
-    run = train(sparc.Recipe.tiny(), synthetic.corpus(tmp_path / "corpus"), Budget(steps=1))
+def test_the_head_is_exported(corpus: Corpus, tmp_path: Path) -> None:
+    run = train(sparc.Recipe.tiny(), corpus, Budget(steps=1))
     (tmp_path / "export").mkdir()
     assert to_transformers(run, tmp_path / "export")[1] < 1e-4
 

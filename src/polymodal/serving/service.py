@@ -1,6 +1,7 @@
 """Operations of a server on its run: embedding, search and classification within limits, in batches."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from polymodal.layers.logit_scale import CLIP_INIT, LogitScale
 from polymodal.serving.batching import BoundedThreads, MicroBatcher
+from polymodal.serving.ending import ended_when
 from polymodal.serving.filters import engine_filter
 from polymodal.serving.http_errors import HTTPError
 from polymodal.serving.index import Hit, Index
@@ -37,8 +39,20 @@ class Service:
         return tuple(getattr(self.run.processor, "columns", ("text", "image")))
 
     async def call(self, what: Callable[[], Any], ends: float) -> Any:
-        """Run another computation in the same thread. ends: deadline by `time.monotonic`."""
-        (answer,) = await self.batcher.ask(CALL, [what], ends - time.monotonic())
+        """Run another computation in the same thread, which ends when its caller leaves or its deadline passes.
+
+        ends: deadline by `time.monotonic`.
+        """
+        left = threading.Event()
+
+        def call() -> Any:
+            with ended_when(lambda: left.is_set() or time.monotonic() > ends):
+                return what()
+
+        try:
+            (answer,) = await self.batcher.ask(CALL, [call], ends - time.monotonic())
+        finally:
+            left.set()
         return answer
 
     async def vectors(self, **columns: list[Any]) -> dict[str, np.ndarray]:

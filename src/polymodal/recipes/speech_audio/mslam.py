@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns.audio import AudioColumn
+from polymodal.data.columns.audio import FRAMES_PER_SECOND, AudioColumn
 from polymodal.data.columns.label import LabelColumn
 from polymodal.data.columns.text import LearnedTokenizer, TextColumn
 from polymodal.data.masks import mask_spans, mask_time_spans
@@ -190,7 +190,7 @@ class Recipe(TrainingRecipe):
         if "text" not in example or "sound" not in example:
             return "speech" if "sound" in example else "text"
         pool = POOLS[pool_of("\n".join(caption.text for caption in example["text"]), self.pool_fractions)]
-        cut_off = len(example["sound"]) > int(100 * self.max_audio_seconds)  # frames of 10 ms
+        cut_off = len(example["sound"]) > int(FRAMES_PER_SECOND * self.max_audio_seconds)
         return "speech" if pool == "pairs" and cut_off else pool
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SpeechTextBatch:
