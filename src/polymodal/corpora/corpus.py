@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polymodal.corpora.about import About
+from polymodal.corpora.rows import Skipped
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Modality
 from polymodal.types import Example
@@ -35,7 +36,8 @@ class Corpus:
     indices by split: `train`, `validation`, `test`, and `test_*` for shifted tests. keys: column whose values name the
     examples in reports. label: Category column for zero-shot classification and probing. prompts: texts that describe
     each label. choices: how to reopen this corpus (`--data`, `--image-column`, `--text-column`), recorded in runs.
-    keeps_decoded: whether decoded examples may be kept in memory, which pays when they are reused soon.
+    keeps_decoded: whether decoded examples may be kept in memory, which pays when they are reused soon. skipped: what
+    was left out when the user's files were opened. notes: sentences about how they were read.
     """
 
     about: About
@@ -47,6 +49,8 @@ class Corpus:
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     choices: Mapping[str, Any] = field(default_factory=dict)
     keeps_decoded: bool = True
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
