@@ -14,7 +14,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 from polymodal.corpora._cache import cache_directory, disk_error
-from polymodal.corpora.rows import Skipped
+from polymodal.corpora.corpus import Skipped
 
 VERSION = 1  # of what is written; another one is written anew
 

@@ -20,7 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from polymodal.corpora._types import fields_of, is_binary, is_list, is_string
-from polymodal.corpora.formats._source import SPLIT_NAMES
+from polymodal.corpora.formats._data_files import SPLIT_NAMES
 from polymodal.errors import UserError
 from polymodal.modalities import Modality, Text
 

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polymodal.corpora.about import About
-from polymodal.corpora.rows import Skipped
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Modality
 from polymodal.types import Example
@@ -26,6 +25,16 @@ class Part(NamedTuple):
     rows: np.ndarray
     weight: float
     order: Callable[[int], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Rows or files that are left out. reason: a clause, such as "has 3 fields, the headings 2". example: one of
+    them."""
+
+    count: int
+    reason: str
+    example: str
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from polymodal.corpora.corpus import Skipped
 from polymodal.modalities import Modality
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """Rows or files that are left out. reason: a clause, such as "has 3 fields, the header 2". example: one of them."""
-
-    count: int
-    reason: str
-    example: str
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from polymodal.corpora import formats, schemas
 from polymodal.corpora._user_splits import user_splits
 from polymodal.corpora.corpus import About, Corpus
-from polymodal.corpora.formats._source import Source
+from polymodal.corpora.formats._data_files import DataFiles
 from polymodal.corpora.rows import Rows
 from polymodal.corpora.saved import open_saved
 from polymodal.errors import UserError
@@ -35,15 +35,13 @@ def from_path(path: Path | str | Sequence[Path | str], format: str | None = None
         >>> corpus = from_path("photos/", text="title")  # doctest: +SKIP
     """
     given = [path] if isinstance(path, str | Path) else list(path)
-    source = Source.of(given)
-    name = format or formats.format_of(source)
-    if name == "polymodal":
-        return open_saved(source.given[0])
-    rows = formats.module(name).read(source)
-    about = About(
-        source.name, f"{rows.table.num_rows:,} examples of {source.name}", "the user's own", str(given[0]), ()
-    )
-    choices: dict[str, Any] = {"data": [str(one.resolve()) for one in source.given]}
+    data = DataFiles.of(given)
+    name = format or formats.format_of(data)
+    if name == "saved_corpus":
+        return open_saved(data.given[0])
+    rows = formats.module(name).read(data)
+    about = About(data.name, f"{rows.table.num_rows:,} examples of {data.name}", "the user's own", str(given[0]), ())
+    choices: dict[str, Any] = {"data": [str(one.resolve()) for one in data.given]}
     return corpus_of(rows, about, columns, choices | {"format": format, "columns": dict(columns)})
 
 

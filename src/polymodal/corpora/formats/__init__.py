@@ -1,6 +1,6 @@
 """Formats in which users store data. The list of formats is this folder: a module is a format.
 
-A format has `description`, `matches(source) -> Match` and `read(source) -> Rows`. What the columns of its rows are is
+A format has `description`, `matches(data) -> Match` and `read(data) -> Rows`. What the columns of its rows are is
 found afterwards, by `schemas/`, the same for all formats.
 """
 
@@ -11,7 +11,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from polymodal.corpora.formats._source import Match, Source
+from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.errors import UserError, unknown
 
 
@@ -28,19 +28,19 @@ def module(name: str) -> Any:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def format_of(source: Source) -> str:
+def format_of(data: DataFiles) -> str:
     """Return the format of the files. Raises UserError where none, or more than one, is as sure as the surest."""
-    matches = {name: module(name).matches(source) for name in names()}
+    matches = {name: module(name).matches(data) for name in names()}
     best = max(matches.values())
     surest = [name for name, match in matches.items() if match == best]
     if best is Match.NO:
         raise UserError(
-            f"{source.given[0]} holds {source.summary()}, which is in no format that is read. These are: "
+            f"{data.given[0]} holds {data.summary()}, which is in no format that is read. These are: "
             f"{', '.join(names())} (`polymodal data --help` describes them)."
         )
     if len(surest) > 1:
         raise UserError(
-            f"{source.given[0]} holds {source.summary()}, which may be {' or '.join(surest)}; say which with "
+            f"{data.given[0]} holds {data.summary()}, which may be {' or '.join(surest)}; say which with "
             f"--format {surest[0]}, or name the files."
         )
     return surest[0]

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats import csv, json, parquet
-from polymodal.corpora.formats._source import SPLIT_NAMES, Match, Source, splits_of
+from polymodal.corpora.formats._data_files import SPLIT_NAMES, DataFiles, Match, splits_of
 from polymodal.corpora.formats._tables import concatenated
-from polymodal.corpora.rows import Rows, Skipped
+from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
 from polymodal.modalities import Modality
 
@@ -22,32 +23,30 @@ FILE_NAMES = ("file_name", "filename", "file", "path")  # column of metadata tha
 DATA = (*csv.SUFFIXES, *json.SUFFIXES, *parquet.SUFFIXES, ".tar", ".tar.gz")
 
 
-def matches_folder(source: Source, suffixes: Sequence[str]) -> Match:
+def matches_folder(data: DataFiles, suffixes: Sequence[str]) -> Match:
     """Return whether most files are of this kind, and no file of rows is there but metadata."""
-    media = len(source.with_suffixes(suffixes))
-    rows = [file for file in source.with_suffixes(DATA) if file.name.lower() not in METADATA]
-    others = sum(
-        len(files) for suffix, files in source.by_suffix.items() if suffix not in (*suffixes, *SIDECARS, *DATA)
-    )
+    media = len(data.with_suffixes(suffixes))
+    rows = [file for file in data.with_suffixes(DATA) if file.name.lower() not in METADATA]
+    others = sum(len(files) for suffix, files in data.by_suffix.items() if suffix not in (*suffixes, *SIDECARS, *DATA))
     return Match.SUFFIX if media > others and not rows else Match.NO
 
 
-def read_folder(source: Source, kind: str, suffixes: Sequence[str], modality: Callable[[Path], Modality]) -> Rows:
+def read_folder(data: DataFiles, kind: str, suffixes: Sequence[str], modality: Callable[[Path], Modality]) -> Rows:
     """List the media files of a folder with what is known about each.
 
     The columns are `kind`, a path relative to the folder, and: those of metadata files; else `text`, from a text file
     of the same name; else `label`, the name of the folder of each file, where all files are in folders below the root,
     or below folders of splits. Files without a text are skipped where most have one.
     """
-    media, root = source.with_suffixes(suffixes), source.root
+    media, root = data.with_suffixes(suffixes), data.root
     split_of = splits_of(media, root)
-    metadata = [file for file in source.files if file.name.lower() in METADATA]
+    metadata = [file for file in data.files if file.name.lower() in METADATA]
     skipped: list[Skipped] = []
     if metadata:
         table, media = _with_metadata(metadata, root, kind, skipped)
     else:
         paths = {kind: pa.array([file.resolve().relative_to(root).as_posix() for file in media])}
-        table = pa.table(paths | _texts(source, media, skipped) | _labels(media, root))
+        table = pa.table(paths | _texts(data, media, skipped) | _labels(media, root))
     if table.num_rows == 0:
         raise UserError(f"{root} names no file of the folder in {metadata[0].name}.")
     split = np.array([split_of[file] for file in media]) if split_of else None
@@ -80,9 +79,9 @@ def _with_metadata(
     return concatenated(tables), media
 
 
-def _texts(source: Source, media: Sequence[Path], skipped: list[Skipped]) -> dict[str, pa.Array]:
+def _texts(data: DataFiles, media: Sequence[Path], skipped: list[Skipped]) -> dict[str, pa.Array]:
     """Return the texts that stand beside the media; nothing where no file has one."""
-    beside = {file.with_suffix(""): file for file in source.with_suffixes(SIDECARS)}
+    beside = {file.with_suffix(""): file for file in data.with_suffixes(SIDECARS)}
     if not any(file.with_suffix("") in beside for file in media):
         return {}
     texts: list[str | None] = []

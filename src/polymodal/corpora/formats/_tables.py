@@ -9,19 +9,21 @@ import numpy as np
 import pyarrow as pa
 
 from polymodal.corpora._types import merged_type, plain_type
-from polymodal.corpora.formats._source import Source, splits_of
-from polymodal.corpora.rows import Rows, Skipped
+from polymodal.corpora.corpus import Skipped
+from polymodal.corpora.formats._data_files import DataFiles, splits_of
+from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
 
 Read = Callable[[Path], tuple[pa.Table, tuple[Skipped, ...]]]
 
 
-def read_tables(source: Source, files: Sequence[Path], read: Read) -> Rows:
+def read_tables(data: DataFiles, files: Sequence[Path], read: Read) -> Rows:
     """Read all files and put their rows one after the other; a column that a file lacks is missing in its rows.
 
     Relative paths are relative to the folder of the first file. Raises UserError when there is no row.
     """
-    tables, skipped = [], []
+    tables: list[pa.Table] = []
+    skipped: list[Skipped] = []
     for file in files:
         table, left_out = read(file)
         tables.append(table)
@@ -29,7 +31,7 @@ def read_tables(source: Source, files: Sequence[Path], read: Read) -> Rows:
     table = concatenated(tables)
     if table.num_rows == 0:
         raise UserError(f"{files[0]} has no rows.")
-    stated = splits_of(files, source.root)
+    stated = splits_of(files, data.root)
     split = None
     if stated is not None:
         split = np.repeat([stated[file] for file in files], [part.num_rows for part in tables])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._media_folder import matches_folder, read_folder
-from polymodal.corpora.formats._source import Match, Source
 from polymodal.corpora.rows import Rows
 from polymodal.corpora.schemas.audio import AUDIO_SUFFIXES
 from polymodal.modalities import Audio
@@ -11,10 +11,10 @@ from polymodal.modalities import Audio
 description = "a folder of sounds, with .txt files, metadata.csv or metadata.jsonl, or a folder for each class"
 
 
-def matches(source: Source) -> Match:
-    return matches_folder(source, AUDIO_SUFFIXES)
+def matches(data: DataFiles) -> Match:
+    return matches_folder(data, AUDIO_SUFFIXES)
 
 
-def read(source: Source) -> Rows:
+def read(data: DataFiles) -> Rows:
     """List the sounds. See `read_folder`."""
-    return read_folder(source, "audio", AUDIO_SUFFIXES, lambda root: Audio(root=root))
+    return read_folder(data, "audio", AUDIO_SUFFIXES, lambda root: Audio(root=root))

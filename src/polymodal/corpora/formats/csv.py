@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from polymodal.corpora._arrow_cache import Conversion, cached_table
-from polymodal.corpora.formats._source import Match, Source
+from polymodal.corpora.corpus import Skipped
+from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._tables import read_tables
-from polymodal.corpora.rows import Rows, Skipped
+from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
 from polymodal.modalities.image import IMAGE_SUFFIXES
 
@@ -27,13 +28,13 @@ MAX_SKIPPED = 0.1  # of the lines, until the file is refused
 BLOCK = 1 << 22  # bytes that are parsed together
 
 
-def matches(source: Source) -> Match:
-    return Match.SUFFIX if source.with_suffixes(SUFFIXES) else Match.NO
+def matches(data: DataFiles) -> Match:
+    return Match.SUFFIX if data.with_suffixes(SUFFIXES) else Match.NO
 
 
-def read(source: Source) -> Rows:
+def read(data: DataFiles) -> Rows:
     """Read the files. Raises UserError for one that is no CSV."""
-    return read_tables(source, source.with_suffixes(SUFFIXES), read_csv)
+    return read_tables(data, data.with_suffixes(SUFFIXES), read_csv)
 
 
 def read_csv(file: Path) -> tuple[pa.Table, tuple[Skipped, ...]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._media_folder import matches_folder, read_folder
-from polymodal.corpora.formats._source import Match, Source
 from polymodal.corpora.rows import Rows
 from polymodal.modalities import Image
 from polymodal.modalities.image import IMAGE_SUFFIXES
@@ -11,10 +11,10 @@ from polymodal.modalities.image import IMAGE_SUFFIXES
 description = "a folder of images, with .txt files, metadata.csv or metadata.jsonl, or a folder for each class"
 
 
-def matches(source: Source) -> Match:
-    return matches_folder(source, IMAGE_SUFFIXES)
+def matches(data: DataFiles) -> Match:
+    return matches_folder(data, IMAGE_SUFFIXES)
 
 
-def read(source: Source) -> Rows:
+def read(data: DataFiles) -> Rows:
     """List the images. See `read_folder`."""
-    return read_folder(source, "image", IMAGE_SUFFIXES, Image)
+    return read_folder(data, "image", IMAGE_SUFFIXES, Image)

@@ -15,9 +15,10 @@ import pyarrow as pa
 
 from polymodal.corpora._arrow_cache import Conversion, cached_table
 from polymodal.corpora._types import fitted, merged_type, type_of
-from polymodal.corpora.formats._source import Match, Source
+from polymodal.corpora.corpus import Skipped
+from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._tables import read_tables
-from polymodal.corpora.rows import Rows, Skipped
+from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
 
 description = "JSON (a list of records) or JSON lines"
@@ -27,13 +28,13 @@ CHUNK = 10_000  # records that are converted together
 MAX_SKIPPED = 0.1  # of the lines, until the file is refused
 
 
-def matches(source: Source) -> Match:
-    return Match.SUFFIX if source.with_suffixes(SUFFIXES) else Match.NO
+def matches(data: DataFiles) -> Match:
+    return Match.SUFFIX if data.with_suffixes(SUFFIXES) else Match.NO
 
 
-def read(source: Source) -> Rows:
+def read(data: DataFiles) -> Rows:
     """Read the files. Raises UserError for one that is no JSON, or holds no records."""
-    return read_tables(source, source.with_suffixes(SUFFIXES), read_json)
+    return read_tables(data, data.with_suffixes(SUFFIXES), read_json)
 
 
 def read_json(file: Path) -> tuple[pa.Table, tuple[Skipped, ...]]:

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 
 from polymodal.corpora._arrow_cache import Conversion, cached_table
 from polymodal.corpora._types import plain_type
-from polymodal.corpora.formats._source import Match, Source
+from polymodal.corpora.corpus import Skipped
+from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._tables import read_tables
-from polymodal.corpora.rows import Rows, Skipped
+from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
 
 description = "Parquet, Arrow or Feather files"
@@ -20,13 +21,13 @@ SUFFIXES = (".parquet", ".pq", *ARROW)
 BATCH = 256  # rows that are converted together; they may hold images
 
 
-def matches(source: Source) -> Match:
-    return Match.SUFFIX if source.with_suffixes(SUFFIXES) else Match.NO
+def matches(data: DataFiles) -> Match:
+    return Match.SUFFIX if data.with_suffixes(SUFFIXES) else Match.NO
 
 
-def read(source: Source) -> Rows:
+def read(data: DataFiles) -> Rows:
     """Read the files. Raises UserError for a damaged one."""
-    return read_tables(source, source.with_suffixes(SUFFIXES), read_file)
+    return read_tables(data, data.with_suffixes(SUFFIXES), read_file)
 
 
 def read_file(file: Path) -> tuple[pa.Table, tuple[Skipped, ...]]:

@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from polymodal.corpora._arrow_cache import Conversion, cached_table
 from polymodal.corpora._types import fitted, merged_type, type_of
-from polymodal.corpora.formats._source import Match, Source
+from polymodal.corpora.corpus import Skipped
+from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._tables import read_tables
-from polymodal.corpora.rows import Rows, Skipped
+from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
 from polymodal.modalities.image import IMAGE_SUFFIXES
 
@@ -24,13 +25,13 @@ TEXTS = ("txt", "text", "caption", "cls")
 CHUNK = 256  # examples that are converted together
 
 
-def matches(source: Source) -> Match:
-    return Match.SUFFIX if source.with_suffixes(SUFFIXES) else Match.NO
+def matches(data: DataFiles) -> Match:
+    return Match.SUFFIX if data.with_suffixes(SUFFIXES) else Match.NO
 
 
-def read(source: Source) -> Rows:
+def read(data: DataFiles) -> Rows:
     """Read the tar files. Raises UserError for a damaged one."""
-    return read_tables(source, source.with_suffixes(SUFFIXES), read_tar)
+    return read_tables(data, data.with_suffixes(SUFFIXES), read_tar)
 
 
 def read_tar(file: Path) -> tuple[pa.Table, tuple[Skipped, ...]]:

@@ -43,7 +43,8 @@ def find(table: pa.Table, root: Path, named: Mapping[str, str], already: Mapping
         if column not in table.column_names:
             raise unknown("column", column, table.column_names)
     columns: dict[str, FoundColumn] = {name: FoundColumn(kind) for name, kind in (already or {}).items()}
-    taken, label, prompts = {*columns}, None, {}
+    taken, label = {*columns}, None
+    prompts: dict[str, tuple[str, ...]] = {}
     for module in _modules():
         own = named.get(module.option) if module.option else None
         reserved = {column for option, column in named.items() if option != module.option}

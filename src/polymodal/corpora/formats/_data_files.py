@@ -36,7 +36,7 @@ _ACCOMPANYING = re.compile(
 
 
 class Match(IntEnum):
-    """How sure a format is that a source is its own.
+    """How sure a format is that a data is its own.
 
     SUFFIX: by names of files. CONTENT: by what is written in them; it wins over names.
     """
@@ -47,7 +47,7 @@ class Match(IntEnum):
 
 
 @dataclass(frozen=True)
-class Source:
+class DataFiles:
     """Files of one data set.
 
     given: what the user named. root: folder that contains all of it. files: all regular files, sorted by path; hidden
@@ -59,7 +59,7 @@ class Source:
     files: tuple[Path, ...]
 
     @classmethod
-    def of(cls, given: Sequence[str | Path]) -> Source:
+    def of(cls, given: Sequence[str | Path]) -> DataFiles:
         """Collect the files. A path that exists is never a pattern; others may have `*`, `?`, `[...]`, `{000..123}`.
 
         Raises UserError for a path that does not exist, and for an empty folder.
