@@ -27,6 +27,7 @@ from polymodal.modalities import Modality, Text
 TEST, VALIDATION = 0.2, 0.1  # fractions
 MAX_GROUP = 0.15  # of the rows; a larger group is trained on
 PROBE = 256  # bytes of a value that are compared first
+MAX_FILES = 100_000  # whose content is compared; more are compared by their paths, which is a matter of seconds
 CONTENT = ("Image", "Audio", "Video", "Points", "Images")  # modalities whose equal values are one thing
 GROUPS = ("group", "group_id")
 
@@ -84,6 +85,9 @@ def _by_content(table: pa.Table, columns: Mapping[str, Modality], root: Path, ke
     given = [_plain(table.column(name)) for name in table.column_names if name.lower() in GROUPS]
     joined = _components(total, media + texts + given)
     notes: list[str] = []
+    stored = [table.schema.field(name).type for name, kind in columns.items() if type(kind).__name__ in CONTENT]
+    if total > MAX_FILES and any(map(is_string, stored)):
+        notes.append(f"Files are more than {MAX_FILES:,}: equal ones under different paths are not looked for.")
     if total >= 10 and np.bincount(joined).max() > total / 2 and media:
         notes.append("Few captions are shared by most rows, so equal captions are in several splits.")
         joined = _components(total, media + given)
@@ -173,8 +177,10 @@ def _content(column: pa.ChunkedArray, root: Path) -> tuple[np.ndarray, np.ndarra
     """Return row and hash of the content of each value: bytes, or the bytes of the file that a path names.
 
     Two values of different length, or with different first or middle bytes, are different: only the others are read as
-    a whole.
+    a whole. More than `MAX_FILES` paths stand for themselves.
     """
+    if is_string(column.type) and len(column) > MAX_FILES:
+        return _plain(column)
     rows, probes, contents = [], [], []
     for row, value in _values(column):
         content = _Content.of(value, root)

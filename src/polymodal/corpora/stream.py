@@ -23,9 +23,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polymodal.corpora import schemas
 from polymodal.corpora._cache import cache_directory
 from polymodal.corpora.corpus import About, Corpus, Part
+from polymodal.corpora.schemas import described_columns, find
 from polymodal.corpora.user_files import first_line
 from polymodal.errors import UserError
 
@@ -65,10 +65,10 @@ def from_shards(url: str, **columns: str) -> Corpus:
         raise UserError(f"There is no .parquet or .tar shard at {url}.")
     blocks: list[RowBlock] = []
     for shard in shards:
-        find = _row_groups if shard.endswith(".parquet") else _members
+        blocks_of = _row_groups if shard.endswith(".parquet") else _members
         first = blocks[-1].first + blocks[-1].count if blocks else 0
         try:
-            blocks += find(system, shard, first)
+            blocks += blocks_of(system, shard, first)
         except (OSError, pa.ArrowException, tarfile.TarError) as error:
             raise UserError(f"The shard {shard} cannot be read: {first_line(error)}") from error
     if not blocks:
@@ -76,12 +76,12 @@ def from_shards(url: str, **columns: str) -> Corpus:
     total = blocks[-1].first + blocks[-1].count
     blocks_read = _Blocks(system, blocks)
     sample = pa.Table.from_pylist(blocks_read.rows(0)[:100])
-    found = schemas.find(sample, Path(), columns)
+    found = find(sample, Path(), columns)
     kinds = {name: column.modality for name, column in found.columns.items() if column.convert is None}
     for kind in ("image", "text"):
         if kind not in {type(modality).__name__.lower() for modality in kinds.values()}:
             raise UserError(
-                f"No column of {url} has {kind}s; the columns are {schemas.described_columns(sample)}. Name one with "
+                f"No column of {url} has {kind}s; the columns are {described_columns(sample)}. Name one with "
                 f"--{kind}-column COLUMN."
             )
     keys = next((name for name in ("__key__", "key", "id") if name in sample.column_names), None)

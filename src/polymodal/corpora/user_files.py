@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from polymodal.corpora import formats, schemas
 from polymodal.corpora._user_splits import user_splits
 from polymodal.corpora.corpus import About, Corpus
+from polymodal.corpora.formats import format_of, module
 from polymodal.corpora.formats._data_files import DataFiles
 from polymodal.corpora.rows import Rows
 from polymodal.corpora.saved import open_saved
+from polymodal.corpora.schemas import convert, described_columns, find
 from polymodal.errors import UserError
 
 KEYS = ("__key__", "key", "id", "image_id", "uid", "sample_key")  # columns that name the rows, if their values differ
@@ -36,10 +37,10 @@ def from_path(path: Path | str | Sequence[Path | str], format: str | None = None
     """
     given = [path] if isinstance(path, str | Path) else list(path)
     data = DataFiles.of(given)
-    name = format or formats.format_of(data)
+    name = format or format_of(data)
     if name == "saved_corpus":
         return open_saved(data.given[0])
-    rows = formats.module(name).read(data)
+    rows = module(name).read(data)
     about = About(data.name, f"{rows.table.num_rows:,} examples of {data.name}", "the user's own", str(given[0]), ())
     choices: dict[str, Any] = {"data": [str(one.resolve()) for one in data.given]}
     return corpus_of(rows, about, columns, choices | {"format": format, "columns": dict(columns)})
@@ -47,14 +48,14 @@ def from_path(path: Path | str | Sequence[Path | str], format: str | None = None
 
 def corpus_of(rows: Rows, about: About, named: dict[str, str], choices: dict[str, Any]) -> Corpus:
     """Return the corpus of rows: modalities of their columns, and splits. Raises UserError when no column has one."""
-    found = schemas.find(rows.table, rows.root, named, rows.columns)
+    found = find(rows.table, rows.root, named, rows.columns)
     if not found.columns:
         raise UserError(
             "No column has image bytes, paths of images, sounds or clips, texts, or anything else that methods learn "
-            f"from; the columns are {schemas.described_columns(rows.table)}. Name one, for example with "
+            f"from; the columns are {described_columns(rows.table)}. Name one, for example with "
             "--image-column COLUMN."
         )
-    table = schemas.convert(rows.table, found)
+    table = convert(rows.table, found)
     columns = {name: column.modality for name, column in found.columns.items()}
     keys = rows.keys or next((name for name in KEYS if name in table.column_names and _are_unique(table, name)), None)
     splits = user_splits(table, columns, rows.root, keys, rows.split)

@@ -24,11 +24,13 @@ DATA = (*csv.SUFFIXES, *json.SUFFIXES, *parquet.SUFFIXES, ".tar", ".tar.gz")
 
 
 def matches_folder(data: DataFiles, suffixes: Sequence[str]) -> Match:
-    """Return whether most files are of this kind, and no file of rows is there but metadata."""
+    """Match folders whose files are mostly of this kind, with no file of rows but metadata."""
     media = len(data.with_suffixes(suffixes))
     rows = [file for file in data.with_suffixes(DATA) if file.name.lower() not in METADATA]
     others = sum(len(files) for suffix, files in data.by_suffix.items() if suffix not in (*suffixes, *SIDECARS, *DATA))
-    return Match.SUFFIX if media > others and not rows else Match.NO
+    if media <= others or rows:
+        return Match.NO
+    return Match.CONTENT if any(file.name.lower() in METADATA for file in data.files) else Match.SUFFIX
 
 
 def read_folder(data: DataFiles, kind: str, suffixes: Sequence[str], modality: Callable[[Path], Modality]) -> Rows:

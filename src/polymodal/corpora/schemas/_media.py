@@ -31,10 +31,16 @@ def holds(view: View, name: str, kind: str, suffixes: tuple[str, ...]) -> bool:
 def are_paths(view: View, name: str, kind: str, suffixes: tuple[str, ...]) -> bool:
     """Return whether most strings of a column are paths of files of this kind."""
     values = [value.strip() for value in view.sample(name)]
-    if _most(value.lower().endswith(suffixes) and not is_url(value) for value in values):
-        return True
-    some = values[:LOOKED_AT]
-    return _most(len(value) < 1000 and kind_of(_head(view.root, value)) == kind for value in some)
+    some = [value for value in values[:LOOKED_AT] if len(value) < 1000]
+    heads = [_head(view.root, value) for value in some]
+    if any(heads):
+        return _most(
+            kind_of(head) == kind or value.lower().endswith(suffixes)
+            for value, head in zip(some, heads, strict=True)
+            if head
+        )
+    # No file is there: a sentence may end in the name of a file, a path has no blanks as a rule.
+    return _most(value.lower().endswith(suffixes) and not (is_url(value) or " " in value) for value in values)
 
 
 def is_url(value: str) -> bool:
