@@ -47,10 +47,12 @@ claim = Claim(
     paper_results="OCRBench 767 against 654 and VQA average 70.1 against 71.7 of a modular model with a vision "
     "encoder; text-only benchmarks as before",
 )
+# Both arms have the same stages: what is frozen in them and their schedules of the learning rate are the same, and the
+# data of the three differ in their order alone.
 _instructed = replace(_mono, stage_fractions=(0.0, 0.15, 0.35, 0.3, 0.2), concept_corpus="")
 order = Claim(
-    sentence="Visual pre-training in stages, from many noisy captions to tasks, answers more questions about images "
-    "than the same examples mixed.",
+    sentence="Visual pre-training from many noisy captions to tasks answers more questions about images than the same "
+    "kinds of data mixed in all of its stages.",
     baseline=replace(_instructed, staged=False),
     treatment=_instructed,
     start=_language,
