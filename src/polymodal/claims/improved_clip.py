@@ -35,7 +35,7 @@ claim = Claim(
         "treatment + siamlip": dataclasses.replace(_improved, ssl_loss="siamlip"),
     },
     corpus="emoji",
-    budget=Budget(steps=500),
+    budget=Budget(steps=400),
     seeds=5,
     metrics=(
         "test/text_to_image/R@10",
@@ -47,5 +47,12 @@ claim = Claim(
         "test_twitter/zero_shot/concept/top-1",
     ),
     tuning={"learning_rate": (1e-3, 2e-3, 4e-3)},
+    tuning_fraction=0.4,
+    tuned_like={
+        "baseline, three times the batch": "baseline",
+        "treatment, views not augmented": "treatment",
+        "baseline + siamlip": "baseline",
+        "treatment + siamlip": "treatment",
+    },
     paper_results="up to 25 % relative in zero-shot accuracy; the advantage of added losses vanishes with the recipe",
 )
