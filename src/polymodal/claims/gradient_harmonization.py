@@ -33,7 +33,7 @@ claim = Claim(
         "as many skipped at random": dataclasses.replace(_misaligned, gradient_harmonization="random"),
     },
     corpus="clips",
-    budget=Budget(steps=250),
+    budget=Budget(steps=300),
     seeds=5,
     metrics=(
         "test/text_to_video/R@10",

@@ -10,8 +10,8 @@ from polymodal.recipes.grounding.simvg import Recipe
 from polymodal.types import Budget
 
 # Patches of 16 px, a third of an object's side; the default's 32 px are as large as an object.
-_base = Recipe(batch_size=32, encoder=MultiwayEncoderConfig(patch_size=16))
-TUNING = {"optimizer.learning_rate": (5e-4, 1e-3, 2e-3)}
+_base = Recipe(batch_size=16, encoder=MultiwayEncoderConfig(patch_size=16))
+TUNING = {"optimizer.learning_rate": (7e-4, 2e-3)}
 TUNING_FRACTION = 0.3
 CLAUSES = (1, 2, 3, 4)
 claim = Claim(
