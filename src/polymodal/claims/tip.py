@@ -8,7 +8,7 @@ from polymodal.claim import Claim
 from polymodal.recipes.science.tip import Recipe
 from polymodal.types import Budget
 
-_treatment = Recipe(finetune_fraction=0.4)
+_treatment = Recipe(batch_size=32, finetune_fraction=0.4)
 claim = Claim(
     sentence="Pre-training with masked tabular reconstruction, and the missing token with its attention mask, classify"
     " better than contrast and matching with mean imputation, over all rates of missing cells and when most are.",
@@ -17,9 +17,9 @@ claim = Claim(
     further={
         "mean imputation with reconstruction": dataclasses.replace(_treatment, missing_strategy="mean"),
         "supervised late fusion": Recipe(
-            finetune_fraction=1.0, classifier_features=("image", "table"), missing_strategy="mean"
+            batch_size=32, finetune_fraction=1.0, classifier_features=("image", "table"), missing_strategy="mean"
         ),
-        "supervised, image only": Recipe(finetune_fraction=1.0, classifier_features=("image",)),
+        "supervised, image only": Recipe(batch_size=32, finetune_fraction=1.0, classifier_features=("image",)),
     },
     corpus="solar_cells",  # eight numbers and a category of 1,768 photographs; 656 test rows of four grades
     budget=Budget(steps=250),
