@@ -30,7 +30,7 @@ claim = Claim(
     start_budget=Budget(steps=400),
     start_scored=True,
     corpus="scenes",
-    budget=Budget(steps=500),
+    budget=Budget(steps=700),
     seeds=3,
     deciding=("test/captions/bits_per_byte", "test/text/glosses/bits_per_byte"),
     margins={"test/captions/bits_per_byte": 0.02},
@@ -58,7 +58,7 @@ order = Claim(
     start=_language,
     start_budget=Budget(steps=400),
     corpus="scenes",
-    budget=Budget(steps=1000),
+    budget=Budget(steps=1400),
     seeds=3,
     # Of the kinds of questions, only these cannot be answered from their words: color and size can.
     metrics=(
