@@ -9,7 +9,8 @@ from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.recipes.video.alpro import Recipe
 from polymodal.types import Budget
 
-# R@10 decides: after so few steps R@1 is at chance. All arms train a prompter and then pre-train for as many steps; those without PEM make no use of it.
+# R@10 decides: after so few steps R@1 is at chance.
+# All arms train a prompter and then pre-train for as many steps; those without PEM make no use of it.
 _both = Recipe(batch_size=24, video=VideoEncoderConfig(frames=2, image_size=32), prompter_fraction=0.25)
 _neither = dataclasses.replace(_both, use_itc=False, pem_weight=0.0)
 TUNING = {"optimizer.learning_rate": (1e-3, 3e-3)}
