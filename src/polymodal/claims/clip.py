@@ -20,7 +20,7 @@ claim = Claim(
         "fixed at 0.01": dataclasses.replace(_fixed, logit_scale_init=100.0),
     },
     corpus="emoji",
-    budget=Budget(steps=500),
+    budget=Budget(steps=450),
     seeds=5,
     metrics=(
         "test/text_to_image/R@10",
