@@ -1,5 +1,5 @@
-"""The claim of `improved_clip`, for `polymodal reproduce improved_clip`: the paper's two recipes with and without an
-added loss, and the basic one with as many images and captions a step as the improved one."""
+"""The claim of `improved_clip`, for `polymodal reproduce improved_clip`: the paper's two recipes, the basic one
+with as many images and captions a step as the improved one, and the improved one with views that are not augmented."""
 
 from __future__ import annotations
 
@@ -31,11 +31,9 @@ claim = Claim(
             strong_augmentation=_improved.augmentation,
             text_augmentation=TextAugmentation(remove_stop_words=0.0, swap_weight=0.0, delete_weight=0.0),
         ),
-        "baseline + siamlip": dataclasses.replace(_basic, ssl_loss="siamlip"),
-        "treatment + siamlip": dataclasses.replace(_improved, ssl_loss="siamlip"),
     },
     corpus="emoji",
-    budget=Budget(steps=400),
+    budget=Budget(steps=500),
     seeds=5,
     metrics=(
         "test/text_to_image/R@10",
@@ -51,8 +49,6 @@ claim = Claim(
     tuned_like={
         "baseline, three times the batch": "baseline",
         "treatment, views not augmented": "treatment",
-        "baseline + siamlip": "baseline",
-        "treatment + siamlip": "treatment",
     },
     paper_results="up to 25 % relative in zero-shot accuracy; the advantage of added losses vanishes with the recipe",
 )
