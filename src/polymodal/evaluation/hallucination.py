@@ -252,14 +252,14 @@ def f1(
     """
     numbers, places = np.unique(np.concatenate([scenes_of_wrong, scenes_of_right]), return_inverse=True)
     of_wrong, of_right = np.split(places, [len(scenes_of_wrong)])
-    found, missed, alarms = (
+    detected, missed, alarms = (
         np.bincount(of, weights=flags, minlength=len(numbers))
         for of, flags in ((of_wrong, flagged_wrong), (of_wrong, ~flagged_wrong), (of_right, flagged_right))
     )
 
     # The first row counts all scenes; each other one leaves a scene out.
-    found, missed, alarms = (np.r_[counts.sum(), counts.sum() - counts] for counts in (found, missed, alarms))
-    value, *left_out = ratio(2 * found, 2 * found + missed + alarms)
+    detected, missed, alarms = (np.r_[counts.sum(), counts.sum() - counts] for counts in (detected, missed, alarms))
+    value, *left_out = ratio(2 * detected, 2 * detected + missed + alarms)
     wrong, right = len(scenes_of_wrong), len(scenes_of_right)
     return Score.from_jackknife(name, float(value), np.array(left_out), 2 * wrong / (2 * wrong + right))
 

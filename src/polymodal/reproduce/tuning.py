@@ -70,18 +70,18 @@ def tune(
     """
     check_grid(claim.tuning)
     budget = budget.scaled(claim.tuning_fraction)
-    own = [arm for arm in arms if arm.label not in claim.tuned_like]
+    tuned_arms = [arm for arm in arms if arm.label not in claim.tuned_like]
     if validation(corpus) is None:
         raise UserError(f"Tuning needs a validation split, which '{corpus.name}' has not.")
-    display = Display([arm.label for arm in own] + [START] * (start is not None), [SEED], budget)
+    display = Display([arm.label for arm in tuned_arms] + [START] * (start is not None), [SEED], budget)
     with display:
-        plan = _Plan(own, {}, start, out, trust_code, claim.budget_fractions)
+        plan = _Plan(tuned_arms, {}, start, out, trust_code, claim.budget_fractions)
         plan = plan.in_steps(corpus, budget, [SEED], display, out, jobs=1, given=None)
         with _resumable(out):
             begin = plan.beginning(corpus, SEED, display, out)
     tried: dict[str, list[dict[str, Any]]] = {}
     kinds: dict[str, dict[str, Any]] = {}
-    for arm in own:
+    for arm in tuned_arms:
         tried[arm.label] = []
         for number, values in enumerate(grid(claim.tuning)):
             display = Display([arm.label], [SEED], plan.budgets[arm.label])
