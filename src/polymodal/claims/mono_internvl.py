@@ -30,7 +30,7 @@ claim = Claim(
     start_budget=Budget(steps=400),
     start_scored=True,
     corpus="scenes",
-    budget=Budget(steps=700),
+    budget=Budget(steps=600),
     seeds=3,
     deciding=("test/captions/bits_per_byte", "test/text/glosses/bits_per_byte"),
     margins={"test/captions/bits_per_byte": 0.02},
