@@ -9,9 +9,9 @@ from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.recipes.grounding.simvg import Recipe
 from polymodal.types import Budget
 
-# 4 x 4 patches an image; the default's 3 x 3 are as large as an object. After 600 steps a model of this size is still at
-# chance (decoder 24 %, chance 25 %) and makes no use of the image, so that the budget is as long as 12 minutes allow and
-# the tuning short; a run that stays at chance gives no verdict.
+# 4 x 4 patches an image; the default's 3 x 3 are as large as an object. After 600 steps a model of this size is still
+# at chance (decoder 24 %, chance 25 %) and makes no use of the image, so that the budget is as long as 12 minutes allow
+# and the tuning short; a run that stays at chance gives no verdict.
 _base = Recipe(
     batch_size=32,
     encoder=MultiwayEncoderConfig(image_size=64, patch_size=16),
