@@ -228,6 +228,16 @@ def test_a_mixture_has_the_stages_in_their_proportions(processor: Processor, few
     assert 0.3 < mixed.predicted.sum() / longest.predicted.sum() < 0.9, "half of them are short"
 
 
+def test_a_mixture_trains_what_the_stages_train() -> None:
+    """A single stage trained attention from the beginning, which the stages had frozen until the third."""
+    staged, mixed = (active_stages(dataclasses.replace(TINY, staged=staged)) for staged in (True, False))
+    same = ("name", "fraction", "trainable", "lr_scale", "on_start")
+    assert [[getattr(one, name) for name in same] for one in staged] == [
+        [getattr(one, name) for name in same] for one in mixed
+    ]
+    assert [stage.batch for stage in mixed] == ["text_batch", *["mixed_batch"] * 3, "training_batch"]
+
+
 def test_an_exchanged_caption_is_the_one_before(processor: Processor, few_scenes: Corpus) -> None:
     _, examples = Reader(few_scenes, processor).read_all(few_scenes.rows("train")[:8])
     examples = [example | {"text": [Caption(f"number {n}")]} for n, example in enumerate(examples)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, f1_score
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -26,6 +26,7 @@ from polymodal.evaluation.hallucination import (
     _threshold,
     average_precision,
     cases,
+    f1,
     hallucination_scores,
     listed_class,
     scenes_of,
@@ -149,6 +150,30 @@ def test_an_average_precision_without_a_scene_is_that_of_the_other_captions() ->
         left_out.append(average_precision_score(labels, -np.r_[kept, others]))
     expected = score.value - 7 * (np.array(left_out) - np.mean(left_out))
     np.testing.assert_allclose(score.clusters, expected)
+
+
+def test_f1_is_that_of_all_captions_and_of_those_without_a_scene() -> None:
+    rng = np.random.default_rng(1)
+    scenes_of_wrong, scenes_of_right = rng.integers(8, size=20), rng.integers(8, size=30)
+    wrong, right = rng.random(20) < 0.8, rng.random(30) < 0.3
+    score = f1("", wrong, right, scenes_of_wrong, scenes_of_right)
+
+    def wanted(without: int) -> float:
+        kept, others = wrong[scenes_of_wrong != without], right[scenes_of_right != without]
+        return float(f1_score(np.r_[np.ones(len(kept)), np.zeros(len(others))], np.r_[kept, others]))
+
+    left_out = np.array([wanted(scene) for scene in range(8)])
+    assert score.value == pytest.approx(wanted(-1))
+    assert score.chance == pytest.approx(f1_score(np.r_[np.ones(20), np.zeros(30)], np.ones(50)))
+    np.testing.assert_allclose(score.clusters, score.value - 7 * (left_out - left_out.mean()))
+
+
+def test_matching_by_word_has_a_chance_in_the_mix(scenes: Corpus, lexicon: WordNet) -> None:
+    """It flags all synonyms, whatever it is asked: their false alarms alone could not decide for it."""
+    scores = {s.name: s for s in hallucination_scores(Recipe(similarity_model="exact"), scenes, 40, 0)}
+    assert scores["synonym/false_alarms"].value == 1
+    for name in ("mixed/average_precision", "mixed/F1"):
+        assert scores[name].chance < scores[name].value < 1
 
 
 def test_spoilt_captions_are_spoilt_as_they_say(scenes: Corpus, lexicon: WordNet) -> None:

@@ -423,6 +423,60 @@ def test_a_claim_is_tuned_measured_and_refused_the_second_time(small_emoji, tmp_
     assert how_often(again).startswith("Measured 2 times")
 
 
+def test_arms_have_a_fraction_of_the_budget_and_further_ones_the_values_of_another(small_emoji, tmp_path, monkeypatch):
+    other = replace(RECIPE, word_dropout=0.3)
+    claim = Claim(
+        "s",
+        RECIPE,
+        other,
+        "emoji",
+        Budget(steps=4),
+        1,
+        ("test/text_to_image/MRR",),
+        further={"more": replace(RECIPE, word_dropout=0.5)},
+        tuning={"learning_rate": (1e-9, 1e-2)},
+        tuning_fraction=0.5,
+        tuned_like={"more": "treatment"},
+        budget_fractions={"baseline": 0.75},
+    )
+    few = small_emoji.with_splits({name: rows[:24] for name, rows in small_emoji.splits.items()})
+    module = sys.modules[claim_of.__module__]
+    monkeypatch.setattr(module, "claim_of", lambda *_: claim)
+    monkeypatch.setattr(module, "load_corpus", lambda _: few)
+    result, comparison = reproduce("./mine.py", tmp_path / "out", tune=True)
+    tuning = result["tuning"]
+    assert set(tuning["arms"]) == {"baseline", "treatment"}
+    assert tuning["best"]["more"] == tuning["best"]["treatment"]
+    assert "more has the values of treatment" in how_tuned(result)
+    assert tuning["budget"] == "2steps"
+    tuned = {path: json.loads((path / "run.json").read_text()) for path in (tmp_path / "out" / "tuning").glob("*/0")}
+    assert {path.parent.name: run["steps"] for path, run in tuned.items()} == {"baseline": 2, "treatment": 2}
+    assert {run["arm"]: run["steps"] for run in comparison.to_json()["runs"]} == {
+        "baseline": 3,
+        "treatment": 4,
+        "more": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"budget_fractions": {"moe": 0.5}},
+        {"tuned_like": {"moe": "baseline"}},
+        {"tuned_like": {"treatment": "baseline"}},
+    ],
+)
+def test_a_claim_names_arms_that_it_has(strange):
+    with pytest.raises(UserError, match=r"no arm of the claim|Only a further arm"):
+        Claim("s", RECIPE, RECIPE, "emoji", Budget(steps=2), 3, ("test/text_to_image/MRR",), **strange)
+
+
+def test_a_fraction_of_a_budget_is_whole_and_not_nothing():
+    assert Budget(steps=450).scaled(0.9) == Budget(steps=405)
+    assert Budget(examples=3).scaled(0.01) == Budget(examples=1)
+    assert Budget(seconds=10.0).scaled(0.25) == Budget(seconds=2.5)
+
+
 def test_only_methods_that_are_trained_are_tuned(tmp_path):
     with pytest.raises(UserError, match="Only methods that are trained can be tuned"):
         reproduce("aloha", tmp_path, tune=True)

@@ -28,8 +28,11 @@ class Claim:
     first of `metrics`. margins: by how much the treatment may be worse on a deciding metric, in its own values, for a
     part of the sentence such as "and no more noise"; where there is none it has to be better. tuning: values of a
     hyper-parameter, such as {"learning_rate": (5e-4, 1e-3, 2e-3)}, of which `reproduce --tune` takes the best for each
-    arm by the validation split.
-    Raises UserError for a deciding metric, or a margin, of no metric.
+    arm by the validation split. tuning_fraction: of the budget, for each run of the tuning. tuned_like: the arm whose
+    best values a further arm takes, in place of a tuning of its own, by the further arm's label.
+    budget_fractions: by label, the fraction of the budget that an arm trains for, where others have a stage that it
+    has not, so that what all arms train they train for as long.
+    Raises UserError for a deciding metric, or a margin, of no metric, and for values by label of an arm that is none.
     """
 
     sentence: str
@@ -49,10 +52,21 @@ class Claim:
     deciding: tuple[str, ...] = ()
     margins: Mapping[str, float] = field(default_factory=dict)
     tuning: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    tuning_fraction: float = 1.0
+    tuned_like: Mapping[str, str] = field(default_factory=dict)
+    budget_fractions: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if strange := [*({*self.deciding} - {*self.metrics}), *({*self.margins} - {*self.deciding_metrics})]:
             raise UserError(f"'{strange[0]}' is to decide a claim but is none of its metrics; write it in both places.")
+        labels = {"baseline", "treatment", *self.further}
+        named = {*self.budget_fractions, *self.tuned_like, *self.tuned_like.values()}
+        if unknown_labels := named - labels:
+            raise UserError(
+                f"'{min(unknown_labels)}' is no arm of the claim; its arms are {', '.join(sorted(labels))}."
+            )
+        if {*self.tuned_like} & {"baseline", "treatment", *self.tuned_like.values()}:
+            raise UserError("Only a further arm can be tuned like another, and only like one that is tuned itself.")
 
     @property
     def deciding_metrics(self) -> tuple[str, ...]:

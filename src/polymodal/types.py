@@ -89,6 +89,14 @@ class Budget:
         """Return the used fraction of the budget, from 0 to 1. used: how much of each unit."""
         return min(used[self.unit] / self._given[self.unit], 1.0)
 
+    def scaled(self, fraction: float) -> Budget:
+        """Return a fraction of the budget, rounded to whole steps, examples or tokens, and at least one of them."""
+        amount = self._given[self.unit]
+        scaled: dict[str, Any] = {
+            self.unit: max(round(amount * fraction), 1) if isinstance(amount, int) else amount * fraction
+        }
+        return Budget(**scaled)
+
     def __str__(self) -> str:
         return f"{self._given[self.unit]:.12g}{'s' if self.unit == 'seconds' else self.unit}"
 

@@ -1,9 +1,11 @@
 """The claim of `aloha`, for `polymodal reproduce aloha`.
 
 The baseline is ALOHa with exact word matching: it also finds objects outside a list, so that what decides is matching
-by meaning. CHAIR sees no object outside its list by construction: it has chance there (average precision as many wrong
-captions as right ones, localization 0), and is an arm for objects in the list. Among right captions are some with a
-synonym or hypernym. False alarms on these are the condition: a metric that flags them does not match by meaning.
+by meaning. CHAIR, an arm, sees no object outside its list. What decides is a mix on which every arm has a chance: wrong
+captions of all four kinds (an object of the list, one outside of it, one added, a similar one added), of which exact
+matching finds nearly all, among right captions, half of them with a synonym or hypernym. Exact matching flags all of
+these and CHAIR some, while matching by meaning may take a hallucinated object for a synonym, so that either side can
+win. False alarms on synonyms alone do not decide: those of exact matching are 100 % by construction.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from polymodal.recipes.metrics.aloha import Recipe
 from polymodal.types import Budget
 
 claim = MetricClaim(
-    sentence="Objects matched by meaning show hallucinations outside a fixed list better than objects matched by word, "
-    "among right captions that use another word.",
+    sentence="Among right captions, half of which use another word for an object, matching objects by meaning detects "
+    "hallucinated ones of all kinds, in and outside of a fixed list, with a better average precision than matching "
+    "them by word.",
     baseline=Recipe(similarity_model="exact"),
     treatment=Recipe(),
     further={
@@ -28,6 +31,8 @@ claim = MetricClaim(
     budget=Budget(examples=400),
     seeds=5,
     metrics=(
+        "mixed/average_precision",
+        "mixed/F1",
         "out_of_list/average_precision_among_synonyms",
         "synonym/false_alarms",
         "in_list/average_precision_among_synonyms",
@@ -42,7 +47,5 @@ claim = MetricClaim(
         "similar/localisation",
         "doubted/changed_scores",
     ),
-    deciding=("out_of_list/average_precision_among_synonyms", "synonym/false_alarms"),
-    margins={"synonym/false_alarms": 0.05},
     paper_results="13.6 % more hallucinated objects found than by CHAIR on HAT, 30.8 % more on nocaps-FOIL",
 )

@@ -38,5 +38,11 @@ claim = Claim(
     ),
     deciding=("test/recommendation/Recall@20", "test/recommendation_from_5/Recall@20"),
     tuning={"learning_rate": (5e-4, 1e-3, 3e-3)},
+    tuned_like={
+        "without graph": "treatment",
+        "without words": "treatment",
+        "without mutual information": "treatment",
+        "one prototype": "baseline",
+    },
     paper_results="Recall@20 on Amazon Baby .1009 against .0703 of MacridVAE (items alone) and .0579 of Multi-VAE",
 )

@@ -9,9 +9,17 @@ from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.recipes.grounding.simvg import Recipe
 from polymodal.types import Budget
 
-# Patches of 16 px, a third of an object's side; the default's 32 px are as large as an object.
-_base = Recipe(batch_size=32, encoder=MultiwayEncoderConfig(patch_size=16))
-TUNING = {"optimizer.learning_rate": (5e-4, 1e-3, 2e-3)}
+# 4 x 4 patches an image; the default's 3 x 3 are as large as an object. After 600 steps a model of this size is still
+# at chance (decoder 24 %, chance 25 %) and makes no use of the image, so that the budget is as long as 12 minutes allow
+# and the tuning short; a run that stays at chance gives no verdict.
+_base = Recipe(
+    batch_size=32,
+    encoder=MultiwayEncoderConfig(image_size=64, patch_size=16),
+    caption_fraction=0.2,
+    optimizer=dataclasses.replace(Recipe.optimizer, learning_rate=2e-3),
+)
+TUNING = {"optimizer.learning_rate": (1e-3, 3e-3)}
+TUNING_FRACTION = 0.2
 CLAUSES = (1, 2, 3, 4)
 claim = Claim(
     sentence="Fusing image and words in the encoder finds what is meant better than fusing them in the decoder of the "
@@ -31,6 +39,7 @@ claim = Claim(
         "test_twitter/referring/decoder/acc@0.5",
     ),
     tuning=TUNING,
+    tuning_fraction=TUNING_FRACTION,
     paper_results="RefCOCO val 90.5 % with the decoder branch of ViT-L/32",
 )
 dwbd = Claim(
@@ -38,9 +47,8 @@ dwbd = Claim(
     "than the ground truth alone.",
     baseline=dataclasses.replace(_base, distill_type="none"),
     treatment=_base,
-    further={"fixed weight": dataclasses.replace(_base, distill_type="fixed")},
     corpus="referring",
-    budget=Budget(steps=1000),
+    budget=Budget(steps=1500),
     seeds=3,
     metrics=(
         "test/referring/token/acc@0.5",
@@ -50,5 +58,6 @@ dwbd = Claim(
         *(f"test/referring/token/{count}_clauses/acc@0.5" for count in CLAUSES),
     ),
     tuning=TUNING,
+    tuning_fraction=TUNING_FRACTION,
     paper_results="the token branch is about 1 point below the decoder; RefCOCO val 93.0 % with two-stage distillation",
 )

@@ -13,6 +13,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.furniture_views import describe_view, furniture_views
 from polymodal.curation.captions import Captioned, CaptionOptions, captioned, write_captions
 from polymodal.encoders.image import ImageEncoderConfig
+from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities.image import to_rgb
 from polymodal.modalities.view_caption import ViewCaption
@@ -49,14 +50,17 @@ def _captioned(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:
         for own, other in (halves, halves[::-1]):
             known = np.flatnonzero(np.isin(owners, [corpus.key(row) for row in other.tolist()]))
             learned = views.with_splits({"train": known})
-            captioner = train(_captioner, learned, Budget(steps=1000), seed=seed)
-            ranker = train(_ranker, learned, Budget(steps=400), seed=seed)
+            captioner = train(_captioner, learned, Budget(steps=600), seed=seed)
+            ranker = train(_ranker, learned, Budget(steps=200), seed=seed)
             yield from captioned(captioner, corpus, np.sort(own), options, ranker)
 
     return write_captions(corpus, folder, training())
 
 
+# Two captioners and two rankers a seed take most of this claim's time: they are as small as the one of `mono_internvl`.
 _captioner = mono_internvl.Recipe(
+    batch_size=16,
+    language_model=LanguageModelConfig(width=64, depth=3, num_heads=4, num_kv_heads=2, mlp_dim=176),
     tile_size=64,
     optimizer=OptimizerConfig(learning_rate=1e-3),
     freeze_llm=False,
@@ -67,21 +71,18 @@ _image, _text = ImageEncoderConfig(image_size=64), TextEncoderConfig()
 _ranker = clip.Recipe(image=_image, text=_text, optimizer=OptimizerConfig(learning_rate=1e-3), word_dropout=0.0)
 _base = Recipe(image=_image, text=_text, clip_fraction=0.0)
 _start = dataclasses.replace(_base, clip_fraction=1.0, clip_corpus="furniture_views")
-TUNING = {"optimizer.learning_rate": (5e-4, 1e-3, 2e-3)}
+TUNING = {"optimizer.learning_rate": (7e-4, 2e-3)}
 claim = Claim(
     sentence="A point encoder that is aligned with twelve views of each object and their captions retrieves objects by "
     "images of any side better than one that is aligned with a single view.",
     baseline=dataclasses.replace(_base, num_views=1),
     treatment=_base,
-    further={
-        "two views": dataclasses.replace(_base, num_views=2),
-        "four views": dataclasses.replace(_base, num_views=4),
-    },
+    further={"four views": dataclasses.replace(_base, num_views=4)},
     start=_start,
-    start_budget=Budget(steps=600),
+    start_budget=Budget(steps=300),
     start_makes=_described,
     corpus="furniture",
-    budget=Budget(steps=300),
+    budget=Budget(steps=250),
     seeds=5,
     metrics=(
         "test/image_to_points/R@1",
@@ -92,6 +93,8 @@ claim = Claim(
         "test/linear_probe_category/accuracy",
     ),
     tuning=TUNING,
+    tuning_fraction=0.4,
+    tuned_like={"four views": "treatment"},
     paper_results="ModelNet40 zero-shot 54.8 % with one view, 58.1 with two, 69.3 with 15, 69.7 with 30",
 )
 captions = Claim(
@@ -99,15 +102,12 @@ captions = Claim(
     "categories, better than one that is aligned with the names of categories.",
     baseline=dataclasses.replace(_base, text_source="category"),
     treatment=_base,
-    further={
-        "names": dataclasses.replace(_base, text_source="names"),
-        "three captions": dataclasses.replace(_base, num_captions=3),
-    },
+    further={"names": dataclasses.replace(_base, text_source="names")},
     start=_start,
-    start_budget=Budget(steps=600),
+    start_budget=Budget(steps=300),
     start_makes=_captioned,
     corpus="furniture",
-    budget=Budget(steps=300),
+    budget=Budget(steps=250),
     seeds=3,
     metrics=(
         "test/zero_shot/concept/top-5",
@@ -119,6 +119,8 @@ captions = Claim(
     ),
     deciding=("test/zero_shot/concept/top-5", "test/zero_shot_category/accuracy"),
     tuning=TUNING,
+    tuning_fraction=0.4,
+    tuned_like={"names": "treatment"},
     paper_results="ModelNet40 zero-shot 69.7 % with captions of BLIP-2, 67.7 of BLIP, 60.4 with names of categories; "
     "three captions of a view 66.7",
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from polymodal.corpora._wordnet import WordNet, wordnet
 from polymodal.corpora.corpus import Corpus
@@ -175,16 +175,24 @@ def hallucination_scores(metric: Metric, corpus: Corpus, max_images: int, seed: 
     judged = _judged(metric, test)
     values = _by_kind(test, judged)
     scenes = {kind: np.array([case.scene for case in test if case.kind == kind]) for kind in KINDS}
+
+    def together(kinds: Sequence[Kind]) -> tuple[np.ndarray, np.ndarray]:
+        """Values and scenes of captions of several kinds."""
+        return np.concatenate([values[kind] for kind in kinds]), np.concatenate([scenes[kind] for kind in kinds])
+
     scores = []
     correct: dict[str, tuple[Kind, ...]] = {
         "average_precision": ("true",),
         "average_precision_among_synonyms": ("true", "synonym"),
     }
     for name, kinds in correct.items():
-        right, scenes_of_right = (np.concatenate([of[kind] for kind in kinds]) for of in (values, scenes))
+        right, scenes_of_right = together(kinds)
         scores += [
             average_precision(f"{kind}/{name}", values[kind], right, scenes[kind], scenes_of_right) for kind in WRONG
         ]
+    (wrong, scenes_of_wrong), (right, scenes_of_right) = together(WRONG), together(("true", "synonym"))
+    scores.append(average_precision("mixed/average_precision", wrong, right, scenes_of_wrong, scenes_of_right))
+    scores.append(f1("mixed/F1", wrong <= threshold, right <= threshold, scenes_of_wrong, scenes_of_right))
     for kind in WRONG:
         those = [(case, one) for case, one in zip(test, judged, strict=True) if case.kind == kind and case.wrong]
         localized = np.array([_localized(one, case.wrong or "", lexicon) for case, one in those], dtype=float)
@@ -230,6 +238,30 @@ def average_precision(
     precision = ratio(rest_wrong, rest_wrong + rest_right) * (1 - of_wrong)
     left_out = ratio(precision.sum(0), (1 - of_wrong).sum(0))
     return Score.from_jackknife(name, value, left_out, len(wrong) / len(every))
+
+
+def f1(
+    name: str,
+    flagged_wrong: Bool[np.ndarray, " wrong"],
+    flagged_right: Bool[np.ndarray, " right"],
+    scenes_of_wrong: Int[np.ndarray, " wrong"],
+    scenes_of_right: Int[np.ndarray, " right"],
+) -> Score:
+    """Twice the flagged wrong captions, divided by all flagged and all wrong ones; chance is that of flagging all. The
+    unit is a scene with all of its captions, left out in turn.
+    """
+    numbers, places = np.unique(np.concatenate([scenes_of_wrong, scenes_of_right]), return_inverse=True)
+    of_wrong, of_right = np.split(places, [len(scenes_of_wrong)])
+    detected, missed, alarms = (
+        np.bincount(of, weights=flags, minlength=len(numbers))
+        for of, flags in ((of_wrong, flagged_wrong), (of_wrong, ~flagged_wrong), (of_right, flagged_right))
+    )
+
+    # The first row counts all scenes; each other one leaves a scene out.
+    detected, missed, alarms = (np.r_[counts.sum(), counts.sum() - counts] for counts in (detected, missed, alarms))
+    value, *left_out = ratio(2 * detected, 2 * detected + missed + alarms)
+    wrong, right = len(scenes_of_wrong), len(scenes_of_right)
+    return Score.from_jackknife(name, float(value), np.array(left_out), 2 * wrong / (2 * wrong + right))
 
 
 def _threshold(values: Mapping[Kind, Float[np.ndarray, " cases"]]) -> float:

@@ -64,10 +64,12 @@ class Video:
                 count = min(count, MAX_PIXELS)
                 wanted = set(sample_evenly(count, self.frames))
                 frames, seconds = [], []
+                # One for all frames: each frame's own would set up the conversion anew, the larger part of the time.
+                to_rgb = av.video.reformatter.VideoReformatter()
                 for index, frame in enumerate(container.decode(stream)):
                     if index in wanted:
                         _check_size(frame.width, frame.height)
-                        frames.append(frame.to_ndarray(format="rgb24"))
+                        frames.append(to_rgb.reformat(frame, format="rgb24").to_ndarray())
                         seconds.append(float(frame.time or 0))
                     if index >= max(wanted, default=0):
                         break

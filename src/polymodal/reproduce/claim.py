@@ -99,9 +99,9 @@ def reproduce(
         if claim.start is not None:
             start = Start(claim.start, claim.start_budget or budget, claim.start_makes, claim.start_scored)
         if tune:
-            folder = Path(out) / "tuning"
-            arms, tuning = tuned(arms, claim.tuning, corpus, budget, folder, claim.deciding_metrics, start, trust_code)
-        comparison = compare(arms, corpus, budget, seeds, out, display, start, jobs, trust_code, steps)
+            arms, tuning = tuned(arms, claim, corpus, budget, Path(out) / "tuning", start, trust_code)
+        fractions = claim.budget_fractions
+        comparison = compare(arms, corpus, budget, seeds, out, display, start, jobs, trust_code, steps, fractions)
     result = with_history(claim_record(spec, claim, comparison) | {"tuning": tuning}, Path(out), previous)
     write_json(Path(out) / CLAIM, result)
     return result, comparison

@@ -137,7 +137,11 @@ def how_tuned(result: Mapping[str, Any]) -> str:
     best = ", ".join(
         f"{label} {', '.join(_value(value) for value in values.values())}" for label, values in tuning["best"].items()
     )
-    return f"All arms are tuned alike: the best of {tried} by {tuning['metric']} is taken for each ({best})."
+    budget = f" after {tuning['budget']}" if "budget" in tuning else ""
+    like = "".join(f"; {label} has the values of {other}" for label, other in tuning.get("tuned_like", {}).items())
+    return (
+        f"All arms are tuned alike: the best of {tried} by {tuning['metric']}{budget} is taken for each ({best}{like})."
+    )
 
 
 def _value(value: Any) -> str:

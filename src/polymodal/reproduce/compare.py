@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -75,6 +75,7 @@ def compare(
     jobs: int = 1,
     trust_code: bool = False,
     steps: Mapping[str, int] | None = None,
+    budget_fractions: Mapping[str, float] = MappingProxyType({}),
 ) -> ComparisonResult:
     """Train and score every arm at every seed; finished runs in `out` are not run again.
 
@@ -86,6 +87,7 @@ def compare(
     next of several GPUs; needs `out`, and a corpus that its `choices` open again.
     trust_code: of finished runs in `out`, see `load_run`.
     steps: of each arm by its label, in place of those that the budget would give (`timing.recorded_steps`).
+    budget_fractions: of the budget, for arms that train for less of it, by label.
     Raises UserError for fewer than one arm, two arms of the same name, or a folder that holds other runs.
     """
     named = [arm if isinstance(arm, Arm) else Arm(_label(arm), arm) for arm in arms]
@@ -101,7 +103,7 @@ def compare(
         raise UserError("--jobs is at least 1.")
     if jobs > 1 and directory is None:
         raise UserError("Several jobs need a folder for their runs; give out.")
-    plan = _Plan(named, {}, start, directory, trust_code)
+    plan = _Plan(named, {}, start, directory, trust_code, budget_fractions)
     display = display or Display([START] * (start is not None) + [arm.label for arm in named], every, budget)
     trials, starts = [], []
     with display, tempfile.TemporaryDirectory() as unkept:
@@ -156,6 +158,7 @@ class _Plan:
     start: Start | None
     directory: Path | None
     trust_code: bool = False
+    budget_fractions: Mapping[str, float] = field(default_factory=dict)
 
     def in_steps(
         self,
@@ -181,10 +184,10 @@ class _Plan:
                 with _resumable(self.directory):
                     begin = plan.beginning(corpus, seeds[0], display, unkept)
         timed = [TimedArm(arm.label, arm.recipe, begin.corpus, begin.tokenizer, begin.weights) for arm in self.arms]
-        return replace(
-            plan,
-            budgets=dict(plan.budgets) | budgets_in_steps(timed, budget, seeds, self.directory, display, jobs, given),
-        )
+        budgets = budgets_in_steps(timed, budget, seeds, self.directory, display, jobs, given)
+        if given is None:  # recorded steps are those of the fraction already
+            budgets = {label: one.scaled(self.budget_fractions.get(label, 1.0)) for label, one in budgets.items()}
+        return replace(plan, budgets=dict(plan.budgets) | budgets)
 
     def folder(self, arm: Arm, seed: int) -> Path | None:
         return self.directory / "runs" / arm.folder / f"seed-{seed}" if self.directory else None
@@ -210,7 +213,14 @@ class _Plan:
         return _Beginning(run.model, corpus, getattr(run.processor, "tokenizer", None), scores)
 
     def trained(
-        self, arm: Arm, corpus: Corpus, seed: int, begin: _Beginning, watcher: ProgressReporter, folder: Path | None
+        self,
+        arm: Arm,
+        corpus: Corpus,
+        seed: int,
+        begin: _Beginning,
+        watcher: ProgressReporter,
+        folder: Path | None,
+        validations: int = 8,
     ) -> Run:
         """Train an arm on what the arms have in common, with the comparison's corpus for validation."""
         return train(
@@ -223,6 +233,7 @@ class _Plan:
             weights_like=begin.weights,
             tokenizer=begin.tokenizer,
             validate=validation(corpus),
+            validations=validations,
             on_step=watcher.on_step(arm.label, seed),
             trust_code=self.trust_code,
         )

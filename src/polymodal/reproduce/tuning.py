@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from polymodal.claim import Claim
 from polymodal.corpora.corpus import Corpus
 from polymodal.errors import UserError
 from polymodal.evaluation import validation
@@ -52,42 +53,46 @@ def grid(tuning: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
 
 def tune(
     arms: Sequence[Arm],
-    tuning: Mapping[str, Sequence[Any]],
+    claim: Claim,
     corpus: Corpus,
     budget: Budget,
     out: Path,
-    deciding: Sequence[str],
     start: Start | None = None,
     trust_code: bool = False,
 ) -> tuple[list[Arm], dict[str, Any]]:
-    """Train every arm with every combination of values, at a seed of its own; the arms with their best, and the record.
+    """Train arms with every combination of values, at a seed of their own; return all arms with their best, and the
+    record.
 
-    The best is that with the best validation metric at the end of its budget: the first of `deciding` that is logged,
-    else the headline metric. No test split is read. Finished runs in `out` are not made again; writes `tuning.json`.
+    A run has `claim.tuning_fraction` of the budget. The best is that with the best validation metric at the end: the
+    first deciding metric that is logged, else the headline metric. Arms in `claim.tuned_like` take the best of another
+    one. No test split is read. Finished runs in `out` are not made again; writes `tuning.json`.
     Raises UserError without values, or without a validation split.
     """
-    check_grid(tuning)
+    check_grid(claim.tuning)
+    budget = budget.scaled(claim.tuning_fraction)
+    tuned_arms = [arm for arm in arms if arm.label not in claim.tuned_like]
     if validation(corpus) is None:
         raise UserError(f"Tuning needs a validation split, which '{corpus.name}' has not.")
-    display = Display([arm.label for arm in arms] + [START] * (start is not None), [SEED], budget)
+    display = Display([arm.label for arm in tuned_arms] + [START] * (start is not None), [SEED], budget)
     with display:
-        plan = _Plan(list(arms), {}, start, out, trust_code)
+        plan = _Plan(tuned_arms, {}, start, out, trust_code, claim.budget_fractions)
         plan = plan.in_steps(corpus, budget, [SEED], display, out, jobs=1, given=None)
         with _resumable(out):
             begin = plan.beginning(corpus, SEED, display, out)
     tried: dict[str, list[dict[str, Any]]] = {}
     kinds: dict[str, dict[str, Any]] = {}
-    for arm in arms:
+    for arm in tuned_arms:
         tried[arm.label] = []
-        for number, values in enumerate(grid(tuning)):
+        for number, values in enumerate(grid(claim.tuning)):
             display = Display([arm.label], [SEED], plan.budgets[arm.label])
             with display, _resumable(out):
                 folder = out / arm.folder / f"{number}"
-                run = plan.trained(_with_values(arm, values), corpus, SEED, begin, display, folder)
+                tuned = _with_values(arm, values)
+                run = plan.trained(tuned, corpus, SEED, begin, display, folder, validations=1)
             looks = [entry["validation"] for entry in run.history if "validation" in entry]
             kinds |= run.record.get("metrics", {})
             tried[arm.label].append({"values": values, "validation": looks[-1] if looks else {}})
-    metric = _metric(tried, kinds, deciding)
+    metric = _metric(tried, kinds, claim.deciding_metrics)
     higher = kinds.get(metric, {}).get("higher_is_better", True)
 
     def quality(one: Mapping[str, Any]) -> float:
@@ -95,8 +100,11 @@ def tune(
         return value if math.isfinite(value) else -math.inf
 
     best = {label: max(every, key=quality)["values"] for label, every in tried.items()}
+    best |= {label: best[other] for label, other in claim.tuned_like.items()}
     record = {
-        "grid": {name: list(values) for name, values in tuning.items()},
+        "grid": {name: list(values) for name, values in claim.tuning.items()},
+        "budget": str(budget),
+        "tuned_like": dict(claim.tuned_like),
         "metric": metric,
         "higher_is_better": higher,
         "seed": SEED,

@@ -68,7 +68,8 @@ class Recipe(MonolithRecipe):
     """Initialize visual experts as copies of the text's MLPs in the first stage with images; off when --init names a
     run that has trained them."""
     staged: bool = True
-    """EViP's order of S1.1 to S1.3; without, one stage mixes their data at random in the same proportions."""
+    """EViP's order of the data of S1.1 to S1.3; without, each of these stages mixes the data of all three at random in
+    the same proportions, and trains what it trains with the order."""
     text_corpus: str = ""
     """Built-in corpus whose texts the language model learns from first; by default the run's own."""
     concept_corpus: str = ""
@@ -110,7 +111,7 @@ class Recipe(MonolithRecipe):
             Stage("alignment", evip[2], tasks, batch="task_batch"),
         ]
         if not self.staged:
-            stages = [Stage("mixture", sum(evip), tasks, batch="mixed_batch")]
+            stages = [replace(stage, corpus=None, batch="mixed_batch") for stage in stages]
         stages.append(Stage("instructions", instructions, lr_scale=0.4))
         if self.visual_experts and self.copy_llm_mlps:  # in the first stage with images that has a share
             first = next((number for number, stage in enumerate(stages) if stage.fraction), 0)
