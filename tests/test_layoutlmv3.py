@@ -183,7 +183,7 @@ def test_stages_follow_the_tasks() -> None:
         assert all(dataclasses.replace(arm, use_mim=True, use_wpa=True) == one.treatment for arm in arms)
 
 
-def test_what_has_not_been_learned_is_not_scored(pages: Corpus, processor: Processor) -> None:
+def test_what_has_not_been_learned_is_not_scored(corpus: Corpus, processor: Processor) -> None:
     """The claim measured patches, by the fields in them, after all arms had been fine-tuned on fields; a model without
     fine-tuning was scored, and validated, by a head for fields that had not learned."""
     stages = [[stage.name for stage in active_stages(one.treatment)] for one in (claim, fields)]
@@ -193,6 +193,6 @@ def test_what_has_not_been_learned_is_not_scored(pages: Corpus, processor: Proce
     found = {}
     for fraction in (0.0, 0.5):
         model = method(processor, dataclasses.replace(TINY, finetune_fraction=fraction))
-        found[fraction] = [*validation(pages)(model, processor)]
+        found[fraction] = [*validation(corpus)(model, processor)]
     assert found[0.0] == ["validation/word_to_patch/hit_rate"]
     assert found[0.5] == ["validation/fields/entity_f1", "validation/fields/word_accuracy"]

@@ -103,7 +103,7 @@ def compare(
         raise UserError("--jobs is at least 1.")
     if jobs > 1 and directory is None:
         raise UserError("Several jobs need a folder for their runs; give out.")
-    plan = _Plan(named, {}, start, directory, trust_code, budget_fractions)
+    plan = _Plan(named, {}, start, directory, trust_code, dict(budget_fractions))
     display = display or Display([START] * (start is not None) + [arm.label for arm in named], every, budget)
     trials, starts = [], []
     with display, tempfile.TemporaryDirectory() as unkept:
