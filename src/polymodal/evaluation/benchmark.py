@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.loader import Reader
 from polymodal.errors import UserError, unknown
 from polymodal.evaluation import benchmarks
-from polymodal.evaluation.evaluate import Scored, cached_features, scored_by
+from polymodal.evaluation.evaluate import Scored, cached_features, inputs_of, scored_by
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.training.parallel import register_forward_methods
 from polymodal.training.run import Run
@@ -27,8 +26,7 @@ class Benchmark:
 
     source: where the protocol was published. data: what `--data` is, in a few words. format: the name of the format of
     `corpora.formats` that reads it, or "" to find it by looking. splits: names of the splits that are scored, as far as
-    the files have them; without any of them, every example is. task: its scores and protocol. columns: modalities that
-    the data must have.
+    the files have them; without any of them, every example is. task: its scores, protocol and requirements.
     """
 
     title: str
@@ -61,7 +59,7 @@ def score_on_benchmark(
     """
     benchmark = find_benchmark(name)
     corpus = benchmark.on(corpus, split)
-    inputs = TaskInputs(run.model, run.processor, Reader(corpus, run.processor), run.recipe, tuple(templates))
+    inputs = inputs_of(run, corpus, templates=templates)
     _check(name, benchmark, run, inputs)
     register_forward_methods(run.model, benchmark.task.forward_methods)
     with cached_features(run):

@@ -51,10 +51,15 @@ def evaluate_with_protocols(
     run: Run, corpus: Corpus, reader: Reader | None = None, templates: Sequence[str] = ()
 ) -> list[Scored]:
     """Compute the scores as `evaluate` does, each with its protocol."""
-    reader = reader or Reader(corpus, run.processor)
-    inputs = TaskInputs(run.model, run.processor, reader, run.recipe, tuple(templates))
+    inputs = inputs_of(run, corpus, reader, templates)
     with cached_features(run):
         return [scored for task in applicable_tasks(inputs) for scored in scored_by(task, inputs)]
+
+
+def inputs_of(run: Run, corpus: Corpus, reader: Reader | None = None, templates: Sequence[str] = ()) -> TaskInputs:
+    """What tasks get of a run and a corpus, which may lack texts and annotations that the run was trained on."""
+    reader = reader or Reader(corpus, run.processor.for_evaluation_on(corpus))
+    return TaskInputs(run.model, run.processor, reader, run.recipe, tuple(templates))
 
 
 def scored_by(task: Task, inputs: TaskInputs) -> list[Scored]:
@@ -74,7 +79,7 @@ def write_plots(run: Run, corpus: Corpus, folder: Path) -> list[Path]:
 
     Raises UserError when the folder cannot be written.
     """
-    inputs = TaskInputs(run.model, run.processor, Reader(corpus, run.processor), run.recipe)
+    inputs = inputs_of(run, corpus)
     names = {id(task): name for name, task in tasks.entries().items()}
     written = []
     try:

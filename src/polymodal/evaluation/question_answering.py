@@ -57,7 +57,7 @@ def question_scores(
         _accuracy_of_each(answered(method, processor, item, shown, [question.question for _, question in pairs]), pairs)
         for shown in ([example[item] for example, _ in pairs], [other[id(one)][item] for one, _ in pairs])
     )
-    usual = most_frequent_answers(reader.corpus)
+    usual = most_frequent_answers(reader.corpus, split="train" if len(reader.corpus.splits.get("train", ())) else split)
     by_chance = [question_accuracy(usual.get(question.kind, ""), question) for _, question in pairs]
     places: dict[str, list[int]] = defaultdict(list)
     for place, (_, question) in enumerate(pairs):
@@ -140,11 +140,11 @@ def question_lines(
     return lines
 
 
-def most_frequent_answers(corpus: Corpus, max_examples: int = 4000) -> dict[str, str]:
-    """Kind of question -> its most frequent training answer."""
+def most_frequent_answers(corpus: Corpus, max_examples: int = 4000, split: str = "train") -> dict[str, str]:
+    """Kind of question -> its most frequent answer in a split."""
     column = corpus.column_with(Questions)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for stored in corpus.raw_values(corpus.sample("train", max_examples), column):
+    for stored in corpus.raw_values(corpus.sample(split, max_examples), column):
         for question in corpus.columns[column].decode(stored):
             counts[question.kind][question.answer] += 1
     return {kind: counter.most_common(1)[0][0] for kind, counter in counts.items()}
@@ -161,7 +161,11 @@ def question_accuracy(text: str, question: Question) -> float:
     """VQA accuracy for several references; for one, whether the text is the same but for case and full stops."""
     if len(question.references) > 1:
         return vqa_accuracy(text, question.references)
-    return float(normalized_answer(text) == normalized_answer(question.references[0]))
+    return float(_same(text, question.references[0]))
+
+
+def _same(one: str, other: str) -> bool:
+    return normalized_answer(one) == normalized_answer(other)
 
 
 def question_protocol(inputs: Any) -> dict[str, Any]:
@@ -171,5 +175,5 @@ def question_protocol(inputs: Any) -> dict[str, Any]:
         "questions": "one of each kind per example",
         "one_reference": "exact match, ignoring case and full stops around the answer",
         "several_references": VQA_ACCURACY,
-        "chance": "the most frequent training answer of each kind",
+        "chance": "the most frequent training answer of each kind, or test answer without a training split",
     }

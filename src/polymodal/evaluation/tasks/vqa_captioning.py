@@ -38,10 +38,14 @@ class CanWrite(CanGenerateText, HasLikelihood, Protocol):
 def written_scores(
     method: nn.Module, processor: Processor, reader: Reader, split: str, max_examples: int | None = None
 ) -> list[Score]:
-    """Captions, and questions where the corpus has them. max_examples: with questions."""
+    """Captions and questions, as far as the corpus has them. max_examples: with questions.
+
+    Without a training split, captions are not scored, as chance is measured there.
+    """
     has_questions = reader.corpus.has_modality(Questions)
     scores = question_scores(method, processor, reader, split, max_examples) if has_questions else []
-    return scores + caption_scores(method, processor, reader, split)
+    has_captions = reader.corpus.has_modality(Text) and len(reader.corpus.splits.get("train", ()))
+    return scores + (caption_scores(method, processor, reader, split) if has_captions else [])
 
 
 def object_hallucination_scores(
@@ -100,7 +104,7 @@ def _words(text: str) -> str:
 
 def _split_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
     scores = written_scores(method, processor, reader, split)
-    if reader.corpus.has_modality(Regions):
+    if reader.corpus.has_modality(Regions) and len(reader.corpus.splits.get("train", ())):
         scores += object_hallucination_scores(method, processor, reader, split)
     return scores
 
@@ -130,7 +134,7 @@ def plot(inputs: TaskInputs) -> Panels:
 
 task = Task(
     capability=CanWrite,
-    requires=((Image, Text),),
+    requires=((Image, Text), (Image, Questions)),
     order=140,
     score=lambda inputs: inputs.over_test_splits(_split_scores),
     validate=_validate,
