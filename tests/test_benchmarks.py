@@ -120,6 +120,13 @@ class Writer(nn.Module):
         return [self.ids] * len(batch["prompts"])
 
 
+class LikelyWriter(Writer):
+    """As a language model, it has likelihoods as well."""
+
+    def log_likelihood(self, batch: Any) -> torch.Tensor:
+        return torch.zeros(len(batch["prompts"]))
+
+
 def test_benchmarks_are_the_files_of_the_folder() -> None:
     folder = Path(benchmarks.__file__).parent
     assert benchmarks.names() == sorted(file.stem.replace("_", "-") for file in folder.glob("[!_]*.py"))
@@ -244,6 +251,17 @@ def test_vqa_scores_all_questions_against_ten_answers(corpus: Corpus) -> None:
     assert relaxed.score.value == pytest.approx(1 / 2)
 
 
+def test_questions_are_scored_without_captions_and_without_training_examples(corpus: Corpus) -> None:
+    run = run_of(mono_internvl.Recipe.tiny(), corpus, lambda processor: LikelyWriter(processor, "red"))
+    questions = only(corpus, "image", "questions")
+    scores = {one.score.name: one for one in evaluate_with_protocols(run, questions)}
+    accuracy = scores["test/vqa/other/accuracy"]
+    assert accuracy.score.value == pytest.approx(1 / 4 * 1 + 3 / 4 * 0.3)
+    assert scores["test/vqa/yes/no/accuracy"].score.chance == 1
+    assert "leaving out each reference" in accuracy.protocol["several_references"]
+    assert not any("captions" in name for name in scores)
+
+
 def test_captions_are_scored_against_all_references(corpus: Corpus) -> None:
     run = run_of(mono_internvl.Recipe.tiny(), corpus, lambda processor: Writer(processor, "a red square"))
     scores = score_on_benchmark("coco-captions", run, corpus)
@@ -260,6 +278,15 @@ def test_referring_expressions_are_scored_on_each_of_their_splits(corpus: Corpus
     assert scores[0].score.name.endswith("acc@0.5")
     assert {one.score.name.split("/")[0] for one in scores} == {"test_validation", "test_testA", "test_testB"}
     assert scores[0].protocol["examples"] == {"test_validation": 4, "test_testA": 6, "test_testB": 10}
+
+
+def test_splits_that_are_made_are_no_published_splits(corpus: Corpus) -> None:
+    made = corpus.with_splits({"train": np.arange(10), "validation": np.arange(10, 12), "test": np.arange(12, 16)})
+    refcoco = find_benchmark("refcoco")
+    assert {name: len(rows) for name, rows in refcoco.on(made).splits.items()} == {"test": ROWS}
+    assert {name: len(rows) for name, rows in refcoco.on(made, "test").splits.items()} == {"test": 4}
+    stated = corpus.with_splits({"train": np.arange(10), "testB": np.arange(10, 16)})
+    assert {name: len(rows) for name, rows in refcoco.on(stated).splits.items()} == {"test": 6}
 
 
 def test_speech_is_scored_against_raw_transcripts(corpus: Corpus) -> None:

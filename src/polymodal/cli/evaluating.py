@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from polymodal import source
 from polymodal.cli._flags import Arguments, JsonOptions, RunOptions, parse, positional, run_and_corpus
 from polymodal.cli._printing import print_json, print_table, terminal, waiting
-from polymodal.errors import UserError
+from polymodal.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from polymodal.evaluation import Scored
 
+BENCHMARKS = Path(source.__file__).parent / "evaluation" / "benchmarks"  # importing it would import torch
 USAGE = "evaluate RUN [--corpus NAME | --data PATH] [--benchmark NAME] [--plot FOLDER] [--json] [--out FILE]"
 
 
@@ -29,7 +31,7 @@ def evaluate(arguments: Arguments) -> None:
         """Benchmark whose protocol to follow on its published files, given with --data: chartqa, coco-captions,
         coco-retrieval, docvqa, flickr30k, imagenet-zeroshot, librispeech, refcoco or vqav2."""
         split: str | None = None
-        """Split that the benchmark scores, or `all` for every example; by default its own."""
+        """Split that the benchmark scores; by default every example, or the published splits that the files name."""
         template: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
         """Prompt template for zero-shot classification, such as "a photo of a {}."; repeat it for several."""
         templates: str | None = None
@@ -41,13 +43,11 @@ def evaluate(arguments: Arguments) -> None:
 
     options = parse(Options, rest, "evaluate RUN", evaluate)
     _check(options)
-    from polymodal.evaluation import evaluate_with_protocols, write_plots
-    from polymodal.evaluation.benchmark import find_benchmark, score_on_benchmark
-    from polymodal.evaluation.prompt_templates import checked_templates
+    templates = source.find("polymodal.evaluation.prompt_templates", "checked_templates")(
+        options.template, options.templates
+    )
+    from polymodal.evaluation import evaluate_with_protocols, score_on_benchmark, write_plots
 
-    templates = checked_templates(options.template, options.templates)
-    if options.benchmark is not None:
-        find_benchmark(options.benchmark)  # before anything is read
     run, corpus = run_and_corpus(path, options)
     with waiting(f"Scoring {path} on {options.benchmark or corpus.name}"):
         if options.benchmark is None:
@@ -69,7 +69,10 @@ def evaluate(arguments: Arguments) -> None:
 
 
 def _check(options: Any) -> None:
-    """Raise UserError for options that contradict each other."""
+    """Raise UserError for an unknown benchmark, and for options that contradict each other."""
+    benchmarks = {file.stem.replace("_", "-") for file in BENCHMARKS.glob("[!_]*.py")}
+    if options.benchmark is not None and options.benchmark not in benchmarks:
+        raise unknown("benchmark", options.benchmark, benchmarks)
     if options.benchmark is None:
         if options.split is not None:
             raise UserError("--split is of a benchmark: name one with --benchmark.")

@@ -18,6 +18,7 @@ from polymodal.training.parallel import register_forward_methods
 from polymodal.training.run import Run
 
 ALL = "all"
+MADE = {"train", "validation", "test"}  # the splits of files that name none
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class Benchmark:
     """One benchmark, found as the value `benchmark` of a file of `evaluation/benchmarks`.
 
     source: where the protocol was published. data: what `--data` is, in a few words. format: the name of the format of
-    `corpora.formats` that reads it, or "" to find it by looking. splits: names of the splits that are scored, as far as
-    the files have them; without any of them, every example is. task: its scores, protocol and requirements.
+    `corpora.formats` that reads it, or "" to find it by looking. splits: the published splits that are scored where the
+    files name them; all examples are where they name none, as the splits are then made and mean nothing. task: its
+    scores, protocol and requirements.
     """
 
     title: str
@@ -41,7 +43,8 @@ class Benchmark:
 
         split: the name of one, or "all" for every example. Raises UserError for a name that the corpus does not have.
         """
-        names = [name for name in self.splits if len(corpus.splits.get(name, ()))]
+        stated = set(corpus.splits) - MADE
+        names = [name for name in self.splits if stated and len(corpus.splits.get(name, ()))]
         if split == ALL or (split is None and not names):
             return corpus.with_splits({"test": np.arange(len(corpus))})
         if split is not None or len(names) == 1:
@@ -76,10 +79,10 @@ def replace_protocol(scored: Scored, about: dict[str, Any]) -> Scored:
 
 def find_benchmark(name: str) -> Benchmark:
     """Return the benchmark of this name. Raises UserError with the nearest one for an unknown name."""
-    known = benchmarks.entries()
-    if name not in known:
-        raise unknown("benchmark", name, known)
-    return known[name]
+    entries = benchmarks.entries()
+    if name not in entries:
+        raise unknown("benchmark", name, entries)
+    return entries[name]
 
 
 def _examples(corpus: Corpus) -> Any:

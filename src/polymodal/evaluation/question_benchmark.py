@@ -39,7 +39,7 @@ def _split_scores(metric: str, accuracy: AnswerAccuracy, inputs: TaskInputs, spl
     shown = [examples[number][item] for number in unit.tolist()]
     texts = answered(inputs.method, inputs.processor, item, shown, [one.question for one in questions])
     right = np.array([accuracy(text, one.references) for text, one in zip(texts, questions, strict=True)])
-    usual = most_frequent_reference(questions)
+    usual = majority_reference(questions)
     by_chance = np.array([accuracy(usual, one.references) for one in questions])
     scores = [Score.per_cluster(f"{split}/vqa/{metric}", right, unit, float(by_chance.mean()))]
     places: dict[str, list[int]] = defaultdict(list)
@@ -51,7 +51,7 @@ def _split_scores(metric: str, accuracy: AnswerAccuracy, inputs: TaskInputs, spl
     return scores
 
 
-def most_frequent_reference(questions: Sequence[Question]) -> str:
+def majority_reference(questions: Sequence[Question]) -> str:
     """The answer that most questions have as their most frequent reference."""
     counts = Counter(Counter(one.references).most_common(1)[0][0] for one in questions)
     return counts.most_common(1)[0][0]

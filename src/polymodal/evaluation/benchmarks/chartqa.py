@@ -15,7 +15,6 @@ benchmark = Benchmark(
     title="ChartQA",
     source="arXiv:2203.10244, section 5.1",
     data="questions with answers and chart images",
-    splits=("test",),
     task=replace(
         vqav2.task,
         score=partial(answer_scores, "relaxed_accuracy", relaxed_accuracy),

@@ -27,6 +27,5 @@ benchmark = Benchmark(
     source="arXiv:1412.2306; github.com/LAION-AI/CLIP_benchmark",
     data="captions_val2014.json or the 5000 test images of Karpathy's split",
     format="coco",
-    splits=("test",),
     task=task,
 )

@@ -15,7 +15,6 @@ benchmark = Benchmark(
     title="DocVQA",
     source="arXiv:2007.00398; rrc.cvc.uab.es/?ch=17",
     data="the official questions with their answers and page images",
-    splits=("test",),
     task=replace(
         vqav2.task,
         score=partial(answer_scores, "ANLS", anls),

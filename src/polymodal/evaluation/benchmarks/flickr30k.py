@@ -9,6 +9,5 @@ benchmark = Benchmark(
     title="Flickr30k retrieval",
     source="arXiv:1412.2306; github.com/LAION-AI/CLIP_benchmark",
     data="the captions of the 1000 test images of Karpathy's split",
-    splits=("test",),
     task=coco_retrieval.task,
 )

@@ -27,6 +27,5 @@ benchmark = Benchmark(
     source="arXiv:1612.00837; github.com/GT-Vision-Lab/VQA",
     data="the official questions with their annotations of ten answers",
     format="vqa",
-    splits=("test",),
     task=task,
 )
