@@ -25,17 +25,15 @@ MADE = {"train", "validation", "test"}  # the splits of files that name none
 class Benchmark:
     """One benchmark, found as the value `benchmark` of a file of `evaluation/benchmarks`.
 
-    source: where the protocol was published. data: what `--data` is, in a few words. format: the name of the format of
-    `corpora.formats` that reads it, or "" to find it by looking. splits: the published splits that are scored where the
-    files name them; all examples are where they name none, as the splits are then made and mean nothing. task: its
-    scores, protocol and requirements.
+    source: where the protocol was published. data: what `--data` is, in a few words; its format is found by looking at
+    the files. splits: the published splits that are scored where the files name them; all examples are where they name
+    none, as the splits are then made and mean nothing. task: its scores, protocol and requirements.
     """
 
     title: str
     source: str
     data: str
     task: Task
-    format: str = ""
     splits: tuple[str, ...] = ()
 
     def on(self, corpus: Corpus, split: str | None = None) -> Corpus:
@@ -68,6 +66,7 @@ def score_on_benchmark(
     with cached_features(run):
         scores = scored_by(benchmark.task, inputs)
     about = {"benchmark": benchmark.title, "source": benchmark.source, "examples": _examples(corpus)}
+    about |= {"unreadable": len(inputs.reader.skipped)} if inputs.reader.skipped else {}
     in_order = sorted(scores, key=lambda one: one.score.headline if one.score.headline is not None else np.inf)
     return [replace_protocol(one, about) for one in in_order]
 

@@ -13,7 +13,6 @@ benchmark = Benchmark(
     title="COCO captions",
     source="arXiv:1504.00325; github.com/salaniz/pycocoevalcap",
     data="captions_val2014.json or the 5000 test images of Karpathy's split",
-    format="coco",
     task=Task(
         capability=CanGenerateText,
         requires=((Image, Text),),

@@ -26,6 +26,5 @@ benchmark = Benchmark(
     title="COCO retrieval",
     source="arXiv:1412.2306; github.com/LAION-AI/CLIP_benchmark",
     data="captions_val2014.json or the 5000 test images of Karpathy's split",
-    format="coco",
     task=task,
 )

@@ -50,7 +50,6 @@ benchmark = Benchmark(
     title="ImageNet zero-shot classification",
     source="arXiv:2103.00020, section 3.1.4; github.com/openai/CLIP",
     data="the folder of the validation images, with a folder a class (n01440764 ... or names)",
-    format="imagefolder",
     task=replace(
         zero_shot_classification.task,
         requires=((Image,),),

@@ -11,7 +11,6 @@ benchmark = Benchmark(
     title="RefCOCO referring expressions",
     source="arXiv:1608.00272; github.com/lichengunc/refer",
     data="referring expressions with one box each",
-    format="refcoco",
     splits=("val", "validation", "testA", "testB", "test"),
     task=replace(
         referring.task,

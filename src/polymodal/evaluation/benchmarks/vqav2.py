@@ -26,6 +26,5 @@ benchmark = Benchmark(
     title="VQA v2",
     source="arXiv:1612.00837; github.com/GT-Vision-Lab/VQA",
     data="the official questions with their annotations of ten answers",
-    format="vqa",
     task=task,
 )
