@@ -166,6 +166,23 @@ def test_retrieval_takes_five_captions_an_image_in_both_directions(embedding: Ru
     assert len(scores[3].score.clusters) == ROWS
 
 
+def test_rows_of_one_image_with_a_caption_each_are_one_image(embedding: Run, corpus: Corpus) -> None:
+    """As in CSV files of pairs, where an image stands in five rows."""
+    rows = [
+        {"image": stored(number)["image"], "text": [text]}
+        for number in range(ROWS)
+        for text in stored(number)["text"][:5]
+    ]
+    table = pa.table({name: pa.array([row[name] for row in rows], TYPES[name]) for name in ("image", "text")})
+    columns = {name: corpus.columns[name] for name in ("image", "text")}
+    pairs = dataclasses.replace(corpus, table=table, columns=columns, label=None, splits={})
+    found = score_on_benchmark("coco-retrieval", embedding, pairs)
+    wanted = score_on_benchmark("coco-retrieval", embedding, corpus)
+    assert [one.score.value for one in found] == pytest.approx([one.score.value for one in wanted])
+    assert found[0].protocol["images"] == {"test": ROWS}
+    assert found[0].protocol["captions_per_image"] == {"test": 5.0}
+
+
 def test_a_benchmark_scores_the_split_that_is_named(embedding: Run, corpus: Corpus) -> None:
     assert score_on_benchmark("flickr30k", embedding, corpus, "testA")[0].protocol["examples"] == 6
     assert score_on_benchmark("flickr30k", embedding, corpus, "all")[0].protocol["examples"] == ROWS

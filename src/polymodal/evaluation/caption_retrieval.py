@@ -6,7 +6,9 @@ is. An equal caption of another image is wrong, unlike in the task `cross_modal_
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,33 +67,53 @@ def caption_retrieval_scores(inputs: TaskInputs) -> list[Score]:
     assert inputs.item is not None
     scores = []
     for split in inputs.test_splits:
-        items = inputs.item_vectors(split)
-        texts, owner = _captions(inputs, split)
-        vectors = embed(inputs.method, inputs.processor, text=texts)["text"]
-        scores += caption_recalls(split, inputs.item, items.vectors, vectors, owner)
+        captions = SplitCaptions.of(inputs, split)
+        items = inputs.item_vectors(split).vectors[torch.from_numpy(captions.items)]
+        vectors = embed(inputs.method, inputs.processor, text=captions.texts)["text"]
+        scores += caption_recalls(split, inputs.item, items, vectors, captions.owner)
     return scores
 
 
-def _captions(inputs: TaskInputs, split: str) -> tuple[list[str], np.ndarray]:
-    """The first captions of each item in the main language, and the number of each one's item."""
-    language = main_language(inputs.corpus)
-    texts, owner = [], []
-    for number, example in enumerate(inputs.item_vectors(split).examples):
-        of_item = [caption.text for caption in example["text"] if language in (None, caption.language)][:CAPTIONS]
-        texts += of_item
-        owner += [number] * len(of_item)
-    if not texts:
-        raise UserError(f"The split '{split}' has no caption in the language '{language}'.")
-    return texts, np.array(owner, dtype=np.int64)
+@dataclass(frozen=True)
+class SplitCaptions:
+    """The captions of a split that are compared. Rows with the same stored item, such as a file, are one item.
+
+    items: numbers of examples, the first of each item. owner: which of the items a text belongs to.
+    """
+
+    items: Int[np.ndarray, " items"]
+    texts: list[str]
+    owner: Int[np.ndarray, " texts"]
+
+    @classmethod
+    def of(cls, inputs: TaskInputs, split: str) -> SplitCaptions:
+        """The first captions of each item in the main language. Raises UserError when there are none."""
+        language = main_language(inputs.corpus)
+        read = inputs.item_vectors(split)
+        captions: dict[bytes, list[str]] = {}
+        firsts = []
+        for number, (row, example) in enumerate(zip(read.rows.tolist(), read.examples, strict=True)):
+            stored = repr(inputs.corpus.raw(row, inputs.item_column)).encode()
+            key = hashlib.sha256(stored).digest()
+            if key not in captions:
+                captions[key] = []
+                firsts.append(number)
+            captions[key] += [one.text for one in example["text"] if language in (None, one.language)]
+        kept = [of_item[:CAPTIONS] for of_item in captions.values()]
+        if not any(kept):
+            raise UserError(f"The split '{split}' has no caption in the language '{language}'.")
+        owner = np.repeat(np.arange(len(kept)), [len(of_item) for of_item in kept])
+        return cls(np.array(firsts), [text for of_item in kept for text in of_item], owner)
 
 
 def caption_retrieval_protocol(inputs: TaskInputs) -> Mapping[str, Any]:
     """What the recalls depend on."""
-    counts = {split: np.bincount(_captions(inputs, split)[1]) for split in inputs.test_splits}
+    captions = {split: SplitCaptions.of(inputs, split) for split in inputs.test_splits}
     return {
         "k": list(RECALLS),
         "max_captions_per_image": CAPTIONS,
-        "captions_per_image": {split: float(np.mean(of_split)) for split, of_split in counts.items()},
+        "images": {split: len(one.items) for split, one in captions.items()},
+        "captions_per_image": {split: len(one.texts) / len(one.items) for split, one in captions.items()},
         "image_to_text": "a hit if any of the image's captions is among the first k",
         "text_to_image": "a hit if the caption's own image is among the first k",
         "ties": "count as ranked before",
