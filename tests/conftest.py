@@ -89,6 +89,24 @@ def saved_part(corpus: Corpus, folder: Path, **rows: int) -> Path:
 
 
 @pytest.fixture(scope="session")
+def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose `corpus` is the corpus of `synthetic`."""
+    import synthetic
+
+    folder = tmp_path_factory.mktemp("synthetic")
+    synthetic.corpus(folder / "corpus")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(synthetic_folder: Path) -> Corpus:
+    """The corpus of `synthetic`, where a file has no `corpus` of its own."""
+    import synthetic
+
+    return synthetic.open_corpus(synthetic_folder / "corpus")
+
+
+@pytest.fixture(scope="session")
 def few_emoji(small_emoji: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with some rows of it, for commands that train a few steps."""
     return saved_part(small_emoji, tmp_path_factory.mktemp("few") / "emoji", train=160, validation=24, test=24)

@@ -106,6 +106,15 @@ def test_alternatives_count_by_the_better_one() -> None:
     assert either.value == pytest.approx(brute)
 
 
+def test_an_alternative_outside_coco_hides_no_hallucinated_object() -> None:
+    """Released code with coco_objects and min: a choice without objects scores 0, so that it is never the best."""
+    metric = Recipe(coco_only=True, similarity_model="exact")
+    assert metric.score_lines("- dog or violin", "- cat") == CaptionScore(0.0, {"dog or violin": 0.0})
+    assert metric.score_lines("- dog or violin", "- dog").value == 1
+    assert metric.score_lines("- violin or harp", "- dog") == CaptionScore(1.0, {})
+    assert Recipe(coco_only=True, empty_score=0.0).score_lines("- violin", "- dog") == CaptionScore(0.0, {})
+
+
 def test_invariants_of_the_score() -> None:
     metric = Recipe()
     assert isinstance(metric, Metric)

@@ -12,8 +12,17 @@ import torch
 from torch.nn import functional as F
 
 from polymodal.attacks.attack import Attack
-from polymodal.attacks.evaluate import Pairs, Ranks, attack_scores, perturb_pairs, reranked, success, summary
-from polymodal.attacks.masked_lm import STOP_WORDS, WordModel, clean
+from polymodal.attacks.evaluate import (
+    Pairs,
+    Ranks,
+    _together,
+    attack_scores,
+    perturb_pairs,
+    reranked,
+    success,
+    summary,
+)
+from polymodal.attacks.masked_lm import WordModel, clean
 from polymodal.attacks.perturbation import (
     Victim,
     in_place_of,
@@ -23,6 +32,7 @@ from polymodal.attacks.perturbation import (
     with_one_word_changed,
     words_by_importance,
 )
+from polymodal.attacks.stop_words import STOP_WORDS
 from polymodal.claim import AttackClaim
 from polymodal.corpora import Corpus
 from polymodal.errors import UserError
@@ -210,6 +220,21 @@ def test_success_is_counted_among_what_was_right() -> None:
     nothing = Ranks(np.array([9, 9, 9]), np.array([9] * 5))
     none_right = {score.name: score for score in success(nothing, after, np.array([0, 0, 1, 1, 2]), "a")}
     assert none_right["a/image_to_text/attack_success@1"].estimate() == (0, 0, 0)
+
+
+def test_the_chance_level_of_pooled_queries_is_that_of_each_direction() -> None:
+    """Two images with 3 and 1 captions: each direction and each victim has its own chance and number of queries."""
+    owner = np.array([0, 0, 0, 1])
+    right = Ranks(np.array([1, 1]), np.array([1, 1, 1, 1]))
+    scores = [score for target in "ab" for score in success(right, right, owner, f"a_to_{target}")]
+    scores += [dataclasses.replace(score, name=score.name.replace("a_to", "b_to")) for score in scores]
+    of = {score.name: score for score in scores}
+    ways = [of[f"a_to_b/{way}/R@1_before"] for way in ("image_to_text", "text_to_image")]
+    assert [way.chance for way in ways] == [pytest.approx((3 / 4 + 1 / 4) / 2), pytest.approx(1 / 2)]
+    ways[0] = dataclasses.replace(ways[0], chance=0.2)
+    pooled = _together("other_models/R@1_before", ways)
+    assert pooled.chance == pytest.approx((2 * 0.2 + 4 * 0.5) / 6)
+    assert summary(scores, ["a", "b"])[0].chance is None, "success has no chance level"
 
 
 def test_the_set_tears_more_apart_than_chance_and_the_source_falls_first(

@@ -54,6 +54,14 @@ def a_run(command_line, own_data, tmp_path):
         (["train"], "Usage: polymodal train RECIPE"),
         (["train", "clip", "--corpus", "emoji", "--data", "x"], "not both"),
         (["train", "clip", "--corpus", "emoji", "--budget", "soon"], "is not a budget"),
+        (
+            ["compare", "clip", "siglip", "--corpus", "emoji", "--budget", "9steps", "--steps-from", "r.json"],
+            "Give --budget or --steps-from, not both: r.json holds the budget of its steps.",
+        ),
+        (
+            ["reproduce", "clip", "--budget", "9steps", "--steps-from", "r.json"],
+            "Give --budget or --steps-from, not both",
+        ),
         (["train", "clip", "--data", "none.parquet"], "There is no file or folder none.parquet"),
         (["evaluate", "nowhere"], "is not a run"),
         (["compare", "--corpus", "emoji"], "Name the recipes"),

@@ -195,8 +195,8 @@ def test_documents_of_a_corpus_are_read_in_their_order(few_scenes: Corpus, tmp_p
     ]
     model = recipe.build(reader.processor).eval()
     scores = {score.name: score for score in document_scores(model, reader.processor, reader, "test")}
-    assert len(scores["test/text/nll_per_token"].clusters) == 8
-    figures = scores["test/image/nll_per_token"]
+    assert len(scores["test/text_by_whole_batch/nll_per_token"].clusters) == 8
+    figures = scores["test/image_by_whole_batch/nll_per_token"]
     assert figures.weights.tolist() == [16 * (number % 3) for number in range(32, 40)]
     assert np.isfinite(figures.value)
     texts = recipe.image_batch([{"document": ["no figure"]}], reader.processor, ExampleRNG.of(0, 0, 1))

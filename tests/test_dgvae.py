@@ -11,7 +11,6 @@ import torch
 from torch.nn import functional as F
 
 import polymodal as pm
-import synthetic
 from polymodal.data.columns.history import HistoryColumn
 from polymodal.data.processor import Processor
 from polymodal.errors import UserError
@@ -89,9 +88,7 @@ def test_nothing_is_random_in_evaluation_and_empty_histories_and_long_latents_ar
     assert model.rating_vae.decode(20 * latents, assignment).logsumexp(1).isfinite().all()
 
 
-def test_kl_annealing_counts_updates_not_micro_batches(tmp_path: Path) -> None:
-    synthetic.corpus(tmp_path / "corpus")
-    corpus = synthetic.open_corpus(tmp_path / "corpus")
+def test_kl_annealing_counts_updates_not_micro_batches(corpus: Corpus) -> None:
     run = pm.train(dgvae.Recipe.tiny(), corpus, pm.Budget(steps=3), runtime=RuntimeConfig(micro_batch=2))
     assert run.model.state_dict()["updates"] == 3
 

@@ -23,10 +23,10 @@ from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities.image import to_rgb
-from polymodal.recipes.dual_encoders import clip, siglip
+from polymodal.recipes.dual_encoders import clip, improved_clip, siglip
 from polymodal.recipes.dual_encoders._base import DualEncoder
 from polymodal.recipes.language_models import mono_internvl
-from polymodal.serving.export import export, push
+from polymodal.serving.export import FORMATS, export, push
 from polymodal.training import Run, train
 from polymodal.training.initialization import with_encoders
 from polymodal.training.optimizer import OptimizerConfig
@@ -347,3 +347,13 @@ def test_a_language_model_goes_to_transformers_alone(few_scenes: Corpus, tmp_pat
     run = train(SEEING, few_scenes, Budget(steps=2), out=tmp_path / "run")
     with pytest.raises(UserError, match="cannot be exported to onnx so far; dual encoders can"):
         export(run, "onnx", tmp_path / "out")
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_run_of_the_local_projector_is_refused_before_anything_is_exported(
+    to: str, small_emoji: Corpus, tmp_path: Path
+) -> None:
+    recipe = improved_clip.Recipe(batch_size=8, projector_hidden_dim=16, eval_projector="h")
+    run = train(recipe, small_emoji, Budget(steps=1))
+    with pytest.raises(UserError, match="--eval-projector z"):
+        export(run, to, tmp_path / "export")

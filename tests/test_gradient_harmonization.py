@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import synthetic
 from polymodal.corpora import Corpus
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
@@ -25,11 +24,6 @@ from polymodal.types import Budget
 
 QUIET = RuntimeConfig(logger="none")
 TINY = dataclasses.replace(Recipe.tiny(), batch_size=12, optimizer=OptimizerConfig(learning_rate=3e-3))
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return synthetic.corpus(tmp_path_factory.mktemp("synthetic") / "corpus")
 
 
 def method_and_batch(
@@ -135,3 +129,5 @@ def test_the_preset_of_the_paper_is_vatt_ma_medium(corpus: Corpus) -> None:
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     heads = ("video_to_va", "audio_to_va", "va_to_vt", "text_to_vt", "word_")
     assert sum(size for name, size in sizes.items() if not name.startswith(heads)) == pytest.approx(155e6, rel=0.01)
+    blocks = model.backbone.blocks
+    assert [block.dropout.p for block in blocks] == [0.1] * 12, "dropout_rate of UniTBase in the released configs"

@@ -47,6 +47,19 @@ def test_groups_that_conflict_are_left_out_or_projected_by_hand() -> None:
     assert torch.allclose(method.shared.grad, torch.tensor([(2.0 + 0.5) / 2, (1.0 + 1.5) / 2]))
 
 
+def test_a_head_of_the_comparison_learns_nothing_from_groups_that_are_skipped() -> None:
+    agreeing = {"first": torch.tensor([[1.0, 0.0]]), "second": torch.tensor([[1.0, 1.0]])}
+    against = {"first": torch.tensor([[7.0, 0.0]]), "second": torch.tensor([[-1.0, 1.0]])}
+    method = Opposed()
+    harmony = GradientHarmonizer("curriculum")
+    harmony.backward(method, [agreeing, against], {}, lambda _: nullcontext(), 1.0, ALONE)
+    assert harmony.skipped == [False, True]
+    torch.testing.assert_close(method.scale.grad, torch.tensor(1.0))
+    method.zero_grad(set_to_none=True)
+    harmony.backward(method, [against, against], {}, lambda _: nullcontext(), 1.0, ALONE)
+    assert gradients(method) == {}
+
+
 def test_a_parameter_of_both_halves_gets_the_gradients_of_both() -> None:
     class Both(Opposed):
         def contrastive_losses(self, vectors: dict) -> dict:
@@ -156,7 +169,7 @@ def test_features_of_single_examples_are_compared(kind: str, pieces: int) -> Non
     assert kept < 8 or kind == "realign"
     assert sum(skipped) == (0 if kind == "realign" else sum(cosine <= -0.3 for cosine in cosines))
     torch.testing.assert_close(method.encoder.weight.grad, expected / kept)
-    plain = (rows["first"] * method.encoder(rows["x"])).sum(1).mean()
+    plain = (rows["first"] * method.encoder(rows["x"])).sum(1)[~torch.tensor(skipped)].mean()
     torch.testing.assert_close(method.scale.grad, plain.detach())
     ordered = [
         a < b

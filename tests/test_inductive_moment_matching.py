@@ -10,6 +10,7 @@ import torch
 from polymodal import corpora
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
+from polymodal.evaluation.tasks.image_generation import ImageClassifier
 from polymodal.objectives.diffusion import SIGMA_DATA, ddim_step, eta_from_time, loss_weight
 from polymodal.objectives.mmd import laplace_mmd
 from polymodal.recipes.generation import inductive_moment_matching as imm
@@ -109,6 +110,37 @@ def test_a_flow_has_no_second_time_and_its_control_has() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["pushforward", "restart"])
+@pytest.mark.parametrize(
+    ("schedule", "choices", "between"),
+    [
+        ("fm", {"mid_nt": (1.4,)}, [0.58333331]),
+        ("fm", {"mid_nt": (3.0, 1.4, 0.2)}, [0.75, 0.58333331, 0.16666667]),
+        ("fm", {"discretization": "edm"}, [0.97386864, 0.84809924, 0.29044335]),
+        ("vp_cosine", {"mid_nt": (1.4,)}, [0.60513693]),
+        ("vp_cosine", {"mid_nt": (3.0, 1.4, 0.2)}, [0.79516721, 0.60513693, 0.12566592]),
+        ("vp_cosine", {"discretization": "edm"}, [0.97509272, 0.85346748, 0.23299492]),
+    ],
+)
+def test_sampling_times_are_those_of_the_released_code(
+    sampler: str, schedule: str, choices: dict, between: list[float]
+) -> None:
+    """The calls of both generators of generate_images.py, lumalabs/imm@c9473e9, from 0.994 to 0.006."""
+    made, calls = method(sampler=sampler, noise_schedule=schedule, f_type="simple_edm", **choices), []
+    forward = made.flow_map.forward
+    made.flow_map.forward = lambda x, s, t, *more: calls.append((t[0].item(), s[0].item())) or forward(x, s, t, *more)
+    made.generate_images({"label": torch.tensor([0])}, len(between) + 1, torch.Generator().manual_seed(0))
+    ends = [0.006] * (len(between) + 1) if sampler == "restart" else [*between, 0.006]
+    torch.testing.assert_close(torch.tensor(calls), torch.tensor([*zip([0.994, *between], ends, strict=True)]))
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 8])
+def test_a_classifier_of_small_images_judges_them(size: int) -> None:
+    """Below 8 pixels a side, the third pooling had nothing left."""
+    image = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    assert ImageClassifier(3)(image).isfinite().all()
+
+
+@pytest.mark.parametrize("sampler", ["pushforward", "restart"])
 def test_the_same_seed_makes_the_same_images_and_guidance_changes_them(sampler: str) -> None:
     made, batch = method(sampler=sampler), {"label": torch.tensor([0, 1, 2])}
     first, again, other = (made.generate_images(batch, 3, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
@@ -137,6 +169,9 @@ def test_the_published_preset_is_the_released_configuration() -> None:
     ("choices", "said"),
     [
         ({"batch_size": 30}, "groups of 4"),
+        ({"mid_nt": (0.2, 1.4)}, "--mid-nt are decreasing etas"),
+        ({"mid_nt": (200.0,)}, "below that of --t-max"),
+        ({"mid_nt": (0.001,)}, "above that of --t-min"),
         ({"objective": "flow", "f_type": "identity"}, "euler_fm"),
         ({"noise_schedule": "vp_cosine"}, "goes with --noise-schedule fm"),
         ({"t_max": 1.0}, "--t-max is below 1"),

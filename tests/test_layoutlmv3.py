@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import synthetic
-from polymodal.claims.layoutlmv3 import claim
+from polymodal.claims.layoutlmv3 import claim, fields
 from polymodal.corpora import Corpus
 from polymodal.data.columns.words import first_pieces, in_segment_boxes
 from polymodal.data.masks import in_masked_patch
 from polymodal.data.processor import Processor, fit_processor
 from polymodal.encoders.page import patch_boxes
 from polymodal.errors import UnreadableExample, UserError
+from polymodal.evaluation import validation
 from polymodal.modalities.document import PageTokens, Word, Words, page_tokens
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.documents import layoutlmv3
@@ -28,18 +28,13 @@ from tiny_pages import PATCHES, TINY
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return synthetic.corpus(tmp_path_factory.mktemp("layoutlmv3") / "corpus")
-
-
-@pytest.fixture(scope="module")
-def processor(pages: Corpus) -> Processor:
-    return fit_processor(TINY, pages)
+def processor(corpus: Corpus) -> Processor:
+    return fit_processor(TINY, corpus)
 
 
 @pytest.fixture
-def batch(pages: Corpus, processor: Processor) -> Batch:
-    examples = [processor.load_example(pages, row) for row in pages.rows("train")[:16].tolist()]
+def batch(corpus: Corpus, processor: Processor) -> Batch:
+    examples = [processor.load_example(corpus, row) for row in corpus.rows("train")[:16].tolist()]
     return TINY.training_batch(examples, processor, ExampleRNG.of(0, 0, 16))
 
 
@@ -57,14 +52,14 @@ def test_patch_boxes_are_on_the_scale_of_word_boxes() -> None:
 
 @pytest.mark.parametrize("box", [(0, 0, 1300, 10), (-1, 0, 5, 5), (500, 0, 400, 10)])
 def test_invalid_boxes_are_named(
-    box: tuple[int, int, int, int], pages: Corpus, processor: Processor, monkeypatch: pytest.MonkeyPatch
+    box: tuple[int, int, int, int], corpus: Corpus, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = [Word("fine", (0, 0, 1000, 1000)), Word("wrong", box)]
     with pytest.raises(UserError, match=r"the word 'wrong' has the box .*; boxes are left, top, right, bottom"):
         page_tokens([page], processor.tokenizer)
     monkeypatch.setattr(Corpus, "value", lambda *_: page)
     with pytest.raises(UnreadableExample, match="the word 'wrong'"):
-        processor.words.load(pages, 0)
+        processor.words.load(corpus, 0)
 
 
 def test_words_without_a_segment_keep_their_boxes(processor: Processor) -> None:
@@ -117,8 +112,8 @@ def test_masked_words_and_patches_are_not_read(batch: Batch, processor: Processo
         assert not torch.allclose(one, different, atol=1e-3)
 
 
-def test_whole_words_are_masked(pages: Corpus, processor: Processor) -> None:
-    examples = [processor.load_example(pages, row) for row in pages.rows("train").tolist()]
+def test_whole_words_are_masked(corpus: Corpus, processor: Processor) -> None:
+    examples = [processor.load_example(corpus, row) for row in corpus.rows("train").tolist()]
     share, count = 0, 0
     for seed in range(20):
         made = TINY.training_batch(examples, processor, ExampleRNG.of(seed, 0, len(examples)))
@@ -182,6 +177,22 @@ def test_stages_follow_the_tasks() -> None:
     assert active_stages(layoutlmv3.Recipe.paper())[-1].name == "pre-training"
     with pytest.raises(UserError, match="wpa"):
         dataclasses.replace(TINY, use_mim=False)
-    arms = (claim.baseline, claim.treatment, *claim.further.values())
-    assert len({(arm.use_mim, arm.use_wpa) for arm in arms}) == len(arms) == 3
-    assert all(dataclasses.replace(arm, use_mim=True, use_wpa=True) == claim.treatment for arm in arms)
+    for one in (claim, fields):
+        arms = (one.baseline, one.treatment, *one.further.values())
+        assert len({(arm.use_mim, arm.use_wpa) for arm in arms}) == len(arms) == 3
+        assert all(dataclasses.replace(arm, use_mim=True, use_wpa=True) == one.treatment for arm in arms)
+
+
+def test_what_has_not_been_learned_is_not_scored(pages: Corpus, processor: Processor) -> None:
+    """The claim measured patches, by the fields in them, after all arms had been fine-tuned on fields; a model without
+    fine-tuning was scored, and validated, by a head for fields that had not learned."""
+    stages = [[stage.name for stage in active_stages(one.treatment)] for one in (claim, fields)]
+    assert {"patch_fields", "word_to_patch"} <= {name.split("/")[1] for name in claim.metrics}
+    assert ["fine-tuning" in names for names in stages] == [False, True]
+    assert {name.split("/")[1] for name in fields.metrics} == {"fields"}
+    found = {}
+    for fraction in (0.0, 0.5):
+        model = method(processor, dataclasses.replace(TINY, finetune_fraction=fraction))
+        found[fraction] = [*validation(pages)(model, processor)]
+    assert found[0.0] == ["validation/word_to_patch/hit_rate"]
+    assert found[0.5] == ["validation/fields/entity_f1", "validation/fields/word_accuracy"]

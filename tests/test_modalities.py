@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Category, Image, Text
 from polymodal.modalities.image import to_rgb, to_square
-from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, to_grayscale
+from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, gaussian_blur, to_grayscale
 from polymodal.modalities.text import Caption, TextTokenizer
 from polymodal.modalities.text_augmentation import (
     STOP_WORDS,
@@ -90,6 +90,18 @@ def test_gray_images_keep_their_color_under_hue_rotation():
     image = torch.full((4, 3, 8, 8), 0.5)
     jittered = augment(image, ImageAugmentation(scale=(1.0, 1.0), color_jitter_prob=1.0), ExampleRNG.of(0, 0, 4))
     torch.testing.assert_close(jittered, to_grayscale(jittered).expand_as(jittered), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [112, 224])
+def test_blur_has_a_standard_deviation_of_up_to_two_of_224_pixels(size):
+    image, offsets = torch.zeros(200, 3, size, size), torch.arange(size) - size // 2
+    image[..., size // 2, size // 2] = 1
+    blurred = gaussian_blur(image, ExampleRNG.of(0, 0, 200))
+    for row in blurred[:, 0].sum(1), blurred[:, 0].sum(2):
+        sigma = 224 / size * (row * offsets**2).sum(1).sqrt()
+        assert 1.9 < sigma.max() <= 2.0
+        assert abs(sigma.median() - 1.05) < 0.15
+    assert bool((sigma.sort().values[20:40] < 0.6).all())
 
 
 def test_captions_in_every_stored_form():

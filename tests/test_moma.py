@@ -20,7 +20,7 @@ from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.encoders.pretrained_language_model import PretrainedDecoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.decoding import Decoding
-from polymodal.layers.expert_choice import use_auxiliary_routers
+from polymodal.layers.expert_choice import batch_routers, use_auxiliary_routers
 from polymodal.recipes.any_to_any import moma
 from polymodal.rng import ExampleRNG
 from polymodal.training.stages import active_stages
@@ -118,6 +118,25 @@ def test_auxiliary_routers_of_images_meet_texts_alone(processor: Processor) -> N
     auxiliary = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert len(auxiliary) == 2 * SMALL.depth
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in auxiliary)
+
+
+def test_a_likelihood_that_sees_later_tokens_says_so(processor: Processor, batch: dict) -> None:
+    """Before auxiliary routers had learned, likelihoods by the whole batch had the name of causal ones."""
+    by_batch = {f"{name}_by_whole_batch" for name in ("text", "image", "all")}
+    model = method(processor)
+    assert set(model.token_nll(batch)) == by_batch
+    use_auxiliary_routers(model)
+    found = model.token_nll(batch)
+    assert set(found) == {"text", "image", "all"} | by_batch
+    assert not torch.allclose(found["all"][0], found["all_by_whole_batch"][0])
+    assert all(router.use_predictor for router in batch_routers(model)), "as before"
+    dense = method(processor, **DENSE).token_nll(batch)
+    assert torch.equal(dense["all"][0], dense["all_by_whole_batch"][0])
+    with pytest.raises(UserError, match="the third of --stage-fractions be above 0"):
+        dataclasses.replace(TINY, stage_fractions=(0.2, 0.8, 0.0))
+    with pytest.raises(UserError, match="the third of --stage-fractions be above 0"):
+        dataclasses.replace(TINY, **DENSE, mod_capacity=0.25, stage_fractions=(0.2, 0.8, 0.0))
+    dataclasses.replace(TINY, **DENSE, stage_fractions=(0.2, 0.8, 0.0))
 
 
 def test_images_follow_words_and_words_follow_images(processor: Processor) -> None:

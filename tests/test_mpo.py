@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import polymodal as pm
-import synthetic
 from polymodal.corpora import Corpus
 from polymodal.data.conversation import DESCRIBE, Turn
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor, fit_processor
 from polymodal.data.sequence import pad_sequences
+from polymodal.encoders.pretrained_language_model import PretrainedDecoderConfig
 from polymodal.errors import UserError
+from polymodal.layers.lora import add_lora
 from polymodal.models.vision_language_model import TokenLosses
 from polymodal.objectives.autoregressive import next_token_losses
 from polymodal.recipes.dual_encoders import clip
@@ -28,11 +29,6 @@ from polymodal.types import Budget
 
 GOLDEN = Path(__file__).parent / "golden" / "mpo.npz"
 TINY = mpo.Recipe.tiny()
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return synthetic.corpus(tmp_path_factory.mktemp("synthetic") / "corpus")
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +118,34 @@ def test_the_reference_stays_or_moves_every_few_steps(processor: Processor) -> N
             model.after_step(step / 3)
         moved = model.reference.language_model.embedding.weight - before
         torch.testing.assert_close(moved, torch.full_like(moved, alpha))
+
+
+def test_the_reference_has_no_lora_and_moves_by_merged_weights(processor: Processor, corpus: Corpus) -> None:
+    """It got low-rank updates of its own, which required gradients and were averaged factor by factor."""
+    model, weight = method(processor, ref_model_mixup_alpha=0.6, ref_model_sync_steps=1), "attention.qkv"
+    before = model.reference.log_likelihood(batch_of(processor, corpus))
+    add_lora(model, rank=2)
+    assert any(parameter.requires_grad for parameter in model.parameters())
+    assert not any(parameter.requires_grad for parameter in model.reference.parameters())
+    policy, reference = (one.language_model.decoder.blocks[0].get_submodule(weight) for one in (model, model.reference))
+    torch.nn.init.normal_(policy.lora_b)
+    sum(model.losses(batch_of(processor, corpus)).values()).backward()
+    assert policy.lora_a.grad.any()
+    torch.testing.assert_close(model.reference.log_likelihood(batch_of(processor, corpus)), before)
+    expected = 0.6 * (policy.base.weight + policy.lora_b @ policy.lora_a) + 0.4 * reference.weight
+    model.after_step(0.0)
+    torch.testing.assert_close(reference.weight, expected)
+
+
+def test_a_language_model_beside_the_run_is_refused(processor: Processor) -> None:
+    """--lm was replaced by the language model of the run without a word."""
+    start = mono_internvl.Recipe.tiny()
+    of_hub = PretrainedDecoderConfig(source="somewhere")
+    with pytest.raises(UserError, match="leave --lm out"):
+        dataclasses.replace(TINY, language_model=of_hub).starting_from(start)
+    again = dataclasses.replace(start, language_model=of_hub)
+    resumed = TINY.starting_from(again).starting_from(again)
+    assert resumed.language_model == of_hub, "the run's own stays"
 
 
 def test_a_run_is_needed_whose_architecture_is_taken(corpus: Corpus, tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ import torch
 from polymodal.corpora import Corpus
 from polymodal.corpora.corpus import About
 from polymodal.corpora.mixture import mix_corpora
+from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor, fit_processor
 from polymodal.encoders.speech_text import SpeechTextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.evaluation.evaluate import evaluate
-from polymodal.evaluation.tasks.transcription import CanTranscribe
+from polymodal.evaluation.tasks.transcription import CanTranscribe, transcription_scores
 from polymodal.layers.quantize import perplexity
 from polymodal.modalities import Audio, Category, Text
 from polymodal.modalities.audio import encoded
@@ -183,6 +184,28 @@ def test_transcripts_of_sounds_that_are_cut_off_are_not_used(processor: Processo
     examples = [{"sound": column.frames(waveform), "text": [Caption("ab", "low")]} for waveform in waveforms]
     assert [recipe.pool(example) for example in examples] == ["pairs", "pairs", "speech"]
     assert int(recipe.ctc_finetuning_batch(examples, processor, ExampleRNG.of(0, 0, 3))["num_pairs"]) == 2
+
+
+def test_a_sound_that_is_cut_off_is_not_scored_by_what_cannot_be_heard(processor: Processor, tones: Corpus) -> None:
+    """At 0.6 s about half of the sounds are cut off; the others have the error rate that they have alone."""
+    column = dataclasses.replace(processor.sound, max_audio_seconds=0.6)
+    deaf = Processor(TINY.columns(), processor.columns | {"sound": column})
+    rows = tones.rows("test")
+    whole = [row for row in rows.tolist() if len(tones.value(row, "sound")) < 0.6 * RATE]
+    assert 0 < len(whole) < len(rows)
+    model = method(processor)
+    with pytest.warns(
+        UserWarning, match=f"{len(rows) - len(whole)} of {len(rows)} sounds of 'test' are cut off at 0.6 s"
+    ):
+        scores = transcription_scores(model, deaf, Reader(tones, deaf), "test")
+    few = tones.with_splits({**tones.splits, "test": np.array(whole)})
+    alone = transcription_scores(model, processor, Reader(few, processor), "test")
+    assert [score.name for score in scores] == [score.name for score in alone]
+    for one, other in zip(scores, alone, strict=True):
+        np.testing.assert_allclose(one.clusters, other.clusters)
+    short = dataclasses.replace(tones, columns=dict(tones.columns) | {"sound": Audio(RATE, longest=0.2)})
+    with pytest.warns(UserWarning, match="are cut off"):
+        assert transcription_scores(model, processor, Reader(short, processor), "test") == []
 
 
 def test_it_learns_to_hear_and_is_read_again(run: Run, tones: Corpus) -> None:

@@ -191,6 +191,8 @@ class Oracle(torch.nn.Module):
             for w in processor.load_example(pages, row)["words"]
         )
 
+    has_learned_fields = True
+
     def classify_tokens(self, batch: Batch) -> torch.Tensor:
         count = int(first_pieces(batch["words"]).sum())
         return F.one_hot(torch.tensor([next(self.answers) for _ in range(count)]), len(self.fields)).float()
@@ -249,6 +251,9 @@ def test_fields_are_written_for_programs(pages: Corpus, processor: Processor, tm
     again = Run(TINY, Oracle(processor, pages, ""), processor, {"recipe": {"name": "oracle"}})
     with pytest.raises(UserError, match="cannot be written"):
         write_fields(again, pages, "test", tmp_path / "nowhere" / "fields.jsonl")
+    again.model.has_learned_fields = False
+    with pytest.raises(UserError, match="pre-trained alone"):
+        write_fields(again, pages, "test", tmp_path / "fields.jsonl")
 
 
 def test_patches_under_words_and_their_majority_field() -> None:

@@ -4,6 +4,7 @@ All run in the same two processes, for starting these takes longer than everythi
 """
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -20,11 +21,14 @@ from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
 from polymodal.objectives.masked_modeling import masked_cross_entropy
 from polymodal.objectives.multi_positive import mil_nce, multi_positive_info_nce, soft_target_contrastive, supcon_loss
 from polymodal.rng import ExampleRNG
+from polymodal.training.grad_cache import GradCacheMethod
+from polymodal.training.gradient_harmonization import GradientHarmonizer
+from polymodal.training.parallel import World
 
 
 def _run(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    parts = (normed, masked, matched, contrasted, queued, sharded)
+    parts = (normed, masked, matched, contrasted, queued, sharded, harmonized)
     torch.save({part.__name__: part(rank) for part in parts}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
     os._exit(0)  # threads of gloo now and then abort while Python shuts down
@@ -217,3 +221,40 @@ def test_sharded_momentum_copies_are_updated_as_whole_ones(results):
         assert result["sharded"].keys() == expected.keys()
         for name, tensor in expected.items():
             torch.testing.assert_close(result["sharded"][name], tensor)
+
+
+class TwoSpaces(GradCacheMethod, nn.Module):
+    """A feature that is compared with another modality, and behind a head with a third one."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+        for number, module in enumerate((self.encoder, self.head)):
+            nn.init.orthogonal_(module.weight, generator=torch.Generator().manual_seed(number))
+            nn.init.zeros_(module.bias)
+
+    def encode(self, batch):
+        return {"feature": self.encoder(batch["one"]), "other": batch["other"], "third": batch["third"]}
+
+    def contrastive_losses(self, features):
+        pairs = {"other": features["feature"], "third": self.head(features["feature"])}
+        return {name: mil_nce(F.normalize(x, dim=1), features[name][:, None], 3.0) for name, x in pairs.items()}
+
+
+def harmonized(rank, size=2):
+    rows = own(rank) if size == 2 else slice(None)
+    batch = {name: vectors(number)[rows] for number, name in enumerate(("one", "other", "third"))}
+    method, harmony = TwoSpaces().double(), GradientHarmonizer("curriculum", granularity="feature")
+    world = World(rank, size, torch.device("cpu"))
+    harmony.backward(method, [batch], {}, lambda _: nullcontext(), 1.0, world)
+    return [torch.tensor(harmony.skipped), method.encoder.weight.grad, method.head.weight.grad]
+
+
+def test_harmonized_gradients_are_those_of_one_process(results):
+    one, other = (result["harmonized"] for result in results)
+    skipped, encoder, head = harmonized(0, size=1)
+    assert torch.equal(torch.cat([one[0], other[0]]), skipped)
+    assert one[0].sum() != other[0].sum()
+    for result in (one, other):
+        torch.testing.assert_close(result[1], encoder)
+        torch.testing.assert_close(result[2], head)

@@ -23,6 +23,7 @@ from polymodal.encoders.pretrained_language_model import PretrainedLanguageModel
 from polymodal.encoders.pretrained_text import PretrainedTextConfig
 from polymodal.errors import UserError
 from polymodal.layers.decoding import Decoding
+from polymodal.layers.lora import merged_parameters
 from polymodal.modalities.padding import pad
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.dual_encoders import clip, siglip
@@ -276,8 +277,11 @@ def test_gpt2_takes_low_rank_updates_too(tmp_path: Path) -> None:
         for name, parameter in encoder.named_parameters():
             if "lora_" in name:
                 parameter.normal_()
-        before = encoder(text)[2]
+        before, merged = encoder(text)[2], dict(merged_parameters(encoder))
         encoder.merge_lora()
+        assert merged.keys() == dict(encoder.named_parameters()).keys()
+        for name, parameter in encoder.named_parameters():
+            torch.testing.assert_close(merged[name], parameter, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(encoder(text)[2], before, atol=1e-5, rtol=1e-4)
     assert not any("lora" in name for name in encoder.state_dict())
 

@@ -11,7 +11,6 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from torch.nn import functional as F
 
-import synthetic
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.masks import patch_range
@@ -26,13 +25,8 @@ from tiny_pages import PATCHES, TINY
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return synthetic.corpus(tmp_path_factory.mktemp("layoutlmv3") / "corpus")
-
-
-@pytest.fixture(scope="module")
-def processor(pages: Corpus) -> Processor:
-    return fit_processor(TINY, pages)
+def processor(corpus: Corpus) -> Processor:
+    return fit_processor(TINY, corpus)
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +55,17 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.M
 
 
 def test_released_weights_give_what_transformers_gives(
-    released: tuple[Path, torch.nn.Module], pages: Corpus, tmp_path: Path
+    released: tuple[Path, torch.nn.Module], corpus: Corpus, tmp_path: Path
 ) -> None:
     folder, theirs = released
     recipe = TINY.with_pretrained(str(folder))
     assert (recipe.finetune_fraction, recipe.max_words) == (1.0, 64)
     frozen = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, learning_rate=0.0))
-    train(frozen, pages, Budget(steps=1), init=f"hf:{folder}", out=tmp_path / "run")
+    train(frozen, corpus, Budget(steps=1), init=f"hf:{folder}", out=tmp_path / "run")
     run = load_run(tmp_path / "run")
     ours, processor = run.model.encoder.eval(), run.processor
     assert tuple(processor.image.mean) == (0.5, 0.5, 0.5)
-    examples = [processor.load_example(pages, row) for row in pages.rows("train")[:3].tolist()]
+    examples = [processor.load_example(corpus, row) for row in corpus.rows("train")[:3].tolist()]
     made = processor(words=[e["words"][: 4 - n] for n, e in enumerate(examples)], image=[e["image"] for e in examples])
     words, image, mask = made["words"], made["image"], made["words"].tokens.mask
     first = processor.tokenizer.decode(Tokens(words.tokens.ids[:1], words.tokens.lengths[:1]))[0]
@@ -108,17 +102,17 @@ class Oracle(torch.nn.Module):
         return {"text": text, "patches": patches, "image": patches}
 
 
-def test_a_method_that_knows_points_at_every_word(pages: Corpus, processor: Processor) -> None:
-    inputs = TaskInputs(Oracle(), processor, Reader(pages, processor))
+def test_a_method_that_knows_points_at_every_word(corpus: Corpus, processor: Processor) -> None:
+    inputs = TaskInputs(Oracle(), processor, Reader(corpus, processor))
     scores = {score.name: score for score in page_patch_scores(inputs)}
     pointing, probe = scores["test/word_to_patch/hit_rate"], scores["test/patch_fields/accuracy"]
     assert pointing.value == 1
     assert 1 / PATCHES <= pointing.chance < 0.3
     assert probe.value == 1
-    place = pages.table.column_names.index("words")
-    test = {*pages.rows("test").tolist()}
-    values = [[] if row in test else value for row, value in enumerate(pages.table.column("words").to_pylist())]
-    words = pa.chunked_array([pa.array(values, type=pages.table.field(place).type)])
-    blank = dataclasses.replace(pages, table=pages.table.set_column(place, pages.table.field(place), words))
+    place = corpus.table.column_names.index("words")
+    test = {*corpus.rows("test").tolist()}
+    values = [[] if row in test else value for row, value in enumerate(corpus.table.column("words").to_pylist())]
+    words = pa.chunked_array([pa.array(values, type=corpus.table.field(place).type)])
+    blank = dataclasses.replace(corpus, table=corpus.table.set_column(place, corpus.table.field(place), words))
     assert page_patch_scores(TaskInputs(Oracle(), processor, Reader(blank, processor))) == []  # nothing to score
     assert probe.chance == 0.5  # "color" or "other": four by four patches are coarser than words

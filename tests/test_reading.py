@@ -224,6 +224,26 @@ def test_a_claim_trains_one_model_on_what_each_arm_makes(site: Corpus, tmp_path:
     assert "layout" in str(first.to_json()["arms"]["baseline"]["values"])
 
 
+def test_arms_that_leave_other_pages_are_paired_by_those_that_all_have(site: Corpus, tmp_path: Path) -> None:
+    claim = CuratedTrainingClaim(
+        sentence="",
+        baseline=OPEN,
+        treatment=dataclasses.replace(OPEN, max_characters=82),  # page 11 becomes two documents
+        model=TINY,
+        corpus="site",
+        budget=Budget(steps=2),
+        seeds=2,
+        metrics=("test/words/bits_per_byte",),
+    )
+    arms = [Arm("baseline", claim.baseline), Arm("treatment", claim.treatment)]
+    compared = compare_training_on_curated(arms, claim, site, claim.budget, 2, tmp_path / "out")
+    name = "test/words/bits_per_byte"
+    assert [len(trial.scores[name].clusters) for trial in compared.trials] == [2] * 4, "of three pages, two are left"
+    weights = [trial.scores[name].weights for trial in compared.trials]
+    np.testing.assert_array_equal(weights[0], weights[1])
+    assert np.isfinite(compared.difference(arms[1], name)).all()
+
+
 def test_arms_of_a_claim_about_documents_begin_with_the_same_start(site: Corpus, tmp_path: Path) -> None:
     claim = CuratedTrainingClaim(
         sentence="",

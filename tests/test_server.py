@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,7 +32,7 @@ from PIL import Image as PILImage
 from polymodal import corpora
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.modalities.image import encoded
-from polymodal.recipes.dual_encoders import clip
+from polymodal.recipes.dual_encoders import clip, improved_clip, siglip
 from polymodal.serving.batching import BoundedThreads, DeadlineExceeded, MicroBatcher, QueueFull
 from polymodal.serving.index import Index
 from polymodal.serving.index_build import build_index
@@ -86,6 +87,27 @@ def test_vectors_scores_and_classes_are_those_of_the_run(client, served):
     logits = float(run.model.logit_scale().detach()) * own["image"] @ classes.T
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose([[row["red"], row["plate 7"]] for row in likely], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["siglip", "improved_clip"])
+def test_classes_have_the_probabilities_of_the_method(case, tmp_path, small_emoji):
+    towers = {"image": PLAIN.image, "batch_size": 16}
+    if case == "siglip":
+        recipe = siglip.Recipe(**towers)
+    else:
+        recipe = improved_clip.Recipe(**towers, eval_projector="h", projector_hidden_dim=16)
+    run = train(recipe, small_emoji, Budget(steps=2))
+    images, labels = [png((10, 200, 30)), png()], ["red", "green"]
+    with TestClient(create_app(run, None)) as client:
+        found = client.post("/classify", json={"image": [b64(p) for p in images], "labels": labels}).json()
+    own, model = run.embed(text=labels, image=images), run.model
+    similarity = own["image"] @ own["text"].T
+    if case == "siglip":  # each label by itself, as in transformers' pipeline of zero-shot image classification
+        expected = torch.sigmoid(model.logit_scale() * similarity + model.logit_bias)
+    else:
+        expected = (model.local_logit_scale() * similarity).softmax(1)
+    rows = torch.tensor([[row[label] for label in labels] for row in found["probabilities"]])
+    torch.testing.assert_close(rows, expected.detach(), atol=1e-5, rtol=1e-4)
 
 
 def test_search_and_the_shape_of_openai(client, served):

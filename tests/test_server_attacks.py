@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 from fastapi.testclient import TestClient
 from PIL import Image as PILImage
 
 from polymodal import corpora
 from polymodal.errors import UserError
 from polymodal.modalities.image import encoded
-from polymodal.serving import request_body, request_decoder, routes
+from polymodal.serving import request_body, request_decoder, routes, web_page
 from polymodal.serving.batching import DeadlineExceeded, MicroBatcher
 from polymodal.serving.http_errors import HTTPError
 from polymodal.serving.index import Index
@@ -31,6 +32,7 @@ from polymodal.serving.index_build import build_index
 from polymodal.serving.limits import Limits, label_texts, parsed
 from polymodal.serving.request_decoder import Held, RequestDecoder
 from polymodal.serving.server import create_app
+from polymodal.serving.service import Service
 from polymodal.training import train
 from polymodal.types import Budget
 from test_server import PLAIN, b64, png, sound
@@ -549,3 +551,104 @@ def test_what_a_run_generates_is_answered_within_the_limits(served, monkeypatch)
         assert [len(row) for row in made] == [3, 3]
         said = client.post("/generate", json={"image": [b64(png())], "question": "What?"}).json()
         assert said == {"texts": ["What? (32, 32)"]}
+
+
+class Writer(torch.nn.Module):
+    """Generates tokens for 30 seconds, and counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.tokens = torch.nn.Linear(2, 2), 0
+
+    def generate(self) -> None:
+        began = time.monotonic()
+        while time.monotonic() < began + 30:
+            self.layer(torch.zeros(1, 2))
+            self.tokens += 1
+            time.sleep(0.002)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_generation_ends_with_its_deadline_and_when_its_client_leaves(leaves):
+    async def scenario():
+        writer = Writer()
+        batcher = MicroBatcher(lambda kind, calls: [call() for call in calls], alone=("call",))
+        batcher.start()
+        service = Service(None, None, Limits(), batcher)
+        seconds = 30 if leaves else 0.3
+        asked = asyncio.ensure_future(service.call(writer.generate, time.monotonic() + seconds))
+        await asyncio.sleep(0.2)
+        assert writer.tokens, "it has begun"
+        if leaves:
+            asked.cancel()
+        with pytest.raises(asyncio.CancelledError if leaves else DeadlineExceeded):
+            await asked
+        # The next request is computed at once, by a module that no deadline ends any more.
+        began = time.monotonic()
+        after = await service.call(lambda: writer.layer(torch.zeros(1, 2)).shape, time.monotonic() + 20)
+        assert (tuple(after), time.monotonic() - began < 5) == ((1, 2), True)
+        tokens = writer.tokens
+        await asyncio.sleep(0.1)
+        assert writer.tokens == tokens
+        await batcher.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_disconnects_ends_what_it_asked_for(served, monkeypatch):
+    """Over HTTP: a generation of 30 seconds holds nobody up once its client has left."""
+    writer = Writer()
+    monkeypatch.setattr(routes, "CanGenerateText", object)
+    monkeypatch.setattr(routes, "answer_about", lambda *given: writer.generate())
+    app = create_app(served[0])
+
+    async def scenario():
+        body = json.dumps({"image": [b64(png())], "question": "What?"}).encode()
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive():
+            if messages:
+                return messages.pop()
+            await asyncio.sleep(0.5)
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            raise AssertionError("nobody is there to read an answer")
+
+        scope = {"type": "http", "method": "POST", "path": "/generate", "raw_path": b"/generate", "root_path": ""}
+        scope |= {"query_string": b"", "scheme": "http", "http_version": "1.1", "server": ("a", 1), "client": ("b", 2)}
+        scope["headers"] = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        async with app.router.lifespan_context(app):
+            await app(scope, receive, send)
+            await asyncio.sleep(0.1)
+            tokens = writer.tokens
+            await asyncio.sleep(0.2)
+            assert 0 < tokens == writer.tokens
+
+    began = time.monotonic()
+    asyncio.run(scenario())
+    assert time.monotonic() - began < 20
+
+
+def files_below(folder) -> list:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_uploads_are_deleted_when_the_server_stops(served, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    with TestClient(create_app(*served, page=True)) as client:
+        assert upload(client, "private.png", png())
+        assert len(files_below(tmp_path / "uploads")) == 1
+    assert files_below(tmp_path / "uploads") == []
+
+
+def test_uploads_are_deleted_at_an_age(served, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    monkeypatch.setattr(web_page, "MAX_FILE_AGE", 1)
+    monkeypatch.setattr(web_page, "DELETE_EVERY", 1)
+    with TestClient(create_app(*served, page=True)) as client:
+        assert upload(client, "private.png", png())
+        until = time.monotonic() + 10
+        while files_below(tmp_path / "uploads") and time.monotonic() < until:
+            time.sleep(0.2)
+        assert files_below(tmp_path / "uploads") == []

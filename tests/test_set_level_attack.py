@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import polymodal as pm
-import synthetic
 from polymodal.attacks.evaluate import Pairs, Ranks, pair_logits, perturb_pairs
 from polymodal.attacks.perturbation import Victim, projected_ascent, words_by_importance
+from polymodal.attacks.stop_words import STOP_WORDS
 from polymodal.recipes.security.set_level_attack import Recipe
 from polymodal.recipes.video import alpro
 
@@ -93,6 +94,15 @@ def test_importance_of_words_is_that_of_the_released_attacker() -> None:
         assert np.all(np.diff(expected[own]) <= 1e-6)
 
 
+def test_the_words_that_may_be_attacked_are_those_of_the_released_attacker() -> None:
+    """Its filter_words without marks: their number, and the SHA-256 of the sorted words."""
+    digest = "0b3dbe280742ddaa07ede4fec2f6e989e8efbdbbd71c871231c52b39c722594f"
+    assert len(STOP_WORDS) == 268
+    assert hashlib.sha256(" ".join(sorted(STOP_WORDS)).encode()).hexdigest() == digest
+    assert not STOP_WORDS & {"two", "fire", "front", "be", "have", "bill", "top"}
+    assert {"just", "unless", "used", "isn't", "theirs"} <= STOP_WORDS
+
+
 def test_captions_without_words_stay_as_they_are() -> None:
     empty = [["", " "], [""], [""]]
     assert Recipe().edit(VICTIM, Offered(), empty, VICTIM.encode_image(IMAGES)) == empty
@@ -127,9 +137,8 @@ def test_restarts_keep_the_least_similar_image() -> None:
     assert (similarity[1] < similarity[0] - 1e-7).any()
 
 
-def test_a_fused_model_is_attacked_and_reranks(tmp_path: Path) -> None:
+def test_a_fused_model_is_attacked_and_reranks(corpus: Corpus) -> None:
     """ALPRO as source, by its unimodal features, and as target, by the matching head of its fusion encoder."""
-    corpus = synthetic.corpus(tmp_path / "corpus")
     run = pm.train(dataclasses.replace(alpro.Recipe.tiny(), use_pem=False), corpus, pm.Budget(steps=4))
     pairs = Pairs.of(corpus, run, "train", 4)
     perturbed = perturb_pairs(Recipe(top_k=0, num_iters=1), run, corpus, pairs)

@@ -9,7 +9,6 @@ import pytest
 import torch
 import transformers
 
-import synthetic
 from polymodal.encoders.image import ImageEncoder, ImageEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.perceiver_resampler import MAPHead
@@ -71,7 +70,7 @@ def test_the_published_model_is_the_released_one_but_for_what_the_preset_says() 
     assert siglip.Recipe().logit_scale_init == 10
 
 
-def test_a_run_with_attention_pooling_is_exported(tmp_path: Path) -> None:
-    run = train(siglip.Recipe.tiny(), synthetic.corpus(tmp_path / "corpus"), Budget(steps=1))
+def test_a_run_with_attention_pooling_is_exported(corpus: Corpus, tmp_path: Path) -> None:
+    run = train(siglip.Recipe.tiny(), corpus, Budget(steps=1))
     (tmp_path / "export").mkdir()
     assert to_transformers(run, tmp_path / "export")[1] < 1e-4

@@ -8,21 +8,20 @@ from collections import Counter
 import pytest
 import torch
 
-import synthetic
 from polymodal.corpora import Corpus
+from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor, fit_processor
 from polymodal.errors import UserError
+from polymodal.evaluation.tasks.referring import referring_scores
+from polymodal.modalities import Expressions
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.grounding import simvg
 from polymodal.rng import ExampleRNG
+from polymodal.training import train
 from polymodal.training.stages import active_stages
+from polymodal.types import Budget
 
 TINY = simvg.Recipe.tiny()
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return synthetic.corpus(tmp_path_factory.mktemp("synthetic") / "corpus")
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +97,38 @@ def test_several_queries_learn_from_all_expressions(processor: Processor, corpus
         assert boxes.shape == (len(plain["image"]), 3, 4)
         assert bool((boxes[..., 2:] >= boxes[..., :2]).all())
         assert bool(((probability > 0) & (probability < 1)).all())
+
+
+def of_pairs(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Corpus:
+    """The corpus with two boxes for every expression."""
+    value, column = type(corpus).value, corpus.column_with(Expressions)
+
+    def twice(self: Corpus, row: int, name: str) -> object:
+        read = value(self, row, name)
+        return [one._replace(boxes=one.boxes[:1] * 2) for one in read if one.boxes] if name == column else read
+
+    monkeypatch.setattr(type(corpus), "value", twice)
+    return corpus
+
+
+def test_one_query_for_several_objects_is_named(
+    processor: Processor, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One box was matched to one of several objects in training, and evaluation had no score and no word of why."""
+    pairs = of_pairs(corpus, monkeypatch)
+    with pytest.raises(UserError, match="let --num-queries be"):
+        fit_processor(TINY, pairs)
+    fit_processor(dataclasses.replace(TINY, num_queries=2), pairs)
+    reader = Reader(pairs, processor)
+    with pytest.warns(UserWarning, match="train with --num-queries above 1"):
+        assert referring_scores(built(processor), processor, reader, "test") == []
+    assert referring_scores(built(processor, num_queries=2), processor, reader, "test")
+
+
+def test_the_published_preset_starts_from_a_run(corpus: Corpus) -> None:
+    """Its encoder, of BEiT-3 in the paper, was random and learned at a tenth of the rate."""
+    assert "by --init" in simvg.Recipe.paper().missing_init()
+    assert TINY.missing_init() == ""
+    recipe = dataclasses.replace(TINY, caption_fraction=0.0, encoder_lr_scale=0.1)
+    with pytest.raises(UserError, match="BEiT-3's weights cannot be loaded"):
+        train(recipe, corpus, Budget(steps=1))

@@ -6,16 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch.nn import functional as F
 
-import synthetic
+from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
 from polymodal.objectives.contrastive import info_nce
-from polymodal.recipes.dual_encoders import sparc
+from polymodal.recipes.dual_encoders import clip, sparc
 from polymodal.rng import ExampleRNG
 from polymodal.serving.export.transformers import to_transformers
 from polymodal.training import train
+from polymodal.training.initialization import with_pretrained
+from polymodal.training.optimizer import OptimizerConfig
+from polymodal.training.trainer import build_run
 from polymodal.types import Budget
 
 
@@ -87,8 +91,8 @@ def test_a_caption_of_one_token_has_no_local_loss_and_no_gradient():
     assert tokens.grad.abs().sum() == 0
 
 
-def test_images_and_patches_pass_the_non_linear_head_and_the_local_loss_does_not(tmp_path: Path) -> None:
-    corpus, recipe = synthetic.corpus(tmp_path / "corpus"), sparc.Recipe.tiny()
+def test_images_and_patches_pass_the_non_linear_head_and_the_local_loss_does_not(corpus: Corpus) -> None:
+    recipe = sparc.Recipe.tiny()
     processor = fit_processor(recipe, corpus)
     examples = Reader(corpus, processor).read_all(corpus.rows("train")[:4])[1]
     batch = recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, 4))
@@ -117,7 +121,32 @@ def test_tokens_of_the_default_know_their_context_and_images_are_averaged() -> N
         assert recipe.word_dropout == 0
 
 
-def test_the_head_is_exported(tmp_path: Path) -> None:
-    run = train(sparc.Recipe.tiny(), synthetic.corpus(tmp_path / "corpus"), Budget(steps=1))
+def test_the_head_is_exported(corpus: Corpus, tmp_path: Path) -> None:
+    run = train(sparc.Recipe.tiny(), corpus, Budget(steps=1))
     (tmp_path / "export").mkdir()
     assert to_transformers(run, tmp_path / "export")[1] < 1e-4
+
+
+def test_a_pretrained_dual_encoder_keeps_its_image_embedding(
+    clip_folder: Path, small_emoji: Corpus, tmp_path: Path
+) -> None:
+    init = f"hf:{clip_folder}"
+    recipe = with_pretrained(sparc.Recipe(batch_size=8, optimizer=OptimizerConfig(learning_rate=1e-3)), init)
+    run = build_run(recipe, small_emoji, {}, 0, init=init)
+    model, image = run.model.eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = transformers.CLIPModel.from_pretrained(clip_folder).eval().get_image_features(image)
+        expected = getattr(expected, "pooler_output", expected)
+        torch.testing.assert_close(model.encode_image(image), F.normalize(expected, dim=-1), atol=1e-5, rtol=1e-4)
+    trained = train(recipe, small_emoji, Budget(steps=2), init=init)
+    assert trained.model.image_head[0].weight.abs().max() > 0  # it learns all the same
+    (tmp_path / "export").mkdir()
+    assert to_transformers(trained, tmp_path / "export")[1] < 1e-4
+
+
+def test_h_v_begins_as_the_identity_after_a_run_without_one_and_is_taken_over_from_one_of_sparc() -> None:
+    assert not sparc.Recipe().residual_head
+    assert sparc.Recipe().starting_from(None) == sparc.Recipe()
+    assert sparc.Recipe().starting_from(clip.Recipe()).residual_head
+    assert not sparc.Recipe(residual_head=True).starting_from(sparc.Recipe()).residual_head
+    assert sparc.Recipe().starting_from(sparc.Recipe(residual_head=True)).residual_head

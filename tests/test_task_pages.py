@@ -47,8 +47,7 @@ PAGES = [
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    corpus = synthetic.corpus(tmp_path_factory.mktemp("synthetic") / "corpus")
+def corpus(corpus: Corpus) -> Corpus:
     return dataclasses.replace(corpus, choices={"corpus": "scenes"})  # by which runs open it again
 
 

@@ -30,11 +30,6 @@ Inputs = Callable[[str], TaskInputs]
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return synthetic.corpus(tmp_path_factory.mktemp("synthetic") / "corpus")
-
-
-@pytest.fixture(scope="module")
 def inputs_of(corpus: Corpus) -> Iterator[Inputs]:
     """The untrained method of a recipe by name."""
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import synthetic
 from polymodal.corpora import Corpus
 from polymodal.data.columns.table import TableColumn
 from polymodal.data.loader import Reader
@@ -82,13 +81,6 @@ def test_rows_with_missing_cells(released: tip.TIPClassifier) -> None:
     assert_released(numbers, GOLDEN["imputed_numbers"])
     assert_released(first, GOLDEN["imputed_categories"][:, 0, :3])
     assert_released(second, GOLDEN["imputed_categories"][:, 1, 3:])
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    folder = tmp_path_factory.mktemp("tip") / "corpus"
-    synthetic.corpus(folder)
-    return synthetic.open_corpus(folder)
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_no_command_executes_the_code_of_a_run_from_elsewhere(
         words["FILE"].write_text(MINE.format(marker="# as the author of the run showed it"))
         record = read_record(strange)
         record["recipe"]["name"] = "mine"
-        record["corpus"]["data"] = str(images / "pairs.jsonl")
+        record["corpus"]["data"] = [str(images / "pairs.jsonl")]
         (strange / "run.json").write_text(json.dumps(record))
     arguments = [str(words.get(word, word)) for word in COMMANDS[name]]
     monkeypatch.setattr("polymodal.cli.using._listen", lambda *_: None)

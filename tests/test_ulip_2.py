@@ -32,9 +32,8 @@ TINY = dataclasses.replace(ulip_2.Recipe.tiny(), num_captions=2)
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+def corpus(corpus: Corpus) -> Corpus:
     """Captions say their view; the last view has none, and there are no single images."""
-    corpus = synthetic.corpus(tmp_path_factory.mktemp("ulip") / "corpus")
     columns = {name: kind for name, kind in corpus.columns.items() if name not in ("image", "video")}
     return dataclasses.replace(corpus, columns=columns)
 
@@ -114,9 +113,9 @@ def test_what_an_object_lacks_is_said_in_a_sentence(corpus: Corpus) -> None:
         processor.points.prepared(np.full((9, 3), np.nan, dtype=np.float32))
 
 
-def test_only_points_and_their_temperature_are_trained(corpus: Corpus, tmp_path: Path) -> None:
+def test_only_points_and_their_temperature_are_trained(corpus: Corpus, synthetic_folder: Path, tmp_path: Path) -> None:
     towers = {"image": TINY.image, "text": TINY.text, "embed_dim": TINY.embed_dim, "batch_size": 4}
-    with_images = synthetic.corpus(tmp_path / "images")
+    with_images = synthetic.open_corpus(synthetic_folder / "corpus")
     first = train(clip.Recipe(**towers), with_images, Budget(steps=2), out=tmp_path / "clip")
     frozen = dataclasses.replace(TINY, clip_fraction=0.0, batch_size=4)
     run = train(frozen, corpus, Budget(steps=3), init=tmp_path / "clip")
@@ -155,3 +154,13 @@ def test_baselines_of_the_claims_differ_in_the_idea_alone(claim: Claim, field: s
     assert dataclasses.replace(claim.baseline, **{field: value}) == claim.treatment != claim.baseline
     for arm in claim.further.values():
         assert dataclasses.replace(arm, **{field: value}, num_captions=1) == claim.treatment
+
+
+@pytest.mark.parametrize(("batch", "source"), [("image_batch", "captions"), ("training_batch", "names")])
+def test_an_object_without_texts_is_a_sentence(corpus: Corpus, batch: str, source: str) -> None:
+    recipe = dataclasses.replace(TINY, text_source=source)
+    processor = fit_processor(recipe, corpus)
+    examples = Reader(corpus, processor).read_all(corpus.rows("train")[:2])[1]
+    examples[1]["text"] = []
+    with pytest.raises(UserError, match="a text of every example, and one has none"):
+        getattr(recipe, batch)(examples, processor, ExampleRNG.of(0, 0, 2))

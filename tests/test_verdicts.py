@@ -237,12 +237,14 @@ def test_what_is_left_open_is_said(comparison):
 
 
 @pytest.mark.parametrize(
-    ("seeds", "said"), [(1, "One seed: no ranking"), (2, "two seeds is wide"), (3, "clearly ahead")]
+    ("seeds", "said"),
+    [(1, "One seed: no ranking"), (2, "no verdict, since the interval of two seeds is wide"), (3, "clearly ahead")],
 )
 def test_a_comparison_says_what_its_seeds_are_worth(comparison, seeds, said):
     some = made_up(seeds)
     assert said in comparison_verdict(some)
     assert ("two seeds" in comparison_verdict(some)) == (seeds == 2)
+    assert ("clearly ahead" in comparison_verdict(some)) == (seeds == 3), "a verdict needs three seeds"
     assert [row.arm.label for row in rows(some)][:1] == (["baseline"] if seeds == 1 else ["treatment"])
     assert any(row.leads for row in rows(some)) == (seeds > 1)
     assert len(terminal_table(some).rows) == 5

@@ -109,6 +109,26 @@ def test_a_page_is_read_in_order_without_its_furniture() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("html", "kept"),
+    [
+        ('<div class="header">one</div>', []),
+        ('<div class="header main">one</div>', ["one"]),  # one of two classes was enough
+        ('<div class="menu wide" title="nav">one</div>', []),
+        ('<section class="nav">one</section>', ["one"]),
+        ('<div class="wide footer">one</div>', []),
+        ('<p>one <span class="footer">two</span></p>', ["one"]),  # styled elements and items were kept
+        ('<ul><li class="site-info">one</li><li>two</li></ul>', ["two"]),
+        ("<table><tr><td class='footer'>one</td><td>two</td></tr></table>", ["two"]),
+        ('<div class="post-date">one <b>two</b><p>three</p></div>', ["three"]),  # what it says itself was kept then
+        ('<div class="post-date">one</div>', []),
+    ],
+)
+def test_furniture_is_that_of_the_released_code(html: str, kept: list[str]) -> None:
+    """DOMTreeSimplificator of misraj-ai/wasm@516ffa5, with the css_rules of its configuration."""
+    assert [block.text for block in blocks_of(html)] == kept
+
+
 def test_markdown_keeps_headings_lists_tables_emphasis_code_and_images_in_place() -> None:
     assert markdown_of(blocks_of(PAGE)).split("\n\n") == [
         "# Big *title*",

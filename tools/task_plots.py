@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from polymodal import corpora, recipes
 from polymodal.claims import inductive_moment_matching as imm
 from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation import write_plots
+from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.video import alpro
 from polymodal.training import Run, load_run
 
@@ -60,13 +61,18 @@ class Example:
         return load_run(place)
 
 
+_tiny = mono_internvl.Recipe.tiny()
+CAPTIONER = replace(
+    _tiny, batch_size=16, freeze_llm=False, language_model=replace(_tiny.language_model, width=48, depth=2, mlp_dim=96)
+)
 EXAMPLES = (
     Example("siglip", "emoji", ("cross_modal_retrieval",), 100),
     Example("simvg", "referring", ("referring",), 200),
     Example("inductive_moment_matching", "digits", ("image_generation",), 240, start=imm.claim.treatment),
-    Example("dgvae", "viewers", ("recommendation", "item_prototypes"), 40),
-    Example("layoutlmv3", "documents", ("entity_extraction",), 200),
+    Example("dgvae", "viewers", ("recommendation", "item_prototypes", "prototype_words"), 40),
+    Example("layoutlmv3", "documents", ("entity_extraction", "page_patches"), 200),
     Example("alpro", "synthetic", ("answer_classification",), 75, start=alpro.Recipe.tiny()),
+    Example("mono_internvl", "synthetic", ("vqa_captioning",), 75, start=CAPTIONER),
     Example("sparc", "scenes", ("grounding",), 120),
 )
 

@@ -27,8 +27,8 @@ class Paper:
     """The publication that a recipe implements. Written as a literal, so that listings need not import torch.
 
     code: official code that the recipe was checked against, as OWNER/REPOSITORY@COMMIT; empty if there is none.
-    parameters: published counts of the method of `Recipe.paper()`, by shell patterns of parameter names; none where no
-    count is published.
+    parameters: published counts of the method of `Recipe.paper()`, by shell patterns of parameter names, of which those
+    with ! take names away; none where no count is published.
     """
 
     slug: str

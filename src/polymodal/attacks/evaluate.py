@@ -201,7 +201,10 @@ def summary(scores: Sequence[Score], sources: Sequence[str]) -> list[Score]:
 
 
 def _together(name: str, parts: Sequence[Score]) -> Score:
-    """Pool the queries of several scores on the same clusters."""
-    weights = np.sum([part.weights for part in parts if part.weights is not None], axis=0)
-    sums = np.sum([part.clusters * part.weights for part in parts if part.weights is not None], axis=0)
-    return dataclasses.replace(parts[0], name=name, clusters=ratio(sums, weights), weights=weights)
+    """Pool the queries of several scores on the same clusters; chance is pooled by the same numbers of queries."""
+    queries = np.array([part.weights for part in parts])
+    weights = queries.sum(0)
+    sums = np.sum([part.clusters * counts for part, counts in zip(parts, queries, strict=True)], axis=0)
+    levels = [part.chance for part in parts if part.chance is not None]
+    chance = float(np.average(levels, weights=queries.sum(1))) if len(levels) == len(parts) and weights.any() else None
+    return dataclasses.replace(parts[0], name=name, clusters=ratio(sums, weights), chance=chance, weights=weights)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from torch import nn
 
+from polymodal.attacks.stop_words import STOP_WORDS
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.column import MAX_ROWS
 from polymodal.encoders.text import TextEncoderConfig
@@ -18,7 +18,6 @@ from polymodal.modalities import Text
 from polymodal.modalities.text import Tokens
 from polymodal.objectives.masked_modeling import masked_cross_entropy
 
-STOP_WORDS = ENGLISH_STOP_WORDS
 MASK, UNKNOWN, FIRST = 0, 1, 2  # ids of words begin at FIRST
 RARE = 2  # minimum count of a known word
 MASKED, KEPT, RANDOM = 0.15, 0.1, 0.1  # BERT, section 3.1

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from polymodal.attacks.masked_lm import STOP_WORDS, MaskedLM, clean
+from polymodal.attacks.masked_lm import MaskedLM, clean
+from polymodal.attacks.stop_words import STOP_WORDS
 
 UNKNOWN = "[UNK]"
 TEXTS_AT_ONCE = 1024

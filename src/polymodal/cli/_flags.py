@@ -26,12 +26,20 @@ class DataOptions:
 
     corpus: str | None = None
     """Built-in corpus (dataset; `polymodal corpora` lists them), or a weighted mixture, such as emoji:3,scenes:1."""
-    data: str | None = None
-    """Your own pairs: a .parquet, .csv, .jsonl or webdataset .tar file, or a folder of such files."""
+    data: tuple[str, ...] = ()
+    """Your own data: files or folders in any format that is read (`polymodal data --help`), or one URL."""
+    format: str | None = None
+    """Format of --data, instead of the one that is found by looking at it."""
     image_column: str | None = None
-    """Column of images or clips in --data, if it cannot be inferred from its type."""
+    """Column of images in --data, if it cannot be inferred."""
     text_column: str | None = None
-    """Caption column in --data, if it cannot be inferred from its type."""
+    """Caption column in --data, if it cannot be inferred."""
+    label_column: str | None = None
+    """Column of class names in --data, if it cannot be inferred."""
+    audio_column: str | None = None
+    """Column of sounds in --data, if it cannot be inferred."""
+    video_column: str | None = None
+    """Column of clips in --data, if it cannot be inferred."""
     stream: bool = False
     """Stream the .parquet or .tar shards of --data, for data larger than memory; URLs are always streamed."""
     language: str | None = None
@@ -54,10 +62,8 @@ class DataOptions:
         """Raise UserError for missing or contradictory options, without slow imports."""
         if self.corpus and self.data:
             raise UserError("Give --corpus or --data, not both.")
-        if not self.data and (self.image_column or self.text_column):
-            raise UserError(
-                "--image-column and --text-column name columns of your own data; give its path with --data."
-            )
+        if not self.data and (self.named_columns or self.format):
+            raise UserError("--format and --NAME-column describe your own data; give its path with --data.")
         if not self.given:
             raise UserError("Say which data to use: --corpus NAME (`polymodal corpora` lists them) or --data PATH.")
         if self.corpus:
@@ -73,10 +79,16 @@ class DataOptions:
 
         if self.corpus:
             return load_mixture(self.corpus)
-        assert self.data is not None
-        if self.stream or "://" in self.data:
-            return from_shards(self.data, self.image_column, self.text_column)
-        return from_path(self.data, self.image_column, self.text_column)
+        if self.stream or "://" in self.data[0]:
+            return from_shards(self.data[0], **self.named_columns)
+        return from_path(self.data, self.format, **self.named_columns)
+
+    @property
+    def named_columns(self) -> dict[str, str]:
+        """Columns that the user named, by modality."""
+        suffix = "_column"
+        values = {name: value for name, value in vars(self).items() if name.endswith(suffix) and value}
+        return {name.removesuffix(suffix): value for name, value in values.items()}
 
     @property
     def given(self) -> bool:

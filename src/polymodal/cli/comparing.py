@@ -28,6 +28,8 @@ from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.errors import UserError
 from polymodal.types import Budget
 
+BUDGET = "60s"  # of `compare`, unless given
+
 
 @dataclass(frozen=True)
 class JobOptions:
@@ -40,16 +42,27 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class CompareOptions(RunOptions, JobOptions):
-    budget: str = "60s"
-    """Budget per run: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h. A time is turned into a number of
-    steps for each recipe, by timing all of them in alternation before the first run."""
+    budget: str | None = None
+    """Budget per run: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s (the default), 20m, 2h. A time is turned into a
+    number of steps for each recipe, by timing all of them in alternation before the first run."""
     steps_from: str | None = None
     """results.json of an earlier comparison, whose budget and number of steps of each recipe are used, and lead to the
-    same weights."""
+    same weights; in place of --budget."""
     seeds: PositiveInt = 3
-    """Number of paired seeds. One gives no ranking, and the intervals of two are wide."""
+    """Number of paired seeds. One gives no ranking, and fewer than three give no verdict."""
     out: str = "comparison"
     """Folder for results.json, report.html and the runs; the same command resumes."""
+
+
+def _budget_and_steps(budget: str | None, steps_from: str | None) -> tuple[Budget | None, dict[str, int] | None]:
+    """The budget, if one is given, and the recorded steps of each arm. Raises UserError where both are given."""
+    if steps_from is None:
+        return Budget.parse(budget) if budget else None, None
+    if budget:
+        raise UserError(f"Give --budget or --steps-from, not both: {steps_from} holds the budget of its steps.")
+    from polymodal.reproduce.timing import recorded_steps
+
+    return recorded_steps(Path(steps_from))
 
 
 def compare(arguments: Arguments) -> None:
@@ -59,21 +72,18 @@ def compare(arguments: Arguments) -> None:
     if not specs:
         raise UserError("Name the recipes to compare: polymodal compare clip siglip --corpus emoji.")
 
-    budget, steps = Budget.parse(options.budget), None
     for spec in specs:
         _parsed(spec)
     options.check()
+    budget, steps = _budget_and_steps(options.budget, options.steps_from)
     from polymodal import reproduce
     from polymodal.reproduce.leaderboard import comparison_verdict, cost_table, terminal_table
-    from polymodal.reproduce.timing import recorded_steps
 
-    if options.steps_from is not None:
-        budget, steps = recorded_steps(Path(options.steps_from))
     arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
     comparison = reproduce.compare(
         arms,
         options.open(),
-        budget,
+        budget or Budget.parse(BUDGET),
         options.seeds,
         options.out,
         jobs=options.jobs,
@@ -126,7 +136,8 @@ def reproduce(arguments: Arguments) -> None:
         seeds: PositiveInt | None = None
         """Number of paired seeds, instead of the claim's own."""
         steps_from: str | None = None
-        """results.json of an earlier reproduction, whose budget and number of steps of each arm are used."""
+        """results.json of an earlier reproduction, whose budget and number of steps of each arm are used, in place of
+        --budget."""
         claim: str = "claim"
         """Name of the claim, if the recipe has several."""
         out: str | None = None
@@ -138,14 +149,11 @@ def reproduce(arguments: Arguments) -> None:
         """First train every arm with each of the claim's tuning values, and take its best by the validation split."""
 
     options = parse(Options, rest, "reproduce RECIPE", reproduce)
+    budget, steps = _budget_and_steps(options.budget, options.steps_from)
     from polymodal.recipes import FIRST_CLAIM
     from polymodal.reproduce.claim import reproduce as test_claim
-    from polymodal.reproduce.timing import recorded_steps
 
     out = options.out or f"reproduce/{short_name(spec)}" + f"-{options.claim}" * (options.claim != FIRST_CLAIM)
-    budget, steps = Budget.parse(options.budget) if options.budget else None, None
-    if options.steps_from is not None:
-        budget, steps = recorded_steps(Path(options.steps_from))
     result, comparison = test_claim(
         spec,
         out,

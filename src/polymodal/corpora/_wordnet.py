@@ -18,8 +18,8 @@ THING = "physical_entity"
 IRREGULAR = {"men": "man", "women": "woman", "children": "child", "people": "person", "mice": "mouse", "geese": "goose"}
 IRREGULAR |= {"feet": "foot", "teeth": "tooth", "oxen": "ox", "dice": "die", "wolves": "wolf", "leaves": "leaf"}
 IRREGULAR |= {"knives": "knife", "shelves": "shelf", "loaves": "loaf", "calves": "calf", "halves": "half"}
-# The rules of detachment for nouns (morphy), longest first.
-ENDINGS = (("ches", "ch"), ("shes", "sh"), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ies", "y"), ("s", ""))
+# The rules of detachment for nouns in the order of morphy: "vases" is of "vase", not of "vas".
+ENDINGS = (("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("ies", "y"))
 
 
 @dataclass(frozen=True)

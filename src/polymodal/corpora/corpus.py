@@ -28,6 +28,16 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """Rows or files that are left out. reason: a clause, such as "has 3 fields, the headings 2". example: one of
+    them."""
+
+    count: int
+    reason: str
+    example: str
+
+
+@dataclass(frozen=True)
 class Corpus:
     """Dataset with random access to examples by row index.
 
@@ -35,7 +45,8 @@ class Corpus:
     indices by split: `train`, `validation`, `test`, and `test_*` for shifted tests. keys: column whose values name the
     examples in reports. label: Category column for zero-shot classification and probing. prompts: texts that describe
     each label. choices: how to reopen this corpus (`--data`, `--image-column`, `--text-column`), recorded in runs.
-    keeps_decoded: whether decoded examples may be kept in memory, which pays when they are reused soon.
+    keeps_decoded: whether decoded examples may be kept in memory, which pays when they are reused soon. skipped: what
+    was left out when the user's files were opened. notes: sentences about how they were read.
     """
 
     about: About
@@ -47,6 +58,8 @@ class Corpus:
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     choices: Mapping[str, Any] = field(default_factory=dict)
     keeps_decoded: bool = True
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

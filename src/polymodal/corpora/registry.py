@@ -111,10 +111,11 @@ def reopen(choices: Mapping[str, Any]) -> Corpus:
     if "parts" in choices:
         parts = [(reopen(part), weight) for part, weight in choices["parts"]]
         return mix_corpora(parts, every_column=choices.get("every_column", False))
+    columns = choices.get("columns", {})
     if choices.get("stream"):
-        return from_shards(choices["data"], choices.get("image"), choices.get("text"))
+        return from_shards(choices["data"], **columns)
     if "data" in choices:
-        return from_path(choices["data"], choices.get("image"), choices.get("text"))
+        return from_path(choices["data"], choices.get("format"), **columns)
     if "corpus" in choices:
         return load_corpus(choices["corpus"])
     raise UserError("This run does not say which corpus it was trained on; name one with --corpus or --data.")

@@ -15,7 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 
 from polymodal.corpora._cache import cache_directory
 from polymodal.corpora.corpus import About, Corpus, Part
-from polymodal.corpora.user_files import chosen_columns, first_line
+from polymodal.corpora.schemas import described_columns, find
+from polymodal.corpora.user_files import first_line
 from polymodal.errors import UserError
-from polymodal.modalities import Image, Text
 
 BLOCKS_TOGETHER = 4  # blocks whose rows are shuffled together
 TAR_BLOCK = 512  # examples of a tar file that count as a block
@@ -48,13 +48,13 @@ class RowBlock:
     where: Any
 
 
-def from_shards(url: str, image: str | None = None, text: str | None = None) -> Corpus:
+def from_shards(url: str, **columns: str) -> Corpus:
     """Open image-caption pairs in .parquet or .tar shards: a file, a folder, or a pattern with `*`.
 
-    url: a path, or any URL that fsspec opens (s3://bucket/*.parquet, https://..., hf://datasets/...). image, text:
-    columns, by default inferred by type. The last blocks, at most a tenth or 5,000 examples each, are `validation` and
-    `test`; equal images in two splits are not detected, since that would read everything. Raises UserError, which says
-    what was found and what was expected.
+    url: a path, or any URL that fsspec opens (s3://bucket/*.parquet, https://..., hf://datasets/...). columns:
+    names of columns by modality, by default inferred. The last blocks, at most a tenth or 5,000 examples each, are
+    `validation` and `test`; equal images in two splits are not detected, since that would read everything. Raises
+    UserError, which says what was found and what was expected.
     """
     try:
         system, root = fsspec.core.url_to_fs(os.path.expanduser(url))
@@ -65,10 +65,10 @@ def from_shards(url: str, image: str | None = None, text: str | None = None) -> 
         raise UserError(f"There is no .parquet or .tar shard at {url}.")
     blocks: list[RowBlock] = []
     for shard in shards:
-        find = _row_groups if shard.endswith(".parquet") else _members
+        blocks_of = _row_groups if shard.endswith(".parquet") else _members
         first = blocks[-1].first + blocks[-1].count if blocks else 0
         try:
-            blocks += find(system, shard, first)
+            blocks += blocks_of(system, shard, first)
         except (OSError, pa.ArrowException, tarfile.TarError) as error:
             raise UserError(f"The shard {shard} cannot be read: {first_line(error)}") from error
     if not blocks:
@@ -76,7 +76,14 @@ def from_shards(url: str, image: str | None = None, text: str | None = None) -> 
     total = blocks[-1].first + blocks[-1].count
     blocks_read = _Blocks(system, blocks)
     sample = pa.Table.from_pylist(blocks_read.rows(0)[:100])
-    image, text = chosen_columns(sample, image, text)
+    found = find(sample, Path(), columns)
+    kinds = {name: column.modality for name, column in found.columns.items() if column.convert is None}
+    for kind in ("image", "text"):
+        if kind not in {type(modality).__name__.lower() for modality in kinds.values()}:
+            raise UserError(
+                f"No column of {url} has {kind}s; the columns are {described_columns(sample)}. Name one with "
+                f"--{kind}-column COLUMN."
+            )
     keys = next((name for name in ("__key__", "key", "id") if name in sample.column_names), None)
     train, validation = _held_out(blocks, total)
     return Stream(
@@ -88,14 +95,14 @@ def from_shards(url: str, image: str | None = None, text: str | None = None) -> 
             modalities=("image", "text"),
         ),
         table=pa.table({}),
-        columns={image: Image(), text: Text()},
+        columns=kinds,
         splits={
             "train": np.arange(train),
             "validation": np.arange(train, validation),
             "test": np.arange(validation, total),
         },
         keys=keys,
-        choices={"data": url if "://" in url else os.path.abspath(url), "image": image, "text": text, "stream": True},
+        choices={"data": url if "://" in url else os.path.abspath(url), "columns": dict(columns), "stream": True},
         keeps_decoded=False,
         blocks=blocks_read,
     )

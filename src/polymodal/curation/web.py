@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -31,7 +30,8 @@ STYLE = {
 }
 STRONG, EMPHASIS = {"b", "strong"}, {"em", "i"}
 FOOTER = {"footer", "site-info"}  # classes of removed elements
-NAVIGATION = {"footer", "header", "navigation", "nav", "navbar", "menu"}  # id, class or title of removed divs
+NAVIGATION = {"footer", "header", "navigation", "nav", "navbar", "menu"}  # whole id, class or title of removed divs
+DATE = "date"  # in the class of divs without what they say directly (released code)
 MORE = "more-link"  # class of elements after which a page has another document
 # Attributes of an image's address, the first ones first (released code); data-srcset is not there.
 SOURCES = (
@@ -139,6 +139,8 @@ class _Walk:
 
     def _child(self, node: Any, place: _Place) -> None:
         tag = node.tag
+        if tag != "-text" and _is_furniture(node):
+            return
         if tag != "-text" and MORE in _classes(node):
             self.end()
             self.document += bool(self.blocks)
@@ -148,8 +150,18 @@ class _Walk:
             self._say("\n", place)
         elif tag in STYLE:
             self._styled(node, place)
-        elif tag in CONTENT and not _is_furniture(node):
+        elif tag == "div" and DATE in (node.attributes.get("class") or ""):
+            self._without_text(node, place)
+        elif tag in CONTENT:
             self._block(node, tag, place)
+
+    def _without_text(self, node: Any, place: _Place) -> None:
+        """Traverse the blocks and images inside, but not the text that is directly there, styled or not."""
+        for child in node.iter(include_text=False):
+            if child.tag in STYLE:
+                self._without_text(child, place)
+            elif child.tag != "br":
+                self._child(child, place)
 
     def _say(self, text: str, place: _Place) -> None:
         if not self.plain:
@@ -192,7 +204,7 @@ class _Walk:
     def _list(self, node: Any, tag: str, place: _Place) -> None:
         index = 0
         for child in node.iter(include_text=True):
-            if child.tag != "li":
+            if child.tag != "li" or _is_furniture(child):
                 self._child(child, place)
                 continue
             self.end()
@@ -206,7 +218,7 @@ class _Walk:
 
     def _row(self, node: Any) -> None:
         self.end()
-        cells = [child for child in node.iter(include_text=False) if child.tag in ("td", "th")]
+        cells = [one for one in node.iter(include_text=False) if one.tag in ("td", "th") and not _is_furniture(one)]
         content = [self._inside(cell) for cell in cells]
         texts = [words(" ".join(block.text for block in blocks if not block.image)) for blocks in content]
         if any(texts):
@@ -299,16 +311,10 @@ def _classes(node: Any) -> set[str]:
 
 
 def _is_furniture(node: Any) -> bool:
-    """Return whether an element is navigation, a footer, or a date without content."""
-    classes = _classes(node)
-    if classes & FOOTER:
+    """Return whether an element has a class of footers, or is a div whose whole id, class or title is of navigation.
+
+    A div of several classes, such as "header main", is content (released code).
+    """
+    if _classes(node) & FOOTER:
         return True
-    if node.tag != "div":
-        return False
-    named = {node.attributes.get("id") or "", node.attributes.get("title") or "", *classes}
-    dated = any("date" in name for name in classes) and not any(_blocks_in(node))
-    return bool(named & NAVIGATION) or dated
-
-
-def _blocks_in(node: Any) -> Iterator[Any]:
-    return (child for child in node.iter(include_text=False) if child.tag in CONTENT)
+    return node.tag == "div" and any(node.attributes.get(name) in NAVIGATION for name in ("id", "class", "title"))

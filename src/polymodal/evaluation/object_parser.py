@@ -25,6 +25,10 @@ NEGATIONS = frozenset({"no", "without", "not"})
 HEDGE = re.compile(
     r"what appears to be|what looks like|(?:might|may|could) be(?= (?:an?|the|some|another)\b)|possibly|perhaps|maybe"
 )
+# No plurals: nouns that end in these stand for themselves, "genus" is of no "genu".
+NO_PLURAL = ("ss", "us", "ics")
+SAME_IN_PLURAL = frozenset({"sheep", "fish", "deer"})
+PROCESS = "process"  # physical in WordNet, but no object: "eating", "sunlight"
 MARK = "\0"
 CERTAIN, UNCERTAIN = "", " (possibly)"
 
@@ -146,7 +150,10 @@ def object_lines(caption: str, lexicon: WordNet) -> str:
 
 
 def _phrases(text: str, lexicon: WordNet) -> list[str]:
-    """Return the noun phrases of a clause: attributes and a noun, with "(possibly)" behind the first after a hedge."""
+    """Return the noun phrases of a clause: attributes and a noun, with "(possibly)" behind the first after a hedge.
+
+    Adjacent nouns are one compound, "pizza box", unless all but the last are in the plural.
+    """
     words = re.findall(rf"{MARK}|[^\W_][\w'-]*", text)
     phrases: list[str] = []
     attributes: list[str] = []
@@ -154,6 +161,11 @@ def _phrases(text: str, lexicon: WordNet) -> list[str]:
     place = 0
     while place < len(words):
         noun, length = _noun(words, place, lexicon)
+        while noun is not None and _is_singular(words, place, length, noun):
+            head, head_length = _noun(words, place + length, lexicon, compound=noun not in SAME_IN_PLURAL)
+            if head is None:
+                break
+            noun, length = f"{noun} {head}", length + head_length
         if noun is not None:
             if not negated:
                 phrases.append(" ".join([*attributes, noun]) + (UNCERTAIN if uncertain else CERTAIN))
@@ -168,11 +180,17 @@ def _phrases(text: str, lexicon: WordNet) -> list[str]:
     return phrases
 
 
-def _noun(words: list[str], place: int, lexicon: WordNet) -> tuple[str | None, int]:
+def _is_singular(words: list[str], place: int, length: int, noun: str) -> bool:
+    """Return whether the noun ends with the word as written there: a modifier is singular, a subject may not be."""
+    return noun.split()[-1] == words[place + length - 1].split("-")[-1]
+
+
+def _noun(words: list[str], place: int, lexicon: WordNet, compound: bool = False) -> tuple[str | None, int]:
     """Return the longest noun for a physical entity that begins here, in the singular, and how many words it has.
 
     A word that may be something else is a noun where its place says so: after an article or an attribute and before no
-    other noun, as "seal" in "a large seal"; not "orange" in "an orange cat".
+    other noun, as "seal" in "a large seal"; not "orange" in "an orange cat". compound: behind another noun, where a
+    word that may be a verb is a noun if it is in the singular, as "sink" in "a bathroom sink".
     """
     for length in range(min(MAX_NOUN_WORDS, len(words) - place), 0, -1):
         part = words[place : place + length]
@@ -186,6 +204,11 @@ def _noun(words: list[str], place: int, lexicon: WordNet) -> tuple[str | None, i
             if after and part[0] in lexicon.adjectives and _noun(words, place + 1, lexicon)[0]:
                 continue
             introduced = bool(before) and (before[0] in STOP | NEGATIONS or before[0] in lexicon.adjectives)
+            introduced |= compound and noun == part[0]
+            # "a man stands": a verb behind its subject.
+            behind_noun = bool(before) and lexicon.is_mostly_noun(before[0]) and thing(before[0], lexicon) is not None
+            if noun != part[0] and behind_noun and not lexicon.is_mostly_noun(noun):
+                continue
             ends = not after or after[0] in STOP | PLACES
             if not lexicon.is_mostly_noun(part[0]) and not (introduced and (ends or noun in THINGS)):
                 continue
@@ -194,15 +217,23 @@ def _noun(words: list[str], place: int, lexicon: WordNet) -> tuple[str | None, i
 
 
 def thing(words: str, lexicon: WordNet) -> str | None:
-    """Return the noun in the singular if it is a physical entity in its most frequent sense, or one of `THINGS`."""
-    entry = lexicon.noun(words)
-    if entry is not None:
-        singular = entry.replace("_", " ")
-        return singular if singular in THINGS or lexicon.is_thing(entry) else None
+    """Return the noun in the singular if it is a physical object in its most frequent sense, or one of `THINGS`."""
+    words = words.replace("-", " ") if lexicon.noun(words) is None else words  # "hot-dog" is written "hot dog" there
     if words in THINGS:
         return words
-    # Classes of COCO that WordNet lacks, such as "wine glass", in the plural.
-    return next((one for end in ("es", "s") if " " in words and (one := words.removesuffix(end)) in THINGS), None)
+    # Plurals that are a noun of their own, as "bowls", a game; classes of COCO that WordNet lacks, as "wine glasses".
+    ends = [] if words.endswith(NO_PLURAL) else ["s"] + ["es"] * (" " in words)
+    forms = [words, *(one for end in ends if (one := words.removesuffix(end)) != words)]
+    entries = {form: entry.replace("_", " ") if (entry := lexicon.noun(form)) else None for form in forms}
+    for form, entry in entries.items():
+        if form in THINGS or entry in THINGS:
+            return form if form in THINGS else entry
+    return next((entry for entry in entries.values() if entry and _is_object(entry, lexicon)), None)
+
+
+def _is_object(entry: str, lexicon: WordNet) -> bool:
+    noun = entry.replace(" ", "_")
+    return lexicon.is_thing(noun) and PROCESS not in lexicon.kinds(noun)
 
 
 def root(phrase: str, lexicon: WordNet) -> str:

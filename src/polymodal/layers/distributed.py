@@ -7,6 +7,8 @@ another rank is summed there, not averaged. With one process all of this is the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
@@ -19,8 +21,21 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
+_alone: list[None] = []  # of `one_process`, one an entry; not of a thread, as autograd has threads of its own
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """Make all of this the identity, also in backward passes, for what every rank computes of the same rows."""
+    _alone.append(None)
+    try:
+        yield
+    finally:
+        _alone.pop()
+
+
 def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
 
 
 def rank() -> int:

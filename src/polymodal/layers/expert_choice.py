@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+T = TypeVar("T")
 
 
 class AuxiliaryRouter(nn.Module):
@@ -71,6 +73,22 @@ def use_auxiliary_routers(model: nn.Module, used: bool = True) -> None:
     """Predict all choices from a token alone in evaluation mode (MoMa, section 2.4), or select among the batch."""
     for module in batch_routers(model):
         module.use_predictor.fill_(used)
+
+
+def with_both_choices(model: nn.Module, score: Callable[[], dict[str, T]]) -> tuple[dict[str, T], dict[str, T]]:
+    """Return what `score` says with the choices of auxiliary routers, which are causal, and with those among the batch.
+
+    The first is empty before auxiliary routers are in use; both are equal where nothing is chosen, as with a single
+    expert.
+    """
+    routers = [router for router in batch_routers(model) if not getattr(router, "single_expert", False)]
+    causal = score() if all(router.use_predictor for router in routers) else {}
+    if not routers:
+        return causal, causal
+    use_auxiliary_routers(model, False)
+    whole = score()
+    use_auxiliary_routers(model, bool(causal))
+    return causal, whole
 
 
 def auxiliary_losses(model: nn.Module) -> list[Float[Tensor, ""]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Protocol, runtime_checkable
 
@@ -49,16 +50,22 @@ class HasOwnLoRA(Protocol):
 def add_lora(model: nn.Module, rank: int, targets: tuple[str, ...] = ("*",)) -> int:
     """Freeze a model and add LoRA to the linear layers whose names match; return how many there are.
 
-    targets: shell patterns of module names, such as `*.attention.qkv`. Raises UserError when none matches.
+    Layers whose weights are frozen already, such as those of a reference model or a momentum encoder, get none: there
+    is nothing that LoRA would train instead. targets: shell patterns of module names, such as `*.attention.qkv`. Raises
+    UserError when none matches.
     """
+    trained = {name for name, module in model.named_modules() if any(p.requires_grad for p in module.parameters())}
     model.requires_grad_(False)
-    others = [(name, module) for name, module in model.named_modules() if isinstance(module, HasOwnLoRA)]
+    others = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, HasOwnLoRA) and name in trained
+    ]
     count = sum(module.add_lora(rank, name, targets) for name, module in others)
     inside = tuple(f"{name}." for name, _ in others)
     linears = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
+        and name in trained
         and not name.startswith(inside)
         and any(fnmatchcase(name, pattern) for pattern in targets)
     ]
@@ -78,3 +85,22 @@ def merge_lora(model: nn.Module) -> None:
         elif isinstance(module, LoRALinear):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.merged())
+
+
+def merged_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters of a module as they are once LoRA, ours or peft's, is merged, with their names then."""
+    layers: dict[str, tuple[str, Tensor]] = {}  # name of an adapted layer -> name of its base, update of the weight
+    for name, layer in module.named_modules():
+        if isinstance(layer, LoRALinear):
+            layers[f"{name}."] = "base.", layer.lora_b @ layer.lora_a
+        elif (of_adapter := getattr(layer, "get_delta_weight", None)) is not None:
+            layers[f"{name}."] = "base_layer.", sum(map(of_adapter, layer.active_adapters))
+    for name, parameter in module.named_parameters():
+        layer = next((one for one in layers if name.startswith(one)), "")
+        if not layer:
+            yield name, parameter
+            continue
+        base, update = layers[layer]
+        if name.startswith(layer + base):
+            kind = name.removeprefix(layer + base)
+            yield layer + kind, parameter + update if kind == "weight" else parameter

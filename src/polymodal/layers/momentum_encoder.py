@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from polymodal.errors import UserError
 from polymodal.layers.distributed import all_gather
+from polymodal.layers.lora import merged_parameters
 
 NO_LABEL = -1  # of a feature that was enqueued without one
 
@@ -75,17 +76,9 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Copy the weights and buffers of the modules, such as pretrained ones that were loaded since.
-
-        Raises UserError for a module whose linear layers got LoRA when those of its copy did not.
-        """
+        """Copy the weights and buffers of the modules, such as pretrained ones that were loaded since."""
         for name, module in self.online.items():
-            if self[name].state_dict().keys() != module.state_dict().keys():
-                raise UserError(
-                    f"LoRA was added to {name} or to its momentum encoder, but not to both; let --lora-target-modules "
-                    "match the layers of both, such as '*.qkv'."
-                )
-            for own, online in zip(self[name].parameters(), module.parameters(), strict=True):
+            for own, online in self._pairs(name):
                 own.copy_(online)
             for buffer, current in zip(self[name].buffers(), module.buffers(), strict=True):
                 buffer.copy_(current)
@@ -106,7 +99,7 @@ class MomentumEncoder(nn.Module):
             self.initialize()
             return
         for name, module in self.online.items():
-            for own, online in zip(self[name].parameters(), module.parameters(), strict=True):
+            for own, online in self._pairs(name):
                 own.lerp_(online, 1 - momentum)
             if self.buffer_update == "keep":
                 continue
@@ -124,15 +117,20 @@ class MomentumEncoder(nn.Module):
         """
         self.before_training()
         for name, module in self.online.items():
-            pairs = zip(self[name].modules(), module.modules(), strict=True)
-            for own, online in pairs:  # one by one: frozen parts of a module evaluate while the others train
-                own.training = self.train_mode and online.training
+            online = dict(module.named_modules())
+            for part, own in self[name].named_modules():  # one by one: frozen parts evaluate while the others train
+                own.training = self.train_mode and online[part].training
         try:
             with torch.no_grad():
                 yield
         finally:
             for name in self.online:
                 self[name].eval()
+
+    def _pairs(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the weights of a copy, each with that of its module, which may have LoRA."""
+        online = dict(merged_parameters(self.online[name]))
+        yield from ((weight, online[of]) for of, weight in self[name].named_parameters())
 
     def train(self, mode: bool = True) -> MomentumEncoder:
         """Stay in evaluation mode; `momentum_forward` sets the mode of a forward pass."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,20 +27,33 @@ MAX_FACTOR = 20_000  # of up- or downsampling; the filter has 20 taps per factor
 class Audio:
     """Column of encoded sounds (WAV, FLAC, Ogg Vorbis, MP3 ...).
 
-    rate: sampling rate of decoded waveforms in Hz. longest: maximum length in seconds; the rest is cut.
+    rate: sampling rate of decoded waveforms in Hz. longest: maximum length in seconds; the rest is cut. root: folder of
+    relative paths.
     """
 
     rate: int = 16_000
     longest: float = 30.0
+    root: Path | None = None
 
     @property
     def arrow_type(self) -> pa.DataType:
         return pa.binary()
 
-    def decode(self, value: bytes) -> Float[np.ndarray, " samples"]:
-        """Decode to a mono waveform (mean of channels). Raises UnreadableExample for undecodable or empty sound."""
+    def decode(self, value: Any) -> Float[np.ndarray, " samples"]:
+        """Decode bytes, a `{"bytes", "path"}` record or the file of a path to a mono waveform (mean of channels).
+
+        Raises UnreadableExample for undecodable or empty sound.
+        """
         import soundfile  # loads a shared library
 
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, str):
+            path = (self.root or Path()) / value
+            try:
+                value = path.read_bytes()
+            except OSError as error:
+                raise UnreadableExample(f"the sound {path} cannot be read: {error.strerror}") from error
         try:
             with soundfile.SoundFile(io.BytesIO(value)) as file:
                 rate = file.samplerate

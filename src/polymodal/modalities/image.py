@@ -30,6 +30,11 @@ PIXEL_LIMIT = 100_000_000
 # Accepted formats, by Pillow's names; JPEG includes MPO, which phones write. Others are unsafe: for EPS, Pillow runs
 # Ghostscript, which reads and writes files.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "ICO", "JPEG2000")
+# Suffixes of these formats; files of other names are recognized by their first bytes.
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
+    ".avif", ".ico", ".jp2",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,11 @@ class ImageAugmentation:
     grayscale_prob: UnitInterval = 0.0
     """Probability of conversion to grayscale."""
     blur_prob: UnitInterval = 0.0
-    """Probability of a Gaussian blur with a standard deviation of up to 2 % of the side."""
+    """Probability of a Gaussian blur with a standard deviation of 0.1 to 2 px of an image of 224 px, and in proportion
+    of others (SimCLR, MoCo v2, SimSiam)."""
 
 
+BLUR_SIGMA = (0.1 / 224, 2.0 / 224)  # of the side of the image
 SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 NONE = ImageAugmentation(scale=(1.0, 1.0))
@@ -65,7 +67,7 @@ def augment(
     if augmentation.grayscale_prob:
         image = torch.where(_each(chance(augmentation.grayscale_prob)), to_grayscale(image).expand_as(image), image)
     if augmentation.blur_prob:
-        image = torch.where(_each(chance(augmentation.blur_prob)), gaussian_blur(image, 0.02, example_rng), image)
+        image = torch.where(_each(chance(augmentation.blur_prob)), gaussian_blur(image, example_rng), image)
     return image
 
 
@@ -135,12 +137,13 @@ def _hue_rotation(hue: float, example_rng: ExampleRNG) -> Float[Tensor, "batch 3
 
 
 def gaussian_blur(
-    image: Float[Tensor, "batch 3 size size"], largest: float, example_rng: ExampleRNG
+    image: Float[Tensor, "batch 3 size size"], example_rng: ExampleRNG
 ) -> Float[Tensor, "batch 3 size size"]:
-    """Blur each image by a separable Gaussian with a standard deviation of 0.1 px up to `largest` of the side."""
+    """Blur each image by a separable Gaussian, whose standard deviation is uniform in `BLUR_SIGMA` of the side."""
     batch, channels, size, _ = image.shape
-    sigma = example_rng.uniform(0.1, max(0.2, largest * size))
-    reach = max(1, round(2 * largest * size))
+    low, high = (size * fraction for fraction in BLUR_SIGMA)
+    sigma = example_rng.uniform(low, high)
+    reach = math.ceil(3 * high)
     offsets = torch.arange(-reach, reach + 1)
     kernel = torch.softmax(-0.5 * (offsets / sigma[:, None]) ** 2, dim=1)
     kernel = kernel.repeat_interleave(channels, 0)[:, None]

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from polymodal.errors import UnreadableExample
+from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities.modality import write_text
 from polymodal.modalities.padding import mask_of
 
@@ -85,12 +85,20 @@ class Text:
         return Text(shares, languages)
 
     def in_main_language(self, captions: list[Caption]) -> list[Caption]:
-        """Return the captions in the main language; all where there is no main language, or no caption in it."""
+        """Return the captions in the main language; all where there is no main language, or no caption in it.
+
+        Raises UserError where there is none.
+        """
+        _check_any(captions)
         main = self.main_language
         return [caption for caption in captions if main in (None, caption.language)] or captions
 
     def choose(self, captions: list[Caption], rng: np.random.Generator) -> str:
-        """Sample a caption: first a language by its weight, then uniformly among its captions."""
+        """Sample a caption: first a language by its weight, then uniformly among its captions.
+
+        Raises UserError where there is none.
+        """
+        _check_any(captions)
         indices = _places_by_language(tuple(caption.language for caption in captions))
         language = next(iter(indices))
         if len(indices) > 1:
@@ -98,6 +106,11 @@ class Text:
             language = list(indices)[int(np.searchsorted(np.cumsum(shares / shares.sum()), rng.random()))]
         of_language = indices[language]
         return captions[of_language[int(rng.integers(len(of_language)))]].text
+
+
+def _check_any(captions: list[Caption]) -> None:
+    if not captions:
+        raise UserError("This method reads a text of every example, and one has none; leave such examples out.")
 
 
 @lru_cache(maxsize=1024)

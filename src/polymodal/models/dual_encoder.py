@@ -136,6 +136,14 @@ class DualEncoderModel(nn.Module):
         similarity = self.logit_scale() * a @ b.T
         return similarity if self.logit_bias is None else similarity + self.logit_bias
 
+    def zero_shot_probabilities(
+        self, a: Float[Tensor, "rows dim"], classes: Float[Tensor, "classes dim"]
+    ) -> Float[Tensor, "rows classes"]:
+        """Probabilities of classes, which are given by their embeddings: a softmax over the classes (CLIP, section
+        3.1.2), and with a logit bias each class by itself, as in the sigmoid loss (SigLIP, algorithm 1)."""
+        logits = self.logits(a, classes)
+        return logits.softmax(-1) if self.logit_bias is None else logits.sigmoid()
+
     def contrastive_losses(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
         """The loss of every pair of modalities of the batch, named such as `image_text`."""
         losses = {}

@@ -2,7 +2,8 @@
 
 Each modality has its own tokens and position embeddings; the blocks are shared (the modality-agnostic VATT-MA). Video
 is compared with audio in one space, and with text in a second one, to which the first is projected. The released model
-also has a layer between tokens and blocks and one behind the blocks for each modality, and batch norm in the heads.
+also has a layer between tokens and blocks and one behind the blocks for each modality, batch norm in the heads, and
+word embeddings of word2vec, which are frozen; here they are learned.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class VATTModel(nn.Module):
         temporal_patch_size: int = 1,
         patch_drop_rate: float = 0.0,
         temperature: float = 0.07,
+        dropout: float = 0.0,
     ):
         """Build the model.
 
@@ -67,7 +69,7 @@ class VATTModel(nn.Module):
         modalities = ("video", "audio", "text") if config.pool_type == "cls" else ()
         self.agg_tokens = nn.ParameterDict({name: std * torch.randn(width) for name in modalities})
         self.norm_pre = nn.LayerNorm(width)
-        self.backbone = Transformer(width, config.depth, config.num_heads)
+        self.backbone = Transformer(width, config.depth, config.num_heads, dropout=dropout)
         self.norm_post = nn.LayerNorm(width)
         # Heads of the released code (FACHead): v -> va has two layers, va -> vt one after a ReLU, the others one.
         self.video_to_va = nn.Sequential(nn.Linear(width, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim))

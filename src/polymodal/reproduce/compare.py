@@ -197,19 +197,11 @@ class _Plan:
             torch.manual_seed(seed)
             first = self.arms[0].recipe
             return _Beginning(first.build(fit_processor(first, corpus)), corpus)
-        run = train(
-            self.start.recipe,
-            corpus,
-            self.budgets[START],
-            seed=seed,
-            out=self.directory / START / f"seed-{seed}" if self.directory else None,
-            name=START,
-            on_step=watcher.on_step(START, seed),
-            trust_code=self.trust_code,
-        )
+        folder = self.directory / START / f"seed-{seed}" if self.directory else None
+        budget = self.budgets[START]
+        run = trained_start(self.start.recipe, corpus, budget, seed, folder, watcher, self.trust_code)
         scores: dict[str, float] = {}
         if self.start.scored:
-            folder = self.directory / START / f"seed-{seed}" if self.directory else None
             scores = {score.name: score.value for score in kept_scores(folder, lambda: evaluate(run, corpus))}
         if self.start.makes is not None:
             made = (self.directory or unkept) / MADE / f"seed-{seed}"
@@ -263,6 +255,20 @@ class _Plan:
         if len(trials) > 1:
             run_in_parallel(begins, jobs, watcher, own_files)
             run_in_parallel(trials, jobs, watcher, own_files)
+
+
+def trained_start(
+    recipe: Any,
+    corpus: Corpus,
+    budget: Budget,
+    seed: int,
+    folder: Path | None,
+    watcher: ProgressReporter,
+    trust_code: bool = False,
+) -> Run:
+    """Train what all arms of a seed begin with. folder: of the run, which is kept; None keeps it in memory."""
+    shown = watcher.on_step(START, seed)
+    return train(recipe, corpus, budget, seed=seed, out=folder, name=START, on_step=shown, trust_code=trust_code)
 
 
 def _alone(

@@ -12,6 +12,7 @@ from polymodal.evaluation.statistics import Estimate, headlines
 from polymodal.evaluation.units import number, scale
 from polymodal.reproduce.result import Arm, ComparisonResult
 from polymodal.reproduce.timing import few_steps
+from polymodal.reproduce.verdict import MIN_SEEDS
 
 COST = ("steps", "examples", "FLOPs", "seconds", "M parameters")
 
@@ -70,10 +71,13 @@ def comparison_verdict(comparison: ComparisonResult) -> str:
     low, high = best.estimates[0][1:]
     if level is not None and not (low > level if comparison.higher_is_better(names[0]) else high < level):
         clear = "and not above chance, so that nothing is learned that could be compared"
-    wide = " An interval of two seeds is wide; three or more narrow it." if len(comparison.seeds) == 2 else ""
+    if len(comparison.seeds) < MIN_SEEDS:
+        clear = f"no verdict, since the interval of two seeds is wide; take --seeds {MIN_SEEDS} or more"
+    elif comparison.test_units(names[0]) < 2:
+        clear = "no verdict, since the test has a single unit"
     return (
         f"{best.arm.label} leads on {format_name(names[0])} with {format_metric(unit, best.estimates[0])}; against "
-        f"{second.arm.label} the difference is {format_difference(unit, gap)}: {clear}.{wide}"
+        f"{second.arm.label} the difference is {format_difference(unit, gap)}: {clear}."
     )
 
 

@@ -100,7 +100,7 @@ def _bars(comparison: ComparisonResult, names: Sequence[str], labels: Sequence[s
             error_kw={"linewidth": 0.8, "alpha": 0.6},
         )
     for place, name in zip(places, names, strict=True):
-        level = 100 * (comparison.trials[0].scores[name].chance or 0)
+        level = 100 * (comparison.chance(name) or 0)
         axes.hlines(level, place - 0.45, place + 0.45, color="#333333", linestyle=":", linewidth=1.2)
     axes.set(title=title, ylabel="%", xticks=places, xticklabels=labels)
     axes.set_ylim(bottom=0)

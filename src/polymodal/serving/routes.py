@@ -56,7 +56,11 @@ def _add_classification(app: FastAPI, service: Service, examples: dict[str, Any]
     async def classify(
         request: Annotated[ClassifyRequest, examples["classify"]],
     ) -> dict[str, list[dict[str, float]]]:
-        """Zero-shot classification: probabilities of the labels per image or sound, by a softmax over similarities."""
+        """Zero-shot classification: probabilities of the labels per image or sound.
+
+        They are a softmax over the labels, and of a method with a sigmoid loss each label's own: they need not add up
+        to 1.
+        """
         if bool(request.image) == bool(request.sound):
             raise HTTPError(400, "invalid_request", "Give images or sounds to classify.")
         column = "image" if request.image else "sound"

@@ -1,6 +1,7 @@
 """Operations of a server on its run: embedding, search and classification within limits, in batches."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from polymodal.layers.logit_scale import CLIP_INIT, LogitScale
 from polymodal.serving.batching import BoundedThreads, MicroBatcher
+from polymodal.serving.ending import ended_when
 from polymodal.serving.filters import engine_filter
 from polymodal.serving.http_errors import HTTPError
 from polymodal.serving.index import Hit, Index
@@ -37,8 +39,20 @@ class Service:
         return tuple(getattr(self.run.processor, "columns", ("text", "image")))
 
     async def call(self, what: Callable[[], Any], ends: float) -> Any:
-        """Run another computation in the same thread. ends: deadline by `time.monotonic`."""
-        (answer,) = await self.batcher.ask(CALL, [what], ends - time.monotonic())
+        """Run another computation in the same thread, which ends when its caller leaves or its deadline passes.
+
+        ends: deadline by `time.monotonic`.
+        """
+        left = threading.Event()
+
+        def call() -> Any:
+            with ended_when(lambda: left.is_set() or time.monotonic() > ends):
+                return what()
+
+        try:
+            (answer,) = await self.batcher.ask(CALL, [call], ends - time.monotonic())
+        finally:
+            left.set()
         return answer
 
     async def vectors(self, **columns: list[Any]) -> dict[str, np.ndarray]:
@@ -80,15 +94,19 @@ class Service:
         return await self.searches.ask(search, ends - time.monotonic())
 
     async def likely(self, column: str, values: list[Any], labels: list[str], template: str) -> list[dict[str, float]]:
-        """Classify zero-shot: return the probabilities of the labels per image or sound, by a softmax over
-        similarities."""
+        """Classify zero-shot: return the probabilities of the labels per image or sound."""
         texts = label_texts(labels, template, self.limits)
         found = await self._vectors({"text": texts, column: values}, self.limits.labels)
-        similar = torch.from_numpy(found[column] @ found["text"].T)
-        return [dict(zip(labels, row, strict=True)) for row in (self.scale * similar).softmax(1).tolist()]
+        rows = self._probabilities(torch.from_numpy(found[column]), torch.from_numpy(found["text"]))
+        return [dict(zip(labels, row, strict=True)) for row in rows.tolist()]
 
-    @property
-    def scale(self) -> float:
-        """The logit scale (inverse temperature) of similarities, learned by the method if it has one."""
-        learned = getattr(self.run.model, "logit_scale", None)
-        return float(learned().detach()) if isinstance(learned, LogitScale) else DEFAULT_LOGIT_SCALE
+    @torch.no_grad()
+    def _probabilities(self, vectors: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """Return the method's own probabilities, or else a softmax over similarities, scaled as CLIP begins."""
+        model: Any = self.run.model
+        if not hasattr(model, "zero_shot_probabilities"):
+            learned = getattr(model, "logit_scale", None)
+            scale = float(learned()) if isinstance(learned, LogitScale) else DEFAULT_LOGIT_SCALE
+            return (scale * vectors @ classes.T).softmax(1)
+        device = next(model.parameters()).device
+        return model.zero_shot_probabilities(vectors.to(device), classes.to(device))

@@ -24,6 +24,8 @@ def write_fields(run: Run, corpus: Corpus, split: str, path: Path) -> int:
     """
     if not isinstance(run.model, CanClassifyTokens):
         raise lacks(run, "classify words (entity extraction)", "classify_tokens")
+    if not run.model.has_learned_fields:
+        raise UserError("This run was pre-trained alone and knows no fields; fine-tune it with --finetune-fraction 1.")
     corpus.column_with(Words)
     reader = Reader(corpus, run.processor)
     rows, examples = reader.read_all(np.arange(len(corpus)) if split == "all" else corpus.rows(split))

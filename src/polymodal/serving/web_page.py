@@ -25,6 +25,8 @@ from polymodal.serving.service import Service
 
 log = logging.getLogger("polymodal.server")
 
+# Uploads and images of results are deleted at this age, checked at this interval, and when the server stops; seconds.
+MAX_FILE_AGE, DELETE_EVERY = 600, 60
 # As many columns as fit, also on phones.
 STYLE = ".grid-container { grid-template-columns: repeat(auto-fill, minmax(105px, 1fr)) !important; }"
 
@@ -37,7 +39,7 @@ class _Page(gr.Blocks):
     """
 
     def __init__(self, title: str):
-        super().__init__(title=title, analytics_enabled=False)
+        super().__init__(title=title, analytics_enabled=False, delete_cache=(DELETE_EVERY, MAX_FILE_AGE))
 
     def mark_as_launched(self) -> None:
         self.has_launched = self.is_running = True

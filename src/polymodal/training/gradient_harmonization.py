@@ -4,31 +4,34 @@ Conflicting gradients of shared parameters indicate a misaligned sample: speech 
 example. Gradients are compared per group of examples (a micro-batch; in the paper, the batch of one core; groups of one
 are single triplets), or per example by the gradients of a feature that the losses share, which is cheaper. Contrastive
 methods keep the whole batch as negatives: a group's gradient is its part of the gradient of the whole batch, and
-without conflicts the parts add up to it. Realignment projects conflicting gradients (algorithm 1); the curriculum skips
+without conflicts the parts add up to it; heads and temperatures of the comparison learn from the examples that are
+kept. Realignment projects conflicting gradients (algorithm 1); the curriculum skips
 the groups with the strongest conflicts, and more of them as training proceeds (algorithm 2).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
+from torch import Tensor
 
 from polymodal.errors import UserError
-from polymodal.training.grad_cache import Forward, cached_representations, encode_again, halves
+from polymodal.training.grad_cache import Forward, encode_again
 from polymodal.training.group_gradients import (
+    Gradients,
+    GradientStep,
+    add_comparison_gradients,
     add_gradients,
-    add_optional,
     gradients_of_groups,
+    gradients_of_losses,
     gradients_of_parts,
     split_shared,
-    weighted_losses,
 )
 from polymodal.training.parallel import World
 from polymodal.types import Batch
@@ -117,74 +120,52 @@ class GradientHarmonizer:
         are skipped, gradients are None, and the optimizer step changes nothing.
         """
         threshold = FIRST_THRESHOLD + fraction * (LAST_THRESHOLD - FIRST_THRESHOLD)
-        if self.granularity == "feature":
-            return self._by_feature(method, batches, weights, forward, threshold, world, name)
-        return self._by_group(method, batches, weights, forward, threshold, world, name)
+        step = GradientStep(method, batches, weights, forward, world, name)
+        return (self._by_feature if self.granularity == "feature" else self._by_group)(step, threshold)
 
-    def _by_group(
-        self,
-        method: Any,
-        batches: list[Batch],
-        weights: Mapping[str, float],
-        forward: Forward,
-        threshold: float,
-        world: World,
-        name: str,
-    ) -> dict[str, Tensor]:
-        names = [name for name, parameter in method.named_parameters() if parameter.requires_grad]
-        parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
-        compared = [any(fnmatchcase(one, pattern) for pattern in self.shared) for one in names]
+    def _by_group(self, step: GradientStep, threshold: float) -> dict[str, Tensor]:
+        parameters, world = step.parameters, step.world
+        compared = [any(fnmatchcase(one, pattern) for pattern in self.shared) for one in step.trained]
         sums = [torch.zeros_like(parameter) for parameter in parameters]
         reported: dict[str, Tensor] = {}
-        kept = torch.zeros((), device=world.device)
-        parts = halves(method, name) if len(batches) > 1 else None
-        each = (
-            gradients_of_parts(method, batches, weights, parameters, forward, reported, parts)
-            if parts
-            else gradients_of_groups(method, batches, weights, parameters, forward, reported, name, world)
+        features = step.features() if len(step.batches) > 1 and step.parts else None
+        each: Iterable[tuple[Gradients, int]] = (
+            ((gradients, 1) for gradients in gradients_of_groups(step, reported))
+            if features is None
+            else gradients_of_parts(step, features, reported)
         )
-        for batch, gradients in zip(batches, each, strict=True):
+        keep: list[bool] = []  # of each row
+        count = torch.zeros((), device=world.device)
+        for batch, (gradients, rows) in zip(step.batches, each, strict=True):
             together, rest = split_shared(gradients, parameters, compared)
             cosine = gradient_cosine(together)
             skip = self.skips and bool(cosine <= threshold)
             self._note(
                 cosine[None], torch.tensor([skip]), batch[self.misaligned].any()[None] if self.misaligned else None
             )
+            keep += [not skip] * rows
             if skip:
                 continue
-            kept += 1
+            count += 1
             if self.realigns and cosine < 0:
                 together = project_conflicting(together)
             add_gradients(sums, together.sum(0), rest)
-        world.all_reduce_mean([kept, *sums])
+        world.all_reduce_mean([count, *sums])
         for parameter, value in zip(parameters, sums, strict=True):
-            parameter.grad = value / kept if kept else None
+            parameter.grad = value / count if count else None
+        if features is not None:
+            add_comparison_gradients(step, features, torch.tensor(keep, device=world.device))
         return reported
 
-    def _by_feature(
-        self,
-        method: Any,
-        batches: list[Batch],
-        weights: Mapping[str, float],
-        forward: Forward,
-        threshold: float,
-        world: World,
-        name: str,
-    ) -> dict[str, Tensor]:
+    def _by_feature(self, step: GradientStep, threshold: float) -> dict[str, Tensor]:
         """Compare and project, for each example, the gradients of the features that several losses use (GradCache)."""
-        parts = halves(method, name)
-        if parts is None:
+        if step.parts is None:
             raise UserError("This method does not encode examples one by one: use --gradient-granularity group.")
-        parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
-        features = cached_representations(method, batches, forward, parts[0])
-        with forward(len(batches)):
-            losses = getattr(method, parts[1])(features)
-        by_loss = [
-            torch.autograd.grad(loss, [*features.values(), *parameters], retain_graph=True, allow_unused=True)
-            for loss in weighted_losses(losses, weights)
-        ]
+        features = step.features()
+        losses = step.compare(features)
+        by_loss = gradients_of_losses(losses, step, list(features.values()))
         by_feature = {
-            key: [gradient[n] for gradient in by_loss if gradient[n] is not None] for n, key in enumerate(features)
+            key: [one for gradient in by_loss if (one := gradient[n]) is not None] for n, key in enumerate(features)
         }
         common = [key for key, values in by_feature.items() if len(values) == len(by_loss)]
         if not common:
@@ -198,25 +179,28 @@ class GradientHarmonizer:
         if self.kind == "random":
             keep = keep[torch.randperm(len(keep))]
         self._note(
-            cosines, ~keep, torch.cat([batch[self.misaligned] for batch in batches]) if self.misaligned else None
+            cosines, ~keep, torch.cat([batch[self.misaligned] for batch in step.batches]) if self.misaligned else None
         )
         if self.realigns:
             gradients = project_conflicting(gradients)
-        kept = keep.sum().float()
-        world.all_reduce_mean([kept])
-        # The mean over the examples that are kept; those that are skipped have a gradient of zero.
-        scale = keep.float() * (len(keep) / kept if kept else 0.0)
         total = dict(zip(common, gradients.sum(0).split(widths, 1), strict=True))
         total |= {
             key: torch.stack(values).sum(0).flatten(1)
             for key, values in by_feature.items()
             if values and key not in total
         }
+        count = keep.sum().float()
+        step.world.all_reduce_mean([count])
+        # The mean over the examples that are kept; those that are skipped have a gradient of zero.
+        scale = keep.float() * (len(keep) / count if count else 0.0)
         upstream = {key: (scale[:, None] * value).view_as(features[key]) for key, value in total.items()}
-        encode_again(method, batches, forward, parts[0], upstream)
-        _add_direct(parameters, [gradient[len(features) :] for gradient in by_loss], bool(kept))
-        if kept:
-            world.all_reduce_mean([parameter.grad for parameter in parameters if parameter.grad is not None])
+        encode_again(step.method, step.batches, step.forward, step.parts[0], upstream)
+        for parameter in step.parameters:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = gradient if count else None
+        if count:
+            step.world.all_reduce_mean([parameter.grad for parameter in step.parameters if parameter.grad is not None])
+        add_comparison_gradients(step, features, keep)
         return {loss: value.detach() for loss, value in losses.items()}
 
     def _note(self, cosines: Tensor, skipped: Tensor, misaligned: Tensor | None) -> None:
@@ -241,15 +225,3 @@ class GradientHarmonizer:
         for noted in (self.cosines, self.skipped, self.labels):
             noted.clear()
         return {"gradient_harmonization": metrics}
-
-
-def _add_direct(parameters: list[nn.Parameter], by_loss: list[tuple[Tensor | None, ...]], kept: bool) -> None:
-    """Add the gradients of what is used in the comparison only, such as the temperature; None where all are skipped."""
-    for n, parameter in enumerate(parameters):
-        for gradient in by_loss:
-            if gradient[n] is not None:
-                parameter.grad = add_optional(parameter.grad, gradient[n])
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        if not kept:
-            parameter.grad = None

@@ -181,7 +181,7 @@ def missing_weights(model: nn.Module, init: Path | str) -> list[str]:
     missing = [name for name, shape in trainable.items() if shapes.get(name) != shape]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        warnings.warn(f"{init} has no weights for {', '.join(missing[:3])}{more}; they begin at random.", stacklevel=2)
+        warnings.warn(f"{init} has no weights for {', '.join(missing[:3])}{more}; they begin untrained.", stacklevel=2)
     return missing
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from polymodal.modalities import Audio
 from polymodal.modalities.audio import log_mel
 from polymodal.modalities.padding import Padded, pad
 
+FRAMES_PER_SECOND = 100
 SAMPLE = 300  # training examples from which mean and standard deviation are computed
 
 
@@ -53,6 +55,13 @@ class AudioColumn(BaseColumn):
 
     def load(self, corpus: Corpus, row: int) -> Float[np.ndarray, "frames bins"]:
         return self.frames(corpus.value(row, corpus.column_with(Audio)))
+
+    def is_cut_off(self, frames: Float[np.ndarray, "frames bins"], max_seconds: float = math.inf) -> bool:
+        """Return whether a loaded sound reaches the maximum length, so that its end may be missing.
+
+        max_seconds: maximum length of the corpus's modality, in seconds, at which decoding ends.
+        """
+        return len(frames) > int(FRAMES_PER_SECOND * min(self.max_audio_seconds, max_seconds))
 
     def frames(self, waveform: Float[np.ndarray, " samples"]) -> Float[np.ndarray, "frames bins"]:
         """Compute the log-mel spectrogram, not yet normalized."""

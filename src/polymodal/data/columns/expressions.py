@@ -47,6 +47,20 @@ class ExpressionsColumn(BaseColumn):
         return PaddedBoxes.of(sets)
 
 
+def only_several_objects(corpus: Corpus) -> bool:
+    """Return whether a sample of the training split has expressions, and none of them refers to a single object."""
+    if not corpus.has_modality(Expressions):
+        return False
+    column, has_expression = corpus.column_with(Expressions), False
+    for row in corpus.sample("train", MAX_ROWS).tolist():
+        with contextlib.suppress(UnreadableExample):
+            for expression in corpus.value(row, column) or ():
+                if len(expression.boxes) == 1:
+                    return False
+                has_expression = True
+    return has_expression
+
+
 def _fractions(box: tuple[float, ...], sides: tuple[int, ...]) -> XYXY:
     left, top, right, bottom = (min(max(edge / side, 0.0), 1.0) for edge, side in zip(box, sides, strict=True))
     return left, top, right, bottom

@@ -30,7 +30,12 @@ Entity = tuple[int, int, str]  # the first word, the one after the last, and the
 
 @runtime_checkable
 class CanClassifyTokens(Protocol):
-    """Capability: logits of the fields of all words of a batch of pages, page by page: (words, fields)."""
+    """Capability: logits of the fields of all words of a batch of pages, page by page: (words, fields).
+
+    has_learned_fields: whether it was trained to; a method that was pre-trained alone is not scored.
+    """
+
+    has_learned_fields: bool
 
     def classify_tokens(self, batch: Batch) -> Tensor: ...
 
@@ -141,6 +146,7 @@ def _fields_panel(words: Sequence[Word], names: Sequence[str], title: str, aspec
 task = Task(
     capability=CanClassifyTokens,
     requires=((Words,),),
+    condition=lambda inputs: bool(inputs.method.has_learned_fields),
     order=110,
     score=lambda inputs: inputs.over_test_splits(field_scores),
     validate=lambda inputs: field_scores(

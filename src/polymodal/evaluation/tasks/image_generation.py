@@ -49,7 +49,7 @@ def is_unconditional(method: Any) -> bool:
 
 
 class ImageClassifier(nn.Module):
-    """Three convolutions, halving the side each time, and a linear layer; its features are what that reads."""
+    """Three convolutions, halving the side each time, down to one pixel, and a linear layer; features are its input."""
 
     def __init__(self, classes: int, width: int = 32):
         super().__init__()
@@ -60,7 +60,9 @@ class ImageClassifier(nn.Module):
 
     def features(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            image = F.max_pool2d(F.silu(norm(convolution(image))), 2)
+            image = F.silu(norm(convolution(image)))
+            if image.shape[-1] > 1:
+                image = F.max_pool2d(image, 2)
         return image.mean((2, 3))
 
     def forward(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch classes"]:

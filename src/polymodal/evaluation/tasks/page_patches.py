@@ -1,4 +1,8 @@
-"""Patches of page images: which field lies in each, by a linear probe, and which of them shows a word."""
+"""Patches of page images: which field lies in each, by a linear probe, and which of them shows a word.
+
+Both ask what pre-training has learned. Of an encoder that was fine-tuned on the same fields, the scores are of what
+fine-tuning made of it, whatever it was pre-trained by.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +13,23 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.data.columns.words import first_pieces
 from polymodal.data.masks import patch_range
 from polymodal.evaluation.classification import balanced_accuracy, linear_probe
+from polymodal.evaluation.panels import Panels, boxes_panel, text_panel, verdict_color
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image, Words
-from polymodal.modalities.document import Word
+from polymodal.modalities.document import BOX_SCALE, Word
 from polymodal.training.run import answers
 from polymodal.types import Batch, Example
 
 PAGES = 200  # of each split
+MAX_PLOT_PAGES, WORDS_OF_PLOT = 2, 12
 
 
 @runtime_checkable
@@ -90,6 +96,15 @@ def page_patch_scores(inputs: TaskInputs) -> list[Score]:
     return scores
 
 
+def validation_scores(inputs: TaskInputs) -> list[Score]:
+    """Score words alone on the split `validation`, by which the probe is tuned."""
+    pages = _first_windows(inputs, "validation")
+    batches = answers(inputs.method, inputs.processor, "encode_page", pages, 32)
+    grid = math.isqrt(len(batches[0]["image"][0]))
+    name = "validation/word_to_patch/hit_rate"
+    return [_pointing(name, inputs, pages, batches, grid)] if any(pages["words"]) else []
+
+
 def _first_windows(inputs: TaskInputs, split: str) -> dict[str, list[Any]]:
     """Return the image of pages, and as many of their first words as the method takes."""
     examples: list[Example] = inputs.reader.read_split(split, PAGES)[1]
@@ -105,14 +120,24 @@ def _pointing(name: str, inputs: TaskInputs, pages: dict[str, list[Any]], batche
     for words, text, patch in zip(pages["words"], texts, patches, strict=True):
         if not words:
             continue
-        first = first_pieces(inputs.processor.words([words]))[0]
-        cosine = F.normalize(text[: len(first)][first], dim=-1) @ F.normalize(patch, dim=-1).T
-        inside = touched(words, grid)[: len(cosine)]
-        hits.append(inside[np.arange(len(inside)), cosine.argmax(1).numpy()].mean())
+        pointed = _pointed_at(inputs, words, text, patch)
+        inside = touched(words, grid)[: len(pointed)]
+        hits.append(inside[np.arange(len(inside)), pointed].mean())
         lots.append(inside.mean())
         counts.append(len(inside))
     weights = np.array(counts, dtype=float)
     return Score(name, np.array(hits), float(np.average(lots, weights=weights)), weights=weights)
+
+
+def _pointed_at(
+    inputs: TaskInputs,
+    words: Sequence[Word],
+    text: Float[Tensor, "tokens width"],
+    patches: Float[Tensor, "patches width"],
+) -> Int[np.ndarray, " words"]:
+    """Return the most similar patch, by cosine, of each word's first token."""
+    first = first_pieces(inputs.processor.words([words]))[0]
+    return (F.normalize(text[: len(first)][first], dim=-1) @ F.normalize(patches, dim=-1).T).argmax(1).numpy()
 
 
 def _by_page(name: str, part: PagePatches, predicted: np.ndarray) -> Score:
@@ -123,11 +148,40 @@ def _by_page(name: str, part: PagePatches, predicted: np.ndarray) -> Score:
     return Score(name, sums[counts > 0] / counts[counts > 0], patches.chance, weights=counts[counts > 0])
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Words of pages with their boxes (dotted), and the patch that each points at: green where its box touches it."""
+    rows, examples = inputs.test_examples(MAX_PLOT_PAGES)
+    windows = [inputs.processor.words.windows(example["words"])[0] for example in examples]
+    pages = {"words": windows, "image": [example["image"] for example in examples]}
+    batches = answers(inputs.method, inputs.processor, "encode_page", pages, 32)
+    encoded = [(text, patch) for batch in batches for text, patch in zip(batch["text"], batch["patches"], strict=True)]
+    panels = []
+    for row, words, (text, patch) in zip(rows.tolist(), windows, encoded, strict=True):
+        page = inputs.corpus.value(row, inputs.corpus.column_with(Image)).convert("RGB")
+        pixels = torch.from_numpy(np.asarray(page).copy()).permute(2, 0, 1).float() / 255
+        pointed = _pointed_at(inputs, words, text, patch) if words else np.zeros(0, dtype=np.int64)
+        grid = math.isqrt(len(patch))
+        inside = touched(words, grid)[: len(pointed)]
+        boxes: list[tuple[Sequence[float], str, str]] = []
+        lines = []
+        for number in np.linspace(0, max(len(pointed) - 1, 0), min(len(pointed), WORDS_OF_PLOT)).astype(int).tolist():
+            y, x = divmod(int(pointed[number]), grid)
+            color = verdict_color(bool(inside[number, pointed[number]]))
+            boxes.append(([edge / BOX_SCALE for edge in words[number].box], color, ":"))
+            boxes.append(([x / grid, y / grid, (x + 1) / grid, (y + 1) / grid], color, "-"))
+            lines.append((words[number].text, color))
+        hits = inside[np.arange(len(inside)), pointed].mean() if len(inside) else 0.0
+        panels.append([boxes_panel(pixels, boxes, f"{hits:.0%} of all words"), text_panel(lines)])
+    return Panels(panels, "Words (dotted boxes) and the patches that they point at", (2.6, 1.2), 2.8)
+
+
 task = Task(
     capability=EncodesPages,
     requires=((Words, Image),),
     order=115,
     score=page_patch_scores,
+    validate=validation_scores,
+    plot=plot,
     metrics={"accuracy": MetricKind(), "hit_rate": MetricKind()},
     headline=("patch_fields/accuracy", "word_to_patch/hit_rate"),
     forward_methods=("encode_page",),

@@ -12,13 +12,15 @@ from torch import nn
 
 from polymodal.data.loader import Reader
 from polymodal.evaluation.histories import SplitHistories
+from polymodal.evaluation.panels import CORRECT, EXAMPLES, NEUTRAL, NOTE, Panels, clipped, text_panel
 from polymodal.evaluation.statistics import MetricKind, Score
-from polymodal.evaluation.task import Task
+from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import History
 from polymodal.training.run import answers
 from polymodal.types import Batch
 
 TOP = 10  # items and words of a prototype
+PLOTTED, MAX_PLOTTED = 4, 4  # items and words of a prototype, and prototypes, in a plot
 
 
 @runtime_checkable
@@ -57,11 +59,32 @@ def explanation_scores(method: nn.Module, processor: Any, reader: Reader, split:
     return [Score(f"{split}/prototype_words/matching_accuracy", accuracy, 1 / len(explained[0]))]
 
 
+def plot(inputs: TaskInputs) -> Panels:
+    """Users' latest items, and the top items and words of each of their prototypes."""
+    catalogue = inputs.processor.history.catalogue
+    given = SplitHistories.of(inputs.reader, inputs.test_splits[0]).given[:EXAMPLES]
+    explained = list(chain(*answers(inputs.method, inputs.processor, "explain", {"history": given}, count=PLOTTED)))
+    rows = []
+    for history, prototypes in zip(given, explained, strict=True):
+        latest = [(_title(catalogue, item), NOTE) for item in history[: -PLOTTED - 1 : -1].tolist()]
+        panels = [text_panel(latest, "latest items")]
+        for number, (items, words) in enumerate(prototypes[:MAX_PLOTTED], start=1):
+            lines = [(_title(catalogue, item), NEUTRAL) for item in items]
+            panels.append(text_panel([*lines, (", ".join(words), CORRECT)], f"prototype {number}"))
+        rows.append(panels)
+    return Panels(rows, "Items and words (green) of each user's prototypes", [1.7] * len(rows[0]), 0.7)
+
+
+def _title(catalogue: Sequence[Any], item: int) -> str:
+    return clipped(catalogue[item].title, 24, 1)
+
+
 task = Task(
     capability=CanExplain,
     requires=((History,),),
     order=175,
     score=lambda inputs: inputs.over_test_splits(explanation_scores),
+    plot=plot,
     metrics={"matching_accuracy": MetricKind()},
     headline=("prototype_words/matching_accuracy",),
     forward_methods=("explain",),

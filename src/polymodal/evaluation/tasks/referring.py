@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -63,6 +64,12 @@ def referring_scores(method: nn.Module, processor: Processor, reader: Reader, sp
         every = _located(method, processor, examples, owner, [one.text for _, one in pairs])
         for branch, predicted in every.items():
             scores += _set_scores(f"{split}/referring/{branch}", predicted, [one for _, one in pairs], owner)
+    if pairs and not scores:
+        warnings.warn(
+            f"The split '{split}' has no expression for one object, and this run predicts one box: nothing of it is "
+            "scored; train with --num-queries above 1.",
+            stacklevel=2,
+        )
     return scores
 
 

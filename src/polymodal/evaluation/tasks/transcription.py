@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,7 +15,7 @@ from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Audio, Text
 from polymodal.training.run import answers
-from polymodal.types import Batch
+from polymodal.types import Batch, Example
 
 BATCH = 64
 
@@ -32,9 +33,13 @@ def transcription_scores(
     """Character and word error rates over all texts, in the characters of the method's tokenizer.
 
     `text_probe`: error rates of texts through the head for speech; low where speech and text have a common space.
-    max_examples: of a split, evenly spaced.
+    Sounds that are cut off at the maximum length are left out, as their transcripts say more than is heard; their
+    number is warned of. Nothing when all are cut off. max_examples: of a split, evenly spaced.
     """
     _, examples = reader.read_split(split, max_examples)
+    examples = _heard_to_the_end(examples, processor, reader, split)
+    if not examples:
+        return []
     texts = [example["text"][0].text for example in examples]
     wanted = processor.tokenizer.decode(processor.tokenizer(texts))
     columns_of = {"transcripts": {"sound": [e["sound"] for e in examples]}, "text_probe": {"text": texts}}
@@ -49,6 +54,19 @@ def transcription_scores(
         *scores,
         error_rate(f"{split}/transcripts/word_error_rate", _words(transcripts["transcripts"]), _words(wanted)),
     ]
+
+
+def _heard_to_the_end(examples: list[Example], processor: Any, reader: Reader, split: str) -> list[Example]:
+    column, audio = processor.sound, reader.corpus.columns[reader.corpus.column_with(Audio)]
+    assert isinstance(audio, Audio)
+    whole = [example for example in examples if not column.is_cut_off(example["sound"], audio.longest)]
+    if count := len(examples) - len(whole):
+        warnings.warn(
+            f"{count} of {len(examples)} sounds of '{split}' are cut off at {column.max_audio_seconds:g} s, and their "
+            "transcripts are not scored; train with a longer --max-audio-seconds.",
+            stacklevel=2,
+        )
+    return whole
 
 
 def _character_scores(name: str, predicted: list[str], wanted: list[str]) -> list[Score]:

@@ -3,9 +3,10 @@
 A frozen tokenizer turns images into codes, which share one vocabulary with the words; a decoder predicts the next
 token, whichever it is. In every block a token can go only to its own modality's experts, and each expert takes the
 tokens that it scores highest in the whole batch (section 2.2), so that a token costs as many FLOPs as in a dense model.
-Since such a choice sees later tokens, auxiliary routers learn at the end to predict it from a token alone (section
-2.4). As in Chameleon, a norm follows attention and MLP (Swin V2): the norm cancels the gate of a token that a single
-expert takes, so that the router learns only from tokens of two experts or more (`--no-post-norm` compares).
+Such a choice sees later tokens; auxiliary routers learn at the end to predict it from a token alone (section 2.4), and
+likelihoods and generation go by them: a recipe without their stage is refused. As in Chameleon, a norm follows
+attention and MLP (Swin V2): it cancels the gate of a token that a single expert takes, so that the router learns only
+from tokens of two experts or more (`--no-post-norm` compares).
 
 Terms: expert choice = ExpertChoice, Gumbel-Sigmoid = gumbel_sigmoid, auxiliary router = AuxiliaryRouter, upcycling
 (1t1i to ntni) = upcycle, MoD = MixtureOfDepths, moe_8x = --no-modality-aware, eta =
@@ -52,7 +53,8 @@ paper = Paper(
     year=2024,
     arxiv="2407.21770",
     modalities=("image", "text"),
-    parameters={"language_model.*": 7.1e9},  # table 1: four experts of each modality
+    # Table 1: four experts of each modality. Its sizes give 7.11 billion, and 7.21 with auxiliary routers.
+    parameters={"language_model.* !*.auxiliary.*": 7.1e9},
 )
 
 LEARNED = tuple(  # the parameters of the language model but for the auxiliary routers
@@ -96,14 +98,12 @@ class MoMa(DiscreteTokenDecoder):
         return losses | ({"routers": torch.stack(routers).mean()} if routers else {})
 
     def token_nll(self, batch: SequenceBatch) -> dict[str, tuple[Tensor, Tensor]]:
-        """By modality and of `all`: sums of -log p and counts by row; with auxiliary routers in use, the same again
-        with the choice among the batch, as NAME_by_whole_batch."""
-        sums = super().token_nll(batch)
-        if any(router.use_predictor for router in expert_choice.batch_routers(self)):
-            expert_choice.use_auxiliary_routers(self, False)
-            sums |= {f"{name}_by_whole_batch": own for name, own in super().token_nll(batch).items()}
-            expert_choice.use_auxiliary_routers(self)
-        return sums
+        """By modality and of `all`: sums of -log p and counts by row; none before auxiliary routers have learned.
+
+        NAME_by_whole_batch: with the choice among the batch, which sees later tokens, as in training.
+        """
+        causal, whole = expert_choice.with_both_choices(self, lambda: super(MoMa, self).token_nll(batch))
+        return causal | {f"{name}_by_whole_batch": own for name, own in whole.items()}
 
     def generate_images(
         self, batch: GuidedPromptBatch, steps: int = 0, generator: torch.Generator | None = None
@@ -148,10 +148,16 @@ class Recipe(ConversationRecipe):
             raise UserError("--num-image-experts is at least 1; with --no-modality-aware alone it may be 0.")
         if self.upcycling_fraction == 1:
             raise UserError("--upcycling-fraction is below 1: after it, the copies of the one expert are trained.")
+        _, main, routers = self.stage_fractions
+        if main and not routers and self.selects_tokens:
+            raise UserError(
+                "Without auxiliary routers, evaluation too would choose tokens by later ones of the batch; let the "
+                "third of --stage-fractions be above 0."
+            )
         if isinstance(self.language_model, PretrainedConfig):
             raise UserError(
-                "moma trains its decoder from scratch: words and image codes share its vocabulary, and its norms and "
-                "experts are not those of a published language model. Leave --lm out."
+                "moma trains its decoder from scratch: its vocabulary, norms and experts are those of no published "
+                "language model. Leave --lm out."
             )
 
     @property
@@ -166,6 +172,11 @@ class Recipe(ConversationRecipe):
             return {TEXT: self.num_text_experts, IMAGE: self.num_image_experts}
         return {"all": self.num_text_experts + self.num_image_experts}
 
+    @property
+    def selects_tokens(self) -> bool:
+        """Whether experts or blocks of MoD select tokens among a batch."""
+        return max(self.experts.values()) > 1 or self.mod_capacity > 0
+
     def stages(self) -> tuple[Stage, ...]:
         tokenizer, main, routers = self.stage_fractions
         single = self.upcycling_fraction * main
@@ -176,7 +187,7 @@ class Recipe(ConversationRecipe):
             Stage("one expert", single, LEARNED, on_start=expert_choice.use_single_expert),
             Stage("experts", main - single, LEARNED, on_start=expert_choice.upcycle if single else None),
         ]
-        if max(self.experts.values()) > 1 or self.mod_capacity > 0:
+        if self.selects_tokens:
             only = {TEXT: 0.0, IMAGE: 0.0}
             stages.append(
                 Stage("routers", routers, ("*.auxiliary.*",), only, on_start=expert_choice.use_auxiliary_routers)
@@ -194,7 +205,7 @@ class Recipe(ConversationRecipe):
         return MoMa(self, processor.tokenizer.vocab_size, image_format, form.end)
 
     def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TokenizerBatch:
-        """Whole images for the tokenizer: of the examples, or one of each document that has any."""
+        """Images for the tokenizer: of the examples, or one of each document that has any."""
         images = []
         for example, rng in zip(examples, example_rng.generators, strict=True):
             figures = [part for part in example.get(DOCUMENT, ()) if not isinstance(part, str)]
@@ -232,8 +243,8 @@ class Recipe(ConversationRecipe):
     def paper(cls) -> Recipe:
         """The 1.4B model with four experts of each modality, 7.1B parameters in all (section 3.1, table 1).
 
-        The table's 8192 hidden channels are those of an MLP without gate: SwiGLU's 5504 give its sizes. 1T tokens are
-        159k steps of 6.3M tokens, of which 4k warm up and 10k train one expert. Adam's constants are Chameleon's.
+        SwiGLU's 5504 hidden channels give the sizes of the table's 8192 of an MLP without gate. 1T tokens are 159k
+        steps of 6.3M tokens, of which 4k warm up and 10k train one expert. Adam's constants are Chameleon's.
         """
         return cls(
             language_model=LanguageModelConfig(

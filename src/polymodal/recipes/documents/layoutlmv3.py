@@ -3,7 +3,8 @@
 One transformer encodes the words of a page with their layout and linear patch embeddings of its image. Words are masked
 in spans and predicted from the vocabulary; patches are masked in blocks and predicted as the codes of a frozen image
 tokenizer; and for every unmasked word a binary classifier predicts whether its patches are unmasked (section 2). Then
-the encoder is fine-tuned to classify words by field; `--init hf:microsoft/layoutlmv3-base` loads the released encoder.
+the encoder is fine-tuned to classify words by field, after which the scores of patches are of both; those of
+pre-training alone need `--finetune-fraction 0`. `--init hf:microsoft/layoutlmv3-base` loads the released encoder.
 
 Terms: MLM = losses.mlm, MIM = losses.mim, WPA (word-patch alignment) = losses.wpa, 1-D and 2-D relative position bias =
 encoder.bias, layout embedding = encoder.layout.
@@ -87,6 +88,7 @@ class LayoutLMv3(nn.Module):
         self.mim_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, codes))
         self.wpa_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
         self.field_head = nn.Sequential(nn.Dropout(recipe.encoder.dropout), nn.Linear(width, fields))
+        self.has_learned_fields = recipe.finetune_fraction > 0
 
     def tokenizer_losses(self, batch: ImageBatch) -> dict[str, Tensor]:
         """Return the losses of the image tokenizer."""

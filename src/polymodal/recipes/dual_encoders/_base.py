@@ -76,6 +76,10 @@ class DualEncoder(DualEncoderModel):
     def losses(self, batch: ImageTextBatch) -> dict[str, Tensor]:
         return super().losses(batch)
 
+    def missing_export(self) -> str:
+        """Why embeddings of this method cannot be exported; empty if they can."""
+        return ""
+
     @torch.no_grad()
     def load_pretrained_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Projections, temperature and bias of a pretrained dual encoder, which CLIP and SigLIP name alike.

@@ -5,8 +5,7 @@ recipe. Beside the weakly augmented (global) pair there are K strongly augmented
 compared only with each other through separate projectors. The four added losses that it studies are the option
 `ssl_loss`; with `num_strong_views=0` the recipe is CLIP. Of the released code, SwALIP with prototypes, drop path and
 convolutional image encoders are left out; its dropout is on the input of blocks, here on the output of their branches.
-Its blur has a standard deviation of up to 2 of 224 pixels, here up to 2 % of the side; its stop words are the longer
-list of NLTK, and its vision transformer has no norm before the blocks.
+Its stop words are the longer list of NLTK, and its vision transformer has no norm before the blocks.
 
 The released code's z come from image_projection and text_projection, h from local_projectors, v from ssl_projectors
 and p from ssl_predictors; the losses are in `_multi_view.py`.
@@ -108,6 +107,12 @@ class ImprovedCLIP(DualEncoder):
     def logits(self, a: Float[Tensor, "rows dim"], b: Float[Tensor, "columns dim"]) -> Float[Tensor, "rows columns"]:
         """Similarities, scaled by the temperature of the projector that is evaluated."""
         return super().logits(a, b) if self.recipe.eval_projector == "z" else self._local_scale * a @ b.T
+
+    def missing_export(self) -> str:
+        """Why embeddings of this method cannot be exported; empty if they can."""
+        if self.recipe.eval_projector == "z":
+            return ""
+        return "Embeddings of the local projector cannot be exported so far: train with --eval-projector z."
 
     @whole_batch
     def losses(self, batch: MultiViewBatch) -> dict[str, Tensor]:  # type: ignore[override]

@@ -4,8 +4,9 @@ Beside CLIP's global loss, every caption token groups the patches that are most 
 2.2: min-max over patches, threshold 1/P, linear normalization) and must recognize its group among the groups of the
 other tokens of the same caption. No token is compared with another pair's patches: the loss costs as much as one more
 layer, and grows linearly with the batch. Start and end tokens are masked in it, as padding is; the paper masks padding
-only. No pretrained dual encoder has h_v: with `--init hf:NAME` it begins at random values, and image embeddings are not
-those of the model until it is trained.
+only. The paper trains all from random weights. Where the projections come from a dual encoder without h_v
+(`--init hf:NAME`, or a run of another recipe), h_v gets a residual connection and begins as the identity
+(`residual_head`), so that training starts at the embeddings of that model.
 
 The paper's f_v and f_t are image_encoder and text_encoder, h_v is image_head, g_v and g_t are image_projection and
 text_projection.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -100,23 +101,31 @@ class SPARC(DualEncoder):
         width = recipe.image.width
         # h_v, which lets patches and the whole image encode another granularity (section 2.1).
         self.image_head = nn.Sequential(nn.Linear(width, width), nn.GELU())
+        if recipe.residual_head:
+            for parameter in self.image_head.parameters():
+                nn.init.zeros_(parameter)  # GELU(0) = 0: x + h_v(x) begins as the identity
+
+    def project_image(self, feature: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch dim"]:
+        """L2-normalized g_v(h_v(feature)), of a patch or of the mean of the patches."""
+        head = self.image_head(feature)
+        return F.normalize(self.image_projection(feature + head if self.recipe.residual_head else head), dim=-1)
 
     def encode_modality(self, name: str, value: Any) -> Float[Tensor, "batch dim"]:
         """L2-normalized embeddings; those of images are g_v(h_v(mean of the patches))."""
         if name != "image":
             return super().encode_modality(name, value)
-        return F.normalize(self.image_projection(self.image_head(self.image_encoder.pooled(value))), dim=-1)
+        return self.project_image(self.image_encoder.pooled(value))
 
     def encode_patches(self, image: Any) -> Float[Tensor, "batch patches dim"]:
         """L2-normalized embeddings of patches, g_v(h_v(patch)), for zero-shot segmentation (section 4.4)."""
-        return F.normalize(self.image_projection(self.image_head(self.image_encoder(image)[0])), dim=-1)
+        return self.project_image(self.image_encoder(image)[0])
 
     def encode(self, batch: ImageTextBatch) -> dict[str, Tensor]:  # type: ignore[override]
         """The embeddings of images and captions, and each pair's own local loss."""
         patches, image = self.image_encoder(batch["image"])
         packed, packing, text = self.text_encoder(batch["text"])
         encoded = {
-            "image": F.normalize(self.image_projection(self.image_head(image)), dim=-1),
+            "image": self.project_image(image),
             "text": F.normalize(self.text_projection(text), dim=-1),
         }
         if self.recipe.local_weight:
@@ -146,6 +155,19 @@ class Recipe(DualEncoderRecipe):
     """Weight of the local loss; swept over 0.5, 1, 5 and 10 in the paper; 0 is CLIP."""
     grouping: Grouping = "sparse"
     """How tokens group patches: the paper's way, or one of its ablations (section 4.6)."""
+    residual_head: bool = False
+    """Whether h_v is x + GELU(W x + b), which begins as the identity; set by --init where no h_v is taken over."""
+
+    def with_pretrained(self, name: str) -> Recipe:
+        """This recipe with the towers and the space of a pretrained dual encoder, which has no h_v."""
+        return dataclasses.replace(cast(Recipe, super().with_pretrained(name)), residual_head=True)
+
+    def starting_from(self, source: Any) -> Recipe:
+        """This recipe with the h_v of the run that it starts from; for a run of another recipe, which has none, it
+        begins as the identity."""
+        if not isinstance(source, DualEncoderRecipe):
+            return self
+        return dataclasses.replace(self, residual_head=getattr(source, "residual_head", True))
 
     def build(self, processor: Processor) -> SPARC:
         return SPARC(self, processor.tokenizer.vocab_size)

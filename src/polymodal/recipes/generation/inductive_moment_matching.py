@@ -203,7 +203,7 @@ class Recipe(TrainingRecipe):
     discretization: Literal["uniform", "edm"] = "uniform"
     """Sampling times: equally spaced, or by EDM's schedule with rho = 7."""
     mid_nt: tuple[float, ...] = ()
-    """Etas of the times between the first and the last, for sampling in one step more than there are."""
+    """Decreasing etas of the times between first and last, for sampling in one step more than there are."""
     augmentation: ImageAugmentation = NONE
 
     def columns(self) -> Declared:
@@ -212,11 +212,12 @@ class Recipe(TrainingRecipe):
 
     def build(self, processor: Processor) -> IMM:
         if self.objective == "mmd" and self.batch_size % self.num_particles:
-            raise UserError(
-                f"A batch of {self.batch_size} does not divide into groups of {self.num_particles} particles."
-            )
+            raise UserError(f"A batch of {self.batch_size} has no whole groups of {self.num_particles} particles.")
         if self.t_min >= self.t_max:
             raise UserError("--t-min, the end of sampling, is below --t-max.")
+        times = sampling_times(self.t_max, self.t_min, len(self.mid_nt) + 1, self.noise_schedule, mid_nt=self.mid_nt)
+        if (times.diff() >= 0).any():
+            raise UserError("--mid-nt are decreasing etas, below that of --t-max and above that of --t-min.")
         if self.objective != "flow" and self.t_max == 1:
             raise UserError("--t-max is below 1, where sigma / alpha is infinite and r(s,t) is always s.")
         if self.objective == "flow" and self.f_type != "euler_fm":

@@ -8,8 +8,9 @@ and the less from the ground truth (section 3.3).
 Terms: TQG (text-guided query generation) = TextGuidedQueries, DWBD (dynamic weight-balance distillation) =
 losses.distillation and losses.token_branch with distill_type="dynamic", decoder branch = losses.decoder_branch.
 
-Differs from the paper in: the encoder learns from the corpus' captions instead of BEiT-3's published weights; AdamW
-without amsgrad; 1-D sine positions of words, whose frequencies but the first the released code rounds to 0.
+Differs from the paper in: the encoder learns from the corpus' captions instead of BEiT-3's published weights, which
+cannot be loaded, so that the paper's preset starts from a run of its own (`--init`); AdamW without amsgrad; 1-D sine
+positions of words, whose frequencies but the first the released code rounds to 0.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.constraints import DecayRate, NonNegativeFloat, PositiveInt, UnitInterval
-from polymodal.data.columns.expressions import CaptionsOrExpressionsColumn, ExpressionsColumn, ReferringExpression
+from polymodal.corpora.corpus import Corpus
+from polymodal.data.columns.expressions import (
+    CaptionsOrExpressionsColumn,
+    ExpressionsColumn,
+    ReferringExpression,
+    only_several_objects,
+)
 from polymodal.data.columns.image import ImageColumn
 from polymodal.data.columns.text import LearnedTokenizer
 from polymodal.data.instructions import choice
@@ -192,6 +199,22 @@ class Recipe(TrainingRecipe):
             Stage("decoder", warmup, loss_weights=decoder_alone, lr_scales=lr_scales),
             Stage("grounding", 1 - captions - warmup, lr_scales=lr_scales),
         )
+
+    def missing_init(self) -> str:
+        if self.caption_fraction or self.encoder_lr_scale >= 1:
+            return ""
+        return (
+            "With --caption-fraction 0 and --encoder-lr-scale below 1 the encoder has learned already, but BEiT-3's "
+            "weights cannot be loaded: name a run with --caption-fraction 1 by --init."
+        )
+
+    def training_corpora(self, corpus: Corpus) -> list[Corpus]:
+        """Raise UserError for one query and a corpus without expressions for one object."""
+        if self.num_queries == 1 and only_several_objects(corpus):
+            raise UserError(
+                f"No expression of '{corpus.name}' is for one object; let --num-queries be the maximum of boxes."
+            )
+        return [corpus]
 
     def columns(self) -> Declared:
         tokenizer = LearnedTokenizer(self.encoder.vocab_size, self.encoder.context_length)

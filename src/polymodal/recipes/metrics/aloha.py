@@ -132,6 +132,8 @@ class Recipe:
     def compare(self, targets: Sequence[Entry], references: Sequence[Entry]) -> CaptionScore:
         """Score the choice of alternatives with the highest caption score, in 0-1.
 
+        With `coco_only` a choice may leave no object. As in the released code it then comes last in the minimum, and in
+        the mean it has `empty_score`; otherwise "dog or violin" would never be a hallucinated dog.
         Where there are more than `MAX_CHOICES` choices, the most similar alternatives of two entries are compared.
         """
         targets, references = [*dict.fromkeys(targets)], _distinct(references)
@@ -144,13 +146,15 @@ class Recipe:
             shape = len(sides[0]), len(sides[1])
             scores = self._matched([" or ".join(entry) for entry in sides[0]], np.reshape(similarity, shape))
             return CaptionScore(self._reduced([*scores.values()]), scores)
-        best = CaptionScore(-1.0, {})
+        best, highest = CaptionScore(self.empty_score, {}), (False, -1.0)
         for chosen in itertools.product(*targets):
             for others in itertools.product(*references):
                 # Duplicates are removed before matching.
                 phrases, reference_objects = ([*dict.fromkeys(filter(self._counts, side))] for side in (chosen, others))
                 scores_by_phrase = self._matched(phrases, self._similarity(tuple(phrases), tuple(reference_objects)))
-                if (value := self._reduced([*scores_by_phrase.values()])) > best.value:
+                value = self._reduced([*scores_by_phrase.values()])
+                if (rank := (bool(scores_by_phrase) or self.reduction == "mean", value)) > highest:
+                    highest = rank
                     pairs = zip(targets, chosen, strict=True)
                     best = CaptionScore(
                         value,

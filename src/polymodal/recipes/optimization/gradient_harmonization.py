@@ -3,8 +3,13 @@
 Video, audio and text go through one transformer (VATT). Where audio or text do not belong to the video, the gradients
 of the two losses by the shared weights tend to conflict. Then they are projected off each other, triplets whose
 gradients conflict most are skipped, more of them as training proceeds, or both. Any recipe with two or more losses can
-do so by its `gradient_transform`. Differs from the paper: audio is a log-mel spectrogram, not raw samples; the heads
-have no batch norm; the curriculum's thresholds, -0.3 to 0, could not be checked, as the paper has no public code.
+do so by its `gradient_transform`.
+
+Differs from the paper in: audio is a log-mel spectrogram, not raw samples; the heads have no batch norm; word
+embeddings are learned from random weights (VATT's released code: frozen word2vec); both losses are added up, where that
+code has their mean, which Adam does not tell apart; a head of the comparison, which is no part of the shared weights,
+learns from the triplets that are kept among themselves. The curriculum's thresholds, -0.3 to 0, could not be checked,
+as the paper has no public code.
 
 Terms: VATT = models.vatt.VATTModel, gradient realignment = training.gradient_harmonization.project_conflicting,
 curriculum = training.gradient_harmonization.GradientHarmonizer, NCE and MIL-NCE = objectives.multi_positive.mil_nce,
@@ -106,6 +111,8 @@ class Recipe(TrainingRecipe):
     """Frames of a video token (voxel)."""
     patch_drop_rate: UnitInterval = 0.0
     """Fraction of video and audio tokens that training drops (DropToken)."""
+    dropout: UnitInterval = 0.0
+    """Dropout of the transformer (0.1 in VATT's released code)."""
     text: TextEncoderConfig = TextEncoderConfig(vocab_size=2000, context_length=48)
     """Vocabulary and maximum length of texts."""
     word_dim: PositiveInt | None = None
@@ -161,6 +168,7 @@ class Recipe(TrainingRecipe):
             self.temporal_patch_size,
             self.patch_drop_rate,
             self.temperature,
+            self.dropout,
         )
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TripletBatch:
@@ -216,6 +224,7 @@ class Recipe(TrainingRecipe):
             ),
             temporal_patch_size=4,
             patch_drop_rate=0.5,
+            dropout=0.1,
             text=TextEncoderConfig(65_536, context_length=16),
             word_dim=300,
             num_texts=5,

@@ -28,7 +28,9 @@ from polymodal.data.conversation import IMAGE, Turn
 from polymodal.data.instructions import choice
 from polymodal.data.processor import Declared, Processor
 from polymodal.data.sequence import SequenceBatch, pad_sequences
+from polymodal.encoders.pretrained import PretrainedConfig
 from polymodal.errors import UserError
+from polymodal.layers.lora import merged_parameters
 from polymodal.modalities import Preferences
 from polymodal.modalities.preference import Preference
 from polymodal.models.vision_language_model import VisionLanguageModel
@@ -66,8 +68,8 @@ class MPO(VisionLanguageModel):
 
     @torch.no_grad()
     def update_reference(self, alpha: float = 1.0) -> None:
-        """Move the reference to alpha * policy + (1 - alpha) * reference."""
-        policy = dict(self.named_parameters())
+        """Move the reference to alpha * policy + (1 - alpha) * reference, where LoRA is merged into the policy."""
+        policy = dict(merged_parameters(self))
         for name, parameter in self.reference.named_parameters():
             parameter.lerp_(policy[name], alpha)
 
@@ -160,6 +162,8 @@ class Recipe(MonolithRecipe):
             )
         if not isinstance(source, MonolithRecipe):
             raise UserError("MPO starts from runs of mono_internvl or of mpo; --init names a run of another recipe.")
+        if isinstance(self.language_model, PretrainedConfig) and self.language_model != source.language_model:
+            raise UserError("MPO takes the language model of the run of --init; leave --lm out.")
         architecture = ("language_model", "tile_size", "patch_size", "patch_embed_dim", "visual_experts")
         return replace(self, **{name: getattr(source, name) for name in architecture})
 

@@ -247,7 +247,8 @@ class Recipe(TrainingRecipe):
     def paper(cls) -> Recipe:
         """Return the DVM cars preset (section 4.1, released config_dvm_TIP.yaml), with ViT-S/16 in place of ResNet-50.
 
-        Weight decay is decoupled, and applied in fine-tuning, too. Color jitter is 40 % with hue, not 80 % without.
+        Weight decay is decoupled, and applied in fine-tuning, too. Color jitter is 40 % with hue, not 80 % without, and
+        comes after the crop, as blur does.
         """
         return cls(
             image=ImageEncoderConfig(image_size=128, patch_size=16, width=384, depth=12, num_heads=6, pool_type="cls"),

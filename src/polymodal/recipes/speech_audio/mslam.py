@@ -2,8 +2,9 @@
 
 Masked speech is contrasted and predicted (w2v-BERT), masked spans of characters are predicted (SpanBERT), and pairs are
 read as one sequence (TLM). A CTC loss on the speech of pairs makes frames hold the characters that text is made of, or
-speech and text share an encoder but no space. Text enters above the contrastive block of speech (section 3). Differs
-from the paper in: fine-tuning by CTC alone, without a decoder for translation; T = 3 is `--language-temperature 3`.
+speech and text share an encoder but no space. Text enters above the contrastive block of speech (section 3). Languages
+are sampled as often as the data have them; the paper has `--language-temperature 3`. Differs from the paper in:
+fine-tuning by CTC alone, without a decoder for translation.
 
 Terms: w2v-BERT = models.w2v_bert.W2vBertHeads, SpanBERT = losses.span_bert, TLM = tlm_loss, CTC = losses.ctc,
 contrastive block = encoder.contrastive_block, masked-prediction block = encoder.multimodal_block.
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns.audio import AudioColumn
+from polymodal.data.columns.audio import FRAMES_PER_SECOND, AudioColumn
 from polymodal.data.columns.label import LabelColumn
 from polymodal.data.columns.text import LearnedTokenizer, TextColumn
 from polymodal.data.masks import mask_spans, mask_time_spans
@@ -189,7 +190,7 @@ class Recipe(TrainingRecipe):
         if "text" not in example or "sound" not in example:
             return "speech" if "sound" in example else "text"
         pool = POOLS[pool_of("\n".join(caption.text for caption in example["text"]), self.pool_fractions)]
-        cut_off = len(example["sound"]) > int(100 * self.max_audio_seconds)  # frames of 10 ms
+        cut_off = len(example["sound"]) > int(FRAMES_PER_SECOND * self.max_audio_seconds)
         return "speech" if pool == "pairs" and cut_off else pool
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SpeechTextBatch:

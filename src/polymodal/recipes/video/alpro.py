@@ -11,7 +11,10 @@ Terms: VTC (video-text contrastive) = losses.itc, VTM (video-text matching) = lo
 
 Differs from the paper in: encoders and fusion are pre-norm (BERT is post-norm) and start from random weights; stages
 share one batch size, number of frames and gradient clipping (released: prompter 512 clips; fine-tuning 8 or 16 frames,
-clipped at 5); color jitter in place of RandAugment.
+clipped at 5); color jitter in place of RandAugment, and random crops of clips as of images (released: a random square);
+a frame of each of equal segments (released: half of the frames from each half of the clip); what surrounds the
+prompter's crop is gray, not black; images are clips of one frame, not of repeated frames; one stage fine-tunes for
+retrieval and answers; equal texts are positives of each other, and no negatives of VTM.
 """
 
 from __future__ import annotations

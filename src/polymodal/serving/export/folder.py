@@ -54,6 +54,8 @@ def export(run: Run, to: str, out: Path, command: str = "") -> Export:
     if write is None:
         known = " and ".join(KINDS[kind] for kind in FORMATS[to])
         raise UserError(f"The method of '{run.name}' cannot be exported to {to} so far; {known} can.")
+    if isinstance(run.model, DualEncoder) and (reason := run.model.missing_export()):
+        raise UserError(reason)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; choose another folder, or remove it.")
     try:

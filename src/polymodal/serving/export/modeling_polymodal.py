@@ -25,7 +25,7 @@ class PolymodalConfig(PretrainedConfig):
 
     image, text: sizes of each encoder, or `pretrained`: settings of a transformers model and its class name. dim: of
     the joint embedding space. bias: whether the logits have a bias, as in SigLIP. head: whether a non-linear layer
-    comes before the image projection, as in SPARC.
+    comes before the image projection, as in SPARC; residual_head: whether its output is added to its input.
     """
 
     model_type = "polymodal_dual_encoder"
@@ -37,9 +37,11 @@ class PolymodalConfig(PretrainedConfig):
         dim: int = 128,
         bias: bool = False,
         head: bool = False,
+        residual_head: bool = False,
         **kwargs: Any,
     ):
-        self.image, self.text, self.dim, self.bias, self.head = image or {}, text or {}, dim, bias, head
+        self.image, self.text, self.dim, self.bias = image or {}, text or {}, dim, bias
+        self.head, self.residual_head = head, residual_head
         super().__init__(**kwargs)
 
 
@@ -90,7 +92,8 @@ class PolymodalDualEncoder(PreTrainedModel):
             }[self.pooled_by["image"]]()
         else:
             pooled = self.image_encoder(pixel_values)
-        return F.normalize(self.image_projection(self.image_head(pooled)), dim=-1)
+        head = self.image_head(pooled)
+        return F.normalize(self.image_projection(pooled + head if self.config.residual_head else head), dim=-1)
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return L2-normalized text embeddings. attention_mask: 0 for padding, which is on the right."""

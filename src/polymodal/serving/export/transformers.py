@@ -82,6 +82,7 @@ def remote_dual_encoder(run: Run) -> Any:
         dim=run.recipe.embed_dim,
         bias="logit_bias" in weights,
         head="image_head.0.weight" in weights,
+        residual_head=getattr(run.recipe, "residual_head", False),
         auto_map={
             "AutoConfig": f"{REMOTE_CODE.stem}.PolymodalConfig",
             "AutoModel": f"{REMOTE_CODE.stem}.PolymodalDualEncoder",

@@ -1,0 +1,244 @@
+"""Splits of users' data: as they state it, else by the content of the rows, so that nothing leaks and nothing moves.
+
+A row's split depends on what it holds, and not on its place: rows that are put in front of it, or sorted anew, leave it
+where it was. Rows with equal media, an equal caption or an equal `group` are in one split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from polymodal.corpora._types import fields_of, is_binary, is_list, is_string
+from polymodal.corpora.formats._data_files import SPLIT_NAMES
+from polymodal.errors import UserError
+from polymodal.modalities import Modality, Text
+
+TEST, VALIDATION = 0.2, 0.1  # fractions
+MAX_GROUP = 0.15  # of the rows; a larger group is trained on
+PROBE = 256  # bytes of a value that are compared first
+MAX_FILES = 100_000  # whose content is compared; more are compared by their paths, which is a matter of seconds
+CONTENT = ("Image", "Audio", "Video", "Points", "Images")  # modalities whose equal values are one thing
+GROUPS = ("group", "group_id")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """rows: indices by split. notes: sentences about how they were made."""
+
+    rows: dict[str, np.ndarray]
+    notes: tuple[str, ...] = ()
+
+
+def user_splits(
+    table: pa.Table, columns: Mapping[str, Modality], root: Path, keys: str | None, stated: np.ndarray | None
+) -> Splits:
+    """Return the splits: of a column `split`, of files and folders (stated), or by content.
+
+    Raises UserError for a split column whose values are no usual names of splits, or do not have `train`.
+    """
+    column = next((name for name in table.column_names if name.lower() in ("split", "partition", "subset")), None)
+    if column is not None and is_string(table.schema.field(column).type) and column not in columns:
+        return _of_column(table.column(column), column)
+    if stated is not None:
+        return Splits(_rows_of(stated), ("The splits are those that files or folders state.",))
+    return _by_content(table, columns, root, keys)
+
+
+def _of_column(column: pa.ChunkedArray, name: str) -> Splits:
+    values = pc.unique(column).drop_null().to_pylist()
+    names = {value: SPLIT_NAMES.get(value.strip().lower(), value.strip().lower()) for value in values}
+    if "train" not in names.values():
+        found = ", ".join(f"'{value}'" for value in values[:6])
+        raise UserError(
+            f"The column '{name}' has {found or 'no values'} but no 'train'; write train, validation and test in it, "
+            "or rename it."
+        )
+    split = np.array([names.get(value) for value in column.to_pylist()], dtype=object)
+    without = sum(value is None for value in split)
+    notes = [f"The splits are those of the column '{name}'."]
+    if without:
+        notes.append(f"{without:,} rows without a split are left out.")
+    return Splits(_rows_of(split), tuple(notes))
+
+
+def _rows_of(split: np.ndarray) -> dict[str, np.ndarray]:
+    present = [name for name in dict.fromkeys(split.tolist()) if name]
+    order = [name for name in ("train", "validation", "test") if name in present]
+    return {name: np.flatnonzero(split == name) for name in order + [name for name in present if name not in order]}
+
+
+def _by_content(table: pa.Table, columns: Mapping[str, Modality], root: Path, keys: str | None) -> Splits:
+    total = table.num_rows
+    media = [_content(table.column(name), root) for name, kind in columns.items() if type(kind).__name__ in CONTENT]
+    texts = [_captions(table.column(name)) for name, kind in columns.items() if isinstance(kind, Text)]
+    given = [_plain(table.column(name)) for name in table.column_names if name.lower() in GROUPS]
+    joined = _components(total, media + texts + given)
+    notes: list[str] = []
+    stored = [table.schema.field(name).type for name, kind in columns.items() if type(kind).__name__ in CONTENT]
+    if total > MAX_FILES and any(map(is_string, stored)):
+        notes.append(f"Files are more than {MAX_FILES:,}: equal ones under different paths are not looked for.")
+    if total >= 10 and np.bincount(joined).max() > total / 2 and media:
+        notes.append("Few captions are shared by most rows, so equal captions are in several splits.")
+        joined = _components(total, media + given)
+    positions = _positions(table, joined, keys, media or texts)
+    sizes = np.bincount(joined)
+    of_group = np.full(len(sizes), "train", dtype=object)
+    of_group[positions < TEST + VALIDATION] = "validation"
+    of_group[positions < TEST] = "test"
+    of_group[sizes > max(1, MAX_GROUP * total)] = "train"
+    _fill_empty(of_group, positions)
+    rows = _rows_of(of_group[joined])
+    return Splits(
+        {name: rows.get(name, np.empty(0, np.int64)) for name in ("train", "validation", "test")}, tuple(notes)
+    )
+
+
+def _fill_empty(of_group: np.ndarray, positions: np.ndarray) -> None:
+    """Give each split of a small data set a group."""
+    order = np.argsort(positions, kind="stable")
+    if len(order) < 3:
+        return
+    for split, other in (("test", "validation"), ("validation", "test"), ("train", "")):
+        if split not in of_group:
+            free = [group for group in order if of_group[group] != other or (of_group == other).sum() > 1]
+            of_group[free[-1] if split == "train" else free[0]] = split
+
+
+def _positions(table: pa.Table, joined: np.ndarray, keys: str | None, content: list[Any]) -> np.ndarray:
+    """Return a number in [0, 1) for each group, by a hash of its content or keys: the smallest of its rows."""
+    if keys is not None:
+        hashes = _hashes(table.column(keys))
+    elif content:
+        rows, values = content[0]
+        hashes = np.full(table.num_rows, np.iinfo(np.uint64).max, np.uint64)
+        np.minimum.at(hashes, rows, values)
+    else:
+        hashes = np.fromiter((_hash(repr(row)) for row in table.to_pylist()), np.uint64, table.num_rows)
+    smallest = np.full(joined.max() + 1 if len(joined) else 0, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(smallest, joined, hashes)
+    return smallest / 2.0**64
+
+
+def _components(total: int, keyed: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Return the group of each row: rows that share a key are in one. keyed: row and key, any number a row."""
+    rows = np.concatenate([rows for rows, _ in keyed]) if keyed else np.empty(0, np.int64)
+    nodes = [np.unique(values, return_inverse=True)[1] for _, values in keyed]
+    offsets = np.cumsum([total, *(int(node.max()) + 1 if len(node) else 0 for node in nodes)])
+    ends = np.concatenate([node + offset for node, offset in zip(nodes, offsets, strict=False)]) if nodes else rows
+    size = int(offsets[-1])
+    graph = coo_array((np.ones(len(rows), np.int8), (rows, ends)), shape=(size, size))
+    labels = connected_components(graph, directed=False)[1][:total]
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def _hash(value: str | bytes) -> int:
+    data = value.encode(errors="surrogatepass") if isinstance(value, str) else value
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _hashes(column: pa.ChunkedArray) -> np.ndarray:
+    return np.fromiter((_hash(str(value)) for value in column.to_pylist()), np.uint64, len(column))
+
+
+def _plain(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    valid = column.is_valid().to_numpy()
+    return np.flatnonzero(valid), _hashes(column.filter(column.is_valid()))
+
+
+def _captions(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return row and hash of each caption, in a normal form: NFKC, lower case, single spaces; blank ones are none."""
+    array = column.combine_chunks()
+    rows = np.arange(len(array))
+    if is_list(array.type):
+        rows = pc.list_parent_indices(array).to_numpy()
+        array = pc.list_flatten(array)
+    if "text" in fields_of(array.type):
+        array = pc.struct_field(array, "text")
+    plain = pc.utf8_lower(pc.utf8_normalize(array, form="NFKC"))
+    plain = pc.replace_substring_regex(pc.utf8_trim_whitespace(plain), r"\s+", " ")
+    keep = pc.fill_null(pc.not_equal(plain, ""), False)
+    unique = pc.dictionary_encode(plain.filter(keep))
+    hashes = np.fromiter((_hash(text) for text in unique.dictionary.to_pylist()), np.uint64, len(unique.dictionary))
+    return rows[keep.to_numpy(zero_copy_only=False)], hashes[unique.indices.to_numpy()]
+
+
+def _content(column: pa.ChunkedArray, root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return row and hash of the content of each value: bytes, or the bytes of the file that a path names.
+
+    Two values of different length, or with different first or middle bytes, are different: only the others are read as
+    a whole. More than `MAX_FILES` paths stand for themselves.
+    """
+    if is_string(column.type) and len(column) > MAX_FILES:
+        return _plain(column)
+    rows, probes, contents = [], [], []
+    for row, value in _values(column):
+        content = _Content.of(value, root)
+        if content is not None:
+            rows.append(row)
+            probes.append(content.probe())
+            contents.append(content)
+    hashes = np.array([_hash(probe) for probe in probes], np.uint64)
+    _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    for place in np.flatnonzero(counts[inverse] > 1):
+        hashes[place] = _hash(contents[place].whole())
+    return np.array(rows, np.int64), hashes
+
+
+def _values(column: pa.ChunkedArray) -> Iterator[tuple[int, Any]]:
+    nested = is_list(column.type)
+    for row, value in enumerate(column):
+        if nested:
+            yield from ((row, inner) for inner in (value.values if value.is_valid else ()))
+        elif value.is_valid:
+            yield row, value
+
+
+@dataclass(frozen=True)
+class _Content:
+    """Content of a value in memory, or of a file."""
+
+    data: Any
+    path: Path | None
+
+    @classmethod
+    def of(cls, value: Any, root: Path) -> _Content | None:
+        if isinstance(value, pa.StructScalar):
+            value = value["bytes"] if value["bytes"].is_valid else value["path"]
+        if not value.is_valid:
+            return None
+        if is_binary(value.type):
+            return cls(value.as_buffer(), None)
+        return cls(str(value), root / str(value))
+
+    def probe(self) -> bytes:
+        if self.path is None:
+            size = len(self.data)
+            middle = bytes(self.data[size // 2 : size // 2 + PROBE])
+            return size.to_bytes(8, "little") + bytes(self.data[:PROBE]) + middle
+        try:
+            with self.path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                first = file.read(PROBE)
+                file.seek(size // 2)
+                return size.to_bytes(8, "little") + first + file.read(PROBE)
+        except (OSError, ValueError):
+            return str(self.data).encode(errors="surrogatepass")
+
+    def whole(self) -> bytes:
+        if self.path is None:
+            return bytes(self.data)
+        try:
+            return self.path.read_bytes()
+        except (OSError, ValueError):
+            return str(self.data).encode(errors="surrogatepass")

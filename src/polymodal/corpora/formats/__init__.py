@@ -1,0 +1,46 @@
+"""Formats in which users store data. The list of formats is this folder: a module is a format.
+
+A format has `description`, `matches(data) -> Match` and `read(data) -> Rows`. What the columns of its rows are is
+found afterwards, by `schemas/`, the same for all formats.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from pathlib import Path
+from typing import Any
+
+from polymodal.corpora.formats._data_files import DataFiles, Match
+from polymodal.errors import UserError, unknown
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """Return the names of all formats."""
+    return tuple(sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py")))
+
+
+def module(name: str) -> Any:
+    """Return a format. Raises UserError for an unknown name."""
+    if name not in names():
+        raise unknown("format", name, names())
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def format_of(data: DataFiles) -> str:
+    """Return the format of the files. Raises UserError where none, or more than one, is as sure as the surest."""
+    matches = {name: module(name).matches(data) for name in names()}
+    best = max(matches.values())
+    surest = [name for name, match in matches.items() if match == best]
+    if best is Match.NO:
+        raise UserError(
+            f"{data.given[0]} holds {data.summary()}, which is in no format that is read. These are: "
+            f"{', '.join(names())} (`polymodal data --help` describes them)."
+        )
+    if len(surest) > 1:
+        raise UserError(
+            f"{data.given[0]} holds {data.summary()}, which may be {' or '.join(surest)}; say which with "
+            f"--format {surest[0]}, or name the files."
+        )
+    return surest[0]

@@ -1,0 +1,164 @@
+"""What the user named with `--data`: the files that exist there, in a stable order."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from pathlib import Path
+
+from polymodal.corpora._cache import cache_directory
+from polymodal.errors import UserError
+
+# Usual spellings of splits, as `datasets` recognizes them in file and folder names.
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+_SPLIT = re.compile(rf"(?:^|[._\-/ ])({'|'.join(SPLIT_NAMES)})(?:\d{{4}})?(?=[._\-/ ]|$)", re.IGNORECASE)
+# Files that accompany data and are none: documentation, metadata of tools, checksums.
+_ACCOMPANYING = re.compile(
+    r"readme|license|licence|dataset_infos?\.json$|state\.json$|\.gitattributes|.*_stats\.json$|.*\.(md5|sha256|log|yaml|yml|md)$",
+    re.IGNORECASE,
+)
+
+
+class Match(IntEnum):
+    """How sure a format is that a data is its own.
+
+    SUFFIX: by names of files. CONTENT: by what is written in them; it wins over names.
+    """
+
+    NO = 0
+    SUFFIX = 1
+    CONTENT = 2
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """Files of one data set.
+
+    given: what the user named. root: folder that contains all of it. files: all regular files, sorted by path; hidden
+    ones, those of macOS archives (`._name`, `__MACOSX`) and documentation are left out.
+    """
+
+    given: tuple[Path, ...]
+    root: Path
+    files: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, given: Sequence[str | Path]) -> DataFiles:
+        """Collect the files. A path that exists is never a pattern; others may have `*`, `?`, `[...]`, `{000..123}`.
+
+        Raises UserError for a path that does not exist, and for an empty folder.
+        """
+        paths = [path for one in given for path in _expanded(str(one))]
+        files = sorted(dict.fromkeys(file for path in paths for file in _files(path)))
+        folders = [path if path.is_dir() else path.parent for path in paths]
+        root = Path(os.path.commonpath([str(folder.resolve()) for folder in folders]))
+        if not files:
+            raise UserError(f"The folder {paths[0]} holds nothing that can be read. {_EXPECTED}")
+        return cls(tuple(paths), root, tuple(files))
+
+    @cached_property
+    def by_suffix(self) -> dict[str, list[Path]]:
+        """Files by lower-case suffix, `.nii.gz` as one."""
+        files = defaultdict(list)
+        for file in self.files:
+            files[suffix_of(file)].append(file)
+        return dict(files)
+
+    def with_suffixes(self, suffixes: Sequence[str]) -> list[Path]:
+        """Return the files with one of these suffixes, sorted by path."""
+        return sorted(file for suffix in suffixes for file in self.by_suffix.get(suffix, ()))
+
+    @property
+    def name(self) -> str:
+        """Name of the data set: of the path, without its suffix."""
+        first = self.given[0]
+        return (self.root if len(self.given) > 1 else first).resolve().name.removesuffix(suffix_of(first)) or "data"
+
+    def summary(self) -> str:
+        """Return how many files of which kind there are, for messages."""
+        counts = sorted(self.by_suffix.items(), key=lambda item: -len(item[1]))
+        return ", ".join(f"{len(files):,} {suffix or 'without suffix'}" for suffix, files in counts[:5])
+
+
+_EXPECTED = "`polymodal data --help` lists the formats that are read."
+
+
+def suffix_of(path: Path) -> str:
+    """Return the lower-case suffix; both of them for compressed files such as `.nii.gz` and `.csv.gz`."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    return "".join(suffixes) if suffixes[-1:] in ([".gz"], [".bz2"], [".zst"]) else "".join(suffixes[-1:])
+
+
+def splits_of(files: Sequence[Path], root: Path) -> dict[Path, str] | None:
+    """Return the split that the name or a folder of each file states; None unless all of them do, one being train.
+
+    `train-00000-of-00004.parquet`, `val2014/…` and `data/test/…` state one, by any of `SPLIT_NAMES`.
+    """
+    splits = {}
+    for file in files:
+        found = _SPLIT.findall(file.resolve().relative_to(root).as_posix() if file.is_relative_to(root) else file.name)
+        if not found:
+            return None
+        splits[file] = SPLIT_NAMES[found[-1].lower()]
+    return splits if "train" in splits.values() and len({*splits.values()}) > 1 else None
+
+
+def _expanded(given: str) -> list[Path]:
+    path = Path(given).expanduser()
+    if path.exists():
+        return [path]
+    found = [match for pattern in _braces(str(path)) for match in sorted(_matches(pattern))]
+    if not found:
+        raise UserError(f"There is no file or folder {given}.")
+    return found
+
+
+def _braces(pattern: str) -> Iterator[str]:
+    """Expand `{000..123}` (webdataset) and `{a,b}`."""
+    found = re.search(r"\{([^{}]+)\}", pattern)
+    if not found:
+        yield pattern
+        return
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    if numbers:
+        first, last = numbers.groups()
+        inner = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+    else:
+        inner = found[1].split(",")
+    for choice in inner:
+        yield from _braces(pattern[: found.start()] + choice + pattern[found.end() :])
+
+
+def _matches(pattern: str) -> Iterator[Path]:
+    import glob
+
+    yield from (Path(match) for match in glob.iglob(pattern, recursive=True))
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+        return
+    cache = cache_directory().resolve()
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        folders[:] = [name for name in folders if Path(folder, name).resolve() != cache]
+        for name in names:
+            if not name.startswith(".") and not _ACCOMPANYING.match(name):
+                yield Path(folder, name)

@@ -1,0 +1,105 @@
+"""Folders of media files, by the conventions of `datasets` (ImageFolder, AudioFolder, VideoFolder), and text files
+beside the media, as tools for captioning write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from polymodal.corpora.corpus import Skipped
+from polymodal.corpora.formats import csv, json, parquet
+from polymodal.corpora.formats._data_files import SPLIT_NAMES, DataFiles, Match, splits_of
+from polymodal.corpora.formats._tables import concatenated
+from polymodal.corpora.rows import Rows
+from polymodal.errors import UserError
+from polymodal.modalities import Modality
+
+METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
+SIDECARS = (".txt", ".caption")  # texts beside a media file of the same name
+FILE_NAMES = ("file_name", "filename", "file", "path")  # column of metadata that names the media file
+DATA = (*csv.SUFFIXES, *json.SUFFIXES, *parquet.SUFFIXES, ".tar", ".tar.gz")
+
+
+def matches_folder(data: DataFiles, suffixes: Sequence[str]) -> Match:
+    """Match folders whose files are mostly of this kind, with no file of rows but metadata."""
+    media = len(data.with_suffixes(suffixes))
+    rows = [file for file in data.with_suffixes(DATA) if file.name.lower() not in METADATA]
+    others = sum(len(files) for suffix, files in data.by_suffix.items() if suffix not in (*suffixes, *SIDECARS, *DATA))
+    if media <= others or rows:
+        return Match.NO
+    return Match.CONTENT if any(file.name.lower() in METADATA for file in data.files) else Match.SUFFIX
+
+
+def read_folder(data: DataFiles, kind: str, suffixes: Sequence[str], modality: Callable[[Path], Modality]) -> Rows:
+    """List the media files of a folder with what is known about each.
+
+    The columns are `kind`, a path relative to the folder, and: those of metadata files; else `text`, from a text file
+    of the same name; else `label`, the name of the folder of each file, where all files are in folders below the root,
+    or below folders of splits. Files without a text are skipped where most have one.
+    """
+    media, root = data.with_suffixes(suffixes), data.root
+    split_of = splits_of(media, root)
+    metadata = [file for file in data.files if file.name.lower() in METADATA]
+    skipped: list[Skipped] = []
+    if metadata:
+        table, media = _with_metadata(metadata, root, kind, skipped)
+    else:
+        paths = {kind: pa.array([file.resolve().relative_to(root).as_posix() for file in media])}
+        table = pa.table(paths | _texts(data, media, skipped) | _labels(media, root))
+    if table.num_rows == 0:
+        raise UserError(f"{root} names no file of the folder in {metadata[0].name}.")
+    split = np.array([split_of[file] for file in media]) if split_of else None
+    return Rows(table, root, {kind: modality(root)}, split, keys=kind, skipped=tuple(skipped))
+
+
+def _with_metadata(
+    metadata: Sequence[Path], root: Path, kind: str, skipped: list[Skipped]
+) -> tuple[pa.Table, list[Path]]:
+    """Return the rows of metadata files, their file names replaced by paths from the root, and these files."""
+    tables, media = [], []
+    for file in metadata:
+        read = csv.read_csv if file.suffix.lower() in (".csv", ".tsv") else parquet.read_file
+        table, left_out = (json.read_json if file.suffix.lower() == ".jsonl" else read)(file)
+        skipped += left_out
+        names = [name for name in (*FILE_NAMES, f"{kind}_file_name") if name in table.column_names]
+        if not names:
+            raise UserError(f"{file} has no column file_name; it has {', '.join(table.column_names)}.")
+        files = [file.parent / str(name) for name in table.column(names[0]).to_pylist()]
+        paths = [path.resolve() for path in files]
+        inside = [path.is_relative_to(root) for path in paths]
+        if not all(inside):
+            raise UserError(f"{file} names {files[inside.index(False)]}, which is outside the folder.")
+        column = pa.array([path.relative_to(root).as_posix() for path in paths])
+        table = table.drop_columns([names[0]])
+        if kind in table.column_names:
+            table = table.drop_columns([kind])
+        tables.append(table.add_column(0, kind, column))
+        media += files
+    return concatenated(tables), media
+
+
+def _texts(data: DataFiles, media: Sequence[Path], skipped: list[Skipped]) -> dict[str, pa.Array]:
+    """Return the texts that stand beside the media; nothing where no file has one."""
+    beside = {file.with_suffix(""): file for file in data.with_suffixes(SIDECARS)}
+    if not any(file.with_suffix("") in beside for file in media):
+        return {}
+    texts: list[str | None] = []
+    for file in media:
+        sidecar = beside.get(file.with_suffix(""))
+        texts.append(sidecar.read_text(encoding="utf-8-sig", errors="replace").strip() if sidecar else None)
+    without = [file for file, text in zip(media, texts, strict=True) if not text]
+    if without:
+        skipped.append(Skipped(len(without), "has no text file beside it", str(without[0])))
+    return {"text": pa.array(texts, pa.string())}
+
+
+def _labels(media: Sequence[Path], root: Path) -> dict[str, pa.Array]:
+    """Return the class of each file: its folder, where all files are in folders, and more than one is not a split."""
+    folders = [file.resolve().relative_to(root).parts[:-1] for file in media]
+    folders = [parts[1:] if parts and parts[0].lower() in SPLIT_NAMES else parts for parts in folders]
+    if not all(folders) or len({*folders}) < 2 or len({len(parts) for parts in folders}) > 1:
+        return {}
+    return {"label": pa.array(["/".join(parts) for parts in folders])}

@@ -1,0 +1,59 @@
+"""Several files of rows as one table, with the splits that their names state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from polymodal.corpora._types import merged_type, plain_type
+from polymodal.corpora.corpus import Skipped
+from polymodal.corpora.formats._data_files import DataFiles, splits_of
+from polymodal.corpora.rows import Rows
+from polymodal.errors import UserError
+
+Read = Callable[[Path], tuple[pa.Table, tuple[Skipped, ...]]]
+
+
+def read_tables(data: DataFiles, files: Sequence[Path], read: Read) -> Rows:
+    """Read all files and put their rows one after the other; a column that a file lacks is missing in its rows.
+
+    Relative paths are relative to the folder of the first file. Raises UserError when there is no row.
+    """
+    tables: list[pa.Table] = []
+    skipped: list[Skipped] = []
+    for file in files:
+        table, left_out = read(file)
+        tables.append(table)
+        skipped += left_out
+    table = concatenated(tables)
+    if table.num_rows == 0:
+        raise UserError(f"{files[0]} has no rows.")
+    stated = splits_of(files, data.root)
+    split = None
+    if stated is not None:
+        split = np.repeat([stated[file] for file in files], [part.num_rows for part in tables])
+    return Rows(table, files[0].parent, split=split, skipped=tuple(skipped))
+
+
+def concatenated(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return the rows of all tables, in columns of a type that holds the values of all. See `merged_type`."""
+    types: dict[str, pa.DataType] = {}
+    for table in tables:
+        for field in table.schema:
+            kind = plain_type(field.type)
+            types[field.name] = merged_type(types[field.name], kind) if field.name in types else kind
+    schema = pa.schema(types, metadata=tables[0].schema.metadata)
+    return pa.concat_tables([_cast(table, schema) for table in tables])
+
+
+def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = [
+        table.column(field.name).cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)

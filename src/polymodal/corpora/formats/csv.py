@@ -1,0 +1,114 @@
+"""CSV and TSV with a line of headings, also compressed; every value is read as text, and typed by its use.
+
+CSV has no types: a caption `007`, `None` or `NA` is the text that it is. An empty field is a missing value.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+from polymodal.corpora._arrow_cache import Conversion, cached_table
+from polymodal.corpora.corpus import Skipped
+from polymodal.corpora.formats._data_files import DataFiles, Match
+from polymodal.corpora.formats._tables import read_tables
+from polymodal.corpora.rows import Rows
+from polymodal.errors import UserError
+from polymodal.modalities.image import IMAGE_SUFFIXES
+
+description = "CSV or TSV files with a line of headings"
+SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+DELIMITERS = ",\t;|"
+MAX_SKIPPED = 0.1  # of the lines, until the file is refused
+BLOCK = 1 << 22  # bytes that are parsed together
+
+
+def matches(data: DataFiles) -> Match:
+    return Match.SUFFIX if data.with_suffixes(SUFFIXES) else Match.NO
+
+
+def read(data: DataFiles) -> Rows:
+    """Read the files. Raises UserError for one that is no CSV."""
+    return read_tables(data, data.with_suffixes(SUFFIXES), read_csv)
+
+
+def read_csv(file: Path) -> tuple[pa.Table, tuple[Skipped, ...]]:
+    """Read one file. Lines with another number of fields are skipped. Raises UserError when more than a tenth are."""
+    return cached_table("csv", [file], lambda: _convert(file))
+
+
+def _convert(file: Path) -> Conversion:
+    delimiter, names = _headings(file)
+    skipped: list[Skipped] = []
+    return Conversion(pa.schema(dict.fromkeys(names, pa.string())), _batches(file, delimiter, names, skipped), skipped)
+
+
+def _headings(file: Path) -> tuple[str, list[str]]:
+    """Return the delimiter, and the names of the columns. Raises UserError where the first line has none."""
+    with pa.input_stream(str(file), compression="detect") as stream:
+        head = stream.read(1 << 16)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{file} is in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {file.name} > utf8_{file.name}")
+    text = head.decode("utf-8-sig", errors="replace")
+    if not text.strip():
+        raise UserError(f"{file} is empty.")
+    first = text.splitlines()[0]
+    counts = {delimiter: first.count(delimiter) for delimiter in DELIMITERS}
+    tab = ".tsv" in file.name.lower()
+    delimiter = "\t" if tab else max(DELIMITERS, key=lambda delimiter: counts[delimiter])
+    names = next(csv.reader(io.StringIO(text), delimiter=delimiter))
+    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
+        raise UserError(
+            f"The first line of {file} ({first[:60]}) looks like data; write a line of headings above it, such as "
+            f"{delimiter.join(['image', 'caption'][: len(names)] or ['image'])}."
+        )
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise UserError(f"{file} has the heading '{repeated}' twice; rename one.")
+    return delimiter, names
+
+
+def _batches(file: Path, delimiter: str, names: Sequence[str], skipped: list[Skipped]) -> Iterator[pa.RecordBatch]:
+    bad: list[pacsv.InvalidRow] = []
+
+    def leave_out(row: pacsv.InvalidRow) -> str:
+        bad.append(row)
+        return "skip"
+
+    options = {
+        "read_options": pacsv.ReadOptions(column_names=list(names), skip_rows=1, block_size=BLOCK, use_threads=False),
+        "parse_options": pacsv.ParseOptions(
+            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=leave_out
+        ),
+        "convert_options": pacsv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=True,
+        ),
+    }
+    total = 0
+    try:
+        with pacsv.open_csv(str(file), **options) as reader:
+            for batch in reader:
+                total += batch.num_rows
+                yield batch
+    except pa.ArrowInvalid as error:
+        if "UTF8" in str(error) or "utf-8" in str(error).lower():
+            raise UserError(f"{file} is not in UTF-8; save it as UTF-8.") from error
+        if total or "Empty CSV" not in str(error):
+            raise UserError(f"{file} cannot be read as CSV: {str(error).splitlines()[0]}") from error
+    if bad:
+        line = f"line {bad[0].number}" if bad[0].number else f"the line '{bad[0].text[:60]}'"
+        reason = f"{line} has {bad[0].actual_columns} fields, the headings are {bad[0].expected_columns}"
+        if len(bad) > MAX_SKIPPED * (total + len(bad)):
+            raise UserError(
+                f"In {file}, {len(bad):,} of {total + len(bad):,} lines do not fit the headings: {reason}. "
+                f"Put quotation marks around texts that contain '{delimiter}'."
+            )
+        skipped.append(Skipped(len(bad), "has another number of fields than there are headings", f"{file}: {reason}"))

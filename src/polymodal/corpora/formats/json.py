@@ -1,0 +1,155 @@
+"""JSON and JSON lines: a list of records, one record a line, or an object that contains the list of records.
+
+Columns of mixed types are read as they mean: numbers among texts become text, a text among lists a list of one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from polymodal.corpora._arrow_cache import Conversion, cached_table
+from polymodal.corpora._types import fitted, merged_type, type_of
+from polymodal.corpora.corpus import Skipped
+from polymodal.corpora.formats._data_files import DataFiles, Match
+from polymodal.corpora.formats._tables import read_tables
+from polymodal.corpora.rows import Rows
+from polymodal.errors import UserError
+
+description = "JSON (a list of records) or JSON lines"
+LINES = (".jsonl", ".ndjson", ".jsonl.gz")
+SUFFIXES = (*LINES, ".json", ".json.gz")
+CHUNK = 10_000  # records that are converted together
+MAX_SKIPPED = 0.1  # of the lines, until the file is refused
+
+
+def matches(data: DataFiles) -> Match:
+    return Match.SUFFIX if data.with_suffixes(SUFFIXES) else Match.NO
+
+
+def read(data: DataFiles) -> Rows:
+    """Read the files. Raises UserError for one that is no JSON, or holds no records."""
+    return read_tables(data, data.with_suffixes(SUFFIXES), read_json)
+
+
+def read_json(file: Path) -> tuple[pa.Table, tuple[Skipped, ...]]:
+    """Read one file. Lines that are no JSON are skipped. Raises UserError when more than a tenth are."""
+    return cached_table("json", [file], lambda: _convert(file))
+
+
+def table_of(records: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Return records as a table. Raises UserError for values that are no data."""
+    chunk = list(records)
+    return pa.Table.from_batches([_batch(chunk, _schema([chunk]))])
+
+
+def _convert(file: Path) -> Conversion:
+    skipped: list[Skipped] = []
+    schema = _schema(_chunks(_records(file, [])))
+    return Conversion(schema, (_batch(chunk, schema) for chunk in _chunks(_records(file, skipped))), skipped)
+
+
+def _chunks(records: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    while chunk := list(itertools.islice(records, CHUNK)):
+        yield chunk
+
+
+def _schema(chunks: Iterable[list[Any]]) -> pa.Schema:
+    kind: pa.DataType = pa.null()
+    for chunk in chunks:
+        try:
+            inferred = pa.array(chunk).type
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # mixed types
+            inferred = type_of(chunk).value_type
+        kind = merged_type(kind, inferred)
+    return pa.schema(list(kind)) if pa.types.is_struct(kind) else pa.schema([])
+
+
+def _batch(chunk: list[Any], schema: pa.Schema) -> pa.RecordBatch:
+    kind = pa.struct(list(schema))
+    try:
+        array = pa.array(chunk, type=kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        array = pa.array([fitted(record, kind) for record in chunk], type=kind)
+    return pa.RecordBatch.from_struct_array(array)
+
+
+def _records(file: Path, skipped: list[Skipped]) -> Iterator[dict[str, Any]]:
+    """Yield the records of a file. Raises UserError where it has none."""
+    with pa.input_stream(str(file), compression="detect") as stream:
+        first = stream.read(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not first:
+        raise UserError(f"{file} is empty.")
+    lines = file.name.lower().endswith(LINES) or _is_lines(first)
+    yield from _of_lines(file, skipped) if lines else _of_whole(file)
+
+
+def _is_lines(first: bytes) -> bool:
+    """Return whether the first line is a whole record, so that JSON lines have the suffix .json."""
+    try:
+        return isinstance(json.loads(first.splitlines()[0]), dict) and len(first.splitlines()) > 1
+    except ValueError:
+        return False
+
+
+def _of_lines(file: Path, skipped: list[Skipped]) -> Iterator[dict[str, Any]]:
+    bad, total, example = 0, 0, ""
+    with pa.input_stream(str(file), compression="detect") as stream:
+        for number, line in enumerate(_lines(stream), 1):
+            if not line.strip():
+                continue
+            total += 1
+            try:
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError("it is no object")
+            except (ValueError, RecursionError) as error:
+                bad += 1
+                example = example or f"{file}, line {number}: {error}"
+                continue
+            yield record
+    if bad > MAX_SKIPPED * total:
+        raise UserError(f"{bad:,} of {total:,} lines are no JSON records ({example}).")
+    if bad:
+        skipped.append(Skipped(bad, "is no JSON record", example))
+
+
+def _lines(stream: Any) -> Iterator[bytes]:
+    rest = b""
+    while block := stream.read(1 << 20):
+        *whole, rest = (rest + block).split(b"\n")
+        yield from whole
+    yield rest
+
+
+def load(file: Path) -> Any:
+    """Load a JSON file. Raises UserError when it is none."""
+    try:
+        with pa.input_stream(str(file), compression="detect") as stream:
+            return json.loads(stream.read())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read as JSON: {error}") from error
+
+
+def _of_whole(file: Path) -> Iterator[dict[str, Any]]:
+    held = load(file)
+    if isinstance(held, dict):
+        lists = {name: value for name, value in held.items() if isinstance(value, list) and value}
+        records = {name: value for name, value in lists.items() if isinstance(value[0], dict)}
+        if len(records) == 1:
+            held = next(iter(records.values()))
+        elif held and all(isinstance(value, dict) for value in held.values()):
+            held = [{"id": name} | value for name, value in held.items()]
+        else:
+            raise UserError(
+                f"{file} is an object with {', '.join(list(held)[:6]) or 'nothing'}; a list of records is needed, such "
+                'as [{"image": "1.jpg", "caption": "a cat"}, ...].'
+            )
+    if not isinstance(held, list) or not all(isinstance(record, dict) for record in held):
+        raise UserError(f'{file} is no list of records, such as [{{"image": "1.jpg", "caption": "a cat"}}, ...].')
+    yield from held

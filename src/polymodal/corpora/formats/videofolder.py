@@ -1,0 +1,20 @@
+"""Folders of clips: with texts in text files beside them, with `metadata.csv` or `.jsonl`, or a folder a class."""
+
+from __future__ import annotations
+
+from polymodal.corpora.formats._data_files import DataFiles, Match
+from polymodal.corpora.formats._media_folder import matches_folder, read_folder
+from polymodal.corpora.rows import Rows
+from polymodal.modalities import Video
+from polymodal.modalities.video import SUFFIXES
+
+description = "a folder of clips, with .txt files, metadata.csv or metadata.jsonl, or a folder for each class"
+
+
+def matches(data: DataFiles) -> Match:
+    return matches_folder(data, SUFFIXES)
+
+
+def read(data: DataFiles) -> Rows:
+    """List the clips. See `read_folder`."""
+    return read_folder(data, "video", SUFFIXES, lambda root: Video(root=root))

@@ -1,0 +1,91 @@
+"""What a schema sees of a table, and what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from polymodal.corpora._types import is_list, is_string
+from polymodal.errors import UserError
+from polymodal.modalities import Modality
+
+SAMPLE = 100  # rows that are looked at
+
+Convert = Callable[[pa.Table], "pa.Array | pa.ChunkedArray"]
+
+
+@dataclass(frozen=True)
+class FoundColumn:
+    """A column with its modality. convert: makes its stored values from the columns of a table, or of any part of it;
+    None where the column of this name is stored already as the modality decodes it."""
+
+    modality: Modality
+    convert: Convert | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a schema found. uses: columns of the table that are no longer free. label: the Category column. prompts:
+    texts of each class."""
+
+    columns: Mapping[str, FoundColumn]
+    uses: tuple[str, ...]
+    label: str | None = None
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class View:
+    """A table, as a schema sees it. free: columns that no other schema took. root: folder of relative paths. named: the
+    column that the user named for this schema. found: names and modalities that other schemas found."""
+
+    table: pa.Table
+    root: Path
+    free: tuple[str, ...]
+    named: str | None = None
+    found: Mapping[str, Modality] = field(default_factory=dict)
+
+    def type(self, name: str) -> pa.DataType:
+        return self.table.schema.field(name).type
+
+    def sample(self, name: str) -> list[Any]:
+        """Return the values of the first rows that are not missing."""
+        return self._samples(name)
+
+    def texts(self, name: str) -> list[str]:
+        """Return the sample of a column of strings, or of lists of strings, as strings; none for other columns."""
+        kind = self.type(name)
+        if is_string(kind):
+            return self.sample(name)
+        if is_list(kind) and is_string(kind.value_type):
+            return [text for texts in self.sample(name) for text in texts if text is not None]
+        return []
+
+    def usual(self, names: tuple[str, ...]) -> list[str]:
+        """Return the free columns with one of these names in any case, in the order of the names."""
+        by_name: dict[str, str] = {}
+        for column in self.free:
+            by_name.setdefault(column.lower(), column)
+        return [by_name[name] for name in names if name in by_name]
+
+    def refuse(self, what: str) -> UserError:
+        """Return the error for a column that the user named, and that does not fit."""
+        return UserError(f"The column '{self.named}' is {self.type(str(self.named))}, which is no {what} column.")
+
+    @cached_property
+    def _cache(self) -> dict[str, list[Any]]:
+        return {}
+
+    def _samples(self, name: str) -> list[Any]:
+        if name not in self._cache:
+            column = self.table.column(name)
+            # The first rows may be of one kind: others are spread over the table.
+            places = range(0, len(column), max(1, len(column) // SAMPLE)) if len(column) > 2 * SAMPLE else ()
+            values = column[:SAMPLE].to_pylist() + [column[place].as_py() for place in list(places)[:SAMPLE]]
+            self._cache[name] = [value for value in values if value is not None]
+        return self._cache[name]

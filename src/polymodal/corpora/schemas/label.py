@@ -1,0 +1,71 @@
+"""Classes: a column of class names or indices, for zero-shot classification and probes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from polymodal.corpora._types import is_string
+from polymodal.corpora.schemas._schema import Found, FoundColumn, View
+from polymodal.modalities import Category
+
+rank = 2
+option = "label"
+USUAL = ("label", "labels", "class", "class_name", "category", "target", "fine_label", "cls")
+MAX_CLASSES = 22_000  # ImageNet-21k has 21,841
+
+
+def find(view: View) -> Found | None:
+    """Find the class column: a named one, or one of a usual name whose values repeat."""
+    if view.named is not None:
+        if not _is_label(view, view.named):
+            raise view.refuse("label")
+        return _found(view, view.named)
+    names = [name for name in view.usual(USUAL) if _is_label(view, name)]
+    return _found(view, names[0]) if names else None
+
+
+def _is_label(view: View, name: str) -> bool:
+    kind = view.type(name)
+    if not (is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+        return False
+    count = pc.count_distinct(view.table.column(name)).as_py()
+    return 1 < count <= MAX_CLASSES and (count < 0.5 * len(view.table) or name == view.named)
+
+
+def _found(view: View, name: str) -> Found:
+    """Class names are those of `datasets`' ClassLabel where the file has them, else the values in their order."""
+    listed = _class_names(view.table.schema, name)
+    if listed:
+
+        def named(table: pa.Table) -> Any:
+            return pa.array(listed).take(pc.cast(table.column(name).combine_chunks(), pa.int64()))
+
+        column = FoundColumn(Category(tuple(listed)), named)
+    else:
+        values = pc.unique(view.table.column(name)).drop_null().to_pylist()
+        classes = tuple(_written(value) for value in sorted(values))
+
+        def written(table: pa.Table) -> Any:
+            return pc.cast(table.column(name), pa.string())
+
+        column = FoundColumn(Category(classes), None if is_string(view.type(name)) else written)
+    names = column.modality.names  # type: ignore[attr-defined]
+    readable = {one: (one.replace("_", " "),) for one in names} if not all(one.isdigit() for one in names) else {}
+    return Found({name: column}, (name,), label=name, prompts=readable)
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def _class_names(schema: pa.Schema, name: str) -> list[str] | None:
+    """Return the names that `datasets` keeps in the metadata of a table."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return list(features[name]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
