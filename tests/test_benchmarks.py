@@ -18,6 +18,7 @@ import synthetic
 from polymodal import cli
 from polymodal.corpora.about import About
 from polymodal.corpora.corpus import Corpus
+from polymodal.corpora.user_files import from_path
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.evaluation import benchmarks, evaluate_with_protocols
@@ -324,6 +325,37 @@ def test_speech_is_scored_against_raw_transcripts(corpus: Corpus) -> None:
     edits = sum(2 + sum(one != other for one, other in zip(said, text, strict=False)) for text in truth)
     assert words.score.value == pytest.approx(edits / sum(map(len, truth)))
     assert characters.score.chance == 1
+
+
+def test_class_folders_named_by_wordnet_ids_are_imagenet(embedding: Run, tmp_path: Path) -> None:
+    for number in range(ROWS):
+        folder = tmp_path / "val" / WORDNET_IDS[number % 4]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"ILSVRC2012_val_{number:08}.png").write_bytes(stored(number)["image"])
+    folders = from_path(tmp_path / "val")
+    scores = score_on_benchmark("imagenet-zeroshot", embedding, folders)
+    assert scores[0].score.name == "test/zero_shot_label/top-1"
+    assert scores[0].protocol["examples"] == ROWS
+    assert scores[0].protocol["classes"] == 4
+    assert scores[0].protocol["class_names"] == "CLIP's, by WordNet id"
+
+
+def test_json_lines_of_captions_and_of_ten_answers_are_read(embedding: Run, corpus: Corpus, tmp_path: Path) -> None:
+    lines = []
+    for number in range(ROWS):
+        row = stored(number)
+        (tmp_path / f"{number}.png").write_bytes(row["image"])
+        lines.append({"image": f"{number}.png", "captions": row["text"], "questions": row["questions"]})
+    file = tmp_path / "dataset.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    read = from_path(file)
+    found = score_on_benchmark("coco-retrieval", embedding, read)
+    wanted = score_on_benchmark("coco-retrieval", embedding, corpus)
+    assert [one.score.value for one in found] == pytest.approx([one.score.value for one in wanted])
+    run = run_of(mono_internvl.Recipe.tiny(), corpus, lambda processor: Writer(processor, "red"))
+    (accuracy, *_) = score_on_benchmark("vqav2", run, read)
+    assert accuracy.score.value == pytest.approx((1 / 4 * 1 + 3 / 4 * 0.3) / 2)
+    assert accuracy.protocol["references_per_question"] == [10]
 
 
 def test_what_a_run_or_its_data_lack_is_said(embedding: Run, corpus: Corpus) -> None:
