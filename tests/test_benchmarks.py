@@ -384,6 +384,10 @@ def test_the_command_prints_and_writes_the_protocol(
     (record, *_) = json.loads(out.read_text(encoding="utf-8"))
     assert record["protocol"]["templates"] == ["a {} thing", "the {}"]
     assert record.keys() >= {"name", "value", "low", "high", "chance", "interval", "test_units", "unit"}
+    benchmark = ["--benchmark", "imagenet-zeroshot", "--data", "x", "--template", "a {}"]
+    monkeypatch.setattr(sys, "argv", ["polymodal", "evaluate", "runs/x", *benchmark])
+    assert status_of_main() == 0, capsys.readouterr().err
+    assert "\n  templates: a {}\n  prompts per class: 1\n" in capsys.readouterr().out
     for arguments, message in {
         ("--benchmark", "imagenet"): "There is no benchmark 'imagenet'",
         ("--benchmark", "vqav2"): "--benchmark vqav2 --data PATH",

@@ -107,8 +107,9 @@ def _print(scores: "Sequence[Scored]") -> None:
     )
     protocols = {json.dumps(scored.protocol): scored.protocol for scored in scores if scored.protocol}
     for protocol in protocols.values():
-        entries = "; ".join(f"{name.replace('_', ' ')}: {_in_words(value)}" for name, value in protocol.items())
-        terminal().print(f"Protocol: {entries}.", highlight=False, markup=False)
+        entries = [f"{name.replace('_', ' ')}: {_in_words(value)}" for name, value in protocol.items()]
+        text = "\n  ".join(["Protocol:", *entries]) if "benchmark" in protocol else f"Protocol: {'; '.join(entries)}."
+        terminal().print(text, highlight=False, markup=False)
 
 
 def _in_words(value: Any) -> str:
