@@ -11,10 +11,11 @@ from polymodal.cli._flags import HELP, Arguments, leading_words
 from polymodal.cli.comparing import attack, compare, reproduce, score
 from polymodal.cli.corpora import corpora
 from polymodal.cli.curation import caption, curate, sample_preferences
+from polymodal.cli.evaluating import evaluate
 from polymodal.cli.recipes import doctor, list_, new, show
 from polymodal.cli.searching import embed, index, search
 from polymodal.cli.training import resume, runs, train
-from polymodal.cli.using import ask, evaluate, export, extract, generate, ground, serve
+from polymodal.cli.using import ask, export, extract, generate, ground, serve
 from polymodal.errors import UserError, unknown
 
 COMMANDS: dict[str, Callable[[Arguments], None]] = {

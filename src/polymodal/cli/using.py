@@ -1,4 +1,4 @@
-"""Commands that use a run: evaluate, generate, ask, ground, extract, export, serve."""
+"""Commands that use a run: generate, ask, ground, extract, export, serve."""
 
 from __future__ import annotations
 
@@ -24,42 +24,7 @@ from polymodal.constraints import NonNegativeInt, Port, PositiveInt
 from polymodal.errors import UserError, needs
 
 if TYPE_CHECKING:
-    from polymodal.evaluation import Score
     from polymodal.serving.limits import Limits
-
-
-def evaluate(arguments: Arguments) -> None:
-    """evaluate a run on the test splits of its corpus, or of another"""
-    path, rest = positional(arguments, "evaluate RUN [--corpus NAME | --data PATH] [--plot FOLDER] [--json]")
-
-    @dataclass(frozen=True)
-    class Options(RunOptions, JsonOptions):
-        plot: str | None = None
-        """Folder for an image per task, with test examples and the answers of the method."""
-
-    options = parse(Options, rest, "evaluate RUN", evaluate)
-    from polymodal import evaluation
-
-    run, corpus = run_and_corpus(path, options)
-    with waiting(f"Scoring {path} on {corpus.name}"):
-        scores = evaluation.evaluate(run, corpus)
-    if not scores:
-        raise UserError(f"The run {path} has no capability that can be tested on '{corpus.name}'.")
-    plots = [] if options.plot is None else evaluation.write_plots(run, corpus, Path(options.plot))
-    if options.json:
-        print_json([_score_record(score) for score in scores])
-        return
-    print_table(
-        ["score", "value", "95 % interval", "chance"],
-        [[score.name, *score.shown()] for score in scores],
-        right=(1, 2, 3),
-    )
-    for plot in plots:
-        terminal().print(f"Wrote {plot}.", highlight=False)
-
-
-def _score_record(score: Score) -> dict[str, Any]:
-    return {"name": score.name, "chance": score.chance, "test_units": len(score.clusters)} | score.estimate()._asdict()
 
 
 def generate(arguments: Arguments) -> None:

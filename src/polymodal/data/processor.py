@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.column import Column, reject_unknown_columns
 from polymodal.errors import UserError
+from polymodal.modalities import Expressions, Preferences, Questions, Regions, Text
 from polymodal.modalities.text import Tokenizer
 from polymodal.types import Batch, Example
 
 SETTINGS = "processor.json"
+ANNOTATIONS = (Text, Questions, Regions, Expressions, Preferences)  # what an evaluation may do without
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Processor:
         self.shared = {name: one for name, one in declared.items() if isinstance(one, SharedColumn)}
         self.formats = {name: one.make(columns) for name, one in declared.items() if isinstance(one, BatchFormat)}
         self.left_out = {name for name, one in declared.items() if isinstance(one, Optional)} - {*columns}
+        self.unread: set[str] = set()
 
     @classmethod
     def fit(cls, corpora: Sequence[Corpus], declared: Declared) -> Processor:
@@ -114,14 +118,29 @@ class Processor:
         settings = {name: column.settings() for name, column in self.columns.items()}
         (directory / SETTINGS).write_text(json.dumps(settings, indent=2))
 
+    def for_evaluation_on(self, corpus: Corpus) -> Processor:
+        """Return a processor that does not read texts and annotations that a corpus lacks, such as a labelled folder.
+
+        What a method sees, such as images, is read as before. Values of all columns are collated as before.
+        """
+        lacking = {
+            name
+            for name, column in self.columns.items()
+            if {*column.reads} <= {*ANNOTATIONS} and column.reads and not column.available([corpus])
+        }
+        reading = copy(self)
+        reading.unread = self.unread | lacking
+        return reading
+
     def load_example(self, corpus: Corpus, row: int) -> Example:
         """One row, decoded, without the sparse columns that it lacks. Raises UnreadableExample."""
+        columns = {name: column for name, column in self.columns.items() if name not in self.unread}
         if not self.sparse:
-            return {name: column.load(corpus, row) for name, column in self.columns.items()}
+            return {name: column.load(corpus, row) for name, column in columns.items()}
         there = {type(modality) for name, modality in corpus.columns.items() if corpus.raw(row, name) is not None}
         return SparseExample(
             (name, column.load(corpus, row))
-            for name, column in self.columns.items()
+            for name, column in columns.items()
             if name not in self.sparse or there & {*column.reads}
         )
 

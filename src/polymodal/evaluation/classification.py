@@ -94,6 +94,26 @@ def zero_shot(
     return replace(score, chance=1 / len(classes))
 
 
+def zero_shot_scores(
+    name: str,
+    images: Float[Tensor, "images dim"],
+    labels: Int[np.ndarray, " images"],
+    classes: Float[Tensor, "classes dim"],
+) -> list[Score]:
+    """Mean per-class accuracy, top-1 and top-5 of the classes whose text vectors are most similar.
+
+    top-5 is left out with five classes or fewer. Of equally similar classes, such as two of one name, the first leads.
+    """
+    similarity = (images @ classes.T).numpy()
+    invalid = np.isnan(similarity).any(1, keepdims=True)
+    order = np.argsort(-np.nan_to_num(similarity, nan=-np.inf), axis=1, kind="stable")
+    hits = (order == labels[:, None]) & ~invalid
+    scores = [zero_shot(f"{name}/accuracy", images, labels, classes)]
+    for k in (1, 5) if len(classes) > 5 else (1,):
+        scores.append(Score(f"{name}/top-{k}", hits[:, :k].any(1).astype(float), k / len(classes)))
+    return scores
+
+
 @dataclass(frozen=True)
 class LinearProbe:
     """A fitted probe. A vector with a NaN has the class -1, which is none, and NaN probabilities.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -31,15 +31,47 @@ def applicable_tasks(inputs: TaskInputs) -> Iterator[Task]:
             yield task
 
 
-def evaluate(run: Run, corpus: Corpus, reader: Reader | None = None) -> list[Score]:
+class Scored(NamedTuple):
+    """A score with what it depends on besides the method and the data, such as prompt templates."""
+
+    score: Score
+    protocol: Mapping[str, Any]
+
+
+def evaluate(run: Run, corpus: Corpus, reader: Reader | None = None, templates: Sequence[str] = ()) -> list[Score]:
     """Compute all scores that this method can have on the test splits of this corpus.
 
-    reader: one that has read the corpus already, to save decoding again.
+    reader: one that has read the corpus already, to save decoding again. templates: prompts with {} for the name of a
+    class, for zero-shot classification; by default the corpus's own, or CLIP's 80.
     """
-    inputs = TaskInputs(run.model, run.processor, reader or Reader(corpus, run.processor), run.recipe)
+    return [scored.score for scored in evaluate_with_protocols(run, corpus, reader, templates)]
+
+
+def evaluate_with_protocols(
+    run: Run, corpus: Corpus, reader: Reader | None = None, templates: Sequence[str] = ()
+) -> list[Scored]:
+    """Compute the scores as `evaluate` does, each with its protocol."""
+    inputs = inputs_of(run, corpus, reader, templates)
+    with cached_features(run):
+        return [scored for task in applicable_tasks(inputs) for scored in scored_by(task, inputs)]
+
+
+def inputs_of(run: Run, corpus: Corpus, reader: Reader | None = None, templates: Sequence[str] = ()) -> TaskInputs:
+    """What tasks get of a run and a corpus, which may lack texts and annotations that the run was trained on."""
+    reader = reader or Reader(corpus, run.processor.for_evaluation_on(corpus))
+    return TaskInputs(run.model, run.processor, reader, run.recipe, tuple(templates))
+
+
+def scored_by(task: Task, inputs: TaskInputs) -> list[Scored]:
+    """The scores of a task, with its protocol."""
+    protocol = task.protocol(inputs)
+    return [Scored(score, protocol) for score in task.described(task.score(inputs))]
+
+
+def cached_features(run: Run) -> AbstractContextManager[Any]:
+    """Inside the block, features of frozen encoders are kept if the run kept them in training."""
     keep = run.record["runtime"]["cache_features"]
-    with with_features(run.model, run.recipe.freeze) if keep else nullcontext():
-        return [score for task in applicable_tasks(inputs) for score in task.described(task.score(inputs))]
+    return with_features(run.model, run.recipe.freeze) if keep else nullcontext()
 
 
 def write_plots(run: Run, corpus: Corpus, folder: Path) -> list[Path]:
@@ -47,7 +79,7 @@ def write_plots(run: Run, corpus: Corpus, folder: Path) -> list[Path]:
 
     Raises UserError when the folder cannot be written.
     """
-    inputs = TaskInputs(run.model, run.processor, Reader(corpus, run.processor), run.recipe)
+    inputs = inputs_of(run, corpus)
     names = {id(task): name for name, task in tasks.entries().items()}
     written = []
     try:

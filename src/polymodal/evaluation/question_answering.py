@@ -1,4 +1,8 @@
-"""Questions about images or clips: the fraction answered exactly, of all and by kind, and what the image adds."""
+"""Questions about images or clips: the fraction answered rightly, of all and by kind, and what the image adds.
+
+An answer to a question with one reference is right when it is the same text; several references, such as the ten of
+VQA v2, give VQA accuracy.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from torch import nn
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.instructions import chain_of_thought_prompt, final_answer, normalized_answer
 from polymodal.data.loader import Reader
+from polymodal.evaluation.answer_accuracy import VQA_ACCURACY, vqa_accuracy
 from polymodal.evaluation.capabilities import CanClassifyAnswers, CanGenerateText
 from polymodal.evaluation.classification import predicted_classes
 from polymodal.evaluation.panels import NEUTRAL, Line, verdict_color
@@ -35,10 +40,9 @@ METRICS = {
 def question_scores(
     method: nn.Module, processor: Any, reader: Reader, split: str, max_examples: int | None = None, item: str = "image"
 ) -> list[Score]:
-    """Exact-match accuracy of questions, overall and by kind; one question of each kind per example.
+    """Accuracy of questions, overall and by kind; one question of each kind per example.
 
-    The unit is an example with all of its questions.
-    Case does not count, nor do full stops around an answer. Chance: the most frequent training answer of each kind. The
+    The unit is an example with all of its questions. Chance: the most frequent training answer of each kind. The
     gain of the image is the accuracy minus that with the image of another example. Questions with a rationale are asked
     again with a chain-of-thought prompt, if the method generates text. item: the column that questions are about, such
     as `video`.
@@ -50,11 +54,11 @@ def question_scores(
     unit = np.repeat(np.arange(len(examples)), [len(of_example) for of_example in by_example])
     other = {id(one): next_one for one, next_one in zip(examples, [*examples[1:], examples[0]], strict=True)}
     right, blind = (
-        _same_each(_answered(method, processor, item, shown, [question.question for _, question in pairs]), pairs)
+        _accuracy_of_each(answered(method, processor, item, shown, [question.question for _, question in pairs]), pairs)
         for shown in ([example[item] for example, _ in pairs], [other[id(one)][item] for one, _ in pairs])
     )
-    usual = most_frequent_answers(reader.corpus)
-    by_chance = [_same(usual.get(question.kind, ""), question.answer) for _, question in pairs]
+    usual = most_frequent_answers(reader.corpus, split="train" if len(reader.corpus.splits.get("train", ())) else split)
+    by_chance = [question_accuracy(usual.get(question.kind, ""), question) for _, question in pairs]
     places: dict[str, list[int]] = defaultdict(list)
     for place, (_, question) in enumerate(pairs):
         places[question.kind].append(place)
@@ -92,7 +96,7 @@ def _chain_of_thought_scores(
     finals = [
         final_answer(text) for text in written_texts(method, processor, [one["image"] for one, _ in questions], prompts)
     ]
-    right = _same_each([final or "" for final in finals], questions)
+    right = _accuracy_of_each([final or "" for final in finals], questions)
     without = np.array([final is None for final in finals], dtype=float)
     return [
         Score.per_cluster(f"{split}/cot/accuracy", right, unit, chance),
@@ -101,7 +105,7 @@ def _chain_of_thought_scores(
     ]
 
 
-def _answered(method: nn.Module, processor: Any, item: str, shown: list[Any], questions: list[str]) -> list[str]:
+def answered(method: nn.Module, processor: Any, item: str, shown: list[Any], questions: list[str]) -> list[str]:
     """The generated answers, or the most probable ones of a classifier."""
     if not isinstance(method, CanClassifyAnswers):
         return written_texts(method, processor, shown, questions)
@@ -116,9 +120,9 @@ def written_texts(method: nn.Module, processor: Any, images: list[Any], question
     return processor.texts(rows)
 
 
-def _same_each(texts: list[str], questions: list[tuple[Example, Question]]) -> Float[np.ndarray, " questions"]:
-    answered = zip(texts, questions, strict=True)
-    return np.array([_same(text, question.answer) for text, (_, question) in answered], dtype=float)
+def _accuracy_of_each(texts: list[str], questions: list[tuple[Example, Question]]) -> Float[np.ndarray, " questions"]:
+    pairs = zip(texts, questions, strict=True)
+    return np.array([question_accuracy(text, question) for text, (_, question) in pairs], dtype=float)
 
 
 def question_lines(
@@ -127,20 +131,20 @@ def question_lines(
     """For a plot, some questions of each example with the method's answers: green if correct, else the reference."""
     pairs = [(place, one) for place, example in enumerate(examples) for one in example["questions"][:max_questions]]
     shown = [examples[place][item] for place, _ in pairs]
-    given = _answered(method, processor, item, shown, [one.question for _, one in pairs])
+    given = answered(method, processor, item, shown, [one.question for _, one in pairs])
     lines: list[list[Line]] = [[] for _ in examples]
     for (place, one), text in zip(pairs, given, strict=True):
-        right = _same(text, one.answer)
+        right = question_accuracy(text, one) > 0
         lines[place].append((f"Q: {one.question}", NEUTRAL))
         lines[place].append((f"A: {text}{'' if right else f' (reference: {one.answer})'}", verdict_color(right)))
     return lines
 
 
-def most_frequent_answers(corpus: Corpus, max_examples: int = 4000) -> dict[str, str]:
-    """Kind of question -> its most frequent training answer."""
+def most_frequent_answers(corpus: Corpus, max_examples: int = 4000, split: str = "train") -> dict[str, str]:
+    """Kind of question -> its most frequent answer in a split."""
     column = corpus.column_with(Questions)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for stored in corpus.raw_values(corpus.sample("train", max_examples), column):
+    for stored in corpus.raw_values(corpus.sample(split, max_examples), column):
         for question in corpus.columns[column].decode(stored):
             counts[question.kind][question.answer] += 1
     return {kind: counter.most_common(1)[0][0] for kind, counter in counts.items()}
@@ -153,5 +157,23 @@ def _one_of_each_kind(questions: Sequence[Question], rng: np.random.Generator) -
     return [of_kind[int(rng.integers(len(of_kind)))] for of_kind in by_kind.values()]
 
 
+def question_accuracy(text: str, question: Question) -> float:
+    """VQA accuracy for several references; for one, whether the text is the same but for case and full stops."""
+    if len(question.references) > 1:
+        return vqa_accuracy(text, question.references)
+    return float(_same(text, question.references[0]))
+
+
 def _same(one: str, other: str) -> bool:
     return normalized_answer(one) == normalized_answer(other)
+
+
+def question_protocol(inputs: Any) -> dict[str, Any]:
+    """What the scores of questions depend on. inputs: TaskInputs."""
+    return {
+        "prompt": "the question",
+        "questions": "one of each kind per example",
+        "one_reference": "exact match, ignoring case and full stops around the answer",
+        "several_references": VQA_ACCURACY,
+        "chance": "the most frequent training answer of each kind, or test answer without a training split",
+    }

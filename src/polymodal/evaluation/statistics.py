@@ -42,7 +42,7 @@ class Estimate(NamedTuple):
         return Estimate(self.value, low, high)
 
 
-Unit = Literal["percent", "rank", "distance", "variances", "bits per byte", "nats per token"]
+Unit = Literal["percent", "rank", "distance", "variances", "bits per byte", "nats per token", "CIDEr"]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
+from polymodal.evaluation.embeddings import ItemVectors
 from polymodal.evaluation.panels import Panels
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.modalities import (
@@ -38,12 +39,18 @@ WITH_TEXT = tuple((Text, modality) for modality in ITEMS.values())
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """A method with the corpus that it is evaluated on. recipe: None during training."""
+    """A method with the corpus that it is evaluated on.
+
+    recipe: None during training. templates: the user's prompt templates for zero-shot classification.
+    class_names: what templates call a class, where that is not its name.
+    """
 
     method: nn.Module
     processor: Any
     reader: Reader
     recipe: Any = None
+    templates: tuple[str, ...] = ()
+    class_names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def corpus(self) -> Corpus:
@@ -58,6 +65,18 @@ class TaskInputs:
     def item(self) -> str | None:
         """The key of `ITEMS` that texts are compared with."""
         return item_of(self.modalities)
+
+    @cached_property
+    def _item_vectors(self) -> dict[str, ItemVectors]:
+        return {}
+
+    def item_vectors(self, split: str) -> ItemVectors:
+        """The vectors of a split's items, computed once for all tasks."""
+        assert self.item is not None
+        if split not in self._item_vectors:
+            vectors = ItemVectors.of(self.method, self.processor, self.reader, split, self.item)
+            self._item_vectors[split] = vectors
+        return self._item_vectors[split]
 
     @property
     def test_splits(self) -> list[str]:
@@ -83,6 +102,10 @@ def _always(_: TaskInputs) -> bool:
     return True
 
 
+def _no_protocol(_: TaskInputs) -> Mapping[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Task:
     """One way to evaluate a method, found as the value `task` of a file of `evaluation/tasks`.
@@ -94,7 +117,8 @@ class Task:
     headline: the scores that tables show, the most important first, as shell patterns of names without `test/`.
     forward_methods: what the task calls of the method, for which FSDP gathers parameters. validate: a few scores of the
     split `validation` during training, of the first applicable task that has it. plot: a few test examples with the
-    method's answers. hint: the command that shows a run at this task.
+    method's answers. hint: the command that shows a run at this task. protocol: what the scores depend on besides the
+    method and the data, such as prompt templates and the normalization of answers; values are JSON.
     """
 
     capability: Any
@@ -108,6 +132,7 @@ class Task:
     validate: Callable[[TaskInputs], list[Score]] | None = None
     plot: Callable[[TaskInputs], Panels] | None = None
     hint: str = ""
+    protocol: Callable[[TaskInputs], Mapping[str, Any]] = _no_protocol
 
     def applies_to(self, inputs: TaskInputs) -> bool:
         """Whether the method has the capability and the corpus what the task needs."""

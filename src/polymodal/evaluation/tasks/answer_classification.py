@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polymodal.evaluation.capabilities import CanClassifyAnswers
 from polymodal.evaluation.panels import EXAMPLES, Panels, text_panel, value_panel
-from polymodal.evaluation.question_answering import METRICS, question_lines, question_scores
+from polymodal.evaluation.question_answering import METRICS, question_lines, question_protocol, question_scores
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.task import ITEMS, Task, TaskInputs, has_names
 from polymodal.modalities import Questions
@@ -35,6 +35,7 @@ task = Task(
     plot=plot,
     metrics=METRICS,
     headline=("vqa/accuracy", "vqa/*_gain"),
+    protocol=question_protocol,
     forward_methods=("answer_logits",),
     hint="ask RUN IMAGE --question QUESTION",
 )
