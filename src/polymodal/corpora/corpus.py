@@ -64,12 +64,15 @@ class Corpus:
         stored = {name: self.raw(row, name) for name in self.columns}
         return {name: self.columns[name].decode(value) for name, value in stored.items() if value is not None}
 
-    def value(self, row: int, column: str) -> Any:
-        """Decode one value. Raises UnreadableExample when it is missing or cannot be decoded."""
+    def value(self, row: int, column: str, **options: Any) -> Any:
+        """Decode one value. Raises UnreadableExample when it is missing or cannot be decoded.
+
+        options: of the modality's `decode`.
+        """
         stored = self.raw(row, column)
         if stored is None:
             raise UnreadableExample(f"there is no {column}")
-        return self.columns[column].decode(stored)
+        return self.columns[column].decode(stored, **options)
 
     def has(self, *columns: str) -> np.ndarray:
         """Return for each row whether it has a value in all of these columns."""

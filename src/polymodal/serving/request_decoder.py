@@ -18,8 +18,8 @@ from starlette.concurrency import run_in_threadpool
 
 from polymodal.data.columns.column import reject_unknown_columns
 from polymodal.errors import UnreadableExample
-from polymodal.modalities import Audio, Image
-from polymodal.modalities.image import to_rgb
+from polymodal.modalities import Audio
+from polymodal.modalities.image import open_header, to_rgb
 from polymodal.serving.batching import DeadlineExceeded
 from polymodal.serving.http_errors import HTTPError
 from polymodal.serving.limits import Limits, check_count, check_texts
@@ -79,7 +79,7 @@ class RequestDecoder:
 
     def __init__(self, limits: Limits):
         self.limits = limits
-        self.images, self.sounds = Image(), Audio(longest=limits.seconds)
+        self.sounds = Audio(longest=limits.seconds)
         self.held = Held(limits.request_pixels)
 
     @asynccontextmanager
@@ -122,7 +122,7 @@ class RequestDecoder:
     def _opened_images(self, values: Sequence[str | bytes]) -> tuple[list[PILImage.Image], int]:
         opened, total = [], 0
         for value in values:
-            image = self.images.decode(_bytes(value))
+            image = open_header(_bytes(value))  # `to_rgb` turns it upright, when its memory is granted
             if image.format not in IMAGE_FORMATS:
                 raise UnreadableExample(f"an image is in none of the formats {', '.join(IMAGE_FORMATS)}")
             pixels = image.width * image.height
@@ -172,10 +172,7 @@ class RequestDecoder:
         return {column: [decode[column](value) for value in values] for column, values in opened.items()}
 
     def _image(self, image: PILImage.Image) -> PILImage.Image:
-        try:
-            return to_rgb(image)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UnreadableExample("the image is damaged") from error
+        return to_rgb(image)
 
     def _sound(self, file: bytes) -> np.ndarray:
         return self.sounds.decode(file)
