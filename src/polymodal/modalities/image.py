@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities.image_modes import to_rgb, upright
+from polymodal.modalities.modality import read_file
 from polymodal.modalities.padding import mask_of, pad
 
 PIXEL_LIMIT = 100_000_000
@@ -61,19 +62,12 @@ class Image:
 
         min_side: see `open_image`.
         """
-        if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
         if isinstance(value, PILImage.Image):
             return upright(value)
-        if value is None:
+        file = read_file(value, self.root, "image")
+        if file is None:
             raise UnreadableExample("there is no image")
-        if isinstance(value, str):
-            path = (self.root or Path()) / value
-            try:
-                value = path.read_bytes()
-            except OSError as error:
-                raise UnreadableExample(f"the image {path} cannot be read: {error.strerror}") from error
-        return open_image(value, min_side)
+        return open_image(file, min_side)
 
     def describe(self, value: PILImage.Image) -> str:
         return f"{value.width} x {value.height} px"

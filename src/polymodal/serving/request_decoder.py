@@ -19,6 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from polymodal.data.columns.column import reject_unknown_columns
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Audio
+from polymodal.modalities.audio import undecodable
 from polymodal.modalities.image import open_header, to_rgb
 from polymodal.serving.batching import DeadlineExceeded
 from polymodal.serving.http_errors import HTTPError
@@ -154,7 +155,7 @@ class RequestDecoder:
         try:
             about = soundfile.info(io.BytesIO(file))
         except (soundfile.SoundFileError, TypeError, ValueError) as error:
-            raise UnreadableExample(f"the sound cannot be decoded: {error}") from error
+            raise undecodable(error) from error
         if not RATES[0] <= about.samplerate <= RATES[1]:
             raise UnreadableExample(f"a sound has from {RATES[0]:,} to {RATES[1]:,} samples a second")
         if not 1 <= about.channels <= MAX_CHANNELS:
