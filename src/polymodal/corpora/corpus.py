@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polymodal.corpora._json_values import parsed
 from polymodal.corpora.about import About
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Modality
@@ -83,7 +84,7 @@ class Corpus:
 
     def raw(self, row: int, column: str) -> Any:
         """Return one value as it is stored."""
-        return self.table.column(column)[int(row)].as_py()
+        return parsed(self.table.column(column)[int(row)].as_py(), self.table.schema.field(column).type)
 
     def key(self, row: int) -> str:
         """Return the name of an example in messages: its key, or its row index."""
@@ -97,7 +98,8 @@ class Corpus:
 
     def raw_values(self, rows: np.ndarray, column: str) -> list[Any]:
         """Return many values of a column, as they are stored."""
-        return self.table.column(column).take(rows).to_pylist()
+        kind = self.table.schema.field(column).type
+        return [parsed(value, kind) for value in self.table.column(column).take(rows).to_pylist()]
 
     def stored_lengths(self, column: str) -> np.ndarray:
         """Return the length of each row's value without decoding it; 0 where there is none.

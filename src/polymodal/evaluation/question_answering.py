@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.instructions import chain_of_thought_prompt, final_answer, normalized_answer
 from polymodal.data.loader import Reader
+from polymodal.errors import UnreadableExample
 from polymodal.evaluation.capabilities import CanClassifyAnswers, CanGenerateText
 from polymodal.evaluation.classification import predicted_classes
 from polymodal.evaluation.panels import NEUTRAL, Line, verdict_color
@@ -54,7 +56,7 @@ def question_scores(
         for shown in ([example[item] for example, _ in pairs], [other[id(one)][item] for one, _ in pairs])
     )
     usual = most_frequent_answers(reader.corpus)
-    by_chance = [_same(usual.get(question.kind, ""), question.answer) for _, question in pairs]
+    by_chance = [_is_right(usual.get(question.kind, ""), question) for _, question in pairs]
     places: dict[str, list[int]] = defaultdict(list)
     for place, (_, question) in enumerate(pairs):
         places[question.kind].append(place)
@@ -118,7 +120,7 @@ def written_texts(method: nn.Module, processor: Any, images: list[Any], question
 
 def _same_each(texts: list[str], questions: list[tuple[Example, Question]]) -> Float[np.ndarray, " questions"]:
     answered = zip(texts, questions, strict=True)
-    return np.array([_same(text, question.answer) for text, (_, question) in answered], dtype=float)
+    return np.array([_is_right(text, question) for text, (_, question) in answered], dtype=float)
 
 
 def question_lines(
@@ -130,7 +132,7 @@ def question_lines(
     given = _answered(method, processor, item, shown, [one.question for _, one in pairs])
     lines: list[list[Line]] = [[] for _ in examples]
     for (place, one), text in zip(pairs, given, strict=True):
-        right = _same(text, one.answer)
+        right = _is_right(text, one)
         lines[place].append((f"Q: {one.question}", NEUTRAL))
         lines[place].append((f"A: {text}{'' if right else f' (reference: {one.answer})'}", verdict_color(right)))
     return lines
@@ -141,8 +143,9 @@ def most_frequent_answers(corpus: Corpus, max_examples: int = 4000) -> dict[str,
     column = corpus.column_with(Questions)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for stored in corpus.raw_values(corpus.sample("train", max_examples), column):
-        for question in corpus.columns[column].decode(stored):
-            counts[question.kind][question.answer] += 1
+        with contextlib.suppress(UnreadableExample):
+            for question in corpus.columns[column].decode(stored) if stored is not None else ():
+                counts[question.kind][question.answer] += 1
     return {kind: counter.most_common(1)[0][0] for kind, counter in counts.items()}
 
 
@@ -153,5 +156,7 @@ def _one_of_each_kind(questions: Sequence[Question], rng: np.random.Generator) -
     return [of_kind[int(rng.integers(len(of_kind)))] for of_kind in by_kind.values()]
 
 
-def _same(one: str, other: str) -> bool:
-    return normalized_answer(one) == normalized_answer(other)
+def _is_right(text: str, question: Question) -> bool:
+    """Return whether a text is the answer, or one of several accepted ones."""
+    accepted = question.accepted or (question.answer,)
+    return normalized_answer(text) in map(normalized_answer, accepted)
