@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polymodal.corpora._json_values import parsed
 from polymodal.corpora.about import About
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Modality
+from polymodal.modalities.json_values import parsed
 from polymodal.types import Example
 
 

@@ -88,8 +88,8 @@ class PretrainedTokenizer:
         return ids if unknown is None else ids.masked_fill(content & torch.isin(ids, self._special_ids), unknown)
 
     def mark_ids(self, mark: str) -> list[int]:
-        known = self.tokenizer.get_added_vocab().get(mark)
-        return self.tokenizer(mark, add_special_tokens=False)["input_ids"] if known is None else [known]
+        added = self.tokenizer.get_added_vocab().get(mark)
+        return self.tokenizer(mark, add_special_tokens=False)["input_ids"] if added is None else [added]
 
     def decode(self, tokens: Tokens) -> list[str]:
         """Decode to texts without special tokens and padding, as far as the tokenizer is lossless."""
