@@ -58,8 +58,8 @@ class Video:
             import av
         except ImportError as error:
             raise needs("av", "video", "Reading video") from error
-        source = str((self.root or Path()) / stored) if isinstance(stored, str) else io.BytesIO(stored)
         try:
+            source = str((self.root or Path()) / stored) if isinstance(stored, str) else io.BytesIO(stored)
             with av.open(source, "r", options=OPENING) as container:
                 if not container.streams.video:
                     raise UnreadableExample("the file has no video stream")
@@ -68,7 +68,7 @@ class Video:
             raise
         except (av.FFmpegError, OSError, TypeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            named = f"video {source}" if isinstance(stored, str) else "video"
+            named = f"video {(self.root or Path()) / stored}" if isinstance(stored, str) else "video"
             raise UnreadableExample(f"the {named} cannot be decoded: {reason}") from error
         if not frames:
             raise UnreadableExample("the video holds no frames")
