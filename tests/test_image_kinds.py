@@ -2,7 +2,9 @@
 
 import asyncio
 import io
+import struct
 import time
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -188,6 +190,19 @@ def test_transparent_gray_of_16_bits_is_white():
     image = Image().decode(buffer.getvalue())
     assert image.info["transparency"] == 100 * 257
     assert gray(image) == [255, 200]
+
+
+@pytest.mark.parametrize(
+    ("depth", "row", "level"), [(1, b"\x40", 0), (2, b"\x60", 1), (4, b"\x3f", 3), (8, b"\x03\xff", 3)]
+)
+def test_transparent_gray_of_few_bits_is_white(depth, row, level):
+    """Written by the PNG specification: two pixels, the first of the level that is transparent, no other white."""
+    parts = {b"IHDR": struct.pack(">IIBBBBB", 2, 1, depth, 0, 0, 0, 0), b"tRNS": struct.pack(">H", level)}
+    parts |= {b"IDAT": zlib.compress(b"\0" + row), b"IEND": b""}
+    chunks = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts.items())
+    image = Image().decode(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    assert gray(image)[0] == 255
+    assert gray(image)[1] == (170 if depth == 2 else 255)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA", "RGBa", "La", "L", "RGB"])

@@ -158,5 +158,8 @@ def _one_of_each_kind(questions: Sequence[Question], rng: np.random.Generator) -
 
 def _is_right(text: str, question: Question) -> bool:
     """Return whether a text is the answer, or one of several accepted ones."""
-    accepted = question.accepted or (question.answer,)
-    return normalized_answer(text) in map(normalized_answer, accepted)
+    return any(_same(text, answer) for answer in question.accepted or (question.answer,))
+
+
+def _same(one: str, other: str) -> bool:
+    return normalized_answer(one) == normalized_answer(other)

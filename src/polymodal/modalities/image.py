@@ -141,6 +141,9 @@ def open_header(file: bytes) -> PILImage.Image:
     width, height = image.size
     if width * height > PIXEL_LIMIT:
         raise UnreadableExample(f"the image has {width} x {height} pixels, over the limit of {PIXEL_LIMIT:,} pixels")
+    if image.format == "PNG" and image.mode == "L" and isinstance(image.info.get("transparency"), int):
+        depth = file[24]  # Pillow scales gray of 2 and 4 bits to 8, but not the level that is transparent
+        image.info["transparency"] *= 255 // (2**depth - 1)
     return image
 
 
