@@ -276,7 +276,7 @@ def test_questions_are_scored_without_captions_and_without_training_examples(cor
     accuracy = scores["test/vqa/other/accuracy"]
     assert accuracy.score.value == pytest.approx(1 / 4 * 1 + 3 / 4 * 0.3)
     assert scores["test/vqa/yes/no/accuracy"].score.chance == 1
-    assert "leaving out each reference" in accuracy.protocol["several_references"]
+    assert "leaving out each reference" in accuracy.protocol["ten_references"]
     assert not any("captions" in name for name in scores)
 
 

@@ -367,3 +367,13 @@ def test_equal_rows_of_a_table_are_the_same_query():
     row, other = (TableRow(np.array([value], np.float32), np.array([0])) for value in (1.0, 2.0))
     again = TableRow(np.array([1.0], np.float32), np.array([0]))
     assert _identity(row, 0) == _identity(again, 1) != _identity(other, 2)
+
+
+def test_items_with_equal_captions_are_one_concept():
+    """Seven captions on seventy items: perfect vectors score 1, and chance is one of seven."""
+    vectors = torch.eye(7).repeat(10, 1)
+    texts = [f"{'A' if place % 2 else 'a'} thing  {place % 7}" for place in range(70)]
+    test = PairedTest(np.arange(70), vectors, texts, vectors, np.arange(70))
+    top_1, top_5 = test.zero_shot_concept("test")
+    assert (top_1.value, top_5.value) == (1.0, 1.0)
+    assert (top_1.chance, top_5.chance) == (pytest.approx(1 / 7), pytest.approx(5 / 7))

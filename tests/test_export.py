@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,7 +36,7 @@ from polymodal.types import Budget
 from tiny_checkpoints import IMAGE_MODELS, save, save_tokenizer
 
 evaluate = evaluation.evaluate
-TEXTS = ["a red fruit", "Σίσυφος", "smiling face, big eyes", "x"]
+TEXTS = ["a red fruit", "Σίσυφος", "smiling face, big eyes", "x", "press <end> now, <start> </s> <|endoftext|> <pad>"]
 
 CLIP_SHAPED = clip.Recipe(
     image=ImageEncoderConfig(pool_type="cls"),
@@ -78,6 +80,16 @@ def own_logits(run: Run, pixels: torch.Tensor) -> torch.Tensor:
     return method.logits(vectors["image"], vectors["text"])
 
 
+def run_usage(folder: Path) -> dict[str, Any]:
+    """Run the lines of an export's README as they are, with its folder in the place of FOLDER."""
+    (lines,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert "FOLDER" in lines
+    names: dict[str, Any] = {}
+    with torch.no_grad(), contextlib.chdir(folder):
+        exec(lines.replace("FOLDER", str(folder)), names)
+    return names
+
+
 def test_rotary_positions_are_refused_with_a_sentence(trained: Callable[[Any], Run], tmp_path: Path) -> None:
     recipe = clip.Recipe(
         image=ImageEncoderConfig(pool_type="cls", pos_embed="rotary"), text=CLIP_SHAPED.text, batch_size=32
@@ -108,6 +120,9 @@ def test_transformers_gives_the_logits_of_own_towers(
         torch.testing.assert_close(logits, own_logits(run, pixels), atol=1e-4, rtol=1e-4)
     assert written.difference < 1e-4
     assert "trust_remote_code" in (tmp_path / "out" / "README.md").read_text() or native
+    vectors = run_usage(tmp_path / "out")["vectors"]
+    expected = run.embed(text=["a red fruit"])["text"]
+    torch.testing.assert_close(torch.nn.functional.normalize(vectors, dim=1), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_card_says_what_was_measured(
@@ -195,6 +210,7 @@ def test_onnxruntime_gives_the_vectors(kind: str, trained: Callable[[Any], Run],
 
     run = trained(OWN[kind])
     export(run, "onnx", tmp_path / "out")
+    assert run_usage(tmp_path / "out")["vectors"].shape[0] == 1
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     pixels = torch.randn(5, 3, 32, 32)
     for texts in (TEXTS, ["a"]):  # other batch sizes and lengths than the graph was made with
@@ -225,6 +241,7 @@ def test_sentence_transformers_gives_the_vectors(
     run = trained(recipe)
     export(run, "sentence-transformers", tmp_path / "out")
     assert "custom code" not in capsys.readouterr().out  # it would ask, and wait for an answer
+    assert run_usage(tmp_path / "out")["vectors"].shape[0] == 1
     model = SentenceTransformer(str(tmp_path / "out"), device="cpu", trust_remote_code=folder is None)
     np.testing.assert_allclose(model.encode(TEXTS), run.embed(text=TEXTS)["text"].numpy(), atol=1e-4)
 
@@ -318,6 +335,8 @@ def test_transformers_writes_what_a_language_model_that_sees_writes(
         run.model.image_encoder.project[-1].weight *= 40
     done = export(run, "transformers", tmp_path / "out")
     assert done.difference < 1e-4
+    few_scenes.value(0, "image").save(tmp_path / "out" / "image.png")
+    run_usage(tmp_path / "out")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     images = [few_scenes.value(int(row), "image") for row in few_scenes.rows("test")[:3]]

@@ -259,3 +259,13 @@ def test_the_command_line(polymodal, run, tmp_path):
         assert done.returncode == 2, (arguments, done.stderr)
         assert said in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_column_that_was_added_to_the_data_says_what_to_do(run, tmp_path):
+    rows = records(60)
+    build_index(run, corpora.from_path(written(tmp_path, rows)), str(tmp_path / "index"))
+    more = [{**row, "season": "winter"} for row in rows]
+    with pytest.raises(UserError, match="has no column season, which the data has now; remove the index and make it"):
+        build_index(run, corpora.from_path(written(tmp_path, more)), str(tmp_path / "index"))
+    fewer = [{name: value for name, value in row.items() if name != "price"} for row in rows]
+    build_index(run, corpora.from_path(written(tmp_path, fewer)), str(tmp_path / "index"))

@@ -197,6 +197,7 @@ REFUSED = {
     "long sound": ("/embed", {"sound": [b64(sound(61))]}, 413, "too_long"),
     "a run without ears": ("/embed", {"sound": [b64(sound(1))]}, 400, "invalid_request"),
     "score of nothing": ("/score", {"text": ["a"]}, 400, "invalid_request"),
+    "a label twice": ("/classify", {"image": [b64(png())], "labels": ["cat", "dog", "cat"]}, 400, "invalid_request"),
     "no labels": ("/classify", {"image": [b64(png())], "labels": []}, 400, "invalid_request"),
     "no place": ("/classify", {"image": [b64(png())], "labels": ["a"], "template": "a"}, 400, "invalid_request"),
     "bad condition": ("/search", {"text": "a", "where": "x ="}, 400, "invalid_request"),

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -35,3 +39,28 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     advice = f"did you mean '{nearest[0]}'?" if nearest else f"choose one of: {', '.join(known)}."
     return UserError(f"There is no {kind} '{name}'; {advice}")
+
+
+@contextmanager
+def write_errors(place: Path) -> Iterator[None]:
+    """Raise UserError for a file or folder that cannot be written: a read-only place, a full disk.
+
+    safetensors and tokenizers raise errors of their own, the latter a bare Exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        of_library = type(error) is Exception or type(error).__name__ == "SafetensorError"
+        if not (of_library or isinstance(error, OSError)):
+            raise
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        why = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{place} cannot be written: {why}.") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder where it does not exist. Raises UserError when nothing can be written into it."""
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -46,6 +47,9 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "doctor": doctor,
 }
 
+
+# Errors of the operating system that are no fault of a command: a full disk or quota, and a read-only place.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 # Default positional arguments with --help; the flags of a recipe are then those of the recipe named here.
 STANDING_IN: dict[str, Arguments] = {
@@ -108,6 +112,11 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(f"polymodal: {error.filename or 'A file'} cannot be written: {error.strerror}.", file=sys.stderr)
+        sys.exit(2)
 
 
 def _help() -> None:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from polymodal.corpora.about import About
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Modality
+from polymodal.modalities.json_values import parsed
 from polymodal.types import Example
 
 
@@ -77,12 +78,15 @@ class Corpus:
         stored = {name: self.raw(row, name) for name in self.columns}
         return {name: self.columns[name].decode(value) for name, value in stored.items() if value is not None}
 
-    def value(self, row: int, column: str) -> Any:
-        """Decode one value. Raises UnreadableExample when it is missing or cannot be decoded."""
+    def value(self, row: int, column: str, **options: Any) -> Any:
+        """Decode one value. Raises UnreadableExample when it is missing or cannot be decoded.
+
+        options: of the modality's `decode`.
+        """
         stored = self.raw(row, column)
         if stored is None:
             raise UnreadableExample(f"there is no {column}")
-        return self.columns[column].decode(stored)
+        return self.columns[column].decode(stored, **options)
 
     def has(self, *columns: str) -> np.ndarray:
         """Return for each row whether it has a value in all of these columns."""
@@ -93,7 +97,7 @@ class Corpus:
 
     def raw(self, row: int, column: str) -> Any:
         """Return one value as it is stored."""
-        return self.table.column(column)[int(row)].as_py()
+        return parsed(self.table.column(column)[int(row)].as_py(), self.table.schema.field(column).type)
 
     def key(self, row: int) -> str:
         """Return the name of an example in messages: its key, or its row index."""
@@ -107,7 +111,8 @@ class Corpus:
 
     def raw_values(self, rows: np.ndarray, column: str) -> list[Any]:
         """Return many values of a column, as they are stored."""
-        return self.table.column(column).take(rows).to_pylist()
+        kind = self.table.schema.field(column).type
+        return [parsed(value, kind) for value in self.table.column(column).take(rows).to_pylist()]
 
     def stored_lengths(self, column: str) -> np.ndarray:
         """Return the length of each row's value without decoding it; 0 where there is none.

@@ -77,12 +77,12 @@ class Mixture(Corpus):
     def __len__(self) -> int:
         return sum(map(len, self.corpora))
 
-    def value(self, row: int, column: str) -> Any:
+    def value(self, row: int, column: str, **options: Any) -> Any:
         index, corpus, part_row = self._find(row)
         name = self.names[column][index]
         if name is None:
             raise UnreadableExample(f"there is no {column}")
-        return corpus.value(part_row, name)
+        return corpus.value(part_row, name, **options)
 
     def raw(self, row: int, column: str) -> Any:
         index, corpus, part_row = self._find(row)

@@ -72,7 +72,9 @@ class NGramModel:
 
     @cached_property
     def _tokenizer(self) -> tokenizers.Tokenizer:
-        return tokenizers.Tokenizer.from_str(self.tokenizer)
+        tokenizer = tokenizers.Tokenizer.from_str(self.tokenizer)
+        tokenizer.encode_special_tokens = True  # as when it was fitted
+        return tokenizer
 
 
 def _pieces(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> Iterator[tuple[list[int], int]]:

@@ -33,9 +33,7 @@ class ConversationFormat:
         self.image = image
         self.tokenizer = text.tokenizer
         self.start, self.end = bos_eos(self.tokenizer)
-        self.marks = dict(
-            zip(SPECIAL_TOKENS, encode_without_special_tokens(self.tokenizer, list(SPECIAL_TOKENS)), strict=True)
-        )
+        self.marks = {mark: self.tokenizer.mark_ids(mark) for mark in SPECIAL_TOKENS}
 
     def __call__(self, **columns: list[Any]) -> Batch:
         """For `generate_text`: prompts of images, questions, or both, one a row; `begun` is how the answer begins.

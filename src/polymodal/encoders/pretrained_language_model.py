@@ -6,6 +6,7 @@ decoder, so that a method can add experts; others (GPT-2, Qwen 3, Gemma ...) are
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,8 @@ class DecoderTokenizer(PretrainedTokenizer):
         end = self.tokenizer.eos_token_id
         start = end if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
         encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return Tokens.of([[start, *ids[: self.context_length - 2], end] for ids in encoded])
+        tokens = Tokens.of([[start, *ids[: self.context_length - 2], end] for ids in encoded])
+        return dataclasses.replace(tokens, ids=self.without_special_ids(tokens.ids, tokens.content_mask))
 
 
 @dataclass(frozen=True)

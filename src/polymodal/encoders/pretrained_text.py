@@ -6,6 +6,7 @@ over tokens; decoders by their last token.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,7 +39,7 @@ TOKENIZER = "tokenizer"  # folder of a run
 
 
 class PretrainedTokenizer:
-    """Tokenizer of a pretrained model, with the special tokens of its training."""
+    """Tokenizer of a pretrained model, with the special tokens of its training; no text becomes one of them."""
 
     def __init__(self, tokenizer: Any, context_length: int):
         self.tokenizer = tokenizer
@@ -46,7 +47,9 @@ class PretrainedTokenizer:
         if tokenizer.pad_token is None:  # decoders have none; padding is masked anyway
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
+        split_special_tokens(tokenizer, True)
         self.special_tokens = _special_tokens(tokenizer)
+        self._special_ids = torch.tensor([id for id in tokenizer.all_special_ids if id != tokenizer.unk_token_id])
 
     @classmethod
     def read(cls, folder: Path, context_length: int) -> PretrainedTokenizer:
@@ -71,7 +74,22 @@ class PretrainedTokenizer:
             return_tensors="pt",
             return_attention_mask=True,
         )
-        return Tokens(encoded["input_ids"], encoded["attention_mask"].sum(1).clamp(min=1), self.special_tokens)
+        tokens = Tokens(encoded["input_ids"], encoded["attention_mask"].sum(1).clamp(min=1), self.special_tokens)
+        return dataclasses.replace(tokens, ids=self.without_special_ids(tokens.ids, tokens.content_mask))
+
+    def without_special_ids(
+        self, ids: Int[Tensor, "*batch length"], content: Bool[Tensor, "*batch length"]
+    ) -> Int[Tensor, "*batch length"]:
+        """Replace special tokens inside of texts by the unknown token.
+
+        Unigram models (T5, SigLIP) have special tokens among their ordinary pieces.
+        """
+        unknown = self.tokenizer.unk_token_id
+        return ids if unknown is None else ids.masked_fill(content & torch.isin(ids, self._special_ids), unknown)
+
+    def mark_ids(self, mark: str) -> list[int]:
+        added = self.tokenizer.get_added_vocab().get(mark)
+        return self.tokenizer(mark, add_special_tokens=False)["input_ids"] if added is None else [added]
 
     def decode(self, tokens: Tokens) -> list[str]:
         """Decode to texts without special tokens and padding, as far as the tokenizer is lossless."""
@@ -209,6 +227,12 @@ def length_buckets(lengths: Int[Tensor, " batch"], min_size: int = 8, ratio: flo
 def _rows(text: Tokens, rows: Tensor) -> Tokens:
     lengths = text.lengths[rows]
     return Tokens(text.ids[rows][:, : int(lengths.max())], lengths)
+
+
+def split_special_tokens(tokenizer: Any, split: bool) -> None:
+    """Make a tokenizer of transformers take the names of special tokens in texts as ordinary text, or as the tokens;
+    saved with it."""
+    tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = split
 
 
 def _special_tokens(tokenizer: Any) -> tuple[int, int]:

@@ -28,6 +28,7 @@ class StaticText:
     def __init__(self, vectors: Float[np.ndarray, "vocabulary dim"], tokenizer: tokenizers.Tokenizer):
         self.vectors = vectors
         self.tokenizer = tokenizer
+        self.tokenizer.encode_special_tokens = True  # a text that names a special token is ordinary text
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
         """Return L2-normalized embeddings; that of an empty text is zero."""

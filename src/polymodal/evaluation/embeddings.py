@@ -90,12 +90,20 @@ class PairedTest:
         return retrieval_scores(name, best_ranks, relevant, len(self.texts), asking)
 
     def zero_shot_concept(self, name: str) -> list[Score]:
-        """Which concept of the split is it? A concept's class vector is the ensemble of its captions."""
-        asking = np.unique(self.owner)
-        classes = prompt_ensemble([self.text_vectors[torch.from_numpy(self.owner == number)] for number in asking])
-        relevant = [np.array([place]) for place in range(len(asking))]
+        """Which concept of the split is it? A concept's class vector is the ensemble of its captions.
+
+        Items whose captions are equal, up to case and spaces, are of one concept.
+        """
+        asking, concepts = np.unique(self.owner), defaultdict(list)
+        for number in asking:
+            of_item = np.flatnonzero(self.owner == number)
+            captions = sorted({" ".join(self.texts[place].casefold().split()) for place in of_item})
+            concepts[tuple(captions)].append((number, of_item))
+        classes = prompt_ensemble([self.text_vectors[torch.from_numpy(items[0][1])] for items in concepts.values()])
+        class_of = {number: place for place, items in enumerate(concepts.values()) for number, _ in items}
+        relevant = [np.array([class_of[number]]) for number in asking]
         best_ranks = ranks(self.items[torch.from_numpy(asking)], classes, relevant)
-        return [Score(f"{name}/top-{k}", (best_ranks <= k).astype(float), min(k / len(asking), 1.0)) for k in (1, 5)]
+        return [Score(f"{name}/top-{k}", (best_ranks <= k).astype(float), min(k / len(classes), 1.0)) for k in (1, 5)]
 
 
 def main_language(corpus: Corpus) -> str | None:

@@ -1,11 +1,11 @@
 """Questions about images or clips: the fraction answered rightly, of all and by kind, and what the image adds.
 
-An answer to a question with one reference is right when it is the same text; several references, such as the ten of
-VQA v2, give VQA accuracy.
+An answer is right when it is the text of a reference; the ten references of VQA v2 give VQA accuracy.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,8 @@ from torch import nn
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.instructions import chain_of_thought_prompt, final_answer, normalized_answer
 from polymodal.data.loader import Reader
-from polymodal.evaluation.answer_accuracy import VQA_ACCURACY, vqa_accuracy
+from polymodal.errors import UnreadableExample
+from polymodal.evaluation.answer_accuracy import VQA_ACCURACY, VQA_ANSWERS, vqa_accuracy
 from polymodal.evaluation.capabilities import CanClassifyAnswers, CanGenerateText
 from polymodal.evaluation.classification import predicted_classes
 from polymodal.evaluation.panels import NEUTRAL, Line, verdict_color
@@ -145,8 +146,9 @@ def most_frequent_answers(corpus: Corpus, max_examples: int = 4000, split: str =
     column = corpus.column_with(Questions)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for stored in corpus.raw_values(corpus.sample(split, max_examples), column):
-        for question in corpus.columns[column].decode(stored):
-            counts[question.kind][question.answer] += 1
+        with contextlib.suppress(UnreadableExample):
+            for question in corpus.columns[column].decode(stored) if stored is not None else ():
+                counts[question.kind][question.answer] += 1
     return {kind: counter.most_common(1)[0][0] for kind, counter in counts.items()}
 
 
@@ -158,10 +160,11 @@ def _one_of_each_kind(questions: Sequence[Question], rng: np.random.Generator) -
 
 
 def question_accuracy(text: str, question: Question) -> float:
-    """VQA accuracy for several references; for one, whether the text is the same but for case and full stops."""
-    if len(question.references) > 1:
+    """VQA accuracy for the ten answers of VQA v2; else whether the text is one of the references, but for case and
+    full stops."""
+    if len(question.references) >= VQA_ANSWERS:
         return vqa_accuracy(text, question.references)
-    return float(_same(text, question.references[0]))
+    return float(any(_same(text, reference) for reference in question.references))
 
 
 def _same(one: str, other: str) -> bool:
@@ -173,7 +176,7 @@ def question_protocol(inputs: Any) -> dict[str, Any]:
     return {
         "prompt": "the question",
         "questions": "one of each kind per example",
-        "one_reference": "exact match, ignoring case and full stops around the answer",
-        "several_references": VQA_ACCURACY,
+        "references": "exact match with any of them, ignoring case and full stops around the answer",
+        "ten_references": VQA_ACCURACY,
         "chance": "the most frequent training answer of each kind, or test answer without a training split",
     }

@@ -1,9 +1,14 @@
-"""Audio: mono float32 waveforms in [-1, 1] at a fixed sampling rate, and log-mel spectrograms."""
+"""Audio: mono float32 waveforms in [-1, 1] at a fixed sampling rate, and log-mel spectrograms.
+
+Samples of any depth, integers or floats, any number of channels (averaged) and any rate are read as soundfile reads
+them. Recordings that are cut off or have NaN or infinite samples are rejected.
+"""
 
 from __future__ import annotations
 
 import io
 import math
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -13,22 +18,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from polymodal.errors import UnreadableExample
+from polymodal.modalities.modality import read_file
 
 RATES = (1_000, 768_000)  # minimum and maximum sampling rate of a file in Hz; a header may claim any
 MAX_CHANNELS = 64
+HEADER_SLACK, PIPE = 64, 0x7FFF0000  # bytes: headers that count themselves, and sizes of WAV written to a pipe
 MAX_FACTOR = 20_000  # of up- or downsampling; the filter has 20 taps per factor
 
 
 @dataclass(frozen=True)
 class Audio:
-    """Column of encoded sounds (WAV, FLAC, Ogg Vorbis, MP3 ...).
+    """Column of sounds (WAV, FLAC, Ogg Vorbis, MP3 ...): encoded bytes, paths, or `{"bytes", "path"}` records.
 
-    rate: sampling rate of decoded waveforms in Hz. longest: maximum length in seconds; the rest is cut. root: folder of
-    relative paths.
+    rate: sampling rate of decoded waveforms in Hz. longest: maximum length in seconds; the rest is cut. root: folder
+    of relative paths.
     """
 
     rate: int = 16_000
@@ -40,32 +47,26 @@ class Audio:
         return pa.binary()
 
     def decode(self, value: Any) -> Float[np.ndarray, " samples"]:
-        """Decode bytes, a `{"bytes", "path"}` record or the file of a path to a mono waveform (mean of channels).
+        """Decode to a mono waveform (mean of channels).
 
-        Raises UnreadableExample for undecodable or empty sound.
+        Raises UnreadableExample for sound that is undecodable, empty or cut off, or has NaN or infinite samples.
         """
         import soundfile  # loads a shared library
 
-        if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, str):
-            path = (self.root or Path()) / value
-            try:
-                value = path.read_bytes()
-            except OSError as error:
-                raise UnreadableExample(f"the sound {path} cannot be read: {error.strerror}") from error
+        file = read_file(value, self.root, "sound")
+        _check_whole(file)
         try:
-            with soundfile.SoundFile(io.BytesIO(value)) as file:
-                rate = file.samplerate
-                _check_header(rate, file.channels)
-                blocks = list(_mono_blocks(file, int(self.longest * rate)))
+            with soundfile.SoundFile(io.BytesIO(file)) as opened:
+                rate = opened.samplerate
+                _check_header(rate, opened.channels)
+                blocks = list(_mono_blocks(opened, int(self.longest * rate)))
         except UnreadableExample:
             raise
         except (soundfile.SoundFileError, TypeError, ValueError) as error:
-            raise UnreadableExample(f"the sound cannot be decoded: {error}") from error
+            raise undecodable(error) from error
         if not blocks:
             raise UnreadableExample("the sound holds no samples")
-        mono = np.concatenate(blocks)
+        mono = finite(np.concatenate(blocks))
         return mono if rate == self.rate else resampled(mono, rate, self.rate)
 
     def describe(self, value: np.ndarray) -> str:
@@ -112,6 +113,52 @@ class Recordings:
         """Plot the first recording."""
         self.audio.plot(value[0].waveform, axes)
         axes.set_title(f"spoken, {value[0].language} (of {len(value)})", fontsize=6)
+
+
+def undecodable(error: Exception) -> UnreadableExample:
+    """The error for a sound that soundfile cannot decode."""
+    return UnreadableExample(f"the sound cannot be decoded: {getattr(error, 'error_string', error)}")
+
+
+def finite(waveform: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
+    """Return the waveform. Raises UnreadableExample for NaN or infinite samples, as librosa does."""
+    wrong = len(waveform) - int(np.isfinite(waveform).sum())
+    if wrong:
+        raise UnreadableExample(f"the sound has {wrong:,} of {len(waveform):,} samples that are NaN or infinite")
+    return waveform
+
+
+def from_array(waveform: Shaped[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
+    """Convert a mono waveform of any number type to float32; integers are scaled from their range to [-1, 1].
+
+    Raises UnreadableExample for NaN or infinite samples.
+    """
+    if np.issubdtype(waveform.dtype, np.integer):
+        half = 2.0 ** (8 * waveform.dtype.itemsize - 1)
+        waveform = waveform.astype(np.float64) / half - (waveform.dtype.kind == "u")
+    return finite(waveform.astype(np.float32))
+
+
+def _check_whole(file: Any) -> None:
+    """Raise UnreadableExample for WAV and AIFF whose header promises more samples than are there: soundfile would take
+    half a recording for a whole one.
+
+    Programs that write to a pipe promise about 2^31 or 2^32 bytes; that is no promise.
+    """
+    if not isinstance(file, bytes) or file[:4] not in (b"RIFF", b"FORM"):
+        return
+    order, samples = ("<", b"data") if file[:4] == b"RIFF" else (">", b"SSND")
+    place = 12
+    while place + 8 <= len(file):
+        name, (size,) = file[place : place + 4], struct.unpack_from(f"{order}I", file, place + 4)
+        place += 8
+        if name == samples:
+            there = len(file) - place
+            if there + HEADER_SLACK < size < PIPE:
+                reason = f"its header promises {size:,} bytes of samples, {there:,} are there"
+                raise UnreadableExample(f"the sound is cut off: {reason}")
+            return
+        place += size + size % 2
 
 
 def _check_header(rate: int, channels: int) -> None:

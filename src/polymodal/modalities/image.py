@@ -1,6 +1,9 @@
 """Images: RGB uint8 arrays, height x width x 3, values 0-255; on the device float tensors in [-1, 1].
 
-Transparent images are composited on white. An image of more than `PIXEL_LIMIT` pixels is rejected before it is decoded.
+Images are upright: turned and mirrored as their EXIF orientation says, so boxes and masks are in pixels of the upright
+image, as annotation tools show it. Transparent images are composited on white; `image_modes` says how other depths and
+modes become 8 bits of RGB. Of animated files and of several pages, the first is read. An image of more than
+`PIXEL_LIMIT` pixels is rejected before it is decoded.
 """
 
 from __future__ import annotations
@@ -24,24 +27,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.errors import UnreadableExample, UserError
+from polymodal.modalities.image_modes import to_rgb, upright
+from polymodal.modalities.modality import read_file
 from polymodal.modalities.padding import mask_of, pad
 
 PIXEL_LIMIT = 100_000_000
 # Accepted formats, by Pillow's names; JPEG includes MPO, which phones write. Others are unsafe: for EPS, Pillow runs
 # Ghostscript, which reads and writes files.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "ICO", "JPEG2000")
-# Suffixes of these formats; files of other names are recognized by their first bytes.
+# Usual ends of file names of these formats. A file without one is read all the same: its content decides.
 IMAGE_SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
-    ".avif", ".ico", ".jp2",
-)  # fmt: skip
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".ico", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx"),
+)
+# Marks of a PNG with EXIF or XMP data, which Pillow decodes pixels to look for, as they may stand behind them.
+PNG_METADATA = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 
 
 @dataclass(frozen=True)
 class Image:
     """Column of images: encoded bytes, `{"bytes", "path"}` records as `datasets` stores them, or paths.
 
-    root: folder of relative paths.
+    root: folder of relative paths. Decoded images are upright.
     """
 
     root: Path | None = None
@@ -50,21 +57,17 @@ class Image:
     def arrow_type(self) -> pa.DataType:
         return pa.binary()
 
-    def decode(self, value: Any) -> PILImage.Image:
-        """Open the image, not yet converted or resized. Raises UnreadableExample with the reason."""
-        if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
+    def decode(self, value: Any, min_side: int = 0) -> PILImage.Image:
+        """Open the image, upright, not yet converted or resized. Raises UnreadableExample with the reason.
+
+        min_side: see `open_image`.
+        """
         if isinstance(value, PILImage.Image):
-            return value
-        if value is None:
+            return upright(value)
+        file = read_file(value, self.root, "image")
+        if file is None:
             raise UnreadableExample("there is no image")
-        if isinstance(value, str):
-            path = (self.root or Path()) / value
-            try:
-                value = path.read_bytes()
-            except OSError as error:
-                raise UnreadableExample(f"the image {path} cannot be read: {error.strerror}") from error
-        return open_image(value)
+        return open_image(file, min_side)
 
     def describe(self, value: PILImage.Image) -> str:
         return f"{value.width} x {value.height} px"
@@ -101,9 +104,26 @@ class Images:
         axes.axis("off")
 
 
-def open_image(file: bytes) -> PILImage.Image:
-    """Open an encoded image of one of `IMAGE_FORMATS` without decoding pixels: the only place where Pillow opens a
-    file.
+def open_image(file: bytes, min_side: int = 0) -> PILImage.Image:
+    """Open an encoded image, upright. Pixels are decoded only if the EXIF orientation turns or mirrors it.
+
+    min_side: if not 0, a JPEG file may be decoded at a reduced scale whose sides are at least this long, which is
+    several times faster. Raises UnreadableExample as `open_header` does, and for a damaged file that is turned.
+    """
+    image = open_header(file)
+    if min_side:
+        image.draft("RGB", (min_side, min_side))
+    if image.format == "PNG" and not any(mark in file for mark in PNG_METADATA):
+        return image
+    try:
+        return upright(image)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error for damaged files
+        raise UnreadableExample(f"the image is damaged: {error}") from error
+
+
+def open_header(file: bytes) -> PILImage.Image:
+    """Open an encoded image of one of `IMAGE_FORMATS` as it is stored, without decoding pixels or turning it: the only
+    place where Pillow opens a file.
 
     Raises UnreadableExample for other formats, and for more than `PIXEL_LIMIT` pixels.
     """
@@ -115,20 +135,36 @@ def open_image(file: bytes) -> PILImage.Image:
         raise UnreadableExample(f"the image is over the limit of {PIXEL_LIMIT:,} pixels") from error
     except Exception as error:  # Pillow raises many kinds for damaged files
         format_name, accepted = _format_of(file), ", ".join(IMAGE_FORMATS)
-        reason = f"is {format_name}, which is not read" if format_name else "is in no format that Pillow reads"
+        other = format_name is not None and format_name not in IMAGE_FORMATS
+        reason = f"is {format_name}, which is not read" if other else "is in no format that Pillow reads"
         raise UnreadableExample(f"the image {reason}; the formats that are read are {accepted}") from error
     width, height = image.size
     if width * height > PIXEL_LIMIT:
         raise UnreadableExample(f"the image has {width} x {height} pixels, over the limit of {PIXEL_LIMIT:,} pixels")
+    if image.format == "PNG" and image.mode == "L" and isinstance(image.info.get("transparency"), int):
+        depth = file[24]  # Pillow scales gray of 2 and 4 bits to 8, but not the level that is transparent
+        image.info["transparency"] *= 255 // (2**depth - 1)
     return image
 
 
+def is_image(start: bytes) -> bool:
+    """Return whether a file is an image of an accepted format, by its first 16 bytes or more."""
+    return _format_of(start) in IMAGE_FORMATS
+
+
+def has_image_suffix(path: str) -> bool:
+    """Return whether a path or URL ends like an image; the query of a URL does not count."""
+    return path.partition("?")[0].lower().endswith(IMAGE_SUFFIXES)
+
+
 def _format_of(file: Any) -> str | None:
-    """Return the format of a file by its first bytes if it is not an accepted one. Nothing is decoded."""
+    """Return Pillow's name of a file's format by its first bytes. Nothing is decoded."""
     if not isinstance(file, bytes):
         return None
-    for name, (_, accepts) in PILImage.OPEN.items():
-        if name not in IMAGE_FORMATS and accepts is not None:
+    PILImage.init()
+    for name in sorted(PILImage.OPEN, key=lambda name: name not in IMAGE_FORMATS):
+        accepts = PILImage.OPEN[name][1]
+        if accepts is not None:
             with suppress(IndexError, struct.error):  # fewer bytes than it looks at
                 if accepts(file[:16]) is True:
                     return name
@@ -140,19 +176,6 @@ def encoded(image: PILImage.Image, container: str = "PNG", **options: Any) -> by
     buffer = io.BytesIO()
     image.save(buffer, format=container, **options)
     return buffer.getvalue()
-
-
-def to_rgb(image: PILImage.Image) -> PILImage.Image:
-    """Convert any mode to RGB, compositing on white. Raises UnreadableExample for a truncated file."""
-    try:
-        image.load()
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            white = PILImage.new("RGBA", image.size, "white")
-            image = PILImage.alpha_composite(white, image)
-        return image.convert("RGB")
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error for damaged files
-        raise UnreadableExample(f"the image is damaged: {error}") from error
 
 
 def to_square(image: PILImage.Image, size: int, stretch: bool = False) -> np.ndarray:

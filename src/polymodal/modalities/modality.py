@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +35,28 @@ class Modality(Protocol):
     def plot(self, value: Any, axes: Any) -> None:
         """Plot a decoded value on matplotlib axes."""
         ...
+
+
+def bytes_or_path(value: Any) -> Any:
+    """Return the bytes of a `{"bytes", "path"}` record, as `datasets` stores files, or else its path; other values as
+    they are."""
+    return (value.get("bytes") or value.get("path")) if isinstance(value, Mapping) else value
+
+
+def read_file(value: Any, root: Path | None, kind: str) -> Any:
+    """Return the content of a file that is stored as a path or a record (`bytes_or_path`); other values as they are.
+
+    root: folder of relative paths. Raises UnreadableExample, which names the `kind` of the file, such as an image.
+    """
+    value = bytes_or_path(value)
+    if isinstance(value, str | Path):
+        path = (root or Path()) / value
+        try:
+            return path.read_bytes()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UnreadableExample(f"the {kind} {path} cannot be read: {reason}") from error
+    return value
 
 
 def write_text(axes: Any, text: str, size: float = 8, width: int = 34, lines: int = 9, **style: Any) -> None:

@@ -29,7 +29,7 @@ def checked_box(box: Box, limit: float = math.inf) -> Box:
 
 
 class Region(NamedTuple):
-    """Object with its box: left, top, right, bottom in pixels of the image."""
+    """Object with its box: left, top, right, bottom in pixels of the upright image, as annotation tools show it."""
 
     name: str
     box: tuple[int, int, int, int]

@@ -182,7 +182,10 @@ class Tokens:
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Interface of tokenizers, which add the special tokens of their text encoder; saved with a run."""
+    """Interface of tokenizers, which add the special tokens of their text encoder; saved with a run.
+
+    Texts never become special tokens, whatever they say.
+    """
 
     context_length: int
 
@@ -193,19 +196,31 @@ class Tokenizer(Protocol):
 
     def __call__(self, texts: list[str]) -> Tokens: ...
 
+    def mark_ids(self, mark: str) -> list[int]:
+        """Return the id of a special token, or the tokens of its text where the tokenizer was trained without it."""
+        ...
+
     def decode(self, tokens: Tokens) -> list[str]: ...
 
     def save(self, directory: Path) -> None: ...
 
 
 class TextTokenizer:
-    """Byte-level BPE tokenizer, which is lossless for any language up to case, or a character tokenizer."""
+    """Byte-level BPE tokenizer, which is lossless for any language up to case, or a character tokenizer.
+
+    Special tokens enter only by id: in a text, `<end>` is five characters like any others.
+    """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, context_length: int):
         self.tokenizer = tokenizer
+        self.tokenizer.encode_special_tokens = True  # a text that names a special token is ordinary text
         self.context_length = context_length
         vocabulary = tokenizer.get_vocab()
         self.start, self.end = vocabulary[START], vocabulary[END]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.tokenizer.encode_special_tokens = True  # pickles of tokenizers do not keep it
 
     @classmethod
     def train(
@@ -263,6 +278,9 @@ class TextTokenizer:
         room = self.context_length - 2
         encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         return Tokens.of([[self.start, *encoding.ids[:room], self.end] for encoding in encoded])
+
+    def mark_ids(self, mark: str) -> list[int]:
+        return [self.tokenizer.get_vocab()[mark]]
 
     def pieces(self, text: str) -> tuple[list[int], list[slice]]:
         """Return the token ids without special tokens, and the character span of each."""

@@ -24,7 +24,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import reopen
 from polymodal.corpora.saved import is_saved, open_saved
 from polymodal.data.processor import fit_processor
-from polymodal.errors import UserError
+from polymodal.errors import UserError, check_writable
 from polymodal.evaluation import Score, evaluate, validation
 from polymodal.reproduce.display import Display, ProgressReporter
 from polymodal.reproduce.parallel import Job, run_in_parallel
@@ -99,6 +99,8 @@ def compare(
             raise UserError(f"A comparison needs recipes of different names; '{arm.label}' is there more than once.")
     every = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     directory = Path(out) if out is not None else None
+    if directory is not None:
+        check_writable(directory)
     if jobs < 1:
         raise UserError("--jobs is at least 1.")
     if jobs > 1 and directory is None:

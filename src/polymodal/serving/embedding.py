@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def write_embeddings(run: Run, corpus: Corpus, out: Path) -> tuple[int, dict[str
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}.") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a read-only file system, even where there is no file
+            aside.unlink(missing_ok=True)
     return written, reader.skipped
 
 

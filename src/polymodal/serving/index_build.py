@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +34,7 @@ from polymodal.serving.index_table import (
     write_rows,
 )
 from polymodal.training.feature_cache import weights_key
+from polymodal.training.folder_lock import lock_folder
 from polymodal.training.run import Run
 
 CHUNK = 512  # examples per embedded and written chunk
@@ -52,9 +55,15 @@ class Built(NamedTuple):
 def build_index(run: Run, corpus: Corpus, place: str, report: Report = lambda done, total: None) -> Built:
     """Build or update the index of a corpus.
 
-    Raises UserError for a run that embeds nothing of the corpus, an index of other weights or other data, and a place
-    that cannot be written.
+    Raises UserError for a run that embeds nothing of the corpus, an index of other weights or other data, a place that
+    cannot be written, and one that another process writes.
     """
+    advice = "wait until it has ended, or name another place with --out"
+    with nullcontext() if "://" in place else lock_folder(Path(place), "written", advice):
+        return _build_index(run, corpus, place, report)
+
+
+def _build_index(run: Run, corpus: Corpus, place: str, report: Report) -> Built:
     modalities = available_modalities(corpus, run.processor)
     item = item_of(modalities) or ("text" if Text in modalities else None)
     if item is None:

@@ -84,7 +84,13 @@ def read_digests(table: Any) -> dict[str, str]:
 
 
 def write_rows(place: str, table: Any, rows: pa.Table, about: Origin, replacing: bool) -> Any:
-    """Return the table, creating it with its first rows."""
+    """Return the table, creating it with its first rows. Raises UserError for columns that an index does not have."""
+    new = [] if table is None else [name for name in rows.column_names if name not in table.schema.names]
+    if new:
+        raise UserError(
+            f"The index {place} has no column {', '.join(new)}, which the data has now; remove the index and make it "
+            "again, or name another place with --out."
+        )
     with user_errors(f"The index {place} cannot be written, but what was written stays"):
         if table is None:
             described = rows.replace_schema_metadata({ABOUT: json.dumps(asdict(about))})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +111,10 @@ def check_texts(texts: Sequence[str], limits: Limits, largest: int) -> None:
 
 
 def label_texts(labels: Sequence[str], template: str, limits: Limits) -> list[str]:
-    """Return a text per label. Their total length is checked before they are built."""
+    """Return a text per label. Their total length is checked before they are built.
+
+    Raises HTTPError also for a label that is there twice, as each would get a part of its probability.
+    """
     check_count(labels, limits.labels)
     check_lengths([template], limits)
     places = template.count("{}")
@@ -122,4 +126,8 @@ def label_texts(labels: Sequence[str], template: str, limits: Limits) -> list[st
     if sum(lengths) > limits.request_characters:
         said = f"The labels in their template have at most {limits.request_characters:,} characters together."
         raise HTTPError(413, "too_long", said)
+    twice = next((label for label, count in Counter(labels).items() if count > 1), None)
+    if twice is not None:
+        shown = twice if len(twice) <= 60 else f"{twice[:57]}..."
+        raise HTTPError(400, "invalid_request", f"The label '{shown}' is there more than once; give each once.")
     return [template.replace("{}", label) for label in labels]

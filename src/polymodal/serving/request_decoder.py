@@ -18,8 +18,9 @@ from starlette.concurrency import run_in_threadpool
 
 from polymodal.data.columns.column import reject_unknown_columns
 from polymodal.errors import UnreadableExample
-from polymodal.modalities import Audio, Image
-from polymodal.modalities.image import to_rgb
+from polymodal.modalities import Audio
+from polymodal.modalities.audio import undecodable
+from polymodal.modalities.image import open_header, to_rgb
 from polymodal.serving.batching import DeadlineExceeded
 from polymodal.serving.http_errors import HTTPError
 from polymodal.serving.limits import Limits, check_count, check_texts
@@ -79,7 +80,7 @@ class RequestDecoder:
 
     def __init__(self, limits: Limits):
         self.limits = limits
-        self.images, self.sounds = Image(), Audio(longest=limits.seconds)
+        self.sounds = Audio(longest=limits.seconds)
         self.held = Held(limits.request_pixels)
 
     @asynccontextmanager
@@ -122,7 +123,7 @@ class RequestDecoder:
     def _opened_images(self, values: Sequence[str | bytes]) -> tuple[list[PILImage.Image], int]:
         opened, total = [], 0
         for value in values:
-            image = self.images.decode(_bytes(value))
+            image = open_header(_bytes(value))  # `to_rgb` turns it upright, when its memory is granted
             if image.format not in IMAGE_FORMATS:
                 raise UnreadableExample(f"an image is in none of the formats {', '.join(IMAGE_FORMATS)}")
             pixels = image.width * image.height
@@ -154,7 +155,7 @@ class RequestDecoder:
         try:
             about = soundfile.info(io.BytesIO(file))
         except (soundfile.SoundFileError, TypeError, ValueError) as error:
-            raise UnreadableExample(f"the sound cannot be decoded: {error}") from error
+            raise undecodable(error) from error
         if not RATES[0] <= about.samplerate <= RATES[1]:
             raise UnreadableExample(f"a sound has from {RATES[0]:,} to {RATES[1]:,} samples a second")
         if not 1 <= about.channels <= MAX_CHANNELS:
@@ -172,10 +173,7 @@ class RequestDecoder:
         return {column: [decode[column](value) for value in values] for column, values in opened.items()}
 
     def _image(self, image: PILImage.Image) -> PILImage.Image:
-        try:
-            return to_rgb(image)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UnreadableExample("the image is damaged") from error
+        return to_rgb(image)
 
     def _sound(self, file: bytes) -> np.ndarray:
         return self.sounds.decode(file)

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from polymodal.constraints import validate_constraints
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.stream import MissingData
 from polymodal.data.processor import fit_processor
-from polymodal.errors import UserError
+from polymodal.errors import UserError, write_errors
 from polymodal.modalities.text import Tokenizer
 from polymodal.training.ending import Interrupted, finish, interrupt, rescue
+from polymodal.training.folder_lock import lock_folder
 from polymodal.training.initialization import (
     copy_matching_weights,
     from_init,
@@ -36,7 +37,7 @@ from polymodal.training.initialization import (
     with_tokenizer,
 )
 from polymodal.training.loop import Trainer
-from polymodal.training.parallel import check_batch, join_world
+from polymodal.training.parallel import World, check_batch, join_world
 from polymodal.training.progress import Progress
 from polymodal.training.recipe_file import save_user_recipe
 from polymodal.training.recipe_record import recipe_record
@@ -73,8 +74,7 @@ def train(
     """Train a recipe on a corpus and return the run.
 
     recipe: a `polymodal.types.Recipe` that derives from `training.recipe.TrainingRecipe`.
-    seed: of weights, order of examples and all sampling; the same seed and a budget in steps or examples give the same
-    weights.
+    seed: of weights, order of examples and all sampling; with a budget in steps or examples it fixes the weights.
     out: folder of the run. An unfinished run with the same configuration is resumed; a finished one is returned.
     weights_like: module from which parameters with matching name and shape are copied (paired runs).
     tokenizer: used instead of training one on the corpus; the tokenizer of `weights_like`, whose embeddings belong to
@@ -102,17 +102,34 @@ def train(
         if directory is not None and finished:
             return load_run(directory, trust_code)
         written = directory if world.first else None
-        with _given_up_on_error(written):
-            _announce(record, runtime, written)
-            start: dict[str, Any] = {"tokenizer": tokenizer, "weights_like": weights_like, "init": init}
-            run = build_run(recipe, corpus, record, seed, **start, directory=directory, trust_code=trust_code)
-            if written is not None:
-                _save_configuration(run, written)
-            trainer = Trainer(run, corpus, budget, seed, runtime, world)
-        try:
-            return _train(trainer, stop, validate, validations, on_step)
-        finally:
-            trainer.active.data.close()
+        with _locked(directory, world):
+            with _given_up_on_error(written):
+                _announce(record, runtime, written)
+                start: dict[str, Any] = {"tokenizer": tokenizer, "weights_like": weights_like, "init": init}
+                run = build_run(recipe, corpus, record, seed, **start, directory=directory, trust_code=trust_code)
+                if written is not None:
+                    _save_configuration(run, written)
+                trainer = Trainer(run, corpus, budget, seed, runtime, world)
+            try:
+                return _train(trainer, stop, validate, validations, on_step)
+            finally:
+                trainer.active.data.close()
+
+
+@contextmanager
+def _locked(directory: Path | None, world: World) -> Iterator[None]:
+    """Lock the folder of the run, in the first process. Raises UserError in all when another training holds it."""
+    refused = ""
+    with ExitStack() as stack:
+        if directory is not None and world.first:
+            try:
+                advice = "wait until it has stopped, or choose another --out"
+                stack.enter_context(lock_folder(directory, "trained into", advice))
+            except UserError as error:
+                refused = str(error)
+        if refused := "".join(world.all_gather_object(refused)):
+            raise UserError(refused)
+        yield
 
 
 def _new_record(
@@ -133,15 +150,17 @@ def _announce(record: dict[str, Any], runtime: RuntimeConfig, directory: Path | 
     record |= {"state": "running", "command": command_line(), "runtime": dataclasses.asdict(runtime)}
     record["process"] = {"host": socket.gethostname(), "pid": os.getpid()}
     if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / RECORD, record)
+        with write_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            write_json(directory / RECORD, record)
 
 
 def _save_configuration(run: Run, directory: Path) -> None:
     """Save what does not change in training: a user's recipe file, the processor, and the record."""
-    save_user_recipe(run.recipe, directory)
-    run.processor.save(directory)
-    run.save_record()
+    with write_errors(directory):
+        save_user_recipe(run.recipe, directory)
+        run.processor.save(directory)
+        run.save_record()
 
 
 def build_run(

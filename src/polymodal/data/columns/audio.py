@@ -7,7 +7,6 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.column import BaseColumn, Column
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Audio
-from polymodal.modalities.audio import log_mel
+from polymodal.modalities.audio import from_array, log_mel
 from polymodal.modalities.padding import Padded, pad
 
 FRAMES_PER_SECOND = 100
@@ -76,10 +75,5 @@ class AudioColumn(BaseColumn):
 
     def _open(self, sound: Any) -> Float[np.ndarray, "frames bins"]:
         if isinstance(sound, np.ndarray):
-            return self.frames(sound.astype(np.float32))
-        if not isinstance(sound, bytes):
-            try:
-                sound = Path(sound).read_bytes()
-            except OSError as error:
-                raise UnreadableExample(f"{sound} cannot be read: {error.strerror or error}") from error
+            return self.frames(from_array(sound))
         return self.frames(Audio(self.rate, self.max_audio_seconds).decode(sound))

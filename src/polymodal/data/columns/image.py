@@ -49,7 +49,8 @@ class ImageColumn(BaseColumn):
         return dataclasses.replace(self, mean=mean, std=std)
 
     def load(self, corpus: Corpus, row: int) -> np.ndarray:
-        return to_square(corpus.value(row, corpus.column_with(Image)), self.size, self.stretch)
+        image = corpus.value(row, corpus.column_with(Image), min_side=2 * self.size)
+        return to_square(image, self.size, self.stretch)
 
     def __call__(self, images: list[Any]) -> Float[Tensor, "batch 3 size size"]:
         """images: arrays from `load`, Pillow images, paths or encoded bytes."""
@@ -69,7 +70,8 @@ class ImageColumn(BaseColumn):
         return denormalize_pixels(normalized, self.mean, self.std)
 
     def _open(self, image: PILImage.Image | Path | str | bytes) -> np.ndarray:
-        return to_square(Image().decode(str(image) if isinstance(image, Path) else image), self.size, self.stretch)
+        opened = Image().decode(str(image) if isinstance(image, Path) else image, min_side=2 * self.size)
+        return to_square(opened, self.size, self.stretch)
 
 
 def normalize_pixels(

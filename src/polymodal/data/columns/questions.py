@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.column import MAX_ROWS, Column, PassThroughColumn
+from polymodal.errors import UnreadableExample
 from polymodal.modalities import Questions
 
 UNKNOWN_ANSWER = -100  # class of an answer outside the vocabulary; cross-entropy ignores it
@@ -42,8 +44,10 @@ class AnswersColumn(PassThroughColumn):
             return self
         column = corpus.column_with(Questions)
         stored = corpus.raw_values(corpus.sample("train", MAX_ROWS), column)
-        questions = (question for raw in stored if raw is not None for question in corpus.columns[column].decode(raw))
-        counts = Counter(question.answer for question in questions)
+        counts: Counter[str] = Counter()
+        for raw in stored:
+            with contextlib.suppress(UnreadableExample):  # the loader counts and names them
+                counts.update(question.answer for question in corpus.columns[column].decode(raw or []))
         return dataclasses.replace(self, answers=[answer for answer, _ in counts.most_common(self.max_answers)])
 
     def __call__(self, answers: list[str]) -> Int[Tensor, " batch"]:

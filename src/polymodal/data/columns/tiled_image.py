@@ -54,15 +54,13 @@ class TiledImageColumn(BaseColumn):
         return dataclasses.replace(self, mean=mean, std=std)
 
     def load(self, corpus: Corpus, row: int) -> np.ndarray:
-        return self.open(corpus.value(row, corpus.column_with(Image)))
+        return self.open(corpus.value(row, corpus.column_with(Image), min_side=self.largest))
 
     def open(self, image: PILImage.Image | np.ndarray | Path | str | bytes) -> np.ndarray:
         """Decode to uint8 height x width x 3, scaled down to `largest`."""
         if isinstance(image, np.ndarray):
             return image
-        opened = Image().decode(str(image) if isinstance(image, Path) else image)
-        opened.draft("RGB", (self.largest, self.largest))
-        opened = to_rgb(opened)
+        opened = to_rgb(Image().decode(str(image) if isinstance(image, Path) else image, min_side=self.largest))
         opened.thumbnail((self.largest, self.largest), PILImage.Resampling.BICUBIC)
         return np.asarray(opened)
 

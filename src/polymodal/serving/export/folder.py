@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from polymodal.encoders.pretrained import hub_answers
-from polymodal.errors import UserError, unknown
+from polymodal.errors import UserError, unknown, write_errors
 from polymodal.models.vision_language_model import VisionLanguageModel
 from polymodal.recipes.dual_encoders._base import DualEncoder
 from polymodal.serving.export.language_model import language_to_transformers
@@ -58,7 +58,7 @@ def export(run: Run, to: str, out: Path, command: str = "") -> Export:
         raise UserError(reason)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; choose another folder, or remove it.")
-    try:
+    with write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent) as aside:
             partial = Path(aside) / "export"
@@ -74,8 +74,6 @@ def export(run: Run, to: str, out: Path, command: str = "") -> Export:
             if out.is_dir():
                 out.rmdir()
             os.replace(partial, out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}.") from error
     return Export(out, what, difference)
 
 

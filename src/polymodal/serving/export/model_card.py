@@ -21,13 +21,15 @@ USAGE = {
 model = CLIPModel.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 texts = tokenizer(["a red fruit"], padding=True, truncation=True, return_tensors="pt")
-vectors = model.get_text_features(**texts)  # images: get_image_features(pixel_values=...)""",
+vectors = model.get_text_features(**texts).pooler_output
+# images: model.get_image_features(pixel_values).pooler_output""",
     "SiglipModel": """from transformers import AutoTokenizer, SiglipModel
 
 model = SiglipModel.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 texts = tokenizer(["a red fruit"], padding="max_length", truncation=True, return_tensors="pt")
-vectors = model.get_text_features(texts["input_ids"])  # images: get_image_features(pixel_values=...)""",
+vectors = model.get_text_features(texts["input_ids"]).pooler_output
+# images: model.get_image_features(pixel_values).pooler_output""",
     "AutoModelForCausalLM": """from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from polymodal.data.conversation import TiledImageColumn
 from polymodal.encoders.pretrained import transformers
-from polymodal.encoders.pretrained_text import PretrainedTokenizer
+from polymodal.encoders.pretrained_text import PretrainedTokenizer, split_special_tokens
 from polymodal.modalities.text import END, PAD, START, Tokenizer
 from polymodal.training import Run
 
@@ -16,11 +16,13 @@ from polymodal.training import Run
 def exported_tokenizer(run: Run, end_last: bool = False, ends: bool = True) -> Any:
     """Return the run's tokenizer as one of transformers.
 
-    end_last: give the end token the highest id. ends: append the end token; not for prompts, which are continued.
+    Texts that name special tokens are tokenized as ordinary text, as in the run. end_last: give the end token the
+    highest id. ends: append the end token; not for prompts, which are continued, and are written with special tokens.
     """
     tokenizer: Tokenizer = run.processor.tokenizer
     if isinstance(tokenizer, PretrainedTokenizer):
         tokenizer.tokenizer.model_max_length = tokenizer.context_length
+        split_special_tokens(tokenizer.tokenizer, ends)
         return tokenizer.tokenizer
     from tokenizers import Tokenizer as Backend
     from tokenizers.processors import TemplateProcessing
@@ -42,6 +44,7 @@ def exported_tokenizer(run: Run, end_last: bool = False, ends: bool = True) -> A
         bos_token=START,
         eos_token=END,
         model_max_length=tokenizer.context_length,
+        split_special_tokens=ends,
     )
 
 

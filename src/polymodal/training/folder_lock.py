@@ -1,0 +1,46 @@
+"""Locks of folders that one process at a time may write, such as a run in training or an index that is built."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from polymodal.errors import UserError, write_errors
+
+
+@contextmanager
+def lock_folder(folder: Path, doing: str, advice: str) -> Iterator[None]:
+    """Hold the lock of a folder, a hidden file beside it that names process and host. The folder need not exist.
+
+    The operating system frees the lock of a process that ends in any way. doing: what the holder does to the folder,
+    such as "trained into". Raises UserError when another process holds it. Where the file system has no locks, there is
+    none.
+    """
+    folder = folder.resolve()
+    path = folder.with_name(f".{folder.name}.lock")
+    with write_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0)
+        try:
+            with suppress(NotImplementedError):
+                lock.acquire()
+                path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        except Timeout as error:
+            raise UserError(f"{folder} is being {doing} by {_owner(path)}; {advice}.") from error
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            path.unlink(missing_ok=True)
+            lock.release()
+
+
+def _owner(path: Path) -> str:
+    with suppress(OSError):
+        return path.read_text(encoding="utf-8") or "another process"
+    return "another process"
