@@ -16,6 +16,7 @@ from polymodal.errors import UserError
 from polymodal.evaluation import tasks
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.task import Task, TaskInputs
+from polymodal.evaluation.trained_rows import warn_of_trained_rows
 from polymodal.training.feature_cache import with_features
 from polymodal.training.parallel import register_forward_methods
 from polymodal.training.run import Run
@@ -36,6 +37,7 @@ def evaluate(run: Run, corpus: Corpus, reader: Reader | None = None) -> list[Sco
 
     reader: one that has read the corpus already, to save decoding again.
     """
+    warn_of_trained_rows(run, corpus)
     inputs = TaskInputs(run.model, run.processor, reader or Reader(corpus, run.processor), run.recipe)
     keep = run.record["runtime"]["cache_features"]
     with with_features(run.model, run.recipe.freeze) if keep else nullcontext():

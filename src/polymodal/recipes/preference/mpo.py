@@ -178,7 +178,7 @@ class Recipe(MonolithRecipe):
         if not corpus.has_modality(Preferences):
             raise UserError(
                 f"The corpus '{corpus.name}' has no preferences to learn from; make some with: "
-                "polymodal sample-preferences RUN."
+                f"polymodal sample-preferences RUN.{corpus.hint}"
             )
         return [corpus]
 

@@ -188,9 +188,11 @@ class Recipe(DualEncoderRecipe):
         if self.clip_fraction < 1:
             corpus.column_with(Points)
             if self.text_source == "captions" and not corpus.has_modality(ViewCaptions):
-                raise UserError(f"'{corpus.name}' has no captions of views; write some with polymodal caption.")
+                raise UserError(
+                    f"'{corpus.name}' has no captions of views; write some with polymodal caption.{corpus.hint}"
+                )
             if self.text_source == "category" and corpus.label is None:
-                raise UserError(f"The corpus '{corpus.name}' has no categories; take --text-source names.")
+                raise UserError(f"The corpus '{corpus.name}' has no categories; take --text-source names.{corpus.hint}")
         return [corpus, *([load_corpus(self.clip_corpus)] if self.clip_corpus else [])]
 
     def build(self, processor: Processor) -> ULIP2:
