@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.data_report import ColumnReport, DataReport
 
 MAX_WIDTH, MIN_WIDTH = 100, 40
-MAX_UNUSED = 8  # columns without a modality that get a line
+MAX_UNUSED, MAX_NAMED = 8, 12  # columns without a modality that get a line, and others that are named
 
 
 def print_report(name: str, report: DataReport, lacks: Mapping[str, tuple[str, ...]]) -> None:
@@ -40,9 +40,8 @@ def print_table_of(name: str, format: str, rows: int, columns: Iterable[ColumnRe
         print(lead + _cut(cells[3], _width() - len(lead)))
     if len(unused) > MAX_UNUSED:
         rest = [column.name for column in unused[MAX_UNUSED:]]
-        _print_folded(
-            f"{len(rest):,} more without a modality: {', '.join(rest[:40])}{' ...' if len(rest) > 40 else ''}"
-        )
+        more = " ..." if len(rest) > MAX_NAMED else ""
+        _print_folded(f"{len(rest):,} more without a modality: {', '.join(rest[:MAX_NAMED])}{more}")
 
 
 def _cells(shown: list[ColumnReport]) -> list[tuple[str, list[str]]]:
@@ -53,7 +52,7 @@ def _cells(shown: list[ColumnReport]) -> list[tuple[str, list[str]]]:
 
 def _row(column: ColumnReport) -> tuple[str, str, str, str]:
     kind = column.modality or f"- ({column.stored})"
-    return column.name, kind, f"{column.filled:.0%}", " | ".join(column.examples)
+    return column.name, kind, f"{column.filled:.0%}", " | ".join(column.examples) or "-"
 
 
 def _print_problems(report: DataReport) -> None:

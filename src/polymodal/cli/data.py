@@ -43,7 +43,7 @@ def data(arguments: Arguments) -> None:
         raise UserError(f"Usage: polymodal {USAGE}")
     options = parse(_options(), arguments[len(paths) :], "data PATH ...", data, more_help=_formats())
     options = dataclasses.replace(options, data=tuple(paths))
-    _check(paths)
+    _check(options)
     try:
         with waiting(f"Looking at {' '.join(paths)}"):
             corpus = options.open()
@@ -51,7 +51,7 @@ def data(arguments: Arguments) -> None:
     except UserError as error:
         _show_unusable(options, error)
         raise UserError(str(error.__cause__ if isinstance(error.__cause__, UserError) else error)) from error
-    sheet = _sheet(corpus, options)
+    sheet = _sheet(corpus, report, options)
     if options.json:
         recipes = {name: {"trains": not what, "lacks": what} for name, what in lacks.items()}
         print_json(report.record() | {"recipes": recipes, "contact_sheet": sheet[0]})
@@ -61,7 +61,15 @@ def data(arguments: Arguments) -> None:
         print_report(corpus.name, report, lacks)
         print(sheet[1])
     if all(lacks.values()):
-        raise UserError(f"No recipe trains on {' '.join(paths)}.")
+        raise UserError(f"No recipe trains on {' '.join(paths)}: {_why_not(report)}.")
+
+
+def _why_not(report: DataReport) -> str:
+    """What keeps all recipes from training, as a clause."""
+    for column in report.columns:
+        if column.modality and not column.usable:
+            return f"{column.unreadable:,} of {column.sampled:,} values of '{column.name}' cannot be decoded"
+    return "each reads a column that it does not have"
 
 
 def _options() -> Any:
@@ -92,13 +100,19 @@ def _formats() -> str:
     return "\n\nFormats that are read, found by looking at the data:\n" + "\n".join(lines)
 
 
-def _check(paths: Arguments) -> None:
-    """Raise UserError for a built-in corpus, which is no path."""
+def _check(options: Any) -> None:
+    """Raise UserError for a built-in corpus, which is no path, and for an output file that is not written."""
     from polymodal.corpora import registry
 
-    for path in paths:
+    for path in options.data:
         if path in registry.names() and not Path(path).exists():
             raise UserError(f"'{path}' is a built-in corpus; it is shown by: polymodal corpora show {path}")
+    if options.out:
+        out = Path(options.out)
+        if _is_beside(out, options.data):
+            raise UserError(f"{out} would be beside your data, where nothing is written; choose another --out.")
+        if out.exists() and not _is_sheet(out):
+            raise UserError(f"{out} is there already, and no contact sheet; choose another --out.")
 
 
 def _looked_at(corpus: Corpus, max_images: int) -> tuple[DataReport, Mapping[str, tuple[str, ...]]]:
@@ -139,22 +153,19 @@ def _show_unusable(options: Any, error: UserError) -> None:
         print_table_of(files.name, name, rows.table.num_rows, columns)
 
 
-def _sheet(corpus: Corpus, options: Any) -> tuple[str | None, str]:
+def _sheet(corpus: Corpus, report: DataReport, options: Any) -> tuple[str | None, str]:
     """Write the contact sheet; returns its path, and the sentence about it."""
     if options.json and options.out is None:
         return None, ""
     from polymodal.corpora.contact_sheet import plot_contact_sheet, some_rows
 
+    if not any(column.examples for column in report.columns if column.modality):
+        return None, "Contact sheet: none, as no example can be decoded."
     path = Path(options.out or f"{corpus.name}.png")
-    beside = _is_beside(path, options.data)
-    if beside and options.out:
-        raise UserError(f"{path} would be beside your data, where nothing is written; choose another --out.")
-    if beside:
-        return None, "Contact sheet: none, as this folder holds the data; name a file elsewhere with --out."
+    if _is_beside(path, options.data):
+        return None, "Contact sheet: none, as this folder holds the data; name a file elsewhere: --out."
     if path.exists() and not _is_sheet(path):
-        if options.out:
-            raise UserError(f"{path} is a file already; choose another --out.")
-        return None, f"Contact sheet: none, as {path} is a file already; name another with --out."
+        return None, f"Contact sheet: none, as {path} is there already; name another: --out."
     replaced = " (written anew)" if path.exists() else ""
     try:
         with waiting("Drawing the contact sheet"):
@@ -178,5 +189,7 @@ def _is_sheet(path: Path) -> bool:
     """Return whether the file is a contact sheet that polymodal wrote."""
     from polymodal.corpora.contact_sheet import SOFTWARE
 
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         return SOFTWARE.encode() in file.read(4096)

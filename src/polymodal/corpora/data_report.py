@@ -113,8 +113,7 @@ def _with_modality(corpus: Corpus) -> list[ColumnReport]:
                 load = getattr(value, "load", None)  # Pillow decodes pixels when they are used
                 if callable(load):
                     load()
-                if len(examples) < EXAMPLES:
-                    examples.append(shortened(modality.describe(value)))
+                examples.append(shortened(modality.describe(value)))
             except (UnreadableExample, OSError, SyntaxError, ValueError) as error:
                 reasons.append(f"{corpus.key(row)}: {error}")
         reports.append(
@@ -123,7 +122,7 @@ def _with_modality(corpus: Corpus) -> list[ColumnReport]:
                 stored="" if streamed else short_type(corpus.table.schema.field(name).type),
                 modality=type(modality).__name__.lower(),
                 filled=1.0 if streamed else _filled(corpus.table, name),
-                examples=tuple(examples),
+                examples=_three(examples),
                 sampled=len(rows),
                 unreadable=len(reasons),
                 reason=reasons[0] if reasons else "",
@@ -132,13 +131,21 @@ def _with_modality(corpus: Corpus) -> list[ColumnReport]:
     return reports
 
 
+def _three(examples: list[str]) -> tuple[str, ...]:
+    """Return different ones where there are, spread over the data."""
+    different = list(dict.fromkeys(examples))
+    chosen = different if len(different) >= EXAMPLES else different + examples[len(different) :]
+    return tuple(chosen[:: max(1, len(chosen) // EXAMPLES)][:EXAMPLES])
+
+
 def _filled(table: pa.Table, name: str) -> float:
     return 1 - table.column(name).null_count / max(table.num_rows, 1)
 
 
 def _stored_examples(column: pa.ChunkedArray) -> tuple[str, ...]:
-    values = [value for value in column[:100].to_pylist() if value is not None]
-    return tuple(shortened(_in_words(value)) for value in values[:EXAMPLES])
+    places = range(0, len(column), max(1, len(column) // SAMPLED))
+    values = (column[place].as_py() for place in places)
+    return _three([shortened(_in_words(value)) for value in values if value is not None])
 
 
 def _in_words(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from polymodal import recipes
@@ -22,7 +21,7 @@ def what_recipes_lack(corpus: Corpus, unreadable: Mapping[str, str]) -> dict[str
 
     unreadable: columns too many of whose values cannot be decoded, with a clause about it.
     """
-    return {name: what for name in recipes.entries() if (what := _lacks(name, corpus, unreadable)) is not None}
+    return {name: what for name in sorted(recipes.entries()) if (what := _lacks(name, corpus, unreadable)) is not None}
 
 
 def _lacks(name: str, corpus: Corpus, unreadable: Mapping[str, str]) -> tuple[str, ...] | None:
@@ -41,7 +40,8 @@ def _lacks(name: str, corpus: Corpus, unreadable: Mapping[str, str]) -> tuple[st
 def _lacks_of(recipe: Any, corpus: Corpus, unreadable: Mapping[str, str]) -> tuple[str, ...]:
     declared = recipe.columns()
     required, sparse = unavailable(declared, corpus)
-    missing = [" or ".join(sorted(kind.__name__.lower() for kind in reads_of(declared, name))) for name in required]
+    alternatives = [{kind.__name__.lower() for kind in reads_of(declared, name)} for name in required]
+    missing = [" or ".join(sorted(one)) for one in alternatives if not any(other < one for other in alternatives)]
     missing = missing or _refusal(recipe, corpus)
     reads = reads_of(declared)
     unusable = [clause for name, clause in unreadable.items() if type(corpus.columns[name]) in reads]
@@ -49,7 +49,7 @@ def _lacks_of(recipe: Any, corpus: Corpus, unreadable: Mapping[str, str]) -> tup
         unusable.append(f"{MIN_ROWS} rows to train on")
     if sparse and not missing and not unusable:
         missing = _lacks_in_a_batch(recipe, corpus)
-    return *missing, *unusable
+    return tuple(missing or unusable)
 
 
 def _refusal(recipe: Any, corpus: Corpus) -> list[str]:
@@ -68,13 +68,14 @@ def _refusal(recipe: Any, corpus: Corpus) -> list[str]:
 def _lacks_in_a_batch(recipe: Any, corpus: Corpus) -> list[str]:
     """Make a batch of a few rows for each stage: which sparse columns are read shows only there."""
     few = corpus.with_splits({"train": corpus.splits["train"][:FEW_ROWS]})
-    with suppress(Exception):  # a few rows may be too few to fit a column to, which says nothing of all of them
+    try:
         processor = fit_processor(recipe, few)
         examples = [processor.load_example(few, int(row)) for row in few.splits["train"]]
         for stage in active_stages(recipe):
             if stage.corpus is None:
-                try:
-                    getattr(recipe, stage.batch)(examples, processor, ExampleRNG.of(0, 0, len(examples)))
-                except MissingModality as error:
-                    return [error.modality]
+                getattr(recipe, stage.batch)(examples, processor, ExampleRNG.of(0, 0, len(examples)))
+    except MissingModality as error:
+        return [error.modality]
+    except Exception:  # a few rows may be too few for a method, which says nothing of all of them
+        return []
     return []
