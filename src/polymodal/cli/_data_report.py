@@ -69,8 +69,10 @@ def _print_problems(report: DataReport) -> None:
 
 def _print_splits(report: DataReport) -> None:
     sizes = ", ".join(f"{split} {size:,}" for split, size in report.sizes.items())
-    lines = [f"{sizes}; by {report.rule}", *map(str, report.leaks)]
-    _print_list("Splits", lines if report.leaks else [*lines, "no leaks found"])
+    lines = [f"{sizes}; by {report.rule}", *(map(str, report.leaks) if report.leaks else ["no leaks found"])]
+    if report.leaks:
+        lines.append("A column 'group' with equal values for related rows keeps these in one split.")
+    _print_list("Splits", lines)
 
 
 def _print_recipes(lacks: Mapping[str, tuple[str, ...]]) -> None:

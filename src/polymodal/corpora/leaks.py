@@ -137,10 +137,10 @@ def _looks(corpus: Corpus, column: str, rows: np.ndarray) -> _Looks:
         return row, difference_hash(small), small.astype(np.uint8).reshape(-1)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        known = [one for one in pool.map(look, rows.tolist()) if one is not None]
-    if not known:
+        looked = [one for one in pool.map(look, rows.tolist()) if one is not None]
+    if not looked:
         return _Looks(np.empty(0, np.int64), np.empty(0, np.uint64), np.empty((0, 768), np.uint8))
-    numbers, hashes, thumbnails = zip(*known, strict=True)
+    numbers, hashes, thumbnails = zip(*looked, strict=True)
     return _Looks(np.array(numbers), np.array(hashes, np.uint64), np.stack(thumbnails))
 
 
