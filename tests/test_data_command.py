@@ -98,6 +98,17 @@ def test_the_report_for_scripts(polymodal, tmp_path):
     assert not (tmp_path / "photos.png").exists()
 
 
+def test_shards_that_are_streamed_are_reported_too(polymodal, tmp_path):
+    pairs(tmp_path / "shards", list(range(30)))
+    done = polymodal("data", "shards", "--stream")
+    assert done.returncode == 0, done.stderr
+    assert "shards: 30 rows, format streamed shards" in done.stdout
+    assert "train 24, validation 3, test 3" in done.stdout
+    assert "not looked for in shards that are streamed" in done.stdout
+    assert "no leaks found" not in done.stdout
+    assert (tmp_path / "shards.png").exists()
+
+
 def test_a_narrow_terminal(polymodal, tmp_path):
     image_folder(tmp_path / "photos")
     lines = polymodal("data", "photos", COLUMNS="60").stdout.splitlines()

@@ -69,7 +69,9 @@ def _print_problems(report: DataReport) -> None:
 
 def _print_splits(report: DataReport) -> None:
     sizes = ", ".join(f"{split} {size:,}" for split, size in report.sizes.items())
-    lines = [f"{sizes}; by {report.rule}", *(map(str, report.leaks) if report.leaks else ["no leaks found"])]
+    lines = [f"{sizes}; by {report.rule}", *map(str, report.leaks)]
+    if not report.leaks and not report.streamed and len(report.sizes) > 1:
+        lines.append("no leaks found")
     if report.leaks:
         lines.append("A column 'group' with equal values for related rows keeps these in one split.")
     _print_list("Splits", lines)

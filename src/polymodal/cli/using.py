@@ -44,7 +44,7 @@ def evaluate(arguments: Arguments) -> None:
     with waiting(f"Scoring {path} on {corpus.name}"):
         scores = evaluation.evaluate(run, corpus)
     if not scores:
-        raise UserError(f"The run {path} has no capability that can be tested on '{corpus.name}'.{corpus.hint}")
+        raise UserError(f"The run {path} has no capability that can be tested on '{corpus.name}'.")
     plots = [] if options.plot is None else evaluation.write_plots(run, corpus, Path(options.plot))
     if options.json:
         print_json([_score_record(score) for score in scores])

@@ -52,6 +52,7 @@ class DataReport:
     leaks: tuple[Leak, ...]
     skipped: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
+    streamed: bool = False
 
     def record(self) -> dict[str, Any]:
         """Return it for scripts."""
@@ -81,6 +82,7 @@ def report_on(corpus: Corpus, max_images: int = MAX_IMAGES) -> DataReport:
         leaks=tuple(leaks),
         skipped=tuple(asdict(skipped) for skipped in corpus.skipped),
         notes=(*corpus.notes, *([compared] if compared else [])),
+        streamed=corpus.table.num_rows == 0,
     )
 
 

@@ -44,12 +44,14 @@ class Leak:
 
 
 def find_leaks(corpus: Corpus, max_images: int = MAX_IMAGES) -> tuple[list[Leak], str]:
-    """Return the leaks between splits, and which images were compared as a sentence; '' for all, or none to compare.
+    """Return the leaks between splits, and a sentence about what was not compared; '' if all was.
 
     Equal media and equal captions are looked for in all rows. Near-duplicate images, such as the same image in another
     size or format, in at most `max_images`, of which half are held out.
     """
-    if corpus.table.num_rows == 0 or len(corpus.splits) < 2:
+    if corpus.table.num_rows == 0:
+        return [], "Leaks between splits are not looked for in shards that are streamed."
+    if len(corpus.splits) < 2:
         return [], ""
     leaks: list[Leak] = []
     for name, kind in corpus.columns.items():
@@ -91,7 +93,8 @@ def _equal(corpus: Corpus, kind: str, rows: np.ndarray, hashes: np.ndarray) -> I
 def _some_pairs(
     corpus: Corpus, rows: np.ndarray, hashes: np.ndarray, common: np.ndarray, there: np.ndarray
 ) -> Iterator[tuple[str, str]]:
-    for place in np.flatnonzero(common)[:EXAMPLES]:
+    places = np.flatnonzero(common)
+    for place in places[np.unique(rows[places], return_index=True)[1][:EXAMPLES]]:
         partner = rows[there & (hashes == hashes[place])][0]
         yield corpus.key(int(rows[place])), corpus.key(int(partner))
 

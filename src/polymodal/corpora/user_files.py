@@ -39,7 +39,7 @@ def from_path(path: Path | str | Sequence[Path | str], format: str | None = None
     given = [path] if isinstance(path, str | Path) else list(path)
     data, name = files_and_format(given, format)
     if name == "saved_corpus":
-        return replace(open_saved(data.given[0]), format=name)
+        return replace(open_saved(data.given[0]), format=name, split_rule="the column 'split'")
     rows = module(name).read(data)
     about = About(data.name, f"{rows.table.num_rows:,} examples of {data.name}", "the user's own", str(given[0]), ())
     choices: dict[str, Any] = {"data": [str(one.resolve()) for one in data.given]}
