@@ -297,6 +297,14 @@ def test_plain_images_of_different_colors_are_no_near_duplicates(tmp_path):
     assert find_leaks(from_path(with_given_splits(tmp_path / "own", rows))) == ([], "")
 
 
+def test_examples_hold_no_control_characters(polymodal, tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "own.csv").write_text('caption\n"red \x1b[31m"\nb\nc\n')
+    shown = polymodal("data", "own").stdout
+    assert "red ?[31m" in shown
+    assert "\x1b" not in shown
+
+
 def test_values_that_cannot_be_decoded_are_counted(tmp_path):
     rows = [("train", encoded(photo(n))[: 60 if n == 3 else None], f"a{n}") for n in range(20)]
     report = report_on(from_path(with_given_splits(tmp_path / "own", rows)))

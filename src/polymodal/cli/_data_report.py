@@ -52,7 +52,7 @@ def _cells(shown: list[ColumnReport]) -> list[tuple[str, list[str]]]:
 
 def _row(column: ColumnReport) -> tuple[str, str, str, str]:
     kind = column.modality or f"- ({column.stored})"
-    return column.name, kind, f"{column.filled:.0%}", " | ".join(column.examples) or "-"
+    return " ".join(column.name.split()), kind, f"{column.filled:.0%}", " | ".join(column.examples) or "-"
 
 
 def _print_problems(report: DataReport) -> None:

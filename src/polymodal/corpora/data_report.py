@@ -155,8 +155,8 @@ def _in_words(value: Any) -> str:
 
 
 def shortened(text: str, width: int = MAX_TEXT) -> str:
-    """Return the text in one line, at most so long."""
-    line = " ".join(text.split())
+    """Return the text in one line of printable characters, at most so long."""
+    line = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
     return line if len(line) <= width else f"{line[: width - 3]}..."
 
 
