@@ -69,7 +69,7 @@ def find_leaks(corpus: Corpus, max_images: int = MAX_IMAGES) -> tuple[list[Leak]
     rows = _compared(corpus, column, max_images)
     exact = {row for leak in leaks if leak.kind == "an equal image" for row in leak.rows}
     leaks += _near_duplicates(corpus, column, rows, exact)
-    total = int(corpus.has(column).sum())
+    total = int(corpus.has(column)[np.unique(np.concatenate(list(corpus.splits.values())))].sum())
     compared = sum(map(len, rows.values()))
     note = f"Near-duplicates were looked for among {compared:,} of {total:,} images." if compared < total else ""
     return leaks, note
