@@ -129,6 +129,8 @@ def test_folders_import_only_from_folders_above_them():
         (["compare", "clip", "sprac", "--corpus", "emoji"], 2),
         (["compare", "clip", "siglip"], 2),
         (["corpora"], 0),
+        (["data", "--help"], 0),
+        (["data"], 2),
         (["corpora", "show", "emojo"], 2),
         (["trian"], 2),
         (["serve", "--help"], 0),

@@ -14,6 +14,14 @@ class UserError(Exception):
     """Something the user can put right; the message is one sentence that says how."""
 
 
+class MissingModality(UserError):
+    """A method needs a modality that the data does not have. modality: its name, in lower case."""
+
+    def __init__(self, message: str, modality: str):
+        super().__init__(message)
+        self.modality = modality
+
+
 class UnreadableExample(ValueError):
     """An example that cannot be used; the message says why. Loaders skip, count and name it."""
 

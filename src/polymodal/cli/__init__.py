@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from polymodal.cli._flags import HELP, Arguments, leading_words
 from polymodal.cli.comparing import attack, compare, reproduce, score
 from polymodal.cli.corpora import corpora
 from polymodal.cli.curation import caption, curate, sample_preferences
+from polymodal.cli.data import data
 from polymodal.cli.evaluating import evaluate
 from polymodal.cli.recipes import doctor, list_, new, show
 from polymodal.cli.searching import embed, index, search
@@ -23,6 +26,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "list": list_,
     "show": show,
     "corpora": corpora,
+    "data": data,
     "train": train,
     "resume": resume,
     "runs": runs,
@@ -87,6 +91,7 @@ def _with_help(name: str, arguments: Arguments) -> Arguments:
 def main() -> None:
     """Entry point; exit status 0, 2 for user errors, 130 after Ctrl-C."""
     arguments = sys.argv[1:]
+    warnings.showwarning = _show_warning
     try:
         if not arguments or arguments[0] in HELP:
             _help()
@@ -117,6 +122,21 @@ def main() -> None:
             raise
         print(f"polymodal: {error.filename or 'A file'} cannot be written: {error.strerror}.", file=sys.stderr)
         sys.exit(2)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning of this package as a sentence, and those of others as Python does."""
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
+        print(f"polymodal: {message}", file=file or sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)
 
 
 def _help() -> None:

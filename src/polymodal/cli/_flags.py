@@ -145,19 +145,30 @@ class NoOptions:
 
 
 def parse(
-    options: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None], default: Any = None
+    options: Any,
+    arguments: Arguments,
+    usage: str,
+    command: Callable[[Arguments], None],
+    default: Any = None,
+    more_help: str = "",
 ) -> Any:
     """Parse flags to a dataclass; fields without a default are positional.
 
-    default: instance with the default values. Raises UserError for a number outside its range.
+    default: instance with the default values. more_help: what help says after the command's docstring. Raises UserError
+    for a number outside its range.
     """
-    parsed = _from_flags(options, arguments, usage, command, default)
+    parsed = _from_flags(options, arguments, usage, command, default, more_help)
     validate_constraints(parsed)
     return parsed
 
 
 def _from_flags(
-    options: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None], default: Any = None
+    options: Any,
+    arguments: Arguments,
+    usage: str,
+    command: Callable[[Arguments], None],
+    default: Any = None,
+    more_help: str = "",
 ) -> Any:
     import tyro
 
@@ -166,7 +177,7 @@ def _from_flags(
         options,
         args=arguments,
         prog=f"polymodal {usage}",
-        description=command.__doc__,
+        description=f"{command.__doc__}{more_help}",
         config=(tyro.conf.PositionalRequiredArgs,),
         **keywords,
     )

@@ -55,7 +55,7 @@ def evaluate(arguments: Arguments) -> None:
         else:
             scores = score_on_benchmark(options.benchmark, run, corpus, options.split, templates)
     if not scores:
-        raise UserError(f"The run {path} has no capability that can be tested on '{corpus.name}'.")
+        raise UserError(f"The run {path} has no capability that can be tested on '{corpus.name}'.{corpus.hint}")
     plots = [] if options.plot is None else write_plots(run, corpus, Path(options.plot))
     records = [_record(scored) for scored in scores]
     if options.out is not None:

@@ -43,6 +43,16 @@ def thumbnail(image: PILImage.Image) -> np.ndarray:
     return np.asarray(small, dtype=np.float32)
 
 
+def difference_hash(small: np.ndarray) -> np.uint64:
+    """Return the 64 bits of whether each of 8 x 8 places is brighter than the one to its right (dHash).
+
+    small: as from `thumbnail`. Equal images in other sizes and formats differ in few bits.
+    """
+    gray = PILImage.fromarray(small.mean(axis=2)).resize((9, 8), PILImage.Resampling.BOX)
+    values = np.asarray(gray)
+    return np.packbits(values[:, :-1] > values[:, 1:] + 0.5).view(">u8")[0].astype(np.uint64)
+
+
 def join_alike(groups: Groups, thumbnails: np.ndarray, tolerance: float = 4.0, mirrored: bool = False) -> None:
     """Join rows whose thumbnails differ by at most `tolerance` on average; mirrored: also compare mirror images."""
     flat = thumbnails.reshape(len(thumbnails), -1)

@@ -26,6 +26,11 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
+def short_type(kind: pa.DataType) -> str:
+    """Return the name of a type for messages, without the inner part of long ones."""
+    return str(kind) if len(str(kind)) < 40 else f"{str(kind)[:37]}..."
+
+
 def is_string(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 

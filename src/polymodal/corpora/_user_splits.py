@@ -34,9 +34,10 @@ GROUPS = ("group", "group_id")
 
 @dataclass(frozen=True)
 class Splits:
-    """rows: indices by split. notes: sentences about how they were made."""
+    """rows: indices by split. rule: what they are by. notes: sentences about them."""
 
     rows: dict[str, np.ndarray]
+    rule: str
     notes: tuple[str, ...] = ()
 
 
@@ -51,7 +52,7 @@ def user_splits(
     if column is not None and is_string(table.schema.field(column).type) and column not in columns:
         return _of_column(table.column(column), column)
     if stated is not None:
-        return Splits(_rows_of(stated), ("The splits are those that files or folders state.",))
+        return Splits(_rows_of(stated), "the names of files or folders")
     return _by_content(table, columns, root, keys)
 
 
@@ -66,10 +67,8 @@ def _of_column(column: pa.ChunkedArray, name: str) -> Splits:
         )
     split = np.array([names.get(value) for value in column.to_pylist()], dtype=object)
     without = sum(value is None for value in split)
-    notes = [f"The splits are those of the column '{name}'."]
-    if without:
-        notes.append(f"{without:,} rows without a split are left out.")
-    return Splits(_rows_of(split), tuple(notes))
+    notes = (f"{without:,} rows without a split are left out.",) if without else ()
+    return Splits(_rows_of(split), f"the column '{name}'", notes)
 
 
 def _rows_of(split: np.ndarray) -> dict[str, np.ndarray]:
@@ -80,8 +79,10 @@ def _rows_of(split: np.ndarray) -> dict[str, np.ndarray]:
 
 def _by_content(table: pa.Table, columns: Mapping[str, Modality], root: Path, keys: str | None) -> Splits:
     total = table.num_rows
-    media = [_content(table.column(name), root) for name, kind in columns.items() if type(kind).__name__ in CONTENT]
-    texts = [_captions(table.column(name)) for name, kind in columns.items() if isinstance(kind, Text)]
+    media = [
+        content_hashes(table.column(name), root) for name, kind in columns.items() if type(kind).__name__ in CONTENT
+    ]
+    texts = [caption_hashes(table.column(name)) for name, kind in columns.items() if isinstance(kind, Text)]
     given = [_plain(table.column(name)) for name in table.column_names if name.lower() in GROUPS]
     joined = _components(total, media + texts + given)
     notes: list[str] = []
@@ -99,9 +100,8 @@ def _by_content(table: pa.Table, columns: Mapping[str, Modality], root: Path, ke
     of_group[sizes > max(1, MAX_GROUP * total)] = "train"
     _fill_empty(of_group, positions)
     rows = _rows_of(of_group[joined])
-    return Splits(
-        {name: rows.get(name, np.empty(0, np.int64)) for name in ("train", "validation", "test")}, tuple(notes)
-    )
+    named = {name: rows.get(name, np.empty(0, np.int64)) for name in ("train", "validation", "test")}
+    return Splits(named, f"a hash of {f'the column {keys!r}' if keys else 'what rows hold'}", tuple(notes))
 
 
 def _fill_empty(of_group: np.ndarray, positions: np.ndarray) -> None:
@@ -156,7 +156,7 @@ def _plain(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(valid), _hashes(column.filter(column.is_valid()))
 
 
-def _captions(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+def caption_hashes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Return row and hash of each caption, in a normal form: NFKC, lower case, single spaces; blank ones are none."""
     array = column.combine_chunks()
     rows = np.arange(len(array))
@@ -173,7 +173,7 @@ def _captions(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return rows[keep.to_numpy(zero_copy_only=False)], hashes[unique.indices.to_numpy()]
 
 
-def _content(column: pa.ChunkedArray, root: Path) -> tuple[np.ndarray, np.ndarray]:
+def content_hashes(column: pa.ChunkedArray, root: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return row and hash of the content of each value: bytes, or the bytes of the file that a path names.
 
     Two values of different length, or with different first or middle bytes, are different: only the others are read as

@@ -15,6 +15,7 @@ from polymodal.modalities import Image, Video
 from polymodal.modalities.image import to_rgb
 
 WIDTH, HEIGHT = 2.3, 1.9  # inches of a cell
+SOFTWARE = "polymodal contact sheet"  # what the PNG says it was made by
 
 
 def some_rows(corpus: Corpus, count: int, seed: int = 0) -> np.ndarray:
@@ -22,7 +23,7 @@ def some_rows(corpus: Corpus, count: int, seed: int = 0) -> np.ndarray:
     rows = corpus.splits.get("train", np.arange(len(corpus)))
     rows = np.random.default_rng(seed).permutation(rows)[: 20 * count]
     filled = np.zeros(len(rows), int)
-    for column in corpus.columns:
+    for column in {*corpus.columns} & {*corpus.table.column_names}:  # shards that are streamed have no table
         filled += corpus.has(column)[rows]
     return rows[np.argsort(-filled, kind="stable")][:count]
 
@@ -67,7 +68,7 @@ def plot_contact_sheet(corpus: Corpus, rows: np.ndarray, path: Path) -> None:
                 cell.text(0.5, 0.5, "—", ha="center", va="center", color="#999999")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # scripts that matplotlib's font lacks
-        figure.savefig(path)
+        figure.savefig(path, metadata={"Software": SOFTWARE})
 
 
 def has_images(corpus: Corpus) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polymodal.corpora.about import About
-from polymodal.errors import UnreadableExample, UserError
+from polymodal.errors import MissingModality, UnreadableExample, UserError
 from polymodal.modalities import Modality
 from polymodal.modalities.json_values import parsed
 from polymodal.types import Example
@@ -47,7 +49,8 @@ class Corpus:
     examples in reports. label: Category column for zero-shot classification and probing. prompts: texts that describe
     each label. choices: how to reopen this corpus (`--data`, `--image-column`, `--text-column`), recorded in runs.
     keeps_decoded: whether decoded examples may be kept in memory, which pays when they are reused soon. skipped: what
-    was left out when the user's files were opened. notes: sentences about how they were read.
+    was left out when the user's files were opened. notes: sentences about how they were read. format: of the user's
+    files. split_rule: what the splits of the user's data are by, such as "the column 'fold'".
     """
 
     about: About
@@ -61,6 +64,8 @@ class Corpus:
     keeps_decoded: bool = True
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
+    format: str = ""
+    split_rule: str = ""
 
     @property
     def name(self) -> str:
@@ -146,8 +151,25 @@ class Corpus:
             if isinstance(modality, kind):
                 return name
         available = ", ".join(f"{name} ({type(modality).__name__.lower()})" for name, modality in self.columns.items())
-        raise UserError(f"The corpus '{self.name}' has no {kind.__name__.lower()} column; it has {available}.")
+        wanted = kind.__name__.lower()
+        message = f"The corpus '{self.name}' has no {wanted} column; it has {available}.{self.hint}"
+        raise MissingModality(message, wanted)
+
+    @property
+    def hint(self) -> str:
+        """What errors about the user's data end with: the command that shows it; '' for built-in corpora."""
+        return command_that_shows(self.choices.get("data", ()))
 
     def with_splits(self, splits: Mapping[str, np.ndarray]) -> Corpus:
         """Return the same examples with other splits."""
         return replace(self, splits=splits)
+
+
+def command_that_shows(paths: str | Sequence[str]) -> str:
+    """Return the sentence, after a blank, that names the command for these data of the user; '' for none."""
+    paths = [paths] if isinstance(paths, str) else list(paths)
+    if not paths:
+        return ""
+    here = os.getcwd() + os.sep
+    given = shlex.join([path.removeprefix(here) for path in paths[:1]]) + (" ..." if len(paths) > 1 else "")
+    return f" `polymodal data {given}` shows what was found."

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from polymodal.corpora._user_splits import user_splits
-from polymodal.corpora.corpus import About, Corpus
+from polymodal.corpora.corpus import About, Corpus, command_that_shows
 from polymodal.corpora.formats import format_of, module
 from polymodal.corpora.formats._data_files import DataFiles
 from polymodal.corpora.rows import Rows
@@ -36,14 +37,23 @@ def from_path(path: Path | str | Sequence[Path | str], format: str | None = None
         >>> corpus = from_path("photos/", text="title")  # doctest: +SKIP
     """
     given = [path] if isinstance(path, str | Path) else list(path)
-    data = DataFiles.of(given)
-    name = format or format_of(data)
+    data, name = files_and_format(given, format)
     if name == "saved_corpus":
-        return open_saved(data.given[0])
+        return replace(open_saved(data.given[0]), format=name, split_rule="the column 'split'")
     rows = module(name).read(data)
     about = About(data.name, f"{rows.table.num_rows:,} examples of {data.name}", "the user's own", str(given[0]), ())
     choices: dict[str, Any] = {"data": [str(one.resolve()) for one in data.given]}
-    return corpus_of(rows, about, columns, choices | {"format": format, "columns": dict(columns)})
+    try:
+        corpus = corpus_of(rows, about, columns, choices | {"format": format, "columns": dict(columns)})
+    except UserError as error:
+        raise UserError(f"{error}{command_that_shows([str(one) for one in given])}") from error
+    return replace(corpus, format=name)
+
+
+def files_and_format(given: Sequence[Path | str], format: str | None = None) -> tuple[DataFiles, str]:
+    """Return the files that paths name, and the name of their format. Raises UserError where none is sure enough."""
+    data = DataFiles.of(given)
+    return data, format or format_of(data)
 
 
 def corpus_of(rows: Rows, about: About, named: dict[str, str], choices: dict[str, Any]) -> Corpus:
@@ -71,6 +81,7 @@ def corpus_of(rows: Rows, about: About, named: dict[str, str], choices: dict[str
         choices=choices,
         skipped=rows.skipped,
         notes=(*rows.notes, *splits.notes),
+        split_rule=splits.rule,
     )
 
 

@@ -69,7 +69,7 @@ class Reader:
         """
         rows, examples = self.read_all(self.corpus.rows(split) if most is None else self.corpus.sample(split, most))
         if not examples:
-            raise UserError(f"The split '{split}' of '{self.corpus.name}' has no readable example.")
+            raise UserError(f"The split '{split}' of '{self.corpus.name}' has no readable example.{self.corpus.hint}")
         return rows, examples
 
     def check(self) -> None:
@@ -79,7 +79,7 @@ class Reader:
             key, reason = next(iter(self.skipped.items()))
             raise UserError(
                 f"{len(self.skipped)} of {total} examples of '{self.corpus.name}' cannot be read, more than a tenth "
-                f"(the first: {key}: {reason}); mend or remove them."
+                f"(the first: {key}: {reason}); mend or remove them.{self.corpus.hint}"
             )
 
 

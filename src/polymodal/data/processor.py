@@ -11,7 +11,7 @@ from typing import Any
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.column import Column, reject_unknown_columns
-from polymodal.errors import UserError
+from polymodal.errors import MissingModality
 from polymodal.modalities import Expressions, Preferences, Questions, Regions, Text
 from polymodal.modalities.text import Tokenizer
 from polymodal.types import Batch, Example
@@ -59,11 +59,12 @@ Declared = Mapping[str, Column | Sparse | Optional | SharedColumn | BatchFormat]
 
 
 class SparseExample(dict[str, Any]):
-    """An example without the sparse columns that its row lacks. Raises UserError where one of these is read."""
+    """An example without the sparse columns that its row lacks. Raises MissingModality where one of these is read."""
 
     def __missing__(self, name: str) -> Any:
-        raise UserError(
-            f"This method reads the column '{name}' of every example, and one has no value; leave such examples out."
+        raise MissingModality(
+            f"This method reads the column '{name}' of every example, and one has no value; leave such examples out.",
+            name,
         )
 
 
@@ -192,6 +193,21 @@ class Processor:
             if hasattr(column, name):
                 return getattr(column, name)
         raise AttributeError(f"No column of this processor has {name}.")
+
+
+def unavailable(declared: Declared, corpus: Corpus) -> tuple[list[str], list[str]]:
+    """Return the names of the required columns that the corpus lacks, and those of the sparse ones."""
+    names: tuple[list[str], list[str]] = [], []
+    for name, one in declared.items():
+        if _is_column(one) and not isinstance(one, Optional) and not _plain(one).available([corpus]):
+            names[isinstance(one, Sparse)].append(name)
+    return names
+
+
+def reads_of(declared: Declared, *names: str) -> set[type]:
+    """Return the modalities that these columns are read from; by default all columns."""
+    columns = {name: _plain(one) for name, one in declared.items() if _is_column(one)}
+    return {kind for name in names or columns for kind in columns[name].reads}
 
 
 def fit_processor(recipe: Any, corpus: Corpus) -> Any:

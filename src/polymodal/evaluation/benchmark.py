@@ -14,6 +14,7 @@ from polymodal.errors import UserError, unknown
 from polymodal.evaluation import benchmarks
 from polymodal.evaluation.evaluate import Scored, cached_features, inputs_of, scored_by
 from polymodal.evaluation.task import Task, TaskInputs
+from polymodal.evaluation.trained_rows import warn_of_trained_rows
 from polymodal.training.parallel import register_forward_methods
 from polymodal.training.run import Run
 
@@ -60,6 +61,7 @@ def score_on_benchmark(
     """
     benchmark = find_benchmark(name)
     corpus = benchmark.on(corpus, split)
+    warn_of_trained_rows(run, corpus)
     inputs = inputs_of(run, corpus, templates=templates)
     _check(name, benchmark, run, inputs)
     register_forward_methods(run.model, benchmark.task.forward_methods)

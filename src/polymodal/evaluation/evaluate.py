@@ -16,6 +16,7 @@ from polymodal.errors import UserError
 from polymodal.evaluation import tasks
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.task import Task, TaskInputs
+from polymodal.evaluation.trained_rows import warn_of_trained_rows
 from polymodal.training.feature_cache import with_features
 from polymodal.training.parallel import register_forward_methods
 from polymodal.training.run import Run
@@ -51,6 +52,7 @@ def evaluate_with_protocols(
     run: Run, corpus: Corpus, reader: Reader | None = None, templates: Sequence[str] = ()
 ) -> list[Scored]:
     """Compute the scores as `evaluate` does, each with its protocol."""
+    warn_of_trained_rows(run, corpus)
     inputs = inputs_of(run, corpus, reader, templates)
     with cached_features(run):
         return [scored for task in applicable_tasks(inputs) for scored in scored_by(task, inputs)]

@@ -12,6 +12,7 @@ from polymodal.training.checkpoint import remove_checkpoints
 from polymodal.training.loop import Trainer
 from polymodal.training.parallel import full_tensor
 from polymodal.training.run import Run
+from polymodal.training.training_rows import save_training_rows
 
 
 class Interrupted(UserError):
@@ -56,6 +57,8 @@ def finish(trainer: Trainer) -> Run:
     if trainer.writer is not None:
         trainer.writer.wait()
         if trainer.world.first:
+            assert run.directory is not None
+            save_training_rows(trainer.setup.corpus, run.directory)
             run.save_result()
             run.save_record()
             remove_checkpoints(trainer.writer.directory)

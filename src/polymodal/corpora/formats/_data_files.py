@@ -112,7 +112,8 @@ def splits_of(files: Sequence[Path], root: Path) -> dict[Path, str] | None:
     """
     splits = {}
     for file in files:
-        found = _SPLIT.findall(file.resolve().relative_to(root).as_posix() if file.is_relative_to(root) else file.name)
+        whole = file.resolve()
+        found = _SPLIT.findall(whole.relative_to(root).as_posix() if whole.is_relative_to(root) else file.name)
         if not found:
             return None
         splits[file] = SPLIT_NAMES[found[-1].lower()]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from polymodal.corpora._types import short_type
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
 from polymodal.errors import unknown
 from polymodal.modalities import Modality
@@ -72,11 +73,7 @@ def convert(table: pa.Table, found: Found) -> pa.Table:
 
 def described_columns(table: pa.Table) -> str:
     """Return names and types of all columns, for messages."""
-    return ", ".join(f"{field.name} ({_short(field.type)})" for field in table.schema)
-
-
-def _short(kind: pa.DataType) -> str:
-    return str(kind) if len(str(kind)) < 40 else f"{str(kind)[:37]}..."
+    return ", ".join(f"{field.name} ({short_type(field.type)})" for field in table.schema)
 
 
 @functools.cache

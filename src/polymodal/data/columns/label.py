@@ -27,7 +27,7 @@ class LabelColumn(BaseColumn):
         return bool(corpora[0].label)
 
     def check(self, corpus: Corpus) -> None:
-        raise UserError(f"The corpus '{corpus.name}' has no label to learn to classify by.")
+        raise UserError(f"The corpus '{corpus.name}' has no label to learn to classify by.{corpus.hint}")
 
     def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> LabelColumn:
         corpus = corpora[0]

@@ -29,7 +29,7 @@ from polymodal.data.instructions import choice
 from polymodal.data.processor import Declared, Processor
 from polymodal.data.sequence import SequenceBatch, pad_sequences
 from polymodal.encoders.pretrained import PretrainedConfig
-from polymodal.errors import UserError
+from polymodal.errors import MissingModality, UserError
 from polymodal.layers.lora import merged_parameters
 from polymodal.modalities import Preferences
 from polymodal.modalities.preference import Preference
@@ -176,10 +176,11 @@ class Recipe(MonolithRecipe):
     def training_corpora(self, corpus: Corpus) -> list[Corpus]:
         """Raise UserError: the corpus has no preferences."""
         if not corpus.has_modality(Preferences):
-            raise UserError(
+            message = (
                 f"The corpus '{corpus.name}' has no preferences to learn from; make some with: "
-                "polymodal sample-preferences RUN."
+                f"polymodal sample-preferences RUN.{corpus.hint}"
             )
+            raise MissingModality(message, "preferences")
         return [corpus]
 
     def build(self, processor: Processor) -> MPO:

@@ -36,7 +36,7 @@ from polymodal.data.processor import Declared, Optional, Processor, SharedColumn
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.points import PointEncoder, PointEncoderConfig, load_point_bert
 from polymodal.encoders.text import TextEncoderConfig
-from polymodal.errors import UserError
+from polymodal.errors import MissingModality, UserError
 from polymodal.layers.logit_scale import LogitScale
 from polymodal.layers.transformer import Packing, mean_pool
 from polymodal.modalities import Points, ViewCaptions
@@ -188,9 +188,10 @@ class Recipe(DualEncoderRecipe):
         if self.clip_fraction < 1:
             corpus.column_with(Points)
             if self.text_source == "captions" and not corpus.has_modality(ViewCaptions):
-                raise UserError(f"'{corpus.name}' has no captions of views; write some with polymodal caption.")
+                message = f"'{corpus.name}' has no captions of views; write some with polymodal caption.{corpus.hint}"
+                raise MissingModality(message, "captions of views")
             if self.text_source == "category" and corpus.label is None:
-                raise UserError(f"The corpus '{corpus.name}' has no categories; take --text-source names.")
+                raise UserError(f"The corpus '{corpus.name}' has no categories; take --text-source names.{corpus.hint}")
         return [corpus, *([load_corpus(self.clip_corpus)] if self.clip_corpus else [])]
 
     def build(self, processor: Processor) -> ULIP2:

@@ -1,0 +1,45 @@
+"""Which rows of the user's data a run was trained on, by their content: a small file in its folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from polymodal.corpora._types import is_string
+from polymodal.corpora._user_splits import MAX_FILES
+from polymodal.corpora.corpus import Corpus
+from polymodal.corpora.row_identity import has_identity, row_identities
+
+TRAINING_ROWS = "training_rows.npz"
+
+
+def save_training_rows(corpus: Corpus, directory: Path) -> None:
+    """Write the identities of the training rows; nothing for built-in corpora and streamed shards."""
+    if not has_identity(corpus):
+        return
+    rows = corpus.rows("train")
+    # More files than these would take minutes to read: they are known by their paths.
+    open_files = len(rows) <= MAX_FILES or not any(is_string(_type(corpus, name)) for name in corpus.columns)
+    identities = np.unique(row_identities(corpus, rows, open_files))
+    aside = directory / f".{TRAINING_ROWS}.partial"
+    with aside.open("wb") as file:
+        np.savez_compressed(file, identities=identities, open_files=open_files)
+    os.replace(aside, directory / TRAINING_ROWS)
+
+
+def trained_on(directory: Path, corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """Return those of the rows that the run was trained on; none where it is not recorded."""
+    path = directory / TRAINING_ROWS
+    if not (path.is_file() and has_identity(corpus)):
+        return rows[:0]
+    with np.load(path, allow_pickle=False) as kept:
+        identities, open_files = kept["identities"], bool(kept["open_files"])
+    these = row_identities(corpus, rows, open_files)
+    return rows[np.isin(these, identities) & (these != 0)]
+
+
+def _type(corpus: Corpus, name: str) -> pa.DataType:
+    return corpus.table.schema.field(name).type
