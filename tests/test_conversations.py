@@ -1,0 +1,244 @@
+"""Conversations in every form in which data sets have them: read right, and trained on."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image as PILImage
+
+from format_samples import png
+from polymodal.corpora import Corpus, from_path
+from polymodal.errors import UnreadableExample, UserError
+from polymodal.modalities import Conversations
+from polymodal.modalities.conversation import Message, without_images
+from polymodal.modalities.image import to_rgb
+
+COUNT = 12
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYMODAL_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def plain(messages: list[Message]) -> list[tuple[str, tuple[Any, ...]]]:
+    """Images as the red of their first pixel."""
+    return [
+        (role, tuple(part if isinstance(part, str) else np.asarray(to_rgb(part))[0, 0, 0].item() for part in parts))
+        for role, parts in messages
+    ]
+
+
+def conversations(corpus: Corpus) -> list[Any]:
+    column = corpus.column_with(Conversations)
+    return [plain(corpus.value(row, column)) for row in range(len(corpus))]
+
+
+def write_images(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(COUNT):
+        (folder / f"{number}.png").write_bytes(png(number))
+
+
+def llava(number: int) -> dict[str, Any]:
+    said = [
+        {"from": "human", "value": f"<image>\nWhat is in image {number}?"},
+        {"from": "gpt", "value": f"Thing {number}."},
+        {"from": "human", "value": "Where?"},
+        {"from": "gpt", "value": "There."},
+    ]
+    return {"id": f"00{number}", "image": f"{number}.png", "conversations": said}
+
+
+def llava_read(number: int) -> list[Any]:
+    return [
+        ("user", (20 * number, f"What is in image {number}?")),
+        ("assistant", (f"Thing {number}.",)),
+        ("user", ("Where?",)),
+        ("assistant", ("There.",)),
+    ]
+
+
+@pytest.mark.parametrize("folder", [".", "images", "../train2017"])
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_llava_files_with_the_images_beside_them(folder, suffix, tmp_path):
+    file = tmp_path / "set" / f"llava.{suffix}"
+    write_images(file.parent / folder)
+    file.parent.mkdir(exist_ok=True)
+    records = [llava(number) for number in range(COUNT)]
+    file.write_text(json.dumps(records) if suffix == "json" else "\n".join(map(json.dumps, records)))
+    corpus = from_path(file)
+    assert conversations(corpus) == [llava_read(number) for number in range(COUNT)]
+    assert corpus.key(3) == "003"
+    assert "Thing 0" in corpus.columns["conversations"].describe(corpus.value(0, "conversations"))
+
+
+def test_images_of_one_row_or_several_or_none(tmp_path):
+    write_images(tmp_path)
+    several = {
+        "id": 1,
+        "image": ["1.png", "2.png"],
+        "conversations": [
+            {"from": "human", "value": "Compare <image> with <image>."},
+            {"from": "gpt", "value": "Darker."},
+        ],
+    }
+    alone = {
+        "id": "two",
+        "conversations": [
+            {"from": "system", "value": "Be brief."},
+            {"from": "human", "value": "Hi"},
+            {"from": "gpt", "value": "Hello"},
+        ],
+    }
+    (tmp_path / "a.json").write_text(json.dumps([llava(0), several, alone]))
+    assert conversations(from_path(tmp_path / "a.json")) == [
+        llava_read(0),
+        [("user", ("Compare", 20, "with", 40, ".")), ("assistant", ("Darker.",))],
+        [("system", ("Be brief.",)), ("user", ("Hi",)), ("assistant", ("Hello",))],
+    ]
+
+
+def test_messages_with_parts_and_plain_texts_in_one_file(tmp_path):
+    write_images(tmp_path)
+    address = "data:image/png;base64," + base64.b64encode(png(5)).decode()
+    rows = [
+        {
+            "messages": [
+                {"role": "system", "content": "Be kind."},
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is <image> a word?"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+            ],
+            "images": ["3.png"],
+        },
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": address}}]},
+                {"role": "assistant", "content": "No."},
+            ],
+            "images": [],
+        },
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert conversations(from_path(tmp_path / "a.jsonl")) == [
+        [("system", ("Be kind.",)), ("user", (60, "Is <image> a word?")), ("assistant", ("Yes.",))],
+        [("user", (100,)), ("assistant", ("No.",))],
+    ]
+
+
+def test_openai_messages_alone(tmp_path):
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}]}
+        for n in range(COUNT)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    corpus = from_path(tmp_path / "a.jsonl")
+    assert conversations(corpus)[7] == [("user", ("7?",)), ("assistant", ("7!",))]
+    assert set(corpus.columns) == {"messages"}
+    assert {len(rows) > 0 for rows in corpus.splits.values()} == {True}
+
+
+def test_sharegpt_with_system_prompts(tmp_path):
+    rows = [
+        {
+            "system": "Be brief.",
+            "conversations": [
+                {"from": "human", "value": "Hi"},
+                {"from": "function_call", "value": "f()"},
+                {"from": "gpt", "value": "Yes"},
+            ],
+        },
+        {"system": "", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}]},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    corpus = from_path(tmp_path / "a.json")
+    with pytest.raises(UnreadableExample, match="'function_call' is no role; roles are system, user and assistant"):
+        corpus[0]
+    rows[0]["conversations"][1]["from"] = "observation"
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    assert conversations(from_path(tmp_path / "a.json"))[0][0] == ("system", ("Be brief.",))
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_the_cauldron_and_finevision(records, tmp_path):
+    """`images`: bytes records (or bytes), which stand before the first question; `texts`: pairs."""
+    rows = [
+        {
+            "images": [
+                {"bytes": png(n), "path": None} if records else png(n),
+                {"bytes": png(0), "path": "x"} if records else png(0),
+            ],
+            "texts": [
+                {"user": f"{n}?", "assistant": "a.", "source": "x"},
+                {"user": "More?", "assistant": "b.", "source": "y"},
+            ],
+        }
+        for n in range(COUNT)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train-00000-of-00001.parquet")
+    corpus = from_path(tmp_path)
+    assert set(corpus.columns) == {"texts"}
+    assert conversations(corpus)[2] == [
+        ("user", (40, 0, "2?")),
+        ("assistant", ("a.",)),
+        ("user", ("More?",)),
+        ("assistant", ("b.",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (("<image><image>?", "a", [png(0)]), "2 places for images in its texts, and 1 images"),
+        (("<image>?", "a", []), "1 places for images in its texts, and 0 images"),
+        (("?", " ", []), "no answer of the assistant"),
+        (([{"type": "video"}], "a", []), "a part of type 'video'"),
+        (([{"type": "image_url", "image_url": "https://x.org/a.png"}], "a", []), "at https://x.org/a.png; download it"),
+        (("<image>", "a", ["none.png"]), "none.png cannot be read"),
+    ],
+)
+def test_unreadable_conversations_say_why(value, reason):
+    content, answer, images = value
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    with pytest.raises(UnreadableExample, match=reason):
+        Conversations().decode({"messages": messages, "images": images})
+
+
+def test_arrow_keeps_what_is_stored():
+    stored = {
+        "messages": [{"role": "user", "content": "<image> ?"}, {"role": "assistant", "content": "a"}],
+        "images": [png(2)],
+    }
+    again = pa.array([stored], Conversations().arrow_type)[0].as_py()
+    assert plain(Conversations().decode(again)) == [("user", (40, "?")), ("assistant", ("a",))]
+    assert without_images(Conversations().decode(again)) == [Message("user", ("?",)), Message("assistant", ("a",))]
+
+
+def test_equal_images_are_in_one_split_and_groups_are_in_any(tmp_path):
+    """Four conversations about each image: their smallest ids do not pull all of them into `test`."""
+    (tmp_path / "images").mkdir()
+    records = []
+    for number in range(60):
+        image = PILImage.new("RGB", (8, 6), (number, 3, 7))
+        for copy in range(4):
+            image.save(tmp_path / "images" / f"{number}-{copy}.png")
+            records.append(llava(0) | {"id": f"{number}-{copy}", "image": f"{number}-{copy}.png"})
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    corpus = from_path(tmp_path / "a.json")
+    groups = {split: {corpus.key(row).split("-")[0] for row in rows} for split, rows in corpus.splits.items()}
+    assert not groups["train"] & groups["test"]
+    assert 4 <= len(groups["test"]) <= 22  # 12 are expected; 35 by the smallest of four
+
+
+def test_a_column_that_has_no_conversations_is_a_sentence(tmp_path):
+    write_images(tmp_path)
+    (tmp_path / "a.json").write_text(json.dumps([llava(0)]))
+    with pytest.raises(UserError, match="'image' is string, which is no conversations column"):
+        from_path(tmp_path / "a.json", conversations="image")
