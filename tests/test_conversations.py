@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image as PILImage
 
 from format_samples import png
 from polymodal.corpora import Corpus, from_path
+from polymodal.data.conversation import Turn
+from polymodal.data.loader import Reader
+from polymodal.data.processor import fit_processor
+from polymodal.data.sequence import pad_sequences
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Conversations
 from polymodal.modalities.conversation import Message, without_images
 from polymodal.modalities.image import to_rgb
+from polymodal.modalities.text import Tokens
+from polymodal.recipes.any_to_any import moma
+from polymodal.recipes.language_models import mono_internvl
+from polymodal.rng import ExampleRNG
 
 COUNT = 12
 
@@ -169,17 +179,13 @@ def test_sharegpt_with_system_prompts(tmp_path):
 @pytest.mark.parametrize("records", [True, False])
 def test_the_cauldron_and_finevision(records, tmp_path):
     """`images`: bytes records (or bytes), which stand before the first question; `texts`: pairs."""
+
+    def stored(number: int) -> Any:
+        return {"bytes": png(number), "path": f"{number}.png"} if records else png(number)
+
+    said = {"user": "More?", "assistant": "b.", "source": "y"}
     rows = [
-        {
-            "images": [
-                {"bytes": png(n), "path": None} if records else png(n),
-                {"bytes": png(0), "path": "x"} if records else png(0),
-            ],
-            "texts": [
-                {"user": f"{n}?", "assistant": "a.", "source": "x"},
-                {"user": "More?", "assistant": "b.", "source": "y"},
-            ],
-        }
+        {"images": [stored(n), stored(0)], "texts": [{"user": f"{n}?", "assistant": "a.", "source": "x"}, said]}
         for n in range(COUNT)
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train-00000-of-00001.parquet")
@@ -242,3 +248,112 @@ def test_a_column_that_has_no_conversations_is_a_sentence(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([llava(0)]))
     with pytest.raises(UserError, match="'image' is string, which is no conversations column"):
         from_path(tmp_path / "a.json", conversations="image")
+
+
+# Training
+
+
+@pytest.fixture
+def llava_file(tmp_path: Path) -> Path:
+    write_images(tmp_path / "images")
+    records = [llava(number) for number in range(COUNT)]
+    records[5]["conversations"][0]["value"] = "<image><image>?"
+    records[6].pop("image")
+    records[6]["conversations"][0]["value"] = "Alone?"
+    (tmp_path / "llava.json").write_text(json.dumps(records))
+    return tmp_path / "llava.json"
+
+
+def learned(packed: Any, tokenizer: Any, row: int = 0) -> str:
+    return tokenizer.decode(Tokens.of([packed.ids[row][packed.predicted[row]].tolist()]))[0]
+
+
+def test_a_dialogue_of_one_image_is_the_sequence_that_prompts_are_of(llava_file):
+    recipe = mono_internvl.Recipe.tiny()
+    corpus = from_path(llava_file)
+    processor = fit_processor(recipe, corpus)
+    form = processor.conversation
+    example = processor.load_example(corpus, 3)
+    image = next(part for part in example["messages"][0].parts if not isinstance(part, str))
+    turns = [Turn("Thing 3.", "What is in image 3?"), Turn("There.", "Where?")]
+    for ours, theirs in zip(
+        vars(pad_sequences([form.dialogue(example["messages"])])).values(),
+        vars(pad_sequences([form.sequence(image, turns)])).values(),
+        strict=True,
+    ):
+        assert all(map(torch.equal, ours.values(), theirs.values())) if isinstance(ours, dict) else True
+        assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else True
+
+
+def test_the_loss_is_asked_for_in_all_answers_alone_and_images_stand_at_their_places(llava_file):
+    recipe = mono_internvl.Recipe.tiny()
+    processor = fit_processor(recipe, from_path(llava_file))
+    form, tile = processor.conversation, np.full((32, 32, 3), 9, np.uint8)
+    said = [
+        Message("system", ("be brief",)),
+        Message("user", ("one", tile, "two", tile)),
+        Message("assistant", ("first",)),
+        Message("user", ("what now",)),
+        Message("assistant", ("second",)),
+    ]
+    segments = form.dialogue(said)
+    packed = pad_sequences([segments])
+    assert learned(packed, processor.tokenizer).replace(" ", "") == "firstsecond"
+    assert packed.predicted.sum() == sum(len(s) for s in segments if s.predicted)
+    assert [s.modality for s in segments].count("image") == 2
+    places = [number for number, segment in enumerate(segments) if segment.modality == "image"]
+    ids = processor.tokenizer
+    between = ids.decode(Tokens.of([torch.cat([s.values for s in segments[places[0] + 1 : places[1]]]).tolist()]))[0]
+    assert "two" in between
+    marks = torch.cat([s.values for s in segments if s.modality == "text"]).tolist()
+    assert marks.count(form.marks["<user>"][0]) == marks.count(form.marks["<assistant>"][0]) == 2
+
+
+@pytest.mark.parametrize("context", [40, 60, 96])
+def test_a_dialogue_fits_its_context_and_always_answers(context, llava_file):
+    tiny = mono_internvl.Recipe.tiny()
+    recipe = dataclasses.replace(tiny, language_model=dataclasses.replace(tiny.language_model, context_length=context))
+    processor = fit_processor(recipe, from_path(llava_file))
+    tile = np.full((32, 32, 3), 9, np.uint8)
+    long = " ".join(["word"] * 100)
+    said = [Message("system", (long,)), Message("user", (tile, long, tile, long)), Message("assistant", (long,))] * 2
+    segments = processor.conversation.dialogue(said[1:])
+    assert sum(map(len, segments)) <= context
+    assert sum(len(segment) for segment in segments if segment.predicted) >= 5
+    assert [segment.modality for segment in segments].count("image") == 2
+
+
+def test_every_stage_of_mono_internvl_and_moma_learns_from_conversations(llava_file):
+    corpus = from_path(llava_file)
+    for recipe in (mono_internvl.Recipe.tiny(), moma.Recipe.tiny()):
+        processor = fit_processor(recipe, corpus)
+        rows = [row for row in range(COUNT) if row != 5]
+        examples = [processor.load_example(corpus, row) for row in rows]
+        model = recipe.build(processor)
+        for stage in recipe.stages():
+            batch = getattr(recipe, stage.batch)(examples, processor, ExampleRNG.of(0, 0, len(examples)))
+            if stage.losses == "losses":
+                assert all(torch.isfinite(loss) for loss in model.losses(batch).values())
+    with pytest.raises(UnreadableExample, match="2 places for images"):
+        processor.load_example(corpus, 5)
+
+
+def test_images_that_do_not_fit_the_context_are_said(tmp_path):
+    write_images(tmp_path)
+    many = {"image": [f"{n}.png" for n in range(COUNT)], "conversations": llava(0)["conversations"]}
+    many["conversations"][0]["value"] = "<image>" * COUNT
+    (tmp_path / "a.json").write_text(json.dumps([llava(0), many]))
+    corpus = from_path(tmp_path / "a.json")
+    processor = fit_processor(mono_internvl.Recipe.tiny(), corpus)
+    with pytest.raises(UnreadableExample, match="12 images do not fit the context of 96 tokens"):
+        processor.load_example(corpus, 1)
+
+
+def test_training_on_a_llava_file_names_what_is_skipped(llava_file):
+    corpus = from_path(llava_file)
+    corpus = corpus.with_splits({"train": np.arange(COUNT), "validation": np.arange(2), "test": np.arange(2)})
+    processor = fit_processor(mono_internvl.Recipe.tiny(), corpus)
+    reader = Reader(corpus, processor)
+    _, examples = reader.read_split("train")
+    assert len(examples) == COUNT - 1
+    assert reader.skipped == {"005": "it has 2 places for images in its texts, and 1 images"}

@@ -87,6 +87,12 @@ class Conversations:
         stored = next(left) if part.image is None else part.image
         return Image(self.root).decode(_of_address(stored) if isinstance(stored, str) else stored)
 
+    def texts(self, value: Mapping[str, Any]) -> list[str]:
+        """Return all texts of a stored conversation, without its images. Raises UnreadableExample as `decode`."""
+        messages = (message for record in value["messages"] or () for message in _messages(record))
+        texts = [part for message in messages for part in message.parts if isinstance(part, str)]
+        return [value["system"], *texts] if value.get("system") else texts
+
     def describe(self, value: list[Message]) -> str:
         images = sum(not isinstance(part, str) for message in value for part in message.parts)
         said = next(message.text for message in value if message.role == ASSISTANT)

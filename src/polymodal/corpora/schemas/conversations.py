@@ -23,10 +23,6 @@ TURNS = (
     {"role": "role", "content": "content"},
     {"user": "user", "assistant": "assistant"},
 )
-    {"from": "role", "value": "content"},
-    {"role": "role", "content": "content"},
-    {"user": "user", "assistant": "assistant"},
-)
 
 
 def find(view: View) -> Found | None:
