@@ -214,7 +214,7 @@ def test_answers_about_things_to_count_agree_with_them():
         assert corpus.value(row, "caption")[0].text == f"{listed}."
         boxes = np.array([region.box for region in corpus.value(row, "regions")])
         assert len({(box[0] // 32, box[1] // 32) for box in boxes.tolist()}) == len(boxes), "each in a cell of its own"
-        for question, answer, kind, working in corpus.value(row, "questions"):
+        for question, answer, kind, working, _ in corpus.value(row, "questions"):
             named = [name for name in kinds if f" {name} " in f" {question[:-1]} "]
             numbers = [there[name] for name in sorted(named, key=question.index)]
             right = {

@@ -112,7 +112,7 @@ def _media(table: pa.Table, columns: Mapping[str, Modality], root: Path) -> list
         if isinstance(kind, Conversations) and "images" in fields_of(column.type):
             media.append((pc.struct_field(column, "images"), kind.root or root))
         elif type(kind).__name__ in CONTENT:
-            media.append((column, root))
+            media.append((column, getattr(kind, "root", None) or root))
     return media
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polymodal.corpora._types import is_list
+from polymodal.modalities.conversation import PLACEHOLDER
 
 
 def joined(table: pa.Table, columns: tuple[str, ...], make: Callable[[Mapping[str, pa.Array]], pa.Array]) -> Any:
@@ -47,6 +48,13 @@ def inner(lists: pa.Array, change: Callable[[pa.Array], pa.Array]) -> pa.Array:
 
 def field(values: pa.Array, name: str) -> pa.Array:
     return pc.struct_field(values, name)
+
+
+def without_places(texts: pa.Array) -> pa.Array:
+    """Return texts without placeholders of an image, which stands before them in any case."""
+    if not pc.any(pc.match_substring(texts, PLACEHOLDER)).as_py():
+        return texts
+    return pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, rf"\s*{PLACEHOLDER}\s*", " "))
 
 
 def element_type(kind: pa.DataType) -> pa.DataType:

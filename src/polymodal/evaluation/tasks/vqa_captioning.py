@@ -35,7 +35,7 @@ def written_scores(
     """Captions, and questions where the corpus has them. max_examples: with questions."""
     has_questions = reader.corpus.has_modality(Questions)
     scores = question_scores(method, processor, reader, split, max_examples) if has_questions else []
-    return scores + caption_scores(method, processor, reader, split)
+    return scores + (caption_scores(method, processor, reader, split) if reader.corpus.has_modality(Text) else [])
 
 
 def object_hallucination_scores(
@@ -107,11 +107,13 @@ def plot(inputs: TaskInputs) -> Panels:
     """Images with the generated and the reference caption, and with answers to questions where there are any."""
     rows, examples = inputs.test_examples(EXAMPLES)
     images = [example["image"] for example in examples]
-    captions = written_texts(inputs.method, inputs.processor, images, [DESCRIBE] * len(images))
-    lines: list[list[Line]] = [
-        [(f"Caption: {text}", NEUTRAL), (f"Reference: {longest_caption(example)}", NOTE)]
-        for text, example in zip(captions, examples, strict=True)
-    ]
+    lines: list[list[Line]] = [[] for _ in examples]
+    if inputs.corpus.has_modality(Text):
+        captions = written_texts(inputs.method, inputs.processor, images, [DESCRIBE] * len(images))
+        lines = [
+            [(f"Caption: {text}", NEUTRAL), (f"Reference: {longest_caption(example)}", NOTE)]
+            for text, example in zip(captions, examples, strict=True)
+        ]
     if inputs.corpus.has_modality(Questions):
         questions = question_lines(inputs.method, inputs.processor, examples, "image")
         lines = [of_example + more for of_example, more in zip(lines, questions, strict=True)]
@@ -124,7 +126,7 @@ def plot(inputs: TaskInputs) -> Panels:
 
 task = Task(
     capability=CanWrite,
-    requires=((Image, Text),),
+    requires=((Image, Text), (Image, Questions)),
     order=140,
     score=lambda inputs: inputs.over_test_splits(_split_scores),
     validate=_validate,
