@@ -118,7 +118,7 @@ def _media(table: pa.Table, columns: Mapping[str, Modality], root: Path) -> list
 
 def _said(table: pa.Table, columns: Mapping[str, Modality]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return row and hash of the messages of each conversation that has no images."""
-    said = []
+    hashed = []
     for name, kind in columns.items():
         if isinstance(kind, Conversations):
             column = table.column(name)
@@ -128,8 +128,8 @@ def _said(table: pa.Table, columns: Mapping[str, Modality]) -> list[tuple[np.nda
                 alone = pc.and_(alone, pc.equal(counts, 0))
             messages = pc.struct_field(column, "messages").filter(alone)
             hashes = np.fromiter((_hash(repr(value.as_py())) for value in messages), np.uint64, len(messages))
-            said.append((np.flatnonzero(alone.to_numpy()), hashes))
-    return said
+            hashed.append((np.flatnonzero(alone.to_numpy()), hashes))
+    return hashed
 
 
 def _fill_empty(of_group: np.ndarray, positions: np.ndarray) -> None:
@@ -222,8 +222,8 @@ def _content(column: pa.ChunkedArray, root: Path) -> tuple[np.ndarray, np.ndarra
     a whole. More than `MAX_FILES` paths stand for themselves.
     """
     if _are_paths(column) and len(column) > MAX_FILES:
-        found = [(row, _hash(str(value))) for row, value in _values(column) if value.is_valid]
-        return np.array([row for row, _ in found], np.int64), np.array([value for _, value in found], np.uint64)
+        pairs = [(row, _hash(str(value))) for row, value in _values(column) if value.is_valid]
+        return np.array([row for row, _ in pairs], np.int64), np.array([value for _, value in pairs], np.uint64)
     rows, probes, contents = [], [], []
     for row, value in _values(column):
         content = _Content.of(value, root)

@@ -121,21 +121,21 @@ class ConversationFormat:
         """
         cells = iter(self._cells(messages, max_tiles))
         segments = [_text([self.start])]
-        asked: Segments = []
+        question: Segments = []
         answers = 0
         for number, message in enumerate(messages):
             parts = [self._part(part, cells, message.role == ASSISTANT_ROLE) for part in message.parts]
             if message.role != ASSISTANT_ROLE:
-                asked += self._asked(parts, message.role, first=not any(m.role == USER_ROLE for m in messages[:number]))
+                question += self._asked(parts, message.role, first=not any(m.role == USER_ROLE for m in messages[:number]))
                 continue
-            mark = [_text(self.marks[ASSISTANT])] if asked else []
+            mark = [_text(self.marks[ASSISTANT])] if question else []
             answered = [*itertools.chain.from_iterable(parts), _text([self.end], predicted=True)]
             left = self.context - _length(segments)
-            if answers and left < _length([*asked, *mark, *answered]):
+            if answers and left < _length([*question, *mark, *answered]):
                 break
-            asked = _cut_texts(asked, left - _length(mark) - min(_length(answered), left // 2))
-            segments += [*asked, *mark, *_cut_texts(answered, left - _length(asked) - _length(mark))]
-            asked, answers = [], answers + 1
+            question = _cut_texts(question, left - _length(mark) - min(_length(answered), left // 2))
+            segments += [*question, *mark, *_cut_texts(answered, left - _length(question) - _length(mark))]
+            question, answers = [], answers + 1
         return segments
 
     def _asked(self, parts: Sequence[Segments], role: str, first: bool) -> Segments:

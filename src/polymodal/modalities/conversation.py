@@ -95,8 +95,8 @@ class Conversations:
 
     def describe(self, value: list[Message]) -> str:
         images = sum(not isinstance(part, str) for message in value for part in message.parts)
-        said = next(message.text for message in value if message.role == ASSISTANT)
-        return f"{len(value)} messages and {images} images: {value[0].text[:40]} ... {said[:40]}"
+        answer = next(message.text for message in value if message.role == ASSISTANT)
+        return f"{len(value)} messages and {images} images: {value[0].text[:40]} ... {answer[:40]}"
 
     def plot(self, value: list[Message], axes: Any) -> None:
         """Plot the first messages, and the first image in the lower half."""

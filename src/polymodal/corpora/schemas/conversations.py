@@ -39,7 +39,7 @@ def find(view: View) -> Found | None:
     uses = tuple(name for name in (turns, images, system) if name is not None)
 
     def make(columns: Mapping[str, pa.Array]) -> pa.Array:
-        made = {"messages": inner(columns[turns], lambda said: _renamed(said, fields))}
+        made = {"messages": inner(columns[turns], lambda values: _renamed(values, fields))}
         if images is not None:
             made["images"] = columns[images] if is_list(columns[images].type) else of_one(columns[images])
         if system is not None:
@@ -57,5 +57,5 @@ def _turns(view: View, name: str) -> dict[str, str] | None:
     return next((fields for fields in TURNS if fields_of(kind) >= {*fields}), None)
 
 
-def _renamed(said: pa.Array, fields: Mapping[str, str]) -> pa.Array:
-    return pa.StructArray.from_arrays([field(said, name) for name in fields], list(fields.values()))
+def _renamed(values: pa.Array, fields: Mapping[str, str]) -> pa.Array:
+    return pa.StructArray.from_arrays([field(values, name) for name in fields], list(fields.values()))

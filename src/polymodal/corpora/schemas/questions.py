@@ -28,15 +28,15 @@ def find(view: View) -> Found | None:
     """Find a column of questions and one of answers, and what there is about them."""
     if view.named is not None and not _is_question(view, view.named):
         raise view.refuse("question")
-    asked = [view.named] if view.named else [name for name in view.usual(QUESTIONS) if _is_question(view, name)]
+    names = [view.named] if view.named else [name for name in view.usual(QUESTIONS) if _is_question(view, name)]
     choices = [
         name for name in view.usual(CHOICES) if is_list(view.type(name)) and is_string(view.type(name).value_type)
     ]
-    answers = [name for name in view.usual(ANSWERS) if name not in asked and _is_answer(view, name)]
-    if not asked or not answers or NAME in view.table.column_names:
+    answers = [name for name in view.usual(ANSWERS) if name not in names and _is_answer(view, name)]
+    if not names or not answers or NAME in view.table.column_names:
         return None
     about = {"kind": view.usual(KINDS), "rationale": view.usual(RATIONALES)}
-    used = {"question": asked[0], "answers" if is_list(view.type(answers[0])) else "answer": answers[0]}
+    used = {"question": names[0], "answers" if is_list(view.type(answers[0])) else "answer": answers[0]}
     if len(answers) > 1 and "answer" in used and is_list(view.type(answers[1])):
         used["answers"] = answers[1]  # VQA v2: those of ten people beside the one of most
     used |= {name: some[0] for name, some in about.items() if some and is_string(element_type(view.type(some[0])))}

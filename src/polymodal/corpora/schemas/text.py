@@ -19,7 +19,7 @@ USUAL = (
 )  # fmt: skip
 
 # Where there is one of these, other columns of strings are about the data, such as its source: only usual names count.
-SAID = (Conversations, Interleaved, Preferences, Questions)
+RECORDS = (Conversations, Interleaved, Preferences, Questions)
 
 
 def find(view: View) -> Found | None:
@@ -30,8 +30,8 @@ def find(view: View) -> Found | None:
             raise view.refuse("text")
         return _found(view, view.named)
     usual = [name for name in view.usual(USUAL) if _is_text(view, name)]
-    said = any(isinstance(kind, SAID) for kind in view.found.values())
-    candidates = [] if said else [name for name in view.free if _reads_as_text(view, name)]
+    of_records = any(isinstance(kind, RECORDS) for kind in view.found.values())
+    candidates = [] if of_records else [name for name in view.free if _reads_as_text(view, name)]
     if usual or len(candidates) == 1:
         return _found(view, (usual or candidates)[0])
     if len(candidates) > 1 and view.found:

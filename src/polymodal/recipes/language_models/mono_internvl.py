@@ -199,8 +199,8 @@ class Recipe(MonolithRecipe):
         """An image, and what is said of it in this stage."""
         image = example[IMAGE]
         if "text" not in example:
-            asked = [ask for name, ask in TASKS.items() if name in example]
-            return image, choice(asked, rng)(example, rng, self.max_turns) if asked else []
+            tasks = [ask for name, ask in TASKS.items() if name in example]
+            return image, choice(tasks, rng)(example, rng, self.max_turns) if tasks else []
         if stage == CONCEPTS:
             return image, [Turn(choice(example["text"], rng).text)]
         if stage == SEMANTICS:
