@@ -126,7 +126,9 @@ class ConversationFormat:
         for number, message in enumerate(messages):
             parts = [self._part(part, cells, message.role == ASSISTANT_ROLE) for part in message.parts]
             if message.role != ASSISTANT_ROLE:
-                question += self._asked(parts, message.role, first=not any(m.role == USER_ROLE for m in messages[:number]))
+                question += self._asked(
+                    parts, message.role, first=not any(m.role == USER_ROLE for m in messages[:number])
+                )
                 continue
             mark = [_text(self.marks[ASSISTANT])] if question else []
             answered = [*itertools.chain.from_iterable(parts), _text([self.end], predicted=True)]

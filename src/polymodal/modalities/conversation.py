@@ -65,7 +65,7 @@ class Conversations:
         Images without any place stand in front of the first question. Raises UnreadableExample for another number of
         places than of images, an unknown role, a part that is no text and no image, and where nothing is answered.
         """
-        messages = [message for record in value["messages"] or () for message in _messages(record)]
+        messages = [message for record in value["messages"] or () for message in messages_of(record)]
         if value.get("system"):
             messages.insert(0, Message(SYSTEM, (value["system"],)))
         images = [image for image in value.get("images") or () if image is not None]
@@ -89,7 +89,7 @@ class Conversations:
 
     def texts(self, value: Mapping[str, Any]) -> list[str]:
         """Return all texts of a stored conversation, without its images. Raises UnreadableExample as `decode`."""
-        messages = (message for record in value["messages"] or () for message in _messages(record))
+        messages = (message for record in value["messages"] or () for message in messages_of(record))
         texts = [part for message in messages for part in message.parts if isinstance(part, str)]
         return [value["system"], *texts] if value.get("system") else texts
 
@@ -113,7 +113,8 @@ def without_images(messages: Sequence[Message]) -> list[Message]:
     return [Message(m.role, tuple(part for part in m.parts if isinstance(part, str))) for m in messages]
 
 
-def _messages(record: Mapping[str, Any]) -> Iterator[Message]:
+def messages_of(record: Mapping[str, Any]) -> Iterator[Message]:
+    """Yield the one or two messages of a record, whose parts are texts and places. Raises UnreadableExample."""
     if "role" not in record:
         for role in (USER, ASSISTANT):
             if record.get(role) is not None:
