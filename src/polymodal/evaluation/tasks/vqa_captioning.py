@@ -15,7 +15,13 @@ from polymodal.data.processor import Processor
 from polymodal.evaluation.byte_likelihood import MAX_TEXTS, bits_per_byte, training_captions
 from polymodal.evaluation.capabilities import CanGenerateText, HasLikelihood
 from polymodal.evaluation.panels import EXAMPLES, NEUTRAL, NOTE, Line, Panels, text_panel, value_panel
-from polymodal.evaluation.question_answering import METRICS, question_lines, question_scores, written_texts
+from polymodal.evaluation.question_answering import (
+    METRICS,
+    question_lines,
+    question_protocol,
+    question_scores,
+    written_texts,
+)
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image, Questions, Regions, Text
@@ -32,10 +38,14 @@ class CanWrite(CanGenerateText, HasLikelihood, Protocol):
 def written_scores(
     method: nn.Module, processor: Processor, reader: Reader, split: str, max_examples: int | None = None
 ) -> list[Score]:
-    """Captions, and questions where the corpus has them. max_examples: with questions."""
+    """Captions and questions, as far as the corpus has them. max_examples: with questions.
+
+    Without a training split, captions are not scored, as chance is measured there.
+    """
     has_questions = reader.corpus.has_modality(Questions)
     scores = question_scores(method, processor, reader, split, max_examples) if has_questions else []
-    return scores + (caption_scores(method, processor, reader, split) if reader.corpus.has_modality(Text) else [])
+    has_captions = reader.corpus.has_modality(Text) and len(reader.corpus.splits.get("train", ()))
+    return scores + (caption_scores(method, processor, reader, split) if has_captions else [])
 
 
 def object_hallucination_scores(
@@ -94,7 +104,7 @@ def _words(text: str) -> str:
 
 def _split_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
     scores = written_scores(method, processor, reader, split)
-    if reader.corpus.has_modality(Regions):
+    if reader.corpus.has_modality(Regions) and len(reader.corpus.splits.get("train", ())):
         scores += object_hallucination_scores(method, processor, reader, split)
     return scores
 
@@ -139,6 +149,7 @@ task = Task(
     }
     | METRICS,
     headline=("vqa/accuracy", "vqa/image_gain", "captions/bits_per_byte", "captions/CHAIR_i"),
+    protocol=lambda inputs: question_protocol(inputs) if inputs.corpus.has_modality(Questions) else {},
     forward_methods=("generate_text", "log_likelihood"),
     hint="ask RUN IMAGE",
 )
