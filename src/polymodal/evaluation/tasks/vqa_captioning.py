@@ -15,13 +15,7 @@ from polymodal.data.processor import Processor
 from polymodal.evaluation.byte_likelihood import MAX_TEXTS, bits_per_byte, training_captions
 from polymodal.evaluation.capabilities import CanGenerateText, HasLikelihood
 from polymodal.evaluation.panels import EXAMPLES, NEUTRAL, NOTE, Line, Panels, text_panel, value_panel
-from polymodal.evaluation.question_answering import (
-    METRICS,
-    question_lines,
-    question_protocol,
-    question_scores,
-    written_texts,
-)
+from polymodal.evaluation.question_answering import METRICS, question_lines, question_scores, written_texts
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image, Questions, Regions, Text
@@ -104,7 +98,7 @@ def _words(text: str) -> str:
 
 def _split_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
     scores = written_scores(method, processor, reader, split)
-    if reader.corpus.has_modality(Regions) and len(reader.corpus.splits.get("train", ())):
+    if reader.corpus.has_modality(Regions):
         scores += object_hallucination_scores(method, processor, reader, split)
     return scores
 
@@ -149,7 +143,6 @@ task = Task(
     }
     | METRICS,
     headline=("vqa/accuracy", "vqa/image_gain", "captions/bits_per_byte", "captions/CHAIR_i"),
-    protocol=lambda inputs: question_protocol(inputs) if inputs.corpus.has_modality(Questions) else {},
     forward_methods=("generate_text", "log_likelihood"),
     hint="ask RUN IMAGE",
 )
