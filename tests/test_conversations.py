@@ -22,6 +22,7 @@ from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
 from polymodal.data.sequence import pad_sequences
 from polymodal.errors import UnreadableExample, UserError
+from polymodal.evaluation.tasks.conversation_likelihood import answer_scores
 from polymodal.modalities import Conversations
 from polymodal.modalities.conversation import Message, without_images
 from polymodal.modalities.image import to_rgb
@@ -357,3 +358,21 @@ def test_training_on_a_llava_file_names_what_is_skipped(llava_file):
     _, examples = reader.read_split("train")
     assert len(examples) == COUNT - 1
     assert reader.skipped == {"005": "it has 2 places for images in its texts, and 1 images"}
+
+
+def test_answers_of_conversations_are_scored(llava_file):
+    corpus = from_path(llava_file)
+    corpus = corpus.with_splits({"train": np.arange(4), "test": np.arange(4, COUNT)})
+    recipe = mono_internvl.Recipe.tiny()
+    processor = fit_processor(recipe, corpus)
+    method = recipe.build(processor)
+    reader = Reader(corpus, processor)
+    bits, gain = answer_scores(method, processor, reader, "test")
+    assert (bits.name, gain.name) == ("test/answers/bits_per_byte", "test/answers/image_gain")
+    assert len(bits.clusters) == 7  # of eight, one is unreadable
+    assert len(gain.clusters) == 6  # one has no image
+    _, examples = reader.read_split("test")
+    one = method.log_likelihood(processor(messages=[examples[0]["messages"]]))
+    size = bits.weights[0]  # of the answers as they are decoded, with or without blanks between them
+    assert len("Thing 4.There.") - 1 <= size <= len("Thing 4. There.") + 1
+    assert bits.clusters[0] == pytest.approx(-one.item() / np.log(2) / size, rel=1e-5)

@@ -13,7 +13,17 @@ import torch
 from polymodal.data.columns.captions import CaptionsColumn
 from polymodal.data.columns.column import Column, reject_unknown_columns
 from polymodal.data.columns.tiled_image import TiledImageColumn
-from polymodal.data.conversation import ASSISTANT, DOCUMENT, IMAGE, IMAGE_END, IMAGE_START, SPECIAL_TOKENS, USER, Turn
+from polymodal.data.conversation import (
+    ASSISTANT,
+    DOCUMENT,
+    IMAGE,
+    IMAGE_END,
+    IMAGE_START,
+    MESSAGES,
+    SPECIAL_TOKENS,
+    USER,
+    Turn,
+)
 from polymodal.data.sequence import TEXT, PackedSequences, Span, pack, pad_sequences
 from polymodal.data.sequence import SpanSequence as Segments
 from polymodal.errors import UserError
@@ -23,7 +33,7 @@ from polymodal.modalities.conversation import Message
 from polymodal.modalities.text import bos_eos, encode_without_special_tokens
 from polymodal.types import Batch
 
-TAKEN = ("answer", IMAGE, "question", "begun", DOCUMENT, "text")
+TAKEN = ("answer", IMAGE, "question", "begun", DOCUMENT, MESSAGES, "text")
 
 
 class ConversationFormat:
@@ -46,11 +56,14 @@ class ConversationFormat:
         """For `generate_text`: prompts of images, questions, or both, one a row; `begun` is how the answer begins.
 
         With `answer`, whole sequences in whose answers the loss is asked for; answers alone are texts. `document` alone
-        gives `sequences` of texts and images in any order, `text` alone prompts of texts that an image follows.
+        gives `sequences` of texts and images in any order, `messages` alone those of conversations, `text` alone
+        prompts of texts that an image follows.
         """
         reject_unknown_columns(columns, TAKEN)
         if DOCUMENT in columns:
             return {"sequences": pad_sequences([self.document(self._opened(parts)) for parts in columns[DOCUMENT]])}
+        if MESSAGES in columns:
+            return {"sequences": pad_sequences([self.dialogue(messages) for messages in columns[MESSAGES]])}
         if "text" in columns:
             return {"prompts": pad_sequences([self._before_image(text) for text in columns["text"]], pad_left=True)}
         count = len(next(iter(columns.values())))
