@@ -376,3 +376,46 @@ def test_answers_of_conversations_are_scored(llava_file):
     size = bits.weights[0]  # of the answers as they are decoded, with or without blanks between them
     assert len("Thing 4.There.") - 1 <= size <= len("Thing 4. There.") + 1
     assert bits.clusters[0] == pytest.approx(-one.item() / np.log(2) / size, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ('[{"id": 1, "conversations": [{"from": "human"', "cannot be read as JSON"),
+        ("[]", "no rows"),
+        ('[{"id": 1, "conversations": []}, {"id": 2, "conversations": null}]', "No column has"),
+    ],
+)
+def test_half_written_and_empty_files_are_a_sentence(written, message, tmp_path):
+    (tmp_path / "a.json").write_text(written)
+    with pytest.raises(UserError, match=message):
+        from_path(tmp_path / "a.json")
+
+
+def test_rows_of_wrong_types_are_skipped_and_named(tmp_path):
+    write_images(tmp_path)
+    rows = [llava(number) for number in range(COUNT)]
+    rows[1]["conversations"] = []
+    rows[2]["conversations"] = None
+    rows[3]["conversations"][0]["value"] = None
+    rows[4]["conversations"][1]["value"] = 7
+    rows[5]["image"] = None
+    rows[6]["conversations"] = "no list"
+    rows[7]["conversations"][0]["from"] = None
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    corpus = from_path(tmp_path / "a.json")
+    assert [(one.count, one.example) for one in corpus.skipped] == [(1, "002")]
+    processor = fit_processor(mono_internvl.Recipe.tiny(), corpus)
+    reader = Reader(corpus, processor)
+    rows_of_splits = np.concatenate(list(corpus.splits.values()))
+    assert sorted(rows_of_splits) == [row for row in range(COUNT) if row != 2]
+    reader.read_all(rows_of_splits)
+    assert reader.skipped == {
+        "001": "there is no answer of the assistant",
+        "005": "it has 1 places for images in its texts, and 0 images",
+        "006": "'None' is no role; roles are system, user and assistant",
+        "007": "'None' is no role; roles are system, user and assistant",
+    }
+    said = plain(corpus.value(4, "conversations"))
+    assert said[1] == ("assistant", ("7",))
+    assert plain(corpus.value(3, "conversations"))[0] == ("user", (60,))
