@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image as PILImage
 
 from format_samples import SAMPLES
-from polymodal.corpora import Corpus, formats, from_path
+from polymodal.cli._flags import DataOptions
+from polymodal.corpora import Corpus, formats, from_path, schemas
 from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.registry import reopen
 from polymodal.errors import UserError
@@ -223,6 +225,14 @@ def test_metadata_that_leads_out_of_the_folder_is_a_sentence(tmp_path):
     (tmp_path / "in" / "metadata.csv").write_text("file_name,text\n../secret.png,x\n")
     with pytest.raises(UserError, match="outside the folder"):
         from_path(tmp_path / "in")
+
+
+# Columns
+
+
+def test_every_kind_of_column_that_can_be_named_has_a_flag():
+    flags = {field.name.removesuffix("_column") for field in dataclasses.fields(DataOptions)}
+    assert {*schemas.options()} <= flags
 
 
 # What is not read

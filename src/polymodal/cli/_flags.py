@@ -40,6 +40,10 @@ class DataOptions:
     """Column of sounds in --data, if it cannot be inferred."""
     video_column: str | None = None
     """Column of clips in --data, if it cannot be inferred."""
+    conversations_column: str | None = None
+    """Column of messages in --data, if it cannot be inferred."""
+    question_column: str | None = None
+    """Column of questions in --data, if it cannot be inferred."""
     stream: bool = False
     """Stream the .parquet or .tar shards of --data, for data larger than memory; URLs are always streamed."""
     language: str | None = None

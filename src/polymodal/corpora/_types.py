@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
+TEXT_FIELD = "text"  # of a record that a scalar beside records becomes
+
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """Return the type without variants of storage: `large_`, `_view`, fixed sizes, dictionaries, extensions."""
@@ -88,7 +90,8 @@ def type_of(value: Any) -> pa.DataType:
 
 
 def merged_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """Return a type that holds the values of both: mixed scalars become text, a value beside lists a list of one."""
+    """Return a type that holds the values of both: mixed scalars become text, a value beside lists a list of one, a
+    scalar beside records the `text` of a record."""
     if one == other or pa.types.is_null(other):
         return one
     if pa.types.is_null(one):
@@ -101,6 +104,9 @@ def merged_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
         for field in other:
             fields[field.name] = merged_type(fields[field.name], field.type) if field.name in fields else field.type
         return pa.struct(list(fields.items()))
+    if pa.types.is_struct(one) or pa.types.is_struct(other):
+        record = one if pa.types.is_struct(one) else other
+        return merged_type(record, pa.struct({TEXT_FIELD: pa.string()}))
     if is_number(one) and is_number(other):
         return pa.float64() if pa.types.is_floating(one) or pa.types.is_floating(other) else pa.int64()
     if is_binary(one) and is_binary(other):
@@ -118,6 +124,8 @@ def fitted(value: Any, kind: pa.DataType) -> Any:
     if is_list(kind):
         return [fitted(item, kind.value_type) for item in (value if isinstance(value, list | tuple) else [value])]
     if pa.types.is_struct(kind):
+        if not isinstance(value, Mapping):
+            value = {TEXT_FIELD: value}
         return {field.name: fitted(value.get(field.name), field.type) for field in kind}
     if is_string(kind) and not isinstance(value, str):
         return value.decode(errors="replace") if isinstance(value, bytes) else json.dumps(value, ensure_ascii=False)

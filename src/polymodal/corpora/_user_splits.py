@@ -22,7 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from polymodal.corpora._types import fields_of, is_binary, is_list, is_string
 from polymodal.corpora.formats._data_files import SPLIT_NAMES
 from polymodal.errors import UserError
-from polymodal.modalities import Modality, Text
+from polymodal.modalities import Conversations, Modality, Text
 
 TEST, VALIDATION = 0.2, 0.1  # fractions
 MAX_GROUP = 0.15  # of the rows; a larger group is trained on
@@ -79,15 +79,13 @@ def _rows_of(split: np.ndarray) -> dict[str, np.ndarray]:
 
 def _by_content(table: pa.Table, columns: Mapping[str, Modality], root: Path, keys: str | None) -> Splits:
     total = table.num_rows
-    media = [
-        content_hashes(table.column(name), root) for name, kind in columns.items() if type(kind).__name__ in CONTENT
-    ]
+    stored = _media(table, columns, root)
+    media = [content_hashes(column, folder) for column, folder in stored] + _said(table, columns)
     texts = [caption_hashes(table.column(name)) for name, kind in columns.items() if isinstance(kind, Text)]
     given = [_plain(table.column(name)) for name in table.column_names if name.lower() in GROUPS]
     joined = _components(total, media + texts + given)
     notes: list[str] = []
-    stored = [table.schema.field(name).type for name, kind in columns.items() if type(kind).__name__ in CONTENT]
-    if total > MAX_FILES and any(map(is_string, stored)):
+    if total > MAX_FILES and any(_are_paths(column) for column, _ in stored):
         notes.append(f"Files are more than {MAX_FILES:,}: equal ones under different paths are not looked for.")
     if total >= 10 and np.bincount(joined).max() > total / 2 and media:
         notes.append("Few captions are shared by most rows, so equal captions are in several splits.")
@@ -102,6 +100,34 @@ def _by_content(table: pa.Table, columns: Mapping[str, Modality], root: Path, ke
     rows = _rows_of(of_group[joined])
     named = {name: rows.get(name, np.empty(0, np.int64)) for name in ("train", "validation", "test")}
     return Splits(named, f"a hash of {f'the column {keys!r}' if keys else 'what rows hold'}", tuple(notes))
+
+
+def _media(table: pa.Table, columns: Mapping[str, Modality], root: Path) -> list[tuple[pa.ChunkedArray, Path]]:
+    """Return the columns of media, those inside of conversations, too, and the folder of the paths of each."""
+    media = []
+    for name, kind in columns.items():
+        column = table.column(name)
+        if isinstance(kind, Conversations) and "images" in fields_of(column.type):
+            media.append((pc.struct_field(column, "images"), kind.root or root))
+        elif type(kind).__name__ in CONTENT:
+            media.append((column, getattr(kind, "root", None) or root))
+    return media
+
+
+def _said(table: pa.Table, columns: Mapping[str, Modality]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return row and hash of the messages of each conversation that has no images."""
+    hashed = []
+    for name, kind in columns.items():
+        if isinstance(kind, Conversations):
+            column = table.column(name)
+            alone = column.is_valid()
+            if "images" in fields_of(column.type):
+                counts = pc.fill_null(pc.list_value_length(pc.struct_field(column, "images")), 0)
+                alone = pc.and_(alone, pc.equal(counts, 0))
+            messages = pc.struct_field(column, "messages").filter(alone)
+            hashes = np.fromiter((_hash(repr(value.as_py())) for value in messages), np.uint64, len(messages))
+            hashed.append((np.flatnonzero(alone.to_numpy()), hashes))
+    return hashed
 
 
 def _fill_empty(of_group: np.ndarray, positions: np.ndarray) -> None:
@@ -120,14 +146,28 @@ def _positions(table: pa.Table, joined: np.ndarray, keys: str | None, content: l
     if keys is not None:
         hashes = _hashes(table.column(keys))
     elif content:
-        rows, values = content[0]
         hashes = np.full(table.num_rows, np.iinfo(np.uint64).max, np.uint64)
-        np.minimum.at(hashes, rows, values)
+        for rows, values in reversed(content):  # a row counts by the first of its values
+            there, first = np.unique(rows, return_index=True)
+            hashes[there] = values[first]
     else:
-        hashes = np.fromiter((_hash(repr(row)) for row in table.to_pylist()), np.uint64, table.num_rows)
+        batches = table.to_batches(max_chunksize=64)  # rows may hold images
+        hashes = np.fromiter(
+            (_hash(repr(row)) for batch in batches for row in batch.to_pylist()), np.uint64, table.num_rows
+        )
     smallest = np.full(joined.max() + 1 if len(joined) else 0, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(smallest, joined, hashes)
-    return smallest / 2.0**64
+    return _mixed(smallest) / 2.0**64
+
+
+def _mixed(hashes: np.ndarray) -> np.ndarray:
+    """Return other numbers in their place, by SplitMix64: the smallest hashes of groups are smaller than those of
+    single rows, which would put most large groups into `test`."""
+    mixed = hashes ^ (hashes >> np.uint64(30))
+    mixed = mixed * np.uint64(0xBF58476D1CE4E5B9)  # modulo 2**64
+    mixed = mixed ^ (mixed >> np.uint64(27))
+    mixed = mixed * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 def _components(total: int, keyed: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -179,8 +219,9 @@ def content_hashes(column: pa.ChunkedArray, root: Path) -> tuple[np.ndarray, np.
     Two values of different length, or with different first or middle bytes, are different: only the others are read as
     a whole. More than `MAX_FILES` paths stand for themselves.
     """
-    if is_string(column.type) and len(column) > MAX_FILES:
-        return _plain(column)
+    if _are_paths(column) and len(column) > MAX_FILES:
+        pairs = [(row, _hash(str(value))) for row, value in _values(column) if value.is_valid]
+        return np.array([row for row, _ in pairs], np.int64), np.array([value for _, value in pairs], np.uint64)
     rows, probes, contents = [], [], []
     for row, value in _values(column):
         content = _Content.of(value, root)
@@ -193,6 +234,10 @@ def content_hashes(column: pa.ChunkedArray, root: Path) -> tuple[np.ndarray, np.
     for place in np.flatnonzero(counts[inverse] > 1):
         hashes[place] = _hash(contents[place].whole())
     return np.array(rows, np.int64), hashes
+
+
+def _are_paths(column: pa.ChunkedArray) -> bool:
+    return is_string(column.type.value_type if is_list(column.type) else column.type)
 
 
 def _values(column: pa.ChunkedArray) -> Iterator[tuple[int, Any]]:

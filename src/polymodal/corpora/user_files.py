@@ -7,16 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from polymodal.corpora._user_splits import user_splits
-from polymodal.corpora.corpus import About, Corpus, command_that_shows
+from polymodal.corpora.corpus import About, Corpus, Skipped, command_that_shows
 from polymodal.corpora.formats import format_of, module
 from polymodal.corpora.formats._data_files import DataFiles
 from polymodal.corpora.rows import Rows
 from polymodal.corpora.saved import open_saved
 from polymodal.corpora.schemas import convert, described_columns, find
 from polymodal.errors import UserError
+from polymodal.modalities import Conversations, Interleaved, Preferences, Questions, Text
 
 KEYS = ("__key__", "key", "id", "image_id", "uid", "sample_key")  # columns that name the rows, if their values differ
+
+RECORDS = (Conversations, Interleaved, Preferences, Questions)
 
 
 def from_path(path: Path | str | Sequence[Path | str], format: str | None = None, **columns: str) -> Corpus:
@@ -69,20 +74,35 @@ def corpus_of(rows: Rows, about: About, named: dict[str, str], choices: dict[str
     columns = {name: column.modality for name, column in found.columns.items()}
     keys = rows.keys or next((name for name in KEYS if name in table.column_names and _are_unique(table, name)), None)
     splits = user_splits(table, columns, rows.root, keys, rows.split)
+    empty = _without_records(table, columns)
+    skipped = list(rows.skipped)
+    if empty.any():
+        first = int(np.argmax(empty))
+        name = str(table.column(keys)[first]) if keys else f"row {first}"
+        skipped.append(Skipped(int(empty.sum()), "has nothing to learn from in its columns of texts", name))
     kinds = tuple(dict.fromkeys(type(kind).__name__.lower() for kind in columns.values()))
     return Corpus(
         about=About(about.name, about.description, about.license, about.source, kinds),
         table=table,
         columns=columns,
-        splits=splits.rows,
+        splits={split: members[~empty[members]] for split, members in splits.rows.items()},
         keys=keys or _path_column(table, columns),
         label=rows.label or found.label,
         prompts=found.prompts,
         choices=choices,
-        skipped=rows.skipped,
+        skipped=tuple(skipped),
         notes=(*rows.notes, *splits.notes),
         split_rule=splits.rule,
     )
+
+
+def _without_records(table: Any, columns: dict[str, Any]) -> np.ndarray:
+    """Return which rows have no question, pair, message, document or caption, where rows are to have one of these."""
+    names = [name for name, kind in columns.items() if isinstance(kind, (*RECORDS, Text))]
+    empty = np.full(table.num_rows, any(isinstance(kind, RECORDS) for kind in columns.values()))
+    for name in names:
+        empty &= ~table.column(name).is_valid().to_numpy()
+    return empty
 
 
 def first_line(error: BaseException) -> str:

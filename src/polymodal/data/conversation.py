@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from polymodal.data.columns.captions import CaptionsColumn
 from polymodal.data.columns.column import Column
+from polymodal.data.columns.conversations import ConversationsColumn
 from polymodal.data.columns.interleaved import InterleavedColumn
 from polymodal.data.columns.preferences import PreferencesColumn
 from polymodal.data.columns.questions import QuestionsColumn
@@ -17,7 +18,7 @@ from polymodal.data.columns.tiled_image import TiledImageColumn
 from polymodal.data.processor import Sparse
 from polymodal.modalities.text import Tokenizer
 
-IMAGE, DOCUMENT = "image", "document"
+IMAGE, DOCUMENT, MESSAGES = "image", "document", "messages"
 DESCRIBE = "Describe the picture."
 SPECIAL_TOKENS = IMAGE_START, IMAGE_END, USER, ASSISTANT = "<image>", "</image>", "<user>", "<assistant>"
 
@@ -44,6 +45,7 @@ def conversation_columns(image: TiledImageColumn, source: Any) -> dict[str, Spar
         IMAGE: image,
         "text": CaptionsColumn(MarkedTokenizer(source)),
         DOCUMENT: InterleavedColumn(image),
+        MESSAGES: ConversationsColumn(image, source.context_length),
         "questions": QuestionsColumn(),
         "regions": RegionsColumn(),
         "preferences": PreferencesColumn(),

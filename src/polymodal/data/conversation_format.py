@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +13,27 @@ import torch
 from polymodal.data.columns.captions import CaptionsColumn
 from polymodal.data.columns.column import Column, reject_unknown_columns
 from polymodal.data.columns.tiled_image import TiledImageColumn
-from polymodal.data.conversation import ASSISTANT, DOCUMENT, IMAGE, IMAGE_END, IMAGE_START, SPECIAL_TOKENS, USER, Turn
+from polymodal.data.conversation import (
+    ASSISTANT,
+    DOCUMENT,
+    IMAGE,
+    IMAGE_END,
+    IMAGE_START,
+    MESSAGES,
+    SPECIAL_TOKENS,
+    USER,
+    Turn,
+)
 from polymodal.data.sequence import TEXT, PackedSequences, Span, pack, pad_sequences
 from polymodal.data.sequence import SpanSequence as Segments
 from polymodal.errors import UserError
+from polymodal.modalities.conversation import ASSISTANT as ASSISTANT_ROLE
+from polymodal.modalities.conversation import USER as USER_ROLE
+from polymodal.modalities.conversation import Message
 from polymodal.modalities.text import bos_eos, encode_without_special_tokens
 from polymodal.types import Batch
 
-TAKEN = ("answer", IMAGE, "question", "begun", DOCUMENT, "text")
+TAKEN = ("answer", IMAGE, "question", "begun", DOCUMENT, MESSAGES, "text")
 
 
 class ConversationFormat:
@@ -39,11 +54,14 @@ class ConversationFormat:
         """For `generate_text`: prompts of images, questions, or both, one a row; `begun` is how the answer begins.
 
         With `answer`, whole sequences in whose answers the loss is asked for; answers alone are texts. `document` alone
-        gives `sequences` of texts and images in any order, `text` alone prompts of texts that an image follows.
+        gives `sequences` of texts and images in any order, `messages` alone those of conversations, `text` alone
+        prompts of texts that an image follows.
         """
         reject_unknown_columns(columns, TAKEN)
         if DOCUMENT in columns:
             return {"sequences": pad_sequences([self.document(self._opened(parts)) for parts in columns[DOCUMENT]])}
+        if MESSAGES in columns:
+            return {"sequences": pad_sequences([self.dialogue(messages) for messages in columns[MESSAGES]])}
         if "text" in columns:
             return {"prompts": pad_sequences([self._before_image(text) for text in columns["text"]], pad_left=True)}
         count = len(next(iter(columns.values())))
@@ -105,6 +123,61 @@ class ConversationFormat:
             segments, room = segments + piece, room - length
         return [*segments, _text([self.end], predicted=True)]
 
+    def dialogue(self, messages: Sequence[Message], max_tiles: int | None = None) -> Segments:
+        """Return all turns in order with images at their places; the loss is asked for in every answer and end mark.
+
+        Images that begin the first question stand in front of it, as in a prompt. A system prompt stands between start
+        mark and first question. Where an answer does not fit the context any more, it is left out with all that
+        follows; the first question is cut.
+        """
+        cells = iter(self._cells(messages, max_tiles))
+        segments = [_text([self.start])]
+        question: Segments = []
+        answers = 0
+        for number, message in enumerate(messages):
+            parts = [self._part(part, cells, message.role == ASSISTANT_ROLE) for part in message.parts]
+            if message.role != ASSISTANT_ROLE:
+                question += self._asked(
+                    parts, message.role, first=not any(m.role == USER_ROLE for m in messages[:number])
+                )
+                continue
+            mark = [_text(self.marks[ASSISTANT])] if question else []
+            answered = [*itertools.chain.from_iterable(parts), _text([self.end], predicted=True)]
+            left = self.context - _length(segments)
+            if answers and left < _length([*question, *mark, *answered]):
+                break
+            question = _cut_texts(question, left - _length(mark) - min(_length(answered), left // 2))
+            segments += [*question, *mark, *_cut_texts(answered, left - _length(question) - _length(mark))]
+            question, answers = [], answers + 1
+        return segments
+
+    def _asked(self, parts: Sequence[Segments], role: str, first: bool) -> Segments:
+        """Return a question behind its mark, before which the images that begin the first one stand."""
+        spans = list(itertools.chain.from_iterable(parts))
+        if role != USER_ROLE:
+            return spans
+        images = list(itertools.takewhile(lambda part: len(part) > 1, parts)) if first else []
+        leading = sum(map(len, images))
+        return [*spans[:leading], _text(self.marks[USER]), *spans[leading:]]
+
+    def _part(self, part: Any, cells: Iterator[Any], predicted: bool) -> Segments:
+        """Return the tokens of a text, or those of an image between its marks."""
+        if isinstance(part, str):
+            return [_text(encode_without_special_tokens(self.tokenizer, [part])[0], predicted)]
+        image = Span(IMAGE, next(cells), predicted=False)
+        return [_text(self.marks[IMAGE_START]), image, _text(self.marks[IMAGE_END])]
+
+    def _cells(self, messages: Sequence[Message], max_tiles: int | None) -> list[Any]:
+        """Return the tokens of all images, which divide the tiles of one; a tile each where the context is short."""
+        images = [part for message in messages for part in message.parts if not isinstance(part, str)]
+        if not images:
+            return []
+        limit = self.image.max_tiles if max_tiles is None else max_tiles
+        cells = [self.image.patchify_tiles(image, max(1, limit // len(images))) for image in images]
+        if sum(map(len, cells)) > self.context // 2:
+            cells = [self.image.patchify_tiles(image, 1) for image in images]
+        return cells
+
     def check_fits(self, tokens: int) -> None:
         """Raise UserError where an image of so many tokens leaves no room for a text."""
         if tokens + 16 > self.context:
@@ -140,6 +213,22 @@ class ConversationFormat:
             return []
         asked = [*self.marks[USER], *encode_without_special_tokens(self.tokenizer, [question])[0]]
         return [_text([*asked[: room - len(self.marks[ASSISTANT])], *self.marks[ASSISTANT]])]
+
+
+def _length(segments: Segments) -> int:
+    return sum(map(len, segments))
+
+
+def _cut_texts(segments: Segments, length: int) -> Segments:
+    """Return the spans with as many tokens of texts, from the front, as leave room for all images."""
+    room = length - sum(len(span) for span in segments if span.modality != TEXT)
+    kept = []
+    for span in segments:
+        if span.modality == TEXT:
+            span = dataclasses.replace(span, values=span.values[: max(room, 0)])
+            room -= len(span)
+        kept.append(span)
+    return kept
 
 
 def _text(ids: list[int], predicted: bool = False) -> Span:

@@ -43,7 +43,7 @@ class Reader:
             return self._kept[row]
         try:
             example = self.processor.load_example(self.corpus, row)
-            cost = sum(value.nbytes for value in example.values() if isinstance(value, np.ndarray))
+            cost = _bytes_of(list(example.values()))
         except UnreadableExample as reason:
             self.skipped[self.corpus.key(row)] = str(reason)
             example, cost = None, 0
@@ -81,6 +81,13 @@ class Reader:
                 f"{len(self.skipped)} of {total} examples of '{self.corpus.name}' cannot be read, more than a tenth "
                 f"(the first: {key}: {reason}); mend or remove them.{self.corpus.hint}"
             )
+
+
+def _bytes_of(value: Any) -> int:
+    """Return the bytes of arrays, those in lists, too, such as the images of a document."""
+    if isinstance(value, list | tuple):
+        return sum(map(_bytes_of, value))
+    return value.nbytes if isinstance(value, np.ndarray) else 0
 
 
 MakeBatch = Callable[[list[Example], Processor, ExampleRNG], Batch]

@@ -19,6 +19,7 @@ from polymodal.evaluation.panels import Panels
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.modalities import (
     Audio,
+    Conversations,
     History,
     Image,
     Images,
@@ -176,6 +177,7 @@ def _ends_with(name: str, pattern: str) -> bool:
 def available_modalities(corpus: Corpus, processor: Any) -> set[type]:
     """The modalities that the corpus has and the processor of a method takes."""
     taken = ITEMS | {"views": Images, "text": Text, "table": Table, "words": Words, "history": History}
+    taken |= {"messages": Conversations}
     columns = getattr(processor, "columns", taken)
     left_out = {kind for name, kind in taken.items() if name not in columns}
     return {type(modality) for modality in corpus.columns.values()} - left_out

@@ -4,6 +4,7 @@ from polymodal.errors import UnreadableExample
 from polymodal.modalities.action import Actions
 from polymodal.modalities.audio import Audio, Recordings
 from polymodal.modalities.category import Category, Labels
+from polymodal.modalities.conversation import Conversations
 from polymodal.modalities.document import Interleaved, Words
 from polymodal.modalities.expression import Expressions
 from polymodal.modalities.gene_expression import Cell
@@ -30,6 +31,7 @@ __all__ = [
     "Audio",
     "Category",
     "Cell",
+    "Conversations",
     "DataTable",
     "Expressions",
     "Graph",

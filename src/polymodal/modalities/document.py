@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -101,7 +102,12 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Interleaved:
-    """Column of interleaved documents: text and figures in reading order."""
+    """Column of interleaved documents: text and figures in reading order.
+
+    Figures are encoded bytes, records of `datasets`, or paths. root: folder of relative paths.
+    """
+
+    root: Path | None = None
 
     @property
     def arrow_type(self) -> pa.DataType:
@@ -109,9 +115,11 @@ class Interleaved:
 
     def decode(self, value: list[Mapping[str, Any]]) -> list[Segment]:
         """Open figures without decoding pixels yet. Raises UnreadableExample for a figure that is not an image."""
-        figures = [None if piece["figure"] is None else Image().decode(piece["figure"]) for piece in value]
+        stored = [piece for piece in value if piece["text"] or piece["figure"] is not None]
+        image = Image(self.root)
+        figures = [None if piece["figure"] is None else image.decode(piece["figure"]) for piece in stored]
         return [
-            Segment(piece["kind"], piece["text"] or "", figure) for piece, figure in zip(value, figures, strict=True)
+            Segment(piece["kind"], piece["text"] or "", figure) for piece, figure in zip(stored, figures, strict=True)
         ]
 
     def describe(self, value: list[Segment]) -> str:

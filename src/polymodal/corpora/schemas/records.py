@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from polymodal.corpora._types import fields_of, is_list
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
-from polymodal.modalities import Expressions, Modality, Questions, Regions
+from polymodal.modalities import Expressions, Interleaved, Modality, Preferences, Questions, Regions
 
 rank = 0
 option = ""
 # What a column of lists of records is, by the fields that the records must have.
-RECORDS: dict[tuple[str, str], type[Modality]] = {
+RECORDS: dict[tuple[str, ...], type[Modality]] = {
     ("text", "boxes"): Expressions,
     ("question", "answer"): Questions,
     ("name", "box"): Regions,
+    ("question", "chosen", "rejected"): Preferences,
+    ("text", "figure"): Interleaved,
 }
 
 

@@ -9,7 +9,7 @@ from polymodal.corpora._types import fields_of, is_list, is_number, is_string
 from polymodal.corpora.schemas._media import is_url
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
 from polymodal.errors import UserError
-from polymodal.modalities import Text
+from polymodal.modalities import Conversations, Interleaved, Preferences, Questions, Text
 
 rank = 3
 option = "text"
@@ -17,6 +17,9 @@ USUAL = (
     "caption", "captions", "text", "txt", "texts", "title", "sentence", "sentences", "sentids_text", "description",
     "transcription", "transcript", "alt", "alt_text", "raw", "name",
 )  # fmt: skip
+
+# Where there is one of these, other columns of strings are about the data, such as its source: only usual names count.
+RECORDS = (Conversations, Interleaved, Preferences, Questions)
 
 
 def find(view: View) -> Found | None:
@@ -27,7 +30,8 @@ def find(view: View) -> Found | None:
             raise view.refuse("text")
         return _found(view, view.named)
     usual = [name for name in view.usual(USUAL) if _is_text(view, name)]
-    candidates = [name for name in view.free if _reads_as_text(view, name)]
+    of_records = any(isinstance(kind, RECORDS) for kind in view.found.values())
+    candidates = [] if of_records else [name for name in view.free if _reads_as_text(view, name)]
     if usual or len(candidates) == 1:
         return _found(view, (usual or candidates)[0])
     if len(candidates) > 1 and view.found:

@@ -10,7 +10,7 @@ from polymodal.data.columns.column import Column
 from polymodal.data.columns.questions import QuestionsColumn
 from polymodal.data.columns.text import TextColumn
 from polymodal.errors import UnreadableExample
-from polymodal.modalities import Interleaved, Questions, Text
+from polymodal.modalities import Conversations, Interleaved, Preferences, Questions, Text
 from polymodal.modalities.text import Caption, Tokens, bos_eos
 
 
@@ -52,6 +52,12 @@ def _texts(corpus: Corpus, max_rows: int = 20_000) -> Iterator[str]:
                 yield from (
                     piece["text"] for piece in corpus.raw(row, corpus.column_with(Interleaved)) if piece["text"]
                 )
-            yield from (caption.text for caption in all_captions(corpus, row))
+            for name, modality in corpus.columns.items():
+                if isinstance(modality, Conversations) and (stored := corpus.raw(row, name)) is not None:
+                    yield from modality.texts(stored)
+                if isinstance(modality, Preferences) and (stored := corpus.raw(row, name)) is not None:
+                    yield from (text for pair in modality.decode(stored) for text in pair[:3])
             if asks:
                 yield from (text for question in QuestionsColumn().load(corpus, row) for text in question[:2])
+            if Text in kinds:
+                yield from (caption.text for caption in all_captions(corpus, row))

@@ -117,11 +117,13 @@ def plot(inputs: TaskInputs) -> Panels:
     """Images with the generated and the reference caption, and with answers to questions where there are any."""
     rows, examples = inputs.test_examples(EXAMPLES)
     images = [example["image"] for example in examples]
-    captions = written_texts(inputs.method, inputs.processor, images, [DESCRIBE] * len(images))
-    lines: list[list[Line]] = [
-        [(f"Caption: {text}", NEUTRAL), (f"Reference: {longest_caption(example)}", NOTE)]
-        for text, example in zip(captions, examples, strict=True)
-    ]
+    lines: list[list[Line]] = [[] for _ in examples]
+    if inputs.corpus.has_modality(Text):
+        captions = written_texts(inputs.method, inputs.processor, images, [DESCRIBE] * len(images))
+        lines = [
+            [(f"Caption: {text}", NEUTRAL), (f"Reference: {longest_caption(example)}", NOTE)]
+            for text, example in zip(captions, examples, strict=True)
+        ]
     if inputs.corpus.has_modality(Questions):
         questions = question_lines(inputs.method, inputs.processor, examples, "image")
         lines = [of_example + more for of_example, more in zip(lines, questions, strict=True)]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 from polymodal.data.columns.tiled_image import TiledImageColumn
-from polymodal.data.conversation import DOCUMENT, IMAGE, IMAGE_END, IMAGE_START
+from polymodal.data.conversation import DOCUMENT, IMAGE, IMAGE_END, IMAGE_START, MESSAGES
 from polymodal.data.instructions import choice
 from polymodal.data.processor import Declared, Processor
 from polymodal.data.sequence import TEXT, SequenceBatch
@@ -208,7 +208,7 @@ class Recipe(ConversationRecipe):
         """Images for the tokenizer: of the examples, or one of each document that has any."""
         images = []
         for example, rng in zip(examples, example_rng.generators, strict=True):
-            figures = [part for part in example.get(DOCUMENT, ()) if not isinstance(part, str)]
+            figures = [part for part in _parts(example) or () if not isinstance(part, str)]
             images += [example[IMAGE]] if IMAGE in example else [choice(figures, rng)] if figures else []
         blank = np.full((self.tile_size, self.tile_size, 3), 255, np.uint8)
         cells = [processor.image.patchify_tiles(image, 1) for image in images or [blank]]
@@ -218,7 +218,7 @@ class Recipe(ConversationRecipe):
         """Packed documents: the examples' own, or an image and one of its captions in either order."""
         documents = []
         for example, rng in zip(examples, example_rng.generators, strict=True):
-            parts = example.get(DOCUMENT)
+            parts = _parts(example)
             if parts is None:
                 parts = [choice(example["text"], rng).text, example[IMAGE]][:: 1 if rng.random() < 0.5 else -1]
             documents.append(processor.conversation.document(parts))
@@ -269,3 +269,10 @@ class Recipe(ConversationRecipe):
                 1e-4, betas=(0.9, 0.95), eps=1e-5, lr_scheduler="linear", min_lr_ratio=0.01, warmup_ratio=0.025
             ),
         )
+
+
+def _parts(example: Example) -> list[Any] | None:
+    """Return texts and images of a document, or of a conversation, in reading order; None where there is neither."""
+    if MESSAGES in example:
+        return [part for message in example[MESSAGES] for part in message.parts]
+    return example.get(DOCUMENT)

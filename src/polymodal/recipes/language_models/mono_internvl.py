@@ -24,7 +24,7 @@ import numpy as np
 from polymodal.constraints import NonNegativeFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import load_mixture
-from polymodal.data.conversation import IMAGE, Turn
+from polymodal.data.conversation import IMAGE, MESSAGES, Turn
 from polymodal.data.instructions import (
     TASKS,
     caption_turns,
@@ -37,7 +37,8 @@ from polymodal.data.instructions import (
 from polymodal.data.processor import Declared, Processor
 from polymodal.data.sequence import SequenceBatch
 from polymodal.encoders.language_model import LanguageModelConfig
-from polymodal.modalities import Image, Text
+from polymodal.modalities import Conversations, Image, Questions, Text
+from polymodal.modalities.conversation import without_images
 from polymodal.recipes.language_models._base import MonolithRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
@@ -130,22 +131,27 @@ class Recipe(MonolithRecipe):
 
     def training_corpora(self, corpus: Corpus) -> list[Corpus]:
         """All corpora that stages learn from. Raises UserError when the corpus lacks what a stage needs."""
-        corpus.column_with(Text)
-        if any(self.stage_fractions[2:]):
+        if not any(map(corpus.has_modality, (Questions, Conversations))):
+            corpus.column_with(Text)
+        if any(self.stage_fractions[2:]) and not corpus.has_modality(Conversations):
             corpus.column_with(Image)
         others = [_opened(name) for name in dict.fromkeys((self.text_corpus, self.concept_corpus)) if name]
         return [corpus, *others]
 
     def text_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
-        """Texts without images: what there is about an example in any order, then questions that it answers."""
-        said = []
+        """Texts without images: conversations, or what there is about an example in any order, then questions that it
+        answers."""
+        form, said = processor.conversation, []
         for example, rng in zip(examples, example_rng.generators, strict=True):
-            texts = [Turn(example["text"][number].text) for number in rng.permutation(len(example["text"]))]
-            said.append(
-                texts
-                + (question_turns(example, rng, self.max_turns, self.cot_fraction) if "questions" in example else [])
-            )
-        return {"sequences": processor.conversation.pack([processor.conversation.sequence(None, one) for one in said])}
+            if MESSAGES in example:
+                said.append(form.dialogue(without_images(example[MESSAGES])))
+                continue
+            captions = example.get("text", [])
+            turns = [Turn(captions[number].text) for number in rng.permutation(len(captions))]
+            if "questions" in example:
+                turns += question_turns(example, rng, self.max_turns, self.cot_fraction)
+            said.append(form.sequence(None, turns))
+        return {"sequences": form.pack(said)}
 
     def concept_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """A caption of each image, some of which belong to another one."""
@@ -172,22 +178,30 @@ class Recipe(MonolithRecipe):
     def _batch(
         self, examples: list[Example], processor: Processor, example_rng: ExampleRNG, stages: Sequence[int]
     ) -> SequenceBatch:
-        """Each example as in its stage."""
-        each = zip(stages, examples, example_rng.generators, strict=True)
-        said = [self._conversation(stage, example, rng) for stage, example, rng in each]
-        concepts = [number for number, stage in enumerate(stages) if stage == CONCEPTS]
+        """Each example as in its stage; conversations in every stage."""
+        each = enumerate(zip(stages, examples, example_rng.generators, strict=True))
+        said = {n: self._conversation(*one) for n, one in each if MESSAGES not in examples[n]}
+        concepts = [n for n in said if stages[n] == CONCEPTS and "text" in examples[n]]
         if concepts:
             wrong = (example_rng.uniform() < self.caption_noise).tolist()
             captions = exchanged([said[number][1][0].answer for number in concepts], [wrong[n] for n in concepts])
             for number, caption in zip(concepts, captions, strict=True):
                 said[number] = (said[number][0], [Turn(caption)])
         form = processor.conversation
-        rows = [form.sequence(*one, self.max_tiles[stage]) for one, stage in zip(said, stages, strict=True)]
+        rows = [
+            form.sequence(*said[number], self.max_tiles[stage])
+            if number in said
+            else form.dialogue(examples[number][MESSAGES], self.max_tiles[stage])
+            for number, stage in enumerate(stages)
+        ]
         return {"sequences": form.pack(rows)}
 
     def _conversation(self, stage: int, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, list[Turn]]:
         """An image, and what is said of it in this stage."""
         image = example[IMAGE]
+        if "text" not in example:
+            tasks = [ask for name, ask in TASKS.items() if name in example]
+            return image, choice(tasks, rng)(example, rng, self.max_turns) if tasks else []
         if stage == CONCEPTS:
             return image, [Turn(choice(example["text"], rng).text)]
         if stage == SEMANTICS:

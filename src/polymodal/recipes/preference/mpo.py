@@ -189,7 +189,7 @@ class Recipe(MonolithRecipe):
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """One pair of each example: all chosen answers, then all rejected ones, beside the same images."""
         pairs = [one_pair(e["preferences"], rng) for e, rng in zip(examples, example_rng.generators, strict=True)]
-        images = [example[IMAGE] for example in examples]
+        images = [example.get(IMAGE) for example in examples]
         said = [Turn(p.chosen, p.question) for p in pairs] + [Turn(p.rejected, p.question) for p in pairs]
         rows = zip(images * 2, said, strict=True)
         form = processor.conversation
