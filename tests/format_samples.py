@@ -8,8 +8,10 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import soundfile
 from PIL import Image as PILImage
 
 from polymodal.modalities.image import encoded
@@ -65,10 +67,62 @@ def imagefolder(folder: Path) -> Path:
     return folder
 
 
+def wav(path: Path, number: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wave = 0.3 * np.sin(np.arange(1600) * (0.1 + 0.01 * number))
+    soundfile.write(path, wave, 16_000, format={".flac": "FLAC", ".mp3": "MP3"}.get(path.suffix, "WAV"))
+    return path
+
+
+def ljspeech(folder: Path) -> Path:
+    for number in range(COUNT):
+        wav(folder / "wavs" / f"LJ001-{number:04d}.wav", number)
+    lines = [f'LJ001-{n:04d}|"{text}|{text}, really' for n, text in enumerate(captions())]
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    return folder
+
+
+def common_voice(folder: Path) -> Path:
+    for split, numbers in {"train": range(8), "dev": range(8, 10), "test": range(10, COUNT)}.items():
+        lines = ["client_id\tpath\tsentence\tup_votes\tlocale"]
+        for number in numbers:
+            wav(folder / "clips" / f"common_voice_ga_{number}.mp3", number)
+            lines.append(f'speaker{number}\tcommon_voice_ga_{number}.mp3\t"Thing {number}\t2\tga-IE')
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def kaldi(folder: Path) -> Path:
+    for split, numbers in {"train": range(8), "test": range(8, COUNT)}.items():
+        data = folder / "data" / split
+        names = [f"spk{number % 3}-{number}" for number in numbers]
+        for number in numbers:
+            wav(folder / "audio" / f"{number}.wav", number)
+        data.mkdir(parents=True)
+        for file, value in {"wav.scp": "audio/{}.wav", "text": "thing number {}", "utt2spk": "spk{}"}.items():
+            lines = [f"{name} {value.format(number)}\n" for name, number in zip(names, numbers, strict=True)]
+            (data / file).write_text("".join(lines))
+    return folder
+
+
+def librispeech(folder: Path) -> Path:
+    for number, text in enumerate(captions()):
+        chapter = folder / ("train-clean-100" if number < 8 else "dev-other") / str(100 + number // 4) / "7"
+        name = f"{100 + number // 4}-7-{number:04d}"
+        wav(chapter / f"{name}.flac", number)
+        with (chapter / f"{100 + number // 4}-7.trans.txt").open("a") as file:
+            file.write(f"{name} {text.upper()}\n")
+    return folder
+
+
 SAMPLES: dict[str, Callable[[Path], Path]] = {
     "csv": csv,
     "imagefolder": imagefolder,
     "json": json_lines,
     "parquet": parquet,
     "webdataset": webdataset,
+    "ljspeech": ljspeech,
+    "common_voice": common_voice,
+    "kaldi": kaldi,
+    "librispeech": librispeech,
 }

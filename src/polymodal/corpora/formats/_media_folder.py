@@ -3,6 +3,7 @@ beside the media, as tools for captioning write them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats import csv, json, parquet
 from polymodal.corpora.formats._data_files import SPLIT_NAMES, DataFiles, Match, splits_of
+from polymodal.corpora.formats._delimited import head_lines
 from polymodal.corpora.formats._tables import concatenated
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
@@ -30,7 +32,16 @@ def matches_folder(data: DataFiles, suffixes: Sequence[str]) -> Match:
     others = sum(len(files) for suffix, files in data.by_suffix.items() if suffix not in (*suffixes, *SIDECARS, *DATA))
     if media <= others or rows:
         return Match.NO
-    return Match.CONTENT if any(file.name.lower() in METADATA for file in data.files) else Match.SUFFIX
+    metadata = (file for file in data.files if file.name.lower() in METADATA)
+    return Match.CONTENT if any(map(_has_file_names, metadata)) else Match.SUFFIX
+
+
+def _has_file_names(file: Path) -> bool:
+    """Return whether metadata has a column of file names; other formats have files of the same name."""
+    if file.suffix.lower() not in (".csv", ".tsv"):
+        return True
+    headings = next(iter(head_lines(file, 1)), "").lower().replace('"', "")
+    return any(name.strip() in FILE_NAMES or name.endswith("file_name") for name in re.split(r"[,;|\t]", headings))
 
 
 def read_folder(data: DataFiles, kind: str, suffixes: Sequence[str], modality: Callable[[Path], Modality]) -> Rows:

@@ -38,8 +38,8 @@ def find(view: View) -> Found | None:
         cells = [numbers(table.column(name)) for name in numeric]
         for name, values in categorical.items():
             plain = levels(table.column(name))
-            known = pc.is_in(plain, pa.array(values, pa.string()))
-            cells.append(pc.if_else(known, plain, pa.scalar(None, pa.string())))
+            is_value = pc.is_in(plain, pa.array(values, pa.string()))
+            cells.append(pc.if_else(is_value, plain, pa.scalar(None, pa.string())))
         return pa.StructArray.from_arrays([cell.combine_chunks() for cell in cells], [*numeric, *categorical])
 
     modality = Table(dict.fromkeys(numeric, ""), categorical)
