@@ -115,12 +115,25 @@ def librispeech(folder: Path) -> Path:
     return folder
 
 
+def ratings(folder: Path) -> Path:
+    """MovieLens as of 2018: the last two films are of low rating."""
+    lines = ["userId,movieId,rating,timestamp"]
+    for user in range(COUNT):
+        lines += [f"{user},{100 + (user + n) % 9},{4.5 if n < 6 else 2.0},{1000 - n}" for n in range(8)]
+    (folder / "ratings.csv").write_text("\n".join(lines))
+    films = [f'{100 + film},"Film, the {film}th (1999)",Drama|Comedy' for film in range(9)]
+    (folder / "movies.csv").write_text("\n".join(["movieId,title,genres", *films]))
+    (folder / "tags.csv").write_text("userId,movieId,tag,timestamp\n1,100,funny,7\n")
+    return folder
+
+
 SAMPLES: dict[str, Callable[[Path], Path]] = {
     "csv": csv,
     "imagefolder": imagefolder,
     "json": json_lines,
     "parquet": parquet,
     "webdataset": webdataset,
+    "interactions": ratings,
     "ljspeech": ljspeech,
     "common_voice": common_voice,
     "kaldi": kaldi,
