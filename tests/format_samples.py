@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
+import trimesh
 from PIL import Image as PILImage
 
 from polymodal.modalities.image import encoded
@@ -127,12 +128,22 @@ def ratings(folder: Path) -> Path:
     return folder
 
 
+def clouds(folder: Path) -> Path:
+    for number, text in enumerate(captions()):
+        place = folder / ("chair" if number % 2 else "table") / f"{number}.ply"
+        place.parent.mkdir(exist_ok=True)
+        trimesh.PointCloud(np.random.default_rng(number).random((50, 3))).export(place)
+        place.with_suffix(".txt").write_text(text)
+    return folder
+
+
 SAMPLES: dict[str, Callable[[Path], Path]] = {
     "csv": csv,
     "imagefolder": imagefolder,
     "json": json_lines,
     "parquet": parquet,
     "webdataset": webdataset,
+    "points": clouds,
     "interactions": ratings,
     "ljspeech": ljspeech,
     "common_voice": common_voice,

@@ -188,7 +188,10 @@ class Recipe(DualEncoderRecipe):
         if self.clip_fraction < 1:
             corpus.column_with(Points)
             if self.text_source == "captions" and not corpus.has_modality(ViewCaptions):
-                raise UserError(f"'{corpus.name}' has no captions of views; write some with polymodal caption.")
+                raise UserError(
+                    f"'{corpus.name}' has no captions of views; write some with polymodal caption, or take "
+                    "--text-source names."
+                )
             if self.text_source == "category" and corpus.label is None:
                 raise UserError(f"The corpus '{corpus.name}' has no categories; take --text-source names.")
         return [corpus, *([load_corpus(self.clip_corpus)] if self.clip_corpus else [])]
