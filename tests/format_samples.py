@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import soundfile
 import trimesh
 from PIL import Image as PILImage
+from rdkit import Chem
 
 from polymodal.modalities.image import encoded
 
@@ -137,12 +138,23 @@ def clouds(folder: Path) -> Path:
     return folder
 
 
+def sdf(folder: Path) -> Path:
+    with Chem.SDWriter(str(folder / "molecules.sdf")) as writer:
+        for number in range(COUNT):
+            molecule = Chem.MolFromSmiles("C" * (number + 1) + "O")
+            molecule.SetProp("_Name", f"alcohol {number}")
+            molecule.SetProp("logP", f"{0.5 * number:.1f}")
+            writer.write(molecule)
+    return folder
+
+
 SAMPLES: dict[str, Callable[[Path], Path]] = {
     "csv": csv,
     "imagefolder": imagefolder,
     "json": json_lines,
     "parquet": parquet,
     "webdataset": webdataset,
+    "sdf": sdf,
     "points": clouds,
     "interactions": ratings,
     "ljspeech": ljspeech,
