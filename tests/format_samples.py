@@ -148,12 +148,23 @@ def sdf(folder: Path) -> Path:
     return folder
 
 
+def timeseries(folder: Path) -> Path:
+    """As sktime writes them: two channels, a missing value."""
+    for split, numbers in {"TRAIN": range(8), "TEST": range(8, COUNT)}.items():
+        lines = ["# Made up", "@problemName Made", "@timeStamps false", "@univariate false", "@dimensions 2"]
+        lines += ["@equalLength true", "@seriesLength 4", "@classLabel true up down", "@data"]
+        lines += [f"1,2,{n},4:0.5,?,7,-1e-2:{['up', 'down'][n % 2]}" for n in numbers]
+        (folder / f"Made_{split}.ts").write_text("\n".join(lines) + "\n")
+    return folder
+
+
 SAMPLES: dict[str, Callable[[Path], Path]] = {
     "csv": csv,
     "imagefolder": imagefolder,
     "json": json_lines,
     "parquet": parquet,
     "webdataset": webdataset,
+    "timeseries": timeseries,
     "sdf": sdf,
     "points": clouds,
     "interactions": ratings,

@@ -49,17 +49,20 @@ def levels(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.cast(pc.if_else(missing, pa.scalar(None, plain.type), plain), pa.string())
 
 
-def is_numeric(view: View, name: str) -> bool:
-    """Return whether all values of a column that are not missing are numbers, and not all the same."""
+def are_numbers(view: View, name: str) -> bool:
+    """Return whether all values of a column that are not missing are numbers."""
     kind = view.type(name)
-    if not (is_number(kind) or is_string(kind)):
+    if not is_string(kind):
+        return is_number(kind)
+    sample = pa.chunked_array([pa.array(view.sample(name), pa.string())])
+    return _all_numbers(sample) and _all_numbers(view.table.column(name))
+
+
+def is_numeric(view: View, name: str) -> bool:
+    """Return whether a column has numbers that are not all the same, and do not count the rows."""
+    if not are_numbers(view, name):
         return False
-    if is_string(kind) and not _all_numbers(pa.chunked_array([pa.array(view.sample(name), pa.string())])):
-        return False
-    column = view.table.column(name)
-    if is_string(kind) and not _all_numbers(column):
-        return False
-    values = numbers(column)
+    values = numbers(view.table.column(name))
     extremes = pc.min_max(values).as_py()
     return extremes["min"] is not None and extremes["min"] != extremes["max"] and not _counts_rows(values)
 
