@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,43 @@ def timeseries(folder: Path) -> Path:
     return folder
 
 
+def nifti(folder: Path) -> Path:
+    import nibabel
+
+    rng = np.random.default_rng(0)
+    for number in range(COUNT):
+        for contrast in ("t1ce", "flair") if number else ("flair",):
+            place = folder / f"BraTS_{number:03d}" / f"BraTS_{number:03d}_{contrast}.nii.gz"
+            place.parent.mkdir(exist_ok=True)
+            voxels = rng.random((5, 4, 3), dtype=np.float32)
+            nibabel.save(nibabel.Nifti1Image(voxels, np.diag([-1.0, 1, 1, 1])), place)
+        mask = nibabel.Nifti1Image(np.zeros((5, 4, 3), np.uint8), np.eye(4))
+        nibabel.save(mask, folder / f"BraTS_{number:03d}" / f"BraTS_{number:03d}_seg.nii.gz")
+    return folder
+
+
+def h5ad(folder: Path) -> Path:
+    """As the specification of AnnData's files on disk says, with X sparse by rows."""
+    import h5py
+
+    strings = h5py.string_dtype()
+    with h5py.File(folder / "cells.h5ad", "w") as file:
+        file.attrs["encoding-type"] = "anndata"
+        obs, var, x = (file.create_group(name) for name in ("obs", "var", "X"))
+        obs.attrs["_index"], var.attrs["_index"] = "barcode", "gene"
+        obs.create_dataset("barcode", data=[f"AAC{n}-1" for n in range(COUNT)], dtype=strings)
+        obs.create_dataset("n_counts", data=np.arange(COUNT) * 10.5)
+        kinds = obs.create_group("cell_type")
+        kinds.create_dataset("categories", data=["B cell", "T cell"], dtype=strings)
+        kinds.create_dataset("codes", data=np.array([0, 1] * 6, np.int8)[:COUNT])
+        var.create_dataset("gene", data=["CD3", "MS4A1", "NKG7"], dtype=strings)
+        x.attrs["encoding-type"], x.attrs["shape"] = "csr_matrix", (COUNT, 3)
+        x.create_dataset("data", data=np.arange(1, COUNT + 1, dtype=np.float32))
+        x.create_dataset("indices", data=np.arange(COUNT) % 3)
+        x.create_dataset("indptr", data=np.arange(COUNT + 1))
+    return folder / "cells.h5ad"
+
+
 SAMPLES: dict[str, Callable[[Path], Path]] = {
     "csv": csv,
     "imagefolder": imagefolder,
@@ -173,3 +211,6 @@ SAMPLES: dict[str, Callable[[Path], Path]] = {
     "kaldi": kaldi,
     "librispeech": librispeech,
 }
+# Samples that are written by libraries that may not be installed.
+SAMPLES |= {"nifti": nifti} if find_spec("nibabel") else {}
+SAMPLES |= {"h5ad": h5ad} if find_spec("h5py") else {}

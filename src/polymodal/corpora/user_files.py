@@ -48,7 +48,7 @@ def from_path(path: Path | str | Sequence[Path | str], format: str | None = None
 
 def corpus_of(rows: Rows, about: About, named: dict[str, str], choices: dict[str, Any]) -> Corpus:
     """Return the corpus of rows: modalities of their columns, and splits. Raises UserError when no column has one."""
-    found = find(rows.table, rows.root, named, rows.columns)
+    found = find(rows.table, rows.root, named, rows.columns, rows.keys)
     if not found.columns:
         raise UserError(
             "No column has image bytes, paths of images, sounds or clips, texts, or anything else that methods learn "

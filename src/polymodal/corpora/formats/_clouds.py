@@ -128,10 +128,10 @@ def read_pcd(file: Path) -> np.ndarray:
         rows = np.frombuffer(data, layout, total, place)
         columns = {name: rows[name] for name in names}
     elif header["DATA"] == ["ascii"]:
-        values = np.array(data[place:].split(), dtype=object).reshape(total, sum(counts))
+        cells: Any = np.array(data[place:].split(), dtype=object).reshape(total, sum(counts))
         starts = np.cumsum([0, *counts])
         columns = {
-            name: values[:, start].astype(np.float64 if kind[1] == "f" else np.int64).astype(kind)
+            name: cells[:, start].astype(np.float64 if kind[1] == "f" else np.int64).astype(kind)
             for name, start, kind in zip(names, starts, kinds, strict=False)
         }
     else:

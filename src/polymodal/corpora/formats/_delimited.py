@@ -69,8 +69,8 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     bad: list[str] = []
     total = 0
-    lines = (line for line in enumerate(lines_of(file), 1) if line[1].strip())
-    lines = itertools.islice(lines, start, None)
+    numbered = (line for line in enumerate(lines_of(file), 1) if line[1].strip())
+    lines = itertools.islice(numbered, start, None)
     while chunk := list(itertools.islice(lines, CHUNK)):
         rows = []
         for number, line in chunk:

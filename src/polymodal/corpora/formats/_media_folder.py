@@ -59,7 +59,7 @@ def read_folder(data: DataFiles, kind: str, suffixes: Sequence[str], modality: C
         table, media = _with_metadata(metadata, root, kind, skipped)
     else:
         paths = {kind: pa.array([file.resolve().relative_to(root).as_posix() for file in media])}
-        table = pa.table(paths | _texts(data, media, skipped) | _labels(media, root))
+        table = pa.table(paths | _texts(data, media, skipped) | class_folders(media, root))
     if table.num_rows == 0:
         raise UserError(f"{root} names no file of the folder in {metadata[0].name}.")
     split = np.array([split_of[file] for file in media]) if split_of else None
@@ -107,7 +107,7 @@ def _texts(data: DataFiles, media: Sequence[Path], skipped: list[Skipped]) -> di
     return {"text": pa.array(texts, pa.string())}
 
 
-def _labels(media: Sequence[Path], root: Path) -> dict[str, pa.Array]:
+def class_folders(media: Sequence[Path], root: Path) -> dict[str, pa.Array]:
     """Return the class of each file: its folder, where all files are in folders, and more than one is not a split."""
     folders = [file.resolve().relative_to(root).parts[:-1] for file in media]
     folders = [parts[1:] if parts and parts[0].lower() in SPLIT_NAMES else parts for parts in folders]

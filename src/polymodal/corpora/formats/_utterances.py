@@ -36,8 +36,8 @@ def utterances(
     if not exists.all():
         missing = sounds[int(np.argmin(exists))]
         left_out.append(Skipped(int((~exists).sum()), "names a file that does not exist", str(missing)))
-    rows = np.flatnonzero(exists)
-    paths = [Path(os.path.relpath(sounds[row].resolve(), data.root)).as_posix() for row in rows]
+    rows = np.flatnonzero(exists).tolist()
+    paths = [Path(os.path.relpath(str(sounds[row].resolve()), str(data.root))).as_posix() for row in rows]
     others = {name: pa.array([values[row] for row in rows], pa.string()) for name, values in columns.items()}
     split = np.array(splits, dtype=object)[rows] if splits is not None else None
     table = pa.table({"audio": pa.array(paths, pa.string())} | others)

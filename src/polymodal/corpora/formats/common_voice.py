@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._delimited import head_lines, read_delimited
 from polymodal.corpora.formats._utterances import utterances
@@ -31,7 +32,7 @@ def read(data: DataFiles) -> Rows:
     validated = [file for file in files if file.name.lower() == "validated.tsv"]
     sounds: list[Path] = []
     splits: list[str] = []
-    skipped = []
+    skipped: list[Skipped] = []
     columns: dict[str, list[str | None]] = {name: [] for name in KEPT.values()}
     for file in stated if states else validated or files:
         table, left_out = read_delimited(file, "\t")

@@ -47,7 +47,8 @@ def read(data: DataFiles) -> Rows:
     files = _interactions(data)
     if not files:
         raise UserError(f"{data.given[0]} has no file with the headings user and item (or user_id and item_id).")
-    tables, skipped = [], []
+    tables: list[pa.Table] = []
+    skipped: list[Skipped] = []
     for file in files:
         table, left_out = _read(file)
         tables.append(table)

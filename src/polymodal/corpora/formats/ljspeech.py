@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._delimited import head_lines, read_delimited
 from polymodal.corpora.formats._utterances import utterances
@@ -21,7 +22,10 @@ def matches(data: DataFiles) -> Match:
 
 def read(data: DataFiles) -> Rows:
     """List the sounds with the normalized text, or the text where there is none. Raises UserError for other lines."""
-    sounds, texts, written, skipped = [], [], [], []
+    sounds: list[Path] = []
+    texts: list[str | None] = []
+    written: list[str | None] = []
+    skipped: list[Skipped] = []
     for file in (file for file in _candidates(data) if _is_metadata(file)):
         count = max(2, min(3, head_lines(file, 1)[0].count("|") + 1))
         table, left_out = read_delimited(file, "|", ["id", "text", "normalized"][:count], count)

@@ -64,7 +64,7 @@ def _read(file: Path) -> tuple[pa.Table, tuple[Skipped, ...]]:
 
 
 def _header(file: Path) -> list[str]:
-    header = []
+    header: list[str] = []
     for line in lines_of(file):
         if line.strip().lower() == "@data":
             return header
@@ -119,7 +119,7 @@ def _batch(values: list[bytes], labels: list[str | None]) -> pa.RecordBatch:
 
 
 def _of_ts(line: str, labelled: bool) -> tuple[np.ndarray, str | None]:
-    """Parse `1,2,?:4,5,6:label`: channels x length, NaN where a value is missing. Raises ValueError for what is none."""
+    """Parse `1,2,?:4,5,6:label`: channels x length, NaN where a value is missing. Raises ValueError else."""
     channels = line.strip().split(":")
     label = channels.pop() if labelled else None
     rows = [
