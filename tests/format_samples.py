@@ -196,12 +196,23 @@ def h5ad(folder: Path) -> Path:
     return folder / "cells.h5ad"
 
 
+def graph(folder: Path) -> Path:
+    """As FB15k-237 is distributed, with the texts of KG-BERT."""
+    for split, numbers in {"train": range(8), "valid": range(8, 10), "test": range(10, COUNT)}.items():
+        lines = [f"/m/{n}\t/film/directed_by\t/m/d{n % 3}\n" for n in numbers]
+        (folder / f"{split}.txt").write_text("".join(lines))
+    names = [f"/m/{n}\tFilm {n}" for n in range(COUNT)] + [f"/m/d{n}\tDirector {n}" for n in range(3)]
+    (folder / "entity2text.txt").write_text("\n".join(names))
+    return folder
+
+
 SAMPLES: dict[str, Callable[[Path], Path]] = {
     "csv": csv,
     "imagefolder": imagefolder,
     "json": json_lines,
     "parquet": parquet,
     "webdataset": webdataset,
+    "graph": graph,
     "timeseries": timeseries,
     "sdf": sdf,
     "points": clouds,
