@@ -54,6 +54,7 @@ def test_what_the_library_writes_is_read(tmp_path):
     anndata = pytest.importorskip("anndata")
     import pandas
 
+    anndata.settings.allow_write_nullable_strings = True
     matrix = np.random.default_rng(0).random((COUNT, 4)).astype(np.float32)
     observed = pandas.DataFrame({"louvain": pandas.Categorical(["0", "1"] * 6), "doublet": [True, False] * 6})
     observed["depth"] = pandas.array([1, None, *range(10)], dtype="Int64")

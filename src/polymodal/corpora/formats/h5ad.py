@@ -130,7 +130,7 @@ def _values(group: Any, name: str) -> list[Any]:
     stored = group[name]
     if hasattr(stored, "keys"):
         if "codes" in stored:
-            names = [_text(value) for value in stored["categories"][:]]
+            names = [_text(value) for value in _values(stored, "categories")]
             return [names[code] if code >= 0 else None for code in stored["codes"][:].tolist()]
         if "mask" in stored:
             pairs = zip(stored["values"][:].tolist(), stored["mask"][:].tolist(), strict=True)
