@@ -72,6 +72,8 @@ def test_nodes_of_many_edges_are_cut_and_lines_that_are_none_counted(tmp_path, m
     ("name", "text"),
     [
         ("pairs.csv", "source,target\n" + "a long sentence of more words than any node of a graph has here,x\n" * 12),
+        ("train.txt", "".join(f"{n}.jpg\ta thing\t{n}\n" for n in range(12))),
+        ("test.txt", "".join(f"id{n}\tthe text {n}\tgood\n" for n in range(12))),
         ("notes.txt", "some\twords\tof mine\n"),
         ("numbers.tsv", "label\tvalue\na\t2\nb\t3\n"),
     ],

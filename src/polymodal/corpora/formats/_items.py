@@ -35,7 +35,10 @@ def plain(heading: str) -> str:
 
 def headings_of(file: Path) -> list[str]:
     """Return the names of the columns of a CSV, TSV, JSON lines or RecBole file; none for another one."""
-    suffix, lines = suffix_of(file), head_lines(file, 2)
+    suffix = suffix_of(file)
+    if suffix not in (*json.LINES, *csv.SUFFIXES, ".inter", ".item"):  # a folder may have a million of other files
+        return []
+    lines = head_lines(file, 2)
     if not lines:
         return []
     if suffix in json.LINES:

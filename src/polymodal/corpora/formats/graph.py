@@ -16,8 +16,10 @@ from polymodal.corpora.formats import csv
 from polymodal.corpora.formats._data_files import DataFiles, Match, splits_of, suffix_of
 from polymodal.corpora.formats._delimited import head_lines, lines_of
 from polymodal.corpora.rows import Rows
+from polymodal.corpora.schemas.audio import AUDIO_SUFFIXES
 from polymodal.errors import UserError
 from polymodal.modalities import Graph
+from polymodal.modalities.image import IMAGE_SUFFIXES
 
 description = "graphs: triples head, relation, tail, or lists of edges"
 EDGES = (".edges", ".edgelist", ".el")
@@ -59,9 +61,10 @@ def read(data: DataFiles) -> Rows:
 
 def _places(file: Path) -> tuple[int, int | None, int] | None:
     """Return where head, relation and tail are in the lines of a file; None for a file that has no edges."""
-    if file.name.lower() in TEXTS:
+    suffix = suffix_of(file)
+    if file.name.lower() in TEXTS or suffix not in (*csv.SUFFIXES, *PLAIN):
         return None
-    suffix, lines = suffix_of(file), [line for line in head_lines(file) if not line.startswith(("#", "%"))]
+    lines = [line for line in head_lines(file, 500) if not line.startswith(("#", "%"))]
     if not lines:
         return None
     rows = [_fields(line, suffix) for line in lines]
@@ -70,11 +73,14 @@ def _places(file: Path) -> tuple[int, int | None, int] | None:
         head, tail, relation = (_place(headings, names) for names in (HEADS, TAILS, RELATIONS))
         if head is not None and tail is not None and all(_is_name(row, (head, tail)) for row in rows[1:]):
             return head, relation, tail
-    if suffix not in PLAIN or len({len(row) for row in rows}) > 1:
+    if suffix not in PLAIN or len({len(row) for row in rows[:20]}) > 1:
         return None
+    rows = [row for row in rows if len(row) == len(rows[0])]
     count, stem = len(rows[0]), file.name.removesuffix(suffix)
     if count == 3 and all("\t" in line for line in lines) and TRIPLES.match(stem):
-        return (0, 1, 2) if all(_is_name(row, (0, 2)) and not _is_number(row[1]) for row in rows) else None
+        names = all(_is_name(row, (0, 2)) and not _is_number(row[1]) for row in rows)
+        repeated = len(rows) < 10 or len({row[1] for row in rows}) < 0.8 * len(rows)
+        return (0, 1, 2) if names and repeated and not any(_is_media(row) for row in rows[:20]) else None
     ids = all(row[0].isdigit() and row[1].isdigit() for row in rows) if count >= 2 else False
     weighted = count == 2 or (count == 3 and all(_is_number(row[2]) for row in rows))
     return (0, None, 1) if weighted and (ids or suffix in EDGES) else None
@@ -92,6 +98,10 @@ def _place(headings: Sequence[str], names: Sequence[str]) -> int | None:
 
 def _is_name(row: Sequence[str], places: tuple[int, int]) -> bool:
     return all(place < len(row) and 0 < len(row[place].split()) <= MAX_WORDS for place in places)
+
+
+def _is_media(row: Sequence[str]) -> bool:
+    return any(field.lower().endswith((*IMAGE_SUFFIXES, *AUDIO_SUFFIXES)) for field in row)
 
 
 def _is_number(value: str) -> bool:
