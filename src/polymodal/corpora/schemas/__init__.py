@@ -31,17 +31,10 @@ def options() -> tuple[str, ...]:
     return tuple(sorted(module.option for module in _modules() if module.option))
 
 
-def find(
-    table: pa.Table,
-    root: Path,
-    named: Mapping[str, str],
-    already: Mapping[str, Modality] | None = None,
-    keys: str | None = None,
-) -> Found:
+def find(table: pa.Table, root: Path, named: Mapping[str, str], already: Mapping[str, Modality] | None = None) -> Found:
     """Find the modalities of a table's columns.
 
-    named: columns that the user named, by option. already: columns whose modality is known. keys: column that names the
-    rows, which is no modality unless the user names it. Raises UserError for a
+    named: columns that the user named, by option. already: columns whose modality is known. Raises UserError for a
     named column that does not exist, or does not fit.
     """
     for option, column in named.items():
@@ -50,7 +43,7 @@ def find(
         if column not in table.column_names:
             raise unknown("column", column, table.column_names)
     columns: dict[str, FoundColumn] = {name: FoundColumn(kind) for name, kind in (already or {}).items()}
-    taken, label = {*columns} | ({keys} if keys and keys not in named.values() else set()), None
+    taken, label = {*columns}, None
     prompts: dict[str, tuple[str, ...]] = {}
     for module in _modules():
         own = named.get(module.option) if module.option else None
