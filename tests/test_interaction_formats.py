@@ -92,6 +92,9 @@ def test_counts_are_no_ratings_and_users_with_few_items_are_counted(tmp_path):
 
 
 def test_too_few_interactions_are_a_sentence(tmp_path):
+    (tmp_path / "a.csv").write_text("user,item,rating,time\n")
+    with pytest.raises(UserError, match=r"a\.csv has no rows"):
+        from_path(tmp_path / "a.csv")
     (tmp_path / "a.csv").write_text("user,item,rating,time\n1,2,5,3\n")
     with pytest.raises(UserError, match="no user with 5 items or more"):
         from_path(tmp_path / "a.csv")

@@ -38,7 +38,7 @@ def converted_column(
     chosen = [paths[number] for number in present]
     values, left_out = cached_table(kind, chosen, partial(_conversion, chosen, convert))
     if values.num_rows == 0:
-        raise UserError(f"None of the {len(chosen):,} files can be read: {left_out[0].reason} ({left_out[0].example}).")
+        raise UserError(f"None of the {len(chosen):,} files can be read: {left_out[0].example}.")
     kept = np.array(present)[values.column("row").to_numpy()]
     table = rows.table.take(kept)
     place = table.column_names.index(column)

@@ -54,6 +54,8 @@ def read(data: DataFiles) -> Rows:
         tables.append(table)
         skipped += left_out
     table = concatenated(tables)
+    if not table.num_rows:
+        raise UserError(f"{files[0]} has no rows.")
     user, item = column_of(table, USER), column_of(table, ITEM)
     assert user is not None
     assert item is not None
