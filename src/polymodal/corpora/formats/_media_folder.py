@@ -3,6 +3,7 @@ beside the media, as tools for captioning write them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats import csv, json, parquet
 from polymodal.corpora.formats._data_files import SPLIT_NAMES, DataFiles, Match, splits_of
+from polymodal.corpora.formats._delimited import head_lines
 from polymodal.corpora.formats._tables import concatenated
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
@@ -30,7 +32,16 @@ def matches_folder(data: DataFiles, suffixes: Sequence[str]) -> Match:
     others = sum(len(files) for suffix, files in data.by_suffix.items() if suffix not in (*suffixes, *SIDECARS, *DATA))
     if media <= others or rows:
         return Match.NO
-    return Match.CONTENT if any(file.name.lower() in METADATA for file in data.files) else Match.SUFFIX
+    metadata = (file for file in data.files if file.name.lower() in METADATA)
+    return Match.CONTENT if any(map(_has_file_names, metadata)) else Match.SUFFIX
+
+
+def _has_file_names(file: Path) -> bool:
+    """Return whether metadata has a column of file names; other formats have files of the same name."""
+    if file.suffix.lower() not in (".csv", ".tsv"):
+        return True
+    headings = next(iter(head_lines(file, 1)), "").lower().replace('"', "")
+    return any(name.strip() in FILE_NAMES or name.endswith("file_name") for name in re.split(r"[,;|\t]", headings))
 
 
 def read_folder(data: DataFiles, kind: str, suffixes: Sequence[str], modality: Callable[[Path], Modality]) -> Rows:
@@ -48,7 +59,7 @@ def read_folder(data: DataFiles, kind: str, suffixes: Sequence[str], modality: C
         table, media = _with_metadata(metadata, root, kind, skipped)
     else:
         paths = {kind: pa.array([file.resolve().relative_to(root).as_posix() for file in media])}
-        table = pa.table(paths | _texts(data, media, skipped) | _labels(media, root))
+        table = pa.table(paths | _texts(data, media, skipped) | class_folders(media, root))
     if table.num_rows == 0:
         raise UserError(f"{root} names no file of the folder in {metadata[0].name}.")
     split = np.array([split_of[file] for file in media]) if split_of else None
@@ -96,7 +107,7 @@ def _texts(data: DataFiles, media: Sequence[Path], skipped: list[Skipped]) -> di
     return {"text": pa.array(texts, pa.string())}
 
 
-def _labels(media: Sequence[Path], root: Path) -> dict[str, pa.Array]:
+def class_folders(media: Sequence[Path], root: Path) -> dict[str, pa.Array]:
     """Return the class of each file: its folder, where all files are in folders, and more than one is not a split."""
     folders = [file.resolve().relative_to(root).parts[:-1] for file in media]
     folders = [parts[1:] if parts and parts[0].lower() in SPLIT_NAMES else parts for parts in folders]

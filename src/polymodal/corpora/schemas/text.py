@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from polymodal.corpora._types import fields_of, is_list, is_number, is_string
 from polymodal.corpora.schemas._media import is_url
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
+from polymodal.corpora.schemas._tabular import MISSING, categories, names_a_row
 from polymodal.errors import UserError
-from polymodal.modalities import Conversations, Interleaved, Preferences, Questions, Text
+from polymodal.modalities import Category, Conversations, Interleaved, Preferences, Questions, Text
+from polymodal.modalities.text import UNKNOWN_LANGUAGE
 
 rank = 3
 option = "text"
@@ -17,6 +22,7 @@ USUAL = (
     "caption", "captions", "text", "txt", "texts", "title", "sentence", "sentences", "sentids_text", "description",
     "transcription", "transcript", "alt", "alt_text", "raw", "name",
 )  # fmt: skip
+LANGUAGES = ("language", "locale", "lang", "language_code")  # columns with the language of each row's captions
 
 # Where there is one of these, other columns of strings are about the data, such as its source: only usual names count.
 RECORDS = (Conversations, Interleaved, Preferences, Questions)
@@ -32,6 +38,8 @@ def find(view: View) -> Found | None:
     usual = [name for name in view.usual(USUAL) if _is_text(view, name)]
     of_records = any(isinstance(kind, RECORDS) for kind in view.found.values())
     candidates = [] if of_records else [name for name in view.free if _reads_as_text(view, name)]
+    if not usual and (len(candidates) > 1 or any(isinstance(kind, Category) for kind in view.found.values())):
+        candidates = [name for name in candidates if categories(view, name) is None]  # they are cells of a table
     if usual or len(candidates) == 1:
         return _found(view, (usual or candidates)[0])
     if len(candidates) > 1 and view.found:
@@ -42,10 +50,32 @@ def find(view: View) -> Found | None:
 
 
 def _found(view: View, name: str) -> Found:
-    """Numbers become the text that they are written as."""
+    """Numbers become the text that they are written as. A column of languages goes to captions that have none."""
+    languages = [column for column in view.usual(LANGUAGES) if column != name and is_string(view.type(column))]
+    if languages and not fields_of(view.type(name)):
+        convert = partial(_with_language, name, languages[0])
+        return Found({name: FoundColumn(Text(), convert)}, (name, languages[0]))
     if is_string(view.type(name)) or is_list(view.type(name)):
         return Found({name: FoundColumn(Text())}, (name,))
     return Found({name: FoundColumn(Text(), lambda table: _as_text(table.column(name)))}, (name,))
+
+
+def _with_language(name: str, language: str, table: pa.Table) -> pa.Array:
+    """Return captions as lists of `{"text", "language"}` records; a row without a language has the undetermined one."""
+    texts = table.column(name).combine_chunks()
+    of_row = pc.fill_null(pc.utf8_trim_whitespace(pc.cast(table.column(language), pa.string())), UNKNOWN_LANGUAGE)
+    of_row = pc.if_else(pc.equal(of_row, ""), UNKNOWN_LANGUAGE, of_row).combine_chunks()
+    if is_list(texts.type):
+        counts = pc.fill_null(pc.list_value_length(texts), 0)
+        of_row = of_row.take(pc.list_parent_indices(texts))
+        values, valid = pc.cast(pc.list_flatten(texts), pa.string()), texts.is_valid()
+    else:
+        values, valid = pc.cast(texts, pa.string()), texts.is_valid()
+        values, of_row, counts = values.filter(valid), of_row.filter(valid), pc.cast(valid, pa.int32())
+    ends = np.cumsum(counts.to_numpy(zero_copy_only=False))
+    offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
+    records = pa.StructArray.from_arrays([values, of_row], ["text", "language"])
+    return pa.ListArray.from_arrays(offsets, records, mask=pc.invert(valid))
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -62,7 +92,7 @@ def _is_text(view: View, name: str) -> bool:
 
 def _reads_as_text(view: View, name: str) -> bool:
     """Return whether a column of any name looks like captions: strings that are no addresses, ids or numbers."""
-    if name.lower() in ("split", "id", "key", "group", "url", "license", "language") or name.startswith("__"):
+    if names_a_row(name) or name.lower() in LANGUAGES:
         return False
     values = view.texts(name)
     if fields_of(view.type(name)) >= {"text"} and is_list(view.type(name)):
@@ -71,6 +101,9 @@ def _reads_as_text(view: View, name: str) -> bool:
 
 
 def _is_number(value: str) -> bool:
+    """Return whether a value is a number, or a missing one of a column of numbers."""
+    if value.strip().lower() in MISSING:
+        return True
     try:
         float(value)
     except ValueError:

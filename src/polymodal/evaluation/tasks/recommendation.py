@@ -57,11 +57,12 @@ def ranking_scores(
     relevance = counts / np.array(candidates)  # probability that a random candidate is held out
     for k in TOP_K:
         last = min(k, largest)
+        places = np.minimum(last, candidates)  # a user may have fewer candidates than k
         hit = np.cumsum(hits, axis=1)[:, last - 1]
         for metric, divisor in ((f"Recall@{k}", counts), (f"normalized_Recall@{k}", np.minimum(k, counts))):
-            ranked.append(Score(f"{name}/{metric}", hit / divisor, float((relevance * last / divisor).mean())))
+            ranked.append(Score(f"{name}/{metric}", hit / divisor, float((relevance * places / divisor).mean())))
         ideal = np.stack(ideal_gains)[:, last - 1]
-        chance = float((relevance * discount[:last].sum() / ideal).mean())
+        chance = float((relevance * np.cumsum(discount)[places - 1] / ideal).mean())
         ranked.append(Score(f"{name}/NDCG@{k}", np.stack(gains)[:, last - 1] / ideal, chance))
     return ranked
 
