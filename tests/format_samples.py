@@ -59,6 +59,43 @@ def webdataset(folder: Path) -> Path:
     return folder / "00000.tar"
 
 
+def coco(folder: Path) -> Path:
+    """The published layout: `annotations/` beside a folder of images for each split."""
+    (folder / "annotations").mkdir()
+    for split, numbers in {"train2017": range(9), "val2017": range(9, COUNT)}.items():
+        (folder / split).mkdir()
+        images = []
+        for number in numbers:
+            (folder / split / f"{number:012d}.jpg").write_bytes(png(number))
+            url = f"http://images.cocodataset.org/{split}/{number:012d}.jpg"
+            size = {"height": 6, "width": 8}
+            images.append({"license": 3, "file_name": f"{number:012d}.jpg", "coco_url": url, **size, "id": number})
+        frame = {"info": {"year": 2017}, "licenses": [{"id": 3, "name": "x"}], "images": images}
+        texts = [
+            {"image_id": number, "id": 10 * number + place, "caption": f"thing {number}, said {place}"}
+            for number in numbers
+            for place in range(5)
+        ]
+        boxes = [
+            {
+                "segmentation": [[1.0, 2.0, 3.0, 2.0, 3.0, 4.0]],
+                "area": 6.0,
+                "iscrowd": 0,
+                "image_id": number,
+                "bbox": [1.2, 2.1, 3.0, 2.0],
+                "category_id": 18,
+                "id": number,
+            }
+            for number in numbers
+        ]
+        categories = [{"supercategory": "animal", "id": 18, "name": "dog"}]
+        captions = json.dumps({**frame, "annotations": texts})
+        instances = json.dumps({**frame, "annotations": boxes, "categories": categories})
+        (folder / "annotations" / f"captions_{split}.json").write_text(captions)
+        (folder / "annotations" / f"instances_{split}.json").write_text(instances)
+    return folder
+
+
 def imagefolder(folder: Path) -> Path:
     for name, text in zip(written_images(folder), captions(), strict=True):
         (folder / name).with_suffix(".txt").write_text(text)
@@ -66,6 +103,7 @@ def imagefolder(folder: Path) -> Path:
 
 
 SAMPLES: dict[str, Callable[[Path], Path]] = {
+    "coco": coco,
     "csv": csv,
     "imagefolder": imagefolder,
     "json": json_lines,

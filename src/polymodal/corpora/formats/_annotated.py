@@ -1,0 +1,102 @@
+"""Rows of annotation files that name images: with paths of the images, joined over files, split by file."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from polymodal.corpora.formats._data_files import DataFiles, splits_of
+from polymodal.corpora.formats._image_files import ImageFiles, missing_images
+from polymodal.corpora.rows import Rows
+from polymodal.errors import UserError
+from polymodal.modalities import Image, Modality
+
+CHUNK = 10_000  # records that are converted together
+
+
+def records_of(file: Path, held: Any, name: str) -> list[dict[str, Any]]:
+    """Return a list of an object of JSON; an empty one where it lacks. Raises UserError for what is no list of
+    objects."""
+    if not isinstance(held, dict):
+        raise UserError(f"{file} is no JSON object with a list `{name}`.")
+    records = held.get(name) or []
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise UserError(f"`{name}` of {file} is no list of records.")
+    return records
+
+
+def chunks_of(records: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yield records as batches."""
+    iterator = iter(records)
+    while chunk := list(itertools.islice(iterator, CHUNK)):
+        columns = [pa.array([record.get(field.name) for record in chunk], field.type) for field in schema]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def annotated_rows(
+    data: DataFiles,
+    annotations: Sequence[Path],
+    tables: Sequence[pa.Table],
+    columns: Mapping[str, Modality],
+    images: ImageFiles,
+    split: Sequence[np.ndarray] = (),
+) -> Rows:
+    """Return the rows of annotation files: `image`, the path of the image that `file_name` names, and the columns.
+
+    tables: of each file; rows of the same image in one split are one row, with the columns of both. split: that each
+    table states of its rows; else file names state it. Rows whose image is missing are skipped. Raises UserError when
+    all are.
+    """
+    stated = splits_of(annotations, data.root)
+    joined: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+    missing, example, example_file, total = 0, "", annotations[0], 0
+    for number, (file, table) in enumerate(zip(annotations, tables, strict=True)):
+        present = [name for name in columns if name in table.column_names]
+        own = split[number] if split else itertools.repeat(stated[file] if stated else "")
+        for row, (name, of_split) in enumerate(zip(table.column("file_name").to_pylist(), own, strict=False)):
+            total += 1
+            path = images.find(name, file)
+            if path is None:
+                missing, example, example_file = missing + 1, example or name, file
+                continue
+            places = joined.setdefault((of_split, path), {})
+            places.update((column, (number, row)) for column in present if column not in places)
+    skipped = missing_images(missing, total, example, images, example_file)
+    splits = np.array([of_split for of_split, _ in joined], dtype=object)
+    table = pa.table(
+        {"image": pa.array([path for _, path in joined], pa.string())}
+        | {
+            name: _taken(tables, name, kind, [places.get(name) for places in joined.values()])
+            for name, kind in columns.items()
+        }
+    )
+    states = (stated is not None or bool(split)) and "train" in splits and len({*splits}) > 1
+    notes: tuple[str, ...] = ()
+    if len({*splits}) == 1 and splits[0] not in ("", "train"):
+        notes = (f"All images that are there are of the split '{splits[0]}'; they are split by their content.",)
+    return Rows(
+        table,
+        images.root,
+        {"image": Image(images.root), **columns},
+        splits if states else None,
+        keys="image" if len({path for _, path in joined}) == len(joined) else None,
+        skipped=skipped,
+        notes=notes,
+    )
+
+
+def _taken(
+    tables: Sequence[pa.Table], name: str, kind: Modality, places: Sequence[tuple[int, int] | None]
+) -> pa.ChunkedArray:
+    """Return the values of a column at places (table, row), missing where there is none."""
+    present = [table.column(name) if name in table.column_names else None for table in tables]
+    stored = next(column for column in present if column is not None).type
+    parts = [pa.chunked_array([], stored) if column is None else column for column in present]
+    offsets = np.cumsum([0, *map(len, parts)])
+    rows = [None if place is None else int(offsets[place[0]]) + place[1] for place in places]
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], stored).take(pa.array(rows, pa.int64()))
