@@ -96,17 +96,98 @@ def coco(folder: Path) -> Path:
     return folder
 
 
+def gqa(folder: Path) -> Path:
+    (folder / "images").mkdir()
+    for split, numbers in {"train": range(9), "val": range(9, COUNT)}.items():
+        questions = {}
+        for number in numbers:
+            (folder / "images" / f"{2370 + number}.jpg").write_bytes(png(number))
+            questions[f"{number:08d}"] = {
+                "semantic": [{"operation": "select", "dependencies": [], "argument": "sky (2486325)"}],
+                "entailed": [],
+                "imageId": str(2370 + number),
+                "question": f"Is thing {number} overcast?",
+                "answer": "no",
+                "fullAnswer": "No, it is clear.",
+                "types": {"detailed": "weatherVerify", "semantic": "global", "structural": "verify"},
+            }
+        (folder / f"{split}_balanced_questions.json").write_text(json.dumps(questions))
+    return folder
+
+
 def imagefolder(folder: Path) -> Path:
     for name, text in zip(written_images(folder), captions(), strict=True):
         (folder / name).with_suffix(".txt").write_text(text)
     return folder
 
 
+def karpathy(folder: Path) -> Path:
+    images = []
+    for number in range(COUNT):
+        split = ("train", "restval", "val", "test")[number % 4]
+        place = "train2014" if split == "train" else "val2014"
+        (folder / place).mkdir(exist_ok=True)
+        name = f"COCO_{place}_{number:012d}.jpg"
+        (folder / place / name).write_bytes(png(number))
+        said = [f"Thing {number}, said {place}." for place in range(5)]
+        sentences = [
+            {"tokens": text.split(), "raw": text, "imgid": number, "sentid": 5 * number + place}
+            for place, text in enumerate(said)
+        ]
+        images.append(
+            {
+                "filepath": place,
+                "sentids": [one["sentid"] for one in sentences],
+                "filename": name,
+                "imgid": number,
+                "split": split,
+                "sentences": sentences,
+                "cocoid": number,
+            }
+        )
+    (folder / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    return folder
+
+
+def vqa(folder: Path) -> Path:
+    """VQA v2 with its file names, ten answers for each question."""
+    for split, numbers in {"train2014": range(9), "val2014": range(9, COUNT)}.items():
+        (folder / split).mkdir()
+        questions, annotations = [], []
+        for number in numbers:
+            (folder / split / f"COCO_{split}_{number:012d}.jpg").write_bytes(png(number))
+            for place in range(2):
+                ids = {"image_id": number, "question_id": 1000 * number + place}
+                questions.append({**ids, "question": f"What is thing {number}, asked {place}?"})
+                given = ["net"] * 6 + ["netting", "fence", "net", "mesh"]
+                annotations.append(
+                    {
+                        "question_type": "what is",
+                        "multiple_choice_answer": "net",
+                        "answers": [
+                            {"answer": answer, "answer_confidence": "yes", "answer_id": order + 1}
+                            for order, answer in enumerate(given)
+                        ],
+                        "answer_type": "other",
+                        **ids,
+                    }
+                )
+        frame = {"info": {"year": 2017}, "data_type": "mscoco", "data_subtype": split, "license": {"name": "x"}}
+        asked = {**frame, "task_type": "Open-Ended", "questions": questions}
+        (folder / f"v2_OpenEnded_mscoco_{split}_questions.json").write_text(json.dumps(asked))
+        answered = json.dumps({**frame, "annotations": annotations})
+        (folder / f"v2_mscoco_{split}_annotations.json").write_text(answered)
+    return folder
+
+
 SAMPLES: dict[str, Callable[[Path], Path]] = {
     "coco": coco,
     "csv": csv,
+    "gqa": gqa,
     "imagefolder": imagefolder,
     "json": json_lines,
+    "karpathy": karpathy,
     "parquet": parquet,
+    "vqa": vqa,
     "webdataset": webdataset,
 }

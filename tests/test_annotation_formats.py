@@ -146,3 +146,62 @@ def test_what_is_no_coco_file_is_a_sentence(held, sentence, tmp_path):
     (tmp_path / "a.json").write_text(held)
     with pytest.raises(UserError, match=sentence):
         from_path(tmp_path / "a.json")
+
+
+# Karpathy's splits
+
+
+def test_karpathy_splits_are_read_and_restval_is_trained_on(tmp_path):
+    corpus = from_path(SAMPLES["karpathy"](tmp_path))
+    assert sizes(corpus) == {"train": 6, "validation": 3, "test": 3}
+    assert [caption.text for caption in corpus.value(1, "captions")] == [f"Thing 1, said {n}." for n in range(5)]
+    assert corpus.key(1) == "val2014/COCO_val2014_000000000001.jpg"
+
+
+# VQA
+
+
+def test_vqa_joins_questions_with_ten_answers(tmp_path):
+    corpus = from_path(SAMPLES["vqa"](tmp_path))
+    assert sizes(corpus) == {"train": 9, "validation": 3}
+    first, second = corpus.value(10, "questions")
+    assert (first.question, second.question) == ("What is thing 10, asked 0?", "What is thing 10, asked 1?")
+    assert (first.answer, first.kind) == ("net", "other")
+    assert first.answers == ("net",) * 6 + ("netting", "fence", "net", "mesh")
+
+
+def test_vqa_by_one_file_of_questions(tmp_path):
+    SAMPLES["vqa"](tmp_path)
+    corpus = from_path(tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json")
+    assert len(corpus) == 9
+    assert len(corpus.value(0, "questions")[0].answers) == 10
+
+
+def test_vqa_without_answers_is_a_sentence(tmp_path):
+    SAMPLES["vqa"](tmp_path)
+    for file in tmp_path.glob("*annotations.json"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"has questions, .* put v2_mscoco_train2014_annotations.json beside it"):
+        from_path(tmp_path)
+
+
+def test_vqa_files_of_questions_of_a_test_set_are_named(tmp_path):
+    SAMPLES["vqa"](tmp_path)
+    asked = {"data_subtype": "test2015", "questions": [{"image_id": 1, "question": "x?", "question_id": 2}]}
+    written(tmp_path / "v2_OpenEnded_mscoco_test2015_questions.json", asked)
+    corpus = from_path(tmp_path)
+    assert any("test2015_questions.json is not read" in note for note in corpus.notes)
+    assert len(corpus) == 12
+
+
+def test_gqa_questions_of_an_image_are_one_row(tmp_path):
+    SAMPLES["gqa"](tmp_path)
+    file = tmp_path / "train_balanced_questions.json"
+    held = json.loads(file.read_text())
+    held["x"] = {"imageId": "2370", "question": "Is it blue?", "answer": "yes"}
+    held["y"] = {"imageId": "2370", "question": "Is it red?"}
+    written(file, held)
+    corpus = from_path(tmp_path)
+    assert sizes(corpus) == {"train": 9, "validation": 3}
+    assert [one.answer for one in corpus.value(0, "questions")] == ["no", "yes"]
+    assert [(skipped.count, skipped.reason) for skipped in corpus.skipped] == [(1, "is a question without an answer")]

@@ -15,13 +15,22 @@ class Question(NamedTuple):
     """Question with its answer.
 
     kind: question type, such as `count`, for metrics by type. rationale: chain-of-thought (steps to the answer), if
-    known.
+    known. answers: all reference answers where there are several, such as the ten of VQA v2.
     """
 
     question: str
     answer: str
     kind: str
     rationale: str = ""
+    answers: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All reference answers, or the only one."""
+        return self.answers or (self.answer,)
+
+
+_STORED = ("question", "answer", "kind", "rationale")  # of built-in corpora; users' files may also have `answers`
 
 
 @dataclass(frozen=True)
@@ -30,11 +39,17 @@ class Questions:
 
     @property
     def arrow_type(self) -> pa.DataType:
-        return pa.list_(pa.struct(dict.fromkeys(Question._fields, pa.string())))
+        return pa.list_(pa.struct(dict.fromkeys(_STORED, pa.string())))
 
-    def decode(self, value: list[Mapping[str, str]]) -> list[Question]:
+    def decode(self, value: list[Mapping[str, Any]]) -> list[Question]:
         return [
-            Question(record["question"], record["answer"], record.get("kind") or "", record.get("rationale") or "")
+            Question(
+                record["question"],
+                record["answer"],
+                record.get("kind") or "",
+                record.get("rationale") or "",
+                tuple(record.get("answers") or ()),
+            )
             for record in value
         ]
 
@@ -47,4 +62,4 @@ class Questions:
 
 def stored_questions(asked: Iterable[tuple[str, ...]]) -> list[dict[str, str]]:
     """Convert (question, answer, kind[, rationale]) tuples to the storage of built-in corpora."""
-    return [Question(*record)._asdict() for record in asked]
+    return [dict(zip(_STORED, (*record, ""), strict=False)) for record in asked]
