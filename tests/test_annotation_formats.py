@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from format_samples import SAMPLES, png
 from polymodal.corpora import from_path
 from polymodal.corpora.formats._json_head import json_head
+from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
 from polymodal.errors import UserError
+from polymodal.evaluation.task import TaskInputs
 
 
 @pytest.fixture(autouse=True)
@@ -205,3 +209,24 @@ def test_gqa_questions_of_an_image_are_one_row(tmp_path):
     assert sizes(corpus) == {"train": 9, "validation": 3}
     assert [one.answer for one in corpus.value(0, "questions")] == ["no", "yes"]
     assert [(skipped.count, skipped.reason) for skipped in corpus.skipped] == [(1, "is a question without an answer")]
+
+
+def test_captions_boxes_and_questions_of_an_image_are_one_row(tmp_path):
+    SAMPLES["vqa"](tmp_path)
+    for split, numbers in {"train2014": range(9), "val2014": range(9, 12)}.items():
+        images = [{"id": number, "file_name": f"COCO_{split}_{number:012d}.jpg"} for number in numbers]
+        texts = [{"id": number, "image_id": number, "caption": f"thing {number}"} for number in numbers]
+        written(tmp_path / "annotations" / f"captions_{split}.json", {"images": images, "annotations": texts})
+    corpus = from_path(tmp_path)
+    assert sizes(corpus) == {"train": 9, "validation": 3}
+    assert set(corpus.columns) == {"image", "captions", "questions"}
+    assert len(corpus[10]["questions"]) == 2
+    assert corpus[10]["captions"][0].text == "thing 10"
+
+
+def test_a_corpus_without_a_test_split_is_tested_on_its_validation_split(tmp_path):
+    corpus = from_path(SAMPLES["coco"](tmp_path))
+    inputs = TaskInputs(nn.Identity(), None, Reader(corpus, Processor({})))
+    assert inputs.test_splits == ["validation"]
+    splits = {**corpus.splits, "test": corpus.splits["train"][:2]}
+    assert TaskInputs(nn.Identity(), None, Reader(corpus.with_splits(splits), Processor({}))).test_splits == ["test"]

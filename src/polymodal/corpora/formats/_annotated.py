@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats._data_files import DataFiles, splits_of
 from polymodal.corpora.formats._image_files import ImageFiles, missing_images
 from polymodal.corpora.rows import Rows
@@ -38,20 +40,40 @@ def chunks_of(records: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterat
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def annotated_rows(
-    data: DataFiles,
-    annotations: Sequence[Path],
-    tables: Sequence[pa.Table],
-    columns: Mapping[str, Modality],
-    images: ImageFiles,
-    split: Sequence[np.ndarray] = (),
-) -> Rows:
+@dataclass
+class Annotations:
+    """Tables of annotation files with a column `file_name`. columns: modalities of the other columns. splits: of the
+    rows of each table, where the tables state them."""
+
+    columns: dict[str, Modality]
+    files: list[Path] = field(default_factory=list)
+    tables: list[pa.Table] = field(default_factory=list)
+    splits: list[np.ndarray] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, file: Path, table: pa.Table, skipped: Iterable[Skipped] = ()) -> None:
+        self.files.append(file)
+        self.tables.append(table)
+        self.skipped += skipped
+
+    def join(self, other: Annotations) -> None:
+        """Add the annotations of others, which may be of the same images."""
+        self.columns |= other.columns
+        self.files += other.files
+        self.tables += other.tables
+        self.splits += other.splits
+        self.skipped += other.skipped
+        self.notes += other.notes
+
+
+def annotated_rows(data: DataFiles, found: Annotations, images: ImageFiles) -> Rows:
     """Return the rows of annotation files: `image`, the path of the image that `file_name` names, and the columns.
 
-    tables: of each file; rows of the same image in one split are one row, with the columns of both. split: that each
-    table states of its rows; else file names state it. Rows whose image is missing are skipped. Raises UserError when
-    all are.
+    Rows of the same image in one split are one row, with the columns of all files. Splits are those that the tables
+    state, else those of file names. Rows whose image is missing are skipped. Raises UserError when all are.
     """
+    annotations, tables, columns, split = found.files, found.tables, found.columns, found.splits
     stated = splits_of(annotations, data.root)
     joined: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
     missing, example, example_file, total = 0, "", annotations[0], 0
@@ -85,8 +107,8 @@ def annotated_rows(
         {"image": Image(images.root), **columns},
         splits if states else None,
         keys="image" if len({path for _, path in joined}) == len(joined) else None,
-        skipped=skipped,
-        notes=notes,
+        skipped=(*found.skipped, *skipped),
+        notes=(*found.notes, *notes),
     )
 
 

@@ -1,6 +1,7 @@
 """COCO: a JSON file with `images` and `annotations`, which have captions or boxes, beside folders of images.
 
-Captions and boxes of an image are one row, from `captions_train2017.json` and `instances_train2017.json` alike.
+Captions, boxes and the questions of VQA v2 about an image are one row, from `captions_train2014.json`,
+`instances_train2014.json` and `v2_OpenEnded_mscoco_train2014_questions.json` alike.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ import pyarrow as pa
 
 from polymodal.corpora._arrow_cache import Conversion, cached_table
 from polymodal.corpora.corpus import Skipped
-from polymodal.corpora.formats._annotated import annotated_rows, chunks_of, records_of
+from polymodal.corpora.formats._annotated import Annotations, annotated_rows, chunks_of, records_of
 from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._image_files import ImageFiles
 from polymodal.corpora.formats._json_head import first_record, json_heads
 from polymodal.corpora.formats._referit import pickled_refs
+from polymodal.corpora.formats._vqa import question_files, question_tables
 from polymodal.corpora.formats.json import load
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
-from polymodal.modalities import Modality, Regions, Text
+from polymodal.modalities import Regions, Text
 
 description = "COCO captions and instances: JSON with `images` and `annotations`, beside folders of images"
 NOT_READ = ("segmentation", "keypoints", "segments_info", "counts")  # values of annotations that take much memory
@@ -34,42 +36,32 @@ CAPTIONS = pa.list_(pa.string())
 
 def matches(data: DataFiles) -> Match:
     """Match by the records at the beginning of JSON files."""
-    return Match.CONTENT if _files(data) and not pickled_refs(data) else Match.NO
+    return Match.CONTENT if coco_files(data) and not pickled_refs(data) else Match.NO
 
 
 def read(data: DataFiles) -> Rows:
     """Read the annotations of all files. Raises UserError for a file that is no COCO annotation."""
-    files = _files(data)
+    files = coco_files(data)
     if not files:
         raise UserError(f"{data.given[0]} has no JSON file with the lists `images` and `annotations` of COCO.")
+    images = ImageFiles.of(data)
     named = [file for file in files if not file.name.startswith(OTHERS)]
-    notes = [f"{file.name} is not read." for file in files if file not in named] if named else []
-    tables: list[pa.Table] = []
-    skipped: list[Skipped] = []
+    found = Annotations({})
+    found.notes += [f"{file.name} is not read." for file in files if named and file not in named]
     for file in named or files:
-        table, left_out = cached_table("coco", [file], lambda file=file: _convert(file))  # type: ignore[misc]
-        tables.append(table)
-        skipped += left_out
-    columns: dict[str, Modality] = {}
-    if any("captions" in table.column_names for table in tables):
-        columns["captions"] = Text()
-    if any("regions" in table.column_names for table in tables):
-        columns["regions"] = Regions()
-        notes.append("Boxes of objects are read; segmentation and keypoints are not.")
-    rows = annotated_rows(data, named or files, tables, columns, ImageFiles.of(data))
-    return Rows(
-        rows.table,
-        rows.root,
-        rows.columns,
-        rows.split,
-        rows.keys,
-        None,
-        (*skipped, *rows.skipped),
-        (*notes, *rows.notes),
-    )
+        found.add(file, *cached_table("coco", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
+    if any("captions" in table.column_names for table in found.tables):
+        found.columns["captions"] = Text()
+    if any("regions" in table.column_names for table in found.tables):
+        found.columns["regions"] = Regions()
+        found.notes.append("Boxes of objects are read; segmentation and keypoints are not.")
+    if question_files(data)[0]:
+        found.join(question_tables(data, images))
+    return annotated_rows(data, found, images)
 
 
-def _files(data: DataFiles) -> list[Path]:
+def coco_files(data: DataFiles) -> list[Path]:
+    """Return the JSON files with annotations in the form of COCO, by their beginning."""
     return [file for file, head in json_heads(data) if _is_coco(head)]
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from polymodal.corpora._arrow_cache import Conversion, cached_table
 from polymodal.corpora.corpus import Skipped
-from polymodal.corpora.formats._annotated import annotated_rows, chunks_of
+from polymodal.corpora.formats._annotated import Annotations, annotated_rows, chunks_of
 from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._image_files import ImageFiles
 from polymodal.corpora.formats._json_head import json_heads
@@ -34,14 +34,10 @@ def read(data: DataFiles) -> Rows:
     files = _files(data)
     if not files:
         raise UserError(f"{data.given[0]} has no JSON file of GQA, with `imageId`, `question` and `answer` by id.")
-    tables: list[pa.Table] = []
-    skipped: list[Skipped] = []
+    found = Annotations({"questions": Questions()})
     for file in files:
-        table, left_out = cached_table("gqa", [file], lambda file=file: _convert(file))  # type: ignore[misc]
-        tables.append(table)
-        skipped += left_out
-    rows = annotated_rows(data, files, tables, {"questions": Questions()}, ImageFiles.of(data))
-    return Rows(rows.table, rows.root, rows.columns, rows.split, rows.keys, None, (*skipped, *rows.skipped), rows.notes)
+        found.add(file, *cached_table("gqa", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
+    return annotated_rows(data, found, ImageFiles.of(data))
 
 
 def _files(data: DataFiles) -> list[Path]:

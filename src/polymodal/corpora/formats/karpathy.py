@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from polymodal.corpora._arrow_cache import Conversion, cached_table
-from polymodal.corpora.formats._annotated import annotated_rows, chunks_of, records_of
+from polymodal.corpora.formats._annotated import Annotations, annotated_rows, chunks_of, records_of
 from polymodal.corpora.formats._data_files import SPLIT_NAMES, DataFiles, Match
 from polymodal.corpora.formats._image_files import ImageFiles
 from polymodal.corpora.formats._json_head import first_record, json_heads
@@ -40,9 +40,11 @@ def read(data: DataFiles) -> Rows:
         raise UserError(
             f"{data.given[0]} has no JSON file with Karpathy's `images`, each with `sentences` and `split`."
         )
-    tables = [cached_table("karpathy", [file], lambda file=file: _convert(file))[0] for file in files]  # type: ignore[misc]
-    splits = [np.array(table.column("split").to_pylist(), dtype=object) for table in tables]
-    return annotated_rows(data, files, tables, {"captions": Text()}, ImageFiles.of(data), splits)
+    found = Annotations({"captions": Text()})
+    for file in files:
+        found.add(file, *cached_table("karpathy", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
+        found.splits.append(np.array(found.tables[-1].column("split").to_pylist(), dtype=object))
+    return annotated_rows(data, found, ImageFiles.of(data))
 
 
 def _files(data: DataFiles) -> list[Path]:
