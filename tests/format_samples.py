@@ -149,6 +149,26 @@ def karpathy(folder: Path) -> Path:
     return folder
 
 
+def refcoco(folder: Path) -> Path:
+    """An object of splits, as SeqTR publishes it."""
+    (folder / "train2014").mkdir()
+    splits: dict[str, list[object]] = {"train": [], "val": [], "testA": [], "testB": []}
+    for number in range(COUNT):
+        (folder / "train2014" / f"COCO_train2014_{number:012d}.jpg").write_bytes(png(number))
+        for place in range(2):
+            record = {
+                "image_id": number,
+                "bbox": [1.0, 2.0, 3.0, 2.5 + place],
+                "expressions": [f"the thing {number}", f"thing at {place}"],
+                "mask": [[1.0, 2.0, 3.0, 2.0, 3.0, 4.0]],
+                "width": 8,
+                "height": 6,
+            }
+            splits[("train", "train", "val", "testA", "testB", "train")[number % 6]].append(record)
+    (folder / "instances.json").write_text(json.dumps(splits))
+    return folder
+
+
 def vqa(folder: Path) -> Path:
     """VQA v2 with its file names, ten answers for each question."""
     for split, numbers in {"train2014": range(9), "val2014": range(9, COUNT)}.items():
@@ -188,6 +208,7 @@ SAMPLES: dict[str, Callable[[Path], Path]] = {
     "json": json_lines,
     "karpathy": karpathy,
     "parquet": parquet,
+    "refcoco": refcoco,
     "vqa": vqa,
     "webdataset": webdataset,
 }

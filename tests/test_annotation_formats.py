@@ -226,7 +226,72 @@ def test_captions_boxes_and_questions_of_an_image_are_one_row(tmp_path):
 
 def test_a_corpus_without_a_test_split_is_tested_on_its_validation_split(tmp_path):
     corpus = from_path(SAMPLES["coco"](tmp_path))
-    inputs = TaskInputs(nn.Identity(), None, Reader(corpus, Processor({})))
+    inputs = TaskInputs(nn.Identity(), None, Reader(corpus, Processor({}, {})))
     assert inputs.test_splits == ["validation"]
     splits = {**corpus.splits, "test": corpus.splits["train"][:2]}
-    assert TaskInputs(nn.Identity(), None, Reader(corpus.with_splits(splits), Processor({}))).test_splits == ["test"]
+    assert TaskInputs(nn.Identity(), None, Reader(corpus.with_splits(splits), Processor({}, {}))).test_splits == [
+        "test"
+    ]
+
+
+# RefCOCO
+
+
+def test_refcoco_of_seqtr(tmp_path):
+    corpus = from_path(SAMPLES["refcoco"](tmp_path))
+    assert sizes(corpus) == {"train": 6, "validation": 2, "test": 2, "test_b": 2}
+    expressions = corpus.value(0, "expressions")
+    assert [one.text for one in expressions] == ["the thing 0", "thing at 0", "the thing 0", "thing at 1"]
+    assert expressions[2].boxes == ((1.0, 2.0, 4.0, 5.5),)
+
+
+def test_refcoco_pickles_are_refused(tmp_path):
+    for name in ("refs(unc).p", "refs(google).p"):
+        (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    held = {"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1]}]}
+    written(tmp_path / "instances.json", held)
+    with pytest.raises(UserError, match=r"is a pickle, which can run code and is never read; take RefCOCO as JSON"):
+        from_path(tmp_path)
+    with pytest.raises(UserError, match=r"is a pickle"):
+        from_path(tmp_path / "refs(unc).p")
+
+
+def expressions(folder: Path, boxes: list[list[float]], name: str = "bbox", **more: Any) -> Any:
+    records = []
+    for number, box in enumerate(boxes):
+        (folder / f"{number}.png").write_bytes(png(number))
+        records.append({"image": f"{number}.png", "sentences": [f"thing {number}", "it"], name: box} | more)
+    return from_path(written(folder / "refs.json", records))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "name", "last", "said"),
+    [
+        ([[1, 2, 3, 4], [5, 1, 2, 3]], "bbox", (5, 1, 7, 4), "width, height, as some are smaller"),
+        ([[1, 2, 3, 4], [5, 1, 8, 3]], "bbox", (5, 1, 8, 3), "right, bottom, as left and width"),
+        ([[1, 1, 2, 2], [1, 2, 3, 4]], "bbox", (1, 2, 4, 6), "width, height, as COCO's"),
+        ([[1, 1, 2, 2], [1, 2, 3, 4]], "bbox_xyxy", (1, 2, 3, 4), "right, bottom, as its name says"),
+    ],
+)
+def test_boxes_of_expressions_are_what_their_values_say(boxes, name, last, said, tmp_path):
+    corpus = expressions(tmp_path, boxes, name)
+    assert [(one.text, one.boxes) for one in corpus.value(1, "expressions")] == [("thing 1", (last,)), ("it", (last,))]
+    assert any(said in note for note in corpus.notes)
+
+
+def test_sentences_of_refcoco_on_the_hub(tmp_path):
+    records = []
+    for number in range(12):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+        sentences = [{"raw": f"Thing {number}!", "sent": f"thing {number}", "sent_id": number, "tokens": ["thing"]}]
+        records.append({"image": f"{number}.png", "sentences": sentences, "bbox": [1.0, 1.0, 2.0, 2.0], "split": "val"})
+    records[0]["split"] = "train"
+    records[1]["split"] = "testB"
+    corpus = from_path(written(tmp_path / "refs.json", records))
+    assert sizes(corpus) == {"train": 1, "validation": 10, "testb": 1}
+    assert corpus.value(3, "expressions")[0].text == "Thing 3!"
+
+
+def test_boxes_that_are_fractions_are_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="fractions of the image; write them in pixels"):
+        expressions(tmp_path, [[0.1, 0.2, 0.5, 0.5]])
