@@ -96,6 +96,33 @@ def coco(folder: Path) -> Path:
     return folder
 
 
+def flickr30k(folder: Path) -> Path:
+    """Flickr30k Entities, with the lists of its splits."""
+    for name in ("Sentences", "Annotations", "flickr30k-images"):
+        (folder / name).mkdir()
+    for number in range(COUNT):
+        stem = str(1000092790 + number)
+        (folder / "flickr30k-images" / f"{stem}.jpg").write_bytes(png(number))
+        lines = [
+            f"[/EN#1/people Two young guys] with [/EN#2/bodyparts/other shaggy hair] look at [/EN#9/scene {number}] .",
+            "[/EN#1/people Two friends] enjoy time .",
+        ]
+        (folder / "Sentences" / f"{stem}.txt").write_text("\n".join(lines) + "\n")
+        boxes = [("1", 2, 1, 4, 3), ("1", 5, 1, 7, 3), ("2", 3, 2, 4, 5)]
+        objects = "".join(
+            f"<object><name>{name}</name><bndbox><xmin>{left}</xmin><ymin>{top}</ymin><xmax>{right}</xmax>"
+            f"<ymax>{bottom}</ymax></bndbox></object>"
+            for name, left, top, right, bottom in boxes
+        )
+        scene = "<object><name>9</name><scene>1</scene><nobndbox>1</nobndbox></object>"
+        size = "<size><width>8</width><height>6</height><depth>3</depth></size>"
+        annotation = f"<annotation><filename>{stem}.jpg</filename>{size}{objects}{scene}</annotation>"
+        (folder / "Annotations" / f"{stem}.xml").write_text(annotation)
+    for split, numbers in {"train": range(8), "val": range(8, 10), "test": range(10, COUNT)}.items():
+        (folder / f"{split}.txt").write_text("".join(f"{1000092790 + number}\n" for number in numbers))
+    return folder
+
+
 def gqa(folder: Path) -> Path:
     (folder / "images").mkdir()
     for split, numbers in {"train": range(9), "val": range(9, COUNT)}.items():
@@ -203,6 +230,7 @@ def vqa(folder: Path) -> Path:
 SAMPLES: dict[str, Callable[[Path], Path]] = {
     "coco": coco,
     "csv": csv,
+    "flickr30k": flickr30k,
     "gqa": gqa,
     "imagefolder": imagefolder,
     "json": json_lines,

@@ -295,3 +295,59 @@ def test_sentences_of_refcoco_on_the_hub(tmp_path):
 def test_boxes_that_are_fractions_are_a_sentence(tmp_path):
     with pytest.raises(UserError, match="fractions of the image; write them in pixels"):
         expressions(tmp_path, [[0.1, 0.2, 0.5, 0.5]])
+
+
+# Flickr30k
+
+
+def test_flickr30k_entities_have_captions_and_expressions(tmp_path):
+    corpus = from_path(SAMPLES["flickr30k"](tmp_path))
+    assert sizes(corpus) == {"train": 8, "validation": 2, "test": 2}
+    example = corpus[3]
+    assert [one.text for one in example["captions"]] == [
+        "Two young guys with shaggy hair look at 3 .",
+        "Two friends enjoy time .",
+    ]
+    assert [(one.text, one.boxes) for one in example["expressions"]] == [
+        ("Two young guys", ((1, 0, 3, 2), (4, 0, 6, 2))),
+        ("shaggy hair", ((2, 1, 3, 4),)),
+        ("Two friends", ((1, 0, 3, 2), (4, 0, 6, 2))),
+    ]
+
+
+LAUGHS = '<!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation>&b;</annotation>'
+OUTSIDE = '<!DOCTYPE l [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotation>&a;</annotation>'
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(LAUGHS, "entity 'a'"), (OUTSIDE, "entity 'a'"), ("<annot", "XML"), ("", "XML")]
+)
+def test_annotations_in_bad_xml_are_counted(content, reason, tmp_path):
+    SAMPLES["flickr30k"](tmp_path)
+    (tmp_path / "Annotations" / "1000092791.xml").write_text(content)
+    corpus = from_path(tmp_path)
+    assert [(one.count, reason in one.example) for one in corpus.skipped] == [(1, True)]
+    assert corpus.raw(1, "expressions") is None
+    assert len(corpus[1]["captions"]) == 2
+
+
+@pytest.mark.parametrize("name", ["results_20130124.token", "results.csv", "Flickr8k.token.txt"])
+def test_files_of_flickr_captions(name, tmp_path):
+    lines = []
+    for number in range(12):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{1000 + number}.jpg").write_bytes(png(number))
+        for place in range(5):
+            text = f"Thing {number}, said {place} ."
+            bars = f"{1000 + number}.jpg| {place}| {text}"
+            lines.append(bars if name.endswith("csv") else f"{1000 + number}.jpg#{place}\t{text}")
+    if name.endswith("csv"):
+        lines = ["image_name| comment_number| comment", *lines]
+        lines[21] = "1004.jpg| 0   Thing 4, said 0 ."  # as one line of the published file
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    corpus = from_path(tmp_path)
+    assert len(corpus) == 12
+    assert [caption.text for caption in corpus.value(4, "captions")] == [f"Thing 4, said {n} ." for n in range(5)]
+    (tmp_path / name).write_text("\n".join([*lines, *["half a li"] * 40]))
+    with pytest.raises(UserError, match=r"40 of 100 lines of .* are no captions of Flickr30k .*half a li"):
+        from_path(tmp_path)
