@@ -96,6 +96,37 @@ def coco(folder: Path) -> Path:
     return folder
 
 
+def cord(folder: Path) -> Path:
+    """CORD's layout; its file names are the same in all splits."""
+    for split, count in {"train": COUNT - 4, "dev": 2, "test": 2}.items():
+        for kind in ("json", "image"):
+            (folder / split / kind).mkdir(parents=True)
+        for number in range(count):
+            shade = number + 20 * ("train", "dev", "test").index(split)
+            (folder / split / "image" / f"receipt_{number:05d}.png").write_bytes(
+                encoded(PILImage.new("RGB", (80, 160), (shade, 3, 7)))
+            )
+            quad = {"x1": 8, "y1": 16, "x2": 40, "y2": 16, "x3": 40, "y3": 32, "x4": 8, "y4": 33}
+            words = [{"quad": quad, "is_key": 0, "row_id": 7, "text": f"{split}{number}"}]
+            held = {
+                "meta": {
+                    "version": "0.1",
+                    "split": split,
+                    "image_id": number,
+                    "image_size": {"width": 80, "height": 160},
+                },
+                "valid_line": [
+                    {"words": words, "category": "menu.nm", "group_id": 3},
+                    {"words": words, "category": "total.total_price", "group_id": 4},
+                ],
+                "roi": {},
+                "repeating_symbol": [],
+                "dontcare": [],
+            }
+            (folder / split / "json" / f"receipt_{number:05d}.json").write_text(json.dumps(held))
+    return folder
+
+
 def flickr30k(folder: Path) -> Path:
     """Flickr30k Entities, with the lists of its splits."""
     for name in ("Sentences", "Annotations", "flickr30k-images"):
@@ -123,6 +154,38 @@ def flickr30k(folder: Path) -> Path:
     return folder
 
 
+def funsd(folder: Path) -> Path:
+    for split, numbers in {"training_data": range(9), "testing_data": range(9, COUNT)}.items():
+        for kind in ("annotations", "images"):
+            (folder / split / kind).mkdir(parents=True)
+        for number in numbers:
+            page = PILImage.new("RGB", (100, 200), (number, 3, 7))
+            (folder / split / "images" / f"8209{number}.png").write_bytes(encoded(page))
+            question = {
+                "box": [10, 20, 40, 30],
+                "text": "R&D :",
+                "label": "question",
+                "words": [{"box": [10, 20, 30, 30], "text": "R&D"}, {"box": [32, 20, 40, 30], "text": ":"}],
+                "linking": [[0, 37]],
+                "id": 0,
+            }
+            answer = {
+                "box": [50, 20, 90, 30],
+                "text": f"No. {number}",
+                "label": "answer",
+                "words": [
+                    {"box": [50, 20, 60, 30], "text": "No."},
+                    {"box": [62, 20, 90, 30], "text": str(number)},
+                    {"box": [62, 20, 62, 20], "text": ""},
+                ],
+                "linking": [[0, 37]],
+                "id": 37,
+            }
+            text = json.dumps({"form": [question, answer]})
+            (folder / split / "annotations" / f"8209{number}.json").write_text(text)
+    return folder
+
+
 def gqa(folder: Path) -> Path:
     (folder / "images").mkdir()
     for split, numbers in {"train": range(9), "val": range(9, COUNT)}.items():
@@ -139,6 +202,35 @@ def gqa(folder: Path) -> Path:
                 "types": {"detailed": "weatherVerify", "semantic": "global", "structural": "verify"},
             }
         (folder / f"{split}_balanced_questions.json").write_text(json.dumps(questions))
+    return folder
+
+
+HOCR = """<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Transitional//EN" "http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">
+<html xmlns="http://www.w3.org/1999/xhtml" xml:lang="en" lang="en">
+ <head><title></title><meta http-equiv="Content-Type" content="text/html;charset=utf-8"/>
+  <meta name='ocr-system' content='tesseract 5.3.0' />
+  <meta name='ocr-capabilities' content='ocr_page ocr_carea ocr_par ocr_line ocrx_word ocrp_wconf'/></head>
+ <body>
+  <div class='ocr_page' id='page_1' title='image "/tmp/scans/{name}.png"; bbox 0 0 100 200; ppageno 0; scan_res 70 70'>
+   <div class='ocr_carea' id='block_1_1' title="bbox 10 20 90 60"><p class='ocr_par' id='par_1_1' lang='eng'>
+     <span class='ocr_line' id='line_1_1' title="bbox 10 20 90 30; baseline 0 -1; x_size 12">
+      <span class='ocrx_word' id='word_1_1' title='bbox 10 20 40 30; x_wconf 96'><strong>R&amp;D</strong></span>
+      <span class='ocrx_word' id='word_1_2' title='bbox 50 20 90 30; x_wconf 91'>{name}</span>
+     </span>
+     <span class='ocr_line' id='line_1_2' title="bbox 10 50 90 60; baseline 0 -1">
+      <span class='ocrx_word' id='word_1_3' title='bbox 10 50 40 60; x_wconf 12'><em>Caf&#233;</em></span>
+      <span class='ocrx_word' id='word_1_4' title='bbox 50 50 60 60; x_wconf 0'> </span>
+     </span></p></div>
+  </div>
+ </body></html>
+"""  # as Tesseract 5 writes it
+
+
+def hocr(folder: Path) -> Path:
+    for number in range(COUNT):
+        (folder / f"scan{number}.png").write_bytes(encoded(PILImage.new("RGB", (100, 200), (number, 3, 7))))
+        (folder / f"scan{number}.hocr").write_text(HOCR.format(name=f"scan{number}"), encoding="utf-8")
     return folder
 
 
@@ -229,9 +321,12 @@ def vqa(folder: Path) -> Path:
 
 SAMPLES: dict[str, Callable[[Path], Path]] = {
     "coco": coco,
+    "cord": cord,
     "csv": csv,
     "flickr30k": flickr30k,
+    "funsd": funsd,
     "gqa": gqa,
+    "hocr": hocr,
     "imagefolder": imagefolder,
     "json": json_lines,
     "karpathy": karpathy,

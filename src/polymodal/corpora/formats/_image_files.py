@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -42,8 +43,8 @@ class ImageFiles:
         """Return the path from the root of the file that an annotation names, by the end of its path; None if there is
         none.
 
-        near: the annotation file; of several files, the one in its folder is meant. Raises UserError for a name that
-        leads out of the folder.
+        near: the annotation file; of several images of the name, the one that shares most folders with it is meant.
+        Raises UserError for a name that leads out of the folder.
         """
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if not parts:
@@ -54,10 +55,12 @@ class ImageFiles:
         if len(found) < 2:
             return found[0] if found else None
         ends = [path for path in found if PurePosixPath(path).parts[-len(parts) :] == parts] or found
-        if near is not None:
-            beside = [path for path in ends if (self.root / path).parent == near.parent.resolve()]
-            ends = beside or ends
-        return ends[0]
+        return max(ends, key=lambda path: self._shared(path, near)) if near is not None else ends[0]
+
+    def _shared(self, path: str, near: Path) -> int:
+        """Return how many folders a path shares with a file."""
+        folders = zip((self.root / path).parent.parts, near.parent.resolve().parts, strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], folders))
 
     def find_any(self, names: Iterable[str], near: Path | None = None) -> str | None:
         """Return the path of the first name that exists."""

@@ -144,7 +144,7 @@ def _entities(pairs: Sequence[tuple[Path, Path | None]], skipped: list[Skipped])
 
 def _expressions(marked: Sequence[str], boxes: dict[str, list[list[float]]]) -> list[dict[str, Any]]:
     """Return the phrases that have boxes; a phrase for a group of objects has all of theirs."""
-    expressions = {}
+    expressions: dict[tuple[str, str], dict[str, Any]] = {}
     for line in marked:
         for found in _PHRASE.finditer(line):
             entity, phrase = found[1], " ".join(found[3].split())

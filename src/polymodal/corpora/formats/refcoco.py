@@ -79,7 +79,7 @@ def _split(name: Any) -> str | None:
 
 
 def _expressions(record: Mapping[str, Any]) -> list[str]:
-    given = next((record[name] for name in EXPRESSIONS if isinstance(record.get(name), list)), [])
+    given: list[Any] = next((record[name] for name in EXPRESSIONS if isinstance(record.get(name), list)), [])
     texts = [one.get("raw") or one.get("sent") if isinstance(one, dict) else one for one in given]
     return [text.strip() for text in texts if isinstance(text, str) and text.strip()]
 
