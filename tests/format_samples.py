@@ -268,6 +268,24 @@ def karpathy(folder: Path) -> Path:
     return folder
 
 
+def pdf(folder: Path) -> Path:
+    """Six reports of two pages, as matplotlib writes them."""
+    import matplotlib
+    from matplotlib.backends.backend_pdf import PdfPages
+    from matplotlib.figure import Figure
+
+    folder.mkdir(exist_ok=True)
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        for report in range(6):
+            with PdfPages(folder / f"report{report}.pdf") as pages:
+                for page in range(2):
+                    figure = Figure(figsize=(4, 6))
+                    figure.text(0.2, 0.8, f"Page {page} of report {report}", fontsize=14)
+                    figure.text(0.3, 0.4, "Below it", fontsize=14)
+                    pages.savefig(figure)
+    return folder
+
+
 def refcoco(folder: Path) -> Path:
     """An object of splits, as SeqTR publishes it."""
     (folder / "train2014").mkdir()
@@ -331,6 +349,7 @@ SAMPLES: dict[str, Callable[[Path], Path]] = {
     "json": json_lines,
     "karpathy": karpathy,
     "parquet": parquet,
+    "pdf": pdf,
     "refcoco": refcoco,
     "vqa": vqa,
     "webdataset": webdataset,

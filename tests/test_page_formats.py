@@ -179,3 +179,78 @@ def test_hocr_without_pages_and_half_written_ones(tmp_path):
     corpus = from_path(tmp_path)
     assert len(corpus) == 10
     assert sorted((one.count, one.reason) for one in corpus.skipped) == [(1, "cannot be read"), (1, "has no words")]
+
+
+# PDF
+
+
+def test_pdf_pages_have_words_where_they_are_drawn(tmp_path):
+    corpus = from_path(SAMPLES["pdf"](tmp_path))
+    assert len(corpus) == 12
+    groups = {split: {corpus.raw(row, "group") for row in rows} for split, rows in corpus.splits.items()}
+    assert sum(map(len, groups.values())) == len(set().union(*groups.values())) == 6
+    words = corpus.value(3, "words")
+    assert [word.text for word in words] == ["Page", "1", "of", "report", "1", "Below", "it"]
+    assert words[0].segment == words[1].segment != words[5].segment
+    gray = corpus.value(3, "image").convert("L")
+    assert max(gray.size) == 1200
+    for word in words:  # ink is in the box of each word, and none is left of the first
+        left, top, right, bottom = (
+            edge * side / 1000 for edge, side in zip(word.box, (gray.width, gray.height) * 2, strict=True)
+        )
+        assert gray.crop((round(left), round(top), round(right) + 1, round(bottom) + 1)).getextrema()[0] < 100
+    first = words[0].box
+    assert gray.crop((0, 0, int(first[0] * gray.width / 1000) - 3, gray.height)).getextrema()[0] > 200
+
+
+def test_pdf_pages_that_are_turned_are_read_as_they_are_shown(tmp_path):
+    pypdfium2 = pytest.importorskip("pypdfium2")
+    SAMPLES["pdf"](tmp_path / "plain")
+    document = pypdfium2.PdfDocument(tmp_path / "plain" / "report0.pdf")
+    document[0].set_rotation(90)
+    document.save(tmp_path / "turned.pdf")
+    document.close()
+    upright = from_path(tmp_path / "plain" / "report0.pdf").value(0, "words")
+    corpus = from_path(tmp_path / "turned.pdf")
+    image = corpus.value(0, "image")
+    assert image.width > image.height
+    for word, turned in zip(upright, corpus.value(0, "words"), strict=True):
+        left, top, right, bottom = word.box
+        assert turned.text == word.text
+        assert turned.box == pytest.approx((1000 - bottom, left, 1000 - top, right), abs=3)
+
+
+ENCRYPTED = b"""%%PDF-1.4
+1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj
+2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj
+3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]>>endobj
+4 0 obj<</Filter/Standard/V 1/R 2/P -4/O<%s>/U<%s>>>endobj
+trailer<</Root 1 0 R/Encrypt 4 0 R/ID[<61><61>]/Size 5>>
+""" % (b"41" * 32, b"42" * 32)
+
+
+def test_pdf_files_that_cannot_be_read_are_counted(tmp_path):
+    SAMPLES["pdf"](tmp_path)
+    (tmp_path / "encrypted.pdf").write_bytes(ENCRYPTED)
+    (tmp_path / "half.pdf").write_bytes((tmp_path / "report0.pdf").read_bytes()[:500])
+    (tmp_path / "other.pdf").write_bytes(b"no PDF")
+    (tmp_path / "empty.pdf").write_bytes(b"")
+    PILImage.new("RGB", (50, 80), "gray").save(tmp_path / "scan.pdf")
+    corpus = from_path(tmp_path)
+    assert len(corpus) == 12
+    assert sorted((one.count, one.reason) for one in corpus.skipped) == [
+        (1, "has no text"),
+        (1, "is protected by a password"),
+        (3, "is damaged, or no PDF"),
+    ]
+    with pytest.raises(UserError, match=r"encrypted.pdf is protected by a password"):
+        from_path(tmp_path / "encrypted.pdf")
+    with pytest.raises(UserError, match=r"scan.pdf, page 1 has no text\); scanned pages need OCR first"):
+        from_path(tmp_path / "scan.pdf")
+
+
+def test_pages_of_a_long_pdf_are_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr("polymodal.corpora.formats.pdf.MAX_PAGES", 1)
+    corpus = from_path(SAMPLES["pdf"](tmp_path))
+    assert [(one.count, one.reason) for one in corpus.skipped] == [(6, "is behind page 1")]
+    assert len(corpus) == 6

@@ -17,7 +17,7 @@ from polymodal.corpora.formats._data_files import DataFiles, splits_of
 from polymodal.corpora.formats._image_files import ImageFiles, missing_images
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UnreadableExample, UserError
-from polymodal.modalities import Image, Words
+from polymodal.modalities import Image, Modality, Words
 from polymodal.modalities.document import NO_LINK, NO_SEGMENT, OTHER
 from polymodal.modalities.image import IMAGE_SUFFIXES
 
@@ -65,7 +65,7 @@ def page_rows(data: DataFiles, kind: str, files: Sequence[Path], read: ReadPages
     fields = Words(field_names(table.column("words")))
     table = table.drop_columns(["file"])
     states = split is not None and "train" in split and len({*split}) > 1
-    columns = {"image": Image(images.root), "words": fields}
+    columns: dict[str, Modality] = {"image": Image(images.root), "words": fields}
     return Rows(table, images.root, columns, split if states else None, keys="image", skipped=skipped)
 
 

@@ -35,7 +35,7 @@ def _page(file: Path) -> list[FilePage]:
     if not isinstance(held, dict) or not isinstance(held.get("form"), list):
         raise ValueError("it has no list `form`")
     keys = _keys(held["form"])
-    words = []
+    words: list[PageWord] = []
     for entity in held["form"]:
         number, label = int(entity.get("id", len(words))), str(entity.get("label") or OTHER)
         for word in entity["words"]:
