@@ -269,14 +269,14 @@ def karpathy(folder: Path) -> Path:
 
 
 def pdf(folder: Path) -> Path:
-    """Six reports of two pages, as matplotlib writes them."""
+    """Reports of two pages, as matplotlib writes them."""
     import matplotlib
     from matplotlib.backends.backend_pdf import PdfPages
     from matplotlib.figure import Figure
 
     folder.mkdir(exist_ok=True)
     with matplotlib.rc_context({"pdf.fonttype": 42}):
-        for report in range(6):
+        for report in range(COUNT):
             with PdfPages(folder / f"report{report}.pdf") as pages:
                 for page in range(2):
                     figure = Figure(figsize=(4, 6))

@@ -186,9 +186,9 @@ def test_hocr_without_pages_and_half_written_ones(tmp_path):
 
 def test_pdf_pages_have_words_where_they_are_drawn(tmp_path):
     corpus = from_path(SAMPLES["pdf"](tmp_path))
-    assert len(corpus) == 12
+    assert len(corpus) == 24
     groups = {split: {corpus.raw(row, "group") for row in rows} for split, rows in corpus.splits.items()}
-    assert sum(map(len, groups.values())) == len(set().union(*groups.values())) == 6
+    assert sum(map(len, groups.values())) == len(set().union(*groups.values())) == 12
     words = corpus.value(3, "words")
     assert [word.text for word in words] == ["Page", "1", "of", "report", "1", "Below", "it"]
     assert words[0].segment == words[1].segment != words[5].segment
@@ -237,7 +237,7 @@ def test_pdf_files_that_cannot_be_read_are_counted(tmp_path):
     (tmp_path / "empty.pdf").write_bytes(b"")
     PILImage.new("RGB", (50, 80), "gray").save(tmp_path / "scan.pdf")
     corpus = from_path(tmp_path)
-    assert len(corpus) == 12
+    assert len(corpus) == 24
     assert sorted((one.count, one.reason) for one in corpus.skipped) == [
         (1, "has no text"),
         (1, "is protected by a password"),
@@ -252,5 +252,11 @@ def test_pdf_files_that_cannot_be_read_are_counted(tmp_path):
 def test_pages_of_a_long_pdf_are_limited(tmp_path, monkeypatch):
     monkeypatch.setattr("polymodal.corpora.formats.pdf.MAX_PAGES", 1)
     corpus = from_path(SAMPLES["pdf"](tmp_path))
-    assert [(one.count, one.reason) for one in corpus.skipped] == [(6, "is behind page 1")]
-    assert len(corpus) == 6
+    assert [(one.count, one.reason) for one in corpus.skipped] == [(12, "is behind page 1")]
+    assert len(corpus) == 12
+
+
+def test_pages_of_a_few_pdf_files_are_split_one_by_one(tmp_path):
+    SAMPLES["pdf"](tmp_path)
+    corpus = from_path([tmp_path / f"report{report}.pdf" for report in range(3)])
+    assert all(len(rows) for rows in corpus.splits.values())

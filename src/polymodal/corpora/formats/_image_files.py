@@ -46,6 +46,9 @@ class ImageFiles:
         near: the annotation file; of several images of the name, the one that shares most folders with it is meant.
         Raises UserError for a name that leads out of the folder.
         """
+        plain = self._by_name.get(name, [])  # a name alone, as most are
+        if len(plain) == 1:
+            return plain[0]
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if not parts:
             return None

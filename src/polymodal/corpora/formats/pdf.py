@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from polymodal.corpora._arrow_cache import Conversion, cached_table
 from polymodal.corpora.corpus import Skipped
@@ -27,6 +28,7 @@ description = "PDF files: a row a page with text, its image and its words with b
 SUFFIXES = (".pdf",)
 MAX_PAGES = 200  # of a file that are read
 LONG_SIDE = 1200  # pixels of a rendered page
+MIN_GROUPS = 10  # files, of which some can be held out; pages of fewer are split one by one
 CHUNK = 32  # pages that are converted together
 SCHEMA = pa.schema({"key": pa.string(), "group": pa.string(), "image": pa.large_binary(), "words": Words().arrow_type})
 
@@ -50,6 +52,8 @@ def read(data: DataFiles) -> Rows:
             f"No page of {data.given[0]} has text ({skipped[0].example} {skipped[0].reason}); scanned pages need OCR "
             "first: `tesseract page.png page hocr` writes hOCR, which is read."
         )
+    if pc.count_distinct(table.column("group")).as_py() < MIN_GROUPS:
+        table = table.drop_columns(["group"])
     return Rows(table, data.root, {"image": Image(), "words": Words()}, keys="key", skipped=skipped)
 
 
@@ -115,7 +119,7 @@ def _page(page: Any) -> tuple[bytes, list[dict[str, Any]]]:
     """Return the image and the words of a page, as it is shown: turned and cropped."""
     bitmap = page.render(scale=LONG_SIDE / max(page.get_size()))
     words = _words(page, bitmap.get_posconv(page), (bitmap.width, bitmap.height))
-    image = encoded(bitmap.to_pil().convert("RGB"), "WEBP") if words else b""
+    image = encoded(bitmap.to_pil().convert("RGB"), "JPEG", quality=90) if words else b""
     page.close()
     return image, words
 
