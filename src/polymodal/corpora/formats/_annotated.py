@@ -67,20 +67,22 @@ class Annotations:
         self.notes += other.notes
 
 
-def annotated_rows(data: DataFiles, found: Annotations, images: ImageFiles) -> Rows:
+def annotated_rows(data: DataFiles, read: Annotations, images: ImageFiles) -> Rows:
     """Return the rows of annotation files: `image`, the path of the image that `file_name` names, and the columns.
 
     Rows of the same image in one split are one row, with the columns of all files. Splits are those that the tables
     state, else those of file names. Rows whose image is missing are skipped. Raises UserError when all are.
     """
-    annotations, tables, columns, split = found.files, found.tables, found.columns, found.splits
-    stated = splits_of(annotations, data.root)
+    files, tables, columns, split = read.files, read.tables, read.columns, read.splits
+    stated = splits_of(files, data.root)
     joined: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
-    missing, example, example_file, total = 0, "", annotations[0], 0
-    for number, (file, table) in enumerate(zip(annotations, tables, strict=True)):
+    missing, example, example_file, total = 0, "", files[0], 0
+    for number, (file, table) in enumerate(zip(files, tables, strict=True)):
         present = [name for name in columns if name in table.column_names]
-        own = split[number] if split else itertools.repeat(stated[file] if stated else "")
-        for row, (name, of_split) in enumerate(zip(table.column("file_name").to_pylist(), own, strict=False)):
+        splits_of_rows = split[number] if split else itertools.repeat(stated[file] if stated else "")
+        for row, (name, of_split) in enumerate(
+            zip(table.column("file_name").to_pylist(), splits_of_rows, strict=False)
+        ):
             total += 1
             path = images.find(name, file)
             if path is None:
@@ -107,8 +109,8 @@ def annotated_rows(data: DataFiles, found: Annotations, images: ImageFiles) -> R
         {"image": Image(images.root), **columns},
         splits if states else None,
         keys="image" if len({path for _, path in joined}) == len(joined) else None,
-        skipped=(*found.skipped, *skipped),
-        notes=(*found.notes, *notes),
+        skipped=(*read.skipped, *skipped),
+        notes=(*read.notes, *notes),
     )
 
 

@@ -54,10 +54,10 @@ class ImageFiles:
             return None
         if ".." in parts or parts[0].startswith("/") or ":" in parts[0]:
             self._check_inside(name, near)
-        found = self._by_name.get(parts[-1], [])
-        if len(found) < 2:
-            return found[0] if found else None
-        ends = [path for path in found if PurePosixPath(path).parts[-len(parts) :] == parts] or found
+        paths = self._by_name.get(parts[-1], [])
+        if len(paths) < 2:
+            return paths[0] if paths else None
+        ends = [path for path in paths if PurePosixPath(path).parts[-len(parts) :] == parts] or paths
         return max(ends, key=lambda path: self._shared(path, near)) if near is not None else ends[0]
 
     def _shared(self, path: str, near: Path) -> int:
@@ -92,7 +92,7 @@ def _around(folder: Path) -> Path:
 
 def _images(root: Path) -> Iterator[str]:
     """Yield the paths of images from the root, folder by folder, the shallow ones first."""
-    folders, seen = [""], {os.path.realpath(root)}
+    folders, visited = [""], {os.path.realpath(root)}
     for _ in range(MAX_DEPTH + 1):
         below: list[str] = []
         for folder in folders:
@@ -106,7 +106,7 @@ def _images(root: Path) -> Iterator[str]:
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if entry.name.lower().endswith(IMAGE_SUFFIXES):
                     yield path
-                elif entry.is_dir() and (real := os.path.realpath(entry.path)) not in seen:
-                    seen.add(real)
+                elif entry.is_dir() and (real := os.path.realpath(entry.path)) not in visited:
+                    visited.add(real)
                     below.append(path)
         folders = below

@@ -55,20 +55,20 @@ def _closed(text: str) -> str:
     """Cut a truncated text behind the last whole value, and close what is open there."""
     closers: list[str] = []
     end, rest = 0, ""
-    for found in _TOKEN.finditer(text):
-        token = found[0]
+    for match in _TOKEN.finditer(text):
+        token = match[0]
         if token == '"':  # a string that goes on
             break
         if token in "{[":
             closers.append("}" if token == "{" else "]")
-            end, rest = found.end(), "".join(reversed(closers))
+            end, rest = match.end(), "".join(reversed(closers))
         elif token in "}]":
             if not closers:
                 break
             closers.pop()
-            end, rest = found.end(), "".join(reversed(closers))
+            end, rest = match.end(), "".join(reversed(closers))
         elif token == ",":
-            end, rest = found.start(), "".join(reversed(closers))
+            end, rest = match.start(), "".join(reversed(closers))
     return text[:end] + rest
 
 

@@ -53,8 +53,8 @@ def page_rows(data: DataFiles, kind: str, files: Sequence[Path], read: ReadPages
     Raises UserError where no page has both.
     """
     images = ImageFiles.of(data)
-    found = [images.find_any(_names(file), file) for file in files]
-    watched = [images.root / path for path in found if path is not None]
+    paths = [images.find_any(_names(file), file) for file in files]
+    watched = [images.root / path for path in paths if path is not None]
     convert = _PageConversion(images, files, read)
     table, skipped = cached_table(kind, [*files, *watched], convert)
     if table.num_rows == 0:

@@ -43,28 +43,30 @@ NAMES = (
 
 def question_tables(data: DataFiles, images: ImageFiles) -> Annotations:
     """Return the questions of all files that have answers, with the files. Raises UserError where none has."""
-    asked, answered = question_files(data)
-    if not asked:
+    question_paths, answer_paths = question_files(data)
+    if not question_paths:
         raise UserError(f"{data.given[0]} has no JSON file with the list `questions` of VQA v2.")
-    found = Annotations({"questions": Questions()})
-    for questions, answers in _paired(data, asked, answered, images):
+    annotations = Annotations({"questions": Questions()})
+    for questions, answers in _paired(data, question_paths, answer_paths, images):
         files = [questions, answers]
         table, left_out = cached_table("vqa", files, lambda files=files: _convert(*files))  # type: ignore[misc]
-        found.add(questions, _with_images(table, images, questions), left_out)
-    found.notes += [f"{file.name} is not read: it has no annotations." for file in asked if file not in found.files]
-    return found
+        annotations.add(questions, _with_images(table, images, questions), left_out)
+    annotations.notes += [
+        f"{file.name} is not read: it has no annotations." for file in question_paths if file not in annotations.files
+    ]
+    return annotations
 
 
 def question_files(data: DataFiles) -> tuple[list[Path], list[Path]]:
     """Return the files of questions, and those of annotations; both empty where one kind of file is given alone and is
     of another form."""
-    asked, answered = [], []
+    question_paths, answer_paths = [], []
     for file, head in json_heads(data):
         if {"question_id", "question", "image_id"} <= {*first_record(head, "questions")}:
-            asked.append(file)
+            question_paths.append(file)
         elif {"question_id", "answers", "image_id"} <= {*first_record(head, "annotations")}:
-            answered.append(file)
-    return asked, answered
+            answer_paths.append(file)
+    return question_paths, answer_paths
 
 
 def _key(file: Path) -> str:
@@ -75,21 +77,24 @@ def _key(file: Path) -> str:
     return name
 
 
-def _paired(data: DataFiles, asked: list[Path], answered: list[Path], images: ImageFiles) -> list[tuple[Path, Path]]:
+def _paired(
+    data: DataFiles, question_paths: list[Path], answer_paths: list[Path], images: ImageFiles
+) -> list[tuple[Path, Path]]:
     """Return files of questions with their annotations; of a file that is named alone, from its folder and the one
     around it."""
-    if not answered:
+    if not answer_paths:
         beside = DataFiles.of([images.root])
-        answered = question_files(beside)[1]
+        answer_paths = question_files(beside)[1]
     by_key: dict[str, Path] = {}
-    for file in reversed(answered):
+    for file in reversed(answer_paths):
         by_key[_key(file)] = file
-    pairs = [(file, by_key[_key(file)]) for file in asked if _key(file) in by_key]
-    if not pairs and len(asked) == len(answered) == 1:
-        pairs = [(asked[0], answered[0])]
+    pairs = [(file, by_key[_key(file)]) for file in question_paths if _key(file) in by_key]
+    if not pairs and len(question_paths) == len(answer_paths) == 1:
+        pairs = [(question_paths[0], answer_paths[0])]
     if not pairs:
         raise UserError(
-            f"{asked[0]} has questions, and no file has their answers; put {_expected(asked[0])} beside it."
+            f"{question_paths[0]} has questions, and no file has their answers; put {_expected(question_paths[0])} "
+            "beside it."
         )
     return pairs
 
@@ -106,12 +111,12 @@ def _slim(record: dict[str, Any]) -> Any:
 
 def _convert(questions: Path, annotations: Path) -> Conversion:
     held = load(questions)
-    asked = records_of(questions, held, "questions")
+    records = records_of(questions, held, "questions")
     subset = str(held.get("data_subtype") or "")
     answers = {one.get("question_id"): one for one in records_of(annotations, load(annotations, _slim), "annotations")}
     by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     without: list[Any] = []
-    for question in asked:
+    for question in records:
         if not isinstance(question.get("question"), str) or "image_id" not in question:
             raise UserError(f"{questions} has a question without `question` and `image_id`: {str(question)[:80]}.")
         stored = _stored(question["question"], answers.get(question.get("question_id"), {}))
@@ -124,8 +129,8 @@ def _convert(questions: Path, annotations: Path) -> Conversion:
     skipped = (
         [Skipped(len(without), "is a question without answers", f"{questions.name}, {without[0]}")] if without else []
     )
-    records = ({"file_name": f"{subset}/{image}", "questions": stored} for image, stored in by_image.items())
-    return Conversion(SCHEMA, chunks_of(records, SCHEMA), skipped)
+    rows = ({"file_name": f"{subset}/{image}", "questions": stored} for image, stored in by_image.items())
+    return Conversion(SCHEMA, chunks_of(rows, SCHEMA), skipped)
 
 
 def _stored(question: str, annotation: Mapping[str, Any]) -> dict[str, Any] | None:

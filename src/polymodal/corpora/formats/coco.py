@@ -46,18 +46,18 @@ def read(data: DataFiles) -> Rows:
         raise UserError(f"{data.given[0]} has no JSON file with the lists `images` and `annotations` of COCO.")
     images = ImageFiles.of(data)
     named = [file for file in files if not file.name.startswith(OTHERS)]
-    found = Annotations({})
-    found.notes += [f"{file.name} is not read." for file in files if named and file not in named]
+    annotations = Annotations({})
+    annotations.notes += [f"{file.name} is not read." for file in files if named and file not in named]
     for file in named or files:
-        found.add(file, *cached_table("coco", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
-    if any("captions" in table.column_names for table in found.tables):
-        found.columns["captions"] = Text()
-    if any("regions" in table.column_names for table in found.tables):
-        found.columns["regions"] = Regions()
-        found.notes.append("Boxes of objects are read; segmentation and keypoints are not.")
+        annotations.add(file, *cached_table("coco", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
+    if any("captions" in table.column_names for table in annotations.tables):
+        annotations.columns["captions"] = Text()
+    if any("regions" in table.column_names for table in annotations.tables):
+        annotations.columns["regions"] = Regions()
+        annotations.notes.append("Boxes of objects are read; segmentation and keypoints are not.")
     if question_files(data)[0]:
-        found.join(question_tables(data, images))
-    return annotated_rows(data, found, images)
+        annotations.join(question_tables(data, images))
+    return annotated_rows(data, annotations, images)
 
 
 def coco_files(data: DataFiles) -> list[Path]:

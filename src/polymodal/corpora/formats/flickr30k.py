@@ -50,17 +50,17 @@ def read(data: DataFiles) -> Rows:
     sentences, captions = _sentence_files(data), _caption_files(data)
     if not (sentences or captions):
         raise UserError(f"{data.given[0]} has no captions of Flickr30k, such as `1.jpg#0<tab>Two men ...`.")
-    found = Annotations({"captions": Text()})
+    annotations = Annotations({"captions": Text()})
     if sentences:
         boxes = {file.stem: file for file in data.with_suffixes((".xml",))}
         pairs = [(file, boxes.get(file.stem)) for file in sentences]
         files = [*sentences, *(box for _, box in pairs if box is not None)]
-        found.columns["expressions"] = Expressions()
-        found.add(sentences[0], *cached_table("flickr30k_entities", files, lambda: _convert_entities(pairs)))
+        annotations.columns["expressions"] = Expressions()
+        annotations.add(sentences[0], *cached_table("flickr30k_entities", files, lambda: _convert_entities(pairs)))
     for file in captions:
-        found.add(file, *cached_table("flickr30k", [file], lambda file=file: _convert_captions(file)))  # type: ignore[misc]
-    found.splits = _splits(data, found.tables)
-    return annotated_rows(data, found, ImageFiles.of(data))
+        annotations.add(file, *cached_table("flickr30k", [file], lambda file=file: _convert_captions(file)))  # type: ignore[misc]
+    annotations.splits = _splits(data, annotations.tables)
+    return annotated_rows(data, annotations, ImageFiles.of(data))
 
 
 def _head(file: Path) -> str:
@@ -90,9 +90,9 @@ def _has_bars(file: Path) -> bool:
 def _line(line: str, forms: Sequence[re.Pattern[str]] = (_TOKEN, _BARS)) -> tuple[str, str] | None:
     """Return the image and the caption of a line; None for another line."""
     for form in forms:
-        found = form.fullmatch(line)
-        if found and found[2].strip():
-            return found[1].strip(), found[2].strip()
+        match = form.fullmatch(line)
+        if match and match[2].strip():
+            return match[1].strip(), match[2].strip()
     return None
 
 
@@ -146,8 +146,8 @@ def _expressions(marked: Sequence[str], boxes: dict[str, list[list[float]]]) -> 
     """Return the phrases that have boxes; a phrase for a group of objects has all of theirs."""
     expressions: dict[tuple[str, str], dict[str, Any]] = {}
     for line in marked:
-        for found in _PHRASE.finditer(line):
-            entity, phrase = found[1], " ".join(found[3].split())
+        for match in _PHRASE.finditer(line):
+            entity, phrase = match[1], " ".join(match[3].split())
             if entity in boxes and phrase:
                 stored = {"text": phrase, "boxes": boxes[entity], "clauses": 0}
                 expressions.setdefault((entity, phrase.lower()), stored)

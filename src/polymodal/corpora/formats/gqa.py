@@ -34,19 +34,19 @@ def read(data: DataFiles) -> Rows:
     files = _files(data)
     if not files:
         raise UserError(f"{data.given[0]} has no JSON file of GQA, with `imageId`, `question` and `answer` by id.")
-    found = Annotations({"questions": Questions()})
+    annotations = Annotations({"questions": Questions()})
     for file in files:
-        found.add(file, *cached_table("gqa", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
-    return annotated_rows(data, found, ImageFiles.of(data))
+        annotations.add(file, *cached_table("gqa", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
+    return annotated_rows(data, annotations, ImageFiles.of(data))
 
 
 def _files(data: DataFiles) -> list[Path]:
-    found = []
+    files = []
     for file, head in json_heads(data):
         first = next(iter(head.values()), None) if isinstance(head, dict) else None
         if isinstance(first, dict) and {"imageId", "question"} <= {*first}:
-            found.append(file)
-    return found
+            files.append(file)
+    return files
 
 
 def _slim(record: dict[str, Any]) -> dict[str, Any]:

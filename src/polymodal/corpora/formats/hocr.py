@@ -101,5 +101,5 @@ class _Parser(HTMLParser):
 
 
 def _box(title: str) -> tuple[float, float, float, float] | None:
-    found = _BOX.search(title)
-    return (float(found[1]), float(found[2]), float(found[3]), float(found[4])) if found else None
+    box = _BOX.search(title)
+    return (float(box[1]), float(box[2]), float(box[3]), float(box[4])) if box else None

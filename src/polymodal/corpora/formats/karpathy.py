@@ -40,11 +40,11 @@ def read(data: DataFiles) -> Rows:
         raise UserError(
             f"{data.given[0]} has no JSON file with Karpathy's `images`, each with `sentences` and `split`."
         )
-    found = Annotations({"captions": Text()})
+    annotations = Annotations({"captions": Text()})
     for file in files:
-        found.add(file, *cached_table("karpathy", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
-        found.splits.append(np.array(found.tables[-1].column("split").to_pylist(), dtype=object))
-    return annotated_rows(data, found, ImageFiles.of(data))
+        annotations.add(file, *cached_table("karpathy", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
+        annotations.splits.append(np.array(annotations.tables[-1].column("split").to_pylist(), dtype=object))
+    return annotated_rows(data, annotations, ImageFiles.of(data))
 
 
 def _files(data: DataFiles) -> list[Path]:

@@ -51,12 +51,12 @@ def read(data: DataFiles) -> Rows:
             else f"{data.given[0]} has no JSON object of splits with `expressions` and `bbox`."
         )
     images = ImageFiles.of(data)
-    found = Annotations({"expressions": Expressions()})
+    annotations = Annotations({"expressions": Expressions()})
     for file in files:
         table, skipped = cached_table("refcoco", [file], lambda file=file: _convert(file))  # type: ignore[misc]
-        found.splits.append(np.array(table.column("split").to_pylist(), dtype=object))
-        found.add(file, _with_images(table, images, file), skipped)
-    return annotated_rows(data, found, images)
+        annotations.splits.append(np.array(table.column("split").to_pylist(), dtype=object))
+        annotations.add(file, _with_images(table, images, file), skipped)
+    return annotated_rows(data, annotations, images)
 
 
 def _files(data: DataFiles) -> list[Path]:

@@ -36,8 +36,8 @@ def find(view: View) -> Found | None:
     note = f"Boxes of the column '{box}' are read as left, top, {edges}, {reason}."
 
     def convert(table: pa.Table) -> pa.Array:
-        said, places = table.column(text).to_pylist(), table.column(box).to_pylist()
-        stored = [_stored(_texts(one), _boxes(place), has_size) for one, place in zip(said, places, strict=True)]
+        written, places = table.column(text).to_pylist(), table.column(box).to_pylist()
+        stored = [_stored(_texts(one), _boxes(place), has_size) for one, place in zip(written, places, strict=True)]
         return pa.array(stored, Expressions().arrow_type)
 
     return Found({"expressions": FoundColumn(Expressions(), convert)}, (text, box), notes=(note,))

@@ -38,7 +38,7 @@ def find(view: View) -> Found | None:
     return _records(view) or _lists(view, image) or _receipts(view)
 
 
-def _found(view: View, uses: Sequence[str], read: ReadWords, needs: Sequence[str] = (), note: str = "") -> Found:
+def _words(view: View, uses: Sequence[str], read: ReadWords, needs: Sequence[str] = (), note: str = "") -> Found:
     """Return the column `words`. uses: columns that hold the words. needs: others that are read."""
     names = [*uses, *needs]
 
@@ -86,13 +86,13 @@ def _lists(view: View, image: str) -> Found | None:
             return None
         size = (scale, scale) if scale else _size(modality, row[image])
         pairs = zip(words, places, given, strict=True)
-        found = [PageWord(text, box, _field(tag, names)) for text, box, tag in pairs if text and box and len(box) == 4]
-        return None if size is None else [scaled_word(word, size) for word in found]
+        page = [PageWord(text, box, _field(tag, names)) for text, box, tag in pairs if text and box and len(box) == 4]
+        return None if size is None else [scaled_word(word, size) for word in page]
 
     units = {None: "pixels of the page", 1.0: "fractions of the page", float(BOX_SCALE): "thousandths of the page"}[
         scale
     ]
-    return _found(view, uses, read, (image,), f"Boxes of the column '{boxes[0]}' are read as {units}, {reason}.")
+    return _words(view, uses, read, (image,), f"Boxes of the column '{boxes[0]}' are read as {units}, {reason}.")
 
 
 def _receipts(view: View) -> Found | None:
@@ -106,7 +106,7 @@ def _receipts(view: View) -> Found | None:
                     return None if size is None else [scaled_word(word, size) for word in words]
                 return None
 
-            return _found(view, (name,), read)
+            return _words(view, (name,), read)
     return None
 
 
@@ -147,13 +147,13 @@ def _scale(view: View, image: str, name: str) -> tuple[float | None, str]:
         return None, f"as some exceed {BOX_SCALE}"
     rows = view.table.select([image, name]).slice(0, PAGES).to_pylist()
     sizes = [(_size(view.found[image], row[image]), row[name] or []) for row in rows]
-    known = [(size, boxes) for size, boxes in sizes if size is not None]
-    for (width, height), boxes in known:
+    measured = [(size, boxes) for size, boxes in sizes if size is not None]
+    for (width, height), boxes in measured:
         if any(len(box) == 4 and (box[2] > width or box[3] > height) for box in boxes):
             return float(BOX_SCALE), "as some reach out of the page in pixels"
-    if known and max(max(size) for size, _ in known) > LARGE:
+    if measured and max(max(size) for size, _ in measured) > LARGE:
         return float(BOX_SCALE), f"as none exceeds {BOX_SCALE} on pages of more pixels"
-    return (None, "as all are within the page") if known else (float(BOX_SCALE), f"as none exceeds {BOX_SCALE}")
+    return (None, "as all are within the page") if measured else (float(BOX_SCALE), f"as none exceeds {BOX_SCALE}")
 
 
 def _size(modality: Any, value: Any) -> tuple[float, float] | None:
