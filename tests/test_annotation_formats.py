@@ -152,6 +152,25 @@ def test_what_is_no_coco_file_is_a_sentence(held, sentence, tmp_path):
         from_path(tmp_path / "a.json")
 
 
+def test_refcoco_of_mdetr_is_expressions(tmp_path):
+    images, boxes = [], []
+    for number in range(12):
+        (tmp_path / "train2014").mkdir(exist_ok=True)
+        (tmp_path / "train2014" / f"COCO_train2014_{number:012d}.jpg").write_bytes(png(number))
+        for place in range(2):
+            key = 2 * number + place
+            file = {"file_name": f"COCO_train2014_{number:012d}.jpg", "height": 6, "width": 8, "original_id": number}
+            images.append({**file, "id": key, "caption": f"thing {place}", "dataset_name": "refcoco"})
+            box = {"area": 6, "iscrowd": 0, "image_id": key, "category_id": 1, "id": key, "bbox": [1.0, 2.0, 3.0, 2.0]}
+            boxes.append({**box, "tokens_positive": [[0, 5]]})
+    held = {"info": [], "licenses": [], "images": images, "annotations": boxes, "categories": [{"id": 1, "name": "x"}]}
+    written(tmp_path / "finetune_refcoco_train.json", held)
+    corpus = from_path(tmp_path)
+    assert len(corpus) == 12
+    assert set(corpus.columns) == {"image", "expressions"}
+    assert corpus.value(5, "expressions") == [("thing 0", ((1, 2, 4, 4),), 0), ("thing 1", ((1, 2, 4, 4),), 0)]
+
+
 # Karpathy's splits
 
 

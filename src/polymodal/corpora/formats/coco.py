@@ -26,7 +26,7 @@ from polymodal.corpora.formats._vqa import question_files, question_tables
 from polymodal.corpora.formats.json import load
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
-from polymodal.modalities import Regions, Text
+from polymodal.modalities import Expressions, Regions, Text
 
 description = "COCO captions and instances: JSON with `images` and `annotations`, beside folders of images"
 NOT_READ = ("segmentation", "keypoints", "segments_info", "counts")  # values of annotations that take much memory
@@ -55,6 +55,8 @@ def read(data: DataFiles) -> Rows:
     if any("regions" in table.column_names for table in annotations.tables):
         annotations.columns["regions"] = Regions()
         annotations.notes.append("Boxes of objects are read; segmentation and keypoints are not.")
+    if any("expressions" in table.column_names for table in annotations.tables):
+        annotations.columns["expressions"] = Expressions()
     if question_files(data)[0]:
         annotations.join(question_tables(data, images))
     return annotated_rows(data, annotations, images)
@@ -89,7 +91,9 @@ def _convert(file: Path) -> Conversion:
     fields: dict[str, pa.DataType] = {"file_name": pa.string()}
     if any("caption" in one for one in annotations):
         fields["captions"] = CAPTIONS
-    if any("bbox" in one for one in annotations):
+    if any("caption" in image for image in images.values()):  # referring expressions with their boxes
+        fields["expressions"] = Expressions().arrow_type
+    elif any("bbox" in one for one in annotations):
         fields["regions"] = Regions().arrow_type
     if len(fields) == 1 and annotations:
         raise UserError(f"The annotations of {file} have neither `caption` nor `bbox`.")
@@ -137,12 +141,23 @@ class _Annotations:
                 self.regions[image].append({"name": self.names.get(category, str(category)), "box": box})
 
     def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield a record for each file; several images of one file, as MDETR lists them, are one."""
+        by_file: dict[str, list[Any]] = defaultdict(list)
         for key, image in self.images.items():
+            by_file[image["file_name"]].append(key)
+        for name, keys in by_file.items():
             yield {
-                "file_name": image["file_name"],
-                "captions": self.captions.get(key),
-                "regions": self.regions.get(key, []),
+                "file_name": name,
+                "captions": [caption for key in keys for caption in self.captions.get(key, ())] or None,
+                "regions": [region for key in keys for region in self.regions.get(key, ())],
+                "expressions": [expression for key in keys for expression in self._expression(key)] or None,
             }
+
+    def _expression(self, key: Any) -> Iterator[dict[str, Any]]:
+        caption = self.images[key].get("caption")
+        if isinstance(caption, str) and caption.strip():
+            boxes = [region["box"] for region in self.regions.get(key, ())]
+            yield {"text": caption.strip(), "boxes": boxes, "clauses": 0}
 
     def skipped(self, file: Path) -> list[Skipped]:
         return [Skipped(len(names), reason, f"{file.name}, {names[0]}") for reason, names in self.left_out.items()]

@@ -46,7 +46,7 @@ def read(data: DataFiles) -> Rows:
         raise UserError(
             f"{pickles[0]} is a pickle, which can run code and is never read; take RefCOCO as JSON "
             '([{"image": "1.jpg", "sentences": ["the left cat"], "bbox": [x, y, width, height], "split": "train"}, '
-            "...]) or as Parquet of the hub instead."
+            "...]) or as Parquet of the hub instead. Other annotations in the folder are read with --format coco."
             if pickles
             else f"{data.given[0]} has no JSON object of splits with `expressions` and `bbox`."
         )
