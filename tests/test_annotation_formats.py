@@ -370,3 +370,28 @@ def test_files_of_flickr_captions(name, tmp_path):
     (tmp_path / name).write_text("\n".join([*lines, *["half a li"] * 40]))
     with pytest.raises(UserError, match=r"40 of 100 lines of .* are no captions of Flickr30k .*half a li"):
         from_path(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "where", "value"),
+    [
+        ("coco", "annotations/captions_train2017.json", ("images", 0, "id"), []),
+        ("karpathy", "dataset_coco.json", ("images", 2, "sentences", 0, "raw"), 3),
+        ("vqa", "v2_mscoco_train2014_annotations.json", ("annotations", 1, "multiple_choice_answer"), 3),
+        ("gqa", "train_balanced_questions.json", ("00000000", "types"), 3),
+        ("refcoco", "instances.json", ("train", 1), "x"),
+    ],
+)
+def test_values_of_another_type_are_a_sentence_or_do_not_matter(name, file, where, value, tmp_path):
+    SAMPLES[name](tmp_path)
+    held = json.loads((tmp_path / file).read_text())
+    inner = held
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    written(tmp_path / file, held)
+    if name == "gqa":
+        assert len(from_path(tmp_path)) == 12
+    else:
+        with pytest.raises(UserError, match=f"has another type than in files of the form '{name}'"):
+            from_path(tmp_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from polymodal.corpora._arrow_cache import Conversion, cached_table
 from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats._data_files import DataFiles, splits_of
 from polymodal.corpora.formats._image_files import ImageFiles, missing_images
@@ -30,6 +31,17 @@ def records_of(file: Path, held: Any, name: str) -> list[dict[str, Any]]:
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise UserError(f"`{name}` of {file} is no list of records.")
     return records
+
+
+def annotation_table(
+    kind: str, files: Sequence[Path], convert: Callable[[], Conversion]
+) -> tuple[pa.Table, tuple[Skipped, ...]]:
+    """Return the table of annotation files, converted once. Raises UserError for values of unexpected types."""
+    try:
+        return cached_table(kind, files, convert)
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError, pa.ArrowException) as error:
+        names = " or ".join(file.name for file in files[:2])
+        raise UserError(f"A value in {names} has another type than in files of the form '{kind}': {error}.") from error
 
 
 def chunks_of(records: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -102,7 +102,7 @@ class _PageConversion:
         for file in self.files:
             try:
                 pages = self.read(file)
-            except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (UserError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
                 damaged.append(f"{file.name}: {error}")
                 continue
             for page in pages:
@@ -124,7 +124,8 @@ class _PageConversion:
         try:
             size = page.size or Image(self.images.root).decode(path).size
             words = [scaled_word(word, size) for word in page.words]
-        except (UnreadableExample, ValueError, TypeError) as error:
+            pa.scalar(words, Words().arrow_type)
+        except (UnreadableExample, ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
             damaged.append(f"{file.name}: {error}")
             return
         yield {"image": path, "file": str(file), "words": words}

@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from polymodal.corpora._arrow_cache import Conversion, cached_table
+from polymodal.corpora._arrow_cache import Conversion
 from polymodal.corpora.corpus import Skipped
-from polymodal.corpora.formats._annotated import Annotations, chunks_of, records_of
+from polymodal.corpora.formats._annotated import Annotations, annotation_table, chunks_of, records_of
 from polymodal.corpora.formats._data_files import DataFiles
 from polymodal.corpora.formats._image_files import ImageFiles
 from polymodal.corpora.formats._json_head import first_record, json_heads
@@ -49,7 +49,7 @@ def question_tables(data: DataFiles, images: ImageFiles) -> Annotations:
     annotations = Annotations({"questions": Questions()})
     for questions, answers in _paired(data, question_paths, answer_paths, images):
         files = [questions, answers]
-        table, left_out = cached_table("vqa", files, lambda files=files: _convert(*files))  # type: ignore[misc]
+        table, left_out = annotation_table("vqa", files, lambda files=files: _convert(*files))  # type: ignore[misc]
         annotations.add(questions, _with_images(table, images, questions), left_out)
     annotations.notes += [
         f"{file.name} is not read: it has no annotations." for file in question_paths if file not in annotations.files

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from polymodal.corpora._arrow_cache import Conversion, cached_table
+from polymodal.corpora._arrow_cache import Conversion
 from polymodal.corpora.corpus import Skipped
-from polymodal.corpora.formats._annotated import Annotations, annotated_rows, chunks_of, records_of
+from polymodal.corpora.formats._annotated import Annotations, annotated_rows, annotation_table, chunks_of, records_of
 from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._image_files import ImageFiles
 from polymodal.corpora.formats._json_head import first_record, json_heads
@@ -49,7 +49,7 @@ def read(data: DataFiles) -> Rows:
     annotations = Annotations({})
     annotations.notes += [f"{file.name} is not read." for file in files if named and file not in named]
     for file in named or files:
-        annotations.add(file, *cached_table("coco", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
+        annotations.add(file, *annotation_table("coco", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
     if any("captions" in table.column_names for table in annotations.tables):
         annotations.columns["captions"] = Text()
     if any("regions" in table.column_names for table in annotations.tables):

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from polymodal.corpora._arrow_cache import Conversion, cached_table
+from polymodal.corpora._arrow_cache import Conversion
 from polymodal.corpora.corpus import Skipped
-from polymodal.corpora.formats._annotated import Annotations, annotated_rows, chunks_of
+from polymodal.corpora.formats._annotated import Annotations, annotated_rows, annotation_table, chunks_of
 from polymodal.corpora.formats._data_files import SPLIT_NAMES, DataFiles, Match
 from polymodal.corpora.formats._image_files import ImageFiles
 from polymodal.corpora.formats._xml import XmlElement, read_xml
@@ -56,9 +56,9 @@ def read(data: DataFiles) -> Rows:
         pairs = [(file, boxes.get(file.stem)) for file in sentences]
         files = [*sentences, *(box for _, box in pairs if box is not None)]
         annotations.columns["expressions"] = Expressions()
-        annotations.add(sentences[0], *cached_table("flickr30k_entities", files, lambda: _convert_entities(pairs)))
+        annotations.add(sentences[0], *annotation_table("flickr30k_entities", files, lambda: _convert_entities(pairs)))
     for file in captions:
-        annotations.add(file, *cached_table("flickr30k", [file], lambda file=file: _convert_captions(file)))  # type: ignore[misc]
+        annotations.add(file, *annotation_table("flickr30k", [file], lambda file=file: _convert_captions(file)))  # type: ignore[misc]
     annotations.splits = _splits(data, annotations.tables)
     return annotated_rows(data, annotations, ImageFiles.of(data))
 

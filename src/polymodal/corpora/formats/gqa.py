@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from polymodal.corpora._arrow_cache import Conversion, cached_table
+from polymodal.corpora._arrow_cache import Conversion
 from polymodal.corpora.corpus import Skipped
-from polymodal.corpora.formats._annotated import Annotations, annotated_rows, chunks_of
+from polymodal.corpora.formats._annotated import Annotations, annotated_rows, annotation_table, chunks_of
 from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._image_files import ImageFiles
 from polymodal.corpora.formats._json_head import json_heads
@@ -36,7 +36,7 @@ def read(data: DataFiles) -> Rows:
         raise UserError(f"{data.given[0]} has no JSON file of GQA, with `imageId`, `question` and `answer` by id.")
     annotations = Annotations({"questions": Questions()})
     for file in files:
-        annotations.add(file, *cached_table("gqa", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
+        annotations.add(file, *annotation_table("gqa", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
     return annotated_rows(data, annotations, ImageFiles.of(data))
 
 

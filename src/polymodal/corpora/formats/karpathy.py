@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from polymodal.corpora._arrow_cache import Conversion, cached_table
-from polymodal.corpora.formats._annotated import Annotations, annotated_rows, chunks_of, records_of
+from polymodal.corpora._arrow_cache import Conversion
+from polymodal.corpora.formats._annotated import Annotations, annotated_rows, annotation_table, chunks_of, records_of
 from polymodal.corpora.formats._data_files import SPLIT_NAMES, DataFiles, Match
 from polymodal.corpora.formats._image_files import ImageFiles
 from polymodal.corpora.formats._json_head import first_record, json_heads
@@ -42,7 +42,7 @@ def read(data: DataFiles) -> Rows:
         )
     annotations = Annotations({"captions": Text()})
     for file in files:
-        annotations.add(file, *cached_table("karpathy", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
+        annotations.add(file, *annotation_table("karpathy", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
         annotations.splits.append(np.array(annotations.tables[-1].column("split").to_pylist(), dtype=object))
     return annotated_rows(data, annotations, ImageFiles.of(data))
 

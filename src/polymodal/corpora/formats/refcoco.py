@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from polymodal.corpora._arrow_cache import Conversion, cached_table
+from polymodal.corpora._arrow_cache import Conversion
 from polymodal.corpora.corpus import Skipped
-from polymodal.corpora.formats._annotated import Annotations, annotated_rows, chunks_of
+from polymodal.corpora.formats._annotated import Annotations, annotated_rows, annotation_table, chunks_of
 from polymodal.corpora.formats._data_files import SPLIT_NAMES, DataFiles, Match
 from polymodal.corpora.formats._image_files import ImageFiles
 from polymodal.corpora.formats._json_head import json_heads
@@ -53,7 +53,7 @@ def read(data: DataFiles) -> Rows:
     images = ImageFiles.of(data)
     annotations = Annotations({"expressions": Expressions()})
     for file in files:
-        table, skipped = cached_table("refcoco", [file], lambda file=file: _convert(file))  # type: ignore[misc]
+        table, skipped = annotation_table("refcoco", [file], lambda file=file: _convert(file))  # type: ignore[misc]
         annotations.splits.append(np.array(table.column("split").to_pylist(), dtype=object))
         annotations.add(file, _with_images(table, images, file), skipped)
     return annotated_rows(data, annotations, images)
