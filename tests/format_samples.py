@@ -64,6 +64,181 @@ def webdataset(folder: Path) -> Path:
     return folder / "00000.tar"
 
 
+def coco(folder: Path) -> Path:
+    """The published layout: `annotations/` beside a folder of images for each split."""
+    (folder / "annotations").mkdir()
+    for split, numbers in {"train2017": range(9), "val2017": range(9, COUNT)}.items():
+        (folder / split).mkdir()
+        images = []
+        for number in numbers:
+            (folder / split / f"{number:012d}.jpg").write_bytes(png(number))
+            url = f"http://images.cocodataset.org/{split}/{number:012d}.jpg"
+            size = {"height": 6, "width": 8}
+            images.append({"license": 3, "file_name": f"{number:012d}.jpg", "coco_url": url, **size, "id": number})
+        frame = {"info": {"year": 2017}, "licenses": [{"id": 3, "name": "x"}], "images": images}
+        texts = [
+            {"image_id": number, "id": 10 * number + place, "caption": f"thing {number}, said {place}"}
+            for number in numbers
+            for place in range(5)
+        ]
+        boxes = [
+            {
+                "segmentation": [[1.0, 2.0, 3.0, 2.0, 3.0, 4.0]],
+                "area": 6.0,
+                "iscrowd": 0,
+                "image_id": number,
+                "bbox": [1.2, 2.1, 3.0, 2.0],
+                "category_id": 18,
+                "id": number,
+            }
+            for number in numbers
+        ]
+        categories = [{"supercategory": "animal", "id": 18, "name": "dog"}]
+        captions = json.dumps({**frame, "annotations": texts})
+        instances = json.dumps({**frame, "annotations": boxes, "categories": categories})
+        (folder / "annotations" / f"captions_{split}.json").write_text(captions)
+        (folder / "annotations" / f"instances_{split}.json").write_text(instances)
+    return folder
+
+
+def cord(folder: Path) -> Path:
+    """CORD's layout; its file names are the same in all splits."""
+    for split, count in {"train": COUNT - 4, "dev": 2, "test": 2}.items():
+        for kind in ("json", "image"):
+            (folder / split / kind).mkdir(parents=True)
+        for number in range(count):
+            shade = number + 20 * ("train", "dev", "test").index(split)
+            (folder / split / "image" / f"receipt_{number:05d}.png").write_bytes(
+                encoded(PILImage.new("RGB", (80, 160), (shade, 3, 7)))
+            )
+            quad = {"x1": 8, "y1": 16, "x2": 40, "y2": 16, "x3": 40, "y3": 32, "x4": 8, "y4": 33}
+            words = [{"quad": quad, "is_key": 0, "row_id": 7, "text": f"{split}{number}"}]
+            held = {
+                "meta": {
+                    "version": "0.1",
+                    "split": split,
+                    "image_id": number,
+                    "image_size": {"width": 80, "height": 160},
+                },
+                "valid_line": [
+                    {"words": words, "category": "menu.nm", "group_id": 3},
+                    {"words": words, "category": "total.total_price", "group_id": 4},
+                ],
+                "roi": {},
+                "repeating_symbol": [],
+                "dontcare": [],
+            }
+            (folder / split / "json" / f"receipt_{number:05d}.json").write_text(json.dumps(held))
+    return folder
+
+
+def flickr30k(folder: Path) -> Path:
+    """Flickr30k Entities, with the lists of its splits."""
+    for name in ("Sentences", "Annotations", "flickr30k-images"):
+        (folder / name).mkdir()
+    for number in range(COUNT):
+        stem = str(1000092790 + number)
+        (folder / "flickr30k-images" / f"{stem}.jpg").write_bytes(png(number))
+        lines = [
+            f"[/EN#1/people Two young guys] with [/EN#2/bodyparts/other shaggy hair] look at [/EN#9/scene {number}] .",
+            "[/EN#1/people Two friends] enjoy time .",
+        ]
+        (folder / "Sentences" / f"{stem}.txt").write_text("\n".join(lines) + "\n")
+        boxes = [("1", 2, 1, 4, 3), ("1", 5, 1, 7, 3), ("2", 3, 2, 4, 5)]
+        objects = "".join(
+            f"<object><name>{name}</name><bndbox><xmin>{left}</xmin><ymin>{top}</ymin><xmax>{right}</xmax>"
+            f"<ymax>{bottom}</ymax></bndbox></object>"
+            for name, left, top, right, bottom in boxes
+        )
+        scene = "<object><name>9</name><scene>1</scene><nobndbox>1</nobndbox></object>"
+        size = "<size><width>8</width><height>6</height><depth>3</depth></size>"
+        annotation = f"<annotation><filename>{stem}.jpg</filename>{size}{objects}{scene}</annotation>"
+        (folder / "Annotations" / f"{stem}.xml").write_text(annotation)
+    for split, numbers in {"train": range(8), "val": range(8, 10), "test": range(10, COUNT)}.items():
+        (folder / f"{split}.txt").write_text("".join(f"{1000092790 + number}\n" for number in numbers))
+    return folder
+
+
+def funsd(folder: Path) -> Path:
+    for split, numbers in {"training_data": range(9), "testing_data": range(9, COUNT)}.items():
+        for kind in ("annotations", "images"):
+            (folder / split / kind).mkdir(parents=True)
+        for number in numbers:
+            page = PILImage.new("RGB", (100, 200), (number, 3, 7))
+            (folder / split / "images" / f"8209{number}.png").write_bytes(encoded(page))
+            question = {
+                "box": [10, 20, 40, 30],
+                "text": "R&D :",
+                "label": "question",
+                "words": [{"box": [10, 20, 30, 30], "text": "R&D"}, {"box": [32, 20, 40, 30], "text": ":"}],
+                "linking": [[0, 37]],
+                "id": 0,
+            }
+            answer = {
+                "box": [50, 20, 90, 30],
+                "text": f"No. {number}",
+                "label": "answer",
+                "words": [
+                    {"box": [50, 20, 60, 30], "text": "No."},
+                    {"box": [62, 20, 90, 30], "text": str(number)},
+                    {"box": [62, 20, 62, 20], "text": ""},
+                ],
+                "linking": [[0, 37]],
+                "id": 37,
+            }
+            text = json.dumps({"form": [question, answer]})
+            (folder / split / "annotations" / f"8209{number}.json").write_text(text)
+    return folder
+
+
+def gqa(folder: Path) -> Path:
+    (folder / "images").mkdir()
+    for split, numbers in {"train": range(9), "val": range(9, COUNT)}.items():
+        questions = {}
+        for number in numbers:
+            (folder / "images" / f"{2370 + number}.jpg").write_bytes(png(number))
+            questions[f"{number:08d}"] = {
+                "semantic": [{"operation": "select", "dependencies": [], "argument": "sky (2486325)"}],
+                "entailed": [],
+                "imageId": str(2370 + number),
+                "question": f"Is thing {number} overcast?",
+                "answer": "no",
+                "fullAnswer": "No, it is clear.",
+                "types": {"detailed": "weatherVerify", "semantic": "global", "structural": "verify"},
+            }
+        (folder / f"{split}_balanced_questions.json").write_text(json.dumps(questions))
+    return folder
+
+
+HOCR = """<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Transitional//EN" "http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">
+<html xmlns="http://www.w3.org/1999/xhtml" xml:lang="en" lang="en">
+ <head><title></title><meta http-equiv="Content-Type" content="text/html;charset=utf-8"/>
+  <meta name='ocr-system' content='tesseract 5.3.0' />
+  <meta name='ocr-capabilities' content='ocr_page ocr_carea ocr_par ocr_line ocrx_word ocrp_wconf'/></head>
+ <body>
+  <div class='ocr_page' id='page_1' title='image "/tmp/scans/{name}.png"; bbox 0 0 100 200; ppageno 0; scan_res 70 70'>
+   <div class='ocr_carea' id='block_1_1' title="bbox 10 20 90 60"><p class='ocr_par' id='par_1_1' lang='eng'>
+     <span class='ocr_line' id='line_1_1' title="bbox 10 20 90 30; baseline 0 -1; x_size 12">
+      <span class='ocrx_word' id='word_1_1' title='bbox 10 20 40 30; x_wconf 96'><strong>R&amp;D</strong></span>
+      <span class='ocrx_word' id='word_1_2' title='bbox 50 20 90 30; x_wconf 91'>{name}</span>
+     </span>
+     <span class='ocr_line' id='line_1_2' title="bbox 10 50 90 60; baseline 0 -1">
+      <span class='ocrx_word' id='word_1_3' title='bbox 10 50 40 60; x_wconf 12'><em>Caf&#233;</em></span>
+      <span class='ocrx_word' id='word_1_4' title='bbox 50 50 60 60; x_wconf 0'> </span>
+     </span></p></div>
+  </div>
+ </body></html>
+"""  # as Tesseract 5 writes it
+
+
+def hocr(folder: Path) -> Path:
+    for number in range(COUNT):
+        (folder / f"scan{number}.png").write_bytes(encoded(PILImage.new("RGB", (100, 200), (number, 3, 7))))
+        (folder / f"scan{number}.hocr").write_text(HOCR.format(name=f"scan{number}"), encoding="utf-8")
+    return folder
+
+
 def imagefolder(folder: Path) -> Path:
     for name, text in zip(written_images(folder), captions(), strict=True):
         (folder / name).with_suffix(".txt").write_text(text)
@@ -206,21 +381,128 @@ def graph(folder: Path) -> Path:
     return folder
 
 
+def karpathy(folder: Path) -> Path:
+    images = []
+    for number in range(COUNT):
+        split = ("train", "restval", "val", "test")[number % 4]
+        place = "train2014" if split == "train" else "val2014"
+        (folder / place).mkdir(exist_ok=True)
+        name = f"COCO_{place}_{number:012d}.jpg"
+        (folder / place / name).write_bytes(png(number))
+        said = [f"Thing {number}, said {place}." for place in range(5)]
+        sentences = [
+            {"tokens": text.split(), "raw": text, "imgid": number, "sentid": 5 * number + place}
+            for place, text in enumerate(said)
+        ]
+        images.append(
+            {
+                "filepath": place,
+                "sentids": [one["sentid"] for one in sentences],
+                "filename": name,
+                "imgid": number,
+                "split": split,
+                "sentences": sentences,
+                "cocoid": number,
+            }
+        )
+    (folder / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    return folder
+
+
+def pdf(folder: Path) -> Path:
+    """Reports of two pages, as matplotlib writes them."""
+    import matplotlib
+    from matplotlib.backends.backend_pdf import PdfPages
+    from matplotlib.figure import Figure
+
+    folder.mkdir(exist_ok=True)
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        for report in range(COUNT):
+            with PdfPages(folder / f"report{report}.pdf") as pages:
+                for page in range(2):
+                    figure = Figure(figsize=(4, 6))
+                    figure.text(0.2, 0.8, f"Page {page} of report {report}", fontsize=14)
+                    figure.text(0.3, 0.4, "Below it", fontsize=14)
+                    pages.savefig(figure)
+    return folder
+
+
+def refcoco(folder: Path) -> Path:
+    """An object of splits, as SeqTR publishes it."""
+    (folder / "train2014").mkdir()
+    splits: dict[str, list[object]] = {"train": [], "val": [], "testA": [], "testB": []}
+    for number in range(COUNT):
+        (folder / "train2014" / f"COCO_train2014_{number:012d}.jpg").write_bytes(png(number))
+        for place in range(2):
+            record = {
+                "image_id": number,
+                "bbox": [1.0, 2.0, 3.0, 2.5 + place],
+                "expressions": [f"the thing {number}", f"thing at {place}"],
+                "mask": [[1.0, 2.0, 3.0, 2.0, 3.0, 4.0]],
+                "width": 8,
+                "height": 6,
+            }
+            splits[("train", "train", "val", "testA", "testB", "train")[number % 6]].append(record)
+    (folder / "instances.json").write_text(json.dumps(splits))
+    return folder
+
+
+def vqa(folder: Path) -> Path:
+    """VQA v2 with its file names, ten answers for each question."""
+    for split, numbers in {"train2014": range(9), "val2014": range(9, COUNT)}.items():
+        (folder / split).mkdir()
+        questions, annotations = [], []
+        for number in numbers:
+            (folder / split / f"COCO_{split}_{number:012d}.jpg").write_bytes(png(number))
+            for place in range(2):
+                ids = {"image_id": number, "question_id": 1000 * number + place}
+                questions.append({**ids, "question": f"What is thing {number}, asked {place}?"})
+                given = ["net"] * 6 + ["netting", "fence", "net", "mesh"]
+                annotations.append(
+                    {
+                        "question_type": "what is",
+                        "multiple_choice_answer": "net",
+                        "answers": [
+                            {"answer": answer, "answer_confidence": "yes", "answer_id": order + 1}
+                            for order, answer in enumerate(given)
+                        ],
+                        "answer_type": "other",
+                        **ids,
+                    }
+                )
+        frame = {"info": {"year": 2017}, "data_type": "mscoco", "data_subtype": split, "license": {"name": "x"}}
+        asked = {**frame, "task_type": "Open-Ended", "questions": questions}
+        (folder / f"v2_OpenEnded_mscoco_{split}_questions.json").write_text(json.dumps(asked))
+        answered = json.dumps({**frame, "annotations": annotations})
+        (folder / f"v2_mscoco_{split}_annotations.json").write_text(answered)
+    return folder
+
+
 SAMPLES: dict[str, Callable[[Path], Path]] = {
-    "csv": csv,
-    "imagefolder": imagefolder,
-    "json": json_lines,
-    "parquet": parquet,
-    "webdataset": webdataset,
-    "graph": graph,
-    "timeseries": timeseries,
-    "sdf": sdf,
-    "points": clouds,
-    "interactions": ratings,
-    "ljspeech": ljspeech,
+    "coco": coco,
     "common_voice": common_voice,
+    "cord": cord,
+    "csv": csv,
+    "flickr30k": flickr30k,
+    "funsd": funsd,
+    "gqa": gqa,
+    "graph": graph,
+    "hocr": hocr,
+    "imagefolder": imagefolder,
+    "interactions": ratings,
+    "json": json_lines,
     "kaldi": kaldi,
+    "karpathy": karpathy,
     "librispeech": librispeech,
+    "ljspeech": ljspeech,
+    "parquet": parquet,
+    "pdf": pdf,
+    "points": clouds,
+    "refcoco": refcoco,
+    "sdf": sdf,
+    "timeseries": timeseries,
+    "vqa": vqa,
+    "webdataset": webdataset,
 }
 # Samples that are written by libraries that may not be installed.
 SAMPLES |= {"nifti": nifti} if find_spec("nibabel") else {}

@@ -44,6 +44,10 @@ class DataOptions:
     """Column of messages in --data, if it cannot be inferred."""
     question_column: str | None = None
     """Column of questions in --data, if it cannot be inferred."""
+    molecule_column: str | None = None
+    """Column of SMILES strings in --data, if it cannot be inferred."""
+    series_column: str | None = None
+    """Column of series in --data, if it cannot be inferred."""
     stream: bool = False
     """Stream the .parquet or .tar shards of --data, for data larger than memory; URLs are always streamed."""
     language: str | None = None

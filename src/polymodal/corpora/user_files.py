@@ -92,7 +92,7 @@ def corpus_of(rows: Rows, about: About, named: dict[str, str], choices: dict[str
         prompts=found.prompts,
         choices=choices,
         skipped=tuple(skipped),
-        notes=(*rows.notes, *splits.notes),
+        notes=(*rows.notes, *found.notes, *splits.notes),
         split_rule=splits.rule,
     )
 

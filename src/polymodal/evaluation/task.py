@@ -81,7 +81,9 @@ class TaskInputs:
 
     @property
     def test_splits(self) -> list[str]:
-        return [split for split in self.corpus.splits if split.startswith("test")]
+        """The splits `test*`; `validation` of a corpus without, such as COCO, which keeps its test captions."""
+        tests = [split for split in self.corpus.splits if split.startswith("test")]
+        return tests or [split for split in self.corpus.splits if split == "validation"]
 
     def test_examples(self, max_examples: int) -> tuple[np.ndarray, list[Example]]:
         """Rows and examples of the first test split, at most so many, evenly spaced: what plots show."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +127,14 @@ def _lines(stream: Any) -> Iterator[bytes]:
     yield rest
 
 
-def load(file: Path) -> Any:
-    """Load a JSON file. Raises UserError when it is none."""
+def load(file: Path, slim: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Load a JSON file. Raises UserError when it is none.
+
+    slim: returns what is kept of each object as soon as it is read, so that the rest of a large file takes no memory.
+    """
     try:
         with pa.input_stream(str(file), compression="detect") as stream:
-            return json.loads(stream.read())
+            return json.loads(stream.read(), object_hook=slim)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read as JSON: {error}") from error
 

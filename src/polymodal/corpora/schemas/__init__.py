@@ -46,6 +46,7 @@ def find(table: pa.Table, root: Path, named: Mapping[str, str], already: Mapping
     columns: dict[str, FoundColumn] = {name: FoundColumn(kind) for name, kind in (already or {}).items()}
     taken, label = {*columns}, None
     prompts: dict[str, tuple[str, ...]] = {}
+    notes: tuple[str, ...] = ()
     for module in _modules():
         own = named.get(module.option) if module.option else None
         reserved = {column for option, column in named.items() if option != module.option}
@@ -56,7 +57,8 @@ def find(table: pa.Table, root: Path, named: Mapping[str, str], already: Mapping
             columns |= found.columns
             taken |= {*found.uses}
             label, prompts = found.label or label, {**prompts, **found.prompts}
-    return Found(columns, tuple(sorted(taken)), label, prompts)
+            notes += found.notes
+    return Found(columns, tuple(sorted(taken)), label, prompts, notes)
 
 
 def convert(table: pa.Table, found: Found) -> pa.Table:

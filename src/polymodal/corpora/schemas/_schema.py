@@ -31,12 +31,13 @@ class FoundColumn:
 @dataclass(frozen=True)
 class Found:
     """What a schema found. uses: columns of the table that are no longer free. label: the Category column. prompts:
-    texts of each class."""
+    texts of each class. notes: sentences for the user about how values were read."""
 
     columns: Mapping[str, FoundColumn]
     uses: tuple[str, ...]
     label: str | None = None
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

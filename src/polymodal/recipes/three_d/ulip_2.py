@@ -188,10 +188,8 @@ class Recipe(DualEncoderRecipe):
         if self.clip_fraction < 1:
             corpus.column_with(Points)
             if self.text_source == "captions" and not corpus.has_modality(ViewCaptions):
-                message = (
-                    f"'{corpus.name}' has no captions of views; write some with polymodal caption, or take --text-source "
-                    f"names.{corpus.hint}"
-                )
+                remedy = "write some with polymodal caption, or take --text-source names."
+                message = f"'{corpus.name}' has no captions of views; {remedy}{corpus.hint}"
                 raise MissingModality(message, "captions of views")
             if self.text_source == "category" and corpus.label is None:
                 raise UserError(f"The corpus '{corpus.name}' has no categories; take --text-source names.{corpus.hint}")

@@ -1,0 +1,138 @@
+"""Rows of annotation files that name images: with paths of the images, joined over files, split by file."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from polymodal.corpora._arrow_cache import Conversion, cached_table
+from polymodal.corpora.corpus import Skipped
+from polymodal.corpora.formats._data_files import DataFiles, splits_of
+from polymodal.corpora.formats._image_files import ImageFiles, missing_images
+from polymodal.corpora.rows import Rows
+from polymodal.errors import UserError
+from polymodal.modalities import Image, Modality
+
+CHUNK = 10_000  # records that are converted together
+
+
+def records_of(file: Path, held: Any, name: str) -> list[dict[str, Any]]:
+    """Return a list of an object of JSON; an empty one where it lacks. Raises UserError for what is no list of
+    objects."""
+    if not isinstance(held, dict):
+        raise UserError(f"{file} is no JSON object with a list `{name}`.")
+    records = held.get(name) or []
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise UserError(f"`{name}` of {file} is no list of records.")
+    return records
+
+
+def annotation_table(
+    kind: str, files: Sequence[Path], convert: Callable[[], Conversion]
+) -> tuple[pa.Table, tuple[Skipped, ...]]:
+    """Return the table of annotation files, converted once. Raises UserError for values of unexpected types."""
+    try:
+        return cached_table(kind, files, convert)
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError, pa.ArrowException) as error:
+        names = " or ".join(file.name for file in files[:2])
+        raise UserError(f"A value in {names} has another type than in files of the form '{kind}': {error}.") from error
+
+
+def chunks_of(records: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yield records as batches."""
+    iterator = iter(records)
+    while chunk := list(itertools.islice(iterator, CHUNK)):
+        columns = [pa.array([record.get(field.name) for record in chunk], field.type) for field in schema]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+@dataclass
+class Annotations:
+    """Tables of annotation files with a column `file_name`. columns: modalities of the other columns. splits: of the
+    rows of each table, where the tables state them."""
+
+    columns: dict[str, Modality]
+    files: list[Path] = field(default_factory=list)
+    tables: list[pa.Table] = field(default_factory=list)
+    splits: list[np.ndarray] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, file: Path, table: pa.Table, skipped: Iterable[Skipped] = ()) -> None:
+        self.files.append(file)
+        self.tables.append(table)
+        self.skipped += skipped
+
+    def join(self, other: Annotations) -> None:
+        """Add the annotations of others, which may be of the same images."""
+        self.columns |= other.columns
+        self.files += other.files
+        self.tables += other.tables
+        self.splits += other.splits
+        self.skipped += other.skipped
+        self.notes += other.notes
+
+
+def annotated_rows(data: DataFiles, read: Annotations, images: ImageFiles) -> Rows:
+    """Return the rows of annotation files: `image`, the path of the image that `file_name` names, and the columns.
+
+    Rows of the same image in one split are one row, with the columns of all files. Splits are those that the tables
+    state, else those of file names. Rows whose image is missing are skipped. Raises UserError when all are.
+    """
+    files, tables, columns, split = read.files, read.tables, read.columns, read.splits
+    stated = splits_of(files, data.root)
+    joined: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+    missing, example, example_file, total = 0, "", files[0], 0
+    for number, (file, table) in enumerate(zip(files, tables, strict=True)):
+        present = [name for name in columns if name in table.column_names]
+        splits_of_rows = split[number] if split else itertools.repeat(stated[file] if stated else "")
+        for row, (name, of_split) in enumerate(
+            zip(table.column("file_name").to_pylist(), splits_of_rows, strict=False)
+        ):
+            total += 1
+            path = images.find(name, file)
+            if path is None:
+                missing, example, example_file = missing + 1, example or name, file
+                continue
+            places = joined.setdefault((of_split, path), {})
+            places.update((column, (number, row)) for column in present if column not in places)
+    skipped = missing_images(missing, total, example, images, example_file)
+    splits = np.array([of_split for of_split, _ in joined], dtype=object)
+    table = pa.table(
+        {"image": pa.array([path for _, path in joined], pa.string())}
+        | {
+            name: _taken(tables, name, kind, [places.get(name) for places in joined.values()])
+            for name, kind in columns.items()
+        }
+    )
+    states = (stated is not None or bool(split)) and "train" in splits and len({*splits}) > 1
+    notes: tuple[str, ...] = ()
+    if len({*splits}) == 1 and splits[0] not in ("", "train"):
+        notes = (f"All images that are there are of the split '{splits[0]}'; they are split by their content.",)
+    return Rows(
+        table,
+        images.root,
+        {"image": Image(images.root), **columns},
+        splits if states else None,
+        keys="image" if len({path for _, path in joined}) == len(joined) else None,
+        skipped=(*read.skipped, *skipped),
+        notes=(*read.notes, *notes),
+    )
+
+
+def _taken(
+    tables: Sequence[pa.Table], name: str, kind: Modality, places: Sequence[tuple[int, int] | None]
+) -> pa.ChunkedArray:
+    """Return the values of a column at places (table, row), missing where there is none."""
+    present = [table.column(name) if name in table.column_names else None for table in tables]
+    stored = next(column for column in present if column is not None).type
+    parts = [pa.chunked_array([], stored) if column is None else column for column in present]
+    offsets = np.cumsum([0, *map(len, parts)])
+    rows = [None if place is None else int(offsets[place[0]]) + place[1] for place in places]
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], stored).take(pa.array(rows, pa.int64()))

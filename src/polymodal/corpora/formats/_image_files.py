@@ -1,0 +1,112 @@
+"""Images that annotation files name: found in any folder of the data set, never outside it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from polymodal.corpora.corpus import Skipped
+from polymodal.corpora.formats._data_files import DataFiles
+from polymodal.errors import UserError
+from polymodal.modalities.image import IMAGE_SUFFIXES
+
+MAX_DEPTH = 5  # of folders below that of the data set
+ANNOTATIONS = ("annotations", "annotation", "labels", "questions", "json", "jsons", "splits")  # folders beside images
+
+
+class ImageFiles:
+    """Images below a folder; folders that are symbolic links are followed."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    @classmethod
+    def of(cls, data: DataFiles) -> ImageFiles:
+        """Return the images that belong to annotations: in the folder that was named, or in that of the file; where
+        that is a folder `annotations`, in the folder around it."""
+        folders = [path if path.is_dir() else _around(path.parent) for path in data.given]
+        return cls(Path(os.path.commonpath([str(folder.resolve()) for folder in folders])))
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        """Paths from the root by file name, those of shallow folders first."""
+        paths: dict[str, list[str]] = defaultdict(list)
+        for path in _images(self.root):
+            paths[path.rpartition("/")[2]].append(path)
+        return dict(paths)
+
+    def find(self, name: str, near: Path | None = None) -> str | None:
+        """Return the path from the root of the file that an annotation names, by the end of its path; None if there is
+        none.
+
+        near: the annotation file; of several images of the name, the one that shares most folders with it is meant.
+        Raises UserError for a name that leads out of the folder.
+        """
+        plain = self._by_name.get(name, [])  # a name alone, as most are
+        if len(plain) == 1:
+            return plain[0]
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        if not parts:
+            return None
+        if ".." in parts or parts[0].startswith("/") or ":" in parts[0]:
+            self._check_inside(name, near)
+        paths = self._by_name.get(parts[-1], [])
+        if len(paths) < 2:
+            return paths[0] if paths else None
+        ends = [path for path in paths if PurePosixPath(path).parts[-len(parts) :] == parts] or paths
+        return max(ends, key=lambda path: self._shared(path, near)) if near is not None else ends[0]
+
+    def _shared(self, path: str, near: Path) -> int:
+        """Return how many folders a path shares with a file."""
+        folders = zip((self.root / path).parent.parts, near.parent.resolve().parts, strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], folders))
+
+    def find_any(self, names: Iterable[str], near: Path | None = None) -> str | None:
+        """Return the path of the first name that exists."""
+        return next((path for path in (self.find(name, near) for name in names) if path), None)
+
+    def _check_inside(self, name: str, near: Path | None) -> None:
+        start = near.parent if near is not None else self.root
+        if not Path(os.path.normpath(start.resolve() / name)).is_relative_to(self.root):
+            raise UserError(f"{near or self.root} names the image {name}, which is outside the folder {self.root}.")
+
+
+def missing_images(count: int, total: int, example: str, files: ImageFiles, file: Path) -> tuple[Skipped, ...]:
+    """Return the entry for rows whose image is not there. Raises UserError where no image is."""
+    if count == total:
+        raise UserError(
+            f"{file} names {example}, and no image of it is in {files.root}; put the images there, or name the folder "
+            "that has both with --data FOLDER."
+        )
+    return (Skipped(count, f"names an image that is not in {files.root}", example),) if count else ()
+
+
+def _around(folder: Path) -> Path:
+    resolved = folder.resolve()
+    return resolved.parent if resolved.name.lower() in ANNOTATIONS else resolved
+
+
+def _images(root: Path) -> Iterator[str]:
+    """Yield the paths of images from the root, folder by folder, the shallow ones first."""
+    folders, visited = [""], {os.path.realpath(root)}
+    for _ in range(MAX_DEPTH + 1):
+        below: list[str] = []
+        for folder in folders:
+            try:
+                entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
+            except OSError:
+                continue
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.name.lower().endswith(IMAGE_SUFFIXES):
+                    yield path
+                elif entry.is_dir() and (real := os.path.realpath(entry.path)) not in visited:
+                    visited.add(real)
+                    below.append(path)
+        folders = below
