@@ -36,11 +36,12 @@ def fetched(url: str) -> list[Path]:
 
 
 def _copy(system: Any, source: str, url: str) -> Path:
-    place = hashlib.sha256(json.dumps([url, source]).encode()).hexdigest()[:16]
-    folder = cache_directory() / "downloads" / place
+    parts = [part for part in PurePosixPath(source.partition("://")[2] or source).parts if part not in ("/", "..")]
+    file = cache_directory() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16] / Path(*parts)
+    folder = file.parent
     info = system.info(source)
     state = json.dumps({name: str(info[name]) for name in STATE if info.get(name) is not None})
-    file, described = folder / PurePosixPath(source).name, folder / ".state.json"
+    described = folder / f".{file.name}.state"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
