@@ -19,7 +19,7 @@ from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats._data_files import braces, is_accompanying, splits_of
 from polymodal.corpora.formats._tables import cast_table
 from polymodal.corpora.formats._tar import LABELS, TEXTS, columns_of, index_tar, lacking, values_of
-from polymodal.corpora.formats.webdataset import known_columns
+from polymodal.corpora.formats.webdataset import member_modalities
 from polymodal.errors import UserError
 from polymodal.modalities import Modality
 
@@ -41,12 +41,12 @@ class RowBlock:
 
 
 class Shards(Protocol):
-    """Shards of one kind. schema: of the rows of all of them, as far as the sample tells. known: modalities that the
+    """Shards of one kind. schema: of the rows of all of them, as far as the sample tells. modalities: those that the
     format states."""
 
     blocks: list[RowBlock]
     schema: pa.Schema
-    known: dict[str, Modality]
+    modalities: dict[str, Modality]
     skipped: tuple[Skipped, ...]
 
     def read(self, block: RowBlock, columns: Sequence[str]) -> pa.Table: ...
@@ -82,15 +82,15 @@ def _stem(path: str) -> str:
 def _paths(system: Any, root: str) -> list[str]:
     if system.exists(root):
         return [root] if system.isfile(root) else list(system.find(root))
-    found: list[str] = []
+    matching: list[str] = []
     for pattern in braces(root):
         if any(mark in pattern for mark in "*?["):
-            found += system.glob(pattern)
+            matching += system.glob(pattern)
         elif system.exists(pattern):
-            found.append(pattern)
+            matching.append(pattern)
         elif pattern != root:
             raise UserError(f"There is no file {pattern}, which {root} stands for.")
-    return found
+    return matching
 
 
 def by_split(paths: list[str], root: str) -> tuple[list[str], dict[str, str] | None]:
@@ -117,7 +117,7 @@ class ParquetShards:
     def __init__(self, system: Any, paths: Sequence[str]):
         self.system = system
         self.blocks: list[RowBlock] = []
-        self.known: dict[str, Modality] = {}
+        self.modalities: dict[str, Modality] = {}
         self.skipped: tuple[Skipped, ...] = ()
         types: dict[str, pa.DataType] = {}
         metadata = None
@@ -140,16 +140,16 @@ class ParquetShards:
     def read(self, block: RowBlock, columns: Sequence[str]) -> pa.Table:
         with self.system.open(block.shard) as file:
             opened = pq.ParquetFile(file)
-            own = [name for name in columns if name in opened.schema_arrow.names]
-            table = opened.read_row_group(block.where, columns=own)
+            present = [name for name in columns if name in opened.schema_arrow.names]
+            table = opened.read_row_group(block.where, columns=present)
         wanted = pa.schema([self.schema.field(name) for name in columns], metadata=self.schema.metadata)
-        if not own:
+        if not present:
             return pa.table([pa.nulls(block.count, field.type) for field in wanted], schema=wanted)
         return cast_table(table, wanted)
 
     def whole(self, columns: Sequence[str]) -> pa.Table:
-        own = [name for name in columns if name in self.schema.names]
-        return pa.concat_tables([self.read(block, own) for block in self.blocks]) if own else pa.table({})
+        present = [name for name in columns if name in self.schema.names]
+        return pa.concat_tables([self.read(block, present) for block in self.blocks]) if present else pa.table({})
 
 
 class TarShards:
@@ -179,7 +179,7 @@ class TarShards:
                 for row in self._rows(block):
                     kind = merged_type(kind, type_of(row))
         self.schema = pa.schema(list(kind))
-        self.known: dict[str, Modality] = dict(known_columns(self.schema))
+        self.modalities: dict[str, Modality] = dict(member_modalities(self.schema))
 
     def read(self, block: RowBlock, columns: Sequence[str]) -> pa.Table:
         rows = self._rows(block)
@@ -265,7 +265,7 @@ def _indexed(system: Any, shard: str) -> tuple[list[Any], tuple[Skipped, ...]]:
             index = index_tar(file, shard)
     except OSError as error:
         raise UserError(f"The shard {shard} cannot be read: {' '.join(str(error).split())[:200]}") from error
-    skipped = index.said(shard)
+    skipped = index.damage_report(shard)
     try:
         index_file.parent.mkdir(parents=True, exist_ok=True)
         aside = index_file.with_suffix(f".{os.getpid()}.partial")

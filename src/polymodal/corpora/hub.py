@@ -33,12 +33,12 @@ def is_hub(given: str) -> bool:
 
 def parse_name(given: str) -> HubName:
     """Parse `hf:OWNER/NAME[:CONFIG][@REVISION]`. Raises UserError for other forms."""
-    found = _FORM.fullmatch(given)
-    if found is None or (found["name"].count("/") > 1 and not os.path.isdir(os.path.expanduser(found["name"]))):
+    match = _FORM.fullmatch(given)
+    if match is None or (match["name"].count("/") > 1 and not os.path.isdir(os.path.expanduser(match["name"]))):
         raise UserError(
             f"'{given}' names no data set of the hub; write hf:OWNER/NAME, :CONFIG and @REVISION if needed."
         )
-    return HubName(found["name"], found["config"], found["revision"])
+    return HubName(match["name"], match["config"], match["revision"])
 
 
 def from_hub(given: str, stream: bool, columns: dict[str, str]) -> Corpus:
@@ -68,9 +68,9 @@ def _load(wanted: HubName, place: str) -> Any:
     try:
         return datasets.load_dataset(place, wanted.config, revision=wanted.revision)
     except Exception as error:  # of the network, the hub, and the readers of all formats
-        said = " ".join(str(error).split()) or type(error).__name__
-        if "config" in said.lower():
-            raise UserError(f"hf:{wanted.name} needs a config, hf:{wanted.name}:CONFIG: {said[:300]}") from error
+        message = " ".join(str(error).split()) or type(error).__name__
+        if "config" in message.lower():
+            raise UserError(f"hf:{wanted.name} needs a config, hf:{wanted.name}:CONFIG: {message[:300]}") from error
         raise UserError(
             f"hf:{wanted.name} cannot be loaded: {first_line(error)[:300]} Check the name, and the network; a folder "
             "of its files is read with --data FOLDER."

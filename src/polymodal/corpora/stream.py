@@ -57,13 +57,13 @@ def from_shards(url: str | Sequence[str], **columns: str) -> Corpus:
         sample = concatenated(
             [shards.read(block, shards.schema.names).slice(0, 100) for block in sampled(shards.blocks)]
         )
-        found = _found(shards, sample, Path(paths[0]).parent if local else Path(), columns)
+        inferred = _inferred(shards, sample, Path(paths[0]).parent if local else Path(), columns)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"The shards at {urls[0]} cannot be read: {first_line(error)}") from error
-    kinds = {name: column.modality for name, column in found.columns.items()}
+    kinds = {name: column.modality for name, column in inferred.columns.items()}
     _check_columns(kinds, sample, local, urls[0])
     keys = next((name for name in KEYS if name in sample.column_names), None)
-    blocks = _Blocks(shards, found, keys)
+    blocks = _Blocks(shards, inferred, keys)
     names = [url if "://" in url else os.path.abspath(os.path.expanduser(url)) for url in urls]
     return Stream(
         about=About(
@@ -77,8 +77,8 @@ def from_shards(url: str | Sequence[str], **columns: str) -> Corpus:
         columns=kinds,
         splits=_splits(shards.blocks, blocks.total, stated),
         keys=keys,
-        label=found.label,
-        prompts=found.prompts,
+        label=inferred.label,
+        prompts=inferred.prompts,
         choices={"data": names[0] if len(names) == 1 else names, "columns": dict(columns), "stream": True},
         keeps_decoded=False,
         skipped=shards.skipped,
@@ -95,10 +95,10 @@ def _listed(urls: Sequence[str]) -> tuple[Any, list[str], str]:
         for (system, root), one in zip(opened, urls, strict=True):
             if system is not opened[0][0]:
                 raise UserError(f"{urls[0]} and {one} are on two file systems; name the shards of one.")
-            found = listed(system, root)
-            if not found:
+            shards = listed(system, root)
+            if not shards:
                 raise UserError(f"There is no .parquet or .tar shard at {one}{_held_instead(system, root)}.")
-            paths += found
+            paths += shards
     except UserError:
         raise
     except Exception as error:  # each file system has errors of its own
@@ -114,7 +114,7 @@ def _held_instead(system: Any, root: str) -> str:
     return f", but {', '.join(suffixes[:5])}, which cannot be streamed; leave out --stream" if suffixes else ""
 
 
-def _found(shards: Shards, sample: pa.Table, root: Path, named: dict[str, str]) -> Found:
+def _inferred(shards: Shards, sample: pa.Table, root: Path, named: dict[str, str]) -> Found:
     """Find the columns by a sample; the classes of a label column by all of its values."""
     by_name = {name.lower(): name for name in reversed(sample.column_names)}
     usual = [by_name[name] for name in label_schema.USUAL if name in by_name]
@@ -123,15 +123,15 @@ def _found(shards: Shards, sample: pa.Table, root: Path, named: dict[str, str]) 
     if whole.num_columns:
         labels = label_schema.find(View(whole, root, tuple(whole.column_names), named.get("label")))
     if labels is None:
-        return find(sample, root, named, shards.known)
-    already = shards.known | {name: column.modality for name, column in labels.columns.items()}
+        return find(sample, root, named, shards.modalities)
+    already = shards.modalities | {name: column.modality for name, column in labels.columns.items()}
     others = {option: column for option, column in named.items() if option != "label"}
-    found = find(sample, root, others, already)
+    inferred = find(sample, root, others, already)
     return Found(
-        {**found.columns, **labels.columns},
-        (*found.uses, *labels.uses),
+        {**inferred.columns, **labels.columns},
+        (*inferred.uses, *labels.uses),
         labels.label,
-        {**found.prompts, **labels.prompts},
+        {**inferred.prompts, **labels.prompts},
     )
 
 
@@ -247,10 +247,10 @@ class BlockOrder(Sequence):
 class _Blocks:
     """Blocks of all shards, with an LRU cache of the last ones."""
 
-    def __init__(self, shards: Shards, found: Found, keys: str | None):
-        self.shards, self.found = shards, found
+    def __init__(self, shards: Shards, inferred: Found, keys: str | None):
+        self.shards, self.inferred = shards, inferred
         self.blocks = shards.blocks
-        needed = {*found.uses, *found.columns, *([keys] if keys else ())}
+        needed = {*inferred.uses, *inferred.columns, *([keys] if keys else ())}
         self.columns = [name for name in shards.schema.names if name in needed]
         self.firsts = np.array([block.first for block in self.blocks])
         self.total = self.blocks[-1].first + self.blocks[-1].count
@@ -273,7 +273,7 @@ class _Blocks:
             if number not in self._kept:
                 block = self.blocks[number]
                 try:
-                    self._kept[number] = convert(self.shards.read(block, self.columns), self.found)
+                    self._kept[number] = convert(self.shards.read(block, self.columns), self.inferred)
                 except (OSError, pa.ArrowException) as error:
                     raise MissingData(
                         f"The shard {block.shard} cannot be read any more: {first_line(error)}"

@@ -15,15 +15,15 @@ KEYS = ("__key__", "key", "id", "image_id", "uid", "sample_key")  # columns that
 
 def corpus_of(rows: Rows, about: About, named: dict[str, str], choices: dict[str, Any]) -> Corpus:
     """Return the corpus of rows: modalities of their columns, and splits. Raises UserError when no column has one."""
-    found = find(rows.table, rows.root, named, rows.columns)
-    if not found.columns:
+    inferred = find(rows.table, rows.root, named, rows.columns)
+    if not inferred.columns:
         raise UserError(
             "No column has image bytes, paths of images, sounds or clips, texts, or anything else that methods learn "
             f"from; the columns are {described_columns(rows.table)}. Name one, for example with "
             "--image-column COLUMN."
         )
-    table = convert(rows.table, found)
-    columns = {name: column.modality for name, column in found.columns.items()}
+    table = convert(rows.table, inferred)
+    columns = {name: column.modality for name, column in inferred.columns.items()}
     keys = rows.keys or next((name for name in KEYS if name in table.column_names and _are_unique(table, name)), None)
     splits = user_splits(table, columns, rows.root, keys, rows.split)
     kinds = tuple(dict.fromkeys(type(kind).__name__.lower() for kind in columns.values()))
@@ -33,8 +33,8 @@ def corpus_of(rows: Rows, about: About, named: dict[str, str], choices: dict[str
         columns=columns,
         splits=splits.rows,
         keys=keys or _path_column(table, columns),
-        label=rows.label or found.label,
-        prompts=found.prompts,
+        label=rows.label or inferred.label,
+        prompts=inferred.prompts,
         choices=choices,
         skipped=rows.skipped,
         notes=(*rows.notes, *splits.notes),

@@ -36,7 +36,7 @@ class TarIndex:
     examples: list[TarExample] = field(default_factory=list)
     damage: str = ""
 
-    def said(self, name: str) -> tuple[Skipped, ...]:
+    def damage_report(self, name: str) -> tuple[Skipped, ...]:
         """Return what was left out of the file of this name."""
         reason = f"is damaged after {len(self.examples):,} whole examples; what follows is not read"
         return (Skipped(1, reason, f"{name}: {self.damage}"),) if self.damage else ()
@@ -48,7 +48,7 @@ def index_tar(file: BinaryIO, name: str) -> TarIndex:
     Raises UserError for a file that is none, or without a whole example, an example that has a member twice or whose
     members are in two places, and names with dots that belong to the name.
     """
-    index, seen = TarIndex(), set()
+    index, keys = TarIndex(), set()
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
@@ -58,12 +58,12 @@ def index_tar(file: BinaryIO, name: str) -> TarIndex:
                     continue
                 key, suffix = named
                 if not index.examples or index.examples[-1][0] != key:
-                    if key in seen:
+                    if key in keys:
                         raise UserError(
                             f"{name} has members of '{key}' in two places; make names unique, and write the members "
                             "of an example one after the other (tar --sort=name)."
                         )
-                    seen.add(key)
+                    keys.add(key)
                     index.examples.append((key, {}))
                 if suffix in index.examples[-1][1]:
                     raise UserError(f"{name} has the member '{key}.{suffix}' twice; make its names unique.")

@@ -27,8 +27,8 @@ def matches(data: DataFiles) -> Match:
     metadata = _metadata(data)
     if not metadata:
         return Match.NO
-    found = data.with_suffixes((".tar", *IMAGE_SUFFIXES)) or _image_columns(pq.read_schema(metadata[0]))
-    return Match.CONTENT if found else Match.NO
+    images = data.with_suffixes((".tar", *IMAGE_SUFFIXES)) or _image_columns(pq.read_schema(metadata[0]))
+    return Match.CONTENT if images else Match.NO
 
 
 def read(data: DataFiles) -> Rows:
@@ -39,7 +39,7 @@ def read(data: DataFiles) -> Rows:
     tars = data.with_suffixes(webdataset.SUFFIXES)
     if tars:
         rows = read_tables(data, tars, webdataset.read_tar)
-        rows = replace(rows, columns=webdataset.known_columns(rows.table.schema))
+        rows = replace(rows, columns=webdataset.member_modalities(rows.table.schema))
         failed = _failed(concatenated([_statuses(file) for file in metadata]))
         return replace(rows, skipped=(*rows.skipped, *failed))
     table = concatenated([parquet.read_file(file)[0] for file in metadata])

@@ -11,14 +11,14 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from polymodal.corpora._arrow_cache import Conversion, cached_table
-from polymodal.corpora._types import fitted, is_string, merged_type, type_of
+from polymodal.corpora._types import fitted, is_binary, is_string, merged_type, type_of
 from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._tables import read_tables
 from polymodal.corpora.formats._tar import TarExample, columns_of, index_tar, is_small, lacking, values_of
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
-from polymodal.modalities import Text
+from polymodal.modalities import Image, Modality, Text
 from polymodal.modalities.image import IMAGE_SUFFIXES
 
 description = "webdataset .tar files"
@@ -40,12 +40,17 @@ def read(data: DataFiles) -> Rows:
             f"Some examples of {data.given[0]} have one image, others several ({', '.join(apart)}); give every image "
             "the same suffix in all shards."
         )
-    return replace(rows, columns=known_columns(rows.table.schema))
+    return replace(rows, columns=member_modalities(rows.table.schema))
 
 
-def known_columns(schema: pa.Schema) -> dict[str, Text]:
+def member_modalities(schema: pa.Schema) -> dict[str, Modality]:
     """Return the modalities that the suffixes of members state: `.txt` is the caption, whatever a `.json` has."""
-    return {"text": Text()} if "text" in schema.names and is_string(schema.field("text").type) else {}
+    modalities: dict[str, Modality] = {}
+    if "image" in schema.names and is_binary(schema.field("image").type):
+        modalities["image"] = Image()
+    if "text" in schema.names and is_string(schema.field("text").type):
+        modalities["text"] = Text()
+    return modalities
 
 
 def read_tar(file: Path) -> tuple[pa.Table, tuple[Skipped, ...]]:
@@ -57,7 +62,7 @@ def read_tar(file: Path) -> tuple[pa.Table, tuple[Skipped, ...]]:
         if not index.examples:
             raise UserError(f"{file} has no rows.")
         columns = columns_of(index.examples)
-        skipped = [*index.said(str(file)), *lacking(index.examples, columns, str(file))]
+        skipped = [*index.damage_report(str(file)), *lacking(index.examples, columns, str(file))]
         kind = _type(file, index.examples, columns)
         return Conversion(pa.schema(list(kind)), _batches(file, index.examples, columns, kind), skipped)
 
@@ -78,12 +83,12 @@ def _opened(file: Path) -> BinaryIO:
 def _type(file: Path, examples: list[TarExample], columns: Mapping[str, str]) -> pa.DataType:
     """Return the type of the rows, for which only JSON is read."""
     kind: pa.DataType = pa.null()
-    known: set[frozenset[str]] = set()
+    kinds: set[frozenset[str]] = set()
     with _opened(file) as opened:
         for key, members in examples:
             small = {suffix: _content(opened, place) for suffix, place in members.items() if is_small(suffix)}
-            if small or frozenset(members) not in known:
-                known.add(frozenset(members))
+            if small or frozenset(members) not in kinds:
+                kinds.add(frozenset(members))
                 empty = {suffix: b"" if isinstance(place, list) else place for suffix, place in members.items()}
                 kind = merged_type(kind, type_of(values_of(key, empty | small, columns)))
     return kind

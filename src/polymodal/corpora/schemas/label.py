@@ -43,8 +43,8 @@ def _found(view: View, name: str) -> Found:
 
         def named(table: pa.Table) -> Any:
             indices = pc.cast(table.column(name).combine_chunks(), pa.int64())
-            known = pc.and_(pc.greater_equal(indices, 0), pc.less(indices, len(listed)))  # -1: not labelled
-            return pa.array(listed).take(pc.if_else(known, indices, None))
+            valid = pc.and_(pc.greater_equal(indices, 0), pc.less(indices, len(listed)))  # -1: not labelled
+            return pa.array(listed).take(pc.if_else(valid, indices, None))
 
         column = FoundColumn(Category(tuple(listed)), named)
     else:
