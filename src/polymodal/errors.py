@@ -35,8 +35,3 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     advice = f"did you mean '{nearest[0]}'?" if nearest else f"choose one of: {', '.join(known)}."
     return UserError(f"There is no {kind} '{name}'; {advice}")
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of another library's error, or its type if it is empty."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

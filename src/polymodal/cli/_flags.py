@@ -75,7 +75,7 @@ class DataOptions:
     def _open(self) -> Corpus:
         self.check()
         from polymodal.corpora.registry import load_mixture
-        from polymodal.corpora.user_files import from_path
+        from polymodal.corpora.sources import from_path
 
         if self.corpus:
             return load_mixture(self.corpus)

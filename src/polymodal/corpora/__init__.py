@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from polymodal.corpora.scenes import scenes
     from polymodal.corpora.series import series
     from polymodal.corpora.solar_cells import solar_cells
+    from polymodal.corpora.sources import from_path, open_data
     from polymodal.corpora.speech import speech
     from polymodal.corpora.stamps import stamps
     from polymodal.corpora.stream import MissingData, from_shards
-    from polymodal.corpora.user_files import from_path, open_data
     from polymodal.corpora.viewers import viewers
     from polymodal.corpora.web_tasks import web_tasks
     from polymodal.corpora.worlds import worlds
@@ -56,12 +56,12 @@ _MODULES = {  # attribute -> module; a built-in corpus is in the module of its o
     "MissingData": "stream",
     "Part": "corpus",
     "built_in": "registry",
-    "from_path": "user_files",
+    "from_path": "sources",
     "from_shards": "stream",
     "from_table": "in_memory",
     "in_languages": "languages",
     "mix_corpora": "mixture",
-    "open_data": "user_files",
+    "open_data": "sources",
     "load_corpus": "registry",
     "load_mixture": "registry",
     "reopen": "registry",

@@ -13,7 +13,8 @@ import fsspec
 from filelock import FileLock
 
 from polymodal.corpora._cache import cache_directory, disk_error
-from polymodal.errors import UserError, first_line
+from polymodal.corpora.user_files import first_line
+from polymodal.errors import UserError
 
 STATE = ("size", "mtime", "LastModified", "ETag", "etag", "created")  # of what fsspec tells about a file
 MAGIC = set("*?[")  # of patterns

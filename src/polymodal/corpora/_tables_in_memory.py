@@ -15,7 +15,8 @@ from polymodal.corpora._types import fitted, type_of
 from polymodal.corpora.formats._data_files import SPLIT_NAMES
 from polymodal.corpora.formats._tables import concatenated
 from polymodal.corpora.rows import Rows
-from polymodal.errors import UserError, first_line
+from polymodal.corpora.user_files import first_line
+from polymodal.errors import UserError
 from polymodal.modalities.image import encoded
 
 BATCH = 1000  # rows of an IterableDataset that are read together

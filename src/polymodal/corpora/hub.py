@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from dataclasses import replace
@@ -11,8 +12,9 @@ from typing import Any, NamedTuple
 from polymodal.corpora._tables_in_memory import rows_of
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.corpora.stream import from_shards
-from polymodal.corpora.user_corpus import corpus_of
-from polymodal.errors import UserError, first_line
+from polymodal.corpora.user_files import corpus_of
+from polymodal.corpora.user_files import first_line
+from polymodal.errors import UserError
 
 _FORM = re.compile(r"hf:(?P<name>[^:@]+)(?::(?P<config>[^@:]+))?(?:@(?P<revision>[^@]+))?")
 PARQUET = "refs%2Fconvert%2Fparquet"  # the revision in which the hub keeps every data set as Parquet, by config
@@ -65,6 +67,9 @@ def from_hub(given: str, stream: bool, columns: dict[str, str]) -> Corpus:
 def _load(wanted: HubName, place: str) -> Any:
     import datasets
 
+    logger = logging.getLogger("huggingface_hub")  # without a network, it tells of every attempt
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         return datasets.load_dataset(place, wanted.config, revision=wanted.revision)
     except Exception as error:  # of the network, the hub, and the readers of all formats
@@ -72,6 +77,8 @@ def _load(wanted: HubName, place: str) -> Any:
         if "config" in message.lower():
             raise UserError(f"hf:{wanted.name} needs a config, hf:{wanted.name}:CONFIG: {message[:300]}") from error
         raise UserError(
-            f"hf:{wanted.name} cannot be loaded: {first_line(error)[:300]} Check the name, and the network; a folder "
-            "of its files is read with --data FOLDER."
+            f"hf:{wanted.name} cannot be loaded: {first_line(error)[:300].rstrip('.')}. Check the name, and the network; "
+            "a folder of its files is read with --data FOLDER."
         ) from error
+    finally:
+        logger.setLevel(level)

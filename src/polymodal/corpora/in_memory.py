@@ -7,7 +7,7 @@ from typing import Any
 
 from polymodal.corpora._tables_in_memory import rows_of
 from polymodal.corpora.corpus import About, Corpus
-from polymodal.corpora.user_corpus import corpus_of
+from polymodal.corpora.user_files import corpus_of
 
 
 def from_table(data: Any, *, root: Path | str = ".", name: str = "table", **columns: str) -> Corpus:

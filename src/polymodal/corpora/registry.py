@@ -97,7 +97,7 @@ def reopen(choices: Mapping[str, Any]) -> Corpus:
     """Reopen the corpus that a run was trained on, from the run's record."""
     from polymodal.corpora.languages import in_languages, with_language_temperature
     from polymodal.corpora.mixture import mix_corpora
-    from polymodal.corpora.user_files import from_path
+    from polymodal.corpora.sources import from_path
 
     changes: dict[str, Callable[[Corpus, Any], Corpus]] = {  # the last that was made first
         "language_temperature": with_language_temperature,

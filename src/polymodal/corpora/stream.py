@@ -25,7 +25,8 @@ from polymodal.corpora.corpus import About, Corpus, Part
 from polymodal.corpora.formats._tables import concatenated
 from polymodal.corpora.schemas import Found, View, convert, described_columns, find
 from polymodal.corpora.schemas import label as label_schema
-from polymodal.errors import UserError, first_line
+from polymodal.corpora.user_files import first_line
+from polymodal.errors import UserError
 from polymodal.modalities import Modality
 
 BLOCKS_TOGETHER = 4  # blocks whose rows are shuffled together

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.corpora.user_files import open_data
+from polymodal.corpora.sources import open_data
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
 from polymodal.errors import UserError

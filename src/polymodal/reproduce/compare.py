@@ -23,7 +23,7 @@ import torch
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import reopen
 from polymodal.corpora.saved import is_saved, open_saved
-from polymodal.corpora.user_files import open_data
+from polymodal.corpora.sources import open_data
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.evaluation import Score, evaluate, validation

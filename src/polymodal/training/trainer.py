@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from polymodal.constraints import validate_constraints
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.stream import MissingData
-from polymodal.corpora.user_files import open_data
+from polymodal.corpora.sources import open_data
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.modalities.text import Tokenizer

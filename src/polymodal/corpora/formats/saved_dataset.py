@@ -7,7 +7,8 @@ from pathlib import Path
 from polymodal.corpora._tables_in_memory import rows_of
 from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.rows import Rows
-from polymodal.errors import UserError, first_line
+from polymodal.corpora.user_files import first_line
+from polymodal.errors import UserError
 
 description = "a folder written by save_to_disk of datasets"
 FILES = ("dataset_dict.json", "state.json")  # of a DatasetDict, and of a Dataset
