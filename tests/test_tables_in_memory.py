@@ -145,8 +145,6 @@ def test_train_and_evaluate_take_tables_and_paths(tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     with pytest.raises(UserError, match=r"a table in memory, which is not there any more; name the data with --data"):
         reopen(record["corpus"])
-    with pytest.raises(UserError, match=r"data in files; .*leave out jobs"):
-        pm.compare([recipe], rows, pm.Budget(steps=1), seeds=1, jobs=2, out=tmp_path / "compared")
 
 
 # save_to_disk

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 from polymodal.corpora._tables_in_memory import rows_of
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.corpora.stream import from_shards
-from polymodal.corpora.user_files import corpus_of
-from polymodal.corpora.user_files import first_line
+from polymodal.corpora.user_files import corpus_of, first_line
 from polymodal.errors import UserError
 
 _FORM = re.compile(r"hf:(?P<name>[^:@]+)(?::(?P<config>[^@:]+))?(?:@(?P<revision>[^@]+))?")
@@ -77,8 +76,8 @@ def _load(wanted: HubName, place: str) -> Any:
         if "config" in message.lower():
             raise UserError(f"hf:{wanted.name} needs a config, hf:{wanted.name}:CONFIG: {message[:300]}") from error
         raise UserError(
-            f"hf:{wanted.name} cannot be loaded: {first_line(error)[:300].rstrip('.')}. Check the name, and the network; "
-            "a folder of its files is read with --data FOLDER."
+            f"hf:{wanted.name} cannot be loaded: {first_line(error)[:300].rstrip('.')}. Check the name, and the "
+            "network; a folder of its files is read with --data FOLDER."
         ) from error
     finally:
         logger.setLevel(level)

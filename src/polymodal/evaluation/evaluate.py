@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.corpora.sources import open_data
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
 from polymodal.errors import UserError
@@ -32,14 +31,12 @@ def applicable_tasks(inputs: TaskInputs) -> Iterator[Task]:
             yield task
 
 
-def evaluate(run: Run, corpus: Corpus | Any, reader: Reader | None = None) -> list[Score]:
+def evaluate(run: Run, corpus: Corpus, reader: Reader | None = None) -> list[Score]:
     """Compute all scores that this method can have on the test splits of this corpus.
 
-    corpus: or data of yours, see `corpora.open_data`.
     reader: one that has read the corpus already, to save decoding again.
     """
-    reader = reader or Reader(open_data(corpus), run.processor)
-    inputs = TaskInputs(run.model, run.processor, reader, run.recipe)
+    inputs = TaskInputs(run.model, run.processor, reader or Reader(corpus, run.processor), run.recipe)
     keep = run.record["runtime"]["cache_features"]
     with with_features(run.model, run.recipe.freeze) if keep else nullcontext():
         return [score for task in applicable_tasks(inputs) for score in task.described(task.score(inputs))]

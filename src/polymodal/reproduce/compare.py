@@ -23,7 +23,6 @@ import torch
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import reopen
 from polymodal.corpora.saved import is_saved, open_saved
-from polymodal.corpora.sources import open_data
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.evaluation import Score, evaluate, validation
@@ -67,7 +66,7 @@ def untrained(recipe: Any, seconds: float, steps: int, examples: int, directory:
 
 def compare(
     arms: Sequence[Arm | Any],
-    corpus: Corpus | Any,
+    corpus: Corpus,
     budget: Budget,
     seeds: int | Sequence[int] = 3,
     out: Path | str | None = None,
@@ -80,7 +79,7 @@ def compare(
 ) -> ComparisonResult:
     """Train and score every arm at every seed; finished runs in `out` are not run again.
 
-    arms: `Arm`s, or recipes, which are then named after their file. corpus: or data, see `corpora.open_data`.
+    arms: `Arm`s, or recipes, which are then named after their file.
     budget: of a run; seconds are turned into steps once, the same for every seed, which `out` keeps in `steps.json`.
     out: a folder for the runs, `results.json` and `report.html`; without it nothing is written.
     start: what all arms begin with at a seed, in place of fresh weights.
@@ -102,9 +101,8 @@ def compare(
     directory = Path(out) if out is not None else None
     if jobs < 1:
         raise UserError("--jobs is at least 1.")
-    corpus = open_data(corpus)
-    if jobs > 1 and (directory is None or "in_memory" in corpus.choices):
-        raise UserError("Several jobs need a folder for their runs, and data in files; give out, or leave out jobs.")
+    if jobs > 1 and directory is None:
+        raise UserError("Several jobs need a folder for their runs; give out.")
     plan = _Plan(named, {}, start, directory, trust_code, dict(budget_fractions))
     display = display or Display([START] * (start is not None) + [arm.label for arm in named], every, budget)
     trials, starts = [], []

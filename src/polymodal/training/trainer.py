@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from polymodal.constraints import validate_constraints
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.stream import MissingData
-from polymodal.corpora.sources import open_data
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.modalities.text import Tokenizer
@@ -56,7 +55,7 @@ OnStep = Callable[[Progress, float, Mapping[str, Tensor]], None]  # progress, bu
 
 def train(
     recipe: Any,
-    corpus: Corpus | Any,
+    corpus: Corpus,
     budget: Budget,
     *,
     seed: int = 0,
@@ -73,8 +72,9 @@ def train(
 ) -> Run:
     """Train a recipe on a corpus and return the run.
 
-    recipe: derives from `training.recipe.TrainingRecipe`. corpus: or data of yours, see `corpora.open_data`.
-    seed: of weights, order and all sampling; with a budget in steps or examples, it determines the resulting weights.
+    recipe: a `polymodal.types.Recipe` that derives from `training.recipe.TrainingRecipe`.
+    seed: of weights, order of examples and all sampling; the same seed and a budget in steps or examples give the same
+    weights.
     out: folder of the run. An unfinished run with the same configuration is resumed; a finished one is returned.
     weights_like: module from which parameters with matching name and shape are copied (paired runs).
     tokenizer: used instead of training one on the corpus; the tokenizer of `weights_like`, whose embeddings belong to
@@ -91,7 +91,6 @@ def train(
     if weights_like is None:
         recipe = recipe_started_from(recipe, init, trust_code)
     validate_constraints(recipe)
-    corpus = open_data(corpus)
     active_stages(recipe)  # raises UserError before anything is written
     runtime = runtime or RuntimeConfig()
     directory = Path(out) if out is not None else None
