@@ -231,6 +231,27 @@ def test_no_network_or_an_unknown_name_is_a_sentence(monkeypatch):
         from_path("hf:me/set")
 
 
+def test_streaming_the_parquet_files_of_the_hub(monkeypatch):
+    memory = fsspec.filesystem("memory")
+    monkeypatch.setattr("polymodal.corpora.hub.HUB", "memory://hub/")
+    for config in ("small", "large"):
+        for split, count in (("train", 8), ("test", 4)):
+            buffer = pa.BufferOutputStream()
+            pq.write_table(pa.table({"text": [f"{config} {n}" for n in range(count)]}), buffer)
+            place = f"/hub/me/set@refs%2Fconvert%2Fparquet/{config}/{split}/0000.parquet"
+            memory.pipe(place, buffer.getvalue().to_pybytes())
+    try:
+        corpus = from_path("hf:me/set:small", stream=True)
+        assert {name: len(rows) for name, rows in corpus.splits.items()} == {"train": 8, "test": 4}
+        assert texts(reopen(corpus.choices))[9] == "small 1"
+        with pytest.raises(UserError, match="hf:me/set needs a config; choose one of: large, small"):
+            from_path("hf:me/set", stream=True)
+        memory.rm("/hub/me/set@refs%2Fconvert%2Fparquet/large", recursive=True)
+        assert len(from_path("hf:me/set", stream=True)) == 12
+    finally:
+        memory.rm("/hub", recursive=True)
+
+
 # URLs
 
 

@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import polymodal as pm
 from format_samples import captions, img2dataset, png
+from polymodal.cli._flags import DataOptions
 from polymodal.corpora import Corpus, from_path, from_shards
 from polymodal.errors import UserError
 
@@ -82,6 +84,13 @@ def test_an_example_without_its_text_or_image_is_counted_and_named(opened, tmp_p
         (1, "has no image", "0.tar: 00022"),
         (2, "has no text", "0.tar: 00004"),
     }
+
+
+def test_commands_say_what_they_leave_out(tmp_path, capsys):
+    write(tmp_path / "0.tar", [m for n in range(12) for m in pair(n) if m[0] != "00004.txt"])
+    for stream in (False, True):
+        DataOptions(data=(str(tmp_path / "0.tar"),), stream=stream).open()
+        assert capsys.readouterr().err == f"1 left out: has no text ({tmp_path / '0.tar'}: 00004).\n"
 
 
 def test_one_name_twice_is_a_sentence(opened, tmp_path):
@@ -219,6 +228,23 @@ def test_other_outputs_of_img2dataset(form, tmp_path):
 # Streams
 
 
+def test_training_on_shards_that_differ(tmp_path):
+    shard(tmp_path / "0.tar", 0, 20, "png")
+    shard(tmp_path / "1.tar", 20, 20, "jpg")
+    write(tmp_path / "2.tar", [m for n in range(40, 60) for m in pair(n, json=b'{"n": 1}')])
+    recipe = pm.recipes.clip.Recipe(batch_size=8)
+    run = pm.train(recipe, from_shards(str(tmp_path)), pm.Budget(examples=120), runtime=pm.RuntimeConfig(device="cpu"))
+    assert run.record["steps"] == 15
+
+
+def test_a_sentence_for_all_that_a_block_may_raise(tmp_path):
+    pq.write_table(pa.table({"text": [f"thing {n}" for n in range(20)]}), tmp_path / "0.parquet", row_group_size=2)
+    corpus = from_shards(str(tmp_path / "0.parquet"))
+    (tmp_path / "0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"0.parquet cannot be read any more"):
+        corpus.raw(9, "text")
+
+
 def test_a_path_that_exists_is_never_a_pattern(tmp_path):
     for folder in ("t[1]", "t1", "st*r", "star"):
         shard(tmp_path / folder / "0.tar", count=4 if "1" in folder else 6)
@@ -268,6 +294,17 @@ def test_streamed_columns_other_than_images_and_texts(tmp_path):
     }
     assert corpus[17]["label"] == 1
     assert corpus[17]["qa"][0].answer == "17"
+
+
+def test_labels_that_a_stream_cannot_know(tmp_path):
+    records = [json.dumps({"label": "ab"[n % 2]}).encode() for n in range(12)]
+    write(tmp_path / "0.tar", [m for n in range(12) for m in pair(n, json=records[n])])
+    assert "label" not in from_shards(str(tmp_path)).columns
+    with pytest.raises(UserError, match=r"classes of the column 'label' are in .json members"):
+        from_shards(str(tmp_path), label="label")
+    with pytest.raises(UserError, match="There is no column 'lable'; did you mean 'label'"):
+        from_shards(str(tmp_path), label="lable")
+    assert from_path(tmp_path).label == "label"
 
 
 def test_class_names_of_datasets_are_kept_in_a_stream(tmp_path):

@@ -4,6 +4,7 @@ data."""
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,10 @@ class DataOptions:
 
         if self.corpus:
             return load_mixture(self.corpus)
-        return from_path(self.data, self.format, stream=self.stream, **self.named_columns)
+        corpus = from_path(self.data, self.format, stream=self.stream, **self.named_columns)
+        for skipped in corpus.skipped:
+            print(f"{skipped.count:,} left out: {skipped.reason} ({skipped.example}).", file=sys.stderr)
+        return corpus
 
     @property
     def named_columns(self) -> dict[str, str]:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fsspec
+
 from polymodal.corpora._tables_in_memory import rows_of
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.corpora.stream import from_shards
@@ -16,6 +18,7 @@ from polymodal.corpora.user_files import corpus_of, first_line
 from polymodal.errors import UserError
 
 _FORM = re.compile(r"hf:(?P<name>[^:@]+)(?::(?P<config>[^@:]+))?(?:@(?P<revision>[^@]+))?")
+HUB = "hf://datasets/"
 PARQUET = "refs%2Fconvert%2Fparquet"  # the revision in which the hub keeps every data set as Parquet, by config
 
 
@@ -53,7 +56,9 @@ def from_hub(given: str, stream: bool, columns: dict[str, str]) -> Corpus:
     choices = {"data": given, "columns": dict(columns)}
     if stream:
         revision = wanted.revision or PARQUET
-        url = folder if os.path.isdir(folder) else f"hf://datasets/{wanted.name}@{revision}"
+        url = folder if os.path.isdir(folder) else f"{HUB}{wanted.name}@{revision}"
+        if not (os.path.isdir(folder) or wanted.config or wanted.revision):
+            url = _only_config(url, wanted.name)
         corpus = from_shards(f"{url}/{wanted.config}" if wanted.config else url, **columns)
         return replace(corpus, choices=choices | {"stream": True})
     parts = _load(wanted, folder if os.path.isdir(folder) else wanted.name)
@@ -61,6 +66,18 @@ def from_hub(given: str, stream: bool, columns: dict[str, str]) -> Corpus:
     name = wanted.name.rstrip("/").rpartition("/")[2]
     about = About(name, f"{rows.table.num_rows:,} examples of {given}", "see the data set's card", given, ())
     return corpus_of(rows, about, columns, choices)
+
+
+def _only_config(url: str, name: str) -> str:
+    """Return the folder of the config of a data set that has one. Raises UserError where it has several."""
+    try:
+        system, root = fsspec.core.url_to_fs(url)
+        configs = sorted(one["name"].rpartition("/")[2] for one in system.ls(root) if one["type"] == "directory")
+    except Exception:  # of the network, which `from_shards` tells of
+        return url
+    if len(configs) > 1:
+        raise UserError(f"hf:{name} needs a config; choose one of: {', '.join(configs[:20])}, as in hf:{name}:CONFIG.")
+    return f"{url}/{configs[0]}" if configs else url
 
 
 def _load(wanted: HubName, place: str) -> Any:

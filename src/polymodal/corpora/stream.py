@@ -26,7 +26,7 @@ from polymodal.corpora.formats._tables import concatenated
 from polymodal.corpora.schemas import Found, View, convert, described_columns, find
 from polymodal.corpora.schemas import label as label_schema
 from polymodal.corpora.user_files import first_line
-from polymodal.errors import UserError
+from polymodal.errors import UserError, unknown
 from polymodal.modalities import Modality
 
 BLOCKS_TOGETHER = 4  # blocks whose rows are shuffled together
@@ -117,16 +117,25 @@ def _held_instead(system: Any, root: str) -> str:
 
 def _inferred(shards: Shards, sample: pa.Table, root: Path, named: dict[str, str]) -> Found:
     """Find the columns by a sample; the classes of a label column by all of its values."""
+    label = named.get("label")
+    if label is not None and label not in sample.column_names:
+        raise unknown("column", label, sample.column_names)
     by_name = {name.lower(): name for name in reversed(sample.column_names)}
     usual = [by_name[name] for name in label_schema.USUAL if name in by_name]
-    whole = shards.whole([named["label"]] if named.get("label") in sample.column_names else usual)
+    whole = shards.whole([label] if label else usual)
+    if label is not None and label not in whole.column_names:
+        raise UserError(
+            f"The classes of the column '{label}' are in .json members, which are not read ahead; write them as .cls "
+            "members, or leave out --stream."
+        )
     labels = None
     if whole.num_columns:
-        labels = label_schema.find(View(whole, root, tuple(whole.column_names), named.get("label")))
-    if labels is None:
-        return find(sample, root, named, shards.modalities)
-    already = shards.modalities | {name: column.modality for name, column in labels.columns.items()}
+        labels = label_schema.find(View(whole, root, tuple(whole.column_names), label))
+    sample = sample.drop_columns([name for name in usual if name not in whole.column_names and name != label])
     others = {option: column for option, column in named.items() if option != "label"}
+    if labels is None:
+        return find(sample, root, others, shards.modalities)
+    already = shards.modalities | {name: column.modality for name, column in labels.columns.items()}
     inferred = find(sample, root, others, already)
     return Found(
         {**inferred.columns, **labels.columns},
@@ -162,7 +171,7 @@ def _splits(blocks: Sequence[RowBlock], total: int, stated: dict[str, str] | Non
     return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Stream(Corpus):
     """Corpus of shards that are streamed; see `from_shards`."""
 
