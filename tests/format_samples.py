@@ -478,6 +478,44 @@ def vqa(folder: Path) -> Path:
     return folder
 
 
+def img2dataset(folder: Path) -> Path:
+    """Its whole output: a shard, metadata with a download that failed, and statistics."""
+    with tarfile.open(folder / "00000.tar", "w") as tar:
+        for number, text in enumerate(captions()):
+            record = {"caption": text, "url": f"http://x/{number}", "key": f"{number:09d}", "width": 8, "height": 6}
+            contents = {"jpg": png(number), "json": json.dumps(record).encode(), "txt": text.encode()}
+            for suffix, content in contents.items():
+                member = tarfile.TarInfo(f"{number:09d}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    rows = [
+        {
+            "url": f"http://x/{number}",
+            "caption": text,
+            "key": f"{number:09d}",
+            "status": "success" if number < COUNT else "failed_to_download",
+            "error_message": None if number < COUNT else "HTTP Error 404: Not Found",
+        }
+        for number, text in enumerate([*captions(), "gone"])
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "00000.parquet")
+    (folder / "00000_stats.json").write_text(json.dumps({"count": COUNT + 1, "successes": COUNT}))
+    return folder
+
+
+def saved_dataset(folder: Path) -> Path:
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+
+    features = Features({"image": Image(), "text": Value("string"), "label": ClassLabel(names=["cat", "dog"])})
+    rows = [
+        {"image": {"bytes": png(n), "path": None}, "text": text, "label": n % 2} for n, text in enumerate(captions())
+    ]
+    whole = Dataset.from_list(rows, features=features)
+    parts = DatasetDict({"train": whole.select(range(8)), "validation": whole.select(range(8, COUNT))})
+    parts.save_to_disk(str(folder / "saved"))
+    return folder / "saved"
+
+
 SAMPLES: dict[str, Callable[[Path], Path]] = {
     "coco": coco,
     "common_voice": common_voice,
@@ -489,6 +527,7 @@ SAMPLES: dict[str, Callable[[Path], Path]] = {
     "graph": graph,
     "hocr": hocr,
     "imagefolder": imagefolder,
+    "img2dataset": img2dataset,
     "interactions": ratings,
     "json": json_lines,
     "kaldi": kaldi,
@@ -499,6 +538,7 @@ SAMPLES: dict[str, Callable[[Path], Path]] = {
     "pdf": pdf,
     "points": clouds,
     "refcoco": refcoco,
+    "saved_dataset": saved_dataset,
     "sdf": sdf,
     "timeseries": timeseries,
     "vqa": vqa,

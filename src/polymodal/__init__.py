@@ -30,6 +30,7 @@ _LAZY = {  # imported on first use, so that `import polymodal` does not wait for
     "load_run": "polymodal.training",
     "train": "polymodal.training",
 }
+_ON_DATA = ("compare", "evaluate", "train")  # they take paths and tables for a corpus, see `corpora.open_data`
 
 __all__ = [
     "Budget",
@@ -53,4 +54,9 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"polymodal.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'polymodal' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _ON_DATA:
+        from polymodal.corpora.sources import takes_data
+
+        value = globals()[name] = takes_data(value)
+    return value

@@ -4,6 +4,7 @@ data."""
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ class DataOptions:
     corpus: str | None = None
     """Built-in corpus (dataset; `polymodal corpora` lists them), or a weighted mixture, such as emoji:3,scenes:1."""
     data: tuple[str, ...] = ()
-    """Your own data: files or folders in any format that is read (`polymodal data --help`), or one URL."""
+    """Your own data: files or folders in any format that is read (`polymodal data --help`), URLs, or
+    hf:OWNER/NAME[:CONFIG][@REVISION] of the hub."""
     format: str | None = None
     """Format of --data, instead of the one that is found by looking at it."""
     image_column: str | None = None
@@ -49,7 +51,7 @@ class DataOptions:
     series_column: str | None = None
     """Column of series in --data, if it cannot be inferred."""
     stream: bool = False
-    """Stream the .parquet or .tar shards of --data, for data larger than memory; URLs are always streamed."""
+    """Stream the .parquet or .tar shards of --data, for data larger than memory; shards at URLs are always streamed."""
     language: str | None = None
     """Use captions in these languages only, such as de or de,fr; examples without any are skipped."""
     language_temperature: float | None = None
@@ -82,14 +84,14 @@ class DataOptions:
     def _open(self) -> Corpus:
         self.check()
         from polymodal.corpora.registry import load_mixture
-        from polymodal.corpora.stream import from_shards
-        from polymodal.corpora.user_files import from_path
+        from polymodal.corpora.sources import from_path
 
         if self.corpus:
             return load_mixture(self.corpus)
-        if self.stream or "://" in self.data[0]:
-            return from_shards(self.data[0], **self.named_columns)
-        return from_path(self.data, self.format, **self.named_columns)
+        corpus = from_path(self.data, self.format, stream=self.stream, **self.named_columns)
+        for skipped in corpus.skipped:
+            print(f"{skipped.count:,} left out: {skipped.reason} ({skipped.example}).", file=sys.stderr)
+        return corpus
 
     @property
     def named_columns(self) -> dict[str, str]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.furniture import furniture
     from polymodal.corpora.furniture_views import furniture_views
     from polymodal.corpora.glosses import glosses
+    from polymodal.corpora.in_memory import from_table
     from polymodal.corpora.languages import in_languages, with_language_temperature
     from polymodal.corpora.manuals import manuals
     from polymodal.corpora.mixture import mix_corpora
@@ -41,10 +42,10 @@ if TYPE_CHECKING:
     from polymodal.corpora.scenes import scenes
     from polymodal.corpora.series import series
     from polymodal.corpora.solar_cells import solar_cells
+    from polymodal.corpora.sources import from_path, open_data
     from polymodal.corpora.speech import speech
     from polymodal.corpora.stamps import stamps
     from polymodal.corpora.stream import MissingData, from_shards
-    from polymodal.corpora.user_files import from_path
     from polymodal.corpora.viewers import viewers
     from polymodal.corpora.web_tasks import web_tasks
     from polymodal.corpora.worlds import worlds
@@ -55,10 +56,12 @@ _MODULES = {  # attribute -> module; a built-in corpus is in the module of its o
     "MissingData": "stream",
     "Part": "corpus",
     "built_in": "registry",
-    "from_path": "user_files",
+    "from_path": "sources",
     "from_shards": "stream",
+    "from_table": "in_memory",
     "in_languages": "languages",
     "mix_corpora": "mixture",
+    "open_data": "sources",
     "load_corpus": "registry",
     "load_mixture": "registry",
     "reopen": "registry",
@@ -83,6 +86,7 @@ __all__ = [
     "emoji",
     "from_path",
     "from_shards",
+    "from_table",
     "functions",
     "furniture",
     "furniture_views",
@@ -94,6 +98,7 @@ __all__ = [
     "mix_corpora",
     "molecules",
     "movies",
+    "open_data",
     "pages",
     "referring",
     "reopen",

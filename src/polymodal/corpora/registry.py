@@ -97,8 +97,7 @@ def reopen(choices: Mapping[str, Any]) -> Corpus:
     """Reopen the corpus that a run was trained on, from the run's record."""
     from polymodal.corpora.languages import in_languages, with_language_temperature
     from polymodal.corpora.mixture import mix_corpora
-    from polymodal.corpora.stream import from_shards
-    from polymodal.corpora.user_files import from_path
+    from polymodal.corpora.sources import from_path
 
     changes: dict[str, Callable[[Corpus, Any], Corpus]] = {  # the last that was made first
         "language_temperature": with_language_temperature,
@@ -112,10 +111,14 @@ def reopen(choices: Mapping[str, Any]) -> Corpus:
         parts = [(reopen(part), weight) for part, weight in choices["parts"]]
         return mix_corpora(parts, every_column=choices.get("every_column", False))
     columns = choices.get("columns", {})
-    if choices.get("stream"):
-        return from_shards(choices["data"], **columns)
+    if "in_memory" in choices:
+        raise UserError(
+            f"This run was trained on '{choices['in_memory']}', a table in memory, which is not there any more; name "
+            "the data with --data."
+        )
     if "data" in choices:
-        return from_path(choices["data"], choices.get("format"), **columns)
+        stream = choices.get("stream", False)
+        return from_path(choices["data"], choices.get("format"), stream=stream, **columns)
     if "corpus" in choices:
         return load_corpus(choices["corpus"])
     raise UserError("This run does not say which corpus it was trained on; name one with --corpus or --data.")

@@ -7,10 +7,7 @@ access, so that a run resumes at any example, with any number of processes.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import tarfile
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -21,94 +18,160 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from polymodal.corpora._cache import cache_directory
+from polymodal.corpora._shards import RowBlock, Shards, by_split, listed, open_shards, sampled
+from polymodal.corpora._types import is_string
 from polymodal.corpora.corpus import About, Corpus, Part
-from polymodal.corpora.schemas import described_columns, find
+from polymodal.corpora.formats._tables import concatenated
+from polymodal.corpora.schemas import Found, View, convert, described_columns, find
+from polymodal.corpora.schemas import label as label_schema
 from polymodal.corpora.user_files import first_line
-from polymodal.errors import UserError
+from polymodal.errors import UserError, unknown
+from polymodal.modalities import Modality
 
 BLOCKS_TOGETHER = 4  # blocks whose rows are shuffled together
-TAR_BLOCK = 512  # examples of a tar file that count as a block
 HELD_OUT = 5000  # examples at most of a test or validation split
+KEYS = ("__key__", "key", "id")
 
 
 class MissingData(UserError):
     """A shard became unreadable during training; progress is saved."""
 
 
-@dataclass(frozen=True)
-class RowBlock:
-    """Rows that are read together. where: index of the row group, or the members of each example in a tar file."""
+def from_shards(url: str | Sequence[str], **columns: str) -> Corpus:
+    """Open data in .parquet or .tar shards: files, a folder, or a pattern with `*` or `{000..123}`.
 
-    shard: str
-    first: int
-    count: int
-    where: Any
-
-
-def from_shards(url: str, **columns: str) -> Corpus:
-    """Open image-caption pairs in .parquet or .tar shards: a file, a folder, or a pattern with `*`.
-
-    url: a path, or any URL that fsspec opens (s3://bucket/*.parquet, https://..., hf://datasets/...). columns:
-    names of columns by modality, by default inferred. The last blocks, at most a tenth or 5,000 examples each, are
-    `validation` and `test`; equal images in two splits are not detected, since that would read everything. Raises
-    UserError, which says what was found and what was expected.
+    url: one or several paths, or URLs that fsspec opens (s3://bucket/*.parquet, https://..., hf://datasets/...).
+    columns: names of columns by modality, by default inferred from a sample of the rows. Splits are those that names
+    of files or folders state; else the last blocks, at most a tenth or 5,000 examples each, are `validation` and
+    `test`. Equal images in two splits are not detected, since that would read everything. Raises UserError, which says
+    what was found and what was expected.
     """
+    urls = [url] if isinstance(url, str) else list(url)
+    system, paths, root = _listed(urls)
+    paths, stated = by_split(paths, root)
+    shards = open_shards(system, paths)
+    if not shards.blocks:
+        raise UserError(f"The shards at {urls[0]} have no rows.")
+    local = "file" in system.protocol or "local" in system.protocol
     try:
-        system, root = fsspec.core.url_to_fs(os.path.expanduser(url))
-        shards = _shards(system, root)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{url} cannot be opened: {first_line(error)}") from error
-    if not shards:
-        raise UserError(f"There is no .parquet or .tar shard at {url}.")
-    blocks: list[RowBlock] = []
-    for shard in shards:
-        blocks_of = _row_groups if shard.endswith(".parquet") else _members
-        first = blocks[-1].first + blocks[-1].count if blocks else 0
-        try:
-            blocks += blocks_of(system, shard, first)
-        except (OSError, pa.ArrowException, tarfile.TarError) as error:
-            raise UserError(f"The shard {shard} cannot be read: {first_line(error)}") from error
-    if not blocks:
-        raise UserError(f"The shards at {url} have no rows.")
-    total = blocks[-1].first + blocks[-1].count
-    blocks_read = _Blocks(system, blocks)
-    sample = pa.Table.from_pylist(blocks_read.rows(0)[:100])
-    found = find(sample, Path(), columns)
-    kinds = {name: column.modality for name, column in found.columns.items() if column.convert is None}
-    for kind in ("image", "text"):
-        if kind not in {type(modality).__name__.lower() for modality in kinds.values()}:
-            raise UserError(
-                f"No column of {url} has {kind}s; the columns are {described_columns(sample)}. Name one with "
-                f"--{kind}-column COLUMN."
-            )
-    keys = next((name for name in ("__key__", "key", "id") if name in sample.column_names), None)
-    train, validation = _held_out(blocks, total)
+        sample = concatenated(
+            [shards.read(block, shards.schema.names).slice(0, 100) for block in sampled(shards.blocks)]
+        )
+        inferred = _inferred(shards, sample, Path(paths[0]).parent if local else Path(), columns)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"The shards at {urls[0]} cannot be read: {first_line(error)}") from error
+    kinds = {name: column.modality for name, column in inferred.columns.items()}
+    _check_columns(kinds, sample, local, urls[0])
+    keys = next((name for name in KEYS if name in sample.column_names), None)
+    blocks = _Blocks(shards, inferred, keys)
+    names = [url if "://" in url else os.path.abspath(os.path.expanduser(url)) for url in urls]
     return Stream(
         about=About(
-            name=PurePosixPath(url.rstrip("/")).stem.replace("*", "all"),
-            description=f"{total:,} pairs in {len(shards)} shards of {url}",
+            name=PurePosixPath(urls[0].rstrip("/")).stem.replace("*", "all"),
+            description=f"{blocks.total:,} examples in {len(paths)} shards of {urls[0]}",
             license="the user's own",
-            source=url,
-            modalities=("image", "text"),
+            source=urls[0],
+            modalities=tuple(dict.fromkeys(type(kind).__name__.lower() for kind in kinds.values())),
         ),
         table=pa.table({}),
         columns=kinds,
-        splits={
-            "train": np.arange(train),
-            "validation": np.arange(train, validation),
-            "test": np.arange(validation, total),
-        },
+        splits=_splits(shards.blocks, blocks.total, stated),
         keys=keys,
-        choices={"data": url if "://" in url else os.path.abspath(url), "columns": dict(columns), "stream": True},
+        label=inferred.label,
+        prompts=inferred.prompts,
+        choices={"data": names[0] if len(names) == 1 else names, "columns": dict(columns), "stream": True},
         keeps_decoded=False,
-        blocks=blocks_read,
+        skipped=shards.skipped,
+        notes=("The splits are those that files or folders state.",) if stated else (),
+        blocks=blocks,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+def _listed(urls: Sequence[str]) -> tuple[Any, list[str], str]:
+    """Return the file system, the shards, and the path of the first URL on it."""
+    paths: list[str] = []
+    try:
+        opened = [fsspec.core.url_to_fs(os.path.expanduser(one)) for one in urls]
+        for (system, root), one in zip(opened, urls, strict=True):
+            if system is not opened[0][0]:
+                raise UserError(f"{urls[0]} and {one} are on two file systems; name the shards of one.")
+            shards = listed(system, root)
+            if not shards:
+                raise UserError(f"There is no .parquet or .tar shard at {one}{_held_instead(system, root)}.")
+            paths += shards
+    except UserError:
+        raise
+    except Exception as error:  # each file system has errors of its own
+        raise UserError(f"{one if paths else urls[0]} cannot be opened: {first_line(error)}") from error
+    return opened[0][0], list(dict.fromkeys(paths)), opened[0][1]
+
+
+def _held_instead(system: Any, root: str) -> str:
+    if not system.exists(root):
+        return ""
+    names = [root] if system.isfile(root) else list(system.find(root))
+    suffixes = sorted({PurePosixPath(name).suffix for name in names} - {""})
+    return f", but {', '.join(suffixes[:5])}, which cannot be streamed; leave out --stream" if suffixes else ""
+
+
+def _inferred(shards: Shards, sample: pa.Table, root: Path, named: dict[str, str]) -> Found:
+    """Find the columns by a sample; the classes of a label column by all of its values."""
+    label = named.get("label")
+    if label is not None and label not in sample.column_names:
+        raise unknown("column", label, sample.column_names)
+    by_name = {name.lower(): name for name in reversed(sample.column_names)}
+    usual = [by_name[name] for name in label_schema.USUAL if name in by_name]
+    whole = shards.whole([label] if label else usual)
+    if label is not None and label not in whole.column_names:
+        raise UserError(
+            f"The classes of the column '{label}' are in .json members, which are not read ahead; write them as .cls "
+            "members, or leave out --stream."
+        )
+    labels = None
+    if whole.num_columns:
+        labels = label_schema.find(View(whole, root, tuple(whole.column_names), label))
+    sample = sample.drop_columns([name for name in usual if name not in whole.column_names and name != label])
+    others = {option: column for option, column in named.items() if option != "label"}
+    if labels is None:
+        return find(sample, root, others, shards.modalities)
+    already = shards.modalities | {name: column.modality for name, column in labels.columns.items()}
+    inferred = find(sample, root, others, already)
+    return Found(
+        {**inferred.columns, **labels.columns},
+        (*inferred.uses, *labels.uses),
+        labels.label,
+        {**inferred.prompts, **labels.prompts},
+    )
+
+
+def _check_columns(kinds: dict[str, Modality], sample: pa.Table, local: bool, url: str) -> None:
+    if not kinds:
+        raise UserError(
+            f"No column of {url} has images, sounds, texts, or anything else that methods learn from; the columns are "
+            f"{described_columns(sample)}. Name one, for example with --image-column COLUMN."
+        )
+    for name, kind in kinds.items():
+        media = type(kind).__name__ in ("Image", "Audio", "Video")
+        if media and not local and name in sample.column_names and is_string(sample.schema.field(name).type):
+            raise UserError(
+                f"The column '{name}' of {url} has paths of files, which are not read from a URL; copy the files here, "
+                "or put their bytes into the shards."
+            )
+
+
+def _splits(blocks: Sequence[RowBlock], total: int, stated: dict[str, str] | None) -> dict[str, np.ndarray]:
+    if stated is None:
+        train, validation = _held_out(blocks, total)
+        bounds = {"train": (0, train), "validation": (train, validation), "test": (validation, total)}
+        return {name: np.arange(*bound) for name, bound in bounds.items()}
+    rows: dict[str, list[np.ndarray]] = {}
+    for block in blocks:
+        rows.setdefault(stated[block.shard], []).append(np.arange(block.first, block.first + block.count))
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Stream(Corpus):
     """Corpus of shards that are streamed; see `from_shards`."""
 
@@ -117,8 +180,12 @@ class Stream(Corpus):
     def __len__(self) -> int:
         return self.blocks.total
 
+    def has(self, *columns: str) -> np.ndarray:
+        """Return that each row may have a value: which lack one is known when they are read."""
+        return np.ones(len(self), dtype=bool)
+
     def raw(self, row: int, column: str) -> Any:
-        return self.blocks.row(int(row))[column]
+        return self.blocks.value(int(row), column)
 
     def raw_values(self, rows: np.ndarray, column: str) -> list[Any]:
         return [self.raw(row, column) for row in rows]
@@ -190,12 +257,14 @@ class BlockOrder(Sequence):
 class _Blocks:
     """Blocks of all shards, with an LRU cache of the last ones."""
 
-    def __init__(self, system: Any, blocks: list[RowBlock]):
-        self.system = system
-        self.blocks = blocks
-        self.firsts = np.array([block.first for block in blocks])
-        self.total = blocks[-1].first + blocks[-1].count
-        self._kept: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
+    def __init__(self, shards: Shards, inferred: Found, keys: str | None):
+        self.shards, self.inferred = shards, inferred
+        self.blocks = shards.blocks
+        needed = {*inferred.uses, *inferred.columns, *([keys] if keys else ())}
+        self.columns = [name for name in shards.schema.names if name in needed]
+        self.firsts = np.array([block.first for block in self.blocks])
+        self.total = self.blocks[-1].first + self.blocks[-1].count
+        self._kept: OrderedDict[int, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
 
     def _number(self, row: int) -> int:
@@ -204,18 +273,17 @@ class _Blocks:
     def of(self, row: int) -> RowBlock:
         return self.blocks[self._number(row)]
 
-    def row(self, row: int) -> dict[str, Any]:
+    def value(self, row: int, column: str) -> Any:
         index = self._number(row)
-        return self.rows(index)[row - self.blocks[index].first]
+        return self.rows(index).column(column)[row - self.blocks[index].first].as_py()
 
-    def rows(self, number: int) -> list[dict[str, Any]]:
+    def rows(self, number: int) -> pa.Table:
         """Return all rows of a block. Raises MissingData when it cannot be read any more."""
         with self._lock:
             if number not in self._kept:
                 block = self.blocks[number]
-                read = _read_row_group if block.shard.endswith(".parquet") else _read_members
                 try:
-                    self._kept[number] = read(self.system, block)
+                    self._kept[number] = convert(self.shards.read(block, self.columns), self.inferred)
                 except (OSError, pa.ArrowException) as error:
                     raise MissingData(
                         f"The shard {block.shard} cannot be read any more: {first_line(error)}"
@@ -226,80 +294,7 @@ class _Blocks:
             return self._kept[number]
 
 
-def _shards(system: Any, root: str) -> list[str]:
-    if system.isdir(root):
-        paths = [*system.glob(f"{root}/*.parquet"), *system.glob(f"{root}/*.tar")]
-    elif "*" in root:
-        paths = system.glob(root)
-    else:
-        paths = [root] if system.exists(root) else []
-    return sorted(path for path in paths if path.endswith((".parquet", ".tar")))
-
-
-def _row_groups(system: Any, shard: str, first: int) -> list[RowBlock]:
-    with system.open(shard) as file:
-        metadata = pq.read_metadata(file)
-    blocks = []
-    for group in range(metadata.num_row_groups):
-        count = metadata.row_group(group).num_rows
-        blocks.append(RowBlock(shard, first, count, group))
-        first += count
-    return blocks
-
-
-def _read_row_group(system: Any, block: RowBlock) -> list[dict[str, Any]]:
-    with system.open(block.shard) as file:
-        return pq.ParquetFile(file).read_row_group(block.where).to_pylist()
-
-
-def _members(system: Any, shard: str, first: int) -> list[RowBlock]:
-    """Index the blocks of a tar file by its table of members, which is cached."""
-    info = system.info(shard)
-    identity = json.dumps([shard, info.get("size"), str(info.get("mtime") or info.get("LastModified") or "")])
-    index_file = cache_directory() / "shards" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
-    if index_file.is_file():
-        examples = json.loads(index_file.read_text())
-    else:
-        members: dict[str, dict[str, tuple[int, int]]] = {}
-        with system.open(shard) as file, tarfile.open(fileobj=file) as tar:
-            for member in tar:
-                if member.isfile():
-                    folder, _, name = member.name.rpartition("/")
-                    key, _, suffix = name.partition(".")
-                    key = f"{folder}/{key}" if folder else key
-                    members.setdefault(key, {})[suffix.lower()] = (member.offset_data, member.size)
-        examples = list(members.items())
-        index_file.parent.mkdir(parents=True, exist_ok=True)
-        aside = index_file.with_suffix(f".{os.getpid()}.partial")
-        aside.write_text(json.dumps(examples))
-        os.replace(aside, index_file)
-    return [
-        RowBlock(shard, first + start, len(examples[start : start + TAR_BLOCK]), examples[start : start + TAR_BLOCK])
-        for start in range(0, len(examples), TAR_BLOCK)
-    ]
-
-
-def _read_members(system: Any, block: RowBlock) -> list[dict[str, Any]]:
-    """Read the range from the first to the last member at once, and split it."""
-    spans = [span for _, members in block.where for span in members.values()]
-    begin, end = min(offset for offset, _ in spans), max(offset + size for offset, size in spans)
-    with system.open(block.shard) as file:
-        file.seek(begin)
-        data = file.read(end - begin)
-    if len(data) < end - begin:
-        raise OSError("it is shorter than it was")
-    columns = sorted({suffix for _, members in block.where for suffix in members})
-    rows = []
-    for key, members in block.where:
-        row: dict[str, Any] = {"__key__": key, **dict.fromkeys(columns)}
-        for suffix, (offset, size) in members.items():
-            value = data[offset - begin : offset - begin + size]
-            row[suffix] = value.decode(errors="replace") if suffix in ("txt", "text", "caption", "cls") else value
-        rows.append(row)
-    return rows
-
-
-def _held_out(blocks: list[RowBlock], total: int) -> tuple[int, int]:
+def _held_out(blocks: Sequence[RowBlock], total: int) -> tuple[int, int]:
     """Return where validation and test begin: at block boundaries, unless there are too few."""
     each = min(total // 10, HELD_OUT)
     targets = total - 2 * each, total - each

@@ -30,7 +30,7 @@ SPLIT_NAMES = {
 _SPLIT = re.compile(rf"(?:^|[._\-/ ])({'|'.join(SPLIT_NAMES)})(?:\d{{4}})?(?=[._\-/ ]|$)", re.IGNORECASE)
 # Files that accompany data and are none: documentation, metadata of tools, checksums.
 _ACCOMPANYING = re.compile(
-    r"readme|license|licence|dataset_infos?\.json$|state\.json$|\.gitattributes|.*_stats\.json$|.*\.(md5|sha256|log|yaml|yml|md)$",
+    r"(readme|license|licence)(\.\w+)?$|dataset_infos?\.json$|state\.json$|\.gitattributes|.*_stats\.json$|.*\.(md5|sha256|log|yaml|yml|md)$",
     re.IGNORECASE,
 )
 
@@ -96,6 +96,11 @@ class DataFiles:
         return ", ".join(f"{len(files):,} {suffix or 'without suffix'}" for suffix, files in counts[:5])
 
 
+def is_accompanying(name: str) -> bool:
+    """Return whether a file of this name is documentation or metadata, not data."""
+    return _ACCOMPANYING.match(name) is not None
+
+
 _EXPECTED = "`polymodal data --help` lists the formats that are read."
 
 
@@ -124,13 +129,13 @@ def _expanded(given: str) -> list[Path]:
     path = Path(given).expanduser()
     if path.exists():
         return [path]
-    found = [match for pattern in _braces(str(path)) for match in sorted(_matches(pattern))]
+    found = [match for pattern in braces(str(path)) for match in sorted(_matches(pattern))]
     if not found:
         raise UserError(f"There is no file or folder {given}.")
     return found
 
 
-def _braces(pattern: str) -> Iterator[str]:
+def braces(pattern: str) -> Iterator[str]:
     """Expand `{000..123}` (webdataset) and `{a,b}`."""
     found = re.search(r"\{([^{}]+)\}", pattern)
     if not found:
@@ -143,7 +148,7 @@ def _braces(pattern: str) -> Iterator[str]:
     else:
         inner = found[1].split(",")
     for choice in inner:
-        yield from _braces(pattern[: found.start()] + choice + pattern[found.end() :])
+        yield from braces(pattern[: found.start()] + choice + pattern[found.end() :])
 
 
 def _matches(pattern: str) -> Iterator[Path]:
@@ -161,5 +166,5 @@ def _files(path: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         folders[:] = [name for name in folders if Path(folder, name).resolve() != cache]
         for name in names:
-            if not name.startswith(".") and not _ACCOMPANYING.match(name):
+            if not name.startswith(".") and not is_accompanying(name):
                 yield Path(folder, name)

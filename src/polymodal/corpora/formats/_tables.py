@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from polymodal.corpora._types import merged_type, plain_type
+from polymodal.corpora._types import fitted, merged_type, plain_type
 from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats._data_files import DataFiles, splits_of
 from polymodal.corpora.rows import Rows
@@ -46,14 +46,24 @@ def concatenated(tables: Sequence[pa.Table]) -> pa.Table:
             kind = plain_type(field.type)
             types[field.name] = merged_type(types[field.name], kind) if field.name in types else kind
     schema = pa.schema(types, metadata=tables[0].schema.metadata)
-    return pa.concat_tables([_cast(table, schema) for table in tables])
+    return pa.concat_tables([cast_table(table, schema) for table in tables])
 
 
-def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def cast_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the columns of the schema in its types; those that the table lacks are missing in its rows."""
     columns = [
-        table.column(field.name).cast(field.type)
+        _cast(table.column(field.name), field.type)
         if field.name in table.column_names
         else pa.nulls(table.num_rows, field.type)
         for field in schema
     ]
     return pa.table(columns, schema=schema)
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+    try:
+        return column.cast(kind)
+    except pa.ArrowException:  # a value beside lists, records with other fields
+        return pa.chunked_array([pa.array([fitted(value, kind) for value in column.to_pylist()], kind)], kind)

@@ -36,7 +36,7 @@ def find(table: pa.Table, root: Path, named: Mapping[str, str], already: Mapping
     """Find the modalities of a table's columns.
 
     named: columns that the user named, by option. already: columns whose modality is known. Raises UserError for a
-    named column that does not exist, or does not fit.
+    named column that does not exist, or does not fit. A named column replaces one whose modality is known.
     """
     for option, column in named.items():
         if option not in options():
@@ -54,6 +54,9 @@ def find(table: pa.Table, root: Path, named: Mapping[str, str], already: Mapping
         found_so_far = {name: column.modality for name, column in columns.items()}
         found = module.find(View(table, root, free, own, found_so_far))
         if found is not None:
+            if own is not None:  # instead of what the format takes for it
+                kinds = {type(column.modality) for column in found.columns.values()}
+                columns = {name: column for name, column in columns.items() if type(column.modality) not in kinds}
             columns |= found.columns
             taken |= {*found.uses}
             label, prompts = found.label or label, {**prompts, **found.prompts}

@@ -42,7 +42,9 @@ def _found(view: View, name: str) -> Found:
     if listed:
 
         def named(table: pa.Table) -> Any:
-            return pa.array(listed).take(pc.cast(table.column(name).combine_chunks(), pa.int64()))
+            indices = pc.cast(table.column(name).combine_chunks(), pa.int64())
+            valid = pc.and_(pc.greater_equal(indices, 0), pc.less(indices, len(listed)))  # -1: not labelled
+            return pa.array(listed).take(pc.if_else(valid, indices, None))
 
         column = FoundColumn(Category(tuple(listed)), named)
     else:

@@ -35,6 +35,8 @@ def find(view: View) -> Found | None:
         if not _is_text(view, view.named):
             raise view.refuse("text")
         return _found(view, view.named)
+    if any(isinstance(kind, Text) for kind in view.found.values()):
+        return None
     usual = [name for name in view.usual(USUAL) if _is_text(view, name)]
     of_records = any(isinstance(kind, RECORDS) for kind in view.found.values())
     candidates = [] if of_records else [name for name in view.free if _reads_as_text(view, name)]

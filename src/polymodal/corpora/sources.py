@@ -1,0 +1,86 @@
+"""The user's own data, wherever it is: files, URLs, data sets of the hub, or a table in memory."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from polymodal.corpora import user_files
+from polymodal.corpora._downloads import fetched
+from polymodal.corpora.corpus import Corpus
+from polymodal.corpora.formats import csv, json
+from polymodal.corpora.hub import from_hub, is_hub
+from polymodal.corpora.in_memory import from_table
+from polymodal.corpora.stream import from_shards
+from polymodal.errors import UserError
+
+FETCHED = (*csv.SUFFIXES, *json.SUFFIXES)  # files at URLs that are read whole; others are streamed
+STREAMED = ("parquet", "webdataset", "img2dataset")  # formats
+
+Result = TypeVar("Result")
+
+
+def from_path(
+    path: Path | str | Sequence[Path | str], format: str | None = None, *, stream: bool = False, **columns: str
+) -> Corpus:
+    """Open data of the user's own: files and folders, URLs, or a data set of the hub.
+
+    path: one or several; see `user_files.from_path`, which reads files here. `hf:OWNER/NAME[:CONFIG][@REVISION]` is a
+    data set of the hub. Of URLs, CSV and JSON files are fetched once; shards of Parquet and tar are streamed. format: a
+    name of `formats`, instead of the one that is found. stream: see `from_shards`. columns: names of columns by
+    modality (`image="photo", text="title"`), instead of those that are inferred.
+
+    Raises UserError, which says what was found and what was expected, for anything that cannot be used.
+
+    Example:
+        >>> corpus = from_path("photos/", text="title")  # doctest: +SKIP
+    """
+    given = [str(path)] if isinstance(path, str | Path) else [str(one) for one in path]
+    if any(map(is_hub, given)):
+        if len(given) > 1:
+            raise UserError(f"Name one data set of the hub at a time, not {len(given)}.")
+        return from_hub(given[0], stream, columns)
+    remote = [one for one in given if "://" in one]
+    if stream or (remote and not all(one.lower().endswith(FETCHED) for one in remote)):
+        if format not in (None, *STREAMED):
+            raise UserError(f"Data in the format {format} cannot be streamed; leave out --stream.")
+        return from_shards(given, **columns)
+    if not remote:
+        return user_files.from_path(given, format, **columns)
+    local = [copy for one in given for copy in (fetched(one) if "://" in one else [Path(one)])]
+    corpus = user_files.from_path(local, format, **columns)
+    about = replace(corpus.about, source=given[0])
+    return replace(corpus, about=about, choices={**corpus.choices, "data": given})
+
+
+def open_data(data: Any) -> Corpus:
+    """Return a corpus of what a user passes as one: a corpus, a path, several paths, or a table in memory.
+
+    Raises UserError for anything that cannot be used; see `from_path` and `from_table`.
+    """
+    if isinstance(data, Corpus):
+        return data
+    if isinstance(data, str | Path):
+        return from_path(data)
+    if isinstance(data, list | tuple) and data and all(isinstance(one, str | Path) for one in data):
+        return from_path(data)
+    return from_table(data)
+
+
+def takes_data(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Return the function with `open_data` applied to its argument `corpus`."""
+    place = list(inspect.signature(function).parameters).index("corpus")
+
+    @functools.wraps(function)
+    def opening(*arguments: Any, **named: Any) -> Result:
+        if "corpus" in named:
+            named["corpus"] = open_data(named["corpus"])
+        elif len(arguments) > place:
+            arguments = (*arguments[:place], open_data(arguments[place]), *arguments[place + 1 :])
+        return function(*arguments, **named)
+
+    return opening
