@@ -90,13 +90,7 @@ def compare(
     budget_fractions: of the budget, for arms that train for less of it, by label.
     Raises UserError for fewer than one arm, two arms of the same name, or a folder that holds other runs.
     """
-    named = [arm if isinstance(arm, Arm) else Arm(_label(arm), arm) for arm in arms]
-    if not named:
-        raise UserError("A comparison needs at least one recipe.")
-    folders = [arm.folder for arm in named]
-    for arm in named:
-        if folders.count(arm.folder) > 1:
-            raise UserError(f"A comparison needs recipes of different names; '{arm.label}' is there more than once.")
+    named = _named_arms(arms)
     every = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     directory = Path(out) if out is not None else None
     if directory is not None:
@@ -125,6 +119,17 @@ def compare(
         write_json(directory / RESULTS, comparison.to_json())
         write_text(directory / REPORT, report(comparison))
     return comparison
+
+
+def _named_arms(arms: Sequence[Arm | Any]) -> list[Arm]:
+    named = [arm if isinstance(arm, Arm) else Arm(_label(arm), arm) for arm in arms]
+    if not named:
+        raise UserError("A comparison needs at least one recipe.")
+    folders = [arm.folder for arm in named]
+    for arm in named:
+        if folders.count(arm.folder) > 1:
+            raise UserError(f"A comparison needs recipes of different names; '{arm.label}' is there more than once.")
+    return named
 
 
 @contextmanager

@@ -94,12 +94,7 @@ def tune(
             tried[arm.label].append({"values": values, "validation": looks[-1] if looks else {}})
     metric = _metric(tried, kinds, claim.deciding_metrics)
     higher = kinds.get(metric, {}).get("higher_is_better", True)
-
-    def quality(one: Mapping[str, Any]) -> float:
-        value = one["validation"][metric] * (1 if higher else -1)
-        return value if math.isfinite(value) else -math.inf
-
-    best = {label: max(every, key=quality)["values"] for label, every in tried.items()}
+    best = _best_values(tried, metric, higher)
     best |= {label: best[other] for label, other in claim.tuned_like.items()}
     record = {
         "grid": {name: list(values) for name, values in claim.tuning.items()},
@@ -116,6 +111,18 @@ def tune(
     }
     write_json(out / TUNING, record)
     return [_with_values(arm, best[arm.label]) for arm in arms], record
+
+
+def _best_values(
+    tried: Mapping[str, Sequence[Mapping[str, Any]]], metric: str, higher_is_better: bool
+) -> dict[str, dict[str, Any]]:
+    """Return the values of the best run of each arm; a run whose metric is not finite is the worst."""
+
+    def quality(one: Mapping[str, Any]) -> float:
+        value = one["validation"][metric] * (1 if higher_is_better else -1)
+        return value if math.isfinite(value) else -math.inf
+
+    return {label: max(every, key=quality)["values"] for label, every in tried.items()}
 
 
 def _with_values(arm: Arm, values: Mapping[str, Any]) -> Arm:
