@@ -60,9 +60,9 @@ def _of_column(column: pa.ChunkedArray, name: str) -> Splits:
     values = pc.unique(column).drop_null().to_pylist()
     names = {value: SPLIT_NAMES.get(value.strip().lower(), value.strip().lower()) for value in values}
     if "train" not in names.values():
-        found = ", ".join(f"'{value}'" for value in values[:6])
+        listed = ", ".join(f"'{value}'" for value in values[:6])
         raise UserError(
-            f"The column '{name}' has {found or 'no values'} but no 'train'; write train, validation and test in it, "
+            f"The column '{name}' has {listed or 'no values'} but no 'train'; write train, validation and test in it, "
             "or rename it."
         )
     split = np.array([names.get(value) for value in column.to_pylist()], dtype=object)

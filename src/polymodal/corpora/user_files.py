@@ -64,15 +64,15 @@ def files_and_format(given: Sequence[Path | str], format: str | None = None) -> 
 def corpus_of(rows: Rows, about: About, named: dict[str, str], choices: dict[str, Any]) -> Corpus:
     """Return the corpus of rows: modalities of their columns, and splits. Raises UserError when no column has one."""
     names_rows = rows.keys is not None and rows.keys not in (*rows.columns, *named.values())
-    found = find(rows.table.drop_columns([rows.keys]) if names_rows else rows.table, rows.root, named, rows.columns)
-    if not found.columns:
+    schema = find(rows.table.drop_columns([rows.keys]) if names_rows else rows.table, rows.root, named, rows.columns)
+    if not schema.columns:
         raise UserError(
             "No column has image bytes, paths of images, sounds or clips, texts, or anything else that methods learn "
             f"from; the columns are {described_columns(rows.table)}. Name one, for example with "
             "--image-column COLUMN."
         )
-    table = convert(rows.table, found)
-    columns = {name: column.modality for name, column in found.columns.items()}
+    table = convert(rows.table, schema)
+    columns = {name: column.modality for name, column in schema.columns.items()}
     keys = rows.keys or next((name for name in KEYS if name in table.column_names and _are_unique(table, name)), None)
     splits = user_splits(table, columns, rows.root, keys, rows.split)
     empty = _without_records(table, columns)
@@ -88,11 +88,11 @@ def corpus_of(rows: Rows, about: About, named: dict[str, str], choices: dict[str
         columns=columns,
         splits={split: members[~empty[members]] for split, members in splits.rows.items()},
         keys=keys or _path_column(table, columns),
-        label=rows.label or found.label,
-        prompts=found.prompts,
+        label=rows.label or schema.label,
+        prompts=schema.prompts,
         choices=choices,
         skipped=tuple(skipped),
-        notes=(*rows.notes, *found.notes, *splits.notes),
+        notes=(*rows.notes, *schema.notes, *splits.notes),
         split_rule=splits.rule,
     )
 

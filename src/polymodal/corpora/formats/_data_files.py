@@ -36,7 +36,7 @@ _ACCOMPANYING = re.compile(
 
 
 class Match(IntEnum):
-    """How sure a format is that a data is its own.
+    """How sure a format is that files are its own.
 
     SUFFIX: by names of files. CONTENT: by what is written in them; it wins over names.
     """
@@ -118,10 +118,10 @@ def splits_of(files: Sequence[Path], root: Path) -> dict[Path, str] | None:
     splits = {}
     for file in files:
         whole = file.resolve()
-        found = _SPLIT.findall(whole.relative_to(root).as_posix() if whole.is_relative_to(root) else file.name)
-        if not found:
+        names = _SPLIT.findall(whole.relative_to(root).as_posix() if whole.is_relative_to(root) else file.name)
+        if not names:
             return None
-        splits[file] = SPLIT_NAMES[found[-1].lower()]
+        splits[file] = SPLIT_NAMES[names[-1].lower()]
     return splits if "train" in splits.values() and len({*splits.values()}) > 1 else None
 
 
@@ -129,26 +129,26 @@ def _expanded(given: str) -> list[Path]:
     path = Path(given).expanduser()
     if path.exists():
         return [path]
-    found = [match for pattern in braces(str(path)) for match in sorted(_matches(pattern))]
-    if not found:
+    matches = [match for pattern in braces(str(path)) for match in sorted(_matches(pattern))]
+    if not matches:
         raise UserError(f"There is no file or folder {given}.")
-    return found
+    return matches
 
 
 def braces(pattern: str) -> Iterator[str]:
     """Expand `{000..123}` (webdataset) and `{a,b}`."""
-    found = re.search(r"\{([^{}]+)\}", pattern)
-    if not found:
+    group = re.search(r"\{([^{}]+)\}", pattern)
+    if not group:
         yield pattern
         return
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", group[1])
     if numbers:
         first, last = numbers.groups()
         inner = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     else:
-        inner = found[1].split(",")
+        inner = group[1].split(",")
     for choice in inner:
-        yield from braces(pattern[: found.start()] + choice + pattern[found.end() :])
+        yield from braces(pattern[: group.start()] + choice + pattern[group.end() :])
 
 
 def _matches(pattern: str) -> Iterator[Path]:

@@ -48,25 +48,25 @@ def find(table: pa.Table, root: Path, named: Mapping[str, str], already: Mapping
     prompts: dict[str, tuple[str, ...]] = {}
     notes: tuple[str, ...] = ()
     for module in _modules():
-        own = named.get(module.option) if module.option else None
+        chosen = named.get(module.option) if module.option else None
         reserved = {column for option, column in named.items() if option != module.option}
         free = tuple(name for name in table.column_names if name not in taken | reserved and not name.startswith("__"))
         found_so_far = {name: column.modality for name, column in columns.items()}
-        found = module.find(View(table, root, free, own, found_so_far))
-        if found is not None:
-            if own is not None:  # instead of what the format takes for it
-                kinds = {type(column.modality) for column in found.columns.values()}
+        result = module.find(View(table, root, free, chosen, found_so_far))
+        if result is not None:
+            if chosen is not None:  # instead of what the format takes for it
+                kinds = {type(column.modality) for column in result.columns.values()}
                 columns = {name: column for name, column in columns.items() if type(column.modality) not in kinds}
-            columns |= found.columns
-            taken |= {*found.uses}
-            label, prompts = found.label or label, {**prompts, **found.prompts}
-            notes += found.notes
+            columns |= result.columns
+            taken |= {*result.uses}
+            label, prompts = result.label or label, {**prompts, **result.prompts}
+            notes += result.notes
     return Found(columns, tuple(sorted(taken)), label, prompts, notes)
 
 
-def convert(table: pa.Table, found: Found) -> pa.Table:
+def convert(table: pa.Table, result: Found) -> pa.Table:
     """Return the table with the stored values of all found columns in place of, or beside, those it had."""
-    for name, column in found.columns.items():
+    for name, column in result.columns.items():
         if column.convert is not None:
             values = column.convert(table)
             if name in table.column_names:

@@ -22,9 +22,9 @@ def holds(view: View, name: str, kind: str, suffixes: tuple[str, ...]) -> bool:
     """
     stored = view.type(name)
     if is_binary(stored):
-        return _most(kind_of(value) == kind for value in view.sample(name)[:LOOKED_AT])
+        return _majority(kind_of(value) == kind for value in view.sample(name)[:LOOKED_AT])
     if fields_of(stored) >= {"bytes", "path"} and not hasattr(stored, "value_type"):
-        return _most(_record_is(value, kind, suffixes) for value in view.sample(name)[:LOOKED_AT])
+        return _majority(_record_is(value, kind, suffixes) for value in view.sample(name)[:LOOKED_AT])
     return is_string(stored) and are_paths(view, name, kind, suffixes)
 
 
@@ -34,13 +34,13 @@ def are_paths(view: View, name: str, kind: str, suffixes: tuple[str, ...]) -> bo
     some = [value for value in values[:LOOKED_AT] if len(value) < 1000]
     heads = [_head(view.root, value) for value in some]
     if any(heads):
-        return _most(
+        return _majority(
             kind_of(head) == kind or value.lower().endswith(suffixes)
             for value, head in zip(some, heads, strict=True)
             if head
         )
     # No file is there: a sentence may end in the name of a file, a path has no blanks as a rule.
-    return _most(value.lower().endswith(suffixes) and not (is_url(value) or " " in value) for value in values)
+    return _majority(value.lower().endswith(suffixes) and not (is_url(value) or " " in value) for value in values)
 
 
 def is_url(value: str) -> bool:
@@ -92,6 +92,6 @@ def _head(root: Path, value: str) -> bytes:
         return b""
 
 
-def _most(fits: Iterable[bool]) -> bool:
+def _majority(fits: Iterable[bool]) -> bool:
     fits = list(fits)
     return bool(fits) and sum(fits) > len(fits) / 2

@@ -43,13 +43,13 @@ class Found:
 @dataclass(frozen=True)
 class View:
     """A table, as a schema sees it. free: columns that no other schema took. root: folder of relative paths. named: the
-    column that the user named for this schema. found: names and modalities that other schemas found."""
+    column that the user named for this schema. modalities: those of the columns that other schemas found, by name."""
 
     table: pa.Table
     root: Path
     free: tuple[str, ...]
     named: str | None = None
-    found: Mapping[str, Modality] = field(default_factory=dict)
+    modalities: Mapping[str, Modality] = field(default_factory=dict)
 
     def type(self, name: str) -> pa.DataType:
         return self.table.schema.field(name).type

@@ -15,7 +15,7 @@ def find(view: View) -> Found | None:
     """Find the first column of sounds."""
     if view.named is not None and not holds(view, view.named, "audio", AUDIO_SUFFIXES):
         raise view.refuse("audio")
-    if any(isinstance(kind, Audio) for kind in view.found.values()):
+    if any(isinstance(kind, Audio) for kind in view.modalities.values()):
         return None
     names = [view.named] if view.named else [name for name in view.free if holds(view, name, "audio", AUDIO_SUFFIXES)]
     return Found({names[0]: FoundColumn(Audio(root=view.root))}, (names[0],)) if names else None

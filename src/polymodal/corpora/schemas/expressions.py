@@ -25,10 +25,15 @@ IN_RECORDS = ("raw", "sent", "text", "expression")  # fields of a list of record
 def find(view: View) -> Found | None:
     """Find texts and boxes beside an image; whether boxes end in width and height or in right and bottom is seen from
     their values, and said."""
-    image = next((name for name, kind in view.found.items() if isinstance(kind, Image)), None)
+    image = next((name for name, kind in view.modalities.items() if isinstance(kind, Image)), None)
     texts = [name for name in view.usual(TEXTS) if _holds_texts(view.type(name))]
     boxes = [name for name in view.usual(BOXES) if _holds_boxes(view.type(name))]
-    if image is None or not texts or not boxes or any(isinstance(kind, Expressions) for kind in view.found.values()):
+    if (
+        image is None
+        or not texts
+        or not boxes
+        or any(isinstance(kind, Expressions) for kind in view.modalities.values())
+    ):
         return None
     text, box = texts[0], boxes[0]
     has_size, reason = _has_size(view, image, box)
@@ -87,7 +92,7 @@ def _has_size(view: View, image: str, name: str) -> tuple[bool, str]:
         return True, "as some are smaller than their left or top"
     for value, box in boxes:
         with contextlib.suppress(UnreadableExample):
-            width, height = view.found[image].decode(value).size
+            width, height = view.modalities[image].decode(value).size
             if box[0] + box[2] > width + 1 or box[1] + box[3] > height + 1:
                 return False, "as left and width, or top and height, would reach out of the image"
     return True, "as COCO's are"

@@ -33,7 +33,7 @@ def find(view: View) -> Found | None:
         if not holds(view, view.named, "image", IMAGE_SUFFIXES):
             raise view.refuse("image")
         return _found(view, view.named)
-    if any(isinstance(kind, Image) for kind in view.found.values()):
+    if any(isinstance(kind, Image) for kind in view.modalities.values()):
         return None
     candidates = [name for name in view.free if holds(view, name, "image", IMAGE_SUFFIXES)]
     if len(candidates) > 1:

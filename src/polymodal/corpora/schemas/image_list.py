@@ -19,7 +19,11 @@ option = ""
 def find(view: View) -> Found | None:
     """Find the column of such lists, where there are no other images."""
     name = image_lists(view)
-    if name is None or not is_list(view.type(name)) or any(isinstance(kind, Image) for kind in view.found.values()):
+    if (
+        name is None
+        or not is_list(view.type(name))
+        or any(isinstance(kind, Image) for kind in view.modalities.values())
+    ):
         return None
     column = view.table.column(name)
     if (pc.max(pc.list_value_length(column)).as_py() or 0) > 1:

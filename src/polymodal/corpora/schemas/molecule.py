@@ -21,7 +21,7 @@ def find(view: View) -> Found | None:
     read."""
     if view.named is not None and not is_string(view.type(view.named)):
         raise view.refuse("molecule")
-    if any(isinstance(kind, Molecule) for kind in view.found.values()):
+    if any(isinstance(kind, Molecule) for kind in view.modalities.values()):
         return None
     names = [view.named] if view.named else [name for name in view.usual(USUAL) if _has_smiles(view, name)]
     return Found({names[0]: FoundColumn(Molecule())}, (names[0],)) if names else None

@@ -26,12 +26,12 @@ def find(view: View) -> Found | None:
         if not _has_series(view, view.named):
             raise view.refuse("series")
         return _of_lists(view.named)
-    if any(isinstance(kind, Series) for kind in view.found.values()):
+    if any(isinstance(kind, Series) for kind in view.modalities.values()):
         return None
     names = [name for name in view.usual(USUAL) if _has_series(view, name)]
     if names:
         return _of_lists(names[0])
-    if any(isinstance(kind, Image | Audio | Video) for kind in view.found.values()):
+    if any(isinstance(kind, Image | Audio | Video) for kind in view.modalities.values()):
         return None
     wide = _numbered(view)
     return Found({"series": FoundColumn(Series(), partial(_of_columns, wide))}, wide) if wide else None

@@ -19,8 +19,8 @@ def find(view: View) -> Found | None:
 
     Ids, addresses, free texts, constants and row numbers are left out.
     """
-    if all(isinstance(kind, Text) for kind in view.found.values()) or any(
-        isinstance(kind, Table) for kind in view.found.values()
+    if all(isinstance(kind, Text) for kind in view.modalities.values()) or any(
+        isinstance(kind, Table) for kind in view.modalities.values()
     ):
         return None
     free = [name for name in view.free if not names_a_row(name)]

@@ -35,16 +35,16 @@ def find(view: View) -> Found | None:
         if not _is_text(view, view.named):
             raise view.refuse("text")
         return _found(view, view.named)
-    if any(isinstance(kind, Text) for kind in view.found.values()):
+    if any(isinstance(kind, Text) for kind in view.modalities.values()):
         return None
     usual = [name for name in view.usual(USUAL) if _is_text(view, name)]
-    of_records = any(isinstance(kind, RECORDS) for kind in view.found.values())
+    of_records = any(isinstance(kind, RECORDS) for kind in view.modalities.values())
     candidates = [] if of_records else [name for name in view.free if _reads_as_text(view, name)]
-    if not usual and (len(candidates) > 1 or any(isinstance(kind, Category) for kind in view.found.values())):
+    if not usual and (len(candidates) > 1 or any(isinstance(kind, Category) for kind in view.modalities.values())):
         candidates = [name for name in candidates if categories(view, name) is None]  # they are cells of a table
     if usual or len(candidates) == 1:
         return _found(view, (usual or candidates)[0])
-    if len(candidates) > 1 and view.found:
+    if len(candidates) > 1 and view.modalities:
         raise UserError(
             f"Several columns may have captions: {', '.join(candidates)}. Name one with --text-column COLUMN."
         )

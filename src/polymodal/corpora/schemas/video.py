@@ -15,7 +15,7 @@ def find(view: View) -> Found | None:
     """Find the first column of clips."""
     if view.named is not None and not holds(view, view.named, "video", SUFFIXES):
         raise view.refuse("video")
-    if any(isinstance(kind, Video) for kind in view.found.values()):
+    if any(isinstance(kind, Video) for kind in view.modalities.values()):
         return None
     names = [view.named] if view.named else [name for name in view.free if holds(view, name, "video", SUFFIXES)]
     return Found({names[0]: FoundColumn(Video(root=view.root))}, (names[0],)) if names else None

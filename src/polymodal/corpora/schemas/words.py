@@ -32,8 +32,8 @@ ReadWords = Callable[[Mapping[str, Any]], "list[dict[str, Any]] | None"]
 
 def find(view: View) -> Found | None:
     """Find words beside an image."""
-    image = next((name for name, kind in view.found.items() if isinstance(kind, Image)), None)
-    if image is None or any(isinstance(kind, Words) for kind in view.found.values()):
+    image = next((name for name, kind in view.modalities.items() if isinstance(kind, Image)), None)
+    if image is None or any(isinstance(kind, Words) for kind in view.modalities.values()):
         return None
     return _records(view) or _lists(view, image) or _receipts(view)
 
@@ -77,7 +77,7 @@ def _lists(view: View, image: str) -> Found | None:
     uses = [texts[0], boxes[0], *tags[:1]]
     names = _tag_names(view.table.schema, tags[0]) if tags else None
     scale, reason = _scale(view, image, boxes[0])
-    modality = view.found[image]
+    modality = view.modalities[image]
 
     def read(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         words, places = row[texts[0]], row[boxes[0]]
@@ -146,7 +146,7 @@ def _scale(view: View, image: str, name: str) -> tuple[float | None, str]:
     if largest > BOX_SCALE:
         return None, f"as some exceed {BOX_SCALE}"
     rows = view.table.select([image, name]).slice(0, PAGES).to_pylist()
-    sizes = [(_size(view.found[image], row[image]), row[name] or []) for row in rows]
+    sizes = [(_size(view.modalities[image], row[image]), row[name] or []) for row in rows]
     measured = [(size, boxes) for size, boxes in sizes if size is not None]
     for (width, height), boxes in measured:
         if any(len(box) == 4 and (box[2] > width or box[3] > height) for box in boxes):
