@@ -179,6 +179,16 @@ def test_several_paths_and_braces_are_shards(tmp_path):
     assert len(from_path([tmp_path / "000.csv", tmp_path / "002.csv"])) == 8
 
 
+def test_paths_are_those_of_the_folder_of_each_file(tmp_path):
+    for number, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.png").write_bytes(image(100 + number))
+        (tmp_path / folder / "x.csv").write_text(f"image,caption\n0.png,of {folder}\n")
+    corpus = from_path([tmp_path / "a" / "x.csv", tmp_path / "b" / "x.csv"])
+    assert [corpus.value(row, "image").getpixel((0, 0))[0] for row in range(2)] == [100, 101]
+    assert texts(corpus) == ["of a", "of b"]
+
+
 # Folders
 
 
@@ -204,6 +214,8 @@ def test_class_folders(tmp_path):
     assert corpus.label == "label"
     assert corpus.columns["label"].names == ("cat", "dog")
     assert corpus.value(0, "label") == 0
+    assert any("--text-column label" in note for note in corpus.notes)
+    assert texts(from_path(tmp_path, text="label"))[0] == "cat"
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])

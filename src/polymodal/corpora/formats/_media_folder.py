@@ -63,7 +63,9 @@ def read_folder(data: DataFiles, kind: str, suffixes: Sequence[str], modality: C
     if table.num_rows == 0:
         raise UserError(f"{root} names no file of the folder in {metadata[0].name}.")
     split = np.array([split_of[file] for file in media]) if split_of else None
-    return Rows(table, root, {kind: modality(root)}, split, keys=kind, skipped=tuple(skipped))
+    classes = "label" in table.column_names and "text" not in table.column_names
+    notes = ("The folders are classes; --text-column label trains on their names as captions.",) if classes else ()
+    return Rows(table, root, {kind: modality(root)}, split, keys=kind, skipped=tuple(skipped), notes=notes)
 
 
 def _with_metadata(

@@ -7,26 +7,30 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from polymodal.corpora._types import fitted, merged_type, plain_type
+from polymodal.corpora._types import fitted, is_string, merged_type, plain_type
 from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats._data_files import DataFiles, splits_of
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
 
+LOOKED_AT = 20  # values of a column of which a file is looked for
 Read = Callable[[Path], tuple[pa.Table, tuple[Skipped, ...]]]
 
 
 def read_tables(data: DataFiles, files: Sequence[Path], read: Read) -> Rows:
     """Read all files and put their rows one after the other; a column that a file lacks is missing in its rows.
 
-    Relative paths are relative to the folder of the first file. Raises UserError when there is no row.
+    Relative paths are those of the folder of each file: where the files are in several folders, columns of paths are
+    made relative to the folder that contains all. Raises UserError when there is no row.
     """
+    several = len({file.parent.resolve() for file in files}) > 1
     tables: list[pa.Table] = []
     skipped: list[Skipped] = []
     for file in files:
         table, left_out = read(file)
-        tables.append(table)
+        tables.append(_from_root(table, file.parent.resolve(), data.root) if several else table)
         skipped += left_out
     table = concatenated(tables)
     if table.num_rows == 0:
@@ -35,7 +39,21 @@ def read_tables(data: DataFiles, files: Sequence[Path], read: Read) -> Rows:
     split = None
     if stated is not None:
         split = np.repeat([stated[file] for file in files], [part.num_rows for part in tables])
-    return Rows(table, files[0].parent, split=split, skipped=tuple(skipped))
+    return Rows(table, data.root if several else files[0].parent, split=split, skipped=tuple(skipped))
+
+
+def _from_root(table: pa.Table, folder: Path, root: Path) -> pa.Table:
+    """Put the way from the root to the folder before the values of columns of paths: those of which a file exists."""
+    if folder == root:
+        return table
+    for place, field in enumerate(table.schema):
+        if is_string(field.type):
+            values = [value for value in table.column(place)[:LOOKED_AT].to_pylist() if value and len(value) < 1000]
+            if any(not Path(value).is_absolute() and (folder / value).is_file() for value in values):
+                way = pa.scalar(f"{folder.relative_to(root).as_posix()}/", field.type)
+                paths = pc.binary_join_element_wise(way, table.column(place), "")
+                table = table.set_column(place, field.name, paths)
+    return table
 
 
 def concatenated(tables: Sequence[pa.Table]) -> pa.Table:
