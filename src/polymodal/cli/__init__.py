@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -106,9 +107,8 @@ def main() -> None:
     except UserError as error:
         print(f"polymodal: {error}", file=sys.stderr)
         sys.exit(130 if type(error).__name__ == "Interrupted" else 2)
-    except KeyboardInterrupt:
-        print("polymodal: stopped.", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stopped:
+        _stop_at_once(str(stopped) or "stopped.")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -127,9 +127,17 @@ def _help() -> None:
     print("  polymodal compare clip siglip sparc improved_clip --corpus emoji --budget 25s --out demo")
 
 
-def _leave() -> NoReturn:
+def _stop_at_once(message: str) -> NoReturn:
+    """Exit without waiting for threads, which may be writing; further Ctrl-C would interrupt Python's shutdown."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+    print(f"{show_cursor}polymodal: {message}", file=sys.stderr)
+    _leave(130)
+
+
+def _leave(status: int = 0) -> NoReturn:
     """Exit one of several processes immediately, after everything is written: gloo threads sometimes abort during
     Python's shutdown, which torchrun would report as a failed run."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)

@@ -130,30 +130,58 @@ def _train(
     from polymodal.training.parallel import is_first
     from polymodal.training.progress_bar import progress_bar
 
-    with progress_bar(f"{name} on {corpus.name}") as on_step:
-        run = run_training(
-            recipe,
-            corpus,
-            budget,
-            seed=seed,
-            out=out,
-            name=name,
-            init=init,
-            validate=validation(corpus),
-            runtime=runtime,
-            on_step=on_step,
-            trust_code=trust_code,
-        )
+    finished_before = _is_finished(Path(out))
+    try:
+        with progress_bar(f"{name} on {corpus.name}") as on_step:
+            run = run_training(
+                recipe,
+                corpus,
+                budget,
+                seed=seed,
+                out=out,
+                name=name,
+                init=init,
+                validate=validation(corpus),
+                runtime=runtime,
+                on_step=on_step,
+                trust_code=trust_code,
+            )
+    except KeyboardInterrupt:  # the second one
+        raise KeyboardInterrupt(
+            f"stopped at once; go on from the last checkpoint with: polymodal resume {out}"
+        ) from None
     if not is_first():
         return
     record = run.record
-    skipped = f" {record['skipped']} examples were skipped; see {out}/skipped.jsonl." if record["skipped"] else ""
+    did = f"{out} was finished before, and nothing was trained: " if finished_before else "Trained "
     terminal().print(
-        f"Trained {record['steps']:,} steps, {record['examples']:,} examples in {record['seconds']:.0f} s: "
-        f"{out}.{skipped}{_said_of_features(record.get('features', {}))}"
+        f"{did}{record['steps']:,} steps, {record['examples']:,} examples in {record['seconds']:.0f} s"
+        f"{'' if finished_before else f': {out}'}.{_said_of_skipped(record, out)}"
+        f"{_said_of_changed_data(run, corpus, out) if finished_before else ''}"
+        f"{_said_of_features(record.get('features', {}))}"
         f"\nNext: polymodal evaluate {out}{_use_of(run, corpus, out)}",
         highlight=False,
     )
+
+
+def _is_finished(directory: Path) -> bool:
+    from polymodal.training.run import RECORD, WEIGHTS
+
+    return (directory / WEIGHTS).is_file() and (directory / RECORD).is_file()
+
+
+def _said_of_skipped(record: dict[str, Any], out: str) -> str:
+    return f" {record['skipped']} examples were skipped; see {out}/skipped.jsonl." if record["skipped"] else ""
+
+
+def _said_of_changed_data(run: Any, corpus: Corpus, out: str) -> str:
+    """Say of a run that was finished before that its data is not what it was."""
+    from polymodal.training.data_fingerprint import data_fingerprint
+
+    kept = run.record.get("data_fingerprint", "")
+    if not kept or kept == data_fingerprint(corpus):
+        return ""
+    return f"\nThe data changed since {out} was trained; choose another --out, or remove it, to train on what is there."
 
 
 def _use_of(run: Any, corpus: Any, out: Any) -> str:
@@ -238,7 +266,7 @@ def _show_run(arguments: Arguments) -> None:
         "data": data_name(record),
         "budget": record["budget"],
         "seed": record["seed"],
-        "state": state_of(record),
+        "state": state_of(record) + (f" by {by}" if (by := record.get("stopped_by")) else ""),
         "steps": f"{record.get('steps', last.get('step', 0)):,}",
         "examples": f"{record.get('examples', last.get('examples', 0)):,}",
         "seconds": f"{record.get('seconds', last.get('seconds', 0.0)):.0f}",
