@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -120,11 +122,18 @@ def main() -> None:
 
 
 def _help() -> None:
-    print("polymodal: pre-train any modality with any published method, and know which one works on your data.\n")
+    width = min(shutil.get_terminal_size((120, 24)).columns, 120)
+
+    def say(text: str, first: str = "", rest: str = "") -> None:
+        print(textwrap.fill(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False))
+
+    say("polymodal: pre-train any modality with any published method, and know which one works on your data.")
+    print()
     for name, command in COMMANDS.items():
-        print(f"  {name:<18} {command.__doc__}")
-    print("\npolymodal COMMAND --help explains a command. For example:")
-    print("  polymodal compare clip siglip sparc improved_clip --corpus emoji --budget 25s --out demo")
+        say(command.__doc__ or "", f"  {name:<18} ", " " * 21)
+    print()
+    say("polymodal COMMAND --help explains a command. For example:")
+    print("  polymodal compare clip siglip sparc improved_clip \\\n      --corpus emoji --budget 25s --out demo")
 
 
 def _stop_at_once(message: str) -> NoReturn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from polymodal.cli._flags import (
     run_and_corpus,
     short_name,
 )
-from polymodal.cli._printing import print_table, terminal
+from polymodal.cli._printing import print_table, table_console, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.errors import UserError
@@ -90,12 +89,12 @@ def compare(arguments: Arguments) -> None:
         trust_code=options.trust_code,
         steps=steps,
     )
-    console = terminal()
-    print("\n" + textwrap.fill(comparison_verdict(comparison), min(shutil.get_terminal_size().columns, 120)) + "\n")
-    console.print(terminal_table(comparison))
-    console.print()
-    console.print(cost_table(comparison))
-    console.print(f"\nReport: {options.out}/report.html   all metrics: {options.out}/results.json", highlight=False)
+    tables = table_console()
+    print("\n" + textwrap.fill(comparison_verdict(comparison), min(tables.width, 120)) + "\n")
+    tables.print(terminal_table(comparison, tables.width))
+    tables.print()
+    tables.print(cost_table(comparison))
+    terminal().print(f"\nReport: {options.out}/report.html   all metrics: {options.out}/results.json", highlight=False)
 
 
 def _recipe_with_flags(spec: str) -> Any:
@@ -182,7 +181,7 @@ def _print_claim(result: dict[str, Any], comparison: Any, out: str) -> None:
         right=range(1, 3 + len(arms)),
     )
     console.print()
-    console.print(cost_table(comparison))
+    table_console().print(cost_table(comparison))
     print("\n" + secondary_sentence(result))
     if earlier := how_often(result):
         print(earlier)

@@ -106,7 +106,6 @@ def train(
             with _given_up_on_error(written):
                 _announce(record, runtime, written)
                 start: dict[str, Any] = {"tokenizer": tokenizer, "weights_like": weights_like, "init": init}
-                record["data_fingerprint"] = data_fingerprint(corpus)
                 run = build_run(recipe, corpus, record, seed, **start, directory=directory, trust_code=trust_code)
                 if written is not None:
                     _save_configuration(run, written)
@@ -192,6 +191,7 @@ def build_run(
     if init is not None:
         from_init(init)(model)
         record["not_initialized"] = missing_weights(model, init)
+    record["data_fingerprint"] = data_fingerprint(corpus)
     record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     return Run(recipe, model, processor, record, directory=directory)
 
