@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
@@ -108,3 +110,39 @@ def test_a_finished_run_says_that_it_was_finished_and_whether_the_data_changed(p
     pq.write_table(pa.Table.from_pylist(changed), data)
     again = polymodal(*words)
     assert "The data changed since run was trained" in again.stdout, again.stdout + again.stderr
+
+
+def test_search_says_what_it_searches_and_overwrites_nothing(polymodal, own_data, tmp_path):
+    assert polymodal("train", "clip", "--data", str(own_data), *SMALL, "--out", "run").returncode == 0
+    (tmp_path / "contact-sheet.png").write_text("mine")
+    done = polymodal("search", "run", "a thing", "--top", "2")
+    assert done.stdout.startswith("Searched all 60 rows of pairs; --split test searches the "), done.stderr
+    assert "The images are in contact-sheet-2.png." in done.stdout
+    assert (tmp_path / "contact-sheet.png").read_text() == "mine"
+    done = polymodal("search", "run", "a thing", "--split", "test", "--out", "contact-sheet.png")
+    assert "rows of the split 'test' of pairs, of 60." in done.stdout
+    assert "contact-sheet.png (in place of the file that was there)" in done.stdout
+    assert polymodal("index", "run", "--out", "index").returncode == 0
+    assert polymodal("search", "index", "a thing").stdout.startswith("Searched the 60 rows of index.")
+
+
+def test_embed_writes_what_the_suffix_says(polymodal, own_data, tmp_path):
+    assert polymodal("train", "clip", "--data", str(own_data), *SMALL, "--out", "run").returncode == 0
+    for name in ("v.parquet", "v.csv", "v.npz"):
+        done = polymodal("embed", "run", "--out", name)
+        assert done.returncode == 0, done.stderr
+    wanted = pq.read_table(tmp_path / "v.parquet")
+    images = np.array(wanted["image"].to_pylist(), np.float32)
+    table = pacsv.read_csv(tmp_path / "v.csv")
+    assert [*map(str, table["key"].to_pylist())] == wanted["key"].to_pylist()
+    np.testing.assert_allclose(table["image_3"].to_numpy(), images[:, 3], atol=1e-6)
+    arrays = np.load(tmp_path / "v.npz")
+    assert [*arrays["key"]] == wanted["key"].to_pylist()
+    np.testing.assert_allclose(arrays["image"], images, atol=1e-6)
+    done = polymodal("embed", "run", "--out", "v.npy")
+    assert (done.returncode, "this run embeds" in done.stderr) == (2, True)
+    assert not (tmp_path / "v.npy").exists()
+    assert polymodal("embed", "run", "--out", "v.npy", "--column", "image").returncode == 0
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), images, atol=1e-6)
+    done = polymodal("embed", "run", "--out", "v.txt")
+    assert (done.returncode, "v.txt is none of these" in done.stderr) == (2, True)
