@@ -12,7 +12,8 @@ from polymodal.reproduce.display import Display
 from polymodal.reproduce.leaderboard import comparison_verdict, cost_table, headline, rows, terminal_table
 from polymodal.reproduce.result import Arm, ComparisonResult, Trial
 from polymodal.training.progress import Progress
-from polymodal.training.progress_bar import RunDisplay, cells, progress_bar
+from polymodal.training.progress_bar import cells, progress_bar
+from polymodal.training.run_display import RunDisplay
 from polymodal.types import Budget
 
 WIDTHS = (60, 80, 120)

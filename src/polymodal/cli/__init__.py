@@ -22,6 +22,35 @@ from polymodal.cli.training import resume, runs, train
 from polymodal.cli.using import ask, export, extract, generate, ground, serve
 from polymodal.errors import UserError, unknown
 
+
+def help_(arguments: Arguments) -> None:
+    """explain a command: `polymodal help train`; without one, list the commands"""
+    words = leading_words(arguments)
+    if not words or HELP & {*arguments}:
+        _help()
+    elif words[0] not in COMMANDS:
+        raise unknown("command", words[0], COMMANDS)
+    else:
+        _run(words[0], [*words[1:], "--help"])
+
+
+def version(arguments: Arguments) -> None:
+    """print the version"""
+    from polymodal import __version__
+
+    print(f"polymodal {__version__}")
+
+
+def completion(arguments: Arguments) -> None:
+    """print a completion script: `polymodal completion bash`, zsh or fish"""
+    from polymodal.cli._completion import candidates, script
+
+    if arguments[:1] == ["words"]:  # what the scripts ask for
+        print("\n".join(candidates(arguments[1:], COMMANDS, _run)))
+    else:
+        print(script(arguments), end="")
+
+
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "list": list_,
     "show": show,
@@ -48,6 +77,9 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "export": export,
     "new": new,
     "doctor": doctor,
+    "help": help_,
+    "version": version,
+    "completion": completion,
 }
 
 
@@ -87,6 +119,10 @@ def _with_help(name: str, arguments: Arguments) -> Arguments:
     return [*words, *STANDING_IN.get(name, [])[len(words) :], *arguments[len(words) :]]
 
 
+def _run(name: str, arguments: Arguments) -> None:
+    COMMANDS[name](_with_help(name, arguments))
+
+
 def main() -> None:
     """Entry point; exit status 0, 2 for user errors, 130 after Ctrl-C."""
     arguments = sys.argv[1:]
@@ -94,14 +130,12 @@ def main() -> None:
         if not arguments or arguments[0] in HELP:
             _help()
         elif arguments[0] == "--version":
-            from polymodal import __version__
-
-            print(f"polymodal {__version__}")
+            version([])
         elif arguments[0] in COMMANDS:
             together = int(os.environ.get("WORLD_SIZE", "1")) > 1
             if together and arguments[0] not in ("train", "resume"):
                 raise UserError(f"Only train and resume use several processes; start {arguments[0]} without torchrun.")
-            COMMANDS[arguments[0]](_with_help(arguments[0], arguments[1:]))
+            _run(arguments[0], arguments[1:])
             if together:
                 _leave()
         else:

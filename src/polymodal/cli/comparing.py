@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polymodal import source
+from polymodal.cli._budgets import budget_on, check_budget
 from polymodal.cli._flags import (
     Arguments,
     RunOptions,
@@ -42,8 +43,8 @@ class JobOptions:
 @dataclass(frozen=True)
 class CompareOptions(RunOptions, JobOptions):
     budget: str | None = None
-    """Budget per run: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s (the default), 20m, 2h. A time is turned into a
-    number of steps for each recipe, by timing all of them in alternation before the first run."""
+    """Budget per run: 200steps, 3epochs, 5000examples, 1e6tokens, 1e15flops, 60s (the default), 20m, 2h. A time is
+    turned into a number of steps for each recipe, by timing all of them in alternation before the first run."""
     steps_from: str | None = None
     """results.json of an earlier comparison, whose budget and number of steps of each recipe are used, and lead to the
     same weights; in place of --budget."""
@@ -74,15 +75,19 @@ def compare(arguments: Arguments) -> None:
     for spec in specs:
         _parsed(spec)
     options.check()
-    budget, steps = _budget_and_steps(options.budget, options.steps_from)
+    if options.budget is not None:
+        check_budget(options.budget)
+    given = None if options.budget and "epoch" in options.budget.lower() and not options.steps_from else options.budget
+    budget, steps = _budget_and_steps(given, options.steps_from)
     from polymodal import reproduce
     from polymodal.reproduce.leaderboard import comparison_verdict, cost_table, terminal_table
 
     arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
+    corpus = options.open()
     comparison = reproduce.compare(
         arms,
-        options.open(),
-        budget or Budget.parse(BUDGET),
+        corpus,
+        budget or budget_on(options.budget or BUDGET, corpus),
         options.seeds,
         options.out,
         jobs=options.jobs,

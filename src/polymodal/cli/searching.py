@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from polymodal.cli._flags import (
     positional,
     run_and_corpus,
 )
+from polymodal.cli._next_steps import next_steps, query_of
 from polymodal.cli._output_files import output_file
 from polymodal.cli._printing import bar, print_json, print_table, said_of_unreadable, terminal, waiting
 from polymodal.constraints import PositiveInt
@@ -64,7 +66,7 @@ def index(arguments: Arguments) -> None:
     counts = {"added": built.added, "changed": built.changed, "removed": built.removed, "as before": built.kept}
     changes = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing"
     terminal().print(f"{options.out}: {changes}{said_of_unreadable(built.skipped)}.", highlight=False)
-    terminal().print(f'Next: polymodal search {options.out} "a red fruit"', highlight=False)
+    terminal().print(next_steps([f"search RUN {shlex.quote(query_of(corpus))}"], options.out), highlight=False)
 
 
 def search(arguments: Arguments) -> None:

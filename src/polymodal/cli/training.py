@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polymodal import source
+from polymodal.cli._budgets import budget_on, check_budget
 from polymodal.cli._flags import (
     HELP,
     Arguments,
@@ -21,6 +22,7 @@ from polymodal.cli._flags import (
     positional,
     short_name,
 )
+from polymodal.cli._next_steps import hints, next_steps
 from polymodal.cli._printing import megabytes, print_json, print_table, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.constraints import NonNegativeInt
@@ -37,7 +39,7 @@ RUNTIME = "polymodal.training.runtime", "RuntimeConfig"
 @dataclass(frozen=True)
 class TrainOptions(DataOptions, TowerOptions, TrustOptions):
     budget: str = "60s"
-    """Training budget: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
+    """Training budget: 200steps, 3epochs, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
     seed: NonNegativeInt = 0
     """Random seed of weights, order of examples and all sampling."""
     out: str | None = None
@@ -67,9 +69,11 @@ def train(arguments: Arguments) -> None:
     kinds = {"options": TrainOptions, "runtime": source.find(*RUNTIME)}
     parsed = parse_with_recipe(kinds, recipes.find_method(spec), rest, f"train {spec}", train)
     options = parsed.options
-    budget, name = Budget.parse(options.budget), short_name(spec)
+    check_budget(options.budget)
+    name = short_name(spec)
     options.check()
     recipe, corpus = options.prepared(source.real(parsed.recipe)), options.open()
+    budget = budget_on(options.budget, corpus)
     out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
     runtime = source.real(parsed.runtime)
     _train(recipe, corpus, budget, options.seed, out, name, runtime, options.init, options.trust_code)
@@ -159,7 +163,7 @@ def _train(
         f"{'' if finished_before else f': {out}'}.{_said_of_skipped(record, out)}"
         f"{_said_of_changed_data(run, corpus, out) if finished_before else ''}"
         f"{_said_of_features(record.get('features', {}))}"
-        f"\nNext: polymodal evaluate {out}{_use_of(run, corpus, out)}",
+        f"\n{next_steps(['evaluate RUN', *hints(run, corpus)], out)}",
         highlight=False,
     )
 
@@ -182,17 +186,6 @@ def _said_of_changed_data(run: Any, corpus: Corpus, out: str) -> str:
     if not kept or kept == data_fingerprint(corpus):
         return ""
     return f"\nThe data changed since {out} was trained; choose another --out, or remove it, to train on what is there."
-
-
-def _use_of(run: Any, corpus: Any, out: Any) -> str:
-    """Return the command that shows the run at the first task that has one."""
-    from polymodal.data.loader import Reader
-    from polymodal.evaluation.evaluate import applicable_tasks
-    from polymodal.evaluation.task import TaskInputs
-
-    inputs = TaskInputs(run.model, run.processor, Reader(corpus, run.processor), run.recipe)
-    hint = next((task.hint for task in applicable_tasks(inputs) if task.hint), "")
-    return f"   or   polymodal {hint.replace('RUN', str(out))}" if hint else ""
 
 
 def _said_of_features(features: dict[str, dict[str, int]]) -> str:
