@@ -24,9 +24,9 @@ complete -o default -F _polymodal polymodal
     "zsh": """#compdef polymodal
 # polymodal: eval "$(polymodal completion zsh)" in ~/.zshrc, after compinit
 _polymodal() {
-    local -a found
-    found=("${(@f)$(polymodal completion words "${(@)words[2,CURRENT]}" 2>/dev/null)}")
-    compadd -a found || _files
+    local -a candidates
+    candidates=("${(@f)$(polymodal completion words "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+    compadd -a candidates || _files
 }
 compdef _polymodal polymodal
 """,
@@ -51,31 +51,31 @@ def candidates(words: Sequence[str], commands: Collection[str], run: Callable[[s
     """Return what may stand in place of the last word. words: those after the program's name, the last one begun."""
     *before, begun = words or [""]
     if not before or before == ["help"]:
-        found: Collection[str] = commands
+        choices: Collection[str] = commands
     elif begun.startswith("-"):
-        found = _flags(before, run)
+        choices = _flags(before, run)
     elif before[-1] in OF_CORPORA:
         from polymodal.corpora.registry import names
 
-        found = names()
+        choices = names()
     elif before[0] in OF_RECIPES and (len(before) == 1 or before[0] == "compare"):
         from polymodal import recipes
 
-        found = [*recipes.entries()]
+        choices = [*recipes.entries()]
     elif len(before) == 1 and before[0] not in ("corpora", "completion", "list", "doctor", "version"):
-        found = [str(path.parent) for path in sorted(Path().glob("**/run.json"))[:200]]
+        choices = [str(path.parent) for path in sorted(Path().glob("**/run.json"))[:200]]
     elif before == ["completion"]:
-        found = SCRIPTS
+        choices = SCRIPTS
     else:
-        found = []
-    return [word for word in found if word.startswith(begun)]
+        choices = []
+    return [word for word in choices if word.startswith(begun)]
 
 
 def _flags(before: Sequence[str], run: Callable[[str, list[str]], None]) -> list[str]:
     """Return the flags in the help of a command."""
-    said = io.StringIO()
+    help_text = io.StringIO()
     os.environ["COLUMNS"] = "200"
-    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+    with contextlib.redirect_stdout(help_text), contextlib.suppress(SystemExit):
         positional = [word for word in before[1:2] if not word.startswith("-")]
         run(before[0], [*positional, "--help"])
-    return sorted({*re.findall(r"(?<![\w-])--[\w.-]*\w", said.getvalue())})
+    return sorted({*re.findall(r"(?<![\w-])--[\w.-]*\w", help_text.getvalue())})

@@ -53,11 +53,11 @@ def parse_with_recipe(
 
 def _hint_at_flags(kind: Any, arguments: Arguments) -> None:
     """Raise UserError for flags that other programs have for what is named otherwise here."""
-    own = {field.name for field in dataclasses.fields(kind)}
-    for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    fields = {field.name for field in dataclasses.fields(kind)}
+    for flag, following in zip(arguments, [*arguments, ""][1:], strict=True):
         name, _, value = flag.partition("=")
         value = value or following
-        if name in USUAL_FLAGS and name.lstrip("-").replace("-", "_") not in own:
+        if name in USUAL_FLAGS and name.lstrip("-").replace("-", "_") not in fields:
             raise UserError(f"There is no flag {name}; {USUAL_FLAGS[name].format(value or 3)}")
         if name == "--precision" and value in PRECISIONS:
             raise UserError(f"--precision {value} is not a choice; {PRECISIONS[value]}")
