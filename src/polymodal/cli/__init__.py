@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from polymodal.cli._flags import HELP, Arguments, leading_words
+from polymodal.cli.answering import ask, classify
 from polymodal.cli.comparing import attack, compare, reproduce, score
 from polymodal.cli.corpora import corpora
 from polymodal.cli.curation import caption, curate, sample_preferences
@@ -19,7 +20,7 @@ from polymodal.cli.evaluating import evaluate
 from polymodal.cli.recipes import doctor, list_, new, show
 from polymodal.cli.searching import embed, index, search
 from polymodal.cli.training import resume, runs, train
-from polymodal.cli.using import ask, export, extract, generate, ground, serve
+from polymodal.cli.using import export, extract, generate, ground, serve
 from polymodal.errors import UserError, unknown
 
 
@@ -67,6 +68,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "serve": serve,
     "generate": generate,
     "ask": ask,
+    "classify": classify,
     "ground": ground,
     "sample-preferences": sample_preferences,
     "caption": caption,
@@ -99,6 +101,7 @@ STANDING_IN: dict[str, Arguments] = {
     "serve": ["RUN"],
     "generate": ["RUN"],
     "ask": ["RUN", "IMAGE"],
+    "classify": ["RUN", "IMAGE"],
     "ground": ["RUN", "IMAGE", "TEXT"],
     "sample-preferences": ["RUN"],
     "caption": ["RUN"],

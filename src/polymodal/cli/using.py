@@ -1,4 +1,4 @@
-"""Commands that use a run: generate, ask, ground, extract, export, serve."""
+"""Commands that use a run: generate, ground, extract, export, serve."""
 
 from __future__ import annotations
 
@@ -56,37 +56,6 @@ def generate(arguments: Arguments) -> None:
     out = output_file(options.out, "generated.png")
     save_image(image_sheet(rows, targets), str(out.path))
     terminal().print(f"Wrote {len(rows)} x {options.count} images to {out}.", highlight=False)
-
-
-def ask(arguments: Arguments) -> None:
-    """generate text about images or clips: captions, or answers to a question (VQA)"""
-    path, rest = positional(arguments, 'ask RUN IMAGE [IMAGE ...] [--question "How many things are there?"]')
-    images = leading_words(rest)
-    if not images:
-        raise UserError("Say which images: polymodal ask RUN IMAGE [IMAGE ...].")
-    decoding_class: Any = source.find("polymodal.layers.decoding", "Decoding")
-
-    @dataclass(frozen=True)
-    class Options(decoding_class, JsonOptions, TrustOptions):
-        question: str = ""
-        """Question about every image (VQA); without it, each gets a caption."""
-        seed: NonNegativeInt = 0
-        """Random seed for sampling (used with --temperature)."""
-
-    options = parse(Options, rest[len(images) :], "ask RUN IMAGE [IMAGE ...]", ask)
-    from polymodal.serving.vqa import answer_about
-    from polymodal.training import load_run
-
-    decoding = decoding_class(**{name: getattr(options, name) for name in decoding_class.__dataclass_fields__})
-    run = load_run(path, options.trust_code)
-    texts = answer_about(run, images, options.question, source.real(decoding), options.seed)
-    if options.json:
-        print_json([{"image": image, "text": text} for image, text in zip(images, texts, strict=True)])
-    else:
-        print_table(
-            ["image", "answer" if options.question else "caption"],
-            [[image, text] for image, text in zip(images, texts, strict=True)],
-        )
 
 
 def ground(arguments: Arguments) -> None:
