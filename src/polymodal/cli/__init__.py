@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable
 from typing import NoReturn
 
-from polymodal.cli._flags import HELP, Arguments, leading_words
+from polymodal.cli._flags import HELP, Arguments, NoOptions, leading_words, parse
 from polymodal.cli.answering import ask, classify
 from polymodal.cli.comparing import attack, compare, reproduce, score
 from polymodal.cli.corpora import corpora
@@ -27,7 +27,9 @@ from polymodal.errors import UserError, unknown
 def help_(arguments: Arguments) -> None:
     """explain a command: `polymodal help train`; without one, list the commands"""
     words = leading_words(arguments)
-    if not words or HELP & {*arguments}:
+    if arguments[len(words) :]:
+        parse(NoOptions, arguments[len(words) :], "help [COMMAND]", help_)
+    if not words:
         _help()
     elif words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
@@ -37,6 +39,8 @@ def help_(arguments: Arguments) -> None:
 
 def version(arguments: Arguments) -> None:
     """print the version"""
+    if arguments:
+        parse(NoOptions, arguments, "version", version)
     from polymodal import __version__
 
     print(f"polymodal {__version__}")
@@ -46,6 +50,8 @@ def completion(arguments: Arguments) -> None:
     """print a completion script: `polymodal completion bash`, zsh or fish"""
     from polymodal.cli._completion import candidates, script
 
+    if HELP & {*arguments[:1]}:
+        parse(NoOptions, arguments, "completion bash|zsh|fish", completion)
     if arguments[:1] == ["words"]:  # what the scripts ask for
         print("\n".join(candidates(arguments[1:], COMMANDS, _run)))
     else:
