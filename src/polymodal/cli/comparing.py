@@ -95,7 +95,7 @@ def compare(arguments: Arguments) -> None:
         steps=steps,
     )
     tables = table_console()
-    print("\n" + textwrap.fill(comparison_verdict(comparison), min(tables.width, 120)) + "\n")
+    print("\n" + textwrap.fill(comparison_verdict(comparison), min(tables.width, 120), break_on_hyphens=False) + "\n")
     tables.print(terminal_table(comparison, tables.width))
     tables.print()
     tables.print(cost_table(comparison))
