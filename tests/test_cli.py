@@ -165,7 +165,7 @@ def test_train_evaluate_embed_search_runs(command_line, a_run, own_data, tmp_pat
     assert table.schema.field("image").type.list_size == 128
     done = command_line("search", a_run, "a thing", "--top", "5", "--out", "sheet.png", **cache)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.strip().splitlines()) == 1 + 5 + 1
+    assert len(done.stdout.strip().splitlines()) == 1 + 1 + 5 + 1
     assert PILImage.open(tmp_path / "sheet.png").width > 400
     done = command_line("search", a_run, " ", **cache)
     assert (done.returncode, "query is empty" in done.stderr) == (2, True)

@@ -245,7 +245,7 @@ def test_the_command_line(polymodal, run, tmp_path):
     assert "40 as before" in polymodal("index", str(run.directory), "--data", str(path), "--out", "index").stdout
     done = polymodal("search", "index", "a red plate", "--top", "3", "--where", "shop = 'north'", "--out", "s.png")
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.strip().splitlines()) == 5
+    assert len(done.stdout.strip().splitlines()) == 6
     assert PILImage.open(tmp_path / "s.png").width > 300
     (tmp_path / "query.png").write_bytes(records()[5]["image"])
     found = json.loads(polymodal("search", "index", "--image", "query.png", "--json").stdout)

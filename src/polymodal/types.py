@@ -72,13 +72,16 @@ class Budget:
         return next(iter(self._given), "")
 
     @classmethod
-    def parse(cls, text: str) -> Budget:
-        """Read '200steps', '5000examples', '1e6tokens', '1e15flops', '60s', '20m' or '1.5h'; else raises UserError."""
+    def parse(cls, text: str, rows: int = 0) -> Budget:
+        """Read '200steps', '5000examples', '1e6tokens', '1e15flops', '60s', '20m', '1.5h', or '3epochs' of `rows` rows,
+        which are examples; else raises UserError."""
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[+]?[0-9]+)?)\s*([a-z]+)\s*", text.lower())
         word = match[2] if match else ""
         unit = "seconds" if word in cls.SECONDS else "steps" if word == "step" else word
+        if match is not None and unit in ("epoch", "epochs") and rows:
+            return cls(examples=max(round(float(match[1]) * rows), 1))
         if match is None or unit not in cls.__dataclass_fields__:
-            raise UserError(f"'{text}' is not a budget; write for example 200steps, 5000examples, 60s, 20m or 2h.")
+            raise UserError(f"'{text}' is not a budget; write for example 200steps, 3epochs, 60s, 20m or 2h.")
         amount, whole = float(match[1]) * cls.SECONDS.get(word, 1), unit not in ("seconds", "flops")
         if whole and amount != int(amount):
             raise UserError(f"'{text}' is not a budget; {unit} are whole numbers.")

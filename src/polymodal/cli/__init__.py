@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from polymodal.cli._flags import HELP, Arguments, leading_words
+from polymodal.cli._flags import HELP, Arguments, NoOptions, leading_words, parse
+from polymodal.cli.answering import ask, classify
 from polymodal.cli.comparing import attack, compare, reproduce, score
 from polymodal.cli.corpora import corpora
 from polymodal.cli.curation import caption, curate, sample_preferences
@@ -19,8 +23,43 @@ from polymodal.cli.evaluating import evaluate
 from polymodal.cli.recipes import doctor, list_, new, show
 from polymodal.cli.searching import embed, index, search
 from polymodal.cli.training import resume, runs, train
-from polymodal.cli.using import ask, export, extract, generate, ground, serve
+from polymodal.cli.using import export, extract, generate, ground, serve
 from polymodal.errors import UserError, unknown
+
+
+def help_(arguments: Arguments) -> None:
+    """explain a command: `polymodal help train`; without one, list the commands"""
+    words = leading_words(arguments)
+    if arguments[len(words) :]:
+        parse(NoOptions, arguments[len(words) :], "help [COMMAND]", help_)
+    if not words:
+        _help()
+    elif words[0] not in COMMANDS:
+        raise unknown("command", words[0], COMMANDS)
+    else:
+        _run(words[0], [*words[1:], "--help"])
+
+
+def version(arguments: Arguments) -> None:
+    """print the version"""
+    if arguments:
+        parse(NoOptions, arguments, "version", version)
+    from polymodal import __version__
+
+    print(f"polymodal {__version__}")
+
+
+def completion(arguments: Arguments) -> None:
+    """print a completion script: `polymodal completion bash`, zsh or fish"""
+    from polymodal.cli._completion import candidates, script
+
+    if HELP & {*arguments[:1]}:
+        parse(NoOptions, arguments, "completion bash|zsh|fish", completion)
+    if arguments[:1] == ["words"]:  # what the scripts ask for
+        print("\n".join(candidates(arguments[1:], COMMANDS, _run)))
+    else:
+        print(script(arguments), end="")
+
 
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "list": list_,
@@ -39,6 +78,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "serve": serve,
     "generate": generate,
     "ask": ask,
+    "classify": classify,
     "ground": ground,
     "sample-preferences": sample_preferences,
     "caption": caption,
@@ -49,6 +89,9 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "export": export,
     "new": new,
     "doctor": doctor,
+    "help": help_,
+    "version": version,
+    "completion": completion,
 }
 
 
@@ -68,6 +111,7 @@ STANDING_IN: dict[str, Arguments] = {
     "serve": ["RUN"],
     "generate": ["RUN"],
     "ask": ["RUN", "IMAGE"],
+    "classify": ["RUN", "IMAGE"],
     "ground": ["RUN", "IMAGE", "TEXT"],
     "sample-preferences": ["RUN"],
     "caption": ["RUN"],
@@ -88,6 +132,10 @@ def _with_help(name: str, arguments: Arguments) -> Arguments:
     return [*words, *STANDING_IN.get(name, [])[len(words) :], *arguments[len(words) :]]
 
 
+def _run(name: str, arguments: Arguments) -> None:
+    COMMANDS[name](_with_help(name, arguments))
+
+
 def main() -> None:
     """Entry point; exit status 0, 2 for user errors, 130 after Ctrl-C."""
     arguments = sys.argv[1:]
@@ -96,14 +144,12 @@ def main() -> None:
         if not arguments or arguments[0] in HELP:
             _help()
         elif arguments[0] == "--version":
-            from polymodal import __version__
-
-            print(f"polymodal {__version__}")
+            version([])
         elif arguments[0] in COMMANDS:
             together = int(os.environ.get("WORLD_SIZE", "1")) > 1
             if together and arguments[0] not in ("train", "resume"):
                 raise UserError(f"Only train and resume use several processes; start {arguments[0]} without torchrun.")
-            COMMANDS[arguments[0]](_with_help(arguments[0], arguments[1:]))
+            _run(arguments[0], arguments[1:])
             if together:
                 _leave()
         else:
@@ -111,9 +157,8 @@ def main() -> None:
     except UserError as error:
         print(f"polymodal: {error}", file=sys.stderr)
         sys.exit(130 if type(error).__name__ == "Interrupted" else 2)
-    except KeyboardInterrupt:
-        print("polymodal: stopped.", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stopped:
+        _stop_at_once(str(stopped) or "stopped.")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -140,16 +185,31 @@ def _show_warning(
 
 
 def _help() -> None:
-    print("polymodal: pre-train any modality with any published method, and know which one works on your data.\n")
+    width = min(shutil.get_terminal_size((120, 24)).columns, 120)
+
+    def say(text: str, first: str = "", rest: str = "") -> None:
+        print(textwrap.fill(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False))
+
+    say("polymodal: pre-train any modality with any published method, and know which one works on your data.")
+    print()
     for name, command in COMMANDS.items():
-        print(f"  {name:<18} {command.__doc__}")
-    print("\npolymodal COMMAND --help explains a command. For example:")
-    print("  polymodal compare clip siglip sparc improved_clip --corpus emoji --budget 25s --out demo")
+        say(command.__doc__ or "", f"  {name:<18} ", " " * 21)
+    print()
+    say("polymodal COMMAND --help explains a command. For example:")
+    print("  polymodal compare clip siglip sparc improved_clip \\\n      --corpus emoji --budget 25s --out demo")
 
 
-def _leave() -> NoReturn:
+def _stop_at_once(message: str) -> NoReturn:
+    """Exit without waiting for threads, which may be writing; further Ctrl-C would interrupt Python's shutdown."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+    print(f"{show_cursor}polymodal: {message}", file=sys.stderr)
+    _leave(130)
+
+
+def _leave(status: int = 0) -> NoReturn:
     """Exit one of several processes immediately, after everything is written: gloo threads sometimes abort during
     Python's shutdown, which torchrun would report as a failed run."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+MAX_SHORT, MIN_TEXT = 28, 18  # characters of cells that are not wrapped, and of a line of those that are
 
 
 def terminal() -> Any:
@@ -15,20 +19,50 @@ def terminal() -> Any:
     return Console(soft_wrap=True)
 
 
-def print_table(headings: list[str], rows: list[list[str]], right: Any = ()) -> None:
-    """Print a table. right: indices of right-aligned (numeric) columns."""
+def table_console() -> Any:
+    """Return a console for tables: as wide as the terminal, and 200 columns elsewhere unless COLUMNS says how many."""
     from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal or os.environ.get("COLUMNS") else Console(width=200)
+
+
+def print_table(headings: list[str], rows: list[list[str]], right: Any = ()) -> None:
+    """Print a table; where its texts would be broken into pieces, a paragraph per row. right: indices of right-aligned
+    (numeric) columns."""
     from rich.table import Table
 
+    console = table_console()
+    widths = [max(len(line) for row in [headings, *rows] for line in row[n].split("\n")) for n in range(len(headings))]
+    texts = [width for width in widths[1:] if width > MAX_SHORT]  # columns that may be wrapped
+    room = console.width - sum(widths) + sum(texts) - (len(headings) - 1)
+    if len(headings) > 2 and room < (min(MIN_TEXT * len(texts), sum(texts)) if texts else 0):
+        _print_paragraphs(console, headings, rows, widths)
+        return
     table = Table(box=None, pad_edge=False)
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index in right else "left", overflow="fold", no_wrap=index == 0)
+        short = index == 0 or (widths[index] <= MAX_SHORT and len(headings) > 2)
+        table.add_column(heading, justify="right" if index in right else "left", overflow="fold", no_wrap=short)
     for row in rows:
         table.add_row(*row)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
     console.print(table, highlight=False, markup=False)
+
+
+def _print_paragraphs(console: Any, headings: list[str], rows: list[list[str]], widths: list[int]) -> None:
+    """Print the rows as paragraphs: the first cell, the short ones under their headings, then the long ones."""
+    for row in rows:
+        each = [(f"{h} " if h else "", cell, size) for h, cell, size in zip(headings, row, widths, strict=True) if cell]
+        first, rest = each[0], each[1:]
+        lines = [first[1], " · ".join(f"{h}{cell}" for h, cell, size in rest if size <= MAX_SHORT)]
+        lines += [cell for _, cell, size in rest if size > MAX_SHORT]
+        for number, line in enumerate(filter(None, lines)):
+            indent = "  " if number else ""
+            console.print(
+                textwrap.fill(line, console.width, initial_indent=indent, subsequent_indent="  "),
+                highlight=False,
+                markup=False,
+                style="bold" if not number else None,
+            )
 
 
 def print_json(value: Any) -> None:

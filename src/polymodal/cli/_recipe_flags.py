@@ -13,6 +13,24 @@ from polymodal.errors import UserError
 
 OPTIMIZER = "optimizer"  # the field of a recipe with the hyper-parameters of its optimizer
 
+# Flags of other programs, and what to write in their place.
+USUAL_FLAGS = {
+    "--epochs": "a budget may be in epochs: --budget {}epochs",
+    "--num-epochs": "a budget may be in epochs: --budget {}epochs",
+    "--steps": "a budget may be in steps: --budget {}steps",
+    "--max-steps": "a budget may be in steps: --budget {}steps",
+    "--lr": "write --learning-rate {}",
+    "--bf16": "write --precision bfloat16",
+    "--fp16": "half precision is --precision bfloat16, which needs no scaling of losses",
+    "--output-dir": "the folder of a run is --out {}",
+}
+PRECISIONS = {
+    "bf16": "write --precision bfloat16",
+    "fp16": "half precision is --precision bfloat16, which needs no scaling of losses",
+    "float16": "half precision is --precision bfloat16, which needs no scaling of losses",
+    "fp32": "write --precision float32",
+}
+
 
 def parse_with_recipe(
     kinds: dict[str, Any], kind: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None]
@@ -23,6 +41,7 @@ def parse_with_recipe(
     """
     if "--paper" in arguments and not hasattr(kind, "paper"):
         raise UserError("This recipe has no preset of a paper; leave --paper out.")
+    _hint_at_flags(kind, arguments)
     try:
         recipe = kind.paper() if "--paper" in arguments else kind
         flags = _flags_of(recipe)
@@ -30,6 +49,18 @@ def parse_with_recipe(
         return dataclasses.replace(parsed, recipe=_recipe_of(parsed.recipe, kind))
     except source.NotReadable:  # a method of the stand-in needs what is not imported yet
         return parse_with_recipe(kinds, source.imported(kind), arguments, usage, command)
+
+
+def _hint_at_flags(kind: Any, arguments: Arguments) -> None:
+    """Raise UserError for flags that other programs have for what is named otherwise here."""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    for flag, following in zip(arguments, [*arguments, ""][1:], strict=True):
+        name, _, value = flag.partition("=")
+        value = value or following
+        if name in USUAL_FLAGS and name.lstrip("-").replace("-", "_") not in fields:
+            raise UserError(f"There is no flag {name}; {USUAL_FLAGS[name].format(value or 3)}")
+        if name == "--precision" and value in PRECISIONS:
+            raise UserError(f"--precision {value} is not a choice; {PRECISIONS[value]}")
 
 
 def _flags_of(recipe: Any) -> type[Any]:

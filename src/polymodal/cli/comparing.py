@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from polymodal import source
+from polymodal.cli._budgets import budget_on, check_budget
 from polymodal.cli._flags import (
     Arguments,
     RunOptions,
@@ -22,7 +22,7 @@ from polymodal.cli._flags import (
     run_and_corpus,
     short_name,
 )
-from polymodal.cli._printing import print_table, terminal
+from polymodal.cli._printing import print_table, table_console, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.errors import UserError
@@ -43,8 +43,8 @@ class JobOptions:
 @dataclass(frozen=True)
 class CompareOptions(RunOptions, JobOptions):
     budget: str | None = None
-    """Budget per run: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s (the default), 20m, 2h. A time is turned into a
-    number of steps for each recipe, by timing all of them in alternation before the first run."""
+    """Budget per run: 200steps, 3epochs, 5000examples, 1e6tokens, 1e15flops, 60s (the default), 20m, 2h. A time is
+    turned into a number of steps for each recipe, by timing all of them in alternation before the first run."""
     steps_from: str | None = None
     """results.json of an earlier comparison, whose budget and number of steps of each recipe are used, and lead to the
     same weights; in place of --budget."""
@@ -75,27 +75,31 @@ def compare(arguments: Arguments) -> None:
     for spec in specs:
         _parsed(spec)
     options.check()
-    budget, steps = _budget_and_steps(options.budget, options.steps_from)
+    if options.budget is not None:
+        check_budget(options.budget)
+    given = None if options.budget and "epoch" in options.budget.lower() and not options.steps_from else options.budget
+    budget, steps = _budget_and_steps(given, options.steps_from)
     from polymodal import reproduce
     from polymodal.reproduce.leaderboard import comparison_verdict, cost_table, terminal_table
 
     arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
+    corpus = options.open()
     comparison = reproduce.compare(
         arms,
-        options.open(),
-        budget or Budget.parse(BUDGET),
+        corpus,
+        budget or budget_on(options.budget or BUDGET, corpus),
         options.seeds,
         options.out,
         jobs=options.jobs,
         trust_code=options.trust_code,
         steps=steps,
     )
-    console = terminal()
-    print("\n" + textwrap.fill(comparison_verdict(comparison), min(shutil.get_terminal_size().columns, 120)) + "\n")
-    console.print(terminal_table(comparison))
-    console.print()
-    console.print(cost_table(comparison))
-    console.print(f"\nReport: {options.out}/report.html   all metrics: {options.out}/results.json", highlight=False)
+    tables = table_console()
+    print("\n" + textwrap.fill(comparison_verdict(comparison), min(tables.width, 120), break_on_hyphens=False) + "\n")
+    tables.print(terminal_table(comparison, tables.width))
+    tables.print()
+    tables.print(cost_table(comparison))
+    terminal().print(f"\nReport: {options.out}/report.html   all metrics: {options.out}/results.json", highlight=False)
 
 
 def _recipe_with_flags(spec: str) -> Any:
@@ -182,7 +186,7 @@ def _print_claim(result: dict[str, Any], comparison: Any, out: str) -> None:
         right=range(1, 3 + len(arms)),
     )
     console.print()
-    console.print(cost_table(comparison))
+    table_console().print(cost_table(comparison))
     print("\n" + secondary_sentence(result))
     if earlier := how_often(result):
         print(earlier)

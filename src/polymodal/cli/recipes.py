@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polymodal.cli._flags import Arguments, JsonOptions, parse, positional
-from polymodal.cli._printing import megabytes, print_json, print_table, terminal
+from polymodal.cli._printing import megabytes, print_json, print_table, table_console, terminal
 
 
 def list_(arguments: Arguments) -> None:
@@ -46,7 +46,7 @@ def show(arguments: Arguments) -> None:
     if options.json:
         print_json(about | {"result": result})
         return
-    console = terminal()
+    console = table_console()
     console.print(f"[bold]{about['title']}[/bold] ({about['year']}, arXiv {about['arxiv']})\n\n{about['about']}\n")
     print_table(
         ["hyper-parameter", "type", "default", "meaning and source"],
@@ -59,7 +59,7 @@ def show(arguments: Arguments) -> None:
 
 
 def _print_claim(title: str, sentence: str, result: dict[str, Any] | None) -> None:
-    console = terminal()
+    console = table_console()
     console.print(f"\n[bold]{title}[/bold]: {sentence}")
     if result:
         from polymodal.reproduce.claim_text import decision_sentence
@@ -115,7 +115,7 @@ def doctor(arguments: Arguments) -> None:
             {"versions": installation.versions(), "devices": installation.devices(), "disk": disk, "missing": parts}
         )
         return
-    console = terminal()
+    console = table_console()
     console.print(", ".join(f"{name} {version}" for name, version in installation.versions().items()), highlight=False)
     console.print("; ".join(installation.devices()), highlight=False)
     console.print(f"Cache {cache}: {megabytes(held)}; {megabytes(free)} free.", highlight=False)

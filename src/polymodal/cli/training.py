@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polymodal import source
+from polymodal.cli._budgets import budget_on, check_budget
 from polymodal.cli._flags import (
     HELP,
     Arguments,
@@ -21,6 +22,7 @@ from polymodal.cli._flags import (
     positional,
     short_name,
 )
+from polymodal.cli._next_steps import hints, next_steps
 from polymodal.cli._printing import megabytes, print_json, print_table, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.constraints import NonNegativeInt
@@ -37,7 +39,7 @@ RUNTIME = "polymodal.training.runtime", "RuntimeConfig"
 @dataclass(frozen=True)
 class TrainOptions(DataOptions, TowerOptions, TrustOptions):
     budget: str = "60s"
-    """Training budget: 200steps, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
+    """Training budget: 200steps, 3epochs, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
     seed: NonNegativeInt = 0
     """Random seed of weights, order of examples and all sampling."""
     out: str | None = None
@@ -67,9 +69,11 @@ def train(arguments: Arguments) -> None:
     kinds = {"options": TrainOptions, "runtime": source.find(*RUNTIME)}
     parsed = parse_with_recipe(kinds, recipes.find_method(spec), rest, f"train {spec}", train)
     options = parsed.options
-    budget, name = Budget.parse(options.budget), short_name(spec)
+    check_budget(options.budget)
+    name = short_name(spec)
     options.check()
     recipe, corpus = options.prepared(source.real(parsed.recipe)), options.open()
+    budget = budget_on(options.budget, corpus)
     out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
     runtime = source.real(parsed.runtime)
     _train(recipe, corpus, budget, options.seed, out, name, runtime, options.init, options.trust_code)
@@ -130,41 +134,58 @@ def _train(
     from polymodal.training.parallel import is_first
     from polymodal.training.progress_bar import progress_bar
 
-    with progress_bar(f"{name} on {corpus.name}") as on_step:
-        run = run_training(
-            recipe,
-            corpus,
-            budget,
-            seed=seed,
-            out=out,
-            name=name,
-            init=init,
-            validate=validation(corpus),
-            runtime=runtime,
-            on_step=on_step,
-            trust_code=trust_code,
-        )
+    finished_before = _is_finished(Path(out))
+    try:
+        with progress_bar(f"{name} on {corpus.name}") as on_step:
+            run = run_training(
+                recipe,
+                corpus,
+                budget,
+                seed=seed,
+                out=out,
+                name=name,
+                init=init,
+                validate=validation(corpus),
+                runtime=runtime,
+                on_step=on_step,
+                trust_code=trust_code,
+            )
+    except KeyboardInterrupt:  # the second one
+        raise KeyboardInterrupt(
+            f"stopped at once; go on from the last checkpoint with: polymodal resume {out}"
+        ) from None
     if not is_first():
         return
     record = run.record
-    skipped = f" {record['skipped']} examples were skipped; see {out}/skipped.jsonl." if record["skipped"] else ""
+    did = f"{out} was finished before, and nothing was trained: " if finished_before else "Trained "
     terminal().print(
-        f"Trained {record['steps']:,} steps, {record['examples']:,} examples in {record['seconds']:.0f} s: "
-        f"{out}.{skipped}{_said_of_features(record.get('features', {}))}"
-        f"\nNext: polymodal evaluate {out}{_use_of(run, corpus, out)}",
+        f"{did}{record['steps']:,} steps, {record['examples']:,} examples in {record['seconds']:.0f} s"
+        f"{'' if finished_before else f': {out}'}.{_said_of_skipped(record, out)}"
+        f"{_said_of_changed_data(run, corpus, out) if finished_before else ''}"
+        f"{_said_of_features(record.get('features', {}))}"
+        f"\n{next_steps(['evaluate RUN', *hints(run, corpus)], out)}",
         highlight=False,
     )
 
 
-def _use_of(run: Any, corpus: Any, out: Any) -> str:
-    """Return the command that shows the run at the first task that has one."""
-    from polymodal.data.loader import Reader
-    from polymodal.evaluation.evaluate import applicable_tasks
-    from polymodal.evaluation.task import TaskInputs
+def _is_finished(directory: Path) -> bool:
+    from polymodal.training.run import RECORD, WEIGHTS
 
-    inputs = TaskInputs(run.model, run.processor, Reader(corpus, run.processor), run.recipe)
-    hint = next((task.hint for task in applicable_tasks(inputs) if task.hint), "")
-    return f"   or   polymodal {hint.replace('RUN', str(out))}" if hint else ""
+    return (directory / WEIGHTS).is_file() and (directory / RECORD).is_file()
+
+
+def _said_of_skipped(record: dict[str, Any], out: str) -> str:
+    return f" {record['skipped']} examples were skipped; see {out}/skipped.jsonl." if record["skipped"] else ""
+
+
+def _said_of_changed_data(run: Any, corpus: Corpus, out: str) -> str:
+    """Say of a run that was finished before that its data is not what it was."""
+    from polymodal.training.data_fingerprint import data_fingerprint
+
+    kept = run.record.get("data_fingerprint", "")
+    if not kept or kept == data_fingerprint(corpus):
+        return ""
+    return f"\nThe data changed since {out} was trained; choose another --out, or remove it, to train on what is there."
 
 
 def _said_of_features(features: dict[str, dict[str, int]]) -> str:
@@ -238,7 +259,7 @@ def _show_run(arguments: Arguments) -> None:
         "data": data_name(record),
         "budget": record["budget"],
         "seed": record["seed"],
-        "state": state_of(record),
+        "state": state_of(record) + (f" by {by}" if (by := record.get("stopped_by")) else ""),
         "steps": f"{record.get('steps', last.get('step', 0)):,}",
         "examples": f"{record.get('examples', last.get('examples', 0)):,}",
         "seconds": f"{record.get('seconds', last.get('seconds', 0.0)):.0f}",

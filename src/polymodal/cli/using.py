@@ -1,4 +1,4 @@
-"""Commands that use a run: generate, ask, ground, extract, export, serve."""
+"""Commands that use a run: generate, ground, extract, export, serve."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from polymodal.cli._flags import (
     positional,
     run_and_corpus,
 )
+from polymodal.cli._output_files import output_file
 from polymodal.cli._printing import print_json, print_table, terminal, waiting
 from polymodal.constraints import NonNegativeInt, Port, PositiveInt
 from polymodal.errors import UserError, needs
@@ -41,8 +42,8 @@ def generate(arguments: Arguments) -> None:
         """Number of images per class or prompt."""
         seed: NonNegativeInt = 0
         """Random seed of the initial noise."""
-        out: str = "generated.png"
-        """Output file of the sheet of images."""
+        out: str | None = None
+        """Output file of the sheet of images; by default generated.png, or a free name like it."""
 
     options = parse(Options, rest[len(words) :], 'generate RUN [CLASS | "WORDS" ...]', generate)
     from polymodal.serving.image_generation import generate_images, image_sheet, known_classes
@@ -52,39 +53,9 @@ def generate(arguments: Arguments) -> None:
     run = load_run(path, options.trust_code)
     targets = words or known_classes(run)
     rows = generate_images(run, targets, options.count, options.steps, options.seed)
-    save_image(image_sheet(rows, targets), options.out)
-    terminal().print(f"Wrote {len(rows)} x {options.count} images to {options.out}.", highlight=False)
-
-
-def ask(arguments: Arguments) -> None:
-    """generate text about images or clips: captions, or answers to a question (VQA)"""
-    path, rest = positional(arguments, 'ask RUN IMAGE [IMAGE ...] [--question "How many things are there?"]')
-    images = leading_words(rest)
-    if not images:
-        raise UserError("Say which images: polymodal ask RUN IMAGE [IMAGE ...].")
-    decoding_class: Any = source.find("polymodal.layers.decoding", "Decoding")
-
-    @dataclass(frozen=True)
-    class Options(decoding_class, JsonOptions, TrustOptions):
-        question: str = ""
-        """Question about every image (VQA); without it, each gets a caption."""
-        seed: NonNegativeInt = 0
-        """Random seed for sampling (used with --temperature)."""
-
-    options = parse(Options, rest[len(images) :], "ask RUN IMAGE [IMAGE ...]", ask)
-    from polymodal.serving.vqa import answer_about
-    from polymodal.training import load_run
-
-    decoding = decoding_class(**{name: getattr(options, name) for name in decoding_class.__dataclass_fields__})
-    run = load_run(path, options.trust_code)
-    texts = answer_about(run, images, options.question, source.real(decoding), options.seed)
-    if options.json:
-        print_json([{"image": image, "text": text} for image, text in zip(images, texts, strict=True)])
-    else:
-        print_table(
-            ["image", "answer" if options.question else "caption"],
-            [[image, text] for image, text in zip(images, texts, strict=True)],
-        )
+    out = output_file(options.out, "generated.png")
+    save_image(image_sheet(rows, targets), str(out.path))
+    terminal().print(f"Wrote {len(rows)} x {options.count} images to {out}.", highlight=False)
 
 
 def ground(arguments: Arguments) -> None:
@@ -100,8 +71,8 @@ def ground(arguments: Arguments) -> None:
     class Options(JsonOptions, TrustOptions):
         branch: str = ""
         """Prediction branch of the method, such as token or decoder; by default the first."""
-        out: str = "located.png"
-        """Output file of the image with the boxes."""
+        out: str | None = None
+        """Output file of the image with the boxes; by default located.png, or a free name like it."""
 
     options = parse(Options, rest[len(texts) :], 'ground RUN IMAGE "TEXT" ["TEXT" ...]', ground)
     from polymodal.serving.grounding import draw_grounded_boxes
@@ -110,7 +81,8 @@ def ground(arguments: Arguments) -> None:
     from polymodal.training import load_run
 
     image_array, boxes = find(load_run(path, options.trust_code), image, texts, options.branch)
-    save_image(draw_grounded_boxes(image_array, boxes), options.out)
+    out = output_file(options.out, "located.png")
+    save_image(draw_grounded_boxes(image_array, boxes), str(out.path))
     if options.json:
         print_json([grounded._asdict() for grounded in boxes])
         return
@@ -119,7 +91,7 @@ def ground(arguments: Arguments) -> None:
         [[grounded.text, *map(str, grounded.box), f"{grounded.sure:.2f}"] for grounded in boxes],
         right=(1, 2, 3, 4, 5),
     )
-    terminal().print(f"The image with the boxes is {options.out}.", highlight=False)
+    terminal().print(f"The image with the boxes is {out}.", highlight=False)
 
 
 def extract(arguments: Arguments) -> None:
@@ -130,15 +102,16 @@ def extract(arguments: Arguments) -> None:
     class Options(RunOptions):
         split: str = "test"
         """Split of the pages; `all` takes every page."""
-        out: str = "fields.jsonl"
-        """Output file."""
+        out: str | None = None
+        """Output file; by default fields.jsonl, or a free name like it."""
 
     options = parse(Options, rest, "extract RUN", extract)
     from polymodal.serving.token_classification import write_fields
 
     run, corpus = run_and_corpus(path, options)
-    count = write_fields(run, corpus, options.split, Path(options.out))
-    terminal().print(f"Wrote the fields of {count:,} pages to {options.out}.", highlight=False)
+    out = output_file(options.out, "fields.jsonl")
+    count = write_fields(run, corpus, options.split, out.path)
+    terminal().print(f"Wrote the fields of {count:,} pages to {out}.", highlight=False)
 
 
 def export(arguments: Arguments) -> None:

@@ -86,6 +86,8 @@ def find(spec: str) -> type[Any]:
         module = importlib.import_module(_module_of(known[place]))
     elif name:
         module = _import_module(place)
+    elif Path(f"{place}.py").is_file():
+        raise UserError(f"There is no recipe '{place}', but a file of this name here: write ./{place}.py.")
     else:
         raise unknown("recipe", place, known)
     found = getattr(module, name or "Recipe", None)

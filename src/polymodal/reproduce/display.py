@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from polymodal.evaluation import Score
@@ -22,6 +23,7 @@ from polymodal.types import Budget
 MAX_METRICS = 3
 COLUMNS = {
     "state": "state",
+    "stage": "stage",
     "steps": "steps",
     "examples": "examples",
     "flops": "FLOPs",
@@ -30,6 +32,8 @@ COLUMNS = {
     "losses": "losses",
     "metrics": "test metrics",
 }
+# Columns of the terminal from which on they are shown.
+MIN_WIDTHS = {"examples": 140, "flops": 140, "seconds": 140, "steps": 100, "left": 70, "stage": 100, "metrics": 100}
 FINISHED = "[green]finished"
 
 
@@ -82,9 +86,17 @@ class Display(ProgressReporter):
             self.live.stop()
 
     def table(self) -> Table:
-        table = Table("recipe", "seed", *COLUMNS.values(), caption=f"budget {self.budget} a run", box=None)
+        width = self.console.width
+        names = [name for name in COLUMNS if width >= MIN_WIDTHS.get(name, 0)]
+        table = Table(caption=f"budget {self.budget} a run", box=None, pad_edge=False)
+        table.add_column("recipe", overflow="ellipsis", no_wrap=True, max_width=max(width // 4, 10))
+        for heading in ("seed", *(COLUMNS[name] for name in names)):
+            table.add_column(heading, overflow="fold", no_wrap=heading not in ("losses", "test metrics"))
         for (label, seed), shown in self.state.items():
-            table.add_row(label, str(seed), *shown.values())
+            cells = {name: escape(shown[name]) if name != "state" else shown[name] for name in names}
+            if width < MIN_WIDTHS["metrics"]:  # one column for both
+                cells["losses"] = escape(shown["metrics"]) or cells["losses"]
+            table.add_row(escape(label), str(seed), *cells.values())
         return table
 
     def timing(self, labels: Sequence[str], seeds: Sequence[int]) -> None:

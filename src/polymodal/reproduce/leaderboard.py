@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from dataclasses import dataclass
+from statistics import mean
 
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from polymodal.evaluation.multiple_comparisons import holm
@@ -29,56 +33,113 @@ class Row:
 
 
 def headline(comparison: ComparisonResult) -> list[str]:
-    """The scores that the table shows; the first decides the order."""
+    """The scores that the table shows; the first decides the order: the first one that tells the best two arms apart.
+
+    Where no headline metric does, other metrics of the same task are looked at.
+    """
+    names = _headline_names(comparison)
+    return sorted(names, key=lambda name: name != _leading(comparison, names)) if names else names
+
+
+def _headline_names(comparison: ComparisonResult) -> list[str]:
     common = comparison.score_names
     names = [score.name for score in headlines(comparison.trials[0].scores[name] for name in common)]
-    return names or common[:6]
+    names = names or common[:6]
+    if names and _is_tie(comparison, names[0]):
+        task = names[0].rpartition("/")[0]
+        telling = (name for name in common if name.rpartition("/")[0] == task and not _is_tie(comparison, name))
+        further = [] if any(not _is_tie(comparison, name) for name in names) else [*telling][:1]
+        names += [name for name in further if name not in names]
+    return names
+
+
+def _leading(comparison: ComparisonResult, names: list[str]) -> str:
+    return next((name for name in names if not _is_tie(comparison, name)), names[0])
+
+
+def _means(comparison: ComparisonResult, name: str) -> list[tuple[float, Arm]]:
+    """The mean of every arm over its seeds, best first."""
+    found = [(mean(comparison.by_seed(arm, name).values()), arm) for arm in comparison.arms]
+    return sorted(found, key=lambda pair: pair[0], reverse=comparison.higher_is_better(name))
+
+
+def _is_tie(comparison: ComparisonResult, name: str) -> bool:
+    """Return whether the best two arms have the same mean, and so this metric does not say which is best."""
+    means = _means(comparison, name)[:2]
+    return len(means) > 1 and math.isclose(means[0][0], means[1][0], rel_tol=1e-9, abs_tol=1e-12)
 
 
 def rows(comparison: ComparisonResult) -> list[Row]:
-    """Best first, by the first headline metric; of one seed, in the order in which they were given."""
+    """Best first, by the metric that leads; of one seed, in the order in which they were given."""
     names = headline(comparison)
-    arms = list(comparison.arms)
-    if ranked := len(comparison.seeds) > 1:
-        arms.sort(
-            key=lambda arm: comparison.estimate(arm, names[0]).value,
-            reverse=comparison.higher_is_better(names[0]),
-        )
+    ranked = len(comparison.seeds) > 1
+    arms = [arm for _, arm in _means(comparison, names[0])] if ranked else [*comparison.arms]
+    tie = _is_tie(comparison, names[0])
     return [
         Row(
             arm=arm,
             estimates=[comparison.estimate(arm, name) for name in names],
             difference=None if arm == comparison.arms[0] else comparison.difference(arm, names[0]),
             cost=comparison.cost(arm),
-            leads=ranked and arm == arms[0],
+            leads=ranked and not tie and arm == arms[0],
         )
         for arm in arms
     ]
 
 
 def comparison_verdict(comparison: ComparisonResult) -> str:
-    """One sentence that says which arm won, and whether the data can tell."""
+    """Say which arm won, and whether the data can tell."""
     names = headline(comparison)
     if len(comparison.arms) == 1:
         return f"One method; its scores are those of {len(comparison.seeds)} seeds."
     if len(comparison.seeds) == 1:
         return "One seed: no ranking, since another seed may give another one; take --seeds 3 or more."
     best, second = rows(comparison)[:2]
-    unit = comparison.unit(names[0])
+    unit, shown = comparison.unit(names[0]), format_name(names[0])
+    if _is_tie(comparison, names[0]):
+        return (
+            f"{_tied(comparison, names[0])} tie on {shown} with {format_metric(unit, best.estimates[0])}, and no other "
+            "metric of this task tells them apart: take a harder test, or a smaller budget."
+        )
     gap = comparison.difference(best.arm, names[0], second.arm)
-    clear = "clearly ahead" if gap.differs_from_zero else "not distinguishable at this budget and number of seeds"
-    level = comparison.chance(names[0])
-    low, high = best.estimates[0][1:]
-    if level is not None and not (low > level if comparison.higher_is_better(names[0]) else high < level):
-        clear = "and not above chance, so that nothing is learned that could be compared"
-    if len(comparison.seeds) < MIN_SEEDS:
-        clear = f"no verdict, since the interval of two seeds is wide; take --seeds {MIN_SEEDS} or more"
-    elif comparison.test_units(names[0]) < 2:
-        clear = "no verdict, since the test has a single unit"
     return (
-        f"{best.arm.label} leads on {format_name(names[0])} with {format_metric(unit, best.estimates[0])}; against "
-        f"{second.arm.label} the difference is {format_difference(unit, gap)}: {clear}."
+        f"{_said_of_ties(comparison, names[0])}{best.arm.label} leads on {shown} with "
+        f"{format_metric(unit, best.estimates[0])}; against {second.arm.label} the difference is "
+        f"{format_difference(unit, gap)}: {_how_clear(comparison, names[0], best, gap)}."
     )
+
+
+def _how_clear(comparison: ComparisonResult, name: str, best: Row, gap: Estimate) -> str:
+    level = comparison.chance(name)
+    low, high = best.estimates[0][1:]
+    if len(comparison.seeds) < MIN_SEEDS:
+        return f"no verdict, since the interval of two seeds is wide; take --seeds {MIN_SEEDS} or more"
+    if comparison.test_units(name) < 2:
+        return "no verdict, since the test has a single unit"
+    if level is not None and not (low > level if comparison.higher_is_better(name) else high < level):
+        return "and not above chance, so that nothing is learned that could be compared"
+    return "clearly ahead" if gap.differs_from_zero else "not distinguishable at this budget and number of seeds"
+
+
+def _tied(comparison: ComparisonResult, name: str) -> str:
+    """'clip, siglip and sparc': the arms with the best mean."""
+    means = _means(comparison, name)
+    *others, last = [arm.label for value, arm in means if math.isclose(value, means[0][0], rel_tol=1e-9, abs_tol=1e-12)]
+    return f"{', '.join(others)} and {last}"
+
+
+def _said_of_ties(comparison: ComparisonResult, leading: str) -> str:
+    """Say why the first headline metric does not lead, if it does not."""
+    first = _headline_names(comparison)[0]
+    if first == leading:
+        return ""
+    best = _means(comparison, first)[0][0]
+    unit, bound = comparison.unit(first), 1.0 if comparison.higher_is_better(first) else 0.0
+    saturates = unit == "percent" and math.isclose(best, bound, abs_tol=1e-9)
+    how = f"is saturated ({_tied(comparison, first)} have {number(unit, best)})"
+    if not saturates:
+        how = f"is a tie ({_tied(comparison, first)} have {number(unit, best)})"
+    return f"{format_name(first)[0].upper()}{format_name(first)[1:]} {how}, so the next metric leads: "
 
 
 UNCORRECTED = (
@@ -143,16 +204,29 @@ def _difference(comparison: ComparisonResult, row: Row, name: str) -> str:
     return note if note == "a copy" else f"{format_short(comparison.unit(name), row.difference, sign='+')}\n{note}"
 
 
-def terminal_table(comparison: ComparisonResult) -> Table:
-    """Mean with half its 95 % interval, and paired difference to the first recipe with Holm's p-value."""
+def terminal_table(comparison: ComparisonResult, width: int = 120) -> Table:
+    """Mean with half its 95 % interval, and paired difference to the first recipe with Holm's p-value.
+
+    width: of the terminal; metrics that do not fit into it are left out, the least important first.
+    """
     names = headline(comparison)[:4]
+    sized = Console(width=1000)
+    while True:
+        table = _metrics_table(comparison, names)
+        if len(names) < 2 or sized.measure(table).maximum <= width:
+            return table
+        names = names[:-1]
+
+
+def _metrics_table(comparison: ComparisonResult, names: list[str]) -> Table:
     table = Table(box=None, pad_edge=False)
-    table.add_column("recipe", overflow="fold", min_width=16)
+    table.add_column("recipe", overflow="fold", min_width=10, max_width=34)
     for heading in (*map(format_name, names), f"against {comparison.arms[0].label}"):
         table.add_column(textwrap.fill(heading, 12), justify="right", no_wrap=True)
     for row in rows(comparison):
+        label = escape(row.arm.label)
         table.add_row(
-            f"[bold]{row.arm.label}[/bold]" if row.leads else row.arm.label,
+            f"[bold]{label}[/bold]" if row.leads else label,
             *(format_short(comparison.unit(name), e) for name, e in zip(names, row.estimates, strict=False)),
             "" if row.difference is None else _difference(comparison, row, names[0]),
         )
@@ -163,11 +237,11 @@ def terminal_table(comparison: ComparisonResult) -> Table:
 def cost_table(comparison: ComparisonResult) -> Table:
     """Steps, examples, FLOPs and seconds of a run of every arm, in their order."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("cost of a run", overflow="fold", min_width=16)
+    table.add_column("cost of a run", overflow="fold", min_width=10, max_width=34)
     for heading in COST:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(textwrap.fill(heading, 10), justify="right", no_wrap=True)
     for arm in comparison.arms:
-        table.add_row(arm.label, *format_cost(comparison.cost(arm)))
+        table.add_row(escape(arm.label), *format_cost(comparison.cost(arm)))
     return table
 
 

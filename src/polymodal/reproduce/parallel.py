@@ -21,7 +21,7 @@ from polymodal.errors import UserError
 from polymodal.reproduce.display import ProgressReporter
 from polymodal.training import Interrupted
 from polymodal.training.recipe_file import import_file
-from polymodal.training.trainer import stop_signals
+from polymodal.training.stopping import stop_signals
 
 LISTEN = 0.2  # seconds between checks for Ctrl-C
 

@@ -34,7 +34,8 @@ from polymodal.training.loop import Trainer
 from polymodal.training.parallel import World, join_world
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import write_json
-from polymodal.training.trainer import build_run, stop_signals
+from polymodal.training.stopping import stop_signals
+from polymodal.training.trainer import build_run
 from polymodal.types import Budget
 
 STEPS = "steps.json"

@@ -1,4 +1,4 @@
-"""Embeddings of a whole corpus in one Parquet file, for an index, a notebook, or a database."""
+"""Embeddings of a whole corpus in one file, for an index, a notebook, or a database."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
-from polymodal.errors import UserError
+from polymodal.errors import UserError, unknown
 from polymodal.evaluation.task import ITEMS, QUERIES
+from polymodal.serving.vector_files import vector_writer
 from polymodal.training.run import Run
 from polymodal.types import Example
 
@@ -22,30 +21,31 @@ CHUNK = 1024  # examples in memory at once
 EMBEDDED = ("text", "views", *ITEMS, *QUERIES)  # columns that methods embed
 
 
-def write_embeddings(run: Run, corpus: Corpus, out: Path) -> tuple[int, dict[str, str]]:
-    """Write a column of keys, and a column of embeddings per modality that the run embeds (lists of float32).
+def write_embeddings(run: Run, corpus: Corpus, out: Path, column: str = "") -> tuple[int, dict[str, str]]:
+    """Write the keys, and the embeddings per modality that the run embeds, in the format of the suffix.
 
-    Returns the number of examples, and key -> reason for unreadable ones. The file is written atomically. Raises
-    UserError when the run cannot embed or the file cannot be written.
+    column: the only modality to write. Returns the number of examples, and key -> reason for unreadable ones. The file
+    is written atomically. Raises UserError when the run cannot embed, or the file cannot be written or has another
+    suffix.
     """
     reader = Reader(corpus, run.processor, memory=0)
     written = 0
     aside = out.with_name(f".{out.name}.partial")
-    writer: pq.ParquetWriter | None = None
+    writer = vector_writer(out)(aside)
     try:
         for start in range(0, len(corpus), CHUNK):
             rows, examples = reader.read_all(np.arange(start, min(start + CHUNK, len(corpus))))
             if not examples:
                 continue
-            keys = {"key": [corpus.key(int(row)) for row in rows]}
             names = [name for name in examples[0] if name in EMBEDDED]
             if not names:
                 raise UserError(f"The run '{run.name}' cannot embed anything that '{corpus.name}' has.")
-            table = pa.table(keys | {name: _vectors(vectors_of(run, name, examples)) for name in names})
-            writer = writer or pq.ParquetWriter(aside, table.schema)
-            writer.write_table(table)
+            if column and column not in names:
+                raise unknown("column of vectors", column, names)
+            keys = [corpus.key(int(row)) for row in rows]
+            writer.write(keys, {name: vectors_of(run, name, examples) for name in ([column] if column else names)})
             written += len(rows)
-        if writer is None:
+        if not written:
             raise UserError(f"No example of '{corpus.name}' can be read, so {out} was not written.")
         writer.close()
         os.replace(aside, out)
@@ -66,7 +66,3 @@ def vectors_of(run: Run, column: str, examples: list[Example]) -> Float[np.ndarr
     parts = run.embed(text=captions)["text"].split([len(texts) for texts in values])
     means = np.stack([part.mean(0).numpy() for part in parts])
     return means / np.linalg.norm(means, axis=1, keepdims=True).clip(min=1e-12)
-
-
-def _vectors(values: np.ndarray) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float32).ravel()), values.shape[1])

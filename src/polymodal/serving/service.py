@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from polymodal.layers.logit_scale import CLIP_INIT, LogitScale
 from polymodal.serving.batching import BoundedThreads, MicroBatcher
 from polymodal.serving.ending import ended_when
 from polymodal.serving.filters import engine_filter
@@ -17,10 +16,10 @@ from polymodal.serving.http_errors import HTTPError
 from polymodal.serving.index import Hit, Index
 from polymodal.serving.limits import Limits, label_texts
 from polymodal.serving.request_decoder import RequestDecoder
+from polymodal.serving.zero_shot import class_probabilities
 from polymodal.training.run import Run
 
 CALL = "call"  # kind of calls that are never batched
-DEFAULT_LOGIT_SCALE = CLIP_INIT  # for methods without a learned logit scale
 SEARCHES = 4  # maximum number of concurrent index searches; LanceDB runs each on several cores
 
 
@@ -97,16 +96,5 @@ class Service:
         """Classify zero-shot: return the probabilities of the labels per image or sound."""
         texts = label_texts(labels, template, self.limits)
         found = await self._vectors({"text": texts, column: values}, self.limits.labels)
-        rows = self._probabilities(torch.from_numpy(found[column]), torch.from_numpy(found["text"]))
+        rows = class_probabilities(self.run.model, torch.from_numpy(found[column]), torch.from_numpy(found["text"]))
         return [dict(zip(labels, row, strict=True)) for row in rows.tolist()]
-
-    @torch.no_grad()
-    def _probabilities(self, vectors: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """Return the method's own probabilities, or else a softmax over similarities, scaled as CLIP begins."""
-        model: Any = self.run.model
-        if not hasattr(model, "zero_shot_probabilities"):
-            learned = getattr(model, "logit_scale", None)
-            scale = float(learned()) if isinstance(learned, LogitScale) else DEFAULT_LOGIT_SCALE
-            return (scale * vectors @ classes.T).softmax(1)
-        device = next(model.parameters()).device
-        return model.zero_shot_probabilities(vectors.to(device), classes.to(device))

@@ -13,6 +13,8 @@ from polymodal.evaluation.task import has_names
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities.video import SUFFIXES
 from polymodal.serving.missing_capability import lacks
+from polymodal.serving.unreadable import each_readable
+from polymodal.serving.zero_shot import column_of
 from polymodal.training.run import Run, answers, evaluating, to_device
 
 
@@ -38,6 +40,20 @@ def answer_about(run: Run, images: Sequence[Any], question: str, decoding: Decod
     generator = torch.Generator(device).manual_seed(seed)
     with evaluating(run.model):
         return processor.texts(run.model.generate_text(to_device(batch, device), decoding, generator))
+
+
+def answer_each(
+    run: Run, files: Sequence[str], question: str, decoding: Decoding, seed: int = 0
+) -> list[str | UserError]:
+    """As `answer_about`, for files some of which may be unreadable: those have the error in place of an answer."""
+    if not isinstance(run.model, CanClassifyAnswers | CanGenerateText):
+        raise lacks(run, "answer", "generate_text", "answer_logits")
+    asked = {"question": question} if question else {}
+
+    def answer(some: list[str]) -> list[str]:
+        return answer_about(run, some, question, decoding, seed)
+
+    return each_readable(run, files, column_of, answer, **asked)
 
 
 def _chosen(run: Run, shown: Any, question: str) -> str:

@@ -16,11 +16,14 @@ from polymodal.training.training_rows import save_training_rows
 
 
 class Interrupted(UserError):
-    """Training was stopped by Ctrl-C or SIGTERM; progress is saved."""
+    """Training was stopped by Ctrl-C, SIGTERM or SIGHUP; progress is saved."""
 
 
-def interrupt(trainer: Trainer) -> Interrupted:
-    """Save a checkpoint and return the error that says how to resume."""
+def interrupt(trainer: Trainer, reason: str = "") -> Interrupted:
+    """Save a checkpoint and return the error that says how to resume.
+
+    reason: what stopped it, which the record keeps, because the terminal may be gone.
+    """
     run, step = trainer.run, trainer.progress.step
     if trainer.writer is None:
         return Interrupted(f"Stopped at step {step}; nothing was saved, because no folder was given.")
@@ -29,8 +32,10 @@ def interrupt(trainer: Trainer) -> Interrupted:
     trainer.tracker.close()
     if trainer.world.first:
         run.record["state"] = "interrupted"
+        run.record["stopped_by"] = reason
         run.save_record()
-    return Interrupted(f"Stopped and saved at step {step}; go on with: polymodal resume {run.directory}")
+    by = f" by {reason}" if reason and reason != "Ctrl-C" else ""
+    return Interrupted(f"Stopped{by} and saved at step {step}; go on with: polymodal resume {run.directory}")
 
 
 def rescue(trainer: Trainer, error: UserError) -> UserError:

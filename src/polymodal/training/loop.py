@@ -71,6 +71,7 @@ class Trainer:
         self.run.history = self.progress.history
         fresh = checkpoint is None
         self.active = self.setup.enter(self.progress.stage, fresh, self.skipped_before, before=None)
+        self.progress.stage_name = self._stage_name
         decay = self.recipe.optimizer.ema_decay
         self.ema = ExponentialMovingAverage(self.model, decay) if decay else None
         if checkpoint is not None:
@@ -100,6 +101,10 @@ class Trainer:
             encoder.release()
             self.run.record.setdefault("features", {})[name] = encoder.report()
         self.cached = {}
+
+    @property
+    def _stage_name(self) -> str:
+        return self.active.stage.name if len(self.stages) > 1 else ""
 
     @property
     def fraction(self) -> float:
@@ -152,6 +157,7 @@ class Trainer:
             self.active.data.close()
             self.release_features()
             self.active = self.setup.enter(progress.stage, True, self.skipped_before, self.active)
+            progress.stage_name = self._stage_name
             self._keep_features()
 
     def _set_learning_rate(self) -> None:
@@ -226,7 +232,7 @@ class Trainer:
         self.world.all_reduce_mean([means])
         rate = self.active.optimizer.param_groups[0]["lr"]
         losses = dict(zip(names, means.tolist(), strict=True))
-        stage = {"stage": self.active.stage.name} if len(self.stages) > 1 else {}
+        stage = {"stage": self._stage_name} if self._stage_name else {}
         report = self.transform.report() if self.transform is not None else {}
         self.tracker.log(self.progress.log(learning_rate=rate, losses=losses, **stage, **report))
         self.unlogged.clear()

@@ -15,12 +15,14 @@ from polymodal.types import Batch, Budget
 class Progress:
     """Training state, part of every checkpoint.
 
+    stage_name: of a recipe with several stages, else ''.
     seconds: training time without validation. tokens, positions: real tokens, and positions including padding.
     skipped_steps: steps without an update, because a loss or gradient was not finite.
     """
 
     step: int = 0
     stage: int = 0
+    stage_name: str = ""
     examples: int = 0
     seconds: float = 0.0
     tokens: int = 0

@@ -1,26 +1,26 @@
-"""Progress bar of a run: used fraction of the budget, throughput, time left, and every named loss."""
+"""Progress bar of a run: used fraction of the budget, stage, throughput, time left, and every named loss."""
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from rich import progress as bars
 from rich.console import Console
+from rich.live import Live
 
 from polymodal.training.progress import Progress
+from polymodal.training.run_display import RunDisplay
 from polymodal.training.trainer import OnStep
 
 
 def cells(progress: Progress, reached: float, losses: Mapping[str, Any]) -> dict[str, Any]:
     """Return the cells of a progress display: fraction done, steps, examples, FLOPs and seconds so far, examples and
-    tokens per second, packing efficiency, memory, time left, losses."""
+    tokens per second, packing efficiency, memory, time left, stage, losses."""
     left = int(progress.seconds * (1 - reached) / max(reached, 1e-9))
-    seconds = max(progress.seconds, 1e-9)
+    seconds, memory = max(progress.seconds, 1e-9), memory_in_use()
     return {
         "state": f"{reached:.0%}",
         "steps": f"{progress.step:,}",
@@ -30,8 +30,9 @@ def cells(progress: Progress, reached: float, losses: Mapping[str, Any]) -> dict
         "rate": f"{progress.examples / seconds:,.0f}",
         "tokens": f"{progress.tokens / seconds:,.0f}",
         "packing_efficiency": f"{progress.packing_efficiency:.0%}",
-        "memory": f"{memory_in_use() / 2**30:.1f} GiB",
+        "memory": f"{memory / 2**30:.1f} GiB" if memory else "",
         "left": f"{left // 60}:{left % 60:02d}",
+        "stage": progress.stage_name,
         "losses": "  ".join(f"{name} {float(value):.3f}" for name, value in losses.items()),
     }
 
@@ -39,41 +40,42 @@ def cells(progress: Progress, reached: float, losses: Mapping[str, Any]) -> dict
 def speed(shown: Mapping[str, str]) -> str:
     """Return throughput and memory in a few words."""
     tokens = f", {shown['tokens']} tokens/s ({shown['packing_efficiency']} full)" if shown["tokens"] != "0" else ""
-    return f"{shown['rate']} examples/s{tokens}, {shown['memory']}"
+    memory = f", {shown['memory']}" if shown["memory"] else ""
+    return f"{shown['rate']} examples/s{tokens}{memory}"
 
 
 def memory_in_use() -> int:
-    """Return the peak memory in bytes: of the GPU, or of the process without one."""
+    """Return the peak memory in bytes: of the GPU, or of the process without one; 0 on Windows, which does not say."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[OnStep]:
-    """Show a progress bar on standard error; without a terminal, print a line per tenth of the budget."""
+    """Show a progress bar on standard error; without a terminal, print a line per tenth of the budget and per stage."""
     console = Console(stderr=True)
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.TextColumn("{task.fields[state]}  {task.fields[left]} left  {task.fields[speed]}  "),
-        bars.TextColumn("{task.fields[losses]}"),
-    )
-    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=1.0, state="", left="", speed="", losses="")
-        tenths = 0
+    display = RunDisplay(title)
+    live = Live(display, console=console, refresh_per_second=4)
+    tenths, stage = 0, ""
 
-        def show(progress: Progress, reached: float, losses: Mapping[str, Any]) -> None:
-            nonlocal tenths
-            if console.is_terminal:
-                if progress.step % 5 == 0 or reached >= 1:
-                    shown = cells(progress, reached, losses)
-                    bar.update(task, completed=reached, speed=speed(shown), **shown)
-            elif int(10 * reached) > tenths:
-                tenths = int(10 * reached)
-                shown = cells(progress, reached, losses)
-                line = f"{title}: {shown['state']}, {shown['left']} left, {speed(shown)}, {shown['losses']}"
-                console.print(line, highlight=False, soft_wrap=True)
+    def show(progress: Progress, reached: float, losses: Mapping[str, Any]) -> None:
+        nonlocal tenths, stage
+        if console.is_terminal:
+            if progress.step % 5 == 0 or reached >= 1 or not display.shown:
+                display.shown, display.reached = cells(progress, reached, losses), reached
+                display.speed = speed(display.shown)
+        elif int(10 * reached) > tenths or progress.stage_name != stage:
+            tenths, stage = int(10 * reached), progress.stage_name
+            shown = cells(progress, reached, losses)
+            of_stage = f", {stage}" if stage else ""
+            line = f"{title}{of_stage}: {shown['state']}, {shown['left']} left, {speed(shown)}, {shown['losses']}"
+            console.print(line, highlight=False, soft_wrap=True)
 
+    with live if console.is_terminal else nullcontext():
         yield show

@@ -7,10 +7,8 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,6 +23,7 @@ from polymodal.corpora.stream import MissingData
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError, write_errors
 from polymodal.modalities.text import Tokenizer
+from polymodal.training.data_fingerprint import data_fingerprint
 from polymodal.training.ending import Interrupted, finish, interrupt, rescue
 from polymodal.training.folder_lock import lock_folder
 from polymodal.training.initialization import (
@@ -44,6 +43,7 @@ from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import RECORD, WEIGHTS, Run, load_run, read_record, write_json
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.stages import active_stages
+from polymodal.training.stopping import StopEvent, stop_signals
 from polymodal.training.validation import Validate
 from polymodal.types import Budget
 
@@ -86,7 +86,7 @@ def train(
     runtime: device, processes, precision, memory and checkpoints; changes results by rounding at most.
     trust_code: for the run in `out` or `init`, see `load_run`.
     Raises UserError for a hyper-parameter outside its range, a folder that holds another run, a corpus that the recipe
-    cannot use, a disk that cannot be written, or non-finite losses; Interrupted after Ctrl-C or SIGTERM.
+    cannot use, a disk that cannot be written, or non-finite losses; Interrupted after Ctrl-C, SIGTERM or SIGHUP.
     """
     if weights_like is None:
         recipe = recipe_started_from(recipe, init, trust_code)
@@ -191,6 +191,7 @@ def build_run(
     if init is not None:
         from_init(init)(model)
         record["not_initialized"] = missing_weights(model, init)
+    record["data_fingerprint"] = data_fingerprint(corpus)
     record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     return Run(recipe, model, processor, record, directory=directory)
 
@@ -208,7 +209,7 @@ def _given_up_on_error(directory: Path | None) -> Iterator[None]:
 
 
 def _train(
-    trainer: Trainer, stop: threading.Event, validate: Validate | None, validations: int, on_step: OnStep | None
+    trainer: Trainer, stop: StopEvent, validate: Validate | None, validations: int, on_step: OnStep | None
 ) -> Run:
     """Run steps until the budget is used, with logging, validation and checkpoints between them."""
     while (before := trainer.fraction) < 1:
@@ -226,7 +227,7 @@ def _train(
         if reached >= 1:
             break
         if trainer.stopping or (stop.is_set() and trainer.world.size == 1):
-            raise interrupt(trainer)
+            raise interrupt(trainer, stop.reason)
         if trainer.checkpoint_due:
             trainer.save()
     return finish(trainer)
@@ -236,28 +237,6 @@ def command_line() -> str:
     """Return the command that the user gave, for records and reports."""
     name = Path(sys.argv[0]).name
     return shlex.join(["polymodal" if name == "__main__.py" else name, *sys.argv[1:]])
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C and SIGTERM set; a second signal stops at once. Only the main thread listens."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {signal.Signals(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, _: Any) -> None:
-        event.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _holds_finished(directory: Path, record: dict[str, Any]) -> bool:
