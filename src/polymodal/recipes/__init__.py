@@ -283,4 +283,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *entries()]
+    return list(_files())

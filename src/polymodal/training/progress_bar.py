@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import resource
+import html
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from rich import progress as bars
 from rich.console import Console
 
+from polymodal.notebook import is_notebook
 from polymodal.training.progress import Progress
 from polymodal.training.trainer import OnStep
 
@@ -20,7 +22,7 @@ def cells(progress: Progress, reached: float, losses: Mapping[str, Any]) -> dict
     """Return the cells of a progress display: fraction done, steps, examples, FLOPs and seconds so far, examples and
     tokens per second, packing efficiency, memory, time left, losses."""
     left = int(progress.seconds * (1 - reached) / max(reached, 1e-9))
-    seconds = max(progress.seconds, 1e-9)
+    seconds, memory = max(progress.seconds, 1e-9), memory_in_use()
     return {
         "state": f"{reached:.0%}",
         "steps": f"{progress.step:,}",
@@ -30,7 +32,7 @@ def cells(progress: Progress, reached: float, losses: Mapping[str, Any]) -> dict
         "rate": f"{progress.examples / seconds:,.0f}",
         "tokens": f"{progress.tokens / seconds:,.0f}",
         "packing_efficiency": f"{progress.packing_efficiency:.0%}",
-        "memory": f"{memory_in_use() / 2**30:.1f} GiB",
+        "memory": f"{memory / 2**30:.1f} GiB" if memory else "",
         "left": f"{left // 60}:{left % 60:02d}",
         "losses": "  ".join(f"{name} {float(value):.3f}" for name, value in losses.items()),
     }
@@ -39,20 +41,30 @@ def cells(progress: Progress, reached: float, losses: Mapping[str, Any]) -> dict
 def speed(shown: Mapping[str, str]) -> str:
     """Return throughput and memory in a few words."""
     tokens = f", {shown['tokens']} tokens/s ({shown['packing_efficiency']} full)" if shown["tokens"] != "0" else ""
-    return f"{shown['rate']} examples/s{tokens}, {shown['memory']}"
+    memory = f", {shown['memory']}" if shown["memory"] else ""
+    return f"{shown['rate']} examples/s{tokens}{memory}"
 
 
 def memory_in_use() -> int:
-    """Return the peak memory in bytes: of the GPU, or of the process without one."""
+    """Return the peak memory in bytes: of the GPU, or of the process without one; 0 on Windows, which does not say."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[OnStep]:
-    """Show a progress bar on standard error; without a terminal, print a line per tenth of the budget."""
+    """Show a progress bar on standard error, or below the cell of a notebook; without a terminal, print a line per
+    tenth of the budget."""
+    if is_notebook():
+        with _notebook_bar(title) as draw:
+            yield draw
+        return
     console = Console(stderr=True)
     columns = (
         bars.TextColumn("{task.description}"),
@@ -77,3 +89,22 @@ def progress_bar(title: str) -> Iterator[OnStep]:
                 console.print(line, highlight=False, soft_wrap=True)
 
         yield show
+
+
+@contextmanager
+def _notebook_bar(title: str) -> Iterator[OnStep]:
+    """Show a bar below the cell, in plain HTML, which needs no widgets; it is redrawn at most twice a second."""
+    from IPython.display import HTML, display
+
+    handle = display(HTML(f"<progress value='0' max='1'></progress> {html.escape(title)}"), display_id=True)
+    drawn = 0.0
+
+    def show(progress: Progress, reached: float, losses: Mapping[str, Any]) -> None:
+        nonlocal drawn
+        if time.monotonic() - drawn < 0.5 and reached < 1:
+            return
+        drawn, shown = time.monotonic(), cells(progress, reached, losses)
+        line = f"{title}: {shown['state']}, {shown['left']} left, {speed(shown)}, {shown['losses']}"
+        handle.update(HTML(f"<progress value='{reached:.4f}' max='1'></progress> {html.escape(line)}"))
+
+    yield show
