@@ -123,7 +123,7 @@ def train(
             amount,
             seed=seed,
             out=out,
-            name=name,
+            name=name or name_of(given),
             weights_like=weights_like,
             tokenizer=tokenizer,
             init=init,
@@ -206,5 +206,6 @@ def as_budget(budget: Any) -> Budget:
 
 
 def name_of(recipe: Any) -> str:
-    """Return the name of a recipe's module, by which it is listed."""
-    return type(recipe).__module__.rpartition(".")[2]
+    """Return the name of a recipe's module, by which it is listed; of a class of a notebook, its own name."""
+    kind = type(recipe)
+    return kind.__qualname__ if kind.__module__ == "__main__" else kind.__module__.rpartition(".")[2]

@@ -59,10 +59,11 @@ class Run(Generic[MethodT_co]):
 
     def _repr_html_(self) -> str:
         corpus, last = self.record.get("corpus", {}), self.history[-1] if self.history else {}
+        data = corpus.get("corpus") or corpus.get("data", "")
         losses = ", ".join(f"{name} {value:.3f}" for name, value in last.get("losses", {}).items())
         facts = {
             "state": self.record.get("state", ""),
-            "data": corpus.get("corpus") or corpus.get("data", ""),
+            "data": data if isinstance(data, str) else ", ".join(map(str, data)),
             "budget": self.record.get("budget", ""),
             "steps": f"{self.record.get('steps', 0):,}",
             "parameters": f"{self.record.get('parameters', 0):,}",
