@@ -376,3 +376,12 @@ print(imported > 200, torch.cuda.is_available() or memory_in_use())
 def test_nothing_needs_modules_of_unix_when_imported() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["True", "0"], done.stderr[-2000:]
+
+
+def test_no_process_is_signalled_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, `os.kill` stops a process whatever the signal."""
+    from polymodal.training import run_index
+
+    record = {"state": "running", "process": {"host": run_index.socket.gethostname(), "pid": -5}}
+    monkeypatch.setattr(run_index, "os", SimpleNamespace(name="nt", kill=None))
+    assert run_index.state_of(record) == "running"
