@@ -17,6 +17,7 @@ from torch import nn
 
 from polymodal import recipes
 from polymodal.constraints import validate_types
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
 from polymodal.errors import UserError
@@ -114,7 +115,7 @@ def train(
     Raises UserError for what cannot be trained, and whatever `training.train` raises.
     """
     given, amount = as_recipe(recipe), as_budget(budget)
-    title = f"{name or name_of(given)} on {getattr(data, 'name', 'data')}"
+    title = f"{name or name_of(given)} on {_name_of_data(data)}"
     shown = progress and on_step is None
     with progress_bar(title) if shown else nullcontext(on_step) as watch:
         return train_silently(
@@ -209,3 +210,9 @@ def name_of(recipe: Any) -> str:
     """Return the name of a recipe's module, by which it is listed; of a class of a notebook, its own name."""
     kind = type(recipe)
     return kind.__qualname__ if kind.__module__ == "__main__" else kind.__module__.rpartition(".")[2]
+
+
+def _name_of_data(data: Any) -> str:
+    if isinstance(data, str | Path):
+        return Path(data).name
+    return data.name if isinstance(data, Corpus) else "data"
