@@ -142,7 +142,8 @@ class Reader:
             server.wait(60)
 
     def runs(self, code: str) -> None:
-        self.types(f"{sys.executable} - <<'END'\n{PRELUDE}{code.replace('seconds=60', 'steps=3')}\nEND")
+        few = code.replace("seconds=60", "steps=3").replace('"60s"', '"3steps"')
+        self.types(f"{sys.executable} - <<'END'\n{PRELUDE}{few}\nEND")
 
 
 # What an excerpt takes for granted.

@@ -1,8 +1,8 @@
 """Pre-train any modality with any published method, and know which one works on your data.
 
 import polymodal as pm
-run = pm.train(pm.recipes.sparc.Recipe(), pm.corpora.emoji(), pm.Budget(seconds=60))
-run.embed(text=["a red fruit"])
+run = pm.train("sparc", pm.corpora.emoji(), "60s")
+run.embed(text="a red fruit")
 """
 
 from __future__ import annotations
@@ -16,21 +16,19 @@ from polymodal.types import Budget, Paper, Stage
 
 if TYPE_CHECKING:
     from polymodal import corpora, recipes
-    from polymodal.evaluation import evaluate
-    from polymodal.reproduce import compare
-    from polymodal.training import Run, RuntimeConfig, load_run, train
+    from polymodal.api import compare, evaluate, train
+    from polymodal.training import Run, RuntimeConfig, load_run
 
 __version__ = "0.1.0"
 
 _LAZY = {  # imported on first use, so that `import polymodal` does not wait for torch
     "RuntimeConfig": "polymodal.training",
     "Run": "polymodal.training",
-    "compare": "polymodal.reproduce",
-    "evaluate": "polymodal.evaluation",
+    "compare": "polymodal.api",
+    "evaluate": "polymodal.api",
     "load_run": "polymodal.training",
-    "train": "polymodal.training",
+    "train": "polymodal.api",
 }
-_ON_DATA = ("compare", "evaluate", "train")  # they take paths and tables for a corpus, see `corpora.open_data`
 
 __all__ = [
     "Budget",
@@ -54,9 +52,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"polymodal.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'polymodal' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
-    if name in _ON_DATA:
-        from polymodal.corpora.sources import takes_data
+    return getattr(importlib.import_module(_LAZY[name]), name)
 
-        value = globals()[name] = takes_data(value)
-    return value
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

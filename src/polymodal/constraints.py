@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
+import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Interval
@@ -48,6 +50,71 @@ def validate_constraints(options: Any, prefix: str = "") -> None:
         if _increases(hints[field.name]) and list(value) != sorted(value):
             given = " ".join(map(str, value))
             raise UserError(f"--{name.replace('_', '-')} takes the smallest number first, not {given}.")
+
+
+SCALARS: Mapping[type, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "a text"),
+}
+
+
+def validate_types(options: Any, prefix: str = "") -> None:
+    """Raises UserError for the first field of a dataclass, or of one inside it, whose value is of a wrong kind.
+
+    Numbers, texts, choices and tuples of them are checked; of a field that holds an object, only that it is given no
+    plain value. prefix: of the names, such as `optimizer.`.
+    """
+    hints = _hints(type(options))
+    for field in dataclasses.fields(options):
+        value, hint, name = getattr(options, field.name), hints.get(field.name, Any), f"{prefix}{field.name}"
+        if not _fits(value, hint):
+            raise UserError(f"{name} takes {_kind(hint)}, not {value!r} ({type(value).__name__}).")
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            validate_types(value, f"{name}.")
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    """The types of the fields; none where a name in them is not known at run time."""
+    try:
+        return typing.get_type_hints(kind)
+    except (NameError, AttributeError, TypeError):
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value can be of a type; True for types that are not looked into."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is typing.Literal:
+        return value in parts
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            return False
+        each = [parts[0]] * len(value) if parts[-1:] == (Ellipsis,) else list(parts)
+        return len(each) == len(value) and all(map(_fits, value, each))
+    if hint in SCALARS:
+        is_bool = isinstance(value, bool) or type(value).__name__ == "bool"  # numpy's bool, too
+        return isinstance(value, SCALARS[hint][0]) and (hint is bool or not is_bool)
+    if isinstance(hint, type) and hint is not object and not getattr(hint, "_is_protocol", False):
+        return isinstance(value, hint) or not isinstance(value, str | numbers.Number | types.NoneType)
+    return True
+
+
+def _kind(hint: Any) -> str:
+    """What a field takes, in words: 'a number', 'one of cosine, linear', 'an ImageEncoder'."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("None" if part is types.NoneType else _kind(part) for part in parts)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin is tuple:
+        several = parts[-1:] == (Ellipsis,)
+        return f"a tuple, each {_kind(parts[0])}" if several else f"a tuple of {len(parts)}, {_kind(parts[0])} each"
+    name = getattr(hint, "__name__", str(hint))
+    return SCALARS[hint][1] if hint in SCALARS else f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
 def describe_constraint(hint: Any) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -14,9 +15,14 @@ import pyarrow.compute as pc
 
 from polymodal.corpora.about import About
 from polymodal.errors import MissingModality, UnreadableExample, UserError
-from polymodal.modalities import Modality
+from polymodal.modalities import Image, Modality
+from polymodal.modalities.image import encoded
+from polymodal.modalities.image_modes import to_rgb
 from polymodal.modalities.json_values import parsed
+from polymodal.notebook import html_image, html_table
 from polymodal.types import Example
+
+THUMBNAILS, THUMBNAIL_SIZE = 4, 96  # images of a corpus in a notebook, and their longer side in px
 
 
 class Part(NamedTuple):
@@ -74,6 +80,23 @@ class Corpus:
     def __repr__(self) -> str:
         splits = ", ".join(f"{split} {len(rows):,}" for split, rows in self.splits.items())
         return f"{self.name}: {len(self):,} examples ({splits})"
+
+    def _repr_html_(self) -> str:
+        """A small table of splits and columns, with thumbnails of the first training images."""
+        splits = ", ".join(f"{split} {len(rows):,}" for split, rows in self.splits.items())
+        columns = ", ".join(f"{name} ({type(modality).__name__})" for name, modality in self.columns.items())
+        facts = {"examples": f"{len(self):,}", "splits": splits, "columns": columns, "about": self.about.description}
+        rows = [(name, value) for name, value in facts.items() if value]
+        return html_table(self.name, (), rows) + "".join(self._thumbnails())
+
+    def _thumbnails(self) -> Iterator[str]:
+        column = next((name for name, modality in self.columns.items() if isinstance(modality, Image)), None)
+        rows = self.splits.get("train", ())[:THUMBNAILS] if column else ()
+        for row in rows:
+            with suppress(UnreadableExample, OSError):
+                image = to_rgb(self.value(int(row), column or ""))
+                image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+                yield html_image(encoded(image), self.key(int(row)))
 
     def __len__(self) -> int:
         return self.table.num_rows

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from polymodal.corpora import user_files
 from polymodal.corpora._downloads import fetched
@@ -20,8 +18,6 @@ from polymodal.errors import UserError
 
 FETCHED = (*csv.SUFFIXES, *json.SUFFIXES)  # files at URLs that are read whole; others are streamed
 STREAMED = ("parquet", "webdataset", "img2dataset")  # formats
-
-Result = TypeVar("Result")
 
 
 def from_path(
@@ -69,18 +65,3 @@ def open_data(data: Any) -> Corpus:
     if isinstance(data, list | tuple) and data and all(isinstance(one, str | Path) for one in data):
         return from_path(data)
     return from_table(data)
-
-
-def takes_data(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Return the function with `open_data` applied to its argument `corpus`."""
-    place = list(inspect.signature(function).parameters).index("corpus")
-
-    @functools.wraps(function)
-    def opening(*arguments: Any, **named: Any) -> Result:
-        if "corpus" in named:
-            named["corpus"] = open_data(named["corpus"])
-        elif len(arguments) > place:
-            arguments = (*arguments[:place], open_data(arguments[place]), *arguments[place + 1 :])
-        return function(*arguments, **named)
-
-    return opening

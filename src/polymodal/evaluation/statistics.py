@@ -21,6 +21,7 @@ import numpy as np
 from scipy import special
 
 from polymodal.evaluation.units import number, scale
+from polymodal.notebook import html_table
 
 RESAMPLES = 1000
 
@@ -87,6 +88,13 @@ class Score:
             return float(np.median(self.clusters))
         weights = np.ones_like(self.clusters) if self.weights is None else self.weights
         return float(ratio(self.clusters @ weights, weights.sum()))
+
+    def __repr__(self) -> str:
+        value, interval, chance = self.shown()
+        return f"{self.name}: {value} [{interval}], chance {chance}, {len(self.clusters):,} units"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.name, ("value", "95 % interval", "chance"), [self.shown()])
 
     def shown(self) -> tuple[str, str, str]:
         """The value, its interval and the chance level, as tables show them."""

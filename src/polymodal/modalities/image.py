@@ -64,10 +64,16 @@ class Image:
         """
         if isinstance(value, PILImage.Image):
             return upright(value)
+        if isinstance(value, np.ndarray):
+            return from_pixels(value)
         file = read_file(value, self.root, "image")
         if file is None:
             raise UnreadableExample("there is no image")
-        return open_image(file, min_side)
+        if not isinstance(file, bytes | bytearray | memoryview):
+            raise UnreadableExample(
+                f"an image is a path, bytes, a Pillow image or an array of uint8, not {type(file).__name__}"
+            )
+        return open_image(bytes(file), min_side)
 
     def describe(self, value: PILImage.Image) -> str:
         return f"{value.width} x {value.height} px"
@@ -102,6 +108,18 @@ class Images:
         lines = [np.concatenate(tiles[start : start + across], axis=1) for start in range(0, len(tiles), across)]
         axes.imshow(np.concatenate(lines))
         axes.axis("off")
+
+
+def from_pixels(pixels: np.ndarray) -> PILImage.Image:
+    """Make an image of an array, height x width (x 1, 3 or 4) of uint8. Raises UnreadableExample for others."""
+    flat = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    fits = flat.ndim == 2 or (flat.ndim == 3 and flat.shape[2] in (3, 4))
+    if not fits or flat.dtype != np.uint8 or not flat.size:
+        shape = " x ".join(map(str, pixels.shape))
+        raise UnreadableExample(
+            f"an image array is height x width x 3 of uint8 with values 0-255, not {shape} of {pixels.dtype}"
+        )
+    return PILImage.fromarray(np.ascontiguousarray(flat))
 
 
 def open_image(file: bytes, min_side: int = 0) -> PILImage.Image:

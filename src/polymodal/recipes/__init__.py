@@ -285,4 +285,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *entries()]
+    return list(_files())

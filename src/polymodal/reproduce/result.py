@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation import Score
@@ -16,12 +16,20 @@ from polymodal.evaluation.statistics import (
     Unit,
     aggregate_seeds,
     are_copies,
+    headlines,
     paired_difference,
     seed_and_unit_errors,
 )
+from polymodal.evaluation.units import number, scale
+from polymodal.notebook import html_table, text_table
 from polymodal.training import Run
 from polymodal.training.trainer import command_line
 from polymodal.types import Budget
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHOWN_SCORES = 3  # of a comparison's representation
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,9 @@ class Trial:
     run: Run
     scores: dict[str, Score]
 
+    def __repr__(self) -> str:
+        return f"{self.arm.label}, seed {self.seed}: {len(self.scores)} scores of {self.run!r}"
+
 
 def flops_of(run: Run) -> float:
     """Floating-point operations of the training of a run."""
@@ -67,6 +78,47 @@ class ComparisonResult:
     directory: Path | None = None
     start_steps: int | None = None
     start_scores: Sequence[Mapping[str, float]] = ()
+
+    def __repr__(self) -> str:
+        return text_table(*self._summary())
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._summary())
+
+    def _summary(self) -> tuple[str, list[str], list[list[str]]]:
+        """Title, headings and rows of a small table: an arm per row, with the first headline scores."""
+        names = self.score_names if self.trials else []
+        first = [score.name for score in headlines(self.trials[0].scores[name] for name in names)] or names
+        shown = first[:SHOWN_SCORES]
+        rows = [[arm.label, *(self._cell(arm, name) for name in shown)] for arm in self.arms]
+        if shown:
+            levels = [(self.unit(name), self.chance(name)) for name in shown]
+            rows.append(["chance", *("-" if level is None else number(unit, level) for unit, level in levels)])
+        title = f"{len(self.arms)} recipes on {self.corpus.name}, {self.budget} each, seeds {len(self.seeds)}"
+        return title, ["recipe", *shown], rows
+
+    def _cell(self, arm: Arm, name: str) -> str:
+        estimate, unit = self.estimate(arm, name), self.unit(name)
+        factor, digits = scale(unit, estimate.value)
+        interval = ", ".join(f"{factor * end:.{digits}f}" for end in (estimate.low, estimate.high))
+        return f"{number(unit, estimate.value)} [{interval}]"
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row per recipe and score: mean over seeds, 95 % interval, chance, and the difference to the first
+        recipe with its interval."""
+        import pandas as pd
+
+        rows = []
+        for name in self.score_names if self.trials else ():
+            for arm in self.arms:
+                difference = self.difference(arm, name)
+                rows.append(
+                    {"recipe": arm.label, "score": name, "unit": self.unit(name)}
+                    | self.estimate(arm, name)._asdict()
+                    | {"chance": self.chance(name), "difference": difference.value}
+                    | {"difference_low": difference.low, "difference_high": difference.high, "seeds": len(self.seeds)}
+                )
+        return pd.DataFrame(rows)
 
     def of(self, arm: Arm) -> list[Trial]:
         return [trial for trial in self.trials if trial.arm == arm]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.live import Live
 
+from polymodal.notebook import is_notebook
 from polymodal.training.progress import Progress
 from polymodal.training.run_display import RunDisplay
 from polymodal.training.trainer import OnStep
@@ -58,7 +61,12 @@ def memory_in_use() -> int:
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[OnStep]:
-    """Show a progress bar on standard error; without a terminal, print a line per tenth of the budget and per stage."""
+    """Show a progress bar on standard error, or below the cell of a notebook; without a terminal, print a line per
+    tenth of the budget and per stage."""
+    if is_notebook():
+        with _notebook_bar(title) as draw:
+            yield draw
+        return
     console = Console(stderr=True)
     display = RunDisplay(title)
     live = Live(display, console=console, refresh_per_second=4)
@@ -79,3 +87,22 @@ def progress_bar(title: str) -> Iterator[OnStep]:
 
     with live if console.is_terminal else nullcontext():
         yield show
+
+
+@contextmanager
+def _notebook_bar(title: str) -> Iterator[OnStep]:
+    """Show a bar below the cell, in plain HTML, which needs no widgets; it is redrawn at most twice a second."""
+    from IPython.display import HTML, display
+
+    handle = display(HTML(f"<progress value='0' max='1'></progress> {html.escape(title)}"), display_id=True)
+    drawn = 0.0
+
+    def show(progress: Progress, reached: float, losses: Mapping[str, Any]) -> None:
+        nonlocal drawn
+        if time.monotonic() - drawn < 0.5 and reached < 1:
+            return
+        drawn, shown = time.monotonic(), cells(progress, reached, losses)
+        line = f"{title}: {shown['state']}, {shown['left']} left, {speed(shown)}, {shown['losses']}"
+        handle.update(HTML(f"<progress value='{reached:.4f}' max='1'></progress> {html.escape(line)}"))
+
+    yield show

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from polymodal.constraints import NonNegativeInt, PositiveInt
+from polymodal.constraints import NonNegativeInt, PositiveInt, validate_types
 from polymodal.modalities import Text
 from polymodal.training.grad_cache import Forward
 from polymodal.training.optimizer import OptimizerConfig
@@ -62,6 +62,10 @@ class TrainingRecipe:
 
     length_modality: ClassVar[type] = Text
     """Modality by whose length `length_bucketing` sorts."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a field of a wrong kind, by its name."""
+        validate_types(self)
 
     def stages(self) -> tuple[Stage, ...]:
         """Return the training stages in order; a recipe with more than one stage overrides it."""

@@ -4,37 +4,45 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+from typing_extensions import TypeVar
 
 from polymodal.data import processor as processors
 from polymodal.data.processor import Processor
-from polymodal.errors import UserError
+from polymodal.errors import UnreadableExample, UserError, unusable, write_errors
+from polymodal.notebook import html_table
 from polymodal.training.checkpoint import load_weights, save_weights
+from polymodal.training.embedding_inputs import as_list
 from polymodal.training.parallel import register_forward_methods
+from polymodal.training.recipe_file import save_user_recipe
 from polymodal.training.recipe_record import recipe_from_record
 from polymodal.types import Batch
 
 RECORD, WEIGHTS, HISTORY, SKIPPED = "run.json", "model.safetensors", "history.jsonl", "skipped.jsonl"
 
+MethodT_co = TypeVar("MethodT_co", bound=nn.Module, covariant=True, default=nn.Module)
+
 
 @dataclass
-class Run:
+class Run(Generic[MethodT_co]):
     """Result of training, and of `load_run`.
 
+    model: the trained method, of the class that the recipe builds. directory: None for a run that is in memory alone.
     record: configuration, state (`running`, `interrupted`, `finished`) and cost. history: one entry per logged step,
     with step, examples, seconds, learning rate, losses and validation metrics.
     """
 
     recipe: Any
-    model: nn.Module
+    model: MethodT_co
     processor: Processor
     record: dict[str, Any]
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -49,35 +57,87 @@ class Run:
         steps = self.record.get("steps", 0)
         return f"{self.record['recipe']['name']}: {self.record['state']} after {steps:,} steps{kept}"
 
-    def embed(self, batch_size: int = 256, **columns: list[Any]) -> dict[str, Tensor]:
-        """Embed images and texts, L2-normalized: `run.embed(text=["a red fruit"], image=["apple.png"])`.
+    def _repr_html_(self) -> str:
+        corpus, last = self.record.get("corpus", {}), self.history[-1] if self.history else {}
+        data = corpus.get("corpus") or corpus.get("data", "")
+        losses = ", ".join(f"{name} {value:.3f}" for name, value in last.get("losses", {}).items())
+        facts = {
+            "state": self.record.get("state", ""),
+            "data": data if isinstance(data, str) else ", ".join(map(str, data)),
+            "budget": self.record.get("budget", ""),
+            "steps": f"{self.record.get('steps', 0):,}",
+            "parameters": f"{self.record.get('parameters', 0):,}",
+            "losses": losses,
+            "folder": self.directory or "",
+        }
+        rows = [(name, value) for name, value in facts.items() if value]
+        return html_table(f"{self.record['recipe']['name']}, {type(self.model).__name__}", (), rows)
 
-        Raises UserError when the method has no embedding.
+    def embed(self, batch_size: int = 256, **columns: Any) -> dict[str, Tensor]:
+        """Embed images, texts and what else the method takes, L2-normalized.
+
+        `run.embed(text="a red fruit", image=["apple.png", photo])`: a single value or a list; images are paths, bytes,
+        Pillow images or arrays (height x width x 3, uint8) of any size. Raises UserError when the method has no
+        embedding, or a value is of a wrong kind or cannot be read.
         """
         if not hasattr(self.model, "embed"):
             raise UserError(f"The run '{self.name}' cannot embed: its method has no `embed`.")
-        return embed(self.model, self.processor, batch_size, **columns)
+        values = {name: as_list(name, given) for name, given in columns.items()}
+        try:
+            return embed(self.model, self.processor, batch_size, **values)
+        except UnreadableExample as error:
+            raise unusable(error) from error
+
+    def save(self, path: Path | str) -> Path:
+        """Save the run into a new folder, from which `load_run` loads it; returns the folder.
+
+        A run that was in memory alone is kept there from now on. Raises UserError for a folder that holds anything, or
+        that cannot be written.
+        """
+        folder = Path(path)
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UserError(f"{folder} is there already; save the run into a new folder.")
+        aside = folder.with_name(f".{folder.name}.partial")
+        with write_errors(folder):
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            try:
+                save_user_recipe(self.recipe, aside)
+                self.processor.save(aside)
+                copy = Run(self.recipe, self.model, self.processor, self.record, self.history, aside)
+                copy.save_result()
+                copy.save_record()
+                if folder.exists():
+                    folder.rmdir()
+                os.replace(aside, folder)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        self.directory = self.directory or folder
+        return folder
+
+    @property
+    def _folder(self) -> Path:
+        if self.directory is None:
+            raise UserError("This run is in memory alone; keep it with run.save(PATH), or train with out=PATH.")
+        return self.directory
 
     def save_record(self) -> None:
-        assert self.directory is not None
-        write_json(self.directory / RECORD, self.record)
+        """Save the record. Raises UserError, as all of these, for a run without a folder."""
+        write_json(self._folder / RECORD, self.record)
 
     def save_result(self) -> None:
         """Save the final weights and the history."""
-        assert self.directory is not None
-        save_weights(self.model.state_dict(), self.directory / WEIGHTS)
+        save_weights(self.model.state_dict(), self._folder / WEIGHTS)
         self.save_history()
 
     def save_skipped(self, skipped: Mapping[str, str]) -> None:
         """Save the list of unreadable examples. skipped: the reason for each key."""
-        assert self.directory is not None
         lines = [json.dumps({"key": key, "reason": reason}) for key, reason in sorted(skipped.items())]
-        write_text(self.directory / SKIPPED, "".join(f"{line}\n" for line in lines))
+        write_text(self._folder / SKIPPED, "".join(f"{line}\n" for line in lines))
 
     def save_history(self) -> None:
         """Save the history."""
-        assert self.directory is not None
-        write_text(self.directory / HISTORY, "".join(json.dumps(entry) + "\n" for entry in self.history))
+        write_text(self._folder / HISTORY, "".join(json.dumps(entry) + "\n" for entry in self.history))
 
 
 def embed(method: Any, processor: Processor, batch_size: int = 256, **columns: list[Any]) -> dict[str, Tensor]:

@@ -48,9 +48,10 @@ def data_name(record: dict[str, Any]) -> str:
 
 
 def state_of(record: dict[str, Any]) -> str:
-    """Return `running`, `interrupted`, `killed` or `finished`. A run on another machine is assumed to be alive."""
+    """Return `running`, `interrupted`, `killed` or `finished`. One on another machine, or Windows, is assumed alive."""
     process = record.get("process", {})
-    if record["state"] == "running" and process.get("host") == socket.gethostname():
+    is_here = process.get("host") == socket.gethostname() and os.name == "posix"  # os.kill stops processes on Windows
+    if record["state"] == "running" and is_here:
         try:
             os.kill(process["pid"], 0)
         except ProcessLookupError:

@@ -53,12 +53,12 @@ class ImageColumn(BaseColumn):
         return to_square(image, self.size, self.stretch)
 
     def __call__(self, images: list[Any]) -> Float[Tensor, "batch 3 size size"]:
-        """images: arrays from `load`, Pillow images, paths or encoded bytes."""
+        """images: arrays (height x width x 3, uint8) of any size, Pillow images, paths or encoded bytes."""
         return self.normalize(self.pixels(images))
 
     def pixels(self, images: list[Any]) -> Float[Tensor, "batch 3 size size"]:
         """Values on the scale 0-1."""
-        arrays = [image if isinstance(image, np.ndarray) else self._open(image) for image in images]
+        arrays = [image if self._is_loaded(image) else self._open(image) for image in images]
         return torch.stack([torch.from_numpy(array).permute(2, 0, 1) for array in arrays]).float().div_(255)
 
     def normalize(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
@@ -69,7 +69,11 @@ class ImageColumn(BaseColumn):
         """Undo `normalize`: values on the scale 0-1, to plot."""
         return denormalize_pixels(normalized, self.mean, self.std)
 
-    def _open(self, image: PILImage.Image | Path | str | bytes) -> np.ndarray:
+    def _is_loaded(self, image: Any) -> bool:
+        shape = (self.size, self.size, 3)
+        return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == shape
+
+    def _open(self, image: Any) -> np.ndarray:
         opened = Image().decode(str(image) if isinstance(image, Path) else image, min_side=2 * self.size)
         return to_square(opened, self.size, self.stretch)
 

@@ -18,7 +18,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.column import BaseColumn, Column
 from polymodal.data.columns.image import color_statistics, denormalize_pixels, normalize_pixels
 from polymodal.modalities import Image
-from polymodal.modalities.image import check_tiles, patchify, tiles, to_rgb
+from polymodal.modalities.image import check_tiles, from_pixels, patchify, tiles, to_rgb
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class TiledImageColumn(BaseColumn):
 
     def open(self, image: PILImage.Image | np.ndarray | Path | str | bytes) -> np.ndarray:
         """Decode to uint8 height x width x 3, scaled down to `largest`."""
-        if isinstance(image, np.ndarray):
-            return image
+        if isinstance(image, np.ndarray) and image.ndim == 3 and max(image.shape[:2]) <= self.largest:
+            return np.asarray(to_rgb(from_pixels(image)))
         opened = to_rgb(Image().decode(str(image) if isinstance(image, Path) else image, min_side=self.largest))
         opened.thumbnail((self.largest, self.largest), PILImage.Resampling.BICUBIC)
         return np.asarray(opened)

@@ -144,6 +144,7 @@ class Recipe(ConversationRecipe):
     """Decoding of image codes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.modality_aware and not self.num_image_experts:
             raise UserError("--num-image-experts is at least 1; with --no-modality-aware alone it may be 0.")
         if self.upcycling_fraction == 1:

@@ -181,6 +181,7 @@ class Recipe(TrainingRecipe):
     """Fraction of the budget for fine-tuning on the fields of words; 0 pre-trains only; 1 with --init hf:."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.use_wpa and not self.use_mim:
             raise UserError("--use-wpa needs masked patches, and there are none with --no-use-mim.")
 

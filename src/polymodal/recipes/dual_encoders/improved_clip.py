@@ -205,6 +205,7 @@ class Recipe(DualEncoderRecipe):
     """Projector of the embeddings that a run gives: of the global views (z), or of the local ones (h)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.ssl_loss == "swalip" and (self.label_smoothing or self.num_strong_views < 2):
             raise UserError("swalip needs --label-smoothing 0 and at least two --num-strong-views.")
         if self.eval_projector == "h" and not (self.num_strong_views and self.separate_projectors):

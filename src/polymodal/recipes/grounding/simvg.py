@@ -185,6 +185,7 @@ class Recipe(TrainingRecipe):
     """Fraction of the budget that trains the decoder branch alone, before both learn (two-stage variant)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.distill_type == "none" and self.decoder_warmup_fraction:
             raise UserError("--decoder-warmup-fraction asks for a decoder, and there is none with --distill-type none.")
         if not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:

@@ -143,6 +143,7 @@ class Recipe(MonolithRecipe):
     """TR-DPO: steps between two updates of the reference."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (self.dpo_weight or self.bco_weight or self.sft_weight):
             raise UserError("Nothing is learned where --dpo-weight, --bco-weight and --sft-weight are all 0.")
         if self.label_smoothing and self.loss_type not in ("dpo", "robust_dpo"):

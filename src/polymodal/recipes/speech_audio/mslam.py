@@ -153,6 +153,7 @@ class Recipe(TrainingRecipe):
     length_modality = Audio
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.pool_fractions) != 3 or sum(self.pool_fractions) <= 0:
             raise UserError("--pool-fractions are three relative sizes: of speech, of text, and of pairs.")
 

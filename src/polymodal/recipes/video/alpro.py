@@ -158,6 +158,7 @@ class Recipe(TrainingRecipe):
     augmentation: ImageAugmentation = ImageAugmentation(scale=(0.6, 1.0), hflip_prob=0.5)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.video.width != self.text.width:
             raise UserError("Words and patches are fused: --video.width and --text.width are the same.")
         if type(self.text) is not TextEncoderConfig:

@@ -1,0 +1,212 @@
+"""What `polymodal` offers to scripts and notebooks: train, evaluate and compare by names, with a progress bar.
+
+The functions of the same names in `training`, `evaluation` and `reproduce`, which these call, take objects and are
+silent.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any, Protocol, TypeVar, overload
+
+from torch import nn
+
+from polymodal import recipes
+from polymodal.constraints import validate_types
+from polymodal.corpora.sources import open_data
+from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
+from polymodal.errors import UserError
+from polymodal.evaluation import evaluate as score_all
+from polymodal.evaluation.scores import Scores
+from polymodal.modalities.text import Tokenizer
+from polymodal.reproduce import compare as compare_arms
+from polymodal.reproduce.compare import Start
+from polymodal.reproduce.display import Display
+from polymodal.reproduce.result import Arm, ComparisonResult
+from polymodal.training import train as train_silently
+from polymodal.training.progress_bar import progress_bar
+from polymodal.training.run import Run, load_run
+from polymodal.training.runtime import RuntimeConfig
+from polymodal.training.trainer import OnStep
+from polymodal.training.validation import Validate
+from polymodal.types import Budget
+
+MethodT_co = TypeVar("MethodT_co", bound=nn.Module, covariant=True)
+
+
+class Builds(Protocol[MethodT_co]):
+    """A recipe that builds a method of a known class, which is then the class of `run.model`."""
+
+    def build(self, processor: Processor, /) -> MethodT_co: ...
+
+
+@overload
+def train(
+    recipe: Builds[MethodT_co] | type[Builds[MethodT_co]],
+    data: Any,
+    budget: Budget | str,
+    *,
+    progress: bool = ...,
+    seed: int = ...,
+    out: Path | str | None = ...,
+    name: str | None = ...,
+    weights_like: nn.Module | None = ...,
+    tokenizer: Tokenizer | None = ...,
+    init: Path | str | None = ...,
+    validate: Validate | None = ...,
+    validations: int = ...,
+    runtime: RuntimeConfig | None = ...,
+    on_step: OnStep | None = ...,
+    trust_code: bool = ...,
+) -> Run[MethodT_co]: ...
+
+
+@overload
+def train(
+    recipe: str | ModuleType,
+    data: Any,
+    budget: Budget | str,
+    *,
+    progress: bool = ...,
+    seed: int = ...,
+    out: Path | str | None = ...,
+    name: str | None = ...,
+    weights_like: nn.Module | None = ...,
+    tokenizer: Tokenizer | None = ...,
+    init: Path | str | None = ...,
+    validate: Validate | None = ...,
+    validations: int = ...,
+    runtime: RuntimeConfig | None = ...,
+    on_step: OnStep | None = ...,
+    trust_code: bool = ...,
+) -> Run: ...
+
+
+def train(
+    recipe: Any,
+    data: Any,
+    budget: Budget | str,
+    *,
+    progress: bool = True,
+    seed: int = 0,
+    out: Path | str | None = None,
+    name: str | None = None,
+    weights_like: nn.Module | None = None,
+    tokenizer: Tokenizer | None = None,
+    init: Path | str | None = None,
+    validate: Validate | None = None,
+    validations: int = 8,
+    runtime: RuntimeConfig | None = None,
+    on_step: OnStep | None = None,
+    trust_code: bool = False,
+) -> Run:
+    """Train a recipe on data and return the run: `pm.train("clip", pm.corpora.emoji(), "20m")`.
+
+    recipe: its name (as on the command line), module, class, or an instance with hyper-parameters.
+    data: a corpus, a path or several, or a table in memory; see `corpora.open_data`.
+    budget: such as "300steps", "20m" or `Budget(steps=300)`.
+    progress: whether a bar on standard error, or below the cell of a notebook, shows how far training is; without a
+    terminal, a line per tenth. The other arguments are those of `training.train`.
+    Raises UserError for what cannot be trained, and whatever `training.train` raises.
+    """
+    given, amount, corpus = as_recipe(recipe), as_budget(budget), open_data(data)
+    title = f"{name or name_of(given)} on {corpus.name}"
+    shown = progress and on_step is None
+    with progress_bar(title) if shown else nullcontext(on_step) as watch:
+        return train_silently(
+            given,
+            corpus,
+            amount,
+            seed=seed,
+            out=out,
+            name=name or name_of(given),
+            weights_like=weights_like,
+            tokenizer=tokenizer,
+            init=init,
+            validate=validate,
+            validations=validations,
+            runtime=runtime,
+            on_step=watch,
+            trust_code=trust_code,
+        )
+
+
+def evaluate(run: Run | Path | str, data: Any, reader: Reader | None = None, templates: Sequence[str] = ()) -> Scores:
+    """Compute all scores that a run can have on the test splits of data; `to_frame()` gives them as a DataFrame.
+
+    run: or the folder of one. The other arguments are those of `evaluation.evaluate`.
+    """
+    if isinstance(run, str | Path):
+        run = load_run(run)
+    if not isinstance(run, Run):
+        raise UserError(f"evaluate takes a run or the folder of one, not {type(run).__name__}.")
+    return Scores(score_all(run, open_data(data), reader, templates))
+
+
+def compare(
+    arms: Sequence[Arm | Any],
+    data: Any,
+    budget: Budget | str,
+    seeds: int | Sequence[int] = 3,
+    out: Path | str | None = None,
+    display: Display | None = None,
+    start: Start | None = None,
+    jobs: int = 1,
+    trust_code: bool = False,
+    steps: Mapping[str, int] | None = None,
+    budget_fractions: Mapping[str, float] = MappingProxyType({}),
+) -> ComparisonResult:
+    """Train and score recipes fairly: `pm.compare(["clip", "siglip"], pm.corpora.emoji(), "25s")`.
+
+    arms: recipes as `train` takes them, or `Arm`s, which name them. The other arguments are those of
+    `reproduce.compare`.
+    """
+    if isinstance(arms, str) or not isinstance(arms, Sequence):
+        raise UserError('compare takes a list of recipes, such as ["clip", "siglip"].')
+    named = [arm if isinstance(arm, Arm) else Arm(name_of(given := as_recipe(arm)), given) for arm in arms]
+    amount, corpus = as_budget(budget), open_data(data)
+    return compare_arms(named, corpus, amount, seeds, out, display, start, jobs, trust_code, steps, budget_fractions)
+
+
+def as_recipe(recipe: Any) -> Any:
+    """Return the recipe that a name, module, class or instance stands for, with fields of the right kinds.
+
+    Raises UserError for anything else, and for a recipe that trains nothing.
+    """
+    if isinstance(recipe, ModuleType):
+        if not isinstance(getattr(recipe, "Recipe", None), type):
+            raise UserError(f"The module {recipe.__name__} has no class Recipe.")
+        recipe = recipe.Recipe
+    elif isinstance(recipe, str):
+        recipe = recipes.find(recipe)
+    if inspect.isclass(recipe) and hasattr(recipe, "__dataclass_fields__"):
+        recipe = recipe()
+    if not hasattr(type(recipe), "__dataclass_fields__"):
+        raise UserError(
+            f'A recipe is a name such as "clip", its module or class, or an instance such as '
+            f"pm.recipes.clip.Recipe(), not {type(recipe).__name__}."
+        )
+    if not hasattr(recipe, "build"):
+        raise UserError(f"The recipe '{name_of(recipe)}' trains nothing: it builds no method.")
+    validate_types(recipe)
+    return recipe
+
+
+def as_budget(budget: Any) -> Budget:
+    """Return a budget, parsed where it is a text. Raises UserError for anything else."""
+    if isinstance(budget, str):
+        return Budget.parse(budget)
+    if not isinstance(budget, Budget):
+        raise UserError(f'A budget is a text such as "300steps" or "20m", or pm.Budget(steps=300), not {budget!r}.')
+    return budget
+
+
+def name_of(recipe: Any) -> str:
+    """Return the name of a recipe's module, by which it is listed; of a class of a notebook, its own name."""
+    kind = type(recipe)
+    return kind.__qualname__ if kind.__module__ == "__main__" else kind.__module__.rpartition(".")[2]
