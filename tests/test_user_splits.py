@@ -99,6 +99,14 @@ def test_blank_captions_join_nothing(tmp_path):
     assert all(len(rows) for rows in corpus.splits.values())
 
 
+@pytest.mark.parametrize(("captions_of_all", "largest"), [(8, 0.25), (4, 0.25), (30, 0.25)])
+def test_few_captions_of_many_rows_are_split_near_the_fractions(captions_of_all, largest, tmp_path):
+    corpus = opened(tmp_path, [{"image": image(n), "caption": f"kind {n % captions_of_all}"} for n in range(400)])
+    sizes = {split: len(rows) for split, rows in corpus.splits.items()}
+    assert 0 < sizes["validation"] <= sizes["test"] <= largest * 400
+    assert len(captions(corpus, "train") & captions(corpus, "test")) == 0
+
+
 @pytest.mark.parametrize("few", [3, 5, 12])
 def test_a_small_data_set_has_all_splits(few, tmp_path):
     corpus = opened(tmp_path, rows(few))

@@ -26,6 +26,7 @@ from polymodal.modalities import Conversations, Modality, Text
 
 TEST, VALIDATION = 0.2, 0.1  # fractions
 MAX_GROUP = 0.15  # of the rows; a larger group is trained on
+FEW_GROUPS = 100  # of fewer, positions alone would make splits of very different size
 PROBE = 256  # bytes of a value that are compared first
 MAX_FILES = 100_000  # whose content is compared; more are compared by their paths, which is a matter of seconds
 CONTENT = ("Image", "Audio", "Video", "Points", "Images")  # modalities whose equal values are one thing
@@ -92,11 +93,7 @@ def _by_content(table: pa.Table, columns: Mapping[str, Modality], root: Path, ke
         joined = _components(total, media + given)
     positions = _positions(table, joined, keys, media or texts)
     sizes = np.bincount(joined)
-    of_group = np.full(len(sizes), "train", dtype=object)
-    of_group[positions < TEST + VALIDATION] = "validation"
-    of_group[positions < TEST] = "test"
-    of_group[sizes > max(1, MAX_GROUP * total)] = "train"
-    _fill_empty(of_group, positions)
+    of_group = _by_position(positions, sizes) if len(sizes) >= FEW_GROUPS else _by_quota(positions, sizes)
     rows = _rows_of(of_group[joined])
     named = {name: rows.get(name, np.empty(0, np.int64)) for name in ("train", "validation", "test")}
     return Splits(named, f"a hash of {f'the column {keys!r}' if keys else 'what rows hold'}", tuple(notes))
@@ -130,15 +127,31 @@ def _said(table: pa.Table, columns: Mapping[str, Modality]) -> list[tuple[np.nda
     return hashed
 
 
-def _fill_empty(of_group: np.ndarray, positions: np.ndarray) -> None:
-    """Give each split of a small data set a group."""
-    order = np.argsort(positions, kind="stable")
-    if len(order) < 3:
-        return
-    for split, other in (("test", "validation"), ("validation", "test"), ("train", "")):
-        if split not in of_group:
-            free = [group for group in order if of_group[group] != other or (of_group == other).sum() > 1]
-            of_group[free[-1] if split == "train" else free[0]] = split
+def _by_position(positions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the split of each group by its position alone, so that no group moves when others are added."""
+    of_group = np.full(len(sizes), "train", dtype=object)
+    of_group[positions < TEST + VALIDATION] = "validation"
+    of_group[positions < TEST] = "test"
+    of_group[sizes > max(1, MAX_GROUP * sizes.sum())] = "train"
+    return of_group
+
+
+def _by_quota(positions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the split of each of few groups: in the order of their positions, as long as that comes closer to the
+    fraction of rows that a split is to have. Of three groups or more, each split has one."""
+    of_group = np.full(len(sizes), "train", dtype=object)
+    order = [int(group) for group in np.argsort(positions, kind="stable")]
+    for split, fraction, groups_left in (("test", TEST, 2), ("validation", VALIDATION, 1)):
+        wanted, rows = fraction * sizes.sum(), 0
+        for group in [group for group in order if of_group[group] == "train"]:
+            left = (of_group == "train").sum() > groups_left
+            if left and (abs(rows + sizes[group] - wanted) < abs(rows - wanted)):
+                of_group[group] = split
+                rows += sizes[group]
+        if not rows and len(sizes) >= 3:
+            smallest = min((group for group in order if of_group[group] == "train"), key=lambda group: sizes[group])
+            of_group[smallest] = split
+    return of_group
 
 
 def _positions(table: pa.Table, joined: np.ndarray, keys: str | None, content: list[Any]) -> np.ndarray:

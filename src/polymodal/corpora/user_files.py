@@ -73,7 +73,7 @@ def corpus_of(rows: Rows, about: About, named: dict[str, str], choices: dict[str
         )
     table = convert(rows.table, schema)
     columns = {name: column.modality for name, column in schema.columns.items()}
-    keys = rows.keys or next((name for name in KEYS if name in table.column_names and _are_unique(table, name)), None)
+    keys = rows.keys or next((name for name in KEYS if name in table.column_names and _name_rows(table, name)), None)
     splits = user_splits(table, columns, rows.root, keys, rows.split)
     empty = _without_records(table, columns)
     skipped = list(rows.skipped)
@@ -111,11 +111,12 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _are_unique(table: Any, name: str) -> bool:
+def _name_rows(table: Any, name: str) -> bool:
+    """Return whether most values of a column differ; rows with an equal one are in one split."""
     import pyarrow.compute as pc
 
     try:
-        return pc.count_distinct(table.column(name)).as_py() == table.num_rows
+        return pc.count_distinct(table.column(name)).as_py() > table.num_rows / 2
     except NotImplementedError:  # nested values
         return False
 

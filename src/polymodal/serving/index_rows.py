@@ -47,11 +47,16 @@ class IndexRows:
             self.keys.append(key if times[key] == 1 else f"{key}#{times[key]}")
         self.metadata: dict[str, tuple[str, str | None, pa.DataType]] = {}
         shown = {name for name, kind in corpus.columns.items() if isinstance(kind, Image | Video | Text)}
-        for field in corpus.table.schema if corpus.table.num_columns else ():
-            if isinstance(corpus.columns.get(field.name), Table):
+        schema = corpus.table.schema if corpus.table.num_columns else pa.schema([])
+        tables = [field for field in schema if isinstance(corpus.columns.get(field.name), Table)]
+        # Columns of the user's files are cells of the table that was made of them, where they have their types.
+        own_columns = {cell.name for table in tables for cell in table.type} & {*schema.names}
+        for field in schema:
+            if field in tables:
                 for cell in field.type:
-                    self._add(f"{field.name}_{cell.name}", field.name, cell.name, cell.type)
-            elif field.name not in {*shown, corpus.keys, "split"}:
+                    name = cell.name if cell.name in own_columns else f"{field.name}_{cell.name}"
+                    self._add(name, field.name, cell.name, cell.type)
+            elif field.name not in {*shown, *own_columns, corpus.keys, "split"}:
                 self._add(field.name, field.name, None, field.type)
 
     def _add(self, name: str, column: str, cell: str | None, kind: pa.DataType) -> None:
@@ -73,6 +78,8 @@ class IndexRows:
         """Return a digest of everything stored for an example; for files, of path, size and modification time."""
         digest = hashlib.blake2b(repr(self._cells(row)).encode(), digest_size=16)
         for name, modality in self.corpus.columns.items():
+            if isinstance(modality, Table):  # its values are among the cells
+                continue
             value = self.corpus.raw(row, name)
             digest.update(value if isinstance(value, bytes) else repr(value).encode())
             if isinstance(value, str) and isinstance(modality, Image | Video):
