@@ -126,7 +126,7 @@ def test_mixed_values_of_a_frame():
         ((row for row in ()), "A generator is no table"),
         (pa.table({"number": [1.5]}), "The columns are"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_table_is_a_sentence(data, said):
     with pytest.raises(UserError, match=f"(?i){said}"):
