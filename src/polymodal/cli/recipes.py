@@ -118,7 +118,7 @@ def doctor(arguments: Arguments) -> None:
     console = table_console()
     console.print(", ".join(f"{name} {version}" for name, version in installation.versions().items()), highlight=False)
     console.print("; ".join(installation.devices()), highlight=False)
-    console.print(f"Cache {cache}: {megabytes(held)}; {megabytes(free)} free.", highlight=False)
+    console.print(f"Cache {cache}: {megabytes(held)}; {megabytes(free)} free.", highlight=False, soft_wrap=True)
     print_table(
         ["optional", "state", "for"],
         [

@@ -215,7 +215,9 @@ class Recipe(TrainingRecipe):
             raise UserError(f"A batch of {self.batch_size} has no whole groups of {self.num_particles} particles.")
         if self.t_min >= self.t_max:
             raise UserError("--t-min, the end of sampling, is below --t-max.")
-        times = sampling_times(self.t_max, self.t_min, len(self.mid_nt) + 1, self.noise_schedule, mid_nt=self.mid_nt)
+        with torch.device("cpu"):  # also where the model is built on the meta device
+            steps = len(self.mid_nt) + 1
+            times = sampling_times(self.t_max, self.t_min, steps, self.noise_schedule, mid_nt=self.mid_nt)
         if (times.diff() >= 0).any():
             raise UserError("--mid-nt are decreasing etas, below that of --t-max and above that of --t-min.")
         if self.objective != "flow" and self.t_max == 1:
