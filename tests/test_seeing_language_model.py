@@ -27,7 +27,7 @@ from polymodal.evaluation.evaluate import evaluate
 from polymodal.evaluation.question_answering import most_frequent_answers, question_scores
 from polymodal.evaluation.tasks.language_modeling import HasTextCorpus, text_scores
 from polymodal.layers.decoding import Decoding
-from polymodal.modalities import Image, Text
+from polymodal.modalities import Image, Questions, Text
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.reproduce.compare import Start, compare
 from polymodal.reproduce.result import Arm
@@ -214,7 +214,7 @@ def test_a_user_asks_a_run(run: Run, tmp_path: Path, polymodal: Callable[..., An
 
 
 def test_a_corpus_without_captions_or_images_is_refused(scenes: Corpus) -> None:
-    for kind in (Text, Image):
-        others = {name: modality for name, modality in scenes.columns.items() if not isinstance(modality, kind)}
-        with pytest.raises(UserError, match=f"has no {kind.__name__.lower()} column"):
+    for kind, without in ((Text, (Text, Questions)), (Image, (Image,))):
+        others = {name: modality for name, modality in scenes.columns.items() if not isinstance(modality, without)}
+        with pytest.raises(UserError, match=f"has no {kind.__name__.lower()}.* column"):
             fit_processor(mono_internvl.Recipe(), dataclasses.replace(scenes, columns=others))

@@ -67,8 +67,7 @@ def write_errors(place: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder where it does not exist. Raises UserError when nothing can be written into it."""
-    with write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+    """Raise UserError when nothing can be written into a folder, or when it cannot be made. Nothing is left there."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    with write_errors(folder), tempfile.TemporaryFile(dir=existing):
+        pass

@@ -59,8 +59,8 @@ def _leading(comparison: ComparisonResult, names: list[str]) -> str:
 
 def _means(comparison: ComparisonResult, name: str) -> list[tuple[float, Arm]]:
     """The mean of every arm over its seeds, best first."""
-    found = [(mean(comparison.by_seed(arm, name).values()), arm) for arm in comparison.arms]
-    return sorted(found, key=lambda pair: pair[0], reverse=comparison.higher_is_better(name))
+    means = [(mean(comparison.by_seed(arm, name).values()), arm) for arm in comparison.arms]
+    return sorted(means, key=lambda pair: pair[0], reverse=comparison.higher_is_better(name))
 
 
 def _is_tie(comparison: ComparisonResult, name: str) -> bool:

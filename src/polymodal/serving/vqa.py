@@ -48,12 +48,12 @@ def answer_each(
     """As `answer_about`, for files some of which may be unreadable: those have the error in place of an answer."""
     if not isinstance(run.model, CanClassifyAnswers | CanGenerateText):
         raise lacks(run, "answer", "generate_text", "answer_logits")
-    asked = {"question": question} if question else {}
+    options = {"question": question} if question else {}
 
     def answer(some: list[str]) -> list[str]:
         return answer_about(run, some, question, decoding, seed)
 
-    return each_readable(run, files, column_of, answer, **asked)
+    return each_readable(run, files, column_of, answer, **options)
 
 
 def _chosen(run: Run, shown: Any, question: str) -> str:

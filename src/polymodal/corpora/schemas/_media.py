@@ -21,10 +21,11 @@ def holds(view: View, name: str, kind: str, suffixes: tuple[str, ...]) -> bool:
     their suffix, or by the first bytes of the file where they have none of the usual.
     """
     stored = view.type(name)
-    if is_binary(stored):
-        return _majority(kind_of(value) == kind for value in view.sample(name)[:LOOKED_AT])
+    some = view.sample(name)[:LOOKED_AT]
+    if is_binary(stored):  # those that nothing recognizes are damaged
+        return _majority(recognized == kind for recognized in map(kind_of, some) if recognized)
     if fields_of(stored) >= {"bytes", "path"} and not hasattr(stored, "value_type"):
-        return _majority(_record_is(value, kind, suffixes) for value in view.sample(name)[:LOOKED_AT])
+        return _majority(_record_is(value, kind, suffixes) for value in some)
     return is_string(stored) and are_paths(view, name, kind, suffixes)
 
 
