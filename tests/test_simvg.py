@@ -103,8 +103,8 @@ def of_pairs(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Corpus:
     """The corpus with two boxes for every expression."""
     value, column = type(corpus).value, corpus.column_with(Expressions)
 
-    def twice(self: Corpus, row: int, name: str) -> object:
-        read = value(self, row, name)
+    def twice(self: Corpus, row: int, name: str, **options: int) -> object:
+        read = value(self, row, name, **options)
         return [one._replace(boxes=one.boxes[:1] * 2) for one in read if one.boxes] if name == column else read
 
     monkeypatch.setattr(type(corpus), "value", twice)
