@@ -91,6 +91,9 @@ def _by_content(table: pa.Table, columns: Mapping[str, Modality], root: Path, ke
     if total >= 10 and np.bincount(joined).max() > total / 2 and media:
         notes.append("Few captions are shared by most rows, so equal captions are in several splits.")
         joined = _components(total, media + given)
+    if total >= 10 and given and joined.max() < 2:
+        notes.append("There are fewer than three groups, so rows of one group are in several splits.")
+        joined = _components(total, media + texts)
     positions = _positions(table, joined, keys, media or texts)
     sizes = np.bincount(joined)
     of_group = _by_position(positions, sizes) if len(sizes) >= FEW_GROUPS else _by_quota(positions, sizes)
