@@ -73,7 +73,7 @@ def _places(file: Path) -> tuple[int, int | None, int] | None:
     if (suffix in csv.SUFFIXES or suffix in PLAIN) and len({*headings}) == len(headings):
         head, tail, relation = (_place(headings, names) for names in (HEADS, TAILS, RELATIONS))
         if head is not None and tail is not None and all(_is_name(row, (head, tail)) for row in rows[1:]):
-            connected = relation is not None or _share_nodes(rows[1:], head, tail)
+            connected = relation is not None or _is_connected(rows[1:], head, tail)
             return (head, relation, tail) if connected and not any(map(_is_media, rows[1:21])) else None
     if suffix not in PLAIN or len({len(row) for row in rows[:20]}) > 1:
         return None
@@ -102,7 +102,7 @@ def _is_name(row: Sequence[str], places: tuple[int, int]) -> bool:
     return all(place < len(row) and 0 < len(row[place].split()) <= MAX_WORDS for place in places)
 
 
-def _share_nodes(rows: Sequence[Sequence[str]], head: int, tail: int) -> bool:
+def _is_connected(rows: Sequence[Sequence[str]], head: int, tail: int) -> bool:
     """Return whether some node has two edges, unless there are few; pairs of sentences have none."""
     ends = [row[place] for row in rows for place in (head, tail)]
     return len(rows) < 10 or len({*ends}) < len(ends)
