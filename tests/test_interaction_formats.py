@@ -127,3 +127,21 @@ def test_several_files_of_interactions_are_named(tmp_path):
         lines = [f"u{user},i{item},5,{item}" for user in range(3) for item in range(6)]
         (tmp_path / name).write_text("\n".join(["user,item,rating,time", *lines]))
     assert "The interactions of 2 files are read as one: ratings.csv, ratings_small.csv." in from_path(tmp_path).notes
+
+
+def test_genres_of_recbole_are_words(tmp_path):
+    lines = [f"u{user}\ti{item}\t5" for user in range(3) for item in range(6)]
+    (tmp_path / "ml.inter").write_text("\n".join(["user_id:token\titem_id:token\trating:float", *lines]))
+    films = [f"i{item}\tFilm {item}\tAction Sci-Fi" for item in range(6)]
+    (tmp_path / "ml.item").write_text("\n".join(["item_id:token\tmovie_title:token_seq\tclass:token_seq", *films]))
+    history = from_path(tmp_path).columns["liked"]
+    assert isinstance(history, History)
+    assert {item.labels for item in history.catalogue} == {("Action", "Sci-Fi")}
+
+
+def test_only_the_keys_of_a_record_are_its_headings(tmp_path):
+    rows = [{"user_id": f"u{user}", "asin": f"i{item}", "rating": 5} for user in range(3) for item in range(6)]
+    (tmp_path / "reviews.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    items = [{"asin": f"i{item}", "title": f"Soap {item}", "details": {"user": "adults"}} for item in range(6)]
+    (tmp_path / "meta.jsonl").write_text("\n".join(map(json.dumps, items)))
+    assert titles(from_path(tmp_path))[0] == "Soap 0"

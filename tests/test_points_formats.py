@@ -163,3 +163,9 @@ def test_folders_of_splits_in_each_class_as_in_modelnet(tmp_path):
     corpus = from_path(tmp_path)
     assert {split: len(rows) for split, rows in corpus.splits.items()} == {"train": 8, "test": 4}
     assert corpus.columns["label"].names == ("chair", "table")
+
+
+def test_an_array_with_its_axes_in_another_order_is_no_cloud_of_three_points(tmp_path):
+    np.save(tmp_path / "a.npy", PLACES.T)
+    with pytest.raises(UnreadableExample, match=r"the shape \(3, 40\), not points x 3 or 6"):
+        stored_cloud(tmp_path / "a.npy")
