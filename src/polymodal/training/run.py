@@ -50,7 +50,7 @@ class Run(Generic[MethodT_co]):
     record: dict[str, Any]
     history: list[dict[str, Any]] = field(default_factory=list)
     directory: Path | None = None
-    trained_corpus: Corpus | None = field(default=None, repr=False)
+    trained_corpus: Corpus | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
