@@ -89,3 +89,13 @@ def test_files_with_other_genes_are_a_sentence(tmp_path):
         opened["var"]["gene"][0] = "CD4"
     with pytest.raises(UserError, match="has other genes than"):
         from_path(tmp_path)
+
+
+def test_clusters_that_are_numbers_are_classes(tmp_path):
+    file = SAMPLES["h5ad"](tmp_path)
+    with h5py.File(file, "a") as opened:
+        del opened["obs"]["cell_type"]
+        opened["obs"]["leiden"] = np.arange(COUNT) % 3
+    corpus = from_path(file)
+    assert corpus.columns["leiden"].names == ("0", "1", "2")
+    assert corpus.value(4, "leiden") == 1

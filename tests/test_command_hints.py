@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
+from polymodal.cli._completion import candidates
 from polymodal.cli._next_steps import filled, next_steps
 from polymodal.corpora import from_path
 from polymodal.errors import UserError
@@ -66,6 +67,14 @@ def test_bash_completes_commands_recipes_and_flags(polymodal, tmp_path):
     assert completed("train", "spa") == ["sparc"]
     assert completed("train", "sparc", "--local-w") == ["--local-weight"]
     assert completed("train", "sparc", "--corpus", "emo") == ["emoji"]
+
+
+def test_runs_are_completed_at_most_three_folders_deep(tmp_path, monkeypatch):
+    for place in ("clip", "runs/a/b", "much/deeper/than/that"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "run.json").touch()
+    monkeypatch.chdir(tmp_path)
+    assert candidates(["evaluate", ""], (), lambda command, words: None) == ["clip", "runs/a/b"]
 
 
 @pytest.mark.parametrize(

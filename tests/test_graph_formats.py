@@ -81,3 +81,24 @@ def test_nodes_of_many_edges_are_cut_and_lines_that_are_none_counted(tmp_path, m
 def test_what_is_no_graph_is_not_taken_for_one(name, text, tmp_path):
     (tmp_path / name).write_text(text)
     assert graph.matches(DataFiles.of([tmp_path / name])) is Match.NO
+
+
+def test_commas_in_quotation_marks_are_part_of_a_name(tmp_path):
+    file = tmp_path / "kg.csv"
+    rows = [f'"Paris, {state}",in,"United States, the"' for state in ("Texas", "Ohio")]
+    file.write_text("\n".join(["head,relation,tail", *rows]))
+    assert edges(file)["United States, the"] == {
+        (f"Paris, {state}", "in", "United States, the") for state in ("Texas", "Ohio")
+    }
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["image,text,from,to", *(f"{n}.png,thing {n},flickr,web" for n in range(12))],
+        ["source,target", *(f"a small cat {n},ein Kater {n}" for n in range(12))],
+    ],
+)
+def test_images_and_pairs_of_sentences_are_no_graph(lines, tmp_path):
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    assert graph.matches(DataFiles.of([tmp_path])) == Match.NO

@@ -105,3 +105,43 @@ def test_a_table_with_an_image_is_no_list_of_interactions(tmp_path):
     (folder / "a.csv").write_text("user_id,caption\n1,a\n")
     with pytest.raises(UserError):
         from_path(folder / "a.csv", format="interactions")
+
+
+def test_a_time_that_is_missing_leaves_the_order_of_the_others(tmp_path):
+    times = ["", "978300760", "1100000000", "900000000", "1000000001", "999999999"]
+    lines = [f"u{user},i{item},5,{time}" for user in range(3) for item, time in enumerate(times)]
+    (tmp_path / "ratings.csv").write_text("\n".join(["user,item,rating,timestamp", *lines]))
+    assert titles(from_path(tmp_path / "ratings.csv")) == ["i0", "i3", "i1", "i5", "i4", "i2"]
+
+
+def test_dates_that_do_not_sort_by_time_are_a_sentence(tmp_path):
+    dates = ["12/31/2018", "01/02/2020", "03/04/2019", "11/11/2017", "02/02/2021"]
+    lines = [f"u{user},i{item},5,{date}" for user in range(3) for item, date in enumerate(dates)]
+    (tmp_path / "ratings.csv").write_text("\n".join(["user,item,rating,date", *lines]))
+    with pytest.raises(UserError, match="'date' has '12/31/2018', which does not sort by time"):
+        from_path(tmp_path / "ratings.csv")
+
+
+def test_several_files_of_interactions_are_named(tmp_path):
+    for name in ("ratings.csv", "ratings_small.csv"):
+        lines = [f"u{user},i{item},5,{item}" for user in range(3) for item in range(6)]
+        (tmp_path / name).write_text("\n".join(["user,item,rating,time", *lines]))
+    assert "The interactions of 2 files are read as one: ratings.csv, ratings_small.csv." in from_path(tmp_path).notes
+
+
+def test_genres_of_recbole_are_words(tmp_path):
+    lines = [f"u{user}\ti{item}\t5" for user in range(3) for item in range(6)]
+    (tmp_path / "ml.inter").write_text("\n".join(["user_id:token\titem_id:token\trating:float", *lines]))
+    films = [f"i{item}\tFilm {item}\tAction Sci-Fi" for item in range(6)]
+    (tmp_path / "ml.item").write_text("\n".join(["item_id:token\tmovie_title:token_seq\tclass:token_seq", *films]))
+    history = from_path(tmp_path).columns["liked"]
+    assert isinstance(history, History)
+    assert {item.labels for item in history.catalogue} == {("Action", "Sci-Fi")}
+
+
+def test_only_the_keys_of_a_record_are_its_headings(tmp_path):
+    rows = [{"user_id": f"u{user}", "asin": f"i{item}", "rating": 5} for user in range(3) for item in range(6)]
+    (tmp_path / "reviews.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    items = [{"asin": f"i{item}", "title": f"Soap {item}", "details": {"user": "adults"}} for item in range(6)]
+    (tmp_path / "meta.jsonl").write_text("\n".join(map(json.dumps, items)))
+    assert titles(from_path(tmp_path))[0] == "Soap 0"

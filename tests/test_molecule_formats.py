@@ -57,3 +57,21 @@ def test_a_file_that_is_no_sdf_is_a_sentence(tmp_path):
     (tmp_path / "a.sdf").write_text("nothing\n")
     with pytest.raises(UserError, match="no molecule that can be read"):
         from_path(tmp_path / "a.sdf")
+
+
+def test_properties_in_another_encoding_are_a_sentence(tmp_path):
+    SAMPLES["sdf"](tmp_path)
+    file = next(tmp_path.rglob("*.sdf"))
+    first, end, rest = file.read_bytes().partition(b"$$$$")
+    file.write_bytes(first + b"> <unit>\n\xb5M\n\n" + end + rest)
+    with pytest.raises(UserError, match="is not written in UTF-8"):
+        from_path(file)
+
+
+def test_measurements_of_one_molecule_are_in_one_split(tmp_path):
+    lines = [f"{'C' * (n % 30 + 1)}O,{n * 0.5}" for n in range(120)]
+    (tmp_path / "m.csv").write_text("\n".join(["smiles,logP", *lines]))
+    corpus = from_path(tmp_path / "m.csv")
+    molecules = [{corpus.raw(int(row), "smiles") for row in rows} for rows in corpus.splits.values()]
+    assert all(molecules)
+    assert sum(map(len, molecules)) == 30

@@ -151,3 +151,21 @@ def test_a_folder_without_a_readable_cloud_is_a_sentence(tmp_path):
     (tmp_path / "a.obj").write_text("no mesh\n")
     with pytest.raises(UserError, match="None of the 1 files can be read"):
         from_path(tmp_path)
+
+
+def test_folders_of_splits_in_each_class_as_in_modelnet(tmp_path):
+    for number, kind in enumerate(["chair", "table"]):
+        for split, count in (("train", 4), ("test", 2)):
+            for item in range(count):
+                file = tmp_path / kind / split / f"{kind}_{item}.npy"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                np.save(file, PLACES * (item + 1) + 10 * number)
+    corpus = from_path(tmp_path)
+    assert {split: len(rows) for split, rows in corpus.splits.items()} == {"train": 8, "test": 4}
+    assert corpus.columns["label"].names == ("chair", "table")
+
+
+def test_an_array_with_its_axes_in_another_order_is_no_cloud_of_three_points(tmp_path):
+    np.save(tmp_path / "a.npy", PLACES.T)
+    with pytest.raises(UnreadableExample, match=r"the shape \(3, 40\), not points x 3 or 6"):
+        stored_cloud(tmp_path / "a.npy")

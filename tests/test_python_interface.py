@@ -24,6 +24,7 @@ from polymodal.reproduce.result import Arm, ComparisonResult, Trial
 from polymodal.training import Run
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.recipe import TrainingRecipe
+from polymodal.training.training_rows import trained_on
 
 SMALL = replace(clip.Recipe(), batch_size=8)
 
@@ -385,3 +386,30 @@ def test_no_process_is_signalled_on_windows(monkeypatch: pytest.MonkeyPatch) -> 
     record = {"state": "running", "process": {"host": run_index.socket.gethostname(), "pid": -5}}
     monkeypatch.setattr(run_index, "os", SimpleNamespace(name="nt", kill=None))
     assert run_index.state_of(record) == "running"
+
+
+def test_budgets_in_epochs_count_the_training_rows(corpus: pm.corpora.Corpus) -> None:
+    rows = len(corpus.rows("train"))
+    trained = pm.train(SMALL, corpus, "1epoch", progress=False)
+    assert trained.record["budget"] == f"{rows}examples"
+
+
+@pytest.mark.parametrize("values", [(["a red disk"],), ("a red disk",), ()])
+def test_values_without_a_column_are_a_sentence(values: tuple[Any, ...], run: Run) -> None:
+    with pytest.raises(UserError, match="Name what is embedded"):
+        run.embed(*values)
+
+
+def test_a_run_that_was_saved_knows_its_training_rows(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(40):
+        PILImage.new("RGB", (8, 8), (number, 0, 0)).save(data / f"{number}.png")
+        (data / f"{number}.txt").write_text(f"thing {number}")
+    trained = pm.train(SMALL, data, "1step", progress=False)
+    folder = trained.save(tmp_path / "run")
+    again = pm.corpora.from_path(data)
+    found = trained_on(folder, again, np.arange(40))
+    assert found.tolist() == sorted(again.rows("train").tolist())
+    copied = pm.load_run(folder).save(tmp_path / "copy")
+    assert trained_on(copied, again, np.arange(40)).tolist() == found.tolist()

@@ -80,3 +80,34 @@ def test_masks_alone_are_a_sentence(tmp_path):
     save(np.ones((3, 3, 3), np.uint8), tmp_path / "a_seg.nii")
     with pytest.raises(UserError, match="masks but no scan"):
         from_path(tmp_path)
+
+
+def test_folders_of_masks_and_channels_of_nnunet(tmp_path):
+    for number in range(4):
+        for channel in range(2):
+            voxels = np.full((3, 3, 3), 10 * number + channel, np.uint8)
+            save(voxels, tmp_path / "imagesTr" / f"CASE_{number:03d}_{channel:04d}.nii.gz")
+        save(np.full((3, 3, 3), 99, np.uint8), tmp_path / "labelsTr" / f"CASE_{number:03d}.nii.gz")
+    corpus = from_path(tmp_path)
+    assert (len(corpus), corpus.label) == (4, None)
+    scan = corpus.value([corpus.key(row) for row in range(4)].index("imagesTr/CASE_002"), "volume")
+    assert [float(voxels.max()) for voxels in scan.voxels] == [20, 21]
+    assert [(one.count, one.reason) for one in corpus.skipped] == [(4, "is a mask")]
+
+
+def test_scans_of_a_subject_are_in_one_split_and_the_group_of_participants_is_a_label(tmp_path):
+    lines = ["participant_id\tsex\tgroup"]
+    for number in range(20):
+        for session in (1, 2):
+            name = f"sub-{number:02d}_ses-{session}_T1w.nii.gz"
+            voxels = np.full((3, 3, 3), 2 * number + session, np.uint8)
+            save(voxels, tmp_path / f"sub-{number:02d}" / f"ses-{session}" / "anat" / name)
+        lines.append(f"sub-{number:02d}\t{'FM'[number % 2]}\t{['n/a', 'control', 'patient'][number % 3]}")
+    (tmp_path / "participants.tsv").write_text("\n".join(lines))
+    corpus = from_path(tmp_path)
+    subjects = corpus.table.column("group").to_pylist()
+    of_split = [{subjects[int(row)] for row in rows} for rows in corpus.splits.values()]
+    assert sum(map(len, of_split)) == len({*subjects}) == 20
+    assert all(of_split)
+    assert corpus.columns["label"] == Category(("control", "patient"))
+    assert {*corpus.columns} == {"volume", "label", "table"}

@@ -82,3 +82,10 @@ def test_lists_of_numbers_and_of_channels(tmp_path):
     corpus = from_path(tmp_path / "y.jsonl")
     np.testing.assert_array_equal(corpus.value(3, "signal"), [[1, 2], [3, 3]])
     assert corpus.has("signal").tolist() == [True, False] + [True] * 10
+
+
+def test_spaces_around_a_class_are_none_of_it(tmp_path):
+    header = "@problemName M\n@timeStamps false\n@classLabel true a b\n@data\n"
+    (tmp_path / "M_TRAIN.ts").write_text(header + "".join(f"{n},2,3: {'ab'[n % 2]}\n" for n in range(8)))
+    (tmp_path / "M_TEST.ts").write_text(header + "".join(f"{n},5,3:{'ab'[n % 2]}\n" for n in range(4)))
+    assert from_path(tmp_path).columns["label"].names == ("a", "b")

@@ -99,3 +99,22 @@ def test_librispeech(tmp_path):
     half: Path = next(tmp_path.rglob("*.trans.txt"))
     half.write_text(half.read_text()[:-40] + "\n")
     assert len(from_path(tmp_path)) < COUNT or from_path(tmp_path).skipped
+
+
+def test_ljspeech_without_its_first_sound_and_in_flac(tmp_path):
+    SAMPLES["ljspeech"](tmp_path)
+    first, second, *_ = sorted((tmp_path / "wavs").iterdir())
+    first.unlink()
+    second.rename(second.with_suffix(".flac"))
+    corpus = from_path(tmp_path)
+    assert (corpus.format, len(corpus)) == ("ljspeech", COUNT - 1)
+    assert f"wavs/{second.stem}.flac" in corpus.table.column("audio").to_pylist()
+
+
+def test_names_of_common_voice_without_suffix(tmp_path):
+    (tmp_path / "clips").mkdir()
+    for number in range(12):
+        (tmp_path / "clips" / f"c{number}.mp3").write_bytes(b"ID3")
+    lines = [f"s{number % 4}\tc{number}\tthing {number}" for number in range(12)]
+    (tmp_path / "train.tsv").write_text("\n".join(["client_id\tpath\tsentence", *lines]))
+    assert from_path(tmp_path).table.column("audio").to_pylist() == [f"clips/c{number}.mp3" for number in range(12)]

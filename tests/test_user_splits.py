@@ -132,3 +132,9 @@ def test_files_state_splits(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows(25)[20:]), tmp_path / "val-00000-of-00001.parquet")
     corpus = from_path(tmp_path)
     assert {split: len(rows) for split, rows in corpus.splits.items()} == {"train": 20, "validation": 5}
+
+
+def test_two_groups_leave_no_split_empty(tmp_path):
+    corpus = opened(tmp_path, [row | {"group": "ab"[number % 2]} for number, row in enumerate(rows(40))])
+    assert all(len(corpus.rows(split)) for split in ("train", "validation", "test"))
+    assert "There are fewer than three groups, so rows of one group are in several splits." in corpus.notes

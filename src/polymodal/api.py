@@ -17,6 +17,7 @@ from torch import nn
 
 from polymodal import recipes
 from polymodal.constraints import validate_types
+from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.sources import open_data
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
@@ -109,12 +110,15 @@ def train(
 
     recipe: its name (as on the command line), module, class, or an instance with hyper-parameters.
     data: a corpus, a path or several, or a table in memory; see `corpora.open_data`.
-    budget: such as "300steps", "20m" or `Budget(steps=300)`.
+    budget: such as "300steps", "3epochs", "20m" or `Budget(steps=300)`.
     progress: whether a bar on standard error, or below the cell of a notebook, shows how far training is; without a
     terminal, a line per tenth. The other arguments are those of `training.train`.
     Raises UserError for what cannot be trained, and whatever `training.train` raises.
     """
-    given, amount, corpus = as_recipe(recipe), as_budget(budget), open_data(data)
+    given = as_recipe(recipe)
+    check_budget(budget)
+    corpus = open_data(data)
+    amount = budget_on(budget, corpus)
     title = f"{name or name_of(given)} on {corpus.name}"
     shown = progress and on_step is None
     with progress_bar(title) if shown else nullcontext(on_step) as watch:
@@ -169,7 +173,9 @@ def compare(
     if isinstance(arms, str) or not isinstance(arms, Sequence):
         raise UserError('compare takes a list of recipes, such as ["clip", "siglip"].')
     named = [arm if isinstance(arm, Arm) else Arm(name_of(given := as_recipe(arm)), given) for arm in arms]
-    amount, corpus = as_budget(budget), open_data(data)
+    check_budget(budget)
+    corpus = open_data(data)
+    amount = budget_on(budget, corpus)
     return compare_arms(named, corpus, amount, seeds, out, display, start, jobs, trust_code, steps, budget_fractions)
 
 
@@ -197,13 +203,28 @@ def as_recipe(recipe: Any) -> Any:
     return recipe
 
 
-def as_budget(budget: Any) -> Budget:
-    """Return a budget, parsed where it is a text. Raises UserError for anything else."""
+def check_budget(budget: Any) -> None:
+    """Raise UserError for what is not a budget, before the data is opened."""
     if isinstance(budget, str):
-        return Budget.parse(budget)
-    if not isinstance(budget, Budget):
+        Budget.parse(budget, rows=1)
+    elif not isinstance(budget, Budget):
         raise UserError(f'A budget is a text such as "300steps" or "20m", or pm.Budget(steps=300), not {budget!r}.')
-    return budget
+
+
+def budget_on(budget: Budget | str, corpus: Corpus) -> Budget:
+    """Return the budget, parsed where it is a text; one in epochs becomes examples, by the number of training rows.
+
+    Raises UserError for epochs of rows that are not counted.
+    """
+    if isinstance(budget, Budget):
+        return budget
+    rows = len(corpus.rows("train")) if "epoch" in budget.lower() else 0
+    if "epoch" in budget.lower() and not rows:
+        raise UserError(
+            f"The rows of {corpus.name} are streamed and not counted, so a budget cannot be in epochs; write for "
+            "example 5000examples or 20m."
+        )
+    return Budget.parse(budget, rows)
 
 
 def name_of(recipe: Any) -> str:

@@ -36,6 +36,7 @@ complete -c polymodal -a '(polymodal completion words (commandline -opc)[2..] (c
 }
 OF_RECIPES = {"train", "show", "compare", "reproduce", "attack", "score", "curate"}
 OF_CORPORA = {"--corpus"}
+MAX_DEPTH = 3  # of the folders where runs are looked for
 
 
 def script(arguments: Sequence[str]) -> str:
@@ -63,7 +64,8 @@ def candidates(words: Sequence[str], commands: Collection[str], run: Callable[[s
 
         choices = [*recipes.entries()]
     elif len(before) == 1 and before[0] not in ("corpora", "completion", "list", "doctor", "version"):
-        choices = [str(path.parent) for path in sorted(Path().glob("**/run.json"))[:200]]
+        levels = ("*/" * depth for depth in range(1, MAX_DEPTH + 1))  # a whole home folder would take long
+        choices = [str(path.parent) for level in levels for path in sorted(Path().glob(f"{level}run.json"))][:200]
     elif before == ["completion"]:
         choices = SCRIPTS
     else:

@@ -22,7 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from polymodal.corpora._types import fields_of, is_binary, is_list, is_string
 from polymodal.corpora.formats._data_files import SPLIT_NAMES
 from polymodal.errors import UserError
-from polymodal.modalities import Conversations, Modality, Text
+from polymodal.modalities import Conversations, Modality, Molecule, Text
 
 TEST, VALIDATION = 0.2, 0.1  # fractions
 MAX_GROUP = 0.15  # of the rows; a larger group is trained on
@@ -82,6 +82,7 @@ def _by_content(table: pa.Table, columns: Mapping[str, Modality], root: Path, ke
     total = table.num_rows
     stored = _media(table, columns, root)
     media = [content_hashes(column, folder) for column, folder in stored] + _said(table, columns)
+    media += [_plain(table.column(name)) for name, kind in columns.items() if isinstance(kind, Molecule)]
     texts = [caption_hashes(table.column(name)) for name, kind in columns.items() if isinstance(kind, Text)]
     given = [_plain(table.column(name)) for name in table.column_names if name.lower() in GROUPS]
     joined = _components(total, media + texts + given)
@@ -91,6 +92,9 @@ def _by_content(table: pa.Table, columns: Mapping[str, Modality], root: Path, ke
     if total >= 10 and np.bincount(joined).max() > total / 2 and media:
         notes.append("Few captions are shared by most rows, so equal captions are in several splits.")
         joined = _components(total, media + given)
+    if total >= 10 and given and joined.max() < 2:
+        notes.append("There are fewer than three groups, so rows of one group are in several splits.")
+        joined = _components(total, media + texts)
     positions = _positions(table, joined, keys, media or texts)
     sizes = np.bincount(joined)
     of_group = _by_position(positions, sizes) if len(sizes) >= FEW_GROUPS else _by_quota(positions, sizes)

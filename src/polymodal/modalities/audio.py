@@ -1,7 +1,8 @@
 """Audio: mono float32 waveforms in [-1, 1] at a fixed sampling rate, and log-mel spectrograms.
 
 Samples of any depth, integers or floats, any number of channels (averaged) and any rate are read as soundfile reads
-them. Recordings that are cut off or have NaN or infinite samples are rejected.
+them. Recordings with NaN or infinite samples are rejected, and WAV, AIFF and FLAC that are cut off; of other formats,
+the samples that are there are read.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Audio:
     def decode(self, value: Any) -> Float[np.ndarray, " samples"]:
         """Decode to a mono waveform (mean of channels).
 
-        Raises UnreadableExample for sound that is undecodable, empty or cut off, or has NaN or infinite samples.
+        Raises UnreadableExample for sound that is undecodable or empty, has NaN or infinite samples, or is cut off as
+        far as its format says so.
         """
         import soundfile  # loads a shared library
 

@@ -52,6 +52,7 @@ def finish(trainer: Trainer) -> Run:
     run = trainer.run
     trainer.release_features()
     run.model = _final_model(trainer)
+    run.trained_corpus = trainer.setup.corpus
     skipped = trainer.write_skipped()
     _record_costs(trainer, len(skipped))
     trainer.tracker.close()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from typing_extensions import TypeVar
 
+from polymodal.corpora.corpus import Corpus
 from polymodal.data import processor as processors
 from polymodal.data.processor import Processor
 from polymodal.errors import UnreadableExample, UserError, unusable, write_errors
@@ -25,6 +26,7 @@ from polymodal.training.embedding_inputs import as_list
 from polymodal.training.parallel import register_forward_methods
 from polymodal.training.recipe_file import save_user_recipe
 from polymodal.training.recipe_record import recipe_from_record
+from polymodal.training.training_rows import TRAINING_ROWS, save_training_rows
 from polymodal.types import Batch
 
 RECORD, WEIGHTS, HISTORY, SKIPPED = "run.json", "model.safetensors", "history.jsonl", "skipped.jsonl"
@@ -38,7 +40,8 @@ class Run(Generic[MethodT_co]):
 
     model: the trained method, of the class that the recipe builds. directory: None for a run that is in memory alone.
     record: configuration, state (`running`, `interrupted`, `finished`) and cost. history: one entry per logged step,
-    with step, examples, seconds, learning rate, losses and validation metrics.
+    with step, examples, seconds, learning rate, losses and validation metrics. trained_corpus: the data of
+    training; None for a run that was loaded.
     """
 
     recipe: Any
@@ -47,6 +50,7 @@ class Run(Generic[MethodT_co]):
     record: dict[str, Any]
     history: list[dict[str, Any]] = field(default_factory=list)
     directory: Path | None = None
+    trained_corpus: Corpus | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -78,8 +82,10 @@ class Run(Generic[MethodT_co]):
 
         `run.embed(text="a red fruit", image=["apple.png", photo])`: a single value or a list; images are paths, bytes,
         Pillow images or arrays (height x width x 3, uint8) of any size. Raises UserError when the method has no
-        embedding, or a value is of a wrong kind or cannot be read.
+        embedding, no column is named, or a value is of a wrong kind or cannot be read.
         """
+        if not columns or not isinstance(batch_size, int):
+            raise UserError("Name what is embedded: run.embed(text=[...]) or run.embed(image=[...]).")
         if not hasattr(self.model, "embed"):
             raise UserError(f"The run '{self.name}' cannot embed: its method has no `embed`.")
         values = {name: as_list(name, given) for name, given in columns.items()}
@@ -105,6 +111,10 @@ class Run(Generic[MethodT_co]):
                 save_user_recipe(self.recipe, aside)
                 self.processor.save(aside)
                 copy = Run(self.recipe, self.model, self.processor, self.record, self.history, aside)
+                if self.directory is not None and (self.directory / TRAINING_ROWS).is_file():
+                    shutil.copyfile(self.directory / TRAINING_ROWS, aside / TRAINING_ROWS)
+                elif self.trained_corpus is not None:
+                    save_training_rows(self.trained_corpus, aside)
                 copy.save_result()
                 copy.save_record()
                 if folder.exists():

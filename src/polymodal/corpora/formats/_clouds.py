@@ -17,6 +17,7 @@ MESHES = (".obj", ".glb", ".gltf", ".off", ".stl", ".ply")  # what trimesh reads
 SURFACE = 10_000  # points that are sampled from a mesh, as ULIP-2 does
 MAX_POINTS = 100_000  # of a cloud; of more, as many are sampled
 SEED = 0
+MAX_CHANNELS = 12  # of an array; one of 3 x points has its axes in another order
 POSITIONS = ("points", "xyz", "pos", "pc", "coords", "positions", "vertices", "point_cloud")
 COLORS = ("colors", "color", "rgb")
 # What parsers raise for a damaged file.
@@ -70,7 +71,7 @@ def _of_array(file: Path) -> np.ndarray:
 
 
 def _checked(array: np.ndarray) -> np.ndarray:
-    if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind not in "fiu":
+    if array.ndim != 2 or not 3 <= array.shape[1] <= MAX_CHANNELS or array.dtype.kind not in "fiu":
         raise UnreadableExample(f"the array has the shape {array.shape}, not points x 3 or 6")
     return array.astype(np.float64)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from json import loads as parse_json
 from pathlib import Path
 
 import pyarrow as pa
@@ -42,11 +43,20 @@ def headings_of(file: Path) -> list[str]:
     if not lines:
         return []
     if suffix in json.LINES:
-        return re.findall(r'"([A-Za-z_]+)"\s*:', lines[0])
+        return _keys(lines[0])
     if suffix in csv.SUFFIXES:
         delimiter = max(csv.DELIMITERS, key=lines[0].count)
         return [name.strip().strip('"') for name in lines[0].split(delimiter)]
     return lines[0].split("\t") if suffix in (".inter", ".item") else []
+
+
+def _keys(line: str) -> list[str]:
+    """Return the keys of a JSON object; of a line that is too long to be whole, all that look like keys."""
+    try:
+        record = parse_json(line)
+    except ValueError:
+        return re.findall(r'"([A-Za-z_]+)"\s*:', line)
+    return list(record) if isinstance(record, dict) else []
 
 
 def read_rows(file: Path) -> tuple[pa.Table, tuple[Skipped, ...]]:
@@ -93,8 +103,15 @@ def _of_table(table: pa.Table) -> Mapping[str, Item]:
     for kind, names in {"title": TITLES, "text": TEXTS, "labels": LABELS, "facts": FACTS}.items():
         columns = [name for name in table.column_names if plain(name) in names]
         parts[kind] = list(_joined(table, columns[:1] if kind == "title" else columns))
+    if any(name.endswith(":token_seq") and plain(name) in LABELS for name in table.column_names):
+        parts["labels"] = [[word for value in values for word in _of_sequence(value)] for values in parts["labels"]]
     rows = zip(table.column(key).to_pylist(), *parts.values(), strict=True)
     return {str(name).strip(): _item(str(name), *values) for name, *values in rows if name is not None}
+
+
+def _of_sequence(value: str) -> list[str]:
+    """Split a sequence of RecBole, which has spaces between its parts unless these have other separators."""
+    return [value] if re.search(r"[|,;']", value) else value.split()
 
 
 def _joined(table: pa.Table, columns: Sequence[str]) -> Iterator[list[str]]:

@@ -110,9 +110,14 @@ def _texts(data: DataFiles, media: Sequence[Path], skipped: list[Skipped]) -> di
 
 
 def class_folders(media: Sequence[Path], root: Path) -> dict[str, pa.Array]:
-    """Return the class of each file: its folder, where all files are in folders, and more than one is not a split."""
+    """Return the class of each file: its folder, where all files are in folders, and more than one is not a split.
+
+    Folders of splits may be around the classes, or in each of them, as in ModelNet: `airplane/train/`.
+    """
     folders = [file.resolve().relative_to(root).parts[:-1] for file in media]
     folders = [parts[1:] if parts and parts[0].lower() in SPLIT_NAMES else parts for parts in folders]
+    if all(len(parts) > 1 and parts[-1].lower() in SPLIT_NAMES for parts in folders):
+        folders = [parts[:-1] for parts in folders]
     if not all(folders) or len({*folders}) < 2 or len({len(parts) for parts in folders}) > 1:
         return {}
     return {"label": pa.array(["/".join(parts) for parts in folders])}

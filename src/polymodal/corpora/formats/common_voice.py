@@ -9,6 +9,7 @@ from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._delimited import head_lines, read_delimited
 from polymodal.corpora.formats._utterances import utterances
 from polymodal.corpora.rows import Rows
+from polymodal.corpora.schemas.audio import AUDIO_SUFFIXES
 
 description = "Common Voice: clips/ and train.tsv, dev.tsv, test.tsv with path and sentence"
 FOLDER = "clips"
@@ -37,7 +38,7 @@ def read(data: DataFiles) -> Rows:
     for file in stated if states else validated or files:
         table, left_out = read_delimited(file, "\t")
         skipped += left_out
-        paths = [file.parent / FOLDER / str(path) for path in table.column("path").to_pylist()]
+        paths = [_sound(file, str(path)) for path in table.column("path").to_pylist()]
         sounds += paths
         splits += [SPLITS.get(file.name.lower(), "train")] * len(paths)
         for name, kept in KEPT.items():
@@ -45,6 +46,11 @@ def read(data: DataFiles) -> Rows:
             columns[kept] += table.column(name).to_pylist() if has else [None] * len(paths)
     filled = {name: values for name, values in columns.items() if any(values)}
     return utterances(data, sounds, filled, skipped, splits if states else None)
+
+
+def _sound(file: Path, name: str) -> Path:
+    """Return the path of a clip; early releases leave out `.mp3`."""
+    return file.parent / FOLDER / (name if name.lower().endswith(AUDIO_SUFFIXES) else f"{name}.mp3")
 
 
 def _is_clips(file: Path) -> bool:

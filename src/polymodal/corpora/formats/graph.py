@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv as csv_reader
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +51,7 @@ def read(data: DataFiles) -> Rows:
     stated = splits_of(files, data.root)
     splits = [stated[file] if stated else "" for file in files]
     texts = [file for file in data.files if file.name.lower() in TEXTS]
-    table, skipped = cached_table("graph", [*files, *texts], lambda: _convert(files, splits, texts))
+    table, skipped = cached_table(f"graph 2 {splits}", [*files, *texts], lambda: _convert(files, splits, texts))
     if table.num_rows == 0:
         raise UserError(f"{files[0] if files else data.given[0]} has no edges.")
     split = np.array(table.column("split").to_pylist(), dtype=object) if stated else None
@@ -72,7 +73,8 @@ def _places(file: Path) -> tuple[int, int | None, int] | None:
     if (suffix in csv.SUFFIXES or suffix in PLAIN) and len({*headings}) == len(headings):
         head, tail, relation = (_place(headings, names) for names in (HEADS, TAILS, RELATIONS))
         if head is not None and tail is not None and all(_is_name(row, (head, tail)) for row in rows[1:]):
-            return head, relation, tail
+            connected = relation is not None or _is_connected(rows[1:], head, tail)
+            return (head, relation, tail) if connected and not any(map(_is_media, rows[1:21])) else None
     if suffix not in PLAIN or len({len(row) for row in rows[:20]}) > 1:
         return None
     rows = [row for row in rows if len(row) == len(rows[0])]
@@ -88,7 +90,7 @@ def _places(file: Path) -> tuple[int, int | None, int] | None:
 
 def _fields(line: str, suffix: str) -> list[str]:
     if suffix in (".csv", ".csv.gz"):
-        return line.split(",")
+        return next(csv_reader.reader([line]), [])
     return line.split("\t") if "\t" in line else line.split()
 
 
@@ -98,6 +100,12 @@ def _place(headings: Sequence[str], names: Sequence[str]) -> int | None:
 
 def _is_name(row: Sequence[str], places: tuple[int, int]) -> bool:
     return all(place < len(row) and 0 < len(row[place].split()) <= MAX_WORDS for place in places)
+
+
+def _is_connected(rows: Sequence[Sequence[str]], head: int, tail: int) -> bool:
+    """Return whether some node has two edges, unless there are few; pairs of sentences have none."""
+    ends = [row[place] for row in rows for place in (head, tail)]
+    return len(rows) < 10 or len({*ends}) < len(ends)
 
 
 def _is_media(row: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,10 @@ def read(data: DataFiles) -> Rows:
     label = next((by_name[name] for name in TYPES if name in by_name), None)
     columns: dict[str, Modality] = {COLUMN: Cell(genes[files[0]])}
     if label is not None:
-        columns[label] = Category(tuple(sorted(rows.table.column(label).unique().drop_null().to_pylist())))
+        names = rows.table.column(label).cast(pa.string())  # clusters may be numbered
+        table = rows.table.set_column(rows.table.column_names.index(label), label, names)
+        rows = replace(rows, table=table)
+        columns[label] = Category(tuple(sorted(names.unique().drop_null().to_pylist())))
     return Rows(rows.table, rows.root, columns, rows.split, keys="cell", label=label, skipped=rows.skipped)
 
 
@@ -94,24 +98,37 @@ def _convert(file: Path) -> Conversion:
 def _batches(file: Path, columns: dict[str, pa.Array], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     total = len(columns["cell"])
     with _open(file) as opened:
+        stored = _by_rows(opened["X"])
         for start in range(0, total, BATCH):
             end = min(start + BATCH, total)
-            profiles = [to_npy(row) for row in _expression(opened["X"], start, end, file)]
+            profiles = [to_npy(row) for row in _expression(stored, start, end, file)]
             others = [values.slice(start, end - start) for values in columns.values()]
             yield pa.RecordBatch.from_arrays([pa.array(profiles, pa.binary()), *others], schema=schema)
 
 
-def _expression(stored: Any, start: int, end: int, file: Path) -> np.ndarray:
-    """Return the rows of `X` as float32: of a dense array, or of a sparse matrix by rows or by columns."""
-    if not hasattr(stored, "keys"):
-        return stored[start:end].astype(np.float32)
-    kind = _text(stored.attrs.get("encoding-type", stored.attrs.get("h5sparse_format", "csr")))
+def _shape(stored: Any) -> tuple[int, int]:
     rows, genes = (int(size) for size in stored.attrs.get("shape", stored.attrs.get("h5sparse_shape")))
-    if kind.startswith("csc"):
-        from scipy.sparse import csc_array
+    return rows, genes
 
-        whole = csc_array((stored["data"][:], stored["indices"][:], stored["indptr"][:]), shape=(rows, genes))
-        return whole[start:end].toarray().astype(np.float32)
+
+def _by_rows(stored: Any) -> Any:
+    """Return `X`; a sparse matrix that is stored by columns is read once, and converted to rows."""
+    if hasattr(stored, "keys"):
+        kind = _text(stored.attrs.get("encoding-type", stored.attrs.get("h5sparse_format", "csr")))
+        if kind.startswith("csc"):
+            from scipy.sparse import csc_array
+
+            parts = stored["data"][:], stored["indices"][:], stored["indptr"][:]
+            return csc_array(parts, shape=_shape(stored)).tocsr()
+    return stored
+
+
+def _expression(stored: Any, start: int, end: int, file: Path) -> np.ndarray:
+    """Return the rows of `X` as float32: of a dense array, or of a sparse matrix by rows."""
+    if not hasattr(stored, "keys"):
+        part = stored[start:end]
+        return (part.toarray() if hasattr(part, "toarray") else part).astype(np.float32)
+    genes = _shape(stored)[1]
     starts = stored["indptr"][start : end + 1].astype(np.int64)
     dense = np.zeros((end - start, genes), np.float32)
     values, places = (stored[part][starts[0] : starts[-1]] for part in ("data", "indices"))

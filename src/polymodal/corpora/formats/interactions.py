@@ -78,6 +78,9 @@ def read(data: DataFiles) -> Rows:
     catalogue = tuple(items_described.get(key, Item(key, "")) for key in catalogue_keys)
     undescribed = sum(key not in items_described for key in catalogue_keys)
     notes = [note, f"{len(catalogue):,} items are in the catalogue; {undescribed:,} of them have no description."]
+    if len(files) > 1:
+        listed = ", ".join(file.name for file in files)
+        notes.append(f"The interactions of {len(files)} files are read as one: {listed}.")
     columns = {"user": pa.array(names, pa.string()), "liked": pa.array(histories, pa.list_(pa.int32()))}
     return Rows(
         pa.table(columns),
@@ -129,7 +132,8 @@ def _liked(table: pa.Table) -> tuple[np.ndarray, str]:
 
 
 def _times(table: pa.Table) -> np.ndarray:
-    """Return numbers in the order of time; those of the rows where there is no time."""
+    """Return numbers in the order of time; those of the rows where there is no time. Raises UserError for dates whose
+    order is not that of their letters."""
     name = column_of(table, TIME)
     if name is None:
         return np.arange(len(table))
@@ -137,10 +141,16 @@ def _times(table: pa.Table) -> np.ndarray:
     if pa.types.is_temporal(column.type):
         return np.nan_to_num(pc.cast(pc.cast(column, pa.timestamp("us")), pa.int64()).to_numpy())
     values = numbers(column)
-    if values.null_count == 0:
-        return values.to_numpy()
+    if values.null_count <= len(values) / 2:
+        return values.fill_null(0).to_numpy()
     texts = pc.fill_null(pc.cast(column, pa.string()).combine_chunks(), "")
-    return pc.rank(texts, tiebreaker="dense").to_numpy()  # ISO 8601 sorts as text
+    unordered = texts.filter(pc.invert(pc.match_substring_regex(texts, r"^(\d{4}[-/.]?\d\d[-/.]?\d\d|$)")))
+    if len(unordered):  # ISO 8601 sorts as text
+        raise UserError(
+            f"The column '{name}' has '{unordered[0]}', which does not sort by time; write dates as 2018-12-31, or "
+            "seconds as numbers."
+        )
+    return pc.rank(texts, tiebreaker="dense").to_numpy()
 
 
 def _grouped(users: pa.Array, items: pa.Array) -> tuple[list[np.ndarray], list[str], list[str], list[str]]:

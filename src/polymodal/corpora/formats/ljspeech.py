@@ -13,10 +13,11 @@ from polymodal.corpora.schemas.audio import AUDIO_SUFFIXES
 
 description = "LJSpeech: wavs/ and metadata.csv with lines id|text|normalized text"
 FOLDER = "wavs"
+LOOKED_AT = 100  # lines
 
 
 def matches(data: DataFiles) -> Match:
-    """Look for a first line of metadata that names a file of `wavs`."""
+    """Look for metadata whose first lines name files of `wavs`."""
     return Match.CONTENT if any(_is_metadata(file) for file in _candidates(data)) else Match.NO
 
 
@@ -43,11 +44,16 @@ def _candidates(data: DataFiles) -> list[Path]:
 
 
 def _is_metadata(file: Path) -> bool:
-    first = next(iter(head_lines(file, 1)), "")
-    name, bar, _ = first.partition("|")
-    return bool(bar) and (file.parent / FOLDER).is_dir() and _sound(file, name).is_file()
+    """Return whether one of the first lines names a sound; some may be missing, as in a part of a data set."""
+    if not (file.parent / FOLDER).is_dir():
+        return False
+    parts = (line.partition("|") for line in head_lines(file, LOOKED_AT))
+    return any(bar and _sound(file, name.strip()).is_file() for name, bar, _ in parts)
 
 
 def _sound(file: Path, name: str) -> Path:
-    suffix = "" if name.lower().endswith(AUDIO_SUFFIXES) else ".wav"
-    return file.parent / FOLDER / f"{name}{suffix}"
+    stem = file.parent / FOLDER / name
+    if name.lower().endswith(AUDIO_SUFFIXES):
+        return stem
+    paths = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".wav", ".flac", ".mp3", ".ogg")]
+    return next((path for path in paths if path.is_file()), paths[0])

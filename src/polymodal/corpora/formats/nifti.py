@@ -27,6 +27,9 @@ CONTRASTS = (
     "ct", "pet", "mra",
 )  # fmt: skip
 MASKS = ("seg", "mask", "label", "labels", "dseg", "gt")  # files that are no scans
+MASK_FOLDERS = ("labelstr", "labelsts", "labels", "masks", "segmentations")  # of the Medical Segmentation Decathlon
+CHANNELS = ("imagestr", "imagests", "imagesval")  # folders of nnU-Net, with CASE_0000, CASE_0001 ... for the contrasts
+SUBJECT = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")  # of BIDS
 SINGLE = "scan"  # contrast of files that name none
 
 
@@ -52,14 +55,17 @@ def read(data: DataFiles) -> Rows:
     contrasts = tuple(dict.fromkeys(name for files in scans.values() for name in files))
     contrasts = tuple(sorted(contrasts))
     files = [file for of_scan in scans.values() for file in of_scan.values()]
-    table, skipped = cached_table("nifti", files, lambda: _convert(scans, contrasts))
+    table, skipped = cached_table(f"nifti 2 {data.root}", files, lambda: _convert(scans, contrasts))
     if table.num_rows == 0:
         raise UserError(f"None of the {len(scans):,} scans can be read: {skipped[0].example}.")
     kept = [str(name) for name in table.column("file").to_pylist()]
     places = [data.root / name for name in kept]
-    classes = class_folders(places, data.root)
+    folders = {part.lower() for place in places for part in place.relative_to(data.root).parts[:-1]}
+    are_classes = not any(name.startswith("sub-") or name in CHANNELS for name in folders)
+    classes = class_folders(places, data.root) if are_classes else {}
     classes = {name: values for name, values in classes.items() if len(values.unique()) <= len(values) / 2}
-    columns = classes | _participants(data, kept)  # a folder for each scan is no class
+    subjects = [match[0] if (match := SUBJECT.search(name)) else None for name in kept]
+    columns = classes | (_participants(data, subjects) if any(subjects) else {})  # a folder for each scan is no class
     for name, values in columns.items():
         table = table.append_column(name, values)
     stated = splits_of(files, data.root)
@@ -77,9 +83,11 @@ def _scans(data: DataFiles) -> tuple[dict[str, dict[str, Path]], list[Path]]:
         place = file.resolve().relative_to(data.root)
         stem = re.sub(r"\.nii(\.gz)?$", "", place.name, flags=re.IGNORECASE)
         before, contrast = re.fullmatch(r"(?:(.*)[_\-.])?(.*?)", stem).groups()  # type: ignore[union-attr]
-        if contrast.lower() in MASKS:
+        folder = file.resolve().parent.name.lower()
+        is_channel = folder in CHANNELS and before and re.fullmatch(r"\d{4}", contrast)
+        if contrast.lower() in MASKS or folder in MASK_FOLDERS:
             masks.append(file)
-        elif contrast.lower() in CONTRASTS:
+        elif contrast.lower() in CONTRASTS or is_channel:
             name = (place.parent / before if before else place.parent).as_posix()
             scans.setdefault(name, {})[contrast.lower()] = file
         else:
@@ -87,19 +95,25 @@ def _scans(data: DataFiles) -> tuple[dict[str, dict[str, Path]], list[Path]]:
     return scans, masks
 
 
-def _participants(data: DataFiles, names: Sequence[str]) -> dict[str, pa.Array]:
-    """Return the columns of BIDS's `participants.tsv` for each scan."""
+def _participants(data: DataFiles, subjects: Sequence[str | None]) -> dict[str, pa.Array]:
+    """Return the columns of BIDS's `participants.tsv` for each scan, and the subject as `group`, whose scans are in one
+    split. Its own column `group`, of patients and controls, becomes `label`; `n/a` is a missing value."""
+    of_subject = {"group": pa.array(subjects, pa.string())}
     file = next((file for file in data.files if file.name == "participants.tsv"), None)
     if file is None:
-        return {}
+        return of_subject
     table, _ = read_delimited(file, "\t")
     if "participant_id" not in table.column_names:
-        return {}
+        return of_subject
     records = {record["participant_id"]: record for record in table.to_pylist()}
-    subjects = [re.search(r"sub-[A-Za-z0-9]+", name) for name in names]
-    of_row = [records.get(match[0], {}) if match else {} for match in subjects]
-    columns = [name for name in table.column_names if name not in ("file", "volume")]
-    return {name: pa.array([record.get(name) for record in of_row], pa.string()) for name in columns}
+    of_row = [records.get(subject, {}) for subject in subjects]
+    columns = {}
+    for name in table.column_names:
+        if name not in ("file", "volume", "participant_id"):
+            values = [record.get(name) for record in of_row]
+            renamed = "label" if name.lower() == "group" and "label" not in table.column_names else name
+            columns[renamed] = pa.array([None if value == "n/a" else value for value in values], pa.string())
+    return columns | of_subject
 
 
 def _convert(scans: Mapping[str, Mapping[str, Path]], contrasts: tuple[str, ...]) -> Conversion:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from polymodal.corpora.formats._clouds import ARRAYS, MESHES, stored_cloud
+from polymodal.corpora.formats._clouds import ARRAYS, MAX_CHANNELS, MESHES, stored_cloud
 from polymodal.corpora.formats._converted import FILE, converted_column
 from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._media_folder import DATA, METADATA, SIDECARS, read_folder
@@ -38,7 +38,7 @@ def read(data: DataFiles) -> Rows:
     Raises UserError where none can be read.
     """
     listed = read_folder(data, COLUMN, SUFFIXES, lambda root: Points())
-    table, kept, skipped = converted_column(listed, COLUMN, "points 1", stored_cloud)
+    table, kept, skipped = converted_column(listed, COLUMN, "points 2", stored_cloud)
     table, images = _with_images(table, data)
     columns = {COLUMN: Points()} | ({"image": Image(listed.root)} if images else {})
     split = listed.split[kept] if listed.split is not None else None
@@ -61,7 +61,7 @@ def _is_cloud(file: Path) -> bool:
     try:
         if suffix == ".npy":
             array = np.load(file, mmap_mode="r", allow_pickle=False)
-            return array.ndim == 2 and 3 <= array.shape[1] <= 12 and array.shape[0] > array.shape[1]
+            return array.ndim == 2 and 3 <= array.shape[1] <= MAX_CHANNELS and array.shape[0] > array.shape[1]
         with file.open("rb") as stream:
             head = stream.read(4096)
     except (OSError, ValueError):

@@ -70,8 +70,11 @@ def _batches(file: Path, schema: pa.Schema, skipped: list[Skipped]) -> Iterator[
                 if molecule is None or not molecule.GetNumAtoms():
                     failures.append(f"{file}: molecule {number}")
                     continue
-                properties = molecule.GetPropsAsDict(includePrivate=False, autoConvertStrings=False)
-                title = molecule.GetProp("_Name") if molecule.HasProp("_Name") else ""
+                try:
+                    properties = molecule.GetPropsAsDict(includePrivate=False, autoConvertStrings=False)
+                    title = molecule.GetProp("_Name") if molecule.HasProp("_Name") else ""
+                except UnicodeDecodeError:
+                    raise UserError(f"{file} is not written in UTF-8; convert it, for example with iconv.") from None
                 written = {name: str(value).strip() or None for name, value in properties.items()}
                 rows.append(written | {"smiles": Chem.MolToSmiles(molecule), "title_line": title.strip() or None})
                 if len(rows) == BATCH:

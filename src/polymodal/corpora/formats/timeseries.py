@@ -57,7 +57,7 @@ def _is_ucr(file: Path) -> bool:
 
 
 def _read(file: Path) -> tuple[pa.Table, tuple[Skipped, ...]]:
-    table, skipped = cached_table("timeseries", [file], lambda: _convert(file))
+    table, skipped = cached_table("timeseries 2", [file], lambda: _convert(file))
     if _is_ts(file) and any(re.match(r"@targetlabel\s+true", line, re.IGNORECASE) for line in _header(file)):
         table = table.rename_columns([COLUMN, "target"])
     return table, skipped
@@ -102,9 +102,7 @@ def _batches(file: Path, skipped: list[Skipped]) -> Iterator[pa.RecordBatch]:
         values.append(to_npy(series))
         labels.append(label)
         if len(values) == BATCH:
-            yield pa.RecordBatch.from_arrays(
-                [pa.array(values, pa.binary()), pa.array(labels, pa.string())], schema=SCHEMA
-            )
+            yield _batch(values, labels)
             values, labels = [], []
     if len(failures) > MAX_SKIPPED * total:
         raise UserError(f"{len(failures):,} of {total:,} series cannot be read ({failures[0]}).")
@@ -121,7 +119,7 @@ def _batch(values: list[bytes], labels: list[str | None]) -> pa.RecordBatch:
 def _of_ts(line: str, labelled: bool) -> tuple[np.ndarray, str | None]:
     """Parse `1,2,?:4,5,6:label`: channels x length, NaN where a value is missing. Raises ValueError else."""
     channels = line.strip().split(":")
-    label = channels.pop() if labelled else None
+    label = channels.pop().strip() if labelled else None
     rows = [
         np.array([np.nan if value.strip() == "?" else float(value) for value in row.split(",")]) for row in channels
     ]

@@ -13,7 +13,7 @@ from polymodal.corpora.schemas._media import is_url
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
 from polymodal.corpora.schemas._tabular import MISSING, categories, names_a_row
 from polymodal.errors import UserError
-from polymodal.modalities import Category, Conversations, Interleaved, Preferences, Questions, Text
+from polymodal.modalities import Category, Cell, Conversations, Interleaved, Preferences, Questions, Text, Volume
 from polymodal.modalities.text import UNKNOWN_LANGUAGE
 
 rank = 3
@@ -40,7 +40,8 @@ def find(view: View) -> Found | None:
     usual = [name for name in view.usual(USUAL) if _is_text(view, name)]
     of_records = any(isinstance(kind, RECORDS) for kind in view.modalities.values())
     candidates = [] if of_records else [name for name in view.free if _reads_as_text(view, name)]
-    if not usual and (len(candidates) > 1 or any(isinstance(kind, Category) for kind in view.modalities.values())):
+    measured = any(isinstance(kind, Category | Cell | Volume) for kind in view.modalities.values())
+    if not usual and (len(candidates) > 1 or measured):
         candidates = [name for name in candidates if categories(view, name) is None]  # they are cells of a table
     if usual or len(candidates) == 1:
         return _found(view, (usual or candidates)[0])
