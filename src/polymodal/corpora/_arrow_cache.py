@@ -16,7 +16,7 @@ from filelock import FileLock
 from polymodal.corpora._cache import cache_directory, disk_error
 from polymodal.corpora.corpus import Skipped
 
-VERSION = 1  # of what is written; another one is written anew
+VERSION = 2  # of what is written; another one is written anew
 
 
 class Conversion:

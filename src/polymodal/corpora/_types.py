@@ -119,7 +119,7 @@ def fitted(value: Any, kind: pa.DataType) -> Any:
 
     A scalar in a column of text becomes the text that JSON writes for it, without quotation marks around strings.
     """
-    if value is None:
+    if value is None or (is_string(kind) and isinstance(value, float) and value != value):  # NaN is no text
         return None
     if is_list(kind):
         return [fitted(item, kind.value_type) for item in (value if isinstance(value, list | tuple) else [value])]

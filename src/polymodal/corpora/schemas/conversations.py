@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from polymodal.corpora._types import fields_of, is_list, is_string
 from polymodal.corpora.schemas._columns import field, inner, joined, of_one, records
-from polymodal.corpora.schemas._image_lists import image_lists, image_root
+from polymodal.corpora.schemas._image_lists import image_lists, media_root
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
 from polymodal.modalities import Conversations
 
@@ -46,7 +46,7 @@ def find(view: View) -> Found | None:
             made["system"] = columns[system]
         return records(made, columns[turns].is_null())
 
-    root = view.root if images is None else image_root(view, images)
+    root = view.root if images is None else media_root(view, images)
     return Found({turns: FoundColumn(Conversations(root), lambda table: joined(table, uses, make))}, uses)
 
 
