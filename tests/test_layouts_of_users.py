@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image as PILImage
 
+from format_samples import webdataset
 from polymodal.corpora import from_path, from_table
+from polymodal.corpora.data_report import report_on
 from polymodal.corpora.formats import json as json_format
 from polymodal.corpora.schemas._media import kind_of
 from polymodal.errors import UserError
@@ -316,3 +320,44 @@ def test_a_format_that_the_files_are_not_in_is_a_sentence(name, tmp_path):
     (tmp_path / "pairs.jsonl").write_text('{"caption": "a cat"}\n')
     with pytest.raises(UserError, match=r"holds .*, and n|no folder that"):
         from_path(tmp_path, format=name)
+
+
+def test_columns_that_say_the_same_of_all_rows_are_no_captions(tmp_path):
+    table = {"image": [encoded(PILImage.new("RGB", (8, 6), (n, 3, 7))) for n in range(12)], "status": ["success"] * 12}
+    pq.write_table(pa.table(table), tmp_path / "rows.parquet")
+    assert [*from_path(tmp_path / "rows.parquet").columns] == ["image"]
+
+
+def test_arrays_of_pixels_in_a_list_of_dicts_are_images():
+    rows = [{"image": np.full((6, 8, 3), n, np.uint8), "caption": f"thing {n}"} for n in range(12)]
+    assert from_table(rows).value(3, "image").getpixel((0, 0)) == (3, 3, 3)
+
+
+def test_columns_that_differ_in_length_are_a_sentence():
+    with pytest.raises(UserError, match="differ in length: image 3, caption 2"):
+        from_table({"image": ["a.png"] * 3, "caption": ["a cat"] * 2})
+
+
+# Files
+
+
+@pytest.mark.parametrize(("name", "line"), [("rows.csv.gz", "caption\n"), ("rows.jsonl.gz", '{"caption": "a"}\n')])
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"caption\nno gzip\n" * 9])
+def test_damaged_gzip_is_not_blamed_on_the_cache(name, line, damage, tmp_path):
+    (tmp_path / name).write_bytes(damage(gzip.compress((line * 9).encode() + os.urandom(4000).hex().encode())))
+    with pytest.raises(UserError, match=f"{name} cannot be read"):
+        from_path(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["wids.json", "dataset-wids.json", "sizes.json"])
+def test_lists_of_shards_beside_tar_files_are_no_data(name, tmp_path):
+    webdataset(tmp_path)
+    (tmp_path / name).write_text('{"00000.tar": 12}')
+    assert from_path(tmp_path).format == "webdataset"
+
+
+def test_the_rule_of_streamed_splits_is_what_they_are_by(tmp_path):
+    for split in ("train", "test"):
+        table = pa.table({"caption": [f"{split} number {number}" for number in range(12)]})
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    assert report_on(from_path(tmp_path, stream=True)).rule == "the names of files or folders"

@@ -84,6 +84,7 @@ def from_shards(url: str | Sequence[str], **columns: str) -> Corpus:
         choices={"data": names[0] if len(names) == 1 else names, "columns": dict(columns), "stream": True},
         keeps_decoded=False,
         skipped=shards.skipped,
+        split_rule="the names of files or folders" if stated else "",
         notes=("The splits are those that files or folders state.",) if stated else (),
         blocks=blocks,
     )

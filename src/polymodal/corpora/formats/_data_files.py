@@ -31,7 +31,7 @@ _SPLIT_FOLDER = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?:\d{{4}})?", re.IGNOREC
 _SPLIT = re.compile(rf"(?:^|[._\-/ ])({'|'.join(SPLIT_NAMES)})(?:\d{{4}})?(?=[._\-/ ]|$)", re.IGNORECASE)
 # Files that accompany data and are none: documentation, metadata of tools, checksums.
 _ACCOMPANYING = re.compile(
-    r"(readme|license|licence)(\.\w+)?$|dataset_infos?\.json$|state\.json$|\.gitattributes|.*_stats\.json$|.*\.(md5|sha256|log|yaml|yml|md)$",
+    r"(readme|license|licence)(\.\w+)?$|dataset_infos?\.json$|state\.json$|(.*[-_])?(wids([-_]meta)?|sizes)\.json$|\.gitattributes|.*_stats\.json$|.*\.(md5|sha256|log|yaml|yml|md)$",
     re.IGNORECASE,
 )
 
