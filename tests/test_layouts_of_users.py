@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -361,3 +363,26 @@ def test_the_rule_of_streamed_splits_is_what_they_are_by(tmp_path):
         table = pa.table({"caption": [f"{split} number {number}" for number in range(12)]})
         pq.write_table(table, tmp_path / f"{split}.parquet")
     assert report_on(from_path(tmp_path, stream=True)).rule == "the names of files or folders"
+
+
+def test_a_file_that_is_named_twice_is_read_once(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"caption": "thing {number}"}}\n' for number in range(12)))
+    monkeypatch.chdir(tmp_path)
+    assert len(from_path([tmp_path / "rows.jsonl", "rows.jsonl", "."])) == 12
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "tar"])
+def test_half_a_character_does_not_cost_a_text(suffix, tmp_path):
+    lines = [r'{"caption": "half \ud83d"}', r'{"caption": "whole \ud83d\ude00"}']
+    lines += [f'{{"caption": "thing {number}"}}' for number in range(10)]
+    if suffix == "jsonl":
+        (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    else:
+        with tarfile.open(tmp_path / "rows.tar", "w") as tar:
+            for number, line in enumerate(lines):
+                member = tarfile.TarInfo(f"{number:03d}.json")
+                member.size = len(line)
+                tar.addfile(member, io.BytesIO(line.encode()))
+    assert texts(from_path(tmp_path))[:2] == ["half \ufffd", "whole \N{GRINNING FACE}"]
+    if suffix == "tar":
+        assert texts(from_path(tmp_path, stream=True))[:1] == ["half \ufffd"]

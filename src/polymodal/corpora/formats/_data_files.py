@@ -66,7 +66,7 @@ class DataFiles:
         Raises UserError for a path that does not exist, and for an empty folder.
         """
         paths = [path for one in given for path in _expanded(str(one))]
-        files = sorted(dict.fromkeys(file for path in paths for file in _files(path)))
+        files = sorted({os.path.abspath(file): file for path in reversed(paths) for file in _files(path)}.values())
         folders = [path if path.is_dir() else path.parent for path in paths]
         root = Path(os.path.commonpath([str(folder.resolve()) for folder in folders]))
         if not files:

@@ -26,6 +26,7 @@ description = "JSON (a list of records) or JSON lines"
 LINES = (".jsonl", ".ndjson", ".jsonl.gz")
 SUFFIXES = (*LINES, ".json", ".json.gz")
 CHUNK = 10_000  # records that are converted together
+UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError)  # for types, or for UTF-8
 MAX_SKIPPED = 0.1  # of the lines, until the file is refused
 
 
@@ -66,7 +67,7 @@ def _schema(chunks: Iterable[list[Any]]) -> pa.Schema:
     for chunk in chunks:
         try:
             inferred = pa.array(chunk).type
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # mixed types
+        except UNFIT:  # mixed types
             inferred = type_of(chunk).value_type
         kind = merged_type(kind, inferred)
     return pa.schema(list(kind)) if pa.types.is_struct(kind) else pa.schema([])
@@ -76,7 +77,7 @@ def _batch(chunk: list[Any], schema: pa.Schema) -> pa.RecordBatch:
     kind = pa.struct(list(schema))
     try:
         array = pa.array(chunk, type=kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+    except UNFIT:
         array = pa.array([fitted(record, kind) for record in chunk], type=kind)
     return pa.RecordBatch.from_struct_array(array)
 
