@@ -264,6 +264,16 @@ def test_paths_in_a_folder_below_the_file_are_said(tmp_path):
     assert any(note.endswith("set/photos.") for note in corpus.notes)
 
 
+@pytest.mark.parametrize("lists", [False, True])
+def test_paths_of_conversations_in_a_folder_below_the_file_are_said(lists, tmp_path):
+    images(tmp_path / "photos")
+    talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+    name = "{}.png"
+    rows = [{"image": [name.format(n)] if lists else name.format(n), "conversations": talk} for n in range(12)]
+    (tmp_path / "talks.json").write_text(json.dumps(rows))
+    assert any(note.endswith("photos.") for note in from_path(tmp_path / "talks.json").notes)
+
+
 def test_images_of_another_data_set_beside_it_are_not_taken(tmp_path):
     images(tmp_path / "other", 5)
     (tmp_path / "set").mkdir()

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from polymodal.corpora._types import fields_of, is_binary, is_list, is_string
 from polymodal.corpora.schemas._columns import field, joined, records
-from polymodal.corpora.schemas._image_lists import media_root
+from polymodal.corpora.schemas._image_lists import media_root, note_of
 from polymodal.corpora.schemas._media import is_url
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
 from polymodal.errors import UserError
@@ -41,7 +41,9 @@ def find(view: View) -> Found | None:
         return make(columns[texts], columns[images])
 
     return Found(
-        {NAME: FoundColumn(Interleaved(root), lambda table: joined(table, (texts, images), document))}, (texts, images)
+        {NAME: FoundColumn(Interleaved(root), lambda table: joined(table, (texts, images), document))},
+        (texts, images),
+        notes=note_of(view, images, root),
     )
 
 
