@@ -17,6 +17,7 @@ import pytest
 from PIL import Image as PILImage
 
 from format_samples import webdataset
+from polymodal.cli.data import data as data_command
 from polymodal.corpora import from_path, from_table
 from polymodal.corpora.data_report import report_on
 from polymodal.corpora.formats import json as json_format
@@ -396,3 +397,17 @@ def test_half_a_character_does_not_cost_a_text(suffix, tmp_path):
     assert texts(from_path(tmp_path))[:2] == ["half \ufffd", "whole \N{GRINNING FACE}"]
     if suffix == "tar":
         assert texts(from_path(tmp_path, stream=True))[:1] == ["half \ufffd"]
+
+
+def test_data_to_evaluate_on_states_test_alone(tmp_path):
+    rows = "".join(f'{{"caption": "thing {number}", "split": "test"}}\n' for number in range(12))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    assert {name: len(held) for name, held in from_path(tmp_path).splits.items()} == {"test": 12}
+    with pytest.raises(UserError, match="no rows to train on, only test"):
+        data_command([str(tmp_path), "--json"])
+
+
+def test_examples_of_a_column_are_different_ones(tmp_path):
+    rows = [{"caption": f"thing {n}", "label": "cat" if n < 30 else "dog"} for n in range(60)]
+    columns = {column.name: column for column in report_on(from_table(rows)).columns}
+    assert [text.split()[0] for text in columns["label"].examples] == ["cat", "dog", "cat"]
