@@ -411,3 +411,10 @@ def test_examples_of_a_column_are_different_ones(tmp_path):
     rows = [{"caption": f"thing {n}", "label": "cat" if n < 30 else "dog"} for n in range(60)]
     columns = {column.name: column for column in report_on(from_table(rows)).columns}
     assert [text.split()[0] for text in columns["label"].examples] == ["cat", "dog", "cat"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+def test_texts_beside_images_are_read_in_the_encodings_of_editors(encoding, tmp_path):
+    for name in images(tmp_path):
+        (tmp_path / name).with_suffix(".txt").write_text(f"café {name}", encoding=encoding)
+    assert texts(from_path(tmp_path), "text")[0] == "café 0.png"

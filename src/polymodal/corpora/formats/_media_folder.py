@@ -14,7 +14,7 @@ import pyarrow as pa
 from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats import csv, json, parquet
 from polymodal.corpora.formats._data_files import DataFiles, Match, place_of, split_folder, splits_of
-from polymodal.corpora.formats._delimited import head_lines
+from polymodal.corpora.formats._delimited import decoded, head_lines
 from polymodal.corpora.formats._tables import concatenated
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
@@ -115,11 +115,19 @@ def _texts(data: DataFiles, media: Sequence[Path], skipped: list[Skipped]) -> di
     texts: list[str | None] = []
     for file in media:
         sidecar = beside.get(file.with_suffix(""))
-        texts.append(sidecar.read_text(encoding="utf-8-sig", errors="replace").strip() if sidecar else None)
+        texts.append(_text_of(sidecar) if sidecar else None)
     without = [file for file, text in zip(media, texts, strict=True) if not text]
     if without:
         skipped.append(Skipped(len(without), "has no text file beside it", str(without[0])))
     return {"text": pa.array(texts, pa.string())}
+
+
+def _text_of(file: Path) -> str:
+    """Return the text of a file in UTF-8, in UTF-16 where it says so, or else in Latin-1."""
+    data = file.read_bytes()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", errors="replace").strip()
+    return decoded(data.removeprefix(b"\xef\xbb\xbf")).strip()
 
 
 def class_folders(media: Sequence[Path], root: Path) -> dict[str, pa.Array]:
