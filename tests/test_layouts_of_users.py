@@ -328,10 +328,12 @@ def test_a_value_of_one_byte_is_of_no_kind():
     assert kind_of(b"\xff") is None
 
 
-@pytest.mark.parametrize("name", ["csv", "parquet", "webdataset", "imagefolder", "audiofolder", "saved_corpus"])
+@pytest.mark.parametrize(
+    "name", ["csv", "parquet", "webdataset", "imagefolder", "audiofolder", "saved_corpus", "cord", "graph"]
+)
 def test_a_format_that_the_files_are_not_in_is_a_sentence(name, tmp_path):
     (tmp_path / "pairs.jsonl").write_text('{"caption": "a cat"}\n')
-    with pytest.raises(UserError, match=r"holds .*, and n|no folder that"):
+    with pytest.raises(UserError, match=r"holds .*, and n|no folder that|has no|No page"):
         from_path(tmp_path, format=name)
 
 

@@ -48,7 +48,7 @@ def cached_table(
                 for stale in folder.glob(f"{place}-*"):
                     with contextlib.suppress(OSError):  # in use, on Windows
                         stale.unlink()
-                _write(final, _reading(files[0], convert))
+                _write(final, _reading(files, convert))
     except OSError as error:
         raise disk_error(error, folder) from error
     described = json.loads(final.with_suffix(".json").read_text(encoding="utf-8"))
@@ -56,19 +56,19 @@ def cached_table(
     return pa.ipc.open_file(pa.memory_map(str(final))).read_all(), skipped
 
 
-def _reading(file: Path, convert: Callable[[], Conversion]) -> Conversion:
+def _reading(files: Sequence[Path], convert: Callable[[], Conversion]) -> Conversion:
     """Return the conversion, whose errors of the system are those of the file that is read, and not of the cache."""
 
     def batches(conversion: Conversion) -> Iterator[pa.RecordBatch]:
         try:
             yield from conversion.batches
         except OSError as error:
-            raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
+            raise UserError(f"{files[0]} cannot be read: {error.strerror or error}.") from error
 
     try:
         conversion = convert()
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
+        raise UserError(f"{files[0]} cannot be read: {error.strerror or error}.") from error
     return Conversion(conversion.schema, batches(conversion), conversion.skipped)
 
 
