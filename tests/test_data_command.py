@@ -356,6 +356,14 @@ def test_test_rows_that_were_trained_on_are_reported(trained, tmp_path):
         evaluate(run, moved)
 
 
+def test_validation_rows_that_were_trained_on_are_reported_where_they_are_evaluated_on(trained, tmp_path):
+    corpus = from_path(pairs(tmp_path, list(range(40))))
+    rows = corpus.splits["train"]
+    moved = corpus.with_splits({"train": rows[5:], "validation": rows[:5]})
+    with pytest.warns(UserWarning, match="5 of 5 validation rows"):
+        assert warn_of_trained_rows(load_run(trained), moved) == 5
+
+
 def test_the_same_content_under_other_keys_and_as_files_is_known(trained, tmp_path):
     original = from_path(pairs(tmp_path / "first", list(range(40))))
     lines = ["name,file,words,split", "x,0.png,else,train"]

@@ -69,6 +69,8 @@ def _why_not(report: DataReport) -> str:
     for column in report.columns:
         if column.modality and not column.usable:
             return f"{column.unreadable:,} of {column.sampled:,} values of '{column.name}' cannot be decoded"
+    if not report.sizes.get("train"):
+        return f"it has no rows to train on, only {' and '.join(report.sizes)}"
     return "each reads a column that it does not have"
 
 

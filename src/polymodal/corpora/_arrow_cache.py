@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from filelock import FileLock
 
 from polymodal.corpora._cache import cache_directory, disk_error
 from polymodal.corpora.corpus import Skipped
+from polymodal.errors import UserError
 
-VERSION = 1  # of what is written; another one is written anew
+VERSION = 2  # of what is written; another one is written anew
 
 
 class Conversion:
@@ -47,12 +48,28 @@ def cached_table(
                 for stale in folder.glob(f"{place}-*"):
                     with contextlib.suppress(OSError):  # in use, on Windows
                         stale.unlink()
-                _write(final, convert())
+                _write(final, _reading(files, convert))
     except OSError as error:
         raise disk_error(error, folder) from error
     described = json.loads(final.with_suffix(".json").read_text(encoding="utf-8"))
     skipped = tuple(Skipped(**record) for record in described["skipped"])
     return pa.ipc.open_file(pa.memory_map(str(final))).read_all(), skipped
+
+
+def _reading(files: Sequence[Path], convert: Callable[[], Conversion]) -> Conversion:
+    """Return the conversion, whose errors of the system are those of the file that is read, and not of the cache."""
+
+    def batches(conversion: Conversion) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from conversion.batches
+        except OSError as error:
+            raise UserError(f"{files[0]} cannot be read: {error.strerror or error}.") from error
+
+    try:
+        conversion = convert()
+    except OSError as error:
+        raise UserError(f"{files[0]} cannot be read: {error.strerror or error}.") from error
+    return Conversion(conversion.schema, batches(conversion), conversion.skipped)
 
 
 def _write(final: Path, conversion: Conversion) -> None:

@@ -69,6 +69,10 @@ def _table(data: Any) -> pa.Table:
             return pa.table(data)
         if isinstance(data, Mapping):
             columns = {str(name): list(values) for name, values in data.items()}
+            lengths = {name: len(values) for name, values in columns.items()}
+            if len({*lengths.values()}) > 1:
+                listed = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
+                raise UserError(f"The columns of the dict differ in length: {listed}.")
             return _of_records([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise UserError(f"The {type(data).__name__} cannot be read as a table: {first_line(error)}") from error
@@ -112,13 +116,15 @@ def _of_records(records: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON would have it, images and bytes as bytes."""
+    """Return a value as JSON would have it; images, arrays of pixels among them, and bytes as bytes."""
     if isinstance(value, Mapping):
         return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, PILImage.Image):
         return encoded(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] in (3, 4):
+        return encoded(PILImage.fromarray(value))
     if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
     if isinstance(value, list | tuple):

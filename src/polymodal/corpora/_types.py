@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 TEXT_FIELD = "text"  # of a record that a scalar beside records becomes
 
 
@@ -118,8 +120,9 @@ def fitted(value: Any, kind: pa.DataType) -> Any:
     """Return a value of JSON as a value of this type, which `merged_type` made of the types of all values.
 
     A scalar in a column of text becomes the text that JSON writes for it, without quotation marks around strings.
+    Halves of characters, as texts that were cut have, become the replacement character.
     """
-    if value is None:
+    if value is None or (is_string(kind) and isinstance(value, float) and value != value):  # NaN is no text
         return None
     if is_list(kind):
         return [fitted(item, kind.value_type) for item in (value if isinstance(value, list | tuple) else [value])]
@@ -127,6 +130,8 @@ def fitted(value: Any, kind: pa.DataType) -> Any:
         if not isinstance(value, Mapping):
             value = {TEXT_FIELD: value}
         return {field.name: fitted(value.get(field.name), field.type) for field in kind}
-    if is_string(kind) and not isinstance(value, str):
+    if is_string(kind) and isinstance(value, str):
+        return value if value.isascii() else _SURROGATE.sub("\ufffd", value)
+    if is_string(kind):
         return value.decode(errors="replace") if isinstance(value, bytes) else json.dumps(value, ensure_ascii=False)
     return value

@@ -47,7 +47,8 @@ def user_splits(
 ) -> Splits:
     """Return the splits: of a column `split`, of files and folders (stated), or by content.
 
-    Raises UserError for a split column whose values are no usual names of splits, or do not have `train`.
+    A column may state `test` or `validation` alone, as data to evaluate on does. Raises UserError for one without
+    `train` that has other names.
     """
     column = next((name for name in table.column_names if name.lower() in ("split", "partition", "subset")), None)
     if column is not None and is_string(table.schema.field(column).type) and column not in columns:
@@ -60,7 +61,7 @@ def user_splits(
 def _of_column(column: pa.ChunkedArray, name: str) -> Splits:
     values = pc.unique(column).drop_null().to_pylist()
     names = {value: SPLIT_NAMES.get(value.strip().lower(), value.strip().lower()) for value in values}
-    if "train" not in names.values():
+    if "train" not in names.values() and not (values and {*names.values()} <= {*SPLIT_NAMES.values()}):
         listed = ", ".join(f"'{value}'" for value in values[:6])
         raise UserError(
             f"The column '{name}' has {listed or 'no values'} but no 'train'; write train, validation and test in it, "

@@ -136,8 +136,9 @@ def _with_modality(corpus: Corpus) -> list[ColumnReport]:
 def _three(examples: list[str]) -> tuple[str, ...]:
     """Return different ones where there are, spread over the data."""
     different = list(dict.fromkeys(examples))
-    chosen = different if len(different) >= EXAMPLES else different + examples[len(different) :]
-    return tuple(chosen[:: max(1, len(chosen) // EXAMPLES)][:EXAMPLES])
+    if len(different) < EXAMPLES:
+        return tuple((different + examples[len(different) :])[:EXAMPLES])
+    return tuple(different[:: max(1, len(different) // EXAMPLES)][:EXAMPLES])
 
 
 def _filled(table: pa.Table, name: str) -> float:

@@ -111,6 +111,8 @@ def load_description(path: Path | str) -> dict[str, Any]:
     """Load the description. Raises UserError when it is damaged."""
     try:
         return json.loads((Path(path) / DESCRIPTION).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} is no folder that polymodal wrote: it has no {DESCRIPTION}.") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged; make it again.") from error
 

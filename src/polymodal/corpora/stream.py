@@ -63,6 +63,7 @@ def from_shards(url: str | Sequence[str], **columns: str) -> Corpus:
         raise UserError(f"The shards at {urls[0]} cannot be read: {first_line(error)}") from error
     kinds = {name: column.modality for name, column in inferred.columns.items()}
     _check_columns(kinds, sample, local, urls[0])
+    _check_folders(kinds, sample, paths, urls[0])
     keys = next((name for name in KEYS if name in sample.column_names), None)
     blocks = _Blocks(shards, inferred, keys)
     names = [url if "://" in url else os.path.abspath(os.path.expanduser(url)) for url in urls]
@@ -83,6 +84,7 @@ def from_shards(url: str | Sequence[str], **columns: str) -> Corpus:
         choices={"data": names[0] if len(names) == 1 else names, "columns": dict(columns), "stream": True},
         keeps_decoded=False,
         skipped=shards.skipped,
+        split_rule="the names of files or folders" if stated else "",
         notes=("The splits are those that files or folders state.",) if stated else (),
         blocks=blocks,
     )
@@ -158,6 +160,21 @@ def _check_columns(kinds: dict[str, Modality], sample: pa.Table, local: bool, ur
                 f"The column '{name}' of {url} has paths of files, which are not read from a URL; copy the files here, "
                 "or put their bytes into the shards."
             )
+
+
+def _check_folders(kinds: dict[str, Modality], sample: pa.Table, paths: Sequence[str], url: str) -> None:
+    """Raise UserError for relative paths in shards of several folders, which start at different ones."""
+    if len({PurePosixPath(path).parent for path in paths}) < 2:
+        return
+    for name, kind in kinds.items():
+        media = type(kind).__name__ in ("Image", "Audio", "Video") and name in sample.column_names
+        if media and is_string(sample.schema.field(name).type):
+            values = sample.column(name).drop_null().to_pylist()
+            if not all(os.path.isabs(value) for value in values):
+                raise UserError(
+                    f"The column '{name}' has relative paths, and the shards at {url} are in several folders; put the "
+                    "shards into one, or leave out --stream."
+                )
 
 
 def _splits(blocks: Sequence[RowBlock], total: int, stated: dict[str, str] | None) -> dict[str, np.ndarray]:
@@ -296,7 +313,7 @@ class _Blocks:
 
 def _held_out(blocks: Sequence[RowBlock], total: int) -> tuple[int, int]:
     """Return where validation and test begin: at block boundaries, unless there are too few."""
-    each = min(total // 10, HELD_OUT)
+    each = min(max(total // 10, min(1, total // 3)), HELD_OUT)  # of few rows, one
     targets = total - 2 * each, total - each
     at_blocks = [max(block.first for block in blocks if block.first <= target) for target in targets]
     begins = at_blocks if total // 2 < at_blocks[0] < at_blocks[1] else targets

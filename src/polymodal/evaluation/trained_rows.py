@@ -12,8 +12,10 @@ from polymodal.training.training_rows import trained_on
 
 
 def warn_of_trained_rows(run: Run, corpus: Corpus) -> int:
-    """Warn where test rows of this corpus were trained on, and return how many."""
-    held_out = [rows for split, rows in corpus.splits.items() if split.startswith("test")]
+    """Warn where test rows of this corpus, of one without them validation rows, were trained on; return how many."""
+    tests = [split for split in corpus.splits if split.startswith("test")]
+    kind = "test" if tests else "validation"
+    held_out = [corpus.splits[split] for split in tests or corpus.splits if split.startswith(kind)]
     if run.directory is None or not held_out:
         return 0
     rows = np.unique(np.concatenate(held_out))
@@ -21,7 +23,7 @@ def warn_of_trained_rows(run: Run, corpus: Corpus) -> int:
     if len(trained):
         keys = ", ".join(corpus.key(int(row)) for row in trained[:3])
         warnings.warn(
-            f"{len(trained):,} of {len(rows):,} test rows of '{corpus.name}' were trained on, such as {keys}: scores "
+            f"{len(trained):,} of {len(rows):,} {kind} rows of '{corpus.name}' were trained on, such as {keys}: scores "
             "on them say nothing about new data.",
             stacklevel=2,
         )

@@ -27,10 +27,11 @@ SPLIT_NAMES = {
     "eval": "test",
     "evaluation": "test",
 }
+_SPLIT_FOLDER = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?:\d{{4}})?", re.IGNORECASE)
 _SPLIT = re.compile(rf"(?:^|[._\-/ ])({'|'.join(SPLIT_NAMES)})(?:\d{{4}})?(?=[._\-/ ]|$)", re.IGNORECASE)
 # Files that accompany data and are none: documentation, metadata of tools, checksums.
 _ACCOMPANYING = re.compile(
-    r"(readme|license|licence)(\.\w+)?$|dataset_infos?\.json$|state\.json$|\.gitattributes|.*_stats\.json$|.*\.(md5|sha256|log|yaml|yml|md)$",
+    r"(readme|license|licence)(\.\w+)?$|dataset_infos?\.json$|state\.json$|(.*[-_])?(wids([-_]meta)?|sizes)\.json$|\.gitattributes|.*_stats\.json$|.*\.(md5|sha256|log|yaml|yml|md)$",
     re.IGNORECASE,
 )
 
@@ -65,7 +66,7 @@ class DataFiles:
         Raises UserError for a path that does not exist, and for an empty folder.
         """
         paths = [path for one in given for path in _expanded(str(one))]
-        files = sorted(dict.fromkeys(file for path in paths for file in _files(path)))
+        files = sorted({os.path.abspath(file): file for path in reversed(paths) for file in _files(path)}.values())
         folders = [path if path.is_dir() else path.parent for path in paths]
         root = Path(os.path.commonpath([str(folder.resolve()) for folder in folders]))
         if not files:
@@ -113,16 +114,30 @@ def suffix_of(path: Path) -> str:
 def splits_of(files: Sequence[Path], root: Path) -> dict[Path, str] | None:
     """Return the split that the name or a folder of each file states; None unless all of them do, one being train.
 
-    `train-00000-of-00004.parquet`, `val2014/…` and `data/test/…` state one, by any of `SPLIT_NAMES`.
+    `train-00000-of-00004.parquet`, `val2014/…` and `data/test/…` state one, by any of `SPLIT_NAMES`. Where each file is
+    in a folder that is named like a split, the outermost of these counts: `test/bullet_train/1.jpg` is of `test`.
     """
-    splits = {}
-    for file in files:
-        whole = file.resolve()
-        names = _SPLIT.findall(whole.relative_to(root).as_posix() if whole.is_relative_to(root) else file.name)
-        if not names:
-            return None
-        splits[file] = SPLIT_NAMES[names[-1].lower()]
-    return splits if "train" in splits.values() and len({*splits.values()}) > 1 else None
+    places = [place_of(file, root) for file in files]
+    folders = [next(filter(None, map(split_folder, place.parts[:-1])), None) for place in places]
+    names = [next(iter(_SPLIT.findall(place.as_posix())[::-1]), None) for place in places]
+    for stated in (folders, [name and SPLIT_NAMES[name.lower()] for name in names]):
+        if all(stated) and "train" in stated and len({*stated}) > 1:
+            return {file: str(split) for file, split in zip(files, stated, strict=True)}
+    return None
+
+
+def split_folder(name: str) -> str | None:
+    """Return the split that a folder is named like, as `train` and `val2017` are; None for another folder."""
+    match = _SPLIT_FOLDER.fullmatch(name)
+    return SPLIT_NAMES[match[1].lower()] if match else None
+
+
+def place_of(file: Path, root: Path) -> Path:
+    """Return the path of a file below a folder; of one that is elsewhere, its name. Symbolic links stay as they are."""
+    absolute = Path(os.path.abspath(file))
+    if not absolute.is_relative_to(root):
+        absolute = file.parent.resolve() / file.name
+    return absolute.relative_to(root) if absolute.is_relative_to(root) else Path(file.name)
 
 
 def _expanded(given: str) -> list[Path]:
@@ -161,10 +176,16 @@ def _files(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
         return
-    cache = cache_directory().resolve()
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        folders[:] = [name for name in folders if Path(folder, name).resolve() != cache]
+    visited = {str(cache_directory().resolve()), os.path.realpath(path)}
+    start = path if Path(os.path.abspath(path)) == path.resolve() else path.resolve()
+    for folder, folders, names in os.walk(start, followlinks=True):
+        below = []
+        for name in sorted(name for name in folders if not name.startswith((".", "__MACOSX"))):
+            real = os.path.realpath(Path(folder, name))
+            if real not in visited:  # a link may lead back
+                visited.add(real)
+                below.append(name)
+        folders[:] = below
         for name in names:
             if not name.startswith(".") and not is_accompanying(name):
                 yield Path(folder, name)

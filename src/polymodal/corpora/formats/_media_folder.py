@@ -3,6 +3,7 @@ beside the media, as tools for captioning write them."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ import pyarrow as pa
 
 from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats import csv, json, parquet
-from polymodal.corpora.formats._data_files import SPLIT_NAMES, DataFiles, Match, splits_of
-from polymodal.corpora.formats._delimited import head_lines
+from polymodal.corpora.formats._data_files import DataFiles, Match, place_of, split_folder, splits_of
+from polymodal.corpora.formats._delimited import decoded, head_lines
 from polymodal.corpora.formats._tables import concatenated
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
@@ -52,16 +53,23 @@ def read_folder(data: DataFiles, kind: str, suffixes: Sequence[str], modality: C
     or below folders of splits. Files without a text are skipped where most have one.
     """
     media, root = data.with_suffixes(suffixes), data.root
-    split_of = splits_of(media, root)
     metadata = [file for file in data.files if file.name.lower() in METADATA]
     skipped: list[Skipped] = []
+    if not (media or metadata):
+        raise UserError(f"{data.given[0]} holds {data.summary()}, and no {kind} files ({', '.join(suffixes[:4])} ...).")
     if metadata:
+        listed = media
         table, media = _with_metadata(metadata, root, kind, skipped)
+        named = {os.path.abspath(file) for file in media}
+        unnamed = [file for file in listed if os.path.abspath(file) not in named]
+        if unnamed:
+            skipped.append(Skipped(len(unnamed), f"is named by no {metadata[0].name}", str(unnamed[0])))
     else:
-        paths = {kind: pa.array([file.resolve().relative_to(root).as_posix() for file in media])}
+        paths = {kind: pa.array([place_of(file, root).as_posix() for file in media])}
         table = pa.table(paths | _texts(data, media, skipped) | class_folders(media, root))
     if table.num_rows == 0:
         raise UserError(f"{root} names no file of the folder in {metadata[0].name}.")
+    split_of = splits_of(media, root)
     split = np.array([split_of[file] for file in media]) if split_of else None
     classes = "label" in table.column_names and "text" not in table.column_names
     notes = ("The folders are classes; --text-column label trains on their names as captions.",) if classes else ()
@@ -80,17 +88,22 @@ def _with_metadata(
         names = [name for name in (*FILE_NAMES, f"{kind}_file_name") if name in table.column_names]
         if not names:
             raise UserError(f"{file} has no column file_name; it has {', '.join(table.column_names)}.")
-        files = [file.parent / str(name) for name in table.column(names[0]).to_pylist()]
-        paths = [path.resolve() for path in files]
+        without = table.column(names[0]).null_count
+        if without:
+            skipped.append(Skipped(without, f"has no {names[0]}", str(file)))
+            table = table.filter(table.column(names[0]).is_valid())
+        folder = root / place_of(file, root).parent
+        files = [folder / str(name) for name in table.column(names[0]).to_pylist()]
+        paths = [Path(os.path.normpath(path)) for path in files]
         inside = [path.is_relative_to(root) for path in paths]
         if not all(inside):
             raise UserError(f"{file} names {files[inside.index(False)]}, which is outside the folder.")
-        column = pa.array([path.relative_to(root).as_posix() for path in paths])
+        column = pa.array([path.relative_to(root).as_posix() for path in paths], pa.string())
         table = table.drop_columns([names[0]])
         if kind in table.column_names:
             table = table.drop_columns([kind])
         tables.append(table.add_column(0, kind, column))
-        media += files
+        media += paths
     return concatenated(tables), media
 
 
@@ -102,11 +115,19 @@ def _texts(data: DataFiles, media: Sequence[Path], skipped: list[Skipped]) -> di
     texts: list[str | None] = []
     for file in media:
         sidecar = beside.get(file.with_suffix(""))
-        texts.append(sidecar.read_text(encoding="utf-8-sig", errors="replace").strip() if sidecar else None)
+        texts.append(_text_of(sidecar) if sidecar else None)
     without = [file for file, text in zip(media, texts, strict=True) if not text]
     if without:
         skipped.append(Skipped(len(without), "has no text file beside it", str(without[0])))
     return {"text": pa.array(texts, pa.string())}
+
+
+def _text_of(file: Path) -> str:
+    """Return the text of a file in UTF-8, in UTF-16 where it says so, or else in Latin-1."""
+    data = file.read_bytes()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", errors="replace").strip()
+    return decoded(data.removeprefix(b"\xef\xbb\xbf")).strip()
 
 
 def class_folders(media: Sequence[Path], root: Path) -> dict[str, pa.Array]:
@@ -114,10 +135,13 @@ def class_folders(media: Sequence[Path], root: Path) -> dict[str, pa.Array]:
 
     Folders of splits may be around the classes, or in each of them, as in ModelNet: `airplane/train/`.
     """
-    folders = [file.resolve().relative_to(root).parts[:-1] for file in media]
-    folders = [parts[1:] if parts and parts[0].lower() in SPLIT_NAMES else parts for parts in folders]
-    if all(len(parts) > 1 and parts[-1].lower() in SPLIT_NAMES for parts in folders):
-        folders = [parts[:-1] for parts in folders]
+    folders = [place_of(file, root).parts[:-1] for file in media]
+    places = [next((place for place, name in enumerate(parts) if split_folder(name)), None) for parts in folders]
+    if None not in places:  # folders of splits, and not a class that is named like one
+        pairs = [(parts, int(place or 0)) for parts, place in zip(folders, places, strict=True)]
+        folders = [parts[place + 1 :] for parts, place in pairs]
+        if not any(folders):
+            folders = [parts[:place] for parts, place in pairs]
     if not all(folders) or len({*folders}) < 2 or len({len(parts) for parts in folders}) > 1:
         return {}
     return {"label": pa.array(["/".join(parts) for parts in folders])}

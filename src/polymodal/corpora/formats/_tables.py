@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from polymodal.corpora._types import fitted, is_string, merged_type, plain_type
 from polymodal.corpora.corpus import Skipped
-from polymodal.corpora.formats._data_files import DataFiles, splits_of
+from polymodal.corpora.formats._data_files import DataFiles, place_of, splits_of
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
 
@@ -25,12 +25,14 @@ def read_tables(data: DataFiles, files: Sequence[Path], read: Read) -> Rows:
     Relative paths are those of the folder of each file: where the files are in several folders, columns of paths are
     made relative to the folder that contains all. Raises UserError when there is no row.
     """
+    if not files:
+        raise UserError(f"{data.given[0]} holds {data.summary()}, and nothing in the format that is named.")
     several = len({file.parent.resolve() for file in files}) > 1
     tables: list[pa.Table] = []
     skipped: list[Skipped] = []
     for file in files:
         table, left_out = read(file)
-        tables.append(_from_root(table, file.parent.resolve(), data.root) if several else table)
+        tables.append(_from_root(table, data.root / place_of(file, data.root).parent, data.root) if several else table)
         skipped += left_out
     table = concatenated(tables)
     if table.num_rows == 0:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from polymodal.corpora._arrow_cache import Conversion, cached_table
@@ -43,13 +45,24 @@ def read_csv(file: Path) -> tuple[pa.Table, tuple[Skipped, ...]]:
 
 
 def _convert(file: Path) -> Conversion:
-    delimiter, names = _headings(file)
+    delimiter, names, start = _headings(file)
     skipped: list[Skipped] = []
-    return Conversion(pa.schema(dict.fromkeys(names, pa.string())), _batches(file, delimiter, names, skipped), skipped)
+    plain = [name.strip() for name in names]
+    batches = _batches(file, delimiter, plain, start, skipped)
+    if any(name.startswith(" ") for name in names[1:]):  # a blank after each delimiter
+        batches = map(_trimmed, batches)
+    return Conversion(pa.schema(dict.fromkeys(plain, pa.string())), batches, skipped)
 
 
-def _headings(file: Path) -> tuple[str, list[str]]:
-    """Return the delimiter, and the names of the columns. Raises UserError where the first line has none."""
+def _trimmed(batch: pa.RecordBatch) -> pa.RecordBatch:
+    columns = [pc.utf8_trim_whitespace(column) for column in batch.columns]
+    columns = [pc.if_else(pc.equal(column, ""), None, column) for column in columns]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+def _headings(file: Path) -> tuple[str, list[str], int]:
+    """Return the delimiter, the names of the columns, and the number of lines to their end. Raises UserError where
+    there are none."""
     with pa.input_stream(str(file), compression="detect") as stream:
         head = stream.read(1 << 16)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -57,23 +70,32 @@ def _headings(file: Path) -> tuple[str, list[str]]:
     text = head.decode("utf-8-sig", errors="replace")
     if not text.strip():
         raise UserError(f"{file} is empty.")
-    first = text.splitlines()[0]
+    lines = io.StringIO(text, newline=None).read().split("\n")
+    start = next(place for place, line in enumerate(lines) if line.strip())
+    stated = re.fullmatch(r"sep=(.)", lines[start].strip())  # as Excel writes it
+    start += stated is not None
+    first = lines[start] if start < len(lines) else ""
     counts = {delimiter: first.count(delimiter) for delimiter in DELIMITERS}
     tab = ".tsv" in file.name.lower()
-    delimiter = "\t" if tab else max(DELIMITERS, key=lambda delimiter: counts[delimiter])
-    names = next(csv.reader(io.StringIO(text), delimiter=delimiter))
-    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
+    likely = "\t" if tab else max(DELIMITERS, key=lambda delimiter: counts[delimiter])
+    delimiter = stated[1] if stated else likely
+    reader = csv.reader(io.StringIO("\n".join(lines[start:])), delimiter=delimiter)
+    names = next(reader, [])
+    if any(name.strip().lower().endswith(IMAGE_SUFFIXES) for name in names):
         raise UserError(
             f"The first line of {file} ({first[:60]}) looks like data; write a line of headings above it, such as "
             f"{delimiter.join(['image', 'caption'][: len(names)] or ['image'])}."
         )
-    repeated = next((name for name in names if names.count(name) > 1), None)
+    plain = [name.strip() for name in names]
+    repeated = next((name for name in plain if plain.count(name) > 1), None)
     if repeated is not None:
         raise UserError(f"{file} has the heading '{repeated}' twice; rename one.")
-    return delimiter, names
+    return delimiter, names, start + reader.line_num
 
 
-def _batches(file: Path, delimiter: str, names: Sequence[str], skipped: list[Skipped]) -> Iterator[pa.RecordBatch]:
+def _batches(
+    file: Path, delimiter: str, names: Sequence[str], start: int, skipped: list[Skipped]
+) -> Iterator[pa.RecordBatch]:
     bad: list[pacsv.InvalidRow] = []
 
     def leave_out(row: pacsv.InvalidRow) -> str:
@@ -81,7 +103,9 @@ def _batches(file: Path, delimiter: str, names: Sequence[str], skipped: list[Ski
         return "skip"
 
     options = {
-        "read_options": pacsv.ReadOptions(column_names=list(names), skip_rows=1, block_size=BLOCK, use_threads=False),
+        "read_options": pacsv.ReadOptions(
+            column_names=list(names), skip_rows=start, block_size=BLOCK, use_threads=False
+        ),
         "parse_options": pacsv.ParseOptions(
             delimiter=delimiter, newlines_in_values=True, invalid_row_handler=leave_out
         ),
@@ -93,16 +117,20 @@ def _batches(file: Path, delimiter: str, names: Sequence[str], skipped: list[Ski
         ),
     }
     total = 0
+    swallowed: list[str] = []
     try:
         with pacsv.open_csv(str(file), **options) as reader:
             for batch in reader:
                 total += batch.num_rows
-                yield batch
+                whole, lost = _without_swallowed(batch, delimiter)
+                swallowed += lost
+                yield whole
     except pa.ArrowInvalid as error:
         if "UTF8" in str(error) or "utf-8" in str(error).lower():
             raise UserError(f"{file} is not in UTF-8; save it as UTF-8.") from error
         if total or "Empty CSV" not in str(error):
             raise UserError(f"{file} cannot be read as CSV: {str(error).splitlines()[0]}") from error
+    _check_swallowed(file, swallowed, total, skipped)
     if bad:
         line = f"line {bad[0].number}" if bad[0].number else f"the line '{bad[0].text[:60]}'"
         reason = f"{line} has {bad[0].actual_columns} fields, the headings are {bad[0].expected_columns}"
@@ -112,3 +140,33 @@ def _batches(file: Path, delimiter: str, names: Sequence[str], skipped: list[Ski
                 f"Put quotation marks around texts that contain '{delimiter}'."
             )
         skipped.append(Skipped(len(bad), "has another number of fields than there are headings", f"{file}: {reason}"))
+
+
+def _without_swallowed(batch: pa.RecordBatch, delimiter: str) -> tuple[pa.RecordBatch, list[str]]:
+    """Leave out rows with a value that goes on into other lines of the file, as after a quotation mark that is not
+    closed, and return these values. A caption of several lines is none: its lines do not hold a path, nor a tab."""
+    ends = "|".join(map(re.escape, IMAGE_SUFFIXES))
+    line = rf"\n[^\n]*{'	' if delimiter == chr(9) else f'(?i:{ends}){re.escape(delimiter)}'}"
+    keep = pa.array([True] * batch.num_rows)
+    continued: list[str] = []
+    for column in batch.columns:
+        if pc.any(pc.match_substring(column, "\n")).as_py():
+            goes_on = pc.fill_null(pc.match_substring_regex(column, line), False)
+            continued += column.filter(goes_on).to_pylist()
+            keep = pc.and_(keep, pc.invert(goes_on))
+    return (batch.filter(keep) if continued else batch), continued
+
+
+def _check_swallowed(file: Path, values: Sequence[str], total: int, skipped: list[Skipped]) -> None:
+    """Count the lines that were left out. Raises UserError when more than a tenth were."""
+    lines = sum(value.count("\n") + 1 for value in values)
+    if not lines:
+        return
+    example = f"the value '{values[0].splitlines()[0][:60]}'"
+    if lines > MAX_SKIPPED * (total + lines):
+        raise UserError(
+            f"In {file}, {example} begins with a quotation mark that is not closed, and holds {lines:,} lines of the "
+            'file. Write quotation marks within a text as "", and put the text in quotation marks.'
+        )
+    reason = "is part of a value whose quotation mark is not closed"
+    skipped.append(Skipped(lines, reason, f"{file}: {example}"))

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats import parquet, webdataset
-from polymodal.corpora.formats._data_files import DataFiles, Match
+from polymodal.corpora.formats._data_files import DataFiles, Match, place_of
 from polymodal.corpora.formats._tables import concatenated, read_tables
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
@@ -74,7 +74,7 @@ def _image_columns(schema: pa.Schema) -> list[str]:
 def _statuses(file: Path) -> pa.Table:
     try:
         return pq.read_table(file, columns=sorted(FIELDS))
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
 
 
@@ -89,9 +89,7 @@ def _failed(table: pa.Table) -> tuple[Skipped, ...]:
 
 def _of_files(data: DataFiles, table: pa.Table, failed: tuple[Skipped, ...]) -> Rows:
     """Return the rows of the metadata with the path of the image of each, which is `SHARD/KEY.SUFFIX`."""
-    images = {
-        file.stem: file.resolve().relative_to(data.root).as_posix() for file in data.with_suffixes(IMAGE_SUFFIXES)
-    }
+    images = {file.stem: place_of(file, data.root).as_posix() for file in data.with_suffixes(IMAGE_SUFFIXES)}
     paths = [images.get(key) for key in table.column("key").to_pylist()]
     missing = [key for key, path in zip(table.column("key").to_pylist(), paths, strict=True) if path is None]
     if len(missing) == len(paths):

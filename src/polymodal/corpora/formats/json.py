@@ -20,11 +20,13 @@ from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._tables import read_tables
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
+from polymodal.modalities.image import IMAGE_SUFFIXES
 
 description = "JSON (a list of records) or JSON lines"
 LINES = (".jsonl", ".ndjson", ".jsonl.gz")
 SUFFIXES = (*LINES, ".json", ".json.gz")
 CHUNK = 10_000  # records that are converted together
+UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError)  # for types, or for UTF-8
 MAX_SKIPPED = 0.1  # of the lines, until the file is refused
 
 
@@ -50,8 +52,9 @@ def table_of(records: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 def _convert(file: Path) -> Conversion:
     skipped: list[Skipped] = []
-    schema = _schema(_chunks(_records(file, [])))
-    return Conversion(schema, (_batch(chunk, schema) for chunk in _chunks(_records(file, skipped))), skipped)
+    records = _records(file)
+    schema = _schema(_chunks(records([])))
+    return Conversion(schema, (_batch(chunk, schema) for chunk in _chunks(records(skipped))), skipped)
 
 
 def _chunks(records: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -64,7 +67,7 @@ def _schema(chunks: Iterable[list[Any]]) -> pa.Schema:
     for chunk in chunks:
         try:
             inferred = pa.array(chunk).type
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # mixed types
+        except UNFIT:  # mixed types
             inferred = type_of(chunk).value_type
         kind = merged_type(kind, inferred)
     return pa.schema(list(kind)) if pa.types.is_struct(kind) else pa.schema([])
@@ -74,19 +77,28 @@ def _batch(chunk: list[Any], schema: pa.Schema) -> pa.RecordBatch:
     kind = pa.struct(list(schema))
     try:
         array = pa.array(chunk, type=kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+    except UNFIT:
         array = pa.array([fitted(record, kind) for record in chunk], type=kind)
     return pa.RecordBatch.from_struct_array(array)
 
 
-def _records(file: Path, skipped: list[Skipped]) -> Iterator[dict[str, Any]]:
-    """Yield the records of a file. Raises UserError where it has none."""
+def _records(file: Path) -> Callable[[list[Skipped]], Iterator[dict[str, Any]]]:
+    """Return what yields the records of a file, which is loaded once unless it has lines, and adds those that are left
+    out to a list. Raises UserError where it has none."""
     with pa.input_stream(str(file), compression="detect") as stream:
         first = stream.read(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n")
     if not first:
         raise UserError(f"{file} is empty.")
-    lines = file.name.lower().endswith(LINES) or _is_lines(first)
-    yield from _of_lines(file, skipped) if lines else _of_whole(file)
+    named_lines = file.name.lower().endswith(LINES) and not first.startswith(b"[")
+    if named_lines or _is_lines(first):
+        return lambda skipped: _of_lines(file, skipped)
+    try:
+        held = _of_whole(file, load(file))
+    except UserError as error:
+        if not str(getattr(error.__cause__, "msg", "")).startswith("Extra data"):  # lines, the first of which is long
+            raise
+        return lambda skipped: _of_lines(file, skipped)
+    return lambda _: iter(held)
 
 
 def _is_lines(first: bytes) -> bool:
@@ -139,13 +151,16 @@ def load(file: Path, slim: Callable[[dict[str, Any]], Any] | None = None) -> Any
         raise UserError(f"{file} cannot be read as JSON: {error}") from error
 
 
-def _of_whole(file: Path) -> Iterator[dict[str, Any]]:
-    held = load(file)
+def _of_whole(file: Path, held: Any) -> Iterable[dict[str, Any]]:
     if isinstance(held, dict):
         lists = {name: value for name, value in held.items() if isinstance(value, list) and value}
         records = {name: value for name, value in lists.items() if isinstance(value[0], dict)}
         if len(records) == 1:
             held = next(iter(records.values()))
+        elif columns := _columns(held):
+            held = [dict(zip(held, row, strict=True)) for row in zip(*columns, strict=True)]
+        elif held and all(name.lower().endswith(IMAGE_SUFFIXES) for name in held) and _are_captions(held.values()):
+            held = [{"image": name, "caption": value} for name, value in held.items()]
         elif held and all(isinstance(value, dict) for value in held.values()):
             held = [{"id": name} | value for name, value in held.items()]
         else:
@@ -155,4 +170,21 @@ def _of_whole(file: Path) -> Iterator[dict[str, Any]]:
             )
     if not isinstance(held, list) or not all(isinstance(record, dict) for record in held):
         raise UserError(f'{file} is no list of records, such as [{{"image": "1.jpg", "caption": "a cat"}}, ...].')
-    yield from held
+    return held
+
+
+def _columns(held: Mapping[str, Any]) -> list[list[Any]]:
+    """Return the values of each column of an object of columns, lists of one length or, as pandas writes them, objects
+    with the numbers of the rows; none for another object."""
+    values = list(held.values())
+    if len(values) > 1 and all(isinstance(value, list) for value in values):
+        return values if len({len(value) for value in values}) == 1 and values[0] else []
+    rows = values[0] if values and isinstance(values[0], dict) else {}
+    by_row = rows and all(name.isdigit() for name in rows)
+    if by_row and all(isinstance(value, dict) and value.keys() == rows.keys() for value in values):
+        return [[value[name] for name in rows] for value in values]
+    return []
+
+
+def _are_captions(values: Iterable[Any]) -> bool:
+    return all(isinstance(one, str) for value in values for one in (value if isinstance(value, list) else [value]))

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from polymodal.corpora._arrow_cache import Conversion, cached_table
 from polymodal.corpora.corpus import Skipped
-from polymodal.corpora.formats._data_files import DataFiles, Match, splits_of
+from polymodal.corpora.formats._data_files import DataFiles, Match, place_of, splits_of
 from polymodal.corpora.formats._delimited import read_delimited
 from polymodal.corpora.formats._media_folder import class_folders
 from polymodal.corpora.rows import Rows
@@ -80,7 +80,7 @@ def _scans(data: DataFiles) -> tuple[dict[str, dict[str, Path]], list[Path]]:
     scans: dict[str, dict[str, Path]] = {}
     masks = []
     for file in data.with_suffixes(SUFFIXES):
-        place = file.resolve().relative_to(data.root)
+        place = place_of(file, data.root)
         stem = re.sub(r"\.nii(\.gz)?$", "", place.name, flags=re.IGNORECASE)
         before, contrast = re.fullmatch(r"(?:(.*)[_\-.])?(.*?)", stem).groups()  # type: ignore[union-attr]
         folder = file.resolve().parent.name.lower()

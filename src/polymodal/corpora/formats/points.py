@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from polymodal.corpora.formats._clouds import ARRAYS, MAX_CHANNELS, MESHES, stored_cloud
 from polymodal.corpora.formats._converted import FILE, converted_column
-from polymodal.corpora.formats._data_files import DataFiles, Match
+from polymodal.corpora.formats._data_files import DataFiles, Match, place_of
 from polymodal.corpora.formats._media_folder import DATA, METADATA, SIDECARS, read_folder
 from polymodal.corpora.rows import Rows
 from polymodal.modalities import Image, Points
@@ -47,11 +47,13 @@ def read(data: DataFiles) -> Rows:
 
 def _with_images(table: pa.Table, data: DataFiles) -> tuple[pa.Table, bool]:
     """Add the images that have the name of a file with another suffix: its views."""
-    beside = {file.resolve().with_suffix(""): file for file in data.with_suffixes(IMAGE_SUFFIXES)}
+    beside = {
+        (data.root / place_of(file, data.root)).with_suffix(""): file for file in data.with_suffixes(IMAGE_SUFFIXES)
+    }
     views = [beside.get((data.root / name).with_suffix("")) for name in table.column(FILE).to_pylist()]
     if "image" in table.column_names or not any(views):
         return table, False
-    paths = [file.resolve().relative_to(data.root).as_posix() if file else None for file in views]
+    paths = [place_of(file, data.root).as_posix() if file else None for file in views]
     return table.append_column("image", pa.array(paths, pa.string())), True
 
 

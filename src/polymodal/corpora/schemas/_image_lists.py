@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,32 @@ def image_lists(view: View) -> str | None:
     return usual[0] if usual else others[0] if len(others) == 1 else None
 
 
-def image_root(view: View, name: str) -> Path:
+def media_root(view: View, name: str) -> Path:
     """Return the folder that the paths of a column are relative to: that of the file, or a folder in it or beside it,
-    if the first images are only there."""
+    if the first files are only there. A folder beside it, which may be another data set, has to have all of these."""
     paths = [value for value in _elements(view, name) if isinstance(value, str)][:LOOKED_AT]
     if not paths:
         return view.root
     root = view.root.resolve()
-    beside = (folder for folder in (root, root.parent) for folder in sorted(folder.iterdir()) if folder.is_dir())
-    for folder in (root, *beside):
+    if any((root / path).is_file() for path in paths):
+        return view.root
+    for folder in _folders_in(root):
         if any((folder / path).is_file() for path in paths):
-            return view.root if folder == root else folder
+            return folder
+    for folder in _folders_in(root.parent):
+        if all((folder / path).is_file() for path in paths):
+            return folder
     return view.root
+
+
+def note_of(view: View, name: str, root: Path) -> tuple[str, ...]:
+    """Return a sentence about the folder of the paths of a column, where it is not that of the file."""
+    return () if root == view.root else (f"Relative paths in '{name}' start at {root}.",)
+
+
+def _folders_in(folder: Path) -> Iterator[Path]:
+    with suppress(OSError):  # it may not be listed, or not exist
+        yield from sorted(one for one in folder.iterdir() if one.is_dir())
 
 
 def _elements(view: View, name: str) -> list[Any]:

@@ -55,7 +55,11 @@ def kind_of(value: Any) -> str | None:
         return None
     if head[:4] == b"RIFF":
         return {b"WAVE": "audio", b"AVI ": "video", b"WEBP": "image"}.get(head[8:12])
-    if head[:4] in (b"fLaC", b"OggS") or head[:3] == b"ID3" or (head[0] == 0xFF and head[1] & 0xE6 == 0xE2):
+    if (
+        head[:4] in (b"fLaC", b"OggS")
+        or head[:3] == b"ID3"
+        or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2)
+    ):
         return "audio"
     if head[:4] == b"\x1a\x45\xdf\xa3":
         return "video"

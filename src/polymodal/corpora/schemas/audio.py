@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from polymodal.corpora.schemas._image_lists import media_root, note_of
 from polymodal.corpora.schemas._media import holds
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
 from polymodal.modalities import Audio
@@ -18,4 +19,7 @@ def find(view: View) -> Found | None:
     if any(isinstance(kind, Audio) for kind in view.modalities.values()):
         return None
     names = [view.named] if view.named else [name for name in view.free if holds(view, name, "audio", AUDIO_SUFFIXES)]
-    return Found({names[0]: FoundColumn(Audio(root=view.root))}, (names[0],)) if names else None
+    if not names:
+        return None
+    root = media_root(view, names[0])
+    return Found({names[0]: FoundColumn(Audio(root=root))}, (names[0],), notes=note_of(view, names[0], root))

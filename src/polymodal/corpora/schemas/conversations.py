@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from polymodal.corpora._types import fields_of, is_list, is_string
 from polymodal.corpora.schemas._columns import field, inner, joined, of_one, records
-from polymodal.corpora.schemas._image_lists import image_lists, image_root
+from polymodal.corpora.schemas._image_lists import image_lists, media_root, note_of
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
 from polymodal.modalities import Conversations
 
@@ -46,8 +46,9 @@ def find(view: View) -> Found | None:
             made["system"] = columns[system]
         return records(made, columns[turns].is_null())
 
-    root = view.root if images is None else image_root(view, images)
-    return Found({turns: FoundColumn(Conversations(root), lambda table: joined(table, uses, make))}, uses)
+    root = view.root if images is None else media_root(view, images)
+    notes = note_of(view, images, root) if images is not None else ()
+    return Found({turns: FoundColumn(Conversations(root), lambda table: joined(table, uses, make))}, uses, notes=notes)
 
 
 def _turns(view: View, name: str) -> dict[str, str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polymodal.corpora.schemas._image_lists import image_root
+from polymodal.corpora.schemas._image_lists import media_root, note_of
 from polymodal.corpora.schemas._media import holds
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
 from polymodal.errors import UserError
@@ -47,4 +47,5 @@ def find(view: View) -> Found | None:
 
 
 def _found(view: View, name: str) -> Found:
-    return Found({name: FoundColumn(Image(image_root(view, name)))}, (name,))
+    root = media_root(view, name)
+    return Found({name: FoundColumn(Image(root))}, (name,), notes=note_of(view, name, root))

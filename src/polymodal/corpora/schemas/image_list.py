@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from polymodal.corpora._types import is_list
 from polymodal.corpora.schemas._columns import joined
-from polymodal.corpora.schemas._image_lists import image_lists, image_root
+from polymodal.corpora.schemas._image_lists import image_lists, media_root, note_of
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
 from polymodal.modalities import Image
 
@@ -28,9 +28,11 @@ def find(view: View) -> Found | None:
     column = view.table.column(name)
     if (pc.max(pc.list_value_length(column)).as_py() or 0) > 1:
         return None
-    root = image_root(view, name)
+    root = media_root(view, name)
     return Found(
-        {name: FoundColumn(Image(root), lambda table: joined(table, (name,), lambda c: _only(c[name])))}, (name,)
+        {name: FoundColumn(Image(root), lambda table: joined(table, (name,), lambda c: _only(c[name])))},
+        (name,),
+        notes=note_of(view, name, root),
     )
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from polymodal.corpora._types import fields_of, is_binary, is_list, is_string
 from polymodal.corpora.schemas._columns import field, joined, records
-from polymodal.corpora.schemas._image_lists import image_root
+from polymodal.corpora.schemas._image_lists import media_root, note_of
 from polymodal.corpora.schemas._media import is_url
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
 from polymodal.errors import UserError
@@ -28,12 +28,12 @@ def find(view: View) -> Found | None:
     obelics, mmc4 = view.usual(("texts", "images")), view.usual(("text_list", "image_info"))
     if len(obelics) == 2 and _is_list_of(view, obelics[0], is_string) and _is_list_of(view, obelics[1], _is_image):
         texts, images = obelics
-        root, make = image_root(view, images), _of_places
+        root, make = media_root(view, images), _of_places
         _check_addresses(view, images)
     elif len(mmc4) == 2 and _is_list_of(view, mmc4[0], is_string) and fields_of(view.type(mmc4[1])) >= MATCHED:
         (texts, images), make = mmc4, _of_matches
         names = pa.table({images: [one["image_name"] for some in view.sample(images) for one in some]})
-        root = image_root(View(names, view.root, ()), images)
+        root = media_root(View(names, view.root, ()), images)
     else:
         return None
 
@@ -41,7 +41,9 @@ def find(view: View) -> Found | None:
         return make(columns[texts], columns[images])
 
     return Found(
-        {NAME: FoundColumn(Interleaved(root), lambda table: joined(table, (texts, images), document))}, (texts, images)
+        {NAME: FoundColumn(Interleaved(root), lambda table: joined(table, (texts, images), document))},
+        (texts, images),
+        notes=note_of(view, images, root),
     )
 
 

@@ -30,7 +30,8 @@ def find(view: View) -> Found | None:
 
 def _is_label(view: View, name: str) -> bool:
     kind = view.type(name)
-    if not (is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+    whole = pa.types.is_floating(kind) and _are_whole(view.table.column(name))  # pandas' integers beside missing ones
+    if not (is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or whole):
         return False
     count = pc.count_distinct(view.table.column(name)).as_py()
     return 1 < count <= MAX_CLASSES and (count < 0.5 * len(view.table) or name == view.named)
@@ -38,26 +39,40 @@ def _is_label(view: View, name: str) -> bool:
 
 def _found(view: View, name: str) -> Found:
     """Class names are those of `datasets`' ClassLabel where the file has them, else the values in their order."""
+    whole = pa.types.is_floating(view.type(name))
     listed = _class_names(view.table.schema, name)
     if listed:
 
         def named(table: pa.Table) -> Any:
-            indices = pc.cast(table.column(name).combine_chunks(), pa.int64())
+            indices = _as_integers(table.column(name).combine_chunks())
             valid = pc.and_(pc.greater_equal(indices, 0), pc.less(indices, len(listed)))  # -1: not labelled
             return pa.array(listed).take(pc.if_else(valid, indices, None))
 
-        column = FoundColumn(Category(tuple(listed)), named)
+        kind = FoundColumn(Category(tuple(listed)), named)
     else:
-        values = pc.unique(view.table.column(name)).drop_null().to_pylist()
+        column = _as_integers(view.table.column(name)) if whole else view.table.column(name)
+        values = pc.unique(column).drop_null().to_pylist()
         classes = tuple(_written(value) for value in sorted(values))
 
         def written(table: pa.Table) -> Any:
-            return pc.cast(table.column(name), pa.string())
+            return pc.cast(_as_integers(table.column(name)) if whole else table.column(name), pa.string())
 
-        column = FoundColumn(Category(classes), None if is_string(view.type(name)) else written)
-    names = column.modality.names  # type: ignore[attr-defined]
+        kind = FoundColumn(Category(classes), None if is_string(view.type(name)) else written)
+    names = kind.modality.names  # type: ignore[attr-defined]
     readable = {one: (one.replace("_", " "),) for one in names} if not all(one.isdigit() for one in names) else {}
-    return Found({name: column}, (name,), label=name, prompts=readable)
+    return Found({name: kind}, (name,), label=name, prompts=readable)
+
+
+def _are_whole(column: pa.ChunkedArray) -> bool:
+    stated = column.filter(pc.fill_null(pc.invert(pc.is_nan(column)), False))
+    return pc.all(pc.and_(pc.is_finite(stated), pc.equal(pc.floor(stated), stated))).as_py() is True
+
+
+def _as_integers(column: Any) -> Any:
+    """Return numbers as integers; NaN, by which pandas writes missing ones, as missing."""
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    return pc.cast(column, pa.int64())
 
 
 def _written(value: Any) -> str:

@@ -94,13 +94,15 @@ def _is_text(view: View, name: str) -> bool:
 
 
 def _reads_as_text(view: View, name: str) -> bool:
-    """Return whether a column of any name looks like captions: strings that are no addresses, ids or numbers."""
+    """Return whether a column of any name looks like captions: strings that are no addresses, ids or numbers, and
+    not the same in all rows."""
     if names_a_row(name) or name.lower() in LANGUAGES:
         return False
     values = view.texts(name)
     if fields_of(view.type(name)) >= {"text"} and is_list(view.type(name)):
         return True
-    return bool(values) and not all(is_url(value) or _is_number(value) for value in values)
+    constant = len(values) > 1 and len({*values}) == 1
+    return bool(values) and not constant and not all(is_url(value) or _is_number(value) for value in values)
 
 
 def _is_number(value: str) -> bool:
