@@ -419,3 +419,20 @@ def test_rows_of_wrong_types_are_skipped_and_named(tmp_path):
     said = plain(corpus.value(4, "conversations"))
     assert said[1] == ("assistant", ("7",))
     assert plain(corpus.value(3, "conversations"))[0] == ("user", (60,))
+
+
+def test_a_placeholder_in_a_text_among_lists_of_parts_is_a_place(tmp_path: Path) -> None:
+    """JSON lines in which a content is a text in one row and a list in another."""
+    (tmp_path / "0.png").write_bytes(png(0))
+    contents = ["first <image> last", [{"type": "text", "text": "say <image>"}, {"type": "image"}]]
+    lines = [
+        {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "a"}], "images": ["0.png"]}
+        for content in contents
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    corpus = from_path(tmp_path / "a.jsonl")
+    found = [corpus.value(row, "messages")[0].parts for row in (0, 1)]
+    assert [[part if isinstance(part, str) else "IMAGE" for part in parts] for parts in found] == [
+        ["first", "IMAGE", "last"],
+        ["say <image>", "IMAGE"],
+    ]

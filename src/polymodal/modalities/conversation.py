@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,9 @@ def messages_of(record: Mapping[str, Any]) -> Iterator[Message]:
     if name not in ROLES:
         raise UnreadableExample(f"'{record['role']}' is no role; roles are system, user and assistant")
     content = record.get("content")
-    parts = _of_text(content or "") if not isinstance(content, list) else filter(None, map(_of_part, content))
+    parts = (
+        itertools.chain.from_iterable(map(_of_part, content)) if isinstance(content, list) else _of_text(content or "")
+    )
     yield Message(ROLES[name], tuple(parts))
 
 
@@ -138,19 +141,26 @@ def _of_text(text: str) -> Iterator[Any]:
             yield stripped
 
 
-def _of_part(part: Any) -> Any:
-    """Return a text or a place; nothing for an empty text."""
+def _of_part(part: Any) -> Iterator[Any]:
+    """Yield a text or a place, nothing for an empty text; of a part without a type, which is a text in a column that
+    also has lists of parts, the texts and places of it."""
     if isinstance(part, str):
-        return part
-    kind = part.get("type") or ("text" if part.get("text") is not None else "image")
+        yield part
+        return
+    if part.get("type") is None and part.get("text") is not None:
+        yield from _of_text(part["text"])
+        return
+    kind = part.get("type") or "image"
     if kind in TEXT_PARTS:
-        return part.get("text") or ""
+        if part.get("text"):
+            yield part["text"]
+        return
     if kind not in IMAGE_PARTS:
         raise UnreadableExample(f"a message has a part of type '{kind}'; texts and images are read")
     image = next((part[name] for name in ("image", "image_url", "url", "path") if part.get(name)), None)
     if isinstance(image, Mapping) and "bytes" not in image:
         image = next((image[name] for name in ("url", "path", "text") if image.get(name)), None)
-    return _Place(image)
+    yield _Place(image)
 
 
 def _in_front(messages: list[Message], places: list[_Place]) -> list[Message]:

@@ -23,6 +23,7 @@ SPLIT_NAMES = {
     "val": "validation",
     "dev": "validation",
     "test": "test",
+    "testdev": "test",
     "testing": "test",
     "eval": "test",
     "evaluation": "test",
@@ -117,12 +118,18 @@ def splits_of(files: Sequence[Path], root: Path) -> dict[Path, str] | None:
     """
     splits = {}
     for file in files:
-        whole = file.resolve()
-        names = _SPLIT.findall(whole.relative_to(root).as_posix() if whole.is_relative_to(root) else file.name)
-        if not names:
+        split = split_of(file, root)
+        if split is None:
             return None
-        splits[file] = SPLIT_NAMES[names[-1].lower()]
+        splits[file] = split
     return splits if "train" in splits.values() and len({*splits.values()}) > 1 else None
+
+
+def split_of(file: Path, root: Path) -> str | None:
+    """Return the split that the name or a folder of a file states; None where neither does."""
+    whole = file.resolve()
+    names = _SPLIT.findall(whole.relative_to(root).as_posix() if whole.is_relative_to(root) else file.name)
+    return SPLIT_NAMES[names[-1].lower()] if names else None
 
 
 def _expanded(given: str) -> list[Path]:

@@ -43,7 +43,7 @@ NAMES = (
 
 def question_tables(data: DataFiles, images: ImageFiles) -> Annotations:
     """Return the questions of all files that have answers, with the files. Raises UserError where none has."""
-    question_paths, answer_paths = question_files(data)
+    question_paths, answer_paths = question_files(data, every=True)
     if not question_paths:
         raise UserError(f"{data.given[0]} has no JSON file with the list `questions` of VQA v2.")
     annotations = Annotations({"questions": Questions()})
@@ -57,11 +57,11 @@ def question_tables(data: DataFiles, images: ImageFiles) -> Annotations:
     return annotations
 
 
-def question_files(data: DataFiles) -> tuple[list[Path], list[Path]]:
+def question_files(data: DataFiles, every: bool = False) -> tuple[list[Path], list[Path]]:
     """Return the files of questions, and those of annotations; both empty where one kind of file is given alone and is
-    of another form."""
+    of another form. every: see `json_heads`."""
     question_paths, answer_paths = [], []
-    for file, head in json_heads(data):
+    for file, head in json_heads(data, every):
         if {"question_id", "question", "image_id"} <= {*first_record(head, "questions")}:
             question_paths.append(file)
         elif {"question_id", "answers", "image_id"} <= {*first_record(head, "annotations")}:
@@ -84,7 +84,7 @@ def _paired(
     around it."""
     if not answer_paths:
         beside = DataFiles.of([images.root])
-        answer_paths = question_files(beside)[1]
+        answer_paths = question_files(beside, every=True)[1]
     by_key: dict[str, Path] = {}
     for file in reversed(answer_paths):
         by_key[_key(file)] = file

@@ -79,7 +79,9 @@ def _sentence_files(data: DataFiles) -> list[Path]:
 def _caption_files(data: DataFiles) -> list[Path]:
     candidates = [file for file in data.with_suffixes((".token", ".csv")) if file.suffix == ".token" or _has_bars(file)]
     named = [file for file in data.with_suffixes((".txt",)) if ".token" in file.name.lower() or file in data.given]
-    return [*candidates, *(file for file in named if _line(_head(file).split("\n")[0].strip(), (_TOKEN,)))]
+    named = [file for file in named if _line(_head(file).split("\n")[0].strip(), (_TOKEN,))]
+    # Flickr8k has its captions a second time, as lemmas.
+    return [*candidates, *([file for file in named if "lemma" not in file.name.lower()] or named)]
 
 
 def _has_bars(file: Path) -> bool:
@@ -171,10 +173,12 @@ def _boxes(root: XmlElement) -> dict[str, list[list[float]]]:
 
 def _splits(data: DataFiles, tables: Sequence[pa.Table]) -> list[np.ndarray]:
     """Return the split of each row by `train.txt`, `val.txt`, `test.txt`, which list images; none where there are no
-    such files. Images in no list are of no split."""
+    such files. Images in no list are of no split. Flickr8k
+    calls them `Flickr_8k.trainImages.txt`, `devImages`, `testImages`."""
     listed: dict[str, str] = {}
     for file in data.with_suffixes((".txt",)):
-        split = SPLIT_NAMES.get(re.split(r"[._]", file.stem.lower())[-1] if "_" in file.stem else file.stem.lower())
+        name = file.stem.lower().removesuffix("images")  # Flickr_8k.trainImages.txt
+        split = SPLIT_NAMES.get(re.split(r"[._]", name)[-1])
         if split is not None and file.parent.name.lower() != "sentences":
             listed |= dict.fromkeys(
                 (Path(line.strip()).stem for line in file.read_text().split() if line.strip()), split
