@@ -436,3 +436,21 @@ def test_a_placeholder_in_a_text_among_lists_of_parts_is_a_place(tmp_path: Path)
         ["first", "IMAGE", "last"],
         ["say <image>", "IMAGE"],
     ]
+
+
+@pytest.mark.parametrize("nothing", [{}, {"image": None}, {"image": ""}])
+def test_rows_without_an_image_are_read_and_are_in_each_split(nothing: dict[str, Any], tmp_path: Path) -> None:
+    """LLaVA's mixture has conversations without an image, which some data sets mark by an empty path."""
+    lines = []
+    for number in range(60):
+        place = {"image": f"{number}.png"} if number % 2 else nothing
+        asked = f"<image>{number}?" if number % 2 else f"{number}?"
+        said = [{"from": "human", "value": asked}, {"from": "gpt", "value": "a"}]
+        lines.append({**place, "conversations": said})
+        PILImage.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "a.json").write_text(json.dumps(lines))
+    corpus = from_path(tmp_path / "a.json")
+    assert list(corpus.columns.values()) == [Conversations(tmp_path)]
+    assert plain(corpus.value(4, "conversations"))[0] == ("user", ("4?",))
+    without = {split: sum(1 for row in rows if row % 2 == 0) for split, rows in corpus.splits.items()}
+    assert min(without.values()) > 0

@@ -69,7 +69,7 @@ class Conversations:
         messages = [message for record in value["messages"] or () for message in messages_of(record)]
         if value.get("system"):
             messages.insert(0, Message(SYSTEM, (value["system"],)))
-        images = [image for image in value.get("images") or () if image is not None]
+        images = [image for image in value.get("images") or () if image not in (None, "")]
         places = [part for message in messages for part in message.parts if isinstance(part, _Place)]
         if not places and images:
             messages = _in_front(messages, [_Place(image) for image in images])
