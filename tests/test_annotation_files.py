@@ -147,6 +147,19 @@ def test_flickr8k_as_it_is_published(tmp_path):
     assert next(iter(texts(corpus).values())) == [f"Dogs are running {names[0]} ."]
 
 
+def test_flickr8k_of_kaggle(tmp_path):
+    names = [f"10{number}_ab.jpg" for number in range(10)]
+    images(tmp_path / "Images", *names)
+    lines = [f'{name},A dog , number {name} , says "{said}" .' for name in names for said in "ab"]
+    lines += [f'{name},"A child, ""{name}"" ."' for name in names]
+    written(tmp_path / "captions.txt", "\n".join(["image,caption", *lines]) + "\n")
+    corpus = from_path(tmp_path)
+    assert texts(corpus)["Images/103_ab.jpg"] == [f'A dog , number 103_ab.jpg , says "{said}" .' for said in "ab"] + [
+        'A child, "103_ab.jpg" .'
+    ]
+    assert len(from_path(tmp_path / "captions.txt")) == 10
+
+
 def test_benchmarks_score_the_test_split_that_files_state(tmp_path):
     images(tmp_path, *(f"{number}.jpg" for number in range(10)))
     splits = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
