@@ -182,3 +182,43 @@ def test_the_benchmark_refcoco_scores_all_splits_but_train(tmp_path):
     corpus = from_path(written(tmp_path / "refcoco.json", held))
     found = find_benchmark("refcoco").on(corpus).splits
     assert {name: len(rows) for name, rows in found.items()} == {"test_validation": 2, "test_test": 2, "test_test_b": 2}
+
+
+def test_answers_of_vqa_v2_are_not_taken_from_another_version(tmp_path):
+    """VQA v1 and OK-VQA have files of the same names without `v2_`, and other ids of questions."""
+    images(tmp_path / "train2014", *(f"COCO_train2014_{number:0>12}.jpg" for number in range(4)))
+    for prefix, answer in (("", "old"), ("v2_", "new")):
+        about = {"data_subtype": "train2014", "info": {}}
+        asked = [{"image_id": n, "question_id": n, "question": f"{answer} {n}?"} for n in range(4)]
+        answered = [
+            {"image_id": n, "question_id": n, "answers": [{"answer": answer, "answer_id": 1}]} for n in range(4)
+        ]
+        written(tmp_path / f"{prefix}OpenEnded_mscoco_train2014_questions.json", about | {"questions": asked})
+        written(tmp_path / f"{prefix}mscoco_train2014_annotations.json", about | {"annotations": answered})
+    corpus = from_path(tmp_path)
+    found = [(one.question, one.answer) for one in corpus.value(0, "questions")]
+    assert found == [("old 0?", "old"), ("new 0?", "new")]
+
+
+def test_images_of_lvis_are_named_by_their_address(tmp_path):
+    images(tmp_path, *(f"{folder}/{number:0>12}.jpg" for folder in ("train2017", "val2017") for number in range(3)))
+    address = "http://images.cocodataset.org/val2017/{:0>12}.jpg"
+    held = {
+        "images": [{"id": number, "coco_url": address.format(number), "width": 8, "height": 6} for number in range(3)],
+        "annotations": [{"id": 1, "image_id": number, "category_id": 1, "bbox": [1, 1, 2, 2]} for number in range(3)],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    corpus = from_path(written(tmp_path / "lvis_v1_val.json", held))
+    assert corpus.key(2) == "val2017/000000000002.jpg"
+    assert corpus.value(2, "regions") == [("cat", (1, 1, 3, 3))]
+
+
+def test_pages_whose_words_and_boxes_differ_in_number_are_counted(tmp_path):
+    images(tmp_path, *(f"{number}.png" for number in range(4)))
+    lines = [
+        {"image": f"{number}.png", "words": ["a", "b"], "bboxes": [[0, 0, 5, 5]] * (1 if number == 2 else 2)}
+        for number in range(4)
+    ]
+    corpus = from_path(written(tmp_path / "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines)))
+    assert [(one.count, one.example) for one in corpus.skipped] == [(1, "row 2")]
+    assert 2 not in [row for rows in corpus.splits.values() for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,6 +78,12 @@ def _key(file: Path) -> str:
     return name
 
 
+def _likeness(file: Path, other: Path) -> tuple[bool, bool]:
+    """Return whether two files are of one version, and in one folder."""
+    of_v2 = [one.name.lower().startswith("v2") for one in (file, other)]
+    return of_v2[0] == of_v2[1], file.parent == other.parent
+
+
 def _paired(
     data: DataFiles, question_paths: list[Path], answer_paths: list[Path], images: ImageFiles
 ) -> list[tuple[Path, Path]]:
@@ -85,10 +92,11 @@ def _paired(
     if not answer_paths:
         beside = DataFiles.of([images.root])
         answer_paths = question_files(beside, every=True)[1]
-    by_key: dict[str, Path] = {}
-    for file in reversed(answer_paths):
-        by_key[_key(file)] = file
-    pairs = [(file, by_key[_key(file)]) for file in question_paths if _key(file) in by_key]
+    pairs = []
+    for file in question_paths:
+        of_subset = [other for other in answer_paths if _key(other) == _key(file)]
+        if of_subset:  # VQA v1 and OK-VQA call theirs as v2 does, but for its prefix
+            pairs.append((file, max(of_subset, key=functools.partial(_likeness, file))))
     if not pairs and len(question_paths) == len(answer_paths) == 1:
         pairs = [(question_paths[0], answer_paths[0])]
     if not pairs:

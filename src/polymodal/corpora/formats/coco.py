@@ -69,7 +69,7 @@ def coco_files(data: DataFiles, every: bool = False) -> list[Path]:
 
 def _is_coco(head: Any) -> bool:
     image, annotation = first_record(head, "images"), first_record(head, "annotations")
-    has_image = {"id", "file_name"} <= {*image}
+    has_image = "id" in image and _file_name(image) is not None
     has_annotation = "image_id" in annotation and bool({"caption", "bbox", "category_id"} & {*annotation})
     return (has_image and not ("annotations" in head and annotation and not has_annotation)) or has_annotation
 
@@ -104,12 +104,21 @@ def _convert(file: Path) -> Conversion:
 def _images(file: Path, held: Any) -> dict[Any, dict[str, Any]]:
     images = {}
     for number, one in enumerate(records_of(file, held, "images")):
-        if "id" not in one or not isinstance(one.get("file_name"), str):
+        name = _file_name(one)
+        if "id" not in one or name is None:
             raise UserError(f"{file} is no COCO file: number {number + 1} of its images has no id and file_name.")
-        images[_id(one["id"])] = one
+        images[_id(one["id"])] = one | {"file_name": name}
     if not images:
         raise UserError(f"{file} lists no images.")
     return images
+
+
+def _file_name(image: Mapping[str, Any]) -> str | None:
+    """Return the file of an image; of LVIS, which names its address alone, folder and file at the end of this."""
+    name = image.get("file_name")
+    if name is None and isinstance(image.get("coco_url"), str):
+        name = "/".join(image["coco_url"].split("/")[-2:])
+    return name if isinstance(name, str) else None
 
 
 def _id(value: Any) -> str:
