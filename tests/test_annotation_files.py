@@ -10,6 +10,7 @@ import pytest
 
 from format_samples import png
 from polymodal.corpora import from_path
+from polymodal.corpora.formats._page_words import scaled_word
 from polymodal.evaluation.benchmark import find_benchmark
 
 
@@ -222,3 +223,19 @@ def test_pages_whose_words_and_boxes_differ_in_number_are_counted(tmp_path):
     corpus = from_path(written(tmp_path / "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines)))
     assert [(one.count, one.example) for one in corpus.skipped] == [(1, "row 2")]
     assert 2 not in [row for rows in corpus.splits.values() for row in rows]
+
+
+def test_words_are_read_once(tmp_path, monkeypatch):
+    """Their entity types are found by the tags alone, as pages may be many."""
+    from polymodal.corpora.schemas import words
+
+    read = []
+    monkeypatch.setattr(words, "scaled_word", lambda word, size: read.append(word) or scaled_word(word, size))
+    images(tmp_path, *(f"{number}.png" for number in range(4)))
+    lines = [
+        {"image": f"{number}.png", "words": ["a"], "bboxes": [[0, 0, 5, 5]], "ner_tags": [("O", "B-KEY")[number % 2]]}
+        for number in range(4)
+    ]
+    corpus = from_path(written(tmp_path / "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines)))
+    assert corpus.columns["words"].fields == ("other", "KEY")
+    assert len(read) == 4

@@ -122,8 +122,8 @@ def _said(table: pa.Table, columns: Mapping[str, Modality]) -> list[tuple[np.nda
                 images = pc.struct_field(column, "images").combine_chunks()
                 counts = pc.fill_null(pc.list_value_length(images), 0)
                 rows = np.repeat(np.arange(len(images)), counts.to_numpy(zero_copy_only=False))
-                seen = rows[pc.list_flatten(images).is_valid().to_numpy(zero_copy_only=False)]
-                alone = pc.and_(alone, pa.array(np.bincount(seen, minlength=len(images)) == 0))
+                with_image = rows[pc.list_flatten(images).is_valid().to_numpy(zero_copy_only=False)]
+                alone = pc.and_(alone, pa.array(np.bincount(with_image, minlength=len(images)) == 0))
             messages = pc.struct_field(column, "messages").filter(alone)
             hashes = np.fromiter((_hash(repr(value.as_py())) for value in messages), np.uint64, len(messages))
             hashed.append((np.flatnonzero(alone.to_numpy()), hashes))
