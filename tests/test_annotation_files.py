@@ -185,6 +185,18 @@ def test_the_benchmark_refcoco_scores_all_splits_but_train(tmp_path):
     assert {name: len(rows) for name, rows in found.items()} == {"test_validation": 2, "test_test": 2, "test_test_b": 2}
 
 
+def test_the_benchmark_refcoco_knows_splits_of_a_column_in_any_case(tmp_path):
+    images(tmp_path, *(f"{number}.png" for number in range(8)))
+    names = ("train", "val", "testA", "testB")
+    lines = [
+        {"image": f"{number}.png", "sentences": ["left"], "bbox": [0, 0, 4, 4], "split": names[number % 4]}
+        for number in range(8)
+    ]
+    corpus = from_path(written(tmp_path / "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines)))
+    found = find_benchmark("refcoco").on(corpus).splits
+    assert {name: len(rows) for name, rows in found.items()} == {"test_validation": 2, "test_testa": 2, "test_testb": 2}
+
+
 def test_answers_of_vqa_v2_are_not_taken_from_another_version(tmp_path):
     """VQA v1 and OK-VQA have files of the same names without `v2_`, and other ids of questions."""
     images(tmp_path / "train2014", *(f"COCO_train2014_{number:0>12}.jpg" for number in range(4)))
@@ -239,3 +251,14 @@ def test_words_are_read_once(tmp_path, monkeypatch):
     corpus = from_path(written(tmp_path / "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines)))
     assert corpus.columns["words"].fields == ("other", "KEY")
     assert len(read) == 4
+
+
+@pytest.mark.parametrize("rows", [2, 10_001])
+def test_a_text_among_lists_of_texts_is_a_list_of_one(rows, tmp_path):
+    """In one part of a file, and in the parts that are converted one after the other."""
+    images(tmp_path, "0.png")
+    lines = [{"image": "0.png", "captions": f"dog {number}"} for number in range(rows - 1)]
+    lines.append({"image": "0.png", "captions": ["a cat", "it"]})
+    corpus = from_path(written(tmp_path / "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines)))
+    assert corpus.raw(0, "captions") == ["dog 0"]
+    assert corpus.raw(rows - 1, "captions") == ["a cat", "it"]

@@ -454,3 +454,17 @@ def test_rows_without_an_image_are_read_and_are_in_each_split(nothing: dict[str,
     assert plain(corpus.value(4, "conversations"))[0] == ("user", ("4?",))
     without = {split: sum(1 for row in rows if row % 2 == 0) for split, rows in corpus.splits.items()}
     assert min(without.values()) > 0
+
+
+@pytest.mark.parametrize("content", [None, "", " ", []])
+def test_empty_answers_are_not_learned(content: Any, tmp_path: Path) -> None:
+    """A call of a tool has no content; the answer that follows its result is one to the same question."""
+    messages = [
+        {"role": "user", "content": "what?"},
+        {"role": "assistant", "content": content, "tool_calls": [{"id": "1"}]},
+        {"role": "tool", "content": "7"},
+        {"role": "assistant", "content": "seven"},
+    ]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    corpus = from_path(tmp_path / "a.jsonl")
+    assert plain(corpus.value(0, "messages")) == [("user", ("what?",)), ("user", ("7",)), ("assistant", ("seven",))]

@@ -56,7 +56,8 @@ class Benchmark:
         by_files = corpus.split_rule != "" and not corpus.split_rule.startswith(BY_CONTENT)
         if not by_files and not set(corpus.splits) - MADE:
             return []
-        names = [name for name in self.splits if len(corpus.splits.get(name, ()))]
+        present = {split.lower(): split for split, rows in corpus.splits.items() if len(rows)}
+        names = [present[name.lower()] for name in self.splits if name.lower() in present]
         usual = [name for name in ("test", "validation") if by_files and len(corpus.splits.get(name, ()))]
         return names or usual[:1]
 

@@ -63,10 +63,12 @@ class Conversations:
     def decode(self, value: Mapping[str, Any]) -> list[Message]:
         """Open the images without decoding pixels yet.
 
-        Images without any place stand in front of the first question. Raises UnreadableExample for another number of
-        places than of images, an unknown role, a part that is no text and no image, and where nothing is answered.
+        Images without any place stand in front of the first question. Messages of the assistant
+        without a text, such as calls of tools, are left out. Raises UnreadableExample for another number of places than
+        of images, an unknown role, a part that is no text and no image, and where nothing is answered.
         """
         messages = [message for record in value["messages"] or () for message in messages_of(record)]
+        messages = [message for message in messages if message.role != ASSISTANT or not _is_empty(message)]
         if value.get("system"):
             messages.insert(0, Message(SYSTEM, (value["system"],)))
         images = [image for image in value.get("images") or () if image not in (None, "")]
@@ -161,6 +163,10 @@ def _of_part(part: Any) -> Iterator[Any]:
     if isinstance(image, Mapping) and "bytes" not in image:
         image = next((image[name] for name in ("url", "path", "text") if image.get(name)), None)
     yield _Place(image)
+
+
+def _is_empty(message: Message) -> bool:
+    return not any(part.strip() if isinstance(part, str) else part for part in message.parts)
 
 
 def _in_front(messages: list[Message], places: list[_Place]) -> list[Message]:
