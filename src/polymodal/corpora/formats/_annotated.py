@@ -149,6 +149,6 @@ def _merged(lists: Sequence[list[Any] | None]) -> list[Any] | None:
     """Return the values of all lists, without those of a list that an earlier one has, too."""
     merged: list[Any] = []
     for values in lists:
-        known = {repr(value) for value in merged}
-        merged += [value for value in values or () if repr(value) not in known]
+        earlier = {repr(value) for value in merged}
+        merged += [value for value in values or () if repr(value) not in earlier]
     return merged if any(values is not None for values in lists) else None
