@@ -419,3 +419,52 @@ def test_rows_of_wrong_types_are_skipped_and_named(tmp_path):
     said = plain(corpus.value(4, "conversations"))
     assert said[1] == ("assistant", ("7",))
     assert plain(corpus.value(3, "conversations"))[0] == ("user", (60,))
+
+
+def test_a_placeholder_in_a_text_among_lists_of_parts_is_a_place(tmp_path: Path) -> None:
+    """JSON lines in which a content is a text in one row and a list in another."""
+    (tmp_path / "0.png").write_bytes(png(0))
+    contents = ["first <image> last", [{"type": "text", "text": "say <image>"}, {"type": "image"}]]
+    lines = [
+        {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "a"}], "images": ["0.png"]}
+        for content in contents
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    corpus = from_path(tmp_path / "a.jsonl")
+    found = [corpus.value(row, "messages")[0].parts for row in (0, 1)]
+    assert [[part if isinstance(part, str) else "IMAGE" for part in parts] for parts in found] == [
+        ["first", "IMAGE", "last"],
+        ["say <image>", "IMAGE"],
+    ]
+
+
+@pytest.mark.parametrize("nothing", [{}, {"image": None}, {"image": ""}])
+def test_rows_without_an_image_are_read_and_are_in_each_split(nothing: dict[str, Any], tmp_path: Path) -> None:
+    """LLaVA's mixture has conversations without an image, which some data sets mark by an empty path."""
+    lines = []
+    for number in range(60):
+        place = {"image": f"{number}.png"} if number % 2 else nothing
+        asked = f"<image>{number}?" if number % 2 else f"{number}?"
+        said = [{"from": "human", "value": asked}, {"from": "gpt", "value": "a"}]
+        lines.append({**place, "conversations": said})
+        PILImage.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "a.json").write_text(json.dumps(lines))
+    corpus = from_path(tmp_path / "a.json")
+    assert list(corpus.columns.values()) == [Conversations(tmp_path)]
+    assert plain(corpus.value(4, "conversations"))[0] == ("user", ("4?",))
+    without = {split: sum(1 for row in rows if row % 2 == 0) for split, rows in corpus.splits.items()}
+    assert min(without.values()) > 0
+
+
+@pytest.mark.parametrize("content", [None, "", " ", []])
+def test_empty_answers_are_not_learned(content: Any, tmp_path: Path) -> None:
+    """A call of a tool has no content; the answer that follows its result is one to the same question."""
+    messages = [
+        {"role": "user", "content": "what?"},
+        {"role": "assistant", "content": content, "tool_calls": [{"id": "1"}]},
+        {"role": "tool", "content": "7"},
+        {"role": "assistant", "content": "seven"},
+    ]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    corpus = from_path(tmp_path / "a.jsonl")
+    assert plain(corpus.value(0, "messages")) == [("user", ("what?",)), ("user", ("7",)), ("assistant", ("seven",))]

@@ -112,6 +112,16 @@ def test_mmc4_as_it_is_released(tmp_path):
     assert [(one.count, one.example) for one in corpus.skipped] == [(1, "row 4")]
 
 
+def test_a_missing_entry_of_mmc4_is_counted(tmp_path):
+    write_images(tmp_path)
+    rows = [mmc4(number) for number in range(COUNT)]
+    rows[4]["image_info"][0] = None
+    (tmp_path / "docs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    corpus = from_path(tmp_path / "docs.jsonl")
+    assert document(corpus, 7) == ["one", "two", 140, "three"]
+    assert [(one.count, one.example) for one in corpus.skipped] == [(1, "row 4")]
+
+
 def test_our_own_documents_in_parquet(tmp_path):
     rows = [
         {"document": [{"kind": "heading", "text": f"{n}", "figure": None}, {"kind": "f", "text": "", "figure": png(n)}]}

@@ -260,3 +260,17 @@ def test_pages_of_a_few_pdf_files_are_split_one_by_one(tmp_path):
     SAMPLES["pdf"](tmp_path)
     corpus = from_path([tmp_path / f"report{report}.pdf" for report in range(3)])
     assert all(len(rows) for rows in corpus.splits.values())
+
+
+def test_later_pages_of_an_image_file_are_not_read_with_its_first_page(tmp_path):
+    """Tesseract writes one hOCR file for a TIFF file of several pages."""
+    frames = [PILImage.new("RGB", (400, 300), (shade, 0, 0)) for shade in (9, 99)]
+    frames[0].save(tmp_path / "scan.tif", save_all=True, append_images=frames[1:])
+    page = HOCR.format(name="scan").replace("scan.png", "scan.tif")
+    body = page[page.index("<div") : page.rindex("</div>") + len("</div>")]
+    (tmp_path / "scan.hocr").write_text(page.replace(body, body + body), encoding="utf-8")
+    corpus = from_path(tmp_path)
+    assert len(corpus) == 1
+    assert [(one.count, one.reason.partition(",")[0]) for one in corpus.skipped] == [
+        (1, "is a later page of an image file")
+    ]

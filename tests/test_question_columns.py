@@ -103,6 +103,31 @@ def test_a_question_without_answer_is_missing_or_said(tmp_path):
     assert [(one.count, one.example) for one in corpus.skipped] == [(COUNT - 2, "row 2")]
 
 
+@pytest.mark.parametrize(
+    ("options", "answer", "letter"),
+    [
+        ("['$6', \"it's\", 'x']", "B", "B"),  # MMMU
+        (["p", "q", "r"], "1", "B"),  # AI2D
+        (["p", "q", "r"], "q", "B"),
+        (["1", "2", "3"], "2", "B"),  # the text of a choice
+        (["p", "q", "r"], 1, "B"),
+    ],
+)
+def test_answers_are_letters_of_choices(options, answer, letter, tmp_path):
+    corpus = opened(tmp_path, lambda n: {"question": "what?", "options": options, "answer": answer})
+    asked = question(corpus)
+    assert asked.answer == letter
+    choices = ["$6", "it's", "x"] if isinstance(options, str) else options
+    lines = [f"{mark}. {choice}" for mark, choice in zip("ABC", choices, strict=True)]
+    assert asked.question.split("\n") == ["what?", *lines]
+
+
+@pytest.mark.parametrize("options", ["[]", "[what", "[1 2]"])
+def test_options_that_are_no_list_are_no_choices(options, tmp_path):
+    corpus = opened(tmp_path, lambda n: {"question": "what?", "options": options, "answer": "yes"})
+    assert question(corpus)[:2] == ("what?", "yes")
+
+
 def test_texts_and_offsets_are_not_copied(tmp_path):
     corpus = opened(tmp_path, lambda n: {"question": f"{n}?", "answers": ["a", "b"]})
     mapped = pa.total_allocated_bytes()

@@ -124,8 +124,11 @@ def _said(table: pa.Table, columns: Mapping[str, Modality]) -> list[tuple[np.nda
             column = table.column(name)
             alone = column.is_valid()
             if "images" in fields_of(column.type):
-                counts = pc.fill_null(pc.list_value_length(pc.struct_field(column, "images")), 0)
-                alone = pc.and_(alone, pc.equal(counts, 0))
+                images = pc.struct_field(column, "images").combine_chunks()
+                counts = pc.fill_null(pc.list_value_length(images), 0)
+                rows = np.repeat(np.arange(len(images)), counts.to_numpy(zero_copy_only=False))
+                with_image = rows[pc.list_flatten(images).is_valid().to_numpy(zero_copy_only=False)]
+                alone = pc.and_(alone, pa.array(np.bincount(with_image, minlength=len(images)) == 0))
             messages = pc.struct_field(column, "messages").filter(alone)
             hashes = np.fromiter((_hash(repr(value.as_py())) for value in messages), np.uint64, len(messages))
             hashed.append((np.flatnonzero(alone.to_numpy()), hashes))

@@ -17,11 +17,11 @@ from polymodal.corpora.rows import Rows
 from polymodal.corpora.saved import open_saved
 from polymodal.corpora.schemas import convert, described_columns, find
 from polymodal.errors import UserError
-from polymodal.modalities import Conversations, Interleaved, Preferences, Questions, Text
+from polymodal.modalities import Conversations, Interleaved, Preferences, Questions, Text, Words
 
 KEYS = ("__key__", "key", "id", "image_id", "uid", "sample_key")  # columns that name the rows, if their values differ
 
-RECORDS = (Conversations, Interleaved, Preferences, Questions)
+RECORDS = (Conversations, Interleaved, Preferences, Questions, Words)
 
 
 def from_path(path: Path | str | Sequence[Path | str], format: str | None = None, **columns: str) -> Corpus:
@@ -98,7 +98,7 @@ def corpus_of(rows: Rows, about: About, named: dict[str, str], choices: dict[str
 
 
 def _without_records(table: Any, columns: dict[str, Any]) -> np.ndarray:
-    """Return which rows have no question, pair, message, document or caption, where rows are to have one of these."""
+    """Return which rows have no question, pair, message, document, words or caption, where rows are to have some."""
     names = [name for name, kind in columns.items() if isinstance(kind, (*RECORDS, Text))]
     empty = np.full(table.num_rows, any(isinstance(kind, RECORDS) for kind in columns.values()))
     for name in names:

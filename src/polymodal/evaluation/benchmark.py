@@ -20,6 +20,7 @@ from polymodal.training.run import Run
 
 ALL = "all"
 MADE = {"train", "validation", "test"}  # the splits of files that name none
+BY_CONTENT = "a hash of"  # how the rule of such splits begins
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,9 @@ class Benchmark:
     """One benchmark, found as the value `benchmark` of a file of `evaluation/benchmarks`.
 
     source: where the protocol was published. data: what `--data` is, in a few words; its format is found by looking at
-    the files. splits: the published splits that are scored where the files name them; all examples are where they name
-    none, as the splits are then made and mean nothing. task: its scores, protocol and requirements.
+    the files. splits: the published splits that are scored where the files name them, else their `test`, or
+    `validation`; all examples are where they name none, as the splits are then made and mean nothing. task: its scores,
+    protocol and requirements.
     """
 
     title: str
@@ -42,13 +44,22 @@ class Benchmark:
 
         split: the name of one, or "all" for every example. Raises UserError for a name that the corpus does not have.
         """
-        stated = set(corpus.splits) - MADE
-        names = [name for name in self.splits if stated and len(corpus.splits.get(name, ()))]
+        names = self._stated(corpus)
         if split == ALL or (split is None and not names):
             return corpus.with_splits({"test": np.arange(len(corpus))})
         if split is not None or len(names) == 1:
             return corpus.with_splits({"test": corpus.rows(split or names[0])})
         return corpus.with_splits({f"test_{name}": corpus.rows(name) for name in names})
+
+    def _stated(self, corpus: Corpus) -> list[str]:
+        """Return the published splits that the files name; none where all splits are made."""
+        by_files = corpus.split_rule != "" and not corpus.split_rule.startswith(BY_CONTENT)
+        if not by_files and not set(corpus.splits) - MADE:
+            return []
+        present = {split.lower(): split for split, rows in corpus.splits.items() if len(rows)}
+        names = [present[name.lower()] for name in self.splits if name.lower() in present]
+        usual = [name for name in ("test", "validation") if by_files and len(corpus.splits.get(name, ()))]
+        return names or usual[:1]
 
 
 def score_on_benchmark(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +63,15 @@ class Conversations:
     def decode(self, value: Mapping[str, Any]) -> list[Message]:
         """Open the images without decoding pixels yet.
 
-        Images without any place stand in front of the first question. Raises UnreadableExample for another number of
-        places than of images, an unknown role, a part that is no text and no image, and where nothing is answered.
+        Images without any place stand in front of the first question. Messages of the assistant
+        without a text, such as calls of tools, are left out. Raises UnreadableExample for another number of places than
+        of images, an unknown role, a part that is no text and no image, and where nothing is answered.
         """
         messages = [message for record in value["messages"] or () for message in messages_of(record)]
+        messages = [message for message in messages if message.role != ASSISTANT or not _is_empty(message)]
         if value.get("system"):
             messages.insert(0, Message(SYSTEM, (value["system"],)))
-        images = [image for image in value.get("images") or () if image is not None]
+        images = [image for image in value.get("images") or () if image not in (None, "")]
         places = [part for message in messages for part in message.parts if isinstance(part, _Place)]
         if not places and images:
             messages = _in_front(messages, [_Place(image) for image in images])
@@ -124,7 +127,9 @@ def messages_of(record: Mapping[str, Any]) -> Iterator[Message]:
     if name not in ROLES:
         raise UnreadableExample(f"'{record['role']}' is no role; roles are system, user and assistant")
     content = record.get("content")
-    parts = _of_text(content or "") if not isinstance(content, list) else filter(None, map(_of_part, content))
+    parts = (
+        itertools.chain.from_iterable(map(_of_part, content)) if isinstance(content, list) else _of_text(content or "")
+    )
     yield Message(ROLES[name], tuple(parts))
 
 
@@ -138,19 +143,30 @@ def _of_text(text: str) -> Iterator[Any]:
             yield stripped
 
 
-def _of_part(part: Any) -> Any:
-    """Return a text or a place; nothing for an empty text."""
+def _of_part(part: Any) -> Iterator[Any]:
+    """Yield a text or a place, nothing for an empty text; of a part without a type, which is a text in a column that
+    also has lists of parts, the texts and places of it."""
     if isinstance(part, str):
-        return part
-    kind = part.get("type") or ("text" if part.get("text") is not None else "image")
+        yield part
+        return
+    if part.get("type") is None and part.get("text") is not None:
+        yield from _of_text(part["text"])
+        return
+    kind = part.get("type") or "image"
     if kind in TEXT_PARTS:
-        return part.get("text") or ""
+        if part.get("text"):
+            yield part["text"]
+        return
     if kind not in IMAGE_PARTS:
         raise UnreadableExample(f"a message has a part of type '{kind}'; texts and images are read")
     image = next((part[name] for name in ("image", "image_url", "url", "path") if part.get(name)), None)
     if isinstance(image, Mapping) and "bytes" not in image:
         image = next((image[name] for name in ("url", "path", "text") if image.get(name)), None)
-    return _Place(image)
+    yield _Place(image)
+
+
+def _is_empty(message: Message) -> bool:
+    return not any(part.strip() if isinstance(part, str) else part for part in message.parts)
 
 
 def _in_front(messages: list[Message], places: list[_Place]) -> list[Message]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from polymodal.corpora._arrow_cache import Conversion, cached_table
 from polymodal.corpora.corpus import Skipped
-from polymodal.corpora.formats._data_files import DataFiles, splits_of
+from polymodal.corpora.formats._data_files import DataFiles, split_of, splits_of
 from polymodal.corpora.formats._image_files import ImageFiles, missing_images
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
@@ -82,12 +82,13 @@ class Annotations:
 def annotated_rows(data: DataFiles, read: Annotations, images: ImageFiles) -> Rows:
     """Return the rows of annotation files: `image`, the path of the image that `file_name` names, and the columns.
 
-    Rows of the same image in one split are one row, with the columns of all files. Splits are those that the tables
-    state, else those of file names. Rows whose image is missing are skipped. Raises UserError when all are.
+    Rows of the same image in one split are one row, with what all files have in each column; what a file repeats of
+    another one counts once. Splits are those that the tables state, else those of file names. Rows whose image is
+    missing are skipped. Raises UserError when all are.
     """
     files, tables, columns, split = read.files, read.tables, read.columns, read.splits
     stated = splits_of(files, data.root)
-    joined: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+    joined: dict[tuple[str, str], dict[str, list[tuple[int, int]]]] = {}
     missing, example, example_file, total = 0, "", files[0], 0
     for number, (file, table) in enumerate(zip(files, tables, strict=True)):
         present = [name for name in columns if name in table.column_names]
@@ -101,18 +102,19 @@ def annotated_rows(data: DataFiles, read: Annotations, images: ImageFiles) -> Ro
                 missing, example, example_file = missing + 1, example or name, file
                 continue
             places = joined.setdefault((of_split, path), {})
-            places.update((column, (number, row)) for column in present if column not in places)
+            for column in present:
+                places.setdefault(column, []).append((number, row))
     skipped = missing_images(missing, total, example, images, example_file)
     splits = np.array([of_split for of_split, _ in joined], dtype=object)
     table = pa.table(
         {"image": pa.array([path for _, path in joined], pa.string())}
-        | {
-            name: _taken(tables, name, kind, [places.get(name) for places in joined.values()])
-            for name, kind in columns.items()
-        }
+        | {name: _taken(tables, name, [places.get(name, ()) for places in joined.values()]) for name in columns}
     )
     states = (stated is not None or bool(split)) and "train" in splits and len({*splits}) > 1
     notes: tuple[str, ...] = ()
+    without = [file for file in files if not split and split_of(file, data.root) is None]
+    if stated is None and 0 < len(without) < len(files):
+        notes = (f"{without[0].name} names no split (train, val, test), so all rows are split by their content.",)
     if len({*splits}) == 1 and splits[0] not in ("", "train"):
         notes = (f"All images that are there are of the split '{splits[0]}'; they are split by their content.",)
     return Rows(
@@ -126,13 +128,27 @@ def annotated_rows(data: DataFiles, read: Annotations, images: ImageFiles) -> Ro
     )
 
 
-def _taken(
-    tables: Sequence[pa.Table], name: str, kind: Modality, places: Sequence[tuple[int, int] | None]
-) -> pa.ChunkedArray:
-    """Return the values of a column at places (table, row), missing where there is none."""
+def _taken(tables: Sequence[pa.Table], name: str, places: Sequence[Sequence[tuple[int, int]]]) -> pa.ChunkedArray:
+    """Return the lists of a column at the places (table, row) of each row, joined; missing where there is none."""
     present = [table.column(name) if name in table.column_names else None for table in tables]
     stored = next(column for column in present if column is not None).type
     parts = [pa.chunked_array([], stored) if column is None else column for column in present]
     offsets = np.cumsum([0, *map(len, parts)])
-    rows = [None if place is None else int(offsets[place[0]]) + place[1] for place in places]
-    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], stored).take(pa.array(rows, pa.int64()))
+    several = [of_row for of_row in places if len(of_row) > 1]
+    numbers = iter(range(int(offsets[-1]), int(offsets[-1]) + len(several)))
+    merged = pa.array([_merged([parts[table][row].as_py() for table, row in of_row]) for of_row in several], stored)
+    rows = [
+        next(numbers) if len(of_row) > 1 else int(offsets[of_row[0][0]]) + of_row[0][1] if of_row else None
+        for of_row in places
+    ]
+    chunks = [chunk for part in parts for chunk in part.chunks]
+    return pa.chunked_array([*chunks, merged], stored).take(pa.array(rows, pa.int64()))
+
+
+def _merged(lists: Sequence[list[Any] | None]) -> list[Any] | None:
+    """Return the values of all lists, without those of a list that an earlier one has, too."""
+    merged: list[Any] = []
+    for values in lists:
+        earlier = {repr(value) for value in merged}
+        merged += [value for value in values or () if repr(value) not in earlier]
+    return merged if any(values is not None for values in lists) else None

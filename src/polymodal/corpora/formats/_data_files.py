@@ -23,6 +23,7 @@ SPLIT_NAMES = {
     "val": "validation",
     "dev": "validation",
     "test": "test",
+    "testdev": "test",
     "testing": "test",
     "eval": "test",
     "evaluation": "test",
@@ -119,8 +120,7 @@ def splits_of(files: Sequence[Path], root: Path) -> dict[Path, str] | None:
     """
     places = [place_of(file, root) for file in files]
     folders = [next(filter(None, map(split_folder, place.parts[:-1])), None) for place in places]
-    names = [next(iter(_SPLIT.findall(place.as_posix())[::-1]), None) for place in places]
-    for stated in (folders, [name and SPLIT_NAMES[name.lower()] for name in names]):
+    for stated in (folders, [split_of(file, root) for file in files]):
         if all(stated) and "train" in stated and len({*stated}) > 1:
             return {file: str(split) for file, split in zip(files, stated, strict=True)}
     return None
@@ -138,6 +138,12 @@ def place_of(file: Path, root: Path) -> Path:
     if not absolute.is_relative_to(root):
         absolute = file.parent.resolve() / file.name
     return absolute.relative_to(root) if absolute.is_relative_to(root) else Path(file.name)
+
+
+def split_of(file: Path, root: Path) -> str | None:
+    """Return the split that the name or a folder of a file states, the last one of several; None where neither does."""
+    names = _SPLIT.findall(place_of(file, root).as_posix())
+    return SPLIT_NAMES[names[-1].lower()] if names else None
 
 
 def _expanded(given: str) -> list[Path]:

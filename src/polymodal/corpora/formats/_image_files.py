@@ -23,6 +23,7 @@ class ImageFiles:
 
     def __init__(self, root: Path):
         self.root = root
+        self._beginnings: dict[Path, str] = {}
 
     @classmethod
     def of(cls, data: DataFiles) -> ImageFiles:
@@ -43,22 +44,45 @@ class ImageFiles:
         """Return the path from the root of the file that an annotation names, by the end of its path; None if there is
         none.
 
-        near: the annotation file; of several images of the name, the one that shares most folders with it is meant.
+        near: the annotation file; of several images of the name, the one that shares most folders with it is meant,
+        and none outside its folder, if that has images. A folder in the name that exists is not replaced by another.
         Raises UserError for a name that leads out of the folder.
         """
+        within = self._within(near.parent) if near is not None else ""
         plain = self._by_name.get(name, [])  # a name alone, as most are
         if len(plain) == 1:
-            return plain[0]
+            return plain[0] if plain[0].startswith(within) else None
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if not parts:
             return None
         if ".." in parts or parts[0].startswith("/") or ":" in parts[0]:
             self._check_inside(name, near)
-        paths = self._by_name.get(parts[-1], [])
-        if len(paths) < 2:
-            return paths[0] if paths else None
-        ends = [path for path in paths if PurePosixPath(path).parts[-len(parts) :] == parts] or paths
+        paths = [path for path in self._by_name.get(parts[-1], []) if path.startswith(within)]
+        ends = [path for path in paths if PurePosixPath(path).parts[-len(parts) :] == parts]
+        if not ends and not (len(parts) > 1 and parts[-2] in self._folders):
+            ends = paths
+        if len(ends) < 2:
+            return ends[0] if ends else None
         return max(ends, key=lambda path: self._shared(path, near)) if near is not None else ends[0]
+
+    @cached_property
+    def _folders(self) -> set[str]:
+        """Names of the folders that have images."""
+        return {path.split("/")[-2] for paths in self._by_name.values() for path in paths if "/" in path}
+
+    @cached_property
+    def _above_images(self) -> set[str]:
+        """Paths from the root of the folders that have images below them, other than the root."""
+        folders = {path.rpartition("/")[0] for paths in self._by_name.values() for path in paths}
+        return {"/".join(folder.split("/")[:depth]) for folder in folders for depth in range(1, folder.count("/") + 2)}
+
+    def _within(self, folder: Path) -> str:
+        """Return the beginning of the paths of images that the annotations in a folder may name."""
+        if folder not in self._beginnings:
+            around = _around(folder)
+            inside = around.relative_to(self.root).as_posix() if around.is_relative_to(self.root) else "."
+            self._beginnings[folder] = f"{inside}/" if inside in self._above_images else ""
+        return self._beginnings[folder]
 
     def _shared(self, path: str, near: Path) -> int:
         """Return how many folders a path shares with a file."""

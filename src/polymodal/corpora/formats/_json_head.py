@@ -19,10 +19,13 @@ SUFFIXES = (".json", ".json.gz")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|["{}\[\],]', re.DOTALL)
 
 
-def json_heads(data: DataFiles) -> Iterator[tuple[Path, Any]]:
-    """Yield the JSON files with what stands at their beginning; of many files, `MAX_FILES` spread over all."""
+def json_heads(data: DataFiles, every: bool = False) -> Iterator[tuple[Path, Any]]:
+    """Yield the JSON files with what stands at their beginning; of many files, `MAX_FILES` spread over all.
+
+    every: yield all files, for a format that reads them.
+    """
     files = data.with_suffixes(SUFFIXES)
-    step = -(-len(files) // MAX_FILES) if files else 1
+    step = 1 if every or not files else -(-len(files) // MAX_FILES)
     yield from ((file, json_head(file)) for file in files[::step])
 
 

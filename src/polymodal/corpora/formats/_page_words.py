@@ -98,6 +98,7 @@ class _PageConversion:
         damaged: list[str] = []
         empty: list[str] = []
         missing: list[str] = []
+        later: list[str] = []
         total = 0
         for file in self.files:
             try:
@@ -105,6 +106,7 @@ class _PageConversion:
             except (UserError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
                 damaged.append(f"{file.name}: {error}")
                 continue
+            shown: set[str] = set()
             for page in pages:
                 total += 1
                 path = self.images.find_any((*page.names, *(_names(file) if len(pages) == 1 else ())), file)
@@ -112,11 +114,18 @@ class _PageConversion:
                     empty.append(file.name)
                 elif path is None:
                     missing.append(page.names[0] if page.names else f"{file.stem}.png")
+                elif path in shown:
+                    later.append(f"{file.name}: {path}")
                 else:
+                    shown.add(path)
                     yield from self._record(file, path, page, damaged)
         if missing:
             self.skipped += missing_images(len(missing), total, missing[0], self.images, self.files[0])
-        for names, reason in ((damaged, "cannot be read"), (empty, "has no words")):
+        for names, reason in (
+            (damaged, "cannot be read"),
+            (empty, "has no words"),
+            (later, "is a later page of an image file, of which only the first page is read"),
+        ):
             if names:
                 self.skipped.append(Skipped(len(names), reason, names[0]))
 

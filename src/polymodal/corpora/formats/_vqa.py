@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +44,7 @@ NAMES = (
 
 def question_tables(data: DataFiles, images: ImageFiles) -> Annotations:
     """Return the questions of all files that have answers, with the files. Raises UserError where none has."""
-    question_paths, answer_paths = question_files(data)
+    question_paths, answer_paths = question_files(data, every=True)
     if not question_paths:
         raise UserError(f"{data.given[0]} has no JSON file with the list `questions` of VQA v2.")
     annotations = Annotations({"questions": Questions()})
@@ -57,11 +58,11 @@ def question_tables(data: DataFiles, images: ImageFiles) -> Annotations:
     return annotations
 
 
-def question_files(data: DataFiles) -> tuple[list[Path], list[Path]]:
+def question_files(data: DataFiles, every: bool = False) -> tuple[list[Path], list[Path]]:
     """Return the files of questions, and those of annotations; both empty where one kind of file is given alone and is
-    of another form."""
+    of another form. every: see `json_heads`."""
     question_paths, answer_paths = [], []
-    for file, head in json_heads(data):
+    for file, head in json_heads(data, every):
         if {"question_id", "question", "image_id"} <= {*first_record(head, "questions")}:
             question_paths.append(file)
         elif {"question_id", "answers", "image_id"} <= {*first_record(head, "annotations")}:
@@ -77,6 +78,12 @@ def _key(file: Path) -> str:
     return name
 
 
+def _likeness(file: Path, other: Path) -> tuple[bool, bool]:
+    """Return whether two files are of one version, and in one folder."""
+    of_v2 = [one.name.lower().startswith("v2") for one in (file, other)]
+    return of_v2[0] == of_v2[1], file.parent == other.parent
+
+
 def _paired(
     data: DataFiles, question_paths: list[Path], answer_paths: list[Path], images: ImageFiles
 ) -> list[tuple[Path, Path]]:
@@ -84,11 +91,12 @@ def _paired(
     around it."""
     if not answer_paths:
         beside = DataFiles.of([images.root])
-        answer_paths = question_files(beside)[1]
-    by_key: dict[str, Path] = {}
-    for file in reversed(answer_paths):
-        by_key[_key(file)] = file
-    pairs = [(file, by_key[_key(file)]) for file in question_paths if _key(file) in by_key]
+        answer_paths = question_files(beside, every=True)[1]
+    pairs = []
+    for file in question_paths:
+        of_subset = [other for other in answer_paths if _key(other) == _key(file)]
+        if of_subset:  # VQA v1 and OK-VQA call theirs as v2 does, but for its prefix
+            pairs.append((file, max(of_subset, key=functools.partial(_likeness, file))))
     if not pairs and len(question_paths) == len(answer_paths) == 1:
         pairs = [(question_paths[0], answer_paths[0])]
     if not pairs:

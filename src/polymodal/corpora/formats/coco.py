@@ -41,7 +41,7 @@ def matches(data: DataFiles) -> Match:
 
 def read(data: DataFiles) -> Rows:
     """Read the annotations of all files. Raises UserError for a file that is no COCO annotation."""
-    files = coco_files(data)
+    files = coco_files(data, every=True)
     if not files:
         raise UserError(f"{data.given[0]} has no JSON file with the lists `images` and `annotations` of COCO.")
     images = ImageFiles.of(data)
@@ -57,19 +57,19 @@ def read(data: DataFiles) -> Rows:
         annotations.notes.append("Boxes of objects are read; segmentation and keypoints are not.")
     if any("expressions" in table.column_names for table in annotations.tables):
         annotations.columns["expressions"] = Expressions()
-    if question_files(data)[0]:
+    if question_files(data, every=True)[0]:
         annotations.join(question_tables(data, images))
     return annotated_rows(data, annotations, images)
 
 
-def coco_files(data: DataFiles) -> list[Path]:
-    """Return the JSON files with annotations in the form of COCO, by their beginning."""
-    return [file for file, head in json_heads(data) if _is_coco(head)]
+def coco_files(data: DataFiles, every: bool = False) -> list[Path]:
+    """Return the JSON files with annotations in the form of COCO, by their beginning. every: see `json_heads`."""
+    return [file for file, head in json_heads(data, every) if _is_coco(head)]
 
 
 def _is_coco(head: Any) -> bool:
     image, annotation = first_record(head, "images"), first_record(head, "annotations")
-    has_image = {"id", "file_name"} <= {*image}
+    has_image = "id" in image and _file_name(image) is not None
     has_annotation = "image_id" in annotation and bool({"caption", "bbox", "category_id"} & {*annotation})
     return (has_image and not ("annotations" in head and annotation and not has_annotation)) or has_annotation
 
@@ -84,7 +84,7 @@ def _convert(file: Path) -> Conversion:
     held = load(file, _slim)
     images = _images(file, held)
     annotations = records_of(file, held, "annotations")
-    names = {one.get("id"): str(one.get("name")) for one in records_of(file, held, "categories")}
+    names = {_id(one.get("id")): str(one.get("name")) for one in records_of(file, held, "categories")}
     read = _Annotations(images, names)
     for annotation in annotations:
         read.add(annotation)
@@ -104,12 +104,28 @@ def _convert(file: Path) -> Conversion:
 def _images(file: Path, held: Any) -> dict[Any, dict[str, Any]]:
     images = {}
     for number, one in enumerate(records_of(file, held, "images")):
-        if "id" not in one or not isinstance(one.get("file_name"), str):
+        name = _file_name(one)
+        if "id" not in one or name is None:
             raise UserError(f"{file} is no COCO file: number {number + 1} of its images has no id and file_name.")
-        images[one["id"]] = one
+        images[_id(one["id"])] = one | {"file_name": name}
     if not images:
         raise UserError(f"{file} lists no images.")
     return images
+
+
+def _file_name(image: Mapping[str, Any]) -> str | None:
+    """Return the file of an image; of LVIS, which names its address alone, folder and file at the end of this."""
+    name = image.get("file_name")
+    if name is None and isinstance(image.get("coco_url"), str):
+        name = "/".join(image["coco_url"].split("/")[-2:])
+    return name if isinstance(name, str) else None
+
+
+def _id(value: Any) -> str:
+    """Return an id as text: some files write 1 in one list and "1" in another. Raises TypeError for another value."""
+    if isinstance(value, list | dict):
+        raise TypeError(f"an id is {value}")
+    return str(value)
 
 
 @dataclass
@@ -123,7 +139,7 @@ class _Annotations:
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, annotation: Mapping[str, Any]) -> None:
-        image = annotation.get("image_id")
+        image = _id(annotation.get("image_id"))
         if image not in self.images:
             self.left_out["is of an image that is not listed"].append(f"annotation {annotation.get('id')}")
         elif isinstance(annotation.get("caption"), str):
@@ -137,8 +153,8 @@ class _Annotations:
                     f"annotation {annotation.get('id')}: {annotation['bbox']}"
                 )
             else:
-                category = annotation.get("category_id")
-                self.regions[image].append({"name": self.names.get(category, str(category)), "box": box})
+                category = _id(annotation.get("category_id"))
+                self.regions[image].append({"name": self.names.get(category, category), "box": box})
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield a record for each file; several images of one file, as MDETR lists them, are one."""

@@ -34,6 +34,8 @@ _IMAGE = rf"[^|\t,#]+?(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})"
 # second bar.
 _TOKEN = re.compile(rf"({_IMAGE})#\d+(?:\s*\t|\s)(.*)", re.IGNORECASE)
 _BARS = re.compile(rf"({_IMAGE})\s*\|\s*\d+\s*\|?\s*(.*)", re.IGNORECASE)
+_COMMA = re.compile(rf"({_IMAGE}),(.*)", re.IGNORECASE)  # of `captions.txt`
+_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 _PHRASE = re.compile(r"\[/EN#(\d+)((?:/[\w-]+)*)\s+([^\]]*)\]")
 _MARK = re.compile(r"\[/EN#\d+/")
 MAX_SKIPPED = 0.1  # of the lines, until the file is refused
@@ -79,7 +81,16 @@ def _sentence_files(data: DataFiles) -> list[Path]:
 def _caption_files(data: DataFiles) -> list[Path]:
     candidates = [file for file in data.with_suffixes((".token", ".csv")) if file.suffix == ".token" or _has_bars(file)]
     named = [file for file in data.with_suffixes((".txt",)) if ".token" in file.name.lower() or file in data.given]
-    return [*candidates, *(file for file in named if _line(_head(file).split("\n")[0].strip(), (_TOKEN,)))]
+    named = [file for file in named if _line(_head(file).split("\n")[0].strip(), (_TOKEN,))]
+    # Flickr8k has its captions a second time, as lemmas.
+    candidates += [file for file in data.with_suffixes((".txt",)) if _is_headed(file)]
+    return [*candidates, *([file for file in named if "lemma" not in file.name.lower()] or named)]
+
+
+def _is_headed(file: Path) -> bool:
+    """Return whether a text file has the headings of Flickr8k on Kaggle, and a line of an image and a caption."""
+    heading, _, rest = _head(file).partition("\n")
+    return heading.strip().lower() == "image,caption" and _COMMA.fullmatch(rest.partition("\n")[0].strip()) is not None
 
 
 def _has_bars(file: Path) -> bool:
@@ -87,7 +98,7 @@ def _has_bars(file: Path) -> bool:
     return bool(lines) and all(_BARS.fullmatch(line.strip()) for line in lines[:1])
 
 
-def _line(line: str, forms: Sequence[re.Pattern[str]] = (_TOKEN, _BARS)) -> tuple[str, str] | None:
+def _line(line: str, forms: Sequence[re.Pattern[str]]) -> tuple[str, str] | None:
     """Return the image and the caption of a line; None for another line."""
     for form in forms:
         match = form.fullmatch(line)
@@ -100,15 +111,17 @@ def _convert_captions(file: Path) -> Conversion:
     by_image: dict[str, list[str]] = defaultdict(list)
     bad: list[str] = []
     total = 0
+    forms = (_COMMA,) if _is_headed(file) else (_TOKEN, _BARS)
     for number, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").split("\n"), 1):
         if not line.strip() or (number == 1 and line.lower().startswith(("image_name", "image|", "image,"))):
             continue
         total += 1
-        read = _line(line.strip())
+        read = _line(line.strip(), forms)
         if read is None:
             bad.append(f"{file.name}, line {number}: {line[:60]}")
         else:
-            by_image[read[0]].append(read[1])
+            quoted = _QUOTED.fullmatch(read[1]) if _COMMA in forms else None
+            by_image[read[0]].append(quoted[1].replace('""', '"').strip() if quoted else read[1])
     if len(bad) > MAX_SKIPPED * total or not by_image:
         example = bad[0] if bad else "it is empty"
         raise UserError(f"{len(bad):,} of {total:,} lines of {file} are no captions of Flickr30k ({example}).")
@@ -171,10 +184,12 @@ def _boxes(root: XmlElement) -> dict[str, list[list[float]]]:
 
 def _splits(data: DataFiles, tables: Sequence[pa.Table]) -> list[np.ndarray]:
     """Return the split of each row by `train.txt`, `val.txt`, `test.txt`, which list images; none where there are no
-    such files. Images in no list are of no split."""
+    such files. Images in no list are of no split. Flickr8k
+    calls them `Flickr_8k.trainImages.txt`, `devImages`, `testImages`."""
     listed: dict[str, str] = {}
     for file in data.with_suffixes((".txt",)):
-        split = SPLIT_NAMES.get(re.split(r"[._]", file.stem.lower())[-1] if "_" in file.stem else file.stem.lower())
+        name = file.stem.lower().removesuffix("images")  # Flickr_8k.trainImages.txt
+        split = SPLIT_NAMES.get(re.split(r"[._]", name)[-1])
         if split is not None and file.parent.name.lower() != "sentences":
             listed |= dict.fromkeys(
                 (Path(line.strip()).stem for line in file.read_text().split() if line.strip()), split

@@ -13,7 +13,7 @@ from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats._annotated import Annotations, annotated_rows, annotation_table, chunks_of
 from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._image_files import ImageFiles
-from polymodal.corpora.formats._json_head import json_heads
+from polymodal.corpora.formats._json_head import json_head, json_heads
 from polymodal.corpora.formats.json import load
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
@@ -31,18 +31,28 @@ def matches(data: DataFiles) -> Match:
 
 def read(data: DataFiles) -> Rows:
     """Read questions with their answers, a row an image; those without answers are skipped."""
-    files = _files(data)
+    files = _files(data, every=True)
     if not files:
         raise UserError(f"{data.given[0]} has no JSON file of GQA, with `imageId`, `question` and `answer` by id.")
     annotations = Annotations({"questions": Questions()})
     for file in files:
+        if not _has_answers(file):
+            annotations.notes.append(f"{file.name} is not read: its questions have no answers.")
+            continue
         annotations.add(file, *annotation_table("gqa", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
+    if not annotations.files:
+        raise UserError(f"No question of {files[0]} has an answer.")
     return annotated_rows(data, annotations, ImageFiles.of(data))
 
 
-def _files(data: DataFiles) -> list[Path]:
+def _has_answers(file: Path) -> bool:
+    """Return whether a question at the beginning of a file has an answer; those of the test sets have none."""
+    return any("answer" in one for one in json_head(file).values() if isinstance(one, dict))
+
+
+def _files(data: DataFiles, every: bool = False) -> list[Path]:
     files = []
-    for file, head in json_heads(data):
+    for file, head in json_heads(data, every):
         first = next(iter(head.values()), None) if isinstance(head, dict) else None
         if isinstance(first, dict) and {"imageId", "question"} <= {*first}:
             files.append(file)

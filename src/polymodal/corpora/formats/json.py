@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from polymodal.corpora._arrow_cache import Conversion, cached_table
-from polymodal.corpora._types import fitted, merged_type, type_of
+from polymodal.corpora._types import fitted, is_list, is_string, merged_type, type_of
 from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats._data_files import DataFiles, Match
 from polymodal.corpora.formats._tables import read_tables
@@ -76,10 +76,26 @@ def _schema(chunks: Iterable[list[Any]]) -> pa.Schema:
 def _batch(chunk: list[Any], schema: pa.Schema) -> pa.RecordBatch:
     kind = pa.struct(list(schema))
     try:
-        array = pa.array(chunk, type=kind)
+        array = pa.array(chunk)
+        if array.type != kind:
+            array = pa.array(_checked(chunk, array.type, kind), type=kind)
     except UNFIT:
         array = pa.array([fitted(record, kind) for record in chunk], type=kind)
     return pa.RecordBatch.from_struct_array(array)
+
+
+def _checked(chunk: list[Any], inferred: pa.DataType, kind: pa.DataType) -> list[Any]:
+    """Return the records, with a text in the place of a list as a list of one, where Arrow makes one of its letters."""
+    return [fitted(record, kind) for record in chunk] if _has_text_for_list(inferred, kind) else chunk
+
+
+def _has_text_for_list(inferred: pa.DataType, kind: pa.DataType) -> bool:
+    if is_list(kind):
+        return is_string(inferred) or (is_list(inferred) and _has_text_for_list(inferred.value_type, kind.value_type))
+    if not (pa.types.is_struct(kind) and pa.types.is_struct(inferred)):
+        return False
+    wanted = {field.name: field.type for field in kind}
+    return any(_has_text_for_list(field.type, wanted[field.name]) for field in inferred if field.name in wanted)
 
 
 def _records(file: Path) -> Callable[[list[Skipped]], Iterator[dict[str, Any]]]:

@@ -35,7 +35,7 @@ def matches(data: DataFiles) -> Match:
 
 def read(data: DataFiles) -> Rows:
     """Read the captions. Raises UserError for a file that has none of them."""
-    files = _files(data) or data.with_suffixes((".json",))
+    files = _files(data, every=True) or data.with_suffixes((".json",))
     if not files:
         raise UserError(
             f"{data.given[0]} has no JSON file with Karpathy's `images`, each with `sentences` and `split`."
@@ -47,8 +47,10 @@ def read(data: DataFiles) -> Rows:
     return annotated_rows(data, annotations, ImageFiles.of(data))
 
 
-def _files(data: DataFiles) -> list[Path]:
-    return [file for file, head in json_heads(data) if {"sentences", "filename"} <= {*first_record(head, "images")}]
+def _files(data: DataFiles, every: bool = False) -> list[Path]:
+    return [
+        file for file, head in json_heads(data, every) if {"sentences", "filename"} <= {*first_record(head, "images")}
+    ]
 
 
 def _slim(record: dict[str, Any]) -> dict[str, Any]:

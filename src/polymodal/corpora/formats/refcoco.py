@@ -40,7 +40,7 @@ def matches(data: DataFiles) -> Match:
 
 def read(data: DataFiles) -> Rows:
     """Read the expressions, a row an image. Raises UserError for a pickle."""
-    files = _files(data)
+    files = _files(data, every=True)
     if not files:
         pickles = pickled_refs(data)
         raise UserError(
@@ -59,8 +59,8 @@ def read(data: DataFiles) -> Rows:
     return annotated_rows(data, annotations, images)
 
 
-def _files(data: DataFiles) -> list[Path]:
-    return [file for file, head in json_heads(data) if _is_refcoco(head)]
+def _files(data: DataFiles, every: bool = False) -> list[Path]:
+    return [file for file, head in json_heads(data, every) if _is_refcoco(head)]
 
 
 def _is_refcoco(head: Any) -> bool:

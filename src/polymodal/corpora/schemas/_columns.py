@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polymodal.corpora._types import is_list
+from polymodal.corpora._types import is_list, is_string
 from polymodal.modalities.conversation import PLACEHOLDER
 
 
@@ -26,7 +26,10 @@ def records(fields: Mapping[str, pa.Array], missing: pa.Array) -> pa.Array:
 
 
 def of_one(values: pa.Array) -> pa.Array:
-    """Return a list of one for each value, or no list for a missing one. `ListArray` has no masks for parts."""
+    """Return a list of one for each value, which is missing where the value is, or is an empty text. `ListArray` has no
+    masks for parts."""
+    if is_string(values.type):
+        values = pc.if_else(pc.equal(values, ""), None, values)
     return pa.ListArray.from_arrays(pa.array(np.arange(len(values) + 1), pa.int32()), values)
 
 

@@ -55,7 +55,7 @@ def _folders_in(folder: Path) -> Iterator[Path]:
 def _elements(view: View, name: str) -> list[Any]:
     values = view.sample(name)
     flat = [one for value in values for one in value] if is_list(view.type(name)) else values
-    return [one for one in flat if one is not None]
+    return [one for one in flat if one not in (None, "")]
 
 
 def _holds_images(view: View, name: str) -> bool:

@@ -88,7 +88,7 @@ def _has_size(view: View, image: str, name: str) -> tuple[bool, str]:
     boxes = [(row[image], box) for row in rows for box in _boxes(row[name]) if len(box) == 4]
     if boxes and all(max(box) <= 1 for _, box in boxes):
         raise UserError(f"The boxes of the column '{name}' are fractions of the image; write them in pixels.")
-    if any(box[2] <= box[0] or box[3] <= box[1] for _, box in boxes):
+    if any(box[2] < box[0] or box[3] < box[1] for _, box in boxes):  # a missing box may be four zeros
         return True, "as some are smaller than their left or top"
     for value, box in boxes:
         with contextlib.suppress(UnreadableExample):

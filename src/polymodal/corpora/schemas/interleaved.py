@@ -32,7 +32,9 @@ def find(view: View) -> Found | None:
         _check_addresses(view, images)
     elif len(mmc4) == 2 and _is_list_of(view, mmc4[0], is_string) and fields_of(view.type(mmc4[1])) >= MATCHED:
         (texts, images), make = mmc4, _of_matches
-        names = pa.table({images: [one["image_name"] for some in view.sample(images) for one in some]})
+        names = pa.table(
+            {images: [one["image_name"] for some in view.sample(images) for one in some if one is not None]}
+        )
         root = media_root(View(names, view.root, ()), images)
     else:
         return None

@@ -3,6 +3,7 @@ ScienceQA and A-OKVQA (`choices`, with the number of the right one)."""
 
 from __future__ import annotations
 
+import ast
 import string
 from collections.abc import Mapping
 
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 
 from polymodal.corpora._types import fields_of, is_list, is_number, is_string
 from polymodal.corpora.schemas._columns import element_type, field, joined, lists_of_one, records, without_places
-from polymodal.corpora.schemas._schema import Found, FoundColumn, View
+from polymodal.corpora.schemas._schema import SAMPLE, Found, FoundColumn, View
 from polymodal.modalities import Questions
 
 rank = 0
@@ -30,15 +31,14 @@ def find(view: View) -> Found | None:
     if view.named is not None and not _is_question(view, view.named):
         raise view.refuse("question")
     names = [view.named] if view.named else [name for name in view.usual(QUESTIONS) if _is_question(view, name)]
-    choices = [
-        name for name in view.usual(CHOICES) if is_list(view.type(name)) and is_string(view.type(name).value_type)
-    ]
+    choices = [name for name in view.usual(CHOICES) if _is_choices(view, name)]
     answers = [name for name in view.usual(ANSWERS) if name not in names and _is_answer(view, name)]
     if not names or not answers or NAME in view.table.column_names:
         return None
     if is_list(view.type(answers[0])):
         choices = []  # several answers are texts
     about = {"kind": view.usual(KINDS), "rationale": view.usual(RATIONALES)}
+    are_numbers = bool(choices) and _are_numbers(view, answers[0], choices[0])
     used = {"question": names[0], "answers" if is_list(view.type(answers[0])) else "answer": answers[0]}
     if len(answers) > 1 and "answer" in used and is_list(view.type(answers[1])):
         used["answers"] = answers[1]  # VQA v2: those of ten people beside the one of most
@@ -48,7 +48,7 @@ def find(view: View) -> Found | None:
         stored = {name: _stored(columns[column], name) for name, column in used.items()}
         if choices:
             stored["question"], stored["answer"] = _with_choices(
-                stored["question"], stored["answer"], columns[choices[0]]
+                stored["question"], stored["answer"], columns[choices[0]], are_numbers
             )
         first = stored["answer"] if "answer" in stored else stored["answers"]
         return lists_of_one(records(stored, pc.or_(stored["question"].is_null(), first.is_null())))
@@ -65,20 +65,55 @@ def _stored(values: pa.Array, name: str) -> pa.Array:
     return values
 
 
-def _with_choices(questions: pa.Array, answers: pa.Array, choices: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Return the questions with lettered choices below them, and answers that are numbers, from 0, as letters.
+def _with_choices(
+    questions: pa.Array, answers: pa.Array, choices: pa.Array, are_numbers: bool
+) -> tuple[pa.Array, pa.Array]:
+    """Return the questions with lettered choices below them, and the letters of answers that are the text of a choice,
+    or its number, from 0. are_numbers: whether texts are numbers of choices.
 
     A number of no choice has no answer.
     """
     written, letters = [], []
     for question, answer, several in zip(questions.to_pylist(), answers.to_pylist(), choices.to_pylist(), strict=True):
-        lettered = list(zip(string.ascii_uppercase, several or (), strict=False))
+        lettered = list(zip(string.ascii_uppercase, _choices(several), strict=False))
         lines = [question, *(f"{letter}. {choice}" for letter, choice in lettered)]
         written.append(None if question is None else "\n".join(lines))
+        if are_numbers and isinstance(answer, str):
+            answer = int(answer) if answer.strip().isdecimal() else None
         if isinstance(answer, int | float):  # floating-point where pandas wrote missing ones
             answer = lettered[int(answer)][0] if answer in range(len(lettered)) else None
+        elif answer not in [letter for letter, _ in lettered]:
+            answer = next((letter for letter, choice in lettered if choice == answer), answer)
         letters.append(answer)
     return pa.array(written, pa.string()), pa.array(letters, pa.string())
+
+
+def _is_choices(view: View, name: str) -> bool:
+    """Return whether a column has lists of texts, or texts that are written as lists, as MMMU has them."""
+    kind = view.type(name)
+    if is_string(kind):
+        return all(text.strip().startswith("[") and text.strip().endswith("]") for text in view.sample(name))
+    return is_list(kind) and is_string(kind.value_type)
+
+
+def _choices(value: list[str] | str | None) -> list[str]:
+    """Return the choices of a question; none for a text that is no list."""
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return []
+    return [str(choice) for choice in value or ()]
+
+
+def _are_numbers(view: View, answers: str, choices: str) -> bool:
+    """Return whether answers are texts of the numbers of choices, as those of AI2D, and not texts of choices."""
+    if not is_string(view.type(answers)):
+        return False
+    rows = view.table.select([answers, choices]).slice(0, SAMPLE).to_pylist()
+    pairs = [(row[answers].strip(), _choices(row[choices])) for row in rows if row[answers] is not None]
+    numbered = all(answer.isdecimal() and int(answer) < len(several) for answer, several in pairs)
+    return numbered and not all(answer in several for answer, several in pairs)
 
 
 def _is_question(view: View, name: str) -> bool:

@@ -38,8 +38,16 @@ def find(view: View) -> Found | None:
     return _records(view) or _lists(view, image) or _receipts(view)
 
 
-def _words(view: View, uses: Sequence[str], read: ReadWords, needs: Sequence[str] = (), note: str = "") -> Found:
-    """Return the column `words`. uses: columns that hold the words. needs: others that are read."""
+def _words(
+    view: View,
+    uses: Sequence[str],
+    read: ReadWords,
+    needs: Sequence[str] = (),
+    note: str = "",
+    fields: Sequence[str] | None = None,
+) -> Found:
+    """Return the column `words`. uses: columns that hold the words. needs: others that are read. fields: entity types;
+    None to read all words for them."""
     names = [*uses, *needs]
 
     def convert(table: pa.Table) -> pa.ChunkedArray:
@@ -49,9 +57,10 @@ def _words(view: View, uses: Sequence[str], read: ReadWords, needs: Sequence[str
         ]
         return pa.chunked_array(chunks, Words().arrow_type)
 
-    fields = field_names(convert(view.table))
+    if fields is None:
+        fields = field_names(convert(view.table))
     notes = (note,) if note else ()
-    return Found({"words": FoundColumn(Words(fields), convert)}, tuple(uses), notes=notes)
+    return Found({"words": FoundColumn(Words(tuple(fields)), convert)}, tuple(uses), notes=notes)
 
 
 def _records(view: View) -> Found | None:
@@ -92,7 +101,14 @@ def _lists(view: View, image: str) -> Found | None:
     units = {None: "pixels of the page", 1.0: "fractions of the page", float(BOX_SCALE): "thousandths of the page"}[
         scale
     ]
-    return _words(view, uses, read, (image,), f"Boxes of the column '{boxes[0]}' are read as {units}, {reason}.")
+    note = f"Boxes of the column '{boxes[0]}' are read as {units}, {reason}."
+    return _words(view, uses, read, (image,), note, _tag_fields(view, tags[0], names) if tags else (OTHER,))
+
+
+def _tag_fields(view: View, tags: str, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the entity types of all tags, `other` first, without reading any words or images."""
+    tagged = pc.unique(pc.list_flatten(view.table.column(tags))).to_pylist()
+    return (OTHER, *sorted({_field(tag, names) for tag in tagged} - {OTHER}))
 
 
 def _receipts(view: View) -> Found | None:

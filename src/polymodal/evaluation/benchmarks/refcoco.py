@@ -11,7 +11,7 @@ benchmark = Benchmark(
     title="RefCOCO referring expressions",
     source="arXiv:1608.00272; github.com/lichengunc/refer",
     data="referring expressions with one box each",
-    splits=("val", "validation", "testA", "testB", "test"),
+    splits=("val", "validation", "testA", "testB", "test", "test_b"),
     task=replace(
         referring.task,
         headline=("referring/*/acc@0.5", "*/referring/*/acc@0.5", "referring/*/mean_IoU", "*/referring/*/mean_IoU"),
