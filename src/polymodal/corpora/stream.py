@@ -20,12 +20,11 @@ import numpy as np
 import pyarrow as pa
 
 from polymodal.corpora._shards import RowBlock, Shards, by_split, listed, open_shards, sampled
-from polymodal.corpora._types import is_string
 from polymodal.corpora.corpus import About, Corpus, Part
 from polymodal.corpora.formats._tables import concatenated
 from polymodal.corpora.schemas import Found, View, convert, described_columns, find
 from polymodal.corpora.schemas import label as label_schema
-from polymodal.corpora.user_files import first_line
+from polymodal.corpora.user_files import first_line, path_columns
 from polymodal.errors import UserError, unknown
 from polymodal.modalities import Modality
 
@@ -153,28 +152,23 @@ def _check_columns(kinds: dict[str, Modality], sample: pa.Table, local: bool, ur
             f"No column of {url} has images, sounds, texts, or anything else that methods learn from; the columns are "
             f"{described_columns(sample)}. Name one, for example with --image-column COLUMN."
         )
-    for name, kind in kinds.items():
-        media = type(kind).__name__ in ("Image", "Audio", "Video")
-        if media and not local and name in sample.column_names and is_string(sample.schema.field(name).type):
-            raise UserError(
-                f"The column '{name}' of {url} has paths of files, which are not read from a URL; copy the files here, "
-                "or put their bytes into the shards."
-            )
+    for name in path_columns(sample, kinds) if not local else ():
+        raise UserError(
+            f"The column '{name}' of {url} has paths of files, which are not read from a URL; copy the files here, "
+            "or put their bytes into the shards."
+        )
 
 
 def _check_folders(kinds: dict[str, Modality], sample: pa.Table, paths: Sequence[str], url: str) -> None:
     """Raise UserError for relative paths in shards of several folders, which start at different ones."""
     if len({PurePosixPath(path).parent for path in paths}) < 2:
         return
-    for name, kind in kinds.items():
-        media = type(kind).__name__ in ("Image", "Audio", "Video") and name in sample.column_names
-        if media and is_string(sample.schema.field(name).type):
-            values = sample.column(name).drop_null().to_pylist()
-            if not all(os.path.isabs(value) for value in values):
-                raise UserError(
-                    f"The column '{name}' has relative paths, and the shards at {url} are in several folders; put the "
-                    "shards into one, or leave out --stream."
-                )
+    for name in path_columns(sample, kinds):
+        if not all(os.path.isabs(value) for value in sample.column(name).drop_null().to_pylist()):
+            raise UserError(
+                f"The column '{name}' has relative paths, and the shards at {url} are in several folders; put the "
+                "shards into one, or leave out --stream."
+            )
 
 
 def _splits(blocks: Sequence[RowBlock], total: int, stated: dict[str, str] | None) -> dict[str, np.ndarray]:

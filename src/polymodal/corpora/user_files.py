@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from polymodal.corpora._types import is_string
 from polymodal.corpora._user_splits import user_splits
 from polymodal.corpora.corpus import About, Corpus, Skipped, command_that_shows
 from polymodal.corpora.formats import format_of, module
@@ -17,7 +18,18 @@ from polymodal.corpora.rows import Rows
 from polymodal.corpora.saved import open_saved
 from polymodal.corpora.schemas import convert, described_columns, find
 from polymodal.errors import UserError
-from polymodal.modalities import Conversations, Interleaved, Preferences, Questions, Text, Words
+from polymodal.modalities import (
+    Audio,
+    Conversations,
+    Image,
+    Interleaved,
+    Modality,
+    Preferences,
+    Questions,
+    Text,
+    Video,
+    Words,
+)
 
 KEYS = ("__key__", "key", "id", "image_id", "uid", "sample_key")  # columns that name the rows, if their values differ
 
@@ -87,7 +99,7 @@ def corpus_of(rows: Rows, about: About, named: dict[str, str], choices: dict[str
         table=table,
         columns=columns,
         splits={split: members[~empty[members]] for split, members in splits.rows.items()},
-        keys=keys or _path_column(table, columns),
+        keys=keys or next(iter(path_columns(table, columns)), None),  # paths name the rows in messages
         label=rows.label or schema.label,
         prompts=schema.prompts,
         choices=choices,
@@ -121,10 +133,7 @@ def _name_rows(table: Any, name: str) -> bool:
         return False
 
 
-def _path_column(table: Any, columns: dict[str, Any]) -> str | None:
-    """Return the first column of paths, whose values name the rows in messages."""
-    from polymodal.corpora._types import is_string
-
-    kinds = ("Image", "Audio", "Video")
-    paths = (name for name, kind in columns.items() if type(kind).__name__ in kinds)
-    return next((name for name in paths if is_string(table.schema.field(name).type)), None)
+def path_columns(table: Any, columns: Mapping[str, Modality]) -> list[str]:
+    """Return the columns of images, sounds and clips that a table has as paths."""
+    media = [name for name, kind in columns.items() if isinstance(kind, Image | Audio | Video)]
+    return [name for name in media if name in table.column_names and is_string(table.schema.field(name).type)]

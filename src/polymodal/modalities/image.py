@@ -152,7 +152,7 @@ def open_header(file: bytes) -> PILImage.Image:
     except PILImage.DecompressionBombError as error:
         raise UnreadableExample(f"the image is over the limit of {PIXEL_LIMIT:,} pixels") from error
     except Exception as error:  # Pillow raises many kinds for damaged files
-        format_name, accepted = _format_of(file), ", ".join(IMAGE_FORMATS)
+        format_name, accepted = format_of(file), ", ".join(IMAGE_FORMATS)
         other = format_name is not None and format_name not in IMAGE_FORMATS
         reason = f"is {format_name}, which is not read" if other else "is in no format that Pillow reads"
         raise UnreadableExample(f"the image {reason}; the formats that are read are {accepted}") from error
@@ -167,7 +167,7 @@ def open_header(file: bytes) -> PILImage.Image:
 
 def is_image(start: bytes) -> bool:
     """Return whether a file is an image of an accepted format, by its first 16 bytes or more."""
-    return _format_of(start) in IMAGE_FORMATS
+    return format_of(start) in IMAGE_FORMATS
 
 
 def has_image_suffix(path: str) -> bool:
@@ -175,7 +175,7 @@ def has_image_suffix(path: str) -> bool:
     return path.partition("?")[0].lower().endswith(IMAGE_SUFFIXES)
 
 
-def _format_of(file: Any) -> str | None:
+def format_of(file: Any) -> str | None:
     """Return Pillow's name of a file's format by its first bytes. Nothing is decoded."""
     if not isinstance(file, bytes):
         return None

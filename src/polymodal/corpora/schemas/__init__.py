@@ -47,12 +47,13 @@ def find(table: pa.Table, root: Path, named: Mapping[str, str], already: Mapping
     taken, label = {*columns}, None
     prompts: dict[str, tuple[str, ...]] = {}
     notes: tuple[str, ...] = ()
+    samples: dict[str, list[Any]] = {}
     for module in _modules():
         chosen = named.get(module.option) if module.option else None
         reserved = {column for option, column in named.items() if option != module.option}
         free = tuple(name for name in table.column_names if name not in taken | reserved and not name.startswith("__"))
         found_so_far = {name: column.modality for name, column in columns.items()}
-        result = module.find(View(table, root, free, chosen, found_so_far))
+        result = module.find(View(table, root, free, chosen, found_so_far, samples))
         if result is not None:
             if chosen is not None:  # instead of what the format takes for it
                 kinds = {type(column.modality) for column in result.columns.values()}

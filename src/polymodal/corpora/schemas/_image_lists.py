@@ -1,4 +1,4 @@
-"""Columns of one image or of several, and the folder that their paths are relative to."""
+"""Columns of one image, sound or clip, or of several images, and the folder that their paths are relative to."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 from polymodal.corpora._types import fields_of, is_binary, is_list, is_string
 from polymodal.corpora.schemas._columns import element_type
-from polymodal.corpora.schemas._media import kind_of
-from polymodal.corpora.schemas._schema import View
+from polymodal.corpora.schemas._media import holds, kind_of
+from polymodal.corpora.schemas._schema import Found, FoundColumn, View
+from polymodal.modalities import Audio, Video
 from polymodal.modalities.image import IMAGE_SUFFIXES
 
 USUAL = ("images", "image", "image_paths", "image_path", "img", "imgname", "img_path", "picture")
@@ -40,6 +41,19 @@ def media_root(view: View, name: str) -> Path:
         if all((folder / path).is_file() for path in paths):
             return folder
     return view.root
+
+
+def only_media(view: View, kind: str, suffixes: tuple[str, ...], modality: type[Audio | Video]) -> Found | None:
+    """Find the named or the first column of sounds or clips, unless a format states one. modality: its class."""
+    if view.named is not None and not holds(view, view.named, kind, suffixes):
+        raise view.refuse(kind)
+    if any(isinstance(one, modality) for one in view.modalities.values()):
+        return None
+    names = [view.named] if view.named else [name for name in view.free if holds(view, name, kind, suffixes)]
+    if not names:
+        return None
+    root = media_root(view, names[0])
+    return Found({names[0]: FoundColumn(modality(root=root))}, (names[0],), notes=note_of(view, names[0], root))
 
 
 def note_of(view: View, name: str, root: Path) -> tuple[str, ...]:

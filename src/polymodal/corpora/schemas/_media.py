@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image as PILImage
-
 from polymodal.corpora._types import fields_of, is_binary, is_string
 from polymodal.corpora.schemas._schema import View
+from polymodal.modalities.image import format_of
 
 LOOKED_AT = 20  # values of a sample that are opened
 
@@ -67,20 +66,7 @@ def kind_of(value: Any) -> str | None:
         return "image" if head[8:12] in (b"avif", b"avis", b"heic", b"mif1") else "video"
     if head[:6] == b"\x93NUMPY":
         return "array"
-    return "image" if _is_image(head) else None
-
-
-def _is_image(head: bytes) -> bool:
-    PILImage.preinit()
-    PILImage.init()
-    for _, accepts in PILImage.OPEN.values():
-        if accepts is not None:
-            try:
-                if accepts(head[:16]) is True:
-                    return True
-            except Exception:  # fewer bytes than it looks at
-                continue
-    return False
+    return "image" if format_of(head) else None
 
 
 def _record_is(value: dict[str, Any], kind: str, suffixes: tuple[str, ...]) -> bool:

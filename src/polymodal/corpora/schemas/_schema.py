@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +42,27 @@ class Found:
 @dataclass(frozen=True)
 class View:
     """A table, as a schema sees it. free: columns that no other schema took. root: folder of relative paths. named: the
-    column that the user named for this schema. modalities: those of the columns that other schemas found, by name."""
+    column that the user named for this schema. modalities: those of the columns that other schemas found, by name.
+    samples: of columns that were looked at, shared by the views of one table."""
 
     table: pa.Table
     root: Path
     free: tuple[str, ...]
     named: str | None = None
     modalities: Mapping[str, Modality] = field(default_factory=dict)
+    samples: dict[str, list[Any]] = field(default_factory=dict)
 
     def type(self, name: str) -> pa.DataType:
         return self.table.schema.field(name).type
 
     def sample(self, name: str) -> list[Any]:
-        """Return the values of the first rows that are not missing."""
-        return self._samples(name)
+        """Return values that are not missing, of the first rows and of others that are spread over the table."""
+        if name not in self.samples:
+            column = self.table.column(name)
+            places = range(0, len(column), max(1, len(column) // SAMPLE)) if len(column) > 2 * SAMPLE else ()
+            values = column[:SAMPLE].to_pylist() + [column[place].as_py() for place in list(places)[:SAMPLE]]
+            self.samples[name] = [value for value in values if value is not None]
+        return self.samples[name]
 
     def texts(self, name: str) -> list[str]:
         """Return the sample of a column of strings, or of lists of strings, as strings; none for other columns."""
@@ -77,16 +83,3 @@ class View:
     def refuse(self, what: str) -> UserError:
         """Return the error for a column that the user named, and that does not fit."""
         return UserError(f"The column '{self.named}' is {self.type(str(self.named))}, which is no {what} column.")
-
-    @cached_property
-    def _cache(self) -> dict[str, list[Any]]:
-        return {}
-
-    def _samples(self, name: str) -> list[Any]:
-        if name not in self._cache:
-            column = self.table.column(name)
-            # The first rows may be of one kind: others are spread over the table.
-            places = range(0, len(column), max(1, len(column) // SAMPLE)) if len(column) > 2 * SAMPLE else ()
-            values = column[:SAMPLE].to_pylist() + [column[place].as_py() for place in list(places)[:SAMPLE]]
-            self._cache[name] = [value for value in values if value is not None]
-        return self._cache[name]
