@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from format_samples import SAMPLES
 from polymodal.cli._flags import DataOptions
 from polymodal.corpora import Corpus, formats, from_path, schemas
-from polymodal.corpora.formats._data_files import DataFiles, Match
+from polymodal.corpora.formats._data_files import DataFiles
 from polymodal.corpora.registry import reopen
 from polymodal.errors import UserError
 from polymodal.modalities import Text
@@ -42,17 +42,10 @@ def texts(corpus: Corpus) -> list[str]:
     return [corpus.value(row, column)[0].text for row in range(len(corpus))]
 
 
-def surest(path: Path) -> list[str]:
-    data = DataFiles.of([path])
-    matches = {name: formats.module(name).matches(data) for name in formats.names()}
-    best = max(matches.values())
-    return [name for name, match in matches.items() if match is best and best is not Match.NO]
-
-
 @pytest.mark.parametrize("name", SAMPLES)
 def test_each_sample_is_found_by_its_format_alone(name, tmp_path):
     path = SAMPLES[name](tmp_path)
-    assert surest(path) == [name]
+    assert formats.best_formats(DataFiles.of([path])) == [name]
     corpus = from_path(path)
     for row in range(len(corpus)):
         assert set(corpus[row]) == {*corpus.columns}
@@ -198,7 +191,7 @@ def test_image_folder_with_texts_beside_the_images(tmp_path):
     (tmp_path / "photos" / "2024" / "alone.png").write_bytes(image(99))
     (tmp_path / "photos" / ".DS_Store").write_text("x")
     (tmp_path / "photos" / "README.md").write_text("x")
-    assert surest(tmp_path / "photos") == ["imagefolder"]
+    assert formats.best_formats(DataFiles.of([tmp_path / "photos"])) == ["imagefolder"]
     corpus = from_path(tmp_path / "photos")
     assert len(corpus) == 13
     assert corpus.value(0, "text")[0].text == "about 0.png"

@@ -28,19 +28,24 @@ def module(name: str) -> Any:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def format_of(data: DataFiles) -> str:
-    """Return the format of the files. Raises UserError where none, or more than one, is as sure as the surest."""
+def best_formats(data: DataFiles) -> list[str]:
+    """Return the names of the formats with the best match; none where no format matches."""
     matches = {name: module(name).matches(data) for name in names()}
     best = max(matches.values())
-    surest = [name for name, match in matches.items() if match == best]
-    if best is Match.NO:
+    return [name for name, match in matches.items() if match is best and match is not Match.NO]
+
+
+def format_of(data: DataFiles) -> str:
+    """Return the format with the best match. Raises UserError where no format, or more than one, has it."""
+    best = best_formats(data)
+    if not best:
         raise UserError(
             f"{data.given[0]} holds {data.summary()}, which is in no format that is read. These are: "
             f"{', '.join(names())} (`polymodal data --help` describes them)."
         )
-    if len(surest) > 1:
+    if len(best) > 1:
         raise UserError(
-            f"{data.given[0]} holds {data.summary()}, which may be {' or '.join(surest)}; say which with "
-            f"--format {surest[0]}, or name the files."
+            f"{data.given[0]} holds {data.summary()}, which may be {' or '.join(best)}; say which with "
+            f"--format {best[0]}, or name the files."
         )
-    return surest[0]
+    return best[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def question_tables(data: DataFiles, images: ImageFiles) -> Annotations:
     annotations = Annotations({"questions": Questions()})
     for questions, answers in _paired(data, question_paths, answer_paths, images):
         files = [questions, answers]
-        table, left_out = annotation_table("vqa", files, lambda files=files: _convert(*files))  # type: ignore[misc]
+        table, left_out = annotation_table("vqa", files, partial(_convert, *files))
         annotations.add(questions, _with_images(table, images, questions), left_out)
     annotations.notes += [
         f"{file.name} is not read: it has no annotations." for file in question_paths if file not in annotations.files

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def read(data: DataFiles) -> Rows:
     annotations = Annotations({})
     annotations.notes += [f"{file.name} is not read." for file in files if named and file not in named]
     for file in named or files:
-        annotations.add(file, *annotation_table("coco", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
+        annotations.add(file, *annotation_table("coco", [file], partial(_convert, file)))
     if any("captions" in table.column_names for table in annotations.tables):
         annotations.columns["captions"] = Text()
     if any("regions" in table.column_names for table in annotations.tables):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def read(data: DataFiles) -> Rows:
         annotations.columns["expressions"] = Expressions()
         annotations.add(sentences[0], *annotation_table("flickr30k_entities", files, lambda: _convert_entities(pairs)))
     for file in captions:
-        annotations.add(file, *annotation_table("flickr30k", [file], lambda file=file: _convert_captions(file)))  # type: ignore[misc]
+        annotations.add(file, *annotation_table("flickr30k", [file], partial(_convert_captions, file)))
     annotations.splits = _splits(data, annotations.tables)
     return annotated_rows(data, annotations, ImageFiles.of(data))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def read(data: DataFiles) -> Rows:
         if not _has_answers(file):
             annotations.notes.append(f"{file.name} is not read: its questions have no answers.")
             continue
-        annotations.add(file, *annotation_table("gqa", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
+        annotations.add(file, *annotation_table("gqa", [file], partial(_convert, file)))
     if not annotations.files:
         raise UserError(f"No question of {files[0]} has an answer.")
     return annotated_rows(data, annotations, ImageFiles.of(data))

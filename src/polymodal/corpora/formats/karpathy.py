@@ -7,6 +7,7 @@ beside the images.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def read(data: DataFiles) -> Rows:
         )
     annotations = Annotations({"captions": Text()})
     for file in files:
-        annotations.add(file, *annotation_table("karpathy", [file], lambda file=file: _convert(file)))  # type: ignore[misc]
+        annotations.add(file, *annotation_table("karpathy", [file], partial(_convert, file)))
         annotations.splits.append(np.array(annotations.tables[-1].column("split").to_pylist(), dtype=object))
     return annotated_rows(data, annotations, ImageFiles.of(data))
 

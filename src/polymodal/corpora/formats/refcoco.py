@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def read(data: DataFiles) -> Rows:
     images = ImageFiles.of(data)
     annotations = Annotations({"expressions": Expressions()})
     for file in files:
-        table, skipped = annotation_table("refcoco", [file], lambda file=file: _convert(file))  # type: ignore[misc]
+        table, skipped = annotation_table("refcoco", [file], partial(_convert, file))
         annotations.splits.append(np.array(table.column("split").to_pylist(), dtype=object))
         annotations.add(file, _with_images(table, images, file), skipped)
     return annotated_rows(data, annotations, images)
