@@ -63,6 +63,7 @@ def a_run(command_line, own_data, tmp_path):
             "Give --budget or --steps-from, not both",
         ),
         (["train", "clip", "--data", "none.parquet"], "There is no file or folder none.parquet"),
+        (["train", "clip", "--data", "emoji"], "emoji is a built-in corpus: give --corpus emoji"),
         (["evaluate", "nowhere"], "is not a run"),
         (["compare", "--corpus", "emoji"], "Name the recipes"),
         (["compare", "clip", "--corpus", "emoji", "--seeds", "0"], "at least 1"),

@@ -13,6 +13,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.formats import csv, json
 from polymodal.corpora.hub import from_hub, is_hub
 from polymodal.corpora.in_memory import from_table
+from polymodal.corpora.registry import names
 from polymodal.corpora.stream import from_shards
 from polymodal.errors import UserError
 
@@ -46,11 +47,22 @@ def from_path(
             raise UserError(f"Data in the format {format} cannot be streamed; leave out --stream.")
         return from_shards(given, **columns)
     if not remote:
+        _check_not_built_in(given)
         return user_files.from_path(given, format, **columns)
     local = [copy for one in given for copy in (fetched(one) if "://" in one else [Path(one)])]
     corpus = user_files.from_path(local, format, **columns)
     about = replace(corpus.about, source=given[0])
     return replace(corpus, about=about, choices={**corpus.choices, "data": given})
+
+
+def _check_not_built_in(given: list[str]) -> None:
+    """Raise UserError where the name of a built-in corpus is given as a path that does not exist."""
+    for name in set(given) & set(names()):
+        if not Path(name).exists():
+            raise UserError(
+                f"There is no file or folder {name}. {name} is a built-in corpus: "
+                f"give --corpus {name} on the command line, pm.corpora.{name}() in Python."
+            )
 
 
 def open_data(data: Any) -> Corpus:
