@@ -56,7 +56,7 @@ def candidates(words: Sequence[str], commands: Collection[str], run: Callable[[s
     elif begun.startswith("-"):
         choices = _flags(before, run)
     elif before[-1] in OF_CORPORA:
-        from polymodal.corpora.registry import names
+        from polymodal.corpora.about import names
 
         choices = names()
     elif before[0] in OF_RECIPES and (len(before) == 1 or before[0] == "compare"):

@@ -11,7 +11,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from polymodal.corpora.registry import names
+from polymodal.corpora.about import names
 
 if TYPE_CHECKING:
     from polymodal.corpora.about import About

@@ -1,8 +1,10 @@
-"""Metadata of corpora that is available before their data. This module imports nothing, since listings need it."""
+"""Names and metadata of corpora, available before their data. Listings need this module: it imports nothing slow."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -27,3 +29,10 @@ class About:
     def folder(self) -> str:
         """Folder name in the cache."""
         return f"{self.name}-{self.version}"
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """Return the names of the built-in corpora: the files of this folder that have `about`."""
+    files = sorted(Path(__file__).parent.glob("[!_]*.py"))
+    return tuple(file.stem for file in files if "\nabout = About(" in file.read_text(encoding="utf-8"))

@@ -5,26 +5,17 @@ A built-in corpus is a module of this folder with `about` and a function of its 
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polymodal import source
 from polymodal.corpora._cache import is_prepared, prepared_size
-from polymodal.corpora.about import About
+from polymodal.corpora.about import About, names
 from polymodal.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from polymodal.corpora.corpus import Corpus
-
-
-@functools.cache
-def names() -> tuple[str, ...]:
-    """Return the names of the built-in corpora."""
-    files = sorted(Path(__file__).parent.glob("[!_]*.py"))
-    return tuple(file.stem for file in files if "\nabout = About(" in file.read_text(encoding="utf-8"))
 
 
 def built_in() -> dict[str, About]:

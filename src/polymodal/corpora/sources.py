@@ -9,11 +9,11 @@ from typing import Any
 
 from polymodal.corpora import user_files
 from polymodal.corpora._downloads import fetched
+from polymodal.corpora.about import names
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.formats import csv, json
 from polymodal.corpora.hub import from_hub, is_hub
 from polymodal.corpora.in_memory import from_table
-from polymodal.corpora.registry import names
 from polymodal.corpora.stream import from_shards
 from polymodal.errors import UserError
 

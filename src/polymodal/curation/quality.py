@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from polymodal.corpora._html import lines
-from polymodal.corpora.registry import load_corpus, names
+from polymodal.corpora.about import names
+from polymodal.corpora.registry import load_corpus
 from polymodal.curation.ngrams import NGramModel
 from polymodal.errors import UserError, needs
 from polymodal.modalities import Text
