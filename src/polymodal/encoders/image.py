@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +20,9 @@ from polymodal.layers.positions import rotary_angles_2d, sine_positions_2d
 from polymodal.layers.transformer import Packing, QueryRows, Transformer
 from polymodal.modalities.image import check_tiles, patchify
 
+KeptPatches = Int[Tensor, "batch kept"] | None
+"""Indices of the patches that are encoded, in row-major order (FLIP, Li et al. 2023, section 3: patch dropping); None:
+all. `visible_indices(mask_patches(...))` of `data.masks` samples them."""
 ROPE_THETA = 100.0  # base of the rotary wavelengths, as in DINOv3; grids are short
 
 
@@ -79,12 +82,9 @@ class ImageEncoder(Encoder):
         self.class_token = nn.Parameter(std * torch.randn(config.width)) if self.with_class else None
         self.registers = nn.Parameter(std * torch.randn(config.registers, config.width)) if config.registers else None
         if config.pos_embed == "rotary":
-            # CLS and register tokens are at position 0, whose rotation is the identity.
             position = torch.arange(1, self.grid + 1)
-            rows, columns = position.repeat_interleave(self.grid), position.repeat(self.grid)
-            around = (int(self.with_class), config.registers)
-            self.register_buffer("rows", F.pad(rows, around), persistent=False)
-            self.register_buffer("columns", F.pad(columns, around), persistent=False)
+            self.register_buffer("rows", position.repeat_interleave(self.grid), persistent=False)
+            self.register_buffer("columns", position.repeat(self.grid), persistent=False)
         elif config.pos_embed == "sine":
             embedding = sine_positions_2d(self.grid, config.width)
             self.register_buffer("positions", F.pad(embedding, (0, 0, int(self.with_class), 0)))
@@ -96,45 +96,63 @@ class ImageEncoder(Encoder):
         self.map_head = MAPHead(config.width, config.num_heads) if config.pool_type == "map" else None
 
     def forward(
-        self, image: Float[Tensor, "batch 3 size size"]
+        self, image: Float[Tensor, "batch 3 size size"], kept: KeptPatches = None
     ) -> tuple[Float[Tensor, "batch patches width"], Float[Tensor, "batch width"]]:
-        """Encode images. image: normalized pixels. Returns patch tokens and the pooled vector."""
-        # Registers come last and are dropped.
-        x = self.norm_post(self._transformed(self._embedded(image)))[:, : self.grid**2 + self.with_class]
+        """Encode images. image: normalized pixels. kept: see `KeptPatches`. Returns patch tokens and the pooled vector.
+
+        Raises UserError for `kept` with a convolutional stem, whose features are of the dropped patches as well.
+        """
+        x = self.norm_post(self._transformed(self._embedded(image, kept), kept=kept))
+        if self.registers is not None:  # they come last and are dropped
+            x = x[:, : -len(self.registers)]
         if self.with_class:
             return x[:, 1:], x[:, 0]
         if self.map_head is not None:
             return x, self.map_head(x)
         return x, x.amax(1) if self.config.pool_type == "max" else x.mean(1)
 
-    def pooled(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch width"]:
+    def pooled(
+        self, image: Float[Tensor, "batch 3 size size"], kept: KeptPatches = None
+    ) -> Float[Tensor, "batch width"]:
         """Return the pooled vector; with a CLS token, the last block computes that token only."""
         if not self.with_class:
-            return self(image)[-1]
-        x = self._embedded(image)
+            return self(image, kept)[-1]
+        x = self._embedded(image, kept)
         first = torch.arange(len(x), device=x.device) * x.shape[1]
-        return self.norm_post(self._transformed(x, first))
+        return self.norm_post(self._transformed(x, first, kept))
 
-    def _embedded(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch tokens width"]:
+    def _embedded(
+        self, image: Float[Tensor, "batch 3 size size"], kept: KeptPatches
+    ) -> Float[Tensor, "batch tokens width"]:
         """Return the input of the transformer: CLS token, patches, register tokens, with positions."""
-        x = self.patch_embedding(patchify(self.stem(image), self.patch_size))
+        if kept is not None and self.config.stem:
+            raise UserError("Patches cannot be dropped behind a convolutional stem; leave it out (--image.stem).")
+        patches = patchify(self.stem(image), self.patch_size)
+        if kept is not None:
+            patches = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[-1]))
+        x = self.patch_embedding(patches)
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
         if self.config.pos_embed != "rotary":
-            x = x + self.positions
+            with_class = int(self.with_class)
+            places = slice(None) if kept is None else F.pad(kept + with_class, (with_class, 0))
+            x = x + self.positions[places]
         if self.registers is not None:
             x = torch.cat([x, self.registers.expand(len(x), -1, -1)], dim=1)
         return self.norm_pre(x)
 
     def _transformed(
-        self, x: Float[Tensor, "batch tokens width"], query_rows: QueryRows = None
+        self, x: Float[Tensor, "batch tokens width"], query_rows: QueryRows = None, kept: KeptPatches = None
     ) -> Float[Tensor, "... width"]:
         """Apply the blocks. query_rows: see `Transformer.forward`."""
         if self.config.pos_embed != "rotary":
             return self.transformer(x, query_rows=query_rows)
         size = x.shape[2] // self.config.num_heads
         packing = Packing.of(x.new_ones(x.shape[:2], dtype=torch.bool))
-        rows, columns = (position.expand(len(x), -1) for position in (self.rows, self.columns))
+        # CLS and register tokens are at position 0, whose rotation is the identity.
+        around = (int(self.with_class), self.config.registers)
+        places = (self.rows, self.columns)
+        rows, columns = (F.pad(place.expand(len(x), -1) if kept is None else place[kept], around) for place in places)
         angles = rotary_angles_2d(rows, columns, size, ROPE_THETA, x)
         packed = self.transformer(packing.pack(x), replace(packing, rotation=angles), query_rows)
         return packing.pad(packed) if query_rows is None else packed
