@@ -13,14 +13,13 @@ import torch
 
 import polymodal as pm
 from polymodal import recipes
-from polymodal.claim import Claim
+from polymodal.claim import STATISTICS, Claim, verdict_of
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.evaluation.statistics import Estimate
 from polymodal.recipes.dual_encoders import clip, siglip
 from polymodal.reproduce import Arm, compare, reproduce
 from polymodal.reproduce.claim import claim_of, claim_record
-from polymodal.reproduce.claim_text import verdict_of
 from polymodal.reproduce.compare import Start
 from polymodal.reproduce.curves import learning_curves, plot_curves, speed_up_factor, speed_up_factors
 from polymodal.reproduce.display import Display, ProgressReporter
@@ -28,7 +27,7 @@ from polymodal.reproduce.leaderboard import rows, terminal_table
 from polymodal.reproduce.page import recipe_page
 from polymodal.reproduce.parallel import Job, run_in_parallel
 from polymodal.reproduce.report import _curves
-from polymodal.reproduce.verdict import STATISTICS, Evidence, decide, verdict
+from polymodal.reproduce.verdict import Evidence, decide, verdict
 from polymodal.training import load_run
 from polymodal.types import Budget
 

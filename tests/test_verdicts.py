@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from polymodal import source
-from polymodal.claim import Claim
+from polymodal.claim import Claim, verdict_of
 from polymodal.errors import UserError
 from polymodal.evaluation.statistics import Estimate, Score, aggregate_seeds, paired_difference
 from polymodal.recipes.dual_encoders import clip
@@ -24,7 +24,6 @@ from polymodal.reproduce.claim_text import (
     how_tuned,
     measured,
     secondary_sentence,
-    verdict_of,
 )
 from polymodal.reproduce.commitment import claim_version, code_version, commit, history
 from polymodal.reproduce.leaderboard import comparison_verdict, difference_note, rows, terminal_table

@@ -1,4 +1,7 @@
-"""The kinds of claims that `polymodal reproduce` tests. Importing this module is cheap: no torch."""
+"""The kinds of claims that `polymodal reproduce` tests, and which recorded verdicts count.
+
+Importing this module is cheap: no torch.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,19 @@ from polymodal.types import Budget
 
 if TYPE_CHECKING:
     from polymodal.corpora.corpus import Corpus
+
+TO_BE_MEASURED_AGAIN = "to be measured again"
+STATISTICS = 2  # version of intervals and verdicts; results of an earlier one are to be measured again
+
+
+def is_current(result: Mapping[str, Any]) -> bool:
+    """Whether intervals and verdict of a recorded result were made by the present method."""
+    return result.get("statistics") == STATISTICS
+
+
+def verdict_of(result: Mapping[str, Any]) -> str:
+    """Return the verdict of a recorded result that counts."""
+    return result["verdict"] if is_current(result) else TO_BE_MEASURED_AGAIN
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,13 @@ def list_(arguments: Arguments) -> None:
     from polymodal.recipes import entries
 
     options = parse(JsonOptions, arguments, "list", list_)
+    from polymodal.claim import verdict_of
+
     results = _recorded_claims()
     rows = [
         dataclasses.asdict(entry)
-        | {"verdict": results[name]["verdict"] if name in results else None}
-        | {"claim": results[name]["verdict"] if name in results else "not yet run" if entry.has_claim else "-"}
+        | {"verdict": verdict_of(results[name]) if name in results else None}
+        | {"claim": verdict_of(results[name]) if name in results else "not yet run" if entry.has_claim else "-"}
         for name, entry in entries().items()
     ]
     if options.json:

@@ -43,6 +43,8 @@ class Entry:
     has_claim: bool
     corpus: str  # what its claim is tested on, or a corpus that suits it
     method: str  # the class that its Recipe builds
+    checked: str | None  # official code that it was compared with, owner/name@commit
+    lines: int  # of its file
 
     @property
     def module(self) -> str:
@@ -170,6 +172,8 @@ def _read(file: Path, claims: Mapping[str, ast.expr]) -> Entry:
         has_claim=FIRST_CLAIM in claims,
         corpus=_claim_corpus(claims.get(FIRST_CLAIM)),
         method=_built_class(tree),
+        checked=said.get("code") or None,
+        lines=file.read_text(encoding="utf-8").count("\n"),
     )
 
 

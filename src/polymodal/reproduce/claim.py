@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polymodal import recipes
-from polymodal.claim import AttackClaim, Claim, CuratedTrainingClaim, CurationClaim, MetricClaim
+from polymodal.claim import STATISTICS, AttackClaim, Claim, CuratedTrainingClaim, CurationClaim, MetricClaim
 from polymodal.corpora.languages import in_languages
 from polymodal.corpora.registry import load_corpus
 from polymodal.errors import UserError, unknown
@@ -22,7 +22,7 @@ from polymodal.reproduce.metrics import compare_metrics
 from polymodal.reproduce.result import Arm, ComparisonResult
 from polymodal.reproduce.tuning import check_grid
 from polymodal.reproduce.tuning import tune as tuned
-from polymodal.reproduce.verdict import STATISTICS, Evidence, corrected_p_values, decide
+from polymodal.reproduce.verdict import Evidence, corrected_p_values, decide
 from polymodal.training.run import write_json
 from polymodal.types import Budget
 

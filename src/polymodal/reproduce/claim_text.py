@@ -5,26 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from polymodal.claim import TO_BE_MEASURED_AGAIN, is_current
 from polymodal.evaluation.statistics import Estimate
 from polymodal.evaluation.units import number, scale
 from polymodal.reproduce.leaderboard import format_difference, format_metric, format_p
-from polymodal.reproduce.verdict import STATISTICS, TO_BE_MEASURED_AGAIN
 
 EARLIER = (
     "It was measured with an earlier method of intervals, some of which did not cover, so no verdict counts until it "
     "is measured again."
 )
 MARK = "*"  # beside a difference that stays below 0.05 after correction
-
-
-def is_current(result: Mapping[str, Any]) -> bool:
-    """Whether intervals and verdict were made by the present method."""
-    return result.get("statistics") == STATISTICS
-
-
-def verdict_of(result: Mapping[str, Any]) -> str:
-    """The verdict that counts."""
-    return result["verdict"] if is_current(result) else TO_BE_MEASURED_AGAIN
 
 
 def decision_sentence(result: Mapping[str, Any], before: str = "**", after: str = "**") -> str:
@@ -121,7 +111,7 @@ def how_often(result: Mapping[str, Any]) -> str:
     outcomes = []
     for one in earlier:
         unit = result["units"].get(one["metric"], "percent")
-        method = "" if one.get("statistics") == STATISTICS else ", earlier method of intervals"
+        method = "" if is_current(one) else ", earlier method of intervals"
         code = f", code {one['committed']['code']}" if one.get("committed") else ""
         difference = format_difference(unit, Estimate(**one["difference"]))
         outcomes.append(f"{one['verdict']} ({difference}, {len(one['seeds'])} seeds, {one['budget']}{code}{method})")

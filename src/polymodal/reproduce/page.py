@@ -16,6 +16,7 @@ from statistics import mean
 from typing import Any
 
 from polymodal import recipes
+from polymodal.claim import is_current
 from polymodal.evaluation import tasks
 from polymodal.evaluation.statistics import MetricKind, number
 from polymodal.reproduce.claim import RECORDED, recorded_result
@@ -24,7 +25,6 @@ from polymodal.reproduce.claim_text import (
     decision_sentence,
     how_often,
     how_tuned,
-    is_current,
     measured,
     secondary_sentence,
 )

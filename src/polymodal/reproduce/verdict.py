@@ -28,8 +28,6 @@ from polymodal.evaluation.statistics import Estimate
 from polymodal.reproduce.result import Arm, ComparisonResult
 
 Verdict = Literal["supported", "contradicted", "not supported at this scale", "no verdict"]
-TO_BE_MEASURED_AGAIN = "to be measured again"
-STATISTICS = 2  # version of intervals and verdicts; results of an earlier one are to be measured again
 MIN_SEEDS = 3
 
 
