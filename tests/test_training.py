@@ -1,5 +1,6 @@
 """Runs: the same numbers from the same seed, stopping and going on, bad examples, bad losses."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.recipes.dual_encoders import clip
 from polymodal.training import Interrupted, load_run, train
+from polymodal.training.initialization import random_weights
 from polymodal.training.optimizer import OptimizerConfig, adamw, learning_rate
 from polymodal.training.trainer import copy_matching_weights
 from polymodal.types import Budget
@@ -186,3 +188,13 @@ def test_arms_of_a_comparison_share_the_weights_that_agree():
     assert copy_matching_weights(one, twin) == 2
     assert torch.equal(one.weight, twin.weight)
     assert copy_matching_weights(one, other) == 0
+
+
+def test_arms_of_a_comparison_keep_constants_of_their_own(small_emoji):
+    processor = fit_processor(RECIPE, small_emoji)
+    first = random_weights(lambda: RECIPE.build(processor), seed=3)
+    other = dataclasses.replace(RECIPE, logit_scale_init=10.0).build(processor)
+    copy_matching_weights(first, other)
+    assert other.logit_scale().item() == pytest.approx(10.0)
+    torch.manual_seed(3)
+    torch.testing.assert_close(other.image_projection.weight, RECIPE.build(processor).image_projection.weight)

@@ -31,7 +31,7 @@ from polymodal.reproduce.parallel import Job, run_in_parallel
 from polymodal.reproduce.result import Arm, ComparisonResult, Trial
 from polymodal.reproduce.timing import START, TimedArm, budgets_in_steps
 from polymodal.training import Interrupted, Run, train
-from polymodal.training.initialization import recipe_started_from
+from polymodal.training.initialization import random_weights, recipe_started_from
 from polymodal.training.recipe_file import user_file
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import write_json, write_text
@@ -204,9 +204,9 @@ class _Plan:
         if self.start is None:
             for arm in self.arms:
                 recipe_started_from(arm.recipe, None)  # raises UserError for one that begins with a run
-            torch.manual_seed(seed)
             first = self.arms[0].recipe
-            return _Beginning(first.build(fit_processor(first, corpus)), corpus)
+            processor = fit_processor(first, corpus)
+            return _Beginning(random_weights(lambda: first.build(processor), seed), corpus)
         folder = self.directory / START / f"seed-{seed}" if self.directory else None
         budget = self.budgets[START]
         run = trained_start(self.start.recipe, corpus, budget, seed, folder, watcher, self.trust_code)

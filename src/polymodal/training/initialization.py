@@ -38,6 +38,22 @@ def copy_matching_weights(source: nn.Module, target: nn.Module) -> int:
     return _take(target, dict(source.named_parameters()) | dict(source.named_buffers()))
 
 
+def random_weights(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Return a new model without the parameters and buffers that begin with the same values whatever the seed is.
+
+    It is what the arms of a comparison begin with alike. Constants, such as the initial logit scale, are
+    hyper-parameters, in which arms may differ. The model serves as the source of `copy_matching_weights` only.
+    """
+    torch.manual_seed(seed + 1)
+    other = build().state_dict()
+    torch.manual_seed(seed)
+    model = build()
+    for name in [name for name, value in model.state_dict().items() if torch.equal(value, other[name])]:
+        parent, _, leaf = name.rpartition(".")
+        delattr(model.get_submodule(parent), leaf)
+    return model
+
+
 def from_run(directory: Path | str) -> Callable[[nn.Module], int]:
     """Return an initializer from a finished run, for matching names and shapes. Raises UserError when none matches."""
 
