@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,9 @@ import pytest
 from PIL import Image as PILImage
 
 from polymodal import corpora
+from polymodal.cli import using
 from polymodal.encoders.image import ImageEncoderConfig
+from polymodal.errors import UserError
 from polymodal.modalities.image import encoded
 from polymodal.recipes.dual_encoders import clip
 from polymodal.recipes.optimization import gradient_harmonization
@@ -160,3 +163,14 @@ def test_a_sound_finds_what_the_index_finds_by_it(browser, tmp_path):
         captions = [caption.text for caption in find(browser, ".caption-label")]
     assert captions[0].split() == [f"{best[0].similarity:.3f}", *best[0].caption.split()]
     assert len(captions) == 12
+
+
+def test_a_free_port_is_chosen_where_the_default_is_in_use(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(using, "DEFAULT_PORT", port)
+        with using._listener("127.0.0.1", port) as chosen:
+            assert chosen.getsockname()[1] != port
+        monkeypatch.setattr(using, "DEFAULT_PORT", port + 1)
+        with pytest.raises(UserError, match="choose another --port"):
+            using._listener("127.0.0.1", port)

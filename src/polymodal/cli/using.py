@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,11 @@ from polymodal.constraints import NonNegativeInt, Port, PositiveInt
 from polymodal.errors import UserError, needs
 
 if TYPE_CHECKING:
+    import socket
+
     from polymodal.serving.limits import Limits
+
+DEFAULT_PORT = 8000
 
 
 def generate(arguments: Arguments) -> None:
@@ -154,8 +159,8 @@ def serve(arguments: Arguments) -> None:
         """Vector index built by the run, for /search."""
         host: str = "127.0.0.1"
         """Host address to bind; 0.0.0.0 binds all interfaces."""
-        port: Port = 8000
-        """Port to bind."""
+        port: Port = DEFAULT_PORT
+        """Port to bind; if the default is in use, a free one is chosen."""
         api_key: str | None = None
         """API key that clients must send; POLYMODAL_API_KEY does the same. Without it, requests are not
         authenticated."""
@@ -192,19 +197,27 @@ def serve(arguments: Arguments) -> None:
         )
     except ImportError as error:
         raise needs(error.name or "gradio", "page", "A page") from error
-    _listen(app, run.name, options.host, options.port, limits)
+    _listen(app, run.name, options.host, options.port, limits, options.page)
 
 
-def _listen(app: Any, name: str, host: str, port: int, limits: Limits) -> None:
+def _listen(app: Any, name: str, host: str, port: int, limits: Limits, page: bool) -> None:
     """Serve until Ctrl-C or SIGTERM; requests in progress are completed first."""
-    import socket
-
     from polymodal.serving.protocol import answer_at
 
-    try:
-        listener = socket.create_server((host, port))
-    except (OSError, OverflowError) as error:
-        raise UserError(f"Nothing can listen at {host}:{port}: {error}; choose another --port.") from error
+    listener = _listener(host, port)
     address = f"http://{host}:{listener.getsockname()[1]}"
-    terminal().print(f"{name} answers at {address} (requests to try: {address}/docs). Ctrl-C ends it.", highlight=False)
+    where = f"page: {address}/page, requests to try: {address}/docs" if page else f"requests to try: {address}/docs"
+    terminal().print(f"{name} answers at {address} ({where}). Ctrl-C ends it.", highlight=False, soft_wrap=True)
     answer_at(listener, app, limits)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """Bind the port; a free one in place of the default port, if that is in use."""
+    import socket
+
+    try:
+        return socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        if port == DEFAULT_PORT and getattr(error, "errno", None) == errno.EADDRINUSE:
+            return socket.create_server((host, 0))
+        raise UserError(f"Nothing can listen at {host}:{port}: {error}; choose another --port.") from error

@@ -18,10 +18,14 @@ from fastapi import FastAPI
 from gradio.utils import get_upload_folder
 from PIL import Image as PILImage
 
+from polymodal.evaluation.capabilities import CanClassifyAnswers, CanGenerateText
+from polymodal.layers.decoding import Decoding
 from polymodal.serving.filter_syntax import MAX_CHARACTERS
 from polymodal.serving.http_errors import CLIENT_ERRORS, error_response
+from polymodal.serving.limits import check_lengths
 from polymodal.serving.page_guard import PAGE
 from polymodal.serving.service import Service
+from polymodal.serving.vqa import answer_about
 
 log = logging.getLogger("polymodal.server")
 
@@ -75,6 +79,9 @@ def build_page(services: Sequence[Service]) -> _Page:
         if {"image", "text"} <= set(first.columns):
             with gr.Tab("Classes"):
                 _classes_tab(first)
+        if isinstance(first.run.model, CanGenerateText | CanClassifyAnswers) and _takes_image(first):
+            with gr.Tab("Ask"):
+                _ask_tab(services)
         with gr.Tab("Training"):
             _training_tab(services)
     return page
@@ -148,6 +155,42 @@ def _classes_tab(service: Service) -> None:
         return found
 
     button.click(classify, [image, labels, template], likely, api_visibility="private")
+
+
+def _takes_image(service: Service) -> bool:
+    return "image" in getattr(service.run.processor, "columns", ())
+
+
+def _ask_tab(services: Sequence[Service]) -> None:
+    """Visual question answering, and captioning without a question, by every run of the page that answers."""
+    answering = [one for one in services if isinstance(one.run.model, CanGenerateText | CanClassifyAnswers)]
+    with gr.Row():
+        with gr.Column():
+            image = gr.File(label="Image", height=110, elem_id="asked")
+            question = gr.Textbox(label="Question (empty: a caption)", elem_id="question")
+            button = gr.Button("Ask", variant="primary", elem_id="ask")
+        with gr.Column():
+            answers = [gr.Textbox(label=f"Answer of {one.run.name}", elem_classes="answer") for one in answering]
+
+    async def ask(image: str | None, question: str | None) -> Any:
+        if image is None:
+            raise _sentence("Give an image.")
+        said = []
+        for service in answering:
+            with _sentences():
+                check_lengths([question or ""], service.limits)
+                said.append(await _answer(service, Path(image).read_bytes(), (question or "").strip()))
+        return said[0] if len(said) == 1 else said
+
+    gr.on([button.click, question.submit], ask, [image, question], answers, api_visibility="private")
+
+
+async def _answer(service: Service, image: bytes, question: str) -> str:
+    ends = service.ends
+    async with service.decoder.decoded({"image": [image]}, ends) as given:
+        images = given["image"]
+        (text,) = await service.call(lambda: answer_about(service.run, images, question, Decoding()), ends)
+    return str(text)
 
 
 def _training_tab(services: Sequence[Service]) -> None:
