@@ -24,6 +24,7 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)
 	$(BIN)/polymodal corpora fetch emoji
 	$(BIN)/polymodal compare clip siglip sparc improved_clip --corpus emoji --budget 25s --seeds 2 --out demo
+	@echo "Two seeds show the spread but give no verdict, which needs three: for one, run the command above with --seeds 3 --out demo3."
 	@echo "Open demo/report.html in a browser."
 
 check: $(INSTALLED)

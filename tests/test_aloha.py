@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polymodal.cli.comparing import score
 from polymodal.errors import UserError
 from polymodal.evaluation.caption_metric import CaptionScore, Metric
 from polymodal.recipes.metrics import aloha
@@ -176,3 +177,17 @@ def test_files_that_are_not_like_that(tmp_path: Path, text: str, said: str) -> N
     path.write_text(text)
     with pytest.raises(UserError, match=said):
         score_captions(Recipe(), path, tmp_path / "scores.jsonl")
+
+
+def test_the_command_keeps_the_scores_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("captions.jsonl").write_text('{"caption": "a dog", "references": ["a cat"]}\n')
+    Path("scores.jsonl").write_text("kept")
+    score(["aloha", "captions.jsonl"])
+    assert "scores-2.jsonl" in capsys.readouterr().out
+    assert Path("scores.jsonl").read_text() == "kept"
+    assert json.loads(Path("scores-2.jsonl").read_text())["caption"] == "a dog"
+    score(["aloha", "captions.jsonl", "--out", "scores.jsonl"])
+    assert "in place of the file that was there" in " ".join(capsys.readouterr().out.split())

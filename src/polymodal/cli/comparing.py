@@ -22,6 +22,7 @@ from polymodal.cli._flags import (
     run_and_corpus,
     short_name,
 )
+from polymodal.cli._output_files import output_file
 from polymodal.cli._printing import print_table, table_console, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.constraints import NonNegativeInt, PositiveInt
@@ -242,14 +243,15 @@ def score(arguments: Arguments) -> None:
 
     @dataclass(frozen=True)
     class Options:
-        out: str = "scores.jsonl"
-        """Output file."""
+        out: str | None = None
+        """Output file; by default scores.jsonl, or scores-2.jsonl and so on where that is taken."""
 
     kind = recipe_that("score", spec, "no metric of captions", "metrics")
     parsed = parse_with_recipe({"options": Options}, kind, rest, f"score {spec} CAPTIONS.jsonl", score)
     from polymodal.serving.scoring import score_captions
 
-    scored = score_captions(source.real(parsed.recipe), Path(captions), Path(parsed.options.out))
+    out = output_file(parsed.options.out, "scores.jsonl")
+    scored = score_captions(source.real(parsed.recipe), Path(captions), out.path)
     worst = sorted(scored, key=lambda result: result[1].value)[:8]
     print_table(
         ["score", "worst object", "caption"],
@@ -262,6 +264,4 @@ def score(arguments: Arguments) -> None:
     mean = sum(result.value for _, result in scored) / len(scored)
     without = sum(not result.objects for _, result in scored)
     note = f"; {without} of them speak of no object" if without else ""
-    terminal().print(
-        f"Mean {mean:.3f} over {len(scored):,} captions{note}. All are in {parsed.options.out}.", highlight=False
-    )
+    terminal().print(f"Mean {mean:.3f} over {len(scored):,} captions{note}. All are in {out}.", highlight=False)
