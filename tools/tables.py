@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from polymodal.corpora import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+RESULTS = ROOT / "src" / "polymodal" / "reproduce" / "results"
 BLOCK = re.compile(r"<!-- (?P<name>[a-z][a-z -]*) -->\n.*?<!-- /(?P=name) -->", re.S)
 
 
@@ -158,12 +160,35 @@ def corpus_group_rows(page: Path) -> list[str]:
     return table(("modality", "corpora"), [(kind, ", ".join(names)) for kind, names in sorted(groups.items())])
 
 
+def claim_rows(page: Path) -> list[str]:
+    """Every claim of every recipe, with what came out."""
+    from polymodal.claim import TO_BE_MEASURED_AGAIN, is_current
+    from polymodal.reproduce.claim_text import decision_sentence
+
+    rows = []
+    for name, entry in recipes.entries().items():
+        if not entry.has_claim:
+            continue
+        about = recipes.describe(name)
+        for key, sentence in {"": about["claim"], **about["further_claims"]}.items():
+            file = RESULTS / (f"{name}-{key}.json" if key else f"{name}.json")
+            outcome, how = "**to be measured**", ""
+            if file.is_file():
+                result = json.loads(file.read_text(encoding="utf-8"))
+                outcome = decision_sentence(result) if is_current(result) else f"**{TO_BE_MEASURED_AGAIN}**"
+                how = f"`{result['corpus']}`, {result['budget']}, {len(result['seeds'])} seeds"
+            title = recipe_link(name, page) + (f" `--claim {key}`" if key else "")
+            rows.append((title, sentence, how, outcome.replace("|", "\\|")))
+    return table(("recipe", "claim", "measured on", "what came out"), rows)
+
+
 def content(name: str, page: Path) -> list[str]:
     """The lines of the table of that name. Raises KeyError for a name that has none."""
     if name.startswith("methods "):
         return method_rows({task.page: task for task in TASKS}[name.removeprefix("methods ")], page)
     tables = {
         "recipes": recipe_rows,
+        "claims": claim_rows,
         "tasks": task_rows,
         "capabilities": capability_rows,
         "corpora": corpus_rows,

@@ -14,6 +14,7 @@ EARLIER = (
     "It was measured with an earlier method of intervals, some of which did not cover, so no verdict counts until it "
     "is measured again."
 )
+MAX_NAMED = 6  # differences in a sentence; the table marks all of them
 MARK = "*"  # beside a difference that stays below 0.05 after correction
 
 
@@ -58,7 +59,10 @@ def secondary_sentence(result: Mapping[str, Any]) -> str:
         for arm, one in arms.items()
         if one.get("p_holm", 1.0) < 0.05
     ]
-    marked = f" After Holm's correction over {count} such comparisons these differ ({MARK}): {', '.join(different)}."
+    named = f"these differ ({MARK}): {', '.join(different)}"
+    if len(different) > MAX_NAMED:
+        named = f"{len(different)} differ ({MARK})"
+    marked = f" After Holm's correction over {count} such comparisons {named}."
     none = f" After Holm's correction over {count} such comparisons none differs."
     corrected = (marked if different else none) if is_current(result) and count else ""
     return (

@@ -88,7 +88,7 @@ def build_page(services: Sequence[Service]) -> _Page:
 
 
 def _search_tab(services: Sequence[Service]) -> None:
-    asked, columns = [service for service in services if service.index is not None], services[0].columns
+    searched, columns = [service for service in services if service.index is not None], services[0].columns
     with gr.Row():
         words = gr.Textbox(label="Words", placeholder="a red fruit", scale=3, autofocus=True, elem_id="words")
         button = gr.Button("Search", variant="primary", scale=1, min_width=100)
@@ -96,12 +96,12 @@ def _search_tab(services: Sequence[Service]) -> None:
         image = gr.File(label="Image", height=110, visible="image" in columns, elem_id="image")
         sound = gr.File(label="Sound", height=110, visible="sound" in columns, elem_id="sound")
         with gr.Row():
-            where = gr.Textbox(label="Condition", placeholder=_example(asked[0]), max_length=MAX_CHARACTERS)
+            where = gr.Textbox(label="Condition", placeholder=_example(searched[0]), max_length=MAX_CHARACTERS)
             count = gr.Slider(1, 48, value=12, step=1, label="How many")
         hybrid = gr.Checkbox(label="Also look for the words in the captions")
     galleries = []
     with gr.Row():
-        for service in asked:
+        for service in searched:
             galleries.append(
                 gr.Gallery(label=service.run.name, columns=4, height="auto", object_fit="contain", min_width=300)
             )
@@ -117,7 +117,7 @@ def _search_tab(services: Sequence[Service]) -> None:
         value = values[name] if name == "text" else Path(values[name]).read_bytes()
         found = []
         condition, also_words = (where or "").strip() or None, hybrid and name == "text"
-        for service in asked:
+        for service in searched:
             with _sentences():
                 hits = await service.found(name, value, int(count), condition, also_words)
             found.append([(hit.image or _blank(), f"{hit.similarity:.3f}  {hit.caption or hit.key}") for hit in hits])
@@ -175,12 +175,12 @@ def _ask_tab(services: Sequence[Service]) -> None:
     async def ask(image: str | None, question: str | None) -> Any:
         if image is None:
             raise _sentence("Give an image.")
-        said = []
+        answers = []
         for service in answering:
             with _sentences():
                 check_lengths([question or ""], service.limits)
-                said.append(await _answer(service, Path(image).read_bytes(), (question or "").strip()))
-        return said[0] if len(said) == 1 else said
+                answers.append(await _answer(service, Path(image).read_bytes(), (question or "").strip()))
+        return answers[0] if len(answers) == 1 else answers
 
     gr.on([button.click, question.submit], ask, [image, question], answers, api_visibility="private")
 
