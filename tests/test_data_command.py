@@ -15,14 +15,14 @@ from PIL import Image as PILImage
 
 import synthetic
 from polymodal import recipes
-from polymodal.corpora import formats, from_path
+from polymodal.corpora import formats, from_path, from_table
 from polymodal.corpora.data_report import report_on
 from polymodal.corpora.leaks import find_leaks
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.evaluation.evaluate import evaluate
 from polymodal.evaluation.trained_rows import warn_of_trained_rows
-from polymodal.modalities import Image
+from polymodal.modalities import Image, Text
 from polymodal.recipes.suitability import what_recipes_lack
 from polymodal.training import load_run, train
 from polymodal.types import Budget
@@ -354,6 +354,18 @@ def test_test_rows_that_were_trained_on_are_reported(trained, tmp_path):
     named = ", ".join(corpus.key(int(row)) for row in sorted(rows)[:3])
     with pytest.warns(UserWarning, match=rf"5 of {len(rows) + len(corpus.splits['test'])} test rows .* {named}"):
         evaluate(run, moved)
+
+
+def test_a_run_on_a_table_in_memory_knows_its_rows(tmp_path):
+    corpus = from_path(pairs(tmp_path, list(range(40))))
+    image, text = corpus.column_with(Image), corpus.column_with(Text)
+    records = [{"image": corpus.raw(row, image), "caption": corpus.raw(row, text)} for row in range(40)]
+    table = from_table([record | {"split": "train" if row < 30 else "test"} for row, record in enumerate(records)])
+    run = train(recipes.find("clip").tiny(), table, Budget(steps=1), out=tmp_path / "run")
+    again = from_table([record | {"split": "test" if row < 3 else "train"} for row, record in enumerate(records)])
+    assert warn_of_trained_rows(run, table) == 0
+    with pytest.warns(UserWarning, match="3 of 3 test rows"):
+        assert warn_of_trained_rows(run, again) == 3
 
 
 def test_validation_rows_that_were_trained_on_are_reported_where_they_are_evaluated_on(trained, tmp_path):

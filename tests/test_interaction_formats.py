@@ -123,10 +123,10 @@ def test_dates_that_do_not_sort_by_time_are_a_sentence(tmp_path):
 
 
 def test_several_files_of_interactions_are_named(tmp_path):
-    for name in ("ratings.csv", "ratings_small.csv"):
+    for name in ("ratings.csv", "ratings_of_may.csv"):
         lines = [f"u{user},i{item},5,{item}" for user in range(3) for item in range(6)]
         (tmp_path / name).write_text("\n".join(["user,item,rating,time", *lines]))
-    assert "The interactions of 2 files are read as one: ratings.csv, ratings_small.csv." in from_path(tmp_path).notes
+    assert "The interactions of 2 files are read as one: ratings.csv, ratings_of_may.csv." in from_path(tmp_path).notes
 
 
 def test_genres_of_recbole_are_words(tmp_path):
@@ -145,3 +145,19 @@ def test_only_the_keys_of_a_record_are_its_headings(tmp_path):
     items = [{"asin": f"i{item}", "title": f"Soap {item}", "details": {"user": "adults"}} for item in range(6)]
     (tmp_path / "meta.jsonl").write_text("\n".join(map(json.dumps, items)))
     assert titles(from_path(tmp_path))[0] == "Soap 0"
+
+
+def test_a_sample_of_a_table_is_left_out_and_named(tmp_path):
+    # Kaggle's "The Movies Dataset" has both, with other numbers for the same users.
+    def ratings(users):
+        return "\n".join(["userId,movieId,rating,timestamp", *(f"{u},{i},5.0,{i}" for u in users for i in range(6))])
+
+    (tmp_path / "ratings.csv").write_text(ratings(range(8)))
+    (tmp_path / "ratings_small.csv").write_text(ratings(range(3)))
+    corpus = from_path(tmp_path)
+    assert len(corpus.table) == 8
+    assert any("Left out as samples of the tables beside them: ratings_small.csv" in note for note in corpus.notes)
+    assert len(from_path(tmp_path / "ratings_small.csv").table) == 3
+    assert len(from_path([tmp_path / "ratings_small.csv", tmp_path / "ratings.csv"]).table) == 8
+    (tmp_path / "ratings.csv").unlink()
+    assert len(from_path(tmp_path).table) == 3

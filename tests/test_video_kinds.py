@@ -132,3 +132,30 @@ def test_an_undecodable_clip_says_so_in_a_sentence(tmp_path):
 
 def sound() -> bytes:
     return encoded(np.zeros(1600, np.float32), 16_000, "OGG")
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"), [("mp4", "h264"), ("mov", "h264"), ("matroska", "h264"), ("webm", "vp9"), ("avi", "mpeg4")]
+)
+@pytest.mark.parametrize("as_path", [False, True])
+def test_half_a_clip_is_rejected(container, codec, as_path, tmp_path):
+    frames = [np.random.default_rng(number).integers(0, 255, (64, 64, 3), np.uint8) for number in range(24)]
+    whole = changing(container, codec, frames, [number * 40 for number in range(24)])
+
+    def given(file):
+        (tmp_path / "clip").write_bytes(file)
+        return str(tmp_path / "clip") if as_path else file
+
+    assert len(Video(4).decode(given(whole)).frames) == 4
+    with pytest.raises(UnreadableExample, match=r"cut off: its header promises|cannot be decoded"):
+        Video(4).decode(given(whole[: len(whole) // 2]))
+
+
+def test_a_clip_whose_container_says_no_size_is_read():
+    # A live recording: Matroska whose Segment has an unknown size.
+    frames = [np.full((32, 32, 3), 10 * number, np.uint8) for number in range(12)]
+    file = bytearray(changing("matroska", "mpeg4", frames, [number * 40 for number in range(12)]))
+    place = file.index(bytes.fromhex("18538067")) + 4
+    assert file[place] == 1  # a size of 8 bytes
+    file[place : place + 8] = b"\x01" + b"\xff" * 7
+    assert len(Video(2).decode(bytes(file)).frames) == 2

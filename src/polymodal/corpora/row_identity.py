@@ -25,8 +25,9 @@ PIECES, PIECE = 16, 256  # of longer values: evenly spaced pieces, and their byt
 
 
 def has_identity(corpus: Corpus) -> bool:
-    """Return whether its rows are compared: those of the user's data, unless they are streamed; others never change."""
-    return "data" in corpus.choices and corpus.table.num_rows > 0
+    """Return whether its rows are compared: those of the user's data, in files or in memory, unless they are streamed;
+    others never change."""
+    return bool({"data", "in_memory"} & corpus.choices.keys()) and corpus.table.num_rows > 0
 
 
 def row_identities(corpus: Corpus, rows: np.ndarray, open_files: bool = True) -> np.ndarray:

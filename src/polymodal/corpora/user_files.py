@@ -58,6 +58,10 @@ def from_path(path: Path | str | Sequence[Path | str], format: str | None = None
     if name == "saved_corpus":
         return replace(open_saved(data.given[0]), format=name, split_rule="the column 'split'")
     rows = module(name).read(data)
+    if data.samples:
+        listed = ", ".join(file.name for file in data.samples)
+        note = f"Left out as samples of the tables beside them: {listed}; name a file itself to read it."
+        rows = replace(rows, notes=(*rows.notes, note))
     about = About(data.name, f"{rows.table.num_rows:,} examples of {data.name}", "the user's own", str(given[0]), ())
     choices: dict[str, Any] = {"data": [str(one.resolve()) for one in data.given]}
     try:

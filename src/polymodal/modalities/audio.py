@@ -1,15 +1,14 @@
 """Audio: mono float32 waveforms in [-1, 1] at a fixed sampling rate, and log-mel spectrograms.
 
 Samples of any depth, integers or floats, any number of channels (averaged) and any rate are read as soundfile reads
-them. Recordings with NaN or infinite samples are rejected, and WAV, AIFF and FLAC that are cut off; of other formats,
-the samples that are there are read.
+them. Recordings with NaN or infinite samples are rejected, and those that are cut off as far as their format says so
+(`cut_off`); of other formats, the samples that are there are read.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -23,11 +22,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from polymodal.errors import UnreadableExample
+from polymodal.modalities.cut_off import cut_off_sound
 from polymodal.modalities.modality import read_file
 
 RATES = (1_000, 768_000)  # minimum and maximum sampling rate of a file in Hz; a header may claim any
 MAX_CHANNELS = 64
-HEADER_SLACK, PIPE = 64, 0x7FFF0000  # bytes: headers that count themselves, and sizes of WAV written to a pipe
 MAX_FACTOR = 20_000  # of up- or downsampling; the filter has 20 taps per factor
 
 
@@ -142,25 +141,9 @@ def from_array(waveform: Shaped[np.ndarray, " samples"]) -> Float[np.ndarray, " 
 
 
 def _check_whole(file: Any) -> None:
-    """Raise UnreadableExample for WAV and AIFF whose header promises more samples than are there: soundfile would take
-    half a recording for a whole one.
-
-    Programs that write to a pipe promise about 2^31 or 2^32 bytes; that is no promise.
-    """
-    if not isinstance(file, bytes) or file[:4] not in (b"RIFF", b"FORM"):
-        return
-    order, samples = ("<", b"data") if file[:4] == b"RIFF" else (">", b"SSND")
-    place = 12
-    while place + 8 <= len(file):
-        name, (size,) = file[place : place + 4], struct.unpack_from(f"{order}I", file, place + 4)
-        place += 8
-        if name == samples:
-            there = len(file) - place
-            if there + HEADER_SLACK < size < PIPE:
-                reason = f"its header promises {size:,} bytes of samples, {there:,} are there"
-                raise UnreadableExample(f"the sound is cut off: {reason}")
-            return
-        place += size + size % 2
+    """Raise UnreadableExample for a sound that ends before its header says so."""
+    if isinstance(file, bytes) and (how := cut_off_sound(file)):
+        raise UnreadableExample(f"the sound is cut off: {how}")
 
 
 def _check_header(rate: int, channels: int) -> None:

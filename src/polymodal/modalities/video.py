@@ -2,7 +2,7 @@
 
 Frames are turned and mirrored as the display matrix of the file says, which phones write. Where the size of frames
 changes within a clip, all are scaled to that of the first, as FFmpeg does. Where the frame rate varies, frames are
-sampled by their time.
+sampled by their time. Clips that end before their container says so are rejected (`cut_off`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import bisect
 import io
 import itertools
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ import pyarrow as pa
 from jaxtyping import UInt8
 
 from polymodal.errors import UnreadableExample, needs
+from polymodal.modalities.cut_off import cut_off_video
 from polymodal.modalities.modality import bytes_or_path
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v")
@@ -60,6 +62,7 @@ class Video:
             raise needs("av", "video", "Reading video") from error
         try:
             source = str((self.root or Path()) / stored) if isinstance(stored, str) else io.BytesIO(stored)
+            _check_whole(source)
             with av.open(source, "r", options=OPENING) as container:
                 if not container.streams.video:
                     raise UnreadableExample("the file has no video stream")
@@ -84,6 +87,15 @@ class Video:
         lines = [np.concatenate(list(chosen[start : start + 3]), axis=1) for start in range(0, len(chosen) - 2, 3)]
         axes.imshow(np.concatenate(lines or [chosen[0]], axis=0))
         axes.axis("off")
+
+
+def _check_whole(source: str | io.BytesIO) -> None:
+    """Raise UnreadableExample for a clip that ends before its header says so."""
+    with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
+        how = cut_off_video(file)
+        file.seek(0)
+    if how:
+        raise UnreadableExample(f"the video is cut off: {how}")
 
 
 def _shown(container: Any, wanted: int) -> Iterator[tuple[UInt8[np.ndarray, "height width 3"], float]]:

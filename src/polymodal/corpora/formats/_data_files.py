@@ -30,6 +30,8 @@ SPLIT_NAMES = {
 }
 _SPLIT_FOLDER = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?:\d{{4}})?", re.IGNORECASE)
 _SPLIT = re.compile(rf"(?:^|[._\-/ ])({'|'.join(SPLIT_NAMES)})(?:\d{{4}})?(?=[._\-/ ]|$)", re.IGNORECASE)
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".feather", ".arrow", ".csv.gz", ".jsonl.gz")
+_SAMPLE = re.compile(r"(.+)[._-](?:small|sample|subset|mini|tiny|toy|preview)", re.IGNORECASE)
 # Files that accompany data and are none: documentation, metadata of tools, checksums.
 _ACCOMPANYING = re.compile(
     r"(readme|license|licence)(\.\w+)?$|dataset_infos?\.json$|state\.json$|(.*[-_])?(wids([-_]meta)?|sizes)\.json$|\.gitattributes|.*_stats\.json$|.*\.(md5|sha256|log|yaml|yml|md)$",
@@ -53,12 +55,14 @@ class DataFiles:
     """Files of one data set.
 
     given: what the user named. root: folder that contains all of it. files: all regular files, sorted by path; hidden
-    ones, those of macOS archives (`._name`, `__MACOSX`) and documentation are left out.
+    ones, those of macOS archives (`._name`, `__MACOSX`) and documentation are left out. samples: tables that are left
+    out, as they are samples of others beside them (`ratings_small.csv` of `ratings.csv`), unless a path names them.
     """
 
     given: tuple[Path, ...]
     root: Path
     files: tuple[Path, ...]
+    samples: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, given: Sequence[str | Path]) -> DataFiles:
@@ -68,11 +72,12 @@ class DataFiles:
         """
         paths = [path for one in given for path in _expanded(str(one))]
         files = sorted({os.path.abspath(file): file for path in reversed(paths) for file in _files(path)}.values())
+        samples = tuple(file for file in files if _is_sample(file) and file not in paths)
         folders = [path if path.is_dir() else path.parent for path in paths]
         root = Path(os.path.commonpath([str(folder.resolve()) for folder in folders]))
         if not files:
             raise UserError(f"The folder {paths[0]} holds nothing that can be read. {_EXPECTED}")
-        return cls(tuple(paths), root, tuple(files))
+        return cls(tuple(paths), root, tuple(file for file in files if file not in samples), samples)
 
     @cached_property
     def by_suffix(self) -> dict[str, list[Path]]:
@@ -96,6 +101,13 @@ class DataFiles:
         """Return how many files of which kind there are, for messages."""
         counts = sorted(self.by_suffix.items(), key=lambda item: -len(item[1]))
         return ", ".join(f"{len(files):,} {suffix or 'without suffix'}" for suffix, files in counts[:5])
+
+
+def _is_sample(file: Path) -> bool:
+    """Return whether a table is named like a sample of a table beside it."""
+    suffix = suffix_of(file)
+    match = _SAMPLE.fullmatch(file.name.removesuffix(suffix))
+    return match is not None and suffix in TABLES and (file.parent / f"{match[1]}{suffix}").is_file()
 
 
 def is_accompanying(name: str) -> bool:
