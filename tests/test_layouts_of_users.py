@@ -420,3 +420,33 @@ def test_texts_beside_images_are_read_in_the_encodings_of_editors(encoding, tmp_
     for name in images(tmp_path):
         (tmp_path / name).with_suffix(".txt").write_text(f"café {name}", encoding=encoding)
     assert texts(from_path(tmp_path), "text")[0] == "café 0.png"
+
+
+def rows_with(folder, **columns):
+    images(folder)
+    lines = [",".join(value.format(number) for value in columns.values()) for number in range(12)]
+    (folder / "pairs.csv").write_text("\n".join([",".join(columns), *lines]))
+    return from_path(folder / "pairs.csv")
+
+
+def test_numbered_captions_are_captions_of_one_image(tmp_path):
+    corpus = rows_with(
+        tmp_path, image="{0}.png", caption_10="ten {0}", caption_2="two {0}", caption_0="", split="train"
+    )
+    assert [caption.text for caption in corpus.value(3, "caption")] == ["two 3", "ten 3"]
+
+
+def test_columns_of_languages_are_captions_in_these_languages(tmp_path):
+    corpus = rows_with(
+        tmp_path, image="{0}.png", caption="own {0}", caption_en="dog {0}", caption_de="Hund {0}", caption_id="{0}"
+    )
+    assert [(caption.text, caption.language) for caption in corpus.value(5, "caption")] == [
+        ("own 5", "und"),
+        ("dog 5", "en"),
+        ("Hund 5", "de"),
+    ]
+
+
+def test_one_column_alone_is_no_family(tmp_path):
+    corpus = rows_with(tmp_path, image="{0}.png", caption_1="about {0}", code="{0}")
+    assert [caption.text for caption in corpus.value(3, "caption_1")] == ["about 3"]

@@ -27,7 +27,7 @@ def batch_order(
     if total < batch_size:
         raise UserError(
             f"The training split of '{corpus.name}' has {total} examples, less than one batch of "
-            f"{batch_size}; use --batch-size {max(2, total // 2)} or less."
+            f"{batch_size}; take a batch size of {max(2, total // 2)} or less (--batch-size, or batch_size=...)."
         )
     if len(parts) == 1 and parts[0].order is None:
         order = _shuffled(parts[0], seed).batch(batch_size, drop_remainder=True).repeat()

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polymodal.corpora._types import fields_of, is_list, is_number, is_string
+from polymodal.corpora.schemas._caption_columns import captions_in_several_columns
 from polymodal.corpora.schemas._media import is_url
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
 from polymodal.corpora.schemas._tabular import MISSING, categories, names_a_row
@@ -37,6 +38,8 @@ def find(view: View) -> Found | None:
         return _found(view, view.named)
     if any(isinstance(kind, Text) for kind in view.modalities.values()):
         return None
+    if several := captions_in_several_columns(view):
+        return several
     usual = [name for name in view.usual(USUAL) if _is_text(view, name)]
     of_records = any(isinstance(kind, RECORDS) for kind in view.modalities.values())
     candidates = [] if of_records else [name for name in view.free if _reads_as_text(view, name)]
