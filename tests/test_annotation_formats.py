@@ -395,3 +395,20 @@ def test_values_of_another_type_are_a_sentence_or_do_not_matter(name, file, wher
     else:
         with pytest.raises(UserError, match=f"has another type than in files of the form '{name}'"):
             from_path(tmp_path)
+
+
+def test_a_damaged_file_among_others_is_named_and_the_others_are_read(tmp_path):
+    SAMPLES["coco"](tmp_path)
+    whole = from_path(tmp_path)
+    files = sorted(tmp_path.rglob("*.json"))
+    half = files[0].read_text()
+    files[0].with_name("half_train.json").write_text(half[: len(half) // 2])
+    corpus = from_path(tmp_path)
+    assert len(corpus.table) == len(whole.table)
+    (damaged,) = [one for one in corpus.skipped if "cannot be read" in one.reason]
+    assert damaged.count == 1
+    assert damaged.example == "half_train.json"
+    for file in files:
+        file.write_text(file.read_text()[:200])
+    with pytest.raises(UserError):
+        from_path(tmp_path)

@@ -450,3 +450,29 @@ def test_columns_of_languages_are_captions_in_these_languages(tmp_path):
 def test_one_column_alone_is_no_family(tmp_path):
     corpus = rows_with(tmp_path, image="{0}.png", caption_1="about {0}", code="{0}")
     assert [caption.text for caption in corpus.value(3, "caption_1")] == ["about 3"]
+
+
+def test_a_competition_with_ids_and_a_sample_submission(tmp_path):
+    images(tmp_path / "train", name="id{}.jpg")
+    images(tmp_path / "test", 4, 20, name="id{}.jpg")
+    lines = [f"id{number},{('pug', 'boxer')[number % 2]}" for number in range(12)]
+    (tmp_path / "labels.csv").write_text("\n".join(["id,breed", *lines]))
+    (tmp_path / "sample_submission.csv").write_text("\n".join(["id,boxer,pug", *(f"id{n},.5,.5" for n in range(4))]))
+    corpus = from_path(tmp_path)
+    assert len(corpus.table) == 12
+    assert corpus.raw(3, "image") == "train/id3.jpg"
+    assert corpus.value(3, "image").size == corpus.value(0, "image").size
+    assert all(len(rows) for rows in corpus.splits.values())  # two captions are no two groups
+
+
+def test_a_competition_whose_test_table_has_no_labels(tmp_path):
+    images(tmp_path / "images", 24)
+    train = [f"{number}.png,{number % 3}" for number in range(18)]
+    (tmp_path / "train.csv").write_text("\n".join(["image_id,label", *train]))
+    (tmp_path / "test.csv").write_text("\n".join(["image_id", *(f"{number}.png" for number in range(18, 24))]))
+    corpus = from_path(tmp_path)
+    assert len(corpus.table) == 18
+    assert "test.csv is not read: it has no 'label', which is to be learned." in corpus.notes
+    assert all(len(rows) for rows in corpus.splits.values())
+    (tmp_path / "test.csv").write_text("\n".join(["image_id,label", *(f"{n}.png,1" for n in range(18, 24))]))
+    assert len(from_path(tmp_path).splits["test"]) == 6

@@ -89,3 +89,14 @@ def test_spaces_around_a_class_are_none_of_it(tmp_path):
     (tmp_path / "M_TRAIN.ts").write_text(header + "".join(f"{n},2,3: {'ab'[n % 2]}\n" for n in range(8)))
     (tmp_path / "M_TEST.ts").write_text(header + "".join(f"{n},5,3:{'ab'[n % 2]}\n" for n in range(4)))
     assert from_path(tmp_path).columns["label"].names == ("a", "b")
+
+
+def test_equal_series_are_in_one_split(tmp_path):
+    # Each series is there five times, with another class.
+    lines = ["@problemName x", "@classLabel true a b", "@data"]
+    lines += [f"{n},{n + 1},{n * 2}:{'ab'[copy % 2]}" for copy in range(5) for n in range(30)]
+    (tmp_path / "x.ts").write_text("\n".join(lines))
+    corpus = from_path(tmp_path)
+    split = {int(row): name for name, rows in corpus.splits.items() for row in rows}
+    assert len({*split.values()}) == 3
+    assert all(len({split[n + 30 * copy] for copy in range(5)}) == 1 for n in range(30))

@@ -27,9 +27,11 @@ from polymodal.modalities import Conversations, Modality, Molecule, Text
 TEST, VALIDATION = 0.2, 0.1  # fractions
 MAX_GROUP = 0.15  # of the rows; a larger group is trained on
 FEW_GROUPS = 100  # of fewer, positions alone would make splits of very different size
+MIN_GROUPS = 10  # of equal captions; fewer captions are classes, all of which belong in every split
 PROBE = 256  # bytes of a value that are compared first
 MAX_FILES = 100_000  # whose content is compared; more are compared by their paths, which is a matter of seconds
-CONTENT = ("Image", "Audio", "Video", "Points", "Images")  # modalities whose equal values are one thing
+# Modalities whose equal values are one thing.
+CONTENT = ("Image", "Audio", "Video", "Points", "Images", "Series", "Volume", "Cell", "Graph")
 GROUPS = ("group", "group_id")
 
 
@@ -90,7 +92,7 @@ def _by_content(table: pa.Table, columns: Mapping[str, Modality], root: Path, ke
     notes: list[str] = []
     if total > MAX_FILES and any(_are_paths(column) for column, _ in stored):
         notes.append(f"Files are more than {MAX_FILES:,}: equal ones under different paths are not looked for.")
-    if total >= 10 and np.bincount(joined).max() > total / 2 and media:
+    if total >= 10 and media and (np.bincount(joined).max() > total / 2 or joined.max() + 1 < MIN_GROUPS):
         notes.append("Few captions are shared by most rows, so equal captions are in several splits.")
         joined = _components(total, media + given)
     if total >= 10 and given and joined.max() < 2:
@@ -279,10 +281,14 @@ class _Content:
 
     @classmethod
     def of(cls, value: Any, root: Path) -> _Content | None:
-        if isinstance(value, pa.StructScalar):
-            value = value["bytes"] if value["bytes"].is_valid else value["path"]
         if not value.is_valid:
             return None
+        if isinstance(value, pa.StructScalar):
+            if not {"bytes", "path"} <= fields_of(value.type):
+                return cls(b"".join(_packed(inner) for inner in value.values()), None)
+            value = value["bytes"] if value["bytes"].is_valid else value["path"]
+            if not value.is_valid:
+                return None
         if is_binary(value.type):
             return cls(value.as_buffer(), None)
         return cls(str(value), root / str(value))
@@ -308,3 +314,9 @@ class _Content:
             return self.path.read_bytes()
         except (OSError, ValueError):
             return str(self.data).encode(errors="surrogatepass")
+
+
+def _packed(value: pa.Scalar) -> bytes:
+    """Return the bytes of a field, such as a contrast of a scan or the edges of a graph, with their length."""
+    content = bytes(value.as_buffer()) if value.is_valid and is_binary(value.type) else repr(value.as_py()).encode()
+    return len(content).to_bytes(8, "little") + content

@@ -67,6 +67,9 @@ def _contents(value: Any, folder: Path | None) -> Iterator[bytes]:
             yield from _contents(inner, folder)
     elif _is_file(value.type):
         yield from _contents(value["bytes"] if value["bytes"].is_valid else value["path"], folder)
+    elif pa.types.is_struct(value.type):
+        for inner in value.values():
+            yield from _contents(inner, None)
     elif is_binary(value.type):
         buffer = value.as_buffer()
         yield _pieces(len(buffer), lambda start, end: bytes(buffer[start:end]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,21 @@ class Annotations:
         self.files.append(file)
         self.tables.append(table)
         self.skipped += skipped
+
+    def add_readable(self, files: Sequence[Path], read: Callable[[Path], tuple[pa.Table, tuple[Skipped, ...]]]) -> None:
+        """Add the files; damaged JSON is skipped and named. Raises UserError where all are, and for what is no
+        annotation."""
+        errors: list[UserError] = []
+        for file in files:
+            try:
+                self.add(file, *read(file))
+            except UserError as error:
+                if not isinstance(error.__cause__, JSONDecodeError):
+                    raise
+                errors.append(error)
+                self.skipped.append(Skipped(1, f"is a file that cannot be read: {error}", file.name))
+        if len(errors) == len(files):
+            raise errors[0]
 
     def join(self, other: Annotations) -> None:
         """Add the annotations of others, which may be of the same images."""

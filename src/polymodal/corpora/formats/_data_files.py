@@ -34,7 +34,7 @@ TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".feather", ".arrow", "
 _SAMPLE = re.compile(r"(.+)[._-](?:small|sample|subset|mini|tiny|toy|preview)", re.IGNORECASE)
 # Files that accompany data and are none: documentation, metadata of tools, checksums.
 _ACCOMPANYING = re.compile(
-    r"(readme|license|licence)(\.\w+)?$|dataset_infos?\.json$|state\.json$|(.*[-_])?(wids([-_]meta)?|sizes)\.json$|\.gitattributes|.*_stats\.json$|.*\.(md5|sha256|log|yaml|yml|md)$",
+    r"(readme|license|licence)(\.\w+)?$|dataset_infos?\.json$|state\.json$|(.*[-_])?(wids([-_]meta)?|sizes)\.json$|\.gitattributes|.*_stats\.json$|sample[-_]?submission\.csv(\.gz)?$|.*\.(md5|sha256|log|yaml|yml|md)$",
     re.IGNORECASE,
 )
 

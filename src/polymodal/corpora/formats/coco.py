@@ -49,8 +49,7 @@ def read(data: DataFiles) -> Rows:
     named = [file for file in files if not file.name.startswith(OTHERS)]
     annotations = Annotations({})
     annotations.notes += [f"{file.name} is not read." for file in files if named and file not in named]
-    for file in named or files:
-        annotations.add(file, *annotation_table("coco", [file], partial(_convert, file)))
+    annotations.add_readable(named or files, lambda file: annotation_table("coco", [file], partial(_convert, file)))
     if any("captions" in table.column_names for table in annotations.tables):
         annotations.columns["captions"] = Text()
     if any("regions" in table.column_names for table in annotations.tables):
