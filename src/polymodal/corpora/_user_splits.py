@@ -27,7 +27,7 @@ from polymodal.modalities import Conversations, Modality, Molecule, Text
 TEST, VALIDATION = 0.2, 0.1  # fractions
 MAX_GROUP = 0.15  # of the rows; a larger group is trained on
 FEW_GROUPS = 100  # of fewer, positions alone would make splits of very different size
-MIN_GROUPS = 10  # of equal captions; fewer captions are classes, all of which belong in every split
+MIN_GROUPS = 3  # of equal captions; fewer cannot fill three splits
 PROBE = 256  # bytes of a value that are compared first
 MAX_FILES = 100_000  # whose content is compared; more are compared by their paths, which is a matter of seconds
 # Modalities whose equal values are one thing.
