@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -468,3 +469,55 @@ def test_empty_answers_are_not_learned(content: Any, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     corpus = from_path(tmp_path / "a.jsonl")
     assert plain(corpus.value(0, "messages")) == [("user", ("what?",)), ("user", ("7",)), ("assistant", ("seven",))]
+
+
+def test_queries_and_responses_with_history(tmp_path):
+    rows = [
+        {"query": f"<image>{n}?", "response": f"yes {n}", "images": [f"{n}.png"], "system": "Be brief."}
+        for n in range(12)
+    ]
+    rows[3]["history"] = [["Is it?", "It is."]]
+    for n in range(12):
+        (tmp_path / f"{n}.png").write_bytes(png(n))
+    (tmp_path / "swift.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    corpus = from_path(tmp_path / "swift.jsonl")
+    messages = corpus.value(3, corpus.column_with(Conversations))
+    texts = ["".join(part for part in message.parts if isinstance(part, str)).strip() for message in messages]
+    assert texts[-4:] == ["Is it?", "It is.", "3?", "yes 3"]
+    assert sum(not isinstance(part, str) for message in messages for part in message.parts) == 1
+
+
+def test_instructions_of_alpaca_have_their_input(tmp_path):
+    rows = [{"instruction": f"Add {n}.", "input": "1" if n % 2 else "", "output": f"{n + 1}"} for n in range(12)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(rows))
+    corpus = from_path(tmp_path / "alpaca.json")
+    column = corpus.column_with(Conversations)
+    assert [message.parts for message in corpus.value(3, column)] == [("Add 3.\n1",), ("4",)]
+    assert [message.parts for message in corpus.value(4, column)] == [("Add 4.",), ("5",)]
+
+
+def of_mmmu(n, several):
+    row = {"id": str(n), "question": f"What is <image 1> of {n}?", "options": "['a', 'b']", "answer": "B"}
+    row |= {f"image_{place}": None for place in range(1, 4)} | {"image_1": {"bytes": png(n), "path": f"{n}.png"}}
+    if several and n == 5:
+        row |= {"image_3": {"bytes": png(77), "path": "x.png"}, "question": "Is <image 3> like <image 1>?"}
+    return row
+
+
+def test_numbered_images_are_in_the_order_of_their_places(tmp_path):
+    pq.write_table(pa.Table.from_pylist([of_mmmu(n, True) for n in range(12)]), tmp_path / "mmmu.parquet")
+    corpus = from_path(tmp_path / "mmmu.parquet")
+    question, answer = corpus.value(5, corpus.column_with(Conversations))
+    assert [part for part in question.parts if isinstance(part, str)] == ["Is", "like", "?\nA. a\nB. b"]
+    shown = [part for part in question.parts if not isinstance(part, str)]
+    assert [image.tobytes() for image in shown] == [
+        PILImage.open(io.BytesIO(png(number))).convert(shown[0].mode).tobytes() for number in (77, 5)
+    ]
+    assert answer.parts == ("B",)
+
+
+def test_numbered_images_of_one_a_row_are_the_image_of_a_question(tmp_path):
+    pq.write_table(pa.Table.from_pylist([of_mmmu(n, False) for n in range(12)]), tmp_path / "mmmu.parquet")
+    corpus = from_path(tmp_path / "mmmu.parquet")
+    assert {type(kind).__name__ for kind in corpus.columns.values()} >= {"Image", "Questions"}
+    assert corpus.value(4, "image").size == PILImage.open(io.BytesIO(png(4))).size

@@ -120,3 +120,17 @@ def test_mpo_learns_from_pairs_of_users(form, tmp_path):
     losses = recipe.build(processor).losses(batch)
     assert losses.keys() == {"dpo", "bco", "sft"}
     assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_transcripts_of_both_answers_have_the_prompt_that_they_share(tmp_path):
+    def transcript(n, answer):
+        return f"\n\nHuman: Hello {n}\n\nAssistant: Hi.\n\nHuman: Why?\n\nAssistant: {answer}"
+
+    rows = [{"chosen": transcript(n, "Because."), "rejected": transcript(n, "No.")} for n in range(12)]
+    rows[7]["rejected"] = transcript(70, "No.")
+    (tmp_path / "hh.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    corpus = from_path(tmp_path / "hh.jsonl")
+    (pair,) = corpus.value(3, corpus.column_with(Preferences))
+    assert (pair.question, pair.chosen, pair.rejected) == ("Hello 3\nHi.\nWhy?", "Because.", "No.")
+    assert 7 not in {int(row) for rows in corpus.splits.values() for row in rows}
+    assert sum(one.count for one in corpus.skipped) == 1

@@ -20,8 +20,8 @@ LOOKED_AT = 20  # values of a sample that are opened
 
 def image_lists(view: View) -> str | None:
     """Return the free column of images, or of lists of images: one of a usual name, else the only one."""
-    usual = [name for name in view.usual(USUAL) if _holds_images(view, name)]
-    others = [name for name in view.free if name not in usual and _holds_images(view, name)]
+    usual = [name for name in view.usual(USUAL) if holds_images(view, name)]
+    others = [name for name in view.free if name not in usual and holds_images(view, name)]
     return usual[0] if usual else others[0] if len(others) == 1 else None
 
 
@@ -72,7 +72,8 @@ def _elements(view: View, name: str) -> list[Any]:
     return [one for one in flat if one not in (None, "")]
 
 
-def _holds_images(view: View, name: str) -> bool:
+def holds_images(view: View, name: str) -> bool:
+    """Return whether most values of a column, or of its lists, are images."""
     kind = element_type(view.type(name))
     if is_list(kind) or not (is_binary(kind) or is_string(kind) or fields_of(kind) >= {"bytes", "path"}):
         return False

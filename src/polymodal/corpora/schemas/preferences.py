@@ -1,10 +1,12 @@
 """Preference pairs in columns: `prompt` or `question` with `chosen` and `rejected`.
 
-Each is a text (RLAIF-V, MMPR) or a list of messages (TRL); both answers may hold the prompt instead of a column.
+Each is a text (RLAIF-V, MMPR) or a list of messages (TRL); both answers may hold the prompt instead of a column, also
+as a transcript (`\\n\\nHuman: ... \\n\\nAssistant: ...`, HH-RLHF).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import pyarrow as pa
@@ -19,6 +21,8 @@ rank = 0
 option = ""
 NAME = "preferences"
 PROMPTS = ("prompt", "question", "query", "instruction", "input")
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+_TURN = re.compile(f"{HUMAN}|{ASSISTANT}")
 # Fields of a message, and what they are called in `Preferences`.
 MESSAGES = ({"role": "role", "content": "content"}, {"from": "role", "value": "content"})
 
@@ -35,7 +39,10 @@ def find(view: View) -> Found | None:
     if prompts:
         columns["question"] = prompts[0]
     elif is_string(view.type(chosen[0])):
-        return None  # an answer to nothing
+        if not all(_is_transcript(text) for name in columns.values() for text in view.texts(name)):
+            return None  # an answer to nothing
+        both = tuple(columns.values())
+        return Found({NAME: FoundColumn(Preferences(), lambda table: joined(table, both, _of_both))}, both)
 
     def make(stored: Mapping[str, pa.Array]) -> pa.Array:
         values = {name: _stored(stored[column]) for name, column in columns.items()}
@@ -46,6 +53,22 @@ def find(view: View) -> Found | None:
 
     uses = tuple(columns.values())
     return Found({NAME: FoundColumn(Preferences(), lambda table: joined(table, uses, make))}, uses)
+
+
+def _is_transcript(text: str) -> bool:
+    return HUMAN in text and ASSISTANT in text
+
+
+def _of_both(stored: Mapping[str, pa.Array]) -> pa.Array:
+    """Return the pairs of transcripts that differ in the last answer alone; the others are missing."""
+    pairs: list[list[dict[str, str]] | None] = []
+    for chosen, rejected in zip(*(column.to_pylist() for column in stored.values()), strict=True):
+        (prompt, _, good), (other, _, bad) = ((text or "").rpartition(ASSISTANT) for text in (chosen, rejected))
+        turns = [turn.strip() for turn in _TURN.split(prompt) if turn.strip()]
+        same = prompt == other and good.strip() and bad.strip() and turns
+        pair = {"question": "\n".join(turns), "chosen": good.strip(), "rejected": bad.strip()}
+        pairs.append([pair] if same else None)
+    return pa.array(pairs, pa.list_(pa.struct(dict.fromkeys(("question", "chosen", "rejected"), pa.string()))))
 
 
 def _is_said(kind: pa.DataType) -> bool:

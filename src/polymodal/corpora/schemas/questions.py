@@ -31,7 +31,7 @@ def find(view: View) -> Found | None:
     if view.named is not None and not _is_question(view, view.named):
         raise view.refuse("question")
     names = [view.named] if view.named else [name for name in view.usual(QUESTIONS) if _is_question(view, name)]
-    choices = [name for name in view.usual(CHOICES) if _is_choices(view, name)]
+    choices = [name for name in view.usual(CHOICES) if is_choices(view, name)]
     answers = [name for name in view.usual(ANSWERS) if name not in names and _is_answer(view, name)]
     if not names or not answers or NAME in view.table.column_names:
         return None
@@ -47,7 +47,7 @@ def find(view: View) -> Found | None:
     def make(columns: Mapping[str, pa.Array]) -> pa.Array:
         stored = {name: _stored(columns[column], name) for name, column in used.items()}
         if choices:
-            stored["question"], stored["answer"] = _with_choices(
+            stored["question"], stored["answer"] = with_choices(
                 stored["question"], stored["answer"], columns[choices[0]], are_numbers
             )
         first = stored["answer"] if "answer" in stored else stored["answers"]
@@ -65,7 +65,7 @@ def _stored(values: pa.Array, name: str) -> pa.Array:
     return values
 
 
-def _with_choices(
+def with_choices(
     questions: pa.Array, answers: pa.Array, choices: pa.Array, are_numbers: bool
 ) -> tuple[pa.Array, pa.Array]:
     """Return the questions with lettered choices below them, and the letters of answers that are the text of a choice,
@@ -88,7 +88,7 @@ def _with_choices(
     return pa.array(written, pa.string()), pa.array(letters, pa.string())
 
 
-def _is_choices(view: View, name: str) -> bool:
+def is_choices(view: View, name: str) -> bool:
     """Return whether a column has lists of texts, or texts that are written as lists, as MMMU has them."""
     kind = view.type(name)
     if is_string(kind):

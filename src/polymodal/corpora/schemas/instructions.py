@@ -1,0 +1,68 @@
+"""One question and answer a row, for language models: ms-swift (`query`, `response`, `history`), Alpaca (`instruction`,
+`input`, `output`); with `image` or `images` and `system` beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from polymodal.corpora._types import is_list, is_string
+from polymodal.corpora.schemas._columns import joined, of_one, records
+from polymodal.corpora.schemas._image_lists import image_lists, media_root, note_of
+from polymodal.corpora.schemas._schema import Found, FoundColumn, View
+from polymodal.modalities import Conversations
+
+rank = 0
+option = ""
+NAME = "conversations"
+FORMS = (("query", "response"), ("instruction", "output"), ("instruction", "response"))
+INPUT, HISTORY = "input", "history"  # what the instruction is about; earlier pairs of a query and a response
+SYSTEM = ("system", "system_prompt")
+
+
+def find(view: View) -> Found | None:
+    """Find a column of questions and one of answers, the earlier turns, and the images."""
+    taken = any(isinstance(kind, Conversations) for kind in view.modalities.values())
+    if taken or NAME in view.table.column_names:
+        return None
+    pairs = ([view.usual((name,)) for name in form] for form in FORMS)
+    pair = next((one for one in pairs if all(one) and all(is_string(view.type(names[0])) for names in one)), None)
+    if pair is None:
+        return None
+    question, answer = (names[0] for names in pair)
+    about = next((name for name in view.usual((INPUT,)) if is_string(view.type(name))), None)
+    history = next((name for name in view.usual((HISTORY,)) if _is_history(view.type(name))), None)
+    system = next((name for name in view.usual(SYSTEM) if is_string(view.type(name))), None)
+    images = image_lists(view)
+    uses = tuple(name for name in (question, answer, about, history, system, images) if name is not None)
+
+    def make(columns: Mapping[str, pa.Array]) -> pa.Array:
+        empty = [None] * len(columns[question])
+        parts = [empty if name is None else columns[name].to_pylist() for name in (question, answer, about, history)]
+        messages = [_messages(*row) for row in zip(*parts, strict=True)]
+        made = {"messages": pa.array(messages, Conversations().arrow_type.field("messages").type)}
+        if images is not None:
+            made["images"] = columns[images] if is_list(columns[images].type) else of_one(columns[images])
+        if system is not None:
+            made["system"] = columns[system]
+        return records(made, pa.array([message is None for message in messages]))
+
+    root = view.root if images is None else media_root(view, images)
+    notes = note_of(view, images, root) if images is not None else ()
+    return Found({NAME: FoundColumn(Conversations(root), lambda table: joined(table, uses, make))}, uses, notes=notes)
+
+
+def _is_history(kind: pa.DataType) -> bool:
+    return is_list(kind) and (pa.types.is_null(kind.value_type) or is_list(kind.value_type))
+
+
+def _messages(question: str | None, answer: str | None, about: str | None, history: Any) -> list[dict[str, str]] | None:
+    """Return the turns of a row; None without a question or an answer."""
+    if not question or not answer:
+        return None
+    turns = [turn for turn in history or () if turn is not None and len(turn) == 2]
+    pairs = [*turns, (f"{question}\n{about}" if about else question, answer)]
+    roles = ("user", "assistant")
+    return [{"role": role, "content": str(text)} for turn in pairs for role, text in zip(roles, turn, strict=True)]
