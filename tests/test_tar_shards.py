@@ -321,7 +321,7 @@ def test_a_field_that_is_named_like_a_member_is_a_class_in_a_stream_too(opened, 
 def test_labels_that_a_stream_does_not_know(tmp_path):
     records = [json.dumps({"label": "ab"[n % 2], "tags": ["x"]}).encode() for n in range(12)]
     write(tmp_path / "0.tar", [m for n in range(12) for m in pair(n, json=records[n])])
-    with pytest.raises(UserError, match=r"The column 'tags' has lists, records, or too many for classes"):
+    with pytest.raises(UserError, match=r"The column 'tags' has lists, records, or too many different values"):
         from_shards(str(tmp_path), label="tags")
     with pytest.raises(UserError, match="There is no column 'lable'; did you mean 'label'"):
         from_shards(str(tmp_path), label="lable")
