@@ -180,7 +180,7 @@ def test_files_at_urls_that_cannot_be_used_are_shown_like_those_here(polymodal, 
 
 def test_nothing_is_written_beside_a_folder_in_the_layout_of_the_hub(polymodal, tmp_path):
     pairs(tmp_path / "hub", [*range(20)], "train.parquet")
-    done = polymodal("data", "hf:hub", "--out", "hub/sheet.png")
+    done = polymodal("data", f"hf:{tmp_path}/hub", "--out", "hub/sheet.png")
     assert done.returncode == 2
     assert "beside your data" in done.stderr
     done = polymodal("data", "hf:hub", "--json")

@@ -184,6 +184,8 @@ def _is_beside(path: Path, given: tuple[str, ...]) -> bool:
     for one in given:
         place = Path(one.removeprefix("hf:")).expanduser()  # `hf:FOLDER` is a folder
         folder = place if place.is_dir() else place.parent
+        if one.startswith("hf:") and not place.is_dir():
+            continue
         if "://" not in one and path.resolve().parent.is_relative_to(folder.resolve()):
             return True
     return False
