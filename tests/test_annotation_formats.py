@@ -171,6 +171,36 @@ def test_refcoco_of_mdetr_is_expressions(tmp_path):
     assert corpus.value(5, "expressions") == [("thing 0", ((1, 2, 4, 4),), 0), ("thing 1", ((1, 2, 4, 4),), 0)]
 
 
+def test_phrases_of_flickr_and_of_mixed_files_of_mdetr_are_expressions_and_not_whole_captions(tmp_path):
+    def annotated(key: int, box: list[float], spans: list[list[int]]) -> dict[str, Any]:
+        return {"iscrowd": 0, "image_id": key, "category_id": 1, "id": key, "bbox": box, "tokens_positive": spans}
+
+    caption = "A man with two dogs."
+    for source in ("flickr", "mixed"):
+        images, boxes = [], []
+        for number in range(12):
+            (tmp_path / source / "images").mkdir(exist_ok=True, parents=True)
+            (tmp_path / source / "images" / f"{number}.jpg").write_bytes(png(number))
+            for place in range(2):
+                key = 2 * number + place
+                file = {"file_name": f"{number}.jpg", "height": 6, "width": 8, "data_source": "vg"}
+                images.append({**file, "id": key, "caption": f"{caption} {place}", "dataset_name": source})
+            boxes.append(annotated(2 * number, [1.0, 2.0, 3.0, 2.0], [[11, 19], [0, 5]]))
+            boxes.append(annotated(2 * number, [0.0, 0.0, 2.0, 2.0], [[11, 19]]))
+            boxes.append(annotated(2 * number, [0.0, 0.0, 2.0, 2.0], [[3, 900, 4], "x", [9, 2]]))
+        held = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "object"}]}
+        written(tmp_path / source / f"final_{source}_train.json", held)
+        corpus = from_path(tmp_path / source)
+        assert [(one.text, one.boxes) for one in corpus.value(5, "expressions")] == [
+            ("A man", ((1, 2, 4, 4),)),
+            ("two dogs", ((1, 2, 4, 4), (0, 0, 2, 2))),
+        ]
+        if source == "flickr":
+            assert [one.text for one in corpus.value(5, "captions")] == [f"{caption} 0", f"{caption} 1"]
+        else:
+            assert "captions" not in corpus.columns
+
+
 # Karpathy's splits
 
 

@@ -169,6 +169,25 @@ def test_typing_errors_are_a_sentence(polymodal, tmp_path, words, expected):
     assert (tmp_path / "mine.png").read_bytes() == b"mine"
 
 
+def test_files_at_urls_that_cannot_be_used_are_shown_like_those_here(polymodal, tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "own.csv").write_text("a,b\n1,2\n3,4\n")
+    done = polymodal("data", f"file://{tmp_path}/own/own.csv")
+    assert done.returncode == 2
+    assert "a       - (string)    100%  1 | 3" in done.stdout
+    assert "No column has image bytes" in done.stderr
+
+
+def test_nothing_is_written_beside_a_folder_in_the_layout_of_the_hub(polymodal, tmp_path):
+    pairs(tmp_path / "hub", [*range(20)], "train.parquet")
+    done = polymodal("data", f"hf:{tmp_path}/hub", "--out", "hub/sheet.png")
+    assert done.returncode == 2
+    assert "beside your data" in done.stderr
+    done = polymodal("data", "hf:hub", "--json")
+    assert json.loads(done.stdout)["rows"] == 20
+    assert [file.name for file in (tmp_path / "hub").iterdir()] == ["train.parquet"]
+
+
 def test_the_contact_sheet_replaces_only_contact_sheets(polymodal, tmp_path):
     image_folder(tmp_path / "photos")
     (tmp_path / "photos.png").write_bytes(b"mine")

@@ -296,15 +296,35 @@ def test_streamed_columns_other_than_images_and_texts(tmp_path):
     assert corpus[17]["qa"][0].answer == "17"
 
 
-def test_labels_that_a_stream_cannot_know(tmp_path):
-    records = [json.dumps({"label": "ab"[n % 2]}).encode() for n in range(12)]
+def test_fields_of_json_members_are_the_same_in_a_stream(opened, tmp_path):
+    # The class "c", and the field `late`, are behind the rows that a stream looks at.
+    for shard_number in range(2):
+        members = []
+        for n in range(700 * shard_number, 700 * shard_number + 700):
+            record = {"label": "c" if n in (150, 1370) else "ab"[n % 2], "n": n, "score": n / 2, "nested": {"a": [n]}}
+            members += pair(n, json=json.dumps(record | ({"late": f"note {n}"} if n == 350 else {})).encode())
+        write(tmp_path / f"{shard_number}.tar", members)
+    corpus = opened(tmp_path)
+    assert corpus.label == "label"
+    assert corpus.columns["label"].names == ("a", "b", "c")
+    assert [corpus.raw(row, "label") for row in (0, 1, 150, 1370)] == ["a", "b", "c", "c"]
+    assert opened(tmp_path, text="late").raw(350, "late") == "note 350"
+    assert {type(kind).__name__ for kind in corpus.columns.values()} >= {"Image", "Text", "Category"}
+
+
+def test_a_field_that_is_named_like_a_member_is_a_class_in_a_stream_too(opened, tmp_path):
+    records = [json.dumps({"text": "ab"[n % 2]}).encode() for n in range(12)]
     write(tmp_path / "0.tar", [m for n in range(12) for m in pair(n, json=records[n])])
-    assert "label" not in from_shards(str(tmp_path)).columns
-    with pytest.raises(UserError, match=r"classes of the column 'label' are in .json members"):
-        from_shards(str(tmp_path), label="label")
+    assert opened(tmp_path, label="json.text").columns["json.text"].names == ("a", "b")
+
+
+def test_labels_that_a_stream_does_not_know(tmp_path):
+    records = [json.dumps({"label": "ab"[n % 2], "tags": ["x"]}).encode() for n in range(12)]
+    write(tmp_path / "0.tar", [m for n in range(12) for m in pair(n, json=records[n])])
+    with pytest.raises(UserError, match=r"The column 'tags' has lists, records, or too many different values"):
+        from_shards(str(tmp_path), label="tags")
     with pytest.raises(UserError, match="There is no column 'lable'; did you mean 'label'"):
         from_shards(str(tmp_path), label="lable")
-    assert from_path(tmp_path).label == "label"
 
 
 def test_class_names_of_datasets_are_kept_in_a_stream(tmp_path):

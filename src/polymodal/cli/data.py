@@ -135,12 +135,14 @@ def _show_unusable(options: Any, error: UserError) -> None:
     from polymodal.cli._data_report import print_table_of
     from polymodal.corpora.data_report import columns_of_table
     from polymodal.corpora.formats import module
+    from polymodal.corpora.sources import local_files
     from polymodal.corpora.user_files import files_and_format
 
-    if options.stream or "://" in options.data[0]:
-        return
     try:
-        files, name = files_and_format(options.data, options.format)
+        local = local_files([*options.data], options.stream)
+        if local is None:
+            return
+        files, name = files_and_format(local, options.format)
         rows = module(name).read(files)
     except UserError:
         return
@@ -180,8 +182,10 @@ def _sheet(corpus: Corpus, report: DataReport, options: Any) -> tuple[str | None
 def _is_beside(path: Path, given: tuple[str, ...]) -> bool:
     """Return whether a file would be in a folder of the data."""
     for one in given:
-        place = Path(one).expanduser()
+        place = Path(one.removeprefix("hf:")).expanduser()  # `hf:FOLDER` is a folder
         folder = place if place.is_dir() else place.parent
+        if one.startswith("hf:") and not place.is_dir():
+            continue
         if "://" not in one and path.resolve().parent.is_relative_to(folder.resolve()):
             return True
     return False

@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polymodal.corpora._cache import cache_directory, disk_error
-from polymodal.corpora._types import fitted, merged_type, plain_type, type_of
+from polymodal.corpora._json_members import JsonGatherer, JsonMembers, fields_of_rows, listed_values
+from polymodal.corpora._types import fitted, merged_type, plain_type
 from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats._data_files import braces, is_accompanying, splits_of
 from polymodal.corpora.formats._tables import cast_table
-from polymodal.corpora.formats._tar import LABELS, TEXTS, columns_of, index_tar, lacking, values_of
+from polymodal.corpora.formats._tar import LABELS, TEXTS, columns_of, index_tar, is_small, lacking, values_of
 from polymodal.corpora.formats.webdataset import member_modalities
 from polymodal.errors import UserError
 from polymodal.modalities import Modality
@@ -27,7 +28,7 @@ PARQUET, TAR = (".parquet", ".pq"), (".tar", ".tar.gz", ".tgz")
 TAR_BLOCK = 512  # examples of a tar file that count as a block
 SAMPLE = 100  # rows of a block that are looked at
 SAMPLED = 3  # blocks
-INDEX = 2  # version of the cached tables of members
+INDEX = 3  # version of the cached tables of members
 
 
 @dataclass(frozen=True)
@@ -159,9 +160,11 @@ class TarShards:
         self.system = system
         self.blocks: list[RowBlock] = []
         self.skipped: tuple[Skipped, ...] = ()
+        self._json: list[tuple[JsonMembers, int]] = []
         kinds: dict[frozenset[str], Any] = {}
         for path in paths:
-            examples, skipped = _indexed(system, path)
+            examples, skipped, held = _indexed(system, path)
+            self._json.append((held, len(examples)))
             kinds |= {frozenset(members): (key, members) for key, members in examples}
             self.skipped += skipped + lacking(examples, columns_of(examples), path)
             for start in range(0, len(examples), TAR_BLOCK):
@@ -171,13 +174,10 @@ class TarShards:
         self.columns = columns_of(kinds.values())
         kind = pa.struct([("__key__", pa.string())])
         for suffix, column in self.columns.items():
-            if not suffix.endswith("json"):
+            if not is_small(suffix):
                 text = suffix.rpartition(".")[2] in TEXTS or suffix in LABELS
                 kind = merged_type(kind, pa.struct([(column, pa.string() if text else pa.large_binary())]))
-        if any(suffix.endswith("json") for suffix in self.columns):
-            for block in sampled(self.blocks):
-                for row in self._rows(block):
-                    kind = merged_type(kind, type_of(row))
+        kind = merged_type(kind, fields_of_rows([held for held, _ in self._json], self.columns))
         self.schema = pa.schema(list(kind))
         self.modalities: dict[str, Modality] = dict(member_modalities(self.schema))
 
@@ -188,15 +188,15 @@ class TarShards:
 
     def whole(self, columns: Sequence[str]) -> pa.Table:
         suffixes = {self.columns[suffix]: suffix for suffix in self.columns if suffix in LABELS}
-        return pa.table(
-            {
-                name: pa.array(
-                    [members.get(suffixes[name]) for block in self.blocks for _, members in block.where], pa.string()
-                )
-                for name in columns
-                if name in suffixes
-            }
-        )
+        taken = {*self.columns.values()}
+        arrays = {}
+        for name in columns:
+            if name in suffixes:
+                stated = [members.get(suffixes[name]) for block in self.blocks for _, members in block.where]
+                arrays[name] = pa.array(stated, pa.string())
+            elif (values := listed_values(self._json, name, taken)) is not None:
+                arrays[name] = _array(values, self.schema.field(name).type)
+        return pa.table(arrays)
 
     def _rows(self, block: RowBlock) -> list[dict[str, Any]]:
         """Read the range from the first to the last member at once, and split it."""
@@ -245,15 +245,16 @@ def _fitted_or_none(value: Any, kind: pa.DataType) -> Any:
         return None
 
 
-def _indexed(system: Any, shard: str) -> tuple[list[Any], tuple[Skipped, ...]]:
-    """Return the table of members of a tar file, which is cached, and what is left out of it."""
+def _indexed(system: Any, shard: str) -> tuple[list[Any], tuple[Skipped, ...], JsonMembers]:
+    """Return the table of members of a tar file, which is cached, what is left out of it, and what its JSON holds."""
     info = system.info(shard)
     state = [str(info.get(name) or "") for name in ("size", "mtime", "ino", "created", "LastModified", "ETag")]
     identity = json.dumps([INDEX, type(system).__name__, shard, state])
     index_file = cache_directory() / "shards" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
     if index_file.is_file():
-        examples, skipped = json.loads(index_file.read_text(encoding="utf-8"))
-        return examples, tuple(Skipped(**one) for one in skipped)
+        examples, skipped, held = json.loads(index_file.read_text(encoding="utf-8"))
+        return examples, tuple(Skipped(**one) for one in skipped), JsonMembers.load(held)
+    gatherer = JsonGatherer()
     try:
         with system.open(shard) as file:
             if file.read(2) == b"\x1f\x8b":
@@ -262,15 +263,16 @@ def _indexed(system: Any, shard: str) -> tuple[list[Any], tuple[Skipped, ...]]:
                     "(gunzip), or read it whole, without --stream."
                 )
             file.seek(0)
-            index = index_tar(file, shard)
+            index = index_tar(file, shard, gatherer.add)
     except OSError as error:
         raise UserError(f"The shard {shard} cannot be read: {' '.join(str(error).split())[:200]}") from error
     skipped = index.damage_report(shard)
+    members = gatherer.members([key for key, _ in index.examples])
     try:
         index_file.parent.mkdir(parents=True, exist_ok=True)
         aside = index_file.with_suffix(f".{os.getpid()}.partial")
-        aside.write_text(json.dumps([index.examples, [vars(one) for one in skipped]]), encoding="utf-8")
+        aside.write_text(json.dumps([index.examples, [vars(one) for one in skipped], members.dump()]), encoding="utf-8")
         os.replace(aside, index_file)
     except OSError as error:
         raise disk_error(error, index_file.parent) from error
-    return index.examples, skipped
+    return index.examples, skipped, members

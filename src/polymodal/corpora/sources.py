@@ -41,18 +41,28 @@ def from_path(
         if len(given) > 1:
             raise UserError(f"Name one data set of the hub at a time, not {len(given)}.")
         return from_hub(given[0], stream, columns)
-    remote = [one for one in given if "://" in one]
-    if stream or (remote and not all(one.lower().endswith(FETCHED) for one in remote)):
+    local = local_files(given, stream)
+    if local is None:
         if format not in (None, *STREAMED):
             raise UserError(f"Data in the format {format} cannot be streamed; leave out --stream.")
         return from_shards(given, **columns)
-    if not remote:
-        _check_not_built_in(given)
-        return user_files.from_path(given, format, **columns)
-    local = [copy for one in given for copy in (fetched(one) if "://" in one else [Path(one)])]
     corpus = user_files.from_path(local, format, **columns)
+    if not any("://" in one for one in given):
+        return corpus
     about = replace(corpus.about, source=given[0])
     return replace(corpus, about=about, choices={**corpus.choices, "data": given})
+
+
+def local_files(given: list[str], stream: bool = False) -> list[Path | str] | None:
+    """Return the paths of data that is read here, URLs of CSV and JSON files as what was fetched of them; None for data
+    of the hub, and for what is streamed."""
+    remote = [one for one in given if "://" in one]
+    if stream or any(map(is_hub, given)) or not all(one.lower().endswith(FETCHED) for one in remote):
+        return None
+    if not remote:
+        _check_not_built_in(given)
+        return [*given]
+    return [copy for one in given for copy in (fetched(one) if "://" in one else [Path(one)])]
 
 
 def _check_not_built_in(given: list[str]) -> None:

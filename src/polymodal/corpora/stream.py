@@ -126,8 +126,8 @@ def _inferred(shards: Shards, sample: pa.Table, root: Path, named: dict[str, str
     whole = shards.whole([label] if label else usual)
     if label is not None and label not in whole.column_names:
         raise UserError(
-            f"The classes of the column '{label}' are in .json members, which are not read ahead; write them as .cls "
-            "members, or leave out --stream."
+            f"The column '{label}' has lists, records, or too many different values for classes; name another one with "
+            "--label-column, or leave out --stream."
         )
     labels = None
     if whole.num_columns:

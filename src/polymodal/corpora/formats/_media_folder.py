@@ -1,5 +1,5 @@
-"""Folders of media files, by the conventions of `datasets` (ImageFolder, AudioFolder, VideoFolder), and text files
-beside the media, as tools for captioning write them."""
+"""Folders of media files, by the conventions of `datasets` (ImageFolder, AudioFolder, VideoFolder), and texts, JSON and
+other media beside them, as tools for captioning write them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,24 @@ import pyarrow as pa
 from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats import csv, json, parquet
 from polymodal.corpora.formats._data_files import DataFiles, Match, place_of, split_folder, splits_of
-from polymodal.corpora.formats._delimited import decoded, head_lines
+from polymodal.corpora.formats._delimited import head_lines
+from polymodal.corpora.formats._sidecars import (
+    MEDIA,
+    TEXTS,
+    belong_to_others,
+    json_beside,
+    json_columns,
+    media_beside,
+    media_columns,
+    text_column,
+)
 from polymodal.corpora.formats._tables import concatenated
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
 from polymodal.modalities import Modality
 
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
-SIDECARS = (".txt", ".caption")  # texts beside a media file of the same name
+SIDECARS = TEXTS
 FILE_NAMES = ("file_name", "filename", "file", "path")  # column of metadata that names the media file
 DATA = (*csv.SUFFIXES, *json.SUFFIXES, *parquet.SUFFIXES, ".tar", ".tar.gz")
 
@@ -29,10 +39,17 @@ DATA = (*csv.SUFFIXES, *json.SUFFIXES, *parquet.SUFFIXES, ".tar", ".tar.gz")
 def matches_folder(data: DataFiles, suffixes: Sequence[str]) -> Match:
     """Match folders whose files are mostly of this kind, with no file of rows but metadata."""
     media = len(data.with_suffixes(suffixes))
-    rows = [file for file in data.with_suffixes(DATA) if file.name.lower() not in METADATA]
-    others = sum(len(files) for suffix, files in data.by_suffix.items() if suffix not in (*suffixes, *SIDECARS, *DATA))
-    if media <= others or rows:
+    if not media:
         return Match.NO
+    described = json_beside(data, suffixes)
+    rows = [file for file in data.with_suffixes(DATA) if file.name.lower() not in METADATA]
+    if len(rows) > len(described) or belong_to_others(data, suffixes):
+        return Match.NO
+    others = sum(len(files) for suffix, files in data.by_suffix.items() if suffix not in (*suffixes, *SIDECARS, *DATA))
+    if media <= others - sum(map(len, media_beside(data, suffixes).values())):
+        return Match.NO
+    if described:
+        return Match.CONTENT
     metadata = (file for file in data.files if file.name.lower() in METADATA)
     return Match.CONTENT if any(map(_has_file_names, metadata)) else Match.SUFFIX
 
@@ -48,13 +65,15 @@ def _has_file_names(file: Path) -> bool:
 def read_folder(data: DataFiles, kind: str, suffixes: Sequence[str], modality: Callable[[Path], Modality]) -> Rows:
     """List the media files of a folder with what is known about each.
 
-    The columns are `kind`, a path relative to the folder, and: those of metadata files; else `text`, from a text file
-    of the same name; else `label`, the name of the folder of each file, where all files are in folders below the root,
-    or below folders of splits. Files without a text are skipped where most have one.
+    The columns are `kind`, a path relative to the folder, and: those of metadata files; else, from files of the same
+    name, `text`, the fields of JSON, and other media; and `label`, the name of the folder of each file, where all files
+    are in folders below the root, or below folders of splits. Files without a text are skipped where most have one.
     """
     media, root = data.with_suffixes(suffixes), data.root
     metadata = [file for file in data.files if file.name.lower() in METADATA]
     skipped: list[Skipped] = []
+    modalities = {kind: modality(root)}
+    notes: tuple[str, ...] = ()
     if not (media or metadata):
         raise UserError(f"{data.given[0]} holds {data.summary()}, and no {kind} files ({', '.join(suffixes[:4])} ...).")
     if metadata:
@@ -66,14 +85,19 @@ def read_folder(data: DataFiles, kind: str, suffixes: Sequence[str], modality: C
             skipped.append(Skipped(len(unnamed), f"is named by no {metadata[0].name}", str(unnamed[0])))
     else:
         paths = {kind: pa.array([place_of(file, root).as_posix() for file in media])}
-        table = pa.table(paths | _texts(data, media, skipped) | class_folders(media, root))
+        beside = media_beside(data, suffixes) if kind in MEDIA else {}
+        modalities |= {other: MEDIA[other][1](root) for other in beside}
+        columns = paths | media_columns(data, media, beside) | text_column(data, media, skipped)
+        fields = json_columns(media, json_beside(data, suffixes), [*columns], skipped)
+        folders = class_folders(media, root)
+        table = pa.table(columns | folders | fields)
+        if folders and not ({"text", "label"} & {*columns, *fields}):
+            notes = ("The folders are classes; --text-column label trains on their names as captions.",)
     if table.num_rows == 0:
         raise UserError(f"{root} names no file of the folder in {metadata[0].name}.")
     split_of = splits_of(media, root)
     split = np.array([split_of[file] for file in media]) if split_of else None
-    classes = "label" in table.column_names and "text" not in table.column_names
-    notes = ("The folders are classes; --text-column label trains on their names as captions.",) if classes else ()
-    return Rows(table, root, {kind: modality(root)}, split, keys=kind, skipped=tuple(skipped), notes=notes)
+    return Rows(table, root, modalities, split, keys=kind, skipped=tuple(skipped), notes=notes)
 
 
 def _with_metadata(
@@ -105,29 +129,6 @@ def _with_metadata(
         tables.append(table.add_column(0, kind, column))
         media += paths
     return concatenated(tables), media
-
-
-def _texts(data: DataFiles, media: Sequence[Path], skipped: list[Skipped]) -> dict[str, pa.Array]:
-    """Return the texts that stand beside the media; nothing where no file has one."""
-    beside = {file.with_suffix(""): file for file in data.with_suffixes(SIDECARS)}
-    if not any(file.with_suffix("") in beside for file in media):
-        return {}
-    texts: list[str | None] = []
-    for file in media:
-        sidecar = beside.get(file.with_suffix(""))
-        texts.append(_text_of(sidecar) if sidecar else None)
-    without = [file for file, text in zip(media, texts, strict=True) if not text]
-    if without:
-        skipped.append(Skipped(len(without), "has no text file beside it", str(without[0])))
-    return {"text": pa.array(texts, pa.string())}
-
-
-def _text_of(file: Path) -> str:
-    """Return the text of a file in UTF-8, in UTF-16 where it says so, or else in Latin-1."""
-    data = file.read_bytes()
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return data.decode("utf-16", errors="replace").strip()
-    return decoded(data.removeprefix(b"\xef\xbb\xbf")).strip()
 
 
 def class_folders(media: Sequence[Path], root: Path) -> dict[str, pa.Array]:

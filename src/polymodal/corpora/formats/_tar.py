@@ -11,7 +11,7 @@ import json
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
@@ -42,8 +42,10 @@ class TarIndex:
         return (Skipped(1, reason, f"{name}: {self.damage}"),) if self.damage else ()
 
 
-def index_tar(file: BinaryIO, name: str) -> TarIndex:
+def index_tar(file: BinaryIO, name: str, look: Callable[[str, str, bytes], None] | None = None) -> TarIndex:
     """List the examples of a tar file. Of a damaged one, those in front of the damage.
+
+    look: called with key, suffix and content of each `.json` member.
 
     Raises UserError for a file that is none, or without a whole example, an example that has a member twice or whose
     members are in two places, and names with dots that belong to the name.
@@ -70,6 +72,8 @@ def index_tar(file: BinaryIO, name: str) -> TarIndex:
                 place: Any = [member.offset_data, member.size]
                 if suffix in LABELS:
                     place = _text(tar.extractfile(member).read())  # type: ignore[union-attr]
+                elif look is not None and is_small(suffix):
+                    look(key, suffix, tar.extractfile(member).read())  # type: ignore[union-attr]
                 index.examples[-1][1][suffix] = place
             index.damage = _damage_at(file, tar.offset)
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:

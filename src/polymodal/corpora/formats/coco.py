@@ -33,6 +33,8 @@ description = "COCO captions and instances: JSON with `images` and `annotations`
 NOT_READ = ("segmentation", "keypoints", "segments_info", "counts")  # values of annotations that take much memory
 OTHERS = ("person_keypoints_", "stuff_", "panoptic_", "image_info_")  # files that repeat the images of others
 CAPTIONS = pa.list_(pa.string())
+REFERRING = "ref"  # beginning of `dataset_name` where MDETR's caption of an image is one expression: refcoco(+/g)
+CAPTIONED = ("flickr",)  # `dataset_name` where it describes the whole image
 
 
 def matches(data: DataFiles) -> Match:
@@ -89,7 +91,7 @@ def _convert(file: Path) -> Conversion:
     for annotation in annotations:
         read.add(annotation)
     fields: dict[str, pa.DataType] = {"file_name": pa.string()}
-    if any("caption" in one for one in annotations):
+    if any("caption" in one for one in annotations) or any(map(_is_described, images.values())):
         fields["captions"] = CAPTIONS
     if any("caption" in image for image in images.values()):  # referring expressions with their boxes
         fields["expressions"] = Expressions().arrow_type
@@ -111,6 +113,19 @@ def _images(file: Path, held: Any) -> dict[Any, dict[str, Any]]:
     if not images:
         raise UserError(f"{file} lists no images.")
     return images
+
+
+def _is_described(image: Mapping[str, Any]) -> bool:
+    """Return whether an image of MDETR's files has a caption of the whole of it."""
+    return image.get("dataset_name") in CAPTIONED and isinstance(image.get("caption"), str)
+
+
+def _spans(annotation: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Return the parts of the caption that name the object of a box, in MDETR's files."""
+    given = annotation.get("tokens_positive")
+    spans = given if isinstance(given, list) else []
+    pairs = [tuple(span) for span in spans if isinstance(span, list) and len(span) == 2]
+    return [span for span in pairs if all(isinstance(end, int) for end in span) and 0 <= span[0] < span[1]]
 
 
 def _file_name(image: Mapping[str, Any]) -> str | None:
@@ -136,6 +151,7 @@ class _Annotations:
     names: Mapping[Any, str]
     captions: dict[Any, list[str]] = field(default_factory=lambda: defaultdict(list))
     regions: dict[Any, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+    spans: dict[Any, list[tuple[tuple[int, int], list[int]]]] = field(default_factory=lambda: defaultdict(list))
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, annotation: Mapping[str, Any]) -> None:
@@ -155,6 +171,7 @@ class _Annotations:
             else:
                 category = _id(annotation.get("category_id"))
                 self.regions[image].append({"name": self.names.get(category, category), "box": box})
+                self.spans[image] += [(span, box) for span in _spans(annotation)]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield a record for each file; several images of one file, as MDETR lists them, are one."""
@@ -164,14 +181,27 @@ class _Annotations:
         for name, keys in by_file.items():
             yield {
                 "file_name": name,
-                "captions": [caption for key in keys for caption in self.captions.get(key, ())] or None,
+                "captions": [caption for key in keys for caption in self._captions(key)] or None,
                 "regions": [region for key in keys for region in self.regions.get(key, ())],
                 "expressions": [expression for key in keys for expression in self._expression(key)] or None,
             }
 
+    def _captions(self, key: Any) -> list[str]:
+        described = _is_described(self.images[key])
+        return [*self.captions.get(key, ()), *([self.images[key]["caption"].strip()] if described else [])]
+
     def _expression(self, key: Any) -> Iterator[dict[str, Any]]:
+        """Yield the caption of MDETR's files with all boxes; where it is no expression, its phrases with theirs."""
         caption = self.images[key].get("caption")
-        if isinstance(caption, str) and caption.strip():
+        source = str(self.images[key].get("dataset_name") or REFERRING)
+        if isinstance(caption, str) and not source.startswith(REFERRING):
+            boxes_of: dict[tuple[int, int], list[list[int]]] = defaultdict(list)
+            for span, box in self.spans.get(key, ()):
+                boxes_of[span].append(box)
+            for span, of_span in sorted(boxes_of.items()):
+                if phrase := caption[slice(*span)].strip():
+                    yield {"text": phrase, "boxes": of_span, "clauses": 0}
+        elif isinstance(caption, str) and caption.strip():
             boxes = [region["box"] for region in self.regions.get(key, ())]
             yield {"text": caption.strip(), "boxes": boxes, "clauses": 0}
 
