@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,6 +13,9 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "polymodal"
+sys.path.insert(0, str(ROOT / "tools"))
+import site_pages
+
 FOLDERS = ("modalities", "corpora", "data", "layers", "encoders", "objectives", "models", "training", "evaluation")
 FOLDERS += ("curation", "recipes", "reproduce", "serving")
 
@@ -43,12 +48,22 @@ def on_config(config: Any) -> Any:
         folder = module.parts[0] if len(module.parts) > 1 else "polymodal"
         name = ".".join(module.parts[1:]) or module.name
         reference.setdefault(folder, []).append({name: f"reference/{module}.md"})
-    config.nav += [
-        {"Recipes": [{family: pages} for family, pages in sorted(families.items())]},
-        {"Corpora": ["corpora.md", *({name: f"corpora/{name}.md"} for name in built_in())]},
-        {"Reference": [{folder: pages} for folder, pages in reference.items()]},
+    recipes = {"Methods": ["methods.md", *({family: pages} for family, pages in sorted(families.items()))]}
+    corpora = {"Corpora": ["corpora.md", *({name: f"corpora/{name}.md"} for name in built_in())]}
+    api = [{_title(text): f"api/{name}.md"} for name, text in site_pages.api_pages().items()]
+    modules_of = {"Modules": [{folder: pages} for folder, pages in reference.items()]}
+    how = next(index for index, entry in enumerate(config.nav) if "How it works" in entry)
+    config.nav[how:how] = [
+        recipes,
+        corpora,
+        {"Reference": [{"Command line": "command-line.md"}, {"Python": api}, modules_of]},
     ]
+    config.nav[-1]["How it works"].append({"Changes": "changes.md"})
     return config
+
+
+def _title(text: str) -> str:
+    return text.splitlines()[0].removeprefix("# ")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -58,6 +73,11 @@ def on_files(files: Files, config: Any) -> Files:
     for module in modules():
         dotted = "polymodal." + ".".join(module.parts)
         files.append(File.generated(config, f"reference/{module}.md", content=f"# {dotted}\n\n::: {dotted}\n"))
+    files.append(File.generated(config, "command-line.md", content=site_pages.command_line()))
+    for name, text in site_pages.api_pages().items():
+        files.append(File.generated(config, f"api/{name}.md", content=text))
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").replace("](docs/", "](")
+    files.append(File.generated(config, "changes.md", content=changes))
     for name in built_in():
         text, sheet = corpus_page(name)
         files.append(File.generated(config, f"corpora/{name}.md", content=text))
@@ -97,3 +117,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     """A link to a source file leads to its page of the reference."""
     up = "../" * page.file.src_uri.count("/")
     return re.sub(r"\]\((?:\.\./)+src/polymodal/([\w/]+)\.py\)", rf"]({up}reference/\1.md)", markdown)
+
+
+def on_post_build(config: Any) -> None:
+    """Leave out what no page loads: source maps, and stemmers of other languages than the site's."""
+    site = Path(config.site_dir)
+    for file in [*site.rglob("*.map"), *site.glob("sitemap.xml*")]:
+        file.unlink()
+    shutil.rmtree(site / "assets" / "javascripts" / "lunr", ignore_errors=True)
