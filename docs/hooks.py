@@ -16,6 +16,7 @@ SOURCE = ROOT / "src" / "polymodal"
 sys.path.insert(0, str(ROOT / "tools"))
 import site_pages
 
+KEPT = re.compile(r"(<(?:pre|script|style|textarea)\b.*?</(?:pre|script|style|textarea)>)", re.S)
 FOLDERS = ("modalities", "corpora", "data", "layers", "encoders", "objectives", "models", "training", "evaluation")
 FOLDERS += ("curation", "recipes", "reproduce", "serving")
 
@@ -117,6 +118,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     """A link to a source file leads to its page of the reference."""
     up = "../" * page.file.src_uri.count("/")
     return re.sub(r"\]\((?:\.\./)+src/polymodal/([\w/]+)\.py\)", rf"]({up}reference/\1.md)", markdown)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """A page without the blank space between elements, most of its size; code and scripts stay as they are."""
+    parts = KEPT.split(output)
+    return "".join(part if KEPT.fullmatch(part) else re.sub(r"\s*\n\s*", "\n", part) for part in parts)
 
 
 def on_post_build(config: Any) -> None:

@@ -222,14 +222,15 @@ def result_lines(page: Path) -> list[str]:
     first = max(current, key=lambda one: (one["verdict"] == "supported", len(one["seeds"])))
     about = f"on `{first['corpus']}`, {first['budget']}, {len(first['seeds'])} paired seeds"
     deciding = {one["metric"] for one in first["deciding"]}
-    rows = [tuple(row) for row in measured_rows(first) if row[0] in deciding]
-    arms = tuple(str(arm) for arm in first["cost"])
+    arms = [str(arm) for arm in first["cost"]]
+    kept = [2 + arms.index(arm) for arm in ("baseline", "treatment")]
+    rows = [(*row[:2], *(row[index] for index in kept), row[-1]) for row in measured_rows(first) if row[0] in deciding]
     return [
         f"{recipe_link(first['recipe'], page)}, {about}. {first['claim']}",
         "",
         f"Measured: {decision_sentence(first)}",
         "",
-        *table(("metric", "chance", *arms, "difference"), rows),
+        *table(("metric", "chance", "baseline", "treatment", "difference"), rows),
     ]
 
 
