@@ -1,4 +1,4 @@
-"""Draw the figures of the documentation: `python tools/figures.py` writes docs/architecture.svg and docs/data-flow.svg."""
+"""Draw the figures of the documentation: `python tools/figures.py` writes docs/*.svg."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ class Arrow:
 
     def drawn(self) -> str:
         way = " ".join(f"{'L' if number else 'M'}{x},{y}" for number, (x, y) in enumerate(self.points))
-        text = f'<text class="label" x="{self.at[0]}" y="{self.at[1]}">{escape(self.label)}</text>' if self.label else ""
+        text = (
+            f'<text class="label" x="{self.at[0]}" y="{self.at[1]}">{escape(self.label)}</text>' if self.label else ""
+        )
         return f'<path d="{way}" marker-end="url(#tip)"/>{text}'
 
 
@@ -65,13 +67,19 @@ def architecture() -> str:
         Box(550, 20, "curation/", ("web pages to documents,", "captions, preferences")),
         Box(270, 130, "data/", ("rows to examples to batches:", "decode, tokenize, collate, shuffle")),
         Box(20, 240, "layers/ encoders/", ("objectives/ models/", "plain PyTorch modules and losses")),
-        Box(270, 240, "recipes/", ("one file a method: hyper-parameters,", "batches, model, losses")),
+        Box(270, 240, "recipes/", ("one file a method: settings,", "batches, model, losses")),
         Box(270, 350, "training/", ("stages, optimizer, processes,", "mixed precision, checkpoints")),
         Box(270, 460, "run", ("weights, processor, record, curves",), is_data=True),
         Box(550, 350, "evaluation/ attacks/", ("scores with intervals", "and chance levels")),
         Box(550, 240, "reproduce/", ("comparisons, claims,", "reports, recipe pages")),
         Box(20, 460, "serving/", ("embeddings, index, JSON API,", "web page, export")),
-        Box(20, 560, "cli/ and api.py", ("a function for each command; the functions of `import polymodal as pm`",), width=740),
+        Box(
+            20,
+            560,
+            "cli/ and api.py",
+            ("a function for each command; what `import polymodal as pm` offers",),
+            width=740,
+        ),
     ]
     arrows = [
         Arrow(((230, 53), (270, 53))),
@@ -96,7 +104,7 @@ def data_flow() -> str:
         ("decode, resize", "Reader, processor.load_example"),
         ("augment, tokenize, collate", "recipe.training_batch"),
         ("device", "micro-batches"),
-        ("method.losses", "one pass, accumulated or cached gradients"),
+        ("method.losses", "accumulated or cached gradients"),
         ("project conflicting gradients", "optional, gradient_harmonization.py"),
         ("all-reduce, clip", "non-finite steps are skipped"),
         ("AdamW, EMA", "training/optimizer.py"),
@@ -105,16 +113,16 @@ def data_flow() -> str:
     boxes += [
         Box(20, 20, "shard or Arrow table", ("corpora/",), is_data=True, height=60),
         Box(570, 20, "seed", is_data=True, height=60),
-        Box(570, 200, "skipped.jsonl", ("replaced by the example at the", "same position of the next batch"), True, 210, 66),
+        Box(570, 200, "skipped.jsonl", ("unreadable examples; replaced by", "those of the next batch"), True, 210, 66),
         Box(20, 290, "random stream", ("of seed and index of the example", "rng.py"), height=66),
         Box(570, 470, "rows of other processes", ("layers/distributed.py",), height=60),
         Box(570, 740, "asynchronous checkpoint", ("training/checkpoint.py",), is_data=True, height=60),
     ]
     arrows = [Arrow(((395, 80 + 90 * row), (395, 110 + 90 * row))) for row in range(len(middle) - 1)]
     arrows += [
-        Arrow(((230, 50), (270, 50)), "row index", (250, 42)),
+        Arrow(((230, 50), (270, 50))),
         Arrow(((570, 50), (520, 50))),
-        Arrow(((520, 230), (570, 230)), "unreadable", (545, 222)),
+        Arrow(((520, 230), (570, 230))),
         Arrow(((230, 320), (270, 320))),
         Arrow(((570, 490), (520, 490))),
         Arrow(((520, 512), (570, 512))),

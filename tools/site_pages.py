@@ -57,9 +57,9 @@ def help_of(name: str, arguments: list[str]) -> tuple[str, Any]:
 
     said = io.StringIO()
     environment = mock.patch.dict(os.environ, COLUMNS="1200")
-    with environment, mock.patch.object(tyro, "cli", watched):
-        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-            cli._run(name, [*arguments, "--help"])
+    watching = mock.patch.object(tyro, "cli", watched)
+    with environment, watching, contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        cli._run(name, [*arguments, "--help"])
     return said.getvalue(), seen[-1] if seen else None
 
 
@@ -98,7 +98,8 @@ def groups_of(options: Any) -> dict[str, str]:
             own = "Hyper-parameters" if field.name == "recipe" else ""
             headings |= {flag: own or heading for flag, heading in groups_of(held).items()}
             continue
-        owner = next((base for base in reversed(kind.__mro__) if field.name in vars(base).get("__annotations__", {})), kind)
+        bases = [base for base in reversed(kind.__mro__) if field.name in vars(base).get("__annotations__", {})]
+        owner = (bases or [kind])[0]
         headings[f"--{field.name.replace('_', '-')}"] = GROUPS.get(owner.__name__, "Options")
     return headings
 
@@ -119,7 +120,10 @@ def command_line() -> str:
     lines = ["# Command line", ""]
     lines += ["Every command with its options, written from the parsers themselves. `polymodal COMMAND --help` prints"]
     lines += ["the same for your version, and `polymodal train RECIPE --help` the hyper-parameters of that recipe.", ""]
-    lines += ["Exit status: 0; 2 for what you can put right, with one sentence on standard error; 130 after Ctrl-C.", ""]
+    lines += [
+        "Exit status: 0; 2 for what you can put right, with a sentence on standard error; 130 after Ctrl-C.",
+        "",
+    ]
     lines += ["| command | what it does |", "|---|---|"]
     about = {name: " ".join((command.__doc__ or "").split()) for name, command in cli.COMMANDS.items()}
     lines += [f"| [`{name}`](#{name}) | {cell(text)} |" for name, text in about.items()]
@@ -148,19 +152,37 @@ API = {  # page -> title, what it is about, objects
     "results": (
         "Runs and scores",
         "What `pm.train`, `pm.evaluate` and `pm.compare` return.",
-        ("training.run.Run", "evaluation.scores.Scores", "evaluation.statistics.Score", "reproduce.result.ComparisonResult"),
+        (
+            "training.run.Run",
+            "evaluation.scores.Scores",
+            "evaluation.statistics.Score",
+            "reproduce.result.ComparisonResult",
+        ),
     ),
     "settings": (
         "Budgets, runtime, recipes",
         "Fields of a recipe are its hyper-parameters; those of each method are on [its page](../methods.md).",
-        ("types.Budget", "training.runtime.RuntimeConfig", "types.Stage", "types.Paper", "types.Recipe", "types.Method")
-        + ("claim.Claim", "errors.UserError"),
+        (
+            "types.Budget",
+            "training.runtime.RuntimeConfig",
+            "types.Stage",
+            "types.Paper",
+            "types.Recipe",
+            "types.Method",
+            "claim.Claim",
+            "errors.UserError",
+        ),
     ),
     "data": (
         "Corpora",
         "A corpus is typed rows with splits: `pm.corpora.emoji()`, or one made of your data.",
-        ("corpora.corpus.Corpus", "corpora.about.About", "corpora.sources.open_data", "corpora.sources.from_path")
-        + ("corpora.in_memory.from_table",),
+        (
+            "corpora.corpus.Corpus",
+            "corpora.about.About",
+            "corpora.sources.open_data",
+            "corpora.sources.from_path",
+            "corpora.in_memory.from_table",
+        ),
     ),
 }
 LISTED = {
@@ -200,9 +222,10 @@ def building_blocks() -> str:
     lines = ["# Building blocks", "", "Modules that recipes are composed of, and formats and schemas of data.", ""]
     for folder, title in LISTED.items():
         lines += [f"## {title}", "", "| module | content |", "|---|---|"]
+        page = folder.replace("/", ".")
         for file in sorted((SOURCE / folder).glob("[!_]*.py")):
             text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
             sentence = cell(" ".join(text.split("\n\n")[0].split()))
-            lines.append(f"| [`{file.stem}`](../reference/{folder}/{file.stem}.md) | {sentence} |")
+            lines.append(f"| [`{file.stem}`](../reference/{page}.md#polymodal.{page}.{file.stem}) | {sentence} |")
         lines.append("")
     return "\n".join(lines)
