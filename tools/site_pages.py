@@ -67,13 +67,17 @@ def options_in(help_text: str, groups: dict[str, str]) -> list[Option]:
     """Return the options in the boxes of a help text. groups: heading by flag; others belong to their box."""
     found: list[Option] = []
     box, in_description = "", False
-    for line in help_text.splitlines():
+    lines = help_text.splitlines()
+    for line, following in zip(lines, [*lines, ""][1:], strict=True):
+        if set(following.strip()) == {"-"}:  # boxes where line-drawing characters cannot be written
+            box, in_description = line.strip(), True
+            continue
         if title := re.match(r"╭─ (.*?) ─", line):
             box, in_description = title[1], True
-        if not line.startswith("│"):
+        if not box or not line.startswith(("│", " ")):
             continue
         text = line.strip("│").rstrip()
-        if set(text.strip()) <= {"─"}:
+        if set(text.strip()) <= {"─", "-"}:
             continue
         if re.match(r" (-|[A-Z\[{])", text) and (box == "positional arguments" or text.startswith(" -")):
             flags, _, rest = re.sub(r"\s{2,}", "\0", text.strip(), count=1).partition("\0")
