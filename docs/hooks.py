@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,6 +13,11 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "polymodal"
+sys.path.insert(0, str(ROOT / "tools"))
+import site_pages
+
+SEARCHED = ("data", "layers", "encoders", "objectives", "models", "training", "evaluation")
+KEPT = re.compile(r"(<(?:pre|script|style|textarea)\b.*?</(?:pre|script|style|textarea)>)", re.S)
 FOLDERS = ("modalities", "corpora", "data", "layers", "encoders", "objectives", "models", "training", "evaluation")
 FOLDERS += ("curation", "recipes", "reproduce", "serving")
 
@@ -26,6 +33,14 @@ def modules() -> list[PurePosixPath]:
     return found
 
 
+def folders() -> dict[str, list[PurePosixPath]]:
+    """The modules of each page of the reference, which is that of a folder, such as recipes.dual_encoders."""
+    found: dict[str, list[PurePosixPath]] = {}
+    for module in modules():
+        found.setdefault(".".join(module.parts[:-1]) or "polymodal", []).append(module)
+    return found
+
+
 def recipe_names() -> list[str]:
     return sorted(file.stem for file in (ROOT / "docs" / "recipes").glob("*.md"))
 
@@ -38,26 +53,47 @@ def on_config(config: Any) -> Any:
     for name in recipe_names():
         family = next(SOURCE.glob(f"recipes/*/{name}.py")).parent.name
         families.setdefault(family.replace("_", " "), []).append({name: f"recipes/{name}.md"})
-    reference: dict[str, list[dict[str, str]]] = {}
-    for module in modules():
-        folder = module.parts[0] if len(module.parts) > 1 else "polymodal"
-        name = ".".join(module.parts[1:]) or module.name
-        reference.setdefault(folder, []).append({name: f"reference/{module}.md"})
-    config.nav += [
-        {"Recipes": [{family: pages} for family, pages in sorted(families.items())]},
-        {"Corpora": ["corpora.md", *({name: f"corpora/{name}.md"} for name in built_in())]},
-        {"Reference": [{folder: pages} for folder, pages in reference.items()]},
+    recipes = {"Methods": ["methods.md", *({family: pages} for family, pages in sorted(families.items()))]}
+    corpora = {"Corpora": ["corpora.md", *({name: f"corpora/{name}.md"} for name in built_in())]}
+    api = [{_title(text): f"api/{name}.md"} for name, text in site_pages.api_pages().items()]
+    modules_of = {"Modules": [{folder: f"reference/{folder}.md"} for folder in folders()]}
+    how = next(index for index, entry in enumerate(config.nav) if "How it works" in entry)
+    config.nav[how:how] = [
+        recipes,
+        corpora,
+        {"Reference": [{"Command line": "command-line.md"}, {"Python": api}, modules_of]},
     ]
+    config.nav[-1]["How it works"].append({"Changes": "changes.md"})
     return config
+
+
+def _title(text: str) -> str:
+    return text.splitlines()[0].removeprefix("# ")
 
 
 def on_files(files: Files, config: Any) -> Files:
     """The pages themselves."""
     from polymodal.corpora import built_in
 
-    for module in modules():
-        dotted = "polymodal." + ".".join(module.parts)
-        files.append(File.generated(config, f"reference/{module}.md", content=f"# {dotted}\n\n::: {dotted}\n"))
+    for folder, of_folder in folders().items():
+        searched = folder in SEARCHED
+        lines = [] if searched else ["---", "search:", "  exclude: true", "---"]
+        lines += [f"# {folder}", ""]
+        for module in of_folder:
+            options = ["show_root_heading: true", "show_root_toc_entry: true", "heading_level: 2"]
+            options.append("show_root_full_path: false")
+            lines += [
+                f"::: polymodal.{'.'.join(module.parts)}",
+                "    options:",
+                *(f"      {one}" for one in options),
+                "",
+            ]
+        files.append(File.generated(config, f"reference/{folder}.md", content="\n".join(lines)))
+    files.append(File.generated(config, "command-line.md", content=site_pages.command_line()))
+    for name, text in site_pages.api_pages().items():
+        files.append(File.generated(config, f"api/{name}.md", content=text))
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").replace("](docs/", "](")
+    files.append(File.generated(config, "changes.md", content=changes))
     for name in built_in():
         text, sheet = corpus_page(name)
         files.append(File.generated(config, f"corpora/{name}.md", content=text))
@@ -96,4 +132,26 @@ def corpus_page(name: str) -> tuple[str, bytes | None]:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """A link to a source file leads to its page of the reference."""
     up = "../" * page.file.src_uri.count("/")
-    return re.sub(r"\]\((?:\.\./)+src/polymodal/([\w/]+)\.py\)", rf"]({up}reference/\1.md)", markdown)
+
+    def moved(link: re.Match[str]) -> str:
+        module = PurePosixPath(link[1])
+        folder = ".".join(module.parts[:-1]) or "polymodal"
+        return f"]({up}reference/{folder}.md#polymodal.{'.'.join(module.parts)})"
+
+    return re.sub(r"\]\((?:\.\./)+src/polymodal/([\w/]+)\.py\)", moved, markdown)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """A page without the blank space between elements, most of its size; code and scripts stay as they are."""
+    if page.file.src_uri.startswith("reference/"):  # colors of signatures would be half of these pages
+        output = re.sub(r'<span class="\w{1,3}">([^<]*)</span>', r"\1", output)
+    parts = KEPT.split(output)
+    return "".join(part if KEPT.fullmatch(part) else re.sub(r"\s*\n\s*", "\n", part) for part in parts)
+
+
+def on_post_build(config: Any) -> None:
+    """Leave out what no page loads: source maps, and stemmers of other languages than the site's."""
+    site = Path(config.site_dir)
+    for file in [*site.rglob("*.map"), *site.glob("sitemap.xml*")]:
+        file.unlink()
+    shutil.rmtree(site / "assets" / "javascripts" / "lunr", ignore_errors=True)

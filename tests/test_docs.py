@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import re
@@ -78,12 +79,114 @@ def test_commands_and_flags_of_a_page_exist(page, capsys, monkeypatch):
         assert not missing, (name, *arguments)
 
 
-def test_the_site_builds_and_its_links_lead_somewhere(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
-    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "POLYMODAL_CACHE": str(tmp_path / "empty")}
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site; building takes some 20 seconds of one core."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder / "site")]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "POLYMODAL_CACHE": str(folder / "empty")}
     done = subprocess.run(command, cwd=DOCS.parent, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    for page in ("index", "recipes/sparc/index", "corpora/emoji/index", "reference/objectives/contrastive/index"):
-        assert (tmp_path / "site" / f"{page}.html").is_file()
-    recipe = (tmp_path / "site" / "recipes" / "sparc" / "index.html").read_text(encoding="utf-8")
-    assert "reference/recipes/dual_encoders/sparc" in recipe, "a link to the source leads to the reference"
+    return folder / "site"
+
+
+@pytest.mark.slow
+def test_the_site_has_its_pages(site):
+    for page in ("index", "recipes/sparc", "corpora/emoji", "reference/objectives", "api/running", "command-line"):
+        assert (site / f"{page}.html").is_file()
+    recipe = (site / "recipes" / "sparc.html").read_text(encoding="utf-8")
+    place = "reference/recipes.dual_encoders.html#polymodal.recipes.dual_encoders.sparc"
+    assert place in recipe, "a link to the source leads to the reference"
+    settings = (site / "api" / "settings.html").read_text(encoding="utf-8")
+    assert "polymodal.training.runtime.RuntimeConfig.micro_batch" in settings, "fields are shown"
+
+
+@pytest.mark.slow
+def test_the_site_is_small_and_needs_no_network(site):
+    assert sum(file.stat().st_size for file in site.rglob("*") if file.is_file()) < 15e6
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r"<(?:script|img|iframe|source)\b[^>]*?\bsrc=[\"']?([^\"' >]+)", text)
+        loaded += re.findall(r"<link\b[^>]*?\bhref=[\"']?([^\"' >]+)", text)
+        assert not [place for place in loaded if re.match(r"(https?:)?//", place)], page
+        assert 'class="mermaid"' not in text, "diagrams are drawn by a script from a network"
+
+
+@pytest.mark.slow
+def test_every_page_is_reached_and_every_link_has_an_end(site):
+    """From the landing page, by relative links to files, so that it works in a folder."""
+    reached, left, anchors, wanted = set(), [site / "index.html"], {}, []
+    while left:
+        page = left.pop()
+        if page in reached:
+            continue
+        reached.add(page)
+        text = page.read_text(encoding="utf-8")
+        anchors[page] = {*re.findall(r"\bid=[\"']?([^\"' >]+)", text)}
+        for link in re.findall(r"<a\b[^>]*?\bhref=[\"']([^\"']+)", text):
+            if re.match(r"(\w+:|//)", link):
+                continue
+            place, _, anchor = link.partition("#")
+            target = Path(os.path.normpath(page.parent / place)) if place else page
+            assert target.is_file(), (page, link)
+            if target.suffix == ".html":
+                left.append(target)
+                wanted += [(page, target, anchor)] if anchor else []
+    assert {*site.rglob("*.html")} - reached <= {site / "404.html"}
+    missing = [(page.name, target.name, anchor) for page, target, anchor in wanted if anchor not in anchors[target]]
+    assert not missing, missing[:10]
+
+
+def test_the_command_line_reference_has_every_command_and_flag(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(DOCS.parent / "tools")
+    import site_pages
+
+    text = site_pages.command_line()
+    monkeypatch.setenv("COLUMNS", "200")
+    sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    assert [*sections] == [*cli.COMMANDS]
+    for name in ("train", "search", "serve", "compare"):
+        monkeypatch.setattr(sys, "argv", ["polymodal", name, "--help"])
+        status_of_main()
+        flags = {*re.findall(r"(?<![\w-])--[\w.-]*\w", capsys.readouterr().out)}
+        assert flags, name
+        assert not [flag for flag in flags if flag not in sections[name]], name
+    assert "**Data**" in sections["train"]
+
+
+def test_figures_are_those_of_their_script(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS.parent / "tools")
+    import figures
+
+    for name, draw in figures.FIGURES.items():
+        assert (DOCS / name).read_text(encoding="utf-8") == draw(), f"{name}: run python tools/figures.py"
+
+
+def test_error_sentences_of_the_troubleshooting_page_are_in_the_source():
+    """Between the names that are left out, as they stand in the source."""
+    files = (DOCS.parent / "src").rglob("*.py")
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    said = "\n".join(node.value for node in nodes if isinstance(node.value, str))
+    titles = re.findall(r"^### (`.*`)", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.M)
+    assert len(titles) >= 15
+    for title in titles:
+        for part in re.split(r"…|` nan or inf, `", title.strip("`")):
+            assert part.strip(" `'") in said, (title, part)
+
+
+@pytest.mark.slow
+def test_everything_imports_where_modules_of_unix_are_missing():
+    """Windows has none of these."""
+    program = """
+import contextlib, importlib, pkgutil, sys
+with contextlib.suppress(ImportError):
+    import psutil  # which imports what its system has
+sys.modules |= dict.fromkeys(("fcntl", "grp", "pwd", "resource"))
+import polymodal
+for module in pkgutil.walk_packages(polymodal.__path__, "polymodal."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,6 +183,68 @@ def claim_rows(page: Path) -> list[str]:
     return table(("recipe", "claim", "measured on", "what came out"), rows)
 
 
+def verdicts_of(name: str) -> str:
+    """The recorded verdict of each claim of a recipe; '' where none is recorded that counts."""
+    from polymodal.claim import is_current
+
+    found = []
+    for file in sorted([RESULTS / f"{name}.json", *RESULTS.glob(f"{name}-*.json")]):
+        result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if result and is_current(result):
+            key = file.stem.removeprefix(name).lstrip("-")
+            found.append(result["verdict"] + f" ({key})" * bool(key))
+    return ", ".join(found)
+
+
+def family_rows(page: Path) -> list[str]:
+    rows = [
+        (
+            recipe_link(name, page),
+            entry.family.replace("_", " "),
+            f"[{entry.title}](https://arxiv.org/abs/{entry.arxiv}), {entry.year}" if entry.arxiv else entry.title,
+            ", ".join(entry.modalities),
+            verdicts_of(name) or ("to be measured" if entry.has_claim else "no claim"),
+            f"`{entry.checked.partition('@')[0]}`" if entry.checked else "the paper alone",
+        )
+        for name, entry in sorted(recipes.entries().items(), key=lambda one: (one[1].family, one[1].year, one[0]))
+    ]
+    return table(("method", "family", "paper", "modalities", "verdict", "checked against"), rows)
+
+
+def result_lines(page: Path) -> list[str]:
+    """One recorded result: a claim that is supported and, of several, the one with most seeds, first by name."""
+    from polymodal.claim import is_current
+    from polymodal.reproduce.claim_text import claim_rows as measured_rows
+    from polymodal.reproduce.claim_text import decision_sentence
+
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))]
+    current = [result for result in results if is_current(result)]
+    first = max(current, key=lambda one: (one["verdict"] == "supported", len(one["seeds"])))
+    about = f"on `{first['corpus']}`, {first['budget']}, {len(first['seeds'])} paired seeds"
+    deciding = {one["metric"] for one in first["deciding"]}
+    arms = [str(arm) for arm in first["cost"]]
+    kept = [2 + arms.index(arm) for arm in ("baseline", "treatment")]
+    rows = [(*row[:2], *(row[index] for index in kept), row[-1]) for row in measured_rows(first) if row[0] in deciding]
+    return [
+        f"{recipe_link(first['recipe'], page)}, {about}. {first['claim']}",
+        "",
+        f"Measured: {decision_sentence(first)}",
+        "",
+        *table(("metric", "chance", "baseline", "treatment", "difference"), rows),
+    ]
+
+
+def extra_rows(page: Path) -> list[str]:
+    from polymodal.serving.installation import WHAT_FOR
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    rows = []
+    for name, packages in extras.items():
+        names = [re.split(r"[<>=~!; ]", one)[0] for one in packages]
+        rows.append((f"`{name}`", WHAT_FOR[name], ", ".join(f"`{one}`" for one in names)))
+    return table(("extra", "for", "packages"), rows)
+
+
 def content(name: str, page: Path) -> list[str]:
     """The lines of the table of that name. Raises KeyError for a name that has none."""
     if name.startswith("methods "):
@@ -189,6 +252,9 @@ def content(name: str, page: Path) -> list[str]:
     tables = {
         "recipes": recipe_rows,
         "claims": claim_rows,
+        "families": family_rows,
+        "one result": result_lines,
+        "extras": extra_rows,
         "tasks": task_rows,
         "capabilities": capability_rows,
         "corpora": corpus_rows,
