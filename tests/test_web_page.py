@@ -110,10 +110,10 @@ def test_words_find_what_the_index_finds(browser, served):
     open_page(browser, address)
     (words,) = find(browser, "#words textarea, #words input")
     words.send_keys("plate 7\n")
-    find(browser, ".caption-label")
-    captions = [caption.text for caption in find(browser, ".caption-label")]
+    find(browser, ".hits figcaption")
+    captions = [caption.text for caption in find(browser, ".hits figcaption")]
     best = index.find(embedded_query(index.run(), "plate 7"), 12)
-    assert captions[0].split() == [f"{best[0].similarity:.3f}", *best[0].caption.split()]
+    assert captions[0].split() == [f"{best[0].similarity:.3f}", *best[0].caption.split(), best[0].key]
     assert len(captions) == 24, "twelve of each run"
 
 
@@ -121,7 +121,7 @@ def test_a_image_finds_itself_and_a_broken_one_a_sentence(browser, served):
     address, _, folder = served
     (folder / "query.png").write_bytes(png((20, 90, 195)))
     (folder / "broken.png").write_bytes(b"this is no image")
-    for file, selector in (("query.png", ".caption-label"), ("broken.png", ".toast-message-text, .toast-body")):
+    for file, selector in (("query.png", ".hits figcaption"), ("broken.png", ".problem p")):
         open_page(browser, address)
         find(browser, "#more button")[0].click()
         find(browser, "#image input[type=file]")[0].send_keys(str(folder / file))
@@ -135,12 +135,12 @@ def test_it_fits_on_a_telephone(browser, served):
     open_page(browser, served[0], width=400)
     (words,) = find(browser, "#words textarea, #words input")
     words.send_keys("plate 7\n")
-    find(browser, ".caption-label")
+    find(browser, ".hits figcaption")
     wide, room = browser.execute_script(
         "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     )
     assert wide <= room
-    for gallery in browser.find_elements("css selector", ".grid-container"):
+    for gallery in browser.find_elements("css selector", ".hits"):
         assert browser.execute_script("return arguments[0].scrollWidth - arguments[0].clientWidth", gallery) <= 1
 
 
@@ -159,9 +159,9 @@ def test_a_sound_finds_what_the_index_finds_by_it(browser, tmp_path):
         find(browser, "#sound input[type=file]")[0].send_keys(str(tmp_path / "sound.ogg"))
         find(browser, "#sound .file-preview, #sound table")
         browser.find_element("css selector", "button.primary").click()
-        find(browser, ".caption-label")
-        captions = [caption.text for caption in find(browser, ".caption-label")]
-    assert captions[0].split() == [f"{best[0].similarity:.3f}", *best[0].caption.split()]
+        find(browser, ".hits figcaption")
+        captions = [caption.text for caption in find(browser, ".hits figcaption")]
+    assert captions[0].split() == [f"{best[0].similarity:.3f}", *best[0].caption.split(), best[0].key]
     assert len(captions) == 12
 
 
