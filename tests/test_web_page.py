@@ -191,8 +191,8 @@ def trying(served):
     with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listener:
         patch.setattr(page, "TABS", tuple(tab._replace(runs=list) for tab in (chat_tab.tab, boxes_tab.tab)))
         patch.setattr(chat_tab, "stream_answer", writer)
-        found = [GroundedBox("a plate", (4, 4, 40, 40), 0.75)]
-        patch.setattr(boxes_tab, "ground", lambda run, image, texts: (image, found))
+        boxes = [GroundedBox("a plate", (4, 4, 40, 40), 0.75)]
+        patch.setattr(boxes_tab, "ground", lambda run, image, texts: (image, boxes))
         server = uvicorn.Server(uvicorn.Config(create_app(run, page=True), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

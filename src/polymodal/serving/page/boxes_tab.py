@@ -60,7 +60,7 @@ def _shown(image: PILImage.Image, boxes: Sequence[GroundedBox]) -> str:
     """Return the image with its boxes, and a table of them in pixels of the image."""
     small = fitted(image, SIDE)
     factor = small.width / image.width
-    scaled = [one._replace(box=tuple(round(edge * factor) for edge in one.box)) for one in boxes]
+    scaled = [GroundedBox(one.text, _scaled(one.box, factor), one.sure) for one in boxes]
     drawn = image_tag(encoded(draw_grounded_boxes(small, scaled), "JPEG"), "jpeg", "image with boxes", "sheet")
     rows = "".join(
         f"<tr><td>{escape(one.text)}</td><td>{', '.join(map(str, one.box))}</td><td>{one.sure:.2f}</td></tr>"
@@ -68,6 +68,11 @@ def _shown(image: PILImage.Image, boxes: Sequence[GroundedBox]) -> str:
     )
     head = "<tr><th>text</th><th>left, top, right, bottom</th><th>confidence</th></tr>"
     return drawn + (f"<table>{head}{rows}</table>" if boxes else "<p>Nothing of this was found.</p>")
+
+
+def _scaled(box: tuple[int, int, int, int], factor: float) -> tuple[int, int, int, int]:
+    left, top, right, bottom = (round(edge * factor) for edge in box)
+    return left, top, right, bottom
 
 
 tab = PageTab("Boxes", _runs, _build)

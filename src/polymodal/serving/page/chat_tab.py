@@ -6,6 +6,7 @@ Methods answer each question on its own; earlier turns are shown, not given to t
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,10 +88,8 @@ async def _answered(services: Sequence[Service], file: bytes, question: str) -> 
         async with service.decoder.decoded({"image": [file]}, ends) as given:
             (image,) = given["image"]
             turn = turn._replace(image=turn.image or await run_in_threadpool(thumbnail_tag, image, "image", 72))
-            run, shown = service.run, image
-            async for text in service.stream(
-                lambda tell, run=run, shown=shown: stream_answer(run, shown, question, tell), ends
-            ):
+            write = partial(stream_answer, service.run, image, question)
+            async for text in service.stream(write, ends):
                 answers = [*turn.answers[:place], text, *turn.answers[place + 1 :]]
                 turn = turn._replace(answers=answers)
                 yield turn

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Sequence
+from functools import partial
 from html import escape
 
 import gradio as gr
@@ -37,8 +38,7 @@ def _build(services: Sequence[Service]) -> None:
     async def show() -> list[str]:
         for place, service in enumerate(services):
             if place not in made:
-                run = service.run
-                made[place] = await service.call(lambda run=run: _plots(run), time.monotonic() + SECONDS)
+                made[place] = await service.call(partial(_plots, service.run), time.monotonic() + SECONDS)
         several = len(services) > 1
         return [titled(service.run.name, made[place], several) for place, service in enumerate(services)]
 
