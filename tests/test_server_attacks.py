@@ -24,12 +24,13 @@ from PIL import Image as PILImage
 from polymodal import corpora
 from polymodal.errors import UserError
 from polymodal.modalities.image import encoded
-from polymodal.serving import request_body, request_decoder, routes, web_page
+from polymodal.serving import request_body, request_decoder, routes
 from polymodal.serving.batching import DeadlineExceeded, MicroBatcher
 from polymodal.serving.http_errors import HTTPError
 from polymodal.serving.index import Index
 from polymodal.serving.index_build import build_index
 from polymodal.serving.limits import Limits, label_texts, parsed
+from polymodal.serving.page import blocks
 from polymodal.serving.request_decoder import Held, RequestDecoder
 from polymodal.serving.server import create_app
 from polymodal.serving.service import Service
@@ -107,11 +108,9 @@ def test_the_page_takes_no_file_of_the_server(page, tmp_path, caplog, capfd):
 
 
 def test_gradio_itself_refuses_files_of_the_server_too(page, tmp_path, monkeypatch):
-    from polymodal.serving import web_page
-
     client, uploads = page
     (tmp_path / "secret.svg").write_bytes(SECRET)
-    monkeypatch.setattr(web_page, "_uploads", lambda values: True)
+    monkeypatch.setattr(blocks, "_uploads", lambda values: True)
     file = {"path": str(tmp_path / "secret.svg"), "meta": {"_type": "gradio.FileData"}}
     for function, inputs in functions_of(client):
         for place in (n for n, component in enumerate(inputs) if component["type"] == "file"):
@@ -644,8 +643,8 @@ def test_uploads_are_deleted_when_the_server_stops(served, tmp_path, monkeypatch
 
 def test_uploads_are_deleted_at_an_age(served, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
-    monkeypatch.setattr(web_page, "MAX_FILE_AGE", 1)
-    monkeypatch.setattr(web_page, "DELETE_EVERY", 1)
+    monkeypatch.setattr(blocks, "MAX_FILE_AGE", 1)
+    monkeypatch.setattr(blocks, "DELETE_EVERY", 1)
     with TestClient(create_app(*served, page=True)) as client:
         assert upload(client, "private.png", png())
         until = time.monotonic() + 10

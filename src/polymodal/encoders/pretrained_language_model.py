@@ -30,7 +30,7 @@ from polymodal.encoders.pretrained import (
 from polymodal.encoders.pretrained_text import PretrainedTokenizer
 from polymodal.errors import UserError
 from polymodal.layers.decoder import ExpertAssignment, KVCache
-from polymodal.layers.decoding import Decoding, truncate_at_eos
+from polymodal.layers.decoding import Decoding, Listener, current_listener, truncate_at_eos
 from polymodal.modalities.text import Tokenizer, Tokens
 
 LIKE_LLAMA = ("llama", "mistral", "qwen2")
@@ -163,6 +163,7 @@ class PretrainedLanguageModel(PretrainedModel):
         if generator is not None:  # transformers takes no generator
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p} if decoding.temperature else {}
+        listener = current_listener()
         generated = self.model.generate(
             inputs_embeds=vectors,
             attention_mask=(document > 0).long(),
@@ -172,9 +173,26 @@ class PretrainedLanguageModel(PretrainedModel):
             length_penalty=decoding.length_penalty,
             eos_token_id=end,
             pad_token_id=end,
+            streamer=_Streamer(end, listener) if listener is not None and decoding.num_beams == 1 else None,
             **sampling,
         )
         return truncate_at_eos(generated, end)
+
+
+class _Streamer:
+    """What transformers' `generate` gives its tokens to; the first call has the prompt, which is left out."""
+
+    def __init__(self, end: int, listener: Listener):
+        self.eos_id, self.listener = end, listener
+        self.steps: list[Tensor] = []
+
+    def put(self, value: Tensor) -> None:
+        self.steps.append(value)
+        if len(self.steps) > 1:
+            self.listener(truncate_at_eos(torch.stack(self.steps[1:], dim=1), self.eos_id))
+
+    def end(self) -> None:
+        """Do nothing."""
 
 
 def read_language_model(name: str) -> PretrainedDecoderConfig:

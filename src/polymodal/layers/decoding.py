@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +14,25 @@ from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, PositiveInt, PositiveUnitInterval, validate_constraints
 from polymodal.errors import UserError
+
+Listener = Callable[[list[list[int]]], None]
+_listener: ContextVar[Listener | None] = ContextVar("generation_listener", default=None)
+
+
+@contextmanager
+def generation_listener(listener: Listener) -> Iterator[None]:
+    """Inside the block, call the listener at each step of greedy decoding or sampling, with the tokens of each row so
+    far; beam search tells nothing, as its best beam changes."""
+    before = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(before)
+
+
+def current_listener() -> Listener | None:
+    """Return the listener of the enclosing block in this thread."""
+    return _listener.get()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polymodal.layers.decoding import Beams, Decoding, sample, truncate_at_eos
+from polymodal.layers.decoding import Beams, Decoding, current_listener, sample, truncate_at_eos
 
 Step = Callable[[Int[Tensor, " rows"]], Float[Tensor, "rows vocabulary"]]
 
@@ -31,10 +31,13 @@ def generate_tokens(
         return _beam_search(logits, step, select, end, decoding)
     finished = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     generated: list[Tensor] = []
+    listener = current_listener()
     while True:
         token = sample(logits, decoding, generator).masked_fill(finished, end)
         generated.append(token)
         finished |= token == end
+        if listener is not None:
+            listener(truncate_at_eos(torch.stack(generated, dim=1), end))
         if len(generated) == decoding.max_new_tokens or bool(finished.all()):
             return truncate_at_eos(torch.stack(generated, dim=1), end)
         logits = step(token)

@@ -28,16 +28,18 @@ class GroundedBox(NamedTuple):
     sure: float
 
 
-def ground(run: Run, path: str, texts: Sequence[str], branch: str = "") -> tuple[PILImage.Image, list[GroundedBox]]:
+def ground(
+    run: Run, shown: str | PILImage.Image, texts: Sequence[str], branch: str = ""
+) -> tuple[PILImage.Image, list[GroundedBox]]:
     """Return the image, and the boxes of each text with a confidence above 0.5; with a single query, its only box.
 
-    branch: prediction branch of the method; by default the first. Raises UserError for a run that does not predict
-    boxes, an unknown branch, and an unreadable image.
+    shown: a path or a Pillow image. branch: prediction branch of the method; by default the first. Raises UserError for
+    a run that does not predict boxes, an unknown branch, and an unreadable image.
     """
     if not isinstance(run.model, CanDetect):
         raise lacks(run, "predict boxes", "predict_boxes")
     try:
-        image = to_rgb(Image().decode(path))
+        image = to_rgb(Image().decode(shown))
         columns: dict[str, list[Any]] = {"image": [image] * len(texts), "text": list(texts)}
         (found,) = answers(run.model, run.processor, "predict_boxes", columns, len(texts))
     except UnreadableExample as error:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polymodal.errors import UserError
 from polymodal.serving.http_errors import CLIENT_ERRORS, HTTPError, error_response
-from polymodal.serving.page_guard import check_page_path, is_page, largest_page_body
+from polymodal.serving.page.guard import check_page_path, is_page, largest_page_body
 from polymodal.serving.request_body import Bodies
 from polymodal.serving.service import Service
 

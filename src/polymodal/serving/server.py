@@ -61,7 +61,7 @@ def create_app(
     _status_routes(app, service, registry)
     add_routes(app, service)
     if page:
-        from polymodal.serving.web_page import mount_page
+        from polymodal.serving.page.page import mount_page
 
         mount_page(app, services, api_key)
     return app

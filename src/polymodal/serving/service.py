@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,25 @@ class Service:
         finally:
             left.set()
         return answer
+
+    async def stream(self, what: Callable[[Callable[[str], None]], str], ends: float) -> AsyncIterator[str]:
+        """As `call`, but yield each text that the computation tells while it runs, and what it returns.
+
+        what: called with the function that it tells texts by. The computation ends when the iterator is closed.
+        """
+        loop, texts = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+
+        def tell(text: str) -> None:
+            loop.call_soon_threadsafe(texts.put_nowait, text)
+
+        work = asyncio.create_task(self.call(lambda: what(tell), ends))
+        work.add_done_callback(lambda _: texts.put_nowait(None))
+        try:
+            while (text := await texts.get()) is not None:
+                yield text
+            yield await work
+        finally:
+            work.cancel()
 
     async def vectors(self, **columns: list[Any]) -> dict[str, np.ndarray]:
         """Embed texts, and encoded images and sounds (bytes, or base64)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from polymodal.errors import UnreadableExample, UserError, unusable
 from polymodal.evaluation.capabilities import CanClassifyAnswers, CanGenerateText
 from polymodal.evaluation.task import has_names
-from polymodal.layers.decoding import Decoding
+from polymodal.layers.decoding import Decoding, generation_listener
 from polymodal.modalities.video import SUFFIXES
 from polymodal.serving.missing_capability import lacks
 from polymodal.serving.unreadable import each_readable
@@ -40,6 +40,18 @@ def answer_about(run: Run, images: Sequence[Any], question: str, decoding: Decod
     generator = torch.Generator(device).manual_seed(seed)
     with evaluating(run.model):
         return processor.texts(run.model.generate_text(to_device(batch, device), decoding, generator))
+
+
+def stream_answer(run: Run, image: Any, question: str, tell: Callable[[str], None]) -> str:
+    """As `answer_about` of one image, by greedy decoding; tell: called with the beginning of the text at each token."""
+    processor: Any = run.processor
+
+    def listen(tokens: list[list[int]]) -> None:
+        tell(processor.texts(tokens)[0])
+
+    with generation_listener(listen):
+        (text,) = answer_about(run, [image], question, Decoding())
+    return text
 
 
 def answer_each(
