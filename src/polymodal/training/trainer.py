@@ -23,6 +23,7 @@ from polymodal.corpora.stream import MissingData
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError, write_errors
 from polymodal.modalities.text import Tokenizer
+from polymodal.training.checkpoint_reading import checkpoints
 from polymodal.training.data_fingerprint import data_fingerprint
 from polymodal.training.ending import Interrupted, finish, interrupt, rescue
 from polymodal.training.folder_lock import lock_folder
@@ -41,6 +42,7 @@ from polymodal.training.progress import Progress
 from polymodal.training.recipe_file import save_user_recipe
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import RECORD, WEIGHTS, Run, load_run, read_record, write_json
+from polymodal.training.run_files import save_processor
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.stages import active_stages
 from polymodal.training.stopping import StopEvent, stop_signals
@@ -104,6 +106,9 @@ def train(
         written = directory if world.first else None
         with _locked(directory, world):
             with _given_up_on_error(written):
+                record["data_fingerprint"] = data_fingerprint(corpus)
+                if directory is not None and checkpoints(directory):
+                    _check_data(directory, record["data_fingerprint"])
                 _announce(record, runtime, written)
                 start: dict[str, Any] = {"tokenizer": tokenizer, "weights_like": weights_like, "init": init}
                 run = build_run(recipe, corpus, record, seed, **start, directory=directory, trust_code=trust_code)
@@ -159,7 +164,7 @@ def _save_configuration(run: Run, directory: Path) -> None:
     """Save what does not change in training: a user's recipe file, the processor, and the record."""
     with write_errors(directory):
         save_user_recipe(run.recipe, directory)
-        run.processor.save(directory)
+        run.record["checksums"] = save_processor(run.processor, directory)
         run.save_record()
 
 
@@ -191,9 +196,20 @@ def build_run(
     if init is not None:
         from_init(init)(model)
         record["not_initialized"] = missing_weights(model, init)
-    record["data_fingerprint"] = data_fingerprint(corpus)
+    if "data_fingerprint" not in record:
+        record["data_fingerprint"] = data_fingerprint(corpus)
     record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     return Run(recipe, model, processor, record, directory=directory)
+
+
+def _check_data(directory: Path, fingerprint: str) -> None:
+    """Raise UserError when the data of an unfinished run is not what it was begun with."""
+    before = read_record(directory).get("data_fingerprint", "")
+    if before and before != fingerprint:
+        raise UserError(
+            f"The data changed since {directory} was begun, so it cannot go on with the same examples; restore the "
+            "data, or choose another --out (--init takes the weights of a finished run)."
+        )
 
 
 @contextmanager
