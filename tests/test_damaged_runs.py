@@ -154,6 +154,16 @@ def test_a_record_of_other_types_and_ranges(values, finished, tmp_path):
         load_run(run)
 
 
+def test_a_hyper_parameter_outside_its_range(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    record = read_record(run)
+    record["recipe"]["values"]["batch_size"] = -8
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"run\.json has a value outside its range: --batch-size"):
+        load_run(run)
+
+
 @pytest.mark.parametrize("kind", ["nan", "type", "shape", "extra", "edited"])
 def test_weights_of_other_types_shapes_and_values(kind, finished, tmp_path):
     run = tmp_path / "run"

@@ -43,7 +43,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     advice = "train the run again, or copy the file again from where it is whole"
     try:
         loaded, metadata = _tensors(path)
-    except Exception as error:  # safetensors has errors of its own
+    except Exception as error:  # safetensors has errors of its shard
         raise UserError(f"{path} does not hold this run's weights ({one_line(error)}); {advice}.") from error
     if wrong := _differs(loaded, model.state_dict()):
         raise UserError(f"{path} does not hold this run's weights ({wrong}); {advice}.")
@@ -85,8 +85,8 @@ def not_finite(tensors: Mapping[str, Tensor], parameters: set[str]) -> str:
 
 def checkpoints(directory: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
-    found = [path for path in directory.glob(f"{PREFIX}*") if re.fullmatch(rf"{PREFIX}[0-9]{{1,18}}", path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+    matched = [path for path in directory.glob(f"{PREFIX}*") if re.fullmatch(rf"{PREFIX}[0-9]{{1,18}}", path.name)]
+    return sorted(matched, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
 def newest_whole(directory: Path, warn: bool = True) -> tuple[Path, SavedState] | None:
@@ -97,13 +97,13 @@ def newest_whole(directory: Path, warn: bool = True) -> tuple[Path, SavedState] 
     damaged: list[str] = []
     for path in reversed(checkpoints(directory)):
         try:
-            found = path, _whole_state(path)
+            matched = path, _whole_state(path)
         except UserError as error:
             damaged.append(str(error))
             continue
         if damaged and warn:
             warnings.warn(f"{' '.join(damaged)} Training goes on from {path}, the newest whole one.", stacklevel=2)
-        return found
+        return matched
     if damaged:
         raise UserError(
             f"{damaged[0]} No checkpoint of {directory} is whole: remove this folder, and train the run again."
@@ -192,24 +192,26 @@ class SavedTensors:
 
     def below(self, prefix: str) -> list[str]:
         """Return the rest of all names with this prefix, if it has no further dot."""
-        found = (name.removeprefix(prefix) for name in self.pieces if name.startswith(prefix))
-        return [rest for rest in found if "." not in rest]
+        matched = (name.removeprefix(prefix) for name in self.pieces if name.startswith(prefix))
+        return [rest for rest in matched if "." not in rest]
 
     def copy_into(self, name: str, tensor: Tensor, world: World) -> Tensor:
         """Fill a tensor, or this process's shard of it. Raises UserError when rows are missing in the checkpoint."""
-        own = local(tensor)
-        first, end = rows_of_process(tensor, world) if isinstance(tensor, DTensor) else (0, len(own) if own.ndim else 1)
+        shard = local(tensor)
+        first, end = (
+            rows_of_process(tensor, world) if isinstance(tensor, DTensor) else (0, len(shard) if shard.ndim else 1)
+        )
         filled = 0
         for begin, file in self.pieces.get(name, []):
             self._check(name, file.get_slice(name), tensor)
-            if own.ndim == 0:
-                own.copy_(file.get_tensor(name))
+            if shard.ndim == 0:
+                shard.copy_(file.get_tensor(name))
                 filled = 1
                 break
             saved = file.get_slice(name)
             rows = slice(max(first, begin), min(end, begin + saved.get_shape()[0]))
             if rows.start < rows.stop:
-                own[rows.start - first : rows.stop - first].copy_(saved[rows.start - begin : rows.stop - begin])
+                shard[rows.start - first : rows.stop - first].copy_(saved[rows.start - begin : rows.stop - begin])
                 filled += rows.stop - rows.start
         if filled != end - first:
             raise UserError(f"{self.path} lacks a part of '{name}'; remove this checkpoint and resume again.")

@@ -89,11 +89,11 @@ class SavedState:
         """Read JSON values, which may have been edited. Raises ValueError for other names, types and ranges."""
         if not isinstance(values, Mapping):
             raise ValueError("no object of JSON")
-        known = {one.name: type(one.default) for one in fields(Progress) if one.name != "history"}
+        kinds = {one.name: type(one.default) for one in fields(Progress) if one.name != "history"}
         for name, value in values.items():
             if name in ("history", "skipped"):
                 continue
-            kind = int if name == "taken" else known.get(name)
+            kind = int if name == "taken" else kinds.get(name)
             fits = isinstance(value, float | int if kind is float else kind or ()) and not isinstance(value, bool)
             if not fits or (kind is not str and not (math.isfinite(value) and 0 <= value < 2**63)):
                 raise ValueError(f"{name} is {str(value)[:40]!r}")
@@ -102,5 +102,5 @@ class SavedState:
             raise ValueError("history is no list of objects")
         if not isinstance(skipped, dict) or not all(isinstance(reason, str) for reason in skipped.values()):
             raise ValueError("skipped has no reasons")
-        counters = {name: value for name, value in values.items() if name in known}
+        counters = {name: value for name, value in values.items() if name in kinds}
         return cls(Progress(**counters, history=history), values.get("taken", 0), skipped)

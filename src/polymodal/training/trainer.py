@@ -106,10 +106,7 @@ def train(
         written = directory if world.first else None
         with _locked(directory, world):
             with _given_up_on_error(written):
-                record["data_fingerprint"] = data_fingerprint(corpus)
-                if directory is not None and checkpoints(directory):
-                    _check_data(directory, record["data_fingerprint"])
-                _announce(record, runtime, written)
+                _announce(record, _same_data(directory, corpus), runtime, written)
                 start: dict[str, Any] = {"tokenizer": tokenizer, "weights_like": weights_like, "init": init}
                 run = build_run(recipe, corpus, record, seed, **start, directory=directory, trust_code=trust_code)
                 if written is not None:
@@ -150,9 +147,14 @@ def _new_record(
     return record if init is None else record | {"init": str(init)}
 
 
-def _announce(record: dict[str, Any], runtime: RuntimeConfig, directory: Path | None) -> None:
-    """Add to the record how and where the run is executed; write it to its folder, in the first process."""
-    record |= {"state": "running", "command": command_line(), "runtime": dataclasses.asdict(runtime)}
+def _announce(record: dict[str, Any], fingerprint: str, runtime: RuntimeConfig, directory: Path | None) -> None:
+    """Add to the record how, where and on what the run is executed; write it to its folder, in the first process."""
+    record |= {
+        "data_fingerprint": fingerprint,
+        "state": "running",
+        "command": command_line(),
+        "runtime": dataclasses.asdict(runtime),
+    }
     record["process"] = {"host": socket.gethostname(), "pid": os.getpid()}
     if directory is not None:
         with write_errors(directory):
@@ -202,14 +204,16 @@ def build_run(
     return Run(recipe, model, processor, record, directory=directory)
 
 
-def _check_data(directory: Path, fingerprint: str) -> None:
-    """Raise UserError when the data of an unfinished run is not what it was begun with."""
-    before = read_record(directory).get("data_fingerprint", "")
-    if before and before != fingerprint:
+def _same_data(directory: Path | None, corpus: Corpus) -> str:
+    """Return the fingerprint of the data. Raises UserError when an unfinished run was begun with other data."""
+    now = data_fingerprint(corpus)
+    before = read_record(directory).get("data_fingerprint") if directory is not None and checkpoints(directory) else ""
+    if before and before != now:
         raise UserError(
             f"The data changed since {directory} was begun, so it cannot go on with the same examples; restore the "
-            "data, or choose another --out (--init takes the weights of a finished run)."
+            "data, or choose another --out."
         )
+    return now
 
 
 @contextmanager
