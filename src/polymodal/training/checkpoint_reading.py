@@ -43,7 +43,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     advice = "train the run again, or copy the file again from where it is whole"
     try:
         loaded, metadata = _tensors(path)
-    except Exception as error:  # safetensors has errors of its shard
+    except Exception as error:  # safetensors has its own errors
         raise UserError(f"{path} does not hold this run's weights ({one_line(error)}); {advice}.") from error
     if wrong := _differs(loaded, model.state_dict()):
         raise UserError(f"{path} does not hold this run's weights ({wrong}); {advice}.")
