@@ -71,3 +71,25 @@ def check_writable(folder: Path) -> None:
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     with write_errors(folder), tempfile.TemporaryFile(dir=existing):
         pass
+
+
+@contextmanager
+def read_errors(place: Path, advice: str) -> Iterator[None]:
+    """Raise UserError for a file that is missing, damaged or of other content, whatever its reader raises.
+
+    advice: what to do, such as "train the run again".
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{place} is missing; {advice}.") from error
+    except Exception as error:  # readers raise errors of their own, tokenizers a bare Exception
+        raise UserError(f"{place} is damaged ({one_line(error)}); {advice}.") from error
+
+
+def one_line(error: Exception) -> str:
+    """Return type and message of an error of a library, in a line."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message if len(message) <= 120 else message[:117] + '...'}".removesuffix(": ")

@@ -29,6 +29,7 @@ from polymodal.modalities import Image, Images, ViewCaptions
 from polymodal.modalities.image import to_rgb
 from polymodal.modalities.view_caption import ViewCaption
 from polymodal.training.feature_cache import weights_key
+from polymodal.training.folder_lock import writes
 from polymodal.training.run import Run, answers
 
 CHUNK = 8  # examples per resumable chunk
@@ -154,6 +155,7 @@ def _captions_of(
     return [(row, captions) for row, captions in best.items() if captions]
 
 
+@writes("folder")
 def write_captions(
     corpus: Corpus,
     folder: Path | str,

@@ -29,11 +29,13 @@ from polymodal.curation.steps import Curation, CurationStep, Rejection
 from polymodal.curation.web import PageBlock, blocks_of, markdown_of, parallel_lists
 from polymodal.errors import UserError, needs
 from polymodal.modalities import Interleaved
+from polymodal.training.folder_lock import writes
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import write_json
 
 Executor = Literal["native", "ray"]
 DOCUMENTS, DROPPED, SETTINGS = "documents.parquet", "dropped.parquet", "settings.json"
+WRITING = "writing"  # beside the shards while the output folder is written
 LISTS = ("texts", "images", "images_captions", "metadata")
 MARKDOWN = pa.schema({"key": pa.string(), "markdown": pa.string()} | dict.fromkeys(LISTS, pa.list_(pa.string())))
 KINDS = {"row": "cell"}  # block kind -> document segment kind
@@ -73,6 +75,7 @@ def plain_texts(folder: Path) -> dict[str, list[str]]:
     return {row["key"]: [text for text in row["texts"] if text is not None] for row in table.to_pylist()}
 
 
+@writes("out")
 def curate_pages(
     recipe: Curation,
     pages: Iterable[Mapping[str, str]],
@@ -91,9 +94,13 @@ def curate_pages(
     folder. Raises UserError for a folder that is not empty, one that another command began, and when nothing is left.
     """
     options, out = options or CurationOptions(), Path(out)
-    check_empty(out)
     aside = out.with_name(f".{out.name}.curating")
+    half_written = (aside / WRITING).is_file()
+    if not half_written:
+        check_empty(out)
     _begin(aside, {"recipe": recipe_record(recipe), "source": str(source), **(further or {})})
+    if half_written:
+        shutil.rmtree(out, ignore_errors=True)
     steps = recipe.steps(known)
     shards = sorted(aside.glob("*.parquet"))
     left = itertools.islice(pages, sum(pq.read_metadata(file).num_rows for file in shards), None)
@@ -108,7 +115,9 @@ def curate_pages(
         raise UserError(f"Nothing is left of {next(iter(counts.values())).pages_in:,} pages.")
     if figures is None and source and Path(source).is_dir():
         figures = images_below(Path(source))
+    (aside / WRITING).touch()
     corpus = _written(recipe, shards, out, source, counts, figures or (lambda key, address: None))
+    (aside / WRITING).unlink()
     shutil.rmtree(aside)
     return corpus, counts
 

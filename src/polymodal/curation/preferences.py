@@ -37,6 +37,7 @@ from polymodal.modalities import Image, Preferences
 from polymodal.modalities.preference import Preference
 from polymodal.rng import ExampleRNG
 from polymodal.training.feature_cache import weights_key
+from polymodal.training.folder_lock import writes
 from polymodal.training.run import Run, answers
 from polymodal.types import Example
 
@@ -89,6 +90,7 @@ class PairCounts:
             self.words_of_rejected += len(pair.rejected.split())
 
 
+@writes("folder")
 def write_preferences(
     run: Run,
     corpus: Corpus,

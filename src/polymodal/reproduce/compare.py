@@ -31,6 +31,7 @@ from polymodal.reproduce.parallel import Job, run_in_parallel
 from polymodal.reproduce.result import Arm, ComparisonResult, Trial
 from polymodal.reproduce.timing import START, TimedArm, budgets_in_steps
 from polymodal.training import Interrupted, Run, train
+from polymodal.training.folder_lock import writes
 from polymodal.training.initialization import random_weights, recipe_started_from
 from polymodal.training.recipe_file import user_file
 from polymodal.training.recipe_record import recipe_record
@@ -64,6 +65,7 @@ def untrained(recipe: Any, seconds: float, steps: int, examples: int, directory:
     return Run(recipe, torch.nn.Module(), None, record, directory=directory)  # type: ignore[arg-type]
 
 
+@writes("out")
 def compare(
     arms: Sequence[Arm | Any],
     corpus: Corpus,

@@ -17,6 +17,7 @@ from polymodal.reproduce.compare import Start, _Plan, _resumable
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.result import Arm
 from polymodal.reproduce.timing import START
+from polymodal.training.folder_lock import writes
 from polymodal.training.run import write_json
 from polymodal.types import Budget
 
@@ -51,6 +52,7 @@ def grid(tuning: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(tuning, values, strict=True))
 
 
+@writes("out")
 def tune(
     arms: Sequence[Arm],
     claim: Claim,

@@ -14,6 +14,7 @@ from polymodal.data.loader import Reader
 from polymodal.errors import UserError, unknown
 from polymodal.evaluation.task import ITEMS, QUERIES
 from polymodal.serving.vector_files import vector_writer
+from polymodal.training.folder_lock import writes
 from polymodal.training.run import Run
 from polymodal.types import Example
 
@@ -21,6 +22,7 @@ CHUNK = 1024  # examples in memory at once
 EMBEDDED = ("text", "views", *ITEMS, *QUERIES)  # columns that methods embed
 
 
+@writes("out")
 def write_embeddings(run: Run, corpus: Corpus, out: Path, column: str = "") -> tuple[int, dict[str, str]]:
     """Write the keys, and the embeddings per modality that the run embeds, in the format of the suffix.
 

@@ -16,17 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from polymodal.errors import UserError
-from polymodal.training.ema import ExponentialMovingAverage
+from polymodal.training.checkpoint_reading import PREFIX, STATE, checkpoints, local, rows_of_process
+from polymodal.training.checksums import checksum, checksum_of_text
 from polymodal.training.parallel import World
 
-PREFIX = "checkpoint-"
 PATIENCE = 600.0  # timeout in seconds of the first process for the files of the others
 
 
@@ -44,27 +43,6 @@ def save_weights(weights: dict[str, Tensor], path: Path) -> None:
         places.add(tensor.data_ptr())
     _write(alone, aside, path.parent)
     os.replace(aside, path)
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load weights. Raises UserError when the file is damaged or its shapes differ from the model's."""
-    try:
-        model.load_state_dict(load_file(path))
-    except Exception as error:
-        raise UserError(f"{path} does not hold this run's weights ({type(error).__name__}); train it again.") from error
-
-
-def training_tensors(
-    model: nn.Module, ema: ExponentialMovingAverage | None, optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    """Return everything that training changes, by name: weights, buffers, their EMA, and the optimizer's moments."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    if ema is not None:
-        tensors |= {f"ema.{name}": tensor for name, tensor in ema.averages.items()}
-    for name, parameter in model.named_parameters():
-        for moment, tensor in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{name}.{moment}"] = tensor
-    return tensors
 
 
 class CheckpointWriter:
@@ -110,11 +88,12 @@ class CheckpointWriter:
         try:
             if self.world.first:
                 aside.mkdir(exist_ok=True)
-                (aside / "state.json").write_text(state, encoding="utf-8")
+                (aside / STATE).write_text(state, encoding="utf-8")
             if copies:
                 file = aside / f"tensors-{self.world.rank + 1}-of-{writers}.safetensors"
                 unfinished = self.directory / f".{file.name}.partial"
-                _write(copies, unfinished, self.directory, {"begins": json.dumps(begins)})
+                metadata = {"begins": json.dumps(begins)} | ({"state": checksum_of_text(state)} if state else {})
+                _write(copies, unfinished, self.directory, metadata)
                 aside.mkdir(exist_ok=True)
                 os.replace(unfinished, file)
             if self.world.first:
@@ -130,88 +109,6 @@ class CheckpointWriter:
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
             self._error = _cannot_write(self.directory, error)
-
-
-def load_checkpoint(
-    path: Path,
-    model: nn.Module,
-    ema: ExponentialMovingAverage | None,
-    optimizer: torch.optim.Optimizer,
-    world: World,
-) -> None:
-    """Restore everything that training changes. Raises UserError when a part of it is missing."""
-    saved = SavedTensors(path)
-    with torch.no_grad():
-        for name, tensor in training_tensors(model, ema, optimizer).items():
-            if not name.startswith("optimizer."):
-                saved.copy_into(name, tensor, world)
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                moments = {}
-                for moment in saved.below(f"optimizer.{name}."):
-                    like = torch.zeros_like(parameter) if moment != "step" else torch.zeros((), device=parameter.device)
-                    moments[moment] = saved.copy_into(f"optimizer.{name}.{moment}", like, world)
-                if moments:
-                    optimizer.state[parameter] = moments
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """Load the JSON state of a checkpoint."""
-    return json.loads((path / "state.json").read_text(encoding="utf-8"))
-
-
-class SavedTensors:
-    """Tensors of a checkpoint, assembled from the files of all processes."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.files = [safe_open(file, "pt") for file in sorted(path.glob("tensors-*.safetensors"))]
-        self.pieces: dict[str, list[tuple[int, Any]]] = {}
-        for file in self.files:
-            begins = json.loads((file.metadata() or {}).get("begins", "{}"))
-            for name in file.keys():  # noqa: SIM118
-                self.pieces.setdefault(name, []).append((begins.get(name, [0])[0], file))
-
-    def below(self, prefix: str) -> list[str]:
-        """Return the rest of all names with this prefix, if it has no further dot."""
-        found = (name.removeprefix(prefix) for name in self.pieces if name.startswith(prefix))
-        return [rest for rest in found if "." not in rest]
-
-    def copy_into(self, name: str, tensor: Tensor, world: World) -> Tensor:
-        """Fill a tensor, or this process's shard of it. Raises UserError when rows are missing in the checkpoint."""
-        own = local(tensor)
-        first, end = rows_of_process(tensor, world) if isinstance(tensor, DTensor) else (0, len(own) if own.ndim else 1)
-        filled = 0
-        for begin, file in self.pieces.get(name, []):
-            if own.ndim == 0:
-                own.copy_(file.get_tensor(name))
-                filled = 1
-                break
-            saved = file.get_slice(name)
-            rows = slice(max(first, begin), min(end, begin + saved.get_shape()[0]))
-            if rows.start < rows.stop:
-                own[rows.start - first : rows.stop - first].copy_(saved[rows.start - begin : rows.stop - begin])
-                filled += rows.stop - rows.start
-        if filled != end - first:
-            raise UserError(f"{self.path} lacks a part of '{name}'; remove this checkpoint and resume again.")
-        return tensor
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return this process's shard of a DTensor; other tensors as they are."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def rows_of_process(tensor: DTensor, world: World) -> tuple[int, int]:
-    """Return first and last row (exclusive) of this process's shard: FSDP2 splits dimension 0 like `torch.chunk`."""
-    size = -(-len(tensor) // world.size)
-    first = min(world.rank * size, len(tensor))
-    return first, first + len(tensor.to_local())
-
-
-def checkpoints(directory: Path) -> list[Path]:
-    """Return the checkpoints of a run, oldest first."""
-    return sorted(directory.glob(f"{PREFIX}*"), key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
 def remove_checkpoints(directory: Path) -> None:
@@ -234,9 +131,10 @@ def _unfinished(directory: Path) -> Iterator[Path]:
 def _write(tensors: dict[str, Tensor], path: Path, directory: Path, metadata: dict[str, str] | None = None) -> None:
     """Write and fsync one safetensors file. Raises UserError when the disk is full."""
     try:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         path.touch()
         mode = path.stat().st_mode  # safetensors would let the owner alone read it
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
+        save_file(plain, path, (metadata or {}) | {"checksum": checksum(plain)})
         path.chmod(mode)
         with open(path, "rb") as file:
             os.fsync(file.fileno())

@@ -48,8 +48,9 @@ def rescue(trainer: Trainer, error: UserError) -> UserError:
 
 
 def finish(trainer: Trainer) -> Run:
-    """Write the final weights and remove the checkpoints."""
+    """Write the final weights and remove the checkpoints. Raises UserError for weights that are not finite."""
     run = trainer.run
+    trainer.check_finite()
     trainer.release_features()
     run.model = _final_model(trainer)
     run.trained_corpus = trainer.setup.corpus

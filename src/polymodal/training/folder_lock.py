@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from polymodal.errors import UserError, write_errors
+
+Writer = TypeVar("Writer", bound=Callable[..., Any])
+
+
+def writes(argument: str) -> Callable[[Writer], Writer]:
+    """Decorate a function that writes the folder or file which an argument names: one process at a time calls it.
+
+    Nothing is locked where the argument is None.
+    """
+
+    def decorate(function: Writer) -> Writer:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def locked(*arguments: Any, **named: Any) -> Any:
+            place = signature.bind(*arguments, **named).arguments.get(argument)
+            if place is None:
+                return function(*arguments, **named)
+            with lock_folder(Path(place), "written", "wait until it has ended, or name another place with --out"):
+                return function(*arguments, **named)
+
+        return locked  # type: ignore[return-value]
+
+    return decorate
 
 
 @contextmanager

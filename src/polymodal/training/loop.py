@@ -16,21 +16,15 @@ from torch import Tensor, nn
 from polymodal.corpora.corpus import Corpus
 from polymodal.errors import UserError
 from polymodal.rng import splitmix64
-from polymodal.training.checkpoint import (
-    CheckpointWriter,
-    checkpoints,
-    load_checkpoint,
-    load_state,
-    remove_unfinished,
-    training_tensors,
-)
+from polymodal.training.checkpoint import CheckpointWriter, remove_unfinished
+from polymodal.training.checkpoint_reading import load_checkpoint, local, newest_whole, not_finite, training_tensors
 from polymodal.training.ema import ExponentialMovingAverage
 from polymodal.training.feature_cache import CachedEncoder, cached_encoders, is_frozen
 from polymodal.training.grad_cache import backward
-from polymodal.training.nonfinite import nonfinite_error, nonfinite_names
+from polymodal.training.nonfinite import nonfinite_error, nonfinite_names, nonfinite_weights
 from polymodal.training.optimizer import clip_gradients, learning_rate
 from polymodal.training.parallel import World, reshard
-from polymodal.training.progress import Progress
+from polymodal.training.progress import Progress, SavedState
 from polymodal.training.run import Run, evaluating, to_device
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.stage_setup import StageSetup
@@ -64,10 +58,10 @@ class Trainer:
 
     def _resume_or_begin(self) -> None:
         """Enter the stage of the newest checkpoint and restore its state; the first stage without a checkpoint."""
-        checkpoint = self._newest_checkpoint()
-        state = load_state(checkpoint) if checkpoint is not None else {}
-        taken, self.skipped_before = state.pop("taken", 0), state.pop("skipped", {})
-        self.progress = Progress(**state)
+        checkpoint, state = self._newest_checkpoint()
+        self.progress, self.skipped_before = state.progress, state.skipped
+        if self.progress.stage >= len(self.stages):
+            raise UserError(f"{checkpoint} is of stage {self.progress.stage}, which the recipe lacks; remove it.")
         self.run.history = self.progress.history
         fresh = checkpoint is None
         self.active = self.setup.enter(self.progress.stage, fresh, self.skipped_before, before=None)
@@ -76,17 +70,19 @@ class Trainer:
         self.ema = ExponentialMovingAverage(self.model, decay) if decay else None
         if checkpoint is not None:
             load_checkpoint(checkpoint, self.model, self.ema, self.active.optimizer, self.world)
-            self.active.data.taken = taken
+            self.active.data.taken = state.taken
         self._keep_features()
         self.saved = copy.copy(self.progress)
 
-    def _newest_checkpoint(self) -> Path | None:
+    def _newest_checkpoint(self) -> tuple[Path | None, SavedState]:
+        """Return the newest whole checkpoint and its state. Raises UserError when all are damaged."""
+        new = None, SavedState(Progress(), 0, {})
         if self.run.directory is None:
-            return None
+            return new
         if self.world.first:
             remove_unfinished(self.run.directory)
         self.world.all_reduce_max(0)  # no process looks before the first one has tidied up
-        return next(reversed(checkpoints(self.run.directory)), None)
+        return newest_whole(self.run.directory, warn=self.world.first) or new
 
     def _keep_features(self) -> None:
         """Cache the outputs of frozen encoders from now on, under a key of their current weights."""
@@ -255,14 +251,26 @@ class Trainer:
             with self.ema.swap_in():
                 yield
 
+    def check_finite(self) -> None:
+        """Raise UserError, in all processes, when a weight is not finite."""
+        tensors = {name: local(tensor) for name, tensor in self.model.state_dict().items()}
+        name = not_finite(tensors, {name for name, _ in self.model.named_parameters()})
+        if names := [one for one in self.world.all_gather_object(name) if one]:
+            raise nonfinite_weights(names[0], self.progress.step, self.run.directory)
+
     @property
     def checkpoint_due(self) -> bool:
         return self.progress.fraction_since(self.saved, self.save_interval) >= 1
 
     def save(self) -> None:
-        """Write a checkpoint in the background. Raises UserError when the previous one could not be written."""
+        """Write a checkpoint in the background.
+
+        Raises UserError when the previous one could not be written, and for weights that are not finite, which would
+        replace a good checkpoint.
+        """
         if self.writer is None:
             return
+        self.check_finite()
         self.log_losses()
         self.saved = copy.copy(self.progress)
         state = vars(self.progress) | {"taken": self.active.data.taken, "skipped": self.write_skipped()}

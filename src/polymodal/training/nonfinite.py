@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
@@ -28,4 +29,13 @@ def nonfinite_error(
     return UserError(
         f"{what} at step {step}{again}, with the examples {', '.join(keys[:KEYS_SHOWN])}{more}; use a "
         "smaller --learning-rate or a --max-grad-norm, or look at these examples."
+    )
+
+
+def nonfinite_weights(name: str, step: int, directory: Path | None) -> UserError:
+    """Return the error for weights that an update made infinite or NaN. name: of one of them."""
+    kept = f"; the checkpoints of {directory} before it are kept" if directory is not None else ""
+    return UserError(
+        f"The weights '{name}' are not finite after step {step}{kept}: train again, into another folder, with a "
+        "smaller --learning-rate or a --max-grad-norm."
     )

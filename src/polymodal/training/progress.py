@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from polymodal.data.sequence import PackedSequences
@@ -73,3 +74,33 @@ class Progress:
         where = {"step": self.step, "examples": self.examples, "seconds": round(self.seconds, 3)}
         self.history.append(where | metrics)
         return self.history[-1]
+
+
+@dataclass
+class SavedState:
+    """The JSON state of a checkpoint. taken: batches of the stage that were used. skipped: reasons by key."""
+
+    progress: Progress
+    taken: int
+    skipped: dict[str, str]
+
+    @classmethod
+    def of(cls, values: Any) -> SavedState:
+        """Read JSON values, which may have been edited. Raises ValueError for other names, types and ranges."""
+        if not isinstance(values, Mapping):
+            raise ValueError("no object of JSON")
+        kinds = {one.name: type(one.default) for one in fields(Progress) if one.name != "history"}
+        for name, value in values.items():
+            if name in ("history", "skipped"):
+                continue
+            kind = int if name == "taken" else kinds.get(name)
+            fits = isinstance(value, float | int if kind is float else kind or ()) and not isinstance(value, bool)
+            if not fits or (kind is not str and not (math.isfinite(value) and 0 <= value < 2**63)):
+                raise ValueError(f"{name} is {str(value)[:40]!r}")
+        history, skipped = values.get("history", []), values.get("skipped", {})
+        if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
+            raise ValueError("history is no list of objects")
+        if not isinstance(skipped, dict) or not all(isinstance(reason, str) for reason in skipped.values()):
+            raise ValueError("skipped has no reasons")
+        counters = {name: value for name, value in values.items() if name in kinds}
+        return cls(Progress(**counters, history=history), values.get("taken", 0), skipped)

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from polymodal.constraints import validate_constraints
 from polymodal.errors import UserError
 from polymodal.training import trust
 from polymodal.training.recipe_file import (
@@ -58,6 +59,10 @@ def recipe_from_record(record: Mapping[str, Any], directory: Path, trust_code: b
     found = reader.dataclass(reader.named(record["class"]), record["values"], "values")
     if not (hasattr(found, "build") and hasattr(found, "columns")):
         raise UserError(f"{reader.file} names {record['class']}, which is no recipe of a method.")
+    try:
+        validate_constraints(found)
+    except UserError as error:
+        raise UserError(f"{reader.file} has a value outside its range: {error}") from error
     return found
 
 

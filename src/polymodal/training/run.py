@@ -17,19 +17,20 @@ from torch.utils._pytree import tree_map_only
 from typing_extensions import TypeVar
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data import processor as processors
 from polymodal.data.processor import Processor
-from polymodal.errors import UnreadableExample, UserError, unusable, write_errors
+from polymodal.errors import UnreadableExample, UserError, read_errors, unusable, write_errors
 from polymodal.notebook import html_table
-from polymodal.training.checkpoint import load_weights, save_weights
+from polymodal.training.checkpoint import save_weights
+from polymodal.training.checkpoint_reading import load_weights
 from polymodal.training.embedding_inputs import as_list
 from polymodal.training.parallel import register_forward_methods
 from polymodal.training.recipe_file import save_user_recipe
 from polymodal.training.recipe_record import recipe_from_record
+from polymodal.training.run_files import ADVICE, RECORD, load_processor, read_entries, read_record, save_processor
 from polymodal.training.training_rows import TRAINING_ROWS, save_training_rows
 from polymodal.types import Batch
 
-RECORD, WEIGHTS, HISTORY, SKIPPED = "run.json", "model.safetensors", "history.jsonl", "skipped.jsonl"
+WEIGHTS, HISTORY, SKIPPED = "model.safetensors", "history.jsonl", "skipped.jsonl"
 
 MethodT_co = TypeVar("MethodT_co", bound=nn.Module, covariant=True, default=nn.Module)
 
@@ -109,8 +110,8 @@ class Run(Generic[MethodT_co]):
             aside.mkdir(parents=True)
             try:
                 save_user_recipe(self.recipe, aside)
-                self.processor.save(aside)
-                copy = Run(self.recipe, self.model, self.processor, self.record, self.history, aside)
+                record = self.record | {"checksums": save_processor(self.processor, aside)}
+                copy = Run(self.recipe, self.model, self.processor, record, self.history, aside)
                 if self.directory is not None and (self.directory / TRAINING_ROWS).is_file():
                     shutil.copyfile(self.directory / TRAINING_ROWS, aside / TRAINING_ROWS)
                 elif self.trained_corpus is not None:
@@ -210,19 +211,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_record(directory: Path) -> dict[str, Any]:
-    """Read the record of a run. Raises UserError when the folder is not a run."""
-    path = directory / RECORD
-    if not path.is_file():
-        raise UserError(f"{directory} is not a run (it has no {RECORD}); `polymodal runs` lists the runs there are.")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        record["recipe"]["class"], record["recipe"]["values"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{path} is damaged; train the run again.") from error
-    return record
-
-
 def load_run(directory: Path | str, trust_code: bool = False) -> Run:
     """Load a finished run.
 
@@ -234,9 +222,9 @@ def load_run(directory: Path | str, trust_code: bool = False) -> Run:
     if not (directory / WEIGHTS).is_file():
         raise UserError(f"The run {directory} has not finished; go on with: polymodal resume {directory}")
     recipe = recipe_from_record(record["recipe"], directory, trust_code)
-    processor = processors.Processor.load(directory, recipe.columns())
-    model = recipe.build(processor)
+    processor = load_processor(record, recipe, directory)
+    with read_errors(directory / RECORD, ADVICE):  # of values that no method can be built with
+        model = recipe.build(processor)
     load_weights(model, directory / WEIGHTS)
     model.eval()
-    history = [json.loads(line) for line in (directory / HISTORY).read_text().splitlines()]
-    return Run(recipe, model, processor, record, history, directory)
+    return Run(recipe, model, processor, record, read_entries(directory / HISTORY), directory)

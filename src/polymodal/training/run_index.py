@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from polymodal.errors import UserError
 from polymodal.training.run import HISTORY, RECORD, read_record
+from polymodal.training.run_files import read_entries
 
 
 def find_runs(root: Path) -> list[dict[str, Any]]:
@@ -66,10 +66,7 @@ def read_history(directory: Path) -> list[dict[str, Any]]:
     path = directory / HISTORY
     if not path.is_file():
         return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged.") from error
+    return read_entries(path)
 
 
 def best_metrics(history: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from polymodal.corpora.stream import MissingData
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError, write_errors
 from polymodal.modalities.text import Tokenizer
+from polymodal.training.checkpoint_reading import checkpoints
 from polymodal.training.data_fingerprint import data_fingerprint
 from polymodal.training.ending import Interrupted, finish, interrupt, rescue
 from polymodal.training.folder_lock import lock_folder
@@ -41,6 +42,7 @@ from polymodal.training.progress import Progress
 from polymodal.training.recipe_file import save_user_recipe
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import RECORD, WEIGHTS, Run, load_run, read_record, write_json
+from polymodal.training.run_files import save_processor
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.stages import active_stages
 from polymodal.training.stopping import StopEvent, stop_signals
@@ -104,7 +106,7 @@ def train(
         written = directory if world.first else None
         with _locked(directory, world):
             with _given_up_on_error(written):
-                _announce(record, runtime, written)
+                _announce(record, _same_data(directory, corpus), runtime, written)
                 start: dict[str, Any] = {"tokenizer": tokenizer, "weights_like": weights_like, "init": init}
                 run = build_run(recipe, corpus, record, seed, **start, directory=directory, trust_code=trust_code)
                 if written is not None:
@@ -145,9 +147,14 @@ def _new_record(
     return record if init is None else record | {"init": str(init)}
 
 
-def _announce(record: dict[str, Any], runtime: RuntimeConfig, directory: Path | None) -> None:
-    """Add to the record how and where the run is executed; write it to its folder, in the first process."""
-    record |= {"state": "running", "command": command_line(), "runtime": dataclasses.asdict(runtime)}
+def _announce(record: dict[str, Any], fingerprint: str, runtime: RuntimeConfig, directory: Path | None) -> None:
+    """Add to the record how, where and on what the run is executed; write it to its folder, in the first process."""
+    record |= {
+        "data_fingerprint": fingerprint,
+        "state": "running",
+        "command": command_line(),
+        "runtime": dataclasses.asdict(runtime),
+    }
     record["process"] = {"host": socket.gethostname(), "pid": os.getpid()}
     if directory is not None:
         with write_errors(directory):
@@ -159,7 +166,7 @@ def _save_configuration(run: Run, directory: Path) -> None:
     """Save what does not change in training: a user's recipe file, the processor, and the record."""
     with write_errors(directory):
         save_user_recipe(run.recipe, directory)
-        run.processor.save(directory)
+        run.record["checksums"] = save_processor(run.processor, directory)
         run.save_record()
 
 
@@ -191,9 +198,22 @@ def build_run(
     if init is not None:
         from_init(init)(model)
         record["not_initialized"] = missing_weights(model, init)
-    record["data_fingerprint"] = data_fingerprint(corpus)
+    if "data_fingerprint" not in record:
+        record["data_fingerprint"] = data_fingerprint(corpus)
     record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     return Run(recipe, model, processor, record, directory=directory)
+
+
+def _same_data(directory: Path | None, corpus: Corpus) -> str:
+    """Return the fingerprint of the data. Raises UserError when an unfinished run was begun with other data."""
+    now = data_fingerprint(corpus)
+    before = read_record(directory).get("data_fingerprint") if directory is not None and checkpoints(directory) else ""
+    if before and before != now:
+        raise UserError(
+            f"The data changed since {directory} was begun, so it cannot go on with the same examples; restore the "
+            "data, or choose another --out."
+        )
+    return now
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from polymodal.corpora._types import is_string
 from polymodal.corpora._user_splits import MAX_FILES
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.row_identity import has_identity, row_identities
+from polymodal.errors import read_errors
 
 TRAINING_ROWS = "training_rows.npz"
 
@@ -35,9 +36,16 @@ def trained_on(directory: Path, corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     path = directory / TRAINING_ROWS
     if not (path.is_file() and has_identity(corpus)):
         return rows[:0]
-    with np.load(path, allow_pickle=False) as kept:
-        identities, open_files = kept["identities"], bool(kept["open_files"])
-    these = row_identities(corpus, rows, open_files)
+    advice = "remove it, and test rows that were trained on go unnoticed, or copy it again from where it is whole"
+    with read_errors(path, advice), np.load(path, allow_pickle=False) as kept:
+        identities, open_files = kept["identities"], kept["open_files"]
+        if (
+            identities.ndim != 1
+            or identities.dtype.kind not in "ui"
+            or (open_files.shape, open_files.dtype) != ((), bool)
+        ):
+            raise ValueError("its arrays are of other shapes or types")
+    these = row_identities(corpus, rows, bool(open_files))
     return rows[np.isin(these, identities) & (these != 0)]
 
 
