@@ -31,12 +31,12 @@ class BestWeights:
         self.keep = keep
         self.in_memory: dict[str, Tensor] = {}
 
-    def stops(self, trainer: Trainer, found: Mapping[str, Measured]) -> bool:
+    def stops(self, trainer: Trainer, metrics: Mapping[str, Measured]) -> bool:
         """Compare the current (EMA) weights with the best; return whether training stops. Called in all processes."""
         progress = trainer.progress
         if progress.stage + 1 < len(trainer.stages):
             return False
-        name, value, better = _headline(found, progress.best_value)
+        name, value, better = _headline(metrics, progress.best_value)
         name, value, better = trainer.world.all_gather_object((name, value, better))[0]
         if better:
             progress.best_metric, progress.best_value, progress.best_step = name, value, progress.step
@@ -92,13 +92,13 @@ def _file(directory: Path, step: int) -> Path:
     return directory / f"best-{step}.safetensors"
 
 
-def _headline(found: Mapping[str, Measured], best: float | None) -> tuple[str, float, bool]:
+def _headline(metrics: Mapping[str, Measured], best: float | None) -> tuple[str, float, bool]:
     """Return name and value of the headline metric, and whether it is better than the best. Raises UserError without
     metrics."""
-    if not found:
+    if not metrics:
         raise UserError(
             "Validation of this recipe on this data gives no metric; leave out --early-stop and --keep best."
         )
-    name = min(found, key=lambda one: math.inf if (place := found[one].headline) is None else place)
-    value, sign = float(found[name].value), 1 if found[name].higher_is_better else -1
+    name = min(metrics, key=lambda one: math.inf if (place := metrics[one].headline) is None else place)
+    value, sign = float(metrics[name].value), 1 if metrics[name].higher_is_better else -1
     return name, value, math.isfinite(value) and (best is None or sign * value > sign * best)

@@ -80,23 +80,18 @@ def train(
     seed: of weights, order of examples and all sampling; with a budget in steps or examples it fixes the weights.
     out: folder of the run. An unfinished run with the same configuration is resumed; a finished one is returned.
     weights_like: module from which parameters with matching name and shape are copied (paired runs).
-    tokenizer: used instead of training one on the corpus; the tokenizer of `weights_like`, whose embeddings belong to
-    it.
+    tokenizer: used instead of training one on the corpus; that of `weights_like`, with its embeddings.
     init: finished run whose matching weights and tokenizer are used, and to whose architecture a recipe with
     `starting_from` adapts; a warning and `not_initialized` in the record name the parameters that it lacks. Or
     `hf:NAME`, a pretrained model that the recipe was built for (`training.initialization.with_pretrained`).
     validate: called `validations` times, evenly over the budget; its time does not count.
-    early_stop: validations without a better headline metric after which training ends; 0 never.
-    keep: weights to end with: best of the validations, or last; best with early_stop, else last.
+    early_stop: validations without a better headline metric that end training; 0: none. keep: best or last weights.
     runtime: device, processes, precision, memory and checkpoints; changes results by rounding at most.
     trust_code: for the run in `out` or `init`, see `load_run`.
     Raises UserError for a hyper-parameter outside its range, a folder that holds another run, a corpus that the recipe
     cannot use, a disk that cannot be written, or non-finite losses; Interrupted after Ctrl-C, SIGTERM or SIGHUP.
     """
-    if weights_like is None:
-        recipe = recipe_started_from(recipe, init, trust_code)
-    validate_constraints(recipe)
-    active_stages(recipe)  # raises UserError before anything is written
+    recipe = _checked(recipe if weights_like is not None else recipe_started_from(recipe, init, trust_code))
     runtime = runtime or RuntimeConfig()
     directory = Path(out) if out is not None else None
     record = _new_record(recipe, name, corpus, budget, seed, init)
@@ -120,6 +115,13 @@ def train(
                 return _train(trainer, stop, validate, validations, on_step, best)
             finally:
                 trainer.active.data.close()
+
+
+def _checked(recipe: Any) -> Any:
+    """Return the recipe. Raises UserError for one that cannot be trained, before anything is written."""
+    validate_constraints(recipe)
+    active_stages(recipe)
+    return recipe
 
 
 @contextmanager
@@ -248,8 +250,8 @@ def _train(
         if trainer.progress.step % LOG_EVERY == 0 or reached >= 1:
             trainer.log_losses()
         if validate is not None and int(reached * validations) > int(before * validations):
-            found = trainer.validate(validate)
-            stopped_early = best is not None and best.stops(trainer, found)
+            metrics = trainer.validate(validate)
+            stopped_early = best is not None and best.stops(trainer, metrics)
         if on_step is not None and trainer.world.first:
             on_step(trainer.progress, reached, losses)
         if reached >= 1 or stopped_early:
