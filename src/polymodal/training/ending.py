@@ -76,7 +76,7 @@ def finish(trainer: Trainer, best: BestWeights | None = None) -> Run:
 
 
 def _final_model(trainer: Trainer, best: dict[str, Tensor] | None) -> nn.Module:
-    """Return the model with its final weights: the best or last, averaged, gathered from all processes, with LoRA merged."""
+    """Return the model with the best or last weights: averaged, gathered from all processes, LoRA merged."""
     if trainer.ema is not None:
         trainer.ema.apply()
     state = best or {name: full_tensor(tensor) for name, tensor in trainer.model.state_dict().items()}
