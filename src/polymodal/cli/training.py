@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from polymodal import source
 from polymodal.cli._budgets import budget_on, check_budget
@@ -44,6 +44,10 @@ class TrainOptions(DataOptions, TowerOptions, TrustOptions):
     """Random seed of weights, order of examples and all sampling."""
     out: str | None = None
     """Folder of the run; by default runs/RECIPE-CORPUS-seed-N."""
+    early_stop: NonNegativeInt = 0
+    """Stop after N of the 8 validations without a better headline metric; 0 never stops."""
+    keep: Literal["best", "last"] | None = None
+    """Weights that the run ends with: best on validation, or last. By default best with --early-stop, else last."""
     init: str | None = None
     """Initialize from a finished run, wherever name and shape match; or from hf:NAME, a pretrained model that the
     recipe supports."""
@@ -76,7 +80,8 @@ def train(arguments: Arguments) -> None:
     budget = budget_on(options.budget, corpus)
     out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
     runtime = source.real(parsed.runtime)
-    _train(recipe, corpus, budget, options.seed, out, name, runtime, options.init, options.trust_code)
+    best = {"early_stop": options.early_stop, "keep": options.keep}
+    _train(recipe, corpus, budget, options.seed, out, name, runtime, options.init, options.trust_code, best)
 
 
 def resume(arguments: Arguments) -> None:
@@ -102,6 +107,7 @@ def resume(arguments: Arguments) -> None:
         source.real(parsed.runtime),
         record.get("init"),
         trust_code,
+        {"early_stop": record.get("early_stop", 0), "keep": record.get("keep")},
     )
 
 
@@ -128,6 +134,7 @@ def _train(
     runtime: RuntimeConfig,
     init: str | None,
     trust_code: bool,
+    best: dict[str, Any],
 ) -> None:
     from polymodal.evaluation import validation
     from polymodal.training import train as run_training
@@ -149,6 +156,7 @@ def _train(
                 runtime=runtime,
                 on_step=on_step,
                 trust_code=trust_code,
+                **best,
             )
     except KeyboardInterrupt:  # the second one
         raise KeyboardInterrupt(
@@ -160,7 +168,7 @@ def _train(
     did = f"{out} was finished before, and nothing was trained: " if finished_before else "Trained "
     terminal().print(
         f"{did}{record['steps']:,} steps, {record['examples']:,} examples in {record['seconds']:.0f} s"
-        f"{'' if finished_before else f': {out}'}.{_said_of_skipped(record, out)}"
+        f"{'' if finished_before else f': {out}'}.{_said_of_best(record)}{_said_of_skipped(record, out)}"
         f"{_said_of_changed_data(run, corpus, out) if finished_before else ''}"
         f"{_said_of_features(record.get('features', {}))}"
         f"\n{next_steps(['evaluate RUN', *hints(run, corpus)], out)}",
@@ -172,6 +180,15 @@ def _is_finished(directory: Path) -> bool:
     from polymodal.training.run import RECORD, WEIGHTS
 
     return (directory / WEIGHTS).is_file() and (directory / RECORD).is_file()
+
+
+def _said_of_best(record: dict[str, Any]) -> str:
+    """Say where training stopped early, and which weights the run holds."""
+    kept = record.get("kept")
+    stopped = f" Stopped early at step {record['stopped_early']:,}." if "stopped_early" in record else ""
+    if kept and record.get("keep") == "best":
+        stopped += f" The weights of step {kept['step']:,}, the best on validation ({kept['metric']}), are kept."
+    return stopped
 
 
 def _said_of_skipped(record: dict[str, Any], out: str) -> str:

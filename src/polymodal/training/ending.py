@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 
-from torch import nn
+from torch import Tensor, nn
 
 from polymodal.errors import UserError
 from polymodal.layers.lora import add_lora, merge_lora
+from polymodal.training.best import BestWeights, remove_best
 from polymodal.training.checkpoint import remove_checkpoints
 from polymodal.training.loop import Trainer
 from polymodal.training.parallel import full_tensor
@@ -47,15 +48,19 @@ def rescue(trainer: Trainer, error: UserError) -> UserError:
     return UserError(f"{error} Mend that, then go on with: polymodal resume {trainer.run.directory}")
 
 
-def finish(trainer: Trainer) -> Run:
-    """Write the final weights and remove the checkpoints. Raises UserError for weights that are not finite."""
+def finish(trainer: Trainer, best: BestWeights | None = None) -> Run:
+    """Write the final weights, which are the best ones where `best` keeps them, and remove the checkpoints.
+
+    Raises UserError for weights that are not finite.
+    """
     run = trainer.run
     trainer.check_finite()
     trainer.release_features()
-    run.model = _final_model(trainer)
+    run.model = _final_model(trainer, best.weights(trainer) if best is not None else None)
     run.trained_corpus = trainer.setup.corpus
     skipped = trainer.write_skipped()
     _record_costs(trainer, len(skipped))
+    run.record |= best.report(trainer) if best is not None else {}
     trainer.tracker.close()
     # DistributedDataParallel must be gone before the processes part: it would end their threads while it holds the
     # interpreter's lock, which these may be waiting for.
@@ -69,20 +74,22 @@ def finish(trainer: Trainer) -> Run:
             run.save_result()
             run.save_record()
             remove_checkpoints(trainer.writer.directory)
+            remove_best(trainer.writer.directory)
         trainer.world.all_reduce_max(0)  # no process goes on before the result is there
     return run
 
 
-def _final_model(trainer: Trainer) -> nn.Module:
-    """Return the whole model with its final weights: averaged, gathered from all processes, and with LoRA merged."""
+def _final_model(trainer: Trainer, best: dict[str, Tensor] | None) -> nn.Module:
+    """Return the model with the best or last weights: averaged, gathered from all processes, LoRA merged."""
     if trainer.ema is not None:
         trainer.ema.apply()
-    state = {name: full_tensor(tensor) for name, tensor in trainer.model.state_dict().items()}
+    state = best or {name: full_tensor(tensor) for name, tensor in trainer.model.state_dict().items()}
     if trainer.sharded:
         recipe = trainer.recipe
         trainer.model = recipe.build(trainer.run.processor)
         if recipe.lora_rank:
             add_lora(trainer.model, recipe.lora_rank, recipe.lora_target_modules)
+    if trainer.sharded or best:
         trainer.model.load_state_dict(state)
     merge_lora(trainer.model)
     return trainer.model.requires_grad_(True).eval()

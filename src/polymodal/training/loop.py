@@ -30,7 +30,7 @@ from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.stage_setup import StageSetup
 from polymodal.training.stages import call_hooks, training_mode
 from polymodal.training.tracking import Tracker
-from polymodal.training.validation import Validate, meaning
+from polymodal.training.validation import Measured, Validate, meaning
 from polymodal.types import Batch, Budget
 
 
@@ -233,14 +233,15 @@ class Trainer:
         self.tracker.log(self.progress.log(learning_rate=rate, losses=losses, **stage, **report))
         self.unlogged.clear()
 
-    def validate(self, validate: Validate) -> None:
-        """Log validation metrics of the current (EMA) weights, and record what their values mean."""
+    def validate(self, validate: Validate) -> Mapping[str, Measured]:
+        """Log and return validation metrics of the current (EMA) weights; record what their values mean."""
         with self.averaged(), evaluating(self.model) as method:
             found = validate(method, self.run.processor)
             self.tracker.log(self.progress.log(validation={name: score.value for name, score in found.items()}))
             self.run.record.setdefault("metrics", {}).update({name: meaning(score) for name, score in found.items()})
             reshard(self.model)
         training_mode(self.model)
+        return found
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

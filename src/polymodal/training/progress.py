@@ -18,6 +18,7 @@ class Progress:
 
     stage_name: of a recipe with several stages, else ''.
     seconds: training time without validation. tokens, positions: real tokens, and positions including padding.
+    best_metric, best_value, best_step: the best validation, where `training.best` compares them.
     skipped_steps: steps without an update, because a loss or gradient was not finite.
     """
 
@@ -31,6 +32,10 @@ class Progress:
     flops: float = 0.0
     skipped_steps: int = 0
     consecutive_skipped_steps: int = 0
+    best_metric: str = ""
+    best_value: float | None = None
+    best_step: int = 0
+    validations_since_best: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def fraction(self, budget: Budget) -> float:

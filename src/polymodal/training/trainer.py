@@ -23,6 +23,7 @@ from polymodal.corpora.stream import MissingData
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError, write_errors
 from polymodal.modalities.text import Tokenizer
+from polymodal.training.best import BestWeights
 from polymodal.training.checkpoint_reading import checkpoints
 from polymodal.training.data_fingerprint import data_fingerprint
 from polymodal.training.ending import Interrupted, finish, interrupt, rescue
@@ -69,6 +70,8 @@ def train(
     init: Path | str | None = None,
     validate: Validate | None = None,
     validations: int = 8,
+    early_stop: int = 0,
+    keep: str | None = None,
     runtime: RuntimeConfig | None = None,
     on_step: OnStep | None = None,
     trust_code: bool = False,
@@ -79,24 +82,22 @@ def train(
     seed: of weights, order of examples and all sampling; with a budget in steps or examples it fixes the weights.
     out: folder of the run. An unfinished run with the same configuration is resumed; a finished one is returned.
     weights_like: module from which parameters with matching name and shape are copied (paired runs).
-    tokenizer: used instead of training one on the corpus; the tokenizer of `weights_like`, whose embeddings belong to
-    it.
+    tokenizer: used instead of training one on the corpus; that of `weights_like`, with its embeddings.
     init: finished run whose matching weights and tokenizer are used, and to whose architecture a recipe with
     `starting_from` adapts; a warning and `not_initialized` in the record name the parameters that it lacks. Or
     `hf:NAME`, a pretrained model that the recipe was built for (`training.initialization.with_pretrained`).
     validate: called `validations` times, evenly over the budget; its time does not count.
+    early_stop: validations without a better headline metric that end training; 0: none. keep: best or last weights.
     runtime: device, processes, precision, memory and checkpoints; changes results by rounding at most.
     trust_code: for the run in `out` or `init`, see `load_run`.
     Raises UserError for a hyper-parameter outside its range, a folder that holds another run, a corpus that the recipe
     cannot use, a disk that cannot be written, or non-finite losses; Interrupted after Ctrl-C, SIGTERM or SIGHUP.
     """
-    if weights_like is None:
-        recipe = recipe_started_from(recipe, init, trust_code)
-    validate_constraints(recipe)
-    active_stages(recipe)  # raises UserError before anything is written
+    recipe = _checked(recipe if weights_like is not None else recipe_started_from(recipe, init, trust_code))
     runtime = runtime or RuntimeConfig()
     directory = Path(out) if out is not None else None
     record = _new_record(recipe, name, corpus, budget, seed, init)
+    best = _best_weights(early_stop, keep, validate, record)
     with join_world(runtime.device) as world, stop_signals() as stop:
         check_batch(recipe.batch_size, runtime.micro_batch, world.size)
         finished = directory is not None and _holds_finished(directory, record)
@@ -113,9 +114,16 @@ def train(
                     _save_configuration(run, written)
                 trainer = Trainer(run, corpus, budget, seed, runtime, world)
             try:
-                return _train(trainer, stop, validate, validations, on_step)
+                return _train(trainer, stop, validate, validations, on_step, best)
             finally:
                 trainer.active.data.close()
+
+
+def _checked(recipe: Any) -> Any:
+    """Return the recipe. Raises UserError for one that cannot be trained, before anything is written."""
+    validate_constraints(recipe)
+    active_stages(recipe)
+    return recipe
 
 
 @contextmanager
@@ -145,6 +153,21 @@ def _new_record(
         "seed": seed,
     }
     return record if init is None else record | {"init": str(init)}
+
+
+def _best_weights(
+    early_stop: int, keep: str | None, validate: Validate | None, record: dict[str, Any]
+) -> BestWeights | None:
+    """Return what keeps the best weights, which the record then names; None without early stopping and keep=best."""
+    if early_stop < 0 or keep not in (None, "best", "last"):
+        raise UserError("early_stop is a number of validations, at least 0, and keep is best or last.")
+    keep = keep or ("best" if early_stop else "last")
+    if not early_stop and keep == "last":
+        return None
+    if validate is None:
+        raise UserError("early_stop and keep='best' need validate, such as evaluation.validation(corpus).")
+    record |= {"early_stop": early_stop, "keep": keep}
+    return BestWeights(early_stop, keep)
 
 
 def _announce(record: dict[str, Any], fingerprint: str, runtime: RuntimeConfig, directory: Path | None) -> None:
@@ -229,9 +252,15 @@ def _given_up_on_error(directory: Path | None) -> Iterator[None]:
 
 
 def _train(
-    trainer: Trainer, stop: StopEvent, validate: Validate | None, validations: int, on_step: OnStep | None
+    trainer: Trainer,
+    stop: StopEvent,
+    validate: Validate | None,
+    validations: int,
+    on_step: OnStep | None,
+    best: BestWeights | None,
 ) -> Run:
     """Run steps until the budget is used, with logging, validation and checkpoints between them."""
+    stopped_early = False
     while (before := trainer.fraction) < 1:
         try:
             losses = trainer.step(stop.is_set())
@@ -241,16 +270,18 @@ def _train(
         if trainer.progress.step % LOG_EVERY == 0 or reached >= 1:
             trainer.log_losses()
         if validate is not None and int(reached * validations) > int(before * validations):
-            trainer.validate(validate)
+            metrics = trainer.validate(validate)
+            stopped_early = best is not None and best.stops(trainer, metrics)
         if on_step is not None and trainer.world.first:
             on_step(trainer.progress, reached, losses)
-        if reached >= 1:
+        if reached >= 1 or stopped_early:
             break
         if trainer.stopping or (stop.is_set() and trainer.world.size == 1):
             raise interrupt(trainer, stop.reason)
         if trainer.checkpoint_due:
             trainer.save()
-    return finish(trainer)
+    trainer.log_losses()
+    return finish(trainer, best)
 
 
 def command_line() -> str:
@@ -265,7 +296,7 @@ def _holds_finished(directory: Path, record: dict[str, Any]) -> bool:
         return False
     held = read_record(directory)
     same = json.loads(json.dumps(record))
-    if any(held.get(key) != same[key] for key in same):
-        differing = ", ".join(key for key in same if held.get(key) != same[key])
+    names = dict.fromkeys([*same, "early_stop", "keep"])
+    if differing := ", ".join(name for name in names if held.get(name) != same.get(name)):
         raise UserError(f"{directory} holds a run with another {differing}; choose another --out, or remove it.")
     return held["state"] == "finished" and (directory / WEIGHTS).is_file()

@@ -1,0 +1,82 @@
+"""Early stopping and the best weights, by planted validation values."""
+
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from polymodal import corpora, recipes
+from polymodal.errors import UserError
+from polymodal.training import train
+from polymodal.training.trainer import Interrupted
+from polymodal.types import Budget
+
+
+def planted(values, seen):
+    """Return a validation whose values are planted, and that keeps a copy of the weights of each call."""
+
+    def validate(method, processor):
+        seen.append({name: tensor.clone() for name, tensor in method.state_dict().items()})
+        value = values[len(seen) - 1]
+        return {"val/x": SimpleNamespace(value=value, unit="percent", higher_is_better=True, headline=0)}
+
+    return validate
+
+
+def clip_run(values, seen, **given):
+    recipe = recipes.find("clip")()
+    return train(
+        recipe,
+        corpora.emoji(),
+        Budget(steps=8),
+        validate=planted(values, seen),
+        validations=8,
+        **given,
+    )
+
+
+def same(run, weights):
+    held = run.model.state_dict()
+    return all(torch.equal(held[name], weights[name]) for name in held)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_training_stops_at_the_planted_step_and_keeps_the_best_weights(tmp_path, in_memory):
+    seen = []
+    out = None if in_memory else tmp_path / "run"
+    run = clip_run([1, 3, 2, 2, 9, 9, 9, 9], seen, early_stop=2, out=out)
+    assert run.record["stopped_early"] == run.record["steps"] == 4
+    assert run.record["kept"] == {"step": 2, "metric": "val/x", "best_value": 3.0}
+    assert same(run, seen[1])
+    assert not same(run, seen[3])
+    assert not list(tmp_path.glob("run/best-*"))
+
+
+def test_the_last_weights_are_kept_where_asked(tmp_path):
+    seen = []
+    run = clip_run([1, 3, 2, 2, 9, 9, 9, 9], seen, early_stop=2, keep="last")
+    assert run.record["steps"] == 4
+    assert same(run, seen[3])
+
+
+def test_a_resumed_run_stops_where_the_uninterrupted_one_does(tmp_path):
+    values, seen = [1, 3, 2, 2, 9, 9, 9, 9], []
+
+    def stop(progress, fraction, losses):
+        if progress.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        clip_run(values, seen, early_stop=2, out=tmp_path / "run", on_step=stop)
+    before = len(seen)
+    run = clip_run(values, seen, early_stop=2, out=tmp_path / "run")
+    assert before == 3
+    assert run.record["steps"] == 4
+    assert same(run, seen[1])
+
+
+def test_best_weights_need_a_validation():
+    with pytest.raises(UserError, match="validate"):
+        train(recipes.find("clip")(), corpora.emoji(), Budget(steps=2), keep="best")
