@@ -26,7 +26,7 @@ from polymodal.serving.vqa import stream_answer
 MAX_TURNS, MAX_AGE = 20, 3600  # turns that are kept of a visitor, and seconds
 
 
-class Turn(NamedTuple):
+class ChatTurn(NamedTuple):
     """A question, the thumbnail of its image (HTML), and the answer of each run."""
 
     image: str
@@ -55,7 +55,7 @@ def _build(services: Sequence[Service]) -> None:
                 stop = gr.Button("Stop", elem_id="stop", min_width=80)
                 clear = gr.Button("Clear", min_width=80)
 
-    async def ask(image: str | None, question: str | None, turns: list[Turn]) -> AsyncIterator[list[Any]]:
+    async def ask(image: str | None, question: str | None, turns: list[ChatTurn]) -> AsyncIterator[list[Any]]:
         try:
             if image is None:
                 raise UserError("Give an image.")
@@ -78,9 +78,9 @@ def _build(services: Sequence[Service]) -> None:
     clear.click(lambda: [*[""] * len(services), [], ""], None, outputs, cancels=[event], api_visibility="private")
 
 
-async def _answered(services: Sequence[Service], file: bytes, question: str) -> AsyncIterator[Turn]:
+async def _answered(services: Sequence[Service], file: bytes, question: str) -> AsyncIterator[ChatTurn]:
     """Yield the turn as it grows, run after run."""
-    turn = Turn("", question, [""] * len(services))
+    turn = ChatTurn("", question, [""] * len(services))
     for place, service in enumerate(services):
         ends = service.ends
         check_lengths([question], service.limits)
@@ -95,7 +95,7 @@ async def _answered(services: Sequence[Service], file: bytes, question: str) -> 
                 yield turn
 
 
-def _transcripts(services: Sequence[Service], turns: Sequence[Turn]) -> list[str]:
+def _transcripts(services: Sequence[Service], turns: Sequence[ChatTurn]) -> list[str]:
     several = len(services) > 1
     return [
         titled(service.run.name, "".join(_turn(turn, place) for turn in turns), several)
@@ -103,7 +103,7 @@ def _transcripts(services: Sequence[Service], turns: Sequence[Turn]) -> list[str
     ]
 
 
-def _turn(turn: Turn, place: int) -> str:
+def _turn(turn: ChatTurn, place: int) -> str:
     question = escape(turn.question or "Caption")
     answer = escape(turn.answers[place]) or "..."
     return (

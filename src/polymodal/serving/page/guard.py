@@ -36,9 +36,9 @@ def is_page(path: str) -> bool:
 def check_page_path(path: str) -> None:
     """Raise HTTPError for routes that the page does not need, and for file URLs, which gradio would fetch."""
     if path.startswith(API):
-        asked = path.removeprefix(API)
-        name = next((name for name in NEEDED if _is(asked, name)), None)
-        allowed = name is not None and not (name == "file=" and "://" in asked)
+        route = path.removeprefix(API)
+        name = next((name for name in NEEDED if _is(route, name)), None)
+        allowed = name is not None and not (name == "file=" and "://" in route)
     else:
         allowed = path.removeprefix(PAGE).lstrip("/").split("/")[0] not in CLOSED
     if not allowed:
@@ -50,5 +50,5 @@ def largest_page_body(path: str, largest: int) -> int:
     return largest if path.rstrip("/") == f"{API}upload" else min(largest, FORM_BYTES)
 
 
-def _is(asked: str, name: str) -> bool:
-    return asked.startswith(name) if name[-1] in "=/" else asked.rstrip("/") == name
+def _is(route: str, name: str) -> bool:
+    return route.startswith(name) if name[-1] in "=/" else route.rstrip("/") == name
