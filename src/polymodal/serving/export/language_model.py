@@ -46,7 +46,7 @@ def exported_language_model(run: Run) -> tuple[Any, Any]:
     language, seeing = method.language_model, method.image_encoder
     if not isinstance(language, LanguageModel | PretrainedLanguageModel) or not isinstance(seeing, ImageEmbedding):
         raise UserError(
-            f"'{run.name}' has a language model or an image encoder of a kind that cannot be exported to transformers yet."
+            f"'{run.name}' has a language model or an image encoder that cannot be exported to transformers yet."
         )
     transformers()
     from polymodal.serving.export.modeling_polymodal_language import PolymodalLanguageConfig, PolymodalLanguageModel
