@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-corpora check pages docs clean
+.PHONY: demo test test-slow test-versions test-corpora check pages docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   install, fetch a real corpus, compare four methods, write demo/report.html (about 6 minutes)"
 	@echo "make test   install, lint, type-check and run the tests"
 	@echo "make test-slow   run the tests that repeat from end to end what quicker tests hold (about 4 minutes)"
+	@echo "make test-versions   run the core tests against the lowest and the highest versions of torch and transformers (installs both)"
 	@echo "make docs   write the documentation as a site, build/site"
 	@echo "make pages  write the generated pages and tables of the documentation"
 	@echo "make test-corpora   fetch and check every corpus (1.3 GB of packages; needs apt-get, espeak-ng and Chromium)"
@@ -37,6 +38,9 @@ test: check
 
 test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow and not corpora' -n auto --dist load
+
+test-versions:
+	$(PYTHON) tools/test_versions.py
 
 test-corpora: check
 	$(BIN)/pip install --quiet --editable '.[corpora]'

@@ -62,6 +62,12 @@ def save_siglip_tokenizer(folder: Path, texts: list[str]) -> Path:
     return _save_tokenizer(folder, texts, marked, pad_token="</s>", model_input_names=["input_ids"])
 
 
+def save_decoder_tokenizer(folder: Path, texts: list[str], starts: bool, **settings: Any) -> Path:
+    """A small BPE as language models have it: no end is added, and a start only where asked for (Llama)."""
+    marked = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)]) if starts else None
+    return _save_tokenizer(folder, texts, marked, **settings)
+
+
 def _save_tokenizer(folder: Path, texts: list[str], marked: Any, **settings: Any) -> Path:
     tokenizer = Tokenizer(models.BPE(unk_token="<pad>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -71,7 +77,8 @@ def _save_tokenizer(folder: Path, texts: list[str], marked: Any, **settings: Any
     tokenizer.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=300, special_tokens=marks, initial_alphabet=alphabet, show_progress=False)
     )
-    tokenizer.post_processor = marked
+    if marked is not None:
+        tokenizer.post_processor = marked
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", **settings).save_pretrained(
         folder
     )

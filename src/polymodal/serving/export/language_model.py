@@ -14,6 +14,7 @@ from polymodal.data.sequence import pad_sequences
 from polymodal.encoders.image_embedding import ImageEmbedding
 from polymodal.encoders.language_model import LanguageModel
 from polymodal.encoders.pretrained import transformers
+from polymodal.encoders.pretrained_language_model import PretrainedLanguageModel
 from polymodal.errors import UserError
 from polymodal.modalities.image import unpatchify
 from polymodal.models.vision_language_model import VisionLanguageModel
@@ -43,9 +44,9 @@ def exported_language_model(run: Run) -> tuple[Any, Any]:
     method = run.model
     assert isinstance(method, VisionLanguageModel)
     language, seeing = method.language_model, method.image_encoder
-    if not isinstance(language, LanguageModel) or not isinstance(seeing, ImageEmbedding):
+    if not isinstance(language, LanguageModel | PretrainedLanguageModel) or not isinstance(seeing, ImageEmbedding):
         raise UserError(
-            f"'{run.name}' has a pretrained language model as it is, which cannot be exported with eyes yet."
+            f"'{run.name}' has a language model or an image encoder that cannot be exported to transformers yet."
         )
     transformers()
     from polymodal.serving.export.modeling_polymodal_language import PolymodalLanguageConfig, PolymodalLanguageModel
@@ -53,12 +54,9 @@ def exported_language_model(run: Run) -> tuple[Any, Any]:
     tokenizer = exported_tokenizer(run, ends=False)
     vocabulary = language.embedding.num_embeddings
     tokenizer.add_special_tokens({"additional_special_tokens": [CELL]})
-    config = language.config
-    names = ("width", "depth", "num_heads", "num_kv_heads", "mlp_dim", "rope_theta", "norm_eps", "attention_bias")
     configuration = PolymodalLanguageConfig(
         vocab_size=vocabulary,
-        **{name: getattr(config, name) for name in names},
-        tied=config.tie_word_embeddings,
+        **_architecture(language),
         cell_id=tokenizer.convert_tokens_to_ids(CELL),
         image_size=run.recipe.tile_size,
         patch_size=run.recipe.patch_size,
@@ -76,6 +74,15 @@ def exported_language_model(run: Run) -> tuple[Any, Any]:
     weights = method.state_dict()
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model.eval(), tokenizer
+
+
+def _architecture(language: LanguageModel | PretrainedLanguageModel) -> dict[str, Any]:
+    """Return the sizes of our decoder, or the settings of one of transformers."""
+    config = language.config
+    if isinstance(language, PretrainedLanguageModel):  # tied weights are written twice
+        return {"width": config.width, "pretrained": {**config.settings, "tie_word_embeddings": False}}
+    names = ("width", "depth", "num_heads", "num_kv_heads", "mlp_dim", "rope_theta", "norm_eps", "attention_bias")
+    return {name: getattr(config, name) for name in names} | {"tied": config.tie_word_embeddings}
 
 
 def prompt_text(processor: Processor, question: str) -> str:

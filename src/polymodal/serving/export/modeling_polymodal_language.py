@@ -23,7 +23,8 @@ class PolymodalLanguageConfig(PretrainedConfig):
 
     cell_id: id of the image placeholder, beyond the vocabulary. image_size, patch_size: sides of a tile and of a patch
     in pixels; a token is made of four patches. patch_embed_dim: width of a patch embedding. visual_experts: whether
-    image tokens have MLPs of their own.
+    image tokens have MLPs of their own. pretrained: configuration of a causal language model of transformers, used in
+    place of the decoder of this file.
     """
 
     model_type = "polymodal_language_model"
@@ -51,6 +52,7 @@ class PolymodalLanguageConfig(PretrainedConfig):
         patch_size: int = 8,
         patch_embed_dim: int = 64,
         visual_experts: bool = True,
+        pretrained: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         self.vocab_size, self.width, self.depth = vocab_size, width, depth
@@ -58,6 +60,7 @@ class PolymodalLanguageConfig(PretrainedConfig):
         self.mlp_dim, self.rope_theta, self.norm_eps, self.tied = mlp_dim, rope_theta, norm_eps, tied
         self.attention_bias, self.cell_id, self.image_size = attention_bias, cell_id, image_size
         self.patch_size, self.patch_embed_dim, self.visual_experts = patch_size, patch_embed_dim, visual_experts
+        self.pretrained = pretrained
         super().__init__(**({"use_cache": False, "tie_word_embeddings": False} | kwargs))
 
     @property
@@ -163,6 +166,29 @@ class LanguageModel(nn.Module):
         return F.linear(states, self.embedding.weight if self.head is None else self.head.weight)
 
 
+class PretrainedLanguageModel(nn.Module):
+    """A causal language model of transformers."""
+
+    def __init__(self, config: PolymodalLanguageConfig):
+        super().__init__()
+        assert config.pretrained is not None
+        self.model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config.pretrained))
+
+    @property
+    def embedding(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def decoder(self, x: Tensor, real: Tensor, imaged: Tensor) -> Tensor:
+        position = (real.long().cumsum(1) - 1).clamp(min=0)
+        own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        visible = (real[:, None, None, :] & own.new_ones(own.shape).tril()) | own
+        bias = torch.zeros_like(visible, dtype=x.dtype).masked_fill(~visible, torch.finfo(x.dtype).min)
+        return self.model.base_model(inputs_embeds=x, attention_mask=bias, position_ids=position).last_hidden_state
+
+    def logits(self, states: Tensor) -> Tensor:
+        return self.model.get_output_embeddings()(states)
+
+
 class ImageEmbedding(nn.Module):
     """Embeds tiles as tokens of four patches each."""
 
@@ -197,7 +223,7 @@ class PolymodalLanguageModel(PreTrainedModel, GenerationMixin):
     def __init__(self, config: PolymodalLanguageConfig):
         super().__init__(config)
         self.image_encoder = ImageEmbedding(config)
-        self.language_model = LanguageModel(config)
+        self.language_model = (PretrainedLanguageModel if config.pretrained else LanguageModel)(config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,0 +1,76 @@
+"""Run the core tests against the lowest and the highest versions of the libraries that polymodal may be used with.
+
+    python tools/test_versions.py [lowest] [highest]
+
+Each set of versions has a virtual environment of its own in the cache folder (`--cache`, 2 to 8 GB each).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARIES = ("torch", "transformers", "datasets", "peft")
+VERSIONS = {
+    "lowest": ("torch==2.10.0", "transformers==5.0.0", "datasets==5.0.0", "peft==0.18.0"),
+    "highest": ("torch", "transformers", "datasets", "peft"),
+}
+TOOLS = (
+    "beartype",
+    "hypothesis",
+    "pytest",
+    "pytest-xdist",
+    "faker",
+    "h5py",
+    "onnxruntime",
+    "onnxscript",
+    "sentence-transformers",
+)
+CORE = ("layers_and_encoders", "objectives", "training", "data", "export", "pretrained", "seeing_language_model")
+
+
+def environment(name: str, folder: Path) -> Path:
+    """Return the Python of the environment of a set of versions, which is made on first use."""
+    python = folder / name / "bin" / "python"
+    done = folder / name / ".installed"
+    if not done.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder / name], check=True)
+        pip = [python, "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, "--editable", f"{ROOT}[hub]", *VERSIONS[name], *TOOLS], check=True)
+        done.touch()
+    return python
+
+
+def versions_of(python: Path) -> str:
+    program = f"import importlib.metadata as m; print(*[f'{{n}} {{m.version(n)}}' for n in {LIBRARIES!r}], sep=', ')"
+    return subprocess.run([python, "-c", program], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def main() -> int:
+    """Run the tests of every set of versions; return 1 where some failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=[*VERSIONS], help=f"sets of versions: {', '.join(VERSIONS)}")
+    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "versions", help="folder of the environments")
+    given = parser.parse_args()
+    if unknown := {*given.names} - {*VERSIONS}:
+        parser.error(f"there are no versions {', '.join(sorted(unknown))}; there are {', '.join(VERSIONS)}")
+    files = [f"tests/test_{name}.py" for name in CORE]
+    failed = 0
+    for name in given.names:
+        python = environment(name, given.cache.resolve())
+        begun = time.monotonic()
+        variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+        done = subprocess.run([python, "-m", "pytest", "-q", *files], cwd=ROOT, env=variables, check=False)
+        failed += done.returncode != 0
+        outcome = "passed" if done.returncode == 0 else "failed"
+        print(f"{name} ({versions_of(python)}): {outcome} in {time.monotonic() - begun:.0f} s", flush=True)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
