@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from polymodal.corpora import Corpus
 from polymodal.data.columns.questions import UNKNOWN_ANSWER
 from polymodal.data.processor import Processor, fit_processor
-from polymodal.errors import UserError
+from polymodal.errors import MissingModality, UserError
 from polymodal.evaluation.evaluate import evaluate
+from polymodal.modalities import Text
 from polymodal.modalities.boxes import boxes_to_patch_mask
 from polymodal.modalities.text import Tokens
 from polymodal.recipes.video import alpro
@@ -109,3 +110,11 @@ def test_stages_and_scores(processor: Processor, clips: Corpus, tmp_path: Path) 
     for changes in ({"video": dataclasses.replace(TINY.video, width=32)}, {"video_prompts": ("a video",)}):
         with pytest.raises(UserError, match=r"are the same|where the entity stands"):
             dataclasses.replace(TINY, **changes)
+
+
+def test_questions_without_captions_are_refused_with_what_is_missing(clips: Corpus) -> None:
+    silent = dataclasses.replace(
+        clips, columns={name: kind for name, kind in clips.columns.items() if not isinstance(kind, Text)}
+    )
+    with pytest.raises(MissingModality, match=r"no captions.*mono_internvl"):
+        TINY.training_corpora(silent)

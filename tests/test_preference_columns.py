@@ -13,8 +13,11 @@ import torch
 
 from format_samples import png
 from polymodal.corpora import Corpus, from_path
+from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UnreadableExample
+from polymodal.evaluation.task import TaskInputs
+from polymodal.evaluation.tasks import preference_accuracy
 from polymodal.modalities import Image, Preferences
 from polymodal.modalities.preference import Preference
 from polymodal.recipes.language_models import mono_internvl
@@ -134,3 +137,32 @@ def test_transcripts_of_both_answers_have_the_prompt_that_they_share(tmp_path):
     assert (pair.question, pair.chosen, pair.rejected) == ("Hello 3\nHi.\nWhy?", "Because.", "No.")
     assert 7 not in {int(row) for rows in corpus.splits.values() for row in rows}
     assert sum(one.count for one in corpus.skipped) == 1
+
+
+@pytest.mark.parametrize("form", ["texts", "RLAIF-V"])
+def test_rewards_of_held_out_pairs_are_compared(form, tmp_path):
+    corpus = opened(tmp_path, form).with_splits({"train": torch.arange(8).numpy(), "test": torch.arange(8, 12).numpy()})
+    recipe = mpo.Recipe().starting_from(mono_internvl.Recipe.tiny())
+    processor = fit_processor(recipe, corpus)
+    model = recipe.build(processor)
+    inputs = TaskInputs(model, processor, Reader(corpus, processor), recipe)
+    assert preference_accuracy.task.applies_to(inputs)
+    (score,) = preference_accuracy.task.score(inputs)
+    assert score.name == "test/preferences/reward_accuracy"
+    assert score.value == 0.5  # the policy is the reference
+    with torch.no_grad():
+        for parameter in model.language_model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    (score,) = preference_accuracy.task.score(inputs)
+    right = []
+    for row in range(8, 12):
+        example = processor.load_example(corpus, row)
+        (pair,) = example["preferences"]
+        image = {"image": [example["image"]]} if "image" in example else {}
+        rewards = []
+        for answer in (pair.chosen, pair.rejected):
+            batch = processor(question=[pair.question], answer=[answer], **image)
+            model.eval()
+            rewards.append(model.log_likelihood(batch) - model.reference.log_likelihood(batch))
+        right.append(float(rewards[0] > rewards[1]))
+    assert score.value == sum(right) / 4

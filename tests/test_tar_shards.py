@@ -365,3 +365,9 @@ def test_what_cannot_be_streamed_is_a_sentence(tmp_path):
     (tmp_path / "1.parquet").write_bytes(b"PAR1 cut")
     with pytest.raises(UserError, match=r"1.parquet cannot be read"):
         from_path(tmp_path / "1.parquet", stream=True)
+
+
+def test_errors_about_shards_name_the_command_that_shows_data(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(UserError, match=r"`polymodal data .*` shows what was found"):
+        from_shards(str(tmp_path))

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from polymodal.corpora._shards import RowBlock, Shards, by_split, listed, open_shards, sampled
-from polymodal.corpora.corpus import About, Corpus, Part
+from polymodal.corpora.corpus import About, Corpus, Part, command_that_shows
 from polymodal.corpora.formats._tables import concatenated
 from polymodal.corpora.schemas import Found, View, convert, described_columns, find
 from polymodal.corpora.schemas import label as label_schema
@@ -47,6 +47,13 @@ def from_shards(url: str | Sequence[str], **columns: str) -> Corpus:
     what was found and what was expected.
     """
     urls = [url] if isinstance(url, str) else list(url)
+    try:
+        return _opened(urls, columns)
+    except UserError as error:
+        raise UserError(f"{error}{command_that_shows(urls)}") from error
+
+
+def _opened(urls: list[str], columns: dict[str, str]) -> Corpus:
     system, paths, root = _listed(urls)
     paths, stated = by_split(paths, root)
     shards = open_shards(system, paths)

@@ -103,6 +103,10 @@ class MPO(VisionLanguageModel):
         }
         return {name: values.view(2, -1).T for name, values in by_row.items()}
 
+    def implicit_rewards(self, batch: SequenceBatch) -> Float[Tensor, " batch"]:
+        """beta * (log p of the policy - log p of the reference) of each row's answer, which DPO compares."""
+        return self.recipe.beta * (self.log_likelihood(batch) - self.reference.log_likelihood(batch))
+
     def preference_losses(self, answers: dict[str, Float[Tensor, "pairs 2"]]) -> dict[str, Tensor]:
         """Of all pairs of the batch, given their `log_probabilities`."""
         recipe, losses = self.recipe, {}

@@ -40,9 +40,9 @@ from polymodal.data.processor import Declared, Processor, SharedColumn, Sparse
 from polymodal.data.video_text import sample_pairs, sample_questions
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
-from polymodal.errors import UserError
+from polymodal.errors import MissingModality, UserError
 from polymodal.layers.projection_head import ProjectionHead
-from polymodal.modalities import Image, Video
+from polymodal.modalities import Image, Text, Video
 from polymodal.modalities.boxes import boxes_to_patch_mask, keep_patches, mean_over_patches, random_boxes
 from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.modalities.text import Tokens, text_ids
@@ -189,9 +189,16 @@ class Recipe(TrainingRecipe):
         }
 
     def training_corpora(self, corpus: Corpus) -> list[Corpus]:
-        """Raise UserError: the corpus has neither clips nor images."""
+        """Raise UserError: the corpus has neither clips nor images, or no texts."""
         if not corpus.has_modality(Video):
             corpus.column_with(Image)
+        if not corpus.has_modality(Text):
+            message = (
+                f"The corpus '{corpus.name}' has no captions: alpro pre-trains on clips or images with texts, and "
+                "questions are for its fine-tuning alone; put captions beside them (captions_*.json of COCO, or a "
+                f"column of texts), or train mono_internvl, which learns from questions alone.{corpus.hint}"
+            )
+            raise MissingModality(message, "text")
         return [corpus]
 
     def build(self, processor: Processor) -> ALPRO:
