@@ -76,7 +76,7 @@ def options_in(help_text: str, groups: dict[str, str]) -> list[Option]:
             box, in_description = title[1], True
         if not box or not line.startswith(("│", " ")):
             continue
-        text = line.strip("│").rstrip()
+        text = line[1:].rstrip("│ ")
         if set(text.strip()) <= {"─", "-"}:
             continue
         if re.match(r" (-|[A-Z\[{])", text) and (box == "positional arguments" or text.startswith(" -")):
