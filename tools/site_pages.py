@@ -43,7 +43,7 @@ class Option:
 
 
 def help_of(name: str, arguments: list[str]) -> tuple[str, Any]:
-    """Return the help of a command at a width at which no line breaks, and the class of its options."""
+    """Return the help of a command at a width at which its boxes are one below the other, and the class of its options."""
     import tyro
 
     from polymodal import cli
@@ -55,29 +55,26 @@ def help_of(name: str, arguments: list[str]) -> tuple[str, Any]:
         seen.append(options)
         return real(options, **keywords)
 
-    said = io.StringIO()
-    environment = mock.patch.dict(os.environ, COLUMNS="1200")
+    written = io.BytesIO()
+    said = io.TextIOWrapper(written, encoding="utf-8", write_through=True)  # boxes are drawn in UTF-8 alone
+    environment = mock.patch.dict(os.environ, COLUMNS="100")
     watching = mock.patch.object(tyro, "cli", watched)
     with environment, watching, contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         cli._run(name, [*arguments, "--help"])
-    return said.getvalue(), seen[-1] if seen else None
+    return written.getvalue().decode(), seen[-1] if seen else None
 
 
 def options_in(help_text: str, groups: dict[str, str]) -> list[Option]:
     """Return the options in the boxes of a help text. groups: heading by flag; others belong to their box."""
     found: list[Option] = []
     box, in_description = "", False
-    lines = help_text.splitlines()
-    for line, following in zip(lines, [*lines, ""][1:], strict=True):
-        if set(following.strip()) == {"-"}:  # boxes where line-drawing characters cannot be written
-            box, in_description = line.strip(), True
-            continue
+    for line in help_text.splitlines():
         if title := re.match(r"╭─ (.*?) ─", line):
             box, in_description = title[1], True
-        if not box or not line.startswith(("│", " ")):
+        if not line.startswith("│"):
             continue
         text = line[1:].rstrip("│ ")
-        if set(text.strip()) <= {"─", "-"}:
+        if set(text.strip()) <= {"─"}:
             continue
         if re.match(r" (-|[A-Z\[{])", text) and (box == "positional arguments" or text.startswith(" -")):
             flags, _, rest = re.sub(r"\s{2,}", "\0", text.strip(), count=1).partition("\0")
@@ -134,7 +131,7 @@ def command_line() -> str:
     for name, text in about.items():
         lines += ["", f"## {name}", "", f"{text[0].upper()}{text[1:]}.", ""]
         said, options = help_of(name, [])
-        usage = next((line for line in said.splitlines() if line.startswith("usage: ")), f"usage: polymodal {name}")
+        usage = " ".join(said.partition("\n\n")[0].split()) if said.startswith("usage: ") else f"polymodal {name}"
         lines += ["```text", usage.removeprefix("usage: ").replace("[-h] ", ""), "```"]
         found = options_in(said, groups_of(options))
         if name == "train":
