@@ -24,6 +24,9 @@ GROUPS = {  # class that an option is a field of -> heading; fields of other cla
 }
 
 
+FIRST = ("Options", "Hyper-parameters")
+
+
 @dataclasses.dataclass
 class Option:
     """A flag or positional argument as help shows it."""
@@ -43,7 +46,7 @@ class Option:
 
 
 def help_of(name: str, arguments: list[str]) -> tuple[str, Any]:
-    """Return the help of a command at a width at which its boxes are one below the other, and the class of its options."""
+    """Return the help of a command with one box below the other, and the class of its options."""
     import tyro
 
     from polymodal import cli
@@ -131,17 +134,25 @@ def command_line() -> str:
     for name, text in about.items():
         lines += ["", f"## {name}", "", f"{text[0].upper()}{text[1:]}.", ""]
         said, options = help_of(name, [])
-        usage = " ".join(said.partition("\n\n")[0].split()) if said.startswith("usage: ") else f"polymodal {name}"
-        lines += ["```text", usage.removeprefix("usage: ").replace("[-h] ", ""), "```"]
-        found = options_in(said, groups_of(options))
-        if name == "train":
-            lines += ["", "The hyper-parameters are those of `clip`, as an example; each recipe's page has its own."]
-        for heading in dict.fromkeys(option.group for option in found):
-            title = heading[0].upper() + heading[1:]
-            lines += ["", f"**{title}**", "", "| option | meaning | default |", "|---|---|---|"]
-            of_group = [option for option in found if option.group == heading]
-            lines += [f"| {code(one.flags)} | {cell(one.meaning)} | {code(one.default)} |" for one in of_group]
+        for part in said.split("usage: ")[1:] or [f"polymodal {name}"]:  # search has two, of an index and of a run
+            lines += ["", "```text", " ".join(part.partition("\n\n")[0].replace("[-h] ", "").split()), "```"]
+            if name == "train":
+                lines += [
+                    "",
+                    "The hyper-parameters are those of `clip`; each recipe's page has its own.",
+                ]
+            lines += option_tables(options_in(part, groups_of(options)))
     return "\n".join([*lines, ""])
+
+
+def option_tables(options: list[Option]) -> list[str]:
+    """Return the lines of a table for each group."""
+    lines = []
+    for heading in sorted({option.group for option in options}, key=lambda group: (group not in FIRST, group)):
+        lines += ["", f"**{heading[0].upper()}{heading[1:]}**", "", "| option | meaning | default |", "|---|---|---|"]
+        of_group = [option for option in options if option.group == heading]
+        lines += [f"| {code(one.flags)} | {cell(one.meaning)} | {code(one.default)} |" for one in of_group]
+    return lines
 
 
 API = {  # page -> title, what it is about, objects
