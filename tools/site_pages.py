@@ -110,7 +110,7 @@ def groups_of(options: Any) -> dict[str, str]:
 
 def cell(text: str) -> str:
     text = re.sub(r"(?<![`\w])(--[\w.-]*\w)(?!`)", r"`\1`", text) if "`" not in text else text
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("[", "&#91;").replace("\n", " ")
 
 
 def code(text: str) -> str:
