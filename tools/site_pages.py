@@ -24,6 +24,9 @@ GROUPS = {  # class that an option is a field of -> heading; fields of other cla
 }
 
 
+FIRST = ("Options", "Hyper-parameters")
+
+
 @dataclasses.dataclass
 class Option:
     """A flag or positional argument as help shows it."""
@@ -43,7 +46,7 @@ class Option:
 
 
 def help_of(name: str, arguments: list[str]) -> tuple[str, Any]:
-    """Return the help of a command at a width at which no line breaks, and the class of its options."""
+    """Return the help of a command with one box below the other, and the class of its options."""
     import tyro
 
     from polymodal import cli
@@ -55,29 +58,26 @@ def help_of(name: str, arguments: list[str]) -> tuple[str, Any]:
         seen.append(options)
         return real(options, **keywords)
 
-    said = io.StringIO()
-    environment = mock.patch.dict(os.environ, COLUMNS="1200")
+    written = io.BytesIO()
+    said = io.TextIOWrapper(written, encoding="utf-8", write_through=True)  # boxes are drawn in UTF-8 alone
+    environment = mock.patch.dict(os.environ, COLUMNS="100")
     watching = mock.patch.object(tyro, "cli", watched)
     with environment, watching, contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         cli._run(name, [*arguments, "--help"])
-    return said.getvalue(), seen[-1] if seen else None
+    return written.getvalue().decode(), seen[-1] if seen else None
 
 
 def options_in(help_text: str, groups: dict[str, str]) -> list[Option]:
     """Return the options in the boxes of a help text. groups: heading by flag; others belong to their box."""
     found: list[Option] = []
     box, in_description = "", False
-    lines = help_text.splitlines()
-    for line, following in zip(lines, [*lines, ""][1:], strict=True):
-        if set(following.strip()) == {"-"}:  # boxes where line-drawing characters cannot be written
-            box, in_description = line.strip(), True
-            continue
+    for line in help_text.splitlines():
         if title := re.match(r"╭─ (.*?) ─", line):
             box, in_description = title[1], True
-        if not box or not line.startswith(("│", " ")):
+        if not line.startswith("│"):
             continue
-        text = line.strip("│").rstrip()
-        if set(text.strip()) <= {"─", "-"}:
+        text = line[1:].rstrip("│ ")
+        if set(text.strip()) <= {"─"}:
             continue
         if re.match(r" (-|[A-Z\[{])", text) and (box == "positional arguments" or text.startswith(" -")):
             flags, _, rest = re.sub(r"\s{2,}", "\0", text.strip(), count=1).partition("\0")
@@ -110,7 +110,7 @@ def groups_of(options: Any) -> dict[str, str]:
 
 def cell(text: str) -> str:
     text = re.sub(r"(?<![`\w])(--[\w.-]*\w)(?!`)", r"`\1`", text) if "`" not in text else text
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("[", "&#91;").replace("\n", " ")
 
 
 def code(text: str) -> str:
@@ -134,17 +134,25 @@ def command_line() -> str:
     for name, text in about.items():
         lines += ["", f"## {name}", "", f"{text[0].upper()}{text[1:]}.", ""]
         said, options = help_of(name, [])
-        usage = next((line for line in said.splitlines() if line.startswith("usage: ")), f"usage: polymodal {name}")
-        lines += ["```text", usage.removeprefix("usage: ").replace("[-h] ", ""), "```"]
-        found = options_in(said, groups_of(options))
-        if name == "train":
-            lines += ["", "The hyper-parameters are those of `clip`, as an example; each recipe's page has its own."]
-        for heading in dict.fromkeys(option.group for option in found):
-            title = heading[0].upper() + heading[1:]
-            lines += ["", f"**{title}**", "", "| option | meaning | default |", "|---|---|---|"]
-            of_group = [option for option in found if option.group == heading]
-            lines += [f"| {code(one.flags)} | {cell(one.meaning)} | {code(one.default)} |" for one in of_group]
+        for part in said.split("usage: ")[1:] or [f"polymodal {name}"]:  # search has two, of an index and of a run
+            lines += ["", "```text", " ".join(part.partition("\n\n")[0].replace("[-h] ", "").split()), "```"]
+            if name == "train":
+                lines += [
+                    "",
+                    "The hyper-parameters are those of `clip`; each recipe's page has its own.",
+                ]
+            lines += option_tables(options_in(part, groups_of(options)))
     return "\n".join([*lines, ""])
+
+
+def option_tables(options: list[Option]) -> list[str]:
+    """Return the lines of a table for each group."""
+    lines = []
+    for heading in sorted({option.group for option in options}, key=lambda group: (group not in FIRST, group)):
+        lines += ["", f"**{heading[0].upper()}{heading[1:]}**", "", "| option | meaning | default |", "|---|---|---|"]
+        of_group = [option for option in options if option.group == heading]
+        lines += [f"| {code(one.flags)} | {cell(one.meaning)} | {code(one.default)} |" for one in of_group]
+    return lines
 
 
 API = {  # page -> title, what it is about, objects
