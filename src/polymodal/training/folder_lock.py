@@ -63,7 +63,8 @@ def lock_folder(folder: Path, doing: str, advice: str) -> Iterator[None]:
         yield
     finally:
         if lock.is_locked:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # where the file system has become read-only
+                path.unlink(missing_ok=True)
             lock.release()
 
 

@@ -110,8 +110,8 @@ class Run(Generic[MethodT_co]):
             aside.mkdir(parents=True)
             try:
                 save_user_recipe(self.recipe, aside)
-                record = self.record | {"checksums": save_processor(self.processor, aside)}
-                copy = Run(self.recipe, self.model, self.processor, record, self.history, aside)
+                self.record["checksums"] = save_processor(self.processor, aside)
+                copy = Run(self.recipe, self.model, self.processor, self.record, self.history, aside)
                 if self.directory is not None and (self.directory / TRAINING_ROWS).is_file():
                     shutil.copyfile(self.directory / TRAINING_ROWS, aside / TRAINING_ROWS)
                 elif self.trained_corpus is not None:
