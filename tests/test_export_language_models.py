@@ -54,6 +54,7 @@ def trained_run(kind: str, scenes: Corpus, folder: Path) -> Run:
     return train(tuned, few, Budget(steps=4), out=folder / "run", runtime=RuntimeConfig(logger="none"))
 
 
+@pytest.mark.slow  # half a minute each: a run, its export, and transformers' reading of it
 @pytest.mark.parametrize("kind", [*MODELS])
 def test_ids_and_logits_of_the_export_are_those_of_the_run(kind: str, scenes: Corpus, tmp_path: Path) -> None:
     run = trained_run(kind, scenes, tmp_path)

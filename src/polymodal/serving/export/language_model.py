@@ -52,7 +52,7 @@ def exported_language_model(run: Run) -> tuple[Any, Any]:
     from polymodal.serving.export.modeling_polymodal_language import PolymodalLanguageConfig, PolymodalLanguageModel
 
     tokenizer = exported_tokenizer(run, ends=False)
-    vocabulary = language.embedding.num_embeddings
+    vocabulary: int = language.embedding.num_embeddings  # type: ignore[assignment]
     tokenizer.add_special_tokens({"additional_special_tokens": [CELL]})
     configuration = PolymodalLanguageConfig(
         vocab_size=vocabulary,
@@ -78,9 +78,10 @@ def exported_language_model(run: Run) -> tuple[Any, Any]:
 
 def _architecture(language: LanguageModel | PretrainedLanguageModel) -> dict[str, Any]:
     """Return the sizes of our decoder, or the settings of one of transformers."""
-    config = language.config
     if isinstance(language, PretrainedLanguageModel):  # tied weights are written twice
-        return {"width": config.width, "pretrained": {**config.settings, "tie_word_embeddings": False}}
+        settings = {**language.config.settings, "tie_word_embeddings": False}
+        return {"width": language.config.width, "pretrained": settings}
+    config = language.config
     names = ("width", "depth", "num_heads", "num_kv_heads", "mlp_dim", "rope_theta", "norm_eps", "attention_bias")
     return {name: getattr(config, name) for name in names} | {"tied": config.tie_word_embeddings}
 
