@@ -134,7 +134,7 @@ def test_too_many_unreadable_examples_stop_the_run(tmp_path, monkeypatch):
 
 
 def test_a_batch_larger_than_the_corpus_says_what_to_use(small_emoji):
-    with pytest.raises(UserError, match=r"--batch-size \d+ or less"):
+    with pytest.raises(UserError, match=r"take a batch size of \d+ or less \(--batch-size, or batch_size=\.\.\.\)"):
         train(clip.Recipe(batch_size=5000), small_emoji, Budget(steps=1))
 
 

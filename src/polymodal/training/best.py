@@ -13,7 +13,7 @@ from torch import Tensor
 from polymodal.errors import UserError
 from polymodal.training.checkpoint import save_weights
 from polymodal.training.parallel import full_tensor
-from polymodal.training.validation import Measured
+from polymodal.training.validation import Measured, Validate
 
 if TYPE_CHECKING:
     from polymodal.training.loop import Trainer
@@ -80,6 +80,24 @@ class BestWeights:
         kept = {"step": step, "metric": progress.best_metric, "best_value": progress.best_value}
         stopped = self.patience and progress.validations_since_best >= self.patience
         return {"kept": kept} | ({"stopped_early": progress.step} if stopped else {})
+
+
+def best_weights(
+    early_stop: int, keep: str | None, validate: Validate | None, record: dict[str, Any]
+) -> BestWeights | None:
+    """Return what keeps the best weights, which the record then names; None without early stopping and keep=best.
+
+    Raises UserError for other values, and without validation.
+    """
+    if early_stop < 0 or keep not in (None, "best", "last"):
+        raise UserError("early_stop is a number of validations, at least 0, and keep is best or last.")
+    keep = keep or ("best" if early_stop else "last")
+    if not early_stop and keep == "last":
+        return None
+    if validate is None:
+        raise UserError("early_stop and keep='best' need validate, such as evaluation.validation(corpus).")
+    record |= {"early_stop": early_stop, "keep": keep}
+    return BestWeights(early_stop, keep)
 
 
 def remove_best(directory: Path) -> None:

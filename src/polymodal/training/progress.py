@@ -81,6 +81,11 @@ class Progress:
         return self.history[-1]
 
 
+def _is_score(value: Any) -> bool:
+    """Return whether a JSON value is a metric's, which may be negative, or none."""
+    return value is None or (isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value))
+
+
 @dataclass
 class SavedState:
     """The JSON state of a checkpoint. taken: batches of the stage that were used. skipped: reasons by key."""
@@ -96,7 +101,7 @@ class SavedState:
             raise ValueError("no object of JSON")
         kinds = {one.name: type(one.default) for one in fields(Progress) if one.name != "history"}
         for name, value in values.items():
-            if name in ("history", "skipped"):
+            if name in ("history", "skipped") or (name == "best_value" and _is_score(value)):
                 continue
             kind = int if name == "taken" else kinds.get(name)
             fits = isinstance(value, float | int if kind is float else kind or ()) and not isinstance(value, bool)

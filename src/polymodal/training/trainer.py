@@ -23,7 +23,7 @@ from polymodal.corpora.stream import MissingData
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError, write_errors
 from polymodal.modalities.text import Tokenizer
-from polymodal.training.best import BestWeights
+from polymodal.training.best import BestWeights, best_weights
 from polymodal.training.checkpoint_reading import checkpoints
 from polymodal.training.data_fingerprint import data_fingerprint
 from polymodal.training.ending import Interrupted, finish, interrupt, rescue
@@ -97,7 +97,7 @@ def train(
     runtime = runtime or RuntimeConfig()
     directory = Path(out) if out is not None else None
     record = _new_record(recipe, name, corpus, budget, seed, init)
-    best = _best_weights(early_stop, keep, validate, record)
+    best = best_weights(early_stop, keep, validate, record)
     with join_world(runtime.device) as world, stop_signals() as stop:
         check_batch(recipe.batch_size, runtime.micro_batch, world.size)
         finished = directory is not None and _holds_finished(directory, record)
@@ -153,21 +153,6 @@ def _new_record(
         "seed": seed,
     }
     return record if init is None else record | {"init": str(init)}
-
-
-def _best_weights(
-    early_stop: int, keep: str | None, validate: Validate | None, record: dict[str, Any]
-) -> BestWeights | None:
-    """Return what keeps the best weights, which the record then names; None without early stopping and keep=best."""
-    if early_stop < 0 or keep not in (None, "best", "last"):
-        raise UserError("early_stop is a number of validations, at least 0, and keep is best or last.")
-    keep = keep or ("best" if early_stop else "last")
-    if not early_stop and keep == "last":
-        return None
-    if validate is None:
-        raise UserError("early_stop and keep='best' need validate, such as evaluation.validation(corpus).")
-    record |= {"early_stop": early_stop, "keep": keep}
-    return BestWeights(early_stop, keep)
 
 
 def _announce(record: dict[str, Any], fingerprint: str, runtime: RuntimeConfig, directory: Path | None) -> None:

@@ -57,8 +57,8 @@ def reward_scores(method: nn.Module, processor: Processor, reader: Reader, split
 def _margins(method: nn.Module, processor: Processor, pairs: list[tuple[Any, Preference]]) -> np.ndarray:
     """Return the reward of the chosen answer less that of the rejected one; all pairs have an image, or none has."""
     rewards = []
-    for said in ([pair.chosen for _, pair in pairs], [pair.rejected for _, pair in pairs]):
-        columns: dict[str, list[Any]] = {"question": [pair.question for _, pair in pairs], "answer": said}
+    for texts in ([pair.chosen for _, pair in pairs], [pair.rejected for _, pair in pairs]):
+        columns: dict[str, list[Any]] = {"question": [pair.question for _, pair in pairs], "answer": texts}
         if pairs[0][0] is not None:
             columns[IMAGE] = [image for image, _ in pairs]
         rewards.append(torch.cat(answers(method, processor, "implicit_rewards", columns, BATCH)).double().numpy())

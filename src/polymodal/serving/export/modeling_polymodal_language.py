@@ -148,8 +148,8 @@ class Decoder(nn.Module):
         rate = self.rope_theta ** (-torch.arange(0, self.head_dim, 2, device=x.device) / self.head_dim)
         angle = (position[:, None, :, None] * rate).repeat(1, 1, 1, 2)
         # Padding attends to itself, else its softmax is NaN.
-        own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-        visible = (real[:, None, None, :] & own.new_ones(own.shape).tril()) | own
+        diagonal = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        visible = (real[:, None, None, :] & diagonal.new_ones(diagonal.shape).tril()) | diagonal
         for block in self.blocks:
             x = block(x, angle, visible, imaged)
         return self.norm_post(x)
@@ -180,8 +180,8 @@ class PretrainedLanguageModel(nn.Module):
 
     def decoder(self, x: Tensor, real: Tensor, imaged: Tensor) -> Tensor:
         position = (real.long().cumsum(1) - 1).clamp(min=0)
-        own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-        visible = (real[:, None, None, :] & own.new_ones(own.shape).tril()) | own
+        diagonal = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        visible = (real[:, None, None, :] & diagonal.new_ones(diagonal.shape).tril()) | diagonal
         bias = torch.zeros_like(visible, dtype=x.dtype).masked_fill(~visible, torch.finfo(x.dtype).min)
         return self.model.base_model(inputs_embeds=x, attention_mask=bias, position_ids=position).last_hidden_state
 
