@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,14 +15,13 @@ import pytest
 from PIL import Image as PILImage
 
 from polymodal import cli, recipes
-from polymodal.claim import verdict_of
+from polymodal.claim import RECORDED, verdict_of
 from polymodal.cli import comparing
 from polymodal.cli._printing import waiting
 from polymodal.errors import UserError
 from polymodal.serving import installation
 from test_corpora import pairs
 
-RESULTS = Path(recipes.__file__).parents[1] / "reproduce" / "results"
 SMALL = ("--batch-size", "16", "--budget", "4steps")
 
 
@@ -120,7 +118,7 @@ def test_list_and_show_as_json(polymodal):
     assert {"clip", "siglip", "sparc", "improved_clip"} <= {entry["name"] for entry in listed}
     assert all(entry["claim"] for entry in listed)
     for entry in listed:
-        if (file := RESULTS / f"{entry['name']}.json").is_file():
+        if (file := RECORDED / f"{entry['name']}.json").is_file():
             assert entry["verdict"] == verdict_of(json.loads(file.read_text(encoding="utf-8")))
         assert entry["lines"] == len(recipes.entries()[entry["name"]].file.read_text(encoding="utf-8").splitlines())
         assert entry["checked"] is None or re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{7,40}.*", entry["checked"])

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -15,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polymodal import recipes
+from polymodal.claim import TO_BE_MEASURED_AGAIN, is_current, recorded_results
 from polymodal.corpora import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-RESULTS = ROOT / "src" / "polymodal" / "reproduce" / "results"
 BLOCK = re.compile(r"<!-- (?P<name>[a-z][a-z -]*) -->\n.*?<!-- /(?P=name) -->", re.S)
 
 
@@ -163,19 +162,17 @@ def corpus_group_rows(page: Path) -> list[str]:
 
 def claim_rows(page: Path) -> list[str]:
     """Every claim of every recipe, with what came out."""
-    from polymodal.claim import TO_BE_MEASURED_AGAIN, is_current
     from polymodal.reproduce.claim_text import decision_sentence
 
+    results = recorded_results()
     rows = []
     for name, entry in recipes.entries().items():
         if not entry.has_claim:
             continue
         about = recipes.describe(name)
         for key, sentence in {"": about["claim"], **about["further_claims"]}.items():
-            file = RESULTS / (f"{name}-{key}.json" if key else f"{name}.json")
             outcome, how = "**to be measured**", ""
-            if file.is_file():
-                result = json.loads(file.read_text(encoding="utf-8"))
+            if result := results.get(f"{name}-{key}" if key else name):
                 outcome = decision_sentence(result) if is_current(result) else f"**{TO_BE_MEASURED_AGAIN}**"
                 how = f"`{result['corpus']}`, {result['budget']}, {len(result['seeds'])} seeds"
             title = recipe_link(name, page) + (f" `--claim {key}`" if key else "")
@@ -185,15 +182,12 @@ def claim_rows(page: Path) -> list[str]:
 
 def verdicts_of(name: str) -> str:
     """The recorded verdict of each claim of a recipe; '' where none is recorded that counts."""
-    from polymodal.claim import is_current
-
-    found = []
-    for file in sorted([RESULTS / f"{name}.json", *RESULTS.glob(f"{name}-*.json")]):
-        result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if result and is_current(result):
-            key = file.stem.removeprefix(name).lstrip("-")
-            found.append(result["verdict"] + f" ({key})" * bool(key))
-    return ", ".join(found)
+    verdicts = []
+    for recorded, result in recorded_results().items():
+        recipe, _, key = recorded.partition("-")
+        if recipe == name and is_current(result):
+            verdicts.append(result["verdict"] + f" ({key})" * bool(key))
+    return ", ".join(verdicts)
 
 
 def family_rows(page: Path) -> list[str]:
@@ -213,12 +207,10 @@ def family_rows(page: Path) -> list[str]:
 
 def result_lines(page: Path) -> list[str]:
     """One recorded result: a claim that is supported and, of several, the one with most seeds, first by name."""
-    from polymodal.claim import is_current
     from polymodal.reproduce.claim_text import claim_rows as measured_rows
     from polymodal.reproduce.claim_text import decision_sentence
 
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))]
-    current = [result for result in results if is_current(result)]
+    current = [result for result in recorded_results().values() if is_current(result)]
     first = max(current, key=lambda one: (one["verdict"] == "supported", len(one["seeds"])))
     about = f"on `{first['corpus']}`, {first['budget']}, {len(first['seeds'])} paired seeds"
     deciding = {one["metric"] for one in first["deciding"]}

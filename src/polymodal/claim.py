@@ -5,6 +5,7 @@ Importing this module is cheap: no torch.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,13 @@ if TYPE_CHECKING:
     from polymodal.corpora.corpus import Corpus
 
 TO_BE_MEASURED_AGAIN = "to be measured again"
+RECORDED = Path(__file__).parent / "reproduce" / "results"  # of the package's own claims
 STATISTICS = 2  # version of intervals and verdicts; results of an earlier one are to be measured again
+
+
+def recorded_results() -> dict[str, dict[str, Any]]:
+    """Return the recorded results of claims, by recipe, or RECIPE-CLAIM for a further one."""
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RECORDED.glob("*.json"))}
 
 
 def is_current(result: Mapping[str, Any]) -> bool:

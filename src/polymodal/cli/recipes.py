@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from polymodal.cli._flags import Arguments, JsonOptions, parse, positional
@@ -17,9 +15,9 @@ def list_(arguments: Arguments) -> None:
     from polymodal.recipes import entries
 
     options = parse(JsonOptions, arguments, "list", list_)
-    from polymodal.claim import verdict_of
+    from polymodal.claim import recorded_results, verdict_of
 
-    results = _recorded_claims()
+    results = recorded_results()
     rows = [
         dataclasses.asdict(entry)
         | {"verdict": verdict_of(results[name]) if name in results else None}
@@ -40,10 +38,11 @@ def show(arguments: Arguments) -> None:
     spec, rest = positional(arguments, "show RECIPE [--json]")
 
     options = parse(JsonOptions, rest, "show RECIPE", show)
+    from polymodal.claim import recorded_results
     from polymodal.recipes import describe
 
     about = describe(spec)
-    recorded = _recorded_claims()
+    recorded = recorded_results()
     result = recorded.get(spec)
     if options.json:
         print_json(about | {"result": result})
@@ -70,12 +69,6 @@ def _print_claim(title: str, sentence: str, result: dict[str, Any] | None) -> No
             f"[bold]Here[/bold], with {len(result['seeds'])} seeds of {result['budget']}: "
             f"{decision_sentence(result, '', '')}"
         )
-
-
-def _recorded_claims() -> dict[str, dict[str, Any]]:
-    """Return the recorded results of claims, by recipe, or RECIPE-CLAIM, without importing recipes."""
-    files = Path(__file__).parents[1].glob("reproduce/results/*.json")
-    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
 def new(arguments: Arguments) -> None:

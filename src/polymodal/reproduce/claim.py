@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polymodal import recipes
-from polymodal.claim import STATISTICS, AttackClaim, Claim, CuratedTrainingClaim, CurationClaim, MetricClaim
+from polymodal.claim import RECORDED, STATISTICS, AttackClaim, Claim, CuratedTrainingClaim, CurationClaim, MetricClaim
 from polymodal.corpora.languages import in_languages
 from polymodal.corpora.registry import load_corpus
 from polymodal.errors import UserError, unknown
@@ -25,8 +25,6 @@ from polymodal.reproduce.tuning import tune as tuned
 from polymodal.reproduce.verdict import Evidence, corrected_p_values, decide
 from polymodal.training.run import write_json
 from polymodal.types import Budget
-
-RECORDED = Path(__file__).with_name("results")  # of the package's own claims
 
 
 def claim_of(spec: str, name: str = FIRST_CLAIM) -> Claim:

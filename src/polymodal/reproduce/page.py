@@ -16,10 +16,10 @@ from statistics import mean
 from typing import Any
 
 from polymodal import recipes
-from polymodal.claim import is_current
+from polymodal.claim import is_current, recorded_results
 from polymodal.evaluation import tasks
 from polymodal.evaluation.statistics import MetricKind, number
-from polymodal.reproduce.claim import RECORDED, recorded_result
+from polymodal.reproduce.claim import recorded_result
 from polymodal.reproduce.claim_text import (
     chance_of,
     decision_sentence,
@@ -244,9 +244,9 @@ def write_pages(folder: Path) -> list[Path]:
         path = folder / f"{name}.md"
         path.write_text(recipe_page(name, image), encoding="utf-8")
         written.append(path)
-    for result in RECORDED.glob("*.json"):
-        if curves := json.loads(result.read_text(encoding="utf-8")).get("curves"):
-            (folder / f"{result.stem}-curves.svg").write_text(plot_curves(curves), encoding="utf-8")
+    for name, result in recorded_results().items():
+        if curves := result.get("curves"):
+            (folder / f"{name}-curves.svg").write_text(plot_curves(curves), encoding="utf-8")
     return written
 
 

@@ -69,9 +69,9 @@ class BestWeights:
         step, directory = trainer.progress.best_step, trainer.run.directory
         if self.keep != "best" or step in (0, trainer.progress.step):
             return None
-        # Processes without a folder of their own read that of the first one, which all share.
-        held = load_file(_file(directory, step)) if directory is not None else self.in_memory
-        return trainer.world.all_gather_object(self.in_memory)[0] if directory is None else held
+        if directory is None:
+            return trainer.world.all_gather_object(self.in_memory)[0]
+        return load_file(_file(directory, step))  # all processes share the folder
 
     def report(self, trainer: Trainer) -> dict[str, Any]:
         """Return what the record says: which weights are kept, and where training stopped early."""

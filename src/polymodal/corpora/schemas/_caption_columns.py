@@ -17,13 +17,14 @@ from polymodal.modalities.text import UNKNOWN_LANGUAGE
 
 STEMS = ("caption", "captions", "text", "title", "sentence", "description", "raw", "alt_text")
 # ISO 639-1, without those that are also words of column names: id, no, or, to
-LANGUAGES = """
+_CODES = """
     aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en
     eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia ie ig ii ik io is it iu ja jv
     ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd
     ne ng nl nn nr nv ny oc oj om os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st
     su sv sw ta te tg th ti tk tl tn tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu
 """
+LANGUAGES = frozenset(_CODES.split())
 _MEMBER = re.compile(rf"({'|'.join(STEMS)})(?:[_.-]?(\d{{1,3}})|[_.-]([a-z]{{2}})(?:[_-][a-z]{{2,4}})?)", re.IGNORECASE)
 
 
@@ -35,7 +36,7 @@ def captions_in_several_columns(view: View) -> Found | None:
         if match is None or not is_string(view.type(name)):
             continue
         stem, number, language = match[1].lower(), match[2], (match[3] or "").lower()
-        if number is not None or language in LANGUAGES.split():
+        if number is not None or language in LANGUAGES:
             family = families.setdefault((stem, number is not None), [])
             family.append((int(number or len(family)), name, language or UNKNOWN_LANGUAGE))
     for (stem, numbered), family in families.items():

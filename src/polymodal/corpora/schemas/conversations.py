@@ -7,11 +7,10 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from polymodal.corpora._types import fields_of, is_list, is_string
-from polymodal.corpora.schemas._columns import field, inner, joined, of_one, records
-from polymodal.corpora.schemas._image_lists import image_lists, media_root, note_of
-from polymodal.corpora.schemas._schema import Found, FoundColumn, View
-from polymodal.modalities import Conversations
+from polymodal.corpora._types import fields_of, is_list
+from polymodal.corpora.schemas._columns import field, inner
+from polymodal.corpora.schemas._schema import Found, View
+from polymodal.corpora.schemas._turns import conversations
 
 rank = 0
 option = "conversations"
@@ -33,22 +32,12 @@ def find(view: View) -> Found | None:
     names = [view.named] if view.named else [*(name for name in view.usual(USUAL) if name in lists), *lists]
     if not names:
         return None
-    turns, images = names[0], image_lists(view)
-    system = next((name for name in view.usual(("system", "system_prompt")) if is_string(view.type(name))), None)
-    fields = _turns(view, turns) or {}
-    uses = tuple(name for name in (turns, images, system) if name is not None)
+    turns, fields = names[0], _turns(view, names[0]) or {}
 
-    def make(columns: Mapping[str, pa.Array]) -> pa.Array:
-        made = {"messages": inner(columns[turns], lambda values: _renamed(values, fields))}
-        if images is not None:
-            made["images"] = columns[images] if is_list(columns[images].type) else of_one(columns[images])
-        if system is not None:
-            made["system"] = columns[system]
-        return records(made, columns[turns].is_null())
+    def messages(stored: Mapping[str, pa.Array]) -> tuple[pa.Array, pa.Array]:
+        return inner(stored[turns], lambda values: _renamed(values, fields)), stored[turns].is_null()
 
-    root = view.root if images is None else media_root(view, images)
-    notes = note_of(view, images, root) if images is not None else ()
-    return Found({turns: FoundColumn(Conversations(root), lambda table: joined(table, uses, make))}, uses, notes=notes)
+    return conversations(view, turns, (turns,), messages)
 
 
 def _turns(view: View, name: str) -> dict[str, str] | None:

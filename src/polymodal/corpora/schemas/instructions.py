@@ -9,9 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from polymodal.corpora._types import is_list, is_string
-from polymodal.corpora.schemas._columns import joined, of_one, records
-from polymodal.corpora.schemas._image_lists import image_lists, media_root, note_of
-from polymodal.corpora.schemas._schema import Found, FoundColumn, View
+from polymodal.corpora.schemas._schema import Found, View
+from polymodal.corpora.schemas._turns import conversations
 from polymodal.modalities import Conversations
 
 rank = 0
@@ -19,7 +18,6 @@ option = ""
 NAME = "conversations"
 FORMS = (("query", "response"), ("instruction", "output"), ("instruction", "response"))
 INPUT, HISTORY = "input", "history"  # what the instruction is about; earlier pairs of a query and a response
-SYSTEM = ("system", "system_prompt")
 
 
 def find(view: View) -> Found | None:
@@ -34,24 +32,16 @@ def find(view: View) -> Found | None:
     question, answer = (names[0] for names in pair)
     about = next((name for name in view.usual((INPUT,)) if is_string(view.type(name))), None)
     history = next((name for name in view.usual((HISTORY,)) if _is_history(view.type(name))), None)
-    system = next((name for name in view.usual(SYSTEM) if is_string(view.type(name))), None)
-    images = image_lists(view)
-    uses = tuple(name for name in (question, answer, about, history, system, images) if name is not None)
+    columns = tuple(name for name in (question, answer, about, history) if name is not None)
 
-    def make(columns: Mapping[str, pa.Array]) -> pa.Array:
-        empty = [None] * len(columns[question])
-        parts = [empty if name is None else columns[name].to_pylist() for name in (question, answer, about, history)]
-        messages = [_messages(*row) for row in zip(*parts, strict=True)]
-        made = {"messages": pa.array(messages, Conversations().arrow_type.field("messages").type)}
-        if images is not None:
-            made["images"] = columns[images] if is_list(columns[images].type) else of_one(columns[images])
-        if system is not None:
-            made["system"] = columns[system]
-        return records(made, pa.array([message is None for message in messages]))
+    def messages(stored: Mapping[str, pa.Array]) -> tuple[pa.Array, pa.Array]:
+        empty = [None] * len(stored[question])
+        parts = [empty if name is None else stored[name].to_pylist() for name in (question, answer, about, history)]
+        lists = [_messages(*row) for row in zip(*parts, strict=True)]
+        made = pa.array(lists, Conversations().arrow_type.field("messages").type)
+        return made, made.is_null()
 
-    root = view.root if images is None else media_root(view, images)
-    notes = note_of(view, images, root) if images is not None else ()
-    return Found({NAME: FoundColumn(Conversations(root), lambda table: joined(table, uses, make))}, uses, notes=notes)
+    return conversations(view, NAME, columns, messages)
 
 
 def _is_history(kind: pa.DataType) -> bool:

@@ -136,6 +136,12 @@ class Block(nn.Module):
         return x + self.feed_forward(self.norm2(x), imaged)
 
 
+def causal_mask(real: Tensor) -> Tensor:
+    """Return which tokens each token attends to. Padding attends to itself, else its softmax is NaN."""
+    diagonal = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
+    return (real[:, None, None, :] & diagonal.new_ones(diagonal.shape).tril()) | diagonal
+
+
 class Decoder(nn.Module):
     def __init__(self, config: PolymodalLanguageConfig):
         super().__init__()
@@ -147,9 +153,7 @@ class Decoder(nn.Module):
         position = (real.long().cumsum(1) - 1).clamp(min=0)
         rate = self.rope_theta ** (-torch.arange(0, self.head_dim, 2, device=x.device) / self.head_dim)
         angle = (position[:, None, :, None] * rate).repeat(1, 1, 1, 2)
-        # Padding attends to itself, else its softmax is NaN.
-        diagonal = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-        visible = (real[:, None, None, :] & diagonal.new_ones(diagonal.shape).tril()) | diagonal
+        visible = causal_mask(real)
         for block in self.blocks:
             x = block(x, angle, visible, imaged)
         return self.norm_post(x)
@@ -180,8 +184,7 @@ class PretrainedLanguageModel(nn.Module):
 
     def decoder(self, x: Tensor, real: Tensor, imaged: Tensor) -> Tensor:
         position = (real.long().cumsum(1) - 1).clamp(min=0)
-        diagonal = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-        visible = (real[:, None, None, :] & diagonal.new_ones(diagonal.shape).tril()) | diagonal
+        visible = causal_mask(real)
         bias = torch.zeros_like(visible, dtype=x.dtype).masked_fill(~visible, torch.finfo(x.dtype).min)
         return self.model.base_model(inputs_embeds=x, attention_mask=bias, position_ids=position).last_hidden_state
 

@@ -40,9 +40,9 @@ def image_tag(file: bytes, kind: str, about: str, css_class: str = "") -> str:
 
 def fitted(image: PILImage.Image, side: int) -> PILImage.Image:
     """Return the image with at most `side` pixels a side; a smaller one as it is."""
-    factor = min(1.0, side / max(image.size))
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    return image.resize(size, PILImage.Resampling.LANCZOS, reducing_gap=2.0) if factor < 1 else image
+    small = image.copy()
+    small.thumbnail((side, side), PILImage.Resampling.LANCZOS)
+    return small
 
 
 def thumbnail_tag(image: PILImage.Image, about: str, side: int = 160) -> str:
