@@ -115,8 +115,9 @@ def test_masked_cells_are_imputed_better_with_their_own_image(corpus: Corpus) ->
     """Colors of images tell hue and shade."""
     image = ImageEncoderConfig(image_size=32, patch_size=16, width=32, depth=1)
     recipe = dataclasses.replace(tip.Recipe.tiny(), image=image, finetune_fraction=0.0, batch_size=12)
-    recipe = dataclasses.replace(recipe, optimizer=OptimizerConfig(learning_rate=1e-2))
-    run = train(recipe, corpus, Budget(steps=60))
+    # A larger learning rate ends within 60 steps, and at scores that depend on the rounding of the processor.
+    recipe = dataclasses.replace(recipe, optimizer=OptimizerConfig(learning_rate=3e-3))
+    run = train(recipe, corpus, Budget(steps=120))
     scores = {s.name: s for s in imputation_scores(run.model, run.processor, Reader(corpus, run.processor), "train")}
     assert scores["train/imputation/mse"].value < scores["train/imputation/mse"].chance
     assert scores["train/imputation/mse_reduction_by_image"].value > 0.2
