@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polymodal import source
 from polymodal.cli._budgets import budget_on, check_budget
@@ -28,6 +29,9 @@ from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.errors import UserError
 from polymodal.types import Budget
+
+if TYPE_CHECKING:
+    from polymodal.corpora.corpus import Corpus
 
 BUDGET = "60s"  # of `compare`, unless given
 
@@ -51,6 +55,9 @@ class CompareOptions(RunOptions, JobOptions):
     same weights; in place of --budget."""
     seeds: PositiveInt = 3
     """Number of paired seeds. One gives no ranking, and fewer than three give no verdict."""
+    family: str | None = None
+    """Family whose recipes are compared, besides the named ones: all that train on the data, with a note on each of the
+    others about what the data lack. `polymodal list` shows the families."""
     out: str = "comparison"
     """Folder for results.json, report.html and the runs; the same command resumes."""
 
@@ -70,7 +77,7 @@ def compare(arguments: Arguments) -> None:
     """train several recipes at equal budget on paired seeds and rank them"""
     specs = [*leading_words(arguments)]
     options = parse(CompareOptions, arguments[len(specs) :], 'compare RECIPE "RECIPE --flag 1" ./mine.py', compare)
-    if not specs:
+    if not specs and options.family is None:
         raise UserError("Name the recipes to compare: polymodal compare clip siglip --corpus emoji.")
 
     for spec in specs:
@@ -83,8 +90,10 @@ def compare(arguments: Arguments) -> None:
     from polymodal import reproduce
     from polymodal.reproduce.leaderboard import comparison_verdict, cost_table, terminal_table
 
-    arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
     corpus = options.open()
+    if options.family is not None:
+        specs += [name for name in _of_family(options.family, corpus) if name not in specs]
+    arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
     comparison = reproduce.compare(
         arms,
         corpus,
@@ -101,6 +110,16 @@ def compare(arguments: Arguments) -> None:
     tables.print()
     tables.print(cost_table(comparison))
     terminal().print(f"\nReport: {options.out}/report.html   all metrics: {options.out}/results.json", highlight=False)
+
+
+def _of_family(family: str, corpus: Corpus) -> list[str]:
+    """Return the recipes of the family that train on the corpus; print what it lacks for the others."""
+    from polymodal.recipes.suitability import family_for
+
+    fitting, lacking = family_for(family, corpus)
+    for name, what in lacking.items():
+        print(f"{name} is left out; it needs {', '.join(what)}.", file=sys.stderr)
+    return fitting
 
 
 def _recipe_with_flags(spec: str) -> Any:
