@@ -121,11 +121,12 @@ class FDT(CLIPWithMLP):
         self.table = nn.Parameter(torch.randn(recipe.num_discrete_tokens, recipe.embed_dim))
         if recipe.table == "separate":
             self.text_table = nn.Parameter(torch.randn(recipe.num_discrete_tokens, recipe.embed_dim))
-        self.register_buffer("temperature", torch.tensor(float(recipe.temperature)))
+        self.first_temperature = recipe.temperature or recipe.num_discrete_tokens / 16
+        self.register_buffer("temperature", torch.tensor(float(self.first_temperature)))
 
     def after_step(self, fraction: float) -> None:
         """Lower the temperature of the attention, by the fraction of training that is done."""
-        decayed = self.recipe.temperature * self.recipe.temperature_decay**fraction
+        decayed = self.first_temperature * self.recipe.temperature_decay**fraction
         self.temperature.fill_(max(decayed, MIN_TEMPERATURE))
 
     def encode_modality(self, name: str, value: Any) -> Float[Tensor, "batch dim"]:
@@ -175,8 +176,9 @@ class Recipe(DualEncoderRecipe):
     """One table of discrete tokens for images and captions, one for each, or none: CLIP with as many parameters."""
     num_discrete_tokens: AtLeastTwo = 512
     """C: rows of the table (16384 in the paper)."""
-    temperature: PositiveFloat = 6.0
-    """Divides the votes before sparsemax (1000 in the released code): about C / 100 keeps 5 to 10 % of the tokens."""
+    temperature: PositiveFloat | None = None
+    """Divides the votes before sparsemax; None: C / 16, nearly that of the released code (1000 for 16384). If it is too
+    low, one token alone is active, and its votes have no gradient; if it is too high, all are."""
     temperature_decay: PositiveUnitInterval = 1.0
     """Factor that the temperature has reached at the end of training; 1: constant, as in the released configuration."""
     attention: Attention = "sparsemax"
@@ -198,7 +200,7 @@ class Recipe(DualEncoderRecipe):
 
     @classmethod
     def tiny(cls) -> Recipe:
-        return dataclasses.replace(super().tiny(), num_discrete_tokens=32, temperature=1.0)
+        return dataclasses.replace(super().tiny(), num_discrete_tokens=32)
 
     @classmethod
     def paper(cls) -> Recipe:
