@@ -52,7 +52,7 @@ claim = Claim(
         "test_twitter/text_to_image/R@10",
     ),
     deciding=("test/text_to_image/R@1", "test/completeness/without_one/accuracy"),
-    tuning={"learning_rate": (1e-3, 2e-3, 4e-3)},
+    tuning={"learning_rate": (5e-4, 1e-3, 2e-3, 4e-3)},
     tuning_fraction=0.4,
     tuned_like={
         "separate tables": "treatment",

@@ -121,7 +121,7 @@ class FDT(CLIPWithMLP):
         self.table = nn.Parameter(torch.randn(recipe.num_discrete_tokens, recipe.embed_dim))
         if recipe.table == "separate":
             self.text_table = nn.Parameter(torch.randn(recipe.num_discrete_tokens, recipe.embed_dim))
-        self.first_temperature = recipe.temperature or recipe.num_discrete_tokens / 16
+        self.first_temperature = recipe.temperature or max(recipe.num_discrete_tokens / 16, 32.0)
         self.register_buffer("temperature", torch.tensor(float(self.first_temperature)))
 
     def after_step(self, fraction: float) -> None:
@@ -177,8 +177,8 @@ class Recipe(DualEncoderRecipe):
     num_discrete_tokens: AtLeastTwo = 512
     """C: rows of the table (16384 in the paper)."""
     temperature: PositiveFloat | None = None
-    """Divides the votes before sparsemax; None: C / 16, nearly that of the released code (1000 for 16384). If it is too
-    low, one token alone is active, and its votes have no gradient; if it is too high, all are."""
+    """Divides the votes before sparsemax; None: C / 16, nearly that of the released code (1000 for 16384), and at least
+    32. If it is too low, one token alone is active and its votes have no gradient; if it is too high, all are."""
     temperature_decay: PositiveUnitInterval = 1.0
     """Factor that the temperature has reached at the end of training; 1: constant, as in the released configuration."""
     attention: Attention = "sparsemax"
@@ -200,7 +200,7 @@ class Recipe(DualEncoderRecipe):
 
     @classmethod
     def tiny(cls) -> Recipe:
-        return dataclasses.replace(super().tiny(), num_discrete_tokens=32)
+        return dataclasses.replace(super().tiny(), num_discrete_tokens=32, temperature=2.0)
 
     @classmethod
     def paper(cls) -> Recipe:
