@@ -7,8 +7,8 @@ also a table for each modality (`separate`), or none: CLIP, whose heads are as m
 
 Differs from the paper in: votes of padding are ignored (`padding_votes="zero"` is the released code, where they are 0);
 the sparsemax temperature decays with every step, not once an epoch; patches pass the image encoder's last norm; the
-encoders' pooled features, which the released code computes for nothing, are left out. DeCLIP with FDT and the VQA probe
-are left out.
+encoders' pooled features, which the released code computes for nothing, are left out; the warm-up begins at 0, not at a
+tenth of the peak. DeCLIP with FDT and the VQA probe are left out.
 
 The released code's space_dict is table, its q_map of img_query_model and txt_query_model is image_projection and
 text_projection, sd_temperature is temperature, att_func_type is attention and pool_type is vote_pooling.
