@@ -56,6 +56,6 @@ def test_a_table_states_findings_as_chexpert_does(tmp_path: Path) -> None:
     column = EntitiesColumn("table").fit([corpus], {})
     order = [[*column.names].index(name) for name in ("Edema", "Lung_Lesion")]
     for row in range(20):
-        number = int(corpus.raw(row, "text")[0]["text"].split()[-1])
+        number = int(corpus.value(row, "text")[0].text.split()[-1])
         assert column.load(corpus, row)[order].tolist() == [[1, -1], [0, 0], [-1, 1], [0, 1]][number % 4]
     assert column.of_text("no lung lesion")[order].tolist() == [0, -1]

@@ -21,5 +21,5 @@ def test_the_two_signs_of_the_svd_loss_pull_the_rank_apart() -> None:
             (gradient,) = torch.autograd.grad(singular_value_loss(moved, b, kind), moved)  # type: ignore[arg-type]
             moved = (moved - 0.5 * gradient).detach().requires_grad_()
         ranks[kind] = float(effective_rank(moved @ b.T).detach())
-    assert ranks["align"] < float(effective_rank(a @ b.T)) - 0.1 < ranks["spread"] - 0.2
+    assert ranks["align"] < float(effective_rank(a @ b.T).detach()) - 0.1 < ranks["spread"] - 0.2
     torch.testing.assert_close(effective_rank(torch.eye(4)), torch.tensor(4.0))

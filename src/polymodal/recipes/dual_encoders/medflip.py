@@ -80,8 +80,8 @@ def entity_targets(
     The softmax of raw inner products (MedCLIP, released code); one-hot for a row of which nothing is known.
     """
     every = all_gather(candidates)
-    own = F.one_hot(rank() * len(rows) + torch.arange(len(rows), device=rows.device), len(every)).to(rows)
-    return torch.where(rows.any(1, keepdim=True), (scale * rows @ every.T).softmax(1), own)
+    one_hot = F.one_hot(rank() * len(rows) + torch.arange(len(rows), device=rows.device), len(every)).to(rows)
+    return torch.where(rows.any(1, keepdim=True), (scale * rows @ every.T).softmax(1), one_hot)
 
 
 class MedFLIP(DualEncoder):
