@@ -12,8 +12,8 @@ encoder; text vectors of the last layer alone (MedCLIP averages layers 1, 2 and 
 prompts (MedCLIP takes the most similar); no unpaired images and sentences, no random turns; and an image or text of
 which no entity is known has its own pair as the target.
 
-Terms: masking module = Recipe.masked_batch and ImageEncoder(image, kept), fusion module = entity_targets, Medical-SVD
-loss = singular_value_loss, unmasked tuning = the stage of that name.
+Terms: masking module = Recipe.masked_batch, fusion module = entity_targets, Medical-SVD loss = losses.svd, unmasked
+tuning = Recipe.stages, semantic matching loss = losses.contrastive.
 """
 
 from __future__ import annotations
