@@ -18,7 +18,7 @@ from polymodal.data.processor import fit_processor
 from polymodal.errors import UnreadableExample
 from polymodal.evaluation.task import TaskInputs
 from polymodal.evaluation.tasks import preference_accuracy
-from polymodal.modalities import Image, Preferences
+from polymodal.modalities import Conversations, Image, Preferences
 from polymodal.modalities.preference import Preference
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.preference import mpo
@@ -68,6 +68,11 @@ FORMS: dict[str, Any] = {
         "prompt": f"{n}?",
         "chosen": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"good {n}"}],
         "rejected": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"bad {n}"}],
+    },
+    "LLaMA-Factory, messages": lambda n: {
+        "conversations": [{"from": "human", "value": f"{n}?"}],
+        "chosen": {"from": "gpt", "value": f"good {n}"},
+        "rejected": {"from": "gpt", "value": f"bad {n}"},
     },
     "lists": lambda n: {
         "preferences": [{"question": f"{n}?", "chosen": f"good {n}", "rejected": f"bad {n}", "kind": ""}]
@@ -166,3 +171,14 @@ def test_rewards_of_held_out_pairs_are_compared(form, tmp_path):
             rewards.append(model.log_likelihood(batch) - model.reference.log_likelihood(batch))
         right.append(float(rewards[0] > rewards[1]))
     assert score.value == sum(right) / 4
+
+
+def test_the_input_of_an_instruction_is_part_of_the_prompt(tmp_path):
+    rows = [
+        {"instruction": f"Add {n}.", "input": "1" * (n % 2), "chosen": f"good {n}", "rejected": f"bad {n}"}
+        for n in range(COUNT)
+    ]
+    (tmp_path / "dpo.json").write_text(json.dumps(rows))
+    corpus = from_path(tmp_path / "dpo.json")
+    assert [corpus.value(n, "preferences")[0].question for n in (3, 4)] == ["Add 3.\n1", "Add 4."]
+    assert not any(isinstance(kind, Conversations) for kind in corpus.columns.values())
