@@ -152,14 +152,17 @@ def test_rewards_of_held_out_pairs_are_compared(form, tmp_path):
     model = recipe.build(processor)
     inputs = TaskInputs(model, processor, Reader(corpus, processor), recipe)
     assert preference_accuracy.task.applies_to(inputs)
-    (score,) = preference_accuracy.task.score(inputs)
-    assert score.name == "test/preferences/reward_accuracy"
-    assert score.value == 0.5  # the policy is the reference
+    score, margin = preference_accuracy.task.described(preference_accuracy.task.score(inputs))
+    assert [one.name for one in (score, margin)] == [
+        f"test/preferences/{name}" for name in ("reward_accuracy", "reward_margin")
+    ]
+    assert (score.value, margin.value) == (0.5, 0.0)  # the policy is the reference
+    assert (margin.unit, margin.higher_is_better, margin.is_fraction) == ("nats", True, False)
     with torch.no_grad():
         for parameter in model.language_model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    (score,) = preference_accuracy.task.score(inputs)
-    right = []
+    score, margin = preference_accuracy.task.score(inputs)
+    margins = []
     for row in range(8, 12):
         example = processor.load_example(corpus, row)
         (pair,) = example["preferences"]
@@ -168,9 +171,10 @@ def test_rewards_of_held_out_pairs_are_compared(form, tmp_path):
         for answer in (pair.chosen, pair.rejected):
             batch = processor(question=[pair.question], answer=[answer], **image)
             model.eval()
-            rewards.append(model.log_likelihood(batch) - model.reference.log_likelihood(batch))
-        right.append(float(rewards[0] > rewards[1]))
-    assert score.value == sum(right) / 4
+            rewards.append(recipe.beta * (model.log_likelihood(batch) - model.reference.log_likelihood(batch)).item())
+        margins.append(rewards[0] - rewards[1])
+    assert score.value == sum(one > 0 for one in margins) / 4
+    assert margin.value == pytest.approx(sum(margins) / 4, abs=1e-4)
 
 
 def test_the_input_of_an_instruction_is_part_of_the_prompt(tmp_path):
