@@ -1,4 +1,4 @@
-"""Accuracy and margin of the rewards that a policy implies: how often, and by how much, chosen answers have higher ones.
+"""Accuracy and margin of the rewards that a policy implies: how often, and how much, chosen answers have higher ones.
 
 The reward is beta * (log p of the policy - log p of the reference), as in DPO (Rafailov et al. 2023, section 4).
 """
