@@ -88,7 +88,7 @@ def test_values_of_two_metrics_are_not_compared(tmp_path):
 
     def validate(method, processor):
         value = planted([0] * 8, seen)(method, processor) and values[len(seen) - 1]
-        rank = SimpleNamespace(value=50.0, unit="rank", higher_is_better=False, headline=None)
+        rank = SimpleNamespace(value=1.0, unit="rank", higher_is_better=False, headline=None)
         first = SimpleNamespace(value=value, unit="percent", higher_is_better=True, headline=0)
         return {"val/rank": rank} | ({"val/x": first} if value is not None else {})
 
@@ -99,23 +99,23 @@ def test_values_of_two_metrics_are_not_compared(tmp_path):
 
 
 def test_the_best_weights_of_an_older_checkpoint_are_there_where_the_newest_is_damaged(tmp_path):
-    values, seen = [3, 2, 5, 1, 1, 1, 1, 1], []
+    values, seen = [1, 2, 3, 4, 0, 0, 0, 0], []
     runtime = RuntimeConfig(save_interval="1steps", keep_checkpoints=2)
 
-    def stop(progress, fraction, losses):
-        if progress.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+    def kill(progress, fraction, losses):
+        if progress.step == 4:
+            raise RuntimeError("killed")
 
-    with pytest.raises(Interrupted):
-        clip_run(values, seen, keep="best", out=tmp_path / "run", on_step=stop, runtime=runtime)
+    with pytest.raises(RuntimeError, match="killed"):
+        clip_run(values, seen, keep="best", out=tmp_path / "run", on_step=kill, runtime=runtime)
     (tensors,) = (tmp_path / "run" / "checkpoint-3").glob("tensors-*")
     tensors.write_bytes(tensors.read_bytes()[:-4])
     values[2:] = [0] * 6
     seen[2:] = []
     with pytest.warns(UserWarning, match="checkpoint-2"):
         run = clip_run(values, seen, keep="best", out=tmp_path / "run", runtime=runtime)
-    assert run.record["kept"]["step"] == 1
-    assert same(run, seen[0])
+    assert run.record["kept"]["step"] == 2
+    assert same(run, seen[1])
 
 
 def test_damaged_best_weights_are_one_sentence(tmp_path):
