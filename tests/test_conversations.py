@@ -566,3 +566,16 @@ def test_completions_of_trl_answer_their_prompts(form, tmp_path):
     assert [(m.role, m.text) for m in corpus.value(6, column)] == [("user", "6?"), ("assistant", "yes 6")]
     assert [m.text for m in corpus.value(7, column)] == ["Be kind."] * (form == "messages") + ["7?", "yes 7"]
     assert corpus.skipped[0].count == 1
+
+
+def test_empty_paths_of_numbered_images_are_no_images(tmp_path):
+    for n in range(12):
+        (tmp_path / f"{n}.png").write_bytes(png(n))
+    rows = [
+        {"question": f"{n}?", "answer": "B", "image_1": f"{n}.png" * (n % 2), "image_2": f"{n}.png" * (1 - n % 2)}
+        for n in range(12)
+    ]
+    (tmp_path / "one.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    corpus = from_path(tmp_path / "one.jsonl")
+    expected = [PILImage.open(tmp_path / f"{n}.png").tobytes() for n in range(12)]
+    assert [corpus.value(n, "image").tobytes() for n in range(12)] == expected
