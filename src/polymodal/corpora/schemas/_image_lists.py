@@ -38,9 +38,9 @@ def media_root(view: View, name: str) -> Path:
     if any((root / path).is_file() for path in paths):
         return view.root
     inside = [(sum((folder / path).is_file() for path in paths), folder) for folder in _folders_in(root)]
-    most = max((count for count, _ in inside), default=0)
-    if most:
-        return min((folder for count, folder in inside if count == most), key=_is_of_a_test_set)
+    largest = max((count for count, _ in inside), default=0)
+    if largest:
+        return min((folder for count, folder in inside if count == largest), key=_is_of_a_test_set)
     for folder in _folders_in(root.parent):
         if all((folder / path).is_file() for path in paths):
             return folder
