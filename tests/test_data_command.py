@@ -271,6 +271,7 @@ def test_what_a_batch_needs_is_lacking(tmp_path):
         (["train", "tip", "--data", "own.csv"], "has no image column"),
         (["train", "clip", "--data", "own.csv", "--image-column", "caption"], "is no image column"),
         (["train", "clip", "--data", "own.csv", "--text-column", "captoin"], "did you mean 'caption'"),
+        (["train", "clip", "--data", "own.csv", "--format", "vqa"], "own.csv"),  # raised while the format reads
     ],
 )
 def test_errors_about_the_users_data_point_to_the_command(polymodal, tmp_path, words, expected):

@@ -55,8 +55,19 @@ def from_path(path: Path | str | Sequence[Path | str], format: str | None = None
     """
     given = [path] if isinstance(path, str | Path) else list(path)
     data, name = files_and_format(given, format)
+    try:
+        corpus = _read(data, name, given, format, columns)
+    except UserError as error:
+        raise UserError(f"{error}{command_that_shows([str(one) for one in given])}") from error
+    return replace(corpus, format=name)
+
+
+def _read(
+    data: DataFiles, name: str, given: Sequence[Path | str], format: str | None, columns: dict[str, str]
+) -> Corpus:
+    """Return the corpus of files in a format. format: that the user named, if any."""
     if name == "saved_corpus":
-        return replace(open_saved(data.given[0]), format=name, split_rule="the column 'split'")
+        return replace(open_saved(data.given[0]), split_rule="the column 'split'")
     rows = module(name).read(data)
     if data.samples:
         listed = ", ".join(file.name for file in data.samples)
@@ -64,11 +75,7 @@ def from_path(path: Path | str | Sequence[Path | str], format: str | None = None
         rows = replace(rows, notes=(*rows.notes, note))
     about = About(data.name, f"{rows.table.num_rows:,} examples of {data.name}", "the user's own", str(given[0]), ())
     choices: dict[str, Any] = {"data": [str(one.resolve()) for one in data.given]}
-    try:
-        corpus = corpus_of(rows, about, columns, choices | {"format": format, "columns": dict(columns)})
-    except UserError as error:
-        raise UserError(f"{error}{command_that_shows([str(one) for one in given])}") from error
-    return replace(corpus, format=name)
+    return corpus_of(rows, about, columns, choices | {"format": format, "columns": dict(columns)})
 
 
 def files_and_format(given: Sequence[Path | str], format: str | None = None) -> tuple[DataFiles, str]:
