@@ -53,13 +53,15 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class TimedArm:
-    """What is timed under a label. tokenizer, weights: what its runs begin with (`train`)."""
+    """What is timed under a label. tokenizer, weights, init: what its runs begin with (`train`)."""
 
     label: str
     recipe: Any
     corpus: Corpus
     tokenizer: Any = None
     weights: torch.nn.Module | None = None
+    init: Path | str | None = None
+    trust_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -335,7 +337,8 @@ class _Stopwatch:
         self.look = look
         look()
         record: dict[str, Any] = {"recipe": recipe_record(arm.recipe)}
-        run = build_run(arm.recipe, arm.corpus, record, seed, tokenizer=arm.tokenizer, weights_like=arm.weights)
+        begin: dict[str, Any] = {"tokenizer": arm.tokenizer, "weights_like": arm.weights, "init": arm.init}
+        run = build_run(arm.recipe, arm.corpus, record, seed, **begin, trust_code=arm.trust_code)
         # A step that is not finite takes its time like others; the run itself says what is wrong with it.
         runtime = RuntimeConfig(num_threads=0, max_nonfinite_steps=SPAN)
         self.trainer = Trainer(run, arm.corpus, Budget(examples=SPAN), seed, runtime, world)
