@@ -101,7 +101,6 @@ def _print(tuning: Any) -> None:
     print()
     print_table(tuning.headings, tuning.rows, right=right)
     print("\n" + textwrap.fill(tuning.verdict, min(table_console().width, MAX_WIDTH), break_on_hyphens=False))
-    spent = f"{record['steps']:,} steps in {record['seconds']:.0f} s of training, within {record['budget']}."
-    terminal().print(f"{spent} All results: {tuning.directory}/tuning.json", highlight=False)
+    terminal().print(f"{tuning.cost} All results: {tuning.directory}/tuning.json", highlight=False)
     terminal().print(f"\nThe best run again: {record['command']}", highlight=False, markup=False)
     terminal().print(next_steps(["evaluate RUN"], str(tuning.folder)), highlight=False, markup=False)

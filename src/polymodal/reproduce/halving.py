@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -240,7 +241,8 @@ def _steps_in_time(
     ]
     each = Budget(seconds=seconds / (trainings + TIMING * len(arms)))
     quiet = Display([arm.label for arm in arms], [seed], each, Console(quiet=True))
-    budgets = budgets_in_steps(arms, each, [seed], out, quiet)
+    # Seconds of the clock on the wall: a machine that is busy now will be so for the next minutes.
+    budgets = budgets_in_steps(arms, each, [seed], out, quiet, clock=time.perf_counter)
     return {one.number: budgets[str(first[cost(one)].number)].steps or 0 for one in candidates}
 
 
@@ -302,7 +304,7 @@ class _Halving:
                 survivors = self._cut(ranked, judged, rung)
             else:
                 self._finish(ranked, judged)
-        return Tuning(self.record, self.out)
+        return Tuning.read(self.out)
 
     def _judged(self, one: Candidate, rung: int, title: str) -> Judged:
         """Return the scores at the end of a rung: those that the folder keeps, else train until there."""

@@ -12,6 +12,7 @@ from polymodal.errors import UserError, read_errors
 from polymodal.evaluation.units import number, scale
 from polymodal.notebook import html_table, text_table
 from polymodal.training.run import Run, load_run
+from polymodal.types import Budget
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,6 +125,15 @@ class Tuning:
             plural = "candidates were" if close > 1 else "candidate was"
             said += f" {close} {plural} dropped in a tie with the last one that went on."
         return f"{said} Intervals are of validation rows; another seed may choose otherwise."
+
+    @property
+    def cost(self) -> str:
+        """What the tuning took, and whether that was within its budget."""
+        budget, seconds = Budget.parse(self.record["budget"]), self.record["seconds"]
+        spent = f"{self.record['steps']:,} steps in {seconds:.0f} s of training"
+        if budget.seconds is not None and seconds > budget.seconds:
+            return f"{spent}, more than the budget of {budget}: the machine became slower after it was timed."
+        return f"{spent}, within the budget of {budget}."
 
     def to_frame(self) -> pd.DataFrame:
         """Return a row per candidate and rung: number, values, rung, step, value, low, high, result."""
