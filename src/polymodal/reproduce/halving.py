@@ -111,15 +111,15 @@ def candidates_of(recipe: Any, grid: Mapping[str, Sequence[Any]]) -> list[Candid
         raise UserError("The grid has a single combination of values, so there is nothing to compare; add values.")
     if count > MAX_CANDIDATES:
         raise UserError(f"The grid has {count:,} combinations of values; take at most {MAX_CANDIDATES}.")
-    found = []
+    candidates = []
     for number, chosen in enumerate(combinations(grid), 1):
         tuned = recipe
         for name, value in chosen.items():
             tuned = with_value(tuned, name, value)
         validate_types(tuned)
         validate_constraints(tuned)
-        found.append(Candidate(number, chosen, tuned))
-    return found
+        candidates.append(Candidate(number, chosen, tuned))
+    return candidates
 
 
 @writes("out")
@@ -310,10 +310,10 @@ class _Halving:
         """Return the scores at the end of a rung: those that the folder keeps, else train until there."""
         path = self.out / SCORES / f"{one.number}-{rung + 1}.json"
         if not path.is_file():
-            found = self._trained(one, rung, title)
+            judged = self._trained(one, rung, title)
             path.parent.mkdir(parents=True, exist_ok=True)
-            records = [score.to_json() for score in found.scores.values()]
-            write_json(path, {"seconds": found.seconds, "failed": found.failed, "scores": records})
+            records = [score.to_json() for score in judged.scores.values()]
+            write_json(path, {"seconds": judged.seconds, "failed": judged.failed, "scores": records})
         held = json.loads(path.read_text(encoding="utf-8"))
         scores = [Score.from_json(score) for score in held["scores"]]
         return Judged({score.name: score for score in scores}, held["seconds"], held["failed"])

@@ -116,15 +116,15 @@ class Tuning:
         best, tied = self.record["best"], self.record["tied_with_best"]
         ends = held[best["number"]]["rungs"][-1]
         metric = self.record["metric"]
-        said = f"Best by {metric}: {short(best['values'])} ({number(self.record['unit'], ends['value'])})."
+        sentences = f"Best by {metric}: {short(best['values'])} ({number(self.record['unit'], ends['value'])})."
         if tied:
             named = " and ".join(f"{short(held[one]['values'])} (#{one})" for one in tied)
-            said += f" It ties with {named}: the difference is within its 95 % interval over validation rows."
+            sentences += f" It ties with {named}: the difference is within its 95 % interval over validation rows."
         close = sum(len(rung.get("dropped_in_a_tie", ())) for rung in self.record["rungs"])
         if close:
             plural = "candidates were" if close > 1 else "candidate was"
-            said += f" {close} {plural} dropped in a tie with the last one that went on."
-        return f"{said} Intervals are of validation rows; another seed may choose otherwise."
+            sentences += f" {close} {plural} dropped in a tie with the last one that went on."
+        return f"{sentences} Intervals are of validation rows; another seed may choose otherwise."
 
     @property
     def cost(self) -> str:

@@ -43,9 +43,9 @@ class GradientTransform(Protocol):
         ...
 
 
-def around(own: float, *factors: float) -> tuple[float, ...]:
+def around(value: float, *factors: float) -> tuple[float, ...]:
     """Return a value and its multiples, these rounded to two digits, in ascending order."""
-    return tuple(sorted({own, *(float(f"{own * factor:.2g}") for factor in factors)}))
+    return tuple(sorted({value, *(float(f"{value * factor:.2g}") for factor in factors)}))
 
 
 @dataclass(frozen=True)
