@@ -144,7 +144,7 @@ class TrustOptions:
 
 
 @dataclass(frozen=True)
-class StartOptions(DataOptions, TowerOptions, TrustOptions):
+class StartOptions(TrustOptions, TowerOptions, DataOptions):  # help begins with the last
     """The data, and what training starts from."""
 
     init: str | None = None
@@ -265,7 +265,7 @@ def short_name(spec: str) -> str:
 
 
 @dataclass(frozen=True)
-class RunOptions(DataOptions, TrustOptions):
+class RunOptions(TrustOptions, DataOptions):
     """Options of commands that use a run on data."""
 
 
