@@ -8,12 +8,14 @@ import os
 import shlex
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import polymodal as pm
 from polymodal import recipes
@@ -107,6 +109,23 @@ def test_every_recipe_declares_a_grid_that_fits_it(name: str) -> None:
     assert next(iter(grid)) == "optimizer.learning_rate"
     assert recipe.optimizer.learning_rate in grid["optimizer.learning_rate"]
     assert 4 <= len(candidates_of(recipe, grid)) <= 9
+
+
+@pytest.mark.parametrize(("seconds", "fitting"), [(2.0, 3), (2.4, 2), (9.0, 1)])
+def test_fewer_go_on_where_time_would_run_out(seconds: float, fitting: int, corpus: Corpus, tmp_path: Path) -> None:
+    """Six candidates at step 10 of 10, 20 and 40 took so many seconds: 3 and 2 more cost 70 steps, 2 and 2 60."""
+    grid = scales(1, 2, 3, 4, 5, 6)
+    candidates = [replace(one, steps=(10, 20, 40)) for one in candidates_of(TINY, grid)]
+    record: dict[str, Any] = {"eta": 2, "budget": "30s"}
+    display = HalvingDisplay(Console(quiet=True))
+    rungs = halving._Halving(candidates, corpus, quality_of_scale, tmp_path, record, {}, display, "")
+    for one in record["candidates"]:
+        one["rungs"] = [{"step": 10, "seconds": seconds}]
+    # Of 30 s, 6 x seconds are used, and 70 or 60 or 30 steps cost seconds / 10 each.
+    expected = next((n for n, steps in ((3, 70), (2, 60)) if 6 * seconds + steps * seconds / 10 <= 30), 1)
+    assert rungs._affordable(3, 0) == expected == fitting
+    record["budget"] = "30steps"
+    assert rungs._affordable(3, 0) == 3
 
 
 # Training

@@ -398,6 +398,7 @@ class _Halving:
         """Return the candidates that go on, in the order of the grid; mark the others."""
         size = self.sizes[rung + 1]
         size = min(size, sum(self._quality(judged[one.number]) > -math.inf for one in ranked))
+        size = self._affordable(size, rung)
         border = judged[ranked[size - 1].number]
         close = []
         for one in ranked[size:]:
@@ -409,6 +410,27 @@ class _Halving:
         self.record["rungs"][rung]["dropped_in_a_tie"] = close
         self._save()
         return sorted(ranked[:size], key=lambda one: one.number)
+
+    def _affordable(self, size: int, rung: int) -> int:
+        """Return how many candidates go on: fewer than planned where a budget in time would not last, at least one."""
+        seconds = Budget.parse(self.record["budget"]).seconds
+        if seconds is None:
+            return size
+        rungs = [one["rungs"] for one in self.record["candidates"]]
+        used = sum(each[-1]["seconds"] for each in rungs)
+        per_step = used / max(sum(each[-1]["step"] for each in rungs), 1)
+        ends = [one["steps"] for one in self.record["rungs"]]
+        spans = [end - begin for begin, end in zip(ends[rung:], ends[rung + 1 :], strict=False)]
+
+        def cost(count: int) -> float:
+            planned = zip(self.sizes[rung + 1 :], spans, strict=True)
+            return per_step * sum(min(count, limit) * span for limit, span in planned)
+
+        fitting = next((count for count in range(size, 1, -1) if used + cost(count) <= seconds), 1)
+        if fitting < size:
+            self.record["rungs"][rung + 1]["candidates"] = fitting
+            self.display.say(f"Training is slower than it was timed: {fitting} in place of {size} go on.")
+        return fitting
 
     def _finish(self, ranked: Sequence[Candidate], judged: Mapping[int, Judged]) -> None:
         """Mark the best and those that tie with it; keep its run as `best`."""
