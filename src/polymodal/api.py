@@ -1,4 +1,4 @@
-"""What `polymodal` offers to scripts and notebooks: train, evaluate and compare by names, with a progress bar.
+"""What `polymodal` offers to scripts and notebooks: train, evaluate, compare and tune by names, with a progress bar.
 
 The functions of the same names in `training`, `evaluation` and `reproduce`, which these call, take objects and are
 silent.
@@ -28,6 +28,9 @@ from polymodal.modalities.text import Tokenizer
 from polymodal.reproduce import compare as compare_arms
 from polymodal.reproduce.compare import Start
 from polymodal.reproduce.display import Display
+from polymodal.reproduce.halving import successive_halving
+from polymodal.reproduce.halving_display import HalvingDisplay
+from polymodal.reproduce.halving_result import Tuning
 from polymodal.reproduce.result import Arm, ComparisonResult
 from polymodal.training import train as train_silently
 from polymodal.training.progress_bar import progress_bar
@@ -185,6 +188,52 @@ def compare(
     corpus = open_data(data)
     amount = budget_on(budget, corpus)
     return compare_arms(named, corpus, amount, seeds, out, display, start, jobs, trust_code, steps, budget_fractions)
+
+
+def tune(
+    recipe: Any,
+    data: Any,
+    budget: Budget | str,
+    *,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    progress: bool = True,
+    eta: int = 2,
+    seed: int = 0,
+    out: Path | str | None = None,
+    name: str | None = None,
+    init: Path | str | None = None,
+    runtime: RuntimeConfig | None = None,
+    trust_code: bool = False,
+) -> Tuning:
+    """Find the best values of hyper-parameters by successive halving on the validation split.
+
+    `pm.tune("clip", pm.corpora.emoji(), "30m", grid={"optimizer.learning_rate": (3e-4, 1e-3, 3e-3)})`. The result shows
+    itself as a table; `.best` has the values, `.run` the best run, `to_frame()` every result.
+    budget: of all candidates together, in steps, examples, epochs or time. grid: by default the recipe's own
+    `tuning_grid()`. eta: at the end of each rung, one in `eta` candidates goes on. out: folder, by default
+    tuning/RECIPE-CORPUS-seed-N; the same call goes on with an unfinished one. The other arguments are those of `train`.
+    Raises UserError for a grid or a budget that cannot be used, and for data without a validation split.
+    """
+    given = as_recipe(recipe)
+    check_budget(budget)
+    if grid is not None and not isinstance(grid, Mapping):
+        raise UserError('A grid has lists of values by name, such as {"optimizer.learning_rate": (3e-4, 1e-3)}.')
+    corpus = open_data(data)
+    name = name or name_of(given)
+    return successive_halving(
+        given,
+        corpus,
+        budget_on(budget, corpus),
+        grid,
+        out=Path(out or f"tuning/{name}-{corpus.name}-seed-{seed}"),
+        eta=eta,
+        seed=seed,
+        init=init,
+        name=name,
+        runtime=runtime,
+        display=HalvingDisplay() if progress else None,
+        trust_code=trust_code,
+    )
 
 
 def as_recipe(recipe: Any) -> Any:

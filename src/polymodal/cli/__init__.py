@@ -23,6 +23,7 @@ from polymodal.cli.evaluating import evaluate
 from polymodal.cli.recipes import doctor, list_, new, show
 from polymodal.cli.searching import embed, index, search
 from polymodal.cli.training import resume, runs, train
+from polymodal.cli.tuning import tune
 from polymodal.cli.using import export, extract, generate, ground, serve
 from polymodal.errors import UserError, unknown
 
@@ -69,6 +70,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "train": train,
     "resume": resume,
     "runs": runs,
+    "tune": tune,
     "evaluate": evaluate,
     "compare": compare,
     "reproduce": reproduce,
@@ -103,6 +105,7 @@ STANDING_IN: dict[str, Arguments] = {
     "show": ["clip"],
     "train": ["clip"],
     "resume": ["RUN"],
+    "tune": ["clip"],
     "evaluate": ["RUN"],
     "reproduce": ["sparc"],
     "embed": ["RUN"],

@@ -144,6 +144,27 @@ class TrustOptions:
 
 
 @dataclass(frozen=True)
+class StartOptions(TrustOptions, TowerOptions, DataOptions):  # help begins with the last
+    """The data, and what training starts from."""
+
+    init: str | None = None
+    """Initialize from a finished run, wherever name and shape match; or from hf:NAME, a pretrained model that the
+    recipe supports."""
+
+    @property
+    def towers(self) -> TowerOptions:
+        return TowerOptions(self.vision, self.text_encoder, self.audio, self.lm)
+
+    def prepared(self, recipe: Any) -> Any:
+        """Return the recipe with the pretrained encoders, or the pretrained model, to start from."""
+        if self.init and self.init.startswith("hf:"):
+            from polymodal.training.initialization import with_pretrained
+
+            recipe = with_pretrained(recipe, self.init)
+        return self.towers.applied(recipe)
+
+
+@dataclass(frozen=True)
 class JsonOptions:
     json: bool = False
     """Print JSON for scripts."""
@@ -244,7 +265,7 @@ def short_name(spec: str) -> str:
 
 
 @dataclass(frozen=True)
-class RunOptions(DataOptions, TrustOptions):
+class RunOptions(TrustOptions, DataOptions):
     """Options of commands that use a run on data."""
 
 

@@ -37,6 +37,7 @@ def parse_with_recipe(
 ) -> Any:
     """Parse as `parse_together`, with a recipe of this kind; --paper selects the paper's preset.
 
+    Help has the flags of the command and its data first, then those of the recipe, then those of the runtime.
     kind: may be a stand-in, from which `source.real` makes the recipe.
     """
     if "--paper" in arguments and not hasattr(kind, "paper"):
@@ -45,7 +46,10 @@ def parse_with_recipe(
     try:
         recipe = kind.paper() if "--paper" in arguments else kind
         flags = _flags_of(recipe)
-        parsed = parse_together({"recipe": flags} | kinds | {"preset": PresetOptions}, arguments, usage, command)
+        # In the order of the help text: the command, the recipe, and how it is executed.
+        late = {name: one for name, one in kinds.items() if name == "runtime"}
+        early = {name: one for name, one in kinds.items() if name not in late} | {"preset": PresetOptions}
+        parsed = parse_together(early | {"recipe": flags} | late, arguments, usage, command)
         return dataclasses.replace(parsed, recipe=_recipe_of(parsed.recipe, kind))
     except source.NotReadable:  # a method of the stand-in needs what is not imported yet
         return parse_with_recipe(kinds, source.imported(kind), arguments, usage, command)

@@ -12,9 +12,8 @@ from polymodal.cli._budgets import budget_on, check_budget
 from polymodal.cli._flags import (
     HELP,
     Arguments,
-    DataOptions,
     JsonOptions,
-    TowerOptions,
+    StartOptions,
     TrustOptions,
     leading_words,
     parse,
@@ -37,7 +36,7 @@ RUNTIME = "polymodal.training.runtime", "RuntimeConfig"
 
 
 @dataclass(frozen=True)
-class TrainOptions(DataOptions, TowerOptions, TrustOptions):
+class TrainOptions(StartOptions):
     budget: str = "60s"
     """Training budget: 200steps, 3epochs, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
     seed: NonNegativeInt = 0
@@ -48,21 +47,6 @@ class TrainOptions(DataOptions, TowerOptions, TrustOptions):
     """Stop after N of the 8 validations without a better headline metric; 0 never stops."""
     keep: Literal["best", "last"] | None = None
     """Weights that the run ends with: best on validation, or last. By default best with --early-stop, else last."""
-    init: str | None = None
-    """Initialize from a finished run, wherever name and shape match; or from hf:NAME, a pretrained model that the
-    recipe supports."""
-
-    @property
-    def towers(self) -> TowerOptions:
-        return TowerOptions(self.vision, self.text_encoder, self.audio, self.lm)
-
-    def prepared(self, recipe: Any) -> Any:
-        """Return the recipe with the pretrained encoders, or the pretrained model, to start from."""
-        if self.init and self.init.startswith("hf:"):
-            from polymodal.training.initialization import with_pretrained
-
-            recipe = with_pretrained(recipe, self.init)
-        return self.towers.applied(recipe)
 
 
 def train(arguments: Arguments) -> None:

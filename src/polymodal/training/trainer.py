@@ -26,7 +26,7 @@ from polymodal.modalities.text import Tokenizer
 from polymodal.training.best import BestWeights, best_weights
 from polymodal.training.checkpoint_reading import checkpoints
 from polymodal.training.data_fingerprint import data_fingerprint
-from polymodal.training.ending import Interrupted, finish, interrupt, rescue
+from polymodal.training.ending import Interrupted, Paused, finish, interrupt, pause, rescue
 from polymodal.training.folder_lock import lock_folder
 from polymodal.training.initialization import (
     copy_matching_weights,
@@ -50,7 +50,7 @@ from polymodal.training.stopping import StopEvent, stop_signals
 from polymodal.training.validation import Validate
 from polymodal.types import Budget
 
-__all__ = ["Interrupted", "OnStep", "Progress", "Validate", "copy_matching_weights", "train"]
+__all__ = ["Interrupted", "OnStep", "Paused", "Progress", "Validate", "copy_matching_weights", "train"]
 
 LOG_EVERY = 10  # steps between two entries of the history
 
@@ -74,6 +74,7 @@ def train(
     keep: str | None = None,
     runtime: RuntimeConfig | None = None,
     on_step: OnStep | None = None,
+    until_step: int | None = None,
     trust_code: bool = False,
 ) -> Run:
     """Train a recipe on a corpus and return the run.
@@ -88,8 +89,8 @@ def train(
     `hf:NAME`, a pretrained model that the recipe was built for (`training.initialization.with_pretrained`).
     validate: called `validations` times, evenly over the budget; its time does not count.
     early_stop: validations without a better headline metric that end training; 0: none. keep: best or last weights.
-    runtime: device, processes, precision, memory and checkpoints; changes results by rounding at most.
-    trust_code: for the run in `out` or `init`, see `load_run`.
+    runtime: how it is executed; changes results by rounding at most. trust_code: for `out` or `init`, see `load_run`.
+    until_step: validates, saves and raises `Paused` there; learning rates are those of the whole budget.
     Raises UserError for a hyper-parameter outside its range, a folder that holds another run, a corpus that the recipe
     cannot use, a disk that cannot be written, or non-finite losses; Interrupted after Ctrl-C, SIGTERM or SIGHUP.
     """
@@ -110,11 +111,10 @@ def train(
                 _announce(record, _same_data(directory, corpus), runtime, written)
                 start: dict[str, Any] = {"tokenizer": tokenizer, "weights_like": weights_like, "init": init}
                 run = build_run(recipe, corpus, record, seed, **start, directory=directory, trust_code=trust_code)
-                if written is not None:
-                    _save_configuration(run, written)
+                _save_configuration(run, written)
                 trainer = Trainer(run, corpus, budget, seed, runtime, world)
             try:
-                return _train(trainer, stop, validate, validations, on_step, best)
+                return _train(trainer, stop, validate, validations, on_step, best, until_step)
             finally:
                 trainer.active.data.close()
 
@@ -170,8 +170,10 @@ def _announce(record: dict[str, Any], fingerprint: str, runtime: RuntimeConfig, 
             write_json(directory / RECORD, record)
 
 
-def _save_configuration(run: Run, directory: Path) -> None:
+def _save_configuration(run: Run, directory: Path | None) -> None:
     """Save what does not change in training: a user's recipe file, the processor, and the record."""
+    if directory is None:
+        return
     with write_errors(directory):
         save_user_recipe(run.recipe, directory)
         run.record["checksums"] = save_processor(run.processor, directory)
@@ -243,10 +245,13 @@ def _train(
     validations: int,
     on_step: OnStep | None,
     best: BestWeights | None,
+    until_step: int | None,
 ) -> Run:
     """Run steps until the budget is used, with logging, validation and checkpoints between them."""
     stopped_early = False
     while (before := trainer.fraction) < 1:
+        if until_step is not None and trainer.progress.step >= until_step:
+            raise pause(trainer, validate)
         try:
             losses = trainer.step(stop.is_set())
         except MissingData as error:

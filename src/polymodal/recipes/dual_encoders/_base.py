@@ -30,7 +30,7 @@ from polymodal.models.dual_encoder import DualEncoderConfig, DualEncoderModel
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import two_halves
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.training.recipe import TrainingRecipe
+from polymodal.training.recipe import TrainingRecipe, around
 from polymodal.types import Example
 
 # What learns most of `emoji` in half a minute on two cores; a transformer block on top gained nothing there.
@@ -141,6 +141,10 @@ class DualEncoderRecipe(TrainingRecipe):
 
     def cacheable_encoders(self) -> tuple[str, ...]:
         return ("text_encoder", "image_encoder") if self.augmentation == NONE else ("text_encoder",)
+
+    def tuning_grid(self) -> dict[str, tuple[float, ...]]:
+        """Return learning rates and values of the logit scale at the start around the recipe's own."""
+        return self._learning_rates() | {"logit_scale_init": around(self.logit_scale_init, 2)}
 
     def columns(self) -> Declared:
         """The encoders' image size, colors and tokenizer; what they do not bring is learned on the training split."""

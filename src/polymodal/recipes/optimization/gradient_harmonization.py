@@ -41,7 +41,7 @@ from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import GradCacheMethod
 from polymodal.training.gradient_harmonization import GradientHarmonizer
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.training.recipe import TrainingRecipe
+from polymodal.training.recipe import TrainingRecipe, around
 from polymodal.types import Example, Paper
 
 paper = Paper(
@@ -146,6 +146,10 @@ class Recipe(TrainingRecipe):
             self.gradient_parameters,
             "misaligned" if self.mismatch_rate else "",
         )
+
+    def tuning_grid(self) -> dict[str, tuple[float, ...]]:
+        """Return learning rates and values of the temperature around the recipe's own."""
+        return self._learning_rates() | {"temperature": around(self.temperature, 0.5, 2)}
 
     def columns(self) -> Declared:
         longest = self.audio_patch_frames * self.max_audio_tokens / 100
