@@ -61,10 +61,10 @@ MIN_TEMPERATURE = 0.01  # sd_T_min
 CHUNK = 4096  # discrete tokens whose votes are in memory at a time: the maximum over positions is exact in chunks
 
 
-def query_map(width: int, hidden: int, embed_dim: int) -> nn.Sequential:
+def query_map(width: int, hidden_dim: int, embed_dim: int) -> nn.Sequential:
     """From the features of patches or words to queries of the table, which itself is not projected."""
-    layers = [nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.LayerNorm(hidden)]
-    return nn.Sequential(*layers, nn.Linear(hidden, embed_dim))
+    layers = [nn.LayerNorm(width), nn.Linear(width, hidden_dim), nn.GELU(), nn.LayerNorm(hidden_dim)]
+    return nn.Sequential(*layers, nn.Linear(hidden_dim, embed_dim))
 
 
 def pooled_votes(
@@ -90,12 +90,12 @@ def pooled_votes(
 
 
 class CLIPWithMLP(DualEncoder):
-    """CLIP with the query map as its projection heads, of pooled features. hidden: width between their layers."""
+    """CLIP with the query map as its projection heads, of pooled features. hidden_dim: width between their layers."""
 
-    def __init__(self, recipe: Recipe, vocabulary: int, hidden: int):
+    def __init__(self, recipe: Recipe, vocabulary: int, hidden_dim: int):
         super().__init__(recipe, vocabulary)
-        self.add_module("image_projection", query_map(recipe.image.width, hidden, recipe.embed_dim))
-        self.add_module("text_projection", query_map(recipe.text.width, hidden, recipe.embed_dim))
+        self.add_module("image_projection", query_map(recipe.image.width, hidden_dim, recipe.embed_dim))
+        self.add_module("text_projection", query_map(recipe.text.width, hidden_dim, recipe.embed_dim))
         self.logit_scale = LogitScale(recipe.logit_scale_init, CLIP_MAX, recipe.logit_scale_min)
 
     def contrastive_losses(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
