@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -32,13 +33,13 @@ def media_root(view: View, name: str) -> Path:
     if not paths:
         return view.root
     root = view.root.resolve()
-    if any((root / path).is_file() for path in paths):
+    if any(os.path.isfile(root / path) for path in paths):
         return view.root
     for folder in _folders_in(root):
-        if any((folder / path).is_file() for path in paths):
+        if any(os.path.isfile(folder / path) for path in paths):
             return folder
     for folder in _folders_in(root.parent):
-        if all((folder / path).is_file() for path in paths):
+        if all(os.path.isfile(folder / path) for path in paths):
             return folder
     return view.root
 
