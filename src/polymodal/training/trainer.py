@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from polymodal.constraints import validate_constraints
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.stream import MissingData
+from polymodal.data.loader import killed_workers
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError, write_errors
 from polymodal.modalities.text import Tokenizer
@@ -114,7 +115,8 @@ def train(
                     _save_configuration(run, written)
                 trainer = Trainer(run, corpus, budget, seed, runtime, world)
             try:
-                return _train(trainer, stop, validate, validations, on_step, best)
+                with killed_workers():
+                    return _train(trainer, stop, validate, validations, on_step, best)
             finally:
                 trainer.active.data.close()
 
