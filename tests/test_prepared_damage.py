@@ -36,3 +36,10 @@ def test_a_saved_corpus_with_another_description_is_damaged(change, tmp_path):
     description.write_text("[]")
     with pytest.raises(UserError, match="is damaged"):
         from_path(tmp_path / "corpus")
+
+
+def test_a_folder_named_like_a_built_in_corpus_is_what_a_path_opens(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "a.csv").write_text("text\n" + "\n".join(f"thing {n}" for n in range(30)))
+    monkeypatch.chdir(tmp_path)
+    assert len(from_path("digits")) == 30

@@ -50,9 +50,7 @@ def lock_folder(folder: Path, doing: str, advice: str) -> Iterator[None]:
     """
     if folder.is_symlink() and not folder.exists():
         target = os.readlink(folder)
-        raise UserError(
-            f"{folder} is a link to {target}, which does not exist; remove it, or name another --out."
-        )
+        raise UserError(f"{folder} is a link to {target}, which does not exist; remove it, or name another --out.")
     folder = Path(os.path.realpath(folder))
     path = folder.with_name(f".{folder.name}.lock")
     with write_errors(folder):

@@ -115,8 +115,7 @@ def train(
                     _save_configuration(run, written)
                 trainer = Trainer(run, corpus, budget, seed, runtime, world)
             try:
-                with killed_workers():
-                    return _train(trainer, stop, validate, validations, on_step, best)
+                return _train(trainer, stop, validate, validations, on_step, best)
             finally:
                 trainer.active.data.close()
 
@@ -238,6 +237,7 @@ def _given_up_on_error(directory: Path | None) -> Iterator[None]:
         raise
 
 
+@killed_workers()
 def _train(
     trainer: Trainer,
     stop: StopEvent,
