@@ -268,6 +268,9 @@ def killed_workers() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
+        for worker in multiprocessing.active_children():
+            if worker.daemon:  # others may wait for a lock of the killed one, and Python for them when it ends
+                worker.kill()
         raise UserError(
             f"A process that prepares batches has ended ({one_line(error)}), as the system ends one when memory is "
             "short; start the same command again to go on from the last checkpoint, with fewer --num-workers."
