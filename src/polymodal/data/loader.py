@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -265,9 +266,11 @@ def killed_workers() -> Iterator[None]:
     """Raise UserError when a process that prepares batches was killed, which torch notices in the midst of a step."""
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise the error again, for each that ends
         for worker in multiprocessing.active_children():
             if worker.daemon:  # others may wait for a lock of the killed one, and Python for them when it ends
                 worker.kill()
