@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from polymodal.constraints import validate_constraints
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.stream import MissingData
+from polymodal.data.loader import killed_workers
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError, write_errors
 from polymodal.modalities.text import Tokenizer
@@ -238,6 +239,7 @@ def _given_up_on_error(directory: Path | None) -> Iterator[None]:
         raise
 
 
+@killed_workers()
 def _train(
     trainer: Trainer,
     stop: StopEvent,

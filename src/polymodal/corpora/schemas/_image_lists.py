@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -35,14 +36,14 @@ def media_root(view: View, name: str) -> Path:
     if not paths:
         return view.root
     root = view.root.resolve()
-    if any((root / path).is_file() for path in paths):
+    if any(os.path.isfile(root / path) for path in paths):
         return view.root
-    inside = [(sum((folder / path).is_file() for path in paths), folder) for folder in _folders_in(root)]
+    inside = [(sum(os.path.isfile(folder / path) for path in paths), folder) for folder in _folders_in(root)]
     largest = max((count for count, _ in inside), default=0)
     if largest:
         return min((folder for count, folder in inside if count == largest), key=_is_of_a_test_set)
     for folder in _folders_in(root.parent):
-        if all((folder / path).is_file() for path in paths):
+        if all(os.path.isfile(folder / path) for path in paths):
             return folder
     return view.root
 
