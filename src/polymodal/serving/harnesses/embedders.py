@@ -135,7 +135,7 @@ def _embedder_of_export(folder: Path, trust_code: bool) -> Embedder:
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise UserError(f"{folder} is no export of a dual encoder: its model has no get_image_features.")
     tokenizer = library.AutoTokenizer.from_pretrained(folder, trust_remote_code=bool(code))
-    images = library.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    images = library.CLIPImageProcessorPil.from_pretrained(folder)  # of exports; the others need torchvision
     padded = type(model).__name__.startswith("Siglip")
     return Embedder(
         folder.name,
@@ -148,7 +148,7 @@ def _embedder_of_export(folder: Path, trust_code: bool) -> Embedder:
 
 
 def _is_own_code(file: Path) -> bool:
-    return any(file.name == own.name and file.read_bytes() == own.read_bytes() for own in (REMOTE_CODE, ENCODERS))
+    return any(file.name == code.name and file.read_bytes() == code.read_bytes() for code in (REMOTE_CODE, ENCODERS))
 
 
 def _pixels_of_run(processor: Any, image: PILImage.Image) -> Tensor:

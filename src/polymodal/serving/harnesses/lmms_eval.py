@@ -75,14 +75,14 @@ class Polymodal(base):
         The arguments of a request: text, options of generation, images of a document, its number, task and split.
         """
         texts: dict[int, str] = {}
-        asked = [self._asked(*request.args) for request in requests]
-        keys = [(len(images) > 0, self._decoding(options)) for _, options, images in asked]
+        documents = [self._read(*request.args) for request in requests]
+        keys = [(len(images) > 0, self._decoding(options)) for _, options, images in documents]
         for (with_image, decoding), places in self._batches(keys):
-            columns = {"question": [asked[place][0] for place in places]}
+            columns = {"question": [documents[place][0] for place in places]}
             if with_image:
-                columns["image"] = [asked[place][2][0] for place in places]
+                columns["image"] = [documents[place][2][0] for place in places]
             for place, text in zip(places, self._answers(columns, decoding), strict=True):
-                context, options, _ = asked[place]
+                context, options, _ = documents[place]
                 texts[place] = cut_at(text, options.get("until"))
                 if hasattr(self, "cache_hook"):
                     self.cache_hook.add_partial("generate_until", (context, options), texts[place])
@@ -97,24 +97,24 @@ class Polymodal(base):
         """
         if not isinstance(self.run.model, VisionLanguageModel):
             raise UserError(f"The run '{self.run.name}' gives no likelihoods of answers; choose tasks that generate.")
-        found: dict[int, tuple[float, bool]] = {}
-        asked = [self._asked(*request.args) for request in requests]
-        for with_image, places in self._batches([len(images) > 0 for _, _, images in asked]):
+        losses: dict[int, tuple[float, bool]] = {}
+        documents = [self._read(*request.args) for request in requests]
+        for with_image, places in self._batches([len(images) > 0 for _, _, images in documents]):
             columns: dict[str, list[Any]] = {
-                "question": [asked[place][0] for place in places],
-                "answer": [asked[place][1] for place in places],
+                "question": [documents[place][0] for place in places],
+                "answer": [documents[place][1] for place in places],
             }
             if with_image:
-                columns["image"] = [asked[place][2][0] for place in places]
-            found |= dict(zip(places, _losses(self.run, columns), strict=True))
-        return [found[place] for place in range(len(requests))]
+                columns["image"] = [documents[place][2][0] for place in places]
+            losses |= dict(zip(places, _losses(self.run, columns), strict=True))
+        return [losses[place] for place in range(len(requests))]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Raise UserError: a run answers one question about an image."""
         raise UserError(f"The run '{self.run.name}' cannot be scored on tasks of several rounds.")
 
-    def _asked(
-        self, context: str, asked: Any, doc_to_visual: Any, doc_id: Any, task: str, split: str
+    def _read(
+        self, context: str, given: Any, doc_to_visual: Any, doc_id: Any, task: str, split: str
     ) -> tuple[str, Any, list[Any]]:
         """The text without image tokens, the options or the answer, and the images of a request."""
         document = self.task_dict[task][split][doc_id]
@@ -125,8 +125,7 @@ class Polymodal(base):
                 f"The run '{self.run.name}' answers about one image; document {doc_id} of {task} has {len(images)} "
                 f"({kinds}). Choose other tasks."
             )
-        given = asked(document) if callable(asked) else asked
-        return context.replace(IMAGE_TOKEN, "").strip(), given, images
+        return context.replace(IMAGE_TOKEN, "").strip(), given(document) if callable(given) else given, images
 
     def _decoding(self, options: dict[str, Any]) -> Decoding:
         """Decoding with lmms-eval's options: greedy unless a temperature is asked for."""
