@@ -66,7 +66,9 @@ def main() -> int:
         python = environment(name, given.cache.resolve())
         begun = time.monotonic()
         variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-        done = subprocess.run([python, "-m", "pytest", "-q", "-k", f"not ({LEFT_OUT})", *files], cwd=ROOT, env=variables, check=False)
+        done = subprocess.run(
+            [python, "-m", "pytest", "-q", "-k", f"not ({LEFT_OUT})", *files], cwd=ROOT, env=variables, check=False
+        )
         failed += done.returncode != 0
         outcome = "passed" if done.returncode == 0 else "failed"
         print(f"{name} ({versions_of(python)}): {outcome} in {time.monotonic() - begun:.0f} s", flush=True)
