@@ -62,6 +62,8 @@ class TrainingRecipe:
 
     length_modality: ClassVar[type] = Text
     """Modality by whose length `length_bucketing` sorts."""
+    size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Plain fields at sizes `small` and `base`, beside the encoders (`training.sizes`)."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a field of a wrong kind, by its name."""

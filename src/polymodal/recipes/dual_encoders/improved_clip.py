@@ -17,8 +17,9 @@ SwALIP = losses.swalip.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NotRequired
+from typing import Any, ClassVar, Literal, NotRequired
 
 import torch
 from jaxtyping import Float
@@ -203,6 +204,11 @@ class Recipe(DualEncoderRecipe):
     """Decay of byolip's teacher."""
     eval_projector: Literal["z", "h"] = "z"
     """Projector of the embeddings that a run gives: of the global views (z), or of the local ones (h)."""
+
+    size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "small": {"embed_dim": 256, "batch_size": 96},
+        "base": {"embed_dim": 256, "batch_size": 96, "projector_hidden_dim": 2048, "ssl_hidden_dim": 2048},
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,8 +15,9 @@ losses.mutual_information, interpretability = DGVAE.explain.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -233,6 +234,12 @@ class Recipe(TrainingRecipe):
     """Weight of both KL divergences after annealing."""
     kl_anneal_steps: NonNegativeInt = 100
     """Updates over which that weight rises linearly."""
+
+    size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "small": {"batch_size": 256},
+        "base": {"batch_size": 512},
+    }
+    """Embeddings of the defaults are those of the paper."""
 
     def columns(self) -> Declared:
         return {"history": HistoryColumn()}

@@ -11,9 +11,10 @@ TIP.encode_table, ensemble of linear heads = TIPClassifier.classify.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -195,6 +196,11 @@ class Recipe(TrainingRecipe):
     augmentation: ImageAugmentation = ImageAugmentation(scale=(0.5, 1.0), hflip_prob=0.5)
     augmentation_rate: UnitInterval = 0.95
     """Fraction of images that are augmented (released code)."""
+
+    size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "small": {"embed_dim": 128},
+        "base": {"embed_dim": 128, "fusion_depth": 4, "batch_size": 256},
+    }
 
     def stages(self) -> tuple[Stage, ...]:
         finetuning = Stage("fine-tuning", self.finetune_fraction, lr_scale=self.finetune_lr_scale)

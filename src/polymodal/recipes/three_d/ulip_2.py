@@ -14,9 +14,10 @@ farthest_point_sampling, mini-PointNet = first_conv and second_conv, W = point_p
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypedDict, cast
+from typing import Any, ClassVar, Literal, TypedDict, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -151,6 +152,11 @@ class Recipe(DualEncoderRecipe):
     """Fraction of the budget that trains the image and text encoder first; 0 with --init, which loads them."""
     clip_corpus: str = ""
     """Built-in corpus with images and texts for the first stage; by default the run's own views and names."""
+
+    size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "small": {"embed_dim": 256, "num_points": 2048},
+        "base": {"embed_dim": 512, "num_points": 8192},
+    }
 
     def stages(self) -> tuple[Stage, ...]:
         images = partial(load_corpus, self.clip_corpus) if self.clip_corpus else None
