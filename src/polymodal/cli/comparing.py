@@ -25,7 +25,9 @@ from polymodal.cli._flags import (
 from polymodal.cli._output_files import output_file
 from polymodal.cli._printing import print_table, table_console, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
+from polymodal.cli._sizes import size_of_arms
 from polymodal.constraints import NonNegativeInt, PositiveInt
+from polymodal.encoders.size_names import Size
 from polymodal.errors import UserError
 from polymodal.types import Budget
 
@@ -51,6 +53,8 @@ class CompareOptions(RunOptions, JobOptions):
     same weights; in place of --budget."""
     seeds: PositiveInt = 3
     """Number of paired seeds. One gives no ranking, and fewer than three give no verdict."""
+    size: Size | None = None
+    """Size of all recipes without one of their own: tiny, small, base, large. By default chosen by data and machine."""
     out: str = "comparison"
     """Folder for results.json, report.html and the runs; the same command resumes."""
 
@@ -73,8 +77,7 @@ def compare(arguments: Arguments) -> None:
     if not specs:
         raise UserError("Name the recipes to compare: polymodal compare clip siglip --corpus emoji.")
 
-    for spec in specs:
-        _parsed(spec)
+    parsed = [_parsed(spec) for spec in specs]
     options.check()
     if options.budget is not None:
         check_budget(options.budget)
@@ -85,6 +88,9 @@ def compare(arguments: Arguments) -> None:
 
     arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
     corpus = options.open()
+    size = options.size or size_of_arms([type(one.recipe) for one in parsed], corpus)
+    if size:
+        arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec, size)) for spec in specs]
     comparison = reproduce.compare(
         arms,
         corpus,
@@ -103,9 +109,11 @@ def compare(arguments: Arguments) -> None:
     terminal().print(f"\nReport: {options.out}/report.html   all metrics: {options.out}/results.json", highlight=False)
 
 
-def _recipe_with_flags(spec: str) -> Any:
-    """Parse a recipe with flags: 'sparc --local-weight 1'."""
+def _recipe_with_flags(spec: str, size: str | None = None) -> Any:
+    """Parse a recipe with flags: 'sparc --local-weight 1'. size: where the flags name none."""
     given = _parsed(spec)
+    if size and not (given.preset.size or given.preset.paper):
+        given = _parsed(f"{spec} --size {size}")
     return given.towers.applied(source.real(given.recipe))
 
 

@@ -28,8 +28,8 @@ from polymodal.encoders.speech_text import SpeechTextEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 
-BLOCKS = {"small": TransformerSize(192, 6, 3), "base": VIT_SIZES["S"]}  # of what is no text
-TEXT_BLOCKS = {"small": TransformerSize(192, 4, 3), "base": TransformerSize(384, 6, 6)}
+BLOCKS = {"small": TransformerSize(192, 6, 4), "base": VIT_SIZES["S"]}  # of what is no text
+TEXT_BLOCKS = {"small": TransformerSize(192, 4, 4), "base": TransformerSize(384, 6, 6)}
 DECODER_BLOCKS = {"small": TransformerSize(256, 6, 4), "base": TransformerSize(768, 12, 12)}  # base: GPT-2's
 IMAGE_SIDE = {"small": 96, "base": 224}  # px
 PATCH_SIDE = 16  # px

@@ -15,15 +15,19 @@ import dataclasses
 import statistics
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from polymodal.corpora.corpus import Corpus
+from polymodal.encoders.pretrained import HUB
 from polymodal.encoders.size_names import SIZES, Size, check_size
 from polymodal.encoders.sizes import is_resizable, resized
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Image, Images, Video
+from polymodal.training.recipe_record import recipe_from_record
+from polymodal.training.run import read_record
 
 SAMPLED_IMAGES = 16
 MAX_TINY_SIDE = 64  # px: images up to this side are icons, larger ones photographs
@@ -82,7 +86,11 @@ def _kept(given: Any, default: Any, preset: Any) -> Any:
     """Return the preset with the values of `given` that differ from the defaults, also within configurations."""
     if given == default:
         return preset
-    if not dataclasses.is_dataclass(given) or not type(given) is type(default) is type(preset):
+    if (
+        not dataclasses.is_dataclass(given)
+        or isinstance(given, type)
+        or not type(given) is type(default) is type(preset)
+    ):
         return given
     values = {
         field.name: _kept(*(getattr(one, field.name) for one in (given, default, preset)))
@@ -93,28 +101,42 @@ def _kept(given: Any, default: Any, preset: Any) -> Any:
 
 
 def size_of(recipe: Any) -> Size | None:
-    """Return the size whose parts a recipe has; None where it is of no size."""
+    """Return the size whose architecture a recipe has; None where it is of no size."""
     for size in SIZES:
         with suppress(UserError):
-            preset = sized(type(recipe), size)
-            if dict(_parts(preset)) == dict(_parts(recipe)):
+            if _architecture(sized(type(recipe), size)) == _architecture(recipe):
                 return size
     return None
 
 
+def _architecture(recipe: Any) -> dict[str, Any]:
+    """Return what depends on the size, without what belongs to the optimization."""
+    plain = {name for fields in getattr(type(recipe), "size_fields", {}).values() for name in fields}
+    return dict(_parts(recipe)) | {name: getattr(recipe, name) for name in plain - {"batch_size", "optimizer"}}
+
+
+def is_published(kind: type[Any]) -> bool:
+    """Return whether a recipe is of this package; the values of a user's own are not replaced unasked."""
+    return kind.__module__.startswith("polymodal.recipes.")
+
+
 class SizeChoice(NamedTuple):
-    """A size, and why it is the one, in a few words."""
+    """A size, and why it is the one, in a few words; '' where the user named it."""
 
     size: Size
     reason: str
 
 
-def choose_size(corpus: Corpus, device: str | None = None) -> SizeChoice:
+def choose_size(
+    corpus: Corpus, device: str | None = None, init: Path | str | None = None, trust_code: bool = False
+) -> SizeChoice:
     """Return the size that suits data and machine. device: by default a GPU, when there is one.
 
     Built-in corpora, icons and less than a hundred examples: tiny. On a CPU: small; on a GPU and with ten thousand
-    examples: base.
+    examples: base. A run to start from (`init`) has the size already, so that its weights fit.
     """
+    if init is not None and not str(init).startswith(HUB):
+        return SizeChoice(_size_of_run(Path(init), trust_code), f"weights of {init}")
     if corpus.choices.keys() & {"corpus", "parts"}:
         return SizeChoice("tiny", "a built-in corpus")
     streamed = bool(corpus.choices.get("stream"))
@@ -134,6 +156,13 @@ def choose_size(corpus: Corpus, device: str | None = None) -> SizeChoice:
     if rows < MIN_BASE_ROWS and not streamed:
         return SizeChoice("small", f"{count} on a GPU")
     return SizeChoice("base", f"{data} on a GPU")
+
+
+def _size_of_run(directory: Path, trust_code: bool) -> Size:
+    """Return the size of a run's recipe; tiny where it is of no size, or no run, of which training says more."""
+    with suppress(UserError):
+        return size_of(recipe_from_record(read_record(directory)["recipe"], directory, trust_code)) or "tiny"
+    return "tiny"
 
 
 def _image_sides(corpus: Corpus, streamed: bool) -> list[int]:

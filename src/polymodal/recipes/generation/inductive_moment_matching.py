@@ -208,7 +208,7 @@ class Recipe(TrainingRecipe):
     augmentation: ImageAugmentation = NONE
 
     size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "small": {"image_size": 32, "patch_size": 4, "width": 192, "depth": 6, "num_heads": 3},
+        "small": {"image_size": 32, "patch_size": 4, "width": 192, "depth": 6, "num_heads": 4},
         "base": {"image_size": 32, "patch_size": 2, "width": 384, "depth": 12, "num_heads": 6, "batch_size": 256},
     }
 

@@ -199,7 +199,7 @@ class Recipe(TrainingRecipe):
 
     size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "small": {"embed_dim": 128},
-        "base": {"embed_dim": 128, "fusion_depth": 4, "batch_size": 256},
+        "base": {"embed_dim": 128, "fusion_depth": 3, "batch_size": 256},
     }
 
     def stages(self) -> tuple[Stage, ...]:
