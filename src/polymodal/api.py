@@ -133,7 +133,7 @@ def train(
     given = as_recipe(recipe)
     check_budget(budget)
     corpus = open_data(data)
-    choice = _size_choice(recipe, given, size, corpus, runtime, init, trust_code)
+    choice = _size_choice(recipe, given, size, corpus, runtime, init=init, out=out, trust_code=trust_code)
     given = given if choice is None else sized(given, choice.size)
     amount = budget_on(budget, corpus)
     title = f"{name or name_of(given)} on {corpus.name}"
@@ -165,15 +165,17 @@ def _size_choice(
     size: Size | None,
     corpus: Corpus,
     runtime: RuntimeConfig | None = None,
-    init: Path | str | None = None,
-    trust_code: bool = False,
+    **places: Any,
 ) -> SizeChoice | None:
-    """Return the size that is named or, for a published recipe without values of the user, chosen; else None."""
+    """Return the size that is named or, for a published recipe without values of the user, chosen; else None.
+
+    places: init, out and trust_code of `choose_size`.
+    """
     if size is not None:
         return SizeChoice(size, "")
     if given is recipe or not is_published(type(given)):
         return None
-    return choose_size(corpus, runtime.device if runtime else None, init, trust_code)
+    return choose_size(corpus, runtime.device if runtime else None, **places)
 
 
 def evaluate(run: Run | Path | str, data: Any, reader: Reader | None = None, templates: Sequence[str] = ()) -> Scores:

@@ -57,9 +57,8 @@ def parse_with_recipe(
 def named_size(arguments: Arguments) -> Size | None:
     """Return what --size names, the last one where it is given several times. Raises UserError for no size, and beside
     --paper."""
-    given = [word.partition("=")[2] for word in arguments if word.startswith("--size=")]
-    given += [following for word, following in itertools.pairwise(arguments) if word == "--size"]
-    sizes = [check_size(name) for name in given]
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--size=") else [word])]
+    sizes = [check_size(name) for flag, name in itertools.pairwise(words) if flag == "--size"]
     if sizes and "--paper" in arguments:
         raise UserError("Give --size or --paper, not both; --paper is --size large.")
     return sizes[-1] if sizes else None

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from polymodal.training.sizes import SizeChoice
 
 
-def size_choice(parsed: Any, kind: type[Any], corpus: Corpus) -> SizeChoice:
-    """Return the size of a training. parsed: its flags. kind: of the recipe, which may be a stand-in."""
+def size_choice(parsed: Any, kind: type[Any], corpus: Corpus, out: str) -> SizeChoice:
+    """Return the size of a training. parsed: its flags. kind: of the recipe, which may be a stand-in. out: folder
+    of the run."""
     from polymodal.training.sizes import SizeChoice, choose_size, is_published
 
     preset, options = parsed.preset, parsed.options
@@ -19,7 +20,7 @@ def size_choice(parsed: Any, kind: type[Any], corpus: Corpus) -> SizeChoice:
         return SizeChoice("large" if preset.paper else preset.size, "")
     if not is_published(kind):
         return SizeChoice("tiny", "your own recipe")
-    return choose_size(corpus, parsed.runtime.device, options.init, options.trust_code)
+    return choose_size(corpus, parsed.runtime.device, options.init, out, options.trust_code)
 
 
 def size_flags(parsed: Any, choice: SizeChoice) -> list[str]:
@@ -40,5 +41,5 @@ def size_of_arms(kinds: list[type[Any]], corpus: Corpus) -> str | None:
     choice = choose_size(corpus)
     if choice.size == "tiny":
         return None
-    print(f"Size {choice.size} of all arms (chosen for {choice.reason}).", file=sys.stderr)
+    print(f"Size {choice.size} of all arms (chosen: {choice.reason}).", file=sys.stderr)
     return choice.size

@@ -120,8 +120,8 @@ def _language_model(config: LanguageModelConfig, size: Size) -> LanguageModelCon
 
 @resized.register(SpeechTextEncoderConfig)
 def _speech_text(config: SpeechTextEncoderConfig, size: Size) -> SpeechTextEncoderConfig:
-    own, shared = {"small": (2, 4), "base": (4, 8)}[size]
-    return _with_blocks(config, BLOCKS[size], speech_depth=own, shared_depth=shared)
+    speech, shared = {"small": (2, 4), "base": (4, 8)}[size]
+    return _with_blocks(config, BLOCKS[size], speech_depth=speech, shared_depth=shared)
 
 
 @resized.register(PointEncoderConfig)

@@ -65,7 +65,7 @@ class SizeLine:
         rows, recipe = self._rows, self.run.recipe
         a_pass = f", {duration(rows / rate)} a pass" if rows else ""
         used = f", {memory / 2**30:.1f} GiB of memory" if memory else ""
-        reason = f" (chosen for {self.choice.reason})" if self.choice.reason else ""
+        reason = f" (chosen: {self.choice.reason})" if self.choice.reason else ""
         changed = "" if size_of(recipe) == self.choice.size else ", changed by hand"
         line = (
             f"Size {self.choice.size}{changed}{reason}: {architecture(recipe)}; "

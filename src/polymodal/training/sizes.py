@@ -27,7 +27,7 @@ from polymodal.encoders.sizes import is_resizable, resized
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Image, Images, Video
 from polymodal.training.recipe_record import recipe_from_record
-from polymodal.training.run import read_record
+from polymodal.training.run import RECORD, read_record
 
 SAMPLED_IMAGES = 16
 MAX_TINY_SIDE = 64  # px: images up to this side are icons, larger ones photographs
@@ -55,10 +55,10 @@ def _preset(kind: type[Any], size: Size) -> Any:
             raise UserError("This recipe has no preset of a paper, which size large is; take base.")
         return kind.paper()
     start = kind.paper() if size == "base" and hasattr(kind, "paper") else default
-    own = getattr(kind, "size_fields", {}).get(size, {})
-    changes = {name: resized(value, size) for name, value in _parts(start)} | own
+    plain = getattr(kind, "size_fields", {}).get(size, {})
+    changes = {name: resized(value, size) for name, value in _parts(start)} | plain
     larger = dataclasses.replace(default, **changes)
-    if "optimizer" in own or not hasattr(default, "optimizer"):
+    if "optimizer" in plain or not hasattr(default, "optimizer"):
         return larger
     rate = default.optimizer.learning_rate * learning_rate_factor(default, larger)
     return dataclasses.replace(larger, optimizer=dataclasses.replace(default.optimizer, learning_rate=rate))
@@ -86,11 +86,8 @@ def _kept(given: Any, default: Any, preset: Any) -> Any:
     """Return the preset with the values of `given` that differ from the defaults, also within configurations."""
     if given == default:
         return preset
-    if (
-        not dataclasses.is_dataclass(given)
-        or isinstance(given, type)
-        or not type(given) is type(default) is type(preset)
-    ):
+    alike = type(given) is type(default) is type(preset)
+    if not alike or not dataclasses.is_dataclass(given) or isinstance(given, type):
         return given
     values = {
         field.name: _kept(*(getattr(one, field.name) for one in (given, default, preset)))
@@ -128,15 +125,20 @@ class SizeChoice(NamedTuple):
 
 
 def choose_size(
-    corpus: Corpus, device: str | None = None, init: Path | str | None = None, trust_code: bool = False
+    corpus: Corpus,
+    device: str | None = None,
+    init: Path | str | None = None,
+    out: Path | str | None = None,
+    trust_code: bool = False,
 ) -> SizeChoice:
     """Return the size that suits data and machine. device: by default a GPU, when there is one.
 
     Built-in corpora, icons and less than a hundred examples: tiny. On a CPU: small; on a GPU and with ten thousand
-    examples: base. A run to start from (`init`) has the size already, so that its weights fit.
+    examples: base. A run to start from (`init`), or that goes on in `out`, has the size already, also on another machine.
     """
-    if init is not None and not str(init).startswith(HUB):
-        return SizeChoice(_size_of_run(Path(init), trust_code), f"weights of {init}")
+    begun = out if out is not None and (Path(out) / RECORD).is_file() else init
+    if begun is not None and not str(begun).startswith(HUB):
+        return SizeChoice(_size_of_run(Path(begun), trust_code), f"as in {begun}")
     if corpus.choices.keys() & {"corpus", "parts"}:
         return SizeChoice("tiny", "a built-in corpus")
     streamed = bool(corpus.choices.get("stream"))
