@@ -134,7 +134,7 @@ def choose_size(
     """Return the size that suits data and machine. device: by default a GPU, when there is one.
 
     Built-in corpora, icons and less than a hundred examples: tiny. On a CPU: small; on a GPU and with ten thousand
-    examples: base. A run to start from (`init`), or that goes on in `out`, has the size already, also on another machine.
+    examples: base. A run to start from (`init`), or that goes on in `out`, has its size already.
     """
     begun = out if out is not None and (Path(out) / RECORD).is_file() else init
     if begun is not None and not str(begun).startswith(HUB):
