@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,21 @@ def test_recipes_and_encoders_of_users_have_sizes() -> None:
         sized(Mine, "large")
     with pytest.raises(UserError, match="There is no size 'huge'"):
         sized(Mine, "huge")
+
+
+def test_the_page_has_the_numbers_of_clip() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "sizes.md").read_text(encoding="utf-8")
+    for size in SIZES:
+        recipe = sized(clip.Recipe, size)
+        with torch.device("meta"):
+            method = clip.CLIP(recipe, recipe.text.vocab_size)
+        cells = re.findall(rf"^\| `{size}` \| (.+) \| (.+) \| (.+) \| (.+) \| (.+) \|$", page, re.M)
+        assert len(cells) == 1
+        image, text, batch_size, rate, parameters = cells[0]
+        assert (f"{recipe.image.image_size} px" in image, f"{recipe.text.width}" in text) == (True, True)
+        assert float(rate) == pytest.approx(recipe.optimizer.learning_rate, rel=0.05)
+        assert batch_size == f"{recipe.batch_size:,}"
+        assert parameters == millions(sum(parameter.numel() for parameter in method.parameters()))
 
 
 # Which size is chosen
