@@ -18,7 +18,7 @@ from polymodal.recipes.dual_encoders import clip
 from polymodal.training.trainer import train
 
 DEFAULT = clip.Recipe()
-WIDTHS, MULTIPLES = (64, 128, 256), (0.25, 0.5, 1.0, 2.0)
+WIDTHS, MULTIPLES = (64, 128, 256), (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)
 
 
 def recipe_of(width: int, learning_rate: float, batch_size: int) -> clip.Recipe:
@@ -54,14 +54,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    parser.add_argument("--multiples", type=float, nargs="+", default=MULTIPLES)
     options = parser.parse_args()
     corpus, rate = pm.corpora.emoji(), DEFAULT.optimizer.learning_rate
-    print("| width | learning rate by the rule | " + " | ".join(f"x {one:g}" for one in MULTIPLES) + " |")
-    print("|---|---|" + "---|" * len(MULTIPLES))
+    print("| width | learning rate by the rule | " + " | ".join(f"x {one:g}" for one in options.multiples) + " |")
+    print("|---|---|" + "---|" * len(options.multiples))
     for width in options.widths:
         ruled = rate * DEFAULT.image.width / width
         print(f"| {width} | {ruled:.2g}", end="", flush=True)
-        for multiple in MULTIPLES:
+        for multiple in options.multiples:
             recipe = recipe_of(width, multiple * ruled, options.batch_size)
             print(f" | {loss_of(recipe, corpus, options.steps, options.seeds):.3f}", end="", flush=True)
         print(" |")

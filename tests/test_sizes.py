@@ -78,12 +78,20 @@ def test_small_has_larger_images_and_texts_that_attend() -> None:
 
 @pytest.mark.parametrize("size", ["small", "base"])
 def test_learning_rates_fall_with_the_width(size: str) -> None:
-    default, larger = clip.Recipe(), sized(clip.Recipe, size)
+    kind = recipes.find("tip")
+    default, larger = kind(), sized(kind, size)
     ratio = default.image.width / larger.image.width
-    assert learning_rate_factor(default, larger) == ratio
+    assert learning_rate_factor(default, larger) == ratio < 0.5
     assert larger.optimizer.learning_rate == pytest.approx(ratio * default.optimizer.learning_rate)
     assert replace(larger.optimizer, learning_rate=default.optimizer.learning_rate) == default.optimizer
-    assert sized(recipes.find("moma"), "base").optimizer.learning_rate == 1e-3, "the recipe's choice counts"
+
+
+def test_recipes_may_state_learning_rates() -> None:
+    assert sized(recipes.find("moma"), "base").optimizer.learning_rate == 1e-3
+    small, base = (sized(clip.Recipe, size) for size in ("small", "base"))
+    rates = [one.optimizer.learning_rate * one.image.width for one in (small, base)]
+    assert rates[0] == pytest.approx(rates[1], rel=0.05), "they fall with the width, too"
+    assert rates[0] < clip.Recipe().optimizer.learning_rate * clip.Recipe().image.width / 3
 
 
 def test_values_other_than_the_defaults_are_kept() -> None:

@@ -62,7 +62,7 @@ class TrainingRecipe:
 
     length_modality: ClassVar[type] = Text
     """Modality by whose length `length_bucketing` sorts."""
-    size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {}
     """Plain fields at sizes `small` and `base`, beside the encoders (`training.sizes`)."""
 
     def __post_init__(self) -> None:

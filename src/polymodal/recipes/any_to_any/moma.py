@@ -143,7 +143,7 @@ class Recipe(ConversationRecipe):
     image_decoding: Decoding = Decoding(top_p=0.95, temperature=1.0)
     """Decoding of image codes."""
 
-    size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"tile_size": 96},
         "base": {"tile_size": 256, "patch_size": 16, "optimizer": OptimizerConfig(learning_rate=1e-3)},
     }

@@ -180,7 +180,7 @@ class Recipe(TrainingRecipe):
     finetune_fraction: UnitInterval = 0.4
     """Fraction of the budget for fine-tuning on the fields of words; 0 pre-trains only; 1 with --init hf:."""
 
-    size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"vocab_size": 8000, "max_words": 128},
         "base": {"vocab_size": 32_000, "max_words": 320},
     }

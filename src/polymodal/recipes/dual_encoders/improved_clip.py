@@ -17,7 +17,6 @@ SwALIP = losses.swalip.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NotRequired
 
@@ -205,9 +204,10 @@ class Recipe(DualEncoderRecipe):
     eval_projector: Literal["z", "h"] = "z"
     """Projector of the embeddings that a run gives: of the global views (z), or of the local ones (h)."""
 
-    size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "small": {"embed_dim": 256, "batch_size": 96},
-        "base": {"embed_dim": 256, "batch_size": 96, "projector_hidden_dim": 2048, "ssl_hidden_dim": 2048},
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": DualEncoderRecipe.size_fields["small"] | {"batch_size": 96},
+        "base": DualEncoderRecipe.size_fields["base"]
+        | {"embed_dim": 256, "batch_size": 96, "projector_hidden_dim": 2048, "ssl_hidden_dim": 2048},
     }
 
     def __post_init__(self) -> None:

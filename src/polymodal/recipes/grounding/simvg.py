@@ -16,7 +16,6 @@ positions of words, whose frequencies but the first the released code rounds to 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypedDict
 
@@ -185,7 +184,7 @@ class Recipe(TrainingRecipe):
     decoder_warmup_fraction: UnitInterval = 0.0
     """Fraction of the budget that trains the decoder branch alone, before both learn (two-stage variant)."""
 
-    size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"embed_dim": 128, "decoder_ffn_dim": 512},
         "base": {"embed_dim": 256, "decoder_ffn_dim": 1024, "decoder_attention_heads": 8},
     }

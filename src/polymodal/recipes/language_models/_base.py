@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -45,7 +44,7 @@ class MonolithRecipe(ConversationRecipe):
     visual_experts: bool = True
     """Whether visual tokens have MLPs of their own; without, they share those of text."""
 
-    size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"tile_size": 128, "patch_embed_dim": 128},
         "base": {"tile_size": 224, "patch_size": 14, "patch_embed_dim": 384},
     }

@@ -18,7 +18,6 @@ DropToken = models.vatt.drop_tokens, FAC head = VATTModel.va_to_vt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NotRequired, TypedDict
 
@@ -136,7 +135,7 @@ class Recipe(TrainingRecipe):
     """Fraction of triplets whose text, or as often whose audio, is another example's, to measure what that does."""
     augmentation: ImageAugmentation = ImageAugmentation(scale=(0.6, 1.0), hflip_prob=0.5)
 
-    size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"embed_dim": 128, "text_dim": 128},
         "base": {"embed_dim": 512, "text_dim": 256, "max_audio_tokens": 32},
     }

@@ -15,7 +15,6 @@ losses.mutual_information, interpretability = DGVAE.explain.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypedDict
 
@@ -235,7 +234,7 @@ class Recipe(TrainingRecipe):
     kl_anneal_steps: NonNegativeInt = 100
     """Updates over which that weight rises linearly."""
 
-    size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"batch_size": 256},
         "base": {"batch_size": 512},
     }

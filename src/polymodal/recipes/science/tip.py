@@ -11,7 +11,6 @@ TIP.encode_table, ensemble of linear heads = TIPClassifier.classify.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, TypedDict
@@ -197,7 +196,7 @@ class Recipe(TrainingRecipe):
     augmentation_rate: UnitInterval = 0.95
     """Fraction of images that are augmented (released code)."""
 
-    size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"embed_dim": 128},
         "base": {"embed_dim": 128, "fusion_depth": 3, "batch_size": 256},
     }

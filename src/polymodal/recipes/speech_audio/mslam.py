@@ -12,7 +12,6 @@ contrastive block = encoder.contrastive_block, masked-prediction block = encoder
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypedDict
 
@@ -151,7 +150,7 @@ class Recipe(TrainingRecipe):
     finetune_encoder: bool = False
     """Fine-tune the encoder, too; without, a linear probe is trained on the frozen encoder."""
 
-    size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"w2v_bert": W2vBertConfig(128, 1, 128), "max_audio_seconds": 8.0},
         "base": {"w2v_bert": W2vBertConfig(384, 1, 320), "max_audio_seconds": 16.0},
     }

@@ -14,7 +14,6 @@ farthest_point_sampling, mini-PointNet = first_conv and second_conv, W = point_p
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, TypedDict, cast
@@ -153,7 +152,7 @@ class Recipe(DualEncoderRecipe):
     clip_corpus: str = ""
     """Built-in corpus with images and texts for the first stage; by default the run's own views and names."""
 
-    size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"embed_dim": 256, "num_points": 2048},
         "base": {"embed_dim": 512, "num_points": 8192},
     }

@@ -19,7 +19,7 @@ retrieval and answers; equal texts are positives of each other, and no negatives
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -157,7 +157,7 @@ class Recipe(TrainingRecipe):
     """Number of answers: the most frequent ones of the training questions."""
     augmentation: ImageAugmentation = ImageAugmentation(scale=(0.6, 1.0), hflip_prob=0.5)
 
-    size_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"embed_dim": 128},
         "base": {"embed_dim": 256, "fusion_depth": 6},
     }
