@@ -6,7 +6,7 @@ plain fields as in the recipe's `size_fields`; what kind of encoder it is (pooli
 
 The learning rate of small and base is that of the defaults times (default width / new width), of the encoder that grows
 most: with Adam, the update of a matrix grows with the number of its inputs (muP, Yang et al. 2022, table 3). muP leaves
-the rates of vectors and embeddings as they are; here one factor is for all parameters.
+the rates of vectors and embeddings as they are; here one factor is for all parameters. A recipe may state another rate.
 """
 
 from __future__ import annotations
