@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from polymodal.constraints import validate_constraints
+from polymodal.encoders.size_names import Size
 from polymodal.errors import UserError
 
 if TYPE_CHECKING:
@@ -109,6 +110,9 @@ class DataOptions:
 class PresetOptions:
     """Preset of hyper-parameters."""
 
+    size: Size | None = None
+    """Size of the model: tiny (icons, in a minute), small (photographs on a CPU, in half an hour), base (for one GPU),
+    large (as --paper). By default chosen by data and machine. Other flags change single values of it."""
     paper: bool = False
     """Start from the paper's hyper-parameters instead of the small preset."""
 

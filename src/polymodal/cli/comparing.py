@@ -26,7 +26,9 @@ from polymodal.cli._flags import (
 from polymodal.cli._output_files import output_file
 from polymodal.cli._printing import print_table, table_console, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
+from polymodal.cli._sizes import size_of_arms
 from polymodal.constraints import NonNegativeInt, PositiveInt
+from polymodal.encoders.size_names import Size
 from polymodal.errors import UserError
 from polymodal.types import Budget
 
@@ -58,6 +60,8 @@ class CompareOptions(RunOptions, JobOptions):
     family: str | None = None
     """Family whose recipes are compared, besides the named ones: all that train on the data, with a note on each of the
     others about what the data lack. `polymodal list` shows the families."""
+    size: Size | None = None
+    """Size of all recipes without one of their own: tiny, small, base, large. By default chosen by data and machine."""
     out: str = "comparison"
     """Folder for results.json, report.html and the runs; the same command resumes."""
 
@@ -80,8 +84,7 @@ def compare(arguments: Arguments) -> None:
     if not specs and options.family is None:
         raise UserError("Name the recipes to compare: polymodal compare clip siglip --corpus emoji.")
 
-    for spec in specs:
-        _parsed(spec)
+    parsed = [_parsed(spec) for spec in specs]
     options.check()
     if options.budget is not None:
         check_budget(options.budget)
@@ -92,8 +95,10 @@ def compare(arguments: Arguments) -> None:
 
     corpus = options.open()
     if options.family is not None:
-        specs += [name for name in _of_family(options.family, corpus) if name not in specs]
-    arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
+        members = [name for name in _of_family(options.family, corpus) if name not in specs]
+        specs, parsed = specs + members, parsed + [_parsed(name) for name in members]
+    size = options.size or size_of_arms([type(one.recipe) for one in parsed], corpus)
+    arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec, size)) for spec in specs]
     comparison = reproduce.compare(
         arms,
         corpus,
@@ -122,9 +127,11 @@ def _of_family(family: str, corpus: Corpus) -> list[str]:
     return fitting
 
 
-def _recipe_with_flags(spec: str) -> Any:
-    """Parse a recipe with flags: 'sparc --local-weight 1'."""
+def _recipe_with_flags(spec: str, size: str | None = None) -> Any:
+    """Parse a recipe with flags: 'sparc --local-weight 1'. size: where the flags name none."""
     given = _parsed(spec)
+    if size and not (given.preset.size or given.preset.paper):
+        given = _parsed(f"{spec} --size {size}")
     return given.towers.applied(source.real(given.recipe))
 
 

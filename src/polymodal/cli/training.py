@@ -24,6 +24,7 @@ from polymodal.cli._flags import (
 from polymodal.cli._next_steps import hints, next_steps
 from polymodal.cli._printing import megabytes, print_json, print_table, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
+from polymodal.cli._sizes import size_choice, size_flags
 from polymodal.constraints import NonNegativeInt
 from polymodal.errors import unknown
 from polymodal.types import Budget
@@ -31,6 +32,7 @@ from polymodal.types import Budget
 if TYPE_CHECKING:
     from polymodal.corpora.corpus import Corpus
     from polymodal.training.runtime import RuntimeConfig
+    from polymodal.training.sizes import SizeChoice
 
 RUNTIME = "polymodal.training.runtime", "RuntimeConfig"
 
@@ -54,18 +56,22 @@ def train(arguments: Arguments) -> None:
     spec, rest = positional(arguments, "train RECIPE --corpus NAME | --data PATH [--budget 60s] [--seed 0] [--out DIR]")
     from polymodal import recipes
 
-    kinds = {"options": TrainOptions, "runtime": source.find(*RUNTIME)}
-    parsed = parse_with_recipe(kinds, recipes.find_method(spec), rest, f"train {spec}", train)
+    kinds, kind = {"options": TrainOptions, "runtime": source.find(*RUNTIME)}, recipes.find_method(spec)
+    parsed = parse_with_recipe(kinds, kind, rest, f"train {spec}", train)
     options = parsed.options
     check_budget(options.budget)
-    name = short_name(spec)
     options.check()
     recipe, corpus = options.prepared(source.real(parsed.recipe)), options.open()
-    budget = budget_on(options.budget, corpus)
+    name = short_name(spec)
     out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
+    choice = size_choice(parsed, kind, corpus, out)
+    if more := size_flags(parsed, choice):
+        larger = parse_with_recipe(kinds, kind, [*rest, *more], f"train {spec}", train).recipe
+        recipe = options.prepared(source.real(larger))
+    budget = budget_on(options.budget, corpus)
     runtime = source.real(parsed.runtime)
-    best = {"early_stop": options.early_stop, "keep": options.keep}
-    _train(recipe, corpus, budget, options.seed, out, name, runtime, options.init, options.trust_code, best)
+    further = {"early_stop": options.early_stop, "keep": options.keep, "trust_code": options.trust_code}
+    _train(recipe, corpus, budget, options.seed, out, name, runtime, options.init, further, choice)
 
 
 def resume(arguments: Arguments) -> None:
@@ -90,8 +96,7 @@ def resume(arguments: Arguments) -> None:
         record["recipe"]["name"],
         source.real(parsed.runtime),
         record.get("init"),
-        trust_code,
-        {"early_stop": record.get("early_stop", 0), "keep": record.get("keep")},
+        {"early_stop": record.get("early_stop", 0), "keep": record.get("keep"), "trust_code": trust_code},
     )
 
 
@@ -117,17 +122,17 @@ def _train(
     name: str,
     runtime: RuntimeConfig,
     init: str | None,
-    trust_code: bool,
-    best: dict[str, Any],
+    further: dict[str, Any],
+    choice: SizeChoice | None = None,
 ) -> None:
     from polymodal.evaluation import validation
     from polymodal.training import train as run_training
     from polymodal.training.parallel import is_first
-    from polymodal.training.progress_bar import progress_bar
+    from polymodal.training.size_line import progress_and_size
 
     finished_before = _is_finished(Path(out))
     try:
-        with progress_bar(f"{name} on {corpus.name}") as on_step:
+        with progress_and_size(f"{name} on {corpus.name}", choice, corpus, budget) as callbacks:
             run = run_training(
                 recipe,
                 corpus,
@@ -138,9 +143,8 @@ def _train(
                 init=init,
                 validate=validation(corpus),
                 runtime=runtime,
-                on_step=on_step,
-                trust_code=trust_code,
-                **best,
+                **callbacks,
+                **further,
             )
     except KeyboardInterrupt:  # the second one
         raise KeyboardInterrupt(

@@ -67,6 +67,8 @@ class TrainingRecipe:
 
     length_modality: ClassVar[type] = Text
     """Modality by whose length `length_bucketing` sorts."""
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Plain fields at sizes `small` and `base`, beside the encoders (`training.sizes`)."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a field of a wrong kind, by its name."""

@@ -55,6 +55,7 @@ __all__ = ["Interrupted", "OnStep", "Paused", "Progress", "Validate", "copy_matc
 
 LOG_EVERY = 10  # steps between two entries of the history
 
+OnBuild = Callable[[Run], object]
 OnStep = Callable[[Progress, float, Mapping[str, Tensor]], None]  # progress, budget fraction, losses of the step
 
 
@@ -74,13 +75,13 @@ def train(
     early_stop: int = 0,
     keep: str | None = None,
     runtime: RuntimeConfig | None = None,
+    on_build: OnBuild | None = None,
     on_step: OnStep | None = None,
     until_step: int | None = None,
     trust_code: bool = False,
 ) -> Run:
-    """Train a recipe on a corpus and return the run.
+    """Train a recipe, which derives from `training.recipe.TrainingRecipe`, on a corpus and return the run.
 
-    recipe: a `polymodal.types.Recipe` that derives from `training.recipe.TrainingRecipe`.
     seed: of weights, order of examples and all sampling; with a budget in steps or examples it fixes the weights.
     out: folder of the run. An unfinished run with the same configuration is resumed; a finished one is returned.
     weights_like: module from which parameters with matching name and shape are copied (paired runs).
@@ -90,8 +91,10 @@ def train(
     `hf:NAME`, a pretrained model that the recipe was built for (`training.initialization.with_pretrained`).
     validate: called `validations` times, evenly over the budget; its time does not count.
     early_stop: validations without a better headline metric that end training; 0: none. keep: best or last weights.
-    runtime: how it is executed; changes results by rounding at most. trust_code: for `out` or `init`, see `load_run`.
+    runtime: device, processes, precision, memory and checkpoints; changes results by rounding at most.
+    on_build: called with the run before its first step. on_step: called after every step.
     until_step: validates, saves and raises `Paused` there; learning rates are those of the whole budget.
+    trust_code: for the run in `out` or `init`, see `load_run`.
     Raises UserError for a hyper-parameter outside its range, a folder that holds another run, a corpus that the recipe
     cannot use, a disk that cannot be written, or non-finite losses; Interrupted after Ctrl-C, SIGTERM or SIGHUP.
     """
@@ -112,7 +115,7 @@ def train(
                 _announce(record, _same_data(directory, corpus), runtime, written)
                 start: dict[str, Any] = {"tokenizer": tokenizer, "weights_like": weights_like, "init": init}
                 run = build_run(recipe, corpus, record, seed, **start, directory=directory, trust_code=trust_code)
-                _save_configuration(run, written)
+                _begin(run, written, on_build if world.first else None)
                 trainer = Trainer(run, corpus, budget, seed, runtime, world)
             try:
                 return _train(trainer, stop, validate, validations, on_step, best, until_step)
@@ -171,8 +174,10 @@ def _announce(record: dict[str, Any], fingerprint: str, runtime: RuntimeConfig, 
             write_json(directory / RECORD, record)
 
 
-def _save_configuration(run: Run, directory: Path | None) -> None:
-    """Save what does not change in training: a user's recipe file, the processor, and the record."""
+def _begin(run: Run, directory: Path | None, on_build: OnBuild | None) -> None:
+    """Call `on_build`; save what does not change in training: a user's recipe file, the processor, and the record."""
+    if on_build is not None:
+        on_build(run)
     if directory is None:
         return
     with write_errors(directory):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict, TypeVar
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -118,6 +118,13 @@ class DualEncoderRecipe(TrainingRecipe):
     augmentation: ImageAugmentation = WEAK
     word_dropout: UnitInterval = 0.3
     """Probability with which a word of a caption is left out while training (Iyyer et al. 2015, section 3.1)."""
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"embed_dim": 256, "batch_size": 128, "optimizer": OptimizerConfig(learning_rate=3.3e-4)},
+        "base": {"embed_dim": 512, "batch_size": 256, "optimizer": OptimizerConfig(learning_rate=1.7e-4)},
+    }
+    """Learning rates are a quarter of what the width would give: with blocks, the defaults' learn nothing
+    (`benchmarks/size_sweep.py`)."""
 
     @classmethod
     def tiny(cls: type[AnyRecipe]) -> AnyRecipe:

@@ -19,7 +19,7 @@ DropToken = models.vatt.drop_tokens, FAC head = VATTModel.va_to_vt.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, ClassVar, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -134,6 +134,11 @@ class Recipe(TrainingRecipe):
     mismatch_rate: UnitInterval = 0.0
     """Fraction of triplets whose text, or as often whose audio, is another example's, to measure what that does."""
     augmentation: ImageAugmentation = ImageAugmentation(scale=(0.6, 1.0), hflip_prob=0.5)
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"embed_dim": 128, "text_dim": 128},
+        "base": {"embed_dim": 512, "text_dim": 256, "max_audio_tokens": 32},
+    }
 
     def gradient_transform(self) -> GradientHarmonizer | None:
         if self.gradient_harmonization == "none":

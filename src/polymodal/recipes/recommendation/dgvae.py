@@ -16,7 +16,7 @@ losses.mutual_information, interpretability = DGVAE.explain.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -233,6 +233,12 @@ class Recipe(TrainingRecipe):
     """Weight of both KL divergences after annealing."""
     kl_anneal_steps: NonNegativeInt = 100
     """Updates over which that weight rises linearly."""
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"batch_size": 256},
+        "base": {"batch_size": 512},
+    }
+    """Embeddings of the defaults are those of the paper."""
 
     def tuning_grid(self) -> dict[str, tuple[float, ...]]:
         """Return learning rates and values of the temperature around the recipe's own."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -195,6 +195,11 @@ class Recipe(TrainingRecipe):
     augmentation: ImageAugmentation = ImageAugmentation(scale=(0.5, 1.0), hflip_prob=0.5)
     augmentation_rate: UnitInterval = 0.95
     """Fraction of images that are augmented (released code)."""
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"embed_dim": 128},
+        "base": {"embed_dim": 128, "fusion_depth": 3, "batch_size": 256},
+    }
 
     def stages(self) -> tuple[Stage, ...]:
         finetuning = Stage("fine-tuning", self.finetune_fraction, lr_scale=self.finetune_lr_scale)
