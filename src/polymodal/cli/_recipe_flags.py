@@ -49,8 +49,8 @@ def parse_with_recipe(
     try:
         recipe = kind.paper() if "--paper" in arguments else _at_size(kind, size) if size else kind
         flags = _flags_of(recipe)
-        # In the order of the help text: the command, the recipe, and how it is executed.
-        late = {name: one for name, one in kinds.items() if name == "runtime"}
+        # In the order of the help text: the command, the recipe, its pretrained encoders, and how it is executed.
+        late = {name: one for name, one in kinds.items() if name in ("towers", "runtime")}
         early = {name: one for name, one in kinds.items() if name not in late} | {"preset": PresetOptions}
         parsed = parse_together(early | {"recipe": flags} | late, arguments, usage, command)
         return dataclasses.replace(parsed, recipe=_recipe_of(parsed.recipe, kind))

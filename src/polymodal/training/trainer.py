@@ -89,32 +89,30 @@ def train(
     init: finished run whose matching weights and tokenizer are used, and to whose architecture a recipe with
     `starting_from` adapts; a warning and `not_initialized` in the record name the parameters that it lacks. Or
     `hf:NAME`, a pretrained model that the recipe was built for (`training.initialization.with_pretrained`).
-    validate: called `validations` times, evenly over the budget; its time does not count.
-    early_stop: validations without a better headline metric that end training; 0: none. keep: best or last weights.
-    runtime: device, processes, precision, memory and checkpoints; changes results by rounding at most.
-    on_build: called with the run before its first step. on_step: called after every step.
-    until_step: validates, saves and raises `Paused` there; learning rates are those of the whole budget.
-    trust_code: for the run in `out` or `init`, see `load_run`.
+    validate: called `validations` times, evenly over the budget; its time does not count. early_stop: validations
+    without a better headline metric that end training; 0: none. keep: best or last weights.
+    runtime: device, processes, precision, memory and checkpoints; changes results by rounding at most. on_build: called
+    with the run before its first step. on_step: called after every step. until_step: there it validates, saves and
+    raises `Paused`; learning rates are those of the whole budget. trust_code: see `load_run`.
     Raises UserError for a hyper-parameter outside its range, a folder that holds another run, a corpus that the recipe
     cannot use, a disk that cannot be written, or non-finite losses; Interrupted after Ctrl-C, SIGTERM or SIGHUP.
     """
     recipe = _checked(recipe if weights_like is not None else recipe_started_from(recipe, init, trust_code))
     runtime = runtime or RuntimeConfig()
-    directory = Path(out) if out is not None else None
-    record = _new_record(recipe, name, corpus, budget, seed, init)
+    directory, record = Path(out) if out is not None else None, _new_record(recipe, name, corpus, budget, seed, init)
     best = best_weights(early_stop, keep, validate, record)
     with join_world(runtime.device) as world, stop_signals() as stop:
         check_batch(recipe.batch_size, runtime.micro_batch, world.size)
-        finished = directory is not None and _holds_finished(directory, record)
+        finished = directory if directory is not None and _holds_finished(directory, record) else None
         world.all_reduce_max(0)  # no process writes before all have looked
-        if directory is not None and finished:
-            return load_run(directory, trust_code)
+        if finished is not None:
+            return load_run(finished, trust_code)
         written = directory if world.first else None
+        begin: dict[str, Any] = {"tokenizer": tokenizer, "weights_like": weights_like, "init": init}
         with _locked(directory, world):
             with _given_up_on_error(written):
                 _announce(record, _same_data(directory, corpus), runtime, written)
-                start: dict[str, Any] = {"tokenizer": tokenizer, "weights_like": weights_like, "init": init}
-                run = build_run(recipe, corpus, record, seed, **start, directory=directory, trust_code=trust_code)
+                run = build_run(recipe, corpus, record, seed, **begin, directory=directory, trust_code=trust_code)
                 _begin(run, written, on_build if world.first else None)
                 trainer = Trainer(run, corpus, budget, seed, runtime, world)
             try:
