@@ -9,8 +9,8 @@ No code and no full text of the paper could be read: mask ratio, form, sign and 
 this package; patch dropping and pooling are those of FLIP's code (facebookresearch/flip@9bf6bf8), soft targets and
 sentences those of MedCLIP's (RyanWangZf/MedCLIP@9c3396f). Differs from them in: a norm before the blocks of the image
 encoder; text vectors of the last layer alone (MedCLIP averages layers 1, 2 and the last); a class has the mean of its
-prompts (MedCLIP takes the most similar); no unpaired images and sentences, no color jitter or random turns; and an image
-or text of which no entity is known has its own pair as the target.
+prompts (MedCLIP takes the most similar); no unpaired images and sentences, no color jitter or random turns; and an
+image or text of which no entity is known has its own pair as the target.
 
 Terms: masking module = Recipe.masked_batch, fusion module = entity_targets, Medical-SVD loss = losses.svd, unmasked
 tuning = Recipe.stages, semantic matching loss = losses.contrastive.
