@@ -32,7 +32,18 @@ def test_mentions_are_present_uncertain_or_absent() -> None:
     assert mentions("no fracture. an old fracture", {"fracture": 0}) == {0: 1}
     assert mentions("no fracture. maybe, possibly a fracture", {"fracture": 0}) == {0: 0}
     assert column.of_text("all is well").tolist() == [1.0] + [0.0] * 13
-    assert not column.of_text("all is well", default=False).any()
+
+
+def test_an_image_whose_report_states_no_finding_matches_texts_without_a_mention(tmp_path: Path) -> None:
+    reports = ["The lungs are clear.", "No edema is seen.", "Possible edema is seen.", "There is edema."]
+    (tmp_path / "reports.csv").write_text("\n".join(["image,text", *(f"{n}.png,{reports[n % 4]}" for n in range(20))]))
+    for n in range(20):
+        Image.new("RGB", (8, 8), (n, n, n)).save(tmp_path / f"{n}.png")
+    corpus = from_path(tmp_path)
+    column = EntitiesColumn(names=["No Finding", "Edema"], default="No Finding").fit([corpus], {})
+    expected = dict(zip(reports, [[1.0, 0.0], [1.0, -1.0], [0.0, 0.0], [0.0, 1.0]], strict=True))
+    for row in range(20):
+        assert column.load(corpus, row).tolist() == expected[corpus.value(row, "text")[0].text]
 
 
 def test_entities_come_from_captions_or_classes(corpus: Corpus) -> None:

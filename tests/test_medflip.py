@@ -14,7 +14,8 @@ from torch import Tensor
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
-from polymodal.recipes.dual_encoders.medflip import EntityBatch, MedFLIP, Recipe, entity_targets
+from polymodal.objectives.multi_positive import entity_targets
+from polymodal.recipes.dual_encoders.medflip import EntityBatch, MedFLIP, Recipe
 from polymodal.rng import ExampleRNG
 
 GOLDEN = dict(np.load(Path(__file__).parent / "golden/medflip.npz").items())

@@ -27,14 +27,14 @@ _fdt = Recipe(
 _clip = dataclasses.replace(_fdt, table="none")
 claim = Claim(
     sentence="With discrete tokens that images and captions share, CLIP finds images by captions better than CLIP with "
-    "as many parameters, and ranks complete captions above those that leave an object out more often.",
+    "as many parameters, and ranks complete captions above those that leave an object out more often, but those with "
+    "an object too many not.",
     baseline=_clip,
     treatment=_fdt,
     further={
         "separate tables": dataclasses.replace(_fdt, table="separate"),
         # At sparsemax's temperature, a softmax over so many tokens is uniform.
         "softmax": dataclasses.replace(_fdt, attention="softmax", temperature=1.0),
-        "mean over positions": dataclasses.replace(_fdt, vote_pooling="mean"),
         "baseline, maximum over patches": dataclasses.replace(
             _clip, image=dataclasses.replace(_clip.image, pool_type="max")
         ),
@@ -51,13 +51,18 @@ claim = Claim(
         "test/image_to_text/R@1",
         "test_twitter/text_to_image/R@10",
     ),
-    deciding=("test/text_to_image/R@1", "test/completeness/without_one/accuracy"),
-    tuning={"learning_rate": (5e-4, 1e-3, 2e-3, 4e-3)},
+    deciding=(
+        "test/text_to_image/R@1",
+        "test/completeness/without_one/accuracy",
+        "test/completeness/with_absent/accuracy",
+    ),
+    # A method that prefers long captions gains on the second metric what it loses on the third.
+    margins={"test/completeness/with_absent/accuracy": 0.03},
+    tuning={"learning_rate": (1e-3, 2e-3, 4e-3)},
     tuning_fraction=0.4,
     tuned_like={
         "separate tables": "treatment",
         "softmax": "treatment",
-        "mean over positions": "treatment",
         "baseline, maximum over patches": "baseline",
     },
     paper_results="COCO zero-shot retrieval rsum 189.5 against 145.1, ImageNet zero-shot 18.4 against 15.4 (ViT-B/32, "

@@ -46,7 +46,7 @@ targets = Claim(
     },
     corpus="emoji",
     languages=("en",),
-    budget=Budget(steps=300),
+    budget=Budget(steps=600),
     seeds=5,
     metrics=METRICS,
     tuning=TUNING,

@@ -56,6 +56,11 @@ class ImageEncoderConfig:
         """Mean and standard deviation of red, green and blue (0-1) for normalization; None: those of the corpus."""
         return None
 
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
     def build(self) -> Encoder:
         return ImageEncoder(self)
 

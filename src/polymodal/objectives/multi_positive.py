@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from polymodal.errors import UserError
@@ -68,6 +69,19 @@ def multi_positive_cross_entropy(
     with a single positive). Queries without a positive do not count.
     """
     return _cross_entropy(queries, keys, logit_scale, lambda rows: _same(labels[rows], key_labels))
+
+
+def entity_targets(
+    rows: Float[Tensor, "rows entities"], candidates: Float[Tensor, "rows entities"], scale: float = 1.0
+) -> Float[Tensor, "rows candidates"]:
+    """Return the target distribution of each row over the candidates of all processes, by entities of both.
+
+    The softmax of scaled, raw inner products (MedCLIP, Wang et al. 2022, released code); one-hot, at its own pair, for
+    a row of which nothing is known. Entities are -1 (absent), 0 (unknown) or 1 (present).
+    """
+    every = all_gather(candidates)
+    one_hot = F.one_hot(rank() * len(rows) + torch.arange(len(rows), device=rows.device), len(every)).to(rows)
+    return torch.where(rows.any(1, keepdim=True), (scale * rows @ every.T).softmax(1), one_hot)
 
 
 def soft_target_contrastive(

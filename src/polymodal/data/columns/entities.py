@@ -65,7 +65,8 @@ class EntitiesColumn(BaseColumn):
 
     names: of the entities; learned if empty: the most frequent words of captions, the columns of the table, or the
     classes. source: what says which an image has; "none" has no entities. max_entities: learned from captions. default:
-    an entity that a text without any mention has, such as "No Finding" (MedCLIP).
+    an entity that a text without any mention has, such as "No Finding" (MedCLIP), and with `captions` an image of which
+    they state none as present or uncertain (the labeler of CheXpert, section 3).
     """
 
     source: EntitySource = "captions"
@@ -90,12 +91,13 @@ class EntitiesColumn(BaseColumn):
 
         Raises UnreadableExample.
         """
-        vector = np.zeros(len(self.names), dtype=np.float32)
         if self.source == "captions":
             texts = corpus.columns[corpus.column_with(Text)]
             assert isinstance(texts, Text)
             captions = texts.in_main_language(corpus.value(row, corpus.column_with(Text)))
-            return self.of_text("\n".join(caption.text for caption in captions), default=False)
+            mentioned = mentions("\n".join(caption.text for caption in captions), self._indices)
+            return self._vector(mentioned, default=all(state < 0 for state in mentioned.values()))
+        vector = np.zeros(len(self.names), dtype=np.float32)
         stated: Mapping[str, Any] = {}
         if self.source == "label" and corpus.label is not None:
             name = corpus.raw(row, corpus.label)
@@ -107,17 +109,21 @@ class EntitiesColumn(BaseColumn):
                 vector[index] = _state(value)
         return vector
 
-    def of_text(self, text: str, default: bool = True) -> np.ndarray:
-        """Return the entity vector of a text. default: whether one without a mention has the default entity."""
-        vector = np.zeros(len(self.names), dtype=np.float32)
-        for index, state in mentions(text, self._indices).items():
-            vector[index] = state
-        if default and self.default and not vector.any():
-            vector[self._indices[_plain(self.default)]] = 1
-        return vector
+    def of_text(self, text: str) -> np.ndarray:
+        """Return the entity vector of a text; one without a mention that is certain has the default entity."""
+        mentioned = mentions(text, self._indices)
+        return self._vector(mentioned, default=not any(mentioned.values()))
 
     def __call__(self, values: list[np.ndarray]) -> Float[Tensor, "batch entities"]:
         return torch.from_numpy(np.stack(values))
+
+    def _vector(self, mentioned: Mapping[int, int], default: bool) -> np.ndarray:
+        vector = np.zeros(len(self.names), dtype=np.float32)
+        for index, state in mentioned.items():
+            vector[index] = state
+        if default and self.default:
+            vector[self._indices[_plain(self.default)]] = 1
+        return vector
 
     @cached_property
     def _indices(self) -> dict[str, int]:

@@ -9,8 +9,8 @@ No code and no full text of the paper could be read: mask ratio, form, sign and 
 this package; patch dropping and pooling are those of FLIP's code (facebookresearch/flip@9bf6bf8), soft targets and
 sentences those of MedCLIP's (RyanWangZf/MedCLIP@9c3396f). Differs from them in: a norm before the blocks of the image
 encoder; text vectors of the last layer alone (MedCLIP averages layers 1, 2 and the last); a class has the mean of its
-prompts (MedCLIP takes the most similar); no unpaired images and sentences, no random turns; and an image or text of
-which no entity is known has its own pair as the target.
+prompts (MedCLIP takes the most similar); no unpaired images and sentences, no color jitter or random turns; and an
+image or text of which no entity is known has its own pair as the target.
 
 Terms: masking module = Recipe.masked_batch, fusion module = entity_targets, Medical-SVD loss = losses.svd, unmasked
 tuning = Recipe.stages, semantic matching loss = losses.contrastive.
@@ -35,7 +35,6 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.presets import bert, vit
 from polymodal.encoders.pretrained_image import PretrainedImageConfig
 from polymodal.errors import UserError
-from polymodal.layers.distributed import all_gather, rank
 from polymodal.layers.patches import patchify_nd
 from polymodal.modalities.image_augmentation import ImageAugmentation, augment, may_flip
 from polymodal.modalities.text import Tokens
@@ -43,7 +42,7 @@ from polymodal.modalities.text_augmentation import TextAugmentation, augment_tex
 from polymodal.models.masked_autoencoder import MaskedAutoencoderConfig, MaskedDecoder
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.masked_modeling import normalize_patches
-from polymodal.objectives.multi_positive import soft_target_contrastive
+from polymodal.objectives.multi_positive import entity_targets, soft_target_contrastive
 from polymodal.objectives.spectral import singular_value_loss
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe, ImageTextBatch
 from polymodal.rng import ExampleRNG
@@ -70,18 +69,6 @@ class EntityBatch(ImageTextBatch):
     augmented_text: NotRequired[Tokens]
     image_entities: Float[Tensor, "batch entities"]
     text_entities: Float[Tensor, "batch entities"]
-
-
-def entity_targets(
-    rows: Float[Tensor, "rows entities"], candidates: Float[Tensor, "rows entities"], scale: float = 1.0
-) -> Float[Tensor, "rows candidates"]:
-    """Return the target distribution of each row over the candidates of all processes.
-
-    The softmax of raw inner products (MedCLIP, released code); one-hot for a row of which nothing is known.
-    """
-    every = all_gather(candidates)
-    one_hot = F.one_hot(rank() * len(rows) + torch.arange(len(rows), device=rows.device), len(every)).to(rows)
-    return torch.where(rows.any(1, keepdim=True), (scale * rows @ every.T).softmax(1), one_hot)
 
 
 class MedFLIP(DualEncoder):
@@ -136,8 +123,8 @@ class MedFLIP(DualEncoder):
         patches = patchify_nd(image, (self.recipe.image.patch_size,) * 2)
         masked = torch.ones(patches.shape[:2], dtype=torch.bool, device=image.device).scatter(1, kept, False)
         predicted = self.decoder(torch.cat([pooled[:, None], tokens], 1), restore_indices(masked))
-        error = (predicted - normalize_patches(patches)).square().mean(-1)
-        return (error * masked).sum(1) / masked.sum(1).clamp(min=1)
+        errors = (predicted - normalize_patches(patches)).square().mean(-1) * masked
+        return errors.sum(1) / masked.sum(1).clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -167,7 +154,8 @@ class Recipe(DualEncoderRecipe):
     max_entities: PositiveInt = 256
     """Number of words that are learned as entities at most."""
     default_entity: str = ""
-    """Entity of a text that mentions none, "No Finding" in MedCLIP; empty: the target is its own image."""
+    """Entity of a text that mentions none, and of an image whose captions state none as present or uncertain, such as
+    "No Finding" (MedCLIP); empty: their target is the own pair."""
     target_scale: PositiveFloat = 3.0
     """Factor of the inner products of entity vectors before the softmax; 1 in MedCLIP, whose targets are then almost
     uniform where few entities are known."""
@@ -188,13 +176,9 @@ class Recipe(DualEncoderRecipe):
             raise UserError("Without masked patches nothing is reconstructed; take --reconstruction-weight 0.")
 
     @property
-    def num_patches(self) -> int:
-        return (self.image.image_size // self.image.patch_size) ** 2
-
-    @property
     def num_kept(self) -> int:
         """Patches that the encoder sees of an image."""
-        return int(self.num_patches * (1 - self.mask_ratio))
+        return int(self.image.num_patches * (1 - self.mask_ratio))
 
     def build(self, processor: Processor) -> MedFLIP:
         return MedFLIP(self, processor.tokenizer.vocab_size)
@@ -240,7 +224,7 @@ class Recipe(DualEncoderRecipe):
     def masked_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> EntityBatch:
         """The same batch, of which the encoder sees a random part of the patches of every image, sampled each time."""
         batch = self.training_batch(examples, processor, example_rng)
-        masked = mask_patches(self.num_patches, 1 - self.num_kept / self.num_patches, example_rng)
+        masked = mask_patches(self.image.num_patches, 1 - self.num_kept / self.image.num_patches, example_rng)
         return batch | {"kept": visible_indices(masked)}
 
     @classmethod
