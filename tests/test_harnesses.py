@@ -149,6 +149,19 @@ def test_code_beside_an_export_is_executed_only_where_it_is_ours(exported: Path,
         MtebEncoder(tmp_path / "nothing")
 
 
+def test_code_of_another_repository_is_not_executed(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "elsewhere")
+    config = tmp_path / "elsewhere" / "config.json"
+    held = json.loads(config.read_text())
+    held["auto_map"] = held.get("auto_map", {}) | {"AutoModel": "somebody/model--modeling.Model"}
+    config.write_text(json.dumps(held))
+    with pytest.raises(UserError, match=r"config.json is not what this version of polymodal writes"):
+        MtebEncoder(tmp_path / "elsewhere")
+    config.write_text("{")
+    with pytest.raises(UserError, match=r"config.json is no JSON"):
+        MtebEncoder(tmp_path / "elsewhere")
+
+
 def test_the_command_of_clip_benchmark_knows_the_model_type(
     embedding: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

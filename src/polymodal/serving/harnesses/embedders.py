@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,17 +126,13 @@ def embedder_of_run(run: Run) -> Embedder:
 
 def _embedder_of_export(folder: Path, trust_code: bool) -> Embedder:
     library = transformers()
-    code = sorted(folder.glob("*.py"))
-    if not trust_code and (foreign := [file.name for file in code if not _is_own_code(file)]):
-        raise UserError(
-            f"{folder / foreign[0]} is not what this version of polymodal writes beside exports, and loading the "
-            "export would run it: read the file, then allow it with --trust-code, or trust_code=True in Python."
-        )
-    model = library.AutoModel.from_pretrained(folder, trust_remote_code=bool(code))
+    named = {"trust_remote_code": _runs_code(folder, trust_code)}
+    model = library.AutoModel.from_pretrained(folder, use_safetensors=True, **named)
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise UserError(f"{folder} is no export of a dual encoder: its model has no get_image_features.")
-    tokenizer = library.AutoTokenizer.from_pretrained(folder, trust_remote_code=bool(code))
-    images = library.CLIPImageProcessorPil.from_pretrained(folder)  # of exports; the others need torchvision
+    tokenizer = library.AutoTokenizer.from_pretrained(folder, **named)
+    # Of exports; other image processors need torchvision.
+    images = library.CLIPImageProcessorPil.from_pretrained(folder, trust_remote_code=False)
     padded = type(model).__name__.startswith("Siglip")
     return Embedder(
         folder.name,
@@ -145,6 +142,31 @@ def _embedder_of_export(folder: Path, trust_code: bool) -> Embedder:
         ("image", "text"),
         tuple(folder.glob("*.safetensors")),
     )
+
+
+def _runs_code(folder: Path, trust_code: bool) -> bool:
+    """Return whether loading the export runs code. Raises UserError where that is neither ours nor trusted.
+
+    Beside files in the folder, `auto_map` may name code of another repository, `OWNER/NAME--module.Class`.
+    """
+    code = sorted(folder.glob("*.py"))
+    foreign = [folder / file.name for file in code if not _is_own_code(file)]
+    foreign += [file for file in sorted(folder.glob("*.json")) if _names_code_elsewhere(file)]
+    if foreign and not trust_code:
+        raise UserError(
+            f"{foreign[0]} is not what this version of polymodal writes beside exports, and loading the export would "
+            "run it, or code that it names: read it, then allow it with --trust-code, or trust_code=True in Python."
+        )
+    return bool(code or foreign)
+
+
+def _names_code_elsewhere(file: Path) -> bool:
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON; export the run again.") from error
+    named = held.get("auto_map", {}) if isinstance(held, dict) else {}
+    return "--" in json.dumps(named)
 
 
 def _is_own_code(file: Path) -> bool:
